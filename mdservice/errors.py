@@ -1,0 +1,120 @@
+"""Every error that mdservice raises.
+
+::
+
+    MDServiceError
+    ├── ConfigurationError      a setting, a file or a flag is wrong; exit code 78
+    ├── FeedError
+    │   ├── FeedUnavailable     no connection, or it ended; trying again may help
+    │   └── FeedRefused         the feed answered and said no, by code or HTTP status
+    ├── SubscriptionError
+    │   ├── InvalidSymbol       not a symbol at all
+    │   └── SubscriptionRefused the feed, or its limit, refused these symbols
+    ├── StoreError
+    │   ├── StoreUnavailable    no connection, or it was lost: what was under way is uncertain
+    │   └── StoreRefused        the server answered and did nothing of what was asked
+    ├── EmbeddedServerError     the embedded Valkey server could not be started
+    ├── SocketInUse             another service answers at the API's socket
+    └── ActorFailed             an actor was restarted too often; the service ends
+
+Foreign exceptions are translated into these once, where they enter, ``from exc``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "ActorFailed",
+    "ConfigurationError",
+    "EmbeddedServerError",
+    "FeedError",
+    "FeedRefused",
+    "FeedUnavailable",
+    "InvalidSymbol",
+    "MDServiceError",
+    "SocketInUse",
+    "StoreError",
+    "StoreRefused",
+    "StoreUnavailable",
+    "SubscriptionError",
+    "SubscriptionRefused",
+]
+
+
+class MDServiceError(Exception):
+    """The root of all errors of this package. Its text says what to do."""
+
+
+class ConfigurationError(MDServiceError):
+    """Something that only a person can mend before the next start."""
+
+
+class FeedError(MDServiceError):
+    """The market-data feed."""
+
+
+class FeedUnavailable(FeedError):
+    """The feed cannot be reached, or the connection ended. Worth another try."""
+
+
+class FeedRefused(FeedError):
+    """The feed answered, and said no.
+
+    Args:
+        message: What happened and what to do.
+        code: Alpaca's error code (402, 406, …), or the HTTP status of a refused upgrade.
+        http: Whether ``code`` is an HTTP status.
+    """
+
+    def __init__(self, message: str, *, code: int, http: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.http = http
+
+
+class SubscriptionError(MDServiceError):
+    """A change of the subscribed symbols that cannot be made."""
+
+
+class InvalidSymbol(SubscriptionError):
+    """The text is not a symbol."""
+
+
+class SubscriptionRefused(SubscriptionError):
+    """The feed refused the change; the symbols subscribed before still are.
+
+    Args:
+        message: What happened and what to do.
+        code: Alpaca's error code (405 is the symbol limit).
+        symbols: The symbols that were asked for.
+    """
+
+    def __init__(self, message: str, *, code: int, symbols: Sequence[str]) -> None:
+        super().__init__(message)
+        self.code = code
+        self.symbols = tuple(symbols)
+
+
+class StoreError(MDServiceError):
+    """The Redis-protocol server that holds the prices."""
+
+
+class StoreUnavailable(StoreError):
+    """No connection, or it broke: whether the last batch was executed is not known."""
+
+
+class StoreRefused(StoreError):
+    """The server answered with an error and executed nothing of the batch."""
+
+
+class EmbeddedServerError(MDServiceError):
+    """The embedded Valkey server did not start."""
+
+
+class SocketInUse(MDServiceError):
+    """Another running service answers at the API's UNIX socket."""
+
+
+class ActorFailed(MDServiceError):
+    """An actor failed for good: its error is not recoverable, or came too often."""

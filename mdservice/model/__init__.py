@@ -1,0 +1,1 @@
+"""What flows: quotes, symbols, events. Imports nothing else of this package but its errors."""

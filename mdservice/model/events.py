@@ -1,0 +1,42 @@
+"""Facts that travel from the feed towards the sinks, and how the feed is doing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+
+from mdservice.model.quote import Quote
+
+__all__ = ["FeedItem", "FeedState", "FeedStatus", "QuoteBatch"]
+
+FeedState = Literal[
+    "connected", "disconnected", "gap", "gap_repaired", "fallback", "stale", "fatal"
+]
+
+
+@attrs.frozen
+class FeedStatus:
+    """One change of the feed's state, as readers of ``feed.status`` see it.
+
+    Attributes:
+        state: What the feed is now.
+        at_ns: When, UTC nanoseconds.
+        details: Further fields of the message, JSON-ready (``driver``, ``from``, ``reason`` …).
+    """
+
+    state: FeedState
+    at_ns: int
+    details: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class QuoteBatch:
+    """Quotes that one read of the feed brought, in the order in which they came."""
+
+    quotes: Sequence[Quote]
+
+
+FeedItem = QuoteBatch | FeedStatus
+"""What the feed's channel carries."""

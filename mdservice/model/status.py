@@ -1,0 +1,151 @@
+"""The service's condition at one moment, as ``/status`` tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+
+__all__ = [
+    "ActorReport",
+    "Counters",
+    "FeedReport",
+    "Inbox",
+    "Latencies",
+    "Latency",
+    "Readiness",
+    "RedisReport",
+    "ServiceState",
+    "Status",
+    "status_to_json",
+]
+
+ServiceState = Literal["starting", "running", "degraded", "draining"]
+
+
+@attrs.frozen
+class Readiness:
+    """Whether the service can be relied on, and what is in the way where it cannot."""
+
+    ready: bool
+    reasons: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class FeedReport:
+    """The feed's side.
+
+    Attributes:
+        name: The feed as set (``iex``).
+        driver: The driver in use (``alpaca-py`` or ``websockets``).
+        phase: What the connection is doing: ``connecting``, ``subscribing``, ``streaming``,
+            ``waiting`` (for the next try), ``waiting_for_slot``, ``refused``, ``stopped``.
+        connected: Authenticated, and the socket is open.
+        subscribed: Every wanted symbol has been acknowledged or named as left out.
+        reconnects: Connections after the first.
+        last_error: Why the last attempt or connection ended, or None.
+        wanted: How many symbols are asked for.
+        acknowledged: How many of them the feed has acknowledged.
+        left_out: Symbols that the feed does not give, each with the reason.
+    """
+
+    name: str
+    driver: str
+    phase: str
+    connected: bool
+    subscribed: bool
+    reconnects: int
+    last_error: str | None
+    wanted: int = 0
+    acknowledged: int = 0
+    left_out: Mapping[str, str] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class RedisReport:
+    """The store's side; ``url`` carries no secret."""
+
+    connected: bool
+    url: str
+    last_error: str | None
+    backlog: int = 0
+
+
+@attrs.frozen
+class Inbox:
+    """How full a channel is."""
+
+    used: int
+    size: int
+
+
+@attrs.frozen
+class ActorReport:
+    """One actor: ``state`` is starting, running, restarting, stopped or failed."""
+
+    state: str
+    restarts: int
+    heartbeat_age_s: float
+    inbox: Inbox
+    last_error: str | None = None
+
+
+@attrs.frozen
+class Counters:
+    """Totals since the service started; metrics have the same names."""
+
+    quotes_received: int = 0
+    quotes_accepted: int = 0
+    quotes_stale: int = 0
+    prices_written: int = 0
+    events_published: int = 0
+    events_conflated: int = 0
+    decode_errors: int = 0
+    reconnects: int = 0
+    gaps: int = 0
+    gaps_repaired: int = 0
+    quotes_backfilled: int = 0
+
+
+@attrs.frozen
+class Latency:
+    """Milliseconds over the last events; None before the first."""
+
+    p50: float | None = None
+    p99: float | None = None
+    max: float | None = None
+
+
+@attrs.frozen
+class Latencies:
+    """From the quote's own time, and from its reception, to its acknowledged write."""
+
+    feed_to_redis: Latency = Latency()
+    receive_to_redis: Latency = Latency()
+
+
+@attrs.frozen
+class Status:
+    """Everything that ``/status`` tells."""
+
+    state: ServiceState
+    reasons: tuple[str, ...]
+    feed: FeedReport
+    redis: RedisReport
+    symbols: int
+    uptime_s: float
+    actors: Mapping[str, ActorReport]
+    counters: Counters
+    latency_ms: Latencies
+    loop_lag_ms: float
+    simulator: bool = False
+
+
+def status_to_json(status: Status) -> dict[str, Any]:
+    """The status as plain JSON types, with the contract's names."""
+    return attrs.asdict(status, value_serializer=_plain)
+
+
+def _plain(_owner: type | None, _field: attrs.Attribute[Any] | None, value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

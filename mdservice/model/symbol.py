@@ -1,0 +1,41 @@
+"""What a symbol looks like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from mdservice.errors import InvalidSymbol
+
+__all__ = ["EVERY_SYMBOL", "parse_symbol", "parse_symbols"]
+
+EVERY_SYMBOL = "*"
+"""Alpaca's name for every symbol of the feed."""
+
+_SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9./_-]{0,31}", re.ASCII)
+_SHOWN = 32
+
+
+def parse_symbol(text: str) -> str:
+    """The symbol in upper case: ``aapl`` → ``AAPL``; ``BRK.B``, ``BTC/USD`` and ``*`` pass.
+
+    Raises:
+        InvalidSymbol: Naming the text, cut short where it is long.
+    """
+    symbol = text.strip().upper()
+    if symbol == EVERY_SYMBOL or _SYMBOL.fullmatch(symbol):
+        return symbol
+    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    raise InvalidSymbol(
+        f"{shown!r} is not a symbol: letters, digits, '.', '/', '-' or '_', at most 32 of them, "
+        "for instance AAPL or BRK.B"
+    )
+
+
+def parse_symbols(texts: Iterable[str]) -> tuple[str, ...]:
+    """Each text as a symbol, repeats left out, the order kept.
+
+    Raises:
+        InvalidSymbol: For the first that is none.
+    """
+    return tuple(dict.fromkeys(parse_symbol(text) for text in texts))

@@ -1,0 +1,66 @@
+"""UTC nanoseconds inside, RFC 3339 text outside, nothing lost between."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+__all__ = ["format_ns", "parse_rfc3339"]
+
+_SECOND_NS = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+
+_prefix_of_second: dict[int, str] = {}
+_second_of_prefix: dict[str, int] = {}
+_CACHED_SECONDS = 256
+_PREFIX_LENGTH = len("2026-11-20T15:51:44")
+
+
+def format_ns(ns: int) -> str:
+    """UTC nanoseconds as ``2026-11-20T15:51:44.208912345Z``, always nine decimals.
+
+    Texts of this form sort as their times do.
+    """
+    second, fraction = divmod(ns, _SECOND_NS)
+    prefix = _prefix_of_second.get(second)
+    if prefix is None:
+        prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        if len(_prefix_of_second) >= _CACHED_SECONDS:
+            _prefix_of_second.clear()
+        _prefix_of_second[second] = prefix
+    return f"{prefix}{fraction:09d}Z"
+
+
+def parse_rfc3339(text: str) -> int:
+    """RFC 3339 text as UTC nanoseconds; digits beyond the ninth decimal are cut.
+
+    Alpaca cuts trailing zeros, so the fraction may have any length or be missing.
+
+    Raises:
+        ValueError: The text is not a date and time with an offset.
+    """
+    prefix = text[:_PREFIX_LENGTH]
+    second = _second_of_prefix.get(prefix)
+    if second is not None and text.endswith("Z"):
+        fraction = text[_PREFIX_LENGTH + 1 : -1]
+        if text[_PREFIX_LENGTH] == "." and fraction.isdecimal() and fraction.isascii():
+            return second * _SECOND_NS + int(fraction[:9].ljust(9, "0"))
+    return _parse_slowly(text, prefix)
+
+
+def _parse_slowly(text: str, prefix: str) -> int:
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not an RFC 3339 time: {text[:40]!r}")
+    day, clock, fraction, offset = match.groups()
+    moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if offset in 'Zz' else offset}")
+    elapsed = moment - _EPOCH
+    second = elapsed.days * 86_400 + elapsed.seconds
+    if offset == "Z":
+        if len(_second_of_prefix) >= _CACHED_SECONDS:
+            _second_of_prefix.clear()
+        _second_of_prefix[prefix] = second
+    return second * _SECOND_NS + int((fraction or "").ljust(9, "0"))

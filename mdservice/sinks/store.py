@@ -1,0 +1,96 @@
+"""What a price store is: a place that takes a batch of prices and events in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import attrs
+
+__all__ = ["Message", "PriceStore", "WriteBatch"]
+
+
+@attrs.frozen
+class Message:
+    """One message to publish.
+
+    Attributes:
+        channel: ``price.updated`` or ``feed.status``.
+        payload: The JSON text, encoded once; the same bytes serve key, channel and log.
+        symbol: The symbol of a price event; None for any other message.
+    """
+
+    channel: str
+    payload: bytes
+    symbol: str | None = None
+
+
+@attrs.frozen
+class WriteBatch:
+    """All that is written in one transaction.
+
+    Attributes:
+        number: Counts the batches of one service instance, from 1, without a step.
+        prices: The newest price object of each symbol in the batch, by symbol.
+        messages: What is published, in order. Price events are also appended to the event
+            log where one is configured.
+    """
+
+    number: int
+    prices: Mapping[str, bytes]
+    messages: Sequence[Message]
+
+
+class PriceStore(Protocol):
+    """One connection to a store, owned by one writer.
+
+    The writer calls :meth:`connect` first and again after every :class:`StoreUnavailable`.
+    Calls never overlap. A cancelled call leaves the store unconnected and the batch
+    uncertain, as a lost connection does.
+    """
+
+    @property
+    def address(self) -> str:
+        """Where the store is, without any secret."""
+        ...
+
+    async def connect(self) -> None:
+        """Open a connection, and end the previous one where the server still holds it.
+
+        When this returns, nothing that was sent on the previous connection can be executed
+        any more, so what :meth:`last_batch` then tells is final.
+
+        Raises:
+            StoreUnavailable: No connection.
+            StoreRefused: The server refuses the login or a command that is needed.
+        """
+        ...
+
+    async def last_batch(self) -> int:
+        """The number of the last batch that this instance's writer had executed, or 0.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        ...
+
+    async def write(self, batch: WriteBatch) -> None:
+        """Execute the batch as one transaction: every key, then every message, the number.
+
+        Raises:
+            StoreUnavailable: The connection was lost; the batch may or may not be executed.
+            StoreRefused: The server refused it; nothing of it was executed.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Ask whether the server answers and would take writes.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection; never raises for a broken one."""
+        ...
