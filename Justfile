@@ -1,0 +1,74 @@
+# Everything a developer runs. `just` alone lists it.
+
+set shell := ["bash", "-euc"]
+
+python := ".venv/bin/python"
+
+# List the recipes
+default:
+    @just --list
+
+# Install what the locked files say, once for each change of them
+[private]
+install:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    stamp=.venv/.installed
+    if [ ! -x .venv/bin/uv ]; then python3 -m venv .venv && .venv/bin/pip install -q uv; fi
+    want=$(sha256sum requirements-dev.txt pyproject.toml | sha256sum)
+    if [ "$(cat $stamp 2>/dev/null)" != "$want" ]; then
+        echo "installing the locked packages (once, about a minute on a slow line)…" >&2
+        .venv/bin/uv pip install -q --python .venv/bin/python -r requirements-dev.txt
+        .venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .
+        echo "$want" > $stamp
+    fi
+
+# Run the service: on the simulator and an embedded Valkey, unless settings say otherwise
+run *args: install
+    @exec {{python}} -m mdservice run {{args}}
+
+# Run the tests
+test *args: install
+    {{python}} -m pytest {{args}}
+
+# Run the tests that take tens of seconds too
+test-slow: install
+    {{python}} -m pytest -m "slow or not slow"
+
+# Run the tests and measure branch coverage; fails below the floor in pyproject.toml
+cov *args: install
+    {{python}} -m coverage erase
+    {{python}} -m coverage run -m pytest {{args}}
+    {{python}} -m coverage combine -q
+    {{python}} -m coverage report
+
+# Check style, formatting and the import rules
+lint: install
+    {{python}} -m ruff check .
+    {{python}} -m ruff format --check .
+    .venv/bin/lint-imports --no-cache
+
+# Format, and mend what can be mended
+fmt: install
+    {{python}} -m ruff check --fix .
+    {{python}} -m ruff format .
+
+# Check the types
+type: install
+    {{python}} -m mypy
+
+# Measure against a plain alpaca-py handler (about a minute; `just bench quick` is shorter)
+bench *args: install
+    {{python}} -m tests.bench {{args}}
+
+# Check that the documentation's links lead somewhere
+docs: install
+    {{python}} -m pytest tests/docs -q
+
+# What CI runs: style, types, import rules, tests with coverage
+check: lint type cov
+
+# Write the locked versions anew, without any registry's address
+lock: install
+    .venv/bin/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --extra dev pyproject.toml -o requirements-dev.txt
+    .venv/bin/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
