@@ -1,0 +1,1 @@
+"""In: one market-data connection, its life, and what is subscribed on it."""

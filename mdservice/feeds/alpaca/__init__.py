@@ -1,0 +1,1 @@
+"""Alpaca's protocol: messages, codec, error codes, endpoints, and two drivers for it."""

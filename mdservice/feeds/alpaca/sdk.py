@@ -1,0 +1,159 @@
+"""The SDK driver: alpaca-py's ``StockDataStream`` lends endpoint, connection and login.
+
+Its own loop (``_run_forever``) is not used: it retries refused credentials for ever, hides
+error messages and spins while nothing is subscribed. What is used of it is pinned by
+``tests/feeds/alpaca/test_sdk_names.py``; when a release changes those names the driver
+fails to start and ``auto`` falls back to the raw one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from mdservice.errors import ConfigurationError, FeedError, FeedUnavailable
+from mdservice.feeds.alpaca.codec import Codec
+from mdservice.feeds.alpaca.codes import http_refusal
+from mdservice.feeds.alpaca.login import Credentials, failed_login
+from mdservice.feeds.alpaca.raw import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
+from mdservice.feeds.alpaca.sdk_thread import SdkThread, SdkWebsocket
+from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Encoding, Frame, Link
+
+__all__ = ["AlpacaPyDriver"]
+
+
+class AlpacaPyDriver:
+    """The feed through alpaca-py.
+
+    Args:
+        url: Given to the SDK as ``url_override``, since it knows the feeds iex and sip only.
+        credentials: The account's key pair.
+    """
+
+    name = "alpaca-py"
+
+    def __init__(self, url: str, credentials: Credentials) -> None:
+        self._url = url
+        self._credentials = credentials
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Link]:
+        """See :meth:`mdservice.feeds.driver.Driver.connect`."""
+        stream_class, protocol_class = await anyio.to_thread.run_sync(
+            _import_sdk, abandon_on_cancel=True
+        )
+        thread = SdkThread(
+            lambda: _LentStream(stream_class, protocol_class, self._url, self._credentials)
+        )
+        try:
+            await thread.open()
+            yield _SdkLink(thread)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await thread.close()
+
+
+class _SdkLink:
+    encoding: Encoding = "msgpack"
+
+    def __init__(self, thread: SdkThread) -> None:
+        self._thread = thread
+        self._codec = Codec("msgpack")
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        data = self._codec.encode(message)
+        self._thread.send(data if isinstance(data, bytes) else data.encode())
+
+    async def receive(self) -> Sequence[Frame]:
+        return await self._thread.take()
+
+
+class _LentStream:
+    """A ``StockDataStream`` of which only the connection is used."""
+
+    def __init__(
+        self, stream_class: Any, protocol_class: Any, url: str, credentials: Credentials
+    ) -> None:
+        self._url = url
+        self._stream = stream_class(
+            credentials.key,
+            credentials.secret,
+            raw_data=True,
+            url_override=url,
+            websocket_params={
+                "create_protocol": protocol_class,
+                "open_timeout": OPEN_TIMEOUT_S,
+                "close_timeout": CLOSE_TIMEOUT_S / 5,  # the library waits for five of these
+                "ping_interval": 10,
+                "ping_timeout": 20,
+                "max_size": MAX_FRAME_BYTES,
+                "max_queue": MAX_QUEUED_FRAMES,
+                "compression": None,
+            },
+        )
+        self._websocket: Any = None
+
+    async def open(self) -> SdkWebsocket:
+        try:
+            await self._stream._start_ws()  # noqa: SLF001 - the login that this driver borrows
+        except Exception as exc:
+            self._websocket = self._stream._ws  # noqa: SLF001
+            raise self._translated(exc) from exc
+        self._websocket = self._stream._ws  # noqa: SLF001
+        websocket: SdkWebsocket = self._websocket
+        return websocket
+
+    def _translated(self, exc: Exception) -> FeedError:
+        status = getattr(exc, "status_code", None)
+        if isinstance(status, int):
+            return http_refusal(status)
+        if isinstance(exc, TimeoutError):
+            return FeedUnavailable(f"{self._url} did not answer within {OPEN_TIMEOUT_S:g} s")
+        if isinstance(exc, ValueError):  # alpaca-py's own: the answer was not a success
+            return failed_login(getattr(self._websocket, "last_frame", None), exc)
+        return FeedUnavailable(f"cannot connect to {self._url}: {exc or type(exc).__name__}")
+
+    async def close(self) -> None:
+        await self._stream.close()
+
+    def abort(self) -> None:
+        transport = getattr(self._websocket, "transport", None)
+        if transport is not None:
+            transport.abort()
+
+
+def _import_sdk() -> tuple[Any, Any]:
+    """alpaca-py's stream class, and a websocket class that remembers its last frame.
+
+    The SDK tells a refused login as a text; the code is in the frame.
+
+    Raises:
+        ConfigurationError: alpaca-py, or what it needs, cannot be imported.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # websockets.legacy, its choice
+            from alpaca.data.live import StockDataStream
+            from websockets.legacy.client import WebSocketClientProtocol
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"the driver alpaca-py cannot be imported ({exc}); install alpaca-py, or set "
+            "MDSERVICE_DRIVER=websockets"
+        ) from exc
+
+    class RememberingProtocol(WebSocketClientProtocol):
+        last_frame: Frame | None = None
+
+        async def recv(self) -> Frame:
+            frame = await super().recv()
+            self.last_frame = frame
+            return frame
+
+    return StockDataStream, RememberingProtocol
+
+

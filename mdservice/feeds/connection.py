@@ -1,0 +1,286 @@
+"""The actor that holds the market-data connection: connect, log in, subscribe, read, again.
+
+::
+
+    connecting ──login──▶ subscribing ──acknowledged──▶ streaming
+        ▲  │                   │                            │
+        │  └──────failed───────┴──────────ended─────────────┘
+        │                              │
+        └── waiting (back-off) ◀───────┤
+            waiting_for_slot (406) ◀───┤
+            refused (after data) ◀─────┘   refused before any data: the service ends
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectSendStream
+
+from mdservice.actors.actor import Channel, Depth
+from mdservice.actors.groups import first_error
+from mdservice.actors.heartbeat import Heartbeat
+from mdservice.clock import Clock
+from mdservice.errors import ConfigurationError, FeedError, FeedRefused, FeedUnavailable
+from mdservice.feeds.alpaca.codec import Decoded
+from mdservice.feeds.alpaca.codes import Reaction, reaction_to_code, reaction_to_http
+from mdservice.feeds.backoff import Backoff
+from mdservice.feeds.commands import Command
+from mdservice.feeds.driver import Link
+from mdservice.feeds.requests import SubscriptionRequests
+from mdservice.feeds.selection import DriverSelection
+from mdservice.feeds.session import Session
+from mdservice.feeds.subscriptions import SubscriptionBook
+from mdservice.logs import get_logger
+from mdservice.model.events import FeedItem, FeedState, FeedStatus, QuoteBatch
+from mdservice.model.quote import Quote
+
+__all__ = ["FeedConnection", "FeedSnapshot"]
+
+_log = get_logger(__name__)
+
+_SLOT_FIRST_S, _SLOT_LIMIT_S = 5.0, 30.0
+_REFUSED_FIRST_S, _REFUSED_LIMIT_S = 30.0, 300.0
+
+
+@attrs.frozen
+class FeedSnapshot:
+    """The connection at one moment; the names are those of ``/status``."""
+
+    phase: str
+    driver: str
+    connected: bool
+    subscribed: bool
+    logins: int
+    reconnects: int
+    last_error: str | None
+    wanted: int
+    acknowledged: int
+    left_out: dict[str, str]
+    quotes_received: int
+    decode_errors: int
+    other_messages: int
+
+
+class FeedConnection:
+    """Owns the one connection and what is subscribed on it.
+
+    Args:
+        selection: Which drivers there are, and which to try next.
+        book: Which symbols are wanted; changed only by this actor once it runs.
+        commands: Requests to change them.
+        outbox: Takes the quotes and the changes of the feed's state, in order.
+        clock: The time.
+        backoff: The delays between tries.
+    """
+
+    name = "feed_connection"
+
+    def __init__(
+        self,
+        selection: DriverSelection,
+        book: SubscriptionBook,
+        commands: Channel[Command],
+        outbox: MemoryObjectSendStream[FeedItem],
+        clock: Clock,
+        backoff: Backoff,
+    ) -> None:
+        self.heartbeat = Heartbeat(clock)
+        self._selection = selection
+        self._book = book
+        self._inbox = commands.inbox(self.heartbeat, "commands")
+        self._requests = SubscriptionRequests(book, self._inbox, lambda: self._session)
+        self._outbox = outbox
+        self._clock = clock
+        self._backoff = backoff
+        self._slot_backoff = Backoff(_SLOT_FIRST_S, _SLOT_LIMIT_S, backoff.rng)
+        self._refused_backoff = Backoff(_REFUSED_FIRST_S, _REFUSED_LIMIT_S, backoff.rng)
+        self._session: Session | None = None
+        self._synced = False
+        self._phase = "connecting"
+        self._last_error: str | None = None
+        self._logins = 0
+        self._data_has_come = False
+        self._quotes_received = 0
+        self._decode_errors = 0
+        self._other_messages = 0
+        self._stopping = anyio.Event()
+
+    @property
+    def depth(self) -> Depth:
+        """How many requests wait."""
+        return self._inbox.depth
+
+    def snapshot(self) -> FeedSnapshot:
+        """The connection now."""
+        session = self._session
+        return FeedSnapshot(
+            phase=self._phase,
+            driver=self._selection.current.name,
+            connected=session is not None,
+            subscribed=session is not None and self._synced,
+            logins=self._logins,
+            reconnects=max(0, self._logins - 1),
+            last_error=self._last_error,
+            wanted=len(self._book),
+            acknowledged=len(session.acknowledged) if session else 0,
+            left_out=dict(session.left_out) if session else {},
+            quotes_received=self._quotes_received,
+            decode_errors=self._decode_errors,
+            other_messages=self._other_messages,
+        )
+
+    def sources(self) -> dict[str, list[str]]:
+        """Each wanted symbol with those who want it."""
+        return self._book.sources()
+
+    def stop(self) -> None:
+        """Close the connection and the outbox; :meth:`run` then returns."""
+        self._stopping.set()
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Keep the feed connected until :meth:`stop`.
+
+        Raises:
+            FeedRefused: The feed refused for good, and no data had come before.
+            ConfigurationError: The named driver cannot work here.
+        """
+        self.heartbeat.rest()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._requests.serve)
+            tasks.start_soon(self._stay_connected)
+            task_status.started()
+            await self._stopping.wait()
+            tasks.cancel_scope.cancel()
+        self._phase = "stopped"
+        self._outbox.close()
+
+    # The connection's life
+
+    async def _stay_connected(self) -> None:
+        while True:
+            try:
+                await self._connect_once()
+            except FeedRefused as exc:
+                delay_s = await self._delay_after_refusal(exc)
+            except ConfigurationError as exc:
+                self._failed(exc)
+                before = self._selection.current
+                self._selection.start_failed(unusable=True)
+                if self._selection.current is before:
+                    raise
+                delay_s = 0.0
+            except FeedUnavailable as exc:
+                self._failed(exc)
+                self._phase = "waiting"
+                delay_s = self._backoff.next_s()
+            _log.info("feed_waits", phase=self._phase, delay_s=round(delay_s, 2))
+            await anyio.sleep(delay_s)
+
+    async def _connect_once(self) -> None:
+        """One connection from start to end; always ends with an exception."""
+        self._phase = "connecting"
+        driver = self._selection.current
+        logged_in = False
+        try:
+            async with driver.connect() as link:
+                logged_in = True
+                await self._hold(link)
+        except FeedError as exc:
+            self._last_error = str(exc)
+            if isinstance(exc, FeedUnavailable) and not logged_in:
+                self._selection.start_failed()
+            raise
+        finally:
+            if logged_in:
+                await self._lost()
+
+    async def _hold(self, link: Link) -> None:
+        self._logins += 1
+        self._synced = False
+        self._phase = "subscribing"
+        session = Session(link, self._clock.utc_ns, self, self._hand_on)
+        self._session = session
+        driver = self._selection.current.name
+        if self._selection.logged_in():
+            _log.warning("feed_driver_changed", driver=driver, reason=self._last_error)
+            await self._tell("fallback", driver=driver, reason=self._last_error)
+        _log.info("feed_connected", driver=driver, encoding=link.encoding)
+        await self._tell("connected", driver=driver)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._subscribe_wanted, session)
+                await session.read()
+        except ExceptionGroup as group:
+            raise first_error(group) from group
+
+    async def _lost(self) -> None:
+        """The link has ended, also by cancellation: say so, within a moment."""
+        self._session = None
+        self._synced = False
+        with anyio.move_on_after(1, shield=True):
+            await self._tell("disconnected", reason=self._last_error or "stopped")
+
+    async def _subscribe_wanted(self, session: Session) -> None:
+        """Subscribe all that is wanted, also what was asked for meanwhile."""
+        while missing := session.missing(self._book.wanted):
+            refused = await session.subscribe_what_fits(missing)
+            if refused is not None:
+                raise FeedRefused(refused.reason, code=refused.code)
+        if session.left_out:
+            _log.warning(
+                "feed_symbols_left_out",
+                count=len(session.left_out),
+                symbols=sorted(session.left_out)[:50],
+                reason=next(iter(session.left_out.values())),
+            )
+        self._synced = True
+        self._phase = "streaming"
+        _log.info("feed_subscribed", symbols=len(session.acknowledged))
+
+    async def _delay_after_refusal(self, exc: FeedRefused) -> float:
+        self._failed(exc)
+        reaction = reaction_to_http(exc.code) if exc.http else reaction_to_code(exc.code)
+        if reaction is Reaction.WAIT_FOR_SLOT:
+            self._phase = "waiting_for_slot"
+            return self._slot_backoff.next_s()
+        if reaction is Reaction.RECONNECT:
+            self._phase = "waiting"
+            return self._backoff.next_s()
+        if not self._data_has_come:
+            await self._tell("fatal", reason=str(exc), code=exc.code)
+            raise exc
+        self._phase = "refused"
+        await self._tell("fatal", reason=str(exc), code=exc.code)
+        return self._refused_backoff.next_s()
+
+    def _failed(self, exc: Exception) -> None:
+        self._last_error = str(exc)
+        _log.warning("feed_failed", driver=self._selection.current.name, reason=str(exc))
+
+    async def _tell(self, state: FeedState, **details: Any) -> None:
+        await self._outbox.send(FeedStatus(state, self._clock.utc_ns(), details))
+
+    # What the session tells
+
+    def decoded(self, decoded: Decoded) -> None:
+        """Count what was read; data ends the back-off."""
+        self._quotes_received += len(decoded.quotes)
+        self._decode_errors += decoded.errors
+        self._other_messages += decoded.others
+        if decoded.quotes:
+            self._data_has_come = True
+            self._backoff.reset()
+            self._slot_backoff.reset()
+            self._refused_backoff.reset()
+
+    async def _hand_on(self, quotes: Sequence[Quote]) -> None:
+        self.heartbeat.beat("reader")
+        try:
+            await self._outbox.send(QuoteBatch(quotes))
+        finally:
+            self.heartbeat.rest("reader")  # it waits for the feed again

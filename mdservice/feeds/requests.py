@@ -1,0 +1,95 @@
+"""Requests to change the subscriptions, served one after the other while the feed runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+
+from mdservice.actors.actor import Inbox
+from mdservice.errors import FeedUnavailable, SubscriptionRefused
+from mdservice.feeds.commands import Command, Outcome, Subscribe, SubscriptionResult, Unsubscribe
+from mdservice.feeds.session import Session
+from mdservice.feeds.subscriptions import SubscriptionBook
+
+__all__ = ["SubscriptionRequests"]
+
+_PATIENCE_S = 4.0
+"""How long a request waits for those before it; then it is answered with ``pending``."""
+
+
+class SubscriptionRequests:
+    """Keeps the book of wanted symbols, and the open session, in step with the requests.
+
+    While there is no session a request changes the book alone and is answered with
+    ``pending``: the next connection subscribes whatever the book says.
+
+    Args:
+        book: Which symbols are wanted.
+        inbox: The requests.
+        session: The open session, or None.
+    """
+
+    def __init__(
+        self,
+        book: SubscriptionBook,
+        inbox: Inbox[Command],
+        session: Callable[[], Session | None],
+    ) -> None:
+        self._book = book
+        self._inbox = inbox
+        self._session = session
+
+    async def serve(self) -> None:
+        """Answer requests until cancelled."""
+        async for command in self._inbox:
+            try:
+                command.answer.give(await self._answer(command))
+            except SubscriptionRefused as exc:
+                command.answer.fail(exc)
+            finally:  # cancelled in the middle: the book has it, the next connection will do it
+                command.answer.give(SubscriptionResult("pending", command.symbols))
+
+    async def _answer(self, command: Command) -> SubscriptionResult:
+        try:
+            if isinstance(command, Subscribe):
+                return SubscriptionResult(await self._subscribe(command), command.symbols)
+            return SubscriptionResult(await self._unsubscribe(command), command.symbols)
+        except FeedUnavailable:
+            return SubscriptionResult("pending", command.symbols)
+
+    async def _subscribe(self, command: Subscribe) -> Outcome:
+        added = self._book.add(command.symbols, command.source)
+        session = await self._free_session()
+        if session is None:
+            return "pending"
+        refused = await session.subscribe(command.symbols)
+        if refused is not None:
+            self._book.remove(added, [command.source])
+            raise SubscriptionRefused(refused.reason, code=refused.code, symbols=command.symbols)
+        for symbol in command.symbols:
+            session.left_out.pop(symbol, None)
+        return "subscribed"
+
+    async def _unsubscribe(self, command: Unsubscribe) -> Outcome:
+        gone = self._book.remove(command.symbols, command.sources)
+        session = await self._free_session()
+        if session is None:
+            return "pending" if gone else "unsubscribed"
+        await session.unsubscribe(gone)
+        for symbol in gone:
+            session.left_out.pop(symbol, None)
+        if session.left_out and gone:  # there is room again
+            session.left_out = {}
+            await session.subscribe_what_fits(session.missing(self._book.wanted))
+        return "unsubscribed"
+
+    async def _free_session(self) -> Session | None:
+        """The open session once nothing else is being asked of it; None if that takes long."""
+        session = self._session()
+        if session is None:
+            return None
+        with anyio.move_on_after(_PATIENCE_S):
+            await session.free()
+            return session
+        return None

@@ -1,0 +1,235 @@
+"""One open connection: all that is read is handed on, and one subscription change at a time.
+
+Alpaca answers a change with the whole state and a refusal without naming what it refuses,
+so requests never overlap: each waits for its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
+
+import anyio
+import attrs
+
+from mdservice.actors.actor import Answer
+from mdservice.errors import FeedUnavailable
+from mdservice.feeds.alpaca.codec import Codec, Control, Decoded
+from mdservice.feeds.alpaca.codes import Reaction, reaction_to_code, refusal
+from mdservice.feeds.alpaca.messages import ErrorMessage, Subscription
+from mdservice.feeds.driver import Link
+from mdservice.feeds.subscriptions import chunks
+from mdservice.logs import get_logger
+from mdservice.model.quote import Quote
+
+__all__ = ["ACK_TIMEOUT_S", "CHUNK_SIZE", "Refused", "Session", "SessionEvents"]
+
+_log = get_logger(__name__)
+
+CHUNK_SIZE = 200
+"""Symbols in one request; a message of this many stays below every known limit."""
+ACK_TIMEOUT_S = 5.0
+"""How long an answer to a request may take before the connection counts as broken."""
+
+_INVALID_SYNTAX = 400
+_SYMBOL_LIMIT = 405
+_NOT_FIRST = (_INVALID_SYNTAX, _SYMBOL_LIMIT)
+
+
+@attrs.frozen
+class Refused:
+    """The feed refused a request; what was subscribed before still is."""
+
+    code: int
+    reason: str
+
+
+class SessionEvents(Protocol):
+    """What a session tells its owner."""
+
+    def decoded(self, decoded: Decoded) -> None:
+        """Something was read; called before its quotes are handed on."""
+        ...
+
+
+class Session:
+    """The subscriptions and the reading of one link.
+
+    Args:
+        link: Open and authenticated.
+        utc_ns: The clock that stamps what is read.
+        events: Told of everything that is read.
+        hand_on: Takes the quotes of one read; may wait, which holds the reading back.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        utc_ns: Callable[[], int],
+        events: SessionEvents,
+        hand_on: Callable[[Sequence[Quote]], Awaitable[None]],
+    ) -> None:
+        self._link = link
+        self._codec = Codec(link.encoding)
+        self._utc_ns = utc_ns
+        self._events = events
+        self._hand_on = hand_on
+        self._one_request = anyio.Lock()
+        self._request: Answer[Subscription | Refused] | None = None
+        self._reading = anyio.CancelScope()
+        self._ended: FeedUnavailable | None = None
+        self.acknowledged: frozenset[str] = frozenset()
+        self.left_out: dict[str, str] = {}
+
+    # Reading
+
+    async def read(self) -> None:
+        """Read until the connection ends.
+
+        Raises:
+            FeedUnavailable: It ended, or an error message asks for a new one.
+            FeedRefused: An error message that is fatal, or that asks to wait for the slot.
+        """
+        try:
+            with self._reading:
+                while True:
+                    frames = await self._link.receive()
+                    decoded = self._codec.decode(frames, self._utc_ns())
+                    self._events.decoded(decoded)
+                    for control in decoded.controls:
+                        self._take_control(control)
+                    if decoded.quotes:
+                        await self._hand_on(decoded.quotes)
+        finally:
+            self._end(FeedUnavailable("the connection ended before the feed had answered"))
+        raise self._ended or FeedUnavailable("the connection ended")
+
+    def _end(self, reason: FeedUnavailable) -> None:
+        """No more answers will come; the first reason counts."""
+        self._ended = self._ended or reason
+        self._reading.cancel()
+        if self._request is not None:
+            self._request.fail(self._ended)
+
+    def _take_control(self, control: Control) -> None:
+        if isinstance(control, Subscription):
+            self.acknowledged = frozenset(control.quotes or ())
+            if self._request is not None:
+                self._request.give(control)
+        elif isinstance(control, ErrorMessage):
+            self._take_error(control)
+
+    def _take_error(self, error: ErrorMessage) -> None:
+        reaction = reaction_to_code(error.code)
+        if reaction is Reaction.IGNORE:
+            return
+        if reaction is Reaction.REFUSE_REQUEST:
+            if self._request is not None:
+                self._request.give(Refused(error.code, str(refusal(error.code, error.msg))))
+            else:
+                _log.warning("feed_error_ignored", code=error.code, reason=error.msg)
+            return
+        if reaction is Reaction.RECONNECT:
+            raise FeedUnavailable(str(refusal(error.code, error.msg)))
+        raise refusal(error.code, error.msg)
+
+    # Requests
+
+    def missing(self, wanted: Iterable[str]) -> list[str]:
+        """The wanted symbols that are neither acknowledged nor left out."""
+        return [s for s in wanted if s not in self.acknowledged and s not in self.left_out]
+
+    async def free(self) -> None:
+        """Wait until no request is under way."""
+        async with self._one_request:
+            pass
+
+    async def subscribe(self, symbols: Sequence[str]) -> Refused | None:
+        """Subscribe all of the symbols, or none.
+
+        Returns:
+            The refusal, after which the set is what it was before.
+
+        Raises:
+            FeedUnavailable: The connection ended, or did not answer in time.
+        """
+        async with self._one_request:
+            before = self.acknowledged
+            for chunk in chunks([s for s in symbols if s not in before], CHUNK_SIZE):
+                answer = await self._ask("subscribe", chunk)
+                if isinstance(answer, Refused):
+                    await self._remove(self.acknowledged - before)
+                    return answer
+        return None
+
+    async def unsubscribe(self, symbols: Iterable[str]) -> None:
+        """Unsubscribe those of the symbols that are subscribed.
+
+        Raises:
+            FeedUnavailable: The connection ended, or did not answer in time.
+        """
+        async with self._one_request:
+            await self._remove(self.acknowledged.intersection(symbols))
+
+    async def subscribe_what_fits(self, symbols: Sequence[str]) -> Refused | None:
+        """Subscribe as many of the symbols as the feed gives; name the others as left out.
+
+        A refused chunk is halved until the symbols in the way are found: at the symbol limit
+        (405) the rest is left out, a symbol that is not understood (400) alone is.
+
+        Returns:
+            A refusal that is neither of these.
+
+        Raises:
+            FeedUnavailable: The connection ended, or did not answer in time.
+        """
+        async with self._one_request:
+            todo = list(chunks([s for s in symbols if s not in self.acknowledged], CHUNK_SIZE))
+            while todo:
+                chunk = todo.pop(0)
+                answer = await self._ask("subscribe", chunk)
+                if isinstance(answer, Refused):
+                    if answer.code not in _NOT_FIRST:
+                        return answer
+                    if len(chunk) > 1:
+                        middle = len(chunk) // 2
+                        todo[:0] = [chunk[:middle], chunk[middle:]]
+                    elif answer.code == _SYMBOL_LIMIT:
+                        rest = [chunk[0], *(symbol for later in todo for symbol in later)]
+                        self.left_out |= dict.fromkeys(rest, answer.reason)
+                        return None
+                    else:
+                        self.left_out[chunk[0]] = answer.reason
+                else:
+                    await self._ask_again_for(set(chunk) - self.acknowledged)
+        return None
+
+    async def _ask_again_for(self, missing: set[str]) -> None:
+        """A large subscription can be acknowledged in part, without an error."""
+        if not missing:
+            return
+        answer = await self._ask("subscribe", sorted(missing))
+        for symbol in missing - self.acknowledged:
+            reason = answer.reason if isinstance(answer, Refused) else "not acknowledged"
+            self.left_out[symbol] = reason
+
+    async def _remove(self, symbols: Iterable[str]) -> None:
+        for chunk in chunks(sorted(symbols), CHUNK_SIZE):
+            await self._ask("unsubscribe", chunk)
+
+    async def _ask(self, action: str, symbols: Sequence[str]) -> Subscription | Refused:
+        if self._ended is not None:
+            raise self._ended
+        self._request = Answer()
+        try:
+            with anyio.fail_after(ACK_TIMEOUT_S):
+                await self._link.send({"action": action, "quotes": list(symbols)})
+                return await self._request.wait()
+        except TimeoutError as exc:
+            # A late answer would be taken for that of the next request: start anew.
+            self._end(
+                FeedUnavailable(f"the feed did not answer to {action} within {ACK_TIMEOUT_S:g} s")
+            )
+            raise self._ended or exc from exc
+        finally:
+            self._request = None
