@@ -10,9 +10,9 @@ import attrs
 __all__ = ["Message", "PriceStore", "WriteBatch"]
 
 
-@attrs.frozen
+@attrs.define
 class Message:
-    """One message to publish.
+    """One message to publish; made once per quote, so not frozen, which costs four times as much.
 
     Attributes:
         channel: ``price.updated`` or ``feed.status``.

@@ -1,0 +1,1 @@
+"""Per symbol: which quotes are accepted, in which order, with which number."""

@@ -1,0 +1,173 @@
+"""The actor that holds what the store has not acknowledged, and hands it out in batches.
+
+It always takes, so that the feed never waits: up to the backlog every event is kept in
+order, beyond it the oldest are conflated. The next batch is handed out when the previous
+one is acknowledged, so batches grow by themselves with the load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectSendStream
+
+from mdservice.actors.actor import BEAT_S, Channel, Depth
+from mdservice.actors.heartbeat import Heartbeat
+from mdservice.clock import Clock
+from mdservice.model.encode import encode_quote, encode_status
+from mdservice.model.events import FeedItem, FeedStatus, QuoteBatch
+from mdservice.model.quote import Quote
+from mdservice.model.status import Latencies
+from mdservice.sinks.conflation import ConflatingBuffer
+from mdservice.sinks.latency import LatencyWindow
+from mdservice.sinks.store import Message, WriteBatch
+
+__all__ = ["MOST_IN_BATCH", "PRICE_CHANNEL", "STATUS_CHANNEL", "EventPublisher"]
+
+PRICE_CHANNEL = "price.updated"
+STATUS_CHANNEL = "feed.status"
+
+MOST_IN_BATCH = 2000
+"""Events in one transaction: enough that its round trip costs nothing per event, few enough
+that other clients of the store wait a few milliseconds at most."""
+
+
+@attrs.frozen
+class PublisherSnapshot:
+    """The publisher at one moment; the names are those of ``/status``."""
+
+    backlog: int
+    prices_written: int
+    events_published: int
+    events_conflated: int
+    latencies: Latencies
+
+
+@attrs.frozen
+class _InFlight:
+    batch: WriteBatch
+    quotes: Sequence[Quote]
+
+
+class EventPublisher:
+    """Encodes each event once and keeps it until the store has acknowledged it.
+
+    Args:
+        inbox: Accepted quotes and changes of the feed's state.
+        outbox: Batches for the writer.
+        acknowledged: The numbers of the batches that are written.
+        backlog: How many events to keep before conflating.
+        clock: The time.
+    """
+
+    name = "event_publisher"
+
+    def __init__(
+        self,
+        inbox: Channel[FeedItem],
+        outbox: MemoryObjectSendStream[WriteBatch],
+        acknowledged: Channel[int],
+        backlog: int,
+        clock: Clock,
+    ) -> None:
+        self.heartbeat = Heartbeat(clock)
+        self._inbox = inbox.inbox(self.heartbeat, "intake")
+        self._outbox = outbox
+        self._acknowledged = acknowledged.inbox(self.heartbeat, "handing out")
+        self._backlog = backlog
+        self._waiting = ConflatingBuffer(backlog)
+        self._in_flight: _InFlight | None = None
+        self._batches = 0
+        self._arrived = anyio.Event()
+        self._inbox_ended = False
+        self._clock = clock
+        self._prices_written = 0
+        self._events_published = 0
+        self._latency = LatencyWindow()
+
+    @property
+    def depth(self) -> Depth:
+        """How full its inbox is."""
+        return self._inbox.depth
+
+    @property
+    def unacknowledged(self) -> int:
+        """Events that the store does not have yet, as far as is known."""
+        in_flight = len(self._in_flight.batch.messages) if self._in_flight else 0
+        return len(self._waiting) + in_flight
+
+    def snapshot(self) -> PublisherSnapshot:
+        """The publisher now."""
+        return PublisherSnapshot(
+            backlog=self.unacknowledged,
+            prices_written=self._prices_written,
+            events_published=self._events_published,
+            events_conflated=self._waiting.conflated,
+            latencies=self._latency.summary(),
+        )
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Take and hand out until the inbox ends and everything is acknowledged."""
+        self.heartbeat.rest()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._take_in)
+            tasks.start_soon(self._hand_out)
+            task_status.started()
+
+    async def _take_in(self) -> None:
+        async for item in self._inbox:
+            self._waiting.extend(item.quotes if isinstance(item, QuoteBatch) else (item,))
+            self._arrived.set()
+        self.heartbeat.rest("intake")
+        self._inbox_ended = True
+        self._arrived.set()
+
+    async def _hand_out(self) -> None:
+        while True:
+            if self._in_flight is None:
+                if not len(self._waiting):
+                    if self._inbox_ended:
+                        break
+                    await self._wait_for_arrival()
+                    continue
+                self._in_flight = self._next_batch()
+            await self._outbox.send(self._in_flight.batch)
+            while await self._acknowledged.receive() != self._in_flight.batch.number:
+                pass  # of an earlier batch, sent once more after a restart
+            self._settle(self._in_flight)
+        self._outbox.close()
+
+    async def _wait_for_arrival(self) -> None:
+        self.heartbeat.beat("handing out")
+        with anyio.move_on_after(BEAT_S):
+            await self._arrived.wait()
+        self._arrived = anyio.Event()
+        if len(self._waiting) or self._inbox_ended:
+            self._arrived.set()
+
+    def _next_batch(self) -> _InFlight:
+        items = self._waiting.take(MOST_IN_BATCH)
+        self._waiting.limit = self._backlog - len(items)
+        self._batches += 1
+        prices: dict[str, bytes] = {}
+        messages: list[Message] = []
+        quotes: list[Quote] = []
+        for item in items:
+            if isinstance(item, FeedStatus):
+                messages.append(Message(STATUS_CHANNEL, encode_status(item)))
+            else:
+                payload = encode_quote(item)
+                prices[item.symbol] = payload
+                messages.append(Message(PRICE_CHANNEL, payload, item.symbol))
+                quotes.append(item)
+        return _InFlight(WriteBatch(self._batches, prices, messages), quotes)
+
+    def _settle(self, in_flight: _InFlight) -> None:
+        self._prices_written += len(in_flight.batch.prices)
+        self._events_published += len(in_flight.quotes)
+        self._latency.add(in_flight.quotes, self._clock.utc_ns())
+        self._waiting.limit = self._backlog
+        self._in_flight = None

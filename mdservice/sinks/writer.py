@@ -1,0 +1,163 @@
+"""The actor that owns the store's connection: each batch once, in order, however often it takes.
+
+::
+
+    connect ──▶ write ──▶ acknowledged ──▶ next batch
+       ▲          │
+       │          ├── connection lost: perhaps executed. Connect anew, which ends the old
+       └──────────┘   connection; then the store's batch number tells whether to write again
+                  └── refused: not executed. Write again, later
+"""
+
+from __future__ import annotations
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectSendStream
+
+from mdservice.actors.actor import Channel, Depth
+from mdservice.actors.heartbeat import Heartbeat
+from mdservice.clock import Clock
+from mdservice.errors import StoreError, StoreRefused
+from mdservice.logs import get_logger
+from mdservice.sinks.store import PriceStore, WriteBatch
+
+__all__ = ["RedisWriter", "WriterSnapshot"]
+
+_log = get_logger(__name__)
+
+_PING_S = 1.0
+"""How long a quiet writer waits before it asks whether the store still answers."""
+_RETRY_FIRST_S, _RETRY_LIMIT_S = 0.05, 0.5
+"""Short: on the store's return everything has to be there within a second."""
+
+
+@attrs.frozen
+class WriterSnapshot:
+    """The writer at one moment."""
+
+    connected: bool
+    address: str
+    last_error: str | None
+    reconnects: int
+
+
+class RedisWriter:
+    """Writes batches to the store.
+
+    Args:
+        inbox: Batches, the next one only after the previous is acknowledged.
+        acknowledged: Takes the number of each batch that is written.
+        store: Owned by this actor while it runs.
+        clock: The time.
+    """
+
+    name = "redis_writer"
+
+    def __init__(
+        self,
+        inbox: Channel[WriteBatch],
+        acknowledged: MemoryObjectSendStream[int],
+        store: PriceStore,
+        clock: Clock,
+    ) -> None:
+        self.heartbeat = Heartbeat(clock)
+        self._inbox = inbox.inbox(self.heartbeat)
+        self._acknowledged = acknowledged
+        self._store = store
+        self._connected = False
+        self._last_error: str | None = None
+        self._connects = 0
+        self._pending: WriteBatch | None = None
+        self._uncertain = False
+        """Whether the pending batch may have been executed already."""
+        self._written = 0
+
+    @property
+    def depth(self) -> Depth:
+        """How full its inbox is."""
+        return self._inbox.depth
+
+    def snapshot(self) -> WriterSnapshot:
+        """The writer now."""
+        return WriterSnapshot(
+            self._connected,
+            self._store.address,
+            self._last_error,
+            max(0, self._connects - 1),
+        )
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Write until the inbox ends, then close the store."""
+        task_status.started()
+        self._connected = False  # a restart in the middle of a call left it in doubt
+        await self._look()
+        while True:
+            if self._pending is not None:
+                await self._deliver(self._pending)
+                await self._acknowledged.send(self._pending.number)
+                self._pending = None
+            try:
+                batch = await self._inbox.receive_within(_PING_S)
+            except anyio.EndOfStream:
+                break
+            if batch is None:
+                await self._look()
+            else:
+                self._pending = batch
+                self._uncertain = False
+        await self._store.aclose()
+        self._connected = False
+
+    async def _deliver(self, batch: WriteBatch) -> None:
+        """Return once the batch has been executed, once."""
+        delay_s = _RETRY_FIRST_S
+        while batch.number > self._written:
+            self.heartbeat.beat()
+            try:
+                await self._try(batch)
+            except StoreError as exc:
+                self._failed(exc)
+                await anyio.sleep(delay_s)
+                delay_s = min(_RETRY_LIMIT_S, delay_s * 2)
+
+    async def _try(self, batch: WriteBatch) -> None:
+        await self._connect()
+        if self._uncertain and await self._store.last_batch() >= batch.number:
+            _log.info("redis_batch_was_written", number=batch.number)
+        else:
+            self._uncertain = True
+            try:
+                await self._store.write(batch)
+            except StoreRefused:
+                self._uncertain = False
+                raise
+            self._answered()
+        self._uncertain = False
+        self._written = batch.number
+
+    async def _look(self) -> None:
+        """Ask whether the store answers; never raises for a store that does not."""
+        try:
+            await self._connect()
+            await self._store.ping()
+            self._answered()
+        except StoreError as exc:
+            self._failed(exc)
+
+    async def _connect(self) -> None:
+        if not self._connected:
+            await self._store.connect()
+            self._connected = True
+            self._connects += 1
+            _log.info("redis_connected", url=self._store.address)
+
+    def _answered(self) -> None:
+        self._last_error = None
+
+    def _failed(self, exc: StoreError) -> None:
+        if not isinstance(exc, StoreRefused):
+            self._connected = False
+        self._last_error = str(exc)
+        _log.warning("redis_failed", url=self._store.address, reason=str(exc))
