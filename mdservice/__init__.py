@@ -1,0 +1,74 @@
+"""Holds an Alpaca account's one market-data connection and shares it with the whole desk.
+
+::
+
+    async with mdservice.open_service(mdservice.Settings(symbols=["AAPL"])) as service:
+        async with service.quotes("AAPL") as quotes:
+            async for quote in quotes:
+                print(quote.symbol, quote.price)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mdservice.errors import (
+        ConfigurationError,
+        FeedRefused,
+        InvalidSymbol,
+        MDServiceError,
+        SubscriptionRefused,
+    )
+    from mdservice.model.events import FeedStatus
+    from mdservice.model.quote import Quote
+    from mdservice.model.status import Readiness, Status
+    from mdservice.service import Service, open_service
+    from mdservice.settings import Settings, load_settings
+
+__all__ = [
+    "ConfigurationError",
+    "FeedRefused",
+    "FeedStatus",
+    "InvalidSymbol",
+    "MDServiceError",
+    "Quote",
+    "Readiness",
+    "Service",
+    "Settings",
+    "Status",
+    "SubscriptionRefused",
+    "__version__",
+    "load_settings",
+    "open_service",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConfigurationError": "mdservice.errors",
+    "FeedRefused": "mdservice.errors",
+    "FeedStatus": "mdservice.model.events",
+    "InvalidSymbol": "mdservice.errors",
+    "MDServiceError": "mdservice.errors",
+    "Quote": "mdservice.model.quote",
+    "Readiness": "mdservice.model.status",
+    "Service": "mdservice.service",
+    "Settings": "mdservice.settings",
+    "Status": "mdservice.model.status",
+    "SubscriptionRefused": "mdservice.errors",
+    "load_settings": "mdservice.settings",
+    "open_service": "mdservice.service",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used: ``mdservice status`` needs no event loop."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

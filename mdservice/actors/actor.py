@@ -1,0 +1,168 @@
+"""What an actor is: a role with one inbox, explicit outboxes, and ``run``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Generic, Protocol, TypeVar
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from mdservice.actors.heartbeat import Heartbeat
+
+__all__ = ["BEAT_S", "Actor", "Answer", "Channel", "Inbox"]
+
+T = TypeVar("T")
+
+BEAT_S = 1.0
+"""How often a loop that waits shows that it could still move, seconds."""
+
+
+class Actor(Protocol):
+    """One role of the service.
+
+    It starts no task and opens nothing in its constructor. ``run`` may be called again after
+    it failed: what must survive that lives on the object. Returning means that the inbox has
+    ended and everything was handed on; returning earlier is an error.
+    """
+
+    @property
+    def name(self) -> str:
+        """The role, as in the status."""
+        ...
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Its signs of life."""
+        ...
+
+    @property
+    def depth(self) -> Depth:
+        """How full its inbox is."""
+        ...
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Do the work until the inbox ends; call ``task_status.started()`` when ready."""
+        ...
+
+
+@attrs.frozen
+class Depth:
+    """How many items an inbox holds, and how many it may hold."""
+
+    used: int
+    size: int
+
+
+class Inbox(Generic[T]):
+    """The receiving end of a channel, for one loop of one actor.
+
+    Args:
+        stream: Where the items come from.
+        size: How many items it may hold.
+        heartbeat: Beaten on every item, and every :data:`BEAT_S` seconds without one.
+        loop: The name of the loop that reads.
+    """
+
+    def __init__(
+        self,
+        stream: MemoryObjectReceiveStream[T],
+        size: int,
+        heartbeat: Heartbeat,
+        loop: str = "main",
+    ) -> None:
+        self._stream = stream
+        self._size = size
+        self._heartbeat = heartbeat
+        self._loop = loop
+
+    @property
+    def depth(self) -> Depth:
+        """How full it is."""
+        return Depth(self._stream.statistics().current_buffer_used, self._size)
+
+    async def receive(self) -> T:
+        """The next item.
+
+        Raises:
+            anyio.EndOfStream: The senders are done, and every item was received.
+        """
+        while True:
+            self._heartbeat.beat(self._loop)
+            with anyio.move_on_after(BEAT_S):
+                return await self._stream.receive()
+
+    async def receive_within(self, seconds: float) -> T | None:
+        """The next item, or None when none came in time.
+
+        Raises:
+            anyio.EndOfStream: The senders are done, and every item was received.
+        """
+        self._heartbeat.beat(self._loop)
+        with anyio.move_on_after(seconds):
+            return await self._stream.receive()
+        return None
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while True:
+            try:
+                item = await self.receive()
+            except anyio.EndOfStream:
+                return
+            yield item
+
+
+class Channel(Generic[T]):
+    """A bounded memory channel between two actors.
+
+    Args:
+        size: How many items may wait; 0 means that the sender waits for the receiver.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.outbox: MemoryObjectSendStream[T]
+        self.outbox, self._receiving = anyio.create_memory_object_stream[T](size)
+
+    def inbox(self, heartbeat: Heartbeat, loop: str = "main") -> Inbox[T]:
+        """The receiving end."""
+        return Inbox(self._receiving, self.size, heartbeat, loop)
+
+    def close(self) -> None:
+        """Close both ends; what still waits is lost."""
+        self.outbox.close()
+        self._receiving.close()
+
+
+class Answer(Generic[T]):
+    """One value that one task gives to another, once."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._value: T | None = None
+        self._error: Exception | None = None
+
+    def give(self, value: T) -> None:
+        """Answer; further answers are ignored."""
+        if not self._event.is_set():
+            self._value = value
+            self._event.set()
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, raised by :meth:`wait`."""
+        if not self._event.is_set():
+            self._error = error
+            self._event.set()
+
+    async def wait(self) -> T:
+        """The value.
+
+        Raises:
+            Exception: What :meth:`fail` was given.
+        """
+        await self._event.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # given before the event is set

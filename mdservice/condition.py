@@ -1,0 +1,129 @@
+"""How the service is doing, put together from the snapshots of its parts."""
+
+from __future__ import annotations
+
+from mdservice.clock import Clock
+from mdservice.model.status import (
+    ActorReport,
+    Counters,
+    FeedReport,
+    Inbox,
+    Readiness,
+    RedisReport,
+    ServiceState,
+    Status,
+)
+from mdservice.settings import Settings
+from mdservice.topology import Topology
+
+__all__ = ["readiness", "status"]
+
+
+def readiness(topology: Topology, *, draining: bool) -> Readiness:
+    """Ready: logged in, everything wanted is subscribed, and Redis answers."""
+    reasons = []
+    feed = topology.feed.snapshot()
+    if draining:
+        reasons.append("the service is stopping")
+    if not feed.connected:
+        reasons.append(f"the feed is {feed.phase.replace('_', ' ')}{_because(feed.last_error)}")
+    elif not feed.subscribed:
+        reasons.append("the feed has not acknowledged the subscriptions yet")
+    writer = topology.writer.snapshot()
+    if not writer.connected:
+        reasons.append(f"Redis is not connected{_because(writer.last_error)}")
+    elif writer.last_error is not None:
+        reasons.append(f"Redis refuses: {writer.last_error}")
+    behind_s = topology.router.snapshot().clock_behind_s
+    if behind_s is not None:
+        reasons.append(
+            f"this machine's clock is {behind_s:.0f} s behind the feed's, so most quotes are "
+            "refused; set the clock"
+        )
+    reasons.extend(
+        f"{actor.name} is {state}{_because(topology.supervisor.look_at(actor.name).last_error)}"
+        for actor in topology.supervisor.actors
+        if (state := topology.supervisor.look_at(actor.name).state) in ("restarting", "failed")
+    )
+    return Readiness(not reasons, tuple(reasons))
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
+
+
+def status(
+    settings: Settings, topology: Topology, clock: Clock, started_s: float, draining: bool
+) -> Status:
+    """The whole service at this moment."""
+    ready = readiness(topology, draining=draining)
+    feed = topology.feed.snapshot()
+    publisher = topology.publisher.snapshot()
+    return Status(
+        state=_state(ready, draining=draining, ever_logged_in=feed.logins > 0),
+        reasons=ready.reasons,
+        feed=FeedReport(
+            name=settings.feed_name,
+            driver=feed.driver,
+            phase=feed.phase,
+            connected=feed.connected,
+            subscribed=feed.subscribed,
+            reconnects=feed.reconnects,
+            last_error=feed.last_error,
+            wanted=feed.wanted,
+            acknowledged=feed.acknowledged,
+            left_out=feed.left_out,
+        ),
+        redis=_redis(topology, publisher.backlog),
+        symbols=feed.wanted,
+        uptime_s=round(clock.monotonic() - started_s, 3),
+        actors=_actors(topology),
+        counters=_counters(topology),
+        latency_ms=publisher.latencies,
+        loop_lag_ms=topology.watchdog.snapshot().loop_lag_ms,
+        simulator=settings.simulated,
+    )
+
+
+def _state(ready: Readiness, *, draining: bool, ever_logged_in: bool) -> ServiceState:
+    if draining:
+        return "draining"
+    if ready.ready:
+        return "running"
+    return "degraded" if ever_logged_in else "starting"
+
+
+def _redis(topology: Topology, backlog: int) -> RedisReport:
+    writer = topology.writer.snapshot()
+    return RedisReport(writer.connected, writer.address, writer.last_error, backlog)
+
+
+def _actors(topology: Topology) -> dict[str, ActorReport]:
+    reports = {}
+    for actor in topology.supervisor.actors:
+        seen = topology.supervisor.look_at(actor.name)
+        reports[actor.name] = ActorReport(
+            state=seen.state,
+            restarts=seen.restarts,
+            heartbeat_age_s=round(actor.heartbeat.age_s(), 3),
+            inbox=Inbox(actor.depth.used, actor.depth.size),
+            last_error=seen.last_error,
+        )
+    return reports
+
+
+def _counters(topology: Topology) -> Counters:
+    feed = topology.feed.snapshot()
+    router = topology.router.snapshot()
+    publisher = topology.publisher.snapshot()
+    return Counters(
+        quotes_received=feed.quotes_received,
+        quotes_accepted=router.quotes_accepted,
+        quotes_stale=router.quotes_stale,
+        prices_written=publisher.prices_written,
+        events_published=publisher.events_published,
+        events_conflated=publisher.events_conflated,
+        decode_errors=feed.decode_errors + router.future_quotes,
+        reconnects=feed.reconnects,
+        gaps=router.gaps,
+    )

@@ -1,0 +1,112 @@
+"""One line that tells what goes through: redrawn on a terminal, logged now and then elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TextIO
+
+import anyio
+
+from mdservice.logs import get_logger
+from mdservice.model.status import Status
+from mdservice.service import Service
+
+__all__ = ["LiveLine"]
+
+_log = get_logger(__name__)
+
+_REDRAW_S = 0.5
+_LOG_EVERY_S = 10.0
+_CLEAR = "\r\x1b[K"
+_PRICES = 12
+
+
+class LiveLine:
+    """Draws on a terminal, and is the stream for logs there, so that they do not mix.
+
+    Args:
+        terminal: Where to draw; logs and the line both go there.
+    """
+
+    def __init__(self, terminal: TextIO | None = None) -> None:
+        self._terminal = terminal or sys.stderr
+        self._drawn = False
+
+    # What a log handler needs of a stream
+
+    def write(self, text: str) -> int:
+        """Write a log line, the live line cleared first."""
+        if self._drawn:
+            self._terminal.write(_CLEAR)
+            self._drawn = False
+        return self._terminal.write(text)
+
+    def flush(self) -> None:
+        """Pass on."""
+        self._terminal.flush()
+
+    def isatty(self) -> bool:
+        """Whether it can be redrawn."""
+        return self._terminal.isatty()
+
+    # The line
+
+    async def show(self, service: Service) -> None:
+        """Show until cancelled."""
+        try:
+            if self.isatty():
+                await self._redraw(service)
+            else:
+                await self._log_now_and_then(service)
+        finally:
+            self.write("")
+            self.flush()
+
+    async def _redraw(self, service: Service) -> None:
+        before, published = anyio.current_time(), 0
+        while True:
+            await anyio.sleep(_REDRAW_S)
+            status = service.status()
+            now = anyio.current_time()
+            rate = (status.counters.events_published - published) / (now - before)
+            before, published = now, status.counters.events_published
+            prices = " ".join(
+                f"{quote.symbol} {quote.price}" for quote in service.prices()[:_PRICES]
+            )
+            line = f"{_summary(status, rate)}  {prices}"
+            columns = shutil.get_terminal_size().columns
+            self.write("")
+            self._terminal.write(_CLEAR + line[: columns - 1])
+            self._terminal.flush()
+            self._drawn = True
+
+    async def _log_now_and_then(self, service: Service) -> None:
+        published = 0
+        while True:
+            await anyio.sleep(_LOG_EVERY_S)
+            status = service.status()
+            counters = status.counters
+            _log.info(
+                "throughput",
+                state=status.state,
+                symbols=status.symbols,
+                quotes_received=counters.quotes_received,
+                events_published=counters.events_published,
+                events_per_s=round((counters.events_published - published) / _LOG_EVERY_S, 1),
+                latency_p50_ms=status.latency_ms.receive_to_redis.p50,
+                backlog=status.redis.backlog,
+            )
+            published = counters.events_published
+
+
+def _summary(status: Status, rate: float) -> str:
+    if status.state != "running":
+        reason = status.reasons[0] if status.reasons else ""
+        return f"{status.state}: {reason} | {status.counters.events_published:,} events"
+    p50 = status.latency_ms.receive_to_redis.p50
+    latency = "" if p50 is None else f", {p50:.1f} ms to Redis"
+    return (
+        f"{status.state} | {rate:,.0f} events/s, {status.counters.events_published:,} in all"
+        f"{latency} |"
+    )

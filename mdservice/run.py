@@ -1,0 +1,91 @@
+"""The service as a program: ``mdservice run``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+from anyio.abc import TaskStatus
+
+from mdservice import __version__
+from mdservice.api.server import ApiAddresses, serve_api
+from mdservice.api.socket import unix_listener
+from mdservice.live_line import LiveLine
+from mdservice.logs import get_logger
+from mdservice.service import Service, open_service
+from mdservice.settings import Settings
+
+__all__ = ["serve"]
+
+_log = get_logger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AT_ONCE = 1
+
+
+async def serve(
+    settings: Settings, *, announce: Callable[[str], None], live_line: LiveLine
+) -> None:
+    """Run until SIGINT or SIGTERM, then drain and return; a second signal exits at once.
+
+    The API's socket is taken first: a second service stops there, before it could take the
+    account's one connection from the first. The API answers until all is drained.
+
+    Args:
+        settings: What to run.
+        announce: Tells the person at the terminal one line.
+        live_line: Shows what goes through.
+
+    Raises:
+        SocketInUse: Another service has the API's socket.
+        MDServiceError: As :func:`mdservice.open_service` does.
+    """
+    with unix_listener(settings.socket) as listener:
+        async with anyio.create_task_group() as tasks:
+            running = anyio.CancelScope()
+            await tasks.start(_stop_on_signal, running)
+            with running:
+                async with open_service(settings) as service:
+                    addresses = await tasks.start(
+                        partial(
+                            serve_api,
+                            service,
+                            socket=settings.socket,
+                            listener=listener,
+                            http=settings.http,
+                            token=settings.api_token,
+                        )
+                    )
+                    _introduce(service, settings, addresses, announce)
+                    await live_line.show(service)
+            tasks.cancel_scope.cancel()
+
+
+async def _stop_on_signal(running: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+        task_status.started()
+        async for number in signals:
+            if running.cancel_called:  # the guard ends an embedded server, the system the rest
+                os._exit(_AT_ONCE)
+            _log.info("stopping", signal=signal.Signals(number).name)
+            running.cancel()
+
+
+def _introduce(
+    service: Service, settings: Settings, addresses: ApiAddresses, announce: Callable[[str], None]
+) -> None:
+    status = service.status()
+    if settings.simulated:
+        announce(
+            "This is the simulator: its prices are invented. For a real account set "
+            "ALPACA_API_KEY and ALPACA_SECRET_KEY (and MDSERVICE_FEED, iex where not set)."
+        )
+    embedded = " (embedded, ends with this service)" if settings.redis_url is None else ""
+    symbols = ", ".join(list(service.subscriptions())[:8]) or "none yet"
+    announce(f"mdservice {__version__}: feed {status.feed.name}, symbols {symbols}")
+    announce(f"Redis {status.redis.url}{embedded}: keys price:SYMBOL, channel price.updated")
+    tcp = f" and http://{addresses.http}" if addresses.http else ""
+    announce(f"API {addresses.socket}{tcp}: `mdservice status`, `mdservice subscribe SYMBOL`")

@@ -1,0 +1,245 @@
+"""The handle that an embedder holds, and :func:`open_service` that makes it."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+
+from mdservice.actors.background import background
+from mdservice.actors.groups import leaves
+from mdservice.clock import Clock, SystemClock
+from mdservice.condition import readiness, status
+from mdservice.feeds.alpaca.drivers import make_drivers
+from mdservice.feeds.commands import Subscribe, SubscriptionResult, Unsubscribe
+from mdservice.feeds.driver import Driver
+from mdservice.logs import get_logger
+from mdservice.model.events import FeedStatus
+from mdservice.model.quote import Quote
+from mdservice.model.status import Readiness, Status
+from mdservice.model.symbol import parse_symbol, parse_symbols
+from mdservice.runtime_folder import prepare_socket_folder
+from mdservice.settings import Settings
+from mdservice.sinks.store import PriceStore
+from mdservice.topology import Topology, build
+
+__all__ = ["DRAIN_LIMIT_S", "Service", "open_service"]
+
+_log = get_logger(__name__)
+
+DRAIN_LIMIT_S = 3.0
+"""How long what was accepted may take to reach the store once the feed is closed."""
+SIMULATED_SYMBOLS = ("AAPL", "MSFT", "NVDA", "AMZN", "GOOG", "META", "TSLA", "SPY")
+"""What the simulator is asked for where no symbols are set, so that there is something to see."""
+_STORE_TIMEOUT_S = 3.0
+"""Below the watchdog's patience; a batch takes a few milliseconds."""
+
+
+class Service:
+    """A running service. Made by :func:`open_service`, used from that event loop."""
+
+    def __init__(self, settings: Settings, topology: Topology, clock: Clock) -> None:
+        self.settings = settings
+        self._topology = topology
+        self._clock = clock
+        self._started_s = clock.monotonic()
+        self._draining = False
+
+    async def subscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
+        """Follow symbols: all of them, or none where the feed refuses.
+
+        Args:
+            symbols: In any case; ``*`` is every symbol of the feed.
+            source: On whose behalf; a symbol is followed for as long as anybody wants it.
+
+        Returns:
+            ``subscribed``, or ``pending`` while the feed is away: it is done when it is back.
+
+        Raises:
+            InvalidSymbol: One of them is no symbol; nothing is changed.
+            SubscriptionRefused: The feed refused, for instance at the plan's symbol limit.
+        """
+        command = Subscribe(parse_symbols(symbols), source)
+        await self._topology.commands.outbox.send(command)
+        return await command.answer.wait()
+
+    async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
+        """No longer follow symbols on behalf of a source.
+
+        What the settings asked for counts as the operator's too, so ``api`` ends both;
+        symbols of open positions stay.
+
+        Raises:
+            InvalidSymbol: One of them is no symbol; nothing is changed.
+        """
+        sources = ("api", "settings") if source == "api" else (source,)
+        command = Unsubscribe(parse_symbols(symbols), sources)
+        await self._topology.commands.outbox.send(command)
+        return await command.answer.wait()
+
+    def subscriptions(self) -> dict[str, list[str]]:
+        """Each symbol that is wanted, with those who want it."""
+        return self._topology.feed.sources()
+
+    def latest(self, symbol: str) -> Quote | None:
+        """The last accepted quote of a symbol, or None.
+
+        Raises:
+            InvalidSymbol
+        """
+        return self._topology.router.lanes.latest(parse_symbol(symbol))
+
+    def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
+        """The last accepted quote of each of the symbols, or of all; unknown ones are left out."""
+        lanes = self._topology.router.lanes
+        if symbols is None:
+            return sorted(lanes.all_latest(), key=lambda quote: quote.symbol)
+        found = (lanes.latest(symbol) for symbol in parse_symbols(symbols))
+        return [quote for quote in found if quote is not None]
+
+    @asynccontextmanager
+    async def quotes(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote]]:
+        """Every accepted quote of the symbols from now on; without symbols, of all.
+
+        The reader never holds up the feed: one that falls 10,000 quotes behind loses the
+        oldest, except the newest of each symbol, and sees a step in ``seq``.
+        """
+        with self._topology.readers.open(parse_symbols(symbols)) as reader:
+            yield (item async for item in reader.items() if isinstance(item, Quote))
+
+    @asynccontextmanager
+    async def events(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote | FeedStatus]]:
+        """The latest quote of each symbol, then every accepted one, and the feed's states."""
+        chosen = parse_symbols(symbols)
+        first = self.prices(chosen or None)
+        with self._topology.readers.open(chosen, statuses=True, first=first) as reader:
+            yield reader.items()
+
+    def status(self) -> Status:
+        """Everything about the service at this moment."""
+        return status(self.settings, self._topology, self._clock, self._started_s, self._draining)
+
+    def readiness(self) -> Readiness:
+        """Whether prices are live now, and what is in the way where they are not."""
+        return readiness(self._topology, draining=self._draining)
+
+    def liveness(self) -> Readiness:
+        """Whether the event loop and the watchdog move."""
+        return self._topology.watchdog.liveness()
+
+    async def drain(self) -> None:
+        """Close the feed, let everything that was accepted reach the store, within a limit."""
+        self._draining = True
+        topology = self._topology
+        topology.supervisor.drain()
+        topology.feed.stop()
+        with anyio.move_on_after(DRAIN_LIMIT_S):
+            await topology.supervisor.drained()
+        topology.readers.close()
+        lost = topology.publisher.unacknowledged
+        if lost:
+            _log.error("events_lost_at_the_end", count=lost, reason="the store did not take them")
+        _log.info("service_stopped", events_published=topology.publisher.snapshot().events_published)
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings,
+    *,
+    store: PriceStore | None = None,
+    drivers: Sequence[Driver] | None = None,
+    clock: Clock | None = None,
+    rng: random.Random | None = None,
+) -> AsyncIterator[Service]:
+    """Run a service inside this block, on trio or asyncio.
+
+    Starts what the settings leave open: the embedded Valkey server where no Redis is named,
+    the simulator where nothing points at the real world. At the block's end, also by
+    cancellation, the feed is closed, what was accepted is written, and all of it is gone.
+
+    Args:
+        settings: See :class:`mdservice.Settings`.
+        store: In the place of the Redis of the settings.
+        drivers: In the place of the settings' feed.
+        clock: The time, for tests.
+        rng: The jitter's source, for tests.
+
+    Raises:
+        ConfigurationError: The settings do not suffice, or a part cannot work here.
+        FeedRefused: The feed refused for good before any data had come.
+        EmbeddedServerError: The embedded server did not start.
+        ActorFailed: A part failed too often.
+    """
+    settings.require_runnable()
+    clock = clock or SystemClock()
+    try:
+        async with AsyncExitStack() as stack:
+            if store is None:
+                store = await _open_store(settings, stack)
+            if drivers is None:
+                drivers = await _open_feed(settings, stack, clock)
+            topology = build(
+                drivers=drivers,
+                store=store,
+                symbols=settings.symbols or _symbols_to_show(settings),
+                backlog=settings.backlog,
+                clock=clock,
+                rng=rng or random.Random(),
+            )
+            await stack.enter_async_context(background(topology.supervisor.run))
+            service = Service(settings, topology, clock)
+            try:
+                yield service
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await service.drain()
+    except ExceptionGroup as group:
+        errors = list(leaves(group))
+        if len(errors) > 1:
+            raise
+        raise errors[0] from errors[0].__cause__
+
+
+def _symbols_to_show(settings: Settings) -> Sequence[str]:
+    return SIMULATED_SYMBOLS if settings.simulator_embedded else ()
+
+
+async def _open_store(settings: Settings, stack: AsyncExitStack) -> PriceStore:
+    from mdservice.sinks.redis_store import RedisPriceStore
+
+    address = settings.redis_url
+    if address is None:
+        from mdservice.sinks.embedded import keep_embedded_server
+
+        prepare_socket_folder(settings.socket)
+        name = f"{settings.socket.stem}.{secrets.token_hex(3)}.valkey.sock"
+        keep = partial(keep_embedded_server, settings.socket.with_name(name))
+        address = await stack.enter_async_context(background(keep))
+    return RedisPriceStore(
+        address,
+        price_ttl_s=settings.price_ttl,
+        event_log=settings.event_log,
+        instance=secrets.token_hex(8),
+        timeout_s=_STORE_TIMEOUT_S,
+    )
+
+
+async def _open_feed(settings: Settings, stack: AsyncExitStack, clock: Clock) -> Sequence[Driver]:
+    if settings.simulator_embedded:
+        url = await stack.enter_async_context(background(partial(_run_simulator, clock)))
+        settings = attrs.evolve(settings, feed="simulator", feed_url=url)
+    return make_drivers(settings)
+
+
+async def _run_simulator(clock: Clock, *, task_status: TaskStatus[str]) -> None:
+    from mdservice.simulator import SimulatorConfig, open_simulator
+
+    async with open_simulator(SimulatorConfig(), clock=clock) as simulator:
+        task_status.started(simulator.url)
+        await anyio.sleep_forever()

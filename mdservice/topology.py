@@ -1,0 +1,124 @@
+"""The wiring: every actor, every channel with its size, what happens when it is full, and why.
+
+::
+
+    commands ──▶ FeedConnection ──feed──▶ QuoteRouter ──events──▶ EventPublisher ──batches──▶ RedisWriter
+                                              │                        ▲                          │
+                                              └──▶ LocalReaders        └──────acknowledged────────┘
+"""  # noqa: E501 - the picture is one line
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import attrs
+
+from mdservice.actors.actor import Actor, Channel
+from mdservice.actors.supervisor import Supervisor
+from mdservice.actors.watchdog import HealthWatchdog
+from mdservice.clock import Clock
+from mdservice.feeds.backoff import Backoff
+from mdservice.feeds.commands import Command
+from mdservice.feeds.connection import FeedConnection
+from mdservice.feeds.driver import Driver
+from mdservice.feeds.selection import DriverSelection
+from mdservice.feeds.subscriptions import SubscriptionBook
+from mdservice.model.events import FeedItem
+from mdservice.router.actor import QuoteRouter
+from mdservice.sinks.publisher import EventPublisher
+from mdservice.sinks.readers import LocalReaders
+from mdservice.sinks.store import PriceStore, WriteBatch
+from mdservice.sinks.writer import RedisWriter
+
+__all__ = ["ChannelPlan", "Topology", "build"]
+
+
+@attrs.frozen
+class ChannelPlan:
+    """One channel's size, what a full one does, and why that is right."""
+
+    size: int
+    when_full: str
+    why: str
+
+
+COMMANDS = ChannelPlan(
+    100,
+    "the caller waits",
+    "a request is a person or a poll: more than a few at once is a mistake of theirs",
+)
+FEED = ChannelPlan(
+    64,
+    "the reader waits, so TCP holds Alpaca back",
+    "an item is all that one read brought; the router takes faster than the feed sends, so "
+    "this absorbs a hiccup of the event loop and no more",
+)
+EVENTS = ChannelPlan(
+    64,
+    "the router waits",
+    "the publisher always takes: it keeps the backlog and conflates beyond it, so this is "
+    "never full for longer than one turn of the loop",
+)
+BATCHES = ChannelPlan(
+    1,
+    "never full",
+    "the next batch is made when the previous is acknowledged, so that batches grow with load",
+)
+ACKNOWLEDGED = ChannelPlan(1, "never full", "one batch is under way at a time")
+
+
+@attrs.frozen
+class Topology:
+    """All parts, wired; nothing runs yet."""
+
+    feed: FeedConnection
+    router: QuoteRouter
+    publisher: EventPublisher
+    writer: RedisWriter
+    watchdog: HealthWatchdog
+    readers: LocalReaders
+    supervisor: Supervisor
+    commands: Channel[Command]
+
+
+def build(
+    *,
+    drivers: Sequence[Driver],
+    store: PriceStore,
+    symbols: Sequence[str],
+    backlog: int,
+    clock: Clock,
+    rng: random.Random,
+) -> Topology:
+    """Wire one service.
+
+    Args:
+        drivers: In the order in which they are tried.
+        store: Owned by the writer from now on.
+        symbols: Wanted from the start, by the settings.
+        backlog: Events kept for a store that is away.
+        clock: The time.
+        rng: Where the back-off's jitter comes from.
+    """
+    commands = Channel[Command](COMMANDS.size)
+    feed_items = Channel[FeedItem](FEED.size)
+    events = Channel[FeedItem](EVENTS.size)
+    batches = Channel[WriteBatch](BATCHES.size)
+    acknowledged = Channel[int](ACKNOWLEDGED.size)
+
+    book = SubscriptionBook()
+    book.add(symbols, "settings")
+    readers = LocalReaders()
+    feed = FeedConnection(
+        DriverSelection(drivers), book, commands, feed_items.outbox, clock, Backoff(rng=rng)
+    )
+    router = QuoteRouter(feed_items, events.outbox, readers.offer, clock)
+    publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
+    writer = RedisWriter(batches, acknowledged.outbox, store, clock)
+    watchdog = HealthWatchdog(clock)
+    # Downstream first: whoever starts finds the next one ready.
+    actors: list[Actor] = [watchdog, writer, publisher, router, feed]
+    supervisor = Supervisor(actors, clock)
+    watchdog.watch(supervisor)
+    return Topology(feed, router, publisher, writer, watchdog, readers, supervisor, commands)
