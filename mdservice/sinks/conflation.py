@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from mdservice.model.events import FeedStatus
 from mdservice.model.quote import Quote
@@ -28,7 +29,7 @@ class ConflatingBuffer:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.conflated = 0
-        self._oldest: dict[str, Quote | FeedStatus] = {}
+        self._oldest: dict[str | int, Quote | FeedStatus] = {}
         """What was conflated: at most one quote per symbol, all older than the queue."""
         self._queue: deque[Quote | FeedStatus] = deque()
         self._statuses = 0
@@ -48,17 +49,15 @@ class ConflatingBuffer:
                 excess -= 1
             self._oldest[key] = item
 
-    def _status_key(self) -> str:
-        """States are kept one and all, within reason; no symbol begins with a space."""
+    def _status_key(self) -> int:
+        """States are kept one and all, within reason; a number is no symbol."""
         self._statuses += 1
-        return f" {self._statuses % _MOST_STATUSES}"
+        return self._statuses % _MOST_STATUSES
 
     def take(self, most: int) -> list[Quote | FeedStatus]:
         """Remove and return the first items, at most ``most``."""
-        taken: list[Quote | FeedStatus] = []
-        while self._oldest and len(taken) < most:
-            key = next(iter(self._oldest))
-            taken.append(self._oldest.pop(key))
+        # All keys at once: a dict finds its first key by going over all that were removed.
+        taken = [self._oldest.pop(key) for key in list(islice(self._oldest, most))]
         if not taken and most >= len(self._queue):
             taken.extend(self._queue)
             self._queue.clear()

@@ -1,0 +1,227 @@
+"""One connection to a Redis-protocol server, used from worker threads.
+
+redis-py opens it (URL, TLS, login, database). After that its socket is read with hiredis
+directly: a batch has thousands of replies, and redis-py's ``read_response`` spends more time
+on each than the server does.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+from urllib.parse import quote
+
+import hiredis
+import redis
+from redis.connection import Connection, UnixDomainSocketConnection, parse_url
+from redis.maint_notifications import MaintNotificationsConfig
+
+from mdservice.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from mdservice.sinks.redis_advice import describe_refusal
+
+__all__ = ["RedisAddress", "RedisLink", "is_error"]
+
+_READ_BYTES: Final = 65_536
+_MISSING: Final = object()
+_POOL_ONLY: Final = ("max_connections", "timeout")
+
+
+def is_error(reply: object) -> bool:
+    """Whether a reply is the server's error."""
+    return isinstance(reply, hiredis.ReplyError)
+
+
+class RedisAddress:
+    """Where a server is and how to log in, from a ``redis://``, ``rediss://`` or ``unix://`` URL.
+
+    Args:
+        url: As redis-py reads it, query arguments included.
+        timeout_s: How long connecting, and each wait for the server, may take.
+
+    Raises:
+        ConfigurationError: The URL cannot be used. It is not quoted: it may hold a password.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        try:
+            options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError:
+            # Its words may quote a part of the password.
+            raise ConfigurationError(
+                "The Redis URL cannot be read: it starts with redis://, rediss:// or unix://, "
+                "for instance redis://localhost:6379/0"
+            ) from None
+        for name in _POOL_ONLY:
+            options.pop(name, None)
+        self._class: type[Connection | UnixDomainSocketConnection] = options.pop(
+            "connection_class", Connection
+        )
+        self.shown = _without_secret(url, self._class, options)
+        """The URL without user and password; it can be used where no login is needed."""
+        # One request, one reply, no push messages; nothing that redis-py adds for itself.
+        options.update(
+            protocol=2,
+            decode_responses=False,
+            driver_info=None,
+            client_name=None,
+            health_check_interval=0,
+            retry=None,
+            retry_on_timeout=False,
+            retry_on_error=[],
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        )
+        self._options = options
+        try:
+            self.connection()
+        except (TypeError, ValueError, redis.RedisError) as exc:
+            raise ConfigurationError(
+                f"The Redis URL for {self.shown} has a query argument that is not known or has "
+                "a bad value; see redis-py's Redis.from_url"
+            ) from exc
+
+    def connection(self) -> Connection | UnixDomainSocketConnection:
+        """A new connection, not yet opened."""
+        return self._class(**self._options)
+
+
+def _without_secret(url: str, kind: type, options: dict[str, Any]) -> str:
+    database = options.get("db", 0)
+    if kind is UnixDomainSocketConnection:
+        return f"unix://{quote(options.get('path', ''))}" + (f"?db={database}" if database else "")
+    host = options.get("host", "localhost")
+    host = f"[{host}]" if ":" in host else host
+    return f"{url.partition('://')[0]}://{host}:{options.get('port', 6379)}/{database}"
+
+
+class RedisLink:
+    """A connection that one worker thread at a time uses, and that any thread may close.
+
+    Closing while a thread waits for the server ends that wait; the thread then lets go of the
+    socket itself, so that its number is not reused under its hands.
+    """
+
+    def __init__(self, address: RedisAddress) -> None:
+        self._address = address.shown
+        self._connection = address.connection()
+        self._reader = hiredis.Reader(notEnoughData=_MISSING)
+        self._buffer = bytearray(_READ_BYTES)
+        self._lock = threading.Lock()
+        self._in_use = False
+        self._closed = False
+
+    def open(self) -> None:
+        """Connect and log in.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        with self._use():
+            try:
+                self._connection.connect()  # type: ignore[no-untyped-call]
+            except (
+                redis.ResponseError,
+                redis.AuthenticationError,
+                redis.exceptions.AuthorizationError,
+                redis.exceptions.BusyLoadingError,
+            ) as exc:
+                raise StoreRefused(_login_refused(self._address, exc)) from exc
+            except (redis.RedisError, OSError, UnicodeError) as exc:
+                raise StoreUnavailable(
+                    f"No connection to Redis at {self._address}: {exc}; it is tried again. "
+                    "Is the server running, and the address right?"
+                ) from exc
+
+    def call(self, *commands: bytes) -> list[Any]:
+        """Send packed commands, return their replies; the server's errors are among these.
+
+        Raises:
+            StoreUnavailable
+        """
+        return self.exchange(b"".join(commands), len(commands))
+
+    def exchange(self, data: bytes, count: int) -> list[Any]:
+        """Send ``data``, return the ``count`` replies that it has.
+
+        Raises:
+            StoreUnavailable: The connection was lost, or the server did not answer in time;
+                the link is closed and what was sent is uncertain.
+        """
+        with self._use():
+            try:
+                return self._exchange(data, count)
+            except (OSError, hiredis.ProtocolError) as exc:
+                self.close()
+                raise StoreUnavailable(
+                    f"The connection to Redis at {self._address} was lost: "
+                    f"{exc or type(exc).__name__}; connecting again"
+                ) from exc
+
+    def _exchange(self, data: bytes, count: int) -> list[Any]:
+        sock = self._socket
+        if sock is None:
+            raise ConnectionResetError("it was never opened")
+        sock.sendall(data)
+        replies: list[Any] = []
+        gets, feed, buffer = self._reader.gets, self._reader.feed, self._buffer
+        while True:
+            while (reply := gets()) is not _MISSING:
+                replies.append(reply)
+                if len(replies) == count:
+                    return replies
+            size = sock.recv_into(buffer)
+            if size == 0:
+                # A server that takes nobody in says why, once, and hangs up.
+                reasons = [f": {reply}" for reply in replies[-1:] if is_error(reply)]
+                raise ConnectionResetError("the server closed it" + "".join(reasons))
+            feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+
+    @property
+    def _socket(self) -> socket.socket | None:
+        # redis-py has no public name for it.
+        sock: socket.socket | None = self._connection._sock  # noqa: SLF001
+        return sock
+
+    def _disconnect(self) -> None:
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise StoreUnavailable(f"The connection to Redis at {self._address} is closed")
+            self._in_use = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_use = False
+                closed = self._closed
+            if closed:
+                self._disconnect()
+
+    def close(self) -> None:
+        """End the connection; never raises, and never waits for the server."""
+        with self._lock:
+            self._closed = True
+            in_use, sock = self._in_use, self._socket
+        if not in_use:
+            self._disconnect()
+        elif sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def _login_refused(address: str, exc: redis.RedisError) -> str:
+    if isinstance(exc, redis.AuthenticationError):
+        return (
+            f"Redis at {address} refused the login: {exc}; set user and password in the Redis "
+            "URL (MDSERVICE_REDIS_URL)"
+        )
+    if isinstance(exc, redis.exceptions.BusyLoadingError):
+        return describe_refusal(address, "LOADING " + str(exc))
+    return describe_refusal(address, str(exc))

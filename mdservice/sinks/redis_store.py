@@ -1,0 +1,230 @@
+"""The price store in a Redis-protocol server: one connection, one transaction a batch.
+
+Every call is one hop to a worker thread, where the batch is packed, sent and its replies are
+read. A call that is cancelled shuts its socket, so the thread ends soon and nothing waits
+for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.sinks.redis_link import RedisAddress, RedisLink
+from mdservice.sinks.redis_session import Identity, greet, raise_refusal, write_batch
+from mdservice.sinks.resp import BatchPacker, number_key, pack, price_key
+from mdservice.sinks.store import WriteBatch
+
+__all__ = ["RedisPriceStore"]
+
+# One thread works; a few more may hang for a while in a name resolution that was given up.
+_THREADS: Final = 4
+_KEYS_PER_READ: Final = 1_000
+
+_T = TypeVar("_T")
+
+
+class RedisPriceStore:
+    """A :class:`~mdservice.sinks.store.PriceStore` in Redis or Valkey.
+
+    A connection that is lost in the middle of a write may leave bytes on their way that the
+    server executes later. :meth:`connect` therefore ends the previous connection by
+    ``CLIENT KILL ID`` before :meth:`last_batch` is read. Where the server refuses ``CLIENT``
+    or ``INFO`` to this user, :attr:`can_fence` is False, and a batch that was under way when
+    a connection broke may then be executed twice, or after a newer one. The same holds where
+    one address leads to several servers in turn.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
+        price_ttl_s: After how many seconds a price expires.
+        event_log: A stream to which price events are appended too, or None.
+        event_log_maxlen: About how many entries the stream keeps.
+        instance: Names the writer. A new name for each start of the service, since batches
+            are counted from 1 again.
+        timeout_s: How long connecting, and each wait for the server, may take.
+
+    Raises:
+        ConfigurationError: The URL cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        instance: str,
+        price_ttl_s: int = 300,
+        event_log: str | None = None,
+        event_log_maxlen: int = 100_000,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self._address = RedisAddress(url, timeout_s=timeout_s)
+        self._timeout_s = timeout_s
+        self._packer = BatchPacker(
+            price_ttl_s=price_ttl_s,
+            event_log=event_log,
+            event_log_maxlen=event_log_maxlen,
+            instance=instance,
+        )
+        self._number_key = number_key(instance)
+        self._limiter = anyio.CapacityLimiter(_THREADS)
+        self._link: RedisLink | None = None
+        self._unfenced: Identity | None = None
+        self._number: int | None = None
+        self._command_errors = 0
+        self._last_command_error: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without user and password."""
+        return self._address.shown
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._link is not None
+
+    @property
+    def can_fence(self) -> bool:
+        """Whether the next :meth:`connect` can end the connection of now."""
+        return self._unfenced is not None
+
+    @property
+    def command_errors(self) -> int:
+        """How many commands failed inside an executed transaction.
+
+        For instance an ``XADD`` to a key that is no stream.
+        """
+        return self._command_errors
+
+    @property
+    def last_command_error(self) -> str | None:
+        """The server's words for the last of them."""
+        return self._last_command_error
+
+    async def connect(self) -> None:
+        """Open a connection, after ending the previous one where the server still holds it.
+
+        Raises:
+            StoreUnavailable: No connection within ``timeout_s``.
+            StoreRefused: The login, or a command that is needed, is refused.
+        """
+        self._drop()
+        link = RedisLink(self._address)
+        with anyio.move_on_after(self._timeout_s) as scope:
+            self._unfenced = await self._run(link, greet, link, self.address, self._unfenced)
+        if scope.cancelled_caught:
+            raise StoreUnavailable(
+                f"Redis at {self.address} did not answer within {self._timeout_s:g} s; "
+                "it is tried again"
+            )
+        self._link = link
+
+    async def last_batch(self) -> int:
+        """The number of this instance's last executed batch, or 0.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        (reply,) = await self._call(pack(b"GET", self._number_key))
+        try:
+            self._number = int(reply or 0)
+        except ValueError as exc:
+            key = self._number_key.decode()
+            raise StoreRefused(
+                f"The key {key} at {self.address} holds no batch number; delete it"
+            ) from exc
+        return self._number
+
+    async def write(self, batch: WriteBatch) -> None:
+        """Execute the batch as one transaction: every key, then every message, the number.
+
+        A command that fails inside the executed transaction does not undo the others: the
+        batch counts as executed, and :attr:`command_errors` tells.
+
+        Raises:
+            StoreUnavailable: The connection was lost; the batch may or may not be executed.
+            StoreRefused: Nothing was executed; the connection can be used again.
+        """
+        link = self._connected_link()
+        self._number = None
+        failed = await self._run(link, write_batch, link, self.address, self._packer, batch)
+        self._number = batch.number
+        if failed:
+            self._command_errors += len(failed)
+            self._last_command_error = failed[-1]
+
+    async def ping(self) -> None:
+        """Ask whether the server answers and would take writes.
+
+        It stores the last batch's number again: what a replica, a full or a misconfigured
+        server refuses, a plain ``PING`` would not show.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        if self._number is None:
+            # Not known: one that is there must stay.
+            await self._call(self._packer.number(0, b"NX"))
+        else:
+            await self._call(self._packer.number(self._number))
+
+    async def read_prices(self, symbols: Iterable[str]) -> dict[str, bytes]:
+        """The price objects of these symbols, those without one left out.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        names = list(symbols)
+        prices: dict[str, bytes] = {}
+        for start in range(0, len(names), _KEYS_PER_READ):
+            some = names[start : start + _KEYS_PER_READ]
+            (values,) = await self._call(pack(b"MGET", *map(price_key, some)))
+            prices.update(
+                (name, value) for name, value in zip(some, values, strict=True) if value is not None
+            )
+        return prices
+
+    async def aclose(self) -> None:
+        """Close the connection; never raises for a broken one."""
+        self._drop()
+
+    async def _call(self, *commands: bytes) -> list[Any]:
+        """The replies to some commands, none of which may be an error."""
+        link = self._connected_link()
+        replies = await self._run(link, link.call, *commands)
+        raise_refusal(self.address, replies)
+        return replies
+
+    async def _run(self, link: RedisLink, function: Callable[..., _T], *args: object) -> _T:
+        """Call a blocking function in a thread; whatever ends it badly closes the link."""
+        usable = False
+        try:
+            result = await anyio.to_thread.run_sync(
+                function, *args, abandon_on_cancel=True, limiter=self._limiter
+            )
+            usable = True
+        except StoreRefused:
+            # The server has answered everything: the connection is in step. One that is
+            # still being opened is not kept.
+            usable = link is self._link
+            raise
+        finally:
+            if not usable:
+                link.close()
+                if link is self._link:
+                    self._link = None
+        return result
+
+    def _connected_link(self) -> RedisLink:
+        if self._link is None:
+            raise StoreUnavailable(f"No connection to Redis at {self.address}: connect() first")
+        return self._link
+
+    def _drop(self) -> None:
+        link, self._link, self._number = self._link, None, None
+        if link is not None:
+            link.close()

@@ -1,0 +1,104 @@
+"""Redis commands as bytes, packed once a batch.
+
+A client library spends about 9 µs on packing one ``SET`` and one ``PUBLISH``; filling in
+templates takes well under 1 µs, and there are two commands for every quote.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from mdservice.sinks.store import WriteBatch
+
+__all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "number_key", "pack", "price_key"]
+
+NUMBER_TTL_S = 86_400
+"""How long the number of a writer's last batch is kept, in seconds."""
+
+
+def price_key(symbol: str) -> bytes:
+    """The key of a symbol's price: ``AAPL`` → ``b"price:AAPL"``."""
+    return b"price:" + symbol.encode()
+
+
+def number_key(instance: str) -> bytes:
+    """The key that holds the number of the instance's last batch."""
+    return b"mdservice:writer:" + instance.encode()
+
+
+def pack(*words: bytes) -> bytes:
+    """One command, as an array of its words."""
+    return b"*%d\r\n" % len(words) + b"".join(
+        b"$%d\r\n%b\r\n" % (len(word), word) for word in words
+    )
+
+
+def _words(*words: bytes) -> bytes:
+    """Some words of a command, to be embedded in a template: ``%`` is escaped."""
+    packed = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+    return packed.replace(b"%", b"%%")
+
+
+_WORD = b"$%d\r\n%b\r\n"
+_MULTI = pack(b"MULTI")
+_EXEC = pack(b"EXEC")
+
+
+@attrs.frozen
+class PackedBatch:
+    """A batch ready to be sent.
+
+    Attributes:
+        data: All of its commands, ``MULTI`` and ``EXEC`` included.
+        queued: How many commands stand between these two.
+    """
+
+    data: bytes
+    queued: int
+
+
+class BatchPacker:
+    """Turns batches into one transaction each.
+
+    Args:
+        price_ttl_s: After how many seconds a price expires.
+        event_log: The stream to which price events are appended, or None.
+        event_log_maxlen: About how many entries the stream keeps.
+        instance: Whose batch number is kept.
+    """
+
+    def __init__(
+        self, *, price_ttl_s: int, event_log: str | None, event_log_maxlen: int, instance: str
+    ) -> None:
+        ttl = b"%d" % price_ttl_s
+        self._set = b"*5\r\n" + _words(b"SET") + _WORD + _WORD + _words(b"EX", ttl)
+        self._publish = b"*3\r\n" + _words(b"PUBLISH") + _WORD + _WORD
+        self._xadd: bytes | None = None
+        if event_log is not None:
+            head = (b"XADD", event_log.encode(), b"MAXLEN", b"~", b"%d" % event_log_maxlen, b"*")
+            self._xadd = b"*10\r\n" + _words(*head, b"symbol") + _WORD + _words(b"data") + _WORD
+        self._number_key = number_key(instance)
+
+    def number(self, value: int, *condition: bytes) -> bytes:
+        """The command that stores a batch number; ``b"NX"`` as condition keeps another one."""
+        words = (b"SET", self._number_key, b"%d" % value, b"EX", b"%d" % NUMBER_TTL_S)
+        return pack(*words, *condition)
+
+    def batch(self, batch: WriteBatch) -> PackedBatch:
+        """Pack a batch: every key, then every message in order, then the number."""
+        set_, publish, xadd = self._set, self._publish, self._xadd
+        parts = [_MULTI]
+        add = parts.append
+        for symbol, payload in batch.prices.items():
+            key = b"price:" + symbol.encode()
+            add(set_ % (len(key), key, len(payload), payload))
+        for message in batch.messages:
+            channel, payload = message.channel.encode(), message.payload
+            add(publish % (len(channel), channel, len(payload), payload))
+            if xadd is not None and message.symbol is not None:
+                symbol_bytes = message.symbol.encode()
+                add(xadd % (len(symbol_bytes), symbol_bytes, len(payload), payload))
+        add(self.number(batch.number))
+        queued = len(parts) - 1
+        add(_EXEC)
+        return PackedBatch(b"".join(parts), queued)

@@ -1,0 +1,6 @@
+"""Fakes and fault injection, for this package's tests and for those of embedders."""
+
+from mdservice.testing.memory_store import MemoryPriceStore, Slow, StoreFault
+from mdservice.testing.virtual_clock import VirtualClock
+
+__all__ = ["MemoryPriceStore", "Slow", "StoreFault", "VirtualClock"]

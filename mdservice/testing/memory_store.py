@@ -1,0 +1,256 @@
+"""A price store in this process, with faults on demand.
+
+It keeps what a Redis server would keep, and passes the same contract suite as the real
+store. It starts no thread, so it works under trio's virtual clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+import attrs
+
+from mdservice.clock import Clock, SystemClock
+from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.sinks.store import WriteBatch
+
+__all__ = ["MemoryPriceStore", "Slow", "StoreFault"]
+
+_NUMBER_TTL_S: Final = 86_400
+
+
+class StoreFault(Enum):
+    """What goes wrong with one call of a :class:`MemoryPriceStore`."""
+
+    REFUSE_CONNECT = auto()
+    """``connect()`` fails: nobody listens."""
+    LOSE_REQUEST = auto()
+    """The connection breaks before the batch has arrived; nothing is executed."""
+    LOSE_REPLY = auto()
+    """The batch is executed, and the connection breaks before the reply has come."""
+    DELAY_REQUEST = auto()
+    """The connection breaks while the batch is on its way: the server may get it later, until
+    the next ``connect()`` has fenced it. :meth:`MemoryPriceStore.deliver` brings it in."""
+    REFUSE_WRITE = auto()
+    """The server answers with an error and executes nothing."""
+
+
+@attrs.frozen
+class Slow:
+    """The call takes so long, and then succeeds.
+
+    Attributes:
+        seconds: By the event loop's clock.
+    """
+
+    seconds: float
+
+
+class MemoryPriceStore:
+    """A :class:`~mdservice.sinks.store.PriceStore` and the server behind it, in one object.
+
+    What the server holds outlives connections; :meth:`restart` empties it.
+
+    Args:
+        clock: What keys expire by.
+        price_ttl_s: After how many seconds a price expires.
+        event_log: The name of the stream to which price events are appended, or None.
+        event_log_maxlen: How many entries the stream keeps.
+        instance: Names the writer.
+
+    Attributes:
+        script: Faults to come; each call takes the first one if it is of its kind
+            (``REFUSE_CONNECT`` is for ``connect``, the others are for ``write``).
+        down: While True, ``connect`` fails, and every other call loses its connection.
+        refusal: While set, every write is refused with this text, such as
+            ``READONLY You can't write against a read only replica.``
+        connects: How often ``connect()`` has succeeded.
+        executed: Every batch, in the order of execution; one that was executed twice is
+            here twice.
+        published: The payloads of each channel, in order.
+        entries: The stream: symbol and payload of each event.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock | None = None,
+        price_ttl_s: int = 300,
+        event_log: str | None = None,
+        event_log_maxlen: int = 100_000,
+        instance: str = "test",
+    ) -> None:
+        self._clock = clock if clock is not None else SystemClock()
+        self._price_ttl_s = price_ttl_s
+        self._event_log = event_log
+        self._number_key = f"mdservice:writer:{instance}"
+        self._keys: dict[str, tuple[bytes, float]] = {}
+        self._on_the_way: list[WriteBatch] = []
+        self._connected = False
+        self.script: deque[StoreFault | Slow] = deque()
+        self.down = False
+        self.refusal: str | None = None
+        self.connects = 0
+        self.executed: list[WriteBatch] = []
+        self.published: dict[str, list[bytes]] = {}
+        self.entries: deque[tuple[str, bytes]] = deque(maxlen=event_log_maxlen)
+
+    # ---- as the writer sees it
+
+    @property
+    def address(self) -> str:
+        """``memory://``."""
+        return "memory://"
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._connected
+
+    async def connect(self) -> None:
+        """Open a connection; what was on its way on the previous one is lost for good.
+
+        Raises:
+            StoreUnavailable: By script, or while :attr:`down`.
+        """
+        self._connected = False
+        await anyio.lowlevel.checkpoint()
+        refused = self._take(StoreFault.REFUSE_CONNECT)
+        if refused is not None or self.down:
+            raise StoreUnavailable("No connection to the store at memory://: it is down")
+        self._on_the_way.clear()
+        self._connected = True
+        self.connects += 1
+
+    async def last_batch(self) -> int:
+        """The number of the last executed batch, or 0.
+
+        Raises:
+            StoreUnavailable: Not connected.
+        """
+        await self._round_trip()
+        return int(self.get(self._number_key) or 0)
+
+    async def write(self, batch: WriteBatch) -> None:
+        """Execute the batch, unless the script has something else.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        # Unless it is answered, a cancelled call included, the connection is gone.
+        answered = False
+        try:
+            await self._round_trip()
+            fault = self._take(
+                StoreFault.LOSE_REQUEST,
+                StoreFault.LOSE_REPLY,
+                StoreFault.DELAY_REQUEST,
+                StoreFault.REFUSE_WRITE,
+            )
+            if isinstance(fault, Slow):
+                await anyio.sleep(fault.seconds)
+                self._require_connection()
+            if fault is StoreFault.REFUSE_WRITE or self.refusal is not None:
+                answered = True
+                raise StoreRefused(f"The store at memory:// refused: {self.refusal or 'ERR'}")
+            if fault is StoreFault.DELAY_REQUEST:
+                self._on_the_way.append(batch)
+            elif fault is not StoreFault.LOSE_REQUEST:
+                self._execute(batch)
+            if isinstance(fault, StoreFault):
+                raise StoreUnavailable("The connection to the store at memory:// was lost")
+            answered = True
+        finally:
+            self._connected = self._connected and answered
+
+    async def ping(self) -> None:
+        """Ask whether it would take writes.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        await self._round_trip()
+        if self.refusal is not None:
+            raise StoreRefused(f"The store at memory:// refused: {self.refusal}")
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        self._connected = False
+        await anyio.lowlevel.checkpoint()
+
+    # ---- as its server's clients see it
+
+    def get(self, key: str) -> bytes | None:
+        """The value of a key that has not expired."""
+        value, expires_at = self._keys.get(key, (None, 0.0))
+        return value if expires_at > self._clock.monotonic() else None
+
+    def price(self, symbol: str) -> bytes | None:
+        """The price object of a symbol that has not expired."""
+        return self.get(f"price:{symbol}")
+
+    def deliver(self) -> int:
+        """Let what is on its way arrive: it is executed, unless a connect came before.
+
+        Returns:
+            How many batches were executed.
+        """
+        late, self._on_the_way = self._on_the_way, []
+        for batch in late:
+            self._execute(batch)
+        return len(late)
+
+    def drop_connection(self) -> None:
+        """Break the connection from the server's side."""
+        self._connected = False
+
+    def restart(self) -> None:
+        """Break the connection and forget every key and stream entry.
+
+        A server that saves nothing does so. What was published and executed stays on record.
+        """
+        self._connected = False
+        self._on_the_way.clear()
+        self._keys.clear()
+        self.entries.clear()
+
+    # ---- inside
+
+    def _take(self, *kinds: StoreFault) -> StoreFault | Slow | None:
+        """The head of the script, if it is for this call."""
+        if not self.script:
+            return None
+        head = self.script[0]
+        if head in kinds or (isinstance(head, Slow) and StoreFault.REFUSE_CONNECT not in kinds):
+            return self.script.popleft()
+        return None
+
+    async def _round_trip(self) -> None:
+        self._require_connection()
+        answered = False
+        try:
+            await anyio.lowlevel.checkpoint()
+            answered = not self.down
+        finally:
+            self._connected = self._connected and answered
+        self._require_connection()
+
+    def _require_connection(self) -> None:
+        if not self._connected:
+            raise StoreUnavailable("No connection to the store at memory://: connect() first")
+
+    def _execute(self, batch: WriteBatch) -> None:
+        now = self._clock.monotonic()
+        for symbol, payload in batch.prices.items():
+            self._keys[f"price:{symbol}"] = (payload, now + self._price_ttl_s)
+        for message in batch.messages:
+            self.published.setdefault(message.channel, []).append(message.payload)
+            if self._event_log is not None and message.symbol is not None:
+                self.entries.append((message.symbol, message.payload))
+        number = b"%d" % batch.number
+        self._keys[self._number_key] = (number, now + _NUMBER_TTL_S)
+        self.executed.append(batch)

@@ -1,0 +1,121 @@
+"""Fixtures for the whole suite: a real Valkey server, and small things about processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from mdservice.sinks.embedded import find_server
+
+_START_LIMIT_S = 10.0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "slow" in config.getoption("-m"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+class RealServer:
+    """A Valkey server on a UNIX socket in a short folder of its own."""
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        # Short: a UNIX socket's path has about a hundred bytes, pytest's folders need more.
+        self._folder = Path(tempfile.mkdtemp(prefix="vk-"))
+        self.path = self._folder / "s"
+        self.url = f"unix://{self.path}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Run it; answers when this returns."""
+        command = [str(find_server()), "--port", "0", "--unixsocket", str(self.path)]
+        command += ["--save", "", "--dir", str(self._folder), "--loglevel", "warning"]
+        self._process = subprocess.Popen(
+            [*command, *self._options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + _START_LIMIT_S
+        while not self._answers():
+            assert self._process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def kill(self) -> None:
+        """End it at once; it has saved nothing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop_answering(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def answer_again(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A plain client, to look and to meddle."""
+        return redis.Redis(unix_socket_path=str(self.path), **options)
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder)
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[RealServer]:
+    """One server for the whole run; use ``valkey``, which empties it."""
+    server = RealServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def valkey(shared_valkey: RealServer) -> RealServer:
+    """A real server, empty and with its default configuration, on a UNIX socket.
+
+    Attributes ``url``, ``path``, ``pid``; ``client()`` is a plain redis-py client.
+    """
+    with shared_valkey.client() as client:
+        client.replicaof("NO", "ONE")
+        client.config_set("maxmemory", "0")
+        client.flushall()
+    return shared_valkey
+
+
+@pytest.fixture
+def fresh_valkey() -> Iterator[RealServer]:
+    """A server of this test's own, for tests that kill, restart or lock it."""
+    server = RealServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()

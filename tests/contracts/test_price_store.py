@@ -1,0 +1,442 @@
+"""What every price store does, on both event loops; the Redis one against a real Valkey."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import anyio
+import pytest
+
+from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.sinks.redis_store import RedisPriceStore
+from mdservice.sinks.store import Message, PriceStore, WriteBatch
+from mdservice.testing import MemoryPriceStore, Slow
+
+LIMIT_S = 20.0
+READ_ONLY = "READONLY You can't write against a read only replica."
+
+
+class Backend(Protocol):
+    """A store and what is behind it."""
+
+    def make(self, *, instance: str = ..., event_log: str | None = ...) -> PriceStore: ...
+    def get(self, key: str) -> bytes | None: ...
+    def ttl_s(self, key: str) -> float: ...
+    def published(self) -> list[tuple[str, bytes]]: ...
+    def entries(self) -> list[tuple[str, bytes]]: ...
+    def drop_connection(self) -> None: ...
+    def stop(self) -> None: ...
+    def start(self) -> None: ...
+    def refuse_writes(self) -> None: ...
+    def accept_writes(self) -> None: ...
+    @contextmanager
+    def stalled(self) -> Iterator[None]: ...
+
+
+class SettableClock:
+    def monotonic(self) -> float:
+        return 1_000.0
+
+    def utc_ns(self) -> int:
+        return 0
+
+
+class MemoryBackend:
+    def __init__(self) -> None:
+        self.store = MemoryPriceStore()
+
+    def make(self, *, instance: str = "one", event_log: str | None = None) -> PriceStore:
+        self.store = MemoryPriceStore(
+            clock=SettableClock(), price_ttl_s=77, event_log=event_log, instance=instance
+        )
+        return self.store
+
+    def get(self, key: str) -> bytes | None:
+        return self.store.get(key)
+
+    def ttl_s(self, key: str) -> float:
+        return self.store._keys[key][1] - 1_000.0
+
+    def published(self) -> list[tuple[str, bytes]]:
+        return [
+            (message.channel, message.payload)
+            for batch in self.store.executed
+            for message in batch.messages
+        ]
+
+    def entries(self) -> list[tuple[str, bytes]]:
+        return list(self.store.entries)
+
+    def drop_connection(self) -> None:
+        self.store.drop_connection()
+
+    def stop(self) -> None:
+        self.store.restart()
+        self.store.down = True
+
+    def start(self) -> None:
+        self.store.down = False
+
+    def refuse_writes(self) -> None:
+        self.store.refusal = READ_ONLY
+
+    def accept_writes(self) -> None:
+        self.store.refusal = None
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        self.store.script.append(Slow(3_600.0))
+        yield
+
+
+class RedisBackend:
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        self.client = server.client()
+        self.listen()
+
+    def listen(self) -> None:
+        self.pubsub = self.client.pubsub(ignore_subscribe_messages=True)
+        self.pubsub.subscribe("price.updated", "feed.status", "end")
+        self.pubsub.get_message(timeout=1.0)
+
+    def close(self) -> None:
+        self.pubsub.close()
+        self.client.close()
+
+    def make(self, *, instance: str = "one", event_log: str | None = None) -> PriceStore:
+        return RedisPriceStore(
+            self.server.url, price_ttl_s=77, event_log=event_log, instance=instance
+        )
+
+    def get(self, key: str) -> bytes | None:
+        value: bytes | None = self.client.get(key)
+        return value
+
+    def ttl_s(self, key: str) -> float:
+        return float(self.client.ttl(key))
+
+    def published(self) -> list[tuple[str, bytes]]:
+        self.client.publish("end", "")
+        found: list[tuple[str, bytes]] = []
+        while True:
+            message = self.pubsub.get_message(timeout=5.0)
+            if message is None:
+                continue
+            if message["channel"] == b"end":
+                return found
+            found.append((message["channel"].decode(), message["data"]))
+
+    def entries(self) -> list[tuple[str, bytes]]:
+        return [
+            (fields[b"symbol"].decode(), fields[b"data"]) for _, fields in self.client.xrange("log")
+        ]
+
+    def drop_connection(self) -> None:
+        for client in self.client.client_list():
+            if client["name"] == "mdservice-writer":
+                self.client.client_kill_filter(_id=client["id"])
+
+    def stop(self) -> None:
+        self.pubsub.close()
+        self.server.kill()
+
+    def start(self) -> None:
+        self.server.start()
+        self.listen()
+
+    def refuse_writes(self) -> None:
+        # Its primary is a port where nobody listens.
+        self.client.replicaof("127.0.0.1", 1)
+
+    def accept_writes(self) -> None:
+        self.client.replicaof("NO", "ONE")
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        self.server.stop_answering()
+        try:
+            yield
+        finally:
+            self.server.answer_again()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def behind(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    if request.param == "memory":
+        yield MemoryBackend()
+        return
+    backend = RedisBackend(request.getfixturevalue("fresh_valkey"))
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def on_both_loops(test: Callable[[Backend], Awaitable[None]]) -> Callable[..., None]:
+    """Run an async test on trio and on asyncio, within a time limit."""
+
+    @pytest.mark.parametrize("loop", ["trio", "asyncio"])
+    def run(behind: Backend, loop: str) -> None:
+        async def main() -> None:
+            with anyio.fail_after(LIMIT_S):
+                await test(behind)
+
+        anyio.run(main, backend=loop)
+
+    run.__name__ = test.__name__
+    run.__doc__ = test.__doc__
+    return run
+
+
+def price(symbol: str, seq: int = 1) -> bytes:
+    return b'{"symbol": "%b", "seq": %d}' % (symbol.encode(), seq)
+
+
+def event(symbol: str, seq: int = 1) -> Message:
+    return Message("price.updated", price(symbol, seq), symbol)
+
+
+def batch(number: int, *symbols: str) -> WriteBatch:
+    return WriteBatch(
+        number, {symbol: price(symbol, number) for symbol in symbols},
+        [event(symbol, number) for symbol in symbols],
+    )  # fmt: skip
+
+
+@on_both_loops
+async def test_a_new_writer_has_executed_nothing(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    assert await store.last_batch() == 0
+    await store.aclose()
+
+
+@on_both_loops
+async def test_a_batch_sets_every_key_publishes_every_message_in_order(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    status = Message("feed.status", b'{"state": "gap"}')
+    messages = [event("A", 1), status, event("B", 1), event("A", 2)]
+    await store.write(WriteBatch(1, {"A": price("A", 2), "B": price("B", 1)}, messages))
+    assert behind.get("price:A") == price("A", 2)
+    assert behind.get("price:B") == price("B", 1)
+    assert behind.published() == [(m.channel, m.payload) for m in messages]
+    assert await store.last_batch() == 1
+    await store.aclose()
+
+
+@on_both_loops
+async def test_keys_expire(behind: Backend) -> None:
+    store = behind.make(instance="one")
+    await store.connect()
+    await store.write(batch(1, "A"))
+    assert 70 < behind.ttl_s("price:A") <= 77
+    assert 86_000 < behind.ttl_s("mdservice:writer:one") <= 86_400
+    await store.aclose()
+
+
+@on_both_loops
+async def test_payload_and_symbol_are_kept_byte_for_byte(behind: Backend) -> None:
+    store = behind.make(event_log="log")
+    await store.connect()
+    odd = b'100% %d %b\r\n$5\r\n*3\r\n \x00 \xff "\xc3\xa4"'
+    symbol = "BRK.B/X-1"
+    await store.write(WriteBatch(1, {symbol: odd}, [Message("price.updated", odd, symbol)]))
+    assert behind.get(f"price:{symbol}") == odd
+    assert behind.published() == [("price.updated", odd)]
+    assert behind.entries() == [(symbol, odd)]
+    await store.aclose()
+
+
+@on_both_loops
+async def test_a_batch_may_have_messages_alone_or_nothing_at_all(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(WriteBatch(1, {}, [Message("feed.status", b"{}")]))
+    await store.write(WriteBatch(2, {}, []))
+    assert behind.published() == [("feed.status", b"{}")]
+    assert await store.last_batch() == 2
+    await store.aclose()
+
+
+@on_both_loops
+async def test_a_large_batch_is_executed_whole(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    messages = [event(f"S{i % 700}", i) for i in range(5_000)]
+    await store.write(WriteBatch(1, {f"S{i}": price(f"S{i}") for i in range(700)}, messages))
+    assert [payload for _, payload in behind.published()] == [m.payload for m in messages]
+    assert behind.get("price:S699") == price("S699")
+    await store.aclose()
+
+
+@on_both_loops
+async def test_the_event_log_takes_price_events_alone(behind: Backend) -> None:
+    store = behind.make(event_log="log")
+    await store.connect()
+    status = Message("feed.status", b"{}")
+    await store.write(WriteBatch(1, {"A": price("A")}, [event("A", 1), status, event("A", 2)]))
+    assert behind.entries() == [("A", price("A", 1)), ("A", price("A", 2))]
+    await store.aclose()
+
+
+@on_both_loops
+async def test_without_an_event_log_there_is_none(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(batch(1, "A"))
+    assert behind.entries() == []
+    await store.aclose()
+
+
+@on_both_loops
+async def test_before_connect_nothing_works(behind: Backend) -> None:
+    store = behind.make()
+    with pytest.raises(StoreUnavailable, match="connect"):
+        await store.write(batch(1, "A"))
+    with pytest.raises(StoreUnavailable):
+        await store.last_batch()
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    assert behind.published() == []
+
+
+@on_both_loops
+async def test_a_lost_connection_is_told_and_connect_heals_it(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(batch(1, "A"))
+    behind.drop_connection()
+    with pytest.raises(StoreUnavailable):
+        await store.write(batch(2, "A"))
+    await store.connect()
+    assert await store.last_batch() == 1
+    await store.write(batch(2, "A"))
+    assert [payload for _, payload in behind.published()] == [price("A", 1), price("A", 2)]
+    await store.aclose()
+
+
+@on_both_loops
+async def test_a_refused_batch_leaves_nothing_and_may_be_tried_again(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(batch(1, "A"))
+    behind.refuse_writes()
+    with pytest.raises(StoreRefused, match="READONLY"):
+        await store.write(batch(2, "A", "B"))
+    assert await store.last_batch() == 1
+    behind.accept_writes()
+    await store.write(batch(2, "A", "C"))
+    assert behind.get("price:B") is None
+    assert behind.get("price:A") == price("A", 2)
+    assert len(behind.published()) == 3
+    await store.aclose()
+
+
+@on_both_loops
+async def test_ping_tells_whether_writes_are_taken(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.ping()
+    behind.refuse_writes()
+    with pytest.raises(StoreRefused, match="READONLY"):
+        await store.ping()
+    behind.accept_writes()
+    await store.ping()
+    behind.drop_connection()
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+
+
+@on_both_loops
+async def test_ping_changes_no_batch_number(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.ping()
+    assert await store.last_batch() == 0
+    await store.write(batch(1, "A"))
+    await store.ping()
+    assert await store.last_batch() == 1
+    await store.connect()
+    await store.ping()
+    assert await store.last_batch() == 1
+    await store.aclose()
+
+
+@on_both_loops
+async def test_connecting_to_nothing_fails_and_works_once_it_is_there(behind: Backend) -> None:
+    store = behind.make()
+    behind.stop()
+    with pytest.raises(StoreUnavailable):
+        await store.connect()
+    with pytest.raises(StoreUnavailable):
+        await store.write(batch(1, "A"))
+    behind.start()
+    await store.connect()
+    await store.write(batch(1, "A"))
+    assert behind.published() == [("price.updated", price("A", 1))]
+    await store.aclose()
+
+
+@on_both_loops
+async def test_a_server_that_restarts_has_forgotten(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(batch(1, "A"))
+    behind.stop()
+    with pytest.raises(StoreUnavailable):
+        await store.write(batch(2, "A"))
+    behind.start()
+    await store.connect()
+    assert await store.last_batch() == 0
+    assert behind.get("price:A") is None
+    await store.write(batch(2, "A"))
+    assert await store.last_batch() == 2
+    await store.aclose()
+
+
+@on_both_loops
+async def test_a_cancelled_write_is_uncertain_and_settled_by_connect(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(batch(1, "A"))
+    with behind.stalled():
+        with anyio.move_on_after(0.2) as scope:
+            await store.write(batch(2, "A"))
+        assert scope.cancelled_caught
+        with pytest.raises(StoreUnavailable):
+            await store.write(batch(3, "A"))
+    await store.connect()
+    if await store.last_batch() == 1:
+        await store.write(batch(2, "A"))
+    assert [payload for _, payload in behind.published()] == [price("A", 1), price("A", 2)]
+    await store.aclose()
+
+
+@on_both_loops
+async def test_closing_twice_or_a_broken_connection_is_fine(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    behind.drop_connection()
+    await store.aclose()
+    await store.aclose()
+    with pytest.raises(StoreUnavailable):
+        await store.write(batch(1, "A"))
+    await store.connect()
+    await store.write(batch(1, "A"))
+    await store.aclose()
+
+
+@on_both_loops
+async def test_connecting_again_keeps_what_was_written(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(batch(1, "A"))
+    await store.connect()
+    assert await store.last_batch() == 1
+    await store.write(batch(2, "A"))
+    assert len(behind.published()) == 2
+    await store.aclose()

@@ -1,0 +1,113 @@
+"""``rediss://``: the same store through TLS."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from mdservice.errors import StoreUnavailable
+from mdservice.sinks.redis_store import RedisPriceStore
+from mdservice.sinks.store import Message, WriteBatch
+
+LIMIT_S = 20.0
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed one for localhost, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", str(key)]
+    command += ["-out", str(cert)]
+    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=LIMIT_S)
+    return cert, key
+
+
+class TlsFront:
+    """Ends TLS in front of a server, one question and answer after the other."""
+
+    def __init__(self, target: Path, certificate: tuple[Path, Path]) -> None:
+        self._target = str(target)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*certificate)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listener.accept()
+            except OSError:
+                return
+            # A client that does not trust the certificate hangs up: on to the next.
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as server:
+                server.connect(self._target)
+                plain.settimeout(LIMIT_S)
+                with self._context.wrap_socket(plain, server_side=True) as client:
+                    self._pass_on(client, server)
+
+    def _pass_on(self, client: ssl.SSLSocket, server: socket.socket) -> None:
+        client.settimeout(0.02)
+        server.settimeout(0.02)
+        while True:
+            for source, target in ((client, server), (server, client)):
+                with suppress(TimeoutError):
+                    data = source.recv(1 << 20)
+                    if not data:
+                        return
+                    target.settimeout(LIMIT_S)
+                    target.sendall(data)
+                    target.settimeout(0.02)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(LIMIT_S)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def front(valkey: Any, certificate: tuple[Path, Path]) -> Iterator[TlsFront]:
+    front = TlsFront(valkey.path, certificate)
+    try:
+        yield front
+    finally:
+        front.close()
+
+
+async def test_a_batch_through_tls(
+    valkey: Any, front: TlsFront, certificate: tuple[Path, Path]
+) -> None:
+    url = f"rediss://localhost:{front.port}?ssl_ca_certs={certificate[0]}"
+    store = RedisPriceStore(url, instance="one")
+    messages = [Message("price.updated", b"x" * 200, "A")] * 2_000
+    with trio.fail_after(LIMIT_S):
+        await store.connect()
+        await store.write(WriteBatch(1, {"A": b"x"}, messages))
+        assert await store.last_batch() == 1
+        await store.aclose()
+    with valkey.client() as client:
+        assert client.get("price:A") == b"x"
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(front: TlsFront) -> None:
+    store = RedisPriceStore(f"rediss://localhost:{front.port}", instance="one")
+    with trio.fail_after(LIMIT_S):
+        with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
+            await store.connect()
