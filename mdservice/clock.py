@@ -28,7 +28,9 @@ class SystemClock:
     """The machine's clocks."""
 
     def monotonic(self) -> float:
+        """Seconds of the system's monotonic clock."""
         return time.monotonic()
 
     def utc_ns(self) -> int:
+        """Nanoseconds of the system's real-time clock."""
         return time.time_ns()

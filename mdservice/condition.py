@@ -53,7 +53,7 @@ def _because(reason: str | None) -> str:
 
 
 def status(
-    settings: Settings, topology: Topology, clock: Clock, started_s: float, draining: bool
+    settings: Settings, topology: Topology, clock: Clock, started_s: float, *, draining: bool
 ) -> Status:
     """The whole service at this moment."""
     ready = readiness(topology, draining=draining)

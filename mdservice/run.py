@@ -10,7 +10,6 @@ from functools import partial
 import anyio
 from anyio.abc import TaskStatus
 
-from mdservice import __version__
 from mdservice.api.server import ApiAddresses, serve_api
 from mdservice.api.socket import unix_listener
 from mdservice.live_line import LiveLine
@@ -79,13 +78,10 @@ def _introduce(
 ) -> None:
     status = service.status()
     if settings.simulated:
-        announce(
-            "This is the simulator: its prices are invented. For a real account set "
-            "ALPACA_API_KEY and ALPACA_SECRET_KEY (and MDSERVICE_FEED, iex where not set)."
-        )
-    embedded = " (embedded, ends with this service)" if settings.redis_url is None else ""
+        announce("This is the simulator. For a real account set ALPACA_API_KEY, ALPACA_SECRET_KEY.")
+    embedded = " (embedded)" if settings.redis_url is None else ""
     symbols = ", ".join(list(service.subscriptions())[:8]) or "none yet"
-    announce(f"mdservice {__version__}: feed {status.feed.name}, symbols {symbols}")
-    announce(f"Redis {status.redis.url}{embedded}: keys price:SYMBOL, channel price.updated")
+    announce(f"feed   {status.feed.name}: {symbols}")
+    announce(f"redis  {status.redis.url}{embedded}")
     tcp = f" and http://{addresses.http}" if addresses.http else ""
-    announce(f"API {addresses.socket}{tcp}: `mdservice status`, `mdservice subscribe SYMBOL`")
+    announce(f"api    {addresses.socket}{tcp}; ask with `mdservice status`")

@@ -123,7 +123,13 @@ class Service:
 
     def status(self) -> Status:
         """Everything about the service at this moment."""
-        return status(self.settings, self._topology, self._clock, self._started_s, self._draining)
+        return status(
+            self.settings,
+            self._topology,
+            self._clock,
+            self._started_s,
+            draining=self._draining,
+        )
 
     def readiness(self) -> Readiness:
         """Whether prices are live now, and what is in the way where they are not."""
@@ -145,7 +151,9 @@ class Service:
         lost = topology.publisher.unacknowledged
         if lost:
             _log.error("events_lost_at_the_end", count=lost, reason="the store did not take them")
-        _log.info("service_stopped", events_published=topology.publisher.snapshot().events_published)
+        _log.info(
+            "service_stopped", events_published=topology.publisher.snapshot().events_published
+        )
 
 
 @asynccontextmanager
@@ -190,7 +198,7 @@ async def open_service(
                 symbols=settings.symbols or _symbols_to_show(settings),
                 backlog=settings.backlog,
                 clock=clock,
-                rng=rng or random.Random(),
+                rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
             )
             await stack.enter_async_context(background(topology.supervisor.run))
             service = Service(settings, topology, clock)
@@ -213,21 +221,22 @@ def _symbols_to_show(settings: Settings) -> Sequence[str]:
 async def _open_store(settings: Settings, stack: AsyncExitStack) -> PriceStore:
     from mdservice.sinks.redis_store import RedisPriceStore
 
-    address = settings.redis_url
-    if address is None:
-        from mdservice.sinks.embedded import keep_embedded_server
-
-        prepare_socket_folder(settings.socket)
-        name = f"{settings.socket.stem}.{secrets.token_hex(3)}.valkey.sock"
-        keep = partial(keep_embedded_server, settings.socket.with_name(name))
-        address = await stack.enter_async_context(background(keep))
     return RedisPriceStore(
-        address,
+        settings.redis_url or await _start_embedded_server(settings, stack),
         price_ttl_s=settings.price_ttl,
         event_log=settings.event_log,
         instance=secrets.token_hex(8),
         timeout_s=_STORE_TIMEOUT_S,
     )
+
+
+async def _start_embedded_server(settings: Settings, stack: AsyncExitStack) -> str:
+    from mdservice.sinks.embedded import keep_embedded_server
+
+    prepare_socket_folder(settings.socket)
+    name = f"{settings.socket.stem}.{secrets.token_hex(3)}.valkey.sock"
+    keep = partial(keep_embedded_server, settings.socket.with_name(name))
+    return await stack.enter_async_context(background(keep))
 
 
 async def _open_feed(settings: Settings, stack: AsyncExitStack, clock: Clock) -> Sequence[Driver]:

@@ -18,7 +18,9 @@ T_co = TypeVar("T_co", covariant=True)
 class Runnable(Protocol[T_co]):
     """Runs until cancelled, and tells when it is ready."""
 
-    def __call__(self, *, task_status: TaskStatus[T_co]) -> Awaitable[None]: ...
+    def __call__(self, *, task_status: TaskStatus[T_co]) -> Awaitable[None]:
+        """Run."""
+        ...
 
 
 @asynccontextmanager

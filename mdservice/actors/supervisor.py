@@ -16,7 +16,7 @@ from mdservice.clock import Clock
 from mdservice.errors import ActorFailed, ConfigurationError, FeedRefused
 from mdservice.logs import get_logger
 
-__all__ = ["ActorState", "RestartPolicy", "Supervisor", "Supervision"]
+__all__ = ["ActorState", "RestartPolicy", "Supervision", "Supervisor"]
 
 _log = get_logger(__name__)
 
@@ -146,7 +146,8 @@ class Supervisor:
 
     def _note_end(self) -> None:
         """An actor without an inbox (the watchdog) only ends by cancellation."""
-        if all(ward.state == "stopped" or not ward.actor.depth.size for ward in self._wards.values()):
+        draining = (ward for ward in self._wards.values() if ward.actor.depth.size)
+        if all(ward.state == "stopped" for ward in draining):
             self._ended.set()
 
     def _why_it_ended(self, ward: _Ward) -> Exception | None:

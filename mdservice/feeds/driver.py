@@ -59,8 +59,9 @@ class Driver(Protocol):
         ...
 
     def connect(self) -> AbstractAsyncContextManager[Link]:
-        """Connect and log in within :data:`OPEN_TIMEOUT_S`; closed at the block's end,
-        within :data:`CLOSE_TIMEOUT_S`, also when cancelled.
+        """Connect and log in within :data:`OPEN_TIMEOUT_S`, for as long as the block lasts.
+
+        Closed at its end within :data:`CLOSE_TIMEOUT_S`, also when cancelled.
 
         Raises:
             FeedUnavailable: It cannot be reached, or does not answer in time.

@@ -22,7 +22,7 @@ from mdservice.feeds.subscriptions import chunks
 from mdservice.logs import get_logger
 from mdservice.model.quote import Quote
 
-__all__ = ["ACK_TIMEOUT_S", "CHUNK_SIZE", "Refused", "Session", "SessionEvents"]
+__all__ = ["ACK_TIMEOUT_S", "CHUNK_SIZE", "NOT_ACKNOWLEDGED", "Refused", "Session", "SessionEvents"]
 
 _log = get_logger(__name__)
 
@@ -30,6 +30,9 @@ CHUNK_SIZE = 200
 """Symbols in one request; a message of this many stays below every known limit."""
 ACK_TIMEOUT_S = 5.0
 """How long an answer to a request may take before the connection counts as broken."""
+
+NOT_ACKNOWLEDGED = 0
+"""In place of Alpaca's code, where it sent none and left symbols out."""
 
 _INVALID_SYNTAX = 400
 _SYMBOL_LIMIT = 405
@@ -96,10 +99,10 @@ class Session:
                     frames = await self._link.receive()
                     decoded = self._codec.decode(frames, self._utc_ns())
                     self._events.decoded(decoded)
+                    if decoded.quotes:  # first, since an error among the controls ends it
+                        await self._hand_on(decoded.quotes)
                     for control in decoded.controls:
                         self._take_control(control)
-                    if decoded.quotes:
-                        await self._hand_on(decoded.quotes)
         finally:
             self._end(FeedUnavailable("the connection ended before the feed had answered"))
         raise self._ended or FeedUnavailable("the connection ended")
@@ -155,11 +158,23 @@ class Session:
         """
         async with self._one_request:
             before = self.acknowledged
-            for chunk in chunks([s for s in symbols if s not in before], CHUNK_SIZE):
+            refused = await self._subscribe_all(symbols)
+            if refused is not None:
+                await self._remove(self.acknowledged - before)
+            return refused
+
+    async def _subscribe_all(self, symbols: Sequence[str]) -> Refused | None:
+        """Ask for the symbols, and once more for those that were silently left out."""
+        for _ in range(2):
+            for chunk in chunks([s for s in symbols if s not in self.acknowledged], CHUNK_SIZE):
                 answer = await self._ask("subscribe", chunk)
                 if isinstance(answer, Refused):
-                    await self._remove(self.acknowledged - before)
                     return answer
+        missing = [s for s in symbols if s not in self.acknowledged]
+        if missing:
+            return Refused(
+                NOT_ACKNOWLEDGED, f"the feed did not acknowledge {', '.join(missing[:10])}"
+            )
         return None
 
     async def unsubscribe(self, symbols: Iterable[str]) -> None:

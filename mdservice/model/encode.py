@@ -52,6 +52,4 @@ def encode_quote(quote: Quote) -> bytes:
 
 def encode_status(status: FeedStatus) -> bytes:
     """The ``feed.status`` message: ``{"state":"connected","at":"2026-…Z",…details}``."""
-    return _encoder.encode(
-        {"state": status.state, "at": format_ns(status.at_ns), **status.details}
-    )
+    return _encoder.encode({"state": status.state, "at": format_ns(status.at_ns), **status.details})

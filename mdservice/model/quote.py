@@ -82,12 +82,10 @@ def mid_number(bid: float, ask: float) -> float | Decimal | None:
     decimal. All others take the decimal way.
     """
     if bid and ask:
-        scaled_bid = round(bid * _SCALE)
-        scaled_ask = round(ask * _SCALE)
-        if (
-            scaled_bid / _SCALE == bid < _EXACT_BELOW
-            and scaled_ask / _SCALE == ask < _EXACT_BELOW
-        ):
-            return (scaled_bid + scaled_ask) / _DOUBLE_SCALE
+        if -_EXACT_BELOW < bid < _EXACT_BELOW and -_EXACT_BELOW < ask < _EXACT_BELOW:
+            scaled_bid = round(bid * _SCALE)
+            scaled_ask = round(ask * _SCALE)
+            if scaled_bid / _SCALE == bid and scaled_ask / _SCALE == ask:
+                return (scaled_bid + scaled_ask) / _DOUBLE_SCALE
         return exact_mid(bid, ask)
     return bid or ask or None

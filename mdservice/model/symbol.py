@@ -23,7 +23,8 @@ def parse_symbol(text: str) -> str:
         InvalidSymbol: Naming the text, cut short where it is long.
     """
     symbol = text.strip().upper()
-    if symbol == EVERY_SYMBOL or _SYMBOL.fullmatch(symbol):
+    # Before raising the case, since that makes ASCII of some letters that are not: ß, ſ, ﬁ
+    if text.isascii() and (symbol == EVERY_SYMBOL or _SYMBOL.fullmatch(symbol)):
         return symbol
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
     raise InvalidSymbol(

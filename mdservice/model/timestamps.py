@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-__all__ = ["format_ns", "parse_rfc3339"]
+__all__ = ["EARLIEST_NS", "LATEST_NS", "format_ns", "parse_rfc3339"]
 
 _SECOND_NS = 1_000_000_000
+EARLIEST_NS = -62_135_596_800 * _SECOND_NS
+"""0001-01-01T00:00:00Z; RFC 3339 has four digits for the year, Python none before 1."""
+LATEST_NS = 253_402_300_800 * _SECOND_NS - 1
+"""9999-12-31T23:59:59.999999999Z."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
@@ -22,12 +26,14 @@ _PREFIX_LENGTH = len("2026-11-20T15:51:44")
 def format_ns(ns: int) -> str:
     """UTC nanoseconds as ``2026-11-20T15:51:44.208912345Z``, always nine decimals.
 
-    Texts of this form sort as their times do.
+    Texts of this form sort as their times do. The time has to lie between
+    :data:`EARLIEST_NS` and :data:`LATEST_NS`.
     """
     second, fraction = divmod(ns, _SECOND_NS)
     prefix = _prefix_of_second.get(second)
     if prefix is None:
-        prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        # isoformat, since strftime does not fill up the years before 1000 with zeros
+        prefix = datetime.fromtimestamp(second, UTC).isoformat()[:_PREFIX_LENGTH] + "."
         if len(_prefix_of_second) >= _CACHED_SECONDS:
             _prefix_of_second.clear()
         _prefix_of_second[second] = prefix
@@ -40,7 +46,8 @@ def parse_rfc3339(text: str) -> int:
     Alpaca cuts trailing zeros, so the fraction may have any length or be missing.
 
     Raises:
-        ValueError: The text is not a date and time with an offset.
+        ValueError: The text is not a date and time with an offset, or one that UTC puts
+            outside the years 1 to 9999.
     """
     prefix = text[:_PREFIX_LENGTH]
     second = _second_of_prefix.get(prefix)
@@ -63,4 +70,7 @@ def _parse_slowly(text: str, prefix: str) -> int:
         if len(_second_of_prefix) >= _CACHED_SECONDS:
             _second_of_prefix.clear()
         _second_of_prefix[prefix] = second
-    return second * _SECOND_NS + int((fraction or "").ljust(9, "0"))
+    ns = second * _SECOND_NS + int((fraction or "").ljust(9, "0"))
+    if not EARLIEST_NS <= ns <= LATEST_NS:  # by its offset
+        raise ValueError(f"not a time of the years 1 to 9999 in UTC: {text[:40]!r}")
+    return ns

@@ -42,6 +42,11 @@ class ClockCheck:
         A few refused quotes prove nothing: at least a hundred must have come, most of them
         refused.
         """
-        if self._quotes < _WINDOW or self._future * 2 <= self._quotes:
+        if self._quotes < _WINDOW:
+            return None
+        # The oldest read reaches out of the window; its part within counts, as if even.
+        quotes, ahead_ns = self._reads[0]
+        future = self._future - len(ahead_ns) * (self._quotes - _WINDOW) / quotes
+        if future * 2 <= _WINDOW:
             return None
         return median(ns for _, ahead in self._reads for ns in ahead) / 1e9

@@ -22,13 +22,15 @@ from mdservice.feeds.alpaca.messages import (
 )
 from mdservice.feeds.driver import Encoding, Frame
 from mdservice.model.quote import Quote
-from mdservice.model.timestamps import parse_rfc3339
+from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, parse_rfc3339
 
 __all__ = ["Codec", "Control", "Decoded"]
 
 Control = Success | ErrorMessage | Subscription
 
 _KNOWN_TAGS = frozenset("qtbduslcxi") | {"success", "error", "subscription"}
+# TypeError: a text frame on a msgpack connection
+_BROKEN = (msgspec.DecodeError, UnicodeError, RecursionError, TypeError)
 _SECOND_NS = 1_000_000_000
 _TIMESTAMP_64 = struct.Struct(">HQ")
 _TIMESTAMP_64_HEAD = 0xD7FF
@@ -86,7 +88,7 @@ class Codec:
         for frame in frames:
             try:
                 messages = self._decode_frame(frame)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except _BROKEN:
                 messages = self._decode_piecewise(frame, decoded)
             self._sort(messages, received_ns, decoded)
         return decoded
@@ -121,14 +123,14 @@ class Codec:
         """The good messages of a frame that does not decode as a whole."""
         try:
             parts = self._decode_parts(frame)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _BROKEN:
             decoded.errors += 1
             return []
         messages: list[Message] = []
         for part in parts:
             try:
                 messages.append(self._decode_one(part))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except _BROKEN:
                 if self._is_of_unknown_type(part):
                     decoded.others += 1
                 else:
@@ -138,7 +140,7 @@ class Codec:
     def _is_of_unknown_type(self, part: msgspec.Raw) -> bool:
         try:
             value = self._decode_any(part)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except _BROKEN:
             return False
         tag = value.get("T") if isinstance(value, dict) else None
         return isinstance(tag, str) and tag not in _KNOWN_TAGS
@@ -169,6 +171,8 @@ def _other_msgpack_time_ns(data: bytes) -> int:
         return int.from_bytes(data[2:], "big") * _SECOND_NS
     if data.startswith(b"\xc7\x0c\xff"):
         nanoseconds = int.from_bytes(data[3:7], "big")
-        if nanoseconds < _SECOND_NS:
-            return int.from_bytes(data[7:], "big", signed=True) * _SECOND_NS + nanoseconds
+        ns = int.from_bytes(data[7:], "big", signed=True) * _SECOND_NS + nanoseconds
+        if nanoseconds >= _SECOND_NS or not EARLIEST_NS <= ns <= LATEST_NS:
+            raise ValueError(f"not a time: {data.hex()}")
+        return ns
     return parse_rfc3339(msgspec.msgpack.decode(data, type=str))

@@ -10,7 +10,7 @@ from enum import Enum
 
 from mdservice.errors import FeedRefused
 
-__all__ = ["Reaction", "reaction_to_code", "reaction_to_http", "refusal"]
+__all__ = ["Reaction", "http_refusal", "reaction_to_code", "reaction_to_http", "refusal"]
 
 
 class Reaction(Enum):

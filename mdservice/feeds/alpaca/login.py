@@ -5,16 +5,18 @@ Source: Alpaca, "Websocket stream": the server greets, the client authenticates 
 
 from __future__ import annotations
 
+import attrs
+
 from mdservice.errors import FeedError, FeedUnavailable
 from mdservice.feeds.alpaca.codec import Codec
 from mdservice.feeds.alpaca.codes import refusal
 from mdservice.feeds.alpaca.messages import ErrorMessage, Success
 from mdservice.feeds.driver import Encoding, Frame
 
-__all__ = ["Credentials", "check_success", "encoding_of", "failed_login"]
+__all__ = ["GREETING", "Credentials", "check_success", "encoding_of", "failed_login"]
 
-import attrs
-
+GREETING = "connected"
+"""What the server says first."""
 _SHOWN = 120
 
 
@@ -52,8 +54,10 @@ def check_success(frame: Frame, expected: str) -> None:
             raise refusal(control.code, control.msg)
         if isinstance(control, Success) and control.msg == expected:
             return
+    # Only the greeting is shown: what comes after the credentials may repeat them.
+    got = f", got {frame[:_SHOWN]!r}" if expected == GREETING else ""
     raise FeedUnavailable(
-        f"expected {expected!r} from the feed, got {frame[:_SHOWN]!r}; "
+        f"expected {expected!r} from the feed{got}; "
         "check that the feed's URL speaks Alpaca's protocol"
     )
 

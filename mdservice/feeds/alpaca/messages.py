@@ -40,7 +40,7 @@ class QuoteMessage(msgspec.Struct, tag_field="T", tag="q", gc=False):
     "c":["R"],"z":"C","t":"2026-11-20T15:51:44.208912345Z"}``
 
     A price of 0 means that the side has no active quote; sizes are shares.
-    """  # noqa: D400, D415 - the raw payload is the summary
+    """
 
     S: Symbol
     bp: Price

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from mdservice.errors import FeedError, FeedUnavailable
 from mdservice.feeds.alpaca.codec import Codec
 from mdservice.feeds.alpaca.codes import http_refusal
-from mdservice.feeds.alpaca.login import Credentials, check_success, encoding_of
+from mdservice.feeds.alpaca.login import GREETING, Credentials, check_success, encoding_of
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Encoding, Frame, Link
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class WebsocketsDriver:
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 greeting = await websocket.recv()
-                check_success(greeting, "connected")
+                check_success(greeting, GREETING)
                 link = _WebsocketLink(websocket, encoding_of(greeting))
                 await link.send(self._credentials.as_message())
                 check_success(await websocket.recv(), "authenticated")

@@ -155,5 +155,3 @@ def _import_sdk() -> tuple[Any, Any]:
             return frame
 
     return StockDataStream, RememberingProtocol
-
-

@@ -28,8 +28,13 @@ _MOST_FRAMES = 2048
 class SdkWebsocket(Protocol):
     """What is used of alpaca-py's websocket (``websockets.legacy``)."""
 
-    async def recv(self) -> Frame: ...
-    async def send(self, message: bytes) -> None: ...
+    async def recv(self) -> Frame:
+        """The next message."""
+        ...
+
+    async def send(self, message: bytes) -> None:
+        """Send one."""
+        ...
 
 
 class LentSocket(Protocol):
@@ -118,10 +123,13 @@ class SdkThread:
 
     async def close(self) -> None:
         """End the connection and the thread within :data:`CLOSE_TIMEOUT_S` and a bit."""
-        self._in_thread(lambda: self._stop.set())
+        self._in_thread(self._ask_to_stop)
         with anyio.move_on_after(CLOSE_TIMEOUT_S + 0.5):
             while self._thread.is_alive() and not self._ended:
                 await self._change()
+
+    def _ask_to_stop(self) -> None:
+        self._stop.set()
 
     async def _change(self) -> None:
         await self._changed.wait()

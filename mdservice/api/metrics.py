@@ -1,0 +1,140 @@
+"""Prometheus metrics, read from a snapshot of the service at each scrape."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import attrs
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from mdservice.model.status import ActorReport, Latency, Status
+
+__all__ = ["StatusCollector", "metrics_registry", "package_version", "render_metrics"]
+
+_COUNTERS: Final = {
+    "quotes_received": "Quotes that came over the websocket.",
+    "quotes_accepted": "Quotes that were not older than their symbol's last one.",
+    "quotes_stale": "Quotes refused as older than their symbol's last one, or as its repeat.",
+    "prices_written": "Prices that Redis acknowledged.",
+    "events_published": "Events that Redis acknowledged.",
+    "events_conflated": "Events left out for a newer one of their symbol.",
+    "decode_errors": "Messages that could not be read, or broke the schema.",
+    "reconnects": "Connections to the feed after the first.",
+    "gaps": "Outages of the feed after which quotes were missing.",
+    "gaps_repaired": "Gaps filled from the history.",
+    "quotes_backfilled": "Quotes that came by REST.",
+}
+_STATES: Final = ("starting", "running", "degraded", "draining")
+_MS: Final = 1000.0
+
+
+def package_version() -> str:
+    """The installed version, or ``unknown`` where the package runs without being installed."""
+    try:
+        return version("mdservice")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class StatusCollector(Collector):
+    """Turns a status into metrics.
+
+    Args:
+        read: Gives the status at the moment of the scrape.
+    """
+
+    def __init__(self, read: Callable[[], Status]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of one snapshot."""
+        status = self._read()
+        for name, value in attrs.asdict(status.counters).items():
+            yield CounterMetricFamily(f"mdservice_{name}", _COUNTERS[name], value=value)
+        yield from _gauges(status)
+        yield from _actors(status)
+        yield _latencies(status)
+        yield from _labelled(status)
+
+
+def metrics_registry(read: Callable[[], Status]) -> CollectorRegistry:
+    """A registry of this service alone, with the figures of its process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusCollector(read))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def render_metrics(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The metrics as text, and its content type: OpenMetrics where ``accept`` names it."""
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def _gauges(status: Status) -> Iterator[Metric]:
+    feed, redis = status.feed, status.redis
+    for name, text, value in (
+        ("feed_connected", "1 while the feed is connected and logged in.", feed.connected),
+        ("redis_connected", "1 while Redis answers.", redis.connected),
+        ("symbols", "Symbols subscribed.", status.symbols),
+        ("symbols_wanted", "Symbols asked for.", feed.wanted),
+        ("symbols_left_out", "Symbols that the feed does not give.", len(feed.left_out)),
+        ("backlog_events", "Events that Redis has not acknowledged yet.", redis.backlog),
+        ("event_loop_lag_seconds", "How late the event loop runs.", status.loop_lag_ms / _MS),
+        ("uptime_seconds", "Time since the start.", status.uptime_s),
+        ("simulator", "1 where the prices are simulated.", status.simulator),
+    ):
+        yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
+
+
+def _actors(status: Status) -> Iterator[Metric]:
+    gauges: tuple[tuple[str, str, Callable[[ActorReport], float]], ...] = (
+        ("running", "1 while the actor runs.", lambda actor: actor.state == "running"),
+        ("heartbeat_age_seconds", "Since its last heartbeat.", lambda a: a.heartbeat_age_s),
+        ("inbox_used", "Items that wait in its inbox.", lambda actor: actor.inbox.used),
+        ("inbox_size", "Items that its inbox holds.", lambda actor: actor.inbox.size),
+    )
+    for name, text, read in gauges:
+        gauge = GaugeMetricFamily(f"mdservice_actor_{name}", text, labels=["actor"])
+        for actor, report in status.actors.items():
+            gauge.add_metric([actor], read(report))
+        yield gauge
+    restarts = CounterMetricFamily(
+        "mdservice_actor_restarts", "Restarts of the actor.", labels=["actor"]
+    )
+    for actor, report in status.actors.items():
+        restarts.add_metric([actor], report.restarts)
+    yield restarts
+
+
+def _latencies(status: Status) -> Metric:
+    gauge = GaugeMetricFamily(
+        "mdservice_latency_seconds",
+        "Over the last events, from the quote's time or its reception to its write in Redis.",
+        labels=["path", "quantile"],
+    )
+    for path in ("feed_to_redis", "receive_to_redis"):
+        latency: Latency = getattr(status.latency_ms, path)
+        for quantile, value in (("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)):
+            if value is not None:
+                gauge.add_metric([path, quantile], value / _MS)
+    return gauge
+
+
+def _labelled(status: Status) -> Iterator[Metric]:
+    state = GaugeMetricFamily("mdservice_state", "1 for the present state.", labels=["state"])
+    for name in _STATES:
+        state.add_metric([name], float(status.state == name))
+    yield state
+    feed = GaugeMetricFamily("mdservice_feed_info", "The feed.", labels=["feed", "driver"])
+    feed.add_metric([status.feed.name, status.feed.driver], 1)
+    yield feed
+    build = GaugeMetricFamily("mdservice_build_info", "The build.", labels=["version", "python"])
+    build.add_metric([package_version(), platform.python_version()], 1)
+    yield build

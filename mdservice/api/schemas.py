@@ -1,0 +1,158 @@
+"""The bodies of the API's answers, for its OpenAPI description.
+
+The answers themselves are encoded from the service's own models, since a price has to leave
+as the exact decimal. Tests hold the answers against these schemas.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "HealthAnswer",
+    "PriceAnswer",
+    "PricesAnswer",
+    "Problem",
+    "StatusAnswer",
+    "SubscriptionAnswer",
+    "SubscriptionsAnswer",
+]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(_Answer):
+    """Why a request was not carried out, and what to do."""
+
+    detail: str = Field(examples=["'A PPL' is not a symbol: letters, digits, …"])
+
+
+class HealthAnswer(_Answer):
+    """Whether the service is fit, and what is in the way where it is not."""
+
+    ready: bool
+    reasons: list[str] = Field(examples=[["the feed is not connected"]])
+
+
+class PriceAnswer(_Answer):
+    """The latest accepted quote of a symbol. Numbers carry the exact decimal."""
+
+    symbol: str = Field(examples=["AAPL"])
+    price: float | None = Field(
+        description="Mid of bid and ask; the one side where only one is active; null with none.",
+        examples=[187.135],
+    )
+    bid: float = Field(description="Best bid; 0 where none is active.", examples=[187.12])
+    ask: float = Field(description="Best offer; 0 where none is active.", examples=[187.15])
+    bid_size: float = Field(examples=[2])
+    ask_size: float = Field(examples=[3])
+    timestamp: str = Field(
+        description="The exchange's time, UTC, RFC 3339 with nanoseconds.",
+        examples=["2026-11-20T15:51:44.208912345Z"],
+    )
+    seq: int = Field(
+        description="Which accepted quote of its symbol this is since the start, from 1. "
+        "A step of more than one: updates were conflated or missed.",
+        examples=[1042],
+    )
+
+
+class PricesAnswer(_Answer):
+    """The latest prices; symbols without one are left out."""
+
+    prices: list[PriceAnswer]
+
+
+class SubscriptionAnswer(_Answer):
+    """What became of the change. ``pending``: the feed is away; it is made on its return."""
+
+    status: Literal["subscribed", "unsubscribed", "pending"]
+    symbol: str | None = Field(
+        default=None, description="Only where one symbol was asked for.", examples=["AAPL"]
+    )
+    symbols: list[str] = Field(examples=[["AAPL"]])
+
+
+class SubscriptionsAnswer(_Answer):
+    """The wanted symbols, and who wants each."""
+
+    symbols: list[str] = Field(examples=[["AAPL"]])
+    sources: dict[str, list[str]] = Field(examples=[{"AAPL": ["api", "positions", "settings"]}])
+
+
+class _Feed(_Answer):
+    name: str = Field(examples=["iex"])
+    driver: str = Field(examples=["alpaca-py"])
+    phase: str = Field(examples=["streaming"])
+    connected: bool
+    subscribed: bool
+    reconnects: int
+    last_error: str | None
+    wanted: int
+    acknowledged: int
+    left_out: dict[str, str] = Field(description="Symbols not subscribed, with the reason.")
+
+
+class _Redis(_Answer):
+    connected: bool
+    url: str
+    last_error: str | None
+    backlog: int
+
+
+class _Inbox(_Answer):
+    used: int
+    size: int
+
+
+class _Actor(_Answer):
+    state: str = Field(examples=["running"])
+    restarts: int
+    heartbeat_age_s: float
+    inbox: _Inbox
+    last_error: str | None
+
+
+class _Counters(_Answer):
+    quotes_received: int
+    quotes_accepted: int
+    quotes_stale: int
+    prices_written: int
+    events_published: int
+    events_conflated: int
+    decode_errors: int
+    reconnects: int
+    gaps: int
+    gaps_repaired: int
+    quotes_backfilled: int
+
+
+class _Latency(_Answer):
+    p50: float | None
+    p99: float | None
+    max: float | None
+
+
+class _Latencies(_Answer):
+    feed_to_redis: _Latency
+    receive_to_redis: _Latency
+
+
+class StatusAnswer(_Answer):
+    """The condition of the whole service at this moment."""
+
+    state: Literal["starting", "running", "degraded", "draining"]
+    reasons: list[str]
+    feed: _Feed
+    redis: _Redis
+    symbols: int
+    uptime_s: float
+    actors: dict[str, _Actor]
+    counters: _Counters
+    latency_ms: _Latencies
+    loop_lag_ms: float
+    simulator: bool

@@ -1,0 +1,186 @@
+"""Listening for the API's callers, and ending in time."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+
+from mdservice.api.app import create_app
+from mdservice.api.auth import BearerGate
+from mdservice.api.connections import Connection, Server, server_for
+from mdservice.api.handle import ServiceHandle
+from mdservice.api.requests import App
+from mdservice.api.socket import unix_listener
+from mdservice.api.tcp import tcp_address, tcp_listeners
+
+__all__ = ["ApiAddresses", "serve_api"]
+
+_log = logging.getLogger("mdservice.api")
+
+Listener = socket.socket
+"""Inside :func:`serve_api` the name ``socket`` is the path's."""
+
+MAX_CONNECTIONS = 256
+"""At each listener; further callers wait in the system's queue. A count of its own for each
+keeps TCP from taking the UNIX socket's place, over which the service is operated."""
+_GRACE_S = 0.5
+_RETRY_S = 0.1
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+@attrs.frozen
+class ApiAddresses:
+    """Where the API answers.
+
+    Attributes:
+        socket: The UNIX socket.
+        http: ``host:port`` with the true port, or None where TCP is off.
+    """
+
+    socket: Path
+    http: str | None
+
+
+async def serve_api(
+    service: ServiceHandle,
+    *,
+    socket: Path,
+    listener: Listener | None = None,
+    http: str | None = None,
+    token: str | None = None,
+    task_status: TaskStatus[ApiAddresses] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the API until it is cancelled; ``started()`` gives the addresses.
+
+    On cancellation, nothing new is accepted, event streams are ended, answers under way get
+    half a second, and whatever is open then is closed; the socket's file is removed.
+
+    Args:
+        service: Where the answers come from.
+        socket: The UNIX socket's path; callers need no token there.
+        listener: Listening there already (:func:`mdservice.api.socket.unix_listener`); then
+            its file is the caller's to remove. Made here where not given.
+        http: ``host:port`` to listen on too, port 0 for a free one, or None.
+        token: What TCP callers have to send, or None.
+
+    Raises:
+        SocketInUse: Another service has this path.
+        ConfigurationError: The path or the TCP address cannot be used.
+    """
+    token = token or None
+    with ExitStack() as stack:
+        unix = listener or stack.enter_context(unix_listener(socket))
+        tcp = await tcp_listeners(http, token=token) if http is not None else []
+        for listener in tcp:
+            stack.enter_context(listener)
+        app: App = create_app(service)
+        gated = app if token is None else BearerGate(app, token)
+        await _serve([(app, [unix]), (gated, tcp)], socket, tcp, task_status)
+
+
+async def _serve(
+    served: Sequence[tuple[App, Sequence[socket.socket]]],
+    path: Path,
+    tcp: Sequence[socket.socket],
+    task_status: TaskStatus[ApiAddresses],
+) -> None:
+    closing = anyio.Event()
+    acceptors = [
+        _Acceptor(listener, server_for(app, {"closing": closing}))
+        for app, listeners in served
+        for listener in listeners
+    ]
+    async with anyio.create_task_group() as tasks:
+        for acceptor in acceptors:
+            tasks.start_soon(acceptor.run)
+        task_status.started(ApiAddresses(path, tcp_address(tcp[0]) if tcp else None))
+        try:
+            await anyio.sleep_forever()
+        finally:
+            closing.set()
+            with anyio.CancelScope(shield=True):
+                async with anyio.create_task_group() as ends:
+                    for acceptor in acceptors:
+                        ends.start_soon(acceptor.end)
+
+
+@attrs.define(eq=False)
+class _Caller:
+    """An open connection; ``connection`` is None until Hypercorn has it."""
+
+    sock: socket.socket
+    scope: anyio.CancelScope
+    connection: Connection | None = None
+
+    def abort(self) -> None:
+        if self.connection is not None:
+            self.connection.abort()
+        self.scope.cancel()
+
+
+class _Acceptor:
+    """Takes callers in at one listener, and knows every open connection."""
+
+    def __init__(self, listener: socket.socket, server: Server) -> None:
+        self._listener = listener
+        self._server = server
+        self._slots = anyio.Semaphore(MAX_CONNECTIONS)
+        self._open: set[_Caller] = set()
+        self._one_closed = anyio.Event()
+
+    async def run(self) -> None:
+        """Accept until cancelled. Connections outlive the cancellation until :meth:`end`."""
+        async with anyio.create_task_group() as connections:
+            while True:
+                await self._slots.acquire()
+                caller = _Caller(await self._accept(), anyio.CancelScope(shield=True))
+                self._open.add(caller)
+                connections.start_soon(self._handle, caller)
+
+    async def end(self) -> None:
+        """Let the open connections finish for half a second, then close them."""
+        await self._server.wind_down()
+        with anyio.move_on_after(_GRACE_S):
+            while self._open:
+                self._one_closed = anyio.Event()
+                await self._one_closed.wait()
+        for caller in tuple(self._open):
+            caller.abort()
+
+    async def _accept(self) -> socket.socket:
+        while True:
+            await anyio.wait_readable(self._listener)
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue  # The caller has gone again.
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                _log.error("The API cannot accept a connection: %s", error.strerror)
+                await anyio.sleep(_RETRY_S)
+                continue
+            sock.setblocking(False)
+            return sock
+
+    async def _handle(self, caller: _Caller) -> None:
+        try:
+            with caller.scope:
+                caller.connection = await self._server.connect(caller.sock)
+                await caller.connection.run()
+        except Exception:  # noqa: BLE001 - one caller's connection must not end the service
+            _log.exception("A connection of the API failed")
+        finally:
+            if caller.connection is None:
+                caller.sock.close()
+            self._open.discard(caller)
+            self._one_closed.set()
+            self._slots.release()

@@ -1,0 +1,55 @@
+"""``mdservice check``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mdservice.cli.failures import CONFIGURATION, FAILED
+from mdservice.cli.options import settings_from, settings_options
+from mdservice.logs import masked
+
+if TYPE_CHECKING:
+    from mdservice.cli.checks import CheckResult
+
+__all__ = ["check"]
+
+_COLOURS = {"ok": "green", "FAIL": "red", "skip": "yellow"}
+_EPILOG = """\b
+Examples:
+  mdservice check
+  mdservice check --feed sip --config /etc/mdservice.toml
+"""
+
+
+@click.command(epilog=_EPILOG, short_help="Try every setting; say what is wrong.")
+@settings_options()
+@click.pass_context
+def check(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
+    """Try every setting, and say what is wrong and how to mend it.
+
+    Connects to the feed, the REST APIs, Redis and the positions. While a service runs at the
+    socket, its feed connection is left alone.
+    """
+    settings = settings_from(ctx, config, flags)
+    settings.require_runnable()
+
+    import anyio
+
+    from mdservice.cli.checks import run_checks
+
+    results = anyio.run(partial(run_checks, settings, show=_show), backend="trio")
+    failed = [result for result in results if result.outcome == "FAIL"]
+    if not failed:
+        return
+    ctx.exit(CONFIGURATION if any(result.configuration for result in failed) else FAILED)
+
+
+def _show(result: CheckResult) -> None:
+    outcome = click.style(f"{result.outcome:<5}", fg=_COLOURS[result.outcome])
+    mend = f" → {result.mend}" if result.mend else ""
+    text = " ".join(f"{result.detail}{mend}".split())
+    click.echo(f"{outcome} {result.name:<10} {masked(text)}")

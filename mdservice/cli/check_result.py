@@ -1,0 +1,43 @@
+"""What a check found."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+__all__ = ["CheckResult", "failed", "passed", "skipped"]
+
+
+@attrs.frozen
+class CheckResult:
+    """One line of ``mdservice check``.
+
+    Attributes:
+        name: What was tried: ``feed``.
+        outcome: ``ok``, ``FAIL`` or ``skip``.
+        detail: What was found.
+        mend: What to do about it; empty where the detail says so itself.
+        configuration: Whether it is a failure that only other settings mend (exit code 78).
+    """
+
+    name: str
+    outcome: Literal["ok", "FAIL", "skip"]
+    detail: str
+    mend: str = ""
+    configuration: bool = False
+
+
+def passed(name: str, detail: str) -> CheckResult:
+    """It works."""
+    return CheckResult(name, "ok", detail)
+
+
+def skipped(name: str, detail: str) -> CheckResult:
+    """It was not tried, for this reason."""
+    return CheckResult(name, "skip", detail)
+
+
+def failed(name: str, detail: str, mend: str = "", *, configuration: bool = False) -> CheckResult:
+    """It does not work."""
+    return CheckResult(name, "FAIL", detail, mend, configuration)

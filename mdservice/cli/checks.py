@@ -1,0 +1,121 @@
+"""What ``mdservice check`` tries, in order, and the checks that need no feed and no HTTP.
+
+A check does not raise for what it looks at; what it found is in its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from mdservice.cli.api_client import NoAnswer, ask
+from mdservice.cli.check_feed import check_feed
+from mdservice.cli.check_http import check_clock, check_history, check_positions
+from mdservice.cli.check_result import CheckResult, failed, passed
+from mdservice.errors import ConfigurationError, EmbeddedServerError, StoreError
+from mdservice.runtime_folder import can_serve_at
+
+if TYPE_CHECKING:
+    from mdservice.settings import Settings
+
+__all__ = ["CheckResult", "check_redis", "check_settings", "check_socket", "run_checks"]
+
+_TIMEOUT_S = 20.0
+_ASK_TIMEOUT_S = 3.0
+
+
+async def run_checks(
+    settings: Settings, *, show: Callable[[CheckResult], None]
+) -> list[CheckResult]:
+    """Try everything, one after the other; none takes longer than 20 s.
+
+    Args:
+        settings: What to try. They are complete, see :meth:`Settings.require_runnable`.
+        show: Gets each result as soon as it is there.
+    """
+    running = await anyio.to_thread.run_sync(find_running, settings, abandon_on_cancel=True)
+    checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
+        "settings": partial(check_settings, settings),
+        "socket": partial(check_socket, settings, running),
+        "feed": partial(check_feed, settings, running),
+        "data REST": partial(check_history, settings),
+        "clock": partial(check_clock, settings),
+        "redis": partial(check_redis, settings),
+        "positions": partial(check_positions, settings),
+    }
+    results = []
+    for name, check in checks.items():
+        result = failed(name, f"nothing within {_TIMEOUT_S:g} s", "check the network")
+        with anyio.move_on_after(_TIMEOUT_S):
+            result = await check()
+        show(result)
+        results.append(result)
+    return results
+
+
+def find_running(settings: Settings) -> str | None:
+    """How the service that answers at the socket is doing; None where none does."""
+    try:
+        answer = ask(settings.socket, "GET", "/status", timeout_s=_ASK_TIMEOUT_S)
+    except (NoAnswer, ConfigurationError):
+        return None
+    feed = answer.content.get("feed")
+    feed = feed if isinstance(feed, dict) else {}
+    connected = "connected" if feed.get("connected") else "not connected"
+    error = f", last error: {feed['last_error']}" if feed.get("last_error") else ""
+    return f"{answer.content.get('state', 'running')}, {feed.get('name', '-')} {connected}{error}"
+
+
+async def check_settings(settings: Settings) -> CheckResult:
+    """Say where the settings come from; that they are valid is known by now."""
+    name = "settings"
+    kind = "simulated prices" if settings.simulated else f"Alpaca's feed {settings.feed}"
+    if not settings.sources:
+        return passed(name, f"all are defaults: {kind}, set ALPACA_API_KEY for real ones")
+    found = ", ".join(f"{key} ({source})" for key, source in settings.sources.items())
+    return passed(name, f"{kind}; {found}")
+
+
+async def check_socket(settings: Settings, running: str | None) -> CheckResult:
+    """Look whether the API's socket can be made where it is to be."""
+    name = "socket"
+    if running is not None:
+        return passed(name, f"a service runs at {settings.socket}: {running}")
+    try:
+        can_serve_at(settings.socket)
+    except ConfigurationError as exc:
+        return failed(name, str(exc), configuration=True)
+    return passed(name, f"{settings.socket} is free")
+
+
+async def check_redis(settings: Settings) -> CheckResult:
+    """Connect to the server that is set, and store a key; or find the embedded one's program."""
+    name = "redis"
+    if settings.redis_url is None:
+        from mdservice.sinks.embedded import find_server
+
+        try:
+            binary = await anyio.to_thread.run_sync(find_server)
+        except EmbeddedServerError as exc:
+            return failed(name, str(exc))
+        return passed(name, f"an embedded server will be started ({binary.name})")
+
+    from mdservice.sinks.redis_store import RedisPriceStore
+
+    mend = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
+    try:
+        store = RedisPriceStore(settings.redis_url, instance="check", timeout_s=_ASK_TIMEOUT_S)
+    except ConfigurationError as exc:
+        return failed(name, str(exc), configuration=True)
+    try:
+        await store.connect()
+        await store.ping()
+    except StoreError as exc:
+        return failed(name, str(exc), mend)
+    finally:
+        await store.aclose()
+    return passed(name, f"{store.address} answers and takes writes")

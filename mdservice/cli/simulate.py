@@ -1,0 +1,103 @@
+"""``mdservice simulate``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mdservice.cli.options import config_option
+
+if TYPE_CHECKING:
+    from mdservice.simulator import Simulator, SimulatorConfig
+
+__all__ = ["simulate"]
+
+_EPILOG = """\b
+Example, in two terminals:
+  mdservice simulate --port 8765 --rate 1000
+  MDSERVICE_FEED=simulator MDSERVICE_FEED_URL=ws://127.0.0.1:8765/v2/iex \\
+    mdservice run --symbols AAPL
+"""
+_TERMINAL_PERIOD_S = 1.0
+_LOG_PERIOD_S = 10.0
+
+
+@click.command(epilog=_EPILOG, short_help="Run the feed simulator alone.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    help="The port; a free one where not given.",
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="The same seed gives the same prices."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, max=1e7),
+    default=200.0,
+    show_default=True,
+    help="Quotes per second, shared by the symbols that are subscribed to.",
+)
+@config_option
+def simulate(host: str, port: int, seed: int, rate: float, config: Path | None) -> None:
+    """Run the feed simulator alone: Alpaca's protocol on a port of this machine.
+
+    Any key and secret are accepted.
+    """
+    del config  # It goes with every command; the simulator has no settings.
+
+    import anyio
+
+    from mdservice.simulator import SimulatorConfig
+
+    chosen = SimulatorConfig(seed=seed, rate=rate)
+    anyio.run(partial(_simulate, chosen, host, port), backend="trio")
+
+
+async def _simulate(config: SimulatorConfig, host: str, port: int) -> None:
+    import anyio
+
+    from mdservice.simulator import open_simulator
+
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with (
+            open_simulator(config, host=host, port=port) as simulator,
+            anyio.create_task_group() as tasks,
+        ):
+            click.echo(f"simulating Alpaca at {simulator.url} (seed {config.seed})")
+            click.echo(
+                "to use it: MDSERVICE_FEED=simulator "
+                f"MDSERVICE_FEED_URL={simulator.url} mdservice run --symbols AAPL"
+            )
+            tasks.start_soon(_show_progress, simulator)
+            async for _signal in signals:
+                break
+            tasks.cancel_scope.cancel()
+    click.echo("\nstopped" if _is_terminal() else "stopped")
+
+
+async def _show_progress(simulator: Simulator) -> None:
+    import anyio
+
+    terminal = _is_terminal()
+    period_s = _TERMINAL_PERIOD_S if terminal else _LOG_PERIOD_S
+    before = simulator.quotes_made
+    while True:
+        await anyio.sleep(period_s)
+        made = simulator.quotes_made
+        rate = (made - before) / period_s
+        before = made
+        clients = len(simulator.connections)
+        line = f"{clients} connected, {made:,} quotes made, {rate:,.0f} a second"
+        click.echo(f"\r{line:<70}" if terminal else line, nl=not terminal)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()

@@ -1,0 +1,139 @@
+"""``/status`` as lines of at most 80 columns for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+__all__ = ["WIDTH", "status_lines"]
+
+WIDTH = 80
+_LABEL = 10
+_COLOURS = {"running": "green", "starting": "yellow", "degraded": "red", "draining": "yellow"}
+_MINUTE_S = 60
+_HOUR_S = 3_600
+_DAY_S = 86_400
+
+
+def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """The table, line by line; terminal colours, which ``click.echo`` takes off elsewhere.
+
+    What a newer or older service leaves out is shown as ``-``.
+    """
+    state = str(status.get("state", "-"))
+    told = click.style(state, fg=_COLOURS.get(state), bold=True)
+    up = _duration(status.get("uptime_s"))
+    yield f"{'service':<{_LABEL}}{told}, up {up}, {_number(status.get('symbols'))} symbols"
+    if status.get("simulator"):
+        yield from _row("", "simulated prices: no real account is in use")
+    for reason in status.get("reasons") or ():
+        yield from _row("", str(reason))
+    yield from _feed(_part(status, "feed"))
+    yield from _redis(_part(status, "redis"))
+    yield from _latencies(_part(status, "latency_ms"))
+    yield ""
+    yield from _counters(_part(status, "counters"))
+    yield ""
+    yield from _actors(_part(status, "actors"))
+
+
+def _feed(feed: Mapping[str, Any]) -> Iterator[str]:
+    connected = "connected" if feed.get("connected") else "not connected"
+    parts = [
+        f"{feed.get('name', '-')} by {feed.get('driver', '-')}",
+        connected,
+        f"{_number(feed.get('reconnects'))} reconnects",
+    ]
+    phase = feed.get("phase")
+    if phase and phase not in ("streaming", connected):
+        parts.insert(2, str(phase).replace("_", " "))
+    yield from _row("feed", ", ".join(parts))
+    if feed.get("last_error"):
+        yield from _row("", f"last error: {feed['last_error']}")
+    left_out = _part(feed, "left_out")
+    if left_out:
+        yield from _row("", f"without {', '.join(map(str, left_out))}")
+
+
+def _redis(redis: Mapping[str, Any]) -> Iterator[str]:
+    connected = "connected" if redis.get("connected") else "not connected"
+    backlog = redis.get("backlog")
+    waiting = f", {_number(backlog)} events waiting" if backlog else ""
+    yield from _row("redis", f"{connected}{waiting}, {redis.get('url', '-')}")
+    if redis.get("last_error"):
+        yield from _row("", f"last error: {redis['last_error']}")
+
+
+def _latencies(latencies: Mapping[str, Any]) -> Iterator[str]:
+    label = "latency"
+    for name in ("feed_to_redis", "receive_to_redis"):
+        numbers = _part(latencies, name)
+        told = "".join(f"  {key} {_ms(numbers.get(key)):>9}" for key in ("p50", "p99", "max"))
+        yield f"{label:<{_LABEL}}{name.replace('_', ' '):<17}{told}"
+        label = ""
+
+
+def _counters(counters: Mapping[str, Any]) -> Iterator[str]:
+    cells = [f"{name:<18}{_number(value):>15}" for name, value in counters.items()]
+    half = (len(cells) + 1) // 2
+    for left, right in zip(cells[:half], [*cells[half:], ""], strict=False):
+        yield f"{left}    {right}".rstrip()
+
+
+def _actors(actors: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{'actor':<26}{'state':<12}{'restarts':>9}{'heartbeat':>12}{'inbox':>20}"
+    for name, actor in actors.items():
+        inbox = _part(actor, "inbox")
+        used = f"{_number(inbox.get('used'))}/{_number(inbox.get('size'))}"
+        age = actor.get("heartbeat_age_s")
+        heartbeat = f"{age:.1f} s ago" if isinstance(age, (int, float)) else "-"
+        yield (
+            f"{_cut(str(name), 25):<26}{_cut(str(actor.get('state', '-')), 11):<12}"
+            f"{_number(actor.get('restarts')):>9}{heartbeat:>12}{used:>20}"
+        ).rstrip()
+        if actor.get("last_error"):
+            yield from _row("", f"last error: {actor['last_error']}")
+
+
+def _row(label: str, text: str) -> Sequence[str]:
+    return textwrap.wrap(
+        " ".join(text.split()),
+        WIDTH,
+        initial_indent=f"{label:<{_LABEL}}",
+        subsequent_indent=" " * _LABEL,
+    )
+
+
+def _part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = status.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "-" if value is None else str(value)
+
+
+def _ms(value: object) -> str:
+    if not isinstance(value, (int, float)):
+        return "-"
+    return f"{value:,.2f} ms" if value < 1_000 else f"{value / 1_000:,.1f} s"  # noqa: PLR2004 - milliseconds in a second
+
+
+def _duration(seconds: object) -> str:
+    if not isinstance(seconds, (int, float)):
+        return "-"
+    whole = int(seconds)
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min {whole % _MINUTE_S} s"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} min"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"

@@ -1,0 +1,136 @@
+"""How a simulator is set up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import attrs
+from attrs import validators
+
+from mdservice.simulator.account import Account
+from mdservice.simulator.faults import Planned
+from mdservice.simulator.market import Market, Shape
+from mdservice.simulator.session import SessionRules
+
+__all__ = ["SimulatorConfig"]
+
+_MIB = 1 << 20
+
+
+def _frozenset(items: Iterable[Any]) -> frozenset[Any]:
+    return frozenset(items)
+
+
+def _positive(default: float) -> Any:
+    return attrs.field(default=default, validator=validators.gt(0))
+
+
+def _not_negative(default: float) -> Any:
+    return attrs.field(default=default, validator=validators.ge(0))
+
+
+def _limit(default: int | None, least: int) -> Any:
+    return attrs.field(default=default, validator=validators.optional(validators.ge(least)))
+
+
+def _symbols() -> Any:
+    return attrs.field(factory=frozenset, converter=_frozenset)
+
+
+@attrs.frozen(kw_only=True)
+class SimulatorConfig:
+    """Everything about one simulator. The defaults give a lively market without faults.
+
+    Attributes:
+        seed: Of all prices, and of the order of the symbols.
+        rate: Mean quotes per second, shared by the symbols that anybody subscribes to; 0 for
+            a market that is driven by :meth:`Simulator.send_quotes` alone.
+        shape: ``day`` bursts at open and close, ``flat`` does not; the mean is ``rate``.
+        day_s: Length of a ``day``; it opens with the first subscription.
+        slice_s: How often quotes are made and sent.
+        quotes_per_frame: The most quotes in one frame.
+        zipf: How uneven the symbols' shares of the rate are: 0 all alike.
+        weights: Shares of single symbols, by symbol, in the place of those.
+        exchanges: Exchange codes to draw from.
+        zero_side_ratio: Which part of the quotes has one side without a price, 0 to 1.
+        silent_symbols: Acknowledged when subscribed to, yet never quoted.
+        key: The key that is accepted; None accepts any that is not empty.
+        secret: Likewise.
+        connection_limit: Sessions at once for one key and path; None for any number.
+        slot_hold_s: How long a session that ended without a closing handshake keeps its slot
+            (about 90 s at Alpaca).
+        symbol_limit: (channel, symbol) pairs a session may subscribe to; ``*`` counts as one.
+        invalid_symbols: Symbols that make a request invalid syntax (400).
+        ignored_symbols: Symbols left out of the subscription without a word.
+        closing_codes: Errors after which the server hangs up (inferred from reports).
+        auth_timeout_s: Time for the login, from the connection on.
+        close_timeout_s: Time for a closing handshake before the line is cut.
+        send_buffer_bytes: What may wait for one client before it is cut off as slow (407).
+        compression: Whether permessage-deflate is accepted.
+        most_connections: Beyond it an upgrade gets 503.
+        history_size: Quotes kept in :attr:`Simulator.history` and :attr:`Simulator.sent`.
+        received_size: Messages kept in :attr:`Simulator.received`.
+        faults: The script.
+    """
+
+    seed: int = 1
+    rate: float = _not_negative(200.0)
+    shape: Shape = attrs.field(default="day", validator=validators.in_(("day", "flat")))
+    day_s: float = _positive(600.0)
+    slice_s: float = _positive(0.025)
+    quotes_per_frame: int = attrs.field(default=500, validator=validators.ge(1))
+    zipf: float = _not_negative(0.9)
+    weights: Mapping[str, float] = attrs.field(factory=dict)
+    exchanges: tuple[str, ...] = attrs.field(
+        default=("V", "Q", "N", "P", "K", "Z"), converter=tuple, validator=validators.min_len(1)
+    )
+    zero_side_ratio: float = attrs.field(
+        default=0.0, validator=[validators.ge(0), validators.le(1)]
+    )
+    silent_symbols: AbstractSet[str] = _symbols()
+    key: str | None = attrs.field(default=None, repr=False)
+    secret: str | None = attrs.field(default=None, repr=False)
+    connection_limit: int | None = _limit(1, 1)
+    slot_hold_s: float = _not_negative(0.0)
+    symbol_limit: int | None = _limit(None, 0)
+    invalid_symbols: AbstractSet[str] = _symbols()
+    ignored_symbols: AbstractSet[str] = _symbols()
+    closing_codes: AbstractSet[int] = attrs.field(
+        default=frozenset((402, 404, 406, 407)), converter=_frozenset
+    )
+    auth_timeout_s: float = _positive(10.0)
+    close_timeout_s: float = _positive(1.0)
+    send_buffer_bytes: int = attrs.field(default=4 * _MIB, validator=validators.ge(1))
+    compression: bool = True
+    most_connections: int = attrs.field(default=100, validator=validators.ge(1))
+    history_size: int = _not_negative(100_000)
+    received_size: int = _not_negative(1_000)
+    faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple)
+
+    def account(self) -> Account:
+        """The account that clients log in to."""
+        return Account(self.key, self.secret, self.connection_limit, self.slot_hold_s)
+
+    def rules(self) -> SessionRules:
+        """What a session may do."""
+        return SessionRules(
+            symbol_limit=self.symbol_limit,
+            invalid_symbols=self.invalid_symbols,
+            ignored_symbols=self.ignored_symbols,
+            closing_codes=self.closing_codes,
+        )
+
+    def market(self) -> Market:
+        """The market, before its first quote."""
+        return Market(
+            seed=self.seed,
+            rate=self.rate,
+            shape=self.shape,
+            day_s=self.day_s,
+            zipf=self.zipf,
+            weights=self.weights,
+            exchanges=self.exchanges,
+            zero_side_ratio=self.zero_side_ratio,
+        )

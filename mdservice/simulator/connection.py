@@ -1,0 +1,292 @@
+"""One client's connection, over any byte stream.
+
+The websocket protocol is the websockets library's sans-I/O one, so that a TCP socket and a
+stream in memory, on trio and on asyncio, are one code path. One task reads and one writes;
+what is to be sent waits in a bounded buffer, so that a client that does not read holds up
+nobody but itself.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
+from websockets.frames import CloseCode, Opcode
+from websockets.frames import Frame as WebsocketFrame
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.simulator.account import Silence
+from mdservice.simulator.codes import error_message
+from mdservice.simulator.faults import DataFaults
+from mdservice.simulator.memory import MemoryByteStream
+from mdservice.simulator.outbox import Outbox
+from mdservice.simulator.session import Reply, Session
+from mdservice.simulator.venue import Venue
+from mdservice.simulator.wire import (
+    Encoding,
+    OutFrame,
+    SimQuote,
+    decode_message,
+    encode_messages,
+    encode_quotes,
+)
+
+__all__ = ["Connection"]
+
+_DATA = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
+_MOST_UNSENT = 10_000
+"""Pongs and the like that a client may leave unread before it is cut off."""
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Connection:
+    """Serves one client until it is gone.
+
+    Args:
+        number: Names it.
+        stream: The line; closed at the end.
+        venue: The simulator.
+    """
+
+    def __init__(self, number: int, stream: ByteStream, venue: Venue) -> None:
+        self.number = number
+        self.session: Session | None = None
+        self.encoding: Encoding = "json"
+        self.faults = DataFaults()
+        self.quotes_sent = 0
+        self._stream = stream
+        self._venue = venue
+        self._config = venue.config
+        extensions = enable_server_permessage_deflate(None) if venue.config.compression else None
+        self._protocol = ServerProtocol(extensions=extensions)
+        self._outbox = Outbox(self._protocol, venue.config.send_buffer_bytes)
+        self._wake = anyio.Event()
+        self._scope = anyio.CancelScope()
+        self._fragments: list[bytes | bytearray | memoryview] = []
+        self._wanted: AbstractSet[str] = frozenset()
+        self._stalled = False
+        self._slow = False
+        self._half_closed = False
+
+    @property
+    def pending_bytes(self) -> int:
+        """What waits to be sent."""
+        return self._outbox.pending_bytes
+
+    @property
+    def clean(self) -> bool:
+        """Whether there was a closing handshake."""
+        return self._protocol.close_rcvd is not None and self._protocol.close_sent is not None
+
+    # What the simulator asks of it: none of these waits.
+
+    def send_quotes(
+        self, quotes: Sequence[SimQuote], sizes: Sequence[int] | None = None
+    ) -> list[SimQuote]:
+        """Send those that the client wants, unless a fault is in the way.
+
+        Args:
+            quotes: In the order in which they are to go out.
+            sizes: Quotes per frame; what is left comes in one more frame.
+
+        Returns:
+            Those that were put into the send buffer.
+        """
+        if self._wanted and EVERY_SYMBOL not in self._wanted:
+            quotes = [quote for quote in quotes if quote.symbol in self._wanted]
+        if not self._wanted or not quotes or self.faults.muted(anyio.current_time()):
+            return []
+        sent: list[SimQuote] = []
+        start = 0
+        for size in (*(sizes or ()), len(quotes)):
+            part = self.faults.reorder(list(quotes[start : start + size]))
+            start += size
+            if part:
+                frame = encode_quotes(part, self.encoding, spoil=self.faults.spoil())
+                for copy in self.faults.copies(frame):
+                    self.send_frame(copy)
+                sent += part
+            if start >= len(quotes):
+                break
+        self.quotes_sent += len(sent)
+        return sent
+
+    def send_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Send these messages in one frame."""
+        self.send_frame(encode_messages(messages, self.encoding))
+
+    def send_frame(self, frame: OutFrame) -> None:
+        """Put a frame into the send buffer; a client whose buffer overflows is cut off."""
+        if self._slow:
+            return
+        if not self._outbox.put(frame):
+            self._slow = True
+            last = encode_messages([error_message(407)], self.encoding)
+            self._outbox.replace(last, CloseCode.POLICY_VIOLATION)
+            self._limit_closing()
+        self._wake.set()
+
+    def hang_up(self, code: int | None) -> None:
+        """End the connection after what is to be sent.
+
+        Args:
+            code: Of the closing handshake; None ends the server's direction without one, and
+                leaves the rest to the client.
+        """
+        self._outbox.hang_up(code)
+        self._wake.set()
+
+    def reset(self) -> None:
+        """Cut the line at once; what was not sent is lost."""
+        if isinstance(self._stream, MemoryByteStream):
+            self._stream.reset()
+        raw_socket = self._stream.extra(SocketAttribute.raw_socket, None)
+        if raw_socket is not None:
+            with suppress(OSError):  # it may be closing by itself at this moment
+                raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._scope.cancel()
+
+    def poke(self) -> None:
+        """Look again whether something may be sent."""
+        self._wake.set()
+
+    # Its life.
+
+    async def serve(self) -> None:
+        """Serve the client; returns when the connection is closed, also when cancelled."""
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._write)
+                    tasks.start_soon(self._await_login)
+                    await self._read()
+                    tasks.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(self._config.close_timeout_s, shield=True):
+                await self._stream.aclose()
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                data = await self._stream.receive()
+            except anyio.EndOfStream:
+                return
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                return
+            if self._stalled:
+                continue
+            self._protocol.receive_data(data)
+            for event in self._protocol.events_received():
+                if isinstance(event, Request):
+                    self._begin(event)
+                elif isinstance(event, WebsocketFrame):
+                    self._take_frame(event)
+            if self._protocol.close_expected():
+                self._limit_closing()
+            if len(self._protocol.writes) > _MOST_UNSENT:
+                self.reset()
+            self._wake.set()
+
+    async def _await_login(self) -> None:
+        await anyio.sleep(self._config.auth_timeout_s)
+        if self.session is not None:
+            self._answer(self.session.time_out())
+        elif not self._stalled:
+            self._scope.cancel()
+
+    def _begin(self, request: Request) -> None:
+        response = self._venue.answer_http(request)
+        if response is not None:
+            self._protocol.send_response(response)
+            return
+        refusal = self._venue.refuse_upgrade_now()
+        if isinstance(refusal, Silence):
+            self._stalled = True
+            return
+        if refusal is not None:
+            self._protocol.send_response(self._protocol.reject(refusal, "refused as asked\n"))
+            return
+        self._protocol.send_response(self._protocol.accept(request))
+        if self._protocol.state is not State.OPEN:
+            return
+        content_type = request.headers.get("Content-Type", "")
+        self.encoding = "msgpack" if "msgpack" in content_type.lower() else "json"
+        self.session, reply = self._venue.open_session(self.number, request)
+        self._answer(reply)
+
+    def _take_frame(self, frame: WebsocketFrame) -> None:
+        if frame.opcode not in _DATA or self.session is None:
+            return
+        self._fragments.append(frame.data)
+        if frame.fin:
+            payload, self._fragments = b"".join(self._fragments), []
+            message = decode_message(payload, self.encoding)
+            self._venue.message_came(self.number, message)
+            self._answer(self.session.receive(message, anyio.current_time()))
+
+    def _answer(self, reply: Reply) -> None:
+        for message in reply.messages:
+            self.send_messages([message])
+        if reply.close_code is not None:
+            self.hang_up(reply.close_code)
+        if self.session is not None:
+            wanted = frozenset(self.session.subscriptions["quotes"])
+            if wanted != self._wanted:
+                self._wanted = wanted
+                self._venue.subscriptions_changed()
+        self._venue.notify()
+
+    def _limit_closing(self) -> None:
+        deadline = anyio.current_time() + self._config.close_timeout_s
+        self._scope.deadline = min(self._scope.deadline, deadline)
+
+    # Writing.
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                await self._flush()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            self._scope.cancel()
+
+    async def _flush(self) -> None:
+        await self._pause()
+        while chunks := self._outbox.take(single=self._delay_s() > 0):
+            if self._protocol.close_expected():
+                self._limit_closing()
+            await self._send(chunks)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait as the faults in force want it."""
+        while (pause_s := self.faults.frozen_for(anyio.current_time())) > 0:
+            with anyio.move_on_after(pause_s):
+                await self._wake.wait()
+            self._wake = anyio.Event()
+        if self._outbox:
+            await anyio.sleep(self._delay_s())
+
+    def _delay_s(self) -> float:
+        return self.faults.delay_s(anyio.current_time())
+
+    async def _send(self, chunks: Sequence[bytes]) -> None:
+        data = b"".join(chunks)
+        if self._half_closed:
+            return
+        if data:
+            await self._stream.send(data)
+        if not all(chunks):
+            self._half_closed = True
+            await self._stream.send_eof()

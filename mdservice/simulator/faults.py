@@ -1,0 +1,239 @@
+"""What can go wrong on purpose, when, and what it does to one connection's data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+import attrs
+
+from mdservice.simulator.account import Silence, When
+from mdservice.simulator.wire import OutFrame, SimQuote
+
+__all__ = [
+    "DataFault",
+    "DataFaults",
+    "Drop",
+    "Duplicate",
+    "Fault",
+    "Freeze",
+    "Garble",
+    "Mute",
+    "Planned",
+    "Refuse",
+    "Reorder",
+    "SendError",
+    "Slow",
+    "Spoil",
+    "seeded_faults",
+]
+
+_FOREVER = float("inf")
+
+
+@attrs.frozen
+class Drop:
+    """End open connections.
+
+    ``reset`` cuts the line at once, with what was not yet sent; ``half-close`` ends the
+    server's direction without a closing handshake, after what was to be sent; ``close`` is
+    a closing handshake with ``code``.
+    """
+
+    how: Literal["reset", "half-close", "close"] = "reset"
+    code: int = 1001
+
+
+@attrs.frozen
+class Refuse:
+    """Answer the next ``times`` of ``when`` with a code (an HTTP status for ``upgrade``),
+    or with :data:`~mdservice.simulator.account.SILENCE`.
+    """
+
+    answer: int | Silence
+    when: When = "auth"
+    times: int = 1
+
+
+@attrs.frozen
+class SendError:
+    """Send an error message, unasked."""
+
+    code: int
+
+
+@attrs.frozen
+class Mute:
+    """Data stops, for ``for_s`` seconds or until resumed; the socket stays open and answers."""
+
+    for_s: float = _FOREVER
+
+
+@attrs.frozen
+class Freeze:
+    """Nothing at all is sent, not even a pong; what is due waits in the send buffer."""
+
+    for_s: float = _FOREVER
+
+
+@attrs.frozen
+class Slow:
+    """Every frame takes ``delay_s`` longer."""
+
+    delay_s: float = 0.1
+    for_s: float = _FOREVER
+
+
+@attrs.frozen
+class Garble:
+    """The next data frames cannot be decoded."""
+
+    frames: int = 1
+
+
+@attrs.frozen
+class Spoil:
+    """The next data frames hold one message that breaks the schema, among the good ones."""
+
+    frames: int = 1
+
+
+@attrs.frozen
+class Duplicate:
+    """The next data frames are sent twice."""
+
+    frames: int = 1
+
+
+@attrs.frozen
+class Reorder:
+    """The next data frames hold their quotes in the reverse order; a frame of one quote
+    comes after the one that follows it.
+    """
+
+    frames: int = 1
+
+
+DataFault = Mute | Freeze | Slow | Garble | Spoil | Duplicate | Reorder
+"""What is done to the data of a connection that stays open."""
+Fault = Drop | Refuse | SendError | DataFault
+
+
+@attrs.frozen
+class Planned:
+    """A line of the script: a fault, and when.
+
+    Attributes:
+        fault: What happens, to every connection that is open then.
+        after_s: Seconds after the simulator was opened; or
+        after_quotes: once the market has made so many quotes.
+    """
+
+    fault: Fault
+    after_s: float | None = None
+    after_quotes: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Check that exactly one moment is given."""
+        if (self.after_s is None) == (self.after_quotes is None):
+            raise ValueError("a planned fault needs after_s or after_quotes, and not both")
+
+
+_DRAWN: tuple[Fault, ...] = (
+    Drop("reset"),
+    Drop("half-close"),
+    Drop("close"),
+    Mute(1.0),
+    Freeze(1.0),
+    Slow(0.05, 1.0),
+    Garble(),
+    Spoil(),
+    Duplicate(),
+    Reorder(),
+    SendError(500),
+)
+
+
+def seeded_faults(
+    seed: int, *, count: int, over_s: float, kinds: Sequence[Fault] = _DRAWN
+) -> tuple[Planned, ...]:
+    """A script drawn from a seed: ``count`` faults of these kinds within ``over_s`` seconds."""
+    draw = random.Random(seed)  # noqa: S311 - reproducible, no secret
+    moments = sorted(draw.uniform(0, over_s) for _ in range(count))
+    return tuple(Planned(draw.choice(kinds), after_s=moment) for moment in moments)
+
+
+@attrs.define
+class DataFaults:
+    """The data faults in force on one connection. Pure: the time is an argument."""
+
+    _muted_until_s: float = 0.0
+    _frozen_until_s: float = 0.0
+    _slow_until_s: float = 0.0
+    _delay_s: float = 0.0
+    _garble: int = 0
+    _spoil: int = 0
+    _duplicate: int = 0
+    _reorder: int = 0
+    _held: list[SimQuote] = attrs.field(factory=list)
+
+    def add(self, fault: DataFault, now_s: float) -> None:
+        """Put a fault into force."""
+        match fault:
+            case Mute(for_s):
+                self._muted_until_s = now_s + for_s
+            case Freeze(for_s):
+                self._frozen_until_s = now_s + for_s
+            case Slow(delay_s, for_s):
+                self._delay_s, self._slow_until_s = delay_s, now_s + for_s
+            case Garble(frames):
+                self._garble += frames
+            case Spoil(frames):
+                self._spoil += frames
+            case Duplicate(frames):
+                self._duplicate += frames
+            case Reorder(frames):
+                self._reorder += frames
+
+    def muted(self, now_s: float) -> bool:
+        """Whether data is to be left out."""
+        return now_s < self._muted_until_s
+
+    def frozen_for(self, now_s: float) -> float:
+        """Seconds for which nothing may be sent; 0 or less when something may."""
+        return self._frozen_until_s - now_s
+
+    def delay_s(self, now_s: float) -> float:
+        """How long to wait before the next frame."""
+        return self._delay_s if now_s < self._slow_until_s else 0.0
+
+    def reorder(self, quotes: list[SimQuote]) -> list[SimQuote]:
+        """The quotes of the next frame as they are to be sent; empty where they wait."""
+        if self._held:
+            quotes, self._held = quotes + self._held, []
+        elif self._reorder:
+            self._reorder -= 1
+            if len(quotes) == 1:
+                self._held = quotes
+                return []
+            return quotes[::-1]
+        return quotes
+
+    def spoil(self) -> bool:
+        """Whether the next frame is to hold a broken message."""
+        if not self._spoil:
+            return False
+        self._spoil -= 1
+        return True
+
+    def copies(self, frame: OutFrame) -> list[OutFrame]:
+        """What is sent in the place of this frame."""
+        if self._garble:
+            self._garble -= 1
+            # Half of an array is still valid UTF-8 as all of it is ASCII, and no array.
+            frame = OutFrame(frame.data[: max(1, len(frame.data) // 2)], frame.text)
+        if self._duplicate:
+            self._duplicate -= 1
+            return [frame, frame]
+        return [frame]

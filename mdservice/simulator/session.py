@@ -1,0 +1,217 @@
+"""One client's session: what Alpaca answers to what is sent to it.
+
+Pure: messages in, replies out; no socket, no event loop, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import starmap
+from typing import Any
+
+import attrs
+
+from mdservice.errors import InvalidSymbol
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
+from mdservice.simulator.account import Account, Refusals, Silence, When
+from mdservice.simulator.codes import error_message
+
+__all__ = ["CHANNELS", "NOTHING", "Reply", "Session", "SessionRules"]
+
+CHANNELS = (
+    "trades",
+    "quotes",
+    "bars",
+    "updatedBars",
+    "dailyBars",
+    "statuses",
+    "lulds",
+    "corrections",
+    "cancelErrors",
+)
+"""The channels of a stock stream, in the order of the acknowledgement."""
+
+_WITH_TRADES = ("corrections", "cancelErrors")
+"""Channels that follow the trades' subscriptions and are not asked for themselves."""
+_ASKED_FOR = tuple(channel for channel in CHANNELS if channel not in _WITH_TRADES)
+_OF_OTHER_FEEDS = frozenset(("news", "orderbooks"))
+_NORMAL_CLOSURE = 1000
+_MOST_PAIRS = 50_000
+"""Bounds what one session can make the simulator hold, where no limit is set."""
+
+
+@attrs.frozen
+class Reply:
+    """What goes back.
+
+    Attributes:
+        messages: Control messages; each travels alone in its frame.
+        close_code: The websocket close code where the server hangs up after them.
+    """
+
+    messages: tuple[Mapping[str, Any], ...] = ()
+    close_code: int | None = None
+
+
+NOTHING = Reply()
+
+
+@attrs.frozen
+class SessionRules:
+    """What a session may do; see :class:`~mdservice.simulator.config.SimulatorConfig`."""
+
+    symbol_limit: int | None = None
+    invalid_symbols: AbstractSet[str] = frozenset()
+    ignored_symbols: AbstractSet[str] = frozenset()
+    closing_codes: AbstractSet[int] = frozenset((402, 404, 406, 407))
+
+
+class Session:
+    """The protocol's state for one connection.
+
+    Args:
+        number: Names the session towards the account.
+        endpoint: The path of the upgrade request, ``/v2/iex``.
+        account: Checks the login and lends the slot.
+        refusals: Answers planned in the place of the usual ones.
+        rules: Limits.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        endpoint: str,
+        *,
+        account: Account,
+        refusals: Refusals,
+        rules: SessionRules,
+    ) -> None:
+        self.number = number
+        self.endpoint = endpoint
+        self.authenticated = False
+        self.silent = False
+        """It was planned that this client gets no answer any more."""
+        self._account = account
+        self._refusals = refusals
+        self._rules = rules
+        self._key = ""
+        self._subscribed: dict[str, dict[str, None]] = {channel: {} for channel in CHANNELS}
+
+    @property
+    def subscriptions(self) -> dict[str, tuple[str, ...]]:
+        """The symbols of each channel, in the order in which they were added."""
+        return {channel: tuple(symbols) for channel, symbols in self._subscribed.items()}
+
+    def wants(self, symbol: str, channel: str = "quotes") -> bool:
+        """Whether data of this symbol is subscribed to, by name or by ``*``."""
+        symbols = self._subscribed.get(channel, {})
+        return symbol in symbols or EVERY_SYMBOL in symbols
+
+    def open(self, now_s: float, credentials: tuple[str, str] | None = None) -> Reply:
+        """What the server says first.
+
+        Args:
+            now_s: Monotonic seconds.
+            credentials: Key and secret from the upgrade's headers, where it had them.
+        """
+        planned = self._planned("connect")
+        if planned is not None:
+            return planned
+        connected = {"T": "success", "msg": "connected"}
+        if credentials is None:
+            return Reply((connected,))
+        login = self._authenticate(*credentials, now_s)
+        return Reply((connected, *login.messages), login.close_code)
+
+    def receive(self, message: Mapping[str, Any] | None, now_s: float) -> Reply:
+        """Answer one message of the client.
+
+        Args:
+            message: Decoded; None where it could not be.
+            now_s: Monotonic seconds.
+        """
+        if self.silent:
+            return NOTHING
+        action = None if message is None else message.get("action")
+        if message is not None and action == "auth":
+            if self.authenticated:
+                return self._error(403)
+            return self._authenticate(message.get("key"), message.get("secret"), now_s)
+        if message is not None and action in ("subscribe", "unsubscribe"):
+            if not self.authenticated:
+                return self._error(401)
+            return self._change(message, adding=action == "subscribe")
+        return self._error(400)
+
+    def time_out(self) -> Reply:
+        """The time for the login is over."""
+        return NOTHING if self.authenticated or self.silent else self._error(404)
+
+    def end(self, now_s: float, *, clean: bool) -> None:
+        """The connection is gone; ``clean`` after a closing handshake."""
+        if self.authenticated:
+            self._account.release(self.number, self._key, self.endpoint, now_s, clean=clean)
+
+    def _authenticate(self, key: object, secret: object, now_s: float) -> Reply:
+        planned = self._planned("auth")
+        if planned is not None:
+            return planned
+        if not isinstance(key, str) or not self._account.accepts(key, secret):
+            return self._error(402)
+        if not self._account.claim(self.number, key, self.endpoint, now_s):
+            return self._error(406)
+        self.authenticated = True
+        self._key = key
+        return Reply(({"T": "success", "msg": "authenticated"},))
+
+    def _change(self, message: Mapping[str, Any], *, adding: bool) -> Reply:
+        planned = self._planned("subscribe" if adding else "unsubscribe")
+        if planned is not None:
+            return planned
+        asked = {name: value for name, value in message.items() if name != "action"}
+        if not _OF_OTHER_FEEDS.isdisjoint(asked):
+            return self._error(410)
+        if not asked or not all(starmap(self._valid, asked.items())):
+            return self._error(400)
+        changed = {channel: dict(self._subscribed[channel]) for channel in _ASKED_FOR}
+        for channel, symbols in asked.items():
+            for symbol in symbols:
+                if not adding:
+                    changed.get(channel, {}).pop(symbol, None)
+                elif channel in changed and symbol not in self._rules.ignored_symbols:
+                    changed[channel][symbol] = None
+        limit = self._rules.symbol_limit
+        pairs = sum(map(len, changed.values()))
+        if adding and pairs > (_MOST_PAIRS if limit is None else limit):
+            return self._error(405)
+        for channel in _WITH_TRADES:
+            changed[channel] = dict(changed["trades"])
+        self._subscribed = changed
+        state = {channel: list(changed[channel]) for channel in CHANNELS}
+        return Reply(({"T": "subscription", **state},))
+
+    def _valid(self, channel: str, symbols: object) -> bool:
+        if channel not in CHANNELS or not isinstance(symbols, Sequence) or isinstance(symbols, str):
+            return False
+        return all(self._valid_symbol(symbol) for symbol in symbols)
+
+    def _valid_symbol(self, symbol: object) -> bool:
+        if not isinstance(symbol, str) or symbol in self._rules.invalid_symbols:
+            return False
+        try:
+            return parse_symbol(symbol) == symbol
+        except InvalidSymbol:
+            return False
+
+    def _planned(self, when: When) -> Reply | None:
+        """The answer that a test planned for this moment."""
+        answer = self._refusals.take(when)
+        if isinstance(answer, Silence):
+            self.silent = True
+            return NOTHING
+        return None if answer is None else self._error(answer)
+
+    def _error(self, code: int) -> Reply:
+        closes = code in self._rules.closing_codes
+        return Reply((error_message(code),), _NORMAL_CLOSURE if closes else None)

@@ -1,0 +1,195 @@
+"""How quotes and messages look on the wire, and how a client's messages are read.
+
+JSON has RFC 3339 timestamps in nanoseconds with trailing zeros cut; msgpack has timestamps
+as extension -1. Written apart from the service's own codec, so that the two check each
+other.
+
+Source: Alpaca's streaming documentation, and its Go and Python clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+import msgspec
+
+from mdservice.model.timestamps import format_ns, parse_rfc3339
+
+__all__ = [
+    "Encoding",
+    "OutFrame",
+    "SimQuote",
+    "decode_message",
+    "encode_messages",
+    "encode_quotes",
+    "encode_timestamp",
+]
+
+Encoding = Literal["json", "msgpack"]
+
+_SECOND_NS = 1_000_000_000
+_TIMESTAMP = -1
+_BROKEN_QUOTE = {"T": "q", "S": "AAPL", "bp": "no price", "ap": None, "t": 7.5}
+
+
+class SimQuote(msgspec.Struct, frozen=True, gc=False):
+    """One quote of the simulated market.
+
+    Attributes:
+        symbol: ``AAPL``.
+        bid: Best bid; 0 means that no bid is active.
+        ask: Best offer; 0 means that no offer is active.
+        bid_size: Shares.
+        ask_size: Shares.
+        ts_event_ns: The exchange's time, UTC nanoseconds; 0 where :meth:`Simulator.send_quotes`
+            shall stamp it.
+        bid_exchange: One letter.
+        ask_exchange: One letter.
+        conditions: Condition codes.
+        tape: ``A``, ``B`` or ``C``.
+    """
+
+    symbol: str
+    bid: float
+    ask: float
+    bid_size: int = 100
+    ask_size: int = 100
+    ts_event_ns: int = 0
+    bid_exchange: str = "V"
+    ask_exchange: str = "V"
+    conditions: tuple[str, ...] = ("R",)
+    tape: str = "C"
+
+    @classmethod
+    def from_wire(cls, message: Mapping[str, Any]) -> SimQuote:
+        """From Alpaca's field names; only ``S``, ``bp`` and ``ap`` are needed.
+
+        ``t`` may be RFC 3339 text or UTC nanoseconds.
+
+        Raises:
+            KeyError: One of the three is missing.
+            ValueError: ``t`` is no time.
+        """
+        t = message.get("t", 0)
+        return cls(
+            message["S"],
+            message["bp"],
+            message["ap"],
+            message.get("bs", 100),
+            message.get("as", 100),
+            parse_rfc3339(t) if isinstance(t, str) else t,
+            message.get("bx", "V"),
+            message.get("ax", "V"),
+            tuple(message.get("c", ("R",))),
+            message.get("z", "C"),
+        )
+
+
+@attrs.frozen
+class OutFrame:
+    """One websocket message on its way out: its payload, and whether it is text."""
+
+    data: bytes
+    text: bool
+
+
+class _WireQuote(
+    msgspec.Struct,
+    tag_field="T",
+    tag="q",
+    gc=False,
+    rename={
+        "symbol": "S",
+        "bid_exchange": "bx",
+        "bid": "bp",
+        "bid_size": "bs",
+        "ask_exchange": "ax",
+        "ask": "ap",
+        "ask_size": "as",
+        "conditions": "c",
+        "tape": "z",
+        "timestamp": "t",
+    },
+):
+    """``{"T":"q","S":"AAPL","bx":"V","bp":187.12,"bs":200,"ax":"V","ap":187.15,"as":300,…}``."""
+
+    symbol: str
+    bid_exchange: str
+    bid: float
+    bid_size: int
+    ask_exchange: str
+    ask: float
+    ask_size: int
+    conditions: tuple[str, ...]
+    tape: str
+    timestamp: Any
+
+
+def encode_timestamp(ts_ns: int, encoding: Encoding) -> Any:
+    """UTC nanoseconds as text without trailing zeros, or as msgpack's 64-bit timestamp."""
+    if encoding == "json":
+        return format_ns(ts_ns)[:-1].rstrip("0").rstrip(".") + "Z"
+    second, fraction = divmod(ts_ns, _SECOND_NS)
+    return msgspec.msgpack.Ext(_TIMESTAMP, (fraction << 34 | second).to_bytes(8, "big"))
+
+
+def encode_quotes(
+    quotes: Iterable[SimQuote], encoding: Encoding, *, spoil: bool = False
+) -> OutFrame:
+    """One frame with these quotes; ``spoil`` puts a quote that breaks the schema among them."""
+    as_json = encoding == "json"
+    number = _json_number if as_json else float
+    items: list[Any] = [
+        _WireQuote(
+            quote.symbol,
+            quote.bid_exchange,
+            number(quote.bid),
+            quote.bid_size,
+            quote.ask_exchange,
+            number(quote.ask),
+            quote.ask_size,
+            quote.conditions,
+            quote.tape,
+            encode_timestamp(quote.ts_event_ns, encoding),
+        )
+        for quote in quotes
+    ]
+    if spoil:
+        items.insert(len(items) // 2, _BROKEN_QUOTE)
+    return _encode(items, encoding)
+
+
+def encode_messages(messages: Sequence[Mapping[str, Any]], encoding: Encoding) -> OutFrame:
+    """One frame with these messages; a whole number under ``t`` becomes a timestamp."""
+    return _encode(
+        [
+            {**message, "t": encode_timestamp(message["t"], encoding)}
+            if isinstance(message.get("t"), int)
+            else message
+            for message in messages
+        ],
+        encoding,
+    )
+
+
+def decode_message(payload: bytes, encoding: Encoding) -> Mapping[str, Any] | None:
+    """A client's message; None where it is no object in this encoding."""
+    try:
+        if encoding == "json":
+            return msgspec.json.decode(payload, type=dict[str, Any])
+        return msgspec.msgpack.decode(payload, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _encode(items: Sequence[Any], encoding: Encoding) -> OutFrame:
+    if encoding == "json":
+        return OutFrame(msgspec.json.encode(items), text=True)
+    return OutFrame(msgspec.msgpack.encode(items), text=False)
+
+
+def _json_number(price: float) -> float:
+    """Whole prices without a fraction, as Go prints them: ``187``, not ``187.0``."""
+    return int(price) if price == int(price) else price
