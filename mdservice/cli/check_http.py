@@ -9,7 +9,6 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import anyio.to_thread
 import attrs
 
@@ -169,26 +168,29 @@ def _refused(name: str, url: str, page: _Page, what: str) -> CheckResult:
 
 
 async def _get(url: str, headers: Mapping[str, str]) -> _Page:
+    """GET in a thread: httpx's own asynchronous streams cannot be broken off cleanly on trio."""
+    return await anyio.to_thread.run_sync(_get_now, url, dict(headers), abandon_on_cancel=True)
+
+
+def _get_now(url: str, headers: dict[str, str]) -> _Page:
     """GET without following redirects, which could carry the keys elsewhere."""
     import httpx
 
     shown = mask_url(url)
     body = bytearray()
     try:
-        with anyio.fail_after(_TIMEOUT_S):
-            async with (
-                httpx.AsyncClient(timeout=_TIMEOUT_S) as client,
-                client.stream("GET", url, headers=dict(headers)) as response,
-            ):
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > _MOST_BYTES:
-                        raise _Unreachable(f"{shown} answers with more than 4 MiB")
-    except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        reason = str(exc) or type(exc).__name__
-        raise _Unreachable(f"{shown} cannot be reached: {reason}") from exc
-    except TimeoutError as exc:
+        with (
+            httpx.Client(timeout=_TIMEOUT_S) as client,
+            client.stream("GET", url, headers=headers) as response,
+        ):
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > _MOST_BYTES:
+                    raise _Unreachable(f"{shown} answers with more than 4 MiB")
+    except httpx.TimeoutException as exc:
         raise _Unreachable(f"{shown} does not answer within {_TIMEOUT_S:g} s") from exc
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        raise _Unreachable(f"{shown} cannot be reached: {str(exc) or type(exc).__name__}") from exc
     return _Page(response.status_code, bytes(body), _seconds(response.headers.get("date")))
 
 

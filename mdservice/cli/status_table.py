@@ -88,8 +88,7 @@ def _actors(actors: Mapping[str, Any]) -> Iterator[str]:
     for name, actor in actors.items():
         inbox = _part(actor, "inbox")
         used = f"{_number(inbox.get('used'))}/{_number(inbox.get('size'))}"
-        age = actor.get("heartbeat_age_s")
-        heartbeat = f"{age:.1f} s ago" if isinstance(age, (int, float)) else "-"
+        heartbeat = _age(actor.get("heartbeat_age_s"))
         yield (
             f"{_cut(str(name), 25):<26}{_cut(str(actor.get('state', '-')), 11):<12}"
             f"{_number(actor.get('restarts')):>9}{heartbeat:>12}{used:>20}"
@@ -124,6 +123,12 @@ def _ms(value: object) -> str:
     if not isinstance(value, (int, float)):
         return "-"
     return f"{value:,.2f} ms" if value < 1_000 else f"{value / 1_000:,.1f} s"  # noqa: PLR2004 - milliseconds in a second
+
+
+def _age(seconds: object) -> str:
+    if isinstance(seconds, (int, float)) and seconds < _MINUTE_S:
+        return f"{seconds:.1f} s"
+    return _duration(seconds)
 
 
 def _duration(seconds: object) -> str:

@@ -1,0 +1,45 @@
+"""A command line of its own for each test: an empty working folder and environment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mdservice import logs
+from mdservice.cli import cli
+from mdservice.masking import Masker
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith(("MDSERVICE_", "ALPACA_", "APCA_", "REDIS_", "XDG_RUNTIME")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(logs, "_masker", Masker())
+    # Short, since a UNIX socket's path has about a hundred bytes.
+    with tempfile.TemporaryDirectory(prefix="md-") as folder:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+
+
+@pytest.fixture
+def invoke() -> Invoke:
+    def run(*arguments: str, **environ: str) -> Result:
+        return CliRunner().invoke(cli, arguments, env=environ, prog_name="mdservice")
+
+    return run
+
+
+@pytest.fixture
+def config() -> Path:
+    path = Path("other.toml")
+    path.write_text("[mdservice]\nprice_ttl = 0\n")
+    return path

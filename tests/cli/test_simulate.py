@@ -1,0 +1,39 @@
+"""The line that tells what a simulator sends."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import anyio
+import pytest
+
+from mdservice.cli.simulate import _show_progress
+from mdservice.simulator import SimulatorConfig, open_simulator
+
+
+async def lines_after(seconds: float) -> None:
+    config = SimulatorConfig(rate=100, shape="flat")
+    async with (
+        open_simulator(config, port=None) as simulator,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(_show_progress, simulator)
+        await anyio.sleep(seconds)
+        tasks.cancel_scope.cancel()
+
+
+async def test_now_and_then_a_line(autojump_clock: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    await lines_after(25)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["0 connected, 0 quotes made, 0 a second"] * 2
+
+
+async def test_one_line_that_changes_on_a_terminal(
+    autojump_clock: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    await lines_after(2.5)
+    output = capsys.readouterr().out
+    assert output.count("\r0 connected") == 2
+    assert "\n" not in output

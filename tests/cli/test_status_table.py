@@ -1,0 +1,128 @@
+"""``mdservice status`` for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import click
+import pytest
+
+from mdservice.cli.status_table import WIDTH, status_lines
+from mdservice.model.status import (
+    ActorReport,
+    Counters,
+    FeedReport,
+    Inbox,
+    Latencies,
+    Latency,
+    RedisReport,
+    Status,
+    status_to_json,
+)
+
+STATUS = Status(
+    state="degraded",
+    reasons=("the feed is not connected", "redis does not answer " + "for long " * 20),
+    feed=FeedReport(
+        name="delayed_sip",
+        driver="alpaca-py",
+        phase="waiting_for_slot",
+        connected=False,
+        subscribed=False,
+        reconnects=12_345,
+        last_error="Alpaca refused with 406: connection limit exceeded " * 3,
+        left_out={"FAKEPACA": "unknown"},
+    ),
+    redis=RedisReport(
+        connected=False,
+        url="unix:///tmp/" + "long-name-" * 9 + "redis.sock",
+        last_error="connection refused",
+        backlog=99_999,
+    ),
+    symbols=11_000,
+    uptime_s=93_784.5,
+    actors={
+        "FeedConnection": ActorReport("running", 0, 0.25, Inbox(3, 1_000)),
+        "AnActorWithAVeryLongNameIndeed": ActorReport(
+            "restarting", 1_000, 99_999.5, Inbox(100_000, 100_000), "it broke " * 20
+        ),
+    },
+    counters=Counters(quotes_received=12_345_678_901, quotes_accepted=7),
+    latency_ms=Latencies(feed_to_redis=Latency(1.234, 5_432.1, 123_456.0)),
+    loop_lag_ms=0.3,
+    simulator=True,
+)
+
+
+def table(status: Mapping[str, Any]) -> list[str]:
+    return [click.unstyle(line) for line in status_lines(status)]
+
+
+def test_the_table_tells_everything_within_80_columns() -> None:
+    lines = table(status_to_json(STATUS))
+    assert max(map(len, lines)) <= WIDTH
+    text = " ".join("\n".join(lines).split())
+    for part in (
+        "service degraded, up 1 d 2 h, 11,000 symbols",
+        "simulated prices",
+        "the feed is not connected",
+        "delayed_sip by alpaca-py, not connected, waiting for slot, 12,345 reconnects",
+        "last error: Alpaca refused with 406",
+        "without FAKEPACA",
+        "not connected, 99,999 events waiting",
+        "feed to redis p50 1.23 ms p99 5.4 s max 123.5 s",
+        "receive to redis p50 - p99 - max -",
+        "quotes_received 12,345,678,901",
+        "FeedConnection running 0 0.2 s 3/1,000",
+        "AnActorWithAVeryLongName… restarting 1,000 1 d 3 h 100,000/100,000",
+        "last error: it broke",
+    ):
+        assert part in text
+
+
+def test_every_counter_and_actor_has_its_place() -> None:
+    text = "\n".join(table(status_to_json(STATUS)))
+    for counter in attrs.asdict(STATUS.counters):
+        assert len(re.findall(rf"\b{counter} +[\d,]+", text)) == 1
+
+
+def test_a_quiet_service_is_told_without_errors() -> None:
+    status = attrs.evolve(
+        STATUS,
+        state="running",
+        reasons=(),
+        feed=attrs.evolve(
+            STATUS.feed, connected=True, phase="streaming", last_error=None, left_out={}
+        ),
+        redis=RedisReport(connected=True, url="redis://db", last_error=None),
+        simulator=False,
+        actors={},
+        uptime_s=61.0,
+    )
+    lines = table(status_to_json(status))
+    assert lines[0] == "service   running, up 1 min 1 s, 11,000 symbols"
+    assert lines[1] == "feed      delayed_sip by alpaca-py, connected, 12,345 reconnects"
+    assert lines[2] == "redis     connected, redis://db"
+
+
+def test_what_another_version_leaves_out_is_a_dash() -> None:
+    lines = table({"actors": {"A": {}}, "latency_ms": None, "feed": 3})
+    assert lines[0] == "service   -, up -, - symbols"
+    assert any(line.startswith("A    ") and line.endswith("-/-") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.4, "0 s"),
+        (59.9, "59 s"),
+        (3_599, "59 min 59 s"),
+        (3_600, "1 h 0 min"),
+        (86_400, "1 d 0 h"),
+    ],
+)
+def test_uptime_in_words(seconds: float, told: str) -> None:
+    assert f"up {told}," in table({"uptime_s": seconds})[0]

