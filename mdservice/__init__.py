@@ -2,7 +2,7 @@
 
 ::
 
-    async with mdservice.open_service(mdservice.Settings(symbols=["AAPL"])) as service:
+    async with mdservice.open_service(mdservice.Settings(symbols=("AAPL",))) as service:
         async with service.quotes("AAPL") as quotes:
             async for quote in quotes:
                 print(quote.symbol, quote.price)

@@ -19,7 +19,7 @@ from mdservice.condition import readiness, status
 from mdservice.feeds.alpaca.drivers import make_drivers
 from mdservice.feeds.commands import Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.feeds.driver import Driver
-from mdservice.logs import get_logger
+from mdservice.logs import get_logger, hide_secrets
 from mdservice.model.events import FeedStatus
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
@@ -185,6 +185,7 @@ async def open_service(
         ActorFailed: A part failed too often.
     """
     settings.require_runnable()
+    hide_secrets(settings.secret_values())
     clock = clock or SystemClock()
     try:
         async with AsyncExitStack() as stack:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 __all__ = [
     "ActorReport",
@@ -144,8 +148,13 @@ class Status:
 
 def status_to_json(status: Status) -> dict[str, Any]:
     """The status as plain JSON types, with the contract's names."""
-    return attrs.asdict(status, value_serializer=_plain)
+    plain: dict[str, Any] = _converter().unstructure(status)
+    return plain
 
 
-def _plain(_owner: type | None, _field: attrs.Attribute[Any] | None, value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+@cache
+def _converter() -> Converter:
+    """Made when first needed: an embedder who never asks does not pay for the import."""
+    from cattrs.preconf.json import make_converter
+
+    return make_converter(unstruct_collection_overrides={tuple: list})

@@ -23,7 +23,7 @@ def parse_symbol(text: str) -> str:
         InvalidSymbol: Naming the text, cut short where it is long.
     """
     symbol = text.strip().upper()
-    # Before raising the case, since that makes ASCII of some letters that are not: ß, ſ, ﬁ
+    # Asked of the text itself: raising the case makes ASCII of letters that are not, such as ß
     if text.isascii() and (symbol == EVERY_SYMBOL or _SYMBOL.fullmatch(symbol)):
         return symbol
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
