@@ -150,7 +150,7 @@ class Connection:
         """Cut the line at once; what was not sent is lost."""
         if isinstance(self._stream, MemoryByteStream):
             self._stream.reset()
-        raw_socket = self._stream.extra(SocketAttribute.raw_socket, None)
+        raw_socket = self._stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - no Django
         if raw_socket is not None:
             with suppress(OSError):  # it may be closing by itself at this moment
                 raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

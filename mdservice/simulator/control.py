@@ -79,8 +79,9 @@ class Control:
     def send_messages(
         self, messages: Sequence[Mapping[str, Any]], *, connection: int | None = None
     ) -> None:
-        """Send any messages in one frame, subscribed to or not; a whole number under ``t`` is
-        sent as a timestamp.
+        """Send any messages in one frame, subscribed to or not.
+
+        A whole number under ``t`` is sent as a timestamp.
         """
         for chosen in self._chosen(connection):
             chosen.send_messages(messages)
@@ -111,8 +112,9 @@ class Control:
                 chosen.hang_up(code if how == "close" else None)
 
     def refuse_next(self, code: int, *, when: When = "auth", times: int = 1) -> None:
-        """Answer the next of this moment with an error: ``connect`` in the place of the
-        greeting, ``auth``, ``subscribe`` or ``unsubscribe``.
+        """Answer the next of this moment with an error.
+
+        ``connect`` in the place of the greeting, ``auth``, ``subscribe`` or ``unsubscribe``.
         """
         self._refusals.plan(when, code, times)
 
@@ -121,8 +123,10 @@ class Control:
         self._refusals.plan("upgrade", status, times)
 
     def stall(self, when: When = "upgrade", *, times: int = 1) -> None:
-        """Accept, and from this moment on never answer: ``upgrade`` after the TCP connection,
-        ``connect`` after the upgrade, ``auth`` or ``subscribe`` after such a message.
+        """Accept, and from this moment on never answer.
+
+        ``upgrade`` after the TCP connection, ``connect`` after the upgrade, ``auth`` or
+        ``subscribe`` after such a message.
         """
         self._refusals.plan(when, SILENCE, times)
 

@@ -47,8 +47,10 @@ class Drop:
 
 @attrs.frozen
 class Refuse:
-    """Answer the next ``times`` of ``when`` with a code (an HTTP status for ``upgrade``),
-    or with :data:`~mdservice.simulator.account.SILENCE`.
+    """Answer the next ``times`` of ``when`` with a code, or not at all.
+
+    The code is an HTTP status for ``upgrade``; no answer at all is
+    :data:`~mdservice.simulator.account.SILENCE`.
     """
 
     answer: int | Silence
@@ -108,8 +110,9 @@ class Duplicate:
 
 @attrs.frozen
 class Reorder:
-    """The next data frames hold their quotes in the reverse order; a frame of one quote
-    comes after the one that follows it.
+    """The next data frames hold their quotes in the reverse order.
+
+    A frame of one quote comes after the one that follows it.
     """
 
     frames: int = 1

@@ -83,11 +83,12 @@ class PriceWalk:
         )
 
     def _walk(self, byte: int) -> int:
-        """Move the bid by up to two steps and return it."""
-        bid = self._bid + (byte % 5 - 2) * self._step
+        """Move the bid by up to three steps and return it."""
+        # The difference of two equal draws: no drift, and small steps are the likely ones.
+        bid = self._bid + ((byte & 3) - (byte >> 2 & 3)) * self._step
         if bid < self._low:
-            bid += 2 * self._step
+            bid += 3 * self._step
         elif bid > self._high:
-            bid -= 2 * self._step
+            bid -= 3 * self._step
         self._bid = max(1, bid)
         return self._bid

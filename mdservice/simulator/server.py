@@ -261,7 +261,7 @@ async def open_simulator(
         simulator = Simulator(config or SimulatorConfig(), clock or SystemClock(), tasks)
         if listener is not None:
             simulator.host = host
-            simulator.port = listener.extra(SocketAttribute.local_port)
+            simulator.port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - no Django
             tasks.start_soon(_accept, listener, simulator, tasks)
         tasks.start_soon(simulator.run_market)
         tasks.start_soon(simulator.run_script)
