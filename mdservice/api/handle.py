@@ -14,18 +14,17 @@ __all__ = ["ServiceHandle", "SubscriptionOutcome"]
 
 
 class SubscriptionOutcome(Protocol):
-    """What became of a change of the subscribed symbols.
-
-    Attributes:
-        status: ``pending`` while the feed is away: the change is made when it is back.
-        symbols: The symbols that were asked for, in upper case, each once.
-    """
+    """What became of a change of the subscribed symbols."""
 
     @property
-    def status(self) -> Literal["subscribed", "unsubscribed", "pending"]: ...
+    def status(self) -> Literal["subscribed", "unsubscribed", "pending"]:
+        """``pending`` while the feed is away: the change is made when it is back."""
+        ...
 
     @property
-    def symbols(self) -> tuple[str, ...]: ...
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols that were asked for, in upper case, each once."""
+        ...
 
 
 class ServiceHandle(Protocol):
@@ -68,6 +67,9 @@ class ServiceHandle(Protocol):
         self, *symbols: str
     ) -> AbstractAsyncContextManager[AsyncIterator[Quote | FeedStatus]]:
         """Accepted quotes of these symbols, or of all, and every change of the feed's state.
+
+        First comes the latest quote of each of the symbols, then what follows it: none is
+        missing or repeated between the two.
 
         What a slow reader cannot take in time is conflated to the latest per symbol; a reader
         never holds up the feed.

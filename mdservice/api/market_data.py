@@ -99,7 +99,7 @@ async def subscribe(request: Request, service: Service, symbol: Asked = None) ->
     openapi_extra=_BODY,
 )
 async def unsubscribe(request: Request, service: Service, symbol: Asked = None) -> Response:
-    """Take back what was asked for by this API. Settings and positions keep what they want."""
+    """No longer follow symbols; those of open positions stay."""
     symbols = asked_symbols(symbol, await request.body())
     return _changed(await service.unsubscribe(*symbols, source="api"))
 

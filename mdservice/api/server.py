@@ -70,6 +70,7 @@ async def serve_api(
             its file is the caller's to remove. Made here where not given.
         http: ``host:port`` to listen on too, port 0 for a free one, or None.
         token: What TCP callers have to send, or None.
+        task_status: Told the addresses as soon as callers are taken in.
 
     Raises:
         SocketInUse: Another service has this path.
@@ -79,8 +80,8 @@ async def serve_api(
     with ExitStack() as stack:
         unix = listener or stack.enter_context(unix_listener(socket))
         tcp = await tcp_listeners(http, token=token) if http is not None else []
-        for listener in tcp:
-            stack.enter_context(listener)
+        for bound in tcp:
+            stack.enter_context(bound)
         app: App = create_app(service)
         gated = app if token is None else BearerGate(app, token)
         await _serve([(app, [unix]), (gated, tcp)], socket, tcp, task_status)

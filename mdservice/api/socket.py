@@ -9,7 +9,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
 
@@ -41,20 +41,19 @@ def unix_listener(path: Path) -> Iterator[socket.socket]:
     path = path.absolute()
     _check_length(path)
     prepare_socket_folder(path)
-    try:
-        with _lock(path):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_lock(path))
             _refuse_live(path)
             listener, identity = _bind(path)
-            with listener:
-                try:
-                    yield listener
-                finally:
-                    _remove_ours(path, identity)
-    except PermissionError as error:
-        raise ConfigurationError(
-            f"the socket {path} cannot be made: {error.strerror} ({error.filename or path}); "
-            "set MDSERVICE_SOCKET to a path in a folder of yours"
-        ) from error
+        except PermissionError as error:
+            raise ConfigurationError(
+                f"the socket {path} cannot be made: {error.strerror} "
+                f"({error.filename or path}); set MDSERVICE_SOCKET to a path in a folder of yours"
+            ) from error
+        stack.enter_context(listener)
+        stack.callback(_remove_ours, path, identity)
+        yield listener
 
 
 def _check_length(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping
 from typing import Any
 
 import anyio
@@ -29,10 +29,9 @@ there."""
 class EventStream(Response):
     """An endless answer of ``price.updated`` and ``feed.status`` events.
 
-    First comes the latest price of each symbol that has one, then what follows it, with no
-    update missing or repeated between the two. While nothing happens, a comment is sent every
-    15 s. The stream ends when the client leaves, when the service closes its events, or when
-    the server sets ``scope["state"]["closing"]``.
+    First comes the latest price of each symbol that has one, then what follows it. While
+    nothing happens, a comment is sent every 15 s. The stream ends when the client leaves, when
+    the service closes its events, or when the server sets ``scope["state"]["closing"]``.
 
     Args:
         service: Where the events come from.
@@ -85,15 +84,14 @@ class EventStream(Response):
         """Turn the service's events into frames, at most some hundred ahead of the writes."""
         with self._reading:
             async with self._service.events(*self._symbols) as events:
-                # No await between joining the events and this snapshot: what is accepted from
-                # here on comes by `events`, and what is in both is known by its number.
-                shown = self._service.prices(self._symbols or None)
-                last_seq = {quote.symbol: quote.seq for quote in shown}
-                for quote in shown:
-                    await self._put(quote)
-                async for event in events:
-                    if isinstance(event, FeedStatus) or event.seq > last_seq.get(event.symbol, 0):
+                try:
+                    async for event in events:
                         await self._put(event)
+                finally:
+                    # A generator that is left in the middle would be ended some time later,
+                    # by the garbage collector.
+                    if isinstance(events, AsyncGenerator):
+                        await events.aclose()
         self._ended = True
         self._filled.set()
 

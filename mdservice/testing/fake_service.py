@@ -81,7 +81,6 @@ class FakeService:
         redis_connected: While it is false, it is not ready.
         alive: What :meth:`liveness` says.
         closed: Set by :meth:`close`.
-        readers: How many streams are open.
     """
 
     def __init__(self, *, limit: int = 30) -> None:
@@ -97,6 +96,7 @@ class FakeService:
 
     @property
     def readers(self) -> int:
+        """How many streams are open."""
         return len(self._readers)
 
     def publish(self, symbol: str, bid: float, ask: float, *, ts_event_ns: int = 0) -> Quote:
@@ -137,11 +137,12 @@ class FakeService:
         return FakeOutcome("subscribed" if self.feed_connected else "pending", wanted)
 
     async def unsubscribe(self, *symbols: str, source: str = "api") -> FakeOutcome:
-        """Want these symbols no longer, as far as this source is concerned."""
+        """Want these symbols no longer; for ``api``, also where the settings wanted them."""
         unwanted = parse_symbols(symbols)
+        leaving = {"api", "settings"} if source == "api" else {source}
         for symbol in unwanted:
             sources = self._sources.get(symbol, set())
-            sources.discard(source)
+            sources -= leaving
             if not sources:
                 self._sources.pop(symbol, None)
         return FakeOutcome("unsubscribed" if self.feed_connected else "pending", unwanted)
@@ -161,8 +162,10 @@ class FakeService:
 
     @asynccontextmanager
     async def events(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote | FeedStatus]]:
-        """What happens from here on, conflated for a slow reader."""
+        """The latest prices, then what happens, conflated for a slow reader."""
         reader = _Reader(frozenset(symbols))
+        for quote in self._latest.values():
+            reader.offer(quote)
         self._readers.add(reader)
         try:
             yield reader.events(self)
