@@ -1,0 +1,88 @@
+"""What is a symbol and what is not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdservice.errors import InvalidSymbol
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, parse_symbols
+
+
+@pytest.mark.parametrize(
+    ("text", "symbol"),
+    [
+        ("AAPL", "AAPL"),
+        pytest.param("aapl", "AAPL", id="raised"),
+        pytest.param(" Msft ", "MSFT", id="trimmed"),
+        ("BRK.B", "BRK.B"),
+        ("BTC/USD", "BTC/USD"),
+        ("bf-b", "BF-B"),
+        ("INAQ.U", "INAQ.U"),
+        ("FAKEPACA", "FAKEPACA"),
+        ("A", "A"),
+        ("X" * 32, "X" * 32),
+        ("*", EVERY_SYMBOL),
+    ],
+)
+def test_takes_a_symbol_in_either_case(text: str, symbol: str) -> None:
+    assert parse_symbol(text) == symbol
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "A B",
+        "A,B",
+        "**",
+        ".A",
+        "-A",
+        "$AAPL",
+        "A\x00",
+        "A\r\nDEL",
+        "price:*",
+        "X" * 33,
+        pytest.param("\u00df", id="raising the case makes SS of it"),
+        pytest.param("\u017fpy", id="raising the case makes SPY of it"),
+        pytest.param("\uff21", id="a wide letter"),
+        pytest.param("\u0661", id="a digit that is not ASCII"),
+    ],
+)
+def test_refuses_anything_else_and_names_it(text: str) -> None:
+    with pytest.raises(InvalidSymbol) as caught:
+        parse_symbol(text)
+    assert repr(text[:32])[:-1] in str(caught.value)
+
+
+def test_a_long_bad_symbol_is_named_cut_short() -> None:
+    with pytest.raises(InvalidSymbol) as caught:
+        parse_symbol("?" * 100_000)
+    assert len(str(caught.value)) < 200
+    assert "…" in str(caught.value)
+
+
+def test_many_keep_their_order_and_lose_repeats() -> None:
+    assert parse_symbols(["msft", "AAPL", "MSFT", "aapl", "*"]) == ("MSFT", "AAPL", "*")
+    assert parse_symbols([]) == ()
+
+
+def test_one_bad_symbol_refuses_all_of_them() -> None:
+    with pytest.raises(InvalidSymbol, match="not a symbol") as caught:
+        parse_symbols(["AAPL", "no good", "MSFT"])
+    assert "no good" in str(caught.value)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=40))
+def test_what_passes_is_plain_ascii_and_passes_again(text: str) -> None:
+    try:
+        symbol = parse_symbol(text)
+    except InvalidSymbol:
+        return
+    assert symbol.isascii()
+    assert symbol == text.strip().upper()
+    assert parse_symbol(symbol) == symbol
+    assert not set(symbol) & set(" \r\n\x00:,")
