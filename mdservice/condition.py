@@ -126,4 +126,6 @@ def _counters(topology: Topology) -> Counters:
         decode_errors=feed.decode_errors + router.future_quotes,
         reconnects=feed.reconnects,
         gaps=router.gaps,
+        gaps_repaired=router.gaps_repaired,
+        quotes_backfilled=router.quotes_backfilled,
     )

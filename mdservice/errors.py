@@ -6,7 +6,9 @@
     ├── ConfigurationError      a setting, a file or a flag is wrong; exit code 78
     ├── FeedError
     │   ├── FeedUnavailable     no connection, or it ended; trying again may help
-    │   └── FeedRefused         the feed answered and said no, by code or HTTP status
+    │   ├── FeedRefused         the feed answered and said no, by code or HTTP status
+    │   ├── HistoryUnavailable  past quotes: no answer, or one that cannot be read
+    │   └── HistoryRefused      past quotes: not for this feed, time or plan
     ├── SubscriptionError
     │   ├── InvalidSymbol       not a symbol at all
     │   └── SubscriptionRefused the feed, or its limit, refused these symbols
@@ -31,6 +33,8 @@ __all__ = [
     "FeedError",
     "FeedRefused",
     "FeedUnavailable",
+    "HistoryRefused",
+    "HistoryUnavailable",
     "InvalidSymbol",
     "MDServiceError",
     "SocketInUse",
@@ -71,6 +75,14 @@ class FeedRefused(FeedError):
         super().__init__(message)
         self.code = code
         self.http = http
+
+
+class HistoryUnavailable(FeedError):
+    """Past quotes cannot be had now. Worth another try."""
+
+
+class HistoryRefused(FeedError):
+    """There are no past quotes for this feed, time or plan."""
 
 
 class SubscriptionError(MDServiceError):

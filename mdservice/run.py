@@ -23,6 +23,8 @@ _log = get_logger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AT_ONCE = 1
+_ONE_SIGNAL_S = 0.05
+"""timeout(1) and some shells deliver one signal twice: to the process and to its group."""
 
 
 async def serve(
@@ -66,9 +68,13 @@ async def serve(
 async def _stop_on_signal(running: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
     with anyio.open_signal_receiver(*_SIGNALS) as signals:
         task_status.started()
+        first_s = 0.0
         async for number in signals:
+            if running.cancel_called and anyio.current_time() < first_s + _ONE_SIGNAL_S:
+                continue
             if running.cancel_called:  # the guard ends an embedded server, the system the rest
                 os._exit(_AT_ONCE)
+            first_s = anyio.current_time()
             _log.info("stopping", signal=signal.Signals(number).name)
             running.cancel()
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import cast
 
 import anyio
 import attrs
@@ -16,16 +17,18 @@ from mdservice.actors.background import background
 from mdservice.actors.groups import leaves
 from mdservice.clock import Clock, SystemClock
 from mdservice.condition import readiness, status
-from mdservice.feeds.alpaca.drivers import make_drivers
-from mdservice.feeds.commands import Subscribe, SubscriptionResult, Unsubscribe
+from mdservice.errors import MDServiceError
+from mdservice.feeds.alpaca.drivers import make_drivers, make_history, make_market_clock
+from mdservice.feeds.commands import Command, Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.feeds.driver import Driver
+from mdservice.feeds.history import QuoteHistory
 from mdservice.logs import get_logger, hide_secrets
 from mdservice.model.events import FeedStatus
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
 from mdservice.model.symbol import parse_symbol, parse_symbols
 from mdservice.runtime_folder import prepare_socket_folder
-from mdservice.settings import Settings
+from mdservice.settings import SIMULATOR, Settings
 from mdservice.sinks.store import PriceStore
 from mdservice.topology import Topology, build
 
@@ -65,9 +68,7 @@ class Service:
             InvalidSymbol: One of them is no symbol; nothing is changed.
             SubscriptionRefused: The feed refused, for instance at the plan's symbol limit.
         """
-        command = Subscribe(parse_symbols(symbols), source)
-        await self._topology.commands.outbox.send(command)
-        return await command.answer.wait()
+        return await self._request(Subscribe(parse_symbols(symbols), source))
 
     async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
         """No longer follow symbols on behalf of a source.
@@ -79,7 +80,11 @@ class Service:
             InvalidSymbol: One of them is no symbol; nothing is changed.
         """
         sources = ("api", "settings") if source == "api" else (source,)
-        command = Unsubscribe(parse_symbols(symbols), sources)
+        return await self._request(Unsubscribe(parse_symbols(symbols), sources))
+
+    async def _request(self, command: Command) -> SubscriptionResult:
+        if self._draining:
+            raise MDServiceError("the service is stopping: its subscriptions no longer change")
         await self._topology.commands.outbox.send(command)
         return await command.answer.wait()
 
@@ -111,7 +116,7 @@ class Service:
         oldest, except the newest of each symbol, and sees a step in ``seq``.
         """
         with self._topology.readers.open(parse_symbols(symbols)) as reader:
-            yield (item async for item in reader.items() if isinstance(item, Quote))
+            yield cast("AsyncIterator[Quote]", reader)  # one without statuses has only these
 
     @asynccontextmanager
     async def events(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote | FeedStatus]]:
@@ -119,7 +124,7 @@ class Service:
         chosen = parse_symbols(symbols)
         first = self.prices(chosen or None)
         with self._topology.readers.open(chosen, statuses=True, first=first) as reader:
-            yield reader.items()
+            yield reader
 
     def status(self) -> Status:
         """Everything about the service at this moment."""
@@ -162,6 +167,7 @@ async def open_service(
     *,
     store: PriceStore | None = None,
     drivers: Sequence[Driver] | None = None,
+    history: QuoteHistory | None = None,
     clock: Clock | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Service]:
@@ -175,6 +181,7 @@ async def open_service(
         settings: See :class:`mdservice.Settings`.
         store: In the place of the Redis of the settings.
         drivers: In the place of the settings' feed.
+        history: In the place of the settings' REST API; with ``drivers``, None means none.
         clock: The time, for tests.
         rng: The jitter's source, for tests.
 
@@ -192,15 +199,21 @@ async def open_service(
             if store is None:
                 store = await _open_store(settings, stack)
             if drivers is None:
-                drivers = await _open_feed(settings, stack, clock)
+                settings_of_feed = await _with_simulator(settings, stack, clock)
+                drivers = make_drivers(settings_of_feed)
+                history = history or make_history(settings_of_feed, clock)
             topology = build(
                 drivers=drivers,
+                history=history,
+                is_open=make_market_clock(settings).is_open,
+                mute_after_s=settings.mute_after,
                 store=store,
                 symbols=settings.symbols or _symbols_to_show(settings),
                 backlog=settings.backlog,
                 clock=clock,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
             )
+            stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))
             service = Service(settings, topology, clock)
             try:
@@ -240,11 +253,12 @@ async def _start_embedded_server(settings: Settings, stack: AsyncExitStack) -> s
     return await stack.enter_async_context(background(keep))
 
 
-async def _open_feed(settings: Settings, stack: AsyncExitStack, clock: Clock) -> Sequence[Driver]:
-    if settings.simulator_embedded:
-        url = await stack.enter_async_context(background(partial(_run_simulator, clock)))
-        settings = attrs.evolve(settings, feed="simulator", feed_url=url)
-    return make_drivers(settings)
+async def _with_simulator(settings: Settings, stack: AsyncExitStack, clock: Clock) -> Settings:
+    """The settings with the embedded simulator's addresses, where they ask for one."""
+    if not settings.simulator_embedded:
+        return settings
+    url = await stack.enter_async_context(background(partial(_run_simulator, clock)))
+    return attrs.evolve(settings, feed=SIMULATOR, feed_url=url)
 
 
 async def _run_simulator(clock: Clock, *, task_status: TaskStatus[str]) -> None:

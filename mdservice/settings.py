@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -216,6 +217,13 @@ class Settings:
         if self.feed_url is not None or self.simulated:
             return self.feed_url
         return _FEED_URLS[self.feed]
+
+    def resolved_rest_url(self) -> str:
+        """Return the base of the market-data REST API; a simulator has it on its own port."""
+        if not self.simulated or self.feed_url is None or not isinstance(self.rest_url, Unchosen):
+            return self.rest_url
+        parts = urlsplit(self.feed_url)
+        return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
 
     def require_runnable(self) -> None:
         """Refuse settings with which the service must not be started.

@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import attrs
 
@@ -22,9 +23,12 @@ from mdservice.feeds.backoff import Backoff
 from mdservice.feeds.commands import Command
 from mdservice.feeds.connection import FeedConnection
 from mdservice.feeds.driver import Driver
+from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.mute import MuteWatch
+from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.subscriptions import SubscriptionBook
-from mdservice.model.events import FeedItem
+from mdservice.model.events import FeedItem, RoutedItem
 from mdservice.router.actor import QuoteRouter
 from mdservice.sinks.publisher import EventPublisher
 from mdservice.sinks.readers import LocalReaders
@@ -80,11 +84,20 @@ class Topology:
     readers: LocalReaders
     supervisor: Supervisor
     commands: Channel[Command]
+    channels: Sequence[Channel[Any]]
+
+    def close(self) -> None:
+        """Close every channel, once the actors have ended."""
+        for channel in self.channels:
+            channel.close()
 
 
 def build(
     *,
     drivers: Sequence[Driver],
+    history: QuoteHistory | None,
+    is_open: Callable[[], Awaitable[bool]],
+    mute_after_s: float,
     store: PriceStore,
     symbols: Sequence[str],
     backlog: int,
@@ -95,6 +108,9 @@ def build(
 
     Args:
         drivers: In the order in which they are tried.
+        history: Where what a lost connection missed is fetched, or None.
+        is_open: Whether the market is open.
+        mute_after_s: Silence of an open connection that is looked into, seconds.
         store: Owned by the writer from now on.
         symbols: Wanted from the start, by the settings.
         backlog: Events kept for a store that is away.
@@ -103,17 +119,25 @@ def build(
     """
     commands = Channel[Command](COMMANDS.size)
     feed_items = Channel[FeedItem](FEED.size)
-    events = Channel[FeedItem](EVENTS.size)
+    events = Channel[RoutedItem](EVENTS.size)
     batches = Channel[WriteBatch](BATCHES.size)
     acknowledged = Channel[int](ACKNOWLEDGED.size)
 
     book = SubscriptionBook()
     book.add(symbols, "settings")
     readers = LocalReaders()
-    feed = FeedConnection(
-        DriverSelection(drivers), book, commands, feed_items.outbox, clock, Backoff(rng=rng)
-    )
     router = QuoteRouter(feed_items, events.outbox, readers.offer, clock)
+    repair = GapRepair(history, router.lanes.newest_ns, feed_items.outbox, clock)
+    feed = FeedConnection(
+        DriverSelection(drivers),
+        book,
+        commands,
+        feed_items.outbox,
+        clock,
+        Backoff(rng=rng),
+        repair,
+        MuteWatch(mute_after_s, history, is_open, router.lanes.latest),
+    )
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(batches, acknowledged.outbox, store, clock)
     watchdog = HealthWatchdog(clock)
@@ -121,4 +145,14 @@ def build(
     actors: list[Actor] = [watchdog, writer, publisher, router, feed]
     supervisor = Supervisor(actors, clock)
     watchdog.watch(supervisor)
-    return Topology(feed, router, publisher, writer, watchdog, readers, supervisor, commands)
+    return Topology(
+        feed,
+        router,
+        publisher,
+        writer,
+        watchdog,
+        readers,
+        supervisor,
+        commands,
+        channels=(commands, feed_items, events, batches, acknowledged),
+    )

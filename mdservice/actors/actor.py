@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import anyio
@@ -56,7 +57,7 @@ class Depth:
     size: int
 
 
-class Inbox(Generic[T]):
+class Inbox(AsyncIterator[T]):
     """The receiving end of a channel, for one loop of one actor.
 
     Args:
@@ -105,13 +106,26 @@ class Inbox(Generic[T]):
             return await self._stream.receive()
         return None
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        while True:
-            try:
-                item = await self.receive()
-            except anyio.EndOfStream:
-                return
-            yield item
+    def take_waiting(self) -> Iterator[T]:
+        """What waits already, without waiting for more."""
+        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            while True:
+                yield self._stream.receive_nowait()
+
+    def rest(self) -> None:
+        """The loop works on something outside; until it comes back it counts as alive."""
+        self._heartbeat.rest(self._loop)
+
+    # No generator: a loop that is cancelled in its body would leave it unfinished.
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
 
 
 class Channel(Generic[T]):

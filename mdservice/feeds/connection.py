@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import anyio
-import attrs
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
@@ -27,43 +26,32 @@ from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, FeedError, FeedRefused, FeedUnavailable
 from mdservice.feeds.alpaca.codec import Decoded
-from mdservice.feeds.alpaca.codes import Reaction, reaction_to_code, reaction_to_http
+from mdservice.feeds.alpaca.codes import (
+    FATAL_WHEN_SUBSCRIBING,
+    Reaction,
+    reaction_to_code,
+    reaction_to_http,
+)
 from mdservice.feeds.backoff import Backoff
 from mdservice.feeds.commands import Command
 from mdservice.feeds.driver import Link
+from mdservice.feeds.mute import MuteWatch
+from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.requests import SubscriptionRequests
 from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.session import Session
+from mdservice.feeds.snapshot import FeedSnapshot
 from mdservice.feeds.subscriptions import SubscriptionBook
 from mdservice.logs import get_logger
-from mdservice.model.events import FeedItem, FeedState, FeedStatus, QuoteBatch
+from mdservice.model.events import FeedItem, FeedState, FeedStatus
 from mdservice.model.quote import Quote
 
-__all__ = ["FeedConnection", "FeedSnapshot"]
+__all__ = ["FeedConnection"]
 
 _log = get_logger(__name__)
 
 _SLOT_FIRST_S, _SLOT_LIMIT_S = 5.0, 30.0
 _REFUSED_FIRST_S, _REFUSED_LIMIT_S = 30.0, 300.0
-
-
-@attrs.frozen
-class FeedSnapshot:
-    """The connection at one moment; the names are those of ``/status``."""
-
-    phase: str
-    driver: str
-    connected: bool
-    subscribed: bool
-    logins: int
-    reconnects: int
-    last_error: str | None
-    wanted: int
-    acknowledged: int
-    left_out: dict[str, str]
-    quotes_received: int
-    decode_errors: int
-    other_messages: int
 
 
 class FeedConnection:
@@ -76,6 +64,8 @@ class FeedConnection:
         outbox: Takes the quotes and the changes of the feed's state, in order.
         clock: The time.
         backoff: The delays between tries.
+        repair: Fetches what a lost connection has missed.
+        mute: Judges the silence of an open connection.
     """
 
     name = "feed_connection"
@@ -88,6 +78,8 @@ class FeedConnection:
         outbox: MemoryObjectSendStream[FeedItem],
         clock: Clock,
         backoff: Backoff,
+        repair: GapRepair,
+        mute: MuteWatch,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
         self._selection = selection
@@ -97,6 +89,8 @@ class FeedConnection:
         self._outbox = outbox
         self._clock = clock
         self._backoff = backoff
+        self._repair = repair
+        self._mute = mute
         self._slot_backoff = Backoff(_SLOT_FIRST_S, _SLOT_LIMIT_S, backoff.rng)
         self._refused_backoff = Backoff(_REFUSED_FIRST_S, _REFUSED_LIMIT_S, backoff.rng)
         self._session: Session | None = None
@@ -152,6 +146,7 @@ class FeedConnection:
         self.heartbeat.rest()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._requests.serve)
+            tasks.start_soon(self._repair.keep_limit)
             tasks.start_soon(self._stay_connected)
             task_status.started()
             await self._stopping.wait()
@@ -205,6 +200,7 @@ class FeedConnection:
         self._phase = "subscribing"
         session = Session(link, self._clock.utc_ns, self, self._hand_on)
         self._session = session
+        self._repair.begin()
         driver = self._selection.current.name
         if self._selection.logged_in():
             _log.warning("feed_driver_changed", driver=driver, reason=self._last_error)
@@ -213,7 +209,7 @@ class FeedConnection:
         await self._tell("connected", driver=driver)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._subscribe_wanted, session)
+                tasks.start_soon(self._begin, session)
                 await session.read()
         except ExceptionGroup as group:
             raise first_error(group) from group
@@ -224,6 +220,17 @@ class FeedConnection:
         self._synced = False
         with anyio.move_on_after(1, shield=True):
             await self._tell("disconnected", reason=self._last_error or "stopped")
+
+    async def _begin(self, session: Session) -> None:
+        await self._subscribe_wanted(session)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._repair.repair, self._book.wanted)
+            tasks.start_soon(
+                self._mute.watch,
+                lambda: list(session.acknowledged),
+                self._clock.utc_ns(),
+                self._tell_stale,
+            )
 
     async def _subscribe_wanted(self, session: Session) -> None:
         """Subscribe all that is wanted, also what was asked for meanwhile."""
@@ -248,7 +255,7 @@ class FeedConnection:
         if reaction is Reaction.WAIT_FOR_SLOT:
             self._phase = "waiting_for_slot"
             return self._slot_backoff.next_s()
-        if reaction is Reaction.RECONNECT:
+        if reaction is not Reaction.FATAL and exc.code not in FATAL_WHEN_SUBSCRIBING:
             self._phase = "waiting"
             return self._backoff.next_s()
         if not self._data_has_come:
@@ -262,6 +269,10 @@ class FeedConnection:
         self._last_error = str(exc)
         _log.warning("feed_failed", driver=self._selection.current.name, reason=str(exc))
 
+    async def _tell_stale(self, reason: str) -> None:
+        _log.warning("feed_is_mute", reason=reason)
+        await self._tell("stale", reason=reason)
+
     async def _tell(self, state: FeedState, **details: Any) -> None:
         await self._outbox.send(FeedStatus(state, self._clock.utc_ns(), details))
 
@@ -274,6 +285,7 @@ class FeedConnection:
         self._other_messages += decoded.others
         if decoded.quotes:
             self._data_has_come = True
+            self._mute.data_came()
             self._backoff.reset()
             self._slot_backoff.reset()
             self._refused_backoff.reset()
@@ -281,6 +293,6 @@ class FeedConnection:
     async def _hand_on(self, quotes: Sequence[Quote]) -> None:
         self.heartbeat.beat("reader")
         try:
-            await self._outbox.send(QuoteBatch(quotes))
+            await self._repair.hand_on(quotes)
         finally:
             self.heartbeat.rest("reader")  # it waits for the feed again

@@ -42,13 +42,28 @@ class SubscriptionRequests:
 
     async def serve(self) -> None:
         """Answer requests until cancelled."""
+        try:
+            await self._serve()
+        finally:  # nobody will: the next connection, if any, does what the book says
+            for command in self._inbox.take_waiting():
+                self._note(command)
+                command.answer.give(SubscriptionResult("pending", command.symbols))
+
+    async def _serve(self) -> None:
         async for command in self._inbox:
+            self._inbox.rest()  # it waits for the feed, whose answers have a time limit each
             try:
                 command.answer.give(await self._answer(command))
             except SubscriptionRefused as exc:
                 command.answer.fail(exc)
             finally:  # cancelled in the middle: the book has it, the next connection will do it
                 command.answer.give(SubscriptionResult("pending", command.symbols))
+
+    def _note(self, command: Command) -> list[str]:
+        """Write the request into the book; returns what it changes there."""
+        if isinstance(command, Subscribe):
+            return self._book.add(command.symbols, command.source)
+        return self._book.remove(command.symbols, command.sources)
 
     async def _answer(self, command: Command) -> SubscriptionResult:
         try:
@@ -59,7 +74,7 @@ class SubscriptionRequests:
             return SubscriptionResult("pending", command.symbols)
 
     async def _subscribe(self, command: Subscribe) -> Outcome:
-        added = self._book.add(command.symbols, command.source)
+        added = self._note(command)
         session = await self._free_session()
         if session is None:
             return "pending"
@@ -72,7 +87,7 @@ class SubscriptionRequests:
         return "subscribed"
 
     async def _unsubscribe(self, command: Unsubscribe) -> Outcome:
-        gone = self._book.remove(command.symbols, command.sources)
+        gone = self._note(command)
         session = await self._free_session()
         if session is None:
             return "pending" if gone else "unsubscribed"

@@ -9,7 +9,7 @@ import attrs
 
 from mdservice.model.quote import Quote
 
-__all__ = ["FeedItem", "FeedState", "FeedStatus", "QuoteBatch"]
+__all__ = ["Backfill", "FeedItem", "FeedState", "FeedStatus", "QuoteBatch", "RoutedItem"]
 
 FeedState = Literal[
     "connected", "disconnected", "gap", "gap_repaired", "fallback", "stale", "fatal"
@@ -38,5 +38,24 @@ class QuoteBatch:
     quotes: Sequence[Quote]
 
 
-FeedItem = QuoteBatch | FeedStatus
+@attrs.frozen
+class Backfill:
+    """What a repair brings after a lost connection.
+
+    Attributes:
+        past: Quotes from history, in the order of their times within each symbol.
+        live: Quotes of the new connection that waited for them, in the order of coming.
+        until_ns: Up to when history was asked, UTC nanoseconds.
+        repaired: Whether ``past`` is all of the history; otherwise the gap stays one.
+    """
+
+    past: Sequence[Quote]
+    live: Sequence[Quote]
+    until_ns: int
+    repaired: bool
+
+
+RoutedItem = QuoteBatch | FeedStatus
+"""What the router hands on: accepted quotes, and changes of the feed's state."""
+FeedItem = RoutedItem | Backfill
 """What the feed's channel carries."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -13,10 +13,12 @@ from mdservice.actors.actor import Channel, Depth
 from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.logs import get_logger
-from mdservice.model.events import FeedItem, FeedStatus, QuoteBatch
+from mdservice.model.events import Backfill, FeedItem, FeedStatus, QuoteBatch, RoutedItem
+from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.router.clock_check import ClockCheck
 from mdservice.router.lanes import Lanes
+from mdservice.router.merge import merge
 
 __all__ = ["FUTURE_TOLERANCE_NS", "QuoteRouter", "RouterSnapshot"]
 
@@ -35,6 +37,8 @@ class RouterSnapshot:
     quotes_stale: int
     future_quotes: int
     gaps: int
+    gaps_repaired: int
+    quotes_backfilled: int
     clock_behind_s: float | None
 
 
@@ -56,8 +60,8 @@ class QuoteRouter:
     def __init__(
         self,
         inbox: Channel[FeedItem],
-        outbox: MemoryObjectSendStream[FeedItem],
-        listener: Callable[[FeedItem], None],
+        outbox: MemoryObjectSendStream[RoutedItem],
+        listener: Callable[[RoutedItem], None],
         clock: Clock,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
@@ -71,7 +75,11 @@ class QuoteRouter:
         self._stale = 0
         self._future = 0
         self._gaps = 0
+        self._gaps_repaired = 0
+        self._backfilled = 0
         self._connection_lost = False
+        self._gap: dict[str, Any] | None = None
+        """The gap that is not repaired yet, as it was told."""
 
     @property
     def depth(self) -> Depth:
@@ -86,6 +94,8 @@ class QuoteRouter:
             quotes_stale=self._stale,
             future_quotes=self._future,
             gaps=self._gaps,
+            gaps_repaired=self._gaps_repaired,
+            quotes_backfilled=self._backfilled,
             clock_behind_s=self._clock_check.behind_s(),
         )
 
@@ -94,15 +104,17 @@ class QuoteRouter:
         task_status.started()
         async for item in self._inbox:
             if isinstance(item, QuoteBatch):
-                await self._route(item)
+                await self._route(item.quotes)
+            elif isinstance(item, Backfill):
+                await self._fill(item)
             else:
                 await self._hand_on(item)
                 await self._watch_connection(item)
         self._outbox.close()
 
-    async def _route(self, batch: QuoteBatch) -> None:
-        routed = self.lanes.route(batch.quotes, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
-        self._clock_check.add(len(batch.quotes), routed.ahead_ns)
+    async def _route(self, quotes: Sequence[Quote]) -> Sequence[Quote]:
+        routed = self.lanes.route(quotes, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
+        self._clock_check.add(len(quotes), routed.ahead_ns)
         self._accepted += len(routed.accepted)
         self._stale += routed.stale
         if routed.ahead_ns:
@@ -110,6 +122,21 @@ class QuoteRouter:
             _log.warning("quote_from_the_future", ahead_s=routed.ahead_ns[0] / 1e9)
         if routed.accepted:
             await self._hand_on(QuoteBatch(routed.accepted))
+        return routed.accepted
+
+    async def _fill(self, backfill: Backfill) -> None:
+        """Past quotes and those that waited for them, in one order, nothing twice."""
+        past = {id(quote) for quote in backfill.past}
+        missing = self.lanes.not_out_yet(merge(backfill.past, backfill.live))
+        accepted = await self._route(missing)
+        backfilled = sum(1 for quote in accepted if id(quote) in past)
+        self._backfilled += backfilled
+        if backfill.repaired and self._gap is not None:
+            details = {**self._gap, "to": format_ns(backfill.until_ns), "quotes": backfilled}
+            self._gap = None
+            self._gaps_repaired += 1
+            at_ns = self._clock.utc_ns()
+            await self._hand_on(FeedStatus("gap_repaired", at_ns, details))
 
     async def _watch_connection(self, status: FeedStatus) -> None:
         """After a lost connection the new one starts later: what was between is missing."""
@@ -119,9 +146,10 @@ class QuoteRouter:
             self._connection_lost = False
             if len(self.lanes):
                 self._gaps += 1
-                await self._hand_on(FeedStatus("gap", status.at_ns, self._gap(status.at_ns)))
+                self._gap = self._gap_until(status.at_ns)
+                await self._hand_on(FeedStatus("gap", status.at_ns, self._gap))
 
-    def _gap(self, to_ns: int) -> dict[str, Any]:
+    def _gap_until(self, to_ns: int) -> dict[str, Any]:
         latest = self.lanes.all_latest()
         return {
             "from": format_ns(max(quote.ts_event_ns for quote in latest)),
@@ -129,6 +157,6 @@ class QuoteRouter:
             "symbols": sorted(quote.symbol for quote in latest),
         }
 
-    async def _hand_on(self, item: FeedItem) -> None:
+    async def _hand_on(self, item: RoutedItem) -> None:
         self._listener(item)
         await self._outbox.send(item)

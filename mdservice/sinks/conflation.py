@@ -19,8 +19,9 @@ _MOST_STATUSES = 1000
 
 
 class ConflatingBuffer:
-    """Quotes and feed states in order, at most ``limit`` of them (or one per symbol, if
-    there are more symbols than that).
+    """Quotes and feed states in order, at most ``limit`` of them.
+
+    Where there are more symbols than that: one quote per symbol.
 
     Args:
         limit: How many items are kept before the oldest are conflated.

@@ -18,7 +18,7 @@ from mdservice.actors.actor import BEAT_S, Channel, Depth
 from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.model.encode import encode_quote, encode_status
-from mdservice.model.events import FeedItem, FeedStatus, QuoteBatch
+from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
 from mdservice.model.quote import Quote
 from mdservice.model.status import Latencies
 from mdservice.sinks.conflation import ConflatingBuffer
@@ -67,7 +67,7 @@ class EventPublisher:
 
     def __init__(
         self,
-        inbox: Channel[FeedItem],
+        inbox: Channel[RoutedItem],
         outbox: MemoryObjectSendStream[WriteBatch],
         acknowledged: Channel[int],
         backlog: int,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import anyio
 
-from mdservice.model.events import FeedItem, FeedStatus, QuoteBatch
+from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
 from mdservice.model.quote import Quote
 from mdservice.sinks.conflation import ConflatingBuffer
 
@@ -19,7 +20,7 @@ _MOST_AT_ONCE = 500
 
 
 class LocalReader:
-    """An endless iterator over quotes, and over changes of the feed's state if asked for.
+    """Iterates over quotes, and over changes of the feed's state if asked for, without end.
 
     A reader that falls behind by more than :data:`READER_BACKLOG` items loses the oldest
     quotes except the newest of each symbol: :attr:`conflated` counts them, and ``seq`` steps.
@@ -29,6 +30,7 @@ class LocalReader:
         self.symbols = frozenset(symbols)
         self._statuses = statuses
         self._buffer = ConflatingBuffer(READER_BACKLOG)
+        self._taken: deque[Quote | FeedStatus] = deque()
         self._arrived = anyio.Event()
         self._closed = False
 
@@ -37,7 +39,7 @@ class LocalReader:
         """Quotes that this reader was too slow for."""
         return self._buffer.conflated
 
-    def offer(self, item: FeedItem) -> None:
+    def offer(self, item: RoutedItem) -> None:
         """Keep what concerns this reader."""
         if isinstance(item, FeedStatus):
             if self._statuses:
@@ -56,16 +58,19 @@ class LocalReader:
         self._closed = True
         self._arrived.set()
 
-    async def items(self) -> AsyncIterator[Quote | FeedStatus]:
-        """Everything offered, in order, until the service ends."""
-        while True:
-            for item in self._buffer.take(_MOST_AT_ONCE):
-                yield item
-            if not len(self._buffer):
-                if self._closed:
-                    return
+    def __aiter__(self) -> LocalReader:
+        return self
+
+    async def __anext__(self) -> Quote | FeedStatus:
+        while not self._taken:
+            if len(self._buffer):
+                self._taken.extend(self._buffer.take(_MOST_AT_ONCE))
+            elif self._closed:
+                raise StopAsyncIteration
+            else:
                 self._arrived = anyio.Event()
                 await self._arrived.wait()
+        return self._taken.popleft()
 
 
 class LocalReaders:
@@ -77,7 +82,7 @@ class LocalReaders:
     def __len__(self) -> int:
         return len(self._readers)
 
-    def offer(self, item: FeedItem) -> None:
+    def offer(self, item: RoutedItem) -> None:
         """Give an item to every reader; never waits."""
         for reader in self._readers:
             reader.offer(item)

@@ -10,7 +10,14 @@ from enum import Enum
 
 from mdservice.errors import FeedRefused
 
-__all__ = ["Reaction", "http_refusal", "reaction_to_code", "reaction_to_http", "refusal"]
+__all__ = [
+    "FATAL_WHEN_SUBSCRIBING",
+    "Reaction",
+    "http_refusal",
+    "reaction_to_code",
+    "reaction_to_http",
+    "refusal",
+]
 
 
 class Reaction(Enum):
@@ -40,6 +47,9 @@ _REACTIONS = {
     413: Reaction.FATAL,
     500: Reaction.RECONNECT,
 }
+
+FATAL_WHEN_SUBSCRIBING = frozenset((410,))
+"""Refusals of a request that are fatal when nothing is subscribed yet: not on this feed."""
 
 _MENDS = {
     400: "the message, or a symbol in it, is not understood; check the symbols",

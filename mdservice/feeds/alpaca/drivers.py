@@ -1,17 +1,20 @@
-"""Which drivers the settings ask for."""
+"""Which drivers, and which history, the settings ask for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError
 from mdservice.feeds.alpaca.login import Credentials
+from mdservice.feeds.alpaca.market_clock import AlpacaMarketClock
 from mdservice.feeds.alpaca.raw import WebsocketsDriver
+from mdservice.feeds.alpaca.rest import AlpacaHistory
 from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
 from mdservice.feeds.driver import Driver
 from mdservice.settings import Settings
 
-__all__ = ["make_drivers"]
+__all__ = ["make_drivers", "make_history", "make_market_clock"]
 
 _FOR_THE_SIMULATOR = Credentials("simulator", "simulator")
 """It takes any."""
@@ -29,9 +32,7 @@ def make_drivers(settings: Settings) -> Sequence[Driver]:
     url = settings.resolved_feed_url()
     if url is None:
         raise ConfigurationError("the feed has no URL: set MDSERVICE_FEED_URL")
-    credentials = _FOR_THE_SIMULATOR
-    if settings.api_key is not None and settings.secret_key is not None:
-        credentials = Credentials(settings.api_key, settings.secret_key)
+    credentials = _credentials(settings)
     by_name: dict[str, Driver] = {
         AlpacaPyDriver.name: AlpacaPyDriver(url, credentials),
         WebsocketsDriver.name: WebsocketsDriver(url, credentials),
@@ -39,3 +40,21 @@ def make_drivers(settings: Settings) -> Sequence[Driver]:
     if settings.driver == "auto":
         return tuple(by_name.values())
     return (by_name[settings.driver],)
+
+
+def make_history(settings: Settings, clock: Clock) -> AlpacaHistory:
+    """Past quotes of the settings' feed; nothing is connected."""
+    return AlpacaHistory(
+        settings.resolved_rest_url(), settings.feed_name, _credentials(settings), clock
+    )
+
+
+def make_market_clock(settings: Settings) -> AlpacaMarketClock:
+    """The exchange's hours."""
+    return AlpacaMarketClock(settings.trading_url, settings.feed_name, _credentials(settings))
+
+
+def _credentials(settings: Settings) -> Credentials:
+    if settings.api_key is None or settings.secret_key is None:
+        return _FOR_THE_SIMULATOR
+    return Credentials(settings.api_key, settings.secret_key)

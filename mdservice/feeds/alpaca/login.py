@@ -31,6 +31,10 @@ class Credentials:
         """The authentication message."""
         return {"action": "auth", "key": self.key, "secret": self.secret}
 
+    def as_headers(self) -> dict[str, str]:
+        """The same for the REST API."""
+        return {"APCA-API-KEY-ID": self.key, "APCA-API-SECRET-KEY": self.secret}
+
 
 def encoding_of(frame: Frame) -> Encoding:
     """How the server encodes, told from its greeting: a text frame is JSON.

@@ -102,20 +102,20 @@ class _LentStream:
         try:
             await self._stream._start_ws()  # noqa: SLF001 - the login that this driver borrows
         except Exception as exc:
+            raise self._translated(exc, self._stream._ws) from exc  # noqa: SLF001
+        finally:  # also when cancelled: abort() needs it
             self._websocket = self._stream._ws  # noqa: SLF001
-            raise self._translated(exc) from exc
-        self._websocket = self._stream._ws  # noqa: SLF001
         websocket: SdkWebsocket = self._websocket
         return websocket
 
-    def _translated(self, exc: Exception) -> FeedError:
+    def _translated(self, exc: Exception, websocket: Any) -> FeedError:
         status = getattr(exc, "status_code", None)
         if isinstance(status, int):
             return http_refusal(status)
         if isinstance(exc, TimeoutError):
             return FeedUnavailable(f"{self._url} did not answer within {OPEN_TIMEOUT_S:g} s")
         if isinstance(exc, ValueError):  # alpaca-py's own: the answer was not a success
-            return failed_login(getattr(self._websocket, "last_frame", None), exc)
+            return failed_login(getattr(websocket, "last_frame", None), exc)
         return FeedUnavailable(f"cannot connect to {self._url}: {exc or type(exc).__name__}")
 
     async def close(self) -> None:

@@ -72,6 +72,7 @@ class SdkThread:
         self._frames: list[Frame] = []
         self._error: FeedError | None = None
         self._opened = False
+        self._closing = False
         self._ended = False
         self._changed = anyio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -100,13 +101,14 @@ class SdkThread:
             FeedUnavailable: The connection has ended and everything was taken.
         """
         while True:
+            ended = self._ended  # looked at first: the last frames come before the end
             with self._lock:
                 frames, self._frames = self._frames, []
             if frames:
                 if len(frames) >= _MOST_FRAMES:
                     self._in_thread(self._room.set)
                 return frames
-            if self._ended:
+            if ended:
                 raise self._error or FeedUnavailable("the feed closed the connection")
             await self._change()
 
@@ -123,6 +125,7 @@ class SdkThread:
 
     async def close(self) -> None:
         """End the connection and the thread within :data:`CLOSE_TIMEOUT_S` and a bit."""
+        self._closing = True
         self._in_thread(self._ask_to_stop)
         with anyio.move_on_after(CLOSE_TIMEOUT_S + 0.5):
             while self._thread.is_alive() and not self._ended:
@@ -150,27 +153,41 @@ class SdkThread:
     def _main(self) -> None:
         try:
             asyncio.run(self._run())
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._soon(self._notify)
+
+    async def _run(self) -> None:
+        self._stop, self._room = asyncio.Event(), asyncio.Event()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._loop = asyncio.get_running_loop()
+        if self._closing:  # before there was a loop to be told
+            self._stop.set()
+        try:
+            await self._hold(self._make_socket())
         except FeedError as exc:
             self._error = exc
         except Exception as exc:  # noqa: BLE001 - whatever the SDK raises ends this connection
             self._error = FeedUnavailable(
                 f"the connection that alpaca-py held ended: {exc or type(exc).__name__}"
             )
-        finally:
-            self._ended = True
-            self._soon(self._notify)
+        # Told here: asyncio's own end waits for name resolutions that were given up.
+        self._end()
 
-    async def _run(self) -> None:
-        self._stop, self._room = asyncio.Event(), asyncio.Event()
-        self._tasks: set[asyncio.Future[Any]] = set()
-        self._loop = asyncio.get_running_loop()
-        socket = self._make_socket()
+    async def _hold(self, socket: LentSocket) -> None:
+        stopping = self._spawn(self._stop.wait())
         try:
-            self._websocket = await asyncio.wait_for(socket.open(), OPEN_TIMEOUT_S)
+            opening = self._spawn(asyncio.wait_for(socket.open(), OPEN_TIMEOUT_S))
+            await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.is_set():
+                return
+            self._websocket = await opening
             self._opened = True
             self._soon(self._notify)
             reading = self._spawn(self._read(self._websocket))
-            stopping = self._spawn(self._stop.wait())
             await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 await reading
@@ -179,10 +196,10 @@ class SdkThread:
                 f"the feed did not finish the login within {OPEN_TIMEOUT_S:g} s"
             ) from exc
         finally:
-            await _close_within_limit(socket)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await _close_within_limit(socket)
 
     async def _read(self, websocket: SdkWebsocket) -> None:
         while True:

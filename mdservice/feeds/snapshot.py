@@ -1,0 +1,26 @@
+"""The feed connection at one moment."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["FeedSnapshot"]
+
+
+@attrs.frozen
+class FeedSnapshot:
+    """The connection at one moment; the names are those of ``/status``."""
+
+    phase: str
+    driver: str
+    connected: bool
+    subscribed: bool
+    logins: int
+    reconnects: int
+    last_error: str | None
+    wanted: int
+    acknowledged: int
+    left_out: dict[str, str]
+    quotes_received: int
+    decode_errors: int
+    other_messages: int
