@@ -210,7 +210,7 @@ class Settings:
     @property
     def feed_name(self) -> str:
         """The feed's name for people and the status: ``simulator`` when it is one."""
-        return SIMULATOR if self.simulated else self.feed
+        return SIMULATOR if self.simulated else str(self.feed)
 
     def resolved_feed_url(self) -> str | None:
         """Return the websocket's URL; None for the embedded simulator, which has yet to start."""
@@ -221,7 +221,7 @@ class Settings:
     def resolved_rest_url(self) -> str:
         """Return the base of the market-data REST API; a simulator has it on its own port."""
         if not self.simulated or self.feed_url is None or not isinstance(self.rest_url, Unchosen):
-            return self.rest_url
+            return str(self.rest_url)
         parts = urlsplit(self.feed_url)
         return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
 

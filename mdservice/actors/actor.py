@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import anyio
 import attrs
 from anyio.abc import TaskStatus
+from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from mdservice.actors.heartbeat import Heartbeat
@@ -90,10 +91,14 @@ class Inbox(AsyncIterator[T]):
         Raises:
             anyio.EndOfStream: The senders are done, and every item was received.
         """
+        self._heartbeat.beat(self._loop)
+        await checkpoint()
+        with suppress(anyio.WouldBlock):  # most often something waits: no time limit is needed
+            return self._stream.receive_nowait()
         while True:
-            self._heartbeat.beat(self._loop)
             with anyio.move_on_after(BEAT_S):
                 return await self._stream.receive()
+            self._heartbeat.beat(self._loop)
 
     async def receive_within(self, seconds: float) -> T | None:
         """The next item, or None when none came in time.
@@ -118,7 +123,7 @@ class Inbox(AsyncIterator[T]):
 
     # No generator: a loop that is cancelled in its body would leave it unfinished.
 
-    def __aiter__(self) -> AsyncIterator[T]:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:

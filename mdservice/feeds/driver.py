@@ -40,7 +40,7 @@ class Link(Protocol):
         ...
 
     async def receive(self) -> Sequence[Frame]:
-        """Wait for data; return every frame that has come, at least one, in order.
+        """Wait for data; return frames that have come, at least one, in order.
 
         A cancelled call loses no frame.
 

@@ -88,8 +88,6 @@ class GapRepair:
             return
         await anyio.sleep(_SETTLE_S)
         try:
-            if EVERY_SYMBOL in symbols:
-                raise HistoryRefused("the history of every symbol is too much")
             past = await self._fetch(self._history, symbols, start_ns - _OVERLAP_NS)
         except (HistoryRefused, HistoryUnavailable) as exc:
             _log.warning("gap_not_repaired", reason=str(exc))
@@ -110,6 +108,8 @@ class GapRepair:
     async def _fetch(
         self, history: QuoteHistory, symbols: Sequence[str], start_ns: int
     ) -> Sequence[Quote]:
+        if EVERY_SYMBOL in symbols:
+            raise HistoryRefused("the history of every symbol is too much")
         while True:
             try:
                 return await history.quotes(symbols, start_ns, self._clock.utc_ns())

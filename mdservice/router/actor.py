@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,6 +78,8 @@ class QuoteRouter:
         self._gaps = 0
         self._gaps_repaired = 0
         self._backfilled = 0
+        self._unsent: deque[RoutedItem] = deque()
+        """What one item was made into: three at most."""
         self._connection_lost = False
         self._gap: dict[str, Any] | None = None
         """The gap that is not repaired yet, as it was told."""
@@ -102,17 +105,25 @@ class QuoteRouter:
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Route until the feed's side is closed; then close the sinks' side."""
         task_status.started()
+        await self._send()
         async for item in self._inbox:
             if isinstance(item, QuoteBatch):
-                await self._route(item.quotes)
+                self._route(item.quotes)
             elif isinstance(item, Backfill):
-                await self._fill(item)
+                self._fill(item)
             else:
-                await self._hand_on(item)
-                await self._watch_connection(item)
+                self._hand_on(item)
+                self._watch_connection(item)
+            await self._send()
         self._outbox.close()
 
-    async def _route(self, quotes: Sequence[Quote]) -> Sequence[Quote]:
+    async def _send(self) -> None:
+        """Send what was made of an item; a restart in the middle goes on where this was."""
+        while self._unsent:
+            await self._outbox.send(self._unsent[0])
+            self._unsent.popleft()
+
+    def _route(self, quotes: Sequence[Quote]) -> Sequence[Quote]:
         routed = self.lanes.route(quotes, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
         self._clock_check.add(len(quotes), routed.ahead_ns)
         self._accepted += len(routed.accepted)
@@ -121,14 +132,14 @@ class QuoteRouter:
             self._future += len(routed.ahead_ns)
             _log.warning("quote_from_the_future", ahead_s=routed.ahead_ns[0] / 1e9)
         if routed.accepted:
-            await self._hand_on(QuoteBatch(routed.accepted))
+            self._hand_on(QuoteBatch(routed.accepted))
         return routed.accepted
 
-    async def _fill(self, backfill: Backfill) -> None:
+    def _fill(self, backfill: Backfill) -> None:
         """Past quotes and those that waited for them, in one order, nothing twice."""
         past = {id(quote) for quote in backfill.past}
         missing = self.lanes.not_out_yet(merge(backfill.past, backfill.live))
-        accepted = await self._route(missing)
+        accepted = self._route(missing)
         backfilled = sum(1 for quote in accepted if id(quote) in past)
         self._backfilled += backfilled
         if backfill.repaired and self._gap is not None:
@@ -136,9 +147,9 @@ class QuoteRouter:
             self._gap = None
             self._gaps_repaired += 1
             at_ns = self._clock.utc_ns()
-            await self._hand_on(FeedStatus("gap_repaired", at_ns, details))
+            self._hand_on(FeedStatus("gap_repaired", at_ns, details))
 
-    async def _watch_connection(self, status: FeedStatus) -> None:
+    def _watch_connection(self, status: FeedStatus) -> None:
         """After a lost connection the new one starts later: what was between is missing."""
         if status.state == "disconnected":
             self._connection_lost = True
@@ -147,7 +158,7 @@ class QuoteRouter:
             if len(self.lanes):
                 self._gaps += 1
                 self._gap = self._gap_until(status.at_ns)
-                await self._hand_on(FeedStatus("gap", status.at_ns, self._gap))
+                self._hand_on(FeedStatus("gap", status.at_ns, self._gap))
 
     def _gap_until(self, to_ns: int) -> dict[str, Any]:
         latest = self.lanes.all_latest()
@@ -157,6 +168,6 @@ class QuoteRouter:
             "symbols": sorted(quote.symbol for quote in latest),
         }
 
-    async def _hand_on(self, item: RoutedItem) -> None:
+    def _hand_on(self, item: RoutedItem) -> None:
         self._listener(item)
-        await self._outbox.send(item)
+        self._unsent.append(item)

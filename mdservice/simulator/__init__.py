@@ -1,4 +1,4 @@
-"""An Alpaca that runs on this machine: its stock stream's protocol, prices and faults.
+"""An Alpaca that runs on this machine: its stock stream, REST, prices and faults.
 
 ::
 
@@ -9,6 +9,10 @@
         await simulator.until(lambda s: any(c.subscriptions["quotes"] for c in s.connections))
         simulator.send_quotes([{"S": "AAPL", "bp": 187.12, "ap": 187.15}])
         simulator.drop("half-close")
+
+The same port has the REST side, at ``simulator.rest_url``: past quotes, latest quotes and the
+market's clock. Without a port, as on trio's virtual clock, httpx reaches it through
+:class:`mdservice.simulator.transport.SimulatorTransport`.
 """
 
 from mdservice.simulator.account import SILENCE
@@ -30,7 +34,16 @@ from mdservice.simulator.faults import (
     seeded_faults,
 )
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
-from mdservice.simulator.server import ReceivedMessage, Simulator, open_simulator
+from mdservice.simulator.rest import (
+    CutRest,
+    GarbleRest,
+    RefuseRest,
+    RestFault,
+    RestRequest,
+    SlowRest,
+)
+from mdservice.simulator.running import open_simulator
+from mdservice.simulator.server import ReceivedMessage, Simulator
 from mdservice.simulator.universe import UNIVERSE
 from mdservice.simulator.wire import SimQuote
 
@@ -38,22 +51,28 @@ __all__ = [
     "SILENCE",
     "UNIVERSE",
     "ConnectionInfo",
+    "CutRest",
     "Drop",
     "Duplicate",
     "Fault",
     "Freeze",
     "Garble",
+    "GarbleRest",
     "MemoryByteStream",
     "Mute",
     "Planned",
     "ReceivedMessage",
     "Refuse",
+    "RefuseRest",
     "Reorder",
+    "RestFault",
+    "RestRequest",
     "SendError",
     "SimQuote",
     "Simulator",
     "SimulatorConfig",
     "Slow",
+    "SlowRest",
     "Spoil",
     "memory_stream_pair",
     "open_simulator",

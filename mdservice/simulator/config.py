@@ -12,6 +12,7 @@ from attrs import validators
 from mdservice.simulator.account import Account
 from mdservice.simulator.faults import Planned
 from mdservice.simulator.market import Market, Shape
+from mdservice.simulator.rest.query import HISTORY_FEEDS, LATEST_FEEDS, RestRules
 from mdservice.simulator.session import SessionRules
 
 __all__ = ["SimulatorConfig"]
@@ -35,8 +36,8 @@ def _limit(default: int | None, least: int) -> Any:
     return attrs.field(default=default, validator=validators.optional(validators.ge(least)))
 
 
-def _symbols() -> Any:
-    return attrs.field(factory=frozenset, converter=_frozenset)
+def _names(default: Iterable[str] = ()) -> Any:
+    return attrs.field(default=default, converter=_frozenset)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,8 +71,19 @@ class SimulatorConfig:
         send_buffer_bytes: What may wait for one client before it is cut off as slow (407).
         compression: Whether permessage-deflate is accepted.
         most_connections: Beyond it an upgrade gets 503.
-        history_size: Quotes kept in :attr:`Simulator.history` and :attr:`Simulator.sent`.
-        received_size: Messages kept in :attr:`Simulator.received`.
+        history_size: Quotes kept in :attr:`Simulator.history`, which is REST's, and in
+            :attr:`Simulator.sent`.
+        received_size: Messages kept in :attr:`Simulator.received`, and requests in
+            :attr:`Simulator.rest_requests`.
+        rest_rate_limit: REST calls per key and minute (200 on Alpaca's free plan); None for
+            any number, without the headers.
+        rest_lag_s: Quotes of the last so many seconds are not in REST's history yet; they are
+            in its latest quotes.
+        rest_page_size: The most quotes in one page, however many are asked for.
+        history_feeds: Feeds of which REST has a history, the same for all.
+        latest_feeds: Feeds of which REST has latest quotes.
+        refuse_recent_sip: The last 15 minutes of the feed sip are refused, as on Alpaca's free
+            plan (403, 42210000).
         faults: The script.
     """
 
@@ -89,14 +101,14 @@ class SimulatorConfig:
     zero_side_ratio: float = attrs.field(
         default=0.0, validator=[validators.ge(0), validators.le(1)]
     )
-    silent_symbols: AbstractSet[str] = _symbols()
+    silent_symbols: AbstractSet[str] = _names()
     key: str | None = attrs.field(default=None, repr=False)
     secret: str | None = attrs.field(default=None, repr=False)
     connection_limit: int | None = _limit(1, 1)
     slot_hold_s: float = _not_negative(0.0)
     symbol_limit: int | None = _limit(None, 0)
-    invalid_symbols: AbstractSet[str] = _symbols()
-    ignored_symbols: AbstractSet[str] = _symbols()
+    invalid_symbols: AbstractSet[str] = _names()
+    ignored_symbols: AbstractSet[str] = _names()
     closing_codes: AbstractSet[int] = attrs.field(
         default=frozenset((402, 404, 406, 407)), converter=_frozenset
     )
@@ -107,6 +119,14 @@ class SimulatorConfig:
     most_connections: int = attrs.field(default=100, validator=validators.ge(1))
     history_size: int = _not_negative(100_000)
     received_size: int = _not_negative(1_000)
+    rest_rate_limit: int | None = _limit(200, 0)
+    rest_lag_s: float = _not_negative(0.0)
+    rest_page_size: int = attrs.field(
+        default=10_000, validator=[validators.ge(1), validators.le(10_000)]
+    )
+    history_feeds: AbstractSet[str] = _names(HISTORY_FEEDS)
+    latest_feeds: AbstractSet[str] = _names(LATEST_FEEDS)
+    refuse_recent_sip: bool = False
     faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple)
 
     def account(self) -> Account:
@@ -120,6 +140,17 @@ class SimulatorConfig:
             invalid_symbols=self.invalid_symbols,
             ignored_symbols=self.ignored_symbols,
             closing_codes=self.closing_codes,
+        )
+
+    def rest_rules(self) -> RestRules:
+        """What may be asked of REST."""
+        return RestRules(
+            history_feeds=self.history_feeds,
+            latest_feeds=self.latest_feeds,
+            invalid_symbols=self.invalid_symbols,
+            page_size=self.rest_page_size,
+            lag_s=self.rest_lag_s,
+            refuse_recent_sip=self.refuse_recent_sip,
         )
 
     def market(self) -> Market:

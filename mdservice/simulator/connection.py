@@ -27,7 +27,7 @@ from websockets.server import ServerProtocol
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.simulator.account import Silence
 from mdservice.simulator.codes import error_message
-from mdservice.simulator.faults import DataFaults
+from mdservice.simulator.faults import DataFaults, Freeze
 from mdservice.simulator.memory import MemoryByteStream
 from mdservice.simulator.outbox import Outbox
 from mdservice.simulator.session import Reply, Session
@@ -46,6 +46,8 @@ __all__ = ["Connection"]
 _DATA = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
 _MOST_UNSENT = 10_000
 """Pongs and the like that a client may leave unread before it is cut off."""
+_MOST_SENDING_S = 30.0
+"""For an HTTP answer, which may be a megabyte, to a client that reads."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -77,6 +79,7 @@ class Connection:
         self._stalled = False
         self._slow = False
         self._half_closed = False
+        self._closing_s = venue.config.close_timeout_s
 
     @property
     def pending_bytes(self) -> int:
@@ -179,9 +182,7 @@ class Connection:
         while True:
             try:
                 data = await self._stream.receive()
-            except anyio.EndOfStream:
-                return
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
             if self._stalled:
                 continue
@@ -205,9 +206,12 @@ class Connection:
             self._scope.cancel()
 
     def _begin(self, request: Request) -> None:
-        response = self._venue.answer_http(request)
-        if response is not None:
-            self._protocol.send_response(response)
+        answer = self._venue.answer_http(request)
+        if answer is not None:
+            self._stalled = True  # what else the client says is not listened to
+            self._closing_s = answer.delay_s + _MOST_SENDING_S
+            self.faults.add(Freeze(answer.delay_s), anyio.current_time())
+            self._protocol.send_response(answer.response)
             return
         refusal = self._venue.refuse_upgrade_now()
         if isinstance(refusal, Silence):
@@ -247,8 +251,7 @@ class Connection:
         self._venue.notify()
 
     def _limit_closing(self) -> None:
-        deadline = anyio.current_time() + self._config.close_timeout_s
-        self._scope.deadline = min(self._scope.deadline, deadline)
+        self._scope.deadline = min(self._scope.deadline, anyio.current_time() + self._closing_s)
 
     # Writing.
 
@@ -290,3 +293,6 @@ class Connection:
         if not all(chunks):
             self._half_closed = True
             await self._stream.send_eof()
+            if self.session is None:
+                self._closing_s = self._config.close_timeout_s
+                self._limit_closing()

@@ -21,6 +21,14 @@ from mdservice.simulator.faults import (
     Refuse,
     SendError,
 )
+from mdservice.simulator.rest import (
+    CutRest,
+    GarbleRest,
+    RefuseRest,
+    RestApi,
+    RestRequest,
+    SlowRest,
+)
 from mdservice.simulator.wire import Encoding, OutFrame
 
 __all__ = ["ConnectionInfo", "Control"]
@@ -58,6 +66,7 @@ class Control:
 
     _connections: dict[int, Connection]
     _refusals: Refusals
+    _rest: RestApi
 
     @property
     def connections(self) -> tuple[ConnectionInfo, ...]:
@@ -138,9 +147,62 @@ class Control:
         """Nothing at all is sent on open connections, not even a pong."""
         self._add(Freeze(for_s), connection)
 
+    @property
+    def market_open(self) -> bool:
+        """What ``/v2/clock`` tells; to be set. Quotes are made all the same."""
+        return self._rest.market_open
+
+    @market_open.setter
+    def market_open(self, is_open: bool) -> None:
+        self._rest.market_open = is_open
+
+    @property
+    def rest_requests(self) -> Sequence[RestRequest]:
+        """The newest REST requests, the oldest first, answered or refused."""
+        return self._rest.requests
+
+    def refuse_rest(
+        self,
+        status: int = 403,
+        code: int = 42210000,
+        message: str = "subscription does not permit querying recent SIP data",
+        *,
+        path: str | None = None,
+        times: int = 1,
+    ) -> None:
+        """Answer the next REST requests with this status, Alpaca's code and text.
+
+        Args:
+            status: HTTP status.
+            code: Alpaca's; 0 for none.
+            message: Alpaca's.
+            path: Of the requests meant, ``/v2/stocks/quotes`` for the history alone; None any.
+            times: How many of them.
+
+        Raises:
+            ValueError: There is no such HTTP status.
+        """
+        self._rest.faults.plan(RefuseRest(status, code, message, path, times))
+
+    def slow_rest(self, delay_s: float, *, path: str | None = None, times: int = 1) -> None:
+        """Answer the next REST requests so many seconds later, with ``inf`` never."""
+        self._rest.faults.plan(SlowRest(delay_s, path, times))
+
+    def cut_rest(self, *, path: str | None = None, times: int = 1) -> None:
+        """End the connection in the middle of the next REST answers."""
+        self._rest.faults.plan(CutRest(path, times))
+
+    def garble_rest(self, *, path: str | None = None, times: int = 1) -> None:
+        """Answer the next REST requests with JSON that cannot be read."""
+        self._rest.faults.plan(GarbleRest(path, times))
+
     def resume(self) -> None:
-        """End every data fault in force, and forget the refusals that are still to come."""
+        """End every data fault in force, and forget the refusals that are still to come.
+
+        REST answers that were to come later come now.
+        """
         self._refusals.clear()
+        self._rest.faults.clear()
         for connection in self._connections.values():
             connection.faults = DataFaults()
             connection.poke()
@@ -154,6 +216,8 @@ class Control:
                 self._refusals.plan(when, answer, times)
             case SendError(code):
                 self.send_error(code, connection=connection)
+            case RefuseRest() | SlowRest() | CutRest() | GarbleRest():
+                self._rest.faults.plan(fault)
             case _:
                 self._add(fault, connection)
 

@@ -9,6 +9,7 @@ from typing import Literal
 import attrs
 
 from mdservice.simulator.account import Silence, When
+from mdservice.simulator.rest.faults import RestFault
 from mdservice.simulator.wire import OutFrame, SimQuote
 
 __all__ = [
@@ -120,7 +121,7 @@ class Reorder:
 
 DataFault = Mute | Freeze | Slow | Garble | Spoil | Duplicate | Reorder
 """What is done to the data of a connection that stays open."""
-Fault = Drop | Refuse | SendError | DataFault
+Fault = Drop | Refuse | SendError | DataFault | RestFault
 
 
 @attrs.frozen
@@ -128,7 +129,8 @@ class Planned:
     """A line of the script: a fault, and when.
 
     Attributes:
-        fault: What happens, to every connection that is open then.
+        fault: What happens, to every connection that is open then, or to the REST requests
+            that come next.
         after_s: Seconds after the simulator was opened; or
         after_quotes: once the market has made so many quotes.
     """

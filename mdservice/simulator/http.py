@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import http
+from collections.abc import Mapping
 
+import attrs
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-__all__ = ["answer", "json_response"]
+__all__ = ["HttpAnswer", "json_response", "too_many_connections", "wants_websocket"]
 
 
-def answer(request: Request, *, full: bool) -> Response | None:
-    """Answer a request; None where it asks for the websocket, which has room for it.
+@attrs.frozen
+class HttpAnswer:
+    """What goes back to a plain HTTP request, and after how many seconds."""
 
-    Args:
-        request: The request's line and headers.
-        full: No further connection is wanted.
-    """
-    if request.headers.get("Upgrade", "").lower() != "websocket":
-        return json_response(404, '{"message":"endpoint not found."}')
-    if full:
-        return json_response(503, '{"message":"too many connections."}')
-    return None
+    response: Response
+    delay_s: float = 0.0
 
 
-def json_response(status: int, body: str) -> Response:
+def wants_websocket(request: Request) -> bool:
+    """Whether the request asks for an upgrade."""
+    return request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+def too_many_connections() -> HttpAnswer:
+    """503."""
+    return HttpAnswer(json_response(503, b'{"message":"too many connections."}'))
+
+
+def json_response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer, after which the connection closes."""
-    content = body.encode()
-    headers = Headers(
+    every = Headers(
         {
             "Content-Type": "application/json",
-            "Content-Length": str(len(content)),
+            "Content-Length": str(len(body)),
             "Connection": "close",
+            **(headers or {}),
         }
     )
-    return Response(status, http.HTTPStatus(status).phrase, headers, content)
+    return Response(status, http.HTTPStatus(status).phrase, every, body)

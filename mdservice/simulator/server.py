@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
 import attrs
 import msgspec
-from anyio.abc import ByteStream, Listener, SocketAttribute, SocketStream, TaskGroup
-from websockets.http11 import Request, Response
+from anyio.abc import ByteStream, TaskGroup
+from websockets.http11 import Request
 
-from mdservice.clock import Clock, SystemClock
-from mdservice.errors import ConfigurationError
+from mdservice.clock import Clock
 from mdservice.simulator.account import Refusals, Silence
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.connection import Connection
 from mdservice.simulator.control import Control
-from mdservice.simulator.http import answer
+from mdservice.simulator.http import HttpAnswer, too_many_connections, wants_websocket
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
+from mdservice.simulator.record import QuoteRecord
+from mdservice.simulator.rest import RestApi
 from mdservice.simulator.session import Reply, Session
 from mdservice.simulator.wire import SimQuote
 
-__all__ = ["ReceivedMessage", "Simulator", "open_simulator"]
+__all__ = ["ReceivedMessage", "Simulator"]
 
+_FEED_PATH = "/v2/iex"
 _GOING_AWAY = 1001
 _FAREWELL_S = 0.5
 _MASKED = ("key", "secret")
@@ -47,7 +48,7 @@ class ReceivedMessage:
 
 
 class Simulator(Control):
-    """An Alpaca on this machine; made by :func:`open_simulator`.
+    """An Alpaca on this machine; made by :func:`~mdservice.simulator.running.open_simulator`.
 
     What it can be made to do is in :class:`~mdservice.simulator.control.Control`. Its methods
     are called from the event loop that it runs on.
@@ -58,8 +59,6 @@ class Simulator(Control):
         self.host = ""
         self.port: int | None = None
         """The TCP port; None where it serves streams in memory alone."""
-        self.history: deque[SimQuote] = deque(maxlen=config.history_size)
-        """Every quote of the market, also those that nobody was there to hear."""
         self.sent: deque[SimQuote] = deque(maxlen=config.history_size)
         """Those that went to at least one connection."""
         self.received: deque[ReceivedMessage] = deque(maxlen=config.received_size)
@@ -70,6 +69,14 @@ class Simulator(Control):
         self._tasks = tasks
         self._account = config.account()
         self._refusals = Refusals()
+        self._record = QuoteRecord(config.history_size)
+        self._rest = RestApi(
+            self._record,
+            self._account,
+            config.rest_rules(),
+            rate_limit=config.rest_rate_limit,
+            requests_size=config.received_size,
+        )
         self._market = config.market()
         self._connections: dict[int, Connection] = {}
         self._accepted = 0
@@ -83,7 +90,17 @@ class Simulator(Control):
     def url(self) -> str:
         """``ws://127.0.0.1:PORT/v2/iex``; any other path does as well."""
         host = self.host or "simulator"
-        return f"ws://{f'[{host}]' if ':' in host else host}:{self.port or 80}/v2/iex"
+        return f"ws://{f'[{host}]' if ':' in host else host}:{self.port or 80}{_FEED_PATH}"
+
+    @property
+    def rest_url(self) -> str:
+        """``http://127.0.0.1:PORT``, for the data host and the trading host alike."""
+        return f"http{self.url.removeprefix('ws').removesuffix(_FEED_PATH)}"
+
+    @property
+    def history(self) -> deque[SimQuote]:
+        """Every quote of the market, also those that nobody was there to hear; as REST has it."""
+        return self._record.quotes
 
     async def serve(self, stream: ByteStream) -> None:
         """Serve one client over this stream until it is gone."""
@@ -137,9 +154,15 @@ class Simulator(Control):
 
     # What its connections ask of it.
 
-    def answer_http(self, request: Request) -> Response | None:
+    def answer_http(self, request: Request) -> HttpAnswer | None:
         """Answer a plain HTTP request; None where an upgrade is asked for and possible."""
-        return answer(request, full=len(self._connections) > self.config.most_connections)
+        if len(self._connections) > self.config.most_connections:
+            return too_many_connections()
+        if wants_websocket(request):
+            return None
+        answer = self._rest.answer(request, anyio.current_time(), self._clock.utc_ns())
+        self.notify()
+        return answer
 
     def refuse_upgrade_now(self) -> int | Silence | None:
         """The answer planned for this upgrade."""
@@ -216,7 +239,7 @@ class Simulator(Control):
             await self.until(lambda simulator: not simulator.connections)
 
     def _publish(self, quotes: list[SimQuote], frames: Sequence[int] | None) -> int:
-        self.history.extend(quotes)
+        self._record.add(quotes)
         self.quotes_made += len(quotes)
         reached = 0
         sent: dict[int, SimQuote] = {}
@@ -233,59 +256,3 @@ class Simulator(Control):
 
 def _stamp(quote: SimQuote, now_ns: int) -> SimQuote:
     return msgspec.structs.replace(quote, ts_event_ns=now_ns)
-
-
-@asynccontextmanager
-async def open_simulator(
-    config: SimulatorConfig | None = None,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = 0,
-    clock: Clock | None = None,
-) -> AsyncGenerator[Simulator, None]:
-    """Run a simulator for the length of the block, on trio or asyncio.
-
-    Args:
-        config: What it does; None for the defaults.
-        host: Where it listens.
-        port: 0 for a free one (see :attr:`Simulator.port`); None for no socket at all, only
-            :meth:`Simulator.connect`, as trio's virtual clock needs it.
-        clock: Where quotes get their time; None for the machine's.
-
-    Raises:
-        ConfigurationError: The address cannot be listened on.
-    """
-    listener = None if port is None else await _listen(host, port)
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        simulator = Simulator(config or SimulatorConfig(), clock or SystemClock(), tasks)
-        if listener is not None:
-            simulator.host = host
-            simulator.port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - no Django
-            tasks.start_soon(_accept, listener, simulator, tasks)
-        tasks.start_soon(simulator.run_market)
-        tasks.start_soon(simulator.run_script)
-        try:
-            yield simulator
-        except Exception as exc:  # noqa: BLE001 - raised again below, out of the task group
-            failure = exc
-        else:
-            await simulator.say_farewell()
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
-async def _listen(host: str, port: int) -> Listener[SocketStream]:
-    try:
-        return await anyio.create_tcp_listener(local_host=host, local_port=port)
-    except (OSError, OverflowError) as exc:
-        raise ConfigurationError(
-            f"the simulator cannot listen on {host}:{port} ({exc}): choose another port, "
-            "or 0 for a free one"
-        ) from exc
-
-
-async def _accept(listener: Listener[SocketStream], simulator: Simulator, tasks: TaskGroup) -> None:
-    async with listener:
-        await listener.serve(simulator.serve, tasks)

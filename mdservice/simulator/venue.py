@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from websockets.http11 import Request, Response
+from websockets.http11 import Request
 
 from mdservice.simulator.account import Silence
 from mdservice.simulator.config import SimulatorConfig
+from mdservice.simulator.http import HttpAnswer
 from mdservice.simulator.session import Reply, Session
 
 __all__ = ["Venue"]
@@ -19,7 +20,7 @@ class Venue(Protocol):
 
     config: SimulatorConfig
 
-    def answer_http(self, request: Request) -> Response | None:
+    def answer_http(self, request: Request) -> HttpAnswer | None:
         """Answer a request that asks for no upgrade; None for one that may be upgraded."""
         ...
 

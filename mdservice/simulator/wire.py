@@ -25,6 +25,7 @@ __all__ = [
     "encode_messages",
     "encode_quotes",
     "encode_timestamp",
+    "json_number",
 ]
 
 Encoding = Literal["json", "msgpack"]
@@ -140,7 +141,7 @@ def encode_quotes(
 ) -> OutFrame:
     """One frame with these quotes; ``spoil`` puts a quote that breaks the schema among them."""
     as_json = encoding == "json"
-    number = _json_number if as_json else float
+    number = json_number if as_json else float
     items: list[Any] = [
         _WireQuote(
             quote.symbol,
@@ -190,6 +191,6 @@ def _encode(items: Sequence[Any], encoding: Encoding) -> OutFrame:
     return OutFrame(msgspec.msgpack.encode(items), text=False)
 
 
-def _json_number(price: float) -> float:
+def json_number(price: float) -> float:
     """Whole prices without a fraction, as Go prints them: ``187``, not ``187.0``."""
     return int(price) if price == int(price) else price

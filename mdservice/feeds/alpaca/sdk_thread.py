@@ -23,6 +23,8 @@ __all__ = ["LentSocket", "SdkThread", "SdkWebsocket"]
 
 _MOST_FRAMES = 2048
 """Frames that may wait to be taken before the thread stops reading."""
+_MOST_AT_ONCE = 64
+"""Frames taken at once: all are decoded in one turn of the event loop, which others share."""
 
 
 class SdkWebsocket(Protocol):
@@ -95,7 +97,7 @@ class SdkThread:
             await self._change()
 
     async def take(self) -> Sequence[Frame]:
-        """All frames that have come, at least one.
+        """Frames that have come, in order, at least one.
 
         Raises:
             FeedUnavailable: The connection has ended and everything was taken.
@@ -103,11 +105,12 @@ class SdkThread:
         while True:
             ended = self._ended  # looked at first: the last frames come before the end
             with self._lock:
-                frames, self._frames = self._frames, []
-            if frames:
-                if len(frames) >= _MOST_FRAMES:
+                was_full = len(self._frames) >= _MOST_FRAMES
+                taken, self._frames = self._frames[:_MOST_AT_ONCE], self._frames[_MOST_AT_ONCE:]
+            if taken:
+                if was_full:
                     self._in_thread(self._room.set)
-                return frames
+                return taken
             if ended:
                 raise self._error or FeedUnavailable("the feed closed the connection")
             await self._change()

@@ -1,0 +1,177 @@
+"""A REST request in, its answer out."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
+from urllib.parse import parse_qsl
+
+import attrs
+from websockets.http11 import Request, Response
+
+from mdservice.simulator.account import Account
+from mdservice.simulator.http import HttpAnswer, json_response
+from mdservice.simulator.record import QuoteRecord
+from mdservice.simulator.rest.faults import CutRest, GarbleRest, RefuseRest, RestFaults, SlowRest
+from mdservice.simulator.rest.market_clock import encode_clock
+from mdservice.simulator.rest.query import RestRules, parse_history, parse_latest
+from mdservice.simulator.rest.quotes import encode_latest, encode_page, read_page
+from mdservice.simulator.rest.rate_limit import RateLimit
+from mdservice.simulator.rest.refusal import RefusedRequest, malformed
+
+__all__ = ["RestApi", "RestRequest"]
+
+_OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _WRONG_METHOD = 200, 401, 403, 404, 405
+_TOO_MANY, _RATE_CODE = 429, 42910000
+_MOST_PARAMETERS = 100
+
+_Params = Mapping[str, str]
+_Headers = dict[str, str]
+
+
+@attrs.frozen
+class RestRequest:
+    """What a client asked for.
+
+    Attributes:
+        at_ns: When, UTC nanoseconds.
+        method: ``GET``.
+        path: ``/v2/stocks/quotes``.
+        params: The query's parameters.
+        status: The answer's HTTP status.
+    """
+
+    at_ns: int
+    method: str
+    path: str
+    params: Mapping[str, str]
+    status: int
+
+
+class RestApi:
+    """Answers ``/v2/stocks/quotes``, ``/v2/stocks/quotes/latest`` and ``/v2/clock``.
+
+    No method waits, and none reads a clock.
+
+    Args:
+        record: The market's quotes.
+        account: Whose key and secret are asked for, where it has any.
+        rules: What may be asked for.
+        rate_limit: Calls per key and minute; None for any number, without the headers.
+        requests_size: How many requests are kept.
+    """
+
+    def __init__(
+        self,
+        record: QuoteRecord,
+        account: Account,
+        rules: RestRules,
+        *,
+        rate_limit: int | None,
+        requests_size: int,
+    ) -> None:
+        self.faults = RestFaults()
+        self.market_open = True
+        self.requests: deque[RestRequest] = deque(maxlen=requests_size)
+        self._record = record
+        self._account = account
+        self._rules = rules
+        self._limit = None if rate_limit is None else RateLimit(rate_limit)
+        self._endpoints: dict[str, Callable[[_Params, int], bytes]] = {
+            "/v2/stocks/quotes": self._history,
+            "/v2/stocks/quotes/latest": self._latest,
+            "/v2/clock": self._clock,
+        }
+
+    def answer(self, request: Request, now_s: float, now_ns: int) -> HttpAnswer:
+        """Answer a request, unless a fault is in the way.
+
+        Args:
+            request: Its line and headers.
+            now_s: Monotonic seconds.
+            now_ns: UTC nanoseconds.
+        """
+        path, _, query = request.path.partition("?")
+        headers = {"Date": formatdate(now_ns / 1e9, usegmt=True)}
+        allowed = self._charge(request, now_s, now_ns, headers)
+        params: _Params = {}
+        try:
+            params = _parameters(query)
+            if not allowed:
+                raise RefusedRequest(_TOO_MANY, _RATE_CODE, "too many requests.")  # noqa: TRY301
+            status, body = _OK, self._body(request, path, params, now_ns)
+        except RefusedRequest as refused:
+            status, body = refused.status, refused.body()
+        self.requests.append(RestRequest(now_ns, request.method, path, params, status))
+        if self.faults.take(GarbleRest, path):
+            body = _half(body)
+        response = json_response(status, body, headers)
+        if self.faults.take(CutRest, path):
+            _cut(response)
+        slow = self.faults.take(SlowRest, path)
+        return HttpAnswer(response, slow.delay_s if slow else 0.0)
+
+    def _charge(self, request: Request, now_s: float, now_ns: int, headers: _Headers) -> bool:
+        """Count the call and say in the headers what is left; False for one too many."""
+        if self._limit is None:
+            return True
+        quota = self._limit.take(request.headers.get("APCA-API-KEY-ID", ""), now_s)
+        headers["X-RateLimit-Limit"] = str(self._limit.per_minute)
+        headers["X-RateLimit-Remaining"] = str(quota.remaining)
+        headers["X-RateLimit-Reset"] = str(math.ceil(now_ns / 1e9 + quota.reset_in_s))
+        return quota.allowed
+
+    def _body(self, request: Request, path: str, params: _Params, now_ns: int) -> bytes:
+        planned = self.faults.take(RefuseRest, path)
+        if planned is not None:
+            raise RefusedRequest(planned.status, planned.code, planned.message)
+        endpoint = self._endpoints.get(path)
+        if endpoint is None:
+            raise RefusedRequest(_NOT_FOUND, 0, "endpoint not found.")
+        if request.method != "GET":
+            raise RefusedRequest(_WRONG_METHOD, 0, "method not allowed.")
+        self._check_login(request)
+        return endpoint(params, now_ns)
+
+    def _check_login(self, request: Request) -> None:
+        """Refuse other keys than the account's.
+
+        Source: Alpaca's OpenAPI description has 401, its FAQ 403; the texts are inferred.
+        """
+        if self._account.key is None and self._account.secret is None:
+            return
+        key = request.headers.get("APCA-API-KEY-ID")
+        secret = request.headers.get("APCA-API-SECRET-KEY")
+        if not key or not secret:
+            raise RefusedRequest(_UNAUTHORIZED, 0, "unauthorized.")
+        if not self._account.accepts(key, secret):
+            raise RefusedRequest(_FORBIDDEN, 0, "forbidden.")
+
+    def _history(self, params: _Params, now_ns: int) -> bytes:
+        return encode_page(read_page(self._record, parse_history(params, self._rules, now_ns)))
+
+    def _latest(self, params: _Params, _now_ns: int) -> bytes:
+        return encode_latest(self._record, parse_latest(params, self._rules))
+
+    def _clock(self, _params: _Params, now_ns: int) -> bytes:
+        return encode_clock(now_ns, is_open=self.market_open)
+
+
+def _parameters(query: str) -> dict[str, str]:
+    """The query's parameters; the first of those with one name."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        malformed("too many parameters")
+    return dict(reversed(pairs))
+
+
+def _half(body: bytes) -> bytes:
+    return body[: max(1, len(body) // 2)]
+
+
+def _cut(response: Response) -> None:
+    """Leave half of the body, of which the header still tells the whole length."""
+    response.body = _half(bytes(response.body))

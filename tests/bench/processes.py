@@ -1,0 +1,174 @@
+"""Child processes that talk in lines of JSON: started on a core, waited for, ended by their id."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_READ_BYTES = 65_536
+_END_LIMIT_S = 8.0
+_SHOWN_LINES = 20
+
+
+@attrs.frozen
+class Cores:
+    """Which core the program under test has, and which everything else; None where only one is."""
+
+    program: int | None
+    others: int | None
+
+    @classmethod
+    def of_this_machine(cls) -> Cores:
+        if not hasattr(os, "sched_getaffinity"):
+            return cls(None, None)
+        usable = sorted(os.sched_getaffinity(0))
+        return cls(usable[0], usable[1]) if len(usable) > 1 else cls(None, None)
+
+
+@attrs.frozen
+class Usage:
+    """What a process has used so far; None where the system does not tell."""
+
+    cpu_s: float | None
+    peak_rss_mb: float | None
+
+
+def usage_of(pid: int) -> Usage:
+    """A living process's use, all threads together."""
+    folder = Path("/proc", str(pid))
+    if not folder.exists():
+        return Usage(None, None)
+    # The program's name, in brackets, may hold anything.
+    times = (folder / "stat").read_text().rpartition(")")[2].split()
+    ticks = int(times[11]) + int(times[12])
+    lines = (folder / "status").read_text().splitlines()
+    peak_kb = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return Usage(ticks / os.sysconf("SC_CLK_TCK"), peak_kb / 1024)
+
+
+def pin(core: int | None) -> None:
+    """Keep this process, and what it starts from now on, on a core."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+
+
+class Child:
+    """A running ``python -m`` process.
+
+    Args:
+        process: With pipes for input and output.
+        log: Where its errors go.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.pid = process.pid
+        self._process = process
+        self._log = log
+        self._buffer = b""
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Write one line to it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(message) + b"\n")
+        self._process.stdin.flush()
+
+    def hear(self, limit_s: float) -> dict[str, Any]:
+        """Read the next line that it writes.
+
+        Raises:
+            RuntimeError: None came in time, or the process ended.
+        """
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + limit_s
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._buffer:
+            left_s = deadline - time.monotonic()
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, left_s))
+            data = os.read(descriptor, _READ_BYTES) if ready else b""
+            if not data:
+                reason = "ended" if ready else f"said nothing for {limit_s:g} s"
+                raise RuntimeError(f"{self._process.args!r} {reason}\n{self.last_words()}")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: dict[str, Any] = msgspec.json.decode(line)
+        return message
+
+    def check_alive(self) -> None:
+        """Raise RuntimeError where it has ended."""
+        if self._process.poll() is not None:
+            raise RuntimeError(
+                f"{self._process.args!r} ended with {self._process.returncode}\n{self.last_words()}"
+            )
+
+    def last_words(self) -> str:
+        """The end of what it wrote to its log."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+
+    def end(self) -> int:
+        """Close its input, ask it to end, kill it where it does not; returns the exit code."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.terminate()
+        try:
+            return self._process.wait(_END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+@contextmanager
+def running(
+    module: str,
+    *arguments: str,
+    core: int | None,
+    others_core: int | None,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Child]:
+    """Run a module of this repository in a process of its own for as long as the block lasts.
+
+    Args:
+        module: As after ``python -m``.
+        arguments: What follows it.
+        core: Where it runs.
+        others_core: Where this process goes back to.
+        log: A file for its errors; its folder is its working directory.
+        environment: In addition to a plain one.
+    """
+    pin(core)  # inherited, so that it holds from the child's first moment
+    try:
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=log.parent,
+                env={**_plain_environment(), **(environment or {})},
+            )
+    finally:
+        pin(others_core)
+    child = Child(process, log)
+    try:
+        yield child
+    finally:
+        child.end()
+
+
+def _plain_environment() -> dict[str, str]:
+    """This process's, without anybody's settings of the service."""
+    foreign = ("MDSERVICE_", "ALPACA_", "APCA_", "REDIS_URL")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, "PYTHONPATH": str(REPOSITORY)}

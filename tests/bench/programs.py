@@ -1,0 +1,123 @@
+"""The programs that are measured: how each is started, and what each can tell of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+import httpx
+
+from tests.bench.processes import Child, Cores, running
+
+_READY_LIMIT_S = 10.0
+_STATUS_LIMIT_S = 5.0
+_POLL_S = 0.02
+
+
+@attrs.frozen
+class Surroundings:
+    """What a program is given."""
+
+    feed_url: str
+    redis_url: str
+    symbols: Sequence[str]
+    folder: Path
+    cores: Cores
+
+
+class Program(Protocol):
+    """Something that takes quotes from a websocket and writes them to Redis."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lossless(self) -> bool:
+        """Whether it must account for every quote, also of a flood."""
+        ...
+
+    def running(self, given: Surroundings) -> Any:
+        """A block during which it runs; gives a :class:`Child`."""
+        ...
+
+    def counters(self, given: Surroundings) -> dict[str, int] | None:
+        """Its own counters, where it has any; waits until it is ready."""
+        ...
+
+
+@attrs.frozen
+class PlainHandler:
+    """Program A."""
+
+    name: str = "A: alpaca-py handler"
+    lossless: bool = False
+
+    @contextmanager
+    def running(self, given: Surroundings) -> Iterator[Child]:
+        with running(
+            "tests.bench.plain_handler",
+            *(given.feed_url, given.redis_url, ",".join(given.symbols)),
+            core=given.cores.program,
+            others_core=given.cores.others,
+            log=given.folder / "plain_handler.log",
+        ) as child:
+            yield child
+
+    def counters(self, given: Surroundings) -> dict[str, int] | None:
+        return None
+
+
+@attrs.frozen
+class Service:
+    """``mdservice run`` with one of its drivers."""
+
+    driver: str
+    lossless: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"mdservice, {self.driver}"
+
+    @contextmanager
+    def running(self, given: Surroundings) -> Iterator[Child]:
+        environment = {
+            "ALPACA_API_KEY": "key",
+            "ALPACA_SECRET_KEY": "secret",
+            "MDSERVICE_FEED": "sip",
+            "MDSERVICE_FEED_URL": given.feed_url,
+            "MDSERVICE_REDIS_URL": given.redis_url,
+            "MDSERVICE_DRIVER": self.driver,
+            "MDSERVICE_SYMBOLS": ",".join(given.symbols),
+            "MDSERVICE_SOCKET": str(_socket(given)),
+            "MDSERVICE_LOG_FORMAT": "json",
+        }
+        with running(
+            "mdservice",
+            "run",
+            core=given.cores.program,
+            others_core=given.cores.others,
+            log=given.folder / "mdservice.log",
+            environment=environment,
+        ) as child:
+            yield child
+
+    def counters(self, given: Surroundings) -> dict[str, int]:
+        transport = httpx.HTTPTransport(uds=str(_socket(given)))
+        deadline = time.monotonic() + _READY_LIMIT_S
+        with httpx.Client(transport=transport, timeout=_STATUS_LIMIT_S) as client:
+            while True:
+                status = client.get("http://service/status").raise_for_status().json()
+                if status["state"] == "running":
+                    counters: dict[str, int] = status["counters"]
+                    return counters
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{self.name} is not ready: {status}")
+                time.sleep(_POLL_S)
+
+
+def _socket(given: Surroundings) -> Path:
+    return given.folder / "api.sock"
