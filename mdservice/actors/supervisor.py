@@ -126,6 +126,7 @@ class Supervisor:
     async def _keep(self, ward: _Ward, *, task_status: TaskStatus[None]) -> None:
         started = False
         while True:
+            ward.stalled = None
             try:
                 with anyio.CancelScope() as ward.scope:
                     async with anyio.create_task_group() as tasks:
@@ -151,9 +152,8 @@ class Supervisor:
             self._ended.set()
 
     def _why_it_ended(self, ward: _Ward) -> Exception | None:
-        stalled, ward.stalled = ward.stalled, None
-        if stalled is not None:
-            return ActorFailed(stalled)
+        if ward.stalled is not None:
+            return ActorFailed(ward.stalled)
         return None if self._draining else ActorFailed(f"{ward.actor.name} ended by itself")
 
     async def _before_restart(self, ward: _Ward, error: Exception) -> None:

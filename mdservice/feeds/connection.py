@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -21,7 +22,7 @@ from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.actors.actor import Channel, Depth
-from mdservice.actors.groups import first_error
+from mdservice.actors.groups import run_together
 from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, FeedError, FeedRefused, FeedUnavailable
@@ -207,12 +208,7 @@ class FeedConnection:
             await self._tell("fallback", driver=driver, reason=self._last_error)
         _log.info("feed_connected", driver=driver, encoding=link.encoding)
         await self._tell("connected", driver=driver)
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._begin, session)
-                await session.read()
-        except ExceptionGroup as group:
-            raise first_error(group) from group
+        await run_together(session.read, partial(self._begin, session))
 
     async def _lost(self) -> None:
         """The link has ended, also by cancellation: say so, within a moment."""
@@ -223,14 +219,15 @@ class FeedConnection:
 
     async def _begin(self, session: Session) -> None:
         await self._subscribe_wanted(session)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._repair.repair, self._book.wanted)
-            tasks.start_soon(
+        await run_together(
+            partial(self._repair.repair, self._book.wanted),
+            partial(
                 self._mute.watch,
                 lambda: list(session.acknowledged),
                 self._clock.utc_ns(),
                 self._tell_stale,
-            )
+            ),
+        )
 
     async def _subscribe_wanted(self, session: Session) -> None:
         """Subscribe all that is wanted, also what was asked for meanwhile."""

@@ -1,0 +1,338 @@
+"""Requests at run time: done, pending, refused, lost in the middle. All on virtual time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from mdservice.errors import SubscriptionRefused
+from mdservice.feeds.commands import Subscribe, SubscriptionResult
+from mdservice.feeds.session import ACK_TIMEOUT_S, CHUNK_SIZE
+from mdservice.simulator.session import SessionRules
+from mdservice.testing import FakeDriver
+
+
+def quote(bid: float, symbol: str = "AAPL") -> dict[str, Any]:
+    return {"S": symbol, "bp": bid, "ap": bid + 1}
+
+
+def following(driver: FakeDriver) -> set[str]:
+    (link,) = driver.connections
+    return set(link.subscriptions["quotes"])
+
+
+# ---- done
+
+
+async def test_subscribes_while_it_runs(autojump_clock: Any, open_desk: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.until_phase("streaming")
+        result = await desk.subscribe("MSFT", "TSLA")
+        assert result == SubscriptionResult("subscribed", ("MSFT", "TSLA"))
+        assert following(desk.driver) == {"AAPL", "MSFT", "TSLA"}
+        assert desk.driver.connections[0].requests[1:] == [("subscribe", ["MSFT", "TSLA"])]
+        assert desk.connection.sources() == {
+            "AAPL": ["settings"],
+            "MSFT": ["api"],
+            "TSLA": ["api"],
+        }
+        desk.driver.send_quotes([quote(5, "TSLA")])
+        await desk.until(lambda: desk.bids == [5])
+        assert desk.story == ["connected", [5]]
+
+
+async def test_what_is_subscribed_already_is_not_asked_for_again(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.until_phase("streaming")
+        assert (await desk.subscribe("AAPL")).status == "subscribed"
+        assert len(desk.driver.connections[0].requests) == 1
+        assert desk.connection.sources() == {"AAPL": ["api", "settings"]}
+
+
+async def test_large_request_goes_in_chunks_one_at_a_time(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    symbols = [f"S{n}" for n in range(2 * CHUNK_SIZE + 1)]
+    async with open_desk() as desk:
+        await desk.until_phase("streaming")
+        assert (await desk.subscribe(*symbols)).status == "subscribed"
+        (link,) = desk.driver.connections
+        assert [len(names) for _, names in link.requests] == [CHUNK_SIZE, CHUNK_SIZE, 1]
+        assert desk.now.acknowledged == len(symbols)
+
+
+async def test_requests_at_once_are_served_one_after_the_other(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk() as desk:
+        await desk.until_phase("streaming")
+        results: list[str] = []
+
+        async def ask(symbol: str) -> None:
+            results.append((await desk.subscribe(symbol)).status)
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(ask, f"S{number}")
+        assert results == ["subscribed"] * 20
+        assert following(desk.driver) == {f"S{number}" for number in range(20)}
+
+
+async def test_star_is_every_symbol(autojump_clock: Any, open_desk: Any) -> None:
+    async with open_desk("*") as desk:
+        await desk.until_phase("streaming")
+        desk.driver.send_quotes([quote(1, "ANY"), quote(2, "OTHER")])
+        await desk.until(lambda: desk.bids == [1, 2])
+
+
+async def test_unsubscribes_only_what_nobody_wants_any_more(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("AAPL", "MSFT") as desk:
+        await desk.until_phase("streaming")
+        await desk.subscribe("MSFT", "TSLA")
+        result = await desk.unsubscribe("MSFT", "TSLA", "NVDA")
+        assert result == SubscriptionResult("unsubscribed", ("MSFT", "TSLA", "NVDA"))
+        assert following(desk.driver) == {"AAPL", "MSFT"}
+        assert desk.driver.connections[0].requests[-1] == ("unsubscribe", ["TSLA"])
+        assert desk.connection.sources() == {"AAPL": ["settings"], "MSFT": ["settings"]}
+
+
+async def test_room_goes_to_symbols_that_were_left_out(autojump_clock: Any, open_desk: Any) -> None:
+    driver = FakeDriver(rules=SessionRules(symbol_limit=2))
+    async with open_desk("AAPL", "MSFT", "TSLA", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        assert set(desk.now.left_out) == {"TSLA"}
+        await desk.unsubscribe("AAPL", source="settings")
+        assert following(driver) == {"MSFT", "TSLA"}
+        assert desk.now.left_out == {}
+
+
+# ---- refused
+
+
+async def test_request_beyond_the_limit_is_refused_and_changes_nothing(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver(rules=SessionRules(symbol_limit=3))
+    async with open_desk("AAPL", "MSFT", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        with pytest.raises(SubscriptionRefused) as caught:
+            await desk.subscribe("TSLA", "NVDA")
+        assert (caught.value.code, caught.value.symbols) == (405, ("TSLA", "NVDA"))
+        assert "unsubscribe others" in str(caught.value)
+        assert following(driver) == {"AAPL", "MSFT"}
+        assert set(desk.connection.sources()) == {"AAPL", "MSFT"}
+        assert desk.now.connected
+        assert desk.now.subscribed
+        assert desk.story == ["connected"]
+        assert (await desk.subscribe("TSLA")).status == "subscribed", "it goes on"
+
+
+async def test_request_that_is_refused_in_its_middle_is_taken_back(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver(rules=SessionRules(symbol_limit=CHUNK_SIZE + 50))
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        with pytest.raises(SubscriptionRefused):
+            await desk.subscribe(*(f"S{n}" for n in range(CHUNK_SIZE + 100)))
+        assert following(driver) == {"AAPL"}
+        assert desk.connection.sources() == {"AAPL": ["settings"]}
+
+
+async def test_symbol_that_is_not_understood_refuses_the_request(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver(rules=SessionRules(invalid_symbols={"BAD"}))
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        with pytest.raises(SubscriptionRefused) as caught:
+            await desk.subscribe("MSFT", "BAD")
+        assert caught.value.code == 400
+        assert following(driver) == {"AAPL"}
+
+
+async def test_refusal_does_not_take_a_symbol_from_those_who_wanted_it_before(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver(rules=SessionRules(symbol_limit=1))
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        with pytest.raises(SubscriptionRefused):
+            await desk.subscribe("AAPL", "MSFT")
+        assert desk.connection.sources() == {"AAPL": ["settings"]}
+        assert following(driver) == {"AAPL"}
+
+
+# ---- pending
+
+
+async def test_while_disconnected_it_is_pending_and_done_on_reconnect(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver()
+    driver.fail(4)
+    async with open_desk("AAPL", "MSFT", drivers=[driver]) as desk:
+        await desk.until_phase("waiting")
+        started_s = anyio.current_time()
+        assert (await desk.subscribe("TSLA")).status == "pending"
+        assert (await desk.unsubscribe("MSFT", source="settings")).status == "pending"
+        assert (await desk.unsubscribe("NOPE")).status == "unsubscribed"
+        assert anyio.current_time() == started_s, "nobody waits for the feed"
+        link = await driver.opened()
+        await driver.subscribed("AAPL", "TSLA")
+        assert link.requests == [("subscribe", ["AAPL", "TSLA"])]
+
+
+async def test_request_during_the_first_subscription_waits_for_it(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("AAPL") as desk:
+        link = await desk.driver.opened()  # logged in, not yet subscribed
+        assert (await desk.subscribe("MSFT")).status == "subscribed"
+        assert {name for _, names in link.requests for name in names} == {"AAPL", "MSFT"}
+        assert following(desk.driver) == {"AAPL", "MSFT"}
+
+
+async def test_request_behind_a_stuck_one_is_pending_in_time(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver()
+    driver.stall("subscribe")
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        await driver.opened()
+        started_s = anyio.current_time()
+        assert (await desk.subscribe("MSFT")).status == "pending"
+        assert anyio.current_time() - started_s <= ACK_TIMEOUT_S
+        await driver.subscribed("AAPL", "MSFT")
+
+
+@pytest.mark.parametrize("action", ["subscribe", "unsubscribe"])
+async def test_request_whose_connection_is_lost_is_pending_and_done_on_the_next(
+    autojump_clock: Any, open_desk: Any, action: Any
+) -> None:
+    async with open_desk("AAPL", "MSFT") as desk:
+        await desk.until_phase("streaming")
+        desk.driver.stall(action)
+        results: list[str] = []
+
+        async def ask() -> None:
+            if action == "subscribe":
+                results.append((await desk.subscribe("TSLA")).status)
+            else:
+                results.append((await desk.unsubscribe("MSFT", source="settings")).status)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            (link,) = desk.driver.connections
+            await desk.driver.until(lambda _: len(link.requests) == 2)
+            desk.driver.drop()
+        assert results == ["pending"]
+        await desk.driver.opened(2)
+        expected = {"AAPL", "MSFT", "TSLA"} if action == "subscribe" else {"AAPL"}
+        await desk.until_phase("streaming")
+        assert following(desk.driver) == expected
+        assert desk.story == ["connected", "disconnected", "connected"]
+
+
+@pytest.mark.parametrize("action", ["subscribe", "unsubscribe"])
+async def test_request_without_an_answer_makes_it_connect_anew(
+    autojump_clock: Any, open_desk: Any, action: Any
+) -> None:
+    async with open_desk("AAPL", "MSFT") as desk:
+        await desk.until_phase("streaming")
+        desk.driver.stall(action)
+        started_s = anyio.current_time()
+        if action == "subscribe":
+            result = await desk.subscribe("TSLA")
+        else:
+            result = await desk.unsubscribe("MSFT", source="settings")
+        assert result.status == "pending"
+        assert anyio.current_time() - started_s == pytest.approx(ACK_TIMEOUT_S)
+        await desk.driver.opened(2)
+        await desk.until_phase("streaming")
+        expected = {"AAPL", "MSFT", "TSLA"} if action == "subscribe" else {"AAPL"}
+        assert following(desk.driver) == expected
+        assert f"did not answer to {action}" in desk.statuses[1].details["reason"]
+
+
+async def test_quotes_flow_while_a_request_waits(autojump_clock: Any, open_desk: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.until_phase("streaming")
+        desk.driver.stall("subscribe")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(desk.subscribe, "MSFT")
+            await anyio.sleep(1)
+            desk.driver.send_quotes([quote(1)])
+            await anyio.sleep(1)
+            assert desk.bids == [1]
+
+
+async def test_requester_that_gives_up_harms_nobody(autojump_clock: Any, open_desk: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.until_phase("streaming")
+        with anyio.move_on_after(0):
+            await desk.subscribe("MSFT")
+        assert (await desk.subscribe("TSLA")).status == "subscribed"
+        assert "TSLA" in following(desk.driver)
+
+
+async def test_stop_and_restart_answer_every_request(autojump_clock: Any, open_desk: Any) -> None:
+    for end in ("stop", "cancel"):
+        async with open_desk("AAPL") as desk:
+            await desk.until_phase("streaming")
+            desk.driver.stall("subscribe")
+            commands = [Subscribe((f"S{n}",), "api") for n in range(5)]
+            for command in commands:
+                await desk.commands.outbox.send(command)
+            await anyio.wait_all_tasks_blocked()
+            await (desk.stop() if end == "stop" else desk.cancel())
+            with anyio.fail_after(1):
+                answers = [await command.answer.wait() for command in commands]
+            assert [answer.status for answer in answers] == ["pending"] * 5
+            if end == "cancel":
+                await desk.start()
+                await desk.driver.subscribed("AAPL", *(f"S{n}" for n in range(5)))
+
+
+async def test_waiting_requests_do_not_look_like_a_stall(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    """Each chunk may take a while: what waits for the feed rests, it does not hang."""
+    async with open_desk("AAPL") as desk:
+        await desk.until_phase("streaming")
+        for _ in range(30):
+            await anyio.sleep(1)
+            assert desk.connection.heartbeat.age_s() <= 1
+        driver = desk.driver
+        slow = driver.connections[0]
+        answer_at_once = slow.feed
+
+        def answer_late(*frames: Any) -> None:
+            desk._tasks.start_soon(_later, answer_at_once, frames)
+
+        slow.feed = answer_late
+        oldest_s = 0.0
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                nonlocal oldest_s
+                while True:
+                    oldest_s = max(oldest_s, desk.connection.heartbeat.age_s())
+                    await anyio.sleep(0.1)
+
+            tasks.start_soon(watch)
+            result = await desk.subscribe(*(f"S{n}" for n in range(6 * CHUNK_SIZE)))
+            tasks.cancel_scope.cancel()
+        assert result.status == "subscribed"
+        assert oldest_s <= 15
+
+
+async def _later(feed: Any, frames: Any) -> None:
+    await anyio.sleep(4)
+    feed(*frames)
