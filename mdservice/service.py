@@ -198,7 +198,9 @@ async def open_service(
         async with AsyncExitStack() as stack:
             if store is None:
                 store = await _open_store(settings, stack)
+            symbols: Sequence[str] = settings.symbols
             if drivers is None:
+                symbols = symbols or _symbols_to_show(settings)
                 settings_of_feed = await _with_simulator(settings, stack, clock)
                 drivers = make_drivers(settings_of_feed)
                 history = history or make_history(settings_of_feed, clock)
@@ -208,7 +210,7 @@ async def open_service(
                 is_open=make_market_clock(settings).is_open,
                 mute_after_s=settings.mute_after,
                 store=store,
-                symbols=settings.symbols or _symbols_to_show(settings),
+                symbols=symbols,
                 backlog=settings.backlog,
                 clock=clock,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,

@@ -92,6 +92,8 @@ def bad_setting(name: str, source: str, reason: object) -> ConfigurationError:
 
 def _checked(value: object, field: attrs.Attribute[Any]) -> object:
     info: SettingInfo = field.metadata["info"]
+    if isinstance(value, Unchosen):  # a parser could make plain text of it
+        return value
     try:
         return info.parse(value)
     except ValueError as exc:

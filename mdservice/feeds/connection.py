@@ -43,7 +43,7 @@ from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.session import Session
 from mdservice.feeds.snapshot import FeedSnapshot
 from mdservice.feeds.subscriptions import SubscriptionBook
-from mdservice.logs import get_logger
+from mdservice.logs import get_logger, masked
 from mdservice.model.events import FeedItem, FeedState, FeedStatus
 from mdservice.model.quote import Quote
 
@@ -187,7 +187,7 @@ class FeedConnection:
                 logged_in = True
                 await self._hold(link)
         except FeedError as exc:
-            self._last_error = str(exc)
+            self._last_error = masked(str(exc))
             if isinstance(exc, FeedUnavailable) and not logged_in:
                 self._selection.start_failed()
             raise
@@ -256,15 +256,15 @@ class FeedConnection:
             self._phase = "waiting"
             return self._backoff.next_s()
         if not self._data_has_come:
-            await self._tell("fatal", reason=str(exc), code=exc.code)
+            await self._tell("fatal", reason=self._last_error, code=exc.code)
             raise exc
         self._phase = "refused"
-        await self._tell("fatal", reason=str(exc), code=exc.code)
+        await self._tell("fatal", reason=self._last_error, code=exc.code)
         return self._refused_backoff.next_s()
 
     def _failed(self, exc: Exception) -> None:
-        self._last_error = str(exc)
-        _log.warning("feed_failed", driver=self._selection.current.name, reason=str(exc))
+        self._last_error = masked(str(exc))
+        _log.warning("feed_failed", driver=self._selection.current.name, reason=self._last_error)
 
     async def _tell_stale(self, reason: str) -> None:
         _log.warning("feed_is_mute", reason=reason)

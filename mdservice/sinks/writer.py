@@ -20,7 +20,7 @@ from mdservice.actors.actor import Channel, Depth
 from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
-from mdservice.logs import get_logger
+from mdservice.logs import get_logger, masked
 from mdservice.sinks.store import PriceStore, WriteBatch
 
 __all__ = ["RedisWriter", "WriterSnapshot"]
@@ -159,5 +159,5 @@ class RedisWriter:
     def _failed(self, exc: StoreError) -> None:
         if not isinstance(exc, StoreRefused):
             self._connected = False
-        self._last_error = str(exc)
+        self._last_error = masked(str(exc))
         _log.warning("redis_failed", url=self._store.address, reason=str(exc))

@@ -8,9 +8,7 @@ from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError
 from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.market_clock import AlpacaMarketClock
-from mdservice.feeds.alpaca.raw import WebsocketsDriver
 from mdservice.feeds.alpaca.rest import AlpacaHistory
-from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
 from mdservice.feeds.driver import Driver
 from mdservice.settings import Settings
 
@@ -32,6 +30,14 @@ def make_drivers(settings: Settings) -> Sequence[Driver]:
     url = settings.resolved_feed_url()
     if url is None:
         raise ConfigurationError("the feed has no URL: set MDSERVICE_FEED_URL")
+    try:
+        from mdservice.feeds.alpaca.raw import WebsocketsDriver
+        from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"the feed's drivers need the package websockets, which cannot be imported ({exc}); "
+            "install it"
+        ) from exc
     credentials = _credentials(settings)
     by_name: dict[str, Driver] = {
         AlpacaPyDriver.name: AlpacaPyDriver(url, credentials),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,10 @@ from mdservice.feeds.alpaca.codec import Codec
 from mdservice.feeds.alpaca.codes import http_refusal
 from mdservice.feeds.alpaca.login import GREETING, Credentials, check_success, encoding_of
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Encoding, Frame, Link
+from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
+    import trio
     from websockets.trio.client import ClientConnection
 
 __all__ = ["MAX_FRAME_BYTES", "MAX_QUEUED_FRAMES", "WebsocketsDriver"]
@@ -39,18 +41,28 @@ class WebsocketsDriver:
     Args:
         url: ``wss://stream.data.alpaca.markets/v2/iex`` or any that speaks the same.
         credentials: Sent in the authentication message.
+        open_stream: Opens what stands in the place of a TCP connection, such as a stream in
+            memory; on trio alone. It raises OSError where there is no connection.
     """
 
     name = "websockets"
 
-    def __init__(self, url: str, credentials: Credentials) -> None:
+    def __init__(
+        self,
+        url: str,
+        credentials: Credentials,
+        open_stream: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
+    ) -> None:
         self._url = url
+        self._shown = mask_url(url)
         self._credentials = credentials
+        self._open_stream = open_stream
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Link]:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
         deadline = anyio.current_time() + OPEN_TIMEOUT_S
+        stream = await self._given_stream()
         opening = _library_connect()(
             self._url,
             additional_headers={"Content-Type": "application/msgpack"},
@@ -61,6 +73,7 @@ class WebsocketsDriver:
             max_size=MAX_FRAME_BYTES,
             max_queue=MAX_QUEUED_FRAMES,
             compression=None,
+            **stream,
         )
         opened = False
         try:
@@ -74,7 +87,17 @@ class WebsocketsDriver:
         except (OSError, WebSocketException, EOFError) as exc:
             if opened:
                 raise
-            raise _not_opened(self._url, exc) from exc
+            raise _not_opened(self._shown, exc) from exc
+
+    async def _given_stream(self) -> dict[str, Any]:
+        """The library's argument for a stream that is open already; none where it opens TCP."""
+        if self._open_stream is None:
+            return {}
+        try:
+            with anyio.fail_after(OPEN_TIMEOUT_S):
+                return {"stream": await self._open_stream()}
+        except OSError as exc:  # TimeoutError is one
+            raise _not_opened(self._shown, exc) from exc
 
     async def _log_in(self, websocket: ClientConnection, deadline: float) -> Link:
         try:
@@ -86,11 +109,11 @@ class WebsocketsDriver:
                 check_success(await websocket.recv(), "authenticated")
         except TimeoutError as exc:
             raise FeedUnavailable(
-                f"{self._url} accepted the connection but did not finish the login "
+                f"{self._shown} accepted the connection but did not finish the login "
                 f"within {OPEN_TIMEOUT_S:g} s"
             ) from exc
         except ConnectionClosed as exc:
-            raise FeedUnavailable(f"{self._url} closed the connection at login: {exc}") from exc
+            raise FeedUnavailable(f"{self._shown} closed the connection at login: {exc}") from exc
         return link
 
 

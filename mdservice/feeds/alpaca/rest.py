@@ -23,6 +23,7 @@ from mdservice.feeds.alpaca.messages import Price, Size
 from mdservice.feeds.subscriptions import chunks
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns, parse_rfc3339
+from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
     import httpx
@@ -180,7 +181,7 @@ class AlpacaHistory:
                 answer = await client.get(f"{self._base_url}{path}", params={**query, **feed})
             except httpx.HTTPError as exc:
                 raise HistoryUnavailable(
-                    f"no history from {self._base_url}: {exc or type(exc).__name__}"
+                    f"no history from {mask_url(self._base_url)}: {exc or type(exc).__name__}"
                 ) from exc
             self._limit.note(answer.headers)
             if answer.status_code != _TOO_MANY:

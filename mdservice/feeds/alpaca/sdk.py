@@ -23,8 +23,13 @@ from mdservice.feeds.alpaca.login import Credentials, failed_login
 from mdservice.feeds.alpaca.raw import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
 from mdservice.feeds.alpaca.sdk_thread import SdkThread, SdkWebsocket
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Encoding, Frame, Link
+from mdservice.urls import mask_url
 
 __all__ = ["AlpacaPyDriver"]
+
+_IMPORT_LIMIT_S = 12.0
+"""It takes one to three seconds, several on a slow disk."""
+_MEND = "install alpaca-py, or set MDSERVICE_DRIVER=websockets"
 
 
 class AlpacaPyDriver:
@@ -44,9 +49,7 @@ class AlpacaPyDriver:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Link]:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
-        stream_class, protocol_class = await anyio.to_thread.run_sync(
-            _import_sdk, abandon_on_cancel=True
-        )
+        stream_class, protocol_class = await _sdk()
         thread = SdkThread(
             lambda: _LentStream(stream_class, protocol_class, self._url, self._credentials)
         )
@@ -79,7 +82,7 @@ class _LentStream:
     def __init__(
         self, stream_class: Any, protocol_class: Any, url: str, credentials: Credentials
     ) -> None:
-        self._url = url
+        self._shown = mask_url(url)
         self._stream = stream_class(
             credentials.key,
             credentials.secret,
@@ -113,10 +116,10 @@ class _LentStream:
         if isinstance(status, int):
             return http_refusal(status)
         if isinstance(exc, TimeoutError):
-            return FeedUnavailable(f"{self._url} did not answer within {OPEN_TIMEOUT_S:g} s")
+            return FeedUnavailable(f"{self._shown} did not answer within {OPEN_TIMEOUT_S:g} s")
         if isinstance(exc, ValueError):  # alpaca-py's own: the answer was not a success
             return failed_login(getattr(websocket, "last_frame", None), exc)
-        return FeedUnavailable(f"cannot connect to {self._url}: {exc or type(exc).__name__}")
+        return FeedUnavailable(f"cannot connect to {self._shown}: {exc or type(exc).__name__}")
 
     async def close(self) -> None:
         await self._stream.close()
@@ -125,6 +128,17 @@ class _LentStream:
         transport = getattr(self._websocket, "transport", None)
         if transport is not None:
             transport.abort()
+
+
+async def _sdk() -> tuple[Any, Any]:
+    """What :func:`_import_sdk` imports, in a thread, since that takes seconds."""
+    try:
+        with anyio.fail_after(_IMPORT_LIMIT_S):
+            return await anyio.to_thread.run_sync(_import_sdk, abandon_on_cancel=True)
+    except TimeoutError as exc:
+        raise ConfigurationError(
+            f"alpaca-py was not imported within {_IMPORT_LIMIT_S:g} s; {_MEND}"
+        ) from exc
 
 
 def _import_sdk() -> tuple[Any, Any]:
@@ -140,10 +154,9 @@ def _import_sdk() -> tuple[Any, Any]:
             warnings.simplefilter("ignore", DeprecationWarning)  # websockets.legacy, its choice
             from alpaca.data.live import StockDataStream
             from websockets.legacy.client import WebSocketClientProtocol
-    except ImportError as exc:
+    except Exception as exc:  # a broken package may raise anything
         raise ConfigurationError(
-            f"the driver alpaca-py cannot be imported ({exc}); install alpaca-py, or set "
-            "MDSERVICE_DRIVER=websockets"
+            f"the driver alpaca-py cannot be imported ({type(exc).__name__}: {exc}); {_MEND}"
         ) from exc
 
     class RememberingProtocol(WebSocketClientProtocol):
