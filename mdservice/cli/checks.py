@@ -114,6 +114,7 @@ async def check_redis(settings: Settings) -> CheckResult:
     try:
         await store.connect()
         await store.ping()
+        await store.forget()
     except StoreError as exc:
         return failed(name, str(exc), mend)
     finally:

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import anyio
-from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
-from mdservice.errors import HistoryRefused, HistoryUnavailable
+from mdservice.errors import HistoryRefused
+from mdservice.feeds.accepted import AcceptedQuotes
+from mdservice.feeds.catch_up import CatchUp
 from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.outlet import Outlet
 from mdservice.logs import get_logger
-from mdservice.model.events import Backfill, FeedItem, QuoteBatch
+from mdservice.model.events import Backfill, FeedResumed, QuoteBatch
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL
 
-__all__ = ["HOLD_LIMIT_S", "GapRepair"]
+__all__ = ["HOLD_LIMIT_S", "LATEST_LIMIT_S", "MOST_HELD", "MOST_SEEN", "GapRepair"]
 
 _log = get_logger(__name__)
 
 HOLD_LIMIT_S = 15.0
 """How long live quotes wait behind a repair at most."""
-_MOST_HELD = 200_000
-_SETTLE_S = 1.0
-"""History lags behind the stream a little; what it does not have yet cannot be fetched."""
+LATEST_LIMIT_S = 3.0
+"""Of these, what is left for the latest quotes where history does not give the past ones."""
+MOST_HELD = 200_000
+MOST_SEEN = 1_000
+"""Where every symbol is subscribed: of more symbols than these only the latest is asked."""
 _OVERLAP_NS = 5_000_000_000
 """History is asked from this long before the last accepted quote."""
-_RETRY_S = 1.0
-_LATEST_LIMIT_S = 3.0
-_RELEASE_LIMIT_S = 5.0
-"""The router takes at once; shielded, so that a connection lost just now loses no quote."""
+_LAST_WORDS_S = 1.0
 
 
 class GapRepair:
@@ -37,113 +38,130 @@ class GapRepair:
 
     A connection that is lost again meanwhile changes nothing: what is held stays held, and the
     next connection's repair covers both outages. After :data:`HOLD_LIMIT_S` what is held is
-    handed on as it is, and the gap stays one.
+    handed on as it is, and the gap stays one. Nothing that is held is lost by cancelling.
 
     Args:
         history: Where past quotes come from; None where the feed has no history.
-        last_accepted_ns: The time of the newest quote that is out, or None.
-        outbox: Takes what is handed on.
+        accepted: The quotes that are out.
+        outlet: Takes what is handed on.
         clock: The time.
     """
 
     def __init__(
         self,
         history: QuoteHistory | None,
-        last_accepted_ns: Callable[[], int | None],
-        outbox: MemoryObjectSendStream[FeedItem],
+        accepted: AcceptedQuotes,
+        outlet: Outlet,
         clock: Clock,
     ) -> None:
         self._history = history
-        self._last_accepted_ns = last_accepted_ns
-        self._outbox = outbox
+        self._accepted = accepted
+        self._outlet = outlet
         self._clock = clock
         self._held: list[Quote] = []
         self._holding = False
-        self._releasing = False
         self._began = anyio.Event()
         self._deadline_s = 0.0
+        self._work = anyio.CancelScope()
 
     def begin(self) -> None:
         """A connection is open: from now on live quotes wait, if there is anything to repair."""
-        if self._history is None or self._last_accepted_ns() is None or self._holding:
+        nothing_is_out = self._accepted.complete_until_ns() is None
+        if self._history is None or nothing_is_out or self._holding:
             return
         self._holding = True
         self._deadline_s = anyio.current_time() + HOLD_LIMIT_S
         self._began.set()
+        self._began = anyio.Event()
 
     async def hand_on(self, quotes: Sequence[Quote]) -> None:
         """Live quotes: they wait while there is a repair, and go on otherwise."""
         if not self._holding:
-            await self._outbox.send(QuoteBatch(quotes))
+            await self._outlet.send(QuoteBatch(quotes))
             return
         self._held.extend(quotes)
-        if len(self._held) > _MOST_HELD:
-            _log.warning("gap_not_repaired", reason="too many live quotes were waiting")
-            await self._release((), repaired=False)
+        if len(self._held) > MOST_HELD:
+            self._give_up("too many live quotes were waiting")
+            await self._outlet.flush()
 
     async def repair(self, symbols: Sequence[str]) -> None:
-        """Fetch what these symbols have missed, and hand it on with what is held."""
-        start_ns = self._last_accepted_ns()
+        """All is subscribed: say so, fetch what was missed, hand it on with what is held.
+
+        Args:
+            symbols: What the feed has acknowledged.
+        """
+        resumed_ns = self._clock.utc_ns()
+        await self._outlet.send(FeedResumed(resumed_ns, symbols, repairing=self._holding))
+        start_ns = self._accepted.complete_until_ns()
         if not self._holding or self._history is None or start_ns is None:
             return
-        await anyio.sleep(_SETTLE_S)
-        try:
-            past = await self._fetch(self._history, symbols, start_ns - _OVERLAP_NS)
-        except (HistoryRefused, HistoryUnavailable) as exc:
-            _log.warning("gap_not_repaired", reason=str(exc))
-            await self._release(await self._latest(self._history, symbols), repaired=False)
-        else:
-            await self._release(past, repaired=True)
+        before = len(self._held)
+
+        def first_live_ns() -> int | None:
+            return self._held[before].ts_event_ns if len(self._held) > before else None
+
+        asked = self._names(symbols)
+        catch_up = CatchUp(self._history, asked, first_live_ns, self._clock)
+        with anyio.CancelScope() as self._work:
+            reason = await self._why_not_all(catch_up, symbols, asked, start_ns - _OVERLAP_NS)
+            if reason is not None:
+                _log.warning("gap_not_repaired", reason=reason)
+                with anyio.move_on_at(self._deadline_s):
+                    await catch_up.add_latest(resumed_ns)
+            self._let_go(catch_up.found, repaired=reason is None)
+        await self._outlet.flush()
 
     async def keep_limit(self) -> None:
         """Let go of what is held when it has waited long enough; runs until cancelled."""
         while True:
-            await self._began.wait()
-            self._began = anyio.Event()
-            await anyio.sleep_until(self._deadline_s)
-            if self._holding:
-                _log.warning("gap_not_repaired", reason=f"it took over {HOLD_LIMIT_S:g} s")
-                await self._release((), repaired=False)
+            while not self._holding:
+                await self._began.wait()
+            if anyio.current_time() < self._deadline_s:
+                await anyio.sleep_until(self._deadline_s)
+            else:
+                self._give_up(f"it took over {HOLD_LIMIT_S:g} s")
+                await self._outlet.flush()
 
-    async def _fetch(
-        self, history: QuoteHistory, symbols: Sequence[str], start_ns: int
-    ) -> Sequence[Quote]:
-        if EVERY_SYMBOL in symbols:
-            raise HistoryRefused("the history of every symbol is too much")
-        while True:
-            try:
-                return await history.quotes(symbols, start_ns, self._clock.utc_ns())
-            except HistoryUnavailable as exc:
-                if anyio.current_time() + _RETRY_S + _LATEST_LIMIT_S > self._deadline_s:
-                    raise
-                _log.warning("history_failed", reason=str(exc))
-                await anyio.sleep(_RETRY_S)
+    async def stop(self) -> None:
+        """Hand on what is held, within a moment."""
+        self._give_up("the service stops")
+        with anyio.move_on_after(_LAST_WORDS_S):
+            await self._outlet.flush()
 
-    async def _latest(self, history: QuoteHistory, symbols: Sequence[str]) -> Sequence[Quote]:
-        """At least the price is right at once."""
-        known = [symbol for symbol in symbols if symbol != EVERY_SYMBOL]
-        with anyio.move_on_after(_LATEST_LIMIT_S):
-            try:
-                return await history.latest(known) if known else ()
-            except (HistoryRefused, HistoryUnavailable) as exc:
-                _log.warning("latest_quotes_failed", reason=str(exc))
-        return ()
+    def _names(self, symbols: Sequence[str]) -> Sequence[str]:
+        """The symbols to ask for; where every one is subscribed, those seen so far."""
+        seen = self._accepted.symbols() if EVERY_SYMBOL in symbols else ()
+        return sorted({*symbols, *seen} - {EVERY_SYMBOL})
 
-    async def _release(self, past: Sequence[Quote], *, repaired: bool) -> None:
-        """Hand on everything; live quotes that come meanwhile queue up behind it."""
-        if self._releasing or not self._holding:
-            return
-        self._releasing = True
+    async def _why_not_all(
+        self, catch_up: CatchUp, symbols: Sequence[str], asked: Sequence[str], start_ns: int
+    ) -> str | None:
+        """Let it fetch what was missed; None where nothing of that is left."""
+        if EVERY_SYMBOL in symbols and len(asked) > MOST_SEEN:
+            return f"the history of {len(asked)} symbols is too much"
+        limit_s = self._deadline_s - LATEST_LIMIT_S - anyio.current_time()
         try:
-            with anyio.move_on_after(_RELEASE_LIMIT_S, shield=True):
-                await self._let_go(past, repaired=repaired)
-        finally:
-            self._releasing = False
+            with anyio.fail_after(limit_s):
+                if asked:
+                    await catch_up.run(start_ns)
+        except HistoryRefused as exc:
+            return str(exc)
+        except TimeoutError:
+            return catch_up.last_error or "history had not come up to the live quotes in time"
+        if EVERY_SYMBOL in symbols:
+            return "history cannot be asked for symbols that were never seen"
+        return None
 
-    async def _let_go(self, past: Sequence[Quote], *, repaired: bool) -> None:
+    def _give_up(self, reason: str) -> None:
+        if self._holding:
+            _log.warning("gap_not_repaired", reason=reason)
+            self._let_go((), repaired=False)
+        self._work.cancel()
+
+    def _let_go(self, past: Sequence[Quote], *, repaired: bool) -> None:
+        """Nothing waits any more; what comes from now on goes out behind this."""
+        if not self._holding:
+            return
         held, self._held = self._held, []
-        await self._outbox.send(Backfill(past, held, self._clock.utc_ns(), repaired=repaired))
-        while self._held:
-            held, self._held = self._held, []
-            await self._outbox.send(QuoteBatch(held))
         self._holding = False
+        self._outlet.add(Backfill(past, held, self._clock.utc_ns(), repaired=repaired))

@@ -188,6 +188,15 @@ class RedisPriceStore:
             )
         return prices
 
+    async def forget(self) -> None:
+        """Remove the batch number, so that nothing of this writer is left behind.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        self._number = None
+        await self._call(pack(b"DEL", self._number_key))
+
     async def aclose(self) -> None:
         """Close the connection; never raises for a broken one."""
         self._drop()

@@ -27,7 +27,7 @@ from mdservice.urls import mask_url
 
 __all__ = ["AlpacaPyDriver"]
 
-_IMPORT_LIMIT_S = 12.0
+_IMPORT_LIMIT_S = 8.0
 """It takes one to three seconds, several on a slow disk."""
 _MEND = "install alpaca-py, or set MDSERVICE_DRIVER=websockets"
 
