@@ -184,7 +184,7 @@ def test_a_clean_close_frees_the_slot_at_once(run: Callable[..., None]) -> None:
 
 def test_plain_http_is_answered_on_the_same_port(run: Callable[..., None]) -> None:
     async def body(simulator: Simulator, connect: Any) -> None:
-        url = f"http://127.0.0.1:{simulator.port}/v2/stocks/quotes?symbols=AAPL"
+        url = f"http://127.0.0.1:{simulator.port}/v2/iex"
         async with httpx.AsyncClient(trust_env=False) as client:
             answer = await client.get(url)
         assert answer.status_code == 404

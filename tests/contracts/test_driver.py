@@ -1,0 +1,622 @@
+"""What every feed driver does: the real ones against the simulator over TCP, on both event loops,
+and the fake one on virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.abc
+import attrs
+import pytest
+import sniffio
+import trio.testing
+
+from mdservice.errors import FeedRefused, FeedUnavailable
+from mdservice.feeds.alpaca import raw, sdk, sdk_thread
+from mdservice.feeds.alpaca.codec import Codec
+from mdservice.feeds.alpaca.login import Credentials
+from mdservice.feeds.alpaca.raw import WebsocketsDriver
+from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
+from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Driver, Link
+from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
+from mdservice.simulator.account import Account
+from mdservice.simulator.session import SessionRules
+from mdservice.testing import FakeDriver
+
+LIMIT_S = 20.0
+KEY, SECRET = "PK-right", "right-secret"
+SHORT_OPEN_S = 0.25
+"""In the place of the real limit, where a test waits for it."""
+STEP_S = 0.001
+
+
+@attrs.frozen
+class Bench:
+    """A server, and how to make a driver for it."""
+
+    server: Any
+    make: Callable[[str, str], Driver]
+    open_timeout_s: float
+    real: bool
+
+    @property
+    def driver(self) -> Driver:
+        return self.make(KEY, SECRET)
+
+
+Scene = Callable[[Bench], Awaitable[None]]
+
+
+@attrs.frozen
+class Place:
+    """A driver on an event loop."""
+
+    driver: str
+    backend: str
+
+    def __str__(self) -> str:
+        return f"{self.driver}-{self.backend}"
+
+    def run(self, scene: Scene, config: dict[str, Any]) -> None:
+        before = set(threading.enumerate())
+        if self.driver == "fake":
+            clock = {"clock": trio.testing.MockClock(autojump_threshold=0)}
+            anyio.run(self._on_fake, scene, config, backend="trio", backend_options=clock)
+        else:
+            anyio.run(self._on_simulator, scene, config, backend=self.backend)
+        left = {t for t in threading.enumerate() if t not in before and t.name == "alpaca-py"}
+        assert not left, "a thread of the driver was left behind"
+
+    async def _on_fake(self, scene: Scene, config: dict[str, Any]) -> None:
+        fakes: list[FakeDriver] = []
+
+        def make(key: str, secret: str) -> Driver:
+            fakes[0]._login |= {"key": key, "secret": secret}
+            return fakes[0]
+
+        account = Account(KEY, SECRET, config.get("connection_limit", 1))
+        fakes.append(FakeDriver(account=account, rules=SessionRules()))
+        with anyio.fail_after(LIMIT_S):
+            await scene(Bench(fakes[0], make, OPEN_TIMEOUT_S, real=False))
+
+    async def _on_simulator(self, scene: Scene, config: dict[str, Any]) -> None:
+        kind = {"alpaca-py": AlpacaPyDriver, "websockets": WebsocketsDriver}[self.driver]
+        settings = SimulatorConfig(rate=0, key=KEY, secret=SECRET, **config)
+        with anyio.fail_after(LIMIT_S):
+            async with open_simulator(settings) as server:
+
+                def make(key: str, secret: str) -> Driver:
+                    return kind(server.url, Credentials(key, secret))
+
+                await anyio.sleep(STEP_S)  # the server's own tasks are started now
+                before = _asyncio_tasks()
+                await scene(Bench(server, make, raw.OPEN_TIMEOUT_S, real=True))
+                with anyio.fail_after(3):
+                    await server.until(lambda s: not s._connections)
+                    while any(t.name == "alpaca-py" for t in threading.enumerate()):
+                        await anyio.sleep(STEP_S)
+                # One turn for callbacks of what has just ended.
+                await anyio.sleep(STEP_S)
+                assert _asyncio_tasks() <= before, "a task of the driver was left behind"
+
+
+def _asyncio_tasks() -> set[Any]:
+    """Trio's nurseries leave none; asyncio's tasks can outlive their maker."""
+    return asyncio.all_tasks() if sniffio.current_async_library() == "asyncio" else set()
+
+
+REAL = [
+    Place(driver, backend)
+    for driver in ("alpaca-py", "websockets")
+    for backend in ("trio", "asyncio")
+]
+ALL = [*REAL, Place("fake", "trio")]
+
+
+def drivers(places: Sequence[Place] = ALL, **config: Any) -> Callable[[Any], Any]:
+    """Run the scene for every driver; config is the simulator's."""
+
+    def decorate(scene: Any) -> Any:
+        @pytest.mark.parametrize("place", places, ids=str)
+        def test(place: Place) -> None:
+            place.run(scene, config)
+
+        test.__name__ = scene.__name__
+        return test
+
+    return decorate
+
+
+@pytest.fixture
+def short_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (raw, sdk, sdk_thread):
+        monkeypatch.setattr(module, "OPEN_TIMEOUT_S", SHORT_OPEN_S)
+
+
+# ---- what the scenes share
+
+
+def quotes(count: int, first: int = 1) -> list[dict[str, Any]]:
+    """Numbered by their bids."""
+    return [
+        {"S": "AAPL", "bp": float(n), "ap": float(n) + 0.5} for n in range(first, first + count)
+    ]
+
+
+async def subscribe(bench: Bench, link: Link) -> None:
+    await link.send({"action": "subscribe", "quotes": ["AAPL"]})
+    codec = Codec(link.encoding)
+    controls = codec.decode(await link.receive(), 0).controls
+    assert [control.quotes for control in controls] == [["AAPL"]]  # type: ignore[union-attr]
+
+
+@asynccontextmanager
+async def subscribed(bench: Bench) -> AsyncIterator[Link]:
+    async with bench.driver.connect() as link:
+        await subscribe(bench, link)
+        yield link
+
+
+class Taker:
+    """Collects what a link brings, as numbers."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.codec = Codec(link.encoding)
+        self.bids: list[float] = []
+        self.times: list[int] = []
+
+    async def take(self) -> None:
+        self.keep(await self.link.receive())
+
+    def keep(self, frames: Sequence[Any]) -> None:
+        assert frames, "receive() returned nothing"
+        decoded = self.codec.decode(frames, 0)
+        assert decoded.errors == 0
+        self.bids += [quote.bid for quote in decoded.quotes]
+        self.times += [quote.ts_event_ns for quote in decoded.quotes]
+
+    async def take_until(self, count: int) -> None:
+        while len(self.bids) < count:
+            await self.take()
+
+
+def numbers(count: int) -> list[float]:
+    return [float(n) for n in range(1, count + 1)]
+
+
+async def end_of(link: Link) -> FeedUnavailable:
+    with pytest.raises(FeedUnavailable) as caught:
+        while True:
+            await link.receive()
+    return caught.value
+
+
+# ---- opening
+
+
+@drivers()
+async def test_opens_and_logs_in(bench: Bench) -> None:
+    async with bench.driver.connect():
+        (connection,) = bench.server.connections
+        assert connection.authenticated
+
+
+@drivers()
+async def test_asks_for_msgpack_and_keeps_all_nanoseconds(bench: Bench) -> None:
+    moment_ns = 1_795_189_904_208_912_345
+    async with subscribed(bench) as link:
+        bench.server.send_quotes([SimQuote("AAPL", 187.12, 187.15, ts_event_ns=moment_ns)])
+        taker = Taker(link)
+        await taker.take_until(1)
+        assert link.encoding == "msgpack"
+        assert taker.times == [moment_ns]
+
+
+@drivers()
+async def test_opens_again_after_it_was_closed(bench: Bench) -> None:
+    driver = bench.driver
+    for _ in range(3):
+        async with driver.connect() as link:
+            await subscribe(bench, link)
+
+
+@drivers()
+async def test_wrong_key_is_refused_with_402(bench: Bench) -> None:
+    with pytest.raises(FeedRefused) as caught:
+        async with bench.make("PK-wrong", SECRET).connect():
+            pytest.fail("it opened")
+    assert (caught.value.code, caught.value.http) == (402, False)
+    assert "ALPACA_API_KEY" in str(caught.value)
+    assert "PK-wrong" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@drivers()
+async def test_second_connection_is_refused_with_406(bench: Bench) -> None:
+    async with bench.driver.connect():
+        with pytest.raises(FeedRefused) as caught:
+            async with bench.driver.connect():
+                pytest.fail("it opened")
+    assert (caught.value.code, caught.value.http) == (406, False)
+    async with bench.driver.connect():
+        pass  # closing has freed the slot
+
+
+@drivers()
+async def test_error_message_at_login_is_a_refusal_by_its_code(bench: Bench) -> None:
+    for when in ("connect", "auth"):
+        for code in (402, 406, 409, 411, 500):
+            bench.server.refuse_next(code, when=when)
+            with pytest.raises(FeedRefused) as caught:
+                async with bench.driver.connect():
+                    pytest.fail("it opened")
+            assert (caught.value.code, caught.value.http) == (code, False), when
+
+
+@drivers()
+async def test_refused_upgrade_is_a_refusal_by_http_status(bench: Bench) -> None:
+    for status in (401, 403, 404, 429, 500, 503):
+        bench.server.refuse_upgrade(status)
+        with pytest.raises(FeedRefused) as caught:
+            async with bench.driver.connect():
+                pytest.fail("it opened")
+        assert (caught.value.code, caught.value.http) == (status, True)
+
+
+@pytest.mark.parametrize("place", REAL, ids=str)
+def test_port_where_nobody_listens_is_unavailable(place: Place) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"ws://127.0.0.1:{unused.getsockname()[1]}/v2/iex"
+
+        async def scene(bench: Bench) -> None:
+            kind = type(bench.driver)
+            with pytest.raises(FeedUnavailable, match=r"127\.0\.0\.1"):
+                async with kind(url, Credentials(KEY, SECRET)).connect():  # type: ignore[call-arg]
+                    pytest.fail("it opened")
+
+        place.run(scene, {})
+
+
+def test_limits_are_those_of_the_contract() -> None:
+    assert (OPEN_TIMEOUT_S, CLOSE_TIMEOUT_S) == (3.0, 1.0)
+    for module in (raw, sdk, sdk_thread):
+        assert module.OPEN_TIMEOUT_S == OPEN_TIMEOUT_S
+        assert module.CLOSE_TIMEOUT_S == CLOSE_TIMEOUT_S
+
+
+@pytest.mark.usefixtures("short_open")
+@drivers(connection_limit=None)
+async def test_server_that_stops_answering_is_unavailable_in_time(bench: Bench) -> None:
+    for when in ("upgrade", "connect", "auth"):
+        bench.server.stall(when)
+        started_s = anyio.current_time()
+        with pytest.raises(FeedUnavailable, match=r"within|finish"):
+            async with bench.driver.connect():
+                pytest.fail("it opened")
+        took_s = anyio.current_time() - started_s
+        assert bench.open_timeout_s - 0.05 <= took_s <= bench.open_timeout_s + 1.0, when
+
+
+@drivers(REAL, connection_limit=None)
+async def test_server_that_hangs_up_at_login_is_unavailable(bench: Bench) -> None:
+    server: Simulator = bench.server
+
+    async def hang_up(how: Any) -> None:
+        await server.until(lambda s: bool(s.connections))
+        server.drop(how)
+
+    for how in ("reset", "half-close", "close"):
+        server.stall("connect")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hang_up, how)
+            with pytest.raises(FeedUnavailable), anyio.fail_after(2):
+                async with bench.driver.connect():
+                    pytest.fail("it opened")
+        await server.until(lambda s: not s.connections)
+
+
+@pytest.mark.usefixtures("short_open")
+@pytest.mark.parametrize("place", REAL, ids=str)
+def test_name_resolution_that_hangs_is_unavailable_in_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, resolve = threading.Event(), socket.getaddrinfo
+
+    def hang(host: Any, *args: Any, **kwargs: Any) -> Any:
+        flags = kwargs.get("flags", args[4] if len(args) > 4 else 0)
+        if host in ("hangs.invalid", b"hangs.invalid") and not flags & socket.AI_NUMERICHOST:
+            answer.wait(LIMIT_S)
+            raise socket.gaierror("no answer")
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+
+    async def scene(bench: Bench) -> None:
+        kind = type(bench.driver)
+        started_s = anyio.current_time()
+        try:
+            with pytest.raises(FeedUnavailable):
+                async with kind("ws://hangs.invalid/", Credentials(KEY, SECRET)).connect():  # type: ignore[call-arg]
+                    pytest.fail("it opened")
+            assert anyio.current_time() - started_s <= SHORT_OPEN_S + 1.0
+        finally:
+            answer.set()
+
+    place.run(scene, {})
+
+
+@drivers(REAL)
+async def test_server_that_only_knows_json(bench: Bench) -> None:
+    """The raw driver follows it; alpaca-py cannot, and says so, so that auto goes on."""
+    async with json_only(bench.server) as url:
+        driver = type(bench.driver)(url, Credentials(KEY, SECRET))  # type: ignore[call-arg]
+        if driver.name == "alpaca-py":
+            with pytest.raises(FeedUnavailable):
+                async with driver.connect():
+                    pytest.fail("it opened")
+            return
+        async with driver.connect() as link:
+            assert link.encoding == "json"
+            await subscribe(bench, link)
+            bench.server.send_quotes(quotes(3))
+            taker = Taker(link)
+            await taker.take_until(3)
+            assert taker.bids == numbers(3)
+
+
+@asynccontextmanager
+async def json_only(server: Simulator) -> AsyncIterator[str]:
+    """A way to the server on which the wish for msgpack gets lost."""
+
+    async def pump(source: Any, target: Any) -> None:
+        try:
+            async for data in source:
+                await target.send(data.replace(b"application/msgpack", b"application/json"))
+            await target.send_eof()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            return
+
+    async def serve(client: Any) -> None:
+        async with (
+            client,
+            await anyio.connect_tcp(server.host, server.port or 0) as upstream,
+            anyio.create_task_group() as pumps,
+        ):
+            pumps.start_soon(pump, client, upstream)
+            pumps.start_soon(pump, upstream, client)
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        yield f"ws://127.0.0.1:{port}/v2/iex"
+        tasks.cancel_scope.cancel()
+
+
+@drivers()
+async def test_error_in_the_block_comes_out_as_it_is(bench: Bench) -> None:
+    for error in (ValueError("mine"), FeedUnavailable("mine"), OSError("mine"), TimeoutError("x")):
+        with pytest.raises(type(error)) as caught:
+            async with bench.driver.connect():
+                raise error
+        assert caught.value is error
+
+
+# ---- sending and receiving
+
+
+@drivers()
+async def test_messages_reach_the_server(bench: Bench) -> None:
+    async with subscribed(bench) as link:
+        await link.send({"action": "unsubscribe", "quotes": ["AAPL"]})
+        await link.receive()
+        (connection,) = bench.server.connections
+        assert connection.subscriptions["quotes"] == ()
+
+
+@drivers()
+async def test_flood_arrives_complete_and_in_order(bench: Bench) -> None:
+    count = 20_000
+    async with subscribed(bench) as link:
+        bench.server.send_quotes(quotes(count), frames=[5] * (count // 5))
+        taker = Taker(link)
+        await taker.take_until(count)
+        assert taker.bids == numbers(count)
+
+
+@drivers()
+async def test_cancelled_receive_loses_nothing(bench: Bench) -> None:
+    count = 300
+    async with subscribed(bench) as link, anyio.create_task_group() as tasks:
+        taker = Taker(link)
+
+        async def send() -> None:
+            for number in range(1, count + 1):
+                bench.server.send_quotes(quotes(1, number))
+                await anyio.sleep(STEP_S)
+
+        tasks.start_soon(send)
+        cancelled = 0
+        while len(taker.bids) < count:
+            with anyio.move_on_after(STEP_S / 2) as scope:
+                await taker.take()
+            cancelled += scope.cancelled_caught
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await taker.take()
+        assert cancelled > 10, "nothing was cancelled, so nothing was tested"
+        assert taker.bids == numbers(count)
+
+
+@drivers()
+async def test_large_frame_passes(bench: Bench) -> None:
+    text = "x" * (3 << 20)
+    async with subscribed(bench) as link:
+        bench.server.send_messages([{"T": "success", "msg": text}])
+        (control,) = Codec(link.encoding).decode(await link.receive(), 0).controls
+        assert control.msg == text  # type: ignore[union-attr]
+
+
+@drivers(REAL, send_buffer_bytes=1 << 30)
+async def test_slow_taker_holds_the_sender_back(bench: Bench) -> None:
+    frame_bytes, count = 16_384, 8_000
+    server: Simulator = bench.server
+    async with subscribed(bench) as link:
+        filler = "x" * frame_bytes
+        for number in range(count):
+            server.send_messages([{"T": "success", "msg": f"{number:06d}{filler}"}])
+        await _settled(lambda: server.connections[0].pending_bytes)
+        held_back = server.connections[0].pending_bytes
+        assert held_back > 0.3 * frame_bytes * count, "the driver took what nobody wants yet"
+        codec, seen = Codec(link.encoding), []
+        while len(seen) < count:
+            for control in codec.decode(await link.receive(), 0).controls:
+                seen.append(int(control.msg[:6]))  # type: ignore[union-attr]
+        assert seen == list(range(count))
+
+
+async def _settled(value: Callable[[], int]) -> None:
+    """Wait until a value that the operating system's buffers move has come to rest."""
+    last, same = -1, 0
+    while same < 10:
+        await anyio.sleep(0.02)
+        same = same + 1 if value() == last else 0
+        last = value()
+
+
+# ---- the end
+
+
+@pytest.mark.parametrize("how", ["close", "half-close"])
+@pytest.mark.parametrize("place", ALL, ids=str)
+def test_end_is_told_after_all_frames_were_returned(place: Place, how: Any) -> None:
+    async def scene(bench: Bench) -> None:
+        async with subscribed(bench) as link:
+            bench.server.send_quotes(quotes(2_000), frames=[1] * 2_000)
+            bench.server.drop(how)
+            taker = Taker(link)
+            with pytest.raises(FeedUnavailable):
+                while True:
+                    await taker.take()
+            assert taker.bids == numbers(2_000)
+            for _ in range(2):
+                with pytest.raises(FeedUnavailable):
+                    await link.receive()
+            with pytest.raises(FeedUnavailable):
+                await link.send({"action": "subscribe", "quotes": ["MSFT"]})
+
+    place.run(scene, {})
+
+
+@drivers()
+async def test_cut_line_is_unavailable(bench: Bench) -> None:
+    async with subscribed(bench) as link:
+        bench.server.drop("reset")
+        await end_of(link)
+
+
+@drivers()
+async def test_end_wakes_a_waiting_receive(bench: Bench) -> None:
+    for how in ("close", "half-close", "reset"):
+        async with subscribed(bench) as link, anyio.create_task_group() as tasks:
+            ended = anyio.Event()
+
+            async def wait(link: Link = link, ended: anyio.Event = ended) -> None:
+                await end_of(link)
+                ended.set()
+
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            bench.server.drop(how)
+            with anyio.fail_after(2):
+                await ended.wait()
+
+
+@drivers(REAL)
+async def test_closing_is_bounded_where_the_peer_never_closes(bench: Bench) -> None:
+    async with subscribed(bench):
+        bench.server.freeze()
+        started_s = anyio.current_time()
+    assert anyio.current_time() - started_s <= CLOSE_TIMEOUT_S + 0.5
+
+
+@drivers(connection_limit=None)
+async def test_closing_a_willing_peer_takes_no_time(bench: Bench) -> None:
+    async with subscribed(bench):
+        started_s = anyio.current_time()
+    assert anyio.current_time() - started_s <= 0.3
+
+
+@drivers(REAL)
+async def test_closing_is_a_handshake_that_frees_the_slot(bench: Bench) -> None:
+    server: Simulator = bench.server
+    async with subscribed(bench):
+        (connection,) = server._connections.values()
+    await server.until(lambda s: not s.connections)
+    assert connection.clean
+
+
+# ---- cancellation
+
+
+@drivers(connection_limit=None)
+async def test_opening_can_be_cancelled_at_any_moment(bench: Bench) -> None:
+    for delay_ms in (0, 0, 0.2, 0.5, 1, 2, 3, 4, 6, 8, 10, 15):
+        with anyio.move_on_after(delay_ms / 1000):
+            async with bench.driver.connect():
+                await anyio.sleep_forever()
+
+
+@drivers(connection_limit=None)
+async def test_cancelling_the_wait_for_a_silent_server_is_prompt(bench: Bench) -> None:
+    for when in ("upgrade", "connect", "auth"):
+        bench.server.stall(when)
+        started_s = anyio.current_time()
+        with anyio.move_on_after(0.1) as scope:
+            async with bench.driver.connect():
+                pytest.fail("it opened")
+        assert scope.cancelled_caught
+        assert anyio.current_time() - started_s <= 0.1 + CLOSE_TIMEOUT_S + 0.5, when
+    # At once, not when the opening would have been given up.
+    await anyio.wait_all_tasks_blocked()
+    with anyio.fail_after(CLOSE_TIMEOUT_S):
+        while bench.real and (bench.server._connections or _sdk_threads()):
+            await anyio.sleep(STEP_S)
+
+
+def _sdk_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "alpaca-py"]
+
+
+@drivers()
+async def test_open_link_can_be_cancelled(bench: Bench) -> None:
+    with anyio.CancelScope() as scope:
+        async with subscribed(bench) as link, anyio.create_task_group() as tasks:
+            tasks.start_soon(link.receive)
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+    async with bench.driver.connect():
+        pass  # the slot is free
+
+
+@drivers(send_buffer_bytes=1 << 30)
+async def test_cancelled_in_a_flood_it_closes_promptly(bench: Bench) -> None:
+    with anyio.CancelScope() as scope:
+        async with subscribed(bench) as link:
+            bench.server.send_quotes(quotes(50_000), frames=[1] * 50_000)
+            await link.receive()
+            started_s = anyio.current_time()
+            scope.cancel()
+            await link.receive()
+            await anyio.lowlevel.checkpoint()
+    assert anyio.current_time() - started_s <= CLOSE_TIMEOUT_S + 0.7

@@ -1,0 +1,446 @@
+"""The writer: every batch executed once and in order, whatever the store does to it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
+from typing import Any
+
+import anyio
+import anyio.abc
+import msgspec
+import pytest
+
+from mdservice.actors.actor import Channel
+from mdservice.model.events import QuoteBatch, RoutedItem
+from mdservice.model.quote import Quote
+from mdservice.sinks.publisher import EventPublisher
+from mdservice.sinks.store import Message, WriteBatch
+from mdservice.sinks.writer import RedisWriter
+from mdservice.testing import MemoryPriceStore, Slow, StoreFault, VirtualClock
+
+RETURN_LIMIT_S = 1.0
+"""On the store's return everything has to be there within this."""
+
+
+class Bench:
+    """A running writer in front of a store in memory.
+
+    Attributes:
+        acknowledged: The numbers that it has acknowledged, in order.
+    """
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self.clock = VirtualClock()
+        self.store = MemoryPriceStore(clock=self.clock, event_log="events")
+        self.batches = Channel[WriteBatch](1)
+        self.answers = Channel[int](1)
+        self.writer = RedisWriter(self.batches, self.answers.outbox, self.store, self.clock)
+        self.acknowledged: list[int] = []
+        self._answers = self.answers.inbox(self.writer.heartbeat, "the test")
+        self._numbers = count(1)
+        self._tasks = tasks
+        self._scope = anyio.CancelScope()
+        self.ended = anyio.Event()
+
+    async def start(self) -> None:
+        self._scope, self.ended = anyio.CancelScope(), anyio.Event()
+        await self._tasks.start(self._run)
+
+    async def _run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with self._scope:
+            await self.writer.run(task_status=task_status)
+        self.ended.set()
+
+    async def cancel(self) -> None:
+        self._scope.cancel()
+        await self.ended.wait()
+
+    async def restart(self) -> None:
+        await self.cancel()
+        await self.start()
+
+    def next_batch(self) -> WriteBatch:
+        number = next(self._numbers)
+        payload = b'{"n":%d}' % number
+        return WriteBatch(number, {"AAPL": payload}, [Message("price.updated", payload, "AAPL")])
+
+    async def hand_in(self) -> WriteBatch:
+        """Hand a batch in, and wait for nothing."""
+        batch = self.next_batch()
+        await self.batches.outbox.send(batch)
+        return batch
+
+    async def answer(self) -> int:
+        number = await self._answers.receive()
+        self.writer.heartbeat.rest("the test")
+        self.acknowledged.append(number)
+        return number
+
+    async def write(self, batches: int = 1) -> None:
+        """Hand batches in, each after the acknowledgement of the one before."""
+        for _ in range(batches):
+            batch = await self.hand_in()
+            while await self.answer() != batch.number:
+                pass
+
+    @property
+    def executed(self) -> list[int]:
+        return [batch.number for batch in self.store.executed]
+
+
+MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
+
+
+@pytest.fixture
+def open_bench() -> MakeBench:
+    @asynccontextmanager
+    async def opened(*, down: bool = False) -> AsyncIterator[Bench]:
+        with anyio.fail_after(1_000):
+            async with anyio.create_task_group() as tasks:
+                bench = Bench(tasks)
+                bench.store.down = down
+                await bench.start()
+                try:
+                    yield bench
+                finally:
+                    tasks.cancel_scope.cancel()
+                    bench.batches.close()
+                    bench.answers.close()
+
+    return opened
+
+
+# ---- a store that works
+
+
+async def test_writes_and_acknowledges_in_order(autojump_clock: Any, open_bench: MakeBench) -> None:
+    async with open_bench() as bench:
+        await bench.write(10)
+        assert bench.executed == bench.acknowledged == list(range(1, 11))
+        assert bench.store.price("AAPL") == b'{"n":10}'
+        now = bench.writer.snapshot()
+        assert (now.connected, now.address, now.last_error) == (True, "memory://", None)
+        assert now.reconnects == 0
+
+
+async def test_acknowledges_only_what_is_written(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.script.append(Slow(2.0))
+        started_s = anyio.current_time()
+        await bench.write()
+        assert anyio.current_time() - started_s == pytest.approx(2.0)
+
+
+async def test_closes_the_store_once_the_inbox_has_ended(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(3)
+        await bench.hand_in()
+        bench.batches.outbox.close()
+        await bench.ended.wait()
+        assert bench.executed == [1, 2, 3, 4]
+        assert not bench.store.connected
+        assert not bench.writer.snapshot().connected
+
+
+async def test_heartbeat_goes_on_in_every_condition(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+
+        async def idle(seconds: float) -> None:
+            for _ in range(int(seconds / 0.25)):
+                await anyio.sleep(0.25)
+                assert bench.writer.heartbeat.age_s() <= 1.1
+
+        await idle(20)
+        await bench.hand_in()
+        bench.store.down = True
+        await idle(40)
+        await bench.hand_in()
+        await idle(40)
+        bench.store.down = False
+        await bench.answer()
+
+
+# ---- faults of one write
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        StoreFault.LOSE_REQUEST,
+        StoreFault.LOSE_REPLY,
+        StoreFault.DELAY_REQUEST,
+        StoreFault.REFUSE_WRITE,
+    ],
+)
+async def test_each_batch_is_executed_once_whatever_is_lost(
+    autojump_clock: Any, open_bench: MakeBench, fault: StoreFault
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(2)
+        bench.store.script.extend([fault, fault, fault])
+        started_s = anyio.current_time()
+        await bench.write(5)
+        assert bench.store.deliver() == 0, "what was on its way has been fenced off"
+        assert bench.executed == bench.acknowledged == [1, 2, 3, 4, 5, 6, 7]
+        assert anyio.current_time() - started_s <= RETURN_LIMIT_S
+        assert bench.store.published["price.updated"] == [b'{"n":%d}' % n for n in range(1, 8)]
+        assert [symbol for symbol, _ in bench.store.entries] == ["AAPL"] * 7
+
+
+async def test_lost_reply_costs_a_connection_and_no_second_write(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.script.append(StoreFault.LOSE_REPLY)
+        await bench.write()
+        assert bench.store.connects == 2
+        assert bench.writer.snapshot().reconnects == 1
+        await bench.write()
+        assert bench.executed == [1, 2]
+        assert bench.writer.snapshot().last_error is None
+
+
+async def test_refused_write_keeps_the_connection_and_is_tried_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.refusal = "READONLY You can't write against a read only replica."
+        await bench.hand_in()
+        await anyio.sleep(30)
+        now = bench.writer.snapshot()
+        assert now.connected
+        assert "READONLY" in str(now.last_error)
+        assert bench.executed == bench.acknowledged == []
+        bench.store.refusal = None
+        returned_s = anyio.current_time()
+        await bench.answer()
+        assert anyio.current_time() - returned_s <= RETURN_LIMIT_S
+        assert bench.executed == [1]
+        assert bench.store.connects == 1
+        assert bench.writer.snapshot().last_error is None
+
+
+# ---- a store that is away
+
+
+async def test_outage_is_waited_out_and_nothing_is_lost(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(2)
+        bench.store.down = True
+        await bench.hand_in()
+        await anyio.sleep(120)
+        assert bench.acknowledged == [1, 2]
+        assert not bench.writer.snapshot().connected
+        assert bench.writer.snapshot().last_error is not None
+        bench.store.down = False
+        returned_s = anyio.current_time()
+        await bench.answer()
+        await bench.write()
+        assert anyio.current_time() - returned_s <= RETURN_LIMIT_S
+        assert bench.executed == bench.acknowledged == [1, 2, 3, 4]
+
+
+async def test_store_that_is_away_at_start_is_waited_for(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench(down=True) as bench:
+        assert not bench.writer.snapshot().connected
+        await anyio.sleep(10)
+        bench.store.down = False
+        await bench.write()
+        assert bench.executed == [1]
+
+
+async def test_refused_connections_are_tried_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.drop_connection()
+        bench.store.script.extend([StoreFault.REFUSE_CONNECT] * 5)
+        await bench.write(3)
+        assert bench.executed == [1, 2, 3]
+
+
+async def test_quiet_writer_notices_that_the_store_is_gone_and_back(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        bench.store.down = True
+        await anyio.sleep(1.5)
+        assert not bench.writer.snapshot().connected
+        bench.store.down = False
+        await anyio.sleep(1.5)
+        assert bench.writer.snapshot().connected
+        assert bench.writer.snapshot().last_error is None
+
+
+async def test_quiet_writer_notices_that_the_store_refuses(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.refusal = "OOM command not allowed"
+        await anyio.sleep(1.5)
+        now = bench.writer.snapshot()
+        assert now.connected
+        assert "OOM" in str(now.last_error)
+        bench.store.refusal = None
+        await anyio.sleep(1.5)
+        assert bench.writer.snapshot().last_error is None
+
+
+async def test_store_that_came_back_empty_gets_the_batch_in_doubt(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        bench.store.script.append(StoreFault.LOSE_REPLY)
+        await bench.hand_in()
+        await anyio.wait_all_tasks_blocked()
+        bench.store.restart()
+        await bench.answer()
+        assert bench.store.price("AAPL") == b'{"n":2}', "its price is there"
+        await bench.write()
+        assert bench.acknowledged == [1, 2, 3]
+        assert bench.store.price("AAPL") == b'{"n":3}'
+
+
+async def test_ends_where_the_store_is_away_once_it_is_back(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        bench.store.down = True
+        await bench.hand_in()
+        bench.batches.outbox.close()
+        await anyio.sleep(5)
+        assert not bench.ended.is_set()
+        bench.store.down = False
+        await bench.ended.wait()
+        assert bench.executed == [1, 2]
+
+
+# ---- restarts
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Slow(0.010),
+        StoreFault.LOSE_REPLY,
+        StoreFault.LOSE_REQUEST,
+        StoreFault.DELAY_REQUEST,
+        StoreFault.REFUSE_WRITE,
+    ],
+)
+async def test_restart_in_the_middle_of_a_write_repeats_and_loses_nothing(
+    autojump_clock: Any, open_bench: MakeBench, fault: StoreFault | Slow
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        bench.store.script.append(fault)
+        batch = await bench.hand_in()
+        await anyio.sleep(0.005)  # in the slow write, or in the wait before the next try
+        await bench.restart()
+        assert await bench.answer() == batch.number
+        assert bench.store.deliver() == 0
+        await bench.write(2)
+        assert bench.executed == [1, 2, 3, 4]
+
+
+async def test_restart_before_the_acknowledgement_acknowledges_and_does_not_write_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.answers.outbox.send(0)  # nobody has taken this one, so the channel is full
+        await bench.hand_in()
+        await anyio.wait_all_tasks_blocked()
+        assert bench.executed == [1]
+        await bench.restart()
+        await anyio.wait_all_tasks_blocked()
+        assert [await bench.answer(), await bench.answer()] == [0, 1]
+        assert bench.executed == [1]
+
+
+async def test_copy_of_a_written_batch_is_acknowledged_and_not_written(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    """The publisher hands a batch out again when it was restarted meanwhile."""
+    async with open_bench() as bench:
+        batch = await bench.hand_in()
+        await bench.answer()
+        await bench.batches.outbox.send(batch)
+        assert await bench.answer() == batch.number
+        await bench.write()
+        assert bench.executed == [1, 2]
+
+
+# ---- publisher and writer together
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_every_event_once_and_in_order_through_faults_and_restarts(
+    autojump_clock: Any, seed: int
+) -> None:
+    """Both actors are restarted at random while the store does its worst."""
+    draw = random.Random(seed)
+    total = 1_500
+    with anyio.fail_after(1_000):
+        async with anyio.create_task_group() as tasks:
+            bench = Bench(tasks)
+            events = Channel[RoutedItem](64)
+            publisher = EventPublisher(
+                events, bench.batches.outbox, bench.answers, 10_000, bench.clock
+            )
+            scope, over = anyio.CancelScope(), anyio.Event()
+
+            async def publish(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+                with scope:
+                    await publisher.run(task_status=task_status)
+                over.set()
+
+            await bench.start()
+            await tasks.start(publish)
+            for number in range(1, total + 1):
+                symbol = draw.choice(["AAPL", "MSFT", "SPY"])
+                now_ns = bench.clock.utc_ns()
+                quote = Quote(symbol, number, number + 1, 1, 1, now_ns, now_ns, seq=number)
+                await events.outbox.send(QuoteBatch([quote]))
+                await anyio.sleep(draw.choice([0, 0, 0.001, 0.02]))
+                if draw.random() < 0.05:
+                    bench.store.script.append(draw.choice([*StoreFault, Slow(0.05)]))
+                if draw.random() < 0.02:
+                    bench.store.drop_connection()
+                bench.store.down = draw.random() < 0.01 or (
+                    bench.store.down and draw.random() < 0.9
+                )
+                if draw.random() < 0.02:
+                    await bench.restart()
+                if draw.random() < 0.02:
+                    scope.cancel()
+                    await over.wait()
+                    scope, over = anyio.CancelScope(), anyio.Event()
+                    await tasks.start(publish)
+                bench.store.deliver()
+            bench.store.down = False
+            bench.store.script.clear()
+            events.outbox.close()
+            await over.wait()
+            await bench.ended.wait()
+            for channel in (events, bench.batches, bench.answers):
+                channel.close()
+    published = [msgspec.json.decode(m)["seq"] for m in bench.store.published["price.updated"]]
+    assert published == list(range(1, total + 1))
+    assert bench.executed == list(range(1, len(bench.executed) + 1))
+    assert publisher.snapshot().events_published == total
