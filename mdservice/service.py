@@ -27,8 +27,10 @@ from mdservice.model.events import FeedStatus
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
 from mdservice.model.symbol import parse_symbol, parse_symbols
+from mdservice.router.actor import FUTURE_TOLERANCE_NS
 from mdservice.runtime_folder import prepare_socket_folder
 from mdservice.settings import SIMULATOR, Settings
+from mdservice.sinks.last_quotes import read_last_quotes
 from mdservice.sinks.store import PriceStore
 from mdservice.topology import Topology, build
 
@@ -193,6 +195,11 @@ async def open_service(
     """
     settings.require_runnable()
     hide_secrets(settings.secret_values())
+    if settings.positions != "none":
+        _log.warning(
+            "positions_are_not_followed",
+            reason="this version cannot; set the symbols with MDSERVICE_SYMBOLS or subscribe",
+        )
     clock = clock or SystemClock()
     try:
         async with AsyncExitStack() as stack:
@@ -204,6 +211,8 @@ async def open_service(
                 settings_of_feed = await _with_simulator(settings, stack, clock)
                 drivers = make_drivers(settings_of_feed)
                 history = history or make_history(settings_of_feed, clock)
+            symbols = settings.symbols or _symbols_to_show(settings)
+            latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
             topology = build(
                 drivers=drivers,
                 history=history,
@@ -214,6 +223,7 @@ async def open_service(
                 backlog=settings.backlog,
                 clock=clock,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
+                last_quotes=await read_last_quotes(store, symbols, latest_ns),
             )
             stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))

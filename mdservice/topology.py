@@ -25,10 +25,12 @@ from mdservice.feeds.connection import FeedConnection
 from mdservice.feeds.driver import Driver
 from mdservice.feeds.history import QuoteHistory
 from mdservice.feeds.mute import MuteWatch
+from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.subscriptions import SubscriptionBook
 from mdservice.model.events import FeedItem, RoutedItem
+from mdservice.model.quote import Quote
 from mdservice.router.actor import QuoteRouter
 from mdservice.sinks.publisher import EventPublisher
 from mdservice.sinks.readers import LocalReaders
@@ -71,6 +73,10 @@ BATCHES = ChannelPlan(
 )
 ACKNOWLEDGED = ChannelPlan(1, "never full", "one batch is under way at a time")
 
+_LONGEST_PAUSE_NS = 3_600 * 1_000_000_000
+"""What an earlier run's end and this one's start may be apart for the quotes between to be
+fetched; of a longer time there are too many."""
+
 
 @attrs.frozen
 class Topology:
@@ -103,6 +109,7 @@ def build(
     backlog: int,
     clock: Clock,
     rng: random.Random,
+    last_quotes: Sequence[Quote] = (),
 ) -> Topology:
     """Wire one service.
 
@@ -116,6 +123,7 @@ def build(
         backlog: Events kept for a store that is away.
         clock: The time.
         rng: Where the back-off's jitter comes from.
+        last_quotes: The last ones of an earlier run, one of each symbol.
     """
     commands = Channel[Command](COMMANDS.size)
     feed_items = Channel[FeedItem](FEED.size)
@@ -127,16 +135,18 @@ def build(
     book.add(symbols, "settings")
     readers = LocalReaders()
     router = QuoteRouter(feed_items, events.outbox, readers.offer, clock)
-    repair = GapRepair(history, router.lanes.newest_ns, feed_items.outbox, clock)
+    router.start_from(last_quotes, resuming=_can_resume(last_quotes, clock.utc_ns()))
+    outlet = Outlet(feed_items.outbox)
+    repair = GapRepair(history, router.lanes, outlet, clock)
     feed = FeedConnection(
         DriverSelection(drivers),
         book,
         commands,
-        feed_items.outbox,
+        outlet,
         clock,
         Backoff(rng=rng),
         repair,
-        MuteWatch(mute_after_s, history, is_open, router.lanes.latest),
+        MuteWatch(mute_after_s, history, is_open, router.lanes),
     )
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(batches, acknowledged.outbox, store, clock)
@@ -156,3 +166,7 @@ def build(
         commands,
         channels=(commands, feed_items, events, batches, acknowledged),
     )
+
+
+def _can_resume(last_quotes: Sequence[Quote], now_ns: int) -> bool:
+    return any(now_ns - quote.ts_event_ns <= _LONGEST_PAUSE_NS for quote in last_quotes)

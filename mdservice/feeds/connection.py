@@ -19,7 +19,6 @@ from typing import Any
 
 import anyio
 from anyio.abc import TaskStatus
-from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.actors.actor import Channel, Depth
 from mdservice.actors.groups import run_together
@@ -33,10 +32,12 @@ from mdservice.feeds.alpaca.codes import (
     reaction_to_code,
     reaction_to_http,
 )
+from mdservice.feeds.alpaca.messages import Subscription
 from mdservice.feeds.backoff import Backoff
 from mdservice.feeds.commands import Command
 from mdservice.feeds.driver import Link
 from mdservice.feeds.mute import MuteWatch
+from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.requests import SubscriptionRequests
 from mdservice.feeds.selection import DriverSelection
@@ -44,7 +45,7 @@ from mdservice.feeds.session import Session
 from mdservice.feeds.snapshot import FeedSnapshot
 from mdservice.feeds.subscriptions import SubscriptionBook
 from mdservice.logs import get_logger, masked
-from mdservice.model.events import FeedItem, FeedState, FeedStatus
+from mdservice.model.events import FeedState, FeedStatus
 from mdservice.model.quote import Quote
 
 __all__ = ["FeedConnection"]
@@ -53,6 +54,7 @@ _log = get_logger(__name__)
 
 _SLOT_FIRST_S, _SLOT_LIMIT_S = 5.0, 30.0
 _REFUSED_FIRST_S, _REFUSED_LIMIT_S = 30.0, 300.0
+_LAST_WORDS_S = 0.5
 
 
 class FeedConnection:
@@ -62,7 +64,7 @@ class FeedConnection:
         selection: Which drivers there are, and which to try next.
         book: Which symbols are wanted; changed only by this actor once it runs.
         commands: Requests to change them.
-        outbox: Takes the quotes and the changes of the feed's state, in order.
+        outlet: Takes the quotes and the changes of the feed's state, in order.
         clock: The time.
         backoff: The delays between tries.
         repair: Fetches what a lost connection has missed.
@@ -76,7 +78,7 @@ class FeedConnection:
         selection: DriverSelection,
         book: SubscriptionBook,
         commands: Channel[Command],
-        outbox: MemoryObjectSendStream[FeedItem],
+        outlet: Outlet,
         clock: Clock,
         backoff: Backoff,
         repair: GapRepair,
@@ -87,7 +89,7 @@ class FeedConnection:
         self._book = book
         self._inbox = commands.inbox(self.heartbeat, "commands")
         self._requests = SubscriptionRequests(book, self._inbox, lambda: self._session)
-        self._outbox = outbox
+        self._outlet = outlet
         self._clock = clock
         self._backoff = backoff
         self._repair = repair
@@ -134,7 +136,7 @@ class FeedConnection:
         return self._book.sources()
 
     def stop(self) -> None:
-        """Close the connection and the outbox; :meth:`run` then returns."""
+        """Close the connection and the outlet; :meth:`run` then returns."""
         self._stopping.set()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -153,7 +155,8 @@ class FeedConnection:
             await self._stopping.wait()
             tasks.cancel_scope.cancel()
         self._phase = "stopped"
-        self._outbox.close()
+        await self._repair.stop()
+        self._outlet.close()
 
     # The connection's life
 
@@ -202,6 +205,7 @@ class FeedConnection:
         session = Session(link, self._clock.utc_ns, self, self._hand_on)
         self._session = session
         self._repair.begin()
+        self._mute.begin()
         driver = self._selection.current.name
         if self._selection.logged_in():
             _log.warning("feed_driver_changed", driver=driver, reason=self._last_error)
@@ -211,22 +215,17 @@ class FeedConnection:
         await run_together(session.read, partial(self._begin, session))
 
     async def _lost(self) -> None:
-        """The link has ended, also by cancellation: say so, within a moment."""
+        """The link has ended, also by cancellation: say so, within a moment, else later."""
         self._session = None
         self._synced = False
-        with anyio.move_on_after(1, shield=True):
+        with anyio.move_on_after(_LAST_WORDS_S, shield=True):
             await self._tell("disconnected", reason=self._last_error or "stopped")
 
     async def _begin(self, session: Session) -> None:
         await self._subscribe_wanted(session)
         await run_together(
-            partial(self._repair.repair, self._book.wanted),
-            partial(
-                self._mute.watch,
-                lambda: list(session.acknowledged),
-                self._clock.utc_ns(),
-                self._tell_stale,
-            ),
+            partial(self._repair.repair, sorted(session.acknowledged)),
+            partial(self._mute.watch, self._tell_stale),
         )
 
     async def _subscribe_wanted(self, session: Session) -> None:
@@ -271,7 +270,7 @@ class FeedConnection:
         await self._tell("stale", reason=reason)
 
     async def _tell(self, state: FeedState, **details: Any) -> None:
-        await self._outbox.send(FeedStatus(state, self._clock.utc_ns(), details))
+        await self._outlet.send(FeedStatus(state, self._clock.utc_ns(), details))
 
     # What the session tells
 
@@ -280,6 +279,9 @@ class FeedConnection:
         self._quotes_received += len(decoded.quotes)
         self._decode_errors += decoded.errors
         self._other_messages += decoded.others
+        for control in decoded.controls:
+            if isinstance(control, Subscription):
+                self._mute.subscribed(control.quotes or (), self._clock.utc_ns())
         if decoded.quotes:
             self._data_has_come = True
             self._mute.data_came()

@@ -6,14 +6,17 @@ the newest quotes: newer than ours means that the socket is dead.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
+import attrs
 
 from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable
+from mdservice.feeds.accepted import AcceptedQuotes
 from mdservice.feeds.history import QuoteHistory
 from mdservice.logs import get_logger
 from mdservice.model.quote import Quote
+from mdservice.model.symbol import EVERY_SYMBOL
 
 __all__ = ["LONGEST_S", "MuteWatch"]
 
@@ -25,6 +28,23 @@ _ANSWER_LIMIT_S = 5.0
 _MOST_ASKED = 200
 
 
+@attrs.frozen
+class _Look:
+    """What a look has shown.
+
+    Attributes:
+        why_dead: Why the socket has to be given up, or None where the market is quiet.
+        certain: History has told so.
+    """
+
+    why_dead: str | None
+    certain: bool = False
+
+    def next_limit_s(self, limit_s: float, first_s: float) -> float:
+        """How long the silence may last until the next look."""
+        return first_s if self.certain else max(first_s, min(LONGEST_S, limit_s * 2))
+
+
 class MuteWatch:
     """Judges the silence of one feed, over all of its connections.
 
@@ -33,7 +53,7 @@ class MuteWatch:
             quiet or nobody answers, up to :data:`LONGEST_S`; data brings it back.
         history: Where the newest quotes are asked; None means that nobody answers.
         is_open: Whether the market is open; silence counts only then.
-        latest: The last accepted quote of a symbol.
+        accepted: The quotes that are out.
     """
 
     def __init__(
@@ -41,68 +61,99 @@ class MuteWatch:
         limit_s: float,
         history: QuoteHistory | None,
         is_open: Callable[[], Awaitable[bool]],
-        latest: Callable[[str], Quote | None],
+        accepted: AcceptedQuotes,
     ) -> None:
         self._first_s = limit_s
         self._limit_s = limit_s
         self._history = history
         self._is_open = is_open
-        self._latest = latest
+        self._accepted = accepted
         self._since_s = 0.0
         """From when the silence counts."""
+        self._subscribed_ns: dict[str, int] = {}
+        """Since when each symbol is subscribed on this connection."""
+        self._known_ns: dict[str, int] = {}
+        """What the last look told: heard of again it is not news."""
+
+    def begin(self) -> None:
+        """A connection is open: nothing is subscribed on it yet."""
+        self._subscribed_ns = {}
+
+    def subscribed(self, symbols: Iterable[str], at_ns: int) -> None:
+        """These are subscribed, all of them; the silence of the first is judged from now on.
+
+        Args:
+            symbols: As the feed acknowledged them.
+            at_ns: When, UTC nanoseconds.
+        """
+        before = self._subscribed_ns
+        self._subscribed_ns = {symbol: before.get(symbol, at_ns) for symbol in symbols}
+        if not before:
+            self._since_s = anyio.current_time()
 
     def data_came(self) -> None:
         """Market data: the feed lives."""
         self._since_s = anyio.current_time()
         self._limit_s = self._first_s
 
-    async def watch(
-        self,
-        symbols: Callable[[], Sequence[str]],
-        subscribed_ns: int,
-        tell_stale: Callable[[str], Awaitable[None]],
-    ) -> None:
-        """Watch one connection, from the moment of its subscription, until cancelled.
+    async def watch(self, tell_stale: Callable[[str], Awaitable[None]]) -> None:
+        """Watch one connection until cancelled; while nothing is subscribed silence is right.
 
         Args:
-            symbols: What is subscribed now; while it is nothing, silence is right.
-            subscribed_ns: That moment, UTC nanoseconds.
             tell_stale: Told why the connection is given up.
 
         Raises:
             FeedUnavailable: The socket is dead, or nobody can tell.
         """
-        self._since_s = anyio.current_time()
         while True:
-            since_s = self._since_s
-            await anyio.sleep_until(since_s + self._limit_s)
+            since_s, limit_s = self._since_s, self._limit_s
+            await anyio.sleep_until(since_s + limit_s)
             if self._since_s != since_s:
                 continue  # data came
-            if not symbols() or not await self._is_open():
-                self._since_s = anyio.current_time()
-                continue
-            verdict = await self._why_dead(symbols(), subscribed_ns)
+            looked = None
+            if self._subscribed_ns and await self._is_open():
+                looked = await self._look()
             if self._since_s != since_s:
                 continue
-            silent_s, self._limit_s = self._limit_s, min(LONGEST_S, self._limit_s * 2)
-            if verdict is not None:
-                reason = f"no market data for {silent_s:g} s, {verdict}"
+            self._since_s = anyio.current_time()
+            if looked is None:
+                continue
+            self._limit_s = looked.next_limit_s(limit_s, self._first_s)
+            if looked.why_dead is not None:
+                reason = f"no market data for {limit_s:g} s, {looked.why_dead}"
                 await tell_stale(reason)
                 raise FeedUnavailable(reason)
-            self._since_s = anyio.current_time()
-            _log.info("feed_is_quiet", silent_s=silent_s, next_look_s=self._limit_s)
+            _log.info("feed_is_quiet", silent_s=limit_s, next_look_s=self._limit_s)
 
-    async def _why_dead(self, symbols: Sequence[str], subscribed_ns: int) -> str | None:
-        """Why the socket has to be given up, or None where the market is quiet."""
-        if self._history is None:
-            return "and there is no history to ask whether the market is quiet"
+    async def _look(self) -> _Look:
+        """Ask history whether the market is quiet."""
+        asked = self._to_ask()
+        if self._history is None or not asked:
+            return _Look("and there is nothing to ask whether the market is quiet")
         try:
             with anyio.fail_after(_ANSWER_LIMIT_S):
-                newest = await self._history.latest(list(symbols)[:_MOST_ASKED])
-        except (HistoryRefused, HistoryUnavailable, TimeoutError) as exc:
-            return f"and history does not tell whether the market is quiet ({exc})"
-        for quote in newest:
-            ours = self._latest(quote.symbol)
-            if quote.ts_event_ns > (ours.ts_event_ns if ours else subscribed_ns):
-                return f"while {quote.symbol} has a newer quote than ours: the socket is dead"
-        return None
+                newest = await self._history.latest(asked)
+        except TimeoutError:
+            return _Look("and history does not answer whether the market is quiet")
+        except (HistoryRefused, HistoryUnavailable) as exc:
+            return _Look(f"and history does not tell whether the market is quiet ({exc})")
+        newer = [quote.symbol for quote in newest if quote.ts_event_ns > self._ours_ns(quote)]
+        self._known_ns = {quote.symbol: quote.ts_event_ns for quote in newest}
+        if newer:
+            return _Look(f"while {newer[0]} has a newer quote than ours", certain=True)
+        return _Look(None)
+
+    def _ours_ns(self, quote: Quote) -> int:
+        """The newest time of the symbol that is known; at least from when it is subscribed."""
+        ours_ns = self._accepted.last_ns(quote.symbol)
+        if ours_ns is None:
+            ours_ns = self._subscribed_ns.get(quote.symbol, quote.ts_event_ns)
+        return max(ours_ns, self._known_ns.get(quote.symbol, ours_ns))
+
+    def _to_ask(self) -> Sequence[str]:
+        """Those subscribed; where they are many, those that were quoted last."""
+        symbols = set(self._subscribed_ns)
+        if EVERY_SYMBOL in symbols:
+            symbols = (symbols | set(self._accepted.symbols())) - {EVERY_SYMBOL}
+        by_time = sorted(symbols, key=lambda s: (-(self._accepted.last_ns(s) or 0), s))
+        return by_time[:_MOST_ASKED]

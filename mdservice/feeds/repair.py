@@ -25,12 +25,13 @@ HOLD_LIMIT_S = 15.0
 """How long live quotes wait behind a repair at most."""
 LATEST_LIMIT_S = 3.0
 """Of these, what is left for the latest quotes where history does not give the past ones."""
+_SPARE_S = 0.5
 MOST_HELD = 200_000
 MOST_SEEN = 1_000
 """Where every symbol is subscribed: of more symbols than these only the latest is asked."""
 _OVERLAP_NS = 5_000_000_000
 """History is asked from this long before the last accepted quote."""
-_LAST_WORDS_S = 1.0
+_LAST_WORDS_S = 0.5
 
 
 class GapRepair:
@@ -106,7 +107,8 @@ class GapRepair:
             reason = await self._why_not_all(catch_up, symbols, asked, start_ns - _OVERLAP_NS)
             if reason is not None:
                 _log.warning("gap_not_repaired", reason=reason)
-                with anyio.move_on_at(self._deadline_s):
+                limit_s = self._deadline_s - _SPARE_S - anyio.current_time()
+                with anyio.move_on_after(min(LATEST_LIMIT_S, limit_s)):
                     await catch_up.add_latest(resumed_ns)
             self._let_go(catch_up.found, repaired=reason is None)
         await self._outlet.flush()

@@ -9,7 +9,15 @@ import attrs
 
 from mdservice.model.quote import Quote
 
-__all__ = ["Backfill", "FeedItem", "FeedState", "FeedStatus", "QuoteBatch", "RoutedItem"]
+__all__ = [
+    "Backfill",
+    "FeedItem",
+    "FeedResumed",
+    "FeedState",
+    "FeedStatus",
+    "QuoteBatch",
+    "RoutedItem",
+]
 
 FeedState = Literal[
     "connected", "disconnected", "gap", "gap_repaired", "fallback", "stale", "fatal"
@@ -45,8 +53,8 @@ class Backfill:
     Attributes:
         past: Quotes from history, in the order of their times within each symbol.
         live: Quotes of the new connection that waited for them, in the order of coming.
-        until_ns: Up to when history was asked, UTC nanoseconds.
-        repaired: Whether ``past`` is all of the history; otherwise the gap stays one.
+        until_ns: When the repair ended, UTC nanoseconds.
+        repaired: Whether ``past`` is all that was missed; otherwise the gap stays one.
     """
 
     past: Sequence[Quote]
@@ -55,7 +63,22 @@ class Backfill:
     repaired: bool
 
 
+@attrs.frozen
+class FeedResumed:
+    """All symbols are subscribed: from now on nothing is missing.
+
+    Attributes:
+        at_ns: When, UTC nanoseconds.
+        symbols: What the feed has acknowledged.
+        repairing: Whether what was missed before is being fetched; a :class:`Backfill` follows.
+    """
+
+    at_ns: int
+    symbols: Sequence[str]
+    repairing: bool
+
+
 RoutedItem = QuoteBatch | FeedStatus
 """What the router hands on: accepted quotes, and changes of the feed's state."""
-FeedItem = RoutedItem | Backfill
+FeedItem = RoutedItem | FeedResumed | Backfill
 """What the feed's channel carries."""

@@ -8,16 +8,26 @@ from typing import Any
 
 import attrs
 from anyio.abc import TaskStatus
+from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.actors.actor import Channel, Depth
 from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.logs import get_logger
-from mdservice.model.events import Backfill, FeedItem, FeedStatus, QuoteBatch, RoutedItem
+from mdservice.model.events import (
+    Backfill,
+    FeedItem,
+    FeedResumed,
+    FeedState,
+    FeedStatus,
+    QuoteBatch,
+    RoutedItem,
+)
 from mdservice.model.quote import Quote
-from mdservice.model.timestamps import format_ns
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.router.clock_check import ClockCheck
+from mdservice.router.gaps import Gaps
 from mdservice.router.lanes import Lanes
 from mdservice.router.merge import merge
 
@@ -27,6 +37,8 @@ _log = get_logger(__name__)
 
 FUTURE_TOLERANCE_NS = 60_000_000_000
 """A quote that is further ahead of this machine's clock has a wrong time."""
+_MOST_AT_ONCE = 1_000
+"""Quotes that go on together; between two such parts of a large repair readers take theirs."""
 
 
 @attrs.frozen
@@ -41,6 +53,16 @@ class RouterSnapshot:
     gaps_repaired: int
     quotes_backfilled: int
     clock_behind_s: float | None
+
+
+@attrs.define
+class _Fill:
+    """A repair on its way out: what is left of it, and how much of it came from history."""
+
+    backfill: Backfill
+    past: set[int]
+    parts: deque[list[Quote]]
+    backfilled: int = 0
 
 
 class QuoteRouter:
@@ -75,14 +97,12 @@ class QuoteRouter:
         self._accepted = 0
         self._stale = 0
         self._future = 0
-        self._gaps = 0
-        self._gaps_repaired = 0
         self._backfilled = 0
+        self._gaps = Gaps()
         self._unsent: deque[RoutedItem] = deque()
-        """What one item was made into: three at most."""
-        self._connection_lost = False
-        self._gap: dict[str, Any] | None = None
-        """The gap that is not repaired yet, as it was told."""
+        """What one item was made into: two at most."""
+        self._filling: _Fill | None = None
+        """The repair that is handed on part by part."""
 
     @property
     def depth(self) -> Depth:
@@ -96,11 +116,21 @@ class QuoteRouter:
             quotes_accepted=self._accepted,
             quotes_stale=self._stale,
             future_quotes=self._future,
-            gaps=self._gaps,
-            gaps_repaired=self._gaps_repaired,
+            gaps=self._gaps.told,
+            gaps_repaired=self._gaps.repaired,
             quotes_backfilled=self._backfilled,
             clock_behind_s=self._clock_check.behind_s(),
         )
+
+    def start_from(self, quotes: Sequence[Quote], *, resuming: bool) -> None:
+        """Go on where an earlier run ended; before :meth:`run`.
+
+        Args:
+            quotes: The last one of each symbol.
+            resuming: Whether what has come since shall be repaired.
+        """
+        self.lanes.start_from(quotes, resuming=resuming)
+        self._gaps.lost(self.lanes.newest_ns())
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Route until the feed's side is closed; then close the sinks' side."""
@@ -111,17 +141,24 @@ class QuoteRouter:
                 self._route(item.quotes)
             elif isinstance(item, Backfill):
                 self._fill(item)
+            elif isinstance(item, FeedResumed):
+                self._resume(item)
             else:
+                if item.state == "disconnected":
+                    self._gaps.lost(self.lanes.newest_ns())
                 self._hand_on(item)
-                self._watch_connection(item)
             await self._send()
         self._outbox.close()
 
     async def _send(self) -> None:
         """Send what was made of an item; a restart in the middle goes on where this was."""
-        while self._unsent:
-            await self._outbox.send(self._unsent[0])
-            self._unsent.popleft()
+        while self._unsent or self._filling:
+            while self._unsent:
+                await self._outbox.send(self._unsent[0])
+                self._unsent.popleft()
+            if self._filling:
+                await checkpoint()
+                self._fill_on(self._filling)
 
     def _route(self, quotes: Sequence[Quote]) -> Sequence[Quote]:
         routed = self.lanes.route(quotes, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
@@ -138,35 +175,43 @@ class QuoteRouter:
     def _fill(self, backfill: Backfill) -> None:
         """Past quotes and those that waited for them, in one order, nothing twice."""
         past = {id(quote) for quote in backfill.past}
-        missing = self.lanes.not_out_yet(merge(backfill.past, backfill.live))
-        accepted = self._route(missing)
-        backfilled = sum(1 for quote in accepted if id(quote) in past)
-        self._backfilled += backfilled
-        if backfill.repaired and self._gap is not None:
-            details = {**self._gap, "to": format_ns(backfill.until_ns), "quotes": backfilled}
-            self._gap = None
-            self._gaps_repaired += 1
-            at_ns = self._clock.utc_ns()
-            self._hand_on(FeedStatus("gap_repaired", at_ns, details))
+        merged = merge(backfill.past, backfill.live)
+        self.lanes.expect_again([quote for quote in merged if id(quote) in past])
+        missing = self.lanes.not_out_yet(merged)
+        starts = range(0, len(missing), _MOST_AT_ONCE)
+        parts = deque(missing[start : start + _MOST_AT_ONCE] for start in starts)
+        self._filling = _Fill(backfill, past, parts)
 
-    def _watch_connection(self, status: FeedStatus) -> None:
-        """After a lost connection the new one starts later: what was between is missing."""
-        if status.state == "disconnected":
-            self._connection_lost = True
-        elif status.state == "connected" and self._connection_lost:
-            self._connection_lost = False
-            if len(self.lanes):
-                self._gaps += 1
-                self._gap = self._gap_until(status.at_ns)
-                self._hand_on(FeedStatus("gap", status.at_ns, self._gap))
+    def _fill_on(self, fill: _Fill) -> None:
+        """Route the next part of it."""
+        if fill.parts:
+            accepted = self._route(fill.parts.popleft())
+            fill.backfilled += sum(1 for quote in accepted if id(quote) in fill.past)
+            return
+        self._filling = None
+        self._backfilled += fill.backfilled
+        repaired = self._gaps.filled(
+            fill.backfill.until_ns,
+            self.lanes.newest_ns(),
+            fill.backfilled,
+            repaired=fill.backfill.repaired,
+        )
+        self._tell("gap_repaired", repaired)
 
-    def _gap_until(self, to_ns: int) -> dict[str, Any]:
-        latest = self.lanes.all_latest()
-        return {
-            "from": format_ns(max(quote.ts_event_ns for quote in latest)),
-            "to": format_ns(to_ns),
-            "symbols": sorted(quote.symbol for quote in latest),
-        }
+    def _resume(self, resumed: FeedResumed) -> None:
+        """After a lost connection: what came between is missing."""
+        followed = set(resumed.symbols)
+        symbols = sorted(
+            symbol
+            for symbol in self.lanes.symbols()
+            if symbol in followed or EVERY_SYMBOL in followed
+        )
+        gap = self._gaps.resumed(resumed.at_ns, symbols, repairing=resumed.repairing)
+        self._tell("gap", gap)
+
+    def _tell(self, state: FeedState, details: dict[str, Any] | None) -> None:
+        if details is not None:
+            self._hand_on(FeedStatus(state, self._clock.utc_ns(), details))
 
     def _hand_on(self, item: RoutedItem) -> None:
         self._listener(item)

@@ -1,7 +1,7 @@
 """A lane per symbol: order, repeats and numbers. Pure.
 
 A lane is its last accepted quote: that tells the newest time, what a repeat looks like and
-the last number.
+the last number. At the start it may be the last quote of an earlier run, with the number 0.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from mdservice.model.quote import Quote
+from mdservice.router.merge import Identity, identity
 
 __all__ = ["Lanes", "Routed"]
 
@@ -33,6 +34,8 @@ class Routed:
 
 _MOST_AT_ONE_TIME = 1000
 """Quotes of one symbol and time that are told apart when history repeats them."""
+_ECHO_NS = 20_000_000_000
+"""Of the quotes that history brought, those this close to the newest may yet come live."""
 
 
 class Lanes:
@@ -42,21 +45,53 @@ class Lanes:
         self._latest: dict[str, Quote] = {}
         self._before_at_same_time: dict[str, list[Quote]] = {}
         """Where a symbol's last time has several accepted quotes: those before the last."""
+        self._echoes: Counter[Identity] = Counter()
+        """What history brought before the stream did."""
+        self._resuming = False
 
     def __len__(self) -> int:
         return len(self._latest)
 
     def latest(self, symbol: str) -> Quote | None:
         """The symbol's last accepted quote."""
-        return self._latest.get(symbol)
-
-    def newest_ns(self) -> int | None:
-        """The time of the newest accepted quote of all, UTC nanoseconds."""
-        return max((quote.ts_event_ns for quote in self._latest.values()), default=None)
+        last = self._latest.get(symbol)
+        return last if last is not None and last.seq else None
 
     def all_latest(self) -> Sequence[Quote]:
         """The last accepted quote of every symbol."""
-        return tuple(self._latest.values())
+        return tuple(quote for quote in self._latest.values() if quote.seq)
+
+    def last_ns(self, symbol: str) -> int | None:
+        """The time of the symbol's last quote, UTC nanoseconds, an earlier run's included."""
+        last = self._latest.get(symbol)
+        return last.ts_event_ns if last is not None else None
+
+    def newest_ns(self) -> int | None:
+        """The time of the newest accepted quote of all, UTC nanoseconds."""
+        return max((quote.ts_event_ns for quote in self._resumable()), default=None)
+
+    def complete_until_ns(self) -> int | None:
+        """Up to when what was received is out, UTC nanoseconds; None where nothing is.
+
+        A quote whose time is ahead of its coming says nothing of those between the two.
+        """
+        return max(
+            (min(quote.ts_event_ns, quote.ts_recv_ns) for quote in self._resumable()), default=None
+        )
+
+    def symbols(self) -> Sequence[str]:
+        """Those that have an accepted quote, from which what comes later can be repaired."""
+        return [quote.symbol for quote in self._resumable()]
+
+    def start_from(self, quotes: Iterable[Quote], *, resuming: bool) -> None:
+        """Begin where an earlier run ended: nothing older than its last quotes is accepted.
+
+        Args:
+            quotes: One of each symbol; their numbers are 0.
+            resuming: Whether what came after them shall be repaired.
+        """
+        self._latest.update((quote.symbol, quote) for quote in quotes)
+        self._resuming = resuming
 
     def route(self, quotes: Iterable[Quote], now_ns: int, tolerance_ns: int) -> Routed:
         """Accept what is new and number it in place.
@@ -64,7 +99,7 @@ class Lanes:
         A quote with a smaller time than its symbol's last is refused, and so is an exact
         repeat of it; the same time with other content is accepted, since several quotes may
         share a time. A quote from the future is refused without touching its lane, so that
-        it cannot block the symbol.
+        it cannot block the symbol. One that history has brought already is left out uncounted.
 
         Args:
             quotes: In the order in which they came.
@@ -89,7 +124,9 @@ class Lanes:
                 quote.seq = last.seq + 1
                 if shared:
                     shared.pop(quote.symbol, None)
-            elif event_ns == last.ts_event_ns and _content(quote) != _content(last):
+            elif self._echoes and self._is_echo(quote):
+                continue
+            elif event_ns == last.ts_event_ns and identity(quote) != identity(last):
                 quote.seq = last.seq + 1
                 before = shared.setdefault(quote.symbol, [])
                 if len(before) < _MOST_AT_ONE_TIME:
@@ -101,7 +138,7 @@ class Lanes:
             accepted.append(quote)
         return Routed(accepted, stale, ahead_ns)
 
-    def not_out_yet(self, quotes: Iterable[Quote]) -> list[Quote]:
+    def not_out_yet(self, quotes: Sequence[Quote]) -> list[Quote]:
         """Of past quotes, those that came after what each lane has accepted.
 
         At the time of a lane's last quote the two are counted against each other, since
@@ -110,28 +147,58 @@ class Lanes:
         Args:
             quotes: In the order of their times within each symbol.
         """
-        out = {symbol: self._at_last_time(symbol) for symbol in self._latest}
+        out = self._out_at_last_times(quotes)
         found = []
         for quote in quotes:
-            last = self._latest.get(quote.symbol)
-            if last is not None and quote.ts_event_ns <= last.ts_event_ns:
-                at_last = out[quote.symbol]
-                if quote.ts_event_ns < last.ts_event_ns:
+            last_ns = self.last_ns(quote.symbol)
+            if last_ns is not None and quote.ts_event_ns <= last_ns:
+                if quote.ts_event_ns < last_ns:
                     continue
-                if at_last[_content(quote)]:
-                    at_last[_content(quote)] -= 1
+                if out[identity(quote)]:
+                    out[identity(quote)] -= 1
                     continue
             found.append(quote)
         return found
 
-    def _at_last_time(self, symbol: str) -> Counter[Content]:
-        before = self._before_at_same_time.get(symbol, [])
-        return Counter(_content(quote) for quote in (*before, self._latest[symbol]))
+    def expect_again(self, quotes: Sequence[Quote]) -> None:
+        """These came from history; those that the stream has yet to bring are not new then."""
+        newest_ns = max((quote.ts_event_ns for quote in quotes), default=0)
+        self._echoes = Counter(
+            identity(quote) for quote in quotes if quote.ts_event_ns >= newest_ns - _ECHO_NS
+        )
 
+    def _is_echo(self, quote: Quote) -> bool:
+        left = self._echoes.get(identity(quote), 0)
+        if left > 1:
+            self._echoes[identity(quote)] = left - 1
+        elif left:
+            del self._echoes[identity(quote)]
+        return left > 0
 
-Content = tuple[float, float, int | float, int | float]
+    def _resumable(self) -> Iterable[Quote]:
+        if self._resuming:
+            return self._latest.values()
+        return (quote for quote in self._latest.values() if quote.seq)
 
+    def _out_at_last_times(self, quotes: Sequence[Quote]) -> Counter[Identity]:
+        """What every lane has accepted at its last time.
 
-def _content(quote: Quote) -> Content:
-    """What makes two quotes of one symbol and time the same."""
-    return quote.bid, quote.ask, quote.bid_size, quote.ask_size
+        Of an earlier run's time only the last quote is known: those that history has before
+        it were out too.
+        """
+        out: Counter[Identity] = Counter()
+        before: dict[str, list[Identity]] = {}
+        for symbol, last in self._latest.items():
+            if last.seq:
+                shared = self._before_at_same_time.get(symbol, ())
+                out.update(identity(quote) for quote in (*shared, last))
+            else:
+                before[symbol] = []
+        for quote in quotes if before else ():
+            at_same_time = before.get(quote.symbol)
+            if at_same_time is not None and quote.ts_event_ns == self.last_ns(quote.symbol):
+                at_same_time.append(identity(quote))
+                if at_same_time[-1] == identity(self._latest[quote.symbol]):
+                    out.update(at_same_time)
+                    at_same_time.clear()
+        return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -80,6 +80,14 @@ class PriceStore(Protocol):
         Raises:
             StoreUnavailable: The connection was lost; the batch may or may not be executed.
             StoreRefused: The server refused it; nothing of it was executed.
+        """
+        ...
+
+    async def read_prices(self, symbols: Iterable[str]) -> Mapping[str, bytes]:
+        """The price objects of these symbols, those without one left out.
+
+        Raises:
+            StoreUnavailable, StoreRefused
         """
         ...
 

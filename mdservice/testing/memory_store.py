@@ -7,6 +7,7 @@ store. It starts no thread, so it works under trio's virtual clock.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Final
 
@@ -166,6 +167,16 @@ class MemoryPriceStore:
             answered = True
         finally:
             self._connected = self._connected and answered
+
+    async def read_prices(self, symbols: Iterable[str]) -> dict[str, bytes]:
+        """The price objects of these symbols, those without one left out.
+
+        Raises:
+            StoreUnavailable: Not connected.
+        """
+        await self._round_trip()
+        found = {symbol: self.price(symbol) for symbol in symbols}
+        return {symbol: payload for symbol, payload in found.items() if payload is not None}
 
     async def ping(self) -> None:
         """Ask whether it would take writes.

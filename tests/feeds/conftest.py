@@ -16,10 +16,12 @@ from mdservice.feeds.backoff import Backoff
 from mdservice.feeds.commands import Command, Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.feeds.connection import FeedConnection, FeedSnapshot
 from mdservice.feeds.mute import MuteWatch
+from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.subscriptions import SubscriptionBook
 from mdservice.model.events import FeedItem, FeedStatus, QuoteBatch
+from mdservice.router.lanes import Lanes
 from mdservice.testing import FakeDriver, VirtualClock
 
 SEED = 7
@@ -47,15 +49,16 @@ class Desk:
         self.commands = Channel[Command](100)
         self.channel = Channel[FeedItem](64)
         self.clock = VirtualClock()
+        outlet = Outlet(self.channel.outbox)
         self.connection = FeedConnection(
             DriverSelection(drivers),
             self.book,
             self.commands,
-            self.channel.outbox,
+            outlet,
             self.clock,
             Backoff(rng=random.Random(SEED)),
-            GapRepair(None, lambda: None, self.channel.outbox, self.clock),
-            MuteWatch(1e9, None, _open, lambda _symbol: None),
+            GapRepair(None, Lanes(), outlet, self.clock),
+            MuteWatch(1e9, None, _open, Lanes()),
         )
         self.items: list[FeedItem] = []
         self.outcome: BaseException | None = None
@@ -112,6 +115,7 @@ class Desk:
         return [
             item.state if isinstance(item, FeedStatus) else [quote.bid for quote in item.quotes]
             for item in self.items
+            if isinstance(item, FeedStatus | QuoteBatch)
         ]
 
     @property
@@ -174,4 +178,3 @@ def open_desk() -> MakeDesk:
                 desk.channel.close()
 
     return opened
-

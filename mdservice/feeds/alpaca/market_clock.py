@@ -5,9 +5,15 @@ Source: Alpaca, trading API, ``GET /v2/clock``: ``{"is_open": true, "next_close"
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import anyio
 import msgspec
 
 from mdservice.feeds.alpaca.login import Credentials
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["AlpacaMarketClock"]
 
@@ -27,12 +33,20 @@ class AlpacaMarketClock:
         base_url: ``https://paper-api.alpaca.markets``.
         feed: Some feeds are always open.
         credentials: Sent as headers.
+        transport: In the place of the network, for tests.
     """
 
-    def __init__(self, base_url: str, feed: str, credentials: Credentials) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        feed: str,
+        credentials: Credentials,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._url = f"{base_url.rstrip('/')}/v2/clock"
         self._always_open = feed in _ALWAYS_OPEN
         self._headers = credentials.as_headers()
+        self._transport = transport
 
     async def is_open(self) -> bool:
         """Ask; never raises."""
@@ -40,9 +54,13 @@ class AlpacaMarketClock:
             return True
         import httpx
 
+        client = httpx.AsyncClient(
+            timeout=_TIMEOUT_S, headers=self._headers, transport=self._transport
+        )
         try:
-            async with httpx.AsyncClient(timeout=_TIMEOUT_S, headers=self._headers) as client:
-                answer = await client.get(self._url)
+            with anyio.fail_after(_TIMEOUT_S):
+                async with client:
+                    answer = await client.get(self._url)
             return msgspec.json.decode(answer.content, type=_Clock).is_open
-        except (httpx.HTTPError, msgspec.DecodeError):
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, msgspec.DecodeError):
             return True

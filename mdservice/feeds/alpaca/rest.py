@@ -35,6 +35,9 @@ _MOST_PER_PAGE = 10_000
 _TIMEOUT_S = 10.0
 _LONGEST_WAIT_S = 15.0
 _PAUSE_S = 1.0
+_MOST_TRIES = 5
+_MOST_QUOTES = 200_000
+"""What is kept in memory of one answer, all pages together."""
 _OK, _TOO_MANY = 200, 429
 _SERVER_ERROR = 500
 _FEEDS_WITH_HISTORY = frozenset(("iex", "sip", "boats", "otc", "simulator"))
@@ -135,7 +138,9 @@ class AlpacaHistory:
                     paged = {**query, "page_token": token} if token else query
                     page = await self._get(client, "/v2/stocks/quotes", paged, _Page)
                     found += self._quotes(page)
-                    token = page.next_page_token
+                    if len(found) > _MOST_QUOTES:
+                        raise HistoryRefused(f"more than {_MOST_QUOTES} quotes are too many")
+                    token = page.next_page_token or None
         return found
 
     async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
@@ -175,11 +180,11 @@ class AlpacaHistory:
         import httpx
 
         feed = {} if self._feed == "simulator" else {"feed": self._feed}
-        while True:
+        for _ in range(_MOST_TRIES):
             await self._wait_for_room()
             try:
                 answer = await client.get(f"{self._base_url}{path}", params={**query, **feed})
-            except httpx.HTTPError as exc:
+            except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 raise HistoryUnavailable(
                     f"no history from {mask_url(self._base_url)}: {exc or type(exc).__name__}"
                 ) from exc
@@ -187,6 +192,7 @@ class AlpacaHistory:
             if answer.status_code != _TOO_MANY:
                 return _read(answer, form)
             self._limit.exhausted(self._clock.utc_ns() / 1e9)
+        raise HistoryUnavailable("the API's calls of this minute are used up, it says again")
 
     async def _wait_for_room(self) -> None:
         wait_s = self._limit.wait_s(self._clock.utc_ns() / 1e9)
