@@ -82,7 +82,7 @@ class Settings:
     rest_url: str = setting(
         Unchosen("https://data.alpaca.markets"),
         values.url("http", "https"),
-        "Base of the market-data REST API, for repairs.",
+        "Base of the market-data REST API, for repairs; to be set where a feed URL is.",
         metavar="URL",
         address=True,
     )
@@ -217,6 +217,12 @@ class Settings:
         if self.feed_url is not None or self.simulated:
             return self.feed_url
         return _FEED_URLS[self.feed]
+
+    @property
+    def history_known(self) -> bool:
+        """Whether the REST API is known to have the history of what the feed streams."""
+        chosen = not isinstance(self.rest_url, Unchosen)
+        return chosen or self.simulated or self.feed_url is None
 
     def resolved_rest_url(self) -> str:
         """Return the base of the market-data REST API; a simulator has it on its own port."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 
+from mdservice import logs
 from mdservice.sinks.embedded import find_server
 
 _START_LIMIT_S = 10.0
@@ -26,6 +28,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow") is not None:
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Configuring logs is for the process: undo what a test of the command line did."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    emit, threshold = logs._Output.emit, logs._Output.threshold
+    yield
+    logs._Output.emit, logs._Output.threshold = emit, threshold
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 class RealServer:

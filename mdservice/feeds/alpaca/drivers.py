@@ -48,8 +48,14 @@ def make_drivers(settings: Settings) -> Sequence[Driver]:
     return (by_name[settings.driver],)
 
 
-def make_history(settings: Settings, clock: Clock) -> AlpacaHistory:
-    """Past quotes of the settings' feed; nothing is connected."""
+def make_history(settings: Settings, clock: Clock) -> AlpacaHistory | None:
+    """Past quotes of the settings' feed; nothing is connected.
+
+    None where the feed is at an address of its own and its history is not told: Alpaca's quotes
+    must not get between those of another feed.
+    """
+    if not settings.history_known:
+        return None
     return AlpacaHistory(
         settings.resolved_rest_url(), settings.feed_name, _credentials(settings), clock
     )
