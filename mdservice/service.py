@@ -211,7 +211,6 @@ async def open_service(
                 settings_of_feed = await _with_simulator(settings, stack, clock)
                 drivers = make_drivers(settings_of_feed)
                 history = history or make_history(settings_of_feed, clock)
-            symbols = settings.symbols or _symbols_to_show(settings)
             latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
             topology = build(
                 drivers=drivers,

@@ -485,10 +485,12 @@ async def test_refusal_at_start_ends_the_block_with_the_reason(autojump_clock: A
     feed.refuse_next(402)
     started_s = anyio.current_time()
     with pytest.raises(FeedRefused, match="ALPACA_API_KEY") as caught:
-        async with open_desk("AAPL", feed=feed):
+        async with open_desk("AAPL", feed=feed) as desk:
             await anyio.sleep_forever()
     assert caught.value.code == 402
-    assert anyio.current_time() - started_s <= 0.1, "there is nothing to wait for"
+    assert anyio.current_time() - started_s <= 1, "the last words, and no more"
+    told = [msgspec.json.decode(payload) for payload in desk.store.published["feed.status"]]
+    assert [status["state"] for status in told] == ["fatal"]
 
 
 async def test_driver_that_cannot_work_ends_the_block_with_the_reason(autojump_clock: Any) -> None:

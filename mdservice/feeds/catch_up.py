@@ -21,6 +21,8 @@ QUIET_S = 2.0
 """By how much history may lag where no live quote tells that it does."""
 _RETRY_S = 1.0
 _POLL_S, _POLL_LIMIT_S = 0.25, 1.0
+_FAILURES_WITHOUT_ANSWER = 4
+"""Live quotes wait meanwhile; a REST host that cannot be reached at all is not worth 15 s."""
 _TAIL_NS = 20_000_000_000
 """History that is asked again is asked from this long before its newest quote: all of a repair
 happens within a shorter time, so what is older was complete."""
@@ -56,6 +58,7 @@ class CatchUp:
     ) -> None:
         self.found: list[Quote] = []
         self.last_error: str | None = None
+        self._answered = False
         self._history = history
         self._symbols = symbols
         self._first_live_ns = first_live_ns
@@ -64,7 +67,8 @@ class CatchUp:
     async def run(self, start_ns: int) -> None:
         """Fetch all from this time on, UTC nanoseconds, until nothing is missing.
 
-        Without an answer it asks again, for ever: the caller sets the limit.
+        Without an answer it asks again, as long as there was one before: the caller sets the
+        limit.
 
         Raises:
             HistoryRefused
@@ -100,6 +104,8 @@ class CatchUp:
             _log.warning("latest_quotes_failed", reason=str(exc))
 
     async def _fetch(self, start_ns: int) -> list[Quote]:
+        """Ask until there is an answer; give up early on a history that has never answered."""
+        failures = 0
         while True:
             end_ns = self._clock.utc_ns() + _AHEAD_NS
             try:
@@ -107,8 +113,12 @@ class CatchUp:
             except HistoryUnavailable as exc:
                 self.last_error = str(exc)
                 _log.warning("history_failed", reason=str(exc))
+                failures += 1
+                if failures >= _FAILURES_WITHOUT_ANSWER and not self._answered:
+                    raise HistoryRefused(f"history has not answered: {exc}") from exc
                 await anyio.sleep(_RETRY_S)
             else:
+                self._answered = True
                 self.last_error = None
                 return list(found)
 

@@ -254,11 +254,11 @@ class FeedConnection:
         if reaction is not Reaction.FATAL and exc.code not in FATAL_WHEN_SUBSCRIBING:
             self._phase = "waiting"
             return self._backoff.next_s()
-        if not self._data_has_come:
-            await self._tell("fatal", reason=self._last_error, code=exc.code)
-            raise exc
         self._phase = "refused"
         await self._tell("fatal", reason=self._last_error, code=exc.code)
+        if not self._data_has_come:
+            await anyio.sleep(_LAST_WORDS_S)  # the last words reach the store first
+            raise exc
         return self._refused_backoff.next_s()
 
     def _failed(self, exc: Exception) -> None:

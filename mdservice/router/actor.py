@@ -61,6 +61,7 @@ class _Fill:
 
     backfill: Backfill
     past: set[int]
+    echoes: Sequence[Quote]
     parts: deque[list[Quote]]
     backfilled: int = 0
 
@@ -176,11 +177,12 @@ class QuoteRouter:
         """Past quotes and those that waited for them, in one order, nothing twice."""
         past = {id(quote) for quote in backfill.past}
         merged = merge(backfill.past, backfill.live)
-        self.lanes.expect_again([quote for quote in merged if id(quote) in past])
+        echoes = [quote for quote in merged if id(quote) in past]
+        self.lanes.expect_again(())  # those of this repair only once it is out itself
         missing = self.lanes.not_out_yet(merged)
         starts = range(0, len(missing), _MOST_AT_ONCE)
         parts = deque(missing[start : start + _MOST_AT_ONCE] for start in starts)
-        self._filling = _Fill(backfill, past, parts)
+        self._filling = _Fill(backfill, past, echoes, parts)
 
     def _fill_on(self, fill: _Fill) -> None:
         """Route the next part of it."""
@@ -189,6 +191,7 @@ class QuoteRouter:
             fill.backfilled += sum(1 for quote in accepted if id(quote) in fill.past)
             return
         self._filling = None
+        self.lanes.expect_again(fill.echoes)
         self._backfilled += fill.backfilled
         repaired = self._gaps.filled(
             fill.backfill.until_ns,

@@ -195,7 +195,8 @@ async def test_request_during_the_first_subscription_waits_for_it(
     async with open_desk("AAPL") as desk:
         link = await desk.driver.opened()  # logged in, not yet subscribed
         assert (await desk.subscribe("MSFT")).status == "subscribed"
-        assert {name for _, names in link.requests for name in names} == {"AAPL", "MSFT"}
+        await desk.until_phase("streaming")
+        assert sorted(name for _, names in link.requests for name in names) == ["AAPL", "MSFT"]
         assert following(desk.driver) == {"AAPL", "MSFT"}
 
 

@@ -81,6 +81,7 @@ def started(module_stage: Any) -> dict[str, Started]:
             PYTHONPATH=broken_alpaca(module_stage.folder(), BROKEN["hangs"]),
         )
     }
+    made["hangs"].service.wait_answers()  # its time limit counts: not beside so many others
     for name, simulator in simulators.items():
         made[name] = start(simulator)
     for driver in DRIVERS:

@@ -171,8 +171,7 @@ def test_every_quote_of_a_flood_is_published_in_order(
         assert json.loads(client.get("price:AAPL")) == events[-1]
 
 
-@both_drivers
-@both_loops
+@pytest.mark.parametrize(("backend", "driver"), [("trio", "alpaca-py"), ("asyncio", "websockets")])
 def test_comes_back_and_repairs_the_gap(
     backend: str, driver: Any, folder: Path, valkey: Any, listener: Listener
 ) -> None:
