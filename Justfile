@@ -61,6 +61,10 @@ type: install
 bench *args: install
     {{python}} -m tests.bench {{args}}
 
+# Run the whole service in simulated time against seeded faults: `just simulate-faults 1000 [first-seed]`
+simulate-faults count="200" first="1" *args: install
+    {{python}} -m tests.simulation {{count}} {{first}} {{args}}
+
 # Check that the documentation's links lead somewhere
 docs: install
     {{python}} -m pytest tests/docs -q

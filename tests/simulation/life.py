@@ -1,0 +1,123 @@
+"""One run of the service within a simulation, and what was seen of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import attrs
+
+from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
+from mdservice.model.quote import Quote
+from mdservice.service import Service
+from mdservice.sinks.store import WriteBatch
+from mdservice.testing import VirtualClock
+from tests.simulation.store import SimulatedStore
+
+
+@attrs.define
+class Interval:
+    """From when to when somebody wanted a symbol, by the market's clock."""
+
+    start_ns: int
+    end_ns: int | None = None
+
+    def holds(self, ts_ns: int) -> bool:
+        return self.start_ns <= ts_ns and (self.end_ns is None or ts_ns < self.end_ns)
+
+
+@attrs.define
+class Life:
+    """A service from its start to its end.
+
+    Attributes:
+        routed: Every accepted quote and every state, in the order in which they were handed on.
+        wanted: Of each symbol, when it was wanted.
+        first_batch: Where its batches begin in the store's record.
+        drained: Whether the store had taken all of it at the end.
+    """
+
+    number: int
+    market_clock: VirtualClock
+    store: SimulatedStore
+    first_batch: int = 0
+    last_batch: int = 0
+    routed: list[Quote | FeedStatus] = attrs.field(factory=list)
+    wanted: dict[str, list[Interval]] = attrs.field(factory=dict)
+    drained: bool = False
+    waiting_at_end: int = 0
+    unsettled: list[int] = attrs.field(factory=list)
+    opened_s: float = 0.0
+    closed_s: float = 0.0
+    drain_began_s: float | None = None
+    cut_short: bool = False
+    error: BaseException | None = None
+    counters: Any = None
+    service: Service | None = None
+
+    def begin(self, service: Service, symbols: tuple[str, ...]) -> None:
+        """Listen from the first quote on."""
+        self.service = service
+        router = service._topology.router
+        listener = router._listener
+
+        def listen(item: RoutedItem) -> None:
+            self.routed.extend(item.quotes if isinstance(item, QuoteBatch) else (item,))
+            listener(item)
+
+        router._listener = listen
+        for symbol in symbols:
+            self.want(symbol)
+
+    def want(self, symbol: str) -> None:
+        """From now on it is wanted."""
+        intervals = self.wanted.setdefault(symbol, [])
+        if not intervals or intervals[-1].end_ns is not None:
+            intervals.append(Interval(self.market_clock.utc_ns()))
+
+    def unwant(self, symbol: str) -> None:
+        """From now on it may be left out."""
+        intervals = self.wanted.get(symbol)
+        if intervals and intervals[-1].end_ns is None:
+            intervals[-1].end_ns = self.market_clock.utc_ns()
+
+    def end(self) -> None:
+        """It has ended: keep what its parts say."""
+        self.closed_s = anyio.current_time()
+        self.last_batch = len(self.store.executed)
+        if self.service is None:
+            return
+        publisher = self.service._topology.publisher
+        waiting = [*publisher._waiting._oldest.values(), *publisher._waiting._queue]
+        self.waiting_at_end = sum(isinstance(item, Quote) for item in waiting)
+        in_flight = publisher._in_flight
+        self.drained = not publisher.unacknowledged
+        self.unsettled = [len(in_flight.quotes)] if in_flight else []
+        self.counters = self.service.status().counters
+        self.future = self.service._topology.router.snapshot().future_quotes
+        self.service = None
+
+    future: int = 0
+
+    @property
+    def accepted(self) -> list[Quote]:
+        return [item for item in self.routed if isinstance(item, Quote)]
+
+    @property
+    def statuses(self) -> list[FeedStatus]:
+        return [item for item in self.routed if isinstance(item, FeedStatus)]
+
+    def batches(self) -> list[WriteBatch]:
+        """What the store executed for it, in order.
+
+        A server that forgot everything also forgot which batch it had executed when its
+        connection broke: that one comes again, and nobody can know better.
+        """
+        executed = self.store.executed[self.first_batch : self.last_batch]
+        if not self.store.emptied_between(self.opened_s, self.closed_s):
+            return executed
+        return [
+            batch
+            for before, batch in zip([None, *executed], executed, strict=False)
+            if before is None or before.number != batch.number
+        ]

@@ -1,0 +1,331 @@
+"""What has to be true of every run, whatever went wrong in it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from mdservice.model.encode import encode_quote, encode_status
+from mdservice.model.quote import Quote
+from mdservice.model.timestamps import parse_rfc3339
+from tests.simulation.market import Identity, Made, identity_of
+
+if TYPE_CHECKING:
+    from tests.simulation.life import Life
+    from tests.simulation.world import World
+
+_SECOND_NS = 1_000_000_000
+_SETTLED_NS = 16 * _SECOND_NS
+"""Longer than live quotes wait behind a repair."""
+_FAR_OFF_S = 50.0
+KEYS_COME_BACK = False
+"""Whether the keys that a restarted server forgot are written again without a new quote."""
+_HELD_AT_MOST_S = 60.0
+"""How long a quote may wait (a frozen line, a repair) before the service looks at its time."""
+
+
+def check_life(world: World, life: Life, *, final: bool) -> Iterator[str]:
+    """Everything about one run of the service, once it is over."""
+    if life.counters is None:
+        return
+    yield from _check_accepted(world, life)
+    yield from _check_nothing_missing(world, life, final=final)
+    yield from _check_published(life)
+    yield from _check_keys(life)
+    yield from _check_states(world, life)
+    yield from _check_counters(life)
+
+
+def check_at_end(world: World) -> None:
+    """The service still runs, all has been well for a while, and the market is closed."""
+    life = world.life
+    assert life is not None
+    assert life.service is not None
+    service = life.service
+    if not service.readiness().ready:
+        world.violated(f"not ready at the end: {service.readiness().reasons}")
+    if waiting := service._topology.publisher.unacknowledged:
+        world.violated(f"{waiting} events are not written at the end")
+    emptied_at_s = world.store.emptied_at_s
+    for quote in service.prices():
+        if emptied_at_s is not None and not KEYS_COME_BACK:
+            continue
+        stored = world.store.price(quote.symbol)
+        if stored != encode_quote(quote):
+            told = f"the key of {quote.symbol} is {stored!r}, not {encode_quote(quote)!r}"
+            world.violated(f"{told} (the store was emptied at {emptied_at_s})")
+    repair = service._topology.feed._repair
+    if repair._held or repair._holding:
+        world.violated("live quotes are still held")
+
+
+def _identity(quote: Quote) -> Identity:
+    return identity_of(
+        quote.symbol, quote.ts_event_ns, quote.bid, quote.ask, quote.bid_size, quote.ask_size
+    )
+
+
+def _check_accepted(world: World, life: Life) -> Iterator[str]:
+    """Real quotes, in order, numbered, each once."""
+    last: dict[str, Quote] = {}
+    seen: Counter[Identity] = Counter()
+    shared = _sharing_a_time(world)
+    for quote in life.accepted:
+        identity = _identity(quote)
+        made = world.market.made.get(identity)
+        if made is None:
+            yield f"a quote that the market never made: {quote}"
+            continue
+        before = last.get(quote.symbol)
+        if quote.seq != (before.seq if before else 0) + 1:
+            yield f"{quote.symbol} {quote.seq} after {before.seq if before else 0}"
+        if before is not None and quote.ts_event_ns < before.ts_event_ns:
+            yield f"back in time: {quote} after {before}"
+        last[quote.symbol] = quote
+        seen[identity] += 1
+        if seen[identity] > 1 and not (made.duplicated and identity[:2] in shared):
+            yield f"accepted {seen[identity]} times: {quote}"
+
+
+def _sharing_a_time(world: World) -> set[tuple[str, int]]:
+    counts = Counter(identity[:2] for identity in world.market.made)
+    return {time for time, count in counts.items() if count > 1}
+
+
+@attrs.frozen
+class _Gap:
+    start_ns: int
+    end_ns: int
+    symbols: frozenset[str]
+    seen: frozenset[str]
+
+    def covers(self, symbol: str) -> bool:
+        """Named, or without an accepted quote when it was told: such symbols are not named."""
+        return symbol in self.symbols or symbol not in self.seen
+
+
+def _unrepaired(life: Life) -> list[_Gap]:
+    """The gaps that were told and not taken back."""
+    gaps: list[_Gap] = []
+    seen: set[str] = set()
+    for item in life.routed:
+        if isinstance(item, Quote):
+            seen.add(item.symbol)
+        elif item.state in ("gap", "gap_repaired"):
+            gap = _Gap(
+                parse_rfc3339(item.details["from"]),
+                parse_rfc3339(item.details["to"]),
+                frozenset(item.details["symbols"]),
+                frozenset(seen),
+            )
+            if item.state == "gap":
+                gaps.append(gap)
+            else:
+                gaps = [told for told in gaps if not _within(told, gap)]
+    return gaps
+
+
+def _within(gap: _Gap, repaired: _Gap) -> bool:
+    return (
+        repaired.start_ns <= gap.start_ns
+        and gap.end_ns <= repaired.end_ns
+        and gap.symbols <= repaired.symbols
+    )
+
+
+def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator[str]:
+    accepted = {_identity(quote) for quote in life.accepted}
+    times: dict[str, list[int]] = defaultdict(list)
+    for quote in life.accepted:
+        times[quote.symbol].append(quote.ts_event_ns)
+    gaps = _unrepaired(life)
+    by_symbol: dict[str, list[tuple[Identity, Made]]] = defaultdict(list)
+    for identity, made in world.market.made.items():
+        by_symbol[identity[0]].append((identity, made))
+    for symbol, intervals in life.wanted.items():
+        for interval in intervals:
+            within = [ts_ns for ts_ns in times[symbol] if interval.holds(ts_ns)]
+            if not within:
+                continue
+            first_ns, last_ns = min(within), max(within)
+            if final and not life.cut_short and interval.end_ns is None:
+                last_ns = max(last_ns, world.market_clock.utc_ns())
+            else:
+                last_ns -= 1  # others of that time may have been on their way at the end
+            left_out = _around_left_out(by_symbol[symbol], accepted)
+            missing = [
+                made
+                for identity, made in by_symbol[symbol]
+                if first_ns < identity[1] <= last_ns
+                and made.at_s < (life.drain_began_s or life.closed_s)
+                and interval.holds(identity[1])
+                and identity not in accepted
+                and identity not in left_out
+                and not _excused(world, made, gaps)
+            ]
+            if missing:
+                yield (
+                    f"{len(missing)} quotes of {symbol} are missing, the first made at "
+                    f"{missing[0].at_s:.6f} s, the last at {missing[-1].at_s:.6f} s: "
+                    f"{missing[0].quote}"
+                )
+
+
+def _around_left_out(made: list[tuple[Identity, Made]], accepted: set[Identity]) -> set[Identity]:
+    """Quotes without an accepted one between them and one that came while it was left out.
+
+    What was missed between the lost connection and the one that leaves the symbol out is in no
+    gap: that names only what is subscribed again.
+    """
+    found: set[Identity] = set()
+    run: set[Identity] = set()
+    was_left_out = False
+    for identity, one in [*made, (None, None)]:
+        if identity is None or one is None or identity in accepted:
+            if was_left_out:
+                found |= run
+            run, was_left_out = set(), False
+        else:
+            run.add(identity)
+            was_left_out |= one.left_out
+    return found
+
+
+def _excused(world: World, made: Made, gaps: list[_Gap]) -> bool:
+    """Whether it was said that this quote may be missing."""
+    if made.spoiled or made.reordered:
+        return True
+    slack_ns = int(max((abs(s) for _, _, s in world.skews if abs(s) < _FAR_OFF_S), default=0) * 1e9)
+    ts_ns, symbol = made.quote.ts_event_ns, made.quote.symbol
+    if any(
+        gap.start_ns - slack_ns <= ts_ns <= gap.end_ns + slack_ns and gap.covers(symbol)
+        for gap in gaps
+    ):
+        return True
+    return any(
+        start_s - _HELD_AT_MOST_S <= made.at_s <= end_s + _HELD_AT_MOST_S
+        for start_s, end_s, skew_s in world.skews
+        if abs(skew_s) > _FAR_OFF_S
+    )
+
+
+def _check_published(life: Life) -> Iterator[str]:
+    """What was accepted is published once and in order, or counted as conflated."""
+    expected = {(q.symbol, q.seq): encode_quote(q) for q in life.accepted}
+    batches = life.batches()
+    published = [message for batch in batches for message in batch.messages]
+    last: dict[str, int] = defaultdict(int)
+    count = 0
+    for message in published:
+        if message.symbol is None:
+            continue
+        count += 1
+        event = msgspec.json.decode(message.payload)
+        if expected.get((event["symbol"], event["seq"])) != message.payload:
+            yield f"published what was not accepted: {message.payload!r}"
+        if event["seq"] <= last[event["symbol"]]:
+            yield f"published again or out of order: {message.payload!r}"
+        last[event["symbol"]] = event["seq"]
+    counters = life.counters
+    unsettled = life.unsettled[0] if life.unsettled else 0
+    if count not in {counters.events_published, counters.events_published + unsettled}:
+        yield f"{count} events are in the store, {counters.events_published} are counted"
+    told = counters.events_published + unsettled + counters.events_conflated + life.waiting_at_end
+    if len(life.accepted) != told:
+        yield f"{len(life.accepted)} accepted, {told} published, conflated or waiting: {counters}"
+    numbers = [batch.number for batch in batches]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield f"batches executed: {numbers}"
+    if not counters.events_conflated and life.drained:
+        routed = [
+            encode_quote(item) if isinstance(item, Quote) else encode_status(item)
+            for item in life.routed
+        ]
+        if routed != [message.payload for message in published]:
+            yield "published is not what was handed on, or not in that order"
+    if life.drained:
+        newest = {quote.symbol: quote.seq for quote in life.accepted}
+        if newest != dict(last):
+            yield f"the last of a symbol was not published: {newest} {dict(last)}"
+
+
+def _check_keys(life: Life) -> Iterator[str]:
+    """Once an event is out, its key has that price or a newer one, and never goes back."""
+    keys: dict[str, Any] = {}
+    for batch in life.store.executed[life.first_batch : life.last_batch]:
+        for symbol, payload in batch.prices.items():
+            price = msgspec.json.decode(payload)
+            if symbol in keys and price["seq"] < keys[symbol]["seq"]:
+                yield f"the key of {symbol} went back from {keys[symbol]} to {price}"
+            keys[symbol] = price
+        for message in batch.messages:
+            if message.symbol is not None:
+                event = msgspec.json.decode(message.payload)
+                if event["seq"] > keys.get(message.symbol, {"seq": 0})["seq"]:
+                    yield f"an event came before its key: {event}"
+
+
+def _check_states(world: World, life: Life) -> Iterator[str]:
+    connected = False
+    lost = life.number > 0  # the keys of the run before tell where it ended
+    open_gap = False
+    for status in life.statuses:
+        state = status.state
+        if state == "connected":
+            if connected:
+                yield "connected twice"
+            connected = True
+        elif state == "disconnected":
+            if not connected:
+                yield "disconnected without a connection"
+            connected, lost = False, True
+        elif state == "gap":
+            if not connected or not lost:
+                yield "a gap without a lost connection"
+            lost, open_gap = False, True
+        elif state == "gap_repaired":
+            if not open_gap:
+                yield "a gap is repaired that was not told"
+            open_gap = False
+        elif state == "stale" and not connected:
+            yield "stale without a connection"
+    if connected:
+        yield "the last state is connected"
+    yield from _check_gap_after_the_faults(world, life)
+
+
+def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
+    """When history works, a gap is repaired."""
+    config = world.plan.config
+    few_calls = config.rest_rate_limit == 10 or config.rest_page_size == 7
+    if world.faults_over_s is None or (config.rest_rate_limit is not None and few_calls):
+        return
+    over_ns = world.market_clock.utc_ns() - int((life.closed_s - world.faults_over_s) * _SECOND_NS)
+    undisturbed = {"feed", "store", "symbols"}.issuperset(
+        name.partition("_")[0] for name in world.plan.faults
+    )
+    told = [s for s in life.statuses if s.state in ("gap", "gap_repaired", "disconnected")]
+    for status, after in zip(told, [*told[1:], None], strict=False):
+        if status.state != "gap" or not (undisturbed or status.at_ns > over_ns + _SETTLED_NS):
+            continue
+        until_ns = world.market_clock.utc_ns() if after is None else after.at_ns
+        repaired = after is not None and after.state == "gap_repaired"
+        if not repaired and until_ns > status.at_ns + _SETTLED_NS:
+            yield f"a gap is not repaired though nothing is wrong: {status}"
+
+
+def _check_counters(life: Life) -> Iterator[str]:
+    counters = life.counters
+    if counters.quotes_accepted != len(life.accepted):
+        yield f"{len(life.accepted)} accepted: {counters}"
+    told = counters.quotes_accepted - counters.quotes_backfilled + counters.quotes_stale
+    if told + life.future > counters.quotes_received and not counters.quotes_backfilled:
+        yield f"more accepted, stale and future ones than received: {counters}"
+    if not counters.gaps and told + life.future != counters.quotes_received:
+        lost = counters.quotes_received - told - life.future
+        if not (life.cut_short or life.error) or lost < 0:
+            yield f"{lost} received quotes are neither accepted, stale nor future: {counters}"

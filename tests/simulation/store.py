@@ -1,0 +1,59 @@
+"""The simulated Redis: one server for all runs of the service, with late arrivals."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import anyio
+
+from mdservice.sinks.store import WriteBatch
+from mdservice.testing import MemoryPriceStore, VirtualClock
+
+
+class SimulatedStore(MemoryPriceStore):
+    """A memory store in which what is on its way arrives by itself, unless fenced before."""
+
+    def __init__(self, clock: VirtualClock, tasks: Any, rng: random.Random) -> None:
+        super().__init__(clock=clock)
+        self._tasks = tasks
+        self._rng = rng
+        self._emptied_at_s: list[float] = []
+        self.not_working_since_s: float | None = None
+
+    def next_instance(self, name: str) -> None:
+        """A new service connects; the old one's connection is gone with its process."""
+        self._number_key = f"mdservice:writer:{name}"
+        self._on_the_way.clear()
+        self.drop_connection()
+
+    async def write(self, batch: WriteBatch) -> None:
+        try:
+            await super().write(batch)
+        finally:
+            if self._on_the_way:
+                self._tasks.start_soon(self._arrive, self._rng.uniform(0, 0.2))
+
+    async def _arrive(self, delay_s: float) -> None:
+        await anyio.sleep(delay_s)
+        self.deliver()
+
+    def restart(self) -> None:
+        super().restart()
+        self._emptied_at_s.append(anyio.current_time())
+
+    @property
+    def emptied_at_s(self) -> float | None:
+        """When it last forgot everything."""
+        return self._emptied_at_s[-1] if self._emptied_at_s else None
+
+    def emptied_between(self, start_s: float, end_s: float) -> bool:
+        """Whether it forgot everything in this time."""
+        return any(start_s <= at_s <= end_s for at_s in self._emptied_at_s)
+
+    def note_health(self) -> None:
+        """Since when it does not work, where it does not."""
+        if not self.down and self.refusal is None:
+            self.not_working_since_s = None
+        elif self.not_working_since_s is None:
+            self.not_working_since_s = anyio.current_time()
