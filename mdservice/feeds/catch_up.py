@@ -1,4 +1,4 @@
-"""What a lost connection has missed, fetched until history has come up to the live quotes."""
+"""What a lost connection has missed, fetched once history has come up to the live quotes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feeds.history import QuoteHistory
 from mdservice.feeds.subscriptions import chunks
 from mdservice.logs import get_logger
-from mdservice.model.quote import Quote
+from mdservice.model.quote import Quote, identity
 
 __all__ = ["QUIET_S", "CatchUp"]
 
@@ -19,13 +19,14 @@ _log = get_logger(__name__)
 
 QUIET_S = 2.0
 """By how much history may lag where no live quote tells that it does."""
+_LOOK_S = 0.05
 _RETRY_S = 1.0
-_POLL_S, _POLL_LIMIT_S = 0.25, 1.0
 _FAILURES_WITHOUT_ANSWER = 4
 """Live quotes wait meanwhile; a REST host that cannot be reached at all is not worth 15 s."""
-_TAIL_NS = 20_000_000_000
-"""History that is asked again is asked from this long before its newest quote: all of a repair
-happens within a shorter time, so what is older was complete."""
+_PROBE_S, _PROBE_LIMIT_S = 0.2, 1.0
+_PROBED_SYMBOLS = 10
+_LATER_NS = 1_000_000_000
+"""So much later a quote came later for certain, although times are not all in order."""
 _AHEAD_NS = 60_000_000_000
 """History is asked up to so long after now: this machine's clock may be behind the exchange's."""
 _SYMBOLS_AT_ONCE = 200
@@ -35,13 +36,14 @@ class CatchUp:
     """One repair's questions to history.
 
     History lags behind the stream, by how much is not known. It has everything that was missed
-    once it has the first live quote or a later one; what is asked after that is complete. In a
-    quiet market there is no live quote: then a lag of :data:`QUIET_S` is allowed for.
+    once it has a live quote, or one that is clearly later than the first of them; so it is
+    asked for these before it is asked for all. In a quiet market there is no live quote: then
+    a lag of :data:`QUIET_S` is allowed for.
 
     Args:
         history: Past quotes.
         symbols: Whose.
-        first_live_ns: The time of the first quote that came after all was subscribed, if any.
+        live: The quotes that came since all was subscribed; the first thousand will do.
         clock: The time.
 
     Attributes:
@@ -53,7 +55,7 @@ class CatchUp:
         self,
         history: QuoteHistory,
         symbols: Sequence[str],
-        first_live_ns: Callable[[], int | None],
+        live: Callable[[], Sequence[Quote]],
         clock: Clock,
     ) -> None:
         self.found: list[Quote] = []
@@ -61,30 +63,31 @@ class CatchUp:
         self._answered = False
         self._history = history
         self._symbols = symbols
-        self._first_live_ns = first_live_ns
+        self._live = live
         self._clock = clock
 
-    async def run(self, start_ns: int) -> None:
-        """Fetch all from this time on, UTC nanoseconds, until nothing is missing.
+    async def run(self, start_ns: int, patience_s: float) -> bool:
+        """Fetch all from this time on.
 
         Without an answer it asks again, as long as there was one before: the caller sets the
         limit.
 
+        Args:
+            start_ns: UTC nanoseconds.
+            patience_s: How long to wait for a history that lags; then what it has is fetched.
+
+        Returns:
+            Whether that is all.
+
         Raises:
             HistoryRefused
         """
-        began_s = anyio.current_time()
-        tail_ns = start_ns
         complete = False
-        while not complete:
-            # Asked before fetching: its pages are read one after the other.
-            complete = self._history_is_up_to_date(anyio.current_time() - began_s)
-            newer = await self._fetch(tail_ns)
-            self.found = [quote for quote in self.found if quote.ts_event_ns < tail_ns] + newer
-            tail_ns = max(start_ns, (_newest_ns(self.found) or start_ns) - _TAIL_NS)
-            elapsed_s = anyio.current_time() - began_s
-            if not complete and not self._history_is_up_to_date(elapsed_s):
-                await anyio.sleep(max(_POLL_S, min(_POLL_LIMIT_S, elapsed_s)))
+        with anyio.move_on_after(patience_s):
+            await self._until_up_to_date()
+            complete = True
+        self.found = await self._fetch(self._symbols, start_ns)
+        return complete
 
     async def add_latest(self, until_ns: int) -> None:
         """At least the price is right at once: the newest quotes up to this time.
@@ -103,13 +106,37 @@ class CatchUp:
         except (HistoryRefused, HistoryUnavailable) as exc:
             _log.warning("latest_quotes_failed", reason=str(exc))
 
-    async def _fetch(self, start_ns: int) -> list[Quote]:
+    async def _until_up_to_date(self) -> None:
+        began_s = anyio.current_time()
+        # A refusal is to be known at once, not only when there is something to ask for.
+        await self._fetch(self._symbols[:_PROBED_SYMBOLS], self._clock.utc_ns())
+        while not self._live():
+            await anyio.sleep(_LOOK_S)
+            if anyio.current_time() >= began_s + QUIET_S:
+                return
+        pause_s = _PROBE_S
+        while not await self._has_live_quotes():
+            await anyio.sleep(pause_s)
+            pause_s = min(_PROBE_LIMIT_S, pause_s * 1.5)
+
+    async def _has_live_quotes(self) -> bool:
+        live = self._live()
+        first_ns = live[0].ts_event_ns
+        symbols = list(dict.fromkeys(quote.symbol for quote in live))[:_PROBED_SYMBOLS]
+        # Times alone do not tell: quotes of one time may come one after the other.
+        came_live = {identity(quote) for quote in live}
+        return any(
+            identity(quote) in came_live or quote.ts_event_ns >= first_ns + _LATER_NS
+            for quote in await self._fetch(symbols, first_ns)
+        )
+
+    async def _fetch(self, symbols: Sequence[str], start_ns: int) -> list[Quote]:
         """Ask until there is an answer; give up early on a history that has never answered."""
         failures = 0
         while True:
-            end_ns = self._clock.utc_ns() + _AHEAD_NS
+            end_ns = max(start_ns, self._clock.utc_ns() + _AHEAD_NS)
             try:
-                found = await self._history.quotes(self._symbols, start_ns, max(start_ns, end_ns))
+                found = await self._history.quotes(symbols, start_ns, end_ns)
             except HistoryUnavailable as exc:
                 self.last_error = str(exc)
                 _log.warning("history_failed", reason=str(exc))
@@ -121,14 +148,3 @@ class CatchUp:
                 self._answered = True
                 self.last_error = None
                 return list(found)
-
-    def _history_is_up_to_date(self, elapsed_s: float) -> bool:
-        live_ns = self._first_live_ns()
-        if live_ns is None:
-            return elapsed_s >= QUIET_S
-        newest_ns = _newest_ns(self.found)
-        return newest_ns is not None and newest_ns >= live_ns
-
-
-def _newest_ns(quotes: Sequence[Quote]) -> int | None:
-    return max((quote.ts_event_ns for quote in quotes), default=None)

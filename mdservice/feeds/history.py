@@ -19,7 +19,7 @@ class QuoteHistory(Protocol):
         In the order of their times within each symbol; ``seq`` is 0.
 
         Raises:
-            HistoryRefused: It has no history for this feed, time or plan.
+            HistoryRefused: It has no history for this feed, time or plan, or none for a while.
             HistoryUnavailable: It did not answer; worth another try.
         """
         ...

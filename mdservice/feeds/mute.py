@@ -74,6 +74,8 @@ class MuteWatch:
         """Since when each symbol is subscribed on this connection."""
         self._known_ns: dict[str, int] = {}
         """What the last look told: heard of again it is not news."""
+        self._sooner = anyio.Event()
+        """Set where the next look is due earlier than it was."""
 
     def begin(self) -> None:
         """A connection is open: nothing is subscribed on it yet."""
@@ -94,7 +96,9 @@ class MuteWatch:
     def data_came(self) -> None:
         """Market data: the feed lives."""
         self._since_s = anyio.current_time()
-        self._limit_s = self._first_s
+        if self._limit_s != self._first_s:
+            self._limit_s = self._first_s
+            self._sooner.set()
 
     async def watch(self, tell_stale: Callable[[str], Awaitable[None]]) -> None:
         """Watch one connection until cancelled; while nothing is subscribed silence is right.
@@ -107,7 +111,10 @@ class MuteWatch:
         """
         while True:
             since_s, limit_s = self._since_s, self._limit_s
-            await anyio.sleep_until(since_s + limit_s)
+            with anyio.CancelScope(deadline=since_s + limit_s):
+                await self._sooner.wait()
+                self._sooner = anyio.Event()
+                continue
             if self._since_s != since_s:
                 continue  # data came
             looked = None

@@ -25,12 +25,16 @@ HOLD_LIMIT_S = 15.0
 """How long live quotes wait behind a repair at most."""
 LATEST_LIMIT_S = 3.0
 """Of these, what is left for the latest quotes where history does not give the past ones."""
+_FETCH_S = 2.0
+"""Of the rest, what is left for fetching where history lags."""
 _SPARE_S = 0.5
 MOST_HELD = 200_000
 MOST_SEEN = 1_000
 """Where every symbol is subscribed: of more symbols than these only the latest is asked."""
 _OVERLAP_NS = 5_000_000_000
 """History is asked from this long before the last accepted quote."""
+_ENOUGH_LIVE = 1_000
+"""Live quotes of which history has to have one before it counts as complete."""
 _LAST_WORDS_S = 0.5
 
 
@@ -98,11 +102,11 @@ class GapRepair:
             return
         before = len(self._held)
 
-        def first_live_ns() -> int | None:
-            return self._held[before].ts_event_ns if len(self._held) > before else None
+        def live() -> Sequence[Quote]:
+            return self._held[before : before + _ENOUGH_LIVE]
 
         asked = self._names(symbols)
-        catch_up = CatchUp(self._history, asked, first_live_ns, self._clock)
+        catch_up = CatchUp(self._history, asked, live, self._clock)
         with anyio.CancelScope() as self._work:
             reason = await self._why_not_all(catch_up, symbols, asked, start_ns - _OVERLAP_NS)
             if reason is not None:
@@ -142,13 +146,16 @@ class GapRepair:
         if EVERY_SYMBOL in symbols and len(asked) > MOST_SEEN:
             return f"the history of {len(asked)} symbols is too much"
         limit_s = self._deadline_s - LATEST_LIMIT_S - anyio.current_time()
+        complete = True
         try:
             with anyio.fail_after(limit_s):
                 if asked:
-                    await catch_up.run(start_ns)
+                    complete = await catch_up.run(start_ns, limit_s - _FETCH_S)
         except HistoryRefused as exc:
             return str(exc)
         except TimeoutError:
+            return catch_up.last_error or "history was too slow"
+        if not complete:
             return catch_up.last_error or "history had not come up to the live quotes in time"
         if EVERY_SYMBOL in symbols:
             return "history cannot be asked for symbols that were never seen"

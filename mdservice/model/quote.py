@@ -8,7 +8,7 @@ import attrs
 
 from mdservice.model.timestamps import format_ns
 
-__all__ = ["Quote", "exact_mid", "mid_number"]
+__all__ = ["Identity", "Quote", "exact_mid", "identity", "mid_number"]
 
 
 @attrs.define(eq=True)
@@ -49,6 +49,21 @@ class Quote:
     def timestamp(self) -> str:
         """``ts_event_ns`` as RFC 3339 text with all nanoseconds."""
         return format_ns(self.ts_event_ns)
+
+
+Identity = tuple[str, int, float, float, int | float, int | float]
+
+
+def identity(quote: Quote) -> Identity:
+    """What makes a quote that history tells the same as one that the stream brought."""
+    return (
+        quote.symbol,
+        quote.ts_event_ns,
+        quote.bid,
+        quote.ask,
+        quote.bid_size,
+        quote.ask_size,
+    )
 
 
 _EXACT = Context(prec=700)

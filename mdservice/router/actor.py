@@ -180,6 +180,8 @@ class QuoteRouter:
         echoes = [quote for quote in merged if id(quote) in past]
         self.lanes.expect_again(())  # those of this repair only once it is out itself
         missing = self.lanes.not_out_yet(merged)
+        going_on = {id(quote) for quote in missing}
+        self._stale += sum(1 for quote in backfill.live if id(quote) not in going_on)
         starts = range(0, len(missing), _MOST_AT_ONCE)
         parts = deque(missing[start : start + _MOST_AT_ONCE] for start in starts)
         self._filling = _Fill(backfill, past, echoes, parts)

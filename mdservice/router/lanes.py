@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from mdservice.model.quote import Quote
-from mdservice.router.merge import Identity, identity
+from mdservice.model.quote import Identity, Quote, identity
 
 __all__ = ["Lanes", "Routed"]
 

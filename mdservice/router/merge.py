@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from mdservice.model.quote import Quote
+from mdservice.model.quote import Identity, Quote, identity
 
-__all__ = ["Identity", "identity", "merge"]
-
-Identity = tuple[str, int, float, float, int | float, int | float]
-
-
-def identity(quote: Quote) -> Identity:
-    """What makes a quote that history tells the same as one that the stream brought."""
-    return (
-        quote.symbol,
-        quote.ts_event_ns,
-        quote.bid,
-        quote.ask,
-        quote.bid_size,
-        quote.ask_size,
-    )
+__all__ = ["merge"]
 
 
 def merge(past: Sequence[Quote], live: Sequence[Quote]) -> list[Quote]:

@@ -440,3 +440,24 @@ async def test_connecting_again_keeps_what_was_written(behind: Backend) -> None:
     await store.write(batch(2, "A"))
     assert len(behind.published()) == 2
     await store.aclose()
+
+
+@on_both_loops
+async def test_prices_are_read_back_byte_for_byte(behind: Backend) -> None:
+    store = behind.make()
+    with pytest.raises(StoreUnavailable):
+        await store.read_prices(["A"])
+    await store.connect()
+    assert await store.read_prices(["A"]) == {}
+    await store.write(batch(1, "A", "B"))
+    assert await store.read_prices(["A", "B", "C"]) == {
+        "A": price("A", 1),
+        "B": price("B", 1),
+    }
+    assert await store.read_prices([]) == {}
+    await store.connect()
+    assert await store.read_prices(["B"]) == {"B": price("B", 1)}
+    behind.drop_connection()
+    with pytest.raises(StoreUnavailable):
+        await store.read_prices(["A"])
+    await store.aclose()

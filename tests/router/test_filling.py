@@ -24,10 +24,9 @@ from mdservice.model.events import (
     QuoteBatch,
     RoutedItem,
 )
-from mdservice.model.quote import Quote
+from mdservice.model.quote import Quote, identity
 from mdservice.model.timestamps import format_ns
 from mdservice.router.actor import QuoteRouter
-from mdservice.router.merge import identity
 from mdservice.testing import VirtualClock
 
 SECOND_NS = 10**9

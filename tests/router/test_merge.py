@@ -9,8 +9,8 @@ import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdservice.model.quote import Quote
-from mdservice.router.merge import identity, merge
+from mdservice.model.quote import Quote, identity
+from mdservice.router.merge import merge
 
 quotes = st.builds(
     Quote,

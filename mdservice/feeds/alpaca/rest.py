@@ -197,7 +197,7 @@ class AlpacaHistory:
     async def _wait_for_room(self) -> None:
         wait_s = self._limit.wait_s(self._clock.utc_ns() / 1e9)
         if wait_s > _LONGEST_WAIT_S:
-            raise HistoryUnavailable(f"the API's calls of this minute are used up ({wait_s:.0f} s)")
+            raise HistoryRefused(f"the API's calls of this minute are used up ({wait_s:.0f} s)")
         await anyio.sleep(wait_s)
 
 
