@@ -9,32 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import attrs
 
 from mdservice import settings_values as values
 from mdservice.errors import ConfigurationError
 from mdservice.runtime_folder import default_socket
+from mdservice.settings_feeds import FEED_URLS, SIMULATOR, rest_url_beside
 from mdservice.settings_fields import Unchosen, bad_setting, describe, infos, setting
 from mdservice.settings_sources import CONFIG_FILE, SECTION, SettingInfo, collect
 from mdservice.urls import MASK, mask_url, secrets_in_url
 
 __all__ = ["SETTINGS", "SIMULATOR", "Settings", "load_settings"]
 
-SIMULATOR = "simulator"
-"""The feed's name when it is the simulator."""
-
-_STREAM_HOST = "wss://stream.data.alpaca.markets"
-# Source: Alpaca, "Streaming Market Data" and "Real-time Stock Data".
-_FEED_URLS = {
-    "iex": f"{_STREAM_HOST}/v2/iex",
-    "sip": f"{_STREAM_HOST}/v2/sip",
-    "delayed_sip": f"{_STREAM_HOST}/v2/delayed_sip",
-    "boats": f"{_STREAM_HOST}/v1beta1/boats",
-    "overnight": f"{_STREAM_HOST}/v1beta1/overnight",
-    "test": f"{_STREAM_HOST}/v2/test",
-}
 _REAL_WORLD = ("api_key", "secret_key", "feed", "feed_url", "redis_url", "positions")
 """Set, any of these points at the real world, so that no price may be invented."""
 _DAY_S = 86_400.0
@@ -68,7 +55,7 @@ class Settings:
     )
     feed: str = setting(
         Unchosen("iex"),
-        values.one_of(*_FEED_URLS, SIMULATOR),
+        values.one_of(*FEED_URLS, SIMULATOR),
         "iex, sip, delayed_sip, boats, overnight, test (Alpaca's 24 h test stream) or simulator.",
         metavar="NAME",
     )
@@ -216,7 +203,7 @@ class Settings:
         """Return the websocket's URL; None for the embedded simulator, which has yet to start."""
         if self.feed_url is not None or self.simulated:
             return self.feed_url
-        return _FEED_URLS[self.feed]
+        return FEED_URLS[self.feed]
 
     @property
     def history_known(self) -> bool:
@@ -228,8 +215,7 @@ class Settings:
         """Return the base of the market-data REST API; a simulator has it on its own port."""
         if not self.simulated or self.feed_url is None or not isinstance(self.rest_url, Unchosen):
             return str(self.rest_url)
-        parts = urlsplit(self.feed_url)
-        return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
+        return rest_url_beside(self.feed_url)
 
     def require_runnable(self) -> None:
         """Refuse settings with which the service must not be started.
