@@ -14,6 +14,7 @@ from mdservice.model.status import (
     Status,
 )
 from mdservice.settings import Settings
+from mdservice.settings_feeds import feed_delay_s
 from mdservice.topology import Topology
 
 __all__ = ["readiness", "status"]
@@ -59,6 +60,7 @@ def status(
     ready = readiness(topology, draining=draining)
     feed = topology.feed.snapshot()
     publisher = topology.publisher.snapshot()
+    watchdog = topology.watchdog.snapshot()
     return Status(
         state=_state(ready, draining=draining, ever_logged_in=feed.logins > 0),
         reasons=ready.reasons,
@@ -73,6 +75,7 @@ def status(
             wanted=feed.wanted,
             acknowledged=feed.acknowledged,
             left_out=feed.left_out,
+            other_messages=feed.other_messages,
         ),
         redis=_redis(topology, publisher.backlog),
         symbols=feed.wanted,
@@ -80,7 +83,9 @@ def status(
         actors=_actors(topology),
         counters=_counters(topology),
         latency_ms=publisher.latencies,
-        loop_lag_ms=topology.watchdog.snapshot().loop_lag_ms,
+        loop_lag_ms=watchdog.loop_lag_ms,
+        loop_lag_max_ms=watchdog.loop_lag_max_ms,
+        stale_symbols=_stale(settings, topology, clock.utc_ns()),
         simulator=settings.simulated,
     )
 
@@ -95,7 +100,20 @@ def _state(ready: Readiness, *, draining: bool, ever_logged_in: bool) -> Service
 
 def _redis(topology: Topology, backlog: int) -> RedisReport:
     writer = topology.writer.snapshot()
-    return RedisReport(writer.connected, writer.address, writer.last_error, backlog)
+    return RedisReport(
+        connected=writer.connected,
+        url=writer.address,
+        last_error=writer.last_error,
+        backlog=backlog,
+        command_errors=writer.command_errors,
+        last_command_error=writer.last_command_error,
+    )
+
+
+def _stale(settings: Settings, topology: Topology, now_ns: int) -> int:
+    limit_s = settings.stale_after + feed_delay_s(settings.feed)
+    oldest_ns = now_ns - int(limit_s * 1e9)
+    return sum(1 for quote in topology.router.lanes.all_latest() if quote.ts_event_ns < oldest_ns)
 
 
 def _actors(topology: Topology) -> dict[str, ActorReport]:

@@ -85,9 +85,12 @@ async def open_desk(
     *symbols: str,
     feed: FakeDriver | None = None,
     store: MemoryPriceStore | None = None,
+    feed_name: str | None = None,
     **more: Any,
 ) -> AsyncIterator[Desk]:
     clock = VirtualClock()
+    if feed_name is not None:
+        more["feed"] = feed_name
     feed = feed or FakeDriver()
     store = store or MemoryPriceStore(clock=clock, event_log="events")
     async with open_service(
@@ -650,3 +653,35 @@ async def test_store_without_any_answer_is_named(autojump_clock: Any) -> None:
         await anyio.sleep(60)
         assert desk.service.readiness().reasons == ("Redis is not connected: no answer within 3 s",)
         assert desk.service.status().actors["redis_writer"].restarts == 0
+
+
+@pytest.mark.parametrize(("feed_name", "limit_s"), [("sip", 60), ("delayed_sip", 60 + 900)])
+async def test_prices_beyond_the_age_limit_are_counted_as_stale(
+    autojump_clock: Any, feed_name: str, limit_s: float
+) -> None:
+    keys = {"api_key": "key", "secret_key": "secret"}
+    async with open_desk("AAPL", "MSFT", feed_name=feed_name, **keys) as desk:
+        await desk.feed.subscribed("AAPL", "MSFT")
+        now_ns = VirtualClock().utc_ns()
+        desk.feed.send_quotes([quote(1, t=now_ns), quote(2, symbol="MSFT", t=now_ns)])
+        await desk.written(2)
+        assert desk.service.status().stale_symbols == 0
+        await anyio.sleep(limit_s - 1)
+        desk.feed.send_quotes([quote(3, t=VirtualClock().utc_ns())])
+        await desk.written(3)
+        assert desk.service.status().stale_symbols == 0
+        await anyio.sleep(2)
+        assert desk.service.status().stale_symbols == 1
+
+
+async def test_command_that_fails_inside_a_write_shows_in_the_status(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        desk.store.command_error = "WRONGTYPE the event log is no stream"
+        await desk.feed.subscribed("AAPL")
+        desk.feed.send_quotes([quote(1)])
+        await desk.written(1)
+        redis = status_to_json(desk.service.status())["redis"]
+        assert (redis["command_errors"], redis["last_command_error"]) == (
+            1,
+            "WRONGTYPE the event log is no stream",
+        )

@@ -57,6 +57,16 @@ class StatusCollector(Collector):
         status = self._read()
         for name, value in attrs.asdict(status.counters).items():
             yield CounterMetricFamily(f"mdservice_{name}", _COUNTERS[name], value=value)
+        yield CounterMetricFamily(
+            "mdservice_other_messages",
+            "Messages that are no quotes, passed over.",
+            value=status.feed.other_messages,
+        )
+        yield CounterMetricFamily(
+            "mdservice_redis_command_errors",
+            "Commands that failed inside executed writes.",
+            value=status.redis.command_errors,
+        )
         yield from _gauges(status)
         yield from _actors(status)
         yield _latencies(status)
@@ -86,6 +96,7 @@ def _gauges(status: Status) -> Iterator[Metric]:
         ("symbols_wanted", "Symbols asked for.", feed.wanted),
         ("symbols_left_out", "Symbols that the feed does not give.", len(feed.left_out)),
         ("backlog_events", "Events that Redis has not acknowledged yet.", redis.backlog),
+        ("stale_symbols", "Symbols with a price beyond the age limit.", status.stale_symbols),
         ("event_loop_lag_seconds", "How late the event loop runs.", status.loop_lag_ms / _MS),
         ("uptime_seconds", "Time since the start.", status.uptime_s),
         ("simulator", "1 where the prices are simulated.", status.simulator),

@@ -95,6 +95,7 @@ class _Feed(_Answer):
     wanted: int
     acknowledged: int
     left_out: dict[str, str] = Field(description="Symbols not subscribed, with the reason.")
+    other_messages: int = Field(description="Messages that are no quotes, passed over.")
 
 
 class _Redis(_Answer):
@@ -102,6 +103,8 @@ class _Redis(_Answer):
     url: str
     last_error: str | None
     backlog: int
+    command_errors: int = Field(description="Commands that failed inside executed writes.")
+    last_command_error: str | None
 
 
 class _Inbox(_Answer):
@@ -155,4 +158,6 @@ class StatusAnswer(_Answer):
     counters: _Counters
     latency_ms: _Latencies
     loop_lag_ms: float
+    loop_lag_max_ms: float
+    stale_symbols: int = Field(description="Symbols whose price is older than the age limit.")
     simulator: bool

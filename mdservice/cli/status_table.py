@@ -29,6 +29,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'service':<{_LABEL}}{told}, up {up}, {_number(status.get('symbols'))} symbols"
     if status.get("simulator"):
         yield from _row("", "simulated prices: no real account is in use")
+    if status.get("stale_symbols"):
+        yield from _row("", f"{_number(status['stale_symbols'])} symbols have a stale price")
     for reason in status.get("reasons") or ():
         yield from _row("", str(reason))
     yield from _feed(_part(status, "feed"))
@@ -65,6 +67,9 @@ def _redis(redis: Mapping[str, Any]) -> Iterator[str]:
     yield from _row("redis", f"{connected}{waiting}, {redis.get('url', '-')}")
     if redis.get("last_error"):
         yield from _row("", f"last error: {redis['last_error']}")
+    if redis.get("command_errors"):
+        failed = f"{_number(redis['command_errors'])} commands failed inside writes"
+        yield from _row("", f"{failed}: {redis.get('last_command_error')}")
 
 
 def _latencies(latencies: Mapping[str, Any]) -> Iterator[str]:

@@ -52,6 +52,7 @@ class FeedReport:
         wanted: How many symbols are asked for.
         acknowledged: How many of them the feed has acknowledged.
         left_out: Symbols that the feed does not give, each with the reason.
+        other_messages: Messages that are no quotes and were passed over.
     """
 
     name: str
@@ -64,16 +65,29 @@ class FeedReport:
     wanted: int = 0
     acknowledged: int = 0
     left_out: Mapping[str, str] = attrs.field(factory=dict)
+    other_messages: int = 0
 
 
 @attrs.frozen
 class RedisReport:
-    """The store's side; ``url`` carries no secret."""
+    """The store's side.
+
+    Attributes:
+        connected: It answers.
+        url: Where it is, without any secret.
+        last_error: Why it last did not take what it was sent, or None.
+        backlog: Events that it has not acknowledged.
+        command_errors: Commands that failed inside executed writes, such as appending to an
+            event log whose key is no stream.
+        last_command_error: The server's words for the last of them.
+    """
 
     connected: bool
     url: str
     last_error: str | None
     backlog: int = 0
+    command_errors: int = 0
+    last_command_error: str | None = None
 
 
 @attrs.frozen
@@ -131,7 +145,13 @@ class Latencies:
 
 @attrs.frozen
 class Status:
-    """Everything that ``/status`` tells."""
+    """Everything that ``/status`` tells.
+
+    Attributes:
+        stale_symbols: How many symbols have a last quote older than the price age limit.
+        loop_lag_ms: How late the event loop ran what was due, at most in the last minute.
+        loop_lag_max_ms: The same since the start.
+    """
 
     state: ServiceState
     reasons: tuple[str, ...]
@@ -143,6 +163,8 @@ class Status:
     counters: Counters
     latency_ms: Latencies
     loop_lag_ms: float
+    loop_lag_max_ms: float = 0.0
+    stale_symbols: int = 0
     simulator: bool = False
 
 

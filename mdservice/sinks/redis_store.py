@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.logs import get_logger
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
 from mdservice.sinks.redis_session import Identity, greet, raise_refusal, write_batch
 from mdservice.sinks.resp import BatchPacker, number_key, pack, price_key
@@ -26,6 +27,8 @@ _THREADS: Final = 4
 _KEYS_PER_READ: Final = 1_000
 
 _T = TypeVar("_T")
+
+_log = get_logger(__name__)
 
 
 class RedisPriceStore:
@@ -122,6 +125,13 @@ class RedisPriceStore:
                 "it is tried again"
             )
         self._link = link
+        if not self.can_fence:
+            _log.warning(
+                "redis_cannot_be_fenced",
+                url=self.address,
+                reason="this user may not use CLIENT or INFO: a write whose connection broke may "
+                "be executed twice",
+            )
 
     async def last_batch(self) -> int:
         """The number of this instance's last executed batch, or 0.

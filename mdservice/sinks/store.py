@@ -54,6 +54,20 @@ class PriceStore(Protocol):
         """Where the store is, without any secret."""
         ...
 
+    @property
+    def command_errors(self) -> int:
+        """How many commands failed inside executed transactions.
+
+        They do not undo the rest: an ``XADD`` to a key that is no stream leaves the prices
+        written and the event log without the event.
+        """
+        ...
+
+    @property
+    def last_command_error(self) -> str | None:
+        """The server's words for the last of them."""
+        ...
+
     async def connect(self) -> None:
         """Open a connection, and end the previous one where the server still holds it.
 

@@ -41,6 +41,8 @@ class WriterSnapshot:
     address: str
     last_error: str | None
     reconnects: int
+    command_errors: int
+    last_command_error: str | None
 
 
 class RedisWriter:
@@ -86,6 +88,8 @@ class RedisWriter:
             self._store.address,
             self._last_error,
             max(0, self._connects - 1),
+            self._store.command_errors,
+            self._store.last_command_error,
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -128,12 +132,14 @@ class RedisWriter:
             _log.info("redis_batch_was_written", number=batch.number)
         else:
             self._uncertain = True
+            failed_before = self._store.command_errors
             try:
                 await self._store.write(batch)
             except StoreRefused:
                 self._uncertain = False
                 raise
             self._answered()
+            self._tell_failed_commands(self._store.command_errors - failed_before)
         self._uncertain = False
         self._written = batch.number
 
@@ -155,6 +161,11 @@ class RedisWriter:
 
     def _answered(self) -> None:
         self._last_error = None
+
+    def _tell_failed_commands(self, count: int) -> None:
+        if count:
+            reason = self._store.last_command_error
+            _log.error("redis_command_failed", count=count, reason=reason)
 
     def _failed(self, exc: StoreError) -> None:
         if not isinstance(exc, StoreRefused):

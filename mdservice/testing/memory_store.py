@@ -69,6 +69,8 @@ class MemoryPriceStore:
         down: While True, ``connect`` fails, and every other call loses its connection.
         refusal: While set, every write is refused with this text, such as
             ``READONLY You can't write against a read only replica.``
+        command_error: While set, appending to the stream fails with this text, and the rest of
+            the batch is executed.
         connects: How often ``connect()`` has succeeded.
         executed: Every batch, in the order of execution; one that was executed twice is
             here twice.
@@ -95,6 +97,9 @@ class MemoryPriceStore:
         self.script: deque[StoreFault | Slow] = deque()
         self.down = False
         self.refusal: str | None = None
+        self.command_error: str | None = None
+        self._command_errors = 0
+        self._last_command_error: str | None = None
         self.connects = 0
         self.executed: list[WriteBatch] = []
         self.published: dict[str, list[bytes]] = {}
@@ -106,6 +111,16 @@ class MemoryPriceStore:
     def address(self) -> str:
         """``memory://``."""
         return "memory://"
+
+    @property
+    def command_errors(self) -> int:
+        """How many appends failed inside an executed batch."""
+        return self._command_errors
+
+    @property
+    def last_command_error(self) -> str | None:
+        """The last one's text."""
+        return self._last_command_error
 
     @property
     def connected(self) -> bool:
@@ -250,6 +265,13 @@ class MemoryPriceStore:
             self._connected = self._connected and answered
         self._require_connection()
 
+    def _append(self, symbol: str, payload: bytes) -> None:
+        if self.command_error is None:
+            self.entries.append((symbol, payload))
+            return
+        self._command_errors += 1
+        self._last_command_error = self.command_error
+
     def _require_connection(self) -> None:
         if not self._connected:
             raise StoreUnavailable("No connection to the store at memory://: connect() first")
@@ -261,7 +283,7 @@ class MemoryPriceStore:
         for message in batch.messages:
             self.published.setdefault(message.channel, []).append(message.payload)
             if self._event_log is not None and message.symbol is not None:
-                self.entries.append((message.symbol, message.payload))
+                self._append(message.symbol, message.payload)
         number = b"%d" % batch.number
         self._keys[self._number_key] = (number, now + _NUMBER_TTL_S)
         self.executed.append(batch)

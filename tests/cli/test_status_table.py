@@ -108,6 +108,13 @@ def test_a_quiet_service_is_told_without_errors() -> None:
     assert lines[2] == "redis     connected, redis://db"
 
 
+def test_what_is_wrong_quietly_is_told() -> None:
+    redis = attrs.evolve(STATUS.redis, command_errors=7, last_command_error="WRONGTYPE no stream")
+    lines = table(status_to_json(attrs.evolve(STATUS, redis=redis, stale_symbols=3)))
+    assert "          3 symbols have a stale price" in lines
+    assert "          7 commands failed inside writes: WRONGTYPE no stream" in lines
+
+
 def test_what_another_version_leaves_out_is_a_dash() -> None:
     lines = table({"actors": {"A": {}}, "latency_ms": None, "feed": 3})
     assert lines[0] == "service   -, up -, - symbols"

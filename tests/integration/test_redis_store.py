@@ -85,7 +85,9 @@ async def test_a_user_with_no_right_to_publish_writes_nothing(fresh_valkey: Any)
     await store.aclose()
 
 
-async def test_the_rights_that_the_advice_names_suffice(fresh_valkey: Any) -> None:
+async def test_the_rights_that_the_advice_names_suffice(
+    fresh_valkey: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     rules = "on >pw ~price:* ~mdservice:writer:* &price.updated &feed.status ~log"
     rules += " +multi +exec +set +get +publish +xadd"
     with fresh_valkey.client() as client:
@@ -93,6 +95,7 @@ async def test_the_rights_that_the_advice_names_suffice(fresh_valkey: Any) -> No
     store = make(f"unix://writer@{fresh_valkey.path}?password=pw", event_log="log")
     await store.connect()
     assert not store.can_fence
+    assert "redis_cannot_be_fenced" in caplog.text
     await store.write(batch(1))
     await store.ping()
     assert await store.last_batch() == 1

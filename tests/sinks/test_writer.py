@@ -444,3 +444,20 @@ async def test_every_event_once_and_in_order_through_faults_and_restarts(
     assert published == list(range(1, total + 1))
     assert bench.executed == list(range(1, len(bench.executed) + 1))
     assert publisher.snapshot().events_published == total
+
+
+async def test_command_that_fails_inside_a_batch_is_told(
+    autojump_clock: Any, open_bench: MakeBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_bench() as bench:
+        bench.store.command_error = "WRONGTYPE the event log is no stream"
+        await bench.write()
+        assert bench.executed == [1]
+        now = bench.writer.snapshot()
+        assert (now.command_errors, now.last_command_error) == (1, bench.store.command_error)
+        assert now.connected
+        assert caplog.text.count("redis_command_failed") == 1
+        bench.store.command_error = None
+        await bench.write()
+        assert bench.writer.snapshot().command_errors == 1
+        assert caplog.text.count("redis_command_failed") == 1
