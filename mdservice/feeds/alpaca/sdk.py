@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 import anyio
@@ -141,8 +142,12 @@ async def _sdk() -> tuple[Any, Any]:
         ) from exc
 
 
+@cache
 def _import_sdk() -> tuple[Any, Any]:
     """alpaca-py's stream class, and a websocket class that remembers its last frame.
+
+    Once for the process: what it does to the warnings must not meet another thread that does the
+    same, as one does that was given up and still imports.
 
     The SDK tells a refused login as a text; the code is in the frame.
 

@@ -183,3 +183,7 @@ def test_its_websocket_remembers_the_last_frame(sdk_classes: tuple[Any, Any]) ->
     assert issubclass(protocol_class, WebSocketClientProtocol)
     assert protocol_class.last_frame is None
     assert inspect.iscoroutinefunction(WebSocketClientProtocol.recv)
+
+
+def test_a_reconnect_imports_nothing_again():
+    assert sdk._import_sdk() is sdk._import_sdk()
