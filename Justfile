@@ -35,10 +35,10 @@ test *args: install
 test-slow: install
     {{python}} -m pytest -m "slow or not slow"
 
-# Run the tests and measure branch coverage; fails below the floor in pyproject.toml
+# `just test` with branch coverage of every process; fails below the floor in pyproject.toml
 cov *args: install
     {{python}} -m coverage erase
-    {{python}} -m coverage run -m pytest {{args}}
+    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{just_executable()}} test {{args}}
     {{python}} -m coverage combine -q
     {{python}} -m coverage report
 
