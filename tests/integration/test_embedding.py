@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ import redis
 
 import mdservice
 from mdservice.errors import FeedRefused, InvalidSymbol, SubscriptionRefused
+from mdservice.feeds.alpaca import sdk
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 
 LIMIT_S = 20.0
@@ -246,12 +248,20 @@ def test_subscribes_at_run_time(backend: str, folder: Path, valkey: Any) -> None
     run(backend, scene)
 
 
-@both_loops
-def test_auto_falls_back_where_alpaca_py_cannot_be_imported(
-    backend: str, folder: Path, valkey: Any, listener: Listener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "alpaca.data.live", None)
+@pytest.fixture
+def no_alpaca_py(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """It cannot be imported, also where an earlier test of this process has done so."""
+    monkeypatch.setitem(sys.modules, "alpaca.data.live", None)
+    sdk._import_sdk.cache_clear()
+    yield
+    sdk._import_sdk.cache_clear()
 
+
+@both_loops
+@pytest.mark.usefixtures("no_alpaca_py")
+def test_auto_falls_back_where_alpaca_py_cannot_be_imported(
+    backend: str, folder: Path, valkey: Any, listener: Listener
+) -> None:
     async def scene() -> None:
         async with open_simulator(SimulatorConfig(rate=0)) as simulator:
             settings = with_simulator(simulator, folder, redis_url=valkey.url, symbols="AAPL")
