@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import anyio
+import attrs
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
@@ -13,7 +14,7 @@ from mdservice.feeds.subscriptions import chunks
 from mdservice.logs import get_logger
 from mdservice.model.quote import Quote, identity
 
-__all__ = ["QUIET_S", "CatchUp"]
+__all__ = ["QUIET_S", "CatchUp", "Missed"]
 
 _log = get_logger(__name__)
 
@@ -32,6 +33,14 @@ _AHEAD_NS = 60_000_000_000
 _SYMBOLS_AT_ONCE = 200
 
 
+@attrs.frozen
+class Missed:
+    """Of these symbols everything from this time on is to be fetched, UTC nanoseconds."""
+
+    since_ns: int
+    symbols: Sequence[str]
+
+
 class CatchUp:
     """One repair's questions to history.
 
@@ -42,38 +51,41 @@ class CatchUp:
 
     Args:
         history: Past quotes.
-        symbols: Whose.
+        missed: Whose, and from when.
         live: The quotes that came since all was subscribed; the first thousand will do.
         clock: The time.
 
     Attributes:
+        symbols: All that are asked for.
         found: What history had, in the order of times within each symbol; also after an error.
+        complete: The symbols of which that is all; also after an error.
         last_error: Why history did not answer the last time, or None.
     """
 
     def __init__(
         self,
         history: QuoteHistory,
-        symbols: Sequence[str],
+        missed: Sequence[Missed],
         live: Callable[[], Sequence[Quote]],
         clock: Clock,
     ) -> None:
         self.found: list[Quote] = []
+        self.complete: frozenset[str] = frozenset()
         self.last_error: str | None = None
         self._answered = False
         self._history = history
-        self._symbols = symbols
+        self._missed = missed
+        self.symbols = [symbol for part in missed for symbol in part.symbols]
         self._live = live
         self._clock = clock
 
-    async def run(self, start_ns: int, patience_s: float) -> bool:
-        """Fetch all from this time on.
+    async def run(self, patience_s: float) -> bool:
+        """Fetch all that was missed.
 
         Without an answer it asks again, as long as there was one before: the caller sets the
         limit.
 
         Args:
-            start_ns: UTC nanoseconds.
             patience_s: How long to wait for a history that lags; then what it has is fetched.
 
         Returns:
@@ -82,12 +94,15 @@ class CatchUp:
         Raises:
             HistoryRefused
         """
-        complete = False
+        up_to_date = False
         with anyio.move_on_after(patience_s):
             await self._until_up_to_date()
-            complete = True
-        self.found = await self._fetch(self._symbols, start_ns)
-        return complete
+            up_to_date = True
+        for part in self._missed:
+            self.found += await self._fetch(part.symbols, part.since_ns)
+            if up_to_date:
+                self.complete |= frozenset(part.symbols)
+        return up_to_date
 
     async def add_latest(self, until_ns: int) -> None:
         """At least the price is right at once: the newest quotes up to this time.
@@ -97,7 +112,7 @@ class CatchUp:
         """
         newest = {quote.symbol: quote.ts_event_ns for quote in self.found}
         try:
-            for symbols in chunks(self._symbols, _SYMBOLS_AT_ONCE):
+            for symbols in chunks(self.symbols, _SYMBOLS_AT_ONCE):
                 self.found += [
                     quote
                     for quote in await self._history.latest(symbols)
@@ -109,7 +124,7 @@ class CatchUp:
     async def _until_up_to_date(self) -> None:
         began_s = anyio.current_time()
         # A refusal is to be known at once, not only when there is something to ask for.
-        await self._fetch(self._symbols[:_PROBED_SYMBOLS], self._clock.utc_ns())
+        await self._fetch(self.symbols[:_PROBED_SYMBOLS], self._clock.utc_ns())
         while not self._live():
             await anyio.sleep(_LOOK_S)
             if anyio.current_time() >= began_s + QUIET_S:

@@ -26,34 +26,28 @@ from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, FeedError, FeedRefused, FeedUnavailable
 from mdservice.feeds.alpaca.codec import Decoded
-from mdservice.feeds.alpaca.codes import (
-    FATAL_WHEN_SUBSCRIBING,
-    Reaction,
-    reaction_to_code,
-    reaction_to_http,
-)
 from mdservice.feeds.alpaca.messages import Subscription
 from mdservice.feeds.backoff import Backoff
 from mdservice.feeds.commands import Command
 from mdservice.feeds.driver import Link
+from mdservice.feeds.left_out import LeftOutSymbols
 from mdservice.feeds.mute import MuteWatch
 from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.requests import SubscriptionRequests
+from mdservice.feeds.retries import Retries
 from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.session import Session
 from mdservice.feeds.snapshot import FeedSnapshot
 from mdservice.feeds.subscriptions import SubscriptionBook
 from mdservice.logs import get_logger, masked
-from mdservice.model.events import FeedState, FeedStatus
+from mdservice.model.events import FeedLost, FeedState, FeedStatus
 from mdservice.model.quote import Quote
 
 __all__ = ["FeedConnection"]
 
 _log = get_logger(__name__)
 
-_SLOT_FIRST_S, _SLOT_LIMIT_S = 5.0, 30.0
-_REFUSED_FIRST_S, _REFUSED_LIMIT_S = 30.0, 300.0
 _LAST_WORDS_S = 0.5
 
 
@@ -87,15 +81,20 @@ class FeedConnection:
         self.heartbeat = Heartbeat(clock)
         self._selection = selection
         self._book = book
+        self._left_out = LeftOutSymbols(book, repair)
         self._inbox = commands.inbox(self.heartbeat, "commands")
-        self._requests = SubscriptionRequests(book, self._inbox, lambda: self._session)
+        self._requests = SubscriptionRequests(
+            book,
+            self._inbox,
+            lambda: self._session,
+            repair.subscriptions_changed,
+            self._left_out.room,
+        )
         self._outlet = outlet
         self._clock = clock
-        self._backoff = backoff
+        self._retries = Retries(backoff)
         self._repair = repair
         self._mute = mute
-        self._slot_backoff = Backoff(_SLOT_FIRST_S, _SLOT_LIMIT_S, backoff.rng)
-        self._refused_backoff = Backoff(_REFUSED_FIRST_S, _REFUSED_LIMIT_S, backoff.rng)
         self._session: Session | None = None
         self._synced = False
         self._phase = "connecting"
@@ -175,8 +174,8 @@ class FeedConnection:
                 delay_s = 0.0
             except FeedUnavailable as exc:
                 self._failed(exc)
-                self._phase = "waiting"
-                delay_s = self._backoff.next_s()
+                retry = self._retries.after_failure()
+                self._phase, delay_s = retry.phase, retry.delay_s
             _log.info("feed_waits", phase=self._phase, delay_s=round(delay_s, 2))
             await anyio.sleep(delay_s)
 
@@ -216,17 +215,23 @@ class FeedConnection:
 
     async def _lost(self) -> None:
         """The link has ended, also by cancellation: say so, within a moment, else later."""
+        followed = self._session.acknowledged if self._session else frozenset()
         self._session = None
         self._synced = False
+        lost = FeedLost(self._clock.utc_ns(), followed, self._last_error or "stopped")
         with anyio.move_on_after(_LAST_WORDS_S, shield=True):
-            await self._tell("disconnected", reason=self._last_error or "stopped")
+            await self._outlet.send(lost)
 
     async def _begin(self, session: Session) -> None:
         await self._subscribe_wanted(session)
         await run_together(
-            partial(self._repair.repair, sorted(session.acknowledged)),
+            partial(self._stay_whole, session),
             partial(self._mute.watch, self._tell_stale),
         )
+
+    async def _stay_whole(self, session: Session) -> None:
+        await self._repair.repair(session.acknowledged, session.left_out)
+        await self._left_out.keep_asking(session)
 
     async def _subscribe_wanted(self, session: Session) -> None:
         """Subscribe all that is wanted, also what was asked for meanwhile."""
@@ -247,19 +252,14 @@ class FeedConnection:
 
     async def _delay_after_refusal(self, exc: FeedRefused) -> float:
         self._failed(exc)
-        reaction = reaction_to_http(exc.code) if exc.http else reaction_to_code(exc.code)
-        if reaction is Reaction.WAIT_FOR_SLOT:
-            self._phase = "waiting_for_slot"
-            return self._slot_backoff.next_s()
-        if reaction is not Reaction.FATAL and exc.code not in FATAL_WHEN_SUBSCRIBING:
-            self._phase = "waiting"
-            return self._backoff.next_s()
-        self._phase = "refused"
-        await self._tell("fatal", reason=self._last_error, code=exc.code)
-        if not self._data_has_come:
-            await anyio.sleep(_LAST_WORDS_S)  # the last words reach the store first
-            raise exc
-        return self._refused_backoff.next_s()
+        retry = self._retries.after_refusal(exc)
+        self._phase = retry.phase
+        if retry.for_good:
+            await self._tell("fatal", reason=self._last_error, code=exc.code)
+            if not self._data_has_come:
+                await anyio.sleep(_LAST_WORDS_S)  # the last words reach the store first
+                raise exc
+        return retry.delay_s
 
     def _failed(self, exc: Exception) -> None:
         self._last_error = masked(str(exc))
@@ -285,9 +285,7 @@ class FeedConnection:
         if decoded.quotes:
             self._data_has_come = True
             self._mute.data_came()
-            self._backoff.reset()
-            self._slot_backoff.reset()
-            self._refused_backoff.reset()
+            self._retries.reset()
 
     async def _hand_on(self, quotes: Sequence[Quote]) -> None:
         self.heartbeat.beat("reader")

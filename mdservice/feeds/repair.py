@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import anyio
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused
 from mdservice.feeds.accepted import AcceptedQuotes
-from mdservice.feeds.catch_up import CatchUp
+from mdservice.feeds.catch_up import CatchUp, Missed
 from mdservice.feeds.history import QuoteHistory
 from mdservice.feeds.outlet import Outlet
 from mdservice.logs import get_logger
@@ -68,11 +68,32 @@ class GapRepair:
         self._began = anyio.Event()
         self._deadline_s = 0.0
         self._work = anyio.CancelScope()
+        self._resumed = False
+        """Whether this connection's return was told."""
+        self._all_missing = False
+        """Whether a connection was lost, so that all that is followed has missed something."""
+        self._left_out: frozenset[str] = frozenset()
+        """Wanted, and not given when this was last told."""
+        self._long_missing: set[str] = set()
+        """Back after having been left out: these have missed more than the others."""
 
     def begin(self) -> None:
         """A connection is open: from now on live quotes wait, if there is anything to repair."""
-        nothing_is_out = self._accepted.complete_until_ns() is None
-        if self._history is None or nothing_is_out or self._holding:
+        self._resumed = False
+        if self._accepted.complete_until_ns() is not None:
+            self._all_missing = True
+            self._hold()
+
+    def expect(self, symbols: Iterable[str]) -> None:
+        """These were left out and may come back: live quotes wait, if any of them was out before.
+
+        :meth:`repair` has to follow.
+        """
+        if any(self._accepted.last_ns(symbol) is not None for symbol in symbols):
+            self._hold()
+
+    def _hold(self) -> None:
+        if self._history is None or self._holding:
             return
         self._holding = True
         self._deadline_s = anyio.current_time() + HOLD_LIMIT_S
@@ -89,33 +110,59 @@ class GapRepair:
             self._give_up("too many live quotes were waiting")
             await self._outlet.flush()
 
-    async def repair(self, symbols: Sequence[str]) -> None:
+    async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
         """All is subscribed: say so, fetch what was missed, hand it on with what is held.
 
         Args:
-            symbols: What the feed has acknowledged.
+            followed: What the feed has acknowledged.
+            left_out: What is wanted and not given; its quotes are fetched once it is back.
         """
-        resumed_ns = self._clock.utc_ns()
-        await self._outlet.send(FeedResumed(resumed_ns, symbols, repairing=self._holding))
-        start_ns = self._accepted.complete_until_ns()
-        if not self._holding or self._history is None or start_ns is None:
+        self._resumed = True
+        self._long_missing.update(self._left_out.intersection(followed))
+        missed = self._missed(followed) if self._holding else ()
+        resumed_ns = await self._tell(followed, left_out, repairing=bool(missed))
+        if not self._holding or self._history is None:
+            self._long_missing.clear()
             return
         before = len(self._held)
 
         def live() -> Sequence[Quote]:
             return self._held[before : before + _ENOUGH_LIVE]
 
-        asked = self._names(symbols)
-        catch_up = CatchUp(self._history, asked, live, self._clock)
+        catch_up = CatchUp(self._history, missed, live, self._clock)
         with anyio.CancelScope() as self._work:
-            reason = await self._why_not_all(catch_up, symbols, asked, start_ns - _OVERLAP_NS)
+            reason = await self._why_not_all(catch_up, followed)
             if reason is not None:
                 _log.warning("gap_not_repaired", reason=reason)
                 limit_s = self._deadline_s - _SPARE_S - anyio.current_time()
                 with anyio.move_on_after(min(LATEST_LIMIT_S, limit_s)):
                     await catch_up.add_latest(resumed_ns)
-            self._let_go(catch_up.found, repaired=reason is None)
+            every = EVERY_SYMBOL in followed
+            self._let_go(catch_up.found, frozenset() if every else catch_up.complete)
         await self._outlet.flush()
+
+    async def subscriptions_changed(
+        self, followed: Collection[str], left_out: Collection[str]
+    ) -> None:
+        """A request was served: a symbol that had been left out may be back.
+
+        What was missing of it is told, and not fetched: others' quotes do not wait for that.
+        """
+        if not self._resumed:
+            return  # :meth:`repair` will tell
+        if self._left_out.intersection(followed):
+            await self._tell(followed, left_out, repairing=False)
+        else:
+            self._left_out = frozenset(left_out)
+
+    async def _tell(
+        self, followed: Collection[str], left_out: Collection[str], *, repairing: bool
+    ) -> int:
+        now_ns = self._clock.utc_ns()
+        self._left_out = frozenset(left_out)
+        resumed = FeedResumed(now_ns, frozenset(followed), repairing, self._left_out)
+        await self._outlet.send(resumed)
+        return now_ns
 
     async def keep_limit(self) -> None:
         """Let go of what is held when it has waited long enough; runs until cancelled."""
@@ -134,43 +181,53 @@ class GapRepair:
         with anyio.move_on_after(_LAST_WORDS_S):
             await self._outlet.flush()
 
-    def _names(self, symbols: Sequence[str]) -> Sequence[str]:
-        """The symbols to ask for; where every one is subscribed, those seen so far."""
-        seen = self._accepted.symbols() if EVERY_SYMBOL in symbols else ()
-        return sorted({*symbols, *seen} - {EVERY_SYMBOL})
+    def _missed(self, followed: Collection[str]) -> Sequence[Missed]:
+        """What to ask for; where every symbol is subscribed, those seen so far."""
+        seen = self._accepted.symbols() if EVERY_SYMBOL in followed else ()
+        asked = {*followed, *seen} - {EVERY_SYMBOL}
+        parts = []
+        lasts_ns = {s: self._accepted.last_ns(s) for s in self._long_missing.intersection(asked)}
+        long_missing = {s: last_ns for s, last_ns in lasts_ns.items() if last_ns is not None}
+        complete_ns = self._accepted.complete_until_ns() if self._all_missing else None
+        if complete_ns is not None and (others := sorted(asked - set(long_missing))):
+            parts.append(Missed(complete_ns - _OVERLAP_NS, others))
+        if long_missing:
+            since_ns = min(long_missing.values()) - _OVERLAP_NS
+            parts.append(Missed(since_ns, sorted(long_missing)))
+        return parts
 
-    async def _why_not_all(
-        self, catch_up: CatchUp, symbols: Sequence[str], asked: Sequence[str], start_ns: int
-    ) -> str | None:
+    async def _why_not_all(self, catch_up: CatchUp, followed: Collection[str]) -> str | None:
         """Let it fetch what was missed; None where nothing of that is left."""
-        if EVERY_SYMBOL in symbols and len(asked) > MOST_SEEN:
-            return f"the history of {len(asked)} symbols is too much"
+        if EVERY_SYMBOL in followed and len(catch_up.symbols) > MOST_SEEN:
+            return f"the history of {len(catch_up.symbols)} symbols is too much"
         limit_s = self._deadline_s - LATEST_LIMIT_S - anyio.current_time()
         complete = True
         try:
             with anyio.fail_after(limit_s):
-                if asked:
-                    complete = await catch_up.run(start_ns, limit_s - _FETCH_S)
+                if catch_up.symbols:
+                    complete = await catch_up.run(limit_s - _FETCH_S)
         except HistoryRefused as exc:
             return str(exc)
         except TimeoutError:
             return catch_up.last_error or "history was too slow"
         if not complete:
             return catch_up.last_error or "history had not come up to the live quotes in time"
-        if EVERY_SYMBOL in symbols:
+        if EVERY_SYMBOL in followed:
             return "history cannot be asked for symbols that were never seen"
         return None
 
     def _give_up(self, reason: str) -> None:
         if self._holding:
             _log.warning("gap_not_repaired", reason=reason)
-            self._let_go((), repaired=False)
+            self._let_go((), frozenset())
         self._work.cancel()
 
-    def _let_go(self, past: Sequence[Quote], *, repaired: bool) -> None:
+    def _let_go(self, past: Sequence[Quote], complete: frozenset[str]) -> None:
         """Nothing waits any more; what comes from now on goes out behind this."""
         if not self._holding:
             return
         held, self._held = self._held, []
         self._holding = False
-        self._outlet.add(Backfill(past, held, self._clock.utc_ns(), repaired=repaired))
+        self._all_missing = False
+        self._long_missing.clear()
+        self._outlet.add(Backfill(past, held, self._clock.utc_ns(), complete))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import anyio
 
@@ -28,6 +28,8 @@ class SubscriptionRequests:
         book: Which symbols are wanted.
         inbox: The requests.
         session: The open session, or None.
+        changed: Told what is followed and what is left out after symbols were added.
+        room: Told that symbols were unsubscribed.
     """
 
     def __init__(
@@ -35,10 +37,14 @@ class SubscriptionRequests:
         book: SubscriptionBook,
         inbox: Inbox[Command],
         session: Callable[[], Session | None],
+        changed: Callable[[Collection[str], Collection[str]], Awaitable[None]],
+        room: Callable[[], None],
     ) -> None:
         self._book = book
         self._inbox = inbox
         self._session = session
+        self._changed = changed
+        self._room = room
 
     async def serve(self) -> None:
         """Answer requests until cancelled."""
@@ -84,6 +90,7 @@ class SubscriptionRequests:
             raise SubscriptionRefused(refused.reason, code=refused.code, symbols=command.symbols)
         for symbol in command.symbols:
             session.left_out.pop(symbol, None)
+        await self._changed(session.acknowledged, session.left_out)
         return "subscribed"
 
     async def _unsubscribe(self, command: Unsubscribe) -> Outcome:
@@ -92,11 +99,9 @@ class SubscriptionRequests:
         if session is None:
             return "pending" if gone else "unsubscribed"
         await session.unsubscribe(gone)
-        for symbol in gone:
-            session.left_out.pop(symbol, None)
-        if session.left_out and gone:  # there is room again
-            session.left_out = {}
-            await session.subscribe_what_fits(session.missing(self._book.wanted))
+        session.forget_unwanted(self._book)
+        if gone:
+            self._room()
         return "unsubscribed"
 
     async def _free_session(self) -> Session | None:

@@ -18,7 +18,7 @@ from mdservice.feeds.alpaca.codec import Codec, Control, Decoded
 from mdservice.feeds.alpaca.codes import Reaction, reaction_to_code, refusal
 from mdservice.feeds.alpaca.messages import ErrorMessage, Subscription
 from mdservice.feeds.driver import Link
-from mdservice.feeds.subscriptions import chunks
+from mdservice.feeds.subscriptions import SubscriptionBook, chunks
 from mdservice.logs import get_logger
 from mdservice.model.quote import Quote
 
@@ -142,6 +142,10 @@ class Session:
         """The wanted symbols that are neither acknowledged nor left out."""
         return [s for s in wanted if s not in self.acknowledged and s not in self.left_out]
 
+    def forget_unwanted(self, wanted: SubscriptionBook) -> None:
+        """Symbols that nobody wants any more are not left out."""
+        self.left_out = {s: reason for s, reason in self.left_out.items() if s in wanted}
+
     async def free(self) -> None:
         """Wait until no request is under way."""
         async with self._one_request:
@@ -217,6 +221,8 @@ class Session:
                         self.left_out[chunk[0]] = answer.reason
                 else:
                     await self._ask_again_for(set(chunk) - self.acknowledged)
+                    for symbol in self.acknowledged.intersection(chunk):
+                        self.left_out.pop(symbol, None)
         return None
 
     async def _ask_again_for(self, missing: set[str]) -> None:

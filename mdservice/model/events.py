@@ -12,6 +12,7 @@ from mdservice.model.quote import Quote
 __all__ = [
     "Backfill",
     "FeedItem",
+    "FeedLost",
     "FeedResumed",
     "FeedState",
     "FeedStatus",
@@ -54,31 +55,48 @@ class Backfill:
         past: Quotes from history, in the order of their times within each symbol.
         live: Quotes of the new connection that waited for them, in the order of coming.
         until_ns: When the repair ended, UTC nanoseconds.
-        repaired: Whether ``past`` is all that was missed; otherwise the gap stays one.
+        complete: The symbols of which ``past`` is all that was missed; the gap of others stays.
     """
 
     past: Sequence[Quote]
     live: Sequence[Quote]
     until_ns: int
-    repaired: bool
+    complete: frozenset[str] = frozenset()
+
+
+@attrs.frozen
+class FeedLost:
+    """The connection has ended: from now on quotes are missing.
+
+    Attributes:
+        at_ns: When, UTC nanoseconds.
+        symbols: What was subscribed on it.
+        reason: Why.
+    """
+
+    at_ns: int
+    symbols: frozenset[str]
+    reason: str
 
 
 @attrs.frozen
 class FeedResumed:
-    """All symbols are subscribed: from now on nothing is missing.
+    """Symbols are subscribed again: of these nothing is missing from now on.
 
     Attributes:
         at_ns: When, UTC nanoseconds.
         symbols: What the feed has acknowledged.
+        left_out: What is wanted and not given: of these quotes go on being missing.
         repairing: Whether what was missed before is being fetched; a :class:`Backfill` follows.
     """
 
     at_ns: int
-    symbols: Sequence[str]
+    symbols: frozenset[str]
     repairing: bool
+    left_out: frozenset[str] = frozenset()
 
 
 RoutedItem = QuoteBatch | FeedStatus
 """What the router hands on: accepted quotes, and changes of the feed's state."""
-FeedItem = RoutedItem | FeedResumed | Backfill
+FeedItem = RoutedItem | FeedLost | FeedResumed | Backfill
 """What the feed's channel carries."""

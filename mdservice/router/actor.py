@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +18,7 @@ from mdservice.logs import get_logger
 from mdservice.model.events import (
     Backfill,
     FeedItem,
+    FeedLost,
     FeedResumed,
     FeedState,
     FeedStatus,
@@ -63,7 +64,7 @@ class _Fill:
     past: set[int]
     echoes: Sequence[Quote]
     parts: deque[list[Quote]]
-    backfilled: int = 0
+    backfilled: Counter[str] = attrs.field(factory=Counter)
 
 
 class QuoteRouter:
@@ -101,7 +102,7 @@ class QuoteRouter:
         self._backfilled = 0
         self._gaps = Gaps()
         self._unsent: deque[RoutedItem] = deque()
-        """What one item was made into: two at most."""
+        """What one item was made into: a batch, or a few changes of state."""
         self._filling: _Fill | None = None
         """The repair that is handed on part by part."""
 
@@ -131,7 +132,7 @@ class QuoteRouter:
             resuming: Whether what has come since shall be repaired.
         """
         self.lanes.start_from(quotes, resuming=resuming)
-        self._gaps.lost(self.lanes.newest_ns())
+        self._gaps.lost(self.lanes.newest_ns(), self.lanes.symbols())
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Route until the feed's side is closed; then close the sinks' side."""
@@ -144,9 +145,9 @@ class QuoteRouter:
                 self._fill(item)
             elif isinstance(item, FeedResumed):
                 self._resume(item)
+            elif isinstance(item, FeedLost):
+                self._lose(item)
             else:
-                if item.state == "disconnected":
-                    self._gaps.lost(self.lanes.newest_ns())
                 self._hand_on(item)
             await self._send()
         self._outbox.close()
@@ -190,33 +191,35 @@ class QuoteRouter:
         """Route the next part of it."""
         if fill.parts:
             accepted = self._route(fill.parts.popleft())
-            fill.backfilled += sum(1 for quote in accepted if id(quote) in fill.past)
+            from_history = [quote.symbol for quote in accepted if id(quote) in fill.past]
+            fill.backfilled.update(from_history)
+            self._backfilled += len(from_history)
             return
         self._filling = None
         self.lanes.expect_again(fill.echoes)
-        self._backfilled += fill.backfilled
+        backfill = fill.backfill
         repaired = self._gaps.filled(
-            fill.backfill.until_ns,
-            self.lanes.newest_ns(),
-            fill.backfilled,
-            repaired=fill.backfill.repaired,
+            backfill.until_ns, self.lanes.newest_ns(), fill.backfilled, backfill.complete
         )
         self._tell("gap_repaired", repaired)
 
+    def _lose(self, lost: FeedLost) -> None:
+        symbols = set(lost.symbols)
+        if EVERY_SYMBOL in symbols:
+            symbols = (symbols | set(self.lanes.symbols())) - {EVERY_SYMBOL}
+        self._gaps.lost(self.lanes.newest_ns(), symbols)
+        self._hand_on(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}))
+
     def _resume(self, resumed: FeedResumed) -> None:
         """After a lost connection: what came between is missing."""
-        followed = set(resumed.symbols)
-        symbols = sorted(
-            symbol
-            for symbol in self.lanes.symbols()
-            if symbol in followed or EVERY_SYMBOL in followed
+        gaps = self._gaps.resumed(
+            resumed.at_ns, resumed.symbols, resumed.left_out, repairing=resumed.repairing
         )
-        gap = self._gaps.resumed(resumed.at_ns, symbols, repairing=resumed.repairing)
-        self._tell("gap", gap)
+        self._tell("gap", gaps)
 
-    def _tell(self, state: FeedState, details: dict[str, Any] | None) -> None:
-        if details is not None:
-            self._hand_on(FeedStatus(state, self._clock.utc_ns(), details))
+    def _tell(self, state: FeedState, details: Sequence[dict[str, Any]]) -> None:
+        for each in details:
+            self._hand_on(FeedStatus(state, self._clock.utc_ns(), each))
 
     def _hand_on(self, item: RoutedItem) -> None:
         self._listener(item)

@@ -1,20 +1,42 @@
-"""What is missing after a lost connection: from when, until when, repaired or not. Pure.
+"""What is missing after a lost connection: of which symbols, since when, repaired or not. Pure.
 
 ::
 
-    lost ──▶ resumed: a gap is told ──▶ filled: repaired, or it stays one
-      ▲                   │
-      └──── lost again ◀──┘  before it was filled: told again, from the same time
+    lost ──▶ missing ──resumed──▶ told: a gap ──filled──▶ repaired, or it stays one
+                ▲  │                     │
+                │  └── left out: it goes on being missing, and is told once it is back
+                └──────── lost again ◀───┘  before it was filled: told again, from the same time
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import attrs
+
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
 
 __all__ = ["Gaps"]
+
+
+@attrs.define
+class _Gap:
+    """A gap that was told and is being repaired; ``times`` is how often it was told."""
+
+    from_ns: int
+    to_ns: int
+    symbols: frozenset[str]
+    times: int = 1
+
+    def details(self, **more: Any) -> dict[str, Any]:
+        return {
+            "from": format_ns(self.from_ns),
+            "to": format_ns(self.to_ns),
+            "symbols": sorted(self.symbols),
+            **more,
+        }
 
 
 class Gaps:
@@ -28,84 +50,95 @@ class Gaps:
     def __init__(self) -> None:
         self.told = 0
         self.repaired = 0
-        self._is_lost = False
-        self._from_ns: int | None = None
-        """The last accepted quote before what is missing; None where nothing is."""
-        self._open = 0
-        """Gaps that were told and may yet be repaired, all at once."""
-        self._to_ns = 0
-        self._symbols: Sequence[str] = ()
+        self._missing: dict[str, int] = {}
+        """Symbols that are not followed, with the last accepted quote's time before that."""
+        self._being_repaired: list[_Gap] = []
 
-    def lost(self, newest_ns: int | None) -> None:
-        """The connection is lost.
+    def lost(self, newest_ns: int | None, symbols: Collection[str]) -> None:
+        """Quotes of these symbols no longer come.
 
         Args:
-            newest_ns: The time of the last accepted quote, UTC nanoseconds.
+            newest_ns: The time of the last accepted quote of all, UTC nanoseconds; None where
+                nothing has been accepted, so that nothing is known to be missing.
+            symbols: Those that were followed.
         """
-        self._is_lost = True
-        if self._from_ns is None:
-            self._from_ns = newest_ns
+        since = {symbol: gap.from_ns for gap in self._being_repaired for symbol in gap.symbols}
+        for symbol in symbols:
+            from_ns = since.get(symbol, newest_ns)
+            if from_ns is not None:
+                self._missing.setdefault(symbol, from_ns)
 
     def resumed(
-        self, at_ns: int, symbols: Sequence[str], *, repairing: bool
-    ) -> dict[str, Any] | None:
+        self,
+        at_ns: int,
+        followed: Collection[str],
+        left_out: Collection[str],
+        *,
+        repairing: bool,
+    ) -> list[dict[str, Any]]:
         """Quotes come again.
 
         Args:
             at_ns: Since when, UTC nanoseconds.
-            symbols: Those that were followed before and are again.
+            followed: The symbols whose quotes come; ``*`` is every one.
+            left_out: Those that are wanted and still do not; all others are wanted no longer.
             repairing: Whether :meth:`filled` will be called.
 
         Returns:
-            What ``gap`` tells, or None where there is none.
+            What ``gap`` tells, once for each time from which symbols were missing.
         """
-        was_lost, self._is_lost = self._is_lost, False
-        if not was_lost or self._from_ns is None:
-            return None
-        if not symbols:
-            self._close()
-            return None
-        self.told += 1
-        self._open += 1
-        self._to_ns, self._symbols = at_ns, symbols
-        details = self._details()
-        if not repairing:
-            self._close()
-        return details
+        back: dict[int, set[str]] = {}
+        still_missing: dict[str, int] = {}
+        for symbol, from_ns in self._missing.items():
+            if symbol in followed or EVERY_SYMBOL in followed:
+                back.setdefault(from_ns, set()).add(symbol)
+            elif symbol in left_out:
+                still_missing[symbol] = from_ns
+        self._missing = still_missing
+        gaps = [_Gap(from_ns, at_ns, frozenset(back[from_ns])) for from_ns in sorted(back)]
+        self.told += len(gaps)
+        if repairing:
+            self._replace(gaps)
+        return [gap.details() for gap in gaps]
+
+    def _replace(self, gaps: list[_Gap]) -> None:
+        """The repair that is to come covers these; told before, they are told again."""
+        before, self._being_repaired = self._being_repaired, gaps
+        for old in before:
+            again = next((gap for gap in gaps if gap.from_ns == old.from_ns), None)
+            if again is not None:
+                again.times += old.times
 
     def filled(
-        self, until_ns: int, newest_ns: int | None, quotes: int, *, repaired: bool
-    ) -> dict[str, Any] | None:
+        self,
+        until_ns: int,
+        newest_ns: int | None,
+        quotes: Mapping[str, int],
+        complete: Collection[str],
+    ) -> list[dict[str, Any]]:
         """A repair has ended.
 
         Args:
             until_ns: When, UTC nanoseconds.
             newest_ns: The time of the last accepted quote now.
-            quotes: How many it brought.
-            repaired: Whether these are all that were missing.
+            quotes: How many it brought, by symbol.
+            complete: The symbols of which these are all that were missing.
 
         Returns:
-            What ``gap_repaired`` tells, or None where nothing is repaired.
+            What ``gap_repaired`` tells; nothing where no gap was told yet or none is repaired.
         """
-        details = None
-        if not self._open:
-            return None  # it was not told yet: what is missing goes on
-        if repaired:
-            self.repaired += self._open
-            self._to_ns = max(self._to_ns, until_ns)
-            details = {**self._details(), "quotes": quotes}
-        self._close()
-        if self._is_lost:
-            self._from_ns = newest_ns
+        details = []
+        for gap in self._being_repaired:
+            if newest_ns is not None:  # lost again meanwhile: what is missing begins here
+                for symbol in gap.symbols.intersection(self._missing):
+                    self._missing[symbol] = newest_ns
+            repaired = gap.symbols.intersection(complete)
+            if not repaired:
+                continue
+            if repaired == gap.symbols:
+                self.repaired += gap.times
+            mended = _Gap(gap.from_ns, max(gap.to_ns, until_ns), repaired)
+            count = sum(quotes.get(symbol, 0) for symbol in repaired)
+            details.append(mended.details(quotes=count))
+        self._being_repaired = []
         return details
-
-    def _close(self) -> None:
-        self._from_ns = None
-        self._open = 0
-
-    def _details(self) -> dict[str, Any]:
-        return {
-            "from": format_ns(self._from_ns or 0),
-            "to": format_ns(self._to_ns),
-            "symbols": list(self._symbols),
-        }

@@ -20,7 +20,7 @@ from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.subscriptions import SubscriptionBook
-from mdservice.model.events import FeedItem, FeedStatus, QuoteBatch
+from mdservice.model.events import FeedItem, FeedLost, FeedStatus, QuoteBatch
 from mdservice.router.lanes import Lanes
 from mdservice.testing import FakeDriver, VirtualClock
 
@@ -29,6 +29,13 @@ SEED = 7
 
 async def _open() -> bool:
     return True
+
+
+def _as_told(item: FeedItem) -> FeedItem:
+    """A loss as readers hear of it from the router."""
+    if isinstance(item, FeedLost):
+        return FeedStatus("disconnected", item.at_ns, {"reason": item.reason})
+    return item
 
 
 class Desk:
@@ -114,13 +121,13 @@ class Desk:
         """Each state by its name, each batch as the list of its bids."""
         return [
             item.state if isinstance(item, FeedStatus) else [quote.bid for quote in item.quotes]
-            for item in self.items
+            for item in map(_as_told, self.items)
             if isinstance(item, FeedStatus | QuoteBatch)
         ]
 
     @property
     def statuses(self) -> list[FeedStatus]:
-        return [item for item in self.items if isinstance(item, FeedStatus)]
+        return [item for item in map(_as_told, self.items) if isinstance(item, FeedStatus)]
 
     @property
     def bids(self) -> list[float]:

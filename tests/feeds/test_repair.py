@@ -81,6 +81,11 @@ class Bench:
         await self.repair.repair(symbols)
         await anyio.wait_all_tasks_blocked()
 
+    async def mend_without(self, symbol: str, *, left: str) -> None:
+        """Repair the one, while the feed does not give the other."""
+        await self.repair.repair([left], [symbol])
+        await anyio.wait_all_tasks_blocked()
+
     def close(self) -> None:
         self.outlet.close()
         self.receive.close()
@@ -118,6 +123,124 @@ async def open_bench(*, taking: bool = True, size: float = 100) -> AsyncIterator
             bench.close()
 
 
+# ---- left out, and back
+
+
+async def test_a_symbol_that_was_left_out_is_fetched_from_its_own_last_quote(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        await bench.mend_without("MSFT", left="AAPL")
+        bench.taken.clear()
+        for number in (3, 4):
+            await anyio.sleep(20)
+            bench.miss(bench.quote(number, "MSFT"))
+            await bench.live(bench.quote(number))
+            bench.lanes.route([bench.quote(number)], bench.clock.utc_ns(), SECOND_NS)
+        bench.repair.begin()
+        bench.history.requests.clear()
+        await bench.mend("AAPL", "MSFT")
+        assert names(q for q in bench.backfill.past if q.symbol == "MSFT") == [
+            ("MSFT", 1),
+            ("MSFT", 2),
+            ("MSFT", 3),
+            ("MSFT", 4),
+        ]
+        assert bench.backfill.complete == {"AAPL", "MSFT"}
+        starts = {s: asked.start_ns for asked in bench.history.requests for s in asked.symbols}
+        assert starts["AAPL"] - starts["MSFT"] > 30 * SECOND_NS, "the other is not asked for anew"
+
+
+async def test_it_stays_behind_where_the_connection_is_lost_again_before_it_is_fetched(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        await bench.mend_without("MSFT", left="AAPL")
+        await anyio.sleep(40)
+        await bench.live(bench.quote(3))
+        bench.lanes.route([bench.quote(3)], bench.clock.utc_ns(), SECOND_NS)
+        bench.repair.begin()
+        with anyio.move_on_after(0.1):  # lost again in the middle
+            await bench.repair.repair(["AAPL", "MSFT"])
+        bench.taken.clear()
+        bench.repair.begin()
+        await bench.mend("AAPL", "MSFT")
+        assert names(q for q in bench.backfill.past if q.symbol == "MSFT") == [
+            ("MSFT", 1),
+            ("MSFT", 2),
+        ]
+
+
+async def test_one_that_comes_back_on_the_same_connection_is_fetched_alone(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        await bench.mend_without("MSFT", left="AAPL")
+        bench.taken.clear()
+        await anyio.sleep(40)
+        bench.repair.expect(["MSFT"])
+        await bench.live(bench.quote(3, "MSFT"))
+        await bench.mend("AAPL", "MSFT")
+        resumed, backfill = bench.items
+        assert isinstance(resumed, FeedResumed)
+        assert resumed.repairing
+        assert names(backfill.past) == [("MSFT", 1), ("MSFT", 2), ("MSFT", 3)]
+        assert backfill.complete == {"MSFT"}
+
+
+async def test_one_that_was_never_out_holds_up_nothing(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        await bench.mend_without("TSLA", left="AAPL")
+        bench.taken.clear()
+        bench.repair.expect(["TSLA"])
+        await bench.live(bench.quote(3))
+        await anyio.wait_all_tasks_blocked()
+        assert names(bench.items[0].quotes) == [("AAPL", 3)]
+
+
+async def test_where_it_does_not_come_back_what_waited_goes_on_at_once(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        await bench.mend_without("MSFT", left="AAPL")
+        bench.taken.clear()
+        bench.history.requests.clear()
+        bench.repair.expect(["MSFT"])
+        await bench.live(bench.quote(3))
+        await bench.mend_without("MSFT", left="AAPL")
+        resumed, backfill = bench.items
+        assert not resumed.repairing
+        assert names(backfill.live) == [("AAPL", 3)]
+        assert not backfill.complete
+        assert not bench.history.requests
+
+
+async def test_one_that_somebody_asked_for_again_is_told_of_and_holds_up_nothing(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        await bench.repair.subscriptions_changed(["AAPL"], ["MSFT"])
+        assert not bench.items, "the return itself is yet to be told"
+        await bench.mend_without("MSFT", left="AAPL")
+        bench.taken.clear()
+        await bench.repair.subscriptions_changed(["AAPL", "MSFT"], [])
+        await bench.live(bench.quote(3))
+        await anyio.wait_all_tasks_blocked()
+        resumed, batch = bench.items
+        assert resumed == FeedResumed(
+            bench.clock.utc_ns(), frozenset(("AAPL", "MSFT")), repairing=False
+        )
+        assert names(batch.quotes) == [("AAPL", 3)]
+        await bench.repair.subscriptions_changed(["AAPL", "MSFT"], [])
+        assert len(bench.items) == 2, "it is told once"
+
+
 # ---- nothing to repair
 
 
@@ -127,7 +250,7 @@ async def test_before_any_quote_nothing_waits(autojump_clock: Any) -> None:
         await bench.live(bench.quote(1))
         await bench.mend("AAPL")
         assert [type(item) for item in bench.items] == [QuoteBatch, FeedResumed]
-        assert bench.items[1] == FeedResumed(bench.start_ns, ("AAPL",), repairing=False)
+        assert bench.items[1] == FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False)
         assert not bench.history.requests
         assert anyio.current_time() == 0
 
@@ -163,10 +286,10 @@ async def test_missed_quotes_and_those_that_waited_go_on_together(autojump_clock
         await anyio.wait_all_tasks_blocked()
         resumed, backfill, batch = bench.items
         assert resumed == FeedResumed(
-            bench.start_ns + 2 * SECOND_NS, ["AAPL", "MSFT"], repairing=True
+            bench.start_ns + 2 * SECOND_NS, frozenset(("AAPL", "MSFT")), repairing=True
         )
         assert isinstance(backfill, Backfill)
-        assert backfill.repaired
+        assert backfill.complete
         assert names(backfill.past) == [
             *(("AAPL", 1), ("AAPL", 2), ("AAPL", 3)),
             *(("MSFT", 1), ("MSFT", 2)),
@@ -204,7 +327,7 @@ async def test_a_busy_market_is_repaired_within_a_second(autojump_clock: Any) ->
         for number in range(3, 200):
             await anyio.sleep(0.01)
             await bench.live(bench.quote(number))
-        assert bench.backfill.repaired
+        assert bench.backfill.complete
         assert bench.handed_on_s(Backfill) - bench.handed_on_s(FeedResumed) < 1
 
 
@@ -213,7 +336,7 @@ async def test_in_a_quiet_market_a_lag_is_allowed_for(autojump_clock: Any) -> No
         bench.history.lag_s = QUIET_S
         await bench.lose(after_s=0.1)
         await bench.mend("AAPL")
-        assert bench.backfill.repaired
+        assert bench.backfill.complete
         assert names(bench.backfill.past) == [("AAPL", 1), ("AAPL", 2)]
         assert anyio.current_time() - 0.2 == pytest.approx(QUIET_S)
 
@@ -229,7 +352,7 @@ async def test_it_waits_until_history_has_come_up_to_the_live_quotes(
         for number in range(3, 150):
             await anyio.sleep(0.1)
             await bench.live(bench.quote(number))
-        assert bench.backfill.repaired
+        assert bench.backfill.complete
         assert {("AAPL", 2), ("MSFT", 2)} <= set(names(bench.backfill.past))
         waited_s = bench.handed_on_s(Backfill) - bench.handed_on_s(FeedResumed)
         assert lag_s <= waited_s <= lag_s + 1.5
@@ -251,7 +374,7 @@ async def test_a_live_quote_that_came_before_all_was_subscribed_tells_nothing_of
         await bench.live(bench.quote(5))
         await anyio.sleep(5)
         assert ("MSFT", 4) in names(bench.backfill.past)
-        assert bench.backfill.repaired
+        assert bench.backfill.complete
 
 
 async def test_all_that_was_missed_is_asked_for_once_when_history_has_it(
@@ -287,7 +410,7 @@ async def test_a_live_quote_that_history_never_has_does_not_hold_it_up(
         await anyio.sleep(2)
         bench.history.add([bench.quote(4)])
         await anyio.sleep(1.5)
-        assert bench.backfill.repaired
+        assert bench.backfill.complete
 
 
 async def test_a_history_that_has_never_answered_is_given_up_early(autojump_clock: Any) -> None:
@@ -295,7 +418,7 @@ async def test_a_history_that_has_never_answered_is_given_up_early(autojump_cloc
         await bench.lose()
         bench.history.always = AWAY
         await bench.mend("AAPL")
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
         assert anyio.current_time() - 2 <= 5
 
 
@@ -307,7 +430,7 @@ async def test_history_that_does_not_answer_is_asked_again(
         await bench.lose()
         bench.history.script.extend([AWAY] * failures)
         await bench.mend("AAPL")
-        assert bench.backfill.repaired
+        assert bench.backfill.complete
         assert names(bench.backfill.past) == [("AAPL", 1), ("AAPL", 2)]
 
 
@@ -319,7 +442,7 @@ async def test_where_history_is_refused_the_latest_is_there_at_once(autojump_clo
         await bench.lose()
         bench.history.script.append(REFUSED)
         await bench.mend("AAPL", "MSFT")
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
         assert names(bench.backfill.past) == [("AAPL", 2), ("MSFT", 2)]
         assert anyio.current_time() == 2
         assert [r.call for r in bench.history.requests] == ["quotes", "latest"]
@@ -363,7 +486,7 @@ async def test_where_nothing_answers_live_quotes_wait_for_the_limit_at_most(
         for number in range(3, 203):
             await bench.live(bench.quote(number))
             await anyio.sleep(0.1)
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
         assert bench.backfill.past == []
         out = [*bench.backfill.live]
         for item in bench.items:
@@ -379,7 +502,7 @@ async def test_history_that_is_too_slow_leaves_the_gap(autojump_clock: Any, dela
         bench.history.delay_s = delay_s
         await bench.live(bench.quote(3))
         await bench.mend("AAPL")
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
         assert names(bench.backfill.live) == [("AAPL", 3)]
         assert anyio.current_time() - 2 <= HOLD_LIMIT_S
 
@@ -400,7 +523,7 @@ async def test_history_that_lags_too_far_gives_what_it_has_and_the_latest(
         await anyio.sleep(0.1)
         await bench.live(bench.quote(4, "MSFT"))
         await anyio.sleep(HOLD_LIMIT_S)
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
         assert [q.bid for q in bench.backfill.past] == [1, 2, 3]
         waited_s = bench.handed_on_s(Backfill) - bench.handed_on_s(FeedResumed)
         assert 8 <= waited_s <= HOLD_LIMIT_S
@@ -413,7 +536,7 @@ async def test_of_every_symbol_those_seen_are_fetched_and_the_gap_stays(
         await bench.lose()
         await bench.mend("*", "TSLA")
         assert bench.history.requests[-1].symbols == ("AAPL", "MSFT", "TSLA")
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
         assert names(bench.backfill.past)[:2] == [("AAPL", 1), ("AAPL", 2)]
 
 
@@ -426,7 +549,7 @@ async def test_of_too_many_symbols_only_the_latest_is_asked(
         await bench.mend("*")
         assert {request.call for request in bench.history.requests} == {"latest"}
         assert names(bench.backfill.past) == [("AAPL", 2), ("MSFT", 2)]
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
 
 
 async def test_too_many_live_quotes_do_not_wait_any_longer(
@@ -440,7 +563,7 @@ async def test_too_many_live_quotes_do_not_wait_any_longer(
         for number in range(3, 23):
             await bench.live(bench.quote(number))
             await anyio.sleep(0.01)
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
         assert [q.bid for q in bench.backfill.live] == list(range(3, 14))
         rest = [q.bid for item in bench.items if isinstance(item, QuoteBatch) for q in item.quotes]
         assert rest == list(range(14, 23))
@@ -468,7 +591,7 @@ async def test_a_second_loss_in_the_middle_is_covered_by_the_next_repair(
         await anyio.sleep(0.1)
         await bench.live(bench.quote(5))
         await anyio.sleep(6)
-        assert bench.backfill.repaired
+        assert bench.backfill.complete
         assert {("AAPL", number) for number in (2, 3, 4)} <= set(names(bench.backfill.past))
         assert names(bench.backfill.live) == [("AAPL", 3), ("AAPL", 5)]
 
@@ -481,7 +604,7 @@ async def test_what_waits_is_handed_on_in_time_also_while_disconnected(
         await bench.live(bench.quote(3))
         await anyio.sleep(60)  # lost before anything was subscribed
         assert names(bench.backfill.live) == [("AAPL", 3)]
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
         assert bench.handed_on_s(Backfill) == 2 + HOLD_LIMIT_S
 
 
@@ -526,7 +649,7 @@ async def test_stopping_hands_on_what_waits(autojump_clock: Any) -> None:
         await bench.repair.stop()
         await anyio.wait_all_tasks_blocked()
         assert names(bench.backfill.live) == [("AAPL", 3)]
-        assert not bench.backfill.repaired
+        assert not bench.backfill.complete
 
 
 async def test_stopping_is_bounded_where_nobody_takes(autojump_clock: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from mdservice.errors import SubscriptionRefused
 from mdservice.feeds.commands import Subscribe, SubscriptionResult
+from mdservice.feeds.left_out import AGAIN_FIRST_S
 from mdservice.feeds.session import ACK_TIMEOUT_S, CHUNK_SIZE
 from mdservice.simulator.session import SessionRules
 from mdservice.testing import FakeDriver
@@ -108,8 +109,45 @@ async def test_room_goes_to_symbols_that_were_left_out(autojump_clock: Any, open
         await desk.until_phase("streaming")
         assert set(desk.now.left_out) == {"TSLA"}
         await desk.unsubscribe("AAPL", source="settings")
-        assert following(driver) == {"MSFT", "TSLA"}
+        with anyio.fail_after(1):
+            await driver.subscribed("MSFT", "TSLA")
+            await anyio.wait_all_tasks_blocked()
         assert desk.now.left_out == {}
+
+
+async def test_what_is_left_out_is_asked_for_again_now_and_then(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver()
+    driver.refuse_next(405, when="subscribe", times=2)  # both of them, then the first alone
+    async with open_desk("AAPL", "MSFT", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        assert set(desk.now.left_out) == {"AAPL", "MSFT"}
+        (link,) = driver.connections
+        asked = len(link.requests)
+        await anyio.sleep(AGAIN_FIRST_S + 1)
+        assert len(link.requests) == asked + 1
+        assert desk.now.left_out == {}
+        assert following(driver) == {"AAPL", "MSFT"}
+        await anyio.sleep(2_000)
+        assert len(link.requests) == asked + 1, "nothing is left to ask for"
+
+
+async def test_each_look_for_what_is_left_out_waits_twice_as_long(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver(rules=SessionRules(symbol_limit=1))
+    async with open_desk("AAPL", "MSFT", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        (link,) = driver.connections
+        asked = len(link.requests)
+        looks = []
+        for wait_s in (AGAIN_FIRST_S, 2 * AGAIN_FIRST_S, 4 * AGAIN_FIRST_S):
+            await anyio.sleep(wait_s - 1)
+            looks.append(len(link.requests) - asked)
+            await anyio.sleep(1)
+        assert looks == [0, 1, 2]
+        assert set(desk.now.left_out) == {"MSFT"}
 
 
 # ---- refused

@@ -13,6 +13,7 @@ import pytest
 from mdservice.actors.actor import Channel
 from mdservice.model.events import (
     FeedItem,
+    FeedLost,
     FeedResumed,
     FeedState,
     FeedStatus,
@@ -83,6 +84,9 @@ class Bench:
 
     def status(self, state: FeedState, at_s: float = 0.0) -> FeedStatus:
         return FeedStatus(state, self.start_ns + int(at_s * SECOND_NS))
+
+    def lost(self, *symbols: str) -> FeedLost:
+        return FeedLost(self.start_ns, frozenset(symbols), "reset")
 
     @property
     def story(self) -> list[Any]:
@@ -190,9 +194,9 @@ async def test_listener_hears_the_same_in_the_same_order(
         await bench.send(
             bench.status("connected"),
             bench.batch(1),
-            bench.status("disconnected"),
+            bench.lost("AAPL"),
             bench.status("connected"),
-            FeedResumed(bench.start_ns, ["AAPL"], repairing=False),
+            FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False),
             bench.batch(2),
         )
         assert bench.told == bench.items
@@ -206,9 +210,19 @@ async def test_tells_the_gap_that_a_lost_connection_leaves(
         await bench.send(
             bench.status("connected"),
             QuoteBatch([bench.quote(1, at_s=7), bench.quote(2, "MSFT", at_s=9)]),
-            bench.status("disconnected", at_s=20),
+            bench.lost("AAPL", "MSFT"),
             bench.status("connected", at_s=29),
-            FeedResumed(bench.start_ns + 30 * SECOND_NS, ["AAPL", "MSFT", "TSLA"], repairing=False),
+            FeedResumed(
+                bench.start_ns + 30 * SECOND_NS,
+                frozenset(
+                    (
+                        "AAPL",
+                        "MSFT",
+                        "TSLA",
+                    )
+                ),
+                repairing=False,
+            ),
         )
         assert [item.state for item in bench.items if isinstance(item, FeedStatus)] == [
             "connected",
@@ -231,9 +245,9 @@ async def test_without_any_quote_there_is_no_gap(
 ) -> None:
     async with open_bench() as bench:
         await bench.send(
-            bench.status("disconnected"),
+            bench.lost("AAPL"),
             bench.status("connected"),
-            FeedResumed(bench.start_ns, ["AAPL"], repairing=False),
+            FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False),
         )
         assert bench.story == ["disconnected", "connected"]
 
@@ -243,7 +257,7 @@ async def test_first_connection_leaves_no_gap(autojump_clock: Any, open_bench: M
         await bench.send(
             bench.status("connected"),
             bench.batch(1),
-            FeedResumed(bench.start_ns, ["AAPL"], repairing=False),
+            FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False),
             bench.status("stale"),
         )
         assert bench.story == ["connected", ("AAPL", 1, 1), "stale"]
@@ -299,9 +313,9 @@ async def test_restart_in_the_middle_of_an_item_repeats_and_loses_nothing(
         items = [
             bench.status("connected"),
             bench.batch(1, 2),
-            bench.status("disconnected"),
+            bench.lost("AAPL"),
             bench.status("connected"),
-            FeedResumed(bench.start_ns, ["AAPL"], repairing=False),
+            FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False),
             bench.batch(3),
         ]
         for item in items:

@@ -19,6 +19,7 @@ from mdservice.actors.actor import Channel
 from mdservice.model.events import (
     Backfill,
     FeedItem,
+    FeedLost,
     FeedResumed,
     FeedStatus,
     QuoteBatch,
@@ -90,15 +91,16 @@ def status(state: Any) -> FeedStatus:
     return FeedStatus(state, START_NS)
 
 
-LOST = status("disconnected")
+LOST = FeedLost(START_NS, frozenset(("AAPL", "MSFT")), "reset")
 
 
 def resumed(*symbols: str, repairing: bool = True) -> FeedResumed:
-    return FeedResumed(START_NS + 77, symbols or ("AAPL", "MSFT"), repairing=repairing)
+    followed = frozenset(symbols or ("AAPL", "MSFT"))
+    return FeedResumed(START_NS + 77, followed, repairing=repairing)
 
 
 def backfill(past: Sequence[Quote], live: Sequence[Quote] = (), **more: Any) -> Backfill:
-    return Backfill(past, live, START_NS + 99, **{"repaired": True, **more})
+    return Backfill(past, live, START_NS + 99, **{"complete": frozenset(("AAPL", "MSFT")), **more})
 
 
 def copies(quotes: Sequence[Quote]) -> list[Quote]:
@@ -258,7 +260,7 @@ async def test_what_history_brought_before_the_stream_is_left_out_uncounted(
 async def test_a_gap_that_is_not_repaired_still_brings_what_was_found(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
-        await bench.send(backfill([quote(4)], [quote(6)], repaired=False))
+        await bench.send(backfill([quote(4)], [quote(6)], complete=frozenset()))
         assert [q.bid for q in bench.quotes] == [1, 4, 6]
         assert bench.states == ["disconnected", "gap"]
         now = bench.router.snapshot()

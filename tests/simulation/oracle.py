@@ -101,40 +101,29 @@ class _Gap:
     start_ns: int
     end_ns: int
     symbols: frozenset[str]
-    seen: frozenset[str]
 
-    def covers(self, symbol: str) -> bool:
-        """Named, or without an accepted quote when it was told: such symbols are not named."""
-        return symbol in self.symbols or symbol not in self.seen
+    def without(self, repaired: _Gap) -> _Gap:
+        """What is left of it."""
+        if repaired.start_ns <= self.start_ns and self.end_ns <= repaired.end_ns:
+            return attrs.evolve(self, symbols=self.symbols - repaired.symbols)
+        return self
 
 
 def _unrepaired(life: Life) -> list[_Gap]:
     """The gaps that were told and not taken back."""
     gaps: list[_Gap] = []
-    seen: set[str] = set()
-    for item in life.routed:
-        if isinstance(item, Quote):
-            seen.add(item.symbol)
-        elif item.state in ("gap", "gap_repaired"):
+    for status in life.statuses:
+        if status.state in ("gap", "gap_repaired"):
             gap = _Gap(
-                parse_rfc3339(item.details["from"]),
-                parse_rfc3339(item.details["to"]),
-                frozenset(item.details["symbols"]),
-                frozenset(seen),
+                parse_rfc3339(status.details["from"]),
+                parse_rfc3339(status.details["to"]),
+                frozenset(status.details["symbols"]),
             )
-            if item.state == "gap":
+            if status.state == "gap":
                 gaps.append(gap)
             else:
-                gaps = [told for told in gaps if not _within(told, gap)]
+                gaps = [told.without(gap) for told in gaps]
     return gaps
-
-
-def _within(gap: _Gap, repaired: _Gap) -> bool:
-    return (
-        repaired.start_ns <= gap.start_ns
-        and gap.end_ns <= repaired.end_ns
-        and gap.symbols <= repaired.symbols
-    )
 
 
 def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator[str]:
@@ -152,11 +141,11 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
             if not within:
                 continue
             first_ns, last_ns = min(within), max(within)
-            if final and not life.cut_short and interval.end_ns is None:
+            left_out = by_symbol[symbol] and by_symbol[symbol][-1][1].left_out
+            if final and not life.cut_short and interval.end_ns is None and not left_out:
                 last_ns = max(last_ns, world.market_clock.utc_ns())
             else:
                 last_ns -= 1  # others of that time may have been on their way at the end
-            left_out = _around_left_out(by_symbol[symbol], accepted)
             missing = [
                 made
                 for identity, made in by_symbol[symbol]
@@ -164,7 +153,6 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
                 and made.at_s < (life.drain_began_s or life.closed_s)
                 and interval.holds(identity[1])
                 and identity not in accepted
-                and identity not in left_out
                 and not _excused(world, made, gaps)
             ]
             if missing:
@@ -175,26 +163,6 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
                 )
 
 
-def _around_left_out(made: list[tuple[Identity, Made]], accepted: set[Identity]) -> set[Identity]:
-    """Quotes without an accepted one between them and one that came while it was left out.
-
-    What was missed between the lost connection and the one that leaves the symbol out is in no
-    gap: that names only what is subscribed again.
-    """
-    found: set[Identity] = set()
-    run: set[Identity] = set()
-    was_left_out = False
-    for identity, one in [*made, (None, None)]:
-        if identity is None or one is None or identity in accepted:
-            if was_left_out:
-                found |= run
-            run, was_left_out = set(), False
-        else:
-            run.add(identity)
-            was_left_out |= one.left_out
-    return found
-
-
 def _excused(world: World, made: Made, gaps: list[_Gap]) -> bool:
     """Whether it was said that this quote may be missing."""
     if made.spoiled or made.reordered:
@@ -202,7 +170,7 @@ def _excused(world: World, made: Made, gaps: list[_Gap]) -> bool:
     slack_ns = int(max((abs(s) for _, _, s in world.skews if abs(s) < _FAR_OFF_S), default=0) * 1e9)
     ts_ns, symbol = made.quote.ts_event_ns, made.quote.symbol
     if any(
-        gap.start_ns - slack_ns <= ts_ns <= gap.end_ns + slack_ns and gap.covers(symbol)
+        gap.start_ns - slack_ns <= ts_ns <= gap.end_ns + slack_ns and symbol in gap.symbols
         for gap in gaps
     ):
         return True
@@ -271,10 +239,12 @@ def _check_keys(life: Life) -> Iterator[str]:
 
 def _check_states(world: World, life: Life) -> Iterator[str]:
     connected = False
-    lost = life.number > 0  # the keys of the run before tell where it ended
-    open_gap = False
+    every = frozenset(world.market.symbols)
+    # The keys of the run before tell where it ended.
+    lost, told = set(every if life.number else ()), set[str]()
     for status in life.statuses:
         state = status.state
+        symbols = set(status.details.get("symbols", ()))
         if state == "connected":
             if connected:
                 yield "connected twice"
@@ -282,15 +252,16 @@ def _check_states(world: World, life: Life) -> Iterator[str]:
         elif state == "disconnected":
             if not connected:
                 yield "disconnected without a connection"
-            connected, lost = False, True
+            connected, lost = False, set(every)
         elif state == "gap":
-            if not connected or not lost:
-                yield "a gap without a lost connection"
-            lost, open_gap = False, True
+            if not connected or not symbols <= lost:
+                yield f"a gap without a lost connection: {sorted(symbols - lost)}"
+            lost -= symbols
+            told |= symbols
         elif state == "gap_repaired":
-            if not open_gap:
-                yield "a gap is repaired that was not told"
-            open_gap = False
+            if not symbols <= told:
+                yield f"a gap is repaired that was not told: {sorted(symbols - told)}"
+            told -= symbols
         elif state == "stale" and not connected:
             yield "stale without a connection"
     if connected:

@@ -1,0 +1,63 @@
+"""Symbols that the feed did not give are asked for again: at the symbol limit others may leave."""
+
+from __future__ import annotations
+
+import anyio
+
+from mdservice.errors import FeedRefused
+from mdservice.feeds.repair import GapRepair
+from mdservice.feeds.session import Session
+from mdservice.feeds.subscriptions import SubscriptionBook
+
+__all__ = ["AGAIN_FIRST_S", "AGAIN_LIMIT_S", "LeftOutSymbols"]
+
+AGAIN_FIRST_S, AGAIN_LIMIT_S = 60.0, 600.0
+"""How long it waits before it asks again; doubled each time, and at once when there is room."""
+
+
+class LeftOutSymbols:
+    """Asks again for what one connection was not given.
+
+    A symbol that comes back has missed quotes meanwhile, which are repaired as after a lost
+    connection.
+
+    Args:
+        book: Which symbols are wanted.
+        repair: Fetches what they have missed.
+    """
+
+    def __init__(self, book: SubscriptionBook, repair: GapRepair) -> None:
+        self._book = book
+        self._repair = repair
+        self._room = anyio.Event()
+
+    def room(self) -> None:
+        """Symbols were unsubscribed: ask at once."""
+        self._room.set()
+
+    async def keep_asking(self, session: Session) -> None:
+        """Ask until cancelled.
+
+        Raises:
+            FeedUnavailable: The connection ended, or did not answer in time.
+            FeedRefused: The feed refused something else than these symbols.
+        """
+        pause_s = AGAIN_FIRST_S
+        while True:
+            with anyio.move_on_after(pause_s):
+                await self._room.wait()
+            pause_s = min(AGAIN_LIMIT_S, pause_s * 2)
+            if self._room.is_set():
+                self._room = anyio.Event()
+                pause_s = AGAIN_FIRST_S
+            session.forget_unwanted(self._book)
+            if session.left_out:
+                await self._ask(session)
+
+    async def _ask(self, session: Session) -> None:
+        symbols = list(session.left_out)
+        self._repair.expect(symbols)
+        refused = await session.subscribe_what_fits(symbols)
+        if refused is not None:
+            raise FeedRefused(refused.reason, code=refused.code)
+        await self._repair.repair(session.acknowledged, session.left_out)
