@@ -6,6 +6,8 @@ templates takes well under 1 µs, and there are two commands for every quote.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 
 from mdservice.sinks.store import WriteBatch
@@ -71,6 +73,7 @@ class BatchPacker:
         self, *, price_ttl_s: int, event_log: str | None, event_log_maxlen: int, instance: str
     ) -> None:
         ttl = b"%d" % price_ttl_s
+        self._price_ttl_s = price_ttl_s
         self._set = b"*5\r\n" + _words(b"SET") + _WORD + _WORD + _words(b"EX", ttl)
         self._publish = b"*3\r\n" + _words(b"PUBLISH") + _WORD + _WORD
         self._xadd: bytes | None = None
@@ -84,12 +87,24 @@ class BatchPacker:
         words = (b"SET", self._number_key, b"%d" % value, b"EX", b"%d" % NUMBER_TTL_S)
         return pack(*words, *condition)
 
+    def _old_prices(self, batch: WriteBatch) -> Iterator[bytes]:
+        """Each for what is left of its time; those whose time is over are left out."""
+        for symbol, age_s in batch.ages_s.items():
+            left_s = self._price_ttl_s - age_s
+            if left_s > 0:
+                words = (b"SET", price_key(symbol), batch.prices[symbol], b"EX", b"%d" % left_s)
+                yield pack(*words)
+
     def batch(self, batch: WriteBatch) -> PackedBatch:
         """Pack a batch: every key, then every message in order, then the number."""
         set_, publish, xadd = self._set, self._publish, self._xadd
         parts = [_MULTI]
         add = parts.append
-        for symbol, payload in batch.prices.items():
+        prices = batch.prices
+        if batch.ages_s:
+            prices = {s: payload for s, payload in prices.items() if s not in batch.ages_s}
+            parts += self._old_prices(batch)
+        for symbol, payload in prices.items():
             key = b"price:" + symbol.encode()
             add(set_ % (len(key), key, len(payload), payload))
         for message in batch.messages:

@@ -34,11 +34,14 @@ class WriteBatch:
         prices: The newest price object of each symbol in the batch, by symbol.
         messages: What is published, in order. Price events are also appended to the event
             log where one is configured.
+        ages_s: Of prices that are written once more, how many seconds ago that was first done:
+            so much sooner they expire. Prices that are not named here are new.
     """
 
     number: int
     prices: Mapping[str, bytes]
     messages: Sequence[Message]
+    ages_s: Mapping[str, int] = attrs.field(factory=dict)
 
 
 class PriceStore(Protocol):

@@ -7,9 +7,14 @@
        │          ├── connection lost: perhaps executed. Connect anew, which ends the old
        └──────────┘   connection; then the store's batch number tells whether to write again
                   └── refused: not executed. Write again, later
+
+A server that comes back without what was written (restarted empty, or a replica that lagged)
+gets the newest price of each symbol again, before anything else.
 """
 
 from __future__ import annotations
+
+import math
 
 import anyio
 import attrs
@@ -27,10 +32,12 @@ __all__ = ["RedisWriter", "WriterSnapshot"]
 
 _log = get_logger(__name__)
 
-_PING_S = 1.0
+_PING_S = 0.5
 """How long a quiet writer waits before it asks whether the store still answers."""
 _RETRY_FIRST_S, _RETRY_LIMIT_S = 0.05, 0.5
 """Short: on the store's return everything has to be there within a second."""
+_MOST_REMINDED = 2_000
+"""Prices that are written again in one transaction, as many as in a batch."""
 
 
 @attrs.frozen
@@ -68,13 +75,24 @@ class RedisWriter:
         self._inbox = inbox.inbox(self.heartbeat)
         self._acknowledged = acknowledged
         self._store = store
+        self._clock = clock
         self._connected = False
         self._last_error: str | None = None
         self._connects = 0
+        self._failures = 0
+        """Since it last answered."""
         self._pending: WriteBatch | None = None
         self._uncertain = False
         """Whether the pending batch may have been executed already."""
         self._written = 0
+        self._prices: dict[str, bytes] = {}
+        """The newest price of each symbol that was written …"""
+        self._written_s: dict[str, float] = {}
+        """… and when, monotonic seconds."""
+        self._forgotten: list[str] = []
+        """Symbols whose prices the server has lost."""
+        self._memory_in_doubt = False
+        """Whether the server may have lost what was written before this connection."""
 
     @property
     def depth(self) -> Depth:
@@ -102,8 +120,9 @@ class RedisWriter:
                 await self._deliver(self._pending)
                 await self._acknowledged.send(self._pending.number)
                 self._pending = None
+            wait_s = self._retry_s() if self._failures else _PING_S
             try:
-                batch = await self._inbox.receive_within(_PING_S)
+                batch = await self._inbox.receive_within(wait_s)
             except anyio.EndOfStream:
                 break
             if batch is None:
@@ -116,18 +135,17 @@ class RedisWriter:
 
     async def _deliver(self, batch: WriteBatch) -> None:
         """Return once the batch has been executed, once."""
-        delay_s = _RETRY_FIRST_S
         while batch.number > self._written:
             self.heartbeat.beat()
             try:
                 await self._try(batch)
             except StoreError as exc:
                 self._failed(exc)
-                await anyio.sleep(delay_s)
-                delay_s = min(_RETRY_LIMIT_S, delay_s * 2)
+                await anyio.sleep(self._retry_s())
 
     async def _try(self, batch: WriteBatch) -> None:
         await self._connect()
+        await self._remind()
         if self._uncertain and await self._store.last_batch() >= batch.number:
             _log.info("redis_batch_was_written", number=batch.number)
         else:
@@ -142,11 +160,14 @@ class RedisWriter:
             self._tell_failed_commands(self._store.command_errors - failed_before)
         self._uncertain = False
         self._written = batch.number
+        self._prices.update(batch.prices)
+        self._written_s.update(dict.fromkeys(batch.prices, self._clock.monotonic()))
 
     async def _look(self) -> None:
         """Ask whether the store answers; never raises for a store that does not."""
         try:
             await self._connect()
+            await self._remind()
             await self._store.ping()
             self._answered()
         except StoreError as exc:
@@ -157,10 +178,35 @@ class RedisWriter:
             await self._store.connect()
             self._connected = True
             self._connects += 1
+            self._memory_in_doubt = self._written > 0
             _log.info("redis_connected", url=self._store.address)
+
+    async def _remind(self) -> None:
+        """Write again what the server has lost, so that also quiet symbols have their price."""
+        if self._memory_in_doubt:
+            if await self._store.last_batch() < self._written:
+                self._forgotten = list(self._prices)
+                _log.warning("redis_has_forgotten", prices=len(self._forgotten))
+            self._memory_in_doubt = False
+        while self._forgotten:
+            some = self._forgotten[-_MOST_REMINDED:]
+            now_s = self._clock.monotonic()
+            await self._store.write(
+                WriteBatch(
+                    self._written,
+                    {symbol: self._prices[symbol] for symbol in some},
+                    (),
+                    {symbol: math.ceil(now_s - self._written_s[symbol]) for symbol in some},
+                )
+            )
+            del self._forgotten[-_MOST_REMINDED:]
 
     def _answered(self) -> None:
         self._last_error = None
+        self._failures = 0
+
+    def _retry_s(self) -> float:
+        return min(_RETRY_LIMIT_S, _RETRY_FIRST_S * 2.0 ** min(self._failures - 1, 10))
 
     def _tell_failed_commands(self, count: int) -> None:
         if count:
@@ -170,5 +216,6 @@ class RedisWriter:
     def _failed(self, exc: StoreError) -> None:
         if not isinstance(exc, StoreRefused):
             self._connected = False
+        self._failures += 1
         self._last_error = masked(str(exc))
         _log.warning("redis_failed", url=self._store.address, reason=str(exc))

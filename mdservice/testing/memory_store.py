@@ -279,7 +279,9 @@ class MemoryPriceStore:
     def _execute(self, batch: WriteBatch) -> None:
         now = self._clock.monotonic()
         for symbol, payload in batch.prices.items():
-            self._keys[f"price:{symbol}"] = (payload, now + self._price_ttl_s)
+            left_s = self._price_ttl_s - batch.ages_s.get(symbol, 0)
+            if left_s > 0:
+                self._keys[f"price:{symbol}"] = (payload, now + left_s)
         for message in batch.messages:
             self.published.setdefault(message.channel, []).append(message.payload)
             if self._event_log is not None and message.symbol is not None:

@@ -239,6 +239,20 @@ async def test_keys_expire(behind: Backend) -> None:
 
 
 @on_both_loops
+async def test_prices_written_again_live_for_what_is_left(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    prices = {symbol: price(symbol, 1) for symbol in ("A", "B", "C")}
+    await store.write(WriteBatch(1, prices, (), {"A": 30, "B": 77}))
+    assert 40 < behind.ttl_s("price:A") <= 47
+    assert 70 < behind.ttl_s("price:C") <= 77
+    assert behind.get("price:A") == price("A", 1)
+    assert behind.get("price:B") is None, "its time is over"
+    assert await store.last_batch() == 1
+    await store.aclose()
+
+
+@on_both_loops
 async def test_payload_and_symbol_are_kept_byte_for_byte(behind: Backend) -> None:
     store = behind.make(event_log="log")
     await store.connect()

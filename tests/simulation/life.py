@@ -113,7 +113,11 @@ class Life:
         A server that forgot everything also forgot which batch it had executed when its
         connection broke: that one comes again, and nobody can know better.
         """
-        executed = self.store.executed[self.first_batch : self.last_batch]
+        executed = [
+            batch
+            for batch in self.store.executed[self.first_batch : self.last_batch]
+            if not batch.ages_s  # those say again what a server has forgotten
+        ]
         if not self.store.emptied_between(self.opened_s, self.closed_s):
             return executed
         return [

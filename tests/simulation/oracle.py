@@ -22,8 +22,6 @@ _SECOND_NS = 1_000_000_000
 _SETTLED_NS = 16 * _SECOND_NS
 """Longer than live quotes wait behind a repair."""
 _FAR_OFF_S = 50.0
-KEYS_COME_BACK = False
-"""Whether the keys that a restarted server forgot are written again without a new quote."""
 _HELD_AT_MOST_S = 60.0
 """How long a quote may wait (a frozen line, a repair) before the service looks at its time."""
 
@@ -52,8 +50,6 @@ def check_at_end(world: World) -> None:
         world.violated(f"{waiting} events are not written at the end")
     emptied_at_s = world.store.emptied_at_s
     for quote in service.prices():
-        if emptied_at_s is not None and not KEYS_COME_BACK:
-            continue
         stored = world.store.price(quote.symbol)
         if stored != encode_quote(quote):
             told = f"the key of {quote.symbol} is {stored!r}, not {encode_quote(quote)!r}"

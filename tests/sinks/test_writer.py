@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from typing import Any
@@ -62,14 +62,16 @@ class Bench:
         await self.cancel()
         await self.start()
 
-    def next_batch(self) -> WriteBatch:
+    def next_batch(self, *symbols: str) -> WriteBatch:
         number = next(self._numbers)
         payload = b'{"n":%d}' % number
-        return WriteBatch(number, {"AAPL": payload}, [Message("price.updated", payload, "AAPL")])
+        names = symbols or ("AAPL",)
+        messages = [Message("price.updated", payload, name) for name in names]
+        return WriteBatch(number, dict.fromkeys(names, payload), messages)
 
-    async def hand_in(self) -> WriteBatch:
+    async def hand_in(self, *symbols: str) -> WriteBatch:
         """Hand a batch in, and wait for nothing."""
-        batch = self.next_batch()
+        batch = self.next_batch(*symbols)
         await self.batches.outbox.send(batch)
         return batch
 
@@ -79,16 +81,20 @@ class Bench:
         self.acknowledged.append(number)
         return number
 
-    async def write(self, batches: int = 1) -> None:
+    async def write(self, batches: int = 1, symbols: Sequence[str] = ()) -> None:
         """Hand batches in, each after the acknowledgement of the one before."""
         for _ in range(batches):
-            batch = await self.hand_in()
+            batch = await self.hand_in(*symbols)
             while await self.answer() != batch.number:
                 pass
 
     @property
     def executed(self) -> list[int]:
-        return [batch.number for batch in self.store.executed]
+        return [batch.number for batch in self.store.executed if not batch.ages_s]
+
+    @property
+    def reminders(self) -> list[WriteBatch]:
+        return [batch for batch in self.store.executed if batch.ages_s]
 
 
 MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
@@ -314,6 +320,98 @@ async def test_store_that_came_back_empty_gets_the_batch_in_doubt(
         await bench.write()
         assert bench.acknowledged == [1, 2, 3]
         assert bench.store.price("AAPL") == b'{"n":3}'
+
+
+# ---- a store that has forgotten
+
+
+async def test_a_store_that_came_back_empty_has_every_price_within_a_second(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL", "MSFT"])
+        await bench.write(symbols=["SPY"])
+        bench.store.restart()
+        await anyio.sleep(RETURN_LIMIT_S)
+        prices = [bench.store.price(symbol) for symbol in ("AAPL", "MSFT", "SPY")]
+        assert prices == [b'{"n":1}', b'{"n":1}', b'{"n":2}']
+        assert bench.executed == [1, 2], "no event is told again"
+        assert len(bench.reminders) == 1
+        await anyio.sleep(100)
+        assert len(bench.reminders) == 1, "once"
+
+
+async def test_it_has_them_before_anything_new(autojump_clock: Any, open_bench: MakeBench) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL", "MSFT"])
+        bench.store.restart()
+        await bench.write(symbols=["AAPL"])
+        assert [batch.number for batch in bench.store.executed] == [1, 1, 2]
+        assert bench.store.price("AAPL") == b'{"n":2}'
+        assert bench.store.price("MSFT") == b'{"n":1}'
+
+
+async def test_prices_written_again_expire_when_they_would_have(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL"])
+        await anyio.sleep(100)
+        await bench.write(symbols=["MSFT"])
+        await anyio.sleep(150)
+        bench.store.restart()
+        await anyio.sleep(45)
+        assert bench.store.price("AAPL") is not None
+        await anyio.sleep(10)
+        assert bench.store.price("AAPL") is None
+        assert bench.store.price("MSFT") is not None
+        await anyio.sleep(45)
+        bench.store.restart()
+        await anyio.sleep(2)
+        assert bench.store.price("AAPL") is None, "its time was over"
+        assert bench.store.price("MSFT") is not None
+
+
+async def test_a_store_that_kept_everything_is_written_nothing_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(3)
+        for _ in range(3):
+            bench.store.drop_connection()
+            await anyio.sleep(2)
+        assert bench.store.connects == 4
+        assert not bench.reminders
+
+
+async def test_prices_that_could_not_be_written_again_are_tried_until_they_are(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=[f"S{number}" for number in range(5_000)])
+        bench.store.restart()
+        bench.store.script.extend(
+            [StoreFault.LOSE_REPLY, StoreFault.REFUSE_WRITE, StoreFault.LOSE_REQUEST]
+        )
+        await anyio.sleep(10)
+        assert all(bench.store.price(f"S{number}") == b'{"n":1}' for number in range(5_000))
+        assert max(len(batch.prices) for batch in bench.reminders) == 2_000
+        await bench.write()
+        assert bench.executed == [1, 2]
+
+
+async def test_a_store_that_is_emptied_again_in_the_middle_has_everything_in_the_end(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=[f"S{number}" for number in range(5_000)])
+        bench.store.restart()
+        while not bench.reminders:
+            await anyio.sleep(0.01)
+            bench.store.script.extend([Slow(0.2)] * (not bench.store.script))
+        bench.store.restart()
+        await anyio.sleep(5)
+        assert all(bench.store.price(f"S{number}") == b'{"n":1}' for number in range(5_000))
 
 
 async def test_ends_where_the_store_is_away_once_it_is_back(
