@@ -19,6 +19,9 @@ from mdservice.topology import Topology
 
 __all__ = ["readiness", "status"]
 
+_SHOWN = 100
+"""Of symbols that may be thousands."""
+
 
 def readiness(topology: Topology, *, draining: bool) -> Readiness:
     """Ready: logged in, everything wanted is subscribed, and Redis answers."""
@@ -76,6 +79,9 @@ def status(
             acknowledged=feed.acknowledged,
             left_out=feed.left_out,
             other_messages=feed.other_messages,
+            without_quotes=len(feed.without_quotes),
+            without_quotes_first=tuple(feed.without_quotes[:_SHOWN]),
+            times_frozen_s=topology.router.snapshot().times_frozen_s,
         ),
         redis=_redis(topology, publisher.backlog),
         symbols=feed.wanted,

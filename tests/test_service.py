@@ -375,9 +375,28 @@ async def test_status_has_every_field_of_the_contract(autojump_clock: Any) -> No
             "quotes_backfilled": 0,
         }
         assert 2 <= status["counters"]["prices_written"] <= 3
-        for name in ("feed_to_redis", "receive_to_redis"):
+        for name in ("feed_to_redis", "receive_to_redis", "feed_to_receive"):
             assert status["latency_ms"][name].keys() == {"p50", "p99", "max"}
             assert all(value >= 0 for value in status["latency_ms"][name].values())
+
+
+async def test_status_tells_of_symbols_that_never_come_and_of_times_that_stand_still(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", "MSFT", mute_after=30.0) as desk:
+        await desk.ready()
+        same = quote(1, t="2026-11-20T15:00:00Z")
+        for _ in range(50):
+            desk.feed.send_quotes([same])
+            await anyio.sleep(1)
+        feed = desk.service.status().feed
+        assert (feed.without_quotes, feed.without_quotes_first) == (1, ("MSFT",))
+        assert feed.times_frozen_s == pytest.approx(48, abs=1)
+        desk.feed.send_quotes([quote(2), quote(1, symbol="MSFT")])
+        await anyio.sleep(1)
+        feed = desk.service.status().feed
+        assert (feed.without_quotes, feed.without_quotes_first) == (0, ())
+        assert feed.times_frozen_s == 0
 
 
 async def test_is_alive(autojump_clock: Any) -> None:

@@ -95,6 +95,8 @@ def _gauges(status: Status) -> Iterator[Metric]:
         ("symbols", "Symbols subscribed.", status.symbols),
         ("symbols_wanted", "Symbols asked for.", feed.wanted),
         ("symbols_left_out", "Symbols that the feed does not give.", len(feed.left_out)),
+        ("symbols_without_quotes", "Silent since they were subscribed.", feed.without_quotes),
+        ("feed_times_frozen_seconds", "Since times last went on.", feed.times_frozen_s),
         ("backlog_events", "Events that Redis has not acknowledged yet.", redis.backlog),
         ("stale_symbols", "Symbols with a price beyond the age limit.", status.stale_symbols),
         ("event_loop_lag_seconds", "How late the event loop runs.", status.loop_lag_ms / _MS),
@@ -127,10 +129,10 @@ def _actors(status: Status) -> Iterator[Metric]:
 def _latencies(status: Status) -> Metric:
     gauge = GaugeMetricFamily(
         "mdservice_latency_seconds",
-        "Over the last events, from the quote's time or its reception to its write in Redis.",
+        "Over the last events, between the quote's time, its reception and its write in Redis.",
         labels=["path", "quantile"],
     )
-    for path in ("feed_to_redis", "receive_to_redis"):
+    for path in ("feed_to_redis", "receive_to_redis", "feed_to_receive"):
         latency: Latency = getattr(status.latency_ms, path)
         for quantile, value in (("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)):
             if value is not None:

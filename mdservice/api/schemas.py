@@ -96,6 +96,13 @@ class _Feed(_Answer):
     acknowledged: int
     left_out: dict[str, str] = Field(description="Symbols not subscribed, with the reason.")
     other_messages: int = Field(description="Messages that are no quotes, passed over.")
+    without_quotes: int = Field(
+        description="Symbols without a quote on this connection for longer than the mute limit."
+    )
+    without_quotes_first: list[str] = Field(description="A hundred of them at most.")
+    times_frozen_s: float = Field(
+        description="For how long quotes have come whose times do not go on."
+    )
 
 
 class _Redis(_Answer):
@@ -143,6 +150,7 @@ class _Latency(_Answer):
 class _Latencies(_Answer):
     feed_to_redis: _Latency
     receive_to_redis: _Latency
+    feed_to_receive: _Latency
 
 
 class StatusAnswer(_Answer):

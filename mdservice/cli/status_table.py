@@ -12,6 +12,7 @@ __all__ = ["WIDTH", "status_lines"]
 
 WIDTH = 80
 _LABEL = 10
+_SHOWN = 8
 _COLOURS = {"running": "green", "starting": "yellow", "degraded": "red", "draining": "yellow"}
 _MINUTE_S = 60
 _HOUR_S = 3_600
@@ -58,6 +59,16 @@ def _feed(feed: Mapping[str, Any]) -> Iterator[str]:
     left_out = _part(feed, "left_out")
     if left_out:
         yield from _row("", f"without {', '.join(map(str, left_out))}")
+    if feed.get("without_quotes"):
+        yield from _row("", _silent(feed))
+    if frozen_s := feed.get("times_frozen_s"):
+        yield from _row("", f"quotes come, but their times have stood still for {_age(frozen_s)}")
+
+
+def _silent(feed: Mapping[str, Any]) -> str:
+    names = [str(name) for name in feed.get("without_quotes_first") or ()]
+    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return f"{_number(feed['without_quotes'])} symbols have had no quote yet: {shown}"
 
 
 def _redis(redis: Mapping[str, Any]) -> Iterator[str]:
@@ -74,7 +85,7 @@ def _redis(redis: Mapping[str, Any]) -> Iterator[str]:
 
 def _latencies(latencies: Mapping[str, Any]) -> Iterator[str]:
     label = "latency"
-    for name in ("feed_to_redis", "receive_to_redis"):
+    for name in ("feed_to_redis", "receive_to_redis", "feed_to_receive"):
         numbers = _part(latencies, name)
         told = "".join(f"  {key} {_ms(numbers.get(key)):>9}" for key in ("p50", "p99", "max"))
         yield f"{label:<{_LABEL}}{name.replace('_', ' '):<17}{told}"

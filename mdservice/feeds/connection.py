@@ -128,6 +128,7 @@ class FeedConnection:
             quotes_received=self._quotes_received,
             decode_errors=self._decode_errors,
             other_messages=self._other_messages,
+            without_quotes=self._mute.without_quotes(self._clock.utc_ns()) if session else (),
         )
 
     def sources(self) -> dict[str, list[str]]:
@@ -284,7 +285,7 @@ class FeedConnection:
                 self._mute.subscribed(control.quotes or (), self._clock.utc_ns())
         if decoded.quotes:
             self._data_has_come = True
-            self._mute.data_came()
+            self._mute.data_came(decoded.quotes)
             self._retries.reset()
 
     async def _hand_on(self, quotes: Sequence[Quote]) -> None:

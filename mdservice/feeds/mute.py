@@ -72,6 +72,8 @@ class MuteWatch:
         """From when the silence counts."""
         self._subscribed_ns: dict[str, int] = {}
         """Since when each symbol is subscribed on this connection."""
+        self._unheard: set[str] = set()
+        """Those that have had no quote on this connection."""
         self._known_ns: dict[str, int] = {}
         """What the last look told: heard of again it is not news."""
         self._sooner = anyio.Event()
@@ -80,6 +82,7 @@ class MuteWatch:
     def begin(self) -> None:
         """A connection is open: nothing is subscribed on it yet."""
         self._subscribed_ns = {}
+        self._unheard = set()
 
     def subscribed(self, symbols: Iterable[str], at_ns: int) -> None:
         """These are subscribed, all of them; the silence of the first is judged from now on.
@@ -90,15 +93,24 @@ class MuteWatch:
         """
         before = self._subscribed_ns
         self._subscribed_ns = {symbol: before.get(symbol, at_ns) for symbol in symbols}
+        new = self._subscribed_ns.keys() - before.keys() - {EVERY_SYMBOL}
+        self._unheard = (self._unheard & self._subscribed_ns.keys()) | new
         if not before:
             self._since_s = anyio.current_time()
 
-    def data_came(self) -> None:
+    def data_came(self, quotes: Iterable[Quote]) -> None:
         """Market data: the feed lives."""
         self._since_s = anyio.current_time()
+        if self._unheard:
+            self._unheard.difference_update([quote.symbol for quote in quotes])
         if self._limit_s != self._first_s:
             self._limit_s = self._first_s
             self._sooner.set()
+
+    def without_quotes(self, now_ns: int) -> list[str]:
+        """Symbols that have had no quote for the mute limit since they were subscribed."""
+        before_ns = now_ns - int(self._first_s * 1e9)
+        return sorted(s for s in self._unheard if self._subscribed_ns[s] <= before_ns)
 
     async def watch(self, tell_stale: Callable[[str], Awaitable[None]]) -> None:
         """Watch one connection until cancelled; while nothing is subscribed silence is right.

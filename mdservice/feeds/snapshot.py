@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
 __all__ = ["FeedSnapshot"]
@@ -24,3 +26,4 @@ class FeedSnapshot:
     quotes_received: int
     decode_errors: int
     other_messages: int
+    without_quotes: Sequence[str]

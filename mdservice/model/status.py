@@ -53,6 +53,10 @@ class FeedReport:
         acknowledged: How many of them the feed has acknowledged.
         left_out: Symbols that the feed does not give, each with the reason.
         other_messages: Messages that are no quotes and were passed over.
+        without_quotes: How many symbols have had no quote on this connection, for longer than
+            the mute limit since they were acknowledged. In a quiet market that is right.
+        without_quotes_first: The first of them by name, a hundred at most.
+        times_frozen_s: For how long quotes have come whose times no longer go on; 0 where they do.
     """
 
     name: str
@@ -66,6 +70,9 @@ class FeedReport:
     acknowledged: int = 0
     left_out: Mapping[str, str] = attrs.field(factory=dict)
     other_messages: int = 0
+    without_quotes: int = 0
+    without_quotes_first: tuple[str, ...] = ()
+    times_frozen_s: float = 0.0
 
 
 @attrs.frozen
@@ -137,10 +144,14 @@ class Latency:
 
 @attrs.frozen
 class Latencies:
-    """From the quote's own time, and from its reception, to its acknowledged write."""
+    """From the quote's own time, and from its reception, to its acknowledged write.
+
+    ``feed_to_receive`` is how far the receiving lags behind the exchange's times.
+    """
 
     feed_to_redis: Latency = Latency()
     receive_to_redis: Latency = Latency()
+    feed_to_receive: Latency = Latency()
 
 
 @attrs.frozen

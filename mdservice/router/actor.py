@@ -31,6 +31,7 @@ from mdservice.router.clock_check import ClockCheck
 from mdservice.router.gaps import Gaps
 from mdservice.router.lanes import Lanes
 from mdservice.router.merge import merge
+from mdservice.router.time_check import TimeCheck
 
 __all__ = ["FUTURE_TOLERANCE_NS", "QuoteRouter", "RouterSnapshot"]
 
@@ -54,6 +55,7 @@ class RouterSnapshot:
     gaps_repaired: int
     quotes_backfilled: int
     clock_behind_s: float | None
+    times_frozen_s: float
 
 
 @attrs.define
@@ -96,6 +98,7 @@ class QuoteRouter:
         self._listener = listener
         self._clock = clock
         self._clock_check = ClockCheck()
+        self._time_check = TimeCheck()
         self._accepted = 0
         self._stale = 0
         self._future = 0
@@ -122,6 +125,7 @@ class QuoteRouter:
             gaps_repaired=self._gaps.repaired,
             quotes_backfilled=self._backfilled,
             clock_behind_s=self._clock_check.behind_s(),
+            times_frozen_s=round(self._time_check.frozen_s(), 1),
         )
 
     def start_from(self, quotes: Sequence[Quote], *, resuming: bool) -> None:
@@ -165,6 +169,8 @@ class QuoteRouter:
     def _route(self, quotes: Sequence[Quote]) -> Sequence[Quote]:
         routed = self.lanes.route(quotes, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
         self._clock_check.add(len(quotes), routed.ahead_ns)
+        if len(routed.ahead_ns) < len(quotes):
+            self._time_check.add(routed.accepted, self._clock.monotonic())
         self._accepted += len(routed.accepted)
         self._stale += routed.stale
         if routed.ahead_ns:

@@ -21,6 +21,7 @@ class LatencyWindow:
     def __init__(self) -> None:
         self._feed: deque[float] = deque(maxlen=_WINDOW)
         self._receive: deque[float] = deque(maxlen=_WINDOW)
+        self._lag: deque[float] = deque(maxlen=_WINDOW)
 
     def add(self, quotes: Sequence[Quote], written_ns: int) -> None:
         """Quotes whose write was acknowledged.
@@ -33,10 +34,11 @@ class LatencyWindow:
         for quote in quotes[::step]:
             self._feed.append((written_ns - quote.ts_event_ns) / _MS_NS)
             self._receive.append((written_ns - quote.ts_recv_ns) / _MS_NS)
+            self._lag.append((quote.ts_recv_ns - quote.ts_event_ns) / _MS_NS)
 
     def summary(self) -> Latencies:
         """Percentiles of the window, in milliseconds."""
-        return Latencies(_percentiles(self._feed), _percentiles(self._receive))
+        return Latencies(*map(_percentiles, (self._feed, self._receive, self._lag)))
 
 
 def _percentiles(samples: deque[float]) -> Latency:

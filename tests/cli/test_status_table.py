@@ -35,6 +35,9 @@ STATUS = Status(
         reconnects=12_345,
         last_error="Alpaca refused with 406: connection limit exceeded " * 3,
         left_out={"FAKEPACA": "unknown"},
+        without_quotes=1_200,
+        without_quotes_first=tuple(f"S{number}" for number in range(100)),
+        times_frozen_s=75.0,
     ),
     redis=RedisReport(
         connected=False,
@@ -72,9 +75,12 @@ def test_the_table_tells_everything_within_80_columns() -> None:
         "delayed_sip by alpaca-py, not connected, waiting for slot, 12,345 reconnects",
         "last error: Alpaca refused with 406",
         "without FAKEPACA",
+        "1,200 symbols have had no quote yet: S0, S1, S2, S3, S4, S5, S6, S7, …",
+        "their times have stood still for 1 min 15 s",
         "not connected, 99,999 events waiting",
         "feed to redis p50 1.23 ms p99 5.4 s max 123.5 s",
         "receive to redis p50 - p99 - max -",
+        "feed to receive p50 - p99 - max -",
         "quotes_received 12,345,678,901",
         "FeedConnection running 0 0.2 s 3/1,000",
         "AnActorWithAVeryLongName… restarting 1,000 1 d 3 h 100,000/100,000",
@@ -94,9 +100,7 @@ def test_a_quiet_service_is_told_without_errors() -> None:
         STATUS,
         state="running",
         reasons=(),
-        feed=attrs.evolve(
-            STATUS.feed, connected=True, phase="streaming", last_error=None, left_out={}
-        ),
+        feed=FeedReport("delayed_sip", "alpaca-py", "streaming", True, True, 12_345, None),
         redis=RedisReport(connected=True, url="redis://db", last_error=None),
         simulator=False,
         actors={},

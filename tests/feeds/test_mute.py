@@ -46,7 +46,7 @@ class Bench:
         quote = self.quote(symbol)
         self.history.add([quote])
         self.lanes.route([attrs.evolve(quote)], quote.ts_event_ns, 0)
-        self.watch.data_came()
+        self.watch.data_came([quote])
 
     def miss(self, symbol: str = "AAPL") -> None:
         """The market has one, the socket has not."""
@@ -71,6 +71,40 @@ class Bench:
     @property
     def looks(self) -> list[float]:
         return [request.at_s for request in self.history.requests]
+
+
+# ---- acknowledged, and never quoted
+
+
+async def test_a_symbol_without_a_quote_since_it_was_subscribed_is_told(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench()
+    bench.receive("MSFT")  # on a connection before this one
+    bench.connect("AAPL", "MSFT", "*")
+    await anyio.sleep(LIMIT_S - 1)
+    bench.receive("AAPL")
+    assert bench.watch.without_quotes(bench.clock.utc_ns()) == []
+    await anyio.sleep(1)
+    assert bench.watch.without_quotes(bench.clock.utc_ns()) == ["MSFT"]
+    bench.receive("MSFT")
+    assert bench.watch.without_quotes(bench.clock.utc_ns()) == []
+
+
+async def test_its_time_runs_from_its_own_subscription_and_ends_with_it(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench()
+    bench.connect("AAPL")
+    bench.receive("AAPL")
+    await anyio.sleep(100)
+    bench.watch.subscribed(["AAPL", "TSLA"], bench.clock.utc_ns())
+    await anyio.sleep(LIMIT_S - 1)
+    assert bench.watch.without_quotes(bench.clock.utc_ns()) == []
+    await anyio.sleep(1)
+    assert bench.watch.without_quotes(bench.clock.utc_ns()) == ["TSLA"]
+    bench.watch.subscribed(["AAPL"], bench.clock.utc_ns())
+    assert bench.watch.without_quotes(bench.clock.utc_ns()) == []
 
 
 # ---- newer than ours: dead

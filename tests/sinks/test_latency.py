@@ -25,10 +25,10 @@ def test_there_is_none_before_the_first() -> None:
     assert window.summary() == Latencies(Latency(), Latency())
 
 
-def test_both_are_in_milliseconds_from_their_own_start() -> None:
+def test_all_are_in_milliseconds_from_their_own_start() -> None:
     window = LatencyWindow()
     window.add([quote(12.5, 0.25)], WRITTEN_NS)
-    assert window.summary() == Latencies(Latency(12.5, 12.5, 12.5), Latency(0.25, 0.25, 0.25))
+    assert window.summary() == Latencies(*(Latency(ms, ms, ms) for ms in (12.5, 0.25, 12.25)))
 
 
 @pytest.mark.parametrize(
