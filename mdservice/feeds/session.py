@@ -36,6 +36,7 @@ NOT_ACKNOWLEDGED = 0
 
 _INVALID_SYNTAX = 400
 _SYMBOL_LIMIT = 405
+_MOST_NAMED = 5
 _NOT_FIRST = (_INVALID_SYNTAX, _SYMBOL_LIMIT)
 
 
@@ -45,6 +46,11 @@ class Refused:
 
     code: int
     reason: str
+
+
+def _halves(symbols: Sequence[str]) -> list[list[str]]:
+    middle = len(symbols) // 2
+    return [list(symbols[:middle]), list(symbols[middle:])]
 
 
 class SessionEvents(Protocol):
@@ -173,13 +179,28 @@ class Session:
             for chunk in chunks([s for s in symbols if s not in self.acknowledged], CHUNK_SIZE):
                 answer = await self._ask("subscribe", chunk)
                 if isinstance(answer, Refused):
-                    return answer
+                    return await self._naming_the_cause(answer, chunk)
         missing = [s for s in symbols if s not in self.acknowledged]
         if missing:
             return Refused(
                 NOT_ACKNOWLEDGED, f"the feed did not acknowledge {', '.join(missing[:10])}"
             )
         return None
+
+    async def _naming_the_cause(self, refused: Refused, chunk: Sequence[str]) -> Refused:
+        """A refusal for syntax does not say of which symbol: halve until they are found."""
+        if refused.code != _INVALID_SYNTAX:
+            return refused
+        found = list(chunk) if len(chunk) == 1 else []
+        todo = _halves(chunk) if len(chunk) > 1 else []
+        while todo and len(found) < _MOST_NAMED:
+            some = todo.pop(0)
+            answer = await self._ask("subscribe", some)
+            if isinstance(answer, Refused) and len(some) > 1:
+                todo[:0] = _halves(some)
+            elif isinstance(answer, Refused):
+                found += some
+        return Refused(refused.code, f"{refused.reason} ({', '.join(found)})") if found else refused
 
     async def unsubscribe(self, symbols: Iterable[str]) -> None:
         """Unsubscribe those of the symbols that are subscribed.
@@ -211,8 +232,7 @@ class Session:
                     if answer.code not in _NOT_FIRST:
                         return answer
                     if len(chunk) > 1:
-                        middle = len(chunk) // 2
-                        todo[:0] = [chunk[:middle], chunk[middle:]]
+                        todo[:0] = _halves(chunk)
                     elif answer.code == _SYMBOL_LIMIT:
                         rest = [chunk[0], *(symbol for later in todo for symbol in later)]
                         self.left_out |= dict.fromkeys(rest, answer.reason)

@@ -350,6 +350,30 @@ async def test_unsubscribes_what_is_subscribed_and_asks_nothing_for_the_rest(
         assert run.session.acknowledged == {"AAPL"}
 
 
+async def test_a_request_that_is_not_understood_names_the_symbols_that_caused_it(
+    autojump_clock: MockClock,
+) -> None:
+    symbols = many(CHUNK_SIZE)
+    feed = MemoryFeed(unknown={symbols[17], symbols[150]})
+    async with reading(feed) as run:
+        await run.session.subscribe(["AAPL"])
+        refused = await run.session.subscribe(symbols)
+        assert refused is not None
+        assert refused.code == 400
+        assert refused.reason.endswith(f"({symbols[17]}, {symbols[150]})")
+        assert run.session.acknowledged == feed.subscribed == {"AAPL"}, "all or nothing"
+
+
+async def test_of_many_such_symbols_a_few_are_named(autojump_clock: MockClock) -> None:
+    symbols = many(CHUNK_SIZE)
+    feed = MemoryFeed(unknown=set(symbols))
+    async with reading(feed) as run:
+        refused = await run.session.subscribe(symbols)
+        assert refused is not None
+        assert refused.reason.endswith(f"({', '.join(symbols[:5])})")
+        assert len(feed.requests) < 25
+
+
 # What fits
 
 

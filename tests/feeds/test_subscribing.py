@@ -192,6 +192,7 @@ async def test_symbol_that_is_not_understood_refuses_the_request(
         with pytest.raises(SubscriptionRefused) as caught:
             await desk.subscribe("MSFT", "BAD")
         assert caught.value.code == 400
+        assert "(BAD)" in str(caught.value)
         assert following(driver) == {"AAPL"}
 
 

@@ -1,34 +1,38 @@
 """Alpaca's market-data REST API: what the stream has missed.
 
-The answers are read with msgspec, times as nanoseconds: alpaca-py's models stop at
-microseconds.
-
 Source: Alpaca, "Historical quotes" and "Latest quotes"; start and end are inclusive, ``limit``
 counts all symbols together, pages are sorted by symbol, then time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import anyio
 import attrs
-import msgspec
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feeds.alpaca.login import Credentials
-from mdservice.feeds.alpaca.messages import Price, Size
+from mdservice.feeds.alpaca.rest_messages import (
+    Answer,
+    decode_latest,
+    decode_page,
+    decode_refusal,
+)
 from mdservice.feeds.subscriptions import chunks
+from mdservice.logs import get_logger
 from mdservice.model.quote import Quote
-from mdservice.model.timestamps import format_ns, parse_rfc3339
+from mdservice.model.timestamps import format_ns
 from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
     import httpx
 
 __all__ = ["AlpacaHistory"]
+
+_log = get_logger(__name__)
 
 _SYMBOLS_PER_REQUEST = 200
 _MOST_PER_PAGE = 10_000
@@ -42,30 +46,6 @@ _OK, _TOO_MANY = 200, 429
 _SERVER_ERROR = 500
 _FEEDS_WITH_HISTORY = frozenset(("iex", "sip", "boats", "otc", "simulator"))
 """Unconfirmed for others: ``test``, ``overnight`` and ``delayed_sip`` seem to have none."""
-
-
-class _RestQuote(msgspec.Struct, gc=False):
-    """``{"t":"2026-11-20T15:51:44.2Z","bp":187.12,"bs":2,"ap":187.15,"as":3}`` and more."""
-
-    t: str
-    bp: Price
-    bs: Size
-    ap: Price
-    ask_size: Size = msgspec.field(name="as")
-
-
-class _Page(msgspec.Struct):
-    quotes: dict[str, list[_RestQuote]] | None = None
-    next_page_token: str | None = None
-
-
-class _Latest(msgspec.Struct):
-    quotes: dict[str, _RestQuote] | None = None
-
-
-class _Refusal(msgspec.Struct):
-    code: int | None = None
-    message: str = ""
 
 
 @attrs.define
@@ -136,11 +116,11 @@ class AlpacaHistory:
                 token: str | None = ""
                 while token is not None:
                     paged = {**query, "page_token": token} if token else query
-                    page = await self._get(client, "/v2/stocks/quotes", paged, _Page)
-                    found += self._quotes(page)
+                    page = await self._get(client, "/v2/stocks/quotes", paged, decode_page)
+                    found += page.quotes
                     if len(found) > _MOST_QUOTES:
                         raise HistoryRefused(f"more than {_MOST_QUOTES} quotes are too many")
-                    token = page.next_page_token or None
+                    token = page.next_page
         return found
 
     async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
@@ -149,21 +129,9 @@ class AlpacaHistory:
         async with self._client() as client:
             for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
                 query = {"symbols": ",".join(chunk)}
-                answer = await self._get(client, "/v2/stocks/quotes/latest", query, _Latest)
-                received_ns = self._clock.utc_ns()
-                found += [
-                    _to_quote(symbol, quote, received_ns)
-                    for symbol, quote in (answer.quotes or {}).items()
-                ]
+                path = "/v2/stocks/quotes/latest"
+                found += (await self._get(client, path, query, decode_latest)).quotes
         return found
-
-    def _quotes(self, page: _Page) -> list[Quote]:
-        received_ns = self._clock.utc_ns()
-        return [
-            _to_quote(symbol, quote, received_ns)
-            for symbol, quotes in (page.quotes or {}).items()
-            for quote in quotes
-        ]
 
     def _client(self) -> httpx.AsyncClient:
         import httpx
@@ -175,8 +143,12 @@ class AlpacaHistory:
         )
 
     async def _get(
-        self, client: httpx.AsyncClient, path: str, query: Mapping[str, str], form: type[Any]
-    ) -> Any:
+        self,
+        client: httpx.AsyncClient,
+        path: str,
+        query: Mapping[str, str],
+        decode: Callable[[bytes, int], Answer],
+    ) -> Answer:
         import httpx
 
         feed = {} if self._feed == "simulator" else {"feed": self._feed}
@@ -190,7 +162,7 @@ class AlpacaHistory:
                 ) from exc
             self._limit.note(answer.headers)
             if answer.status_code != _TOO_MANY:
-                return _read(answer, form)
+                return self._read(answer, decode)
             self._limit.exhausted(self._clock.utc_ns() / 1e9)
         raise HistoryUnavailable("the API's calls of this minute are used up, it says again")
 
@@ -200,30 +172,16 @@ class AlpacaHistory:
             raise HistoryRefused(f"the API's calls of this minute are used up ({wait_s:.0f} s)")
         await anyio.sleep(wait_s)
 
-
-def _to_quote(symbol: str, past: _RestQuote, received_ns: int) -> Quote:
-    try:
-        event_ns = parse_rfc3339(past.t)
-    except ValueError as exc:
-        raise HistoryUnavailable(f"history's answer cannot be read: {exc}") from exc
-    return Quote(symbol, past.bp, past.ap, past.bs, past.ask_size, event_ns, received_ns)
-
-
-def _read(answer: httpx.Response, form: type[Any]) -> Any:
-    status = answer.status_code
-    if status != _OK:
-        refused = HistoryUnavailable if status >= _SERVER_ERROR else HistoryRefused
-        raise refused(f"history was refused with HTTP {status}: {_reason(answer.content)}")
-    try:
-        return msgspec.json.decode(answer.content, type=form)
-    except msgspec.DecodeError as exc:
-        raise HistoryUnavailable(f"history's answer cannot be read: {exc}") from exc
-
-
-def _reason(content: bytes) -> str:
-    try:
-        refusal = msgspec.json.decode(content, type=_Refusal)
-    except msgspec.DecodeError:
-        return "no reason given"
-    code = f"{refusal.code} " if refusal.code else ""
-    return f"{code}{refusal.message}"
+    def _read(self, answer: httpx.Response, decode: Callable[[bytes, int], Answer]) -> Answer:
+        status = answer.status_code
+        if status != _OK:
+            refused = HistoryUnavailable if status >= _SERVER_ERROR else HistoryRefused
+            reason = decode_refusal(answer.content)
+            raise refused(f"history was refused with HTTP {status}: {reason}")
+        try:
+            found = decode(answer.content, self._clock.utc_ns())
+        except ValueError as exc:
+            raise HistoryUnavailable(f"history's answer cannot be read: {exc}") from exc
+        if found.broken:
+            _log.warning("history_rows_skipped", count=found.broken, url=mask_url(self._base_url))
+        return found

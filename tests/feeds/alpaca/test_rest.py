@@ -286,6 +286,22 @@ async def test_an_answer_of_another_form_is_none(autojump_clock: Any, content: b
         await ask(with_transport(canned(200, content)), "quotes")
 
 
+@pytest.mark.parametrize("call", BOTH)
+async def test_a_broken_row_costs_itself_and_not_its_page(
+    autojump_clock: Any, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = b'{"t": "2026-11-20T15:00:00Z", "bp": 1, "bs": 1, "ap": 2, "as": 1}'
+    bad = b'{"t": "2026-11-20T15:00:00Z", "bp": -1, "bs": 1, "ap": 2, "as": 1}'
+    no_time = good.replace(b"2026-11-20T15:00:00Z", b"noon")
+    content = {
+        "quotes": b'{"quotes": {"AAPL": [%b, %b], "MSFT": [%b]}}' % (bad, good, no_time),
+        "latest": b'{"quotes": {"AAPL": %b, "MSFT": %b, "SPY": 7}}' % (good, no_time),
+    }[call]
+    found = await ask(with_transport(canned(200, content)), call)
+    assert [(quote.symbol, quote.bid) for quote in found] == [("AAPL", 1)]
+    assert "history_rows_skipped count=2" in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"{}", b'{"quotes": null}', b'{"quotes": {}}'])
 @pytest.mark.parametrize("call", BOTH)
 async def test_no_quotes_are_none(autojump_clock: Any, call: str, content: bytes) -> None:
