@@ -185,7 +185,9 @@ class RedisWriter:
         """Write again what the server has lost, so that also quiet symbols have their price."""
         if self._memory_in_doubt:
             if await self._store.last_batch() < self._written:
-                self._forgotten = list(self._prices)
+                # What is about to be written is newer: it may be out already.
+                newer = self._pending.prices if self._pending is not None else {}
+                self._forgotten = [symbol for symbol in self._prices if symbol not in newer]
                 _log.warning("redis_has_forgotten", prices=len(self._forgotten))
             self._memory_in_doubt = False
         while self._forgotten:

@@ -351,6 +351,20 @@ async def test_it_has_them_before_anything_new(autojump_clock: Any, open_bench: 
         assert bench.store.price("MSFT") == b'{"n":1}'
 
 
+async def test_a_price_that_is_on_its_way_is_not_written_older_before_it(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL", "MSFT"])
+        bench.store.script.append(StoreFault.LOSE_REPLY)  # readers have seen the second price
+        await bench.hand_in("AAPL")
+        await anyio.wait_all_tasks_blocked()
+        bench.store.restart()
+        await bench.answer()
+        assert [list(batch.prices) for batch in bench.reminders] == [["MSFT"]]
+        assert bench.store.price("AAPL") == b'{"n":2}'
+
+
 async def test_prices_written_again_expire_when_they_would_have(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
