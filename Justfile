@@ -57,7 +57,7 @@ fmt: install
 type: install
     {{python}} -m mypy
 
-# Measure against a plain alpaca-py handler (about a minute; `just bench quick` is shorter)
+# Measure against a plain alpaca-py handler (a minute; `just bench quick` is shorter), or how soon a gap is filled (`just bench repair`)
 bench *args: install
     {{python}} -m tests.bench {{args}}
 

@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick]``: websocket in, Redis out, whole processes, real parts.
+"""``python -m tests.bench [quick | repair]``: websocket in, Redis out, whole processes, real parts.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -8,6 +8,8 @@ feed, a Valkey server and a listener share the other.
 A run is one program from its start to its end: first 1,000 quotes a second, for the latency,
 then a flood. Runs are interleaved, figures are medians of the rounds. The exit code is 1 when
 a price, an event or a count was not as it must be.
+
+``repair`` measures something else: see :mod:`tests.bench.repair`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import attrs
 import redis
 
 from mdservice.sinks.embedded import open_embedded_server
+from tests.bench import repair
 from tests.bench.checks import Market
 from tests.bench.processes import REPOSITORY, Cores, pin
 from tests.bench.programs import PlainHandler, Program, Service
@@ -193,9 +196,12 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    if arguments not in ([], ["quick"]):
-        sys.exit("usage: python -m tests.bench [quick]")
+    if arguments not in ([], ["quick"], ["repair"]):
+        sys.exit("usage: python -m tests.bench [quick | repair]")
     for ending in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(ending, _stop)
-    signal.alarm(LIMIT_S)
+    repairs = arguments == ["repair"]
+    signal.alarm(repair.LIMIT_S if repairs else LIMIT_S)
+    if repairs:
+        sys.exit(anyio.run(repair.main, say, backend="trio"))
     sys.exit(anyio.run(main, QUICK if arguments else FULL, backend="trio"))

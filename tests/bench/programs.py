@@ -27,6 +27,8 @@ class Surroundings:
     symbols: Sequence[str]
     folder: Path
     cores: Cores
+    rest_url: str | None = None
+    """Where the feed has a history."""
 
 
 class Program(Protocol):
@@ -95,6 +97,11 @@ class Service:
             "MDSERVICE_SOCKET": str(_socket(given)),
             "MDSERVICE_LOG_FORMAT": "json",
         }
+        if given.rest_url is not None:
+            environment |= {
+                "MDSERVICE_REST_URL": given.rest_url,
+                "MDSERVICE_TRADING_URL": given.rest_url,
+            }
         with running(
             "mdservice",
             "run",

@@ -66,6 +66,11 @@ def table(measured: Sequence[Measured], reference: str) -> str:
     for program in dict.fromkeys(each.program for each in measured):
         runs = [each for each in measured if each.program == program]
         rows.append((program, *_figures(runs, base)))
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of one width, the first one flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
