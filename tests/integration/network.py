@@ -1,0 +1,159 @@
+"""A network between a client and a server of this machine that can be cut, taken away and frozen."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+_LINGER_NONE = struct.pack("ii", 1, 0)
+_READ_BYTES = 65_536
+_LIMIT_S = 5.0
+
+
+class Network:
+    """A proxy in a thread of its own.
+
+    Its methods return at once: what they ask for is done a moment later, in order.
+
+    Args:
+        target: A port on loopback, or the path of a UNIX socket.
+    """
+
+    def __init__(self, target: int | Path) -> None:
+        self._target = target
+        self._chooser = selectors.DefaultSelector()
+        self._lines: dict[socket.socket, socket.socket] = {}
+        self._servers: set[socket.socket] = set()
+        self._swallowed: set[socket.socket] = set()
+        self._frozen: list[socket.socket] = []
+        self._commands: deque[Callable[[], object]] = deque()
+        self._waker, self._woken = socket.socketpair()
+        self._chooser.register(self._woken, selectors.EVENT_READ)
+        self._running = True
+        self._listener: socket.socket | None = None
+        # Bound and not listening: while the network is away nobody else gets the port.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
+        self._listen()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def reset(self) -> None:
+        """Cut every connection: both ends get a RST and nothing else."""
+        self._ask(self._reset)
+
+    def down(self) -> None:
+        """Cut every connection, and refuse new ones."""
+        self._ask(self._stop_listening)
+        self._ask(self._reset)
+
+    def up(self) -> None:
+        """Take new connections again."""
+        self._ask(self._listen)
+
+    def freeze(self) -> None:
+        """Pass on nothing more of the connections of now, which stay open; new ones work."""
+        self._ask(self._freeze)
+
+    def swallow_answers(self) -> None:
+        """Of the connections of now pass on what clients say, and nothing that servers answer."""
+        self._ask(lambda: self._swallowed.update(self._servers))
+
+    def close(self) -> None:
+        """End it, with all that passes through it."""
+        self._ask(partial(setattr, self, "_running", False))
+        self._thread.join(_LIMIT_S)
+        assert not self._thread.is_alive()
+
+    # In its thread
+
+    def _ask(self, command: Callable[[], object]) -> None:
+        self._commands.append(command)
+        self._waker.send(b"x")
+
+    def _run(self) -> None:
+        while self._running:
+            for key, _ in self._chooser.select():
+                if key.fileobj is self._woken:
+                    self._woken.recv(_READ_BYTES)
+                elif key.fileobj is self._listener:
+                    self._accept(self._listener)
+                elif key.fileobj in self._lines:
+                    self._pass_on(key.fileobj)
+            while self._commands:
+                self._commands.popleft()()
+        self._stop_listening()
+        self._reset()
+        for end in (*self._frozen, self._place, self._waker, self._woken):
+            end.close()
+        self._chooser.close()
+
+    def _listen(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port), reuse_port=True)
+        self._chooser.register(self._listener, selectors.EVENT_READ)
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._chooser.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def _accept(self, listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        try:
+            server = self._connect()
+        except OSError:
+            client.close()
+            return
+        self._servers.add(server)
+        for end, other in ((client, server), (server, client)):
+            end.settimeout(_LIMIT_S)
+            self._lines[end] = other
+            self._chooser.register(end, selectors.EVENT_READ)
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._target, int):
+            return socket.create_connection(("127.0.0.1", self._target), _LIMIT_S)
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(str(self._target))
+        return server
+
+    def _pass_on(self, source: socket.socket) -> None:
+        try:
+            data = source.recv(_READ_BYTES)
+            if data:
+                if source not in self._swallowed:
+                    self._lines[source].sendall(data)
+                return
+        except OSError:
+            pass
+        for end in (source, self._lines[source]):
+            self._forget(end)
+            end.close()
+
+    def _reset(self) -> None:
+        for end in list(self._lines):
+            self._forget(end)
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+            end.close()
+
+    def _freeze(self) -> None:
+        for end in list(self._lines):
+            self._forget(end)
+            self._frozen.append(end)
+
+    def _forget(self, end: socket.socket) -> None:
+        del self._lines[end]
+        self._servers.discard(end)
+        self._swallowed.discard(end)
+        self._chooser.unregister(end)
