@@ -253,7 +253,6 @@ def test_beyond_the_backlog_the_oldest_are_conflated_and_counted(
     run(body, backend)
 
 
-@pytest.mark.xfail(strict=True, reason="keys without a new quote are not written again yet")
 @each_line
 def test_restarted_empty_it_has_the_prices_that_did_not_change_too(
     driver: str, backend: str, fresh_valkey: Any, folder: Path
