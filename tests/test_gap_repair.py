@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from mdservice.errors import HistoryRefused, HistoryUnavailable, StoreUnavailable
+from mdservice.feeds.late_history import LOOK_AGAIN_S
 from mdservice.feeds.repair import HOLD_LIMIT_S
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
@@ -190,6 +191,51 @@ async def test_history_refused_leaves_the_gap_and_the_latest_price(
         assert [event["seq"] for event in desk.published("AAPL")] == [1, 2]
         assert service.status().counters.gaps_repaired == 0
     assert desk.told("gap", "gap_repaired") == ["gap"]
+
+
+async def test_a_quiet_market_whose_history_lags_is_looked_at_again(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.history.lag_s = 8
+    async with desk.service() as service:
+        await first_quotes(desk, service)
+        await anyio.sleep(20)
+        desk.feed.drop()
+        await until(lambda: not desk.feed.connections)
+        desk.send("AAPL", "MSFT")
+        await anyio.sleep(0.001)
+        desk.feed.fail(2)  # so that the return is clearly later than these
+        await until(lambda: "gap_repaired" in desk.told("gap_repaired"))
+        assert len(desk.published("AAPL")) == 1, "history had not told it"
+        desk.send("MSFT")  # newer: the one that was missed can no longer be an event
+        await until(lambda: len(desk.published("AAPL")) == 2)
+        await until(lambda: desk.told("gap") == ["gap", "gap"])
+        counters = service.status().counters
+    desk.check_in_order()
+    desk.check_complete("AAPL")
+    late = [state for state in desk.states if state["state"] == "gap"][-1]
+    assert (late["symbols"], late["reason"]) == (["MSFT"], "history was late")
+    missed_ns = desk.made[4].ts_event_ns
+    assert parse_rfc3339(late["from"]) < missed_ns < parse_rfc3339(late["to"])
+    assert (counters.gaps, counters.gaps_repaired, counters.quotes_backfilled) == (2, 1, 1)
+
+
+async def test_a_history_that_told_everything_is_looked_at_again_without_a_word(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    async with desk.service() as service:
+        await first_quotes(desk, service)
+        desk.feed.drop()
+        await until(lambda: not desk.feed.connections)
+        desk.send("AAPL", "MSFT")
+        await until(lambda: "gap_repaired" in desk.told("gap_repaired"))
+        desk.send("SPY")
+        asked = len(desk.history.requests)
+        await anyio.sleep(2 * LOOK_AGAIN_S)
+        assert len(desk.history.requests) > asked
+        counters = service.status().counters
+    desk.check_complete()
+    assert (counters.gaps, counters.gaps_repaired, counters.quotes_backfilled) == (1, 1, 2)
 
 
 async def test_without_any_answer_live_quotes_come_within_the_limit(

@@ -59,6 +59,7 @@ class CatchUp:
         symbols: All that are asked for.
         found: What history had, in the order of times within each symbol; also after an error.
         complete: The symbols of which that is all; also after an error.
+        believed: Whether nothing showed that history was up to date, in a quiet market.
         last_error: Why history did not answer the last time, or None.
     """
 
@@ -71,6 +72,7 @@ class CatchUp:
     ) -> None:
         self.found: list[Quote] = []
         self.complete: frozenset[str] = frozenset()
+        self.believed = False
         self.last_error: str | None = None
         self._answered = False
         self._history = history
@@ -128,6 +130,7 @@ class CatchUp:
         while not self._live():
             await anyio.sleep(_LOOK_S)
             if anyio.current_time() >= began_s + QUIET_S:
+                self.believed = True
                 return
         pause_s = _PROBE_S
         while not await self._has_live_quotes():

@@ -150,6 +150,7 @@ class FeedConnection:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._requests.serve)
             tasks.start_soon(self._repair.keep_limit)
+            tasks.start_soon(self._repair.tell_late)
             tasks.start_soon(self._stay_connected)
             task_status.started()
             await self._stopping.wait()

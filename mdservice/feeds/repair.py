@@ -11,6 +11,7 @@ from mdservice.errors import HistoryRefused
 from mdservice.feeds.accepted import AcceptedQuotes
 from mdservice.feeds.catch_up import CatchUp, Missed
 from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.late_history import Believed, LateHistory
 from mdservice.feeds.outlet import Outlet
 from mdservice.logs import get_logger
 from mdservice.model.events import Backfill, FeedResumed, QuoteBatch
@@ -33,6 +34,8 @@ MOST_SEEN = 1_000
 """Where every symbol is subscribed: of more symbols than these only the latest is asked."""
 _OVERLAP_NS = 5_000_000_000
 """History is asked from this long before the last accepted quote."""
+_ON_THE_WAY_NS = 1_000_000_000
+"""Quotes of so short a time before a connection opened may have come over it."""
 _ENOUGH_LIVE = 1_000
 """Live quotes of which history has to have one before it counts as complete."""
 _LAST_WORDS_S = 0.5
@@ -68,6 +71,8 @@ class GapRepair:
         self._began = anyio.Event()
         self._deadline_s = 0.0
         self._work = anyio.CancelScope()
+        self._late = LateHistory(history, clock) if history is not None else None
+        self._begun_ns = 0
         self._resumed = False
         """Whether this connection's return was told."""
         self._all_missing = False
@@ -80,6 +85,7 @@ class GapRepair:
     def begin(self) -> None:
         """A connection is open: from now on live quotes wait, if there is anything to repair."""
         self._resumed = False
+        self._begun_ns = self._clock.utc_ns()
         if self._accepted.complete_until_ns() is not None:
             self._all_missing = True
             self._hold()
@@ -137,9 +143,28 @@ class GapRepair:
                 limit_s = self._deadline_s - _SPARE_S - anyio.current_time()
                 with anyio.move_on_after(min(LATEST_LIMIT_S, limit_s)):
                     await catch_up.add_latest(resumed_ns)
+            if catch_up.believed and self._holding:
+                self._look_again_at(catch_up, missed)
             every = EVERY_SYMBOL in followed
             self._let_go(catch_up.found, frozenset() if every else catch_up.complete)
         await self._outlet.flush()
+
+    async def tell_late(self) -> None:
+        """Hand on what history had not told repairs in time; runs until cancelled."""
+        while self._late is not None:
+            self._outlet.add(await self._late.next())
+            await self._outlet.flush()
+
+    def _look_again_at(self, catch_up: CatchUp, missed: Sequence[Missed]) -> None:
+        lasts_ns = {s: self._accepted.last_ns(s) for s in catch_up.complete}
+        believed = Believed(
+            missed,
+            catch_up.found,
+            {s: last_ns for s, last_ns in lasts_ns.items() if last_ns is not None},
+            self._begun_ns - _ON_THE_WAY_NS,
+        )
+        if self._late is not None:
+            self._late.check(believed)
 
     async def subscriptions_changed(
         self, followed: Collection[str], left_out: Collection[str]

@@ -16,6 +16,7 @@ __all__ = [
     "FeedResumed",
     "FeedState",
     "FeedStatus",
+    "LateQuotes",
     "QuoteBatch",
     "RoutedItem",
 ]
@@ -96,7 +97,22 @@ class FeedResumed:
     left_out: frozenset[str] = frozenset()
 
 
+@attrs.frozen
+class LateQuotes:
+    """Past quotes that a repair should have brought, and that history had not told it yet.
+
+    Attributes:
+        quotes: In the order of their times within each symbol.
+        from_ns: The time of the last quote that was out before the repair, UTC nanoseconds.
+        to_ns: Until when history was asked, UTC nanoseconds.
+    """
+
+    quotes: Sequence[Quote]
+    from_ns: int
+    to_ns: int
+
+
 RoutedItem = QuoteBatch | FeedStatus
 """What the router hands on: accepted quotes, and changes of the feed's state."""
-FeedItem = RoutedItem | FeedLost | FeedResumed | Backfill
+FeedItem = RoutedItem | FeedLost | FeedResumed | Backfill | LateQuotes
 """What the feed's channel carries."""

@@ -22,6 +22,7 @@ from mdservice.model.events import (
     FeedResumed,
     FeedState,
     FeedStatus,
+    LateQuotes,
     QuoteBatch,
     RoutedItem,
 )
@@ -149,6 +150,8 @@ class QuoteRouter:
                 self._fill(item)
             elif isinstance(item, FeedResumed):
                 self._resume(item)
+            elif isinstance(item, LateQuotes):
+                self._take_late(item)
             elif isinstance(item, FeedLost):
                 self._lose(item)
             else:
@@ -208,6 +211,14 @@ class QuoteRouter:
             backfill.until_ns, self.lanes.newest_ns(), fill.backfilled, backfill.complete
         )
         self._tell("gap_repaired", repaired)
+
+    def _take_late(self, late: LateQuotes) -> None:
+        """Those that are still in order go out; of the others there is a gap after all."""
+        accepted = self._route(self.lanes.not_out_yet(late.quotes))
+        self._backfilled += len(accepted)
+        out = {id(quote) for quote in accepted}
+        symbols = {quote.symbol for quote in late.quotes if id(quote) not in out}
+        self._tell("gap", self._gaps.late(late.from_ns, late.to_ns, symbols))
 
     def _lose(self, lost: FeedLost) -> None:
         symbols = set(lost.symbols)

@@ -109,6 +109,22 @@ class Gaps:
             if again is not None:
                 again.times += old.times
 
+    def late(self, from_ns: int, to_ns: int, symbols: Collection[str]) -> list[dict[str, Any]]:
+        """History told too late of what a repair should have brought.
+
+        Args:
+            from_ns: The time of the last quote that was out before, UTC nanoseconds.
+            to_ns: Until when history was asked, UTC nanoseconds.
+            symbols: Those of which quotes are missing for good.
+
+        Returns:
+            What ``gap`` tells; nothing where all could still be brought.
+        """
+        if not symbols:
+            return []
+        self.told += 1
+        return [_Gap(from_ns, to_ns, frozenset(symbols)).details(reason="history was late")]
+
     def filled(
         self,
         until_ns: int,
