@@ -278,7 +278,7 @@ class Connection:
             with anyio.move_on_after(pause_s):
                 await self._wake.wait()
             self._wake = anyio.Event()
-        if self._outbox:
+        if self._outbox and self._delay_s() > 0:
             await anyio.sleep(self._delay_s())
 
     def _delay_s(self) -> float:

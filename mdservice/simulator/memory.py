@@ -24,11 +24,17 @@ class _Pipe:
         self.ended = False
         self.reader_gone = False
         self.reset = False
-        self.changed = anyio.Event()
+        self._changed: anyio.Event | None = None
 
     def notify(self) -> None:
-        self.changed.set()
-        self.changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def change(self) -> None:
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
 
 
 class MemoryByteStream(ByteStream):
@@ -47,8 +53,9 @@ class MemoryByteStream(ByteStream):
             BrokenResourceError: The other end has cut the line.
             ClosedResourceError: This end is closed.
         """
-        await anyio.lowlevel.checkpoint()
         pipe = self._incoming
+        if pipe.waiting or pipe.ended or pipe.reset or self._closed:
+            await anyio.lowlevel.checkpoint()
         while True:
             if self._closed:
                 raise anyio.ClosedResourceError
@@ -61,7 +68,7 @@ class MemoryByteStream(ByteStream):
                 return data
             if pipe.ended:
                 raise anyio.EndOfStream
-            await pipe.changed.wait()
+            await pipe.change()
 
     async def send(self, item: bytes) -> None:
         """Send all of it; waits while the other end does not read.
@@ -84,7 +91,7 @@ class MemoryByteStream(ByteStream):
                 rest = rest[room:]
                 pipe.notify()
             else:
-                await pipe.changed.wait()
+                await pipe.change()
 
     async def send_eof(self) -> None:
         """End this direction; the other stays open."""

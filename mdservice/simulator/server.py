@@ -80,7 +80,7 @@ class Simulator(Control):
         self._market = config.market()
         self._connections: dict[int, Connection] = {}
         self._accepted = 0
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None
         self._by_quotes = sorted(
             (planned for planned in config.faults if planned.after_quotes is not None),
             key=lambda planned: planned.after_quotes or 0,
@@ -124,6 +124,8 @@ class Simulator(Control):
     async def until(self, condition: Callable[[Simulator], bool]) -> None:
         """Wait until the condition holds; it is looked at on every change, without polling."""
         while not condition(self):
+            if self._changed is None:
+                self._changed = anyio.Event()
             await self._changed.wait()
 
     def send_quotes(
@@ -205,8 +207,9 @@ class Simulator(Control):
 
     def notify(self) -> None:
         """Wake those who wait for a change."""
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     # Its tasks.
 

@@ -15,6 +15,7 @@ from mdservice.testing import VirtualClock
 Identity = tuple[str, int, float, float, float, float]
 
 _STEP_NS = 1_000
+_CALM_PAUSE_S = 1.0
 
 
 @attrs.define
@@ -65,8 +66,13 @@ class Market:
         self, rng: random.Random, clock: VirtualClock, symbols: tuple[str, ...], pace: Pace
     ) -> None:
         self.made: dict[Identity, Made] = {}
+        self.by_symbol: dict[str, list[tuple[Identity, Made]]] = {name: [] for name in symbols}
+        self.shared_times: set[tuple[str, int]] = set()
+        """A symbol and a time that several of its quotes have."""
         self.symbols = symbols
         self.open = True
+        self.calm = False
+        """Fewer quotes: long after the last fault more of them would tell nothing new."""
         self.lively = anyio.Event()
         """Set once it shall no longer fall silent."""
         self._rng = rng
@@ -74,6 +80,7 @@ class Market:
         self._pace = pace
         self._last_ns = 0
         self._count = 0
+        self._last_of = dict.fromkeys(symbols, 0)
         self._cents = {symbol: rng.randrange(1_000, 50_000) for symbol in symbols}
 
     async def run(self, simulator: Simulator, left_out: Callable[[], Collection[str]]) -> None:
@@ -86,7 +93,8 @@ class Market:
         rng, pace = self._rng, self._pace
         while True:
             # Shorter than any mute limit: a silence is meant where it is longer.
-            await anyio.sleep(min(4.0, rng.expovariate(1 / pace.pause_s)))
+            pause_s = max(_CALM_PAUSE_S, pace.pause_s) if self.calm else pace.pause_s
+            await anyio.sleep(min(4.0, rng.expovariate(1 / pause_s)))
             if pace.quiet_s and rng.random() < 0.003:
                 with anyio.move_on_after(pace.quiet_s):
                     await self.lively.wait()
@@ -99,8 +107,9 @@ class Market:
         """Make so many quotes and send them."""
         quotes = [self._next(index - count + 1) for index in range(count)]
         made = []
+        now_s = anyio.current_time()
         for quote in quotes:
-            one = Made(quote, anyio.current_time(), left_out=quote.symbol in left_out)
+            one = Made(quote, now_s, left_out=quote.symbol in left_out)
             identity = identity_of(
                 quote.symbol,
                 quote.ts_event_ns,
@@ -110,6 +119,10 @@ class Market:
                 quote.ask_size,
             )
             self.made[identity] = one
+            self.by_symbol[quote.symbol].append((identity, one))
+            if self._last_of[quote.symbol] == quote.ts_event_ns:
+                self.shared_times.add(identity[:2])
+            self._last_of[quote.symbol] = quote.ts_event_ns
             made.append(one)
         for connection in list(simulator._connections.values()):
             self._mark(connection, made)
@@ -118,10 +131,14 @@ class Market:
 
     def _mark(self, connection: Connection, made: list[Made]) -> None:
         faults = connection.faults
+        spoiled = faults.muted(anyio.current_time()) or faults._garble > 0
+        reordered, duplicated = faults._reorder > 0, faults._duplicate > 0
+        if not (spoiled or reordered or duplicated):
+            return
         for one in made:
-            one.spoiled |= faults.muted(anyio.current_time()) or faults._garble > 0
-            one.reordered |= faults._reorder > 0
-            one.duplicated |= faults._duplicate > 0
+            one.spoiled |= spoiled
+            one.reordered |= reordered
+            one.duplicated |= duplicated
 
     def _next(self, steps_back: int) -> SimQuote:
         rng = self._rng

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
-import msgspec
 
-from mdservice.model.encode import encode_quote, encode_status
+from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
 from tests.simulation.market import Identity, Made, identity_of
+from tests.simulation.published import check_counters, check_keys, check_published
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life
@@ -32,10 +32,10 @@ def check_life(world: World, life: Life, *, final: bool) -> Iterator[str]:
         return
     yield from _check_accepted(world, life)
     yield from _check_nothing_missing(world, life, final=final)
-    yield from _check_published(life)
-    yield from _check_keys(life)
+    yield from check_published(life)
+    yield from check_keys(life)
     yield from _check_states(world, life)
-    yield from _check_counters(life)
+    yield from check_counters(life)
 
 
 def check_at_end(world: World) -> None:
@@ -69,7 +69,7 @@ def _check_accepted(world: World, life: Life) -> Iterator[str]:
     """Real quotes, in order, numbered, each once."""
     last: dict[str, Quote] = {}
     seen: Counter[Identity] = Counter()
-    shared = _sharing_a_time(world)
+    shared = world.market.shared_times
     for quote in life.accepted:
         identity = _identity(quote)
         made = world.market.made.get(identity)
@@ -85,11 +85,6 @@ def _check_accepted(world: World, life: Life) -> Iterator[str]:
         seen[identity] += 1
         if seen[identity] > 1 and not (made.duplicated and identity[:2] in shared):
             yield f"accepted {seen[identity]} times: {quote}"
-
-
-def _sharing_a_time(world: World) -> set[tuple[str, int]]:
-    counts = Counter(identity[:2] for identity in world.market.made)
-    return {time for time, count in counts.items() if count > 1}
 
 
 @attrs.frozen
@@ -128,9 +123,7 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
     for quote in life.accepted:
         times[quote.symbol].append(quote.ts_event_ns)
     gaps = _unrepaired(life)
-    by_symbol: dict[str, list[tuple[Identity, Made]]] = defaultdict(list)
-    for identity, made in world.market.made.items():
-        by_symbol[identity[0]].append((identity, made))
+    by_symbol = world.market.by_symbol
     for symbol, intervals in life.wanted.items():
         for interval in intervals:
             within = [ts_ns for ts_ns in times[symbol] if interval.holds(ts_ns)]
@@ -175,62 +168,6 @@ def _excused(world: World, made: Made, gaps: list[_Gap]) -> bool:
         for start_s, end_s, skew_s in world.skews
         if abs(skew_s) > _FAR_OFF_S
     )
-
-
-def _check_published(life: Life) -> Iterator[str]:
-    """What was accepted is published once and in order, or counted as conflated."""
-    expected = {(q.symbol, q.seq): encode_quote(q) for q in life.accepted}
-    batches = life.batches()
-    published = [message for batch in batches for message in batch.messages]
-    last: dict[str, int] = defaultdict(int)
-    count = 0
-    for message in published:
-        if message.symbol is None:
-            continue
-        count += 1
-        event = msgspec.json.decode(message.payload)
-        if expected.get((event["symbol"], event["seq"])) != message.payload:
-            yield f"published what was not accepted: {message.payload!r}"
-        if event["seq"] <= last[event["symbol"]]:
-            yield f"published again or out of order: {message.payload!r}"
-        last[event["symbol"]] = event["seq"]
-    counters = life.counters
-    unsettled = life.unsettled[0] if life.unsettled else 0
-    if count not in {counters.events_published, counters.events_published + unsettled}:
-        yield f"{count} events are in the store, {counters.events_published} are counted"
-    told = counters.events_published + unsettled + counters.events_conflated + life.waiting_at_end
-    if len(life.accepted) != told:
-        yield f"{len(life.accepted)} accepted, {told} published, conflated or waiting: {counters}"
-    numbers = [batch.number for batch in batches]
-    if numbers != list(range(1, len(numbers) + 1)):
-        yield f"batches executed: {numbers}"
-    if not counters.events_conflated and life.drained:
-        routed = [
-            encode_quote(item) if isinstance(item, Quote) else encode_status(item)
-            for item in life.routed
-        ]
-        if routed != [message.payload for message in published]:
-            yield "published is not what was handed on, or not in that order"
-    if life.drained:
-        newest = {quote.symbol: quote.seq for quote in life.accepted}
-        if newest != dict(last):
-            yield f"the last of a symbol was not published: {newest} {dict(last)}"
-
-
-def _check_keys(life: Life) -> Iterator[str]:
-    """Once an event is out, its key has that price or a newer one, and never goes back."""
-    keys: dict[str, Any] = {}
-    for batch in life.store.executed[life.first_batch : life.last_batch]:
-        for symbol, payload in batch.prices.items():
-            price = msgspec.json.decode(payload)
-            if symbol in keys and price["seq"] < keys[symbol]["seq"]:
-                yield f"the key of {symbol} went back from {keys[symbol]} to {price}"
-            keys[symbol] = price
-        for message in batch.messages:
-            if message.symbol is not None:
-                event = msgspec.json.decode(message.payload)
-                if event["seq"] > keys.get(message.symbol, {"seq": 0})["seq"]:
-                    yield f"an event came before its key: {event}"
 
 
 def _check_states(world: World, life: Life) -> Iterator[str]:
@@ -283,16 +220,3 @@ def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
         repaired = after is not None and after.state == "gap_repaired"
         if not repaired and until_ns > status.at_ns + _SETTLED_NS:
             yield f"a gap is not repaired though nothing is wrong: {status}"
-
-
-def _check_counters(life: Life) -> Iterator[str]:
-    counters = life.counters
-    if counters.quotes_accepted != len(life.accepted):
-        yield f"{len(life.accepted)} accepted: {counters}"
-    told = counters.quotes_accepted - counters.quotes_backfilled + counters.quotes_stale
-    if told + life.future > counters.quotes_received and not counters.quotes_backfilled:
-        yield f"more accepted, stale and future ones than received: {counters}"
-    if not counters.gaps and told + life.future != counters.quotes_received:
-        lost = counters.quotes_received - told - life.future
-        if not (life.cut_short or life.error) or lost < 0:
-            yield f"{lost} received quotes are neither accepted, stale nor future: {counters}"

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import trio
-import trio.testing
+
+from tests.simulation.clocks import jumping_clock
 
 T = TypeVar("T")
 
@@ -31,8 +32,12 @@ def seeded_scheduling(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _no_collection_in_the_middle() -> Iterator[None]:
-    """When garbage is collected depends on all that the process did before."""
+    """When garbage is collected depends on all that the process did before.
+
+    What is left now, the imported modules above all, is not gone over again.
+    """
     gc.collect()
+    gc.freeze()
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -45,4 +50,4 @@ def _no_collection_in_the_middle() -> Iterator[None]:
 def run_seeded(seed: int, function: Callable[[], Awaitable[T]]) -> T:
     """Run an async function; time goes on only when every task waits for it."""
     with seeded_scheduling(seed), _no_collection_in_the_middle():
-        return trio.run(function, clock=trio.testing.MockClock(autojump_threshold=0))
+        return trio.run(function, clock=jumping_clock())

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import anyio
 import trio
 
 from mdservice.simulator import MemoryByteStream
 
 
-@contextmanager
-def _as_trio() -> Iterator[None]:
-    try:
-        yield
-    except anyio.BrokenResourceError as exc:
-        raise trio.BrokenResourceError from exc
-    except anyio.ClosedResourceError as exc:
-        raise trio.ClosedResourceError from exc
+class _AsTrio:
+    """Anyio's errors of a stream as trio's."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, anyio.BrokenResourceError):
+            raise trio.BrokenResourceError from error
+        if isinstance(error, anyio.ClosedResourceError):
+            raise trio.ClosedResourceError from error
+
+
+_AS_TRIO = _AsTrio()
 
 
 class TrioStream(trio.abc.HalfCloseableStream):
@@ -28,21 +31,21 @@ class TrioStream(trio.abc.HalfCloseableStream):
         self._stream = stream
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with _as_trio():
+        with _AS_TRIO:
             await self._stream.send(bytes(data))
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        with _as_trio():
+        with _AS_TRIO:
             try:
                 return await self._stream.receive(max_bytes or 65536)
             except anyio.EndOfStream:
                 return b""
 
     async def send_eof(self) -> None:
-        with _as_trio():
+        with _AS_TRIO:
             await self._stream.send_eof()
 
     async def aclose(self) -> None:

@@ -15,12 +15,13 @@ from mdservice.errors import FeedRefused, SubscriptionRefused
 from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.raw import WebsocketsDriver
 from mdservice.feeds.alpaca.rest import AlpacaHistory
+from mdservice.feeds.repair import HOLD_LIMIT_S
 from mdservice.model.quote import Quote
 from mdservice.service import open_service
 from mdservice.settings import Settings
 from mdservice.simulator import Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.transport import SimulatorTransport
-from mdservice.testing import VirtualClock
+from tests.simulation.clocks import SimulatedClock
 from tests.simulation.faults import FAULTS
 from tests.simulation.life import Life
 from tests.simulation.market import Market, Pace
@@ -33,6 +34,7 @@ DYNAMIC = ("TSLA", "NVDA", "F", "KO")
 _CREDENTIALS = Credentials("key", "secret")
 _CLOSING_LIMIT_S = 5.0
 _SAMPLE_S = 0.5
+_CALM_S = 24.0
 
 
 @attrs.frozen
@@ -100,8 +102,8 @@ class World:
     def __init__(self, plan: Plan, tell: Callable[[str], None] | None = None) -> None:
         self.plan = plan
         self.rng = random.Random(f"{plan.seed}/faults")
-        self.market_clock = VirtualClock()
-        self.service_clock = VirtualClock()
+        self.market_clock = SimulatedClock()
+        self.service_clock = SimulatedClock()
         self.skew_s = 0.0
         self.skews: list[tuple[float, float, float]] = []
         """From when to when the service's clock was off, and by how much, seconds."""
@@ -136,7 +138,8 @@ class World:
         life = self.life
         if life is None or life.service is None:
             return ()
-        return life.service._topology.feed.snapshot().left_out
+        session = life.service._topology.feed._session
+        return session.left_out if session is not None else ()
 
     def trace(self, what: str) -> None:
         """Goes into the digest by which two runs are compared."""
@@ -166,7 +169,9 @@ class World:
                 await self._inject()
                 self._stop_faults()
                 await self._until_ready()
-                await anyio.sleep(40)
+                await anyio.sleep(HOLD_LIMIT_S + 1)
+                self.market.calm = True
+                await anyio.sleep(_CALM_S)
                 self.market.open = False
                 await anyio.sleep(3)
                 if self.life is not None:
