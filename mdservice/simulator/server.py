@@ -63,6 +63,8 @@ class Simulator(Control):
         """Those that went to at least one connection."""
         self.received: deque[ReceivedMessage] = deque(maxlen=config.received_size)
         """The clients' messages."""
+        self.symbol_limit = config.symbol_limit
+        """Of the sessions that begin from now on; to be set."""
         self.quotes_made = 0
         """How many quotes the market has made."""
         self._clock = clock
@@ -177,7 +179,7 @@ class Simulator(Control):
             request.path.partition("?")[0],
             account=self._account,
             refusals=self._refusals,
-            rules=self.config.rules(),
+            rules=attrs.evolve(self.config.rules(), symbol_limit=self.symbol_limit),
         )
         key = request.headers.get("APCA-API-KEY-ID")
         secret = request.headers.get("APCA-API-SECRET-KEY")

@@ -63,6 +63,7 @@ class SimulatorTransport(httpx.AsyncBaseTransport):
 
 
 _ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
+    httpcore.ConnectError: httpx.ConnectError,
     httpcore.ConnectTimeout: httpx.ConnectTimeout,
     httpcore.PoolTimeout: httpx.PoolTimeout,
     httpcore.ReadTimeout: httpx.ReadTimeout,
@@ -123,7 +124,10 @@ class _Backend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002
     ) -> httpcore.AsyncNetworkStream:
         await anyio.lowlevel.checkpoint()
-        return _Stream(self._simulator.connect())
+        try:
+            return _Stream(self._simulator.connect())
+        except OSError as exc:  # of a test that lets the simulator be away
+            raise httpcore.ConnectError(str(exc)) from exc
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)

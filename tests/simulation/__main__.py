@@ -9,10 +9,12 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from functools import partial
 
+from tests.simulation.plan import Outcome, Plan
 from tests.simulation.worker import run_quietly
-from tests.simulation.world import Outcome, Plan, simulate
+from tests.simulation.world import simulate
 
 _SHOWN = 5
 
@@ -60,7 +62,8 @@ def main() -> int:
 
 def _many(seeds: range, only: tuple[str, ...], jobs: int) -> int:
     started = time.monotonic()
-    done = failed = faults = quotes = lives = 0
+    done = failed = quotes = lives = calls = 0
+    faults: Counter[str] = Counter()
     simulated_s = 0.0
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for outcome in pool.imap_unordered(partial(run_quietly, only), seeds):
@@ -69,6 +72,7 @@ def _many(seeds: range, only: tuple[str, ...], jobs: int) -> int:
             faults += outcome.faults
             quotes += outcome.quotes
             lives += outcome.lives
+            calls += outcome.calls
             if outcome.violations:
                 failed += 1
                 print(f"\rseed {outcome.seed} fails; replay: {_command(outcome.seed, only)}")
@@ -80,10 +84,11 @@ def _many(seeds: range, only: tuple[str, ...], jobs: int) -> int:
             if sys.stderr.isatty():
                 print(f"\r{line}", end="", file=sys.stderr, flush=True)
     print(
-        f"\r{done} seeds, {failed} failed: {simulated_s / 3600:.1f} simulated hours, {faults} "
-        f"faults, {lives} runs of the service, {quotes} quotes, "
+        f"\r{done} seeds, {failed} failed: {simulated_s / 3600:.1f} simulated hours, "
+        f"{faults.total()} faults, {lives} runs of the service, {quotes} quotes, {calls} HTTP calls, "
         f"in {time.monotonic() - started:.0f} s"
     )
+    print("faults:", ", ".join(f"{name} {faults[name]}" for name in sorted(faults)))
     return 1 if failed else 0
 
 

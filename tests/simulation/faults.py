@@ -286,4 +286,4 @@ async def service_actor_restart(world: World) -> str | None:
 
 @_fault
 async def symbols_change(world: World) -> str | None:
-    return await world.change_subscriptions()
+    return await world.clients.change_subscriptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ from mdservice.model.quote import Quote
 from mdservice.service import Service
 from mdservice.sinks.store import WriteBatch
 from mdservice.testing import VirtualClock
+from mdservice.topology import Topology
 from tests.simulation.store import SimulatedStore
 
 
@@ -54,20 +56,37 @@ class Life:
     error: BaseException | None = None
     counters: Any = None
     service: Service | None = None
+    topology: Topology | None = None
+    newest: dict[str, Quote] = attrs.field(factory=dict)
+    accepted_count: int = 0
+    changing: Counter[str] = attrs.field(factory=Counter)
 
     def begin(self, service: Service, symbols: tuple[str, ...]) -> None:
         """Listen from the first quote on."""
         self.service = service
+        self.topology = service._topology
         router = service._topology.router
         listener = router._listener
 
         def listen(item: RoutedItem) -> None:
-            self.routed.extend(item.quotes if isinstance(item, QuoteBatch) else (item,))
+            if isinstance(item, QuoteBatch):
+                self.routed.extend(item.quotes)
+                self.accepted_count += len(item.quotes)
+                self.newest.update((quote.symbol, quote) for quote in item.quotes)
+            else:
+                self.routed.append(item)
             listener(item)
 
         router._listener = listen
         for symbol in symbols:
             self.want(symbol)
+
+    @property
+    def handle(self) -> Service:
+        """The service, which has begun."""
+        if self.service is None:
+            raise RuntimeError("it has ended")
+        return self.service
 
     def want(self, symbol: str) -> None:
         """From now on it is wanted."""

@@ -10,8 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from tests.simulation.plan import Plan
 from tests.simulation.scheduling import run_seeded, seeded_scheduling
-from tests.simulation.world import Plan, simulate
+from tests.simulation.world import simulate
 
 # What a seed found once, and the kinds of fault that it takes; each failed before its mend.
 FOUND = [

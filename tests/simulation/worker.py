@@ -7,7 +7,8 @@ import signal
 import traceback
 from typing import Any, NoReturn
 
-from tests.simulation.world import Outcome, simulate
+from tests.simulation.plan import Outcome
+from tests.simulation.world import simulate
 
 _SEED_LIMIT_S = 120
 

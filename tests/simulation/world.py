@@ -4,96 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
 import anyio
-import attrs
 import trio
 
-from mdservice.errors import FeedRefused, SubscriptionRefused
+from mdservice.errors import FeedRefused
 from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.raw import WebsocketsDriver
 from mdservice.feeds.alpaca.rest import AlpacaHistory
 from mdservice.feeds.repair import HOLD_LIMIT_S
-from mdservice.model.quote import Quote
 from mdservice.service import open_service
 from mdservice.settings import Settings
-from mdservice.simulator import Simulator, SimulatorConfig, open_simulator
+from mdservice.simulator import Simulator, open_simulator
 from mdservice.simulator.transport import SimulatorTransport
+from tests.simulation.clients import Clients
 from tests.simulation.clocks import SimulatedClock
 from tests.simulation.faults import FAULTS
+from tests.simulation.leftovers import Leftovers
 from tests.simulation.life import Life
-from tests.simulation.market import Market, Pace
+from tests.simulation.market import Market
 from tests.simulation.oracle import check_at_end, check_life
+from tests.simulation.plan import DYNAMIC, STATIC, Outcome, Plan
 from tests.simulation.store import SimulatedStore
 from tests.simulation.streams import TrioStream
+from tests.simulation.watch import Watch
 
-STATIC = ("AAPL", "MSFT", "SPY")
-DYNAMIC = ("TSLA", "NVDA", "F", "KO")
 _CREDENTIALS = Credentials("key", "secret")
 _CLOSING_LIMIT_S = 5.0
-_SAMPLE_S = 0.5
 _CALM_S = 24.0
-
-
-@attrs.frozen
-class Plan:
-    """What a seed stands for."""
-
-    seed: int
-    faults: tuple[str, ...]
-    fault_pause_s: float
-    faults_for_s: float
-    pace: Pace
-    backlog: int
-    mute_after_s: float
-    config: SimulatorConfig
-
-    @classmethod
-    def draw(cls, seed: int, only: tuple[str, ...] = ()) -> Plan:
-        """The seed's plan; ``only`` these kinds of fault, by the beginning of their names."""
-        rng = random.Random(f"{seed}/plan")
-        share = rng.choice((0.15, 0.3, 1.0))
-        names = tuple(name for name in FAULTS if rng.random() < share)
-        if only:
-            names = tuple(name for name in FAULTS if name.startswith(only))
-        return cls(
-            seed=seed,
-            faults=names,
-            fault_pause_s=rng.choice((2.0, 6.0, 15.0)),
-            faults_for_s=rng.uniform(20, 120),
-            pace=Pace(
-                pause_s=rng.choice((0.1, 0.3, 1.0)),
-                burst=rng.choice((5, 50, 400)),
-                quiet_s=rng.choice((0.0, 0.0, 45.0, 100.0)),
-            ),
-            backlog=rng.choice((50, 500, 10_000)),
-            mute_after_s=rng.choice((10.0, 30.0)),
-            config=SimulatorConfig(
-                seed=seed,
-                rate=0,
-                slot_hold_s=rng.choice((0.0, 0.0, 0.0, 20.0)),
-                rest_page_size=rng.choice((7, 100, 10_000)),
-                rest_rate_limit=rng.choice((None, 200, 200, 10)),
-                rest_lag_s=rng.choice((0.0, 0.0, 0.5, 0.8)),
-                send_buffer_bytes=rng.choice((20_000, 4_000_000)),
-            ),
-        )
-
-
-@attrs.define
-class Outcome:
-    """What came of one seed."""
-
-    seed: int
-    violations: list[str] = attrs.field(factory=list)
-    simulated_s: float = 0.0
-    faults: int = 0
-    quotes: int = 0
-    published: int = 0
-    lives: int = 0
-    trace: str = ""
 
 
 class World:
@@ -116,11 +57,13 @@ class World:
         self.network_down_until_s = 0.0
         self.network_silent = False
         self.no_restart_before_s = 0.0
-        self.faults_injected = 0
+        self.faults_injected: Counter[str] = Counter()
         self.faults_over_s: float | None = None
-        self.unready_since_s: float | None = 0.0
-        self.no_connection_since_s: float | None = 0.0
+        self.watch = Watch(self)
+        self.clients = Clients(self)
+        self.leftovers = Leftovers(self)
         self.sim: Simulator
+        self.parts: Any
         self.store: SimulatedStore
         self._over = False
         self._end = anyio.Event()
@@ -157,18 +100,22 @@ class World:
 
     async def run(self) -> Outcome:
         """Faults, then peace, then the reckoning."""
+        self.leftovers.begin()
         async with (
             anyio.create_task_group() as tasks,
             open_simulator(self.plan.config, port=None, clock=self.market_clock) as self.sim,
         ):
+            self.leftovers.follow(self.sim)
             async with anyio.create_task_group() as parts:
+                self.parts = parts
                 self.store = SimulatedStore(self.market_clock, parts, self.rng)
                 parts.start_soon(self._keep_service)
-                parts.start_soon(self._sample)
+                parts.start_soon(self.watch.run)
+                parts.start_soon(self.clients.run)
                 parts.start_soon(self.market.run, self.sim, self.left_out)
                 await self._inject()
                 self._stop_faults()
-                await self._until_ready()
+                await self.watch.until_ready()
                 await anyio.sleep(HOLD_LIMIT_S + 1)
                 self.market.calm = True
                 await anyio.sleep(_CALM_S)
@@ -178,9 +125,10 @@ class World:
                     check_at_end(self)
                 self._over = True
                 self._end.set()
-                await anyio.sleep(_CLOSING_LIMIT_S + 1)
+                await anyio.sleep(_CLOSING_LIMIT_S + 3)
                 parts.cancel_scope.cancel()
             tasks.cancel_scope.cancel()
+        self.leftovers.check_at_end()
         for life in self.lives:
             for violation in check_life(self, life, final=life is self.lives[-1]):
                 self.violated(f"[run {life.number}] {violation}")
@@ -194,6 +142,7 @@ class World:
             self.violations,
             anyio.current_time(),
             self.faults_injected,
+            self.clients.calls,
             len(self.market.made),
             published,
             len(self.lives),
@@ -204,6 +153,7 @@ class World:
 
     async def _keep_service(self) -> None:
         """As a process supervisor does: start it again when it has ended."""
+        self.leftovers.keeper_runs()
         while not self._over:
             self.store.next_instance(str(len(self.lives)))
             life = Life(len(self.lives), self.market_clock, self.store)
@@ -212,6 +162,7 @@ class World:
             self.lives.append(life)
             self.trace(f"service {life.number} starts")
             await self._live(life)
+            self.leftovers.service_ended(life)
             if not self._over:
                 await anyio.sleep(self.rng.choice((0.0, 0.1, 5.0)))
 
@@ -266,11 +217,14 @@ class World:
 
     async def _dial(self) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
-        if anyio.current_time() < self.network_down_until_s:
-            if self.network_silent:
-                await trio.sleep_forever()
-            raise ConnectionRefusedError("the network is down")
+        if self.network_is_down and self.network_silent:
+            await trio.sleep_forever()
         return TrioStream(self.sim.connect())
+
+    @property
+    def network_is_down(self) -> bool:
+        """Whether nobody answers at Alpaca's addresses."""
+        return anyio.current_time() < self.network_down_until_s
 
     # What goes wrong
 
@@ -287,7 +241,7 @@ class World:
     async def _inject_one(self, name: str) -> None:
         if (what := await FAULTS[name](self)) is not None:
             self.trace(f"fault {name} {what}")
-            self.faults_injected += 1
+            self.faults_injected[name] += 1
 
     def later(self, seconds: float, function: Callable[[], None]) -> None:
         """Call it then, unless the faults are over before."""
@@ -302,6 +256,7 @@ class World:
         self.faults_over_s = anyio.current_time()
         self.market.lively.set()
         self.sim.resume()
+        self.sim.symbol_limit = None
         self.network_down_until_s = 0.0
         self.store.script.clear()
         self.store_up()
@@ -328,85 +283,6 @@ class World:
             self.skews[-1] = start_s, anyio.current_time(), skew_s
             self.skew_s = 0.0
 
-    async def change_subscriptions(self) -> str | None:
-        """Somebody follows or no longer follows some symbols."""
-        life = self.life
-        if life is None or life.service is None:
-            return None
-        symbols = self.rng.sample(DYNAMIC, self.rng.randrange(1, 3))
-        try:
-            if self.rng.random() < 0.5:
-                for symbol in symbols:
-                    life.unwant(symbol)
-                result = await life.service.unsubscribe(*symbols)
-            else:
-                result = await life.service.subscribe(*symbols)
-                for symbol in symbols:
-                    life.want(symbol)
-        except SubscriptionRefused as exc:
-            return f"{symbols} refused: {exc}"
-        except Exception as exc:
-            if life.drain_began_s is None:
-                raise
-            return f"{symbols} while it stops: {exc!r}"
-        return f"{symbols} {result.status}"
-
-    # What is seen on the way
-
-    async def _until_ready(self) -> None:
-        """Ready again within the bound that the longest wait under way allows."""
-        limit_s = 45.0 + 2 * self.plan.config.slot_hold_s
-        life = self.life
-        service = life.service if life is not None else None
-        if service is not None and service._topology.feed.snapshot().phase == "refused":
-            limit_s += 300.0
-        if any(abs(skew_s) > 60 for _, _, skew_s in self.skews):
-            limit_s += 120.0  # it is believed right again once fifty quotes say so
-        with anyio.move_on_after(limit_s):
-            while not (self.life and self.life.service and self.life.service.readiness().ready):
-                await anyio.sleep(0.1)
-            self.trace("ready again")
-            return
-        service = self.life.service if self.life else None
-        reasons = service.readiness().reasons if service else "no service"
-        self.violated(f"not ready {limit_s:g} s after the last fault: {reasons}")
-
-    async def _sample(self) -> None:
-        while True:
-            await anyio.sleep(_SAMPLE_S)
-            now_s = anyio.current_time()
-            self.store.note_health()
-            connected = any(c.authenticated for c in self.sim.connections)
-            if connected:
-                self.no_connection_since_s = None
-            elif self.no_connection_since_s is None:
-                self.no_connection_since_s = now_s
-            life = self.life
-            if life is None or life.service is None or life.drain_began_s is not None:
-                continue
-            self._look_at(life, now_s)
-
-    def _look_at(self, life: Life, now_s: float) -> None:
-        service = life.service
-        assert service is not None
-        topology = service._topology
-        readiness = service.readiness()
-        if not service.liveness().ready:
-            self.violated("not live")
-        if readiness.ready:
-            store_s = now_s - (self.store.not_working_since_s or now_s)
-            if store_s > 5.0 and now_s - life.opened_s > 5.0:
-                self.violated(f"ready though the store has not worked for {store_s:.1f} s")
-            feed_s = now_s - (self.no_connection_since_s or now_s)
-            if feed_s > 3.0:
-                self.violated(f"ready though the feed has been away for {feed_s:.1f} s")
-        backlog = topology.publisher.unacknowledged
-        # One quote per symbol and the states come on top.
-        if backlog > self.plan.backlog + len(self.market.symbols) + 1_000:
-            self.violated(f"{backlog} events are kept")
-        if len(topology.readers._readers if hasattr(topology.readers, "_readers") else ()) > 0:
-            self.violated("a reader is left")
-
 
 def simulate(
     seed: int, *, only: tuple[str, ...] = (), tell: Callable[[str], None] | None = None
@@ -420,6 +296,3 @@ def simulate(
         return await World(plan, tell).run()
 
     return run_seeded(seed, run)
-
-
-__all__ = ["Outcome", "Plan", "Quote", "World", "simulate"]

@@ -1,0 +1,126 @@
+"""Looks at the service twice a simulated second: it tells the truth, and nothing in it grows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from mdservice.feeds.repair import MOST_HELD
+from mdservice.router.lanes import _MOST_AT_ONE_TIME
+from mdservice.topology import ACKNOWLEDGED, BATCHES, COMMANDS, EVENTS, FEED, Topology
+
+if TYPE_CHECKING:
+    from tests.simulation.life import Life
+    from tests.simulation.world import World
+
+_SAMPLE_S = 0.5
+_STORE_UNNOTICED_S = 5.0
+_FEED_UNNOTICED_S = 3.0
+_MOST_IN_OUTLET = 20
+"""A connection leaves a handful of items at most."""
+_MOST_TASKS = 60
+"""Of one service: some twenty, and a few for each request that is under way."""
+_MOST_STATUSES = 1_000
+_SIZES = tuple(plan.size for plan in (COMMANDS, FEED, EVENTS, BATCHES, ACKNOWLEDGED))
+
+
+class Watch:
+    """What is known of the outside, and what the service says of it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._no_connection_since_s: float | None = 0.0
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await anyio.sleep(_SAMPLE_S)
+            self._note_outside()
+            life = self._world.life
+            if life is not None and life.service is not None and life.drain_began_s is None:
+                self._look_at(life)
+
+    async def until_ready(self) -> None:
+        """Ready again within the bound that the longest wait under way allows."""
+        world = self._world
+        limit_s = 45.0 + 2 * world.plan.config.slot_hold_s
+        life = world.life
+        service = life.service if life is not None else None
+        if service is not None and service._topology.feed.snapshot().phase == "refused":
+            limit_s += 300.0
+        if any(abs(skew_s) > 60 for _, _, skew_s in world.skews):
+            limit_s += 120.0  # it is believed right again once fifty quotes say so
+        with anyio.move_on_after(limit_s):
+            while not (world.life and world.life.service and world.life.service.readiness().ready):
+                await anyio.sleep(0.1)
+            world.trace("ready again")
+            return
+        service = world.life.service if world.life else None
+        reasons = service.readiness().reasons if service else "no service"
+        world.violated(f"not ready {limit_s:g} s after the last fault: {reasons}")
+
+    def untruth(self, life: Life, *, ready: bool) -> str | None:
+        """What is wrong with a readiness that was told at this moment; None where nothing is.
+
+        A fault that has begun just now cannot be known yet.
+        """
+        if not ready:
+            return None
+        now_s = anyio.current_time()
+        self._note_outside()
+        store_s = now_s - (self._world.store.not_working_since_s or now_s)
+        if store_s > _STORE_UNNOTICED_S and now_s - life.opened_s > _STORE_UNNOTICED_S:
+            return f"ready though the store has not worked for {store_s:.1f} s"
+        feed_s = now_s - (self._no_connection_since_s or now_s)
+        if feed_s > _FEED_UNNOTICED_S:
+            return f"ready though the feed has been away for {feed_s:.1f} s"
+        return None
+
+    def _note_outside(self) -> None:
+        world = self._world
+        world.store.note_health()
+        if any(connection.authenticated for connection in world.sim.connections):
+            self._no_connection_since_s = None
+        elif self._no_connection_since_s is None:
+            self._no_connection_since_s = anyio.current_time()
+
+    def _look_at(self, life: Life) -> None:
+        world, service = self._world, life.service
+        assert service is not None
+        if not service.liveness().ready:
+            world.violated("not live")
+        if untruth := self.untruth(life, ready=service.readiness().ready):
+            world.violated(untruth)
+        for growth in self._grown(service._topology):
+            world.violated(growth)
+        tasks = world.leftovers.tasks_of_service()
+        if tasks > _MOST_TASKS:
+            world.violated(f"{tasks} tasks of the service run")
+
+    def _grown(self, topology: Topology) -> list[str]:
+        """What holds more than it says that it does."""
+        symbols = len(self._world.market.symbols)
+        lanes, feed = topology.router.lanes, topology.feed
+        kept = {
+            # One quote per symbol and the states come on top.
+            "events in the backlog": (
+                topology.publisher.unacknowledged,
+                self._world.plan.backlog + symbols + _MOST_STATUSES,
+            ),
+            "live quotes held": (len(feed._repair._held), MOST_HELD),
+            "items in the outlet": (len(feed._outlet), _MOST_IN_OUTLET),
+            "echoes": (lanes._echoes.total(), MOST_HELD),
+            "quotes of one time": (
+                max(map(len, lanes._before_at_same_time.values()), default=0),
+                _MOST_AT_ONE_TIME,
+            ),
+            "symbols": (len(lanes), symbols),
+            "readers": (len(topology.readers), 0),
+        }
+        for channel, size in zip(topology.channels, _SIZES, strict=True):
+            used = channel.outbox.statistics().current_buffer_used
+            kept[f"items in a channel of {size}"] = used, size
+        return [
+            f"{used} {what}, at most {most}" for what, (used, most) in kept.items() if used > most
+        ]
