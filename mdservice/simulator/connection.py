@@ -78,6 +78,7 @@ class Connection:
         self._wanted: AbstractSet[str] = frozenset()
         self._stalled = False
         self._slow = False
+        self._never_ends = False
         self._half_closed = False
         self._closing_s = venue.config.close_timeout_s
 
@@ -210,6 +211,7 @@ class Connection:
         if answer is not None:
             self._stalled = True  # what else the client says is not listened to
             self._closing_s = answer.delay_s + _MOST_SENDING_S
+            self._never_ends = answer.stalls
             self.faults.add(Freeze(answer.delay_s), anyio.current_time())
             self._protocol.send_response(answer.response)
             return
@@ -290,7 +292,7 @@ class Connection:
             return
         if data:
             await self._stream.send(data)
-        if not all(chunks):
+        if not all(chunks) and not self._never_ends:
             self._half_closed = True
             await self._stream.send_eof()
             if self.session is None:

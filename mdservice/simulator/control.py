@@ -188,9 +188,9 @@ class Control:
         """Answer the next REST requests so many seconds later, with ``inf`` never."""
         self._rest.faults.plan(SlowRest(delay_s, path, times))
 
-    def cut_rest(self, *, path: str | None = None, times: int = 1) -> None:
-        """End the connection in the middle of the next REST answers."""
-        self._rest.faults.plan(CutRest(path, times))
+    def cut_rest(self, *, path: str | None = None, times: int = 1, stalls: bool = False) -> None:
+        """End the connection in the middle of the next REST answers, or let them stall there."""
+        self._rest.faults.plan(CutRest(path, times, stalls))
 
     def garble_rest(self, *, path: str | None = None, times: int = 1) -> None:
         """Answer the next REST requests with JSON that cannot be read."""

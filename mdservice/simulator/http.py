@@ -14,10 +14,14 @@ __all__ = ["HttpAnswer", "json_response", "too_many_connections", "wants_websock
 
 @attrs.frozen
 class HttpAnswer:
-    """What goes back to a plain HTTP request, and after how many seconds."""
+    """What goes back to a plain HTTP request, and after how many seconds.
+
+    One that ``stalls`` is not ended: the client waits for the rest of it.
+    """
 
     response: Response
     delay_s: float = 0.0
+    stalls: bool = False
 
 
 def wants_websocket(request: Request) -> bool:

@@ -33,21 +33,33 @@ if TYPE_CHECKING:
 FAULTS: dict[str, Callable[[World], Awaitable[str | None]]] = {}
 """By name; each injects itself and tells what it did, or None where it did nothing."""
 
-SEAMS = ("feed", "login", "data", "network", "rest", "store", "clock", "service", "symbols")
+SEAMS = (
+    "alpaca",
+    "feed",
+    "login",
+    "data",
+    "network",
+    "rest",
+    "store",
+    "clock",
+    "service",
+    "symbols",
+)
 """The names begin with one of these."""
 
 HISTORY, LATEST = "/v2/stocks/quotes", "/v2/stocks/quotes/latest"
 ACTORS = ("redis_writer", "event_publisher", "quote_router", "feed_connection")
 
 
-def _fault(function: Callable[[World], Awaitable[str | None]]) -> None:
+def fault(function: Callable[[World], Awaitable[str | None]]) -> None:
+    """Add a kind of fault under the function's name."""
     FAULTS[function.__name__] = function
 
 
 # The feed
 
 
-@_fault
+@fault
 async def feed_drop(world: World) -> str:
     how = world.rng.choice(("reset", "half-close", "close"))
     code = world.rng.choice((1000, 1001, 1011, 1012))
@@ -55,50 +67,50 @@ async def feed_drop(world: World) -> str:
     return f"{how} {code}"
 
 
-@_fault
+@fault
 async def feed_error(world: World) -> str:
     code = world.rng.choice((400, 401, 403, 404, 405, 406, 407, 410, 500, 599))
     world.sim.inject(SendError(code))
     return str(code)
 
 
-@_fault
+@fault
 async def login_refuse_upgrade(world: World) -> str:
     status = world.rng.choice((429, 500, 502, 503, 504, 404))
     world.sim.inject(Refuse(status, "upgrade", world.rng.randrange(1, 4)))
-    return await _and_drop(world, str(status))
+    return await and_drop(world, str(status))
 
 
-@_fault
+@fault
 async def login_refuse(world: World) -> str:
     when = world.rng.choice(("connect", "auth"))
     code = world.rng.choice((404, 406, 406, 500))
     world.sim.inject(Refuse(code, when, world.rng.randrange(1, 3)))
-    return await _and_drop(world, f"{when} {code}")
+    return await and_drop(world, f"{when} {code}")
 
 
-@_fault
+@fault
 async def login_refuse_for_good(world: World) -> str:
     code = world.rng.choice((402, 409, 411))
     world.sim.inject(Refuse(code, "auth", 1))
-    return await _and_drop(world, str(code))
+    return await and_drop(world, str(code))
 
 
-@_fault
+@fault
 async def login_refuse_subscribe(world: World) -> str:
     code = world.rng.choice((400, 405, 405, 407, 500))
     world.sim.inject(Refuse(code, "subscribe", world.rng.randrange(1, 3)))
-    return await _and_drop(world, str(code))
+    return await and_drop(world, str(code))
 
 
-@_fault
+@fault
 async def login_stall(world: World) -> str:
     when = world.rng.choice(("upgrade", "connect", "auth", "subscribe"))
     world.sim.inject(Refuse(SILENCE, when, world.rng.randrange(1, 3)))
-    return await _and_drop(world, when)
+    return await and_drop(world, when)
 
 
-async def _and_drop(world: World, what: str) -> str:
+async def and_drop(world: World, what: str) -> str:
     """A refusal is met at the next connection; most often that is now."""
     if world.rng.random() < 0.7:
         world.sim.inject(Drop("reset"))
@@ -106,53 +118,53 @@ async def _and_drop(world: World, what: str) -> str:
     return what
 
 
-@_fault
+@fault
 async def data_mute(world: World) -> str:
     for_s = world.rng.choice((0.5, 5.0, 40.0, 120.0))
     world.sim.inject(Mute(for_s))
     return f"{for_s:g} s"
 
 
-@_fault
+@fault
 async def data_freeze(world: World) -> str:
     for_s = world.rng.choice((0.5, 3.0, 15.0, 60.0))
     world.sim.inject(Freeze(for_s))
     return f"{for_s:g} s"
 
 
-@_fault
+@fault
 async def data_slow(world: World) -> str:
     delay_s = world.rng.choice((0.01, 0.2, 1.0))
     world.sim.inject(Slow(delay_s, world.rng.uniform(1, 15)))
     return f"{delay_s:g} s"
 
 
-@_fault
+@fault
 async def data_garble(world: World) -> str:
     world.sim.inject(world.rng.choice((Garble, Spoil))(world.rng.randrange(1, 4)))
     return ""
 
 
-@_fault
+@fault
 async def data_duplicate(world: World) -> str:
     world.sim.inject(Duplicate(world.rng.randrange(1, 6)))
     return ""
 
 
-@_fault
+@fault
 async def data_reorder(world: World) -> str:
     world.sim.inject(Reorder(world.rng.randrange(1, 6)))
     return ""
 
 
-@_fault
+@fault
 async def data_burst(world: World) -> str:
     count = world.rng.choice((300, 1_500))
     world.market.publish(world.sim, count, world.left_out())
     return f"{count} quotes"
 
 
-@_fault
+@fault
 async def network_down(world: World) -> str:
     for_s = world.rng.choice((1.0, 10.0, 30.0))
     world.network_down_until_s = anyio.current_time() + for_s
@@ -164,40 +176,40 @@ async def network_down(world: World) -> str:
 # REST
 
 
-def _path(world: World) -> str | None:
+def rest_path(world: World) -> str | None:
     return world.rng.choice((HISTORY, HISTORY, LATEST, None))
 
 
-@_fault
+@fault
 async def rest_refuse(world: World) -> str:
     status = world.rng.choice((403, 422, 500, 503, 504))
-    world.sim.inject(RefuseRest(status, 0, "no", _path(world), world.rng.randrange(1, 5)))
-    return await _and_drop(world, str(status))
+    world.sim.inject(RefuseRest(status, 0, "no", rest_path(world), world.rng.randrange(1, 5)))
+    return await and_drop(world, str(status))
 
 
-@_fault
+@fault
 async def rest_slow(world: World) -> str:
     delay_s = world.rng.choice((0.5, 3.0, 9.0, 30.0, float("inf")))
-    world.sim.inject(SlowRest(delay_s, _path(world), world.rng.randrange(1, 4)))
-    return await _and_drop(world, f"{delay_s:g} s")
+    world.sim.inject(SlowRest(delay_s, rest_path(world), world.rng.randrange(1, 4)))
+    return await and_drop(world, f"{delay_s:g} s")
 
 
-@_fault
+@fault
 async def rest_cut(world: World) -> str:
-    world.sim.inject(CutRest(_path(world), world.rng.randrange(1, 4)))
-    return await _and_drop(world, "")
+    world.sim.inject(CutRest(rest_path(world), world.rng.randrange(1, 4)))
+    return await and_drop(world, "")
 
 
-@_fault
+@fault
 async def rest_garble(world: World) -> str:
-    world.sim.inject(GarbleRest(_path(world), world.rng.randrange(1, 4)))
-    return await _and_drop(world, "")
+    world.sim.inject(GarbleRest(rest_path(world), world.rng.randrange(1, 4)))
+    return await and_drop(world, "")
 
 
 # The store
 
 
-@_fault
+@fault
 async def store_script(world: World) -> str:
     faults = world.rng.choices(tuple(StoreFault), k=world.rng.randrange(1, 5))
     world.store.script.extend(faults)
@@ -206,14 +218,14 @@ async def store_script(world: World) -> str:
     return ", ".join(fault.name for fault in faults)
 
 
-@_fault
+@fault
 async def store_slow(world: World) -> str:
     seconds = world.rng.choice((0.05, 0.5, 2.5))
     world.store.script.extend([SlowStore(seconds)] * world.rng.randrange(1, 5))
     return f"{seconds:g} s"
 
 
-@_fault
+@fault
 async def store_down(world: World) -> str:
     for_s = world.rng.choice((0.3, 2.0, 10.0, 40.0))
     empty = world.rng.random() < 0.3
@@ -226,7 +238,7 @@ async def store_down(world: World) -> str:
     return f"{for_s:g} s{', comes back empty' if empty else ''}"
 
 
-@_fault
+@fault
 async def store_refuses(world: World) -> str:
     for_s = world.rng.choice((0.3, 3.0, 20.0))
     world.store.refusal = world.rng.choice(
@@ -236,7 +248,7 @@ async def store_refuses(world: World) -> str:
     return f"{world.store.refusal[:8]} {for_s:g} s"
 
 
-@_fault
+@fault
 async def store_restart(world: World) -> str:
     world.store.restart()
     return "empty"
@@ -245,7 +257,7 @@ async def store_restart(world: World) -> str:
 # The clock
 
 
-@_fault
+@fault
 async def clock_step(world: World) -> str:
     step_s = world.rng.choice((-2.0, -0.3, 0.3, 2.0))
     world.step_clock(step_s)
@@ -253,7 +265,7 @@ async def clock_step(world: World) -> str:
     return f"{step_s:g} s"
 
 
-@_fault
+@fault
 async def clock_far_off(world: World) -> str:
     step_s = world.rng.choice((-3_600.0, -90.0, 90.0, 3_600.0))
     world.step_clock(step_s)
@@ -264,7 +276,7 @@ async def clock_far_off(world: World) -> str:
 # The service
 
 
-@_fault
+@fault
 async def service_restart(world: World) -> str | None:
     if world.life is None or world.scope is None:
         return None
@@ -273,7 +285,7 @@ async def service_restart(world: World) -> str | None:
     return "cancelled"
 
 
-@_fault
+@fault
 async def service_actor_restart(world: World) -> str | None:
     name = world.rng.choice(ACTORS)
     now = anyio.current_time()
@@ -284,6 +296,6 @@ async def service_actor_restart(world: World) -> str | None:
     return name
 
 
-@_fault
+@fault
 async def symbols_change(world: World) -> str | None:
     return await world.clients.change_subscriptions()

@@ -8,8 +8,8 @@ from collections import Counter
 import attrs
 
 from mdservice.simulator import SimulatorConfig
-from tests.simulation.faults import FAULTS
 from tests.simulation.market import Pace
+from tests.simulation.outages import FAULTS
 
 STATIC = ("AAPL", "MSFT", "SPY")
 DYNAMIC = ("TSLA", "NVDA", "F", "KO")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
+from mdservice.errors import StoreUnavailable
 from mdservice.sinks.store import WriteBatch
 from mdservice.testing import MemoryPriceStore, VirtualClock
 
@@ -19,7 +20,11 @@ class SimulatedStore(MemoryPriceStore):
         self._tasks = tasks
         self._rng = rng
         self._emptied_at_s: list[float] = []
+        self._writing = False
         self.not_working_since_s: float | None = None
+        self.empties_at_write: Literal["before", "after"] | None = None
+        """When to restart empty with the next batch: it is then not executed, or executed in
+        vain; its answer is lost in both cases."""
 
     def next_instance(self, name: str) -> None:
         """A new service connects; the old one's connection is gone with its process."""
@@ -28,11 +33,22 @@ class SimulatedStore(MemoryPriceStore):
         self.drop_connection()
 
     async def write(self, batch: WriteBatch) -> None:
+        self._writing = True
         try:
             await super().write(batch)
         finally:
+            self._writing = False
             if self._on_the_way:
                 self._tasks.start_soon(self._arrive, self._rng.uniform(0, 0.2))
+
+    def _execute(self, batch: WriteBatch) -> None:
+        when = self.empties_at_write if self._writing else None
+        if when != "before":
+            super()._execute(batch)
+        if when is not None:
+            self.empties_at_write = None
+            self.restart()
+            raise StoreUnavailable("The store at memory:// was restarted")
 
     async def _arrive(self, delay_s: float) -> None:
         await anyio.sleep(delay_s)

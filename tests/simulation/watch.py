@@ -9,6 +9,7 @@ import anyio
 from mdservice.feeds.repair import MOST_HELD
 from mdservice.router.lanes import _MOST_AT_ONE_TIME
 from mdservice.topology import ACKNOWLEDGED, BATCHES, COMMANDS, EVENTS, FEED, Topology
+from tests.simulation.answers import subscriptions_as_they_should_be
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _SAMPLE_S = 0.5
 _STORE_UNNOTICED_S = 5.0
 _FEED_UNNOTICED_S = 3.0
+_SYMBOLS_UNNOTICED_S = 10.0
 _MOST_IN_OUTLET = 20
 """A connection leaves a handful of items at most."""
 _MOST_TASKS = 60
@@ -31,6 +33,7 @@ class Watch:
     def __init__(self, world: World) -> None:
         self._world = world
         self._no_connection_since_s: float | None = 0.0
+        self._odd_symbols_since_s: float | None = None
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -92,11 +95,32 @@ class Watch:
             world.violated("not live")
         if untruth := self.untruth(life, ready=service.readiness().ready):
             world.violated(untruth)
+        self._look_at_symbols(life)
         for growth in self._grown(service._topology):
             world.violated(growth)
         tasks = world.leftovers.tasks_of_service()
         if tasks > _MOST_TASKS:
             world.violated(f"{tasks} tasks of the service run")
+
+    def _look_at_symbols(self, life: Life) -> None:
+        """Ready is: what is wanted is subscribed or named as left out, and nothing else is."""
+        world, now_s = self._world, anyio.current_time()
+        wanted, unsure = subscriptions_as_they_should_be(life)
+        subscribed = {
+            symbol
+            for connection in world.sim.connections
+            for symbol in connection.subscriptions["quotes"]
+        }
+        odd = ((wanted ^ subscribed) - unsure) - set(world.left_out())
+        if not odd or not life.handle.readiness().ready:
+            self._odd_symbols_since_s = None
+        elif self._odd_symbols_since_s is None:
+            self._odd_symbols_since_s = now_s
+        elif now_s - self._odd_symbols_since_s > _SYMBOLS_UNNOTICED_S:
+            world.violated(
+                f"{sorted(odd)}: {sorted(wanted)} wanted, {sorted(subscribed)} subscribed"
+            )
+            self._odd_symbols_since_s = None
 
     def _grown(self, topology: Topology) -> list[str]:
         """What holds more than it says that it does."""

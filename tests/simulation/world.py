@@ -22,11 +22,11 @@ from mdservice.simulator import Simulator, open_simulator
 from mdservice.simulator.transport import SimulatorTransport
 from tests.simulation.clients import Clients
 from tests.simulation.clocks import SimulatedClock
-from tests.simulation.faults import FAULTS
 from tests.simulation.leftovers import Leftovers
 from tests.simulation.life import Life
 from tests.simulation.market import Market
 from tests.simulation.oracle import check_at_end, check_life
+from tests.simulation.outages import FAULTS
 from tests.simulation.plan import DYNAMIC, STATIC, Outcome, Plan
 from tests.simulation.store import SimulatedStore
 from tests.simulation.streams import TrioStream
@@ -259,6 +259,7 @@ class World:
         self.sim.symbol_limit = None
         self.network_down_until_s = 0.0
         self.store.script.clear()
+        self.store.empties_at_write = None
         self.store_up()
         self.set_clock_right()
         self.trace("faults are over")

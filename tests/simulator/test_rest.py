@@ -276,6 +276,28 @@ async def test_cuts_the_answer_in_its_middle(autojump_clock: MockClock) -> None:
         assert (await client.get(CLOCK)).status_code == 200
 
 
+async def test_stalls_in_the_middle_of_the_answer(autojump_clock: MockClock) -> None:
+    async with opened() as (simulator, client):
+        simulator.cut_rest(path=CLOCK, stalls=True)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get(CLOCK, timeout=20)
+        assert trio.current_time() == pytest.approx(20)
+        await simulator.until(lambda s: not s._connections)
+        assert (await client.get(CLOCK)).status_code == 200
+
+
+async def test_a_simulator_that_is_away_is_a_refused_connection(autojump_clock: MockClock) -> None:
+    def refuse() -> None:
+        raise ConnectionRefusedError("nobody listens")
+
+    async with opened() as (simulator, client):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(simulator, "connect", refuse)
+            with pytest.raises(httpx.ConnectError, match="nobody listens"):
+                await client.get(CLOCK)
+        assert (await client.get(CLOCK)).status_code == 200
+
+
 async def test_garbles_the_answer(autojump_clock: MockClock) -> None:
     async with opened() as (simulator, client):
         simulator.garble_rest()

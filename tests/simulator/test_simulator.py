@@ -280,6 +280,21 @@ async def test_a_half_close_comes_after_what_was_sent_and_leaves_the_slot_taken(
         assert [connection.authenticated for connection in simulator.connections] == [True]
 
 
+async def test_the_symbol_limit_can_be_set_for_the_logins_to_come(
+    dial: Any, autojump_clock: MockClock
+) -> None:
+    async with opened(connection_limit=None) as simulator:
+        before = await dial(simulator)
+        await before.login()
+        simulator.symbol_limit = 1
+        after = await dial(simulator)
+        await after.login()
+        for client in (before, after):
+            await client.send(action="subscribe", quotes=["A", "B"])
+        assert (await before.receive())[0]["quotes"] == ["A", "B"]
+        assert await after.receive() == [error(405)]
+
+
 async def test_answers_as_planned(dial: Any, autojump_clock: MockClock) -> None:
     async with opened() as simulator:
         for status in (401, 403, 429, 503):

@@ -108,10 +108,12 @@ class RestApi:
         if self.faults.take(GarbleRest, path):
             body = _half(body)
         response = json_response(status, body, headers)
-        if self.faults.take(CutRest, path):
+        cut = self.faults.take(CutRest, path)
+        if cut is not None:
             _cut(response)
         slow = self.faults.take(SlowRest, path)
-        return HttpAnswer(response, slow.delay_s if slow else 0.0)
+        stalls = cut is not None and cut.stalls
+        return HttpAnswer(response, slow.delay_s if slow else 0.0, stalls=stalls)
 
     def _charge(self, request: Request, now_s: float, now_ns: int, headers: _Headers) -> bool:
         """Count the call and say in the headers what is left; False for one too many."""

@@ -45,10 +45,11 @@ class SlowRest:
 
 @attrs.frozen
 class CutRest:
-    """End the connection in the middle of the answer."""
+    """End the connection in the middle of the answer; or, where it ``stalls``, say no more."""
 
     path: str | None = None
     times: int = attrs.field(default=1, validator=validators.ge(1))
+    stalls: bool = False
 
 
 @attrs.frozen
