@@ -10,7 +10,9 @@ import os
 import sys
 import time
 from collections import Counter
-from functools import partial
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice, takewhile
 
 from tests.simulation.plan import Outcome, Plan
 from tests.simulation.worker import run_quietly
@@ -46,8 +48,11 @@ def _command(seed: int, only: tuple[str, ...]) -> str:
 def main() -> int:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(prog="tests.simulation", description=__doc__)
-    parser.add_argument("count", nargs="?", type=int, default=100, help="how many seeds")
+    parser.add_argument("count", nargs="?", type=int, default=100, help="how many seeds at most")
     parser.add_argument("first", nargs="?", type=int, default=1, help="the first of them")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no seed after so much real time"
+    )
     parser.add_argument("--replay", type=int, help="run this seed alone and tell everything")
     parser.add_argument("--only", default="", help="kinds of fault, by how their names begin")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -57,39 +62,75 @@ def main() -> int:
         outcome = _loudly(only, given.replay)
         print("\n".join(outcome.violations) or "every promise was kept", outcome.trace[:16])
         return bool(outcome.violations)
-    return _many(range(given.first, given.first + given.count), only, given.jobs)
+    totals = _Totals(only)
+    for outcome in _outcomes(
+        range(given.first, given.first + given.count), only, given.jobs, given.seconds
+    ):
+        totals.add(outcome)
+    totals.tell()
+    return 1 if totals.failed else 0
 
 
-def _many(seeds: range, only: tuple[str, ...], jobs: int) -> int:
-    started = time.monotonic()
-    done = failed = quotes = lives = calls = 0
-    faults: Counter[str] = Counter()
-    simulated_s = 0.0
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for outcome in pool.imap_unordered(partial(run_quietly, only), seeds):
-            done += 1
-            simulated_s += outcome.simulated_s
-            faults += outcome.faults
-            quotes += outcome.quotes
-            lives += outcome.lives
-            calls += outcome.calls
-            if outcome.violations:
-                failed += 1
-                print(f"\rseed {outcome.seed} fails; replay: {_command(outcome.seed, only)}")
-                for violation in outcome.violations[:_SHOWN]:
-                    print(f"    {violation}")
-            line = (
-                f"{done}/{len(seeds)} seeds, {failed} failed, {simulated_s / 3600:.1f} h simulated"
-            )
-            if sys.stderr.isatty():
-                print(f"\r{line}", end="", file=sys.stderr, flush=True)
-    print(
-        f"\r{done} seeds, {failed} failed: {simulated_s / 3600:.1f} simulated hours, "
-        f"{faults.total()} faults, {lives} runs of the service, {quotes} quotes, {calls} HTTP calls, "
-        f"in {time.monotonic() - started:.0f} s"
-    )
-    print("faults:", ", ".join(f"{name} {faults[name]}" for name in sorted(faults)))
-    return 1 if failed else 0
+def _outcomes(
+    seeds: Iterable[int], only: tuple[str, ...], jobs: int, limit_s: float
+) -> Iterator[Outcome]:
+    """Of one seed after the other, as they end; the last ones end a moment after the limit."""
+    until_s = time.monotonic() + limit_s
+    left = takewhile(lambda _: time.monotonic() < until_s, seeds)
+    running: set[Future[Outcome]] = set()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        while True:
+            more = islice(left, jobs + 1 - len(running))
+            running |= {pool.submit(run_quietly, only, seed) for seed in more}
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+
+
+class _Totals:
+    """What the seeds came to."""
+
+    def __init__(self, only: tuple[str, ...]) -> None:
+        self.failed = 0
+        self._only = only
+        self._started_s = time.monotonic()
+        self._done = self._quotes = self._lives = self._calls = 0
+        self._simulated_s = 0.0
+        self._faults: Counter[str] = Counter()
+
+    def add(self, outcome: Outcome) -> None:
+        """One seed more; tells at once of one that fails."""
+        self._done += 1
+        self._simulated_s += outcome.simulated_s
+        self._faults += outcome.faults
+        self._quotes += outcome.quotes
+        self._lives += outcome.lives
+        self._calls += outcome.calls
+        if outcome.violations:
+            self.failed += 1
+            print(f"\rseed {outcome.seed} fails; replay: {_command(outcome.seed, self._only)}")
+            for violation in outcome.violations[:_SHOWN]:
+                print(f"    {violation}", flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{self._short()}", end="", file=sys.stderr, flush=True)
+
+    def _short(self) -> str:
+        hours = self._simulated_s / 3600
+        return f"{self._done} seeds, {self.failed} failed: {hours:.1f} simulated hours"
+
+    def tell(self) -> None:
+        """The last two lines."""
+        print(
+            f"\r{self._short()}, {self._lives} runs of the service, {self._quotes} quotes, "
+            f"{self._calls} HTTP calls, {self._faults.total()} faults, "
+            f"in {time.monotonic() - self._started_s:.0f} s"
+        )
+        print(
+            "faults:", ", ".join(f"{name} {count}" for name, count in sorted(self._faults.items()))
+        )
 
 
 if __name__ == "__main__":
