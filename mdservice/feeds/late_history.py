@@ -28,6 +28,8 @@ _log = get_logger(__name__)
 LOOK_AGAIN_S = 20.0
 """After so long history has what it will ever have, as far as is known."""
 
+_MOST_TRIES = 5
+
 
 @attrs.frozen
 class Believed:
@@ -35,7 +37,7 @@ class Believed:
 
     Attributes:
         missed: What it asked for.
-        found: What it got.
+        found: What it got, and what the stream had brought by then.
         lasts_ns: The time of each symbol's last quote that was out before, UTC nanoseconds.
         until_ns: Later quotes may have come over the stream, UTC nanoseconds.
     """
@@ -62,28 +64,32 @@ class LateHistory:
     def __init__(self, history: QuoteHistory, clock: Clock) -> None:
         self._history = history
         self._clock = clock
-        self._believed: list[tuple[float, Believed]] = []
+        self._believed: list[tuple[float, int, Believed]] = []
+        """When to look, for the how manieth time, at what."""
         self._added = anyio.Event()
 
     def check(self, believed: Believed) -> None:
         """Look at it again in a while; kept until that is done."""
-        self._believed.append((anyio.current_time() + LOOK_AGAIN_S, believed))
+        self._believed.append((anyio.current_time() + LOOK_AGAIN_S, 1, believed))
         self._added.set()
 
     async def next(self) -> LateQuotes:
-        """Wait for the next find; where history does not answer, nothing is known."""
+        """Wait for the next find; a history that does not answer is asked a few times more."""
         while True:
             while not self._believed:
                 self._added = anyio.Event()
                 await self._added.wait()
-            due_s, believed = self._believed[0]
+            due_s, tries, believed = self._believed[0]
             await anyio.sleep_until(due_s)
+            late: Sequence[Quote] = ()
+            again = []
             try:
                 late = await self._late(believed)
             except (HistoryRefused, HistoryUnavailable) as exc:
                 _log.warning("history_not_checked", reason=str(exc))
-                late = []
-            self._believed.pop(0)
+                if tries < _MOST_TRIES:
+                    again = [(anyio.current_time() + LOOK_AGAIN_S, tries + 1, believed)]
+            self._believed[:1] = again
             if late:
                 _log.warning("history_was_late", quotes=len(late))
                 from_ns = min(believed.lasts_ns[quote.symbol] for quote in late)

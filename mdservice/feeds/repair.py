@@ -34,8 +34,6 @@ MOST_SEEN = 1_000
 """Where every symbol is subscribed: of more symbols than these only the latest is asked."""
 _OVERLAP_NS = 5_000_000_000
 """History is asked from this long before the last accepted quote."""
-_ON_THE_WAY_NS = 1_000_000_000
-"""Quotes of so short a time before a connection opened may have come over it."""
 _ENOUGH_LIVE = 1_000
 """Live quotes of which history has to have one before it counts as complete."""
 _LAST_WORDS_S = 0.5
@@ -159,9 +157,9 @@ class GapRepair:
         lasts_ns = {s: self._accepted.last_ns(s) for s in catch_up.complete}
         believed = Believed(
             missed,
-            catch_up.found,
+            [*catch_up.found, *self._held],
             {s: last_ns for s, last_ns in lasts_ns.items() if last_ns is not None},
-            self._begun_ns - _ON_THE_WAY_NS,
+            self._begun_ns,
         )
         if self._late is not None:
             self._late.check(believed)

@@ -208,7 +208,11 @@ class QuoteRouter:
         self.lanes.expect_again(fill.echoes)
         backfill = fill.backfill
         repaired = self._gaps.filled(
-            backfill.until_ns, self.lanes.newest_ns(), fill.backfilled, backfill.complete
+            backfill.until_ns,
+            self.lanes.newest_ns(),
+            fill.backfilled,
+            backfill.complete,
+            self.lanes.last_ns,
         )
         self._tell("gap_repaired", repaired)
 

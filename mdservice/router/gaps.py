@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import attrs
@@ -131,6 +131,7 @@ class Gaps:
         newest_ns: int | None,
         quotes: Mapping[str, int],
         complete: Collection[str],
+        last_ns: Callable[[str], int | None],
     ) -> list[dict[str, Any]]:
         """A repair has ended.
 
@@ -139,15 +140,14 @@ class Gaps:
             newest_ns: The time of the last accepted quote now.
             quotes: How many it brought, by symbol.
             complete: The symbols of which these are all that were missing.
+            last_ns: Tells the time of a symbol's last accepted quote.
 
         Returns:
             What ``gap_repaired`` tells; nothing where no gap was told yet or none is repaired.
         """
         details = []
+        self._begin_anew(newest_ns, last_ns)
         for gap in self._being_repaired:
-            if newest_ns is not None:  # lost again meanwhile: what is missing begins here
-                for symbol in gap.symbols.intersection(self._missing):
-                    self._missing[symbol] = newest_ns
             repaired = gap.symbols.intersection(complete)
             if not repaired:
                 continue
@@ -158,3 +158,15 @@ class Gaps:
             details.append(mended.details(quotes=count))
         self._being_repaired = []
         return details
+
+    def _begin_anew(self, newest_ns: int | None, last_ns: Callable[[str], int | None]) -> None:
+        """Of what was lost again meanwhile, that what is missing begins behind this repair.
+
+        A symbol that is left out by now had quotes of its own that waited: what came before
+        these was told, and can no longer be brought.
+        """
+        told = {symbol for gap in self._being_repaired for symbol in gap.symbols}
+        for symbol, from_ns in self._missing.items():
+            begins_ns = newest_ns if symbol in told else last_ns(symbol)
+            if begins_ns is not None and (symbol in told or begins_ns > from_ns):
+                self._missing[symbol] = begins_ns

@@ -91,10 +91,9 @@ class Clients:
             for symbol in symbols:
                 life.unwant(symbol)
         life.changing.update(symbols)
-        try:
-            outcome = await change(life, symbols, adding=adding)
-        finally:
-            life.changing.subtract(symbols)
+        # Who is cancelled never learns what came of it: it stays uncertain.
+        outcome = await change(life, symbols, adding=adding)
+        life.changing.subtract(symbols)
         if adding and outcome in ("subscribed", "pending"):
             for symbol in symbols:
                 life.want(symbol)

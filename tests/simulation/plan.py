@@ -54,7 +54,7 @@ class Plan:
                 slot_hold_s=rng.choice((0.0, 0.0, 0.0, 20.0)),
                 rest_page_size=rng.choice((7, 100, 10_000)),
                 rest_rate_limit=rng.choice((None, 200, 200, 10)),
-                rest_lag_s=rng.choice((0.0, 0.0, 0.5, 0.8)),
+                rest_lag_s=rng.choice((0.0, 0.5, 0.8, 4.0)),
                 send_buffer_bytes=rng.choice((20_000, 4_000_000)),
             ),
         )
