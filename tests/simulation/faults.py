@@ -33,20 +33,6 @@ if TYPE_CHECKING:
 FAULTS: dict[str, Callable[[World], Awaitable[str | None]]] = {}
 """By name; each injects itself and tells what it did, or None where it did nothing."""
 
-SEAMS = (
-    "alpaca",
-    "feed",
-    "login",
-    "data",
-    "network",
-    "rest",
-    "store",
-    "clock",
-    "service",
-    "symbols",
-)
-"""The names begin with one of these."""
-
 HISTORY, LATEST = "/v2/stocks/quotes", "/v2/stocks/quotes/latest"
 ACTORS = ("redis_writer", "event_publisher", "quote_router", "feed_connection")
 

@@ -14,8 +14,21 @@ from tests.simulation.faults import ACTORS, FAULTS, and_drop, fault, rest_path
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-__all__ = ["FAULTS"]
+__all__ = ["FAULTS", "SEAMS"]
 
+SEAMS = (
+    "alpaca",
+    "feed",
+    "login",
+    "data",
+    "network",
+    "rest",
+    "store",
+    "clock",
+    "service",
+    "symbols",
+)
+"""The names begin with one of these."""
 _PAUSE_BETWEEN_RESTARTS_S = 15.0
 
 

@@ -1,0 +1,290 @@
+"""A check that cannot fail checks nothing: each is shown a service that misbehaves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+import trio
+
+import mdservice.api.monitoring
+import mdservice.service
+from mdservice.feeds.connection import FeedConnection
+from mdservice.feeds.repair import GapRepair
+from mdservice.feeds.requests import SubscriptionRequests
+from mdservice.model.events import QuoteBatch
+from mdservice.model.quote import Quote
+from mdservice.model.status import Readiness
+from mdservice.router.actor import QuoteRouter
+from mdservice.router.lanes import Lanes, Routed
+from mdservice.service import Service
+from mdservice.simulator.connection import Connection
+from mdservice.sinks.publisher import EventPublisher
+from mdservice.topology import Topology
+from tests.simulation import watch
+from tests.simulation.streams import TrioStream
+from tests.simulation.world import simulate
+
+NO_FAULTS = ("none",)
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def violations(*only: str, seed: int = 1) -> str:
+    return "\n".join(simulate(seed, only=only or NO_FAULTS).violations)
+
+
+def test_nothing_is_found_where_nothing_is_wrong() -> None:
+    assert violations() == ""
+
+
+# Events
+
+
+def test_finds_a_quote_that_was_never_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_on = GapRepair.hand_on
+
+    async def lose_some(self: GapRepair, quotes: Sequence[Quote]) -> None:
+        await hand_on(self, [quote for quote in quotes if quote.bid_size % 100 != 99])
+
+    monkeypatch.setattr(GapRepair, "hand_on", lose_some)
+    assert "are missing" in violations()
+
+
+def test_finds_a_quote_that_is_accepted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    route = Lanes.route
+
+    def twice(self: Lanes, quotes: Sequence[Quote], now_ns: int, tolerance_ns: int) -> Routed:
+        routed = route(self, quotes, now_ns, tolerance_ns)
+        if routed.accepted:
+            again = attrs.evolve(routed.accepted[-1])
+            again.seq += 1
+            self._latest[again.symbol] = again
+            routed.accepted.append(again)
+        return routed
+
+    monkeypatch.setattr(Lanes, "route", twice)
+    assert "accepted 2 times" in violations()
+
+
+def test_finds_a_wrong_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_on = QuoteRouter._hand_on
+
+    def skip_one(self: QuoteRouter, item: Any) -> None:
+        if isinstance(item, QuoteBatch):
+            for quote in item.quotes:
+                quote.seq += quote.seq > 10
+        hand_on(self, item)
+
+    monkeypatch.setattr(QuoteRouter, "_hand_on", skip_one)
+    assert " after 10" in violations()
+
+
+def _change_batches(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
+    """Let the publisher make other batches than it should."""
+    next_batch = EventPublisher._next_batch
+
+    def changed(self: EventPublisher) -> Any:
+        in_flight = next_batch(self)
+        return attrs.evolve(in_flight, batch=change(in_flight.batch))
+
+    monkeypatch.setattr(EventPublisher, "_next_batch", changed)
+
+
+def test_finds_a_lost_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    _change_batches(monkeypatch, lambda b: attrs.evolve(b, messages=b.messages[1:]))
+    assert "are in the store" in violations()
+
+
+def test_finds_a_doubled_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    _change_batches(monkeypatch, lambda b: attrs.evolve(b, messages=[*b.messages, *b.messages]))
+    assert "published again or out of order" in violations()
+
+
+def test_finds_reordered_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    _change_batches(monkeypatch, lambda b: attrs.evolve(b, messages=b.messages[::-1]))
+    assert "published again or out of order" in violations()
+
+
+def test_finds_an_event_that_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(batch: Any) -> Any:
+        messages = [
+            attrs.evolve(message, payload=message.payload.replace(b'"bid":', b'"bid":1'))
+            for message in batch.messages
+        ]
+        return attrs.evolve(batch, messages=messages)
+
+    _change_batches(monkeypatch, change)
+    assert "published what was not accepted" in violations()
+
+
+# Keys
+
+
+def test_finds_a_key_that_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    def oldest(batch: Any) -> Any:
+        prices: dict[str, bytes] = {}
+        for message in batch.messages:
+            if message.symbol is not None:
+                prices.setdefault(message.symbol, message.payload)
+        return attrs.evolve(batch, prices=prices)
+
+    _change_batches(monkeypatch, oldest)
+    assert "an event came before its key" in violations()
+
+
+def test_finds_a_key_that_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    first: dict[str, bytes] = {}
+
+    def back_to_the_first(batch: Any) -> Any:
+        for symbol, payload in batch.prices.items():
+            first.setdefault(symbol, payload)
+        back = batch.number % 10 == 0
+        return attrs.evolve(batch, prices={s: first[s] for s in batch.prices}) if back else batch
+
+    _change_batches(monkeypatch, back_to_the_first)
+    assert "went back from" in violations()
+
+
+# Truth
+
+
+@pytest.mark.parametrize("fault", ["store_down", "network_down"])
+def test_finds_a_readiness_that_lies(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    monkeypatch.setattr(
+        mdservice.service, "readiness", lambda *_args, **_kwargs: Readiness(ready=True)
+    )
+    assert "ready though the" in violations(fault)
+
+
+def test_finds_a_service_that_is_never_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = Readiness(False, ("no",))
+    monkeypatch.setattr(mdservice.service, "readiness", lambda *_args, **_kwargs: never)
+    found = violations()
+    assert "s after the last fault" in found
+    assert "not ready at the end" in found
+
+
+def test_finds_an_answer_that_differs_from_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    always_fine = mdservice.api.monitoring.json_answer({"ready": True, "reasons": []})
+    monkeypatch.setattr(mdservice.api.monitoring, "_health", lambda _: always_fine)
+    found = "".join(violations("network", seed=seed) for seed in range(1, 4))
+    assert "/health/ready answered" in found
+
+
+def test_finds_prices_that_are_not_the_last_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    prices = Service.prices
+    monkeypatch.setattr(Service, "prices", lambda self, symbols=None: prices(self, symbols)[1:])
+    assert "/api/v1/market-data/prices answered" in violations()
+
+
+def test_finds_a_subscription_that_was_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def only_say_so(_self: SubscriptionRequests, _command: Any) -> str:
+        await anyio.lowlevel.checkpoint()
+        return "subscribed"
+
+    monkeypatch.setattr(SubscriptionRequests, "_subscribe", only_say_so)
+    assert "wanted, " in violations("symbols_change")
+
+
+def test_finds_symbols_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    subscriptions = Service.subscriptions
+    monkeypatch.setattr(
+        Service, "subscriptions", lambda self: {**subscriptions(self), "ODD": ["api"]}
+    )
+    found = "".join(violations(seed=seed) for seed in range(1, 6))
+    assert "/subscriptions answered" in found
+
+
+def test_finds_an_error_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_self: FeedConnection, **_kwargs: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise ValueError("as it should not be")
+
+    monkeypatch.setattr(FeedConnection, "run", fail)
+    assert "the service ended with" in violations()
+
+
+# Nothing left
+
+
+def test_finds_an_open_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stay_open(_self: TrioStream) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(TrioStream, "aclose", stay_open)
+    assert "connections open" in violations()
+
+
+def test_finds_a_connection_of_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = Connection.serve
+
+    async def linger(self: Connection) -> None:
+        await serve(self)
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(4)
+
+    monkeypatch.setattr(Connection, "serve", linger)
+    assert "has left the simulator's connections" in violations()
+
+
+def test_finds_an_open_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = Topology.close
+    left: list[Topology] = []
+
+    def stay_open(self: Topology) -> None:
+        left.append(self)
+
+    monkeypatch.setattr(Topology, "close", stay_open)
+    try:
+        assert "has left a channel open" in violations()
+    finally:
+        for topology in left:
+            close(topology)
+
+
+def test_finds_a_task_outside_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    drain = Service.drain
+
+    async def leave_a_task(self: Service) -> None:
+        trio.lowlevel.spawn_system_task(trio.sleep_forever)
+        await drain(self)
+
+    monkeypatch.setattr(Service, "drain", leave_a_task)
+    found = violations()
+    assert "has left 1 system tasks" in found
+    assert "1 tasks are left at the end" in found
+
+
+def test_finds_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    drain = Service.drain
+
+    async def leave_a_thread(self: Service) -> None:
+        threading.Thread(target=over.wait, daemon=True).start()
+        await drain(self)
+
+    monkeypatch.setattr(Service, "drain", leave_a_thread)
+    try:
+        assert "has left 1 threads" in violations()
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize(
+    ("limit", "what"),
+    [("MOST_HELD", "live quotes held"), ("_MOST_IN_OUTLET", "items in the outlet")],
+)
+def test_finds_what_grows(monkeypatch: pytest.MonkeyPatch, limit: str, what: str) -> None:
+    monkeypatch.setattr(watch, limit, -1)
+    assert f"0 {what}, at most -1" in violations()
