@@ -18,8 +18,8 @@ import attrs
 from mdservice.actors.actor import Actor, Channel
 from mdservice.actors.supervisor import Supervisor
 from mdservice.actors.watchdog import HealthWatchdog
+from mdservice.backoff import Backoff
 from mdservice.clock import Clock
-from mdservice.feeds.backoff import Backoff
 from mdservice.feeds.commands import Command
 from mdservice.feeds.connection import FeedConnection
 from mdservice.feeds.driver import Driver

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mdservice.cli.api_client import Answer, NoAnswer, ask
+from mdservice.api_client import Answer, NoAnswer, ask
 from mdservice.cli.failures import FAILED
 from mdservice.cli.options import settings_from, settings_options
 from mdservice.errors import InvalidSymbol, MDServiceError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from mdservice.cli.api_client import NoAnswer, ask
+from mdservice.api_client import NoAnswer, ask
 from mdservice.cli.check_feed import check_feed
 from mdservice.cli.check_http import check_clock, check_history, check_positions
 from mdservice.cli.check_result import CheckResult, failed, passed

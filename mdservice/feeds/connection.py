@@ -23,11 +23,11 @@ from anyio.abc import TaskStatus
 from mdservice.actors.actor import Channel, Depth
 from mdservice.actors.groups import run_together
 from mdservice.actors.heartbeat import Heartbeat
+from mdservice.backoff import Backoff
 from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, FeedError, FeedRefused, FeedUnavailable
 from mdservice.feeds.alpaca.codec import Decoded
 from mdservice.feeds.alpaca.messages import Subscription
-from mdservice.feeds.backoff import Backoff
 from mdservice.feeds.commands import Command
 from mdservice.feeds.driver import Link
 from mdservice.feeds.left_out import LeftOutSymbols

@@ -11,7 +11,7 @@ from mdservice.feeds.alpaca.codes import (
     reaction_to_code,
     reaction_to_http,
 )
-from mdservice.feeds.backoff import Backoff
+from mdservice.backoff import Backoff
 
 __all__ = ["Retries", "Retry"]
 

@@ -12,7 +12,7 @@ import anyio.abc
 import pytest
 
 from mdservice.actors.actor import Channel
-from mdservice.feeds.backoff import Backoff
+from mdservice.backoff import Backoff
 from mdservice.feeds.commands import Command, Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.feeds.connection import FeedConnection, FeedSnapshot
 from mdservice.feeds.mute import MuteWatch

@@ -9,8 +9,8 @@ from typing import Any
 import anyio
 import pytest
 
+from mdservice.backoff import Backoff
 from mdservice.errors import ConfigurationError, FeedRefused
-from mdservice.feeds.backoff import Backoff
 from mdservice.feeds.session import ACK_TIMEOUT_S
 from mdservice.simulator.session import SessionRules
 from mdservice.testing import FakeDriver

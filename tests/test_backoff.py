@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.feeds.backoff import Backoff
+from mdservice.backoff import Backoff
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60))
