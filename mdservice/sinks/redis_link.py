@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -151,20 +152,67 @@ class RedisLink:
             StoreUnavailable: The connection was lost, or the server did not answer in time;
                 the link is closed and what was sent is uncertain.
         """
-        with self._use():
-            try:
-                return self._exchange(data, count)
-            except (OSError, hiredis.ProtocolError) as exc:
-                self.close()
-                raise StoreUnavailable(
-                    f"The connection to Redis at {self._address} was lost: "
-                    f"{exc or type(exc).__name__}; connecting again"
-                ) from exc
+        with self._use(), self._told_when_lost():
+            return self._exchange(data, count)
+
+    def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
+        """Send ``data``, then return all that has come, whether it was asked for or not.
+
+        For a connection on which the server speaks of its own accord, as it does to a
+        subscriber. The server's errors are among what is returned.
+
+        Args:
+            wait_s: How long to wait for a first whole message, in seconds, above 0.
+            data: What to say first.
+
+        Returns:
+            What has come, in order; empty after ``wait_s``. What lies in the kernel beyond
+            one read is left to the next call.
+
+        Raises:
+            StoreUnavailable: The connection was lost; the link is closed.
+        """
+        with self._use(), self._told_when_lost():
+            return self._receive(wait_s, data)
+
+    def _receive(self, wait_s: float, data: bytes) -> list[Any]:
+        sock = self._opened_socket()
+        if data:
+            sock.sendall(data)
+        patience_s = sock.gettimeout()
+        deadline_s = time.monotonic() + wait_s
+        heard: list[Any] = []
+        gets, buffer = self._reader.gets, self._buffer
+        try:
+            while True:
+                while (reply := gets()) is not _MISSING:
+                    heard.append(reply)
+                left_s = deadline_s - time.monotonic()
+                if heard or left_s <= 0:
+                    return heard
+                sock.settimeout(left_s)
+                size = sock.recv_into(buffer)
+                if size == 0:
+                    raise ConnectionResetError("the server closed it")
+                self._reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+        except TimeoutError:
+            return heard
+        finally:
+            sock.settimeout(patience_s)
+
+    @contextmanager
+    def _told_when_lost(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, hiredis.ProtocolError) as exc:
+            self.close()
+            raise StoreUnavailable(
+                f"The connection to Redis at {self._address} was lost: "
+                f"{exc or type(exc).__name__}; connecting again"
+            ) from exc
 
     def _exchange(self, data: bytes, count: int) -> list[Any]:
-        sock = self._socket
-        if sock is None:
-            raise ConnectionResetError("it was never opened")
+        sock = self._opened_socket()
         sock.sendall(data)
         replies: list[Any] = []
         gets, feed, buffer = self._reader.gets, self._reader.feed, self._buffer
@@ -179,6 +227,12 @@ class RedisLink:
                 reasons = [f": {reply}" for reply in replies[-1:] if is_error(reply)]
                 raise ConnectionResetError("the server closed it" + "".join(reasons))
             feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+
+    def _opened_socket(self) -> socket.socket:
+        sock = self._socket
+        if sock is None:
+            raise ConnectionResetError("it was never opened")
+        return sock
 
     @property
     def _socket(self) -> socket.socket | None:
