@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
 
+from mdservice.errors import InvalidSymbol
 from mdservice.model.quote import Quote
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
 from mdservice.model.timestamps import parse_rfc3339
 
-__all__ = ["decode_quote"]
+__all__ = ["QuoteDecoder", "decode_quote"]
 
 _Number = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -26,13 +29,19 @@ class _Price(msgspec.Struct):
     seq: int
 
 
+_decode = msgspec.json.Decoder(_Price).decode
+
+
 def decode_quote(payload: bytes) -> Quote:
     """The quote of a price object; it counts as received at its own time.
 
     Raises:
         ValueError: It is no price object.
     """
-    price = msgspec.json.decode(payload, type=_Price)  # msgspec.DecodeError is a ValueError
+    return _quote(_decode(payload))  # msgspec.DecodeError is a ValueError
+
+
+def _quote(price: _Price) -> Quote:
     event_ns = parse_rfc3339(price.timestamp)
     return Quote(
         price.symbol,
@@ -44,3 +53,44 @@ def decode_quote(payload: bytes) -> Quote:
         event_ns,
         price.seq,
     )
+
+
+class QuoteDecoder:
+    """Decodes many payloads, of which any may be garbage, and picks those of some symbols.
+
+    Args:
+        symbols: Which; empty means all.
+    """
+
+    def __init__(self, symbols: Iterable[str] = ()) -> None:
+        self._wanted = frozenset(symbols)
+        self._seen = set(self._wanted)
+        self.errors = 0
+        """Payloads that are no price objects, or of something that is no symbol."""
+        self.last_error: str | None = None
+        """What was wrong with the last of them."""
+
+    def decode(self, payload: object) -> Quote | None:
+        """The quote; None where it is of another symbol, or cannot be decoded, which is counted."""
+        try:
+            price = _decode(payload)  # type: ignore[arg-type]  # anything else is a TypeError
+            symbol = price.symbol
+            if self._wanted:
+                return _quote(price) if symbol in self._wanted else None
+            if symbol not in self._seen:
+                self._check(symbol)
+            return _quote(price)
+        except (ValueError, TypeError, InvalidSymbol) as exc:
+            self.errors += 1
+            self.last_error = str(exc)
+            return None
+
+    def decode_all(self, payloads: Iterable[object]) -> list[Quote]:
+        """The quotes of the payloads, in order, the others left out."""
+        decode = self.decode
+        return [quote for payload in payloads if (quote := decode(payload)) is not None]
+
+    def _check(self, symbol: str) -> None:
+        if parse_symbol(symbol) != symbol or symbol == EVERY_SYMBOL:
+            raise InvalidSymbol(f"{symbol!r} is not the symbol of a quote")
+        self._seen.add(symbol)

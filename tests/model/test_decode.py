@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.model.decode import decode_quote
+from mdservice.model.decode import QuoteDecoder, decode_quote
 from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
 
@@ -52,3 +52,23 @@ def test_what_is_written_is_read_back(quote: Quote) -> None:
 def test_what_is_no_price_object_is_refused(payload: bytes) -> None:
     with pytest.raises(ValueError):
         decode_quote(payload)
+
+
+def test_a_decoder_picks_symbols_and_counts_garbage() -> None:
+    aapl = encode_quote(Quote("AAPL", 1.0, 2.0, 1, 1, 5, 5, 1))
+    msft = encode_quote(Quote("MSFT", 1.0, 2.0, 1, 1, 5, 5, 1))
+    decoder = QuoteDecoder(["AAPL"])
+    assert decoder.decode_all([msft, aapl, b"{}", None, 7, aapl]) == [decode_quote(aapl)] * 2
+    assert decoder.errors == 3
+    assert decoder.last_error is not None
+    everything = QuoteDecoder()
+    assert [quote.symbol for quote in everything.decode_all([msft, aapl])] == ["MSFT", "AAPL"]
+    assert everything.errors == 0
+
+
+@pytest.mark.parametrize("symbol", ["", "*", "aapl", "A B", "A" * 33, "\u00c4"])
+def test_a_decoder_takes_no_symbol_that_is_none(symbol: str) -> None:
+    payload = encode_quote(Quote(symbol, 1.0, 2.0, 1, 1, 5, 5, 1))
+    decoder = QuoteDecoder()
+    assert decoder.decode(payload) is None
+    assert decoder.errors == 1
