@@ -6,6 +6,12 @@
         async with service.quotes("AAPL") as quotes:
             async for quote in quotes:
                 print(quote.symbol, quote.price)
+
+and in any other process::
+
+    async with mdservice.open_prices("redis://localhost:6379", ["AAPL"]) as prices:
+        async for quote in prices:
+            print(quote.symbol, quote.price)
 """
 
 from __future__ import annotations
@@ -23,6 +29,9 @@ if TYPE_CHECKING:
     from mdservice.model.events import FeedStatus
     from mdservice.model.quote import Quote
     from mdservice.model.status import Readiness, Status
+    from mdservice.prices.open import open_prices
+    from mdservice.prices.reader import Prices
+    from mdservice.prices.status import PricesStatus
     from mdservice.service import Service, open_service
     from mdservice.settings import Settings, load_settings
 
@@ -32,6 +41,8 @@ __all__ = [
     "FeedStatus",
     "InvalidSymbol",
     "MDServiceError",
+    "Prices",
+    "PricesStatus",
     "Quote",
     "Readiness",
     "Service",
@@ -40,6 +51,7 @@ __all__ = [
     "SubscriptionRefused",
     "__version__",
     "load_settings",
+    "open_prices",
     "open_service",
 ]
 
@@ -51,6 +63,8 @@ _HOMES = {
     "FeedStatus": "mdservice.model.events",
     "InvalidSymbol": "mdservice.errors",
     "MDServiceError": "mdservice.errors",
+    "Prices": "mdservice.prices.reader",
+    "PricesStatus": "mdservice.prices.status",
     "Quote": "mdservice.model.quote",
     "Readiness": "mdservice.model.status",
     "Service": "mdservice.service",
@@ -58,6 +72,7 @@ _HOMES = {
     "Status": "mdservice.model.status",
     "SubscriptionRefused": "mdservice.errors",
     "load_settings": "mdservice.settings",
+    "open_prices": "mdservice.prices.open",
     "open_service": "mdservice.service",
 }
 

@@ -15,8 +15,13 @@ from typing import Any
 import pytest
 import trio
 
+import mdservice
 from mdservice.errors import StoreUnavailable
+from mdservice.model.encode import encode_quote
+from mdservice.model.quote import Quote
+from mdservice.sinks.redis_link import RedisAddress, RedisLink
 from mdservice.sinks.redis_store import RedisPriceStore
+from mdservice.sinks.resp import pack
 from mdservice.sinks.store import Message, WriteBatch
 
 LIMIT_S = 20.0
@@ -111,3 +116,24 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(front: TlsFr
     with trio.fail_after(LIMIT_S):
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
             await store.connect()
+
+
+async def test_readers_hear_through_tls(
+    valkey: Any, front: TlsFront, certificate: tuple[Path, Path]
+) -> None:
+    url = f"rediss://localhost:{front.port}?ssl_ca_certs={certificate[0]}"
+    payload = encode_quote(Quote("AAPL", 1.0, 2.0, 1, 1, 1, 1, 1))
+    with valkey.client() as client, trio.fail_after(LIMIT_S):
+        async with mdservice.open_prices(url, event_log="log") as prices:
+            for _ in range(2_000):
+                client.xadd("log", {"symbol": "AAPL", "data": payload})
+                client.xadd("log", {"symbol": "MSFT", "data": payload.replace(b"AAPL", b"MSFT")})
+            assert {(await anext(prices)).symbol for _ in range(2)} == {"AAPL", "MSFT"}
+        link = RedisLink(RedisAddress(url, timeout_s=5.0))
+        link.open()
+        link.call(pack(b"SUBSCRIBE", b"c"))
+        assert link.receive(0.1) == []
+        client.publish("c", b"x" * 100_000)
+        assert link.receive(5.0, pack(b"PING")) == [[b"message", b"c", b"x" * 100_000]]
+        assert link.receive(5.0) == [[b"pong", b""]]
+        link.close()

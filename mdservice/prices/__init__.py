@@ -1,0 +1,1 @@
+"""Back out: in any other process, the latest prices and every event, read from Redis."""

@@ -1,0 +1,105 @@
+"""What a source brings, put in order, counted and handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from typing import Final, Protocol
+
+import anyio
+
+from mdservice.model.decode import QuoteDecoder
+from mdservice.model.quote import Quote
+from mdservice.prices.handover import Handover
+from mdservice.prices.order import Order
+from mdservice.sinks.redis_link import RedisAddress
+
+__all__ = ["KEYS_AT_MOST_EVERY_S", "Intake", "Source"]
+
+KEYS_AT_MOST_EVERY_S: Final = 1.0
+"""A flood that the service conflates has steps all the time."""
+
+
+class Intake:
+    """Everything that a reader keeps, whatever connection comes and goes.
+
+    Attributes:
+        symbols: Which are wanted; empty means all.
+        event_decoder: Decodes events; used by one thread at a time.
+        key_decoder: Decodes keys, perhaps at the same time.
+        order: The newest of each symbol.
+        handover: What waits for the program.
+        events: Updates that came as events.
+        resyncs: How often the keys were read again.
+        trimmed: How often the event log had lost what this reader had not yet read.
+        limiter: How many threads a reader may have at work.
+    """
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        self.symbols = tuple(symbols)
+        self.event_decoder = QuoteDecoder(symbols)
+        self.key_decoder = QuoteDecoder(symbols)
+        self.order = Order()
+        self.handover = Handover()
+        self.events = 0
+        self.resyncs = 0
+        self.trimmed = 0
+        # One to receive, one to read keys; others may hang for a while in a name resolution.
+        self.limiter = anyio.CapacityLimiter(6)
+        self.begun = False
+        """Whether the keys were read once."""
+        self._noticed = 0
+        self._next_keys_s = -inf
+
+    def _reasons(self) -> int:
+        return self.order.steps + self.order.starts + self.trimmed
+
+    def keys_are_due(self, now_s: float) -> bool:
+        """Whether something was missed since the keys were read, and reading them is allowed.
+
+        Args:
+            now_s: The event loop's time.
+        """
+        return self._reasons() != self._noticed and now_s >= self._next_keys_s
+
+    def reading_keys(self, now_s: float) -> None:
+        """Note that the keys are read now, because of all that was noticed so far."""
+        self._noticed = self._reasons()
+        self._next_keys_s = now_s + KEYS_AT_MOST_EVERY_S
+        self.resyncs += self.begun
+
+    def take_keys(self, quotes: Sequence[Quote]) -> list[Quote]:
+        """Those that are news; what they show to be missing is no reason to read them again."""
+        before = self._reasons()
+        newer = self.order.newer(quotes, in_order=False)
+        self._noticed += self._reasons() - before
+        self.begun = True
+        return newer
+
+    def take_events(self, quotes: Iterable[Quote], *, in_order: bool) -> list[Quote]:
+        """Those that are news.
+
+        Args:
+            quotes: As they came.
+            in_order: See :func:`mdservice.prices.order.judge`.
+        """
+        newer = self.order.newer(quotes, in_order=in_order)
+        self.events += len(newer)
+        return newer
+
+
+class Source(Protocol):
+    """Where events come from."""
+
+    async def follow(self, address: RedisAddress, connected: Callable[[], None]) -> None:
+        """Connect, catch up and hand over what comes, until an error ends it.
+
+        Args:
+            address: The server.
+            connected: Called once when all that is known has been handed over.
+
+        Raises:
+            StoreUnavailable: The connection could not be made or was lost.
+            StoreRefused: The server refuses the login or a command.
+        """
+        ...
