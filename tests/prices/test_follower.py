@@ -44,14 +44,10 @@ def make(script: Script) -> Follower:
     return Follower(script, script, Backoff(1.0, 8.0, random.Random(1)))
 
 
-@pytest.fixture
-def _time(autojump_clock: trio.testing.MockClock) -> None:
-    """Virtual."""
-
-
-@pytest.mark.usefixtures("_time")
 @pytest.mark.parametrize("error", [StoreRefused("WRONGPASS"), ConfigurationError("no")])
-async def test_a_refusal_at_the_start_is_raised(error: MDServiceError) -> None:
+async def test_a_refusal_at_the_start_is_raised(
+    error: MDServiceError, autojump_clock: trio.testing.MockClock
+) -> None:
     with pytest.raises(type(error)) as caught:
         await make(Script(StoreUnavailable("away"), error)).run(
             task_status=trio.TASK_STATUS_IGNORED
@@ -59,8 +55,7 @@ async def test_a_refusal_at_the_start_is_raised(error: MDServiceError) -> None:
     assert caught.value is error
 
 
-@pytest.mark.usefixtures("_time")
-async def test_all_else_is_ridden_out() -> None:
+async def test_all_else_is_ridden_out(autojump_clock: trio.testing.MockClock) -> None:
     script = Script(
         NoAnswer("no service"),
         StoreRefused("Redis at x refused: LOADING Redis is loading the dataset in memory"),
@@ -82,8 +77,9 @@ async def test_all_else_is_ridden_out() -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("_time")
-async def test_waits_longer_after_each_failure_and_anew_after_a_steady_connection() -> None:
+async def test_waits_longer_after_each_failure_and_anew_after_a_steady_connection(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     away = StoreUnavailable("away")
     script = Script(0.0, away, away, away, away, away, 100.0, away, 1_000.0)
     follower = make(script)
