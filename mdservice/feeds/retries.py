@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from mdservice.backoff import Backoff
 from mdservice.errors import FeedRefused
 from mdservice.feeds.alpaca.codes import (
     FATAL_WHEN_SUBSCRIBING,
@@ -11,7 +12,6 @@ from mdservice.feeds.alpaca.codes import (
     reaction_to_code,
     reaction_to_http,
 )
-from mdservice.backoff import Backoff
 
 __all__ = ["Retries", "Retry"]
 
