@@ -34,6 +34,7 @@ class Watch:
         self._world = world
         self._no_connection_since_s: float | None = 0.0
         self._odd_symbols_since_s: float | None = None
+        self._logins: tuple[int, int] = (0, 0)
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -83,6 +84,11 @@ class Watch:
     def _note_outside(self) -> None:
         world = self._world
         world.store.note_health()
+        life = world.lives[-1] if world.lives else None
+        topology = life.topology if life is not None else None
+        logins = len(world.lives), topology.feed.snapshot().logins if topology is not None else 0
+        if logins != self._logins:  # one that came and went between two looks counts too
+            self._logins, self._no_connection_since_s = logins, None
         if any(connection.authenticated for connection in world.sim.connections):
             self._no_connection_since_s = None
         elif self._no_connection_since_s is None:

@@ -268,6 +268,7 @@ class World:
         """The store works again."""
         self.store.down = False
         self.store.refusal = None
+        self.store.note_health()
 
     def step_clock(self, seconds: float) -> None:
         """Set the service's clock wrong."""
@@ -291,9 +292,7 @@ def simulate(
     """Run one seed."""
     from tests.simulation.scheduling import run_seeded
 
-    plan = Plan.draw(seed, only)
-
     async def run() -> Outcome:
-        return await World(plan, tell).run()
+        return await World(Plan.draw(seed, only), tell).run()
 
     return run_seeded(seed, run)
