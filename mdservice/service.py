@@ -232,9 +232,11 @@ async def open_service(
             finally:
                 with anyio.CancelScope(shield=True):
                     await service.drain()
-    except ExceptionGroup as group:
-        errors = list(leaves(group))
-        if len(errors) > 1:
+    except BaseExceptionGroup as group:
+        # A cancellation may come at the same moment: the error is what the caller has to know.
+        failed = group.subgroup(Exception)
+        errors = list(leaves(failed)) if failed is not None else []
+        if len(errors) != 1:
             raise
         raise errors[0] from errors[0].__cause__
 

@@ -7,7 +7,7 @@ has then and had not before was missed, and is told.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
 import anyio
@@ -21,7 +21,7 @@ from mdservice.logs import get_logger
 from mdservice.model.events import LateQuotes
 from mdservice.model.quote import Identity, Quote, identity
 
-__all__ = ["LOOK_AGAIN_S", "Believed", "LateHistory"]
+__all__ = ["LOOK_AGAIN_S", "Believed", "Horizon", "LateHistory"]
 
 _log = get_logger(__name__)
 
@@ -29,6 +29,27 @@ LOOK_AGAIN_S = 20.0
 """After so long history has what it will ever have, as far as is known."""
 
 _MOST_TRIES = 5
+_AHEAD_NS = 60_000_000_000
+"""History is asked up to so long after now: this machine's clock may be behind the exchange's."""
+
+
+@attrs.define
+class Horizon:
+    """Up to where a connection's repair is responsible: what is later came over the stream.
+
+    Attributes:
+        until_ns: When the connection was opened, by this machine's clock, UTC nanoseconds; once
+            something came over it, the earliest time of that, which is right for any clock.
+        first: What its first read brought; empty where none did yet.
+    """
+
+    until_ns: int
+    first: Sequence[Quote] = ()
+
+    def begins_with(self, quotes: Sequence[Quote]) -> None:
+        """The first quotes came over the connection."""
+        self.first = quotes
+        self.until_ns = min(quote.ts_event_ns for quote in quotes)
 
 
 @attrs.frozen
@@ -38,19 +59,20 @@ class Believed:
     Attributes:
         missed: What it asked for.
         found: What it got, and what the stream had brought by then.
-        lasts_ns: The time of each symbol's last quote that was out before, UTC nanoseconds.
-        until_ns: Later quotes may have come over the stream, UTC nanoseconds.
+        lasts_ns: The time of each symbol's last quote that was out before, UTC nanoseconds; of
+            one without any, of the newest that history told.
+        horizon: Up to where history should have told everything.
     """
 
     missed: Sequence[Missed]
     found: Sequence[Quote]
     lasts_ns: Mapping[str, int]
-    until_ns: int
+    horizon: Horizon
 
     def concerns(self, quote: Quote) -> bool:
         """Whether the repair should have brought it."""
         last_ns = self.lasts_ns.get(quote.symbol)
-        return last_ns is not None and last_ns < quote.ts_event_ns <= self.until_ns
+        return last_ns is not None and last_ns < quote.ts_event_ns <= self.horizon.until_ns
 
 
 class LateHistory:
@@ -64,44 +86,65 @@ class LateHistory:
     def __init__(self, history: QuoteHistory, clock: Clock) -> None:
         self._history = history
         self._clock = clock
-        self._believed: list[tuple[float, int, Believed]] = []
-        """When to look, for the how manieth time, at what."""
+        self._waiting: deque[tuple[float, Believed]] = deque()
+        """When to look, and at what."""
         self._added = anyio.Event()
+
+    @property
+    def waiting(self) -> Sequence[Believed]:
+        """What is yet to be looked at."""
+        return [believed for _, believed in self._waiting]
 
     def check(self, believed: Believed) -> None:
         """Look at it again in a while; kept until that is done."""
-        self._believed.append((anyio.current_time() + LOOK_AGAIN_S, 1, believed))
+        self._waiting.append((anyio.current_time() + LOOK_AGAIN_S, believed))
         self._added.set()
 
     async def next(self) -> LateQuotes:
-        """Wait for the next find; a history that does not answer is asked a few times more."""
+        """Wait for the next find.
+
+        A history that does not answer is asked a few times more; then nobody knows, and that is
+        the find.
+        """
+        tries = 0
         while True:
-            while not self._believed:
+            while not self._waiting:
                 self._added = anyio.Event()
                 await self._added.wait()
-            due_s, tries, believed = self._believed[0]
+            due_s, believed = self._waiting[0]
             await anyio.sleep_until(due_s)
             late: Sequence[Quote] = ()
-            again = []
+            unknown: frozenset[str] = frozenset()
             try:
                 late = await self._late(believed)
             except (HistoryRefused, HistoryUnavailable) as exc:
                 _log.warning("history_not_checked", reason=str(exc))
+                tries += 1
                 if tries < _MOST_TRIES:
-                    again = [(anyio.current_time() + LOOK_AGAIN_S, tries + 1, believed)]
-            self._believed[:1] = again
-            if late:
-                _log.warning("history_was_late", quotes=len(late))
-                from_ns = min(believed.lasts_ns[quote.symbol] for quote in late)
-                return LateQuotes(late, from_ns, believed.until_ns)
+                    self._waiting[0] = (anyio.current_time() + LOOK_AGAIN_S, believed)
+                    continue
+                unknown = frozenset(believed.lasts_ns)
+            self._waiting.popleft()
+            tries = 0
+            if late or unknown:
+                return self._find(believed, late, unknown)
+
+    def _find(
+        self, believed: Believed, late: Sequence[Quote], unknown: frozenset[str]
+    ) -> LateQuotes:
+        _log.warning("history_was_late", quotes=len(late), unknown=len(unknown))
+        symbols = unknown or {quote.symbol for quote in late}
+        from_ns = min(believed.lasts_ns[symbol] for symbol in symbols)
+        return LateQuotes(late, from_ns, believed.horizon.until_ns, unknown)
 
     async def _late(self, believed: Believed) -> list[Quote]:
-        known: Counter[Identity] = Counter(map(identity, believed.found))
+        known: Counter[Identity] = Counter(
+            map(identity, (*believed.found, *believed.horizon.first))
+        )
+        end_ns = self._clock.utc_ns() + _AHEAD_NS
         late = []
         for part in believed.missed:
-            for quote in await self._history.quotes(
-                part.symbols, part.since_ns, max(part.since_ns, believed.until_ns)
-            ):
+            for quote in await self._history.quotes(part.symbols, part.since_ns, end_ns):
                 if known[identity(quote)]:
                     known[identity(quote)] -= 1
                 elif believed.concerns(quote):

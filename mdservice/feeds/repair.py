@@ -11,7 +11,7 @@ from mdservice.errors import HistoryRefused
 from mdservice.feeds.accepted import AcceptedQuotes
 from mdservice.feeds.catch_up import CatchUp, Missed
 from mdservice.feeds.history import QuoteHistory
-from mdservice.feeds.late_history import Believed, LateHistory
+from mdservice.feeds.late_history import Believed, Horizon, LateHistory
 from mdservice.feeds.outlet import Outlet
 from mdservice.logs import get_logger
 from mdservice.model.events import Backfill, FeedResumed, QuoteBatch
@@ -70,7 +70,7 @@ class GapRepair:
         self._deadline_s = 0.0
         self._work = anyio.CancelScope()
         self._late = LateHistory(history, clock) if history is not None else None
-        self._begun_ns = 0
+        self._horizon = Horizon(0)
         self._resumed = False
         """Whether this connection's return was told."""
         self._all_missing = False
@@ -83,7 +83,7 @@ class GapRepair:
     def begin(self) -> None:
         """A connection is open: from now on live quotes wait, if there is anything to repair."""
         self._resumed = False
-        self._begun_ns = self._clock.utc_ns()
+        self._horizon = Horizon(self._clock.utc_ns())
         if self._accepted.complete_until_ns() is not None:
             self._all_missing = True
             self._hold()
@@ -94,6 +94,7 @@ class GapRepair:
         :meth:`repair` has to follow.
         """
         if any(self._accepted.last_ns(symbol) is not None for symbol in symbols):
+            self._horizon = Horizon(self._clock.utc_ns())
             self._hold()
 
     def _hold(self) -> None:
@@ -106,6 +107,8 @@ class GapRepair:
 
     async def hand_on(self, quotes: Sequence[Quote]) -> None:
         """Live quotes: they wait while there is a repair, and go on otherwise."""
+        if not self._horizon.first:
+            self._horizon.begins_with(quotes)
         if not self._holding:
             await self._outlet.send(QuoteBatch(quotes))
             return
@@ -154,15 +157,18 @@ class GapRepair:
             await self._outlet.flush()
 
     def _look_again_at(self, catch_up: CatchUp, missed: Sequence[Missed]) -> None:
-        lasts_ns = {s: self._accepted.last_ns(s) for s in catch_up.complete}
-        believed = Believed(
-            missed,
-            [*catch_up.found, *self._held],
-            {s: last_ns for s, last_ns in lasts_ns.items() if last_ns is not None},
-            self._begun_ns,
+        if self._late is None:
+            return
+        newest_ns = {quote.symbol: quote.ts_event_ns for quote in catch_up.found}
+        lasts_ns = {s: self._accepted.last_ns(s) or newest_ns.get(s) for s in catch_up.complete}
+        self._late.check(
+            Believed(
+                missed,
+                [*catch_up.found, *self._held],
+                {s: last_ns for s, last_ns in lasts_ns.items() if last_ns is not None},
+                self._horizon,
+            )
         )
-        if self._late is not None:
-            self._late.check(believed)
 
     async def subscriptions_changed(
         self, followed: Collection[str], left_out: Collection[str]

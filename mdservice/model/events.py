@@ -104,12 +104,14 @@ class LateQuotes:
     Attributes:
         quotes: In the order of their times within each symbol.
         from_ns: The time of the last quote that was out before the repair, UTC nanoseconds.
-        to_ns: Until when history was asked, UTC nanoseconds.
+        to_ns: Until when it should have brought everything, UTC nanoseconds.
+        unknown: Symbols of which history no longer answered whether anything is missing.
     """
 
     quotes: Sequence[Quote]
     from_ns: int
     to_ns: int
+    unknown: frozenset[str] = frozenset()
 
 
 RoutedItem = QuoteBatch | FeedStatus

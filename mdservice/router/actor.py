@@ -221,7 +221,8 @@ class QuoteRouter:
         accepted = self._route(self.lanes.not_out_yet(late.quotes))
         self._backfilled += len(accepted)
         out = {id(quote) for quote in accepted}
-        symbols = {quote.symbol for quote in late.quotes if id(quote) not in out}
+        lost = {quote.symbol for quote in late.quotes if id(quote) not in out}
+        symbols = late.unknown.union(lost)
         self._tell("gap", self._gaps.late(late.from_ns, late.to_ns, symbols))
 
     def _lose(self, lost: FeedLost) -> None:

@@ -115,7 +115,7 @@ class Gaps:
         Args:
             from_ns: The time of the last quote that was out before, UTC nanoseconds.
             to_ns: Until when history was asked, UTC nanoseconds.
-            symbols: Those of which quotes are missing for good.
+            symbols: Those of which quotes are missing for good, or may be.
 
         Returns:
             What ``gap`` tells; nothing where all could still be brought.

@@ -9,7 +9,7 @@ import pytest
 
 from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feeds.catch_up import Missed
-from mdservice.feeds.late_history import LOOK_AGAIN_S, Believed, LateHistory
+from mdservice.feeds.late_history import LOOK_AGAIN_S, Believed, Horizon, LateHistory
 from mdservice.model.events import LateQuotes
 from mdservice.model.quote import Quote
 from mdservice.testing import FakeHistory, VirtualClock
@@ -31,7 +31,7 @@ class Bench:
     def believed(self, *found: Quote, until_s: float = 10.0, **lasts_s: float) -> Believed:
         missed = [Missed(self.start_ns - 5 * SECOND_NS, ["AAPL", "MSFT"])]
         lasts_ns = {s: self.start_ns + int(last_s * SECOND_NS) for s, last_s in lasts_s.items()}
-        return Believed(missed, found, lasts_ns, self.start_ns + int(until_s * SECOND_NS))
+        return Believed(missed, found, lasts_ns, Horizon(self.start_ns + int(until_s * SECOND_NS)))
 
     async def next(self, within_s: float = 1_000.0) -> LateQuotes | None:
         with anyio.move_on_after(within_s):
@@ -51,6 +51,21 @@ async def test_what_history_did_not_have_then_is_late(autojump_clock: Any) -> No
     assert found.from_ns == bench.start_ns + SECOND_NS // 2
     assert found.to_ns == bench.start_ns + 10 * SECOND_NS
     assert await bench.next() is None, "once"
+
+
+async def test_what_came_first_over_the_stream_tells_better_than_the_clock(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench()
+    missed, live = bench.quote(1, at_s=30), bench.quote(2, "MSFT", at_s=31)
+    beside_it, later = bench.quote(3, at_s=31), bench.quote(4, at_s=32)
+    bench.history.add([missed, live, beside_it, later])
+    believed = bench.believed(AAPL=0, MSFT=0)
+    bench.late.check(believed)
+    believed.horizon.begins_with([live])
+    found = await bench.next()
+    assert found is not None
+    assert [quote.bid for quote in found.quotes] == [1, 3]
 
 
 async def test_quotes_of_one_time_are_counted(autojump_clock: Any) -> None:
@@ -85,7 +100,10 @@ async def test_where_history_does_not_answer_it_is_asked_a_few_times_more(
     assert anyio.current_time() == 5 * LOOK_AGAIN_S
     bench.history.script.extend([error] * 5)
     bench.late.check(bench.believed(AAPL=0))
-    assert await bench.next() is None
+    found = await bench.next()
+    assert found is not None
+    assert (found.quotes, found.unknown) == ((), {"AAPL"}), "it is told that nobody knows"
+    assert found.from_ns == bench.start_ns
 
 
 async def test_cancelled_in_the_middle_it_is_looked_at_by_the_next(autojump_clock: Any) -> None:

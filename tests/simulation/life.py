@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
 import attrs
 
+from mdservice.feeds.late_history import Believed
 from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
 from mdservice.model.quote import Quote
 from mdservice.service import Service
@@ -114,9 +116,12 @@ class Life:
         self.unsettled = [len(in_flight.quotes)] if in_flight else []
         self.counters = self.service.status().counters
         self.future = self.service._topology.router.snapshot().future_quotes
+        self.unchecked = self.service._topology.feed._repair._late.waiting
         self.service = None
 
     future: int = 0
+    unchecked: Sequence[Believed] = ()
+    """Repairs whose second look at history was still to come: ended before, nobody knows."""
 
     @property
     def accepted(self) -> list[Quote]:

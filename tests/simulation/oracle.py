@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
+from mdservice.feeds.catch_up import QUIET_S
 from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
@@ -23,6 +24,8 @@ _SECOND_NS = 1_000_000_000
 _SETTLED_NS = 16 * _SECOND_NS
 """Longer than live quotes wait behind a repair."""
 _FAR_OFF_S = 50.0
+_LATE = "history was late"
+"""Why a gap is told without a lost connection; there is no repairing it."""
 _HELD_AT_MOST_S = 60.0
 """How long a quote may wait (a frozen line, a repair) before the service looks at its time."""
 
@@ -102,9 +105,14 @@ class _Gap:
         return self
 
 
-def _unrepaired(life: Life) -> list[_Gap]:
-    """The gaps that were told and not taken back."""
+def _unrepaired(world: World, life: Life) -> list[_Gap]:
+    """The gaps that were told and not taken back.
+
+    A quiet market whose history lags is looked at again, as far as this machine's clock is right:
+    where it was wrong, a gap counts as one although it was taken back.
+    """
     gaps: list[_Gap] = []
+    believed_wrongly = bool(world.skews) and world.plan.config.rest_lag_s > QUIET_S
     for status in life.statuses:
         if status.state in ("gap", "gap_repaired"):
             gap = _Gap(
@@ -114,7 +122,7 @@ def _unrepaired(life: Life) -> list[_Gap]:
             )
             if status.state == "gap":
                 gaps.append(gap)
-            else:
+            elif not believed_wrongly:
                 gaps = [told.without(gap) for told in gaps]
     return gaps
 
@@ -124,7 +132,7 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
     times: dict[str, list[int]] = defaultdict(list)
     for quote in life.accepted:
         times[quote.symbol].append(quote.ts_event_ns)
-    gaps = _unrepaired(life)
+    gaps = _unrepaired(world, life)
     by_symbol = world.market.by_symbol
     for symbol, intervals in life.wanted.items():
         for interval in intervals:
@@ -144,7 +152,7 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
                 and made.at_s < (life.drain_began_s or life.closed_s)
                 and interval.holds(identity[1])
                 and identity not in accepted
-                and not _excused(world, made, gaps)
+                and not _excused(world, life, made, gaps)
             ]
             if missing:
                 yield (
@@ -154,12 +162,14 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
                 )
 
 
-def _excused(world: World, made: Made, gaps: list[_Gap]) -> bool:
+def _excused(world: World, life: Life, made: Made, gaps: list[_Gap]) -> bool:
     """Whether it was said that this quote may be missing."""
     if made.spoiled or made.reordered:
         return True
     slack_ns = int(max((abs(s) for _, _, s in world.skews if abs(s) < _FAR_OFF_S), default=0) * 1e9)
     ts_ns, symbol = made.quote.ts_event_ns, made.quote.symbol
+    if any(believed.concerns(made.quote) for believed in life.unchecked):
+        return True
     if any(
         gap.start_ns - slack_ns <= ts_ns <= gap.end_ns + slack_ns and symbol in gap.symbols
         for gap in gaps
@@ -189,8 +199,7 @@ def _check_states(world: World, life: Life) -> Iterator[str]:
                 yield "disconnected without a connection"
             connected, lost = False, set(every)
         elif state == "gap":
-            late = status.details.get("reason") == "history was late"
-            if late:
+            if status.details.get("reason") == _LATE:
                 continue  # a repair's history told it after all
             if not connected or not symbols <= lost:
                 yield f"a gap without a lost connection: {sorted(symbols - lost)}"
@@ -217,7 +226,12 @@ def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
     undisturbed = {"feed", "store", "symbols"}.issuperset(
         name.partition("_")[0] for name in world.plan.faults
     )
-    told = [s for s in life.statuses if s.state in ("gap", "gap_repaired", "disconnected")]
+    told = [
+        status
+        for status in life.statuses
+        if status.state in ("gap", "gap_repaired", "disconnected")
+        and status.details.get("reason") != _LATE
+    ]
     for status, after in zip(told, [*told[1:], None], strict=False):
         if status.state != "gap" or not (undisturbed or status.at_ns > over_ns + _SETTLED_NS):
             continue
