@@ -220,6 +220,7 @@ class FeedConnection:
         followed = self._session.acknowledged if self._session else frozenset()
         self._session = None
         self._synced = False
+        self._repair.lost(followed)
         lost = FeedLost(self._clock.utc_ns(), followed, self._last_error or "stopped")
         with anyio.move_on_after(_LAST_WORDS_S, shield=True):
             await self._outlet.send(lost)

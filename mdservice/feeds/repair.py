@@ -77,6 +77,8 @@ class GapRepair:
         """Whether a connection was lost, so that all that is followed has missed something."""
         self._left_out: frozenset[str] = frozenset()
         """Wanted, and not given when this was last told."""
+        self._followed: set[str] = set()
+        """What the connections that were lost had; of other symbols nothing was missed."""
         self._long_missing: set[str] = set()
         """Back after having been left out: these have missed more than the others."""
 
@@ -87,6 +89,10 @@ class GapRepair:
         if self._accepted.complete_until_ns() is not None:
             self._all_missing = True
             self._hold()
+
+    def lost(self, followed: Iterable[str]) -> None:
+        """The connection has ended: of what it followed, quotes are missing."""
+        self._followed.update(followed)
 
     def expect(self, symbols: Iterable[str]) -> None:
         """These were left out and may come back: live quotes wait, if any of them was out before.
@@ -129,7 +135,7 @@ class GapRepair:
         missed = self._missed(followed) if self._holding else ()
         resumed_ns = await self._tell(followed, left_out, repairing=bool(missed))
         if not self._holding or self._history is None:
-            self._long_missing.clear()
+            self._forget()
             return
         before = len(self._held)
 
@@ -214,6 +220,7 @@ class GapRepair:
         """What to ask for; where every symbol is subscribed, those seen so far."""
         seen = self._accepted.symbols() if EVERY_SYMBOL in followed else ()
         asked = {*followed, *seen} - {EVERY_SYMBOL}
+        asked = {s for s in asked if s in self._followed or self._accepted.last_ns(s) is not None}
         parts = []
         lasts_ns = {s: self._accepted.last_ns(s) for s in self._long_missing.intersection(asked)}
         long_missing = {s: last_ns for s, last_ns in lasts_ns.items() if last_ns is not None}
@@ -257,6 +264,11 @@ class GapRepair:
             return
         held, self._held = self._held, []
         self._holding = False
-        self._all_missing = False
-        self._long_missing.clear()
+        self._forget()
         self._outlet.add(Backfill(past, held, self._clock.utc_ns(), complete))
+
+    def _forget(self) -> None:
+        """What was missing is repaired, or it never will be."""
+        self._all_missing = False
+        self._followed.clear()
+        self._long_missing.clear()

@@ -72,6 +72,7 @@ class Bench:
         """Something was accepted, the connection was lost, something missed, here it is again."""
         self.accept(self.quote(1), self.quote(1, "MSFT"))
         await anyio.sleep(after_s)
+        self.repair.lost(["AAPL", "MSFT"])
         self.miss(self.quote(2), self.quote(2, "MSFT"))
         await anyio.sleep(after_s)
         self.repair.begin()
@@ -121,6 +122,29 @@ async def open_bench(*, taking: bool = True, size: float = 100) -> AsyncIterator
     finally:
         if bench is not None:
             bench.close()
+
+
+async def test_of_a_symbol_that_was_not_followed_before_nothing_was_missed(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        bench.miss(bench.quote(7, "NEW"))
+        await bench.mend("AAPL", "MSFT", "NEW")
+        assert {quote.symbol for quote in bench.backfill.past} == {"AAPL", "MSFT"}
+        assert bench.backfill.complete == {"AAPL", "MSFT"}
+
+
+async def test_one_that_was_followed_and_never_quoted_may_have_missed_something(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        bench.repair.lost(["NEW"])
+        bench.miss(bench.quote(7, "NEW"))
+        await bench.mend("AAPL", "MSFT", "NEW")
+        assert bench.backfill.complete == {"AAPL", "MSFT", "NEW"}
+        assert ("NEW", 7) in names(bench.backfill.past)
 
 
 # ---- left out, and back
@@ -468,6 +492,7 @@ async def test_many_symbols_are_asked_for_their_latest_in_parts_and_what_came_is
         symbols = [f"S{number:03}" for number in range(500)]
         bench.accept(bench.quote(1))
         bench.miss(*(bench.quote(2, symbol) for symbol in symbols))
+        bench.repair.lost(symbols)
         bench.repair.begin()
         bench.history.delay_s = LATEST_LIMIT_S / 2.5
         bench.history.script.append(REFUSED)
@@ -535,7 +560,7 @@ async def test_of_every_symbol_those_seen_are_fetched_and_the_gap_stays(
     async with open_bench() as bench:
         await bench.lose()
         await bench.mend("*", "TSLA")
-        assert bench.history.requests[-1].symbols == ("AAPL", "MSFT", "TSLA")
+        assert bench.history.requests[-1].symbols == ("AAPL", "MSFT")
         assert not bench.backfill.complete
         assert names(bench.backfill.past)[:2] == [("AAPL", 1), ("AAPL", 2)]
 
