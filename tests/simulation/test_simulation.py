@@ -27,6 +27,21 @@ FOUND = [
     (303, ()),
     # A server that restarts empty between a write and the question whether it was executed.
     (12, ("store_script", "store_slow", "store_down", "store_refuses", "store_restart")),
+    # Left out on one reconnect, back on the next: what it missed between the two is a gap too.
+    (51170, ()),
+    (25, ("symbols_limit",)),
+    # Left out when a repair was given up, whose waiting quotes went out: what came before them
+    # was later said to be repaired.
+    (99, ()),
+    # A quiet market whose history lags, and REST cut at the second look; then a clock that is
+    # behind, and a symbol without a quote before the loss.
+    (161, ()),
+    (50929, ()),
+    (50886, ()),
+    # Cancelled while the feed refused for good: the refusal was lost in a group of both.
+    (50619, ()),
+    # Asked for while the feed was away: history brought a part of what nobody had missed.
+    (100011, ()),
 ]
 
 
