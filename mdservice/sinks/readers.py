@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
 from mdservice.model.quote import Quote
@@ -62,13 +63,16 @@ class LocalReader:
         return self
 
     async def __anext__(self) -> Quote | FeedStatus:
+        if not self._taken:
+            await checkpoint()  # one that never waits must not starve the others
         while not self._taken:
             if len(self._buffer):
                 self._taken.extend(self._buffer.take(_MOST_AT_ONCE))
             elif self._closed:
                 raise StopAsyncIteration
             else:
-                self._arrived = anyio.Event()
+                if self._arrived.is_set():  # others may wait for it too
+                    self._arrived = anyio.Event()
                 await self._arrived.wait()
         return self._taken.popleft()
 

@@ -181,3 +181,48 @@ def test_works_on_both_event_loops(backend: str) -> None:
         assert heard == ["AAPL", "connected", "MSFT"]
 
     anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_several_tasks_may_share_one_reader(backend: str) -> None:
+    async def main() -> None:
+        readers = LocalReaders()
+        heard: list[str] = []
+        with readers.open() as reader, anyio.fail_after(5):
+
+            async def take_one() -> None:
+                heard.extend(names([await anext(reader)]))
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(take_one)
+                await anyio.wait_all_tasks_blocked()
+                for symbol in ("AAPL", "MSFT", "SPY"):
+                    readers.offer(batch(symbol))
+                    await anyio.wait_all_tasks_blocked()
+        assert sorted(heard) == ["AAPL", "MSFT", "SPY"]
+
+    anyio.run(main, backend=backend)
+
+
+def test_one_that_never_has_to_wait_lets_the_others_move() -> None:
+    async def main() -> None:
+        readers = LocalReaders()
+        moved = 0
+        with readers.open() as reader:
+
+            async def move() -> None:
+                nonlocal moved
+                while True:
+                    await anyio.lowlevel.checkpoint()
+                    moved += 1
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(move)
+                for _ in range(100):
+                    readers.offer(batch("AAPL"))
+                    await anext(reader)
+                tasks.cancel_scope.cancel()
+        assert moved >= 50
+
+    anyio.run(main, backend="trio")
