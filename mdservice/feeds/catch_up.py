@@ -102,9 +102,16 @@ class CatchUp:
             up_to_date = True
         for part in self._missed:
             self.found += await self._fetch(part.symbols, part.since_ns)
+            if self._clock_is_behind(part.since_ns):
+                raise HistoryRefused("this machine's clock is behind the feed's; set the clock")
             if up_to_date:
                 self.complete |= frozenset(part.symbols)
         return up_to_date
+
+    def _clock_is_behind(self, since_ns: int) -> bool:
+        """History was then asked for too short a time, and its quotes count as future ones."""
+        horizon_ns = self._clock.utc_ns() + _AHEAD_NS
+        return since_ns > horizon_ns or any(q.ts_event_ns > horizon_ns for q in self._live())
 
     async def add_latest(self, until_ns: int) -> None:
         """At least the price is right at once: the newest quotes up to this time.

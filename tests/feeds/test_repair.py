@@ -124,6 +124,22 @@ async def open_bench(*, taking: bool = True, size: float = 100) -> AsyncIterator
             bench.close()
 
 
+@pytest.mark.parametrize("behind_s", [3_600.0, 90.0])
+async def test_with_a_clock_that_is_behind_nothing_counts_as_repaired(
+    autojump_clock: Any, behind_s: float
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        bench.clock.step(-behind_s)
+        bench.tasks.start_soon(bench.repair.repair, ["AAPL", "MSFT"])
+        await anyio.sleep(0.1)
+        live = bench.quote(3, at_s=anyio.current_time())
+        await bench.live(live)
+        await anyio.sleep(5)
+        assert not bench.backfill.complete
+        assert names(bench.backfill.live) == [("AAPL", 3)]
+
+
 async def test_of_a_symbol_that_was_not_followed_before_nothing_was_missed(
     autojump_clock: Any,
 ) -> None:
