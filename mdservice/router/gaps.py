@@ -95,7 +95,10 @@ class Gaps:
             elif symbol in left_out:
                 still_missing[symbol] = from_ns
         self._missing = still_missing
-        gaps = [_Gap(from_ns, at_ns, frozenset(back[from_ns])) for from_ns in sorted(back)]
+        # This machine's clock may be behind the exchange's: a gap does not end before it begins.
+        gaps = [
+            _Gap(from_ns, max(from_ns, at_ns), frozenset(back[from_ns])) for from_ns in sorted(back)
+        ]
         self.told += len(gaps)
         if repairing:
             self._replace(gaps)

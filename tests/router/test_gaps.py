@@ -175,6 +175,12 @@ def test_a_repair_given_up_before_the_return_hides_nothing_of_what_is_missing() 
     assert resumed(gaps, 80, repairing=False) == [told(10, 80)]
 
 
+def test_under_a_clock_that_is_behind_a_gap_does_not_end_before_it_begins() -> None:
+    gaps = Gaps()
+    gaps.lost(10, SYMBOLS)
+    assert resumed(gaps, 5) == [told(10, 10)]
+
+
 def test_a_clock_that_goes_back_does_not_make_a_repair_end_before_its_gap() -> None:
     gaps = Gaps()
     gaps.lost(10, SYMBOLS)

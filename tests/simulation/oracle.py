@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _SECOND_NS = 1_000_000_000
+_FOR_EVER_NS = 86_400 * _SECOND_NS
 _SETTLED_NS = 16 * _SECOND_NS
 """Longer than live quotes wait behind a repair."""
 _FAR_OFF_S = 50.0
@@ -121,6 +122,8 @@ def _unrepaired(world: World, life: Life) -> list[_Gap]:
                 frozenset(status.details["symbols"]),
             )
             if status.state == "gap":
+                if gap.end_ns == gap.start_ns:  # the clock was behind: until when is not known
+                    gap = attrs.evolve(gap, end_ns=gap.end_ns + _FOR_EVER_NS)
                 gaps.append(gap)
             elif not believed_wrongly:
                 gaps = [told.without(gap) for told in gaps]
