@@ -219,6 +219,7 @@ class QuoteRouter:
     def _take_late(self, late: LateQuotes) -> None:
         """Those that are still in order go out; of the others there is a gap after all."""
         accepted = self._route(self.lanes.not_out_yet(late.quotes))
+        self.lanes.expect_also(accepted)
         self._backfilled += len(accepted)
         out = {id(quote) for quote in accepted}
         lost = {quote.symbol for quote in late.quotes if id(quote) not in out}

@@ -166,6 +166,10 @@ class Lanes:
             identity(quote) for quote in quotes if quote.ts_event_ns >= newest_ns - _ECHO_NS
         )
 
+    def expect_also(self, quotes: Sequence[Quote]) -> None:
+        """These came from history later; a stream that was held up may yet bring them."""
+        self._echoes.update(map(identity, quotes))
+
     def _is_echo(self, quote: Quote) -> bool:
         left = self._echoes.get(identity(quote), 0)
         if left > 1:

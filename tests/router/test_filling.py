@@ -22,6 +22,7 @@ from mdservice.model.events import (
     FeedLost,
     FeedResumed,
     FeedStatus,
+    LateQuotes,
     QuoteBatch,
     RoutedItem,
 )
@@ -372,3 +373,30 @@ async def test_goes_on_where_an_earlier_run_ended(autojump_clock: Any) -> None:
         assert isinstance(repaired, FeedStatus)
         assert repaired.details["from"] == format_ns(START_NS + 3)
         assert repaired.details["quotes"] == 1
+
+
+async def test_late_quotes_go_out_where_they_are_in_order_and_the_others_are_a_gap(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(QuoteBatch([quote(1), quote(9, "MSFT")]), LOST, resumed())
+        await bench.send(backfill([]))
+        late = [quote(5), quote(6), quote(6, at_ns=5), quote(7, "MSFT", at_ns=4)]
+        await bench.send(LateQuotes(late, START_NS + 1, START_NS + 50))
+        assert [q.bid for q in bench.quotes if q.symbol == "AAPL"][:2] == [1, 5]
+        gap = bench.items[-1]
+        assert isinstance(gap, FeedStatus)
+        assert gap.state == "gap"
+        assert gap.details["symbols"] == ["AAPL", "MSFT"]
+        assert gap.details["reason"] == "history was late"
+
+
+async def test_a_stream_that_was_held_up_does_not_repeat_what_was_late(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
+        await bench.send(backfill([]))
+        late = [quote(5), quote(6, at_ns=5)]
+        await bench.send(LateQuotes(late, START_NS + 1, START_NS + 50))
+        await bench.send(QuoteBatch([quote(5), quote(6, at_ns=5), quote(7)]))
+        assert [q.bid for q in bench.quotes] == [1, 5, 6, 7]
+        assert bench.router.snapshot().quotes_stale == 0

@@ -85,6 +85,8 @@ class Clients:
         if life is None or life.service is None:
             return None
         symbols = self._rng.sample(DYNAMIC, self._rng.randrange(1, 3))
+        if any(life.changing[symbol] > 0 for symbol in symbols):
+            return None  # of two who change one at once, nobody can say who was last
         adding = self._rng.random() < 0.5
         change = self._over_http if self._rng.random() < 0.5 else self._in_process
         if not adding:

@@ -28,8 +28,10 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Large subscriptions burst: Alpaca's frames can pass the usual limit of 1 MiB."""
 MAX_QUEUED_FRAMES = 1024
 """Frames read ahead; beyond that TCP holds the sender back."""
-_PING_INTERVAL_S = 10.0
-_PING_TIMEOUT_S = 20.0
+_PING_INTERVAL_S = 20.0
+_PING_TIMEOUT_S = 15.0
+"""Below the interval: websockets 17 on trio stops asking, with an error in the log, once an answer
+has taken longer than that. Pings prove the transport alone; market data is watched beside them."""
 
 
 class WebsocketsDriver:
