@@ -89,7 +89,9 @@ def _check_accepted(world: World, life: Life) -> Iterator[str]:
             yield f"back in time: {quote} after {before}"
         last[quote.symbol] = quote
         seen[identity] += 1
-        if seen[identity] > 1 and not (made.duplicated and identity[:2] in shared):
+        if seen[identity] > 1 and not (
+            (made.duplicated or made.reordered) and identity[:2] in shared
+        ):
             yield f"accepted {seen[identity]} times: {quote}"
 
 
@@ -235,8 +237,18 @@ def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
         if status.state in ("gap", "gap_repaired", "disconnected")
         and status.details.get("reason") != _LATE
     ]
+    waiting_since_ns: int | None = None
     for status, after in zip(told, [*told[1:], None], strict=False):
-        if status.state != "gap" or not (undisturbed or status.at_ns > over_ns + _SETTLED_NS):
+        if status.state == "gap_repaired":
+            waiting_since_ns = None
+        if status.state != "gap":
+            continue
+        # Lost again at once, what waits has waited since the connection before.
+        longer = waiting_since_ns is not None and status.at_ns < waiting_since_ns + _SETTLED_NS
+        if longer:
+            continue
+        waiting_since_ns = status.at_ns
+        if not (undisturbed or status.at_ns > over_ns + _SETTLED_NS):
             continue
         until_ns = world.market_clock.utc_ns() if after is None else after.at_ns
         repaired = after is not None and after.state == "gap_repaired"
