@@ -231,7 +231,7 @@ def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
     if world.faults_over_s is None or (config.rest_rate_limit is not None and few_calls):
         return
     over_ns = world.market_clock.utc_ns() - int((life.closed_s - world.faults_over_s) * _SECOND_NS)
-    over_ns += int(max((s for _, _, s in world.skews), default=0) * _SECOND_NS)  # at_ns may be off
+    over_ns += int(max((0.0, *(s for _, _, s in world.skews))) * _SECOND_NS)  # at_ns may be off
     undisturbed = {"feed", "store", "symbols"}.issuperset(
         name.partition("_")[0] for name in world.plan.faults
     )
