@@ -137,14 +137,20 @@ def _unrepaired(world: World, life: Life) -> list[_Gap]:
 
 def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator[str]:
     accepted = {_identity(quote) for quote in life.accepted}
-    times: dict[str, list[int]] = defaultdict(list)
+    came: dict[str, list[Quote]] = defaultdict(list)
     for quote in life.accepted:
-        times[quote.symbol].append(quote.ts_event_ns)
+        came[quote.symbol].append(quote)
     gaps = _unrepaired(world, life)
     by_symbol = world.market.by_symbol
     for symbol, intervals in life.wanted.items():
         for interval in intervals:
-            within = [ts_ns for ts_ns in times[symbol] if interval.holds(ts_ns)]
+            # Where it is wanted again later, a repair may bring some of what nobody waited for.
+            end_ns = interval.end_ns or _FOR_EVER_NS * 365_000
+            within = [
+                quote.ts_event_ns
+                for quote in came[symbol]
+                if interval.holds(quote.ts_event_ns) and quote.ts_recv_ns <= end_ns
+            ]
             if not within:
                 continue
             first_ns, last_ns = min(within), max(within)
