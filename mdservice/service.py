@@ -234,9 +234,10 @@ async def open_service(
                     await service.drain()
     except BaseExceptionGroup as group:
         # A cancellation may come at the same moment: the error is what the caller has to know.
-        failed = group.subgroup(Exception)
+        failed, others = group.split(Exception)
         errors = list(leaves(failed)) if failed is not None else []
-        if len(errors) != 1:
+        cancelled = anyio.get_cancelled_exc_class()
+        if len(errors) != 1 or (others is not None and others.split(cancelled)[1] is not None):
             raise
         raise errors[0] from errors[0].__cause__
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from mdservice.errors import HistoryRefused, HistoryUnavailable, StoreUnavailable
+from mdservice.feeds import session
 from mdservice.feeds.late_history import LOOK_AGAIN_S
 from mdservice.feeds.repair import HOLD_LIMIT_S
 from mdservice.model.quote import Quote
@@ -23,6 +24,7 @@ from mdservice.settings import Settings
 from mdservice.simulator import SimQuote
 from mdservice.sinks.last_quotes import READ_LIMIT_S
 from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, VirtualClock
+from mdservice.testing.fake_link import FakeLink
 
 SYMBOLS = ("AAPL", "MSFT", "SPY")
 
@@ -236,6 +238,78 @@ async def test_a_history_that_told_everything_is_looked_at_again_without_a_word(
         counters = service.status().counters
     desk.check_complete()
     assert (counters.gaps, counters.gaps_repaired, counters.quotes_backfilled) == (1, 1, 2)
+
+
+async def test_what_waited_and_went_out_before_the_return_leaves_a_gap(
+    autojump_clock: Any, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the symbols are acknowledged, and nothing more, until it has waited long enough."""
+    monkeypatch.setattr(session, "CHUNK_SIZE", 1)
+    send = FakeLink.send
+
+    async def second_goes_unheard(link: FakeLink, message: Any) -> None:
+        if link.number != 2 or message.get("quotes") != ["MSFT"]:
+            await send(link, message)
+
+    monkeypatch.setattr(FakeLink, "send", second_goes_unheard)
+    async with desk.service("AAPL", "MSFT") as service:
+        await first_quotes(desk, service, "AAPL", "MSFT")
+        await anyio.sleep(20)
+        desk.feed.drop()
+        await until(lambda: not desk.feed.connections)
+        desk.send("AAPL", "MSFT")  # missed
+        await until(lambda: len(desk.feed.links) == 2)
+        await until(lambda: "AAPL" in desk.feed.links[1].subscriptions["quotes"])
+        desk.feed.fail(4)
+        await anyio.sleep(2)
+        desk.send("AAPL")  # waits
+        await anyio.sleep(HOLD_LIMIT_S)
+        await until(lambda: len(desk.feed.links) == 3)
+        await anyio.sleep(1)
+        desk.send("AAPL", "MSFT")
+        await until(lambda: "gap_repaired" in desk.told("gap_repaired"))
+        await anyio.sleep(1)
+    desk.check_in_order()
+    desk.check_complete("MSFT")
+    assert len(desk.published("AAPL")) == 3, "one is lost for good"
+    gaps = [s for s in desk.states if s["state"] == "gap"]
+    (repaired,) = [s for s in desk.states if s["state"] == "gap_repaired"]
+    missed_ns = desk.made[2].ts_event_ns
+    (untold,) = [s for s in gaps if "AAPL" in s["symbols"]]
+    assert parse_rfc3339(untold["from"]) < missed_ns < parse_rfc3339(untold["to"])
+    assert repaired["symbols"] == ["MSFT"]
+
+
+async def test_the_first_quote_of_a_symbol_can_be_late_too(autojump_clock: Any, desk: Desk) -> None:
+    async with desk.service("AAPL", "MSFT"):
+        await desk.feed.subscribed("AAPL", "MSFT")
+        desk.send("AAPL")
+        await anyio.sleep(10)
+        desk.history.lag_s = 8
+        desk.feed.drop()
+        await until(lambda: not desk.feed.connections)
+        desk.send("AAPL", "MSFT")
+        desk.feed.fail(2)
+        await anyio.sleep(60)
+    desk.check_complete("AAPL", "MSFT")
+
+
+async def test_a_stream_in_disorder_is_no_gap(autojump_clock: Any, desk: Desk) -> None:
+    async with desk.service("AAPL", "MSFT") as service:
+        await first_quotes(desk, service, "AAPL", "MSFT")
+        await anyio.sleep(10)
+        desk.feed.drop()
+        await until(lambda: not desk.feed.connections)
+        await anyio.sleep(8)
+        now_ns = desk.clock.utc_ns()
+        for symbol, ts_ns in (("AAPL", now_ns), ("MSFT", now_ns - 5_000_000)):
+            quote = Quote(symbol, 50.0, 51.0, 100, 100, ts_ns, now_ns)
+            desk.history.add([quote])
+            desk.feed.send_quotes([SimQuote(symbol, 50.0, 51.0, 100, 100, ts_ns)])
+            await anyio.sleep(0.01)
+        await anyio.sleep(40)
+        assert service.status().counters.gaps == 1
+    assert desk.told("gap", "gap_repaired") == ["gap", "gap_repaired"]
 
 
 async def test_without_any_answer_live_quotes_come_within_the_limit(

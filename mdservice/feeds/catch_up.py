@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import anyio
-import attrs
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.missing import Missed
 from mdservice.feeds.subscriptions import chunks
 from mdservice.logs import get_logger
 from mdservice.model.quote import Quote, identity
 
-__all__ = ["QUIET_S", "CatchUp", "Missed"]
+__all__ = ["QUIET_S", "CatchUp"]
 
 _log = get_logger(__name__)
 
@@ -31,14 +31,6 @@ _LATER_NS = 1_000_000_000
 _AHEAD_NS = 60_000_000_000
 """History is asked up to so long after now: this machine's clock may be behind the exchange's."""
 _SYMBOLS_AT_ONCE = 200
-
-
-@attrs.frozen
-class Missed:
-    """Of these symbols everything from this time on is to be fetched, UTC nanoseconds."""
-
-    since_ns: int
-    symbols: Sequence[str]
 
 
 class CatchUp:

@@ -8,15 +8,15 @@ has then and had not before was missed, and is told.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import anyio
 import attrs
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.feeds.catch_up import Missed
 from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.missing import Missed
 from mdservice.logs import get_logger
 from mdservice.model.events import LateQuotes
 from mdservice.model.quote import Identity, Quote, identity
@@ -29,6 +29,8 @@ LOOK_AGAIN_S = 20.0
 """After so long history has what it will ever have, as far as is known."""
 
 _MOST_TRIES = 5
+_ANSWER_LIMIT_S = 60.0
+_ENOUGH_FIRST = 1_000
 _AHEAD_NS = 60_000_000_000
 """History is asked up to so long after now: this machine's clock may be behind the exchange's."""
 
@@ -38,18 +40,26 @@ class Horizon:
     """Up to where a connection's repair is responsible: what is later came over the stream.
 
     Attributes:
-        until_ns: When the connection was opened, by this machine's clock, UTC nanoseconds; once
-            something came over it, the earliest time of that, which is right for any clock.
-        first: What its first read brought; empty where none did yet.
+        opened_ns: When the connection was opened, by this machine's clock, UTC nanoseconds.
+        first: The first quotes that came over it, a thousand or more where there were so many.
     """
 
-    until_ns: int
-    first: Sequence[Quote] = ()
+    opened_ns: int
+    first: list[Quote] = attrs.field(factory=list)
 
-    def begins_with(self, quotes: Sequence[Quote]) -> None:
-        """The first quotes came over the connection."""
-        self.first = quotes
-        self.until_ns = min(quote.ts_event_ns for quote in quotes)
+    def came(self, quotes: Sequence[Quote]) -> None:
+        """Quotes came over the connection."""
+        if len(self.first) < _ENOUGH_FIRST:
+            self.first.extend(quotes)
+
+    def until_ns(self) -> tuple[int, dict[str, int]]:
+        """The earliest time that came, of all and of each symbol: right whatever the clock is."""
+        firsts: dict[str, int] = {}
+        for quote in self.first:
+            firsts[quote.symbol] = min(
+                firsts.get(quote.symbol, quote.ts_event_ns), quote.ts_event_ns
+            )
+        return min(firsts.values(), default=self.opened_ns), firsts
 
 
 @attrs.frozen
@@ -69,10 +79,17 @@ class Believed:
     lasts_ns: Mapping[str, int]
     horizon: Horizon
 
-    def concerns(self, quote: Quote) -> bool:
-        """Whether the repair should have brought it."""
-        last_ns = self.lasts_ns.get(quote.symbol)
-        return last_ns is not None and last_ns < quote.ts_event_ns <= self.horizon.until_ns
+    def concerned(self, quotes: Iterable[Quote]) -> list[Quote]:
+        """Those that the repair should have brought."""
+        until_ns, of_symbol = self.horizon.until_ns()
+        return [
+            quote
+            for quote in quotes
+            if quote.symbol in self.lasts_ns
+            and self.lasts_ns[quote.symbol]
+            < quote.ts_event_ns
+            <= of_symbol.get(quote.symbol, until_ns)
+        ]
 
 
 class LateHistory:
@@ -116,8 +133,9 @@ class LateHistory:
             late: Sequence[Quote] = ()
             unknown: frozenset[str] = frozenset()
             try:
-                late = await self._late(believed)
-            except (HistoryRefused, HistoryUnavailable) as exc:
+                with anyio.fail_after(_ANSWER_LIMIT_S):
+                    late = await self._late(believed)
+            except (HistoryRefused, HistoryUnavailable, TimeoutError) as exc:
                 _log.warning("history_not_checked", reason=str(exc))
                 tries += 1
                 if tries < _MOST_TRIES:
@@ -135,7 +153,8 @@ class LateHistory:
         _log.warning("history_was_late", quotes=len(late), unknown=len(unknown))
         symbols = unknown or {quote.symbol for quote in late}
         from_ns = min(believed.lasts_ns[symbol] for symbol in symbols)
-        return LateQuotes(late, from_ns, believed.horizon.until_ns, unknown)
+        until_ns = max((quote.ts_event_ns for quote in late), default=0)
+        return LateQuotes(late, from_ns, max(until_ns, believed.horizon.until_ns()[0]), unknown)
 
     async def _late(self, believed: Believed) -> list[Quote]:
         known: Counter[Identity] = Counter(
@@ -147,6 +166,6 @@ class LateHistory:
             for quote in await self._history.quotes(part.symbols, part.since_ns, end_ns):
                 if known[identity(quote)]:
                     known[identity(quote)] -= 1
-                elif believed.concerns(quote):
+                else:
                     late.append(quote)
-        return late
+        return believed.concerned(late)

@@ -1,6 +1,11 @@
-"""Symbols that the feed did not give are asked for again: at the symbol limit others may leave."""
+"""Symbols that the feed did not give are asked for again: at the symbol limit others may leave.
+
+So is whatever the book of wanted symbols says and could not be done at once.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import anyio
 
@@ -32,7 +37,7 @@ class LeftOutSymbols:
         self._room = anyio.Event()
 
     def room(self) -> None:
-        """Symbols were unsubscribed: ask at once."""
+        """Symbols were unsubscribed, or the book was changed alone: look at once."""
         self._room.set()
 
     async def keep_asking(self, session: Session) -> None:
@@ -51,11 +56,12 @@ class LeftOutSymbols:
                 self._room = anyio.Event()
                 pause_s = AGAIN_FIRST_S
             session.forget_unwanted(self._book)
-            if session.left_out:
-                await self._ask(session)
+            await session.unsubscribe([s for s in session.acknowledged if s not in self._book])
+            symbols = [*session.left_out, *session.missing(self._book.wanted)]
+            if symbols:
+                await self._ask(session, symbols)
 
-    async def _ask(self, session: Session) -> None:
-        symbols = list(session.left_out)
+    async def _ask(self, session: Session, symbols: Sequence[str]) -> None:
         self._repair.expect(symbols)
         refused = await session.subscribe_what_fits(symbols)
         if refused is not None:

@@ -9,9 +9,10 @@ import anyio
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused
 from mdservice.feeds.accepted import AcceptedQuotes
-from mdservice.feeds.catch_up import CatchUp, Missed
+from mdservice.feeds.catch_up import CatchUp
 from mdservice.feeds.history import QuoteHistory
 from mdservice.feeds.late_history import Believed, Horizon, LateHistory
+from mdservice.feeds.missing import Missed, MissingQuotes
 from mdservice.feeds.outlet import Outlet
 from mdservice.logs import get_logger
 from mdservice.model.events import Backfill, FeedResumed, QuoteBatch
@@ -32,8 +33,6 @@ _SPARE_S = 0.5
 MOST_HELD = 200_000
 MOST_SEEN = 1_000
 """Where every symbol is subscribed: of more symbols than these only the latest is asked."""
-_OVERLAP_NS = 5_000_000_000
-"""History is asked from this long before the last accepted quote."""
 _ENOUGH_LIVE = 1_000
 """Live quotes of which history has to have one before it counts as complete."""
 _LAST_WORDS_S = 0.5
@@ -73,33 +72,32 @@ class GapRepair:
         self._horizon = Horizon(0)
         self._resumed = False
         """Whether this connection's return was told."""
-        self._all_missing = False
-        """Whether a connection was lost, so that all that is followed has missed something."""
         self._left_out: frozenset[str] = frozenset()
         """Wanted, and not given when this was last told."""
-        self._followed: set[str] = set()
-        """What the connections that were lost had; of other symbols nothing was missed."""
-        self._long_missing: set[str] = set()
-        """Back after having been left out: these have missed more than the others."""
+        self._missing = MissingQuotes(accepted)
+        self._connected_before = False
 
     def begin(self) -> None:
         """A connection is open: from now on live quotes wait, if there is anything to repair."""
+        now_ns = self._clock.utc_ns()
+        if not self._connected_before:  # what an earlier run had was lost with it
+            self._missing.lose(self._accepted.symbols(), now_ns)
+            self._connected_before = True
         self._resumed = False
-        self._horizon = Horizon(self._clock.utc_ns())
-        if self._accepted.complete_until_ns() is not None:
-            self._all_missing = True
+        self._horizon = Horizon(now_ns)
+        if self._missing:
             self._hold()
 
     def lost(self, followed: Iterable[str]) -> None:
         """The connection has ended: of what it followed, quotes are missing."""
-        self._followed.update(followed)
+        self._missing.lose(followed, self._clock.utc_ns())
 
     def expect(self, symbols: Iterable[str]) -> None:
-        """These were left out and may come back: live quotes wait, if any of them was out before.
+        """These were left out and may come back: live quotes wait, if any of them misses some.
 
         :meth:`repair` has to follow.
         """
-        if any(self._accepted.last_ns(symbol) is not None for symbol in symbols):
+        if any(symbol in self._missing for symbol in symbols):
             self._horizon = Horizon(self._clock.utc_ns())
             self._hold()
 
@@ -113,8 +111,7 @@ class GapRepair:
 
     async def hand_on(self, quotes: Sequence[Quote]) -> None:
         """Live quotes: they wait while there is a repair, and go on otherwise."""
-        if not self._horizon.first:
-            self._horizon.begins_with(quotes)
+        self._horizon.came(quotes)
         if not self._holding:
             await self._outlet.send(QuoteBatch(quotes))
             return
@@ -131,18 +128,18 @@ class GapRepair:
             left_out: What is wanted and not given; its quotes are fetched once it is back.
         """
         self._resumed = True
-        self._long_missing.update(self._left_out.intersection(followed))
-        missed = self._missed(followed) if self._holding else ()
-        resumed_ns = await self._tell(followed, left_out, repairing=bool(missed))
+        self._missing.follow(followed, self._clock.utc_ns())
+        back = self._missing.back(followed, left_out)
+        resumed_ns = await self._tell(followed, left_out, repairing=self._holding and bool(back))
         if not self._holding or self._history is None:
-            self._forget()
+            self._missing.told(back)
             return
         before = len(self._held)
 
         def live() -> Sequence[Quote]:
             return self._held[before : before + _ENOUGH_LIVE]
 
-        catch_up = CatchUp(self._history, missed, live, self._clock)
+        catch_up = CatchUp(self._history, back, live, self._clock)
         with anyio.CancelScope() as self._work:
             reason = await self._why_not_all(catch_up, followed)
             if reason is not None:
@@ -151,9 +148,10 @@ class GapRepair:
                 with anyio.move_on_after(min(LATEST_LIMIT_S, limit_s)):
                     await catch_up.add_latest(resumed_ns)
             if catch_up.believed and self._holding:
-                self._look_again_at(catch_up, missed)
+                self._look_again_at(catch_up, back)
             every = EVERY_SYMBOL in followed
             self._let_go(catch_up.found, frozenset() if every else catch_up.complete)
+        self._missing.told(back)
         await self._outlet.flush()
 
     async def tell_late(self) -> None:
@@ -165,13 +163,15 @@ class GapRepair:
     def _look_again_at(self, catch_up: CatchUp, missed: Sequence[Missed]) -> None:
         if self._late is None:
             return
-        newest_ns = {quote.symbol: quote.ts_event_ns for quote in catch_up.found}
-        lasts_ns = {s: self._accepted.last_ns(s) or newest_ns.get(s) for s in catch_up.complete}
+        lasts_ns = {symbol: part.since_ns for part in missed for symbol in part.symbols}
+        lasts_ns |= {quote.symbol: quote.ts_event_ns for quote in catch_up.found}
+        for symbol in lasts_ns:
+            lasts_ns[symbol] = self._accepted.last_ns(symbol) or lasts_ns[symbol]
         self._late.check(
             Believed(
                 missed,
                 [*catch_up.found, *self._held],
-                {s: last_ns for s, last_ns in lasts_ns.items() if last_ns is not None},
+                {symbol: lasts_ns[symbol] for symbol in catch_up.complete},
                 self._horizon,
             )
         )
@@ -185,7 +185,10 @@ class GapRepair:
         """
         if not self._resumed:
             return  # :meth:`repair` will tell
+        self._missing.follow(followed, self._clock.utc_ns())
         if self._left_out.intersection(followed):
+            if not self._holding:
+                self._missing.told(self._missing.back(followed, left_out))
             await self._tell(followed, left_out, repairing=False)
         else:
             self._left_out = frozenset(left_out)
@@ -215,22 +218,6 @@ class GapRepair:
         self._give_up("the service stops")
         with anyio.move_on_after(_LAST_WORDS_S):
             await self._outlet.flush()
-
-    def _missed(self, followed: Collection[str]) -> Sequence[Missed]:
-        """What to ask for; where every symbol is subscribed, those seen so far."""
-        seen = self._accepted.symbols() if EVERY_SYMBOL in followed else ()
-        asked = {*followed, *seen} - {EVERY_SYMBOL}
-        asked = {s for s in asked if s in self._followed or self._accepted.last_ns(s) is not None}
-        parts = []
-        lasts_ns = {s: self._accepted.last_ns(s) for s in self._long_missing.intersection(asked)}
-        long_missing = {s: last_ns for s, last_ns in lasts_ns.items() if last_ns is not None}
-        complete_ns = self._accepted.complete_until_ns() if self._all_missing else None
-        if complete_ns is not None and (others := sorted(asked - set(long_missing))):
-            parts.append(Missed(complete_ns - _OVERLAP_NS, others))
-        if long_missing:
-            since_ns = min(long_missing.values()) - _OVERLAP_NS
-            parts.append(Missed(since_ns, sorted(long_missing)))
-        return parts
 
     async def _why_not_all(self, catch_up: CatchUp, followed: Collection[str]) -> str | None:
         """Let it fetch what was missed; None where nothing of that is left."""
@@ -264,11 +251,4 @@ class GapRepair:
             return
         held, self._held = self._held, []
         self._holding = False
-        self._forget()
         self._outlet.add(Backfill(past, held, self._clock.utc_ns(), complete))
-
-    def _forget(self) -> None:
-        """What was missing is repaired, or it never will be."""
-        self._all_missing = False
-        self._followed.clear()
-        self._long_missing.clear()

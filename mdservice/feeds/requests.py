@@ -29,7 +29,7 @@ class SubscriptionRequests:
         inbox: The requests.
         session: The open session, or None.
         changed: Told what is followed and what is left out after symbols were added.
-        room: Told that symbols were unsubscribed.
+        room: Told that symbols were unsubscribed, or that the book was changed alone.
     """
 
     def __init__(
@@ -112,4 +112,5 @@ class SubscriptionRequests:
         with anyio.move_on_after(_PATIENCE_S):
             await session.free()
             return session
+        self._room()  # the book says what has to be done, once there is time
         return None

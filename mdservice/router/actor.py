@@ -26,7 +26,7 @@ from mdservice.model.events import (
     QuoteBatch,
     RoutedItem,
 )
-from mdservice.model.quote import Quote
+from mdservice.model.quote import Identity, Quote
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.router.clock_check import ClockCheck
 from mdservice.router.gaps import Gaps
@@ -107,6 +107,7 @@ class QuoteRouter:
         self._gaps = Gaps()
         self._unsent: deque[RoutedItem] = deque()
         """What one item was made into: a batch, or a few changes of state."""
+        self._echoes_before: Counter[Identity] = Counter()
         self._filling: _Fill | None = None
         """The repair that is handed on part by part."""
 
@@ -188,7 +189,7 @@ class QuoteRouter:
         past = {id(quote) for quote in backfill.past}
         merged = merge(backfill.past, backfill.live)
         echoes = [quote for quote in merged if id(quote) in past]
-        self.lanes.expect_again(())  # those of this repair only once it is out itself
+        self._echoes_before = self.lanes.take_echoes()  # of this repair nothing is one yet
         missing = self.lanes.not_out_yet(merged)
         going_on = {id(quote) for quote in missing}
         self._stale += sum(1 for quote in backfill.live if id(quote) not in going_on)
@@ -205,21 +206,20 @@ class QuoteRouter:
             self._backfilled += len(from_history)
             return
         self._filling = None
-        self.lanes.expect_again(fill.echoes)
+        self.lanes.expect_again(fill.echoes, self._echoes_before)
         backfill = fill.backfill
         repaired = self._gaps.filled(
             backfill.until_ns,
             self.lanes.newest_ns(),
             fill.backfilled,
             backfill.complete,
-            self.lanes.last_ns,
         )
         self._tell("gap_repaired", repaired)
 
     def _take_late(self, late: LateQuotes) -> None:
         """Those that are still in order go out; of the others there is a gap after all."""
         accepted = self._route(self.lanes.not_out_yet(late.quotes))
-        self.lanes.expect_also(accepted)
+        self.lanes.expect_again(accepted, self.lanes.take_echoes())
         self._backfilled += len(accepted)
         out = {id(quote) for quote in accepted}
         lost = {quote.symbol for quote in late.quotes if id(quote) not in out}
@@ -231,12 +231,17 @@ class QuoteRouter:
         if EVERY_SYMBOL in symbols:
             symbols = (symbols | set(self.lanes.symbols())) - {EVERY_SYMBOL}
         self._gaps.lost(self.lanes.newest_ns(), symbols)
+        self.lanes.take_echoes()  # the stream that could yet have brought them is gone
         self._hand_on(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}))
 
     def _resume(self, resumed: FeedResumed) -> None:
         """After a lost connection: what came between is missing."""
         gaps = self._gaps.resumed(
-            resumed.at_ns, resumed.symbols, resumed.left_out, repairing=resumed.repairing
+            resumed.at_ns,
+            resumed.symbols,
+            resumed.left_out,
+            self.lanes.last_ns,
+            repairing=resumed.repairing,
         )
         self._tell("gap", gaps)
 

@@ -73,6 +73,7 @@ class Gaps:
         at_ns: int,
         followed: Collection[str],
         left_out: Collection[str],
+        last_ns: Callable[[str], int | None],
         *,
         repairing: bool,
     ) -> list[dict[str, Any]]:
@@ -82,27 +83,29 @@ class Gaps:
             at_ns: Since when, UTC nanoseconds.
             followed: The symbols whose quotes come; ``*`` is every one.
             left_out: Those that are wanted and still do not; all others are wanted no longer.
+            last_ns: Tells the time of a symbol's last accepted quote. Where one went out since the
+                loss, what came before it can no longer be brought: such a gap stays one.
             repairing: Whether :meth:`filled` will be called.
 
         Returns:
             What ``gap`` tells, once for each time from which symbols were missing.
         """
-        back: dict[int, set[str]] = {}
+        mendable: dict[int, set[str]] = {}
+        too_late: dict[int, set[str]] = {}
         still_missing: dict[str, int] = {}
         for symbol, from_ns in self._missing.items():
             if symbol in followed or EVERY_SYMBOL in followed:
-                back.setdefault(from_ns, set()).add(symbol)
+                went_on = (last_ns(symbol) or 0) > from_ns
+                (too_late if went_on else mendable).setdefault(from_ns, set()).add(symbol)
             elif symbol in left_out:
                 still_missing[symbol] = from_ns
         self._missing = still_missing
-        # This machine's clock may be behind the exchange's: a gap does not end before it begins.
-        gaps = [
-            _Gap(from_ns, max(from_ns, at_ns), frozenset(back[from_ns])) for from_ns in sorted(back)
-        ]
-        self.told += len(gaps)
+        gaps = _gaps(mendable, at_ns)
+        told = [*_gaps(too_late, at_ns), *gaps]
+        self.told += len(told)
         if repairing:
             self._replace(gaps)
-        return [gap.details() for gap in gaps]
+        return [gap.details() for gap in told]
 
     def _replace(self, gaps: list[_Gap]) -> None:
         """The repair that is to come covers these; told before, they are told again."""
@@ -134,7 +137,6 @@ class Gaps:
         newest_ns: int | None,
         quotes: Mapping[str, int],
         complete: Collection[str],
-        last_ns: Callable[[str], int | None],
     ) -> list[dict[str, Any]]:
         """A repair has ended.
 
@@ -143,14 +145,15 @@ class Gaps:
             newest_ns: The time of the last accepted quote now.
             quotes: How many it brought, by symbol.
             complete: The symbols of which these are all that were missing.
-            last_ns: Tells the time of a symbol's last accepted quote.
 
         Returns:
             What ``gap_repaired`` tells; nothing where no gap was told yet or none is repaired.
         """
         details = []
-        self._begin_anew(newest_ns, last_ns)
         for gap in self._being_repaired:
+            if newest_ns is not None:  # lost again meanwhile: what is missing begins here
+                for symbol in gap.symbols.intersection(self._missing):
+                    self._missing[symbol] = newest_ns
             repaired = gap.symbols.intersection(complete)
             if not repaired:
                 continue
@@ -162,14 +165,13 @@ class Gaps:
         self._being_repaired = []
         return details
 
-    def _begin_anew(self, newest_ns: int | None, last_ns: Callable[[str], int | None]) -> None:
-        """Of what was lost again meanwhile, that what is missing begins behind this repair.
 
-        A symbol that is left out by now had quotes of its own that waited: what came before
-        these was told, and can no longer be brought.
-        """
-        told = {symbol for gap in self._being_repaired for symbol in gap.symbols}
-        for symbol, from_ns in self._missing.items():
-            begins_ns = newest_ns if symbol in told else last_ns(symbol)
-            if begins_ns is not None and (symbol in told or begins_ns > from_ns):
-                self._missing[symbol] = begins_ns
+def _gaps(symbols: Mapping[int, Collection[str]], at_ns: int) -> list[_Gap]:
+    """One for each time from which symbols are missing.
+
+    This machine's clock may be behind the exchange's: a gap does not end before it begins.
+    """
+    return [
+        _Gap(from_ns, max(from_ns, at_ns), frozenset(symbols[from_ns]))
+        for from_ns in sorted(symbols)
+    ]

@@ -159,16 +159,26 @@ class Lanes:
             found.append(quote)
         return found
 
-    def expect_again(self, quotes: Sequence[Quote]) -> None:
-        """These came from history; those that the stream has yet to bring are not new then."""
-        newest_ns = max((quote.ts_event_ns for quote in quotes), default=0)
-        self._echoes = Counter(
-            identity(quote) for quote in quotes if quote.ts_event_ns >= newest_ns - _ECHO_NS
-        )
+    def expect_again(self, quotes: Sequence[Quote], before: Counter[Identity]) -> None:
+        """These came from history; those that the stream has yet to bring are not new then.
 
-    def expect_also(self, quotes: Sequence[Quote]) -> None:
-        """These came from history later; a stream that was held up may yet bring them."""
-        self._echoes.update(map(identity, quotes))
+        Args:
+            quotes: What history brought.
+            before: What it had brought before and is still expected; older ones are forgotten.
+        """
+        times = [quote.ts_event_ns for quote in quotes] + [one[1] for one in before]
+        oldest_ns = max(times, default=0) - _ECHO_NS
+        self._echoes = Counter(
+            identity(quote) for quote in quotes if quote.ts_event_ns >= oldest_ns
+        )
+        for one, count in before.items():
+            if one[1] >= oldest_ns:
+                self._echoes[one] += count
+
+    def take_echoes(self) -> Counter[Identity]:
+        """What the stream was expected to bring again; from now on nothing is."""
+        echoes, self._echoes = self._echoes, Counter()
+        return echoes
 
     def _is_echo(self, quote: Quote) -> bool:
         left = self._echoes.get(identity(quote), 0)

@@ -31,8 +31,11 @@ class TimeCheck:
             now_s: Monotonic seconds.
         """
         self._last_s = now_s
-        if accepted and accepted[-1].ts_event_ns > self._newest_ns:
-            self._newest_ns = accepted[-1].ts_event_ns
+        newest_ns = 0
+        if accepted:  # a stray time ahead of its coming must not make the others look old
+            newest_ns = min(accepted[-1].ts_event_ns, accepted[-1].ts_recv_ns)
+        if newest_ns > self._newest_ns:
+            self._newest_ns = newest_ns
             self._still_since_s = None
         elif self._still_since_s is None:
             self._still_since_s = now_s

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.feeds.catch_up import Missed
 from mdservice.feeds.late_history import LOOK_AGAIN_S, Believed, Horizon, LateHistory
+from mdservice.feeds.missing import Missed
 from mdservice.model.events import LateQuotes
 from mdservice.model.quote import Quote
 from mdservice.testing import FakeHistory, VirtualClock
@@ -62,7 +62,7 @@ async def test_what_came_first_over_the_stream_tells_better_than_the_clock(
     bench.history.add([missed, live, beside_it, later])
     believed = bench.believed(AAPL=0, MSFT=0)
     bench.late.check(believed)
-    believed.horizon.begins_with([live])
+    believed.horizon.came([live])
     found = await bench.next()
     assert found is not None
     assert [quote.bid for quote in found.quotes] == [1, 3]

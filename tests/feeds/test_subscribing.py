@@ -150,6 +150,29 @@ async def test_each_look_for_what_is_left_out_waits_twice_as_long(
         assert set(desk.now.left_out) == {"MSFT"}
 
 
+async def test_what_is_pending_because_the_feed_is_busy_is_done_once_it_is_not(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("AAPL", "MSFT") as desk:
+        await desk.until_phase("streaming")
+        busy = desk.connection._session._one_request
+        async with anyio.create_task_group() as tasks:
+            outcomes = []
+
+            async def ask(request: Any, symbol: str, **more: Any) -> None:
+                outcomes.append((await request(symbol, **more)).status)
+
+            async with busy:
+                tasks.start_soon(ask, desk.subscribe, "TSLA")
+                await anyio.sleep(4.5)
+            async with busy:
+                tasks.start_soon(lambda: ask(desk.unsubscribe, "MSFT", source="settings"))
+                await anyio.sleep(4.5)
+        assert outcomes == ["pending", "pending"]
+        await anyio.sleep(1)
+        assert following(desk.driver) == {"AAPL", "TSLA"}
+
+
 # ---- refused
 
 

@@ -400,3 +400,15 @@ async def test_a_stream_that_was_held_up_does_not_repeat_what_was_late(autojump_
         await bench.send(QuoteBatch([quote(5), quote(6, at_ns=5), quote(7)]))
         assert [q.bid for q in bench.quotes] == [1, 5, 6, 7]
         assert bench.router.snapshot().quotes_stale == 0
+
+
+async def test_a_second_repair_on_a_connection_forgets_nothing_of_the_first(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
+        await bench.send(backfill([quote(2), quote(3, at_ns=2)]))  # before the stream has them
+        await bench.send(resumed("AAPL", "MSFT", "TSLA"), backfill([]))  # of one that was left out
+        await bench.send(QuoteBatch([quote(2), quote(3, at_ns=2), quote(4)]))
+        assert [q.bid for q in bench.quotes] == [1, 2, 3, 4]
+        assert bench.router.snapshot().quotes_stale == 0

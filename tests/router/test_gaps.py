@@ -22,8 +22,9 @@ def resumed(
     *,
     left_out: Sequence[str] = (),
     repairing: bool = True,
+    **last_ns: int,
 ) -> list[Any]:
-    return gaps.resumed(at_ns, symbols, left_out, repairing=repairing)
+    return gaps.resumed(at_ns, symbols, left_out, last_ns.get, repairing=repairing)
 
 
 def filled(
@@ -31,9 +32,8 @@ def filled(
     until_ns: int,
     newest_ns: int,
     complete: Sequence[str] = SYMBOLS,
-    **last_ns: int,
 ) -> list[Any]:
-    return gaps.filled(until_ns, newest_ns, {"AAPL": 3, "MSFT": 1}, complete, last_ns.get)
+    return gaps.filled(until_ns, newest_ns, {"AAPL": 3, "MSFT": 1}, complete)
 
 
 def test_a_gap_goes_from_the_last_quote_to_the_return() -> None:
@@ -91,23 +91,27 @@ def test_a_symbol_left_out_goes_on_being_missing_until_it_is_back() -> None:
     assert (gaps.told, gaps.repaired) == (3, 3)
 
 
-def test_what_waited_of_a_symbol_that_is_left_out_by_now_ends_what_can_be_repaired_of_it() -> None:
+def test_where_quotes_went_out_over_it_a_gap_can_no_longer_be_repaired() -> None:
+    gaps = Gaps()
+    gaps.lost(10, ["AAPL", "MSFT"])
+    filled(gaps, 60, 55, [])  # given up before the return was told: what waited went out
+    assert resumed(gaps, 80, ["AAPL", "MSFT"], AAPL=55, MSFT=9) == [
+        told(10, 80),
+        told(10, 80, ["MSFT"]),
+    ]
+    assert filled(gaps, 90, 85, ["AAPL", "MSFT"]) == [told(10, 90, ["MSFT"], quotes=1)]
+    assert (gaps.told, gaps.repaired) == (2, 1)
+
+
+def test_nor_where_it_was_left_out_in_the_meantime() -> None:
     gaps = Gaps()
     gaps.lost(10, ["AAPL", "MSFT"])
     resumed(gaps, 50, ["AAPL", "MSFT"])
     gaps.lost(10, ["AAPL", "MSFT"])
     resumed(gaps, 60, left_out=["MSFT"])
-    filled(gaps, 70, 65, MSFT=55)  # its quotes of the connection that was lost again
-    assert resumed(gaps, 80, ["AAPL", "MSFT"]) == [told(55, 80, ["MSFT"])]
-    assert filled(gaps, 90, 85, ["MSFT"]) == [told(55, 90, ["MSFT"], quotes=1)]
-
-
-def test_without_any_it_can_be_repaired_from_where_it_was_lost() -> None:
-    gaps = Gaps()
-    gaps.lost(10, ["AAPL", "MSFT"])
-    resumed(gaps, 50, left_out=["MSFT"])
-    filled(gaps, 70, 65, MSFT=9)
-    assert resumed(gaps, 80, ["AAPL", "MSFT"]) == [told(10, 80, ["MSFT"])]
+    filled(gaps, 70, 65)
+    assert resumed(gaps, 80, ["AAPL", "MSFT"], MSFT=55) == [told(10, 80, ["MSFT"])]
+    assert filled(gaps, 90, 85, ["MSFT"]) == []
 
 
 def test_a_symbol_that_comes_back_on_the_same_connection_is_told_at_once() -> None:

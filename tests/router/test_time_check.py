@@ -41,3 +41,11 @@ def test_a_repeat_after_a_quiet_time_is_no_standstill() -> None:
     check.add(at(7), 0.0)
     check.add([], 1_000.0)
     assert check.frozen_s() == 0
+
+
+def test_a_stray_time_ahead_makes_the_others_no_standstill() -> None:
+    check = TimeCheck()
+    check.add([Quote("AAPL", 1.0, 2.0, 1, 1, 55 * 10**9, 0)], 0.0)
+    for second in range(1, 50):
+        check.add([Quote("MSFT", 1.0, 2.0, 1, 1, second * 10**9, second * 10**9)], float(second))
+        assert check.frozen_s() == 0

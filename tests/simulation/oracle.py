@@ -182,7 +182,7 @@ def _excused(world: World, life: Life, made: Made, gaps: list[_Gap]) -> bool:
         return True
     slack_ns = int(max((abs(s) for _, _, s in world.skews if abs(s) < _FAR_OFF_S), default=0) * 1e9)
     ts_ns, symbol = made.quote.ts_event_ns, made.quote.symbol
-    if any(believed.concerns(made.quote) for believed in life.unchecked):
+    if any(believed.concerned([made.quote]) for believed in life.unchecked):
         return True
     if any(
         gap.start_ns - slack_ns <= ts_ns <= gap.end_ns + slack_ns and symbol in gap.symbols
