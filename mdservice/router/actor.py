@@ -223,6 +223,7 @@ class QuoteRouter:
         self._backfilled += len(accepted)
         out = {id(quote) for quote in accepted}
         lost = {quote.symbol for quote in late.quotes if id(quote) not in out}
+        self._gaps.brought(self.lanes.newest_ns(), {quote.symbol for quote in accepted})
         symbols = late.unknown.union(lost)
         self._tell("gap", self._gaps.late(late.from_ns, late.to_ns, symbols))
 

@@ -115,6 +115,18 @@ class Gaps:
             if again is not None:
                 again.times += old.times
 
+    def brought(self, newest_ns: int | None, symbols: Collection[str]) -> None:
+        """An earlier repair's late quotes of these went out, maybe in the next outage.
+
+        Up to them nothing is missing that can still be brought, so that what is begins here.
+
+        Args:
+            newest_ns: The time of the last accepted quote now, UTC nanoseconds.
+            symbols: Theirs.
+        """
+        for symbol in self._missing.keys() & set(symbols):
+            self._missing[symbol] = max(self._missing[symbol], newest_ns or 0)
+
     def late(self, from_ns: int, to_ns: int, symbols: Collection[str]) -> list[dict[str, Any]]:
         """History told too late of what a repair should have brought.
 

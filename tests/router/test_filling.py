@@ -391,6 +391,25 @@ async def test_late_quotes_go_out_where_they_are_in_order_and_the_others_are_a_g
         assert gap.details["reason"] == "history was late"
 
 
+async def test_late_quotes_in_the_next_outage_do_not_make_its_gap_one_for_good(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(QuoteBatch([quote(1), quote(2, "MSFT")]), LOST, resumed())
+        await bench.send(backfill([]))
+        await bench.send(LOST)
+        late = [quote(4), quote(5)]
+        await bench.send(LateQuotes(late, START_NS + 1, START_NS + 50))
+        await bench.send(resumed(), backfill([quote(5), quote(6), quote(6, "MSFT")]))
+        assert [q.bid for q in bench.quotes if q.symbol == "AAPL"] == [1, 4, 5, 6]
+        told = [item.details for item in bench.items if isinstance(item, FeedStatus)][-4:]
+        assert [(d["from"], d["symbols"]) for d in told] == [
+            (format_ns(START_NS + 2), ["MSFT"]),
+            (format_ns(START_NS + 5), ["AAPL"]),  # until then nothing is missing any more
+        ] * 2
+        assert bench.states[-4:] == ["gap", "gap", "gap_repaired", "gap_repaired"]
+
+
 async def test_a_stream_that_was_held_up_does_not_repeat_what_was_late(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
