@@ -15,6 +15,9 @@
     ├── StoreError
     │   ├── StoreUnavailable    no connection, or it was lost: what was under way is uncertain
     │   └── StoreRefused        the server answered and did nothing of what was asked
+    ├── PositionsError
+    │   ├── PositionsUnavailable  no answer, or one that cannot be read; what was known stays
+    │   └── PositionsRefused      the source answered and said no: a key, a path, a form
     ├── EmbeddedServerError     the embedded Valkey server could not be started
     ├── SocketInUse             another service answers at the API's socket
     └── ActorFailed             an actor was restarted too often; the service ends
@@ -37,6 +40,9 @@ __all__ = [
     "HistoryUnavailable",
     "InvalidSymbol",
     "MDServiceError",
+    "PositionsError",
+    "PositionsRefused",
+    "PositionsUnavailable",
     "SocketInUse",
     "StoreError",
     "StoreRefused",
@@ -118,6 +124,18 @@ class StoreUnavailable(StoreError):
 
 class StoreRefused(StoreError):
     """The server answered with an error and executed nothing of the batch."""
+
+
+class PositionsError(MDServiceError):
+    """Where the positions come from."""
+
+
+class PositionsUnavailable(PositionsError):
+    """No positions can be had now. Worth another try; what was known before stays."""
+
+
+class PositionsRefused(PositionsError):
+    """The source answered and said no, or what it says are no positions: a person has to look."""
 
 
 class EmbeddedServerError(MDServiceError):
