@@ -1,4 +1,4 @@
-"""An Alpaca that runs on this machine: its stock stream, REST, prices and faults.
+"""An Alpaca that runs on this machine: its stock stream, REST, prices, trades and faults.
 
 ::
 
@@ -10,14 +10,23 @@
         simulator.send_quotes([{"S": "AAPL", "bp": 187.12, "ap": 187.15}])
         simulator.drop("half-close")
 
-The same port has the REST side, at ``simulator.rest_url``: past quotes, latest quotes and the
-market's clock. Without a port, as on trio's virtual clock, httpx reaches it through
+The same port has the REST side, at ``simulator.rest_url``: past quotes, latest quotes, the
+market's clock, the account's positions and market orders, which change them as ``trade`` does.
+
+::
+
+    config = SimulatorConfig(positions=DEMO_POSITIONS, trade_every_s=20)
+    async with open_simulator(config) as simulator:
+        simulator.trade("AAPL", -20, "187.5")
+
+Without a port, as on trio's virtual clock, httpx reaches it through
 :class:`mdservice.simulator.transport.SimulatorTransport`.
 """
 
 from mdservice.simulator.account import SILENCE
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.control import ConnectionInfo
+from mdservice.simulator.desk import Trade
 from mdservice.simulator.faults import (
     Drop,
     Duplicate,
@@ -34,6 +43,7 @@ from mdservice.simulator.faults import (
     seeded_faults,
 )
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
+from mdservice.simulator.positions import DEMO_POSITIONS, Holding
 from mdservice.simulator.rest import (
     CutRest,
     GarbleRest,
@@ -48,6 +58,7 @@ from mdservice.simulator.universe import UNIVERSE
 from mdservice.simulator.wire import SimQuote
 
 __all__ = [
+    "DEMO_POSITIONS",
     "SILENCE",
     "UNIVERSE",
     "ConnectionInfo",
@@ -58,6 +69,7 @@ __all__ = [
     "Freeze",
     "Garble",
     "GarbleRest",
+    "Holding",
     "MemoryByteStream",
     "Mute",
     "Planned",
@@ -74,6 +86,7 @@ __all__ = [
     "Slow",
     "SlowRest",
     "Spoil",
+    "Trade",
     "memory_stream_pair",
     "open_simulator",
     "seeded_faults",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from decimal import Decimal
 from typing import Any
 
 import attrs
@@ -12,12 +13,17 @@ from attrs import validators
 from mdservice.simulator.account import Account
 from mdservice.simulator.faults import Planned
 from mdservice.simulator.market import Market, Shape
+from mdservice.simulator.positions import parse_positions
 from mdservice.simulator.rest.query import HISTORY_FEEDS, LATEST_FEEDS, RestRules
 from mdservice.simulator.session import SessionRules
+from mdservice.simulator.trader import Trader
+from mdservice.simulator.universe import UNIVERSE
 
 __all__ = ["SimulatorConfig"]
 
 _MIB = 1 << 20
+_TRADED = tuple(UNIVERSE)[:12]
+"""What the trader opens positions of, besides those of the start."""
 
 
 def _frozenset(items: Iterable[Any]) -> frozenset[Any]:
@@ -84,6 +90,10 @@ class SimulatorConfig:
         latest_feeds: Feeds of which REST has latest quotes.
         refuse_recent_sip: The last 15 minutes of the feed sip are refused, as on Alpaca's free
             plan (403, 42210000).
+        positions: The account's at the start, by symbol: shares, below 0 for a short position,
+            and average price in dollars.
+        trade_every_s: Seconds between seeded trades that open, change and close positions; None
+            for none.
         faults: The script.
     """
 
@@ -127,6 +137,12 @@ class SimulatorConfig:
     history_feeds: AbstractSet[str] = _names(HISTORY_FEEDS)
     latest_feeds: AbstractSet[str] = _names(LATEST_FEEDS)
     refuse_recent_sip: bool = False
+    positions: Mapping[str, tuple[Decimal, Decimal]] = attrs.field(
+        default=(), converter=parse_positions
+    )
+    trade_every_s: float | None = attrs.field(
+        default=None, validator=validators.optional(validators.gt(0))
+    )
     faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple)
 
     def account(self) -> Account:
@@ -152,6 +168,10 @@ class SimulatorConfig:
             lag_s=self.rest_lag_s,
             refuse_recent_sip=self.refuse_recent_sip,
         )
+
+    def trader(self) -> Trader:
+        """Who makes the seeded trades, before the first of them."""
+        return Trader(self.seed, (*self.positions, *_TRADED), len(self.positions))
 
     def market(self) -> Market:
         """The market, before its first quote."""

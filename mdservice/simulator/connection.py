@@ -22,12 +22,12 @@ from websockets.frames import CloseCode, Opcode
 from websockets.frames import Frame as WebsocketFrame
 from websockets.http11 import Request
 from websockets.protocol import State
-from websockets.server import ServerProtocol
 
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.simulator.account import Silence
 from mdservice.simulator.codes import error_message
 from mdservice.simulator.faults import DataFaults, Freeze
+from mdservice.simulator.http_protocol import HttpProtocol
 from mdservice.simulator.memory import MemoryByteStream
 from mdservice.simulator.outbox import Outbox
 from mdservice.simulator.session import Reply, Session
@@ -70,7 +70,7 @@ class Connection:
         self._venue = venue
         self._config = venue.config
         extensions = enable_server_permessage_deflate(None) if venue.config.compression else None
-        self._protocol = ServerProtocol(extensions=extensions)
+        self._protocol = HttpProtocol(extensions)
         self._outbox = Outbox(self._protocol, venue.config.send_buffer_bytes)
         self._wake = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -207,7 +207,7 @@ class Connection:
             self._scope.cancel()
 
     def _begin(self, request: Request) -> None:
-        answer = self._venue.answer_http(request)
+        answer = self._venue.answer_http(request, self._protocol.body)
         if answer is not None:
             self._stalled = True  # what else the client says is not listened to
             self._closing_s = answer.delay_s + _MOST_SENDING_S

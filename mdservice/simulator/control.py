@@ -8,9 +8,12 @@ from typing import Any, Literal
 import anyio
 import attrs
 
+from mdservice.clock import Clock
 from mdservice.simulator.account import SILENCE, Refusals, When
 from mdservice.simulator.codes import error_message
 from mdservice.simulator.connection import Connection
+from mdservice.simulator.decimals import Number
+from mdservice.simulator.desk import Desk, Trade
 from mdservice.simulator.faults import (
     DataFault,
     DataFaults,
@@ -21,6 +24,7 @@ from mdservice.simulator.faults import (
     Refuse,
     SendError,
 )
+from mdservice.simulator.positions import Holding
 from mdservice.simulator.rest import (
     CutRest,
     GarbleRest,
@@ -58,13 +62,15 @@ class ConnectionInfo:
 
 
 class Control:
-    """The faults of a running simulator. No method waits.
+    """The faults of a running simulator, and its trades. No method waits.
 
     Where a method takes ``connection``, it means that connection's number, and None all that
     are open.
     """
 
+    _clock: Clock
     _connections: dict[int, Connection]
+    _desk: Desk
     _refusals: Refusals
     _rest: RestApi
 
@@ -146,6 +152,33 @@ class Control:
     def freeze(self, for_s: float = float("inf"), *, connection: int | None = None) -> None:
         """Nothing at all is sent on open connections, not even a pong."""
         self._add(Freeze(for_s), connection)
+
+    def trade(self, symbol: str, qty: Number, price: Number | None = None) -> Trade:
+        """Buy shares, or sell them where ``qty`` is below 0; the position changes at once.
+
+        Args:
+            symbol: Any; the market need not have quotes of it.
+            qty: Shares, not 0. What goes through 0 turns the position, which takes two orders
+                over REST.
+            price: Dollars a share; None for the middle of the latest quote, or the start price
+                where there is no quote yet.
+
+        Raises:
+            InvalidSymbol: There is no such symbol.
+            ValueError: ``qty`` is 0, the price is below 0, one of them is no number, or the
+                position would be too large.
+        """
+        return self._desk.trade(symbol, qty, price, self._clock.utc_ns())
+
+    @property
+    def positions(self) -> tuple[Holding, ...]:
+        """The open ones, in the order in which they were opened."""
+        return tuple(self._desk.book)
+
+    @property
+    def trades(self) -> Sequence[Trade]:
+        """The newest ones, the oldest first, whoever made them."""
+        return self._desk.trades
 
     @property
     def market_open(self) -> bool:

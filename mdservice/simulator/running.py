@@ -46,6 +46,7 @@ async def open_simulator(
             tasks.start_soon(_accept, listener, simulator, tasks)
         tasks.start_soon(simulator.run_market)
         tasks.start_soon(simulator.run_script)
+        tasks.start_soon(simulator.run_trader)
         try:
             yield simulator
         except Exception as exc:  # noqa: BLE001 - raised again below, out of the task group

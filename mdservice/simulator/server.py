@@ -17,6 +17,7 @@ from mdservice.simulator.account import Refusals, Silence
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.connection import Connection
 from mdservice.simulator.control import Control
+from mdservice.simulator.desk import Desk
 from mdservice.simulator.http import HttpAnswer, too_many_connections, wants_websocket
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
 from mdservice.simulator.record import QuoteRecord
@@ -72,8 +73,12 @@ class Simulator(Control):
         self._account = config.account()
         self._refusals = Refusals()
         self._record = QuoteRecord(config.history_size)
+        self._desk = Desk(
+            config.positions, self._record, trades_size=config.received_size, traded=self.notify
+        )
         self._rest = RestApi(
             self._record,
+            self._desk,
             self._account,
             config.rest_rules(),
             rate_limit=config.rest_rate_limit,
@@ -158,13 +163,13 @@ class Simulator(Control):
 
     # What its connections ask of it.
 
-    def answer_http(self, request: Request) -> HttpAnswer | None:
+    def answer_http(self, request: Request, body: bytes) -> HttpAnswer | None:
         """Answer a plain HTTP request; None where an upgrade is asked for and possible."""
         if len(self._connections) > self.config.most_connections:
             return too_many_connections()
         if wants_websocket(request):
             return None
-        answer = self._rest.answer(request, anyio.current_time(), self._clock.utc_ns())
+        answer = self._rest.answer(request, body, anyio.current_time(), self._clock.utc_ns())
         self.notify()
         return answer
 
@@ -236,6 +241,16 @@ class Simulator(Control):
         for planned in sorted(timed, key=lambda planned: planned.after_s or 0.0):
             await anyio.sleep_until(opened_s + (planned.after_s or 0.0))
             self.inject(planned.fault)
+
+    async def run_trader(self) -> None:
+        """Make seeded trades at bid and ask, for ever."""
+        if self.config.trade_every_s is None:
+            return
+        trader = self.config.trader()
+        while True:
+            await anyio.sleep(self.config.trade_every_s)
+            symbol, qty = trader.next(self._desk.book)
+            self.trade(symbol, qty, self._desk.fill_price(symbol, qty))
 
     async def say_farewell(self) -> None:
         """Close what is open, within half a second."""

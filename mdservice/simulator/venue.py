@@ -20,7 +20,7 @@ class Venue(Protocol):
 
     config: SimulatorConfig
 
-    def answer_http(self, request: Request) -> HttpAnswer | None:
+    def answer_http(self, request: Request, body: bytes) -> HttpAnswer | None:
         """Answer a request that asks for no upgrade; None for one that may be upgraded."""
         ...
 

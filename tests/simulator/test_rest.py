@@ -219,7 +219,7 @@ async def test_what_is_malformed_gets_alpacas_400(autojump_clock: MockClock) -> 
 
 async def test_only_known_endpoints_and_get(autojump_clock: MockClock) -> None:
     async with opened() as (_, client):
-        missing = await client.get("/v2/positions")
+        missing = await client.get("/v2/assets")
         assert (missing.status_code, missing.json()) == (404, {"message": "endpoint not found."})
         assert (await client.delete(CLOCK)).status_code == 405
 

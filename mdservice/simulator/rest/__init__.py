@@ -1,4 +1,4 @@
-"""Alpaca's REST side: past and latest quotes, and the market's clock."""
+"""Alpaca's REST side: past and latest quotes, the market's clock, positions and orders."""
 
 from mdservice.simulator.rest.api import RestApi, RestRequest
 from mdservice.simulator.rest.faults import (

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from email.utils import formatdate
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import attrs
 from websockets.http11 import Request, Response
 
 from mdservice.simulator.account import Account
+from mdservice.simulator.desk import Desk
 from mdservice.simulator.http import HttpAnswer, json_response
 from mdservice.simulator.record import QuoteRecord
+from mdservice.simulator.rest.call import Call, Endpoint
 from mdservice.simulator.rest.faults import CutRest, GarbleRest, RefuseRest, RestFaults, SlowRest
 from mdservice.simulator.rest.market_clock import encode_clock
 from mdservice.simulator.rest.query import RestRules, parse_history, parse_latest
 from mdservice.simulator.rest.quotes import encode_latest, encode_page, read_page
 from mdservice.simulator.rest.rate_limit import RateLimit
 from mdservice.simulator.rest.refusal import RefusedRequest, malformed
+from mdservice.simulator.rest.trading import TradingApi
 
 __all__ = ["RestApi", "RestRequest"]
 
-_OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _WRONG_METHOD = 200, 401, 403, 404, 405
+_MULTI, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _WRONG_METHOD = 207, 401, 403, 404, 405
 _TOO_MANY, _RATE_CODE = 429, 42910000
 _MOST_PARAMETERS = 100
+_ONE_POSITION = "/v2/positions/"
 
 _Params = Mapping[str, str]
 _Headers = dict[str, str]
@@ -37,7 +41,7 @@ class RestRequest:
 
     Attributes:
         at_ns: When, UTC nanoseconds.
-        method: ``GET``.
+        method: ``GET``, ``POST`` or ``DELETE``.
         path: ``/v2/stocks/quotes``.
         params: The query's parameters.
         status: The answer's HTTP status.
@@ -51,12 +55,16 @@ class RestRequest:
 
 
 class RestApi:
-    """Answers ``/v2/stocks/quotes``, ``/v2/stocks/quotes/latest`` and ``/v2/clock``.
+    """Answers for the data host and for the trading host.
+
+    The one has ``/v2/stocks/quotes`` and ``/v2/stocks/quotes/latest``, the other ``/v2/clock``,
+    ``/v2/positions`` and ``/v2/orders``.
 
     No method waits, and none reads a clock.
 
     Args:
         record: The market's quotes.
+        desk: The account's positions.
         account: Whose key and secret are asked for, where it has any.
         rules: What may be asked for.
         rate_limit: Calls per key and minute; None for any number, without the headers.
@@ -66,6 +74,7 @@ class RestApi:
     def __init__(
         self,
         record: QuoteRecord,
+        desk: Desk,
         account: Account,
         rules: RestRules,
         *,
@@ -79,17 +88,28 @@ class RestApi:
         self._account = account
         self._rules = rules
         self._limit = None if rate_limit is None else RateLimit(rate_limit)
-        self._endpoints: dict[str, Callable[[_Params, int], bytes]] = {
-            "/v2/stocks/quotes": self._history,
-            "/v2/stocks/quotes/latest": self._latest,
-            "/v2/clock": self._clock,
+        trading = TradingApi(desk)
+        self._endpoints: dict[str, dict[str, Endpoint]] = {
+            "/v2/stocks/quotes": {"GET": Endpoint(self._history)},
+            "/v2/stocks/quotes/latest": {"GET": Endpoint(self._latest)},
+            "/v2/clock": {"GET": Endpoint(self._clock)},
+            "/v2/positions": {
+                "GET": Endpoint(trading.positions),
+                "DELETE": Endpoint(trading.close_all, _MULTI),
+            },
+            _ONE_POSITION: {
+                "GET": Endpoint(trading.position),
+                "DELETE": Endpoint(trading.close),
+            },
+            "/v2/orders": {"POST": Endpoint(trading.order)},
         }
 
-    def answer(self, request: Request, now_s: float, now_ns: int) -> HttpAnswer:
+    def answer(self, request: Request, body: bytes, now_s: float, now_ns: int) -> HttpAnswer:
         """Answer a request, unless a fault is in the way.
 
         Args:
             request: Its line and headers.
+            body: What came behind them.
             now_s: Monotonic seconds.
             now_ns: UTC nanoseconds.
         """
@@ -101,13 +121,14 @@ class RestApi:
             params = _parameters(query)
             if not allowed:
                 raise RefusedRequest(_TOO_MANY, _RATE_CODE, "too many requests.")  # noqa: TRY301
-            status, body = _OK, self._body(request, path, params, now_ns)
+            endpoint, name = self._find(request, path)
+            status, said = endpoint.status, endpoint.answer(Call(params, now_ns, name, body))
         except RefusedRequest as refused:
-            status, body = refused.status, refused.body()
+            status, said = refused.status, refused.body()
         self.requests.append(RestRequest(now_ns, request.method, path, params, status))
         if self.faults.take(GarbleRest, path):
-            body = _half(body)
-        response = json_response(status, body, headers)
+            said = _half(said)
+        response = json_response(status, said, headers)
         cut = self.faults.take(CutRest, path)
         if cut is not None:
             _cut(response)
@@ -125,17 +146,22 @@ class RestApi:
         headers["X-RateLimit-Reset"] = str(math.ceil(now_ns / 1e9 + quota.reset_in_s))
         return quota.allowed
 
-    def _body(self, request: Request, path: str, params: _Params, now_ns: int) -> bytes:
+    def _find(self, request: Request, path: str) -> tuple[Endpoint, str]:
+        """What answers a request that may be answered, and the name in its path."""
         planned = self.faults.take(RefuseRest, path)
         if planned is not None:
             raise RefusedRequest(planned.status, planned.code, planned.message)
-        endpoint = self._endpoints.get(path)
-        if endpoint is None:
+        name = ""
+        if path.startswith(_ONE_POSITION):
+            path, name = _ONE_POSITION, unquote(path.removeprefix(_ONE_POSITION))
+        methods = self._endpoints.get(path)
+        if methods is None:
             raise RefusedRequest(_NOT_FOUND, 0, "endpoint not found.")
-        if request.method != "GET":
+        endpoint = methods.get(request.method)
+        if endpoint is None:
             raise RefusedRequest(_WRONG_METHOD, 0, "method not allowed.")
         self._check_login(request)
-        return endpoint(params, now_ns)
+        return endpoint, name
 
     def _check_login(self, request: Request) -> None:
         """Refuse other keys than the account's.
@@ -151,14 +177,15 @@ class RestApi:
         if not self._account.accepts(key, secret):
             raise RefusedRequest(_FORBIDDEN, 0, "forbidden.")
 
-    def _history(self, params: _Params, now_ns: int) -> bytes:
-        return encode_page(read_page(self._record, parse_history(params, self._rules, now_ns)))
+    def _history(self, call: Call) -> bytes:
+        query = parse_history(call.params, self._rules, call.now_ns)
+        return encode_page(read_page(self._record, query))
 
-    def _latest(self, params: _Params, _now_ns: int) -> bytes:
-        return encode_latest(self._record, parse_latest(params, self._rules))
+    def _latest(self, call: Call) -> bytes:
+        return encode_latest(self._record, parse_latest(call.params, self._rules))
 
-    def _clock(self, _params: _Params, now_ns: int) -> bytes:
-        return encode_clock(now_ns, is_open=self.market_open)
+    def _clock(self, call: Call) -> bytes:
+        return encode_clock(call.now_ns, is_open=self.market_open)
 
 
 def _parameters(query: str) -> dict[str, str]:
