@@ -45,19 +45,28 @@ _LOG_PERIOD_S = 10.0
     show_default=True,
     help="Quotes per second, shared by the symbols that are subscribed to.",
 )
+@click.option(
+    "--trades",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Make a trade that changes the positions so often; none where not given.",
+)
 @config_option
-def simulate(host: str, port: int, seed: int, rate: float, config: Path | None) -> None:
+def simulate(
+    host: str, port: int, seed: int, rate: float, trades: float | None, config: Path | None
+) -> None:
     """Run the feed simulator alone: Alpaca's protocol on a port of this machine.
 
-    Any key and secret are accepted.
+    Any key and secret are accepted. The same port has Alpaca's REST: past and latest quotes,
+    the clock, a small portfolio's positions, and market orders.
     """
     del config  # It goes with every command; the simulator has no settings.
 
     import anyio
 
-    from mdservice.simulator import SimulatorConfig
+    from mdservice.simulator import DEMO_POSITIONS, SimulatorConfig
 
-    chosen = SimulatorConfig(seed=seed, rate=rate)
+    chosen = SimulatorConfig(seed=seed, rate=rate, positions=DEMO_POSITIONS, trade_every_s=trades)
     anyio.run(partial(_simulate, chosen, host, port), backend="trio")
 
 
@@ -76,11 +85,18 @@ async def _simulate(config: SimulatorConfig, host: str, port: int) -> None:
                 "to use it: MDSERVICE_FEED=simulator "
                 f"MDSERVICE_FEED_URL={simulator.url} mdservice run --symbols AAPL"
             )
+            click.echo(_about_positions(simulator))
             tasks.start_soon(_show_progress, simulator)
             async for _signal in signals:
                 break
             tasks.cancel_scope.cancel()
     click.echo("\nstopped" if _is_terminal() else "stopped")
+
+
+def _about_positions(simulator: Simulator) -> str:
+    every_s = simulator.config.trade_every_s
+    trades = "no trades" if every_s is None else f"a trade every {every_s:g} s"
+    return f"positions at {simulator.rest_url}/v2/positions: {len(simulator.positions)}, {trades}"
 
 
 async def _show_progress(simulator: Simulator) -> None:

@@ -64,6 +64,7 @@ def test_version(invoke) -> None:
         ["unsubscribe", ",", "--socket", "x.sock"],
         ["simulate", "--port", "70000"],
         ["simulate", "--rate", "-1"],
+        ["simulate", "--trades", "0"],
     ],
 )
 def test_wrong_usage_ends_with_2(invoke, arguments: list[str]) -> None:

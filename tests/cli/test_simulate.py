@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 import pytest
 
-from mdservice.cli.simulate import _show_progress
-from mdservice.simulator import SimulatorConfig, open_simulator
+from mdservice.cli.simulate import _about_positions, _show_progress
+from mdservice.simulator import DEMO_POSITIONS, SimulatorConfig, open_simulator
 
 
 async def lines_after(seconds: float) -> None:
@@ -37,3 +37,14 @@ async def test_one_line_that_changes_on_a_terminal(
     output = capsys.readouterr().out
     assert output.count("\r0 connected") == 2
     assert "\n" not in output
+
+
+@pytest.mark.parametrize(
+    ("every_s", "told"), [(None, "no trades"), (20, "a trade every 20 s"), (0.5, "every 0.5 s")]
+)
+async def test_the_positions_and_how_often_they_change(every_s: float | None, told: str) -> None:
+    config = SimulatorConfig(rate=0, positions=DEMO_POSITIONS, trade_every_s=every_s)
+    async with open_simulator(config, port=None) as simulator:
+        line = _about_positions(simulator)
+    assert line.startswith("positions at http://simulator:80/v2/positions: 8, ")
+    assert line.endswith(told)

@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+
+from mdservice.simulator import DEMO_POSITIONS
 
 HEAVY = {
     "alpaca", "anyio", "fastapi", "httpx", "hypercorn", "pandas", "redis", "rich", "structlog",
@@ -143,7 +147,7 @@ def test_simulate_tells_how_to_use_it_and_ends_with_0(
     ) as process:
         try:
             assert process.stdout is not None
-            first, second = process.stdout.readline(), process.stdout.readline()
+            first, second, third = (process.stdout.readline() for _ in range(3))
             url = first.split()[3]
             process.send_signal(number)
             rest, errors = process.communicate(timeout=LIMIT_S)
@@ -152,7 +156,35 @@ def test_simulate_tells_how_to_use_it_and_ends_with_0(
     assert first == f"simulating Alpaca at {url} (seed 3)\n"
     assert url.startswith("ws://127.0.0.1:")
     assert f"MDSERVICE_FEED=simulator MDSERVICE_FEED_URL={url} mdservice run" in second
+    rest_url = f"http{url.removeprefix('ws').removesuffix('/v2/iex')}"
+    assert third == f"positions at {rest_url}/v2/positions: 8, no trades\n"
     assert (process.returncode, rest, errors) == (0, "stopped\n", "")
+
+
+def test_simulate_serves_positions_that_its_trades_change(
+    folder: Path, environ: dict[str, str]
+) -> None:
+    command = [sys.executable, "-u", "-m", "mdservice", "simulate", "--trades", "0.05"]
+    with subprocess.Popen(
+        command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("positions at "):
+                    break
+            url = line.split()[2].rstrip(":")
+            start = {symbol: qty for symbol, (qty, _) in DEMO_POSITIONS.items()}
+            ends = time.monotonic() + LIMIT_S
+            positions = start
+            while positions == start and time.monotonic() < ends:
+                found = httpx.get(url, trust_env=False).raise_for_status().json()
+                positions = {position["symbol"]: position["qty"] for position in found}
+        finally:
+            process.kill()
+    assert line.endswith(": 8, a trade every 0.05 s\n")
+    assert len(positions.keys() & start.keys()) > 4
+    assert positions != start
 
 
 def test_simulate_on_a_port_that_is_taken_says_so(folder: Path, environ: dict[str, str]) -> None:
