@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import attrs
 
 from mdservice.cli.check_result import CheckResult, failed, passed, skipped
+from mdservice.errors import ConfigurationError, PositionsError
+from mdservice.model.position import Position
+from mdservice.positions.file import FileAbsent, FilePositions
+from mdservice.positions.parse import NOT_A_STOCK, parse_positions
 from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
     from mdservice.settings import Settings
 
-__all__ = ["check_clock", "check_history", "check_positions", "positions_problem"]
+__all__ = ["check_clock", "check_history", "check_positions"]
 
 _TIMEOUT_S = 8.0
 _MOST_BYTES = 4 * 1024 * 1024
@@ -26,7 +28,7 @@ _MOST_SKEW_S = 5.0
 _OK = 200
 _REFUSED = (401, 403)
 _LATEST_FEEDS = ("iex", "sip", "delayed_sip", "boats", "overnight")
-_FIELDS = ("symbol", "qty", "avg_entry_price")
+_GIVE = 'give a list or {"positions": [...]}'
 
 
 @attrs.frozen
@@ -97,7 +99,7 @@ async def check_positions(settings: Settings) -> CheckResult:
     if source == "none":
         return skipped(name, "none are followed")
     if source.startswith("file:"):
-        return await anyio.to_thread.run_sync(_check_file, source.removeprefix("file:"))
+        return await _check_file(source.removeprefix("file:"))
     alpaca = source == "alpaca"
     url = f"{settings.trading_url}/v2/positions" if alpaca else source
     try:
@@ -106,49 +108,44 @@ async def check_positions(settings: Settings) -> CheckResult:
         return failed(name, str(exc), "check the network and MDSERVICE_POSITIONS")
     if page.status != _OK:
         return _refused(name, url, page, "MDSERVICE_POSITIONS" + (" and the keys" * alpaca))
-    return _judged(page.body, mask_url(url))
-
-
-def _check_file(name: str) -> CheckResult:
-    path = Path(name).expanduser()
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES)
-    except FileNotFoundError:
+        return _judged(parse_positions(page.body, mask_url(url)), mask_url(url))
+    except PositionsError as exc:
+        return failed(name, str(exc), _GIVE)
+
+
+async def _check_file(path: str) -> CheckResult:
+    name = "positions"
+    try:
+        source = FilePositions(path)
+    except ConfigurationError as exc:
+        return failed(name, str(exc), configuration=True)
+    try:
+        return _judged(await source.fetch(), source.address)
+    except FileAbsent:
         return failed(
-            "positions",
-            f"there is no file {path}; the service would wait for it",
+            name,
+            f"there is no file {source.address}; the service would wait for it",
             'create it, with [] or {"positions": []}',
         )
-    except OSError as exc:
-        return failed("positions", f"{path} cannot be read: {exc.strerror}")
-    return _judged(content, str(path))
+    except PositionsError as exc:
+        return failed(name, str(exc), _GIVE)
 
 
-def _judged(content: bytes, where: str) -> CheckResult:
-    try:
-        document = json.loads(content)
-    except ValueError:
-        return failed("positions", f"{where} holds no JSON", 'give [] or {"positions": []}')
-    problem = positions_problem(document)
-    if problem:
-        return failed("positions", f"{where}: {problem}", 'give a list or {"positions": [...]}')
-    items = document["positions"] if isinstance(document, dict) else document
-    return passed("positions", f"{where} holds {len(items)}")
-
-
-def positions_problem(document: Any) -> str:
-    """Return what is wrong with a document of positions; nothing where it is right."""
-    items = document.get("positions") if isinstance(document, dict) else document
-    if not isinstance(items, list):
-        return "is neither a list nor an object with a list of positions"
-    for number, item in enumerate(items, 1):
-        if not isinstance(item, dict):
-            return f"position {number} is no object"
-        missing = [field for field in _FIELDS if field not in item]
-        if missing:
-            return f"position {number} has no {' and no '.join(missing)}"
-    return ""
+def _judged(positions: Sequence[Position], where: str) -> CheckResult:
+    """Every position whose form is right passes, also those that are not followed."""
+    others = 0
+    for number, position in enumerate(positions, 1):
+        if position.problem == NOT_A_STOCK:
+            others += 1
+        elif position.problem is not None:
+            return failed(
+                "positions",
+                f"{where}: position {number} {position.problem}",
+                "give each position its symbol, qty and avg_entry_price",
+            )
+    not_followed = f", {others} of them {NOT_A_STOCK} and not followed" if others else ""
+    return passed("positions", f"{where} holds {len(positions)}{not_followed}")
 
 
 def _keys(settings: Settings) -> dict[str, str]:

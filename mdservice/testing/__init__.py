@@ -3,6 +3,7 @@
 from mdservice.testing.fake_driver import FakeDriver
 from mdservice.testing.fake_history import FakeHistory
 from mdservice.testing.fake_link import FakeLink
+from mdservice.testing.fake_positions import FakePositions
 from mdservice.testing.memory_store import MemoryPriceStore, Slow, StoreFault
 from mdservice.testing.virtual_clock import VirtualClock
 
@@ -10,6 +11,7 @@ __all__ = [
     "FakeDriver",
     "FakeHistory",
     "FakeLink",
+    "FakePositions",
     "MemoryPriceStore",
     "Slow",
     "StoreFault",

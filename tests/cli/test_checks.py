@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from mdservice.cli.check_feed import log_in
-from mdservice.cli.check_http import (
-    check_clock,
-    check_history,
-    check_positions,
-    positions_problem,
-)
+from mdservice.cli.check_http import check_clock, check_history, check_positions
 from mdservice.cli.check_result import CheckResult, passed, skipped
 from mdservice.cli.checks import check_settings, check_socket
 from mdservice.errors import ConfigurationError, FeedRefused, FeedUnavailable
@@ -175,6 +172,7 @@ async def test_a_file_of_positions_is_ok(document: Any) -> None:
         ('{"positions": {}}', "neither a list nor"),
         ("[3]", "position 1 is no object"),
         ('[{"symbol": "AAPL"}]', "position 1 has no qty and no avg_entry_price"),
+        (json.dumps([POSITION, {**POSITION, "qty": "x"}]), "position 2 has a value in qty"),
     ],
 )
 async def test_a_wrong_file_of_positions_is_told(content: str | None, problem: str) -> None:
@@ -189,8 +187,23 @@ async def test_a_folder_is_no_file_of_positions() -> None:
     assert (result.outcome, "cannot be read" in result.detail) == ("FAIL", True)
 
 
-def test_alpacas_own_list_is_right() -> None:
-    assert positions_problem([{**POSITION, "side": "long", "asset_class": "us_equity"}]) == ""
+async def test_a_pipe_is_no_file_of_positions_and_does_not_block() -> None:
+    os.mkfifo("positions.json")
+    with anyio.fail_after(2):
+        result = await check_positions(file_settings(None))
+    assert (result.outcome, "cannot be read" in result.detail) == ("FAIL", True)
+
+
+async def test_a_home_folder_of_nobody_is_configuration() -> None:
+    settings = Settings(feed="simulator", positions="file:~no-such-user-here/x.json")
+    assert (await check_positions(settings)).configuration
+
+
+async def test_alpacas_own_list_is_right() -> None:
+    rows = [{**POSITION, "side": "long", "asset_class": kind} for kind in ("us_equity", "crypto")]
+    result = await check_positions(file_settings(json.dumps(rows)))
+    assert result.outcome == "ok"
+    assert result.detail.endswith("holds 2, 1 of them not a stock and not followed")
 
 
 def test_a_result_is_frozen() -> None:

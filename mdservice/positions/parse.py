@@ -1,0 +1,235 @@
+"""Positions from JSON: a list of rows, or an object with such a list. Pure.
+
+A row that cannot be used costs itself: it becomes a position with a problem, in its place.
+
+Source: Alpaca, trading API, "All open positions": a bare list, numbers as strings, ``side``
+``long`` or ``short``, ``asset_class`` ``us_equity`` for stocks.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Final, TypeVar
+
+import msgspec
+
+from mdservice.errors import InvalidSymbol, PositionsRefused, PositionsUnavailable
+from mdservice.model.position import Position
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
+
+__all__ = ["MOST_BYTES", "MOST_ROWS", "NOT_A_STOCK", "NotJson", "parse_positions"]
+
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Of one answer or file."""
+MOST_ROWS: Final = 20_000
+NOT_A_STOCK: Final = "not a stock"
+"""The problem of a position whose form is right, but which is no stock."""
+
+_MOST_FIELDS = 50
+"""Of a row, on average; bounds the memory that a huge list of trifles takes."""
+_MOST_DIGITS_BEFORE, _MOST_DIGITS_AFTER = 30, 60
+"""The decimal point; beyond any quantity, and sums of them stay exact and short."""
+_SHOWN = 32
+_SIDES, _STOCKS = ("", "long", "short"), ("", "us_equity")
+_FIELDS = ("symbol", "qty", "avg_entry_price")
+_NUMBERS = ("qty", "avg_entry_price", "multiplier")
+_FORM = 'a list of positions or {"positions": [...]}'
+_ONE = Decimal(1)
+_Kind = TypeVar("_Kind")
+
+
+class NotJson(PositionsRefused):
+    """The content is no JSON at all."""
+
+
+class _Document(msgspec.Struct, gc=False):
+    positions: list[msgspec.Raw]
+
+
+class _Row(msgspec.Struct, gc=False):
+    """``{"symbol":"AAPL","qty":"10","avg_entry_price":"150.00","side":"long"}`` and more."""
+
+    symbol: str
+    qty: Decimal
+    avg_entry_price: Decimal
+    side: str | None = None
+    multiplier: Decimal | None = None
+    asset_class: str | None = None
+
+
+_document_decoder = msgspec.json.Decoder(list[msgspec.Raw] | _Document)
+_row_decoder = msgspec.json.Decoder(_Row)
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def parse_positions(content: bytes, where: str = "the answer") -> list[Position]:
+    """All rows as positions, in their order; a symbol may come more than once.
+
+    Quantities of short positions are below 0: by their sign, or by ``side`` ``short``.
+
+    Args:
+        content: ``[row, …]`` or ``{"positions": [row, …]}`` in UTF-8. ``qty``,
+            ``avg_entry_price`` and ``multiplier`` are JSON numbers or decimal strings, and kept
+            exactly. Unknown fields are ignored.
+        where: What holds the content, for the errors.
+
+    Raises:
+        PositionsUnavailable: The content ends too early; perhaps it is still being written.
+        NotJson: It is no JSON.
+        PositionsRefused: It is JSON, but no positions; or far too much.
+    """
+    if len(content) > MOST_BYTES:
+        raise PositionsRefused(
+            f"{where} has more than {MOST_BYTES // 2**20} MiB, too much for positions"
+        )
+    if content.count(b",") > MOST_ROWS * _MOST_FIELDS:
+        raise PositionsRefused(f"{where} holds too many values for {MOST_ROWS:,} positions")
+    content = content.removeprefix(b"\xef\xbb\xbf")  # what some editors begin a file with
+    try:
+        document = _document_decoder.decode(content)
+    except (ValueError, RecursionError) as exc:
+        raise _no_positions(content, where) from exc
+    rows = document if isinstance(document, list) else document.positions
+    if len(rows) > MOST_ROWS:
+        raise PositionsRefused(
+            f"{where} holds {len(rows):,} positions; at most {MOST_ROWS:,} are followed"
+        )
+    return [_position(row) for row in rows]
+
+
+def _no_positions(content: bytes, where: str) -> PositionsUnavailable | PositionsRefused:
+    try:
+        msgspec.json.decode(content, type=msgspec.Raw)
+    except RecursionError:
+        return PositionsRefused(f"{where} is nested too deeply for positions: give {_FORM}")
+    except ValueError as exc:
+        if "truncated" in str(exc):
+            return PositionsUnavailable(f"{where} holds no JSON yet, or only a part: it ends early")
+        return NotJson(f"{where} holds no JSON ({exc}): give {_FORM}")
+    return PositionsRefused(
+        f"{where} is neither a list nor an object with a list of positions: give {_FORM}"
+    )
+
+
+def _position(raw: msgspec.Raw) -> Position:
+    try:
+        row = _row_decoder.decode(raw)
+    except (ValueError, RecursionError):
+        return _position_of_broken(raw)
+    qty, price, multiplier = row.qty, row.avg_entry_price, row.multiplier
+    if not (
+        _is_usable(qty) and _is_usable(price) and (multiplier is None or _is_usable(multiplier))
+    ):
+        return _position_of_broken(raw)
+    qty = _signed(qty, row.side)
+    symbol, problem = _symbol(row.symbol)
+    return Position(
+        symbol,
+        qty,
+        price,
+        _ONE if multiplier is None else multiplier,
+        problem or _problem_of(row, qty),
+    )
+
+
+def _symbol(written: str) -> tuple[str, str | None]:
+    """The symbol; or what was written, and what is wrong with it."""
+    try:
+        symbol = parse_symbol(written)
+    except InvalidSymbol:
+        symbol = EVERY_SYMBOL
+    if symbol != EVERY_SYMBOL:
+        return symbol, None
+    return _shown(written), "has no valid symbol"
+
+
+def _signed(qty: Decimal, side: str | None) -> Decimal:
+    """Below 0 for a short position; exact, which ``-qty`` and ``abs(qty)`` are not."""
+    if not qty:
+        return qty.copy_abs()
+    return qty.copy_abs().copy_negate() if _word(side) == "short" else qty
+
+
+def _problem_of(row: _Row, qty: Decimal) -> str | None:
+    if row.avg_entry_price < 0:
+        return "has an avg_entry_price below 0"
+    if row.multiplier is not None and row.multiplier <= 0:
+        return "has a multiplier that is not above 0"
+    if qty > 0 and _word(row.side) not in _SIDES:
+        return "has a side that is neither long nor short"
+    if _word(row.asset_class) not in _STOCKS:
+        return NOT_A_STOCK
+    return None
+
+
+def _position_of_broken(raw: msgspec.Raw) -> Position:
+    """What can be had of a row that is not as it should be; it has a problem."""
+    try:
+        fields = _object_decoder.decode(raw)
+    except (ValueError, RecursionError):
+        is_object = bytes(memoryview(raw)[:1]) == b"{"
+        return Position("?", None, None, problem="cannot be read" if is_object else "is no object")
+    given = {name: value for name, value in fields.items() if bytes(value) != b"null"}
+    symbol = _as(str, given.get("symbol"))
+    side = _as(str, given.get("side"))
+    numbers = {name: _number(given.get(name)) for name in _NUMBERS}
+    missing = [name for name in _FIELDS if name not in given]
+    if missing:
+        problem = f"has no {' and no '.join(missing)}"
+    else:
+        problem = _wrong_field(given, symbol, numbers)
+    written = bytes(given.get("symbol", b"")).decode("utf-8", "replace")
+    qty = numbers["qty"]
+    return Position(
+        _shown(written) if symbol is None else _symbol(symbol)[0],
+        qty if qty is None else _signed(qty, side),
+        numbers["avg_entry_price"],
+        numbers["multiplier"] or _ONE,
+        problem,
+    )
+
+
+def _wrong_field(
+    given: dict[str, msgspec.Raw], symbol: str | None, numbers: dict[str, Decimal | None]
+) -> str:
+    if symbol is None or _symbol(symbol)[1] is not None:
+        return "has no valid symbol"
+    for name in _NUMBERS:
+        if name in given and numbers[name] is None:
+            return f"has a value in {name} that is no usable number"
+    for name in ("side", "asset_class"):
+        if name in given and _as(str, given[name]) is None:
+            return f"has a value in {name} that is no text"
+    return "cannot be read"
+
+
+def _as(kind: type[_Kind], raw: msgspec.Raw | None) -> _Kind | None:
+    if raw is None:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _number(raw: msgspec.Raw | None) -> Decimal | None:
+    number = _as(Decimal, raw)
+    return number if number is not None and _is_usable(number) else None
+
+
+def _is_usable(number: Decimal) -> bool:
+    """Whether sums of such numbers can be made and written out; NaN and Infinity are not."""
+    if not number.is_finite() or number.adjusted() >= _MOST_DIGITS_BEFORE:
+        return False
+    exponent = number.as_tuple().exponent
+    return isinstance(exponent, int) and exponent >= -_MOST_DIGITS_AFTER
+
+
+def _word(text: str | None) -> str:
+    return text.strip().lower() if text else ""
+
+
+def _shown(written: str) -> str:
+    """As it was written, as far as it can be shown; ``?`` for nothing."""
+    text = "".join(char if char.isprintable() else "\ufffd" for char in written[: _SHOWN + 1])
+    return (text[:_SHOWN] + "…" if len(text) > _SHOWN else text) or "?"

@@ -1,0 +1,83 @@
+"""A source of positions without a server: a test says what it holds and how it fails."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import anyio
+import anyio.lowlevel
+
+from mdservice.errors import PositionsUnavailable
+from mdservice.model.position import Position
+from mdservice.positions import source
+
+__all__ = ["FakePositions"]
+
+
+class FakePositions:
+    """A :class:`~mdservice.positions.source.PositionSource` in this process.
+
+    Passes the same contract suite as the real ones.
+
+    Args:
+        positions: What it holds at first.
+
+    Attributes:
+        address: As in the status.
+        positions: What it holds; may be set at any time.
+        delay_s: How long every answer takes.
+        script: What the next fetches end with; each takes one, None lets it succeed.
+        always: What every fetch ends with once the script is empty, or None.
+        fetches: When it was asked, by the event loop's clock; the last 10,000.
+        closed: How often it was closed.
+    """
+
+    def __init__(self, positions: Iterable[Position] = ()) -> None:
+        self.address = "fake positions"
+        self.positions: tuple[Position, ...] = tuple(positions)
+        self.delay_s = 0.0
+        self.script: deque[Exception | None] = deque()
+        self.always: Exception | None = None
+        self.fetches: deque[float] = deque(maxlen=10_000)
+        self.closed = 0
+        self._stalled = False
+
+    # As the caller sees it.
+
+    async def fetch(self) -> list[Position]:
+        """See :meth:`mdservice.positions.source.PositionSource.fetch`."""
+        self.fetches.append(anyio.current_time())
+        await anyio.lowlevel.checkpoint()
+        limit_s = source.FETCH_LIMIT_S
+        with anyio.move_on_after(limit_s) as waiting:
+            await (anyio.sleep_forever() if self._stalled else anyio.sleep(self.delay_s))
+        if waiting.cancelled_caught:
+            raise PositionsUnavailable(f"{self.address} do not answer within {limit_s:g} s")
+        outcome = self.script.popleft() if self.script else self.always
+        if outcome is not None:
+            raise outcome
+        return list(self.positions)
+
+    async def aclose(self) -> None:
+        """See :meth:`mdservice.positions.source.PositionSource.aclose`."""
+        self.closed += 1
+        await anyio.lowlevel.checkpoint()
+
+    # As the test sees it.
+
+    def set(self, *positions: Position) -> None:
+        """It holds these from now on, and no others."""
+        self.positions = positions
+
+    def fail(self, error: Exception, times: int = 1) -> None:
+        """Let the next fetches end with this."""
+        self.script.extend([error] * times)
+
+    def stall(self) -> None:
+        """Answer no more; a fetch then ends by its time limit."""
+        self._stalled = True
+
+    def resume(self) -> None:
+        """Answer again, from the next fetch on."""
+        self._stalled = False

@@ -1,0 +1,101 @@
+"""A gateway's positions: what is sent, and what is shown."""
+
+from __future__ import annotations
+
+import logging
+from base64 import b64encode
+from collections.abc import Iterator
+
+import pytest
+
+from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
+from mdservice.positions.http import HttpPositions
+from tests.positions import web as webs
+from tests.positions.web import Web, open_web
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with open_web() as web:
+        yield web
+
+
+async def test_path_query_and_headers_are_sent(web: Web) -> None:
+    source = HttpPositions(f"{web.url}/mine/?account=7", {"Authorization": "Bearer hidden"})
+    await source.fetch()
+    await source.aclose()
+    assert web.paths == ["/mine/?account=7"]
+    (headers,) = web.headers
+    assert headers["Authorization"] == "Bearer hidden"
+    assert headers["Accept"] == "application/json"
+    assert "hidden" not in f"{source.address} {source!r}"
+
+
+async def test_the_urls_login_is_sent_as_basic_auth_and_never_shown(
+    web: Web, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    source = HttpPositions(f"{web.url.replace('//', '//me:hidd%40en@')}/mine")
+    await source.fetch()
+    web.status = 401
+    with pytest.raises(PositionsRefused, match="HTTP 401") as caught:
+        await source.fetch()
+    await source.aclose()
+    assert web.headers[0]["Authorization"] == f"Basic {b64encode(b'me:hidd@en').decode()}"
+    assert source.address == f"{web.url.replace('//', '//***@')}/mine"
+    assert "hidd" not in f"{caught.value} {caplog.text}"
+
+
+async def test_a_redirect_gets_no_login(web: Web) -> None:
+    with open_web() as other:
+        web.status, web.extra = 302, {"Location": other.url}
+        source = HttpPositions(web.url.replace("//", "//me:hidden@"))
+        with pytest.raises(PositionsRefused, match="redirect"):
+            await source.fetch()
+        await source.aclose()
+        assert other.paths == []
+
+
+async def test_a_connection_that_was_closed_meanwhile_costs_nothing(web: Web) -> None:
+    web.behaviour = webs.close_after
+    source = HttpPositions(web.url)
+    for _ in range(3):
+        assert await source.fetch() == []
+    await source.aclose()
+    assert web.connections == 3
+
+
+async def test_a_server_that_always_hangs_up_is_asked_twice(web: Web) -> None:
+    web.behaviour = webs.hang_up
+    source = HttpPositions(web.url)
+    with pytest.raises(PositionsUnavailable, match="cannot be read"):
+        await source.fetch()
+    await source.aclose()
+    assert len(web.paths) == 2
+
+
+async def test_compression_that_was_not_asked_for_is_refused(web: Web) -> None:
+    web.behaviour = webs.bad_compression
+    source = HttpPositions(web.url)
+    with pytest.raises(PositionsRefused, match="without compression"):
+        await source.fetch()
+    await source.aclose()
+    assert web.headers[0]["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://host/x", "file:///etc/passwd", "host:80", "http://", "http://h:hidden/x"]
+)
+def test_a_url_of_another_kind_is_a_wrong_setting(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="the URL of the positions") as caught:
+        HttpPositions(url)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 80, "\u2028"])
+async def test_a_host_that_cannot_be_is_an_error_of_ours(host: str) -> None:
+    source = HttpPositions(f"http://me:hidden@{host}:1/x")
+    with pytest.raises((PositionsRefused, PositionsUnavailable)) as caught:
+        await source.fetch()
+    assert "hidden" not in str(caught.value)
+    await source.aclose()

@@ -1,0 +1,279 @@
+"""What becomes of an answer or a file: exact positions, each problem in its place."""
+
+from __future__ import annotations
+
+import json
+import time
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from mdservice.errors import PositionsRefused, PositionsUnavailable
+from mdservice.model.position import Position
+from mdservice.positions.parse import NOT_A_STOCK, NotJson, parse_positions
+
+ROW = {"symbol": "AAPL", "qty": "10", "avg_entry_price": "150.00"}
+OF_ALPACA = {
+    "asset_id": "904837e3-3b76-47ec-b432-046db621571b",
+    "symbol": "AAPL",
+    "exchange": "NASDAQ",
+    "asset_class": "us_equity",
+    "asset_marginable": True,
+    "qty": "5",
+    "qty_available": "4",
+    "avg_entry_price": "100.0",
+    "side": "long",
+    "market_value": "600.0",
+    "cost_basis": "500.0",
+    "unrealized_pl": "100.0",
+    "unrealized_plpc": "0.20",
+    "unrealized_intraday_pl": "10.0",
+    "unrealized_intraday_plpc": "0.0084",
+    "current_price": "120.0",
+    "lastday_price": "119.0",
+    "change_today": "0.0084",
+}
+
+
+def parsed(document: Any) -> list[Position]:
+    return parse_positions(json.dumps(document).encode())
+
+
+def one(**fields: Any) -> Position:
+    row = {name: value for name, value in {**ROW, **fields}.items() if value is not ...}
+    (position,) = parsed([row])
+    return position
+
+
+def one_raw(text: str) -> Position:
+    (position,) = parse_positions(b"[%s]" % text.encode())
+    return position
+
+
+# Forms
+
+
+@pytest.mark.parametrize("document", [[ROW], {"positions": [ROW]}, {"at": 1, "positions": [ROW]}])
+def test_a_list_and_an_object_with_a_list_are_the_same(document: Any) -> None:
+    assert parsed(document) == [Position("AAPL", Decimal(10), Decimal("150.00"))]
+
+
+def test_no_positions_are_fine() -> None:
+    assert parsed([]) == parsed({"positions": []}) == []
+
+
+def test_the_order_is_kept_and_a_symbol_may_come_twice() -> None:
+    rows = [{**ROW, "symbol": symbol} for symbol in ("MSFT", "AAPL", "MSFT")]
+    assert [position.symbol for position in parsed(rows)] == ["MSFT", "AAPL", "MSFT"]
+
+
+def test_alpacas_own_row_is_read() -> None:
+    assert parsed([OF_ALPACA]) == [Position("AAPL", Decimal(5), Decimal("100.0"))]
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert len(parse_positions(b"\xef\xbb\xbf" + json.dumps([ROW]).encode())) == 1
+
+
+def test_a_symbol_is_raised_and_stripped() -> None:
+    assert one(symbol=" brk.b ").symbol == "BRK.B"
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.1",
+        "10",
+        "0",
+        "1e3",
+        "2.5E-7",
+        "123456789012345678901234567890",
+        "0.123456789012345678901234567890123456789",
+        "12345678901234567890.123456789012345678901234567890",
+    ],
+)
+def test_numbers_and_strings_of_them_are_exact(text: str) -> None:
+    for written in (text, f'"{text}"', f"-{text}", f'"-{text}"'):
+        position = one_raw(f'{{"symbol":"A","qty":{written},"avg_entry_price":{text}}}')
+        assert position.problem is None
+        assert position.qty == Decimal(written.strip('"'))
+        assert position.avg_entry_price == Decimal(text)
+        assert str(position.qty) == str(Decimal(written.strip('"')) or position.qty)
+
+
+@pytest.mark.parametrize("value", ["0", 0, "-0", "0.000", "-0.0"])
+def test_nothing_is_a_quantity_without_a_sign(value: Any) -> None:
+    for side in ("long", "short"):
+        position = one(qty=value, side=side)
+        assert position.problem is None
+        assert position.qty is not None
+        assert not position.qty.is_signed()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["NaN", "nan", "Infinity", "-inf", "sNaN", "", "x", "1,5", "0x10", "1e30", "1e999999999",
+     "1e-61", "0e999999", True, [1], {"a": 1}, "1e99999999999999999999"],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["qty", "avg_entry_price", "multiplier"])
+def test_what_is_no_usable_number_is_a_problem_of_its_row(field: str, value: Any) -> None:
+    position = one(**{field: value})
+    assert position.problem == f"has a value in {field} that is no usable number"
+    assert position.symbol == "AAPL"
+    assert (position.qty is None) == (field == "qty")
+    assert (position.avg_entry_price is None) == (field == "avg_entry_price")
+    assert position.multiplier == 1
+
+
+def test_huge_json_numbers_are_a_problem_and_cost_no_time() -> None:
+    started = time.monotonic()
+    position = one_raw('{"symbol":"A","qty":1e999999999,"avg_entry_price":1e-999999999}')
+    assert (position.qty, position.avg_entry_price) == (None, None)
+    assert time.monotonic() - started < 0.5
+
+
+def test_a_number_that_json_does_not_know_spoils_the_whole() -> None:
+    for word in (b"NaN", b"Infinity", b"-Infinity"):
+        with pytest.raises(NotJson):
+            parse_positions(b'[{"symbol":"A","qty":%s,"avg_entry_price":1}]' % word)
+
+
+def test_a_price_below_0_is_a_problem() -> None:
+    position = one(avg_entry_price="-1")
+    assert position.problem == "has an avg_entry_price below 0"
+    assert position.avg_entry_price == -1
+
+
+# Sides
+
+
+@pytest.mark.parametrize(
+    ("qty", "side", "expected"),
+    [
+        ("5", "long", "5"),
+        ("5", None, "5"),
+        ("5", "", "5"),
+        ("5", ..., "5"),
+        ("-5", ..., "-5"),
+        ("5", "short", "-5"),
+        ("-5", "short", "-5"),
+        ("-5", "long", "-5"),
+        ("-5", "sell", "-5"),
+        ("5", "SHORT", "-5"),
+        ("1.2345678901234567890123456789012345", "short", "-1.2345678901234567890123456789012345"),
+    ],
+)
+def test_short_is_told_by_the_sign_or_the_side(qty: str, side: Any, expected: str) -> None:
+    position = one(qty=qty, side=side)
+    assert (position.problem, str(position.qty)) == (None, expected)
+
+
+def test_a_side_that_is_not_known_is_a_problem() -> None:
+    assert one(side="sell").problem == "has a side that is neither long nor short"
+    assert one(side=3).problem == "has a value in side that is no text"
+
+
+# Multiplier, kind
+
+
+def test_a_multiplier_is_kept() -> None:
+    assert one(multiplier="100").multiplier == 100
+    assert one(multiplier=0.5).multiplier == Decimal("0.5")
+    assert one(multiplier=None).multiplier == 1
+    for value in (0, "-1"):
+        assert one(multiplier=value).problem == "has a multiplier that is not above 0"
+
+
+@pytest.mark.parametrize("kind", ["crypto", "us_option", "CRYPTO"])
+def test_what_is_no_stock_is_kept_with_that_problem(kind: str) -> None:
+    position = one(symbol="BTCUSD", asset_class=kind)
+    assert position == Position("BTCUSD", Decimal(10), Decimal("150.00"), problem=NOT_A_STOCK)
+
+
+@pytest.mark.parametrize("kind", ["us_equity", "US_EQUITY", None, "", ...])
+def test_stocks_are_stocks(kind: Any) -> None:
+    assert one(asset_class=kind).problem is None
+
+
+# Rows that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("row", "symbol", "problem"),
+    [
+        (3, "?", "is no object"),
+        (None, "?", "is no object"),
+        ([ROW], "?", "is no object"),
+        ("AAPL", "?", "is no object"),
+        ({}, "?", "has no symbol and no qty and no avg_entry_price"),
+        ({"symbol": "aapl"}, "AAPL", "has no qty and no avg_entry_price"),
+        ({**ROW, "qty": None}, "AAPL", "has no qty"),
+        ({**ROW, "symbol": None}, "?", "has no symbol"),
+        ({**ROW, "symbol": ""}, "?", "has no valid symbol"),
+        ({**ROW, "symbol": "*"}, "*", "has no valid symbol"),
+        ({**ROW, "symbol": "no such"}, "no such", "has no valid symbol"),
+        ({**ROW, "symbol": "straße"}, "straße", "has no valid symbol"),
+        ({**ROW, "symbol": 12}, "12", "has no valid symbol"),
+        ({**ROW, "symbol": {"a": 1}}, '{"a": 1}', "has no valid symbol"),
+        ({**ROW, "symbol": "A" * 33}, "A" * 32 + "…", "has no valid symbol"),
+        ({**ROW, "symbol": "X" * 100_000}, "X" * 32 + "…", "has no valid symbol"),
+        ({**ROW, "symbol": "A\x1b[2J\n"}, "A\ufffd[2J\ufffd", "has no valid symbol"),
+        ({**ROW, "asset_class": 3}, "AAPL", "has a value in asset_class that is no text"),
+    ],
+)
+def test_a_row_that_cannot_be_used_costs_itself(row: Any, symbol: str, problem: str) -> None:
+    before, broken, after = parsed([ROW, row, {**ROW, "symbol": "MSFT"}])
+    assert (before.symbol, after.symbol) == ("AAPL", "MSFT")
+    assert (before.problem, after.problem) == (None, None)
+    assert (broken.symbol, broken.problem) == (symbol, problem)
+
+
+def test_what_is_readable_of_a_broken_row_is_kept() -> None:
+    position = one(symbol="?!", side="short", avg_entry_price="x")
+    assert position.qty == -10
+    assert position.avg_entry_price is None
+
+
+def test_a_row_of_broken_text_costs_itself() -> None:
+    row = b'{"symbol":"\xff","qty":1,"avg_entry_price":1}'
+    good = json.dumps(ROW).encode()
+    first, broken, last = parse_positions(b"[%s,%s,%s]" % (good, row, good))
+    assert (first.problem, last.problem) == (None, None)
+    assert broken.problem
+
+
+def test_a_row_nested_deeply_costs_itself_or_is_refused() -> None:
+    deep = b'{"symbol":"A","qty":1,"avg_entry_price":1,"x":' + b"[" * 100_000 + b"]" * 100_000
+    with pytest.raises(PositionsRefused, match="nested"):
+        parse_positions(b"[" + deep + b"}]")
+
+
+# What is no positions
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"3", b"null", b'"AAPL"', b"{}", b'{"positions": {}}', b'{"positions": null}',
+     b'{"code": 40110000, "message": "request is not authorized"}'],
+)  # fmt: skip
+def test_json_that_is_no_positions_is_refused(content: bytes) -> None:
+    with pytest.raises(PositionsRefused, match="it is neither a list nor an object") as caught:
+        parse_positions(content, "it")
+    assert not isinstance(caught.value, NotJson)
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[1,]", b"[1] x", b"\x00", b"nope", b"3 x"])
+def test_what_is_no_json_is_refused_as_such(content: bytes) -> None:
+    with pytest.raises(NotJson, match="it holds no JSON"):
+        parse_positions(content, "it")
+
+
+def test_every_part_of_a_document_is_waited_for() -> None:
+    content = json.dumps({"positions": [OF_ALPACA, ROW]}).encode()
+    for end in range(len(content)):
+        with pytest.raises(PositionsUnavailable, match="it holds no JSON yet"):
+            parse_positions(content[:end], "it")

@@ -1,0 +1,36 @@
+"""How much is read, and how quickly."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from mdservice.errors import PositionsRefused
+from mdservice.positions.parse import MOST_BYTES, MOST_ROWS, parse_positions
+from tests.positions.test_parse import OF_ALPACA, ROW, parsed
+
+
+def test_too_much_is_refused() -> None:
+    rows = json.dumps([ROW] * (MOST_ROWS + 1)).encode()
+    with pytest.raises(PositionsRefused, match=r"20,001 positions"):
+        parse_positions(rows)
+    with pytest.raises(PositionsRefused, match="16 MiB"):
+        parse_positions(b" " * (MOST_BYTES + 1))
+    with pytest.raises(PositionsRefused, match="too many values"):
+        parse_positions(b"[" + b"0," * (MOST_BYTES // 2 - 2) + b"0]")
+
+
+def test_as_much_as_is_allowed_is_read() -> None:
+    assert len(parsed([OF_ALPACA] * MOST_ROWS)) == MOST_ROWS
+
+
+def test_ten_thousand_rows_are_quick() -> None:
+    content = json.dumps([OF_ALPACA] * 10_000).encode()
+    best_s = 9.0
+    for _ in range(5):
+        started = time.thread_time()
+        parse_positions(content)
+        best_s = min(best_s, time.thread_time() - started)
+    assert best_s < 0.1
