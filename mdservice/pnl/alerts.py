@@ -1,0 +1,178 @@
+"""Which alert rules were crossed. Pure.
+
+Only crossings are told, each once; that a value came back is no alert, it only makes the next
+crossing count. A rule that is beyond its level when it is first looked at has crossed, so a
+program that was started anew tells it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from itertools import chain
+
+import attrs
+import msgspec
+
+from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.timestamps import format_ns
+from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.holding import Holding
+from mdservice.pnl.numbers import EXACT, percentage, short
+from mdservice.pnl.rules import TOTAL, AlertRule, Direction, Kind
+
+__all__ = ["Alert", "AlertBook", "encode_alert"]
+
+_encode = msgspec.json.encode
+
+
+@attrs.frozen
+class Alert:
+    """One crossing.
+
+    Attributes:
+        rule: The rule's text.
+        symbol: Of which symbol, or ``total``.
+        kind: ``pnl``, ``pct``, ``price`` or ``stale``.
+        direction: ``above``, ``below`` or ``stale``.
+        level: What was crossed; None for ``stale``.
+        value: What is beyond it: money, per cent or a price; for ``stale`` the age of the quote
+            in seconds.
+        at_ns: When it was seen, UTC nanoseconds.
+    """
+
+    rule: str
+    symbol: str
+    kind: Kind
+    direction: Direction
+    level: Decimal | None
+    value: Decimal
+    at_ns: int
+
+
+class AlertBook:
+    """The rules, and which of them are crossed for which symbol.
+
+    The P&L of a symbol is the sum of its lots. A value that is not there, such as the P&L of an
+    unpriced symbol, neither crosses nor comes back. Of a position that was closed nothing is
+    remembered: opened again, it crosses anew. A rule on a symbol that is not held waits.
+
+    The total is that of the rows that have a price, as it is reported. While a symbol has lost
+    its price (its newest quote has neither side), the total can cross but not come back: it
+    would not have, were the price there.
+
+    Args:
+        rules: Of :func:`mdservice.pnl.rules.parse_rule`; repeats are left out.
+    """
+
+    def __init__(self, rules: Iterable[AlertRule]) -> None:
+        self.rules = tuple({rule.text: rule for rule in rules}.values())
+        self._of_symbol: dict[str, list[AlertRule]] = {}
+        for rule in self.rules:
+            self._of_symbol.setdefault(rule.symbol, []).append(rule)
+        self._of_total = self._of_symbol.pop(TOTAL, [])
+        self._of_each = self._of_symbol.pop(EVERY_SYMBOL, [])
+        self._crossed: dict[str, set[str]] = {}
+        """Texts of rules by symbol or ``total``."""
+        self._seen = 0
+
+    def check(self, engine: PnlEngine, now_ns: int) -> list[Alert]:
+        """The crossings since the last check, in the order in which the symbols changed.
+
+        Looks only at what changed, so it is to be called after each event, and at
+        :attr:`PnlEngine.wake_ns` for what becomes stale; always with the same engine. Called
+        after several events, it sees where they led, not what was in between.
+        """
+        if not self.rules or (
+            self._seen == engine.version and (engine.wake_ns is None or now_ns < engine.wake_ns)
+        ):
+            return []
+        alerts: list[Alert] = []
+        changed = engine.changed(self._seen, now_ns)
+        if engine.whole_due(self._seen):
+            for symbol in [s for s in self._crossed if s != TOTAL and engine.holding(s) is None]:
+                del self._crossed[symbol]
+        for holding in changed:
+            if holding.opened > self._seen:
+                self._crossed.pop(holding.symbol, None)
+            for rule in chain(self._of_symbol.get(holding.symbol, ()), self._of_each):
+                self._check_holding(rule, holding, now_ns, alerts)
+        self._check_total(engine, now_ns, alerts)
+        self._seen = engine.version
+        return alerts
+
+    def _check_holding(
+        self, rule: AlertRule, holding: Holding, now_ns: int, alerts: list[Alert]
+    ) -> None:
+        status = holding.status
+        if status == "unpriced" or holding.quote is None or holding.price is None:
+            return
+        if rule.kind == "stale":
+            beyond, back = status == "stale", status == "live"
+            value = EXACT.scaleb(Decimal(now_ns - holding.quote.ts_event_ns), -9)
+        else:
+            found = holding.price if rule.kind == "price" else _pnl(rule, holding)
+            if found is None:
+                return
+            value, beyond, back = found, rule.beyond(found), rule.back(found)
+        if self._crosses(rule, holding.symbol, beyond=beyond, back=back):
+            alerts.append(_alert(rule, holding.symbol, value, now_ns))
+
+    def _check_total(self, engine: PnlEngine, now_ns: int, alerts: list[Alert]) -> None:
+        if not engine.positions:
+            self._crossed.pop(TOTAL, None)
+        totals = engine.totals
+        if not totals.priced:
+            return
+        for rule in self._of_total:
+            value = totals.unrealized_pnl if rule.kind == "pnl" else totals.unrealized_pnl_pct
+            if value is None:
+                continue
+            back = rule.back(value) and not totals.lost
+            if self._crosses(rule, TOTAL, beyond=rule.beyond(value), back=back):
+                alerts.append(_alert(rule, TOTAL, value, now_ns))
+
+    def _crosses(self, rule: AlertRule, symbol: str, *, beyond: bool, back: bool) -> bool:
+        """Note on which side it is; whether it has crossed just now."""
+        crossed = self._crossed.get(symbol)
+        if beyond:
+            if crossed is None:
+                self._crossed[symbol] = {rule.text}
+                return True
+            new = rule.text not in crossed
+            crossed.add(rule.text)
+            return new
+        if back and crossed is not None:
+            crossed.discard(rule.text)
+        return False
+
+
+def _pnl(rule: AlertRule, holding: Holding) -> Decimal | None:
+    return holding.pnl if rule.kind == "pnl" else percentage(holding.pnl, holding.hundredth)
+
+
+def _alert(rule: AlertRule, symbol: str, value: Decimal, at_ns: int) -> Alert:
+    return Alert(rule.text, symbol, rule.kind, rule.direction, rule.level, value, at_ns)
+
+
+def encode_alert(alert: Alert) -> bytes:
+    """The message of the channel ``pnl.alert``.
+
+    ``{"rule":"AAPL pnl < -500","symbol":"AAPL","kind":"pnl","direction":"below","level":-500,
+    "value":-512.35,"at":"2026-11-20T15:51:44.208912345Z"}``
+    """
+    return _encode(
+        {
+            "rule": alert.rule,
+            "symbol": alert.symbol,
+            "kind": alert.kind,
+            "direction": alert.direction,
+            "level": None if alert.level is None else _raw(alert.level),
+            "value": _raw(alert.value),
+            "at": format_ns(alert.at_ns),
+        }
+    )
+
+
+def _raw(number: Decimal) -> msgspec.Raw:
+    return msgspec.Raw(short(number).encode())

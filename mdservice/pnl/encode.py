@@ -1,0 +1,108 @@
+"""P&L and positions as the JSON that the gateway answers with. Numbers are the exact decimals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from operator import add
+
+import msgspec
+
+from mdservice.model.position import Position
+from mdservice.pnl.numbers import plain, short, shown
+from mdservice.pnl.rows import PnlReport, Row
+
+__all__ = ["PnlEncoder", "encode_positions"]
+
+_encode = msgspec.json.encode
+
+
+def _json(text: str) -> str:
+    return _encode(text).decode()
+
+
+def _given(number: Decimal | None) -> str:
+    return "null" if number is None else plain(number)
+
+
+def _position(symbol: str, qty: Decimal | None, avg_entry_price: Decimal | None) -> str:
+    """The zeros that the source wrote stay. Its end is left to the caller."""
+    return (
+        f'{{"symbol":{_json(symbol)},"qty":{_given(qty)}'
+        f',"avg_entry_price":{_given(avg_entry_price)}'
+    )
+
+
+def _head(row: Row) -> str:
+    """What does not follow the price."""
+    return _position(row.symbol, row.qty, row.avg_entry_price)
+
+
+def _tail(row: Row) -> str:
+    price, pnl, percent = row.current_price, row.unrealized_pnl, row.unrealized_pnl_pct
+    updated = "null" if row.last_updated is None else f'"{row.last_updated}"'
+    problem = "" if row.problem is None else f',"problem":{_json(row.problem)}'
+    return (
+        f',"current_price":{"null" if price is None else short(price)}'
+        f',"unrealized_pnl":{"null" if pnl is None else short(pnl)}'
+        f',"unrealized_pnl_pct":{"null" if percent is None else short(percent)}'
+        f',"last_updated":{updated},"status":"{row.status}"{problem}}}'
+    )
+
+
+class PnlEncoder:
+    """Encodes the reports of one engine; of a whole report only what changed since the last.
+
+    It keeps as much as one whole report.
+    """
+
+    def __init__(self) -> None:
+        self._rows: Sequence[Row] = ()
+        self._heads: list[str] = []
+        self._tails: list[str] = []
+
+    def encode(self, report: PnlReport) -> bytes:
+        """``{"positions":[…],"total_unrealized_pnl":371.35,"priced":1,"unpriced":0}``.
+
+        A whole report and one of changes have the same form. A row is
+        ``{"symbol":"AAPL","qty":10,…,"status":"live"}``, with ``problem`` only where there is
+        one. Computed numbers have no zeros at the end of their decimals, no number an exponent.
+        """
+        rows = report.positions
+        if report.whole:
+            self._learn(rows)
+            texts = map(add, self._heads, self._tails)
+        else:
+            texts = map(add, map(_head, rows), map(_tail, rows))
+        return (
+            f'{{"positions":[{",".join(texts)}]'
+            f',"total_unrealized_pnl":{short(report.total_unrealized_pnl)}'
+            f',"priced":{report.priced},"unpriced":{report.unpriced}}}'
+        ).encode()
+
+    def _learn(self, rows: Sequence[Row]) -> None:
+        if len(rows) != len(self._rows):
+            self._heads, self._tails = list(map(_head, rows)), list(map(_tail, rows))
+        else:
+            for place, (row, known) in enumerate(zip(rows, self._rows, strict=True)):
+                if row is known:
+                    continue
+                self._tails[place] = _tail(row)
+                if (
+                    row.qty is not known.qty
+                    or row.symbol is not known.symbol
+                    or row.avg_entry_price is not known.avg_entry_price
+                ):
+                    self._heads[place] = _head(row)
+        self._rows = rows
+
+
+def encode_positions(positions: Iterable[Position]) -> bytes:
+    """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``, in their order.
+
+    What is unreadable or no JSON number, or would be an endless one, is null.
+    """
+    texts = [
+        _position(lot.symbol, shown(lot.qty), shown(lot.avg_entry_price)) + "}" for lot in positions
+    ]
+    return f'{{"positions":[{",".join(texts)}]}}'.encode()

@@ -1,0 +1,284 @@
+"""Positions at live prices: rows and totals that follow each quote. Pure.
+
+An event costs what its symbol's lots cost, and what changed can be asked for alone, so that
+ten thousand positions are no slower than ten while only a few prices move.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from heapq import heappop, heappush, heapreplace
+from typing import Final
+
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote, mid_number
+from mdservice.pnl.holding import Holding
+from mdservice.pnl.numbers import to_price
+from mdservice.pnl.rows import PnlReport, Row
+from mdservice.pnl.totals import Totals
+
+__all__ = ["MOST_REMEMBERED", "PnlEngine"]
+
+MOST_REMEMBERED: Final = 20_000
+"""Symbols not held whose newest quote is remembered; more than any feed has. Beyond it, those
+that were closed or first heard of longest ago are forgotten."""
+
+_S_NS = 1_000_000_000
+
+
+class PnlEngine:
+    """Prices of symbols, held or not, and the P&L of the positions.
+
+    A price is live until its quote is older than ``stale_after_s + feed_delay_s``, its symbol
+    has not been heard of for ``price_ttl_s``, or its key is known to be gone; then it is stale,
+    and still shown. Statuses go with the time that is passed; a clock that is set back makes
+    nothing live again before the symbol's next quote.
+
+    Quotes of symbols that are not held are welcome: the newest of each is remembered, so that a
+    position opened a moment later has its price at once. So are prices of closed positions.
+
+    Args:
+        stale_after_s: Seconds after which a price counts as stale.
+        price_ttl_s: Seconds for which the key of a price exists.
+        feed_delay_s: By how many seconds the feed is late on purpose.
+    """
+
+    def __init__(
+        self, *, stale_after_s: float, price_ttl_s: float, feed_delay_s: float = 0.0
+    ) -> None:
+        self._first_stale_age_ns = round((stale_after_s + feed_delay_s) * _S_NS) + 1
+        self._ttl_ns = round(price_ttl_s * _S_NS)
+        self._positions: tuple[Position, ...] = ()
+        self._places: list[tuple[Holding, int]] = []
+        """Each position's holding, and which of its lots it is."""
+        self._held: OrderedDict[str, Holding] = OrderedDict()
+        """By the version of their last change."""
+        self._remembered: dict[str, Holding] = {}
+        self._heap: list[tuple[int, str]] = []
+        """When to look at live holdings: at most one entry of each counts, its ``due_ns``, which
+        may come too early."""
+        self._whole_version = 0
+        self.version = 0
+        """Goes up by one with each change."""
+        self.totals = Totals()
+        """Of all rows; to be read only."""
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        """As they were set."""
+        return self._positions
+
+    @property
+    def symbols(self) -> list[str]:
+        """The symbols whose price is wanted, in no order."""
+        return [symbol for symbol, holding in self._held.items() if holding.priceable]
+
+    @property
+    def wake_ns(self) -> int | None:
+        """No price becomes stale by itself before this time; None: none does."""
+        return self._heap[0][0] if self._heap else None
+
+    def holding(self, symbol: str) -> Holding | None:
+        """A held symbol, to be read only; None where it is not held."""
+        return self._held.get(symbol)
+
+    def set_positions(self, positions: Sequence[Position]) -> bool:
+        """Replace all lots; whether anything is different now.
+
+        What is known of prices stays. Rows that stay the same do not count as changed, and where
+        no row was added, removed or moved, no whole report is due. Costs as much as there are
+        positions.
+        """
+        positions = tuple(positions)
+        if positions == self._positions:
+            return False
+        lots: dict[str, list[Position]] = {}
+        places: list[tuple[str, int]] = []
+        for position in positions:
+            of_symbol = lots.setdefault(position.symbol, [])
+            places.append((position.symbol, len(of_symbol)))
+            of_symbol.append(position)
+        moved = places != [(holding.symbol, place) for holding, place in self._places]
+        for symbol in self._held.keys() - lots.keys():
+            self._close(self._held.pop(symbol))
+        for symbol, of_symbol in lots.items():
+            holding = self._held.get(symbol)
+            if holding is None:
+                self._open(symbol, of_symbol)
+            elif holding.positions != tuple(of_symbol):
+                self._replace(holding, of_symbol)
+        self._places = [(self._held[symbol], place) for symbol, place in places]
+        self._positions = positions
+        if moved:
+            self.version += 1
+            self._whole_version = self.version
+        return True
+
+    def update(self, quote: Quote, now_ns: int) -> bool:
+        """A quote came, as an event or from a key; whether a row changed.
+
+        An older one than the known one is ignored. The same one once more tells that its key is
+        there. One without a price makes its symbol unpriced.
+        """
+        symbol = quote.symbol
+        holding = self._held.get(symbol) or self._remembered.get(symbol) or self._remember(symbol)
+        known = holding.quote
+        event_ns = quote.ts_event_ns
+        number = mid_number(quote.bid, quote.ask)
+        if known is None:
+            self._reprice(holding, quote, number)
+            changed = True
+        elif event_ns < known.ts_event_ns:
+            return False
+        elif number != holding.number:
+            self._reprice(holding, quote, number)
+            changed = True
+        else:
+            holding.quote = quote
+            changed = event_ns != known.ts_event_ns
+        holding.heard_ns = now_ns
+        live_until_ns = self._live_until_ns(quote, now_ns)
+        live = now_ns < live_until_ns and holding.price is not None
+        if live is not holding.live:
+            holding.live, changed = live, True
+        if live and holding.positions:
+            self._watch(holding, live_until_ns)
+        if changed and holding.priceable:
+            self._touch(holding)
+            return True
+        return False
+
+    def expire(self, symbols: Iterable[str], now_ns: int) -> None:
+        """The keys of these symbols are gone: stale until the next quote, or the same again."""
+        self._pass_time(now_ns)
+        for symbol in symbols:
+            holding = self._held.get(symbol) or self._remembered.get(symbol)
+            if holding is not None:
+                self._end_live(holding)
+
+    def report(self, now_ns: int) -> PnlReport:
+        """All rows, in the order of their source."""
+        self._pass_time(now_ns)
+        return self._told([holding.rows()[place] for holding, place in self._places], whole=True)
+
+    def changes(self, since: int, now_ns: int) -> PnlReport:
+        """The rows that changed after a report of version ``since``, and the totals.
+
+        Costs as much as there are changed rows. The whole report, where rows were added, removed
+        or moved, or ``since`` is of another engine.
+        """
+        if self.whole_due(since):
+            return self.report(now_ns)
+        changed = self.changed(since, now_ns)
+        return self._told([row for holding in changed for row in holding.rows()], whole=False)
+
+    def changed(self, since: int, now_ns: int) -> list[Holding]:
+        """The held symbols that changed after version ``since``, in the order of their change."""
+        self._pass_time(now_ns)
+        found = []
+        for holding in reversed(self._held.values()):
+            if holding.version <= since:
+                break
+            found.append(holding)
+        found.reverse()
+        return found
+
+    def whole_due(self, since: int) -> bool:
+        """Whether rows were added, removed or moved after version ``since``."""
+        return not self._whole_version <= since <= self.version
+
+    def _told(self, rows: list[Row], *, whole: bool) -> PnlReport:
+        totals = self.totals
+        return PnlReport(
+            tuple(rows),
+            totals.unrealized_pnl,
+            totals.priced,
+            totals.unpriced,
+            self.version,
+            whole,
+        )
+
+    def _open(self, symbol: str, lots: Sequence[Position]) -> None:
+        holding = self._remembered.pop(symbol, None) or Holding(symbol)
+        holding.hold(lots)
+        self._held[symbol] = holding
+        self.totals.enter(holding)
+        self._touch(holding)
+        holding.opened = holding.version
+        if holding.live and holding.quote is not None:
+            self._watch(holding, self._live_until_ns(holding.quote, holding.heard_ns))
+
+    def _replace(self, holding: Holding, lots: Sequence[Position]) -> None:
+        before = list(holding.rows())
+        self.totals.leave(holding)
+        holding.hold(lots)
+        self.totals.enter(holding)
+        if holding.rows() != before:
+            self._touch(holding)
+
+    def _close(self, holding: Holding) -> None:
+        self.totals.leave(holding)
+        holding.hold(())
+        if holding.quote is not None:
+            self._keep(holding)
+
+    def _remember(self, symbol: str) -> Holding:
+        return self._keep(Holding(symbol))
+
+    def _keep(self, holding: Holding) -> Holding:
+        if len(self._remembered) >= MOST_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[holding.symbol] = holding
+        return holding
+
+    def _reprice(self, holding: Holding, quote: Quote, number: float | Decimal | None) -> None:
+        price, before = to_price(number), holding.price
+        if price is not None and before is not None:  # nearly always, so the short way
+            self.totals.step(holding, before, price)
+            holding.quote, holding.number, holding.price = quote, number, price
+            return
+        self.totals.leave(holding)
+        holding.quote, holding.number, holding.price = quote, number, price
+        self.totals.enter(holding)
+
+    def _touch(self, holding: Holding) -> None:
+        self.version += 1
+        holding.version = self.version
+        holding.fresh = False
+        self._held.move_to_end(holding.symbol)
+
+    def _live_until_ns(self, quote: Quote, heard_ns: int) -> int:
+        """The first nanosecond at which it is no longer live."""
+        return min(quote.ts_event_ns + self._first_stale_age_ns, heard_ns + self._ttl_ns)
+
+    def _watch(self, holding: Holding, at_ns: int) -> None:
+        if holding.due_ns is None or at_ns < holding.due_ns:  # sooner only by a clock set back
+            holding.due_ns = at_ns
+            heappush(self._heap, (at_ns, holding.symbol))
+
+    def _pass_time(self, now_ns: int) -> None:
+        """Make stale what is due. Each quote makes for at most one entry to look at."""
+        heap = self._heap
+        while heap and heap[0][0] <= now_ns:
+            due_ns, symbol = heap[0]
+            holding = self._held.get(symbol) or self._remembered.get(symbol)
+            if holding is None or holding.due_ns != due_ns:
+                heappop(heap)
+                continue
+            if holding.live and holding.quote is not None and holding.positions:
+                live_until_ns = self._live_until_ns(holding.quote, holding.heard_ns)
+                if now_ns < live_until_ns:
+                    holding.due_ns = live_until_ns
+                    heapreplace(heap, (live_until_ns, symbol))
+                    continue
+                self._end_live(holding)
+            holding.due_ns = None
+            heappop(heap)
+
+    def _end_live(self, holding: Holding) -> None:
+        if holding.live:
+            holding.live = False
+            if holding.priceable:
+                self._touch(holding)

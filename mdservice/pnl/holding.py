@@ -1,0 +1,159 @@
+"""One symbol: its lots, its newest quote, and the rows that follow from both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+import attrs
+
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.model.timestamps import format_ns
+from mdservice.pnl.numbers import EXACT, MOST_DIGITS, ZERO, percentage, shown, sums_up
+from mdservice.pnl.rows import Row, Status
+
+__all__ = ["Holding"]
+
+_fma = EXACT.fma
+
+
+@attrs.frozen
+class _Lot:
+    """A position with what of its P&L does not depend on the price.
+
+    Attributes:
+        qty: As the position's, 0 without its sign.
+        avg_entry_price: Likewise.
+        problem: Why it is never priced, or None; then the following are 0.
+        units: Shares: ``qty`` x multiplier.
+        minus_paid: -``units`` x ``avg_entry_price``; P&L is ``units`` x price + ``minus_paid``.
+        hundredth: One per cent of ``|qty|`` x ``avg_entry_price`` x multiplier.
+    """
+
+    qty: Decimal | None
+    avg_entry_price: Decimal | None
+    problem: str | None
+    units: Decimal = ZERO
+    minus_paid: Decimal = ZERO
+    hundredth: Decimal = ZERO
+
+
+def _lot(position: Position) -> _Lot:
+    qty, avg = shown(position.qty), shown(position.avg_entry_price)
+    problem = position.problem or _problem(position)
+    if problem is not None or qty is None or avg is None:
+        return _Lot(qty, avg, problem)
+    units = EXACT.multiply(qty, position.multiplier)
+    minus_paid = EXACT.minus(EXACT.multiply(units, avg))
+    hundredth = EXACT.scaleb(minus_paid if qty < 0 else EXACT.minus(minus_paid), -2)
+    return _Lot(qty, avg, None, units, minus_paid, hundredth)
+
+
+def _problem(position: Position) -> str | None:
+    for name, number in (
+        ("qty", position.qty),
+        ("avg_entry_price", position.avg_entry_price),
+        ("multiplier", position.multiplier),
+    ):
+        if number is None:
+            return f"{name} is missing or is no number"
+        if not sums_up(number):
+            return f"{name} is no number of at most {MOST_DIGITS} digits on each side of the point"
+    return None
+
+
+@attrs.define(eq=False)
+class Holding:
+    """One symbol. The engine alone changes it.
+
+    Attributes:
+        symbol: ``AAPL``.
+        positions: Its lots in the source's order; empty where it is not held.
+        priceable: How many of the lots have no problem.
+        quote: The newest quote, or None.
+        number: Its mid as :func:`mdservice.model.quote.mid_number` gave it.
+        heard_ns: When a quote came last, or the known one was confirmed.
+        live: Whether there is a price that counted as live when time was last looked at.
+        due_ns: When the engine looks at it next, or None: never.
+        price: The exact mid; None without a price.
+        units: Shares in the priceable lots.
+        hundredth: One per cent of what these cost.
+        opened: The version at which it became held.
+        version: The version at which a row of it changed last.
+        fresh: Whether the rows that were made last are still right.
+    """
+
+    symbol: str
+    positions: tuple[Position, ...] = ()
+    priceable: int = 0
+    quote: Quote | None = None
+    number: float | Decimal | None = None
+    heard_ns: int = 0
+    live: bool = False
+    due_ns: int | None = None
+    price: Decimal | None = None
+    units: Decimal = ZERO
+    hundredth: Decimal = ZERO
+    opened: int = 0
+    version: int = 0
+    fresh: bool = False
+    _minus_paid: Decimal = ZERO
+    _lots: tuple[_Lot, ...] = ()
+    _rows: list[Row] = attrs.Factory(list)
+
+    @property
+    def pnl(self) -> Decimal:
+        """The exact sum over the priceable lots; 0 without a price."""
+        if self.price is None:
+            return ZERO
+        return _fma(self.units, self.price, self._minus_paid) or ZERO
+
+    @property
+    def lost(self) -> bool:
+        """Whether its newest quote took its price away."""
+        return self.price is None and self.quote is not None and self.priceable > 0
+
+    @property
+    def status(self) -> Status:
+        """What its priceable lots are."""
+        if self.price is None or not self.priceable:
+            return "unpriced"
+        return "live" if self.live else "stale"
+
+    def hold(self, positions: Sequence[Position]) -> None:
+        """Replace the lots."""
+        self.positions = tuple(positions)
+        self._lots = tuple(_lot(position) for position in positions)
+        lots = [lot for lot in self._lots if lot.problem is None]
+        self.priceable = len(lots)
+        units = minus_paid = hundredth = ZERO
+        for lot in lots:
+            units = EXACT.add(units, lot.units)
+            minus_paid = EXACT.add(minus_paid, lot.minus_paid)
+            hundredth = EXACT.add(hundredth, lot.hundredth)
+        self.units, self._minus_paid, self.hundredth = units, minus_paid, hundredth
+        self.fresh = False
+
+    def rows(self) -> list[Row]:
+        """One for each lot, not to be changed; the same objects until something changes."""
+        rows = self._rows
+        if not self.fresh:
+            # In place: a new list for each of many rows would have the collector go over all.
+            when = None if self.quote is None else format_ns(self.quote.ts_event_ns)
+            if len(rows) == len(self._lots) == 1:
+                rows[0] = self._row(self._lots[0], when)
+            else:
+                rows[:] = [self._row(lot, when) for lot in self._lots]
+            self.fresh = True
+        return rows
+
+    def _row(self, lot: _Lot, when: str | None) -> Row:
+        symbol, qty, avg, price = self.symbol, lot.qty, lot.avg_entry_price, self.price
+        if lot.problem is not None:
+            return Row(symbol, qty, avg, None, None, None, None, "unpriced", lot.problem)
+        if price is None:
+            return Row(symbol, qty, avg, None, None, None, when, "unpriced")
+        pnl = _fma(lot.units, price, lot.minus_paid) or ZERO
+        percent = percentage(pnl, lot.hundredth)
+        return Row(symbol, qty, avg, price, pnl, percent, when, "live" if self.live else "stale")

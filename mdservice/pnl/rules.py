@@ -1,0 +1,132 @@
+"""Alert rules as a person writes them."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Final, Literal
+
+import attrs
+
+from mdservice.errors import InvalidSymbol
+from mdservice.model.symbol import parse_symbol
+from mdservice.pnl.numbers import EXACT, ZERO, plain
+
+__all__ = ["TOTAL", "AlertRule", "Direction", "Kind", "parse_rule"]
+
+TOTAL: Final = "total"
+"""Stands for all positions together where a symbol is expected. In any case of letters."""
+
+Kind = Literal["pnl", "pct", "price", "stale"]
+Direction = Literal["above", "below", "stale"]
+
+_EXAMPLES = "AAPL pnl < -500, total pct < -2.5, TSLA price > 300 hysteresis 5, * stale"
+_KINDS: Final[dict[str, Kind]] = {"pnl": "pnl", "pct": "pct", "price": "price", "stale": "stale"}
+_DIRECTIONS: Final[dict[str, Direction]] = {"<": "below", ">": "above"}
+_NUMBER = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})", re.ASCII)
+_OPERATOR = re.compile(r"[<>=]+")
+_SHOWN = 80
+
+
+@attrs.frozen
+class AlertRule:
+    """What to tell of.
+
+    Attributes:
+        text: The rule as it was written, spaces and case put right.
+        symbol: ``AAPL``, :data:`TOTAL`, or ``*``: each held symbol by itself.
+        kind: ``pnl`` (money), ``pct`` (as it is reported, 4 places), ``price`` or ``stale``.
+        direction: ``below`` or ``above`` the level; ``stale`` for that kind.
+        level: What is to be crossed; None for ``stale``.
+        hysteresis: By how much more than the level a value has to come back before another
+            crossing counts.
+    """
+
+    text: str
+    symbol: str
+    kind: Kind
+    direction: Direction
+    level: Decimal | None = None
+    hysteresis: Decimal = ZERO
+
+    def beyond(self, value: Decimal) -> bool:
+        """Whether the value is on the far side of the level. On it is not."""
+        if self.level is None:
+            return False
+        return value < self.level if self.direction == "below" else value > self.level
+
+    def back(self, value: Decimal) -> bool:
+        """Whether the value came back by more than the hysteresis, so that crossing counts anew.
+
+        Without hysteresis that is strictly over the level: a value that dances between the
+        level and what is beyond it has crossed once.
+        """
+        if self.level is None:
+            return False
+        if self.direction == "below":
+            return value > EXACT.add(self.level, self.hysteresis)
+        return value < EXACT.subtract(self.level, self.hysteresis)
+
+
+def parse_rule(text: str) -> AlertRule:
+    """``AAPL pnl < -500``, ``total pct < -2.5 hysteresis 1``, ``TSLA price > 300``, ``* stale``.
+
+    Raises:
+        ValueError: Saying what is wrong, with examples.
+    """
+    words = _OPERATOR.sub(lambda found: f" {found[0]} ", text).split()
+    try:
+        return _parse(words)
+    except (ValueError, InvalidSymbol) as exc:
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+        raise ValueError(f"alert rule {shown!r}: {exc}; for instance: {_EXAMPLES}") from exc
+
+
+def _parse(words: list[str]) -> AlertRule:
+    if not words:
+        raise ValueError("it is empty")
+    symbol = TOTAL if words[0].lower() == TOTAL else parse_symbol(words[0])
+    if len(words) == 1:
+        raise ValueError("what of it? pnl, pct, price or stale")
+    kind = _KINDS.get(words[1].lower())
+    if kind is None:
+        raise ValueError(f"{_cut(words[1])} is not one of pnl, pct, price, stale")
+    if symbol == TOTAL and kind in {"price", "stale"}:
+        raise ValueError(f"the total has no {kind}; * {kind} is of each held symbol")
+    if kind == "stale":
+        if len(words) > 2:  # noqa: PLR2004  # symbol and kind
+            raise ValueError(f"nothing comes after stale, not {_cut(words[2])}")
+        return AlertRule(f"{symbol} {kind}", symbol, kind, "stale")
+    return _parse_level(symbol, kind, words[2:])
+
+
+def _parse_level(symbol: str, kind: Kind, words: list[str]) -> AlertRule:
+    if not words or words[0] not in _DIRECTIONS:
+        found = f", not {_cut(words[0])}" if words else ""
+        raise ValueError(f"< or > is expected after {kind}{found}")
+    operator, *words = words
+    if not words:
+        raise ValueError(f"a number is expected after {operator}")
+    level = _number(words[0])
+    text = f"{symbol} {kind} {operator} {plain(level)}"
+    if not words[1:]:
+        return AlertRule(text, symbol, kind, _DIRECTIONS[operator], level)
+    if words[1].lower() != "hysteresis":
+        raise ValueError(f"only hysteresis may come after the level, not {_cut(words[1])}")
+    if len(words) != 3:  # noqa: PLR2004  # level, the word, its number
+        raise ValueError("one number is expected after hysteresis")
+    hysteresis = _number(words[2])
+    if hysteresis < 0:
+        raise ValueError("the hysteresis is below 0")
+    text = f"{text} hysteresis {plain(hysteresis)}"
+    return AlertRule(text, symbol, kind, _DIRECTIONS[operator], level, hysteresis)
+
+
+def _number(word: str) -> Decimal:
+    if _NUMBER.fullmatch(word) is None:
+        raise ValueError(f"{_cut(word)} is not a plain number such as -500 or 2.5")
+    return Decimal(word) or ZERO
+
+
+def _cut(word: str) -> str:
+    return repr(word if len(word) <= _SHOWN else word[:_SHOWN] + "…")

@@ -1,0 +1,108 @@
+"""The contract on positions and P&L, read slowly: lists, fractions, the whole past each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+
+import attrs
+
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.model.timestamps import format_ns
+from mdservice.pnl.rows import PnlReport, Row
+
+S_NS = 10**9
+
+PlainRow = tuple[object, ...]
+
+
+def plain_row(row: Row) -> PlainRow:
+    """A row with fractions for decimals, which compare by value only."""
+    return tuple(
+        Fraction(value) if isinstance(value, Decimal) else value
+        for value in (getattr(row, name) for name in Row.__struct_fields__)
+    )
+
+
+@attrs.frozen
+class Whole:
+    rows: list[PlainRow]
+    total: Fraction
+    priced: int
+    unpriced: int
+
+    @classmethod
+    def of(cls, report: PnlReport) -> Whole:
+        rows = [plain_row(row) for row in report.positions]
+        total = Fraction(report.total_unrealized_pnl)
+        return cls(rows, total, report.priced, report.unpriced)
+
+
+def mid(quote: Quote) -> Fraction | None:
+    sides = [Fraction(repr(side)) for side in (quote.bid, quote.ask) if side != 0]
+    return sum(sides, Fraction()) / len(sides) if sides else None
+
+
+def readable(number: Decimal | None) -> Fraction | None:
+    if number is None or not number.is_finite() or abs(number.adjusted()) > 100:
+        return None
+    return Fraction(number)
+
+
+@attrs.define
+class Reference:
+    """What was told so far; everything else is worked out when it is asked for."""
+
+    stale_after_s: int
+    ttl_s: int
+    positions: list[Position] = attrs.Factory(list)
+    heard: list[tuple[Quote, int]] = attrs.Factory(list)
+    gone: dict[str, int] = attrs.Factory(dict)
+    """How much of ``heard`` there was when the symbol's key was last told to be gone."""
+
+    def update(self, quote: Quote, now_ns: int) -> None:
+        known = self.newest(quote.symbol)
+        if known is None or quote.ts_event_ns >= known[0].ts_event_ns:
+            self.heard.append((quote, now_ns))
+
+    def expire(self, symbols: Sequence[str]) -> None:
+        for symbol in symbols:
+            self.gone[symbol] = len(self.heard)
+
+    def newest(self, symbol: str) -> tuple[Quote, int] | None:
+        of_symbol = [entry for entry in self.heard if entry[0].symbol == symbol]
+        return of_symbol[-1] if of_symbol else None
+
+    def live(self, symbol: str, now_ns: int) -> bool:
+        quote, heard_ns = self.newest(symbol) or (None, 0)
+        later = self.heard[self.gone.get(symbol, 0) :]
+        return (
+            quote is not None
+            and any(other.symbol == symbol for other, _ in later)
+            and now_ns - quote.ts_event_ns <= self.stale_after_s * S_NS
+            and now_ns - heard_ns < self.ttl_s * S_NS
+        )
+
+    def row(self, position: Position, now_ns: int) -> PlainRow:
+        symbol = position.symbol
+        qty, avg = readable(position.qty), readable(position.avg_entry_price)
+        quote, _ = self.newest(symbol) or (None, 0)
+        if position.problem is not None or qty is None or avg is None:
+            return symbol, qty, avg, None, None, None, None, "unpriced"
+        price = None if quote is None else mid(quote)
+        when = None if quote is None else format_ns(quote.ts_event_ns)
+        if price is None:
+            return symbol, qty, avg, None, None, None, when, "unpriced"
+        pnl = (price - avg) * qty * Fraction(position.multiplier)
+        base = abs(qty) * avg * Fraction(position.multiplier)
+        percent = round(pnl * 100 / base, 4) if base else None
+        status = "live" if self.live(symbol, now_ns) else "stale"
+        return symbol, qty, avg, price, pnl, percent, when, status
+
+    def whole(self, now_ns: int) -> Whole:
+        rows = [self.row(position, now_ns) for position in self.positions]
+        priced = [row for row in rows if row[-1] != "unpriced"]
+        total = sum((Fraction(str(row[4])) for row in priced), Fraction())
+        return Whole(rows, total, len(priced), len(rows) - len(priced))

@@ -1,0 +1,269 @@
+"""Each crossing once, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.pnl.alerts import Alert, AlertBook, encode_alert
+from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.rules import AlertRule, parse_rule
+
+from .reference import S_NS
+
+T_NS = 1_795_189_904_208_912_345
+AVG = 100
+
+
+class Desk:
+    """One share of each symbol, bought at 100, so that P&L and per cent are price less 100."""
+
+    def __init__(self, *rules: str, held: str = "A") -> None:
+        self.engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+        self.book = AlertBook(map(parse_rule, rules))
+        self.now_ns = T_NS
+        self.hold(held)
+
+    def hold(self, symbols: str, qty: int = 1) -> None:
+        self.engine.set_positions([Position(s, Decimal(qty), Decimal(AVG)) for s in symbols])
+
+    def quote(self, pnl: float | None, symbol: str = "A") -> None:
+        price = 0.0 if pnl is None else AVG + pnl
+        self.now_ns += 1
+        now_ns = self.now_ns
+        self.engine.update(Quote(symbol, price, price, 1, 1, now_ns, now_ns), now_ns)
+
+    def check(self) -> list[Alert]:
+        return self.book.check(self.engine, self.now_ns)
+
+    def fired(self) -> list[tuple[str, str, Decimal]]:
+        return [(alert.rule, alert.symbol, alert.value) for alert in self.check()]
+
+    def fires(self, *pnls: float | None) -> list[float | None]:
+        """Those of the values at which an alert was told."""
+        found = []
+        for pnl in pnls:
+            self.quote(pnl)
+            found += [pnl for _ in self.check()]
+        return found
+
+
+def test_what_an_alert_says() -> None:
+    desk = Desk("A pnl < -5")
+    desk.quote(-5.25)
+    (alert,) = desk.check()
+    assert alert == Alert(
+        "A pnl < -5", "A", "pnl", "below", Decimal(-5), Decimal("-5.25"), desk.now_ns
+    )
+    assert encode_alert(alert) == (
+        b'{"rule":"A pnl < -5","symbol":"A","kind":"pnl","direction":"below","level":-5,'
+        b'"value":-5.25,"at":"2026-11-20T15:51:44.208912346Z"}'
+    )
+
+
+def test_a_message_never_has_an_exponent() -> None:
+    alert = Alert("A pnl > 0", "A", "pnl", "above", Decimal("0E+3"), Decimal("1E-9"), T_NS)
+    assert b'"level":0,"value":0.000000001,' in encode_alert(alert)
+    assert json.loads(encode_alert(attrs.evolve(alert, level=None)))["level"] is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "told"),
+    [
+        ("A pnl < -5", [0, -5, -6, -7, -4, -6], [-6, -6]),
+        ("A pnl > 5", [0, 5, 6, 7, 4, 6], [6, 6]),
+        ("A pct < -5", [0, -5, -6, -7, -4, -6], [-6, -6]),
+        ("A price > 105", [0, 5, 6, 7, 4, 6], [6, 6]),
+        ("* price < 95", [0, -5, -6, -4, -6], [-6, -6]),
+        ("total pnl < -5", [0, -6, -4, -6], [-6, -6]),
+        ("total pct > 5", [0, 6, 4, 6], [6, 6]),
+    ],
+)
+def test_each_crossing_is_told_once(rule: str, values: list[float], told: list[float]) -> None:
+    assert Desk(rule).fires(*values) == told
+
+
+def test_a_value_that_dances_on_the_level_has_crossed_once() -> None:
+    assert Desk("A pnl < -5").fires(-6, -5, -6, -5, -6, -5, -6) == [-6]
+    assert Desk("A pnl > 5").fires(6, 5, 6, 5, 6) == [6]
+
+
+def test_with_hysteresis_it_has_to_come_back_by_more_than_that() -> None:
+    assert Desk("A pnl < -5 hysteresis 3").fires(-6, -4, -6, -2, -6, -1, -6) == [-6, -6]
+    assert Desk("A pnl > 5 hysteresis 3").fires(6, 4, 6, 2, 6, 1, 6) == [6, 6]
+
+
+def test_beyond_the_level_when_first_looked_at_is_a_crossing() -> None:
+    assert Desk("A pnl < -5").fires(-6) == [-6]
+
+
+def test_a_price_that_is_gone_neither_crosses_nor_comes_back() -> None:
+    assert Desk("A pnl < -5").fires(None, -6, None, -6, None, 0, None, -6) == [-6, -6]
+    assert Desk("A pnl > -5", "total pnl > -5", "A price < 9", "A stale").fires(None) == []
+
+
+def test_the_pnl_of_a_symbol_is_the_sum_of_its_lots() -> None:
+    desk = Desk("A pnl < -5", "A pct < -5")
+    lots = [("10", "100"), ("-10", "99"), ("1", "100")]
+    desk.engine.set_positions([Position("A", Decimal(q), Decimal(avg)) for q, avg in lots])
+    desk.quote(-6)  # -60 + 50 - 6
+    assert desk.fired() == [("A pnl < -5", "A", Decimal(-16))]
+
+
+def test_a_closed_position_is_forgotten() -> None:
+    desk = Desk("A pnl < -5", "total pnl < -5")
+    assert len(desk.fires(-6)) == 2
+    desk.hold("")
+    assert desk.check() == []
+    assert desk.book._crossed == {}
+    desk.hold("A")
+    assert len(desk.check()) == 2
+    desk.hold("")
+    desk.hold("A")  # between two looks
+    assert desk.fired() == [("A pnl < -5", "A", Decimal(-6))]
+
+
+def test_a_changed_quantity_is_the_same_position() -> None:
+    desk = Desk("A pnl < -5")
+    assert desk.fires(-6) == [-6]
+    desk.hold("A", qty=2)
+    assert desk.check() == []
+    desk.hold("A", qty=0)
+    assert desk.check() == []
+    desk.hold("A", qty=2)
+    assert desk.fired() == [("A pnl < -5", "A", Decimal(-12))]
+
+
+def test_rules_on_what_is_not_held_wait() -> None:
+    desk = Desk("B price > 0")
+    desk.quote(1, "B")
+    assert desk.check() == []
+    desk.hold("AB")
+    assert desk.fired() == [("B price > 0", "B", Decimal(101))]
+
+
+def test_each_held_symbol_by_itself() -> None:
+    desk = Desk("* pnl < -5", held="ABC")
+    for symbol, pnl in [("A", -6), ("B", -4), ("C", -7)]:
+        desk.quote(pnl, symbol)
+    assert [symbol for _, symbol, _ in desk.fired()] == ["A", "C"]
+    for symbol, pnl in [("A", 0), ("B", -9), ("C", -8)]:
+        desk.quote(pnl, symbol)
+    assert [symbol for _, symbol, _ in desk.fired()] == ["B"]
+
+
+def test_stale_is_told_when_the_time_has_come_and_again_after_it_was_live() -> None:
+    desk = Desk("A stale")
+    desk.quote(1)
+    assert desk.check() == []
+    assert desk.engine.wake_ns is not None
+    desk.now_ns = desk.engine.wake_ns
+    (alert,) = desk.check()
+    assert (alert.kind, alert.direction, alert.level) == ("stale", "stale", None)
+    assert alert.value == Decimal("60.000000001")
+    assert desk.check() == []
+    desk.quote(2)
+    assert desk.check() == []
+    desk.engine.expire("A", desk.now_ns)
+    assert [alert.value for alert in desk.check()] == [0]
+
+
+def test_a_stale_price_that_does_not_move_tells_nothing_of_the_level() -> None:
+    desk = Desk("A pnl < -5")
+    assert desk.fires(-6) == [-6]
+    desk.now_ns += 100 * S_NS
+    assert desk.check() == []
+
+
+def test_the_total_does_not_come_back_while_a_symbol_has_lost_its_price() -> None:
+    desk = Desk("total pnl < -5", held="AB")
+    desk.quote(-9)
+    desk.quote(1, "B")
+    assert len(desk.check()) == 1
+    assert desk.fires(None, -9) == []
+    assert desk.fires(0, -9) == [-9]
+
+
+def test_the_same_rule_twice_is_one() -> None:
+    assert len(AlertBook([parse_rule("A pnl < 5"), parse_rule("a  pnl<5")]).rules) == 1
+    assert Desk("A pnl < 5", "A PNL < 5").fires(0) == [0]
+
+
+def test_without_rules_nothing_is_looked_at() -> None:
+    assert Desk().fires(1, 2) == []
+
+
+RULES = [
+    f"{symbol} {what}{hysteresis}"
+    for symbol in ("A", "*", "total")
+    for what in ("pnl < -1", "pnl > 1")
+    for hysteresis in ("", " hysteresis 1")
+] + ["B price > 101", "B pct < -1"]
+
+values = st.none() | st.integers(-4, 4)
+steps = st.one_of(
+    st.tuples(st.sampled_from("AB"), values),
+    st.tuples(st.sampled_from("AB"), values),
+    st.tuples(st.just("hold"), st.sampled_from(["", "A", "B", "AB"])),
+)
+
+
+@attrs.define
+class Past:
+    """What one rule saw of one symbol since it is held."""
+
+    values: list[tuple[Decimal, bool]] = attrs.Factory(list)
+    """Each with whether coming back counts."""
+
+    def crosses(self, rule: AlertRule, value: Decimal, *, counts: bool) -> bool:
+        """Beyond now, and come back since it was last beyond, if ever."""
+        past, self.values = self.values, [*self.values, (value, counts)]
+        if not rule.beyond(value):
+            return False
+        for earlier, counted in reversed(past):
+            if rule.beyond(earlier):
+                return False
+            if rule.back(earlier) and counted:
+                return True
+        return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(steps, max_size=40))
+def test_tells_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
+    desk = Desk(*RULES, held="AB")
+    rules = list(map(parse_rule, RULES))
+    known: dict[str, int | None] = {}
+    held = "AB"
+    past: dict[tuple[str, str], Past] = {}
+    for what, value in coming:
+        if what == "hold":
+            held = str(value)
+            desk.hold(held)
+        else:
+            known[what] = value if isinstance(value, int) else None
+            desk.quote(known[what], what)
+        past = {key: seen for key, seen in past.items() if key[1] in held or key[1] == "total"}
+        if not held:
+            past = {}
+        priced = {s: pnl for s in held if (pnl := known.get(s)) is not None}
+        lost = any(s in known and known[s] is None for s in held)
+        expected = set()
+        for rule in rules:
+            of = {"total": sum(priced.values())} if priced else {}
+            if rule.symbol != "total":
+                of = {s: pnl for s, pnl in priced.items() if rule.symbol in {s, "*"}}
+            for symbol, pnl in of.items():
+                number = Decimal(pnl + AVG if rule.kind == "price" else pnl)
+                seen = past.setdefault((rule.text, symbol), Past())
+                if seen.crosses(rule, number, counts=symbol != "total" or not lost):
+                    expected.add((rule.text, symbol, number))
+        assert sorted(desk.fired()) == sorted(expected)
+        assert desk.fired() == []

@@ -1,0 +1,345 @@
+"""What each event does to the rows, one case at a time."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.pnl import engine as engine_module
+from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.rows import Row
+
+from .reference import S_NS
+
+T_NS = 1_795_189_904_208_912_345
+T = "2026-11-20T15:51:44.208912345Z"
+
+
+def quote(bid: float, ask: float, at_ns: int = T_NS, symbol: str = "AAPL") -> Quote:
+    return Quote(symbol, bid, ask, 1, 1, at_ns, at_ns)
+
+
+def lot(qty: str, avg: str, symbol: str = "AAPL") -> Position:
+    return Position(symbol, Decimal(qty), Decimal(avg))
+
+
+def holding(*lots: Position, delay_s: float = 0.0) -> PnlEngine:
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300, feed_delay_s=delay_s)
+    engine.set_positions(lots)
+    return engine
+
+
+def statuses(engine: PnlEngine, now_ns: int) -> list[str]:
+    return [row.status for row in engine.report(now_ns).positions]
+
+
+def test_the_example_of_the_contract() -> None:
+    engine = holding(lot("10", "150.00"))
+    assert engine.update(quote(187.12, 187.15), T_NS)
+    report = engine.report(T_NS)
+    assert report.positions == (
+        Row(
+            "AAPL",
+            Decimal(10),
+            Decimal("150.00"),
+            Decimal("187.135"),
+            Decimal("371.35"),
+            Decimal("24.7567"),
+            T,
+            "live",
+        ),
+    )
+    assert report.total_unrealized_pnl == Decimal("371.35")
+    assert (report.priced, report.unpriced, report.whole) == (1, 0, True)
+
+
+def test_a_short_position_gains_where_the_price_falls() -> None:
+    engine = holding(lot("-10", "150"))
+    engine.update(quote(120.0, 120.0), T_NS)
+    (row,) = engine.report(T_NS).positions
+    assert (row.unrealized_pnl, row.unrealized_pnl_pct) == (300, 20)
+
+
+def test_a_contract_of_a_hundred_shares() -> None:
+    engine = holding(Position("AAPL", Decimal(2), Decimal(5), multiplier=Decimal(100)))
+    engine.update(quote(6.0, 6.0), T_NS)
+    (row,) = engine.report(T_NS).positions
+    assert (row.unrealized_pnl, row.unrealized_pnl_pct) == (200, 20)
+
+
+@pytest.mark.parametrize(("qty", "avg"), [("0", "150"), ("10", "0")])
+def test_no_percentage_of_nothing(qty: str, avg: str) -> None:
+    engine = holding(lot(qty, avg))
+    engine.update(quote(1.0, 1.0), T_NS)
+    (row,) = engine.report(T_NS).positions
+    assert row.unrealized_pnl_pct is None
+    assert engine.totals.unrealized_pnl_pct is None
+    assert row.status == "live"
+
+
+@pytest.mark.parametrize(
+    ("qty", "avg", "price", "percent"),
+    [
+        ("1", "200000", 200000.1, "0"),  # 0.00005 exactly: to the even one
+        ("1", "200000", 200000.3, "0.0002"),  # 0.00015 exactly
+        ("-1", "200000", 200000.3, "-0.0002"),
+        ("1", "200000.00000000000000000000000000000000000000000000000001", 200000.1, "0"),
+        # 0.0000500…01 or …49, where the difference is beyond the fiftieth digit
+        (
+            "1",
+            "199999.99999999999999999999999999999999999999999999999999999999",
+            200000.1,
+            "0.0001",
+        ),
+        ("1", "3", 1.5e300, f"{50 * 10**300 - 100}"),  # an infinite number of digits is not needed
+        ("1", "7e-90", 1e300, None),
+    ],
+)
+def test_the_percentage_is_rounded_once(
+    qty: str, avg: str, price: float, percent: str | None
+) -> None:
+    engine = holding(lot(qty, avg))
+    engine.update(quote(price, price), T_NS)
+    (row,) = engine.report(T_NS).positions
+    if percent is None:
+        assert row.unrealized_pnl_pct is not None
+        assert row.unrealized_pnl_pct > 10**390
+    else:
+        assert row.unrealized_pnl_pct == Decimal(percent)
+        assert str(row.unrealized_pnl_pct) != "-0.0000"
+
+
+def test_totals_are_exact_far_beyond_28_digits() -> None:
+    engine = holding(lot("1e30", "0", "A"), lot("1e-30", "0", "B"), lot("-1e30", "0", "A"))
+    engine.update(quote(1e15, 1e15, symbol="A"), T_NS)
+    engine.update(quote(3.0, 3.0, symbol="B"), T_NS)
+    assert engine.report(T_NS).total_unrealized_pnl == Decimal("3e-30")
+    engine.update(quote(1e300, 1e300, symbol="B"), T_NS)
+    engine.update(quote(1.0, 1.0, symbol="B"), T_NS)
+    assert engine.report(T_NS).total_unrealized_pnl == Decimal("1e-30")
+
+
+def test_the_numbers_at_the_edge_of_what_is_summed_up_stay_exact() -> None:
+    huge, tiny = Decimal("9" * 100 + "." + "9" * 100), Decimal("1e-100")
+    engine = holding(
+        Position("A", huge, huge, multiplier=huge), Position("B", tiny, -tiny, multiplier=tiny)
+    )
+    engine.update(quote(1.7976931348623157e308, 5e-324, symbol="A"), T_NS)
+    engine.update(quote(5e-324, 1.7976931348623157e308, symbol="B"), T_NS)
+    total = engine.report(T_NS).total_unrealized_pnl
+    assert len(total.as_tuple().digits) < 1300
+    assert engine.totals.unrealized_pnl_pct is not None
+
+
+@pytest.mark.parametrize(
+    ("position", "problem"),
+    [
+        (Position("AAPL", None, Decimal(1)), "qty is missing"),
+        (Position("AAPL", Decimal(1), None), "avg_entry_price is missing"),
+        (Position("AAPL", Decimal("NaN"), Decimal(1)), "qty is no number of at most 100 digits"),
+        (Position("AAPL", Decimal("1e100"), Decimal(1)), "qty is no number of at most 100"),
+        (Position("AAPL", Decimal(1), Decimal("1e-101")), "avg_entry_price is no number"),
+        (Position("AAPL", Decimal(1), Decimal(1), Decimal("inf")), "multiplier is no number"),
+        (Position("AAPL", Decimal(1), Decimal(1), problem="not a stock"), "not a stock"),
+    ],
+)
+def test_what_cannot_be_priced_is_listed_and_says_why(position: Position, problem: str) -> None:
+    engine = holding(position)
+    assert not engine.update(quote(187.12, 187.15), T_NS)
+    (row,) = engine.report(T_NS).positions
+    assert row.status == "unpriced"
+    assert (row.current_price, row.unrealized_pnl, row.last_updated) == (None, None, None)
+    assert row.problem is not None
+    assert row.problem.startswith(problem)
+    assert engine.symbols == []
+    assert (engine.totals.priced, engine.totals.unpriced) == (0, 1)
+
+
+def test_a_position_without_a_price_waits_for_one() -> None:
+    engine = holding(lot("10", "150"))
+    (row,) = engine.report(T_NS).positions
+    assert (row.status, row.current_price, row.last_updated) == ("unpriced", None, None)
+    assert engine.symbols == ["AAPL"]
+    assert engine.totals.lost == 0
+
+
+@pytest.mark.parametrize("nothing", [(0.0, 0.0), (float("inf"), 0.0), (float("nan"), 1.0)])
+def test_a_quote_without_a_price_takes_the_price_away(nothing: tuple[float, float]) -> None:
+    engine = holding(lot("10", "150"))
+    engine.update(quote(160.0, 160.0), T_NS)
+    assert engine.update(quote(*nothing, T_NS + 1), T_NS)
+    (row,) = engine.report(T_NS).positions
+    assert (row.status, row.current_price, row.unrealized_pnl) == ("unpriced", None, None)
+    assert row.last_updated == "2026-11-20T15:51:44.208912346Z"
+    assert (engine.totals.unrealized_pnl, engine.totals.lost) == (0, 1)
+
+
+def test_an_older_quote_is_ignored_by_a_nanosecond_and_confirms_nothing() -> None:
+    engine = holding(lot("10", "150"))
+    engine.update(quote(160.0, 160.0), T_NS)
+    engine.expire(["AAPL"], T_NS)
+    assert not engine.update(quote(170.0, 170.0, T_NS - 1), T_NS)
+    (row,) = engine.report(T_NS).positions
+    assert (row.status, row.current_price) == ("stale", 160)
+
+
+@pytest.mark.parametrize("delay_s", [0, 900])
+def test_stale_by_age_from_the_first_nanosecond_beyond(delay_s: float) -> None:
+    engine = holding(lot("10", "150"), delay_s=delay_s)
+    engine.update(quote(160.0, 160.0), T_NS + round(delay_s * S_NS))
+    limit_ns = T_NS + round((delay_s + 60) * S_NS)
+    assert statuses(engine, limit_ns) == ["live"]
+    assert engine.wake_ns == limit_ns + 1
+    version = engine.version
+    assert statuses(engine, limit_ns + 1) == ["stale"]
+    assert [row.status for row in engine.changes(version, limit_ns + 1).positions] == ["stale"]
+    assert engine.totals.priced == 1
+
+
+def test_stale_where_nothing_was_heard_for_as_long_as_a_key_lives() -> None:
+    engine = PnlEngine(stale_after_s=10_000, price_ttl_s=300)
+    engine.set_positions([lot("10", "150")])
+    engine.update(quote(160.0, 160.0), T_NS)
+    engine.update(quote(160.0, 160.0), T_NS + 100 * S_NS)  # the key was read: it is there
+    assert statuses(engine, T_NS + 400 * S_NS - 1) == ["live"]
+    assert statuses(engine, T_NS + 400 * S_NS) == ["stale"]
+    assert engine.update(quote(160.0, 160.0), T_NS + 400 * S_NS)
+    assert statuses(engine, T_NS + 400 * S_NS) == ["live"]
+
+
+def test_an_expired_key_is_not_live_until_it_is_there_again() -> None:
+    engine = holding(lot("10", "150"))
+    engine.update(quote(160.0, 160.0), T_NS)
+    engine.expire(["AAPL", "MSFT"], T_NS)
+    (row,) = engine.report(T_NS).positions
+    assert (row.status, row.current_price, row.unrealized_pnl) == ("stale", 160, 100)
+    assert engine.update(quote(160.0, 160.0), T_NS)
+    assert statuses(engine, T_NS) == ["live"]
+
+
+def test_a_quote_that_is_old_already_is_stale_at_once() -> None:
+    engine = holding(lot("10", "150"))
+    engine.update(quote(160.0, 160.0), T_NS + 61 * S_NS)
+    assert statuses(engine, T_NS + 61 * S_NS) == ["stale"]
+
+
+def test_after_a_clock_was_set_back_prices_become_stale_in_time() -> None:
+    engine = holding(lot("10", "150"))
+    engine.update(quote(160.0, 160.0), T_NS)
+    back_ns = T_NS - 3600 * S_NS
+    engine.update(quote(160.0, 161.0), back_ns)
+    assert statuses(engine, back_ns + 300 * S_NS - 1) == ["live"]
+    assert statuses(engine, back_ns + 300 * S_NS) == ["stale"]
+
+
+def test_what_one_looks_at_does_not_grow_with_quotes() -> None:
+    engine = holding(lot("10", "150"))
+    for step in range(1000):
+        now_ns = T_NS + step * S_NS
+        engine.update(quote(160.0, 160.0 + step, now_ns), now_ns)
+        engine.set_positions([lot(str(step), "150")] if step % 7 else [])
+        engine.report(now_ns)
+    assert len(engine._heap) <= 1
+
+
+def test_nobody_is_woken_for_what_is_not_held() -> None:
+    engine = holding()
+    engine.update(quote(160.0, 160.0), T_NS)
+    assert engine.wake_ns is None
+    engine.set_positions([lot("1", "100")])
+    assert engine.wake_ns == T_NS + 60 * S_NS + 1
+    engine.set_positions([])
+    engine.update(quote(160.0, 160.0, T_NS + S_NS), T_NS + S_NS)
+    engine.report(T_NS + 60 * S_NS + 1)
+    assert engine.wake_ns is None
+
+
+def test_lots_of_a_symbol_stay_rows_in_the_order_of_the_source() -> None:
+    lots = [lot("1", "100"), lot("5", "9", "MSFT"), lot("-3", "200"), lot("2", "100")]
+    engine = holding(*lots)
+    engine.update(quote(150.0, 150.0), T_NS)
+    report = engine.report(T_NS)
+    assert [(row.symbol, row.qty) for row in report.positions] == [
+        ("AAPL", 1),
+        ("MSFT", 5),
+        ("AAPL", -3),
+        ("AAPL", 2),
+    ]
+    assert (report.total_unrealized_pnl, report.priced, report.unpriced) == (300, 3, 1)
+    assert engine.positions == tuple(lots)
+
+
+def test_positions_that_are_polled_again_change_nothing() -> None:
+    engine = holding(lot("1", "100"), lot("2", "100", "MSFT"))
+    engine.update(quote(150.0, 150.0), T_NS)
+    before = engine.report(T_NS)
+    assert not engine.set_positions([lot("1", "100"), lot("2", "100", "MSFT")])
+    after = engine.report(T_NS)
+    assert after == before
+    assert all(row is known for row, known in zip(after.positions, before.positions, strict=True))
+
+
+def test_a_changed_quantity_is_one_changed_row() -> None:
+    engine = holding(lot("1", "100"), lot("2", "100", "MSFT"))
+    version = engine.version
+    engine.set_positions([lot("1", "100"), lot("3", "100", "MSFT")])
+    changes = engine.changes(version, T_NS)
+    assert [(row.symbol, row.qty) for row in changes.positions] == [("MSFT", 3)]
+    assert not changes.whole
+
+
+@pytest.mark.parametrize(
+    "lots",
+    [
+        [lot("1", "100")],
+        [lot("1", "100"), lot("2", "100", "MSFT"), lot("1", "1")],
+        [lot("2", "100", "MSFT"), lot("1", "100")],
+        [],
+    ],
+)
+def test_rows_added_removed_or_moved_make_a_whole_report_due(lots: list[Position]) -> None:
+    engine = holding(lot("1", "100"), lot("2", "100", "MSFT"))
+    version = engine.version
+    engine.set_positions(lots)
+    assert engine.whole_due(version)
+    changes = engine.changes(version, T_NS)
+    assert changes.whole
+    assert changes == engine.report(T_NS)
+    assert engine.changes(changes.version, T_NS).positions == ()
+
+
+def test_one_who_knows_a_version_of_another_engine_gets_the_whole() -> None:
+    engine = holding(lot("1", "100"))
+    assert engine.changes(engine.version + 1, T_NS).whole
+
+
+def test_a_closed_symbol_that_comes_back_has_its_price() -> None:
+    engine = holding(lot("1", "100"))
+    engine.update(quote(150.0, 150.0), T_NS)
+    engine.set_positions([])
+    assert engine.report(T_NS).total_unrealized_pnl == 0
+    assert engine.totals.unrealized_pnl_pct is None
+    engine.set_positions([lot("2", "100")])
+    (row,) = engine.report(T_NS).positions
+    assert (row.unrealized_pnl, row.status) == (100, "live")
+    engine.set_positions([])
+    assert not engine.update(quote(150.0, 160.0), T_NS)
+    engine.expire(["AAPL"], T_NS)
+    engine.set_positions([lot("2", "100")])
+    (row,) = engine.report(T_NS).positions
+    assert (row.unrealized_pnl, row.status) == (110, "stale")
+
+
+def test_quotes_of_symbols_not_held_are_remembered_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_module, "MOST_REMEMBERED", 3)
+    engine = holding()
+    for symbol in ["A", "B", "C", "D", "D", "C"]:
+        engine.update(quote(2.0, 2.0, symbol=symbol), T_NS)
+    assert engine.report(T_NS).positions == ()
+    engine.set_positions([lot("1", "1", symbol) for symbol in "ABCD"])
+    assert statuses(engine, T_NS) == ["unpriced", "live", "live", "live"]

@@ -1,0 +1,225 @@
+"""The engine against a slow reading of the contract, whatever comes in whatever order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from decimal import Decimal
+from fractions import Fraction
+
+import attrs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.pnl.encode import PnlEncoder
+from mdservice.pnl.engine import PnlEngine
+
+from .reference import S_NS, PlainRow, Reference, Whole, plain_row
+
+START_NS = 1_795_189_904 * S_NS
+STALE_AFTER_S, TTL_S = 6, 10
+
+symbols = st.sampled_from(["A", "B", "C", "D"])
+decimals = st.sampled_from(
+    ["10", "-3", "0", "-0.0", "150.00", "1E+3", "0.333333333333333333333333333333333333"]
+).map(Decimal) | st.decimals(-1000, 1000, places=4)
+perhaps = st.one_of(
+    decimals, decimals, decimals, st.sampled_from([None, Decimal("NaN"), Decimal("-Infinity")])
+)
+positions = st.lists(
+    st.builds(
+        Position,
+        symbol=symbols,
+        qty=perhaps,
+        avg_entry_price=perhaps,
+        multiplier=st.sampled_from([Decimal(1), Decimal(1), Decimal(100), Decimal(0)]),
+        problem=st.sampled_from([None, None, None, "not a stock"]),
+    ),
+    max_size=6,
+)
+sides = (
+    st.sampled_from([0.0, 0.0, 0.1, 0.2, 187.12, 187.15, 1e-7, 5e-324, 1e22, 1.7e308])
+    | st.integers(1, 10**8).map(lambda units: units / 10_000)
+)  # fmt: skip
+
+
+@attrs.frozen
+class Set:
+    positions: list[Position]
+
+
+@attrs.frozen
+class Update:
+    symbol: str
+    bid: float
+    ask: float
+    age_ns: int
+
+
+@attrs.frozen
+class Expire:
+    symbols: list[str]
+
+
+@attrs.frozen
+class Wait:
+    ns: int
+
+
+@attrs.frozen
+class Again:
+    """The known quote of a symbol once more: its key was read."""
+
+    symbol: str
+
+
+Event = Set | Update | Expire | Wait | Again
+ages = st.sampled_from([0, 1, S_NS, 5 * S_NS, 6 * S_NS - 1, 6 * S_NS, 7 * S_NS, -2 * S_NS])
+events = st.one_of(
+    st.builds(Set, positions),
+    st.builds(Update, symbols, sides, sides, ages),
+    st.builds(Update, symbols, sides, sides, ages),
+    st.builds(Expire, st.lists(symbols, max_size=2)),
+    st.builds(Wait, st.sampled_from([1, S_NS, 3 * S_NS, 6 * S_NS, 6 * S_NS + 1, 10 * S_NS])),
+    st.builds(Again, symbols),
+)
+
+
+class Told:
+    """Tells the reference and engines of the same events."""
+
+    def __init__(self, engines: int) -> None:
+        self.now_ns = START_NS
+        self.reference = Reference(STALE_AFTER_S, TTL_S)
+        self.engines = [
+            PnlEngine(stale_after_s=STALE_AFTER_S - 1, price_ttl_s=TTL_S, feed_delay_s=1)
+            for _ in range(engines)
+        ]
+
+    def tell(self, event: Event) -> None:
+        match event:
+            case Set(positions=lots):
+                self.reference.positions = lots
+                for engine in self.engines:
+                    engine.set_positions(lots)
+            case Update():
+                at_ns = self.now_ns - event.age_ns
+                self.update(Quote(event.symbol, event.bid, event.ask, 1, 1, at_ns, self.now_ns))
+            case Again():
+                known = self.reference.newest(event.symbol)
+                if known is not None:
+                    self.update(attrs.evolve(known[0]))
+            case Expire():
+                self.reference.expire(event.symbols)
+                for engine in self.engines:
+                    engine.expire(event.symbols, self.now_ns)
+            case Wait():
+                self.now_ns += event.ns
+
+    def update(self, quote: Quote) -> None:
+        self.reference.update(quote, self.now_ns)
+        for engine in self.engines:
+            engine.update(quote, self.now_ns)
+
+
+def without_problem(whole: Whole) -> Whole:
+    """Its text is the engine's own where the source gave none."""
+    return attrs.evolve(whole, rows=[row[:8] for row in whole.rows])
+
+
+def by_symbol(rows: list[PlainRow]) -> dict[object, list[PlainRow]]:
+    found = defaultdict(list)
+    for row in rows:
+        found[row[0]].append(row)
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(positions, st.lists(events, max_size=30))
+def test_agrees_with_the_contract_asked_often_or_once(
+    first: list[Position], coming: list[Event]
+) -> None:
+    told = Told(engines=2)
+    often, once = told.engines
+    for event in [Set(first), *coming]:
+        told.tell(event)
+        expected = told.reference.whole(told.now_ns)
+        assert without_problem(Whole.of(often.report(told.now_ns))) == expected
+    report = once.report(told.now_ns)
+    assert without_problem(Whole.of(report)) == told.reference.whole(told.now_ns)
+    for row, position in zip(report.positions, told.reference.positions, strict=True):
+        unreadable = None in (row.qty, row.avg_entry_price)
+        assert (row.problem is not None) == (position.problem is not None or unreadable)
+        assert position.problem in {None, row.problem}
+
+
+@settings(max_examples=300, deadline=None)
+@given(positions, st.lists(st.tuples(events, st.booleans()), max_size=30))
+def test_one_who_follows_the_changes_has_the_whole(
+    first: list[Position], coming: list[tuple[Event, bool]]
+) -> None:
+    told = Told(engines=2)
+    engine, twin = told.engines
+    version = 0
+    followed: list[PlainRow] = []
+    for event, looks in [(Set(first), True), *coming]:
+        told.tell(event)
+        if not looks:
+            continue
+        changes = engine.changes(version, told.now_ns)
+        version = changes.version
+        rows = [plain_row(row) for row in changes.positions]
+        if changes.whole:
+            followed = rows
+        else:
+            places = {symbol: iter(lots) for symbol, lots in by_symbol(rows).items()}
+            followed = [next(places[row[0]]) if row[0] in places else row for row in followed]
+            assert not [left for lots in places.values() for left in lots]
+        expected = Whole.of(twin.report(told.now_ns))
+        assert followed == expected.rows
+        assert (Fraction(changes.total_unrealized_pnl), changes.priced, changes.unpriced) == (
+            expected.total,
+            expected.priced,
+            expected.unpriced,
+        )
+
+
+@settings(max_examples=300, deadline=None)
+@given(positions, st.lists(events, max_size=20))
+def test_only_what_is_different_counts_as_changed(
+    first: list[Position], coming: list[Event]
+) -> None:
+    told = Told(engines=1)
+    (engine,) = told.engines
+    for event in [Set(first), *coming]:
+        report = engine.report(told.now_ns)
+        told.tell(event)
+        wake_ns = engine.wake_ns
+        changes = engine.changes(report.version, told.now_ns)
+        now = [plain_row(row) for row in engine.report(told.now_ns).positions]
+        then = [plain_row(row) for row in report.positions]
+        moved = [row[0] for row in now] != [row[0] for row in then]
+        assert changes.whole == moved
+        if not moved:
+            old, new = by_symbol(then), by_symbol(now)
+            changed = by_symbol([plain_row(row) for row in changes.positions])
+            assert set(changed) == {symbol for symbol in new if new[symbol] != old[symbol]}
+            assert (changes.version == report.version) == (not changed)
+        if isinstance(event, Wait) and changes.version != report.version:
+            assert wake_ns is not None
+            assert wake_ns <= told.now_ns
+
+
+@settings(max_examples=100, deadline=None)
+@given(positions, st.lists(events, max_size=20))
+def test_an_encoder_that_remembers_says_what_a_new_one_says(
+    first: list[Position], coming: list[Event]
+) -> None:
+    told = Told(engines=1)
+    (engine,) = told.engines
+    encoder = PnlEncoder()
+    for event in [Set(first), *coming]:
+        told.tell(event)
+        report = engine.report(told.now_ns)
+        assert encoder.encode(report) == PnlEncoder().encode(report)
