@@ -8,7 +8,7 @@ import attrs
 
 from mdservice.actors.actor import Answer
 
-__all__ = ["Command", "Outcome", "Subscribe", "SubscriptionResult", "Unsubscribe"]
+__all__ = ["Command", "Follow", "Outcome", "Subscribe", "SubscriptionResult", "Unsubscribe"]
 
 
 Outcome = Literal["subscribed", "unsubscribed", "pending"]
@@ -46,4 +46,17 @@ class Unsubscribe:
     answer: Answer[SubscriptionResult] = attrs.field(factory=Answer, eq=False)
 
 
-Command = Subscribe | Unsubscribe
+@attrs.frozen
+class Follow:
+    """A source wants exactly these symbols, the most important first; as many as the feed gives.
+
+    It is answered once those that are new have been asked for. What the feed does not give is
+    left out, and asked for again while it is wanted.
+    """
+
+    symbols: tuple[str, ...]
+    source: str
+    answer: Answer[SubscriptionResult] = attrs.field(factory=Answer, eq=False)
+
+
+Command = Subscribe | Unsubscribe | Follow

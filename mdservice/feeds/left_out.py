@@ -1,6 +1,7 @@
 """Symbols that the feed did not give are asked for again: at the symbol limit others may leave.
 
-So is whatever the book of wanted symbols says and could not be done at once.
+So is whatever the book of wanted symbols says and could not be done at once. At the limit, what
+is wanted for a source that follows something gives way to what is more important to it.
 """
 
 from __future__ import annotations
@@ -56,10 +57,26 @@ class LeftOutSymbols:
                 self._room = anyio.Event()
                 pause_s = AGAIN_FIRST_S
             session.forget_unwanted(self._book)
-            await session.unsubscribe([s for s in session.acknowledged if s not in self._book])
-            symbols = [*session.left_out, *session.missing(self._book.wanted)]
+            giving_way = self._giving_way(session)
+            unwanted = [s for s in session.acknowledged if s not in self._book]
+            await session.unsubscribe([*unwanted, *giving_way])
+            symbols = [s for s in self._book.wanted if s not in session.acknowledged]
             if symbols:
                 await self._ask(session, symbols)
+            if self._giving_way(session) and not giving_way:
+                self._room.set()  # what was just refused is more important than what was not
+
+    def _giving_way(self, session: Session) -> list[str]:
+        """The least important symbols that are followed, in whose place others should be."""
+        wanted = self._book.wanted
+        ranks = {symbol: rank for rank, symbol in enumerate(wanted)}
+        waiting = [s for s in wanted if s in session.over_limit]
+        followed = [
+            s for s in reversed(wanted) if s in session.acknowledged and self._book.gives_way(s)
+        ]
+        return [
+            less for more, less in zip(waiting, followed, strict=False) if ranks[more] < ranks[less]
+        ]
 
     async def _ask(self, session: Session, symbols: Sequence[str]) -> None:
         self._repair.expect(symbols)

@@ -8,7 +8,14 @@ import anyio
 
 from mdservice.actors.actor import Inbox
 from mdservice.errors import FeedUnavailable, SubscriptionRefused
-from mdservice.feeds.commands import Command, Outcome, Subscribe, SubscriptionResult, Unsubscribe
+from mdservice.feeds.commands import (
+    Command,
+    Follow,
+    Outcome,
+    Subscribe,
+    SubscriptionResult,
+    Unsubscribe,
+)
 from mdservice.feeds.session import Session
 from mdservice.feeds.subscriptions import SubscriptionBook
 
@@ -69,12 +76,16 @@ class SubscriptionRequests:
         """Write the request into the book; returns what it changes there."""
         if isinstance(command, Subscribe):
             return self._book.add(command.symbols, command.source)
+        if isinstance(command, Follow):
+            return self._book.follow(command.symbols, command.source)
         return self._book.remove(command.symbols, command.sources)
 
     async def _answer(self, command: Command) -> SubscriptionResult:
         try:
             if isinstance(command, Subscribe):
                 return SubscriptionResult(await self._subscribe(command), command.symbols)
+            if isinstance(command, Follow):
+                return SubscriptionResult(await self._follow(command), command.symbols)
             return SubscriptionResult(await self._unsubscribe(command), command.symbols)
         except FeedUnavailable:
             return SubscriptionResult("pending", command.symbols)
@@ -89,8 +100,22 @@ class SubscriptionRequests:
             self._book.remove(added, [command.source])
             raise SubscriptionRefused(refused.reason, code=refused.code, symbols=command.symbols)
         for symbol in command.symbols:
-            session.left_out.pop(symbol, None)
+            session.given(symbol)
         await self._changed(session.acknowledged, session.left_out)
+        return "subscribed"
+
+    async def _follow(self, command: Follow) -> Outcome:
+        gone = self._note(command)
+        session = await self._free_session()
+        if session is None:
+            return "pending"
+        await session.unsubscribe(gone)
+        session.forget_unwanted(self._book)
+        refused = await session.subscribe_what_fits(session.missing(command.symbols))
+        if refused is not None:
+            raise SubscriptionRefused(refused.reason, code=refused.code, symbols=command.symbols)
+        await self._changed(session.acknowledged, session.left_out)
+        self._room()  # to what was left out before, in the order of importance
         return "subscribed"
 
     async def _unsubscribe(self, command: Unsubscribe) -> Outcome:

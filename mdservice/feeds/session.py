@@ -89,6 +89,8 @@ class Session:
         self._ended: FeedUnavailable | None = None
         self.acknowledged: frozenset[str] = frozenset()
         self.left_out: dict[str, str] = {}
+        self.over_limit: set[str] = set()
+        """Those that are left out because the feed gives no more symbols."""
 
     # Reading
 
@@ -151,6 +153,12 @@ class Session:
     def forget_unwanted(self, wanted: SubscriptionBook) -> None:
         """Symbols that nobody wants any more are not left out."""
         self.left_out = {s: reason for s, reason in self.left_out.items() if s in wanted}
+        self.over_limit &= self.left_out.keys()
+
+    def given(self, symbol: str) -> None:
+        """It is left out no longer."""
+        self.left_out.pop(symbol, None)
+        self.over_limit.discard(symbol)
 
     async def free(self) -> None:
         """Wait until no request is under way."""
@@ -236,13 +244,14 @@ class Session:
                     elif answer.code == _SYMBOL_LIMIT:
                         rest = [chunk[0], *(symbol for later in todo for symbol in later)]
                         self.left_out |= dict.fromkeys(rest, answer.reason)
+                        self.over_limit |= set(rest)
                         return None
                     else:
                         self.left_out[chunk[0]] = answer.reason
                 else:
                     await self._ask_again_for(set(chunk) - self.acknowledged)
                     for symbol in self.acknowledged.intersection(chunk):
-                        self.left_out.pop(symbol, None)
+                        self.given(symbol)
         return None
 
     async def _ask_again_for(self, missing: set[str]) -> None:

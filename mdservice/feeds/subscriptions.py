@@ -12,11 +12,15 @@ class SubscriptionBook:
     """The wanted symbols in the order in which they were first asked for.
 
     Every symbol has the set of sources that want it (``settings``, ``api``, ``positions``);
-    it is wanted for as long as one of them does.
+    it is wanted for as long as one of them does. A source that follows something (``positions``)
+    says which symbols are the more important ones: where the feed does not give all, these go
+    first, and what is wanted for such a source alone gives way.
     """
 
     def __init__(self) -> None:
         self._sources: dict[str, set[str]] = {}
+        self._ranks: dict[str, dict[str, int]] = {}
+        """Of each source that follows: how important each symbol is, 0 the most."""
 
     def add(self, symbols: Iterable[str], source: str) -> list[str]:
         """The source wants the symbols; returns those that it did not want before."""
@@ -27,6 +31,18 @@ class SubscriptionBook:
                 sources.add(source)
                 added.append(symbol)
         return added
+
+    def follow(self, symbols: Sequence[str], source: str) -> list[str]:
+        """The source wants exactly these, the most important one first.
+
+        Returns:
+            The symbols that nobody wants now.
+        """
+        self._ranks[source] = {symbol: rank for rank, symbol in enumerate(symbols)}
+        self.add(symbols, source)
+        wanted = self._ranks[source]
+        left = [s for s, by in self._sources.items() if source in by and s not in wanted]
+        return self.remove(left, [source])
 
     def remove(self, symbols: Iterable[str], sources: Iterable[str]) -> list[str]:
         """The sources no longer want them; returns the symbols that nobody wants now."""
@@ -42,8 +58,18 @@ class SubscriptionBook:
 
     @property
     def wanted(self) -> Sequence[str]:
-        """Every wanted symbol."""
-        return tuple(self._sources)
+        """Every wanted symbol: first those that do not give way, then by importance."""
+        firm = [symbol for symbol in self._sources if not self.gives_way(symbol)]
+        others = [symbol for symbol in self._sources if self.gives_way(symbol)]
+        return (*firm, *sorted(others, key=self._importance))
+
+    def gives_way(self, symbol: str) -> bool:
+        """Whether it is wanted only for sources that follow something."""
+        return self._sources.get(symbol, set()) <= self._ranks.keys()
+
+    def _importance(self, symbol: str) -> int:
+        lowest = len(self._sources)
+        return min(self._ranks[source].get(symbol, lowest) for source in self._sources[symbol])
 
     def __contains__(self, symbol: str) -> bool:
         return symbol in self._sources

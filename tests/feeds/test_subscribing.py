@@ -7,8 +7,8 @@ from typing import Any
 import anyio
 import pytest
 
-from mdservice.errors import SubscriptionRefused
-from mdservice.feeds.commands import Subscribe, SubscriptionResult
+from mdservice.errors import FeedUnavailable, SubscriptionRefused
+from mdservice.feeds.commands import Follow, Subscribe, SubscriptionResult
 from mdservice.feeds.left_out import AGAIN_FIRST_S
 from mdservice.feeds.session import ACK_TIMEOUT_S, CHUNK_SIZE
 from mdservice.simulator.session import SessionRules
@@ -399,3 +399,112 @@ async def test_waiting_requests_do_not_look_like_a_stall(
 async def _later(feed: Any, frames: Any) -> None:
     await anyio.sleep(4)
     feed(*frames)
+
+
+# ---- following: positions
+
+
+def limited(most: int) -> FakeDriver:
+    return FakeDriver(rules=SessionRules(symbol_limit=most))
+
+
+async def test_follows_exactly_what_a_source_says(autojump_clock: Any, open_desk: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.until_phase("streaming")
+        result = await desk.ask(Follow(("MSFT", "TSLA"), "positions"))
+        assert result == SubscriptionResult("subscribed", ("MSFT", "TSLA"))
+        assert following(desk.driver) == {"AAPL", "MSFT", "TSLA"}
+        await desk.ask(Follow(("AAPL", "NVDA"), "positions"))
+        assert following(desk.driver) == {"AAPL", "NVDA"}
+        assert desk.connection.sources() == {
+            "AAPL": ["positions", "settings"],
+            "NVDA": ["positions"],
+        }
+        await desk.ask(Follow((), "positions"))
+        assert following(desk.driver) == {"AAPL"}, "what the settings want stays"
+
+
+async def test_following_while_the_feed_is_away_is_done_when_it_is_back(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver()
+    driver.script.extend([FeedUnavailable("no"), FeedUnavailable("no")])
+    async with open_desk(drivers=[driver]) as desk:
+        await desk.until_phase("waiting")
+        result = await desk.ask(Follow(("MSFT", "TSLA"), "positions"))
+        assert result.status == "pending"
+        await desk.until_phase("streaming")
+        assert following(driver) == {"MSFT", "TSLA"}
+
+
+async def test_at_the_limit_the_most_important_are_followed(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("SPY", drivers=[limited(3)]) as desk:
+        await desk.until_phase("streaming")
+        result = await desk.ask(Follow(("D", "C", "B", "A"), "positions"))
+        assert result.status == "subscribed"
+        assert following(desk.driver) == {"SPY", "D", "C"}
+        assert set(desk.now.left_out) == {"A", "B"}
+
+
+async def test_the_least_important_gives_way_to_a_more_important_one(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("SPY", drivers=[limited(3)]) as desk:
+        await desk.until_phase("streaming")
+        await desk.ask(Follow(("D", "C"), "positions"))
+        await desk.ask(Follow(("E", "D", "C"), "positions"))
+        with anyio.fail_after(1):
+            await desk.driver.subscribed("SPY", "D", "E")
+            await anyio.wait_all_tasks_blocked()
+        assert set(desk.now.left_out) == {"C"}
+        await desk.ask(Follow(("D", "C"), "positions"))  # E was closed
+        with anyio.fail_after(1):
+            await desk.driver.subscribed("SPY", "D", "C")
+            await anyio.wait_all_tasks_blocked()
+        assert desk.now.left_out == {}
+
+
+async def test_nothing_gives_way_that_somebody_else_asked_for(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("SPY", drivers=[limited(2)]) as desk:
+        await desk.until_phase("streaming")
+        await desk.subscribe("QQQ")
+        await desk.ask(Follow(("E", "D"), "positions"))
+        (link,) = desk.driver.connections
+        await anyio.sleep(1)
+        asked = len(link.requests)
+        assert following(desk.driver) == {"SPY", "QQQ"}
+        await anyio.sleep(AGAIN_FIRST_S - 2)
+        assert len(link.requests) == asked, "it does not try over and over"
+
+
+async def test_a_symbol_that_the_feed_does_not_know_displaces_nothing(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    rules = SessionRules(symbol_limit=2, invalid_symbols=frozenset(("BAD",)))
+    async with open_desk(drivers=[FakeDriver(rules=rules)]) as desk:
+        await desk.until_phase("streaming")
+        await desk.ask(Follow(("BAD", "D", "C"), "positions"))
+        await anyio.sleep(5)
+        assert following(desk.driver) == {"D", "C"}
+        assert set(desk.now.left_out) == {"BAD"}
+
+
+async def test_after_a_reconnect_the_settings_come_first_then_the_most_important(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk(drivers=[limited(3)]) as desk:
+        await desk.until_phase("streaming")
+        await desk.ask(Follow(("D", "C", "B"), "positions"))
+        await desk.ask(Follow(("B", "C", "D"), "positions"))
+        await desk.unsubscribe("C", source="positions")
+        await desk.subscribe("SPY")
+        await desk.ask(Follow(("B", "C", "D"), "positions"))
+        desk.driver.drop("reset")
+        with anyio.fail_after(60):
+            await desk.driver.subscribed("SPY", "B", "C")
+        await anyio.sleep(1)
+        assert set(desk.now.left_out) == {"D"}
