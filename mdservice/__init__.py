@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from mdservice.prices.reader import Prices
     from mdservice.prices.status import PricesStatus
     from mdservice.service import Service, open_service
-    from mdservice.settings import Settings, load_settings
+    from mdservice.settings import Settings
+    from mdservice.settings_load import load_settings
 
 __all__ = [
     "ConfigurationError",
@@ -71,7 +72,7 @@ _HOMES = {
     "Settings": "mdservice.settings",
     "Status": "mdservice.model.status",
     "SubscriptionRefused": "mdservice.errors",
-    "load_settings": "mdservice.settings",
+    "load_settings": "mdservice.settings_load",
     "open_prices": "mdservice.prices.open",
     "open_service": "mdservice.service",
 }

@@ -1,7 +1,7 @@
-"""Every setting of the service: one flat, frozen class, and how it is loaded.
+"""Every setting of the service: one flat, frozen class.
 
-Defaults < ``mdservice.toml`` < environment < command line. A name in the file is the name of
-the field; its variable is that name in capitals behind ``MDSERVICE_``, but for Alpaca's keys.
+A name in the file is the name of the field; its variable is that name in capitals behind
+``MDSERVICE_``, but for Alpaca's keys.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import attrs
 from mdservice import settings_values as values
 from mdservice.errors import ConfigurationError
 from mdservice.runtime_folder import default_socket
-from mdservice.settings_feeds import FEED_URLS, SIMULATOR, rest_url_beside
+from mdservice.settings_feeds import FEED_URLS, SIMULATOR, base_url
 from mdservice.settings_fields import Unchosen, bad_setting, describe, infos, setting
-from mdservice.settings_sources import CONFIG_FILE, SECTION, SettingInfo, collect
+from mdservice.settings_sources import CONFIG_FILE, SECTION, SettingInfo
 from mdservice.urls import MASK, mask_url, secrets_in_url
 
-__all__ = ["SETTINGS", "SIMULATOR", "Settings", "load_settings"]
+__all__ = ["SETTINGS", "SIMULATOR", "Settings"]
 
 _REAL_WORLD = ("api_key", "secret_key", "feed", "feed_url", "redis_url", "positions")
 """Set, any of these points at the real world, so that no price may be invented."""
@@ -30,7 +30,7 @@ _TEN_YEARS_S = 315_360_000
 
 @attrs.frozen(kw_only=True, field_transformer=describe)
 class Settings:
-    """All settings, checked; made by :func:`load_settings`, or directly with keywords.
+    """All settings, checked; made by :func:`mdservice.load_settings`, or with keywords.
 
     ``Settings()`` means the simulator, ``Settings(feed="iex")`` needs the keys. Values are
     checked at once; whether they are enough to run is the matter of :meth:`require_runnable`.
@@ -109,6 +109,12 @@ class Settings:
         metavar="SOURCE",
         address=True,
     )
+    alerts: tuple[str, ...] = setting(
+        (),
+        values.parse_alerts,
+        "Rules of the gateway's, with ; between: 'AAPL pnl < -500; total pct < -2; TSLA stale'.",
+        metavar="RULE;RULE",
+    )
     redis_url: str | None = setting(
         None,
         values.url("redis", "rediss", "unix"),
@@ -170,7 +176,7 @@ class Settings:
         metavar="HOST:PORT",
     )
     sources: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
-    """Where each value was found, by the setting's name; filled by :func:`load_settings`."""
+    """Where each value was found, by the setting's name; filled by the loader."""
 
     def __attrs_post_init__(self) -> None:
         if self.http is None or self.api_token is not None:
@@ -213,9 +219,11 @@ class Settings:
 
     def resolved_rest_url(self) -> str:
         """Return the base of the market-data REST API; a simulator has it on its own port."""
-        if not self.simulated or self.feed_url is None or not isinstance(self.rest_url, Unchosen):
-            return str(self.rest_url)
-        return rest_url_beside(self.feed_url)
+        return base_url(self.rest_url, self.feed_url, simulated=self.simulated)
+
+    def resolved_trading_url(self) -> str:
+        """Return the base of the trading REST API; a simulator has it on its own port."""
+        return base_url(self.trading_url, self.feed_url, simulated=self.simulated)
 
     def require_runnable(self) -> None:
         """Refuse settings with which the service must not be started.
@@ -270,30 +278,3 @@ class Settings:
 
 SETTINGS: tuple[SettingInfo, ...] = infos(Settings)
 """The description of every setting, in the order of the fields."""
-
-
-def load_settings(
-    config: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
-) -> Settings:
-    """Settings from all of their sources.
-
-    Args:
-        config: The file; None for ``mdservice.toml`` in the working directory, where there is.
-        flags: What the command line gives, by the setting's name.
-        environ: The environment, usually ``os.environ``.
-
-    Raises:
-        ConfigurationError: An unknown name, a file that cannot be read, or a bad value; the
-            text names the setting and the variable, file or flag. Values of secrets are not
-            quoted.
-    """
-    given = collect(SETTINGS, config, flags, environ)
-    found: dict[str, Any] = {"socket": default_socket(environ)}
-    parsers = {info.name: info.parse for info in SETTINGS}
-    for name, item in given.items():
-        try:
-            found[name] = parsers[name](item.value)
-        except ValueError as exc:
-            raise bad_setting(name, item.source, exc) from None
-    sources = {name: item.source for name, item in given.items()}
-    return Settings(**found, sources=sources)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-__all__ = ["FEED_URLS", "SIMULATOR", "feed_delay_s", "rest_url_beside"]
+from mdservice.settings_fields import Unchosen
+
+__all__ = ["FEED_URLS", "SIMULATOR", "base_url", "feed_delay_s"]
 
 SIMULATOR = "simulator"
 """The feed's name when it is the simulator."""
@@ -28,7 +30,15 @@ def feed_delay_s(feed: str) -> float:
     return _DELAYS_S.get(feed, 0.0)
 
 
-def rest_url_beside(feed_url: str) -> str:
-    """The base of a simulator's REST API, which is on its websocket's port."""
+def base_url(given: str, feed_url: str | None, *, simulated: bool) -> str:
+    """The base of a REST API: as given, but a simulator has it on its websocket's port.
+
+    Args:
+        given: The setting; a default where nobody chose it.
+        feed_url: The websocket's, where it is known.
+        simulated: Whether that is a simulator.
+    """
+    if not simulated or feed_url is None or not isinstance(given, Unchosen):
+        return str(given)
     parts = urlsplit(feed_url)
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"

@@ -22,6 +22,7 @@ __all__ = [
     "host_and_port",
     "is_loopback",
     "one_of",
+    "parse_alerts",
     "parse_event_log",
     "parse_http_address",
     "parse_optional",
@@ -151,6 +152,19 @@ def parse_positions(value: object) -> str:
     raise ValueError(
         f"{quoted(word)} is not one of none, alpaca, an http:// or https:// URL, file:PATH"
     )
+
+
+def parse_alerts(value: object) -> tuple[str, ...]:
+    """``AAPL pnl < -500; total pct < -2``, or a list of such rules."""
+    from mdservice.pnl.rules import parse_rule
+
+    rules = value.split(";") if isinstance(value, str) else value
+    if not isinstance(rules, Sequence):
+        raise ValueError("must be a list of rules, such as 'AAPL pnl < -500'")  # noqa: TRY004 - a bad value, to the caller
+    found = [str(rule).strip() for rule in rules if str(rule).strip()]
+    for rule in found:
+        parse_rule(rule)
+    return tuple(found)
 
 
 def parse_event_log(value: object) -> str:

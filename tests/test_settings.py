@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.errors import ConfigurationError
-from mdservice.settings import SETTINGS, Settings, load_settings
+from mdservice.settings import SETTINGS, Settings
+from mdservice.settings_load import load_settings
 
 KEYS = {"ALPACA_API_KEY": "PKTESTKEY00001", "ALPACA_SECRET_KEY": "sEcReT/of+Alpaca=="}
 
@@ -66,6 +67,7 @@ def test_defaults_are_the_contracts() -> None:
         positions="none",
         positions_interval=5.0,
         gateway_positions=None,
+        alerts=(),
         redis_url=None,
         price_ttl=300,
         event_log=None,
@@ -86,7 +88,7 @@ def test_every_setting_has_its_documented_environment_names() -> None:
     assert names.pop("secret_key") == ("ALPACA_SECRET_KEY", "APCA_API_SECRET_KEY")
     assert names.pop("redis_url") == ("MDSERVICE_REDIS_URL", "REDIS_URL")
     assert names == {name: (f"MDSERVICE_{name.upper()}",) for name in names}
-    assert len(names) == 19
+    assert len(names) == 20
 
 
 def test_flags_beat_the_environment_which_beats_the_file() -> None:
@@ -257,6 +259,7 @@ BAD = {
     "positions": ["all", "file:", "http://", "ftp://x/y"],
     "positions_interval": ["0", "-1", "nan", "inf", "soon", "1e400"],
     "gateway_positions": ["x", "https://"],
+    "alerts": ["AAPL", "AAPL pnl < -500; AAPL pnl", "total stale"],
     "redis_url": ["localhost:6379", "http://x", "unix://", "redis://x:port"],
     "price_ttl": ["0", "-3", "1.5", "five", "1e3", "9" * 30],
     "event_log": ["price:AAPL", "mdservice:writer:1", "a\nb", "x" * 600],
@@ -316,6 +319,7 @@ GOOD = {
     "positions": ("file:positions.json", "file:positions.json"),
     "positions_interval": ("0.5", 0.5),
     "gateway_positions": ("http://localhost:8000/api/v1/positions",) * 2,
+    "alerts": ("aapl pnl<-500 ;; * stale;", ("aapl pnl<-500", "* stale")),
     "redis_url": ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
     "price_ttl": ("1", 1),
     "event_log": ("price.log", "price.log"),

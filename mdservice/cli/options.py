@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from mdservice.logs import hide_secrets
-from mdservice.settings import SETTINGS, Settings, load_settings
+from mdservice.settings import SETTINGS, Settings
+from mdservice.settings_load import load_settings
 
 __all__ = ["config_option", "settings_from", "settings_options"]
 
@@ -51,7 +52,7 @@ def settings_from(
     """The settings for a command, from the file, the environment and its flags.
 
     Raises:
-        ConfigurationError: See :func:`mdservice.settings.load_settings`.
+        ConfigurationError: See :func:`mdservice.load_settings`.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     settings = load_settings(config or ctx.find_root().obj, given, os.environ)

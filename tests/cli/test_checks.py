@@ -18,7 +18,8 @@ from mdservice.cli.check_result import CheckResult, passed, skipped
 from mdservice.cli.checks import check_settings, check_socket
 from mdservice.errors import ConfigurationError, FeedRefused, FeedUnavailable
 from mdservice.feeds.alpaca.codes import http_refusal, refusal
-from mdservice.settings import Settings, load_settings
+from mdservice.settings import Settings
+from mdservice.settings_load import load_settings
 
 KEYS = {"api_key": "PKTEST", "secret_key": "secret-of-test"}
 
