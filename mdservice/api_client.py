@@ -18,7 +18,7 @@ import attrs
 from mdservice.errors import MDServiceError
 from mdservice.runtime_folder import check_socket_folder
 
-__all__ = ["Answer", "NoAnswer", "ask"]
+__all__ = ["Answer", "NoAnswer", "ask", "fetch"]
 
 _MOST_BYTES = 16 * 1024 * 1024
 _OK = 200
@@ -71,10 +71,10 @@ def ask(
     *,
     timeout_s: float = 5.0,
 ) -> Answer:
-    """One call of the HTTP API.
+    """One call of the HTTP API, whose answer is a JSON object.
 
     Args:
-        path: The UNIX socket.
+        path: The service's socket.
         method: ``GET`` or ``POST``.
         call: ``/status``.
         content: The body, sent as JSON.
@@ -84,6 +84,19 @@ def ask(
         NoAnswer: Nobody listens, it says nothing in time, or what it says is not the API's.
         ConfigurationError: The socket's folder cannot be trusted.
     """
+    status, data = fetch(path, method, call, content, timeout_s=timeout_s)
+    return Answer(status, _decoded(path, data))
+
+
+def fetch(
+    path: Path,
+    method: str,
+    call: str,
+    content: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float = 5.0,
+) -> tuple[int, bytes]:
+    """One call of the HTTP API: the HTTP status and the body as it came; see :func:`ask`."""
     check_socket_folder(path)
     connection = _UnixConnection(path, timeout_s)
     body = None if content is None else json.dumps(content)
@@ -91,7 +104,7 @@ def ask(
     try:
         connection.request(method, call, body, headers)
         response = connection.getresponse()
-        data = response.read(_MOST_BYTES)
+        return response.status, response.read(_MOST_BYTES)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as exc:
         raise NoAnswer(
             f"no service answers at {path}; start one with `mdservice run`, or name its socket "
@@ -105,7 +118,6 @@ def ask(
         raise NoAnswer(f"the service at {path} broke the connection off ({exc})") from exc
     finally:
         connection.close()
-    return Answer(response.status, _decoded(path, data))
 
 
 def _decoded(path: Path, data: bytes) -> Mapping[str, Any]:

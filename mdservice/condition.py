@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from mdservice.clock import Clock
 from mdservice.model.status import (
     ActorReport,
     Counters,
     FeedReport,
     Inbox,
+    PositionsReport,
     Readiness,
     RedisReport,
     ServiceState,
@@ -61,12 +65,14 @@ def status(
 ) -> Status:
     """The whole service at this moment."""
     ready = readiness(topology, draining=draining)
+    positions = _positions(topology)
+    degraded = _why_degraded(positions)
     feed = topology.feed.snapshot()
     publisher = topology.publisher.snapshot()
     watchdog = topology.watchdog.snapshot()
     return Status(
-        state=_state(ready, draining=draining, ever_logged_in=feed.logins > 0),
-        reasons=ready.reasons,
+        state=_state(ready, degraded, draining=draining, ever_logged_in=feed.logins > 0),
+        reasons=(*ready.reasons, *degraded),
         feed=FeedReport(
             name=settings.feed_name,
             driver=feed.driver,
@@ -89,6 +95,7 @@ def status(
         actors=_actors(topology),
         counters=_counters(topology),
         latency_ms=publisher.latencies,
+        positions=positions,
         loop_lag_ms=watchdog.loop_lag_ms,
         loop_lag_max_ms=watchdog.loop_lag_max_ms,
         stale_symbols=_stale(settings, topology, clock.utc_ns()),
@@ -96,12 +103,39 @@ def status(
     )
 
 
-def _state(ready: Readiness, *, draining: bool, ever_logged_in: bool) -> ServiceState:
+def _state(
+    ready: Readiness, degraded: Sequence[str], *, draining: bool, ever_logged_in: bool
+) -> ServiceState:
     if draining:
         return "draining"
     if ready.ready:
-        return "running"
+        return "degraded" if degraded else "running"
     return "degraded" if ever_logged_in else "starting"
+
+
+def _positions(topology: Topology) -> PositionsReport | None:
+    if topology.tracker is None:
+        return None
+    tracker = topology.tracker.snapshot()
+    left_out = topology.feed.snapshot().left_out
+    answered: Literal["starting", "ok"] = "starting" if tracker.age_s is None else "ok"
+    return PositionsReport(
+        source=tracker.source,
+        state="degraded" if tracker.last_error is not None else answered,
+        held=len(tracker.positions),
+        followed=len(tracker.followed),
+        left_out=tuple(symbol for symbol in tracker.followed if symbol in left_out),
+        problems={p.symbol: p.problem for p in tracker.positions if p.problem is not None},
+        age_s=None if tracker.age_s is None else round(tracker.age_s, 3),
+        last_error=tracker.last_error,
+    )
+
+
+def _why_degraded(positions: PositionsReport | None) -> tuple[str, ...]:
+    """What does not concern the prices: the service is ready all the same."""
+    if positions is None or positions.last_error is None:
+        return ()
+    return (f"the positions are out of date: {positions.last_error}",)
 
 
 def _redis(topology: Topology, backlog: int) -> RedisReport:

@@ -6,32 +6,33 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import cast
 
 import anyio
-import attrs
-from anyio.abc import TaskStatus
 
 from mdservice.actors.background import background
 from mdservice.actors.groups import leaves
 from mdservice.clock import Clock, SystemClock
 from mdservice.condition import readiness, status
-from mdservice.errors import MDServiceError
+from mdservice.errors import ConfigurationError, MDServiceError
 from mdservice.feeds.alpaca.drivers import make_drivers, make_history, make_market_clock
 from mdservice.feeds.commands import Command, Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.feeds.driver import Driver
 from mdservice.feeds.history import QuoteHistory
 from mdservice.logs import get_logger, hide_secrets
 from mdservice.model.events import FeedStatus
+from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
 from mdservice.model.symbol import parse_symbol, parse_symbols
+from mdservice.positions.choose import open_source
+from mdservice.positions.polled import PolledPositions
+from mdservice.positions.source import PositionSource
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
-from mdservice.runtime_folder import prepare_socket_folder
-from mdservice.settings import SIMULATOR, Settings
+from mdservice.settings import Settings
 from mdservice.sinks.last_quotes import read_last_quotes
 from mdservice.sinks.store import PriceStore
+from mdservice.stand_ins import start_embedded_server, start_simulator
 from mdservice.topology import Topology, build
 
 __all__ = ["DRAIN_LIMIT_S", "Service", "open_service"]
@@ -40,8 +41,6 @@ _log = get_logger(__name__)
 
 DRAIN_LIMIT_S = 3.0
 """How long what was accepted may take to reach the store once the feed is closed."""
-SIMULATED_SYMBOLS = ("AAPL", "MSFT", "NVDA", "AMZN", "GOOG", "META", "TSLA", "SPY")
-"""What the simulator is asked for where no symbols are set, so that there is something to see."""
 _STORE_TIMEOUT_S = 3.0
 """Below the watchdog's patience; a batch takes a few milliseconds."""
 
@@ -49,8 +48,12 @@ _STORE_TIMEOUT_S = 3.0
 class Service:
     """A running service. Made by :func:`open_service`, used from that event loop."""
 
-    def __init__(self, settings: Settings, topology: Topology, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, topology: Topology, clock: Clock, resolved: Settings
+    ) -> None:
         self.settings = settings
+        self.resolved = resolved
+        """The settings with the addresses of what was started here in their place."""
         self._topology = topology
         self._clock = clock
         self._started_s = clock.monotonic()
@@ -93,6 +96,11 @@ class Service:
     def subscriptions(self) -> dict[str, list[str]]:
         """Each symbol that is wanted, with those who want it."""
         return self._topology.feed.sources()
+
+    def positions(self) -> Sequence[Position]:
+        """The positions whose symbols are followed, as last told; none where none are followed."""
+        tracker = self._topology.tracker
+        return tracker.snapshot().positions if tracker is not None else ()
 
     def latest(self, symbol: str) -> Quote | None:
         """The last accepted quote of a symbol, or None.
@@ -170,6 +178,7 @@ async def open_service(
     store: PriceStore | None = None,
     drivers: Sequence[Driver] | None = None,
     history: QuoteHistory | None = None,
+    positions: PositionSource | None = None,
     clock: Clock | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Service]:
@@ -184,6 +193,7 @@ async def open_service(
         store: In the place of the Redis of the settings.
         drivers: In the place of the settings' feed.
         history: In the place of the settings' REST API; with ``drivers``, None means none.
+        positions: In the place of the settings' source of positions.
         clock: The time, for tests.
         rng: The jitter's source, for tests.
 
@@ -195,22 +205,18 @@ async def open_service(
     """
     settings.require_runnable()
     hide_secrets(settings.secret_values())
-    if settings.positions != "none":
-        _log.warning(
-            "positions_are_not_followed",
-            reason="this version cannot; set the symbols with MDSERVICE_SYMBOLS or subscribe",
-        )
     clock = clock or SystemClock()
     try:
         async with AsyncExitStack() as stack:
+            resolved = settings
             if store is None:
-                store = await _open_store(settings, stack)
-            symbols: Sequence[str] = settings.symbols
+                resolved = await start_embedded_server(resolved, stack)
+                store = _open_store(resolved)
             if drivers is None:
-                symbols = symbols or _symbols_to_show(settings)
-                settings_of_feed = await _with_simulator(settings, stack, clock)
-                drivers = make_drivers(settings_of_feed)
-                history = history or make_history(settings_of_feed, clock)
+                resolved = await start_simulator(resolved, stack, clock)
+                drivers = make_drivers(resolved)
+                history = history or make_history(resolved, clock)
+            symbols = resolved.symbols
             latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
             topology = build(
                 drivers=drivers,
@@ -221,12 +227,14 @@ async def open_service(
                 symbols=symbols,
                 backlog=settings.backlog,
                 clock=clock,
+                positions=_follow_positions(resolved, positions, stack, clock),
+                positions_interval_s=resolved.positions_interval,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
                 last_quotes=await read_last_quotes(store, symbols, latest_ns),
             )
             stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))
-            service = Service(settings, topology, clock)
+            service = Service(settings, topology, clock, resolved)
             try:
                 yield service
             finally:
@@ -242,15 +250,13 @@ async def open_service(
         raise errors[0] from errors[0].__cause__
 
 
-def _symbols_to_show(settings: Settings) -> Sequence[str]:
-    return SIMULATED_SYMBOLS if settings.simulator_embedded else ()
-
-
-async def _open_store(settings: Settings, stack: AsyncExitStack) -> PriceStore:
+def _open_store(settings: Settings) -> PriceStore:
     from mdservice.sinks.redis_store import RedisPriceStore
 
+    if settings.redis_url is None:
+        raise ConfigurationError("there is no Redis: set MDSERVICE_REDIS_URL")
     return RedisPriceStore(
-        settings.redis_url or await _start_embedded_server(settings, stack),
+        settings.redis_url,
         price_ttl_s=settings.price_ttl,
         event_log=settings.event_log,
         instance=secrets.token_hex(8),
@@ -258,26 +264,16 @@ async def _open_store(settings: Settings, stack: AsyncExitStack) -> PriceStore:
     )
 
 
-async def _start_embedded_server(settings: Settings, stack: AsyncExitStack) -> str:
-    from mdservice.sinks.embedded import keep_embedded_server
-
-    prepare_socket_folder(settings.socket)
-    name = f"{settings.socket.stem}.{secrets.token_hex(3)}.valkey.sock"
-    keep = partial(keep_embedded_server, settings.socket.with_name(name))
-    return await stack.enter_async_context(background(keep))
-
-
-async def _with_simulator(settings: Settings, stack: AsyncExitStack, clock: Clock) -> Settings:
-    """The settings with the embedded simulator's addresses, where they ask for one."""
-    if not settings.simulator_embedded:
-        return settings
-    url = await stack.enter_async_context(background(partial(_run_simulator, clock)))
-    return attrs.evolve(settings, feed=SIMULATOR, feed_url=url)
-
-
-async def _run_simulator(clock: Clock, *, task_status: TaskStatus[str]) -> None:
-    from mdservice.simulator import SimulatorConfig, open_simulator
-
-    async with open_simulator(SimulatorConfig(), clock=clock) as simulator:
-        task_status.started(simulator.url)
-        await anyio.sleep_forever()
+def _follow_positions(
+    settings: Settings, source: PositionSource | None, stack: AsyncExitStack, clock: Clock
+) -> PolledPositions | None:
+    source = source or open_source(
+        settings.positions,
+        trading_url=settings.resolved_trading_url(),
+        api_key=settings.api_key,
+        secret_key=settings.secret_key,
+    )
+    if source is None:
+        return None
+    stack.push_async_callback(source.aclose)
+    return PolledPositions(source, clock)

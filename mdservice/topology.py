@@ -2,6 +2,8 @@
 
 ::
 
+    PositionTracker
+           │
     commands ──▶ FeedConnection ──feed──▶ QuoteRouter ──events──▶ EventPublisher ──batches──▶ RedisWriter
                                               │                        ▲                          │
                                               └──▶ LocalReaders        └──────acknowledged────────┘
@@ -20,7 +22,7 @@ from mdservice.actors.supervisor import Supervisor
 from mdservice.actors.watchdog import HealthWatchdog
 from mdservice.backoff import Backoff
 from mdservice.clock import Clock
-from mdservice.feeds.commands import Command
+from mdservice.feeds.commands import Command, Follow
 from mdservice.feeds.connection import FeedConnection
 from mdservice.feeds.driver import Driver
 from mdservice.feeds.history import QuoteHistory
@@ -31,6 +33,8 @@ from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.subscriptions import SubscriptionBook
 from mdservice.model.events import FeedItem, RoutedItem
 from mdservice.model.quote import Quote
+from mdservice.positions.polled import PolledPositions
+from mdservice.positions.tracker import SOURCE, PositionTracker
 from mdservice.router.actor import QuoteRouter
 from mdservice.sinks.publisher import EventPublisher
 from mdservice.sinks.readers import LocalReaders
@@ -88,6 +92,7 @@ class Topology:
     writer: RedisWriter
     watchdog: HealthWatchdog
     readers: LocalReaders
+    tracker: PositionTracker | None
     supervisor: Supervisor
     commands: Channel[Command]
     channels: Sequence[Channel[Any]]
@@ -109,6 +114,8 @@ def build(
     backlog: int,
     clock: Clock,
     rng: random.Random,
+    positions: PolledPositions | None = None,
+    positions_interval_s: float = 5.0,
     last_quotes: Sequence[Quote] = (),
 ) -> Topology:
     """Wire one service.
@@ -123,6 +130,8 @@ def build(
         backlog: Events kept for a store that is away.
         clock: The time.
         rng: Where the back-off's jitter comes from.
+        positions: Those whose symbols are followed, or None.
+        positions_interval_s: How often they are asked for, seconds.
         last_quotes: The last ones of an earlier run, one of each symbol.
     """
     commands = Channel[Command](COMMANDS.size)
@@ -151,8 +160,18 @@ def build(
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(batches, acknowledged.outbox, store, clock)
     watchdog = HealthWatchdog(clock)
+
+    async def follow(symbols: tuple[str, ...]) -> None:
+        command = Follow(symbols, SOURCE)
+        await commands.outbox.send(command)
+        await command.answer.wait()
+
+    tracker = None
     # Downstream first: whoever starts finds the next one ready.
     actors: list[Actor] = [watchdog, writer, publisher, router, feed]
+    if positions is not None:
+        tracker = PositionTracker(positions, follow, positions_interval_s, clock)
+        actors.append(tracker)
     supervisor = Supervisor(actors, clock)
     watchdog.watch(supervisor)
     return Topology(
@@ -162,6 +181,7 @@ def build(
         writer,
         watchdog,
         readers,
+        tracker,
         supervisor,
         commands,
         channels=(commands, feed_items, events, batches, acknowledged),

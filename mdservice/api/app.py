@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from mdservice.api import market_data, monitoring
+from mdservice.api import market_data, monitoring, positions
 from mdservice.api.handle import ServiceHandle
 from mdservice.api.metrics import metrics_registry, package_version
 from mdservice.api.requests import BodyLimit
@@ -40,6 +40,7 @@ def create_app(service: ServiceHandle) -> FastAPI:
     app.state.metrics = metrics_registry(service.status)
     app.include_router(monitoring.router)
     app.include_router(market_data.router)
+    app.include_router(positions.router)
     app.add_exception_handler(InvalidSymbol, _invalid_symbol)
     app.add_exception_handler(SubscriptionRefused, _refused)
     app.add_exception_handler(MDServiceError, _unavailable)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
 from mdservice.model.events import FeedStatus
+from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
 
@@ -53,6 +54,10 @@ class ServiceHandle(Protocol):
 
     def subscriptions(self) -> dict[str, list[str]]:
         """Who wants which symbol: ``{"AAPL": ["api", "settings"]}``."""
+        ...
+
+    def positions(self) -> Sequence[Position]:
+        """The positions whose symbols are followed, as last told."""
         ...
 
     def latest(self, symbol: str) -> Quote | None:

@@ -68,6 +68,7 @@ class StatusCollector(Collector):
             value=status.redis.command_errors,
         )
         yield from _gauges(status)
+        yield from _positions(status)
         yield from _actors(status)
         yield _latencies(status)
         yield from _labelled(status)
@@ -104,6 +105,23 @@ def _gauges(status: Status) -> Iterator[Metric]:
         ("simulator", "1 where the prices are simulated.", status.simulator),
     ):
         yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
+
+
+def _positions(status: Status) -> Iterator[Metric]:
+    positions = status.positions
+    if positions is None:
+        return
+    for name, text, value in (
+        ("positions", "Positions held, as last told.", positions.held),
+        ("positions_followed", "Symbols followed for positions.", positions.followed),
+        ("positions_left_out", "Of these, not given by the feed.", len(positions.left_out)),
+        ("positions_problems", "Positions with a problem.", len(positions.problems)),
+        ("positions_up", "1 where the source answered the last time.", positions.state == "ok"),
+    ):
+        yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
+    if positions.age_s is not None:
+        text = "Since the source of positions last answered."
+        yield GaugeMetricFamily("mdservice_positions_age_seconds", text, value=positions.age_s)
 
 
 def _actors(status: Status) -> Iterator[Metric]:

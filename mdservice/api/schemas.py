@@ -11,7 +11,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "Answer",
     "HealthAnswer",
+    "HeldPosition",
+    "PositionsAnswer",
     "PriceAnswer",
     "PricesAnswer",
     "Problem",
@@ -21,24 +24,26 @@ __all__ = [
 ]
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """An object without any field but its own."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Problem(_Answer):
+class Problem(Answer):
     """Why a request was not carried out, and what to do."""
 
     detail: str = Field(examples=["'A PPL' is not a symbol: letters, digits, …"])
 
 
-class HealthAnswer(_Answer):
+class HealthAnswer(Answer):
     """Whether the service is fit, and what is in the way where it is not."""
 
     ready: bool
     reasons: list[str] = Field(examples=[["the feed is not connected"]])
 
 
-class PriceAnswer(_Answer):
+class PriceAnswer(Answer):
     """The latest accepted quote of a symbol. Numbers carry the exact decimal."""
 
     symbol: str = Field(examples=["AAPL"])
@@ -61,13 +66,13 @@ class PriceAnswer(_Answer):
     )
 
 
-class PricesAnswer(_Answer):
+class PricesAnswer(Answer):
     """The latest prices; symbols without one are left out."""
 
     prices: list[PriceAnswer]
 
 
-class SubscriptionAnswer(_Answer):
+class SubscriptionAnswer(Answer):
     """What became of the change. ``pending``: the feed is away; it is made on its return."""
 
     status: Literal["subscribed", "unsubscribed", "pending"]
@@ -77,14 +82,30 @@ class SubscriptionAnswer(_Answer):
     symbols: list[str] = Field(examples=[["AAPL"]])
 
 
-class SubscriptionsAnswer(_Answer):
+class SubscriptionsAnswer(Answer):
     """The wanted symbols, and who wants each."""
 
     symbols: list[str] = Field(examples=[["AAPL"]])
     sources: dict[str, list[str]] = Field(examples=[{"AAPL": ["api", "positions", "settings"]}])
 
 
-class _Feed(_Answer):
+class HeldPosition(Answer):
+    """A position, as its source told it."""
+
+    symbol: str = Field(examples=["AAPL"])
+    qty: float | None = Field(
+        description="Below 0 for a short position; null where it is unreadable.", examples=[10]
+    )
+    avg_entry_price: float | None = Field(examples=[150.0])
+
+
+class PositionsAnswer(Answer):
+    """The positions, as their source told them. Numbers carry the exact decimal."""
+
+    positions: list[HeldPosition]
+
+
+class _Feed(Answer):
     name: str = Field(examples=["iex"])
     driver: str = Field(examples=["alpaca-py"])
     phase: str = Field(examples=["streaming"])
@@ -105,7 +126,7 @@ class _Feed(_Answer):
     )
 
 
-class _Redis(_Answer):
+class _Redis(Answer):
     connected: bool
     url: str
     last_error: str | None
@@ -114,12 +135,23 @@ class _Redis(_Answer):
     last_command_error: str | None
 
 
-class _Inbox(_Answer):
+class _Positions(Answer):
+    source: str = Field(examples=["https://paper-api.alpaca.markets/v2/positions"])
+    state: Literal["starting", "ok", "degraded"]
+    held: int
+    followed: int = Field(description="Symbols followed for positions, just closed ones too.")
+    left_out: list[str] = Field(description="Those that the feed does not give, largest first.")
+    problems: dict[str, str] = Field(description="Positions whose price is not followed.")
+    age_s: float | None = Field(description="Since the source last answered.")
+    last_error: str | None
+
+
+class _Inbox(Answer):
     used: int
     size: int
 
 
-class _Actor(_Answer):
+class _Actor(Answer):
     state: str = Field(examples=["running"])
     restarts: int
     heartbeat_age_s: float
@@ -127,7 +159,7 @@ class _Actor(_Answer):
     last_error: str | None
 
 
-class _Counters(_Answer):
+class _Counters(Answer):
     quotes_received: int
     quotes_accepted: int
     quotes_stale: int
@@ -141,19 +173,19 @@ class _Counters(_Answer):
     quotes_backfilled: int
 
 
-class _Latency(_Answer):
+class _Latency(Answer):
     p50: float | None
     p99: float | None
     max: float | None
 
 
-class _Latencies(_Answer):
+class _Latencies(Answer):
     feed_to_redis: _Latency
     receive_to_redis: _Latency
     feed_to_receive: _Latency
 
 
-class StatusAnswer(_Answer):
+class StatusAnswer(Answer):
     """The condition of the whole service at this moment."""
 
     state: Literal["starting", "running", "degraded", "draining"]
@@ -166,6 +198,7 @@ class StatusAnswer(_Answer):
     counters: _Counters
     latency_ms: _Latencies
     loop_lag_ms: float
+    positions: _Positions | None = Field(description="Null where no positions are followed.")
     loop_lag_max_ms: float
     stale_symbols: int = Field(description="Symbols whose price is older than the age limit.")
     simulator: bool

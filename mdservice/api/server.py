@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mdservice.api.requests import App
 from mdservice.api.socket import unix_listener
 from mdservice.api.tcp import tcp_address, tcp_listeners
 
-__all__ = ["ApiAddresses", "serve_api"]
+__all__ = ["ApiAddresses", "serve_api", "serve_apps"]
 
 _log = logging.getLogger("mdservice.api")
 
@@ -84,15 +84,19 @@ async def serve_api(
             stack.enter_context(bound)
         app: App = create_app(service)
         gated = app if token is None else BearerGate(app, token)
-        await _serve([(app, [unix]), (gated, tcp)], socket, tcp, task_status)
+        addresses = ApiAddresses(socket, tcp_address(tcp[0]) if tcp else None)
+        await serve_apps([(app, [unix]), (gated, tcp)], lambda: task_status.started(addresses))
 
 
-async def _serve(
-    served: Sequence[tuple[App, Sequence[socket.socket]]],
-    path: Path,
-    tcp: Sequence[socket.socket],
-    task_status: TaskStatus[ApiAddresses],
+async def serve_apps(
+    served: Sequence[tuple[App, Sequence[Listener]]], started: Callable[[], None]
 ) -> None:
+    """Serve applications until cancelled, then end as :func:`serve_api` does.
+
+    Args:
+        served: Each application with where it is listened for; their lifespans are not run.
+        started: Called as soon as callers are taken in.
+    """
     closing = anyio.Event()
     acceptors = [
         _Acceptor(listener, server_for(app, {"closing": closing}))
@@ -102,7 +106,7 @@ async def _serve(
     async with anyio.create_task_group() as tasks:
         for acceptor in acceptors:
             tasks.start_soon(acceptor.run)
-        task_status.started(ApiAddresses(path, tcp_address(tcp[0]) if tcp else None))
+        started()
         try:
             await anyio.sleep_forever()
         finally:

@@ -21,11 +21,14 @@ _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 _OtherAddress = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
 
-async def tcp_listeners(http: str, *, token: str | None) -> list[socket.socket]:
+async def tcp_listeners(
+    http: str, *, token: str | None, setting: str = "MDSERVICE_HTTP"
+) -> list[socket.socket]:
     """Listen at every address of the host, all at one port.
 
     Args:
         http: ``host:port``, an IPv6 address in brackets; port 0 takes a free one.
+        setting: What errors call it.
         token: The API's token, without which only loopback addresses are taken.
 
     Raises:
@@ -35,19 +38,19 @@ async def tcp_listeners(http: str, *, token: str | None) -> list[socket.socket]:
     try:
         host, port = host_and_port(http)
     except ValueError as error:
-        raise ConfigurationError(f"MDSERVICE_HTTP: {error}") from error
+        raise ConfigurationError(f"{setting}: {error}") from error
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"MDSERVICE_HTTP: the host {host} is unknown: {error}") from error
+        raise ConfigurationError(f"{setting}: the host {host} is unknown: {error}") from error
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     open_to_others = [address[0] for _, address in addresses if not _is_loopback(str(address[0]))]
     if open_to_others and token is None:
         raise ConfigurationError(
-            f"MDSERVICE_HTTP: {http} is open to other machines, so it needs a token: set "
+            f"{setting}: {http} is open to other machines, so it needs a token: set "
             "MDSERVICE_API_TOKEN, or listen on 127.0.0.1"
         )
-    return _listen(addresses, http)
+    return _listen(addresses, http, setting)
 
 
 def tcp_address(listener: socket.socket) -> str:
@@ -60,7 +63,7 @@ def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
-def _listen(addresses: Sequence[_OtherAddress], http: str) -> list[socket.socket]:
+def _listen(addresses: Sequence[_OtherAddress], http: str, setting: str) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     port = 0
     absent: OSError | None = None
@@ -70,7 +73,7 @@ def _listen(addresses: Sequence[_OtherAddress], http: str) -> list[socket.socket
                 listener = _listen_at(family, (address[0], port or address[1], *address[2:]))
             except OSError as error:
                 if error.errno not in _ABSENT:
-                    raise _cannot_listen(http, error) from error
+                    raise _cannot_listen(http, error, setting) from error
                 absent = error  # `localhost` may name an IPv6 address on a machine without any.
                 continue
             stack.callback(listener.close)
@@ -78,7 +81,7 @@ def _listen(addresses: Sequence[_OtherAddress], http: str) -> list[socket.socket
             port = listener.getsockname()[1]
         if not listeners:
             reason = absent or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-            raise _cannot_listen(http, reason) from absent
+            raise _cannot_listen(http, reason, setting) from absent
         stack.pop_all()
     return listeners
 
@@ -98,11 +101,11 @@ def _listen_at(family: socket.AddressFamily, address: tuple[str | int, ...]) -> 
     return listener
 
 
-def _cannot_listen(http: str, error: OSError) -> ConfigurationError:
+def _cannot_listen(http: str, error: OSError, setting: str) -> ConfigurationError:
     reasons = {
         errno.EADDRINUSE: "the port is in use: stop the program that has it, or choose another",
         errno.EACCES: "ports below 1024 are not for every user: choose a higher one",
         errno.EADDRNOTAVAIL: "this machine has no such address: use 127.0.0.1 or one of its own",
     }
     reason = reasons.get(error.errno or 0, error.strerror or str(error))
-    return ConfigurationError(f"MDSERVICE_HTTP: cannot listen at {http}: {reason}")
+    return ConfigurationError(f"{setting}: cannot listen at {http}: {reason}")

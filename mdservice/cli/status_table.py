@@ -36,6 +36,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield from _row("", str(reason))
     yield from _feed(_part(status, "feed"))
     yield from _redis(_part(status, "redis"))
+    yield from _positions(_part(status, "positions"))
     yield from _latencies(_part(status, "latency_ms"))
     yield ""
     yield from _counters(_part(status, "counters"))
@@ -66,8 +67,7 @@ def _feed(feed: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _silent(feed: Mapping[str, Any]) -> str:
-    names = [str(name) for name in feed.get("without_quotes_first") or ()]
-    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    shown = _names(feed.get("without_quotes_first") or ())
     return f"{_number(feed['without_quotes'])} symbols have had no quote yet: {shown}"
 
 
@@ -81,6 +81,27 @@ def _redis(redis: Mapping[str, Any]) -> Iterator[str]:
     if redis.get("command_errors"):
         failed = f"{_number(redis['command_errors'])} commands failed inside writes"
         yield from _row("", f"{failed}: {redis.get('last_command_error')}")
+
+
+def _positions(positions: Mapping[str, Any]) -> Iterator[str]:
+    if not positions:
+        return
+    told = positions.get("age_s")
+    when = "not told yet" if told is None else f"told {_age(told)} ago"
+    held, followed = _number(positions.get("held")), _number(positions.get("followed"))
+    source = positions.get("source", "-")
+    yield from _row("positions", f"{held} held, {followed} symbols followed, {when}, {source}")
+    if positions.get("last_error"):
+        yield from _row("", f"last error: {positions['last_error']}")
+    left_out = positions.get("left_out") or ()
+    if left_out:
+        yield from _row("", f"not followed, the feed gives no more: {_names(left_out)}")
+    for symbol, problem in list(_part(positions, "problems").items())[:_SHOWN]:
+        yield from _row("", f"{symbol}: {problem}")
+
+
+def _names(symbols: Sequence[Any]) -> str:
+    return ", ".join(map(str, symbols[:_SHOWN])) + (", …" if len(symbols) > _SHOWN else "")
 
 
 def _latencies(latencies: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ __all__ = [
     "Inbox",
     "Latencies",
     "Latency",
+    "PositionsReport",
     "Readiness",
     "RedisReport",
     "ServiceState",
@@ -98,6 +99,32 @@ class RedisReport:
 
 
 @attrs.frozen
+class PositionsReport:
+    """The positions whose symbols are followed.
+
+    Attributes:
+        source: Where they come from, without any secret.
+        state: ``starting`` before the first answer, ``ok``, or ``degraded`` where the last try
+            failed: then what was known before is followed on.
+        held: How many positions there are.
+        followed: How many symbols are followed for them, just closed ones included.
+        left_out: Those of them that the feed does not give, the largest position first.
+        problems: Positions whose price is not followed, by symbol, with the reason.
+        age_s: Seconds since the source last answered; None before that.
+        last_error: Why the last try failed, or None.
+    """
+
+    source: str
+    state: Literal["starting", "ok", "degraded"]
+    held: int
+    followed: int
+    left_out: tuple[str, ...]
+    problems: Mapping[str, str]
+    age_s: float | None
+    last_error: str | None
+
+
+@attrs.frozen
 class Inbox:
     """How full a channel is."""
 
@@ -159,6 +186,7 @@ class Status:
     """Everything that ``/status`` tells.
 
     Attributes:
+        positions: None where no positions are followed.
         stale_symbols: How many symbols have a last quote older than the price age limit.
         loop_lag_ms: How late the event loop ran what was due, at most in the last minute.
         loop_lag_max_ms: The same since the start.
@@ -174,6 +202,7 @@ class Status:
     counters: Counters
     latency_ms: Latencies
     loop_lag_ms: float
+    positions: PositionsReport | None = None
     loop_lag_max_ms: float = 0.0
     stale_symbols: int = 0
     simulator: bool = False

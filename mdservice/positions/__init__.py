@@ -1,1 +1,1 @@
-"""Where positions come from: Alpaca, a gateway's URL or a file, behind one protocol."""
+"""Where positions come from, and the actor that has their symbols followed."""

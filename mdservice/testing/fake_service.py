@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -11,6 +11,7 @@ import attrs
 
 from mdservice.errors import SubscriptionRefused
 from mdservice.model.events import FeedStatus
+from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import (
     ActorReport,
@@ -19,6 +20,7 @@ from mdservice.model.status import (
     Inbox,
     Latencies,
     Latency,
+    PositionsReport,
     Readiness,
     RedisReport,
     Status,
@@ -81,6 +83,7 @@ class FakeService:
         redis_connected: While it is false, it is not ready.
         alive: What :meth:`liveness` says.
         closed: Set by :meth:`close`.
+        held: Its positions.
     """
 
     def __init__(self, *, limit: int = 30) -> None:
@@ -89,6 +92,7 @@ class FakeService:
         self.alive = True
         self.closed = False
         self._limit = limit
+        self.held: list[Position] = []
         self._sources: dict[str, set[str]] = {}
         self._latest: dict[str, Quote] = {}
         self._readers: set[_Reader] = set()
@@ -122,6 +126,10 @@ class FakeService:
     def _offer(self, event: Quote | FeedStatus) -> None:
         for reader in self._readers:
             reader.offer(event)
+
+    def positions(self) -> Sequence[Position]:
+        """What :attr:`held` says."""
+        return tuple(self.held)
 
     async def subscribe(self, *symbols: str, source: str = "api") -> FakeOutcome:
         """Want these symbols, all or none of them."""
@@ -213,4 +221,14 @@ class FakeService:
             ),
             latency_ms=Latencies(Latency(1.5, 4.0, 9.0), Latency()),
             loop_lag_ms=2.0,
+            positions=PositionsReport(
+                source="fake positions",
+                state="ok",
+                held=len(self.held),
+                followed=symbols,
+                left_out=("NOPE",),
+                problems={"N/A": "not a stock"},
+                age_s=1.5,
+                last_error=None,
+            ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import attrs
 import httpx
@@ -13,9 +14,11 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from mdservice.api import schemas
+from mdservice.model.position import Position
 from mdservice.model.status import Counters
 from mdservice.testing.fake_service import FakeService
 
+NO_POSITION = Position("?!", None, None, problem="has no valid symbol")
 BASE = "/api/v1/market-data"
 
 
@@ -135,6 +138,7 @@ async def test_the_description_lists_every_call_with_examples(client: httpx.Asyn
         ("GET", f"{BASE}/prices"),
         ("GET", f"{BASE}/prices/{{symbol}}"),
         ("GET", f"{BASE}/stream"),
+        ("GET", "/api/v1/positions"),
     }
     subscribe = description["paths"][f"{BASE}/subscribe"]["post"]
     assert subscribe["requestBody"]["content"]["application/json"]["example"] == {
@@ -149,6 +153,7 @@ async def test_every_answer_has_the_described_fields(
 ) -> None:
     service.publish("AAPL", 187.12, 187.15)
     await service.subscribe("AAPL")
+    service.held = [Position("AAPL", Decimal("-1.5"), Decimal("150.00")), NO_POSITION]
     for path, schema in (
         ("/health/live", schemas.HealthAnswer),
         ("/health/ready", schemas.HealthAnswer),
@@ -157,6 +162,7 @@ async def test_every_answer_has_the_described_fields(
         (f"{BASE}/prices", schemas.PricesAnswer),
         (f"{BASE}/prices/AAPL", schemas.PriceAnswer),
         (f"{BASE}/prices/NONE", schemas.Problem),
+        ("/api/v1/positions", schemas.PositionsAnswer),
     ):
         # A field too many is refused by the schema, one too few as missing.
         schema.model_validate_json((await client.get(path)).content, strict=True)
@@ -178,3 +184,21 @@ async def test_a_wrong_method_is_405(client: httpx.AsyncClient) -> None:
 async def test_no_answer_invites_other_origins(client: httpx.AsyncClient) -> None:
     answer = await client.get("/status", headers={"origin": "http://elsewhere.example"})
     assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_positions_are_told_exactly_as_they_came(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    service.held = [Position("AAPL", Decimal("-1.5"), Decimal("150.00")), NO_POSITION]
+    answer = await client.get("/api/v1/positions")
+    assert answer.content == (
+        b'{"positions":[{"symbol":"AAPL","qty":-1.5,"avg_entry_price":150.00},'
+        b'{"symbol":"?!","qty":null,"avg_entry_price":null}]}'
+    )
+
+
+async def test_metrics_tell_of_the_positions(client: httpx.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text
+    assert "mdservice_positions_up 1.0" in text
+    assert "mdservice_positions_left_out 1.0" in text
+    assert "mdservice_positions_age_seconds 1.5" in text

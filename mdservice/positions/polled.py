@@ -1,0 +1,83 @@
+"""The positions as they were last told, and how that went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mdservice.clock import Clock
+from mdservice.errors import PositionsError
+from mdservice.logs import get_logger, masked
+from mdservice.model.position import Position
+from mdservice.positions.source import PositionSource
+
+__all__ = ["PolledPositions"]
+
+_log = get_logger(__name__)
+
+
+class PolledPositions:
+    """Asks a source for the positions; where that fails, what was known stays.
+
+    Args:
+        source: Where they come from.
+        clock: The time.
+
+    Attributes:
+        positions: The last ones that were told; empty before the first answer.
+        last_error: Why the last try failed, or None.
+        answers: How many answers there were.
+    """
+
+    def __init__(self, source: PositionSource, clock: Clock) -> None:
+        self.positions: Sequence[Position] = ()
+        self.last_error: str | None = None
+        self.answers = 0
+        self._source = source
+        self._clock = clock
+        self._told_s: float | None = None
+
+    @property
+    def address(self) -> str:
+        """Where they come from, without any secret."""
+        return self._source.address
+
+    def age_s(self) -> float | None:
+        """Seconds since the last answer; None before the first."""
+        return None if self._told_s is None else self._clock.monotonic() - self._told_s
+
+    async def refresh(self) -> bool:
+        """Ask once; cancelling changes nothing.
+
+        Returns:
+            Whether the positions are others now.
+        """
+        try:
+            positions = await self._source.fetch()
+        except PositionsError as exc:
+            reason = masked(str(exc))
+            if reason != self.last_error:
+                _log.warning("positions_failed", source=self.address, reason=reason)
+            self.last_error = reason
+            return False
+        if self.last_error is not None:
+            _log.info("positions_are_back", source=self.address)
+        self.last_error = None
+        self.answers += 1
+        self._told_s = self._clock.monotonic()
+        before, self.positions = self.positions, tuple(positions)
+        if before == self.positions:
+            return False
+        self._tell_problems(before)
+        return True
+
+    def _tell_problems(self, before: Sequence[Position]) -> None:
+        known = {(position.symbol, position.problem) for position in before}
+        for position in self.positions:
+            if position.problem is not None and (position.symbol, position.problem) not in known:
+                _log.warning(
+                    "position_not_followed", symbol=position.symbol, reason=position.problem
+                )
+
+    async def aclose(self) -> None:
+        """Close the source."""
+        await self._source.aclose()

@@ -1,0 +1,56 @@
+"""The positions that the service on this machine follows, asked for over its UNIX socket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from mdservice.api_client import NoAnswer, fetch
+from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
+from mdservice.model.position import Position
+from mdservice.positions.parse import parse_positions
+
+__all__ = ["ServicePositions"]
+
+_CALL: Final = "/api/v1/positions"
+_TIMEOUT_S: Final = 3.0
+_OK: Final = 200
+
+
+class ServicePositions:
+    """A :class:`~mdservice.positions.source.PositionSource`: the running service's own.
+
+    Args:
+        socket: The service's UNIX socket.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self.address = f"the service at {socket}"
+        self._socket = socket
+
+    async def fetch(self) -> Sequence[Position]:
+        """The positions that it follows; none where it follows none.
+
+        Raises:
+            PositionsUnavailable: No service answers; one may be started.
+            PositionsRefused: It is an older service, or another program.
+        """
+        return await anyio.to_thread.run_sync(self._fetch, abandon_on_cancel=True)
+
+    def _fetch(self) -> Sequence[Position]:
+        try:
+            status, body = fetch(self._socket, "GET", _CALL, timeout_s=_TIMEOUT_S)
+        except NoAnswer as exc:
+            raise PositionsUnavailable(str(exc)) from exc
+        except ConfigurationError as exc:
+            raise PositionsRefused(str(exc)) from exc
+        if status != _OK:
+            raise PositionsRefused(f"{self.address} tells no positions (HTTP {status}): update it")
+        return parse_positions(body)
+
+    async def aclose(self) -> None:
+        """Nothing is kept open."""
