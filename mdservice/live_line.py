@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 import anyio
 
 from mdservice.logs import get_logger
 from mdservice.model.status import Status
+from mdservice.pnl.totals import Totals
 from mdservice.service import Service
 
 __all__ = ["LiveLine"]
@@ -52,18 +54,23 @@ class LiveLine:
 
     # The line
 
-    async def show(self, service: Service) -> None:
-        """Show until cancelled."""
+    async def show(self, service: Service, totals: Callable[[], Totals] | None = None) -> None:
+        """Show until cancelled.
+
+        Args:
+            service: What goes through it.
+            totals: The P&L of all positions, where there are any.
+        """
         try:
             if self.isatty():
-                await self._redraw(service)
+                await self._redraw(service, totals)
             else:
                 await self._log_now_and_then(service)
         finally:
             self.write("")
             self.flush()
 
-    async def _redraw(self, service: Service) -> None:
+    async def _redraw(self, service: Service, totals: Callable[[], Totals] | None) -> None:
         before, published = anyio.current_time(), 0
         while True:
             await anyio.sleep(_REDRAW_S)
@@ -74,7 +81,7 @@ class LiveLine:
             prices = " ".join(
                 f"{quote.symbol} {quote.price}" for quote in service.prices()[:_PRICES]
             )
-            line = f"{_summary(status, rate)}  {prices}"
+            line = f"{_summary(status, rate)}{_pnl(totals)}  {prices}"
             columns = shutil.get_terminal_size().columns
             self.write("")
             self._terminal.write(_CLEAR + line[: columns - 1])
@@ -98,6 +105,13 @@ class LiveLine:
                 backlog=status.redis.backlog,
             )
             published = counters.events_published
+
+
+def _pnl(totals: Callable[[], Totals] | None) -> str:
+    found = totals() if totals is not None else None
+    if found is None or not found.priced:
+        return ""
+    return f" P&L {found.unrealized_pnl:+,.2f} of {found.priced} positions |"
 
 
 def _summary(status: Status, rate: float) -> str:

@@ -13,12 +13,15 @@ from anyio.abc import TaskStatus
 
 from mdservice.api.server import ApiAddresses, serve_api
 from mdservice.api.socket import unix_listener
+from mdservice.gateway.router import PNL_PATH
+from mdservice.gateway.serve import gateway_positions, make_gateway, serve_gateway
 from mdservice.live_line import LiveLine
 from mdservice.logs import get_logger
 from mdservice.service import Service, open_service
 from mdservice.settings import Settings
+from mdservice.urls import mask_url
 
-__all__ = ["serve"]
+__all__ = ["run_gateway", "serve"]
 
 _log = get_logger(__name__)
 
@@ -65,8 +68,44 @@ async def serve(
                         )
                     )
                     _introduce(service, settings, addresses, announce)
-                    await live_line.show(service)
+                    book = None
+                    if settings.simulated:
+                        book = make_gateway(service.resolved)
+                        serve = partial(serve_gateway, book, service.resolved, any_port=True)
+                        announce(_pnl_line(await tasks.start(serve)))
+                    await live_line.show(service, book.totals if book is not None else None)
             tasks.cancel_scope.cancel()
+
+
+async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Run the gateway alone until SIGINT or SIGTERM.
+
+    Args:
+        settings: What to run.
+        announce: Tells the person at the terminal one line.
+
+    Raises:
+        ConfigurationError: It would ask itself for positions, or cannot listen.
+    """
+    async with anyio.create_task_group() as tasks:
+        running = anyio.CancelScope()
+        await tasks.start(_stop_on_signal, running)
+        with running:
+            async with anyio.create_task_group() as serving:
+                book = make_gateway(settings)
+                address = await serving.start(serve_gateway, book, settings)
+                announce(_pnl_line(address))
+                source = gateway_positions(settings)
+                announce(f"positions from {_told(source, settings)}")
+        tasks.cancel_scope.cancel()
+
+
+def _pnl_line(address: str) -> str:
+    return f"p&l    http://{address}{PNL_PATH}"
+
+
+def _told(source: str, settings: Settings) -> str:
+    return f"the service at {settings.socket}" if source == "none" else mask_url(source)
 
 
 async def _stop_on_signal(running: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from mdservice.cli.asking import health, status, subscribe, unsubscribe
 from mdservice.cli.check import check
+from mdservice.cli.gateway import gateway
 from mdservice.cli.group import cli
 from mdservice.cli.run import run
 from mdservice.cli.simulate import simulate
 
 __all__ = ["cli", "main"]
 
-for _command in (run, health, status, subscribe, unsubscribe, check, simulate):
+for _command in (run, health, status, subscribe, unsubscribe, check, simulate, gateway):
     cli.add_command(_command)
 
 

@@ -16,7 +16,7 @@ from mdservice.errors import ConfigurationError, FeedRefused, SocketInUse
 from mdservice.logs import hide_secrets
 from mdservice.settings import SETTINGS
 
-COMMANDS = ["run", "health", "status", "subscribe", "unsubscribe", "check", "simulate"]
+COMMANDS = ["run", "health", "status", "subscribe", "unsubscribe", "check", "simulate", "gateway"]
 WITH_ARGUMENT = {"subscribe": ["AAPL"], "unsubscribe": ["AAPL"]}
 WITH_SETTINGS = [command for command in COMMANDS if command != "simulate"]
 

@@ -83,7 +83,13 @@ def is_gone(pid: int) -> bool:
 class Program:
     """One process of the program, in a folder of its own, with nothing inherited."""
 
-    def __init__(self, args: Sequence[str], env: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        args: Sequence[str],
+        env: dict[str, str],
+        folder: Path,
+        program: Sequence[str] = ("-m", "mdservice"),
+    ) -> None:
         self.folder = folder
         self.socket = folder / "mdservice.sock"
         count = next(_symbols)
@@ -96,7 +102,7 @@ class Program:
             "XDG_RUNTIME_DIR": str(folder),
             "LANG": "C.UTF-8",
         }
-        self.args = [sys.executable, "-m", "mdservice", *args]
+        self.args = [sys.executable, *program, *args]
         self.env = {**inherited, **base, **env, "PYTHONPATH": python_path}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -345,6 +351,20 @@ class Stage:
         program = Program(args, env, folder or self.folder())
         self._stack.callback(program.close)
         return program
+
+    def example(self, name: str, *args: str, folder: Path | None = None, **env: str) -> Program:
+        """Start ``docs/examples/NAME``."""
+        path = str(_ROOT / "docs" / "examples" / name)
+        program = Program(args, env, folder or self.folder(), (path,))
+        self._stack.callback(program.close)
+        return program
+
+    def free_port(self) -> int:
+        """One that nobody listens at; it may be taken before it is used."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
 
     def beside(self, service: Program, *args: str, **env: str) -> Program:
         """Run a command in the folder of a service until it ends."""

@@ -1,0 +1,85 @@
+"""Alerts, from a rule that is crossed to the channel ``pnl.alert``."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import anyio
+
+from mdservice.backoff import Backoff
+from mdservice.clock import Clock
+from mdservice.errors import ConfigurationError, MDServiceError
+from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.logs import get_logger, masked
+from mdservice.pnl.alerts import AlertBook, encode_alert
+from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.rules import parse_rule
+
+__all__ = ["CHANNEL", "Alerting", "make_alerting"]
+
+_log = get_logger(__name__)
+
+CHANNEL: Final = "pnl.alert"
+_MOST_WAITING: Final = 1_000
+"""Alerts kept for a Redis that is away; each is in the log in any case."""
+_FIRST_S, _LIMIT_S = 0.2, 5.0
+
+
+class Alerting:
+    """Logs each crossing at once, and publishes it, in order, as soon as Redis takes it.
+
+    Args:
+        book: The rules.
+        redis: Where to publish.
+        clock: The time.
+    """
+
+    def __init__(self, book: AlertBook, redis: RedisCalls, clock: Clock) -> None:
+        self._book = book
+        self._redis = redis
+        self._clock = clock
+        self._waiting: deque[bytes] = deque()
+        self._added = anyio.Event()
+
+    def look(self, engine: PnlEngine) -> None:
+        """After a change, or some time: which rules were crossed."""
+        for alert in self._book.check(engine, self._clock.utc_ns()):
+            _log.warning("pnl_alert", rule=alert.rule, symbol=alert.symbol, value=str(alert.value))
+            if len(self._waiting) == _MOST_WAITING:
+                self._waiting.popleft()
+                _log.error("pnl_alert_not_published", reason="Redis takes none")
+            self._waiting.append(encode_alert(alert))
+            self._added.set()
+
+    async def publish(self) -> None:
+        """Publish until cancelled; each alert at least once."""
+        backoff = Backoff(_FIRST_S, _LIMIT_S)
+        while True:
+            while not self._waiting:
+                self._added = anyio.Event()
+                await self._added.wait()
+            message = self._waiting[0]
+            try:
+                await self._redis.publish(CHANNEL, [message])
+            except MDServiceError as exc:
+                _log.warning("pnl_alerts_wait", reason=masked(str(exc)))
+                await anyio.sleep(backoff.next_s())
+                continue
+            backoff.reset()
+            if self._waiting and self._waiting[0] is message:  # else it had to make room
+                self._waiting.popleft()
+
+
+def make_alerting(rules: Iterable[str], redis: RedisCalls, clock: Clock) -> Alerting | None:
+    """For rules as they were written; None where there are none.
+
+    Raises:
+        ConfigurationError: A rule cannot be understood.
+    """
+    try:
+        parsed = [parse_rule(rule) for rule in rules]
+    except ValueError as exc:
+        raise ConfigurationError(f"alerts: {exc}") from exc
+    return Alerting(AlertBook(parsed), redis, clock) if parsed else None

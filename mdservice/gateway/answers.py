@@ -1,0 +1,53 @@
+"""What a book tells, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from mdservice.gateway.book import PnlBook
+from mdservice.pnl.encode import PnlEncoder, encode_positions
+from mdservice.pnl.rows import PnlReport
+
+__all__ = ["Answers"]
+
+
+class Answers:
+    """Encodes the reports of one book."""
+
+    def __init__(self, book: PnlBook) -> None:
+        self._book = book
+        self._encoder = PnlEncoder()
+
+    async def positions(self) -> bytes:
+        """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``.
+
+        Raises:
+            PositionsUnavailable: They are not known yet.
+        """
+        return encode_positions((await self._book.current_positions()).positions)
+
+    async def whole(self) -> bytes:
+        """Every position at its price, with ``warnings`` where something may be out of date.
+
+        Raises:
+            PositionsUnavailable: The positions are not known yet.
+        """
+        return self._encode(await self._book.report())
+
+    async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
+        """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
+
+        Args:
+            ended: Whether nobody wants more.
+        """
+        async for report in self._book.updates(ended):
+            yield "pnl" if report.whole else "pnl.changed", self._encode(report).decode()
+
+    def _encode(self, report: PnlReport) -> bytes:
+        body = self._encoder.encode(report)
+        warnings = self._book.warnings()
+        if not warnings:
+            return body
+        return b'%b,"warnings":%b}' % (body[:-1], msgspec.json.encode(warnings))

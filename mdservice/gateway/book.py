@@ -1,0 +1,285 @@
+"""Positions, prices and the P&L engine, kept together for one gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Literal
+
+import anyio
+
+from mdservice.backoff import Backoff
+from mdservice.clock import Clock
+from mdservice.errors import MDServiceError, PositionsUnavailable
+from mdservice.gateway.alerting import Alerting
+from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.logs import get_logger, masked
+from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.rows import PnlReport
+from mdservice.pnl.totals import Totals
+from mdservice.positions.polled import PolledPositions
+from mdservice.prices.reader import Prices
+
+__all__ = ["PnlBook", "ReadFrom"]
+
+_log = get_logger(__name__)
+
+ReadFrom = Literal["keys", "live"]
+"""Where an answer takes its prices: the keys, read in one round trip for each answer, or what the
+live subscriber has heard."""
+
+_FIRST_S: Final = 0.2
+_LIMIT_S: Final = 5.0
+_LOOK_S: Final = 0.2
+"""How soon a stream notices what nobody tells it: a price becoming stale, its own end."""
+_TICK_S: Final = 1.0
+"""How soon a price that became stale by itself is noticed."""
+_PATIENCE_S: Final = 5.0
+"""How long an answer waits for the first positions."""
+
+
+class PnlBook:
+    """Answers what positions are worth.
+
+    Without :meth:`running` it works on request alone: positions are asked for where they are
+    older than the interval, prices read from the keys. With it, positions are polled, prices
+    followed as they come, alerts looked for, and streams told of changes.
+
+    Args:
+        polled: The positions.
+        interval_s: How often these are asked for, seconds; 0 for each answer anew.
+        redis: Reads the keys.
+        open_prices: Opens a reader of all events.
+        engine: The P&L; owned by this book.
+        alerting: Looks for what crosses its rules, or None.
+        read_from: Where an answer takes its prices.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        polled: PolledPositions,
+        interval_s: float,
+        redis: RedisCalls,
+        open_prices: Callable[[], AbstractAsyncContextManager[Prices]],
+        engine: PnlEngine,
+        alerting: Alerting | None,
+        read_from: ReadFrom,
+        clock: Clock,
+    ) -> None:
+        self._polled = polled
+        self._interval_s = interval_s
+        self._redis = redis
+        self._open_prices = open_prices
+        self._engine = engine
+        self._alerting = alerting
+        self._read_from = read_from
+        self._clock = clock
+        self._asking = anyio.Lock()
+        self._asked_s: float | None = None
+        self._running = False
+        self._keys_error: str | None = None
+        self._follow_error: str | None = None
+        self._prices: Prices | None = None
+        self._changed = anyio.Event()
+        self._waiting = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether :meth:`running` is under way, without which there are no streams."""
+        return self._running
+
+    @property
+    def positions(self) -> PolledPositions:
+        """Where the positions stand."""
+        return self._polled
+
+    def totals(self) -> Totals:
+        """The sums over all positions, at the prices last heard."""
+        return self._engine.totals
+
+    def warnings(self) -> list[str]:
+        """Why what is told may be out of date; empty where nothing is in the way."""
+        found = []
+        if self._polled.last_error is not None:
+            found.append(f"the positions are out of date: {self._polled.last_error}")
+        failed = self._follow_error if self._live else self._keys_error
+        if self._live and self._prices is not None:
+            status = self._prices.status()
+            failed = None if status.connected else status.last_error
+        if failed is not None:
+            found.append(f"the prices are out of date: {failed}")
+        return found
+
+    @property
+    def _live(self) -> bool:
+        return self._running and self._read_from == "live"
+
+    async def current_positions(self) -> PolledPositions:
+        """The positions, once there are any.
+
+        Raises:
+            PositionsUnavailable: The source has not answered yet, or refused.
+        """
+        await self._ask_if_due()
+        if not self._polled.answers:
+            reason = self._polled.last_error or f"{self._polled.address} has not answered yet"
+            raise PositionsUnavailable(f"the positions are not known: {reason}")
+        return self._polled
+
+    async def report(self) -> PnlReport:
+        """All positions at their prices now.
+
+        Redis away: the last known prices, which become stale as they get older.
+
+        Raises:
+            PositionsUnavailable: As :meth:`current_positions`.
+        """
+        await self.current_positions()
+        if not self._live:
+            await self._read_keys()
+        return self._engine.report(self._clock.utc_ns())
+
+    async def updates(self, ended: Callable[[], bool]) -> AsyncIterator[PnlReport]:
+        """The whole report once the positions are known, then what changed, as it changes.
+
+        Only while :meth:`running`.
+
+        Args:
+            ended: Whether nobody wants more; asked a few times a second.
+        """
+        since: int | None = None
+        while not ended():
+            if since is None and not self._polled.answers:
+                await self._change()
+                continue
+            now_ns = self._clock.utc_ns()
+            if since is None:
+                report = self._engine.report(now_ns)
+            else:
+                report = self._engine.changes(since, now_ns)
+            if report.version == since:
+                await self._change()
+            else:
+                since = report.version
+                yield report
+
+    async def _change(self) -> None:
+        """Wait for one, or for a moment: time alone changes things too."""
+        self._waiting += 1
+        try:
+            with anyio.move_on_after(_LOOK_S):
+                await self._changed.wait()
+        finally:
+            self._waiting -= 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Poll, follow, look for alerts, until the block ends."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep, self._poll)
+            tasks.start_soon(self._keep, self._follow)
+            tasks.start_soon(self._keep, self._tick)
+            if self._alerting is not None:
+                tasks.start_soon(self._keep, self._alerting.publish)
+            self._running = True
+            try:
+                yield
+            finally:
+                self._running = False
+                tasks.cancel_scope.cancel()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        self._redis.close()
+        await self._polled.aclose()
+
+    async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
+        """One part's unforeseen failure is no reason to end the gateway that has mounted it."""
+        while True:
+            try:
+                await work()
+            except Exception:  # noqa: BLE001 - whatever it is, it is logged and tried again
+                _log.exception("gateway_part_failed", part=work.__name__.strip("_"))
+            await anyio.sleep(_TICK_S)
+
+    # Positions
+
+    async def _ask_if_due(self) -> None:
+        now_s = self._clock.monotonic()
+        if self._asked_s is not None:
+            polled = self._running and self._interval_s > 0
+            if polled or now_s < self._asked_s + self._interval_s:
+                return
+        with anyio.move_on_after(_PATIENCE_S):
+            async with self._asking:
+                if self._asked_s is None or now_s >= self._asked_s + self._interval_s:
+                    await self._ask()
+
+    async def _ask(self) -> None:
+        self._asked_s = self._clock.monotonic()
+        await self._polled.refresh()
+        if self._engine.set_positions(self._polled.positions):
+            self._tell()
+
+    async def _poll(self) -> None:
+        while True:
+            async with self._asking:
+                await self._ask()
+            await anyio.sleep(self._interval_s or _TICK_S)
+
+    # Prices
+
+    async def _read_keys(self) -> None:
+        symbols, asked_ns = self._engine.symbols, self._clock.utc_ns()
+        try:
+            found = await self._redis.prices(symbols)
+        except MDServiceError as exc:
+            self._keys_error = masked(str(exc))
+            return
+        self._keys_error = None
+        now_ns = self._clock.utc_ns()
+        for quote in found.values():
+            self._engine.update(quote, now_ns)
+        gone = [symbol for symbol in symbols if symbol not in found]
+        # What was heard since has a key again.
+        self._engine.expire([s for s in gone if self._heard_ns(s) < asked_ns], now_ns)
+        self._tell()
+
+    def _heard_ns(self, symbol: str) -> int:
+        holding = self._engine.holding(symbol)
+        return holding.heard_ns if holding is not None else 0
+
+    async def _follow(self) -> None:
+        backoff = Backoff(_FIRST_S, _LIMIT_S)
+        while True:
+            try:
+                async with self._open_prices() as prices:
+                    self._prices, self._follow_error = prices, None
+                    backoff.reset()
+                    async for quote in prices:
+                        if self._engine.update(quote, self._clock.utc_ns()):
+                            self._tell()
+            except MDServiceError as exc:
+                reason = masked(str(exc))
+                if reason != self._follow_error:
+                    _log.warning("gateway_has_no_prices", reason=reason)
+                self._follow_error = reason
+            finally:
+                self._prices = None
+            await anyio.sleep(backoff.next_s())
+
+    async def _tick(self) -> None:
+        while True:
+            await anyio.sleep(_TICK_S)
+            if self._alerting is not None:
+                self._alerting.look(self._engine)
+
+    def _tell(self) -> None:
+        """Something changed."""
+        if self._alerting is not None:
+            self._alerting.look(self._engine)
+        if self._waiting:
+            self._changed.set()
+            self._changed = anyio.Event()

@@ -1,0 +1,130 @@
+"""The few things that a gateway asks of Redis, over one connection that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+import anyio
+
+from mdservice.api_client import NoAnswer
+from mdservice.errors import StoreUnavailable
+from mdservice.model.decode import QuoteDecoder
+from mdservice.model.quote import Quote
+from mdservice.prices.links import in_thread, open_link, refuse_errors
+from mdservice.prices.whereabouts import Whereabouts
+from mdservice.sinks.redis_link import RedisAddress, RedisLink
+from mdservice.sinks.resp import pack, price_key
+
+__all__ = ["RedisCalls"]
+
+_WAIT_S: Final = 5.0
+"""How long a call waits for those before it."""
+_T = TypeVar("_T")
+
+
+class RedisCalls:
+    """Reads prices and publishes, one call at a time; connects anew after a failure.
+
+    Cancelling a call leaves nothing half done that a later one could see.
+
+    Args:
+        whereabouts: Finds the server before each connection.
+    """
+
+    def __init__(self, whereabouts: Whereabouts) -> None:
+        self._whereabouts = whereabouts
+        self._limiter = anyio.CapacityLimiter(2)
+        self._one_call = anyio.Lock()
+        self._link: RedisLink | None = None
+        self._address = ""
+        self._decoder = QuoteDecoder()
+        self._seen: dict[str, tuple[bytes, Quote]] = {}
+        """Each key's last content, decoded: most prices are read more often than they change."""
+
+    async def prices(self, symbols: Sequence[str]) -> dict[str, Quote]:
+        """The prices that stand in the keys of these symbols, in one round trip.
+
+        Symbols whose key is gone, or holds anything else, are left out.
+
+        Raises:
+            StoreUnavailable: No connection, or no answer in time.
+            StoreRefused: The server refuses the login or the command.
+            ConfigurationError: The address cannot be used.
+        """
+        return await self._call(self._read, symbols) if symbols else {}
+
+    async def publish(self, channel: str, messages: Sequence[bytes]) -> None:
+        """Publish the messages in order.
+
+        Each at least once: where a connection is lost in the middle, some may go out twice.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
+        """
+        await self._call(self._publish, channel.encode(), messages)
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    async def _call(self, function: Callable[..., _T], *args: object) -> _T:
+        try:
+            with anyio.fail_after(_WAIT_S):
+                await self._one_call.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("Redis is too slow: other calls wait for it") from None
+        try:
+            kept = self._link is not None
+            try:
+                return await self._try(function, *args)
+            except StoreUnavailable:
+                if not kept:
+                    raise
+            return await self._try(function, *args)  # a kept connection may have died long ago
+        finally:
+            self._one_call.release()
+
+    async def _try(self, function: Callable[..., _T], *args: object) -> _T:
+        done = False
+        try:
+            link = self._link or await self._connect()
+            result = await in_thread(self._limiter, link, function, *args)
+            done = True
+        finally:
+            if not done:
+                self.close()
+        return result
+
+    async def _connect(self) -> RedisLink:
+        try:
+            address: RedisAddress = await self._whereabouts.find()
+        except NoAnswer as exc:
+            raise StoreUnavailable(str(exc)) from exc
+        self._address = address.shown
+        self._link = RedisLink(address)
+        await in_thread(self._limiter, self._link, open_link)
+        return self._link
+
+    def _read(self, link: RedisLink, symbols: Sequence[str]) -> dict[str, Quote]:
+        replies = link.call(pack(b"MGET", *map(price_key, symbols)))
+        refuse_errors(self._address, replies)
+        found: dict[str, Quote] = {}
+        for symbol, payload in zip(symbols, replies[0], strict=True):
+            if payload is None:
+                continue
+            seen = self._seen.get(symbol)
+            if seen is not None and seen[0] == payload:
+                found[symbol] = seen[1]
+                continue
+            quote = self._decoder.decode(payload)
+            if quote is not None and quote.symbol == symbol:
+                self._seen[symbol] = (payload, quote)
+                found[symbol] = quote
+        return found
+
+    def _publish(self, link: RedisLink, channel: bytes, messages: Sequence[bytes]) -> None:
+        commands = (pack(b"PUBLISH", channel, message) for message in messages)
+        refuse_errors(self._address, link.call(*commands))

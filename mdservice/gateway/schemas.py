@@ -1,0 +1,36 @@
+"""The bodies of the gateway's answers, for its OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mdservice.api.schemas import Answer, HeldPosition
+
+__all__ = ["PnlAnswer"]
+
+
+class _Row(HeldPosition):
+    current_price: float | None = Field(examples=[187.135])
+    unrealized_pnl: float | None = Field(description="Exact.", examples=[371.35])
+    unrealized_pnl_pct: float | None = Field(
+        description="Of |qty| times avg_entry_price, to 4 places, half-even.", examples=[24.7567]
+    )
+    last_updated: str | None = Field(examples=["2026-11-20T15:51:44.208912345Z"])
+    status: Literal["live", "stale", "unpriced"]
+    problem: str | None = Field(default=None, description="Why it is never priced.")
+
+
+class PnlAnswer(Answer):
+    """Every position at its latest price. Numbers carry the exact decimal."""
+
+    positions: list[_Row]
+    total_unrealized_pnl: float = Field(
+        description="Over the priced positions, live and stale.", examples=[371.35]
+    )
+    priced: int
+    unpriced: int
+    warnings: list[str] | None = Field(
+        default=None, description="Why this may be out of date; only where something is."
+    )

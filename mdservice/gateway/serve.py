@@ -1,0 +1,142 @@
+"""A small execution gateway: positions and their real-time P&L over HTTP."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+import anyio
+from anyio.abc import TaskStatus
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from mdservice.api.auth import BearerGate
+from mdservice.api.metrics import package_version
+from mdservice.api.requests import App
+from mdservice.api.schemas import PositionsAnswer
+from mdservice.api.server import serve_apps
+from mdservice.api.tcp import tcp_address, tcp_listeners
+from mdservice.errors import ConfigurationError, PositionsError
+from mdservice.gateway.answers import Answers
+from mdservice.gateway.book import PnlBook
+from mdservice.gateway.make import make_book
+from mdservice.gateway.router import book_router
+from mdservice.settings import Settings
+from mdservice.settings_values import host_and_port, is_loopback
+
+__all__ = ["gateway_app", "gateway_positions", "make_gateway", "serve_gateway"]
+
+_SETTING: Final = "MDSERVICE_GATEWAY_HTTP"
+_PORTS: Final = {"http": 80, "https": 443}
+_EVERY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - to tell a gateway that would ask itself
+
+
+def gateway_app(book: PnlBook) -> FastAPI:
+    """The gateway's application: the router that others mount, and the positions."""
+    app = FastAPI(
+        title="mdservice gateway",
+        version=package_version(),
+        description="Positions, and what they are worth at this moment.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    answers = Answers(book)
+
+    @app.get("/api/v1/positions", response_model=PositionsAnswer, tags=["positions"])
+    async def positions() -> Response:
+        """The positions, as their source told them last."""
+        try:
+            return Response(await answers.positions(), media_type="application/json")
+        except PositionsError as exc:
+            return JSONResponse({"detail": str(exc)}, 503)
+
+    @app.get("/health/live", tags=["monitoring"])
+    async def live() -> dict[str, bool]:
+        """Whether the gateway runs."""
+        return {"live": True}
+
+    app.include_router(book_router(book))
+    return app
+
+
+def gateway_positions(settings: Settings) -> str:
+    """Where the gateway takes its positions from.
+
+    Raises:
+        ConfigurationError: From itself.
+    """
+    source = settings.gateway_positions or settings.positions
+    if source.startswith(("http://", "https://")) and _is_own(source, settings.gateway_http):
+        name = "gateway_positions" if settings.gateway_positions else "positions"
+        raise ConfigurationError(
+            f"{name}: the gateway would ask itself for its positions at {settings.gateway_http}: "
+            "set MDSERVICE_GATEWAY_POSITIONS to where they come from, such as alpaca"
+        )
+    return source
+
+
+def _is_own(url: str, http: str) -> bool:
+    parts = urlsplit(url)
+    host, port = host_and_port(http)
+    if (parts.port or _PORTS[parts.scheme]) != port:
+        return False
+    asked = parts.hostname or ""
+    if asked == host or (host in _EVERY_ADDRESS and is_loopback(asked)):
+        return True
+    return is_loopback(asked) and is_loopback(host)
+
+
+def make_gateway(settings: Settings) -> PnlBook:
+    """What the gateway serves; nothing is connected yet.
+
+    Raises:
+        ConfigurationError: It would ask itself for its positions.
+    """
+    return make_book(gateway_positions(settings), settings)
+
+
+async def serve_gateway(
+    book: PnlBook,
+    settings: Settings,
+    *,
+    any_port: bool = False,
+    task_status: TaskStatus[str] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the gateway until cancelled; ``started()`` gives its ``host:port``.
+
+    Off loopback it asks for the API's token, as the API does.
+
+    Args:
+        book: What it serves; it runs meanwhile.
+        settings: Where to listen, and for whom.
+        any_port: Take a free port where the one of the settings is taken.
+        task_status: Told the address as soon as callers are taken in.
+
+    Raises:
+        ConfigurationError: It cannot listen there.
+    """
+    host, _port = host_and_port(settings.gateway_http)
+    with ExitStack() as stack:
+        listeners = await _listeners(settings, any_port=any_port)
+        for listener in listeners:
+            stack.callback(listener.close)
+        app: App = gateway_app(book)
+        if settings.api_token is not None and not is_loopback(host):
+            app = BearerGate(app, settings.api_token)
+        address = tcp_address(listeners[0])
+        async with book.running():
+            await serve_apps([(app, listeners)], partial(task_status.started, address))
+
+
+async def _listeners(settings: Settings, *, any_port: bool) -> list[socket.socket]:
+    listen = partial(tcp_listeners, token=settings.api_token, setting=_SETTING)
+    try:
+        return await listen(settings.gateway_http)
+    except ConfigurationError:
+        if not any_port:
+            raise
+        return await listen(f"{settings.gateway_http.rpartition(':')[0]}:0")

@@ -1,0 +1,225 @@
+"""What the mounted router answers: real FastAPI, real Valkey, both event loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import anyio
+import pytest
+from pydantic import BaseModel
+
+from mdservice.errors import ConfigurationError, PositionsUnavailable
+from mdservice.gateway import pnl_router
+from mdservice.gateway.schemas import PnlAnswer
+from mdservice.model.position import Position
+from mdservice.settings import Settings
+from mdservice.testing import FakePositions
+from tests.integration.gateway.conftest import PNL, Gateway
+
+Run = Callable[..., None]
+
+
+def held(symbol: str, qty: str = "10", price: str = "150.00", **more: Any) -> Position:
+    return Position(symbol, Decimal(qty), Decimal(price), **more)
+
+
+def test_the_answer_is_the_contracts(run: Run) -> None:
+    async def body(gateway: Gateway) -> None:
+        quote = gateway.write(gateway.quote("AAPL", 187.12, 187.15))
+        answer = await gateway.http.get(PNL)
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.text == (
+            '{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00,'
+            '"current_price":187.135,"unrealized_pnl":371.35,"unrealized_pnl_pct":24.7567,'
+            f'"last_updated":"{quote.timestamp}","status":"live"}}],'
+            '"total_unrealized_pnl":371.35,"priced":1,"unpriced":0}'
+        )
+        PnlAnswer.model_validate_json(answer.text)
+
+    run(body, FakePositions([held("AAPL")]))
+
+
+@pytest.mark.parametrize("lifespan", [True, False])
+def test_no_position_is_left_out(run: Run, lifespan: bool) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.write(gateway.quote("AAPL", 100, 101))
+        gateway.write(gateway.quote("OLD", 10, 10, age_s=61))
+        gateway.write(gateway.quote("NONE", 0, 0))
+        found = await gateway.pnl()
+        told = {row["symbol"]: (row["status"], row["unrealized_pnl"]) for row in found["positions"]}
+        assert told == {
+            "AAPL": ("live", Decimal(-495)),
+            "OLD": ("stale", Decimal(-1400)),
+            "NONE": ("unpriced", None),
+            "GONE": ("unpriced", None),
+            "?!": ("unpriced", None),
+        }
+        assert (found["priced"], found["unpriced"]) == (2, 3)
+        assert found["total_unrealized_pnl"] == Decimal(-1895)
+        problems = [row.get("problem") for row in found["positions"]]
+        assert problems == [None, None, None, None, "has no valid symbol"]
+
+    symbols = [held("AAPL"), held("OLD"), held("NONE"), held("GONE")]
+    source = FakePositions([*symbols, held("?!", problem="has no valid symbol")])
+    run(body, source, lifespan=lifespan)
+
+
+def test_a_price_whose_key_has_expired_is_not_live(run: Run) -> None:
+    async def body(gateway: Gateway) -> None:
+        quote = gateway.write(gateway.quote("AAPL", 100, 101), ttl_ms=150)
+        assert (await gateway.pnl())["positions"][0]["status"] == "live"
+        await anyio.sleep(0.2)
+        (row,) = (await gateway.pnl())["positions"]
+        assert row["status"] == "stale"
+        assert row["current_price"] == Decimal("100.5"), "the last known one"
+        gateway.write(quote)
+        assert (await gateway.pnl())["positions"][0]["status"] == "live"
+
+    run(body, FakePositions([held("AAPL")]))
+
+
+@pytest.mark.parametrize("read_from", ["keys", "live"])
+def test_prices_and_positions_are_followed(run: Run, read_from: str) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.write(gateway.quote("AAPL", 100, 100))
+        await gateway.until(lambda found: found["priced"] == 1)
+        gateway.write(gateway.quote("AAPL", 151, 151))
+        await gateway.until(lambda found: found["total_unrealized_pnl"] == 10)
+        gateway.source.set(held("AAPL", "-10"), held("AAPL", "1", "1"))
+        found = await gateway.until(lambda found: found["priced"] == 2)
+        assert found["total_unrealized_pnl"] == -10 + 150
+        gateway.source.set()
+        await gateway.until(lambda found: found["positions"] == [])
+
+    run(body, FakePositions([held("AAPL")]), read_from=read_from)
+
+
+def test_without_any_answer_of_the_source_nothing_is_made_up(run: Run) -> None:
+    source = FakePositions([held("AAPL")])
+    source.always = PositionsUnavailable("there is no file p.json; waiting for it")
+
+    async def body(gateway: Gateway) -> None:
+        told = await gateway.pnl(503)
+        assert "there is no file p.json" in told["detail"]
+        source.always = None
+        while (await gateway.http.get(PNL)).status_code != 200:
+            await anyio.sleep(0.02)
+
+    run(body, source)
+
+
+def test_a_source_that_fails_keeps_the_last_positions_and_is_told(run: Run) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.write(gateway.quote("AAPL", 151, 151))
+        await gateway.until(lambda found: found["priced"] == 1)
+        gateway.source.always = PositionsUnavailable("the gateway is away")
+        found = await gateway.until(lambda found: "warnings" in found)
+        assert found["warnings"] == ["the positions are out of date: the gateway is away"]
+        assert found["total_unrealized_pnl"] == 10
+        gateway.source.always = None
+        await gateway.until(lambda found: "warnings" not in found)
+
+    run(body, FakePositions([held("AAPL")]))
+
+
+@pytest.mark.parametrize("lifespan", [True, False])
+def test_a_redis_that_is_away_leaves_the_last_prices_with_a_warning(
+    run: Run, fresh_valkey: Any, lifespan: bool
+) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.valkey = fresh_valkey
+        gateway.write(gateway.quote("AAPL", 151, 151))
+        await gateway.until(lambda found: found["priced"] == 1)
+        fresh_valkey.kill()
+        found = await gateway.until(lambda found: "warnings" in found)
+        assert found["warnings"][0].startswith("the prices are out of date: ")
+        assert found["total_unrealized_pnl"] == 10
+        fresh_valkey.start()
+        gateway.write(gateway.quote("AAPL", 152, 152))
+        await gateway.until(
+            lambda found: "warnings" not in found and found["total_unrealized_pnl"] == 20
+        )
+
+    # A server of its own, whose URL the router gets.
+    run(
+        body,
+        FakePositions([held("AAPL")]),
+        lifespan=lifespan,
+        valkey_of_its_own=fresh_valkey,
+    )
+
+
+class Model(BaseModel):
+    symbol: str
+    qty: Decimal
+    avg_entry_price: Decimal
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"symbol": "aapl", "qty": "10", "avg_entry_price": Decimal("150.00")},
+        {"symbol": "AAPL", "qty": 10, "avg_entry_price": 150.0, "unknown": object},
+        {"symbol": "AAPL", "qty": 10, "avg_entry_price": "150", "side": "long"},
+        Model(symbol="AAPL", qty=Decimal(10), avg_entry_price=Decimal(150)),
+        held("AAPL"),
+    ],
+    ids=["strings", "numbers", "side", "pydantic", "position"],
+)
+def test_a_program_gives_its_positions_by_a_function(run: Run, row: Any) -> None:
+    rows = [{name: v for name, v in row.items() if v is not object} if type(row) is dict else row]
+
+    async def as_task() -> list[Any]:
+        return rows
+
+    for function in (lambda: rows, as_task, lambda: iter(rows)):
+
+        async def body(gateway: Gateway) -> None:
+            gateway.write(gateway.quote("AAPL", 187.12, 187.15))
+            found = await gateway.pnl()
+            assert found["total_unrealized_pnl"] == Decimal("371.35")
+
+        run(body, function)
+
+
+def test_a_function_is_asked_for_each_answer(run: Run) -> None:
+    rows: list[dict[str, Any]] = []
+
+    async def body(gateway: Gateway) -> None:
+        for count in (0, 1, 2, 1):
+            rows[:] = [{"symbol": "AAPL", "qty": 1, "avg_entry_price": 1}] * count
+            assert len((await gateway.pnl())["positions"]) == count
+
+    for lifespan in (True, False):
+        run(body, lambda: rows, lifespan=lifespan)
+
+
+def test_a_function_that_fails_is_told(run: Run) -> None:
+    async def body(gateway: Gateway) -> None:
+        assert "ZeroDivisionError" in (await gateway.pnl(503))["detail"]
+
+    run(body, lambda: 1 / 0)
+
+    async def no_rows(gateway: Gateway) -> None:
+        assert "object" in (await gateway.pnl(503))["detail"]
+
+    run(no_rows, lambda: [object()])
+
+
+@pytest.mark.parametrize(
+    ("positions", "options", "named"),
+    [
+        ("nonsense", {}, "nonsense"),
+        ("alpaca", {}, "ALPACA_API_KEY"),
+        (7, {}, "function"),
+        ("none", {"alerts": ["AAPL pnl"]}, "alerts"),
+        ("none", {"redis_url": "http://x"}, "redis://"),
+    ],
+)
+def test_what_cannot_be_used_is_said_at_once(
+    positions: Any, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        pnl_router(positions, settings=Settings(), **options)
