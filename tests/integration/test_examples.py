@@ -1,0 +1,48 @@
+"""The programs in docs/examples, run as a reader would; the gateway is in test_e2e_gateway.py."""
+
+from __future__ import annotations
+
+import re
+import signal
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import mdservice
+
+EXAMPLES = Path(mdservice.__file__).parent.parent / "docs" / "examples"
+TESTED = {"execution_gateway.py", "embed_trio.py", "read_prices.py"}
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == TESTED
+
+
+def test_twenty_lines_read_the_same_channel(stage: Any) -> None:
+    text = (EXAMPLES / "read_prices.py").read_text()
+    code = [line for line in text.split('"""')[2].splitlines() if line.strip()]
+    assert len(code) <= 20
+    simulator, valkey = stage.simulator(), stage.valkey()
+    stage.service(simulator, valkey, MDSERVICE_SYMBOLS="AAPL,MSFT,TSLA").wait_ready()
+    simulator.quotes(("AAPL", 187.12, 187.15))
+    with valkey.client() as client:
+        stage.eventually(lambda: client.get("price:AAPL"))
+    reader = stage.example("read_prices.py", valkey.url, "AAPL", "MSFT")
+    stage.eventually(lambda: "MSFT has no price" in reader.stdout, what=lambda: reader.said)
+    simulator.quotes(("TSLA", 1, 2), ("MSFT", 5, 6))
+    stage.eventually(lambda: "MSFT 5.5 " in reader.stdout, what=lambda: reader.said)
+    assert reader.stdout.splitlines()[0] == "AAPL 187.135"
+    assert "TSLA" not in reader.stdout
+
+
+def test_a_trio_program_embeds_the_service(stage: Any) -> None:
+    program = stage.example("embed_trio.py", "AAPL", "MSFT")
+    found = stage.eventually(
+        lambda: re.findall(r"^(AAPL|MSFT) (\S+) (\S+)$", program.stdout, re.MULTILINE),
+        within=20,
+        what=lambda: program.said,
+    )
+    assert Decimal(found[0][1]) > 0
+    assert re.match(r"(subscribed|pending): AAPL, MSFT\n", program.stdout)
+    assert program.end(signal.SIGINT, within=10) != 0
+    assert "KeyboardInterrupt" in program.stderr
