@@ -11,6 +11,7 @@ import msgspec
 
 from mdservice.model.encode import encode_quote
 from mdservice.model.status import status_to_json
+from mdservice.positions.tracker import SOURCE
 from tests.simulation.asgi import Answer
 from tests.simulation.plan import STATIC
 
@@ -188,7 +189,11 @@ def _subscriptions_untrue(_: World, life: Life, answer: Answer) -> Iterator[str]
 def subscriptions_as_they_should_be(life: Life) -> tuple[set[str], set[str]]:
     """What is wanted by what was answered, and the symbols that somebody changes just now."""
     wanted = {name for name, times in life.wanted.items() if times and times[-1].end_ns is None}
-    return wanted | set(STATIC), {symbol for symbol, count in life.changing.items() if count > 0}
+    # Which symbols those are is checked at the end, once they no longer change.
+    held = {symbol for symbol, by in life.handle.subscriptions().items() if SOURCE in by}
+    return wanted | held | set(STATIC), {
+        symbol for symbol, count in life.changing.items() if count > 0
+    }
 
 
 @_question

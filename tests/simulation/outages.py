@@ -14,7 +14,7 @@ from tests.simulation.faults import ACTORS, FAULTS, and_drop, fault, rest_path
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-__all__ = ["FAULTS", "SEAMS"]
+__all__ = ["FAULTS", "SEAMS", "fault"]
 
 SEAMS = (
     "alpaca",
@@ -27,6 +27,7 @@ SEAMS = (
     "clock",
     "service",
     "symbols",
+    "positions",
 )
 """The names begin with one of these."""
 _PAUSE_BETWEEN_RESTARTS_S = 15.0

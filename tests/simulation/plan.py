@@ -9,9 +9,10 @@ import attrs
 
 from mdservice.simulator import SimulatorConfig
 from tests.simulation.market import Pace
-from tests.simulation.outages import FAULTS
+from tests.simulation.positions import FAULTS, OLDER
 
 STATIC = ("AAPL", "MSFT", "SPY")
+_WITH_POSITIONS = 0.3
 DYNAMIC = ("TSLA", "NVDA", "F", "KO")
 
 
@@ -27,18 +28,26 @@ class Plan:
     backlog: int
     mute_after_s: float
     config: SimulatorConfig
+    positions: bool = False
+    """Whether positions are followed."""
 
     @classmethod
     def draw(cls, seed: int, only: tuple[str, ...] = ()) -> Plan:
         """The seed's plan; ``only`` these kinds of fault, by the beginning of their names."""
         rng = random.Random(f"{seed}/plan")
         share = rng.choice((0.15, 0.3, 1.0))
-        names = tuple(name for name in FAULTS if rng.random() < share)
+        names = tuple(name for name in OLDER if rng.random() < share)
+        # Drawn apart, so that what seeds without positions stand for stays what it was.
+        positions = random.Random(f"{seed}/with positions").random() < _WITH_POSITIONS
+        if positions:
+            names += tuple(name for name in FAULTS if name not in OLDER)
         if only:
             names = tuple(name for name in FAULTS if name.startswith(only))
+            positions = any(name not in OLDER for name in names)
         return cls(
             seed=seed,
             faults=names,
+            positions=positions,
             fault_pause_s=rng.choice((2.0, 6.0, 15.0)),
             faults_for_s=rng.uniform(20, 120),
             pace=Pace(

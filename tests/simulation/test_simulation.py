@@ -10,8 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.simulation.outages import FAULTS, SEAMS
+from tests.simulation.outages import SEAMS
 from tests.simulation.plan import Plan
+from tests.simulation.positions import FAULTS
 from tests.simulation.scheduling import run_seeded, seeded_scheduling
 from tests.simulation.world import simulate
 

@@ -26,8 +26,8 @@ from tests.simulation.leftovers import Leftovers
 from tests.simulation.life import Life
 from tests.simulation.market import Market
 from tests.simulation.oracle import check_at_end, check_life
-from tests.simulation.outages import FAULTS
 from tests.simulation.plan import DYNAMIC, STATIC, Outcome, Plan
+from tests.simulation.positions import FAULTS, HELD, SimulatedPositions
 from tests.simulation.store import SimulatedStore
 from tests.simulation.streams import TrioStream
 from tests.simulation.watch import Watch
@@ -48,8 +48,13 @@ class World:
         self.skew_s = 0.0
         self.skews: list[tuple[float, float, float]] = []
         """From when to when the service's clock was off, and by how much, seconds."""
+        self.positions = SimulatedPositions(plan.seed) if plan.positions else None
+        held = tuple(symbol for symbol in HELD if plan.positions and symbol not in DYNAMIC)
         self.market = Market(
-            random.Random(f"{plan.seed}/market"), self.market_clock, STATIC + DYNAMIC, plan.pace
+            random.Random(f"{plan.seed}/market"),
+            self.market_clock,
+            STATIC + DYNAMIC + held,
+            plan.pace,
         )
         self.lives: list[Life] = []
         self.scope: anyio.CancelScope | None = None
@@ -123,6 +128,8 @@ class World:
                 await anyio.sleep(3)
                 if self.life is not None:
                     check_at_end(self)
+                    if self.positions is not None:
+                        self.positions.check_at_end(self)
                 self._over = True
                 self._end.set()
                 await anyio.sleep(_CLOSING_LIMIT_S + 3)
@@ -181,6 +188,7 @@ class World:
                         self.service_clock,
                         SimulatorTransport(self.sim),
                     ),
+                    positions=self.positions.source if self.positions is not None else None,
                     clock=self.service_clock,
                     rng=random.Random(f"{self.plan.seed}/jitter/{life.number}"),
                 ) as service:
@@ -260,6 +268,8 @@ class World:
         self.network_down_until_s = 0.0
         self.store.script.clear()
         self.store.empties_at_write = None
+        if self.positions is not None:
+            self.positions.mend()
         self.store_up()
         self.set_clock_right()
         self.trace("faults are over")
