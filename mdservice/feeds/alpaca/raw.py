@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import sniffio
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from mdservice.errors import FeedError, FeedUnavailable
 from mdservice.feeds.alpaca.codec import Codec
 from mdservice.feeds.alpaca.codes import http_refusal
 from mdservice.feeds.alpaca.login import GREETING, Credentials, check_success, encoding_of
+from mdservice.feeds.alpaca.raw_connections import connect_by_library, receive_some
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Encoding, Frame, Link
 from mdservice.urls import mask_url
 
@@ -65,7 +65,7 @@ class WebsocketsDriver:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
         deadline = anyio.current_time() + OPEN_TIMEOUT_S
         stream = await self._given_stream()
-        opening = _library_connect()(
+        opening = connect_by_library(MAX_QUEUED_FRAMES)(
             self._url,
             additional_headers={"Content-Type": "application/msgpack"},
             open_timeout=OPEN_TIMEOUT_S,
@@ -73,7 +73,6 @@ class WebsocketsDriver:
             ping_interval=_PING_INTERVAL_S,
             ping_timeout=_PING_TIMEOUT_S,
             max_size=MAX_FRAME_BYTES,
-            max_queue=MAX_QUEUED_FRAMES,
             compression=None,
             **stream,
         )
@@ -136,20 +135,9 @@ class _WebsocketLink:
 
     async def receive(self) -> Sequence[Frame]:
         try:
-            return (await self._websocket.recv(),)
+            return await receive_some(self._websocket)
         except ConnectionClosed as exc:
             raise FeedUnavailable(f"the feed closed the connection: {exc}") from exc
-
-
-def _library_connect() -> Any:
-    """The library's ``connect`` for the running event loop; both take the same arguments."""
-    if sniffio.current_async_library() == "trio":
-        from websockets.trio.client import connect as trio_connect
-
-        return trio_connect
-    from websockets.asyncio.client import connect as asyncio_connect
-
-    return asyncio_connect
 
 
 async def _close(websocket: Any) -> None:
