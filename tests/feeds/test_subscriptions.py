@@ -81,6 +81,48 @@ def test_agrees_with_a_plain_table(changes: list[tuple[str, list[str], list[str]
         assert len(book) == len(wanted)
 
 
+steps = st.lists(
+    st.tuples(st.just("follow"), symbols, st.just("positions"))
+    | st.tuples(st.sampled_from(["add", "remove"]), symbols, sources),
+    max_size=20,
+)
+
+
+@given(steps)
+def test_what_is_followed_comes_last_by_its_importance_and_is_exactly_that(
+    steps: list[tuple[str, list[str], str]],
+) -> None:
+    book = SubscriptionBook()
+    table: dict[str, set[str]] = defaultdict(set)
+    followed: list[str] = []
+    for action, given_names, source in steps:
+        names = list(dict.fromkeys(given_names))
+        if action == "follow":
+            followed = names
+            before = {name for name in table if table[name]}
+            for wants in table.values():
+                wants.discard(source)
+            for name in names:
+                table[name].add(source)
+            gone = book.follow(names, source)
+            assert set(gone) == {name for name in before if not table[name]}
+        elif action == "add":
+            book.add(names, source)
+            for name in names:
+                table[name].add(source)
+        else:
+            book.remove(names, [source])
+            for name in names:
+                table[name].discard(source)
+        assert book.sources() == {n: sorted(table[n]) for n in sorted(table) if table[n]}
+        last = [name for name in book.wanted if book.gives_way(name)]
+        assert list(book.wanted[len(book) - len(last) :]) == last
+        ranked = [name for name in last if name in followed]
+        assert ranked == [name for name in followed if name in ranked]
+        if action == "follow":
+            assert set(last) == {name for name in names if table[name] == {source}}
+
+
 @given(st.lists(st.integers()), st.integers(1, 10))
 def test_chunks_are_full_but_the_last_and_lose_nothing(items: list[int], size: int) -> None:
     names = [str(item) for item in items]

@@ -17,9 +17,11 @@ import mdservice.service
 from mdservice.feeds.connection import FeedConnection
 from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.requests import SubscriptionRequests
+from mdservice.feeds.subscriptions import SubscriptionBook
 from mdservice.model.events import QuoteBatch
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness
+from mdservice.positions.held import HeldSymbols
 from mdservice.router.actor import QuoteRouter
 from mdservice.router.lanes import Lanes, Routed
 from mdservice.service import Service
@@ -204,6 +206,18 @@ def test_finds_symbols_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     )
     found = "".join(violations(seed=seed) for seed in range(1, 6))
     assert "/subscriptions answered" in found
+
+
+def test_finds_positions_that_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = HeldSymbols.update
+    monkeypatch.setattr(HeldSymbols, "update", lambda *args: update(*args)[1:])
+    assert "are held" in violations("positions_change")
+
+
+def test_finds_closed_positions_that_are_followed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SubscriptionBook, "follow", lambda book, *args: book.add(*args) and [])
+    found = "".join(violations("positions_change", seed=seed) for seed in range(5, 8))
+    assert "are followed" in found
 
 
 def test_finds_an_error_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
