@@ -16,7 +16,17 @@ from mdservice.errors import ConfigurationError, FeedRefused, SocketInUse
 from mdservice.logs import hide_secrets
 from mdservice.settings import SETTINGS
 
-COMMANDS = ["run", "health", "status", "subscribe", "unsubscribe", "check", "simulate", "gateway"]
+COMMANDS = [
+    "run",
+    "health",
+    "status",
+    "subscribe",
+    "unsubscribe",
+    "check",
+    "simulate",
+    "gateway",
+    "watch",
+]
 WITH_ARGUMENT = {"subscribe": ["AAPL"], "unsubscribe": ["AAPL"]}
 WITH_SETTINGS = [command for command in COMMANDS if command != "simulate"]
 

@@ -1,0 +1,1 @@
+"""Prices and P&L in a terminal: ``mdservice watch``."""
