@@ -64,7 +64,7 @@ FULL = Plan(
     engine_events=200_000,
     book_events=100_000,
     desks=4,
-    quotes={"quiet": 240, "other symbols": 240, "held symbols": 80},
+    quotes={"quiet": 200, "other symbols": 200, "held symbols": 60},
 )
 QUICK = Plan(
     requests=Counts(

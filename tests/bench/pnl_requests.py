@@ -168,27 +168,26 @@ async def _until_taken(book: PnlBook, desk: Desk, turn: int) -> None:
 
 
 def over_http(url: str, writer: Writer, folder: Path, counts: Counts) -> list[Requests]:
-    """Ask a gateway in a process of its own."""
+    """Ask gateways in processes of their own, one for each number of positions."""
     found: list[Requests] = []
-    desks = [Desk(0, count) for count in counts.http]
-    names = [f"{desk.first}:{desk.count}" for desk in desks]
-    with running(
-        "tests.bench.pnl_gateway",
-        *(url, *names),
-        core=None,
-        others_core=None,
-        log=folder / "gateway.log",
-    ) as gateway:
-        port = gateway.hear(_START_LIMIT_S)["port"]
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_LIMIT_S)
-        try:
-            for desk, count in zip(desks, counts.http.values(), strict=True):
+    for positions, count in counts.http.items():
+        desk = Desk(0, positions)
+        with running(
+            "tests.bench.pnl_gateway",
+            *(url, f"{desk.first}:{desk.count}"),
+            core=None,
+            others_core=None,
+            log=folder / "gateway.log",
+        ) as gateway:
+            port = gateway.hear(_START_LIMIT_S)["port"]
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_LIMIT_S)
+            try:
                 found += _ask_http(connection, desk, writer, count)
-        except Exception as exc:
-            exc.add_note(f"the gateway logged at last:\n{gateway.last_words()}")
-            raise
-        finally:
-            connection.close()
+            except Exception as exc:
+                exc.add_note(f"the gateway logged at last:\n{gateway.last_words()}")
+                raise
+            finally:
+                connection.close()
     return found
 
 
