@@ -61,6 +61,10 @@ type: install
 bench *args: install
     {{python}} -m tests.bench {{args}}
 
+# Measure real-time P&L: one answer, events per second, from quote to stream (a minute; `just bench-pnl quick` is shorter)
+bench-pnl *args: install
+    {{python}} -m tests.bench.pnl {{args}}
+
 # Run the whole service in simulated time against seeded faults: `just simulate-faults 1000 [first-seed]`
 simulate-faults count="200" first="1" *args: install
     {{python}} -m tests.simulation {{count}} {{first}} {{args}}

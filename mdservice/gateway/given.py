@@ -27,6 +27,9 @@ class FunctionPositions:
 
     def __init__(self, function: PositionsFunction) -> None:
         self._function = function
+        self._content = b""
+        self._positions: list[Position] = []
+        """Of that content: a function is asked far more often than what it returns changes."""
 
     async def fetch(self) -> Sequence[Position]:
         """What the function returns now.
@@ -46,7 +49,10 @@ class FunctionPositions:
             content = msgspec.json.encode(rows, enc_hook=_as_mapping)
         except (TypeError, ValueError, NotImplementedError) as exc:
             raise PositionsRefused(f"what the function returns are no positions: {exc}") from exc
-        return parse_positions(content, "what the function returns")
+        if content != self._content:
+            self._positions = parse_positions(content, "what the function returns")
+            self._content = content
+        return self._positions
 
     async def aclose(self) -> None:
         """Nothing is kept open."""

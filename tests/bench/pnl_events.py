@@ -1,0 +1,163 @@
+"""How many events per second the P&L takes: the engine alone, and a running book behind Valkey.
+
+The engine alone is handed quotes, each with another price, one after the other; with rules, the
+alert book looks after each, as in a gateway. Through a book they are published into Valkey, so
+many at a time that some always wait and none has to be conflated.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import chain
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import attrs
+import msgspec
+
+from mdservice.gateway.book import PnlBook
+from mdservice.gateway.make import make_book
+from mdservice.model.encode import encode_quote
+from mdservice.model.position import Position
+from mdservice.pnl.alerts import AlertBook
+from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.rules import parse_rule
+from mdservice.positions.parse import parse_positions
+from mdservice.settings import Settings
+from mdservice.sinks.resp import pack
+from tests.bench.pnl_desk import Desk, Writer
+
+SIZES: Final = (100, 10_000)
+RULES: Final = (
+    "* pnl < -1000000",
+    "* pct < -99",
+    "* stale",
+    "AAAB price > 1000000",
+    "total pnl < -1000000000",
+    "total pct < -99",
+)
+"""None is ever crossed; three of them are looked at for each event's symbol, two for the total."""
+_LIMIT_S = 20.0
+_CHUNK, _MOST_WAITING = 1_000, 4_000
+_POLL_S = 0.002
+
+
+@attrs.frozen
+class Events:
+    """One measurement.
+
+    Attributes:
+        where: ``engine`` or ``Valkey, book, engine``.
+        positions: Held symbols.
+        rules: How many alert rules.
+        events: How many were taken.
+        per_s: Events per second.
+        wrong: What was not as it must be.
+    """
+
+    where: str
+    positions: int
+    rules: int
+    events: int
+    per_s: float
+    wrong: list[str]
+
+
+def engine_alone(events: int) -> list[Events]:
+    """Without any input or output."""
+    return [_engine(Desk(0, count), rules, events) for count in SIZES for rules in ((), RULES)]
+
+
+def _engine(desk: Desk, rules: tuple[str, ...], events: int) -> Events:
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+    engine.set_positions(_positions(desk))
+    alerts = AlertBook(map(parse_rule, rules))
+    turns = max(2, events // desk.count + 1)
+    first = list(desk.quotes(1))
+    quotes = list(chain.from_iterable(desk.quotes(turn) for turn in range(2, turns + 1)))
+    now_ns = time.time_ns()
+    for quote in first:
+        engine.update(quote, now_ns)
+    told = len(alerts.check(engine, now_ns))
+    version, update, check, time_ns = engine.version, engine.update, alerts.check, time.time_ns
+    started_s = time.perf_counter()
+    if rules:
+        for quote in quotes:
+            if update(quote, time_ns()):
+                told += len(check(engine, time_ns()))
+    else:
+        for quote in quotes:
+            update(quote, time_ns())
+    took_s = time.perf_counter() - started_s
+    wrong = _wrong(desk, engine, turns)
+    if engine.version != version + len(quotes) or told:
+        wrong.append(f"{engine.version - version} of {len(quotes)} changed a row, {told} alerts")
+    return Events("engine", desk.count, len(rules), len(quotes), len(quotes) / took_s, wrong)
+
+
+async def through_a_book(url: str, writer: Writer, events: int) -> list[Events]:
+    """From Valkey, in this process, the writer too."""
+    found = []
+    for count in SIZES:
+        for rules in ((), RULES):
+            found.append(await _book(url, writer, Desk(0, count), rules, events))
+    return found
+
+
+async def _book(
+    url: str, writer: Writer, desk: Desk, rules: tuple[str, ...], events: int
+) -> Events:
+    turns = max(2, events // desk.count + 1)
+    writer.write(desk, 1, publish=False)
+    book = make_book(desk.rows().copy, Settings(), redis_url=url, alerts=rules)
+    commands = _commands(desk, turns)
+    async with book.running():
+        with anyio.fail_after(_LIMIT_S):
+            while book.totals().priced < desk.count:
+                await anyio.sleep(_POLL_S)
+            started_s = time.perf_counter()
+            await _publish(writer, commands, book)
+            took_s = time.perf_counter() - started_s
+        wrong = _wrong(desk, book._engine, turns)
+        prices = book._prices
+        if prices is None or prices.status().missed or prices.status().conflated:
+            wrong.append(f"events were missed: {prices and prices.status()}")
+    per_s = len(commands) / took_s
+    return Events("Valkey, book, engine", desk.count, len(rules), len(commands), per_s, wrong)
+
+
+async def _publish(writer: Writer, commands: list[bytes], book: PnlBook) -> None:
+    """Until all are taken: each changes a row, and so the engine's version."""
+    engine, sent = book._engine, 0
+    version = engine.version
+    while (taken := engine.version - version) < len(commands):
+        if sent < len(commands) and sent - taken < _MOST_WAITING:
+            await anyio.to_thread.run_sync(writer.send, commands[sent : sent + _CHUNK])
+            sent += _CHUNK
+        else:
+            await anyio.sleep(_POLL_S)
+
+
+def _commands(desk: Desk, turns: int) -> list[bytes]:
+    """All events but those of the first turn, packed beforehand."""
+    payloads = [encode_quote(quote) for turn in range(2, turns + 1) for quote in desk.quotes(turn)]
+    return [pack(b"PUBLISH", b"price.updated", payload) for payload in payloads]
+
+
+def _wrong(desk: Desk, engine: PnlEngine, turn: int) -> list[str]:
+    """Every symbol's last price, and the total, by hand."""
+    found = []
+    for place, symbol in enumerate(desk.symbols):
+        holding = engine.holding(symbol)
+        price = None if holding is None else holding.price
+        if price != desk.mid(place, turn) and not found:
+            found.append(f"{symbol}: {price} in place of {desk.mid(place, turn)}")
+    total = engine.totals.unrealized_pnl
+    if total != desk.total(turn):
+        found.append(f"total {total} in place of {desk.total(turn)}")
+    return found
+
+
+def _positions(desk: Desk) -> list[Position]:
+    return parse_positions(msgspec.json.encode(desk.rows()))
