@@ -21,14 +21,15 @@ from mdservice.service import Service, open_service
 from mdservice.settings import Settings
 from mdservice.urls import mask_url
 
-__all__ = ["run_gateway", "serve"]
+__all__ = ["GC_THRESHOLD", "run_gateway", "serve"]
 
 _log = get_logger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AT_ONCE = 1
-_GC_THRESHOLD = (50_000, 20, 50)
-"""Quotes form no cycles; looking for them every 700 objects costs a third of the throughput."""
+GC_THRESHOLD = (50_000, 20, 50)
+"""Quotes and rows form no cycles; looking for them every 700 objects costs a third of the
+throughput, and answers of ten thousand positions wait for it."""
 _ONE_SIGNAL_S = 0.05
 """timeout(1) and some shells deliver one signal twice: to the process and to its group."""
 
@@ -50,7 +51,7 @@ async def serve(
         SocketInUse: Another service has the API's socket.
         MDServiceError: As :func:`mdservice.open_service` does.
     """
-    gc.set_threshold(*_GC_THRESHOLD)
+    gc.set_threshold(*GC_THRESHOLD)
     with unix_listener(settings.socket) as listener:
         async with anyio.create_task_group() as tasks:
             running = anyio.CancelScope()
@@ -87,6 +88,7 @@ async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) ->
     Raises:
         ConfigurationError: It would ask itself for positions, or cannot listen.
     """
+    gc.set_threshold(*GC_THRESHOLD)
     async with anyio.create_task_group() as tasks:
         running = anyio.CancelScope()
         await tasks.start(_stop_on_signal, running)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
+import anyio
 import msgspec
 
 from mdservice.gateway.book import PnlBook
@@ -11,6 +14,10 @@ from mdservice.pnl.encode import PnlEncoder, encode_positions
 from mdservice.pnl.rows import PnlReport
 
 __all__ = ["Answers"]
+
+
+_PAUSE_S: Final = 0.02
+_PAUSE_PER_COST: Final = 20.0
 
 
 class Answers:
@@ -39,11 +46,18 @@ class Answers:
     async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
         """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
 
+        After each there is a pause; what changes meanwhile goes out in one. It is the longer the
+        more there is to tell, so that no reader takes more than a small part of the event loop.
+
         Args:
             ended: Whether nobody wants more.
         """
         async for report in self._book.updates(ended):
-            yield "pnl" if report.whole else "pnl.changed", self._encode(report).decode()
+            began_s = time.perf_counter()
+            data = self._encode(report).decode()
+            cost_s = time.perf_counter() - began_s
+            yield "pnl" if report.whole else "pnl.changed", data
+            await anyio.sleep(max(_PAUSE_S, cost_s * _PAUSE_PER_COST))
 
     def _encode(self, report: PnlReport) -> bytes:
         body = self._encoder.encode(report)

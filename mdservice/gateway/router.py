@@ -22,8 +22,6 @@ __all__ = ["PNL_PATH", "book_router", "pnl_router"]
 
 PNL_PATH: Final = "/api/v1/positions/pnl/realtime"
 _JSON: Final = "application/json"
-_PAUSE_S: Final = 0.1
-"""Between two events of a stream; what changes meanwhile goes out in one."""
 _NOT_KNOWN: Final[dict[int | str, dict[str, Any]]] = {
     503: {"description": "The positions are not known yet; the reason is told."}
 }
@@ -114,6 +112,5 @@ def book_router(book: PnlBook) -> APIRouter:
 
         async for name, data in answers.stream(ended):
             yield ServerSentEvent(event=name, raw_data=data)
-            await anyio.sleep(_PAUSE_S)
 
     return router

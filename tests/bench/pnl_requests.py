@@ -1,7 +1,6 @@
 """How long one answer takes: in the process itself, and over HTTP from another.
 
 Between two requests either every price is replaced, or none: the dearest and the cheapest case.
-Frozen is with ``gc.freeze()`` called once the positions are loaded, as a program may do.
 In process that is the book's report and its JSON; over HTTP everything from the request's first
 byte to the answer's last, on a connection that is kept.
 """
@@ -21,6 +20,7 @@ import attrs
 from mdservice.gateway.answers import Answers
 from mdservice.gateway.book import PnlBook
 from mdservice.gateway.make import make_book
+from mdservice.run import GC_THRESHOLD
 from mdservice.settings import Settings
 from tests.bench.pnl_desk import Desk, Writer, percentiles
 from tests.bench.pnl_gateway import path_of
@@ -99,7 +99,11 @@ class Round:
 
 
 async def in_process(url: str, writer: Writer, counts: Counts) -> list[Requests]:
-    """Ask books in this process; other than over HTTP nothing else goes on in it."""
+    """Ask books in this process; other than over HTTP nothing else goes on in it.
+
+    The garbage collector is set as ``mdservice gateway`` sets it.
+    """
+    gc.set_threshold(*GC_THRESHOLD)
     found: list[Requests] = []
     for count, requests in counts.keys.items():
         desk = Desk(0, count)
@@ -131,15 +135,8 @@ async def _ask_keys(book: PnlBook, desk: Desk, writer: Writer, count: int) -> li
 
     same = Round("in process, keys", desk, changing=False)
     new = Round("in process, keys", desk, changing=True)
-    frozen = Round("in process, keys, frozen", desk, changing=True)
-    turn = await ask(new, await ask(same, 1))
-    gc.collect()
-    gc.freeze()
-    try:
-        await ask(frozen, turn)
-    finally:
-        gc.unfreeze()
-    return [each.result() for each in (same, new, frozen)]
+    await ask(new, await ask(same, 1))
+    return [each.result() for each in (same, new)]
 
 
 async def _ask_live(book: PnlBook, desk: Desk, writer: Writer, count: int) -> list[Requests]:

@@ -2,7 +2,7 @@
 
 The simulator, in this process, sends a quote; the service (raw driver) writes and publishes it, a
 gateway on uvicorn computes, this process hears the event: four processes with Valkey. Quotes are
-sent one at a time, and each desk's next one later than its stream's pause of 0.1 s, so that it is
+sent one at a time, and each desk's next one later than its stream's pause, so that it is
 not measured; several desks, mounted side by side, take turns.
 """
 
