@@ -24,6 +24,9 @@ _OK: Final = 200
 class ServicePositions:
     """A :class:`~mdservice.positions.source.PositionSource`: the running service's own.
 
+    Where nobody names a source, this is one. So a service that has never answered means that
+    there are no positions; one that has, and does not any more, that they are not known.
+
     Args:
         socket: The service's UNIX socket.
     """
@@ -31,12 +34,13 @@ class ServicePositions:
     def __init__(self, socket: Path) -> None:
         self.address = f"the service at {socket}"
         self._socket = socket
+        self._has_answered = False
 
     async def fetch(self) -> Sequence[Position]:
         """The positions that it follows; none where it follows none.
 
         Raises:
-            PositionsUnavailable: No service answers; one may be started.
+            PositionsUnavailable: The service answers no longer.
             PositionsRefused: It is an older service, or another program.
         """
         return await anyio.to_thread.run_sync(self._fetch, abandon_on_cancel=True)
@@ -45,11 +49,14 @@ class ServicePositions:
         try:
             status, body = fetch(self._socket, "GET", _CALL, timeout_s=_TIMEOUT_S)
         except NoAnswer as exc:
+            if not self._has_answered:
+                return ()
             raise PositionsUnavailable(str(exc)) from exc
         except ConfigurationError as exc:
             raise PositionsRefused(str(exc)) from exc
         if status != _OK:
             raise PositionsRefused(f"{self.address} tells no positions (HTTP {status}): update it")
+        self._has_answered = True
         return parse_positions(body)
 
     async def aclose(self) -> None:
