@@ -94,15 +94,6 @@ class PnlBook:
         """Where the positions stand."""
         return self._polled
 
-    @property
-    def prices(self) -> Prices | None:
-        """The subscriber, while there is one."""
-        return self._prices
-
-    def last_report(self) -> PnlReport | None:
-        """All positions at the prices last heard; None before the positions are known."""
-        return self._engine.report(self._clock.utc_ns()) if self._polled.answers else None
-
     def totals(self) -> Totals:
         """The sums over all positions, at the prices last heard."""
         return self._engine.totals

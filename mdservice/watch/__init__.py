@@ -1,1 +1,0 @@
-"""Prices and P&L in a terminal: ``mdservice watch``."""
