@@ -19,6 +19,7 @@ from mdservice.pnl.rows import PnlReport
 from mdservice.pnl.totals import Totals
 from mdservice.positions.polled import PolledPositions
 from mdservice.prices.reader import Prices
+from mdservice.prices.status import PricesStatus
 
 __all__ = ["PnlBook", "ReadFrom"]
 
@@ -93,6 +94,15 @@ class PnlBook:
     def positions(self) -> PolledPositions:
         """Where the positions stand."""
         return self._polled
+
+    @property
+    def engine(self) -> PnlEngine:
+        """The P&L of what was last heard, to be read only."""
+        return self._engine
+
+    def prices_status(self) -> PricesStatus | None:
+        """How the live subscriber is doing; None before it has read the keys."""
+        return None if self._prices is None else self._prices.status()
 
     def totals(self) -> Totals:
         """The sums over all positions, at the prices last heard."""
