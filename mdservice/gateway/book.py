@@ -113,13 +113,17 @@ class PnlBook:
         found = []
         if self._polled.last_error is not None:
             found.append(f"the positions are out of date: {self._polled.last_error}")
-        failed = self._follow_error if self._live else self._keys_error
-        if self._live and self._prices is not None:
-            status = self._prices.status()
-            failed = None if status.connected else status.last_error
+        failed = self.prices_error()
         if failed is not None:
             found.append(f"the prices are out of date: {failed}")
         return found
+
+    def prices_error(self) -> str | None:
+        """Why the prices may be out of date, or None."""
+        if self._live and self._prices is not None:
+            status = self._prices.status()
+            return None if status.connected else status.last_error
+        return self._follow_error if self._live else self._keys_error
 
     @property
     def _live(self) -> bool:
