@@ -12,10 +12,11 @@ from mdservice.cli.gateway import gateway
 from mdservice.cli.group import cli
 from mdservice.cli.run import run
 from mdservice.cli.simulate import simulate
+from mdservice.cli.watch import watch
 
 __all__ = ["cli", "main"]
 
-for _command in (run, health, status, subscribe, unsubscribe, check, simulate, gateway):
+for _command in (run, health, status, subscribe, unsubscribe, watch, check, simulate, gateway):
     cli.add_command(_command)
 
 

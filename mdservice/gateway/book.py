@@ -19,6 +19,7 @@ from mdservice.pnl.rows import PnlReport
 from mdservice.pnl.totals import Totals
 from mdservice.positions.polled import PolledPositions
 from mdservice.prices.reader import Prices
+from mdservice.prices.status import PricesStatus
 
 __all__ = ["PnlBook", "ReadFrom"]
 
@@ -94,6 +95,15 @@ class PnlBook:
         """Where the positions stand."""
         return self._polled
 
+    @property
+    def engine(self) -> PnlEngine:
+        """The P&L of what was last heard, to be read only."""
+        return self._engine
+
+    def prices_status(self) -> PricesStatus | None:
+        """How the live subscriber is doing; None before it has read the keys."""
+        return None if self._prices is None else self._prices.status()
+
     def totals(self) -> Totals:
         """The sums over all positions, at the prices last heard."""
         return self._engine.totals
@@ -103,13 +113,17 @@ class PnlBook:
         found = []
         if self._polled.last_error is not None:
             found.append(f"the positions are out of date: {self._polled.last_error}")
-        failed = self._follow_error if self._live else self._keys_error
-        if self._live and self._prices is not None:
-            status = self._prices.status()
-            failed = None if status.connected else status.last_error
+        failed = self.prices_error()
         if failed is not None:
             found.append(f"the prices are out of date: {failed}")
         return found
+
+    def prices_error(self) -> str | None:
+        """Why the prices may be out of date, or None."""
+        if self._live and self._prices is not None:
+            status = self._prices.status()
+            return None if status.connected else status.last_error
+        return self._follow_error if self._live else self._keys_error
 
     @property
     def _live(self) -> bool:

@@ -14,6 +14,7 @@ from mdservice.gateway.given import FunctionPositions, PositionsFunction
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.pnl.engine import PnlEngine
 from mdservice.positions.choose import open_source
+from mdservice.positions.chosen import ChosenPositions
 from mdservice.positions.polled import PolledPositions
 from mdservice.positions.service import ServicePositions
 from mdservice.positions.source import PositionSource
@@ -35,6 +36,7 @@ def make_book(
     *,
     redis_url: str | None = None,
     read_from: ReadFrom = "keys",
+    symbols: Sequence[str] = (),
     alerts: Sequence[str] = (),
     clock: Clock | None = None,
 ) -> PnlBook:
@@ -45,6 +47,7 @@ def make_book(
         settings: Limits, intervals, keys.
         redis_url: Where the prices are; else that of the settings, else the service's.
         read_from: Where an answer takes its prices.
+        symbols: Only positions and live prices of these; none means all.
         alerts: Rules beside those of the settings.
         clock: The time, for tests.
 
@@ -57,6 +60,8 @@ def make_book(
     calls = RedisCalls(server)
     source = _source(positions, settings)
     own = isinstance(source, FunctionPositions)
+    if symbols:
+        source = ChosenPositions(source, symbols)
     engine = PnlEngine(
         stale_after_s=settings.stale_after,
         price_ttl_s=settings.price_ttl,
@@ -66,7 +71,7 @@ def make_book(
         PolledPositions(source, clock),
         _AT_ONCE_S if own else settings.positions_interval,
         calls,
-        partial(open_prices, redis_url, socket=settings.socket),
+        partial(open_prices, redis_url, symbols, socket=settings.socket),
         engine,
         make_alerting((*settings.alerts, *alerts), calls, clock),
         read_from,

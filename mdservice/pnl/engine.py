@@ -84,6 +84,15 @@ class PnlEngine:
         """A held symbol, to be read only; None where it is not held."""
         return self._held.get(symbol)
 
+    def known(self, symbol: str) -> Holding | None:
+        """A symbol that is held or had a quote, to be read only; None where it is neither."""
+        return self._held.get(symbol) or self._remembered.get(symbol)
+
+    @property
+    def known_symbols(self) -> list[str]:
+        """All of these, in no order."""
+        return [*self._held, *self._remembered]
+
     def set_positions(self, positions: Sequence[Position]) -> bool:
         """Replace all lots; whether anything is different now.
 
@@ -152,15 +161,34 @@ class PnlEngine:
 
     def expire(self, symbols: Iterable[str], now_ns: int) -> None:
         """The keys of these symbols are gone: stale until the next quote, or the same again."""
-        self._pass_time(now_ns)
+        self.pass_time(now_ns)
         for symbol in symbols:
             holding = self._held.get(symbol) or self._remembered.get(symbol)
             if holding is not None:
                 self._end_live(holding)
 
+    def pass_time(self, now_ns: int) -> None:
+        """Make stale what is due at that time; reports do so by themselves."""
+        heap = self._heap  # each quote makes for at most one entry to look at
+        while heap and heap[0][0] <= now_ns:
+            due_ns, symbol = heap[0]
+            holding = self._held.get(symbol) or self._remembered.get(symbol)
+            if holding is None or holding.due_ns != due_ns:
+                heappop(heap)
+                continue
+            if holding.live and holding.quote is not None and holding.positions:
+                live_until_ns = self._live_until_ns(holding.quote, holding.heard_ns)
+                if now_ns < live_until_ns:
+                    holding.due_ns = live_until_ns
+                    heapreplace(heap, (live_until_ns, symbol))
+                    continue
+                self._end_live(holding)
+            holding.due_ns = None
+            heappop(heap)
+
     def report(self, now_ns: int) -> PnlReport:
         """All rows, in the order of their source."""
-        self._pass_time(now_ns)
+        self.pass_time(now_ns)
         return self._told([holding.rows()[place] for holding, place in self._places], whole=True)
 
     def changes(self, since: int, now_ns: int) -> PnlReport:
@@ -176,7 +204,7 @@ class PnlEngine:
 
     def changed(self, since: int, now_ns: int) -> list[Holding]:
         """The held symbols that changed after version ``since``, in the order of their change."""
-        self._pass_time(now_ns)
+        self.pass_time(now_ns)
         found = []
         for holding in reversed(self._held.values()):
             if holding.version <= since:
@@ -257,25 +285,6 @@ class PnlEngine:
         if holding.due_ns is None or at_ns < holding.due_ns:  # sooner only by a clock set back
             holding.due_ns = at_ns
             heappush(self._heap, (at_ns, holding.symbol))
-
-    def _pass_time(self, now_ns: int) -> None:
-        """Make stale what is due. Each quote makes for at most one entry to look at."""
-        heap = self._heap
-        while heap and heap[0][0] <= now_ns:
-            due_ns, symbol = heap[0]
-            holding = self._held.get(symbol) or self._remembered.get(symbol)
-            if holding is None or holding.due_ns != due_ns:
-                heappop(heap)
-                continue
-            if holding.live and holding.quote is not None and holding.positions:
-                live_until_ns = self._live_until_ns(holding.quote, holding.heard_ns)
-                if now_ns < live_until_ns:
-                    holding.due_ns = live_until_ns
-                    heapreplace(heap, (live_until_ns, symbol))
-                    continue
-                self._end_live(holding)
-            holding.due_ns = None
-            heappop(heap)
 
     def _end_live(self, holding: Holding) -> None:
         if holding.live:

@@ -48,7 +48,7 @@ def test_every_command_explains_itself_with_an_example(invoke, command: str) -> 
     assert "--config FILE" in result.output
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize("command", ["run", "check", "watch"])
 def test_every_setting_but_secrets_has_a_flag(invoke, command: str) -> None:
     output = invoke(command, "--help").output
     for info in SETTINGS:
@@ -71,6 +71,7 @@ def test_version(invoke) -> None:
         ["status", "--feed", "iex"],
         ["subscribe"],
         ["subscribe", "MS FT"],
+        ["watch", "MS FT"],
         ["unsubscribe", ",", "--socket", "x.sock"],
         ["simulate", "--port", "70000"],
         ["simulate", "--rate", "-1"],
@@ -124,7 +125,7 @@ def test_a_missing_key_ends_with_78_and_says_where_to_set_it(invoke, command: st
     assert "HIDDEN" not in result.output
 
 
-@pytest.mark.parametrize("command", ["status", "subscribe", "unsubscribe"])
+@pytest.mark.parametrize("command", ["status", "subscribe", "unsubscribe", "watch"])
 def test_commands_that_ask_need_no_key_but_a_service(invoke, command: str) -> None:
     result = invoke(command, *WITH_ARGUMENT.get(command, []), MDSERVICE_FEED="sip")
     assert result.exit_code == 1

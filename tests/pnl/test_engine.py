@@ -343,3 +343,15 @@ def test_quotes_of_symbols_not_held_are_remembered_within_bounds(
     assert engine.report(T_NS).positions == ()
     engine.set_positions([lot("1", "1", symbol) for symbol in "ABCD"])
     assert statuses(engine, T_NS) == ["unpriced", "live", "live", "live"]
+
+
+def test_what_is_held_and_what_was_heard_of_can_be_looked_up() -> None:
+    engine = holding(lot("1", "1"))
+    engine.update(quote(1, 2, symbol="IBM"), T_NS)
+    assert sorted(engine.known_symbols) == ["AAPL", "IBM"]
+    ibm = engine.known("IBM")
+    assert ibm is not None
+    assert ibm.quote == quote(1, 2, symbol="IBM")
+    assert engine.holding("IBM") is None
+    assert engine.known("AAPL") is engine.holding("AAPL")
+    assert engine.known("X") is None

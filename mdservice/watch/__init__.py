@@ -1,0 +1,1 @@
+"""Live prices and P&L for people, beside a running service."""
