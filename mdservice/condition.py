@@ -17,6 +17,7 @@ from mdservice.model.status import (
     ServiceState,
     Status,
 )
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.settings import Settings
 from mdservice.settings_feeds import feed_delay_s
 from mdservice.topology import Topology
@@ -118,13 +119,14 @@ def _positions(topology: Topology) -> PositionsReport | None:
         return None
     tracker = topology.tracker.snapshot()
     left_out = topology.feed.snapshot().left_out
+    every = EVERY_SYMBOL in topology.feed.sources() and EVERY_SYMBOL not in left_out
     answered: Literal["starting", "ok"] = "starting" if tracker.age_s is None else "ok"
     return PositionsReport(
         source=tracker.source,
         state="degraded" if tracker.last_error is not None else answered,
         held=len(tracker.positions),
         followed=len(tracker.followed),
-        left_out=tuple(symbol for symbol in tracker.followed if symbol in left_out),
+        left_out=() if every else tuple(s for s in tracker.followed if s in left_out),
         problems={p.symbol: p.problem for p in tracker.positions if p.problem is not None},
         age_s=None if tracker.age_s is None else round(tracker.age_s, 3),
         last_error=tracker.last_error,

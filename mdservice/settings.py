@@ -22,7 +22,15 @@ from mdservice.urls import MASK, mask_url, secrets_in_url
 
 __all__ = ["SETTINGS", "SIMULATOR", "Settings"]
 
-_REAL_WORLD = ("api_key", "secret_key", "feed", "feed_url", "redis_url", "positions")
+_REAL_WORLD = (
+    "api_key",
+    "secret_key",
+    "feed",
+    "feed_url",
+    "redis_url",
+    "positions",
+    "gateway_positions",
+)
 """Set, any of these points at the real world, so that no price may be invented."""
 _DAY_S = 86_400.0
 _TEN_YEARS_S = 315_360_000

@@ -21,6 +21,7 @@ __all__ = [
     "StatusAnswer",
     "SubscriptionAnswer",
     "SubscriptionsAnswer",
+    "ToldPosition",
 ]
 
 
@@ -99,10 +100,20 @@ class HeldPosition(Answer):
     avg_entry_price: float | None = Field(examples=[150.0])
 
 
+class ToldPosition(HeldPosition):
+    """A position with what else its source told of it."""
+
+    multiplier: float = Field(default=1, description="Only where it is not 1.")
+    problem: str | None = Field(default=None, description="Why its price is not followed.")
+
+
 class PositionsAnswer(Answer):
     """The positions, as their source told them. Numbers carry the exact decimal."""
 
-    positions: list[HeldPosition]
+    positions: list[ToldPosition]
+    warnings: list[str] | None = Field(
+        default=None, description="Why they may be out of date; only where they may."
+    )
 
 
 class _Feed(Answer):

@@ -125,8 +125,7 @@ class SubscriptionRequests:
             return "pending" if gone else "unsubscribed"
         await session.unsubscribe(gone)
         session.forget_unwanted(self._book)
-        if gone:
-            self._room()
+        self._room()  # also where nothing is gone: what is wanted for positions alone gives way
         return "unsubscribed"
 
     async def _free_session(self) -> Session | None:

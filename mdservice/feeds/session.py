@@ -89,6 +89,8 @@ class Session:
         self._ended: FeedUnavailable | None = None
         self.acknowledged: frozenset[str] = frozenset()
         self.left_out: dict[str, str] = {}
+        self._not_known: set[str] = set()
+        """Those that the feed does not understand, whatever room there is."""
         self.over_limit: set[str] = set()
         """Those that are left out because the feed gives no more symbols."""
 
@@ -154,6 +156,11 @@ class Session:
         """Symbols that nobody wants any more are not left out."""
         self.left_out = {s: reason for s, reason in self.left_out.items() if s in wanted}
         self.over_limit &= self.left_out.keys()
+
+    def _leave_out(self, symbol: str, reason: str) -> None:
+        """For another reason than the limit: no room would help."""
+        self.left_out[symbol] = reason
+        self.over_limit.discard(symbol)
 
     def given(self, symbol: str) -> None:
         """It is left out no longer."""
@@ -244,10 +251,11 @@ class Session:
                     elif answer.code == _SYMBOL_LIMIT:
                         rest = [chunk[0], *(symbol for later in todo for symbol in later)]
                         self.left_out |= dict.fromkeys(rest, answer.reason)
-                        self.over_limit |= set(rest)
+                        self.over_limit |= set(rest) - self._not_known
                         return None
                     else:
-                        self.left_out[chunk[0]] = answer.reason
+                        self._not_known.add(chunk[0])
+                        self._leave_out(chunk[0], answer.reason)
                 else:
                     await self._ask_again_for(set(chunk) - self.acknowledged)
                     for symbol in self.acknowledged.intersection(chunk):
@@ -261,7 +269,7 @@ class Session:
         answer = await self._ask("subscribe", sorted(missing))
         for symbol in missing - self.acknowledged:
             reason = answer.reason if isinstance(answer, Refused) else "not acknowledged"
-            self.left_out[symbol] = reason
+            self._leave_out(symbol, reason)
 
     async def _remove(self, symbols: Iterable[str]) -> None:
         for chunk in chunks(sorted(symbols), CHUNK_SIZE):

@@ -25,6 +25,8 @@ CHANNEL: Final = "pnl.alert"
 _MOST_WAITING: Final = 1_000
 """Alerts kept for a Redis that is away; each is in the log in any case."""
 _FIRST_S, _LIMIT_S = 0.2, 5.0
+_FIRST_PRICES_S: Final = 15.0
+"""How long rules of the total wait for the first price of a position."""
 
 
 class Alerting:
@@ -42,16 +44,31 @@ class Alerting:
         self._clock = clock
         self._waiting: deque[bytes] = deque()
         self._added = anyio.Event()
+        self._waited_for = 0
+        self._waits_until_s = 0.0
 
     def look(self, engine: PnlEngine) -> None:
         """After a change, or some time: which rules were crossed."""
-        for alert in self._book.check(engine, self._clock.utc_ns()):
+        now_ns, complete = self._clock.utc_ns(), self._is_complete(engine)
+        for alert in self._book.check(engine, now_ns, total=complete):
             _log.warning("pnl_alert", rule=alert.rule, symbol=alert.symbol, value=str(alert.value))
             if len(self._waiting) == _MOST_WAITING:
                 self._waiting.popleft()
                 _log.error("pnl_alert_not_published", reason="Redis takes none")
             self._waiting.append(encode_alert(alert))
             self._added.set()
+
+    def _is_complete(self, engine: PnlEngine) -> bool:
+        """Whether the total has every position, as far as can be waited for.
+
+        First prices come one by one, and so do those of a new position: what has only some of
+        them crosses levels that the whole does not.
+        """
+        now_s, waiting = self._clock.monotonic(), engine.totals.waiting
+        if waiting > self._waited_for or not waiting:
+            self._waits_until_s = now_s + _FIRST_PRICES_S
+        self._waited_for = waiting
+        return not waiting or now_s >= self._waits_until_s
 
     async def publish(self) -> None:
         """Publish until cancelled; each alert at least once."""

@@ -33,7 +33,8 @@ class Answers:
         Raises:
             PositionsUnavailable: They are not known yet.
         """
-        return encode_positions((await self._book.current_positions()).positions)
+        held = await self._book.current_positions()
+        return encode_positions(held.positions, self._book.positions_warnings())
 
     async def whole(self) -> bytes:
         """Every position at its price, with ``warnings`` where something may be out of date.
@@ -54,14 +55,14 @@ class Answers:
         """
         async for report in self._book.updates(ended):
             began_s = time.perf_counter()
-            data = self._encode(report).decode()
+            data = self._encode(report, live=True).decode()
             cost_s = time.perf_counter() - began_s
             yield "pnl" if report.whole else "pnl.changed", data
             await anyio.sleep(max(_PAUSE_S, cost_s * _PAUSE_PER_COST))
 
-    def _encode(self, report: PnlReport) -> bytes:
+    def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
         body = self._encoder.encode(report)
-        warnings = self._book.warnings()
+        warnings = self._book.warnings(live=live)
         if not warnings:
             return body
         return b'%b,"warnings":%b}' % (body[:-1], msgspec.json.encode(warnings))

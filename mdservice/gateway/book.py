@@ -8,12 +8,14 @@ from typing import Final, Literal
 
 import anyio
 
-from mdservice.backoff import Backoff
 from mdservice.clock import Clock
-from mdservice.errors import MDServiceError, PositionsUnavailable
+from mdservice.errors import MDServiceError
 from mdservice.gateway.alerting import Alerting
+from mdservice.gateway.followed import FollowedPrices
+from mdservice.gateway.held import HeldPositions
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.logs import get_logger, masked
+from mdservice.model.quote import Quote
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rows import PnlReport
 from mdservice.pnl.totals import Totals
@@ -29,14 +31,10 @@ ReadFrom = Literal["keys", "live"]
 """Where an answer takes its prices: the keys, read in one round trip for each answer, or what the
 live subscriber has heard."""
 
-_FIRST_S: Final = 0.2
-_LIMIT_S: Final = 5.0
 _LOOK_S: Final = 0.2
 """How soon a stream notices what nobody tells it: a price becoming stale, its own end."""
 _TICK_S: Final = 1.0
 """How soon a price that became stale by itself is noticed."""
-_PATIENCE_S: Final = 5.0
-"""How long an answer waits for the first positions."""
 
 
 class PnlBook:
@@ -68,20 +66,15 @@ class PnlBook:
         read_from: ReadFrom,
         clock: Clock,
     ) -> None:
-        self._polled = polled
-        self._interval_s = interval_s
+        self._held = HeldPositions(polled, interval_s, self._positions_came, clock)
+        self._followed = FollowedPrices(open_prices, self._quote_came)
         self._redis = redis
-        self._open_prices = open_prices
         self._engine = engine
         self._alerting = alerting
         self._read_from = read_from
         self._clock = clock
-        self._asking = anyio.Lock()
-        self._asked_s: float | None = None
         self._running = False
         self._keys_error: str | None = None
-        self._follow_error: str | None = None
-        self._prices: Prices | None = None
         self._changed = anyio.Event()
         self._waiting = 0
 
@@ -93,7 +86,7 @@ class PnlBook:
     @property
     def positions(self) -> PolledPositions:
         """Where the positions stand."""
-        return self._polled
+        return self._held.polled
 
     @property
     def engine(self) -> PnlEngine:
@@ -102,28 +95,33 @@ class PnlBook:
 
     def prices_status(self) -> PricesStatus | None:
         """How the live subscriber is doing; None before it has read the keys."""
-        return None if self._prices is None else self._prices.status()
+        return self._followed.status()
 
     def totals(self) -> Totals:
         """The sums over all positions, at the prices last heard."""
         return self._engine.totals
 
-    def warnings(self) -> list[str]:
-        """Why what is told may be out of date; empty where nothing is in the way."""
+    def warnings(self, *, live: bool = False) -> list[str]:
+        """Why what is told may be out of date; empty where nothing is in the way.
+
+        Args:
+            live: Of a stream, which tells what the subscriber hears.
+        """
         found = []
-        if self._polled.last_error is not None:
-            found.append(f"the positions are out of date: {self._polled.last_error}")
-        failed = self.prices_error()
-        if failed is not None:
-            found.append(f"the prices are out of date: {failed}")
+        if (reason := self._held.warning()) is not None:
+            found.append(f"the positions are out of date: {reason}")
+        if (reason := self.prices_error(live=live)) is not None:
+            found.append(f"the prices are out of date: {reason}")
         return found
 
-    def prices_error(self) -> str | None:
+    def positions_warnings(self) -> list[str]:
+        """Why the positions may be out of date; empty where they are not."""
+        reason = self._held.warning()
+        return [] if reason is None else [reason]
+
+    def prices_error(self, *, live: bool = False) -> str | None:
         """Why the prices may be out of date, or None."""
-        if self._live and self._prices is not None:
-            status = self._prices.status()
-            return None if status.connected else status.last_error
-        return self._follow_error if self._live else self._keys_error
+        return self._followed.error() if live or self._live else self._keys_error
 
     @property
     def _live(self) -> bool:
@@ -135,11 +133,7 @@ class PnlBook:
         Raises:
             PositionsUnavailable: The source has not answered yet, or refused.
         """
-        await self._ask_if_due()
-        if not self._polled.answers:
-            reason = self._polled.last_error or f"{self._polled.address} has not answered yet"
-            raise PositionsUnavailable(f"the positions are not known: {reason}")
-        return self._polled
+        return await self._held.current(polling=self._running)
 
     async def report(self) -> PnlReport:
         """All positions at their prices now.
@@ -164,7 +158,7 @@ class PnlBook:
         """
         since: int | None = None
         while not ended():
-            if since is None and not self._polled.answers:
+            if since is None and not self._held.polled.answers:
                 await self._change()
                 continue
             now_ns = self._clock.utc_ns()
@@ -191,8 +185,8 @@ class PnlBook:
     async def running(self) -> AsyncIterator[None]:
         """Poll, follow, look for alerts, until the block ends."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep, self._poll)
-            tasks.start_soon(self._keep, self._follow)
+            tasks.start_soon(self._keep, self._held.poll)
+            tasks.start_soon(self._keep, self._followed.run)
             tasks.start_soon(self._keep, self._tick)
             if self._alerting is not None:
                 tasks.start_soon(self._keep, self._alerting.publish)
@@ -207,7 +201,7 @@ class PnlBook:
     async def aclose(self) -> None:
         """Close what is open."""
         self._redis.close()
-        await self._polled.aclose()
+        await self._held.polled.aclose()
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
         """One part's unforeseen failure is no reason to end the gateway that has mounted it."""
@@ -218,32 +212,9 @@ class PnlBook:
                 _log.exception("gateway_part_failed", part=work.__name__.strip("_"))
             await anyio.sleep(_TICK_S)
 
-    # Positions
-
-    async def _ask_if_due(self) -> None:
-        now_s = self._clock.monotonic()
-        if self._asked_s is not None:
-            polled = self._running and self._interval_s > 0
-            if polled or now_s < self._asked_s + self._interval_s:
-                return
-        with anyio.move_on_after(_PATIENCE_S):
-            async with self._asking:
-                if self._asked_s is None or now_s >= self._asked_s + self._interval_s:
-                    await self._ask()
-
-    async def _ask(self) -> None:
-        self._asked_s = self._clock.monotonic()
-        await self._polled.refresh()
-        if self._engine.set_positions(self._polled.positions):
+    def _positions_came(self, polled: PolledPositions) -> None:
+        if self._engine.set_positions(polled.positions):
             self._tell()
-
-    async def _poll(self) -> None:
-        while True:
-            async with self._asking:
-                await self._ask()
-            await anyio.sleep(self._interval_s or _TICK_S)
-
-    # Prices
 
     async def _read_keys(self) -> None:
         symbols, asked_ns = self._engine.symbols, self._clock.utc_ns()
@@ -254,35 +225,24 @@ class PnlBook:
             return
         self._keys_error = None
         now_ns = self._clock.utc_ns()
-        for quote in found.values():
-            self._engine.update(quote, now_ns)
-        gone = [symbol for symbol in symbols if symbol not in found]
-        # What was heard since has a key again.
-        self._engine.expire([s for s in gone if self._heard_ns(s) < asked_ns], now_ns)
+        gone = []
+        for symbol in symbols:
+            if self._heard_ns(symbol) >= asked_ns:
+                continue  # an event has overtaken the answer; it has a key, and a newer price
+            if (quote := found.get(symbol)) is not None:
+                self._engine.update(quote, now_ns)
+            else:
+                gone.append(symbol)
+        self._engine.expire(gone, now_ns)
         self._tell()
 
     def _heard_ns(self, symbol: str) -> int:
         holding = self._engine.holding(symbol)
         return holding.heard_ns if holding is not None else 0
 
-    async def _follow(self) -> None:
-        backoff = Backoff(_FIRST_S, _LIMIT_S)
-        while True:
-            try:
-                async with self._open_prices() as prices:
-                    self._prices, self._follow_error = prices, None
-                    backoff.reset()
-                    async for quote in prices:
-                        if self._engine.update(quote, self._clock.utc_ns()):
-                            self._tell()
-            except MDServiceError as exc:
-                reason = masked(str(exc))
-                if reason != self._follow_error:
-                    _log.warning("gateway_has_no_prices", reason=reason)
-                self._follow_error = reason
-            finally:
-                self._prices = None
-            await anyio.sleep(backoff.next_s())
+    def _quote_came(self, quote: Quote) -> None:
+        if self._engine.update(quote, self._clock.utc_ns()):
+            self._tell()
 
     async def _tick(self) -> None:
         while True:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from inspect import isawaitable
+from operator import index
 from typing import Any, Final
 
+import anyio
 import msgspec
 
-from mdservice.errors import PositionsRefused, PositionsUnavailable
+from mdservice.errors import PositionsUnavailable
+from mdservice.logs import get_logger
 from mdservice.model.position import Position
+from mdservice.positions import source
 from mdservice.positions.parse import parse_positions
 
 __all__ = ["FunctionPositions", "PositionsFunction"]
 
+_log = get_logger(__name__)
+
 PositionsFunction = Callable[[], Iterable[Any] | Awaitable[Iterable[Any]]]
 """Returns rows: positions, mappings, or objects with the attributes of a position."""
 
-_FIELDS: Final = ("symbol", "qty", "avg_entry_price", "side", "multiplier")
+_FIELDS: Final = ("symbol", "qty", "avg_entry_price", "side", "multiplier", "problem")
+_UNREADABLE: Final = b'{"symbol":"?"}'
 
 
 class FunctionPositions:
@@ -35,20 +43,25 @@ class FunctionPositions:
         """What the function returns now.
 
         Raises:
-            PositionsUnavailable: It raised an error.
-            PositionsRefused: What it returns are no positions.
+            PositionsUnavailable: It raised an error, or has not returned in time.
+            PositionsRefused: It returns far too much.
         """
         try:
-            found = self._function()
-            rows = list(await found if isawaitable(found) else found)
-        except Exception as exc:
+            with anyio.fail_after(source.FETCH_LIMIT_S):
+                found = self._function()
+                rows = list(await found if isawaitable(found) else found)
+        except TimeoutError as exc:
+            limit_s = source.FETCH_LIMIT_S
             raise PositionsUnavailable(
-                f"the program's function for positions failed: {type(exc).__name__}: {exc}"
+                f"the program's function for positions has not returned within {limit_s:g} s"
             ) from exc
-        try:
-            content = msgspec.json.encode(rows, enc_hook=_as_mapping)
-        except (TypeError, ValueError, NotImplementedError) as exc:
-            raise PositionsRefused(f"what the function returns are no positions: {exc}") from exc
+        except Exception as exc:
+            # Its words may hold a secret, and this is told to whoever asks for the P&L.
+            _log.warning("positions_function_failed", exc_info=exc)
+            raise PositionsUnavailable(
+                f"the program's function for positions failed ({type(exc).__name__}, see the log)"
+            ) from exc
+        content = b"[%b]" % b",".join(map(_encoded, rows))
         if content != self._content:
             self._positions = parse_positions(content, "what the function returns")
             self._content = content
@@ -58,8 +71,33 @@ class FunctionPositions:
         """Nothing is kept open."""
 
 
-def _as_mapping(row: object) -> dict[str, Any]:
-    found = {name: getattr(row, name) for name in _FIELDS if hasattr(row, name)}
-    if "symbol" not in found:
-        raise NotImplementedError(f"a row is a {type(row).__name__} without a symbol")
-    return found
+def _encoded(row: object) -> bytes:
+    """One row as JSON; one that cannot be used costs itself."""
+    try:
+        found = {name: _plain(value) for name, value in _fields_of(row)}
+        return msgspec.json.encode(found)
+    except Exception as exc:  # noqa: BLE001 - properties of rows run the program's own code
+        _log.warning("position_is_unreadable", row=type(row).__name__, reason=type(exc).__name__)
+        return _UNREADABLE
+
+
+def _fields_of(row: object) -> Iterator[tuple[str, object]]:
+    for name in _FIELDS:
+        if isinstance(row, Mapping):
+            if name in row:
+                yield name, row[name]
+        elif hasattr(row, name):
+            yield name, getattr(row, name)
+
+
+def _plain(value: object) -> object:
+    """Numbers as their decimal texts, whatever library they are of."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Decimal):
+        return str(value)
+    if hasattr(value, "__index__"):
+        return str(index(value))
+    if hasattr(value, "__float__"):
+        return repr(float(value))
+    return str(value)

@@ -44,7 +44,8 @@ def pnl_router(
 
     It adds ``GET /api/v1/positions/pnl/realtime``, and the same as a stream of server-sent
     events at ``…/realtime/stream``. The stream and alerts work while the application's lifespan
-    runs, as every server does; the first call works without it too.
+    runs, as every server does; the first call works without it too. uvicorn waits for open
+    streams before it ends: give it a ``timeout_graceful_shutdown`` of a few seconds.
 
     Args:
         positions: A function, async or not, that returns the positions as they are now: each a
@@ -55,7 +56,8 @@ def pnl_router(
         redis_url: Where the prices are; else that of the settings, else that of the service at
             the settings' socket.
         read_from: ``keys``: each answer reads all prices from Redis in one round trip.
-            ``live``: it takes those that the live subscriber has heard.
+            ``live``: it takes those that the live subscriber has heard, for which a key counts
+            as expired ``price_ttl`` after the last event, not when Redis removes it.
         alerts: Rules such as ``AAPL pnl < -500``, published on the channel ``pnl.alert``; in
             addition to those of the settings.
 

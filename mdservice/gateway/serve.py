@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from contextlib import ExitStack
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -31,7 +33,6 @@ __all__ = ["gateway_app", "gateway_positions", "make_gateway", "serve_gateway"]
 
 _SETTING: Final = "MDSERVICE_GATEWAY_HTTP"
 _PORTS: Final = {"http": 80, "https": 443}
-_EVERY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - to tell a gateway that would ask itself
 
 
 def gateway_app(book: PnlBook) -> FastAPI:
@@ -80,14 +81,34 @@ def gateway_positions(settings: Settings) -> str:
 
 
 def _is_own(url: str, http: str) -> bool:
+    """Whether the URL leads to this address, however it is written."""
     parts = urlsplit(url)
     host, port = host_and_port(http)
     if (parts.port or _PORTS[parts.scheme]) != port:
         return False
-    asked = parts.hostname or ""
-    if asked == host or (host in _EVERY_ADDRESS and is_loopback(asked)):
-        return True
-    return is_loopback(asked) and is_loopback(host)
+    local = ipaddress.ip_address("127.0.0.1")
+    own = _addresses(host)
+    # Asked for, the unspecified address is this machine too.
+    asked = {local if a.is_unspecified else a for a in _addresses(parts.hostname or "")}
+    if any(address.is_unspecified for address in own):
+        own |= _addresses(socket.gethostname())
+        return any(address in own or address.is_loopback for address in asked)
+    loopback = any(address.is_loopback for address in own)
+    return any(address in own or (loopback and address.is_loopback) for address in asked)
+
+
+def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
+    """What a host's name or number stands for; nothing where nobody knows it."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return set()
+    addresses = set()
+    for *_, told in found:
+        address = ipaddress.ip_address(str(told[0]).partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        addresses.add(mapped)
+    return addresses
 
 
 def make_gateway(settings: Settings) -> PnlBook:

@@ -76,8 +76,10 @@ class AlertBook:
         """Texts of rules by symbol or ``total``."""
         self._seen = 0
 
-    def check(self, engine: PnlEngine, now_ns: int) -> list[Alert]:
+    def check(self, engine: PnlEngine, now_ns: int, *, total: bool = True) -> list[Alert]:
         """The crossings since the last check, in the order in which the symbols changed.
+
+        With ``total`` false the rules of the total are left for later, since it lacks something.
 
         Looks only at what changed, so it is to be called after each event, and at
         :attr:`PnlEngine.wake_ns` for what becomes stale; always with the same engine. Called
@@ -97,7 +99,8 @@ class AlertBook:
                 self._crossed.pop(holding.symbol, None)
             for rule in chain(self._of_symbol.get(holding.symbol, ()), self._of_each):
                 self._check_holding(rule, holding, now_ns, alerts)
-        self._check_total(engine, now_ns, alerts)
+        if total:
+            self._check_total(engine, now_ns, alerts)
         self._seen = engine.version
         return alerts
 

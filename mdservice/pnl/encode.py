@@ -97,12 +97,25 @@ class PnlEncoder:
         self._rows = rows
 
 
-def encode_positions(positions: Iterable[Position]) -> bytes:
+def encode_positions(positions: Iterable[Position], warnings: Sequence[str] = ()) -> bytes:
     """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``, in their order.
 
-    What is unreadable or no JSON number, or would be an endless one, is null.
+    What is unreadable or no JSON number, or would be an endless one, is null. ``multiplier`` stands
+    there where it is not 1, ``problem`` where there is one: read again they are the same positions.
+
+    Args:
+        positions: As their source told them.
+        warnings: Why they may be out of date; told where there are any.
     """
     texts = [
-        _position(lot.symbol, shown(lot.qty), shown(lot.avg_entry_price)) + "}" for lot in positions
+        f"{_position(lot.symbol, shown(lot.qty), shown(lot.avg_entry_price))}{_more(lot)}}}"
+        for lot in positions
     ]
-    return f'{{"positions":[{",".join(texts)}]}}'.encode()
+    told = f',"warnings":{_encode(warnings).decode()}' if warnings else ""
+    return f'{{"positions":[{",".join(texts)}]{told}}}'.encode()
+
+
+def _more(position: Position) -> str:
+    multiplier, problem = position.multiplier, position.problem
+    found = "" if multiplier == 1 else f',"multiplier":{_given(shown(multiplier))}'
+    return found if problem is None else f'{found},"problem":{_json(problem)}'

@@ -115,6 +115,11 @@ class Holding:
         return self.price is None and self.quote is not None and self.priceable > 0
 
     @property
+    def waiting(self) -> bool:
+        """Whether it has not had any quote yet, so that it has no price."""
+        return self.quote is None and self.priceable > 0
+
+    @property
     def status(self) -> Status:
         """What its priceable lots are."""
         if self.price is None or not self.priceable:

@@ -22,6 +22,7 @@ class Totals:
         unrealized_pnl: The exact sum over the priced rows, live and stale.
         priced: Rows with a price, live and stale.
         unpriced: Rows without.
+        waiting: Held symbols that have not had any quote yet, so that the sums lack them.
         lost: Held symbols whose newest quote has no price, so that the sums lack them.
         hundredth: One per cent of what the priced rows cost.
     """
@@ -29,6 +30,7 @@ class Totals:
     unrealized_pnl: Decimal = ZERO
     priced: int = 0
     unpriced: int = 0
+    waiting: int = 0
     lost: int = 0
     hundredth: Decimal = ZERO
 
@@ -42,6 +44,7 @@ class Totals:
         self.unpriced += len(holding.positions)
         if holding.price is None:
             self.lost += holding.lost
+            self.waiting += holding.waiting
             return
         self.priced += holding.priceable
         self.unpriced -= holding.priceable
@@ -53,6 +56,7 @@ class Totals:
         self.unpriced -= len(holding.positions)
         if holding.price is None:
             self.lost -= holding.lost
+            self.waiting -= holding.waiting
             return
         self.priced -= holding.priceable
         self.unpriced += holding.priceable

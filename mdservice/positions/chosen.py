@@ -23,6 +23,11 @@ class ChosenPositions:
         self._source = source
         self._symbols = frozenset(symbols)
 
+    @property
+    def out_of_date(self) -> str | None:
+        """As the source tells it."""
+        return getattr(self._source, "out_of_date", None)
+
     async def fetch(self) -> Sequence[Position]:
         """See :meth:`mdservice.positions.source.PositionSource.fetch`."""
         found = await self._source.fetch()

@@ -55,8 +55,10 @@ class _Row(msgspec.Struct, gc=False):
     side: str | None = None
     multiplier: Decimal | None = None
     asset_class: str | None = None
+    problem: str | None = None
 
 
+_MOST_PROBLEM = 200
 _document_decoder = msgspec.json.Decoder(list[msgspec.Raw] | _Document)
 _row_decoder = msgspec.json.Decoder(_Row)
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -151,6 +153,8 @@ def _signed(qty: Decimal, side: str | None) -> Decimal:
 
 
 def _problem_of(row: _Row, qty: Decimal) -> str | None:
+    if row.problem:  # what told it knows more
+        return row.problem[:_MOST_PROBLEM]
     if row.avg_entry_price < 0:
         return "has an avg_entry_price below 0"
     if row.multiplier is not None and row.multiplier <= 0:

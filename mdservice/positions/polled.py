@@ -24,7 +24,7 @@ class PolledPositions:
 
     Attributes:
         positions: The last ones that were told; empty before the first answer.
-        last_error: Why the last try failed, or None.
+        last_error: Why the last try failed, or what it told may be out of date; else None.
         answers: How many answers there were.
     """
 
@@ -54,14 +54,14 @@ class PolledPositions:
         try:
             positions = await self._source.fetch()
         except PositionsError as exc:
-            reason = masked(str(exc))
-            if reason != self.last_error:
-                _log.warning("positions_failed", source=self.address, reason=reason)
-            self.last_error = reason
+            self._note(str(exc))
             return False
-        if self.last_error is not None:
-            _log.info("positions_are_back", source=self.address)
-        self.last_error = None
+        except Exception as exc:  # noqa: BLE001 - one of somebody else's must not end the asking
+            # A source of somebody's own. What it says may hold a secret, so the log alone has it.
+            _log.exception("positions_source_is_broken", source=self.address)
+            self._note(f"{self.address}: {type(exc).__name__}, see the log")
+            return False
+        self._note(getattr(self._source, "out_of_date", None))
         self.answers += 1
         self._told_s = self._clock.monotonic()
         before, self.positions = self.positions, tuple(positions)
@@ -69,6 +69,15 @@ class PolledPositions:
             return False
         self._tell_problems(before)
         return True
+
+    def _note(self, error: str | None) -> None:
+        """Why the last try failed, or None; told once."""
+        reason = None if error is None else masked(error)
+        if reason is not None and reason != self.last_error:
+            _log.warning("positions_failed", source=self.address, reason=reason)
+        elif reason is None and self.last_error is not None:
+            _log.info("positions_are_back", source=self.address)
+        self.last_error = reason
 
     def _tell_problems(self, before: Sequence[Position]) -> None:
         known = {(position.symbol, position.problem) for position in before}

@@ -8,6 +8,7 @@ from typing import Final
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from mdservice.api_client import NoAnswer, fetch
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
@@ -19,22 +20,35 @@ __all__ = ["ServicePositions"]
 _CALL: Final = "/api/v1/positions"
 _TIMEOUT_S: Final = 3.0
 _OK: Final = 200
+_UNAVAILABLE: Final = 503
+
+
+class _Warnings(msgspec.Struct):
+    warnings: list[str] = []
+    detail: str = "it does not know them"
+
+
+_decode_warnings = msgspec.json.Decoder(_Warnings).decode
 
 
 class ServicePositions:
     """A :class:`~mdservice.positions.source.PositionSource`: the running service's own.
 
-    Where nobody names a source, this is one. So a service that has never answered means that
-    there are no positions; one that has, and does not any more, that they are not known.
+    Where nobody names a source, this is one. So where a service has never answered there are no
+    positions, and :attr:`out_of_date` says why; once it has, that it no longer does is an error.
 
     Args:
         socket: The service's UNIX socket.
+
+    Attributes:
+        out_of_date: Why what was told last may not be true, or None.
     """
 
     def __init__(self, socket: Path) -> None:
         self.address = f"the service at {socket}"
         self._socket = socket
         self._has_answered = False
+        self.out_of_date: str | None = None
 
     async def fetch(self) -> Sequence[Position]:
         """The positions that it follows; none where it follows none.
@@ -50,14 +64,19 @@ class ServicePositions:
             status, body = fetch(self._socket, "GET", _CALL, timeout_s=_TIMEOUT_S)
         except NoAnswer as exc:
             if not self._has_answered:
+                self.out_of_date = str(exc)
                 return ()
             raise PositionsUnavailable(str(exc)) from exc
         except ConfigurationError as exc:
             raise PositionsRefused(str(exc)) from exc
+        if status == _UNAVAILABLE:
+            raise PositionsUnavailable(f"{self.address}: {_decode_warnings(body).detail}")
         if status != _OK:
             raise PositionsRefused(f"{self.address} tells no positions (HTTP {status}): update it")
+        found = parse_positions(body)
         self._has_answered = True
-        return parse_positions(body)
+        self.out_of_date = "; ".join(_decode_warnings(body).warnings) or None
+        return found
 
     async def aclose(self) -> None:
         """Nothing is kept open."""

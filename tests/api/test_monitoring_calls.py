@@ -193,7 +193,7 @@ async def test_positions_are_told_exactly_as_they_came(
     answer = await client.get("/api/v1/positions")
     assert answer.content == (
         b'{"positions":[{"symbol":"AAPL","qty":-1.5,"avg_entry_price":150.00},'
-        b'{"symbol":"?!","qty":null,"avg_entry_price":null}]}'
+        b'{"symbol":"?!","qty":null,"avg_entry_price":null,"problem":"has no valid symbol"}]}'
     )
 
 

@@ -493,6 +493,40 @@ async def test_a_symbol_that_the_feed_does_not_know_displaces_nothing(
         assert set(desk.now.left_out) == {"BAD"}
 
 
+async def test_one_that_was_over_the_limit_first_and_is_not_understood_displaces_nothing(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    rules = SessionRules(symbol_limit=3, invalid_symbols=frozenset(("BAD",)))
+    async with open_desk(drivers=[FakeDriver(rules=rules)]) as desk:
+        await desk.until_phase("streaming")
+        await desk.ask(Follow(("A", "B", "C", "D", "BAD"), "positions"))
+        await anyio.sleep(1)
+        for order in (("BAD", "A", "B", "C", "D"), ("BAD", "B", "A", "C", "D")) * 3:
+            await desk.ask(Follow(order, "positions"))
+            await anyio.sleep(1)
+        (link,) = desk.driver.connections
+        asked = len(link.requests)
+        for order in (("BAD", "A", "B", "C", "D"), ("BAD", "B", "A", "C", "D")) * 3:
+            await desk.ask(Follow(order, "positions"))
+            await anyio.sleep(1)
+        assert not [names for action, names in link.requests[asked:] if action == "unsubscribe"]
+        assert following(desk.driver) == {"A", "B", "C"}
+        assert set(desk.now.left_out) == {"BAD", "D"}
+
+
+async def test_the_larger_position_follows_at_once_when_the_api_lets_a_symbol_go(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk(drivers=[limited(2)]) as desk:
+        await desk.until_phase("streaming")
+        await desk.subscribe("SMALL")
+        await desk.ask(Follow(("LARGE", "MID", "SMALL"), "positions"))
+        assert following(desk.driver) == {"SMALL", "LARGE"}
+        await desk.unsubscribe("SMALL")
+        with anyio.fail_after(1):
+            await desk.driver.subscribed("LARGE", "MID")
+
+
 async def test_after_a_reconnect_the_settings_come_first_then_the_most_important(
     autojump_clock: Any, open_desk: Any
 ) -> None:

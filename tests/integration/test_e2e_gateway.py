@@ -282,11 +282,36 @@ def test_a_crossed_rule_is_published_once(stage: Any) -> None:
     assert alone.program.stderr.count("pnl_alert") == 3
 
 
+def test_a_total_that_lacks_a_position_crosses_nothing(stage: Any) -> None:
+    rows = ("AAPL", "6", "200"), ("MSFT", "10", "100"), ("ZZZ", "6", "200")
+    alone = Alone(
+        stage,
+        ("IBM", "1", "1"),
+        MDSERVICE_ALERTS="total pnl < -500; total pnl < -199; IBM price > 1",
+    )
+    for symbol, price in (("AAPL", 100), ("MSFT", 200), ("ZZZ", 100)):
+        alone.price(symbol, price)
+    with alone.valkey.client() as client:
+        heard = client.pubsub()
+        heard.subscribe("pnl.alert")
+        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        alone.price("IBM", 2)
+        stage.eventually(lambda: heard.get_message(timeout=0.1))
+        alone.hold(*rows)
+        message = stage.eventually(lambda: heard.get_message(timeout=0.1))
+        assert stage.exact(message["data"])["rule"] == "total pnl < -199"
+        assert heard.get_message(timeout=0.5) is None
+        heard.close()
+
+
 @pytest.mark.parametrize(
     ("env", "named"),
     [
         ({"MDSERVICE_POSITIONS": "http://localhost:8002/api/v1/positions"}, "ask itself"),
         ({"MDSERVICE_GATEWAY_POSITIONS": "http://[::1]:8002/x"}, "ask itself"),
+        ({"MDSERVICE_POSITIONS": "http://127.1:8002/x"}, "ask itself"),
+        ({"MDSERVICE_POSITIONS": "http://0.0.0.0:8002/x"}, "ask itself"),
+        ({"MDSERVICE_POSITIONS": "http://[::ffff:127.0.0.1]:8002/x"}, "ask itself"),
         ({"MDSERVICE_ALERTS": "AAPL pnl"}, "setting alerts"),
         ({"MDSERVICE_GATEWAY_HTTP": "0.0.0.0:8002"}, "MDSERVICE_API_TOKEN"),
         ({"MDSERVICE_POSITIONS": "alpaca"}, "ALPACA_API_KEY"),
@@ -347,6 +372,65 @@ def test_the_simulated_desk_has_positions_a_gateway_and_their_pnl(stage: Any) ->
         ]
         assert other.end() == 0
         assert service.end() == 0
+
+
+def test_positions_of_the_service_come_whole_and_with_what_is_wrong(stage: Any) -> None:
+    folder = stage.folder()
+    file, valkey = folder / "p.json", stage.valkey()
+    env = {"MDSERVICE_FEED": "simulator", "MDSERVICE_REDIS_URL": valkey.url}
+    service = stage.program(
+        "run",
+        folder=folder,
+        MDSERVICE_POSITIONS=f"file:{file}",
+        MDSERVICE_POSITIONS_INTERVAL="0.1",
+        MDSERVICE_GATEWAY_HTTP="127.0.0.1:0",
+        **env,
+    ).wait_ready()
+    gateway = stage.program(
+        "gateway",
+        folder=folder,
+        MDSERVICE_GATEWAY_HTTP="127.0.0.1:0",
+        MDSERVICE_POSITIONS_INTERVAL="0.1",
+        **env,
+    )
+    url = stage.eventually(lambda: re.search(r"p&l +(http\S+)", gateway.stdout), within=WITHIN_S)[1]
+    answer = httpx.get(url)
+    assert answer.status_code == 503, answer.text
+    assert f"there is no file {file}" in answer.text
+    rows = [
+        {"symbol": "AAPL", "qty": 2, "avg_entry_price": 100, "multiplier": 100},
+        {"symbol": "BTCUSD", "qty": 1, "avg_entry_price": 1, "asset_class": "crypto"},
+    ]
+    file.write_text(json.dumps(rows))
+
+    def priced() -> Any:
+        found = stage.exact(httpx.get(url).text)
+        return found.get("priced") and found
+
+    aapl, crypto = stage.eventually(priced, within=WITHIN_S)["positions"]
+    assert aapl["unrealized_pnl"] == 200 * (aapl["current_price"] - 100)
+    assert (crypto["status"], crypto["problem"]) == ("unpriced", "not a stock")
+    file.unlink()
+    told = stage.eventually(lambda: stage.exact(httpx.get(url).text).get("warnings"))
+    assert f"there is no file {file}" in told[0]
+    assert service.end() == 0
+
+
+def test_where_no_service_runs_there_are_no_positions_and_a_warning(stage: Any) -> None:
+    valkey = stage.valkey()
+    gateway = stage.program(
+        "gateway", MDSERVICE_GATEWAY_HTTP="127.0.0.1:0", MDSERVICE_REDIS_URL=valkey.url
+    )
+    url = stage.eventually(lambda: re.search(r"p&l +(http\S+)", gateway.stdout), within=WITHIN_S)[1]
+    found = httpx.get(url).json()
+    assert found["positions"] == []
+    assert "no service answers" in found["warnings"][0]
+
+
+def test_positions_of_the_real_world_keep_the_simulator_off(stage: Any) -> None:
+    service = stage.program("run", MDSERVICE_GATEWAY_POSITIONS="file:real.json")
+    assert service.code() == 78
+    assert "gateway_positions" in service.stderr
 
 
 def test_with_symbols_of_ones_own_the_simulated_desk_follows_nothing_else(stage: Any) -> None:

@@ -31,6 +31,7 @@ def test_they_are_the_services_and_without_any_service_there_are_none(socket: Pa
         source = ServicePositions(socket)
         assert str(socket) in source.address
         assert list(await source.fetch()) == []
+        assert "no service answers" in (source.out_of_date or "")
         service = FakeService()
         service.held = [Position("AAPL", Decimal("-1.50"), Decimal("0.1"))]
         async with anyio.create_task_group() as tasks:
@@ -38,6 +39,7 @@ def test_they_are_the_services_and_without_any_service_there_are_none(socket: Pa
                 lambda *, task_status: serve_api(service, socket=socket, task_status=task_status)
             )
             assert list(await source.fetch()) == service.held
+            assert source.out_of_date is None
             tasks.cancel_scope.cancel()
         with pytest.raises(PositionsUnavailable, match="no service answers"):
             await source.fetch()

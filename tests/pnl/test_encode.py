@@ -15,6 +15,7 @@ from mdservice.pnl.encode import PnlEncoder, encode_positions
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.numbers import plain, short
 from mdservice.pnl.rows import PnlReport, Row
+from mdservice.positions.parse import parse_positions
 
 T_NS = 1_795_189_904_208_912_345
 
@@ -88,9 +89,19 @@ def test_positions_alone() -> None:
     assert encode_positions(lots) == (
         b'{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00},'
         b'{"symbol":"BTC/USD","qty":-0.000000001,"avg_entry_price":100000},'
-        b'{"symbol":"?","qty":null,"avg_entry_price":null},'
+        b'{"symbol":"?","qty":null,"avg_entry_price":null,"problem":"unreadable"},'
         b'{"symbol":"X","qty":null,"avg_entry_price":null}]}'
     )
+
+
+def test_what_else_was_told_of_a_position_and_why_it_may_be_out_of_date() -> None:
+    lots = [Position("AAPL", Decimal(1), Decimal(2), multiplier=Decimal("1E+2"))]
+    body = encode_positions(lots, ["it is away"])
+    assert body == (
+        b'{"positions":[{"symbol":"AAPL","qty":1,"avg_entry_price":2,"multiplier":100}],'
+        b'"warnings":["it is away"]}'
+    )
+    assert parse_positions(body) == lots
 
 
 @pytest.mark.parametrize(

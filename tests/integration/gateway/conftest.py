@@ -15,7 +15,8 @@ import pytest
 from fastapi import FastAPI
 
 from mdservice.clock import SystemClock
-from mdservice.gateway import pnl_router
+from mdservice.gateway.make import make_book
+from mdservice.gateway.router import book_router
 from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.settings import Settings
@@ -32,7 +33,8 @@ def exact(text: str | bytes) -> dict[str, Any]:
 class Gateway:
     """The program, its client, and a hand on its Redis and its positions."""
 
-    def __init__(self, valkey: Any, source: Any, client: httpx.AsyncClient) -> None:
+    def __init__(self, valkey: Any, source: Any, client: httpx.AsyncClient, book: Any) -> None:
+        self.book = book
         self.valkey = valkey
         self.source = source
         self.http = client
@@ -80,10 +82,11 @@ async def open_gateway(
         stale_after=stale_after, price_ttl=price_ttl, positions_interval=positions_interval
     )
     app = FastAPI()
-    app.include_router(pnl_router(source, settings=settings, redis_url=valkey.url, **options))
+    book = make_book(source, settings, redis_url=valkey.url, **options)
+    app.include_router(book_router(book))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        gateway = Gateway(valkey, source, client)
+        gateway = Gateway(valkey, source, client, book)
         if not lifespan:
             yield gateway
             return

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import anyio
+import attrs
 import pytest
 from pydantic import BaseModel
 
 from mdservice.errors import ConfigurationError, PositionsUnavailable
+from mdservice.gateway import held as held_module
 from mdservice.gateway import pnl_router
 from mdservice.gateway.schemas import PnlAnswer
 from mdservice.model.position import Position
+from mdservice.positions import source
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 from tests.integration.gateway.conftest import PNL, Gateway
@@ -23,6 +29,32 @@ Run = Callable[..., None]
 
 def held(symbol: str, qty: str = "10", price: str = "150.00", **more: Any) -> Position:
     return Position(symbol, Decimal(qty), Decimal(price), **more)
+
+
+class Indexed:
+    """An integer of another library."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+
+class Floating:
+    """A float of another library."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def __float__(self) -> float:
+        return self._value
+
+
+class Tuple(NamedTuple):
+    symbol: str
+    qty: int
+    avg_entry_price: int
 
 
 def test_the_answer_is_the_contracts(run: Run) -> None:
@@ -202,10 +234,144 @@ def test_a_function_that_fails_is_told(run: Run) -> None:
 
     run(body, lambda: 1 / 0)
 
-    async def no_rows(gateway: Gateway) -> None:
-        assert "object" in (await gateway.pnl(503))["detail"]
 
-    run(no_rows, lambda: [object()])
+def test_what_a_programs_error_says_is_not_told_to_others(run: Run) -> None:
+    def fail() -> list[Any]:
+        raise OSError("could not connect to postgresql://me:hunter22@db/x")
+
+    async def body(gateway: Gateway) -> None:
+        assert "hunter22" not in str(await gateway.pnl(503))
+
+    run(body, fail)
+
+
+def test_a_function_that_hangs_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "FETCH_LIMIT_S", 0.3)
+    monkeypatch.setattr(held_module, "PATIENCE_S", 0.2)
+    hangs: list[bool] = []
+
+    async def positions() -> list[Any]:
+        if hangs:
+            await anyio.sleep_forever()
+        return [held("AAPL")]
+
+    async def body(gateway: Gateway) -> None:
+        assert "warnings" not in await gateway.pnl()
+        hangs.append(True)
+        found = await gateway.until(lambda found: "warnings" in found)
+        assert [row["symbol"] for row in found["positions"]] == ["AAPL"]
+        hangs.clear()
+        await gateway.until(lambda found: "warnings" not in found)
+
+    for lifespan in (True, False):
+        run(body, positions, lifespan=lifespan)
+
+
+def test_a_source_of_ones_own_that_is_broken_is_told(run: Run) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.source.script.append(None)
+        await gateway.pnl()
+        gateway.source.always = RuntimeError("hunter22")
+        found = await gateway.until(lambda found: "warnings" in found)
+        assert "RuntimeError" in found["warnings"][0]
+        assert "hunter22" not in str(found)
+
+    run(body, FakePositions([held("AAPL")]))
+
+
+class Odd:
+    """A row whose properties run code."""
+
+    symbol = "ODD"
+    qty = 1
+
+    @property
+    def avg_entry_price(self) -> Any:
+        raise RuntimeError("detached")
+
+
+@pytest.mark.parametrize(
+    ("row", "qty"),
+    [
+        ({"symbol": "X", "qty": Fraction(1, 2), "avg_entry_price": 1}, Decimal("0.5")),
+        ({"symbol": "X", "qty": Indexed(3), "avg_entry_price": Floating(1.5)}, 3),
+        ({"symbol": "X", "qty": 2, "avg_entry_price": 1, "lock": threading.Lock()}, 2),
+        (MappingProxyType({"symbol": "X", "qty": 2, "avg_entry_price": "1"}), 2),
+        (Tuple("X", 2, 1), 2),
+        (Position("X", Decimal(2), Decimal(1), problem="not mine"), 2),
+        ({"symbol": "X", "qty": 10**5000, "avg_entry_price": 1}, None),
+        ({"symbol": "\ud800", "qty": 1, "avg_entry_price": 1}, None),
+        (Odd(), None),
+        (object(), None),
+        (None, None),
+    ],
+    ids=[
+        "fraction",
+        "numbers of another library",
+        "a lock beside",
+        "mapping",
+        "named tuple",
+        "with a problem",
+        "huge",
+        "no unicode",
+        "a property that fails",
+        "object",
+        "none",
+    ],
+)
+def test_an_odd_row_costs_itself_at_most(run: Run, row: Any, qty: Any) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.write(gateway.quote("AAPL", 151, 151))
+        gateway.write(gateway.quote("X", 3, 3))
+        odd, good = (await gateway.pnl())["positions"]
+        assert good["unrealized_pnl"] == 10
+        assert odd["qty"] == qty
+        unusable = qty is None or getattr(row, "problem", None) is not None
+        assert (odd["status"] == "unpriced") == unusable
+
+    run(body, lambda: [row, held("AAPL")], lifespan=False)
+
+
+def test_an_event_that_overtakes_the_keys_is_not_taken_back(run: Run) -> None:
+    async def body(gateway: Gateway) -> None:
+        first = gateway.write(gateway.quote("AAPL", 100, 100))
+        book = gateway.book
+        await gateway.until(lambda found: found["priced"] == 1)
+        prices = book._redis.prices
+
+        async def slowly(symbols: Any) -> Any:
+            found = await prices(symbols)
+            gateway.write(attrs.evolve(first, bid=110, ask=110, seq=first.seq + 1))
+            while book.engine.holding("AAPL").price != 110:
+                await anyio.sleep(0.01)
+            return found
+
+        book._redis.prices = slowly
+        (row,) = (await gateway.pnl())["positions"]
+        assert row["current_price"] == 110
+
+    run(body, FakePositions([held("AAPL")]))
+
+
+def test_the_first_answer_waits_for_the_source(run: Run) -> None:
+    source = FakePositions([held("AAPL")])
+    source.delay_s = 0.3
+
+    async def body(gateway: Gateway) -> None:
+        assert len((await gateway.pnl())["positions"]) == 1
+
+    run(body, source)
+
+
+def test_without_redis_the_live_answers_have_a_warning(run: Run, fresh_valkey: Any) -> None:
+    fresh_valkey.kill()
+
+    async def body(gateway: Gateway) -> None:
+        assert "prices are out of date" in (await gateway.pnl())["warnings"][0]
+        fresh_valkey.start()
+        await gateway.until(lambda found: "warnings" not in found)
+
+    run(body, FakePositions([held("AAPL")]), valkey_of_its_own=fresh_valkey, read_from="live")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""The live subscriber of a book: opened, and opened again, for as long as the book runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+import anyio
+
+from mdservice.backoff import Backoff
+from mdservice.errors import MDServiceError
+from mdservice.logs import get_logger, masked
+from mdservice.model.quote import Quote
+from mdservice.prices.reader import Prices
+from mdservice.prices.status import PricesStatus
+
+__all__ = ["FollowedPrices"]
+
+_log = get_logger(__name__)
+
+_FIRST_S: Final = 0.2
+_LIMIT_S: Final = 5.0
+
+
+class FollowedPrices:
+    """Hands on every quote that comes.
+
+    Args:
+        open_prices: Opens a reader of all events.
+        came: Takes a quote.
+    """
+
+    def __init__(
+        self,
+        open_prices: Callable[[], AbstractAsyncContextManager[Prices]],
+        came: Callable[[Quote], None],
+    ) -> None:
+        self._open_prices = open_prices
+        self._came = came
+        self._prices: Prices | None = None
+        self._error: str | None = "not connected to Redis yet"
+
+    def status(self) -> PricesStatus | None:
+        """How the reader is doing; None while there is none."""
+        return None if self._prices is None else self._prices.status()
+
+    def error(self) -> str | None:
+        """Why prices may be out of date, or None."""
+        status = self.status()
+        if status is None:
+            return self._error
+        return None if status.connected else status.last_error or "not connected to Redis"
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        backoff = Backoff(_FIRST_S, _LIMIT_S)
+        while True:
+            try:
+                async with self._open_prices() as prices:
+                    self._prices, self._error = prices, None
+                    backoff.reset()
+                    async for quote in prices:
+                        self._came(quote)
+            except MDServiceError as exc:
+                reason = masked(str(exc))
+                if reason != self._error:
+                    _log.warning("gateway_has_no_prices", reason=reason)
+                self._error = reason
+            finally:
+                self._prices = None
+            await anyio.sleep(backoff.next_s())
