@@ -21,6 +21,8 @@ _log = get_logger(__name__)
 
 _FIRST_S: Final = 0.2
 _LIMIT_S: Final = 5.0
+_SOON_S: Final = 1.0
+"""So soon after the start nobody wonders that there is no connection."""
 
 
 class FollowedPrices:
@@ -39,7 +41,8 @@ class FollowedPrices:
         self._open_prices = open_prices
         self._came = came
         self._prices: Prices | None = None
-        self._error: str | None = "not connected to Redis yet"
+        self._error: str | None = None
+        self._since_s: float | None = None
 
     def status(self) -> PricesStatus | None:
         """How the reader is doing; None while there is none."""
@@ -49,12 +52,14 @@ class FollowedPrices:
         """Why prices may be out of date, or None."""
         status = self.status()
         if status is None:
-            return self._error
+            overdue = self._since_s is not None and anyio.current_time() > self._since_s + _SOON_S
+            return self._error or ("not connected to Redis yet" if overdue else None)
         return None if status.connected else status.last_error or "not connected to Redis"
 
     async def run(self) -> None:
         """Follow until cancelled."""
         backoff = Backoff(_FIRST_S, _LIMIT_S)
+        self._since_s = anyio.current_time()
         while True:
             try:
                 async with self._open_prices() as prices:

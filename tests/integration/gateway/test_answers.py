@@ -367,7 +367,8 @@ def test_without_redis_the_live_answers_have_a_warning(run: Run, fresh_valkey: A
     fresh_valkey.kill()
 
     async def body(gateway: Gateway) -> None:
-        assert "prices are out of date" in (await gateway.pnl())["warnings"][0]
+        found = await gateway.until(lambda found: "warnings" in found)
+        assert "prices are out of date" in found["warnings"][0]
         fresh_valkey.start()
         await gateway.until(lambda found: "warnings" not in found)
 
