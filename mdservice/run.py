@@ -57,7 +57,8 @@ async def serve(
             running = anyio.CancelScope()
             await tasks.start(_stop_on_signal, running)
             with running:
-                async with open_service(settings) as service:
+                # The gateway ends before the service does, the API after it.
+                async with open_service(settings) as service, anyio.create_task_group() as gateway:
                     addresses = await tasks.start(
                         partial(
                             serve_api,
@@ -73,7 +74,7 @@ async def serve(
                     if settings.simulated:
                         book = make_gateway(service.resolved)
                         serve = partial(serve_gateway, book, service.resolved, any_port=True)
-                        announce(_pnl_line(await tasks.start(serve)))
+                        announce(_pnl_line(await gateway.start(serve)))
                     await live_line.show(service, book.totals if book is not None else None)
             tasks.cancel_scope.cancel()
 
