@@ -44,11 +44,10 @@ class ServiceHandle(Protocol):
         ...
 
     async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionOutcome:
-        """Take back what :meth:`subscribe` asked for under the same source.
+        """No longer follow symbols on behalf of a source; ``api`` ends the settings' too.
 
         Raises:
             InvalidSymbol: One of them is no symbol.
-            SubscriptionRefused: The feed said no; nothing has changed.
         """
         ...
 

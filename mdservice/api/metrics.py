@@ -26,7 +26,7 @@ _COUNTERS: Final = {
     "events_conflated": "Events left out for a newer one of their symbol.",
     "decode_errors": "Messages that could not be read, or broke the schema.",
     "reconnects": "Connections to the feed after the first.",
-    "gaps": "Outages of the feed after which quotes were missing.",
+    "gaps": "Gaps that were told: quotes were missing, or may have been.",
     "gaps_repaired": "Gaps filled from the history.",
     "quotes_backfilled": "Quotes that came by REST.",
 }
@@ -93,7 +93,8 @@ def _gauges(status: Status) -> Iterator[Metric]:
     for name, text, value in (
         ("feed_connected", "1 while the feed is connected and logged in.", feed.connected),
         ("redis_connected", "1 while Redis answers.", redis.connected),
-        ("symbols", "Symbols subscribed.", status.symbols),
+        ("symbols", "Symbols that are wanted, as /status tells.", status.symbols),
+        ("symbols_acknowledged", "Of these, acknowledged by the feed.", feed.acknowledged),
         ("symbols_wanted", "Symbols asked for.", feed.wanted),
         ("symbols_left_out", "Symbols that the feed does not give.", len(feed.left_out)),
         ("symbols_without_quotes", "Silent since they were subscribed.", feed.without_quotes),

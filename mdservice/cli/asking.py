@@ -98,7 +98,7 @@ def subscribe(
 def unsubscribe(
     ctx: click.Context, config: Path | None, socket: str | None, symbols: tuple[str, ...]
 ) -> None:
-    """Take back what was subscribed to; what settings or positions want stays."""
+    """Take back what was subscribed to; what positions want stays."""
     path = settings_from(ctx, config, {"socket": socket}).socket
     _change(path, "unsubscribe", symbols)
 

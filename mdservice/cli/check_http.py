@@ -101,7 +101,7 @@ async def check_positions(settings: Settings) -> CheckResult:
     if source.startswith("file:"):
         return await _check_file(source.removeprefix("file:"))
     alpaca = source == "alpaca"
-    url = f"{settings.trading_url}/v2/positions" if alpaca else source
+    url = f"{settings.resolved_trading_url()}/v2/positions" if alpaca else source
     try:
         page = await _get(url, _keys(settings) if alpaca else {})
     except _Unreachable as exc:

@@ -10,8 +10,8 @@ _ADVICE = {
     "OOM": "raise the server's maxmemory or let it evict keys; prices are kept here until then",
     "READONLY": "this server is a replica; set MDSERVICE_REDIS_URL to the primary",
     "NOPERM": (
-        "allow this user MULTI, EXEC, SET, GET and PUBLISH (XADD for an event log) on the keys "
-        "price:* and mdservice:writer:* and the channels price.updated and feed.status"
+        "allow this user MULTI, EXEC, SET, GET, MGET and PUBLISH (XADD for an event log) on the "
+        "keys price:* and mdservice:writer:* and the channels price.updated and feed.status"
     ),
     "MISCONF": "the server cannot save its data and refuses writes; look at its disk and its log",
     "LOADING": "the server is still loading its data; it is tried again",

@@ -307,3 +307,15 @@ async def test_a_check_that_hangs_is_given_up(
     assert [(result.name, result.detail) for result in failures] == (
         [("feed", "nothing within 2 s")]
     )
+
+
+def test_a_redis_user_with_no_more_rights_than_the_service_needs_passes(stage: Any) -> None:
+    valkey = stage.valkey()
+    rights = "+multi +exec +set +get +mget +publish +client +info ~price:* ~mdservice:* &*"
+    with valkey.client() as client:
+        client.execute_command("ACL", "SETUSER", "desk", "on", ">secret", *rights.split())
+    url = valkey.url.replace("unix://", "unix://desk:secret@")
+    program = stage.program("check", MDSERVICE_FEED="simulator", MDSERVICE_REDIS_URL=url)
+    program.code(30)
+    (line,) = (line for line in program.stdout.splitlines() if " redis " in line)
+    assert line.startswith("ok"), program.said
