@@ -15,6 +15,7 @@ __all__ = ["Threads"]
 
 _Result = TypeVar("_Result")
 _MOST_HANGING = 4
+_LOOKS, _LOOK_S = 100, 0.02
 
 
 class Threads:
@@ -37,7 +38,11 @@ class Threads:
         Raises:
             PositionsUnavailable: Too many earlier calls still hang.
         """
-        if self._running >= _MOST_HANGING:
+        for _ in range(_LOOKS):
+            if self._running < _MOST_HANGING:
+                break
+            await anyio.sleep(_LOOK_S)  # those that were just cancelled soon end
+        else:
             raise PositionsUnavailable(
                 f"{self._address}: {self._running} earlier attempts still hang; waiting for them"
             )

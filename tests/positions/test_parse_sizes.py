@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -24,13 +23,3 @@ def test_too_much_is_refused() -> None:
 
 def test_as_much_as_is_allowed_is_read() -> None:
     assert len(parsed([OF_ALPACA] * MOST_ROWS)) == MOST_ROWS
-
-
-def test_ten_thousand_rows_are_quick() -> None:
-    content = json.dumps([OF_ALPACA] * 10_000).encode()
-    best_s = 9.0
-    for _ in range(5):
-        started = time.thread_time()
-        parse_positions(content)
-        best_s = min(best_s, time.thread_time() - started)
-    assert best_s < 0.1
