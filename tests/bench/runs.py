@@ -175,7 +175,7 @@ def bench(stage: Stage, program: Program, market: Market, folder: Path) -> Itera
     """
     stage.store.flushall()
     other = partial(running, core=stage.cores.others, others_core=stage.cores.others)
-    blaster_arguments = (str(market.symbols), str(market.per_frame))
+    blaster_arguments = (str(market.symbols), str(market.per_frame), market.encoding)
     with ExitStack() as stack:
         start = stack.enter_context
         blaster = start(
