@@ -19,8 +19,9 @@ REFERENCE = PlainHandler()
 PROGRAMS: tuple[Program, ...] = (REFERENCE, RAW, ALPACA_PY)
 FLOOD = 0
 """The rate of a load that gives as much as the program takes."""
-_LOWEST, _HIGHEST = 0.4, 1.2
-"""Where the pace that publishes every quote is looked for, times the flood's figure."""
+_LOWEST, _HIGHEST = 0.6, 1.8
+"""Where the pace that publishes every quote is looked for, times the flood's figure, which a flood
+keeps low: what is conflated costs too."""
 _NAME_WIDTH = 52
 _TRIES = 2
 """A pace has failed when it failed as often: one hiccup of the machine is not the program's."""

@@ -84,7 +84,7 @@ class Everything:
         frames: Every quote published, by encoding and frame size.
         sizes: What depends on the number of symbols.
         starts: How long the start takes.
-        pnl_p99_ms: One answer in process with all prices new, by the number of positions.
+        pnl: How long one answer in process with all prices new takes, by the number of positions.
     """
 
     measured: Sequence[Measured]
@@ -92,7 +92,7 @@ class Everything:
     frames: Sequence[FrameCase]
     sizes: Sizes
     starts: Starts
-    pnl_p99_ms: dict[int, float]
+    pnl: dict[int, dict[str, Any]]
 
     def reference_per_s(self) -> float:
         """What A, flooded, published with ten quotes a frame."""
@@ -122,7 +122,7 @@ async def opened(plan: Plan) -> AsyncIterator[tuple[Benchmark, dict[str, Any]]]:
 async def everything(benchmark: Benchmark) -> Everything:
     """Measure it all."""
     started = starts.measure(benchmark.stage.cores, benchmark.new_folder())
-    pnl_p99_ms = await _pnl(benchmark)
+    pnl = await _pnl(benchmark)
     measured = benchmark.rounds()
     sizes = _sizes(benchmark)
     base = median(m.flood.out_per_s for m in measured if m.program == REFERENCE.name)
@@ -136,7 +136,7 @@ async def everything(benchmark: Benchmark) -> Everything:
     for per_frame, reference_per_s in sorted(as_msgpack.items()):
         market = Market(per_frame=per_frame, encoding="json")
         cases.append(benchmark.frames(market, RAW, reference_per_s))
-    return Everything(measured, benchmark.ceilings, cases, sizes, started, pnl_p99_ms)
+    return Everything(measured, benchmark.ceilings, cases, sizes, started, pnl)
 
 
 def _sizes(benchmark: Benchmark) -> Sizes:
@@ -151,7 +151,7 @@ def _sizes(benchmark: Benchmark) -> Sizes:
     )
 
 
-async def _pnl(benchmark: Benchmark) -> dict[int, float]:
+async def _pnl(benchmark: Benchmark) -> dict[int, dict[str, Any]]:
     """Ask for P&L in this process, on the program's core meanwhile."""
     stage = benchmark.stage
     thresholds = gc.get_threshold()
@@ -167,6 +167,4 @@ async def _pnl(benchmark: Benchmark) -> dict[int, float]:
     for each in requests:
         benchmark.wrong += [f"P&L, {each.positions} positions: {why}" for why in each.wrong]
     say(f"P&L in process, {time.monotonic() - began:.1f} s")
-    return {
-        each.positions: each.figures["p99_ms"] for each in requests if each.prices != "the same"
-    }
+    return {each.positions: each.figures for each in requests if each.prices != "the same"}

@@ -142,7 +142,7 @@ def _frugality(found: Everything) -> Iterator[Target]:
 def _starts(found: Everything) -> Iterator[Target]:
     for positions, limit_ms in ((100, 2), (10_000, 60)):
         work = f"one P&L request, {positions:,} positions, p99"
-        yield _at_most(work, limit_ms, found.pnl_p99_ms[positions], "ms", ".1f")
+        yield _at_most(work, limit_ms, found.pnl[positions]["p99_ms"], "ms", ".1f")
     yield _at_most("import mdservice", 0.25, found.starts.import_s, "s")
     yield _at_most("mdservice --help", 0.4, found.starts.help_s, "s")
     for program, limit_s in ((RAW, 2), (ALPACA_PY, 3)):
