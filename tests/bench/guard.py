@@ -2,7 +2,9 @@
 
 A ratio is to program A in the same round, so that most of what the machine does falls out of it.
 What is left swings by a fifth or so, more on a busy machine: hence the tolerance, and a loss is
-measured a second time before it counts.
+measured a second time before it counts. Latency swings most: what is stored had better be the median
+of a few runs. On a busy machine A loses most, since it waits for a round trip twice a quote, and the
+ratios rise: a guard that is to mean something runs on a quiet one.
 """
 
 from __future__ import annotations
