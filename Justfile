@@ -57,7 +57,7 @@ fmt: install
 type: install
     {{python}} -m mypy
 
-# Measure against a plain alpaca-py handler (a minute; `just bench quick` is shorter), or how soon a gap is filled (`just bench repair`)
+# Measure all that has a target (under five minutes); `quick`: against a plain alpaca-py handler alone, `guard`: fail where that has become slower, `repair`: how soon a gap is filled
 bench *args: install
     {{python}} -m tests.bench {{args}}
 

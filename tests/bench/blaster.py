@@ -1,6 +1,6 @@
 """The feed, as a process: Alpaca's websocket protocol, with quotes from a :class:`Tape`.
 
-``python -m tests.bench.blaster SYMBOLS PER_FRAME`` prints ``{"port": …}``, and
+``python -m tests.bench.blaster SYMBOLS PER_FRAME msgpack|json`` prints ``{"port": …}``, and
 ``{"subscribed": …}`` once a client has asked for all symbols. A line
 ``{"rate": quotes_per_s, "seconds": …}`` on its input makes it send, a rate of 0 as fast as
 the client takes; afterwards it prints what it sent and when. It ends with its input.
@@ -19,6 +19,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from tests.bench.encodings import ENCODINGS, Encoding, Msgpack
 from tests.bench.tape import Tape, symbol_names
 
 _SEND_BUFFER_BYTES = 131_072
@@ -29,13 +30,14 @@ _TICK_S = 0.001
 class AlpacaConnection(asyncio.Protocol):
     """One client: login and subscriptions by the book, everything else as bytes."""
 
-    def __init__(self, symbols: list[str]) -> None:
+    def __init__(self, symbols: list[str], encoding: Encoding) -> None:
         self.subscribed = asyncio.Event()
         self.writable = asyncio.Event()
         self.writable.set()
         self.closed = False
         self.transport: asyncio.Transport
         self._symbols = set(symbols)
+        self._encoding = encoding
         self._asked_for: set[str] = set()
         self._protocol = ServerProtocol()
         self._fragments = b""
@@ -87,7 +89,9 @@ class AlpacaConnection(asyncio.Protocol):
             self.subscribed.set()
 
     def _say(self, message: dict[str, Any]) -> None:
-        self._protocol.send_binary(msgspec.msgpack.encode([message]))
+        data = self._encoding.message([message])
+        binary = isinstance(self._encoding, Msgpack)
+        (self._protocol.send_binary if binary else self._protocol.send_text)(data)
 
     def _flush(self) -> None:
         self.transport.write(b"".join(self._protocol.data_to_send()))
@@ -123,13 +127,13 @@ async def blast(
     }
 
 
-async def serve(symbols: list[str], per_frame: int) -> None:
+async def serve(symbols: list[str], per_frame: int, encoding: Encoding) -> None:
     """Serve one client after the other; every line of the input is one blast."""
     loop = asyncio.get_running_loop()
     connections: asyncio.Queue[AlpacaConnection] = asyncio.Queue()
 
     def connect() -> AlpacaConnection:
-        connection = AlpacaConnection(symbols)
+        connection = AlpacaConnection(symbols, encoding)
         connections.put_nowait(connection)
         return connection
 
@@ -137,7 +141,7 @@ async def serve(symbols: list[str], per_frame: int) -> None:
     _report({"port": server.sockets[0].getsockname()[1]})
     orders = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-    tape = Tape(symbols, per_frame)
+    tape = Tape(symbols, per_frame, encoding)
     connection = await connections.get()
     await connection.subscribed.wait()
     _report({"subscribed": len(symbols)})
@@ -152,4 +156,4 @@ def _report(message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(symbol_names(int(sys.argv[1])), int(sys.argv[2])))
+    asyncio.run(serve(symbol_names(int(sys.argv[1])), int(sys.argv[2]), ENCODINGS[sys.argv[3]]))

@@ -18,10 +18,11 @@ _MOST_TOLD = 3
 
 @attrs.frozen
 class Market:
-    """How many symbols are quoted, and how many quotes a frame holds."""
+    """How many symbols are quoted, how many quotes a frame holds, and how they are written."""
 
     symbols: int = 500
     per_frame: int = 10
+    encoding: str = "msgpack"
 
 
 def wrong_prices(store: redis.Redis, market: Market, frames: int) -> list[str]:

@@ -42,19 +42,21 @@ class Usage:
 
     cpu_s: float | None
     peak_rss_mb: float | None
+    rss_mb: float | None
 
 
 def usage_of(pid: int) -> Usage:
     """A living process's use, all threads together."""
     folder = Path("/proc", str(pid))
     if not folder.exists():
-        return Usage(None, None)
+        return Usage(None, None, None)
     # The program's name, in brackets, may hold anything.
     times = (folder / "stat").read_text().rpartition(")")[2].split()
     ticks = int(times[11]) + int(times[12])
-    lines = (folder / "status").read_text().splitlines()
-    peak_kb = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return Usage(ticks / os.sysconf("SC_CLK_TCK"), peak_kb / 1024)
+    status = (folder / "status").read_text().splitlines()
+    words = dict(line.split(":", 1) for line in status if line.startswith("Vm"))
+    peak_mb, rss_mb = (int(words[name].split()[0]) / 1024 for name in ("VmHWM", "VmRSS"))
+    return Usage(ticks / os.sysconf("SC_CLK_TCK"), peak_mb, rss_mb)
 
 
 def pin(core: int | None) -> None:
@@ -156,7 +158,7 @@ def running(
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=log.parent,
-                env={**_plain_environment(), **(environment or {})},
+                env={**plain_environment(), **(environment or {})},
             )
     finally:
         pin(others_core)
@@ -167,7 +169,7 @@ def running(
         child.end()
 
 
-def _plain_environment() -> dict[str, str]:
+def plain_environment() -> dict[str, str]:
     """This process's, without anybody's settings of the service."""
     foreign = ("MDSERVICE_", "ALPACA_", "APCA_", "REDIS_URL")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import msgspec
 
+from tests.bench.checks import Market
 from tests.bench.processes import Cores
 from tests.bench.runs import Outcome
 
@@ -45,12 +46,13 @@ are feed, Redis and listener, which share a core: near 100, they are what is mea
 
 @attrs.frozen
 class Measured:
-    """One program in one round: first at a quiet pace, then flooded."""
+    """One program in one round: first at a quiet pace, then at faster ones, then flooded."""
 
     round: int
     program: str
     paced: Outcome
     flood: Outcome
+    faster: Sequence[Outcome] = ()
 
 
 @attrs.frozen
@@ -60,6 +62,48 @@ class Search:
     program: str
     highest: float
     tried: list[Outcome]
+
+
+@attrs.frozen
+class FrameCase:
+    """A program and frames of one kind.
+
+    Attributes:
+        reference_per_s: What A, flooded with frames of this size, published.
+        flood: What the program did when flooded.
+        search: The pace at which it published every quote.
+    """
+
+    program: str
+    market: Market
+    reference_per_s: float
+    flood: Outcome
+    search: Search
+
+    @property
+    def times_reference(self) -> float:
+        """Every quote published, as a multiple of A."""
+        return self.search.highest / self.reference_per_s
+
+
+def frame_table(cases: Sequence[FrameCase]) -> str:
+    """One line a case."""
+    rows = [
+        ("every quote", "encoding", "quotes", "A, flood", "every", "times", "flood", "of it"),
+        ("", "", "a frame", "quotes/s", "quote/s", "A", "in/s", "out/s"),
+    ]
+    for case in cases:
+        market, flood = case.market, case.flood
+        figures = (case.reference_per_s, case.search.highest)
+        rows.append(
+            (
+                *(case.program, market.encoding, str(market.per_frame)),
+                *(f"{figure:,.0f}" for figure in figures),
+                f"{case.times_reference:.1f}",
+                *(f"{flood.in_per_s:,.0f}", f"{flood.out_per_s:,.0f}"),
+            )
+        )
+    return aligned(rows)
 
 
 def table(measured: Sequence[Measured], reference: str) -> str:
@@ -100,13 +144,13 @@ def _figures(runs: Sequence[Measured], base: dict[int, float]) -> Iterable[str]:
         yield middle(lambda each: each.flood.conflated, ",.0f")
     yield middle(lambda each: each.paced.latency_ms[0], ".2f")
     yield middle(lambda each: each.paced.latency_ms[1], ".2f")
-    yield middle(lambda each: _busy(each.paced, "program"), ".0f")
+    yield middle(lambda each: busy(each.paced, "program"), ".0f")
     yield middle(lambda each: _cpu_per_quote(each.flood), ".1f")
-    yield middle(lambda each: _busy(each.flood, "redis", "feed", "listener"), ".0f")
+    yield middle(lambda each: busy(each.flood, "redis", "feed", "listener"), ".0f")
     yield middle(lambda each: each.flood.peak_rss_mb, ".0f")
 
 
-def _busy(outcome: Outcome, *processes: str) -> float | None:
+def busy(outcome: Outcome, *processes: str) -> float | None:
     """Per cent of one core."""
     if not outcome.cpu_s:
         return None
@@ -116,8 +160,8 @@ def _busy(outcome: Outcome, *processes: str) -> float | None:
 
 def _cpu_per_quote(flood: Outcome) -> float | None:
     """Of each quote that was published."""
-    busy = _busy(flood, "program")
-    return None if busy is None else 1e4 * busy / flood.out_per_s
+    spent = busy(flood, "program")
+    return None if spent is None else 1e4 * spent / flood.out_per_s
 
 
 def machine(cores: Cores) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Outcome:
         conflated: Quotes that were not published, by the program's own count.
         latency_ms: From the quote's time to the event heard: median and 99th percentile.
         cpu_s: Processor time while the load lasted, by process; empty where it is not known.
+        rss_mb: Memory in the middle of the load and at its end.
         wrong: What is not as it must be; None where it was not checked.
     """
 
@@ -61,6 +62,7 @@ class Outcome:
     latency_ms: tuple[float | None, float | None]
     cpu_s: dict[str, float]
     peak_rss_mb: float | None
+    rss_mb: tuple[float | None, float | None]
     wrong: list[str] | None
 
     @property
@@ -107,7 +109,10 @@ class Bench:
         """Put a load on the program, wait until it is through, and check what came out."""
         before, used_before = self.program.counters(self.given), self._cpu_s()
         self.blaster.tell(attrs.asdict(load))
+        time.sleep(load.seconds / 2)
+        middle = usage_of(self.child.pid)
         blast = self.blaster.hear(load.seconds + _ANSWER_LIMIT_S)
+        end = usage_of(self.child.pid)
         cpu_s = {name: used - used_before[name] for name, used in self._cpu_s().items()}
         checked = self.program.lossless or load.rate > 0
         wrong = self._settle(blast["frames_in_all"]) if checked else None
@@ -127,7 +132,8 @@ class Bench:
             conflated=_difference(before, after, "events_conflated"),
             latency_ms=(report["p50_ms"], report["p99_ms"]),
             cpu_s=cpu_s,
-            peak_rss_mb=usage_of(self.child.pid).peak_rss_mb,
+            peak_rss_mb=end.peak_rss_mb,
+            rss_mb=(middle.rss_mb, end.rss_mb),
             wrong=wrong,
         )
 
@@ -169,7 +175,7 @@ def bench(stage: Stage, program: Program, market: Market, folder: Path) -> Itera
     """
     stage.store.flushall()
     other = partial(running, core=stage.cores.others, others_core=stage.cores.others)
-    blaster_arguments = (str(market.symbols), str(market.per_frame))
+    blaster_arguments = (str(market.symbols), str(market.per_frame), market.encoding)
     with ExitStack() as stack:
         start = stack.enter_context
         blaster = start(
