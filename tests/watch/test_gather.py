@@ -87,6 +87,14 @@ def test_positions_come_first_what_cost_most_at_the_top_then_the_rest_by_name() 
     assert [e.symbol for e in again.held] == [e.symbol for e in view.held], "prices move no row"
 
 
+def test_what_a_lot_cost_counts_its_multiplier() -> None:
+    desk = Desk()
+    shares = Position("SHARES", Decimal(90), Decimal(1))
+    contract = Position("CONTRACT", Decimal(1), Decimal(1), multiplier=Decimal(100))
+    desk.engine.set_positions([shares, contract])
+    assert [entry.symbol for entry in desk.gatherer.view().held] == ["CONTRACT", "SHARES"]
+
+
 def test_sums_and_numbers_are_exact() -> None:
     desk = Desk()
     desk.hold(("AAPL", "10", "150.00"), ("MSFT", "1", "1"))
