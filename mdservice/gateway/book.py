@@ -110,7 +110,10 @@ class PnlBook:
         found = []
         if (reason := self._held.warning()) is not None:
             found.append(f"the positions are out of date: {reason}")
-        if (reason := self.prices_error(live=live)) is not None:
+        reason = self.prices_error(live=live)
+        if reason is None and (live or self._live):
+            reason = self._followed.delay()
+        if reason is not None:
             found.append(f"the prices are out of date: {reason}")
         return found
 
@@ -120,7 +123,7 @@ class PnlBook:
         return [] if reason is None else [reason]
 
     def prices_error(self, *, live: bool = False) -> str | None:
-        """Why the prices may be out of date, or None."""
+        """What has failed, so that the prices may be out of date, or None."""
         return self._followed.error() if live or self._live else self._keys_error
 
     @property

@@ -49,12 +49,18 @@ class FollowedPrices:
         return None if self._prices is None else self._prices.status()
 
     def error(self) -> str | None:
-        """Why prices may be out of date, or None."""
+        """What has failed, so that prices may be out of date, or None."""
         status = self.status()
         if status is None:
-            overdue = self._since_s is not None and anyio.current_time() > self._since_s + _SOON_S
-            return self._error or ("not connected to Redis yet" if overdue else None)
+            return self._error
         return None if status.connected else status.last_error or "not connected to Redis"
+
+    def delay(self) -> str | None:
+        """That the first connection takes its time, though nothing has failed; else None."""
+        if self._since_s is None or self._prices is not None or self._error is not None:
+            return None
+        overdue = anyio.current_time() > self._since_s + _SOON_S
+        return "not connected to Redis yet" if overdue else None
 
     async def run(self) -> None:
         """Follow until cancelled."""

@@ -106,8 +106,7 @@ def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
     addresses = set()
     for *_, told in found:
         address = ipaddress.ip_address(str(told[0]).partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        addresses.add(mapped)
+        addresses.add(getattr(address, "ipv4_mapped", None) or address)
     return addresses
 
 
