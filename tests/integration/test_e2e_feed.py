@@ -66,6 +66,7 @@ def lines(module_stage: Any) -> list[Line]:
         made.append(Line(module_stage, driver, simulator, service, listener))
     for line in made:
         line.service.wait_ready()
+        line.listener.state("connected")  # it travels by Redis, perhaps after the service is ready
         assert states(line.listener) == ["connected"]
     return made
 
