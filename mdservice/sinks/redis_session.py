@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import attrs
+import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.sinks.redis_advice import describe_refusal
@@ -81,6 +82,8 @@ async def write_batch(
     replies = await stream.exchange(packed.data, packed.queued + 2)
     results = replies[-1]
     if isinstance(results, list):
+        if hiredis.ReplyError not in set(map(type, results)):  # thousands of results, no errors
+            return []
         return [str(result) for result in results if is_error(result)]
     if is_error(replies[0]) and not all(map(is_error, replies)):
         # MULTI alone was refused (its permission went away in mid-run), and what followed

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import anyio
+from anyio.lowlevel import checkpoint
 from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 
@@ -118,6 +119,9 @@ class FrameInlet:
         return found
 
     async def _some(self) -> None:
+        """Wait for a message; where one waits already, let the others run."""
+        if self._messages:
+            await checkpoint()
         while not self._messages:
             if self._closed:
                 raise EOFError
