@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 import anyio
@@ -14,7 +14,7 @@ from mdservice.model.status import Status
 from mdservice.pnl.totals import Totals
 from mdservice.service import Service
 
-__all__ = ["LiveLine"]
+__all__ = ["LiveLine", "fitted"]
 
 _log = get_logger(__name__)
 
@@ -78,13 +78,11 @@ class LiveLine:
             now = anyio.current_time()
             rate = (status.counters.events_published - published) / (now - before)
             before, published = now, status.counters.events_published
-            prices = " ".join(
-                f"{quote.symbol} {quote.price}" for quote in service.prices()[:_PRICES]
-            )
-            line = f"{_summary(status, rate)}{_pnl(totals)}  {prices}"
+            prices = [f"{quote.symbol} {quote.price}" for quote in service.prices()[:_PRICES]]
             columns = shutil.get_terminal_size().columns
+            line = fitted(f"{_summary(status, rate)}{_pnl(totals)} ", prices, columns - 1)
             self.write("")
-            self._terminal.write(_CLEAR + line[: columns - 1])
+            self._terminal.write(_CLEAR + line)
             self._terminal.flush()
             self._drawn = True
 
@@ -105,6 +103,16 @@ class LiveLine:
                 backlog=status.redis.backlog,
             )
             published = counters.events_published
+
+
+def fitted(text: str, prices: Iterable[str], width: int) -> str:
+    """The text and as many whole prices as there is room for: half of one would be another."""
+    line = text[:width]
+    for price in prices:
+        if len(line) + 1 + len(price) > width:
+            break
+        line = f"{line} {price}"
+    return line
 
 
 def _pnl(totals: Callable[[], Totals] | None) -> str:
