@@ -15,10 +15,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import mdservice  # noqa: E402
 
 project = "mdservice"
-author = "the authors of mdservice"
 version = release = mdservice.__version__
 html_title = f"mdservice {release}"
-copyright = "MIT licence"  # noqa: A001 - Sphinx's name
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "site_hooks"]
 source_suffix = {".md": "markdown"}
@@ -26,19 +24,24 @@ root_doc = "index"
 exclude_patterns = ["examples"]
 
 html_theme = "furo"
+html_static_path = ["theme"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 myst_heading_anchors = 4
 nitpicky = True
 nitpick_ignore_regex = [
     (".*", r"(?!mdservice).*"),  # other projects' names
-    # What the handles that are yielded to a program are made of.
-    ("py:class", r"mdservice\.(pnl\.holding|prices\.(intake|follower)|topology)\..*"),
+    # Types of arguments that nobody has to make.
+    ("py:class", r"mdservice\.pnl\.holding\..*"),
     ("py:class", r"mdservice\.simulator\.(account|control|http|market|memory)\..*"),
     ("py:class", r"mdservice\.simulator\.(rest\.query|session|trader|wire)\..*"),
 ]
 
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True  # one list of a class's fields
+toc_object_entries_show_parents = "hide"
 
 # The toctree of the first page has globs for pages that come later.
 logging.getLogger("sphinx.sphinx.directives.other").addFilter(

@@ -17,6 +17,9 @@ _LINK: Final = re.compile(r"\]\((\.\./[^)#\s]+)")
 _ELSEWHERE: Final = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files beside ``docs`` and the pages that include them."""
 
+_HANDLES: Final = {"Prices", "Service", "Simulator", "FakeLink"}
+"""Classes that are given to a program and not made by it: what they are made of is nobody's."""
+
 _CONTENTS: Final = {"ADRs/README": "0*", "how-to/index": "*"}
 """Pages whose own list of links is what a reader on GitHub needs, and what belongs below them."""
 
@@ -32,6 +35,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", _add_contents)
     app.connect("source-read", _lead_to_pages)
     app.connect("build-finished", _refuse_other_hosts)
+    app.connect("autodoc-process-signature", _hide_constructor)
     # Else the first words of a property would be its type, where a colon follows them.
     GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end  # type: ignore[method-assign]  # noqa: SLF001
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -53,6 +57,19 @@ def _lead_to_pages(app: Sphinx, page: str, source: list[str]) -> None:
         return found[0] if name is None else f"]({os.path.relpath(app.srcdir / name, folder)}"
 
     source[0] = _LINK.sub(lead, source[0])
+
+
+def _hide_constructor(
+    _app: Sphinx,
+    kind: str,
+    name: str,
+    _value: object,
+    _options: object,
+    _signature: str | None,
+    _returns: str | None,
+) -> tuple[str, None] | None:
+    hidden = kind == "class" and name.rpartition(".")[2] in _HANDLES
+    return ("", None) if hidden else None
 
 
 def _refuse_other_hosts(app: Sphinx, error: Exception | None) -> None:

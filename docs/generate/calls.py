@@ -21,7 +21,7 @@ __all__ = ["gateway_calls", "gateway_schemas", "service_calls", "service_schemas
 Json = Mapping[str, Any]
 
 _OK = "Successful Response"
-"""FastAPI's words where we have none of our own."""
+"""What FastAPI says where nothing else is said."""
 
 
 def service_calls() -> str:
@@ -72,10 +72,7 @@ def _call(name: str, call: Json) -> Iterator[str]:
         inputs.append((fields, "body", body["description"]))
     if inputs:
         yield table(("input", "in", "meaning"), inputs)
-    yield table(
-        ("status", "body", "meaning"),
-        [(status, *_answer(told)) for status, told in sorted(call["responses"].items())],
-    )
+    yield _statuses(call["responses"])
     if body is not None:
         [content] = body["content"].values()
         yield "A body:"
@@ -86,6 +83,14 @@ def _call(name: str, call: Json) -> Iterator[str]:
         yield fence("json", example)
 
 
+def _statuses(responses: Json) -> str:
+    rows = [(status, *_answer(told)) for status, told in sorted(responses.items())]
+    if [status for status, _, _ in rows] == ["200"]:
+        [(status, body, meaning)] = rows
+        return paragraph(f"Answers {status} with {body}. {meaning}".removesuffix(" Fine."))
+    return table(("status", "body", "meaning"), rows)
+
+
 def _line(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -93,7 +98,7 @@ def _line(value: object) -> str:
 def _answer(told: Json) -> tuple[str, str]:
     [(kind, content)] = told.get("content", {"": {}}).items()
     body = _type(content["schema"]) if "$ref" in content.get("schema", {}) else code(kind)
-    return body, "" if told["description"] == _OK else told["description"]
+    return body, "Fine." if told["description"] == _OK else told["description"]
 
 
 def _schemas(app: FastAPI) -> str:

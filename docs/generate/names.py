@@ -95,7 +95,8 @@ def errors() -> str:
 
 def _directive(name: str, value: object) -> str:
     if inspect.isclass(value):
-        return f".. autoclass:: {name}\n   :members:\n   :show-inheritance:"
+        bases = "" if value.__bases__ == (object,) else "\n   :show-inheritance:"
+        return f".. autoclass:: {name}\n   :members:{bases}"
     if inspect.isfunction(value):
         return f".. autofunction:: {name}"
     return f".. py:data:: {name}\n\n   {_about_constant(name)}"

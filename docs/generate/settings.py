@@ -26,7 +26,7 @@ def settings() -> str:
 
 
 def _setting(info: SettingInfo) -> str:
-    flag = "a secret, so it has no flag" if info.secret else code(f"{info.flag} {info.metavar}")
+    flag = "none, since it is a secret" if info.secret else code(f"{info.flag} {info.metavar}")
     facts = (
         f"- Environment: {', '.join(map(code, info.environment))}",
         f"- Flag: {flag}",
