@@ -32,7 +32,7 @@ html_copy_source = False
 myst_heading_anchors = 4
 nitpicky = True
 nitpick_ignore_regex = [
-    (".*", r"(?!mdservice).*"),  # other projects' names
+    ("py:.*", r"(?!mdservice).*"),  # other projects' names
     # Types of arguments that nobody has to make.
     ("py:class", r"mdservice\.pnl\.holding\..*"),
     ("py:class", r"mdservice\.simulator\.(account|control|http|market|memory)\..*"),
