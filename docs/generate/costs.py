@@ -16,7 +16,7 @@ _STEPS: Final = (
     ("encode_quote", "encoding", "1.3", "#1a7f37"),
     ("BatchPacker", "packing", "0.4", "#bf3989"),
 )
-"""On the event loop or in the writer's thread: by whom, what, µs a quote, colour."""
+"""By whom, what, µs a quote, colour."""
 _DECODING: Final = (("msgspec", "0.36"), ("time", "0.34"), ("object", "0.25"))
 """What decoding consists of."""
 _LATENCY: Final = (
@@ -61,8 +61,8 @@ _HOPS: Final = (
     ("Alpaca", "socket"),
     ("driver", "all of one read"),
     ("actors", "lists on channels"),
-    ("a thread", "one hop a batch"),
-    ("Redis", "one round trip"),
+    ("Redis", "one transaction"),
+    ("readers", "one event a quote"),
 )
 
 
@@ -100,7 +100,7 @@ def _bar() -> list[str]:
 
 
 def _hops() -> list[str]:
-    drawn = [_text(_LEFT, 158, "name", "Each batch: what does not grow with the quotes")]
+    drawn = [_text(_LEFT, 158, "name", "Shared by all quotes of a batch")]
     width, gap = 122.0, 25.5
     for place, (name, note) in enumerate(_HOPS):
         left = _LEFT + place * (width + gap)
