@@ -8,10 +8,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import mdservice
 
 EXAMPLES = Path(mdservice.__file__).parent.parent / "docs" / "examples"
-TESTED = {"execution_gateway.py", "embed_trio.py", "read_prices.py"}
+TESTED = {
+    *("execution_gateway.py", "embed_trio.py", "embed_asyncio.py", "read_prices.py"),
+    *("my_prices.py", "my_pnl.py"),
+    *("line_exchange.py", "feed_driver.py"),  # test_example_feed_driver.py
+    "sqlite_store.py",  # test_example_sqlite_store.py
+}
 
 
 def test_every_example_is_run_by_a_test() -> None:
@@ -46,3 +53,39 @@ def test_a_trio_program_embeds_the_service(stage: Any) -> None:
     assert re.match(r"(subscribed|pending): AAPL, MSFT\n", program.stdout)
     assert program.end(signal.SIGINT, within=10) != 0
     assert "KeyboardInterrupt" in program.stderr
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_asyncio_program_embeds_the_service_and_ends_in_order(stage: Any, by: Any) -> None:
+    program = stage.example("embed_asyncio.py", "AAPL")
+    wanted = {"ready", "AAPL"}
+    stage.eventually(
+        lambda: wanted <= {line.split()[0] for line in program.stdout.splitlines()},
+        within=20,
+        what=lambda: program.said,
+    )
+    assert program.end(by, within=10) == 0, program.said
+    assert program.stdout.endswith("\nended\n")
+    assert "Traceback" not in program.stderr
+    assert "events_lost" not in program.stderr
+
+
+def test_programs_of_ones_own_find_the_service_of_this_machine(stage: Any) -> None:
+    port = stage.free_port()
+    service = stage.program("run", MDSERVICE_GATEWAY_HTTP=f"127.0.0.1:{port}").wait_ready()
+    found = re.search(r"p&l +(http://\S+?)/api", service.stdout)
+    assert found, service.said
+    prices = stage.example("my_prices.py", "AAPL", folder=service.folder)
+    both = stage.example("my_pnl.py", found[1], "AAPL", "MSFT", folder=service.folder)
+    stage.eventually(
+        lambda: re.search(r"^AAPL \d+\S* 20\S+Z$", prices.stdout, re.MULTILINE),
+        what=lambda: prices.said,
+    )
+    stage.eventually(
+        lambda: (
+            re.search(r"^P&L -?\d+\S* of 8 lots$", both.stdout, re.MULTILINE)
+            and re.search(r"^MSFT \d", both.stdout, re.MULTILINE)
+        ),
+        what=lambda: both.said,
+    )
+    assert not re.search("^(?!AAPL)", prices.stdout.strip(), re.MULTILINE)
