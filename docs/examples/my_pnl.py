@@ -20,10 +20,12 @@ async def print_prices(symbols: tuple[str, ...]) -> None:
 async def print_pnl(gateway: str) -> None:
     async with httpx.AsyncClient(base_url=gateway) as client:
         while True:
-            answer = await client.get("/api/v1/positions/pnl/realtime")
-            answer.raise_for_status()
-            pnl = answer.json()
-            print("P&L", pnl["total_unrealized_pnl"], "of", pnl["priced"], "lots", flush=True)
+            try:
+                answer = await client.get("/api/v1/positions/pnl/realtime")
+                pnl = answer.raise_for_status().json()
+                print("P&L", pnl["total_unrealized_pnl"], "of", pnl["priced"], "lots", flush=True)
+            except httpx.HTTPError as exc:
+                print("no P&L at the moment:", exc, flush=True)
             await anyio.sleep(1)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import mdservice
@@ -15,7 +17,7 @@ import mdservice
 EXAMPLES = Path(mdservice.__file__).parent.parent / "docs" / "examples"
 TESTED = {
     *("execution_gateway.py", "embed_trio.py", "embed_asyncio.py", "read_prices.py"),
-    *("my_prices.py", "my_pnl.py"),
+    *("my_prices.py", "my_pnl.py", "embed_fastapi.py"),
     *("line_exchange.py", "feed_driver.py"),  # test_example_feed_driver.py
     "sqlite_store.py",  # test_example_sqlite_store.py
 }
@@ -72,7 +74,8 @@ def test_an_asyncio_program_embeds_the_service_and_ends_in_order(stage: Any, by:
 
 def test_programs_of_ones_own_find_the_service_of_this_machine(stage: Any) -> None:
     port = stage.free_port()
-    service = stage.program("run", MDSERVICE_GATEWAY_HTTP=f"127.0.0.1:{port}").wait_ready()
+    env = {"MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{port}"}
+    service = stage.program("run", **env).wait_ready()
     found = re.search(r"p&l +(http://\S+?)/api", service.stdout)
     assert found, service.said
     prices = stage.example("my_prices.py", "AAPL", folder=service.folder)
@@ -89,3 +92,33 @@ def test_programs_of_ones_own_find_the_service_of_this_machine(stage: Any) -> No
         what=lambda: both.said,
     )
     assert not re.search("^(?!AAPL)", prices.stdout.strip(), re.MULTILINE)
+
+    service.end()  # and they go on when it is back
+    stage.eventually(lambda: "no P&L at the moment" in both.stdout, what=lambda: both.said)
+    before = both.stdout
+    stage.program("run", folder=service.folder, **env).wait_ready()
+    stage.eventually(
+        lambda: (
+            re.search("^P&L", both.stdout.removeprefix(before), re.MULTILINE)
+            and re.search("^AAPL", both.stdout.removeprefix(before), re.MULTILINE)
+        ),
+        within=20,
+        what=lambda: both.said,
+    )
+
+
+def test_a_fastapi_application_embeds_the_service(stage: Any) -> None:
+    port = stage.free_port()
+    args = ("--port", str(port), "--app-dir", str(EXAMPLES), "embed_fastapi:app")
+    program = stage.python("-m", "uvicorn", *args)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+
+        def bid() -> Any:
+            with contextlib.suppress(httpx.TransportError):
+                answer = client.get("/bid/AAPL")
+                return answer.json() if answer.status_code == 200 else None
+
+        assert stage.eventually(bid, within=20, what=lambda: program.said) > 0
+        assert client.get("/bid/NONE").status_code == 404
+    assert program.end(signal.SIGINT, within=10) in {0, -signal.SIGINT, 130}, program.said
+    assert "Traceback" not in program.stderr
