@@ -5,7 +5,6 @@ Nothing is loaded from another host, neither while it is made nor when it is rea
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
@@ -42,8 +41,3 @@ nitpick_ignore_regex = [
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True  # one list of a class's fields
 toc_object_entries_show_parents = "hide"
-
-# The toctree of the first page has globs for pages that come later.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: "didn't match any documents" not in record.msg
-)

@@ -30,6 +30,8 @@ NOT_CODE = {"text"}
 """Diagrams, formats, and words."""
 MARKUP = re.compile(r"\{(?!code|doctest|sourcecode|literalinclude)[\w-]+\}")
 """Directives of the site's, which are no code."""
+FROM_CODE = re.compile(r"<!-- from the code: .*?<!-- end -->", re.DOTALL)
+"""Parts of the reference that test_reference.py compares with the code that writes them."""
 
 
 @attrs.frozen
@@ -73,4 +75,5 @@ def blocks_of(text: str, page: str = "page.md") -> list[Block]:
 
 
 def blocks_of_page(page: Path) -> list[Block]:
-    return blocks_of(page.read_text(), str(page.relative_to(ROOT)))
+    text = FROM_CODE.sub(lambda part: "\n" * part[0].count("\n"), page.read_text())
+    return blocks_of(text, str(page.relative_to(ROOT)))
