@@ -73,12 +73,30 @@ simulate-faults count="200" first="1" *args: install
 simulate-faults-ci: install
     {{python}} -m tests.simulation 100000 50001 --seconds 110
 
-# Check that the documentation's links lead somewhere
-docs: install
+# Build the documentation's site, and check it: links, names, the reference against the code
+docs: site
     {{python}} -m pytest tests/docs -q
+    @echo "the site: file://$PWD/site/index.html"
 
-# What CI runs: style, types, import rules, tests with coverage, the simulation
-check: lint type cov simulate-faults-ci
+# Only build the site; a warning is an error, such as a link or an anchor that leads nowhere
+[private]
+site: install
+    {{python}} -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --fresh-env docs site
+
+# Build the site and show it at http://127.0.0.1:8003
+docs-serve: site
+    {{python}} -m http.server --bind 127.0.0.1 --directory site 8003
+
+# Write the parts of the reference that come from the code anew
+docs-reference: install
+    {{python}} -m docs.generate
+
+# Record anew how the program looks in a terminal; needs tmux
+docs-pictures: install
+    {{python}} -m docs.generate.terminal
+
+# What CI runs: style, types, import rules, tests with coverage, the site, the simulation
+check: lint type cov site simulate-faults-ci
 
 # Write the locked versions anew, without any registry's address
 lock: install

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mdservice.clock import Clock
+from mdservice.feed_facts import FeedFacts
 from mdservice.model.status import (
     ActorReport,
     Counters,
@@ -18,8 +19,6 @@ from mdservice.model.status import (
     Status,
 )
 from mdservice.model.symbol import EVERY_SYMBOL
-from mdservice.settings import Settings
-from mdservice.settings_feeds import feed_delay_s
 from mdservice.topology import Topology
 
 __all__ = ["readiness", "status"]
@@ -62,7 +61,13 @@ def _because(reason: str | None) -> str:
 
 
 def status(
-    settings: Settings, topology: Topology, clock: Clock, started_s: float, *, draining: bool
+    facts: FeedFacts,
+    topology: Topology,
+    clock: Clock,
+    *,
+    started_s: float,
+    stale_after_s: float,
+    draining: bool,
 ) -> Status:
     """The whole service at this moment."""
     ready = readiness(topology, draining=draining)
@@ -75,7 +80,7 @@ def status(
         state=_state(ready, degraded, draining=draining, ever_logged_in=feed.logins > 0),
         reasons=(*ready.reasons, *degraded),
         feed=FeedReport(
-            name=settings.feed_name,
+            name=facts.name,
             driver=feed.driver,
             phase=feed.phase,
             connected=feed.connected,
@@ -99,8 +104,8 @@ def status(
         positions=positions,
         loop_lag_ms=watchdog.loop_lag_ms,
         loop_lag_max_ms=watchdog.loop_lag_max_ms,
-        stale_symbols=_stale(settings, topology, clock.utc_ns()),
-        simulator=settings.simulated,
+        stale_symbols=_stale(stale_after_s + facts.delay_s, topology, clock.utc_ns()),
+        simulator=facts.simulated,
     )
 
 
@@ -152,8 +157,7 @@ def _redis(topology: Topology, backlog: int) -> RedisReport:
     )
 
 
-def _stale(settings: Settings, topology: Topology, now_ns: int) -> int:
-    limit_s = settings.stale_after + feed_delay_s(settings.feed)
+def _stale(limit_s: float, topology: Topology, now_ns: int) -> int:
     oldest_ns = now_ns - int(limit_s * 1e9)
     return sum(1 for quote in topology.router.lanes.all_latest() if quote.ts_event_ns < oldest_ns)
 

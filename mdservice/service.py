@@ -15,7 +15,8 @@ from mdservice.actors.groups import leaves
 from mdservice.clock import Clock, SystemClock
 from mdservice.condition import readiness, status
 from mdservice.errors import ConfigurationError, MDServiceError
-from mdservice.feeds.alpaca.drivers import make_drivers, make_history, make_market_clock
+from mdservice.feed_facts import FeedFacts, feed_facts
+from mdservice.feeds.alpaca.drivers import make_drivers, make_history
 from mdservice.feeds.commands import Command, Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.feeds.driver import Driver
 from mdservice.feeds.history import QuoteHistory
@@ -49,9 +50,15 @@ class Service:
     """A running service. Made by :func:`open_service`, used from that event loop."""
 
     def __init__(
-        self, settings: Settings, topology: Topology, clock: Clock, resolved: Settings
+        self,
+        settings: Settings,
+        topology: Topology,
+        clock: Clock,
+        resolved: Settings,
+        facts: FeedFacts,
     ) -> None:
         self.settings = settings
+        self._facts = facts
         self.resolved = resolved
         """The settings with the addresses of what was started here in their place."""
         self._topology = topology
@@ -139,10 +146,11 @@ class Service:
     def status(self) -> Status:
         """Everything about the service at this moment."""
         return status(
-            self.settings,
+            self._facts,
             self._topology,
             self._clock,
-            self._started_s,
+            started_s=self._started_s,
+            stale_after_s=self.settings.stale_after,
             draining=self._draining,
         )
 
@@ -191,7 +199,8 @@ async def open_service(
     Args:
         settings: See :class:`mdservice.Settings`.
         store: In the place of the Redis of the settings.
-        drivers: In the place of the settings' feed.
+        drivers: In the place of the settings' feed. Where the settings name none, it is a feed
+            of its own: it needs no keys, and has the name of the first driver.
         history: In the place of the settings' REST API; with ``drivers``, None means none.
         positions: In the place of the settings' source of positions.
         clock: The time, for tests.
@@ -203,7 +212,8 @@ async def open_service(
         EmbeddedServerError: The embedded server did not start.
         ActorFailed: A part failed too often.
     """
-    settings.require_runnable()
+    facts = feed_facts(settings, drivers)
+    settings.require_runnable(own_feed=facts.own)
     hide_secrets(settings.secret_values())
     clock = clock or SystemClock()
     try:
@@ -221,7 +231,7 @@ async def open_service(
             topology = build(
                 drivers=drivers,
                 history=history,
-                is_open=make_market_clock(settings).is_open,
+                is_open=facts.is_open,
                 mute_after_s=settings.mute_after,
                 store=store,
                 symbols=symbols,
@@ -234,7 +244,7 @@ async def open_service(
             )
             stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))
-            service = Service(settings, topology, clock, resolved)
+            service = Service(settings, topology, clock, resolved, facts)
             try:
                 yield service
             finally:

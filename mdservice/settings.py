@@ -233,14 +233,17 @@ class Settings:
         """Return the base of the trading REST API; a simulator has it on its own port."""
         return base_url(self.trading_url, self.feed_url, simulated=self.simulated)
 
-    def require_runnable(self) -> None:
+    def require_runnable(self, *, own_feed: bool = False) -> None:
         """Refuse settings with which the service must not be started.
+
+        Args:
+            own_feed: Whether the caller has a feed of its own, which needs no key of Alpaca's.
 
         Raises:
             ConfigurationError: A key is missing; the text names it and where to set it.
         """
         wanting = None
-        if not self.simulated:
+        if not self.simulated and not own_feed:
             wanting = ", ".join(self._real_world()) + " set, so the simulator stays off"
         elif self.positions == "alpaca":
             wanting = "positions = alpaca asks Alpaca's trading API"

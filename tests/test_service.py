@@ -332,6 +332,39 @@ async def test_actor_that_is_being_restarted_is_named(autojump_clock: Any) -> No
         )
 
 
+async def test_a_feed_of_ones_own_needs_no_keys_and_is_not_called_a_simulator(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", redis_url="redis://localhost:1") as desk:
+        await desk.feed.subscribed("AAPL")
+        status = desk.service.status()
+        assert (status.feed.name, status.simulator) == ("fake", False)
+
+
+async def test_a_driver_for_a_feed_that_the_settings_name_has_that_name(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", feed_name="simulator") as desk:
+        status = desk.service.status()
+        assert (status.feed.name, status.simulator) == ("simulator", True)
+    with pytest.raises(ConfigurationError, match="api_key is missing"):
+        async with open_desk("AAPL", feed_name="sip"):
+            pass
+
+
+async def test_a_silent_feed_of_ones_own_does_not_ask_alpaca_for_its_hours(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "mdservice.feeds.alpaca.market_clock.AlpacaMarketClock.is_open",
+        lambda self: asked.append(""),
+    )
+    async with open_desk("AAPL", redis_url="redis://localhost:1", mute_after=5.0) as desk:
+        await desk.feed.opened(2)
+    assert asked == []
+
+
 async def test_status_has_every_field_of_the_contract(autojump_clock: Any) -> None:
     async with open_desk("AAPL", "MSFT") as desk:
         await desk.feed.subscribed("AAPL", "MSFT")
@@ -346,7 +379,7 @@ async def test_status_has_every_field_of_the_contract(autojump_clock: Any) -> No
         } <= status.keys()
         assert status["state"] == "running"
         assert {"name", "driver", "connected", "reconnects", "last_error"} <= status["feed"].keys()
-        assert (status["feed"]["name"], status["feed"]["driver"]) == ("simulator", "fake")
+        assert (status["feed"]["name"], status["feed"]["driver"]) == ("fake", "fake")
         assert status["redis"]["connected"] is True
         assert status["redis"]["url"] == "memory://"
         assert status["redis"]["last_error"] is None

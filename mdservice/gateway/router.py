@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from mdservice.api.schemas import Problem
 from mdservice.errors import PositionsError
 from mdservice.gateway.answers import Answers
 from mdservice.gateway.book import PnlBook, ReadFrom
@@ -18,12 +19,16 @@ from mdservice.gateway.make import PositionsGiven, make_book
 from mdservice.gateway.schemas import PnlAnswer
 from mdservice.settings import Settings
 
-__all__ = ["PNL_PATH", "book_router", "pnl_router"]
+__all__ = ["NOT_KNOWN", "PNL_PATH", "book_router", "pnl_router"]
 
 PNL_PATH: Final = "/api/v1/positions/pnl/realtime"
 _JSON: Final = "application/json"
-_NOT_KNOWN: Final[dict[int | str, dict[str, Any]]] = {
-    503: {"description": "The positions are not known yet; the reason is told."}
+NOT_KNOWN: Final[dict[int | str, dict[str, Any]]] = {
+    503: {"model": Problem, "description": "The positions are not known yet."}
+}
+"""What the calls that tell positions answer before these were ever told."""
+_NOT_RUNNING: Final[dict[int | str, dict[str, Any]]] = {
+    503: {"model": Problem, "description": "The application's lifespan is not run."}
 }
 
 
@@ -85,7 +90,7 @@ def book_router(book: PnlBook) -> APIRouter:
 
     router = APIRouter(lifespan=lifespan, tags=["positions"])
 
-    @router.get(PNL_PATH, response_model=PnlAnswer, responses=_NOT_KNOWN)
+    @router.get(PNL_PATH, response_model=PnlAnswer, responses=NOT_KNOWN)
     async def realtime_pnl() -> Response:
         """Every position at its latest price: unrealised P&L, exact, and the totals."""
         try:
@@ -100,6 +105,7 @@ def book_router(book: PnlBook) -> APIRouter:
     @router.get(
         f"{PNL_PATH}/stream",
         response_class=EventSourceResponse,
+        responses=_NOT_RUNNING,
         dependencies=[Depends(only_while_running)],
     )
     async def pnl_stream(request: Request) -> AsyncIterator[ServerSentEvent]:

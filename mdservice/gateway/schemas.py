@@ -12,25 +12,36 @@ __all__ = ["PnlAnswer"]
 
 
 class _Row(HeldPosition):
-    current_price: float | None = Field(examples=[187.135])
-    unrealized_pnl: float | None = Field(description="Exact.", examples=[371.35])
+    """A position at its latest price."""
+
+    current_price: float | None = Field(
+        description="The mid of its latest quote; null where it is unpriced.", examples=[187.135]
+    )
+    unrealized_pnl: float | None = Field(
+        description="Exact; null where it is unpriced.", examples=[371.35]
+    )
     unrealized_pnl_pct: float | None = Field(
         description="Of |qty| times avg_entry_price, to 4 places, half-even.", examples=[24.7567]
     )
-    last_updated: str | None = Field(examples=["2026-11-20T15:51:44.208912345Z"])
-    status: Literal["live", "stale", "unpriced"]
+    last_updated: str | None = Field(
+        description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds.",
+        examples=["2026-11-20T15:51:44.208912345Z"],
+    )
+    status: Literal["live", "stale", "unpriced"] = Field(
+        description="`stale`: the price is older than the age limit, or its key has expired."
+    )
     problem: str | None = Field(default=None, description="Why it is never priced.")
 
 
 class PnlAnswer(Answer):
     """Every position at its latest price. Numbers carry the exact decimal."""
 
-    positions: list[_Row]
+    positions: list[_Row] = Field(description="In the source's order; none is left out.")
     total_unrealized_pnl: float = Field(
         description="Over the priced positions, live and stale.", examples=[371.35]
     )
-    priced: int
-    unpriced: int
+    priced: int = Field(description="Rows with a price, live or stale.")
+    unpriced: int = Field(description="Rows without one.")
     warnings: list[str] | None = Field(
         default=None, description="Why this may be out of date; only where something is."
     )

@@ -25,7 +25,7 @@ from mdservice.errors import ConfigurationError, PositionsError
 from mdservice.gateway.answers import Answers
 from mdservice.gateway.book import PnlBook
 from mdservice.gateway.make import make_book
-from mdservice.gateway.router import book_router
+from mdservice.gateway.router import NOT_KNOWN, book_router
 from mdservice.settings import Settings
 from mdservice.settings_values import host_and_port, is_loopback
 
@@ -47,7 +47,12 @@ def gateway_app(book: PnlBook) -> FastAPI:
     )
     answers = Answers(book)
 
-    @app.get("/api/v1/positions", response_model=PositionsAnswer, tags=["positions"])
+    @app.get(
+        "/api/v1/positions",
+        response_model=PositionsAnswer,
+        responses=NOT_KNOWN,
+        tags=["positions"],
+    )
     async def positions() -> Response:
         """The positions, as their source told them last."""
         try:
@@ -57,7 +62,7 @@ def gateway_app(book: PnlBook) -> FastAPI:
 
     @app.get("/health/live", tags=["monitoring"])
     async def live() -> dict[str, bool]:
-        """Whether the gateway runs."""
+        """Whether the gateway runs: `{"live": true}`."""
         return {"live": True}
 
     app.include_router(book_router(book))

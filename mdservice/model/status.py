@@ -209,7 +209,7 @@ class Status:
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
-    """The status as plain JSON types, with the contract's names."""
+    """The status as plain JSON types, as ``/status`` tells it."""
     plain: dict[str, Any] = _converter().unstructure(status)
     return plain
 

@@ -178,7 +178,10 @@ def _position_of_broken(raw: msgspec.Raw) -> Position:
     side = _as(str, given.get("side"))
     numbers = {name: _number(given.get(name)) for name in _NUMBERS}
     missing = [name for name in _FIELDS if name not in given]
-    if missing:
+    told = _as(str, given.get("problem"))
+    if told:  # what told it knows more
+        problem = told[:_MOST_PROBLEM]
+    elif missing:
         problem = f"has no {' and no '.join(missing)}"
     else:
         problem = _wrong_field(given, symbol, numbers)

@@ -14,11 +14,7 @@ FETCH_LIMIT_S: Final = 9.0
 
 
 class PositionSource(Protocol):
-    """Positions, asked for again and again.
-
-    Attributes:
-        address: Where they come from, for people; without any secret.
-    """
+    """Positions, asked for again and again."""
 
     @property
     def address(self) -> str:

@@ -51,7 +51,7 @@ class Refuse:
     """Answer the next ``times`` of ``when`` with a code, or not at all.
 
     The code is an HTTP status for ``upgrade``; no answer at all is
-    :data:`~mdservice.simulator.account.SILENCE`.
+    :data:`~mdservice.simulator.SILENCE`.
     """
 
     answer: int | Silence

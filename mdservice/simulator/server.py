@@ -49,7 +49,7 @@ class ReceivedMessage:
 
 
 class Simulator(Control):
-    """An Alpaca on this machine; made by :func:`~mdservice.simulator.running.open_simulator`.
+    """An Alpaca on this machine; made by :func:`~mdservice.simulator.open_simulator`.
 
     What it can be made to do is in :class:`~mdservice.simulator.control.Control`. Its methods
     are called from the event loop that it runs on.

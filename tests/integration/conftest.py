@@ -355,7 +355,11 @@ class Stage:
     def example(self, name: str, *args: str, folder: Path | None = None, **env: str) -> Program:
         """Start ``docs/examples/NAME``."""
         path = str(_ROOT / "docs" / "examples" / name)
-        program = Program(args, env, folder or self.folder(), (path,))
+        return self.python(path, *args, folder=folder, **env)
+
+    def python(self, first: str, *args: str, folder: Path | None = None, **env: str) -> Program:
+        """Start ``python FIRST ARGS``."""
+        program = Program(args, env, folder or self.folder(), (first,))
         self._stack.callback(program.close)
         return program
 

@@ -202,6 +202,12 @@ def test_stocks_are_stocks(kind: Any) -> None:
 # Rows that cannot be used
 
 
+def test_a_problem_that_the_source_tells_is_kept_where_fields_are_missing() -> None:
+    told = "has a value in qty that is no usable number"
+    assert one(qty=None, avg_entry_price=None, problem=told).problem == told
+    assert one(qty=None, problem="").problem == "has no qty"
+
+
 @pytest.mark.parametrize(
     ("row", "symbol", "problem"),
     [

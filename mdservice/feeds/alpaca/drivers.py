@@ -14,6 +14,8 @@ from mdservice.settings import Settings
 
 __all__ = ["make_drivers", "make_history", "make_market_clock"]
 
+_AUTO = ("alpaca-py", "websockets")
+"""What ``auto`` tries, in this order."""
 _FOR_THE_SIMULATOR = Credentials("simulator", "simulator")
 """It takes any."""
 
@@ -44,7 +46,7 @@ def make_drivers(settings: Settings) -> Sequence[Driver]:
         WebsocketsDriver.name: WebsocketsDriver(url, credentials),
     }
     if settings.driver == "auto":
-        return tuple(by_name.values())
+        return tuple(by_name[name] for name in _AUTO)
     return (by_name[settings.driver],)
 
 

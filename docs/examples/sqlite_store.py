@@ -1,0 +1,135 @@
+"""The service with a SQLite file in the place of Redis.
+
+python sqlite_store.py prices.db AAPL MSFT
+"""
+
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+import mdservice
+from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.sinks.store import WriteBatch
+
+T = TypeVar("T")
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS prices (symbol TEXT PRIMARY KEY, payload TEXT, expires_s REAL);
+CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, channel TEXT, payload TEXT);
+CREATE TABLE IF NOT EXISTS batches (writer TEXT PRIMARY KEY, number INTEGER);
+"""
+PRICE_TTL_S = 300
+EVENTS_KEPT = 100_000
+LOCKED_S = 1.0
+
+
+class SqliteStore:
+    """A price store: one file, one writer.
+
+    A call is made in a thread, which anyio waits for also when it is cancelled, so none is ever
+    left half done. `LOCKED_S` bounds how long that takes.
+    """
+
+    command_errors = 0
+    last_command_error = None
+
+    def __init__(self, path: str, writer: str) -> None:
+        self._path, self._writer = path, writer
+        self._file: sqlite3.Connection | None = None
+
+    @property
+    def address(self) -> str:
+        return f"sqlite:{self._path}"
+
+    async def connect(self) -> None:
+        await self.aclose()  # with it ends whatever it had not committed
+        try:
+            self._file = await anyio.to_thread.run_sync(self._open)
+        except sqlite3.Error as exc:
+            raise StoreUnavailable(f"{self.address} cannot be opened: {exc}") from exc
+
+    def _open(self) -> sqlite3.Connection:
+        file = sqlite3.connect(self._path, timeout=LOCKED_S, check_same_thread=False)
+        try:
+            file.executescript(TABLES)
+        except sqlite3.Error:
+            file.close()
+            raise
+        return file
+
+    async def last_batch(self) -> int:
+        return await self._do(self._last_batch)
+
+    def _last_batch(self, file: sqlite3.Connection) -> int:
+        asked = "SELECT number FROM batches WHERE writer = ?"
+        row = file.execute(asked, [self._writer]).fetchone()
+        return int(row[0]) if row else 0
+
+    async def write(self, batch: WriteBatch) -> None:
+        await self._do(lambda file: self._write(file, batch))
+
+    def _write(self, file: sqlite3.Connection, batch: WriteBatch) -> None:
+        ages, now_s = batch.ages_s, time.time()
+        prices = [
+            (symbol, payload.decode(), now_s + PRICE_TTL_S - ages.get(symbol, 0))
+            for symbol, payload in batch.prices.items()
+        ]
+        events = [(message.channel, message.payload.decode()) for message in batch.messages]
+        with file:  # one transaction: all of it, or, with an error, nothing
+            file.executemany("INSERT OR REPLACE INTO prices VALUES (?, ?, ?)", prices)
+            file.executemany("INSERT INTO events (channel, payload) VALUES (?, ?)", events)
+            file.execute(
+                "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", [EVENTS_KEPT]
+            )
+            file.execute(
+                "INSERT OR REPLACE INTO batches VALUES (?, ?)", [self._writer, batch.number]
+            )
+
+    async def read_prices(self, symbols: Iterable[str]) -> Mapping[str, bytes]:
+        return await self._do(lambda file: self._read(file, list(symbols)))
+
+    def _read(self, file: sqlite3.Connection, symbols: list[str]) -> dict[str, bytes]:
+        asked = "SELECT payload FROM prices WHERE symbol = ? AND expires_s > ?"
+        rows = {s: file.execute(asked, [s, time.time()]).fetchone() for s in symbols}
+        return {symbol: row[0].encode() for symbol, row in rows.items() if row}
+
+    async def ping(self) -> None:
+        await self._do(self._take_the_lock)
+
+    def _take_the_lock(self, file: sqlite3.Connection) -> None:
+        file.execute("BEGIN IMMEDIATE")
+        file.rollback()
+
+    async def _do(self, call: Callable[[sqlite3.Connection], T]) -> T:
+        file = self._file
+        if file is None:
+            raise StoreUnavailable(f"{self.address} is not open: connect first")
+        try:
+            return await anyio.to_thread.run_sync(call, file)
+        except sqlite3.Error as exc:
+            raise StoreRefused(f"{self.address} refused: {exc}") from exc
+
+    async def aclose(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+async def main(path: str, symbols: list[str]) -> None:
+    store = SqliteStore(path, writer=f"run-{time.time_ns()}")
+    settings = mdservice.load_settings(None, {"symbols": ",".join(symbols)}, os.environ)
+    async with mdservice.open_service(settings, store=store) as service:
+        while True:
+            await anyio.sleep(1)
+            status = service.status()
+            print(status.state, status.counters.events_published, "events", flush=True)
+
+
+if __name__ == "__main__":
+    anyio.run(main, sys.argv[1], sys.argv[2:])

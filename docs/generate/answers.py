@@ -1,0 +1,74 @@
+"""Answers of the HTTP calls as they come, of a service and a gateway with one price."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from functools import cache
+from typing import Any
+
+import httpx
+import msgspec
+import trio
+
+from docs.generate.condition import CONDITION
+from mdservice.api.app import create_app
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.model.status import Status
+from mdservice.model.timestamps import parse_rfc3339
+from mdservice.pnl.encode import PnlEncoder, encode_positions
+from mdservice.pnl.engine import PnlEngine
+from mdservice.testing.fake_service import FakeService
+
+__all__ = ["AT_NS", "QUOTE", "answers"]
+
+AT_NS = parse_rfc3339("2026-11-20T15:51:44.208912345Z")
+QUOTE = Quote("AAPL", 187.12, 187.15, 2, 3, AT_NS, AT_NS, 1042)
+"""The quote of every example."""
+_HELD = Position("AAPL", Decimal(10), Decimal("150.00"))
+_API = "/api/v1/market-data"
+_CALLS = (
+    ("GET", "/health/ready", {}),
+    ("POST", f"{_API}/subscribe", {"symbols": ["AAPL"]}),
+    ("GET", f"{_API}/subscriptions", {}),
+    ("GET", f"{_API}/prices", {}),
+    ("GET", "/status", {}),
+)
+
+
+@cache
+def answers() -> dict[str, str]:
+    """By method and path; calls whose answers have the same form are left out."""
+    found = trio.run(_ask)
+    found["GET /api/v1/positions"] = _pretty(encode_positions([_HELD]))
+    found["GET /api/v1/positions/pnl/realtime"] = _pretty(_pnl())
+    return found
+
+
+class _Service(FakeService):
+    def status(self) -> Status:
+        return CONDITION
+
+
+async def _ask() -> dict[str, str]:
+    service = _Service()
+    for _ in range(QUOTE.seq):
+        service.publish(QUOTE.symbol, QUOTE.bid, QUOTE.ask, ts_event_ns=AT_NS)
+    transport: Any = httpx.ASGITransport(create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://mdservice") as client:
+        found = {}
+        for method, path, body in _CALLS:
+            answer = await client.request(method, path, json=body or None)
+            found[f"{method} {path}"] = _pretty(answer.content)
+        return found
+
+
+def _pnl() -> bytes:
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300, feed_delay_s=0)
+    engine.set_positions([_HELD])
+    engine.update(QUOTE, AT_NS)
+    return PnlEncoder().encode(engine.report(AT_NS))
+
+
+def _pretty(body: bytes) -> str:
+    return msgspec.json.format(body, indent=2).decode()

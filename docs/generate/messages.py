@@ -1,0 +1,97 @@
+"""What stands in Redis, as raw text made by the code that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+
+from docs.generate.answers import AT_NS, QUOTE
+from docs.generate.text import fence
+from mdservice.feeds.alpaca.codes import refusal
+from mdservice.model.encode import encode_quote, encode_status
+from mdservice.model.events import FeedState, FeedStatus
+from mdservice.model.quote import Quote
+from mdservice.pnl.alerts import Alert, encode_alert
+from mdservice.pnl.rules import parse_rule
+from mdservice.router.gaps import Gaps
+from mdservice.sinks.resp import BatchPacker
+from mdservice.sinks.store import Message, WriteBatch
+
+__all__ = ["alert_message", "price_message", "status_messages", "transaction"]
+
+_S = 1_000_000_000
+_REASON = "the connection was closed by the other side"
+
+
+def _fences(messages: Iterable[bytes]) -> str:
+    return "\n\n".join(fence("json", message.decode()) for message in messages)
+
+
+def price_message() -> str:
+    """The price object: a usual one, one with a side missing, one without any."""
+    quotes = (
+        QUOTE,
+        Quote("MSFT", 0.0, 431.2, 0, 1, AT_NS, AT_NS, 7),
+        Quote("ZVZZT", 0.0, 0.0, 0, 0, AT_NS, AT_NS, 1),
+    )
+    return _fences(encode_quote(quote) for quote in quotes)
+
+
+def status_messages() -> str:
+    """One message of each state, in the order of a bad day."""
+    lost_ns, back_ns, filled_ns = AT_NS + 2 * _S, AT_NS + 4 * _S, AT_NS + 5 * _S
+    gaps = Gaps()
+    gaps.lost(AT_NS, ["AAPL", "MSFT"])
+    [gap] = gaps.resumed(back_ns, ["AAPL", "MSFT"], (), lambda _: AT_NS, repairing=True)
+    [repaired] = gaps.filled(filled_ns, AT_NS, {"AAPL": 12, "MSFT": 2}, ["AAPL", "MSFT"])
+    told: list[tuple[FeedState, int, dict[str, object]]] = [
+        ("connected", AT_NS - 60 * _S, {"driver": "alpaca-py"}),
+        ("stale", lost_ns, {"reason": "no market data for 30 s, while AAPL has a newer quote"}),
+        ("disconnected", lost_ns, {"reason": _REASON}),
+        ("fallback", back_ns, {"driver": "websockets", "reason": _REASON}),
+        ("connected", back_ns, {"driver": "websockets"}),
+        ("gap", back_ns, gap),
+        ("gap_repaired", filled_ns, repaired),
+        ("fatal", filled_ns + 600 * _S, {"reason": str(refusal(402, "auth failed")), "code": 402}),
+    ]
+    return _fences(encode_status(FeedStatus(state, at, more)) for state, at, more in told)
+
+
+def alert_message() -> str:
+    """A crossing of one rule of each sort."""
+    found = (
+        ("AAPL pnl < -500", "AAPL", "-512.35"),
+        ("total pct < -2.5 hysteresis 1", "total", "-2.5311"),
+        ("* stale", "MSFT", "60.000412345"),
+    )
+    messages = []
+    for text, symbol, value in found:
+        rule = parse_rule(text)
+        alert = Alert(
+            rule.text, symbol, rule.kind, rule.direction, rule.level, Decimal(value), AT_NS
+        )
+        messages.append(encode_alert(alert))
+    return _fences(messages)
+
+
+def transaction() -> str:
+    """The commands of a batch with one event, as the server gets them."""
+    event = encode_quote(QUOTE)
+    packer = BatchPacker(
+        price_ttl_s=300, event_log="price.log", event_log_maxlen=100_000, instance="6f1c…"
+    )
+    batch = WriteBatch(8, {"AAPL": event}, [Message("price.updated", event, "AAPL")])
+    short = event.decode()[:17] + "…}"
+    words = packer.batch(batch).data.decode().replace(event.decode(), short)
+    return fence("text", "\n".join(_commands(words.split("\r\n"))))
+
+
+def _commands(lines: list[str]) -> list[str]:
+    """``*2``, ``$4``, ``PING``, ``$1``, ``x`` → ``PING x``."""
+    commands: list[str] = []
+    for place, line in enumerate(lines):
+        if line.startswith("*") and line[1:].isdigit():
+            commands.append("")
+        elif place and lines[place - 1].startswith("$"):
+            commands[-1] = f"{commands[-1]} {line}".strip()
+    return commands

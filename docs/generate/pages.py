@@ -1,0 +1,66 @@
+"""The parts of the reference that come from the code, at their places in the pages.
+
+A page has such a part between two comments::
+
+    <!-- from the code: metrics -->
+    …
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from docs.generate.calls import gateway_calls, gateway_schemas, service_calls, service_schemas
+from docs.generate.commands import commands
+from docs.generate.messages import alert_message, price_message, status_messages, transaction
+from docs.generate.metrics import metrics
+from docs.generate.names import GROUPS, errors, names
+from docs.generate.settings import settings
+
+__all__ = ["DRAWN", "PAGES", "PARTS", "filled", "parts_of"]
+
+PAGES: Final = sorted((Path(__file__).parents[1] / "reference").glob("*.md"))
+
+PARTS: Final[Mapping[str, Callable[[], str]]] = {
+    "settings": settings,
+    "commands": commands,
+    "calls of the service": service_calls,
+    "answers of the service": service_schemas,
+    "calls of the gateway": gateway_calls,
+    "answers of the gateway": gateway_schemas,
+    "price message": price_message,
+    "status messages": status_messages,
+    "alert message": alert_message,
+    "transaction": transaction,
+    "metrics": metrics,
+    "errors": errors,
+    **{f"names: {group}": partial(names, group) for group in GROUPS},
+}
+
+DRAWN: Final = Path(__file__).parents[1] / "pictures" / "quote-costs.svg"
+
+_PART: Final = re.compile(r"<!-- from the code: ([^>]+) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def parts_of(text: str) -> list[str]:
+    """The names of a page's parts."""
+    return [name for name, _ in _PART.findall(text)]
+
+
+def filled(text: str) -> str:
+    """The page as it has to be.
+
+    Raises:
+        KeyError: A part that there is not.
+    """
+    return _PART.sub(_fill, text)
+
+
+def _fill(found: re.Match[str]) -> str:
+    name = found[1]
+    return f"<!-- from the code: {name} -->\n\n{PARTS[name]()}\n\n<!-- end -->"
