@@ -36,6 +36,12 @@ def test_nothing_that_is_called_text_is_a_command(page):
     ] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_program_that_describes_itself_is_that_of_the_examples(page):
+    programs = [block for block in blocks_of_page(page) if block.text.startswith('"""')]
+    assert [str(block) for block in programs if example_of(block) is None] == []
+
+
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_does_what_it_says(page, follow):
     if any(block.language != "text" for block in blocks_of_page(page)):
