@@ -14,7 +14,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from mdservice.actors.heartbeat import Heartbeat
 
-__all__ = ["BEAT_S", "Actor", "Answer", "Channel", "Inbox"]
+__all__ = ["BEAT_S", "Actor", "Answer", "Channel", "Inbox", "hand_over"]
 
 T = TypeVar("T")
 
@@ -153,6 +153,18 @@ class Channel(Generic[T]):
         """Close both ends; what still waits is lost."""
         self.outbox.close()
         self._receiving.close()
+
+
+async def hand_over(outbox: MemoryObjectSendStream[T], item: T) -> None:
+    """Send an item: at once where there is room, else when there is.
+
+    The stream's own ``send`` first lets everybody else run, and the item waits meanwhile. Who
+    calls this in a loop therefore has to wait elsewhere in it, as a receiver does.
+    """
+    try:
+        outbox.send_nowait(item)
+    except anyio.WouldBlock:
+        await outbox.send(item)
 
 
 class Answer(Generic[T]):

@@ -42,7 +42,8 @@ class Link(Protocol):
     async def receive(self) -> Sequence[Frame]:
         """Wait for data; return frames that have come, at least one, in order.
 
-        A cancelled call loses no frame.
+        A cancelled call loses no frame. Where some wait already, it still lets other tasks run:
+        nothing else holds back the loop that calls it.
 
         Raises:
             FeedUnavailable: The connection has ended, and all of its frames were returned.

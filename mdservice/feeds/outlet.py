@@ -7,6 +7,7 @@ from collections import deque
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
+from mdservice.actors.actor import hand_over
 from mdservice.model.events import FeedItem
 
 __all__ = ["Outlet"]
@@ -39,7 +40,7 @@ class Outlet:
         """Hand on everything that waits."""
         async with self._sending:
             while self._waiting:
-                await self._outbox.send(self._waiting[0])
+                await hand_over(self._outbox, self._waiting[0])
                 self._waiting.popleft()
 
     async def send(self, item: FeedItem) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from inspect import isawaitable
-from operator import index
+from operator import index, is_
 from typing import Any, Final
 
 import anyio
@@ -26,6 +26,8 @@ PositionsFunction = Callable[[], Iterable[Any] | Awaitable[Iterable[Any]]]
 
 _FIELDS: Final = ("symbol", "qty", "avg_entry_price", "side", "multiplier", "problem")
 _UNREADABLE: Final = b'{"symbol":"?"}'
+_ABSENT: Final = object()
+_NEVER_CHANGE: Final = frozenset({str, int, float, bool, Decimal, type(None), type(_ABSENT)})
 
 
 class FunctionPositions:
@@ -35,9 +37,12 @@ class FunctionPositions:
 
     def __init__(self, function: PositionsFunction) -> None:
         self._function = function
+        self._known: dict[int, tuple[Sequence[object], bytes]] = {}
+        """Each row's values and JSON, by its place: a function is asked far more often than what
+        it returns changes."""
         self._content = b""
         self._positions: list[Position] = []
-        """Of that content: a function is asked far more often than what it returns changes."""
+        """Of that content."""
 
     async def fetch(self) -> Sequence[Position]:
         """What the function returns now.
@@ -61,7 +66,9 @@ class FunctionPositions:
             raise PositionsUnavailable(
                 f"the program's function for positions failed ({type(exc).__name__}, see the log)"
             ) from exc
-        content = b"[%b]" % b",".join(map(_encoded, rows))
+        if len(rows) < len(self._known):
+            self._known.clear()
+        content = b"[%b]" % b",".join([self._encoded(*each) for each in enumerate(rows)])
         if content != self._content:
             self._positions = parse_positions(content, "what the function returns")
             self._content = content
@@ -70,24 +77,34 @@ class FunctionPositions:
     async def aclose(self) -> None:
         """Nothing is kept open."""
 
+    def _encoded(self, place: int, row: object) -> bytes:
+        """One row as JSON; one that cannot be used costs itself."""
+        try:
+            values = _values_of(row)
+            known = self._known.get(place)
+            if known is not None and all(map(is_, values, known[0])):
+                return known[1]
+            found = {
+                name: _plain(value)
+                for name, value in zip(_FIELDS, values, strict=True)
+                if value is not _ABSENT
+            }
+            encoded = msgspec.json.encode(found)
+        except Exception as exc:  # noqa: BLE001 - properties of rows run the program's own code
+            reason = type(exc).__name__
+            _log.warning("position_is_unreadable", row=type(row).__name__, reason=reason)
+            return _UNREADABLE
+        if _NEVER_CHANGE.issuperset(map(type, values)):
+            self._known[place] = values, encoded
+        return encoded
 
-def _encoded(row: object) -> bytes:
-    """One row as JSON; one that cannot be used costs itself."""
-    try:
-        found = {name: _plain(value) for name, value in _fields_of(row)}
-        return msgspec.json.encode(found)
-    except Exception as exc:  # noqa: BLE001 - properties of rows run the program's own code
-        _log.warning("position_is_unreadable", row=type(row).__name__, reason=type(exc).__name__)
-        return _UNREADABLE
 
-
-def _fields_of(row: object) -> Iterator[tuple[str, object]]:
-    for name in _FIELDS:
-        if isinstance(row, Mapping):
-            if name in row:
-                yield name, row[name]
-        elif hasattr(row, name):
-            yield name, getattr(row, name)
+def _values_of(row: object) -> Sequence[object]:
+    """What a position is made of, in the order of the fields."""
+    if type(row) is dict or isinstance(row, Mapping):
+        get = row.get
+        return [get(name, _ABSENT) for name in _FIELDS]
+    return [getattr(row, name, _ABSENT) for name in _FIELDS]
 
 
 def _plain(value: object) -> object:

@@ -11,7 +11,7 @@ from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectSendStream
 
-from mdservice.actors.actor import Channel, Depth
+from mdservice.actors.actor import Channel, Depth, hand_over
 from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.logs import get_logger
@@ -164,7 +164,7 @@ class QuoteRouter:
         """Send what was made of an item; a restart in the middle goes on where this was."""
         while self._unsent or self._filling:
             while self._unsent:
-                await self._outbox.send(self._unsent[0])
+                await hand_over(self._outbox, self._unsent[0])
                 self._unsent.popleft()
             if self._filling:
                 await checkpoint()

@@ -8,13 +8,14 @@ one is acknowledged, so batches grow by themselves with the load.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import anyio
 import attrs
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
-from mdservice.actors.actor import BEAT_S, Channel, Depth
+from mdservice.actors.actor import Channel, Depth
 from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.model.encode import encode_quote, encode_status
@@ -74,15 +75,14 @@ class EventPublisher:
         clock: Clock,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
-        self._inbox = inbox.inbox(self.heartbeat, "intake")
+        self._inbox = inbox.inbox(self.heartbeat)
         self._outbox = outbox
-        self._acknowledged = acknowledged.inbox(self.heartbeat, "handing out")
+        self._acknowledged = acknowledged.inbox(self.heartbeat, "acknowledged")
         self._backlog = backlog
         self._waiting = ConflatingBuffer(backlog)
         self._in_flight: _InFlight | None = None
+        self._handed_out = False
         self._batches = 0
-        self._arrived = anyio.Event()
-        self._inbox_ended = False
         self._clock = clock
         self._prices_written = 0
         self._events_published = 0
@@ -111,42 +111,45 @@ class EventPublisher:
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Take and hand out until the inbox ends and everything is acknowledged."""
-        self.heartbeat.rest()
+        self._handed_out = False  # should a restart have lost the acknowledgement
+        self._hand_out()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._take_in)
-            tasks.start_soon(self._hand_out)
+            tasks.start_soon(self._settle_all)
             task_status.started()
-
-    async def _take_in(self) -> None:
-        async for item in self._inbox:
-            self._waiting.extend(item.quotes if isinstance(item, QuoteBatch) else (item,))
-            self._arrived.set()
-        self.heartbeat.rest("intake")
-        self._inbox_ended = True
-        self._arrived.set()
-
-    async def _hand_out(self) -> None:
-        while True:
-            if self._in_flight is None:
-                if not len(self._waiting):
-                    if self._inbox_ended:
-                        break
-                    await self._wait_for_arrival()
-                    continue
-                self._in_flight = self._next_batch()
-            await self._outbox.send(self._in_flight.batch)
-            while await self._acknowledged.receive() != self._in_flight.batch.number:
-                pass  # of an earlier batch, sent once more after a restart
-            self._settle(self._in_flight)
+            async for item in self._inbox:
+                self._waiting.extend(item.quotes if isinstance(item, QuoteBatch) else (item,))
+                self._hand_out()
+            tasks.cancel_scope.cancel()
+        while self._in_flight is not None:
+            await self._settle_next()
         self._outbox.close()
 
-    async def _wait_for_arrival(self) -> None:
-        self.heartbeat.beat("handing out")
-        with anyio.move_on_after(BEAT_S):
-            await self._arrived.wait()
-        self._arrived = anyio.Event()
-        if len(self._waiting) or self._inbox_ended:
-            self._arrived.set()
+    async def _settle_all(self) -> None:
+        while True:
+            await self._settle_next()
+
+    async def _settle_next(self) -> None:
+        """Wait for an acknowledgement; then the next batch can go out."""
+        number = await self._acknowledged.receive()
+        if self._in_flight is not None and number == self._in_flight.batch.number:
+            self._settle(self._in_flight)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Hand out the next batch, unless one is under way.
+
+        After a restart a copy of it may still be in the channel: then this one goes out once that
+        is acknowledged.
+        """
+        if self._in_flight is None:
+            if not len(self._waiting):
+                return
+            self._in_flight = self._next_batch()
+            self._handed_out = False
+        if not self._handed_out:
+            with suppress(anyio.WouldBlock):
+                self._outbox.send_nowait(self._in_flight.batch)
+                self._handed_out = True
 
     def _next_batch(self) -> _InFlight:
         items = self._waiting.take(MOST_IN_BATCH)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import quote
@@ -23,7 +23,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from mdservice.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from mdservice.sinks.redis_advice import describe_refusal
 
-__all__ = ["RedisAddress", "RedisLink", "is_error"]
+__all__ = ["RedisAddress", "RedisLink", "connection_lost", "hung_up", "is_error"]
 
 _READ_BYTES: Final = 65_536
 _MISSING: Final = object()
@@ -176,7 +176,7 @@ class RedisLink:
             return self._receive(wait_s, data)
 
     def _receive(self, wait_s: float, data: bytes) -> list[Any]:
-        sock = self._opened_socket()
+        sock = self.opened_socket()
         if data:
             sock.sendall(data)
         patience_s = sock.gettimeout()
@@ -206,13 +206,10 @@ class RedisLink:
             yield
         except (OSError, hiredis.ProtocolError) as exc:
             self.close()
-            raise StoreUnavailable(
-                f"The connection to Redis at {self._address} was lost: "
-                f"{exc or type(exc).__name__}; connecting again"
-            ) from exc
+            raise connection_lost(self._address, exc) from exc
 
     def _exchange(self, data: bytes, count: int) -> list[Any]:
-        sock = self._opened_socket()
+        sock = self.opened_socket()
         sock.sendall(data)
         replies: list[Any] = []
         gets, feed, buffer = self._reader.gets, self._reader.feed, self._buffer
@@ -223,12 +220,20 @@ class RedisLink:
                     return replies
             size = sock.recv_into(buffer)
             if size == 0:
-                # A server that takes nobody in says why, once, and hangs up.
-                reasons = [f": {reply}" for reply in replies[-1:] if is_error(reply)]
-                raise ConnectionResetError("the server closed it" + "".join(reasons))
+                raise hung_up(replies)
             feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
 
-    def _opened_socket(self) -> socket.socket:
+    @property
+    def address(self) -> str:
+        """Where the server is, without user and password."""
+        return self._address
+
+    def opened_socket(self) -> socket.socket:
+        """The connection's socket.
+
+        Raises:
+            ConnectionResetError: It is not open.
+        """
         sock = self._socket
         if sock is None:
             raise ConnectionResetError("it was never opened")
@@ -268,6 +273,20 @@ class RedisLink:
         elif sock is not None:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+
+def connection_lost(address: str, exc: Exception) -> StoreUnavailable:
+    """What a connection's end is told as."""
+    reason = str(exc) or type(exc).__name__
+    return StoreUnavailable(
+        f"The connection to Redis at {address} was lost: {reason}; connecting again"
+    )
+
+
+def hung_up(replies: Sequence[object]) -> ConnectionResetError:
+    """The server's end of the connection; one that takes nobody in says why, once, before it."""
+    reasons = [f": {reply}" for reply in replies[-1:] if is_error(reply)]
+    return ConnectionResetError("the server closed it" + "".join(reasons))
 
 
 def _login_refused(address: str, exc: redis.RedisError) -> str:

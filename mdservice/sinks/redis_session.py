@@ -1,7 +1,4 @@
-"""What is said on a connection: the greeting, with the fence, and a batch.
-
-These functions block; they run in worker threads.
-"""
+"""What is said on a connection: the greeting, with the fence, and a batch."""
 
 from __future__ import annotations
 
@@ -9,10 +6,12 @@ from collections.abc import Iterable
 from typing import Final
 
 import attrs
+import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.sinks.redis_advice import describe_refusal
 from mdservice.sinks.redis_link import RedisLink, is_error
+from mdservice.sinks.redis_stream import RedisStream
 from mdservice.sinks.resp import BatchPacker, pack
 from mdservice.sinks.store import WriteBatch
 
@@ -32,6 +31,8 @@ class Identity:
 
 def greet(link: RedisLink, address: str, previous: Identity | None) -> Identity | None:
     """Open the link, fence the previous connection; return how the server knows this one.
+
+    It blocks, so it runs in a thread.
 
     None where the server does not tell, or refuses the fence: what that means stands at
     :class:`~mdservice.sinks.redis_store.RedisPriceStore`.
@@ -69,16 +70,20 @@ def _run_id(info: object) -> bytes | None:
     return None
 
 
-def write_batch(link: RedisLink, address: str, packer: BatchPacker, batch: WriteBatch) -> list[str]:
+async def write_batch(
+    stream: RedisStream, address: str, packer: BatchPacker, batch: WriteBatch
+) -> list[str]:
     """Send a batch; return the texts of the commands that failed inside the transaction.
 
     Raises:
         StoreUnavailable, StoreRefused
     """
     packed = packer.batch(batch)
-    replies = link.exchange(packed.data, packed.queued + 2)
+    replies = await stream.exchange(packed.data, packed.queued + 2)
     results = replies[-1]
     if isinstance(results, list):
+        if hiredis.ReplyError not in set(map(type, results)):  # thousands of results, no errors
+            return []
         return [str(result) for result in results if is_error(result)]
     if is_error(replies[0]) and not all(map(is_error, replies)):
         # MULTI alone was refused (its permission went away in mid-run), and what followed

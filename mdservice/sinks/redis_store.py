@@ -1,14 +1,16 @@
 """The price store in a Redis-protocol server: one connection, one transaction a batch.
 
-Every call is one hop to a worker thread, where the batch is packed, sent and its replies are
-read. A call that is cancelled shuts its socket, so the thread ends soon and nothing waits
-for it.
+A worker thread opens the connection, all else happens on the event loop
+(docs/ADRs/0012). A call that is cancelled closes
+the connection: what it sent is uncertain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
@@ -17,16 +19,15 @@ from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.logs import get_logger
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
 from mdservice.sinks.redis_session import Identity, greet, raise_refusal, write_batch
+from mdservice.sinks.redis_stream import RedisStream
 from mdservice.sinks.resp import BatchPacker, number_key, pack, price_key
 from mdservice.sinks.store import WriteBatch
 
 __all__ = ["RedisPriceStore"]
 
-# One thread works; a few more may hang for a while in a name resolution that was given up.
+# One thread opens; a few more may hang for a while in a name resolution that was given up.
 _THREADS: Final = 4
 _KEYS_PER_READ: Final = 1_000
-
-_T = TypeVar("_T")
 
 _log = get_logger(__name__)
 
@@ -74,7 +75,7 @@ class RedisPriceStore:
         )
         self._number_key = number_key(instance)
         self._limiter = anyio.CapacityLimiter(_THREADS)
-        self._link: RedisLink | None = None
+        self._stream: RedisStream | None = None
         self._unfenced: Identity | None = None
         self._number: int | None = None
         self._command_errors = 0
@@ -88,7 +89,7 @@ class RedisPriceStore:
     @property
     def connected(self) -> bool:
         """Whether there is a connection, as far as is known."""
-        return self._link is not None
+        return self._stream is not None
 
     @property
     def can_fence(self) -> bool:
@@ -117,14 +118,22 @@ class RedisPriceStore:
         """
         self._drop()
         link = RedisLink(self._address)
-        with anyio.move_on_after(self._timeout_s) as scope:
-            self._unfenced = await self._run(link, greet, link, self.address, self._unfenced)
+        try:
+            with anyio.move_on_after(self._timeout_s) as scope:
+                self._unfenced = await anyio.to_thread.run_sync(
+                    partial(greet, link, self.address, self._unfenced),
+                    abandon_on_cancel=True,
+                    limiter=self._limiter,
+                )
+                self._stream = RedisStream(link, self._timeout_s)
+        finally:
+            if self._stream is None:
+                link.close()  # which ends what the thread waits for
         if scope.cancelled_caught:
             raise StoreUnavailable(
                 f"Redis at {self.address} did not answer within {self._timeout_s:g} s; "
                 "it is tried again"
             )
-        self._link = link
         if not self.can_fence:
             _log.warning(
                 "redis_cannot_be_fenced",
@@ -159,9 +168,9 @@ class RedisPriceStore:
             StoreUnavailable: The connection was lost; the batch may or may not be executed.
             StoreRefused: Nothing was executed; the connection can be used again.
         """
-        link = self._connected_link()
         self._number = None
-        failed = await self._run(link, write_batch, link, self.address, self._packer, batch)
+        with self._conversation() as stream:
+            failed = await write_batch(stream, self.address, self._packer, batch)
         self._number = batch.number
         if failed:
             self._command_errors += len(failed)
@@ -213,37 +222,31 @@ class RedisPriceStore:
 
     async def _call(self, *commands: bytes) -> list[Any]:
         """The replies to some commands, none of which may be an error."""
-        link = self._connected_link()
-        replies = await self._run(link, link.call, *commands)
-        raise_refusal(self.address, replies)
+        with self._conversation() as stream:
+            replies = await stream.exchange(b"".join(commands), len(commands))
+            raise_refusal(self.address, replies)
         return replies
 
-    async def _run(self, link: RedisLink, function: Callable[..., _T], *args: object) -> _T:
-        """Call a blocking function in a thread; whatever ends it badly closes the link."""
+    @contextmanager
+    def _conversation(self) -> Iterator[RedisStream]:
+        """The connection; whatever ends the block badly ends it too."""
+        stream = self._stream
+        if stream is None:
+            raise StoreUnavailable(f"No connection to Redis at {self.address}: connect() first")
         usable = False
         try:
-            result = await anyio.to_thread.run_sync(
-                function, *args, abandon_on_cancel=True, limiter=self._limiter
-            )
+            yield stream
             usable = True
         except StoreRefused:
-            # The server has answered everything: the connection is in step. One that is
-            # still being opened is not kept.
-            usable = link is self._link
+            usable = True  # the server has answered everything: the connection is in step
             raise
         finally:
             if not usable:
-                link.close()
-                if link is self._link:
-                    self._link = None
-        return result
-
-    def _connected_link(self) -> RedisLink:
-        if self._link is None:
-            raise StoreUnavailable(f"No connection to Redis at {self.address}: connect() first")
-        return self._link
+                stream.close()
+                if stream is self._stream:
+                    self._stream = None
 
     def _drop(self) -> None:
-        link, self._link, self._number = self._link, None, None
-        if link is not None:
-            link.close()
+        stream, self._stream, self._number = self._stream, None, None
+        if stream is not None:
+            stream.close()

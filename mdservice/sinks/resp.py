@@ -75,7 +75,8 @@ class BatchPacker:
         ttl = b"%d" % price_ttl_s
         self._price_ttl_s = price_ttl_s
         self._set = b"*5\r\n" + _words(b"SET") + _WORD + _WORD + _words(b"EX", ttl)
-        self._publish = b"*3\r\n" + _words(b"PUBLISH") + _WORD + _WORD
+        self._publish: dict[str, bytes] = {}
+        """By channel, of which there are two."""
         self._xadd: bytes | None = None
         if event_log is not None:
             head = (b"XADD", event_log.encode(), b"MAXLEN", b"~", b"%d" % event_log_maxlen, b"*")
@@ -95,9 +96,14 @@ class BatchPacker:
                 words = (b"SET", price_key(symbol), batch.prices[symbol], b"EX", b"%d" % left_s)
                 yield pack(*words)
 
+    def _publish_on(self, channel: str) -> bytes:
+        template = b"*3\r\n" + _words(b"PUBLISH", channel.encode()) + _WORD
+        self._publish[channel] = template
+        return template
+
     def batch(self, batch: WriteBatch) -> PackedBatch:
         """Pack a batch: every key, then every message in order, then the number."""
-        set_, publish, xadd = self._set, self._publish, self._xadd
+        set_, publish_on, xadd = self._set, self._publish, self._xadd
         parts = [_MULTI]
         add = parts.append
         prices = batch.prices
@@ -108,8 +114,9 @@ class BatchPacker:
             key = b"price:" + symbol.encode()
             add(set_ % (len(key), key, len(payload), payload))
         for message in batch.messages:
-            channel, payload = message.channel.encode(), message.payload
-            add(publish % (len(channel), channel, len(payload), payload))
+            payload = message.payload
+            publish = publish_on.get(message.channel) or self._publish_on(message.channel)
+            add(publish % (len(payload), payload))
             if xadd is not None and message.symbol is not None:
                 symbol_bytes = message.symbol.encode()
                 add(xadd % (len(symbol_bytes), symbol_bytes, len(payload), payload))

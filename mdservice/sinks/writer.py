@@ -21,7 +21,7 @@ import attrs
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
-from mdservice.actors.actor import Channel, Depth
+from mdservice.actors.actor import Channel, Depth, hand_over
 from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
@@ -118,7 +118,7 @@ class RedisWriter:
         while True:
             if self._pending is not None:
                 await self._deliver(self._pending)
-                await self._acknowledged.send(self._pending.number)
+                await hand_over(self._acknowledged, self._pending.number)
                 self._pending = None
             wait_s = self._retry_s() if self._failures else _PING_S
             try:

@@ -85,12 +85,13 @@ class Codec:
             received_ns: When they came, UTC nanoseconds; stamped on every quote.
         """
         decoded = Decoded()
+        messages: list[Message] = []
         for frame in frames:
             try:
-                messages = self._decode_frame(frame)
+                messages += self._decode_frame(frame)
             except _BROKEN:
-                messages = self._decode_piecewise(frame, decoded)
-            self._sort(messages, received_ns, decoded)
+                messages += self._decode_piecewise(frame, decoded)
+        self._sort(messages, received_ns, decoded)
         return decoded
 
     def _sort(self, messages: list[Message], received_ns: int, decoded: Decoded) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import anyio
+from anyio.lowlevel import checkpoint
 from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 
@@ -39,7 +40,7 @@ class FrameInlet:
         self._pause = pause
         self._resume = resume
         self._paused = False
-        self._messages: deque[WireFrame] = deque()
+        self._messages: deque[tuple[bytes, bool]] = deque()
         self._started: Opcode | None = None
         """What the fragments will be, while there are some."""
         self._fragments = bytearray()
@@ -61,9 +62,21 @@ class FrameInlet:
             self._fragments += frame.data
             if not frame.fin:
                 return
-            frame = WireFrame(self._started, bytes(self._fragments))
+            opcode, data = self._started, bytes(self._fragments)
             self._started, self._fragments = None, bytearray()
-        self._messages.append(frame)
+        else:
+            opcode, data = frame.opcode, bytes(frame.data)
+        self.put_messages([(data, opcode is Opcode.TEXT)])
+
+    def put_messages(self, messages: Sequence[tuple[bytes, bool]]) -> None:
+        """Whole messages came, each with whether it is text.
+
+        Raises:
+            EOFError: After :meth:`close`.
+        """
+        if self._closed:
+            raise EOFError
+        self._messages.extend(messages)
         if self._waiting:
             self._arrived.set()
         if len(self._messages) > self._most and not self._paused:
@@ -96,7 +109,7 @@ class FrameInlet:
         found: list[Frame] = []
         size = 0
         while self._messages and size < MOST_BYTES_AT_ONCE:
-            size += len(self._messages[0].data)
+            size += len(self._messages[0][0])
             try:
                 found.append(self._taken())
             except UnicodeDecodeError:
@@ -106,6 +119,9 @@ class FrameInlet:
         return found
 
     async def _some(self) -> None:
+        """Wait for a message; where one waits already, let the others run."""
+        if self._messages:
+            await checkpoint()
         while not self._messages:
             if self._closed:
                 raise EOFError
@@ -117,9 +133,8 @@ class FrameInlet:
                 self._waiting = False
 
     def _taken(self) -> Frame:
-        frame = self._messages[0]
-        data = bytes(frame.data)
-        message: Frame = data.decode() if frame.opcode is Opcode.TEXT else data
+        data, is_text = self._messages[0]
+        message: Frame = data.decode() if is_text else data
         self._messages.popleft()
         if self._paused and len(self._messages) <= self._most // 4:
             self._paused = False

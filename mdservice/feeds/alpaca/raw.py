@@ -65,7 +65,7 @@ class WebsocketsDriver:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
         deadline = anyio.current_time() + OPEN_TIMEOUT_S
         stream = await self._given_stream()
-        opening = connect_by_library(MAX_QUEUED_FRAMES)(
+        opening = connect_by_library(MAX_QUEUED_FRAMES, MAX_FRAME_BYTES)(
             self._url,
             additional_headers={"Content-Type": "application/msgpack"},
             open_timeout=OPEN_TIMEOUT_S,

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import anyio
 import sniffio
+from anyio.lowlevel import checkpoint
 
 from mdservice.errors import FeedError, FeedUnavailable
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Frame
@@ -102,6 +103,7 @@ class SdkThread:
         Raises:
             FeedUnavailable: The connection has ended and everything was taken.
         """
+        await checkpoint()
         while True:
             ended = self._ended  # looked at first: the last frames come before the end
             with self._lock:

@@ -1,0 +1,142 @@
+"""Whole messages out of what one read of the socket brought, before the library parses it.
+
+Nearly all that a feed sends are messages of one unmasked frame. The library goes through several
+generators for each, which takes longer than decoding ten quotes. Here the plain ones are cut out;
+pings and pongs go to the library one by one, and with the first thing that is anything else the
+library has all that comes from there on. So it remains the one that knows the protocol.
+
+::
+
+    response │ message message ping message … │ fragment, close, or anything odd …
+    library  │ here    here    lib. here      │ library, for the rest of the connection
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from websockets.client import ClientProtocol
+from websockets.protocol import State
+
+__all__ = ["FrameReader"]
+
+_TEXT, _BINARY = 0x81, 0x82
+"""The first byte of a message that is one frame: it is the last, and no extension is used."""
+_PING, _PONG = 0x89, 0x8A
+_MESSAGES: Final = (_BINARY, _TEXT)
+_PLAIN: Final = (_BINARY, _TEXT, _PING, _PONG)
+_MOST_IN_SHORT: Final = 125
+"""Bytes in a frame whose length is in its second byte, and in any ping or pong."""
+_SHORT_HEAD: Final = 2
+_LENGTH_16, _LENGTH_64 = 126, 127
+_HEADS: Final = {_LENGTH_16: 4, _LENGTH_64: 10}
+"""The size of a frame's head whose length has 16 or 64 bits.
+
+Source: RFC 6455, section 5.2.
+"""
+_RESPONSE_END: Final = b"\r\n\r\n"
+
+
+class FrameReader:
+    """Takes the place of a client protocol's ``receive_data``.
+
+    Args:
+        protocol: The library's, not yet open.
+        most_bytes: Of one message; the library refuses a longer one.
+        put: Takes messages in order, each with whether it is text.
+    """
+
+    def __init__(
+        self,
+        protocol: ClientProtocol,
+        most_bytes: int,
+        put: Callable[[Sequence[tuple[bytes, bool]]], None],
+    ) -> None:
+        self._protocol = protocol
+        self._library = protocol.receive_data
+        self._most_bytes = most_bytes
+        self._put = put
+        self._opening = True
+        self._response_tail = b""
+        self._rest = bytearray()
+        """The beginning of a frame …"""
+        self._rest_needs = 0
+        """… and how many bytes there have to be before it is worth a look."""
+        self._given_over = False
+
+    def receive_data(self, data: bytes | bytearray) -> None:
+        """What was read, in order; as the library's, it raises nothing for what is wrong in it."""
+        if self._opening:
+            data = self._open(bytes(data))
+        if not data:
+            return
+        if not self._given_over and self._protocol.state is not State.OPEN:
+            self._give_over()
+        if self._given_over:
+            self._library(data)
+        elif self._rest:
+            self._rest += data
+            if len(self._rest) >= self._rest_needs:
+                whole = bytes(self._rest)
+                self._rest.clear()
+                self._cut(whole)
+        else:
+            self._cut(bytes(data))
+
+    def _open(self, data: bytes) -> bytes:
+        """Give the library its response, return what came behind it."""
+        seen = self._response_tail + data
+        end = seen.find(_RESPONSE_END)
+        if end < 0:
+            self._response_tail = seen[1 - len(_RESPONSE_END) :]
+            self._library(data)
+            if self._protocol.state is not State.CONNECTING:
+                # It saw an end where none was seen here: who knows where a frame begins?
+                self._opening, self._given_over = False, True
+            return b""
+        self._opening = False
+        size = end + len(_RESPONSE_END) - len(self._response_tail)
+        self._library(data[:size])
+        return data[size:]
+
+    def _give_over(self) -> None:
+        self._given_over = True
+        if self._rest:
+            self._library(bytes(self._rest))
+            self._rest.clear()
+
+    def _cut(self, data: bytes) -> None:
+        """Take the messages out of bytes that begin with a frame; keep the start of the last."""
+        messages: list[tuple[bytes, bool]] = []
+        position, size = 0, len(data)
+        needs = _SHORT_HEAD
+        while size - position >= _SHORT_HEAD:
+            kind, length = data[position], data[position + 1]
+            start, most = position + _SHORT_HEAD, _MOST_IN_SHORT
+            if length in _HEADS:
+                start = position + _HEADS[length]
+                if start > size:
+                    needs = start - position
+                    break
+                length = int.from_bytes(data[position + _SHORT_HEAD : start], "big")
+                most = self._most_bytes if kind in _MESSAGES else _MOST_IN_SHORT
+            if kind not in _PLAIN or length > most:  # a mask counts as a bit of the length
+                self._given_over = True
+                break
+            end = start + length
+            if end > size:
+                needs = end - position
+                break
+            if kind in _MESSAGES:
+                messages.append((data[start:end], kind == _TEXT))
+            else:
+                self._library(data[position:end])
+            position = end
+        if messages:
+            self._put(messages)
+        if self._given_over:
+            self._library(data[position:])
+        else:
+            self._rest += data[position:]
+            self._rest_needs = needs

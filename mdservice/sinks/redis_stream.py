@@ -1,0 +1,97 @@
+"""An opened connection to a Redis-protocol server, used from the event loop.
+
+A thread opens a connection, since redis-py's way to do so blocks. From then on a batch is sent and
+its replies are read where it is made: a hop to a thread and back costs more than the server needs
+for a small batch.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import anyio
+import hiredis
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from mdservice.sinks.redis_link import RedisLink, connection_lost, hung_up
+
+__all__ = ["RedisStream"]
+
+_READ_BYTES: Final = 65_536
+_MISSING: Final = object()
+
+_T = TypeVar("_T")
+
+
+class RedisStream:
+    """One conversation at a time, on trio or asyncio, with or without TLS.
+
+    Args:
+        link: Open; it is not used from a thread any more, except to be closed.
+        timeout_s: How long each wait for the server may take.
+    """
+
+    def __init__(self, link: RedisLink, timeout_s: float) -> None:
+        self._link = link
+        self._timeout_s = timeout_s
+        self._socket = link.opened_socket()
+        self._socket.setblocking(False)
+        self._reader = hiredis.Reader(notEnoughData=_MISSING)
+        self._buffer = bytearray(_READ_BYTES)
+
+    async def exchange(self, data: bytes, count: int) -> list[Any]:
+        """Send ``data``, return the ``count`` replies that it has, errors among them.
+
+        Whatever ends it early, cancelling too, leaves what was sent uncertain and the replies out
+        of step: the caller then closes the connection.
+
+        Raises:
+            StoreUnavailable: The connection was lost, or the server did not answer in time.
+        """
+        await checkpoint_if_cancelled()
+        try:
+            await self._send(data)
+            return await self._receive(count)
+        except (OSError, hiredis.ProtocolError) as exc:
+            raise connection_lost(self._link.address, exc) from exc
+
+    def close(self) -> None:
+        """End the connection; never raises."""
+        self._link.close()
+
+    async def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            sent = await self._when_ready(self._socket.send, rest, anyio.wait_writable)
+            rest = rest[sent:]
+
+    async def _receive(self, count: int) -> list[Any]:
+        replies: list[Any] = []
+        gets, feed, buffer = self._reader.gets, self._reader.feed, self._buffer
+        while True:
+            while (reply := gets()) is not _MISSING:
+                replies.append(reply)
+                if len(replies) == count:
+                    return replies
+            size = await self._when_ready(self._socket.recv_into, buffer, anyio.wait_readable)
+            if size == 0:
+                raise hung_up(replies)
+            feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+
+    async def _when_ready(
+        self, call: Callable[[Any], _T], argument: Any, wait: Callable[[Any], Awaitable[None]]
+    ) -> _T:
+        """Call the socket, again whenever it is ready for it."""
+        while True:
+            try:
+                return call(argument)
+            except BlockingIOError:
+                ready = wait
+            except ssl.SSLWantReadError:  # TLS has its own mind about who speaks next
+                ready = anyio.wait_readable
+            except ssl.SSLWantWriteError:
+                ready = anyio.wait_writable
+            with anyio.fail_after(self._timeout_s):
+                await ready(self._socket)

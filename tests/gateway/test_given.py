@@ -1,0 +1,78 @@
+"""A function's rows: what has changed in them is noticed, what has not costs little."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import attrs
+import pytest
+
+from mdservice.gateway import given
+from mdservice.gateway.given import FunctionPositions
+
+
+@attrs.define
+class Row:
+    symbol: str
+    qty: Any
+    avg_entry_price: Any = 1
+
+
+class Count:
+    """A number that changes while the object stays."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+async def shown(source: FunctionPositions) -> list[tuple[str, str]]:
+    return [(each.symbol, str(each.qty)) for each in await source.fetch()]
+
+
+async def test_rows_that_change_in_place_are_noticed() -> None:
+    count = Count(5)
+    mapping: dict[str, Any] = {"symbol": "A", "qty": 1, "avg_entry_price": 1}
+    row, counting = Row("B", Decimal(2)), Row("C", count)
+    source = FunctionPositions(lambda: [mapping, row, counting])
+    assert await shown(source) == [("A", "1"), ("B", "2"), ("C", "5")]
+    mapping["qty"], row.qty, count.value = 3, Decimal("2.00"), 6
+    assert await shown(source) == [("A", "3"), ("B", "2.00"), ("C", "6")]
+    mapping["side"] = "short"
+    assert await shown(source) == [("A", "-3"), ("B", "2.00"), ("C", "6")]
+    del mapping["side"]
+    assert await shown(source) == [("A", "3"), ("B", "2.00"), ("C", "6")]
+
+
+async def test_rows_that_come_go_and_move_are_noticed() -> None:
+    one, two = Row("A", 1), Row("B", 2)
+    rows: list[Row] = []
+    source = FunctionPositions(lambda: rows)
+    for rows[:] in ([one, two], [two, one], [two], [], [one], [one, one, two]):
+        assert await shown(source) == [(row.symbol, str(row.qty)) for row in rows]
+
+
+async def test_a_row_with_the_same_values_is_not_written_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = 0
+    plain = given._plain
+
+    def count(value: object) -> object:
+        nonlocal written
+        written += 1
+        return plain(value)
+
+    monkeypatch.setattr(given, "_plain", count)
+    rows = [Row("A", 1), Row("B", 2)]
+    source = FunctionPositions(rows.copy)
+    await source.fetch()
+    written = 0
+    await source.fetch()
+    assert written == 0
+    rows[1].qty = 3
+    await source.fetch()
+    assert written == 3
