@@ -42,26 +42,31 @@ def answer(line: str, wanted: list[str]) -> str:
     return f"SUBSCRIBED {' '.join(wanted)}"
 
 
-async def quote(stream: TextStream, wanted: list[str]) -> None:
+async def quote(stream: TextStream, sending: anyio.Lock, wanted: list[str]) -> None:
     while True:
+        text = ""
         for symbol in wanted:
             mids[symbol] *= random.gauss(1, 0.00001)
             bid, ask = round(mids[symbol], 4), round(mids[symbol] + 0.0002, 4)
             now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-            await stream.send(f"QUOTE {symbol} {bid} 1000000 {ask} 2000000 {now}\n")
+            text += f"QUOTE {symbol} {bid} 1000000 {ask} 2000000 {now}\n"
+        async with sending:
+            await stream.send(text)
         await anyio.sleep(0.1)
 
 
 async def serve(client: SocketStream) -> None:
     wanted: list[str] = []
-    async with client, anyio.create_task_group() as tasks:
-        stream = TextStream(client)
-        try:
-            tasks.start_soon(quote, stream, wanted)
+    stream, sending = TextStream(client), anyio.Lock()  # two tasks send, one at a time
+    try:
+        async with client, anyio.create_task_group() as tasks:
+            tasks.start_soon(quote, stream, sending, wanted)
             async for line in lines(stream):
-                await stream.send(answer(line, wanted) + "\n")
-        finally:
+                async with sending:
+                    await stream.send(answer(line, wanted) + "\n")
             tasks.cancel_scope.cancel()
+    except* anyio.BrokenResourceError:
+        pass  # the client has gone
 
 
 async def main(port: str) -> None:

@@ -74,3 +74,6 @@ LASTING: dict[str, str] = {
 
 MAKES_SERVICE = re.compile(r"\bmdservice run\b|\bjust --no-deps run\b")
 """Commands that make the service of this folder; one at a time."""
+
+ASKS = re.compile(r"^\S*mdservice (?:status|health|watch)\b|^curl (?!.*-X)")
+"""Commands that change nothing: a reader who is a moment early gives them again."""

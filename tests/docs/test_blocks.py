@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs.commands import Command, commands_of, missing, same_structure
 from tests.docs.fences import PAGES, ROOT, Block, blocks_of, blocks_of_page
-from tests.docs.reader import Reader, example_of, open_reader
+from tests.docs.reader import GENERATED, Reader, example_of, open_reader
 from tests.docs.shell import DoesNotWork
 
 HOW_TO = ROOT / "docs" / "how-to"
@@ -26,7 +26,11 @@ def test_every_block_says_what_it_is(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_nothing_that_is_called_text_is_a_command(page):
-    texts = [block for block in blocks_of_page(page) if block.language == "text"]
+    texts = [
+        block
+        for block in blocks_of_page(page)
+        if block.language == "text" and not block.page.startswith(GENERATED)  # usage, from --help
+    ]
     commands = ("$ ", ".venv/bin/", "mdservice ", "just ", "curl ", "import ", "export ")
     assert [
         f"{block}: {line}"
@@ -34,6 +38,12 @@ def test_nothing_that_is_called_text_is_a_command(page):
         for line in block.text.splitlines()
         if line.startswith(commands)
     ] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_program_that_describes_itself_is_that_of_the_examples(page):
+    programs = [block for block in blocks_of_page(page) if block.text.startswith('"""')]
+    assert [str(block) for block in programs if example_of(block) is None] == []
 
 
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: str(page.relative_to(ROOT)))

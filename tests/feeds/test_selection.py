@@ -9,8 +9,10 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from mdservice.feeds.alpaca.drivers import make_drivers
 from mdservice.feeds.driver import Link
 from mdservice.feeds.selection import DriverSelection
+from mdservice.settings import Settings
 
 
 @attrs.frozen
@@ -135,3 +137,10 @@ class Auto(RuleBasedStateMachine):
 
 Auto.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 TestAuto = Auto.TestCase
+
+
+def test_auto_tries_alpaca_py_first_and_raw_next() -> None:
+    auto = Settings(feed="simulator", feed_url="ws://127.0.0.1:9")
+    assert [driver.name for driver in make_drivers(auto)] == ["alpaca-py", "websockets"]
+    (named,) = make_drivers(attrs.evolve(auto, driver="websockets"))
+    assert named.name == "websockets"

@@ -66,8 +66,8 @@ def test_a_program_with_another_feed_is_a_whole_service(stage: Any) -> None:
     exchange.process.kill()  # an outage
     exchange.process.wait()
     stage.eventually(lambda: not service.ready()[0])
-    exchange = stage.example("line_exchange.py", str(port))
-    service.wait_ready()
+    stage.example("line_exchange.py", str(port))
+    service.wait_ready(60)  # the time between two tries grows while the exchange starts
     at = service.counter("quotes_accepted")
     stage.eventually(lambda: service.counter("quotes_accepted") > at + 2)
     assert service.counter("decode_errors") == 0
