@@ -14,7 +14,7 @@ import redis
 
 from tests.bench.checks import Market, wrong_counts, wrong_prices
 from tests.bench.listener import REPORT_CHANNEL, SLOT_S
-from tests.bench.processes import Child, Cores, running, usage_of
+from tests.bench.processes import Child, Cores, core_busy_s, running, usage_of
 from tests.bench.programs import Program, Surroundings
 from tests.bench.tape import symbol_names
 
@@ -27,6 +27,7 @@ _WARM_UP_S = 0.5
 _LAST_WORDS_S = 0.1
 """Between the last key and the last event, or the last acknowledgement."""
 _KEPT_PACE = 0.98
+_WATCH_S = 1.0
 
 
 @attrs.frozen
@@ -49,6 +50,7 @@ class Outcome:
         conflated: Quotes that were not published, by the program's own count.
         latency_ms: From the quote's time to the event heard: median and 99th percentile.
         cpu_s: Processor time while the load lasted, by process; empty where it is not known.
+        foreign_s: Processor time that something else took on the program's core meanwhile.
         rss_mb: Memory in the middle of the load and at its end.
         wrong: What is not as it must be; None where it was not checked.
     """
@@ -61,6 +63,7 @@ class Outcome:
     conflated: int | None
     latency_ms: tuple[float | None, float | None]
     cpu_s: dict[str, float]
+    foreign_s: float | None
     peak_rss_mb: float | None
     rss_mb: tuple[float | None, float | None]
     wrong: list[str] | None
@@ -72,7 +75,12 @@ class Outcome:
             self.in_per_s > _KEPT_PACE * self.load.rate
             and self.out_per_s > _KEPT_PACE * self.in_per_s
         )
-        return kept_pace and self.conflated == 0
+        return kept_pace and self.conflated == 0 and not self.wrong
+
+    @property
+    def disturbed(self) -> float:
+        """Which part of the program's core something else had; 0 where it is not known."""
+        return (self.foreign_s or 0.0) * self.in_per_s / self.sent
 
 
 @attrs.frozen
@@ -105,15 +113,28 @@ class Bench:
     child: Child
     heard: int = 0
 
-    def apply(self, load: Load) -> Outcome:
-        """Put a load on the program, wait until it is through, and check what came out."""
+    def apply(self, load: Load, *, while_lossless: bool = False) -> Outcome:
+        """Put a load on the program, wait until it is through, and check what came out.
+
+        Args:
+            load: How much, and how long.
+            while_lossless: Whether it ends as soon as the program tells of a quote conflated.
+        """
         before, used_before = self.program.counters(self.given), self._cpu_s()
+        busy_before = core_busy_s(self.stage.cores.program)
         self.blaster.tell(attrs.asdict(load))
-        time.sleep(load.seconds / 2)
+        if while_lossless:
+            self._watch(load.seconds, before)
+        else:
+            time.sleep(load.seconds / 2)
         middle = usage_of(self.child.pid)
         blast = self.blaster.hear(load.seconds + _ANSWER_LIMIT_S)
         end = usage_of(self.child.pid)
         cpu_s = {name: used - used_before[name] for name, used in self._cpu_s().items()}
+        busy_after = core_busy_s(self.stage.cores.program)
+        foreign_s = None
+        if busy_before is not None and busy_after is not None:
+            foreign_s = busy_after - busy_before - cpu_s["program"]
         checked = self.program.lossless or load.rate > 0
         wrong = self._settle(blast["frames_in_all"]) if checked else None
         report = self._report()
@@ -132,10 +153,20 @@ class Bench:
             conflated=_difference(before, after, "events_conflated"),
             latency_ms=(report["p50_ms"], report["p99_ms"]),
             cpu_s=cpu_s,
+            foreign_s=foreign_s,
             peak_rss_mb=end.peak_rss_mb,
             rss_mb=(middle.rss_mb, end.rss_mb),
             wrong=wrong,
         )
+
+    def _watch(self, seconds: float, before: dict[str, int] | None) -> None:
+        """Wait for about that long; stop the feed when the program has conflated a quote."""
+        deadline = time.monotonic() + seconds - _WATCH_S
+        while time.monotonic() < deadline:
+            time.sleep(_WATCH_S)
+            if _difference(before, self.program.counters(self.given), "events_conflated"):
+                self.blaster.tell({"stop": True})
+                return
 
     def _cpu_s(self) -> dict[str, float]:
         processes = {

@@ -66,7 +66,8 @@ def _every_quote(found: Everything) -> Iterator[Target]:
         case = next(c for c in found.frames if (c.program, c.market) == (program, market))
         times = case.times_reference
         text = (
-            f"{times:.1f} times A ({case.search.highest:,.0f}/s; A {case.reference_per_s:,.0f}/s)"
+            f"{times:.1f} times A ({case.search.highest:,.0f}/s for {case.search.held_s:g} s; "
+            f"A {case.reference_per_s:,.0f}/s)"
         )
         return Target(name, f"≥ {wanted:g} times A", text, times >= wanted)
 
