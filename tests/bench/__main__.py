@@ -30,6 +30,7 @@ from tests.bench import guard, repair
 from tests.bench.benchmark import REFERENCE, Benchmark, Plan, say
 from tests.bench.picture import picture
 from tests.bench.processes import REPOSITORY
+from tests.bench.references import reference_table
 from tests.bench.results import frame_table, table, write
 from tests.bench.suite import FULL, QUICK, everything, opened
 from tests.bench.targets import target_table, targets
@@ -49,6 +50,7 @@ async def whole(plan: Plan) -> int:
     rows = targets(found)
     say("\n" + table(found.measured, REFERENCE.name))
     say("\n" + frame_table(found.frames))
+    say("\n" + reference_table(found.references))
     say("\n" + target_table(rows) + "\n")
     content = {
         "machine": description,

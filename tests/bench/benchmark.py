@@ -8,9 +8,10 @@ from pathlib import Path
 
 import attrs
 
-from tests.bench import ceiling, search
+from tests.bench import ceiling, references, search
 from tests.bench.checks import Market
 from tests.bench.programs import PlainHandler, Program, Service
+from tests.bench.references import Flooded
 from tests.bench.results import FrameCase, Measured, Search
 from tests.bench.runs import Bench, Load, Outcome, Stage, bench
 
@@ -111,6 +112,17 @@ class Benchmark:
             flood = self._apply(running, Load(FLOOD, self._plan.search_s))
             found = self._search(running, flood.out_per_s, proof=proof)
         return FrameCase(program.name, market, flood, found)
+
+    def references(self, seconds: float) -> list[Flooded]:
+        """Flood the references that are installed, one after the other."""
+        floods = []
+        for each in (one for one in references.REFERENCES if one.python()):
+            floods.append(references.measure(self.stage, each, seconds, self.new_folder()))
+            one = floods[-1]
+            self.wrong += [f"{one.name}: {reason}" for reason in one.wrong]
+            figures = f"{one.in_per_s:>9,.0f}/s in, {one.written_per_s:>9,.0f}/s in Redis"
+            say(f"{one.name:{_NAME_WIDTH}} {'flood':>10}: {figures}")
+        return floods
 
     def run(self, program: Program, market: Market, loads: Sequence[Load]) -> list[Outcome]:
         """One program through some loads."""

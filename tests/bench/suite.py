@@ -25,6 +25,7 @@ from tests.bench.checks import Market
 from tests.bench.pnl_desk import Writer
 from tests.bench.pnl_requests import Counts, in_process
 from tests.bench.processes import Cores, pin
+from tests.bench.references import Flooded
 from tests.bench.results import FrameCase, Measured, machine
 from tests.bench.runs import Load, Outcome, Stage
 from tests.bench.starts import Starts
@@ -59,6 +60,7 @@ _MANY_SYMBOLS = 10_000
 _NEARLY_QUIET = Load(100, 5)
 _ALL_LIVE = Load(20_000, 2)
 _LONG_FLOOD = Load(FLOOD, 4)
+_REFERENCE_FLOOD_S = 2
 _PNL = Counts(keys={100: 300, 10_000: 40}, live={}, http={})
 _LISTENER_BUFFER_BYTES = 268_435_456
 
@@ -85,6 +87,7 @@ class Everything:
     Attributes:
         measured: Every program in every round.
         ceilings: One a round, quotes a second.
+        references: Floods of other programs, those that are installed.
         frames: Every quote published, by encoding and frame size.
         sizes: What depends on the number of symbols.
         starts: How long the start takes.
@@ -93,6 +96,7 @@ class Everything:
 
     measured: Sequence[Measured]
     ceilings: Sequence[float]
+    references: Sequence[Flooded]
     frames: Sequence[FrameCase]
     sizes: Sizes
     starts: Starts
@@ -125,8 +129,9 @@ async def everything(benchmark: Benchmark) -> Everything:
     pnl = await _pnl(benchmark)
     measured = benchmark.rounds()
     sizes = _sizes(benchmark)
+    others = benchmark.references(_REFERENCE_FLOOD_S)
     cases = _frames(benchmark)
-    return Everything(measured, benchmark.ceilings, cases, sizes, started, pnl)
+    return Everything(measured, benchmark.ceilings, others, cases, sizes, started, pnl)
 
 
 def _frames(benchmark: Benchmark) -> list[FrameCase]:
