@@ -76,22 +76,24 @@ class Benchmark:
         self._folder = folder
         self._runs = 0
 
-    def rounds(self, first: int = 0) -> list[Measured]:
-        """Every program in every round, each round beginning with another.
-
-        Args:
-            first: The first round's number; not 0 when some were done before.
-        """
+    def rounds(self) -> list[Measured]:
+        """Every program in every round, each round beginning with another."""
         measured = []
-        for number in range(first, first + self._plan.rounds):
-            turn = number % len(PROGRAMS)
-            for program in (*PROGRAMS[turn:], *PROGRAMS[:turn]):
-                faster = self._plan.faster if program == RAW else ()
-                loads = (self._plan.paced, *faster, Load(FLOOD, self._plan.flood_s))
-                paced, *others, flood = self.run(program, Market(), loads)
-                measured.append(Measured(number, program.name, paced, flood, others))
+        for number in range(self._plan.rounds):
+            measured += self.round(number)
             if self._plan.ceiling_s:
                 self._ceiling()
+        return measured
+
+    def round(self, number: int, programs: Sequence[Program] = PROGRAMS) -> list[Measured]:
+        """Some programs, one after the other; which is the first depends on the number."""
+        measured = []
+        turn = number % len(programs)
+        for program in (*programs[turn:], *programs[:turn]):
+            faster = self._plan.faster if program == RAW else ()
+            loads = (self._plan.paced, *faster, Load(FLOOD, self._plan.flood_s))
+            paced, *others, flood = self.run(program, Market(), loads)
+            measured.append(Measured(number, program.name, paced, flood, others))
         return measured
 
     def reference(self, per_frame: int) -> float:
@@ -109,7 +111,7 @@ class Benchmark:
             proof: Whether the pace has to hold for :attr:`Plan.proof_s` too.
         """
         with bench(self.stage, program, market, self.new_folder()) as running:
-            flood = self._apply(running, Load(FLOOD, self._plan.search_s))
+            flood = self.apply(running, Load(FLOOD, self._plan.search_s))
             found = self._search(running, flood.out_per_s, proof=proof)
         return FrameCase(program.name, market, flood, found)
 
@@ -127,7 +129,7 @@ class Benchmark:
     def run(self, program: Program, market: Market, loads: Sequence[Load]) -> list[Outcome]:
         """One program through some loads."""
         with bench(self.stage, program, market, self.new_folder()) as running:
-            return [self._apply(running, load) for load in loads]
+            return [self.apply(running, load) for load in loads]
 
     def new_folder(self) -> Path:
         """An empty one."""
@@ -143,7 +145,7 @@ class Benchmark:
 
         def outcome(rate: float, seconds: float) -> Outcome:
             long = seconds == self._plan.proof_s
-            tried.append(self._apply(running, Load(rate, seconds), while_lossless=long))
+            tried.append(self.apply(running, Load(rate, seconds), while_lossless=long))
             return tried[-1]
 
         def holds(rate: float) -> bool:
@@ -176,7 +178,7 @@ class Benchmark:
         self.wrong += [f"ceiling: {reason}" for reason in result.wrong]
         say(f"{'ceiling':{_NAME_WIDTH}} {'flood':>10}: {result.quotes_per_s:>31,.0f}/s out")
 
-    def _apply(self, running: Bench, load: Load, *, while_lossless: bool = False) -> Outcome:
+    def apply(self, running: Bench, load: Load, *, while_lossless: bool = False) -> Outcome:
         """Put on a load, tell how it went."""
         outcome = running.apply(load, while_lossless=while_lossless)
         market, name = running.market, running.program.name

@@ -54,6 +54,8 @@ QUICK = Plan(
     search_steps_unproven=0,
     proof_s=0,
 )
+STORED = attrs.evolve(QUICK, rounds=5)
+"""What is compared with for long had better be the median of more rounds."""
 OTHER_FRAMES = (1, 100)
 """Quotes a frame, besides ten."""
 _MANY_SYMBOLS = 10_000
