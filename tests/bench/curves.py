@@ -53,6 +53,7 @@ class Point:
         latency_ms: Median and 99th percentile at 20,000 quotes a second; None without a reader.
         cost_us: What one quote costs each process at that pace, in µs of CPU.
         cpu: Of each process, flooded, the part of a core.
+        disturbed: What something else took of the program's core, flooded.
     """
 
     setting: Setting
@@ -61,12 +62,13 @@ class Point:
     latency_ms: tuple[float | None, float | None]
     cost_us: dict[str, float]
     cpu: dict[str, float]
+    disturbed: float = 0.0
 
     @property
     def limit(self) -> str:
         """Which cores are full when flooded."""
         program = self.cpu.get("program", 0.0)
-        full = {"program's": program, "others'": sum(self.cpu.values()) - program}
+        full = {"program's": program + self.disturbed, "others'": sum(self.cpu.values()) - program}
         return " and ".join(name for name, part in full.items() if part >= _FULL) or "none"
 
 
@@ -113,6 +115,7 @@ def point(setting: Setting, runs: Sequence[tuple[Outcome, Outcome]]) -> Point:
         latency_ms=paced.latency_ms,
         cost_us=_cost_us(paced),
         cpu=_parts(flood),
+        disturbed=flood.disturbed,
     )
 
 
@@ -132,12 +135,12 @@ def curve_table(curves: dict[str, list[Point]]) -> str:
         (
             *("curve", "", "taken in", "published", "p50 ms", "p99 ms", "µs/quote", "µs/quote"),
             *PROCESSES,
-            "core full",
+            *("disturbed", "core full"),
         ),
         (
             *("", "", "flood", "flood", "20,000/s", "20,000/s", "program", "redis"),
             *("flood" for _ in PROCESSES),
-            "flood",
+            *("flood", "flood"),
         ),
     ]
     for title, curve in curves.items():
@@ -149,7 +152,7 @@ def curve_table(curves: dict[str, list[Point]]) -> str:
                     *(_text(ms, ".2f") for ms in each.latency_ms),
                     *(_text(each.cost_us.get(name), ".2f") for name in ("program", "redis")),
                     *(_text(each.cpu.get(process), ".0%") for process in PROCESSES),
-                    each.limit,
+                    *(f"{max(0, each.disturbed):.0%}", each.limit),
                 )
             )
     return aligned(rows)

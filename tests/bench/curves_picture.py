@@ -8,7 +8,8 @@ from html import escape
 from tests.bench.curves import PROCESSES, Point, value_of
 
 _WIDTH, _HEIGHT = 940, 250
-_LEFTS, _CHART_WIDTH = (70, 540), 320
+_LEFTS, _CHART_WIDTH = (74, 544), 380
+_LEGEND_WIDTH = 86
 _TOP, _BOTTOM = 52, 200
 _COLOURS = {
     "program": "#1f6f8b",
@@ -18,8 +19,13 @@ _COLOURS = {
     "readers": "#a9c9a4",
 }
 _IN, _OUT = "#8fc1d4", "#1f6f8b"
-_BAR, _GAP = 16, 3
-_NAMES = {"program": "the program", "redis": "Valkey", "listener": "the reader that checks"}
+_BAR, _GAP = 18, 2
+_NAMES = {
+    "program": "the program",
+    "redis": "Valkey",
+    "listener": "first reader",
+    "readers": "more readers",
+}
 
 
 def picture(curves: dict[str, list[Point]]) -> str:
@@ -91,15 +97,14 @@ def _axis(left: int, values: Sequence[int], top: float, form: str) -> Iterator[s
 
 
 def _legend(y: int) -> Iterator[str]:
-    entries = [("taken in", _IN), ("published", _OUT)]
-    entries += [(_NAMES.get(name, name), colour) for name, colour in _COLOURS.items()]
-    x = 30
-    for place, (name, colour) in enumerate(entries):
-        if place == 2:
-            x = _LEFTS[1] - 40
-        yield f'<rect x="{x}" y="{y - 10}" width="11" height="11" fill="{colour}"/>'
-        yield _text(x + 15, y, name, "start")
-        x += 30 + 7 * len(name)
+    processes = [(_NAMES.get(name, name), colour) for name, colour in _COLOURS.items()]
+    for left, entries in zip(
+        _LEFTS, ([("taken in", _IN), ("published", _OUT)], processes), strict=True
+    ):
+        for place, (name, colour) in enumerate(entries):
+            x = left - 60 + place * _LEGEND_WIDTH
+            yield f'<rect x="{x}" y="{y - 10}" width="11" height="11" fill="{colour}"/>'
+            yield _text(x + 15, y, name, "start")
 
 
 def _text(x: float, y: float, text: str, anchor: str, *, bold: bool = False) -> str:
