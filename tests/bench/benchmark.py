@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.bench.checks import Market
 from tests.bench.programs import PlainHandler, Program, Service
 from tests.bench.references import Flooded
 from tests.bench.results import FrameCase, Measured, Search
-from tests.bench.runs import Bench, Load, Outcome, Stage, bench
+from tests.bench.runs import DISTURBED, Bench, Load, Outcome, Stage, bench
 
 RAW, ALPACA_PY = Service("websockets"), Service("alpaca-py")
 REFERENCE = PlainHandler()
@@ -24,8 +25,6 @@ _NAME_WIDTH = 52
 _TRIES = 2
 """A pace that only just failed, or while the machine was disturbed, has failed when it did as often:
 one hiccup of the machine is not the program's."""
-_DISTURBED = 0.05
-"""Where something else took as much of the program's core, a pace may have failed for that."""
 _LAGGING_MS = 80
 """Where events are as late after a second or two, the backlog grows: the pace won't hold for long."""
 
@@ -45,6 +44,7 @@ class Plan:
         search_steps: How many paces are tried where the one found has to hold for long …
         search_steps_unproven: … and where it has not.
         proof_s: How long the pace that was found has to hold, where that is asked for.
+        proof_limit_s: After how long of searching no further pace is tried.
     """
 
     rounds: int
@@ -57,6 +57,7 @@ class Plan:
     search_steps: int
     search_steps_unproven: int
     proof_s: float
+    proof_limit_s: float
 
 
 class Benchmark:
@@ -158,6 +159,7 @@ class Benchmark:
                     break
             return False
 
+        began = time.monotonic()
         steps = self._plan.search_steps if proof else self._plan.search_steps_unproven
         best = search.find(holds, lowest, highest, steps)
         if not proof:
@@ -165,8 +167,11 @@ class Benchmark:
 
         def holds_long(rate: float) -> bool:
             for _ in range(_TRIES):
+                if time.monotonic() - began > self._plan.proof_limit_s:
+                    say(f"{running.program.name}: no pace held in the time that there is")
+                    return False
                 one = outcome(rate, self._plan.proof_s)
-                if one.every_quote or one.disturbed < _DISTURBED:
+                if one.every_quote or one.disturbed < DISTURBED:
                     return one.every_quote
             return False
 
@@ -202,7 +207,7 @@ class Benchmark:
 def _disturbance(outcome: Outcome) -> str:
     """In words, where something else had more than a little of the program's core."""
     share = outcome.disturbed
-    return f", DISTURBED: {100 * share:.0f} % of its core" if share > _DISTURBED else ""
+    return f", DISTURBED: {100 * share:.0f} % of a core" if share > DISTURBED else ""
 
 
 def say(line: str) -> None:

@@ -3,8 +3,9 @@
 A ratio is to program A in the same round, so that most of what the machine does falls out of it.
 What is left swings by a fifth or so, more on a busy machine: hence the tolerance, and what seems
 lost is measured again, up to twice, before it counts. Of throughput the median of all rounds is
-judged; of latency, which the machine can only add to, the lowest of each program. On a busy machine
-A loses most, since it waits for a round trip twice a quote, and the ratios rise: a guard that is to
+judged; of latency, which the machine can only add to, the lowest of each program. Runs during which
+something else used a core are left out, and a loss that only they show is none. On a busy machine A
+loses most, since it waits for a round trip twice a quote, and the ratios rise: a guard that is to
 mean something runs on a quiet one. Instructions are the same everywhere,
 see :mod:`tests.bench.instructions`.
 """
@@ -24,6 +25,7 @@ from tests.bench.benchmark import ALPACA_PY, RAW, REFERENCE
 from tests.bench.instructions import Stored
 from tests.bench.programs import Program
 from tests.bench.results import Measured, aligned
+from tests.bench.runs import DISTURBED, Outcome
 
 STORED = Path(__file__).with_name("guard.json")
 REPEATS = 2
@@ -34,7 +36,7 @@ TOLERANCE = 0.35
 
 def ratios(measured: Sequence[Measured]) -> dict[str, float]:
     """How much better than A; more is better in all of them."""
-    return {name: ratio(measured) for name, (_, ratio) in _RATIOS.items()}
+    return {name: ratio(measured, program) for name, (program, ratio) in _RATIOS.items()}
 
 
 def concerned(names: Sequence[str]) -> list[Program]:
@@ -42,42 +44,73 @@ def concerned(names: Sequence[str]) -> list[Program]:
     return [REFERENCE, *dict.fromkeys(_RATIOS[name][0] for name in names)]
 
 
-_Ratio = Callable[[Sequence[Measured]], float]
+def judged(measured: Sequence[Measured]) -> list[str]:
+    """The ratios for which both programs had a run that nothing else disturbed."""
+    return [
+        name
+        for name, (program, ratio) in _RATIOS.items()
+        if all(ratio.undisturbed(measured, one) for one in (program, REFERENCE))
+    ]
 
 
-def _times_a(program: Program, figure: Callable[[Measured], float]) -> tuple[Program, _Ratio]:
+class _Ratio:
+    """How much better a program is than A, of the runs that nothing disturbed, where there are any."""
+
+    def __init__(self, load: Callable[[Measured], Outcome]) -> None:
+        self._load = load
+
+    def undisturbed(self, measured: Sequence[Measured], program: Program) -> list[Measured]:
+        return [
+            each
+            for each in measured
+            if each.program == program.name and self._load(each).disturbed < DISTURBED
+        ]
+
+    def of(self, measured: Sequence[Measured], program: Program) -> dict[int, Outcome]:
+        """By round."""
+        runs = self.undisturbed(measured, program)
+        runs = runs or [each for each in measured if each.program == program.name]
+        return {each.round: self._load(each) for each in runs}
+
+
+class _TimesA(_Ratio):
     """Of every round the ratio to A's flood, and of these the median."""
 
-    def ratio(measured: Sequence[Measured]) -> float:
-        as_a = {each.round: each.flood.out_per_s for each in _of(measured, REFERENCE)}
-        return median(figure(each) / as_a[each.round] for each in _of(measured, program))
+    def __init__(self, figure: Callable[[Outcome], float]) -> None:
+        super().__init__(lambda each: each.flood)
+        self._figure = figure
 
-    return program, ratio
+    def __call__(self, measured: Sequence[Measured], program: Program) -> float:
+        ours, as_a = self.of(measured, program), self.of(measured, REFERENCE)
+        usual = median(flood.out_per_s for flood in as_a.values())
+        return median(
+            self._figure(flood) / (as_a[number].out_per_s if number in as_a else usual)
+            for number, flood in ours.items()
+        )
 
 
-def _sooner(program: Program) -> tuple[Program, _Ratio]:
+class _Sooner(_Ratio):
     """How many times A's lowest median latency is the program's."""
 
-    def lowest(runs: Sequence[Measured]) -> float:
-        return min((ms for each in runs if (ms := each.paced.latency_ms[0])), default=0.0)
+    def __init__(self) -> None:
+        super().__init__(lambda each: each.paced)
 
-    def ratio(measured: Sequence[Measured]) -> float:
-        ours, as_a = lowest(_of(measured, program)), lowest(_of(measured, REFERENCE))
+    def __call__(self, measured: Sequence[Measured], program: Program) -> float:
+        ours, as_a = (
+            min((ms for each in runs if (ms := each.latency_ms[0])), default=0.0)
+            for runs in (self.of(measured, one).values() for one in (program, REFERENCE))
+        )
         return as_a / ours if ours else 0.0
 
-    return program, ratio
 
-
-def _of(measured: Sequence[Measured], program: Program) -> list[Measured]:
-    return [each for each in measured if each.program == program.name]
-
-
-_RATIOS = {
-    "flood published, raw": _times_a(RAW, lambda each: each.flood.out_per_s),
-    "flood published, alpaca-py": _times_a(ALPACA_PY, lambda each: each.flood.out_per_s),
-    "flood taken in, raw": _times_a(RAW, lambda each: each.flood.in_per_s),
-    "latency p50 at 1,000/s, raw": _sooner(RAW),
-    "latency p50 at 1,000/s, alpaca-py": _sooner(ALPACA_PY),
+_published = _TimesA(lambda flood: flood.out_per_s)
+_taken_in = _TimesA(lambda flood: flood.in_per_s)
+_RATIOS: dict[str, tuple[Program, _TimesA | _Sooner]] = {
+    "flood published, raw": (RAW, _published),
+    "flood published, alpaca-py": (ALPACA_PY, _published),
+    "flood taken in, raw": (RAW, _taken_in),
+    "latency p50 at 1,000/s, raw": (RAW, _Sooner()),
+    "latency p50 at 1,000/s, alpaca-py": (ALPACA_PY, _Sooner()),
 }
 
 

@@ -28,6 +28,8 @@ _LAST_WORDS_S = 0.1
 """Between the last key and the last event, or the last acknowledgement."""
 _KEPT_PACE = 0.98
 _WATCH_S = 1.0
+DISTURBED = 0.08
+"""Where something else took as much of a core, what was measured may be due to that."""
 
 
 @attrs.frozen
@@ -50,7 +52,7 @@ class Outcome:
         conflated: Quotes that were not published, by the program's own count.
         latency_ms: From the quote's time to the event heard: median and 99th percentile.
         cpu_s: Processor time while the load lasted, by process; empty where it is not known.
-        foreign_s: Processor time that something else took on the program's core meanwhile.
+        foreign_s: Processor time that something else took meanwhile, on the core where that was more.
         rss_mb: Memory in the middle of the load and at its end.
         wrong: What is not as it must be; None where it was not checked.
     """
@@ -79,7 +81,7 @@ class Outcome:
 
     @property
     def disturbed(self) -> float:
-        """Which part of the program's core something else had; 0 where it is not known."""
+        """Which part of a core something else had; 0 where it is not known."""
         return (self.foreign_s or 0.0) * self.in_per_s / self.sent
 
 
@@ -123,7 +125,7 @@ class Bench:
             while_lossless: Whether it ends as soon as the program tells of a quote conflated.
         """
         before, used_before = self.program.counters(self.given), self._cpu_s()
-        busy_before = core_busy_s(self.stage.cores.program)
+        foreign_before = self._foreign_s()
         self.blaster.tell(attrs.asdict(load))
         if while_lossless:
             self._watch(load.seconds, before)
@@ -133,10 +135,7 @@ class Bench:
         blast = self.blaster.hear(load.seconds + _ANSWER_LIMIT_S)
         end, ended_s = usage_of(self.child.pid), time.monotonic()
         cpu_s = {name: used - used_before[name] for name, used in self._cpu_s().items()}
-        busy_after = core_busy_s(self.stage.cores.program)
-        foreign_s = None
-        if busy_before is not None and busy_after is not None:
-            foreign_s = busy_after - busy_before - cpu_s["program"]
+        foreign = zip(foreign_before, self._foreign_s(), strict=True)
         at_end = self.program.counters(self.given) if self.deaf else None
         checked = self.program.lossless or load.rate > 0
         wrong = self._settle(blast["frames_in_all"]) if checked else None
@@ -160,7 +159,7 @@ class Bench:
             conflated=_difference(before, after, "events_conflated"),
             latency_ms=(report["p50_ms"], report["p99_ms"]),
             cpu_s=cpu_s,
-            foreign_s=foreign_s,
+            foreign_s=max((after - before for before, after in foreign), default=None),
             peak_rss_mb=end.peak_rss_mb,
             rss_mb=(middle.rss_mb, end.rss_mb),
             wrong=wrong,
@@ -186,6 +185,15 @@ class Bench:
             processes["readers"] = self.readers.pid
         used = {name: usage_of(pid).cpu_s for name, pid in processes.items()}
         return {name: cpu_s for name, cpu_s in used.items() if cpu_s is not None}
+
+    def _foreign_s(self) -> list[float]:
+        """How long each of the two cores has been busy with something else; empty if not known."""
+        own = self._cpu_s()
+        program = own.pop("program", 0.0)
+        cores = self.stage.cores
+        busy = (core_busy_s(cores.program), core_busy_s(cores.others))
+        parts = (program, sum(own.values()) + time.process_time())
+        return [used - part for used, part in zip(busy, parts, strict=True) if used is not None]
 
     def _settle(self, frames: int) -> list[str]:
         """Wait until the last quote of every symbol is in Redis; say what is missing then."""

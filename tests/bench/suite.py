@@ -41,6 +41,7 @@ FULL = Plan(
     search_steps=4,
     search_steps_unproven=2,
     proof_s=10,
+    proof_limit_s=40,
 )
 QUICK = Plan(
     rounds=2,
@@ -53,6 +54,7 @@ QUICK = Plan(
     search_steps=0,
     search_steps_unproven=0,
     proof_s=0,
+    proof_limit_s=0,
 )
 STORED = attrs.evolve(QUICK, rounds=5)
 """What is compared with for long had better be the median of more rounds."""

@@ -29,12 +29,15 @@ _OUTCOME = Outcome(
 )
 
 
-def _round(number: int, a_ms: float, ours_ms: float, times: float) -> list[Measured]:
+def _round(
+    number: int, a_ms: float, ours_ms: float, times: float, foreign_s: float = 0.0
+) -> list[Measured]:
     """A and both drivers; these are so many times as fast."""
 
     def measured(name: str, ms: float, per_s: float) -> Measured:
-        paced = attrs.evolve(_OUTCOME, latency_ms=(ms, 9.0))
-        flood = attrs.evolve(_OUTCOME, out_per_s=per_s, in_per_s=2 * per_s)
+        common = attrs.evolve(_OUTCOME, foreign_s=foreign_s)
+        paced = attrs.evolve(common, latency_ms=(ms, 9.0))
+        flood = attrs.evolve(common, out_per_s=per_s, in_per_s=2 * per_s, sent=2 * per_s)
         return Measured(number, name, paced, flood)
 
     ours = [measured(program.name, ours_ms, 100 * times) for program in (RAW, ALPACA_PY)]
@@ -85,3 +88,20 @@ def test_only_the_programs_of_what_seems_lost_are_measured_again() -> None:
         RAW,
     ]
     assert guard.concerned(["flood published, alpaca-py"]) == [REFERENCE, ALPACA_PY]
+
+
+def test_runs_that_something_disturbed_are_left_out() -> None:
+    measured = [
+        *_round(0, a_ms=0.4, ours_ms=0.8, times=3, foreign_s=0.3),
+        *_round(1, a_ms=1.0, ours_ms=0.5, times=20),
+    ]
+    found = guard.ratios(measured)
+    assert found["flood published, raw"] == 20
+    assert found["latency p50 at 1,000/s, raw"] == 2
+    assert "flood published, raw" in guard.judged(measured)
+
+
+def test_nothing_is_judged_where_all_runs_were_disturbed() -> None:
+    measured = _round(0, a_ms=1.0, ours_ms=0.8, times=3, foreign_s=0.3)
+    assert guard.ratios(measured)["flood published, raw"] == 3
+    assert guard.judged(measured) == []
