@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick | curves | guard [store] | repair]``: whole processes, real parts.
+"""``python -m tests.bench [quick | curves | guard [store [instructions]] | repair]``: whole processes, real parts.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -13,7 +13,8 @@ is 1 when a price, an event or a count was not as it must be.
 - ``quick``: the three programs alone.
 - ``curves``: how the cost grows, see :mod:`tests.bench.curves`.
 - ``guard``: the same, and instructions counted, compared with what is stored; 1 where something is
-  lost. ``guard store`` stores.
+  lost. ``guard store`` stores it anew, ``guard store instructions`` only what does not depend on
+  the machine's load.
 - ``repair``: something else, see :mod:`tests.bench.repair`.
 """
 
@@ -122,17 +123,26 @@ def _count_instructions() -> list[str]:
 
 async def store(plan: Plan) -> int:
     """Make what is measured and counted now what :func:`guarded` compares with."""
-    counted = None
-    if (reason := instructions.missing()) is None:
-        counted = instructions.Stored(instructions.holds_for(), instructions.count())
-    else:
-        say(f"instructions: skipped, {reason}")
     async with opened(plan) as (benchmark, description):
         _warn_of_load(description)
         measured = benchmark.rounds()
     say("\n" + table(measured, REFERENCE.name) + "\n")
-    guard.store(guard.ratios(measured), description, counted)
+    guard.store(guard.ratios(measured), description, _counted())
     return _end(benchmark, f"Stored: {guard.STORED}")
+
+
+def store_instructions() -> int:
+    """The same, of the instructions alone."""
+    guard.store_instructions(_counted())
+    say(f"Stored: {guard.STORED}")
+    return 0
+
+
+def _counted() -> instructions.Stored | None:
+    if (reason := instructions.missing()) is None:
+        return instructions.Stored(instructions.holds_for(), instructions.count())
+    say(f"instructions: skipped, {reason}")
+    return None
 
 
 def _keep(
@@ -199,9 +209,13 @@ if __name__ == "__main__":
             code = anyio.run(guarded, QUICK, backend="trio")
         case ["guard", "store"]:
             code = anyio.run(store, STORED, backend="trio")
+        case ["guard", "store", "instructions"]:
+            code = store_instructions()
         case ["repair"]:
             signal.alarm(repair.LIMIT_S)
             code = anyio.run(repair.main, say, backend="trio")
         case _:
-            sys.exit("usage: python -m tests.bench [quick | curves | guard [store] | repair]")
+            sys.exit(
+                "usage: python -m tests.bench [quick | curves | guard [store [instructions]] | repair]"
+            )
     sys.exit(code)

@@ -3,7 +3,7 @@
 ``python -m tests.bench.counted`` prepares fixed inputs, warms up, then does each task with
 :data:`FEW` quotes and with :data:`MANY`. Before and after each it enters ``getppid``, which the
 counting tool takes as the sign to write down what it has counted and to begin anew. The tasks are
-the pure parts of a quote's way: decode, order, wait, encode, pack, and a reader's decoding.
+the pure parts of a quote's way: decode, order, wait, conflate, encode, pack, and a reader's decoding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FEW, MANY = 1000, 3000
 """Quotes; what is counted for both falls out of the difference."""
 _WARM_UPS, _A_FEW = 20, 20
 """The interpreter adapts its instructions to the work after some calls, however long they take."""
-_SYMBOLS, _PER_FRAME = 500, 10
+_SYMBOLS, _PER_FRAME, _PER_READ = 500, 10, 100
 _NOW_NS = 1_780_000_000_000_000_000
 _STEP_NS = 1_000_003
 """Between two quotes; odd, so that all nine decimals of their times are used."""
@@ -104,6 +104,18 @@ def _wait(count: int) -> Work:
     return work
 
 
+def _conflate(count: int) -> Work:
+    """Where the backlog is full: an old quote goes with each that comes."""
+    buffer, quotes = ConflatingBuffer(_SYMBOLS), _quotes(count)
+    groups = [quotes[start : start + _PER_READ] for start in range(0, count, _PER_READ)]
+
+    def work() -> None:
+        for group in groups:
+            buffer.extend(group)
+
+    return work
+
+
 def _encode(count: int) -> Work:
     quotes = _quotes(count)
     return lambda: [encode_quote(quote) for quote in quotes]
@@ -127,6 +139,7 @@ TASKS: dict[str, Prepare] = {
     "decode, json": _decode("json"),
     "route": _route,
     "wait": _wait,
+    "conflate": _conflate,
     "encode": _encode,
     "pack": _pack,
     "decode, reader": _read,

@@ -162,4 +162,16 @@ def store(
     }
     if instructions is not None:
         content["instructions"] = attrs.asdict(instructions)
+    _write(content)
+
+
+def store_instructions(instructions: Stored | None) -> None:
+    """Make these counts what later ones are compared with; None removes them."""
+    content = {name: value for name, value in _content().items() if name != "instructions"}
+    if instructions is not None:
+        content["instructions"] = attrs.asdict(instructions)
+    _write(content)
+
+
+def _write(content: dict[str, Any]) -> None:
     STORED.write_bytes(msgspec.json.format(msgspec.json.encode(content)) + b"\n")

@@ -78,7 +78,7 @@ def per_quote(dumps: list[int]) -> dict[str, float]:
         raise RuntimeError(f"{len(dumps)} counts for {len(TASKS)} tasks")
     few, many = dumps[1::4], dumps[3::4]
     return {
-        name: (most - least) / (MANY - FEW)
+        name: round((most - least) / (MANY - FEW), 1)
         for name, least, most in zip(TASKS, few, many, strict=True)
     }
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 Trial = Callable[[float], bool]
 """Whether a pace, quotes a second, held."""
 
-LOWEST, HIGHEST = 0.9, 1.7
+LOWEST, HIGHEST = 1.0, 1.6
 """Where the pace is looked for, times what a flood published, which is less: conflating costs too."""
-HOLDS = (1.0, 0.96, 0.92, 0.86, 0.8)
+HOLDS = (1.0, 0.95, 0.9, 0.82, 0.74)
 """How much of the pace that was found is tried for long, one after the other."""
 
 

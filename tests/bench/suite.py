@@ -38,7 +38,7 @@ FULL = Plan(
     ceiling_s=1.2,
     reference_s=1.3,
     search_s=1.5,
-    search_steps=4,
+    search_steps=3,
     search_steps_unproven=2,
     proof_s=10,
     proof_limit_s=40,
@@ -64,7 +64,7 @@ _MANY_SYMBOLS = 10_000
 _NEARLY_QUIET = Load(100, 5)
 _ALL_LIVE = Load(20_000, 2)
 _LONG_FLOOD = Load(FLOOD, 4)
-_REFERENCE_FLOOD_S = 2
+_REFERENCE_FLOOD_S = 1.5
 _PNL = Counts(keys={100: 300, 10_000: 40}, live={}, http={})
 _LISTENER_BUFFER_BYTES = 268_435_456
 

@@ -68,6 +68,14 @@ def test_instructions_are_stored_with_what_they_hold_for() -> None:
     assert guard.stored_instructions() == Stored({"python": "3.11"}, {"encode": 1000.0})
 
 
+@pytest.mark.usefixtures("stored")
+def test_new_counts_leave_the_ratios_as_they_are() -> None:
+    counted = Stored({"python": "3.12"}, {"encode": 900.0})
+    guard.store_instructions(counted)
+    assert guard.stored_instructions() == counted
+    assert guard.changes({"flood": 40.0, "latency": 3.0}) == {"flood": 0, "latency": 0}
+
+
 def test_throughput_is_the_median_of_the_rounds_ratios() -> None:
     measured = [*_round(0, 1, 1, 20), *_round(1, 1, 1, 90), *_round(2, 1, 1, 30)]
     found = guard.ratios(measured)
