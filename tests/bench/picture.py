@@ -63,6 +63,8 @@ def _throughput(found: Everything) -> Iterator[_Bar]:
         label = f"{case.program}, {case.market.encoding}, {size} a frame"
         held = "" if case.search.held_s else ", held shortly"
         text = f"{case.search.highest:,.0f} ({case.times_reference:.0f} times A{held})"
+        if not case.search.highest:
+            text = "no pace was held"
         yield label, case.search.highest, text, _OURS
     for name, (_, written) in figures(found.references).items():
         yield f"{name}: streams only, flooded", written, f"{written:,.0f}", _OTHER

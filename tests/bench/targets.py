@@ -71,6 +71,8 @@ def _every_quote(found: Everything) -> Iterator[Target]:
             f"{times:.1f} times A ({case.search.highest:,.0f}/s for {case.search.held_s:g} s; "
             f"A {case.reference_per_s:,.0f}/s)"
         )
+        if not case.search.highest:
+            text = f"no pace was held for {case.search.held_s:g} s"
         return Target(name, f"≥ {wanted:g} times A", text, times >= wanted)
 
     yield times_a("every quote", RAW.name, Market(), 40)
