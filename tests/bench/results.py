@@ -92,6 +92,11 @@ class FrameCase:
         return median(self.references_per_s)
 
     @property
+    def disturbed(self) -> float:
+        """The largest part of a core that something else had while a pace was tried."""
+        return max((outcome.disturbed for outcome in self.search.tried), default=0.0)
+
+    @property
     def times_reference(self) -> float:
         """Every quote published, as a multiple of A."""
         return self.search.highest / self.reference_per_s

@@ -11,7 +11,7 @@ from tests.bench.benchmark import ALPACA_PY, RAW, REFERENCE
 from tests.bench.checks import Market
 from tests.bench.references import REFERENCES, figures
 from tests.bench.results import Measured, aligned, busy
-from tests.bench.runs import Outcome
+from tests.bench.runs import DISTURBED, Outcome
 from tests.bench.suite import Everything
 
 _TIMES_REFERENCES = 2.5
@@ -73,6 +73,8 @@ def _every_quote(found: Everything) -> Iterator[Target]:
         )
         if not case.search.highest:
             text = f"no pace was held for {case.search.held_s:g} s"
+        if case.disturbed > DISTURBED:
+            text += f", DISTURBED: {100 * case.disturbed:.0f} % of a core"
         return Target(name, f"≥ {wanted:g} times A", text, times >= wanted)
 
     yield times_a("every quote", RAW.name, Market(), 40)
