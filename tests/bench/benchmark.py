@@ -36,7 +36,8 @@ class Plan:
     Attributes:
         rounds: How often each program is measured.
         paced: The quiet load of each run.
-        faster: Further paces, of the raw driver alone.
+        faster: Further paces …
+        faster_programs: … of these.
         flood_s: How long the flood of each run lasts.
         ceiling_s: How long the ceiling is measured in each round; 0 leaves it out.
         reference_s: How long A is flooded, each time that its figure for a frame size is needed.
@@ -50,6 +51,7 @@ class Plan:
     rounds: int
     paced: Load
     faster: tuple[Load, ...]
+    faster_programs: tuple[Program, ...]
     flood_s: float
     ceiling_s: float
     reference_s: float
@@ -91,7 +93,7 @@ class Benchmark:
         measured = []
         turn = number % len(programs)
         for program in (*programs[turn:], *programs[:turn]):
-            faster = self._plan.faster if program == RAW else ()
+            faster = self._plan.faster if program in self._plan.faster_programs else ()
             loads = (self._plan.paced, *faster, Load(FLOOD, self._plan.flood_s))
             paced, *others, flood = self.run(program, Market(), loads)
             measured.append(Measured(number, program.name, paced, flood, others))

@@ -90,10 +90,14 @@ class _TimesA(_Ratio):
 
 
 class _Sooner(_Ratio):
-    """How many times A's lowest median latency is the program's."""
+    """How many times A's lowest median latency is the program's.
+
+    A's is at 1,000 quotes a second, which is near what it can do, the program's at 10,000: at a
+    slower pace its latency is that of waking an idle virtual machine, which varies with the host.
+    """
 
     def __init__(self) -> None:
-        super().__init__(lambda each: each.paced)
+        super().__init__(lambda each: each.faster[0] if each.faster else each.paced)
 
     def __call__(self, measured: Sequence[Measured], program: Program) -> float:
         ours, as_a = (
@@ -109,8 +113,8 @@ _RATIOS: dict[str, tuple[Program, _TimesA | _Sooner]] = {
     "flood published, raw": (RAW, _published),
     "flood published, alpaca-py": (ALPACA_PY, _published),
     "flood taken in, raw": (RAW, _taken_in),
-    "latency p50 at 1,000/s, raw": (RAW, _Sooner()),
-    "latency p50 at 1,000/s, alpaca-py": (ALPACA_PY, _Sooner()),
+    "latency p50 at 10,000/s, raw": (RAW, _Sooner()),
+    "latency p50 at 10,000/s, alpaca-py": (ALPACA_PY, _Sooner()),
 }
 
 
