@@ -57,9 +57,22 @@ fmt: install
 type: install
     {{python}} -m mypy
 
-# Measure all that has a target (under five minutes); `quick`: against a plain alpaca-py handler alone, `guard`: fail where that has become slower, `repair`: how soon a gap is filled
+# Measure all that has a target (under five minutes); `quick`: against a plain alpaca-py handler alone, `curves`: how the cost grows with symbols, readers and frames, `guard`: fail where something has become slower, `repair`: how soon a gap is filled
 bench *args: install
     {{python}} -m tests.bench {{args}}
+
+# Install what `just bench` compares with besides A, each in an environment of its own
+bench-references: install
+    #!/usr/bin/env bash
+    set -euo pipefail
+    add() {
+        local folder=.venv-references/$1
+        shift
+        .venv/bin/uv venv -q --allow-existing --python {{python}} "$folder"
+        .venv/bin/uv pip install -q --python "$folder/bin/python" "$@"
+    }
+    add nautilus_trader nautilus_trader==1.221.0 msgspec==0.22.0 uvloop==0.22.1
+    add cryptofeed "cryptofeed[redis]==2.4.1" redis==8.1.0 websockets==17.4 msgspec==0.22.0 uvloop==0.23.0
 
 # Measure real-time P&L: one answer, events per second, from quote to stream (a minute; `just bench-pnl quick` is shorter)
 bench-pnl *args: install

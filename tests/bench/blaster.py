@@ -3,7 +3,8 @@
 ``python -m tests.bench.blaster SYMBOLS PER_FRAME msgpack|json`` prints ``{"port": …}``, and
 ``{"subscribed": …}`` once a client has asked for all symbols. A line
 ``{"rate": quotes_per_s, "seconds": …}`` on its input makes it send, a rate of 0 as fast as
-the client takes; afterwards it prints what it sent and when. It ends with its input.
+the client takes; afterwards it prints what it sent and when. ``{"stop": true}`` ends that before
+its time. It ends with its input.
 """
 
 from __future__ import annotations
@@ -104,13 +105,40 @@ def _decode(message: bytes) -> Any:
     return decode(message)
 
 
+class Orders:
+    """The lines of the input, of which the one that stops a blast comes in its midst."""
+
+    def __init__(self, lines: asyncio.StreamReader) -> None:
+        self.stopped = False
+        self._lines = lines
+        self._waiting: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def read(self) -> None:
+        """Take lines until the input ends."""
+        while line := await self._lines.readline():
+            order = msgspec.json.decode(line)
+            if "stop" in order:
+                self.stopped = True
+            else:
+                self._waiting.put_nowait(order)
+        self._waiting.put_nowait(None)
+
+    async def next(self) -> dict[str, Any] | None:
+        """The next blast; None where the input has ended."""
+        order = await self._waiting.get()
+        self.stopped = False
+        return order
+
+
 async def blast(
-    connection: AlpacaConnection, tape: Tape, rate: float, seconds: float
+    connection: AlpacaConnection, tape: Tape, orders: Orders, rate: float, seconds: float
 ) -> dict[str, Any]:
     """Send for some seconds; returns how many quotes, from when to when."""
     frames_before = tape.frames_sent
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < seconds and not connection.closed:
+        if orders.stopped:
+            break
         most = tape.frames_in_cycle
         if rate:
             due = int(elapsed * rate / tape.per_frame) + 1
@@ -139,15 +167,17 @@ async def serve(symbols: list[str], per_frame: int, encoding: Encoding) -> None:
 
     server = await loop.create_server(connect, "127.0.0.1", 0)
     _report({"port": server.sockets[0].getsockname()[1]})
-    orders = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    orders = Orders(lines)
+    reading = asyncio.create_task(orders.read())
     tape = Tape(symbols, per_frame, encoding)
     connection = await connections.get()
     await connection.subscribed.wait()
     _report({"subscribed": len(symbols)})
-    while line := await orders.readline():
-        order = msgspec.json.decode(line)
-        _report(await blast(connection, tape, order["rate"], order["seconds"]))
+    while order := await orders.next():
+        _report(await blast(connection, tape, orders, order["rate"], order["seconds"]))
+    await reading
 
 
 def _report(message: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The reader, as a process: hears ``price.updated`` and tells what came, when and in what order.
 
-``python -m tests.bench.listener REDIS_SOCKET`` prints ``{"ready": true}``. A message on
+``python -m tests.bench.listener REDIS_SOCKET [deaf]`` prints ``{"ready": true}``; a deaf one hears
+nothing, so that events can be published without a reader. A message on
 :data:`REPORT_CHANNEL` makes it print what it heard since the one before: it comes behind every
 event that was published earlier, so none is missed. It ends with its input.
 """
@@ -88,11 +89,12 @@ class Ear:
         return report
 
 
-def listen(path: str) -> None:
+def listen(path: str, *, deaf: bool) -> None:
     """Subscribe, then hear and report until the input ends."""
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(path)
-    sock.sendall(f"SUBSCRIBE price.updated {REPORT_CHANNEL}\r\n".encode())
+    channels = REPORT_CHANNEL if deaf else f"price.updated {REPORT_CHANNEL}"
+    sock.sendall(f"SUBSCRIBE {channels}\r\n".encode())
     reader, ear = hiredis.Reader(notEnoughData=_NOTHING), Ear()
     chooser = selectors.DefaultSelector()
     chooser.register(sock, selectors.EVENT_READ)
@@ -129,4 +131,4 @@ def _answer(message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    listen(sys.argv[1])
+    listen(sys.argv[1], deaf=sys.argv[2:] == ["deaf"])

@@ -7,12 +7,13 @@ from html import escape
 from statistics import median
 
 from tests.bench.benchmark import RAW, REFERENCE
+from tests.bench.references import figures
 from tests.bench.results import Measured
 from tests.bench.suite import Everything
 
 _WIDTH, _LABEL, _BARS, _ROW = 940, 330, 440, 24
 _TOP = 34
-_A, _OURS, _LIGHT, _OTHER = "#b5651d", "#1f6f8b", "#8fc1d4", "#888888"
+_A, _A_LIGHT, _OURS, _LIGHT, _OTHER = "#b5651d", "#dfb48d", "#1f6f8b", "#8fc1d4", "#888888"
 
 _Bar = tuple[str, float, str, str]
 """Label, length, text behind the bar, colour."""
@@ -21,10 +22,14 @@ _Bar = tuple[str, float, str, str]
 def picture(found: Everything) -> str:
     """The whole document."""
     charts = (
-        ("Quotes per second, every one published; A flooded", list(_throughput(found))),
+        (
+            "Quotes per second, every one published; A and other programs flooded",
+            list(_throughput(found)),
+        ),
         ("Latency from the quote to the event heard: p50 dark, p99 light", list(_latency(found))),
     )
-    parts, y = [], 0
+    parts: list[str] = []
+    y = 0
     for title, bars in charts:
         parts += _chart(title, bars, y)
         y += _TOP + _ROW * len(bars) + 20
@@ -56,8 +61,13 @@ def _throughput(found: Everything) -> Iterator[_Bar]:
             per_s = case.reference_per_s
             yield f"{REFERENCE.name}, {size} a frame", per_s, f"{per_s:,.0f}", _A
         label = f"{case.program}, {case.market.encoding}, {size} a frame"
-        text = f"{case.search.highest:,.0f} ({case.times_reference:.0f} times A)"
+        held = "" if case.search.held_s else ", held shortly"
+        text = f"{case.search.highest:,.0f} ({case.times_reference:.0f} times A{held})"
+        if not case.search.highest:
+            text = "no pace was held"
         yield label, case.search.highest, text, _OURS
+    for name, (_, written) in figures(found.references).items():
+        yield f"{name}: streams only, flooded", written, f"{written:,.0f}", _OTHER
     top = median(found.ceilings)
     yield "ceiling: the bytes on a plain socket", top, f"{top:,.0f}", _OTHER
 
@@ -73,8 +83,9 @@ def _latency(found: Everything) -> Iterator[_Bar]:
 
 def _percentiles(label: str, runs: Sequence[Measured], place: int) -> Iterator[_Bar]:
     """Two bars; place -1 is the quiet load."""
+    colours = (_A, _A_LIGHT) if runs[0].program == REFERENCE.name else (_OURS, _LIGHT)
     outcomes = [run.paced if place < 0 else run.faster[place] for run in runs]
-    for percentile, colour in enumerate((_OURS, _LIGHT)):
-        figures = [ms for each in outcomes if (ms := each.latency_ms[percentile]) is not None]
-        ms = median(figures) if figures else 0.0
+    for percentile, colour in enumerate(colours):
+        known = [ms for each in outcomes if (ms := each.latency_ms[percentile]) is not None]
+        ms = median(known) if known else 0.0
         yield label if percentile == 0 else "", ms, f"{ms:.2f} ms", colour

@@ -16,6 +16,7 @@ import attrs
 import msgspec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_CORE_TIMES = Path("/proc/stat")
 _READ_BYTES = 65_536
 _END_LIMIT_S = 8.0
 _SHOWN_LINES = 20
@@ -57,6 +58,19 @@ def usage_of(pid: int) -> Usage:
     words = dict(line.split(":", 1) for line in status if line.startswith("Vm"))
     peak_mb, rss_mb = (int(words[name].split()[0]) / 1024 for name in ("VmHWM", "VmRSS"))
     return Usage(ticks / os.sysconf("SC_CLK_TCK"), peak_mb, rss_mb)
+
+
+def core_busy_s(core: int | None) -> float | None:
+    """For how long a core has been busy, with whatever; None where the system does not tell."""
+    if core is None or not _CORE_TIMES.exists():
+        return None
+    for line in _CORE_TIMES.read_text().splitlines():
+        name, *times = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _iowait, *interrupts_and_steal = map(int, times[:8])
+            ticks = user + nice + system + sum(interrupts_and_steal)
+            return ticks / os.sysconf("SC_CLK_TCK")
+    return None
 
 
 def pin(core: int | None) -> None:
@@ -138,6 +152,7 @@ def running(
     others_core: int | None,
     log: Path,
     environment: Mapping[str, str] | None = None,
+    python: str | None = None,
 ) -> Iterator[Child]:
     """Run a module of this repository in a process of its own for as long as the block lasts.
 
@@ -148,12 +163,13 @@ def running(
         others_core: Where this process goes back to.
         log: A file for its errors; its folder is its working directory.
         environment: In addition to a plain one.
+        python: Another interpreter than this one.
     """
     pin(core)  # inherited, so that it holds from the child's first moment
     try:
         with log.open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [python or sys.executable, "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -57,10 +57,16 @@ class Measured:
 
 @attrs.frozen
 class Search:
-    """The highest pace at which a program published every quote, and what was tried."""
+    """The highest pace at which a program published every quote.
 
-    program: str
+    Attributes:
+        highest: Quotes a second; 0 where no pace held.
+        held_s: For how long it was held; 0 where it was only tried shortly.
+        tried: Every pace that was tried, in order.
+    """
+
     highest: float
+    held_s: float
     tried: list[Outcome]
 
 
@@ -69,16 +75,26 @@ class FrameCase:
     """A program and frames of one kind.
 
     Attributes:
-        reference_per_s: What A, flooded with frames of this size, published.
         flood: What the program did when flooded.
         search: The pace at which it published every quote.
+        references_per_s: What A published, each time it was flooded with frames of this size.
     """
 
     program: str
     market: Market
-    reference_per_s: float
     flood: Outcome
     search: Search
+    references_per_s: Sequence[float] = ()
+
+    @property
+    def reference_per_s(self) -> float:
+        """What A published, flooded with frames of this size: the median."""
+        return median(self.references_per_s)
+
+    @property
+    def disturbed(self) -> float:
+        """The largest part of a core that something else had while a pace was tried."""
+        return max((outcome.disturbed for outcome in self.search.tried), default=0.0)
 
     @property
     def times_reference(self) -> float:
@@ -89,16 +105,21 @@ class FrameCase:
 def frame_table(cases: Sequence[FrameCase]) -> str:
     """One line a case."""
     rows = [
-        ("every quote", "encoding", "quotes", "A, flood", "every", "times", "flood", "of it"),
-        ("", "", "a frame", "quotes/s", "quote/s", "A", "in/s", "out/s"),
+        (
+            *("every quote", "encoding", "quotes", "A, flood", "A", "every"),
+            *("held", "times", "flood", "of it"),
+        ),
+        ("", "", "a frame", "quotes/s", "lowest … highest", "quote/s", "s", "A", "in/s", "out/s"),
     ]
     for case in cases:
-        market, flood = case.market, case.flood
-        figures = (case.reference_per_s, case.search.highest)
+        market, flood, references = case.market, case.flood, case.references_per_s
         rows.append(
             (
                 *(case.program, market.encoding, str(market.per_frame)),
-                *(f"{figure:,.0f}" for figure in figures),
+                f"{case.reference_per_s:,.0f}",
+                f"{min(references):,.0f} … {max(references):,.0f}",
+                f"{case.search.highest:,.0f}",
+                f"{case.search.held_s:g}" if case.search.held_s else "short",
                 f"{case.times_reference:.1f}",
                 *(f"{flood.in_per_s:,.0f}", f"{flood.out_per_s:,.0f}"),
             )

@@ -1,18 +1,18 @@
 """Everything that the table of targets needs, in one run and on one server.
 
-Single parts need a few seconds each: a pace of a search is tried for two, and only the pace of the
-main case, once found, has to hold for ten. The whole stays under five minutes.
+Single parts need a few seconds each: a pace of a search is tried for less than two, and the pace that
+is found then has to hold for ten. With JSON it need not. The whole stays under five minutes.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import attrs
@@ -20,41 +20,53 @@ import redis
 
 from mdservice.sinks.embedded import open_embedded_server
 from tests.bench import starts
-from tests.bench.benchmark import ALPACA_PY, FLOOD, RAW, REFERENCE, Benchmark, Plan, say
+from tests.bench.benchmark import ALPACA_PY, FLOOD, RAW, Benchmark, Plan, say
 from tests.bench.checks import Market
 from tests.bench.pnl_desk import Writer
 from tests.bench.pnl_requests import Counts, in_process
 from tests.bench.processes import Cores, pin
+from tests.bench.references import Flooded
 from tests.bench.results import FrameCase, Measured, machine
 from tests.bench.runs import Load, Outcome, Stage
 from tests.bench.starts import Starts
 
 FULL = Plan(
     rounds=3,
-    paced=Load(1000, 2),
-    faster=(Load(10_000, 2), Load(60_000, 2)),
-    flood_s=2,
-    ceiling_s=1.5,
-    search_s=2,
-    search_steps=4,
+    paced=Load(1000, 1.5),
+    faster=(Load(10_000, 1.5), Load(60_000, 1.5)),
+    faster_programs=(RAW,),
+    flood_s=1.5,
+    ceiling_s=1.2,
+    reference_s=1.3,
+    search_s=1.5,
+    search_steps=3,
+    search_steps_unproven=2,
     proof_s=10,
+    proof_limit_s=40,
 )
 QUICK = Plan(
     rounds=2,
     paced=Load(1000, 1.2),
-    faster=(),
+    faster=(Load(10_000, 1),),
+    faster_programs=(RAW, ALPACA_PY),
     flood_s=1.8,
     ceiling_s=0,
+    reference_s=0,
     search_s=0,
     search_steps=0,
+    search_steps_unproven=0,
     proof_s=0,
+    proof_limit_s=0,
 )
+STORED = attrs.evolve(QUICK, rounds=5)
+"""What is compared with for long had better be the median of more rounds."""
 OTHER_FRAMES = (1, 100)
 """Quotes a frame, besides ten."""
 _MANY_SYMBOLS = 10_000
 _NEARLY_QUIET = Load(100, 5)
 _ALL_LIVE = Load(20_000, 2)
-_LONG_FLOOD = Load(FLOOD, 6)
+_LONG_FLOOD = Load(FLOOD, 4)
+_REFERENCE_FLOOD_S = 1.5
 _PNL = Counts(keys={100: 300, 10_000: 40}, live={}, http={})
 _LISTENER_BUFFER_BYTES = 268_435_456
 
@@ -81,6 +93,7 @@ class Everything:
     Attributes:
         measured: Every program in every round.
         ceilings: One a round, quotes a second.
+        references: Floods of other programs, those that are installed.
         frames: Every quote published, by encoding and frame size.
         sizes: What depends on the number of symbols.
         starts: How long the start takes.
@@ -89,14 +102,11 @@ class Everything:
 
     measured: Sequence[Measured]
     ceilings: Sequence[float]
+    references: Sequence[Flooded]
     frames: Sequence[FrameCase]
     sizes: Sizes
     starts: Starts
     pnl: dict[int, dict[str, Any]]
-
-    def reference_per_s(self) -> float:
-        """What A, flooded, published with ten quotes a frame."""
-        return median(m.flood.out_per_s for m in self.measured if m.program == REFERENCE.name)
 
 
 @asynccontextmanager
@@ -125,18 +135,30 @@ async def everything(benchmark: Benchmark) -> Everything:
     pnl = await _pnl(benchmark)
     measured = benchmark.rounds()
     sizes = _sizes(benchmark)
-    base = median(m.flood.out_per_s for m in measured if m.program == REFERENCE.name)
-    cases = [
-        benchmark.frames(Market(), RAW, base, proof=True),
-        benchmark.frames(Market(), ALPACA_PY, base),
-    ]
-    for per_frame in OTHER_FRAMES:
-        cases.append(benchmark.frames(Market(per_frame=per_frame), RAW, None))
-    as_msgpack = {case.market.per_frame: case.reference_per_s for case in cases}
-    for per_frame, reference_per_s in sorted(as_msgpack.items()):
+    others = benchmark.references(_REFERENCE_FLOOD_S)
+    cases = _frames(benchmark)
+    return Everything(measured, benchmark.ceilings, others, cases, sizes, started, pnl)
+
+
+def _frames(benchmark: Benchmark) -> list[FrameCase]:
+    """The pace of every quote, by frame size; A, which swings, is flooded before, between, after."""
+    as_a: dict[int, list[float]] = {}
+
+    def flood_a(*sizes: int) -> None:
+        for per_frame in sizes:
+            as_a.setdefault(per_frame, []).append(benchmark.reference(per_frame))
+
+    cases = []
+    usual = Market().per_frame
+    for programs, sizes in (((RAW, ALPACA_PY), (usual,)), ((RAW,), OTHER_FRAMES)):
+        for program, per_frame in itertools.product(programs, sizes):
+            flood_a(*sizes)
+            cases.append(benchmark.frames(Market(per_frame=per_frame), program, proof=True))
+        flood_a(*sizes)
+    for per_frame in sorted(as_a):
         market = Market(per_frame=per_frame, encoding="json")
-        cases.append(benchmark.frames(market, RAW, reference_per_s))
-    return Everything(measured, benchmark.ceilings, cases, sizes, started, pnl)
+        cases.append(benchmark.frames(market, RAW, proof=False))
+    return [attrs.evolve(case, references_per_s=as_a[case.market.per_frame]) for case in cases]
 
 
 def _sizes(benchmark: Benchmark) -> Sizes:

@@ -9,10 +9,12 @@ import attrs
 
 from tests.bench.benchmark import ALPACA_PY, RAW, REFERENCE
 from tests.bench.checks import Market
+from tests.bench.references import REFERENCES, figures
 from tests.bench.results import Measured, aligned, busy
-from tests.bench.runs import Outcome
+from tests.bench.runs import DISTURBED, Outcome
 from tests.bench.suite import Everything
 
+_TIMES_REFERENCES = 2.5
 _FLAT = 1.05
 """Memory is flat when it is at most this much more at the end of a flood than in its middle."""
 _VERDICTS = {True: "reached", False: "missed", None: "not measured"}
@@ -66,12 +68,17 @@ def _every_quote(found: Everything) -> Iterator[Target]:
         case = next(c for c in found.frames if (c.program, c.market) == (program, market))
         times = case.times_reference
         text = (
-            f"{times:.1f} times A ({case.search.highest:,.0f}/s; A {case.reference_per_s:,.0f}/s)"
+            f"{times:.1f} times A ({case.search.highest:,.0f}/s for {case.search.held_s:g} s; "
+            f"A {case.reference_per_s:,.0f}/s)"
         )
+        if not case.search.highest:
+            text = f"no pace was held for {case.search.held_s:g} s"
+        if case.disturbed > DISTURBED:
+            text += f", DISTURBED: {100 * case.disturbed:.0f} % of a core"
         return Target(name, f"≥ {wanted:g} times A", text, times >= wanted)
 
     yield times_a("every quote", RAW.name, Market(), 40)
-    yield Target("… against NautilusTrader, cryptofeed", "≥ 2.5 times", "left out: optional", None)
+    yield _against_references(found)
     top = median(found.ceilings)
     share = found.frames[0].search.highest / top
     text = f"{100 * share:.0f} % of {top:,.0f}/s"
@@ -79,6 +86,18 @@ def _every_quote(found: Everything) -> Iterator[Target]:
     yield times_a("every quote, 1 a frame", RAW.name, Market(per_frame=1), 30)
     yield times_a("every quote, 100 a frame", RAW.name, Market(per_frame=100), 45)
     yield times_a("every quote, alpaca-py driver", ALPACA_PY.name, Market(), 20)
+
+
+def _against_references(found: Everything) -> Target:
+    per_s = found.frames[0].search.highest
+    times = {name: per_s / written for name, (_, written) in figures(found.references).items()}
+    missing = [each.name for each in REFERENCES if each.name not in times]
+    text = ", ".join(
+        [f"{name}: {value:.1f} times" for name, value in times.items()]
+        + [f"{name}: skipped" for name in missing]
+    )
+    reached = min(times.values()) >= _TIMES_REFERENCES if times else None
+    return Target("… against other programs", f"≥ {_TIMES_REFERENCES:g} times", text, reached)
 
 
 def _floods(found: Everything) -> Iterator[Target]:

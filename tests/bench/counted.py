@@ -1,0 +1,164 @@
+"""The work whose instructions are counted, as a process of one thread.
+
+``python -m tests.bench.counted`` prepares fixed inputs, warms up, then does each task with
+:data:`FEW` quotes and with :data:`MANY`. Before and after each it enters ``getppid``, which the
+counting tool takes as the sign to write down what it has counted and to begin anew. The tasks are
+the pure parts of a quote's way: decode, order, wait, conflate, encode, pack, and a reader's decoding.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from mdservice.feeds.alpaca.codec import Codec
+from mdservice.feeds.driver import Encoding, Frame
+from mdservice.model.decode import decode_quote
+from mdservice.model.encode import encode_quote
+from mdservice.model.quote import Quote
+from mdservice.model.timestamps import format_ns
+from mdservice.router.lanes import Lanes
+from mdservice.sinks.conflation import ConflatingBuffer
+from mdservice.sinks.publisher import MOST_IN_BATCH, PRICE_CHANNEL
+from mdservice.sinks.resp import BatchPacker
+from mdservice.sinks.store import Message, WriteBatch
+
+FEW, MANY = 1000, 3000
+"""Quotes; what is counted for both falls out of the difference."""
+_WARM_UPS, _A_FEW = 20, 20
+"""The interpreter adapts its instructions to the work after some calls, however long they take."""
+_SYMBOLS, _PER_FRAME, _PER_READ = 500, 10, 100
+_NOW_NS = 1_780_000_000_000_000_000
+_STEP_NS = 1_000_003
+"""Between two quotes; odd, so that all nine decimals of their times are used."""
+_TOLERANCE_NS = 60_000_000_000
+
+Work = Callable[[], object]
+Prepare = Callable[[int], Work]
+"""Makes the work on so many quotes; making it is not counted."""
+
+
+def mark() -> None:
+    """End one count, begin the next."""
+    os.getppid()
+
+
+def _quotes(count: int) -> list[Quote]:
+    quotes = []
+    for index in range(count):
+        symbol, cents = f"S{index % _SYMBOLS:03}", 10_000 + index
+        event_ns = _NOW_NS + index * _STEP_NS
+        quotes.append(
+            Quote(symbol, cents / 100, (cents + 3) / 100, 200, 300, event_ns, event_ns, index + 1)
+        )
+    return quotes
+
+
+def _decode(encoding: Encoding) -> Prepare:
+    def prepare(count: int) -> Work:
+        frames = _frames(encoding, _quotes(count))
+        codec = Codec(encoding)
+        if len(codec.decode(frames, _NOW_NS).quotes) != count:
+            raise RuntimeError("not every quote could be decoded")
+        return lambda: codec.decode(frames, _NOW_NS)
+
+    return prepare
+
+
+def _frames(encoding: Encoding, quotes: Sequence[Quote]) -> list[Frame]:
+    """Websocket messages as Alpaca sends them."""
+    messages = [_message(encoding, quote) for quote in quotes]
+    groups = [messages[start : start + _PER_FRAME] for start in range(0, len(quotes), _PER_FRAME)]
+    if encoding == "json":
+        return [msgspec.json.encode(group).decode() for group in groups]
+    return [msgspec.msgpack.encode(group) for group in groups]
+
+
+def _message(encoding: Encoding, quote: Quote) -> dict[str, Any]:
+    bid = {"bx": "V", "bp": quote.bid, "bs": quote.bid_size}
+    ask = {"ax": "V", "ap": quote.ask, "as": quote.ask_size}
+    seconds, nanoseconds = divmod(quote.ts_event_ns, 1_000_000_000)
+    time: object = format_ns(quote.ts_event_ns)
+    if encoding == "msgpack":
+        time = msgspec.msgpack.Ext(-1, (nanoseconds << 34 | seconds).to_bytes(8, "big"))
+    return {"T": "q", "S": quote.symbol, **bid, **ask, "c": ["R"], "z": "C", "t": time}
+
+
+def _route(count: int) -> Work:
+    lanes, quotes = Lanes(), _quotes(count)
+    return lambda: lanes.route(quotes, quotes[-1].ts_event_ns, _TOLERANCE_NS)
+
+
+def _wait(count: int) -> Work:
+    buffer, quotes = ConflatingBuffer(MANY), _quotes(count)
+
+    def work() -> None:
+        buffer.extend(quotes)
+        while len(buffer):
+            buffer.take(MOST_IN_BATCH)
+
+    return work
+
+
+def _conflate(count: int) -> Work:
+    """Where the backlog is full: an old quote goes with each that comes."""
+    buffer, quotes = ConflatingBuffer(_SYMBOLS), _quotes(count)
+    groups = [quotes[start : start + _PER_READ] for start in range(0, count, _PER_READ)]
+
+    def work() -> None:
+        for group in groups:
+            buffer.extend(group)
+
+    return work
+
+
+def _encode(count: int) -> Work:
+    quotes = _quotes(count)
+    return lambda: [encode_quote(quote) for quote in quotes]
+
+
+def _pack(count: int) -> Work:
+    packer = BatchPacker(price_ttl_s=300, event_log=None, event_log_maxlen=0, instance="counted")
+    payloads = [(quote.symbol, encode_quote(quote)) for quote in _quotes(count)]
+    messages = [Message(PRICE_CHANNEL, payload, symbol) for symbol, payload in payloads]
+    batch = WriteBatch(1, dict(payloads), messages)
+    return lambda: packer.batch(batch)
+
+
+def _read(count: int) -> Work:
+    payloads = [encode_quote(quote) for quote in _quotes(count)]
+    return lambda: [decode_quote(payload) for payload in payloads]
+
+
+TASKS: dict[str, Prepare] = {
+    "decode, msgpack": _decode("msgpack"),
+    "decode, json": _decode("json"),
+    "route": _route,
+    "wait": _wait,
+    "conflate": _conflate,
+    "encode": _encode,
+    "pack": _pack,
+    "decode, reader": _read,
+}
+
+
+def main() -> None:
+    """Do all tasks, a mark before and after each."""
+    gc.disable()
+    for prepare in TASKS.values():
+        for _ in range(_WARM_UPS):
+            prepare(_A_FEW)()
+        prepare(FEW)()
+        for count in (FEW, MANY):
+            work = prepare(count)
+            mark()
+            work()
+            mark()
+
+
+if __name__ == "__main__":
+    main()
