@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick | curves | guard [store [instructions]] | repair]``: whole processes, real parts.
+"""``python -m tests.bench [quick | curves | where | guard [store [instructions]] | repair]``: real parts.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -12,6 +12,7 @@ is 1 when a price, an event or a count was not as it must be.
 - Without a word: all of it, and the table of targets (:mod:`tests.bench.suite`).
 - ``quick``: the three programs alone.
 - ``curves``: how the cost grows, see :mod:`tests.bench.curves`.
+- ``where``: where the time of a quote goes, see :mod:`tests.bench.where`.
 - ``guard``: the same, and instructions counted, compared with what is stored; 1 where something is
   lost. ``guard store`` stores it anew, ``guard store instructions`` only what does not depend on
   the machine's load.
@@ -30,7 +31,7 @@ from typing import Any
 import anyio
 import attrs
 
-from tests.bench import curves, curves_picture, guard, instructions, repair
+from tests.bench import curves, curves_picture, guard, instructions, repair, where
 from tests.bench.benchmark import REFERENCE, Benchmark, Plan, say
 from tests.bench.picture import picture
 from tests.bench.processes import REPOSITORY
@@ -175,6 +176,16 @@ async def grow(plan: Plan) -> int:
     return _end(benchmark, f"{time.monotonic() - started:.0f} s; {path} and .svg")
 
 
+async def explained(plan: Plan) -> int:
+    """Where the time goes."""
+    say(where.steps_table(where.steps()) + "\n")
+    async with opened(plan) as (benchmark, description):
+        _warn_of_load(description)
+        found = where.turns(benchmark)
+    say("\n" + where.turns_table(found) + "\n")
+    return 1 if benchmark.wrong else 0
+
+
 def _warn_of_load(description: dict[str, Any]) -> None:
     load_average = description["load_average"][0]
     if load_average > _BUSY:
@@ -205,6 +216,8 @@ if __name__ == "__main__":
         case ["curves"]:
             signal.alarm(curves.LIMIT_S)
             code = anyio.run(grow, QUICK, backend="trio")
+        case ["where"]:
+            code = anyio.run(explained, QUICK, backend="trio")
         case ["guard"]:
             code = anyio.run(guarded, QUICK, backend="trio")
         case ["guard", "store"]:
@@ -216,6 +229,7 @@ if __name__ == "__main__":
             code = anyio.run(repair.main, say, backend="trio")
         case _:
             sys.exit(
-                "usage: python -m tests.bench [quick | curves | guard [store [instructions]] | repair]"
+                "usage: python -m tests.bench "
+                "[quick | curves | where | guard [store [instructions]] | repair]"
             )
     sys.exit(code)

@@ -75,10 +75,15 @@ class PlainHandler:
 
 @attrs.frozen
 class Service:
-    """``mdservice run`` with one of its drivers."""
+    """``mdservice run`` with one of its drivers.
+
+    Attributes:
+        command: The module that is run, and its arguments.
+    """
 
     driver: str
     lossless: bool = True
+    command: tuple[str, ...] = ("mdservice", "run")
 
     @property
     def name(self) -> str:
@@ -103,8 +108,7 @@ class Service:
                 "MDSERVICE_TRADING_URL": given.rest_url,
             }
         with running(
-            "mdservice",
-            "run",
+            *self.command,
             core=given.cores.program,
             others_core=given.cores.others,
             log=given.folder / "mdservice.log",
