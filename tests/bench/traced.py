@@ -75,7 +75,9 @@ class Turns(trio.abc.Instrument):
 
 def _short(name: str) -> str:
     """``mdservice.router.actor.QuoteRouter.run`` → ``QuoteRouter``; the reader by its method."""
-    words = name.replace("<locals>.", "").split(".")
+    if "run_together" in name:  # the session's reading and asking, of which it reads here
+        return "Session"
+    words = name.split(".")
     return words[-2] if words[-1] == "run" else words[-1]
 
 
