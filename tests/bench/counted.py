@@ -3,7 +3,7 @@
 ``python -m tests.bench.counted`` prepares fixed inputs, warms up, then does each task with
 :data:`FEW` quotes and with :data:`MANY`. Before and after each it enters ``getppid``, which the
 counting tool takes as the sign to write down what it has counted and to begin anew. The tasks are
-the pure parts of a quote's way: decode, order, wait, conflate, encode, pack, and a reader's decoding.
+the pure parts of a quote's way: cut, decode, order, wait, conflate, encode, pack, and a reader's decoding.
 """
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from websockets.client import ClientProtocol
+from websockets.frames import Frame as WireFrame
+from websockets.frames import Opcode
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
 
 from mdservice.feeds.alpaca.codec import Codec
+from mdservice.feeds.alpaca.frame_reader import FrameReader
 from mdservice.feeds.driver import Encoding, Frame
 from mdservice.model.decode import decode_quote
 from mdservice.model.encode import encode_quote
@@ -134,7 +142,31 @@ def _read(count: int) -> Work:
     return lambda: [decode_quote(payload) for payload in payloads]
 
 
+def _cut(count: int) -> Work:
+    """Messages out of the bytes of some reads of the socket, without the library."""
+    protocol = ClientProtocol(parse_uri("ws://feed/"))
+    request = protocol.connect()
+    protocol.send_request(request)
+    reader = FrameReader(protocol, 1 << 20, lambda messages: None)
+    reader.receive_data(ServerProtocol().accept(Request("/", request.headers)).serialize())
+    if protocol.state is not State.OPEN:
+        raise RuntimeError("the connection did not open")
+    wire = [
+        WireFrame(Opcode.BINARY, each).serialize(mask=False)
+        for each in _frames("msgpack", _quotes(count))
+    ]
+    per_read = _PER_READ // _PER_FRAME
+    reads = [b"".join(wire[start : start + per_read]) for start in range(0, len(wire), per_read)]
+
+    def work() -> None:
+        for read in reads:
+            reader.receive_data(read)
+
+    return work
+
+
 TASKS: dict[str, Prepare] = {
+    "cut": _cut,
     "decode, msgpack": _decode("msgpack"),
     "decode, json": _decode("json"),
     "route": _route,
