@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 import anyio
@@ -80,7 +80,8 @@ class LiveLine:
             before, published = now, status.counters.events_published
             prices = [f"{quote.symbol} {quote.price}" for quote in service.prices()[:_PRICES]]
             columns = shutil.get_terminal_size().columns
-            line = fitted(f"{_summary(status, rate)}{_pnl(totals)} ", prices, columns - 1)
+            numbers = [*_pnl(totals), *prices]
+            line = fitted(_summary(status, rate), numbers, columns - 1)
             self.write("")
             self._terminal.write(_CLEAR + line)
             self._terminal.flush()
@@ -105,21 +106,20 @@ class LiveLine:
             published = counters.events_published
 
 
-def fitted(text: str, prices: Iterable[str], width: int) -> str:
-    """The text and as many whole prices as there is room for: half of one would be another."""
-    line = text[:width]
-    for price in prices:
-        if len(line) + 1 + len(price) > width:
+def fitted(text: str, numbers: Iterable[str], width: int) -> str:
+    """The text and as many whole numbers as there is room for: half of one would be another."""
+    line = text[: max(0, width)]
+    for number in numbers:
+        if len(line) + 1 + len(number) > width:
             break
-        line = f"{line} {price}"
+        line = f"{line} {number}"
     return line
 
 
-def _pnl(totals: Callable[[], Totals] | None) -> str:
+def _pnl(totals: Callable[[], Totals] | None) -> Iterator[str]:
     found = totals() if totals is not None else None
-    if found is None or not found.priced:
-        return ""
-    return f" P&L {found.unrealized_pnl:+,.2f} of {found.priced} positions |"
+    if found is not None and found.priced:
+        yield f"P&L {found.unrealized_pnl:+,.2f} of {found.priced} positions |"
 
 
 def _summary(status: Status, rate: float) -> str:

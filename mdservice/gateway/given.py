@@ -101,9 +101,10 @@ class FunctionPositions:
 
 def _values_of(row: object) -> Sequence[object]:
     """What a position is made of, in the order of the fields."""
-    if type(row) is dict or isinstance(row, Mapping):
-        get = row.get
-        return [get(name, _ABSENT) for name in _FIELDS]
+    if type(row) is dict:
+        return [row.get(name, _ABSENT) for name in _FIELDS]
+    if isinstance(row, Mapping):  # whose get() may tell something else
+        return [row[name] if name in row else _ABSENT for name in _FIELDS]  # noqa: SIM401
     return [getattr(row, name, _ABSENT) for name in _FIELDS]
 
 

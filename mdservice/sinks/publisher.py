@@ -119,6 +119,7 @@ class EventPublisher:
             async for item in self._inbox:
                 self._waiting.extend(item.quotes if isinstance(item, QuoteBatch) else (item,))
                 self._hand_out()
+            self._inbox.rest()
             tasks.cancel_scope.cancel()
         while self._in_flight is not None:
             await self._settle_next()

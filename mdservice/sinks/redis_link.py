@@ -277,7 +277,10 @@ class RedisLink:
 
 def connection_lost(address: str, exc: Exception) -> StoreUnavailable:
     """What a connection's end is told as."""
-    reason = str(exc) or type(exc).__name__
+    if isinstance(exc, TimeoutError):
+        reason = "no answer in time"
+    else:
+        reason = str(exc) or type(exc).__name__
     return StoreUnavailable(
         f"The connection to Redis at {address} was lost: {reason}; connecting again"
     )

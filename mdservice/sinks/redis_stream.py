@@ -54,11 +54,13 @@ class RedisStream:
         try:
             await self._send(data)
             return await self._receive(count)
-        except (OSError, hiredis.ProtocolError) as exc:
+        except (OSError, hiredis.ProtocolError, anyio.ClosedResourceError) as exc:
             raise connection_lost(self._link.address, exc) from exc
 
     def close(self) -> None:
-        """End the connection; never raises."""
+        """End the connection, and a call that waits for it; never raises."""
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
         self._link.close()
 
     async def _send(self, data: bytes) -> None:

@@ -15,6 +15,7 @@ gets the newest price of each symbol again, before anything else.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import anyio
 import attrs
@@ -85,6 +86,8 @@ class RedisWriter:
         self._uncertain = False
         """Whether the pending batch may have been executed already."""
         self._written = 0
+        self._told = 0
+        """The newest batch that was acknowledged."""
         self._prices: dict[str, bytes] = {}
         """The newest price of each symbol that was written …"""
         self._written_s: dict[str, float] = {}
@@ -118,7 +121,7 @@ class RedisWriter:
         while True:
             if self._pending is not None:
                 await self._deliver(self._pending)
-                await hand_over(self._acknowledged, self._pending.number)
+                await self._acknowledge(self._pending.number)
                 self._pending = None
             wait_s = self._retry_s() if self._failures else _PING_S
             try:
@@ -132,6 +135,15 @@ class RedisWriter:
                 self._uncertain = False
         await self._store.aclose()
         self._connected = False
+
+    async def _acknowledge(self, number: int) -> None:
+        if number > self._told:
+            await hand_over(self._acknowledged, number)
+            self._told = number
+            return
+        # Of a copy, after a restart of the publisher: it may have heard enough and be gone.
+        with suppress(anyio.WouldBlock):
+            self._acknowledged.send_nowait(number)
 
     async def _deliver(self, batch: WriteBatch) -> None:
         """Return once the batch has been executed, once."""

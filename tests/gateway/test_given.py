@@ -47,6 +47,18 @@ async def test_rows_that_change_in_place_are_noticed() -> None:
     assert await shown(source) == [("A", "3"), ("B", "2.00"), ("C", "6")]
 
 
+class Scaled(dict[str, Any]):
+    """A mapping with a mind of its own."""
+
+    def __getitem__(self, name: str) -> Any:
+        return 100 if name == "qty" else super().__getitem__(name)
+
+
+async def test_a_mapping_tells_its_values_itself() -> None:
+    row = Scaled(symbol="A", qty=1, avg_entry_price=1)
+    assert await shown(FunctionPositions(lambda: [row])) == [("A", "100")]
+
+
 async def test_rows_that_come_go_and_move_are_noticed() -> None:
     one, two = Row("A", 1), Row("B", 2)
     rows: list[Row] = []

@@ -139,3 +139,8 @@ def test_remembers_a_bounded_number_of_seconds() -> None:
         parse_rfc3339(format_ns(second * 10**9))
     assert len(timestamps._prefix_of_second) <= 256
     assert len(timestamps._second_of_prefix) <= 256
+
+
+def test_a_time_that_is_no_integer_is_refused() -> None:
+    with pytest.raises((TypeError, ValueError)):
+        format_ns(1.7e18)  # type: ignore[arg-type]

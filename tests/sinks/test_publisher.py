@@ -299,6 +299,20 @@ async def test_heartbeat_goes_on_while_it_waits(
             assert bench.publisher.heartbeat.age_s() <= 1.0
 
 
+async def test_at_its_end_only_the_acknowledgement_is_waited_for(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(bench.quotes(1, 1))
+        batch = await bench.batch()
+        bench.inbox.outbox.close()
+        for _ in range(50):
+            await anyio.sleep(0.37)
+            assert bench.publisher.heartbeat.age_s() <= 1.0
+        await bench.acknowledge(batch)
+        await bench.ended.wait()
+
+
 # ---- restarts
 
 

@@ -498,6 +498,20 @@ async def test_copy_of_a_written_batch_is_acknowledged_and_not_written(
         assert bench.executed == [1, 2]
 
 
+async def test_copies_that_nobody_waits_for_do_not_keep_it_from_ending(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    """A publisher that was restarted hands a batch out again, and ends with its first answer."""
+    async with open_bench() as bench:
+        batch = await bench.hand_in()
+        for _ in range(4):
+            await bench.batches.outbox.send(batch)
+        assert await bench.answer() == 1
+        bench.batches.outbox.close()
+        await bench.ended.wait()
+        assert bench.executed == [1]
+
+
 # ---- publisher and writer together
 
 

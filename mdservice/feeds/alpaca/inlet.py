@@ -87,6 +87,9 @@ class FrameInlet:
         """No more will come; what waits can still be taken."""
         self._closed = True
         self._arrived.set()
+        if self._paused:  # who reads the socket has to see its end
+            self._paused = False
+            self._resume()
 
     async def get(self, _decode: None = None) -> Frame:
         """The next message; cancelling loses none. The library's ``recv`` calls it.

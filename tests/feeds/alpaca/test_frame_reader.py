@@ -128,6 +128,7 @@ near = st.lists(st.integers(100, 220), max_size=6)
 
 @given(streams, st.one_of(places, near))
 @example(b"", [])
+@example(b"\x89\x7e\x00\x7e" + bytes(126) + b"\x82\x01x", [])
 def test_any_stream_is_read_as_the_library_reads_it(stream: bytes, places: list[int]) -> None:
     alone, ours = Client(by_reader=False), Client(by_reader=True)
     alone.hear(cut(response(alone.key) + stream, places))
@@ -171,6 +172,18 @@ def test_after_this_side_has_closed_the_library_reads() -> None:
     assert client.messages == []
     events = client.protocol.events_received()
     assert [type(event) for event in events] == [Response]
+
+
+@pytest.mark.parametrize("at", [1, 3, 7])
+def test_what_was_begun_when_this_side_closes_is_still_read(at: int) -> None:
+    alone, ours = Client(by_reader=False), Client(by_reader=True)
+    stream = frame(Opcode.BINARY, b"before") + frame(Opcode.CLOSE, b"\x03\xe8bye")
+    for client in (alone, ours):
+        client.receive(response(client.key) + stream[:at])
+        client.protocol.send_close(1000)
+        client.hear([stream[at:]])
+    assert ours.outcome() == alone.outcome()
+    assert ours.messages == [(b"before", False)]
 
 
 def test_a_large_message_is_not_copied_with_each_read() -> None:

@@ -101,6 +101,28 @@ async def test_the_end_wakes_one_who_waits(autojump_clock: Any) -> None:
         bench.inlet.close()
 
 
+async def test_at_the_end_reading_goes_on_so_that_the_end_is_read(autojump_clock: Any) -> None:
+    bench = Bench(most=1)
+    bench.put(b"1", b"2")
+    bench.inlet.close()
+    assert bench.log == ["pause", "resume"]
+
+
+async def test_others_run_between_two_calls_though_messages_wait(autojump_clock: Any) -> None:
+    bench = Bench()
+    other_ran = anyio.Event()
+
+    async def other() -> None:
+        other_ran.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        for message in (b"1", b"2"):
+            bench.put(message)
+            assert await bench.inlet.get_some() == [message]
+        assert other_ran.is_set()
+
+
 async def test_text_that_is_none_is_told_when_its_turn_comes(autojump_clock: Any) -> None:
     bench = Bench()
     bench.put("good")
