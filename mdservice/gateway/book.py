@@ -228,20 +228,17 @@ class PnlBook:
             return
         self._keys_error = None
         now_ns = self._clock.utc_ns()
-        gone = []
+        holding_of, update, gone = self._engine.holding, self._engine.update, []
         for symbol in symbols:
-            if self._heard_ns(symbol) >= asked_ns:
+            holding = holding_of(symbol)
+            if holding is not None and holding.heard_ns >= asked_ns:
                 continue  # an event has overtaken the answer; it has a key, and a newer price
             if (quote := found.get(symbol)) is not None:
-                self._engine.update(quote, now_ns)
+                update(quote, now_ns)
             else:
                 gone.append(symbol)
         self._engine.expire(gone, now_ns)
         self._tell()
-
-    def _heard_ns(self, symbol: str) -> int:
-        holding = self._engine.holding(symbol)
-        return holding.heard_ns if holding is not None else 0
 
     def _quote_came(self, quote: Quote) -> None:
         if self._engine.update(quote, self._clock.utc_ns()):

@@ -39,6 +39,8 @@ class RedisCalls:
         self._link: RedisLink | None = None
         self._address = ""
         self._decoder = QuoteDecoder()
+        self._asked: tuple[Sequence[str], bytes] = ((), b"")
+        """The symbols of the last question, and the question."""
         self._seen: dict[str, tuple[bytes, Quote]] = {}
         """Each key's last content, decoded: most prices are read more often than they change."""
 
@@ -109,7 +111,9 @@ class RedisCalls:
         return self._link
 
     def _read(self, link: RedisLink, symbols: Sequence[str]) -> dict[str, Quote]:
-        replies = link.call(pack(b"MGET", *map(price_key, symbols)))
+        if symbols != self._asked[0]:
+            self._asked = symbols, pack(b"MGET", *map(price_key, symbols))
+        replies = link.call(self._asked[1])
         refuse_errors(self._address, replies)
         found: dict[str, Quote] = {}
         for symbol, payload in zip(symbols, replies[0], strict=True):

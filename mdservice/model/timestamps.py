@@ -58,7 +58,9 @@ def parse_rfc3339(text: str) -> int:
     if second is not None and text.endswith("Z"):
         fraction = text[_PREFIX_LENGTH + 1 : -1]
         if text[_PREFIX_LENGTH] == "." and fraction.isdecimal() and fraction.isascii():
-            return second * _SECOND_NS + int(fraction[:9].ljust(9, "0"))
+            if len(fraction) != _DECIMALS:
+                fraction = fraction[:_DECIMALS].ljust(_DECIMALS, "0")
+            return second * _SECOND_NS + int(fraction)
     return _parse_slowly(text, prefix)
 
 

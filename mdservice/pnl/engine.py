@@ -279,7 +279,8 @@ class PnlEngine:
 
     def _live_until_ns(self, quote: Quote, heard_ns: int) -> int:
         """The first nanosecond at which it is no longer live."""
-        return min(quote.ts_event_ns + self._first_stale_age_ns, heard_ns + self._ttl_ns)
+        stale_ns, gone_ns = quote.ts_event_ns + self._first_stale_age_ns, heard_ns + self._ttl_ns
+        return stale_ns if stale_ns < gone_ns else gone_ns  # noqa: FURB136 - min() takes thrice as long
 
     def _watch(self, holding: Holding, at_ns: int) -> None:
         if holding.due_ns is None or at_ns < holding.due_ns:  # sooner only by a clock set back
