@@ -118,7 +118,8 @@ class Benchmark:
                 flood = self.apply(running, Load(FLOOD, self._plan.search_s))
                 if flood.disturbed < DISTURBED:
                     break
-            found = self._search(running, flood.out_per_s, proof=proof)
+            lowest, highest = search.bounds(flood.out_per_s, conflating=bool(flood.conflated))
+            found = self._search(running, lowest, highest, proof=proof)
         return FrameCase(program.name, market, flood, found)
 
     def references(self, seconds: float) -> list[Flooded]:
@@ -144,10 +145,9 @@ class Benchmark:
         folder.mkdir()
         return folder
 
-    def _search(self, running: Bench, flood_per_s: float, *, proof: bool) -> Search:
+    def _search(self, running: Bench, lowest: float, highest: float, *, proof: bool) -> Search:
         """Look for the highest pace without conflation; prove it where that is asked for."""
         tried: list[Outcome] = []
-        lowest, highest = search.LOWEST * flood_per_s, search.HIGHEST * flood_per_s
 
         def outcome(rate: float, seconds: float) -> Outcome:
             long = seconds == self._plan.proof_s

@@ -10,10 +10,17 @@ from collections.abc import Callable
 Trial = Callable[[float], bool]
 """Whether a pace, quotes a second, held."""
 
-LOWEST, HIGHEST = 1.0, 1.6
-"""Where the pace is looked for, times what a flood published, which is less: conflating costs too."""
+_CONFLATING, _NOT_CONFLATING = (1.0, 1.6), (0.8, 1.1)
+"""Where the pace is looked for, times what a flood published. That is less than the pace where it
+conflated, which costs too; else it is about all that there is."""
 HOLDS = (1.0, 0.95, 0.9, 0.82, 0.74)
 """How much of the pace that was found is tried for long, one after the other."""
+
+
+def bounds(flood_per_s: float, *, conflating: bool) -> tuple[float, float]:
+    """Where to look for the pace, after what a flood published a second."""
+    lowest, highest = _CONFLATING if conflating else _NOT_CONFLATING
+    return lowest * flood_per_s, highest * flood_per_s
 
 
 def find(holds: Trial, lowest: float, highest: float, steps: int) -> float:
