@@ -133,6 +133,8 @@ class Lanes:
             else:
                 stale += 1
                 continue
+            if last is not None:
+                quote.symbol = last.symbol  # one text for all: each of a backlog's would be its own
             latest[quote.symbol] = quote
             accepted.append(quote)
         return Routed(accepted, stale, ahead_ns)
