@@ -132,10 +132,9 @@ class RedisLink:
             ) as exc:
                 raise StoreRefused(_login_refused(self._address, exc)) from exc
             except (redis.RedisError, OSError, UnicodeError) as exc:
-                reason = str(exc).removesuffix(".")
                 raise StoreUnavailable(
-                    f"No connection to Redis at {self._address}: {reason}; it is tried again. "
-                    "Is the server running, and the address right?"
+                    f"No connection to Redis at {self._address}: {str(exc).removesuffix('.')}; "
+                    "it is tried again. Is the server running, and the address right?"
                 ) from exc
 
     def call(self, *commands: bytes) -> list[Any]:
