@@ -2,6 +2,9 @@
 
 set shell := ["bash", "-euc"]
 
+# Arguments are passed on as they were given, with their spaces and quotes
+set positional-arguments
+
 python := ".venv/bin/python"
 
 # List the recipes
@@ -25,11 +28,11 @@ install:
 
 # Run the service: on the simulator and an embedded Valkey, unless settings say otherwise
 run *args: install
-    @exec {{python}} -m mdservice run {{args}}
+    @exec {{python}} -m mdservice run "$@"
 
 # Run the tests
 test *args: install
-    {{python}} -m pytest {{args}}
+    {{python}} -m pytest "$@"
 
 # Run the tests that take tens of seconds too
 test-slow: install
@@ -38,7 +41,7 @@ test-slow: install
 # `just test` with branch coverage of every process; fails below the floor in pyproject.toml
 cov *args: install
     {{python}} -m coverage erase
-    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{just_executable()}} test {{args}}
+    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{just_executable()}} test "$@"
     {{python}} -m coverage combine -q
     {{python}} -m coverage report
 
@@ -59,7 +62,7 @@ type: install
 
 # Measure all that has a target (under five minutes); `quick`: against a plain alpaca-py handler alone, `curves`: how the cost grows with symbols, readers and frames, `where`: where the time of a quote goes, `guard`: fail where something has become slower, `repair`: how soon a gap is filled
 bench *args: install
-    {{python}} -m tests.bench {{args}}
+    {{python}} -m tests.bench "$@"
 
 # Install what `just bench` compares with besides A, each in an environment of its own
 bench-references: install
@@ -76,11 +79,11 @@ bench-references: install
 
 # Measure real-time P&L: one answer, events per second, from quote to stream (a minute; `just bench-pnl quick` is shorter)
 bench-pnl *args: install
-    {{python}} -m tests.bench.pnl {{args}}
+    {{python}} -m tests.bench.pnl "$@"
 
 # Run the whole service in simulated time against seeded faults: `just simulate-faults 1000 [first-seed]`
 simulate-faults count="200" first="1" *args: install
-    {{python}} -m tests.simulation {{count}} {{first}} {{args}}
+    {{python}} -m tests.simulation "$@"
 
 # The simulation for two minutes, from a seed of its own, so that CI tells the same of the same code
 simulate-faults-ci: install

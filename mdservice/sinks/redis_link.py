@@ -133,8 +133,8 @@ class RedisLink:
                 raise StoreRefused(_login_refused(self._address, exc)) from exc
             except (redis.RedisError, OSError, UnicodeError) as exc:
                 raise StoreUnavailable(
-                    f"No connection to Redis at {self._address}: {exc}; it is tried again. "
-                    "Is the server running, and the address right?"
+                    f"No connection to Redis at {self._address}: {str(exc).removesuffix('.')}; "
+                    "it is tried again. Is the server running, and the address right?"
                 ) from exc
 
     def call(self, *commands: bytes) -> list[Any]:

@@ -136,3 +136,9 @@ def test_a_connection_that_ends_or_talks_nonsense_is_lost(
         link.receive(1.0)
     with pytest.raises(StoreUnavailable, match="closed"):
         link.receive(1.0)
+
+
+def test_an_address_where_nobody_listens_is_told_in_whole_sentences() -> None:
+    with pytest.raises(StoreUnavailable) as told:
+        make("unix:///nowhere/valkey.sock").open()
+    assert "No such file or directory; it is tried again. Is the server" in str(told.value)

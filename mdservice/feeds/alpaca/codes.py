@@ -77,7 +77,7 @@ def reaction_to_http(status: int) -> Reaction:
 def refusal(code: int, message: str) -> FeedRefused:
     """The error for a refusal by code, with what to do about it."""
     mend = _MENDS.get(code)
-    text = f"Alpaca refused with {code}: {message or 'no reason given'}"
+    text = f"the feed refused with {code}: {message or 'no reason given'}"
     return FeedRefused(f"{text}; {mend}" if mend else text, code=code)
 
 

@@ -71,7 +71,7 @@ def test_a_refusal_says_what_happened_and_what_to_do(code: int, mend: str) -> No
 
 
 def test_a_refusal_without_words_still_reads_well() -> None:
-    assert str(refusal(499, "")) == "Alpaca refused with 499: no reason given"
+    assert str(refusal(499, "")) == "the feed refused with 499: no reason given"
 
 
 @pytest.mark.parametrize(("status", "about_keys"), [(401, True), (403, True), (429, False)])
