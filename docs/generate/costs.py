@@ -19,8 +19,8 @@ _STEPS: Final = (
 """By whom, what, µs a quote, colour."""
 _LATENCY: Final = (
     ("1,000 quotes/s", "0.64 ms", "p50"),
-    ("10,000 quotes/s", "0.29 ms", "p50"),
-    ("10,000 quotes/s", "0.47 ms", "p99"),
+    ("10,000 quotes/s", "0.30 ms", "p50"),
+    ("10,000 quotes/s", "0.55 ms", "p99"),
 )
 """From the quote to the event in another process, by the raw driver."""
 
