@@ -75,7 +75,8 @@ def _text(x: float, y: float, kind: str, words: str) -> str:
 def _bar() -> list[str]:
     """One bar for a quote, in proportion; below it who does it."""
     total = sum(float(figure) for _, _, figure, _ in _STEPS)
-    drawn = [_text(_LEFT, 30, "name", f"Each quote: about {total:.1f} µs of processor time for these")]
+    words = f"Each quote: about {total:.1f} µs of processor time for these"
+    drawn = [_text(_LEFT, 30, "name", words)]
     left = _LEFT
     for who, what, figure, colour in _STEPS:
         width = _WIDTH * float(figure) / total
