@@ -114,10 +114,18 @@ class RedisWriter:
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Write until the inbox ends, then close the store."""
+        """Write until the inbox ends; however it ends, the store is closed."""
         task_status.started()
         self._connected = False  # a restart in the middle of a call left it in doubt
-        await self._look()
+        try:
+            await self._look()
+            await self._write_all()
+        finally:
+            with anyio.CancelScope(shield=True):  # closing waits for nothing
+                await self._store.aclose()
+            self._connected = False
+
+    async def _write_all(self) -> None:
         while True:
             if self._pending is not None:
                 await self._deliver(self._pending)
@@ -127,14 +135,12 @@ class RedisWriter:
             try:
                 batch = await self._inbox.receive_within(wait_s)
             except anyio.EndOfStream:
-                break
+                return
             if batch is None:
                 await self._look()
             else:
                 self._pending = batch
                 self._uncertain = False
-        await self._store.aclose()
-        self._connected = False
 
     async def _acknowledge(self, number: int) -> None:
         if number > self._told:

@@ -498,6 +498,19 @@ async def test_copy_of_a_written_batch_is_acknowledged_and_not_written(
         assert bench.executed == [1, 2]
 
 
+async def test_cancelled_it_leaves_no_connection_behind(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        assert bench.store.connected
+        await bench.cancel()
+        assert not bench.store.connected
+        await bench.start()
+        await bench.write()
+        assert bench.executed == [1, 2]
+
+
 async def test_copies_that_nobody_waits_for_do_not_keep_it_from_ending(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
