@@ -11,7 +11,8 @@ import anyio.to_thread
 
 from mdservice.errors import StoreRefused
 from mdservice.sinks.redis_advice import describe_refusal
-from mdservice.sinks.redis_link import RedisAddress, RedisLink, is_error
+from mdservice.sinks.redis_link import RedisAddress, RedisLink
+from mdservice.sinks.redis_replies import is_error
 from mdservice.sinks.resp import pack
 
 __all__ = ["CLIENT_NAME", "TIMEOUT_S", "in_thread", "open_link", "opening", "refuse_errors"]

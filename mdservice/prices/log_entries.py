@@ -9,7 +9,8 @@ import attrs
 
 from mdservice.errors import ConfigurationError, StoreRefused
 from mdservice.prices.links import refuse_errors
-from mdservice.sinks.redis_link import RedisLink, is_error
+from mdservice.sinks.redis_link import RedisLink
+from mdservice.sinks.redis_replies import is_error
 from mdservice.sinks.resp import pack
 
 __all__ = ["START", "Chunk", "EntryId", "look", "parse_entry_id", "read_chunk"]

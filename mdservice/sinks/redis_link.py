@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import quote
@@ -22,17 +22,11 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from mdservice.errors import ConfigurationError, StoreRefused, StoreUnavailable
 from mdservice.sinks.redis_advice import describe_refusal
+from mdservice.sinks.redis_replies import MISSING, READ_BYTES, collect, hung_up, new_reader
 
-__all__ = ["RedisAddress", "RedisLink", "connection_lost", "hung_up", "is_error"]
+__all__ = ["RedisAddress", "RedisLink", "connection_lost"]
 
-_READ_BYTES: Final = 65_536
-_MISSING: Final = object()
 _POOL_ONLY: Final = ("max_connections", "timeout")
-
-
-def is_error(reply: object) -> bool:
-    """Whether a reply is the server's error."""
-    return isinstance(reply, hiredis.ReplyError)
 
 
 class RedisAddress:
@@ -109,8 +103,8 @@ class RedisLink:
     def __init__(self, address: RedisAddress) -> None:
         self._address = address.shown
         self._connection = address.connection()
-        self._reader = hiredis.Reader(notEnoughData=_MISSING)
-        self._buffer = bytearray(_READ_BYTES)
+        self._reader = new_reader()
+        self._buffer = bytearray(READ_BYTES)
         self._lock = threading.Lock()
         self._in_use = False
         self._closed = False
@@ -185,7 +179,7 @@ class RedisLink:
         gets, buffer = self._reader.gets, self._buffer
         try:
             while True:
-                while (reply := gets()) is not _MISSING:
+                while (reply := gets()) is not MISSING:
                     heard.append(reply)
                 left_s = deadline_s - time.monotonic()
                 if heard or left_s <= 0:
@@ -212,16 +206,13 @@ class RedisLink:
         sock = self.opened_socket()
         sock.sendall(data)
         replies: list[Any] = []
-        gets, feed, buffer = self._reader.gets, self._reader.feed, self._buffer
-        while True:
-            while (reply := gets()) is not _MISSING:
-                replies.append(reply)
-                if len(replies) == count:
-                    return replies
+        reader, buffer = self._reader, self._buffer
+        while not collect(reader, replies, count):
             size = sock.recv_into(buffer)
             if size == 0:
                 raise hung_up(replies)
-            feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+            reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+        return replies
 
     @property
     def address(self) -> str:
@@ -284,12 +275,6 @@ def connection_lost(address: str, exc: Exception) -> StoreUnavailable:
     return StoreUnavailable(
         f"The connection to Redis at {address} was lost: {reason}; connecting again"
     )
-
-
-def hung_up(replies: Sequence[object]) -> ConnectionResetError:
-    """The server's end of the connection; one that takes nobody in says why, once, before it."""
-    reasons = [f": {reply}" for reply in replies[-1:] if is_error(reply)]
-    return ConnectionResetError("the server closed it" + "".join(reasons))
 
 
 def _login_refused(address: str, exc: redis.RedisError) -> str:

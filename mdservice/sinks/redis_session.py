@@ -10,7 +10,8 @@ import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.sinks.redis_advice import describe_refusal
-from mdservice.sinks.redis_link import RedisLink, is_error
+from mdservice.sinks.redis_link import RedisLink
+from mdservice.sinks.redis_replies import is_error
 from mdservice.sinks.redis_stream import RedisStream
 from mdservice.sinks.resp import BatchPacker, pack
 from mdservice.sinks.store import WriteBatch

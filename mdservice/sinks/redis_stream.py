@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import hiredis
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from mdservice.sinks.redis_link import RedisLink, connection_lost, hung_up
+from mdservice.sinks.redis_link import RedisLink, connection_lost
+from mdservice.sinks.redis_replies import READ_BYTES, collect, hung_up, new_reader
 
 __all__ = ["RedisStream"]
-
-_READ_BYTES: Final = 65_536
-_MISSING: Final = object()
 
 _T = TypeVar("_T")
 
@@ -38,8 +36,8 @@ class RedisStream:
         self._timeout_s = timeout_s
         self._socket = link.opened_socket()
         self._socket.setblocking(False)
-        self._reader = hiredis.Reader(notEnoughData=_MISSING)
-        self._buffer = bytearray(_READ_BYTES)
+        self._reader = new_reader()
+        self._buffer = bytearray(READ_BYTES)
 
     async def exchange(self, data: bytes, count: int) -> list[Any]:
         """Send ``data``, return the ``count`` replies that it has, errors among them.
@@ -71,16 +69,13 @@ class RedisStream:
 
     async def _receive(self, count: int) -> list[Any]:
         replies: list[Any] = []
-        gets, feed, buffer = self._reader.gets, self._reader.feed, self._buffer
-        while True:
-            while (reply := gets()) is not _MISSING:
-                replies.append(reply)
-                if len(replies) == count:
-                    return replies
+        reader, buffer = self._reader, self._buffer
+        while not collect(reader, replies, count):
             size = await self._when_ready(self._socket.recv_into, buffer, anyio.wait_readable)
             if size == 0:
                 raise hung_up(replies)
-            feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+            reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+        return replies
 
     async def _when_ready(
         self, call: Callable[[Any], _T], argument: Any, wait: Callable[[Any], Awaitable[None]]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from mdservice.errors import StoreUnavailable
-from mdservice.sinks.redis_link import RedisAddress, RedisLink, is_error
+from mdservice.sinks.redis_link import RedisAddress, RedisLink
+from mdservice.sinks.redis_replies import is_error
 from mdservice.sinks.resp import pack
 
 
