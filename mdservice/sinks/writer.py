@@ -37,6 +37,8 @@ _PING_S = 0.5
 """How long a quiet writer waits before it asks whether the store still answers."""
 _RETRY_FIRST_S, _RETRY_LIMIT_S = 0.05, 0.5
 """Short: on the store's return everything has to be there within a second."""
+_CLOSE_S = 1.0
+"""For a store of somebody's own; Redis is left at once."""
 _MOST_REMINDED = 2_000
 """Prices that are written again in one transaction, as many as in a batch."""
 
@@ -121,7 +123,7 @@ class RedisWriter:
             await self._look()
             await self._write_all()
         finally:
-            with anyio.CancelScope(shield=True):  # closing waits for nothing
+            with anyio.move_on_after(_CLOSE_S, shield=True):
                 await self._store.aclose()
             self._connected = False
 

@@ -511,6 +511,16 @@ async def test_cancelled_it_leaves_no_connection_behind(
         assert bench.executed == [1, 2]
 
 
+async def test_a_store_that_does_not_close_does_not_keep_it_from_ending(
+    autojump_clock: Any, open_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_bench() as bench:
+        monkeypatch.setattr(bench.store, "aclose", anyio.sleep_forever)
+        before_s = anyio.current_time()
+        await bench.cancel()
+        assert anyio.current_time() - before_s <= 1.0
+
+
 async def test_copies_that_nobody_waits_for_do_not_keep_it_from_ending(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
