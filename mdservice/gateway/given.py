@@ -24,7 +24,18 @@ _log = get_logger(__name__)
 PositionsFunction = Callable[[], Iterable[Any] | Awaitable[Iterable[Any]]]
 """Returns rows: positions, mappings, or objects with the attributes of a position."""
 
-_FIELDS: Final = ("symbol", "qty", "avg_entry_price", "side", "multiplier", "problem")
+_FIELDS: Final = (
+    "symbol",
+    "qty",
+    "avg_entry_price",
+    "side",
+    "multiplier",
+    "currency",
+    "swap_rate",
+    "usd",
+    "problem",
+)
+_PRICE: Final = "avg_entry_price"
 _UNREADABLE: Final = b'{"symbol":"?"}'
 _ABSENT: Final = object()
 _NEVER_CHANGE: Final = frozenset({str, int, float, bool, Decimal, type(None), type(_ABSENT)})
@@ -85,7 +96,7 @@ class FunctionPositions:
             if known is not None and all(map(is_, values, known[0])):
                 return known[1]
             found = {
-                name: _plain(value)
+                name: _in_dollars(value) if name == "usd" else _plain(value)
                 for name, value in zip(_FIELDS, values, strict=True)
                 if value is not _ABSENT
             }
@@ -101,11 +112,21 @@ class FunctionPositions:
 
 def _values_of(row: object) -> Sequence[object]:
     """What a position is made of, in the order of the fields."""
+    return _values(row, _FIELDS)
+
+
+def _values(row: object, fields: Sequence[str]) -> Sequence[object]:
     if type(row) is dict:
-        return [row.get(name, _ABSENT) for name in _FIELDS]
+        return [row.get(name, _ABSENT) for name in fields]
     if isinstance(row, Mapping):  # whose get() may tell something else
-        return [row[name] if name in row else _ABSENT for name in _FIELDS]  # noqa: SIM401
-    return [getattr(row, name, _ABSENT) for name in _FIELDS]
+        return [row[name] if name in row else _ABSENT for name in fields]  # noqa: SIM401
+    return [getattr(row, name, _ABSENT) for name in fields]
+
+
+def _in_dollars(block: object) -> object:
+    """What is read of ``usd``, a mapping or an object; None where it has no price."""
+    (price,) = _values(block, (_PRICE,))
+    return None if price is _ABSENT else {_PRICE: _plain(price)}
 
 
 def _plain(value: object) -> object:

@@ -2,8 +2,13 @@
 
 A row that cannot be used costs itself: it becomes a position with a problem, in its place.
 
+A row of an account in another currency has a ``swap_rate`` and a ``usd`` block. Its prices are read
+from that block, since the feed's prices are in dollars. Without the block the row has a problem:
+today's rate says nothing about the rate of the day on which the position was opened.
+
 Source: Alpaca, trading API, "All open positions": a bare list, numbers as strings, ``side``
-``long`` or ``short``, ``asset_class`` ``us_equity`` for stocks.
+``long`` or ``short``, ``asset_class`` ``us_equity`` for stocks; ``swap_rate`` and ``usd`` for
+local-currency accounts.
 """
 
 from __future__ import annotations
@@ -38,6 +43,9 @@ _ONE = Decimal(1)
 _Kind = TypeVar("_Kind")
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class NotJson(PositionsRefused):
     """The content is no JSON at all."""
 
@@ -51,14 +59,25 @@ class _Row(msgspec.Struct, gc=False):
 
     symbol: str
     qty: Decimal
-    avg_entry_price: Decimal
+    avg_entry_price: Decimal | None = None
     side: str | None = None
     multiplier: Decimal | None = None
     asset_class: str | None = None
+    currency: str | None = None
+    swap_rate: msgspec.Raw = _NULL
+    usd: msgspec.Raw = _NULL
     problem: str | None = None
 
 
+class _Dollars(msgspec.Struct, gc=False):
+    """The block ``usd`` of a row: the row's amounts in dollars."""
+
+    avg_entry_price: msgspec.Raw = _NULL
+
+
 _MOST_PROBLEM = 200
+_DOLLARS = ("", "usd")
+_NULLS = (b"null", b'""')
 _document_decoder = msgspec.json.Decoder(list[msgspec.Raw] | _Document)
 _row_decoder = msgspec.json.Decoder(_Row)
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -118,20 +137,61 @@ def _position(raw: msgspec.Raw) -> Position:
         row = _row_decoder.decode(raw)
     except (ValueError, RecursionError):
         return _position_of_broken(raw)
-    qty, price, multiplier = row.qty, row.avg_entry_price, row.multiplier
-    if not (
+    qty, multiplier = row.qty, row.multiplier
+    price, problem = row.avg_entry_price, None
+    if row.usd is not _NULL or row.swap_rate is not _NULL or row.currency is not None:
+        price, problem = _in_dollars(price, row.usd, row.swap_rate, row.currency)
+    if price is None or not (
         _is_usable(qty) and _is_usable(price) and (multiplier is None or _is_usable(multiplier))
     ):
         return _position_of_broken(raw)
     qty = _signed(qty, row.side)
-    symbol, problem = _symbol(row.symbol)
+    symbol, wrong_symbol = _symbol(row.symbol)
     return Position(
         symbol,
         qty,
         price,
         _ONE if multiplier is None else multiplier,
-        problem or _problem_of(row, qty),
+        wrong_symbol or _problem_of(row, qty, price) or problem,
     )
+
+
+def _in_dollars(
+    price: Decimal | None,
+    usd: msgspec.Raw,
+    swap_rate: msgspec.Raw,
+    currency: str | None,
+) -> tuple[Decimal | None, str | None]:
+    """A row's entry price in dollars, and why there is none or None.
+
+    Where there is none, the price is the row's own.
+    """
+    block, is_given = _block(usd), not _is_null(swap_rate)
+    if block is not None and not _is_null(block.avg_entry_price):
+        dollars = _number(block.avg_entry_price)
+        if dollars is None:
+            return price, "has a value in usd.avg_entry_price that is no usable number"
+        return dollars, None
+    rate = _number(swap_rate) if is_given else _ONE
+    problem = None
+    if rate is None:
+        problem = "has a value in swap_rate that is no usable number"
+    elif rate != 1:
+        problem = "is in another currency (swap_rate), without an avg_entry_price in usd"
+    elif _word(currency) not in _DOLLARS:
+        problem = f"is in the currency {_shown(_word(currency))}, without an avg_entry_price in usd"
+    elif block is not None and not is_given:
+        problem = "has a usd block without an avg_entry_price"
+    return price, problem
+
+
+def _block(usd: msgspec.Raw) -> _Dollars | None:
+    """None where it is no object, or an empty one."""
+    return _as(_Dollars, usd) if _as(dict[str, msgspec.Raw], usd) else None
+
+
+def _is_null(raw: msgspec.Raw) -> bool:
+    return bytes(raw) in _NULLS
 
 
 def _symbol(written: str) -> tuple[str, str | None]:
@@ -152,10 +212,10 @@ def _signed(qty: Decimal, side: str | None) -> Decimal:
     return qty.copy_abs().copy_negate() if _word(side) == "short" else qty
 
 
-def _problem_of(row: _Row, qty: Decimal) -> str | None:
+def _problem_of(row: _Row, qty: Decimal, price: Decimal) -> str | None:
     if row.problem:  # what told it knows more
         return row.problem[:_MOST_PROBLEM]
-    if row.avg_entry_price < 0:
+    if price < 0:
         return "has an avg_entry_price below 0"
     if row.multiplier is not None and row.multiplier <= 0:
         return "has a multiplier that is not above 0"
@@ -204,7 +264,7 @@ def _wrong_field(
     for name in _NUMBERS:
         if name in given and numbers[name] is None:
             return f"has a value in {name} that is no usable number"
-    for name in ("side", "asset_class"):
+    for name in ("side", "asset_class", "currency"):
         if name in given and _as(str, given[name]) is None:
             return f"has a value in {name} that is no text"
     return "cannot be read"
@@ -233,7 +293,8 @@ def _is_usable(number: Decimal) -> bool:
 
 
 def _word(text: str | None) -> str:
-    return text.strip().lower() if text else ""
+    """``us_equity`` for ``US_EQUITY``, and for ``AssetClass.US_EQUITY``, as Python shows enums."""
+    return text.strip().lower().rpartition(".")[2] if text else ""
 
 
 def _shown(written: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from mdservice.model.position import Position
 from mdservice.positions import source as source_module
 from mdservice.positions.source import FETCH_LIMIT_S
 from tests.positions.places import (
@@ -19,6 +20,7 @@ from tests.positions.places import (
     sources,
     unavailable,
 )
+from tests.positions.test_parse import OF_ALPACA_IN_YEN
 
 
 @pytest.fixture
@@ -66,6 +68,14 @@ async def test_numbers_keep_every_digit(place: Place) -> None:
     place.hold([row(qty="0.1234567890123456789012345678901", side="short")])
     (found,) = await place.source.fetch()
     assert found.qty == Decimal("-0.1234567890123456789012345678901")
+
+
+@sources()
+async def test_a_row_in_another_currency_is_read_in_dollars(place: Place) -> None:
+    place.hold([OF_ALPACA_IN_YEN, row("MSFT", swap_rate="150")])
+    first, last = await place.source.fetch()
+    assert first == Position("AAPL", Decimal(10), Decimal(150))
+    assert last.problem is not None
 
 
 @sources()

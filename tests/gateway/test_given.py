@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
+from alpaca.trading.models import USDPositionValues
 
 from mdservice.gateway import given
 from mdservice.gateway.given import FunctionPositions
@@ -45,6 +46,31 @@ async def test_rows_that_change_in_place_are_noticed() -> None:
     assert await shown(source) == [("A", "-3"), ("B", "2.00"), ("C", "6")]
     del mapping["side"]
     assert await shown(source) == [("A", "3"), ("B", "2.00"), ("C", "6")]
+
+
+async def test_rows_in_another_currency_are_read_in_dollars() -> None:
+    dollars = USDPositionValues(
+        avg_entry_price="150",
+        market_value="1871.35",
+        cost_basis="1500",
+        unrealized_pl="371.35",
+        unrealized_plpc="0.24",
+        unrealized_intraday_pl="1",
+        unrealized_intraday_plpc="0.1",
+        current_price="187.135",
+        lastday_price="187",
+        change_today="0.1",
+    )
+    row = {"symbol": "A", "qty": "10", "avg_entry_price": "22500", "swap_rate": "150"}
+    rows = [
+        {**row, "usd": dollars},
+        {**row, "usd": {"avg_entry_price": Decimal(150)}},
+        attrs.make_class("Attributes", list(row))(**row),
+        {**row, "swap_rate": None, "currency": "JPY"},
+    ]
+    found = await FunctionPositions(lambda: rows).fetch()
+    assert [each.avg_entry_price for each in found[:2]] == [150, 150]
+    assert [each.problem is None for each in found] == [True, True, False, False]
 
 
 class Scaled(dict[str, Any]):

@@ -36,6 +36,33 @@ OF_ALPACA = {
 }
 
 
+OF_ALPACA_IN_YEN = {
+    **OF_ALPACA,
+    "qty": "10",
+    "avg_entry_price": "22500",
+    "market_value": "280702.5",
+    "cost_basis": "225000",
+    "unrealized_pl": "55702.5",
+    "current_price": "28070.25",
+    "lastday_price": "28050",
+    "swap_rate": "150",
+    "avg_entry_swap_rate": "150",
+    "usd": {
+        "avg_entry_price": "150",
+        "market_value": "1871.35",
+        "cost_basis": "1500",
+        "unrealized_pl": "371.35",
+        "unrealized_plpc": "0.2476",
+        "unrealized_intraday_pl": "1.35",
+        "unrealized_intraday_plpc": "0.0007",
+        "current_price": "187.135",
+        "lastday_price": "187",
+        "change_today": "0.0007",
+    },
+}
+"""A row of a local-currency account, as Alpaca documents it."""
+
+
 def parsed(document: Any) -> list[Position]:
     return parse_positions(json.dumps(document).encode())
 
@@ -197,6 +224,89 @@ def test_what_is_no_stock_is_kept_with_that_problem(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["us_equity", "US_EQUITY", None, "", ...])
 def test_stocks_are_stocks(kind: Any) -> None:
     assert one(asset_class=kind).problem is None
+
+
+# Currencies
+
+DOLLARS = {"avg_entry_price": "150"}
+
+
+def test_a_row_in_another_currency_is_read_from_its_usd_block() -> None:
+    assert parsed([OF_ALPACA_IN_YEN]) == [Position("AAPL", Decimal(10), Decimal(150))]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"swap_rate": "150", "usd": DOLLARS},
+        {"swap_rate": 150, "usd": {"avg_entry_price": 150}},
+        {"swap_rate": None, "usd": DOLLARS},
+        {"swap_rate": "1", "usd": DOLLARS},
+        {"swap_rate": "what", "usd": DOLLARS},
+        {"usd": DOLLARS},
+        {"currency": "JPY", "usd": DOLLARS},
+        {"avg_entry_price": None, "swap_rate": "150", "usd": DOLLARS},
+        {"avg_entry_price": ..., "usd": DOLLARS},
+    ],
+)
+def test_a_price_in_dollars_goes_before_the_rows_own(fields: Any) -> None:
+    position = one(**{"avg_entry_price": "22500", "side": "short", **fields})
+    assert position == Position("AAPL", Decimal(-10), Decimal(150))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"swap_rate": None, "usd": None},
+        {"swap_rate": "1"},
+        {"swap_rate": 1.0, "usd": None},
+        {"swap_rate": ""},
+        {"swap_rate": "1.00", "usd": {"current_price": "3"}},
+        {"usd": {}},
+        {"usd": "1500"},
+        {"usd": 1500},
+        {"usd": True},
+        {"usd": []},
+        {"currency": "USD"},
+        {"currency": "usd "},
+        {"currency": "Currency.USD"},
+        {"currency": None},
+        {"currency": ""},
+    ],
+)
+def test_a_row_in_dollars_is_read_itself(fields: Any) -> None:
+    assert one(**fields) == Position("AAPL", Decimal(10), Decimal("150.00"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"swap_rate": "150"}, "is in another currency"),
+        ({"swap_rate": 0.0067, "usd": None}, "is in another currency"),
+        ({"swap_rate": "0"}, "is in another currency"),
+        ({"swap_rate": "-1"}, "is in another currency"),
+        ({"swap_rate": "150", "usd": {}}, "is in another currency"),
+        ({"swap_rate": "150", "usd": {"current_price": "1"}}, "is in another currency"),
+        ({"swap_rate": "150", "usd": {"avg_entry_price": None}}, "is in another currency"),
+        ({"swap_rate": "150", "usd": "1500"}, "is in another currency"),
+        ({"swap_rate": "150", "usd": [DOLLARS]}, "is in another currency"),
+        ({"swap_rate": "what"}, "has a value in swap_rate that is no usable number"),
+        ({"swap_rate": "NaN"}, "has a value in swap_rate that is no usable number"),
+        ({"swap_rate": []}, "has a value in swap_rate that is no usable number"),
+        ({"usd": {"current_price": "1"}}, "has a usd block without an avg_entry_price"),
+        ({"usd": {"avg_entry_price": "x"}}, "has a value in usd.avg_entry_price"),
+        ({"usd": {"avg_entry_price": "NaN"}}, "has a value in usd.avg_entry_price"),
+        ({"usd": {"avg_entry_price": "-1"}}, "has an avg_entry_price below 0"),
+        ({"currency": "JPY"}, "is in the currency jpy"),
+        ({"currency": "eur", "swap_rate": "1"}, "is in the currency eur"),
+        ({"currency": 392}, "has a value in currency that is no text"),
+    ],
+)
+def test_a_price_that_is_not_in_dollars_is_never_used(fields: Any, problem: str) -> None:
+    position = one(**{"avg_entry_price": "22500", **fields})
+    assert position.problem is not None
+    assert position.problem.startswith(problem)
+    assert (position.symbol, position.qty) == ("AAPL", 10)
 
 
 # Rows that cannot be used
