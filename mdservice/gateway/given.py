@@ -51,6 +51,8 @@ class FunctionPositions:
         self._known: dict[int, tuple[Sequence[object], bytes]] = {}
         """Each row's values and JSON, by its place: a function is asked far more often than what
         it returns changes."""
+        self._unreadable: dict[int, tuple[str, str]] = {}
+        """The types of rows that cannot be read, and of their errors, by place."""
         self._content = b""
         self._positions: list[Position] = []
         """Of that content."""
@@ -79,6 +81,8 @@ class FunctionPositions:
             ) from exc
         if len(rows) < len(self._known):
             self._known.clear()
+        for place in [place for place in self._unreadable if place >= len(rows)]:
+            del self._unreadable[place]
         content = b"[%b]" % b",".join([self._encoded(*each) for each in enumerate(rows)])
         if content != self._content:
             self._positions = parse_positions(content, "what the function returns")
@@ -102,9 +106,13 @@ class FunctionPositions:
             }
             encoded = msgspec.json.encode(found)
         except Exception as exc:  # noqa: BLE001 - properties of rows run the program's own code
-            reason = type(exc).__name__
-            _log.warning("position_is_unreadable", row=type(row).__name__, reason=reason)
+            error = type(row).__name__, type(exc).__name__
+            if self._unreadable.get(place) != error:  # it is logged once, and not at each answer
+                self._unreadable[place] = error
+                _log.warning("position_is_unreadable", row=error[0], reason=error[1])
             return _UNREADABLE
+        if self._unreadable:
+            self._unreadable.pop(place, None)
         if _NEVER_CHANGE.issuperset(map(type, values)):
             self._known[place] = values, encoded
         return encoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from mdservice.clock import Clock
@@ -80,13 +81,17 @@ class PolledPositions:
         self.last_error = reason
 
     def _tell_problems(self, before: Sequence[Position]) -> None:
-        known = {(position.symbol, position.problem) for position in before}
-        for position in self.positions:
-            if position.problem is not None and (position.symbol, position.problem) not in known:
-                _log.warning(
-                    "position_not_followed", symbol=position.symbol, reason=position.problem
-                )
+        """Log each unusable row once, and not at each poll."""
+        known, now = _problems(before), _problems(self.positions)
+        for (symbol, problem), rows in now.items():
+            if rows > known[symbol, problem]:
+                _log.warning("position_not_followed", symbol=symbol, reason=problem, rows=rows)
 
     async def aclose(self) -> None:
         """Close the source."""
         await self._source.aclose()
+
+
+def _problems(positions: Sequence[Position]) -> Counter[tuple[str, str]]:
+    """How many rows there are of each symbol and problem; unreadable ones share a symbol."""
+    return Counter((each.symbol, each.problem) for each in positions if each.problem is not None)

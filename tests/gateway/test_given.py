@@ -73,6 +73,32 @@ async def test_rows_in_another_currency_are_read_in_dollars() -> None:
     assert [each.problem is None for each in found] == [True, True, False, False]
 
 
+class Detached:
+    """A row whose session has ended."""
+
+    @property
+    def symbol(self) -> str:
+        raise RuntimeError("detached")
+
+
+async def test_a_row_that_cannot_be_read_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    rows: list[Any] = [Detached(), Row("A", 1)]
+    source = FunctionPositions(lambda: rows)
+
+    async def logged() -> int:
+        caplog.clear()
+        await source.fetch()
+        return len(caplog.records)
+
+    assert [await logged(), await logged()] == [1, 0]
+    rows[1] = Detached()
+    assert [await logged(), await logged()] == [1, 0]
+    rows[:] = [Row("A", 1)]
+    assert await logged() == 0
+    rows[:] = [Detached(), Detached()]
+    assert [await logged(), await logged()] == [2, 0]
+
+
 class Scaled(dict[str, Any]):
     """A mapping with a mind of its own."""
 

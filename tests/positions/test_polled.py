@@ -72,3 +72,25 @@ async def test_the_same_failure_and_the_same_problem_are_told_once(
         "positions_are_back",
         "position_not_followed",
     ]
+
+
+async def test_each_unusable_row_is_logged_once(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Position("?", None, None, problem="is no object")
+    source = FakePositions()
+    polled = PolledPositions(source, VirtualClock())
+
+    async def logged(*positions: Position) -> list[str]:
+        caplog.clear()
+        source.set(*positions)
+        await polled.refresh()
+        return [record.getMessage() for record in caplog.records]
+
+    assert len(await logged(broken)) == 1
+    assert await logged(broken, held("AAPL")) == []
+    assert "2" in (await logged(broken, broken))[0]
+    assert await logged(held("AAPL"), broken, broken) == []
+    assert await logged(held("AAPL"), broken) == []
+    assert await logged(held("AAPL")) == []
+    assert len(await logged(broken)) == 1, "it was usable in between"
