@@ -138,7 +138,7 @@ def parse_symbol_list(value: object) -> tuple[str, ...]:
 
 
 def parse_positions(value: object) -> str:
-    """``none``, ``alpaca``, an ``http(s)://`` URL or ``file:PATH``."""
+    """``none``, ``alpaca``, an ``http(s)://`` URL, kept as it is written, or ``file:PATH``."""
     given = value if isinstance(value, str) else text(value)
     word = given.strip()
     if word in ("none", "alpaca"):
@@ -148,7 +148,8 @@ def parse_positions(value: object) -> str:
             raise ValueError("names no file: write file:PATH")
         return word
     if "://" in word:
-        return parse_url(word, "http", "https")
+        parse_url(word, "http", "https")
+        return word  # not what that returns: the "/" at the end of a path may matter
     raise ValueError(
         f"{quoted(word)} is not one of none, alpaca, an http:// or https:// URL, file:PATH"
     )

@@ -13,8 +13,9 @@ import attrs
 from mdservice.cli.check_result import CheckResult, failed, passed, skipped
 from mdservice.errors import ConfigurationError, PositionsError
 from mdservice.model.position import Position
+from mdservice.positions.answer import NO_CONTENT, read_answer
 from mdservice.positions.file import FileAbsent, FilePositions
-from mdservice.positions.parse import NOT_A_STOCK, parse_positions
+from mdservice.positions.parse import NOT_A_STOCK
 from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
@@ -106,10 +107,10 @@ async def check_positions(settings: Settings) -> CheckResult:
         page = await _get(url, _keys(settings) if alpaca else {})
     except _Unreachable as exc:
         return failed(name, str(exc), "check the network and MDSERVICE_POSITIONS")
-    if page.status != _OK:
+    if page.status not in (_OK, NO_CONTENT):
         return _refused(name, url, page, "MDSERVICE_POSITIONS" + (" and the keys" * alpaca))
     try:
-        return _judged(parse_positions(page.body, mask_url(url)), mask_url(url))
+        return _judged(read_answer(page.status, page.body, mask_url(url), _GIVE), mask_url(url))
     except PositionsError as exc:
         return failed(name, str(exc), _GIVE)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import anyio
 import anyio.to_thread
+import attrs
 
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
@@ -27,8 +29,19 @@ _PARSED_AT_ONCE_BYTES = 64 * 1024
 """More is parsed in a thread: it would hold the event loop for milliseconds."""
 
 
+@attrs.frozen
+class _Answer:
+    """The body only with status 200."""
+
+    status: int
+    body: bytes = b""
+    location: str | None = None
+
+
 class HttpPositions:
     """A :class:`~mdservice.positions.source.PositionSource` behind a URL, asked with GET.
+
+    The URL is asked as it is written, with the ``/`` at its end or without it.
 
     Redirects are not followed, so headers and login stay with the URL's host.
 
@@ -64,12 +77,18 @@ class HttpPositions:
         try:
             with anyio.fail_after(limit_s):
                 async with self._lock:
-                    status, body = await self._get()
-                if len(body) <= _PARSED_AT_ONCE_BYTES:
-                    return read_answer(status, body, self.address, _MEND)
-                return await anyio.to_thread.run_sync(
-                    read_answer, status, body, self.address, _MEND
+                    answer = await self._get()
+                read = partial(
+                    read_answer,
+                    answer.status,
+                    answer.body,
+                    self.address,
+                    _MEND,
+                    location=answer.location,
                 )
+                if len(answer.body) <= _PARSED_AT_ONCE_BYTES:
+                    return read()
+                return await anyio.to_thread.run_sync(read)
         except TimeoutError as exc:
             raise PositionsUnavailable(
                 f"{self.address} does not answer within {limit_s:g} s"
@@ -81,8 +100,7 @@ class HttpPositions:
         if client is not None:
             await client.aclose()
 
-    async def _get(self) -> tuple[int, bytes]:
-        """Status and body, the body only with status 200."""
+    async def _get(self) -> _Answer:
         import httpx
 
         try:
@@ -100,10 +118,11 @@ class HttpPositions:
             reason = str(exc) or root_cause(exc)
             raise PositionsUnavailable(f"{self.address} cannot be read: {reason}") from exc
 
-    async def _get_once(self) -> tuple[int, bytes]:
+    async def _get_once(self) -> _Answer:
         async with self._kept_client().stream("GET", self._url) as response:
             if response.status_code != OK:
-                return response.status_code, b""
+                location = response.headers.get("Location")
+                return _Answer(response.status_code, location=location)
             encoding = response.headers.get("Content-Encoding", "identity")
             if encoding != "identity":
                 raise PositionsRefused(
@@ -118,7 +137,7 @@ class HttpPositions:
                     body += chunk
                     if len(body) > MOST_BYTES:
                         reading.cancel()
-            return response.status_code, bytes(body)
+            return _Answer(response.status_code, bytes(body))
 
     def _kept_client(self) -> httpx.AsyncClient:
         if self._client is None:

@@ -76,8 +76,17 @@ async def test_redirects_are_not_followed(place: OverHttp) -> None:
 
 
 @sources(OVER_HTTP)
+async def test_no_content_is_no_positions(place: OverHttp) -> None:
+    place.hold([row()])
+    await place.source.fetch()
+    place.web.body, place.web.status = b"", 204
+    for _ in range(2):
+        assert list(await place.source.fetch()) == []
+
+
+@sources(OVER_HTTP)
 async def test_an_answer_that_is_no_positions_is_refused(place: OverHttp) -> None:
-    for body in (b"<html>login</html>", b"{}", b'{"code": 1}', b"3", b"null", b"\x00\xff", b"[1,]"):
+    for body in (b"<html>login</html>", b"{}", b'{"code": 1}', b"3", b"\x00\xff", b"[1,]"):
         place.hold(body)
         await refused(place.source)
 

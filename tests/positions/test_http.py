@@ -10,6 +10,7 @@ import pytest
 
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.positions.http import HttpPositions
+from mdservice.settings_values import parse_positions
 from tests.positions import web as webs
 from tests.positions.web import Web, open_web
 
@@ -54,6 +55,39 @@ async def test_a_redirect_gets_no_login(web: Web) -> None:
             await source.fetch()
         await source.aclose()
         assert other.paths == []
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("/positions/", "a redirect to /positions/,"),
+        ("/login?token=hidden", "a redirect to /login,"),
+        (
+            "https://me:hidden@desk.example/x?key=hidden#hidden",
+            "https://***@desk.example/x?key=***",
+        ),
+        ("//desk.example/x", "a redirect to //desk.example/x,"),
+        (None, "a redirect, which"),
+    ],
+)
+async def test_a_redirect_says_where_it_leads(web: Web, location: str | None, shown: str) -> None:
+    web.status, web.extra = 307, {} if location is None else {"Location": location}
+    source = HttpPositions(web.url)
+    with pytest.raises(PositionsRefused) as caught:
+        await source.fetch()
+    await source.aclose()
+    assert shown in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["/mine", "/mine/", "/mine//", "/", "/a%2Fb/", "/mine/?account=7", "/mine;v=1/"]
+)
+async def test_the_path_is_asked_as_it_is_written(web: Web, path: str) -> None:
+    source = HttpPositions(parse_positions(f" {web.url}{path} "))
+    await source.fetch()
+    await source.aclose()
+    assert web.paths == [path]
 
 
 async def test_a_connection_that_was_closed_meanwhile_costs_nothing(web: Web) -> None:
