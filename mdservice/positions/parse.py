@@ -1,4 +1,4 @@
-"""Positions from JSON: a list of rows, or an object with such a list. Pure.
+"""Positions from JSON: a list of rows, or an object with such a list; ``null`` is none. Pure.
 
 A row that cannot be used costs itself: it becomes a position with a problem, in its place.
 
@@ -13,6 +13,7 @@ local-currency accounts.
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Final, TypeVar
 
@@ -35,7 +36,7 @@ _MOST_FIELDS = 50
 _MOST_DIGITS_BEFORE, _MOST_DIGITS_AFTER = 30, 60
 """The decimal point; beyond any quantity, and sums of them stay exact and short."""
 _SHOWN = 32
-_SIDES, _STOCKS = ("", "long", "short"), ("", "us_equity")
+_SIDES, _STOCKS = ("", "long", "short"), ("", "us_equity", "equity", "stock")
 _FIELDS = ("symbol", "qty", "avg_entry_price")
 _NUMBERS = ("qty", "avg_entry_price", "multiplier")
 _FORM = 'a list of positions or {"positions": [...]}'
@@ -46,12 +47,20 @@ _Kind = TypeVar("_Kind")
 _NULL = msgspec.Raw(b"null")
 
 
+_NO_NUMBER = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[-+]?\b(?:nan|inf(?:inity)?)\b', re.DOTALL | re.IGNORECASE
+)
+"""A text, or a number that JSON does not have and Python's json module writes all the same."""
+_UTF_8_MARK = b"\xef\xbb\xbf"
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
 class NotJson(PositionsRefused):
     """The content is no JSON at all."""
 
 
 class _Document(msgspec.Struct, gc=False):
-    positions: list[msgspec.Raw]
+    positions: list[msgspec.Raw] | None
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -78,7 +87,7 @@ class _Dollars(msgspec.Struct, gc=False):
 _MOST_PROBLEM = 200
 _DOLLARS = ("", "usd")
 _NULLS = (b"null", b'""')
-_document_decoder = msgspec.json.Decoder(list[msgspec.Raw] | _Document)
+_document_decoder = msgspec.json.Decoder(list[msgspec.Raw] | _Document | None)
 _row_decoder = msgspec.json.Decoder(_Row)
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -89,9 +98,10 @@ def parse_positions(content: bytes, where: str = "the answer") -> list[Position]
     Quantities of short positions are below 0: by their sign, or by ``side`` ``short``.
 
     Args:
-        content: ``[row, …]`` or ``{"positions": [row, …]}`` in UTF-8. ``qty``,
+        content: ``[row, …]`` or ``{"positions": [row, …]}``; ``null`` in the place of either
+            list means no positions. UTF-8, or UTF-16 with a byte-order mark. ``qty``,
             ``avg_entry_price`` and ``multiplier`` are JSON numbers or decimal strings, and kept
-            exactly. Unknown fields are ignored.
+            exactly. Unknown fields are ignored, whatever they hold.
         where: What holds the content, for the errors.
 
     Raises:
@@ -105,17 +115,40 @@ def parse_positions(content: bytes, where: str = "the answer") -> list[Position]
         )
     if content.count(b",") > MOST_ROWS * _MOST_FIELDS:
         raise PositionsRefused(f"{where} holds too many values for {MOST_ROWS:,} positions")
-    content = content.removeprefix(b"\xef\xbb\xbf")  # what some editors begin a file with
+    content = _in_utf_8(content, where)
     try:
         document = _document_decoder.decode(content)
-    except (ValueError, RecursionError) as exc:
-        raise _no_positions(content, where) from exc
-    rows = document if isinstance(document, list) else document.positions
+    except (ValueError, RecursionError):
+        try:
+            content = _NO_NUMBER.sub(_as_text, content)
+            document = _document_decoder.decode(content)
+        except (ValueError, RecursionError) as exc:
+            raise _no_positions(content, where) from exc
+    rows = document.positions if isinstance(document, _Document) else document
+    if rows is None:
+        return []
     if len(rows) > MOST_ROWS:
         raise PositionsRefused(
             f"{where} holds {len(rows):,} positions; at most {MOST_ROWS:,} are followed"
         )
     return [_position(row) for row in rows]
+
+
+def _in_utf_8(content: bytes, where: str) -> bytes:
+    if content.startswith(_UTF_16_MARKS):  # what PowerShell's > writes
+        try:
+            return content.decode("utf-16").encode()
+        except UnicodeDecodeError as exc:
+            raise NotJson(
+                f"{where} is no text in UTF-16 ({exc.reason}): write it in UTF-8"
+            ) from exc
+    return content.removeprefix(_UTF_8_MARK)  # what some editors begin a file with
+
+
+def _as_text(found: re.Match[bytes]) -> bytes:
+    """A text as it is; NaN as ``"NaN"``, which is a problem only where it is read."""
+    written = found[0]
+    return written if written.startswith(b'"') else b'"%b"' % written
 
 
 def _no_positions(content: bytes, where: str) -> PositionsUnavailable | PositionsRefused:

@@ -44,8 +44,11 @@ async def test_positions_come_in_their_order(place: Place) -> None:
 
 @sources()
 async def test_no_positions_are_an_answer(place: Place) -> None:
-    place.hold({"positions": []})
-    assert list(await place.source.fetch()) == []
+    for none in ({"positions": []}, [], {"positions": None}, None):
+        place.hold([row()])
+        assert len(await place.source.fetch()) == 1
+        place.hold(none)
+        assert list(await place.source.fetch()) == []
 
 
 @sources()

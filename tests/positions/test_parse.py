@@ -86,8 +86,11 @@ def test_a_list_and_an_object_with_a_list_are_the_same(document: Any) -> None:
     assert parsed(document) == [Position("AAPL", Decimal(10), Decimal("150.00"))]
 
 
-def test_no_positions_are_fine() -> None:
-    assert parsed([]) == parsed({"positions": []}) == []
+@pytest.mark.parametrize(
+    "document", [[], {"positions": []}, None, {"positions": None}, {"positions": None, "at": 1}]
+)
+def test_no_positions_are_fine(document: Any) -> None:
+    assert parsed(document) == []
 
 
 def test_the_order_is_kept_and_a_symbol_may_come_twice() -> None:
@@ -99,8 +102,19 @@ def test_alpacas_own_row_is_read() -> None:
     assert parsed([OF_ALPACA]) == [Position("AAPL", Decimal(5), Decimal("100.0"))]
 
 
-def test_a_byte_order_mark_is_skipped() -> None:
-    assert len(parse_positions(b"\xef\xbb\xbf" + json.dumps([ROW]).encode())) == 1
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("document", [[ROW], {"positions": [ROW], "n\u00e4me": "\u2028 NaN"}])
+def test_a_byte_order_mark_tells_the_encoding(document: Any, encoding: str) -> None:
+    text = json.dumps(document, ensure_ascii=False)
+    assert parse_positions(text.encode(encoding)) == [Position("AAPL", Decimal(10), Decimal(150))]
+    if encoding == "utf-16":
+        other_end = b"\xfe\xff" + text.encode("utf-16-be")
+        assert len(parse_positions(other_end)) == 1
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(NotJson, match="it is no text in UTF-16"):
+        parse_positions(json.dumps([ROW]).encode("utf-16")[:-1], "it")
 
 
 def test_a_symbol_is_raised_and_stripped() -> None:
@@ -163,10 +177,31 @@ def test_huge_json_numbers_are_a_problem_and_cost_no_time() -> None:
     assert time.monotonic() - started < 0.5
 
 
-def test_a_number_that_json_does_not_know_spoils_the_whole() -> None:
-    for word in (b"NaN", b"Infinity", b"-Infinity"):
-        with pytest.raises(NotJson):
-            parse_positions(b'[{"symbol":"A","qty":%s,"avg_entry_price":1}]' % word)
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "nan", "inf", "-inf", "+NaN"])
+def test_a_number_that_json_does_not_know_costs_the_row_that_needs_it(word: str) -> None:
+    text = (
+        f'{{"positions":[{{"symbol":"A","qty":{word},"avg_entry_price":1}},'
+        f'{{"symbol":"B","qty":1,"avg_entry_price":\n {word} }},'
+        f'{{"symbol":"C","qty":1,"avg_entry_price":1,"multiplier":{word}}},'
+        f'{{"symbol":"D","qty":1,"avg_entry_price":1,"unrealized_plpc":{word},'
+        f'"note":"{word} \\" {word}","x":[{word},{{"y":{word}}}]}},'
+        f'{{"symbol":{word},"qty":1,"avg_entry_price":1}},{word}],"at":{word}}}'
+    )
+    found = parse_positions(text.encode())
+    assert [(position.symbol, position.problem) for position in found] == [
+        ("A", "has a value in qty that is no usable number"),
+        ("B", "has a value in avg_entry_price that is no usable number"),
+        ("C", "has a value in multiplier that is no usable number"),
+        ("D", None),
+        (word.upper(), None) if word.isalpha() else (word, "has no valid symbol"),
+        ("?", "is no object"),
+    ]
+
+
+def test_a_file_of_pythons_json_module_is_read() -> None:
+    rows = [{**ROW, "unrealized_plpc": float("nan")}, {**ROW, "qty": float("inf")}]
+    good, bad = parse_positions(json.dumps(rows).encode())
+    assert (good.problem, bad.qty) == (None, None)
 
 
 def test_a_price_below_0_is_a_problem() -> None:
@@ -191,6 +226,13 @@ def test_a_price_below_0_is_a_problem() -> None:
         ("-5", "long", "-5"),
         ("-5", "sell", "-5"),
         ("5", "SHORT", "-5"),
+        ("5", " Short ", "-5"),
+        ("5", "PositionSide.SHORT", "-5"),
+        ("-5", "PositionSide.SHORT", "-5"),
+        ("5", "PositionSide.LONG", "5"),
+        ("5", "positionside.long", "5"),
+        (" 5 ", "long", "5"),
+        ("+5", "short", "-5"),
         ("1.2345678901234567890123456789012345", "short", "-1.2345678901234567890123456789012345"),
     ],
 )
@@ -200,6 +242,7 @@ def test_short_is_told_by_the_sign_or_the_side(qty: str, side: Any, expected: st
 
 
 def test_a_side_that_is_not_known_is_a_problem() -> None:
+    assert one(side="PositionSide.FLAT").problem == "has a side that is neither long nor short"
     assert one(side="sell").problem == "has a side that is neither long nor short"
     assert one(side=3).problem == "has a value in side that is no text"
 
@@ -215,13 +258,17 @@ def test_a_multiplier_is_kept() -> None:
         assert one(multiplier=value).problem == "has a multiplier that is not above 0"
 
 
-@pytest.mark.parametrize("kind", ["crypto", "us_option", "CRYPTO"])
+@pytest.mark.parametrize("kind", ["crypto", "us_option", "CRYPTO", "AssetClass.CRYPTO"])
 def test_what_is_no_stock_is_kept_with_that_problem(kind: str) -> None:
     position = one(symbol="BTCUSD", asset_class=kind)
     assert position == Position("BTCUSD", Decimal(10), Decimal("150.00"), problem=NOT_A_STOCK)
 
 
-@pytest.mark.parametrize("kind", ["us_equity", "US_EQUITY", None, "", ...])
+@pytest.mark.parametrize(
+    "kind",
+    ["us_equity", "US_EQUITY", " Us_Equity", "AssetClass.US_EQUITY", "assetclass.us_equity",
+     "stock", "Stock", "equity", "EQUITY", "Kind.STOCK", None, "", ...],
+)  # fmt: skip
 def test_stocks_are_stocks(kind: Any) -> None:
     assert one(asset_class=kind).problem is None
 
@@ -373,7 +420,7 @@ def test_a_row_nested_deeply_costs_itself_or_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"3", b"null", b'"AAPL"', b"{}", b'{"positions": {}}', b'{"positions": null}',
+    [b"3", b'"AAPL"', b"{}", b'{"positions": {}}', b"NaN", b'{"positions": NaN}',
      b'{"code": 40110000, "message": "request is not authorized"}'],
 )  # fmt: skip
 def test_json_that_is_no_positions_is_refused(content: bytes) -> None:
