@@ -123,7 +123,17 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreError):
-    """The server answered with an error and executed nothing of the batch."""
+    """The server answered with an error and executed nothing of the batch.
+
+    Args:
+        message: What happened and what to do.
+        reconnect: Whether a new connection to the same address may reach a server that does
+            not refuse: the primary behind a forwarder, a DNS name or a Kubernetes service.
+    """
+
+    def __init__(self, message: str, *, reconnect: bool = False) -> None:
+        super().__init__(message)
+        self.reconnect = reconnect
 
 
 class PositionsError(MDServiceError):

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 import anyio
 
 from mdservice.api_client import NoAnswer
-from mdservice.errors import StoreUnavailable
+from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.model.decode import QuoteDecoder
 from mdservice.model.quote import Quote
 from mdservice.prices.links import in_thread, open_link, refuse_errors
@@ -20,7 +20,19 @@ __all__ = ["RedisCalls"]
 
 _WAIT_S: Final = 5.0
 """How long a call waits for those before it."""
+_ROLE: Final = pack(b"ROLE")
 _T = TypeVar("_T")
+
+
+def _open(link: RedisLink) -> bool:
+    """Open the link; whether the server is a primary, as far as this user may ask."""
+    open_link(link)
+    (role,) = link.call(_ROLE)
+    return isinstance(role, list) and not _is_replica(role)
+
+
+def _is_replica(role: object) -> bool:
+    return isinstance(role, list) and role[:1] == [b"slave"]
 
 
 class RedisCalls:
@@ -37,6 +49,8 @@ class RedisCalls:
         self._limiter = anyio.CapacityLimiter(2)
         self._one_call = anyio.Lock()
         self._link: RedisLink | None = None
+        self._was_primary = False
+        """Whether the server was a primary when the connection was opened."""
         self._address = ""
         self._decoder = QuoteDecoder()
         self._asked: tuple[Sequence[str], bytes] = ((), b"")
@@ -82,10 +96,11 @@ class RedisCalls:
             kept = self._link is not None
             try:
                 return await self._try(function, *args)
-            except StoreUnavailable:
-                if not kept:
+            except StoreError as exc:
+                # A kept connection may have died long ago, or lead to a demoted server.
+                if not kept or (isinstance(exc, StoreRefused) and not exc.reconnect):
                     raise
-            return await self._try(function, *args)  # a kept connection may have died long ago
+            return await self._try(function, *args)
         finally:
             self._one_call.release()
 
@@ -107,16 +122,17 @@ class RedisCalls:
             raise StoreUnavailable(str(exc)) from exc
         self._address = address.shown
         self._link = RedisLink(address)
-        await in_thread(self._limiter, self._link, open_link)
+        self._was_primary = await in_thread(self._limiter, self._link, _open)
         return self._link
 
     def _read(self, link: RedisLink, symbols: Sequence[str]) -> dict[str, Quote]:
         if symbols != self._asked[0]:
             self._asked = symbols, pack(b"MGET", *map(price_key, symbols))
-        replies = link.call(self._asked[1])
-        refuse_errors(self._address, replies)
+        role, values = link.call(_ROLE, self._asked[1])
+        self._refuse_demoted(role)
+        refuse_errors(self._address, (values,))
         found: dict[str, Quote] = {}
-        for symbol, payload in zip(symbols, replies[0], strict=True):
+        for symbol, payload in zip(symbols, values, strict=True):
             if payload is None:
                 continue
             seen = self._seen.get(symbol)
@@ -129,6 +145,15 @@ class RedisCalls:
                 found[symbol] = quote
         return found
 
+    def _refuse_demoted(self, role: object) -> None:
+        """A replica answers reads, and takes messages that only its own subscribers hear."""
+        if self._was_primary and _is_replica(role):
+            raise StoreRefused(
+                f"Redis at {self._address} was a primary and is a replica now; connecting again",
+                reconnect=True,
+            )
+
     def _publish(self, link: RedisLink, channel: bytes, messages: Sequence[bytes]) -> None:
+        self._refuse_demoted(link.call(_ROLE)[0])
         commands = (pack(b"PUBLISH", channel, message) for message in messages)
         refuse_errors(self._address, link.call(*commands))

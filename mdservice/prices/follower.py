@@ -20,7 +20,14 @@ _log = get_logger(__name__)
 
 _STEADY_S: Final = 1.0
 """A connection that lasted this long is no reason to wait longer for the next."""
-_PASSING: Final = ("LOADING", "BUSY", "MASTERDOWN", "max number of clients")
+_PASSING: Final = (
+    "LOADING",
+    "BUSY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "UNBLOCKED",
+    "max number of clients",
+)
 """Refusals that end by themselves, also at the start."""
 
 

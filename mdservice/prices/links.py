@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 
 from mdservice.errors import StoreRefused
-from mdservice.sinks.redis_advice import describe_refusal
+from mdservice.sinks.redis_advice import refusal
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
 from mdservice.sinks.redis_replies import is_error
 from mdservice.sinks.resp import pack
@@ -78,4 +78,4 @@ def refuse_errors(address: str, replies: Iterable[object]) -> None:
             text = str(reply)
             if text.startswith("NOPERM"):
                 raise StoreRefused(f"Redis at {address} refused: {text.rstrip('.')}; {_RIGHTS}")
-            raise StoreRefused(describe_refusal(address, text))
+            raise refusal(address, text)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["describe_refusal"]
+from typing import Final
+
+from mdservice.errors import StoreRefused
+
+__all__ = ["describe_refusal", "needs_new_connection", "refusal", "refusal_code"]
 
 _CLUSTER = "Redis Cluster cannot hold one transaction over all symbols; use a single server"
 _LOGIN = "set user and password in the Redis URL (MDSERVICE_REDIS_URL)"
@@ -24,7 +28,53 @@ _ADVICE = {
     "CROSSSLOT": _CLUSTER,
     "MOVED": _CLUSTER,
     "CLUSTERDOWN": _CLUSTER,
+    "UNBLOCKED": "the server became a replica; connecting again",
 }
+_RECONNECT: Final = frozenset(
+    {
+        # The server is not the primary any more. Behind one address, another server is.
+        "READONLY",
+        "MASTERDOWN",
+        "UNBLOCKED",
+        # A primary that has lost its replicas: they may have elected another one.
+        "NOREPLICAS",
+        # A primary that cannot save, or starts: an operator or a sentinel moves the address.
+        "MISCONF",
+        "LOADING",
+        # Another node behind the address may have a working view of the cluster.
+        "CLUSTERDOWN",
+        # The connection is not logged in any more; connecting logs in again.
+        "NOAUTH",
+    }
+)
+"""Refusals that a new connection may cure at once.
+
+The others concern the command, the user or the data, so each server behind the address refuses
+too: ``NOPERM``, ``WRONGPASS``, ``OOM``, ``BUSY``, ``CROSSSLOT``, ``MOVED``, ``ASK``,
+``TRYAGAIN``, ``WRONGTYPE``. The writer connects again for these as well, but only after a few
+seconds.
+"""
+_ABORTED: Final = "EXECABORT Transaction discarded because of: "
+
+
+def refusal_code(text: str) -> str:
+    """The first word of an error reply; of an aborted transaction, the code of its reason."""
+    return text.removeprefix(_ABORTED).partition(" ")[0]
+
+
+def needs_new_connection(text: str) -> bool:
+    """Whether a new connection to the same address may cure the refusal."""
+    return refusal_code(text) in _RECONNECT
+
+
+def refusal(address: str, text: str) -> StoreRefused:
+    """The error for a server's error reply.
+
+    Args:
+        address: The server's address, without a secret.
+        text: The error reply.
+    """
+    return StoreRefused(describe_refusal(address, text), reconnect=needs_new_connection(text))
 
 
 def describe_refusal(address: str, text: str) -> str:
@@ -34,6 +84,6 @@ def describe_refusal(address: str, text: str) -> str:
         address: The server's address, without a secret.
         text: The error reply, such as ``OOM command not allowed when used memory > 'maxmemory'.``
     """
-    advice = _ADVICE.get(text.partition(" ")[0])
+    advice = _ADVICE.get(refusal_code(text))
     said = f"Redis at {address} refused: {text.rstrip('.')}"
     return f"{said}; {advice}" if advice else said

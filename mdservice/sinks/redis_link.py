@@ -21,7 +21,7 @@ from redis.connection import Connection, UnixDomainSocketConnection, parse_url
 from redis.maint_notifications import MaintNotificationsConfig
 
 from mdservice.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from mdservice.sinks.redis_advice import describe_refusal
+from mdservice.sinks.redis_advice import describe_refusal, needs_new_connection
 from mdservice.sinks.redis_replies import MISSING, READ_BYTES, collect, hung_up, new_reader
 
 __all__ = ["RedisAddress", "RedisLink", "connection_lost"]
@@ -124,7 +124,11 @@ class RedisLink:
                 redis.exceptions.AuthorizationError,
                 redis.exceptions.BusyLoadingError,
             ) as exc:
-                raise StoreRefused(_login_refused(self._address, exc)) from exc
+                text = _reply_text(exc)
+                raise StoreRefused(
+                    _login_refused(self._address, exc, text),
+                    reconnect=needs_new_connection(text),
+                ) from exc
             except (redis.RedisError, OSError, UnicodeError) as exc:
                 raise StoreUnavailable(
                     f"No connection to Redis at {self._address}: {str(exc).removesuffix('.')}; "
@@ -277,12 +281,16 @@ def connection_lost(address: str, exc: Exception) -> StoreUnavailable:
     )
 
 
-def _login_refused(address: str, exc: redis.RedisError) -> str:
+def _reply_text(exc: redis.RedisError) -> str:
+    """The server's error reply; redis-py takes the code of those that it knows off its front."""
+    code, text = getattr(exc, "status_code", None), str(exc)
+    return f"{code} {text}" if code and code != "ERR" else text
+
+
+def _login_refused(address: str, exc: redis.RedisError, text: str) -> str:
     if isinstance(exc, redis.AuthenticationError):
         return (
             f"Redis at {address} refused the login: {exc}; set user and password in the Redis "
             "URL (MDSERVICE_REDIS_URL)"
         )
-    if isinstance(exc, redis.exceptions.BusyLoadingError):
-        return describe_refusal(address, "LOADING " + str(exc))
-    return describe_refusal(address, str(exc))
+    return describe_refusal(address, text)

@@ -8,8 +8,8 @@ from typing import Final
 import attrs
 import hiredis
 
-from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.sinks.redis_advice import describe_refusal
+from mdservice.errors import StoreUnavailable
+from mdservice.sinks.redis_advice import describe_refusal, refusal
 from mdservice.sinks.redis_link import RedisLink
 from mdservice.sinks.redis_replies import is_error
 from mdservice.sinks.redis_stream import RedisStream
@@ -100,4 +100,4 @@ def raise_refusal(address: str, replies: Iterable[object]) -> None:
     """Raise StoreRefused for the first of the replies that is an error."""
     for reply in replies:
         if is_error(reply):
-            raise StoreRefused(describe_refusal(address, str(reply)))
+            raise refusal(address, str(reply))

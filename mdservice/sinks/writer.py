@@ -6,7 +6,8 @@
        ▲          │
        │          ├── connection lost: perhaps executed. Connect anew, which ends the old
        └──────────┘   connection; then the store's batch number tells whether to write again
-                  └── refused: not executed. Write again, later
+                  └── refused: not executed. Write again, later; on a new connection where
+                      that may reach another server (a demoted primary behind one address)
 
 A server that comes back without what was written (restarted empty, or a replica that lagged)
 gets the newest price of each symbol again, before anything else.
@@ -37,6 +38,9 @@ _PING_S = 0.5
 """How long a quiet writer waits before it asks whether the store still answers."""
 _RETRY_FIRST_S, _RETRY_LIMIT_S = 0.05, 0.5
 """Short: on the store's return everything has to be there within a second."""
+_LEAVE_AFTER_S = 3.0
+"""How long any other refusal is retried on one connection. Behind a forwarder, a DNS name or a
+proxy, a new connection may reach a server that does not refuse; it costs next to nothing."""
 _CLOSE_S = 1.0
 """For a store of somebody's own; Redis is left at once."""
 _MOST_REMINDED = 2_000
@@ -80,6 +84,9 @@ class RedisWriter:
         self._store = store
         self._clock = clock
         self._connected = False
+        self._leaves = False
+        """Whether to connect again although the connection works: the server refuses."""
+        self._refused_since_s: float | None = None
         self._last_error: str | None = None
         self._connects = 0
         self._failures = 0
@@ -194,9 +201,13 @@ class RedisWriter:
             self._failed(exc)
 
     async def _connect(self) -> None:
-        if not self._connected:
-            await self._store.connect()
-            self._connected = True
+        if not self._connected or self._leaves:
+            try:
+                await self._store.connect()
+            except StoreError:
+                self._connected = False
+                raise
+            self._connected, self._leaves = True, False
             self._connects += 1
             self._memory_in_doubt = self._written > 0
             _log.info("redis_connected", url=self._store.address)
@@ -225,6 +236,7 @@ class RedisWriter:
 
     def _answered(self) -> None:
         self._last_error = None
+        self._refused_since_s = None
         self._failures = 0
 
     def _retry_s(self) -> float:
@@ -236,8 +248,19 @@ class RedisWriter:
             _log.error("redis_command_failed", count=count, reason=reason)
 
     def _failed(self, exc: StoreError) -> None:
-        if not isinstance(exc, StoreRefused):
+        if isinstance(exc, StoreRefused):
+            self._leave_soon(exc)
+        else:
             self._connected = False
         self._failures += 1
         self._last_error = masked(str(exc))
         _log.warning("redis_failed", url=self._store.address, reason=str(exc))
+
+    def _leave_soon(self, exc: StoreRefused) -> None:
+        """Decide whether the next try is made on a new connection."""
+        now_s = self._clock.monotonic()
+        if self._refused_since_s is None:
+            self._refused_since_s = now_s
+        if exc.reconnect or now_s - self._refused_since_s >= _LEAVE_AFTER_S:
+            self._leaves = True
+            self._refused_since_s = now_s

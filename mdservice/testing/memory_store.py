@@ -16,7 +16,8 @@ import anyio.lowlevel
 import attrs
 
 from mdservice.clock import Clock, SystemClock
-from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.errors import StoreUnavailable
+from mdservice.sinks.redis_advice import refusal
 from mdservice.sinks.store import WriteBatch
 
 __all__ = ["MemoryPriceStore", "Slow", "StoreFault"]
@@ -172,7 +173,7 @@ class MemoryPriceStore:
                 self._require_connection()
             if fault is StoreFault.REFUSE_WRITE or self.refusal is not None:
                 answered = True
-                raise StoreRefused(f"The store at memory:// refused: {self.refusal or 'ERR'}")
+                raise refusal("memory://", self.refusal or "ERR")
             if fault is StoreFault.DELAY_REQUEST:
                 self._on_the_way.append(batch)
             elif fault is not StoreFault.LOSE_REQUEST:
@@ -201,7 +202,7 @@ class MemoryPriceStore:
         """
         await self._round_trip()
         if self.refusal is not None:
-            raise StoreRefused(f"The store at memory:// refused: {self.refusal}")
+            raise refusal("memory://", self.refusal)
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -47,6 +47,10 @@ class Network:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
+    def lead_to(self, target: int | Path) -> None:
+        """Lead new connections to another server; those of now stay."""
+        self._target = target
+
     def reset(self) -> None:
         """Cut every connection: both ends get a RST and nothing else."""
         self._ask(self._reset)

@@ -219,12 +219,12 @@ async def test_refused_write_keeps_the_connection_and_is_tried_again(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
     async with open_bench() as bench:
-        bench.store.refusal = "READONLY You can't write against a read only replica."
+        bench.store.refusal = "OOM command not allowed when used memory > 'maxmemory'."
         await bench.hand_in()
-        await anyio.sleep(30)
+        await anyio.sleep(2.5)
         now = bench.writer.snapshot()
         assert now.connected
-        assert "READONLY" in str(now.last_error)
+        assert "OOM" in str(now.last_error)
         assert bench.executed == bench.acknowledged == []
         bench.store.refusal = None
         returned_s = anyio.current_time()
@@ -233,6 +233,84 @@ async def test_refused_write_keeps_the_connection_and_is_tried_again(
         assert bench.executed == [1]
         assert bench.store.connects == 1
         assert bench.writer.snapshot().last_error is None
+
+
+class Address:
+    """Two servers behind one address: those connected to the first one stay there."""
+
+    def __init__(self, bench: Bench, refusal: str) -> None:
+        self.store = bench.store
+        self._refusal = refusal
+        self._connect = bench.store.connect
+        self._connects_before = bench.store.connects
+
+    async def connect(self) -> None:
+        await self._connect()
+        if self.store.connects > self._connects_before:
+            self.store.refusal = None
+
+    def demote(self) -> None:
+        self.store.refusal = self._refusal
+        self.store.connect = self.connect  # type: ignore[method-assign]
+
+
+_ABORTED = "EXECABORT Transaction discarded because of: "
+
+
+@pytest.mark.parametrize(
+    ("refusal", "within_s"),
+    [
+        ("READONLY You can't write against a read only replica.", 0.5),
+        (f"{_ABORTED}READONLY You can't write against a read only replica.", 0.5),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", 0.5),
+        (f"{_ABORTED}MASTERDOWN Link with MASTER is down.", 0.5),
+        ("LOADING Valkey is loading the dataset in memory", 0.5),
+        ("CLUSTERDOWN The cluster is down", 0.5),
+        ("NOREPLICAS Not enough good replicas to write.", 0.5),
+        ("MISCONF Valkey is configured to save RDB snapshots, but it is unable to.", 0.5),
+        ("UNBLOCKED force unblock from blocking operation, instance state changed", 0.5),
+        ("NOAUTH Authentication required.", 0.5),
+        # These concern the command, the user or the data. Even so a new connection is tried.
+        ("OOM command not allowed when used memory > 'maxmemory'.", 5.0),
+        ("NOPERM this user has no permissions to run the 'set' command", 5.0),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", 5.0),
+        ("MOVED 1234 127.0.0.1:7001", 5.0),
+        ("BUSY Valkey is busy running a script.", 5.0),
+        ("ERR upstream failure", 5.0),
+    ],
+)
+@pytest.mark.parametrize("quiet", [False, True])
+async def test_a_server_that_refuses_is_left_for_the_one_behind_its_address(
+    refusal: str, within_s: float, quiet: bool, autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(2)
+        Address(bench, refusal).demote()
+        if quiet:
+            await anyio.sleep(2.0)
+        began_s = anyio.current_time()
+        await bench.write(2)
+        assert anyio.current_time() - began_s <= within_s
+        assert bench.executed == [1, 2, 3, 4]
+        assert bench.writer.snapshot().last_error is None
+        assert bench.store.connects == 2
+
+
+async def test_a_refusal_that_lasts_costs_few_connections(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.refusal = "READONLY You can't write against a read only replica."
+        await bench.hand_in()
+        await anyio.sleep(30)
+        now = bench.writer.snapshot()
+        assert now.connected
+        assert "READONLY" in str(now.last_error)
+        assert bench.executed == bench.acknowledged == []
+        assert bench.store.connects <= 2 * 30 + 10
+        bench.store.refusal = None
+        await bench.answer()
+        assert bench.executed == [1]
 
 
 # ---- a store that is away
