@@ -47,6 +47,7 @@ class FrameInlet:
         self._arrived = anyio.Event()
         self._waiting = False
         self._closed = False
+        self._discarding = False
 
     def put(self, frame: WireFrame) -> None:
         """A data frame came.
@@ -76,6 +77,8 @@ class FrameInlet:
         """
         if self._closed:
             raise EOFError
+        if self._discarding:
+            return
         self._messages.extend(messages)
         if self._waiting:
             self._arrived.set()
@@ -83,11 +86,20 @@ class FrameInlet:
             self._paused = True
             self._pause()
 
+    def discard(self) -> None:
+        """Throw away what waits and what still comes: the connection is being closed."""
+        self._discarding = True
+        self._messages.clear()
+        self._read_on()
+
     def close(self) -> None:
         """No more will come; what waits can still be taken."""
         self._closed = True
         self._arrived.set()
-        if self._paused:  # who reads the socket has to see its end
+        self._read_on()  # the socket's end has to be seen
+
+    def _read_on(self) -> None:
+        if self._paused:
             self._paused = False
             self._resume()
 

@@ -64,7 +64,6 @@ class WebsocketsDriver:
     async def connect(self) -> AsyncIterator[Link]:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
         deadline = anyio.current_time() + OPEN_TIMEOUT_S
-        stream = await self._given_stream()
         opening = connect_by_library(MAX_QUEUED_FRAMES, MAX_FRAME_BYTES)(
             self._url,
             additional_headers={"Content-Type": "application/msgpack"},
@@ -74,20 +73,25 @@ class WebsocketsDriver:
             ping_timeout=_PING_TIMEOUT_S,
             max_size=MAX_FRAME_BYTES,
             compression=None,
-            **stream,
+            **await self._given_stream(),
         )
-        opened = False
+        held = _HeldWebsocket(opening)
+        error: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(held.hold)
+            try:
+                yield await self._log_in(await self._opened(held), deadline)
+            except Exception as exc:  # noqa: BLE001 - raised below, out of the task group
+                error = exc
+            finally:
+                held.leave()
+        if error is not None:
+            raise error
+
+    async def _opened(self, held: _HeldWebsocket) -> ClientConnection:
         try:
-            async with opening as websocket:
-                opened = True
-                try:
-                    yield await self._log_in(websocket, deadline)
-                finally:
-                    with anyio.CancelScope(shield=True):  # bounded by close_timeout
-                        await _close(websocket)
+            return await held.opened()
         except (OSError, WebSocketException, EOFError) as exc:
-            if opened:
-                raise
             raise _not_opened(self._shown, exc) from exc
 
     async def _given_stream(self) -> dict[str, Any]:
@@ -140,9 +144,58 @@ class _WebsocketLink:
             raise FeedUnavailable(f"the feed closed the connection: {exc}") from exc
 
 
+class _HeldWebsocket:
+    """The library's connection in a task of its own, which the user's cancellation does not reach.
+
+    On trio the library reads in a nursery inside its ``connect``. A cancellation from outside ends
+    that nursery, and with it the socket, before a close frame can leave. Here it ends the user's
+    task alone, and this task then closes the connection.
+    """
+
+    def __init__(self, opening: Any) -> None:
+        self._opening = opening
+        self._scope = anyio.CancelScope(shield=True)
+        self._settled = anyio.Event()
+        self._leaving = anyio.Event()
+        self._websocket: ClientConnection | None = None
+        self._error: Exception | None = None
+
+    async def opened(self) -> ClientConnection:
+        """Wait for the connection, and raise what opening it has ended with."""
+        await self._settled.wait()
+        if self._websocket is None:
+            raise self._error or EOFError("the connection was not opened")
+        return self._websocket
+
+    def leave(self) -> None:
+        """Close the connection, or stop opening it; :meth:`hold` then returns."""
+        self._leaving.set()
+        if self._websocket is None:
+            self._scope.cancel()
+
+    async def hold(self) -> None:
+        """Open the connection, and keep it until :meth:`leave`."""
+        try:
+            with self._scope:
+                async with self._opening as self._websocket:
+                    self._settled.set()
+                    await self._leaving.wait()
+                    await _close(self._websocket)
+        except Exception as exc:  # noqa: BLE001 - raised where the connection is used
+            self._error = exc
+        finally:
+            self._settled.set()
+
+
 async def _close(websocket: Any) -> None:
-    """Close politely: the two versions of the library name it differently."""
-    await (websocket.aclose if hasattr(websocket, "aclose") else websocket.close)()
+    """Send a close frame, and wait for the peer's; after the limit, drop the socket.
+
+    The two versions of the library name it differently. What still comes is thrown away: a full
+    queue would keep the peer's close frame from being read.
+    """
+    websocket.recv_messages.discard()
+    with anyio.move_on_after(CLOSE_TIMEOUT_S):
+        await (websocket.aclose if hasattr(websocket, "aclose") else websocket.close)()
 
 
 def _not_opened(url: str, exc: Exception) -> FeedError:

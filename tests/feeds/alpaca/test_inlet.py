@@ -108,6 +108,20 @@ async def test_at_the_end_reading_goes_on_so_that_the_end_is_read(autojump_clock
     assert bench.log == ["pause", "resume"]
 
 
+async def test_a_connection_that_is_being_closed_is_read_on_and_keeps_nothing(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench(most=2)
+    bench.put(b"1", b"2", b"3")
+    bench.inlet.discard()
+    assert bench.log == ["pause", "resume"]
+    bench.put(b"4", b"5", b"6", b"7")
+    bench.inlet.close()
+    with pytest.raises(EOFError):
+        await bench.inlet.get_some()
+    assert bench.log == ["pause", "resume"]
+
+
 async def test_others_run_between_two_calls_though_messages_wait(autojump_clock: Any) -> None:
     bench = Bench()
     other_ran = anyio.Event()
