@@ -251,11 +251,12 @@ class FeedConnection:
             )
         self._synced = True
         self._phase = "streaming"
+        self._retries.subscribed()
         _log.info("feed_subscribed", symbols=len(session.acknowledged))
 
     async def _delay_after_refusal(self, exc: FeedRefused) -> float:
         self._failed(exc)
-        retry = self._retries.after_refusal(exc)
+        retry = self._retries.after_refusal(exc, self._clock.monotonic())
         self._phase = retry.phase
         if retry.for_good:
             await self._tell("fatal", reason=self._last_error, code=exc.code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import attrs
 
 from mdservice.backoff import Backoff
@@ -15,7 +17,10 @@ from mdservice.feeds.alpaca.codes import (
 
 __all__ = ["Retries", "Retry"]
 
-_SLOT_FIRST_S, _SLOT_LIMIT_S = 5.0, 30.0
+_SLOT_OFTEN_S, _SLOT_OFTEN_FOR_S = 5.0, 60.0
+"""A session that has just ended frees its slot within seconds, a dead one within 90 s."""
+_SLOT_LATER_S, _SLOT_LIMIT_S = 10.0, 30.0
+_SLOT_JITTER = 0.2
 _REFUSED_FIRST_S, _REFUSED_LIMIT_S = 30.0, 300.0
 
 
@@ -34,6 +39,26 @@ class Retry:
     for_good: bool = False
 
 
+class _SlotWaits:
+    """The waits for a taken connection slot: about 5 s for a minute, then longer ones."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._later = Backoff(_SLOT_LATER_S, _SLOT_LIMIT_S, rng)
+        self._since_s: float | None = None
+
+    def next_s(self, now_s: float) -> float:
+        if self._since_s is None:
+            self._since_s = now_s
+        if now_s - self._since_s < _SLOT_OFTEN_FOR_S:
+            return _SLOT_OFTEN_S * self._rng.uniform(1 - _SLOT_JITTER, 1 + _SLOT_JITTER)
+        return self._later.next_s()
+
+    def reset(self) -> None:
+        self._since_s = None
+        self._later.reset()
+
+
 class Retries:
     """Three back-offs: for failures, for a taken connection slot, for refusals for good.
 
@@ -43,23 +68,33 @@ class Retries:
 
     def __init__(self, failures: Backoff) -> None:
         self._failures = failures
-        self._slot = Backoff(_SLOT_FIRST_S, _SLOT_LIMIT_S, failures.rng)
+        self._slot = _SlotWaits(failures.rng)
         self._refusals = Backoff(_REFUSED_FIRST_S, _REFUSED_LIMIT_S, failures.rng)
 
     def after_failure(self) -> Retry:
         """The connection failed or ended."""
         return Retry("waiting", self._failures.next_s())
 
-    def after_refusal(self, exc: FeedRefused) -> Retry:
-        """The feed answered and said no."""
+    def after_refusal(self, exc: FeedRefused, now_s: float) -> Retry:
+        """The feed answered and said no.
+
+        Args:
+            exc: What it said.
+            now_s: When, monotonic seconds.
+        """
         reaction = reaction_to_http(exc.code) if exc.http else reaction_to_code(exc.code)
         if reaction is Reaction.WAIT_FOR_SLOT:
-            return Retry("waiting_for_slot", self._slot.next_s())
+            return Retry("waiting_for_slot", self._slot.next_s(now_s))
         if reaction is Reaction.FATAL or exc.code in FATAL_WHEN_SUBSCRIBING:
             return Retry("refused", self._refusals.next_s(), for_good=True)
         return self.after_failure()
 
+    def subscribed(self) -> None:
+        """The account's slot is ours, whether data comes or not."""
+        self._slot.reset()
+
     def reset(self) -> None:
         """Data came: things work."""
-        for backoff in (self._failures, self._slot, self._refusals):
-            backoff.reset()
+        self._failures.reset()
+        self._slot.reset()
+        self._refusals.reset()

@@ -269,16 +269,64 @@ async def test_refusal_for_good_after_data_is_told_and_retried_slowly(
         assert desk.now.phase == "streaming"
 
 
-async def test_406_waits_for_the_slot(autojump_clock: Any, open_desk: Any) -> None:
+def assert_slot_waits(waits: list[float]) -> None:
+    """About 5 s each during the first minute, then longer, up to 30 s."""
+    waited_s = 0.0
+    bounds = iter((10, 20))
+    for wait in waits:
+        if waited_s < 60:
+            assert 4 <= wait <= 6, (wait, waited_s)
+        else:
+            bound = next(bounds, 30)
+            assert bound / 2 <= wait <= bound, (wait, waited_s)
+        waited_s += wait
+    assert len({round(wait, 3) for wait in waits}) > 1, "they have no jitter"
+
+
+async def test_406_is_tried_about_every_5_s_for_a_minute_and_then_less_often(
+    autojump_clock: Any, open_desk: Any
+) -> None:
     driver = FakeDriver()
-    driver.refuse_next(406, times=4)
+    driver.refuse_next(406, times=20)
     async with open_desk("AAPL", drivers=[driver]) as desk:
         await desk.until_phase("waiting_for_slot")
         assert "old session" in desk.now.last_error
         await driver.opened()
-        for bound, wait in zip((5, 10, 20, 30), gaps(driver.attempts), strict=True):
-            assert bound / 2 <= wait <= bound
+        assert_slot_waits(gaps(driver.attempts))
         await desk.until(lambda: desk.story == ["connected"])
+
+
+@pytest.mark.parametrize("quotes", [True, False], ids=["with data", "in a quiet market"])
+async def test_each_406_of_a_later_outage_begins_a_minute_of_its_own(
+    autojump_clock: Any, open_desk: Any, quotes: bool
+) -> None:
+    driver = FakeDriver()
+    driver.refuse_next(406, times=18)
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        await driver.opened()
+        await desk.until_phase("streaming")
+        if quotes:
+            driver.send_quotes([quote(1)])
+        await anyio.sleep(600)
+        before = len(driver.attempts)
+        driver.refuse_next(406, times=18)
+        driver.drop()
+        await driver.opened(2)
+        assert_slot_waits(gaps(driver.attempts[before:]))
+
+
+async def test_a_failure_between_two_406_does_not_make_their_waits_longer(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver()
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        await driver.opened()
+        driver.fail(1)
+        driver.refuse_next(406, times=6)
+        driver.drop()
+        await driver.opened(2)
+        assert_slot_waits(gaps(driver.attempts[2:]))
+        assert desk.now.phase in ("subscribing", "streaming")
 
 
 async def test_406_on_an_open_connection_waits_for_the_slot(
