@@ -269,6 +269,7 @@ def _open_store(settings: Settings) -> PriceStore:
         settings.redis_url,
         price_ttl_s=settings.price_ttl,
         event_log=settings.event_log,
+        prefix=settings.key_prefix,
         instance=secrets.token_hex(8),
         timeout_s=_STORE_TIMEOUT_S,
     )

@@ -132,6 +132,12 @@ class Settings:
         environment=("MDSERVICE_REDIS_URL", "REDIS_URL"),
         address=True,
     )
+    key_prefix: str = setting(
+        "",
+        values.parse_key_prefix,
+        "Put in front of every key, channel and stream name in Redis, such as desk1:",
+        metavar="TEXT",
+    )
     price_ttl: int = setting(
         300, values.whole_number(1, _TEN_YEARS_S), "Life of a price in Redis.", metavar="SECONDS"
     )

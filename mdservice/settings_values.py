@@ -25,6 +25,7 @@ __all__ = [
     "parse_alerts",
     "parse_event_log",
     "parse_http_address",
+    "parse_key_prefix",
     "parse_optional",
     "parse_positions",
     "parse_secret",
@@ -40,6 +41,7 @@ Parser = Callable[[object], object]
 _SECRET = re.compile(r"[!-~]{1,512}", re.ASCII)
 _SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """What ``sockaddr_un`` holds, less its closing zero."""
+_KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _OWN_KEYS = ("price:", "mdservice:")
 
 
@@ -166,6 +168,28 @@ def parse_alerts(value: object) -> tuple[str, ...]:
     for rule in found:
         parse_rule(rule)
     return tuple(found)
+
+
+def parse_key_prefix(value: object) -> str:
+    """What stands in front of every name in Redis: ``desk1:``, or nothing.
+
+    Blanks and quotes break lines of ``ACL SETUSER`` and of Redis's configuration. Asterisks,
+    question marks, square brackets and backslashes are wildcards in ``SCAN`` and in access rules.
+    Braces choose a cluster's hash slot.
+    """
+    if not isinstance(value, str):
+        raise ValueError("must be text, such as desk1:")  # noqa: TRY004 - a bad value, to the caller
+    if not _KEY_PREFIX.fullmatch(value.strip()):
+        raise ValueError(
+            f"{quoted(value)} must be at most 64 visible ASCII characters, without blanks, "
+            "quotes, braces and wildcards (* ? [ ] ^ \\), such as desk1:"
+        )
+    if value.strip().startswith(_OWN_KEYS):
+        raise ValueError(
+            f"{quoted(value)} begins like the keys of a service without a prefix "
+            f"({', '.join(_OWN_KEYS)}…): choose another one, such as desk1:"
+        )
+    return value.strip()
 
 
 def parse_event_log(value: object) -> str:

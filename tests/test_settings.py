@@ -88,7 +88,7 @@ def test_every_setting_has_its_documented_environment_names() -> None:
     assert names.pop("secret_key") == ("ALPACA_SECRET_KEY", "APCA_API_SECRET_KEY")
     assert names.pop("redis_url") == ("MDSERVICE_REDIS_URL", "REDIS_URL")
     assert names == {name: (f"MDSERVICE_{name.upper()}",) for name in names}
-    assert len(names) == 20
+    assert len(names) == 21
 
 
 def test_flags_beat_the_environment_which_beats_the_file() -> None:
@@ -263,6 +263,7 @@ BAD = {
     "redis_url": ["localhost:6379", "http://x", "unix://", "redis://x:port"],
     "price_ttl": ["0", "-3", "1.5", "five", "1e3", "9" * 30],
     "event_log": ["price:AAPL", "mdservice:writer:1", "a\nb", "x" * 600],
+    "key_prefix": ["a b", "a*", "{a}", "[a]", "a\\", "ä", "x" * 65, "price:", "mdservice:x"],
     "mute_after": ["0", "x"],
     "stale_after": ["-0.1", "x"],
     "backlog": ["9999", "many", "-100000"],
@@ -323,6 +324,7 @@ GOOD = {
     "redis_url": ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
     "price_ttl": ("1", 1),
     "event_log": ("price.log", "price.log"),
+    "key_prefix": (" desk1: ", "desk1:"),
     "mute_after": ("12", 12.0),
     "stale_after": ("1e3", 1000.0),
     "backlog": ("10000", 10_000),

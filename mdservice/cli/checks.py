@@ -109,7 +109,12 @@ async def check_redis(settings: Settings) -> CheckResult:
 
     mend = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
     try:
-        store = RedisPriceStore(settings.redis_url, instance="check", timeout_s=_ASK_TIMEOUT_S)
+        store = RedisPriceStore(
+            settings.redis_url,
+            instance="check",
+            prefix=settings.key_prefix,
+            timeout_s=_ASK_TIMEOUT_S,
+        )
     except ConfigurationError as exc:
         return failed(name, str(exc), configuration=True)
     try:

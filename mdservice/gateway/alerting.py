@@ -13,15 +13,15 @@ from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, MDServiceError
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.logs import get_logger, masked
+from mdservice.model.redis_layout import ALERT_CHANNEL
 from mdservice.pnl.alerts import AlertBook, encode_alert
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rules import parse_rule
 
-__all__ = ["CHANNEL", "Alerting", "make_alerting"]
+__all__ = ["Alerting", "make_alerting"]
 
 _log = get_logger(__name__)
 
-CHANNEL: Final = "pnl.alert"
 _MOST_WAITING: Final = 1_000
 """Alerts kept for a Redis that is away; each is in the log in any case."""
 _FIRST_S, _LIMIT_S = 0.2, 5.0
@@ -79,7 +79,7 @@ class Alerting:
                 await self._added.wait()
             message = self._waiting[0]
             try:
-                await self._redis.publish(CHANNEL, [message])
+                await self._redis.publish(ALERT_CHANNEL, [message])
             except MDServiceError as exc:
                 _log.warning("pnl_alerts_wait", reason=masked(str(exc)))
                 await anyio.sleep(backoff.next_s())

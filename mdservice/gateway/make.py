@@ -57,7 +57,7 @@ def make_book(
     clock = clock or SystemClock()
     redis_url = redis_url or settings.redis_url
     server = GivenServer(redis_url) if redis_url else ServiceServer(settings.socket)
-    calls = RedisCalls(server)
+    calls = RedisCalls(server, settings.key_prefix)
     source = _source(positions, settings)
     own = isinstance(source, FunctionPositions)
     if symbols:
@@ -71,7 +71,9 @@ def make_book(
         PolledPositions(source, clock),
         _AT_ONCE_S if own else settings.positions_interval,
         calls,
-        partial(open_prices, redis_url, symbols, socket=settings.socket),
+        partial(
+            open_prices, redis_url, symbols, prefix=settings.key_prefix, socket=settings.socket
+        ),
         engine,
         make_alerting((*settings.alerts, *alerts), calls, clock),
         read_from,

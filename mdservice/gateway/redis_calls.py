@@ -11,10 +11,11 @@ from mdservice.api_client import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.model.decode import QuoteDecoder
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import RedisNames
 from mdservice.prices.links import in_thread, open_link, refuse_errors
 from mdservice.prices.whereabouts import Whereabouts
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
-from mdservice.sinks.resp import pack, price_key
+from mdservice.sinks.resp import pack
 
 __all__ = ["RedisCalls"]
 
@@ -42,10 +43,12 @@ class RedisCalls:
 
     Args:
         whereabouts: Finds the server before each connection.
+        prefix: What stands in front of every key and channel.
     """
 
-    def __init__(self, whereabouts: Whereabouts) -> None:
+    def __init__(self, whereabouts: Whereabouts, prefix: str = "") -> None:
         self._whereabouts = whereabouts
+        self._names = RedisNames(prefix)
         self._limiter = anyio.CapacityLimiter(2)
         self._one_call = anyio.Lock()
         self._link: RedisLink | None = None
@@ -71,14 +74,14 @@ class RedisCalls:
         return await self._call(self._read, symbols) if symbols else {}
 
     async def publish(self, channel: str, messages: Sequence[bytes]) -> None:
-        """Publish the messages in order.
+        """Publish the messages in order, on the channel behind the prefix.
 
         Each at least once: where a connection is lost in the middle, some may go out twice.
 
         Raises:
             StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
         """
-        await self._call(self._publish, channel.encode(), messages)
+        await self._call(self._publish, self._names.channel(channel), messages)
 
     def close(self) -> None:
         """End the connection."""
@@ -127,7 +130,7 @@ class RedisCalls:
 
     def _read(self, link: RedisLink, symbols: Sequence[str]) -> dict[str, Quote]:
         if symbols != self._asked[0]:
-            self._asked = symbols, pack(b"MGET", *map(price_key, symbols))
+            self._asked = symbols, pack(b"MGET", *map(self._names.price_key, symbols))
         role, values = link.call(_ROLE, self._asked[1])
         self._refuse_demoted(role)
         refuse_errors(self._address, (values,))

@@ -52,7 +52,7 @@ def _open(link: RedisLink, address: str, log: bytes) -> EntryId | None:
 
 
 def _read_keys(link: RedisLink, address: str, log: bytes, intake: Intake) -> _Keys:
-    quotes = read_keys(link, address, intake.symbols, intake.key_decoder)
+    quotes = read_keys(link, address, intake.symbols, intake.key_decoder, intake.names)
     return _Keys(quotes, look(link, address, log) or START)
 
 
@@ -82,7 +82,7 @@ class EventLogSource:
     def __init__(self, intake: Intake, log: str, after: EntryId | None) -> None:
         self._intake = intake
         self._name = log
-        self._log = log.encode()
+        self._log = intake.names.event_log(log)
         self._cursor = after
         if after is not None:
             intake.begun = True

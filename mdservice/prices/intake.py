@@ -10,6 +10,7 @@ import anyio
 
 from mdservice.model.decode import QuoteDecoder
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import RedisNames
 from mdservice.prices.handover import Handover
 from mdservice.prices.order import Order
 from mdservice.sinks.redis_link import RedisAddress
@@ -25,6 +26,7 @@ class Intake:
 
     Attributes:
         symbols: Which are wanted; empty means all.
+        names: Of keys and channels.
         event_decoder: Decodes events; used by one thread at a time.
         key_decoder: Decodes keys, perhaps at the same time.
         order: The newest of each symbol.
@@ -35,8 +37,9 @@ class Intake:
         limiter: How many threads a reader may have at work.
     """
 
-    def __init__(self, symbols: Sequence[str]) -> None:
+    def __init__(self, symbols: Sequence[str], prefix: str = "") -> None:
         self.symbols = tuple(symbols)
+        self.names = RedisNames(prefix)
         self.event_decoder = QuoteDecoder(symbols)
         self.key_decoder = QuoteDecoder(symbols)
         self.order = Order()

@@ -9,20 +9,24 @@ from typing import Final
 from mdservice.errors import StoreUnavailable
 from mdservice.model.decode import QuoteDecoder
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import RedisNames
 from mdservice.prices.links import refuse_errors
 from mdservice.sinks.redis_link import RedisLink
-from mdservice.sinks.resp import pack, price_key
+from mdservice.sinks.resp import pack
 
 __all__ = ["read_keys"]
 
 _KEYS_PER_READ: Final = 1_000
-_PREFIX: Final = price_key("")
 _LIMIT_S: Final = 30.0
 """A server with many million other keys takes a while to go through; beyond this it is told."""
 
 
 def read_keys(
-    link: RedisLink, address: str, symbols: Sequence[str], decoder: QuoteDecoder
+    link: RedisLink,
+    address: str,
+    symbols: Sequence[str],
+    decoder: QuoteDecoder,
+    names: RedisNames,
 ) -> list[Quote]:
     """The quotes in the keys, by symbol. Blocks.
 
@@ -33,13 +37,14 @@ def read_keys(
         address: The server, for errors.
         symbols: Which; empty means every key ``price:*``.
         decoder: Counts what cannot be read.
+        names: The keys' names.
 
     Raises:
         StoreUnavailable, StoreRefused
     """
     deadline_s = time.monotonic() + _LIMIT_S
     found: dict[str, Quote] = {}
-    for keys in _named(symbols) if symbols else _all(link, address):
+    for keys in _named(symbols, names) if symbols else _all(link, address, names):
         if time.monotonic() > deadline_s:
             raise StoreUnavailable(
                 f"Redis at {address} has so many keys that the prices among them are not found "
@@ -53,7 +58,7 @@ def read_keys(
             quote = None if payload is None else decoder.decode(payload)
             if quote is None:
                 continue
-            if price_key(quote.symbol) != key:
+            if names.price_key(quote.symbol) != key:
                 decoder.errors += 1
                 decoder.last_error = f"the key {key.decode(errors='replace')} is of another symbol"
                 continue
@@ -61,15 +66,15 @@ def read_keys(
     return [found[symbol] for symbol in sorted(found)]
 
 
-def _named(symbols: Sequence[str]) -> Iterator[list[bytes]]:
+def _named(symbols: Sequence[str], names: RedisNames) -> Iterator[list[bytes]]:
     for start in range(0, len(symbols), _KEYS_PER_READ):
-        yield [price_key(symbol) for symbol in symbols[start : start + _KEYS_PER_READ]]
+        yield [names.price_key(symbol) for symbol in symbols[start : start + _KEYS_PER_READ]]
 
 
-def _all(link: RedisLink, address: str) -> Iterator[list[bytes]]:
+def _all(link: RedisLink, address: str, names: RedisNames) -> Iterator[list[bytes]]:
     cursor = b"0"
     while True:
-        words = (b"SCAN", cursor, b"MATCH", _PREFIX + b"*", b"COUNT", b"%d" % _KEYS_PER_READ)
+        words = (b"SCAN", cursor, b"MATCH", names.price_keys, b"COUNT", b"%d" % _KEYS_PER_READ)
         replies = link.call(pack(*words))
         refuse_errors(address, replies)
         cursor, keys = replies[0]

@@ -23,7 +23,7 @@ TIMEOUT_S: Final = 3.0
 """How long connecting, and each wait for an answer, may take."""
 _RIGHTS = (
     "allow this user SUBSCRIBE, PING, MGET, SCAN (XREAD, XRANGE and XINFO for an event log) on "
-    "the keys price:* and the channel price.updated"
+    "the keys price:* and the channel price.updated, with MDSERVICE_KEY_PREFIX in front"
 )
 _T = TypeVar("_T")
 

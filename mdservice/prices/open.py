@@ -26,7 +26,7 @@ from mdservice.prices.whereabouts import (
     Whereabouts,
     socket_of_the_service,
 )
-from mdservice.settings_values import parse_event_log
+from mdservice.settings_values import parse_event_log, parse_key_prefix
 
 __all__ = ["CONNECT_LIMIT_S", "open_prices"]
 
@@ -42,6 +42,7 @@ async def open_prices(
     *,
     event_log: str | None = None,
     after: str | None = None,
+    prefix: str = "",
     socket: str | os.PathLike[str] | None = None,
     connect_limit_s: float = CONNECT_LIMIT_S,
 ) -> AsyncIterator[Prices]:
@@ -69,18 +70,20 @@ async def open_prices(
         after: With ``event_log``: go on behind this entry, an earlier
             :attr:`~mdservice.Prices.position`, without reading the keys first; ``"0"`` is the
             log's beginning.
+        prefix: What stands in front of every key, channel and stream name, the service's
+            ``MDSERVICE_KEY_PREFIX``.
         socket: The service's UNIX socket; else ``MDSERVICE_SOCKET``, else the default one.
         connect_limit_s: How long the first connection may take, seconds. Later ones are tried
             for without end.
 
     Raises:
-        ConfigurationError: The URL, the log's name, ``after`` or the socket cannot be used, or
-            no URL was given and no service answers.
+        ConfigurationError: The URL, the log's name, ``after``, the prefix or the socket cannot
+            be used, or no URL was given and no service answers.
         InvalidSymbol: One of the symbols is none.
         StoreRefused: The server refuses the login or a command.
         StoreUnavailable: No connection within ``connect_limit_s``.
     """
-    intake = Intake(_chosen(symbols))
+    intake = Intake(_chosen(symbols), _checked_prefix(prefix))
     whereabouts = _whereabouts(redis_url, socket)
     follower = Follower(whereabouts, _source(intake, event_log, after), Backoff(_FIRST_S, _LIMIT_S))
     error: Exception | None = None
@@ -95,6 +98,13 @@ async def open_prices(
             tasks.cancel_scope.cancel()
     if error is not None:
         raise error
+
+
+def _checked_prefix(prefix: str) -> str:
+    try:
+        return parse_key_prefix(prefix)
+    except ValueError as exc:
+        raise ConfigurationError(f"prefix: {exc}") from None
 
 
 def _chosen(symbols: Iterable[str]) -> tuple[str, ...]:

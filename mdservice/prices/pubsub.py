@@ -19,6 +19,7 @@ from mdservice.actors.groups import run_together
 from mdservice.errors import StoreUnavailable
 from mdservice.model.decode import QuoteDecoder
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import PRICE_CHANNEL
 from mdservice.prices.intake import Intake
 from mdservice.prices.keys import read_keys
 from mdservice.prices.links import in_thread, open_link, opening, refuse_errors
@@ -27,9 +28,8 @@ from mdservice.sinks.conflation import ConflatingBuffer
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
 from mdservice.sinks.resp import pack
 
-__all__ = ["CHANNEL", "PubSubSource"]
+__all__ = ["PubSubSource"]
 
-CHANNEL: Final = b"price.updated"
 _WAIT_S: Final = 1.0
 _SHORT_WAIT_S: Final = 0.02
 """While keys are being read, so that the marker goes out soon."""
@@ -46,9 +46,9 @@ class _Heard:
     quotes: list[Quote]
 
 
-def _subscribe(link: RedisLink, address: str) -> None:
+def _subscribe(link: RedisLink, address: str, channel: bytes) -> None:
     open_link(link)
-    refuse_errors(address, link.call(pack(b"SUBSCRIBE", CHANNEL)))
+    refuse_errors(address, link.call(pack(b"SUBSCRIBE", channel)))
 
 
 def _receive(
@@ -69,7 +69,7 @@ def _receive(
 
 def _read_keys(link: RedisLink, address: str, intake: Intake) -> list[Quote]:
     open_link(link)
-    return read_keys(link, address, intake.symbols, intake.key_decoder)
+    return read_keys(link, address, intake.symbols, intake.key_decoder, intake.names)
 
 
 class PubSubSource:
@@ -81,7 +81,8 @@ class PubSubSource:
     async def follow(self, address: RedisAddress, connected: Callable[[], None]) -> None:
         """See :class:`~mdservice.prices.intake.Source`."""
         with opening(address) as link:
-            await in_thread(self._intake.limiter, link, _subscribe, address.shown)
+            channel = self._intake.names.channel(PRICE_CHANNEL)
+            await in_thread(self._intake.limiter, link, _subscribe, address.shown, channel)
             connection = _Connection(self._intake, address, link, connected)
             await run_together(connection.receive, connection.read_keys)
 

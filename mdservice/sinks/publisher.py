@@ -21,15 +21,13 @@ from mdservice.clock import Clock
 from mdservice.model.encode import encode_quote, encode_status
 from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import PRICE_CHANNEL, STATUS_CHANNEL
 from mdservice.model.status import Latencies
 from mdservice.sinks.conflation import ConflatingBuffer
 from mdservice.sinks.latency import LatencyWindow
 from mdservice.sinks.store import Message, WriteBatch
 
-__all__ = ["MOST_IN_BATCH", "PRICE_CHANNEL", "STATUS_CHANNEL", "EventPublisher"]
-
-PRICE_CHANNEL = "price.updated"
-STATUS_CHANNEL = "feed.status"
+__all__ = ["MOST_IN_BATCH", "EventPublisher"]
 
 MOST_IN_BATCH = 2000
 """Events in one transaction: enough that its round trip costs nothing per event, few enough

@@ -15,7 +15,8 @@ _ADVICE = {
     "READONLY": "this server is a replica; set MDSERVICE_REDIS_URL to the primary",
     "NOPERM": (
         "allow this user MULTI, EXEC, SET, GET, MGET and PUBLISH (XADD for an event log) on the "
-        "keys price:* and mdservice:writer:* and the channels price.updated and feed.status"
+        "keys price:* and mdservice:* and the channels price.updated and feed.status, with "
+        "MDSERVICE_KEY_PREFIX in front of each"
     ),
     "MISCONF": "the server cannot save its data and refuses writes; look at its disk and its log",
     "LOADING": "the server is still loading its data; it is tried again",

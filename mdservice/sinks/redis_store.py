@@ -17,10 +17,11 @@ import anyio.to_thread
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.logs import get_logger
+from mdservice.model.redis_layout import RedisNames
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
 from mdservice.sinks.redis_session import Identity, greet, raise_refusal, write_batch
 from mdservice.sinks.redis_stream import RedisStream
-from mdservice.sinks.resp import BatchPacker, number_key, pack, price_key
+from mdservice.sinks.resp import BatchPacker, pack
 from mdservice.sinks.store import WriteBatch
 
 __all__ = ["RedisPriceStore"]
@@ -49,6 +50,7 @@ class RedisPriceStore:
         event_log_maxlen: About how many entries the stream keeps.
         instance: Names the writer. A new name for each start of the service, since batches
             are counted from 1 again.
+        prefix: What stands in front of every key, channel and stream name.
         timeout_s: How long connecting, and each wait for the server, may take.
 
     Raises:
@@ -63,17 +65,20 @@ class RedisPriceStore:
         price_ttl_s: int = 300,
         event_log: str | None = None,
         event_log_maxlen: int = 100_000,
+        prefix: str = "",
         timeout_s: float = 5.0,
     ) -> None:
         self._address = RedisAddress(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
+        self._names = RedisNames(prefix)
         self._packer = BatchPacker(
             price_ttl_s=price_ttl_s,
             event_log=event_log,
             event_log_maxlen=event_log_maxlen,
             instance=instance,
+            prefix=prefix,
         )
-        self._number_key = number_key(instance)
+        self._number_key = self._names.writer_key(instance)
         self._limiter = anyio.CapacityLimiter(_THREADS)
         self._stream: RedisStream | None = None
         self._unfenced: Identity | None = None
@@ -201,7 +206,7 @@ class RedisPriceStore:
         prices: dict[str, bytes] = {}
         for start in range(0, len(names), _KEYS_PER_READ):
             some = names[start : start + _KEYS_PER_READ]
-            (values,) = await self._call(pack(b"MGET", *map(price_key, some)))
+            (values,) = await self._call(pack(b"MGET", *map(self._names.price_key, some)))
             prices.update(
                 (name, value) for name, value in zip(some, values, strict=True) if value is not None
             )

@@ -10,22 +10,13 @@ from collections.abc import Iterator
 
 import attrs
 
+from mdservice.model.redis_layout import RedisNames
 from mdservice.sinks.store import WriteBatch
 
-__all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "number_key", "pack", "price_key"]
+__all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "pack"]
 
 NUMBER_TTL_S = 86_400
 """How long the number of a writer's last batch is kept, in seconds."""
-
-
-def price_key(symbol: str) -> bytes:
-    """The key of a symbol's price: ``AAPL`` → ``b"price:AAPL"``."""
-    return b"price:" + symbol.encode()
-
-
-def number_key(instance: str) -> bytes:
-    """The key that holds the number of the instance's last batch."""
-    return b"mdservice:writer:" + instance.encode()
 
 
 def pack(*words: bytes) -> bytes:
@@ -67,11 +58,19 @@ class BatchPacker:
         event_log: The stream to which price events are appended, or None.
         event_log_maxlen: About how many entries the stream keeps.
         instance: Whose batch number is kept.
+        prefix: What stands in front of every name.
     """
 
     def __init__(
-        self, *, price_ttl_s: int, event_log: str | None, event_log_maxlen: int, instance: str
+        self,
+        *,
+        price_ttl_s: int,
+        event_log: str | None,
+        event_log_maxlen: int,
+        instance: str,
+        prefix: str = "",
     ) -> None:
+        self._names = names = RedisNames(prefix)
         ttl = b"%d" % price_ttl_s
         self._price_ttl_s = price_ttl_s
         self._set = b"*5\r\n" + _words(b"SET") + _WORD + _WORD + _words(b"EX", ttl)
@@ -79,9 +78,10 @@ class BatchPacker:
         """By channel, of which there are two."""
         self._xadd: bytes | None = None
         if event_log is not None:
-            head = (b"XADD", event_log.encode(), b"MAXLEN", b"~", b"%d" % event_log_maxlen, b"*")
+            limit = (b"MAXLEN", b"~", b"%d" % event_log_maxlen)
+            head = (b"XADD", names.event_log(event_log), *limit, b"*")
             self._xadd = b"*10\r\n" + _words(*head, b"symbol") + _WORD + _words(b"data") + _WORD
-        self._number_key = number_key(instance)
+        self._number_key = names.writer_key(instance)
 
     def number(self, value: int, *condition: bytes) -> bytes:
         """The command that stores a batch number; ``b"NX"`` as condition keeps another one."""
@@ -93,17 +93,19 @@ class BatchPacker:
         for symbol, age_s in batch.ages_s.items():
             left_s = self._price_ttl_s - age_s
             if left_s > 0:
-                words = (b"SET", price_key(symbol), batch.prices[symbol], b"EX", b"%d" % left_s)
+                key = self._names.price_key(symbol)
+                words = (b"SET", key, batch.prices[symbol], b"EX", b"%d" % left_s)
                 yield pack(*words)
 
     def _publish_on(self, channel: str) -> bytes:
-        template = b"*3\r\n" + _words(b"PUBLISH", channel.encode()) + _WORD
+        template = b"*3\r\n" + _words(b"PUBLISH", self._names.channel(channel)) + _WORD
         self._publish[channel] = template
         return template
 
     def batch(self, batch: WriteBatch) -> PackedBatch:
         """Pack a batch: every key, then every message in order, then the number."""
         set_, publish_on, xadd = self._set, self._publish, self._xadd
+        price_key = self._names.price_key
         parts = [_MULTI]
         add = parts.append
         prices = batch.prices
@@ -111,7 +113,7 @@ class BatchPacker:
             prices = {s: payload for s, payload in prices.items() if s not in batch.ages_s}
             parts += self._old_prices(batch)
         for symbol, payload in prices.items():
-            key = b"price:" + symbol.encode()
+            key = price_key(symbol)
             add(set_ % (len(key), key, len(payload), payload))
         for message in batch.messages:
             payload = message.payload

@@ -22,7 +22,7 @@ import msgspec
 
 from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.sinks.publisher import PRICE_CHANNEL
+from mdservice.model.redis_layout import PRICE_CHANNEL
 from mdservice.sinks.resp import BatchPacker, PackedBatch
 from mdservice.sinks.store import Message, WriteBatch
 from tests.bench.listener import REPORT_CHANNEL

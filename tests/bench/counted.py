@@ -28,10 +28,11 @@ from mdservice.feeds.driver import Encoding, Frame
 from mdservice.model.decode import decode_quote
 from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import PRICE_CHANNEL
 from mdservice.model.timestamps import format_ns
 from mdservice.router.lanes import Lanes
 from mdservice.sinks.conflation import ConflatingBuffer
-from mdservice.sinks.publisher import MOST_IN_BATCH, PRICE_CHANNEL
+from mdservice.sinks.publisher import MOST_IN_BATCH
 from mdservice.sinks.resp import BatchPacker
 from mdservice.sinks.store import Message, WriteBatch
 

@@ -16,8 +16,9 @@ import msgspec
 
 from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import RedisNames
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
-from mdservice.sinks.resp import pack, price_key
+from mdservice.sinks.resp import pack
 from tests.bench.tape import symbol_names
 
 FIELDS = ("symbol", "qty", "avg_entry_price")
@@ -129,7 +130,9 @@ class Writer:
         commands: list[bytes] = []
         for quote in desk.quotes(turn):
             payload = encode_quote(quote)
-            commands.append(pack(b"SET", price_key(quote.symbol), payload, b"EX", b"300"))
+            commands.append(
+                pack(b"SET", RedisNames().price_key(quote.symbol), payload, b"EX", b"300")
+            )
             if publish:
                 commands.append(pack(b"PUBLISH", b"price.updated", payload))
         self.send(commands)

@@ -6,7 +6,8 @@ import hiredis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.sinks.resp import BatchPacker, number_key, pack, price_key
+from mdservice.model.redis_layout import RedisNames
+from mdservice.sinks.resp import BatchPacker, pack
 from mdservice.sinks.store import Message, WriteBatch
 
 SYMBOLS = st.text("ABCXYZ./-_09", min_size=1, max_size=12)
@@ -27,8 +28,8 @@ def test_pack_is_what_hiredis_packs(words: list[bytes]) -> None:
 
 
 def test_keys_are_the_contracts() -> None:
-    assert price_key("AAPL") == b"price:AAPL"
-    assert number_key("host-7") == b"mdservice:writer:host-7"
+    assert RedisNames().price_key("AAPL") == b"price:AAPL"
+    assert RedisNames().writer_key("host-7") == b"mdservice:writer:host-7"
 
 
 def test_a_batch_is_keys_then_messages_then_its_number() -> None:
