@@ -413,6 +413,26 @@ async def test_a_server_that_restarts_has_forgotten(behind: Backend) -> None:
 
 
 @on_both_loops
+async def test_ping_of_a_server_that_came_back_empty_vouches_for_no_batch(
+    behind: Backend,
+) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(batch(7, "A"))
+    behind.stop()
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    behind.start()
+    await store.connect()
+    await store.ping()
+    assert await store.last_batch() == 0, "the batch is gone with the server"
+    await store.write(batch(8, "A"))
+    await store.ping()
+    assert await store.last_batch() == 8
+    await store.aclose()
+
+
+@on_both_loops
 async def test_a_cancelled_write_is_uncertain_and_settled_by_connect(behind: Backend) -> None:
     store = behind.make()
     await store.connect()

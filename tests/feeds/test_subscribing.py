@@ -115,6 +115,48 @@ async def test_room_goes_to_symbols_that_were_left_out(autojump_clock: Any, open
         assert desk.now.left_out == {}
 
 
+@pytest.mark.parametrize(
+    ("rules", "left_out"),
+    [
+        (SessionRules(symbol_limit=2), "TSLA"),
+        (SessionRules(invalid_symbols={"TSLA"}), "TSLA"),
+        (SessionRules(ignored_symbols={"TSLA"}), "TSLA"),
+        (SessionRules(ignored_symbols={"AAPL"}), "AAPL"),
+    ],
+    ids=["limit", "invalid", "not acknowledged", "first"],
+)
+async def test_what_is_unsubscribed_is_left_out_no_longer(
+    autojump_clock: Any, open_desk: Any, rules: SessionRules, left_out: str
+) -> None:
+    driver = FakeDriver(rules=rules)
+    async with open_desk("AAPL", "MSFT", "TSLA", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        assert set(desk.now.left_out) == {left_out}
+        others = {"AAPL", "MSFT", "TSLA"} - {left_out}
+        await desk.unsubscribe(left_out, source="settings")
+        assert desk.now.left_out == {}
+        assert following(driver) == others
+        (link,) = driver.connections
+        asked = len(link.requests)
+        await anyio.sleep(3 * AGAIN_FIRST_S)
+        assert desk.now.left_out == {}
+        assert len(link.requests) == asked, "it is asked for no longer"
+
+
+async def test_one_of_two_who_want_a_left_out_symbol_does_not_take_it_off_the_list(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver(rules=SessionRules(symbol_limit=1))
+    async with open_desk("AAPL", "MSFT", drivers=[driver]) as desk:
+        await desk.until_phase("streaming")
+        with pytest.raises(SubscriptionRefused):
+            await desk.subscribe("MSFT")
+        await desk.unsubscribe("MSFT")
+        assert set(desk.now.left_out) == {"MSFT"}
+        await desk.unsubscribe("MSFT", source="settings")
+        assert desk.now.left_out == {}
+
+
 async def test_what_is_left_out_is_asked_for_again_now_and_then(
     autojump_clock: Any, open_desk: Any
 ) -> None:

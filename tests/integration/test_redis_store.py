@@ -142,6 +142,20 @@ async def test_the_event_log_is_trimmed(valkey: Any) -> None:
     await store.aclose()
 
 
+async def test_what_was_forgotten_does_not_come_back_with_a_ping(valkey: Any) -> None:
+    store = make(valkey.url)
+    await store.connect()
+    await store.write(batch(7))
+    await store.forget()
+    with valkey.client() as client:
+        assert client.get("mdservice:writer:one") is None
+    await store.ping()
+    assert await store.last_batch() == 0
+    await store.write(batch(8))
+    assert await store.last_batch() == 8
+    await store.aclose()
+
+
 async def test_a_foreign_value_under_the_number_key_is_refused(valkey: Any) -> None:
     store = make(valkey.url)
     await store.connect()

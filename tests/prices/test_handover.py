@@ -50,6 +50,22 @@ async def test_position_follows_what_is_taken(autojump_clock: trio.testing.MockC
         await handover.emptied()
 
 
+@pytest.mark.parametrize("place", [None, "6-0"])
+async def test_what_has_no_place_leaves_the_position_where_it_is(
+    autojump_clock: trio.testing.MockClock, place: str | None
+) -> None:
+    handover = Handover()
+    handover.offer_entries([], [], "5-0")
+    handover.offer_entries([], [], None)
+    assert handover.position == "5-0"
+    handover.offer_entries(quotes(1, 2), [place, place], None)
+    seen = []
+    for _ in range(2):
+        await handover.take()
+        seen.append(handover.position)
+    assert seen == [place or "5-0"] * 2
+
+
 async def test_who_waits_for_room_goes_on_when_all_is_taken(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

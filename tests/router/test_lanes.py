@@ -190,3 +190,63 @@ def test_only_what_is_out_at_the_last_time_counts_against_history() -> None:
 
 def test_history_of_a_symbol_never_seen_is_all_new() -> None:
     assert Lanes().not_out_yet([at(NOW_NS), at(NOW_NS)]) == [at(NOW_NS), at(NOW_NS)]
+
+
+# ---- what history brought before the stream does
+
+
+def filled(*past: Quote) -> Lanes:
+    """Lanes that have these from history, and expect them from the stream."""
+    lanes = Lanes()
+    assert len(lanes.route(past, NOW_NS, TOLERANCE_NS).accepted) == len(past)
+    lanes.expect_again(past, lanes.take_echoes())
+    return lanes
+
+
+@pytest.mark.parametrize(
+    ("past", "live", "accepted", "stale"),
+    [
+        ("abab", "ababa", "a", 0),
+        ("abab", "aabbaa", "a", 1),  # the last a repeats the one before it
+        ("abab", "abababab", "abab", 0),
+        ("aba", "aab", "", 0),
+        ("aba", "aabb", "b", 0),
+        ("ab", "abc", "c", 0),
+    ],
+)
+def test_the_stream_may_repeat_each_quote_as_often_as_history_brought_it(
+    past: str, live: str, accepted: str, stale: int
+) -> None:
+    bids = {"a": 1.0, "b": 1.5, "c": 1.75}
+    lanes = filled(*(at(NOW_NS, bids[each]) for each in past))
+    routed = lanes.route([at(NOW_NS, bids[each]) for each in live], NOW_NS, TOLERANCE_NS)
+    assert [quote.bid for quote in routed.accepted] == [bids[each] for each in accepted]
+    assert routed.stale == stale
+
+
+def test_two_repairs_are_expected_together() -> None:
+    lanes = filled(at(NOW_NS, 1.0), at(NOW_NS, 1.5))
+    before = lanes.take_echoes()
+    late = [at(NOW_NS, 1.0), at(NOW_NS, 1.75)]
+    assert len(lanes.route(late, NOW_NS, TOLERANCE_NS).accepted) == 2
+    lanes.expect_again(late, before)
+    live = [at(NOW_NS, bid) for bid in (1.0, 1.5, 1.0, 1.75)]
+    assert route(lanes, *live) == ([], 0, [])
+
+
+@pytest.mark.parametrize(("age_ns", "stale"), [(20 * S_NS, 0), (20 * S_NS + 1, 1)])
+def test_what_history_brought_is_expected_for_20_s_of_the_markets_time(
+    age_ns: int, stale: int
+) -> None:
+    old, new = at(NOW_NS - age_ns), at(NOW_NS)
+    lanes = filled(old, new)
+    assert route(lanes, attrs.evolve(old), attrs.evolve(new)) == ([], stale, [])
+
+
+@pytest.mark.parametrize(("age_ns", "stale"), [(20 * S_NS, 0), (20 * S_NS + 1, 1)])
+def test_the_next_repair_lets_go_of_what_is_older_than_20_s(age_ns: int, stale: int) -> None:
+    old, new = at(NOW_NS - age_ns), at(NOW_NS)
+    lanes = filled(old)
+    lanes.route([new], NOW_NS, TOLERANCE_NS)
+    lanes.expect_again([new], lanes.take_echoes())
+    assert route(lanes, attrs.evolve(old), attrs.evolve(new)) == ([], stale, [])

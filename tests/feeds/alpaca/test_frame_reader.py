@@ -153,6 +153,23 @@ def test_a_usual_stream_is_not_left_to_the_library(stream: bytes, places: list[i
     assert {each.opcode for each in parsed} <= {Opcode.PING, Opcode.PONG}
 
 
+@pytest.mark.parametrize("size", [200, 65_600], ids=["16 bits", "64 bits"])
+@pytest.mark.parametrize("before", [1, 200, 1_000])
+def test_a_head_that_is_split_behind_a_whole_message_is_not_held_back(
+    size: int, before: int
+) -> None:
+    whole, next_ = frame(Opcode.BINARY, b"a" * before), frame(Opcode.TEXT, b"b" * size)
+    head = len(next_) - size
+    for place in range(1, head + 1):
+        client = Client(by_reader=True)
+        client.receive(response(client.key))
+        client.receive(whole + next_[:place])
+        assert client.messages == [(b"a" * before, False)]
+        client.receive(next_[place:])
+        # Nothing more has come: what is whole may not wait for it.
+        assert client.messages[1:] == [(b"b" * size, True)], place
+
+
 @pytest.mark.parametrize("status", ["401 Unauthorized", "100 Continue", "200 OK"])
 @given(places=places)
 def test_a_refusal_is_read_by_the_library(status: str, places: list[int]) -> None:
