@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["check_feed", "log_in"]
 
 NAME = "feed"
+_LOGIN_LIMIT_S = 9.0
+"""Each driver has one try here; a running service gives a slow login more time with each."""
 
 
 async def check_feed(settings: Settings, running: str | None) -> CheckResult:
@@ -32,6 +34,7 @@ async def check_feed(settings: Settings, running: str | None) -> CheckResult:
     if running is not None and not settings.simulator_embedded:
         return skipped(NAME, f"the running service holds the account's connection: {running}")
     from mdservice.feeds.alpaca.drivers import make_drivers
+    from mdservice.feeds.driver import LoginLimit
 
     async with AsyncExitStack() as stack:
         if settings.simulator_embedded:
@@ -40,7 +43,8 @@ async def check_feed(settings: Settings, running: str | None) -> CheckResult:
             config = SimulatorConfig(rate=0, connection_limit=None)
             simulator = await stack.enter_async_context(open_simulator(config))
             settings = attrs.evolve(settings, feed="simulator", feed_url=simulator.url)
-        return await log_in(settings.feed_name, make_drivers(settings))
+        drivers = make_drivers(settings, LoginLimit(_LOGIN_LIMIT_S))
+        return await log_in(settings.feed_name, drivers)
 
 
 async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:

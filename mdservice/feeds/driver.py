@@ -7,20 +7,66 @@ for every driver.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Literal, Protocol
 
-__all__ = ["CLOSE_TIMEOUT_S", "OPEN_TIMEOUT_S", "Driver", "Encoding", "Frame", "Link"]
+import anyio
+import attrs
+
+from mdservice.errors import FeedUnavailable
+
+__all__ = [
+    "CLOSE_TIMEOUT_S",
+    "LONGEST_OPEN_TIMEOUT_S",
+    "OPEN_TIMEOUT_S",
+    "Driver",
+    "Encoding",
+    "Frame",
+    "Link",
+    "LoginLimit",
+]
 
 Encoding = Literal["json", "msgpack"]
 Frame = bytes | str
 """One websocket message: text for JSON, bytes for msgpack."""
 
 OPEN_TIMEOUT_S = 3.0
-"""How long connecting and logging in may take together."""
+"""How long connecting and logging in may take together, at first."""
+LONGEST_OPEN_TIMEOUT_S = 15.0
+"""How long they may take after several tries that ran out of time."""
 CLOSE_TIMEOUT_S = 1.0
 """How long closing may take before the socket is dropped."""
+_RAN_OUT = 0.95
+"""The part of the limit after which a failed try counts as too slow; clocks differ a little."""
+
+
+@attrs.define
+class LoginLimit:
+    """How long connecting and logging in may take: short at first, doubled where it is too short.
+
+    It is short so that ``auto`` soon changes drivers, and grows so that a slow name server or a
+    far proxy does not keep the service out for ever. The drivers of one feed share it. It covers
+    all steps of a login: the name, TCP, a proxy, TLS, the upgrade, the greeting and the
+    authentication.
+
+    Attributes:
+        seconds: The limit of the next try.
+    """
+
+    seconds: float = attrs.field(factory=lambda: OPEN_TIMEOUT_S)
+
+    @contextmanager
+    def one_try(self) -> Iterator[float]:
+        """One try to connect and log in; gives the seconds that it may take."""
+        limit_s, started_s = self.seconds, anyio.current_time()
+        try:
+            yield limit_s
+        except FeedUnavailable:
+            if anyio.current_time() - started_s >= limit_s * _RAN_OUT:
+                self.seconds = max(limit_s, min(LONGEST_OPEN_TIMEOUT_S, limit_s * 2))
+            raise
+        self.seconds = OPEN_TIMEOUT_S
 
 
 class Link(Protocol):
@@ -60,7 +106,9 @@ class Driver(Protocol):
         ...
 
     def connect(self) -> AbstractAsyncContextManager[Link]:
-        """Connect and log in within :data:`OPEN_TIMEOUT_S`, for as long as the block lasts.
+        """Connect and log in, for as long as the block lasts.
+
+        Gives up after :data:`OPEN_TIMEOUT_S`; a driver for slow ways takes a :class:`LoginLimit`.
 
         Closed at its end within :data:`CLOSE_TIMEOUT_S`, also when cancelled.
 

@@ -19,7 +19,7 @@ import msgspec
 from mdservice.clock import Clock
 from mdservice.errors import FeedUnavailable
 from mdservice.feeds.alpaca.codes import http_refusal, refusal
-from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Encoding, Frame, Link
+from mdservice.feeds.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
 from mdservice.simulator.account import SILENCE, Account, Refusals, Silence, When
 from mdservice.simulator.codes import error_message
 from mdservice.simulator.session import Reply, Session, SessionRules
@@ -44,6 +44,8 @@ class FakeDriver:
         rules: Limits of each connection.
         clock: Stamps quotes that come without a time.
         closing_s: How long the server takes to answer the closing handshake.
+        login_s: How long it takes to let a client in.
+        limit: How long the client waits for that; one of its own where not given.
 
     Attributes:
         script: What the next attempts end with; each takes one. Empty: they open.
@@ -62,6 +64,8 @@ class FakeDriver:
         rules: SessionRules | None = None,
         clock: Clock | None = None,
         closing_s: float = 0.0,
+        login_s: float = 0.0,
+        limit: LoginLimit | None = None,
     ) -> None:
         self.name = name
         self.encoding: Encoding = encoding
@@ -73,6 +77,8 @@ class FakeDriver:
         self._rules = rules or SessionRules()
         self._clock = clock or VirtualClock()
         self._closing_s = closing_s
+        self.login_s = login_s
+        self._limit = limit or LoginLimit()
         self._refusals = Refusals()
         self._changed = anyio.Event()
 
@@ -83,7 +89,12 @@ class FakeDriver:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
         self.attempts.append(anyio.current_time())
         self.notify()
-        link = await self._open(len(self.attempts))
+        with self._limit.one_try() as limit_s:
+            try:
+                with anyio.fail_after(limit_s):
+                    link = await self._open(len(self.attempts))
+            except TimeoutError as exc:
+                raise FeedUnavailable(f"the feed did not answer within {limit_s:g} s") from exc
         try:
             yield link
         finally:
@@ -93,12 +104,14 @@ class FakeDriver:
 
     async def _open(self, number: int) -> FakeLink:
         await anyio.lowlevel.checkpoint()
+        if self.login_s:
+            await anyio.sleep(self.login_s)
         if self.script:
             raise self.script.popleft()
         upgrade = self._refusals.take("upgrade")
         if isinstance(upgrade, Silence):
-            raise await _no_answer()
-        if upgrade is not None:
+            await anyio.sleep_forever()
+        elif upgrade is not None:
             raise http_refusal(upgrade)
         session = Session(
             number, "/v2/iex", account=self._account, refusals=self._refusals, rules=self._rules
@@ -197,15 +210,10 @@ class FakeDriver:
 async def _check(reply: Reply) -> None:
     """Raise where this is no success; silence lasts as long as the client waits."""
     if not reply.messages:
-        raise await _no_answer()
+        await anyio.sleep_forever()
     for message in reply.messages:
         if message["T"] == "error":
             raise refusal(message["code"], message["msg"])
-
-
-async def _no_answer() -> FeedUnavailable:
-    await anyio.sleep(OPEN_TIMEOUT_S)
-    return FeedUnavailable(f"the feed did not answer within {OPEN_TIMEOUT_S:g} s")
 
 
 def _parts(quotes: Sequence[SimQuote], sizes: Sequence[int] | None) -> list[Sequence[SimQuote]]:

@@ -19,12 +19,18 @@ import sniffio
 import trio.testing
 
 from mdservice.errors import FeedRefused, FeedUnavailable
-from mdservice.feeds.alpaca import raw, sdk, sdk_thread
+from mdservice.feeds import driver as feeds_driver
 from mdservice.feeds.alpaca.codec import Codec
 from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.raw import WebsocketsDriver
 from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
-from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Driver, Link
+from mdservice.feeds.driver import (
+    CLOSE_TIMEOUT_S,
+    LONGEST_OPEN_TIMEOUT_S,
+    OPEN_TIMEOUT_S,
+    Driver,
+    Link,
+)
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.account import Account
 from mdservice.simulator.session import SessionRules
@@ -84,7 +90,7 @@ class Place:
         account = Account(KEY, SECRET, config.get("connection_limit", 1))
         fakes.append(FakeDriver(account=account, rules=SessionRules()))
         with anyio.fail_after(LIMIT_S):
-            await scene(Bench(fakes[0], make, OPEN_TIMEOUT_S, real=False))
+            await scene(Bench(fakes[0], make, feeds_driver.OPEN_TIMEOUT_S, real=False))
 
     async def _on_simulator(self, scene: Scene, config: dict[str, Any]) -> None:
         kind = {"alpaca-py": AlpacaPyDriver, "websockets": WebsocketsDriver}[self.driver]
@@ -97,7 +103,7 @@ class Place:
 
                 await anyio.sleep(STEP_S)  # the server's own tasks are started now
                 before = _asyncio_tasks()
-                await scene(Bench(server, make, raw.OPEN_TIMEOUT_S, real=True))
+                await scene(Bench(server, make, feeds_driver.OPEN_TIMEOUT_S, real=True))
                 with anyio.fail_after(3):
                     await server.until(lambda s: not s._connections)
                     while any(t.name == "alpaca-py" for t in threading.enumerate()):
@@ -136,8 +142,7 @@ def drivers(places: Sequence[Place] = ALL, **config: Any) -> Callable[[Any], Any
 
 @pytest.fixture
 def short_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (raw, sdk, sdk_thread):
-        monkeypatch.setattr(module, "OPEN_TIMEOUT_S", SHORT_OPEN_S)
+    monkeypatch.setattr(feeds_driver, "OPEN_TIMEOUT_S", SHORT_OPEN_S)
 
 
 # ---- what the scenes share
@@ -287,10 +292,25 @@ def test_port_where_nobody_listens_is_unavailable(place: Place) -> None:
 
 
 def test_limits_are_those_of_the_contract() -> None:
-    assert (OPEN_TIMEOUT_S, CLOSE_TIMEOUT_S) == (3.0, 1.0)
-    for module in (raw, sdk, sdk_thread):
-        assert module.OPEN_TIMEOUT_S == OPEN_TIMEOUT_S
-        assert module.CLOSE_TIMEOUT_S == CLOSE_TIMEOUT_S
+    assert (OPEN_TIMEOUT_S, LONGEST_OPEN_TIMEOUT_S, CLOSE_TIMEOUT_S) == (3.0, 15.0, 1.0)
+
+
+@pytest.mark.usefixtures("short_open")
+@drivers(connection_limit=None)
+async def test_each_try_that_runs_out_of_time_doubles_the_limit_of_the_next(bench: Bench) -> None:
+    driver = bench.driver
+    for round_ in range(2):
+        for factor in (1, 2, 4):
+            bench.server.stall("auth")
+            started_s = anyio.current_time()
+            with pytest.raises(FeedUnavailable, match="within"):
+                async with driver.connect():
+                    pytest.fail("it opened")
+            took_s = anyio.current_time() - started_s
+            limit_s = bench.open_timeout_s * factor
+            assert limit_s - 0.05 <= took_s <= min(15, limit_s) + 0.5, (round_, factor)
+        async with driver.connect():
+            pass  # a login that succeeds brings the short limit back
 
 
 @pytest.mark.usefixtures("short_open")

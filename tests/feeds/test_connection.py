@@ -11,6 +11,7 @@ import pytest
 
 from mdservice.backoff import Backoff
 from mdservice.errors import ConfigurationError, FeedRefused
+from mdservice.feeds.driver import LoginLimit
 from mdservice.feeds.session import ACK_TIMEOUT_S
 from mdservice.simulator.session import SessionRules
 from mdservice.testing import FakeDriver
@@ -338,6 +339,59 @@ async def test_406_on_an_open_connection_waits_for_the_slot(
         await desk.until_phase("waiting_for_slot")
         assert desk.story == ["connected", "disconnected"]
         await desk.driver.opened(2)
+
+
+# ---- a slow login
+
+
+@pytest.mark.parametrize(("login_s", "attempts"), [(2, 1), (5, 2), (11, 3), (14, 4)])
+async def test_a_slow_login_succeeds_and_the_next_outage_begins_with_a_short_limit(
+    autojump_clock: Any, open_desk: Any, login_s: float, attempts: int
+) -> None:
+    driver = FakeDriver(login_s=login_s)
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        for round_ in (1, 2):
+            await driver.opened(round_)
+            await desk.until_phase("streaming")
+            assert len(driver.attempts) == attempts * round_
+            driver.send_quotes([quote(round_)])
+            driver.drop()
+            await desk.until(lambda: "disconnected" in desk.story)
+
+
+async def test_a_login_that_takes_longer_than_15_s_is_given_up_each_time(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver(login_s=40)
+    async with open_desk("AAPL", drivers=[driver]):
+        await driver.until(lambda d: len(d.attempts) == 8)
+        waits = gaps(driver.attempts)
+        for index, limit_s in enumerate((3, 6, 12, 15, 15, 15, 15)):
+            bound = min(30, 0.5 * 2**index)
+            assert limit_s + bound / 2 <= waits[index] <= limit_s + bound + 0.01
+
+
+async def test_with_auto_the_drivers_share_the_limit_and_still_change_soon(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    limit = LoginLimit()
+    first, second = (FakeDriver(name, login_s=11, limit=limit) for name in ("first", "second"))
+    async with open_desk("AAPL", drivers=[first, second]):
+        await second.opened()
+        assert (len(first.attempts), len(second.attempts)) == (2, 1)
+        assert second.attempts[0] - first.attempts[0] < 11
+
+
+async def test_a_refused_connection_does_not_make_the_limit_longer(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver()
+    driver.fail(6)
+    async with open_desk("AAPL", drivers=[driver]):
+        await driver.until(lambda d: not d.script)
+        driver.stall("auth")
+        await driver.opened()
+        assert gaps(driver.attempts)[6] == pytest.approx(3 + delays(7)[6])
 
 
 # ---- subscribing at start

@@ -9,7 +9,7 @@ from mdservice.errors import ConfigurationError
 from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.market_clock import AlpacaMarketClock
 from mdservice.feeds.alpaca.rest import AlpacaHistory
-from mdservice.feeds.driver import Driver
+from mdservice.feeds.driver import Driver, LoginLimit
 from mdservice.settings import Settings
 
 __all__ = ["make_drivers", "make_history", "make_market_clock"]
@@ -20,10 +20,14 @@ _FOR_THE_SIMULATOR = Credentials("simulator", "simulator")
 """It takes any."""
 
 
-def make_drivers(settings: Settings) -> Sequence[Driver]:
+def make_drivers(settings: Settings, limit: LoginLimit | None = None) -> Sequence[Driver]:
     """The drivers in the order in which to try them; a new one is added here.
 
     Nothing is connected, and alpaca-py is not imported before it is used.
+
+    Args:
+        settings: Where to, with which keys and driver.
+        limit: How long a login may take; the drivers share it.
 
     Raises:
         ConfigurationError: The feed's URL is not known: the embedded simulator has to be
@@ -41,9 +45,10 @@ def make_drivers(settings: Settings) -> Sequence[Driver]:
             "install it"
         ) from exc
     credentials = _credentials(settings)
+    limit = limit or LoginLimit()
     by_name: dict[str, Driver] = {
-        AlpacaPyDriver.name: AlpacaPyDriver(url, credentials),
-        WebsocketsDriver.name: WebsocketsDriver(url, credentials),
+        AlpacaPyDriver.name: AlpacaPyDriver(url, credentials, limit),
+        WebsocketsDriver.name: WebsocketsDriver(url, credentials, limit=limit),
     }
     if settings.driver == "auto":
         return tuple(by_name[name] for name in _AUTO)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.abc import TaskGroup
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from mdservice.errors import FeedError, FeedUnavailable
@@ -15,7 +16,7 @@ from mdservice.feeds.alpaca.codec import Codec
 from mdservice.feeds.alpaca.codes import http_refusal
 from mdservice.feeds.alpaca.login import GREETING, Credentials, check_success, encoding_of
 from mdservice.feeds.alpaca.raw_connections import connect_by_library, receive_some
-from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Encoding, Frame, Link
+from mdservice.feeds.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
 from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class WebsocketsDriver:
         credentials: Sent in the authentication message.
         open_stream: Opens what stands in the place of a TCP connection, such as a stream in
             memory; on trio alone. It raises OSError where there is no connection.
+        limit: How long a login may take; one of its own where not given.
     """
 
     name = "websockets"
@@ -54,33 +56,24 @@ class WebsocketsDriver:
         url: str,
         credentials: Credentials,
         open_stream: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
+        limit: LoginLimit | None = None,
     ) -> None:
         self._url = url
         self._shown = mask_url(url)
         self._credentials = credentials
         self._open_stream = open_stream
+        self._limit = limit or LoginLimit()
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Link]:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
-        deadline = anyio.current_time() + OPEN_TIMEOUT_S
-        opening = connect_by_library(MAX_QUEUED_FRAMES, MAX_FRAME_BYTES)(
-            self._url,
-            additional_headers={"Content-Type": "application/msgpack"},
-            open_timeout=OPEN_TIMEOUT_S,
-            close_timeout=CLOSE_TIMEOUT_S,
-            ping_interval=_PING_INTERVAL_S,
-            ping_timeout=_PING_TIMEOUT_S,
-            max_size=MAX_FRAME_BYTES,
-            compression=None,
-            **await self._given_stream(),
-        )
-        held = _HeldWebsocket(opening)
+        held = _HeldWebsocket()
         error: Exception | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(held.hold)
             try:
-                yield await self._log_in(await self._opened(held), deadline)
+                with self._limit.one_try() as limit_s:
+                    link = await self._open(held, tasks, limit_s)
+                yield link
             except Exception as exc:  # noqa: BLE001 - raised below, out of the task group
                 error = exc
             finally:
@@ -88,37 +81,44 @@ class WebsocketsDriver:
         if error is not None:
             raise error
 
-    async def _opened(self, held: _HeldWebsocket) -> ClientConnection:
+    async def _open(self, held: _HeldWebsocket, tasks: TaskGroup, limit_s: float) -> Link:
         try:
-            return await held.opened()
+            with anyio.fail_after(limit_s):
+                tasks.start_soon(held.hold, await self._opening(limit_s))
+                return await self._log_in(await held.opened())
+        except ConnectionClosed as exc:
+            raise FeedUnavailable(f"{self._shown} closed the connection at login: {exc}") from exc
+        except TimeoutError as exc:
+            if held.is_open:
+                raise FeedUnavailable(
+                    f"{self._shown} accepted the connection but did not finish the login "
+                    f"within {limit_s:g} s"
+                ) from exc
+            raise FeedUnavailable(f"{self._shown} did not answer within {limit_s:g} s") from exc
         except (OSError, WebSocketException, EOFError) as exc:
             raise _not_opened(self._shown, exc) from exc
 
-    async def _given_stream(self) -> dict[str, Any]:
-        """The library's argument for a stream that is open already; none where it opens TCP."""
-        if self._open_stream is None:
-            return {}
-        try:
-            with anyio.fail_after(OPEN_TIMEOUT_S):
-                return {"stream": await self._open_stream()}
-        except OSError as exc:  # TimeoutError is one
-            raise _not_opened(self._shown, exc) from exc
+    async def _opening(self, limit_s: float) -> Any:
+        """The library's ``connect``, which opens TCP unless there is a stream already."""
+        stream = {} if self._open_stream is None else {"stream": await self._open_stream()}
+        return connect_by_library(MAX_QUEUED_FRAMES, MAX_FRAME_BYTES)(
+            self._url,
+            additional_headers={"Content-Type": "application/msgpack"},
+            open_timeout=limit_s,
+            close_timeout=CLOSE_TIMEOUT_S,
+            ping_interval=_PING_INTERVAL_S,
+            ping_timeout=_PING_TIMEOUT_S,
+            max_size=MAX_FRAME_BYTES,
+            compression=None,
+            **stream,
+        )
 
-    async def _log_in(self, websocket: ClientConnection, deadline: float) -> Link:
-        try:
-            with anyio.fail_after(deadline - anyio.current_time()):
-                greeting = await websocket.recv()
-                check_success(greeting, GREETING)
-                link = _WebsocketLink(websocket, encoding_of(greeting))
-                await link.send(self._credentials.as_message())
-                check_success(await websocket.recv(), "authenticated")
-        except TimeoutError as exc:
-            raise FeedUnavailable(
-                f"{self._shown} accepted the connection but did not finish the login "
-                f"within {OPEN_TIMEOUT_S:g} s"
-            ) from exc
-        except ConnectionClosed as exc:
-            raise FeedUnavailable(f"{self._shown} closed the connection at login: {exc}") from exc
+    async def _log_in(self, websocket: ClientConnection) -> Link:
+        greeting = await websocket.recv()
+        check_success(greeting, GREETING)
+        link = _WebsocketLink(websocket, encoding_of(greeting))
+        await link.send(self._credentials.as_message())
+        check_success(await websocket.recv(), "authenticated")
         return link
 
 
@@ -152,13 +152,17 @@ class _HeldWebsocket:
     task alone, and this task then closes the connection.
     """
 
-    def __init__(self, opening: Any) -> None:
-        self._opening = opening
+    def __init__(self) -> None:
         self._scope = anyio.CancelScope(shield=True)
         self._settled = anyio.Event()
         self._leaving = anyio.Event()
         self._websocket: ClientConnection | None = None
         self._error: Exception | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the upgrade was answered."""
+        return self._websocket is not None
 
     async def opened(self) -> ClientConnection:
         """Wait for the connection, and raise what opening it has ended with."""
@@ -173,11 +177,11 @@ class _HeldWebsocket:
         if self._websocket is None:
             self._scope.cancel()
 
-    async def hold(self) -> None:
-        """Open the connection, and keep it until :meth:`leave`."""
+    async def hold(self, opening: Any) -> None:
+        """Enter the library's ``connect``, and stay in it until :meth:`leave`."""
         try:
             with self._scope:
-                async with self._opening as self._websocket:
+                async with opening as self._websocket:
                     self._settled.set()
                     await self._leaving.wait()
                     await _close(self._websocket)
@@ -203,6 +207,4 @@ def _not_opened(url: str, exc: Exception) -> FeedError:
         return http_refusal(exc.response.status_code)
     if isinstance(exc, ssl.SSLError):
         return FeedUnavailable(f"no TLS connection to {url}: {exc}; check the URL and the clock")
-    if isinstance(exc, TimeoutError):
-        return FeedUnavailable(f"{url} did not answer within {OPEN_TIMEOUT_S:g} s")
     return FeedUnavailable(f"cannot connect to {url}: {exc or type(exc).__name__}")

@@ -23,7 +23,7 @@ from mdservice.feeds.alpaca.codes import http_refusal
 from mdservice.feeds.alpaca.login import Credentials, failed_login
 from mdservice.feeds.alpaca.raw import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
 from mdservice.feeds.alpaca.sdk_thread import SdkThread, SdkWebsocket
-from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Encoding, Frame, Link
+from mdservice.feeds.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
 from mdservice.urls import mask_url
 
 __all__ = ["AlpacaPyDriver"]
@@ -39,23 +39,30 @@ class AlpacaPyDriver:
     Args:
         url: Given to the SDK as ``url_override``, since it knows the feeds iex and sip only.
         credentials: The account's key pair.
+        limit: How long a login may take; one of its own where not given.
     """
 
     name = "alpaca-py"
 
-    def __init__(self, url: str, credentials: Credentials) -> None:
+    def __init__(self, url: str, credentials: Credentials, limit: LoginLimit | None = None) -> None:
         self._url = url
         self._credentials = credentials
+        self._limit = limit or LoginLimit()
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Link]:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
         stream_class, protocol_class = await _sdk()
+        limit_s = self._limit.seconds
         thread = SdkThread(
-            lambda: _LentStream(stream_class, protocol_class, self._url, self._credentials)
+            lambda: _LentStream(
+                stream_class, protocol_class, self._url, self._credentials, limit_s
+            ),
+            limit_s,
         )
         try:
-            await thread.open()
+            with self._limit.one_try():
+                await thread.open()
             yield _SdkLink(thread)
         finally:
             with anyio.CancelScope(shield=True):
@@ -81,8 +88,14 @@ class _LentStream:
     """A ``StockDataStream`` of which only the connection is used."""
 
     def __init__(
-        self, stream_class: Any, protocol_class: Any, url: str, credentials: Credentials
+        self,
+        stream_class: Any,
+        protocol_class: Any,
+        url: str,
+        credentials: Credentials,
+        limit_s: float,
     ) -> None:
+        self._limit_s = limit_s
         self._shown = mask_url(url)
         self._stream = stream_class(
             credentials.key,
@@ -91,7 +104,7 @@ class _LentStream:
             url_override=url,
             websocket_params={
                 "create_protocol": protocol_class,
-                "open_timeout": OPEN_TIMEOUT_S,
+                "open_timeout": limit_s,
                 "close_timeout": CLOSE_TIMEOUT_S / 5,  # the library waits for five of these
                 "ping_interval": 10,
                 "ping_timeout": 20,
@@ -117,7 +130,7 @@ class _LentStream:
         if isinstance(status, int):
             return http_refusal(status)
         if isinstance(exc, TimeoutError):
-            return FeedUnavailable(f"{self._shown} did not answer within {OPEN_TIMEOUT_S:g} s")
+            return FeedUnavailable(f"{self._shown} did not answer within {self._limit_s:g} s")
         if isinstance(exc, ValueError):  # alpaca-py's own: the answer was not a success
             return failed_login(getattr(websocket, "last_frame", None), exc)
         return FeedUnavailable(f"cannot connect to {self._shown}: {exc or type(exc).__name__}")

@@ -18,7 +18,7 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 from mdservice.errors import FeedError, FeedUnavailable
-from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S, Frame
+from mdservice.feeds.driver import CLOSE_TIMEOUT_S, Frame
 
 __all__ = ["LentSocket", "SdkThread", "SdkWebsocket"]
 
@@ -65,10 +65,12 @@ class SdkThread:
 
     Args:
         make_socket: Makes the SDK's stream; called in the thread.
+        limit_s: How long its opening may take, seconds.
     """
 
-    def __init__(self, make_socket: Callable[[], LentSocket]) -> None:
+    def __init__(self, make_socket: Callable[[], LentSocket], limit_s: float) -> None:
         self._make_socket = make_socket
+        self._limit_s = limit_s
         self._soon = _host_soon()
         self._thread = threading.Thread(target=self._main, name="alpaca-py", daemon=True)
         self._lock = threading.Lock()
@@ -185,7 +187,7 @@ class SdkThread:
     async def _hold(self, socket: LentSocket) -> None:
         stopping = self._spawn(self._stop.wait())
         try:
-            opening = self._spawn(asyncio.wait_for(socket.open(), OPEN_TIMEOUT_S))
+            opening = self._spawn(asyncio.wait_for(socket.open(), self._limit_s))
             await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
                 return
@@ -198,7 +200,7 @@ class SdkThread:
                 await reading
         except TimeoutError as exc:
             raise FeedUnavailable(
-                f"the feed did not finish the login within {OPEN_TIMEOUT_S:g} s"
+                f"the feed did not finish the login within {self._limit_s:g} s"
             ) from exc
         finally:
             for task in self._tasks:

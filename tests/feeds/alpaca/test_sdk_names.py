@@ -32,7 +32,7 @@ def sdk_classes() -> tuple[Any, Any]:
 
 @pytest.fixture
 def lent(sdk_classes: tuple[Any, Any]) -> sdk._LentStream:
-    return sdk._LentStream(*sdk_classes, URL, Credentials("key", "secret"))
+    return sdk._LentStream(*sdk_classes, URL, Credentials("key", "secret"), OPEN_TIMEOUT_S)
 
 
 @pytest.fixture
@@ -115,7 +115,9 @@ def opened_with(
             if failure is not None:
                 raise failure
 
-    lent = sdk._LentStream(Connected, sdk_classes[1], URL, Credentials("key", "secret"))
+    lent = sdk._LentStream(
+        Connected, sdk_classes[1], URL, Credentials("key", "secret"), OPEN_TIMEOUT_S
+    )
     try:
         return anyio.run(lent.open, backend="asyncio")
     except FeedError as exc:

@@ -76,7 +76,7 @@ class MeddlingLock:
 
 
 async def test_last_frame_is_returned_though_it_came_with_the_end() -> None:
-    thread = SdkThread(FakeSocket)
+    thread = SdkThread(FakeSocket, LIMIT_S)
 
     def last_frame_and_end() -> None:
         thread._frames.append(b"last")
@@ -96,7 +96,7 @@ def test_reads_no_further_than_its_limit_while_nobody_takes(backend: str) -> Non
 
     async def scene() -> None:
         socket = FakeSocket(count)
-        thread = SdkThread(lambda: socket)
+        thread = SdkThread(lambda: socket, LIMIT_S)
         await thread.open()
         before = -1
         while socket.taken != before:  # it has come to rest
@@ -117,7 +117,7 @@ def test_end_comes_with_its_reason_after_the_frames(backend: str) -> None:
     async def scene() -> None:
         socket = FakeSocket(3)
         socket.end = ValueError("the line broke")
-        thread = SdkThread(lambda: socket)
+        thread = SdkThread(lambda: socket, LIMIT_S)
         await thread.open()
         seen: list[Any] = []
         with pytest.raises(FeedUnavailable, match="the line broke"):
@@ -144,7 +144,7 @@ def test_closing_before_its_loop_exists_ends_it_too(
 
     async def scene() -> None:
         socket = FakeSocket()
-        thread = SdkThread(lambda: socket)
+        thread = SdkThread(lambda: socket, LIMIT_S)
         monkeypatch.setattr(sdk_thread.asyncio, "run", run_late)
         with anyio.move_on_after(0.02):
             await thread.open()
@@ -163,7 +163,7 @@ def test_closing_before_its_loop_exists_ends_it_too(
 def test_closing_while_it_opens_is_at_once(backend: str) -> None:
     async def scene() -> None:
         socket = FakeSocket(open_s=60)
-        thread = SdkThread(lambda: socket)
+        thread = SdkThread(lambda: socket, LIMIT_S)
         with anyio.move_on_after(0.05):
             await thread.open()
         started_s = anyio.current_time()
@@ -180,7 +180,7 @@ def test_closing_while_it_opens_is_at_once(backend: str) -> None:
 def test_close_that_hangs_is_given_up(backend: str) -> None:
     async def scene() -> None:
         socket = FakeSocket(hang_in_close=True)
-        thread = SdkThread(lambda: socket)
+        thread = SdkThread(lambda: socket, LIMIT_S)
         await thread.open()
         started_s = anyio.current_time()
         await thread.close()
@@ -198,7 +198,7 @@ def test_maker_that_fails_is_an_outage(backend: str) -> None:
         def make() -> Any:
             raise TypeError("unexpected keyword argument")
 
-        thread = SdkThread(make)
+        thread = SdkThread(make, LIMIT_S)
         with pytest.raises(FeedUnavailable, match="unexpected keyword"):
             await thread.open()
         await thread.close()
