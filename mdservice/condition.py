@@ -68,11 +68,12 @@ def status(
     started_s: float,
     stale_after_s: float,
     draining: bool,
+    conflicts: Sequence[str] = (),
 ) -> Status:
     """The whole service at this moment."""
     ready = readiness(topology, draining=draining)
     positions = _positions(topology)
-    degraded = _why_degraded(positions)
+    degraded = (*_why_degraded(positions), *conflicts)
     feed = topology.feed.snapshot()
     publisher = topology.publisher.snapshot()
     watchdog = topology.watchdog.snapshot()

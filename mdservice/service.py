@@ -6,9 +6,10 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import anyio
+import attrs
 
 from mdservice.actors.background import background
 from mdservice.actors.groups import leaves
@@ -36,6 +37,9 @@ from mdservice.sinks.store import PriceStore
 from mdservice.stand_ins import start_embedded_server, start_simulator
 from mdservice.topology import Topology, build
 
+if TYPE_CHECKING:
+    from mdservice.sinks.instances import Instances
+
 __all__ = ["DRAIN_LIMIT_S", "Service", "open_service"]
 
 _log = get_logger(__name__)
@@ -56,8 +60,10 @@ class Service:
         clock: Clock,
         resolved: Settings,
         facts: FeedFacts,
+        instances: Instances | None = None,
     ) -> None:
         self.settings = settings
+        self._instances = instances
         self._facts = facts
         self.resolved = resolved
         """The settings with the addresses of what was started here in their place."""
@@ -152,11 +158,17 @@ class Service:
             started_s=self._started_s,
             stale_after_s=self.settings.stale_after,
             draining=self._draining,
+            conflicts=self._conflicts(),
         )
 
     def readiness(self) -> Readiness:
         """Whether prices are live now, and what is in the way where they are not."""
-        return readiness(self._topology, draining=self._draining)
+        ready = readiness(self._topology, draining=self._draining)
+        return attrs.evolve(ready, reasons=(*ready.reasons, *self._conflicts()))
+
+    def _conflicts(self) -> tuple[str, ...]:
+        """Other services that publish the same names; this one is ready all the same."""
+        return () if self._instances is None else self._instances.conflicts()
 
     def liveness(self) -> Readiness:
         """Whether the event loop and the watchdog move."""
@@ -219,9 +231,12 @@ async def open_service(
     try:
         async with AsyncExitStack() as stack:
             resolved = settings
+            instances = None
             if store is None:
                 resolved = await start_embedded_server(resolved, stack)
-                store = _open_store(resolved)
+                name = secrets.token_hex(8)
+                store = _open_store(resolved, name)
+                instances = _open_instances(resolved, name, facts, clock)
             if drivers is None:
                 resolved = await start_simulator(resolved, stack, clock)
                 drivers = make_drivers(resolved)
@@ -244,7 +259,9 @@ async def open_service(
             )
             stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))
-            service = Service(settings, topology, clock, resolved, facts)
+            if instances is not None:
+                await stack.enter_async_context(background(instances.run))
+            service = Service(settings, topology, clock, resolved, facts, instances)
             try:
                 yield service
             finally:
@@ -260,7 +277,7 @@ async def open_service(
         raise errors[0] from errors[0].__cause__
 
 
-def _open_store(settings: Settings) -> PriceStore:
+def _open_store(settings: Settings, instance: str) -> PriceStore:
     from mdservice.sinks.redis_store import RedisPriceStore
 
     if settings.redis_url is None:
@@ -270,8 +287,26 @@ def _open_store(settings: Settings) -> PriceStore:
         price_ttl_s=settings.price_ttl,
         event_log=settings.event_log,
         prefix=settings.key_prefix,
-        instance=secrets.token_hex(8),
+        instance=instance,
         timeout_s=_STORE_TIMEOUT_S,
+    )
+
+
+def _open_instances(
+    settings: Settings, instance: str, facts: FeedFacts, clock: Clock
+) -> Instances | None:
+    from mdservice.sinks.instances import Instances
+
+    if settings.redis_url is None:
+        return None
+    return Instances(
+        settings.redis_url,
+        id=instance,
+        feed=facts.name,
+        delay_s=facts.delay_s,
+        price_ttl_s=settings.price_ttl,
+        prefix=settings.key_prefix,
+        clock=clock,
     )
 
 

@@ -56,6 +56,8 @@ class RedisAddress:
         )
         self.shown = _without_secret(url, self._class, options)
         """The URL without user and password; it can be used where no login is needed."""
+        self.database = int(options.get("db") or 0)
+        """The number of the database."""
         # One request, one reply, no push messages; nothing that redis-py adds for itself.
         options.update(
             protocol=2,

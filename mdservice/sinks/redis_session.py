@@ -30,10 +30,12 @@ class Identity:
     client_id: int
 
 
-def greet(link: RedisLink, address: str, previous: Identity | None) -> Identity | None:
+def greet(
+    link: RedisLink, address: str, previous: Identity | None, packer: BatchPacker, database: int
+) -> Identity | None:
     """Open the link, fence the previous connection; return how the server knows this one.
 
-    It blocks, so it runs in a thread.
+    It blocks, so it runs in a thread. The packer learns whether it may say whose a batch is.
 
     None where the server does not tell, or refuses the fence: what that means stands at
     :class:`~mdservice.sinks.redis_store.RedisPriceStore`.
@@ -51,6 +53,9 @@ def greet(link: RedisLink, address: str, previous: Identity | None) -> Identity 
         pack(b"EXEC"),
     )
     raise_refusal(address, [multi, executed])
+    # A message that this user may not publish would have the server refuse the whole batch.
+    (marked,) = link.call(packer.marker(database, 0))
+    packer.marks_db = None if is_error(marked) else database
     run_id = _run_id(info)
     if run_id is None or not isinstance(client_id, int):
         return None

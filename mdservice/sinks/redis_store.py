@@ -126,7 +126,14 @@ class RedisPriceStore:
         try:
             with anyio.move_on_after(self._timeout_s) as scope:
                 self._unfenced = await anyio.to_thread.run_sync(
-                    partial(greet, link, self.address, self._unfenced),
+                    partial(
+                        greet,
+                        link,
+                        self.address,
+                        self._unfenced,
+                        self._packer,
+                        self._address.database,
+                    ),
                     abandon_on_cancel=True,
                     limiter=self._limiter,
                 )

@@ -12,15 +12,54 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 import hiredis
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from mdservice.sinks.redis_link import RedisLink, connection_lost
+from mdservice.errors import StoreUnavailable
+from mdservice.sinks.redis_link import RedisAddress, RedisLink, connection_lost
 from mdservice.sinks.redis_replies import READ_BYTES, collect, hung_up, new_reader
+from mdservice.sinks.resp import pack
 
-__all__ = ["RedisStream"]
+__all__ = ["RedisStream", "open_stream"]
 
 _T = TypeVar("_T")
+
+
+async def open_stream(
+    address: RedisAddress, timeout_s: float, limiter: anyio.CapacityLimiter, name: str
+) -> RedisStream:
+    """Connect and log in, in a worker thread.
+
+    Args:
+        address: The server.
+        timeout_s: How long connecting, and each wait for the server, may take.
+        limiter: How many threads may be at work.
+        name: How the connection is called in the server's ``CLIENT LIST``.
+
+    Raises:
+        StoreUnavailable: No connection within ``timeout_s``.
+        StoreRefused: The login is refused.
+    """
+    link = RedisLink(address)
+    stream: RedisStream | None = None
+    try:
+        with anyio.move_on_after(timeout_s):
+            await anyio.to_thread.run_sync(
+                _open_named, link, name, abandon_on_cancel=True, limiter=limiter
+            )
+            stream = RedisStream(link, timeout_s)
+    finally:
+        if stream is None:
+            link.close()  # which ends what the thread waits for
+    if stream is None:
+        raise StoreUnavailable(f"Redis at {address.shown} did not answer within {timeout_s:g} s")
+    return stream
+
+
+def _open_named(link: RedisLink, name: str) -> None:
+    link.open()
+    link.call(pack(b"CLIENT", b"SETNAME", name.encode()))  # a refusal does not matter
 
 
 class RedisStream:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from mdservice.model.redis_layout import RedisNames
+from mdservice.model.redis_layout import BATCH_CHANNEL, RedisNames, encode_marker
 from mdservice.sinks.store import WriteBatch
 
 __all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "pack"]
@@ -71,6 +71,9 @@ class BatchPacker:
         prefix: str = "",
     ) -> None:
         self._names = names = RedisNames(prefix)
+        self._instance = instance
+        self.marks_db: int | None = None
+        """The database to name at the head of each batch; None for no such message."""
         ttl = b"%d" % price_ttl_s
         self._price_ttl_s = price_ttl_s
         self._set = b"*5\r\n" + _words(b"SET") + _WORD + _WORD + _words(b"EX", ttl)
@@ -97,17 +100,25 @@ class BatchPacker:
                 words = (b"SET", key, batch.prices[symbol], b"EX", b"%d" % left_s)
                 yield pack(*words)
 
+    def marker(self, db: int, events: int) -> bytes:
+        """The command that tells readers whose the next events are."""
+        channel = self._names.channel(BATCH_CHANNEL)
+        return pack(b"PUBLISH", channel, encode_marker(self._instance, db, events))
+
     def _publish_on(self, channel: str) -> bytes:
         template = b"*3\r\n" + _words(b"PUBLISH", self._names.channel(channel)) + _WORD
         self._publish[channel] = template
         return template
 
     def batch(self, batch: WriteBatch) -> PackedBatch:
-        """Pack a batch: every key, then every message in order, then the number."""
+        """Pack a batch: whose it is, every key, every message in order, the number."""
         set_, publish_on, xadd = self._set, self._publish, self._xadd
         price_key = self._names.price_key
         parts = [_MULTI]
         add = parts.append
+        if self.marks_db is not None and batch.messages:
+            events = sum(1 for message in batch.messages if message.symbol is not None)
+            add(self.marker(self.marks_db, events))
         prices = batch.prices
         if batch.ages_s:
             prices = {s: payload for s, payload in prices.items() if s not in batch.ages_s}

@@ -18,7 +18,7 @@ from mdservice.sinks.redis_store import RedisPriceStore
 from mdservice.sinks.store import Message, WriteBatch
 
 LIMIT_S = 10.0
-EXECUTED = b"*4\r\n"  # EXEC's answer for a key, a message, an event and the number
+EXECUTED = b"*5\r\n"  # EXEC's answer: the marker, a key, a message, an entry, the number
 
 
 class SlowNetwork:
