@@ -7,11 +7,10 @@ for every driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Literal, Protocol
 
-import anyio
 import attrs
 
 from mdservice.errors import FeedUnavailable
@@ -57,13 +56,17 @@ class LoginLimit:
     seconds: float = attrs.field(factory=lambda: OPEN_TIMEOUT_S)
 
     @contextmanager
-    def one_try(self) -> Iterator[float]:
-        """One try to connect and log in; gives the seconds that it may take."""
-        limit_s, started_s = self.seconds, anyio.current_time()
+    def one_try(self, time_s: Callable[[], float]) -> Iterator[float]:
+        """One try to connect and log in; gives the seconds that it may take.
+
+        Args:
+            time_s: The event loop's clock, seconds.
+        """
+        limit_s, started_s = self.seconds, time_s()
         try:
             yield limit_s
         except FeedUnavailable:
-            if anyio.current_time() - started_s >= limit_s * _RAN_OUT:
+            if time_s() - started_s >= limit_s * _RAN_OUT:
                 self.seconds = max(limit_s, min(LONGEST_OPEN_TIMEOUT_S, limit_s * 2))
             raise
         self.seconds = OPEN_TIMEOUT_S

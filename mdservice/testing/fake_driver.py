@@ -89,7 +89,7 @@ class FakeDriver:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
         self.attempts.append(anyio.current_time())
         self.notify()
-        with self._limit.one_try() as limit_s:
+        with self._limit.one_try(anyio.current_time) as limit_s:
             try:
                 with anyio.fail_after(limit_s):
                     link = await self._open(len(self.attempts))

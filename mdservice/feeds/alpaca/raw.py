@@ -71,7 +71,7 @@ class WebsocketsDriver:
         error: Exception | None = None
         async with anyio.create_task_group() as tasks:
             try:
-                with self._limit.one_try() as limit_s:
+                with self._limit.one_try(anyio.current_time) as limit_s:
                     link = await self._open(held, tasks, limit_s)
                 yield link
             except Exception as exc:  # noqa: BLE001 - raised below, out of the task group

@@ -61,7 +61,7 @@ class AlpacaPyDriver:
             limit_s,
         )
         try:
-            with self._limit.one_try():
+            with self._limit.one_try(anyio.current_time):
                 await thread.open()
             yield _SdkLink(thread)
         finally:
