@@ -7,6 +7,7 @@ from typing import Literal
 
 from mdservice.clock import Clock
 from mdservice.feed_facts import FeedFacts
+from mdservice.feeds.snapshot import FeedSnapshot
 from mdservice.model.status import (
     ActorReport,
     Counters,
@@ -25,6 +26,8 @@ __all__ = ["readiness", "status"]
 
 _SHOWN = 100
 """Of symbols that may be thousands."""
+_NAMED = 10
+"""Of them in one sentence."""
 
 
 def readiness(topology: Topology, *, draining: bool) -> Readiness:
@@ -73,8 +76,8 @@ def status(
     """The whole service at this moment."""
     ready = readiness(topology, draining=draining)
     positions = _positions(topology)
-    degraded = (*_why_degraded(positions), *conflicts)
     feed = topology.feed.snapshot()
+    degraded = (*_why_degraded(feed, positions), *conflicts)
     publisher = topology.publisher.snapshot()
     watchdog = topology.watchdog.snapshot()
     return Status(
@@ -94,6 +97,8 @@ def status(
             other_messages=feed.other_messages,
             without_quotes=len(feed.without_quotes),
             without_quotes_first=tuple(feed.without_quotes[:_SHOWN]),
+            repairs_refused=feed.history_set_aside,
+            repair_error=feed.history_refused,
             times_frozen_s=topology.router.snapshot().times_frozen_s,
         ),
         redis=_redis(topology, publisher.backlog),
@@ -139,11 +144,21 @@ def _positions(topology: Topology) -> PositionsReport | None:
     )
 
 
-def _why_degraded(positions: PositionsReport | None) -> tuple[str, ...]:
-    """What does not concern the prices: the service is ready all the same."""
-    if positions is None or positions.last_error is None:
-        return ()
-    return (f"the positions are out of date: {positions.last_error}",)
+def _why_degraded(feed: FeedSnapshot, positions: PositionsReport | None) -> tuple[str, ...]:
+    """What does not concern the live prices: the service is ready all the same."""
+    reasons = []
+    if positions is not None and positions.last_error is not None:
+        reasons.append(f"the positions are out of date: {positions.last_error}")
+    if feed.history_refused is not None:
+        reasons.append(f"repairs are refused: {feed.history_refused}")
+    if feed.history_set_aside:
+        symbols = list(feed.history_set_aside)
+        more = f" and {len(symbols) - _NAMED} more" if len(symbols) > _NAMED else ""
+        reasons.append(
+            f"repairs of {', '.join(symbols[:_NAMED])}{more} are refused: "
+            f"{feed.history_set_aside[symbols[0]]}"
+        )
+    return tuple(reasons)
 
 
 def _redis(topology: Topology, backlog: int) -> RedisReport:
@@ -193,4 +208,5 @@ def _counters(topology: Topology) -> Counters:
         gaps=router.gaps,
         gaps_repaired=router.gaps_repaired,
         quotes_backfilled=router.quotes_backfilled,
+        history_symbols_refused=feed.history_symbols_refused,
     )

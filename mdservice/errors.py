@@ -9,6 +9,8 @@
     │   ├── FeedRefused         the feed answered and said no, by code or HTTP status
     │   ├── HistoryUnavailable  past quotes: no answer, or one that cannot be read
     │   └── HistoryRefused      past quotes: not for this feed, time or plan
+    │       ├── NoHistory       this feed has none
+    │       └── SymbolsRefused  the request was refused, maybe for a symbol in it
     ├── SubscriptionError
     │   ├── InvalidSymbol       not a symbol at all
     │   └── SubscriptionRefused the feed, or its limit, refused these symbols
@@ -40,6 +42,7 @@ __all__ = [
     "HistoryUnavailable",
     "InvalidSymbol",
     "MDServiceError",
+    "NoHistory",
     "PositionsError",
     "PositionsRefused",
     "PositionsUnavailable",
@@ -49,6 +52,7 @@ __all__ = [
     "StoreUnavailable",
     "SubscriptionError",
     "SubscriptionRefused",
+    "SymbolsRefused",
 ]
 
 
@@ -89,6 +93,17 @@ class HistoryUnavailable(FeedError):
 
 class HistoryRefused(FeedError):
     """There are no past quotes for this feed, time or plan."""
+
+
+class NoHistory(HistoryRefused):
+    """The feed has no history: there is nothing to ask, and nothing is wrong."""
+
+
+class SymbolsRefused(HistoryRefused):
+    """The request was refused, and a symbol in it may be the reason.
+
+    The error does not tell which one: the same request without that symbol may succeed.
+    """
 
 
 class SubscriptionError(MDServiceError):

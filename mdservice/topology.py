@@ -25,7 +25,7 @@ from mdservice.clock import Clock
 from mdservice.feeds.commands import Command, Follow
 from mdservice.feeds.connection import FeedConnection
 from mdservice.feeds.driver import Driver
-from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.history import HalvingHistory, QuoteHistory
 from mdservice.feeds.mute import MuteWatch
 from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import GapRepair
@@ -146,7 +146,8 @@ def build(
     router = QuoteRouter(feed_items, events.outbox, readers.offer, clock)
     router.start_from(last_quotes, resuming=_can_resume(last_quotes, clock.utc_ns()))
     outlet = Outlet(feed_items.outbox)
-    repair = GapRepair(history, router.lanes, outlet, clock)
+    asked = HalvingHistory(history) if history is not None else None
+    repair = GapRepair(asked, router.lanes, outlet, clock)
     feed = FeedConnection(
         DriverSelection(drivers),
         book,
@@ -155,7 +156,7 @@ def build(
         clock,
         Backoff(rng=rng),
         repair,
-        MuteWatch(mute_after_s, history, is_open, router.lanes),
+        MuteWatch(mute_after_s, asked, is_open, router.lanes),
     )
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(batches, acknowledged.outbox, store, clock)

@@ -131,6 +131,56 @@ async def first_quotes(desk: Desk, service: Service, *symbols: str) -> None:
 # ---- in one run
 
 
+@pytest.mark.parametrize("refused", [("AAPL",), ("MSFT",), ("AAPL", "SPY")])
+@pytest.mark.parametrize("quiet", [True, False])
+async def test_a_symbol_that_history_refuses_costs_itself(
+    autojump_clock: Any, desk: Desk, refused: tuple[str, ...], quiet: bool
+) -> None:
+    reasons = {symbol: f"HTTP 400: invalid symbol: {symbol}" for symbol in refused}
+    desk.history.refuses = reasons
+    kept = sorted(set(SYMBOLS) - set(refused))
+    async with desk.service() as service:
+        await first_quotes(desk, service)
+        desk.feed.drop()
+        await until(lambda: not desk.feed.connections)
+        desk.send(*SYMBOLS, *SYMBOLS)
+        await until(lambda: service.readiness().ready)
+        if not quiet:
+            desk.send(*refused)  # history has none of these
+            desk.send(*kept)
+        await until(lambda: any(s["state"] == "gap_repaired" for s in desk.states))
+        await until(lambda: all(len(desk.published(s)) == 4 - quiet for s in kept))
+        status = service.status()
+        await anyio.sleep(LOOK_AGAIN_S * 3)
+        assert service.status().counters.reconnects == 1
+    (gap,) = [s for s in desk.states if s["state"] == "gap"]
+    (repaired,) = [s for s in desk.states if s["state"] == "gap_repaired"]
+    assert (gap["symbols"], repaired["symbols"]) == (sorted(SYMBOLS), kept)
+    assert status.feed.repairs_refused == reasons
+    assert status.counters.history_symbols_refused == len(refused)
+    assert (status.counters.gaps, status.counters.gaps_repaired) == (1, 0)
+    assert status.state == "degraded"
+    assert f"repairs of {', '.join(refused)} are refused" in status.reasons[-1]
+    for symbol in kept:
+        sent = [quote.bid for quote in desk.made if quote.symbol == symbol]
+        assert [event["bid"] for event in desk.published(symbol)] == sent
+
+
+async def test_history_that_refuses_every_repair_is_in_the_status(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.history.always = HistoryRefused("HTTP 403: no recent SIP data")
+    async with desk.service() as service:
+        await first_quotes(desk, service)
+        desk.feed.drop()
+        await until(lambda: service.status().feed.repair_error is not None)
+        assert "repairs are refused: HTTP 403: no recent SIP data" in service.status().reasons
+        desk.history.always = None
+        desk.feed.drop()
+        await until(lambda: service.status().counters.gaps_repaired > 0)
+        assert service.status().feed.repair_error is None
+
+
 async def test_what_was_missed_comes_before_what_came_since(
     autojump_clock: Any, desk: Desk
 ) -> None:

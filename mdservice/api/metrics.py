@@ -29,6 +29,7 @@ _COUNTERS: Final = {
     "gaps": "Gaps that were told: quotes were missing, or may have been.",
     "gaps_repaired": "Gaps filled from the history.",
     "quotes_backfilled": "Quotes that came by REST.",
+    "history_symbols_refused": "Symbols that REST refused, and that are left out of repairs.",
 }
 _STATES: Final = ("starting", "running", "degraded", "draining")
 _MS: Final = 1000.0

@@ -156,6 +156,16 @@ class _Feed(Answer):
         description="Symbols without a quote on this connection for longer than the mute limit."
     )
     without_quotes_first: list[str] = Field(description="A hundred of them at most.")
+    repairs_refused: dict[str, str] = Field(
+        description="Symbols whose missed quotes the REST API refuses, with the reason. "
+        "Their gaps stay; they are asked for again after an hour, or when they are subscribed "
+        "again.",
+        examples=[{"BRK/B": "history was refused with HTTP 400: invalid symbol: BRK/B"}],
+    )
+    repair_error: str | None = Field(
+        description="Why the last repair was refused as a whole.",
+        examples=["history was refused with HTTP 403: forbidden."],
+    )
     times_frozen_s: float = Field(
         description="For how long quotes have come whose times do not go on."
     )
@@ -224,6 +234,7 @@ class _Counters(Answer):
     gaps: int
     gaps_repaired: int
     quotes_backfilled: int
+    history_symbols_refused: int
 
 
 class _Latency(Answer):

@@ -60,6 +60,10 @@ def _feed(feed: Mapping[str, Any]) -> Iterator[str]:
     left_out = _part(feed, "left_out")
     if left_out:
         yield from _row("", f"without {', '.join(map(str, left_out))}")
+    for symbol, reason in list(_part(feed, "repairs_refused").items())[:_SHOWN]:
+        yield from _row("", f"no repairs of {symbol}: {reason}")
+    if feed.get("repair_error"):
+        yield from _row("", f"no repairs: {feed['repair_error']}")
     if feed.get("without_quotes"):
         yield from _row("", _silent(feed))
     if frozen_s := feed.get("times_frozen_s"):

@@ -8,7 +8,7 @@ import anyio
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.history import HalvingHistory
 from mdservice.feeds.missing import Missed
 from mdservice.feeds.subscriptions import chunks
 from mdservice.logs import get_logger
@@ -51,19 +51,21 @@ class CatchUp:
         symbols: All that are asked for.
         found: What history had, in the order of times within each symbol; also after an error.
         complete: The symbols of which that is all; also after an error.
+        refused: The symbols that history refused, with the reason.
         believed: Whether nothing showed that history was up to date, in a quiet market.
         last_error: Why history did not answer the last time, or None.
     """
 
     def __init__(
         self,
-        history: QuoteHistory,
+        history: HalvingHistory,
         missed: Sequence[Missed],
         live: Callable[[], Sequence[Quote]],
         clock: Clock,
     ) -> None:
         self.found: list[Quote] = []
         self.complete: frozenset[str] = frozenset()
+        self.refused: dict[str, str] = {}
         self.believed = False
         self.last_error: str | None = None
         self._answered = False
@@ -97,7 +99,7 @@ class CatchUp:
             if self._clock_is_behind(part.since_ns):
                 raise HistoryRefused("this machine's clock is behind the feed's; set the clock")
             if up_to_date:
-                self.complete |= frozenset(part.symbols)
+                self.complete |= frozenset(part.symbols) - self.refused.keys()
         return up_to_date
 
     def _clock_is_behind(self, since_ns: int) -> bool:
@@ -114,9 +116,10 @@ class CatchUp:
         newest = {quote.symbol: quote.ts_event_ns for quote in self.found}
         try:
             for symbols in chunks(self.symbols, _SYMBOLS_AT_ONCE):
+                latest = await self._history.latest(symbols)
                 self.found += [
                     quote
-                    for quote in await self._history.latest(symbols)
+                    for quote in latest.quotes
                     if newest.get(quote.symbol, -1) < quote.ts_event_ns <= until_ns
                 ]
         except (HistoryRefused, HistoryUnavailable) as exc:
@@ -126,18 +129,21 @@ class CatchUp:
         began_s = anyio.current_time()
         # A refusal is to be known at once, not only when there is something to ask for.
         await self._fetch(self.symbols[:_PROBED_SYMBOLS], self._clock.utc_ns())
-        while not self._live():
-            await anyio.sleep(_LOOK_S)
-            if anyio.current_time() >= began_s + QUIET_S:
-                self.believed = True
-                return
         pause_s = _PROBE_S
-        while not await self._has_live_quotes():
-            await anyio.sleep(pause_s)
-            pause_s = min(_PROBE_LIMIT_S, pause_s * 1.5)
+        while True:
+            live = [quote for quote in self._live() if quote.symbol not in self.refused]
+            if not live:
+                await anyio.sleep(_LOOK_S)
+                if anyio.current_time() >= began_s + QUIET_S:
+                    self.believed = True
+                    return
+            elif await self._has_one_of(live):
+                return
+            else:
+                await anyio.sleep(pause_s)
+                pause_s = min(_PROBE_LIMIT_S, pause_s * 1.5)
 
-    async def _has_live_quotes(self) -> bool:
-        live = self._live()
+    async def _has_one_of(self, live: Sequence[Quote]) -> bool:
         first_ns = live[0].ts_event_ns
         symbols = list(dict.fromkeys(quote.symbol for quote in live))[:_PROBED_SYMBOLS]
         # Times alone do not tell: quotes of one time may come one after the other.
@@ -164,4 +170,5 @@ class CatchUp:
             else:
                 self._answered = True
                 self.last_error = None
-                return list(found)
+                self.refused |= found.refused
+                return list(found.quotes)

@@ -129,6 +129,9 @@ class FeedConnection:
             decode_errors=self._decode_errors,
             other_messages=self._other_messages,
             without_quotes=self._mute.without_quotes(self._clock.utc_ns()) if session else (),
+            history_refused=self._repair.refused,
+            history_set_aside=self._repair.set_aside,
+            history_symbols_refused=self._repair.symbols_refused,
         )
 
     def sources(self) -> dict[str, list[str]]:

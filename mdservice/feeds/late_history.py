@@ -15,7 +15,7 @@ import attrs
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.history import HalvingHistory
 from mdservice.feeds.missing import Missed
 from mdservice.logs import get_logger
 from mdservice.model.events import LateQuotes
@@ -100,7 +100,7 @@ class LateHistory:
         clock: The time.
     """
 
-    def __init__(self, history: QuoteHistory, clock: Clock) -> None:
+    def __init__(self, history: HalvingHistory, clock: Clock) -> None:
         self._history = history
         self._clock = clock
         self._waiting: deque[tuple[float, Believed]] = deque()
@@ -134,7 +134,7 @@ class LateHistory:
             unknown: frozenset[str] = frozenset()
             try:
                 with anyio.fail_after(_ANSWER_LIMIT_S):
-                    late = await self._late(believed)
+                    late, unknown = await self._late(believed)
             except (HistoryRefused, HistoryUnavailable, TimeoutError) as exc:
                 _log.warning("history_not_checked", reason=str(exc))
                 tries += 1
@@ -151,21 +151,25 @@ class LateHistory:
         self, believed: Believed, late: Sequence[Quote], unknown: frozenset[str]
     ) -> LateQuotes:
         _log.warning("history_was_late", quotes=len(late), unknown=len(unknown))
-        symbols = unknown or {quote.symbol for quote in late}
+        symbols = unknown.union(quote.symbol for quote in late)
         from_ns = min(believed.lasts_ns[symbol] for symbol in symbols)
         until_ns = max((quote.ts_event_ns for quote in late), default=0)
         return LateQuotes(late, from_ns, max(until_ns, believed.horizon.until_ns()[0]), unknown)
 
-    async def _late(self, believed: Believed) -> list[Quote]:
+    async def _late(self, believed: Believed) -> tuple[list[Quote], frozenset[str]]:
+        """What history has now and had not before, and the symbols that it refuses now."""
         known: Counter[Identity] = Counter(
             map(identity, (*believed.found, *believed.horizon.first))
         )
         end_ns = self._clock.utc_ns() + _AHEAD_NS
         late = []
+        refused: set[str] = set()
         for part in believed.missed:
-            for quote in await self._history.quotes(part.symbols, part.since_ns, end_ns):
+            found = await self._history.quotes(part.symbols, part.since_ns, end_ns)
+            refused.update(found.refused)
+            for quote in found.quotes:
                 if known[identity(quote)]:
                     known[identity(quote)] -= 1
                 else:
                     late.append(quote)
-        return believed.concerned(late)
+        return believed.concerned(late), frozenset(refused & believed.lasts_ns.keys())

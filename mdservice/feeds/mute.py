@@ -13,7 +13,7 @@ import attrs
 
 from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable
 from mdservice.feeds.accepted import AcceptedQuotes
-from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.history import HalvingHistory
 from mdservice.logs import get_logger
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL
@@ -59,7 +59,7 @@ class MuteWatch:
     def __init__(
         self,
         limit_s: float,
-        history: QuoteHistory | None,
+        history: HalvingHistory | None,
         is_open: Callable[[], Awaitable[bool]],
         accepted: AcceptedQuotes,
     ) -> None:
@@ -95,6 +95,8 @@ class MuteWatch:
         self._subscribed_ns = {symbol: before.get(symbol, at_ns) for symbol in symbols}
         new = self._subscribed_ns.keys() - before.keys() - {EVERY_SYMBOL}
         self._unheard = (self._unheard & self._subscribed_ns.keys()) | new
+        if self._history is not None:
+            self._history.forget(before.keys() - self._subscribed_ns.keys())
         if not before:
             self._since_s = anyio.current_time()
 
@@ -151,15 +153,17 @@ class MuteWatch:
             return _Look("and there is nothing to ask whether the market is quiet")
         try:
             with anyio.fail_after(_ANSWER_LIMIT_S):
-                newest = await self._history.latest(asked)
+                found = await self._history.latest(asked)
         except TimeoutError:
             return _Look("and history does not answer whether the market is quiet")
         except (HistoryRefused, HistoryUnavailable) as exc:
             return _Look(f"and history does not tell whether the market is quiet ({exc})")
+        newest = found.quotes
         newer = [quote.symbol for quote in newest if quote.ts_event_ns > self._ours_ns(quote)]
         self._known_ns = {quote.symbol: quote.ts_event_ns for quote in newest}
         if newer:
             return _Look(f"while {newer[0]} has a newer quote than ours", certain=True)
+        # A refused symbol does not show that the socket is dead.
         return _Look(None)
 
     def _ours_ns(self, quote: Quote) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import anyio
 
 from mdservice.clock import Clock
-from mdservice.errors import HistoryRefused
+from mdservice.errors import HistoryRefused, NoHistory
 from mdservice.feeds.accepted import AcceptedQuotes
 from mdservice.feeds.catch_up import CatchUp
-from mdservice.feeds.history import QuoteHistory
+from mdservice.feeds.history import HalvingHistory
 from mdservice.feeds.late_history import Believed, Horizon, LateHistory
 from mdservice.feeds.missing import Missed, MissingQuotes
 from mdservice.feeds.outlet import Outlet
@@ -36,6 +36,7 @@ MOST_SEEN = 1_000
 _ENOUGH_LIVE = 1_000
 """Live quotes of which history has to have one before it counts as complete."""
 _LAST_WORDS_S = 0.5
+_MOST_NAMED = 50
 
 
 class GapRepair:
@@ -54,7 +55,7 @@ class GapRepair:
 
     def __init__(
         self,
-        history: QuoteHistory | None,
+        history: HalvingHistory | None,
         accepted: AcceptedQuotes,
         outlet: Outlet,
         clock: Clock,
@@ -76,6 +77,22 @@ class GapRepair:
         """Wanted, and not given when this was last told."""
         self._missing = MissingQuotes(accepted)
         self._connected_before = False
+        self._refused: str | None = None
+
+    @property
+    def refused(self) -> str | None:
+        """Why history refused the last repair as a whole, or None."""
+        return self._refused
+
+    @property
+    def set_aside(self) -> Mapping[str, str]:
+        """The symbols that history refuses, with the reason: their gaps stay."""
+        return self._history.set_aside if self._history is not None else {}
+
+    @property
+    def symbols_refused(self) -> int:
+        """How often history refused a symbol."""
+        return self._history.symbols_refused if self._history is not None else 0
 
     def begin(self) -> None:
         """A connection is open: from now on live quotes wait, if there is anything to repair."""
@@ -129,6 +146,8 @@ class GapRepair:
         """
         self._resumed = True
         self._missing.follow(followed, self._clock.utc_ns())
+        if self._history is not None and EVERY_SYMBOL not in followed:
+            self._history.forget(self._history.set_aside.keys() - {*followed, *left_out})
         back = self._missing.back(followed, left_out)
         resumed_ns = await self._tell(followed, left_out, repairing=self._holding and bool(back))
         if not self._holding or self._history is None:
@@ -229,12 +248,20 @@ class GapRepair:
             with anyio.fail_after(limit_s):
                 if catch_up.symbols:
                     complete = await catch_up.run(limit_s - _FETCH_S)
+                    self._refused = None
         except HistoryRefused as exc:
+            self._refused = None if isinstance(exc, NoHistory) else str(exc)
             return str(exc)
         except TimeoutError:
             return catch_up.last_error or "history was too slow"
         if not complete:
             return catch_up.last_error or "history had not come up to the live quotes in time"
+        if catch_up.refused:
+            _log.warning(
+                "gap_not_repaired",
+                symbols=sorted(catch_up.refused)[:_MOST_NAMED],
+                reason=next(iter(catch_up.refused.values())),
+            )
         if EVERY_SYMBOL in followed:
             return "history cannot be asked for symbols that were never seen"
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -27,3 +27,6 @@ class FeedSnapshot:
     decode_errors: int
     other_messages: int
     without_quotes: Sequence[str]
+    history_refused: str | None
+    history_set_aside: Mapping[str, str]
+    history_symbols_refused: int

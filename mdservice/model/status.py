@@ -57,6 +57,9 @@ class FeedReport:
         without_quotes: How many symbols have had no quote on this connection, for longer than
             the mute limit since they were acknowledged. In a quiet market that is right.
         without_quotes_first: The first of them by name, a hundred at most.
+        repairs_refused: Symbols whose missed quotes history refuses, each with the reason: their
+            gaps stay.
+        repair_error: Why history refused the last repair as a whole, or None.
         times_frozen_s: For how long quotes have come whose times no longer go on; 0 where they do.
     """
 
@@ -73,6 +76,8 @@ class FeedReport:
     other_messages: int = 0
     without_quotes: int = 0
     without_quotes_first: tuple[str, ...] = ()
+    repairs_refused: Mapping[str, str] = attrs.field(factory=dict)
+    repair_error: str | None = None
     times_frozen_s: float = 0.0
 
 
@@ -158,6 +163,7 @@ class Counters:
     gaps: int = 0
     gaps_repaired: int = 0
     quotes_backfilled: int = 0
+    history_symbols_refused: int = 0
 
 
 @attrs.frozen

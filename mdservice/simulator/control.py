@@ -202,6 +202,7 @@ class Control:
         *,
         path: str | None = None,
         times: int = 1,
+        symbol: str | None = None,
     ) -> None:
         """Answer the next REST requests with this status, Alpaca's code and text.
 
@@ -211,11 +212,12 @@ class Control:
             message: Alpaca's.
             path: Of the requests meant, ``/v2/stocks/quotes`` for the history alone; None any.
             times: How many of them.
+            symbol: Refuse only requests that name this symbol.
 
         Raises:
             ValueError: There is no such HTTP status.
         """
-        self._rest.faults.plan(RefuseRest(status, code, message, path, times))
+        self._rest.faults.plan(RefuseRest(status, code, message, path, times, symbol))
 
     def slow_rest(self, delay_s: float, *, path: str | None = None, times: int = 1) -> None:
         """Answer the next REST requests so many seconds later, with ``inf`` never."""

@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
+from mdservice.errors import SymbolsRefused
 from mdservice.model.quote import Quote
 
 __all__ = ["FakeHistory", "HistoryRequest"]
@@ -46,6 +47,7 @@ class FakeHistory:
         delay_s: How long every answer takes.
         script: What the next calls end with; each takes one, None lets it succeed.
         always: What every call ends with once the script is empty, or None.
+        refuses: Symbols that make it refuse every list they are in, with its words.
         requests: What was asked, in order.
     """
 
@@ -54,6 +56,7 @@ class FakeHistory:
         self.delay_s = 0.0
         self.script: deque[Exception | None] = deque()
         self.always: Exception | None = None
+        self.refuses: dict[str, str] = {}
         self.requests: deque[HistoryRequest] = deque(maxlen=_MOST_REQUESTS)
         self._recorded: list[tuple[float, Quote]] = []
 
@@ -92,6 +95,9 @@ class FakeHistory:
         outcome = self.script.popleft() if self.script else self.always
         if outcome is not None:
             raise outcome
+        for symbol, words in self.refuses.items():
+            if symbol in request.symbols:
+                raise SymbolsRefused(words)
 
 
 def _now() -> float:

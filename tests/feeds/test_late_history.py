@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from mdservice.errors import HistoryRefused, HistoryUnavailable
+from mdservice.feeds.history import HalvingHistory
 from mdservice.feeds.late_history import LOOK_AGAIN_S, Believed, Horizon, LateHistory
 from mdservice.feeds.missing import Missed
 from mdservice.model.events import LateQuotes
@@ -22,7 +23,7 @@ class Bench:
         self.clock = VirtualClock()
         self.start_ns = self.clock.utc_ns()
         self.history = FakeHistory()
-        self.late = LateHistory(self.history, self.clock)
+        self.late = LateHistory(HalvingHistory(self.history), self.clock)
 
     def quote(self, number: int, symbol: str = "AAPL", *, at_s: float) -> Quote:
         event_ns = self.start_ns + int(at_s * SECOND_NS)

@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable
+from mdservice.feeds.history import HalvingHistory
 from mdservice.feeds.mute import LONGEST_S, MuteWatch
 from mdservice.model.quote import Quote
 from mdservice.router.lanes import Lanes
@@ -27,7 +28,10 @@ class Bench:
         self.told: list[str] = []
         self.reasons: list[str] = []
         self.watch = MuteWatch(
-            limit_s, self.history if history else None, self._is_open, self.lanes
+            limit_s,
+            HalvingHistory(self.history) if history else None,
+            self._is_open,
+            self.lanes,
         )
 
     async def _is_open(self) -> bool:
@@ -361,3 +365,38 @@ async def test_of_many_symbols_the_liveliest_are_asked(autojump_clock: Any) -> N
     assert len(asked) == 200
     assert set(asked) >= set(symbols[150:])
     assert asked[0] == symbols[-1]
+
+
+@pytest.mark.parametrize("refused", [("BRK/B",), ("AAPL", "BRK/B")])
+async def test_a_refused_symbol_does_not_end_a_quiet_connection(
+    autojump_clock: Any, refused: tuple[str, ...]
+) -> None:
+    bench = Bench()
+    bench.history.refuses = {symbol: f"HTTP 400: invalid symbol: {symbol}" for symbol in refused}
+    bench.connect("AAPL", "BRK/B", "MSFT")
+    for symbol in ("AAPL", "BRK/B", "MSFT"):
+        bench.receive(symbol)
+    assert await bench.until_given_up(2_000) is None
+    bench.miss("MSFT")
+    assert await bench.until_given_up(700) is not None, "the others still show a dead socket"
+
+
+async def test_where_all_are_refused_the_market_counts_as_quiet(autojump_clock: Any) -> None:
+    bench = Bench()
+    bench.history.refuses = {"BRK/B": "HTTP 400: invalid symbol: BRK/B"}
+    bench.connect("BRK/B")
+    bench.receive("BRK/B")
+    assert await bench.until_given_up(2_000) is None
+
+
+async def test_a_symbol_that_is_subscribed_again_is_asked_for_again(autojump_clock: Any) -> None:
+    bench = Bench()
+    bench.history.refuses = {"BRK/B": "HTTP 400: invalid symbol: BRK/B"}
+    bench.connect("AAPL", "BRK/B")
+    bench.receive("AAPL")
+    await bench.until_given_up(100)
+    bench.history.requests.clear()
+    for symbols in (["AAPL"], ["AAPL", "BRK/B"]):
+        bench.watch.subscribed(symbols, bench.clock.utc_ns())
+    await bench.until_given_up(700)
+    assert "BRK/B" in bench.history.requests[0].symbols

@@ -13,6 +13,7 @@ import pytest
 import mdservice.feeds.repair as repair_module
 from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feeds.catch_up import QUIET_S
+from mdservice.feeds.history import HalvingHistory
 from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import HOLD_LIMIT_S, LATEST_LIMIT_S, GapRepair
 from mdservice.model.events import Backfill, FeedItem, FeedResumed, QuoteBatch
@@ -35,7 +36,7 @@ class Bench:
         self.lanes = Lanes()
         send, self.receive = anyio.create_memory_object_stream[FeedItem](size)
         self.outlet = Outlet(send)
-        self.repair = GapRepair(self.history, self.lanes, self.outlet, self.clock)
+        self.repair = GapRepair(HalvingHistory(self.history), self.lanes, self.outlet, self.clock)
         self.taken: list[tuple[float, FeedItem]] = []
         self.tasks = tasks
         self.limit = anyio.CancelScope()

@@ -98,6 +98,7 @@ def test_counters_are_those_of_the_contract() -> None:
         "gaps",
         "gaps_repaired",
         "quotes_backfilled",
+        "history_symbols_refused",
     ]
 
 

@@ -38,6 +38,7 @@ class Life:
         routed: Every accepted quote and every state, in the order in which they were handed on.
         wanted: Of each symbol, when it was wanted.
         first_batch: Where its batches begin in the store's record.
+        ever_refused: Symbols that history has refused, as far as it was seen.
         drained: Whether the store had taken all of it at the end.
     """
 
@@ -48,6 +49,7 @@ class Life:
     last_batch: int = 0
     routed: list[Quote | FeedStatus] = attrs.field(factory=list)
     wanted: dict[str, list[Interval]] = attrs.field(factory=dict)
+    ever_refused: set[str] = attrs.field(factory=set)
     drained: bool = False
     waiting_at_end: int = 0
     unsettled: list[int] = attrs.field(factory=list)
@@ -90,6 +92,10 @@ class Life:
             raise RuntimeError("it has ended")
         return self.service
 
+    def note_refused(self) -> None:
+        """Keep which symbols history refuses now."""
+        self.ever_refused |= self.handle._topology.feed._repair.set_aside.keys()
+
     def want(self, symbol: str) -> None:
         """From now on it is wanted."""
         intervals = self.wanted.setdefault(symbol, [])
@@ -108,6 +114,7 @@ class Life:
         self.last_batch = len(self.store.executed)
         if self.service is None:
             return
+        self.note_refused()
         publisher = self.service._topology.publisher
         waiting = [*publisher._waiting._oldest.values(), *publisher._waiting._queue]
         self.waiting_at_end = sum(isinstance(item, Quote) for item in waiting)

@@ -230,6 +230,11 @@ def _check_states(world: World, life: Life) -> Iterator[str]:
     yield from _check_gap_after_the_faults(world, life)
 
 
+def _refused(world: World, life: Life) -> set[str]:
+    """The symbols whose repairs may be refused in this run."""
+    return life.ever_refused if "rest_refuse_symbol" in world.plan.faults else set()
+
+
 def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
     """When history works, a gap is repaired."""
     config = world.plan.config
@@ -247,6 +252,7 @@ def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
         if status.state in ("gap", "gap_repaired", "disconnected")
         and status.details.get("reason") != _LATE
     ]
+    refused = _refused(world, life)
     waiting_since_ns: int | None = None
     for status, after in zip(told, [*told[1:], None], strict=False):
         if status.state == "gap_repaired":
@@ -260,6 +266,8 @@ def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
         waiting_since_ns = status.at_ns
         if not (undisturbed or status.at_ns > over_ns + _SETTLED_NS):
             continue
+        if refused.issuperset(status.details["symbols"]):
+            continue  # history refused these; they are asked for again only after an hour
         until_ns = world.market_clock.utc_ns() if after is None else after.at_ns
         repaired = after is not None and after.state == "gap_repaired"
         if not repaired and until_ns > status.at_ns + _SETTLED_NS:

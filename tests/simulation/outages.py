@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 import trio
 
-from mdservice.simulator import CutRest
+from mdservice.simulator import CutRest, RefuseRest
 from tests.simulation.faults import ACTORS, FAULTS, and_drop, fault, rest_path
 
 if TYPE_CHECKING:
@@ -80,6 +80,17 @@ async def rest_half(world: World) -> str:
     """Half an answer, and then nothing."""
     world.sim.inject(CutRest(rest_path(world), world.rng.randrange(1, 3), stalls=True))
     return await and_drop(world, "")
+
+
+@fault
+async def rest_refuse_symbol(world: World) -> str:
+    """One symbol spoils every list that it is in."""
+    symbol = world.rng.choice(world.market.symbols)
+    status = world.rng.choice((400, 404, 422))
+    words = world.rng.choice(("no", f"invalid symbol: {symbol}"))
+    times = world.rng.randrange(1, 30)
+    world.sim.inject(RefuseRest(status, 0, words, rest_path(world), times, symbol))
+    return await and_drop(world, f"{symbol} {status}")
 
 
 @fault

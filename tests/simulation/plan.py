@@ -13,6 +13,8 @@ from tests.simulation.positions import FAULTS, OLDER
 
 STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
+_LATER = ("rest_refuse_symbol",)
+"""Drawn apart too."""
 DYNAMIC = ("TSLA", "NVDA", "F", "KO")
 
 
@@ -36,7 +38,9 @@ class Plan:
         """The seed's plan; ``only`` these kinds of fault, by the beginning of their names."""
         rng = random.Random(f"{seed}/plan")
         share = rng.choice((0.15, 0.3, 1.0))
-        names = tuple(name for name in OLDER if rng.random() < share)
+        names = tuple(name for name in OLDER if name not in _LATER and rng.random() < share)
+        later = random.Random(f"{seed}/later faults")
+        names += tuple(name for name in _LATER if later.random() < share)
         # Drawn apart, so that what seeds without positions stand for stays what it was.
         positions = random.Random(f"{seed}/with positions").random() < _WITH_POSITIONS
         if positions:

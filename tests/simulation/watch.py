@@ -99,6 +99,7 @@ class Watch:
         assert service is not None
         if not service.liveness().ready:
             world.violated("not live")
+        life.note_refused()
         if untruth := self.untruth(life, ready=service.readiness().ready):
             world.violated(untruth)
         self._look_at_symbols(life)

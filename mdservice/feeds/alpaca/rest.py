@@ -13,7 +13,7 @@ import anyio
 import attrs
 
 from mdservice.clock import Clock
-from mdservice.errors import HistoryRefused, HistoryUnavailable
+from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory, SymbolsRefused
 from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.rest_messages import (
     Answer,
@@ -44,6 +44,10 @@ _MOST_QUOTES = 200_000
 """What is kept in memory of one answer, all pages together."""
 _OK, _TOO_MANY = 200, 429
 _SERVER_ERROR = 500
+_MAYBE_A_SYMBOL = frozenset((400, 404, 413, 414, 422))
+"""Statuses of a request that a symbol, or the number of symbols, may have spoiled."""
+_NOT_IN_THE_PLAN = "42210000"
+"""Alpaca's code where the plan does not include recent quotes; seen with HTTP 403 and 422."""
 _FEEDS_WITH_HISTORY = frozenset(("iex", "sip", "boats", "otc", "simulator"))
 """Unconfirmed for others: ``test``, ``overnight`` and ``delayed_sip`` seem to have none."""
 
@@ -102,7 +106,7 @@ class AlpacaHistory:
     async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
         """See :class:`mdservice.feeds.history.QuoteHistory`; reads every page."""
         if self._feed not in _FEEDS_WITH_HISTORY:
-            raise HistoryRefused(f"the feed {self._feed} has no history")
+            raise NoHistory(f"the feed {self._feed} has no history")
         found: list[Quote] = []
         async with self._client() as client:
             for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
@@ -175,9 +179,13 @@ class AlpacaHistory:
     def _read(self, answer: httpx.Response, decode: Callable[[bytes, int], Answer]) -> Answer:
         status = answer.status_code
         if status != _OK:
-            refused = HistoryUnavailable if status >= _SERVER_ERROR else HistoryRefused
             reason = decode_refusal(answer.content)
-            raise refused(f"history was refused with HTTP {status}: {reason}")
+            message = f"history was refused with HTTP {status}: {reason}"
+            if status >= _SERVER_ERROR:
+                raise HistoryUnavailable(message)
+            if status in _MAYBE_A_SYMBOL and not reason.startswith(_NOT_IN_THE_PLAN):
+                raise SymbolsRefused(message)
+            raise HistoryRefused(message)
         try:
             found = decode(answer.content, self._clock.utc_ns())
         except ValueError as exc:

@@ -121,7 +121,7 @@ class RestApi:
             params = _parameters(query)
             if not allowed:
                 raise RefusedRequest(_TOO_MANY, _RATE_CODE, "too many requests.")  # noqa: TRY301
-            endpoint, name = self._find(request, path)
+            endpoint, name = self._find(request, path, params)
             status, said = endpoint.status, endpoint.answer(Call(params, now_ns, name, body))
         except RefusedRequest as refused:
             status, said = refused.status, refused.body()
@@ -146,9 +146,9 @@ class RestApi:
         headers["X-RateLimit-Reset"] = str(math.ceil(now_ns / 1e9 + quota.reset_in_s))
         return quota.allowed
 
-    def _find(self, request: Request, path: str) -> tuple[Endpoint, str]:
+    def _find(self, request: Request, path: str, params: _Params) -> tuple[Endpoint, str]:
         """What answers a request that may be answered, and the name in its path."""
-        planned = self.faults.take(RefuseRest, path)
+        planned = self.faults.take(RefuseRest, path, params.get("symbols", ""))
         if planned is not None:
             raise RefusedRequest(planned.status, planned.code, planned.message)
         name = ""

@@ -24,7 +24,7 @@ class RefuseRest:
     """Answer with this HTTP status, Alpaca's code and text; 0 leaves the code out.
 
     As in all of these: ``path`` is that of the requests meant, None for any, and ``times``
-    how many of them.
+    how many of them. With ``symbol``, only requests that name it are refused.
     """
 
     status: int = attrs.field(default=403, validator=_known_status)
@@ -32,6 +32,11 @@ class RefuseRest:
     message: str = "subscription does not permit querying recent SIP data"
     path: str | None = None
     times: int = attrs.field(default=1, validator=validators.ge(1))
+    symbol: str | None = None
+
+    def means(self, symbols: str) -> bool:
+        """Whether a request for these symbols, separated by commas, is refused."""
+        return self.symbol is None or self.symbol in symbols.split(",")
 
 
 @attrs.frozen
@@ -87,10 +92,12 @@ class RestFaults:
             raise ValueError(f"{_MOST_PLANNED} REST faults are planned already")
         self._planned.append(_Planned(fault, fault.times))
 
-    def take(self, kind: type[_Kind], path: str) -> _Kind | None:
+    def take(self, kind: type[_Kind], path: str, symbols: str = "") -> _Kind | None:
         """The fault of this kind for this request, and use it up; None where there is none."""
         for planned in self._planned:
             fault = planned.fault
+            if isinstance(fault, RefuseRest) and not fault.means(symbols):
+                continue
             if isinstance(fault, kind) and fault.path in {None, path}:
                 planned.left -= 1
                 if not planned.left:

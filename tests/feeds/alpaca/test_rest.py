@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 import mdservice.feeds.alpaca.rest as rest_module
-from mdservice.errors import HistoryRefused, HistoryUnavailable
+from mdservice.errors import HistoryRefused, HistoryUnavailable, SymbolsRefused
 from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.rest import AlpacaHistory
+from mdservice.feeds.history import HalvingHistory
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.transport import SimulatorTransport
 from mdservice.testing import VirtualClock
@@ -142,6 +143,42 @@ async def test_one_answer_is_bounded(autojump_clock: Any, monkeypatch: pytest.Mo
         with pytest.raises(HistoryRefused, match="too many"):
             await ask(history, "quotes")
         assert len(simulator.rest_requests) == 3
+
+
+@pytest.mark.parametrize("call", BOTH)
+@pytest.mark.parametrize("status", [400, 404, 413, 414, 422])
+async def test_a_refused_symbol_costs_itself(autojump_clock: Any, call: str, status: int) -> None:
+    symbols = [f"S{number}" for number in range(250)]
+    async with opened(rest_page_size=30) as (simulator, history):
+        simulator.send_quotes(quotes_of(*symbols, each=2))
+        simulator.refuse_rest(status, 0, "no", symbol="S77", times=1_000)
+        found = await ask(HalvingHistory(history), call, *symbols)
+        assert {q.symbol for q in found.quotes} == set(symbols) - {"S77"}
+        assert len(found.quotes) == 249 * (2 if call == "quotes" else 1)
+        assert list(found.refused) == ["S77"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, 0), (404, 0), (414, 0), (422, 0), (403, 0), (422, 42210000)]
+)
+async def test_refusals_that_a_symbol_may_cause_are_told_apart(
+    autojump_clock: Any, status: int, code: int
+) -> None:
+    async with opened() as (simulator, history):
+        simulator.refuse_rest(status, code, "no")
+        with pytest.raises(HistoryRefused) as refusal:
+            await ask(history, "latest", "AAPL", "MSFT")
+    assert isinstance(refusal.value, SymbolsRefused) is (status != 403 and not code)
+
+
+async def test_halving_keeps_to_the_rate_limit(autojump_clock: Any) -> None:
+    symbols = [f"S{number}" for number in range(100)]
+    async with opened(rest_rate_limit=None) as (simulator, history):
+        simulator.send_quotes(quotes_of(*symbols, each=1))
+        simulator.refuse_rest(429, 0, "too many requests.", times=2)
+        simulator.refuse_rest(400, 0, "no", symbol="S77", times=1_000)
+        found = await ask(HalvingHistory(history), "latest", *symbols)
+        assert len(found.quotes) == 99
 
 
 # ---- the rate limit
