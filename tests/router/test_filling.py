@@ -244,6 +244,21 @@ async def test_tells_gap_then_the_quotes_then_gap_repaired(autojump_clock: Any) 
         assert bench.heard == bench.items
 
 
+async def test_live_quotes_that_are_out_already_count_as_stale_through_a_repair(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(QuoteBatch([quote(1), quote(2), quote(3)]), QuoteBatch([quote(2)]))
+        assert bench.router.snapshot().quotes_stale == 1
+        await bench.send(LOST, resumed())
+        past = [quote(1), quote(2), quote(3), quote(4)]  # what overlaps was asked for on purpose
+        live = [quote(2), quote(3), quote(5), quote(6)]
+        await bench.send(backfill(past, live))
+        assert [q.bid for q in bench.quotes] == [1, 2, 3, 4, 5, 6]
+        now = bench.router.snapshot()
+        assert (now.quotes_accepted, now.quotes_stale, now.quotes_backfilled) == (6, 3, 1)
+
+
 async def test_what_history_brought_before_the_stream_is_left_out_uncounted(
     autojump_clock: Any,
 ) -> None:
