@@ -120,9 +120,9 @@ async def _book(
             await _publish(writer, commands, book)
             took_s = time.perf_counter() - started_s
         wrong = _wrong(desk, book._engine, turns)
-        prices = book._prices
-        if prices is None or prices.status().missed or prices.status().conflated:
-            wrong.append(f"events were missed: {prices and prices.status()}")
+        status = book.prices_status()
+        if status is None or status.missed or status.conflated:
+            wrong.append(f"events were missed: {status}")
     per_s = len(commands) / took_s
     return Events("Valkey, book, engine", desk.count, len(rules), len(commands), per_s, wrong)
 
