@@ -33,6 +33,8 @@ _REAL_WORLD = (
 )
 """Set, any of these points at the real world, so that no price may be invented."""
 _DAY_S = 86_400.0
+_WIDEST_SPREAD = 200.0
+"""Per cent of the mid: between two prices above 0 there is none that is wider."""
 _TEN_YEARS_S = 315_360_000
 
 
@@ -155,6 +157,13 @@ class Settings:
     )
     stale_after: float = setting(
         60.0, values.real_number(_DAY_S), "Age at which a price counts as stale.", metavar="SECONDS"
+    )
+    max_spread: float = setting(
+        10.0,
+        values.per_cent(_WIDEST_SPREAD),
+        "Widest spread of a quote that counts as a price for P&L and alerts, in per cent of the "
+        "mid; 0: any.",
+        metavar="PERCENT",
     )
     backlog: int = setting(
         100_000,

@@ -111,6 +111,25 @@ def real_number(at_most: float) -> Callable[[object], float]:
     return parse_real
 
 
+def per_cent(at_most: float) -> Callable[[object], float]:
+    """A number of per cent, 0 included."""
+    above_0 = real_number(at_most)
+
+    def parse_per_cent(value: object) -> float:
+        given = value.strip().removesuffix("%") if isinstance(value, str) else value
+        try:
+            if not isinstance(given, bool) and float(given) == 0:  # type: ignore[arg-type]
+                return 0.0
+        except (TypeError, ValueError, OverflowError):
+            pass  # said below
+        try:
+            return above_0(given)
+        except ValueError as exc:
+            raise ValueError(str(exc).replace("is not above 0", "is not 0, or above")) from None
+
+    return parse_per_cent
+
+
 def parse_secret(value: object) -> str:
     """A key, secret or token: visible ASCII, since it travels in an HTTP header."""
     if not isinstance(value, str) or not _SECRET.fullmatch(value.strip()):

@@ -66,6 +66,7 @@ def test_defaults_are_the_contracts() -> None:
         symbols=(),
         positions="none",
         positions_interval=5.0,
+        max_spread=10.0,
         gateway_positions=None,
         alerts=(),
         redis_url=None,
@@ -88,7 +89,7 @@ def test_every_setting_has_its_documented_environment_names() -> None:
     assert names.pop("secret_key") == ("ALPACA_SECRET_KEY", "APCA_API_SECRET_KEY")
     assert names.pop("redis_url") == ("MDSERVICE_REDIS_URL", "REDIS_URL")
     assert names == {name: (f"MDSERVICE_{name.upper()}",) for name in names}
-    assert len(names) == 21
+    assert len(names) == 22
 
 
 def test_flags_beat_the_environment_which_beats_the_file() -> None:
@@ -257,6 +258,7 @@ BAD = {
     "driver": ["alpaca", "raw"],
     "symbols": ["AAPL,MS FT", "A" * 40, "=1+1"],
     "positions": ["all", "file:", "http://", "ftp://x/y"],
+    "max_spread": ["-1", "-0.1", "nan", "inf", "200.1", "wide", "%"],
     "positions_interval": ["0", "-1", "nan", "inf", "soon", "1e400"],
     "gateway_positions": ["x", "https://"],
     "alerts": ["AAPL", "AAPL pnl < -500; AAPL pnl", "total stale"],
@@ -319,6 +321,7 @@ GOOD = {
     "symbols": ("aapl, BRK.B,,*,AAPL", ("AAPL", "BRK.B", "*")),
     "positions": ("file:positions.json", "file:positions.json"),
     "positions_interval": ("0.5", 0.5),
+    "max_spread": (" 2.5 % ", 2.5),
     "gateway_positions": ("http://localhost:8000/api/v1/positions",) * 2,
     "alerts": ("aapl pnl<-500 ;; * stale;", ("aapl pnl<-500", "* stale")),
     "redis_url": ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),

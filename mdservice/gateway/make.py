@@ -66,6 +66,7 @@ def make_book(
         stale_after_s=settings.stale_after,
         price_ttl_s=settings.price_ttl,
         feed_delay_s=feed_delay_s(settings.feed),
+        max_spread=settings.max_spread,
     )
     return PnlBook(
         PolledPositions(source, clock),

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
+import attrs
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -39,6 +40,7 @@ def pnl_router(
     redis_url: str | None = None,
     read_from: ReadFrom = "keys",
     alerts: Sequence[str] = (),
+    max_spread: float | None = None,
 ) -> APIRouter:
     """Real-time P&L for an existing FastAPI application, on asyncio or trio.
 
@@ -65,13 +67,18 @@ def pnl_router(
             as expired ``price_ttl`` after the last event, not when Redis removes it.
         alerts: Rules such as ``AAPL pnl < -500``, published on the channel ``pnl.alert``; in
             addition to those of the settings.
+        max_spread: Per cent of the mid; a quote with a wider spread is no price, and 0 allows any.
+            That of the settings where not given.
 
     Raises:
-        ConfigurationError: The URL, a rule or the text of the source cannot be used.
+        ConfigurationError: The URL, the spread, a rule or the text of the source cannot be used.
     """
+    settings = settings or Settings()
+    if max_spread is not None:
+        settings = attrs.evolve(settings, max_spread=max_spread)
     book = make_book(
         positions,
-        settings or Settings(),
+        settings,
         redis_url=redis_url,
         read_from=read_from,
         alerts=alerts,

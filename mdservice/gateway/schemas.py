@@ -15,7 +15,9 @@ class _Row(HeldPosition):
     """A position at its latest price."""
 
     current_price: float | None = Field(
-        description="The mid of its latest quote; null where it is unpriced.", examples=[187.135]
+        description="The mid of its latest usable quote, else the price that the position's source "
+        "tells; null where it is unpriced.",
+        examples=[187.135],
     )
     unrealized_pnl: float | None = Field(
         description="Exact; null where it is unpriced.", examples=[371.35]
@@ -24,11 +26,13 @@ class _Row(HeldPosition):
         description="Of |qty| times avg_entry_price, to 4 places, half-even.", examples=[24.7567]
     )
     last_updated: str | None = Field(
-        description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds.",
+        description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds; null for a "
+        "price of the position's source.",
         examples=["2026-11-20T15:51:44.208912345Z"],
     )
     status: Literal["live", "stale", "unpriced"] = Field(
-        description="`stale`: the price is older than the age limit, or its key has expired."
+        description="`stale`: the price is older than the age limit, its key has expired, a newer "
+        "quote has no side or too wide a spread, or the position's source tells it."
     )
     problem: str | None = Field(default=None, description="Why it is never priced.")
 

@@ -19,6 +19,9 @@ class Position:
         avg_entry_price: What a share was bought (or sold short) at. None where it is unreadable.
         multiplier: Shares in one unit of ``qty``; 1 for stocks.
         problem: Why its price is not followed, or None. Such a position is still reported.
+        previous_price: What its source says that a share is worth, or was worth at the last close;
+            None where it does not say so. It changes with the market, so positions that differ in
+            it alone are equal.
     """
 
     symbol: str
@@ -26,3 +29,4 @@ class Position:
     avg_entry_price: Decimal | None
     multiplier: Decimal = Decimal(1)
     problem: str | None = None
+    previous_price: Decimal | None = attrs.field(default=None, eq=False)

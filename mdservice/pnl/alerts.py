@@ -57,9 +57,13 @@ class AlertBook:
     unpriced symbol, neither crosses nor comes back. Of a position that was closed nothing is
     remembered: opened again, it crosses anew. A rule on a symbol that is not held waits.
 
-    The total is that of the rows that have a price, as it is reported. While a symbol has lost
-    its price (its newest quote has neither side), the total can cross but not come back: it
-    would not have, were the price there.
+    A quote that is not usable (neither side, or too wide a spread) counts as if it had not come:
+    nothing crosses or comes back by it, ``stale`` included, which goes by the age of the last
+    usable quote. A price that the position's source tells is in the total alone.
+
+    The total is that of the rows that have a price, as it is reported. While a symbol has no price,
+    since none of its quotes was usable, the total can cross but not come back: it would not have,
+    were the price there.
 
     Args:
         rules: Of :func:`mdservice.pnl.rules.parse_rule`; repeats are left out.
@@ -86,11 +90,15 @@ class AlertBook:
         after several events, it sees where they led, not what was in between.
         """
         if not self.rules or (
-            self._seen == engine.version and (engine.wake_ns is None or now_ns < engine.wake_ns)
+            self._seen == engine.version
+            and (engine.wake_ns is None or now_ns < engine.wake_ns)
+            and not engine.has_aged
         ):
             return []
         alerts: list[Alert] = []
         changed = engine.changed(self._seen, now_ns)
+        if engine.has_aged:
+            changed += [aged for aged in engine.take_aged() if aged.version <= self._seen]
         if engine.whole_due(self._seen):
             for symbol in [s for s in self._crossed if s != TOTAL and engine.holding(s) is None]:
                 del self._crossed[symbol]
@@ -107,12 +115,12 @@ class AlertBook:
     def _check_holding(
         self, rule: AlertRule, holding: Holding, now_ns: int, alerts: list[Alert]
     ) -> None:
-        status = holding.status
-        if status == "unpriced" or holding.quote is None or holding.price is None:
+        status, mark = holding.status, holding.mark
+        if status == "unpriced" or mark is None or holding.price is None:
             return
         if rule.kind == "stale":
-            beyond, back = status == "stale", status == "live"
-            value = EXACT.scaleb(Decimal(now_ns - holding.quote.ts_event_ns), -9)
+            beyond, back = not holding.live, status == "live"
+            value = EXACT.scaleb(Decimal(now_ns - mark.ts_event_ns), -9)
         else:
             found = holding.price if rule.kind == "price" else _pnl(rule, holding)
             if found is None:

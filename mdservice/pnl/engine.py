@@ -10,22 +10,27 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from heapq import heappop, heappush, heapreplace
+from math import isfinite
 from typing import Final
 
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote, mid_number
 from mdservice.pnl.holding import Holding
-from mdservice.pnl.numbers import to_price
+from mdservice.pnl.numbers import EXACT, to_price
 from mdservice.pnl.rows import PnlReport, Row
 from mdservice.pnl.totals import Totals
 
-__all__ = ["MOST_REMEMBERED", "PnlEngine"]
+__all__ = ["DEFAULT_MAX_SPREAD", "MOST_REMEMBERED", "PnlEngine"]
 
 MOST_REMEMBERED: Final = 20_000
 """Symbols not held whose newest quote is remembered; more than any feed has. Beyond it, those
 that were closed or first heard of longest ago are forgotten."""
 
+DEFAULT_MAX_SPREAD: Final = 10.0
+"""Per cent of the mid."""
+
 _S_NS = 1_000_000_000
+_200: Final = Decimal(200)
 
 
 class PnlEngine:
@@ -36,6 +41,10 @@ class PnlEngine:
     and still shown. Statuses go with the time that is passed; a clock that is set back makes
     nothing live again before the symbol's next quote.
 
+    A quote with neither side, or whose spread is too wide, is not usable: the last usable one, the
+    mark, stays the price. Its row is stale until the next usable quote. Where there has not been
+    any mark, the price is the ``previous_price`` of the position, and stale.
+
     Quotes of symbols that are not held are welcome: the newest of each is remembered, so that a
     position opened a moment later has its price at once. So are prices of closed positions.
 
@@ -43,13 +52,23 @@ class PnlEngine:
         stale_after_s: Seconds after which a price counts as stale.
         price_ttl_s: Seconds for which the key of a price exists.
         feed_delay_s: By how many seconds the feed is late on purpose.
+        max_spread: The widest usable spread, whichever side is higher, in per cent of the mid; 0:
+            any. A quote of one side has no spread.
     """
 
     def __init__(
-        self, *, stale_after_s: float, price_ttl_s: float, feed_delay_s: float = 0.0
+        self,
+        *,
+        stale_after_s: float,
+        price_ttl_s: float,
+        feed_delay_s: float = 0.0,
+        max_spread: float = DEFAULT_MAX_SPREAD,
     ) -> None:
         self._first_stale_age_ns = round((stale_after_s + feed_delay_s) * _S_NS) + 1
         self._ttl_ns = round(price_ttl_s * _S_NS)
+        self._max_spread = Decimal(repr(float(max_spread)))
+        # Of the sum of both sides. What is within it is usable for sure; the rest is looked at.
+        self._surely_narrow = max_spread / 200 * (1 - 1e-9) if max_spread else float("inf")
         self._positions: tuple[Position, ...] = ()
         self._places: list[tuple[Holding, int]] = []
         """Each position's holding, and which of its lots it is."""
@@ -64,6 +83,8 @@ class PnlEngine:
         """Goes up by one with each change."""
         self.totals = Totals()
         """Of all rows; to be read only."""
+        self._aged: dict[str, Holding] = {}
+        """Held symbols whose mark became too old behind an unusable quote: no row shows that."""
 
     @property
     def positions(self) -> tuple[Position, ...]:
@@ -101,8 +122,10 @@ class PnlEngine:
         positions.
         """
         positions = tuple(positions)
-        if positions == self._positions:
+        different = positions != self._positions
+        if not different and not self.totals.waiting:
             return False
+        version = self.version
         lots: dict[str, list[Position]] = {}
         places: list[tuple[str, int]] = []
         for position in positions:
@@ -116,44 +139,73 @@ class PnlEngine:
             holding = self._held.get(symbol)
             if holding is None:
                 self._open(symbol, of_symbol)
-            elif holding.positions != tuple(of_symbol):
+            elif holding.positions != tuple(of_symbol) or holding.has_other_prices(of_symbol):
                 self._replace(holding, of_symbol)
         self._places = [(self._held[symbol], place) for symbol, place in places]
         self._positions = positions
         if moved:
             self.version += 1
             self._whole_version = self.version
-        return True
+        return different or self.version != version
 
     def update(self, quote: Quote, now_ns: int) -> bool:
         """A quote came, as an event or from a key; whether a row changed.
 
         An older one than the known one is ignored. The same one once more tells that its key is
-        there. One without a price makes its symbol unpriced.
+        there. One that is not usable leaves the price as it is, and its rows stale.
         """
         symbol = quote.symbol
         holding = self._held.get(symbol) or self._remembered.get(symbol) or self._remember(symbol)
-        known = holding.quote
-        event_ns = quote.ts_event_ns
-        number = mid_number(quote.bid, quote.ask)
-        if known is None:
-            self._reprice(holding, quote, number)
-            changed = True
-        elif event_ns < known.ts_event_ns:
+        known, mark, event_ns = holding.quote, holding.mark, quote.ts_event_ns
+        if known is not None and event_ns < known.ts_event_ns:
             return False
-        elif number != holding.number:
-            self._reprice(holding, quote, number)
+        holding.heard_ns = now_ns
+        bid, ask = quote.bid, quote.ask
+        number, factor = mid_number(bid, ask), self._surely_narrow
+        limit = bid * factor + ask * factor
+        if number is None or not (-limit <= ask - bid <= limit or self._is_narrow(bid, ask)):
+            return self._set_aside(holding, quote)
+        was_live = holding.live and known is mark
+        if mark is None or number != holding.number:
+            price = to_price(number)
+            if price is None:
+                return self._set_aside(holding, quote)
+            self._reprice(holding, quote, number, price)
             changed = True
         else:
-            holding.quote = quote
-            changed = event_ns != known.ts_event_ns
-        holding.heard_ns = now_ns
+            changed = event_ns != mark.ts_event_ns
+            holding.quote = holding.mark = quote
         live_until_ns = self._live_until_ns(quote, now_ns)
-        live = now_ns < live_until_ns and holding.price is not None
-        if live is not holding.live:
-            holding.live, changed = live, True
+        holding.live = live = now_ns < live_until_ns
+        if live is not was_live:
+            changed = True
         if live and holding.positions:
             self._watch(holding, live_until_ns)
+        if changed and holding.priceable:
+            self._touch(holding)
+            return True
+        return False
+
+    def _is_narrow(self, bid: float, ask: float) -> bool:
+        """Whether the spread is usable: exactly, and true where it is not known."""
+        if not bid or not ask or not self._max_spread or not isfinite(bid) or not isfinite(ask):
+            return True
+        low, high = sorted((Decimal(repr(bid)), Decimal(repr(ask))))
+        spread, total = EXACT.subtract(high, low), EXACT.add(high, low)
+        return EXACT.multiply(spread, _200) <= EXACT.multiply(total, self._max_spread)
+
+    def _set_aside(self, holding: Holding, quote: Quote) -> bool:
+        """Remember a quote that is not usable; whether a row changed."""
+        known, was = holding.quote, holding.status
+        if holding.price is None:
+            self.totals.leave(holding)
+            holding.quote = quote
+            self.totals.enter(holding)
+            # Its rows tell the time of the newest quote.
+            changed = known is None or known.ts_event_ns != quote.ts_event_ns
+        else:
+            holding.quote = quote
+            changed = was == "live"
         if changed and holding.priceable:
             self._touch(holding)
             return True
@@ -176,8 +228,8 @@ class PnlEngine:
             if holding is None or holding.due_ns != due_ns:
                 heappop(heap)
                 continue
-            if holding.live and holding.quote is not None and holding.positions:
-                live_until_ns = self._live_until_ns(holding.quote, holding.heard_ns)
+            if holding.live and holding.mark is not None and holding.positions:
+                live_until_ns = self._live_until_ns(holding.mark, holding.heard_ns)
                 if now_ns < live_until_ns:
                     holding.due_ns = live_until_ns
                     heapreplace(heap, (live_until_ns, symbol))
@@ -213,6 +265,19 @@ class PnlEngine:
         found.reverse()
         return found
 
+    @property
+    def has_aged(self) -> bool:
+        """Whether :meth:`take_aged` has any."""
+        return bool(self._aged)
+
+    def take_aged(self) -> list[Holding]:
+        """The held symbols whose mark became too old since the last call, though no row changed.
+
+        Their newest quote is not usable, so their rows were stale before.
+        """
+        aged, self._aged = list(self._aged.values()), {}
+        return aged
+
     def whole_due(self, since: int) -> bool:
         """Whether rows were added, removed or moved after version ``since``."""
         return not self._whole_version <= since <= self.version
@@ -235,8 +300,8 @@ class PnlEngine:
         self.totals.enter(holding)
         self._touch(holding)
         holding.opened = holding.version
-        if holding.live and holding.quote is not None:
-            self._watch(holding, self._live_until_ns(holding.quote, holding.heard_ns))
+        if holding.live and holding.mark is not None:
+            self._watch(holding, self._live_until_ns(holding.mark, holding.heard_ns))
 
     def _replace(self, holding: Holding, lots: Sequence[Position]) -> None:
         before = list(holding.rows())
@@ -249,6 +314,7 @@ class PnlEngine:
     def _close(self, holding: Holding) -> None:
         self.totals.leave(holding)
         holding.hold(())
+        self._aged.pop(holding.symbol, None)
         if holding.quote is not None:
             self._keep(holding)
 
@@ -261,14 +327,18 @@ class PnlEngine:
         self._remembered[holding.symbol] = holding
         return holding
 
-    def _reprice(self, holding: Holding, quote: Quote, number: float | Decimal | None) -> None:
-        price, before = to_price(number), holding.price
-        if price is not None and before is not None:  # nearly always, so the short way
+    def _reprice(
+        self, holding: Holding, quote: Quote, number: float | Decimal, price: Decimal
+    ) -> None:
+        before = holding.price
+        if before is not None and holding.mark is not None:  # nearly always, so the short way
             self.totals.step(holding, before, price)
-            holding.quote, holding.number, holding.price = quote, number, price
+            holding.quote = holding.mark = quote
+            holding.number, holding.price = number, price
             return
         self.totals.leave(holding)
-        holding.quote, holding.number, holding.price = quote, number, price
+        holding.quote = holding.mark = quote
+        holding.number, holding.price = number, price
         self.totals.enter(holding)
 
     def _touch(self, holding: Holding) -> None:
@@ -290,5 +360,9 @@ class PnlEngine:
     def _end_live(self, holding: Holding) -> None:
         if holding.live:
             holding.live = False
-            if holding.priceable:
+            if not holding.priceable:
+                return
+            if holding.quote is holding.mark:
                 self._touch(holding)
+            else:
+                self._aged[holding.symbol] = holding

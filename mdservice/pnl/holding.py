@@ -1,4 +1,4 @@
-"""One symbol: its lots, its newest quote, and the rows that follow from both."""
+"""One symbol: its lots, its newest usable quote, and the rows that follow from both."""
 
 from __future__ import annotations
 
@@ -72,11 +72,12 @@ class Holding:
         positions: Its lots in the source's order; empty where it is not held.
         priceable: How many of the lots have no problem.
         quote: The newest quote, or None.
+        mark: The newest usable quote, which is the price; or None.
         number: Its mid as :func:`mdservice.model.quote.mid_number` gave it.
         heard_ns: When a quote came last, or the known one was confirmed.
-        live: Whether there is a price that counted as live when time was last looked at.
+        live: Whether the mark was young enough when time was last looked at.
         due_ns: When the engine looks at it next, or None: never.
-        price: The exact mid; None without a price.
+        price: The exact mid of the mark; without a mark what the lots' source says, or None.
         units: Shares in the priceable lots.
         hundredth: One per cent of what these cost.
         opened: The version at which it became held.
@@ -88,6 +89,7 @@ class Holding:
     positions: tuple[Position, ...] = ()
     priceable: int = 0
     quote: Quote | None = None
+    mark: Quote | None = None
     number: float | Decimal | None = None
     heard_ns: int = 0
     live: bool = False
@@ -111,20 +113,27 @@ class Holding:
 
     @property
     def lost(self) -> bool:
-        """Whether its newest quote took its price away."""
+        """Whether it has no price, since no quote of it has been usable."""
         return self.price is None and self.quote is not None and self.priceable > 0
 
     @property
     def waiting(self) -> bool:
-        """Whether it has not had any quote yet, so that it has no price."""
-        return self.quote is None and self.priceable > 0
+        """Whether it has not had any usable quote yet."""
+        return self.mark is None and self.priceable > 0
 
     @property
     def status(self) -> Status:
         """What its priceable lots are."""
         if self.price is None or not self.priceable:
             return "unpriced"
-        return "live" if self.live else "stale"
+        return "live" if self.live and self.quote is self.mark else "stale"
+
+    def has_other_prices(self, positions: Sequence[Position]) -> bool:
+        """Whether its price is the source's, and the source tells another one in equal lots."""
+        return self.mark is None and any(
+            known.previous_price != position.previous_price
+            for known, position in zip(self.positions, positions, strict=True)
+        )
 
     def hold(self, positions: Sequence[Position]) -> None:
         """Replace the lots."""
@@ -132,6 +141,8 @@ class Holding:
         self._lots = tuple(_lot(position) for position in positions)
         lots = [lot for lot in self._lots if lot.problem is None]
         self.priceable = len(lots)
+        if self.mark is None:
+            self.price = _previous_price(self.positions, self._lots)
         units = minus_paid = hundredth = ZERO
         for lot in lots:
             units = EXACT.add(units, lot.units)
@@ -145,7 +156,8 @@ class Holding:
         rows = self._rows
         if not self.fresh:
             # In place: a new list for each of many rows would have the collector go over all.
-            when = None if self.quote is None else format_ns(self.quote.ts_event_ns)
+            quote = self.quote if self.price is None else self.mark
+            when = None if quote is None else format_ns(quote.ts_event_ns)
             if len(rows) == len(self._lots) == 1:
                 rows[0] = self._row(self._lots[0], when)
             else:
@@ -161,4 +173,13 @@ class Holding:
             return Row(symbol, qty, avg, None, None, None, when, "unpriced")
         pnl = _fma(lot.units, price, lot.minus_paid) or ZERO
         percent = percentage(pnl, lot.hundredth)
-        return Row(symbol, qty, avg, price, pnl, percent, when, "live" if self.live else "stale")
+        return Row(symbol, qty, avg, price, pnl, percent, when, self.status)
+
+
+def _previous_price(positions: Sequence[Position], lots: Sequence[_Lot]) -> Decimal | None:
+    """What the source of the lots says that a share is worth."""
+    for position, lot in zip(positions, lots, strict=True):
+        price = position.previous_price
+        if lot.problem is None and price is not None and sums_up(price):
+            return price
+    return None

@@ -19,13 +19,16 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         symbol: ``AAPL``.
         qty: Below 0 for a short position; None where it is unreadable.
         avg_entry_price: None where it is unreadable.
-        current_price: The mid of the newest quote; None where unpriced.
+        current_price: The mid of the newest usable quote; without one the price that the
+            position's source tells; None where unpriced.
         unrealized_pnl: (``current_price`` - ``avg_entry_price``) x ``qty`` x multiplier; None
             where unpriced.
         unrealized_pnl_pct: Of ``|qty|`` x ``avg_entry_price`` x multiplier, rounded half-even to
             4 places; None where that is 0 or the row is unpriced.
-        last_updated: The newest quote's time, RFC 3339; None without one.
-        status: ``live``; ``stale``: the price is too old or its key is gone; ``unpriced``.
+        last_updated: The time of that quote, RFC 3339; None for a price of the source. Where
+            unpriced, the time of the newest quote; None without one.
+        status: ``live``; ``stale``: the price is too old, its key is gone, the newest quote is not
+            usable, or the position's source tells it; ``unpriced``.
         problem: Why the lot is never priced, or None.
     """
 

@@ -22,8 +22,9 @@ class Totals:
         unrealized_pnl: The exact sum over the priced rows, live and stale.
         priced: Rows with a price, live and stale.
         unpriced: Rows without.
-        waiting: Held symbols that have not had any quote yet, so that the sums lack them.
-        lost: Held symbols whose newest quote has no price, so that the sums lack them.
+        waiting: Held symbols that have not had any usable quote yet. The sums lack them, or have
+            them at the price that the positions' source tells.
+        lost: Held symbols that have had quotes, but none usable, so that the sums lack them.
         hundredth: One per cent of what the priced rows cost.
     """
 
@@ -42,9 +43,9 @@ class Totals:
     def enter(self, holding: Holding) -> None:
         """Count a holding; lots and price may not change until it leaves again."""
         self.unpriced += len(holding.positions)
+        self.waiting += holding.waiting
         if holding.price is None:
             self.lost += holding.lost
-            self.waiting += holding.waiting
             return
         self.priced += holding.priceable
         self.unpriced -= holding.priceable
@@ -54,9 +55,9 @@ class Totals:
     def leave(self, holding: Holding) -> None:
         """Count it no more."""
         self.unpriced -= len(holding.positions)
+        self.waiting -= holding.waiting
         if holding.price is None:
             self.lost -= holding.lost
-            self.waiting -= holding.waiting
             return
         self.priced -= holding.priceable
         self.unpriced += holding.priceable

@@ -75,6 +75,8 @@ class _Row(msgspec.Struct, gc=False):
     currency: str | None = None
     swap_rate: msgspec.Raw = _NULL
     usd: msgspec.Raw = _NULL
+    current_price: msgspec.Raw = _NULL
+    lastday_price: msgspec.Raw = _NULL
     problem: str | None = None
 
 
@@ -82,6 +84,8 @@ class _Dollars(msgspec.Struct, gc=False):
     """The block ``usd`` of a row: the row's amounts in dollars."""
 
     avg_entry_price: msgspec.Raw = _NULL
+    current_price: msgspec.Raw = _NULL
+    lastday_price: msgspec.Raw = _NULL
 
 
 _MOST_PROBLEM = 200
@@ -172,8 +176,10 @@ def _position(raw: msgspec.Raw) -> Position:
         return _position_of_broken(raw)
     qty, multiplier = row.qty, row.multiplier
     price, problem = row.avg_entry_price, None
+    prices: _Row | _Dollars = row
     if row.usd is not _NULL or row.swap_rate is not _NULL or row.currency is not None:
-        price, problem = _in_dollars(price, row.usd, row.swap_rate, row.currency)
+        price, problem, block = _in_dollars(price, row.usd, row.swap_rate, row.currency)
+        prices = block or row
     if price is None or not (
         _is_usable(qty) and _is_usable(price) and (multiplier is None or _is_usable(multiplier))
     ):
@@ -186,6 +192,7 @@ def _position(raw: msgspec.Raw) -> Position:
         price,
         _ONE if multiplier is None else multiplier,
         wrong_symbol or _problem_of(row, qty, price) or problem,
+        _previous(prices.current_price) or _previous(prices.lastday_price),
     )
 
 
@@ -194,17 +201,17 @@ def _in_dollars(
     usd: msgspec.Raw,
     swap_rate: msgspec.Raw,
     currency: str | None,
-) -> tuple[Decimal | None, str | None]:
-    """A row's entry price in dollars, and why there is none or None.
+) -> tuple[Decimal | None, str | None, _Dollars | None]:
+    """A row's entry price in dollars, why there is none or None, and the block with its prices.
 
-    Where there is none, the price is the row's own.
+    Where there is no block, the prices are the row's own.
     """
     block, is_given = _block(usd), not _is_null(swap_rate)
     if block is not None and not _is_null(block.avg_entry_price):
         dollars = _number(block.avg_entry_price)
         if dollars is None:
-            return price, "has a value in usd.avg_entry_price that is no usable number"
-        return dollars, None
+            return price, "has a value in usd.avg_entry_price that is no usable number", None
+        return dollars, None, block
     rate = _number(swap_rate) if is_given else _ONE
     problem = None
     if rate is None:
@@ -215,7 +222,12 @@ def _in_dollars(
         problem = f"is in the currency {_shown(_word(currency))}, without an avg_entry_price in usd"
     elif block is not None and not is_given:
         problem = "has a usd block without an avg_entry_price"
-    return price, problem
+    return price, problem, None
+
+
+def _previous(raw: msgspec.Raw) -> Decimal | None:
+    price = None if raw is _NULL else _number(raw)
+    return price if price is not None and price > 0 else None
 
 
 def _block(usd: msgspec.Raw) -> _Dollars | None:

@@ -217,8 +217,8 @@ class Gatherer:
     def _other_status(self, symbol: str, holding: Holding | None) -> EntryStatus:
         if holding is None or holding.quote is None or holding.price is None:
             return "unpriced" if self._service.asked_for(symbol) else "not asked"
-        stale = self._age_s(holding.quote.ts_event_ns) > self._stale_after_s
-        return "stale" if stale else self._status("live")
+        too_old = self._age_s(holding.quote.ts_event_ns) > self._stale_after_s
+        return "stale" if too_old or holding.quote is not holding.mark else self._status("live")
 
     def _hints(self) -> tuple[str, ...]:
         missing = [s for s in self._chosen if not self._service.asked_for(s)]

@@ -45,6 +45,14 @@ def mid(quote: Quote) -> Fraction | None:
     return sum(sides, Fraction()) / len(sides) if sides else None
 
 
+def usable(quote: Quote) -> bool:
+    """Not one with neither side, nor with sides that are more than 10 % of the mid apart."""
+    price = mid(quote)
+    if price is None or 0 in (quote.bid, quote.ask):
+        return price is not None
+    return abs(Fraction(repr(quote.ask)) - Fraction(repr(quote.bid))) <= price / 10
+
+
 def readable(number: Decimal | None) -> Fraction | None:
     if number is None or not number.is_finite() or abs(number.adjusted()) > 100:
         return None
@@ -75,11 +83,25 @@ class Reference:
         of_symbol = [entry for entry in self.heard if entry[0].symbol == symbol]
         return of_symbol[-1] if of_symbol else None
 
+    def mark(self, symbol: str) -> Quote | None:
+        of_symbol = [quote for quote, _ in self.heard if quote.symbol == symbol and usable(quote)]
+        return of_symbol[-1] if of_symbol else None
+
+    def previous(self, symbol: str) -> Fraction | None:
+        for position in self.positions:
+            known = readable(position.qty), readable(position.avg_entry_price)
+            if position.symbol == symbol and position.problem is None and None not in known:
+                price = readable(position.previous_price)
+                if price is not None:
+                    return price
+        return None
+
     def live(self, symbol: str, now_ns: int) -> bool:
         quote, heard_ns = self.newest(symbol) or (None, 0)
         later = self.heard[self.gone.get(symbol, 0) :]
         return (
             quote is not None
+            and quote is self.mark(symbol)
             and any(other.symbol == symbol for other, _ in later)
             and now_ns - quote.ts_event_ns <= self.stale_after_s * S_NS
             and now_ns - heard_ns < self.ttl_s * S_NS
@@ -91,8 +113,10 @@ class Reference:
         quote, _ = self.newest(symbol) or (None, 0)
         if position.problem is not None or qty is None or avg is None:
             return symbol, qty, avg, None, None, None, None, "unpriced"
-        price = None if quote is None else mid(quote)
-        when = None if quote is None else format_ns(quote.ts_event_ns)
+        mark = self.mark(symbol)
+        price = self.previous(symbol) if mark is None else mid(mark)
+        of = quote if price is None else mark
+        when = None if of is None else format_ns(of.ts_event_ns)
         if price is None:
             return symbol, qty, avg, None, None, None, when, "unpriced"
         pnl = (price - avg) * qty * Fraction(position.multiplier)

@@ -35,10 +35,15 @@ class Desk:
         self.engine.set_positions([Position(s, Decimal(qty), Decimal(AVG)) for s in symbols])
 
     def quote(self, pnl: float | None, symbol: str = "A") -> None:
-        price = 0.0 if pnl is None else AVG + pnl
+        self.price(0.0 if pnl is None else AVG + pnl, symbol)
+
+    def price(self, price: float, symbol: str = "A") -> None:
         self.now_ns += 1
+        self.sides(price, price, symbol)
+
+    def sides(self, bid: float, ask: float, symbol: str = "A") -> None:
         now_ns = self.now_ns
-        self.engine.update(Quote(symbol, price, price, 1, 1, now_ns, now_ns), now_ns)
+        self.engine.update(Quote(symbol, bid, ask, 1, 1, now_ns, now_ns), now_ns)
 
     def check(self) -> list[Alert]:
         return self.book.check(self.engine, self.now_ns)
@@ -182,13 +187,99 @@ def test_a_stale_price_that_does_not_move_tells_nothing_of_the_level() -> None:
     assert desk.check() == []
 
 
-def test_the_total_does_not_come_back_while_a_symbol_has_lost_its_price() -> None:
+def test_the_total_does_not_come_back_while_a_symbol_has_no_price() -> None:
     desk = Desk("total pnl < -5", held="AB")
-    desk.quote(-9)
+    desk.quote(None, "B")
+    assert desk.fires(-9, 0, -9) == [-9]
     desk.quote(1, "B")
-    assert len(desk.check()) == 1
-    assert desk.fires(None, -9) == []
     assert desk.fires(0, -9) == [-9]
+
+
+UNUSABLE = [(0.0, 0.0), (0.05, 199_999.99), (199_999.99, 0.05), (90.0, 110.0)]
+EVERY_RULE = [
+    f"{symbol} {what}"
+    for symbol in ("A", "*")
+    for what in ("pnl < -5", "pnl > 5", "pct < -5", "pct > 5", "price < 95", "price > 105", "stale")
+] + ["total pnl < -5", "total pnl > 5", "total pct < -2", "total pct > 2"]
+
+
+@pytest.mark.parametrize("sides", UNUSABLE)
+@pytest.mark.parametrize("pnl", [0, -6, 6])
+def test_a_quote_that_is_no_price_neither_crosses_nor_comes_back(
+    pnl: float, sides: tuple[float, float]
+) -> None:
+    desk = Desk(*EVERY_RULE, held="AB")
+    desk.quote(0, "B")
+    desk.quote(pnl)
+    assert len(desk.check()) == (0 if pnl == 0 else 8)
+    for _ in range(2):
+        desk.sides(*sides)
+        assert desk.check() == []
+    desk.quote(pnl)
+    assert desk.check() == [], "it has been beyond, or not, all the time"
+
+
+@pytest.mark.parametrize("sides", UNUSABLE)
+@pytest.mark.parametrize("told_meanwhile", [True, False])
+def test_stale_goes_by_the_age_of_the_last_usable_quote(
+    sides: tuple[float, float], told_meanwhile: bool
+) -> None:
+    desk = Desk("A stale", "* stale")
+    desk.quote(1)
+    usable_ns = desk.now_ns
+    assert desk.check() == []
+    desk.now_ns += 30 * S_NS
+    desk.sides(*sides)
+    assert desk.check() == []
+    desk.now_ns = usable_ns + 60 * S_NS
+    desk.sides(*sides)
+    assert desk.check() == []
+    desk.now_ns = usable_ns + 60 * S_NS + 1
+    if told_meanwhile:
+        desk.engine.report(desk.now_ns)
+    assert [alert.value for alert in desk.check()] == [Decimal("60.000000001")] * 2
+    desk.sides(*sides)
+    assert desk.check() == [], "it is no fresh price"
+    desk.now_ns += 100 * S_NS
+    assert desk.check() == []
+    desk.quote(1)
+    assert desk.check() == []
+    desk.sides(*sides)
+    desk.engine.expire("A", desk.now_ns)
+    assert len(desk.check()) == 2, "the key is gone"
+
+
+def test_a_closed_position_does_not_become_stale() -> None:
+    desk = Desk("* stale")
+    desk.quote(1)
+    desk.sides(0, 0)
+    desk.now_ns += 61 * S_NS
+    desk.engine.report(desk.now_ns)
+    desk.hold("")
+    assert desk.check() == []
+
+
+def test_a_price_of_the_positions_source_is_in_the_total_alone() -> None:
+    desk = Desk(*EVERY_RULE, held="")
+    lots = [Position("A", Decimal(1), Decimal(AVG), previous_price=Decimal(AVG - 6))]
+    desk.engine.set_positions(lots)
+    assert desk.fired() == [
+        ("total pnl < -5", "total", Decimal(-6)),
+        ("total pct < -2", "total", Decimal(-6)),
+    ]
+
+
+def test_the_percentage_of_the_total_is_of_what_the_positions_cost() -> None:
+    desk = Desk("total pct < -2", "total pct > 2", "total pnl < -20", held="")
+    lots = [("A", "10", "50"), ("B", "-5", "200")]
+    desk.engine.set_positions([Position(s, Decimal(q), Decimal(avg)) for s, q, avg in lots])
+    desk.price(50.0)
+    desk.price(206.0, "B")  # -30 of 1500, which is exactly -2 %
+    assert desk.fired() == [("total pnl < -20", "total", Decimal(-30))]
+    desk.price(206.03, "B")
+    assert desk.fired() == [("total pct < -2", "total", Decimal("-2.0100"))]
+    desk.price(56.1)
+    assert desk.fired() == [("total pct > 2", "total", Decimal("2.0567"))]
 
 
 def test_the_same_rule_twice_is_one() -> None:
@@ -248,8 +339,9 @@ def test_tells_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
             held = str(value)
             desk.hold(held)
         else:
-            known[what] = value if isinstance(value, int) else None
-            desk.quote(known[what], what)
+            pnl = value if isinstance(value, int) else None
+            known[what] = known.get(what) if pnl is None else pnl
+            desk.quote(pnl, what)
         past = {key: seen for key, seen in past.items() if key[1] in held or key[1] == "total"}
         if not held:
             past = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import attrs
 import pytest
 
 from mdservice.model.position import Position
@@ -124,8 +125,9 @@ def test_totals_are_exact_far_beyond_28_digits() -> None:
 
 def test_the_numbers_at_the_edge_of_what_is_summed_up_stay_exact() -> None:
     huge, tiny = Decimal("9" * 100 + "." + "9" * 100), Decimal("1e-100")
-    engine = holding(
-        Position("A", huge, huge, multiplier=huge), Position("B", tiny, -tiny, multiplier=tiny)
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300, max_spread=0)
+    engine.set_positions(
+        [Position("A", huge, huge, multiplier=huge), Position("B", tiny, -tiny, multiplier=tiny)]
     )
     engine.update(quote(1.7976931348623157e308, 5e-324, symbol="A"), T_NS)
     engine.update(quote(5e-324, 1.7976931348623157e308, symbol="B"), T_NS)
@@ -166,15 +168,144 @@ def test_a_position_without_a_price_waits_for_one() -> None:
     assert engine.totals.lost == 0
 
 
-@pytest.mark.parametrize("nothing", [(0.0, 0.0), (float("inf"), 0.0), (float("nan"), 1.0)])
-def test_a_quote_without_a_price_takes_the_price_away(nothing: tuple[float, float]) -> None:
+UNUSABLE = [
+    (0.0, 0.0),
+    (float("inf"), 0.0),
+    (float("nan"), 1.0),
+    (0.05, 199_999.99),
+    (199_999.99, 0.05),  # crossed as far
+    (95.0, 105.01),
+    (105.01, 95.0),
+    (0.95, 1.0501),
+    (1e-7, 1.7e308),
+    (5e-324, 1e-323),
+]
+AT_THE_LIMIT = [(95.0, 105.0), (105.0, 95.0), (0.95, 1.05), (9.5, 10.5), (0.00095, 0.00105)]
+ONE_SIDED = [(160.0, 0.0), (0.0, 160.0)]
+
+
+@pytest.mark.parametrize("unusable", UNUSABLE)
+def test_a_quote_that_is_no_price_leaves_the_last_one_as_stale(
+    unusable: tuple[float, float],
+) -> None:
     engine = holding(lot("10", "150"))
     engine.update(quote(160.0, 160.0), T_NS)
-    assert engine.update(quote(*nothing, T_NS + 1), T_NS)
+    version = engine.version
+    assert engine.update(quote(*unusable, T_NS + 1), T_NS + 1)
+    (row,) = engine.changes(version, T_NS + 1).positions
+    assert (row.status, row.current_price, row.unrealized_pnl) == ("stale", 160, 100)
+    assert row.last_updated == T, "that of the price"
+    assert (engine.totals.unrealized_pnl, engine.totals.priced, engine.totals.lost) == (100, 1, 0)
+    assert not engine.update(quote(*unusable, T_NS + 2), T_NS + 2), "nothing is different"
+    assert engine.update(quote(160.0, 160.0, T_NS + 3), T_NS + 3)
+    (row,) = engine.report(T_NS + 3).positions
+    assert (row.status, row.last_updated) == ("live", "2026-11-20T15:51:44.208912348Z")
+
+
+@pytest.mark.parametrize("usable", AT_THE_LIMIT + ONE_SIDED)
+def test_a_spread_at_the_limit_and_one_side_alone_are_a_price(usable: tuple[float, float]) -> None:
+    engine = holding(lot("10", "150"))
+    engine.update(quote(*usable), T_NS)
     (row,) = engine.report(T_NS).positions
-    assert (row.status, row.current_price, row.unrealized_pnl) == ("unpriced", None, None)
-    assert row.last_updated == "2026-11-20T15:51:44.208912346Z"
-    assert (engine.totals.unrealized_pnl, engine.totals.lost) == (0, 1)
+    assert row.status == "live"
+    assert row.current_price == quote(*usable).price
+
+
+@pytest.mark.parametrize(
+    ("max_spread", "status"), [(0, "live"), (200, "live"), (199.9, "unpriced"), (1, "unpriced")]
+)
+def test_the_widest_spread_can_be_set(max_spread: float, status: str) -> None:
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300, max_spread=max_spread)
+    engine.set_positions([lot("10", "150")])
+    engine.update(quote(0.05, 199_999.99), T_NS)
+    assert statuses(engine, T_NS) == [status]
+    engine.set_positions([lot("10", "150", "B")])
+    engine.update(quote(0.0, 0.0, symbol="B"), T_NS)
+    assert statuses(engine, T_NS) == ["unpriced"], "without a side there is no price"
+
+
+@pytest.mark.parametrize("unusable", UNUSABLE)
+def test_without_any_usable_quote_there_is_no_price(unusable: tuple[float, float]) -> None:
+    engine = holding(lot("10", "150"))
+    assert engine.update(quote(*unusable), T_NS)
+    (row,) = engine.report(T_NS).positions
+    assert (row.status, row.current_price, row.last_updated) == ("unpriced", None, T)
+    assert (engine.totals.waiting, engine.totals.lost) == (1, 1)
+    engine.update(quote(160.0, 160.0, T_NS + 1), T_NS + 1)
+    assert statuses(engine, T_NS + 1) == ["live"]
+    assert (engine.totals.waiting, engine.totals.lost) == (0, 0)
+
+
+@pytest.mark.parametrize("quotes", [[], [(0.0, 0.0)], [(0.05, 199_999.99)]])
+def test_without_any_usable_quote_the_sources_price_counts_as_stale(
+    quotes: list[tuple[float, float]],
+) -> None:
+    def told(price: str | None) -> list[Position]:
+        previous = None if price is None else Decimal(price)
+        return [attrs.evolve(lot("10", "150"), previous_price=previous), lot("-4", "150")]
+
+    engine = holding(*told("160"))
+    for sides in quotes:
+        engine.update(quote(*sides), T_NS)
+    rows = engine.report(T_NS).positions
+    assert [(row.status, row.current_price, row.last_updated) for row in rows] == [
+        ("stale", 160, None)
+    ] * 2
+    assert (engine.totals.unrealized_pnl, engine.totals.waiting, engine.totals.lost) == (60, 1, 0)
+    assert engine.set_positions(told("170")), "it follows its source"
+    assert engine.totals.unrealized_pnl == 120
+    assert not engine.set_positions(told("170"))
+    assert engine.set_positions(told(None))
+    assert statuses(engine, T_NS) == ["unpriced", "unpriced"]
+    engine.set_positions(told("170"))
+    engine.update(quote(155.0, 155.0, T_NS + 1), T_NS + 1)
+    assert statuses(engine, T_NS + 1) == ["live", "live"]
+    assert not engine.set_positions(told("180")), "a quote goes before it"
+    assert (engine.totals.unrealized_pnl, engine.totals.waiting) == (30, 0)
+
+
+def test_a_symbol_that_is_closed_and_opened_again_keeps_its_last_usable_price() -> None:
+    engine = holding(lot("1", "100"))
+    engine.update(quote(150.0, 150.0), T_NS)
+    engine.update(quote(0.0, 0.0, T_NS + 1), T_NS + 1)
+    engine.set_positions([])
+    engine.update(quote(0.05, 199_999.99, T_NS + 2), T_NS + 2)
+    engine.set_positions([lot("2", "100")])
+    (row,) = engine.report(T_NS + 2).positions
+    assert (row.status, row.unrealized_pnl, row.last_updated) == ("stale", 100, T)
+    engine.update(quote(151.0, 151.0, T_NS + 3), T_NS + 3)
+    assert statuses(engine, T_NS + 3) == ["live"]
+
+
+def test_an_unusable_quote_of_a_symbol_that_is_not_held_is_no_price_either() -> None:
+    engine = holding()
+    engine.update(quote(150.0, 150.0), T_NS)
+    engine.update(quote(0.0, 0.0, T_NS + 1), T_NS + 1)
+    engine.set_positions([lot("2", "100")])
+    (row,) = engine.report(T_NS + 1).positions
+    assert (row.status, row.unrealized_pnl) == ("stale", 100)
+
+
+def test_setting_positions_tells_whether_anything_is_different() -> None:
+    engine = holding()
+    assert not engine.set_positions([])
+    assert engine.set_positions([lot("1", "100")])
+    assert not engine.set_positions([lot("1", "100")])
+    assert engine.set_positions([lot("2", "100")])
+    assert engine.set_positions([lot("2", "100"), lot("2", "100")])
+    assert engine.set_positions([lot("2", "100", "MSFT")])
+    assert engine.set_positions([attrs.evolve(lot("2", "100", "MSFT"), problem="not a stock")])
+    assert engine.set_positions([])
+
+
+def test_nothing_is_known_of_a_closed_position_that_was_never_quoted() -> None:
+    engine = holding(lot("1", "100"), lot("1", "100", "IBM"))
+    engine.update(quote(0.0, 0.0, symbol="IBM"), T_NS)
+    engine.set_positions([])
+    assert engine.known("AAPL") is None
+    assert engine.known_symbols == ["IBM"]
+    engine.set_positions([lot("1", "100")])
+    assert statuses(engine, T_NS) == ["unpriced"]
 
 
 def test_an_older_quote_is_ignored_by_a_nanosecond_and_confirms_nothing() -> None:
@@ -239,7 +370,7 @@ def test_what_one_looks_at_does_not_grow_with_quotes() -> None:
     engine = holding(lot("10", "150"))
     for step in range(1000):
         now_ns = T_NS + step * S_NS
-        engine.update(quote(160.0, 160.0 + step, now_ns), now_ns)
+        engine.update(quote(160.0 + step, 160.0 + step, now_ns), now_ns)
         engine.set_positions([lot(str(step), "150")] if step % 7 else [])
         engine.report(now_ns)
     assert len(engine._heap) <= 1

@@ -35,6 +35,7 @@ positions = st.lists(
         avg_entry_price=perhaps,
         multiplier=st.sampled_from([Decimal(1), Decimal(1), Decimal(100), Decimal(0)]),
         problem=st.sampled_from([None, None, None, "not a stock"]),
+        previous_price=st.sampled_from([None, None, Decimal("187.5"), Decimal("0.01")]),
     ),
     max_size=6,
 )
@@ -76,10 +77,22 @@ class Again:
 
 Event = Set | Update | Expire | Wait | Again
 ages = st.sampled_from([0, 1, S_NS, 5 * S_NS, 6 * S_NS - 1, 6 * S_NS, 7 * S_NS, -2 * S_NS])
+AT_THE_LIMIT = [(95.0, 105.0), (105.0, 95.0), (0.95, 1.05), (0.95, 1.0501), (105.01, 95.0)]
+"""Spreads of 10 % of the mid, and of a little more."""
+NARROW = [(187.12, 187.15), (0.1, 0.1), (0.0, 187.12), (0.1, 0.0), *AT_THE_LIMIT]
+
+
+def updates(pairs: st.SearchStrategy[tuple[float, float]]) -> st.SearchStrategy[Update]:
+    return st.builds(
+        lambda symbol, pair, age_ns: Update(symbol, *pair, age_ns), symbols, pairs, ages
+    )
+
+
 events = st.one_of(
     st.builds(Set, positions),
-    st.builds(Update, symbols, sides, sides, ages),
-    st.builds(Update, symbols, sides, sides, ages),
+    updates(st.sampled_from(NARROW)),
+    updates(sides.map(lambda side: (side, side))),
+    updates(st.tuples(sides, sides)),
     st.builds(Expire, st.lists(symbols, max_size=2)),
     st.builds(Wait, st.sampled_from([1, S_NS, 3 * S_NS, 6 * S_NS, 6 * S_NS + 1, 10 * S_NS])),
     st.builds(Again, symbols),

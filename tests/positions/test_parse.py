@@ -356,6 +356,36 @@ def test_a_price_that_is_not_in_dollars_is_never_used(fields: Any, problem: str)
     assert (position.symbol, position.qty) == ("AAPL", 10)
 
 
+# Prices that the source tells
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"current_price": "187.135"}, "187.135"),
+        ({"current_price": 187.135, "lastday_price": "1"}, "187.135"),
+        ({"lastday_price": "187"}, "187"),
+        ({"current_price": None, "lastday_price": "187"}, "187"),
+        ({"current_price": "0", "lastday_price": "187"}, "187"),
+        ({"current_price": "-1"}, None),
+        ({"current_price": "NaN", "lastday_price": [1]}, None),
+        ({"current_price": True, "lastday_price": ""}, None),
+        ({"current_price": "28070", "usd": {**DOLLARS, "current_price": "187"}}, "187"),
+        ({"current_price": "28070", "usd": {**DOLLARS, "lastday_price": "186"}}, "186"),
+        ({"current_price": "28070", "usd": DOLLARS}, None),
+    ],
+)
+def test_the_sources_own_price_is_kept_and_never_spoils_a_row(fields: Any, expected: Any) -> None:
+    position = one(**fields)
+    assert position.problem is None
+    assert position.previous_price == (None if expected is None else Decimal(expected))
+
+
+def test_positions_that_differ_in_that_price_alone_are_equal() -> None:
+    assert one(current_price="1") == one(current_price="2")
+
+
 # Rows that cannot be used
 
 

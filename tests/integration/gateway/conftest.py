@@ -75,11 +75,15 @@ async def open_gateway(
     stale_after: float = 60,
     price_ttl: int = 300,
     positions_interval: float = 0.05,
+    max_spread: float = 10.0,
     **options: Any,
 ) -> AsyncIterator[Gateway]:
     source = source if source is not None else FakePositions()
     settings = Settings(
-        stale_after=stale_after, price_ttl=price_ttl, positions_interval=positions_interval
+        stale_after=stale_after,
+        price_ttl=price_ttl,
+        positions_interval=positions_interval,
+        max_spread=max_spread,
     )
     app = FastAPI()
     book = make_book(source, settings, redis_url=valkey.url, **options)

@@ -17,12 +17,13 @@ from pydantic import BaseModel
 from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway import held as held_module
 from mdservice.gateway import pnl_router
+from mdservice.gateway.answers import Answers
 from mdservice.gateway.schemas import PnlAnswer
 from mdservice.model.position import Position
 from mdservice.positions import source
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
-from tests.integration.gateway.conftest import PNL, Gateway
+from tests.integration.gateway.conftest import PNL, Gateway, exact, open_gateway
 
 Run = Callable[..., None]
 
@@ -96,6 +97,91 @@ def test_no_position_is_left_out(run: Run, lifespan: bool) -> None:
     symbols = [held("AAPL"), held("OLD"), held("NONE"), held("GONE")]
     source = FakePositions([*symbols, held("?!", problem="has no valid symbol")])
     run(body, source, lifespan=lifespan)
+
+
+UNUSABLE = [(0.0, 0.0), (0.05, 199_999.99)]
+
+
+@pytest.mark.parametrize("read_from", ["keys", "live"])
+@pytest.mark.parametrize("sides", UNUSABLE)
+def test_a_quote_that_is_no_price_leaves_the_last_one(
+    run: Run, sides: tuple[float, float], read_from: str
+) -> None:
+    async def body(gateway: Gateway) -> None:
+        usable = gateway.write(gateway.quote("AAPL", 187.12, 187.15))
+        await gateway.until(lambda found: found["priced"] == 1)
+        gateway.write(gateway.quote("AAPL", *sides))
+        found = await gateway.until(lambda found: found["positions"][0]["status"] == "stale")
+        (row,) = found["positions"]
+        assert (row["current_price"], row["last_updated"]) == (Decimal("187.135"), usable.timestamp)
+        assert found["total_unrealized_pnl"] == Decimal("371.35")
+        assert (found["priced"], found["unpriced"]) == (1, 0)
+        gateway.source.set()
+        await gateway.until(lambda found: found["positions"] == [])
+        gateway.source.set(held("AAPL", "20"))
+        found = await gateway.until(lambda found: found["positions"])
+        assert found["total_unrealized_pnl"] == Decimal("742.7")
+        assert found["positions"][0]["status"] == "stale"
+        gateway.write(gateway.quote("AAPL", 151, 151))
+        found = await gateway.until(lambda found: found["total_unrealized_pnl"] == 20)
+        assert found["positions"][0]["status"] == "live"
+
+    run(body, FakePositions([held("AAPL")]), read_from=read_from)
+
+
+@pytest.mark.parametrize("lifespan", [True, False])
+@pytest.mark.parametrize("sides", UNUSABLE)
+def test_a_gateway_that_starts_at_night_has_the_price_of_the_positions_source(
+    run: Run, sides: tuple[float, float], lifespan: bool
+) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.write(gateway.quote("AAPL", *sides, age_s=3600))
+        gateway.write(gateway.quote("MSFT", *sides, age_s=3600))
+        found = await gateway.pnl()
+        told = [(row["status"], row["current_price"]) for row in found["positions"]]
+        assert told == [("stale", 160), ("unpriced", None)]
+        assert found["total_unrealized_pnl"] == 100
+
+    known = held("AAPL", previous_price=Decimal(160))
+    run(body, FakePositions([known, held("MSFT")]), lifespan=lifespan)
+
+
+def test_the_widest_spread_can_be_chosen(run: Run) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.write(gateway.quote("AAPL", 100, 200))
+        assert (await gateway.pnl())["positions"][0]["status"] == "live"
+
+    run(body, FakePositions([held("AAPL")]), max_spread=0)
+    with pytest.raises(ConfigurationError, match="max_spread"):
+        pnl_router(list, max_spread=-1)
+
+
+async def test_the_stream_tells_that_a_price_is_stale_and_live_again(valkey: Any) -> None:
+    async with open_gateway(valkey, FakePositions([held("AAPL")])) as gateway:
+        gateway.write(gateway.quote("AAPL", 187.12, 187.15))
+        await gateway.until(lambda found: found["priced"] == 1)
+        done: list[bool] = []
+        events = Answers(gateway.book).stream(lambda: bool(done))
+        with anyio.fail_after(10):
+
+            async def rows(status: str) -> tuple[str, Any, Any]:
+                async for name, data in events:
+                    found = exact(data)
+                    if [row["status"] for row in found["positions"]] == [status]:
+                        total = found["total_unrealized_pnl"]
+                        return name, found["positions"][0]["current_price"], total
+                raise AssertionError("the stream has ended")
+
+            price, total = Decimal("187.135"), Decimal("371.35")
+            assert await rows("live") == ("pnl", price, total)
+            for sides in UNUSABLE:
+                gateway.write(gateway.quote("AAPL", *sides))
+                assert await rows("stale") == ("pnl.changed", price, total)
+                gateway.write(gateway.quote("AAPL", 187.12, 187.15))
+                assert await rows("live") == ("pnl.changed", price, total)
+            done.append(True)
+            async for _ in events:
+                pass
 
 
 def test_a_price_whose_key_has_expired_is_not_live(run: Run) -> None:
