@@ -44,6 +44,8 @@ __all__ = ["DRAIN_LIMIT_S", "Service", "open_service"]
 
 _log = get_logger(__name__)
 
+_QUOTES = "quotes"
+
 DRAIN_LIMIT_S = 3.0
 """How long what was accepted may take to reach the store once the feed is closed."""
 _STORE_TIMEOUT_S = 3.0
@@ -109,6 +111,16 @@ class Service:
     def subscriptions(self) -> dict[str, list[str]]:
         """Each symbol that is wanted, with those who want it."""
         return self._topology.feed.sources()
+
+    def channels(self) -> dict[str, list[str]]:
+        """What the feed has acknowledged, ``{"AAPL": ["quotes"]}``; nothing in an outage."""
+        return {symbol: [_QUOTES] for symbol in self._topology.feed.acknowledged()}
+
+    def left_out(self) -> dict[str, dict[str, str]]:
+        """What is wanted and the feed does not give, with the reason of each channel."""
+        return {
+            symbol: {_QUOTES: reason} for symbol, reason in self._topology.feed.left_out().items()
+        }
 
     def positions(self) -> Sequence[Position]:
         """The positions whose symbols are followed, as last told; none where none are followed."""

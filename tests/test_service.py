@@ -216,6 +216,37 @@ async def test_subscribes_and_unsubscribes(autojump_clock: Any) -> None:
         assert set(link.subscriptions["quotes"]) == {"AAPL", "TSLA"}
 
 
+async def test_tells_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: Any) -> None:
+    feed = FakeDriver(rules=SessionRules(symbol_limit=3, invalid_symbols={"BAD"}))
+    async with open_desk("AAPL,BAD,IBM,MSFT,TSLA", feed=feed) as desk:
+        await desk.ready()
+        service = desk.service
+        quotes = ["quotes"]
+        assert service.channels() == {"AAPL": quotes, "IBM": quotes, "MSFT": quotes}
+        assert service.left_out() == {
+            "BAD": {"quotes": "invalid syntax"},
+            "TSLA": {"quotes": "symbol limit exceeded"},
+        }
+        await service.unsubscribe("BAD", "IBM")
+        await anyio.sleep(1)
+        assert service.channels() == {"AAPL": quotes, "MSFT": quotes, "TSLA": quotes}
+        assert service.left_out() == {}
+        feed.drop()
+        await anyio.sleep(0)
+        while service.status().feed.connected:
+            await anyio.sleep(0.001)
+        assert service.channels() == service.left_out() == {}
+        await desk.ready()
+        assert list(service.channels()) == ["AAPL", "MSFT", "TSLA"]
+
+
+async def test_every_symbol_is_one_channel(autojump_clock: Any) -> None:
+    async with open_desk("*") as desk:
+        await desk.ready()
+        assert desk.service.channels() == {"*": ["quotes"]}
+        assert desk.service.left_out() == {}
+
+
 async def test_bad_symbol_changes_nothing(autojump_clock: Any) -> None:
     async with open_desk("AAPL") as desk:
         await desk.ready()

@@ -55,6 +55,14 @@ class ServiceHandle(Protocol):
         """Who wants which symbol: ``{"AAPL": ["api", "settings"]}``."""
         ...
 
+    def channels(self) -> dict[str, list[str]]:
+        """What the feed has acknowledged: ``{"AAPL": ["quotes"]}``."""
+        ...
+
+    def left_out(self) -> dict[str, dict[str, str]]:
+        """What the feed does not give: ``{"MSFT": {"quotes": "symbol limit exceeded"}}``."""
+        ...
+
     def positions(self) -> Sequence[Position]:
         """The positions whose symbols are followed, as last told."""
         ...

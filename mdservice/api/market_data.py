@@ -112,9 +112,16 @@ def _changed(outcome: SubscriptionOutcome) -> Response:
 
 @router.get("/subscriptions", response_model=SubscriptionsAnswer)
 async def subscriptions(service: Service) -> Response:
-    """Every wanted symbol, and who wants it: `settings`, `api` or `positions`."""
+    """Every wanted symbol, who wants it, and what the feed really gives."""
     sources = dict(sorted(service.subscriptions().items()))
-    return json_answer({"symbols": list(sources), "sources": sources})
+    return json_answer(
+        {
+            "symbols": list(sources),
+            "sources": sources,
+            "channels": service.channels(),
+            "left_out": service.left_out(),
+        }
+    )
 
 
 @router.get("/prices", response_model=PricesAnswer, responses=_BAD_SYMBOL)

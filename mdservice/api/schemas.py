@@ -97,6 +97,15 @@ class SubscriptionsAnswer(Answer):
         description="Who wants each: `api`, `positions`, `settings`.",
         examples=[{"AAPL": ["api", "positions", "settings"]}],
     )
+    channels: dict[str, list[str]] = Field(
+        description="What the feed has acknowledged on the open connection; empty in an outage. "
+        "`*` stands for every symbol.",
+        examples=[{"AAPL": ["quotes"]}],
+    )
+    left_out: dict[str, dict[str, str]] = Field(
+        description="What is wanted and the feed does not give, with the reason.",
+        examples=[{"MSFT": {"quotes": "symbol limit exceeded"}}],
+    )
 
 
 class HeldPosition(Answer):

@@ -60,6 +60,8 @@ def _feed(feed: Mapping[str, Any]) -> Iterator[str]:
     left_out = _part(feed, "left_out")
     if left_out:
         yield from _row("", f"without {', '.join(map(str, left_out))}")
+        for reason in dict.fromkeys(left_out.values()):
+            yield from _row("", f"left out: {reason}")
     for symbol, reason in list(_part(feed, "repairs_refused").items())[:_SHOWN]:
         yield from _row("", f"no repairs of {symbol}: {reason}")
     if feed.get("repair_error"):

@@ -138,6 +138,15 @@ class FeedConnection:
         """Each wanted symbol with those who want it."""
         return self._book.sources()
 
+    def acknowledged(self) -> list[str]:
+        """The symbols that the feed has acknowledged on the open connection, sorted."""
+        return sorted(self._session.acknowledged) if self._session else []
+
+    def left_out(self) -> dict[str, str]:
+        """The wanted symbols that the feed does not give, with its words; none in an outage."""
+        why = self._session.why_left_out() if self._session else {}
+        return {symbol: why[symbol] for symbol in sorted(why) if symbol in self._book}
+
     def stop(self) -> None:
         """Close the connection and the outlet; :meth:`run` then returns."""
         self._stopping.set()

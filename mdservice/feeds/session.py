@@ -46,6 +46,8 @@ class Refused:
 
     code: int
     reason: str
+    words: str = ""
+    """The feed's own words, where it had any."""
 
 
 def _halves(symbols: Sequence[str]) -> list[list[str]]:
@@ -89,6 +91,8 @@ class Session:
         self._ended: FeedUnavailable | None = None
         self.acknowledged: frozenset[str] = frozenset()
         self.left_out: dict[str, str] = {}
+        self._words: dict[str, str] = {}
+        """Of symbols that are left out, the feed's own words."""
         self._not_known: set[str] = set()
         """Those that the feed does not understand, whatever room there is."""
         self.over_limit: set[str] = set()
@@ -138,7 +142,9 @@ class Session:
             return
         if reaction is Reaction.REFUSE_REQUEST:
             if self._request is not None:
-                self._request.give(Refused(error.code, str(refusal(error.code, error.msg))))
+                self._request.give(
+                    Refused(error.code, str(refusal(error.code, error.msg)), error.msg)
+                )
             else:
                 _log.warning("feed_error_ignored", code=error.code, reason=error.msg)
             return
@@ -156,10 +162,16 @@ class Session:
         """Symbols that nobody wants any more are not left out."""
         self.left_out = {s: reason for s, reason in self.left_out.items() if s in wanted}
         self.over_limit &= self.left_out.keys()
+        self._words = {s: words for s, words in self._words.items() if s in self.left_out}
 
-    def _leave_out(self, symbol: str, reason: str) -> None:
+    def why_left_out(self) -> dict[str, str]:
+        """The symbols that are left out, with the feed's own words where it had any."""
+        return {s: self._words.get(s) or reason for s, reason in self.left_out.items()}
+
+    def _leave_out(self, symbol: str, reason: str, words: str = "") -> None:
         """For another reason than the limit: no room would help."""
         self.left_out[symbol] = reason
+        self._words[symbol] = words
         self.over_limit.discard(symbol)
 
     def given(self, symbol: str) -> None:
@@ -251,11 +263,12 @@ class Session:
                     elif answer.code == _SYMBOL_LIMIT:
                         rest = [chunk[0], *(symbol for later in todo for symbol in later)]
                         self.left_out |= dict.fromkeys(rest, answer.reason)
+                        self._words |= dict.fromkeys(rest, answer.words)
                         self.over_limit |= set(rest) - self._not_known
                         return None
                     else:
                         self._not_known.add(chunk[0])
-                        self._leave_out(chunk[0], answer.reason)
+                        self._leave_out(chunk[0], answer.reason, answer.words)
                 else:
                     await self._ask_again_for(set(chunk) - self.acknowledged)
                     for symbol in self.acknowledged.intersection(chunk):
@@ -268,8 +281,10 @@ class Session:
             return
         answer = await self._ask("subscribe", sorted(missing))
         for symbol in missing - self.acknowledged:
-            reason = answer.reason if isinstance(answer, Refused) else "not acknowledged"
-            self._leave_out(symbol, reason)
+            if isinstance(answer, Refused):
+                self._leave_out(symbol, answer.reason, answer.words)
+            else:
+                self._leave_out(symbol, "not acknowledged")
 
     async def _remove(self, symbols: Iterable[str]) -> None:
         for chunk in chunks(sorted(symbols), CHUNK_SIZE):

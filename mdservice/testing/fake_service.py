@@ -84,6 +84,7 @@ class FakeService:
         alive: What :meth:`liveness` says.
         closed: Set by :meth:`close`.
         held: Its positions.
+        not_given: Symbols that its feed leaves out, with the reason.
     """
 
     def __init__(self, *, limit: int = 30) -> None:
@@ -93,6 +94,7 @@ class FakeService:
         self.closed = False
         self._limit = limit
         self.held: list[Position] = []
+        self.not_given: dict[str, str] = {}
         self._sources: dict[str, set[str]] = {}
         self._latest: dict[str, Quote] = {}
         self._readers: set[_Reader] = set()
@@ -158,6 +160,15 @@ class FakeService:
     def subscriptions(self) -> dict[str, list[str]]:
         """The sources of each wanted symbol."""
         return {symbol: sorted(sources) for symbol, sources in self._sources.items()}
+
+    def channels(self) -> dict[str, list[str]]:
+        """Every wanted symbol that is given, while the feed is connected."""
+        given = self._sources.keys() - self.not_given.keys() if self.feed_connected else ()
+        return {symbol: ["quotes"] for symbol in sorted(given)}
+
+    def left_out(self) -> dict[str, dict[str, str]]:
+        """What :attr:`not_given` says."""
+        return {symbol: {"quotes": why} for symbol, why in self.not_given.items()}
 
     def latest(self, symbol: str) -> Quote | None:
         """The last quote of a symbol."""

@@ -146,10 +146,13 @@ async def test_lists_the_symbols_with_their_sources(
 ) -> None:
     await service.subscribe("MSFT", "AAPL", source="settings")
     await client.post(SUBSCRIBE, params={"symbol": "AAPL"})
+    service.not_given = {"MSFT": "symbol limit exceeded"}
     answer = await client.get(f"{BASE}/subscriptions")
     assert answer.json() == {
         "symbols": ["AAPL", "MSFT"],
         "sources": {"AAPL": ["api", "settings"], "MSFT": ["settings"]},
+        "channels": {"AAPL": ["quotes"]},
+        "left_out": {"MSFT": {"quotes": "symbol limit exceeded"}},
     }
 
 
