@@ -209,4 +209,6 @@ def _counters(topology: Topology) -> Counters:
         gaps_repaired=router.gaps_repaired,
         quotes_backfilled=router.quotes_backfilled,
         history_symbols_refused=feed.history_symbols_refused,
+        prices_fetched=router.prices_fetched,
+        price_fetches_failed=topology.first_prices.failed,
     )

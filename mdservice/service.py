@@ -105,8 +105,7 @@ class Service:
     async def _request(self, command: Command) -> SubscriptionResult:
         if self._draining:
             raise MDServiceError("the service is stopping: its subscriptions no longer change")
-        await self._topology.commands.outbox.send(command)
-        return await command.answer.wait()
+        return await self._topology.request(command)
 
     def subscriptions(self) -> dict[str, list[str]]:
         """Each symbol that is wanted, with those who want it."""

@@ -22,9 +22,10 @@ from mdservice.actors.supervisor import Supervisor
 from mdservice.actors.watchdog import HealthWatchdog
 from mdservice.backoff import Backoff
 from mdservice.clock import Clock
-from mdservice.feeds.commands import Command, Follow
+from mdservice.feeds.commands import Command, Follow, SubscriptionResult, Unsubscribe
 from mdservice.feeds.connection import FeedConnection
 from mdservice.feeds.driver import Driver
+from mdservice.feeds.first_prices import FirstPrices
 from mdservice.feeds.history import HalvingHistory, QuoteHistory
 from mdservice.feeds.mute import MuteWatch
 from mdservice.feeds.outlet import Outlet
@@ -87,6 +88,7 @@ class Topology:
     """All parts, wired; nothing runs yet."""
 
     feed: FeedConnection
+    first_prices: FirstPrices
     router: QuoteRouter
     publisher: EventPublisher
     writer: RedisWriter
@@ -96,6 +98,20 @@ class Topology:
     supervisor: Supervisor
     commands: Channel[Command]
     channels: Sequence[Channel[Any]]
+
+    async def request(self, command: Command) -> SubscriptionResult:
+        """Change the subscriptions; REST is asked for the prices of new symbols at once.
+
+        Raises:
+            SubscriptionRefused: The feed refused.
+        """
+        if not isinstance(command, Unsubscribe):
+            self.first_prices.want(command.symbols)
+        await self.commands.outbox.send(command)
+        try:
+            return await command.answer.wait()
+        finally:
+            self.first_prices.forget(command.symbols)
 
     def close(self) -> None:
         """Close every channel, once the actors have ended."""
@@ -148,6 +164,8 @@ def build(
     outlet = Outlet(feed_items.outbox)
     asked = HalvingHistory(history) if history is not None else None
     repair = GapRepair(asked, router.lanes, outlet, clock)
+    first_prices = FirstPrices(asked, book, repair, router.lanes, outlet, clock)
+    first_prices.want_all()
     feed = FeedConnection(
         DriverSelection(drivers),
         book,
@@ -157,15 +175,14 @@ def build(
         Backoff(rng=rng),
         repair,
         MuteWatch(mute_after_s, asked, is_open, router.lanes),
+        first_prices,
     )
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(batches, acknowledged.outbox, store, clock)
     watchdog = HealthWatchdog(clock)
 
     async def follow(symbols: tuple[str, ...]) -> None:
-        command = Follow(symbols, SOURCE)
-        await commands.outbox.send(command)
-        await command.answer.wait()
+        await topology.request(Follow(symbols, SOURCE))
 
     tracker = None
     # Downstream first: whoever starts finds the next one ready.
@@ -175,8 +192,9 @@ def build(
         actors.append(tracker)
     supervisor = Supervisor(actors, clock)
     watchdog.watch(supervisor)
-    return Topology(
+    topology = Topology(
         feed,
+        first_prices,
         router,
         publisher,
         writer,
@@ -187,6 +205,7 @@ def build(
         commands,
         channels=(commands, feed_items, events, batches, acknowledged),
     )
+    return topology
 
 
 def _can_resume(last_quotes: Sequence[Quote], now_ns: int) -> bool:

@@ -54,6 +54,7 @@ CONDITION = Status(
         gaps=1,
         gaps_repaired=1,
         quotes_backfilled=14,
+        prices_fetched=2,
     ),
     latency_ms=Latencies(Latency(21.4, 48.0, 97.3), Latency(0.5, 1.2, 8.1), Latency(20.8, 47, 96)),
     loop_lag_ms=0.2,

@@ -30,6 +30,8 @@ _COUNTERS: Final = {
     "gaps_repaired": "Gaps filled from the history.",
     "quotes_backfilled": "Quotes that came by REST.",
     "history_symbols_refused": "Symbols that REST refused, and that are left out of repairs.",
+    "prices_fetched": "Prices from REST of symbols that were subscribed just then.",
+    "price_fetches_failed": "Symbols whose price REST did not give after all tries.",
 }
 _STATES: Final = ("starting", "running", "degraded", "draining")
 _MS: Final = 1000.0

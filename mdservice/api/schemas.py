@@ -244,6 +244,8 @@ class _Counters(Answer):
     gaps_repaired: int
     quotes_backfilled: int
     history_symbols_refused: int
+    prices_fetched: int
+    price_fetches_failed: int
 
 
 class _Latency(Answer):

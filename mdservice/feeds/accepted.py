@@ -19,6 +19,10 @@ class AcceptedQuotes(Protocol):
         """The time of the symbol's last accepted quote, UTC nanoseconds, or None."""
         ...
 
+    def is_first(self, symbol: str) -> bool:
+        """Whether its last quote was fetched on subscribing: the stream has brought none since."""
+        ...
+
     def symbols(self) -> Sequence[str]:
         """Those that have an accepted quote."""
         ...

@@ -30,6 +30,7 @@ from mdservice.feeds.alpaca.codec import Decoded
 from mdservice.feeds.alpaca.messages import Subscription
 from mdservice.feeds.commands import Command
 from mdservice.feeds.driver import Link
+from mdservice.feeds.first_prices import FirstPrices
 from mdservice.feeds.left_out import LeftOutSymbols
 from mdservice.feeds.mute import MuteWatch
 from mdservice.feeds.outlet import Outlet
@@ -63,6 +64,7 @@ class FeedConnection:
         backoff: The delays between tries.
         repair: Fetches what a lost connection has missed.
         mute: Judges the silence of an open connection.
+        first_prices: Fetches the latest quotes of symbols that become wanted.
     """
 
     name = "feed_connection"
@@ -77,6 +79,7 @@ class FeedConnection:
         backoff: Backoff,
         repair: GapRepair,
         mute: MuteWatch,
+        first_prices: FirstPrices,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
         self._selection = selection
@@ -95,6 +98,7 @@ class FeedConnection:
         self._retries = Retries(backoff)
         self._repair = repair
         self._mute = mute
+        self._first_prices = first_prices
         self._session: Session | None = None
         self._synced = False
         self._phase = "connecting"
@@ -163,6 +167,7 @@ class FeedConnection:
             tasks.start_soon(self._requests.serve)
             tasks.start_soon(self._repair.keep_limit)
             tasks.start_soon(self._repair.tell_late)
+            tasks.start_soon(self._first_prices.run)
             tasks.start_soon(self._stay_connected)
             task_status.started()
             await self._stopping.wait()

@@ -44,6 +44,10 @@ class MissingQuotes:
     def __len__(self) -> int:
         return len(self._since_ns)
 
+    def symbols(self) -> frozenset[str]:
+        """Those of which quotes are missing."""
+        return frozenset(self._since_ns)
+
     def follow(self, symbols: Iterable[str], now_ns: int) -> None:
         """These are followed now, all of them.
 

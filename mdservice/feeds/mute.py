@@ -171,6 +171,8 @@ class MuteWatch:
         ours_ns = self._accepted.last_ns(quote.symbol)
         if ours_ns is None:
             ours_ns = self._subscribed_ns.get(quote.symbol, quote.ts_event_ns)
+        elif self._accepted.is_first(quote.symbol):  # the stream owes what came since, and no more
+            ours_ns = max(ours_ns, self._subscribed_ns.get(quote.symbol, ours_ns))
         return max(ours_ns, self._known_ns.get(quote.symbol, ours_ns))
 
     def _to_ask(self) -> Sequence[str]:

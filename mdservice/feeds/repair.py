@@ -105,6 +105,13 @@ class GapRepair:
         if self._missing:
             self._hold()
 
+    def symbols(self) -> frozenset[str]:
+        """Those of which quotes are missing that a repair will fetch."""
+        missing = self._missing.symbols()
+        if self._history is not None and not self._connected_before:
+            missing |= frozenset(self._accepted.symbols())
+        return missing
+
     def lost(self, followed: Iterable[str]) -> None:
         """The connection has ended: of what it followed, quotes are missing."""
         self._missing.lose(followed, self._clock.utc_ns())

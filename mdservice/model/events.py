@@ -16,6 +16,7 @@ __all__ = [
     "FeedResumed",
     "FeedState",
     "FeedStatus",
+    "FirstQuotes",
     "LateQuotes",
     "QuoteBatch",
     "RoutedItem",
@@ -114,7 +115,21 @@ class LateQuotes:
     unknown: frozenset[str] = frozenset()
 
 
+@attrs.frozen
+class FirstQuotes:
+    """The latest quotes of symbols that were subscribed just now, from REST.
+
+    Attributes:
+        quotes: One of each symbol at most.
+        asked_ns: When each symbol was wanted, UTC nanoseconds. What the stream has brought since
+            then is newer.
+    """
+
+    quotes: Sequence[Quote]
+    asked_ns: Mapping[str, int]
+
+
 RoutedItem = QuoteBatch | FeedStatus
 """What the router hands on: accepted quotes, and changes of the feed's state."""
-FeedItem = RoutedItem | FeedLost | FeedResumed | Backfill | LateQuotes
+FeedItem = RoutedItem | FeedLost | FeedResumed | Backfill | LateQuotes | FirstQuotes
 """What the feed's channel carries."""

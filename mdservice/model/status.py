@@ -164,6 +164,8 @@ class Counters:
     gaps_repaired: int = 0
     quotes_backfilled: int = 0
     history_symbols_refused: int = 0
+    prices_fetched: int = 0
+    price_fetches_failed: int = 0
 
 
 @attrs.frozen

@@ -22,6 +22,7 @@ from mdservice.model.events import (
     FeedResumed,
     FeedState,
     FeedStatus,
+    FirstQuotes,
     LateQuotes,
     QuoteBatch,
     RoutedItem,
@@ -55,6 +56,7 @@ class RouterSnapshot:
     gaps: int
     gaps_repaired: int
     quotes_backfilled: int
+    prices_fetched: int
     clock_behind_s: float | None
     times_frozen_s: float
 
@@ -81,6 +83,7 @@ class QuoteRouter:
         outbox: Accepted quotes, and all changes of state, in the same order.
         listener: Told of the same items, without waiting.
         clock: The time.
+        confirmed: Called with the symbols whose last quote REST has shown to be still right.
     """
 
     name = "quote_router"
@@ -91,6 +94,7 @@ class QuoteRouter:
         outbox: MemoryObjectSendStream[RoutedItem],
         listener: Callable[[RoutedItem], None],
         clock: Clock,
+        confirmed: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
         self.lanes = Lanes()
@@ -104,6 +108,8 @@ class QuoteRouter:
         self._stale = 0
         self._future = 0
         self._backfilled = 0
+        self._fetched = 0
+        self._confirmed = confirmed
         self._gaps = Gaps()
         self._unsent: deque[RoutedItem] = deque()
         """What one item was made into: a batch, or a few changes of state."""
@@ -126,6 +132,7 @@ class QuoteRouter:
             gaps=self._gaps.told,
             gaps_repaired=self._gaps.repaired,
             quotes_backfilled=self._backfilled,
+            prices_fetched=self._fetched,
             clock_behind_s=self._clock_check.behind_s(),
             times_frozen_s=round(self._time_check.frozen_s(), 1),
         )
@@ -153,6 +160,8 @@ class QuoteRouter:
                 self._resume(item)
             elif isinstance(item, LateQuotes):
                 self._take_late(item)
+            elif isinstance(item, FirstQuotes):
+                self._take_first(item)
             elif isinstance(item, FeedLost):
                 self._lose(item)
             else:
@@ -227,6 +236,20 @@ class QuoteRouter:
         symbols = late.unknown.union(lost)
         self._tell("gap", self._gaps.late(late.from_ns, late.to_ns, symbols))
 
+    def _take_first(self, first: FirstQuotes) -> None:
+        """The latest quotes of symbols that were subscribed just now."""
+        now_ns = self._clock.utc_ns()
+        fetched = self.lanes.route_first(first.quotes, first.asked_ns, now_ns, FUTURE_TOLERANCE_NS)
+        if fetched.ahead_ns:
+            self._future += len(fetched.ahead_ns)
+            _log.warning("quote_from_the_future", ahead_s=fetched.ahead_ns[0] / 1e9)
+        self._accepted += len(fetched.accepted)
+        self._fetched += len(fetched.accepted)
+        if fetched.known and self._confirmed is not None:
+            self._confirmed(fetched.known)
+        if fetched.accepted:
+            self._hand_on(QuoteBatch(fetched.accepted))
+
     def _lose(self, lost: FeedLost) -> None:
         symbols = set(lost.symbols)
         if EVERY_SYMBOL in symbols:
@@ -241,7 +264,7 @@ class QuoteRouter:
             resumed.at_ns,
             resumed.symbols,
             resumed.left_out,
-            self.lanes.last_ns,
+            self.lanes.streamed_ns,
             repairing=resumed.repairing,
         )
         self._tell("gap", gaps)

@@ -7,13 +7,13 @@ the last number. At the start it may be the last quote of an earlier run, with t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
 from mdservice.model.quote import Identity, Quote, identity
 
-__all__ = ["Lanes", "Routed"]
+__all__ = ["Fetched", "Lanes", "Routed"]
 
 
 @attrs.frozen
@@ -28,6 +28,22 @@ class Routed:
 
     accepted: list[Quote]
     stale: int
+    ahead_ns: Sequence[int]
+
+
+@attrs.frozen
+class Fetched:
+    """What became of quotes that were fetched when their symbols were subscribed.
+
+    Attributes:
+        accepted: Numbered, in the order in which they came.
+        known: Symbols whose last quote is this one or a newer one that the stream did not bring
+            since: their price is still right.
+        ahead_ns: Of each quote that is too far in the future, how far.
+    """
+
+    accepted: list[Quote]
+    known: Sequence[str]
     ahead_ns: Sequence[int]
 
 
@@ -46,6 +62,8 @@ class Lanes:
         """Where a symbol's last time has several accepted quotes: those before the last."""
         self._echoes: Counter[Identity] = Counter()
         """What history brought before the stream did."""
+        self._firsts: set[str] = set()
+        """Symbols whose last quote was fetched when they were subscribed."""
         self._resuming = False
 
     def __len__(self) -> int:
@@ -65,8 +83,19 @@ class Lanes:
         last = self._latest.get(symbol)
         return last.ts_event_ns if last is not None else None
 
+    def is_first(self, symbol: str) -> bool:
+        """Whether its last quote was fetched on subscribing: the stream has brought none since."""
+        return symbol in self._firsts
+
+    def streamed_ns(self, symbol: str) -> int | None:
+        """The time of the symbol's last quote, unless that was fetched on subscribing."""
+        return None if symbol in self._firsts else self.last_ns(symbol)
+
     def newest_ns(self) -> int | None:
-        """The time of the newest accepted quote of all, UTC nanoseconds."""
+        """The time of the newest accepted quote of all, UTC nanoseconds.
+
+        Quotes that were fetched on subscribing do not count: they say nothing of other symbols.
+        """
         return max((quote.ts_event_ns for quote in self._resumable()), default=None)
 
     def complete_until_ns(self) -> int | None:
@@ -106,6 +135,7 @@ class Lanes:
             tolerance_ns: How far ahead of it a quote may be.
         """
         latest = self._latest
+        firsts = self._firsts
         shared = self._before_at_same_time
         horizon_ns = now_ns + tolerance_ns
         accepted: list[Quote] = []
@@ -123,21 +153,74 @@ class Lanes:
                 quote.seq = last.seq + 1
                 if shared:
                     shared.pop(quote.symbol, None)
-            elif self._echoes and self._is_echo(quote):
-                continue
-            elif event_ns == last.ts_event_ns and identity(quote) != identity(last):
-                quote.seq = last.seq + 1
-                before = shared.setdefault(quote.symbol, [])
-                if len(before) < _MOST_AT_ONE_TIME:
-                    before.append(last)
+                if firsts:
+                    firsts.discard(quote.symbol)
             else:
-                stale += 1
-                continue
+                new = self._is_new_at(quote, last)
+                if not new:
+                    stale += new is False
+                    continue
+                quote.seq = last.seq + 1
             if last is not None:
                 quote.symbol = last.symbol  # one text for all: each of a backlog's would be its own
             latest[quote.symbol] = quote
             accepted.append(quote)
         return Routed(accepted, stale, ahead_ns)
+
+    def _is_new_at(self, quote: Quote, last: Quote) -> bool | None:
+        """Whether to accept a quote that is not newer; None where it was out before the stream."""
+        same = identity(quote) == identity(last)
+        if quote.symbol in self._firsts:
+            # REST told the last quote of this time: the stream's others came before it.
+            if same:
+                self._firsts.discard(quote.symbol)
+            return None if same else False
+        if self._echoes and self._is_echo(quote):
+            return None
+        if quote.ts_event_ns < last.ts_event_ns or same:
+            return False
+        before = self._before_at_same_time.setdefault(quote.symbol, [])
+        if len(before) < _MOST_AT_ONE_TIME:
+            before.append(last)
+        return True
+
+    def route_first(
+        self, quotes: Iterable[Quote], asked_ns: Mapping[str, int], now_ns: int, tolerance_ns: int
+    ) -> Fetched:
+        """Accept the latest quotes of symbols that were subscribed just now.
+
+        What the stream has brought since then wins. Otherwise a newer quote is accepted; an
+        older one, or the same, shows that the last one is still right.
+
+        Args:
+            quotes: One of each symbol at most.
+            asked_ns: When each symbol was wanted, UTC nanoseconds.
+            now_ns: This machine's time, UTC nanoseconds.
+            tolerance_ns: How far ahead of it a quote may be.
+        """
+        accepted: list[Quote] = []
+        known: list[str] = []
+        ahead_ns: list[int] = []
+        for quote in quotes:
+            symbol = quote.symbol
+            last = self._latest.get(symbol)
+            if quote.ts_event_ns > now_ns + tolerance_ns:
+                ahead_ns.append(quote.ts_event_ns - now_ns)
+                continue
+            if last is not None:
+                streamed = last.seq and symbol not in self._firsts
+                if streamed and last.ts_recv_ns >= asked_ns[symbol]:
+                    continue
+                if quote.ts_event_ns <= last.ts_event_ns:
+                    known.append(symbol)
+                    continue
+                quote.symbol = last.symbol
+            quote.seq = last.seq + 1 if last is not None else 1
+            self._latest[symbol] = quote
+            self._before_at_same_time.pop(symbol, None)
+            self._firsts.add(symbol)
+            accepted.append(quote)
+        return Fetched(accepted, known, ahead_ns)
 
     def not_out_yet(self, quotes: Sequence[Quote]) -> list[Quote]:
         """Of past quotes, those that came after what each lane has accepted.
@@ -191,9 +274,12 @@ class Lanes:
         return left > 0
 
     def _resumable(self) -> Iterable[Quote]:
-        if self._resuming:
-            return self._latest.values()
-        return (quote for quote in self._latest.values() if quote.seq)
+        firsts, resuming = self._firsts, self._resuming
+        return (
+            quote
+            for quote in self._latest.values()
+            if (quote.seq or resuming) and quote.symbol not in firsts
+        )
 
     def _out_at_last_times(self, quotes: Sequence[Quote]) -> Counter[Identity]:
         """What every lane has accepted at its last time.

@@ -15,6 +15,7 @@ from mdservice.actors.actor import Channel
 from mdservice.backoff import Backoff
 from mdservice.feeds.commands import Command, Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.feeds.connection import FeedConnection, FeedSnapshot
+from mdservice.feeds.first_prices import FirstPrices
 from mdservice.feeds.mute import MuteWatch
 from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import GapRepair
@@ -57,6 +58,7 @@ class Desk:
         self.channel = Channel[FeedItem](64)
         self.clock = VirtualClock()
         outlet = Outlet(self.channel.outbox)
+        repair = GapRepair(None, Lanes(), outlet, self.clock)
         self.connection = FeedConnection(
             DriverSelection(drivers),
             self.book,
@@ -64,8 +66,9 @@ class Desk:
             outlet,
             self.clock,
             Backoff(rng=random.Random(SEED)),
-            GapRepair(None, Lanes(), outlet, self.clock),
+            repair,
             MuteWatch(1e9, None, _open, Lanes()),
+            FirstPrices(None, self.book, repair, Lanes(), outlet, self.clock),
         )
         self.items: list[FeedItem] = []
         self.outcome: BaseException | None = None

@@ -20,7 +20,7 @@ T0 = 1_763_653_904_208_912_345
 COUNTERS = {
     "quotes_received", "quotes_accepted", "quotes_stale", "prices_written", "events_published",
     "events_conflated", "decode_errors", "reconnects", "gaps", "gaps_repaired",
-    "quotes_backfilled", "history_symbols_refused",
+    "quotes_backfilled", "history_symbols_refused", "prices_fetched", "price_fetches_failed",
 }  # fmt: skip
 
 

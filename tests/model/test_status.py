@@ -99,6 +99,8 @@ def test_counters_are_those_of_the_contract() -> None:
         "gaps_repaired",
         "quotes_backfilled",
         "history_symbols_refused",
+        "prices_fetched",
+        "price_fetches_failed",
     ]
 
 

@@ -64,6 +64,8 @@ class Life:
     newest: dict[str, Quote] = attrs.field(factory=dict)
     accepted_count: int = 0
     changing: Counter[str] = attrs.field(factory=Counter)
+    fetched: set[int] = attrs.field(factory=set)
+    """The ids of the accepted quotes that REST gave on subscribing."""
 
     def begin(self, service: Service, symbols: tuple[str, ...]) -> None:
         """Listen from the first quote on."""
@@ -76,6 +78,8 @@ class Life:
             if isinstance(item, QuoteBatch):
                 self.routed.extend(item.quotes)
                 self.accepted_count += len(item.quotes)
+                lanes = service._topology.router.lanes
+                self.fetched.update(id(q) for q in item.quotes if lanes.is_first(q.symbol))
                 self.newest.update((quote.symbol, quote) for quote in item.quotes)
             else:
                 self.routed.append(item)

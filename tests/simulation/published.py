@@ -85,7 +85,8 @@ def check_counters(life: Life) -> Iterator[str]:
     counters = life.counters
     if counters.quotes_accepted != len(life.accepted):
         yield f"{len(life.accepted)} accepted: {counters}"
-    told = counters.quotes_accepted - counters.quotes_backfilled + counters.quotes_stale
+    from_rest = counters.quotes_backfilled + counters.prices_fetched
+    told = counters.quotes_accepted - from_rest + counters.quotes_stale
     # Of the future ones some may have come from history, under a clock that is behind.
     if told > counters.quotes_received and not counters.quotes_backfilled:
         yield f"more accepted and stale ones than received: {counters}"

@@ -1,0 +1,375 @@
+"""The whole service on virtual time: a symbol has its price as soon as it is subscribed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import anyio
+import attrs
+import msgspec
+import pytest
+
+from mdservice.errors import HistoryRefused, HistoryUnavailable, SubscriptionRefused
+from mdservice.feeds.first_prices import COALESCE_S, PAUSES_S
+from mdservice.model.encode import encode_quote
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.service import Service, open_service
+from mdservice.settings import Settings
+from mdservice.simulator import SimQuote
+from mdservice.simulator.session import SessionRules
+from mdservice.testing import (
+    FakeDriver,
+    FakeHistory,
+    FakePositions,
+    MemoryPriceStore,
+    VirtualClock,
+)
+
+_HOUR_NS = 3_600 * 1_000_000_000
+LIMIT_S = 3.0
+"""The longest that a subscriber waits for a price."""
+
+
+@attrs.define
+class Desk:
+    """A service, a market that is closed, and its REST API."""
+
+    clock: VirtualClock
+    history: FakeHistory
+    store: MemoryPriceStore
+    feed: FakeDriver
+
+    def quote(self, symbol: str, bid: float = 10.0, ago_ns: int = 60 * _HOUR_NS) -> Quote:
+        now_ns = self.clock.utc_ns()
+        return Quote(symbol, bid, bid + 1.0, 100, 100, now_ns - ago_ns, now_ns)
+
+    def closed_at(self, *symbols: str, bid: float = 10.0, ago_ns: int = 60 * _HOUR_NS) -> None:
+        """The last quotes of the symbols, as REST has them."""
+        self.history.add([self.quote(symbol, bid, ago_ns) for symbol in symbols])
+
+    def stream(self, *quotes: Quote) -> None:
+        self.feed.send_quotes(
+            [SimQuote(q.symbol, q.bid, q.ask, 100, 100, q.ts_event_ns) for q in quotes]
+        )
+
+    @asynccontextmanager
+    async def service(
+        self, *symbols: str, feed: FakeDriver | None = None, **more: Any
+    ) -> AsyncIterator[Service]:
+        self.feed = feed or FakeDriver(clock=self.clock)
+        async with open_service(
+            Settings(symbols=",".join(symbols), mute_after=80_000.0),
+            drivers=[self.feed],
+            history=self.history,
+            store=self.store,
+            clock=self.clock,
+            rng=random.Random(7),
+            **more,
+        ) as service:
+            yield service
+
+    def events(self, symbol: str) -> list[dict[str, Any]]:
+        payloads = self.store.published.get("price.updated", [])
+        events = [msgspec.json.decode(payload) for payload in payloads]
+        return [event for event in events if event["symbol"] == symbol]
+
+    def bids(self, symbol: str) -> list[float]:
+        return [event["bid"] for event in self.events(symbol)]
+
+    @property
+    def asked(self) -> list[tuple[str, ...]]:
+        return [request.symbols for request in self.history.requests if request.call == "latest"]
+
+
+@pytest.fixture
+def desk() -> Desk:
+    clock = VirtualClock()
+    return Desk(
+        clock,
+        FakeHistory(),
+        MemoryPriceStore(clock=clock, price_ttl_s=300),
+        FakeDriver(clock=clock),
+    )
+
+
+async def until(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    with anyio.fail_after(limit_s):
+        while not condition():
+            await anyio.sleep(0.001)
+
+
+# ---- whoever subscribes
+
+
+async def _by_the_settings(service: Service) -> None:
+    """They are subscribed already."""
+
+
+async def _by_the_api(service: Service) -> None:
+    await service.subscribe("AAPL", "MSFT")
+
+
+@pytest.mark.parametrize(
+    ("symbols", "subscribe"), [(("AAPL", "MSFT"), _by_the_settings), ((), _by_the_api)]
+)
+async def test_a_symbol_has_its_price_at_once_while_the_market_is_closed(
+    autojump_clock: Any, desk: Desk, symbols: tuple[str, ...], subscribe: Any
+) -> None:
+    desk.closed_at("AAPL", "MSFT")
+    expected = desk.quote("AAPL")
+    desk.history.delay_s = 0.05
+    async with desk.service(*symbols) as service:
+        began_s = anyio.current_time()
+        await subscribe(service)
+        await until(lambda: desk.store.price("AAPL") and desk.store.price("MSFT"))
+        assert anyio.current_time() - began_s < 0.15
+        (event,) = desk.events("AAPL")
+        assert (event["seq"], event["timestamp"]) == (1, expected.timestamp)
+        (quote,) = service.prices(["AAPL"])
+        assert desk.store.price("AAPL") == encode_quote(quote)
+        assert service.status().counters.prices_fetched == 2
+    assert desk.asked == [("AAPL", "MSFT")]
+
+
+async def test_the_symbols_of_positions_have_their_price_at_once(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL")
+    positions = FakePositions([Position("AAPL", Decimal(10), Decimal(9))])
+    async with desk.service(positions=positions):
+        await until(lambda: desk.store.price("AAPL"))
+
+
+async def test_a_price_does_not_wait_for_the_feed(autojump_clock: Any, desk: Desk) -> None:
+    desk.closed_at("AAPL", "MSFT")
+    driver = FakeDriver(clock=desk.clock)
+    driver.fail(1_000)
+    async with desk.service("AAPL", feed=driver) as service:
+        await until(lambda: desk.store.price("AAPL"))
+        await service.subscribe("MSFT")
+        await until(lambda: desk.store.price("MSFT"))
+        assert not service.readiness().ready
+
+
+async def test_subscriptions_of_one_moment_are_one_request(autojump_clock: Any, desk: Desk) -> None:
+    desk.closed_at("A", "B", "C")
+    async with desk.service() as service:
+        async with anyio.create_task_group() as tasks:
+            for symbol in ("A", "B", "C"):
+                tasks.start_soon(service.subscribe, symbol)
+                await anyio.sleep(COALESCE_S / 10)
+        await until(lambda: desk.store.price("C"))
+    assert desk.asked == [("A", "B", "C")]
+
+
+async def test_many_symbols_are_a_few_requests(autojump_clock: Any, desk: Desk) -> None:
+    names = [f"S{number}" for number in range(1_000)]
+    desk.closed_at(*names)
+    desk.history.delay_s = 0.05
+    async with desk.service(*names):
+        await until(lambda: len(desk.store.published.get("price.updated", [])) == 1_000)
+    assert [len(symbols) for symbols in desk.asked] == [200] * 5
+
+
+async def test_every_symbol_of_the_feed_is_not_asked_for(autojump_clock: Any, desk: Desk) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("*") as service:
+        await until(lambda: service.readiness().ready)
+        await anyio.sleep(LIMIT_S)
+        assert desk.asked == []
+        await service.subscribe("AAPL")
+        await until(lambda: desk.store.price("AAPL"))
+
+
+# ---- order
+
+
+async def test_what_the_stream_brings_meanwhile_wins(autojump_clock: Any, desk: Desk) -> None:
+    desk.closed_at("AAPL", bid=10.0, ago_ns=2)
+    desk.history.delay_s = 1.0
+    async with desk.service("AAPL"):
+        await desk.feed.subscribed("AAPL")
+        desk.stream(desk.quote("AAPL", bid=20.0, ago_ns=1))
+        await until(lambda: desk.bids("AAPL") == [20.0])
+        await anyio.sleep(2)
+        desk.stream(desk.quote("AAPL", bid=21.0, ago_ns=0))
+        await until(lambda: desk.bids("AAPL") == [20.0, 21.0])
+
+
+async def test_what_rest_knows_before_the_stream_does_not_push_the_stream_aside(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    """REST's quote is newer than one that the stream has brought: so is the stream's next one."""
+    async with desk.service("AAPL"):
+        desk.history.delay_s = 1.0
+        await desk.feed.subscribed("AAPL")
+        first, second, third = (desk.quote("AAPL", bid, ago_ns=3 - bid) for bid in (1, 2, 3))
+        desk.history.add([third])
+        desk.stream(first)
+        await anyio.sleep(2)
+        desk.stream(second, third)
+        await until(lambda: desk.bids("AAPL") == [1, 2, 3])
+
+
+async def test_the_stream_brings_the_same_quote_and_it_is_one_event(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    quote = desk.quote("AAPL", bid=10.0, ago_ns=0)
+    before = attrs.evolve(quote, bid=9.0)
+    after = attrs.evolve(quote, bid=11.0)
+    desk.history.add([quote])
+    async with desk.service("AAPL") as service:
+        await until(lambda: desk.bids("AAPL") == [10.0])
+        await desk.feed.subscribed("AAPL")
+        desk.stream(before, quote, after)  # all of one time; REST told the second
+        await until(lambda: service.status().counters.quotes_received == 3)
+        await anyio.sleep(1)
+    assert desk.bids("AAPL") == [10.0, 11.0]
+
+
+async def test_a_repair_brings_the_same_quote_and_it_is_one_event(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    async with desk.service("MSFT") as service:
+        await desk.feed.subscribed("MSFT")
+        msft = desk.quote("MSFT", ago_ns=0)
+        desk.history.add([msft])
+        desk.stream(msft)
+        await until(lambda: desk.bids("MSFT"))
+        desk.closed_at("AAPL", ago_ns=1_000_000)
+        await service.subscribe("AAPL")
+        await until(lambda: desk.bids("AAPL") == [10.0])
+        desk.feed.drop()
+        await until(lambda: not desk.feed.connections)
+        desk.closed_at("AAPL", bid=12.0, ago_ns=0)
+        await until(lambda: service.status().counters.gaps_repaired == 1, 30)
+    assert desk.bids("AAPL") == [10.0, 12.0]
+    states = [msgspec.json.decode(s) for s in desk.store.published["feed.status"]]
+    told = [s["symbols"] for s in states if s["state"] == "gap"]
+    repaired = [s["symbols"] for s in states if s["state"] == "gap_repaired"]
+    assert told == repaired
+
+
+async def test_a_price_that_rest_gave_hides_nothing_that_an_earlier_run_missed(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    async with desk.service("MSFT"):
+        await desk.feed.subscribed("MSFT")
+        first = desk.quote("MSFT", bid=1.0, ago_ns=0)
+        desk.history.add([first])
+        desk.stream(first)
+        await until(lambda: desk.bids("MSFT"))
+    await anyio.sleep(100)
+    desk.closed_at("MSFT", bid=2.0, ago_ns=80 * 1_000_000_000)
+    desk.closed_at("MSFT", bid=3.0, ago_ns=1)
+    desk.closed_at("AAPL", ago_ns=0)
+    driver = FakeDriver(clock=desk.clock)
+    driver.fail(3)
+    async with desk.service("AAPL", "MSFT", feed=driver) as service:
+        await until(lambda: desk.store.price("AAPL"))
+        await until(lambda: service.status().counters.gaps_repaired == 1, 60)
+    assert desk.bids("MSFT") == [1.0, 2.0, 3.0]
+
+
+async def test_silence_after_a_price_from_rest_is_no_dead_socket(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    """What came between REST's answer and the acknowledgement is not the stream's to bring."""
+    desk.closed_at("AAPL", ago_ns=1_000_000)
+    driver = FakeDriver(clock=desk.clock)
+    driver.fail(1)
+    desk.feed = driver
+    async with open_service(
+        Settings(symbols="AAPL", mute_after=10.0),
+        drivers=[driver],
+        history=desk.history,
+        store=desk.store,
+        clock=desk.clock,
+        rng=random.Random(7),
+    ) as service:
+        await until(lambda: desk.bids("AAPL"))
+        desk.closed_at("AAPL", bid=11.0, ago_ns=0)
+        await until(lambda: service.readiness().ready, 10)
+        await anyio.sleep(60)
+        assert service.status().counters.reconnects == 0
+
+
+# ---- REST that fails
+
+
+@pytest.mark.parametrize(
+    "error", [HistoryUnavailable("HTTP 500"), HistoryRefused("HTTP 403"), None]
+)
+async def test_a_request_that_fails_is_tried_again(
+    autojump_clock: Any, desk: Desk, error: Exception | None
+) -> None:
+    desk.closed_at("AAPL")
+    if error is None:
+        desk.history.delay_s = 1_000.0
+    else:
+        desk.history.script.extend([error, error])
+    async with desk.service("AAPL") as service:
+        await until(lambda: service.readiness().ready)  # which does not wait for REST
+        await until(lambda: len(desk.asked) > 1, 10)
+        desk.history.delay_s = 0.0
+        await until(lambda: desk.store.price("AAPL"), 30)
+
+
+async def test_tries_end_and_are_reported(autojump_clock: Any, desk: Desk) -> None:
+    desk.closed_at("AAPL")
+    desk.history.always = HistoryRefused("HTTP 400")
+    async with desk.service("AAPL") as service:
+        await anyio.sleep(sum(PAUSES_S) + 60)
+        assert service.status().counters.price_fetches_failed == 1
+        assert len(desk.asked) == len(PAUSES_S) + 1
+        desk.stream(desk.quote("AAPL", bid=20.0, ago_ns=0))
+        await until(lambda: desk.bids("AAPL") == [20.0])
+        desk.history.always = None
+        await service.unsubscribe("AAPL")
+        await service.subscribe("AAPL")
+        await anyio.sleep(1)
+        assert len(desk.asked) == len(PAUSES_S) + 2
+
+
+async def test_a_symbol_that_the_feed_refuses_is_not_priced(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL", "MSFT")
+    desk.history.delay_s = 1.0
+    driver = FakeDriver(clock=desk.clock, rules=SessionRules(symbol_limit=1))
+    async with desk.service("AAPL", feed=driver) as service:
+        await until(lambda: service.readiness().ready)
+        with pytest.raises(SubscriptionRefused):
+            await service.subscribe("MSFT")
+        await anyio.sleep(LIMIT_S)
+        assert desk.store.price("AAPL")
+        assert not desk.store.price("MSFT")
+
+
+async def test_a_symbol_that_is_unsubscribed_meanwhile_is_not_priced(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL")
+    desk.history.delay_s = 1.0
+    async with desk.service() as service:
+        await service.subscribe("AAPL")
+        await service.unsubscribe("AAPL")
+        await anyio.sleep(LIMIT_S)
+    assert not desk.events("AAPL")
+
+
+async def test_rest_answers_for_other_symbols_too(autojump_clock: Any, desk: Desk) -> None:
+    class Generous(FakeHistory):
+        async def latest(self, symbols: Any) -> Any:
+            return await super().latest(("AAPL", "MSFT"))
+
+    desk.history = Generous()
+    desk.closed_at("AAPL", "MSFT")
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+    assert not desk.events("MSFT")
