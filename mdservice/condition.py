@@ -77,7 +77,7 @@ def status(
     ready = readiness(topology, draining=draining)
     positions = _positions(topology)
     feed = topology.feed.snapshot()
-    degraded = (*_why_degraded(feed, positions), *conflicts)
+    degraded = (*_why_degraded(feed, positions, facts.hours_refused()), *conflicts)
     publisher = topology.publisher.snapshot()
     watchdog = topology.watchdog.snapshot()
     return Status(
@@ -144,7 +144,9 @@ def _positions(topology: Topology) -> PositionsReport | None:
     )
 
 
-def _why_degraded(feed: FeedSnapshot, positions: PositionsReport | None) -> tuple[str, ...]:
+def _why_degraded(
+    feed: FeedSnapshot, positions: PositionsReport | None, hours_refused: str | None
+) -> tuple[str, ...]:
     """What does not concern the live prices: the service is ready all the same."""
     reasons = []
     if positions is not None and positions.last_error is not None:
@@ -158,6 +160,8 @@ def _why_degraded(feed: FeedSnapshot, positions: PositionsReport | None) -> tupl
             f"repairs of {', '.join(symbols[:_NAMED])}{more} are refused: "
             f"{feed.history_set_aside[symbols[0]]}"
         )
+    if hours_refused is not None:
+        reasons.append(f"the market's hours are not known, so it counts as open: {hours_refused}")
     return tuple(reasons)
 
 

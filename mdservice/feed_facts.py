@@ -8,6 +8,7 @@ import attrs
 
 from mdservice.feeds.alpaca.drivers import make_market_clock
 from mdservice.feeds.driver import Driver
+from mdservice.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings_feeds import feed_delay_s
 from mdservice.settings_fields import Unchosen
@@ -25,6 +26,7 @@ class FeedFacts:
         own: Whether it is no feed of Alpaca's, but the embedder's own.
         delay_s: How late its quotes are by design, seconds.
         is_open: Asks whether its market is open.
+        hours_refused: Why the trading API refuses to give the market's hours, or None.
     """
 
     name: str
@@ -32,9 +34,10 @@ class FeedFacts:
     own: bool
     delay_s: float
     is_open: Callable[[], Awaitable[bool]]
+    hours_refused: Callable[[], str | None]
 
 
-def feed_facts(settings: Settings, drivers: Sequence[Driver] | None) -> FeedFacts:
+def feed_facts(settings: Settings, drivers: Sequence[Driver] | None, http: HttpClient) -> FeedFacts:
     """The facts of the feed that these drivers reach, or that the settings name.
 
     Drivers that an embedder brings reach a feed of their own, called as the first of them and
@@ -42,12 +45,14 @@ def feed_facts(settings: Settings, drivers: Sequence[Driver] | None) -> FeedFact
     """
     named = not isinstance(settings.feed, Unchosen) or settings.feed_url is not None
     own = bool(drivers) and not named
+    market = None if own else make_market_clock(settings, http)
     return FeedFacts(
         name=drivers[0].name if drivers and own else settings.feed_name,
         simulated=settings.simulated and not own,
         own=own,
         delay_s=feed_delay_s(settings.feed),
-        is_open=_always if own else make_market_clock(settings).is_open,
+        is_open=_always if market is None else market.is_open,
+        hours_refused=lambda: None if market is None else market.refused,
     )
 
 

@@ -27,6 +27,7 @@ from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
 from mdservice.model.symbol import parse_symbol, parse_symbols
+from mdservice.network import HttpClient
 from mdservice.positions.choose import open_source
 from mdservice.positions.polled import PolledPositions
 from mdservice.positions.source import PositionSource
@@ -235,12 +236,14 @@ async def open_service(
         EmbeddedServerError: The embedded server did not start.
         ActorFailed: A part failed too often.
     """
-    facts = feed_facts(settings, drivers)
+    http = HttpClient()
+    facts = feed_facts(settings, drivers, http)
     settings.require_runnable(own_feed=facts.own)
     hide_secrets(settings.secret_values())
     clock = clock or SystemClock()
     try:
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(http.aclose)
             resolved = settings
             instances = None
             if store is None:
@@ -251,7 +254,7 @@ async def open_service(
             if drivers is None:
                 resolved = await start_simulator(resolved, stack, clock)
                 drivers = make_drivers(resolved)
-                history = history or make_history(resolved, clock)
+                history = history or make_history(resolved, clock, http)
             symbols = resolved.symbols
             latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
             topology = build(
@@ -263,7 +266,7 @@ async def open_service(
                 symbols=symbols,
                 backlog=settings.backlog,
                 clock=clock,
-                positions=_follow_positions(resolved, positions, stack, clock),
+                positions=_follow_positions(resolved, positions, stack, clock, http),
                 positions_interval_s=resolved.positions_interval,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
                 last_quotes=await read_last_quotes(store, symbols, latest_ns),
@@ -322,13 +325,18 @@ def _open_instances(
 
 
 def _follow_positions(
-    settings: Settings, source: PositionSource | None, stack: AsyncExitStack, clock: Clock
+    settings: Settings,
+    source: PositionSource | None,
+    stack: AsyncExitStack,
+    clock: Clock,
+    http: HttpClient,
 ) -> PolledPositions | None:
     source = source or open_source(
         settings.positions,
         trading_url=settings.resolved_trading_url(),
         api_key=settings.api_key,
         secret_key=settings.secret_key,
+        http=http,
     )
     if source is None:
         return None

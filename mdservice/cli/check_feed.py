@@ -43,7 +43,10 @@ async def check_feed(settings: Settings, running: str | None) -> CheckResult:
             config = SimulatorConfig(rate=0, connection_limit=None)
             simulator = await stack.enter_async_context(open_simulator(config))
             settings = attrs.evolve(settings, feed="simulator", feed_url=simulator.url)
-        drivers = make_drivers(settings, LoginLimit(_LOGIN_LIMIT_S))
+        try:
+            drivers = make_drivers(settings, LoginLimit(_LOGIN_LIMIT_S))
+        except ConfigurationError as exc:
+            return failed(NAME, str(exc), configuration=True)
         return await log_in(settings.feed_name, drivers)
 
 

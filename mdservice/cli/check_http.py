@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
-import anyio.to_thread
 import attrs
 
 from mdservice.cli.check_result import CheckResult, failed, passed, skipped
 from mdservice.errors import ConfigurationError, PositionsError
+from mdservice.feeds.alpaca.market_clock import clock_refusal
 from mdservice.model.position import Position
+from mdservice.network import HttpClient, HttpFailed
 from mdservice.positions.answer import NO_CONTENT, read_answer
 from mdservice.positions.file import FileAbsent, FilePositions
+from mdservice.positions.http import without_login
 from mdservice.positions.parse import NOT_A_STOCK
 from mdservice.urls import mask_url
 
@@ -27,6 +29,7 @@ _TIMEOUT_S = 8.0
 _MOST_BYTES = 4 * 1024 * 1024
 _MOST_SKEW_S = 5.0
 _OK = 200
+_NOT_FOUND = 404
 _REFUSED = (401, 403)
 _LATEST_FEEDS = ("iex", "sip", "delayed_sip", "boats", "overnight")
 _GIVE = 'give a list or {"positions": [...]}'
@@ -42,10 +45,19 @@ class _Page:
 
 
 class _Unreachable(Exception):
-    """No answer; the text says why."""
+    """No answer; the text says why.
+
+    Args:
+        message: The reason.
+        configuration: Whether a variable of the environment is wrong, which the text names.
+    """
+
+    def __init__(self, message: str, *, configuration: bool = False) -> None:
+        super().__init__(message)
+        self.configuration = configuration
 
 
-async def check_history(settings: Settings) -> CheckResult:
+async def check_history(settings: Settings, http: HttpClient | None = None) -> CheckResult:
     """Ask the data REST API for a latest quote, which is what repairs and the watchdog need."""
     name = "data REST"
     if settings.simulated:
@@ -55,30 +67,32 @@ async def check_history(settings: Settings) -> CheckResult:
     symbol = next((symbol for symbol in settings.symbols if symbol != "*"), "AAPL")
     url = f"{settings.rest_url}/v2/stocks/quotes/latest?symbols={symbol}&feed={settings.feed}"
     try:
-        page = await _get(url, _keys(settings))
+        page = await _get(url, _keys(settings), http)
     except _Unreachable as exc:
-        return failed(name, str(exc), "check the network and MDSERVICE_REST_URL")
+        return _no_answer(name, exc, "MDSERVICE_REST_URL")
     if page.status == _OK:
         return passed(name, f"{mask_url(settings.rest_url)} gives quotes of {settings.feed}")
     return _refused(name, settings.rest_url, page, "the keys, the plan and MDSERVICE_REST_URL")
 
 
-async def check_clock(settings: Settings) -> CheckResult:
+async def check_clock(settings: Settings, http: HttpClient | None = None) -> CheckResult:
     """Ask the trading API for the market's hours, and compare its time with this machine's."""
     name = "clock"
     if settings.simulated:
         return skipped(name, "not asked for simulated prices")
     before = time.time()
     try:
-        page = await _get(f"{settings.trading_url}/v2/clock", _keys(settings))
+        page = await _get(f"{settings.trading_url}/v2/clock", _keys(settings), http)
     except _Unreachable as exc:
-        return failed(name, str(exc), "check the network and MDSERVICE_TRADING_URL")
+        return _no_answer(name, exc, "MDSERVICE_TRADING_URL")
     if page.status != _OK:
-        what = (
-            "the keys and MDSERVICE_TRADING_URL: keys of a live account need "
-            "https://api.alpaca.markets"
+        return failed(
+            name,
+            f"{mask_url(settings.trading_url)}/v2/clock answers HTTP {page.status}, so the "
+            "market would count as open",
+            clock_refusal(page.status),
+            configuration=page.status in (*_REFUSED, _NOT_FOUND),
         )
-        return _refused(name, settings.trading_url, page, what)
     hours = f"{mask_url(settings.trading_url)} tells the market's hours"
     if page.date_s is None:
         return passed(name, hours)
@@ -94,7 +108,7 @@ async def check_clock(settings: Settings) -> CheckResult:
     )
 
 
-async def check_positions(settings: Settings) -> CheckResult:
+async def check_positions(settings: Settings, http: HttpClient | None = None) -> CheckResult:
     """Read the positions once from where the settings say, and look at their form."""
     name, source = "positions", settings.positions
     if source == "none":
@@ -104,9 +118,9 @@ async def check_positions(settings: Settings) -> CheckResult:
     alpaca = source == "alpaca"
     url = f"{settings.resolved_trading_url()}/v2/positions" if alpaca else source
     try:
-        page = await _get(url, _keys(settings) if alpaca else {})
+        page = await _get(url, _keys(settings) if alpaca else {}, http)
     except _Unreachable as exc:
-        return failed(name, str(exc), "check the network and MDSERVICE_POSITIONS")
+        return _no_answer(name, exc, "MDSERVICE_POSITIONS")
     if page.status not in (_OK, NO_CONTENT):
         return _refused(name, url, page, "MDSERVICE_POSITIONS" + (" and the keys" * alpaca))
     try:
@@ -165,31 +179,37 @@ def _refused(name: str, url: str, page: _Page, what: str) -> CheckResult:
     )
 
 
-async def _get(url: str, headers: Mapping[str, str]) -> _Page:
-    """GET in a thread: httpx's own asynchronous streams cannot be broken off cleanly on trio."""
-    return await anyio.to_thread.run_sync(_get_now, url, dict(headers), abandon_on_cancel=True)
+def _no_answer(name: str, exc: _Unreachable, setting: str) -> CheckResult:
+    mend = "" if exc.configuration else f"check the network and {setting}"
+    return failed(name, str(exc), mend, configuration=exc.configuration)
 
 
-def _get_now(url: str, headers: dict[str, str]) -> _Page:
-    """GET without following redirects, which could carry the keys elsewhere."""
-    import httpx
-
+async def _get(url: str, headers: Mapping[str, str], http: HttpClient | None) -> _Page:
+    """GET as the service does: with the same proxies, certificates and rules."""
+    bare, auth = without_login(url)
     shown = mask_url(url)
-    body = bytearray()
+    client = http or HttpClient()
     try:
-        with (
-            httpx.Client(timeout=_TIMEOUT_S) as client,
-            client.stream("GET", url, headers=headers) as response,
-        ):
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > _MOST_BYTES:
-                    raise _Unreachable(f"{shown} answers with more than 4 MiB")
-    except httpx.TimeoutException as exc:
-        raise _Unreachable(f"{shown} does not answer within {_TIMEOUT_S:g} s") from exc
-    except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        raise _Unreachable(f"{shown} cannot be reached: {str(exc) or type(exc).__name__}") from exc
-    return _Page(response.status_code, bytes(body), _seconds(response.headers.get("date")))
+        client.prepare(bare)
+    except ConfigurationError as exc:
+        raise _Unreachable(str(exc), configuration=True) from exc
+    try:
+        answer = await client.get(
+            bare, headers=headers, auth=auth, timeout_s=_TIMEOUT_S, most_bytes=_MOST_BYTES
+        )
+    except HttpFailed as exc:
+        if exc.kind == "timeout":
+            raise _Unreachable(f"{shown} does not answer within {_TIMEOUT_S:g} s") from exc
+        joined = (
+            f"{shown} {exc}"
+            if exc.kind in ("size", "encoding", "url")
+            else (f"{shown} cannot be reached: {exc}")
+        )
+        raise _Unreachable(joined) from exc
+    finally:
+        if http is None:
+            await client.aclose()
+    return _Page(answer.status, answer.body, _seconds(answer.headers.get("date")))
 
 
 def _seconds(date: str | None) -> float | None:

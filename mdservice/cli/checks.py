@@ -18,6 +18,7 @@ from mdservice.cli.check_feed import check_feed
 from mdservice.cli.check_http import check_clock, check_history, check_positions
 from mdservice.cli.check_result import CheckResult, failed, passed
 from mdservice.errors import ConfigurationError, EmbeddedServerError, StoreError, StoreRefused
+from mdservice.network import HttpClient
 from mdservice.runtime_folder import can_serve_at
 
 if TYPE_CHECKING:
@@ -38,23 +39,27 @@ async def run_checks(
         settings: What to try. They are complete, see :meth:`Settings.require_runnable`.
         show: Gets each result as soon as it is there.
     """
+    http = HttpClient()
     running = await anyio.to_thread.run_sync(find_running, settings, abandon_on_cancel=True)
     checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
         "settings": partial(check_settings, settings),
         "socket": partial(check_socket, settings, running),
         "feed": partial(check_feed, settings, running),
-        "data REST": partial(check_history, settings),
-        "clock": partial(check_clock, settings),
+        "data REST": partial(check_history, settings, http),
+        "clock": partial(check_clock, settings, http),
         "redis": partial(check_redis, settings),
-        "positions": partial(check_positions, settings),
+        "positions": partial(check_positions, settings, http),
     }
     results = []
-    for name, check in checks.items():
-        result = failed(name, f"nothing within {_TIMEOUT_S:g} s", "check the network")
-        with anyio.move_on_after(_TIMEOUT_S):
-            result = await check()
-        show(result)
-        results.append(result)
+    try:
+        for name, check in checks.items():
+            result = failed(name, f"nothing within {_TIMEOUT_S:g} s", "check the network")
+            with anyio.move_on_after(_TIMEOUT_S):
+                result = await check()
+            show(result)
+            results.append(result)
+    finally:
+        await http.aclose()
     return results
 
 

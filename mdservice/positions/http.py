@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import anyio
@@ -13,17 +12,15 @@ import attrs
 
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
+from mdservice.network import HttpAnswer, HttpClient, HttpFailed
 from mdservice.positions import source
-from mdservice.positions.answer import OK, read_answer, root_cause
+from mdservice.positions.answer import read_answer
 from mdservice.positions.parse import MOST_BYTES
 from mdservice.urls import mask_url, parse_url
 
-if TYPE_CHECKING:
-    import httpx
+__all__ = ["HttpPositions", "without_login"]
 
-__all__ = ["HttpPositions"]
-
-_MEND = "check that URL and the login it needs"
+_CHECK = "check that URL and the login it needs"
 _ASKED_FOR = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _PARSED_AT_ONCE_BYTES = 64 * 1024
 """More is parsed in a thread: it would hold the event loop for milliseconds."""
@@ -48,27 +45,33 @@ class HttpPositions:
     Args:
         url: ``http://`` or ``https://``; its login, if any, is sent as basic auth.
         headers: Sent with each request; never shown.
-        transport: In the place of the network, for tests.
+        http: Shared with other parts, and closed by its owner; one of its own where not given.
+        check: What to check when the answer is a no.
 
     Raises:
-        ConfigurationError: It is no such URL.
+        ConfigurationError: It is no such URL, or the environment has a proxy or certificates
+            for it that cannot be used.
     """
 
     def __init__(
         self,
         url: str,
         headers: Mapping[str, str] | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        http: HttpClient | None = None,
+        *,
+        check: str = _CHECK,
     ) -> None:
         try:
             parse_url(url, "http", "https")
         except ValueError as exc:
             raise ConfigurationError(f"the URL of the positions {exc}") from None
         self.address = mask_url(url.strip())
-        self._url, self._auth = _without_login(url.strip())
+        self._url, self._auth = without_login(url.strip())
         self._headers = {**_ASKED_FOR, **(headers or {})}
-        self._transport = transport
-        self._client: httpx.AsyncClient | None = None
+        self._own_http = HttpClient() if http is None else None
+        self._http = http or self._own_http or HttpClient()
+        self._http.prepare(self._url)
+        self._check = check
         self._lock = anyio.Lock()
 
     async def fetch(self) -> list[Position]:
@@ -83,8 +86,8 @@ class HttpPositions:
                     answer.status,
                     answer.body,
                     self.address,
-                    _MEND,
-                    location=answer.location,
+                    self._check,
+                    location=answer.headers.get("Location"),
                 )
                 if len(answer.body) <= _PARSED_AT_ONCE_BYTES:
                     return read()
@@ -96,64 +99,36 @@ class HttpPositions:
 
     async def aclose(self) -> None:
         """See :meth:`mdservice.positions.source.PositionSource.aclose`."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        if self._own_http is not None:
+            await self._own_http.aclose()
 
-    async def _get(self) -> _Answer:
-        import httpx
-
+    async def _get(self) -> HttpAnswer:
         try:
-            try:
-                return await self._get_once()
-            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                # Servers close a kept connection when they like, also just as it is used again.
-                return await self._get_once()
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
-            # Without its text, which can quote a part of the URL
-            raise PositionsRefused(f"{self.address} cannot be asked: {_MEND}") from None
-        except httpx.TimeoutException as exc:
-            raise PositionsUnavailable(f"{self.address} does not answer in time") from exc
-        except httpx.HTTPError as exc:
-            reason = str(exc) or root_cause(exc)
-            raise PositionsUnavailable(f"{self.address} cannot be read: {reason}") from exc
-
-    async def _get_once(self) -> _Answer:
-        async with self._kept_client().stream("GET", self._url) as response:
-            if response.status_code != OK:
-                location = response.headers.get("Location")
-                return _Answer(response.status_code, location=location)
-            encoding = response.headers.get("Content-Encoding", "identity")
-            if encoding != "identity":
+            return await self._http.get(
+                self._url,
+                headers=self._headers,
+                auth=self._auth,
+                timeout_s=source.FETCH_LIMIT_S,
+                most_bytes=MOST_BYTES,
+                compressed=False,
+                ask_twice=True,
+            )
+        except HttpFailed as exc:
+            if exc.kind == "url":
+                raise PositionsRefused(f"{self.address} cannot be asked: {self._check}") from None
+            if exc.kind == "encoding":
                 raise PositionsRefused(
                     f"{self.address} answers in another encoding than the plain one asked for: "
                     "let it answer without compression"
-                )
-            body = bytearray()
-            # Raw, and ended by cancelling: a break, or an error of decompression, would leave
-            # httpx's generators to the collector, which trio warns of.
-            with anyio.CancelScope() as reading:
-                async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) > MOST_BYTES:
-                        reading.cancel()
-            return _Answer(response.status_code, bytes(body))
-
-    def _kept_client(self) -> httpx.AsyncClient:
-        if self._client is None:
-            import httpx
-
-            self._client = httpx.AsyncClient(
-                auth=self._auth,
-                headers=self._headers,
-                timeout=source.FETCH_LIMIT_S,
-                limits=httpx.Limits(max_connections=2, max_keepalive_connections=1),
-                transport=self._transport,
-            )
-        return self._client
+                ) from exc
+            if exc.kind == "size":
+                raise PositionsRefused(f"{self.address} {exc}, too much for positions") from exc
+            if exc.kind == "timeout":
+                raise PositionsUnavailable(f"{self.address} {exc}") from exc
+            raise PositionsUnavailable(f"{self.address} cannot be read: {exc}") from exc
 
 
-def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
+def without_login(url: str) -> tuple[str, tuple[str, str] | None]:
     """The URL as it may be logged, by httpx for instance, and its login."""
     parts = urlsplit(url)
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))

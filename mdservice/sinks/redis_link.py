@@ -17,10 +17,11 @@ from urllib.parse import quote
 
 import hiredis
 import redis
-from redis.connection import Connection, UnixDomainSocketConnection, parse_url
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.maint_notifications import MaintNotificationsConfig
 
 from mdservice.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from mdservice.network import ca_file
 from mdservice.sinks.redis_advice import describe_refusal, needs_new_connection
 from mdservice.sinks.redis_replies import MISSING, READ_BYTES, collect, hung_up, new_reader
 
@@ -72,6 +73,8 @@ class RedisAddress:
             socket_connect_timeout=timeout_s,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
+        if issubclass(self._class, SSLConnection):
+            _trust_what_the_environment_names(options)
         self._options = options
         try:
             self.connection()
@@ -84,6 +87,23 @@ class RedisAddress:
     def connection(self) -> Connection | UnixDomainSocketConnection:
         """A new connection, not yet opened."""
         return self._class(**self._options)
+
+
+def _trust_what_the_environment_names(options: dict[str, Any]) -> None:
+    """Certificates as for every other part, where the URL names none itself.
+
+    Raises:
+        ConfigurationError: A variable of the environment names what cannot be used.
+    """
+    if any(options.get(name) for name in ("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data")):
+        return
+    if options.get("ssl_cert_reqs") == "none":
+        return
+    file, folder = ca_file()
+    # Without a variable, Python's own default is the system's certificates.
+    options.update(
+        {name: value for name, value in (("ssl_ca_certs", file), ("ssl_ca_path", folder)) if value}
+    )
 
 
 def _without_secret(url: str, kind: type, options: dict[str, Any]) -> str:

@@ -48,6 +48,9 @@ _REACTIONS = {
     500: Reaction.RECONNECT,
 }
 
+_NO_STREAM_THERE = (301, 302, 307, 308, 400, 404, 405, 410, 426)
+"""HTTP statuses of a server that has no websocket at that path."""
+
 FATAL_WHEN_SUBSCRIBING = frozenset((410,))
 """Refusals of a request that are fatal when nothing is subscribed yet: not on this feed."""
 
@@ -81,9 +84,20 @@ def refusal(code: int, message: str) -> FeedRefused:
     return FeedRefused(f"{text}; {mend}" if mend else text, code=code)
 
 
-def http_refusal(status: int) -> FeedRefused:
-    """The error for an upgrade that was refused with an HTTP status."""
-    text = f"the feed refused the connection with HTTP {status}"
+def http_refusal(status: int, url: str | None = None) -> FeedRefused:
+    """The error for an upgrade that was refused with an HTTP status.
+
+    Args:
+        status: The status.
+        url: Of the feed; without any secret.
+    """
+    feed = "the feed" if url is None else f"the feed at {url}"
+    text = f"{feed} refused the connection with HTTP {status}"
     if reaction_to_http(status) is Reaction.FATAL:
         text += "; check ALPACA_API_KEY and ALPACA_SECRET_KEY and the feed's URL"
+    elif status in _NO_STREAM_THERE:
+        text += (
+            "; there is no stream at that path: set MDSERVICE_FEED_URL to the whole URL, such as "
+            "wss://stream.data.alpaca.markets/v2/iex, or choose a feed by MDSERVICE_FEED"
+        )
     return FeedRefused(text, code=status, http=True)

@@ -10,6 +10,7 @@ from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.market_clock import AlpacaMarketClock
 from mdservice.feeds.alpaca.rest import AlpacaHistory
 from mdservice.feeds.driver import Driver, LoginLimit
+from mdservice.network import HttpClient
 from mdservice.settings import Settings
 
 __all__ = ["make_drivers", "make_history", "make_market_clock"]
@@ -31,7 +32,8 @@ def make_drivers(settings: Settings, limit: LoginLimit | None = None) -> Sequenc
 
     Raises:
         ConfigurationError: The feed's URL is not known: the embedded simulator has to be
-            started first, and its URL set as ``feed_url``.
+            started first, and its URL set as ``feed_url``. Or the environment has a proxy or
+            certificates that cannot be used.
     """
     url = settings.resolved_feed_url()
     if url is None:
@@ -55,22 +57,35 @@ def make_drivers(settings: Settings, limit: LoginLimit | None = None) -> Sequenc
     return (by_name[settings.driver],)
 
 
-def make_history(settings: Settings, clock: Clock) -> AlpacaHistory | None:
+def make_history(settings: Settings, clock: Clock, http: HttpClient) -> AlpacaHistory | None:
     """Past quotes of the settings' feed; nothing is connected.
 
     None where the feed is at an address of its own and its history is not told: Alpaca's quotes
     must not get between those of another feed.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
     """
     if not settings.history_known:
         return None
     return AlpacaHistory(
-        settings.resolved_rest_url(), settings.feed_name, _credentials(settings), clock
+        settings.resolved_rest_url(),
+        settings.feed_name,
+        _credentials(settings),
+        clock,
+        http=http,
     )
 
 
-def make_market_clock(settings: Settings) -> AlpacaMarketClock:
-    """The exchange's hours."""
-    return AlpacaMarketClock(settings.trading_url, settings.feed_name, _credentials(settings))
+def make_market_clock(settings: Settings, http: HttpClient) -> AlpacaMarketClock:
+    """The exchange's hours.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+    return AlpacaMarketClock(
+        settings.trading_url, settings.feed_name, _credentials(settings), http=http
+    )
 
 
 def _credentials(settings: Settings) -> Credentials:

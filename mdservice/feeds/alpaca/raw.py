@@ -17,6 +17,7 @@ from mdservice.feeds.alpaca.codes import http_refusal
 from mdservice.feeds.alpaca.login import GREETING, Credentials, check_success, encoding_of
 from mdservice.feeds.alpaca.raw_connections import connect_by_library, receive_some
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
+from mdservice.network import Route, route, tls_context
 from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class WebsocketsDriver:
         open_stream: Opens what stands in the place of a TCP connection, such as a stream in
             memory; on trio alone. It raises OSError where there is no connection.
         limit: How long a login may take; one of its own where not given.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
     """
 
     name = "websockets"
@@ -63,6 +67,9 @@ class WebsocketsDriver:
         self._credentials = credentials
         self._open_stream = open_stream
         self._limit = limit or LoginLimit()
+        self._route = route(url) if open_stream is None else Route()
+        by_tls = url.startswith("wss:") or (self._route.proxy or "").startswith("https:")
+        self._tls = tls_context() if by_tls else None
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Link]:
@@ -81,6 +88,16 @@ class WebsocketsDriver:
         if error is not None:
             raise error
 
+    def _way(self) -> dict[str, Any]:
+        """The library's arguments for proxy and TLS, so that it does not read the environment."""
+        proxy = self._route.proxy
+        way: dict[str, Any] = {"proxy": proxy}
+        if self._url.startswith("wss:"):
+            way["ssl"] = self._tls
+        if proxy is not None and proxy.startswith("https:"):
+            way["proxy_ssl"] = self._tls
+        return way
+
     async def _open(self, held: _HeldWebsocket, tasks: TaskGroup, limit_s: float) -> Link:
         try:
             with anyio.fail_after(limit_s):
@@ -94,9 +111,11 @@ class WebsocketsDriver:
                     f"{self._shown} accepted the connection but did not finish the login "
                     f"within {limit_s:g} s"
                 ) from exc
-            raise FeedUnavailable(f"{self._shown} did not answer within {limit_s:g} s") from exc
+            raise FeedUnavailable(
+                f"{self._shown} did not answer within {limit_s:g} s{self._route.hint}"
+            ) from exc
         except (OSError, WebSocketException, EOFError) as exc:
-            raise _not_opened(self._shown, exc) from exc
+            raise _not_opened(self._shown, exc, self._route) from exc
 
     async def _opening(self, limit_s: float) -> Any:
         """The library's ``connect``, which opens TCP unless there is a stream already."""
@@ -110,6 +129,7 @@ class WebsocketsDriver:
             ping_timeout=_PING_TIMEOUT_S,
             max_size=MAX_FRAME_BYTES,
             compression=None,
+            **self._way(),
             **stream,
         )
 
@@ -202,9 +222,12 @@ async def _close(websocket: Any) -> None:
         await (websocket.aclose if hasattr(websocket, "aclose") else websocket.close)()
 
 
-def _not_opened(url: str, exc: Exception) -> FeedError:
+def _not_opened(url: str, exc: Exception, way: Route) -> FeedError:
     if isinstance(exc, InvalidStatus):
-        return http_refusal(exc.response.status_code)
+        return http_refusal(exc.response.status_code, url)
     if isinstance(exc, ssl.SSLError):
-        return FeedUnavailable(f"no TLS connection to {url}: {exc}; check the URL and the clock")
-    return FeedUnavailable(f"cannot connect to {url}: {exc or type(exc).__name__}")
+        return FeedUnavailable(
+            f"no TLS connection to {url}: {exc}; check the URL, the clock, and SSL_CERT_FILE "
+            f"where a private authority signs{way.hint}"
+        )
+    return FeedUnavailable(f"cannot connect to {url}: {exc or type(exc).__name__}{way.hint}")

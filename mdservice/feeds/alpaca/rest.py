@@ -25,6 +25,7 @@ from mdservice.feeds.subscriptions import chunks
 from mdservice.logs import get_logger
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
+from mdservice.network import HttpAnswer, HttpClient, HttpFailed
 from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _TIMEOUT_S = 10.0
 _LONGEST_WAIT_S = 15.0
 _PAUSE_S = 1.0
 _MOST_TRIES = 5
+_MOST_BYTES = 32 * 1024 * 1024
+"""Of one page; one of 10,000 quotes has about two."""
 _MOST_QUOTES = 200_000
 """What is kept in memory of one answer, all pages together."""
 _OK, _TOO_MANY = 200, 429
@@ -86,6 +89,10 @@ class AlpacaHistory:
         credentials: Sent as headers.
         clock: Stamps what is received.
         transport: In the place of the network, for tests.
+        http: Shared with other parts, and closed by its owner.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -95,12 +102,14 @@ class AlpacaHistory:
         credentials: Credentials,
         clock: Clock,
         transport: httpx.AsyncBaseTransport | None = None,
+        http: HttpClient | None = None,
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._feed = feed
-        self._credentials = credentials
+        self._headers = credentials.as_headers()
         self._clock = clock
-        self._transport = transport
+        self._http = http or HttpClient(transport)
+        self._http.prepare(self._base_url)
         self._limit = _RateLimit()
 
     async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
@@ -108,64 +117,53 @@ class AlpacaHistory:
         if self._feed not in _FEEDS_WITH_HISTORY:
             raise NoHistory(f"the feed {self._feed} has no history")
         found: list[Quote] = []
-        async with self._client() as client:
-            for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
-                query = {
-                    "symbols": ",".join(chunk),
-                    "start": format_ns(start_ns),
-                    "end": format_ns(end_ns),
-                    "limit": str(_MOST_PER_PAGE),
-                    "sort": "asc",
-                }
-                token: str | None = ""
-                while token is not None:
-                    paged = {**query, "page_token": token} if token else query
-                    page = await self._get(client, "/v2/stocks/quotes", paged, decode_page)
-                    found += page.quotes
-                    if len(found) > _MOST_QUOTES:
-                        raise HistoryRefused(f"more than {_MOST_QUOTES} quotes are too many")
-                    token = page.next_page
+        for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
+            query = {
+                "symbols": ",".join(chunk),
+                "start": format_ns(start_ns),
+                "end": format_ns(end_ns),
+                "limit": str(_MOST_PER_PAGE),
+                "sort": "asc",
+            }
+            token: str | None = ""
+            while token is not None:
+                paged = {**query, "page_token": token} if token else query
+                page = await self._get("/v2/stocks/quotes", paged, decode_page)
+                found += page.quotes
+                if len(found) > _MOST_QUOTES:
+                    raise HistoryRefused(f"more than {_MOST_QUOTES} quotes are too many")
+                token = page.next_page
         return found
 
     async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
         """See :class:`mdservice.feeds.history.QuoteHistory`."""
         found: list[Quote] = []
-        async with self._client() as client:
-            for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
-                query = {"symbols": ",".join(chunk)}
-                path = "/v2/stocks/quotes/latest"
-                found += (await self._get(client, path, query, decode_latest)).quotes
+        for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
+            query = {"symbols": ",".join(chunk)}
+            found += (await self._get("/v2/stocks/quotes/latest", query, decode_latest)).quotes
         return found
 
-    def _client(self) -> httpx.AsyncClient:
-        import httpx
-
-        return httpx.AsyncClient(
-            timeout=_TIMEOUT_S,
-            transport=self._transport,
-            headers=self._credentials.as_headers(),
-        )
-
     async def _get(
-        self,
-        client: httpx.AsyncClient,
-        path: str,
-        query: Mapping[str, str],
-        decode: Callable[[bytes, int], Answer],
+        self, path: str, query: Mapping[str, str], decode: Callable[[bytes, int], Answer]
     ) -> Answer:
-        import httpx
-
         feed = {} if self._feed == "simulator" else {"feed": self._feed}
         for _ in range(_MOST_TRIES):
             await self._wait_for_room()
             try:
-                answer = await client.get(f"{self._base_url}{path}", params={**query, **feed})
-            except (httpx.HTTPError, httpx.InvalidURL) as exc:
+                answer = await self._http.get(
+                    f"{self._base_url}{path}",
+                    params={**query, **feed},
+                    headers=self._headers,
+                    timeout_s=_TIMEOUT_S,
+                    most_bytes=_MOST_BYTES,
+                    any_status=True,
+                )
+            except HttpFailed as exc:
                 raise HistoryUnavailable(
-                    f"no history from {mask_url(self._base_url)}: {exc or type(exc).__name__}"
+                    f"no history from {mask_url(self._base_url)}: {exc}"
                 ) from exc
             self._limit.note(answer.headers)
-            if answer.status_code != _TOO_MANY:
+            if answer.status != _TOO_MANY:
                 return self._read(answer, decode)
             self._limit.exhausted(self._clock.utc_ns() / 1e9)
         raise HistoryUnavailable("the API's calls of this minute are used up, it says again")
@@ -176,10 +174,10 @@ class AlpacaHistory:
             raise HistoryRefused(f"the API's calls of this minute are used up ({wait_s:.0f} s)")
         await anyio.sleep(wait_s)
 
-    def _read(self, answer: httpx.Response, decode: Callable[[bytes, int], Answer]) -> Answer:
-        status = answer.status_code
+    def _read(self, answer: HttpAnswer, decode: Callable[[bytes, int], Answer]) -> Answer:
+        status = answer.status
         if status != _OK:
-            reason = decode_refusal(answer.content)
+            reason = decode_refusal(answer.body)
             message = f"history was refused with HTTP {status}: {reason}"
             if status >= _SERVER_ERROR:
                 raise HistoryUnavailable(message)
@@ -187,7 +185,7 @@ class AlpacaHistory:
                 raise SymbolsRefused(message)
             raise HistoryRefused(message)
         try:
-            found = decode(answer.content, self._clock.utc_ns())
+            found = decode(answer.body, self._clock.utc_ns())
         except ValueError as exc:
             raise HistoryUnavailable(f"history's answer cannot be read: {exc}") from exc
         if found.broken:

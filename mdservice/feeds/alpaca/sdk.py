@@ -8,11 +8,17 @@ fails to start and ``auto`` falls back to the raw one.
 
 from __future__ import annotations
 
+import asyncio
+import re
+import socket
+import ssl
 import warnings
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -24,12 +30,15 @@ from mdservice.feeds.alpaca.login import Credentials, failed_login
 from mdservice.feeds.alpaca.raw import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
 from mdservice.feeds.alpaca.sdk_thread import SdkThread, SdkWebsocket
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
+from mdservice.network import Route, route, tls_context
 from mdservice.urls import mask_url
 
 __all__ = ["AlpacaPyDriver"]
 
 _IMPORT_LIMIT_S = 8.0
 """It takes one to three seconds, several on a slow disk."""
+_DIRECT = Route()
+_LONGEST_CONSENT_BYTES = 64 * 1024
 _MEND = "install alpaca-py, or set MDSERVICE_DRIVER=websockets"
 
 
@@ -40,6 +49,9 @@ class AlpacaPyDriver:
         url: Given to the SDK as ``url_override``, since it knows the feeds iex and sip only.
         credentials: The account's key pair.
         limit: How long a login may take; one of its own where not given.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
     """
 
     name = "alpaca-py"
@@ -48,18 +60,32 @@ class AlpacaPyDriver:
         self._url = url
         self._credentials = credentials
         self._limit = limit or LoginLimit()
+        self._route = route(url)
+        self._tls = tls_context() if url.startswith("wss:") else None
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Link]:
         """See :meth:`mdservice.feeds.driver.Driver.connect`."""
+        if not (self._route.proxy or "http:").startswith("http:"):
+            raise ConfigurationError(
+                f"The driver alpaca-py cannot use the proxy of {self._route.variable}: it knows "
+                "http:// proxies only. Set MDSERVICE_DRIVER=websockets, which can use it"
+            )
         stream_class, protocol_class = await _sdk()
         limit_s = self._limit.seconds
-        thread = SdkThread(
-            lambda: _LentStream(
-                stream_class, protocol_class, self._url, self._credentials, limit_s
-            ),
-            limit_s,
-        )
+
+        def make_socket() -> _LentStream:
+            return _LentStream(
+                stream_class,
+                protocol_class,
+                self._url,
+                self._credentials,
+                limit_s,
+                self._route,
+                self._tls,
+            )
+
+        thread = SdkThread(make_socket, limit_s)
         try:
             with self._limit.one_try(anyio.current_time):
                 await thread.open()
@@ -94,46 +120,64 @@ class _LentStream:
         url: str,
         credentials: Credentials,
         limit_s: float,
+        way: Route = _DIRECT,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._limit_s = limit_s
         self._shown = mask_url(url)
+        self._url = url
+        self._way = way
+        params: dict[str, Any] = {
+            "create_protocol": protocol_class,
+            "open_timeout": limit_s,
+            "close_timeout": CLOSE_TIMEOUT_S / 5,  # the library waits for five of these
+            "ping_interval": 10,
+            "ping_timeout": 20,
+            "max_size": MAX_FRAME_BYTES,
+            "max_queue": MAX_QUEUED_FRAMES,
+            "compression": None,
+        }
+        if tls is not None:
+            params["ssl"] = tls
+        self._params = params
         self._stream = stream_class(
             credentials.key,
             credentials.secret,
             raw_data=True,
             url_override=url,
-            websocket_params={
-                "create_protocol": protocol_class,
-                "open_timeout": limit_s,
-                "close_timeout": CLOSE_TIMEOUT_S / 5,  # the library waits for five of these
-                "ping_interval": 10,
-                "ping_timeout": 20,
-                "max_size": MAX_FRAME_BYTES,
-                "max_queue": MAX_QUEUED_FRAMES,
-                "compression": None,
-            },
+            websocket_params=params,
         )
         self._websocket: Any = None
 
     async def open(self) -> SdkWebsocket:
         try:
+            if self._way.proxy is not None:
+                self._params["sock"] = await _tunnel(self._way.proxy, self._url)
             await self._stream._start_ws()  # noqa: SLF001 - the login that this driver borrows
         except Exception as exc:
             raise self._translated(exc, self._stream._ws) from exc  # noqa: SLF001
         finally:  # also when cancelled: abort() needs it
             self._websocket = self._stream._ws  # noqa: SLF001
-        websocket: SdkWebsocket = self._websocket
+            tunnel = self._params.pop("sock", None)
+            if tunnel is not None and self._websocket is None:
+                tunnel.close()
+        websocket: SdkWebsocket = self._stream._ws  # noqa: SLF001
         return websocket
 
     def _translated(self, exc: Exception, websocket: Any) -> FeedError:
+        hint = self._way.hint
         status = getattr(exc, "status_code", None)
         if isinstance(status, int):
-            return http_refusal(status)
+            return http_refusal(status, self._shown)
         if isinstance(exc, TimeoutError):
-            return FeedUnavailable(f"{self._shown} did not answer within {self._limit_s:g} s")
+            return FeedUnavailable(f"{self._shown} did not answer within {self._limit_s:g} s{hint}")
         if isinstance(exc, ValueError):  # alpaca-py's own: the answer was not a success
             return failed_login(getattr(websocket, "last_frame", None), exc)
-        return FeedUnavailable(f"cannot connect to {self._shown}: {exc or type(exc).__name__}")
+        if isinstance(exc, ssl.SSLError):
+            hint = f"; check SSL_CERT_FILE where a private authority signs{hint}"
+        return FeedUnavailable(
+            f"cannot connect to {self._shown}: {exc or type(exc).__name__}{hint}"
+        )
 
     async def close(self) -> None:
         await self._stream.close()
@@ -142,6 +186,55 @@ class _LentStream:
         transport = getattr(self._websocket, "transport", None)
         if transport is not None:
             transport.abort()
+
+
+async def _tunnel(proxy: str, url: str) -> socket.socket:
+    """A connection to the URL's host through an HTTP proxy; the library knows no proxies.
+
+    Source: RFC 9110, section 9.3.6, ``CONNECT``.
+
+    Raises:
+        OSError: There is no proxy, or it refuses.
+    """
+    through, target = urlsplit(proxy), urlsplit(url)
+    port = target.port or (443 if target.scheme == "wss" else 80)
+    host = f"[{target.hostname}]" if ":" in (target.hostname or "") else target.hostname
+    asked = f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+    if through.username is not None:
+        login = f"{unquote(through.username)}:{unquote(through.password or '')}"
+        asked += f"Proxy-Authorization: Basic {b64encode(login.encode()).decode()}\r\n"
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(through.hostname, through.port, type=socket.SOCK_STREAM)
+    error: OSError = ConnectionRefusedError("the proxy has no address")
+    for family, kind, protocol, _, address in found:
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        connected = False
+        try:
+            await loop.sock_connect(sock, address)
+            await loop.sock_sendall(sock, f"{asked}\r\n".encode())
+            await _read_consent(sock)
+            connected = True
+        except OSError as exc:
+            error = exc
+        finally:
+            if not connected:
+                sock.close()
+        if connected:
+            return sock
+    raise error
+
+
+async def _read_consent(sock: socket.socket) -> None:
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        more = await asyncio.get_running_loop().sock_recv(sock, 4096)
+        answer += more
+        if not more or len(answer) > _LONGEST_CONSENT_BYTES:
+            raise ConnectionResetError("the proxy does not answer as an HTTP proxy does")
+    if not re.match(rb"HTTP/1\.[01] 2\d\d", answer):
+        line = answer.partition(b"\r\n")[0][:80].decode(errors="replace")
+        raise ConnectionRefusedError(f"the proxy refuses: {line!r}")
 
 
 async def _sdk() -> tuple[Any, Any]:
