@@ -18,12 +18,24 @@ _PRIVATE = 0o700
 def default_socket(environ: Mapping[str, str] | None = None) -> Path:
     """``$XDG_RUNTIME_DIR/mdservice.sock``, else one in this user's folder in the temporary one.
 
-    Nothing is created; :func:`prepare_socket_folder` does that.
+    A session's folder that this user cannot use counts as not set: one that is missing, no folder,
+    not writable, or another user's, as after ``su``. Nothing is created;
+    :func:`prepare_socket_folder` does that.
     """
     folder = Path((os.environ if environ is None else environ).get("XDG_RUNTIME_DIR", ""))
-    if folder.is_absolute():  # The XDG specification has a relative one ignored.
+    # The XDG specification has a relative one ignored.
+    if folder.is_absolute() and _is_usable(folder):
         return folder / "mdservice.sock"
     return _own_folder() / "mdservice.sock"
+
+
+def _is_usable(folder: Path) -> bool:
+    try:
+        found = folder.stat()
+    except (OSError, ValueError):
+        return False
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return own and os.access(folder, os.W_OK | os.X_OK)
 
 
 def prepare_socket_folder(socket: Path) -> None:

@@ -71,21 +71,27 @@ class Settings:
     )
     feed_url: str | None = setting(
         None,
-        values.url("ws", "wss"),
+        values.feed_url,
         "A ws:// or wss:// URL that speaks Alpaca's protocol; else by the feed's name.",
         metavar="URL",
         address=True,
     )
     rest_url: str = setting(
         Unchosen("https://data.alpaca.markets"),
-        values.url("http", "https"),
+        values.api_base(
+            wrong_hosts=("api.alpaca.markets", "paper-api.alpaca.markets"),
+            instead="MDSERVICE_TRADING_URL",
+        ),
         "Base of the market-data REST API, for repairs; to be set where a feed URL is.",
         metavar="URL",
         address=True,
     )
     trading_url: str = setting(
         Unchosen("https://paper-api.alpaca.markets"),
-        values.url("http", "https"),
+        values.api_base(
+            wrong_hosts=("data.alpaca.markets", "stream.data.alpaca.markets"),
+            instead="MDSERVICE_REST_URL",
+        ),
         "Base of the trading REST API, for positions and the market's clock.",
         metavar="URL",
         address=True,

@@ -146,8 +146,8 @@ def _from_environment(infos: Sequence[SettingInfo], environ: Mapping[str, str]) 
     given = {}
     for info in infos:
         for variable in info.environment:
-            value = environ.get(variable, "")
-            if value.strip():
+            value = _unquoted(environ.get(variable, ""))
+            if value:
                 given[info.name] = Given(value, f"environment variable {variable}")
                 break
     _refuse_unknown(
@@ -155,6 +155,17 @@ def _from_environment(infos: Sequence[SettingInfo], environ: Mapping[str, str]) 
         environ,
     )
     return given
+
+
+def _unquoted(value: str) -> str:
+    """The value without blanks and a pair of quotes around it.
+
+    ``docker --env-file`` and systemd's files keep quotes that a shell takes off.
+    """
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        value = value[1:-1].strip()
+    return value
 
 
 def _refuse_unknown(known: Sequence[str], environ: Mapping[str, str]) -> None:

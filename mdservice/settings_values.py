@@ -12,13 +12,16 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mdservice.errors import InvalidSymbol
 from mdservice.model.symbol import parse_symbols
 from mdservice.urls import parse_url, quoted, text
 
 __all__ = [
+    "api_base",
     "default_log_format",
+    "feed_url",
     "host_and_port",
     "is_loopback",
     "one_of",
@@ -42,6 +45,7 @@ _SECRET = re.compile(r"[!-~]{1,512}", re.ASCII)
 _SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """What ``sockaddr_un`` holds, less its closing zero."""
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
+_QUOTES = "\"'"
 _OWN_KEYS = ("price:", "mdservice:")
 
 
@@ -74,6 +78,38 @@ def url(*schemes: str) -> Callable[[object], str]:
         return parse_url(value, *schemes)
 
     return parse_given
+
+
+def api_base(*, wrong_hosts: Sequence[str], instead: str) -> Callable[[object], str]:
+    """The base of a REST API of Alpaca's; a ``/v2`` at its end, as the dashboard shows it, is cut.
+
+    Args:
+        wrong_hosts: Alpaca's hosts of the other API.
+        instead: The setting that these belong to.
+    """
+
+    def parse_base(value: object) -> str:
+        given = parse_url(value, "http", "https").rstrip("/")
+        if (urlsplit(given).hostname or "").lower() in wrong_hosts:
+            raise ValueError(f"is the host of another API: it belongs to {instead}")
+        while given.lower().endswith("/v2"):
+            given = given[:-3].rstrip("/")
+        return given
+
+    return parse_base
+
+
+def feed_url(value: object) -> str:
+    """A websocket's URL; one of Alpaca's has to name the stream."""
+    given = parse_url(value, "ws", "wss")
+    parts = urlsplit(given)
+    host = (parts.hostname or "").lower()
+    if host.endswith("alpaca.markets") and parts.path.strip("/") in ("", "v2", "v1beta1"):
+        raise ValueError(
+            "names no stream: write the whole URL, such as "
+            "wss://stream.data.alpaca.markets/v2/iex, or set MDSERVICE_FEED alone"
+        )
+    return given
 
 
 def whole_number(at_least: int, at_most: int) -> Callable[[object], int]:
@@ -136,7 +172,12 @@ def parse_secret(value: object) -> str:
         raise ValueError(
             "must be text of visible ASCII characters without blanks (the value is not shown)"
         )
-    return value.strip()
+    given = value.strip()
+    if given[0] in _QUOTES or given[-1] in _QUOTES:
+        raise ValueError(
+            "has a quotation mark at one end: write it without quotes (the value is not shown)"
+        )
+    return given
 
 
 def parse_symbol_list(value: object) -> tuple[str, ...]:

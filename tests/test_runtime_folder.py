@@ -25,8 +25,37 @@ def socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return default_socket({})
 
 
-def test_the_runtime_folder_of_the_session_is_preferred() -> None:
-    assert default_socket({"XDG_RUNTIME_DIR": "/run/user/5"}) == Path("/run/user/5/mdservice.sock")
+def test_the_runtime_folder_of_the_session_is_preferred(tmp_path: Path) -> None:
+    assert default_socket({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "mdservice.sock"
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "relative", "missing", "a file", "below a file", "not writable", "NUL"]
+)
+def test_a_runtime_folder_that_cannot_be_used_counts_as_not_set(
+    socket: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    if kind == "not writable":
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    given = {
+        "empty": "",
+        "relative": "run",
+        "missing": str(tmp_path / "missing"),
+        "a file": str(file),
+        "below a file": str(file / "run"),
+        "not writable": str(tmp_path),
+        "NUL": "/a\0b",
+    }[kind]
+    assert default_socket({"XDG_RUNTIME_DIR": given}) == socket
+
+
+def test_the_runtime_folder_of_another_user_counts_as_not_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert default_socket({"XDG_RUNTIME_DIR": str(tmp_path)}).parent != tmp_path
 
 
 def test_without_one_it_is_a_folder_of_this_user(socket: Path, tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def refused(
 # Where values come from
 
 
-def test_defaults_are_the_contracts() -> None:
-    settings = load({"XDG_RUNTIME_DIR": "/run/user/7"})
+def test_defaults_are_the_contracts(tmp_path: Path) -> None:
+    settings = load({"XDG_RUNTIME_DIR": str(tmp_path)})
     assert settings == Settings(
         api_key=None,
         secret_key=None,
@@ -75,7 +75,7 @@ def test_defaults_are_the_contracts() -> None:
         mute_after=30.0,
         stale_after=60.0,
         backlog=100_000,
-        socket=Path("/run/user/7/mdservice.sock"),
+        socket=tmp_path / "mdservice.sock",
         http=None,
         api_token=None,
         log_format=settings.log_format,
@@ -556,3 +556,56 @@ def test_keys_alone_mean_iex() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Settings().feed = "sip"  # type: ignore[misc]
+
+
+# ---- what people paste
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v2", "/v2/", "/V2", "/v2//", "/v2/v2"])
+@pytest.mark.parametrize("name", ["rest_url", "trading_url"])
+def test_a_base_that_ends_in_v2_means_the_same(name: str, end: str) -> None:
+    url = f"https://mirror.example/alpaca{end}"
+    found = load_settings(None, {}, {f"MDSERVICE_{name.upper()}": url})
+    assert getattr(found, name) == "https://mirror.example/alpaca"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REST_URL", "https://paper-api.alpaca.markets"),
+        ("REST_URL", "https://API.alpaca.markets/v2"),
+        ("REST_URL", "data.alpaca.markets"),
+        ("TRADING_URL", "https://data.alpaca.markets/v2"),
+        ("TRADING_URL", "paper-api.alpaca.markets"),
+        ("FEED_URL", "wss://stream.data.alpaca.markets"),
+        ("FEED_URL", "wss://stream.data.alpaca.markets/"),
+        ("FEED_URL", "wss://stream.data.alpaca.markets/v2"),
+        ("FEED_URL", "https://stream.data.alpaca.markets/v2/iex"),
+        ("FEED_URL", "stream.data.alpaca.markets/v2/iex"),
+    ],
+)
+def test_an_address_of_another_kind_is_refused_at_once(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"MDSERVICE_{name}"):
+        load_settings(None, {}, {f"MDSERVICE_{name}": value})
+
+
+@pytest.mark.parametrize("around", ['"{}"', "'{}'", " {} ", "{}\n", "{}\r\n", '"{}"\r', '" {} "'])
+def test_quotes_and_blanks_around_a_variable_are_taken_off(around: str) -> None:
+    given = {
+        "ALPACA_API_KEY": "PK1",
+        "ALPACA_SECRET_KEY": "hidden",
+        "MDSERVICE_API_TOKEN": "token",
+        "MDSERVICE_SYMBOLS": "AAPL,MSFT",
+        "MDSERVICE_REDIS_URL": "redis://db:6379",
+        "MDSERVICE_FEED": "sip",
+        "MDSERVICE_PRICE_TTL": "7",
+        "MDSERVICE_POSITIONS": "https://desk.example/positions/",
+    }
+    quoted = {name: around.format(value) for name, value in given.items()}
+    assert load_settings(None, {}, quoted) == load_settings(None, {}, given)
+
+
+@pytest.mark.parametrize("value", ['"PK1', "PK1'", '"', "\"PK1'"])
+def test_a_single_quotation_mark_of_a_key_is_refused(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"ALPACA_API_KEY.*quotation mark"):
+        load_settings(None, {}, {"ALPACA_API_KEY": value})
