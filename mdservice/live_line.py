@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TextIO
 
 import anyio
@@ -39,14 +40,17 @@ class LiveLine:
 
     def write(self, text: str) -> int:
         """Write a log line, the live line cleared first."""
-        if self._drawn:
-            self._terminal.write(_CLEAR)
-            self._drawn = False
-        return self._terminal.write(text)
+        with suppress(OSError):  # the terminal is gone: the service goes on, or drains
+            if self._drawn:
+                self._drawn = False
+                self._terminal.write(_CLEAR)
+            self._terminal.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """Pass on."""
-        self._terminal.flush()
+        with suppress(OSError):
+            self._terminal.flush()
 
     def isatty(self) -> bool:
         """Whether it can be redrawn."""
@@ -83,8 +87,8 @@ class LiveLine:
             numbers = [*_pnl(totals), *prices]
             line = fitted(_summary(status, rate), numbers, columns - 1)
             self.write("")
-            self._terminal.write(_CLEAR + line)
-            self._terminal.flush()
+            self.write(_CLEAR + line)
+            self.flush()
             self._drawn = True
 
     async def _log_now_and_then(self, service: Service) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
 from collections.abc import Callable
 from functools import partial
 
 import anyio
-from anyio.abc import TaskStatus
 
 from mdservice.api.server import ApiAddresses, serve_api
 from mdservice.api.socket import unix_listener
@@ -19,25 +16,22 @@ from mdservice.live_line import LiveLine
 from mdservice.logs import get_logger
 from mdservice.service import Service, open_service
 from mdservice.settings import Settings
+from mdservice.stop_signals import stop_on_signal
 from mdservice.urls import mask_url
 
 __all__ = ["GC_THRESHOLD", "run_gateway", "serve"]
 
 _log = get_logger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_AT_ONCE = 1
 GC_THRESHOLD = (50_000, 20, 50)
 """Quotes and rows form no cycles; looking for them every 700 objects costs a third of the
 throughput, and answers of ten thousand positions wait for it."""
-_ONE_SIGNAL_S = 0.05
-"""timeout(1) and some shells deliver one signal twice: to the process and to its group."""
 
 
 async def serve(
     settings: Settings, *, announce: Callable[[str], None], live_line: LiveLine
 ) -> None:
-    """Run until SIGINT or SIGTERM, then drain and return; a second signal exits at once.
+    """Run until SIGINT, SIGTERM or SIGHUP, then drain and return; a second signal exits at once.
 
     The API's socket is taken first: a second service stops there, before it could take the
     account's one connection from the first. The API answers until all is drained.
@@ -55,7 +49,7 @@ async def serve(
     with unix_listener(settings.socket) as listener:
         async with anyio.create_task_group() as tasks:
             running = anyio.CancelScope()
-            await tasks.start(_stop_on_signal, running)
+            await tasks.start(stop_on_signal, running)
             with running:
                 # The gateway ends before the service does, the API after it.
                 async with open_service(settings) as service, anyio.create_task_group() as gateway:
@@ -80,7 +74,7 @@ async def serve(
 
 
 async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) -> None:
-    """Run the gateway alone until SIGINT or SIGTERM.
+    """Run the gateway alone until SIGINT, SIGTERM or SIGHUP.
 
     Args:
         settings: What to run.
@@ -92,7 +86,7 @@ async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) ->
     gc.set_threshold(*GC_THRESHOLD)
     async with anyio.create_task_group() as tasks:
         running = anyio.CancelScope()
-        await tasks.start(_stop_on_signal, running)
+        await tasks.start(stop_on_signal, running)
         with running:
             async with anyio.create_task_group() as serving:
                 book = make_gateway(settings)
@@ -109,20 +103,6 @@ def _pnl_line(address: str) -> str:
 
 def _told(source: str, settings: Settings) -> str:
     return f"the service at {settings.socket}" if source == "none" else mask_url(source)
-
-
-async def _stop_on_signal(running: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(*_SIGNALS) as signals:
-        task_status.started()
-        first_s = 0.0
-        async for number in signals:
-            if running.cancel_called and anyio.current_time() < first_s + _ONE_SIGNAL_S:
-                continue
-            if running.cancel_called:  # the guard ends an embedded server, the system the rest
-                os._exit(_AT_ONCE)
-            first_s = anyio.current_time()
-            _log.info("stopping", signal=signal.Signals(number).name)
-            running.cancel()
 
 
 def _introduce(

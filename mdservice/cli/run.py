@@ -23,7 +23,7 @@ Examples:
 \b
 Keys, secrets and the API token have no flags: set ALPACA_API_KEY,
 ALPACA_SECRET_KEY and MDSERVICE_API_TOKEN, or put them into the file.
-Ctrl-C or SIGTERM drains and ends; a second one ends at once.
+Ctrl-C, SIGTERM or SIGHUP drains and ends; a second one ends at once.
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
 import sys
 from functools import partial
 from pathlib import Path
@@ -74,23 +74,28 @@ async def _simulate(config: SimulatorConfig, host: str, port: int) -> None:
     import anyio
 
     from mdservice.simulator import open_simulator
+    from mdservice.stop_signals import stop_on_signal
 
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with (
-            open_simulator(config, host=host, port=port) as simulator,
-            anyio.create_task_group() as tasks,
-        ):
-            click.echo(f"simulating Alpaca at {simulator.url} (seed {config.seed})")
-            click.echo(
+    async with anyio.create_task_group() as tasks:
+        running = anyio.CancelScope()
+        await tasks.start(stop_on_signal, running)
+        async with open_simulator(config, host=host, port=port) as simulator:
+            _say(f"simulating Alpaca at {simulator.url} (seed {config.seed})")
+            _say(
                 "to use it: MDSERVICE_FEED=simulator "
                 f"MDSERVICE_FEED_URL={simulator.url} mdservice run --symbols AAPL"
             )
-            click.echo(_about_positions(simulator))
-            tasks.start_soon(_show_progress, simulator)
-            async for _signal in signals:
-                break
-            tasks.cancel_scope.cancel()
-    click.echo("\nstopped" if _is_terminal() else "stopped")
+            _say(_about_positions(simulator))
+            with running:
+                await _show_progress(simulator)
+        tasks.cancel_scope.cancel()
+    _say("\nstopped" if _is_terminal() else "stopped")
+
+
+def _say(line: str, *, end: bool = True) -> None:
+    """Write a line; the simulator goes on where its terminal or its reader is gone."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(line, nl=end)
 
 
 def _about_positions(simulator: Simulator) -> str:
@@ -112,7 +117,7 @@ async def _show_progress(simulator: Simulator) -> None:
         before = made
         clients = len(simulator.connections)
         line = f"{clients} connected, {made:,} quotes made, {rate:,.0f} a second"
-        click.echo(f"\r{line:<70}" if terminal else line, nl=not terminal)
+        _say(f"\r{line:<70}" if terminal else line, end=not terminal)
 
 
 def _is_terminal() -> bool:

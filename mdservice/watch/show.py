@@ -23,6 +23,7 @@ from mdservice.gateway.make import make_book
 from mdservice.settings import Settings
 from mdservice.settings_feeds import FEED_URLS, feed_delay_s
 from mdservice.settings_fields import Unchosen
+from mdservice.stop_signals import leave_lost_terminal, stop_signals
 from mdservice.watch.errors import LastError
 from mdservice.watch.gather import Gatherer
 from mdservice.watch.output import LineOutput
@@ -32,7 +33,6 @@ from mdservice.watch.service import ServiceWatch
 
 __all__ = ["watch"]
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _REDRAW_S: Final = 0.25
 _LINES_EVERY_S: Final = 1.0
 _LOOK_S: Final = 0.02
@@ -44,7 +44,7 @@ _NO_END: Final = 100_000
 
 
 async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> bool:
-    """Show prices and P&L until SIGINT, SIGTERM or the end of the reader.
+    """Show prices and P&L until SIGINT, SIGTERM, SIGHUP or the end of the reader.
 
     Args:
         settings: Where the service, Redis and the positions are.
@@ -134,9 +134,10 @@ async def _known(book: PnlBook) -> None:
 
 
 async def _stop_on_signal(running: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+    with anyio.open_signal_receiver(*stop_signals()) as signals:
         task_status.started()
         async for _number in signals:
+            leave_lost_terminal()
             running.cancel()
 
 

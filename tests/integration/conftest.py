@@ -89,6 +89,7 @@ class Program:
         env: dict[str, str],
         folder: Path,
         program: Sequence[str] = ("-m", "mdservice"),
+        terminal: int | None = None,
     ) -> None:
         self.folder = folder
         self.socket = folder / "mdservice.sock"
@@ -107,11 +108,12 @@ class Program:
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 self.args,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdin=subprocess.DEVNULL if terminal is None else terminal,
+                stdout=out if terminal is None else terminal,
+                stderr=err if terminal is None else terminal,
                 cwd=folder,
                 env=self.env,
+                start_new_session=terminal is not None,
             )
         self.started = time.monotonic()
         self._http: httpx.Client | None = None
@@ -357,9 +359,15 @@ class Stage:
         path = str(_ROOT / "docs" / "examples" / name)
         return self.python(path, *args, folder=folder, **env)
 
-    def python(self, first: str, *args: str, folder: Path | None = None, **env: str) -> Program:
-        """Start ``python FIRST ARGS``."""
-        program = Program(args, env, folder or self.folder(), (first,))
+    def python(
+        self,
+        *args: str,
+        folder: Path | None = None,
+        terminal: int | None = None,
+        **env: str,
+    ) -> Program:
+        """Start ``python ARGS``, where a terminal is given as the leader of its session."""
+        program = Program(args, env, folder or self.folder(), (), terminal)
         self._stack.callback(program.close)
         return program
 

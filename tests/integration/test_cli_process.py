@@ -137,7 +137,7 @@ def test_check_ends_with_78_when_the_settings_are_to_blame(
     assert "FAIL  socket" in result.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_simulate_tells_how_to_use_it_and_ends_with_0(
     folder: Path, environ: dict[str, str], number: signal.Signals
 ) -> None:

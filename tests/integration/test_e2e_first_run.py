@@ -139,7 +139,7 @@ def test_the_symbols_and_the_ttl_can_still_be_chosen(stage: Any) -> None:
         assert 0 < client.ttl("price:IBM") <= 7
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_with_0_and_everything_of_it_is_gone(stage: Any, by: Any) -> None:
     service = stage.program("run", MDSERVICE_EVENT_LOG="log").wait_ready()
     service.until(lambda s: s["counters"]["events_published"] > 20)

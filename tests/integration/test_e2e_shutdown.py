@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
 import signal
+import subprocess
 import time
 from typing import Any
 
@@ -28,7 +32,7 @@ def a_service(stage: Any, **config: Any) -> tuple[Any, Any, Any]:
     return simulator, valkey, service.wait_ready()
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_what_was_accepted_is_written_before_the_end(stage: Any, by: signal.Signals) -> None:
     simulator, valkey, service = a_service(stage)
     valkey.stop_answering()
@@ -82,3 +86,67 @@ def test_it_ends_within_5_s_where_redis_never_answers_and_at_once_on_a_second_si
     assert time.monotonic() - started < 5.1
     for _, valkey, _ in made:
         valkey.answer_again()
+
+
+LONG_RUNNING = ["run", "gateway", "simulate", "watch"]
+_WITH_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+_IGNORING = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+_EXECUTE = (
+    "import os, sys; os.execv(sys.executable, [sys.executable, '-m', 'mdservice', *sys.argv[1:]])"
+)
+
+
+def started(stage: Any, command: str, before: str = "", terminal: int | None = None) -> Any:
+    """A command at work; ``before`` is Python that the process runs first."""
+    service = stage.program("run").wait_ready()
+    env = {"MDSERVICE_REDIS_URL": service.status()["redis"]["url"]}
+    if command == "watch":
+        env["MDSERVICE_SOCKET"] = str(service.socket)
+    if command in ("run", "simulate"):
+        env = {}
+    folder = stage.folder()
+    options = {"MDSERVICE_GATEWAY_HTTP": "127.0.0.1:0", "PYTHONUNBUFFERED": "1", **env}
+    program = stage.python(
+        "-c", before + _EXECUTE, command, folder=folder, terminal=terminal, **options
+    )
+    awaited = {
+        "run": program.answers,
+        "gateway": lambda: "positions from" in program.stdout,
+        "simulate": lambda: "positions at" in program.stdout,
+        "watch": lambda: "AAPL" in program.stdout,
+    }[command]
+    if terminal is None:
+        stage.eventually(awaited, within=20, what=lambda: program.said)
+    return program
+
+
+@pytest.mark.parametrize("command", LONG_RUNNING)
+def test_a_hangup_ends_every_command_that_runs_on(stage: Any, command: str) -> None:
+    program = started(stage, command)
+    assert program.end(signal.SIGHUP, within=5) == 0, program.said
+    assert not program.socket.exists()
+    assert "Traceback" not in program.stderr
+
+
+@pytest.mark.parametrize("command", LONG_RUNNING)
+def test_a_hangup_that_is_ignored_stays_ignored(stage: Any, command: str) -> None:
+    program = started(stage, command, _IGNORING)
+    program.process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.process.wait(0.7)
+    assert program.end(signal.SIGTERM, within=5) == 0, program.said
+
+
+@pytest.mark.parametrize("command", LONG_RUNNING)
+def test_a_closed_terminal_ends_it_in_order(stage: Any, command: str) -> None:
+    ours, theirs = pty.openpty()
+    program = started(stage, command, _WITH_TERMINAL, terminal=theirs)
+    os.close(theirs)
+    shown = b""
+    text = {"run": b"api ", "gateway": b"positions from", "simulate": b"positions at"}
+    while text.get(command, b"AAPL") not in shown:
+        assert select.select([ours], [], [], 15)[0], shown
+        shown += os.read(ours, 65_536)
+    os.close(ours)
+    assert program.code(within=5) == 0
+    assert not program.socket.exists()
