@@ -270,6 +270,8 @@ async def open_service(
                 positions_interval_s=resolved.positions_interval,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
                 last_quotes=await read_last_quotes(store, symbols, latest_ns),
+                price_ttl_s=settings.price_ttl,
+                renew_prices=settings.renew_prices,
             )
             stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))

@@ -149,6 +149,12 @@ class Settings:
     price_ttl: int = setting(
         300, values.whole_number(1, _TEN_YEARS_S), "Life of a price in Redis.", metavar="SECONDS"
     )
+    renew_prices: bool = setting(
+        True,
+        values.parse_switch,
+        "Keep the price of a quiet symbol from expiring while the feed is connected: on or off.",
+        metavar="ON|OFF",
+    )
     event_log: str | None = setting(
         None,
         values.parse_event_log,

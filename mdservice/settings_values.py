@@ -71,6 +71,16 @@ def one_of(*choices: str) -> Callable[[object], str]:
     return parse_choice
 
 
+def parse_switch(value: object) -> bool:
+    """On or off, in the words that people use."""
+    word = str(value).strip().lower()
+    if word in ("on", "true", "yes", "1"):
+        return True
+    if word in ("off", "false", "no", "0"):
+        return False
+    raise ValueError(f"{quoted(str(value))} is not on or off")
+
+
 def url(*schemes: str) -> Callable[[object], str]:
     """A URL of one of these schemes."""
 

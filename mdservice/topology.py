@@ -133,6 +133,8 @@ def build(
     positions: PolledPositions | None = None,
     positions_interval_s: float = 5.0,
     last_quotes: Sequence[Quote] = (),
+    price_ttl_s: int = 300,
+    renew_prices: bool = True,
 ) -> Topology:
     """Wire one service.
 
@@ -149,6 +151,8 @@ def build(
         positions: Those whose symbols are followed, or None.
         positions_interval_s: How often they are asked for, seconds.
         last_quotes: The last ones of an earlier run, one of each symbol.
+        price_ttl_s: The life of a price in the store, seconds.
+        renew_prices: Whether the price of a quiet symbol is kept while the feed is connected.
     """
     commands = Channel[Command](COMMANDS.size)
     feed_items = Channel[FeedItem](FEED.size)
@@ -159,7 +163,14 @@ def build(
     book = SubscriptionBook()
     book.add(symbols, "settings")
     readers = LocalReaders()
-    router = QuoteRouter(feed_items, events.outbox, readers.offer, clock)
+
+    def confirmed(symbols: Sequence[str]) -> None:
+        writer.confirm(symbols)
+
+    def vouched() -> frozenset[str]:
+        return feed.vouched()
+
+    router = QuoteRouter(feed_items, events.outbox, readers.offer, clock, confirmed)
     router.start_from(last_quotes, resuming=_can_resume(last_quotes, clock.utc_ns()))
     outlet = Outlet(feed_items.outbox)
     asked = HalvingHistory(history) if history is not None else None
@@ -178,7 +189,14 @@ def build(
         first_prices,
     )
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
-    writer = RedisWriter(batches, acknowledged.outbox, store, clock)
+    writer = RedisWriter(
+        batches,
+        acknowledged.outbox,
+        store,
+        clock,
+        vouched if renew_prices else None,
+        price_ttl_s,
+    )
     watchdog = HealthWatchdog(clock)
 
     async def follow(symbols: tuple[str, ...]) -> None:

@@ -13,7 +13,13 @@ import attrs
 import msgspec
 import pytest
 
-from mdservice.errors import HistoryRefused, HistoryUnavailable, SubscriptionRefused
+from mdservice.errors import (
+    FeedUnavailable,
+    HistoryRefused,
+    HistoryUnavailable,
+    StoreRefused,
+    SubscriptionRefused,
+)
 from mdservice.feeds.first_prices import COALESCE_S, PAUSES_S
 from mdservice.model.encode import encode_quote
 from mdservice.model.position import Position
@@ -59,11 +65,15 @@ class Desk:
 
     @asynccontextmanager
     async def service(
-        self, *symbols: str, feed: FakeDriver | None = None, **more: Any
+        self,
+        *symbols: str,
+        feed: FakeDriver | None = None,
+        settings: dict[str, Any] | None = None,
+        **more: Any,
     ) -> AsyncIterator[Service]:
         self.feed = feed or FakeDriver(clock=self.clock)
         async with open_service(
-            Settings(symbols=",".join(symbols), mute_after=80_000.0),
+            Settings(symbols=",".join(symbols), mute_after=80_000.0, **(settings or {})),
             drivers=[self.feed],
             history=self.history,
             store=self.store,
@@ -373,3 +383,109 @@ async def test_rest_answers_for_other_symbols_too(autojump_clock: Any, desk: Des
     async with desk.service("AAPL"):
         await until(lambda: desk.store.price("AAPL"))
     assert not desk.events("MSFT")
+
+
+# ---- a restart
+
+
+async def test_a_restart_publishes_no_price_twice(autojump_clock: Any, desk: Desk) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+        await anyio.sleep(1)
+    await anyio.sleep(200)
+    payload = desk.store.price("AAPL")
+    async with desk.service("AAPL"):
+        await anyio.sleep(200)
+        assert desk.store.price("AAPL") == payload
+    assert len(desk.events("AAPL")) == 1
+
+
+async def test_a_symbol_that_is_subscribed_again_at_night_has_its_price_again(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL") as service:
+        await until(lambda: desk.store.price("AAPL"))
+        payload = desk.store.price("AAPL")
+        await service.unsubscribe("AAPL")
+        await anyio.sleep(1_000)
+        assert desk.store.price("AAPL") is None
+        await service.subscribe("AAPL")
+        await until(lambda: desk.store.price("AAPL") == payload)
+    assert len(desk.events("AAPL")) == 1
+
+
+async def test_a_quiet_price_lives_while_the_feed_does(autojump_clock: Any, desk: Desk) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+        payload = desk.store.price("AAPL")
+        for _ in range(40):
+            await anyio.sleep(50)
+            assert desk.store.price("AAPL") == payload
+        desk.feed.script.extend(ConnectionLost for _ in range(1_000))
+        desk.feed.drop()
+        await anyio.sleep(301)
+        assert desk.store.price("AAPL") is None
+    assert len(desk.events("AAPL")) == 1
+    assert sum("AAPL" in symbols for symbols in desk.store.renewed) < 30
+
+
+ConnectionLost = FeedUnavailable("nobody listens")
+
+
+async def test_a_price_that_was_evicted_or_ran_out_is_written_again(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+        payload = desk.store.price("AAPL")
+        del desk.store._keys["price:AAPL"]
+        await anyio.sleep(160)
+        assert desk.store.price("AAPL") == payload
+        desk.store.down = True
+        await anyio.sleep(1_000)
+        desk.store.down = False
+        await until(lambda: desk.store.price("AAPL") == payload)
+        await anyio.sleep(1_000)
+        assert desk.store.price("AAPL") == payload
+    assert len(desk.events("AAPL")) == 1
+
+
+async def test_prices_expire_where_they_are_not_renewed(autojump_clock: Any, desk: Desk) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL", settings={"renew_prices": "off"}):
+        await until(lambda: desk.store.price("AAPL"))
+        await anyio.sleep(299)
+        assert desk.store.price("AAPL")
+        await anyio.sleep(2)
+        assert desk.store.price("AAPL") is None
+
+
+@pytest.mark.parametrize("ttl_s", [1, 2, 5])
+async def test_a_short_life_is_renewed_in_time(autojump_clock: Any, desk: Desk, ttl_s: int) -> None:
+    desk.store._price_ttl_s = ttl_s
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL", settings={"price_ttl": ttl_s}):
+        await until(lambda: desk.store.price("AAPL"))
+        for _ in range(400):
+            await anyio.sleep(0.05)
+            assert desk.store.price("AAPL")
+
+
+async def test_a_user_without_the_right_to_renew_keeps_its_prices(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    class NoExpire(MemoryPriceStore):
+        async def renew(self, symbols: Any) -> Any:
+            raise StoreRefused("NOPERM this user has no permissions to run the 'expire' command")
+
+    desk.store = NoExpire(clock=desk.clock, price_ttl_s=300)
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL") as service:
+        await until(lambda: desk.store.price("AAPL"))
+        await anyio.sleep(1_000)
+        assert desk.store.price("AAPL")
+        assert service.readiness().ready

@@ -89,7 +89,7 @@ def test_every_setting_has_its_documented_environment_names() -> None:
     assert names.pop("secret_key") == ("ALPACA_SECRET_KEY", "APCA_API_SECRET_KEY")
     assert names.pop("redis_url") == ("MDSERVICE_REDIS_URL", "REDIS_URL")
     assert names == {name: (f"MDSERVICE_{name.upper()}",) for name in names}
-    assert len(names) == 22
+    assert len(names) == 23
 
 
 def test_flags_beat_the_environment_which_beats_the_file() -> None:
@@ -263,6 +263,7 @@ BAD = {
     "gateway_positions": ["x", "https://"],
     "alerts": ["AAPL", "AAPL pnl < -500; AAPL pnl", "total stale"],
     "redis_url": ["localhost:6379", "http://x", "unix://", "redis://x:port"],
+    "renew_prices": ["maybe", "2", "on off"],
     "price_ttl": ["0", "-3", "1.5", "five", "1e3", "9" * 30],
     "event_log": ["price:AAPL", "mdservice:writer:1", "a\nb", "x" * 600],
     "key_prefix": ["a b", "a*", "{a}", "[a]", "a\\", "ä", "x" * 65, "price:", "mdservice:x"],
@@ -309,6 +310,9 @@ def test_a_bad_value_given_in_python_is_a_configuration_error(name: str, value: 
 @pytest.mark.parametrize("name", [info.name for info in SETTINGS])
 @pytest.mark.parametrize("value", ["true", "[1, 2]", "1979-05-27", "{a = 1}"])
 def test_toml_of_the_wrong_type_is_refused(name: str, value: str) -> None:
+    if (name, value) == ("renew_prices", "true"):
+        assert load(file="[mdservice]\nrenew_prices = true\n").renew_prices
+        return
     assert f"setting {name} (file given.toml)" in refused(file=f"[mdservice]\n{name} = {value}\n")
 
 
@@ -325,6 +329,7 @@ GOOD = {
     "gateway_positions": ("http://localhost:8000/api/v1/positions",) * 2,
     "alerts": ("aapl pnl<-500 ;; * stale;", ("aapl pnl<-500", "* stale")),
     "redis_url": ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+    "renew_prices": ("Off", False),
     "price_ttl": ("1", 1),
     "event_log": ("price.log", "price.log"),
     "key_prefix": (" desk1: ", "desk1:"),

@@ -138,6 +138,10 @@ class FeedConnection:
             history_symbols_refused=self._repair.symbols_refused,
         )
 
+    def vouched(self) -> frozenset[str]:
+        """The symbols whose next quote the open connection would bring; none without one."""
+        return self._session.acknowledged if self._session is not None else frozenset()
+
     def sources(self) -> dict[str, list[str]]:
         """Each wanted symbol with those who want it."""
         return self._book.sources()

@@ -7,7 +7,7 @@ the connection: what it sent is uncertain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -79,6 +79,7 @@ class RedisPriceStore:
             prefix=prefix,
         )
         self._number_key = self._names.writer_key(instance)
+        self._price_ttl = b"%d" % price_ttl_s
         self._limiter = anyio.CapacityLimiter(_THREADS)
         self._stream: RedisStream | None = None
         self._unfenced: Identity | None = None
@@ -218,6 +219,19 @@ class RedisPriceStore:
                 (name, value) for name, value in zip(some, values, strict=True) if value is not None
             )
         return prices
+
+    async def renew(self, symbols: Iterable[str]) -> Sequence[str]:
+        """Let these prices live for ``price_ttl_s`` from now on; the symbols without a price.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        names = list(symbols)
+        if not names:
+            return ()
+        key = self._names.price_key
+        replies = await self._call(*(pack(b"EXPIRE", key(s), self._price_ttl) for s in names))
+        return [name for name, reply in zip(names, replies, strict=True) if not reply]
 
     async def forget(self) -> None:
         """Remove the batch number, so that nothing of this writer is left behind.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import attrs
 
-__all__ = ["Message", "PriceStore", "WriteBatch"]
+__all__ = ["Message", "PriceStore", "RenewingStore", "WriteBatch"]
 
 
 @attrs.define
@@ -118,4 +118,23 @@ class PriceStore(Protocol):
 
     async def aclose(self) -> None:
         """Close the connection; never raises for a broken one."""
+        ...
+
+
+@runtime_checkable
+class RenewingStore(Protocol):
+    """A price store that can renew a price without writing it again.
+
+    For a store without this, the writer writes the prices again.
+    """
+
+    async def renew(self, symbols: Iterable[str]) -> Sequence[str]:
+        """Let these prices live for their whole life from now on.
+
+        Returns:
+            The symbols that have no price in the store.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
         ...

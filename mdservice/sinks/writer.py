@@ -16,6 +16,7 @@ gets the newest price of each symbol again, before anything else.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 import anyio
@@ -28,7 +29,8 @@ from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
 from mdservice.logs import get_logger, masked
-from mdservice.sinks.store import PriceStore, WriteBatch
+from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.sinks.store import PriceStore, RenewingStore, WriteBatch
 
 __all__ = ["RedisWriter", "WriterSnapshot"]
 
@@ -43,6 +45,12 @@ _LEAVE_AFTER_S = 3.0
 proxy, a new connection may reach a server that does not refuse; it costs next to nothing."""
 _CLOSE_S = 1.0
 """For a store of somebody's own; Redis is left at once."""
+_MOST_RENEWED = 500
+"""Prices that are renewed between two batches: a millisecond or two."""
+_NEXT_S = 0.001
+"""Between two such parts a batch that waits goes first."""
+_SCAN_S = 1.0
+"""How often the writer looks for prices that are due, at most."""
 _MOST_REMINDED = 2_000
 """Prices that are written again in one transaction, as many as in a batch."""
 
@@ -67,6 +75,9 @@ class RedisWriter:
         acknowledged: Takes the number of each batch that is written.
         store: Owned by this actor while it runs.
         clock: The time.
+        vouched: The symbols whose last price is known to be still right; these are kept from
+            expiring. None where no price is.
+        price_ttl_s: The life of a price, seconds.
     """
 
     name = "redis_writer"
@@ -77,6 +88,8 @@ class RedisWriter:
         acknowledged: MemoryObjectSendStream[int],
         store: PriceStore,
         clock: Clock,
+        vouched: Callable[[], Collection[str]] | None = None,
+        price_ttl_s: int = 300,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
         self._inbox = inbox.inbox(self.heartbeat)
@@ -100,11 +113,22 @@ class RedisWriter:
         self._prices: dict[str, bytes] = {}
         """The newest price of each symbol that was written …"""
         self._written_s: dict[str, float] = {}
-        """… and when, monotonic seconds."""
+        """… and when it was written or renewed last, monotonic seconds."""
+        self._vouched = vouched
+        self._ttl_s = price_ttl_s
+        self._scan_s = min(_SCAN_S, price_ttl_s / 8)
+        self._next_scan_s = 0.0
+        self._due: list[str] = []
+        self._confirmed: dict[str, None] = {}
+        self._can_renew = isinstance(store, RenewingStore)
         self._forgotten: list[str] = []
         """Symbols whose prices the server has lost."""
         self._memory_in_doubt = False
         """Whether the server may have lost what was written before this connection."""
+
+    def confirm(self, symbols: Iterable[str]) -> None:
+        """Renew these prices soon: they are known to be right, though no record came."""
+        self._confirmed.update(dict.fromkeys(symbols))
 
     @property
     def depth(self) -> Depth:
@@ -140,7 +164,10 @@ class RedisWriter:
                 await self._deliver(self._pending)
                 await self._acknowledge(self._pending.number)
                 self._pending = None
-            wait_s = self._retry_s() if self._failures else _PING_S
+            await self._renew()
+            wait_s = self._retry_s() if self._failures else min(_PING_S, self._scan_s)
+            if (self._due or self._confirmed) and not self._failures:
+                wait_s = _NEXT_S
             try:
                 batch = await self._inbox.receive_within(wait_s)
             except anyio.EndOfStream:
@@ -233,6 +260,59 @@ class RedisWriter:
                 )
             )
             del self._forgotten[-_MOST_REMINDED:]
+
+    async def _renew(self) -> None:
+        """Keep the next prices that are due from expiring; never raises for a store's failure."""
+        symbols = self._next_due()
+        if not symbols or not self._connected or self._leaves or self._failures:
+            return
+        try:
+            await self._remind()
+            await self._write_again(await self._without_price(symbols))
+        except StoreError as exc:
+            self._failed(exc)
+            self._due = []  # the next scan finds them again
+            return
+        self._written_s.update(dict.fromkeys(symbols, self._clock.monotonic()))
+        for symbol in symbols:
+            self._confirmed.pop(symbol, None)
+
+    def _next_due(self) -> list[str]:
+        """Confirmed prices, and those of vouched symbols that have lived half of their life."""
+        now_s = self._clock.monotonic()
+        if not self._due and self._vouched is not None and now_s >= self._next_scan_s:
+            self._next_scan_s = now_s + self._scan_s
+            vouched = self._vouched()
+            names = self._prices.keys() | vouched if EVERY_SYMBOL in vouched else vouched
+            old_s = now_s - self._ttl_s / 2
+            self._due = [
+                symbol
+                for symbol in names
+                if symbol != EVERY_SYMBOL and self._written_s.get(symbol, old_s) <= old_s
+            ]
+        taken = list(self._confirmed)[:_MOST_RENEWED]
+        room = _MOST_RENEWED - len(taken)
+        if room and not self._failures:
+            taken += self._due[:room]
+            del self._due[:room]
+        return taken
+
+    async def _without_price(self, symbols: list[str]) -> Collection[str]:
+        """Renew the prices; return the symbols whose prices have to be written again."""
+        if self._can_renew and isinstance(self._store, RenewingStore):
+            try:
+                return await self._store.renew(symbols)
+            except StoreRefused as exc:
+                if exc.reconnect:
+                    raise
+                self._can_renew = False  # a user without the right to EXPIRE
+                _log.warning("redis_cannot_renew", url=self._store.address, reason=str(exc))
+        return symbols
+
+    async def _write_again(self, symbols: Collection[str]) -> None:
+        prices = {symbol: self._prices[symbol] for symbol in symbols if symbol in self._prices}
+        if prices:
+            await self._store.write(WriteBatch(self._written, prices, (), dict.fromkeys(prices, 0)))
 
     def _answered(self) -> None:
         self._last_error = None

@@ -7,7 +7,7 @@ store. It starts no thread, so it works under trio's virtual clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Final
 
@@ -68,6 +68,7 @@ class MemoryPriceStore:
         script: Faults to come; each call takes the first one if it is of its kind
             (``REFUSE_CONNECT`` is for ``connect``, the others are for ``write``).
         down: While True, ``connect`` fails, and every other call loses its connection.
+        renewed: The symbols of each renewal, the last 10,000.
         refusal: While set, every write is refused with this text, such as
             ``READONLY You can't write against a read only replica.``
         command_error: While set, appending to the stream fails with this text, and the rest of
@@ -102,6 +103,7 @@ class MemoryPriceStore:
         self._command_errors = 0
         self._last_command_error: str | None = None
         self.connects = 0
+        self.renewed: deque[tuple[str, ...]] = deque(maxlen=10_000)
         self.executed: list[WriteBatch] = []
         self.published: dict[str, list[bytes]] = {}
         self.entries: deque[tuple[str, bytes]] = deque(maxlen=event_log_maxlen)
@@ -193,6 +195,27 @@ class MemoryPriceStore:
         await self._round_trip()
         found = {symbol: self.price(symbol) for symbol in symbols}
         return {symbol: payload for symbol, payload in found.items() if payload is not None}
+
+    async def renew(self, symbols: Iterable[str]) -> Sequence[str]:
+        """Let these prices live for their whole life from now on; the symbols without a price.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        await self._round_trip()
+        if self.refusal is not None:
+            raise refusal("memory://", self.refusal)
+        names = tuple(symbols)
+        self.renewed.append(names)
+        expires_at = self._clock.monotonic() + self._price_ttl_s
+        missing = []
+        for symbol in names:
+            payload = self.price(symbol)
+            if payload is None:
+                missing.append(symbol)
+            else:
+                self._keys[f"price:{symbol}"] = (payload, expires_at)
+        return missing
 
     async def ping(self) -> None:
         """Ask whether it would take writes.

@@ -11,7 +11,7 @@ import pytest
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.sinks.redis_store import RedisPriceStore
-from mdservice.sinks.store import Message, PriceStore, WriteBatch
+from mdservice.sinks.store import Message, PriceStore, RenewingStore, WriteBatch
 from mdservice.testing import MemoryPriceStore, Slow
 
 LIMIT_S = 20.0
@@ -248,6 +248,24 @@ async def test_prices_written_again_live_for_what_is_left(behind: Backend) -> No
     assert 70 < behind.ttl_s("price:C") <= 77
     assert behind.get("price:A") == price("A", 1)
     assert behind.get("price:B") is None, "its time is over"
+    assert await store.last_batch() == 1
+    await store.aclose()
+
+
+@on_both_loops
+async def test_renewed_prices_live_their_whole_life_again_unchanged(behind: Backend) -> None:
+    store = behind.make()
+    assert isinstance(store, RenewingStore)
+    await store.connect()
+    await store.write(WriteBatch(1, {s: price(s, 1) for s in "AB"}, (), {"A": 40, "B": 40}))
+    published = behind.published()
+    assert list(await store.renew(("A", "NONE", "B"))) == ["NONE"]
+    assert list(await store.renew(())) == []
+    for symbol in "AB":
+        assert 70 < behind.ttl_s(f"price:{symbol}") <= 77
+        assert behind.get(f"price:{symbol}") == price(symbol, 1)
+    assert behind.get("price:NONE") is None
+    assert behind.published() == published
     assert await store.last_batch() == 1
     await store.aclose()
 
