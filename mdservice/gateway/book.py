@@ -16,6 +16,7 @@ from mdservice.gateway.held import HeldPositions
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.logs import get_logger, masked
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import Instance
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rows import PnlReport
 from mdservice.pnl.totals import Totals
@@ -74,6 +75,7 @@ class PnlBook:
         self._read_from = read_from
         self._clock = clock
         self._running = False
+        self._service: Instance | None = None
         self._keys_error: str | None = None
         self._changed = anyio.Event()
         self._waiting = 0
@@ -115,6 +117,8 @@ class PnlBook:
             reason = self._followed.delay()
         if reason is not None:
             found.append(f"the prices are out of date: {reason}")
+        if (reason := self._followed.conflict()) is not None:
+            found.append(reason)
         return found
 
     def positions_warnings(self) -> list[str]:
@@ -227,6 +231,7 @@ class PnlBook:
             self._keys_error = masked(str(exc))
             return
         self._keys_error = None
+        self._learn(self._redis.service)
         now_ns = self._clock.utc_ns()
         holding_of, update, gone = self._engine.holding, self._engine.update, []
         for symbol in symbols:
@@ -240,13 +245,27 @@ class PnlBook:
         self._engine.expire(gone, now_ns)
         self._tell()
 
+    def _learn(self, service: Instance | None) -> None:
+        """Take from the service what belongs to it: the feed's delay, the life of a key."""
+        if service is None or service is self._service:
+            return
+        self._service = service
+        if self._engine.set_service(
+            feed_delay_s=service.delay_s,
+            price_ttl_s=service.price_ttl_s,
+            now_ns=self._clock.utc_ns(),
+        ):
+            self._tell()
+
     def _quote_came(self, quote: Quote) -> None:
+        self._learn(self._followed.service())
         if self._engine.update(quote, self._clock.utc_ns()):
             self._tell()
 
     async def _tick(self) -> None:
         while True:
             await anyio.sleep(_TICK_S)
+            self._learn(self._followed.service())
             if self._alerting is not None:
                 self._alerting.look(self._engine)
 

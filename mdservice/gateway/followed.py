@@ -12,6 +12,7 @@ from mdservice.backoff import Backoff
 from mdservice.errors import MDServiceError
 from mdservice.logs import get_logger, masked
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import Instance
 from mdservice.prices.reader import Prices
 from mdservice.prices.status import PricesStatus
 
@@ -47,6 +48,21 @@ class FollowedPrices:
     def status(self) -> PricesStatus | None:
         """How the reader is doing; None while there is none."""
         return None if self._prices is None else self._prices.status()
+
+    def service(self) -> Instance | None:
+        """The service that is followed, as it names itself; None where it does not."""
+        return None if self._prices is None else self._prices.service
+
+    def conflict(self) -> str | None:
+        """That other services write the same keys, or None."""
+        if self._prices is None or not (rivals := self._prices.rivals()):
+            return None
+        who = ", ".join(f"feed {one.feed}, process {one.pid} on {one.host}" for one in rivals)
+        return (
+            f"{len(rivals) + 1} services write the same keys in database {rivals[0].db}, so prices "
+            f"may be of either; beside the followed one: {who}. Stop one of them, or set "
+            "MDSERVICE_KEY_PREFIX"
+        )
 
     def error(self) -> str | None:
         """What has failed, so that prices may be out of date, or None."""

@@ -11,7 +11,7 @@ from mdservice.api_client import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.model.decode import QuoteDecoder
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import RedisNames
+from mdservice.model.redis_layout import Instance, RedisNames, decode_instance
 from mdservice.prices.links import in_thread, open_link, refuse_errors
 from mdservice.prices.whereabouts import Whereabouts
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
@@ -49,6 +49,9 @@ class RedisCalls:
     def __init__(self, whereabouts: Whereabouts, prefix: str = "") -> None:
         self._whereabouts = whereabouts
         self._names = RedisNames(prefix)
+        self._record = pack(b"GET", self._names.instance_key)
+        self.service: Instance | None = None
+        """The service that writes the keys, as it last named itself; None where it did not."""
         self._limiter = anyio.CapacityLimiter(2)
         self._one_call = anyio.Lock()
         self._link: RedisLink | None = None
@@ -131,9 +134,10 @@ class RedisCalls:
     def _read(self, link: RedisLink, symbols: Sequence[str]) -> dict[str, Quote]:
         if symbols != self._asked[0]:
             self._asked = symbols, pack(b"MGET", *map(self._names.price_key, symbols))
-        role, values = link.call(_ROLE, self._asked[1])
+        role, record, values = link.call(_ROLE, self._record, self._asked[1])
         self._refuse_demoted(role)
         refuse_errors(self._address, (values,))
+        self.service = decode_instance(record) or self.service
         found: dict[str, Quote] = {}
         for symbol, payload in zip(symbols, values, strict=True):
             if payload is None:

@@ -64,8 +64,8 @@ class PnlEngine:
         feed_delay_s: float = 0.0,
         max_spread: float = DEFAULT_MAX_SPREAD,
     ) -> None:
-        self._first_stale_age_ns = round((stale_after_s + feed_delay_s) * _S_NS) + 1
-        self._ttl_ns = round(price_ttl_s * _S_NS)
+        self._stale_after_s = stale_after_s
+        self._set_ages(feed_delay_s, price_ttl_s)
         self._max_spread = Decimal(repr(float(max_spread)))
         # Of the sum of both sides. What is within it is usable for sure; the rest is looked at.
         self._surely_narrow = max_spread / 200 * (1 - 1e-9) if max_spread else float("inf")
@@ -100,6 +100,37 @@ class PnlEngine:
     def wake_ns(self) -> int | None:
         """No price becomes stale by itself before this time; None: none does."""
         return self._heap[0][0] if self._heap else None
+
+    def _set_ages(self, feed_delay_s: float, price_ttl_s: float) -> None:
+        self._first_stale_age_ns = round((self._stale_after_s + feed_delay_s) * _S_NS) + 1
+        self._ttl_ns = round(price_ttl_s * _S_NS)
+
+    def set_service(self, *, feed_delay_s: float, price_ttl_s: float, now_ns: int) -> bool:
+        """Take what the service says of its prices; whether a row changed.
+
+        Args:
+            feed_delay_s: By how many seconds its feed is late on purpose.
+            price_ttl_s: Seconds for which the key of a price exists.
+            now_ns: The time, by which every held price is judged again.
+        """
+        before = self._first_stale_age_ns, self._ttl_ns
+        self._set_ages(feed_delay_s, price_ttl_s)
+        if before == (self._first_stale_age_ns, self._ttl_ns):
+            return False
+        version = self.version
+        for holding in list(self._held.values()):
+            if holding.mark is None:
+                continue
+            live_until_ns = self._live_until_ns(holding.mark, holding.heard_ns)
+            live = now_ns < live_until_ns
+            if live:
+                holding.due_ns = None  # entries of the heap for other times count no more
+                self._watch(holding, live_until_ns)
+            if live is not holding.live:
+                holding.live = live
+                if holding.priceable:
+                    self._touch(holding)
+        return self.version != version
 
     def holding(self, symbol: str) -> Holding | None:
         """A held symbol, to be read only; None where it is not held."""

@@ -10,7 +10,7 @@ import anyio
 
 from mdservice.model.decode import QuoteDecoder
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import RedisNames
+from mdservice.model.redis_layout import GONE_AFTER_S, Instance, RedisNames
 from mdservice.prices.handover import Handover
 from mdservice.prices.order import Order
 from mdservice.sinks.redis_link import RedisAddress
@@ -19,6 +19,8 @@ __all__ = ["KEYS_AT_MOST_EVERY_S", "Intake", "Source"]
 
 KEYS_AT_MOST_EVERY_S: Final = 1.0
 """A flood that the service conflates has steps all the time."""
+
+_MOST_HEARD: Final = 100
 
 
 class Intake:
@@ -34,6 +36,10 @@ class Intake:
         events: Updates that came as events.
         resyncs: How often the keys were read again.
         trimmed: How often the event log had lost what this reader had not yet read.
+        following: The service that is followed, as it names itself; None where it does not.
+        foreign: Events of other services, which were passed over.
+        heard: Services that announce themselves, by id, and when each was last heard,
+            monotonic seconds.
         limiter: How many threads a reader may have at work.
     """
 
@@ -49,10 +55,34 @@ class Intake:
         self.trimmed = 0
         # One to receive, one to read keys; others may hang for a while in a name resolution.
         self.limiter = anyio.CapacityLimiter(6)
+        self.following: Instance | None = None
+        self.foreign = 0
+        self.heard: dict[str, tuple[Instance, float]] = {}
         self.begun = False
         """Whether the keys were read once."""
         self._noticed = 0
         self._next_keys_s = -inf
+
+    def hear(self, instance: Instance, now_s: float) -> None:
+        """Note that a service has announced itself."""
+        for id_, (_, heard_s) in list(self.heard.items()):
+            if now_s - heard_s > GONE_AFTER_S:
+                del self.heard[id_]
+        if instance.gone:
+            self.heard.pop(instance.id, None)
+        elif instance.id in self.heard or len(self.heard) < _MOST_HEARD:
+            self.heard[instance.id] = instance, now_s
+
+    def rivals(self, now_s: float) -> list[Instance]:
+        """Services that write the same keys as the followed one: those cannot be told apart."""
+        following = self.following
+        if following is None:
+            return []
+        return [
+            one
+            for one, heard_s in self.heard.values()
+            if one.db == following.db and one.id != following.id and now_s - heard_s <= GONE_AFTER_S
+        ]
 
     def _reasons(self) -> int:
         return self.order.steps + self.order.starts + self.trimmed

@@ -4,12 +4,18 @@ Subscribed first, then the keys are read over a connection of their own while ev
 come. A ``PING`` sent after the keys were read comes back behind every event that was published
 before: then, and not earlier, the keys tell of what was missed and of nothing that is only
 still on its way.
+
+Channels belong to the whole server, so events of other services come too. At the head of each
+batch a service says whose the next events are. The reader follows the service whose record is in
+its own database, and passes over the events of the others. Events without such a message are
+taken: their publisher does not say who it is.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Final, cast
 
 import anyio
@@ -19,13 +25,24 @@ from mdservice.actors.groups import run_together
 from mdservice.errors import StoreUnavailable
 from mdservice.model.decode import QuoteDecoder
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import PRICE_CHANNEL
+from mdservice.model.redis_layout import (
+    BATCH_CHANNEL,
+    GONE_AFTER_S,
+    INSTANCES_CHANNEL,
+    PRICE_CHANNEL,
+    BatchMarker,
+    Instance,
+    RedisNames,
+    decode_instance,
+    decode_marker,
+)
 from mdservice.prices.intake import Intake
 from mdservice.prices.keys import read_keys
 from mdservice.prices.links import in_thread, open_link, opening, refuse_errors
 from mdservice.prices.silence import ANSWER_LIMIT_S, Silence
 from mdservice.sinks.conflation import ConflatingBuffer
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
+from mdservice.sinks.redis_replies import is_error
 from mdservice.sinks.resp import pack
 
 __all__ = ["PubSubSource"]
@@ -34,6 +51,11 @@ _WAIT_S: Final = 1.0
 _SHORT_WAIT_S: Final = 0.02
 """While keys are being read, so that the marker goes out soon."""
 _HELD_AT_MOST: Final = 100_000
+_UNDECIDED_AT_MOST: Final = 10_000
+_RECORD_EVERY_S: Final = 0.5
+"""How often the record is read, while another service publishes to the same database."""
+_MISSED_AFTER_S: Final = GONE_AFTER_S + 1.0
+"""A live service announces itself once a second."""
 _MARKER: Final = b"keys-were-read"
 _PING: Final = pack(b"PING", b"")
 
@@ -43,28 +65,99 @@ class _Heard:
     at_s: float
     anything: bool
     marker: bool
-    quotes: list[Quote]
+    groups: list[tuple[BatchMarker | None, list[Quote]]]
+    instances: list[Instance]
 
 
-def _subscribe(link: RedisLink, address: str, channel: bytes) -> None:
+@attrs.frozen
+class _Subscribed:
+    owner: Instance | None
+    announcements: bool
+
+
+def _subscribe(link: RedisLink, address: str, names: RedisNames) -> _Subscribed:
+    """Subscribe to the events; to what says whose they are too, where this user may."""
     open_link(link)
-    refuse_errors(address, link.call(pack(b"SUBSCRIBE", channel)))
+    (record,) = link.call(pack(b"GET", names.instance_key))
+    channels = (BATCH_CHANNEL, INSTANCES_CHANNEL, PRICE_CHANNEL)
+    # The markers first, and all at once: no batch may come between.
+    data = b"".join(pack(b"SUBSCRIBE", names.channel(channel)) for channel in channels)
+    replies = link.exchange(data, len(channels))
+    while len(answers := [reply for reply in replies if not _is_message(reply)]) < len(channels):
+        replies += link.exchange(b"", 1)
+    refuse_errors(address, answers[-1:])
+    return _Subscribed(decode_instance(record), not is_error(answers[1]))
+
+
+def _is_message(reply: object) -> bool:
+    return isinstance(reply, list) and reply[:1] == [b"message"]
+
+
+def _read_record(link: RedisLink, names: RedisNames) -> Instance | None:
+    open_link(link)
+    (record,) = link.call(pack(b"GET", names.instance_key))
+    return decode_instance(record)
+
+
+class _Sorter:
+    """Says whose each event is, from one read to the next."""
+
+    def __init__(self, names: RedisNames) -> None:
+        self._batch = names.channel(BATCH_CHANNEL)
+        self._instances = names.channel(INSTANCES_CHANNEL)
+        self._marker: BatchMarker | None = None
+        self._left = 0
+
+    def sort(
+        self, messages: list[tuple[bytes, bytes]], instances: list[Instance]
+    ) -> list[tuple[BatchMarker | None, list[bytes]]]:
+        """The payloads of the events, by whose they are, in order."""
+        groups: list[tuple[BatchMarker | None, list[bytes]]] = []
+        payloads: list[bytes] | None = None
+        for channel, payload in messages:
+            if channel == self._batch:
+                self._marker = decode_marker(payload)
+                self._left = 0 if self._marker is None else self._marker.events
+                payloads = None
+                continue
+            if channel == self._instances:
+                if (instance := decode_instance(payload)) is not None:
+                    instances.append(instance)
+                continue
+            if not self._left and self._marker is not None:
+                self._marker = payloads = None
+            if payloads is None:
+                payloads = []
+                groups.append((self._marker, payloads))
+            payloads.append(payload)
+            if self._left:
+                self._left -= 1
+        return groups
 
 
 def _receive(
-    link: RedisLink, address: str, wait_s: float, data: bytes, decoder: QuoteDecoder
+    link: RedisLink,
+    address: str,
+    wait_s: float,
+    data: bytes,
+    decoder: QuoteDecoder,
+    sorter: _Sorter,
 ) -> _Heard:
     replies = link.receive(wait_s, data)
-    payloads, marker = [], False
+    messages, marker = [], False
     for reply in replies:
         if not isinstance(reply, list):
             refuse_errors(address, (reply,))
         elif reply[0] == b"message":
-            payloads.append(reply[2])
+            messages.append((reply[1], reply[2]))
         elif reply == [b"pong", _MARKER]:
             marker = True
-    quotes = decoder.decode_all(payloads)
-    return _Heard(time.monotonic(), bool(replies), marker, quotes)
+    instances: list[Instance] = []
+    groups = [
+        (whose, decoder.decode_all(payloads))
+        for whose, payloads in sorter.sort(messages, instances)
+    ]
+    return _Heard(time.monotonic(), bool(replies), marker, groups, instances)
 
 
 def _read_keys(link: RedisLink, address: str, intake: Intake) -> list[Quote]:
@@ -81,10 +174,10 @@ class PubSubSource:
     async def follow(self, address: RedisAddress, connected: Callable[[], None]) -> None:
         """See :class:`~mdservice.prices.intake.Source`."""
         with opening(address) as link:
-            channel = self._intake.names.channel(PRICE_CHANNEL)
-            await in_thread(self._intake.limiter, link, _subscribe, address.shown, channel)
-            connection = _Connection(self._intake, address, link, connected)
-            await run_together(connection.receive, connection.read_keys)
+            names = self._intake.names
+            found = await in_thread(self._intake.limiter, link, _subscribe, address.shown, names)
+            connection = _Connection(self._intake, address, link, connected, found)
+            await run_together(connection.receive, connection.read_keys, connection.read_records)
 
 
 class _Connection:
@@ -96,9 +189,23 @@ class _Connection:
         address: RedisAddress,
         link: RedisLink,
         connected: Callable[[], None],
+        found: _Subscribed,
     ) -> None:
         self._intake = intake
         self._address = address
+        self._sorter = _Sorter(intake.names)
+        self._announcements = found.announcements
+        if found.owner is not None:
+            intake.following = found.owner
+        self._followed_heard_s = time.monotonic()
+        self._undecided: list[tuple[BatchMarker, list[Quote], float]] = []
+        """Events of a service that may be the new owner of the database, until that is known."""
+        self._undecided_count = 0
+        self._passed_over: dict[str, float] = {}
+        """Services that are known to be others, and since when, monotonic seconds."""
+        self._record_wanted = anyio.Event()
+        self._record_wanted_s = -inf
+        self._reading_record = False
         self._link = link
         self._connected = connected
         # At the very first, events wait for the keys.
@@ -123,13 +230,18 @@ class _Connection:
                 wait_s,
                 self._to_say(),
                 intake.event_decoder,
+                self._sorter,
             )
             if self._silence.too_long(heard.at_s, anything=heard.anything):
                 raise StoreUnavailable(
                     f"Redis at {shown} does not answer a PING within {ANSWER_LIMIT_S:g} s; "
                     "connecting again"
                 )
-            self._take(heard.quotes)
+            for instance in heard.instances:
+                self._hear(instance, heard.at_s)
+            for whose, quotes in heard.groups:
+                self._sift(whose, quotes, heard.at_s)
+            self._look_for_followed(heard.at_s)
             if heard.marker and self._keys is not None:
                 self._apply(self._keys)
             if not self._reading_keys and intake.keys_are_due(anyio.current_time()):
@@ -144,6 +256,87 @@ class _Connection:
                 self._keys = await in_thread(
                     self._intake.limiter, link, _read_keys, self._address.shown, self._intake
                 )
+
+    async def read_records(self) -> None:
+        """Read whom the database belongs to whenever that is in doubt."""
+        while True:
+            await self._record_wanted.wait()
+            self._record_wanted = anyio.Event()
+            with opening(self._address) as link:
+                owner = await in_thread(
+                    self._intake.limiter, link, _read_record, self._intake.names
+                )
+            self._reading_record = False
+            self._decide(owner)
+
+    def _want_record(self, now_s: float, *, at_once: bool = False) -> None:
+        due = at_once or now_s - self._record_wanted_s >= _RECORD_EVERY_S
+        if not self._reading_record and due:
+            self._reading_record, self._record_wanted_s = True, now_s
+            self._record_wanted.set()
+
+    def _hear(self, instance: Instance, now_s: float) -> None:
+        intake = self._intake
+        intake.hear(instance, now_s)
+        following = intake.following
+        if following is not None and instance.id == following.id:
+            self._followed_heard_s = now_s
+        elif instance.db == self._address.database and not instance.gone:
+            self._want_record(now_s)
+
+    def _look_for_followed(self, now_s: float) -> None:
+        """Notice a connection to a server that does not hear the followed service any more."""
+        following = self._intake.following
+        silent_s = now_s - self._followed_heard_s
+        if self._announcements and following is not None and silent_s > _MISSED_AFTER_S:
+            self._want_record(now_s)
+
+    def _decide(self, owner: Instance | None) -> None:
+        """Follow the owner of the database; deal with what waited for that."""
+        intake, now_s, began_s = self._intake, time.monotonic(), self._record_wanted_s
+        following = intake.following
+        same = following is not None and owner is not None and owner.id == following.id
+        if same and self._announcements and now_s - self._followed_heard_s > _MISSED_AFTER_S:
+            raise StoreUnavailable(
+                f"Redis at {self._address.shown} does not send what is published there: the "
+                "address leads to another server now; connecting again"
+            )
+        if not same:
+            intake.following = owner
+            self._followed_heard_s = now_s
+            self._passed_over.clear()
+            if following is not None and not self._reading_keys:
+                self._want_keys()
+        waiting, self._undecided, self._undecided_count = self._undecided, [], 0
+        for whose, quotes, came_s in waiting:
+            if owner is None or whose.id == owner.id:
+                self._take(quotes)
+            elif came_s > began_s:  # the database may have been taken over since it was read
+                self._undecided.append((whose, quotes, came_s))
+                self._undecided_count += len(quotes)
+                self._want_record(now_s, at_once=True)
+            else:
+                self._passed_over[whose.id] = now_s
+                intake.foreign += len(quotes)
+
+    def _sift(self, whose: BatchMarker | None, quotes: list[Quote], now_s: float) -> None:
+        """Take the events of the followed service, pass over those of others."""
+        intake, following = self._intake, self._intake.following
+        if whose is None:
+            self._take(quotes)
+        elif whose.db != self._address.database:
+            intake.foreign += len(quotes)
+        elif following is None or whose.id == following.id:
+            self._take(quotes)
+        elif now_s - self._passed_over.get(whose.id, -inf) < _RECORD_EVERY_S:
+            intake.foreign += len(quotes)
+        else:
+            self._want_record(now_s, at_once=True)
+            if self._undecided_count + len(quotes) > _UNDECIDED_AT_MOST:
+                intake.foreign += len(quotes)
+                return
+            self._undecided.append((whose, quotes, now_s))
+            self._undecided_count += len(quotes)
 
     def _want_keys(self) -> None:
         self._intake.reading_keys(anyio.current_time())

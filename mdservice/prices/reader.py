@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import Instance
 from mdservice.model.symbol import parse_symbol, parse_symbols
 from mdservice.prices.follower import Follower
 from mdservice.prices.intake import Intake
@@ -85,4 +87,15 @@ class Prices:
             symbols=len(intake.order),
             waiting=len(intake.handover),
             position=intake.handover.position,
+            service=None if intake.following is None else intake.following.id,
+            foreign=intake.foreign,
         )
+
+    @property
+    def service(self) -> Instance | None:
+        """The service that is followed, as it names itself; None where it does not."""
+        return self._intake.following
+
+    def rivals(self) -> list[Instance]:
+        """Other services that write to the same keys now: these cannot be told apart."""
+        return self._intake.rivals(time.monotonic())

@@ -31,6 +31,8 @@ class PricesStatus:
         symbols: Symbols with a price.
         waiting: Updates that wait for the program to take them.
         position: With an event log, the id of the last entry that the program was given.
+        service: The id of the service that is followed; None where it does not name itself.
+        foreign: Events of other services that publish the same names, which were passed over.
     """
 
     connected: bool
@@ -49,3 +51,5 @@ class PricesStatus:
     symbols: int
     waiting: int
     position: str | None
+    service: str | None = None
+    foreign: int = 0

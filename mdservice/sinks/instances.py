@@ -195,7 +195,7 @@ class Instances:
         owner = None if is_error(record) else decode_instance(record)
         commands = [pack(b"PUBLISH", self._names.channel(INSTANCES_CHANNEL), payload)]
         if owner is None or owner.id == self.own.id or _has_ended(owner, self.own):
-            commands.append(pack(b"SET", key, payload, b"PX", b"%d" % int(GONE_AFTER_S * 1e3)))
+            commands.insert(0, pack(b"SET", key, payload, b"PX", b"%d" % int(GONE_AFTER_S * 1e3)))
         self._refuse(await speaker.exchange(b"".join(commands), len(commands)))
 
     async def _say_goodbye(self, speaker: RedisStream) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,10 +17,17 @@ import pytest
 
 import mdservice
 from mdservice.clock import SystemClock
+from mdservice.gateway.make import make_book
+from mdservice.model.encode import encode_quote
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
 from mdservice.model.redis_layout import Instance, RedisNames, decode_instance, encode_instance
 from mdservice.sinks import instances as instances_module
 from mdservice.sinks.instances import Instances
-from mdservice.testing import FakeDriver
+from mdservice.sinks.redis_store import RedisPriceStore
+from mdservice.sinks.store import Message, WriteBatch
+from mdservice.testing import FakeDriver, FakePositions
+from tests.integration.network import Network
 from tests.integration.outages import run, until
 
 BOTH = pytest.mark.parametrize("backend", ["trio", "asyncio"])
@@ -230,3 +240,282 @@ def test_it_comes_back_with_the_server(backend: str, fresh_valkey: Any) -> None:
             assert record(fresh_valkey) == one.own
 
     run(body, backend)
+
+
+# ---- readers and the gateway
+
+
+class Publisher:
+    """The writing side of a service, with its record."""
+
+    def __init__(self, server: Any, db: int = 0, *, bid: float = 10.0) -> None:
+        self.instances = make(server, db)
+        self.bid = bid
+        self._batches = 0
+        self._url = url_of(server, db)
+        self._store: RedisPriceStore | None = None
+
+    async def write(self, *symbols: str) -> None:
+        if self._store is None:
+            self._store = RedisPriceStore(self._url, instance=self.instances.own.id)
+            await self._store.connect()
+        self._batches += 1
+        now_ns = time.time_ns()
+        quotes = [
+            Quote(symbol, self.bid, self.bid + 1, 1, 1, now_ns, now_ns, self._batches)
+            for symbol in symbols
+        ]
+        payloads = {quote.symbol: encode_quote(quote) for quote in quotes}
+        messages = [Message("price.updated", payloads[q.symbol], q.symbol) for q in quotes]
+        await self._store.write(WriteBatch(self._batches, payloads, messages))
+
+    async def aclose(self) -> None:
+        if self._store is not None:
+            await self._store.aclose()
+
+
+async def collect(prices: mdservice.Prices, found: list[Quote]) -> None:
+    async for quote in prices:
+        found.append(quote)
+
+
+@BOTH
+def test_a_reader_takes_the_events_of_its_own_database_alone(
+    backend: str, fresh_valkey: Any
+) -> None:
+    async def body() -> None:
+        real, simulated = Publisher(fresh_valkey, 0), Publisher(fresh_valkey, 1, bid=999.0)
+        async with running(real.instances, simulated.instances):
+            await until(lambda: record(fresh_valkey) and record(fresh_valkey, 1), 5)
+            found: list[Quote] = []
+            async with (
+                mdservice.open_prices(url_of(fresh_valkey)) as prices,
+                anyio.create_task_group() as tasks,
+            ):
+                tasks.start_soon(collect, prices, found)
+                for _ in range(50):
+                    await simulated.write("AAPL", "MSFT")
+                    await real.write("AAPL", "MSFT", "SPY")
+                await until(lambda: len(found) >= 150, 10)
+                assert {quote.bid for quote in found} == {10.0}
+                assert [q.seq for q in found if q.symbol == "SPY"] == list(range(1, 51))
+                told = prices.status()
+                assert told.foreign == 100
+                assert told.service == real.instances.own.id
+                assert prices.rivals() == []
+                tasks.cancel_scope.cancel()
+        await real.aclose()
+        await simulated.aclose()
+
+    run(body, backend)
+
+
+def test_without_a_service_in_its_database_it_takes_no_other_ones_events(fresh_valkey: Any) -> None:
+    async def body() -> None:
+        simulated = Publisher(fresh_valkey, 1, bid=999.0)
+        async with (
+            running(simulated.instances),
+            mdservice.open_prices(url_of(fresh_valkey)) as prices,
+        ):
+            await simulated.write("AAPL")
+            await until(lambda: prices.status().foreign == 1, 5)
+            assert prices.latest("AAPL") is None
+        await simulated.aclose()
+
+    run(body, "trio")
+
+
+@BOTH
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_service_that_starts_again_is_followed_without_a_loss(
+    killed: bool, backend: str, fresh_valkey: Any
+) -> None:
+    async def body() -> None:
+        first, second = Publisher(fresh_valkey), Publisher(fresh_valkey)
+        found: list[Quote] = []
+        if killed:
+            first.instances._say_goodbye = say_nothing  # type: ignore[method-assign]
+        async with (
+            mdservice.open_prices(url_of(fresh_valkey)) as prices,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(collect, prices, found)
+            async with running(first.instances):
+                await until(lambda: prices.status().service == first.instances.own.id, 5)
+                for _ in range(5):
+                    await first.write("AAPL")
+            second.bid = 20.0
+            async with running(second.instances):
+                await until(lambda: record(fresh_valkey) == second.instances.own, 5)
+                for _ in range(5):
+                    await second.write("AAPL")
+                await until(lambda: len(found) == 10, 10)
+                assert [quote.bid for quote in found] == [10.0] * 5 + [20.0] * 5
+                await until(lambda: prices.status().service == second.instances.own.id, 5)
+                assert prices.status().foreign == 0
+            tasks.cancel_scope.cancel()
+        await first.aclose()
+        await second.aclose()
+
+    run(body, backend)
+
+
+def test_events_that_do_not_say_whose_they_are_are_taken(fresh_valkey: Any) -> None:
+    async def body() -> None:
+        one = Publisher(fresh_valkey)
+        async with running(one.instances):
+            await until(lambda: record(fresh_valkey), 5)
+            async with mdservice.open_prices(url_of(fresh_valkey)) as prices:
+                await one.write("AAPL")
+                with fresh_valkey.client() as client:
+                    quote = Quote("MSFT", 1.0, 2.0, 1, 1, time.time_ns(), 0, 1)
+                    client.publish("mdservice.batch", b"garbage")
+                    client.publish("price.updated", encode_quote(quote))
+                assert {(await anext(prices)).symbol for _ in range(2)} == {"AAPL", "MSFT"}
+        await one.aclose()
+
+    run(body, "trio")
+
+
+def test_a_reader_without_the_right_to_the_markers_hears_the_events(fresh_valkey: Any) -> None:
+    with fresh_valkey.client() as client:
+        client.execute_command(
+            "ACL SETUSER desk on nopass ~price:* resetchannels &price.updated +@all"
+        )
+
+    async def body() -> None:
+        one = Publisher(fresh_valkey)
+        async with running(one.instances):
+            url = url_of(fresh_valkey, login="desk:x@")
+            async with mdservice.open_prices(url) as prices:
+                await one.write("AAPL")
+                assert (await anext(prices)).symbol == "AAPL"
+                assert prices.status().service is None
+        await one.aclose()
+
+    run(body, "trio")
+
+
+def gateway_of(server: Any, *, read_from: Any = "keys", **more: Any) -> Any:
+    settings = mdservice.Settings(redis_url=url_of(server), **more)
+    source = FakePositions([Position("AAPL", Decimal(10), Decimal(1))])
+    return make_book(source, settings, read_from=read_from)
+
+
+@pytest.mark.parametrize("read_from", ["keys", "live"])
+def test_the_gateway_never_shows_prices_of_another_database(
+    read_from: str, fresh_valkey: Any
+) -> None:
+    async def body() -> None:
+        real, simulated = Publisher(fresh_valkey), Publisher(fresh_valkey, 1, bid=999.0)
+        async with running(real.instances, simulated.instances):
+            await until(lambda: record(fresh_valkey) and record(fresh_valkey, 1), 5)
+            book = gateway_of(fresh_valkey, read_from=read_from)
+            async with book.running():
+                await until(lambda: book.prices_status() is not None, 5)
+                for _ in range(50):
+                    await simulated.write("AAPL")
+                    await real.write("AAPL")
+                    (row,) = (await book.report()).positions
+                    assert row.current_price in (None, Decimal("10.5"))
+                await until(lambda: book.engine.totals.priced == 1, 5)
+                (row,) = (await book.report()).positions
+                assert row.status == "live"
+                assert row.current_price == Decimal("10.5")
+                assert book.warnings() == []
+        await real.aclose()
+        await simulated.aclose()
+
+    run(body, "trio")
+
+
+@BOTH
+def test_the_gateway_reports_two_services_in_its_database(backend: str, fresh_valkey: Any) -> None:
+    async def body() -> None:
+        one, other = Publisher(fresh_valkey), make(fresh_valkey)
+        async with running(one.instances):
+            await one.write("AAPL")
+            book = gateway_of(fresh_valkey)
+            async with book.running():
+                await until(lambda: book.prices_status() is not None, 5)
+                assert book.warnings() == []
+                async with running(other):
+                    await until(lambda: book.warnings() != [], 5)
+                    assert "MDSERVICE_KEY_PREFIX" in book.warnings()[0]
+                await until(lambda: book.warnings() == [], 6)
+        await one.aclose()
+
+    run(body, backend)
+
+
+@pytest.mark.parametrize("read_from", ["keys", "live"])
+def test_the_feeds_delay_comes_from_the_service(read_from: str, fresh_valkey: Any) -> None:
+    async def body() -> None:
+        driver = FakeDriver()
+        settings = mdservice.Settings(
+            redis_url=url_of(fresh_valkey),
+            feed="delayed_sip",
+            api_key="key",
+            secret_key="secret",
+            symbols="AAPL",
+            price_ttl=2_000,
+            socket=Path(str(fresh_valkey.path) + "-m"),
+        )
+        store = RedisPriceStore(settings.redis_url or "", instance="x")
+        late_ns = time.time_ns() - 890 * 10**9
+        payload = encode_quote(Quote("AAPL", 10.0, 11.0, 1, 1, late_ns, late_ns, 1))
+        async with mdservice.open_service(settings, drivers=[driver]):
+            await until(lambda: record(fresh_valkey), 5)
+            told = record(fresh_valkey)
+            assert told is not None
+            assert (told.feed, told.delay_s, told.price_ttl_s) == ("delayed_sip", 900.0, 2_000)
+            await store.connect()
+            await store.write(WriteBatch(1, {"AAPL": payload}, []))
+            book = gateway_of(fresh_valkey, read_from=read_from)  # default settings
+            async with book.running():
+                await until(lambda: book.prices_status() is not None, 5)
+                (row,) = (await book.report()).positions
+                assert row.status == "live"
+            await store.aclose()
+
+    run(body, "trio")
+
+
+def test_without_a_record_the_delay_is_that_of_the_settings(fresh_valkey: Any) -> None:
+    async def body() -> None:
+        late_ns = time.time_ns() - 890 * 10**9
+        payload = encode_quote(Quote("AAPL", 10.0, 11.0, 1, 1, late_ns, late_ns, 1))
+        with fresh_valkey.client() as client:
+            client.set("price:AAPL", payload)
+        for feed, status in (("delayed_sip", "live"), ("iex", "stale")):
+            book = gateway_of(fresh_valkey, feed=feed)
+            (row,) = (await book.report()).positions
+            assert row.status == status
+            await book.aclose()
+
+    run(body, "trio")
+
+
+def test_a_reader_leaves_a_server_that_its_address_no_longer_leads_to(
+    fresh_valkey: Any, valkey: Any
+) -> None:
+    async def body() -> None:
+        old, new = Publisher(fresh_valkey), Publisher(valkey)
+        with closing(Network(fresh_valkey.path)) as network:
+            url = f"redis://127.0.0.1:{network.port}"
+            async with running(old.instances):
+                await until(lambda: record(fresh_valkey), 5)
+                new.instances.own = old.instances.own  # one service, which follows a fail-over
+                async with mdservice.open_prices(url) as prices, running(new.instances):
+                    await until(lambda: record(valkey) == old.instances.own, 5)
+                    network.lead_to(valkey.path)
+                    with fresh_valkey.client() as client:
+                        client.execute_command("CLIENT PAUSE 60000 WRITE")
+                    await until(lambda: prices.status().reconnects > 0, 10)
+                    await new.write("AAPL")
+                    assert (await anext(prices)).symbol == "AAPL"
+                with fresh_valkey.client() as client:
+                    client.execute_command("CLIENT UNPAUSE")
+        await new.aclose()
+
+    run(body, "trio")
