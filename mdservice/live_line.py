@@ -30,9 +30,11 @@ class LiveLine:
 
     Args:
         terminal: Where to draw; logs and the line both go there.
+        redrawn: Whether a terminal may be drawn on; else it gets log lines alone.
     """
 
-    def __init__(self, terminal: TextIO | None = None) -> None:
+    def __init__(self, terminal: TextIO | None = None, *, redrawn: bool = True) -> None:
+        self._redrawn = redrawn
         self._terminal = terminal or sys.stderr
         self._drawn = False
 
@@ -54,7 +56,7 @@ class LiveLine:
 
     def isatty(self) -> bool:
         """Whether it can be redrawn."""
-        return self._terminal.isatty()
+        return self._redrawn and self._terminal.isatty()
 
     # The line
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from pathlib import Path
 
 import click
 
+from mdservice.cli.failures import announce, use_json_lines
 from mdservice.cli.options import settings_from, settings_options
-from mdservice.logs import configure_logging, masked
+from mdservice.logs import configure_logging
 
 __all__ = ["gateway"]
 
@@ -33,15 +33,11 @@ def gateway(ctx: click.Context, /, config: Path | None, **flags: str | None) -> 
 
     An existing gateway mounts the same routes: mdservice.gateway.pnl_router.
     """
+    use_json_lines(ctx, config, flags)
     settings = settings_from(ctx, config, flags)
     import anyio
 
     from mdservice.run import run_gateway
 
     configure_logging(settings.log_format)
-    anyio.run(partial(run_gateway, settings, announce=_announce), backend="trio")
-
-
-def _announce(line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(masked(line))
+    anyio.run(partial(run_gateway, settings, announce=announce), backend="trio")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from pathlib import Path
 
 import click
 
+from mdservice.cli.failures import announce, use_json_lines
 from mdservice.cli.options import settings_from, settings_options
-from mdservice.logs import configure_logging, masked
+from mdservice.logs import configure_logging
 
 __all__ = ["run"]
 
@@ -35,6 +35,7 @@ def run(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None
 
     With nothing set, the feed is a simulator and Redis an embedded server.
     """
+    as_json = use_json_lines(ctx, config, flags)
     settings = settings_from(ctx, config, flags)
     settings.require_runnable()
     import anyio
@@ -42,12 +43,6 @@ def run(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None
     from mdservice.live_line import LiveLine
     from mdservice.run import serve
 
-    live_line = LiveLine()
+    live_line = LiveLine(redrawn=not as_json)
     configure_logging(settings.log_format, stream=live_line)
-    anyio.run(partial(serve, settings, announce=_announce, live_line=live_line), backend="trio")
-
-
-def _announce(line: str) -> None:
-    """Tell the person at the terminal; that nobody reads any more does not end the service."""
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(masked(line))
+    anyio.run(partial(serve, settings, announce=announce, live_line=live_line), backend="trio")

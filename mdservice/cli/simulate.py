@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mdservice.cli.failures import announce, use_json_lines
 from mdservice.cli.options import config_option
 
 if TYPE_CHECKING:
@@ -52,25 +53,36 @@ _LOG_PERIOD_S = 10.0
     help="Make a trade that changes the positions so often; none where not given.",
 )
 @config_option
+@click.pass_context
 def simulate(
-    host: str, port: int, seed: int, rate: float, trades: float | None, config: Path | None
+    ctx: click.Context,
+    /,
+    host: str,
+    port: int,
+    seed: int,
+    rate: float,
+    trades: float | None,
+    config: Path | None,
 ) -> None:
     """Run the feed simulator alone: Alpaca's protocol on a port of this machine.
 
     Any key and secret are accepted. The same port has Alpaca's REST: past and latest quotes,
     the clock, a small portfolio's positions, and market orders.
     """
-    del config  # It goes with every command; the simulator has no settings.
+    as_json = use_json_lines(ctx, config)  # the one setting that the simulator has
 
     import anyio
 
     from mdservice.simulator import DEMO_POSITIONS, SimulatorConfig
 
     chosen = SimulatorConfig(seed=seed, rate=rate, positions=DEMO_POSITIONS, trade_every_s=trades)
-    anyio.run(partial(_simulate, chosen, host, port), backend="trio")
+    anyio.run(
+        partial(_simulate, chosen, host, port, as_json=as_json),
+        backend="trio",
+    )
 
 
-async def _simulate(config: SimulatorConfig, host: str, port: int) -> None:
+async def _simulate(config: SimulatorConfig, host: str, port: int, *, as_json: bool) -> None:
     import anyio
 
     from mdservice.simulator import open_simulator
@@ -80,16 +92,18 @@ async def _simulate(config: SimulatorConfig, host: str, port: int) -> None:
         running = anyio.CancelScope()
         await tasks.start(stop_on_signal, running)
         async with open_simulator(config, host=host, port=port) as simulator:
-            _say(f"simulating Alpaca at {simulator.url} (seed {config.seed})")
-            _say(
+            announce(f"simulating Alpaca at {simulator.url} (seed {config.seed})")
+            announce(
                 "to use it: MDSERVICE_FEED=simulator "
                 f"MDSERVICE_FEED_URL={simulator.url} mdservice run --symbols AAPL"
             )
-            _say(_about_positions(simulator))
+            announce(_about_positions(simulator))
             with running:
-                await _show_progress(simulator)
+                await _show_progress(simulator, as_json)
         tasks.cancel_scope.cancel()
-    _say("\nstopped" if _is_terminal() else "stopped")
+    if _is_terminal() and not as_json:
+        _say("")
+    announce("stopped")
 
 
 def _say(line: str, *, end: bool = True) -> None:
@@ -104,10 +118,10 @@ def _about_positions(simulator: Simulator) -> str:
     return f"positions at {simulator.rest_url}/v2/positions: {len(simulator.positions)}, {trades}"
 
 
-async def _show_progress(simulator: Simulator) -> None:
+async def _show_progress(simulator: Simulator, as_json: bool = False) -> None:  # noqa: FBT001, FBT002 - start_soon takes no keywords
     import anyio
 
-    terminal = _is_terminal()
+    terminal = _is_terminal() and not as_json
     period_s = _TERMINAL_PERIOD_S if terminal else _LOG_PERIOD_S
     before = simulator.quotes_made
     while True:
@@ -117,7 +131,10 @@ async def _show_progress(simulator: Simulator) -> None:
         before = made
         clients = len(simulator.connections)
         line = f"{clients} connected, {made:,} quotes made, {rate:,.0f} a second"
-        _say(f"\r{line:<70}" if terminal else line, end=not terminal)
+        if terminal:
+            _say(f"\r{line:<70}", end=False)
+        else:
+            announce(line)
 
 
 def _is_terminal() -> bool:
