@@ -30,18 +30,25 @@ install:
 run *args: install
     @exec {{python}} -m mdservice run "$@"
 
-# Run the tests
+# What `just test` leaves out: whole programs, real servers, the documentation's commands
+not_quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs"
+
+# Run the tests that are pure or on virtual time (about a minute), or those that the arguments name
 test *args: install
+    {{python}} -m pytest {{ if args == "" { not_quick + " -m 'not thorough'" } else { "" } }} "$@"
+
+# Run all tests but the slowest: also whole programs, real servers, the documentation's commands
+test-all *args: install
     {{python}} -m pytest "$@"
 
 # Run the tests that take tens of seconds too
 test-slow: install
     {{python}} -m pytest -m "slow or not slow"
 
-# `just test` with branch coverage of every process; fails below the floor in pyproject.toml
+# `just test-all` with branch coverage of every process; fails below the floor in pyproject.toml
 cov *args: install
     {{python}} -m coverage erase
-    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{just_executable()}} test "$@"
+    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{just_executable()}} test-all "$@"
     {{python}} -m coverage combine -q
     {{python}} -m coverage report
 

@@ -27,6 +27,15 @@ from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, Virtual
 from mdservice.testing.fake_link import FakeLink
 
 SYMBOLS = ("AAPL", "MSFT", "SPY")
+_QUICK_SEEDS = 6
+
+
+def seeds(count: int) -> list[Any]:
+    """All of them in `just test-all`, the first few in `just test`."""
+    return [
+        seed if seed < _QUICK_SEEDS else pytest.param(seed, marks=pytest.mark.thorough)
+        for seed in range(count)
+    ]
 
 
 @attrs.define
@@ -405,7 +414,7 @@ async def test_a_restarted_actor_mends_what_it_missed_too(autojump_clock: Any, d
     desk.check_complete()
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 async def test_whatever_is_lost_and_when_each_quote_comes_once(
     autojump_clock: Any, desk: Desk, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -582,7 +591,7 @@ async def test_quotes_of_one_time_are_not_told_again_by_the_next_run(
     desk.check_complete("AAPL")
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 async def test_however_often_it_is_restarted_each_quote_comes_once(
     autojump_clock: Any, desk: Desk, seed: int
 ) -> None:

@@ -13,7 +13,7 @@ JUST = Path(sys.executable).parent / "just"
 GIVEN = ["--alerts", "AAPL pnl < -500; * stale", "it's", "a or b"]
 
 
-@pytest.mark.parametrize("recipe", ["run", "test", "bench", "bench-pnl"])
+@pytest.mark.parametrize("recipe", ["run", "test", "test-all", "bench", "bench-pnl"])
 def test_arguments_with_spaces_and_signs_of_the_shell_arrive_whole(recipe: str) -> None:
     answer = subprocess.run(
         [JUST, "--no-deps", "--set", "python", r"printf '%s\n'", recipe, *GIVEN],

@@ -108,6 +108,7 @@ def test_the_seed_decides_the_order_of_tasks() -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
+@pytest.mark.pins
 def test_trios_private_scheduler_is_as_it_was_left() -> None:
     scheduler = trio._core._run
     before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()

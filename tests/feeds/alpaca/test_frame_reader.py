@@ -223,6 +223,7 @@ def test_a_large_message_is_not_copied_with_each_read() -> None:
     assert looks == 2
 
 
+@pytest.mark.pins
 @pytest.mark.parametrize("library", [websockets.trio.connection, websockets.asyncio.connection])
 def test_the_librarys_connections_give_all_that_they_read_to_receive_data(library: Any) -> None:
     source = inspect.getsource(library.Connection)

@@ -168,6 +168,7 @@ def test_fragments_are_put_together() -> None:
     anyio.run(main, ["ä€".encode()[:1], "ä€".encode()[1:3], "ä€".encode()[3:]], Opcode.TEXT)
 
 
+@pytest.mark.pins
 @pytest.mark.parametrize("library", [websockets.trio.connection, websockets.asyncio.connection])
 def test_the_librarys_connection_uses_of_its_queue_what_the_inlet_has(library: Any) -> None:
     source = inspect.getsource(library.Connection)

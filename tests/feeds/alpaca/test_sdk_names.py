@@ -22,6 +22,8 @@ from mdservice.feeds.alpaca.login import Credentials
 from mdservice.feeds.alpaca.raw import MAX_FRAME_BYTES
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S
 
+pytestmark = pytest.mark.pins
+
 URL = "ws://127.0.0.1:1/v2/iex"
 
 
