@@ -99,9 +99,13 @@ class Link:
         pass
 
     def call(self, *commands: bytes) -> list[Any]:
-        if b"SUBSCRIBE" in commands[0] and self._server.refuse:
-            return [hiredis.ReplyError(self._server.refuse)]
-        return [b"OK" for _ in commands]
+        return [None for _ in commands]
+
+    def exchange(self, data: bytes, replies: int) -> list[Any]:
+        assert b"SUBSCRIBE" in data
+        if self._server.refuse:
+            return [hiredis.ReplyError(self._server.refuse)] * replies
+        return [[b"subscribe", b"", 1]] * replies
 
     def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
         return self._server.take()
