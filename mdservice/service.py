@@ -195,12 +195,31 @@ class Service:
         with anyio.move_on_after(DRAIN_LIMIT_S):
             await topology.supervisor.drained()
         topology.readers.close()
-        lost = topology.publisher.unacknowledged
-        if lost:
-            _log.error("events_lost_at_the_end", count=lost, reason="the store did not take them")
+        self._tell_lost()
         _log.info(
             "service_stopped", events_published=topology.publisher.snapshot().events_published
         )
+
+    def _tell_lost(self) -> None:
+        """Log how many events the store does not have, and of how many it is not known."""
+        writer = self._topology.writer
+        in_batch, waiting = self._topology.publisher.not_stored(writer.written)
+        unknown = in_batch if writer.uncertain else 0
+        lost = in_batch + waiting - unknown
+        if lost or unknown:
+            _log.error(
+                "events_lost_at_the_end", count=lost, unknown=unknown, reason=self._why_lost()
+            )
+
+    def _why_lost(self) -> str:
+        """Why the store does not have the last events: it is not always the store's fault."""
+        failed = self._topology.supervisor.failed
+        if failed is not None:
+            return f"{failed} failed and ended the service before they were written"
+        store = self._topology.writer.snapshot()
+        if store.last_error is not None:
+            return f"the store did not take them: {store.last_error}"
+        return f"they were not all written within {DRAIN_LIMIT_S:g} s"
 
 
 @asynccontextmanager

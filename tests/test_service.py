@@ -508,7 +508,22 @@ async def test_end_is_bounded_where_the_store_is_away(
         started_s = anyio.current_time()
     assert anyio.current_time() - started_s <= DRAIN_LIMIT_S + CLOSE_TIMEOUT_S <= STOP_LIMIT_S
     assert "events_lost_at_the_end" in caplog.text
-    assert "count=10" in caplog.text  # the hundred, and the feed's states
+    assert "unknown=100" in caplog.text  # the connection was lost in the middle of the write
+    assert "the store did not take them: " in caplog.text
+
+
+async def test_a_store_that_is_only_slow_is_not_said_to_refuse(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    feed, store = FakeDriver(), MemoryPriceStore(clock=VirtualClock())
+    async with open_desk("AAPL", feed=feed, store=store) as desk:
+        await feed.subscribed("AAPL")
+        await desk.ready()
+        store.script.append(Slow(10))
+        feed.send_quotes([quote(number) for number in range(1, 101)])
+        await anyio.sleep(0.1)
+    assert "unknown=100" in caplog.text  # the write was cancelled
+    assert "they were not all written within" in caplog.text
 
 
 async def test_end_is_at_once_where_nothing_waits(autojump_clock: Any) -> None:
@@ -642,6 +657,66 @@ async def test_actor_that_crashes_for_ever_ends_the_block(autojump_clock: Any) -
             while True:
                 desk.feed.send_quotes([quote(anyio.current_time() + 1)])
                 await anyio.sleep(0.1)
+
+
+class DefectiveStore(MemoryPriceStore):
+    """Its defect ends the writer for good: in each call, or in the middle of a write."""
+
+    defect = ""
+
+    async def ping(self) -> None:
+        if self.defect:
+            raise RuntimeError("a defect in the store")
+        await super().ping()
+
+    async def write(self, batch: WriteBatch) -> None:
+        if self.defect == "always":
+            raise RuntimeError("a defect in the store")
+        await super().write(batch)
+        if self.defect == "after the write":
+            raise RuntimeError("a defect in the store")
+
+
+@pytest.mark.parametrize(
+    ("defect", "pause_s", "said"),
+    [("always", 0.6, "count=3 unknown=0"), ("after the write", 0.0, "count=0 unknown=3")],
+)
+async def test_an_actor_that_ends_the_service_is_blamed_for_the_lost_events(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture, defect: str, pause_s: float, said: str
+) -> None:
+    store = DefectiveStore(clock=VirtualClock())
+    with pytest.raises(ActorFailed, match="redis_writer"):
+        async with open_desk("AAPL", store=store) as desk:
+            await desk.feed.subscribed("AAPL")
+            await desk.ready()
+            await anyio.sleep(1)
+            store.defect = defect
+            await anyio.sleep(pause_s)
+            desk.feed.send_quotes([quote(1), quote(2), quote(3)])
+            await anyio.sleep(100)
+    (record,) = [r for r in caplog.records if "events_lost_at_the_end" in r.getMessage()]
+    assert said in record.getMessage()
+    assert "redis_writer failed and ended the service" in record.getMessage()
+    assert "the store did not take them" not in record.getMessage()
+
+
+async def test_an_actor_that_ends_the_service_while_all_is_written_loses_no_event(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*, task_status: Any) -> None:
+        raise RuntimeError("a defect in the router")
+
+    with pytest.raises(ActorFailed, match="quote_router"):
+        async with open_desk("AAPL") as desk:
+            await desk.feed.subscribed("AAPL")
+            await desk.ready()
+            desk.feed.send_quotes([quote(1)])
+            await desk.written(1)
+            await anyio.sleep(1)
+            monkeypatch.setattr(desk.service._topology.router, "run", fail)
+            desk.service._topology.supervisor.restart("quote_router", "for the test")
+            await anyio.sleep_forever()
+    assert "events_lost_at_the_end" not in caplog.text
 
 
 async def test_actor_that_hangs_is_restarted_and_no_event_is_lost_or_repeated(

@@ -86,6 +86,11 @@ class Supervisor:
         """All of them, in order."""
         return [ward.actor for ward in self._wards.values()]
 
+    @property
+    def failed(self) -> str | None:
+        """The actor that failed for good and ended the service, or None."""
+        return next((name for name, ward in self._wards.items() if ward.state == "failed"), None)
+
     def look_at(self, name: str) -> Supervision:
         """One actor's state, restarts and last error."""
         ward = self._wards[name]

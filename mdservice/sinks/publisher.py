@@ -97,6 +97,19 @@ class EventPublisher:
         in_flight = len(self._in_flight.batch.messages) if self._in_flight else 0
         return len(self._waiting) + in_flight
 
+    def not_stored(self, written: int) -> tuple[int, int]:
+        """The events that the store is not known to have.
+
+        Args:
+            written: The number of the last batch that the store has executed.
+
+        Returns:
+            How many are in the batch that was sent and not answered, and how many in none.
+        """
+        batch = self._in_flight.batch if self._in_flight else None
+        sent = len(batch.messages) if batch is not None and batch.number > written else 0
+        return sent, len(self._waiting)
+
     def snapshot(self) -> PublisherSnapshot:
         """The publisher now."""
         return PublisherSnapshot(

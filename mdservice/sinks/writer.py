@@ -135,6 +135,16 @@ class RedisWriter:
         """How full its inbox is."""
         return self._inbox.depth
 
+    @property
+    def written(self) -> int:
+        """The number of the last batch that the store has executed."""
+        return self._written
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the batch after :attr:`written` may have been executed: no answer came."""
+        return self._pending is not None and self._uncertain
+
     def snapshot(self) -> WriterSnapshot:
         """The writer now."""
         return WriterSnapshot(
