@@ -176,14 +176,27 @@ def _subscriptions(_: random.Random) -> Question:
 
 
 def _sources(life: Life) -> dict[str, Any]:
-    sources = life.handle.subscriptions()
-    return {"symbols": sorted(sources), "sources": sources}
+    service = life.handle
+    sources = service.subscriptions()
+    return {
+        "symbols": sorted(sources),
+        "sources": sources,
+        "channels": service.channels(),
+        "left_out": service.left_out(),
+    }
 
 
 def _subscriptions_untrue(_: World, life: Life, answer: Answer) -> Iterator[str]:
     wanted, unsure = subscriptions_as_they_should_be(life)
     if set(answer.json["symbols"]) - unsure != wanted - unsure:
         yield f"{sorted(wanted)} are wanted, perhaps {sorted(unsure)}"
+    given, left_out = answer.json["channels"], answer.json["left_out"]
+    if both := given.keys() & left_out.keys():
+        yield f"{sorted(both)} are given and left out"
+    if any(channels != ["quotes"] for channels in given.values()):
+        yield "other channels than quotes are given"
+    if any(why.keys() != {"quotes"} or not why["quotes"] for why in left_out.values()):
+        yield "it does not say why a symbol is left out"
 
 
 def subscriptions_as_they_should_be(life: Life) -> tuple[set[str], set[str]]:

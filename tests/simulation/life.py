@@ -10,8 +10,9 @@ import anyio
 import attrs
 
 from mdservice.feeds.late_history import Believed
-from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
+from mdservice.model.events import FeedStatus, FirstQuotes, QuoteBatch, RoutedItem
 from mdservice.model.quote import Quote
+from mdservice.router.actor import QuoteRouter
 from mdservice.service import Service
 from mdservice.sinks.store import WriteBatch
 from mdservice.testing import VirtualClock
@@ -66,6 +67,10 @@ class Life:
     changing: Counter[str] = attrs.field(factory=Counter)
     fetched: set[int] = attrs.field(factory=set)
     """The ids of the accepted quotes that REST gave on subscribing."""
+    future_fetched: int = 0
+    """Future quotes that REST gave on subscribing: the feed has not sent these."""
+    fetched_before: int = 0
+    """Quotes of the feed that REST had given on subscribing: accepted then, and not again."""
 
     def begin(self, service: Service, symbols: tuple[str, ...]) -> None:
         """Listen from the first quote on."""
@@ -86,8 +91,27 @@ class Life:
             listener(item)
 
         router._listener = listen
+        self._count_fetched(router)
         for symbol in symbols:
             self.want(symbol)
+
+    def _count_fetched(self, router: QuoteRouter) -> None:
+        """Count what REST and the feed give apart."""
+        lanes, take, is_new = router.lanes, router._take_first, router.lanes._is_new_at
+
+        def take_first(first: FirstQuotes) -> None:
+            before = router._future
+            take(first)
+            self.future_fetched += router._future - before
+
+        def is_new_at(quote: Quote, last: Quote) -> bool | None:
+            was_first = lanes.is_first(quote.symbol)
+            new = is_new(quote, last)
+            self.fetched_before += was_first and new is None
+            return new
+
+        router._take_first = take_first  # type: ignore[method-assign]
+        lanes._is_new_at = is_new_at  # type: ignore[method-assign]
 
     @property
     def handle(self) -> Service:

@@ -90,10 +90,8 @@ def check_counters(life: Life) -> Iterator[str]:
     # Of the future ones some may have come from history, under a clock that is behind.
     if told > counters.quotes_received and not counters.quotes_backfilled:
         yield f"more accepted and stale ones than received: {counters}"
-    if not counters.gaps and told + life.future != counters.quotes_received:
-        lost = counters.quotes_received - told - life.future
-        # REST may have brought future ones too, under a clock that is behind.
-        if -life.future <= lost < 0:
-            return
+    told += life.future - life.future_fetched + life.fetched_before
+    if not counters.gaps and told != counters.quotes_received:
+        lost = counters.quotes_received - told
         if not (life.cut_short or life.error) or lost < 0:
             yield f"{lost} received quotes are neither accepted, stale nor future: {counters}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from mdservice.feeds.driver import LONGEST_OPEN_TIMEOUT_S
 from mdservice.feeds.repair import MOST_HELD
 from mdservice.router.lanes import _MOST_AT_ONE_TIME
 from mdservice.topology import ACKNOWLEDGED, BATCHES, COMMANDS, EVENTS, FEED, Topology
@@ -19,6 +20,13 @@ _SAMPLE_S = 0.5
 _STORE_UNNOTICED_S = 5.0
 _FEED_UNNOTICED_S = 3.0
 _SYMBOLS_UNNOTICED_S = 10.0
+_STALLED_LOGIN_S = LONGEST_OPEN_TIMEOUT_S
+"""A login that met the network's silence may be under way when the faults end …"""
+_LONGEST_WAIT_S = 30.0
+"""… and a wait follows: 30 s at most after failures, and for a slot that stays taken for more than
+a minute. In the first minute a slot is tried for every 4 to 6 s."""
+_SETTLING_S = 5.0
+"""Login, subscription and repair, once the feed answers."""
 _MOST_IN_OUTLET = 20
 """A connection leaves a handful of items at most."""
 _MOST_TASKS = 60
@@ -48,7 +56,8 @@ class Watch:
     async def until_ready(self) -> None:
         """Ready again within the bound that the longest wait under way allows."""
         world = self._world
-        limit_s = 45.0 + 2 * world.plan.config.slot_hold_s
+        limit_s = _STALLED_LOGIN_S + _LONGEST_WAIT_S + _SETTLING_S
+        limit_s += 2 * world.plan.config.slot_hold_s
         life = world.life
         service = life.service if life is not None else None
         if service is not None and service._topology.feed.snapshot().phase == "refused":
