@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick | curves | where | guard [store [instructions]] | repair]``: real parts.
+"""``python -m tests.bench [quick | curves | where | guard … | repair | first-price]``: real parts.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -17,6 +17,7 @@ is 1 when a price, an event or a count was not as it must be.
   lost. ``guard store`` stores it anew, ``guard store instructions`` only what does not depend on
   the machine's load.
 - ``repair``: something else, see :mod:`tests.bench.repair`.
+- ``first-price``: likewise, see :mod:`tests.bench.first_price`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 import anyio
 import attrs
 
-from tests.bench import curves, curves_picture, guard, instructions, repair, where
+from tests.bench import curves, curves_picture, first_price, guard, instructions, repair, where
 from tests.bench.benchmark import REFERENCE, Benchmark, Plan, say
 from tests.bench.picture import picture
 from tests.bench.processes import REPOSITORY
@@ -227,9 +228,12 @@ if __name__ == "__main__":
         case ["repair"]:
             signal.alarm(repair.LIMIT_S)
             code = anyio.run(repair.main, say, backend="trio")
+        case ["first-price"]:
+            signal.alarm(first_price.LIMIT_S)
+            code = anyio.run(first_price.main, say, backend="asyncio")
         case _:
             sys.exit(
                 "usage: python -m tests.bench "
-                "[quick | curves | where | guard [store [instructions]] | repair]"
+                "[quick | curves | where | guard [store [instructions]] | repair | first-price]"
             )
     sys.exit(code)
