@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from mdservice import __version__
-from mdservice.cli.failures import report
+from mdservice.cli.failures import FAILED, print_failure, report, use_json_lines, use_plain_lines
 from mdservice.cli.options import config_option
 
 __all__ = ["CommandGroup", "cli"]
+
+_AS_JSON = "mdservice.as_json"
 
 _EPILOG = """\b
 Examples:
@@ -28,15 +30,36 @@ Exit codes: 0 fine, 1 failed, 2 usage (health: no answer), 78 configuration.
 """
 
 
+LONG_RUNNING = frozenset({"run", "gateway", "simulate"})
+"""Commands that log: with the format ``json`` they print nothing but JSON objects."""
+
+
 class CommandGroup(click.Group):
     """Turns every error of a command into lines on stderr and an exit code."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, and how it prints: the error of a wrong flag is a line too."""
+        name, command, rest = super().resolve_command(ctx, args)
+        use_plain_lines()
+        ctx.meta[_AS_JSON] = name in LONG_RUNNING and use_json_lines(
+            ctx,
+            Path(file) if (file := _given(rest, "--config")) else ctx.params.get("config"),
+            {"log_format": _given(rest, "--log-format")},
+        )
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.exceptions.Exit:
             raise
+        except (click.ClickException, click.Abort, KeyboardInterrupt) as exc:
+            if not ctx.meta.get(_AS_JSON):
+                raise  # click prints it.
+            ctx.exit(_print_as_json(ctx, exc))
         except OSError as exc:
             if exc.errno == errno.EPIPE:
                 raise  # click ends quietly when nobody reads its output any more.
@@ -46,7 +69,28 @@ class CommandGroup(click.Group):
         except BaseExceptionGroup as group:
             if group.subgroup(KeyboardInterrupt) is None:
                 raise
+            if ctx.meta.get(_AS_JSON):
+                ctx.exit(_print_as_json(ctx, group))
             raise click.Abort from group
+
+
+def _given(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag, before the command line is parsed, which may fail."""
+    for index, argument in enumerate(arguments):
+        if argument == flag:
+            return next(iter(arguments[index + 1 :]), None)
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _print_as_json(ctx: click.Context, exc: BaseException) -> int:
+    """Print what click itself would print in plain text; return the exit code."""
+    if not isinstance(exc, click.ClickException):
+        print_failure("interrupted")
+        return FAILED
+    print_failure(f"{exc.format_message()} See: {ctx.command_path} {ctx.invoked_subcommand} --help")
+    return exc.exit_code
 
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's callback

@@ -12,6 +12,7 @@ import click
 
 from mdservice.cli.failures import announce, use_json_lines
 from mdservice.cli.options import config_option
+from mdservice.logs import configure_logging
 
 if TYPE_CHECKING:
     from mdservice.simulator import Simulator, SimulatorConfig
@@ -71,6 +72,8 @@ def simulate(
     """
     as_json = use_json_lines(ctx, config)  # the one setting that the simulator has
 
+    if as_json:
+        configure_logging("json")
     import anyio
 
     from mdservice.simulator import DEMO_POSITIONS, SimulatorConfig

@@ -89,7 +89,7 @@ def test_config_goes_before_or_after_the_commands_name(
 ) -> None:
     option, rest = ["--config", str(config)], WITH_ARGUMENT.get(command, [])
     words = [*option, command] if place == "before" else [command, *option]
-    result = invoke(*words, *rest)
+    result = invoke(*words, *rest, MDSERVICE_LOG_FORMAT="console")
     assert result.exit_code == 78
     assert result.stderr == (
         "mdservice: setting price_ttl (file other.toml): 0 is not between 1 and 315360000\n"

@@ -221,5 +221,6 @@ def _environment(folder: Path, gateway_port: str) -> dict[str, str]:
         "XDG_RUNTIME_DIR": str(folder),
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "MDSERVICE_LOG_FORMAT": "console",  # as on the reader's terminal
         "MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{gateway_port}",
     }

@@ -38,7 +38,8 @@ def environ(folder: Path) -> dict[str, str]:
         if not name.startswith(("MDSERVICE_", "ALPACA_", "APCA_", "REDIS_"))
     }
     root = str(Path(__file__).parents[2])
-    return {**kept, "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": root}
+    plain = {"MDSERVICE_LOG_FORMAT": "console"}  # test_json_lines.py has the other one
+    return {**kept, **plain, "XDG_RUNTIME_DIR": str(folder), "PYTHONPATH": root}
 
 
 def python(
