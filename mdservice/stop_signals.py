@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 from anyio.abc import TaskStatus
@@ -25,7 +25,9 @@ _ONE_SIGNAL_S = 0.05
 def stop_signals() -> Sequence[signal.Signals]:
     """SIGINT, SIGTERM and SIGHUP, which a closed terminal sends.
 
-    A SIGHUP that is ignored stays so: nohup(1) starts a program that way.
+    A SIGHUP that is ignored stays so: nohup(1) starts a program that way. An ignored SIGINT does
+    not: each script's shell ignores it for all of its background jobs, and whoever sends one to
+    such a job wants it to end.
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return (signal.SIGINT, signal.SIGTERM)
@@ -48,12 +50,16 @@ def leave_lost_terminal() -> None:
 
 
 async def stop_on_signal(
-    running: anyio.CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    running: anyio.CancelScope,
+    at_once: Callable[[], None] | None = None,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Cancel the scope on the first signal; end the process at once on a second one.
 
     Args:
         running: What drains when it is cancelled.
+        at_once: Called before the process ends on a second signal; it must not block.
         task_status: Called once signals are received.
     """
     with anyio.open_signal_receiver(*stop_signals()) as signals:
@@ -63,6 +69,8 @@ async def stop_on_signal(
             if running.cancel_called and anyio.current_time() < first_s + _ONE_SIGNAL_S:
                 continue
             if running.cancel_called:  # the guard ends an embedded server, the system the rest
+                if at_once is not None:
+                    at_once()
                 os._exit(_AT_ONCE)
             first_s = anyio.current_time()
             leave_lost_terminal()

@@ -12,7 +12,6 @@ from typing import Final
 
 import anyio
 import attrs
-from anyio.abc import TaskStatus
 from rich.console import Console, Group
 from rich.live import Live
 
@@ -23,7 +22,7 @@ from mdservice.gateway.make import make_book
 from mdservice.settings import Settings
 from mdservice.settings_feeds import FEED_URLS, feed_delay_s
 from mdservice.settings_fields import Unchosen
-from mdservice.stop_signals import leave_lost_terminal, stop_signals
+from mdservice.stop_signals import stop_on_signal
 from mdservice.watch.errors import LastError
 from mdservice.watch.gather import Gatherer
 from mdservice.watch.output import LineOutput
@@ -46,6 +45,8 @@ _NO_END: Final = 100_000
 async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> bool:
     """Show prices and P&L until SIGINT, SIGTERM, SIGHUP or the end of the reader.
 
+    A second signal ends the process at once.
+
     Args:
         settings: Where the service, Redis and the positions are.
         chosen: The only symbols to show; none means all.
@@ -64,7 +65,7 @@ async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> boo
     logging.getLogger("mdservice").addHandler(errors)
     async with anyio.create_task_group() as tasks:
         running = anyio.CancelScope()
-        await tasks.start(_stop_on_signal, running)
+        await tasks.start(stop_on_signal, running, _restore_terminal)
         well = True
         error: Exception | None = None
         with running:
@@ -133,12 +134,14 @@ async def _known(book: PnlBook) -> None:
         await anyio.sleep(_LOOK_S)
 
 
-async def _stop_on_signal(running: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(*stop_signals()) as signals:
-        task_status.started()
-        async for _number in signals:
-            leave_lost_terminal()
-            running.cancel()
+def _restore_terminal() -> None:
+    """Leave the full screen and show the cursor, where the terminal takes it without a wait."""
+    if not os.isatty(1):
+        return
+    os.set_blocking(1, False)
+    with suppress(OSError):
+        os.write(1, b"\x1b[?1049l\x1b[?25h")
+    os.set_blocking(1, True)  # the shell shares the open terminal
 
 
 async def _once(gatherer: Gatherer, book: PnlBook, console: Console) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import redis
 
+from tests.integration.feed_server import PlainServer
+
 T0 = 1_763_653_904_208_912_345
 SYMBOLS = ("AAPL", "MSFT")
 
@@ -135,6 +137,86 @@ def test_a_hangup_that_is_ignored_stays_ignored(stage: Any, command: str) -> Non
     with pytest.raises(subprocess.TimeoutExpired):
         program.process.wait(0.7)
     assert program.end(signal.SIGTERM, within=5) == 0, program.said
+
+
+@pytest.mark.parametrize("command", LONG_RUNNING)
+def test_an_interrupt_ends_a_background_job_whose_shell_ignores_it(
+    stage: Any, command: str
+) -> None:
+    program = started(stage, command, _IGNORING.replace("SIGHUP", "SIGINT"))
+    assert program.end(signal.SIGINT, within=5) == 0, program.said
+
+
+_NEVER_ENDS = """
+import anyio
+from mdservice.cli import cli
+from mdservice.watch import show
+
+async def hang(*args, **more):
+    print("shown", flush=True)
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            print("ending", flush=True)
+            await anyio.sleep_forever()
+
+show._watch = hang
+cli(["watch"])
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_a_second_signal_ends_a_watch_at_once(
+    stage: Any, second: signal.Signals, *, on_terminal: bool
+) -> None:
+    ours, theirs = pty.openpty() if on_terminal else os.pipe()
+    program = stage.python("-c", _NEVER_ENDS, terminal=theirs)
+    os.close(theirs)
+    shown = b""
+
+    def until(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            assert select.select([ours], [], [], 15)[0], shown
+            shown += os.read(ours, 65_536)
+
+    until(b"shown")
+    program.process.send_signal(signal.SIGTERM)
+    until(b"ending")
+    time.sleep(0.1)  # a signal that comes at once after the first counts as the same
+    program.process.send_signal(second)
+    assert program.code(within=1) == 1
+    if on_terminal:
+        until(b"\x1b[?1049l\x1b[?25h")
+    os.close(ours)
+
+
+@pytest.mark.parametrize("flood", [False, True], ids=["quiet", "flood"])
+@pytest.mark.parametrize("driver", ["websockets", "alpaca-py"])
+def test_sigterm_makes_the_service_leave_the_feed_by_a_close_frame(
+    stage: Any, driver: str, *, flood: bool
+) -> None:
+    with PlainServer(flood=flood) as feed:
+        program = stage.program(
+            "run",
+            ALPACA_API_KEY="key",
+            ALPACA_SECRET_KEY="secret",
+            MDSERVICE_FEED_URL=feed.url,
+            MDSERVICE_DRIVER=driver,
+            MDSERVICE_SYMBOLS="AAPL",
+        )
+        stage.eventually(
+            lambda: feed.lines and "subscribe" in feed.lines[0].heard,
+            within=20,
+            what=lambda: program.said,
+        )
+        program.wait_ready()
+        time.sleep(0.5)  # a flood fills the buffers of both sides
+        assert program.end(signal.SIGTERM, within=5) == 0, program.said
+        feed.assert_left()
+        assert len(feed.lines) == 1
 
 
 @pytest.mark.parametrize("command", LONG_RUNNING)
