@@ -77,7 +77,7 @@ class _Row(msgspec.Struct, gc=False):
     usd: msgspec.Raw = _NULL
     current_price: msgspec.Raw = _NULL
     lastday_price: msgspec.Raw = _NULL
-    problem: str | None = None
+    problem: msgspec.Raw = _NULL
 
 
 class _Dollars(msgspec.Struct, gc=False):
@@ -173,7 +173,10 @@ def _position(raw: msgspec.Raw) -> Position:
     try:
         row = _row_decoder.decode(raw)
     except (ValueError, RecursionError):
-        return _position_of_broken(raw)
+        found = _row_with_price_in_dollars(raw)
+        if found is None:
+            return _position_of_broken(raw)
+        row = found
     qty, multiplier = row.qty, row.multiplier
     price, problem = row.avg_entry_price, None
     prices: _Row | _Dollars = row
@@ -194,6 +197,14 @@ def _position(raw: msgspec.Raw) -> Position:
         wrong_symbol or _problem_of(row, qty, price) or problem,
         _previous(prices.current_price) or _previous(prices.lastday_price),
     )
+
+
+def _row_with_price_in_dollars(raw: msgspec.Raw) -> _Row | None:
+    """A broken row without its own entry price, which a price in dollars makes needless."""
+    fields = _as(dict[str, msgspec.Raw], raw)
+    if fields is None or "usd" not in fields or fields.pop("avg_entry_price", None) is None:
+        return None
+    return _as(_Row, msgspec.Raw(msgspec.json.encode(fields)))
 
 
 def _in_dollars(
@@ -258,8 +269,8 @@ def _signed(qty: Decimal, side: str | None) -> Decimal:
 
 
 def _problem_of(row: _Row, qty: Decimal, price: Decimal) -> str | None:
-    if row.problem:  # what told it knows more
-        return row.problem[:_MOST_PROBLEM]
+    if row.problem is not _NULL and (told := _as(str, row.problem)):  # what told it knows more
+        return told[:_MOST_PROBLEM]
     if price < 0:
         return "has an avg_entry_price below 0"
     if row.multiplier is not None and row.multiplier <= 0:

@@ -294,6 +294,11 @@ def test_a_row_in_another_currency_is_read_from_its_usd_block() -> None:
         {"currency": "JPY", "usd": DOLLARS},
         {"avg_entry_price": None, "swap_rate": "150", "usd": DOLLARS},
         {"avg_entry_price": ..., "usd": DOLLARS},
+        {"avg_entry_price": "n/a", "usd": DOLLARS},
+        {"avg_entry_price": "", "swap_rate": "150", "usd": DOLLARS},
+        {"avg_entry_price": "22,500", "swap_rate": "150", "usd": DOLLARS},
+        {"avg_entry_price": [22500], "swap_rate": "150", "usd": DOLLARS},
+        {"avg_entry_price": "1e400", "swap_rate": "150", "usd": DOLLARS},
     ],
 )
 def test_a_price_in_dollars_goes_before_the_rows_own(fields: Any) -> None:
@@ -393,6 +398,11 @@ def test_a_problem_that_the_source_tells_is_kept_where_fields_are_missing() -> N
     told = "has a value in qty that is no usable number"
     assert one(qty=None, avg_entry_price=None, problem=told).problem == told
     assert one(qty=None, problem="").problem == "has no qty"
+
+
+@pytest.mark.parametrize("told", [None, "", False, 0, {}, ["none"]])
+def test_a_field_named_problem_that_tells_none_costs_nothing(told: Any) -> None:
+    assert one(problem=told) == Position("AAPL", Decimal(10), Decimal("150.00"))
 
 
 @pytest.mark.parametrize(
