@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 from mdservice.errors import InvalidSymbol
 
-__all__ = ["EVERY_SYMBOL", "parse_symbol", "parse_symbols"]
+__all__ = ["EVERY_SYMBOL", "is_option", "parse_symbol", "parse_symbols"]
 
 EVERY_SYMBOL = "*"
 """Alpaca's name for every symbol of the feed."""
 
 _SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9./_-]{0,31}", re.ASCII)
+_OPTION = re.compile(r"[A-Z][A-Z0-9]{0,5}[0-9]{6}[CP][0-9]{8}", re.ASCII)
+"""Root, expiry, call or put, strike in thousandths. Source: OCC, Options Symbology Initiative."""
 _SHOWN = 32
 
 
@@ -31,6 +33,11 @@ def parse_symbol(text: str) -> str:
         f"{shown!r} is not a symbol: letters, digits, '.', '/', '-' or '_', at most 32 of them, "
         "for instance AAPL or BRK.B"
     )
+
+
+def is_option(symbol: str) -> bool:
+    """Whether it is an option's symbol in the OCC form, such as ``AAPL261218C00200000``."""
+    return _OPTION.fullmatch(symbol) is not None
 
 
 def parse_symbols(texts: Iterable[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Final
 
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote, mid_number
+from mdservice.model.symbol import is_option
 from mdservice.pnl.holding import Holding
 from mdservice.pnl.numbers import EXACT, to_price
 from mdservice.pnl.rows import PnlReport, Row
@@ -53,7 +54,8 @@ class PnlEngine:
         price_ttl_s: Seconds for which the key of a price exists.
         feed_delay_s: By how many seconds the feed is late on purpose.
         max_spread: The widest usable spread, whichever side is higher, in per cent of the mid; 0:
-            any. A quote of one side has no spread.
+            any. A quote of one side has no spread. The spread of an option is not limited: wide
+            ones are usual there.
     """
 
     def __init__(
@@ -95,6 +97,16 @@ class PnlEngine:
     def symbols(self) -> list[str]:
         """The symbols whose price is wanted, in no order."""
         return [symbol for symbol, holding in self._held.items() if holding.priceable]
+
+    def problems(self) -> list[tuple[str, str]]:
+        """The symbol and the problem of each lot that is never priced."""
+        return [
+            (row.symbol, row.problem)
+            for holding in self._held.values()
+            if holding.priceable < len(holding.positions)
+            for row in holding.rows()
+            if row.problem is not None
+        ]
 
     @property
     def wake_ns(self) -> int | None:
@@ -194,7 +206,9 @@ class PnlEngine:
         bid, ask = quote.bid, quote.ask
         number, factor = mid_number(bid, ask), self._surely_narrow
         limit = bid * factor + ask * factor
-        if number is None or not (-limit <= ask - bid <= limit or self._is_narrow(bid, ask)):
+        if number is None or not (
+            -limit <= ask - bid <= limit or self._is_narrow(bid, ask) or is_option(symbol)
+        ):
             return self._set_aside(holding, quote)
         was_live = holding.live and known is mark
         if mark is None or number != holding.number:

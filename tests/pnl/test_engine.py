@@ -224,6 +224,18 @@ def test_the_widest_spread_can_be_set(max_spread: float, status: str) -> None:
     assert statuses(engine, T_NS) == ["unpriced"], "without a side there is no price"
 
 
+@pytest.mark.parametrize(
+    "symbol", ["AAPL261218C00200000", "F261218P00012500", "SPXW261218C05000000"]
+)
+def test_the_spread_of_an_option_is_not_limited(symbol: str) -> None:
+    engine = holding(lot("2", "1", symbol), lot("2", "1", "BTC/USD"))
+    engine.update(quote(0.5, 1.5, symbol=symbol), T_NS)
+    engine.update(quote(0.5, 1.5, symbol="BTC/USD"), T_NS)
+    assert statuses(engine, T_NS) == ["live", "unpriced"]
+    engine.update(quote(0.0, 0.0, T_NS + 1, symbol), T_NS + 1)
+    assert statuses(engine, T_NS + 1) == ["stale", "unpriced"]
+
+
 @pytest.mark.parametrize("unusable", UNUSABLE)
 def test_without_any_usable_quote_there_is_no_price(unusable: tuple[float, float]) -> None:
     engine = holding(lot("10", "150"))
