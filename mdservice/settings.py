@@ -173,8 +173,8 @@ class Settings:
     max_spread: float = setting(
         10.0,
         values.per_cent(_WIDEST_SPREAD),
-        "Widest spread of a stock or crypto quote that counts as a price for P&L and alerts, in per "
-        "cent of the mid; 0: any.",
+        "Widest spread of a stock or crypto quote that counts as a price for P&L and alerts, in "
+        "per cent of the mid; 0: any.",
         metavar="PERCENT",
     )
     backlog: int = setting(

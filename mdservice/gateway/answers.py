@@ -63,6 +63,8 @@ class Answers:
     def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
         body = self._encoder.encode(report)
         warnings = self._book.warnings(live=live)
+        if (unusable := self._book.unusable()) is not None:
+            warnings.append(unusable)
         if not warnings:
             return body
         return b'%b,"warnings":%b}' % (body[:-1], msgspec.json.encode(warnings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Literal
 
@@ -34,6 +34,8 @@ live subscriber has heard."""
 
 _LOOK_S: Final = 0.2
 """How soon a stream notices what nobody tells it: a price becoming stale, its own end."""
+_MOST_NAMED: Final = 20
+"""Unusable positions that a warning names, with their reasons."""
 _TICK_S: Final = 1.0
 """How soon a price that became stale by itself is noticed."""
 
@@ -77,6 +79,7 @@ class PnlBook:
         self._running = False
         self._service: Instance | None = None
         self._keys_error: str | None = None
+        self._unusable: str | None = None
         self._changed = anyio.Event()
         self._waiting = 0
 
@@ -120,6 +123,10 @@ class PnlBook:
         if (reason := self._followed.conflict()) is not None:
             found.append(reason)
         return found
+
+    def unusable(self) -> str | None:
+        """Which positions are never priced, and why, as a warning; None where all can be."""
+        return self._unusable
 
     def positions_warnings(self) -> list[str]:
         """Why the positions may be out of date; empty where they are not."""
@@ -221,6 +228,7 @@ class PnlBook:
 
     def _positions_came(self, polled: PolledPositions) -> None:
         if self._engine.set_positions(polled.positions):
+            self._unusable = _unusable(self._engine.problems())
             self._tell()
 
     async def _read_keys(self) -> None:
@@ -276,3 +284,15 @@ class PnlBook:
         if self._waiting:
             self._changed.set()
             self._changed = anyio.Event()
+
+
+def _unusable(problems: Sequence[tuple[str, str]]) -> str | None:
+    """A warning that the totals lack these positions; None where there are none."""
+    if not problems:
+        return None
+    named = [f"{symbol} ({reason})" for symbol, reason in dict.fromkeys(problems[:_MOST_NAMED])]
+    more = len(problems) - _MOST_NAMED
+    if more > 0:
+        named.append(f"and {more} more")
+    what = "1 position is" if len(problems) == 1 else f"{len(problems)} positions are"
+    return f"{what} not priced, and missing in the totals: {', '.join(named)}"

@@ -47,5 +47,7 @@ class PnlAnswer(Answer):
     priced: int = Field(description="Rows with a price, live or stale.")
     unpriced: int = Field(description="Rows without one.")
     warnings: list[str] | None = Field(
-        default=None, description="Why this may be out of date; only where something is."
+        default=None,
+        description="Why this may be out of date, and which positions cannot be used; only where "
+        "there is something to say.",
     )

@@ -146,6 +146,36 @@ def test_a_gateway_that_starts_at_night_has_the_price_of_the_positions_source(
     run(body, FakePositions([known, held("MSFT")]), lifespan=lifespan)
 
 
+@pytest.mark.parametrize("read_from", ["keys", "live"])
+@pytest.mark.parametrize("lifespan", [True, False])
+def test_a_position_that_cannot_be_used_is_a_warning(
+    run: Run, lifespan: bool, read_from: str
+) -> None:
+    async def body(gateway: Gateway) -> None:
+        gateway.write(gateway.quote("AAPL", 160, 160))
+        warned = await gateway.until(lambda found: "not priced" in str(found.get("warnings")))
+        (warning,) = [each for each in warned["warnings"] if "not priced" in each]
+        assert "B (has no qty)" in warning
+        assert "C (qty is missing" in warning
+        assert "AAPL" not in warning
+        assert len(warned["positions"]) == 3
+        many = [held(f"X{number}", problem="has no qty") for number in range(1_000)]
+        gateway.source.set(*many)
+        warned = await gateway.until(lambda found: len(found["positions"]) == len(many))
+        (warning,) = [each for each in warned["warnings"] if "not priced" in each]
+        assert "X0 (has no qty)" in warning
+        assert len(warning) < 1_000
+        gateway.source.set(held("AAPL"))
+        await gateway.until(lambda found: "not priced" not in str(found.get("warnings")))
+
+    rows = [
+        held("AAPL"),
+        held("B", problem="has no qty"),
+        Position("C", None, Decimal(1)),
+    ]
+    run(body, FakePositions(rows), lifespan=lifespan, read_from=read_from)
+
+
 def test_the_widest_spread_can_be_chosen(run: Run) -> None:
     async def body(gateway: Gateway) -> None:
         gateway.write(gateway.quote("AAPL", 100, 200))
