@@ -10,6 +10,7 @@ from mdservice.backoff import Backoff
 from mdservice.errors import FeedRefused
 from mdservice.feeds.alpaca.codes import (
     FATAL_WHEN_SUBSCRIBING,
+    NO_STREAM_THERE,
     Reaction,
     reaction_to_code,
     reaction_to_http,
@@ -21,6 +22,9 @@ _SLOT_OFTEN_S, _SLOT_OFTEN_FOR_S = 5.0, 60.0
 """A session that has just ended frees its slot within seconds, a dead one within 90 s."""
 _SLOT_LATER_S, _SLOT_LIMIT_S = 10.0, 30.0
 _SLOT_JITTER = 0.2
+_WRONG_URL_FAST = 3
+"""So many upgrades may be answered 404 while a server starts; then the URL is probably wrong."""
+_WRONG_URL_FIRST_S, _WRONG_URL_LIMIT_S = 60.0, 120.0
 _REFUSED_FIRST_S, _REFUSED_LIMIT_S = 30.0, 300.0
 
 
@@ -60,7 +64,7 @@ class _SlotWaits:
 
 
 class Retries:
-    """Three back-offs: for failures, for a taken connection slot, for refusals for good.
+    """Back-offs: for failures, a taken connection slot, a wrong URL, and refusals for good.
 
     Args:
         failures: The first of them.
@@ -69,6 +73,8 @@ class Retries:
     def __init__(self, failures: Backoff) -> None:
         self._failures = failures
         self._slot = _SlotWaits(failures.rng)
+        self._wrong_urls = 0
+        self._wrong_url = Backoff(_WRONG_URL_FIRST_S, _WRONG_URL_LIMIT_S, failures.rng)
         self._refusals = Backoff(_REFUSED_FIRST_S, _REFUSED_LIMIT_S, failures.rng)
 
     def after_failure(self) -> Retry:
@@ -85,16 +91,23 @@ class Retries:
         reaction = reaction_to_http(exc.code) if exc.http else reaction_to_code(exc.code)
         if reaction is Reaction.WAIT_FOR_SLOT:
             return Retry("waiting_for_slot", self._slot.next_s(now_s))
-        if reaction is Reaction.FATAL or exc.code in FATAL_WHEN_SUBSCRIBING:
+        fatal_code = not exc.http and exc.code in FATAL_WHEN_SUBSCRIBING
+        if reaction is Reaction.FATAL or fatal_code:
             return Retry("refused", self._refusals.next_s(), for_good=True)
+        if exc.http and exc.code in NO_STREAM_THERE:
+            self._wrong_urls += 1
+            if self._wrong_urls > _WRONG_URL_FAST:
+                return Retry("waiting", self._wrong_url.next_s())
         return self.after_failure()
 
     def subscribed(self) -> None:
         """The account's slot is ours, whether data comes or not."""
         self._slot.reset()
+        self._wrong_urls = 0
+        self._wrong_url.reset()
 
     def reset(self) -> None:
         """Data came: things work."""
         self._failures.reset()
-        self._slot.reset()
+        self.subscribed()
         self._refusals.reset()

@@ -12,6 +12,7 @@ from mdservice.errors import FeedRefused
 
 __all__ = [
     "FATAL_WHEN_SUBSCRIBING",
+    "NO_STREAM_THERE",
     "Reaction",
     "http_refusal",
     "reaction_to_code",
@@ -48,7 +49,7 @@ _REACTIONS = {
     500: Reaction.RECONNECT,
 }
 
-_NO_STREAM_THERE = (301, 302, 307, 308, 400, 404, 405, 410, 426)
+NO_STREAM_THERE = frozenset((301, 302, 307, 308, 400, 404, 405, 410, 426))
 """HTTP statuses of a server that has no websocket at that path."""
 
 FATAL_WHEN_SUBSCRIBING = frozenset((410,))
@@ -95,7 +96,7 @@ def http_refusal(status: int, url: str | None = None) -> FeedRefused:
     text = f"{feed} refused the connection with HTTP {status}"
     if reaction_to_http(status) is Reaction.FATAL:
         text += "; check ALPACA_API_KEY and ALPACA_SECRET_KEY and the feed's URL"
-    elif status in _NO_STREAM_THERE:
+    elif status in NO_STREAM_THERE:
         text += (
             "; there is no stream at that path: set MDSERVICE_FEED_URL to the whole URL, such as "
             "wss://stream.data.alpaca.markets/v2/iex, or choose a feed by MDSERVICE_FEED"
