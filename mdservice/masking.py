@@ -14,6 +14,8 @@ __all__ = ["Masker"]
 
 _WHOLE_WORD_BELOW = 8
 """Shorter secrets are masked where they stand alone: ``a`` is no reason to mangle every word."""
+_WITHIN_NO_WORD_BELOW = 4
+"""Still shorter ones are not masked in ``Alpaca's``, ``us-1`` and ``0.1`` either."""
 _DEPTH = 6
 _PLAIN = (bool, int, float, type(None))
 
@@ -81,4 +83,6 @@ def _expression(form: str) -> str:
     escaped = re.escape(form)
     if len(form) >= _WHOLE_WORD_BELOW:
         return escaped
+    if len(form) < _WITHIN_NO_WORD_BELOW:
+        return rf"(?<!\w)(?<!\w['\u2019.-]){escaped}(?!\w|['\u2019.-]\w)"
     return rf"(?<![A-Za-z0-9]){escaped}(?![A-Za-z0-9])"

@@ -156,6 +156,31 @@ def test_a_short_secret_is_masked_only_where_it_stands_alone() -> None:
     assert masker.mask_text("redis://:pw1@db pw1 pw12 xpw1") == "redis://:***@db *** pw12 xpw1"
 
 
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("s", "Alpaca's feed"),
+        ("s", "Alpaca\u2019s feed"),
+        ("1", "us-1"),
+        ("us", "us-1"),
+        ("1", "127.0.0.1:80 in 0.1 s"),
+        ("a", "an x_a, and caf\u00e9a"),
+        ("v2", "/v2.1"),
+    ],
+)
+def test_a_secret_of_few_letters_is_not_masked_within_a_word(secret: str, text: str) -> None:
+    assert Masker([secret]).mask_text(text) == text
+
+
+@pytest.mark.parametrize("secret", ["s", "1", "us", "é"])
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "'{}'", '"{}"', "key={}", "redis://:{}@host", "a:{},b", "it is {}.", "({})", "[{}]"],
+)
+def test_a_secret_of_few_letters_is_masked_where_it_stands_alone(secret: str, text: str) -> None:
+    assert Masker([secret]).mask_text(text.format(secret)) == text.format("***")
+
+
 def test_a_secret_inside_another_leaves_nothing_behind() -> None:
     masker = Masker(["secretsecret", "secretsecret-and-more"])
     assert masker.mask_text("is secretsecret-and-more") == "is ***"
