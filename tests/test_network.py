@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import ssl
 import subprocess
@@ -158,7 +159,20 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-@pytest.mark.parametrize("kind", ["missing", "empty", "not PEM", "broken PEM", "a key", "NUL"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing",
+        "empty",
+        "not PEM",
+        "broken PEM",
+        "a key",
+        "NUL",
+        "within a file",
+        "a loop",
+        "no permission",
+    ],
+)
 def test_certificates_that_cannot_be_read_name_their_variable(
     name: str, kind: str, tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
@@ -167,6 +181,15 @@ def test_certificates_that_cannot_be_read_name_their_variable(
         path = certificate[1]
     elif kind == "NUL":
         path = Path("a\0b")
+    elif kind == "within a file":
+        path = certificate[0] / "ca.pem"
+    elif kind == "a loop":
+        path.symlink_to(path)
+    elif kind == "no permission":
+        if os.geteuid() == 0:
+            pytest.skip("root may read every file")
+        path.write_bytes(certificate[0].read_bytes())
+        path.chmod(0)
     elif kind != "missing":
         path.write_bytes({
             "empty": b"",
