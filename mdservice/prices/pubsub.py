@@ -51,11 +51,13 @@ _WAIT_S: Final = 1.0
 _SHORT_WAIT_S: Final = 0.02
 """While keys are being read, so that the marker goes out soon."""
 _HELD_AT_MOST: Final = 100_000
-_UNDECIDED_AT_MOST: Final = 10_000
+_UNDECIDED_AT_MOST: Final = 100_000
 _RECORD_EVERY_S: Final = 0.5
 """How often the record is read, while another service publishes to the same database."""
 _MISSED_AFTER_S: Final = GONE_AFTER_S + 1.0
 """A live service announces itself once a second."""
+_HELD_UP_S: Final = 2 * _WAIT_S
+"""A reader that did not listen for so long was held up: announcements may wait to be read."""
 _MARKER: Final = b"keys-were-read"
 _PING: Final = pack(b"PING", b"")
 
@@ -197,7 +199,10 @@ class _Connection:
         self._announcements = found.announcements
         if found.owner is not None:
             intake.following = found.owner
-        self._followed_heard_s = time.monotonic()
+        self._followed_heard_s = self._listened_s = time.monotonic()
+        self._missed_from_s = self._listened_s + _MISSED_AFTER_S
+        """When the followed service counts as missed, unless it is heard before."""
+        self._followed_is_missed = False
         self._undecided: list[tuple[BatchMarker, list[Quote], float]] = []
         """Events of a service that may be the new owner of the database, until that is known."""
         self._undecided_count = 0
@@ -237,6 +242,9 @@ class _Connection:
                     f"Redis at {shown} does not answer a PING within {ANSWER_LIMIT_S:g} s; "
                     "connecting again"
                 )
+            if heard.at_s - self._listened_s > _HELD_UP_S:
+                self._missed_from_s = heard.at_s + _MISSED_AFTER_S
+            self._listened_s = heard.at_s
             for instance in heard.instances:
                 self._hear(instance, heard.at_s)
             for whose, quotes in heard.groups:
@@ -280,30 +288,51 @@ class _Connection:
         intake.hear(instance, now_s)
         following = intake.following
         if following is not None and instance.id == following.id:
-            self._followed_heard_s = now_s
+            if instance.gone:  # the events of the next service are not those of a rival
+                self._passed_over.clear()
+                self._want_record(now_s, at_once=True)
+                return
+            self._note_followed(now_s)
         elif instance.db == self._address.database and not instance.gone:
             self._want_record(now_s)
 
+    def _note_followed(self, now_s: float) -> None:
+        self._followed_heard_s = now_s
+        self._missed_from_s = now_s + _MISSED_AFTER_S
+        self._followed_is_missed = False
+
     def _look_for_followed(self, now_s: float) -> None:
         """Notice a connection to a server that does not hear the followed service any more."""
-        following = self._intake.following
-        silent_s = now_s - self._followed_heard_s
-        if self._announcements and following is not None and silent_s > _MISSED_AFTER_S:
+        if self._undecided:
             self._want_record(now_s)
+        following = self._intake.following
+        if self._announcements and following is not None and now_s > self._missed_from_s:
+            self._followed_is_missed = True
+            self._want_record(now_s)
+
+    def _may_be_gone(self, since_s: float, now_s: float) -> bool:
+        """Whether the followed service has given no sign of life since then.
+
+        A service that was killed leaves a record until that expires. What the next one publishes
+        meanwhile must not be lost.
+        """
+        if self._announcements:
+            return self._followed_heard_s <= since_s
+        return now_s - since_s <= _MISSED_AFTER_S
 
     def _decide(self, owner: Instance | None) -> None:
         """Follow the owner of the database; deal with what waited for that."""
         intake, now_s, began_s = self._intake, time.monotonic(), self._record_wanted_s
         following = intake.following
         same = following is not None and owner is not None and owner.id == following.id
-        if same and self._announcements and now_s - self._followed_heard_s > _MISSED_AFTER_S:
+        if same and self._followed_is_missed:
             raise StoreUnavailable(
                 f"Redis at {self._address.shown} does not send what is published there: the "
                 "address leads to another server now; connecting again"
             )
         if not same:
             intake.following = owner
-            self._followed_heard_s = now_s
+            self._note_followed(now_s)
             self._passed_over.clear()
             if following is not None and not self._reading_keys:
                 self._want_keys()
@@ -311,10 +340,10 @@ class _Connection:
         for whose, quotes, came_s in waiting:
             if owner is None or whose.id == owner.id:
                 self._take(quotes)
-            elif came_s > began_s:  # the database may have been taken over since it was read
+            elif came_s > began_s or self._may_be_gone(came_s, now_s):
+                # The database may be taken over, or was since its record was read.
                 self._undecided.append((whose, quotes, came_s))
                 self._undecided_count += len(quotes)
-                self._want_record(now_s, at_once=True)
             else:
                 self._passed_over[whose.id] = now_s
                 intake.foreign += len(quotes)
@@ -331,7 +360,7 @@ class _Connection:
         elif now_s - self._passed_over.get(whose.id, -inf) < _RECORD_EVERY_S:
             intake.foreign += len(quotes)
         else:
-            self._want_record(now_s, at_once=True)
+            self._want_record(now_s, at_once=not self._undecided)
             if self._undecided_count + len(quotes) > _UNDECIDED_AT_MOST:
                 intake.foreign += len(quotes)
                 return

@@ -15,6 +15,7 @@ import trio
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
+from mdservice.model.redis_layout import Instance, encode_instance, encode_marker
 from mdservice.prices import pubsub
 from mdservice.prices.intake import KEYS_AT_MOST_EVERY_S, Intake
 from mdservice.prices.pubsub import PubSubSource
@@ -39,6 +40,8 @@ class Server:
         silent: While set, no PING is answered.
         refuse: Answers SUBSCRIBE with this error.
         pings: When a plain PING came.
+        record: The service that the database belongs to.
+        held_up_s: How long the reader does not listen, once.
     """
 
     def __init__(self) -> None:
@@ -49,6 +52,8 @@ class Server:
         self.refuse: str | None = None
         self.pings: list[float] = []
         self.open_links = 0
+        self.record: Instance | None = None
+        self.held_up_s = 0.0
         self._to_subscriber: deque[Any] = deque()
         self._news = trio.Event()
 
@@ -62,6 +67,14 @@ class Server:
             self.keys[each.symbol] = each
             if not lost:
                 self.publish(each)
+
+    def announce(self, service: Instance) -> None:
+        self.say([b"message", b"mdservice.instances", encode_instance(service)])
+
+    def publish_as(self, service: Instance, *quotes: Quote) -> None:
+        marker = encode_marker(service.id, service.db, len(quotes))
+        self.say([b"message", b"mdservice.batch", marker])
+        self.write(*quotes)
 
     def say(self, reply: Any) -> None:
         self._to_subscriber.append(reply)
@@ -99,7 +112,8 @@ class Link:
         pass
 
     def call(self, *commands: bytes) -> list[Any]:
-        return [None for _ in commands]
+        record = self._server.record
+        return [None if record is None else encode_instance(record) for _ in commands]
 
     def exchange(self, data: bytes, replies: int) -> list[Any]:
         assert b"SUBSCRIBE" in data
@@ -158,6 +172,8 @@ def open_bench(monkeypatch: pytest.MonkeyPatch) -> OpenBench:
 
         async def in_thread(limiter: Any, link: Link, function: Any, *args: Any) -> Any:
             if function is pubsub._receive:
+                held_up_s, server.held_up_s = server.held_up_s, 0.0
+                await trio.sleep(held_up_s)
                 server.hear(args[2])
                 await server.wait_for_news(args[1])
             elif function is pubsub._read_keys and server.hold_keys is not None:
@@ -323,3 +339,87 @@ async def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(
         server.publish(quote(1))
         assert await bench.taken() == [("AAPL", 1)]
         assert bench.intake.event_decoder.errors == 1
+
+
+def service(name: str, **more: Any) -> Instance:
+    return Instance(name, 0, "host", 1, "iex", 0.0, 300.0, "", **more)
+
+
+async def test_a_reader_that_was_held_up_does_not_leave_a_server_that_works(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        await bench.taken()
+        server.held_up_s = 10.0
+        server.publish_as(first, quote(1))
+        await trio.sleep(11.5)
+        server.publish_as(first, quote(2))  # what was announced meanwhile stands behind this
+        await trio.sleep(1)
+        server.announce(first)
+        server.publish_as(first, quote(3))
+        assert await bench.taken() == [("AAPL", 1), ("AAPL", 2), ("AAPL", 3)]
+        assert bench.error is None
+
+
+async def test_the_next_service_is_followed_from_its_predecessors_last_word_on(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    second = service("second")
+    async with open_bench(server) as bench:
+        for seq in range(1, 30):
+            server.announce(first)
+            server.publish_as(first, quote(seq))
+            server.publish_as(second, quote(1, "MSFT", at_ns=seq))
+            await trio.sleep(0.1)
+        assert bench.intake.foreign > 0
+        server.publish_as(second, quote(1, "SPY"))  # passed over, like others before
+        server.announce(service("first", gone=True))
+        server.record = None
+        server.publish_as(second, quote(2, "SPY"), quote(3, "SPY"))
+        taken = await bench.taken()
+        assert [one for one in taken if one[0] == "SPY"][-2:] == [("SPY", 2), ("SPY", 3)]
+
+
+async def test_events_wait_while_the_followed_service_may_have_been_killed(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    second = service("second")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        await bench.taken()
+        for seq in range(1, 35):  # as long as the record of the killed service stays
+            server.publish_as(second, quote(seq))
+            server.announce(second)
+            await trio.sleep(0.1)
+        server.record = second
+        server.publish_as(second, quote(35))
+        await trio.sleep(1)
+        assert await bench.taken() == [("AAPL", seq) for seq in range(1, 36)]
+        assert bench.intake.foreign == 0
+        assert bench.error is None
+
+
+async def test_events_of_a_live_rival_wait_for_one_announcement_and_are_passed_over(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    rival = service("rival")
+    async with open_bench(server) as bench:
+        for seq in range(1, 101):
+            if seq % 10 == 0:
+                server.announce(first)
+            server.publish_as(rival, quote(seq, "MSFT"))
+            server.keys.clear()
+            await trio.sleep(0.1)
+        server.announce(first)
+        await trio.sleep(1)
+        assert await bench.taken() == []
+        assert bench.intake.foreign == 100
