@@ -215,4 +215,5 @@ def _counters(topology: Topology) -> Counters:
         history_symbols_refused=feed.history_symbols_refused,
         prices_fetched=router.prices_fetched,
         price_fetches_failed=topology.first_prices.failed,
+        unfollowed=feed.unfollowed,
     )

@@ -440,6 +440,7 @@ async def test_status_has_every_field_of_the_contract(autojump_clock: Any) -> No
             "history_symbols_refused": 0,
             "prices_fetched": 0,
             "price_fetches_failed": 0,
+            "unfollowed": 0,
         }
         assert 2 <= status["counters"]["prices_written"] <= 3
         for name in ("feed_to_redis", "receive_to_redis", "feed_to_receive"):

@@ -29,6 +29,7 @@ _COUNTERS: Final = {
     "gaps": "Gaps that were told: quotes were missing, or may have been.",
     "gaps_repaired": "Gaps filled from the history.",
     "quotes_backfilled": "Quotes that came by REST.",
+    "unfollowed": "Quotes dropped since their symbol is not subscribed, or beyond 50,000 of `*`.",
     "history_symbols_refused": "Symbols that REST refused, and that are left out of repairs.",
     "prices_fetched": "Prices from REST of symbols that were subscribed just then.",
     "price_fetches_failed": "Symbols whose price REST did not give after all tries.",

@@ -246,6 +246,7 @@ class _Counters(Answer):
     history_symbols_refused: int
     prices_fetched: int
     price_fetches_failed: int
+    unfollowed: int
 
 
 class _Latency(Answer):

@@ -108,6 +108,8 @@ class FeedConnection:
         self._quotes_received = 0
         self._decode_errors = 0
         self._other_messages = 0
+        self._unfollowed = 0
+        self._under_every: set[str] = set()
         self._stopping = anyio.Event()
 
     @property
@@ -130,7 +132,8 @@ class FeedConnection:
             acknowledged=len(session.acknowledged) if session else 0,
             left_out=dict(session.left_out) if session else {},
             quotes_received=self._quotes_received,
-            decode_errors=self._decode_errors,
+            decode_errors=self._decode_errors + self._repair.decode_errors,
+            unfollowed=self._unfollowed + self._repair.unfollowed,
             other_messages=self._other_messages,
             without_quotes=self._mute.without_quotes(self._clock.utc_ns()) if session else (),
             history_refused=self._repair.refused,
@@ -224,7 +227,7 @@ class FeedConnection:
         self._logins += 1
         self._synced = False
         self._phase = "subscribing"
-        session = Session(link, self._clock.utc_ns, self, self._hand_on)
+        session = Session(link, self._clock.utc_ns, self, self._hand_on, self._under_every)
         self._session = session
         self._repair.begin()
         self._mute.begin()
@@ -304,6 +307,7 @@ class FeedConnection:
         self._quotes_received += len(decoded.quotes)
         self._decode_errors += decoded.errors
         self._other_messages += decoded.others
+        self._unfollowed += decoded.unfollowed
         for control in decoded.controls:
             if isinstance(control, Subscription):
                 self._mute.subscribed(control.quotes or (), self._clock.utc_ns())

@@ -18,6 +18,7 @@ from mdservice.errors import HistoryRefused, SymbolsRefused
 from mdservice.feeds.subscriptions import chunks
 from mdservice.logs import get_logger
 from mdservice.model.quote import Quote
+from mdservice.model.symbol import is_symbol
 
 __all__ = ["SET_ASIDE_S", "Found", "HalvingHistory", "QuoteHistory"]
 
@@ -36,7 +37,13 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*")
 
 
 class QuoteHistory(Protocol):
-    """Past quotes of the feed that the connection streams."""
+    """Past quotes of the feed that the connection streams.
+
+    Attributes:
+        rows_skipped: Rows of its answers that were no quotes, since it was made.
+    """
+
+    rows_skipped: int
 
     async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
         """All quotes of these symbols from start to end, both included, UTC nanoseconds.
@@ -97,14 +104,22 @@ class HalvingHistory:
 
     Attributes:
         symbols_refused: How often a symbol was set aside.
+        unfollowed: Quotes that were dropped since their symbol was not asked for.
     """
 
     def __init__(self, history: QuoteHistory) -> None:
         self.symbols_refused = 0
+        self._invalid = 0
+        self.unfollowed = 0
         self._history = history
         self._set_aside: dict[str, tuple[float, str]] = {}
         """Until when by the event loop's clock, and why."""
         self._warned: set[str] = set()
+
+    @property
+    def decode_errors(self) -> int:
+        """Rows that were dropped since they are no quotes, or their symbol is none."""
+        return self._history.rows_skipped + self._invalid
 
     @property
     def set_aside(self) -> Mapping[str, str]:
@@ -174,7 +189,7 @@ class HalvingHistory:
                 call.refused |= dict.fromkeys(some, "too many other symbols were refused")
                 continue
             try:
-                call.found += await ask(some)
+                call.found += self._asked_for(await ask(some), frozenset(some))
             except SymbolsRefused as exc:
                 todo = self._narrow_down(call, some, exc, todo)
             else:
@@ -183,6 +198,15 @@ class HalvingHistory:
                     self._set_aside.pop(symbol, None)
             if len(call.found) > _MOST_QUOTES:
                 raise HistoryRefused(f"more than {_MOST_QUOTES} quotes are too many")
+
+    def _asked_for(self, quotes: Sequence[Quote], symbols: frozenset[str]) -> list[Quote]:
+        kept = [quote for quote in quotes if quote.symbol in symbols]
+        if len(kept) < len(quotes):
+            dropped = [quote.symbol for quote in quotes if quote.symbol not in symbols]
+            invalid = sum(not is_symbol(symbol) for symbol in dropped)
+            self._invalid += invalid
+            self.unfollowed += len(dropped) - invalid
+        return kept
 
     def _narrow_down(
         self, call: _Call, some: Sequence[str], refusal: SymbolsRefused, todo: list[list[str]]

@@ -94,6 +94,16 @@ class GapRepair:
         """How often history refused a symbol."""
         return self._history.symbols_refused if self._history is not None else 0
 
+    @property
+    def decode_errors(self) -> int:
+        """Quotes from history whose symbol is none."""
+        return self._history.decode_errors if self._history is not None else 0
+
+    @property
+    def unfollowed(self) -> int:
+        """Quotes from history of symbols that were not asked for."""
+        return self._history.unfollowed if self._history is not None else 0
+
     def begin(self) -> None:
         """A connection is open: from now on live quotes wait, if there is anything to repair."""
         now_ns = self._clock.utc_ns()

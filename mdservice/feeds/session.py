@@ -14,7 +14,7 @@ import attrs
 
 from mdservice.actors.actor import Answer
 from mdservice.errors import FeedUnavailable
-from mdservice.feeds.alpaca.codec import Codec, Control, Decoded
+from mdservice.feeds.alpaca.codec import Codec, Control, Decoded, Followed
 from mdservice.feeds.alpaca.codes import Reaction, reaction_to_code, refusal
 from mdservice.feeds.alpaca.messages import ErrorMessage, Subscription
 from mdservice.feeds.driver import Link
@@ -71,6 +71,7 @@ class Session:
         utc_ns: The clock that stamps what is read.
         events: Told of everything that is read.
         hand_on: Takes the quotes of one read; may wait, which holds the reading back.
+        under_every: See :class:`Followed`.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Session:
         utc_ns: Callable[[], int],
         events: SessionEvents,
         hand_on: Callable[[Sequence[Quote]], Awaitable[None]],
+        under_every: set[str] | None = None,
     ) -> None:
         self._link = link
-        self._codec = Codec(link.encoding)
+        self._followed = Followed(under_every)
+        self._codec = Codec(link.encoding, self._followed)
         self._utc_ns = utc_ns
         self._events = events
         self._hand_on = hand_on
@@ -294,15 +297,22 @@ class Session:
         if self._ended is not None:
             raise self._ended
         self._request = Answer()
+        if action == "subscribe":
+            self._followed.ask(symbols)
         try:
             with anyio.fail_after(ACK_TIMEOUT_S):
                 await self._link.send({"action": action, "quotes": list(symbols)})
-                return await self._request.wait()
+                answer = await self._request.wait()
         except TimeoutError as exc:
             # A late answer would be taken for that of the next request: start anew.
             self._end(
                 FeedUnavailable(f"the feed did not answer to {action} within {ACK_TIMEOUT_S:g} s")
             )
             raise self._ended or exc from exc
+        else:
+            if action == "unsubscribe" and isinstance(answer, Subscription):
+                self._followed.give_up(symbols)
+            return answer
         finally:
             self._request = None
+            self._followed.answered()

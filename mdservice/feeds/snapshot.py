@@ -25,6 +25,7 @@ class FeedSnapshot:
     left_out: dict[str, str]
     quotes_received: int
     decode_errors: int
+    unfollowed: int
     other_messages: int
     without_quotes: Sequence[str]
     history_refused: str | None

@@ -9,7 +9,7 @@ import msgspec
 
 from mdservice.errors import InvalidSymbol
 from mdservice.model.quote import Quote
-from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
+from mdservice.model.symbol import is_symbol
 from mdservice.model.timestamps import parse_rfc3339
 
 __all__ = ["QuoteDecoder", "decode_quote"]
@@ -91,6 +91,6 @@ class QuoteDecoder:
         return [quote for payload in payloads if (quote := decode(payload)) is not None]
 
     def _check(self, symbol: str) -> None:
-        if parse_symbol(symbol) != symbol or symbol == EVERY_SYMBOL:
+        if not is_symbol(symbol):
             raise InvalidSymbol(f"{symbol!r} is not the symbol of a quote")
         self._seen.add(symbol)

@@ -166,6 +166,7 @@ class Counters:
     history_symbols_refused: int = 0
     prices_fetched: int = 0
     price_fetches_failed: int = 0
+    unfollowed: int = 0
 
 
 @attrs.frozen

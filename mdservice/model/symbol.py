@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from mdservice.errors import InvalidSymbol
 
-__all__ = ["EVERY_SYMBOL", "is_option", "parse_symbol", "parse_symbols"]
+__all__ = ["EVERY_SYMBOL", "is_option", "is_symbol", "parse_symbol", "parse_symbols"]
 
 EVERY_SYMBOL = "*"
 """Alpaca's name for every symbol of the feed."""
@@ -16,6 +16,15 @@ _SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9./_-]{0,31}", re.ASCII)
 _OPTION = re.compile(r"[A-Z][A-Z0-9]{0,5}[0-9]{6}[CP][0-9]{8}", re.ASCII)
 """Root, expiry, call or put, strike in thousandths. Source: OCC, Options Symbology Initiative."""
 _SHOWN = 32
+_IN_RECORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]{0,31}", re.ASCII)
+
+
+def is_symbol(text: str) -> bool:
+    """Whether a record may have this symbol: it becomes the name of a key, and a line of text.
+
+    ``*`` is none, since no record has it.
+    """
+    return _IN_RECORD.fullmatch(text) is not None
 
 
 def parse_symbol(text: str) -> str:

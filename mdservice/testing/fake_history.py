@@ -54,6 +54,7 @@ class FakeHistory:
     def __init__(self, lag_s: float = 0.0) -> None:
         self.lag_s = lag_s
         self.delay_s = 0.0
+        self.rows_skipped = 0
         self.script: deque[Exception | None] = deque()
         self.always: Exception | None = None
         self.refuses: dict[str, str] = {}

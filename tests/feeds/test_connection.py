@@ -92,6 +92,21 @@ async def test_slow_router_holds_the_reading_back_and_loses_nothing(
         assert desk.bids == list(range(1, 201))
 
 
+async def test_quotes_of_no_subscription_are_counted_and_dropped(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.driver.subscribed("AAPL")
+        await desk.until_phase("streaming")
+        fields = {"T": "q", "bp": 1, "bs": 1, "ap": 2, "as": 1}
+        fields["t"] = "2026-11-20T15:51:44.208912345Z"
+        desk.driver.send_messages([{**fields, "S": symbol} for symbol in ("MSFT", "../x", "*")])
+        desk.driver.send_quotes([quote(1)])
+        await desk.until(lambda: desk.bids == [1])
+        assert (desk.now.unfollowed, desk.now.decode_errors) == (1, 2)
+        assert desk.now.quotes_received == 1
+
+
 # ---- coming back
 
 

@@ -123,12 +123,14 @@ class Reading:
         self.session = Session(feed, lambda: NOW_NS, self, self._hand_on)
         self.quotes: list[Quote] = []
         self.decode_errors = 0
+        self.unfollowed = 0
         self.ended_by: FeedError | None = None
         self.ended = anyio.Event()
         self._hold_back = hold_back
 
     def decoded(self, decoded: Decoded) -> None:
         self.decode_errors += decoded.errors
+        self.unfollowed += decoded.unfollowed
 
     async def _hand_on(self, quotes: Sequence[Quote]) -> None:
         self.quotes.extend(quotes)
@@ -171,6 +173,7 @@ async def test_hands_on_every_quote_in_order_with_its_reception(
 ) -> None:
     feed = MemoryFeed(encoding=encoding)
     async with reading(feed) as run:
+        await run.session.subscribe(["AAPL", "MSFT"])
         feed.push(quote("AAPL", 1.0), quote("MSFT", 2.0))
         feed.push(quote("AAPL", 3.0))
         await trio.sleep(1)
@@ -185,6 +188,7 @@ async def test_hands_on_every_quote_in_order_with_its_reception(
 async def test_a_broken_message_is_told_and_the_reading_goes_on(autojump_clock: MockClock) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
+        await run.session.subscribe(["AAPL", "MSFT"])
         feed.push(quote("AAPL"), {"T": "q", "S": "BAD"}, quote("MSFT"))
         await trio.sleep(1)
         assert [q.symbol for q in run.quotes] == ["AAPL", "MSFT"]
@@ -196,11 +200,13 @@ async def test_a_slow_taker_holds_the_reading_back(autojump_clock: MockClock) ->
     feed = MemoryFeed()
     taken = trio.Event()
     async with reading(feed, hold_back=taken) as run:
+        await run.session.subscribe(["AAPL", "MSFT"])
+        before = feed.receiving
         feed.push(quote("AAPL"))
         await trio.sleep(1)
         feed.push(quote("MSFT"))
         await trio.sleep(1)
-        assert feed.receiving == 1, "nothing is read ahead"
+        assert feed.receiving == before, "nothing is read ahead"
         taken.set()
         await trio.sleep(1)
         assert [q.symbol for q in run.quotes] == ["AAPL", "MSFT"]
@@ -209,6 +215,7 @@ async def test_a_slow_taker_holds_the_reading_back(autojump_clock: MockClock) ->
 async def test_the_end_of_the_connection_ends_the_reading(autojump_clock: MockClock) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
+        await run.session.subscribe(["AAPL", "MSFT"])
         feed.push(quote("AAPL"))
         feed.end()
         await run.ended.wait()
@@ -248,6 +255,7 @@ async def test_a_stray_refusal_of_no_request_is_harmless(
 ) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
+        await run.session.subscribe(["AAPL", "MSFT"])
         feed.push(error(code))
         feed.push(quote("AAPL"))
         await trio.sleep(1)
@@ -259,11 +267,62 @@ async def test_quotes_read_together_with_the_error_after_them_are_not_lost(
     autojump_clock: MockClock,
 ) -> None:
     feed = MemoryFeed()
-    feed.push(quote("AAPL"))
-    feed.push(error(407, "slow client"))
     async with reading(feed) as run:
+        await run.session.subscribe(["AAPL", "MSFT"])
+        feed.push(quote("AAPL"))
+        feed.push(error(407, "slow client"))
         await run.ended.wait()
         assert [q.symbol for q in run.quotes] == ["AAPL"]
+
+
+# Symbols
+
+
+async def test_quotes_of_a_request_under_way_are_taken(autojump_clock: MockClock) -> None:
+    feed = MemoryFeed(unknown=["BAD"])
+    async with reading(feed) as run, anyio.create_task_group() as tasks:
+        tasks.start_soon(run.session.subscribe, ["AAPL"])
+        await trio.testing.wait_all_tasks_blocked()
+        feed.push(quote("AAPL"), quote("MSFT"))
+        await trio.sleep(1)
+        assert [q.symbol for q in run.quotes] == ["AAPL"]
+        assert run.unfollowed == 1
+        assert await run.session.subscribe(["BAD"]) is not None
+        feed.push(quote("BAD"))
+        await trio.sleep(1)
+        assert (len(run.quotes), run.unfollowed) == (1, 2)
+
+
+async def test_quotes_behind_an_unsubscription_are_dropped(autojump_clock: MockClock) -> None:
+    feed = MemoryFeed()
+    async with reading(feed) as run:
+        await run.session.subscribe(["AAPL", "MSFT"])
+        await run.session.unsubscribe(["MSFT"])
+        feed.push(quote("MSFT"), quote("AAPL"), feed.state(), quote("MSFT"))
+        feed.push({**feed.state(), "quotes": ["AAPL", "MSFT"]}, quote("MSFT"))
+        await trio.sleep(1)
+        assert [q.symbol for q in run.quotes] == ["AAPL"]
+        assert (run.unfollowed, run.decode_errors) == (3, 0)
+        assert not run.ended.is_set()
+        await run.session.unsubscribe(["MSFT"])
+        await run.session.subscribe(["MSFT"])
+        feed.push(quote("MSFT"))
+        await trio.sleep(1)
+        assert [q.symbol for q in run.quotes] == ["AAPL", "MSFT"]
+
+
+async def test_another_spelling_is_no_acknowledgement(autojump_clock: MockClock) -> None:
+    def in_lower_case(feed: MemoryFeed, request: Request) -> Sequence[Mapping[str, Any]]:
+        feed.subscribed |= {symbol.lower() for symbol in request["quotes"]}
+        return [feed.state()]
+
+    feed = MemoryFeed(answer=in_lower_case)
+    async with reading(feed) as run:
+        await run.session.subscribe_what_fits(["AAPL"])
+        assert run.session.left_out == {"AAPL": "not acknowledged"}
+        feed.push(quote("aapl"), quote("AAPL"))
+        await trio.sleep(1)
+        assert (run.quotes, run.unfollowed) == ([], 2)
 
 
 # Subscribing
@@ -551,6 +610,7 @@ def test_works_on_asyncio_too(encoding: Encoding) -> None:
             assert refused is not None
             assert refused.code == 405
             await run.session.unsubscribe(many(5))
+            assert await run.session.subscribe(["AAPL"]) is None
             feed.push(quote("AAPL"))
             feed.end()
             await run.ended.wait()

@@ -21,6 +21,7 @@ COUNTERS = {
     "quotes_received", "quotes_accepted", "quotes_stale", "prices_written", "events_published",
     "events_conflated", "decode_errors", "reconnects", "gaps", "gaps_repaired",
     "quotes_backfilled", "history_symbols_refused", "prices_fetched", "price_fetches_failed",
+    "unfollowed",
 }  # fmt: skip
 
 

@@ -66,7 +66,9 @@ def test_a_decoder_picks_symbols_and_counts_garbage() -> None:
     assert everything.errors == 0
 
 
-@pytest.mark.parametrize("symbol", ["", "*", "aapl", "A B", "A" * 33, "\u00c4"])
+@pytest.mark.parametrize(
+    "symbol", ["", "*", ".A", "A B", "A" * 33, "\u00c4", "../x\r\n", "A\n", "A\0", "\x1b[2J"]
+)
 def test_a_decoder_takes_no_symbol_that_is_none(symbol: str) -> None:
     payload = encode_quote(Quote(symbol, 1.0, 2.0, 1, 1, 5, 5, 1))
     decoder = QuoteDecoder()

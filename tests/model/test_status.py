@@ -101,6 +101,7 @@ def test_counters_are_those_of_the_contract() -> None:
         "history_symbols_refused",
         "prices_fetched",
         "price_fetches_failed",
+        "unfollowed",
     ]
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdservice.errors import InvalidSymbol
-from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, parse_symbols
+from mdservice.model.symbol import EVERY_SYMBOL, is_symbol, parse_symbol, parse_symbols
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,19 @@ def test_what_passes_is_plain_ascii_and_passes_again(text: str) -> None:
     assert symbol == text.strip().upper()
     assert parse_symbol(symbol) == symbol
     assert not set(symbol) & set(" \r\n\x00:,")
+
+
+@pytest.mark.parametrize("text", ["A", "aapl", "BRK.B", "BTC/USD", "INAQ.U", "0-_./", "X" * 32])
+def test_a_record_may_have_it(text: str) -> None:
+    assert is_symbol(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", " ", "*", "../x\r\n", ".A", "/A", "-A", "_A", "A B", " A", "A ", "A\n", "A\0", "\x1b[2J",
+        "A" * 33, "A" * 60, "\u00c4", "\uff21", "A\u0661", "A\ud800", "A,B", "A:B",
+    ],
+)  # fmt: skip
+def test_no_record_may_have_it(text: str) -> None:
+    assert not is_symbol(text)

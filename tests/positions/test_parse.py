@@ -480,3 +480,13 @@ def test_every_part_of_a_document_is_waited_for() -> None:
     for end in range(len(content)):
         with pytest.raises(PositionsUnavailable, match="it holds no JSON yet"):
             parse_positions(content[:end], "it")
+
+
+@pytest.mark.parametrize(
+    "symbol", ["../x\r\n", "  ", "A B", "A\0", "\x1b[2J", "A" * 60, "*", "", ".A", "\u00c4"]
+)
+def test_a_bad_symbol_costs_its_row_alone(symbol: str) -> None:
+    rows = [{**ROW, "symbol": name} for name in ("MSFT", symbol, "AAPL")]
+    found = parsed(rows)
+    assert [row.symbol for row in found if row.problem is None] == ["MSFT", "AAPL"]
+    assert [row.problem for row in found if row.problem] == ["has no valid symbol"]

@@ -9,6 +9,7 @@ Source: Alpaca, "Real-time stock data" (websocket streaming).
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import msgspec
@@ -28,6 +29,7 @@ __all__ = [
     "Trade",
     "TradingStatus",
     "UpdatedBar",
+    "without_lone_surrogates",
 ]
 
 Price = Annotated[float, msgspec.Meta(ge=0, lt=1e15)]
@@ -124,3 +126,16 @@ Message = (
     | ErrorMessage
     | Subscription
 )
+
+
+def without_lone_surrogates(text: bytes | str) -> bytes:
+    """JSON that no strict decoder takes, with ``?`` where a character is none.
+
+    So a symbol with half a surrogate pair costs itself, and not all that came with it.
+
+    Raises:
+        ValueError: It is no JSON for another reason.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    return json.dumps(json.loads(text), ensure_ascii=False).encode(errors="replace")

@@ -111,6 +111,7 @@ class AlpacaHistory:
         self._http = http or HttpClient(transport)
         self._http.prepare(self._base_url)
         self._limit = _RateLimit()
+        self.rows_skipped = 0
 
     async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
         """See :class:`mdservice.feeds.history.QuoteHistory`; reads every page."""
@@ -189,5 +190,6 @@ class AlpacaHistory:
         except ValueError as exc:
             raise HistoryUnavailable(f"history's answer cannot be read: {exc}") from exc
         if found.broken:
+            self.rows_skipped += found.broken
             _log.warning("history_rows_skipped", count=found.broken, url=mask_url(self._base_url))
         return found

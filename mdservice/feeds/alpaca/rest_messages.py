@@ -8,11 +8,12 @@ Source: Alpaca, "Historical quotes" and "Latest quotes".
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import attrs
 import msgspec
 
-from mdservice.feeds.alpaca.messages import Price, Size
+from mdservice.feeds.alpaca.messages import Price, Size, without_lone_surrogates
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
 
@@ -32,6 +33,9 @@ class Answer:
     quotes: list[Quote]
     broken: int
     next_page: str | None = None
+
+
+_T = TypeVar("_T")
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -85,7 +89,7 @@ def decode_page(content: bytes, received_ns: int) -> Answer:
             page.next_page_token or None,
         )
     except ValueError:  # of msgspec, or of a time: look at each row
-        raw = msgspec.json.decode(content, type=_PageOfRaw)
+        raw = _decode(content, _PageOfRaw)
     pairs = ((symbol, row) for symbol, rows in (raw.quotes or {}).items() for row in rows)
     return _row_by_row(pairs, received_ns, raw.next_page_token or None)
 
@@ -100,7 +104,7 @@ def decode_latest(content: bytes, received_ns: int) -> Answer:
     Raises:
         ValueError: It is no such answer.
     """
-    latest = msgspec.json.decode(content, type=_Latest)
+    latest = _decode(content, _Latest)
     return _row_by_row(iter((latest.quotes or {}).items()), received_ns, None)
 
 
@@ -112,6 +116,13 @@ def decode_refusal(content: bytes) -> str:
         return "no reason given"
     code = f"{refusal.code} " if refusal.code else ""
     return f"{code}{refusal.message}"
+
+
+def _decode(content: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except ValueError:
+        return msgspec.json.decode(without_lone_surrogates(content), type=kind)
 
 
 def _row_by_row(

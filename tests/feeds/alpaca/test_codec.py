@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mdservice.feeds.alpaca.codec import Codec, Decoded
+from mdservice.feeds.alpaca.codec import MOST_SYMBOLS, Codec, Decoded, Followed
 from mdservice.feeds.alpaca.messages import ErrorMessage, Subscription, Success
 from mdservice.feeds.driver import Encoding, Frame
 from mdservice.model.quote import Quote
@@ -99,6 +99,137 @@ def frame(encoding: Encoding, *messages: Any) -> Frame:
 
 def decode(encoding: Encoding, *frames: Frame) -> Decoded:
     return Codec(encoding).decode(frames, RECEIVED_NS)
+
+
+# Symbols
+
+BAD_SYMBOLS: dict[str, Any] = {
+    "a path": "../x\r\n",
+    "blanks": "   ",
+    "a blank within": "A B",
+    "a line end behind": "AAPL\n",
+    "NUL": "A\0",
+    "ESC": "\x1b[2J",
+    "60 letters": "A" * 60,
+    "33 letters": "A" * 33,
+    "every symbol": "*",
+    "nothing": "",
+    "a dot first": ".A",
+    "a letter of no ASCII": "\u00c4",
+    "a wide letter": "\uff21",
+    "half a surrogate pair": "A\ud800",
+    "a number": 7,
+    "null": None,
+    "a list": ["AAPL"],
+}
+bad_symbols = pytest.mark.parametrize("kind", BAD_SYMBOLS)
+
+
+def frame_of_any(encoding: Encoding, *messages: Any) -> Frame:
+    """As :func:`frame`, also with half a surrogate pair, which msgpack has as broken UTF-8."""
+    if encoding == "json":
+        return json.dumps(messages)
+    plain = json.loads(json.dumps(messages).replace("\\ud800", "###"))
+    return msgspec.msgpack.encode(plain).replace(b"###", b"\xed\xa0\x80")
+
+
+def subscription(*symbols: Any) -> dict[str, Any]:
+    return {"T": "subscription", "trades": [], "quotes": [*symbols], "bars": []}
+
+
+@bad_symbols
+def test_a_bad_symbol_costs_its_quote_alone(kind: str, encoding: Encoding) -> None:
+    bad = other(S=BAD_SYMBOLS[kind])
+    decoded = decode(encoding, frame_of_any(encoding, QUOTE, bad, QUOTE, bad))
+    assert decoded == Decoded(quotes=[EXPECTED, EXPECTED], errors=2)
+
+
+@bad_symbols
+def test_a_bad_symbol_is_left_out_of_an_acknowledgement(kind: str, encoding: Encoding) -> None:
+    message = subscription("AAPL", BAD_SYMBOLS[kind], "MSFT")
+    decoded = decode(encoding, frame_of_any(encoding, QUOTE, message))
+    (acknowledged,) = decoded.controls
+    if kind == "every symbol":
+        assert acknowledged == Subscription(["AAPL", "*", "MSFT"])
+    else:
+        assert acknowledged == Subscription(["AAPL", "MSFT"])
+    assert decoded.quotes == [EXPECTED]
+    assert decoded.errors == (kind != "every symbol")
+
+
+def open_codec(encoding: Encoding, *symbols: str) -> tuple[Codec, Followed]:
+    """A codec of a connection that has asked for the symbols, and got them."""
+    followed = Followed()
+    codec = Codec(encoding, followed)
+    followed.ask(symbols)
+    codec.decode([frame(encoding, subscription(*symbols))], 0)
+    followed.answered()
+    return codec, followed
+
+
+def taken(codec: Codec, *messages: Any) -> tuple[list[str], int]:
+    """The symbols of the quotes that are taken, and how many quotes are not followed."""
+    decoded = codec.decode([frame(codec.encoding, *messages)], 0)
+    assert decoded.errors == 0
+    return [quote.symbol for quote in decoded.quotes], decoded.unfollowed
+
+
+def test_a_symbol_that_is_not_followed_is_dropped_and_counted(encoding: Encoding) -> None:
+    codec, _ = open_codec(encoding, "AAPL")
+    quotes = [other(S=symbol) for symbol in ("AAPL", "MSFT", "aapl", "AAPL", "MSFT")]
+    assert taken(codec, *quotes) == (["AAPL", "AAPL"], 3)
+
+
+def test_a_quote_before_the_acknowledgement_is_taken(encoding: Encoding) -> None:
+    codec, followed = open_codec(encoding, "AAPL")
+    followed.ask(["MSFT"])
+    assert taken(codec, other(S="MSFT")) == (["MSFT"], 0)
+    followed.answered()  # it was refused
+    assert taken(codec, other(S="MSFT")) == ([], 1)
+
+
+def test_a_quote_behind_the_end_of_its_subscription_is_dropped(encoding: Encoding) -> None:
+    """Also where both come together."""
+    codec, _ = open_codec(encoding, "AAPL", "MSFT")
+    msft, aapl = other(S="MSFT"), other(S="AAPL")
+    assert taken(codec, msft, subscription("AAPL"), msft, aapl) == (["MSFT", "AAPL"], 1)
+    assert taken(codec, msft) == ([], 1)
+
+
+def test_what_was_seen_under_every_symbol_ends_with_it(encoding: Encoding) -> None:
+    codec, followed = open_codec(encoding, "*")
+    followed.ask(["AAPL"])
+    quotes = [other(S=symbol) for symbol in ("AAPL", "MSFT", "SPY")]
+    assert taken(codec, *quotes, subscription("*", "AAPL")) == (["AAPL", "MSFT", "SPY"], 0)
+    followed.answered()
+    assert taken(codec, subscription("AAPL"), *quotes) == (["AAPL"], 2)
+
+
+@pytest.mark.parametrize("symbol", ["MSFT", "aapl", "*"])
+def test_what_is_acknowledged_without_a_request_is_not_followed(
+    symbol: str, encoding: Encoding
+) -> None:
+    codec, _ = open_codec(encoding, "AAPL")
+    quotes = [other(S=name) for name in ("MSFT", "aapl", "AAPL")]
+    assert taken(codec, subscription("AAPL", symbol), *quotes) == (["AAPL"], 2)
+
+
+@pytest.mark.parametrize("followed", ["AAPL", "*"])
+@pytest.mark.parametrize("name", ["S{}", "../{}"])
+def test_a_flood_of_symbols_costs_bounded_memory(followed: str, name: str) -> None:
+    codec, kept = open_codec("msgpack", followed)
+    accepted = dropped = 0
+    for start in range(0, 1_000_000, 50_000):
+        numbers = range(start, start + 50_000)
+        flood = frame("msgpack", *(other(S=name.format(number)) for number in numbers))
+        decoded = codec.decode([flood], 0)
+        accepted += len(decoded.quotes)
+        dropped += decoded.unfollowed + decoded.errors
+    assert accepted + dropped == 1_000_000
+    assert accepted == (MOST_SYMBOLS if (followed, name) == ("*", "S{}") else 0)
+    assert len(kept.passed) <= MOST_SYMBOLS
+    if followed == "AAPL":
+        assert taken(codec, QUOTE) == (["AAPL"], 0)
 
 
 # What Alpaca sends
@@ -239,7 +370,7 @@ BROKEN_MESSAGES: dict[str, Any] = {
     "error without a code": {"T": "error", "msg": "what?"},
     "error code as text": {"T": "error", "code": "406"},
     "success without a text": {"T": "success"},
-    "subscription of numbers": {"T": "subscription", "quotes": [1]},
+    "subscription to a number": {"T": "subscription", "quotes": 1},
     "trade without a symbol": {"T": "t", "p": 1},
 }
 BROKEN_IN_MSGPACK: dict[str, Any] = {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mdservice.feeds.alpaca.codec import Codec, Decoded
 from mdservice.feeds.driver import Encoding, Frame
 from mdservice.model.encode import encode_quote
+from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS
 
 quick = settings(max_examples=80, deadline=None)
@@ -70,6 +71,16 @@ def make_frame(encoding: Encoding, messages: list[Any]) -> Frame:
     return msgspec.msgpack.encode(messages)
 
 
+def bad_symbols(message: Any) -> int:
+    """How many of an acknowledgement's symbols are none; each of them is an error."""
+    if not isinstance(message, dict) or message.get("T") != "subscription":
+        return 0
+    symbols = message.get("quotes")
+    symbols = symbols if isinstance(symbols, list) else []
+    good = [s for s in symbols if isinstance(s, str) and (s == EVERY_SYMBOL or is_symbol(s))]
+    return len(symbols) - len(good)
+
+
 def check_fit_for_the_sinks(decoded: Decoded) -> None:
     """Whatever was accepted can be written, and as what it was."""
     for quote in decoded.quotes:
@@ -92,12 +103,13 @@ def test_no_good_message_is_lost_next_to_others(encoding: Encoding, data: st.Dat
     for number, between in enumerate(junk):
         sent += between
         sent.append(
-            {"T": "q", "S": f"GOOD {number}", "bp": 1, "bs": 1, "ap": 2, "as": 1, "t": TIME}
+            {"T": "q", "S": f"GOOD-{number}", "bp": 1, "bs": 1, "ap": 2, "as": 1, "t": TIME}
         )
     decoded = Codec(encoding).decode([make_frame(encoding, sent)], 0)
-    found = [quote.symbol for quote in decoded.quotes if quote.symbol.startswith("GOOD ")]
-    assert found == [f"GOOD {number}" for number in range(len(junk))]
-    assert len(sent) == (
+    found = [quote.symbol for quote in decoded.quotes if quote.symbol.startswith("GOOD-")]
+    assert found == [f"GOOD-{number}" for number in range(len(junk))]
+    of_acknowledgements = sum(map(bad_symbols, sent))
+    assert len(sent) + of_acknowledgements == (
         len(decoded.quotes) + len(decoded.controls) + decoded.errors + decoded.others
     ), "each message is counted once"
     check_fit_for_the_sinks(decoded)

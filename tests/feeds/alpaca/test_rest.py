@@ -334,9 +334,34 @@ async def test_a_broken_row_costs_itself_and_not_its_page(
         "quotes": b'{"quotes": {"AAPL": [%b, %b], "MSFT": [%b]}}' % (bad, good, no_time),
         "latest": b'{"quotes": {"AAPL": %b, "MSFT": %b, "SPY": 7}}' % (good, no_time),
     }[call]
-    found = await ask(with_transport(canned(200, content)), call)
+    history = with_transport(canned(200, content))
+    found = await ask(history, call)
     assert [(quote.symbol, quote.bid) for quote in found] == [("AAPL", 1)]
+    assert HalvingHistory(history).decode_errors == 2
     assert "history_rows_skipped count=2" in caplog.text
+
+
+BAD_SYMBOLS = (
+    r"../x\r\n", "  ", "A B", r"A\u0000", r"\u001b", "A" * 60, "*", "", ".A", r"\u00c4",
+    r"\ud800", r"A\ud800B",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("call", BOTH)
+@pytest.mark.parametrize("symbol", BAD_SYMBOLS)
+async def test_a_bad_symbol_costs_itself_and_not_its_page(
+    autojump_clock: Any, call: str, symbol: str
+) -> None:
+    row = '{"t": "2026-11-20T15:00:00Z", "bp": 1, "bs": 1, "ap": 2, "as": 1}'
+    rows = f"[{row}]" if call == "quotes" else row
+    content = f'{{"quotes": {{"AAPL": {rows}, "{symbol}": {rows}, "MSFT": {rows}}}}}'.encode()
+    history = HalvingHistory(with_transport(canned(200, content)))
+    if call == "latest":
+        found = await history.latest(["AAPL"])
+    else:
+        found = await history.quotes(["AAPL"], START_NS, END_NS)
+    assert [quote.symbol for quote in found.quotes] == ["AAPL"]
+    assert (history.decode_errors, history.unfollowed) == (1, 1)
 
 
 @pytest.mark.parametrize("content", [b"{}", b'{"quotes": null}', b'{"quotes": {}}'])
