@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hiredis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdservice.model.redis_layout import RedisNames
@@ -22,6 +22,7 @@ def parsed(data: bytes) -> list[list[bytes]]:
     return commands
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
 def test_pack_is_what_hiredis_packs(words: list[bytes]) -> None:
     assert pack(*words) == hiredis.pack_command(tuple(words))  # type: ignore[arg-type]
