@@ -83,6 +83,7 @@ class RedisPriceStore:
         self._limiter = anyio.CapacityLimiter(_THREADS)
         self._stream: RedisStream | None = None
         self._unfenced: Identity | None = None
+        self._said_unfenced = False
         self._number: int | None = None
         self._command_errors = 0
         self._last_command_error: str | None = None
@@ -147,7 +148,10 @@ class RedisPriceStore:
                 f"Redis at {self.address} did not answer within {self._timeout_s:g} s; "
                 "it is tried again"
             )
-        if not self.can_fence:
+        if self.can_fence:
+            self._said_unfenced = False
+        elif not self._said_unfenced:
+            self._said_unfenced = True
             _log.warning(
                 "redis_cannot_be_fenced",
                 url=self.address,

@@ -95,7 +95,8 @@ async def test_the_rights_that_the_advice_names_suffice(
     store = make(f"unix://writer@{fresh_valkey.path}?password=pw", event_log="log")
     await store.connect()
     assert not store.can_fence
-    assert "redis_cannot_be_fenced" in caplog.text
+    await store.connect()
+    assert caplog.text.count("redis_cannot_be_fenced") == 1
     await store.write(batch(1))
     await store.ping()
     assert await store.last_batch() == 1
