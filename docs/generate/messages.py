@@ -80,6 +80,7 @@ def transaction() -> str:
     packer = BatchPacker(
         price_ttl_s=300, event_log="price.log", event_log_maxlen=100_000, instance="6f1c…"
     )
+    packer.marks_db = 0
     batch = WriteBatch(8, {"AAPL": event}, [Message("price.updated", event, "AAPL")])
     short = event.decode()[:17] + "…}"
     words = packer.batch(batch).data.decode().replace(event.decode(), short)
