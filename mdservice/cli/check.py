@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-_COLOURS = {"ok": "green", "FAIL": "red", "skip": "yellow"}
+_COLOURS = {"ok": "green", "warn": "yellow", "FAIL": "red", "skip": "yellow"}
 _EPILOG = """\b
 Examples:
   mdservice check

@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-__all__ = ["CheckResult", "failed", "passed", "skipped"]
+__all__ = ["CheckResult", "failed", "passed", "skipped", "warned"]
 
 
 @attrs.frozen
@@ -15,14 +15,14 @@ class CheckResult:
 
     Attributes:
         name: What was tried: ``feed``.
-        outcome: ``ok``, ``FAIL`` or ``skip``.
+        outcome: ``ok``, ``warn``, ``FAIL`` or ``skip``.
         detail: What was found.
         mend: What to do about it; empty where the detail says so itself.
         configuration: Whether it is a failure that only other settings mend (exit code 78).
     """
 
     name: str
-    outcome: Literal["ok", "FAIL", "skip"]
+    outcome: Literal["ok", "warn", "FAIL", "skip"]
     detail: str
     mend: str = ""
     configuration: bool = False
@@ -31,6 +31,11 @@ class CheckResult:
 def passed(name: str, detail: str) -> CheckResult:
     """It works."""
     return CheckResult(name, "ok", detail)
+
+
+def warned(name: str, detail: str, mend: str) -> CheckResult:
+    """It works, but not all of it."""
+    return CheckResult(name, "warn", detail, mend)
 
 
 def skipped(name: str, detail: str) -> CheckResult:

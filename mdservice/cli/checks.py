@@ -6,7 +6,6 @@ A check does not raise for what it looks at; what it found is in its result.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,13 +15,16 @@ import anyio.to_thread
 from mdservice.api_client import NoAnswer, ask
 from mdservice.cli.check_feed import check_feed
 from mdservice.cli.check_http import check_clock, check_history, check_positions
-from mdservice.cli.check_result import CheckResult, failed, passed
-from mdservice.errors import ConfigurationError, EmbeddedServerError, StoreError, StoreRefused
+from mdservice.cli.check_result import CheckResult, failed, passed, warned
+from mdservice.errors import ConfigurationError, EmbeddedServerError, StoreError
+from mdservice.model.redis_layout import RedisNames
 from mdservice.network import HttpClient
 from mdservice.runtime_folder import can_serve_at
 
 if TYPE_CHECKING:
     from mdservice.settings import Settings
+    from mdservice.sinks.redis_link import RedisAddress
+    from mdservice.sinks.redis_rights import RedisRights
 
 __all__ = ["CheckResult", "check_redis", "check_settings", "check_socket", "run_checks"]
 
@@ -99,36 +101,60 @@ async def check_socket(settings: Settings, running: str | None) -> CheckResult:
 
 
 async def check_redis(settings: Settings) -> CheckResult:
-    """Connect to the server that is set, and store a key; or find the embedded one's program."""
-    name = "redis"
+    """Try the rights that ``run`` needs on the server; or find the embedded one's program."""
     if settings.redis_url is None:
-        from mdservice.sinks.embedded import find_server
+        return await _check_embedded_server()
 
-        try:
-            binary = await anyio.to_thread.run_sync(find_server)
-        except EmbeddedServerError as exc:
-            return failed(name, str(exc))
-        return passed(name, f"an embedded server will be started ({binary.name})")
+    from mdservice.sinks.redis_link import RedisAddress
+    from mdservice.sinks.redis_rights import try_rights
 
-    from mdservice.sinks.redis_store import RedisPriceStore
-
+    name = "redis"
     mend = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
+    names = RedisNames(settings.key_prefix)
     try:
-        store = RedisPriceStore(
-            settings.redis_url,
-            instance="check",
-            prefix=settings.key_prefix,
-            timeout_s=_ASK_TIMEOUT_S,
-        )
+        address = RedisAddress(settings.redis_url, timeout_s=_ASK_TIMEOUT_S)
     except ConfigurationError as exc:
         return failed(name, str(exc), configuration=True)
     try:
-        await store.connect()
-        await store.ping()
-        with suppress(StoreRefused):  # DEL is no right that the service needs; the key expires
-            await store.forget()
+        rights = await try_rights(
+            address,
+            names,
+            event_log=settings.event_log,
+            renew_prices=settings.renew_prices,
+            timeout_s=_ASK_TIMEOUT_S,
+        )
     except StoreError as exc:
         return failed(name, str(exc), mend)
-    finally:
-        await store.aclose()
-    return passed(name, f"{store.address} answers and takes writes")
+    return _describe_rights(
+        rights, address, f"ACL SETUSER {address.user} {names.rights(settings.event_log)}"
+    )
+
+
+async def _check_embedded_server() -> CheckResult:
+    from mdservice.sinks.embedded import find_server
+
+    try:
+        binary = await anyio.to_thread.run_sync(find_server)
+    except EmbeddedServerError as exc:
+        return failed("redis", str(exc))
+    return passed("redis", f"an embedded server will be started ({binary.name})")
+
+
+def _describe_rights(rights: RedisRights, address: RedisAddress, allow: str) -> CheckResult:
+    from mdservice.sinks.redis_advice import describe_refusal
+
+    name = "redis"
+    if rights.missing:
+        return failed(
+            name, f"{address.shown} does not allow this user {', '.join(rights.missing)}", allow
+        )
+    if rights.refused is not None:
+        return failed(name, describe_refusal(address.shown, rights.refused))
+    if rights.reduced:
+        return warned(
+            name,
+            f"{address.shown} takes writes, but does not allow this user "
+            f"{', '.join(rights.reduced)}",
+            allow,
+        )
+    return passed(name, f"{address.shown} answers and takes writes")

@@ -40,6 +40,12 @@ ANNOUNCE_EVERY_S: Final = 1.0
 GONE_AFTER_S: Final = 3.5
 """A service whose last announcement is older than this is gone: three were missed."""
 
+_COMMANDS: Final = (
+    *("multi", "exec", "set", "get", "mget", "expire", "del", "scan", "publish", "subscribe"),
+    *("ping", "select", "client", "info", "role"),
+)
+_LOG_COMMANDS: Final = ("xadd", "xread", "xrange", "xinfo")
+
 
 class Instance(msgspec.Struct, frozen=True):
     """A running service, as it announces itself and as the key ``mdservice:instance`` names it.
@@ -153,13 +159,24 @@ class RedisNames:
         """The stream to which events are appended."""
         return f"{self.prefix}{name}".encode()
 
-    def rights(self, commands: str = "") -> str:
-        """The ACL rules that let a user write, as ``ACL SETUSER`` takes them.
+    def rights(self, event_log: str | None = None) -> str:
+        """The ACL rules for the service, its readers and the gateway, as ``ACL SETUSER`` has them.
 
         Args:
-            commands: Rules of commands, put in front.
+            event_log: The stream's name without the prefix, or None.
         """
-        names = f"~{self.prefix}price:* ~{self.prefix}mdservice:* resetchannels"
-        channels = (PRICE_CHANNEL, STATUS_CHANNEL, BATCH_CHANNEL, INSTANCES_CHANNEL)
-        allowed = " ".join(f"&{self.prefix}{channel}" for channel in channels)
-        return f"{commands} {names} {allowed}".strip()
+        channels = (
+            PRICE_CHANNEL,
+            STATUS_CHANNEL,
+            ALERT_CHANNEL,
+            BATCH_CHANNEL,
+            INSTANCES_CHANNEL,
+        )
+        rules = [f"~{self.prefix}{keys}" for keys in ("price:*", "mdservice:*")]
+        commands = list(_COMMANDS)
+        if event_log is not None:
+            rules.append(f"~{self.prefix}{event_log}")
+            commands += _LOG_COMMANDS
+        rules.append("resetchannels")
+        rules += [f"&{self.prefix}{channel}" for channel in channels]
+        return " ".join(rules + [f"+{command}" for command in commands])

@@ -59,6 +59,8 @@ class RedisAddress:
         """The URL without user and password; it can be used where no login is needed."""
         self.database = int(options.get("db") or 0)
         """The number of the database."""
+        self.user = str(options.get("username") or "default")
+        """Who logs in."""
         # One request, one reply, no push messages; nothing that redis-py adds for itself.
         options.update(
             protocol=2,

