@@ -65,8 +65,12 @@ class Followed:
     """
 
     def __init__(self, under_every: set[str] | None = None) -> None:
-        self.passed: set[str] = set()
-        """Symbols that are valid and followed: looked at once, not with each quote."""
+        self.passed: dict[str, str] = {}
+        """Symbols that are valid and followed, each with itself: looked at once.
+
+        Every quote gets the string that is kept here: later look-ups find it by identity, which
+        wins back what this one costs.
+        """
         self._under_every = set() if under_every is None else under_every
         self._requested: set[str] = set()
         self._asked: frozenset[str] = frozenset()
@@ -102,7 +106,7 @@ class Followed:
                 if len(self._under_every) >= MOST_SYMBOLS:
                     return False
                 self._under_every.add(symbol)
-        self.passed.add(symbol)
+        self.passed[symbol] = symbol
         return True
 
     def _has(self, symbol: str) -> bool:
@@ -139,7 +143,7 @@ class Codec:
     def __init__(self, encoding: Encoding, followed: Followed | None = None) -> None:
         self.encoding = encoding
         self._followed = followed
-        self._passed: set[str] = set() if followed is None else followed.passed
+        self._passed: dict[str, str] = {} if followed is None else followed.passed
         module = msgspec.json if encoding == "json" else msgspec.msgpack
         self._encode = module.Encoder().encode
         self._decode_frame = module.Decoder(list[Message]).decode
@@ -178,9 +182,12 @@ class Codec:
         passed = self._passed
         for message in messages:
             if type(message) is QuoteMessage:
-                symbol = message.S
-                if symbol not in passed and not self._pass(symbol, decoded):
-                    continue
+                try:
+                    symbol = passed[message.S]
+                except KeyError:
+                    symbol = message.S
+                    if not self._pass(symbol, decoded):
+                        continue
                 try:
                     event_ns = time_ns(message.t)
                 except (ValueError, OverflowError, msgspec.DecodeError):
