@@ -172,7 +172,7 @@ class HalvingHistory:
             await self._ask_halving(call, some, ask)
         for symbol, reason in call.suspects.items():
             if not call.succeeded and "symbol" not in reason.lower():
-                raise HistoryRefused(reason)
+                raise SymbolsRefused(reason)
             self._put_aside(call, symbol, reason)
         return Found(call.found, call.refused)
 

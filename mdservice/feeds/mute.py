@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import anyio
 import attrs
 
-from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable
+from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable, SymbolsRefused
 from mdservice.feeds.accepted import AcceptedQuotes
 from mdservice.feeds.history import HalvingHistory
 from mdservice.logs import get_logger
@@ -156,6 +156,10 @@ class MuteWatch:
                 found = await self._history.latest(asked)
         except TimeoutError:
             return _Look("and history does not answer whether the market is quiet")
+        except SymbolsRefused as exc:
+            # It answers, and the request displeases it: that does not show a dead socket.
+            _log.warning("quiet_market_check_refused", reason=str(exc))
+            return _Look(None)
         except (HistoryRefused, HistoryUnavailable) as exc:
             return _Look(f"and history does not tell whether the market is quiet ({exc})")
         newest = found.quotes

@@ -400,3 +400,16 @@ async def test_a_symbol_that_is_subscribed_again_is_asked_for_again(autojump_clo
         bench.watch.subscribed(symbols, bench.clock.utc_ns())
     await bench.until_given_up(700)
     assert "BRK/B" in bench.history.requests[0].symbols
+
+
+@pytest.mark.parametrize("symbols", [["AAPL"], ["AAPL", "MSFT"]])
+@pytest.mark.parametrize("status", [400, 404, 422])
+async def test_a_request_that_is_refused_does_not_show_a_dead_socket(
+    autojump_clock: Any, symbols: list[str], status: int
+) -> None:
+    bench = Bench()
+    bench.connect(*symbols)
+    words = f"history was refused with HTTP {status}: bad request"
+    bench.history.refuses = dict.fromkeys(symbols, words)
+    assert await bench.until_given_up(10 * LONGEST_S) is None
+    assert bench.told == []
