@@ -5,7 +5,7 @@ one as soon as a symbol is wanted, whether or not the feed is connected.
 
 ::
 
-    want ──▶ due ──10 ms──▶ one request for up to 200 symbols ──▶ FirstQuotes ──▶ router
+    want ──▶ due ──10 ms──▶ one request for up to 200 symbols ──60 ms──▶ FirstQuotes ──▶ router
               ▲                          │ failed
               └────────back-off──────────┘ five tries, then the symbol waits for the stream
 """
@@ -28,7 +28,7 @@ from mdservice.logs import get_logger, masked
 from mdservice.model.events import FirstQuotes
 from mdservice.model.symbol import EVERY_SYMBOL
 
-__all__ = ["COALESCE_S", "PAUSES_S", "FirstPrices"]
+__all__ = ["COALESCE_S", "PAUSES_S", "STREAM_FIRST_S", "FirstPrices"]
 
 _log = get_logger(__name__)
 
@@ -38,6 +38,11 @@ PAUSES_S = (0.5, 2.0, 8.0, 30.0)
 """The waits between the tries, seconds; together they outlast a minute's rate limit nearly."""
 _ANSWER_LIMITS_S = (3.0, 5.0, 10.0)
 """How long the first tries may take, seconds; later ones as long as the last of these."""
+STREAM_FIRST_S = 0.06
+"""How long an answer is held, seconds: the stream's own quotes of that moment are on their way.
+
+Without the pause REST could be ahead of the stream, and the quotes between would come too late.
+"""
 _MOST_REQUESTS = 4
 """Requests at one time; what becomes due meanwhile goes into the next one."""
 _MOST_SYMBOLS = 200
@@ -52,11 +57,13 @@ class _Due:
     Attributes:
         asked_ns: When it was wanted, UTC nanoseconds.
         at_s: When to ask, by the event loop's clock.
+        known_ns: The time of its last quote when it was wanted, or None.
         tries: How often REST has failed.
     """
 
     asked_ns: int
     at_s: float
+    known_ns: int | None
     tries: int = 0
     in_flight: bool = False
 
@@ -125,7 +132,7 @@ class FirstPrices:
         now_ns, now_s = self._clock.utc_ns(), anyio.current_time()
         for symbol in symbols:
             if symbol != EVERY_SYMBOL and symbol not in self._due:
-                self._due[symbol] = _Due(now_ns, now_s)
+                self._due[symbol] = _Due(now_ns, now_s, self._accepted.last_ns(symbol))
         self._changed.set()
 
     async def run(self) -> None:
@@ -188,15 +195,18 @@ class FirstPrices:
         else:
             self.last_error = None
             self.failed += len(answer.refused)
+            await anyio.sleep(STREAM_FIRST_S)
             wanted = {s: due.asked_ns for s, due in asked.items() if self._due.get(s) is due}
             repairing = self._repair.symbols()
             found = [
                 quote
                 for quote in answer.quotes
                 if quote.symbol in wanted
-                and (
-                    quote.symbol not in repairing
-                    or quote.ts_event_ns == self._accepted.last_ns(quote.symbol)
+                and self._last_is(
+                    quote.symbol,
+                    quote.ts_event_ns
+                    if quote.symbol in repairing
+                    else asked[quote.symbol].known_ns,
                 )
             ]
             if found:
@@ -207,6 +217,10 @@ class FirstPrices:
         finally:
             self._requests -= 1
             self._changed.set()
+
+    def _last_is(self, symbol: str, ts_ns: int | None) -> bool:
+        """Whether nothing else has come since: what the stream brings goes before REST."""
+        return self._accepted.last_ns(symbol) == ts_ns
 
     def _try_again(self, asked: dict[str, _Due], reason: str) -> None:
         self.last_error = reason
