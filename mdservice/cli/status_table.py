@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import click
@@ -120,9 +121,8 @@ def _latencies(latencies: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _counters(counters: Mapping[str, Any]) -> Iterator[str]:
-    cells = [f"{name:<18}{_number(value):>15}" for name, value in counters.items()]
-    half = (len(cells) + 1) // 2
-    for left, right in zip(cells[:half], [*cells[half:], ""], strict=False):
+    cells = [f"{name:<24}{_number(value):>12}" for name, value in counters.items()]
+    for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=""):
         yield f"{left}    {right}".rstrip()
 
 

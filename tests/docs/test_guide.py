@@ -13,6 +13,7 @@ import pytest
 
 import mdservice
 from mdservice.api.app import create_app
+from mdservice.model.redis_layout import BATCH_CHANNEL, INSTANCES_CHANNEL
 from mdservice.settings import SETTINGS
 from mdservice.testing.fake_service import FakeService
 
@@ -109,7 +110,7 @@ def unknown_folders(spans: list[str]) -> list[str]:
 def unknown_dotted(text: str) -> list[str]:
     missing = []
     for dotted in DOTTED.findall(text):
-        if dotted in {"mdservice.toml", "mdservice.sock"}:
+        if dotted in {"mdservice.toml", "mdservice.sock", BATCH_CHANNEL, INSTANCES_CHANNEL}:
             continue
         parts = dotted.split(".")
         for end in range(len(parts), 0, -1):
