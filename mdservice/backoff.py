@@ -34,5 +34,5 @@ class Backoff:
         return bound * self.rng.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """Things work again: data came."""
+        """Things work again."""
         self.failures = 0

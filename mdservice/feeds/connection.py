@@ -200,7 +200,7 @@ class FeedConnection:
                 delay_s = 0.0
             except FeedUnavailable as exc:
                 self._failed(exc)
-                retry = self._retries.after_failure()
+                retry = self._retries.after_failure(self._clock.monotonic())
                 self._phase, delay_s = retry.phase, retry.delay_s
             _log.info("feed_waits", phase=self._phase, delay_s=round(delay_s, 2))
             await anyio.sleep(delay_s)
@@ -275,7 +275,7 @@ class FeedConnection:
             )
         self._synced = True
         self._phase = "streaming"
-        self._retries.subscribed()
+        self._retries.subscribed(self._clock.monotonic())
         _log.info("feed_subscribed", symbols=len(session.acknowledged))
 
     async def _delay_after_refusal(self, exc: FeedRefused) -> float:

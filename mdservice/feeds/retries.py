@@ -16,7 +16,11 @@ from mdservice.feeds.alpaca.codes import (
     reaction_to_http,
 )
 
-__all__ = ["Retries", "Retry"]
+__all__ = ["HELD_S", "Retries", "Retry"]
+
+HELD_S = 60.0
+"""A connection that was subscribed for so long has worked, whether data came or not. Longer than
+the longest wait, so a feed that soon hangs up again is not asked more often than that."""
 
 _SLOT_OFTEN_S, _SLOT_OFTEN_FOR_S = 5.0, 60.0
 """A session that has just ended frees its slot within seconds, a dead one within 90 s."""
@@ -76,9 +80,15 @@ class Retries:
         self._wrong_urls = 0
         self._wrong_url = Backoff(_WRONG_URL_FIRST_S, _WRONG_URL_LIMIT_S, failures.rng)
         self._refusals = Backoff(_REFUSED_FIRST_S, _REFUSED_LIMIT_S, failures.rng)
+        self._subscribed_s: float | None = None
 
-    def after_failure(self) -> Retry:
-        """The connection failed or ended."""
+    def after_failure(self, now_s: float) -> Retry:
+        """The connection failed or ended.
+
+        Args:
+            now_s: When, monotonic seconds.
+        """
+        self._ended(now_s)
         return Retry("waiting", self._failures.next_s())
 
     def after_refusal(self, exc: FeedRefused, now_s: float) -> Retry:
@@ -88,6 +98,7 @@ class Retries:
             exc: What it said.
             now_s: When, monotonic seconds.
         """
+        self._ended(now_s)
         reaction = reaction_to_http(exc.code) if exc.http else reaction_to_code(exc.code)
         if reaction is Reaction.WAIT_FOR_SLOT:
             return Retry("waiting_for_slot", self._slot.next_s(now_s))
@@ -98,16 +109,30 @@ class Retries:
             self._wrong_urls += 1
             if self._wrong_urls > _WRONG_URL_FAST:
                 return Retry("waiting", self._wrong_url.next_s())
-        return self.after_failure()
+        return self.after_failure(now_s)
 
-    def subscribed(self) -> None:
-        """The account's slot is ours, whether data comes or not."""
-        self._slot.reset()
-        self._wrong_urls = 0
-        self._wrong_url.reset()
+    def subscribed(self, now_s: float) -> None:
+        """All subscriptions are acknowledged: the account's slot is ours.
+
+        Args:
+            now_s: Since when, monotonic seconds.
+        """
+        self._subscribed_s = now_s
+        self._let_in()
 
     def reset(self) -> None:
         """Data came: things work."""
         self._failures.reset()
-        self.subscribed()
+        self._let_in()
         self._refusals.reset()
+
+    def _let_in(self) -> None:
+        self._slot.reset()
+        self._wrong_urls = 0
+        self._wrong_url.reset()
+
+    def _ended(self, now_s: float) -> None:
+        """A connection that held is a success, also in a market without data."""
+        if self._subscribed_s is not None and now_s - self._subscribed_s >= HELD_S:
+            self.reset()
+        self._subscribed_s = None

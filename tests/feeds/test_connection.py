@@ -12,6 +12,7 @@ import pytest
 from mdservice.backoff import Backoff
 from mdservice.errors import ConfigurationError, FeedRefused
 from mdservice.feeds.driver import LoginLimit
+from mdservice.feeds.retries import HELD_S
 from mdservice.feeds.session import ACK_TIMEOUT_S
 from mdservice.simulator.session import SessionRules
 from mdservice.testing import FakeDriver
@@ -297,6 +298,72 @@ def assert_slot_waits(waits: list[float]) -> None:
             assert bound / 2 <= wait <= bound, (wait, waited_s)
         waited_s += wait
     assert len({round(wait, 3) for wait in waits}) > 1, "they have no jitter"
+
+
+@pytest.mark.parametrize("symbols", [("AAPL",), ()], ids=["quiet", "without symbols"])
+async def test_a_connection_that_held_in_a_quiet_market_ends_the_backoff(
+    autojump_clock: Any, open_desk: Any, symbols: tuple[str, ...]
+) -> None:
+    driver = FakeDriver()
+    driver.fail(9)
+    async with open_desk(*symbols, drivers=[driver]) as desk:
+        for number in range(1, 6):
+            await driver.opened(number)
+            await desk.until_phase("streaming")
+            await anyio.sleep(HELD_S + 1)
+            lost_s = anyio.current_time()
+            driver.drop()
+            await driver.opened(number + 1)
+            assert driver.attempts[-1] - lost_s <= 0.5
+
+
+@pytest.mark.parametrize("held_s", [0.0, 1.0, HELD_S - 1])
+async def test_connections_that_end_soon_wait_longer_and_longer(
+    autojump_clock: Any, open_desk: Any, held_s: float
+) -> None:
+    driver = FakeDriver()
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        waits = []
+        for number in range(1, 9):
+            await driver.opened(number)
+            await desk.until_phase("streaming")
+            await anyio.sleep(held_s)
+            lost_s = anyio.current_time()
+            driver.drop()
+            await driver.opened(number + 1)
+            waits.append(driver.attempts[-1] - lost_s)
+        assert waits[-1] >= 15, "half of the longest wait"
+
+
+async def test_a_login_whose_subscription_is_not_answered_does_not_end_the_backoff(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    driver = FakeDriver()
+    driver.stall("subscribe", times=12)
+    async with open_desk("AAPL", drivers=[driver]):
+        await driver.opened(12)
+        assert gaps(driver.attempts)[-1] >= 15 + ACK_TIMEOUT_S
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+async def test_refusals_for_good_begin_with_short_waits_after_a_connection_that_held(
+    autojump_clock: Any, open_desk: Any, *, quiet: bool
+) -> None:
+    driver = FakeDriver()
+    async with open_desk("AAPL", drivers=[driver]) as desk:
+        await driver.subscribed("AAPL")
+        driver.send_quotes([quote(1)])
+        await desk.until(lambda: desk.bids == [1])
+        for number in (2, 3):
+            before = len(driver.attempts)
+            driver.refuse_next(402, times=4)
+            driver.drop()
+            await driver.opened(number)
+            assert gaps(driver.attempts[before:])[0] <= 30
+            await desk.until_phase("streaming")
+            if not quiet:
+                driver.send_quotes([quote(number)])
+            await anyio.sleep(HELD_S + 1)
 
 
 async def test_406_is_tried_about_every_5_s_for_a_minute_and_then_less_often(
