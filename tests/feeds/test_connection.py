@@ -469,9 +469,8 @@ async def test_a_refused_connection_does_not_make_the_limit_longer(
 ) -> None:
     driver = FakeDriver()
     driver.fail(6)
+    driver.stall("auth")  # of the seventh try, the first that is answered
     async with open_desk("AAPL", drivers=[driver]):
-        await driver.until(lambda d: not d.script)
-        driver.stall("auth")
         await driver.opened()
         assert gaps(driver.attempts)[6] == pytest.approx(3 + delays(7)[6])
 
