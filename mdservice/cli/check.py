@@ -41,7 +41,7 @@ def check(ctx: click.Context, /, config: Path | None, **flags: str | None) -> No
 
     from mdservice.cli.checks import run_checks
 
-    results = anyio.run(partial(run_checks, settings, show=_show), backend="trio")
+    results = anyio.run(partial(run_checks, settings, show=_show, waiting=_waiting), backend="trio")
     failed = [result for result in results if result.outcome == "FAIL"]
     if not failed:
         return
@@ -53,3 +53,8 @@ def _show(result: CheckResult) -> None:
     mend = f" → {result.mend}" if result.mend else ""
     text = " ".join(f"{result.detail}{mend}".split())
     click.echo(f"{outcome} {result.name:<10} {masked(text)}")
+
+
+def _waiting(name: str, limit_s: float) -> None:
+    """On stderr: stdout has one line for each check."""
+    click.echo(f"...   {name:<10} still waiting for an answer, {limit_s:g} s at most", err=True)

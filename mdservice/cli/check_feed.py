@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from mdservice.feeds.driver import Driver
     from mdservice.settings import Settings
 
-__all__ = ["check_feed", "log_in"]
+__all__ = ["NAME", "check_feed", "log_in"]
 
 NAME = "feed"
-_LOGIN_LIMIT_S = 9.0
-"""Each driver has one try here; a running service gives a slow login more time with each."""
 
 
 async def check_feed(settings: Settings, running: str | None) -> CheckResult:
@@ -34,7 +32,7 @@ async def check_feed(settings: Settings, running: str | None) -> CheckResult:
     if running is not None and not settings.simulator_embedded:
         return skipped(NAME, f"the running service holds the account's connection: {running}")
     from mdservice.feeds.alpaca.drivers import make_drivers
-    from mdservice.feeds.driver import LoginLimit
+    from mdservice.feeds.driver import LONGEST_OPEN_TIMEOUT_S, LoginLimit
 
     async with AsyncExitStack() as stack:
         if settings.simulator_embedded:
@@ -44,7 +42,8 @@ async def check_feed(settings: Settings, running: str | None) -> CheckResult:
             simulator = await stack.enter_async_context(open_simulator(config))
             settings = attrs.evolve(settings, feed="simulator", feed_url=simulator.url)
         try:
-            drivers = make_drivers(settings, LoginLimit(_LOGIN_LIMIT_S))
+            # One try has all the time that a running service comes to after several.
+            drivers = make_drivers(settings, LoginLimit(LONGEST_OPEN_TIMEOUT_S))
         except ConfigurationError as exc:
             return failed(NAME, str(exc), configuration=True)
         return await log_in(settings.feed_name, drivers)

@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 
 from mdservice.api_client import NoAnswer, ask
+from mdservice.cli.check_feed import NAME as FEED
 from mdservice.cli.check_feed import check_feed
 from mdservice.cli.check_http import check_clock, check_history, check_positions
 from mdservice.cli.check_result import CheckResult, failed, passed, warned
@@ -29,24 +30,32 @@ if TYPE_CHECKING:
 __all__ = ["CheckResult", "check_redis", "check_settings", "check_socket", "run_checks"]
 
 _TIMEOUT_S = 20.0
+_FEED_TIMEOUT_S = 35.0
+"""Two drivers, of which each may log in for 15 s."""
+_SILENT_S = 4.0
+"""After this time the person at the terminal learns what is waited for."""
 _ASK_TIMEOUT_S = 3.0
 
 
 async def run_checks(
-    settings: Settings, *, show: Callable[[CheckResult], None]
+    settings: Settings,
+    *,
+    show: Callable[[CheckResult], None],
+    waiting: Callable[[str, float], None] = lambda _name, _limit_s: None,
 ) -> list[CheckResult]:
-    """Try everything, one after the other; none takes longer than 20 s.
+    """Try everything, one after the other; the feed takes 35 s at most, the others 20 s.
 
     Args:
         settings: What to try. They are complete, see :meth:`Settings.require_runnable`.
         show: Gets each result as soon as it is there.
+        waiting: Gets the name of a check that takes more than some seconds, and its limit.
     """
     http = HttpClient()
     running = await anyio.to_thread.run_sync(find_running, settings, abandon_on_cancel=True)
     checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
         "settings": partial(check_settings, settings),
         "socket": partial(check_socket, settings, running),
-        "feed": partial(check_feed, settings, running),
+        FEED: partial(check_feed, settings, running),
         "data REST": partial(check_history, settings, http),
         "clock": partial(check_clock, settings, http),
         "redis": partial(check_redis, settings),
@@ -55,14 +64,23 @@ async def run_checks(
     results = []
     try:
         for name, check in checks.items():
-            result = failed(name, f"nothing within {_TIMEOUT_S:g} s", "check the network")
-            with anyio.move_on_after(_TIMEOUT_S):
-                result = await check()
+            limit_s = _FEED_TIMEOUT_S if name == FEED else _TIMEOUT_S
+            result = failed(name, f"nothing within {limit_s:g} s", "check the network")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_tell_later, partial(waiting, name, limit_s))
+                with anyio.move_on_after(limit_s):
+                    result = await check()
+                tasks.cancel_scope.cancel()
             show(result)
             results.append(result)
     finally:
         await http.aclose()
     return results
+
+
+async def _tell_later(tell: Callable[[], None]) -> None:
+    await anyio.sleep(_SILENT_S)
+    tell()
 
 
 def find_running(settings: Settings) -> str | None:

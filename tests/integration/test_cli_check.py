@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from decimal import Decimal
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,7 @@ from mdservice.prices.whereabouts import GivenServer
 from mdservice.settings import Settings
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.testing import FakePositions
+from tests.integration.feed_server import Moment, PlainServer
 
 KEYS = {"api_key": "PKHIDDEN0001", "secret_key": "hidden-secret"}
 POSITION = {"symbol": "AAPL", "qty": "10", "avg_entry_price": "150.00"}
@@ -411,7 +413,7 @@ async def test_a_check_that_hangs_is_given_up(
         raise AssertionError
 
     monkeypatch.setattr("mdservice.cli.checks.check_feed", hang)
-    monkeypatch.setattr("mdservice.cli.checks._TIMEOUT_S", 2.0)
+    monkeypatch.setattr("mdservice.cli.checks._FEED_TIMEOUT_S", 2.0)
     with anyio.fail_after(20):
         results = await run_checks(Settings(socket=tmp_path / "x.sock"), show=lambda _: None)
     failures = [result for result in results if result.outcome == "FAIL"]
@@ -465,3 +467,25 @@ async def test_service_readers_and_gateway_work_with_the_documented_acl_line(
     calls.close()
     with fresh_valkey.client() as client:
         assert client.acl_log() == []
+
+
+def test_a_login_that_takes_12_s_passes_and_the_wait_is_shown(stage: Any) -> None:
+    slow: list[dict[Moment, float]] = [{"auth": 12}, {"upgrade": 6, "welcome": 6}]
+    with ExitStack() as servers:
+        programs = [
+            stage.program(
+                "check",
+                ALPACA_API_KEY="key",
+                ALPACA_SECRET_KEY="secret",
+                MDSERVICE_FEED_URL=servers.enter_context(PlainServer(slow=each)).url,
+                MDSERVICE_REST_URL=nowhere(),
+                MDSERVICE_TRADING_URL=nowhere(),
+                MDSERVICE_DRIVER=driver,
+            )
+            for driver, each in zip(("alpaca-py", "websockets"), slow, strict=True)
+        ]
+        for program in programs:
+            program.code(40)
+            (line,) = (each for each in program.stdout.splitlines() if each.split()[1] == "feed")
+            assert line.startswith("ok"), program.said
+            assert "still waiting" in program.stderr, program.said
