@@ -489,3 +489,26 @@ async def test_a_user_without_the_right_to_renew_keeps_its_prices(
         await anyio.sleep(1_000)
         assert desk.store.price("AAPL")
         assert service.readiness().ready
+
+
+@pytest.mark.parametrize("how", ["later", "before the answer", "while the feed is away"])
+async def test_a_symbol_that_rest_refuses_is_forgotten_when_it_is_unsubscribed(
+    autojump_clock: Any, desk: Desk, how: str
+) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL") as service:
+        await until(lambda: desk.bids("AAPL"))
+        if how == "while the feed is away":
+            desk.feed.fail(100)
+            desk.feed.drop()
+        if how == "before the answer":
+            desk.history.delay_s = 0.5
+        for number in range(20):
+            symbol = f"BAD{number}"
+            desk.history.refuses = {symbol: f"invalid symbol: {symbol}"}
+            await service.subscribe(symbol)
+            await anyio.sleep(0.2)
+            await service.unsubscribe(symbol)
+            await anyio.sleep(2)
+        assert service.status().counters.history_symbols_refused > 0
+        assert service.status().feed.repairs_refused == {}

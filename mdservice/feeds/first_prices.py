@@ -122,9 +122,11 @@ class FirstPrices:
 
     def forget(self, symbols: Iterable[str]) -> None:
         """Stop fetching those of the symbols that no source wants any more."""
-        for symbol in symbols:
-            if symbol not in self._book:
-                self._due.pop(symbol, None)
+        ended = [symbol for symbol in symbols if symbol not in self._book]
+        for symbol in ended:
+            self._due.pop(symbol, None)
+        if self._history is not None:
+            self._history.forget(ended)
 
     def _add(self, symbols: Iterable[str]) -> None:
         if self._history is None:
@@ -195,6 +197,7 @@ class FirstPrices:
         else:
             self.last_error = None
             self.failed += len(answer.refused)
+            history.forget(symbol for symbol in answer.refused if symbol not in self._book)
             await anyio.sleep(STREAM_FIRST_S)
             wanted = {s: due.asked_ns for s, due in asked.items() if self._due.get(s) is due}
             repairing = self._repair.symbols()
