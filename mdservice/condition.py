@@ -70,6 +70,7 @@ def status(
     *,
     started_s: float,
     stale_after_s: float,
+    key_prefix: str,
     draining: bool,
     conflicts: Sequence[str] = (),
 ) -> Status:
@@ -101,7 +102,7 @@ def status(
             repair_error=feed.history_refused,
             times_frozen_s=topology.router.snapshot().times_frozen_s,
         ),
-        redis=_redis(topology, publisher.backlog),
+        redis=_redis(topology, publisher.backlog, key_prefix),
         symbols=feed.wanted,
         uptime_s=round(clock.monotonic() - started_s, 3),
         actors=_actors(topology),
@@ -165,7 +166,7 @@ def _why_degraded(
     return tuple(reasons)
 
 
-def _redis(topology: Topology, backlog: int) -> RedisReport:
+def _redis(topology: Topology, backlog: int, key_prefix: str) -> RedisReport:
     writer = topology.writer.snapshot()
     return RedisReport(
         connected=writer.connected,
@@ -174,6 +175,7 @@ def _redis(topology: Topology, backlog: int) -> RedisReport:
         backlog=backlog,
         command_errors=writer.command_errors,
         last_command_error=writer.last_command_error,
+        key_prefix=key_prefix,
     )
 
 

@@ -169,6 +169,7 @@ class Service:
             self._clock,
             started_s=self._started_s,
             stale_after_s=self.settings.stale_after,
+            key_prefix=str(self.settings.key_prefix),  # JSON takes no subclass of str
             draining=self._draining,
             conflicts=self._conflicts(),
         )

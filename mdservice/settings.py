@@ -141,9 +141,10 @@ class Settings:
         address=True,
     )
     key_prefix: str = setting(
-        "",
+        Unchosen(""),
         values.parse_key_prefix,
-        "Put in front of every key, channel and stream name in Redis, such as desk1:",
+        "Text such as desk1: in front of every key, channel and stream name in Redis. Where not "
+        "set, a gateway that asks the service for its Redis takes the service's.",
         metavar="TEXT",
     )
     price_ttl: int = setting(
@@ -239,6 +240,11 @@ class Settings:
     def feed_name(self) -> str:
         """The feed's name for people and the status: ``simulator`` when it is one."""
         return SIMULATOR if self.simulated else str(self.feed)
+
+    @property
+    def chosen_key_prefix(self) -> str | None:
+        """The key prefix; None where it was not given, unlike one that was given empty."""
+        return None if isinstance(self.key_prefix, Unchosen) else self.key_prefix
 
     def resolved_feed_url(self) -> str | None:
         """Return the websocket's URL; None for the embedded simulator, which has yet to start."""

@@ -45,7 +45,8 @@ def make_book(
     Args:
         positions: As for :func:`mdservice.gateway.pnl_router`.
         settings: Limits, intervals, keys.
-        redis_url: Where the prices are; else that of the settings, else the service's.
+        redis_url: Where the prices are; else that of the settings, else the service's. With the
+            service's goes its key prefix, where the settings choose none.
         read_from: Where an answer takes its prices.
         symbols: Only positions and live prices of these; none means all.
         alerts: Rules beside those of the settings.
@@ -56,8 +57,13 @@ def make_book(
     """
     clock = clock or SystemClock()
     redis_url = redis_url or settings.redis_url
-    server = GivenServer(redis_url) if redis_url else ServiceServer(settings.socket)
-    calls = RedisCalls(server, settings.key_prefix)
+    prefix = settings.chosen_key_prefix
+    server = (
+        GivenServer(redis_url, prefix or "")
+        if redis_url
+        else ServiceServer(settings.socket, prefix)
+    )
+    calls = RedisCalls(server)
     source = _source(positions, settings)
     own = isinstance(source, FunctionPositions)
     if symbols:
@@ -72,9 +78,7 @@ def make_book(
         PolledPositions(source, clock),
         _AT_ONCE_S if own else settings.positions_interval,
         calls,
-        partial(
-            open_prices, redis_url, symbols, prefix=settings.key_prefix, socket=settings.socket
-        ),
+        partial(open_prices, redis_url, symbols, prefix=prefix, socket=settings.socket),
         engine,
         make_alerting((*settings.alerts, *alerts), calls, clock),
         read_from,

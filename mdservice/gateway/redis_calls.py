@@ -14,7 +14,7 @@ from mdservice.model.quote import Quote
 from mdservice.model.redis_layout import Instance, RedisNames, decode_instance
 from mdservice.prices.links import in_thread, open_link, refuse_errors
 from mdservice.prices.whereabouts import Whereabouts
-from mdservice.sinks.redis_link import RedisAddress, RedisLink
+from mdservice.sinks.redis_link import RedisLink
 from mdservice.sinks.resp import pack
 
 __all__ = ["RedisCalls"]
@@ -42,14 +42,14 @@ class RedisCalls:
     Cancelling a call leaves nothing half done that a later one could see.
 
     Args:
-        whereabouts: Finds the server before each connection.
-        prefix: What stands in front of every key and channel.
+        whereabouts: Finds the server, and the names there, before each connection.
     """
 
-    def __init__(self, whereabouts: Whereabouts, prefix: str = "") -> None:
+    def __init__(self, whereabouts: Whereabouts) -> None:
         self._whereabouts = whereabouts
-        self._names = RedisNames(prefix)
-        self._record = pack(b"GET", self._names.instance_key)
+        self._names = RedisNames()
+        self._record = b""
+        """The question for the service's record."""
         self.service: Instance | None = None
         """The service that writes the keys, as it last named itself; None where it did not."""
         self._limiter = anyio.CapacityLimiter(2)
@@ -84,7 +84,7 @@ class RedisCalls:
         Raises:
             StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
         """
-        await self._call(self._publish, self._names.channel(channel), messages)
+        await self._call(self._publish, channel, messages)
 
     def close(self) -> None:
         """End the connection."""
@@ -123,11 +123,12 @@ class RedisCalls:
 
     async def _connect(self) -> RedisLink:
         try:
-            address: RedisAddress = await self._whereabouts.find()
+            location = await self._whereabouts.find()
         except NoAnswer as exc:
             raise StoreUnavailable(str(exc)) from exc
-        self._address = address.shown
-        self._link = RedisLink(address)
+        self._address, self._names = location.address.shown, location.names
+        self._record, self._asked = pack(b"GET", self._names.instance_key), ((), b"")
+        self._link = RedisLink(location.address)
         self._was_primary = await in_thread(self._limiter, self._link, _open)
         return self._link
 
@@ -160,7 +161,8 @@ class RedisCalls:
                 reconnect=True,
             )
 
-    def _publish(self, link: RedisLink, channel: bytes, messages: Sequence[bytes]) -> None:
+    def _publish(self, link: RedisLink, channel: str, messages: Sequence[bytes]) -> None:
         self._refuse_demoted(link.call(_ROLE)[0])
-        commands = (pack(b"PUBLISH", channel, message) for message in messages)
+        name = self._names.channel(channel)
+        commands = (pack(b"PUBLISH", name, message) for message in messages)
         refuse_errors(self._address, link.call(*commands))

@@ -61,7 +61,7 @@ def pnl_router(
             ``MDSERVICE_POSITIONS``, or a position source.
         settings: Limits, intervals, keys; the defaults where not given.
         redis_url: Where the prices are; else that of the settings, else that of the service at
-            the settings' socket.
+            the settings' socket, whose key prefix is taken too where the settings choose none.
         read_from: ``keys``: each answer reads all prices from Redis in one round trip.
             ``live``: it takes those that the live subscriber has heard, for which a key counts
             as expired ``price_ttl`` after the last event, not when Redis removes it.

@@ -93,6 +93,7 @@ class RedisReport:
         command_errors: Commands that failed inside executed writes, such as appending to an
             event log whose key is no stream.
         last_command_error: The server's words for the last of them.
+        key_prefix: What stands in front of every key, channel and stream name.
     """
 
     connected: bool
@@ -101,6 +102,7 @@ class RedisReport:
     backlog: int = 0
     command_errors: int = 0
     last_command_error: str | None = None
+    key_prefix: str = ""
 
 
 @attrs.frozen

@@ -20,6 +20,7 @@ from mdservice.prices.intake import Intake
 from mdservice.prices.keys import read_keys
 from mdservice.prices.links import in_thread, open_link, opening
 from mdservice.prices.log_entries import START, EntryId, look, read_chunk
+from mdservice.prices.whereabouts import Location
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
 
 __all__ = ["EventLogSource"]
@@ -91,9 +92,11 @@ class EventLogSource:
         # Up to where entries may be older than the keys.
         self._unordered_to = START
 
-    async def follow(self, address: RedisAddress, connected: Callable[[], None]) -> None:
+    async def follow(self, location: Location, connected: Callable[[], None]) -> None:
         """See :class:`~mdservice.prices.intake.Source`."""
-        intake = self._intake
+        intake, address = self._intake, location.address
+        intake.names = location.names
+        self._log = location.names.event_log(self._name)
         with opening(address) as link:
             end = await in_thread(intake.limiter, link, _open, address.shown, self._log)
             if self._cursor is None:

@@ -70,9 +70,9 @@ class Follower:
 
         while True:
             try:
-                address = await self._whereabouts.find()
-                self.url = address.shown
-                await self._source.follow(address, connected)
+                location = await self._whereabouts.find()
+                self.url = location.address.shown
+                await self._source.follow(location, connected)
             except (StoreUnavailable, NoAnswer) as exc:
                 self._note(exc)
             except (StoreRefused, ConfigurationError) as exc:

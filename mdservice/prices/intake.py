@@ -13,7 +13,7 @@ from mdservice.model.quote import Quote
 from mdservice.model.redis_layout import GONE_AFTER_S, Instance, RedisNames
 from mdservice.prices.handover import Handover
 from mdservice.prices.order import Order
-from mdservice.sinks.redis_link import RedisAddress
+from mdservice.prices.whereabouts import Location
 
 __all__ = ["KEYS_AT_MOST_EVERY_S", "Intake", "Source"]
 
@@ -28,7 +28,7 @@ class Intake:
 
     Attributes:
         symbols: Which are wanted; empty means all.
-        names: Of keys and channels.
+        names: Of keys and channels, at the last location.
         event_decoder: Decodes events; used by one thread at a time.
         key_decoder: Decodes keys, perhaps at the same time.
         order: The newest of each symbol.
@@ -43,9 +43,9 @@ class Intake:
         limiter: How many threads a reader may have at work.
     """
 
-    def __init__(self, symbols: Sequence[str], prefix: str = "") -> None:
+    def __init__(self, symbols: Sequence[str]) -> None:
         self.symbols = tuple(symbols)
-        self.names = RedisNames(prefix)
+        self.names = RedisNames()
         self.event_decoder = QuoteDecoder(symbols)
         self.key_decoder = QuoteDecoder(symbols)
         self.order = Order()
@@ -124,11 +124,11 @@ class Intake:
 class Source(Protocol):
     """Where events come from."""
 
-    async def follow(self, address: RedisAddress, connected: Callable[[], None]) -> None:
+    async def follow(self, location: Location, connected: Callable[[], None]) -> None:
         """Connect, catch up and hand over what comes, until an error ends it.
 
         Args:
-            address: The server.
+            location: The server, and the names there.
             connected: Called once when all that is known has been handed over.
 
         Raises:

@@ -42,7 +42,7 @@ async def open_prices(
     *,
     event_log: str | None = None,
     after: str | None = None,
-    prefix: str = "",
+    prefix: str | None = None,
     socket: str | os.PathLike[str] | None = None,
     connect_limit_s: float = CONNECT_LIMIT_S,
 ) -> AsyncIterator[Prices]:
@@ -64,14 +64,16 @@ async def open_prices(
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``. Without one, the service at
-            ``socket`` is asked where its Redis is; of that address it tells no password.
+            ``socket`` is asked for its Redis and its key prefix. It reports the URL without a
+            password.
         symbols: Which, in any case; none, or ``*``, means all.
         event_log: Read events from this stream, the service's ``MDSERVICE_EVENT_LOG``.
         after: With ``event_log``: go on behind this entry, an earlier
             :attr:`~mdservice.Prices.position`, without reading the keys first; ``"0"`` is the
             log's beginning.
         prefix: What stands in front of every key, channel and stream name, the service's
-            ``MDSERVICE_KEY_PREFIX``.
+            ``MDSERVICE_KEY_PREFIX``; ``""`` for none. Where it is not given, ``""`` at a given
+            URL, else the prefix of the service that is asked.
         socket: The service's UNIX socket; else ``MDSERVICE_SOCKET``, else the default one.
         connect_limit_s: How long the first connection may take, seconds. Later ones are tried
             for without end.
@@ -83,8 +85,8 @@ async def open_prices(
         StoreRefused: The server refuses the login or a command.
         StoreUnavailable: No connection within ``connect_limit_s``.
     """
-    intake = Intake(_chosen(symbols), _checked_prefix(prefix))
-    whereabouts = _whereabouts(redis_url, socket)
+    intake = Intake(_chosen(symbols))
+    whereabouts = _whereabouts(redis_url, socket, _checked_prefix(prefix))
     follower = Follower(whereabouts, _source(intake, event_log, after), Backoff(_FIRST_S, _LIMIT_S))
     error: Exception | None = None
     async with anyio.create_task_group() as tasks:
@@ -100,9 +102,9 @@ async def open_prices(
         raise error
 
 
-def _checked_prefix(prefix: str) -> str:
+def _checked_prefix(prefix: str | None) -> str | None:
     try:
-        return parse_key_prefix(prefix)
+        return None if prefix is None else parse_key_prefix(prefix)
     except ValueError as exc:
         raise ConfigurationError(f"prefix: {exc}") from None
 
@@ -114,10 +116,12 @@ def _chosen(symbols: Iterable[str]) -> tuple[str, ...]:
     return () if EVERY_SYMBOL in chosen else chosen
 
 
-def _whereabouts(redis_url: str | None, socket: str | os.PathLike[str] | None) -> Whereabouts:
+def _whereabouts(
+    redis_url: str | None, socket: str | os.PathLike[str] | None, prefix: str | None
+) -> Whereabouts:
     if redis_url is not None:
-        return GivenServer(redis_url)
-    return ServiceServer(socket_of_the_service(socket))
+        return GivenServer(redis_url, prefix or "")
+    return ServiceServer(socket_of_the_service(socket), prefix)
 
 
 def _source(intake: Intake, event_log: str | None, after: str | None) -> Source:

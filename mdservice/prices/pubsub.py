@@ -40,6 +40,7 @@ from mdservice.prices.intake import Intake
 from mdservice.prices.keys import read_keys
 from mdservice.prices.links import in_thread, open_link, opening, refuse_errors
 from mdservice.prices.silence import ANSWER_LIMIT_S, Silence
+from mdservice.prices.whereabouts import Location
 from mdservice.sinks.conflation import ConflatingBuffer
 from mdservice.sinks.redis_link import RedisAddress, RedisLink
 from mdservice.sinks.redis_replies import is_error
@@ -173,10 +174,11 @@ class PubSubSource:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
 
-    async def follow(self, address: RedisAddress, connected: Callable[[], None]) -> None:
+    async def follow(self, location: Location, connected: Callable[[], None]) -> None:
         """See :class:`~mdservice.prices.intake.Source`."""
+        address = location.address
+        names = self._intake.names = location.names
         with opening(address) as link:
-            names = self._intake.names
             found = await in_thread(self._intake.limiter, link, _subscribe, address.shown, names)
             connection = _Connection(self._intake, address, link, connected, found)
             await run_together(connection.receive, connection.read_keys, connection.read_records)

@@ -9,24 +9,39 @@ from typing import Final, Protocol
 
 import anyio
 import anyio.to_thread
+import attrs
 
 from mdservice.api_client import NoAnswer, ask
 from mdservice.errors import ConfigurationError
+from mdservice.model.redis_layout import RedisNames
 from mdservice.prices.links import TIMEOUT_S
 from mdservice.runtime_folder import default_socket
-from mdservice.settings_values import parse_socket
+from mdservice.settings_values import parse_key_prefix, parse_socket
 from mdservice.sinks.redis_link import RedisAddress
 
-__all__ = ["GivenServer", "ServiceServer", "Whereabouts", "socket_of_the_service"]
+__all__ = ["GivenServer", "Location", "ServiceServer", "Whereabouts", "socket_of_the_service"]
 
 _ASK_TIMEOUT_S: Final = 1.0
 
 
-class Whereabouts(Protocol):
-    """Finds the server before each attempt to connect."""
+@attrs.frozen
+class Location:
+    """Where the prices are.
 
-    async def find(self) -> RedisAddress:
-        """The server's address.
+    Attributes:
+        address: The server.
+        names: The keys and channels there.
+    """
+
+    address: RedisAddress
+    names: RedisNames
+
+
+class Whereabouts(Protocol):
+    """Finds the prices before each attempt to connect."""
+
+    async def find(self) -> Location:
+        """The server, and the names there.
 
         Raises:
             NoAnswer: The service was to tell, and does not answer.
@@ -38,38 +53,48 @@ class Whereabouts(Protocol):
 class GivenServer:
     """A server at a URL.
 
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        prefix: What stands in front of every name there.
+
     Raises:
         ConfigurationError: The URL cannot be used; it is not quoted.
     """
 
-    def __init__(self, url: str) -> None:
-        self._address = RedisAddress(url, timeout_s=TIMEOUT_S)
+    def __init__(self, url: str, prefix: str = "") -> None:
+        self._location = Location(RedisAddress(url, timeout_s=TIMEOUT_S), RedisNames(prefix))
 
-    async def find(self) -> RedisAddress:
-        """The server's address."""
-        return self._address
+    async def find(self) -> Location:
+        """The server, and the names there."""
+        return self._location
 
 
 class ServiceServer:
     """The server of the service whose API is at a UNIX socket.
 
-    The service is asked anew each time, since an embedded server has another address after a
-    restart; while it does not answer, the last address serves.
+    The service is asked each time, since an embedded server has another address after a
+    restart, and the service may have another key prefix. While it does not answer, its last
+    answer serves.
+
+    Args:
+        socket: The service's UNIX socket.
+        prefix: What stands in front of every name; None for the service's own key prefix.
     """
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, prefix: str | None = None) -> None:
         self._socket = socket
-        self._last: RedisAddress | None = None
+        self._prefix = prefix
+        self._last: Location | None = None
 
-    async def find(self) -> RedisAddress:
-        """The server's address.
+    async def find(self) -> Location:
+        """The server, and the names there.
 
         Raises:
             NoAnswer: The service has never answered.
             ConfigurationError: Its socket's folder cannot be trusted.
         """
         try:
-            url = await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
+            url, prefix = await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
         except NoAnswer as exc:
             if self._last is None:
                 raise NoAnswer(
@@ -77,16 +102,25 @@ class ServiceServer:
                     " (MDSERVICE_SOCKET)"
                 ) from exc
         else:
-            self._last = RedisAddress(url, timeout_s=TIMEOUT_S)
+            self._last = Location(RedisAddress(url, timeout_s=TIMEOUT_S), RedisNames(prefix))
         return self._last
 
-    def _ask(self) -> str:
+    def _ask(self) -> tuple[str, str]:
+        """The URL and the prefix."""
         answer = ask(self._socket, "GET", "/status", timeout_s=_ASK_TIMEOUT_S)
         report = answer.content.get("redis")
         url = report.get("url") if isinstance(report, dict) else None
-        if not answer.ok or not isinstance(url, str):
+        if not answer.ok or not isinstance(report, dict) or not isinstance(url, str):
             raise NoAnswer(f"what answers at {self._socket} does not tell where its Redis is")
-        return url
+        if self._prefix is not None:
+            return url, self._prefix
+        try:
+            # A service of a version without prefixes has no such field.
+            return url, parse_key_prefix(report.get("key_prefix", ""))
+        except ValueError as exc:
+            raise NoAnswer(
+                f"the key prefix of the service at {self._socket} cannot be used: {exc}"
+            ) from None
 
 
 def socket_of_the_service(

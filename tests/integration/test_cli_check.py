@@ -462,7 +462,7 @@ async def test_service_readers_and_gateway_work_with_the_documented_acl_line(
             async with book.running():
                 while (await book.report()).positions[0].status != "live":
                     await anyio.sleep(0.05)
-    calls = RedisCalls(GivenServer(url), prefix)
+    calls = RedisCalls(GivenServer(url, prefix))
     await calls.publish("pnl.alert", [b"{}"])
     calls.close()
     with fresh_valkey.client() as client:

@@ -12,7 +12,9 @@ import trio.testing
 from mdservice.api_client import NoAnswer
 from mdservice.backoff import Backoff
 from mdservice.errors import ConfigurationError, MDServiceError, StoreRefused, StoreUnavailable
+from mdservice.model.redis_layout import RedisNames
 from mdservice.prices.follower import Follower
+from mdservice.prices.whereabouts import Location
 from mdservice.sinks.redis_link import RedisAddress
 
 ADDRESS = RedisAddress("redis://:hunter2@db", timeout_s=1.0)
@@ -25,13 +27,13 @@ class Script:
         self.steps = list(steps)
         self.tried_s: list[float] = []
 
-    async def find(self) -> RedisAddress:
+    async def find(self) -> Location:
         self.tried_s.append(trio.current_time())
         if isinstance(self.steps[0], (NoAnswer, ConfigurationError)):
             raise self.steps.pop(0)  # type: ignore[misc]
-        return ADDRESS
+        return Location(ADDRESS, RedisNames())
 
-    async def follow(self, address: RedisAddress, connected: Callable[[], None]) -> None:
+    async def follow(self, location: Location, connected: Callable[[], None]) -> None:
         step = self.steps.pop(0)
         if isinstance(step, MDServiceError):
             raise step

@@ -15,14 +15,15 @@ import trio
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.encode import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import Instance, encode_instance, encode_marker
+from mdservice.model.redis_layout import Instance, RedisNames, encode_instance, encode_marker
 from mdservice.prices import pubsub
 from mdservice.prices.intake import KEYS_AT_MOST_EVERY_S, Intake
 from mdservice.prices.pubsub import PubSubSource
 from mdservice.prices.silence import ANSWER_LIMIT_S, PING_AFTER_S
+from mdservice.prices.whereabouts import Location
 from mdservice.sinks.redis_link import RedisAddress
 
-ADDRESS = RedisAddress("redis://db", timeout_s=1.0)
+LOCATION = Location(RedisAddress("redis://db", timeout_s=1.0), RedisNames())
 LIMIT_S = 1_000.0
 
 
@@ -139,7 +140,7 @@ class Bench:
 
     async def run(self) -> None:
         try:
-            await PubSubSource(self.intake).follow(ADDRESS, self.note_connected)
+            await PubSubSource(self.intake).follow(LOCATION, self.note_connected)
         except (StoreRefused, StoreUnavailable) as exc:
             self.error = exc
 
