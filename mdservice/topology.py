@@ -32,6 +32,7 @@ from mdservice.feeds.outlet import Outlet
 from mdservice.feeds.repair import GapRepair
 from mdservice.feeds.selection import DriverSelection
 from mdservice.feeds.subscriptions import SubscriptionBook
+from mdservice.model.encode import encode_quote
 from mdservice.model.events import FeedItem, RoutedItem
 from mdservice.model.quote import Quote
 from mdservice.positions.polled import PolledPositions
@@ -197,6 +198,7 @@ def build(
         vouched if renew_prices else None,
         price_ttl_s,
     )
+    writer.start_from({quote.symbol: encode_quote(quote) for quote in last_quotes})
     watchdog = HealthWatchdog(clock)
 
     async def follow(symbols: tuple[str, ...]) -> None:

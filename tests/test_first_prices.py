@@ -401,6 +401,104 @@ async def test_a_restart_publishes_no_price_twice(autojump_clock: Any, desk: Des
     assert len(desk.events("AAPL")) == 1
 
 
+async def test_a_restart_at_night_shows_the_price_of_the_earlier_run(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+    payload = desk.store.price("AAPL")
+    assert payload is not None
+    async with desk.service("AAPL", "MSFT") as service:
+        await until(service.prices)
+        first = service.latest("AAPL")
+        assert first is not None
+        assert encode_quote(first) == payload
+        assert service.prices() == service.prices(["AAPL", "MSFT"]) == [first]
+        async with service.events("AAPL") as events:
+            assert await anext(events) == first
+        assert service.status().counters.quotes_accepted == 0
+        await until(service.channels)
+        desk.stream(desk.quote("AAPL", 12.0, ago_ns=0))
+        await until(lambda: service.prices()[0].bid == 12.0, limit_s=20.0)  # behind the repair
+        assert service.prices()[0].seq == 1
+    assert desk.bids("AAPL") == [10.0, 12.0]
+
+
+@pytest.mark.parametrize(
+    ("last_ns", "rest_answers", "bids"),
+    [
+        pytest.param(_HOUR_NS // 2, True, [10.0], id="a repair will begin there"),
+        pytest.param(2 * _HOUR_NS, True, [10.0, 11.0], id="too long ago for a repair"),
+        pytest.param(2 * _HOUR_NS, False, [10.0], id="REST does not answer"),
+    ],
+)
+async def test_a_price_of_the_earlier_run_that_may_be_old_is_not_shown(
+    autojump_clock: Any, desk: Desk, last_ns: int, rest_answers: bool, bids: list[float]
+) -> None:
+    desk.closed_at("AAPL", ago_ns=last_ns)
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+    if rest_answers:
+        desk.closed_at("AAPL", bid=11.0, ago_ns=last_ns // 2)
+    else:
+        desk.history.always = HistoryUnavailable("down")
+    down = FakeDriver(clock=desk.clock)
+    down.script.extend([FeedUnavailable("down")] * 1_000)
+    async with desk.service("AAPL", feed=down) as service:
+        await anyio.sleep(60)
+        assert [quote.bid for quote in service.prices()] == bids[1:]
+        assert msgspec.json.decode(desk.store.price("AAPL") or b"")["bid"] == bids[-1]
+        assert desk.bids("AAPL") == bids
+
+
+async def test_a_price_that_runs_out_while_the_service_starts_is_written_again(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+    payload = desk.store.price("AAPL")
+    await anyio.sleep(299.9)
+    assert desk.store.price("AAPL") == payload
+    desk.history.delay_s = 0.5
+    async with desk.service("AAPL"):
+        await anyio.sleep(0.2)
+        assert desk.store.price("AAPL") is None
+        await until(lambda: desk.store.price("AAPL") == payload)
+    assert len(desk.events("AAPL")) == 1
+
+
+async def test_an_earlier_price_that_the_server_forgets_is_written_again(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+    payload = desk.store.price("AAPL")
+    async with desk.service("AAPL"):
+        await anyio.sleep(5)
+        desk.store.restart()
+        await until(lambda: desk.store.price("AAPL") == payload)
+    assert len(desk.events("AAPL")) == 1
+
+
+async def test_an_earlier_price_is_not_written_again_while_the_feed_is_down(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL", "MSFT")
+    async with desk.service("AAPL", "MSFT"):
+        await until(lambda: desk.store.price("AAPL"))
+    desk.history.script.extend([HistoryUnavailable("down")] * 10)
+    down = FakeDriver(clock=desk.clock)
+    down.script.extend([FeedUnavailable("down")] * 1_000)
+    async with desk.service("AAPL", feed=down):
+        await anyio.sleep(2)
+        desk.store.restart()
+        await anyio.sleep(60)
+        assert desk.store.price("AAPL") is None
+
+
 async def test_a_symbol_that_is_subscribed_again_at_night_has_its_price_again(
     autojump_clock: Any, desk: Desk
 ) -> None:

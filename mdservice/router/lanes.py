@@ -64,19 +64,26 @@ class Lanes:
         """What history brought before the stream did."""
         self._firsts: set[str] = set()
         """Symbols whose last quote was fetched when they were subscribed."""
+        self._earlier: dict[str, Quote] = {}
+        """The last quotes of an earlier run, with its numbers …"""
+        self._confirmed: set[str] = set()
+        """… and the symbols of which REST has shown that these are still right."""
         self._resuming = False
 
     def __len__(self) -> int:
         return len(self._latest)
 
     def latest(self, symbol: str) -> Quote | None:
-        """The symbol's last accepted quote."""
+        """The symbol's last accepted quote, else that of an earlier run if it is still right."""
         last = self._latest.get(symbol)
-        return last if last is not None and last.seq else None
+        if last is None or last.seq:
+            return last
+        return self._earlier[symbol] if symbol in self._confirmed else None
 
     def all_latest(self) -> Sequence[Quote]:
-        """The last accepted quote of every symbol."""
-        return tuple(quote for quote in self._latest.values() if quote.seq)
+        """The last quote of every symbol, as :meth:`latest` has it."""
+        found = (self.latest(symbol) for symbol in self._latest)
+        return tuple(quote for quote in found if quote is not None)
 
     def last_ns(self, symbol: str) -> int | None:
         """The time of the symbol's last quote, UTC nanoseconds, an earlier run's included."""
@@ -115,10 +122,12 @@ class Lanes:
         """Begin where an earlier run ended: nothing older than its last quotes is accepted.
 
         Args:
-            quotes: One of each symbol; their numbers are 0.
+            quotes: One of each symbol, as the earlier run numbered them.
             resuming: Whether what came after them shall be repaired.
         """
-        self._latest.update((quote.symbol, quote) for quote in quotes)
+        for quote in quotes:
+            self._earlier[quote.symbol] = quote
+            self._latest[quote.symbol] = attrs.evolve(quote, seq=0)
         self._resuming = resuming
 
     def route(self, quotes: Iterable[Quote], now_ns: int, tolerance_ns: int) -> Routed:
@@ -213,6 +222,7 @@ class Lanes:
                     continue
                 if quote.ts_event_ns <= last.ts_event_ns:
                     known.append(symbol)
+                    self._confirmed.add(symbol)
                     continue
                 quote.symbol = last.symbol
             quote.seq = last.seq + 1 if last is not None else 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import anyio
-import attrs
 
 from mdservice.errors import StoreError
 from mdservice.logs import get_logger
@@ -25,7 +24,7 @@ READ_LIMIT_S = 2.0
 async def read_last_quotes(
     store: PriceStore, symbols: Sequence[str], latest_ns: int
 ) -> Sequence[Quote]:
-    """The quotes of the symbols' keys, numbered 0; none where the store does not answer.
+    """The quotes of the symbols' keys; none where the store does not answer.
 
     A key that cannot be read, or whose time is too far ahead, is left out and logged.
 
@@ -59,7 +58,7 @@ def _read(symbol: str, payload: bytes, latest_ns: int) -> Quote | None:
         reason = str(exc)
     else:
         if quote.symbol == symbol and quote.ts_event_ns <= latest_ns:
-            return attrs.evolve(quote, seq=0)
+            return quote
         reason = f"it is of {quote.symbol} at {quote.timestamp}"
     _log.warning("last_price_ignored", key=f"price:{symbol}", reason=reason)
     return None

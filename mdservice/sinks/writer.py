@@ -16,7 +16,7 @@ gets the newest price of each symbol again, before anything else.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
 import anyio
@@ -125,6 +125,10 @@ class RedisWriter:
         """Symbols whose prices the server has lost."""
         self._memory_in_doubt = False
         """Whether the server may have lost what was written before this connection."""
+
+    def start_from(self, prices: Mapping[str, bytes]) -> None:
+        """These are an earlier run's: written again once they are vouched for and run out."""
+        self._prices.update(prices)
 
     def confirm(self, symbols: Iterable[str]) -> None:
         """Renew these prices soon: they are known to be right, though no record came."""
@@ -247,6 +251,8 @@ class RedisWriter:
             self._connected, self._leaves = True, False
             self._connects += 1
             self._memory_in_doubt = self._written > 0
+            if not self._written:  # no batch number tells whether this server kept the prices
+                self._written_s.clear()
             _log.info("redis_connected", url=self._store.address)
 
     async def _remind(self) -> None:
@@ -255,7 +261,8 @@ class RedisWriter:
             if await self._store.last_batch() < self._written:
                 # What is about to be written is newer: it may be out already.
                 newer = self._pending.prices if self._pending is not None else {}
-                self._forgotten = [symbol for symbol in self._prices if symbol not in newer]
+                ours = self._prices.keys() & self._written_s.keys()  # not only an earlier run's
+                self._forgotten = [symbol for symbol in ours if symbol not in newer]
                 _log.warning("redis_has_forgotten", prices=len(self._forgotten))
             self._memory_in_doubt = False
         while self._forgotten:

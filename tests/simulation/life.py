@@ -65,6 +65,8 @@ class Life:
     newest: dict[str, Quote] = attrs.field(factory=dict)
     accepted_count: int = 0
     changing: Counter[str] = attrs.field(factory=Counter)
+    earlier: dict[str, Quote] = attrs.field(factory=dict)
+    """The last quotes of the run before, as it numbered them."""
     fetched: set[int] = attrs.field(factory=set)
     """The ids of the accepted quotes that REST gave on subscribing."""
     future_fetched: int = 0
@@ -91,6 +93,7 @@ class Life:
             listener(item)
 
         router._listener = listen
+        self.earlier = dict(router.lanes._earlier)
         self._count_fetched(router)
         for symbol in symbols:
             self.want(symbol)
@@ -102,6 +105,8 @@ class Life:
         def take_first(first: FirstQuotes) -> None:
             before = router._future
             take(first)
+            for symbol in lanes._confirmed & self.earlier.keys():
+                self.newest.setdefault(symbol, self.earlier[symbol])
             self.future_fetched += router._future - before
 
         def is_new_at(quote: Quote, last: Quote) -> bool | None:

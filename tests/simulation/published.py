@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class _Event(msgspec.Struct):
     symbol: str
     seq: int
+    timestamp: str
 
 
 _EVENT = msgspec.json.Decoder(_Event)
@@ -64,20 +65,27 @@ def check_published(life: Life) -> Iterator[str]:
 
 
 def check_keys(life: Life) -> Iterator[str]:
-    """Once an event is out, its key has that price or a newer one, and never goes back."""
-    keys: dict[str, int] = {}
+    """Once an event is out, its key has that price or a newer one, and never goes back.
+
+    A key that ran out may be written again as the run before left it: before any of this run.
+    """
+    earlier = {encode_quote(quote) for quote in life.earlier.values()}
+    own = {encode_quote(quote) for quote in life.accepted}
+    keys: dict[str, tuple[int, str]] = {}
     for batch in life.store.executed[life.first_batch : life.last_batch]:
         for symbol, payload in batch.prices.items():
             price = _EVENT.decode(payload)
-            if price.symbol != symbol:
+            if price.symbol != symbol or not (payload in own or payload in earlier):
                 yield f"the key of {symbol} holds {payload!r}"
-            if price.seq < keys.get(symbol, 0):
-                yield f"the key of {symbol} went back from {keys[symbol]} to {payload!r}"
-            keys[symbol] = price.seq
+            now = price.seq if payload in own else 0, price.timestamp
+            before = keys.setdefault(symbol, now)
+            if now[0] < before[0] or now[1] < before[1]:
+                yield f"the key of {symbol} went back from {before} to {payload!r}"
+            keys[symbol] = now
         for message in batch.messages:
             if message.symbol is not None:
                 event = _EVENT.decode(message.payload)
-                if event.seq > keys.get(message.symbol, 0):
+                if event.seq > keys.get(message.symbol, (0, ""))[0]:
                     yield f"an event came before its key: {message.payload!r}"
 
 
