@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import anyio
@@ -11,6 +12,7 @@ import attrs
 
 from mdservice.feeds.catch_up import QUIET_S
 from mdservice.model.encode import encode_quote
+from mdservice.model.events import FeedStatus
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
 from tests.simulation.market import Identity, Made, identity_of
@@ -237,6 +239,17 @@ def _refused(world: World, life: Life) -> set[str]:
     return life.ever_refused if "rest_refuse_symbol" in world.plan.faults else set()
 
 
+def _went_on(life: Life, gap: FeedStatus) -> bool:
+    """Whether of each symbol a quote from within the gap was out before the gap was reported."""
+    before = takewhile(lambda item: item is not gap, life.routed)
+    out = {
+        item.symbol
+        for item in before
+        if isinstance(item, Quote) and gap.details["from"] < item.timestamp <= gap.details["to"]
+    }
+    return out.issuperset(gap.details["symbols"])
+
+
 def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
     """When history works, a gap is repaired."""
     config = world.plan.config
@@ -270,6 +283,8 @@ def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
             continue
         if refused.issuperset(status.details["symbols"]):
             continue  # history refused these; they are asked for again only after an hour
+        if "login_refuse_subscribe" in world.plan.faults and _went_on(life, status):
+            continue  # left out while its live quotes waited: what came before them stays missing
         until_ns = world.market_clock.utc_ns() if after is None else after.at_ns
         repaired = after is not None and after.state == "gap_repaired"
         if not repaired and until_ns > status.at_ns + _SETTLED_NS:
