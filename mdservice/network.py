@@ -32,7 +32,17 @@ from mdservice.urls import secrets_in_url
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["HttpAnswer", "HttpClient", "HttpFailed", "Route", "ca_file", "route", "tls_context"]
+__all__ = [
+    "HttpAnswer",
+    "HttpClient",
+    "HttpFailed",
+    "Route",
+    "ca_file",
+    "root_cause",
+    "route",
+    "tls_advice",
+    "tls_context",
+]
 
 _PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _PROXY_VARIABLES: Final = {
@@ -44,6 +54,10 @@ _CA_FILES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _CA_FOLDER: Final = "SSL_CERT_DIR"
 _CLOSE_LIMIT_S: Final = 2.0
 _MOST_CONNECTIONS: Final = 20
+_WRONG_HOST: Final = "use a host name that the certificate is made for"
+_WRONG_TIME: Final = "check this machine's clock, and the certificate's dates"
+_CERTIFICATE_ADVICE: Final = {9: _WRONG_TIME, 10: _WRONG_TIME, 62: _WRONG_HOST, 64: _WRONG_HOST}
+"""By OpenSSL's verify code. Source: OpenSSL, ``X509_STORE_CTX_get_error``."""
 _IN_THE_BODY: Final = "the connection ended in the middle of the answer"
 
 
@@ -400,7 +414,7 @@ class HttpClient:
         except httpx.TimeoutException as exc:
             raise HttpFailed(f"does not answer in time{found.hint}", "timeout") from exc
         except Exception as exc:  # whatever the library raises is a request that failed
-            raise HttpFailed(f"{_root_cause(exc)}{found.hint}", "network") from exc
+            raise HttpFailed(f"{root_cause(exc)}{tls_advice(exc)}{found.hint}", "network") from exc
         return _decompressed(response, most_bytes, compressed=compressed)
 
     def _client_for(self, proxy: str | None, *, secure: bool) -> httpx.AsyncClient:
@@ -490,10 +504,30 @@ def _size(count: int) -> str:
     return f"{math.ceil(count / 2**20)} MiB"
 
 
-def _root_cause(exc: BaseException) -> str:
-    """The error's text, or the innermost error's: HTTP libraries wrap it, often without a text."""
+def root_cause(exc: BaseException) -> str:
+    """The error's text, or the innermost error's: libraries wrap it, often without a text."""
     if str(exc):
         return str(exc)
-    while (inner := exc.__cause__ or exc.__context__) is not None:
-        exc = inner
+    exc = _chain(exc)[-1]
     return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+
+
+def tls_advice(exc: BaseException) -> str:
+    """What to do about a certificate that was not accepted; empty for any other error."""
+    for one in _chain(exc):
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return "; " + _CERTIFICATE_ADVICE.get(
+                one.verify_code,
+                "where a private authority signs, set SSL_CERT_FILE to its certificate (PEM)",
+            )
+    return ""
+
+
+def _chain(exc: BaseException) -> list[BaseException]:
+    """The error and those that led to it, the innermost last."""
+    chain = [exc]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        if inner in chain:
+            break
+        chain.append(inner)
+    return chain

@@ -21,7 +21,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.maint_notifications import MaintNotificationsConfig
 
 from mdservice.errors import ConfigurationError, StoreRefused, StoreUnavailable
-from mdservice.network import ca_file
+from mdservice.network import ca_file, tls_advice
 from mdservice.sinks.redis_advice import describe_refusal, needs_new_connection
 from mdservice.sinks.redis_replies import MISSING, READ_BYTES, collect, hung_up, new_reader
 
@@ -154,9 +154,11 @@ class RedisLink:
                     reconnect=needs_new_connection(text),
                 ) from exc
             except (redis.RedisError, OSError, UnicodeError) as exc:
+                advice = tls_advice(exc)
                 raise StoreUnavailable(
-                    f"No connection to Redis at {self._address}: {str(exc).removesuffix('.')}; "
-                    "it is tried again. Is the server running, and the address right?"
+                    f"No connection to Redis at {self._address}: {str(exc).removesuffix('.')}"
+                    f"{advice}; it is tried again."
+                    + ("" if advice else " Is the server running, and the address right?")
                 ) from exc
 
     def call(self, *commands: bytes) -> list[Any]:

@@ -119,3 +119,43 @@ def test_a_proxy_that_does_not_forward_is_an_outage_that_names_the_variable(
     with pytest.raises(FeedUnavailable, match="HTTP_PROXY") as caught:
         anyio.run(main, backend=backend)
     assert "hidden-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("driver_class", DRIVERS)
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+@pytest.mark.parametrize(
+    ("answer", "host"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "localhost"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", "localhost"),
+        (b"", "localhost"),
+        (b"", "a" * 64 + ".localhost"),
+        (b"", "a..localhost"),
+    ],
+    ids=["plain-text", "alert", "closes", "long-label", "empty-label"],
+)
+def test_whatever_ends_the_opening_of_tls_is_an_outage(
+    driver_class: type, backend: str, answer: bytes, host: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(4096)
+                        client.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"wss://{host}:{listener.getsockname()[1]}/v2/iex"
+
+        async def main() -> None:
+            with anyio.fail_after(LIMIT_S):
+                async with driver_class(url, CREDENTIALS).connect():
+                    pass
+
+        with pytest.raises(FeedUnavailable) as caught:
+            anyio.run(main, backend=backend)
+    # Another certificate would not help.
+    assert "SSL_CERT_FILE" not in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from mdservice.feeds.alpaca.codes import http_refusal
 from mdservice.feeds.alpaca.login import GREETING, Credentials, check_success, encoding_of
 from mdservice.feeds.alpaca.raw_connections import connect_by_library, receive_some
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
-from mdservice.network import Route, route, tls_context
+from mdservice.network import Route, root_cause, route, tls_advice, tls_context
 from mdservice.urls import mask_url
 
 if TYPE_CHECKING:
@@ -114,7 +113,13 @@ class WebsocketsDriver:
             raise FeedUnavailable(
                 f"{self._shown} did not answer within {limit_s:g} s{self._route.hint}"
             ) from exc
-        except (OSError, WebSocketException, EOFError) as exc:
+        except FeedError:
+            raise
+        except Exception as exc:
+            # Until it is open, whatever is raised is an outage: on trio a failed handshake of TLS
+            # is a BrokenResourceError, and a bad host name is a UnicodeError.
+            if held.is_open and not isinstance(exc, (OSError, WebSocketException, EOFError)):
+                raise
             raise _not_opened(self._shown, exc, self._route) from exc
 
     async def _opening(self, limit_s: float) -> Any:
@@ -225,9 +230,5 @@ async def _close(websocket: Any) -> None:
 def _not_opened(url: str, exc: Exception, way: Route) -> FeedError:
     if isinstance(exc, InvalidStatus):
         return http_refusal(exc.response.status_code, url)
-    if isinstance(exc, ssl.SSLError):
-        return FeedUnavailable(
-            f"no TLS connection to {url}: {exc}; check the URL, the clock, and SSL_CERT_FILE "
-            f"where a private authority signs{way.hint}"
-        )
-    return FeedUnavailable(f"cannot connect to {url}: {exc or type(exc).__name__}{way.hint}")
+    advice = f"{tls_advice(exc)}{way.hint}"
+    return FeedUnavailable(f"cannot connect to {url}: {root_cause(exc)}{advice}")

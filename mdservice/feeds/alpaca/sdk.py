@@ -30,7 +30,7 @@ from mdservice.feeds.alpaca.login import Credentials, failed_login
 from mdservice.feeds.alpaca.raw import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
 from mdservice.feeds.alpaca.sdk_thread import SdkThread, SdkWebsocket
 from mdservice.feeds.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
-from mdservice.network import Route, route, tls_context
+from mdservice.network import Route, root_cause, route, tls_advice, tls_context
 from mdservice.urls import mask_url
 
 __all__ = ["AlpacaPyDriver"]
@@ -171,13 +171,12 @@ class _LentStream:
             return http_refusal(status, self._shown)
         if isinstance(exc, TimeoutError):
             return FeedUnavailable(f"{self._shown} did not answer within {self._limit_s:g} s{hint}")
-        if isinstance(exc, ValueError):  # alpaca-py's own: the answer was not a success
+        # A ValueError is alpaca-py's own where the answer was not a success. Without a connection
+        # it is a bad host name, or a certificate that was not accepted.
+        if isinstance(exc, ValueError) and websocket is not None:
             return failed_login(getattr(websocket, "last_frame", None), exc)
-        if isinstance(exc, ssl.SSLError):
-            hint = f"; check SSL_CERT_FILE where a private authority signs{hint}"
-        return FeedUnavailable(
-            f"cannot connect to {self._shown}: {exc or type(exc).__name__}{hint}"
-        )
+        advice = f"{tls_advice(exc)}{hint}"
+        return FeedUnavailable(f"cannot connect to {self._shown}: {root_cause(exc)}{advice}")
 
     async def close(self) -> None:
         await self._stream.close()
