@@ -58,7 +58,7 @@ lint: install
     {{python}} -m ruff format --check .
     .venv/bin/lint-imports --no-cache
 
-# Format, and mend what can be mended
+# Format, and fix what can be fixed
 fmt: install
     {{python}} -m ruff check --fix .
     {{python}} -m ruff format .

@@ -61,7 +61,7 @@ class MDServiceError(Exception):
 
 
 class ConfigurationError(MDServiceError):
-    """Something that only a person can mend before the next start."""
+    """Something that only a person can fix before the next start."""
 
 
 class FeedError(MDServiceError):

@@ -23,7 +23,7 @@ _log = get_logger(__name__)
 ActorState = Literal["starting", "running", "restarting", "stopped", "failed"]
 
 _UNRECOVERABLE = (ConfigurationError, FeedRefused)
-"""Errors that a restart cannot mend: a person has to."""
+"""Errors that a restart cannot fix: a person has to."""
 
 
 @attrs.frozen
@@ -118,7 +118,7 @@ class Supervisor:
 
         Raises:
             ExceptionGroup: With :class:`ActorFailed` where restarts came too often, or the
-                error that no restart mends.
+                error that no restart fixes.
         """
         try:
             async with anyio.create_task_group() as tasks:

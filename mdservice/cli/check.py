@@ -29,7 +29,7 @@ Examples:
 @settings_options()
 @click.pass_context
 def check(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
-    """Try every setting, and say what is wrong and how to mend it.
+    """Try every setting, and say what is wrong and how to fix it.
 
     Connects to the feed, the REST APIs, Redis and the positions. While a service runs at the
     socket, its feed connection is left alone.
@@ -50,8 +50,8 @@ def check(ctx: click.Context, /, config: Path | None, **flags: str | None) -> No
 
 def _show(result: CheckResult) -> None:
     outcome = click.style(f"{result.outcome:<5}", fg=_COLOURS[result.outcome])
-    mend = f" → {result.mend}" if result.mend else ""
-    text = " ".join(f"{result.detail}{mend}".split())
+    advice = f" → {result.advice}" if result.advice else ""
+    text = " ".join(f"{result.detail}{advice}".split())
     click.echo(f"{outcome} {result.name:<10} {masked(text)}")
 
 

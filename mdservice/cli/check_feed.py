@@ -67,8 +67,8 @@ async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:
                 return _refusal(feed, refused)
             configuration = isinstance(refused, ConfigurationError)
             troubles.append(f"{driver.name}: {refused}")
-    mend = "" if configuration else "check the network, and MDSERVICE_FEED_URL where it is set"
-    return failed(NAME, "; ".join(troubles), mend, configuration=configuration)
+    advice = "" if configuration else "check the network, and MDSERVICE_FEED_URL where it is set"
+    return failed(NAME, "; ".join(troubles), advice, configuration=configuration)
 
 
 def _foreseen(exc: BaseException) -> MDServiceError:
@@ -88,10 +88,10 @@ def _refusal(feed: str, refused: FeedRefused) -> CheckResult:
     )
 
     reaction = (reaction_to_http if refused.http else reaction_to_code)(refused.code)
-    mend = ""
+    advice = ""
     if reaction is Reaction.WAIT_FOR_SLOT:
-        mend = (
+        advice = (
             "a running mdservice may be that program: look for it with `mdservice status`, or on "
             "the account's other machines"
         )
-    return failed(NAME, f"{feed}: {refused}", mend, configuration=reaction is Reaction.FATAL)
+    return failed(NAME, f"{feed}: {refused}", advice, configuration=reaction is Reaction.FATAL)

@@ -180,8 +180,8 @@ def _refused(name: str, url: str, page: _Page, what: str) -> CheckResult:
 
 
 def _no_answer(name: str, exc: _Unreachable, setting: str) -> CheckResult:
-    mend = "" if exc.configuration else f"check the network and {setting}"
-    return failed(name, str(exc), mend, configuration=exc.configuration)
+    advice = "" if exc.configuration else f"check the network and {setting}"
+    return failed(name, str(exc), advice, configuration=exc.configuration)
 
 
 async def _get(url: str, headers: Mapping[str, str], http: HttpClient | None) -> _Page:

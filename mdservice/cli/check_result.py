@@ -17,14 +17,14 @@ class CheckResult:
         name: What was tried: ``feed``.
         outcome: ``ok``, ``warn``, ``FAIL`` or ``skip``.
         detail: What was found.
-        mend: What to do about it; empty where the detail says so itself.
-        configuration: Whether it is a failure that only other settings mend (exit code 78).
+        advice: What to do about it; empty where the detail says so itself.
+        configuration: Whether it is a failure that only other settings fix (exit code 78).
     """
 
     name: str
     outcome: Literal["ok", "warn", "FAIL", "skip"]
     detail: str
-    mend: str = ""
+    advice: str = ""
     configuration: bool = False
 
 
@@ -33,9 +33,9 @@ def passed(name: str, detail: str) -> CheckResult:
     return CheckResult(name, "ok", detail)
 
 
-def warned(name: str, detail: str, mend: str) -> CheckResult:
+def warned(name: str, detail: str, advice: str) -> CheckResult:
     """It works, but not all of it."""
-    return CheckResult(name, "warn", detail, mend)
+    return CheckResult(name, "warn", detail, advice)
 
 
 def skipped(name: str, detail: str) -> CheckResult:
@@ -43,6 +43,6 @@ def skipped(name: str, detail: str) -> CheckResult:
     return CheckResult(name, "skip", detail)
 
 
-def failed(name: str, detail: str, mend: str = "", *, configuration: bool = False) -> CheckResult:
+def failed(name: str, detail: str, advice: str = "", *, configuration: bool = False) -> CheckResult:
     """It does not work."""
-    return CheckResult(name, "FAIL", detail, mend, configuration)
+    return CheckResult(name, "FAIL", detail, advice, configuration)

@@ -127,7 +127,7 @@ async def check_redis(settings: Settings) -> CheckResult:
     from mdservice.sinks.redis_rights import try_rights
 
     name = "redis"
-    mend = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
+    advice = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
     names = RedisNames(settings.key_prefix)
     try:
         address = RedisAddress(settings.redis_url, timeout_s=_ASK_TIMEOUT_S)
@@ -142,7 +142,7 @@ async def check_redis(settings: Settings) -> CheckResult:
             timeout_s=_ASK_TIMEOUT_S,
         )
     except StoreError as exc:
-        return failed(name, str(exc), mend)
+        return failed(name, str(exc), advice)
     return _describe_rights(
         rights, address, f"ACL SETUSER {address.user} {names.rights(settings.event_log)}"
     )

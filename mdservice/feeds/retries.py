@@ -39,7 +39,7 @@ class Retry:
     Attributes:
         phase: What the connection is doing meanwhile, as in the status.
         delay_s: After how many seconds.
-        for_good: Trying again will hardly mend it.
+        for_good: Trying again will hardly fix it.
     """
 
     phase: str

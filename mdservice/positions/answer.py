@@ -18,7 +18,7 @@ _WORTH_ANOTHER_TRY = frozenset((408, 425, 429))
 
 
 def read_answer(
-    status: int, body: bytes, address: str, mend: str, location: str | None = None
+    status: int, body: bytes, address: str, advice: str, location: str | None = None
 ) -> list[Position]:
     """The positions of an answer; none of a 204.
 
@@ -29,7 +29,7 @@ def read_answer(
         status: The HTTP status.
         body: Looked at only with status 200.
         address: Who answered, for the errors.
-        mend: What to check when the answer is a no: ``check the URL``.
+        advice: What to check when the answer is a no: ``check the URL``.
         location: Where a redirect leads, as the server wrote it.
 
     Raises:
@@ -46,9 +46,9 @@ def read_answer(
         target = f" to {_shown(location)}" if location else ""
         raise PositionsRefused(
             f"{address} answers HTTP {status}, a redirect{target}, which is not followed since it "
-            f"could carry a login elsewhere: name the right URL, or {mend}"
+            f"could carry a login elsewhere: name the right URL, or {advice}"
         )
-    raise PositionsRefused(f"{address} answers HTTP {status}: {mend}")
+    raise PositionsRefused(f"{address} answers HTTP {status}: {advice}")
 
 
 def _shown(location: str) -> str:

@@ -90,17 +90,17 @@ class Gaps:
         Returns:
             What ``gap`` tells, once for each time from which symbols were missing.
         """
-        mendable: dict[int, set[str]] = {}
+        repairable: dict[int, set[str]] = {}
         too_late: dict[int, set[str]] = {}
         still_missing: dict[str, int] = {}
         for symbol, from_ns in self._missing.items():
             if symbol in followed or EVERY_SYMBOL in followed:
                 went_on = (last_ns(symbol) or 0) > from_ns
-                (too_late if went_on else mendable).setdefault(from_ns, set()).add(symbol)
+                (too_late if went_on else repairable).setdefault(from_ns, set()).add(symbol)
             elif symbol in left_out:
                 still_missing[symbol] = from_ns
         self._missing = still_missing
-        gaps = _gaps(mendable, at_ns)
+        gaps = _gaps(repairable, at_ns)
         told = [*_gaps(too_late, at_ns), *gaps]
         self.told += len(told)
         if repairing:
@@ -171,9 +171,9 @@ class Gaps:
                 continue
             if repaired == gap.symbols:
                 self.repaired += gap.times
-            mended = _Gap(gap.from_ns, max(gap.to_ns, until_ns), repaired)
+            fixed = _Gap(gap.from_ns, max(gap.to_ns, until_ns), repaired)
             count = sum(quotes.get(symbol, 0) for symbol in repaired)
-            details.append(mended.details(quotes=count))
+            details.append(fixed.details(quotes=count))
         self._being_repaired = []
         return details
 

@@ -85,7 +85,7 @@ async def test_refusals_for_good_are_configuration(error: FeedRefused, configura
 
 async def test_406_points_at_a_running_service() -> None:
     result = await log_in("iex", [ScriptedDriver("websockets", refusal(406, ""))])
-    assert "mdservice status" in result.mend
+    assert "mdservice status" in result.advice
 
 
 async def test_a_feed_out_of_reach_names_every_driver() -> None:
@@ -94,7 +94,7 @@ async def test_a_feed_out_of_reach_names_every_driver() -> None:
     assert result.outcome == "FAIL"
     assert not result.configuration
     assert result.detail == "a: no route; b: no route"
-    assert "network" in result.mend
+    assert "network" in result.advice
 
 
 async def test_a_driver_that_is_not_there_is_configuration() -> None:

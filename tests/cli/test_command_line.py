@@ -165,16 +165,16 @@ def test_known_errors_are_a_line_each_however_deep() -> None:
     assert (result.exit_code, result.stderr) == (1, "mdservice: one two\nmdservice: three\n")
 
 
-@pytest.mark.parametrize("error", [ConfigurationError("mend it"), FeedRefused("mend it", code=402)])
+@pytest.mark.parametrize("error", [ConfigurationError("fix it"), FeedRefused("fix it", code=402)])
 def test_what_only_a_person_can_mend_is_78(error: Exception) -> None:
     result = failing(ExceptionGroup("", [error, SocketInUse("also")]))
     assert result.exit_code == 78
-    assert "mdservice: mend it\n" in result.stderr
+    assert "mdservice: fix it\n" in result.stderr
 
 
 def test_an_error_told_twice_is_one_line() -> None:
-    error = ConfigurationError("mend it")
-    assert failing(ExceptionGroup("", [error, error])).stderr == "mdservice: mend it\n"
+    error = ConfigurationError("fix it")
+    assert failing(ExceptionGroup("", [error, error])).stderr == "mdservice: fix it\n"
 
 
 def test_an_unforeseen_error_is_logged_with_its_traceback_and_without_secrets() -> None:

@@ -177,11 +177,11 @@ def test_names_that_do_not_exist_are_found() -> None:
         "mdservice.feeds.mender"
     ]
     assert unknown_dotted("mdservice.feeds.repair.Mender") == ["mdservice.feeds.repair.Mender"]
-    names = CAMEL_CASE.findall("GapMender GapRepair GapRepair.mend GapRepair.repair")
-    assert unknown_classes(names) == ["GapMender", "GapRepair.mend"]
-    assert unknown_classes(capitals(["Session.read", "Mender", "Session.mend"])) == [
+    names = CAMEL_CASE.findall("GapMender GapRepair GapRepair.fix GapRepair.repair")
+    assert unknown_classes(names) == ["GapMender", "GapRepair.fix"]
+    assert unknown_classes(capitals(["Session.read", "Mender", "Session.fix"])) == [
         "Mender",
-        "Session.mend",
+        "Session.fix",
     ]
     assert unknown_words(["no_such_counter", "quotes_received"]) == ["no_such_counter"]
 

@@ -78,7 +78,7 @@ class Bench:
         await anyio.sleep(after_s)
         self.repair.begin()
 
-    async def mend(self, *symbols: str) -> None:
+    async def fix(self, *symbols: str) -> None:
         """Repair, and see all that is handed on."""
         await self.repair.repair(symbols)
         await anyio.wait_all_tasks_blocked()
@@ -147,7 +147,7 @@ async def test_of_a_symbol_that_was_not_followed_before_nothing_was_missed(
     async with open_bench() as bench:
         await bench.lose()
         bench.miss(bench.quote(7, "NEW"))
-        await bench.mend("AAPL", "MSFT", "NEW")
+        await bench.fix("AAPL", "MSFT", "NEW")
         assert {quote.symbol for quote in bench.backfill.past} == {"AAPL", "MSFT"}
         assert bench.backfill.complete == {"AAPL", "MSFT"}
 
@@ -159,7 +159,7 @@ async def test_one_that_was_followed_and_never_quoted_may_have_missed_something(
         await bench.lose()
         bench.repair.lost(["NEW"])
         bench.miss(bench.quote(7, "NEW"))
-        await bench.mend("AAPL", "MSFT", "NEW")
+        await bench.fix("AAPL", "MSFT", "NEW")
         assert bench.backfill.complete == {"AAPL", "MSFT", "NEW"}
         assert ("NEW", 7) in names(bench.backfill.past)
 
@@ -182,7 +182,7 @@ async def test_a_symbol_that_was_left_out_is_fetched_from_its_own_last_quote(
         bench.repair.lost(["AAPL"])
         bench.repair.begin()
         bench.history.requests.clear()
-        await bench.mend("AAPL", "MSFT")
+        await bench.fix("AAPL", "MSFT")
         assert names(q for q in bench.backfill.past if q.symbol == "MSFT") == [
             ("MSFT", 1),
             ("MSFT", 2),
@@ -208,7 +208,7 @@ async def test_it_stays_behind_where_the_connection_is_lost_again_before_it_is_f
             await bench.repair.repair(["AAPL", "MSFT"])
         bench.taken.clear()
         bench.repair.begin()
-        await bench.mend("AAPL", "MSFT")
+        await bench.fix("AAPL", "MSFT")
         assert names(q for q in bench.backfill.past if q.symbol == "MSFT") == [
             ("MSFT", 1),
             ("MSFT", 2),
@@ -225,7 +225,7 @@ async def test_one_that_comes_back_on_the_same_connection_is_fetched_alone(
         await anyio.sleep(40)
         bench.repair.expect(["MSFT"])
         await bench.live(bench.quote(3, "MSFT"))
-        await bench.mend("AAPL", "MSFT")
+        await bench.fix("AAPL", "MSFT")
         resumed, backfill = bench.items
         assert isinstance(resumed, FeedResumed)
         assert resumed.repairing
@@ -290,7 +290,7 @@ async def test_before_any_quote_nothing_waits(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         bench.repair.begin()
         await bench.live(bench.quote(1))
-        await bench.mend("AAPL")
+        await bench.fix("AAPL")
         assert [type(item) for item in bench.items] == [QuoteBatch, FeedResumed]
         assert bench.items[1] == FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False)
         assert not bench.history.requests
@@ -302,14 +302,14 @@ async def test_without_a_history_nothing_waits(autojump_clock: Any) -> None:
         bench.repair = GapRepair(None, bench.lanes, bench.outlet, bench.clock)
         await bench.lose()
         await bench.live(bench.quote(3))
-        await bench.mend("AAPL")
+        await bench.fix("AAPL")
         assert [type(item) for item in bench.items] == [QuoteBatch, FeedResumed]
 
 
 async def test_with_nothing_subscribed_nothing_is_asked(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend()
+        await bench.fix()
         assert (bench.backfill.past, bench.backfill.live) == ([], [])
         assert not bench.history.requests
 
@@ -346,7 +346,7 @@ async def test_history_is_asked_from_before_the_last_quote_until_after_now(
 ) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend("MSFT", "AAPL")
+        await bench.fix("MSFT", "AAPL")
         first = bench.history.requests[-1]
         assert first.symbols == ("AAPL", "MSFT")
         assert first.start_ns == bench.start_ns - 5 * SECOND_NS
@@ -358,7 +358,7 @@ async def test_a_quote_ahead_of_its_coming_hides_nothing(autojump_clock: Any) ->
     async with open_bench() as bench:
         bench.lanes.route([bench.quote(1, "MSFT", at_s=30)], bench.start_ns, 60 * SECOND_NS)
         await bench.lose()
-        await bench.mend("AAPL")
+        await bench.fix("AAPL")
         assert ("AAPL", 2) in names(bench.backfill.past)
 
 
@@ -377,7 +377,7 @@ async def test_in_a_quiet_market_a_lag_is_allowed_for(autojump_clock: Any) -> No
     async with open_bench() as bench:
         bench.history.lag_s = QUIET_S
         await bench.lose(after_s=0.1)
-        await bench.mend("AAPL")
+        await bench.fix("AAPL")
         assert bench.backfill.complete
         assert names(bench.backfill.past) == [("AAPL", 1), ("AAPL", 2)]
         assert anyio.current_time() - 0.2 == pytest.approx(QUIET_S)
@@ -459,7 +459,7 @@ async def test_a_history_that_has_never_answered_is_given_up_early(autojump_cloc
     async with open_bench() as bench:
         await bench.lose()
         bench.history.always = AWAY
-        await bench.mend("AAPL")
+        await bench.fix("AAPL")
         assert not bench.backfill.complete
         assert anyio.current_time() - 2 <= 5
 
@@ -471,7 +471,7 @@ async def test_history_that_does_not_answer_is_asked_again(
     async with open_bench() as bench:
         await bench.lose()
         bench.history.script.extend([AWAY] * failures)
-        await bench.mend("AAPL")
+        await bench.fix("AAPL")
         assert bench.backfill.complete
         assert names(bench.backfill.past) == [("AAPL", 1), ("AAPL", 2)]
 
@@ -483,7 +483,7 @@ async def test_where_history_is_refused_the_latest_is_there_at_once(autojump_clo
     async with open_bench() as bench:
         await bench.lose()
         bench.history.script.append(REFUSED)
-        await bench.mend("AAPL", "MSFT")
+        await bench.fix("AAPL", "MSFT")
         assert not bench.backfill.complete
         assert names(bench.backfill.past) == [("AAPL", 2), ("MSFT", 2)]
         assert anyio.current_time() == 2
@@ -514,7 +514,7 @@ async def test_many_symbols_are_asked_for_their_latest_in_parts_and_what_came_is
         bench.repair.begin()
         bench.history.delay_s = LATEST_LIMIT_S / 2.5
         bench.history.script.append(REFUSED)
-        await bench.mend(*symbols)
+        await bench.fix(*symbols)
         assert len(bench.backfill.past) == 400, "two parts of 200 came in time"
 
 
@@ -544,7 +544,7 @@ async def test_history_that_is_too_slow_leaves_the_gap(autojump_clock: Any, dela
         await bench.lose()
         bench.history.delay_s = delay_s
         await bench.live(bench.quote(3))
-        await bench.mend("AAPL")
+        await bench.fix("AAPL")
         assert not bench.backfill.complete
         assert names(bench.backfill.live) == [("AAPL", 3)]
         assert anyio.current_time() - 2 <= HOLD_LIMIT_S
@@ -577,7 +577,7 @@ async def test_of_every_symbol_those_seen_are_fetched_and_the_gap_stays(
 ) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend("*", "TSLA")
+        await bench.fix("*", "TSLA")
         assert bench.history.requests[-1].symbols == ("AAPL", "MSFT")
         assert not bench.backfill.complete
         assert names(bench.backfill.past)[:2] == [("AAPL", 1), ("AAPL", 2)]
@@ -589,7 +589,7 @@ async def test_of_too_many_symbols_only_the_latest_is_asked(
     monkeypatch.setattr(repair_module, "MOST_SEEN", 1)
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend("*")
+        await bench.fix("*")
         assert {request.call for request in bench.history.requests} == {"latest"}
         assert names(bench.backfill.past) == [("AAPL", 2), ("MSFT", 2)]
         assert not bench.backfill.complete
@@ -626,7 +626,7 @@ async def test_a_second_loss_in_the_middle_is_covered_by_the_next_repair(
         await bench.lose()
         with anyio.move_on_after(1):
             await bench.live(bench.quote(3))
-            await bench.mend("AAPL")
+            await bench.fix("AAPL")
         bench.miss(bench.quote(4))
         await anyio.sleep(0.5)
         bench.repair.begin()
@@ -654,7 +654,7 @@ async def test_what_waits_is_handed_on_in_time_also_while_disconnected(
 async def test_every_repair_has_the_whole_limit_for_itself(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend("AAPL")
+        await bench.fix("AAPL")
         bench.taken.clear()
         await anyio.sleep(8)
         bench.repair.lost(["AAPL"])

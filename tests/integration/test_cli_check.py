@@ -88,7 +88,7 @@ def nowhere() -> str:
 
 
 def told(result: CheckResult) -> str:
-    text = f"{result.detail} {result.mend}"
+    text = f"{result.detail} {result.advice}"
     assert "hidden" not in text.lower()
     return text
 
@@ -128,7 +128,7 @@ async def test_a_connection_in_use_is_told() -> None:
                 result = await check_feed(settings, None)
     assert (result.outcome, result.configuration) == ("FAIL", False)
     assert "406" in told(result)
-    assert "a running mdservice may be that program" in result.mend
+    assert "a running mdservice may be that program" in result.advice
 
 
 def connected(settings: Settings) -> Any:
@@ -190,7 +190,7 @@ async def test_a_clock_that_is_off_is_told(alpaca: Alpaca, offset_s: int, word: 
     result = await check_clock(Settings(**KEYS, trading_url=alpaca.url))
     assert result.outcome == "FAIL"
     assert word in result.detail
-    assert "timedatectl" in result.mend
+    assert "timedatectl" in result.advice
 
 
 @pytest.mark.parametrize("date", [None, "yesterday"])
@@ -208,7 +208,7 @@ async def test_keys_of_the_other_kind_of_account_are_told(alpaca: Alpaca) -> Non
     alpaca.answers["/v2/clock"] = (401, {})
     result = await check_clock(Settings(**KEYS, trading_url=alpaca.url))
     assert result.configuration
-    assert "live account" in result.mend
+    assert "live account" in result.advice
 
 
 # Positions
@@ -336,7 +336,7 @@ async def test_a_missing_right_is_named_with_the_acl_line(
     result = await check_as(fresh_valkey, f"{line} {change.replace('{}', prefix)}", **more)
     assert result.outcome == "FAIL"
     assert missing.replace("{}", prefix) in result.detail
-    assert result.mend == f"ACL SETUSER desk {line}"
+    assert result.advice == f"ACL SETUSER desk {line}"
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ async def test_a_missing_right_is_named_with_the_acl_line(
 async def test_a_right_that_run_can_do_without_is_a_warning(fresh_valkey: Any, change: str) -> None:
     result = await check_as(fresh_valkey, f"{RedisNames().rights()} {change}")
     assert result.outcome == "warn", result
-    assert "ACL SETUSER desk" in result.mend
+    assert "ACL SETUSER desk" in result.advice
 
 
 async def test_a_right_to_the_names_without_the_prefix_is_not_enough(fresh_valkey: Any) -> None:

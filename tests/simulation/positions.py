@@ -47,7 +47,7 @@ class SimulatedPositions:
         )
         return ", ".join(f"{p.symbol} {p.qty}" for p in self.source.positions)
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         """The source works again."""
         self.source.resume()
         self.source.script.clear()
@@ -92,7 +92,7 @@ async def positions_fail(world: World) -> str | None:
         return None
     source = world.positions.source
     source.always = world.rng.choice((PositionsUnavailable("away"), PositionsRefused("no")))
-    world.later(world.rng.uniform(1, 40), world.positions.mend)
+    world.later(world.rng.uniform(1, 40), world.positions.fix)
     return str(source.always)
 
 
@@ -101,7 +101,7 @@ async def positions_stall(world: World) -> str | None:
     if world.positions is None:
         return None
     world.positions.source.stall()
-    world.later(world.rng.uniform(1, 40), world.positions.mend)
+    world.later(world.rng.uniform(1, 40), world.positions.fix)
     return "no answer"
 
 

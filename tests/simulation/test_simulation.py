@@ -16,7 +16,7 @@ from tests.simulation.positions import FAULTS
 from tests.simulation.scheduling import run_seeded, seeded_scheduling
 from tests.simulation.world import simulate
 
-# What a seed found once, and the kinds of fault that it takes; each failed before its mend.
+# What a seed found once, and the kinds of fault that it takes; each failed before its fix.
 FOUND = [
     # A repair took a past quote at its symbol's last time for the echo of itself, and lost it.
     (2, ("feed",)),
@@ -69,7 +69,7 @@ def test_every_promise_is_kept_whatever_goes_wrong(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("seed", "only"), FOUND)
-def test_what_a_seed_found_stays_mended(seed: int, only: tuple[str, ...]) -> None:
+def test_what_a_seed_found_stays_fixed(seed: int, only: tuple[str, ...]) -> None:
     assert simulate(seed, only=only).violations == []
 
 

@@ -269,7 +269,7 @@ class World:
         self.store.script.clear()
         self.store.empties_at_write = None
         if self.positions is not None:
-            self.positions.mend()
+            self.positions.fix()
         self.store_up()
         self.set_clock_right()
         self.trace("faults are over")

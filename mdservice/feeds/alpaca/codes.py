@@ -28,7 +28,7 @@ class Reaction(Enum):
     REFUSE_REQUEST = "refuse the request, keep the connection"
     RECONNECT = "reconnect with back-off"
     WAIT_FOR_SLOT = "close, wait for the connection slot"
-    FATAL = "cannot be mended by trying again"
+    FATAL = "cannot be fixed by trying again"
 
 
 _REACTIONS = {
@@ -55,7 +55,7 @@ NO_STREAM_THERE = frozenset((301, 302, 307, 308, 400, 404, 405, 410, 426))
 FATAL_WHEN_SUBSCRIBING = frozenset((410,))
 """Refusals of a request that are fatal when nothing is subscribed yet: not on this feed."""
 
-_MENDS = {
+_ADVICE = {
     400: "the message, or a symbol in it, is not understood; check the symbols",
     402: "check ALPACA_API_KEY and ALPACA_SECRET_KEY (paper and live keys differ)",
     405: "the plan's symbol limit is reached; unsubscribe others or use a larger plan",
@@ -80,9 +80,9 @@ def reaction_to_http(status: int) -> Reaction:
 
 def refusal(code: int, message: str) -> FeedRefused:
     """The error for a refusal by code, with what to do about it."""
-    mend = _MENDS.get(code)
+    advice = _ADVICE.get(code)
     text = f"the feed refused with {code}: {message or 'no reason given'}"
-    return FeedRefused(f"{text}; {mend}" if mend else text, code=code)
+    return FeedRefused(f"{text}; {advice}" if advice else text, code=code)
 
 
 def http_refusal(status: int, url: str | None = None) -> FeedRefused:

@@ -54,7 +54,7 @@ def test_reaction_to_a_refused_upgrade(status: int, reaction: Reaction) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "mend"),
+    ("code", "advice"),
     [
         (402, "check ALPACA_API_KEY and ALPACA_SECRET_KEY"),
         (405, "symbol limit"),
@@ -63,11 +63,11 @@ def test_reaction_to_a_refused_upgrade(status: int, reaction: Reaction) -> None:
         (411, "scope"),
     ],
 )
-def test_a_refusal_says_what_happened_and_what_to_do(code: int, mend: str) -> None:
+def test_a_refusal_says_what_happened_and_what_to_do(code: int, advice: str) -> None:
     error = refusal(code, "the server's words")
     assert (error.code, error.http) == (code, False)
     assert f"{code}: the server's words" in str(error)
-    assert mend in str(error)
+    assert advice in str(error)
 
 
 def test_a_refusal_without_words_still_reads_well() -> None:

@@ -1,6 +1,6 @@
 """alpaca-py's private names that the SDK driver uses are still there, and mean the same.
 
-When this fails after an upgrade, ``auto`` still works with the raw driver; mend
+When this fails after an upgrade, ``auto`` still works with the raw driver; fix
 ``mdservice/feeds/alpaca/sdk.py`` before widening the version range.
 """
 
