@@ -246,8 +246,8 @@ class Lanes:
         for quote in quotes:
             last_ns = self.last_ns(quote.symbol)
             if last_ns is not None and quote.ts_event_ns <= last_ns:
-                if quote.ts_event_ns < last_ns:
-                    continue
+                if quote.ts_event_ns < last_ns or quote.symbol in self._firsts:
+                    continue  # of the same time REST gave the last one
                 if out[identity(quote)]:
                     out[identity(quote)] -= 1
                     continue
