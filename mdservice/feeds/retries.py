@@ -28,7 +28,7 @@ _SLOT_LATER_S, _SLOT_LIMIT_S = 10.0, 30.0
 _SLOT_JITTER = 0.2
 _WRONG_URL_FAST = 3
 """So many upgrades may be answered 404 while a server starts; then the URL is probably wrong."""
-_WRONG_URL_FIRST_S, _WRONG_URL_LIMIT_S = 60.0, 120.0
+_WRONG_URL_FIRST_S, _WRONG_URL_LIMIT_S = 30.0, 30.0
 _REFUSED_FIRST_S, _REFUSED_LIMIT_S = 30.0, 300.0
 
 

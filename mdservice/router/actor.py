@@ -254,7 +254,7 @@ class QuoteRouter:
         symbols = set(lost.symbols)
         if EVERY_SYMBOL in symbols:
             symbols = (symbols | set(self.lanes.symbols())) - {EVERY_SYMBOL}
-        self._gaps.lost(self.lanes.newest_ns(), symbols)
+        self._gaps.lost(self.lanes.newest_ns(), symbols, self.lanes.streamed_ns)
         self.lanes.take_echoes()  # the stream that could yet have brought them is gone
         self._hand_on(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}))
 

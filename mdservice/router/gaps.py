@@ -53,18 +53,30 @@ class Gaps:
         self._missing: dict[str, int] = {}
         """Symbols that are not followed, with the last accepted quote's time before that."""
         self._being_repaired: list[_Gap] = []
+        self._unrepaired: set[str] = set()
+        """Symbols whose last gap stayed one, though other symbols' were repaired."""
 
-    def lost(self, newest_ns: int | None, symbols: Collection[str]) -> None:
+    def lost(
+        self,
+        newest_ns: int | None,
+        symbols: Collection[str],
+        last_ns: Callable[[str], int | None] = lambda _symbol: None,
+    ) -> None:
         """Quotes of these symbols no longer come.
 
         Args:
             newest_ns: The time of the last accepted quote of all, UTC nanoseconds; None where
                 nothing has been accepted, so that nothing is known to be missing.
             symbols: Those that were followed.
+            last_ns: Returns the time of a symbol's last accepted quote. History may have brought
+                other symbols further than the stream: a symbol that it left out counts from here.
         """
         since = {symbol: gap.from_ns for gap in self._being_repaired for symbol in gap.symbols}
         for symbol in symbols:
-            from_ns = since.get(symbol, newest_ns)
+            complete_ns = newest_ns
+            if symbol in self._unrepaired and newest_ns is not None:
+                complete_ns = min(newest_ns, last_ns(symbol) or newest_ns)
+            from_ns = since.get(symbol, complete_ns)
             if from_ns is not None:
                 self._missing.setdefault(symbol, from_ns)
 
@@ -167,6 +179,7 @@ class Gaps:
                 for symbol in gap.symbols.intersection(self._missing):
                     self._missing[symbol] = newest_ns
             repaired = gap.symbols.intersection(complete)
+            self._unrepaired = (self._unrepaired | gap.symbols) - repaired
             if not repaired:
                 continue
             if repaired == gap.symbols:

@@ -190,3 +190,17 @@ def test_a_clock_that_goes_back_does_not_make_a_repair_end_before_its_gap() -> N
     gaps.lost(10, SYMBOLS)
     resumed(gaps, 50)
     assert filled(gaps, 20, 15) == [told(10, 50, quotes=3)]
+
+
+def test_a_symbol_that_a_repair_left_out_goes_on_from_its_own_last_quote() -> None:
+    gaps = Gaps()
+    both = ["AAPL", "MSFT"]
+    gaps.lost(10, both)
+    resumed(gaps, 50, both)
+    assert filled(gaps, 60, 55, ["AAPL"]) == [told(10, 60, quotes=3)]
+    last = {"AAPL": 55, "MSFT": 40}
+    gaps.lost(55, both, last.get)  # the stream was behind what history brought of AAPL
+    assert resumed(gaps, 80, both) == [told(40, 80, ["MSFT"]), told(55, 80)]
+    filled(gaps, 90, 85, both)
+    gaps.lost(85, both, last.get)
+    assert resumed(gaps, 99, both) == [told(85, 99, both)]
