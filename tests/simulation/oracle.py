@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import takewhile
+from math import inf
 from typing import TYPE_CHECKING
 
 import anyio
@@ -15,7 +16,9 @@ from mdservice.model.encode import encode_quote
 from mdservice.model.events import FeedStatus
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
+from mdservice.simulator import Drop
 from tests.simulation.market import Identity, Made, identity_of
+from tests.simulation.plan import DYNAMIC, PRICE_TTL_S, STATIC
 from tests.simulation.published import check_counters, check_keys, check_published
 
 if TYPE_CHECKING:
@@ -61,6 +64,8 @@ def check_at_end(world: World) -> None:
     emptied_at_s = world.store.emptied_at_s
     for quote in service.prices():
         stored = world.store.price(quote.symbol)
+        if stored is None and quote.symbol not in service.channels():
+            continue  # no feed says that it is still right
         if stored != encode_quote(quote):
             told = f"the key of {quote.symbol} is {stored!r}, not {encode_quote(quote)!r}"
             world.violated(f"{told} (the store was emptied at {emptied_at_s})")
@@ -68,6 +73,54 @@ def check_at_end(world: World) -> None:
     overdue = repair._holding and anyio.current_time() > repair._deadline_s
     if overdue or (repair._held and not repair._holding):
         world.violated("live quotes are still held")
+
+
+async def check_first_price(world: World) -> None:
+    """A symbol that is subscribed in a closed market has its price within 3 s, from REST."""
+    life = world.life
+    if life is None or life.service is None or world.plan.config.rest_rate_limit is not None:
+        return
+    service = life.service
+    traded = {symbol for symbol, *_ in world.market.made}
+    new = [
+        symbol
+        for symbol in DYNAMIC
+        if symbol in traded
+        and symbol not in life.ever_refused
+        and symbol not in service.subscriptions()
+    ]
+    for symbol in new[:1]:
+        life.want(symbol)
+        await service.subscribe(symbol)
+        await anyio.sleep(3)
+        if world.store.price(symbol) is None:
+            world.violated(f"{symbol} has no price 3 s after it was subscribed")
+
+
+async def check_prices_live(world: World) -> None:
+    """While the feed is connected and nothing trades, each followed symbol keeps its price."""
+    life = world.life
+    if life is None or life.service is None:
+        return
+    service = life.service
+    connections = service.status().counters.reconnects
+    await anyio.sleep(2 * PRICE_TTL_S)
+    if service.status().counters.reconnects != connections:
+        return
+    followed = service.channels()
+    for quote in service.prices():
+        if quote.symbol in followed and world.store.price(quote.symbol) is None:
+            world.violated(f"the price of {quote.symbol} ran out though the feed is connected")
+
+
+async def check_prices_run_out(world: World) -> None:
+    """Without a feed, no price is renewed: each key runs out."""
+    world.network_down_until_s = inf
+    world.sim.inject(Drop("reset", 1001))
+    await anyio.sleep(PRICE_TTL_S + 1)
+    for symbol in (*STATIC, *DYNAMIC):
+        if world.store.price(symbol) is not None:
+            world.violated(f"the price of {symbol} is renewed without a feed")
 
 
 def _identity(quote: Quote) -> Identity:

@@ -11,6 +11,8 @@ from mdservice.simulator import SimulatorConfig
 from tests.simulation.market import Pace
 from tests.simulation.positions import FAULTS, OLDER
 
+PRICE_TTL_S = 8
+"""Short, so that keys run out within a run unless the service renews them."""
 STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
 _LATER = ("rest_refuse_symbol",)

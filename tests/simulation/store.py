@@ -15,8 +15,10 @@ from mdservice.testing import MemoryPriceStore, VirtualClock
 class SimulatedStore(MemoryPriceStore):
     """A memory store in which what is on its way arrives by itself, unless fenced before."""
 
-    def __init__(self, clock: VirtualClock, tasks: Any, rng: random.Random) -> None:
-        super().__init__(clock=clock)
+    def __init__(
+        self, clock: VirtualClock, tasks: Any, rng: random.Random, price_ttl_s: int
+    ) -> None:
+        super().__init__(clock=clock, price_ttl_s=price_ttl_s)
         self._tasks = tasks
         self._rng = rng
         self._emptied_at_s: list[float] = []

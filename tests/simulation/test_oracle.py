@@ -29,6 +29,7 @@ from mdservice.simulator.connection import Connection
 from mdservice.sinks.publisher import EventPublisher
 from mdservice.topology import Topology
 from tests.simulation import watch
+from tests.simulation.plan import PRICE_TTL_S
 from tests.simulation.streams import TrioStream
 from tests.simulation.world import simulate
 
@@ -246,7 +247,7 @@ def test_finds_a_connection_of_the_simulator(monkeypatch: pytest.MonkeyPatch) ->
     async def linger(self: Connection) -> None:
         await serve(self)
         with anyio.CancelScope(shield=True):
-            await anyio.sleep(4)
+            await anyio.sleep(PRICE_TTL_S + 5)  # the feed is away for so long before the end
 
     monkeypatch.setattr(Connection, "serve", linger)
     assert "has left the simulator's connections" in violations()

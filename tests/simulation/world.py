@@ -25,8 +25,14 @@ from tests.simulation.clocks import SimulatedClock
 from tests.simulation.leftovers import Leftovers
 from tests.simulation.life import Life
 from tests.simulation.market import Market
-from tests.simulation.oracle import check_at_end, check_life
-from tests.simulation.plan import DYNAMIC, STATIC, Outcome, Plan
+from tests.simulation.oracle import (
+    check_at_end,
+    check_first_price,
+    check_life,
+    check_prices_live,
+    check_prices_run_out,
+)
+from tests.simulation.plan import DYNAMIC, PRICE_TTL_S, STATIC, Outcome, Plan
 from tests.simulation.positions import FAULTS, HELD, SimulatedPositions
 from tests.simulation.store import SimulatedStore
 from tests.simulation.streams import TrioStream
@@ -113,7 +119,7 @@ class World:
             self.leftovers.follow(self.sim)
             async with anyio.create_task_group() as parts:
                 self.parts = parts
-                self.store = SimulatedStore(self.market_clock, parts, self.rng)
+                self.store = SimulatedStore(self.market_clock, parts, self.rng, PRICE_TTL_S)
                 parts.start_soon(self._keep_service)
                 parts.start_soon(self.watch.run)
                 parts.start_soon(self.clients.run)
@@ -130,6 +136,9 @@ class World:
                     check_at_end(self)
                     if self.positions is not None:
                         self.positions.check_at_end(self)
+                    await check_first_price(self)
+                    await check_prices_live(self)
+                    await check_prices_run_out(self)
                 self._over = True
                 self._end.set()
                 await anyio.sleep(_CLOSING_LIMIT_S + 3)
@@ -218,6 +227,7 @@ class World:
             driver="websockets",
             symbols=STATIC,
             mute_after=self.plan.mute_after_s,
+            price_ttl=PRICE_TTL_S,
         )
         # Smaller than the settings allow, so that conflation is met in minutes.
         object.__setattr__(settings, "backlog", self.plan.backlog)
