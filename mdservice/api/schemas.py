@@ -189,6 +189,10 @@ class _Redis(Answer):
     backlog: int = Field(description="Events that it has not acknowledged.")
     command_errors: int = Field(description="Commands that failed inside executed writes.")
     last_command_error: str | None = Field(description="The server's words for the last of them.")
+    key_prefix: str = Field(
+        description="What stands in front of every key, channel and stream name.",
+        examples=["desk1:"],
+    )
 
 
 class _Positions(Answer):

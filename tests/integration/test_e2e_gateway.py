@@ -411,8 +411,8 @@ def test_positions_of_the_service_come_whole_and_with_what_is_wrong(stage: Any) 
     assert aapl["unrealized_pnl"] == 200 * (aapl["current_price"] - 100)
     assert (crypto["status"], crypto["problem"]) == ("unpriced", "not a stock")
     file.unlink()
-    told = stage.eventually(lambda: stage.exact(httpx.get(url).text).get("warnings"))
-    assert f"there is no file {file}" in told[0]
+    missing = f"there is no file {file}"
+    stage.eventually(lambda: missing in str(stage.exact(httpx.get(url).text)["warnings"]))
     assert service.end() == 0
 
 
