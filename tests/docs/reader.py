@@ -155,10 +155,13 @@ def example_of(block: Block) -> Path | None:
 
 
 def _has_prices(client: httpx.Client) -> bool:
-    """Whether each symbol that is wanted has one."""
-    prices = client.get("http://localhost/api/v1/market-data/prices").json()["prices"]
-    status = client.get("http://localhost/status").json()
-    is_ready = client.get("http://localhost/health/ready").is_success
+    """Whether each symbol that is wanted has one; not before the service listens."""
+    try:
+        prices = client.get("http://localhost/api/v1/market-data/prices").json()["prices"]
+        status = client.get("http://localhost/status").json()
+        is_ready = client.get("http://localhost/health/ready").is_success
+    except httpx.TransportError:
+        return False
     return is_ready and len(prices) >= status["symbols"]
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 import anyio
 import msgspec
+from websockets.exceptions import InvalidState
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
@@ -52,7 +53,7 @@ class Line:
         self._writing = threading.Lock()
 
     def serve(self) -> None:
-        with self._line, suppress(OSError):
+        with self._line, suppress(OSError, InvalidState):
             while not self.over.is_set():
                 self.reading.wait(LIMIT_S)
                 data = self._line.recv(65_536)
