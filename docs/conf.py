@@ -33,6 +33,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!mdservice).*"),  # other projects' names
     # Types of arguments that nobody has to make.
+    ("py:class", r"mdservice\.model\.redis_layout\.Instance"),
+    ("py:class", r"mdservice\.network\.HttpClient"),
     ("py:class", r"mdservice\.pnl\.holding\..*"),
     ("py:class", r"mdservice\.simulator\.(account|control|http|market|memory)\..*"),
     ("py:class", r"mdservice\.simulator\.(rest\.query|session|trader|wire)\..*"),
