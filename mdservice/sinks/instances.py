@@ -90,6 +90,8 @@ class Instances:
         self._heard: dict[str, tuple[Instance, float]] = {}
         self._refused: str | None = None
         self._refusals = 0
+        self._announced = False
+        """Whether a record of it may stand in Redis."""
         self.own = Instance(
             id=id,
             db=self._address.database,
@@ -141,7 +143,18 @@ class Instances:
                 refused = self._refusals > refused_before
                 await anyio.sleep(_AGAIN_IF_REFUSED_S if refused else _AGAIN_S)
         finally:
+            if self._announced:
+                with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(StoreError):
+                    await self._leave()
             _here.discard(self.own.id)
+
+    async def _leave(self) -> None:
+        """Over a connection of its own: the other may have been cut off between two replies."""
+        speaker = await self._open()
+        try:
+            await self._say_goodbye(speaker)
+        finally:
+            speaker.close()
 
     def _note_refusal(self, exc: StoreRefused) -> None:
         self._refusals += 1
@@ -156,6 +169,7 @@ class Instances:
     async def _connected(self) -> None:
         speaker = await self._open()
         try:
+            self._announced = True
             await self._announce(speaker)
             listener = await self._open()
             try:
@@ -165,8 +179,6 @@ class Instances:
                     tasks.start_soon(self._guard, self._keep_announcing, speaker, ended)
             finally:
                 listener.close()
-                with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(StoreError):
-                    await self._say_goodbye(speaker)
         finally:
             speaker.close()
 

@@ -149,6 +149,32 @@ def test_the_record_is_of_the_first_service_in_a_database(backend: str, fresh_va
     run(body, backend)
 
 
+@BOTH
+@pytest.mark.parametrize("announcements", [1, 2])
+def test_the_record_goes_though_the_end_comes_during_an_announcement(
+    announcements: int, backend: str, fresh_valkey: Any
+) -> None:
+    async def body() -> None:
+        one = make(fresh_valkey)
+        exchange, made = one._announce, 0
+
+        async def announce(speaker: Any) -> None:
+            nonlocal made
+            await exchange(speaker)
+            made += 1
+            if made == announcements:  # executed, and the replies are still on their way
+                speaker._reader.feed(b"+OK\r\n:0\r\n")
+                await anyio.sleep_forever()
+
+        one._announce = announce  # type: ignore[method-assign]
+        async with running(one):
+            await until(lambda: made == announcements, 5)
+            assert record(fresh_valkey) == one.own
+        assert record(fresh_valkey) is None
+
+    run(body, backend)
+
+
 @pytest.mark.parametrize("same_process", [False, True])
 def test_the_record_of_a_killed_service_of_this_machine_is_taken_over_at_once(
     same_process: bool, fresh_valkey: Any
