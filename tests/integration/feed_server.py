@@ -53,7 +53,7 @@ class Line:
         self._writing = threading.Lock()
 
     def serve(self) -> None:
-        with self._line, suppress(OSError, InvalidState):
+        with self._line, suppress(OSError):
             while not self.over.is_set():
                 self.reading.wait(LIMIT_S)
                 data = self._line.recv(65_536)
@@ -89,7 +89,8 @@ class Line:
     def _answer(self, moment: Moment, message: dict[str, Any]) -> None:
         time.sleep(self._slow.get(moment, 0.0))
         if self._silent_at != moment:
-            self._protocol.send_binary(msgspec.msgpack.encode([message]))
+            with suppress(InvalidState):  # the client's close came in the same read as its request
+                self._protocol.send_binary(msgspec.msgpack.encode([message]))
 
     def _flush(self) -> None:
         with self._writing:

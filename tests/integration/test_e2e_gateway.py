@@ -159,7 +159,8 @@ def test_pnl_follows_a_position_from_its_opening_to_its_end_and_a_restart_of_the
     check(left, rest, stage)
     assert service.status()["positions"]["state"] == "ok"
 
-    gateway.fill("NOTHING", "1", "1")  # never quoted: listed all the same
+    service.end()
+    gateway.fill("NOTHING", "1", "1")  # no service to ask for its price: listed all the same
     rows = gateway.pnl()["positions"]
     assert [row["status"] for row in rows] == ["live", "unpriced"]
     assert rows[1]["unrealized_pnl"] is None
