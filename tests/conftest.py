@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from mdservice import logs
+from mdservice.masking import Masker
 from mdservice.sinks.embedded import find_server
 
 _START_LIMIT_S = 10.0
@@ -36,7 +37,9 @@ def logging_as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     emit, threshold = logs._Output.emit, logs._Output.threshold
+    masker, logs._masker = logs._masker, Masker(logs._masker._secrets)  # a secret may be an "x"
     yield
+    logs._masker = masker
     logs._Output.emit, logs._Output.threshold = emit, threshold
     logging.captureWarnings(False)
     root.handlers[:] = handlers
