@@ -101,6 +101,15 @@ class Clients:
                 life.want(symbol)
         return f"{symbols} {outcome}"
 
+    async def subscribe(self, life: Life, symbol: str) -> str:
+        """Somebody follows this symbol; what came of it."""
+        life.changing.update([symbol])
+        outcome = await self._in_process(life, [symbol], adding=True)
+        life.changing.subtract([symbol])
+        if outcome in ("subscribed", "pending"):
+            life.want(symbol)
+        return outcome
+
     async def _in_process(self, life: Life, symbols: list[str], *, adding: bool) -> str:
         service = life.service
         assert service is not None
