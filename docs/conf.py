@@ -33,11 +33,12 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!mdservice).*"),  # other projects' names
     # Types of arguments that nobody has to make.
-    ("py:class", r"mdservice\.model\.redis_layout\.Instance"),
-    ("py:class", r"mdservice\.network\.HttpClient"),
+    ("py:class", r"mdservice\.redis_io\.names\.Instance"),
+    ("py:class", r"mdservice\.runtime\.network\.HttpClient"),
+    ("py:class", r"mdservice\.positions\.source\._Result"),
     ("py:class", r"mdservice\.pnl\.holding\..*"),
     ("py:class", r"mdservice\.simulator\.(account|control|http|market|memory)\..*"),
-    ("py:class", r"mdservice\.simulator\.(rest\.query|session|trader|wire)\..*"),
+    ("py:class", r"mdservice\.simulator\.(paper_account|rest\.quotes|session|wire)\..*"),
 ]
 
 autodoc_member_order = "bysource"

@@ -19,6 +19,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mdservice.app.service import Service, open_service
+    from mdservice.client.open import open_prices
+    from mdservice.client.reader import Prices, PricesStatus
     from mdservice.errors import (
         ConfigurationError,
         FeedRefused,
@@ -29,12 +32,7 @@ if TYPE_CHECKING:
     from mdservice.model.events import FeedStatus
     from mdservice.model.quote import Quote
     from mdservice.model.status import Readiness, Status
-    from mdservice.prices.open import open_prices
-    from mdservice.prices.reader import Prices
-    from mdservice.prices.status import PricesStatus
-    from mdservice.service import Service, open_service
-    from mdservice.settings import Settings
-    from mdservice.settings_load import load_settings
+    from mdservice.settings import Settings, load_settings
 
 __all__ = [
     "ConfigurationError",
@@ -64,17 +62,17 @@ _HOMES = {
     "FeedStatus": "mdservice.model.events",
     "InvalidSymbol": "mdservice.errors",
     "MDServiceError": "mdservice.errors",
-    "Prices": "mdservice.prices.reader",
-    "PricesStatus": "mdservice.prices.status",
+    "Prices": "mdservice.client.reader",
+    "PricesStatus": "mdservice.client.reader",
     "Quote": "mdservice.model.quote",
     "Readiness": "mdservice.model.status",
-    "Service": "mdservice.service",
+    "Service": "mdservice.app.service",
     "Settings": "mdservice.settings",
     "Status": "mdservice.model.status",
     "SubscriptionRefused": "mdservice.errors",
-    "load_settings": "mdservice.settings_load",
-    "open_prices": "mdservice.prices.open",
-    "open_service": "mdservice.service",
+    "load_settings": "mdservice.settings",
+    "open_prices": "mdservice.client.open",
+    "open_service": "mdservice.app.service",
 }
 
 

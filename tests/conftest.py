@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import redis
 
-from mdservice import logs
-from mdservice.masking import Masker
-from mdservice.sinks.embedded import find_server
+from mdservice.observability import logging as logs
+from mdservice.observability.masking import Masker
+from mdservice.redis_io.embedded import find_server
 
 _START_LIMIT_S = 10.0
 

@@ -13,6 +13,7 @@ import attrs
 import msgspec
 import pytest
 
+from mdservice.app.service import Service, open_service
 from mdservice.errors import (
     FeedUnavailable,
     HistoryRefused,
@@ -20,11 +21,10 @@ from mdservice.errors import (
     StoreRefused,
     SubscriptionRefused,
 )
-from mdservice.feeds.first_prices import COALESCE_S, PAUSES_S
-from mdservice.model.encode import encode_quote
+from mdservice.feed.first_prices import COALESCE_S, PAUSES_S
+from mdservice.model.payload import encode_quote
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
-from mdservice.service import Service, open_service
 from mdservice.settings import Settings
 from mdservice.simulator import SimQuote
 from mdservice.simulator.session import SessionRules

@@ -15,9 +15,9 @@ import anyio
 from anyio.abc import SocketStream
 
 import mdservice
-from mdservice.api.server import serve_api
 from mdservice.errors import FeedRefused, FeedUnavailable
-from mdservice.feeds.driver import OPEN_TIMEOUT_S, Encoding, Frame, Link
+from mdservice.feed.driver import OPEN_TIMEOUT_S, Encoding, Frame, Link
+from mdservice.http_api.server import serve_api
 
 LONGEST_LINE = 65_536
 NOT_UNDERSTOOD = 400

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 import mdservice
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.sinks.store import WriteBatch
+from mdservice.publish.store import WriteBatch
 
 T = TypeVar("T")
 

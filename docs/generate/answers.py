@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from docs.generate.condition import CONDITION
-from mdservice.api.app import create_app
+from mdservice.http_api.server import create_app
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Status

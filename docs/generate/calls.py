@@ -10,9 +10,9 @@ from fastapi import FastAPI
 
 from docs.generate.answers import answers
 from docs.generate.text import code, fence, paragraph, table
-from mdservice.api.app import create_app
-from mdservice.gateway.make import make_book
+from mdservice.gateway.make import make_tracker
 from mdservice.gateway.serve import gateway_app
+from mdservice.http_api.server import create_app
 from mdservice.settings import Settings
 from mdservice.testing.fake_service import FakeService
 
@@ -45,7 +45,7 @@ def gateway_schemas() -> str:
 
 
 def _gateway() -> FastAPI:
-    return gateway_app(make_book(list, Settings(), redis_url="redis://localhost:1"))
+    return gateway_app(make_tracker(list, Settings(), redis_url="redis://localhost:1"))
 
 
 def _calls(app: FastAPI) -> str:

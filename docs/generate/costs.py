@@ -12,7 +12,7 @@ __all__ = ["FIGURES", "costs"]
 
 _STEPS: Final = (
     ("Codec", "decoding", "0.53", "#0969da"),
-    ("Lanes", "routing", "0.10", "#8250df"),
+    ("Sequencer", "routing", "0.10", "#8250df"),
     ("encode_quote", "encoding", "0.84", "#1a7f37"),
     ("BatchPacker", "packing", "0.17", "#bf3989"),
 )

@@ -7,15 +7,15 @@ from decimal import Decimal
 
 from docs.generate.answers import AT_NS, QUOTE
 from docs.generate.text import fence
-from mdservice.feeds.alpaca.codes import refusal
-from mdservice.model.encode import encode_quote, encode_status
+from mdservice.feed.alpaca.error_codes import refusal
 from mdservice.model.events import FeedState, FeedStatus
+from mdservice.model.payload import encode_quote, encode_status
 from mdservice.model.quote import Quote
 from mdservice.pnl.alerts import Alert, encode_alert
 from mdservice.pnl.rules import parse_rule
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.commands import BatchPacker
 from mdservice.router.gaps import Gaps
-from mdservice.sinks.resp import BatchPacker
-from mdservice.sinks.store import Message, WriteBatch
 
 __all__ = ["alert_message", "price_message", "status_messages", "transaction"]
 

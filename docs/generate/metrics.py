@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from docs.generate.text import code, table
-from mdservice.api.app import create_app
+from mdservice.http_api.server import create_app
 from mdservice.testing.fake_service import FakeService
 
 __all__ = ["metrics"]

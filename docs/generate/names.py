@@ -19,7 +19,7 @@ __all__ = ["GROUPS", "errors", "names", "public"]
 GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "main": (
         "mdservice",
-        "mdservice.feeds.commands.SubscriptionResult",
+        "mdservice.feed.requests.SubscriptionResult",
         "mdservice.model.status",
     ),
     "gateway": ("mdservice.gateway",),
@@ -36,13 +36,13 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "mdservice.positions.file",
         "mdservice.positions.http",
         "mdservice.positions.alpaca",
-        "mdservice.positions.service",
+        "mdservice.positions.sources",
     ),
     "extending": (
         "mdservice.clock",
-        "mdservice.feeds.driver",
-        "mdservice.feeds.history",
-        "mdservice.sinks.store",
+        "mdservice.feed.driver",
+        "mdservice.feed.history",
+        "mdservice.publish.store",
     ),
     "testing": ("mdservice.testing",),
     "simulator": ("mdservice.simulator",),

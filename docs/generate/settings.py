@@ -9,7 +9,7 @@ import attrs
 
 from docs.generate.text import code, paragraph
 from mdservice.settings import SETTINGS, Settings
-from mdservice.settings_sources import SettingInfo
+from mdservice.settings.sources import SettingInfo
 
 __all__ = ["settings"]
 

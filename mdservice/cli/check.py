@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mdservice.cli.failures import CONFIGURATION, FAILED
-from mdservice.cli.options import settings_from, settings_options
-from mdservice.logs import masked
+from mdservice.cli.options import CONFIGURATION, FAILED, settings_from, settings_options
+from mdservice.observability.logging import masked
 
 if TYPE_CHECKING:
     from mdservice.cli.checks import CheckResult

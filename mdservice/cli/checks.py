@@ -5,29 +5,385 @@ A check does not raise for what it looks at; what it found is in its result.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 import anyio.to_thread
+import attrs
 
-from mdservice.api_client import NoAnswer, ask
-from mdservice.cli.check_feed import NAME as FEED
-from mdservice.cli.check_feed import check_feed
-from mdservice.cli.check_http import check_clock, check_history, check_positions
-from mdservice.cli.check_result import CheckResult, failed, passed, warned
-from mdservice.errors import ConfigurationError, EmbeddedServerError, StoreError
-from mdservice.model.redis_layout import RedisNames
-from mdservice.network import HttpClient
-from mdservice.runtime_folder import can_serve_at
+from mdservice.cli.options import causes
+from mdservice.client.http import NoAnswer, ask
+from mdservice.errors import (
+    ConfigurationError,
+    EmbeddedServerError,
+    FeedError,
+    FeedRefused,
+    MDServiceError,
+    PositionsError,
+    StoreError,
+)
+from mdservice.feed.alpaca.rest import clock_refusal
+from mdservice.model.position import Position
+from mdservice.observability.urls import mask_url
+from mdservice.positions.file import FileAbsent, FilePositions
+from mdservice.positions.http import without_login
+from mdservice.positions.parse import NO_CONTENT, NOT_A_STOCK, read_answer
+from mdservice.redis_io.names import RedisNames
+from mdservice.runtime.network import HttpClient, HttpFailed
+from mdservice.runtime.runtime_dir import can_serve_at
 
 if TYPE_CHECKING:
+    from mdservice.feed.driver import Driver
+    from mdservice.publish.redis_rights import RedisRights
+    from mdservice.redis_io.connection import RedisAddress
     from mdservice.settings import Settings
-    from mdservice.sinks.redis_link import RedisAddress
-    from mdservice.sinks.redis_rights import RedisRights
 
-__all__ = ["CheckResult", "check_redis", "check_settings", "check_socket", "run_checks"]
+__all__ = [
+    "NAME",
+    "CheckResult",
+    "check_clock",
+    "check_feed",
+    "check_history",
+    "check_positions",
+    "check_redis",
+    "check_settings",
+    "check_socket",
+    "failed",
+    "log_in",
+    "passed",
+    "run_checks",
+    "skipped",
+    "warned",
+]
+
+
+# What a check found.
+
+
+@attrs.frozen
+class CheckResult:
+    """One line of ``mdservice check``.
+
+    Attributes:
+        name: What was tried: ``feed``.
+        outcome: ``ok``, ``warn``, ``FAIL`` or ``skip``.
+        detail: What was found.
+        advice: What to do about it; empty where the detail says so itself.
+        configuration: Whether it is a failure that only other settings fix (exit code 78).
+    """
+
+    name: str
+    outcome: Literal["ok", "warn", "FAIL", "skip"]
+    detail: str
+    advice: str = ""
+    configuration: bool = False
+
+
+def passed(name: str, detail: str) -> CheckResult:
+    """It works."""
+    return CheckResult(name, "ok", detail)
+
+
+def warned(name: str, detail: str, advice: str) -> CheckResult:
+    """It works, but not all of it."""
+    return CheckResult(name, "warn", detail, advice)
+
+
+def skipped(name: str, detail: str) -> CheckResult:
+    """It was not tried, for this reason."""
+    return CheckResult(name, "skip", detail)
+
+
+def failed(name: str, detail: str, advice: str = "", *, configuration: bool = False) -> CheckResult:
+    """It does not work."""
+    return CheckResult(name, "FAIL", detail, advice, configuration)
+
+
+# Whether Alpaca's REST APIs and the source of positions answer, and this machine's clock.
+
+
+_CHECK_HTTP_TIMEOUT_S = 8.0
+_MOST_BYTES = 4 * 1024 * 1024
+_MOST_SKEW_S = 5.0
+_OK = 200
+_NOT_FOUND = 404
+_REFUSED = (401, 403)
+_LATEST_FEEDS = ("iex", "sip", "delayed_sip", "boats", "overnight")
+_GIVE = 'give a list or {"positions": [...]}'
+
+
+@attrs.frozen
+class _Page:
+    """An answer: its status, its body, and the server's time in seconds since 1970."""
+
+    status: int
+    body: bytes
+    date_s: float | None
+
+
+class _Unreachable(Exception):
+    """No answer; the text says why.
+
+    Args:
+        message: The reason.
+        configuration: Whether a variable of the environment is wrong, which the text names.
+    """
+
+    def __init__(self, message: str, *, configuration: bool = False) -> None:
+        super().__init__(message)
+        self.configuration = configuration
+
+
+async def check_history(settings: Settings, http: HttpClient | None = None) -> CheckResult:
+    """Ask the data REST API for a latest quote, which is what repairs and the watchdog need."""
+    name = "data REST"
+    if settings.simulated:
+        return skipped(name, "not asked for simulated prices")
+    if settings.feed not in _LATEST_FEEDS:
+        return skipped(name, f"has no quotes of the feed {settings.feed}")
+    symbol = next((symbol for symbol in settings.symbols if symbol != "*"), "AAPL")
+    url = f"{settings.rest_url}/v2/stocks/quotes/latest?symbols={symbol}&feed={settings.feed}"
+    try:
+        page = await _get(url, _keys(settings), http)
+    except _Unreachable as exc:
+        return _no_answer(name, exc, "MDSERVICE_REST_URL")
+    if page.status == _OK:
+        return passed(name, f"{mask_url(settings.rest_url)} gives quotes of {settings.feed}")
+    return _refused(name, settings.rest_url, page, "the keys, the plan and MDSERVICE_REST_URL")
+
+
+async def check_clock(settings: Settings, http: HttpClient | None = None) -> CheckResult:
+    """Ask the trading API for the market's hours, and compare its time with this machine's."""
+    name = "clock"
+    if settings.simulated:
+        return skipped(name, "not asked for simulated prices")
+    before = time.time()
+    try:
+        page = await _get(f"{settings.trading_url}/v2/clock", _keys(settings), http)
+    except _Unreachable as exc:
+        return _no_answer(name, exc, "MDSERVICE_TRADING_URL")
+    if page.status != _OK:
+        return failed(
+            name,
+            f"{mask_url(settings.trading_url)}/v2/clock answers HTTP {page.status}, so the "
+            "market would count as open",
+            clock_refusal(page.status),
+            configuration=page.status in (*_REFUSED, _NOT_FOUND),
+        )
+    hours = f"{mask_url(settings.trading_url)} tells the market's hours"
+    if page.date_s is None:
+        return passed(name, hours)
+    # The Date header is cut to the second, and was written while we waited.
+    skew_s = (before + time.time()) / 2 - (page.date_s + 0.5)
+    if abs(skew_s) <= _MOST_SKEW_S:
+        return passed(name, f"{hours}; this machine's clock agrees within {_MOST_SKEW_S:g} s")
+    word = "fast" if skew_s > 0 else "slow"
+    return failed(
+        name,
+        f"this machine's clock is {abs(skew_s):,.0f} s {word}, so quotes look too old or too new",
+        "set it by NTP: timedatectl set-ntp true",
+    )
+
+
+async def check_positions(settings: Settings, http: HttpClient | None = None) -> CheckResult:
+    """Read the positions once from where the settings say, and look at their form."""
+    name, source = "positions", settings.positions
+    if source == "none":
+        return skipped(name, "none are followed")
+    if source.startswith("file:"):
+        return await _check_file(source.removeprefix("file:"))
+    alpaca = source == "alpaca"
+    url = f"{settings.resolved_trading_url()}/v2/positions" if alpaca else source
+    try:
+        page = await _get(url, _keys(settings) if alpaca else {}, http)
+    except _Unreachable as exc:
+        return _no_answer(name, exc, "MDSERVICE_POSITIONS")
+    if page.status not in (_OK, NO_CONTENT):
+        return _refused(name, url, page, "MDSERVICE_POSITIONS" + (" and the keys" * alpaca))
+    try:
+        return _judged(read_answer(page.status, page.body, mask_url(url), _GIVE), mask_url(url))
+    except PositionsError as exc:
+        return failed(name, str(exc), _GIVE)
+
+
+async def _check_file(path: str) -> CheckResult:
+    name = "positions"
+    try:
+        source = FilePositions(path)
+    except ConfigurationError as exc:
+        return failed(name, str(exc), configuration=True)
+    try:
+        return _judged(await source.fetch(), source.address)
+    except FileAbsent:
+        return failed(
+            name,
+            f"there is no file {source.address}; the service would wait for it",
+            'create it, with [] or {"positions": []}',
+        )
+    except PositionsError as exc:
+        return failed(name, str(exc), _GIVE)
+
+
+def _judged(positions: Sequence[Position], where: str) -> CheckResult:
+    """Every position whose form is right passes, also those that are not followed."""
+    others = 0
+    for number, position in enumerate(positions, 1):
+        if position.problem == NOT_A_STOCK:
+            others += 1
+        elif position.problem is not None:
+            return failed(
+                "positions",
+                f"{where}: position {number} {position.problem}",
+                "give each position its symbol, qty and avg_entry_price",
+            )
+    not_followed = f", {others} of them {NOT_A_STOCK} and not followed" if others else ""
+    return passed("positions", f"{where} holds {len(positions)}{not_followed}")
+
+
+def _keys(settings: Settings) -> dict[str, str]:
+    return {
+        "APCA-API-KEY-ID": settings.api_key or "",
+        "APCA-API-SECRET-KEY": settings.secret_key or "",
+    }
+
+
+def _refused(name: str, url: str, page: _Page, what: str) -> CheckResult:
+    return failed(
+        name,
+        f"{mask_url(url)} answers HTTP {page.status}",
+        f"check {what}",
+        configuration=page.status in _REFUSED,
+    )
+
+
+def _no_answer(name: str, exc: _Unreachable, setting: str) -> CheckResult:
+    advice = "" if exc.configuration else f"check the network and {setting}"
+    return failed(name, str(exc), advice, configuration=exc.configuration)
+
+
+async def _get(url: str, headers: Mapping[str, str], http: HttpClient | None) -> _Page:
+    """GET as the service does: with the same proxies, certificates and rules."""
+    bare, auth = without_login(url)
+    shown = mask_url(url)
+    client = http or HttpClient()
+    try:
+        client.prepare(bare)
+    except ConfigurationError as exc:
+        raise _Unreachable(str(exc), configuration=True) from exc
+    try:
+        answer = await client.get(
+            bare,
+            headers=headers,
+            auth=auth,
+            timeout_s=_CHECK_HTTP_TIMEOUT_S,
+            most_bytes=_MOST_BYTES,
+        )
+    except HttpFailed as exc:
+        if exc.kind == "timeout":
+            raise _Unreachable(
+                f"{shown} does not answer within {_CHECK_HTTP_TIMEOUT_S:g} s"
+            ) from exc
+        joined = (
+            f"{shown} {exc}"
+            if exc.kind in ("size", "encoding", "url")
+            else (f"{shown} cannot be reached: {exc}")
+        )
+        raise _Unreachable(joined) from exc
+    finally:
+        if http is None:
+            await client.aclose()
+    return _Page(answer.status, answer.body, _seconds(answer.headers.get("date")))
+
+
+def _seconds(date: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except ValueError:
+        return None
+
+
+# Whether the feed lets us in.
+
+
+NAME = "feed"
+
+
+async def check_feed(settings: Settings, running: str | None) -> CheckResult:
+    """Connect and log in as the service would, and leave again at once.
+
+    Args:
+        settings: Where to, with which keys and driver. The embedded simulator is started for it.
+        running: How the service that holds the account's one connection is doing, or None
+            where none runs; its connection is not disturbed.
+    """
+    if running is not None and not settings.simulator_embedded:
+        return skipped(NAME, f"the running service holds the account's connection: {running}")
+    from mdservice.feed.alpaca.drivers import make_drivers
+    from mdservice.feed.driver import LONGEST_OPEN_TIMEOUT_S, LoginLimit
+
+    async with AsyncExitStack() as stack:
+        if settings.simulator_embedded:
+            from mdservice.simulator import SimulatorConfig, open_simulator
+
+            config = SimulatorConfig(rate=0, connection_limit=None)
+            simulator = await stack.enter_async_context(open_simulator(config))
+            settings = attrs.evolve(settings, feed="simulator", feed_url=simulator.url)
+        try:
+            # One try has all the time that a running service comes to after several.
+            drivers = make_drivers(settings, LoginLimit(LONGEST_OPEN_TIMEOUT_S))
+        except ConfigurationError as exc:
+            return failed(NAME, str(exc), configuration=True)
+        return await log_in(settings.feed_name, drivers)
+
+
+async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:
+    """Log in with the first driver that can, as ``auto`` would.
+
+    A refusal ends it, since another driver would be refused likewise.
+    """
+    troubles: list[str] = []
+    configuration = False
+    for driver in drivers:
+        try:
+            async with driver.connect():
+                before = f" ({'; '.join(troubles)})" if troubles else ""
+                return passed(NAME, f"{feed}: logged in by {driver.name}{before}")
+        except (MDServiceError, BaseExceptionGroup) as exc:
+            refused = _foreseen(exc)
+            if isinstance(refused, FeedRefused):
+                return _refusal(feed, refused)
+            configuration = isinstance(refused, ConfigurationError)
+            troubles.append(f"{driver.name}: {refused}")
+    advice = "" if configuration else "check the network, and MDSERVICE_FEED_URL where it is set"
+    return failed(NAME, "; ".join(troubles), advice, configuration=configuration)
+
+
+def _foreseen(exc: BaseException) -> MDServiceError:
+    """The one error of a connection; anything unforeseen goes on."""
+    found = list(causes(exc))
+    for cause in found:
+        if not isinstance(cause, (FeedError, ConfigurationError)):
+            raise exc
+    return next(cause for cause in found if isinstance(cause, MDServiceError))
+
+
+def _refusal(feed: str, refused: FeedRefused) -> CheckResult:
+    from mdservice.feed.alpaca.error_codes import Reaction, reaction_to_code, reaction_to_http
+
+    reaction = (reaction_to_http if refused.http else reaction_to_code)(refused.code)
+    advice = ""
+    if reaction is Reaction.WAIT_FOR_SLOT:
+        advice = (
+            "a running mdservice may be that program: look for it with `mdservice status`, or on "
+            "the account's other machines"
+        )
+    return failed(NAME, f"{feed}: {refused}", advice, configuration=reaction is Reaction.FATAL)
+
 
 _TIMEOUT_S = 20.0
 _FEED_TIMEOUT_S = 35.0
@@ -55,7 +411,7 @@ async def run_checks(
     checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
         "settings": partial(check_settings, settings),
         "socket": partial(check_socket, settings, running),
-        FEED: partial(check_feed, settings, running),
+        NAME: partial(check_feed, settings, running),
         "data REST": partial(check_history, settings, http),
         "clock": partial(check_clock, settings, http),
         "redis": partial(check_redis, settings),
@@ -64,7 +420,7 @@ async def run_checks(
     results = []
     try:
         for name, check in checks.items():
-            limit_s = _FEED_TIMEOUT_S if name == FEED else _TIMEOUT_S
+            limit_s = _FEED_TIMEOUT_S if name == NAME else _TIMEOUT_S
             result = failed(name, f"nothing within {limit_s:g} s", "check the network")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_tell_later, partial(waiting, name, limit_s))
@@ -123,8 +479,8 @@ async def check_redis(settings: Settings) -> CheckResult:
     if settings.redis_url is None:
         return await _check_embedded_server()
 
-    from mdservice.sinks.redis_link import RedisAddress
-    from mdservice.sinks.redis_rights import try_rights
+    from mdservice.publish.redis_rights import try_rights
+    from mdservice.redis_io.connection import RedisAddress
 
     name = "redis"
     advice = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
@@ -149,7 +505,7 @@ async def check_redis(settings: Settings) -> CheckResult:
 
 
 async def _check_embedded_server() -> CheckResult:
-    from mdservice.sinks.embedded import find_server
+    from mdservice.redis_io.embedded import find_server
 
     try:
         binary = await anyio.to_thread.run_sync(find_server)
@@ -159,7 +515,7 @@ async def _check_embedded_server() -> CheckResult:
 
 
 def _describe_rights(rights: RedisRights, address: RedisAddress, allow: str) -> CheckResult:
-    from mdservice.sinks.redis_advice import describe_refusal
+    from mdservice.redis_io.replies import describe_refusal
 
     name = "redis"
     if rights.missing:

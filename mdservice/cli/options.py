@@ -2,18 +2,200 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Callable, Mapping
+import sys
+import threading
+import tomllib
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, TextIO, TypeVar
 
 import click
 
-from mdservice.logs import hide_secrets
-from mdservice.settings import SETTINGS, Settings
-from mdservice.settings_load import load_settings
+from mdservice.errors import ConfigurationError, FeedRefused, MDServiceError
+from mdservice.observability.logging import get_logger, hide_secrets, is_configured, masked
+from mdservice.settings import SETTINGS, Settings, load_settings
+from mdservice.settings.parsers import default_log_format
+from mdservice.settings.sources import CONFIG_FILE, SECTION
 
-__all__ = ["config_option", "settings_from", "settings_options"]
+__all__ = [
+    "CONFIGURATION",
+    "FAILED",
+    "OK",
+    "USAGE",
+    "announce",
+    "causes",
+    "config_option",
+    "print_failure",
+    "report",
+    "settings_from",
+    "settings_options",
+    "use_json_lines",
+    "use_plain_lines",
+]
+
+
+# Errors as lines for people, and as exit codes.
+
+
+OK = 0
+FAILED = 1
+USAGE = 2
+CONFIGURATION = 78
+"""``EX_CONFIG`` of sysexits.h, so that systemd does not start the service again."""
+
+_log = get_logger(__name__)
+
+
+class _Lines:
+    """How this process prints; one for the process."""
+
+    json = False
+
+
+def use_json_lines(
+    ctx: click.Context, config: Path | None, flags: Mapping[str, str | None] | None = None
+) -> bool:
+    """Print each line as one JSON object from now on, where the log format is ``json``.
+
+    Called before the settings are checked, so that the error of a bad one is such a line too.
+    The format is that of a flag, the environment or the file; ``console`` on a terminal, else
+    ``json``, where none of them has a valid one. Imports nothing heavy: logging itself is
+    configured by the command.
+
+    Returns:
+        Whether the format is ``json``.
+    """
+    found: object = (flags or {}).get("log_format")
+    found = found or os.environ.get("MDSERVICE_LOG_FORMAT", "").strip(" \t\r\n\"'")
+    if not found:
+        path = config or ctx.find_root().obj or Path(CONFIG_FILE)
+        with contextlib.suppress(OSError, ValueError):
+            section = tomllib.loads(path.read_text()).get(SECTION)
+            found = section.get("log_format") if isinstance(section, dict) else None
+    chosen = found.strip() if isinstance(found, str) else None
+    if chosen not in {"console", "json"}:
+        chosen = default_log_format()
+    _Lines.json = chosen == "json"
+    if _Lines.json:
+        sys.excepthook = _log_uncaught
+        sys.unraisablehook = _log_unraisable
+        threading.excepthook = _log_of_thread
+        warnings.showwarning = _log_warning
+    return _Lines.json
+
+
+def use_plain_lines() -> None:
+    """Print plain lines, as commands do that answer a question."""
+    _Lines.json = False
+
+
+def announce(line: str) -> None:
+    """Print a line for the person at the terminal; a closed stdout does not end the program.
+
+    As JSON it is the field ``message``. A blank ends it there, so that a search of the output
+    for an address does not take the closing quote for a part of it.
+    """
+    text = masked(line)
+    if _Lines.json:
+        _print_json("info", "announcement", err=False, message=f"{text} ")
+        return
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(text)
+
+
+def print_failure(reason: str) -> None:
+    """Print why the command ends, on stderr."""
+    if _Lines.json:
+        _print_json("critical", "mdservice_failed", reason=reason)
+    else:
+        click.echo(f"mdservice: {reason}", err=True)
+
+
+def _print_json(level: str, event: str, *, err: bool = True, **fields: str) -> None:
+    """Print a line as the JSON logs are, without structlog, which takes a while to import."""
+    shown = {name: masked(value) for name, value in fields.items()}
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    line = json.dumps(
+        {"event": event, **shown, "level": level, "timestamp": now}, ensure_ascii=False
+    )
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(line, err=err)
+
+
+def causes(exc: BaseException) -> Iterator[BaseException]:
+    """The errors themselves, however deep exception groups hold them."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from causes(inner)
+    else:
+        yield exc
+
+
+def report(exc: Exception) -> int:
+    """Tell what went wrong, one line a cause; return the exit code.
+
+    An error that nobody foresaw is logged with its traceback.
+    """
+    found = list(causes(exc))
+    for line in dict.fromkeys(_line(cause) for cause in found if isinstance(cause, MDServiceError)):
+        print_failure(line)
+    if not all(isinstance(cause, MDServiceError) for cause in found):
+        _log_unexpected(exc)
+        return FAILED
+    refused = any(isinstance(cause, (ConfigurationError, FeedRefused)) for cause in found)
+    return CONFIGURATION if refused else FAILED
+
+
+def _line(exc: BaseException) -> str:
+    text = " ".join(str(exc).split())
+    return masked(text or type(exc).__name__)
+
+
+def _log_unexpected(exc: Exception) -> None:
+    if not is_configured():
+        from mdservice.observability.logging import configure_logging
+
+        configure_logging("json" if _Lines.json else "console")
+    _log.error("unexpected_error", exc_info=exc)
+
+
+def _log_uncaught(
+    _kind: type[BaseException], exc: BaseException, _traceback: TracebackType | None
+) -> None:
+    _print_unexpected(exc)
+
+
+def _log_of_thread(arguments: threading.ExceptHookArgs) -> None:
+    _print_unexpected(arguments.exc_value)
+
+
+def _log_unraisable(arguments: sys.UnraisableHookArgs) -> None:
+    _print_unexpected(arguments.exc_value, f"{arguments.err_msg or 'ignored'}: {arguments.object}")
+
+
+def _print_unexpected(exc: BaseException | None, message: str = "not handled") -> None:
+    text = "".join(traceback.format_exception(exc)).rstrip() if exc is not None else ""
+    _print_json("critical", "unexpected_error", message=message, exception=text)
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001 - as the standard library calls it
+    line: str | None = None,  # noqa: ARG001 - likewise
+) -> None:
+    text = f"{filename}:{lineno}: {category.__name__}: {message}"
+    _print_json("warning", "third_party_log", logger="py.warnings", message=text)
+
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mdservice.cli.failures import announce, use_json_lines
-from mdservice.cli.options import config_option
-from mdservice.logs import configure_logging
+from mdservice.cli.options import announce, config_option, use_json_lines
+from mdservice.observability.logging import configure_logging
 
 if TYPE_CHECKING:
     from mdservice.simulator import Simulator, SimulatorConfig
@@ -88,8 +87,8 @@ def simulate(
 async def _simulate(config: SimulatorConfig, host: str, port: int, *, as_json: bool) -> None:
     import anyio
 
+    from mdservice.runtime.stop_signals import stop_on_signal
     from mdservice.simulator import open_simulator
-    from mdservice.stop_signals import stop_on_signal
 
     async with anyio.create_task_group() as tasks:
         running = anyio.CancelScope()

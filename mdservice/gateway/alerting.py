@@ -8,15 +8,15 @@ from typing import Final
 
 import anyio
 
-from mdservice.backoff import Backoff
 from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, MDServiceError
 from mdservice.gateway.redis_calls import RedisCalls
-from mdservice.logs import get_logger, masked
-from mdservice.model.redis_layout import ALERT_CHANNEL
+from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.alerts import AlertBook, encode_alert
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rules import parse_rule
+from mdservice.redis_io.names import ALERT_CHANNEL
+from mdservice.runtime.backoff import Backoff
 
 __all__ = ["Alerting", "make_alerting"]
 

@@ -2,35 +2,177 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
-from typing import Final, cast
+from inspect import isawaitable
+from operator import index, is_
+from typing import Any, Final, cast
 
+import anyio
+import msgspec
+
+from mdservice.client.discovery import GivenServer, ServiceServer
+from mdservice.client.open import open_prices
 from mdservice.clock import Clock, SystemClock
-from mdservice.errors import ConfigurationError
+from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway.alerting import make_alerting
-from mdservice.gateway.book import PnlBook, ReadFrom
-from mdservice.gateway.given import FunctionPositions, PositionsFunction
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.gateway.tracker import PnlTracker, ReadFrom
+from mdservice.model.position import Position
+from mdservice.observability.logging import get_logger
 from mdservice.pnl.engine import PnlEngine
-from mdservice.positions.choose import open_source
-from mdservice.positions.chosen import ChosenPositions
-from mdservice.positions.polled import PolledPositions
-from mdservice.positions.service import ServicePositions
+from mdservice.positions import source
+from mdservice.positions.cache import PositionCache
+from mdservice.positions.parse import parse_positions
 from mdservice.positions.source import PositionSource
-from mdservice.prices.open import open_prices
-from mdservice.prices.whereabouts import GivenServer, ServiceServer
+from mdservice.positions.sources import ChosenPositions, ServicePositions, open_source
 from mdservice.settings import Settings
-from mdservice.settings_feeds import feed_delay_s
+from mdservice.settings.feeds import feed_delay_s
 
-__all__ = ["PositionsGiven", "make_book"]
+__all__ = ["FunctionPositions", "PositionsFunction", "PositionsGiven", "make_tracker"]
+
+
+# The positions of a program that mounts the router: a function that returns them.
+
+
+_log = get_logger(__name__)
+
+PositionsFunction = Callable[[], Iterable[Any] | Awaitable[Iterable[Any]]]
+"""Returns rows: positions, mappings, or objects with the attributes of a position."""
+
+_FIELDS: Final = (
+    "symbol",
+    "qty",
+    "avg_entry_price",
+    "side",
+    "multiplier",
+    "currency",
+    "swap_rate",
+    "usd",
+    "problem",
+)
+_PRICE: Final = "avg_entry_price"
+_UNREADABLE: Final = b'{"symbol":"?"}'
+_ABSENT: Final = object()
+_NEVER_CHANGE: Final = frozenset({str, int, float, bool, Decimal, type(None), type(_ABSENT)})
+
+
+class FunctionPositions:
+    """A :class:`~mdservice.positions.source.PositionSource` that calls a function."""
+
+    address = "the program's own positions"
+
+    def __init__(self, function: PositionsFunction) -> None:
+        self._function = function
+        self._known: dict[int, tuple[Sequence[object], bytes]] = {}
+        """Each row's values and JSON, by its place: a function is asked far more often than what
+        it returns changes."""
+        self._unreadable: dict[int, tuple[str, str]] = {}
+        """The types of rows that cannot be read, and of their errors, by place."""
+        self._content = b""
+        self._positions: list[Position] = []
+        """Of that content."""
+
+    async def fetch(self) -> Sequence[Position]:
+        """What the function returns now.
+
+        Raises:
+            PositionsUnavailable: It raised an error, or has not returned in time.
+            PositionsRefused: It returns far too much.
+        """
+        try:
+            with anyio.fail_after(source.FETCH_LIMIT_S):
+                found = self._function()
+                rows = list(await found if isawaitable(found) else found)
+        except TimeoutError as exc:
+            limit_s = source.FETCH_LIMIT_S
+            raise PositionsUnavailable(
+                f"the program's function for positions has not returned within {limit_s:g} s"
+            ) from exc
+        except Exception as exc:
+            # Its words may hold a secret, and this is told to whoever asks for the P&L.
+            _log.warning("positions_function_failed", exc_info=exc)
+            raise PositionsUnavailable(
+                f"the program's function for positions failed ({type(exc).__name__}, see the log)"
+            ) from exc
+        if len(rows) < len(self._known):
+            self._known.clear()
+        for place in [place for place in self._unreadable if place >= len(rows)]:
+            del self._unreadable[place]
+        content = b"[%b]" % b",".join([self._encoded(*each) for each in enumerate(rows)])
+        if content != self._content:
+            self._positions = parse_positions(content, "what the function returns")
+            self._content = content
+        return self._positions
+
+    async def aclose(self) -> None:
+        """Nothing is kept open."""
+
+    def _encoded(self, place: int, row: object) -> bytes:
+        """One row as JSON; one that cannot be used costs itself."""
+        try:
+            values = _values_of(row)
+            known = self._known.get(place)
+            if known is not None and all(map(is_, values, known[0])):
+                return known[1]
+            found = {
+                name: _in_dollars(value) if name == "usd" else _plain(value)
+                for name, value in zip(_FIELDS, values, strict=True)
+                if value is not _ABSENT
+            }
+            encoded = msgspec.json.encode(found)
+        except Exception as exc:  # noqa: BLE001 - properties of rows run the program's own code
+            error = type(row).__name__, type(exc).__name__
+            if self._unreadable.get(place) != error:  # it is logged once, and not at each answer
+                self._unreadable[place] = error
+                _log.warning("position_is_unreadable", row=error[0], reason=error[1])
+            return _UNREADABLE
+        if self._unreadable:
+            self._unreadable.pop(place, None)
+        if _NEVER_CHANGE.issuperset(map(type, values)):
+            self._known[place] = values, encoded
+        return encoded
+
+
+def _values_of(row: object) -> Sequence[object]:
+    """What a position is made of, in the order of the fields."""
+    return _values(row, _FIELDS)
+
+
+def _values(row: object, fields: Sequence[str]) -> Sequence[object]:
+    if type(row) is dict:
+        return [row.get(name, _ABSENT) for name in fields]
+    if isinstance(row, Mapping):  # whose get() may tell something else
+        return [row[name] if name in row else _ABSENT for name in fields]  # noqa: SIM401
+    return [getattr(row, name, _ABSENT) for name in fields]
+
+
+def _in_dollars(block: object) -> object:
+    """What is read of ``usd``, a mapping or an object; None where it has no price."""
+    (price,) = _values(block, (_PRICE,))
+    return None if price is _ABSENT else {_PRICE: _plain(price)}
+
+
+def _plain(value: object) -> object:
+    """Numbers as their decimal texts, whatever library they are of."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Decimal):
+        return str(value)
+    if hasattr(value, "__index__"):
+        return str(index(value))
+    if hasattr(value, "__float__"):
+        return repr(float(value))
+    return str(value)
+
 
 PositionsGiven = str | PositionSource | PositionsFunction
 
 _AT_ONCE_S: Final = 0.0
 
 
-def make_book(
+def make_tracker(
     positions: PositionsGiven,
     settings: Settings,
     *,
@@ -39,7 +181,7 @@ def make_book(
     symbols: Sequence[str] = (),
     alerts: Sequence[str] = (),
     clock: Clock | None = None,
-) -> PnlBook:
+) -> PnlTracker:
     """Everything that the routes need; nothing is connected yet.
 
     Args:
@@ -74,8 +216,8 @@ def make_book(
         feed_delay_s=feed_delay_s(settings.feed),
         max_spread=settings.max_spread,
     )
-    return PnlBook(
-        PolledPositions(source, clock),
+    return PnlTracker(
+        PositionCache(source, clock),
         _AT_ONCE_S if own else settings.positions_interval,
         calls,
         partial(open_prices, redis_url, symbols, prefix=prefix, socket=settings.socket),

@@ -7,15 +7,15 @@ from typing import Final, TypeVar
 
 import anyio
 
-from mdservice.api_client import NoAnswer
+from mdservice.client.connection import in_thread, open_link, refuse_errors
+from mdservice.client.discovery import Discovery
+from mdservice.client.http import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
-from mdservice.model.decode import QuoteDecoder
+from mdservice.model.payload import QuoteDecoder
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import Instance, RedisNames, decode_instance
-from mdservice.prices.links import in_thread, open_link, refuse_errors
-from mdservice.prices.whereabouts import Whereabouts
-from mdservice.sinks.redis_link import RedisLink
-from mdservice.sinks.resp import pack
+from mdservice.redis_io.commands import pack
+from mdservice.redis_io.connection import RedisConnection
+from mdservice.redis_io.names import Instance, RedisNames, decode_instance
 
 __all__ = ["RedisCalls"]
 
@@ -25,7 +25,7 @@ _ROLE: Final = pack(b"ROLE")
 _T = TypeVar("_T")
 
 
-def _open(link: RedisLink) -> bool:
+def _open(link: RedisConnection) -> bool:
     """Open the link; whether the server is a primary, as far as this user may ask."""
     open_link(link)
     (role,) = link.call(_ROLE)
@@ -42,11 +42,11 @@ class RedisCalls:
     Cancelling a call leaves nothing half done that a later one could see.
 
     Args:
-        whereabouts: Finds the server, and the names there, before each connection.
+        discovery: Finds the server, and the names there, before each connection.
     """
 
-    def __init__(self, whereabouts: Whereabouts) -> None:
-        self._whereabouts = whereabouts
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
         self._names = RedisNames()
         self._record = b""
         """The question for the service's record."""
@@ -54,7 +54,7 @@ class RedisCalls:
         """The service that writes the keys, as it last named itself; None where it did not."""
         self._limiter = anyio.CapacityLimiter(2)
         self._one_call = anyio.Lock()
-        self._link: RedisLink | None = None
+        self._link: RedisConnection | None = None
         self._was_primary = False
         """Whether the server was a primary when the connection was opened."""
         self._address = ""
@@ -121,18 +121,18 @@ class RedisCalls:
                 self.close()
         return result
 
-    async def _connect(self) -> RedisLink:
+    async def _connect(self) -> RedisConnection:
         try:
-            location = await self._whereabouts.find()
+            location = await self._discovery.find()
         except NoAnswer as exc:
             raise StoreUnavailable(str(exc)) from exc
         self._address, self._names = location.address.shown, location.names
         self._record, self._asked = pack(b"GET", self._names.instance_key), ((), b"")
-        self._link = RedisLink(location.address)
+        self._link = RedisConnection(location.address)
         self._was_primary = await in_thread(self._limiter, self._link, _open)
         return self._link
 
-    def _read(self, link: RedisLink, symbols: Sequence[str]) -> dict[str, Quote]:
+    def _read(self, link: RedisConnection, symbols: Sequence[str]) -> dict[str, Quote]:
         if symbols != self._asked[0]:
             self._asked = symbols, pack(b"MGET", *map(self._names.price_key, symbols))
         role, record, values = link.call(_ROLE, self._record, self._asked[1])
@@ -161,7 +161,7 @@ class RedisCalls:
                 reconnect=True,
             )
 
-    def _publish(self, link: RedisLink, channel: str, messages: Sequence[bytes]) -> None:
+    def _publish(self, link: RedisConnection, channel: str, messages: Sequence[bytes]) -> None:
         self._refuse_demoted(link.call(_ROLE)[0])
         name = self._names.channel(channel)
         commands = (pack(b"PUBLISH", name, message) for message in messages)

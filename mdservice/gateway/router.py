@@ -2,25 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 import attrs
+import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import Field
 
-from mdservice.api.schemas import Problem
 from mdservice.errors import PositionsError
-from mdservice.gateway.answers import Answers
-from mdservice.gateway.book import PnlBook, ReadFrom
-from mdservice.gateway.make import PositionsGiven, make_book
-from mdservice.gateway.schemas import PnlAnswer
+from mdservice.gateway.make import PositionsGiven, make_tracker
+from mdservice.gateway.tracker import PnlTracker, ReadFrom
+from mdservice.http_api.schemas import Answer, HeldPosition, Problem
+from mdservice.pnl.encode import PnlEncoder, encode_positions
+from mdservice.pnl.rows import PnlReport
 from mdservice.settings import Settings
 
-__all__ = ["NOT_KNOWN", "PNL_PATH", "book_router", "pnl_router"]
+__all__ = ["NOT_KNOWN", "PNL_PATH", "Answers", "PnlAnswer", "pnl_router", "tracker_router"]
+
+
+# The bodies of the gateway's answers, for its OpenAPI description.
+
+
+class _Row(HeldPosition):
+    """A position at its latest price."""
+
+    current_price: float | None = Field(
+        description="The mid of its latest usable quote, else the price that the position's source "
+        "tells; null where it is unpriced.",
+        examples=[187.135],
+    )
+    unrealized_pnl: float | None = Field(
+        description="Exact; null where it is unpriced.", examples=[371.35]
+    )
+    unrealized_pnl_pct: float | None = Field(
+        description="Of |qty| times avg_entry_price, to 4 places, half-even.", examples=[24.7567]
+    )
+    last_updated: str | None = Field(
+        description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds; null for a "
+        "price of the position's source.",
+        examples=["2026-11-20T15:51:44.208912345Z"],
+    )
+    status: Literal["live", "stale", "unpriced"] = Field(
+        description="`stale`: the price is older than the age limit, its key has expired, a newer "
+        "quote has no side or too wide a spread, or the position's source tells it."
+    )
+    problem: str | None = Field(default=None, description="Why it is never priced.")
+
+
+class PnlAnswer(Answer):
+    """Every position at its latest price. Numbers carry the exact decimal."""
+
+    positions: list[_Row] = Field(description="In the source's order; none is left out.")
+    total_unrealized_pnl: float = Field(
+        description="Over the priced positions, live and stale.", examples=[371.35]
+    )
+    priced: int = Field(description="Rows with a price, live or stale.")
+    unpriced: int = Field(description="Rows without one.")
+    warnings: list[str] | None = Field(
+        default=None,
+        description="Why this may be out of date, and which positions cannot be used; only where "
+        "there is something to say.",
+    )
+
+
+# What a book tells, as JSON.
+
+
+_PAUSE_S: Final = 0.02
+_PAUSE_PER_COST: Final = 20.0
+
+
+class Answers:
+    """Encodes the reports of one book."""
+
+    def __init__(self, book: PnlTracker) -> None:
+        self._book = book
+        self._encoder = PnlEncoder()
+
+    async def positions(self) -> bytes:
+        """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``.
+
+        Raises:
+            PositionsUnavailable: They are not known yet.
+        """
+        held = await self._book.current_positions()
+        return encode_positions(held.positions, self._book.positions_warnings())
+
+    async def whole(self) -> bytes:
+        """Every position at its price, with ``warnings`` where something may be out of date.
+
+        Raises:
+            PositionsUnavailable: The positions are not known yet.
+        """
+        return self._encode(await self._book.report())
+
+    async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
+        """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
+
+        After each there is a pause; what changes meanwhile goes out in one. It is the longer the
+        more there is to tell, so that no reader takes more than a small part of the event loop.
+
+        Args:
+            ended: Whether nobody wants more.
+        """
+        async for report in self._book.updates(ended):
+            began_s = time.perf_counter()
+            data = self._encode(report, live=True).decode()
+            cost_s = time.perf_counter() - began_s
+            yield "pnl" if report.whole else "pnl.changed", data
+            await anyio.sleep(max(_PAUSE_S, cost_s * _PAUSE_PER_COST))
+
+    def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
+        body = self._encoder.encode(report)
+        warnings = self._book.warnings(live=live)
+        if (unusable := self._book.unusable()) is not None:
+            warnings.append(unusable)
+        if not warnings:
+            return body
+        return b'%b,"warnings":%b}' % (body[:-1], msgspec.json.encode(warnings))
+
 
 PNL_PATH: Final = "/api/v1/positions/pnl/realtime"
 _JSON: Final = "application/json"
@@ -76,17 +182,17 @@ def pnl_router(
     settings = settings or Settings()
     if max_spread is not None:
         settings = attrs.evolve(settings, max_spread=max_spread)
-    book = make_book(
+    book = make_tracker(
         positions,
         settings,
         redis_url=redis_url,
         read_from=read_from,
         alerts=alerts,
     )
-    return book_router(book)
+    return tracker_router(book)
 
 
-def book_router(book: PnlBook) -> APIRouter:
+def tracker_router(book: PnlTracker) -> APIRouter:
     """The routes of a book, which runs for as long as the application does."""
     answers = Answers(book)
 

@@ -15,19 +15,17 @@ from anyio.abc import TaskStatus
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from mdservice.api.auth import BearerGate
-from mdservice.api.metrics import package_version
-from mdservice.api.requests import App
-from mdservice.api.schemas import PositionsAnswer
-from mdservice.api.server import serve_apps
-from mdservice.api.tcp import tcp_address, tcp_listeners
 from mdservice.errors import ConfigurationError, PositionsError
-from mdservice.gateway.answers import Answers
-from mdservice.gateway.book import PnlBook
-from mdservice.gateway.make import make_book
-from mdservice.gateway.router import NOT_KNOWN, book_router
+from mdservice.gateway.make import make_tracker
+from mdservice.gateway.router import NOT_KNOWN, Answers, tracker_router
+from mdservice.gateway.tracker import PnlTracker
+from mdservice.http_api.listeners import tcp_address, tcp_listeners
+from mdservice.http_api.requests import App, BearerGate
+from mdservice.http_api.schemas import PositionsAnswer
+from mdservice.http_api.server import serve_apps
+from mdservice.observability.metrics import package_version
 from mdservice.settings import Settings
-from mdservice.settings_values import host_and_port, is_loopback
+from mdservice.settings.parsers import host_and_port, is_loopback
 
 __all__ = ["gateway_app", "gateway_positions", "make_gateway", "serve_gateway"]
 
@@ -35,7 +33,7 @@ _SETTING: Final = "MDSERVICE_GATEWAY_HTTP"
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-def gateway_app(book: PnlBook) -> FastAPI:
+def gateway_app(book: PnlTracker) -> FastAPI:
     """The gateway's application: the router that others mount, and the positions."""
     app = FastAPI(
         title="mdservice gateway",
@@ -65,7 +63,7 @@ def gateway_app(book: PnlBook) -> FastAPI:
         """Whether the gateway runs: `{"live": true}`."""
         return {"live": True}
 
-    app.include_router(book_router(book))
+    app.include_router(tracker_router(book))
     return app
 
 
@@ -115,17 +113,17 @@ def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
     return addresses
 
 
-def make_gateway(settings: Settings) -> PnlBook:
+def make_gateway(settings: Settings) -> PnlTracker:
     """What the gateway serves; nothing is connected yet.
 
     Raises:
         ConfigurationError: It would ask itself for its positions.
     """
-    return make_book(gateway_positions(settings), settings)
+    return make_tracker(gateway_positions(settings), settings)
 
 
 async def serve_gateway(
-    book: PnlBook,
+    book: PnlTracker,
     settings: Settings,
     *,
     any_port: bool = False,

@@ -16,10 +16,9 @@ from typing import Final
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote, mid_number
 from mdservice.model.symbol import is_option
-from mdservice.pnl.holding import Holding
+from mdservice.pnl.holding import Holding, Totals
 from mdservice.pnl.numbers import EXACT, to_price
 from mdservice.pnl.rows import PnlReport, Row
-from mdservice.pnl.totals import Totals
 
 __all__ = ["DEFAULT_MAX_SPREAD", "MOST_REMEMBERED", "PnlEngine"]
 

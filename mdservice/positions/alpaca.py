@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mdservice.network import HttpClient
 from mdservice.positions.http import HttpPositions
+from mdservice.runtime.network import HttpClient
 
 __all__ = ["AlpacaPositions"]
 

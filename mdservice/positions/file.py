@@ -14,7 +14,7 @@ from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnav
 from mdservice.model.position import Position
 from mdservice.positions import source
 from mdservice.positions.parse import MOST_BYTES, NotJson, parse_positions
-from mdservice.positions.threads import Threads
+from mdservice.positions.source import Threads
 
 __all__ = ["FileAbsent", "FilePositions"]
 

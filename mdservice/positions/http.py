@@ -12,11 +12,10 @@ import attrs
 
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.network import HttpAnswer, HttpClient, HttpFailed
+from mdservice.observability.urls import mask_url, parse_url
 from mdservice.positions import source
-from mdservice.positions.answer import read_answer
-from mdservice.positions.parse import MOST_BYTES
-from mdservice.urls import mask_url, parse_url
+from mdservice.positions.parse import MOST_BYTES, read_answer
+from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
 
 __all__ = ["HttpPositions", "without_login"]
 

@@ -11,10 +11,7 @@ from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectSendStream
 
-from mdservice.actors.actor import Channel, Depth, hand_over
-from mdservice.actors.heartbeat import Heartbeat
 from mdservice.clock import Clock
-from mdservice.logs import get_logger
 from mdservice.model.events import (
     Backfill,
     FeedItem,
@@ -29,11 +26,11 @@ from mdservice.model.events import (
 )
 from mdservice.model.quote import Identity, Quote
 from mdservice.model.symbol import EVERY_SYMBOL
-from mdservice.router.clock_check import ClockCheck
+from mdservice.observability.logging import get_logger
 from mdservice.router.gaps import Gaps
-from mdservice.router.lanes import Lanes
-from mdservice.router.merge import merge
-from mdservice.router.time_check import TimeCheck
+from mdservice.router.sequencer import Sequencer, merge
+from mdservice.router.time_checks import ClockCheck, TimeCheck
+from mdservice.runtime.actor import Channel, Depth, Heartbeat, forward
 
 __all__ = ["FUTURE_TOLERANCE_NS", "QuoteRouter", "RouterSnapshot"]
 
@@ -97,7 +94,7 @@ class QuoteRouter:
         confirmed: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
-        self.lanes = Lanes()
+        self.sequencer = Sequencer()
         self._inbox = inbox.inbox(self.heartbeat)
         self._outbox = outbox
         self._listener = listener
@@ -125,7 +122,7 @@ class QuoteRouter:
     def snapshot(self) -> RouterSnapshot:
         """The router now."""
         return RouterSnapshot(
-            symbols=len(self.lanes),
+            symbols=len(self.sequencer),
             quotes_accepted=self._accepted,
             quotes_stale=self._stale,
             future_quotes=self._future,
@@ -144,8 +141,8 @@ class QuoteRouter:
             quotes: The last one of each symbol.
             resuming: Whether what has come since shall be repaired.
         """
-        self.lanes.start_from(quotes, resuming=resuming)
-        self._gaps.lost(self.lanes.newest_ns(), self.lanes.symbols())
+        self.sequencer.start_from(quotes, resuming=resuming)
+        self._gaps.lost(self.sequencer.newest_ns(), self.sequencer.symbols())
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Route until the feed's side is closed; then close the sinks' side."""
@@ -173,14 +170,14 @@ class QuoteRouter:
         """Send what was made of an item; a restart in the middle goes on where this was."""
         while self._unsent or self._filling:
             while self._unsent:
-                await hand_over(self._outbox, self._unsent[0])
+                await forward(self._outbox, self._unsent[0])
                 self._unsent.popleft()
             if self._filling:
                 await checkpoint()
                 self._fill_on(self._filling)
 
     def _route(self, quotes: Sequence[Quote]) -> Sequence[Quote]:
-        routed = self.lanes.route(quotes, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
+        routed = self.sequencer.route(quotes, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
         self._clock_check.add(len(quotes), routed.ahead_ns)
         if len(routed.ahead_ns) < len(quotes):
             self._time_check.add(routed.accepted, self._clock.monotonic())
@@ -198,8 +195,8 @@ class QuoteRouter:
         past = {id(quote) for quote in backfill.past}
         merged = merge(backfill.past, backfill.live)
         echoes = [quote for quote in merged if id(quote) in past]
-        self._echoes_before = self.lanes.take_echoes()  # of this repair nothing is one yet
-        missing = self.lanes.not_out_yet(merged)
+        self._echoes_before = self.sequencer.take_echoes()  # of this repair nothing is one yet
+        missing = self.sequencer.not_out_yet(merged)
         going_on = {id(quote) for quote in missing}
         self._stale += sum(1 for quote in backfill.live if id(quote) not in going_on)
         starts = range(0, len(missing), _MOST_AT_ONCE)
@@ -215,11 +212,11 @@ class QuoteRouter:
             self._backfilled += len(from_history)
             return
         self._filling = None
-        self.lanes.expect_again(fill.echoes, self._echoes_before)
+        self.sequencer.expect_again(fill.echoes, self._echoes_before)
         backfill = fill.backfill
         repaired = self._gaps.filled(
             backfill.until_ns,
-            self.lanes.newest_ns(),
+            self.sequencer.newest_ns(),
             fill.backfilled,
             backfill.complete,
         )
@@ -227,19 +224,21 @@ class QuoteRouter:
 
     def _take_late(self, late: LateQuotes) -> None:
         """Those that are still in order go out; of the others there is a gap after all."""
-        accepted = self._route(self.lanes.not_out_yet(late.quotes))
-        self.lanes.expect_again(accepted, self.lanes.take_echoes())
+        accepted = self._route(self.sequencer.not_out_yet(late.quotes))
+        self.sequencer.expect_again(accepted, self.sequencer.take_echoes())
         self._backfilled += len(accepted)
         out = {id(quote) for quote in accepted}
         lost = {quote.symbol for quote in late.quotes if id(quote) not in out}
-        self._gaps.brought(self.lanes.newest_ns(), {quote.symbol for quote in accepted})
+        self._gaps.brought(self.sequencer.newest_ns(), {quote.symbol for quote in accepted})
         symbols = late.unknown.union(lost)
         self._tell("gap", self._gaps.late(late.from_ns, late.to_ns, symbols))
 
     def _take_first(self, first: FirstQuotes) -> None:
         """The latest quotes of symbols that were subscribed just now."""
         now_ns = self._clock.utc_ns()
-        fetched = self.lanes.route_first(first.quotes, first.asked_ns, now_ns, FUTURE_TOLERANCE_NS)
+        fetched = self.sequencer.route_first(
+            first.quotes, first.asked_ns, now_ns, FUTURE_TOLERANCE_NS
+        )
         if fetched.ahead_ns:
             self._future += len(fetched.ahead_ns)
             _log.warning("quote_from_the_future", ahead_s=fetched.ahead_ns[0] / 1e9)
@@ -253,9 +252,9 @@ class QuoteRouter:
     def _lose(self, lost: FeedLost) -> None:
         symbols = set(lost.symbols)
         if EVERY_SYMBOL in symbols:
-            symbols = (symbols | set(self.lanes.symbols())) - {EVERY_SYMBOL}
-        self._gaps.lost(self.lanes.newest_ns(), symbols, self.lanes.streamed_ns)
-        self.lanes.take_echoes()  # the stream that could yet have brought them is gone
+            symbols = (symbols | set(self.sequencer.symbols())) - {EVERY_SYMBOL}
+        self._gaps.lost(self.sequencer.newest_ns(), symbols, self.sequencer.streamed_ns)
+        self.sequencer.take_echoes()  # the stream that could yet have brought them is gone
         self._hand_on(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}))
 
     def _resume(self, resumed: FeedResumed) -> None:
@@ -264,7 +263,7 @@ class QuoteRouter:
             resumed.at_ns,
             resumed.symbols,
             resumed.left_out,
-            self.lanes.streamed_ns,
+            self.sequencer.streamed_ns,
             repairing=resumed.repairing,
         )
         self._tell("gap", gaps)

@@ -26,7 +26,6 @@ Without a port, as on trio's virtual clock, httpx reaches it through
 from mdservice.simulator.account import SILENCE
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.control import ConnectionInfo
-from mdservice.simulator.desk import Trade
 from mdservice.simulator.faults import (
     Drop,
     Duplicate,
@@ -42,7 +41,9 @@ from mdservice.simulator.faults import (
     Spoil,
     seeded_faults,
 )
+from mdservice.simulator.market import UNIVERSE
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
+from mdservice.simulator.paper_account import Trade
 from mdservice.simulator.positions import DEMO_POSITIONS, Holding
 from mdservice.simulator.rest import (
     CutRest,
@@ -52,9 +53,7 @@ from mdservice.simulator.rest import (
     RestRequest,
     SlowRest,
 )
-from mdservice.simulator.running import open_simulator
-from mdservice.simulator.server import ReceivedMessage, Simulator
-from mdservice.simulator.universe import UNIVERSE
+from mdservice.simulator.server import ReceivedMessage, Simulator, open_simulator
 from mdservice.simulator.wire import SimQuote
 
 __all__ = [

@@ -12,12 +12,11 @@ from attrs import validators
 
 from mdservice.simulator.account import Account
 from mdservice.simulator.faults import Planned
-from mdservice.simulator.market import Market, Shape
+from mdservice.simulator.market import UNIVERSE, Market, Shape
+from mdservice.simulator.paper_account import Trader
 from mdservice.simulator.positions import parse_positions
-from mdservice.simulator.rest.query import HISTORY_FEEDS, LATEST_FEEDS, RestRules
+from mdservice.simulator.rest.quotes import HISTORY_FEEDS, LATEST_FEEDS, RestRules
 from mdservice.simulator.session import SessionRules
-from mdservice.simulator.trader import Trader
-from mdservice.simulator.universe import UNIVERSE
 
 __all__ = ["SimulatorConfig"]
 

@@ -10,10 +10,7 @@ import attrs
 
 from mdservice.clock import Clock
 from mdservice.simulator.account import SILENCE, Refusals, When
-from mdservice.simulator.codes import error_message
 from mdservice.simulator.connection import Connection
-from mdservice.simulator.decimals import Number
-from mdservice.simulator.desk import Desk, Trade
 from mdservice.simulator.faults import (
     DataFault,
     DataFaults,
@@ -24,6 +21,7 @@ from mdservice.simulator.faults import (
     Refuse,
     SendError,
 )
+from mdservice.simulator.paper_account import PaperAccount, Trade
 from mdservice.simulator.positions import Holding
 from mdservice.simulator.rest import (
     CutRest,
@@ -33,7 +31,7 @@ from mdservice.simulator.rest import (
     RestRequest,
     SlowRest,
 )
-from mdservice.simulator.wire import Encoding, OutFrame
+from mdservice.simulator.wire import Encoding, Number, OutFrame, error_message
 
 __all__ = ["ConnectionInfo", "Control"]
 
@@ -70,7 +68,7 @@ class Control:
 
     _clock: Clock
     _connections: dict[int, Connection]
-    _desk: Desk
+    _paper_account: PaperAccount
     _refusals: Refusals
     _rest: RestApi
 
@@ -168,17 +166,17 @@ class Control:
             ValueError: ``qty`` is 0, the price is below 0, one of them is no number, or the
                 position would be too large.
         """
-        return self._desk.trade(symbol, qty, price, self._clock.utc_ns())
+        return self._paper_account.trade(symbol, qty, price, self._clock.utc_ns())
 
     @property
     def positions(self) -> tuple[Holding, ...]:
         """The open ones, in the order in which they were opened."""
-        return tuple(self._desk.book)
+        return tuple(self._paper_account.book)
 
     @property
     def trades(self) -> Sequence[Trade]:
         """The newest ones, the oldest first, whoever made them."""
-        return self._desk.trades
+        return self._paper_account.trades
 
     @property
     def market_open(self) -> bool:

@@ -11,7 +11,7 @@ from decimal import Decimal, localcontext
 import attrs
 
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.simulator.decimals import EXACT, TOO_LARGE, Number, to_decimal
+from mdservice.simulator.wire import EXACT, TOO_LARGE, Number, to_decimal
 
 __all__ = ["DEMO_POSITIONS", "Holding", "PositionBook", "StartPositions", "parse_positions"]
 

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import attrs
 import msgspec
-from anyio.abc import ByteStream, TaskGroup
+from anyio.abc import ByteStream, Listener, SocketAttribute, SocketStream, TaskGroup
 from websockets.http11 import Request
 
-from mdservice.clock import Clock
+from mdservice.clock import Clock, SystemClock
+from mdservice.errors import ConfigurationError
 from mdservice.simulator.account import Refusals, Silence
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.connection import Connection
 from mdservice.simulator.control import Control
-from mdservice.simulator.desk import Desk
 from mdservice.simulator.http import HttpAnswer, too_many_connections, wants_websocket
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
+from mdservice.simulator.paper_account import PaperAccount
 from mdservice.simulator.record import QuoteRecord
 from mdservice.simulator.rest import RestApi
 from mdservice.simulator.session import Reply, Session
 from mdservice.simulator.wire import SimQuote
 
-__all__ = ["ReceivedMessage", "Simulator"]
+__all__ = ["ReceivedMessage", "Simulator", "open_simulator"]
+
 
 _FEED_PATH = "/v2/iex"
 _GOING_AWAY = 1001
@@ -73,12 +76,12 @@ class Simulator(Control):
         self._account = config.account()
         self._refusals = Refusals()
         self._record = QuoteRecord(config.history_size)
-        self._desk = Desk(
+        self._paper_account = PaperAccount(
             config.positions, self._record, trades_size=config.received_size, traded=self.notify
         )
         self._rest = RestApi(
             self._record,
-            self._desk,
+            self._paper_account,
             self._account,
             config.rest_rules(),
             rate_limit=config.rest_rate_limit,
@@ -249,8 +252,8 @@ class Simulator(Control):
         trader = self.config.trader()
         while True:
             await anyio.sleep(self.config.trade_every_s)
-            symbol, qty = trader.next(self._desk.book)
-            self.trade(symbol, qty, self._desk.fill_price(symbol, qty))
+            symbol, qty = trader.next(self._paper_account.book)
+            self.trade(symbol, qty, self._paper_account.fill_price(symbol, qty))
 
     async def say_farewell(self) -> None:
         """Close what is open, within half a second."""
@@ -276,3 +279,63 @@ class Simulator(Control):
 
 def _stamp(quote: SimQuote, now_ns: int) -> SimQuote:
     return msgspec.structs.replace(quote, ts_event_ns=now_ns)
+
+
+# Runs a simulator: its port and its tasks.
+
+
+@asynccontextmanager
+async def open_simulator(
+    config: SimulatorConfig | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = 0,
+    clock: Clock | None = None,
+) -> AsyncGenerator[Simulator, None]:
+    """Run a simulator for the length of the block, on trio or asyncio.
+
+    Args:
+        config: What it does; None for the defaults.
+        host: Where it listens.
+        port: 0 for a free one (see :attr:`Simulator.port`); None for no socket at all, only
+            :meth:`Simulator.connect`, as trio's virtual clock needs it.
+        clock: Where quotes get their time; None for the machine's.
+
+    Raises:
+        ConfigurationError: The address cannot be listened on.
+    """
+    listener = None if port is None else await _listen(host, port)
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        simulator = Simulator(config or SimulatorConfig(), clock or SystemClock(), tasks)
+        if listener is not None:
+            simulator.host = host
+            simulator.port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - no Django
+            tasks.start_soon(_accept, listener, simulator, tasks)
+        tasks.start_soon(simulator.run_market)
+        tasks.start_soon(simulator.run_script)
+        tasks.start_soon(simulator.run_trader)
+        try:
+            yield simulator
+        except Exception as exc:  # noqa: BLE001 - raised again below, out of the task group
+            failure = exc
+        else:
+            await simulator.say_farewell()
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _listen(host: str, port: int) -> Listener[SocketStream]:
+    try:
+        return await anyio.create_tcp_listener(local_host=host, local_port=port)
+    except (OSError, OverflowError) as exc:
+        raise ConfigurationError(
+            f"the simulator cannot listen on {host}:{port} ({exc}): choose another port, "
+            "or 0 for a free one"
+        ) from exc
+
+
+async def _accept(listener: Listener[SocketStream], simulator: Simulator, tasks: TaskGroup) -> None:
+    async with listener:
+        await listener.serve(simulator.serve, tasks)

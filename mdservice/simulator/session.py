@@ -15,7 +15,7 @@ import attrs
 from mdservice.errors import InvalidSymbol
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
 from mdservice.simulator.account import Account, Refusals, Silence, When
-from mdservice.simulator.codes import error_message
+from mdservice.simulator.wire import error_message
 
 __all__ = ["CHANNELS", "NOTHING", "Reply", "Session", "SessionRules"]
 

@@ -10,6 +10,7 @@ Source: Alpaca's streaming documentation, and its Go and Python clients.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Context, Decimal, InvalidOperation, localcontext
 from typing import Any, Literal
 
 import attrs
@@ -18,15 +19,89 @@ import msgspec
 from mdservice.model.timestamps import format_ns, parse_rfc3339
 
 __all__ = [
+    "ERROR_TEXTS",
+    "EXACT",
+    "TOO_LARGE",
     "Encoding",
+    "Number",
     "OutFrame",
     "SimQuote",
     "decode_message",
     "encode_messages",
     "encode_quotes",
     "encode_timestamp",
+    "error_message",
     "json_number",
+    "plain",
+    "to_decimal",
 ]
+
+
+# Exact numbers: of shares, and of dollars.
+
+
+Number = Decimal | int | float | str
+"""What a caller may give; a float counts as it is printed, so 0.1 is 0.1."""
+
+EXACT = Context(prec=60)
+"""Keeps every digit of the products and sums of what :func:`to_decimal` lets through."""
+
+_PLACES = Decimal("1e-9")
+TOO_LARGE = Decimal(10) ** 12
+"""Numbers stay below it, positions too."""
+
+
+def to_decimal(number: Number) -> Decimal:
+    """The number with at most 9 decimal places, which is what Alpaca takes.
+
+    Raises:
+        ValueError: It is none, not finite, or 10^12 or more.
+    """
+    try:
+        value = Decimal(str(number))
+    except InvalidOperation:
+        raise ValueError(f"{number!r} is not a number") from None
+    if not value.is_finite() or abs(value) >= TOO_LARGE:
+        raise ValueError(f"{number!r} is not a number below {TOO_LARGE:f}")
+    return value.quantize(_PLACES, context=EXACT)
+
+
+def plain(value: Decimal) -> str:
+    """``187.5``: no exponent, no zeros at the end, no minus before 0."""
+    with localcontext(EXACT):
+        return f"{value.normalize() + 0:f}"
+
+
+# Alpaca's stream errors: the codes and their texts.
+
+
+ERROR_TEXTS: Mapping[int, str] = {
+    400: "invalid syntax",
+    401: "not authenticated",
+    402: "auth failed",
+    403: "already authenticated",
+    404: "auth timeout",
+    405: "symbol limit exceeded",
+    406: "connection limit exceeded",
+    407: "slow client",
+    408: "v2 not enabled",
+    409: "insufficient subscription",
+    410: "invalid subscribe action for this feed",
+    411: "insufficient scope",
+    412: "option messages are only available in MsgPack format",
+    413: "star subscription is not allowed for option quotes",
+    500: "internal error",
+}
+"""Source: Alpaca's streaming documentation; 412 and 413 are worded from its description."""
+
+
+def error_message(code: int) -> dict[str, Any]:
+    """``{"T": "error", "code": 406, "msg": "connection limit exceeded"}``.
+
+    A code that Alpaca does not document gets the text ``error``.
+    """
+    return {"T": "error", "code": code, "msg": ERROR_TEXTS.get(code, "error")}
+
 
 Encoding = Literal["json", "msgpack"]
 

@@ -17,8 +17,8 @@ import attrs
 
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import StoreUnavailable
-from mdservice.sinks.redis_advice import refusal
-from mdservice.sinks.store import WriteBatch
+from mdservice.publish.store import WriteBatch
+from mdservice.redis_io.replies import refusal
 
 __all__ = ["MemoryPriceStore", "Slow", "StoreFault"]
 
@@ -53,7 +53,7 @@ class Slow:
 
 
 class MemoryPriceStore:
-    """A :class:`~mdservice.sinks.store.PriceStore` and the server behind it, in one object.
+    """A :class:`~mdservice.publish.store.PriceStore` and the server behind it, in one object.
 
     What the server holds outlives connections; :meth:`restart` empties it.
 

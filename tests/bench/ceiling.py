@@ -20,11 +20,11 @@ import attrs
 import hiredis
 import msgspec
 
-from mdservice.model.encode import encode_quote
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import PRICE_CHANNEL
-from mdservice.sinks.resp import BatchPacker, PackedBatch
-from mdservice.sinks.store import Message, WriteBatch
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.commands import BatchPacker, PackedBatch
+from mdservice.redis_io.names import PRICE_CHANNEL
 from tests.bench.listener import REPORT_CHANNEL
 from tests.bench.processes import running
 from tests.bench.runs import Stage

@@ -22,19 +22,18 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from mdservice.feeds.alpaca.codec import Codec
-from mdservice.feeds.alpaca.frame_reader import FrameReader
-from mdservice.feeds.driver import Encoding, Frame
-from mdservice.model.decode import decode_quote
-from mdservice.model.encode import encode_quote
+from mdservice.feed.alpaca.codec import Codec
+from mdservice.feed.alpaca.frame_reader import FrameReader
+from mdservice.feed.driver import Encoding, Frame
+from mdservice.model.payload import decode_quote, encode_quote
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import PRICE_CHANNEL
 from mdservice.model.timestamps import format_ns
-from mdservice.router.lanes import Lanes
-from mdservice.sinks.conflation import ConflatingBuffer
-from mdservice.sinks.publisher import MOST_IN_BATCH
-from mdservice.sinks.resp import BatchPacker
-from mdservice.sinks.store import Message, WriteBatch
+from mdservice.publish.conflation import ConflatingBuffer
+from mdservice.publish.publisher import MOST_IN_BATCH
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.commands import BatchPacker
+from mdservice.redis_io.names import PRICE_CHANNEL
+from mdservice.router.sequencer import Sequencer
 
 FEW, MANY = 1000, 3000
 """Quotes; what is counted for both falls out of the difference."""
@@ -98,8 +97,8 @@ def _message(encoding: Encoding, quote: Quote) -> dict[str, Any]:
 
 
 def _route(count: int) -> Work:
-    lanes, quotes = Lanes(), _quotes(count)
-    return lambda: lanes.route(quotes, quotes[-1].ts_event_ns, _TOLERANCE_NS)
+    sequencer, quotes = Sequencer(), _quotes(count)
+    return lambda: sequencer.route(quotes, quotes[-1].ts_event_ns, _TOLERANCE_NS)
 
 
 def _wait(count: int) -> Work:

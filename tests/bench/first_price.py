@@ -23,10 +23,10 @@ import attrs
 import msgspec
 from redis.asyncio import Redis
 
-from mdservice.service import Service, open_service
+from mdservice.app.service import Service, open_service
+from mdservice.redis_io.embedded import open_embedded_server
 from mdservice.settings import Settings
 from mdservice.simulator import SimQuote, SimulatorConfig, SlowRest, open_simulator
-from mdservice.sinks.embedded import open_embedded_server
 from tests.bench.processes import REPOSITORY, Cores, pin, running
 from tests.bench.results import aligned, machine, write
 from tests.bench.tape import symbol_names

@@ -25,7 +25,7 @@ from typing import Any
 import anyio
 import attrs
 
-from mdservice.sinks.embedded import open_embedded_server
+from mdservice.redis_io.embedded import open_embedded_server
 from tests.bench.pnl_desk import Writer
 from tests.bench.pnl_events import Events, engine_alone, through_a_book
 from tests.bench.pnl_requests import Counts, Requests, in_process, over_http

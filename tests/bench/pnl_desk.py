@@ -14,11 +14,11 @@ from typing import Any
 import attrs
 import msgspec
 
-from mdservice.model.encode import encode_quote
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import RedisNames
-from mdservice.sinks.redis_link import RedisAddress, RedisLink
-from mdservice.sinks.resp import pack
+from mdservice.redis_io.commands import pack
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.names import RedisNames
 from tests.bench.tape import symbol_names
 
 FIELDS = ("symbol", "qty", "avg_entry_price")
@@ -122,7 +122,7 @@ class Writer:
     """
 
     def __init__(self, url: str) -> None:
-        self._link = RedisLink(RedisAddress(url, timeout_s=_TIMEOUT_S))
+        self._link = RedisConnection(RedisAddress(url, timeout_s=_TIMEOUT_S))
         self._link.open()
 
     def write(self, desk: Desk, turn: int, *, publish: bool) -> None:

@@ -16,16 +16,16 @@ import anyio.to_thread
 import attrs
 import msgspec
 
-from mdservice.gateway.book import PnlBook
-from mdservice.gateway.make import make_book
-from mdservice.model.encode import encode_quote
+from mdservice.gateway.make import make_tracker
+from mdservice.gateway.tracker import PnlTracker
+from mdservice.model.payload import encode_quote
 from mdservice.model.position import Position
 from mdservice.pnl.alerts import AlertBook
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rules import parse_rule
 from mdservice.positions.parse import parse_positions
+from mdservice.redis_io.commands import pack
 from mdservice.settings import Settings
-from mdservice.sinks.resp import pack
 from tests.bench.pnl_desk import Desk, Writer
 
 SIZES: Final = (100, 10_000)
@@ -110,7 +110,7 @@ async def _book(
 ) -> Events:
     turns = max(2, events // desk.count + 1)
     writer.write(desk, 1, publish=False)
-    book = make_book(desk.rows().copy, Settings(), redis_url=url, alerts=rules)
+    book = make_tracker(desk.rows().copy, Settings(), redis_url=url, alerts=rules)
     commands = _commands(desk, turns)
     async with book.running():
         with anyio.fail_after(_LIMIT_S):
@@ -127,7 +127,7 @@ async def _book(
     return Events("Valkey, book, engine", desk.count, len(rules), len(commands), per_s, wrong)
 
 
-async def _publish(writer: Writer, commands: list[bytes], book: PnlBook) -> None:
+async def _publish(writer: Writer, commands: list[bytes], book: PnlTracker) -> None:
     """Until all are taken: each changes a row, and so the engine's version."""
     engine, sent = book._engine, 0
     version = engine.version

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import anyio
 import attrs
 
-from mdservice.gateway.answers import Answers
-from mdservice.gateway.book import PnlBook
-from mdservice.gateway.make import make_book
-from mdservice.run import GC_THRESHOLD
+from mdservice.app.run import GC_THRESHOLD
+from mdservice.gateway.make import make_tracker
+from mdservice.gateway.router import Answers
+from mdservice.gateway.tracker import PnlTracker
 from mdservice.settings import Settings
 from tests.bench.pnl_desk import Desk, Writer, percentiles
 from tests.bench.pnl_gateway import path_of
@@ -107,18 +107,18 @@ async def in_process(url: str, writer: Writer, counts: Counts) -> list[Requests]
     found: list[Requests] = []
     for count, requests in counts.keys.items():
         desk = Desk(0, count)
-        book = make_book(desk.rows().copy, Settings(), redis_url=url)
+        book = make_tracker(desk.rows().copy, Settings(), redis_url=url)
         found += await _ask_keys(book, desk, writer, requests)
         await book.aclose()
     for count, requests in counts.live.items():
         desk = Desk(0, count)
-        book = make_book(desk.rows().copy, Settings(), redis_url=url, read_from="live")
+        book = make_tracker(desk.rows().copy, Settings(), redis_url=url, read_from="live")
         async with book.running():
             found += await _ask_live(book, desk, writer, requests)
     return found
 
 
-async def _ask_keys(book: PnlBook, desk: Desk, writer: Writer, count: int) -> list[Requests]:
+async def _ask_keys(book: PnlTracker, desk: Desk, writer: Writer, count: int) -> list[Requests]:
     writer.write(desk, 1, publish=False)
     answers = Answers(book)
     await answers.whole()
@@ -139,7 +139,7 @@ async def _ask_keys(book: PnlBook, desk: Desk, writer: Writer, count: int) -> li
     return [each.result() for each in (same, new)]
 
 
-async def _ask_live(book: PnlBook, desk: Desk, writer: Writer, count: int) -> list[Requests]:
+async def _ask_live(book: PnlTracker, desk: Desk, writer: Writer, count: int) -> list[Requests]:
     answers, found, turn = Answers(book), [], 1
     writer.write(desk, turn, publish=True)
     await _until_taken(book, desk, turn)
@@ -156,7 +156,7 @@ async def _ask_live(book: PnlBook, desk: Desk, writer: Writer, count: int) -> li
     return found
 
 
-async def _until_taken(book: PnlBook, desk: Desk, turn: int) -> None:
+async def _until_taken(book: PnlTracker, desk: Desk, turn: int) -> None:
     """Until the subscriber has heard all prices of a turn."""
     total = desk.total(turn)
     with anyio.fail_after(_TAKEN_LIMIT_S):

@@ -10,7 +10,7 @@ import selectors
 import socket
 import sys
 
-from mdservice.model.redis_layout import PRICE_CHANNEL
+from mdservice.redis_io.names import PRICE_CHANNEL
 
 _READ_BYTES = 262_144
 _SUBSCRIBE = f"SUBSCRIBE {PRICE_CHANNEL}\r\n".encode()

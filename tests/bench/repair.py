@@ -23,7 +23,7 @@ import hiredis
 import msgspec
 import redis
 
-from mdservice.sinks.embedded import open_embedded_server
+from mdservice.redis_io.embedded import open_embedded_server
 from tests.bench.processes import REPOSITORY, Child, Cores, pin, running
 from tests.bench.programs import Service, Surroundings
 from tests.bench.results import aligned, machine, write

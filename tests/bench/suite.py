@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import redis
 
-from mdservice.sinks.embedded import open_embedded_server
+from mdservice.redis_io.embedded import open_embedded_server
 from tests.bench import starts
 from tests.bench.benchmark import ALPACA_PY, FLOOD, RAW, Benchmark, Plan, say
 from tests.bench.checks import Market

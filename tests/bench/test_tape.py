@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mdservice.feeds.alpaca.codec import Codec
+from mdservice.feed.alpaca.codec import Codec
 from tests.bench.encodings import ENCODINGS
 from tests.bench.tape import SPREAD_CENTS, Tape, bid_cents, quotes_of, symbol_names
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from mdservice.feeds.alpaca.codec import Codec
+from mdservice.feed.alpaca.codec import Codec
 from tests.bench import wire
 from tests.bench.encodings import ENCODINGS
 from tests.bench.tape import Tape, symbol_names

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mdservice import logs
 from mdservice.cli import cli
-from mdservice.masking import Masker
+from mdservice.observability import logging as logs
+from mdservice.observability.masking import Masker
 
 Invoke = Callable[..., Result]
 

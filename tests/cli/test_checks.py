@@ -12,14 +12,20 @@ from typing import Any
 import anyio
 import pytest
 
-from mdservice.cli.check_feed import log_in
-from mdservice.cli.check_http import check_clock, check_history, check_positions
-from mdservice.cli.check_result import CheckResult, passed, skipped
-from mdservice.cli.checks import check_settings, check_socket
+from mdservice.cli.checks import (
+    CheckResult,
+    check_clock,
+    check_history,
+    check_positions,
+    check_settings,
+    check_socket,
+    log_in,
+    passed,
+    skipped,
+)
 from mdservice.errors import ConfigurationError, FeedRefused, FeedUnavailable
-from mdservice.feeds.alpaca.codes import http_refusal, refusal
-from mdservice.settings import Settings
-from mdservice.settings_load import load_settings
+from mdservice.feed.alpaca.error_codes import http_refusal, refusal
+from mdservice.settings import Settings, load_settings
 
 KEYS = {"api_key": "PKTEST", "secret_key": "secret-of-test"}
 

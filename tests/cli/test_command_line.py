@@ -9,11 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mdservice import __version__
-from mdservice.cli import cli
-from mdservice.cli.failures import causes, report
-from mdservice.cli.group import CommandGroup
+from mdservice.cli import CommandGroup, cli
+from mdservice.cli.options import causes, report
 from mdservice.errors import ConfigurationError, FeedRefused, SocketInUse
-from mdservice.logs import hide_secrets
+from mdservice.observability.logging import hide_secrets
 from mdservice.settings import SETTINGS
 
 COMMANDS = [

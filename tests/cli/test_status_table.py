@@ -10,7 +10,7 @@ import attrs
 import click
 import pytest
 
-from mdservice.cli.status_table import WIDTH, status_lines
+from mdservice.cli.asking import WIDTH, status_lines
 from mdservice.model.status import (
     ActorReport,
     Counters,

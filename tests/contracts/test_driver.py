@@ -19,12 +19,12 @@ import sniffio
 import trio.testing
 
 from mdservice.errors import FeedRefused, FeedUnavailable
-from mdservice.feeds import driver as feeds_driver
-from mdservice.feeds.alpaca.codec import Codec
-from mdservice.feeds.alpaca.login import Credentials
-from mdservice.feeds.alpaca.raw import WebsocketsDriver
-from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
-from mdservice.feeds.driver import (
+from mdservice.feed import driver as feeds_driver
+from mdservice.feed.alpaca.codec import Codec
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
+from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
+from mdservice.feed.driver import (
     CLOSE_TIMEOUT_S,
     LONGEST_OPEN_TIMEOUT_S,
     OPEN_TIMEOUT_S,

@@ -11,9 +11,9 @@ import attrs
 import pytest
 
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.feeds.alpaca.login import Credentials
-from mdservice.feeds.alpaca.rest import AlpacaHistory
-from mdservice.feeds.history import QuoteHistory
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.rest import AlpacaHistory
+from mdservice.feed.history import QuoteHistory
 from mdservice.model.quote import Quote, identity
 from mdservice.simulator import SimQuote, SimulatorConfig, open_simulator
 from mdservice.simulator.transport import SimulatorTransport

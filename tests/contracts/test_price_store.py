@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.sinks.redis_store import RedisPriceStore
-from mdservice.sinks.store import Message, PriceStore, RenewingStore, WriteBatch
+from mdservice.publish.store import Message, PriceStore, RenewingStore, WriteBatch
+from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import MemoryPriceStore, Slow
 
 LIMIT_S = 20.0

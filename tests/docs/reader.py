@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from mdservice.errors import MDServiceError
-from mdservice.settings_load import load_settings
+from mdservice.settings import load_settings
 from tests.docs.commands import commands_of, missing, same_structure
 from tests.docs.fences import ROOT, Block
 from tests.docs.shell import LIMIT_S, DoesNotWork, Running, Shell

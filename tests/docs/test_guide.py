@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import mdservice
-from mdservice.api.app import create_app
-from mdservice.model.redis_layout import BATCH_CHANNEL, INSTANCES_CHANNEL
+from mdservice.http_api.server import create_app
+from mdservice.redis_io.names import BATCH_CHANNEL, INSTANCES_CHANNEL
 from mdservice.settings import SETTINGS
 from mdservice.testing.fake_service import FakeService
 
@@ -171,12 +171,16 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 
 def test_names_that_do_not_exist_are_found() -> None:
-    assert unknown_files("`feeds/nowhere.py` and mdservice/feeds/repair.py") == ["feeds/nowhere.py"]
-    assert unknown_folders(["feeds/", "tests/docs", "fields/"]) == ["fields/"]
-    assert unknown_dotted("mdservice.feeds.mender, mdservice.feeds.repair.GapRepair") == [
-        "mdservice.feeds.mender"
+    assert unknown_files("`feeds/nowhere.py` and mdservice/feed/gap_repair/repair.py") == [
+        "feeds/nowhere.py"
     ]
-    assert unknown_dotted("mdservice.feeds.repair.Mender") == ["mdservice.feeds.repair.Mender"]
+    assert unknown_folders(["feed/", "tests/docs", "fields/"]) == ["fields/"]
+    assert unknown_dotted("mdservice.feed.mender, mdservice.feed.gap_repair.repair.GapRepair") == [
+        "mdservice.feed.mender"
+    ]
+    assert unknown_dotted("mdservice.feed.gap_repair.repair.Mender") == [
+        "mdservice.feed.gap_repair.repair.Mender"
+    ]
     names = CAMEL_CASE.findall("GapMender GapRepair GapRepair.fix GapRepair.repair")
     assert unknown_classes(names) == ["GapMender", "GapRepair.fix"]
     assert unknown_classes(capitals(["Session.read", "Mender", "Session.fix"])) == [

@@ -11,8 +11,8 @@ import pytest
 
 from docs.generate.costs import FIGURES
 from docs.generate.terminal import picture_of
-from mdservice import topology
-from mdservice.feeds import connection, retries
+from mdservice.app import topology
+from mdservice.feed import connection, retries
 from mdservice.model.events import FeedState
 from tests.docs.test_guide import CAMEL_CASE, unknown_classes
 
@@ -86,7 +86,7 @@ def test_the_connection_shows_every_state_and_every_message() -> None:
 
 
 def test_the_phases_are_those_that_the_api_describes() -> None:
-    from mdservice.api.schemas import StatusAnswer
+    from mdservice.http_api.schemas import StatusAnswer
 
     feed = StatusAnswer.model_json_schema()["$defs"]["_Feed"]["properties"]["phase"]
     assert set(re.findall(r"`(\w+)`", feed["description"])) == phases()

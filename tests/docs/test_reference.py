@@ -13,10 +13,11 @@ import pytest
 import mdservice
 from docs.generate.names import GROUPS, public
 from docs.generate.pages import DRAWN, PAGES, PARTS, filled, parts_of
-from mdservice.api.app import create_app
-from mdservice.cli import cli, failures
-from mdservice.gateway.make import make_book
+from mdservice.cli import cli
+from mdservice.cli import options as failures
+from mdservice.gateway.make import make_tracker
 from mdservice.gateway.serve import gateway_app
+from mdservice.http_api.server import create_app
 from mdservice.model.events import FeedState
 from mdservice.settings import SETTINGS, Settings
 from mdservice.testing.fake_service import FakeService
@@ -73,7 +74,7 @@ def calls_of(application) -> set[str]:
 
 
 def gateway():
-    return gateway_app(make_book(list, Settings(), redis_url="redis://localhost:1"))
+    return gateway_app(make_tracker(list, Settings(), redis_url="redis://localhost:1"))
 
 
 def test_every_call_is_there_and_no_other() -> None:
@@ -147,7 +148,7 @@ def exit_codes(source: str) -> set[int]:
 
 
 def used_codes() -> set[int]:
-    files = [*(PACKAGE / "cli").glob("*.py"), PACKAGE / "run.py"]
+    files = [*(PACKAGE / "cli").glob("*.py"), PACKAGE / "app" / "run.py"]
     constants = _constants(ast.parse(Path(failures.__file__).read_text()))
     return set(constants.values()).union(*(exit_codes(file.read_text()) for file in files))
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from mdservice.errors import StoreUnavailable
-from mdservice.gateway.followed import FollowedPrices
+from mdservice.gateway.tracker import FollowedPrices
 
 FAILS_AFTER_S = 5.0
 

@@ -9,8 +9,8 @@ import attrs
 import pytest
 from alpaca.trading.models import USDPositionValues
 
-from mdservice.gateway import given
-from mdservice.gateway.given import FunctionPositions
+from mdservice.gateway import make as given
+from mdservice.gateway.make import FunctionPositions
 
 
 @attrs.define

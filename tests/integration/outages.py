@@ -22,8 +22,8 @@ import anyio
 import attrs
 import hiredis
 
+from mdservice.app.service import Service, open_service
 from mdservice.model.timestamps import parse_rfc3339
-from mdservice.service import Service, open_service
 from mdservice.settings import Settings
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from tests.integration.network import Network

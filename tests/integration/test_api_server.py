@@ -18,10 +18,10 @@ import anyio
 import httpx
 import pytest
 
-import mdservice.api.server as server_module
-from mdservice.api.server import ApiAddresses, serve_api
-from mdservice.api.socket import unix_listener
+import mdservice.http_api.server as server_module
 from mdservice.errors import ConfigurationError, SocketInUse
+from mdservice.http_api.listeners import unix_listener
+from mdservice.http_api.server import ApiAddresses, serve_api
 from mdservice.testing.fake_service import FakeService
 
 BASE = "/api/v1/market-data"

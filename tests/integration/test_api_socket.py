@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from mdservice.api.socket import unix_listener
 from mdservice.errors import ConfigurationError, SocketInUse
+from mdservice.http_api.listeners import unix_listener
 
 _HOLDER = """
 import sys
 from pathlib import Path
-from mdservice.api.socket import unix_listener
+from mdservice.http_api.listeners import unix_listener
 with unix_listener(Path(sys.argv[1])):
     print("listening", flush=True)
     sys.stdin.read()

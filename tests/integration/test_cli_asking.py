@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from mdservice.api_client import NoAnswer, ask
 from mdservice.cli import cli
 from mdservice.cli.checks import find_running
+from mdservice.client.http import NoAnswer, ask
 from mdservice.errors import ConfigurationError
 from mdservice.settings import Settings
 

@@ -17,16 +17,21 @@ import anyio
 import pytest
 
 import mdservice
-from mdservice.cli.check_feed import check_feed
-from mdservice.cli.check_http import check_clock, check_history, check_positions
-from mdservice.cli.check_result import CheckResult
-from mdservice.cli.checks import check_redis, run_checks
-from mdservice.feeds.alpaca.drivers import make_drivers
-from mdservice.gateway.make import make_book
+from mdservice.cli.checks import (
+    CheckResult,
+    check_clock,
+    check_feed,
+    check_history,
+    check_positions,
+    check_redis,
+    run_checks,
+)
+from mdservice.client.discovery import GivenServer
+from mdservice.feed.alpaca.drivers import make_drivers
+from mdservice.gateway.make import make_tracker
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.model.position import Position
-from mdservice.model.redis_layout import RedisNames
-from mdservice.prices.whereabouts import GivenServer
+from mdservice.redis_io.names import RedisNames
 from mdservice.settings import Settings
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.testing import FakePositions
@@ -281,7 +286,7 @@ async def test_the_embedded_servers_program_is_found() -> None:
 
 
 async def test_without_any_server_program_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdservice.sinks.server_program._find_bundled", lambda: None)
+    monkeypatch.setattr("mdservice.redis_io.embedded._find_bundled", lambda: None)
     monkeypatch.setenv("PATH", "")
     result = await check_redis(Settings())
     assert result.outcome == "FAIL"
@@ -452,7 +457,7 @@ async def test_service_readers_and_gateway_work_with_the_documented_acl_line(
         key_prefix=prefix,
         socket=tmp_path / "x.sock",
     )
-    book = make_book(FakePositions([Position("AAPL", Decimal(10), Decimal(1))]), settings)
+    book = make_tracker(FakePositions([Position("AAPL", Decimal(10), Decimal(1))]), settings)
     with anyio.fail_after(30):
         async with (
             mdservice.open_service(settings),

@@ -89,7 +89,7 @@ def test_nothing_heavy_is_imported_where_it_is_not_used(
 
 def test_a_logger_is_had_without_structlog(folder: Path, environ: dict[str, str]) -> None:
     program = (
-        "import sys; from mdservice.logs import get_logger; get_logger('x').info('quiet');"
+        "import sys; from mdservice.observability.logging import get_logger; get_logger('x').info('quiet');"
         "print('structlog' in sys.modules)"
     )
     result = python("-c", program, folder=folder, environ=environ)

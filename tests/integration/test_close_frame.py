@@ -14,10 +14,10 @@ import anyio
 import pytest
 
 from mdservice import Settings, open_service
-from mdservice.feeds.alpaca.login import Credentials
-from mdservice.feeds.alpaca.raw import WebsocketsDriver
-from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
-from mdservice.feeds.driver import Driver, Link
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
+from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
+from mdservice.feed.driver import Driver, Link
 from mdservice.testing import MemoryPriceStore
 from tests.integration.feed_server import CLOSED_S, LIMIT_S, Moment, PlainServer
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mdservice.model.encode import encode_quote
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 
 PNL = "/api/v1/positions/pnl/realtime"

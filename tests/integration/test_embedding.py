@@ -19,7 +19,7 @@ import redis
 
 import mdservice
 from mdservice.errors import FeedRefused, InvalidSymbol, SubscriptionRefused
-from mdservice.feeds.alpaca import sdk
+from mdservice.feed.alpaca import sdk_driver as sdk
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 
 LIMIT_S = 20.0

@@ -16,7 +16,7 @@ import pytest
 
 import mdservice
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.sinks.store import Message, WriteBatch
+from mdservice.publish.store import Message, WriteBatch
 
 FILE = Path(mdservice.__file__).parent.parent / "docs" / "examples" / "sqlite_store.py"
 LIMIT_S = 20.0

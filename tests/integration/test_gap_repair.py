@@ -13,13 +13,13 @@ import anyio
 import attrs
 import pytest
 
+from mdservice.app.service import Service, open_service
 from mdservice.clock import SystemClock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.feeds.alpaca.login import Credentials
-from mdservice.feeds.alpaca.rest import AlpacaHistory
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.rest import AlpacaHistory
 from mdservice.model.events import FeedStatus
 from mdservice.model.timestamps import parse_rfc3339
-from mdservice.service import Service, open_service
 from mdservice.settings import Settings
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 

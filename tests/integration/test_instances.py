@@ -18,15 +18,20 @@ import pytest
 
 import mdservice
 from mdservice.clock import SystemClock
-from mdservice.gateway.make import make_book
-from mdservice.model.encode import encode_quote
+from mdservice.gateway.make import make_tracker
+from mdservice.model.payload import encode_quote
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
-from mdservice.model.redis_layout import Instance, RedisNames, decode_instance, encode_instance
-from mdservice.sinks import instances as instances_module
-from mdservice.sinks.instances import Instances
-from mdservice.sinks.redis_store import RedisPriceStore
-from mdservice.sinks.store import Message, WriteBatch
+from mdservice.publish import instances as instances_module
+from mdservice.publish.instances import Instances
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.names import (
+    Instance,
+    RedisNames,
+    decode_instance,
+    encode_instance,
+)
+from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import FakeDriver, FakePositions
 from tests.integration.network import Network
 from tests.integration.outages import run, until
@@ -430,7 +435,7 @@ def test_a_reader_without_the_right_to_the_markers_hears_the_events(fresh_valkey
 def gateway_of(server: Any, *, read_from: Any = "keys", **more: Any) -> Any:
     settings = mdservice.Settings(redis_url=url_of(server), **more)
     source = FakePositions([Position("AAPL", Decimal(10), Decimal(1))])
-    return make_book(source, settings, read_from=read_from)
+    return make_tracker(source, settings, read_from=read_from)
 
 
 @pytest.mark.parametrize("read_from", ["keys", "live"])

@@ -135,7 +135,7 @@ def test_a_port_that_is_taken_is_json(tmp_path: Path) -> None:
 _NOISE = """
 import logging, sys, threading, warnings
 import anyio
-import mdservice.run, mdservice.simulator
+import mdservice.app.run, mdservice.simulator
 def noise():
     warnings.warn("a warning\\nof two lines")
     for name in ("hypercorn.error", "hypercorn.access", "uvicorn", "uvicorn.error", "asyncio"):

@@ -17,15 +17,15 @@ import attrs
 import pytest
 
 import mdservice
-from mdservice.api.server import serve_api
-from mdservice.api_client import NoAnswer
+from mdservice.client.discovery import GivenServer, ServiceServer
+from mdservice.client.http import NoAnswer
 from mdservice.errors import ConfigurationError
-from mdservice.gateway.make import make_book
+from mdservice.gateway.make import make_tracker
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.http_api.server import serve_api
 from mdservice.model.position import Position
-from mdservice.prices.whereabouts import GivenServer, ServiceServer
-from mdservice.sinks.redis_store import RedisPriceStore
-from mdservice.sinks.store import Message, WriteBatch
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import FakePositions
 from tests.integration.outages import Line, open_line, run, until
 
@@ -121,7 +121,7 @@ def test_the_gateway_reads_behind_it(fresh_valkey: Any, tmp_path: Path) -> None:
             source = FakePositions([Position("AAPL", Decimal(10), Decimal(1))])
             for prefix, status in (("desk1:", "live"), ("", "unpriced")):
                 settings = mdservice.Settings(redis_url=fresh_valkey.url, key_prefix=prefix)
-                book = make_book(source, settings)
+                book = make_tracker(source, settings)
                 async with book.running():
                     await until(lambda book=book: book.prices_status() is not None)
                     (row,) = (await book.report()).positions
@@ -217,7 +217,9 @@ def test_a_gateway_without_a_url_learns_it(
         pubsub = names_published(fresh_valkey)
         with closing(pubsub):
             async with open_served_line(fresh_valkey, folder, key_prefix="desk1:"):
-                book = make_book(source, settings, read_from=read_from, alerts=["AAPL pnl > 0.01"])
+                book = make_tracker(
+                    source, settings, read_from=read_from, alerts=["AAPL pnl > 0.01"]
+                )
                 async with book.running():
                     await until(lambda: book.prices_status() is not None)
                     with anyio.fail_after(10):
@@ -242,7 +244,7 @@ def test_readers_learn_another_prefix_when_they_connect_again(
     async def body() -> None:
         source = FakePositions([Position("AAPL", Decimal(10), Decimal(1))])
         socket = folder / "api"
-        book = make_book(source, mdservice.Settings(socket=socket))
+        book = make_tracker(source, mdservice.Settings(socket=socket))
         async with anyio.create_task_group() as tasks:
             readers: list[mdservice.Prices] = []
 

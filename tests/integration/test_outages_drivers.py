@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import pytest
 
-from mdservice.feeds.alpaca import sdk
+from mdservice.feed.alpaca import sdk_driver as sdk
 from tests.integration.outages import Ear, Line, open_line, run, until
 
 CONNECTED = ["connected", "gap", "gap_repaired"]

@@ -11,9 +11,9 @@ import anyio
 import pytest
 
 from mdservice.errors import FeedUnavailable
-from mdservice.feeds.alpaca.login import Credentials
-from mdservice.feeds.alpaca.raw import WebsocketsDriver
-from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
+from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.simulator import SimulatorConfig, open_simulator
 
 LIMIT_S = 30

@@ -16,11 +16,11 @@ import pytest
 import redis
 
 import mdservice
+from mdservice.client.connection import CLIENT_NAME
+from mdservice.client.discovery import GivenServer
 from mdservice.errors import StoreRefused
 from mdservice.gateway.redis_calls import RedisCalls
-from mdservice.prices.links import CLIENT_NAME
-from mdservice.prices.whereabouts import GivenServer
-from mdservice.sinks.redis_store import RedisPriceStore
+from mdservice.redis_io.store import RedisPriceStore
 from tests.conftest import RealServer
 from tests.integration.network import Network
 from tests.integration.outages import LINES, Ear, open_line, run

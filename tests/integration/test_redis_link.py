@@ -12,24 +12,26 @@ from typing import Any
 import pytest
 
 from mdservice.errors import StoreUnavailable
-from mdservice.sinks.redis_link import RedisAddress, RedisLink
-from mdservice.sinks.redis_replies import is_error
-from mdservice.sinks.resp import pack
+from mdservice.redis_io.commands import pack
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.replies import is_error
 
 
-def make(url: str, timeout_s: float = 2.0) -> RedisLink:
-    return RedisLink(RedisAddress(url, timeout_s=timeout_s))
+def make(url: str, timeout_s: float = 2.0) -> RedisConnection:
+    return RedisConnection(RedisAddress(url, timeout_s=timeout_s))
 
 
 @pytest.fixture
-def link(valkey: Any) -> Iterator[RedisLink]:
+def link(valkey: Any) -> Iterator[RedisConnection]:
     link = make(valkey.url)
     link.open()
     yield link
     link.close()
 
 
-def test_receives_what_was_published_and_what_was_asked_for(link: RedisLink, valkey: Any) -> None:
+def test_receives_what_was_published_and_what_was_asked_for(
+    link: RedisConnection, valkey: Any
+) -> None:
     assert link.call(pack(b"SUBSCRIBE", b"c")) == [[b"subscribe", b"c", 1]]
     with valkey.client() as client:
         for number in range(3):
@@ -40,13 +42,13 @@ def test_receives_what_was_published_and_what_was_asked_for(link: RedisLink, val
     assert heard == [[b"message", b"c", b"%d" % n] for n in range(3)] + [[b"pong", b"x"]]
 
 
-def test_what_came_along_with_an_answer_is_kept(link: RedisLink) -> None:
+def test_what_came_along_with_an_answer_is_kept(link: RedisConnection) -> None:
     two = pack(b"SUBSCRIBE", b"c", b"d")  # one command with two replies
     assert link.call(two) == [[b"subscribe", b"c", 1]]
     assert link.receive(1.0) == [[b"subscribe", b"d", 2]]
 
 
-def test_hears_nothing_within_the_time(link: RedisLink) -> None:
+def test_hears_nothing_within_the_time(link: RedisConnection) -> None:
     link.call(pack(b"SUBSCRIBE", b"c"))
     started_s = time.monotonic()
     assert link.receive(0.1) == []
@@ -54,13 +56,13 @@ def test_hears_nothing_within_the_time(link: RedisLink) -> None:
     assert link.call(pack(b"PING")) == [[b"pong", b""]]  # it can still be used
 
 
-def test_an_error_is_heard_like_anything_else(link: RedisLink) -> None:
+def test_an_error_is_heard_like_anything_else(link: RedisConnection) -> None:
     link.call(pack(b"SUBSCRIBE", b"c"))
     (reply,) = link.receive(1.0, pack(b"GET", b"x"))
     assert is_error(reply)
 
 
-def test_closing_ends_the_wait(link: RedisLink) -> None:
+def test_closing_ends_the_wait(link: RedisConnection) -> None:
     link.call(pack(b"SUBSCRIBE", b"c"))
     timer = threading.Timer(0.1, link.close)
     timer.start()
@@ -80,7 +82,7 @@ def test_one_that_was_never_opened_tells_so(valkey: Any) -> None:
 
 
 @pytest.fixture
-def raw() -> Iterator[tuple[RedisLink, socket.socket]]:
+def raw() -> Iterator[tuple[RedisConnection, socket.socket]]:
     """A link, and the other end of its socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         link = make(f"redis://127.0.0.1:{listener.getsockname()[1]}?db=0")
@@ -92,7 +94,7 @@ def raw() -> Iterator[tuple[RedisLink, socket.socket]]:
         far.close()
 
 
-def test_half_a_message_is_waited_for_and_kept(raw: tuple[RedisLink, socket.socket]) -> None:
+def test_half_a_message_is_waited_for_and_kept(raw: tuple[RedisConnection, socket.socket]) -> None:
     link, far = raw
     far.sendall(b"*1\r\n$3\r\n")
     assert link.receive(0.05) == []
@@ -103,7 +105,7 @@ def test_half_a_message_is_waited_for_and_kept(raw: tuple[RedisLink, socket.sock
 
 
 def test_bytes_that_trickle_do_not_make_it_wait_longer(
-    raw: tuple[RedisLink, socket.socket],
+    raw: tuple[RedisConnection, socket.socket],
 ) -> None:
     link, far = raw
     far.sendall(b"$1000\r\n")
@@ -126,7 +128,7 @@ def test_bytes_that_trickle_do_not_make_it_wait_longer(
 
 @pytest.mark.parametrize("end", ["close", "garbage"])
 def test_a_connection_that_ends_or_talks_nonsense_is_lost(
-    raw: tuple[RedisLink, socket.socket], end: str
+    raw: tuple[RedisConnection, socket.socket], end: str
 ) -> None:
     link, far = raw
     if end == "garbage":

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.sinks.redis_store import RedisPriceStore
-from mdservice.sinks.store import Message, WriteBatch
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.store import RedisPriceStore
 
 LIMIT_S = 10.0
 

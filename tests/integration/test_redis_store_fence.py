@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from mdservice.errors import StoreUnavailable
-from mdservice.sinks.redis_store import RedisPriceStore
-from mdservice.sinks.store import Message, WriteBatch
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.store import RedisPriceStore
 
 LIMIT_S = 10.0
 EXECUTED = b"*5\r\n"  # EXEC's answer: the marker, a key, a message, an entry, the number

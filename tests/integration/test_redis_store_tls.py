@@ -17,12 +17,12 @@ import trio
 
 import mdservice
 from mdservice.errors import StoreUnavailable
-from mdservice.model.encode import encode_quote
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.sinks.redis_link import RedisAddress, RedisLink
-from mdservice.sinks.redis_store import RedisPriceStore
-from mdservice.sinks.resp import pack
-from mdservice.sinks.store import Message, WriteBatch
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.commands import pack
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.store import RedisPriceStore
 
 LIMIT_S = 20.0
 
@@ -131,7 +131,7 @@ async def test_readers_hear_through_tls(
                 client.xadd("log", {"symbol": "AAPL", "data": payload})
                 client.xadd("log", {"symbol": "MSFT", "data": payload.replace(b"AAPL", b"MSFT")})
             assert {(await anext(prices)).symbol for _ in range(2)} == {"AAPL", "MSFT"}
-        with closing(RedisLink(RedisAddress(url, timeout_s=5.0))) as link:
+        with closing(RedisConnection(RedisAddress(url, timeout_s=5.0))) as link:
             link.open()
             link.call(pack(b"SUBSCRIBE", b"c"))
             assert link.receive(0.1) == []

@@ -12,8 +12,8 @@ import anyio.lowlevel
 import pytest
 
 from mdservice.errors import StoreUnavailable
-from mdservice.sinks.redis_link import RedisAddress
-from mdservice.sinks.redis_stream import RedisStream
+from mdservice.redis_io.connection import RedisAddress
+from mdservice.redis_io.store import RedisStream
 
 LIMIT_S = 10.0
 BACKENDS = ["trio", "asyncio"]

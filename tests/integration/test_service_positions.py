@@ -9,10 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from mdservice.api.server import serve_api
 from mdservice.errors import PositionsRefused, PositionsUnavailable
+from mdservice.http_api.server import serve_api
 from mdservice.model.position import Position
-from mdservice.positions.service import ServicePositions
+from mdservice.positions.sources import ServicePositions
 from mdservice.testing.fake_service import FakeService
 
 

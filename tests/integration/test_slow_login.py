@@ -8,11 +8,11 @@ import anyio
 import pytest
 
 from mdservice import Settings, open_service
-from mdservice.feeds import driver as feeds_driver
-from mdservice.feeds.alpaca.login import Credentials
-from mdservice.feeds.alpaca.raw import WebsocketsDriver
-from mdservice.feeds.alpaca.sdk import AlpacaPyDriver
-from mdservice.feeds.driver import Driver
+from mdservice.feed import driver as feeds_driver
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
+from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
+from mdservice.feed.driver import Driver
 from mdservice.testing import MemoryPriceStore
 from tests.integration.feed_server import LIMIT_S, Moment, PlainServer
 

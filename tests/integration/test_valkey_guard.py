@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import redis
 
-from mdservice.sinks import valkey_guard
-from mdservice.sinks.embedded import find_server
+from mdservice.redis_io import valkey_guard
+from mdservice.redis_io.embedded import find_server
 
 LIMIT_S = 10.0
 Start = Callable[..., "subprocess.Popen[bytes]"]

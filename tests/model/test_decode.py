@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.model.decode import QuoteDecoder, decode_quote
-from mdservice.model.encode import encode_quote
+from mdservice.model.payload import QuoteDecoder, decode_quote, encode_quote
 from mdservice.model.quote import Quote
 
 prices = st.floats(0, 1e9)

@@ -8,7 +8,7 @@ import pytest
 
 from mdservice.errors import PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.positions.chosen import ChosenPositions
+from mdservice.positions.sources import ChosenPositions
 from mdservice.testing import FakePositions
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.position import Position
-from mdservice.positions.held import GRACE_S, HeldSymbols
+from mdservice.positions.tracker import GRACE_S, HeldSymbols
 
 
 def held(symbol: str, qty: str = "1", price: str = "1", **more: object) -> Position:

@@ -10,7 +10,7 @@ import pytest
 
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.positions.http import HttpPositions
-from mdservice.settings_values import parse_positions
+from mdservice.settings.parsers import parse_positions
 from tests.positions import web as webs
 from tests.positions.web import Web, open_web
 

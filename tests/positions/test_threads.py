@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from mdservice.errors import PositionsUnavailable
-from mdservice.positions.threads import Threads
+from mdservice.positions.source import Threads
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])

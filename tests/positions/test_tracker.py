@@ -11,9 +11,8 @@ import anyio
 
 from mdservice.errors import PositionsUnavailable, SubscriptionRefused
 from mdservice.model.position import Position
-from mdservice.positions.held import GRACE_S
-from mdservice.positions.polled import PolledPositions
-from mdservice.positions.tracker import PositionTracker
+from mdservice.positions.cache import PositionCache
+from mdservice.positions.tracker import GRACE_S, PositionTracker
 from mdservice.testing import FakePositions, VirtualClock
 
 EVERY_S = 5.0
@@ -31,7 +30,7 @@ class Desk:
         self.followed: list[tuple[float, tuple[str, ...]]] = []
         self.refuse = False
         clock = VirtualClock()
-        self.tracker = PositionTracker(PolledPositions(source, clock), self._follow, EVERY_S, clock)
+        self.tracker = PositionTracker(PositionCache(source, clock), self._follow, EVERY_S, clock)
         self._began_s = anyio.current_time()
 
     async def _follow(self, symbols: tuple[str, ...]) -> None:

@@ -10,7 +10,6 @@ import anyio
 import anyio.abc
 import pytest
 
-from mdservice.actors.actor import Channel
 from mdservice.model.events import (
     FeedItem,
     FeedLost,
@@ -23,6 +22,7 @@ from mdservice.model.events import (
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.router.actor import FUTURE_TOLERANCE_NS, QuoteRouter
+from mdservice.runtime.actor import Channel
 from mdservice.testing import VirtualClock
 
 SECOND_NS = 1_000_000_000

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from mdservice.actors.actor import Channel
 from mdservice.model.events import (
     Backfill,
     FeedItem,
@@ -29,6 +28,7 @@ from mdservice.model.events import (
 from mdservice.model.quote import Quote, identity
 from mdservice.model.timestamps import format_ns
 from mdservice.router.actor import QuoteRouter
+from mdservice.runtime.actor import Channel
 from mdservice.testing import VirtualClock
 
 SECOND_NS = 10**9

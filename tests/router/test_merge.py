@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdservice.model.quote import Quote, identity
-from mdservice.router.merge import merge
+from mdservice.router.sequencer import merge
 
 quotes = st.builds(
     Quote,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mdservice.model.quote import Quote
-from mdservice.router.time_check import FROZEN_AFTER_S, TimeCheck
+from mdservice.router.time_checks import FROZEN_AFTER_S, TimeCheck
 
 
 def at(event_ns: int) -> list[Quote]:

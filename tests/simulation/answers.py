@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
-from mdservice.model.encode import encode_quote
+from mdservice.model.payload import encode_quote
 from mdservice.model.status import status_to_json
 from mdservice.positions.tracker import SOURCE
 from tests.simulation.asgi import Answer

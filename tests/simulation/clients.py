@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from mdservice.api.app import create_app
 from mdservice.errors import SubscriptionRefused
+from mdservice.http_api.server import create_app
 from tests.simulation.answers import CHECKS
 from tests.simulation.asgi import Answer, call
 from tests.simulation.plan import DYNAMIC

@@ -9,14 +9,14 @@ from typing import Any
 import anyio
 import attrs
 
-from mdservice.feeds.late_history import Believed
+from mdservice.app.service import Service
+from mdservice.app.topology import Topology
+from mdservice.feed.gap_repair.recheck import Believed
 from mdservice.model.events import FeedStatus, FirstQuotes, QuoteBatch, RoutedItem
 from mdservice.model.quote import Quote
+from mdservice.publish.store import WriteBatch
 from mdservice.router.actor import QuoteRouter
-from mdservice.service import Service
-from mdservice.sinks.store import WriteBatch
 from mdservice.testing import VirtualClock
-from mdservice.topology import Topology
 from tests.simulation.store import SimulatedStore
 
 
@@ -85,38 +85,38 @@ class Life:
             if isinstance(item, QuoteBatch):
                 self.routed.extend(item.quotes)
                 self.accepted_count += len(item.quotes)
-                lanes = service._topology.router.lanes
-                self.fetched.update(id(q) for q in item.quotes if lanes.is_first(q.symbol))
+                sequencer = service._topology.router.sequencer
+                self.fetched.update(id(q) for q in item.quotes if sequencer.is_first(q.symbol))
                 self.newest.update((quote.symbol, quote) for quote in item.quotes)
             else:
                 self.routed.append(item)
             listener(item)
 
         router._listener = listen
-        self.earlier = dict(router.lanes._earlier)
+        self.earlier = dict(router.sequencer._earlier)
         self._count_fetched(router)
         for symbol in symbols:
             self.want(symbol)
 
     def _count_fetched(self, router: QuoteRouter) -> None:
         """Count what REST and the feed give apart."""
-        lanes, take, is_new = router.lanes, router._take_first, router.lanes._is_new_at
+        sequencer, take, is_new = router.sequencer, router._take_first, router.sequencer._is_new_at
 
         def take_first(first: FirstQuotes) -> None:
             before = router._future
             take(first)
-            for symbol in lanes._confirmed & self.earlier.keys():
+            for symbol in sequencer._confirmed & self.earlier.keys():
                 self.newest.setdefault(symbol, self.earlier[symbol])
             self.future_fetched += router._future - before
 
         def is_new_at(quote: Quote, last: Quote) -> bool | None:
-            was_first = lanes.is_first(quote.symbol)
+            was_first = sequencer.is_first(quote.symbol)
             new = is_new(quote, last)
             self.fetched_before += was_first and new is None
             return new
 
         router._take_first = take_first  # type: ignore[method-assign]
-        lanes._is_new_at = is_new_at  # type: ignore[method-assign]
+        sequencer._is_new_at = is_new_at  # type: ignore[method-assign]
 
     @property
     def handle(self) -> Service:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from mdservice.feeds.catch_up import QUIET_S
-from mdservice.model.encode import encode_quote
+from mdservice.feed.gap_repair.repair import QUIET_S
 from mdservice.model.events import FeedStatus
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import Drop

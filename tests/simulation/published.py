@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mdservice.model.encode import encode_quote, encode_status
+from mdservice.model.payload import encode_quote, encode_status
 from mdservice.model.quote import Quote
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import anyio
 
 from mdservice.errors import StoreUnavailable
-from mdservice.sinks.store import WriteBatch
+from mdservice.publish.store import WriteBatch
 from mdservice.testing import MemoryPriceStore, VirtualClock
 
 

@@ -12,22 +12,22 @@ import attrs
 import pytest
 import trio
 
-import mdservice.api.monitoring
-import mdservice.service
-from mdservice.feeds.connection import FeedConnection
-from mdservice.feeds.repair import GapRepair
-from mdservice.feeds.requests import SubscriptionRequests
-from mdservice.feeds.subscriptions import SubscriptionBook
+import mdservice.app.service
+import mdservice.http_api.monitoring
+from mdservice.app.service import Service
+from mdservice.app.topology import Topology
+from mdservice.feed.connection import FeedConnection
+from mdservice.feed.gap_repair.repair import GapRepair
+from mdservice.feed.requests import SubscriptionRequests
+from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import QuoteBatch
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness
-from mdservice.positions.held import HeldSymbols
+from mdservice.positions.tracker import HeldSymbols
+from mdservice.publish.publisher import EventPublisher
 from mdservice.router.actor import QuoteRouter
-from mdservice.router.lanes import Lanes, Routed
-from mdservice.service import Service
+from mdservice.router.sequencer import Routed, Sequencer
 from mdservice.simulator.connection import Connection
-from mdservice.sinks.publisher import EventPublisher
-from mdservice.topology import Topology
 from tests.simulation import watch
 from tests.simulation.plan import PRICE_TTL_S
 from tests.simulation.streams import TrioStream
@@ -65,9 +65,9 @@ def test_finds_a_quote_that_was_never_accepted(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_finds_a_quote_that_is_accepted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    route = Lanes.route
+    route = Sequencer.route
 
-    def twice(self: Lanes, quotes: Sequence[Quote], now_ns: int, tolerance_ns: int) -> Routed:
+    def twice(self: Sequencer, quotes: Sequence[Quote], now_ns: int, tolerance_ns: int) -> Routed:
         routed = route(self, quotes, now_ns, tolerance_ns)
         if routed.accepted:
             again = attrs.evolve(routed.accepted[-1])
@@ -76,7 +76,7 @@ def test_finds_a_quote_that_is_accepted_twice(monkeypatch: pytest.MonkeyPatch) -
             routed.accepted.append(again)
         return routed
 
-    monkeypatch.setattr(Lanes, "route", twice)
+    monkeypatch.setattr(Sequencer, "route", twice)
     assert "accepted 2 times" in violations()
 
 
@@ -165,22 +165,22 @@ def test_finds_a_key_that_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("fault", ["store_down", "network_down"])
 def test_finds_a_readiness_that_lies(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     monkeypatch.setattr(
-        mdservice.service, "readiness", lambda *_args, **_kwargs: Readiness(ready=True)
+        mdservice.app.service, "readiness", lambda *_args, **_kwargs: Readiness(ready=True)
     )
     assert "ready though the" in violations(fault)
 
 
 def test_finds_a_service_that_is_never_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     never = Readiness(False, ("no",))
-    monkeypatch.setattr(mdservice.service, "readiness", lambda *_args, **_kwargs: never)
+    monkeypatch.setattr(mdservice.app.service, "readiness", lambda *_args, **_kwargs: never)
     found = violations()
     assert "s after the last fault" in found
     assert "not ready at the end" in found
 
 
 def test_finds_an_answer_that_differs_from_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    always_fine = mdservice.api.monitoring.json_answer({"ready": True, "reasons": []})
-    monkeypatch.setattr(mdservice.api.monitoring, "_health", lambda _: always_fine)
+    always_fine = mdservice.http_api.monitoring.json_answer({"ready": True, "reasons": []})
+    monkeypatch.setattr(mdservice.http_api.monitoring, "_health", lambda _: always_fine)
     found = "".join(violations("network", seed=seed) for seed in range(1, 4))
     assert "/health/ready answered" in found
 
@@ -216,7 +216,7 @@ def test_finds_positions_that_are_not_followed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_finds_closed_positions_that_are_followed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SubscriptionBook, "follow", lambda book, *args: book.add(*args) and [])
+    monkeypatch.setattr(SubscriptionSet, "follow", lambda book, *args: book.add(*args) and [])
     found = "".join(violations("positions_change", seed=seed) for seed in range(5, 8))
     assert "are followed" in found
 

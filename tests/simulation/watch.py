@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from mdservice.feeds.driver import LONGEST_OPEN_TIMEOUT_S
-from mdservice.feeds.repair import MOST_HELD
-from mdservice.router.lanes import _MOST_AT_ONE_TIME
-from mdservice.topology import ACKNOWLEDGED, BATCHES, COMMANDS, EVENTS, FEED, Topology
+from mdservice.app.topology import ACKNOWLEDGED, BATCHES, COMMANDS, EVENTS, FEED, Topology
+from mdservice.feed.driver import LONGEST_OPEN_TIMEOUT_S
+from mdservice.feed.gap_repair.repair import MOST_HELD
+from mdservice.router.sequencer import _MOST_AT_ONE_TIME
 from tests.simulation.answers import subscriptions_as_they_should_be
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Watch:
     def _grown(self, topology: Topology) -> list[str]:
         """What holds more than it says that it does."""
         symbols = len(self._world.market.symbols)
-        lanes, feed = topology.router.lanes, topology.feed
+        sequencer, feed = topology.router.sequencer, topology.feed
         kept = {
             # One quote per symbol and the states come on top.
             "events in the backlog": (
@@ -149,13 +149,13 @@ class Watch:
                 self._world.plan.backlog + symbols + _MOST_STATUSES,
             ),
             "live quotes held": (len(feed._repair._held), MOST_HELD),
-            "items in the outlet": (len(feed._outlet), _MOST_IN_OUTLET),
-            "echoes": (lanes._echoes.total(), MOST_HELD),
+            "items in the outlet": (len(feed._send_queue), _MOST_IN_OUTLET),
+            "echoes": (sequencer._echoes.total(), MOST_HELD),
             "quotes of one time": (
-                max(map(len, lanes._before_at_same_time.values()), default=0),
+                max(map(len, sequencer._before_at_same_time.values()), default=0),
                 _MOST_AT_ONE_TIME,
             ),
-            "symbols": (len(lanes), symbols),
+            "symbols": (len(sequencer), symbols),
             "readers": (len(topology.readers), 0),
         }
         for channel, size in zip(topology.channels, _SIZES, strict=True):

@@ -11,12 +11,12 @@ from typing import Any
 import anyio
 import trio
 
+from mdservice.app.service import open_service
 from mdservice.errors import FeedRefused
-from mdservice.feeds.alpaca.login import Credentials
-from mdservice.feeds.alpaca.raw import WebsocketsDriver
-from mdservice.feeds.alpaca.rest import AlpacaHistory
-from mdservice.feeds.repair import HOLD_LIMIT_S
-from mdservice.service import open_service
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.rest import AlpacaHistory
+from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
+from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S
 from mdservice.settings import Settings
 from mdservice.simulator import Simulator, open_simulator
 from mdservice.simulator.transport import SimulatorTransport

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.http11 import Request
 
-from mdservice.simulator.http_protocol import HttpProtocol
+from mdservice.simulator.http import HttpProtocol
 
 
 def requests_of(*pieces: bytes) -> tuple[list[Request], bytes]:

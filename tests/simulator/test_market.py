@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.simulator.market import Market, day_fraction, day_multiplier
-from mdservice.simulator.universe import UNIVERSE
+from mdservice.simulator.market import UNIVERSE, Market, day_fraction, day_multiplier
 
 SECOND_NS = 1_000_000_000
 

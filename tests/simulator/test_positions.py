@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.errors import InvalidSymbol
-from mdservice.simulator.decimals import plain, to_decimal
+from mdservice.simulator.market import UNIVERSE
 from mdservice.simulator.positions import (
     DEMO_POSITIONS,
     Holding,
     PositionBook,
     parse_positions,
 )
-from mdservice.simulator.universe import UNIVERSE
+from mdservice.simulator.wire import plain, to_decimal
 
 D = Decimal
 

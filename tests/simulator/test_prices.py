@@ -7,8 +7,7 @@ from itertools import islice, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.simulator.prices import PriceWalk
-from mdservice.simulator.universe import UNIVERSE, start_cents, tape_of
+from mdservice.simulator.market import UNIVERSE, PriceWalk, start_cents, tape_of
 from mdservice.simulator.wire import SimQuote
 
 SYMBOLS = st.sampled_from(sorted(UNIVERSE)) | st.from_regex(r"[A-Z]{1,5}", fullmatch=True)

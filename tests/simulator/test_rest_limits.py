@@ -10,8 +10,7 @@ import pytest
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import CutRest, GarbleRest, RefuseRest, SlowRest
 from mdservice.simulator.rest import RestFaults
-from mdservice.simulator.rest.market_clock import encode_clock
-from mdservice.simulator.rest.rate_limit import RateLimit
+from mdservice.simulator.rest.api import RateLimit, encode_clock
 
 
 def test_counts_down_and_starts_anew_after_a_minute() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.timestamps import LATEST_NS, parse_rfc3339
-from mdservice.simulator.rest.query import (
+from mdservice.simulator.rest.quotes import (
     HistoryQuery,
     PageToken,
     RestRules,

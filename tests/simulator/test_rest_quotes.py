@@ -10,8 +10,13 @@ from hypothesis import strategies as st
 
 from mdservice.simulator import SimQuote
 from mdservice.simulator.record import QuoteRecord
-from mdservice.simulator.rest.query import HistoryQuery, PageToken
-from mdservice.simulator.rest.quotes import encode_latest, encode_page, read_page
+from mdservice.simulator.rest.quotes import (
+    HistoryQuery,
+    PageToken,
+    encode_latest,
+    encode_page,
+    read_page,
+)
 
 
 def recorded(*quotes: SimQuote) -> QuoteRecord:

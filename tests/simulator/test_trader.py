@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
+from mdservice.simulator.paper_account import Trader
 from mdservice.simulator.positions import DEMO_POSITIONS, PositionBook, StartPositions
-from mdservice.simulator.trader import Trader
 
 SYMBOLS = tuple("ABCDEFGHIJKL")
 

@@ -5,26 +5,139 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from datetime import UTC, datetime, time, timedelta
 from email.utils import formatdate
 from urllib.parse import parse_qsl, unquote
+from zoneinfo import ZoneInfo
 
 import attrs
+import msgspec
 from websockets.http11 import Request, Response
 
 from mdservice.simulator.account import Account
-from mdservice.simulator.desk import Desk
 from mdservice.simulator.http import HttpAnswer, json_response
+from mdservice.simulator.paper_account import PaperAccount
 from mdservice.simulator.record import QuoteRecord
-from mdservice.simulator.rest.call import Call, Endpoint
-from mdservice.simulator.rest.faults import CutRest, GarbleRest, RefuseRest, RestFaults, SlowRest
-from mdservice.simulator.rest.market_clock import encode_clock
-from mdservice.simulator.rest.query import RestRules, parse_history, parse_latest
-from mdservice.simulator.rest.quotes import encode_latest, encode_page, read_page
-from mdservice.simulator.rest.rate_limit import RateLimit
-from mdservice.simulator.rest.refusal import RefusedRequest, malformed
+from mdservice.simulator.rest.faults import (
+    CutRest,
+    GarbleRest,
+    RefuseRest,
+    RestFaults,
+    SlowRest,
+)
+from mdservice.simulator.rest.quotes import (
+    RestRules,
+    encode_latest,
+    encode_page,
+    parse_history,
+    parse_latest,
+    read_page,
+)
+from mdservice.simulator.rest.refusal import Call, Endpoint, RefusedRequest, malformed
 from mdservice.simulator.rest.trading import TradingApi
 
-__all__ = ["RestApi", "RestRequest"]
+__all__ = ["Quota", "RateLimit", "RestApi", "RestRequest", "encode_clock"]
+
+
+# When the market is open, as ``/v2/clock`` tells it.
+#
+# Pure: the time is an argument.
+
+
+_OPENS, _CLOSES = time(9, 30), time(16, 0)
+_SATURDAY = 5
+
+
+def encode_clock(now_ns: int, *, is_open: bool) -> bytes:
+    """``{"timestamp":"…","is_open":true,"next_open":"…","next_close":"…"}``, New York's time.
+
+    ``is_open`` is what the simulator was told; the next times fit it, by the usual hours of
+    the days from Monday to Friday, without holidays.
+    """
+    second, fraction = divmod(now_ns, 1_000_000_000)
+    now = datetime.fromtimestamp(second, UTC).astimezone(ZoneInfo("America/New_York"))
+    if is_open:
+        next_close = _next(now, _CLOSES)
+        next_open = _next(next_close, _OPENS)
+    else:
+        next_open = _next(now, _OPENS)
+        next_close = _next(next_open, _CLOSES)
+    # Python's text ends with microseconds; the offset follows the nanoseconds.
+    text = now.isoformat()
+    stamp = f"{text[:19]}.{fraction:09d}{text[19:]}"
+    return msgspec.json.encode(
+        {
+            "timestamp": stamp,
+            "is_open": is_open,
+            "next_open": next_open.isoformat(),
+            "next_close": next_close.isoformat(),
+        }
+    )
+
+
+def _next(after: datetime, at: time) -> datetime:
+    """The first weekday's ``at`` after this moment."""
+    day = after.date()
+    while True:
+        moment = datetime.combine(day, at, after.tzinfo)
+        if moment > after and day.weekday() < _SATURDAY:
+            return moment
+        day += timedelta(days=1)
+
+
+# So many calls a minute.
+#
+# Pure: the time is an argument.
+
+
+_WINDOW_S = 60.0
+_MOST_KEYS = 1_000
+
+
+@attrs.frozen
+class Quota:
+    """What a key has left after a call.
+
+    Attributes:
+        allowed: Whether the call may be answered.
+        remaining: Calls left until the reset.
+        reset_in_s: Seconds until all calls are there again.
+    """
+
+    allowed: bool
+    remaining: int
+    reset_in_s: float
+
+
+class RateLimit:
+    """Counts the calls of each key in windows of a minute, which begin with a first call.
+
+    Args:
+        per_minute: Calls allowed in each.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._windows: dict[str, tuple[float, int]] = {}
+
+    def take(self, key: str, now_s: float) -> Quota:
+        """Count one call; a refused one counts for nothing."""
+        ends_s, used = self._windows.get(key, (now_s, 0))
+        if ends_s <= now_s:
+            self._forget_ended(now_s)
+            ends_s, used = now_s + _WINDOW_S, 0
+        allowed = used < self.per_minute
+        used += allowed
+        self._windows[key] = ends_s, used
+        return Quota(allowed, self.per_minute - used, ends_s - now_s)
+
+    def _forget_ended(self, now_s: float) -> None:
+        if len(self._windows) < _MOST_KEYS:
+            return
+        self._windows = {key: window for key, window in self._windows.items() if window[0] > now_s}
+        if len(self._windows) >= _MOST_KEYS:
+            del self._windows[next(iter(self._windows))]
+
 
 _MULTI, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _WRONG_METHOD = 207, 401, 403, 404, 405
 _TOO_MANY, _RATE_CODE = 429, 42910000
@@ -64,7 +177,7 @@ class RestApi:
 
     Args:
         record: The market's quotes.
-        desk: The account's positions.
+        paper_account: The account's positions.
         account: Whose key and secret are asked for, where it has any.
         rules: What may be asked for.
         rate_limit: Calls per key and minute; None for any number, without the headers.
@@ -74,7 +187,7 @@ class RestApi:
     def __init__(
         self,
         record: QuoteRecord,
-        desk: Desk,
+        paper_account: PaperAccount,
         account: Account,
         rules: RestRules,
         *,
@@ -88,7 +201,7 @@ class RestApi:
         self._account = account
         self._rules = rules
         self._limit = None if rate_limit is None else RateLimit(rate_limit)
-        trading = TradingApi(desk)
+        trading = TradingApi(paper_account)
         self._endpoints: dict[str, dict[str, Endpoint]] = {
             "/v2/stocks/quotes": {"GET": Endpoint(self._history)},
             "/v2/stocks/quotes/latest": {"GET": Endpoint(self._latest)},

@@ -2,16 +2,215 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 import attrs
 import msgspec
 
+from mdservice.errors import InvalidSymbol
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
+from mdservice.model.timestamps import LATEST_NS, format_ns, parse_rfc3339
 from mdservice.simulator.record import QuoteRecord
-from mdservice.simulator.rest.query import HistoryQuery, PageToken
+from mdservice.simulator.rest.refusal import RECENT_SIP, RefusedRequest, malformed
 from mdservice.simulator.wire import SimQuote, encode_timestamp, json_number
 
-__all__ = ["Page", "encode_latest", "encode_page", "read_page"]
+__all__ = [
+    "HISTORY_FEEDS",
+    "LATEST_FEEDS",
+    "HistoryQuery",
+    "Page",
+    "PageToken",
+    "RestRules",
+    "encode_latest",
+    "encode_page",
+    "parse_history",
+    "parse_latest",
+    "read_page",
+]
+
+
+# What a request for quotes asks for.
+#
+# Pure: the parameters and the time are arguments.
+#
+# Source: Alpaca's OpenAPI description of "Historical quotes" and "Latest quotes". It does not
+# say in which zone a date without a time is meant, nor whether such an end includes its day:
+# here it is UTC, and it does.
+
+
+HISTORY_FEEDS = frozenset(("iex", "otc", "sip", "boats"))
+"""Feeds that have a history."""
+LATEST_FEEDS = HISTORY_FEEDS | {"delayed_sip", "overnight"}
+"""Feeds that have latest quotes."""
+
+_SECOND_NS = 1_000_000_000
+_DAY_NS = 86_400 * _SECOND_NS
+_RECENT_NS = 15 * 60 * _SECOND_NS
+_DEFAULT_LIMIT = 1_000
+_MOST_PER_PAGE = 10_000
+_FORBIDDEN = 403
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_TOKEN_BYTES = 200
+
+
+@attrs.frozen
+class RestRules:
+    """What may be asked for; see :class:`~mdservice.simulator.config.SimulatorConfig`."""
+
+    history_feeds: AbstractSet[str] = HISTORY_FEEDS
+    latest_feeds: AbstractSet[str] = LATEST_FEEDS
+    invalid_symbols: AbstractSet[str] = frozenset()
+    page_size: int = _MOST_PER_PAGE
+    lag_s: float = 0.0
+    refuse_recent_sip: bool = False
+
+
+@attrs.frozen
+class PageToken:
+    """Where a page ended: behind the ``count``-th quote of this symbol with this time."""
+
+    symbol: str
+    ts_ns: int
+    count: int
+
+    def text(self) -> str:
+        """Opaque to clients; base64 of symbol, time and count, as Alpaca's are."""
+        return base64.b64encode(
+            f"{self.symbol}|{format_ns(self.ts_ns)}|{self.count:X}".encode()
+        ).decode()
+
+    @classmethod
+    def parse(cls, text: str) -> PageToken:
+        """Read :meth:`text` again.
+
+        Raises:
+            RefusedRequest: It is no such text.
+        """
+        if len(text) > _TOKEN_BYTES:
+            malformed("invalid page_token")
+        try:
+            symbol, ts, count = base64.b64decode(text, validate=True).decode().split("|")
+            return cls(symbol, parse_rfc3339(ts), int(count, 16))
+        except (ValueError, binascii.Error):
+            malformed("invalid page_token")
+
+
+@attrs.frozen
+class HistoryQuery:
+    """One page of past quotes.
+
+    Attributes:
+        symbols: In the order of the answer.
+        start_ns: UTC nanoseconds, included.
+        end_ns: UTC nanoseconds, included.
+        limit: Quotes of all symbols together.
+        newest_first: Each symbol's quotes from the end to the start.
+        resume: Where the page before ended.
+    """
+
+    symbols: tuple[str, ...]
+    start_ns: int
+    end_ns: int
+    limit: int
+    newest_first: bool = False
+    resume: PageToken | None = None
+
+
+def parse_history(params: Mapping[str, str], rules: RestRules, now_ns: int) -> HistoryQuery:
+    """The query of ``/v2/stocks/quotes``.
+
+    Raises:
+        RefusedRequest: A parameter is wrong, or the plan does not include what it asks for.
+    """
+    symbols = _symbols(params, rules)
+    feed = _feed(params, rules.history_feeds)
+    start_ns = _time(params, "start", now_ns - now_ns % _DAY_NS, day_ns=0)
+    end_ns = _time(params, "end", LATEST_NS, day_ns=_DAY_NS - 1)
+    if end_ns < start_ns:
+        malformed("end should not be before start")
+    sort = params.get("sort") or "asc"
+    if sort not in {"asc", "desc"}:
+        malformed(f"invalid sort: {sort}")
+    limit = min(_limit(params), rules.page_size)
+    resume = PageToken.parse(params["page_token"]) if params.get("page_token") else None
+    if resume is not None and not (
+        resume.symbol in symbols and start_ns <= resume.ts_ns <= end_ns and resume.count > 0
+    ):
+        malformed("invalid page_token")
+    if rules.refuse_recent_sip and feed == "sip":
+        if params.get("end") and end_ns > now_ns - _RECENT_NS:
+            _refuse_sip()
+        end_ns = min(end_ns, now_ns - _RECENT_NS)
+    if rules.lag_s:
+        end_ns = min(end_ns, now_ns - round(rules.lag_s * _SECOND_NS))
+    return HistoryQuery(symbols, start_ns, end_ns, limit, sort == "desc", resume)
+
+
+def parse_latest(params: Mapping[str, str], rules: RestRules) -> tuple[str, ...]:
+    """The symbols of ``/v2/stocks/quotes/latest``.
+
+    Raises:
+        RefusedRequest: A parameter is wrong, or the plan does not include the feed.
+    """
+    symbols = _symbols(params, rules)
+    if _feed(params, rules.latest_feeds) == "sip" and rules.refuse_recent_sip:
+        _refuse_sip()
+    return symbols
+
+
+def _refuse_sip() -> None:
+    raise RefusedRequest(
+        _FORBIDDEN, RECENT_SIP, "subscription does not permit querying recent SIP data"
+    )
+
+
+def _symbols(params: Mapping[str, str], rules: RestRules) -> tuple[str, ...]:
+    texts = [text for text in params.get("symbols", "").split(",") if text]
+    if not texts:
+        malformed("symbols is required")
+    symbols = set()
+    for text in texts:
+        try:
+            symbol = parse_symbol(text)
+        except InvalidSymbol:
+            symbol = EVERY_SYMBOL
+        if symbol != text or symbol == EVERY_SYMBOL or symbol in rules.invalid_symbols:
+            malformed(f"invalid symbol: {text[:40]}")
+        symbols.add(symbol)
+    return tuple(sorted(symbols))
+
+
+def _feed(params: Mapping[str, str], known: AbstractSet[str]) -> str:
+    feed = params.get("feed") or "sip"
+    if feed not in known:
+        malformed(f"invalid feed: {feed[:40]}")
+    return feed
+
+
+def _limit(params: Mapping[str, str]) -> int:
+    text = params.get("limit") or str(_DEFAULT_LIMIT)
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(_MOST_PER_PAGE))):
+        malformed(f"invalid limit: {text[:40]}")
+    if not 1 <= int(text) <= _MOST_PER_PAGE:
+        malformed(f"limit must be between 1 and {_MOST_PER_PAGE}")
+    return int(text)
+
+
+def _time(params: Mapping[str, str], name: str, default_ns: int, *, day_ns: int) -> int:
+    """A time in UTC nanoseconds; ``day_ns`` is added to a date without one."""
+    text = params.get(name)
+    if not text:
+        return default_ns
+    try:
+        if _DATE.fullmatch(text):
+            return parse_rfc3339(f"{text}T00:00:00Z") + day_ns
+        return parse_rfc3339(text)
+    except ValueError:
+        malformed(f"invalid {name}: {text[:40]}")
 
 
 @attrs.frozen

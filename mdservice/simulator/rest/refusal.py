@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
+import attrs
 import msgspec
 
-__all__ = ["RECENT_SIP", "RefusedRequest", "malformed", "refusal_body"]
+__all__ = ["RECENT_SIP", "Call", "Endpoint", "RefusedRequest", "malformed", "refusal_body"]
+
+
+# A request on its way to an endpoint.
+
+
+@attrs.frozen
+class Call:
+    """What an endpoint is asked.
+
+    Attributes:
+        params: The query's parameters.
+        now_ns: UTC nanoseconds.
+        name: What stands in the path behind the endpoint's own, ``AAPL``; or nothing.
+        body: The request's.
+    """
+
+    params: Mapping[str, str]
+    now_ns: int
+    name: str = ""
+    body: bytes = b""
+
+
+@attrs.frozen
+class Endpoint:
+    """What answers a call with JSON, and with which HTTP status."""
+
+    answer: Callable[[Call], bytes]
+    status: int = 200
+
 
 RECENT_SIP = 42210000
 """The code of history that the plan does not include.

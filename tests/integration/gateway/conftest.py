@@ -15,9 +15,9 @@ import pytest
 from fastapi import FastAPI
 
 from mdservice.clock import SystemClock
-from mdservice.gateway.make import make_book
-from mdservice.gateway.router import book_router
-from mdservice.model.encode import encode_quote
+from mdservice.gateway.make import make_tracker
+from mdservice.gateway.router import tracker_router
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
@@ -86,8 +86,8 @@ async def open_gateway(
         max_spread=max_spread,
     )
     app = FastAPI()
-    book = make_book(source, settings, redis_url=valkey.url, **options)
-    app.include_router(book_router(book))
+    book = make_tracker(source, settings, redis_url=valkey.url, **options)
+    app.include_router(tracker_router(book))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         gateway = Gateway(valkey, source, client, book)

@@ -15,10 +15,9 @@ import pytest
 from pydantic import BaseModel
 
 from mdservice.errors import ConfigurationError, PositionsUnavailable
-from mdservice.gateway import held as held_module
 from mdservice.gateway import pnl_router
-from mdservice.gateway.answers import Answers
-from mdservice.gateway.schemas import PnlAnswer
+from mdservice.gateway import tracker as held_module
+from mdservice.gateway.router import Answers, PnlAnswer
 from mdservice.model.position import Position
 from mdservice.positions import source
 from mdservice.settings import Settings

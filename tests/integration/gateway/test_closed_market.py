@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
+from mdservice.app.service import open_service
 from mdservice.model.position import Position
-from mdservice.service import open_service
 from mdservice.settings import Settings
 from mdservice.simulator import Refuse, SimQuote, SimulatorConfig, open_simulator
 from mdservice.testing import FakePositions

@@ -1,5 +1,0 @@
-"""The HTTP API: FastAPI, served by Hypercorn over a UNIX socket and, where set, TCP.
-
-:func:`mdservice.api.app.create_app` makes the application, and
-:func:`mdservice.api.server.serve_api` listens. Importing this package alone costs nothing.
-"""

@@ -1,0 +1,1 @@
+"""The service as a whole: its wiring, its status, and running it."""

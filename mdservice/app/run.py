@@ -1,0 +1,119 @@
+"""The service as a program: ``mdservice run``."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+
+from mdservice.app.live_line import LiveLine
+from mdservice.app.service import Service, open_service
+from mdservice.gateway.router import PNL_PATH
+from mdservice.gateway.serve import gateway_positions, make_gateway, serve_gateway
+from mdservice.http_api.listeners import unix_listener
+from mdservice.http_api.server import ApiAddresses, serve_api
+from mdservice.observability.logging import get_logger
+from mdservice.observability.urls import mask_url
+from mdservice.runtime.stop_signals import stop_on_signal
+from mdservice.settings import Settings
+
+__all__ = ["GC_THRESHOLD", "run_gateway", "serve"]
+
+_log = get_logger(__name__)
+
+GC_THRESHOLD = (50_000, 20, 50)
+"""Quotes and rows form no cycles; looking for them every 700 objects costs a third of the
+throughput, and answers of ten thousand positions wait for it."""
+
+
+async def serve(
+    settings: Settings, *, announce: Callable[[str], None], live_line: LiveLine
+) -> None:
+    """Run until SIGINT, SIGTERM or SIGHUP, then drain and return; a second signal exits at once.
+
+    The API's socket is taken first: a second service stops there, before it could take the
+    account's one connection from the first. The API answers until all is drained.
+
+    Args:
+        settings: What to run.
+        announce: Tells the person at the terminal one line.
+        live_line: Shows what goes through.
+
+    Raises:
+        SocketInUse: Another service has the API's socket.
+        MDServiceError: As :func:`mdservice.open_service` does.
+    """
+    gc.set_threshold(*GC_THRESHOLD)
+    with unix_listener(settings.socket) as listener:
+        async with anyio.create_task_group() as tasks:
+            running = anyio.CancelScope()
+            await tasks.start(stop_on_signal, running)
+            with running:
+                # The gateway ends before the service does, the API after it.
+                async with open_service(settings) as service, anyio.create_task_group() as gateway:
+                    addresses = await tasks.start(
+                        partial(
+                            serve_api,
+                            service,
+                            socket=settings.socket,
+                            listener=listener,
+                            http=settings.http,
+                            token=settings.api_token,
+                        )
+                    )
+                    _introduce(service, settings, addresses, announce)
+                    book = None
+                    if settings.simulated:
+                        book = make_gateway(service.resolved)
+                        serve = partial(serve_gateway, book, service.resolved, any_port=True)
+                        announce(_pnl_line(await gateway.start(serve)))
+                    await live_line.show(service, book.totals if book is not None else None)
+            tasks.cancel_scope.cancel()
+
+
+async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Run the gateway alone until SIGINT, SIGTERM or SIGHUP.
+
+    Args:
+        settings: What to run.
+        announce: Tells the person at the terminal one line.
+
+    Raises:
+        ConfigurationError: It would ask itself for positions, or cannot listen.
+    """
+    gc.set_threshold(*GC_THRESHOLD)
+    async with anyio.create_task_group() as tasks:
+        running = anyio.CancelScope()
+        await tasks.start(stop_on_signal, running)
+        with running:
+            async with anyio.create_task_group() as serving:
+                book = make_gateway(settings)
+                address = await serving.start(serve_gateway, book, settings)
+                announce(_pnl_line(address))
+                source = gateway_positions(settings)
+                announce(f"positions from {_told(source, settings)}")
+        tasks.cancel_scope.cancel()
+
+
+def _pnl_line(address: str) -> str:
+    return f"p&l    http://{address}{PNL_PATH}"
+
+
+def _told(source: str, settings: Settings) -> str:
+    return f"the service at {settings.socket}" if source == "none" else mask_url(source)
+
+
+def _introduce(
+    service: Service, settings: Settings, addresses: ApiAddresses, announce: Callable[[str], None]
+) -> None:
+    status = service.status()
+    if settings.simulated:
+        announce("This is the simulator. For a real account set ALPACA_API_KEY, ALPACA_SECRET_KEY.")
+    embedded = " (embedded)" if settings.redis_url is None else ""
+    symbols = ", ".join(list(service.subscriptions())[:8]) or "none yet"
+    announce(f"feed   {status.feed.name}: {symbols}")
+    announce(f"redis  {status.redis.url}{embedded}")
+    tcp = f" and http://{addresses.http}" if addresses.http else ""
+    announce(f"api    {addresses.socket}{tcp}; ask with `mdservice status`")

@@ -1,0 +1,363 @@
+"""The handle that an embedder holds, and :func:`open_service` that makes it."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, cast
+
+import anyio
+import attrs
+
+from mdservice.app.dev_stack import start_embedded_server, start_simulator
+from mdservice.app.status import FeedFacts, feed_facts, readiness, status
+from mdservice.app.topology import Topology, build
+from mdservice.clock import Clock, SystemClock
+from mdservice.errors import ConfigurationError, MDServiceError
+from mdservice.feed.alpaca.drivers import make_drivers, make_history
+from mdservice.feed.driver import Driver
+from mdservice.feed.history import QuoteHistory
+from mdservice.feed.requests import Command, Subscribe, SubscriptionResult, Unsubscribe
+from mdservice.model.events import FeedStatus
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.model.status import Readiness, Status
+from mdservice.model.symbol import parse_symbol, parse_symbols
+from mdservice.observability.logging import get_logger, hide_secrets
+from mdservice.positions.cache import PositionCache
+from mdservice.positions.source import PositionSource
+from mdservice.positions.sources import open_source
+from mdservice.publish.store import PriceStore, read_last_quotes
+from mdservice.router.actor import FUTURE_TOLERANCE_NS
+from mdservice.runtime.network import HttpClient
+from mdservice.runtime.task_groups import background, leaves
+from mdservice.settings import Settings
+
+if TYPE_CHECKING:
+    from mdservice.publish.instances import Instances
+
+__all__ = ["DRAIN_LIMIT_S", "Service", "open_service"]
+
+_log = get_logger(__name__)
+
+_QUOTES = "quotes"
+
+DRAIN_LIMIT_S = 3.0
+"""How long what was accepted may take to reach the store once the feed is closed."""
+_STORE_TIMEOUT_S = 3.0
+"""Below the watchdog's patience; a batch takes a few milliseconds."""
+
+
+class Service:
+    """A running service. Made by :func:`open_service`, used from that event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        topology: Topology,
+        clock: Clock,
+        resolved: Settings,
+        facts: FeedFacts,
+        instances: Instances | None = None,
+    ) -> None:
+        self.settings = settings
+        self._instances = instances
+        self._facts = facts
+        self.resolved = resolved
+        """The settings with the addresses of what was started here in their place."""
+        self._topology = topology
+        self._clock = clock
+        self._started_s = clock.monotonic()
+        self._draining = False
+
+    async def subscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
+        """Follow symbols: all of them, or none where the feed refuses.
+
+        Args:
+            symbols: In any case; ``*`` is every symbol of the feed.
+            source: On whose behalf; a symbol is followed for as long as anybody wants it.
+
+        Returns:
+            ``subscribed``, or ``pending`` while the feed is away: it is done when it is back.
+
+        Raises:
+            InvalidSymbol: One of them is no symbol; nothing is changed.
+            SubscriptionRefused: The feed refused, for instance at the plan's symbol limit.
+        """
+        return await self._request(Subscribe(parse_symbols(symbols), source))
+
+    async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
+        """No longer follow symbols on behalf of a source.
+
+        What the settings asked for counts as the operator's too, so ``api`` ends both;
+        symbols of open positions stay.
+
+        Raises:
+            InvalidSymbol: One of them is no symbol; nothing is changed.
+        """
+        sources = ("api", "settings") if source == "api" else (source,)
+        return await self._request(Unsubscribe(parse_symbols(symbols), sources))
+
+    async def _request(self, command: Command) -> SubscriptionResult:
+        if self._draining:
+            raise MDServiceError("the service is stopping: its subscriptions no longer change")
+        return await self._topology.request(command)
+
+    def subscriptions(self) -> dict[str, list[str]]:
+        """Each symbol that is wanted, with those who want it."""
+        return self._topology.feed.sources()
+
+    def channels(self) -> dict[str, list[str]]:
+        """What the feed has acknowledged, ``{"AAPL": ["quotes"]}``; nothing in an outage."""
+        return {symbol: [_QUOTES] for symbol in self._topology.feed.acknowledged()}
+
+    def left_out(self) -> dict[str, dict[str, str]]:
+        """What is wanted and the feed does not give, with the reason of each channel."""
+        return {
+            symbol: {_QUOTES: reason} for symbol, reason in self._topology.feed.left_out().items()
+        }
+
+    def positions(self) -> Sequence[Position]:
+        """The positions whose symbols are followed, as last told; none where none are followed."""
+        tracker = self._topology.tracker
+        return tracker.snapshot().positions if tracker is not None else ()
+
+    def latest(self, symbol: str) -> Quote | None:
+        """The last accepted quote of a symbol, or None.
+
+        Raises:
+            InvalidSymbol
+        """
+        return self._topology.router.sequencer.latest(parse_symbol(symbol))
+
+    def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
+        """The last accepted quote of each of the symbols, or of all; unknown ones are left out."""
+        sequencer = self._topology.router.sequencer
+        if symbols is None:
+            return sorted(sequencer.all_latest(), key=lambda quote: quote.symbol)
+        found = (sequencer.latest(symbol) for symbol in parse_symbols(symbols))
+        return [quote for quote in found if quote is not None]
+
+    @asynccontextmanager
+    async def quotes(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote]]:
+        """Every accepted quote of the symbols from now on; without symbols, of all.
+
+        The reader never holds up the feed: one that falls 10,000 quotes behind loses the
+        oldest, except the newest of each symbol, and sees a step in ``seq``.
+        """
+        with self._topology.readers.open(parse_symbols(symbols)) as reader:
+            yield cast("AsyncIterator[Quote]", reader)  # one without statuses has only these
+
+    @asynccontextmanager
+    async def events(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote | FeedStatus]]:
+        """The latest quote of each symbol, then every accepted one, and the feed's states."""
+        chosen = parse_symbols(symbols)
+        first = self.prices(chosen or None)
+        with self._topology.readers.open(chosen, statuses=True, first=first) as reader:
+            yield reader
+
+    def status(self) -> Status:
+        """Everything about the service at this moment."""
+        return status(
+            self._facts,
+            self._topology,
+            self._clock,
+            started_s=self._started_s,
+            stale_after_s=self.settings.stale_after,
+            key_prefix=str(self.settings.key_prefix),  # JSON takes no subclass of str
+            draining=self._draining,
+            conflicts=self._conflicts(),
+        )
+
+    def readiness(self) -> Readiness:
+        """Whether prices are live now, and what is in the way where they are not."""
+        ready = readiness(self._topology, draining=self._draining)
+        return attrs.evolve(ready, reasons=(*ready.reasons, *self._conflicts()))
+
+    def _conflicts(self) -> tuple[str, ...]:
+        """Other services that publish the same names; this one is ready all the same."""
+        return () if self._instances is None else self._instances.conflicts()
+
+    def liveness(self) -> Readiness:
+        """Whether the event loop and the watchdog move."""
+        return self._topology.watchdog.liveness()
+
+    async def drain(self) -> None:
+        """Close the feed, let everything that was accepted reach the store, within a limit."""
+        self._draining = True
+        topology = self._topology
+        topology.supervisor.drain()
+        topology.feed.stop()
+        with anyio.move_on_after(DRAIN_LIMIT_S):
+            await topology.supervisor.drained()
+        topology.readers.close()
+        self._tell_lost()
+        _log.info(
+            "service_stopped", events_published=topology.publisher.snapshot().events_published
+        )
+
+    def _tell_lost(self) -> None:
+        """Log how many events the store does not have, and of how many it is not known."""
+        writer = self._topology.writer
+        in_batch, waiting = self._topology.publisher.not_stored(writer.written)
+        unknown = in_batch if writer.uncertain else 0
+        lost = in_batch + waiting - unknown
+        if lost or unknown:
+            _log.error(
+                "events_lost_at_the_end", count=lost, unknown=unknown, reason=self._why_lost()
+            )
+
+    def _why_lost(self) -> str:
+        """Why the store does not have the last events: it is not always the store's fault."""
+        failed = self._topology.supervisor.failed
+        if failed is not None:
+            return f"{failed} failed and ended the service before they were written"
+        store = self._topology.writer.snapshot()
+        if store.last_error is not None:
+            return f"the store did not take them: {store.last_error}"
+        return f"they were not all written within {DRAIN_LIMIT_S:g} s"
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings,
+    *,
+    store: PriceStore | None = None,
+    drivers: Sequence[Driver] | None = None,
+    history: QuoteHistory | None = None,
+    positions: PositionSource | None = None,
+    clock: Clock | None = None,
+    rng: random.Random | None = None,
+) -> AsyncIterator[Service]:
+    """Run a service inside this block, on trio or asyncio.
+
+    Starts what the settings leave open: the embedded Valkey server where no Redis is named,
+    the simulator where nothing points at the real world. At the block's end, also by
+    cancellation, the feed is closed, what was accepted is written, and all of it is gone.
+
+    Args:
+        settings: See :class:`mdservice.Settings`.
+        store: In the place of the Redis of the settings.
+        drivers: In the place of the settings' feed. Where the settings name none, it is a feed
+            of its own: it needs no keys, and has the name of the first driver.
+        history: In the place of the settings' REST API; with ``drivers``, None means none.
+        positions: In the place of the settings' source of positions.
+        clock: The time, for tests.
+        rng: The jitter's source, for tests.
+
+    Raises:
+        ConfigurationError: The settings do not suffice, or a part cannot work here.
+        FeedRefused: The feed refused for good before any data had come.
+        EmbeddedServerError: The embedded server did not start.
+        ActorFailed: A part failed too often.
+    """
+    http = HttpClient()
+    facts = feed_facts(settings, drivers, http)
+    settings.require_runnable(own_feed=facts.own)
+    hide_secrets(settings.secret_values())
+    clock = clock or SystemClock()
+    try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(http.aclose)
+            resolved = settings
+            instances = None
+            if store is None:
+                resolved = await start_embedded_server(resolved, stack)
+                name = secrets.token_hex(8)
+                store = _open_store(resolved, name)
+                instances = _open_instances(resolved, name, facts, clock)
+            if drivers is None:
+                resolved = await start_simulator(resolved, stack, clock)
+                drivers = make_drivers(resolved)
+                history = history or make_history(resolved, clock, http)
+            symbols = resolved.symbols
+            latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
+            topology = build(
+                drivers=drivers,
+                history=history,
+                is_open=facts.is_open,
+                mute_after_s=settings.mute_after,
+                store=store,
+                symbols=symbols,
+                backlog=settings.backlog,
+                clock=clock,
+                positions=_follow_positions(resolved, positions, stack, clock, http),
+                positions_interval_s=resolved.positions_interval,
+                rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
+                last_quotes=await read_last_quotes(store, symbols, latest_ns),
+                price_ttl_s=settings.price_ttl,
+                renew_prices=settings.renew_prices,
+            )
+            stack.callback(topology.close)
+            await stack.enter_async_context(background(topology.supervisor.run))
+            if instances is not None:
+                await stack.enter_async_context(background(instances.run))
+            service = Service(settings, topology, clock, resolved, facts, instances)
+            try:
+                yield service
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await service.drain()
+    except BaseExceptionGroup as group:
+        # A cancellation may come at the same moment: the error is what the caller has to know.
+        failed, others = group.split(Exception)
+        errors = list(leaves(failed)) if failed is not None else []
+        cancelled = anyio.get_cancelled_exc_class()
+        if len(errors) != 1 or (others is not None and others.split(cancelled)[1] is not None):
+            raise
+        raise errors[0] from errors[0].__cause__
+
+
+def _open_store(settings: Settings, instance: str) -> PriceStore:
+    from mdservice.redis_io.store import RedisPriceStore
+
+    if settings.redis_url is None:
+        raise ConfigurationError("there is no Redis: set MDSERVICE_REDIS_URL")
+    return RedisPriceStore(
+        settings.redis_url,
+        price_ttl_s=settings.price_ttl,
+        event_log=settings.event_log,
+        prefix=settings.key_prefix,
+        instance=instance,
+        timeout_s=_STORE_TIMEOUT_S,
+    )
+
+
+def _open_instances(
+    settings: Settings, instance: str, facts: FeedFacts, clock: Clock
+) -> Instances | None:
+    from mdservice.publish.instances import Instances
+
+    if settings.redis_url is None:
+        return None
+    return Instances(
+        settings.redis_url,
+        id=instance,
+        feed=facts.name,
+        delay_s=facts.delay_s,
+        price_ttl_s=settings.price_ttl,
+        prefix=settings.key_prefix,
+        clock=clock,
+    )
+
+
+def _follow_positions(
+    settings: Settings,
+    source: PositionSource | None,
+    stack: AsyncExitStack,
+    clock: Clock,
+    http: HttpClient,
+) -> PositionCache | None:
+    source = source or open_source(
+        settings.positions,
+        trading_url=settings.resolved_trading_url(),
+        api_key=settings.api_key,
+        secret_key=settings.secret_key,
+        http=http,
+    )
+    if source is None:
+        return None
+    stack.push_async_callback(source.aclose)
+    return PositionCache(source, clock)

@@ -1,0 +1,278 @@
+"""How the service is doing, put together from the snapshots of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
+
+import attrs
+
+from mdservice.app.topology import Topology
+from mdservice.clock import Clock
+from mdservice.feed.alpaca.drivers import make_market_clock
+from mdservice.feed.connection import FeedSnapshot
+from mdservice.feed.driver import Driver
+from mdservice.model.status import (
+    ActorReport,
+    Counters,
+    FeedReport,
+    Inbox,
+    PositionsReport,
+    Readiness,
+    RedisReport,
+    ServiceState,
+    Status,
+)
+from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.runtime.network import HttpClient
+from mdservice.settings import Settings
+from mdservice.settings.feeds import feed_delay_s
+from mdservice.settings.sources import Unchosen
+
+__all__ = ["FeedFacts", "feed_facts", "readiness", "status"]
+
+
+# What is known of the feed by the settings, or because an embedder has brought its own.
+
+
+@attrs.frozen
+class FeedFacts:
+    """One service's feed.
+
+    Attributes:
+        name: For people and the status.
+        simulated: Whether its prices are invented.
+        own: Whether it is no feed of Alpaca's, but the embedder's own.
+        delay_s: How late its quotes are by design, seconds.
+        is_open: Asks whether its market is open.
+        hours_refused: Why the trading API refuses to give the market's hours, or None.
+    """
+
+    name: str
+    simulated: bool
+    own: bool
+    delay_s: float
+    is_open: Callable[[], Awaitable[bool]]
+    hours_refused: Callable[[], str | None]
+
+
+def feed_facts(settings: Settings, drivers: Sequence[Driver] | None, http: HttpClient) -> FeedFacts:
+    """The facts of the feed that these drivers reach, or that the settings name.
+
+    Drivers that an embedder brings reach a feed of their own, called as the first of them and
+    always open, unless the settings name one of Alpaca's, or the simulator.
+    """
+    named = not isinstance(settings.feed, Unchosen) or settings.feed_url is not None
+    own = bool(drivers) and not named
+    market = None if own else make_market_clock(settings, http)
+    return FeedFacts(
+        name=drivers[0].name if drivers and own else settings.feed_name,
+        simulated=settings.simulated and not own,
+        own=own,
+        delay_s=feed_delay_s(settings.feed),
+        is_open=_always if market is None else market.is_open,
+        hours_refused=lambda: None if market is None else market.refused,
+    )
+
+
+async def _always() -> bool:
+    return True
+
+
+_SHOWN = 100
+"""Of symbols that may be thousands."""
+_NAMED = 10
+"""Of them in one sentence."""
+
+
+def readiness(topology: Topology, *, draining: bool) -> Readiness:
+    """Ready: logged in, everything wanted is subscribed, and Redis answers."""
+    reasons = []
+    feed = topology.feed.snapshot()
+    if draining:
+        reasons.append("the service is stopping")
+    if not feed.connected:
+        reasons.append(f"the feed is {feed.phase.replace('_', ' ')}{_because(feed.last_error)}")
+    elif not feed.subscribed:
+        reasons.append("the feed has not acknowledged the subscriptions yet")
+    writer = topology.writer.snapshot()
+    if not writer.connected:
+        reasons.append(f"Redis is not connected{_because(writer.last_error)}")
+    elif writer.last_error is not None:
+        reasons.append(f"Redis refuses: {writer.last_error}")
+    behind_s = topology.router.snapshot().clock_behind_s
+    if behind_s is not None:
+        reasons.append(
+            f"this machine's clock is {behind_s:.0f} s behind the feed's, so most quotes are "
+            "refused; set the clock"
+        )
+    reasons.extend(
+        f"{actor.name} is {state}{_because(topology.supervisor.look_at(actor.name).last_error)}"
+        for actor in topology.supervisor.actors
+        if (state := topology.supervisor.look_at(actor.name).state) in ("restarting", "failed")
+    )
+    return Readiness(not reasons, tuple(reasons))
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
+
+
+def status(
+    facts: FeedFacts,
+    topology: Topology,
+    clock: Clock,
+    *,
+    started_s: float,
+    stale_after_s: float,
+    key_prefix: str,
+    draining: bool,
+    conflicts: Sequence[str] = (),
+) -> Status:
+    """The whole service at this moment."""
+    ready = readiness(topology, draining=draining)
+    positions = _positions(topology)
+    feed = topology.feed.snapshot()
+    degraded = (*_why_degraded(feed, positions, facts.hours_refused()), *conflicts)
+    publisher = topology.publisher.snapshot()
+    watchdog = topology.watchdog.snapshot()
+    return Status(
+        state=_state(ready, degraded, draining=draining, ever_logged_in=feed.logins > 0),
+        reasons=(*ready.reasons, *degraded),
+        feed=FeedReport(
+            name=facts.name,
+            driver=feed.driver,
+            phase=feed.phase,
+            connected=feed.connected,
+            subscribed=feed.subscribed,
+            reconnects=feed.reconnects,
+            last_error=feed.last_error,
+            wanted=feed.wanted,
+            acknowledged=feed.acknowledged,
+            left_out=feed.left_out,
+            other_messages=feed.other_messages,
+            without_quotes=len(feed.without_quotes),
+            without_quotes_first=tuple(feed.without_quotes[:_SHOWN]),
+            repairs_refused=feed.history_set_aside,
+            repair_error=feed.history_refused,
+            times_frozen_s=topology.router.snapshot().times_frozen_s,
+        ),
+        redis=_redis(topology, publisher.backlog, key_prefix),
+        symbols=feed.wanted,
+        uptime_s=round(clock.monotonic() - started_s, 3),
+        actors=_actors(topology),
+        counters=_counters(topology),
+        latency_ms=publisher.latencies,
+        positions=positions,
+        loop_lag_ms=watchdog.loop_lag_ms,
+        loop_lag_max_ms=watchdog.loop_lag_max_ms,
+        stale_symbols=_stale(stale_after_s + facts.delay_s, topology, clock.utc_ns()),
+        simulator=facts.simulated,
+    )
+
+
+def _state(
+    ready: Readiness, degraded: Sequence[str], *, draining: bool, ever_logged_in: bool
+) -> ServiceState:
+    if draining:
+        return "draining"
+    if ready.ready:
+        return "degraded" if degraded else "running"
+    return "degraded" if ever_logged_in else "starting"
+
+
+def _positions(topology: Topology) -> PositionsReport | None:
+    if topology.tracker is None:
+        return None
+    tracker = topology.tracker.snapshot()
+    left_out = topology.feed.snapshot().left_out
+    every = EVERY_SYMBOL in topology.feed.sources() and EVERY_SYMBOL not in left_out
+    answered: Literal["starting", "ok"] = "starting" if tracker.age_s is None else "ok"
+    return PositionsReport(
+        source=tracker.source,
+        state="degraded" if tracker.last_error is not None else answered,
+        held=len(tracker.positions),
+        followed=len(tracker.followed),
+        left_out=() if every else tuple(s for s in tracker.followed if s in left_out),
+        problems={p.symbol: p.problem for p in tracker.positions if p.problem is not None},
+        age_s=None if tracker.age_s is None else round(tracker.age_s, 3),
+        last_error=tracker.last_error,
+    )
+
+
+def _why_degraded(
+    feed: FeedSnapshot, positions: PositionsReport | None, hours_refused: str | None
+) -> tuple[str, ...]:
+    """What does not concern the live prices: the service is ready all the same."""
+    reasons = []
+    if positions is not None and positions.last_error is not None:
+        reasons.append(f"the positions are out of date: {positions.last_error}")
+    if feed.history_refused is not None:
+        reasons.append(f"repairs are refused: {feed.history_refused}")
+    if feed.history_set_aside:
+        symbols = list(feed.history_set_aside)
+        more = f" and {len(symbols) - _NAMED} more" if len(symbols) > _NAMED else ""
+        reasons.append(
+            f"repairs of {', '.join(symbols[:_NAMED])}{more} are refused: "
+            f"{feed.history_set_aside[symbols[0]]}"
+        )
+    if hours_refused is not None:
+        reasons.append(f"the market's hours are not known, so it counts as open: {hours_refused}")
+    return tuple(reasons)
+
+
+def _redis(topology: Topology, backlog: int, key_prefix: str) -> RedisReport:
+    writer = topology.writer.snapshot()
+    return RedisReport(
+        connected=writer.connected,
+        url=writer.address,
+        last_error=writer.last_error,
+        backlog=backlog,
+        command_errors=writer.command_errors,
+        last_command_error=writer.last_command_error,
+        key_prefix=key_prefix,
+    )
+
+
+def _stale(limit_s: float, topology: Topology, now_ns: int) -> int:
+    oldest_ns = now_ns - int(limit_s * 1e9)
+    return sum(
+        1 for quote in topology.router.sequencer.all_latest() if quote.ts_event_ns < oldest_ns
+    )
+
+
+def _actors(topology: Topology) -> dict[str, ActorReport]:
+    reports = {}
+    for actor in topology.supervisor.actors:
+        seen = topology.supervisor.look_at(actor.name)
+        reports[actor.name] = ActorReport(
+            state=seen.state,
+            restarts=seen.restarts,
+            heartbeat_age_s=round(actor.heartbeat.age_s(), 3),
+            inbox=Inbox(actor.depth.used, actor.depth.size),
+            last_error=seen.last_error,
+        )
+    return reports
+
+
+def _counters(topology: Topology) -> Counters:
+    feed = topology.feed.snapshot()
+    router = topology.router.snapshot()
+    publisher = topology.publisher.snapshot()
+    return Counters(
+        quotes_received=feed.quotes_received,
+        quotes_accepted=router.quotes_accepted,
+        quotes_stale=router.quotes_stale,
+        prices_written=publisher.prices_written,
+        events_published=publisher.events_published,
+        events_conflated=publisher.events_conflated,
+        decode_errors=feed.decode_errors + router.future_quotes,
+        reconnects=feed.reconnects,
+        gaps=router.gaps,
+        gaps_repaired=router.gaps_repaired,
+        quotes_backfilled=router.quotes_backfilled,
+        history_symbols_refused=feed.history_symbols_refused,
+        prices_fetched=router.prices_fetched,
+        price_fetches_failed=topology.first_prices.failed,
+        unfollowed=feed.unfollowed,
+    )

@@ -1,0 +1,232 @@
+"""The wiring: every actor, every channel with its size, what happens when it is full, and why.
+
+::
+
+    PositionTracker
+           │
+    commands ──▶ FeedConnection ──feed──▶ QuoteRouter ──events──▶ EventPublisher ──batches──▶ RedisWriter
+                                              │                        ▲                          │
+                                              └──▶ LocalReaders        └──────acknowledged────────┘
+"""  # noqa: E501 - the picture is one line
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import attrs
+
+from mdservice.clock import Clock
+from mdservice.feed.connection import FeedConnection
+from mdservice.feed.driver import Driver
+from mdservice.feed.first_prices import FirstPrices
+from mdservice.feed.gap_repair.repair import GapRepair
+from mdservice.feed.history import HalvingHistory, QuoteHistory
+from mdservice.feed.liveness import Liveness
+from mdservice.feed.requests import Command, Follow, SubscriptionResult, Unsubscribe
+from mdservice.feed.retries import DriverSelection
+from mdservice.feed.send_queue import SendQueue
+from mdservice.feed.subscriptions import SubscriptionSet
+from mdservice.model.events import FeedItem, RoutedItem
+from mdservice.model.payload import encode_quote
+from mdservice.model.quote import Quote
+from mdservice.positions.cache import PositionCache
+from mdservice.positions.tracker import SOURCE, PositionTracker
+from mdservice.publish.publisher import EventPublisher
+from mdservice.publish.readers import LocalReaders
+from mdservice.publish.store import PriceStore, WriteBatch
+from mdservice.publish.writer import RedisWriter
+from mdservice.router.actor import QuoteRouter
+from mdservice.runtime.actor import Actor, Channel
+from mdservice.runtime.backoff import Backoff
+from mdservice.runtime.supervisor import Supervisor
+from mdservice.runtime.watchdog import HealthWatchdog
+
+__all__ = ["ChannelPlan", "Topology", "build"]
+
+
+@attrs.frozen
+class ChannelPlan:
+    """One channel's size, what a full one does, and why that is right."""
+
+    size: int
+    when_full: str
+    why: str
+
+
+COMMANDS = ChannelPlan(
+    100,
+    "the caller waits",
+    "a request is a person or a poll: more than a few at once is a mistake of theirs",
+)
+FEED = ChannelPlan(
+    64,
+    "the reader waits, so TCP holds Alpaca back",
+    "an item is all that one read brought; the router takes faster than the feed sends, so "
+    "this absorbs a hiccup of the event loop and no more",
+)
+EVENTS = ChannelPlan(
+    64,
+    "the router waits",
+    "the publisher always takes: it keeps the backlog and conflates beyond it, so this is "
+    "never full for longer than one turn of the loop",
+)
+BATCHES = ChannelPlan(
+    1,
+    "never full",
+    "the next batch is made when the previous is acknowledged, so that batches grow with load",
+)
+ACKNOWLEDGED = ChannelPlan(1, "never full", "one batch is under way at a time")
+
+_LONGEST_PAUSE_NS = 3_600 * 1_000_000_000
+"""What an earlier run's end and this one's start may be apart for the quotes between to be
+fetched; of a longer time there are too many."""
+
+
+@attrs.frozen
+class Topology:
+    """All parts, wired; nothing runs yet."""
+
+    feed: FeedConnection
+    first_prices: FirstPrices
+    router: QuoteRouter
+    publisher: EventPublisher
+    writer: RedisWriter
+    watchdog: HealthWatchdog
+    readers: LocalReaders
+    tracker: PositionTracker | None
+    supervisor: Supervisor
+    commands: Channel[Command]
+    channels: Sequence[Channel[Any]]
+
+    async def request(self, command: Command) -> SubscriptionResult:
+        """Change the subscriptions; REST is asked for the prices of new symbols at once.
+
+        Raises:
+            SubscriptionRefused: The feed refused.
+        """
+        if not isinstance(command, Unsubscribe):
+            self.first_prices.want(command.symbols)
+        await self.commands.outbox.send(command)
+        try:
+            return await command.answer.wait()
+        finally:
+            self.first_prices.forget(command.symbols)
+
+    def close(self) -> None:
+        """Close every channel, once the actors have ended."""
+        for channel in self.channels:
+            channel.close()
+
+
+def build(
+    *,
+    drivers: Sequence[Driver],
+    history: QuoteHistory | None,
+    is_open: Callable[[], Awaitable[bool]],
+    mute_after_s: float,
+    store: PriceStore,
+    symbols: Sequence[str],
+    backlog: int,
+    clock: Clock,
+    rng: random.Random,
+    positions: PositionCache | None = None,
+    positions_interval_s: float = 5.0,
+    last_quotes: Sequence[Quote] = (),
+    price_ttl_s: int = 300,
+    renew_prices: bool = True,
+) -> Topology:
+    """Wire one service.
+
+    Args:
+        drivers: In the order in which they are tried.
+        history: Where what a lost connection missed is fetched, or None.
+        is_open: Whether the market is open.
+        mute_after_s: Silence of an open connection that is looked into, seconds.
+        store: Owned by the writer from now on.
+        symbols: Wanted from the start, by the settings.
+        backlog: Events kept for a store that is away.
+        clock: The time.
+        rng: Where the back-off's jitter comes from.
+        positions: Those whose symbols are followed, or None.
+        positions_interval_s: How often they are asked for, seconds.
+        last_quotes: The last ones of an earlier run, one of each symbol.
+        price_ttl_s: The life of a price in the store, seconds.
+        renew_prices: Whether the price of a quiet symbol is kept while the feed is connected.
+    """
+    commands = Channel[Command](COMMANDS.size)
+    feed_items = Channel[FeedItem](FEED.size)
+    events = Channel[RoutedItem](EVENTS.size)
+    batches = Channel[WriteBatch](BATCHES.size)
+    acknowledged = Channel[int](ACKNOWLEDGED.size)
+
+    book = SubscriptionSet()
+    book.add(symbols, "settings")
+    readers = LocalReaders()
+
+    def confirmed(symbols: Sequence[str]) -> None:
+        writer.confirm(symbols)
+
+    def vouched() -> frozenset[str]:
+        return feed.vouched()
+
+    router = QuoteRouter(feed_items, events.outbox, readers.offer, clock, confirmed)
+    router.start_from(last_quotes, resuming=_can_resume(last_quotes, clock.utc_ns()))
+    send_queue = SendQueue(feed_items.outbox)
+    asked = HalvingHistory(history) if history is not None else None
+    repair = GapRepair(asked, router.sequencer, send_queue, clock)
+    first_prices = FirstPrices(asked, book, repair, router.sequencer, send_queue, clock)
+    first_prices.want_all()
+    feed = FeedConnection(
+        DriverSelection(drivers),
+        book,
+        commands,
+        send_queue,
+        clock,
+        Backoff(rng=rng),
+        repair,
+        Liveness(mute_after_s, asked, is_open, router.sequencer),
+        first_prices,
+    )
+    publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
+    writer = RedisWriter(
+        batches,
+        acknowledged.outbox,
+        store,
+        clock,
+        vouched if renew_prices else None,
+        price_ttl_s,
+    )
+    writer.start_from({quote.symbol: encode_quote(quote) for quote in last_quotes})
+    watchdog = HealthWatchdog(clock)
+
+    async def follow(symbols: tuple[str, ...]) -> None:
+        await topology.request(Follow(symbols, SOURCE))
+
+    tracker = None
+    # Downstream first: whoever starts finds the next one ready.
+    actors: list[Actor] = [watchdog, writer, publisher, router, feed]
+    if positions is not None:
+        tracker = PositionTracker(positions, follow, positions_interval_s, clock)
+        actors.append(tracker)
+    supervisor = Supervisor(actors, clock)
+    watchdog.watch(supervisor)
+    topology = Topology(
+        feed,
+        first_prices,
+        router,
+        publisher,
+        writer,
+        watchdog,
+        readers,
+        tracker,
+        supervisor,
+        commands,
+        channels=(commands, feed_items, events, batches, acknowledged),
+    )
+    return topology
+
+
+def _can_resume(last_quotes: Sequence[Quote], now_ns: int) -> bool:
+    return any(now_ns - quote.ts_event_ns <= _LONGEST_PAUSE_NS for quote in last_quotes)

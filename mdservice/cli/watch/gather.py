@@ -1,0 +1,410 @@
+"""Views, from the P&L of a book and from what the service says."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from mdservice.cli.watch.view import Entry, EntryStatus, Lot, Sums, View, printable
+from mdservice.client.http import ask
+from mdservice.clock import Clock
+from mdservice.errors import MDServiceError
+from mdservice.gateway.tracker import PnlTracker
+from mdservice.model.position import Position
+from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.observability.logging import masked
+from mdservice.pnl.holding import Holding
+from mdservice.pnl.numbers import sums_up
+from mdservice.pnl.rows import Row
+
+__all__ = ["Flow", "Gatherer", "ServiceWatch", "about", "state", "warnings"]
+
+
+# How the running service is doing, asked now and then.
+
+
+_EVERY_S: Final = 2.0
+_TIMEOUT_S: Final = 3.0
+_SUBSCRIPTIONS: Final = "/api/v1/market-data/subscriptions"
+
+
+class ServiceWatch:
+    """What the service at a socket says of itself; what it said last, while it says nothing.
+
+    Args:
+        socket: Its UNIX socket.
+        subscriptions: Whether it is asked for these too.
+
+    Attributes:
+        status: As ``/status`` told it last; empty before the first answer.
+        failure: Why the last try failed, or None.
+        answered: Whether it has ever answered.
+    """
+
+    def __init__(self, socket: Path, *, subscriptions: bool) -> None:
+        self.status: Mapping[str, Any] = {}
+        self.failure: MDServiceError | None = None
+        self.answered = False
+        self._socket = socket
+        self._ask_subscriptions = subscriptions
+        self._subscribed: frozenset[str] | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it does not answer, or None."""
+        return None if self.failure is None else masked(str(self.failure))
+
+    def asked_for(self, symbol: str) -> bool:
+        """Whether somebody subscribed to the symbol, as far as is known."""
+        known = self._subscribed
+        return known is None or symbol in known or EVERY_SYMBOL in known
+
+    async def refresh(self) -> None:
+        """Ask once."""
+        try:
+            status, subscribed = await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
+        except MDServiceError as exc:
+            self.failure = exc
+        else:
+            self.failure, self.answered = None, True
+            self.status, self._subscribed = status, subscribed
+
+    async def poll(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            await anyio.sleep(_EVERY_S)
+            await self.refresh()
+
+    def _ask(self) -> tuple[Mapping[str, Any], frozenset[str] | None]:
+        answer = ask(self._socket, "GET", "/status", timeout_s=_TIMEOUT_S)
+        if not answer.ok:
+            raise MDServiceError(f"the service refused to tell its status: {answer.reason}")
+        if not self._ask_subscriptions:
+            return answer.content, None
+        told = ask(self._socket, "GET", _SUBSCRIPTIONS, timeout_s=_TIMEOUT_S)
+        symbols = told.content.get("symbols") if told.ok else None
+        known = frozenset(map(str, symbols)) if isinstance(symbols, list) else None
+        return answer.content, known
+
+
+# What stands above the table: the service, the feed, the flow of events, what is in the way.
+
+
+_WINDOW_S: Final = 3.0
+_QUIET_S: Final = 3.0
+
+
+class Flow:
+    """How many events came in the last seconds, and when the last one did. Pure."""
+
+    def __init__(self) -> None:
+        self.last_ns: int | None = None
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def note(self, events: int, now_s: float, now_ns: int) -> None:
+        """Take the count of all events so far.
+
+        Args:
+            events: Fewer than before: they are counted anew.
+            now_s: Monotonic seconds.
+            now_ns: UTC nanoseconds.
+        """
+        samples = self._samples
+        if samples and events < samples[-1][1]:
+            samples.clear()
+        elif samples and events > samples[-1][1]:
+            self.last_ns = now_ns
+        samples.append((now_s, events))
+        while len(samples) > 2 and samples[1][0] < now_s - _WINDOW_S:  # noqa: PLR2004 - a window has two ends
+            samples.popleft()
+
+    @property
+    def per_s(self) -> float | None:
+        """Events per second; None before two counts."""
+        if len(self._samples) <= 1:
+            return None
+        (since_s, before), (now_s, events) = self._samples[0], self._samples[-1]
+        return (events - before) / max(now_s - since_s, 0.001)
+
+    def quiet(self, now_ns: int) -> bool:
+        """Whether none came in the last seconds."""
+        return self.last_ns is None or now_ns - self.last_ns > _QUIET_S * 1e9
+
+
+def state(service: ServiceWatch) -> tuple[str, bool]:
+    """The service in one or two words, and whether that is nothing to worry about."""
+    if service.failure is not None:
+        return "service away" if service.answered else "no service", False
+    told = printable(str(service.status.get("state", "-")))
+    return told, told == "running"
+
+
+def about(service: ServiceWatch, flow: Flow) -> tuple[str, ...]:
+    """More of the service, the most important first."""
+    parts = []
+    if flow.per_s is not None:
+        parts.append(f"{flow.per_s:,.0f} events/s")
+    feed = service.status.get("feed")
+    if isinstance(feed, Mapping):
+        parts.append(_feed(feed))
+    if flow.last_ns is not None:
+        last = datetime.fromtimestamp(flow.last_ns / 1e9, UTC)
+        parts.append(f"last event {last:%H:%M:%S} UTC")
+    if service.status.get("simulator"):
+        parts.append("simulated prices")
+    return tuple(parts)
+
+
+def _feed(feed: Mapping[str, Any]) -> str:
+    connected = "" if feed.get("connected") else " not connected"
+    return printable(f"feed {feed.get('name', '-')}{connected}")
+
+
+def warnings(service: ServiceWatch, book: PnlTracker, *, old: bool) -> tuple[str, ...]:
+    """Why what is shown may be out of date."""
+    found, reason = [], service.reason
+    if reason is not None:
+        from_before = old and service.answered
+        found.append(f"{reason}; what is shown is from before" if from_before else reason)
+    elif service.status.get("state") != "running":
+        found += [str(reason) for reason in service.status.get("reasons") or ()]
+    for warning in book.warnings():
+        # Where the positions are the service's, the reason is the same.
+        known = reason is not None and warning.endswith(reason)
+        found += [warning.partition(":")[0]] if known else [warning]
+    return tuple(map(printable, found))
+
+
+_MOMENT_S: Final = 1.5
+"""For how long a change of a price is shown."""
+_HINTS: Final = 3
+_S_NS: Final = 1_000_000_000
+
+
+@attrs.frozen
+class _Seen:
+    price: Decimal | None
+    change: Decimal | None
+    until_s: float
+
+
+class Gatherer:
+    """Makes views. What it makes costs as much as there is to show.
+
+    What is held comes first, what cost most at its top; the rest is in the order in which it was
+    chosen, or by name. Prices do not move rows.
+
+    Args:
+        book: Positions and prices; running.
+        service: What the service says.
+        chosen: The only symbols to show; none means all.
+        stale_after_s: The age at which a price that is not held counts as stale.
+        delay_s: By how many seconds the feed is late on purpose.
+        clock: The time.
+        errors: What else is to be warned of.
+    """
+
+    def __init__(
+        self,
+        book: PnlTracker,
+        service: ServiceWatch,
+        chosen: Sequence[str],
+        *,
+        stale_after_s: float,
+        delay_s: float,
+        clock: Clock,
+        errors: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        self._errors = errors
+        self._book = book
+        self._engine = book.engine
+        self._service = service
+        self._chosen = tuple(chosen)
+        self._stale_after_s = stale_after_s
+        self._delay_s = delay_s
+        self._clock = clock
+        self._flow = Flow()
+        self._seen: dict[str, _Seen] = {}
+        self._positions: Sequence[Position] | None = None
+        self._known: set[str] = set()
+        self._held: list[tuple[str, int]] = []
+        self._others: list[str] = []
+        self._told: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
+        self._now_s, self._now_ns, self._old = 0.0, 0, False
+
+    def view(self, most: int | None = None) -> View:
+        """Everything as it is now.
+
+        Args:
+            most: How many lots, and how many other symbols, are wanted at most.
+        """
+        self._look()
+        fresh: dict[str, _Seen] = {}
+        held = tuple(self._lot(*place, fresh) for place in self._held[:most])
+        others = tuple(self._other(symbol, fresh) for symbol in self._others[:most])
+        self._seen = fresh
+        totals = self._engine.totals
+        word, well = state(self._service)
+        return View(
+            word,
+            well,
+            about(self._service, self._flow),
+            self.warnings(),
+            self._hints(),
+            held,
+            len(self._held),
+            Sums(totals.unrealized_pnl, totals.unrealized_pnl_pct, totals.priced, totals.unpriced),
+            others,
+            len(self._others),
+        )
+
+    def changes(self) -> Iterator[tuple[tuple[str, int], Entry]]:
+        """What is different from what was told before, by symbol and number of the lot."""
+        self._look()
+        told: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
+        for place in self._held:
+            row = self._row(*place)
+            told[place] = mark = (row, self._status(row.status))
+            before = self._told.get(place)
+            # The same object until something changes, so that nothing has to be compared.
+            if before is None or before[0] is not row or before[1] != mark[1]:
+                yield place, self._lot(*place, None)
+        for symbol in self._others:
+            holding = self._engine.known(symbol)
+            price = None if holding is None else holding.price
+            told[symbol, -1] = other = (price, self._other_status(symbol, holding))
+            if self._told.get((symbol, -1)) != other:
+                yield (symbol, -1), self._other(symbol, None)
+        self._told = told
+
+    def warnings(self) -> tuple[str, ...]:
+        """Why what is shown may be out of date, as of the last look."""
+        inside = tuple(map(printable, self._errors()))
+        return warnings(self._service, self._book, old=self._old) + inside
+
+    def _look(self) -> None:
+        """Notice time, events, and which symbols there are."""
+        self._now_s, self._now_ns = self._clock.monotonic(), self._clock.utc_ns()
+        self._engine.pass_time(self._now_ns)
+        prices = self._book.prices_status()
+        if prices is not None:
+            self._flow.note(prices.events, self._now_s, self._now_ns)
+        gone = self._service.answered and self._service.failure is not None
+        self._old = (gone and self._flow.quiet(self._now_ns)) or (
+            prices is None or not prices.connected
+        )
+        known = set(self._engine.known_symbols)
+        if known == self._known and self._positions is self._engine.positions:
+            return
+        self._known, self._positions = known, self._engine.positions
+        self._held = _by_cost(self._positions)
+        held = {symbol for symbol, _place in self._held}
+        self._others = [s for s in self._chosen or sorted(known) if s not in held]
+
+    def _row(self, symbol: str, place: int) -> Row:
+        holding = self._engine.holding(symbol)
+        if holding is None:
+            raise LookupError(f"{symbol} is held and unknown")
+        return holding.rows()[place]
+
+    def _lot(self, symbol: str, place: int, fresh: dict[str, _Seen] | None) -> Entry:
+        row, holding = self._row(symbol, place), self._engine.holding(symbol)
+        return self._entry(
+            symbol,
+            self._status(row.status),
+            row.current_price,
+            holding,
+            fresh,
+            Lot(row.qty, row.avg_entry_price, row.unrealized_pnl, row.unrealized_pnl_pct),
+        )
+
+    def _other(self, symbol: str, fresh: dict[str, _Seen] | None) -> Entry:
+        holding = self._engine.known(symbol)
+        price = None if holding is None else holding.price
+        return self._entry(symbol, self._other_status(symbol, holding), price, holding, fresh, None)
+
+    def _entry(
+        self,
+        symbol: str,
+        status: EntryStatus,
+        price: Decimal | None,
+        holding: Holding | None,
+        fresh: dict[str, _Seen] | None,
+        lot: Lot | None,
+    ) -> Entry:
+        quote = None if holding is None else holding.quote
+        change = None if fresh is None else self._change(symbol, price, fresh)
+        if quote is None:
+            return Entry(printable(symbol), status, price, lot=lot)
+        return Entry(
+            printable(symbol),
+            status,
+            price,
+            Decimal(repr(quote.bid)) if quote.bid else None,
+            Decimal(repr(quote.ask)) if quote.ask else None,
+            self._age_s(quote.ts_event_ns),
+            change,
+            lot,
+        )
+
+    def _change(
+        self, symbol: str, price: Decimal | None, fresh: dict[str, _Seen]
+    ) -> Decimal | None:
+        """By how much the price changed in the last moment. Only what is shown is remembered."""
+        seen = self._seen.get(symbol)
+        if seen is None or seen.price is None or price is None:
+            seen = _Seen(price, None, 0.0)
+        elif price != seen.price:
+            seen = _Seen(price, price - seen.price, self._now_s + _MOMENT_S)
+        elif self._now_s > seen.until_s:
+            seen = _Seen(price, None, 0.0)
+        fresh[symbol] = seen
+        return seen.change
+
+    def _age_s(self, event_ns: int) -> float:
+        return (self._now_ns - event_ns) / _S_NS - self._delay_s
+
+    def _status(self, status: EntryStatus) -> EntryStatus:
+        return "old" if self._old and status == "live" else status
+
+    def _other_status(self, symbol: str, holding: Holding | None) -> EntryStatus:
+        if holding is None or holding.quote is None or holding.price is None:
+            return "unpriced" if self._service.asked_for(symbol) else "not asked"
+        too_old = self._age_s(holding.quote.ts_event_ns) > self._stale_after_s
+        return "stale" if too_old or holding.quote is not holding.mark else self._status("live")
+
+    def _hints(self) -> tuple[str, ...]:
+        missing = [s for s in self._chosen if not self._service.asked_for(s)]
+        hints = []
+        if missing:
+            hints.append(
+                f"nobody has subscribed to {', '.join(missing)}: mdservice subscribe "
+                + " ".join(missing)
+            )
+        problems = [p for p in self._positions or () if p.problem is not None]
+        hints += [f"{printable(p.symbol)}: {printable(p.problem or '')}" for p in problems[:_HINTS]]
+        return tuple(hints)
+
+
+def _by_cost(positions: Sequence[Position]) -> list[tuple[str, int]]:
+    """Each lot as its symbol and its number there; what cost most first, else in their order."""
+    counts: dict[str, int] = {}
+    places: list[tuple[Decimal, tuple[str, int]]] = []
+    for position in positions:
+        number = counts.get(position.symbol, 0)
+        counts[position.symbol] = number + 1
+        qty, price, multiplier = position.qty, position.avg_entry_price, position.multiplier
+        cost = Decimal(0)
+        if qty is not None and price is not None and all(map(sums_up, (qty, price, multiplier))):
+            cost = abs(qty * price * multiplier)
+        places.append((cost, (position.symbol, number)))
+    return [place for _cost, place in sorted(places, key=itemgetter(0), reverse=True)]

@@ -1,0 +1,324 @@
+"""``mdservice watch``: opens what is to be watched, and shows it until it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final, TextIO
+
+import anyio
+import anyio.to_thread
+import attrs
+from rich.console import Console, Group
+from rich.live import Live
+
+from mdservice.cli.watch.gather import Gatherer, ServiceWatch
+from mdservice.cli.watch.screen import Screen
+from mdservice.cli.watch.view import Entry, money_text, number_text, percent_text, price_text
+from mdservice.clock import Clock, SystemClock
+from mdservice.errors import StoreUnavailable
+from mdservice.gateway.make import make_tracker
+from mdservice.gateway.tracker import PnlTracker
+from mdservice.model.timestamps import format_ns
+from mdservice.runtime.stop_signals import stop_on_signal
+from mdservice.settings import Settings
+from mdservice.settings.feeds import FEED_URLS, feed_delay_s
+from mdservice.settings.sources import Unchosen
+
+__all__ = ["LastError", "LineOutput", "PlainLines", "entry_text", "watch"]
+
+
+# Writing to whoever reads, who may be slow, or gone.
+
+
+class LineOutput:
+    """Writes lines past all buffers, in a thread: a reader that stalls holds up nothing else.
+
+    Args:
+        stream: An open file with a descriptor.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._descriptor = stream.fileno()
+        self._encoding = stream.encoding
+
+    async def write(self, lines: Sequence[str]) -> None:
+        """Write them all.
+
+        Cancelling gives up on a reader that takes nothing, perhaps in the middle of a line.
+
+        Raises:
+            BrokenPipeError: Nobody reads any more.
+        """
+        if not lines:
+            return
+        text = "".join(f"{line}\n" for line in lines)
+        data = text.encode(self._encoding, "replace")
+        await anyio.to_thread.run_sync(self._write, data, abandon_on_cancel=True)
+
+    def reader_gone(self) -> bool:
+        """Whether it is a pipe that nobody reads any more."""
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return any(event & select.POLLERR for _descriptor, event in poll.poll(0))
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+# Lines of text, where there is no terminal that could be redrawn. Pure.
+
+
+_SECONDS = len("2026-11-24T18:00:00")
+
+
+def entry_text(entry: Entry) -> str:
+    """``AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live``; ``-`` for what is not known."""
+    parts = [entry.symbol, price_text(entry.price)]
+    lot = entry.lot
+    if lot is not None:
+        parts += [number_text(lot.qty), "@", price_text(lot.avg_entry_price)]
+        parts += ["P&L", money_text(lot.pnl)]
+        if lot.pnl_pct is not None:
+            parts.append(f"({percent_text(lot.pnl_pct)})")
+    parts.append(entry.status)
+    if entry.status == "not asked":
+        parts.append(f"(mdservice subscribe {entry.symbol})")
+    return " ".join(parts)
+
+
+class PlainLines:
+    """Tells each change once."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, int], str] = {}
+        self._notes: tuple[str, ...] = ()
+
+    def changed(self, entries: Iterable[tuple[tuple[str, int], Entry]], now_ns: int) -> list[str]:
+        """A line for each entry that reads otherwise than before.
+
+        Args:
+            entries: By symbol and number of the lot.
+            now_ns: The time that stands before them.
+        """
+        lines = []
+        for place, entry in entries:
+            text = entry_text(entry)
+            if self._told.get(place) != text:
+                self._told[place] = text
+                lines.append(f"{_time(now_ns)} {text}")
+        return lines
+
+    def notes(self, warnings: tuple[str, ...], now_ns: int) -> list[str]:
+        """A line for each warning that is new, and one when all are gone."""
+        before, self._notes = self._notes, warnings
+        if before and not warnings:
+            return [f"{_time(now_ns)} # all is well again"]
+        return [f"{_time(now_ns)} # {text}" for text in warnings if text not in before]
+
+
+def _time(now_ns: int) -> str:
+    return f"{format_ns(now_ns)[:_SECONDS]}Z"
+
+
+# What went wrong inside, for the screen: a log would be written across it.
+
+
+_SHOWN_S: Final = 30.0
+
+
+class LastError(logging.Handler):
+    """Keeps the last error that was logged, for a while; drops all other events."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._text = ""
+        self._until_s = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the first line; the last one too, which names the error of a traceback."""
+        lines = record.getMessage().splitlines() or [""]
+        self._text = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1]}"
+        self._until_s = time.monotonic() + _SHOWN_S
+
+    def texts(self) -> tuple[str, ...]:
+        """The error, or nothing."""
+        return (f"an error inside: {self._text}",) if time.monotonic() < self._until_s else ()
+
+
+_REDRAW_S: Final = 0.25
+_LINES_EVERY_S: Final = 1.0
+_LOOK_S: Final = 0.02
+_FIRST_S: Final = 1.0
+"""How long the first screen waits, so that it does not show what is there in a moment."""
+_ONCE_S: Final = 8.0
+_NO_END: Final = 100_000
+"""Columns, where nobody has to see them on a screen."""
+
+
+async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> bool:
+    """Show prices and P&L until SIGINT, SIGTERM, SIGHUP or the end of the reader.
+
+    A second signal ends the process at once.
+
+    Args:
+        settings: Where the service, Redis and the positions are.
+        chosen: The only symbols to show; none means all.
+        once: Show everything once, and end.
+
+    Returns:
+        Whether nothing that was shown last may be out of date.
+
+    Raises:
+        NoAnswer: No service answers, and the settings name no Redis.
+        StoreUnavailable: With ``once``: there are no prices.
+        ConfigurationError: The settings cannot be used.
+    """
+    clock, errors = SystemClock(), LastError()
+    # What is to be known stands on the screen; a log would be written across it.
+    logging.getLogger("mdservice").addHandler(errors)
+    async with anyio.create_task_group() as tasks:
+        running = anyio.CancelScope()
+        await tasks.start(stop_on_signal, running, _restore_terminal)
+        well = True
+        error: Exception | None = None
+        with running:
+            try:
+                well = await _watch(settings, chosen, clock, errors, once=once)
+            except Exception as exc:  # noqa: BLE001 - raised below, outside the group, as it is
+                error = exc
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    return well
+
+
+async def _watch(
+    settings: Settings, chosen: Sequence[str], clock: Clock, errors: LastError, *, once: bool
+) -> bool:
+    service = ServiceWatch(settings.socket, subscriptions=bool(chosen))
+    await service.refresh()
+    if service.failure is not None and settings.redis_url is None:
+        raise service.failure
+    settings = _of_the_service(settings, service)
+    source = settings.gateway_positions or settings.positions
+    book = make_tracker(source, settings, read_from="live", symbols=chosen, clock=clock)
+    async with book.running(), anyio.create_task_group() as tasks:
+        tasks.start_soon(service.poll)
+        gatherer = Gatherer(
+            book,
+            service,
+            chosen,
+            stale_after_s=settings.stale_after,
+            delay_s=feed_delay_s(settings.feed),
+            clock=clock,
+            errors=errors.texts,
+        )
+        with anyio.move_on_after(_ONCE_S if once else _FIRST_S):
+            await _known(book)
+        console, well = Console(highlight=False), True
+        with suppress(BrokenPipeError):  # nobody reads any more
+            if once:
+                well = await _once(gatherer, book, console)
+            elif sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
+                await _on_terminal(gatherer, console)
+            else:
+                await _in_lines(gatherer, clock)
+        tasks.cancel_scope.cancel()
+    return well
+
+
+def _of_the_service(settings: Settings, service: ServiceWatch) -> Settings:
+    """Without alerts, which are the gateway's, and with the service's feed where none was set."""
+    feed = service.status.get("feed")
+    name = feed.get("name") if isinstance(feed, dict) else None
+    if isinstance(settings.feed, Unchosen) and name in FEED_URLS:
+        settings = attrs.evolve(settings, feed=name)
+    return attrs.evolve(settings, alerts=())
+
+
+async def _known(book: PnlTracker) -> None:
+    """Wait until the positions and the prices that there are have come, or the reason why not."""
+    while True:
+        positions = book.positions
+        prices = book.prices_status()
+        told = positions.answers > 0 or positions.last_error is not None
+        if told and (book.prices_error() or (prices is not None and not prices.waiting)):
+            return
+        await anyio.sleep(_LOOK_S)
+
+
+def _restore_terminal() -> None:
+    """Leave the full screen and show the cursor, where the terminal takes it without a wait."""
+    if not os.isatty(1):
+        return
+    os.set_blocking(1, False)
+    with suppress(OSError):
+        os.write(1, b"\x1b[?1049l\x1b[?25h")
+    os.set_blocking(1, True)  # the shell shares the open terminal
+
+
+async def _once(gatherer: Gatherer, book: PnlTracker, console: Console) -> bool:
+    view = gatherer.view()
+    if book.prices_status() is None:
+        raise StoreUnavailable(book.prices_error() or f"no prices came within {_ONCE_S:g} s")
+    on_terminal = sys.stdout.isatty()
+    width = console.width if on_terminal else _NO_END
+    screen = Screen(plain_text=not console.encoding.startswith("utf"), moving=False)
+    with console.capture() as capture:
+        for line in screen.lines(view, width):
+            console.print(line, soft_wrap=True)
+    text = capture.get().rstrip("\n")
+    await LineOutput(sys.stdout).write([line.rstrip() for line in text.split("\n")])
+    return not view.warnings
+
+
+async def _on_terminal(gatherer: Gatherer, console: Console) -> None:
+    """Redraw the screen until cancelled; whatever was on the terminal before comes back."""
+    screen = Screen(plain_text=not console.encoding.startswith("utf"))
+    live = Live(
+        console=console,
+        screen=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_let_suspend, live)
+        with live:
+            await _redraw(gatherer, screen, console, live)
+
+
+async def _redraw(gatherer: Gatherer, screen: Screen, console: Console, live: Live) -> None:
+    while True:
+        width, height = console.size
+        lines = screen.lines(gatherer.view(height), width, height)
+        live.update(Group(*lines), refresh=True)
+        await anyio.sleep(_REDRAW_S)
+
+
+async def _let_suspend(live: Live) -> None:
+    """Give the terminal back for as long as Ctrl-Z stops this process."""
+    with anyio.open_signal_receiver(signal.SIGTSTP) as signals:
+        async for _number in signals:
+            live.stop()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            live.start()
+
+
+async def _in_lines(gatherer: Gatherer, clock: Clock) -> None:
+    """Write what changes, line by line, until cancelled or until nobody reads."""
+    output, notes, lines = LineOutput(sys.stdout), LineOutput(sys.stderr), PlainLines()
+    while not output.reader_gone():
+        now_ns = clock.utc_ns()
+        changed = lines.changed(gatherer.changes(), now_ns)
+        await notes.write(lines.notes(gatherer.warnings(), now_ns))
+        await output.write(changed)
+        await anyio.sleep(_LINES_EVERY_S)

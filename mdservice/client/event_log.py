@@ -1,0 +1,307 @@
+"""Events from the event log, a Redis stream: none is conflated, and reading can be resumed.
+
+The stream is the buffer: it is read on only when the program has taken what was read. Keys are
+read where the log does not tell all: at the very first, and when entries were cut before they
+were read. What they tell waits until the log has been read up to where it was then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+import attrs
+
+from mdservice.client.connection import in_thread, open_link, opening, read_keys, refuse_errors
+from mdservice.client.discovery import Location
+from mdservice.client.intake import Intake
+from mdservice.errors import ConfigurationError, StoreRefused
+from mdservice.model.payload import QuoteDecoder
+from mdservice.model.quote import Quote
+from mdservice.observability.logging import get_logger
+from mdservice.redis_io.commands import pack
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.replies import is_error
+
+__all__ = ["START", "Chunk", "EntryId", "EventLogSource", "look", "parse_entry_id", "read_chunk"]
+
+
+# What a Redis stream says: ids, entries, what is left of it. Pure but for :func:`look`.
+
+
+_ID: Final = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
+_ENTRIES_PER_READ: Final = 500
+_BLOCK_MS: Final = 1_000
+"""Below the time after which a server counts as hung."""
+
+
+@attrs.frozen(order=True)
+class EntryId:
+    """A stream entry's id: milliseconds, and a number within these."""
+
+    ms: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.number}"
+
+    def encode(self) -> bytes:
+        """As Redis writes it."""
+        return b"%d-%d" % (self.ms, self.number)
+
+
+START: Final = EntryId(0, 0)
+"""Before every entry."""
+
+
+def parse_entry_id(text: str) -> EntryId:
+    """``1732456284208-0``; without the second part, 0.
+
+    Raises:
+        ConfigurationError: It is no id.
+    """
+    match = _ID.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ConfigurationError(
+            f"after: {str(text)[:40]!r} is not the id of a log's entry, such as 1732456284208-0, "
+            "as `position` gives it"
+        )
+    return EntryId(int(match[1]), int(match[2] or 0))
+
+
+def _entry_id(raw: bytes) -> EntryId:
+    ms, _, number = raw.partition(b"-")
+    return EntryId(int(ms), int(number))
+
+
+@attrs.frozen
+class Chunk:
+    """What one read of the log brought.
+
+    Attributes:
+        entries: Id and payload (None where an entry has none) of each new entry, in order.
+        first: The oldest entry that the log has, or None.
+    """
+
+    entries: list[tuple[EntryId, bytes | None]]
+    first: EntryId | None
+
+    def cut_after(self, cursor: EntryId) -> bool:
+        """Whether entries after ``cursor`` may be gone: the log no longer reaches back so far."""
+        return cursor != START and self.first is not None and self.first > cursor
+
+
+def look(link: RedisConnection, address: str, log: bytes) -> EntryId | None:
+    """The id of the last entry that the log ever had, or None where there is no log. Blocks.
+
+    Raises:
+        StoreUnavailable
+        StoreRefused: It is no stream, or this user may not ask.
+    """
+    (reply,) = link.call(pack(b"XINFO", b"STREAM", log))
+    if is_error(reply) and "no such key" in str(reply):
+        return None
+    _refuse(address, log, [reply])
+    facts = dict(zip(reply[::2], reply[1::2], strict=False))
+    return _entry_id(facts[b"last-generated-id"])
+
+
+def read_chunk(link: RedisConnection, address: str, log: bytes, after: EntryId) -> Chunk:
+    """The next entries; waits a second for one. Blocks.
+
+    The oldest entry is asked for behind the reading: what is cut goes from the front, so where
+    the log still reaches back to ``after`` now, nothing was missing before.
+
+    Raises:
+        StoreUnavailable, StoreRefused
+    """
+    count, block = b"%d" % _ENTRIES_PER_READ, b"%d" % _BLOCK_MS
+    replies = link.call(
+        pack(b"XREAD", b"COUNT", count, b"BLOCK", block, b"STREAMS", log, after.encode()),
+        pack(b"XRANGE", log, b"-", b"+", b"COUNT", b"1"),
+    )
+    _refuse(address, log, replies)
+    streams, oldest = replies
+    entries = streams[0][1] if streams else []
+    return Chunk(
+        [(_entry_id(raw), _payload(fields)) for raw, fields in entries],
+        _entry_id(oldest[0][0]) if oldest else None,
+    )
+
+
+def _payload(fields: Any) -> bytes | None:
+    found = dict(zip(fields[::2], fields[1::2], strict=False)) if fields else {}
+    payload: bytes | None = found.get(b"data")
+    return payload
+
+
+def _refuse(address: str, log: bytes, replies: list[Any]) -> None:
+    for reply in replies:
+        if is_error(reply) and str(reply).startswith("WRONGTYPE"):
+            name = log.decode(errors="replace")
+            raise StoreRefused(
+                f"The key {name} at {address} is not a stream: is it the service's "
+                "MDSERVICE_EVENT_LOG?"
+            )
+    refuse_errors(address, replies)
+
+
+_log = get_logger(__name__)
+
+_LOST_AT_MOST_MS: Final = 60_000
+"""Ids are the server's time: a log that ends this much before our position is the same log."""
+
+
+@attrs.frozen
+class _Keys:
+    """Keys, and where the log ended after they had been read."""
+
+    quotes: list[Quote]
+    end: EntryId
+
+
+@attrs.frozen
+class _Entries:
+    quotes: list[Quote]
+    ids: list[EntryId]
+    end: EntryId
+    cut: bool
+
+
+def _open(link: RedisConnection, address: str, log: bytes) -> EntryId | None:
+    open_link(link)
+    return look(link, address, log)
+
+
+def _read_keys(link: RedisConnection, address: str, log: bytes, intake: Intake) -> _Keys:
+    quotes = read_keys(link, address, intake.symbols, intake.key_decoder, intake.names)
+    return _Keys(quotes, look(link, address, log) or START)
+
+
+def _read_entries(
+    link: RedisConnection, address: str, log: bytes, after: EntryId, decoder: QuoteDecoder
+) -> _Entries:
+    chunk = read_chunk(link, address, log, after)
+    quotes, ids = [], []
+    for entry_id, payload in chunk.entries:
+        quote = decoder.decode(payload)
+        if quote is not None:
+            quotes.append(quote)
+            ids.append(entry_id)
+    end = chunk.entries[-1][0] if chunk.entries else after
+    return _Entries(quotes, ids, end, chunk.cut_after(after))
+
+
+class EventLogSource:
+    """Reads the log, from connection to connection.
+
+    Args:
+        intake: Where updates go.
+        log: The stream's name.
+        after: The id behind which to go on; None for the keys first, and then what is new.
+    """
+
+    def __init__(self, intake: Intake, log: str, after: EntryId | None) -> None:
+        self._intake = intake
+        self._name = log
+        self._log = intake.names.event_log(log)
+        self._cursor = after
+        if after is not None:
+            intake.begun = True
+            intake.handover.position = str(after)
+        self._keys: _Keys | None = None
+        # Up to where entries may be older than the keys.
+        self._unordered_to = START
+
+    async def follow(self, location: Location, connected: Callable[[], None]) -> None:
+        """See :class:`~mdservice.client.intake.Source`."""
+        intake, address = self._intake, location.address
+        intake.names = location.names
+        self._log = location.names.event_log(self._name)
+        with opening(address) as link:
+            end = await in_thread(intake.limiter, link, _open, address.shown, self._log)
+            if self._cursor is None:
+                await self._begin(link, address, end or START)
+            elif end is not None:
+                self._check_end(end)
+            connected()
+            while True:
+                await intake.handover.emptied()
+                await self._step(link, address)
+
+    async def _begin(self, link: RedisConnection, address: RedisAddress, end: EntryId) -> None:
+        """The keys first; events from where the log ended before they were read."""
+        keys = await self._ask_keys(link, address)
+        newer = self._intake.take_keys(keys.quotes)
+        self._cursor, self._unordered_to = end, keys.end
+        # One that ends among the keys has to begin with them again.
+        self._intake.handover.offer_entries(newer, [None] * len(newer), str(end))
+
+    async def _ask_keys(self, link: RedisConnection, address: RedisAddress) -> _Keys:
+        intake = self._intake
+        intake.reading_keys(anyio.current_time())
+        return await in_thread(intake.limiter, link, _read_keys, address.shown, self._log, intake)
+
+    async def _step(self, link: RedisConnection, address: RedisAddress) -> None:
+        intake = self._intake
+        cursor = self._cursor or START
+        if self._keys is None and intake.keys_are_due(anyio.current_time()):
+            self._keys = await self._ask_keys(link, address)
+        if self._keys is not None and cursor >= self._keys.end:
+            newer = intake.take_keys(self._keys.quotes)
+            self._keys = None
+            intake.handover.offer_entries(newer, [None] * len(newer), None)
+            return
+        read = await in_thread(
+            intake.limiter,
+            link,
+            _read_entries,
+            address.shown,
+            self._log,
+            cursor,
+            intake.event_decoder,
+        )
+        if read.cut:
+            self._note("event_log_was_cut", cursor)
+        if read.end == cursor:
+            end = await in_thread(intake.limiter, link, look, address.shown, self._log)
+            if end is not None:
+                self._check_end(end)
+            return
+        self._hand_over(read, in_order=cursor >= self._unordered_to)
+
+    def _hand_over(self, read: _Entries, *, in_order: bool) -> None:
+        self._cursor = read.end
+        newer = self._intake.take_events(read.quotes, in_order=in_order)
+        # Both are in the same order; what is not news is passed over.
+        ids = {id(quote): str(entry) for quote, entry in zip(read.quotes, read.ids, strict=True)}
+        places = [ids[id(quote)] for quote in newer]
+        self._intake.handover.offer_entries(newer, places, str(read.end))
+
+    def _check_end(self, end: EntryId) -> None:
+        """A log that ends before what was read of it has lost its end, or is another one.
+
+        A server that crashes, or a replica that takes over, loses seconds: what there still is
+        was read. Anything else is a new log, to be read from its start.
+        """
+        cursor = self._cursor
+        if cursor is None or end >= cursor:
+            return
+        self._keys = None
+        if cursor.ms - end.ms <= _LOST_AT_MOST_MS:
+            self._note("event_log_lost_its_end", cursor)
+            self._cursor = end
+        else:
+            self._note("event_log_begins_anew", cursor)
+            self._cursor = self._unordered_to = START
+
+    def _note(self, event: str, cursor: EntryId) -> None:
+        self._intake.trimmed += 1
+        _log.warning(
+            event,
+            log=self._name,
+            position=str(cursor),
+            reason="entries may have gone before they were read; the keys are read again",
+        )

@@ -1,0 +1,239 @@
+"""What a source brings, put in order, counted and handed over."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from typing import Final, Protocol, cast
+
+import anyio
+import anyio.lowlevel
+
+from mdservice.client.discovery import Location
+from mdservice.client.sequence import SequenceCheck
+from mdservice.model.payload import QuoteDecoder
+from mdservice.model.quote import Quote
+from mdservice.publish.conflation import ConflatingBuffer
+from mdservice.redis_io.names import GONE_AFTER_S, Instance, RedisNames
+
+__all__ = ["BACKLOG", "KEYS_AT_MOST_EVERY_S", "Intake", "ReaderQueue", "Source"]
+
+
+# Between the task that reads and the one that iterates: bounded, and the reader never waits.
+
+
+BACKLOG = 10_000
+"""Updates that wait for a slow program; beyond that the oldest are conflated."""
+_MOST_AT_ONCE = 500
+
+
+class ReaderQueue:
+    """Takes updates from the reading task and gives them out one by one.
+
+    What comes by :meth:`offer` is conflated beyond :data:`BACKLOG`. What comes by
+    :meth:`offer_entries` is not: the giver waits for :meth:`emptied` before it reads on.
+    """
+
+    def __init__(self) -> None:
+        self.position: str | None = None
+        """The log's id up to which everything has been given out."""
+        self._buffer = ConflatingBuffer(BACKLOG)
+        self._taken: deque[Quote] = deque()
+        self._positions: deque[str | None] = deque()
+        self._arrived = anyio.Event()
+        self._emptied = anyio.Event()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._buffer) + len(self._taken)
+
+    @property
+    def conflated(self) -> int:
+        """Updates that the program was too slow for."""
+        return self._buffer.conflated
+
+    def offer(self, quotes: Sequence[Quote]) -> None:
+        """Keep updates, conflating the oldest where there is no room."""
+        if quotes:
+            self._buffer.extend(quotes)
+            self._arrived.set()
+
+    def offer_entries(
+        self, quotes: Sequence[Quote], positions: Sequence[str | None], end: str | None
+    ) -> None:
+        """Keep updates with their places in the log.
+
+        Args:
+            quotes: Updates, in order.
+            positions: Up to where everything has been given out with each; None where that
+                place does not change.
+            end: The same for the last one, or at once where there is none.
+        """
+        if not quotes:
+            self.position = end or self.position
+            return
+        self._taken.extend(quotes)
+        self._positions.extend([*positions[:-1], end])
+        self._arrived.set()
+
+    async def emptied(self) -> None:
+        """Wait until everything has been given out."""
+        while len(self):
+            if self._emptied.is_set():
+                self._emptied = anyio.Event()
+            await self._emptied.wait()
+
+    def close(self) -> None:
+        """End the iteration once everything has been given out."""
+        self._closed = True
+        self._arrived.set()
+
+    async def take(self) -> Quote:
+        """The next update.
+
+        Raises:
+            StopAsyncIteration: The reader was closed, and all is given out.
+        """
+        if not self._taken:
+            await anyio.lowlevel.checkpoint()  # one that never waits must not starve the others
+            await self._refill()
+        quote = self._taken.popleft()
+        if self._positions:
+            self.position = self._positions.popleft() or self.position
+        if not self._taken:
+            self._emptied.set()
+        return quote
+
+    async def _refill(self) -> None:
+        while not self._taken:
+            if len(self._buffer):
+                # Only quotes are ever put in.
+                self._taken.extend(cast("list[Quote]", self._buffer.take(_MOST_AT_ONCE)))
+            elif self._closed:
+                raise StopAsyncIteration
+            else:
+                if self._arrived.is_set():
+                    self._arrived = anyio.Event()
+                await self._arrived.wait()
+
+
+KEYS_AT_MOST_EVERY_S: Final = 1.0
+"""A flood that the service conflates has steps all the time."""
+
+_MOST_HEARD: Final = 100
+
+
+class Intake:
+    """Everything that a reader keeps, whatever connection comes and goes.
+
+    Attributes:
+        symbols: Which are wanted; empty means all.
+        names: Of keys and channels, at the last location.
+        event_decoder: Decodes events; used by one thread at a time.
+        key_decoder: Decodes keys, perhaps at the same time.
+        order: The newest of each symbol.
+        handover: What waits for the program.
+        events: Updates that came as events.
+        resyncs: How often the keys were read again.
+        trimmed: How often the event log had lost what this reader had not yet read.
+        following: The service that is followed, as it names itself; None where it does not.
+        foreign: Events of other services, which were passed over.
+        heard: Services that announce themselves, by id, and when each was last heard,
+            monotonic seconds.
+        limiter: How many threads a reader may have at work.
+    """
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        self.symbols = tuple(symbols)
+        self.names = RedisNames()
+        self.event_decoder = QuoteDecoder(symbols)
+        self.key_decoder = QuoteDecoder(symbols)
+        self.order = SequenceCheck()
+        self.handover = ReaderQueue()
+        self.events = 0
+        self.resyncs = 0
+        self.trimmed = 0
+        # One to receive, one to read keys; others may hang for a while in a name resolution.
+        self.limiter = anyio.CapacityLimiter(6)
+        self.following: Instance | None = None
+        self.foreign = 0
+        self.heard: dict[str, tuple[Instance, float]] = {}
+        self.begun = False
+        """Whether the keys were read once."""
+        self._noticed = 0
+        self._next_keys_s = -inf
+
+    def hear(self, instance: Instance, now_s: float) -> None:
+        """Note that a service has announced itself."""
+        for id_, (_, heard_s) in list(self.heard.items()):
+            if now_s - heard_s > GONE_AFTER_S:
+                del self.heard[id_]
+        if instance.gone:
+            self.heard.pop(instance.id, None)
+        elif instance.id in self.heard or len(self.heard) < _MOST_HEARD:
+            self.heard[instance.id] = instance, now_s
+
+    def rivals(self, now_s: float) -> list[Instance]:
+        """Services that write the same keys as the followed one: those cannot be told apart."""
+        following = self.following
+        if following is None:
+            return []
+        return [
+            one
+            for one, heard_s in self.heard.values()
+            if one.db == following.db and one.id != following.id and now_s - heard_s <= GONE_AFTER_S
+        ]
+
+    def _reasons(self) -> int:
+        return self.order.steps + self.order.starts + self.trimmed
+
+    def keys_are_due(self, now_s: float) -> bool:
+        """Whether something was missed since the keys were read, and reading them is allowed.
+
+        Args:
+            now_s: The event loop's time.
+        """
+        return self._reasons() != self._noticed and now_s >= self._next_keys_s
+
+    def reading_keys(self, now_s: float) -> None:
+        """Note that the keys are read now, because of all that was noticed so far."""
+        self._noticed = self._reasons()
+        self._next_keys_s = now_s + KEYS_AT_MOST_EVERY_S
+        self.resyncs += self.begun
+
+    def take_keys(self, quotes: Sequence[Quote]) -> list[Quote]:
+        """Those that are news; what they show to be missing is no reason to read them again."""
+        before = self._reasons()
+        newer = self.order.newer(quotes, in_order=False)
+        self._noticed += self._reasons() - before
+        self.begun = True
+        return newer
+
+    def take_events(self, quotes: Iterable[Quote], *, in_order: bool) -> list[Quote]:
+        """Those that are news.
+
+        Args:
+            quotes: As they came.
+            in_order: See :func:`mdservice.client.sequence.judge`.
+        """
+        newer = self.order.newer(quotes, in_order=in_order)
+        self.events += len(newer)
+        return newer
+
+
+class Source(Protocol):
+    """Where events come from."""
+
+    async def follow(self, location: Location, connected: Callable[[], None]) -> None:
+        """Connect, catch up and hand over what comes, until an error ends it.
+
+        Args:
+            location: The server, and the names there.
+            connected: Called once when all that is known has been handed over.
+
+        Raises:
+            StoreUnavailable: The connection could not be made or was lost.
+            StoreRefused: The server refuses the login or a command.
+        """
+        ...

@@ -1,0 +1,441 @@
+"""Events from the channel ``price.updated``.
+
+Subscribed first, then the keys are read over a connection of their own while events already
+come. A ``PING`` sent after the keys were read comes back behind every event that was published
+before: then, and not earlier, the keys tell of what was missed and of nothing that is only
+still on its way.
+
+Channels belong to the whole server, so events of other services come too. At the head of each
+batch a service says whose the next events are. The reader follows the service whose record is in
+its own database, and passes over the events of the others. Events without such a message are
+taken: their publisher does not say who it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from math import inf
+from typing import Final, cast
+
+import anyio
+import attrs
+
+from mdservice.client.connection import in_thread, open_link, opening, read_keys, refuse_errors
+from mdservice.client.discovery import Location
+from mdservice.client.intake import Intake
+from mdservice.errors import StoreUnavailable
+from mdservice.model.payload import QuoteDecoder
+from mdservice.model.quote import Quote
+from mdservice.publish.conflation import ConflatingBuffer
+from mdservice.redis_io.commands import pack
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.names import (
+    BATCH_CHANNEL,
+    GONE_AFTER_S,
+    INSTANCES_CHANNEL,
+    PRICE_CHANNEL,
+    BatchMarker,
+    Instance,
+    RedisNames,
+    decode_instance,
+    decode_marker,
+)
+from mdservice.redis_io.replies import is_error
+from mdservice.runtime.task_groups import run_together
+
+__all__ = ["ANSWER_LIMIT_S", "PING_AFTER_S", "PubSubSource", "Silence"]
+
+
+# When a server that says nothing is asked, and when it is given up. Pure.
+
+
+PING_AFTER_S: Final = 2.0
+"""How long the server may say nothing before it is asked whether it is there."""
+ANSWER_LIMIT_S: Final = 3.0
+"""How long the answer may take."""
+
+
+@attrs.define
+class Silence:
+    """How long nothing has been heard. All times are monotonic seconds.
+
+    Attributes:
+        heard_s: When something was heard last.
+        asked_s: When the server was asked since then, or None.
+    """
+
+    heard_s: float
+    asked_s: float | None = None
+
+    def ask(self, now_s: float) -> bool:
+        """Whether to ask now; counts as asked."""
+        if self.asked_s is not None or now_s - self.heard_s < PING_AFTER_S:
+            return False
+        self.asked_s = now_s
+        return True
+
+    def too_long(self, now_s: float, *, anything: bool) -> bool:
+        """Whether to give up, after having listened.
+
+        Args:
+            now_s: When listening ended. What passed since then does not count: a program that
+                was held up does not make the server deaf.
+            anything: Whether anything was heard.
+        """
+        if anything:
+            self.heard_s, self.asked_s = now_s, None
+            return False
+        return self.asked_s is not None and now_s - self.asked_s >= ANSWER_LIMIT_S
+
+
+_WAIT_S: Final = 1.0
+_SHORT_WAIT_S: Final = 0.02
+"""While keys are being read, so that the marker goes out soon."""
+_HELD_AT_MOST: Final = 100_000
+_UNDECIDED_AT_MOST: Final = 100_000
+_RECORD_EVERY_S: Final = 0.5
+"""How often the record is read, while another service publishes to the same database."""
+_MISSED_AFTER_S: Final = GONE_AFTER_S + 1.0
+"""A live service announces itself once a second."""
+_HELD_UP_S: Final = 2 * _WAIT_S
+"""A reader that did not listen for so long was held up: announcements may wait to be read."""
+_MARKER: Final = b"keys-were-read"
+_PING: Final = pack(b"PING", b"")
+
+
+@attrs.frozen
+class _Heard:
+    at_s: float
+    anything: bool
+    marker: bool
+    groups: list[tuple[BatchMarker | None, list[Quote]]]
+    instances: list[Instance]
+
+
+@attrs.frozen
+class _Subscribed:
+    owner: Instance | None
+    announcements: bool
+
+
+def _subscribe(link: RedisConnection, address: str, names: RedisNames) -> _Subscribed:
+    """Subscribe to the events; to what says whose they are too, where this user may."""
+    open_link(link)
+    (record,) = link.call(pack(b"GET", names.instance_key))
+    channels = (BATCH_CHANNEL, INSTANCES_CHANNEL, PRICE_CHANNEL)
+    # The markers first, and all at once: no batch may come between.
+    data = b"".join(pack(b"SUBSCRIBE", names.channel(channel)) for channel in channels)
+    replies = link.exchange(data, len(channels))
+    while len(answers := [reply for reply in replies if not _is_message(reply)]) < len(channels):
+        replies += link.exchange(b"", 1)
+    refuse_errors(address, answers[-1:])
+    return _Subscribed(decode_instance(record), not is_error(answers[1]))
+
+
+def _is_message(reply: object) -> bool:
+    return isinstance(reply, list) and reply[:1] == [b"message"]
+
+
+def _read_record(link: RedisConnection, names: RedisNames) -> Instance | None:
+    open_link(link)
+    (record,) = link.call(pack(b"GET", names.instance_key))
+    return decode_instance(record)
+
+
+class _Sorter:
+    """Says whose each event is, from one read to the next."""
+
+    def __init__(self, names: RedisNames) -> None:
+        self._batch = names.channel(BATCH_CHANNEL)
+        self._instances = names.channel(INSTANCES_CHANNEL)
+        self._marker: BatchMarker | None = None
+        self._left = 0
+
+    def sort(
+        self, messages: list[tuple[bytes, bytes]], instances: list[Instance]
+    ) -> list[tuple[BatchMarker | None, list[bytes]]]:
+        """The payloads of the events, by whose they are, in order."""
+        groups: list[tuple[BatchMarker | None, list[bytes]]] = []
+        payloads: list[bytes] | None = None
+        for channel, payload in messages:
+            if channel == self._batch:
+                self._marker = decode_marker(payload)
+                self._left = 0 if self._marker is None else self._marker.events
+                payloads = None
+                continue
+            if channel == self._instances:
+                if (instance := decode_instance(payload)) is not None:
+                    instances.append(instance)
+                continue
+            if not self._left and self._marker is not None:
+                self._marker = payloads = None
+            if payloads is None:
+                payloads = []
+                groups.append((self._marker, payloads))
+            payloads.append(payload)
+            if self._left:
+                self._left -= 1
+        return groups
+
+
+def _receive(
+    link: RedisConnection,
+    address: str,
+    wait_s: float,
+    data: bytes,
+    decoder: QuoteDecoder,
+    sorter: _Sorter,
+) -> _Heard:
+    replies = link.receive(wait_s, data)
+    messages, marker = [], False
+    for reply in replies:
+        if not isinstance(reply, list):
+            refuse_errors(address, (reply,))
+        elif reply[0] == b"message":
+            messages.append((reply[1], reply[2]))
+        elif reply == [b"pong", _MARKER]:
+            marker = True
+    instances: list[Instance] = []
+    groups = [
+        (whose, decoder.decode_all(payloads))
+        for whose, payloads in sorter.sort(messages, instances)
+    ]
+    return _Heard(time.monotonic(), bool(replies), marker, groups, instances)
+
+
+def _read_keys(link: RedisConnection, address: str, intake: Intake) -> list[Quote]:
+    open_link(link)
+    return read_keys(link, address, intake.symbols, intake.key_decoder, intake.names)
+
+
+class PubSubSource:
+    """Reads the channel; never waits for the program that iterates."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    async def follow(self, location: Location, connected: Callable[[], None]) -> None:
+        """See :class:`~mdservice.client.intake.Source`."""
+        address = location.address
+        names = self._intake.names = location.names
+        with opening(address) as link:
+            found = await in_thread(self._intake.limiter, link, _subscribe, address.shown, names)
+            connection = _Connection(self._intake, address, link, connected, found)
+            await run_together(connection.receive, connection.read_keys, connection.read_records)
+
+
+class _Connection:
+    """One subscribed connection, from its keys to its end."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        address: RedisAddress,
+        link: RedisConnection,
+        connected: Callable[[], None],
+        found: _Subscribed,
+    ) -> None:
+        self._intake = intake
+        self._address = address
+        self._sorter = _Sorter(intake.names)
+        self._announcements = found.announcements
+        if found.owner is not None:
+            intake.following = found.owner
+        self._followed_heard_s = self._listened_s = time.monotonic()
+        self._missed_from_s = self._listened_s + _MISSED_AFTER_S
+        """When the followed service counts as missed, unless it is heard before."""
+        self._followed_is_missed = False
+        self._undecided: list[tuple[BatchMarker, list[Quote], float]] = []
+        """Events of a service that may be the new owner of the database, until that is known."""
+        self._undecided_count = 0
+        self._passed_over: dict[str, float] = {}
+        """Services that are known to be others, and since when, monotonic seconds."""
+        self._record_wanted = anyio.Event()
+        self._record_wanted_s = -inf
+        self._reading_record = False
+        self._link = link
+        self._connected = connected
+        # At the very first, events wait for the keys.
+        self._held = None if intake.begun else ConflatingBuffer(_HELD_AT_MOST)
+        self._silence = Silence(time.monotonic())
+        self._up_to_date = False
+        self._keys: list[Quote] | None = None
+        self._marker_sent = False
+        self._keys_wanted = anyio.Event()
+        self._want_keys()
+
+    async def receive(self) -> None:
+        """Take what comes, until the connection is lost."""
+        intake, shown = self._intake, self._address.shown
+        while True:
+            wait_s = _SHORT_WAIT_S if self._reading_keys else _WAIT_S
+            heard = await in_thread(
+                intake.limiter,
+                self._link,
+                _receive,
+                shown,
+                wait_s,
+                self._to_say(),
+                intake.event_decoder,
+                self._sorter,
+            )
+            if self._silence.too_long(heard.at_s, anything=heard.anything):
+                raise StoreUnavailable(
+                    f"Redis at {shown} does not answer a PING within {ANSWER_LIMIT_S:g} s; "
+                    "connecting again"
+                )
+            if heard.at_s - self._listened_s > _HELD_UP_S:
+                self._missed_from_s = heard.at_s + _MISSED_AFTER_S
+            self._listened_s = heard.at_s
+            for instance in heard.instances:
+                self._hear(instance, heard.at_s)
+            for whose, quotes in heard.groups:
+                self._sift(whose, quotes, heard.at_s)
+            self._look_for_followed(heard.at_s)
+            if heard.marker and self._keys is not None:
+                self._apply(self._keys)
+            if not self._reading_keys and intake.keys_are_due(anyio.current_time()):
+                self._want_keys()
+
+    async def read_keys(self) -> None:
+        """Read the keys whenever that is wanted."""
+        while True:
+            await self._keys_wanted.wait()
+            self._keys_wanted = anyio.Event()
+            with opening(self._address) as link:
+                self._keys = await in_thread(
+                    self._intake.limiter, link, _read_keys, self._address.shown, self._intake
+                )
+
+    async def read_records(self) -> None:
+        """Read whom the database belongs to whenever that is in doubt."""
+        while True:
+            await self._record_wanted.wait()
+            self._record_wanted = anyio.Event()
+            with opening(self._address) as link:
+                owner = await in_thread(
+                    self._intake.limiter, link, _read_record, self._intake.names
+                )
+            self._reading_record = False
+            self._decide(owner)
+
+    def _want_record(self, now_s: float, *, at_once: bool = False) -> None:
+        due = at_once or now_s - self._record_wanted_s >= _RECORD_EVERY_S
+        if not self._reading_record and due:
+            self._reading_record, self._record_wanted_s = True, now_s
+            self._record_wanted.set()
+
+    def _hear(self, instance: Instance, now_s: float) -> None:
+        intake = self._intake
+        intake.hear(instance, now_s)
+        following = intake.following
+        if following is not None and instance.id == following.id:
+            if instance.gone:  # the events of the next service are not those of a rival
+                self._passed_over.clear()
+                self._want_record(now_s, at_once=True)
+                return
+            self._note_followed(now_s)
+        elif instance.db == self._address.database and not instance.gone:
+            self._want_record(now_s)
+
+    def _note_followed(self, now_s: float) -> None:
+        self._followed_heard_s = now_s
+        self._missed_from_s = now_s + _MISSED_AFTER_S
+        self._followed_is_missed = False
+
+    def _look_for_followed(self, now_s: float) -> None:
+        """Notice a connection to a server that does not hear the followed service any more."""
+        if self._undecided:
+            self._want_record(now_s)
+        following = self._intake.following
+        if self._announcements and following is not None and now_s > self._missed_from_s:
+            self._followed_is_missed = True
+            self._want_record(now_s)
+
+    def _may_be_gone(self, since_s: float, now_s: float) -> bool:
+        """Whether the followed service has given no sign of life since then.
+
+        A service that was killed leaves a record until that expires. What the next one publishes
+        meanwhile must not be lost.
+        """
+        if self._announcements:
+            return self._followed_heard_s <= since_s
+        return now_s - since_s <= _MISSED_AFTER_S
+
+    def _decide(self, owner: Instance | None) -> None:
+        """Follow the owner of the database; deal with what waited for that."""
+        intake, now_s, began_s = self._intake, time.monotonic(), self._record_wanted_s
+        following = intake.following
+        same = following is not None and owner is not None and owner.id == following.id
+        if same and self._followed_is_missed:
+            raise StoreUnavailable(
+                f"Redis at {self._address.shown} does not send what is published there: the "
+                "address leads to another server now; connecting again"
+            )
+        if not same:
+            intake.following = owner
+            self._note_followed(now_s)
+            self._passed_over.clear()
+            if following is not None and not self._reading_keys:
+                self._want_keys()
+        waiting, self._undecided, self._undecided_count = self._undecided, [], 0
+        for whose, quotes, came_s in waiting:
+            if owner is None or whose.id == owner.id:
+                self._take(quotes)
+            elif came_s > began_s or self._may_be_gone(came_s, now_s):
+                # The database may be taken over, or was since its record was read.
+                self._undecided.append((whose, quotes, came_s))
+                self._undecided_count += len(quotes)
+            else:
+                self._passed_over[whose.id] = now_s
+                intake.foreign += len(quotes)
+
+    def _sift(self, whose: BatchMarker | None, quotes: list[Quote], now_s: float) -> None:
+        """Take the events of the followed service, pass over those of others."""
+        intake, following = self._intake, self._intake.following
+        if whose is None:
+            self._take(quotes)
+        elif whose.db != self._address.database:
+            intake.foreign += len(quotes)
+        elif following is None or whose.id == following.id:
+            self._take(quotes)
+        elif now_s - self._passed_over.get(whose.id, -inf) < _RECORD_EVERY_S:
+            intake.foreign += len(quotes)
+        else:
+            self._want_record(now_s, at_once=not self._undecided)
+            if self._undecided_count + len(quotes) > _UNDECIDED_AT_MOST:
+                intake.foreign += len(quotes)
+                return
+            self._undecided.append((whose, quotes, now_s))
+            self._undecided_count += len(quotes)
+
+    def _want_keys(self) -> None:
+        self._intake.reading_keys(anyio.current_time())
+        self._reading_keys = True
+        self._keys_wanted.set()
+
+    def _to_say(self) -> bytes:
+        if self._keys is not None and not self._marker_sent:
+            self._marker_sent = True
+            return pack(b"PING", _MARKER)
+        return _PING if self._silence.ask(time.monotonic()) else b""
+
+    def _take(self, quotes: list[Quote]) -> None:
+        if self._held is not None:
+            self._held.extend(quotes)
+        elif quotes:
+            newer = self._intake.take_events(quotes, in_order=self._up_to_date)
+            self._intake.handover.offer(newer)
+
+    def _apply(self, keys: list[Quote]) -> None:
+        """Hand over what the keys tell beyond the events that have come."""
+        intake, held = self._intake, self._held
+        intake.handover.offer(intake.take_keys(keys))
+        if held is not None:
+            self._held = None
+            self._take(cast("list[Quote]", held.take(len(held))))
+        if not self._up_to_date:
+            self._up_to_date = True
+            self._connected()
+        self._keys, self._marker_sent, self._reading_keys = None, False, False

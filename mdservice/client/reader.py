@@ -1,0 +1,242 @@
+"""The handle of a program that reads prices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+
+from mdservice.client.discovery import Discovery
+from mdservice.client.http import NoAnswer
+from mdservice.client.intake import Intake, Source
+from mdservice.errors import (
+    ConfigurationError,
+    MDServiceError,
+    StoreRefused,
+    StoreUnavailable,
+)
+from mdservice.model.quote import Quote
+from mdservice.model.symbol import parse_symbol, parse_symbols
+from mdservice.observability.logging import get_logger
+from mdservice.redis_io.names import Instance
+from mdservice.runtime.backoff import Backoff
+
+__all__ = ["Follower", "Prices", "PricesStatus"]
+
+
+# Connects, and connects again, for ever.
+
+
+_log = get_logger(__name__)
+
+_STEADY_S: Final = 1.0
+"""A connection that lasted this long is no reason to wait longer for the next."""
+_PASSING: Final = (
+    "LOADING",
+    "BUSY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "UNBLOCKED",
+    "max number of clients",
+)
+"""Refusals that end by themselves, also at the start."""
+
+
+class Follower:
+    """Has a source follow the server, wherever that is, and rides out what fails.
+
+    Args:
+        discovery: Finds the server.
+        source: Reads it.
+        backoff: Between two attempts.
+    """
+
+    def __init__(self, discovery: Discovery, source: Source, backoff: Backoff) -> None:
+        self.url: str | None = None
+        self.connected = False
+        self.connections = 0
+        self.last_error: str | None = None
+        self.last_kind: type[MDServiceError] | None = None
+        self._discovery = discovery
+        self._source = source
+        self._backoff = backoff
+        self._since_s = 0.0
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Follow without end; ready once the first connection has caught up.
+
+        Raises:
+            StoreRefused: Before that, if the refusal will not pass by itself.
+            ConfigurationError: Before that, if the address cannot be used.
+        """
+
+        def connected() -> None:
+            self.connected = True
+            self.connections += 1
+            self._since_s = anyio.current_time()
+            if self.connections == 1:
+                task_status.started()
+            else:
+                _log.info("prices_connected_again", url=self.url)
+
+        while True:
+            try:
+                location = await self._discovery.find()
+                self.url = location.address.shown
+                await self._source.follow(location, connected)
+            except (StoreUnavailable, NoAnswer) as exc:
+                self._note(exc)
+            except (StoreRefused, ConfigurationError) as exc:
+                if not self.connections and not any(word in str(exc) for word in _PASSING):
+                    raise
+                self._note(exc)
+            await anyio.sleep(self._backoff.next_s())
+
+    def _note(self, exc: MDServiceError) -> None:
+        was_connected, self.connected = self.connected, False
+        self.last_error, self.last_kind = str(exc), type(exc)
+        if was_connected:
+            _log.warning("prices_disconnected", url=self.url, reason=str(exc))
+            if anyio.current_time() - self._since_s >= _STEADY_S:
+                self._backoff.reset()
+
+
+# How a reader of prices is doing.
+
+
+@attrs.frozen
+class PricesStatus:
+    """A reader at one moment.
+
+    Attributes:
+        connected: Connected, and nothing that is known is still to be fetched.
+        url: Where the server is, without any secret; None before the first try.
+        reconnects: Connections after the first.
+        last_error: Why the last attempt or connection ended, or None.
+        events: Updates that came as events, from the channel or the log.
+        missed: Quotes that the service had accepted and that this reader did not see, as far
+            as ``seq`` tells: the service conflated them, or they came while nobody listened.
+        left_out: Quotes that were not newer than what was known: what keys and events both tell,
+            or a feed that went back in time.
+        conflated: Updates that the program was too slow for.
+        decode_errors: Payloads that could not be read and were passed over.
+        last_decode_error: What was wrong with the last of them, or None.
+        resyncs: How often the keys were read again.
+        starts: How often a symbol's ``seq`` began again: the service was started anew.
+        trimmed: How often the event log had been cut, or begun anew, beyond this reader's
+            position.
+        symbols: Symbols with a price.
+        waiting: Updates that wait for the program to take them.
+        position: With an event log, the id of the last entry that the program was given.
+        service: The id of the service that is followed; None where it does not name itself.
+        foreign: Events of other services that publish the same names, which were passed over.
+    """
+
+    connected: bool
+    url: str | None
+    reconnects: int
+    last_error: str | None
+    events: int
+    missed: int
+    left_out: int
+    conflated: int
+    decode_errors: int
+    last_decode_error: str | None
+    resyncs: int
+    starts: int
+    trimmed: int
+    symbols: int
+    waiting: int
+    position: str | None
+    service: str | None = None
+    foreign: int = 0
+
+
+class Prices:
+    """Iterates over updates without end. Made by :func:`mdservice.open_prices`.
+
+    To be used from the event loop that opened it. Updates of a symbol never go back in time
+    and none comes twice. A step in ``seq`` tells that some were missed or conflated, a ``seq``
+    that begins again that the service was started anew.
+    """
+
+    def __init__(self, intake: Intake, follower: Follower) -> None:
+        self._intake = intake
+        self._follower = follower
+
+    def __aiter__(self) -> Prices:
+        return self
+
+    async def __anext__(self) -> Quote:
+        return await self._intake.handover.take()
+
+    @property
+    def position(self) -> str | None:
+        """With an event log: the id up to which all updates have been given out.
+
+        Stored once the last update has been dealt with, and passed as ``after`` at the next
+        start, it makes the program miss nothing in between. None without an event log, and
+        before all first prices have been given out.
+        """
+        return self._intake.handover.position
+
+    def latest(self, symbol: str) -> Quote | None:
+        """The newest known quote of a symbol, perhaps one that waits to be iterated over.
+
+        With an event log it is not ahead of the iteration by more than one read.
+
+        Raises:
+            InvalidSymbol
+        """
+        return self._intake.order.latest(parse_symbol(symbol))
+
+    def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
+        """The newest known quote of each of the symbols, or of all; unknown ones are left out.
+
+        Raises:
+            InvalidSymbol
+        """
+        order = self._intake.order
+        if symbols is None:
+            return sorted(order.all_latest(), key=lambda quote: quote.symbol)
+        found = (order.latest(symbol) for symbol in parse_symbols(symbols))
+        return [quote for quote in found if quote is not None]
+
+    def status(self) -> PricesStatus:
+        """Everything about this reader at this moment."""
+        intake, follower = self._intake, self._follower
+        decoders = (intake.event_decoder, intake.key_decoder)
+        errors = [decoder.last_error for decoder in decoders if decoder.last_error is not None]
+        return PricesStatus(
+            connected=follower.connected,
+            url=follower.url,
+            reconnects=max(0, follower.connections - 1),
+            last_error=follower.last_error,
+            events=intake.events,
+            missed=intake.order.missed,
+            left_out=intake.order.left_out,
+            conflated=intake.handover.conflated,
+            decode_errors=sum(decoder.errors for decoder in decoders),
+            last_decode_error=errors[0] if errors else None,
+            resyncs=intake.resyncs,
+            starts=intake.order.starts,
+            trimmed=intake.trimmed,
+            symbols=len(intake.order),
+            waiting=len(intake.handover),
+            position=intake.handover.position,
+            service=None if intake.following is None else intake.following.id,
+            foreign=intake.foreign,
+        )
+
+    @property
+    def service(self) -> Instance | None:
+        """The service that is followed, as it names itself; None where it does not."""
+        return self._intake.following
+
+    def rivals(self) -> list[Instance]:
+        """Other services that write to the same keys now: these cannot be told apart."""
+        return self._intake.rivals(time.monotonic())

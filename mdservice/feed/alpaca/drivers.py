@@ -1,0 +1,93 @@
+"""Which drivers, and which history, the settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mdservice.clock import Clock
+from mdservice.errors import ConfigurationError
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.rest import AlpacaHistory, AlpacaMarketClock
+from mdservice.feed.driver import Driver, LoginLimit
+from mdservice.runtime.network import HttpClient
+from mdservice.settings import Settings
+
+__all__ = ["make_drivers", "make_history", "make_market_clock"]
+
+_AUTO = ("alpaca-py", "websockets")
+"""What ``auto`` tries, in this order."""
+_FOR_THE_SIMULATOR = Credentials("simulator", "simulator")
+"""It takes any."""
+
+
+def make_drivers(settings: Settings, limit: LoginLimit | None = None) -> Sequence[Driver]:
+    """The drivers in the order in which to try them; a new one is added here.
+
+    Nothing is connected, and alpaca-py is not imported before it is used.
+
+    Args:
+        settings: Where to, with which keys and driver.
+        limit: How long a login may take; the drivers share it.
+
+    Raises:
+        ConfigurationError: The feed's URL is not known: the embedded simulator has to be
+            started first, and its URL set as ``feed_url``. Or the environment has a proxy or
+            certificates that cannot be used.
+    """
+    url = settings.resolved_feed_url()
+    if url is None:
+        raise ConfigurationError("the feed has no URL: set MDSERVICE_FEED_URL")
+    try:
+        from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
+        from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"the feed's drivers need the package websockets, which cannot be imported ({exc}); "
+            "install it"
+        ) from exc
+    credentials = _credentials(settings)
+    limit = limit or LoginLimit()
+    by_name: dict[str, Driver] = {
+        AlpacaPyDriver.name: AlpacaPyDriver(url, credentials, limit),
+        WebsocketsDriver.name: WebsocketsDriver(url, credentials, limit=limit),
+    }
+    if settings.driver == "auto":
+        return tuple(by_name[name] for name in _AUTO)
+    return (by_name[settings.driver],)
+
+
+def make_history(settings: Settings, clock: Clock, http: HttpClient) -> AlpacaHistory | None:
+    """Past quotes of the settings' feed; nothing is connected.
+
+    None where the feed is at an address of its own and its history is not told: Alpaca's quotes
+    must not get between those of another feed.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+    if not settings.history_known:
+        return None
+    return AlpacaHistory(
+        settings.resolved_rest_url(),
+        settings.feed_name,
+        _credentials(settings),
+        clock,
+        http=http,
+    )
+
+
+def make_market_clock(settings: Settings, http: HttpClient) -> AlpacaMarketClock:
+    """The exchange's hours.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+    return AlpacaMarketClock(
+        settings.trading_url, settings.feed_name, _credentials(settings), http=http
+    )
+
+
+def _credentials(settings: Settings) -> Credentials:
+    if settings.api_key is None or settings.secret_key is None:
+        return _FOR_THE_SIMULATOR
+    return Credentials(settings.api_key, settings.secret_key)

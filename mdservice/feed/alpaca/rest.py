@@ -1,0 +1,311 @@
+"""Alpaca's market-data REST API: what the stream has missed.
+
+Source: Alpaca, "Historical quotes" and "Latest quotes"; start and end are inclusive, ``limit``
+counts all symbols together, pages are sorted by symbol, then time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import anyio
+import attrs
+import msgspec
+
+from mdservice.clock import Clock
+from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory, SymbolsRefused
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.rest_messages import (
+    Answer,
+    decode_latest,
+    decode_page,
+    decode_refusal,
+)
+from mdservice.feed.subscriptions import chunks
+from mdservice.model.quote import Quote
+from mdservice.model.timestamps import format_ns
+from mdservice.observability.logging import get_logger
+from mdservice.observability.urls import mask_url
+from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["AlpacaHistory", "AlpacaMarketClock", "clock_refusal"]
+
+
+# Whether the market is open, by Alpaca's clock.
+#
+# Source: Alpaca, trading API, ``GET /v2/clock``: ``{"is_open": true, "next_close": "…"}``.
+
+
+_MARKET_CLOCK_TIMEOUT_S = 5.0
+_MARKET_CLOCK_MOST_BYTES = 64 * 1024
+_MARKET_CLOCK_OK, _MARKET_CLOCK_SERVER_ERROR = 200, 500
+_KEYS_REFUSED = (401, 403)
+_BUSY = (408, 425, 429)
+_ALWAYS_OPEN = frozenset(("test", "boats", "overnight", "simulator"))
+"""Feeds that quote outside the exchange's hours, or invent their quotes."""
+
+
+class _Clock(msgspec.Struct):
+    is_open: bool
+
+
+def clock_refusal(status: int) -> str:
+    """What to do about an answer of the trading API that is no success."""
+    if status in _KEYS_REFUSED:
+        return (
+            "check ALPACA_API_KEY, ALPACA_SECRET_KEY and MDSERVICE_TRADING_URL: keys of a live "
+            "account need https://api.alpaca.markets, those of a paper account "
+            "https://paper-api.alpaca.markets"
+        )
+    return (
+        "set MDSERVICE_TRADING_URL to the base of the trading API: https://api.alpaca.markets, "
+        "or https://paper-api.alpaca.markets for a paper account"
+    )
+
+
+class AlpacaMarketClock:
+    """The exchange's hours. Without an answer the market counts as open, which is logged once.
+
+    Args:
+        base_url: ``https://paper-api.alpaca.markets``.
+        feed: Some feeds are always open.
+        credentials: Sent as headers.
+        transport: In the place of the network, for tests.
+        http: Shared with other parts, and closed by its owner.
+
+    Attributes:
+        refused: Why the hours are not known and will not be until a setting changes, or None.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        feed: str,
+        credentials: Credentials,
+        transport: httpx.AsyncBaseTransport | None = None,
+        http: HttpClient | None = None,
+    ) -> None:
+        self.refused: str | None = None
+        self._url = f"{base_url.rstrip('/')}/v2/clock"
+        self._shown = mask_url(self._url)
+        self._always_open = feed in _ALWAYS_OPEN
+        self._headers = credentials.as_headers()
+        self._http = http or HttpClient(transport)
+        self._logged: str | None = None
+        if not self._always_open:
+            self._http.prepare(self._url)
+
+    async def is_open(self) -> bool:
+        """Ask; never raises."""
+        if self._always_open:
+            return True
+        try:
+            with anyio.fail_after(_MARKET_CLOCK_TIMEOUT_S):
+                answer = await self._http.get(
+                    self._url,
+                    headers=self._headers,
+                    timeout_s=_MARKET_CLOCK_TIMEOUT_S,
+                    most_bytes=_MARKET_CLOCK_MOST_BYTES,
+                )
+        except HttpFailed as exc:
+            return self._unknown(f"{self._shown}: {exc}")
+        except TimeoutError:
+            return self._unknown(
+                f"{self._shown} does not answer within {_MARKET_CLOCK_TIMEOUT_S:g} s"
+            )
+        return self._read(answer)
+
+    def _read(self, answer: HttpAnswer) -> bool:
+        status = answer.status
+        if status != _MARKET_CLOCK_OK:
+            reason = f"{self._shown} answers HTTP {status}"
+            if status >= _MARKET_CLOCK_SERVER_ERROR or status in _BUSY:
+                return self._unknown(reason)
+            return self._unknown(f"{reason}: {clock_refusal(status)}", refused=True)
+        try:
+            is_open = msgspec.json.decode(answer.body, type=_Clock).is_open
+        except msgspec.DecodeError:
+            return self._unknown(
+                f"{self._shown} does not answer as Alpaca's clock does: {clock_refusal(status)}",
+                refused=True,
+            )
+        if self._logged is not None:
+            _log.info("market_hours_known", url=self._shown)
+        self.refused = self._logged = None
+        return is_open
+
+    def _unknown(self, reason: str, *, refused: bool = False) -> bool:
+        if reason != self._logged:
+            _log.warning("market_hours_unknown", reason=reason, market="counts as open")
+        self._logged = reason
+        self.refused = reason if refused else None
+        return True
+
+
+_log = get_logger(__name__)
+
+_SYMBOLS_PER_REQUEST = 200
+_MOST_PER_PAGE = 10_000
+_TIMEOUT_S = 10.0
+_LONGEST_WAIT_S = 15.0
+_PAUSE_S = 1.0
+_MOST_TRIES = 5
+_MOST_BYTES = 32 * 1024 * 1024
+"""Of one page; one of 10,000 quotes has about two."""
+_MOST_QUOTES = 200_000
+"""What is kept in memory of one answer, all pages together."""
+_OK, _TOO_MANY = 200, 429
+_SERVER_ERROR = 500
+_MAYBE_A_SYMBOL = frozenset((400, 404, 413, 414, 422))
+"""Statuses of a request that a symbol, or the number of symbols, may have spoiled."""
+_NOT_IN_THE_PLAN = "42210000"
+"""Alpaca's code where the plan does not include recent quotes; seen with HTTP 403 and 422."""
+_FEEDS_WITH_HISTORY = frozenset(("iex", "sip", "boats", "otc", "simulator"))
+"""Unconfirmed for others: ``test``, ``overnight`` and ``delayed_sip`` seem to have none."""
+
+
+@attrs.define
+class _RateLimit:
+    """What the last answer said about the calls of this minute."""
+
+    remaining: int | None = None
+    reset_s: float | None = None
+
+    def note(self, headers: Mapping[str, str]) -> None:
+        remaining, reset = headers.get("X-RateLimit-Remaining"), headers.get("X-RateLimit-Reset")
+        self.remaining = int(remaining) if remaining and remaining.isdecimal() else None
+        self.reset_s = float(reset) if reset and reset.isdecimal() else None
+
+    def exhausted(self, now_s: float) -> None:
+        """A call was one too many; without a word on when, a second is waited."""
+        self.remaining = 0
+        if self.reset_s is None or self.reset_s <= now_s:
+            self.reset_s = now_s + _PAUSE_S
+
+    def wait_s(self, now_s: float) -> float:
+        """How long until the next call may be made."""
+        if self.remaining != 0 or self.reset_s is None:
+            return 0.0
+        return max(0.0, self.reset_s - now_s)
+
+
+class AlpacaHistory:
+    """History and latest quotes over HTTP.
+
+    Args:
+        base_url: ``https://data.alpaca.markets``.
+        feed: Passed on every call; the API's own default would be sip.
+        credentials: Sent as headers.
+        clock: Stamps what is received.
+        transport: In the place of the network, for tests.
+        http: Shared with other parts, and closed by its owner.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        feed: str,
+        credentials: Credentials,
+        clock: Clock,
+        transport: httpx.AsyncBaseTransport | None = None,
+        http: HttpClient | None = None,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._feed = feed
+        self._headers = credentials.as_headers()
+        self._clock = clock
+        self._http = http or HttpClient(transport)
+        self._http.prepare(self._base_url)
+        self._limit = _RateLimit()
+        self.rows_skipped = 0
+
+    async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
+        """See :class:`mdservice.feed.history.QuoteHistory`; reads every page."""
+        if self._feed not in _FEEDS_WITH_HISTORY:
+            raise NoHistory(f"the feed {self._feed} has no history")
+        found: list[Quote] = []
+        for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
+            query = {
+                "symbols": ",".join(chunk),
+                "start": format_ns(start_ns),
+                "end": format_ns(end_ns),
+                "limit": str(_MOST_PER_PAGE),
+                "sort": "asc",
+            }
+            token: str | None = ""
+            while token is not None:
+                paged = {**query, "page_token": token} if token else query
+                page = await self._get("/v2/stocks/quotes", paged, decode_page)
+                found += page.quotes
+                if len(found) > _MOST_QUOTES:
+                    raise HistoryRefused(f"more than {_MOST_QUOTES} quotes are too many")
+                token = page.next_page
+        return found
+
+    async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
+        """See :class:`mdservice.feed.history.QuoteHistory`."""
+        found: list[Quote] = []
+        for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
+            query = {"symbols": ",".join(chunk)}
+            found += (await self._get("/v2/stocks/quotes/latest", query, decode_latest)).quotes
+        return found
+
+    async def _get(
+        self, path: str, query: Mapping[str, str], decode: Callable[[bytes, int], Answer]
+    ) -> Answer:
+        feed = {} if self._feed == "simulator" else {"feed": self._feed}
+        for _ in range(_MOST_TRIES):
+            await self._wait_for_room()
+            try:
+                answer = await self._http.get(
+                    f"{self._base_url}{path}",
+                    params={**query, **feed},
+                    headers=self._headers,
+                    timeout_s=_TIMEOUT_S,
+                    most_bytes=_MOST_BYTES,
+                    any_status=True,
+                )
+            except HttpFailed as exc:
+                raise HistoryUnavailable(
+                    f"no history from {mask_url(self._base_url)}: {exc}"
+                ) from exc
+            self._limit.note(answer.headers)
+            if answer.status != _TOO_MANY:
+                return self._read(answer, decode)
+            self._limit.exhausted(self._clock.utc_ns() / 1e9)
+        raise HistoryUnavailable("the API's calls of this minute are used up, it says again")
+
+    async def _wait_for_room(self) -> None:
+        wait_s = self._limit.wait_s(self._clock.utc_ns() / 1e9)
+        if wait_s > _LONGEST_WAIT_S:
+            raise HistoryRefused(f"the API's calls of this minute are used up ({wait_s:.0f} s)")
+        await anyio.sleep(wait_s)
+
+    def _read(self, answer: HttpAnswer, decode: Callable[[bytes, int], Answer]) -> Answer:
+        status = answer.status
+        if status != _OK:
+            reason = decode_refusal(answer.body)
+            message = f"history was refused with HTTP {status}: {reason}"
+            if status >= _SERVER_ERROR:
+                raise HistoryUnavailable(message)
+            if status in _MAYBE_A_SYMBOL and not reason.startswith(_NOT_IN_THE_PLAN):
+                raise SymbolsRefused(message)
+            raise HistoryRefused(message)
+        try:
+            found = decode(answer.body, self._clock.utc_ns())
+        except ValueError as exc:
+            raise HistoryUnavailable(f"history's answer cannot be read: {exc}") from exc
+        if found.broken:
+            self.rows_skipped += found.broken
+            _log.warning("history_rows_skipped", count=found.broken, url=mask_url(self._base_url))
+        return found

@@ -1,0 +1,466 @@
+"""The raw driver: Alpaca's protocol with the ``websockets`` library, on trio and asyncio."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import sniffio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+from websockets.client import ClientProtocol
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.frames import Frame as WireFrame
+from websockets.frames import Opcode
+
+from mdservice.errors import FeedError, FeedUnavailable
+from mdservice.feed.alpaca.codec import Codec
+from mdservice.feed.alpaca.error_codes import http_refusal
+from mdservice.feed.alpaca.frame_reader import FrameReader
+from mdservice.feed.alpaca.login import GREETING, Credentials, check_success, encoding_of
+from mdservice.feed.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
+from mdservice.observability.urls import mask_url
+from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_context
+
+if TYPE_CHECKING:
+    import trio
+    from websockets.trio.client import ClientConnection
+
+__all__ = [
+    "MAX_FRAME_BYTES",
+    "MAX_QUEUED_FRAMES",
+    "MOST_BYTES_AT_ONCE",
+    "FrameQueue",
+    "WebsocketsDriver",
+    "connect_by_library",
+    "receive_some",
+]
+
+
+# Whole websocket messages, all that have come with one read, in the place of the library's
+# queue.
+#
+# The library hands over one message at a time, and each costs two hops over a channel: more
+# than all of the decoding. What comes with one read of the socket is taken here in one go.
+
+
+MOST_BYTES_AT_ONCE: Final = 65_536
+"""What is taken at once; a thousand quotes or so, and a few milliseconds of the event loop."""
+
+
+class FrameQueue:
+    """Takes data frames, puts fragments together, gives out messages.
+
+    Has the methods that the library's own ``Assembler`` has, as far as they are used: ``put`` and
+    ``close`` are called by the connection, ``get`` by its ``recv``.
+
+    Args:
+        most: Messages that may wait; beyond it reading is paused.
+        pause: Stops the reading of the socket.
+        resume: Goes on with it.
+    """
+
+    def __init__(self, most: int, pause: Callable[[], Any], resume: Callable[[], Any]) -> None:
+        self._most = most
+        self._pause = pause
+        self._resume = resume
+        self._paused = False
+        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._started: Opcode | None = None
+        """What the fragments will be, while there are some."""
+        self._fragments = bytearray()
+        self._arrived = anyio.Event()
+        self._waiting = False
+        self._closed = False
+        self._discarding = False
+
+    def put(self, frame: WireFrame) -> None:
+        """A data frame came.
+
+        Raises:
+            EOFError: After :meth:`close`.
+        """
+        if self._closed:
+            raise EOFError
+        if self._started is not None or not frame.fin:
+            if self._started is None:
+                self._started = frame.opcode
+            self._fragments += frame.data
+            if not frame.fin:
+                return
+            opcode, data = self._started, bytes(self._fragments)
+            self._started, self._fragments = None, bytearray()
+        else:
+            opcode, data = frame.opcode, bytes(frame.data)
+        self.put_messages([(data, opcode is Opcode.TEXT)])
+
+    def put_messages(self, messages: Sequence[tuple[bytes, bool]]) -> None:
+        """Whole messages came, each with whether it is text.
+
+        Raises:
+            EOFError: After :meth:`close`.
+        """
+        if self._closed:
+            raise EOFError
+        if self._discarding:
+            return
+        self._messages.extend(messages)
+        if self._waiting:
+            self._arrived.set()
+        if len(self._messages) > self._most and not self._paused:
+            self._paused = True
+            self._pause()
+
+    def discard(self) -> None:
+        """Throw away what waits and what still comes: the connection is being closed."""
+        self._discarding = True
+        self._messages.clear()
+        self._read_on()
+
+    def close(self) -> None:
+        """No more will come; what waits can still be taken."""
+        self._closed = True
+        self._arrived.set()
+        self._read_on()  # the socket's end has to be seen
+
+    def _read_on(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._resume()
+
+    async def get(self, _decode: None = None) -> Frame:
+        """The next message; cancelling loses none. The library's ``recv`` calls it.
+
+        Raises:
+            EOFError: There are no more.
+            UnicodeDecodeError: It is text and no UTF-8.
+        """
+        await self._some()
+        return self._taken()
+
+    async def get_some(self) -> Sequence[Frame]:
+        """All messages that wait, at least one; cancelling loses none.
+
+        Raises:
+            EOFError: There are no more.
+            UnicodeDecodeError: The first of them is text and no UTF-8; it stays for :meth:`get`.
+        """
+        await self._some()
+        found: list[Frame] = []
+        size = 0
+        while self._messages and size < MOST_BYTES_AT_ONCE:
+            size += len(self._messages[0][0])
+            try:
+                found.append(self._taken())
+            except UnicodeDecodeError:
+                if not found:
+                    raise
+                break
+        return found
+
+    async def _some(self) -> None:
+        """Wait for a message; where one waits already, let the others run."""
+        if self._messages:
+            await checkpoint()
+        while not self._messages:
+            if self._closed:
+                raise EOFError
+            self._arrived = anyio.Event()
+            self._waiting = True
+            try:
+                await self._arrived.wait()
+            finally:
+                self._waiting = False
+
+    def _taken(self) -> Frame:
+        data, is_text = self._messages[0]
+        message: Frame = data.decode() if is_text else data
+        self._messages.popleft()
+        if self._paused and len(self._messages) <= self._most // 4:
+            self._paused = False
+            self._resume()
+        return message
+
+
+# The library's connections with an inlet of ours, one for each event loop.
+#
+# ``create_connection`` is the library's own way to another class; which attribute holds the
+# queue is private, so a test pins it and pyproject.toml the version.
+
+
+def connect_by_library(most_queued: int, most_bytes: int) -> Any:
+    """The library's ``connect`` for the running event loop; both take the same arguments.
+
+    Args:
+        most_queued: Messages that may wait; beyond it TCP holds the sender back.
+        most_bytes: Of one message.
+    """
+    if sniffio.current_async_library() == "trio":
+        return _trio_connect(most_queued, most_bytes)
+    return _asyncio_connect(most_queued, most_bytes)
+
+
+async def receive_some(websocket: Any) -> Sequence[Frame]:
+    """All messages that wait, at least one.
+
+    Raises:
+        ConnectionClosed: The connection has ended, and all of its messages were taken.
+    """
+    try:
+        found: Sequence[Frame] = await websocket.recv_messages.get_some()
+    except (EOFError, UnicodeDecodeError):
+        return (await websocket.recv(),)  # it closes, and says why
+    return found
+
+
+def _read_by(reader: FrameReader, protocol: ClientProtocol) -> None:
+    protocol.receive_data = reader.receive_data  # type: ignore[method-assign]  # its one way in
+
+
+@cache
+def _trio_connect(most_queued: int, most_bytes: int) -> Any:
+    from functools import partial
+
+    from websockets.trio.client import ClientConnection, connect
+
+    class Connection(ClientConnection):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            frame_queue = FrameQueue(most_queued, self.pause_reading, self.resume_reading)
+            self.recv_messages = frame_queue  # type: ignore[assignment]  # it has what is used of it
+            _read_by(
+                FrameReader(self.protocol, most_bytes, frame_queue.put_messages), self.protocol
+            )
+
+    return partial(connect, create_connection=Connection)
+
+
+@cache
+def _asyncio_connect(most_queued: int, most_bytes: int) -> Any:
+    from functools import partial
+
+    from websockets.asyncio.client import ClientConnection, connect
+
+    class Connection(ClientConnection):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            frame_queue = FrameQueue(most_queued, transport.pause_reading, transport.resume_reading)
+            self.recv_messages = frame_queue  # type: ignore[assignment]  # it has what is used of it
+            _read_by(
+                FrameReader(self.protocol, most_bytes, frame_queue.put_messages), self.protocol
+            )
+
+    return partial(connect, create_connection=Connection)
+
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+"""Large subscriptions burst: Alpaca's frames can pass the usual limit of 1 MiB."""
+MAX_QUEUED_FRAMES = 1024
+"""Frames read ahead; beyond that TCP holds the sender back."""
+_PING_INTERVAL_S = 20.0
+_PING_TIMEOUT_S = 15.0
+"""Below the interval: websockets 17 on trio stops asking, with an error in the log, once an answer
+has taken longer than that. Pings prove the transport alone; market data is watched beside them."""
+
+
+class WebsocketsDriver:
+    """Alpaca's protocol spoken directly.
+
+    Asks for msgpack, follows a server that answers in JSON. No compression is offered: at
+    the rates of a full feed inflating costs more than all of the decoding.
+
+    Args:
+        url: ``wss://stream.data.alpaca.markets/v2/iex`` or any that speaks the same.
+        credentials: Sent in the authentication message.
+        open_stream: Opens what stands in the place of a TCP connection, such as a stream in
+            memory; on trio alone. It raises OSError where there is no connection.
+        limit: How long a login may take; one of its own where not given.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+
+    name = "websockets"
+
+    def __init__(
+        self,
+        url: str,
+        credentials: Credentials,
+        open_stream: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
+        limit: LoginLimit | None = None,
+    ) -> None:
+        self._url = url
+        self._shown = mask_url(url)
+        self._credentials = credentials
+        self._open_stream = open_stream
+        self._limit = limit or LoginLimit()
+        self._route = route(url) if open_stream is None else Route()
+        by_tls = url.startswith("wss:") or (self._route.proxy or "").startswith("https:")
+        self._tls = tls_context() if by_tls else None
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Link]:
+        """See :meth:`mdservice.feed.driver.Driver.connect`."""
+        held = _HeldWebsocket()
+        error: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            try:
+                with self._limit.one_try(anyio.current_time) as limit_s:
+                    link = await self._open(held, tasks, limit_s)
+                yield link
+            except Exception as exc:  # noqa: BLE001 - raised below, out of the task group
+                error = exc
+            finally:
+                held.leave()
+        if error is not None:
+            raise error
+
+    def _way(self) -> dict[str, Any]:
+        """The library's arguments for proxy and TLS, so that it does not read the environment."""
+        proxy = self._route.proxy
+        way: dict[str, Any] = {"proxy": proxy}
+        if self._url.startswith("wss:"):
+            way["ssl"] = self._tls
+        if proxy is not None and proxy.startswith("https:"):
+            way["proxy_ssl"] = self._tls
+        return way
+
+    async def _open(self, held: _HeldWebsocket, tasks: TaskGroup, limit_s: float) -> Link:
+        try:
+            with anyio.fail_after(limit_s):
+                tasks.start_soon(held.hold, await self._opening(limit_s))
+                return await self._log_in(await held.opened())
+        except ConnectionClosed as exc:
+            raise FeedUnavailable(f"{self._shown} closed the connection at login: {exc}") from exc
+        except TimeoutError as exc:
+            if held.is_open:
+                raise FeedUnavailable(
+                    f"{self._shown} accepted the connection but did not finish the login "
+                    f"within {limit_s:g} s"
+                ) from exc
+            raise FeedUnavailable(
+                f"{self._shown} did not answer within {limit_s:g} s{self._route.hint}"
+            ) from exc
+        except FeedError:
+            raise
+        except Exception as exc:
+            # Until it is open, whatever is raised is an outage: on trio a failed handshake of TLS
+            # is a BrokenResourceError, and a bad host name is a UnicodeError.
+            if held.is_open and not isinstance(exc, (OSError, WebSocketException, EOFError)):
+                raise
+            raise _not_opened(self._shown, exc, self._route) from exc
+
+    async def _opening(self, limit_s: float) -> Any:
+        """The library's ``connect``, which opens TCP unless there is a stream already."""
+        stream = {} if self._open_stream is None else {"stream": await self._open_stream()}
+        return connect_by_library(MAX_QUEUED_FRAMES, MAX_FRAME_BYTES)(
+            self._url,
+            additional_headers={"Content-Type": "application/msgpack"},
+            open_timeout=limit_s,
+            close_timeout=CLOSE_TIMEOUT_S,
+            ping_interval=_PING_INTERVAL_S,
+            ping_timeout=_PING_TIMEOUT_S,
+            max_size=MAX_FRAME_BYTES,
+            compression=None,
+            **self._way(),
+            **stream,
+        )
+
+    async def _log_in(self, websocket: ClientConnection) -> Link:
+        greeting = await websocket.recv()
+        check_success(greeting, GREETING)
+        link = _WebsocketLink(websocket, encoding_of(greeting))
+        await link.send(self._credentials.as_message())
+        check_success(await websocket.recv(), "authenticated")
+        return link
+
+
+class _WebsocketLink:
+    def __init__(self, websocket: ClientConnection, encoding: Encoding) -> None:
+        self._websocket = websocket
+        self._codec = Codec(encoding)
+
+    @property
+    def encoding(self) -> Encoding:
+        return self._codec.encoding
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        try:
+            await self._websocket.send(self._codec.encode(message))
+        except ConnectionClosed as exc:
+            raise FeedUnavailable(f"the feed closed the connection: {exc}") from exc
+
+    async def receive(self) -> Sequence[Frame]:
+        try:
+            return await receive_some(self._websocket)
+        except ConnectionClosed as exc:
+            raise FeedUnavailable(f"the feed closed the connection: {exc}") from exc
+
+
+class _HeldWebsocket:
+    """The library's connection in a task of its own, which the user's cancellation does not reach.
+
+    On trio the library reads in a nursery inside its ``connect``. A cancellation from outside ends
+    that nursery, and with it the socket, before a close frame can leave. Here it ends the user's
+    task alone, and this task then closes the connection.
+    """
+
+    def __init__(self) -> None:
+        self._scope = anyio.CancelScope(shield=True)
+        self._settled = anyio.Event()
+        self._leaving = anyio.Event()
+        self._websocket: ClientConnection | None = None
+        self._error: Exception | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the upgrade was answered."""
+        return self._websocket is not None
+
+    async def opened(self) -> ClientConnection:
+        """Wait for the connection, and raise what opening it has ended with."""
+        await self._settled.wait()
+        if self._websocket is None:
+            raise self._error or EOFError("the connection was not opened")
+        return self._websocket
+
+    def leave(self) -> None:
+        """Close the connection, or stop opening it; :meth:`hold` then returns."""
+        self._leaving.set()
+        if self._websocket is None:
+            self._scope.cancel()
+
+    async def hold(self, opening: Any) -> None:
+        """Enter the library's ``connect``, and stay in it until :meth:`leave`."""
+        try:
+            with self._scope:
+                async with opening as self._websocket:
+                    self._settled.set()
+                    await self._leaving.wait()
+                    await _close(self._websocket)
+        except Exception as exc:  # noqa: BLE001 - raised where the connection is used
+            self._error = exc
+        finally:
+            self._settled.set()
+
+
+async def _close(websocket: Any) -> None:
+    """Send a close frame, and wait for the peer's; after the limit, drop the socket.
+
+    The two versions of the library name it differently. What still comes is thrown away: a full
+    queue would keep the peer's close frame from being read.
+    """
+    websocket.recv_messages.discard()
+    with anyio.move_on_after(CLOSE_TIMEOUT_S):
+        await (websocket.aclose if hasattr(websocket, "aclose") else websocket.close)()
+
+
+def _not_opened(url: str, exc: Exception, way: Route) -> FeedError:
+    if isinstance(exc, InvalidStatus):
+        return http_refusal(exc.response.status_code, url)
+    advice = f"{tls_advice(exc)}{way.hint}"
+    return FeedUnavailable(f"cannot connect to {url}: {root_cause(exc)}{advice}")

@@ -1,0 +1,1 @@
+"""Fill the gap that a lost connection leaves, from history, and ask again later."""

@@ -1,0 +1,465 @@
+"""After a lost connection: live quotes wait while what was missed is fetched from history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import anyio
+
+from mdservice.clock import Clock
+from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory
+from mdservice.feed.gap_repair.missing import AcceptedQuotes, Missed, MissingQuotes
+from mdservice.feed.gap_repair.recheck import Believed, Horizon, Recheck
+from mdservice.feed.history import HalvingHistory
+from mdservice.feed.send_queue import SendQueue
+from mdservice.feed.subscriptions import chunks
+from mdservice.model.events import Backfill, FeedResumed, QuoteBatch
+from mdservice.model.quote import Quote, identity
+from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.observability.logging import get_logger
+
+__all__ = [
+    "HOLD_LIMIT_S",
+    "LATEST_LIMIT_S",
+    "MOST_HELD",
+    "MOST_SEEN",
+    "QUIET_S",
+    "CatchUp",
+    "GapRepair",
+]
+
+
+# What a lost connection has missed, fetched once history has come up to the live quotes.
+
+
+QUIET_S = 2.0
+"""By how much history may lag where no live quote tells that it does."""
+_LOOK_S = 0.05
+_RETRY_S = 1.0
+_FAILURES_WITHOUT_ANSWER = 4
+"""Live quotes wait meanwhile; a REST host that cannot be reached at all is not worth 15 s."""
+_PROBE_S, _PROBE_LIMIT_S = 0.2, 1.0
+_PROBED_SYMBOLS = 10
+_LATER_NS = 1_000_000_000
+"""So much later a quote came later for certain, although times are not all in order."""
+_AHEAD_NS = 60_000_000_000
+"""History is asked up to so long after now: this machine's clock may be behind the exchange's."""
+_SYMBOLS_AT_ONCE = 200
+
+
+class CatchUp:
+    """One repair's questions to history.
+
+    History lags behind the stream, by how much is not known. It has everything that was missed
+    once it has a live quote, or one that is clearly later than the first of them; so it is
+    asked for these before it is asked for all. In a quiet market there is no live quote: then
+    a lag of :data:`QUIET_S` is allowed for.
+
+    Args:
+        history: Past quotes.
+        missed: Whose, and from when.
+        live: The quotes that came since all was subscribed; the first thousand will do.
+        clock: The time.
+
+    Attributes:
+        symbols: All that are asked for.
+        found: What history had, in the order of times within each symbol; also after an error.
+        complete: The symbols of which that is all; also after an error.
+        refused: The symbols that history refused, with the reason.
+        believed: Whether nothing showed that history was up to date, in a quiet market.
+        last_error: Why history did not answer the last time, or None.
+    """
+
+    def __init__(
+        self,
+        history: HalvingHistory,
+        missed: Sequence[Missed],
+        live: Callable[[], Sequence[Quote]],
+        clock: Clock,
+    ) -> None:
+        self.found: list[Quote] = []
+        self.complete: frozenset[str] = frozenset()
+        self.refused: dict[str, str] = {}
+        self.believed = False
+        self.last_error: str | None = None
+        self._answered = False
+        self._history = history
+        self._missed = missed
+        self.symbols = [symbol for part in missed for symbol in part.symbols]
+        self._live = live
+        self._clock = clock
+
+    async def run(self, patience_s: float) -> bool:
+        """Fetch all that was missed.
+
+        Without an answer it asks again, as long as there was one before: the caller sets the
+        limit.
+
+        Args:
+            patience_s: How long to wait for a history that lags; then what it has is fetched.
+
+        Returns:
+            Whether that is all.
+
+        Raises:
+            HistoryRefused
+        """
+        up_to_date = False
+        with anyio.move_on_after(patience_s):
+            await self._until_up_to_date()
+            up_to_date = True
+        for part in self._missed:
+            self.found += await self._fetch(part.symbols, part.since_ns)
+            if self._clock_is_behind(part.since_ns):
+                raise HistoryRefused("this machine's clock is behind the feed's; set the clock")
+            if up_to_date:
+                self.complete |= frozenset(part.symbols) - self.refused.keys()
+        return up_to_date
+
+    def _clock_is_behind(self, since_ns: int) -> bool:
+        """History was then asked for too short a time, and its quotes count as future ones."""
+        horizon_ns = self._clock.utc_ns() + _AHEAD_NS
+        return since_ns > horizon_ns or any(q.ts_event_ns > horizon_ns for q in self._live())
+
+    async def add_latest(self, until_ns: int) -> None:
+        """At least the price is right at once: the newest quotes up to this time.
+
+        Newer ones come over the stream, and one of them that came before those that the stream
+        has yet to bring would make these look old. What was found is kept when cancelled.
+        """
+        newest = {quote.symbol: quote.ts_event_ns for quote in self.found}
+        try:
+            for symbols in chunks(self.symbols, _SYMBOLS_AT_ONCE):
+                latest = await self._history.latest(symbols)
+                self.found += [
+                    quote
+                    for quote in latest.quotes
+                    if newest.get(quote.symbol, -1) < quote.ts_event_ns <= until_ns
+                ]
+        except (HistoryRefused, HistoryUnavailable) as exc:
+            _log.warning("latest_quotes_failed", reason=str(exc))
+
+    async def _until_up_to_date(self) -> None:
+        began_s = anyio.current_time()
+        # A refusal is to be known at once, not only when there is something to ask for.
+        await self._fetch(self.symbols[:_PROBED_SYMBOLS], self._clock.utc_ns())
+        pause_s = _PROBE_S
+        while True:
+            live = [quote for quote in self._live() if quote.symbol not in self.refused]
+            if not live:
+                await anyio.sleep(_LOOK_S)
+                if anyio.current_time() >= began_s + QUIET_S:
+                    self.believed = True
+                    return
+            elif await self._has_one_of(live):
+                return
+            else:
+                await anyio.sleep(pause_s)
+                pause_s = min(_PROBE_LIMIT_S, pause_s * 1.5)
+
+    async def _has_one_of(self, live: Sequence[Quote]) -> bool:
+        first_ns = live[0].ts_event_ns
+        symbols = list(dict.fromkeys(quote.symbol for quote in live))[:_PROBED_SYMBOLS]
+        # Times alone do not tell: quotes of one time may come one after the other.
+        came_live = {identity(quote) for quote in live}
+        return any(
+            identity(quote) in came_live or quote.ts_event_ns >= first_ns + _LATER_NS
+            for quote in await self._fetch(symbols, first_ns)
+        )
+
+    async def _fetch(self, symbols: Sequence[str], start_ns: int) -> list[Quote]:
+        """Ask until there is an answer; give up early on a history that has never answered."""
+        failures = 0
+        while True:
+            end_ns = max(start_ns, self._clock.utc_ns() + _AHEAD_NS)
+            try:
+                found = await self._history.quotes(symbols, start_ns, end_ns)
+            except HistoryUnavailable as exc:
+                self.last_error = str(exc)
+                _log.warning("history_failed", reason=str(exc))
+                failures += 1
+                if failures >= _FAILURES_WITHOUT_ANSWER and not self._answered:
+                    raise HistoryRefused(f"history has not answered: {exc}") from exc
+                await anyio.sleep(_RETRY_S)
+            else:
+                self._answered = True
+                self.last_error = None
+                self.refused |= found.refused
+                return list(found.quotes)
+
+
+_log = get_logger(__name__)
+
+HOLD_LIMIT_S = 15.0
+"""How long live quotes wait behind a repair at most."""
+LATEST_LIMIT_S = 3.0
+"""Of these, what is left for the latest quotes where history does not give the past ones."""
+_FETCH_S = 2.0
+"""Of the rest, what is left for fetching where history lags."""
+_SPARE_S = 0.5
+MOST_HELD = 200_000
+MOST_SEEN = 1_000
+"""Where every symbol is subscribed: of more symbols than these only the latest is asked."""
+_ENOUGH_LIVE = 1_000
+"""Live quotes of which history has to have one before it counts as complete."""
+_LAST_WORDS_S = 0.5
+_MOST_NAMED = 50
+
+
+class GapRepair:
+    """Holds live quotes, fetches past ones, hands both on together.
+
+    A connection that is lost again meanwhile changes nothing: what is held stays held, and the
+    next connection's repair covers both outages. After :data:`HOLD_LIMIT_S` what is held is
+    handed on as it is, and the gap stays one. Nothing that is held is lost by cancelling.
+
+    Args:
+        history: Where past quotes come from; None where the feed has no history.
+        accepted: The quotes that are out.
+        send_queue: Takes what is handed on.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        history: HalvingHistory | None,
+        accepted: AcceptedQuotes,
+        send_queue: SendQueue,
+        clock: Clock,
+    ) -> None:
+        self._history = history
+        self._accepted = accepted
+        self._send_queue = send_queue
+        self._clock = clock
+        self._held: list[Quote] = []
+        self._holding = False
+        self._began = anyio.Event()
+        self._deadline_s = 0.0
+        self._work = anyio.CancelScope()
+        self._recheck = Recheck(history, clock) if history is not None else None
+        self._horizon = Horizon(0)
+        self._resumed = False
+        """Whether this connection's return was told."""
+        self._left_out: frozenset[str] = frozenset()
+        """Wanted, and not given when this was last told."""
+        self._missing = MissingQuotes(accepted)
+        self._connected_before = False
+        self._refused: str | None = None
+
+    @property
+    def refused(self) -> str | None:
+        """Why history refused the last repair as a whole, or None."""
+        return self._refused
+
+    @property
+    def set_aside(self) -> Mapping[str, str]:
+        """The symbols that history refuses, with the reason: their gaps stay."""
+        return self._history.set_aside if self._history is not None else {}
+
+    @property
+    def symbols_refused(self) -> int:
+        """How often history refused a symbol."""
+        return self._history.symbols_refused if self._history is not None else 0
+
+    @property
+    def decode_errors(self) -> int:
+        """Quotes from history whose symbol is none."""
+        return self._history.decode_errors if self._history is not None else 0
+
+    @property
+    def unfollowed(self) -> int:
+        """Quotes from history of symbols that were not asked for."""
+        return self._history.unfollowed if self._history is not None else 0
+
+    def begin(self) -> None:
+        """A connection is open: from now on live quotes wait, if there is anything to repair."""
+        now_ns = self._clock.utc_ns()
+        if not self._connected_before:  # what an earlier run had was lost with it
+            self._missing.lose(self._accepted.symbols(), now_ns)
+            self._connected_before = True
+        self._resumed = False
+        self._horizon = Horizon(now_ns)
+        if self._missing:
+            self._hold()
+
+    def symbols(self) -> frozenset[str]:
+        """Those of which quotes are missing that a repair will fetch."""
+        missing = self._missing.symbols()
+        if self._history is not None and not self._connected_before:
+            missing |= frozenset(self._accepted.symbols())
+        return missing
+
+    def lost(self, followed: Iterable[str]) -> None:
+        """The connection has ended: of what it followed, quotes are missing."""
+        self._missing.lose(followed, self._clock.utc_ns())
+
+    def expect(self, symbols: Iterable[str]) -> None:
+        """These were left out and may come back: live quotes wait, if any of them misses some.
+
+        :meth:`repair` has to follow.
+        """
+        if any(symbol in self._missing for symbol in symbols):
+            self._horizon = Horizon(self._clock.utc_ns())
+            self._hold()
+
+    def _hold(self) -> None:
+        if self._history is None or self._holding:
+            return
+        self._holding = True
+        self._deadline_s = anyio.current_time() + HOLD_LIMIT_S
+        self._began.set()
+        self._began = anyio.Event()
+
+    async def hand_on(self, quotes: Sequence[Quote]) -> None:
+        """Live quotes: they wait while there is a repair, and go on otherwise."""
+        self._horizon.came(quotes)
+        if not self._holding:
+            await self._send_queue.send(QuoteBatch(quotes))
+            return
+        self._held.extend(quotes)
+        if len(self._held) > MOST_HELD:
+            self._give_up("too many live quotes were waiting")
+            await self._send_queue.flush()
+
+    async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
+        """All is subscribed: say so, fetch what was missed, hand it on with what is held.
+
+        Args:
+            followed: What the feed has acknowledged.
+            left_out: What is wanted and not given; its quotes are fetched once it is back.
+        """
+        self._resumed = True
+        self._missing.follow(followed, self._clock.utc_ns())
+        if self._history is not None and EVERY_SYMBOL not in followed:
+            self._history.forget(self._history.set_aside.keys() - {*followed, *left_out})
+        back = self._missing.back(followed, left_out)
+        resumed_ns = await self._tell(followed, left_out, repairing=self._holding and bool(back))
+        if not self._holding or self._history is None:
+            self._missing.told(back)
+            return
+        before = len(self._held)
+
+        def live() -> Sequence[Quote]:
+            return self._held[before : before + _ENOUGH_LIVE]
+
+        catch_up = CatchUp(self._history, back, live, self._clock)
+        with anyio.CancelScope() as self._work:
+            reason = await self._why_not_all(catch_up, followed)
+            if reason is not None:
+                _log.warning("gap_not_repaired", reason=reason)
+                limit_s = self._deadline_s - _SPARE_S - anyio.current_time()
+                with anyio.move_on_after(min(LATEST_LIMIT_S, limit_s)):
+                    await catch_up.add_latest(resumed_ns)
+            if catch_up.believed and self._holding:
+                self._look_again_at(catch_up, back)
+            every = EVERY_SYMBOL in followed
+            self._let_go(catch_up.found, frozenset() if every else catch_up.complete)
+        self._missing.told(back)
+        await self._send_queue.flush()
+
+    async def tell_late(self) -> None:
+        """Hand on what history had not told repairs in time; runs until cancelled."""
+        while self._recheck is not None:
+            self._send_queue.add(await self._recheck.next())
+            await self._send_queue.flush()
+
+    def _look_again_at(self, catch_up: CatchUp, missed: Sequence[Missed]) -> None:
+        if self._recheck is None:
+            return
+        lasts_ns = {symbol: part.since_ns for part in missed for symbol in part.symbols}
+        lasts_ns |= {quote.symbol: quote.ts_event_ns for quote in catch_up.found}
+        for symbol in lasts_ns:
+            lasts_ns[symbol] = self._accepted.last_ns(symbol) or lasts_ns[symbol]
+        self._recheck.check(
+            Believed(
+                missed,
+                [*catch_up.found, *self._held],
+                {symbol: lasts_ns[symbol] for symbol in catch_up.complete},
+                self._horizon,
+            )
+        )
+
+    async def subscriptions_changed(
+        self, followed: Collection[str], left_out: Collection[str]
+    ) -> None:
+        """A request was served: a symbol that had been left out may be back.
+
+        What was missing of it is told, and not fetched: others' quotes do not wait for that.
+        """
+        if not self._resumed:
+            return  # :meth:`repair` will tell
+        self._missing.follow(followed, self._clock.utc_ns())
+        if self._left_out.intersection(followed):
+            if not self._holding:
+                self._missing.told(self._missing.back(followed, left_out))
+            await self._tell(followed, left_out, repairing=False)
+        else:
+            self._left_out = frozenset(left_out)
+
+    async def _tell(
+        self, followed: Collection[str], left_out: Collection[str], *, repairing: bool
+    ) -> int:
+        now_ns = self._clock.utc_ns()
+        self._left_out = frozenset(left_out)
+        resumed = FeedResumed(now_ns, frozenset(followed), repairing, self._left_out)
+        await self._send_queue.send(resumed)
+        return now_ns
+
+    async def keep_limit(self) -> None:
+        """Let go of what is held when it has waited long enough; runs until cancelled."""
+        while True:
+            while not self._holding:
+                await self._began.wait()
+            if anyio.current_time() < self._deadline_s:
+                await anyio.sleep_until(self._deadline_s)
+            else:
+                self._give_up(f"it took over {HOLD_LIMIT_S:g} s")
+                await self._send_queue.flush()
+
+    async def stop(self) -> None:
+        """Hand on what is held, within a moment."""
+        self._give_up("the service stops")
+        with anyio.move_on_after(_LAST_WORDS_S):
+            await self._send_queue.flush()
+
+    async def _why_not_all(self, catch_up: CatchUp, followed: Collection[str]) -> str | None:
+        """Let it fetch what was missed; None where nothing of that is left."""
+        if EVERY_SYMBOL in followed and len(catch_up.symbols) > MOST_SEEN:
+            return f"the history of {len(catch_up.symbols)} symbols is too much"
+        limit_s = self._deadline_s - LATEST_LIMIT_S - anyio.current_time()
+        complete = True
+        try:
+            with anyio.fail_after(limit_s):
+                if catch_up.symbols:
+                    complete = await catch_up.run(limit_s - _FETCH_S)
+                    self._refused = None
+        except HistoryRefused as exc:
+            self._refused = None if isinstance(exc, NoHistory) else str(exc)
+            return str(exc)
+        except TimeoutError:
+            return catch_up.last_error or "history was too slow"
+        if not complete:
+            return catch_up.last_error or "history had not come up to the live quotes in time"
+        if catch_up.refused:
+            _log.warning(
+                "gap_not_repaired",
+                symbols=sorted(catch_up.refused)[:_MOST_NAMED],
+                reason=next(iter(catch_up.refused.values())),
+            )
+        if EVERY_SYMBOL in followed:
+            return "history cannot be asked for symbols that were never seen"
+        return None
+
+    def _give_up(self, reason: str) -> None:
+        if self._holding:
+            _log.warning("gap_not_repaired", reason=reason)
+            self._let_go((), frozenset())
+        self._work.cancel()
+
+    def _let_go(self, past: Sequence[Quote], complete: frozenset[str]) -> None:
+        """Nothing waits any more; what comes from now on goes out behind this."""
+        if not self._holding:
+            return
+        held, self._held = self._held, []
+        self._holding = False
+        self._send_queue.add(Backfill(past, held, self._clock.utc_ns(), complete))

@@ -1,0 +1,86 @@
+"""Symbols that the feed did not give are asked for again: at the symbol limit others may leave.
+
+So is whatever the book of wanted symbols says and could not be done at once. At the limit, what
+is wanted for a source that follows something gives way to what is more important to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anyio
+
+from mdservice.errors import FeedRefused
+from mdservice.feed.gap_repair.repair import GapRepair
+from mdservice.feed.session import Session
+from mdservice.feed.subscriptions import SubscriptionSet
+
+__all__ = ["AGAIN_FIRST_S", "AGAIN_LIMIT_S", "UnfulfilledSymbols"]
+
+AGAIN_FIRST_S, AGAIN_LIMIT_S = 60.0, 600.0
+"""How long it waits before it asks again; doubled each time, and at once when there is room."""
+
+
+class UnfulfilledSymbols:
+    """Asks again for what one connection was not given.
+
+    A symbol that comes back has missed quotes meanwhile, which are repaired as after a lost
+    connection.
+
+    Args:
+        book: Which symbols are wanted.
+        repair: Fetches what they have missed.
+    """
+
+    def __init__(self, book: SubscriptionSet, repair: GapRepair) -> None:
+        self._book = book
+        self._repair = repair
+        self._room = anyio.Event()
+
+    def room(self) -> None:
+        """Symbols were unsubscribed, or the book was changed alone: look at once."""
+        self._room.set()
+
+    async def keep_asking(self, session: Session) -> None:
+        """Ask until cancelled.
+
+        Raises:
+            FeedUnavailable: The connection ended, or did not answer in time.
+            FeedRefused: The feed refused something else than these symbols.
+        """
+        pause_s = AGAIN_FIRST_S
+        while True:
+            with anyio.move_on_after(pause_s):
+                await self._room.wait()
+            pause_s = min(AGAIN_LIMIT_S, pause_s * 2)
+            if self._room.is_set():
+                self._room = anyio.Event()
+                pause_s = AGAIN_FIRST_S
+            session.forget_unwanted(self._book)
+            giving_way = self._giving_way(session)
+            unwanted = [s for s in session.acknowledged if s not in self._book]
+            await session.unsubscribe([*unwanted, *giving_way])
+            symbols = [s for s in self._book.wanted if s not in session.acknowledged]
+            if symbols:
+                await self._ask(session, symbols)
+            if self._giving_way(session) and not giving_way:
+                self._room.set()  # what was just refused is more important than what was not
+
+    def _giving_way(self, session: Session) -> list[str]:
+        """The least important symbols that are followed, in whose place others should be."""
+        wanted = self._book.wanted
+        ranks = {symbol: rank for rank, symbol in enumerate(wanted)}
+        waiting = [s for s in wanted if s in session.over_limit]
+        followed = [
+            s for s in reversed(wanted) if s in session.acknowledged and self._book.gives_way(s)
+        ]
+        return [
+            less for more, less in zip(waiting, followed, strict=False) if ranks[more] < ranks[less]
+        ]
+
+    async def _ask(self, session: Session, symbols: Sequence[str]) -> None:
+        self._repair.expect(symbols)
+        refused = await session.subscribe_what_fits(symbols)
+        if refused is not None:
+            raise FeedRefused(refused.reason, code=refused.code)
+        await self._repair.repair(session.acknowledged, session.left_out)

@@ -1,0 +1,224 @@
+"""What callers send: symbols in the query and in the body, and how much of a body is read."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+import anyio
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbols
+
+__all__ = [
+    "MAX_BODY_BYTES",
+    "MAX_SYMBOLS",
+    "OPEN_PATHS",
+    "App",
+    "BearerGate",
+    "BodyLimit",
+    "Message",
+    "Receive",
+    "Send",
+    "asked_symbols",
+    "listed_symbols",
+    "refuse",
+]
+
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_SYMBOLS = 20_000
+"""More than any feed has, so that one request cannot occupy the service for long."""
+
+_BODY_TIME_S = 10.0
+_DISCARD_TIME_S = 2.0
+_SHOWN = 200
+
+
+class _SymbolsBody(msgspec.Struct, forbid_unknown_fields=True):
+    symbols: list[str] | None = None
+    symbol: str | None = None
+
+
+_body = msgspec.json.Decoder(_SymbolsBody)
+
+
+def asked_symbols(query: Sequence[str] | None, body: bytes) -> tuple[str, ...]:
+    """The symbols of a subscription request: those of ``?symbol=``, then those of the body.
+
+    The body is read as JSON whatever its content type says, since ``curl -d`` names another.
+
+    Raises:
+        InvalidSymbol: One of them is no symbol.
+        HTTPException: 422, there is none, there are too many, or the body is malformed.
+    """
+    texts = list(query or ())
+    if body.strip():
+        try:
+            decoded = _body.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            reason = str(error)[:_SHOWN]
+            raise HTTPException(
+                422, f'the body is not of the form {{"symbols": ["AAPL"]}}: {reason}'
+            ) from error
+        if decoded.symbol is not None:
+            texts.append(decoded.symbol)
+        texts.extend(decoded.symbols or ())
+    if not texts:
+        raise HTTPException(
+            422, 'no symbol was given: add ?symbol=AAPL, or a body {"symbols": ["AAPL", "MSFT"]}'
+        )
+    return _bounded(texts)
+
+
+def listed_symbols(query: Sequence[str] | None) -> tuple[str, ...]:
+    """The symbols of ``?symbols=A,B``; nothing for all, as without it or with ``*``.
+
+    Raises:
+        InvalidSymbol: One of them is no symbol.
+        HTTPException: 422, the list is empty or too long.
+    """
+    if query is None:
+        return ()
+    texts = [text for part in query for text in part.split(",") if text.strip()]
+    if not texts:
+        raise HTTPException(
+            422, "the list of symbols is empty: give ?symbols=AAPL,MSFT, or leave it out for all"
+        )
+    symbols = _bounded(texts)
+    return () if EVERY_SYMBOL in symbols else symbols
+
+
+def _bounded(texts: Sequence[str]) -> tuple[str, ...]:
+    if len(texts) > MAX_SYMBOLS:
+        raise HTTPException(
+            422, f"{len(texts)} symbols in one request: at most {MAX_SYMBOLS} are taken at once"
+        )
+    return parse_symbols(texts)
+
+
+class BodyLimit:
+    """An ASGI layer that hands on requests whose body has arrived, and refuses long ones.
+
+    The whole body is taken before the application sees the request: Hypercorn never ends a
+    connection whose application answers while unread parts of a body fill its queue.
+
+    Args:
+        app: The application.
+        max_bytes: What is beyond is answered with 413.
+    """
+
+    def __init__(self, app: App, max_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = bytearray()
+        more = True
+        with anyio.move_on_after(_BODY_TIME_S) as time_limit:
+            while more and len(body) <= self._max_bytes:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+        if len(body) > self._max_bytes:
+            detail = f"the body is longer than {self._max_bytes} bytes: send fewer symbols"
+            answer = JSONResponse({"detail": detail}, 413)
+            await refuse(answer, scope, receive, send, body_ended=not more)
+        elif time_limit.cancelled_caught:
+            detail = f"the body did not arrive within {_BODY_TIME_S:g} s"
+            await refuse(JSONResponse({"detail": detail}, 408), scope, receive, send)
+        else:
+            await self._app(scope, _replay(bytes(body), receive), send)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
+
+
+async def refuse(
+    answer: Response,
+    scope: MutableMapping[str, Any],
+    receive: Receive,
+    send: Send,
+    *,
+    body_ended: bool = False,
+) -> None:
+    """Send this answer, while what still comes of the request's body is thrown away.
+
+    The answer waits for the end of the body for at most two seconds: a client that is cut off
+    while it sends may never read why.
+    """
+    ended = anyio.Event()
+
+    async def discard() -> None:
+        more = not body_ended
+        while more:
+            message = await receive()
+            more = message["type"] == "http.request" and message.get("more_body", False)
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(discard)
+        with anyio.move_on_after(_DISCARD_TIME_S):
+            await ended.wait()
+        await answer(scope, receive, send)
+        tasks.cancel_scope.cancel()
+
+
+# The bearer token of the TCP listener.
+
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+"""What a load balancer may ask without the token."""
+
+
+class BearerGate:
+    """An ASGI layer that lets only callers with the token reach the application.
+
+    Over the UNIX socket, its file's mode is the gate, and this layer is not used.
+
+    Args:
+        app: The application.
+        token: What has to stand in ``Authorization: Bearer <token>``.
+    """
+
+    def __init__(self, app: App, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request, with 401 where the token is missing or wrong."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._allows(scope):
+            await self._app(scope, receive, send)
+            return
+        detail = "a token is needed here: send the header 'Authorization: Bearer <token>'"
+        challenge = {"WWW-Authenticate": 'Bearer realm="mdservice"'}
+        answer = JSONResponse({"detail": detail}, 401, challenge)
+        await refuse(answer, scope, receive, send)
+
+    def _allows(self, scope: MutableMapping[str, Any]) -> bool:
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        if len(given) != 1:
+            return False
+        scheme, _, credentials = given[0].partition(b" ")
+        matches = secrets.compare_digest(credentials.strip(), self._token)
+        return scheme.lower() == b"bearer" and matches

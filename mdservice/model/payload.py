@@ -1,0 +1,144 @@
+"""Quotes and feed states as the JSON text that readers see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Annotated
+
+import msgspec
+
+from mdservice.errors import InvalidSymbol
+from mdservice.model.events import FeedStatus
+from mdservice.model.quote import Quote, mid_number
+from mdservice.model.symbol import is_symbol
+from mdservice.model.timestamps import format_ns, parse_rfc3339
+
+__all__ = ["QuoteDecoder", "decode_quote", "encode_quote", "encode_status"]
+
+
+# Price objects as they were written, back as quotes.
+
+
+_Number = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _DecodePrice(msgspec.Struct):
+    """What :func:`mdservice.model.payload.encode_quote` writes; the price follows from the rest."""
+
+    symbol: str
+    bid: _Number
+    ask: _Number
+    bid_size: int | float
+    ask_size: int | float
+    timestamp: str
+    seq: int
+
+
+_decode = msgspec.json.Decoder(_DecodePrice).decode
+
+
+def decode_quote(payload: bytes) -> Quote:
+    """The quote of a price object; it counts as received at its own time.
+
+    Raises:
+        ValueError: It is no price object.
+    """
+    return _quote(_decode(payload))  # msgspec.DecodeError is a ValueError
+
+
+def _quote(price: _DecodePrice) -> Quote:
+    event_ns = parse_rfc3339(price.timestamp)
+    return Quote(
+        price.symbol,
+        price.bid,
+        price.ask,
+        price.bid_size,
+        price.ask_size,
+        event_ns,
+        event_ns,
+        price.seq,
+    )
+
+
+class QuoteDecoder:
+    """Decodes many payloads, of which any may be garbage, and picks those of some symbols.
+
+    Args:
+        symbols: Which; empty means all.
+    """
+
+    def __init__(self, symbols: Iterable[str] = ()) -> None:
+        self._wanted = frozenset(symbols)
+        self._seen = set(self._wanted)
+        self.errors = 0
+        """Payloads that are no price objects, or of something that is no symbol."""
+        self.last_error: str | None = None
+        """What was wrong with the last of them."""
+
+    def decode(self, payload: object) -> Quote | None:
+        """The quote; None where it is of another symbol, or cannot be decoded, which is counted."""
+        try:
+            price = _decode(payload)  # type: ignore[arg-type]  # anything else is a TypeError
+            symbol = price.symbol
+            if self._wanted:
+                return _quote(price) if symbol in self._wanted else None
+            if symbol not in self._seen:
+                self._check(symbol)
+            return _quote(price)
+        except (ValueError, TypeError, InvalidSymbol) as exc:
+            self.errors += 1
+            self.last_error = str(exc)
+            return None
+
+    def decode_all(self, payloads: Iterable[object]) -> list[Quote]:
+        """The quotes of the payloads, in order, the others left out."""
+        decode = self.decode
+        return [quote for payload in payloads if (quote := decode(payload)) is not None]
+
+    def _check(self, symbol: str) -> None:
+        if not is_symbol(symbol):
+            raise InvalidSymbol(f"{symbol!r} is not the symbol of a quote")
+        self._seen.add(symbol)
+
+
+class _Price(msgspec.Struct, gc=False):
+    """The price object and the event; see :func:`encode_quote`."""
+
+    symbol: str
+    price: float | Decimal | None
+    bid: float
+    ask: float
+    bid_size: int | float
+    ask_size: int | float
+    timestamp: str
+    seq: int
+
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+
+def encode_quote(quote: Quote) -> bytes:
+    """The price object: key, event and HTTP answer are these same bytes.
+
+    ``{"symbol":"AAPL","price":187.135,"bid":187.12,"ask":187.15,"bid_size":2,"ask_size":3,
+    "timestamp":"2026-11-20T15:51:44.208912345Z","seq":1042}``; ``price`` is the exact decimal
+    mid as a JSON number, or null.
+    """
+    return _encoder.encode(
+        _Price(
+            quote.symbol,
+            mid_number(quote.bid, quote.ask),
+            quote.bid,
+            quote.ask,
+            quote.bid_size,
+            quote.ask_size,
+            format_ns(quote.ts_event_ns),
+            quote.seq,
+        )
+    )
+
+
+def encode_status(status: FeedStatus) -> bytes:
+    """The ``feed.status`` message: ``{"state":"connected","at":"2026-…Z",…details}``."""
+    return _encoder.encode({"state": status.state, "at": format_ns(status.at_ns), **status.details})

@@ -1,0 +1,1 @@
+"""What the program says of itself: logs, masked secrets, URLs as they may be shown."""

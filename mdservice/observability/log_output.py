@@ -1,0 +1,189 @@
+"""How events are written: the chain of processors, and the limit on repeats.
+
+Imported only when logging is configured, since structlog takes a while to import.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, MutableMapping
+from typing import Any, Literal
+
+import attrs
+import structlog
+
+from mdservice.observability.logging import LogStream
+from mdservice.observability.masking import Masker
+
+__all__ = ["RepeatLimit", "make_emitter", "route_standard_logging"]
+
+Emit = Callable[[str, str, dict[str, Any]], None]
+Event = MutableMapping[str, Any]
+
+KEY_FIELDS = ("logger", "actor", "driver", "symbol", "state", "code", "message")
+"""What makes an event of the same name another fact."""
+_REPEATS = 5
+_PERIOD_S = 10.0
+_FACTS = 1024
+
+
+@attrs.define
+class _Window:
+    """How often one fact came since ``since_s``."""
+
+    since_s: float
+    passed: int = 0
+    suppressed: int = 0
+
+
+class RepeatLimit:
+    """A structlog processor that lets a fact pass a few times in a period.
+
+    The rest is counted, and the fact's next event tells the count as ``suppressed``. Only so
+    many facts are remembered; the one that was silent longest is forgotten first.
+
+    Args:
+        repeats: How many pass in one period.
+        period_s: Its length, seconds.
+        facts: How many are remembered.
+        now: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        repeats: int = _REPEATS,
+        period_s: float = _PERIOD_S,
+        facts: int = _FACTS,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._repeats = repeats
+        self._period_s = period_s
+        self._facts = facts
+        self._now = now
+        self._lock = threading.Lock()  # A driver may log from a thread of its own.
+        self._windows: OrderedDict[tuple[str, ...], _Window] = OrderedDict()
+
+    def __call__(self, _logger: object, level: str, event: Event) -> Event:
+        """Let the event pass, or raise structlog's ``DropEvent``."""
+        if level == "critical":
+            return event
+        key = (level, str(event.get("event")), *(str(event.get(name)) for name in KEY_FIELDS))
+        with self._lock:
+            suppressed = self._count(key)
+        if suppressed:
+            event["suppressed"] = suppressed
+        return event
+
+    def _count(self, key: tuple[str, ...]) -> int:
+        """Count one more; return how many were suppressed in the period that has ended."""
+        now = self._now()
+        suppressed = 0
+        window = self._windows.get(key)
+        if window is None or now - window.since_s >= self._period_s:
+            suppressed = window.suppressed if window else 0
+            window = self._windows[key] = _Window(now)
+        self._windows.move_to_end(key)
+        if len(self._windows) > self._facts:
+            self._windows.popitem(last=False)
+        if window.passed >= self._repeats:
+            window.suppressed += 1
+            raise structlog.DropEvent
+        window.passed += 1
+        return suppressed
+
+
+class _Lines:
+    """Writes lines, and gives up on a stream that is gone: no actor should fail for a log."""
+
+    def __init__(self, stream: LogStream | None) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        stream = self._stream or sys.stderr
+        if stream is None:
+            return
+        try:
+            stream.write(line + "\n")
+            stream.flush()
+        except (OSError, ValueError):
+            return
+
+    debug = info = warning = error = critical = msg
+
+
+def make_emitter(
+    format: Literal["console", "json"],  # noqa: A002 - the setting's word
+    masker: Masker,
+    stream: LogStream | None = None,
+) -> Emit:
+    """Return what takes a level, an event's name and its fields, and writes a line."""
+
+    def mask(_logger: object, _level: str, event: Event) -> Event:
+        return {name: masker.mask(value) for name, value in event.items()}
+
+    logger = structlog.wrap_logger(
+        _Lines(stream),
+        processors=[
+            structlog.processors.add_log_level,
+            RepeatLimit(),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            mask,
+            _renderer(format, stream or sys.stderr),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    ).bind()
+    methods = {name: getattr(logger, name) for name in ("debug", "info", "warning", "error")}
+    methods["critical"] = logger.critical
+
+    def emit(level: str, event: str, fields: dict[str, Any]) -> None:
+        methods[level](event, **fields)
+
+    return emit
+
+
+def _renderer(format: str, stream: LogStream | None) -> Any:  # noqa: A002 - the setting's word
+    if format == "json":
+        return structlog.processors.JSONRenderer(ensure_ascii=False)
+    return structlog.dev.ConsoleRenderer(
+        colors=stream is not None and stream.isatty(),
+        exception_formatter=structlog.dev.plain_traceback,
+        pad_event_to=28,
+    )
+
+
+class _ThirdParty(logging.Handler):
+    """Turns records of the standard library's logging into events of ours."""
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__()
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "critical" if record.levelno >= logging.CRITICAL else record.levelname.lower()
+        if level not in ("debug", "info", "warning", "error", "critical"):
+            level = "warning" if record.levelno < logging.ERROR else "error"
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):
+            message = str(record.msg)
+        fields: dict[str, Any] = {"logger": record.name, "message": message}
+        if record.exc_info and record.exc_info[0] is not None:
+            fields["exc_info"] = record.exc_info
+        self._emit(level, "third_party_log", fields)
+
+
+def route_standard_logging(emit: Emit, level: int) -> None:
+    """Make every standard logger's records, and Python's warnings, events of ours."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    root.addHandler(_ThirdParty(emit))
+    root.setLevel(level)
+    logging.captureWarnings(capture=True)

@@ -1,0 +1,1 @@
+"""Out: the publisher and writer, the store's protocol, and readers in this process."""

@@ -1,0 +1,279 @@
+"""Which other services publish the same names on this server.
+
+Pub/sub knows no database numbers, so two services on one server are heard by the same readers.
+Each service announces itself on a channel once a second and hears the others there. It also
+keeps a record in its own database, by which readers know whom they follow.
+
+::
+
+    Instances ──PUBLISH mdservice.instances──▶ Redis ──▶ Instances of every other service
+         └─────SET mdservice:instance PX───────▶        └──▶ readers
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.abc
+import msgspec
+from anyio.abc import TaskStatus
+
+from mdservice.clock import Clock
+from mdservice.errors import StoreError, StoreRefused
+from mdservice.model.timestamps import format_ns
+from mdservice.observability.logging import get_logger
+from mdservice.redis_io.commands import pack
+from mdservice.redis_io.connection import RedisAddress
+from mdservice.redis_io.names import (
+    ANNOUNCE_EVERY_S,
+    GONE_AFTER_S,
+    INSTANCES_CHANNEL,
+    Instance,
+    RedisNames,
+    decode_instance,
+    encode_instance,
+)
+from mdservice.redis_io.replies import is_error, refusal
+from mdservice.redis_io.store import RedisStream, open_stream
+
+__all__ = ["Instances"]
+
+_log = get_logger(__name__)
+
+_CLIENT_NAME: Final = "mdservice-instances"
+_TIMEOUT_S: Final = 3.0
+_GOODBYE_S: Final = 0.5
+_AGAIN_S: Final = 1.0
+_AGAIN_IF_REFUSED_S: Final = 10.0
+_MOST_HEARD: Final = 100
+"""Other services that are remembered; what is beyond is not counted, since anybody may publish."""
+
+_here: set[str] = set()
+"""The services that run in this process."""
+
+
+class Instances:
+    """Announces this service, and hears the others.
+
+    Args:
+        url: The server.
+        id: This service's id, by which its batches are marked too.
+        feed: The feed's name.
+        delay_s: By how many seconds the feed is late on purpose.
+        price_ttl_s: For how many seconds the key of a price exists.
+        prefix: What stands in front of every key and channel.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        id: str,  # noqa: A002 - the record's word
+        feed: str,
+        delay_s: float,
+        price_ttl_s: float,
+        prefix: str,
+        clock: Clock,
+    ) -> None:
+        self._address = RedisAddress(url, timeout_s=_TIMEOUT_S)
+        self._names = RedisNames(prefix)
+        self._clock = clock
+        self._limiter = anyio.CapacityLimiter(4)
+        self._heard: dict[str, tuple[Instance, float]] = {}
+        self._refused: str | None = None
+        self._refusals = 0
+        self._announced = False
+        """Whether a record of it may stand in Redis."""
+        self.own = Instance(
+            id=id,
+            db=self._address.database,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            pid_space=_pid_space(),
+            feed=feed,
+            delay_s=delay_s,
+            price_ttl_s=price_ttl_s,
+            since=format_ns(clock.utc_ns()),
+        )
+
+    def others(self) -> list[Instance]:
+        """The other services that publish the same names now, the longest running first."""
+        self._forget_silent()
+        return sorted((other for other, _ in self._heard.values()), key=lambda one: one.since)
+
+    def conflicts(self) -> tuple[str, ...]:
+        """What to say of each of them."""
+        return tuple(map(self._describe, self.others()))
+
+    def _describe(self, other: Instance) -> str:
+        who = (
+            f"another service (feed {other.feed}, process {other.pid} on {other.host}, since "
+            f"{other.since})"
+        )
+        if other.db == self.own.db:
+            what = f"writes the same keys in database {other.db} of this Redis server"
+        else:
+            what = (
+                f"publishes the same channels from database {other.db} of this Redis server: "
+                "database numbers do not separate channels"
+            )
+        return f"{who} {what}; stop one of them, or set MDSERVICE_KEY_PREFIX"
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Announce and listen until cancelled; never raises for a server that is away."""
+        _here.add(self.own.id)
+        task_status.started()
+        try:
+            while True:
+                refused_before = self._refusals
+                try:
+                    await self._connected()
+                except StoreRefused as exc:
+                    self._note_refusal(exc)
+                except StoreError:
+                    pass  # the writer reports a server that is away
+                refused = self._refusals > refused_before
+                await anyio.sleep(_AGAIN_IF_REFUSED_S if refused else _AGAIN_S)
+        finally:
+            if self._announced:
+                with anyio.move_on_after(_GOODBYE_S, shield=True), suppress(StoreError):
+                    await self._leave()
+            _here.discard(self.own.id)
+
+    async def _leave(self) -> None:
+        """Over a connection of its own: the other may have been cut off between two replies."""
+        speaker = await self._open()
+        try:
+            await self._say_goodbye(speaker)
+        finally:
+            speaker.close()
+
+    def _note_refusal(self, exc: StoreRefused) -> None:
+        self._refusals += 1
+        if str(exc) != self._refused:
+            self._refused = str(exc)
+            _log.warning(
+                "other_services_cannot_be_noticed",
+                reason=str(exc),
+                channel=self._names.channel(INSTANCES_CHANNEL).decode(),
+            )
+
+    async def _connected(self) -> None:
+        speaker = await self._open()
+        try:
+            self._announced = True
+            await self._announce(speaker)
+            listener = await self._open()
+            try:
+                async with anyio.create_task_group() as tasks:
+                    ended = tasks.cancel_scope
+                    tasks.start_soon(self._guard, self._listen, listener, ended)
+                    tasks.start_soon(self._guard, self._keep_announcing, speaker, ended)
+            finally:
+                listener.close()
+        finally:
+            speaker.close()
+
+    async def _guard(self, work: Any, stream: RedisStream, scope: anyio.CancelScope) -> None:
+        """A lost connection ends both tasks, without an error group around it."""
+        try:
+            await work(stream)
+        except StoreRefused as exc:
+            self._note_refusal(exc)
+        except StoreError:
+            pass
+        scope.cancel()
+
+    async def _open(self) -> RedisStream:
+        return await open_stream(self._address, _TIMEOUT_S, self._limiter, _CLIENT_NAME)
+
+    async def _keep_announcing(self, speaker: RedisStream) -> None:
+        while True:
+            await anyio.sleep(ANNOUNCE_EVERY_S)
+            await self._announce(speaker)
+            self._forget_silent()
+
+    async def _announce(self, speaker: RedisStream) -> None:
+        key, payload = self._names.instance_key, encode_instance(self.own)
+        (record,) = await speaker.exchange(pack(b"GET", key), 1)
+        owner = None if is_error(record) else decode_instance(record)
+        commands = [pack(b"PUBLISH", self._names.channel(INSTANCES_CHANNEL), payload)]
+        if owner is None or owner.id == self.own.id or _has_ended(owner, self.own):
+            commands.insert(0, pack(b"SET", key, payload, b"PX", b"%d" % int(GONE_AFTER_S * 1e3)))
+        self._refuse(await speaker.exchange(b"".join(commands), len(commands)))
+
+    async def _say_goodbye(self, speaker: RedisStream) -> None:
+        key = self._names.instance_key
+        (record,) = await speaker.exchange(pack(b"GET", key), 1)
+        owner = None if is_error(record) else decode_instance(record)
+        farewell = encode_instance(msgspec.structs.replace(self.own, gone=True))
+        commands = [pack(b"PUBLISH", self._names.channel(INSTANCES_CHANNEL), farewell)]
+        if owner is not None and owner.id == self.own.id:
+            commands.append(pack(b"DEL", key))
+        await speaker.exchange(b"".join(commands), len(commands))
+
+    async def _listen(self, listener: RedisStream) -> None:
+        # This service's own announcements keep the connection from being silent.
+        channel = self._names.channel(INSTANCES_CHANNEL)
+        self._refuse(await listener.exchange(pack(b"SUBSCRIBE", channel), 1))
+        while True:
+            (message,) = await listener.exchange(b"", 1)
+            if isinstance(message, list) and message[:1] == [b"message"]:
+                self._take(decode_instance(message[2]))
+
+    def _refuse(self, replies: Iterable[object]) -> None:
+        for reply in replies:
+            if is_error(reply):
+                raise refusal(self._address.shown, str(reply))
+
+    def _take(self, other: Instance | None) -> None:
+        if other is None or other.id == self.own.id:
+            return
+        if other.gone:
+            self._forget(other.id)
+            return
+        known = other.id in self._heard
+        if known or len(self._heard) < _MOST_HEARD:
+            self._heard[other.id] = other, self._clock.monotonic()
+        if not known:
+            _log.warning("another_service_publishes_here", reason=self._describe(other))
+
+    def _forget_silent(self) -> None:
+        oldest_s = self._clock.monotonic() - GONE_AFTER_S
+        for other, heard_s in list(self._heard.values()):
+            if heard_s < oldest_s:
+                self._forget(other.id)
+
+    def _forget(self, id: str) -> None:  # noqa: A002 - the record's word
+        if self._heard.pop(id, None) is not None:
+            _log.info("the_other_service_is_gone", id=id)
+
+
+def _has_ended(owner: Instance, own: Instance) -> bool:
+    """Whether the record is of a service of this machine that was killed."""
+    if not own.pid_space or (owner.host, owner.pid_space) != (own.host, own.pid_space):
+        return False
+    if owner.pid == own.pid:
+        return owner.id not in _here
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _pid_space() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""

@@ -1,0 +1,152 @@
+"""Which rights the service has on a server, tried without effect.
+
+A server checks a user's rights, its memory, its role and its disk when it queues a command of a
+transaction. Commands are therefore queued as ``run`` sends them, with the real names, and the
+connection is closed before ``EXEC``: nothing is executed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import anyio
+import attrs
+
+from mdservice.redis_io.commands import pack
+from mdservice.redis_io.connection import RedisAddress
+from mdservice.redis_io.names import (
+    BATCH_CHANNEL,
+    INSTANCES_CHANNEL,
+    PRICE_CHANNEL,
+    STATUS_CHANNEL,
+    RedisNames,
+)
+from mdservice.redis_io.replies import is_error, refusal_code
+from mdservice.redis_io.store import open_stream
+
+__all__ = ["RedisRights", "try_rights"]
+
+_CLIENT_NAME: Final = "mdservice-check"
+
+
+@attrs.frozen
+class RedisRights:
+    """What the server refuses.
+
+    Attributes:
+        missing: What ``run`` cannot do without: ``PUBLISH price.updated``.
+        reduced: What ``run`` can do without, and what it then cannot do.
+        refused: The server's words where it refuses for a reason other than a right.
+    """
+
+    missing: tuple[str, ...] = ()
+    reduced: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+async def try_rights(
+    address: RedisAddress,
+    names: RedisNames,
+    *,
+    event_log: str | None,
+    renew_prices: bool,
+    timeout_s: float,
+) -> RedisRights:
+    """Queue each command that ``run`` sends, and execute none.
+
+    Args:
+        address: The server.
+        names: Its keys and channels.
+        event_log: The stream's name without the prefix, or None.
+        renew_prices: Whether the life of a price is extended.
+        timeout_s: How long connecting, and each wait for the server, may take.
+
+    Raises:
+        StoreUnavailable, StoreRefused
+    """
+    needed, useful = _commands(names, event_log, renew_prices=renew_prices)
+    stream = await open_stream(address, timeout_s, anyio.CapacityLimiter(1), _CLIENT_NAME)
+    try:
+        # Without MULTI, what follows would be executed.
+        (multi,) = await stream.exchange(pack(b"MULTI"), 1)
+        if is_error(multi):
+            return _result([("MULTI", str(multi))], [])
+        # A refused EXEC ends the transaction too: what follows would be executed.
+        (executed,) = await stream.exchange(pack(b"EXEC"), 1)
+        if is_error(executed):
+            return _result([("EXEC", str(executed))], [])
+        (multi,) = await stream.exchange(pack(b"MULTI"), 1)
+        if is_error(multi):
+            return _result([("MULTI", str(multi))], [])
+        replies = await stream.exchange(b"".join(needed.values()), len(needed))
+        refused = [
+            (name, str(reply))
+            for name, reply in zip(needed, replies, strict=True)
+            if is_error(reply)
+        ]
+        commands = [command for command, _ in useful.values()]
+        replies = await stream.exchange(b"".join(commands), len(commands))
+        reduced = [
+            (f"{name} ({without})", str(reply))
+            for (name, (_, without)), reply in zip(useful.items(), replies, strict=True)
+            if is_error(reply)
+        ]
+    finally:
+        stream.close()
+    return _result(refused, reduced)
+
+
+def _result(refused: list[tuple[str, str]], reduced: list[tuple[str, str]]) -> RedisRights:
+    others = [text for _, text in refused if refusal_code(text) != "NOPERM"]
+    return RedisRights(
+        missing=tuple(name for name, text in refused if refusal_code(text) == "NOPERM"),
+        reduced=tuple(name for name, text in reduced if refusal_code(text) == "NOPERM"),
+        refused=others[0] if others else None,
+    )
+
+
+def _commands(
+    names: RedisNames, event_log: str | None, *, renew_prices: bool
+) -> tuple[dict[str, bytes], dict[str, tuple[bytes, str]]]:
+    """By what to call them: the commands that are needed, and those that are useful."""
+    price, writer, instance = names.price_key("AAPL"), names.writer_key("check"), names.instance_key
+    prices = names.price_keys.decode()
+    writers = names.writer_key("*").decode()
+    needed = {
+        f"SET {prices}": pack(b"SET", price, b"{}", b"EX", b"300"),
+        f"MGET {prices}": pack(b"MGET", price),
+        f"SET {writers}": pack(b"SET", writer, b"0", b"EX", b"1"),
+        f"GET {writers}": pack(b"GET", writer),
+    }
+    for channel in (names.channel(PRICE_CHANNEL), names.channel(STATUS_CHANNEL)):
+        needed[f"PUBLISH {channel.decode()}"] = pack(b"PUBLISH", channel, b"{}")
+    if event_log is not None:
+        log = names.event_log(event_log)
+        words = (b"XADD", log, b"MAXLEN", b"~", b"100000", b"*", b"symbol", b"AAPL", b"data", b"{}")
+        needed[f"XADD {log.decode()}"] = pack(*words)
+
+    fence = "without it a write whose connection broke may be executed twice"
+    notice = "without it other services on this server are not noticed"
+    batch, instances = names.channel(BATCH_CHANNEL), names.channel(INSTANCES_CHANNEL)
+    key = instance.decode()
+    useful = {
+        "CLIENT": (pack(b"CLIENT", b"ID"), fence),
+        "CLIENT KILL": (pack(b"CLIENT", b"KILL", b"ID", b"0"), fence),
+        "INFO": (pack(b"INFO", b"server"), fence),
+        f"PUBLISH {batch.decode()}": (
+            pack(b"PUBLISH", batch, b"check 0 0"),
+            "without it readers cannot separate the events of two services",
+        ),
+        f"PUBLISH {instances.decode()}": (pack(b"PUBLISH", instances, b"{}"), notice),
+        f"SUBSCRIBE {instances.decode()}": (pack(b"SUBSCRIBE", instances), notice),
+        f"GET {key}": (pack(b"GET", instance), notice),
+        f"SET {key}": (pack(b"SET", instance, b"{}", b"PX", b"1"), notice),
+        f"DEL {key}": (
+            pack(b"DEL", instance),
+            "without it a service that has ended is remembered for 3.5 s",
+        ),
+    }
+    if renew_prices:
+        without = "without it each renewal of a price is a whole write"
+        useful[f"EXPIRE {prices}"] = (pack(b"EXPIRE", price, b"300"), without)
+    return needed, useful

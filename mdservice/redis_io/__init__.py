@@ -1,0 +1,1 @@
+"""Redis: commands, replies, connection, store, and the embedded server."""

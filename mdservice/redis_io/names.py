@@ -1,0 +1,182 @@
+"""What stands in Redis: the name of every key and channel, and who writes there.
+
+The writer, the readers, the gateway and ``mdservice check`` take their names from here. The
+price object, which is the content of a key, an event and a log entry alike, is written by
+:mod:`mdservice.model.payload` and read by :mod:`mdservice.model.payload`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+__all__ = [
+    "ALERT_CHANNEL",
+    "ANNOUNCE_EVERY_S",
+    "BATCH_CHANNEL",
+    "GONE_AFTER_S",
+    "INSTANCES_CHANNEL",
+    "PRICE_CHANNEL",
+    "STATUS_CHANNEL",
+    "BatchMarker",
+    "Instance",
+    "RedisNames",
+    "decode_instance",
+    "decode_marker",
+    "encode_instance",
+    "encode_marker",
+]
+
+PRICE_CHANNEL: Final = "price.updated"
+STATUS_CHANNEL: Final = "feed.status"
+ALERT_CHANNEL: Final = "pnl.alert"
+BATCH_CHANNEL: Final = "mdservice.batch"
+"""At the head of each batch of events: whose they are, and how many."""
+INSTANCES_CHANNEL: Final = "mdservice.instances"
+"""Each service announces itself here."""
+
+ANNOUNCE_EVERY_S: Final = 1.0
+GONE_AFTER_S: Final = 3.5
+"""A service whose last announcement is older than this is gone: three were missed."""
+
+_COMMANDS: Final = (
+    *("multi", "exec", "set", "get", "mget", "expire", "del", "scan", "publish", "subscribe"),
+    *("ping", "select", "client", "info", "role"),
+)
+_LOG_COMMANDS: Final = ("xadd", "xread", "xrange", "xinfo")
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """A running service, as it announces itself and as the key ``mdservice:instance`` names it.
+
+    Attributes:
+        id: Made up at each start.
+        db: The number of the database that it writes to.
+        host: The name of its machine.
+        pid: Its process.
+        pid_space: Which processes ``pid`` counts among; empty where that is unknown.
+        feed: The feed's name.
+        delay_s: By how many seconds the feed is late on purpose.
+        price_ttl_s: For how many seconds the key of a price exists.
+        since: When it started, RFC 3339.
+        gone: Whether it is about to end.
+    """
+
+    id: str
+    db: int
+    host: str
+    pid: int
+    feed: str
+    delay_s: float
+    price_ttl_s: float
+    since: str
+    pid_space: str = ""
+    gone: bool = False
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Instance)
+
+
+def encode_instance(instance: Instance) -> bytes:
+    """One line of JSON."""
+    return _encoder.encode(instance)
+
+
+def decode_instance(payload: object) -> Instance | None:
+    """What :func:`encode_instance` wrote; None where it is anything else."""
+    try:
+        return _decoder.decode(payload)  # type: ignore[arg-type]  # anything else is a TypeError
+    except (msgspec.MsgspecError, TypeError, ValueError):
+        return None
+
+
+class BatchMarker(msgspec.Struct, frozen=True):
+    """Whose the next price events on the same connection are.
+
+    Attributes:
+        id: The service's :attr:`Instance.id`.
+        db: The database that it writes to.
+        events: How many price events follow.
+    """
+
+    id: str
+    db: int
+    events: int
+
+
+def encode_marker(instance: str, db: int, events: int) -> bytes:
+    """``1f0c… 0 25``."""
+    return b"%b %d %d" % (instance.encode(), db, events)
+
+
+def decode_marker(payload: object) -> BatchMarker | None:
+    """What :func:`encode_marker` wrote; None where it is anything else."""
+    words = payload.split() if isinstance(payload, bytes) else []
+    if len(words) != 3:  # noqa: PLR2004 - id, database, number of events
+        return None
+    try:
+        return BatchMarker(words[0].decode(), int(words[1]), int(words[2]))
+    except ValueError:
+        return None
+
+
+class RedisNames:
+    """The names behind one prefix.
+
+    Args:
+        prefix: What stands in front of every name, ``MDSERVICE_KEY_PREFIX``.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        self._price = f"{prefix}price:".encode()
+
+    def price_key(self, symbol: str) -> bytes:
+        """The key of a symbol's price: ``AAPL`` → ``b"price:AAPL"``."""
+        return self._price + symbol.encode()
+
+    @property
+    def price_keys(self) -> bytes:
+        """The pattern that matches the keys of all prices, for ``SCAN``."""
+        return self._price + b"*"
+
+    def writer_key(self, instance: str) -> bytes:
+        """The key that holds the number of the instance's last batch."""
+        return f"{self.prefix}mdservice:writer:{instance}".encode()
+
+    @property
+    def instance_key(self) -> bytes:
+        """The key that names the service which writes to this database."""
+        return f"{self.prefix}mdservice:instance".encode()
+
+    def channel(self, name: str) -> bytes:
+        """A channel's full name: ``price.updated`` → ``b"desk1:price.updated"``."""
+        return f"{self.prefix}{name}".encode()
+
+    def event_log(self, name: str) -> bytes:
+        """The stream to which events are appended."""
+        return f"{self.prefix}{name}".encode()
+
+    def rights(self, event_log: str | None = None) -> str:
+        """The ACL rules for the service, its readers and the gateway, as ``ACL SETUSER`` has them.
+
+        Args:
+            event_log: The stream's name without the prefix, or None.
+        """
+        channels = (
+            PRICE_CHANNEL,
+            STATUS_CHANNEL,
+            ALERT_CHANNEL,
+            BATCH_CHANNEL,
+            INSTANCES_CHANNEL,
+        )
+        rules = [f"~{self.prefix}{keys}" for keys in ("price:*", "mdservice:*")]
+        commands = list(_COMMANDS)
+        if event_log is not None:
+            rules.append(f"~{self.prefix}{event_log}")
+            commands += _LOG_COMMANDS
+        rules.append("resetchannels")
+        rules += [f"&{self.prefix}{channel}" for channel in channels]
+        return " ".join(rules + [f"+{command}" for command in commands])

@@ -1,0 +1,143 @@
+"""A server's replies out of the bytes that come, read by a thread or by the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import hiredis
+
+from mdservice.errors import StoreRefused
+
+__all__ = [
+    "MISSING",
+    "READ_BYTES",
+    "collect",
+    "describe_refusal",
+    "hung_up",
+    "is_error",
+    "needs_new_connection",
+    "new_reader",
+    "refusal",
+    "refusal_code",
+]
+
+
+# What a Redis server's error replies mean, and what to do about them.
+
+
+_CLUSTER = "Redis Cluster cannot hold one transaction over all symbols; use a single server"
+_LOGIN = "set user and password in the Redis URL (MDSERVICE_REDIS_URL)"
+_ADVICE = {
+    "OOM": "raise the server's maxmemory or let it evict keys; prices are kept here until then",
+    "READONLY": "this server is a replica; set MDSERVICE_REDIS_URL to the primary",
+    "NOPERM": (
+        "allow this user MULTI, EXEC, SET, GET, MGET and PUBLISH (XADD for an event log) on the "
+        "keys price:* and mdservice:* and the channels price.updated and feed.status, with "
+        "MDSERVICE_KEY_PREFIX in front of each"
+    ),
+    "MISCONF": "the server cannot save its data and refuses writes; look at its disk and its log",
+    "LOADING": "the server is still loading its data; it is tried again",
+    "BUSY": "a script blocks the server; end it with SCRIPT KILL",
+    "NOREPLICAS": "too few replicas are connected to the server; look at min-replicas-to-write",
+    "MASTERDOWN": "this replica has lost its primary; set MDSERVICE_REDIS_URL to the primary",
+    "DENIED": "the server runs in protected mode; give it a password, or bind it to loopback",
+    "NOAUTH": _LOGIN,
+    "WRONGPASS": _LOGIN,
+    "CROSSSLOT": _CLUSTER,
+    "MOVED": _CLUSTER,
+    "CLUSTERDOWN": _CLUSTER,
+    "UNBLOCKED": "the server became a replica; connecting again",
+}
+_RECONNECT: Final = frozenset(
+    {
+        # The server is not the primary any more. Behind one address, another server is.
+        "READONLY",
+        "MASTERDOWN",
+        "UNBLOCKED",
+        # A primary that has lost its replicas: they may have elected another one.
+        "NOREPLICAS",
+        # A primary that cannot save, or starts: an operator or a sentinel moves the address.
+        "MISCONF",
+        "LOADING",
+        # Another node behind the address may have a working view of the cluster.
+        "CLUSTERDOWN",
+        # The connection is not logged in any more; connecting logs in again.
+        "NOAUTH",
+    }
+)
+"""Refusals that a new connection may cure at once.
+
+The others concern the command, the user or the data, so each server behind the address refuses
+too: ``NOPERM``, ``WRONGPASS``, ``OOM``, ``BUSY``, ``CROSSSLOT``, ``MOVED``, ``ASK``,
+``TRYAGAIN``, ``WRONGTYPE``. The writer connects again for these as well, but only after a few
+seconds.
+"""
+_ABORTED: Final = "EXECABORT Transaction discarded because of: "
+
+
+def refusal_code(text: str) -> str:
+    """The first word of an error reply; of an aborted transaction, the code of its reason."""
+    return text.removeprefix(_ABORTED).partition(" ")[0]
+
+
+def needs_new_connection(text: str) -> bool:
+    """Whether a new connection to the same address may cure the refusal."""
+    return refusal_code(text) in _RECONNECT
+
+
+def refusal(address: str, text: str) -> StoreRefused:
+    """The error for a server's error reply.
+
+    Args:
+        address: The server's address, without a secret.
+        text: The error reply.
+    """
+    return StoreRefused(describe_refusal(address, text), reconnect=needs_new_connection(text))
+
+
+def describe_refusal(address: str, text: str) -> str:
+    """One sentence for a person: who refused, in which words, and what to do.
+
+    Args:
+        address: The server's address, without a secret.
+        text: The error reply, such as ``OOM command not allowed when used memory > 'maxmemory'.``
+    """
+    advice = _ADVICE.get(refusal_code(text))
+    said = f"Redis at {address} refused: {text.rstrip('.')}"
+    return f"{said}; {advice}" if advice else said
+
+
+READ_BYTES: Final = 65_536
+"""What is read at once, at most."""
+MISSING: Final = object()
+"""What a reader gives where no whole reply is there yet."""
+
+
+def new_reader() -> hiredis.Reader:
+    """A reader that gives :data:`MISSING`; None is a reply."""
+    return hiredis.Reader(notEnoughData=MISSING)
+
+
+def collect(reader: hiredis.Reader, replies: list[Any], count: int) -> bool:
+    """Add the whole replies that are there; whether there are ``count`` of them now.
+
+    Those beyond stay in the reader.
+    """
+    gets = reader.gets
+    while len(replies) < count:
+        if (reply := gets()) is MISSING:
+            return False
+        replies.append(reply)
+    return True
+
+
+def is_error(reply: object) -> bool:
+    """Whether a reply is the server's error."""
+    return isinstance(reply, hiredis.ReplyError)
+
+
+def hung_up(replies: Sequence[object]) -> ConnectionResetError:
+    """The server's end of the connection; one that takes nobody in says why, once, before it."""
+    reasons = [f": {reply}" for reply in replies[-1:] if is_error(reply)]
+    return ConnectionResetError("the server closed it" + "".join(reasons))

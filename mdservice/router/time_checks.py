@@ -1,0 +1,96 @@
+"""Tells a machine whose clock is behind from a stray quote with a wrong time. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+
+from mdservice.model.quote import Quote
+
+__all__ = ["FROZEN_AFTER_S", "ClockCheck", "TimeCheck"]
+
+
+# Tells a feed whose messages flow while their times stand still: its prices are frozen. Pure.
+#
+# Source: users of other clients have seen it (ccxt 23214); pings and message counts look well
+# then.
+
+
+FROZEN_AFTER_S = 30.0
+"""Quotes of one burst may come late and out of order; that is no standstill."""
+
+
+class TimeCheck:
+    """Follows the newest exchange time of all symbols."""
+
+    def __init__(self) -> None:
+        self._newest_ns = 0
+        self._still_since_s: float | None = None
+        self._last_s = 0.0
+
+    def add(self, accepted: Sequence[Quote], now_s: float) -> None:
+        """Quotes came.
+
+        Args:
+            accepted: Those that were not older than their symbol's last one, in order.
+            now_s: Monotonic seconds.
+        """
+        self._last_s = now_s
+        newest_ns = 0
+        if accepted:  # a stray time ahead of its coming must not make the others look old
+            newest_ns = min(accepted[-1].ts_event_ns, accepted[-1].ts_recv_ns)
+        if newest_ns > self._newest_ns:
+            self._newest_ns = newest_ns
+            self._still_since_s = None
+        elif self._still_since_s is None:
+            self._still_since_s = now_s
+
+    def frozen_s(self) -> float:
+        """For how long quotes have come whose times do not go on, seconds; 0 where they do."""
+        still_s = 0.0 if self._still_since_s is None else self._last_s - self._still_since_s
+        return still_s if still_s >= FROZEN_AFTER_S else 0.0
+
+
+_WINDOW = 100
+
+
+class ClockCheck:
+    """Looks at how many of the last 100 quotes were refused as future ones."""
+
+    def __init__(self) -> None:
+        self._reads: deque[tuple[int, Sequence[int]]] = deque()
+        self._quotes = 0
+        self._future = 0
+
+    def add(self, quotes: int, ahead_ns: Sequence[int]) -> None:
+        """One more read of the feed.
+
+        Args:
+            quotes: How many quotes it held.
+            ahead_ns: How far ahead of this machine's clock the refused ones were.
+        """
+        if not quotes:
+            return
+        self._reads.append((quotes, ahead_ns))
+        self._quotes += quotes
+        self._future += len(ahead_ns)
+        while self._quotes - self._reads[0][0] >= _WINDOW:
+            gone, gone_ahead = self._reads.popleft()
+            self._quotes -= gone
+            self._future -= len(gone_ahead)
+
+    def behind_s(self) -> float | None:
+        """Seconds by which this machine's clock is behind, or None while it seems right.
+
+        A few refused quotes prove nothing: at least a hundred must have come, most of them
+        refused.
+        """
+        if self._quotes < _WINDOW:
+            return None
+        # The oldest read reaches out of the window; its part within counts, as if even.
+        quotes, ahead_ns = self._reads[0]
+        future = self._future - len(ahead_ns) * (self._quotes - _WINDOW) / quotes
+        if future * 2 <= _WINDOW:
+            return None
+        return median(ns for _, ahead in self._reads for ns in ahead) / 1e9

@@ -1,0 +1,234 @@
+"""What an actor is: a role with one inbox, explicit outboxes, and ``run``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Generic, Protocol, Self, TypeVar
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+from anyio.lowlevel import checkpoint
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from mdservice.clock import Clock
+
+__all__ = ["BEAT_S", "Actor", "Answer", "Channel", "Heartbeat", "Inbox", "forward"]
+
+
+# Signs of life of an actor's loops.
+
+
+class Heartbeat:
+    """When each loop of an actor last showed that it moves.
+
+    A loop beats at least every second while it waits for its inbox. A loop that waits for
+    the outside world (a socket, say) rests instead: there its silence means nothing.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._beats: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all loops: the actor starts anew."""
+        self._beats = {"main": self._clock.monotonic()}
+
+    def beat(self, loop: str = "main") -> None:
+        """The loop moves."""
+        self._beats[loop] = self._clock.monotonic()
+
+    def rest(self, loop: str = "main") -> None:
+        """The loop waits for something outside; until its next beat it counts as alive."""
+        self._beats.pop(loop, None)
+
+    def age_s(self) -> float:
+        """Seconds since the slowest loop's last beat; 0 where all rest."""
+        if not self._beats:
+            return 0.0
+        return max(0.0, self._clock.monotonic() - min(self._beats.values()))
+
+
+T = TypeVar("T")
+
+BEAT_S = 1.0
+"""How often a loop that waits shows that it could still move, seconds."""
+
+
+class Actor(Protocol):
+    """One role of the service.
+
+    It starts no task and opens nothing in its constructor. ``run`` may be called again after
+    it failed: what must survive that lives on the object. Returning means that the inbox has
+    ended and everything was handed on; returning earlier is an error.
+    """
+
+    @property
+    def name(self) -> str:
+        """The role, as in the status."""
+        ...
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Its signs of life."""
+        ...
+
+    @property
+    def depth(self) -> Depth:
+        """How full its inbox is."""
+        ...
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Do the work until the inbox ends; call ``task_status.started()`` when ready."""
+        ...
+
+
+@attrs.frozen
+class Depth:
+    """How many items an inbox holds, and how many it may hold."""
+
+    used: int
+    size: int
+
+
+class Inbox(AsyncIterator[T]):
+    """The receiving end of a channel, for one loop of one actor.
+
+    Args:
+        stream: Where the items come from.
+        size: How many items it may hold.
+        heartbeat: Beaten on every item, and every :data:`BEAT_S` seconds without one.
+        loop: The name of the loop that reads.
+    """
+
+    def __init__(
+        self,
+        stream: MemoryObjectReceiveStream[T],
+        size: int,
+        heartbeat: Heartbeat,
+        loop: str = "main",
+    ) -> None:
+        self._stream = stream
+        self._size = size
+        self._heartbeat = heartbeat
+        self._loop = loop
+
+    @property
+    def depth(self) -> Depth:
+        """How full it is."""
+        return Depth(self._stream.statistics().current_buffer_used, self._size)
+
+    async def receive(self) -> T:
+        """The next item.
+
+        Raises:
+            anyio.EndOfStream: The senders are done, and every item was received.
+        """
+        self._heartbeat.beat(self._loop)
+        await checkpoint()
+        with suppress(anyio.WouldBlock):  # most often something waits: no time limit is needed
+            return self._stream.receive_nowait()
+        while True:
+            with anyio.move_on_after(BEAT_S):
+                return await self._stream.receive()
+            self._heartbeat.beat(self._loop)
+
+    async def receive_within(self, seconds: float) -> T | None:
+        """The next item, or None when none came in time.
+
+        Raises:
+            anyio.EndOfStream: The senders are done, and every item was received.
+        """
+        self._heartbeat.beat(self._loop)
+        with anyio.move_on_after(seconds):
+            return await self._stream.receive()
+        return None
+
+    def take_waiting(self) -> Iterator[T]:
+        """What waits already, without waiting for more."""
+        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            while True:
+                yield self._stream.receive_nowait()
+
+    def rest(self) -> None:
+        """The loop works on something outside; until it comes back it counts as alive."""
+        self._heartbeat.rest(self._loop)
+
+    # No generator: a loop that is cancelled in its body would leave it unfinished.
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+
+class Channel(Generic[T]):
+    """A bounded memory channel between two actors.
+
+    Args:
+        size: How many items may wait; 0 means that the sender waits for the receiver.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.outbox: MemoryObjectSendStream[T]
+        self.outbox, self._receiving = anyio.create_memory_object_stream[T](size)
+
+    def inbox(self, heartbeat: Heartbeat, loop: str = "main") -> Inbox[T]:
+        """The receiving end."""
+        return Inbox(self._receiving, self.size, heartbeat, loop)
+
+    def close(self) -> None:
+        """Close both ends; what still waits is lost."""
+        self.outbox.close()
+        self._receiving.close()
+
+
+async def forward(outbox: MemoryObjectSendStream[T], item: T) -> None:
+    """Send an item: at once where there is room, else when there is.
+
+    The stream's own ``send`` first lets everybody else run, and the item waits meanwhile. Who
+    calls this in a loop therefore has to wait elsewhere in it, as a receiver does.
+    """
+    try:
+        outbox.send_nowait(item)
+    except anyio.WouldBlock:
+        await outbox.send(item)
+
+
+class Answer(Generic[T]):
+    """One value that one task gives to another, once."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._value: T | None = None
+        self._error: Exception | None = None
+
+    def give(self, value: T) -> None:
+        """Answer; further answers are ignored."""
+        if not self._event.is_set():
+            self._value = value
+            self._event.set()
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, raised by :meth:`wait`."""
+        if not self._event.is_set():
+            self._error = error
+            self._event.set()
+
+    async def wait(self) -> T:
+        """The value.
+
+        Raises:
+            Exception: What :meth:`fail` was given.
+        """
+        await self._event.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # given before the event is set

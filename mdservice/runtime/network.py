@@ -1,0 +1,533 @@
+"""How the service reaches other hosts: proxies, certificates, and the HTTP client.
+
+Every part that connects asks :func:`route` for the proxy and :func:`tls_context` for the trusted
+certificates, so REST, positions and the websocket agree on what the environment says. The
+libraries' own reading of the environment is switched off: each reads other variables, and some
+raise in the middle of a request.
+
+Source: curl's manual, "Environment"; OpenSSL's ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import math
+import os
+import re
+import ssl
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import SplitResult, urlsplit
+
+import anyio
+import attrs
+
+from mdservice.errors import ConfigurationError, MDServiceError
+from mdservice.observability.logging import hide_secrets
+from mdservice.observability.urls import secrets_in_url
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = [
+    "HttpAnswer",
+    "HttpClient",
+    "HttpFailed",
+    "Route",
+    "ca_file",
+    "root_cause",
+    "route",
+    "tls_advice",
+    "tls_context",
+]
+
+_PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+_PROXY_VARIABLES: Final = {
+    "https": ("https_proxy", "all_proxy"),
+    "http": ("http_proxy", "all_proxy"),
+}
+_SOCKS: Final = ("socks", "socks5", "socks5h")
+_CA_FILES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_CA_FOLDER: Final = "SSL_CERT_DIR"
+_CLOSE_LIMIT_S: Final = 2.0
+_MOST_CONNECTIONS: Final = 20
+_WRONG_HOST: Final = "use a host name that the certificate is made for"
+_WRONG_TIME: Final = "check this machine's clock, and the certificate's dates"
+_CERTIFICATE_ADVICE: Final = {9: _WRONG_TIME, 10: _WRONG_TIME, 62: _WRONG_HOST, 64: _WRONG_HOST}
+"""By OpenSSL's verify code. Source: OpenSSL, ``X509_STORE_CTX_get_error``."""
+_IN_THE_BODY: Final = "the connection ended in the middle of the answer"
+
+
+@attrs.frozen
+class Route:
+    """How a URL is reached.
+
+    Attributes:
+        proxy: The proxy's URL, with its login; None for a direct connection.
+        variable: The environment variable that names the proxy.
+    """
+
+    proxy: str | None = attrs.field(default=None, repr=False)
+    variable: str | None = None
+
+    @property
+    def hint(self) -> str:
+        """Text for an error: through which proxy the connection went, and how to avoid it."""
+        if self.variable is None:
+            return ""
+        return f" (through the proxy of {self.variable}; NO_PROXY lists hosts to reach directly)"
+
+
+_DIRECT: Final = Route()
+
+
+def route(url: str, environ: Mapping[str, str] | None = None) -> Route:
+    """The route to a URL of the scheme http, https, ws or wss.
+
+    This machine (``localhost``, 127.0.0.0/8, ::1) is always reached directly, and so is each host
+    that ``NO_PROXY`` lists. A URL that cannot be read has a direct route; asking it fails.
+
+    Raises:
+        ConfigurationError: The variable that applies names no proxy that can be used.
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return _DIRECT
+    if not host or parts.scheme not in _PORTS or _is_this_machine(host):
+        return _DIRECT
+    scheme = "https" if parts.scheme in ("https", "wss") else "http"
+    found = _first_set(_PROXY_VARIABLES[scheme], environ)
+    if found is None or _excluded(host, port or _PORTS[parts.scheme], environ):
+        return _DIRECT
+    variable, value = found
+    return Route(_proxy_url(variable, value), variable)
+
+
+def _first_set(names: tuple[str, ...], environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """The first variable that has a value, and the value; the lower-case spelling wins."""
+    for name in names:
+        for spelling in (name, name.upper()):
+            # HTTP_PROXY can be set by a web client where this runs as a CGI program.
+            if spelling == "HTTP_PROXY" and "REQUEST_METHOD" in environ:
+                continue
+            value = environ.get(spelling, "").strip()
+            if value:
+                return spelling, value
+    return None
+
+
+def _is_this_machine(host: str) -> bool:
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    address = _address(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _excluded(host: str, port: int, environ: Mapping[str, str]) -> bool:
+    found = _first_set(("no_proxy",), environ)
+    entries = re.split(r"[\s,]+", found[1]) if found else []
+    return any(_matches(entry.lower(), host.rstrip(".").lower(), port) for entry in entries)
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    """Whether one entry of ``NO_PROXY`` covers a host: a name, an address, or a network."""
+    if entry == "*":
+        return True
+    entry = entry.partition("://")[2] or entry
+    match = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*)):(\d+)", entry)
+    if match:
+        entry = match[1] or match[2] or ""
+        if int(match[3]) != port:
+            return False
+    entry = entry.strip("[]").removeprefix("*").strip(".")
+    if not entry:
+        return False
+    address = _address(host)
+    if address is not None:
+        try:
+            return address in ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            return False
+    return host == entry or host.endswith(f".{entry}")
+
+
+def _proxy_url(variable: str, value: str) -> str:
+    """The proxy of a variable, as both libraries read it."""
+    given = value if "://" in value else f"http://{value}"
+    hide_secrets(secrets_in_url(given))
+    try:
+        parts = urlsplit(given)
+        port = parts.port
+    except ValueError:
+        raise _bad_proxy(variable, "its host or port is malformed") from None
+    if parts.scheme in _SOCKS:
+        _require_socks(variable)
+        scheme, port = "socks5h", port or 1080
+    elif parts.scheme in ("http", "https"):
+        scheme, port = parts.scheme, port or _PORTS[parts.scheme]
+    else:
+        raise _bad_proxy(variable, "it has to start with http://, https:// or socks5://")
+    host = parts.hostname
+    if not host or not re.fullmatch(r"[!-~]+", parts.netloc, re.ASCII):
+        raise _bad_proxy(variable, "it names no host, or has characters that no URL may have")
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{_login(parts)}{shown}:{port}"
+
+
+def _login(parts: SplitResult) -> str:
+    return parts.netloc.rpartition("@")[0] + "@" if parts.username is not None else ""
+
+
+def _require_socks(variable: str) -> None:
+    """Check that httpx and websockets have what they need for a SOCKS proxy."""
+    missing = [
+        package
+        for package, module in (("socksio", "socksio"), ("python-socks", "python_socks"))
+        if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        raise ConfigurationError(
+            f"The environment variable {variable} names a SOCKS proxy, which needs the packages "
+            f"{' and '.join(missing)}: install mdservice[socks], name an HTTP proxy in "
+            "HTTPS_PROXY, or list the hosts to reach directly in NO_PROXY"
+        )
+
+
+def _bad_proxy(variable: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The environment variable {variable} is not the URL of a proxy: {reason}. Write it as "
+        "http://host:port, or unset it"
+    )
+
+
+def ca_file(environ: Mapping[str, str] | None = None) -> tuple[str | None, str | None]:
+    """The file and the folder of trusted certificates that the environment names, checked.
+
+    ``SSL_CERT_FILE`` comes first, then ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE``, which may
+    also name a folder; ``SSL_CERT_DIR`` adds to the first, and replaces the other two.
+
+    Raises:
+        ConfigurationError: A variable names what cannot be used; the text names the variable.
+    """
+    environ = os.environ if environ is None else environ
+    given = [(name, environ.get(name, "").strip()) for name in _CA_FILES]
+    folder = environ.get(_CA_FOLDER, "").strip() or None
+    if folder is not None:
+        folder = _existing_folders(folder)
+        given = given[:1]
+    for variable, path in given:
+        if not path:
+            continue
+        if variable != "SSL_CERT_FILE" and Path(path).is_dir():
+            return None, path
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+        except (OSError, ValueError) as exc:
+            raise _bad_certificates(variable, path, exc) from exc
+        return path, folder
+    return None, folder
+
+
+def _existing_folders(value: str) -> str:
+    folders = [folder for folder in value.split(os.pathsep) if folder and Path(folder).is_dir()]
+    if not folders:
+        raise ConfigurationError(
+            f"The environment variable {_CA_FOLDER} names {value!r}, which is not a folder: set "
+            "it to a folder of PEM certificates (see `openssl rehash`), or unset it"
+        )
+    return os.pathsep.join(folders)
+
+
+def _bad_certificates(variable: str, path: str, exc: Exception) -> ConfigurationError:
+    if isinstance(exc, ssl.SSLError) or not isinstance(exc, OSError):
+        reason = "holds no PEM certificates"
+    else:
+        reason = f"cannot be read ({exc.strerror or type(exc).__name__})"
+    return ConfigurationError(
+        f"The environment variable {variable} names {path!r}, which {reason}: set it to a file "
+        "of PEM certificates, or unset it"
+    )
+
+
+def tls_context(environ: Mapping[str, str] | None = None) -> ssl.SSLContext:
+    """A client's context with the certificates that the environment names.
+
+    Without such a variable it trusts the system's certificates and those of certifi, so that it
+    works in an image that has none.
+
+    Raises:
+        ConfigurationError: See :func:`ca_file`.
+    """
+    file, folder = ca_file(environ)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if file is not None:
+        context.load_verify_locations(cafile=file)
+    if folder is not None:
+        for one in folder.split(os.pathsep):
+            context.load_verify_locations(capath=one)
+    if file is None and folder is None:
+        import certifi
+
+        context.load_default_certs()
+        context.load_verify_locations(cafile=certifi.where())
+    return context
+
+
+class HttpFailed(MDServiceError):
+    """A request without an answer that can be used.
+
+    Args:
+        message: What happened; without the URL, and without any secret.
+        kind: ``timeout``; ``url`` where it cannot be asked at all; ``size`` or ``encoding`` of
+            the answer; ``network`` for the rest.
+    """
+
+    def __init__(
+        self, message: str, kind: Literal["timeout", "url", "size", "encoding", "network"]
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@attrs.frozen
+class HttpAnswer:
+    """What a server answered: the body is empty unless the status is 200, or ``any_status``."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class HttpClient:
+    """GET requests for every REST use of one program; any failure is one :class:`HttpFailed`.
+
+    A part calls :meth:`prepare` with its URL when it is made, at the start, so that a bad variable
+    is a configuration error there and then. Redirects are not followed, so headers and logins stay
+    with the URL's host. After :meth:`aclose` the next request opens new connections.
+
+    Args:
+        transport: In the place of the network, for tests; then no variable counts.
+        environ: The environment; that of the process where not given.
+    """
+
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._environ = environ
+        self._context: ssl.SSLContext | None = None
+        self._clients: dict[tuple[str | None, bool], httpx.AsyncClient] = {}
+        self._kept: set[tuple[str | None, bool, bytes]] = set()
+
+    def prepare(self, url: str) -> Route:
+        """The route to a URL, checked together with the certificates that it needs.
+
+        Raises:
+            ConfigurationError: A variable of the environment cannot be used; the text names it.
+        """
+        if self._transport is not None:
+            return _DIRECT
+        found = route(url, self._environ)
+        if self._context is None and (_by_tls(url) or _by_tls(found.proxy or "")):
+            self._context = tls_context(self._environ)
+        return found
+
+    async def get(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        timeout_s: float,
+        most_bytes: int,
+        compressed: bool = True,
+        any_status: bool = False,
+        ask_twice: bool = False,
+    ) -> HttpAnswer:
+        """Ask; once more where a connection that was kept turns out to be closed.
+
+        Args:
+            url: Without a login.
+            params: The query; None leaves that of the URL.
+            headers: Sent with it.
+            auth: User and password of basic authentication.
+            timeout_s: Of each wait for the network.
+            most_bytes: Of the answer's body, decompressed.
+            compressed: Whether the answer may be compressed by gzip.
+            any_status: Whether the body of an answer other than 200 is wanted too.
+            ask_twice: Ask once more also where a new connection was closed.
+
+        Raises:
+            HttpFailed
+        """
+        import httpx
+
+        found = _DIRECT
+        encodings = "gzip" if compressed else "identity"
+        try:
+            found = self.prepare(url)
+            client = self._client_for(found.proxy, secure=_by_tls(url))
+            request = client.build_request(
+                "GET",
+                url,
+                params=params,
+                headers={"Accept-Encoding": encodings, **(headers or {})},
+                timeout=timeout_s,
+            )
+            way = (found.proxy, _by_tls(url), request.url.netloc)
+            try:
+                response = await _send(client, request, auth, most_bytes, any_status=any_status)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as exc:
+                # Servers close a kept connection when they like, also just as it is used again.
+                kept = self._transport is None and way in self._kept
+                if not ask_twice and (not kept or _IN_THE_BODY in exc.args):
+                    raise
+                self._kept.discard(way)
+                response = await _send(client, request, auth, most_bytes, any_status=any_status)
+            if len(self._kept) < _MOST_CONNECTIONS:
+                self._kept.add(way)
+        except HttpFailed:
+            raise
+        except ConfigurationError as exc:
+            raise HttpFailed(str(exc), "url") from exc
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as exc:
+            # Without its text, which can quote a part of the URL
+            raise HttpFailed("is not a URL that can be asked", "url") from exc
+        except httpx.TimeoutException as exc:
+            raise HttpFailed(f"does not answer in time{found.hint}", "timeout") from exc
+        except Exception as exc:  # whatever the library raises is a request that failed
+            raise HttpFailed(f"{root_cause(exc)}{tls_advice(exc)}{found.hint}", "network") from exc
+        return _decompressed(response, most_bytes, compressed=compressed)
+
+    def _client_for(self, proxy: str | None, *, secure: bool) -> httpx.AsyncClient:
+        client = self._clients.get((proxy, secure))
+        if client is None:
+            import httpx
+
+            through = None
+            if proxy is not None:
+                context = self._context if _by_tls(proxy) else None
+                through = httpx.Proxy(proxy, ssl_context=context)
+            client = self._clients[proxy, secure] = httpx.AsyncClient(
+                trust_env=False,
+                # False only where no https:// is asked: loading certificates takes a while
+                verify=self._context if secure and self._context is not None else secure,
+                proxy=through,
+                transport=self._transport,
+                limits=httpx.Limits(max_connections=_MOST_CONNECTIONS, max_keepalive_connections=4),
+            )
+        return client
+
+    async def aclose(self) -> None:
+        """Close all connections, within a limit."""
+        clients, self._clients = self._clients, {}
+        self._kept.clear()
+        with anyio.move_on_after(_CLOSE_LIMIT_S, shield=True):
+            for client in clients.values():
+                await client.aclose()
+
+
+def _by_tls(url: str) -> bool:
+    return url.strip().lower().startswith("https:")
+
+
+async def _send(
+    client: httpx.AsyncClient,
+    request: httpx.Request,
+    auth: tuple[str, str] | None,
+    most_bytes: int,
+    *,
+    any_status: bool,
+) -> HttpAnswer:
+    import httpx
+
+    response = await client.send(request, auth=auth, stream=True, follow_redirects=False)
+    body = bytearray()
+    try:
+        if response.status_code == 200 or any_status:  # noqa: PLR2004 - OK
+            if response.is_stream_consumed:  # a test's transport has read it
+                body += response.content
+            else:
+                # Raw, and ended by cancelling: a break, or an error of decompression, would leave
+                # httpx's generators to the collector, which trio warns of.
+                with anyio.CancelScope() as reading:
+                    async for chunk in response.aiter_raw():
+                        body += chunk
+                        if len(body) > most_bytes:
+                            reading.cancel()
+    except (httpx.RemoteProtocolError, httpx.ReadError) as exc:
+        raise type(exc)(_IN_THE_BODY) from exc
+    finally:
+        with anyio.move_on_after(_CLOSE_LIMIT_S, shield=True):
+            await response.aclose()
+    headers = response.headers
+    return HttpAnswer(response.status_code, headers, bytes(body))
+
+
+def _decompressed(answer: HttpAnswer, most_bytes: int, *, compressed: bool) -> HttpAnswer:
+    encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    body = answer.body
+    if body and encoding not in ("", "identity"):
+        if not compressed or encoding not in ("gzip", "x-gzip"):
+            raise HttpFailed(f"answers in the encoding {encoding[:20]!r}", "encoding")
+        reader = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            body = reader.decompress(body, most_bytes + 1)
+        except zlib.error as exc:
+            raise HttpFailed(f"answers with broken compression: {exc}", "encoding") from exc
+        if not reader.eof and len(body) <= most_bytes:
+            raise HttpFailed("answers with broken compression: it ends too early", "encoding")
+    if len(body) > most_bytes:
+        raise HttpFailed(f"answers with more than {_size(most_bytes)}", "size")
+    return attrs.evolve(answer, body=body)
+
+
+def _size(count: int) -> str:
+    return f"{math.ceil(count / 2**20)} MiB"
+
+
+def root_cause(exc: BaseException) -> str:
+    """The error's text, or the innermost error's: libraries wrap it, often without a text."""
+    if str(exc):
+        return str(exc)
+    exc = _chain(exc)[-1]
+    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+
+
+def tls_advice(exc: BaseException) -> str:
+    """What to do about a certificate that was not accepted; empty for any other error."""
+    for one in _chain(exc):
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return "; " + _CERTIFICATE_ADVICE.get(
+                one.verify_code,
+                "where a private authority signs, set SSL_CERT_FILE to its certificate (PEM)",
+            )
+    return ""
+
+
+def _chain(exc: BaseException) -> list[BaseException]:
+    """The error and those that led to it, the innermost last."""
+    chain = [exc]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        if inner in chain:
+            break
+        chain.append(inner)
+    return chain

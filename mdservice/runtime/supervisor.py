@@ -1,0 +1,189 @@
+"""Runs the actors: restarts what fails, gives up when that does not help."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Literal
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+
+from mdservice.clock import Clock
+from mdservice.errors import ActorFailed, ConfigurationError, FeedRefused
+from mdservice.observability.logging import get_logger
+from mdservice.runtime.actor import Actor
+from mdservice.runtime.task_groups import first_error
+
+__all__ = ["ActorState", "RestartPolicy", "Supervision", "Supervisor"]
+
+_log = get_logger(__name__)
+
+ActorState = Literal["starting", "running", "restarting", "stopped", "failed"]
+
+_UNRECOVERABLE = (ConfigurationError, FeedRefused)
+"""Errors that a restart cannot fix: a person has to."""
+
+
+@attrs.frozen
+class RestartPolicy:
+    """How often an actor may fail.
+
+    Attributes:
+        most: Restarts within ``period_s`` after which the service ends.
+        period_s: Seconds.
+        first_s: The wait before the first restart; doubles with each within the period.
+        limit_s: The longest wait.
+    """
+
+    most: int = 5
+    period_s: float = 60.0
+    first_s: float = 0.1
+    limit_s: float = 5.0
+
+
+@attrs.frozen
+class Supervision:
+    """What the supervisor knows about one actor."""
+
+    state: ActorState
+    restarts: int
+    last_error: str | None
+
+
+@attrs.define
+class _Ward:
+    actor: Actor
+    state: ActorState = "starting"
+    restarts: int = 0
+    last_error: str | None = None
+    scope: anyio.CancelScope | None = None
+    stalled: str | None = None
+    recent: deque[float] = attrs.field(factory=deque)
+
+
+class Supervisor:
+    """A nursery in which each actor has a keeper.
+
+    Args:
+        actors: In the order in which they start.
+        clock: The time.
+        policy: How often each may be restarted.
+    """
+
+    def __init__(
+        self, actors: Sequence[Actor], clock: Clock, policy: RestartPolicy | None = None
+    ) -> None:
+        self._wards = {actor.name: _Ward(actor) for actor in actors}
+        self._clock = clock
+        self._policy = policy or RestartPolicy()
+        self._draining = False
+        self._ended = anyio.Event()
+
+    @property
+    def actors(self) -> Sequence[Actor]:
+        """All of them, in order."""
+        return [ward.actor for ward in self._wards.values()]
+
+    @property
+    def failed(self) -> str | None:
+        """The actor that failed for good and ended the service, or None."""
+        return next((name for name, ward in self._wards.items() if ward.state == "failed"), None)
+
+    def look_at(self, name: str) -> Supervision:
+        """One actor's state, restarts and last error."""
+        ward = self._wards[name]
+        return Supervision(ward.state, ward.restarts, ward.last_error)
+
+    def restart(self, name: str, reason: str) -> None:
+        """Restart an actor that has stopped moving."""
+        ward = self._wards[name]
+        if ward.scope is not None and ward.state == "running":
+            ward.stalled = reason
+            ward.scope.cancel()
+
+    def drain(self) -> None:
+        """From now on an actor that ends has done its work."""
+        self._draining = True
+
+    async def drained(self) -> None:
+        """Wait until every actor with an inbox has done its work, or none runs any more."""
+        await self._ended.wait()
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Start the actors one after the other, and keep them until cancelled.
+
+        ``started()`` tells that every actor has been ready once.
+
+        Raises:
+            ExceptionGroup: With :class:`ActorFailed` where restarts came too often, or the
+                error that no restart fixes.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                for ward in self._wards.values():
+                    await tasks.start(self._keep, ward)
+                task_status.started()
+        finally:
+            self._ended.set()
+
+    async def _keep(self, ward: _Ward, *, task_status: TaskStatus[None]) -> None:
+        started = False
+        while True:
+            ward.stalled = None
+            try:
+                with anyio.CancelScope() as ward.scope:
+                    async with anyio.create_task_group() as tasks:
+                        ward.actor.heartbeat.restart()
+                        await tasks.start(ward.actor.run)
+                        ward.state = "running"
+                        if not started:
+                            started = True
+                            task_status.started()
+                error = self._why_it_ended(ward)
+            except ExceptionGroup as group:
+                error = first_error(group)
+            if error is None:
+                ward.state = "stopped"
+                self._note_end()
+                return
+            await self._before_restart(ward, error)
+
+    def _note_end(self) -> None:
+        """An actor without an inbox (the watchdog) only ends by cancellation."""
+        draining = (ward for ward in self._wards.values() if ward.actor.depth.size)
+        if all(ward.state == "stopped" for ward in draining):
+            self._ended.set()
+
+    def _why_it_ended(self, ward: _Ward) -> Exception | None:
+        if ward.stalled is not None:
+            return ActorFailed(ward.stalled)
+        return None if self._draining else ActorFailed(f"{ward.actor.name} ended by itself")
+
+    async def _before_restart(self, ward: _Ward, error: Exception) -> None:
+        ward.last_error = f"{type(error).__name__}: {error}"
+        if isinstance(error, _UNRECOVERABLE):
+            ward.state = "failed"
+            raise error
+        now = self._clock.monotonic()
+        while ward.recent and ward.recent[0] < now - self._policy.period_s:
+            ward.recent.popleft()
+        if len(ward.recent) >= self._policy.most:
+            ward.state = "failed"
+            raise ActorFailed(
+                f"{ward.actor.name} failed {len(ward.recent) + 1} times within "
+                f"{self._policy.period_s:g} s, the last time with {ward.last_error}"
+            ) from error
+        delay_s = min(self._policy.limit_s, self._policy.first_s * 2 ** len(ward.recent))
+        ward.recent.append(now)
+        ward.restarts += 1
+        ward.state = "restarting"
+        _log.error(
+            "actor_restarts",
+            actor=ward.actor.name,
+            reason=ward.last_error,
+            restarts=ward.restarts,
+            exc_info=None if isinstance(error, ActorFailed) else error,
+        )
+        await anyio.sleep(delay_s)

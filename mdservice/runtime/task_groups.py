@@ -1,0 +1,90 @@
+"""Tasks that share one fate, and exception groups that a single cause explains."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeVar
+
+import anyio
+from anyio.abc import TaskStatus
+
+__all__ = ["Runnable", "background", "first_error", "leaves", "run_together"]
+
+
+# Something that runs beside a block of code, and outlives a cancellation until the block ends.
+
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Runnable(Protocol[T_co]):
+    """Runs until cancelled, and tells when it is ready."""
+
+    def __call__(self, *, task_status: TaskStatus[T_co]) -> Awaitable[None]:
+        """Run."""
+        ...
+
+
+@asynccontextmanager
+async def background(run: Runnable[T]) -> AsyncIterator[T]:
+    """Run something until the block ends, shielded from what cancels the block.
+
+    So the block's clean-up still finds it at work. An error of it ends the block.
+
+    Yields:
+        What it passed to ``task_status.started()``.
+    """
+    scope = anyio.CancelScope(shield=True)
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield await tasks.start(_run_in, scope, run)
+        finally:
+            scope.cancel()
+
+
+async def _run_in(
+    scope: anyio.CancelScope, run: Runnable[T], *, task_status: TaskStatus[T]
+) -> None:
+    with scope:
+        await run(task_status=task_status)
+
+
+def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    """The exceptions of a group and of the groups in it."""
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            yield from leaves(exc)
+        else:
+            yield exc
+
+
+def first_error(group: BaseExceptionGroup[Exception]) -> Exception:
+    """The first of them."""
+    return next(leaves(group))
+
+
+async def run_together(*functions: Callable[[], Awaitable[None]]) -> None:
+    """Run all at once until all have returned or one has failed, which cancels the others.
+
+    Unlike a bare task group this raises the error itself; and where a cancellation from outside
+    comes at the same moment it wins, instead of leaving a group of both.
+
+    Raises:
+        Exception: The first error.
+    """
+    errors: list[Exception] = []
+
+    async def run(function: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await function()
+        except Exception as exc:  # noqa: BLE001 - raised below, whatever it is
+            errors.append(first_error(exc) if isinstance(exc, ExceptionGroup) else exc)
+            tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for function in functions:
+            tasks.start_soon(run, function)
+    if errors:
+        raise errors[0]

@@ -1,0 +1,364 @@
+"""Every setting of the service: one flat, frozen class.
+
+A name in the file is the name of the field; its variable is that name in capitals behind
+``MDSERVICE_``, but for Alpaca's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from mdservice.errors import ConfigurationError
+from mdservice.observability.urls import MASK, mask_url, secrets_in_url
+from mdservice.runtime.runtime_dir import default_socket
+from mdservice.settings import parsers as values
+from mdservice.settings.feeds import FEED_URLS, SIMULATOR, base_url
+from mdservice.settings.sources import (
+    CONFIG_FILE,
+    SECTION,
+    SettingInfo,
+    Unchosen,
+    bad_setting,
+    collect,
+    describe,
+    infos,
+    setting,
+)
+
+__all__ = ["SETTINGS", "SIMULATOR", "Settings", "load_settings"]
+
+
+_REAL_WORLD = (
+    "api_key",
+    "secret_key",
+    "feed",
+    "feed_url",
+    "redis_url",
+    "positions",
+    "gateway_positions",
+)
+"""Set, any of these points at the real world, so that no price may be invented."""
+_DAY_S = 86_400.0
+_WIDEST_SPREAD = 200.0
+"""Per cent of the mid: between two prices above 0 there is none that is wider."""
+_TEN_YEARS_S = 315_360_000
+
+
+@attrs.frozen(kw_only=True, field_transformer=describe)
+class Settings:
+    """All settings, checked; made by :func:`mdservice.load_settings`, or with keywords.
+
+    ``Settings()`` means the simulator, ``Settings(feed="iex")`` needs the keys. Values are
+    checked at once; whether they are enough to run is the matter of :meth:`require_runnable`.
+
+    Raises:
+        ConfigurationError: A bad value, named with where it came from.
+    """
+
+    api_key: str | None = setting(
+        None,
+        values.parse_secret,
+        "Alpaca's API key.",
+        environment=("ALPACA_API_KEY", "APCA_API_KEY_ID"),
+        secret=True,
+    )
+    secret_key: str | None = setting(
+        None,
+        values.parse_secret,
+        "Alpaca's secret key.",
+        environment=("ALPACA_SECRET_KEY", "APCA_API_SECRET_KEY"),
+        secret=True,
+    )
+    feed: str = setting(
+        Unchosen("iex"),
+        values.one_of(*FEED_URLS, SIMULATOR),
+        "iex, sip, delayed_sip, boats, overnight, test (Alpaca's 24 h test stream) or simulator.",
+        metavar="NAME",
+    )
+    feed_url: str | None = setting(
+        None,
+        values.feed_url,
+        "A ws:// or wss:// URL that speaks Alpaca's protocol; else by the feed's name.",
+        metavar="URL",
+        address=True,
+    )
+    rest_url: str = setting(
+        Unchosen("https://data.alpaca.markets"),
+        values.api_base(
+            wrong_hosts=("api.alpaca.markets", "paper-api.alpaca.markets"),
+            instead="MDSERVICE_TRADING_URL",
+        ),
+        "Base of the market-data REST API, for repairs; to be set where a feed URL is.",
+        metavar="URL",
+        address=True,
+    )
+    trading_url: str = setting(
+        Unchosen("https://paper-api.alpaca.markets"),
+        values.api_base(
+            wrong_hosts=("data.alpaca.markets", "stream.data.alpaca.markets"),
+            instead="MDSERVICE_REST_URL",
+        ),
+        "Base of the trading REST API, for positions and the market's clock.",
+        metavar="URL",
+        address=True,
+    )
+    driver: Literal["auto", "alpaca-py", "websockets"] = setting(
+        "auto",
+        values.one_of("auto", "alpaca-py", "websockets"),
+        "alpaca-py, websockets (the raw protocol), or auto: the first, else the second.",
+        metavar="NAME",
+    )
+    symbols: tuple[str, ...] = setting(
+        (),
+        values.parse_symbol_list,
+        "Symbols to follow from the start, with commas between; * is every one of the feed.",
+        metavar="SYM,SYM",
+    )
+    positions: str = setting(
+        Unchosen("none"),
+        values.parse_positions,
+        "Positions to follow: none, alpaca, an http(s):// URL of a gateway's, or file:PATH.",
+        metavar="SOURCE",
+        address=True,
+    )
+    positions_interval: float = setting(
+        5.0, values.real_number(_DAY_S), "How often positions are asked for.", metavar="SECONDS"
+    )
+    gateway_positions: str | None = setting(
+        None,
+        values.parse_positions,
+        "Where the gateway takes positions from; as --positions where not set.",
+        metavar="SOURCE",
+        address=True,
+    )
+    alerts: tuple[str, ...] = setting(
+        (),
+        values.parse_alerts,
+        "Rules of the gateway's, with ; between: 'AAPL pnl < -500; total pct < -2; TSLA stale'.",
+        metavar="RULE;RULE",
+    )
+    redis_url: str | None = setting(
+        None,
+        values.url("redis", "rediss", "unix"),
+        "redis://, rediss:// or unix://; an embedded server where not set. One with a password "
+        "belongs in the environment or the file, since flags are seen by all users.",
+        metavar="URL",
+        environment=("MDSERVICE_REDIS_URL", "REDIS_URL"),
+        address=True,
+    )
+    key_prefix: str = setting(
+        Unchosen(""),
+        values.parse_key_prefix,
+        "Text such as desk1: in front of every key, channel and stream name in Redis. Where not "
+        "set, a gateway that asks the service for its Redis takes the service's.",
+        metavar="TEXT",
+    )
+    price_ttl: int = setting(
+        300, values.whole_number(1, _TEN_YEARS_S), "Life of a price in Redis.", metavar="SECONDS"
+    )
+    renew_prices: bool = setting(
+        True,
+        values.parse_switch,
+        "Keep the price of a quiet symbol from expiring while the feed is connected: on or off.",
+        metavar="ON|OFF",
+    )
+    event_log: str | None = setting(
+        None,
+        values.parse_event_log,
+        "A Redis stream that each event is appended to.",
+        metavar="NAME",
+    )
+    mute_after: float = setting(
+        30.0,
+        values.real_number(_DAY_S),
+        "Silence after which the feed is questioned.",
+        metavar="SECONDS",
+    )
+    stale_after: float = setting(
+        60.0, values.real_number(_DAY_S), "Age at which a price counts as stale.", metavar="SECONDS"
+    )
+    max_spread: float = setting(
+        10.0,
+        values.per_cent(_WIDEST_SPREAD),
+        "Widest spread of a stock or crypto quote that counts as a price for P&L and alerts, in "
+        "per cent of the mid; 0: any.",
+        metavar="PERCENT",
+    )
+    backlog: int = setting(
+        100_000,
+        values.whole_number(10_000, 100_000_000),
+        "Events kept in order for a Redis that is away; at least 10000.",
+        metavar="N",
+    )
+    socket: Path = setting(  # noqa: RUF009 - an attrs field
+        attrs.Factory(default_socket),
+        values.parse_socket,
+        "The UNIX socket of the HTTP API.",
+        metavar="PATH",
+    )
+    http: str | None = setting(
+        None,
+        values.parse_http_address,
+        "Serve the API over TCP too; off loopback this needs an API token.",
+        metavar="HOST:PORT",
+    )
+    api_token: str | None = setting(
+        None, values.parse_secret, "Bearer token for the API over TCP.", secret=True
+    )
+    log_format: Literal["console", "json"] = setting(
+        attrs.Factory(values.default_log_format),
+        values.one_of("console", "json"),
+        "console or json; console on a terminal where not set.",
+        metavar="NAME",
+    )
+    gateway_http: str = setting(
+        "127.0.0.1:8002",
+        values.parse_http_address,
+        "Where the gateway listens.",
+        metavar="HOST:PORT",
+    )
+    sources: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
+    """Where each value was found, by the setting's name; filled by the loader."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.http is None or self.api_token is not None:
+            return
+        host, _port = values.host_and_port(self.http)
+        if not values.is_loopback(host):
+            raise bad_setting(
+                "http",
+                self.sources.get("http", "given in Python"),
+                f"{host} can be reached from other machines, so a token is needed: set "
+                "MDSERVICE_API_TOKEN, or serve on 127.0.0.1",
+            )
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the feed is a simulator: asked for, or nothing points at the real world."""
+        return self.feed == SIMULATOR or not self._real_world()
+
+    @property
+    def simulator_embedded(self) -> bool:
+        """Whether the service has to start the simulator itself."""
+        return self.simulated and self.feed_url is None
+
+    @property
+    def feed_name(self) -> str:
+        """The feed's name for people and the status: ``simulator`` when it is one."""
+        return SIMULATOR if self.simulated else str(self.feed)
+
+    @property
+    def chosen_key_prefix(self) -> str | None:
+        """The key prefix; None where it was not given, unlike one that was given empty."""
+        return None if isinstance(self.key_prefix, Unchosen) else self.key_prefix
+
+    def resolved_feed_url(self) -> str | None:
+        """Return the websocket's URL; None for the embedded simulator, which has yet to start."""
+        if self.feed_url is not None or self.simulated:
+            return self.feed_url
+        return FEED_URLS[self.feed]
+
+    @property
+    def history_known(self) -> bool:
+        """Whether the REST API is known to have the history of what the feed streams."""
+        chosen = not isinstance(self.rest_url, Unchosen)
+        return chosen or self.simulated or self.feed_url is None
+
+    def resolved_rest_url(self) -> str:
+        """Return the base of the market-data REST API; a simulator has it on its own port."""
+        return base_url(self.rest_url, self.feed_url, simulated=self.simulated)
+
+    def resolved_trading_url(self) -> str:
+        """Return the base of the trading REST API; a simulator has it on its own port."""
+        return base_url(self.trading_url, self.feed_url, simulated=self.simulated)
+
+    def require_runnable(self, *, own_feed: bool = False) -> None:
+        """Refuse settings with which the service must not be started.
+
+        Args:
+            own_feed: Whether the caller has a feed of its own, which needs no key of Alpaca's.
+
+        Raises:
+            ConfigurationError: A key is missing; the text names it and where to set it.
+        """
+        wanting = None
+        if not self.simulated and not own_feed:
+            wanting = ", ".join(self._real_world()) + " set, so the simulator stays off"
+        elif self.positions == "alpaca":
+            wanting = "positions = alpaca asks Alpaca's trading API"
+        if wanting is None:
+            return
+        for info in SETTINGS[:2]:
+            if getattr(self, info.name) is None:
+                raise ConfigurationError(
+                    f"{info.name} is missing ({wanting}): set {info.environment[0]} (or "
+                    f"{info.environment[1]}), or {info.name} under [{SECTION}] in {CONFIG_FILE}; "
+                    "for simulated prices set MDSERVICE_FEED=simulator"
+                )
+
+    def secret_values(self) -> tuple[str, ...]:
+        """Every text that no output may contain: keys, the token, what is secret in URLs."""
+        found = [value for value in (self.api_key, self.secret_key, self.api_token) if value]
+        for field in attrs.fields(Settings):
+            value = getattr(self, field.name)
+            if field.metadata.get("address") and value is not None:
+                found.extend(secrets_in_url(value))
+        return tuple(dict.fromkeys(found))
+
+    def shown(self) -> dict[str, Any]:
+        """All settings as JSON types, without any secret."""
+        return {info.name: self._shown(info) for info in SETTINGS}
+
+    def _shown(self, info: SettingInfo) -> object:
+        value = getattr(self, info.name)
+        if isinstance(value, tuple):
+            return list(value)
+        if isinstance(value, (str, Path)):
+            return MASK if info.secret else mask_url(str(value))
+        return value
+
+    def _real_world(self) -> list[str]:
+        """The settings that point at the real world, as they were given."""
+        unset = (Unchosen, type(None))
+        given = [name for name in _REAL_WORLD if not isinstance(getattr(self, name), unset)]
+        return [
+            f"{name} ({self.sources[name]})" if name in self.sources else name for name in given
+        ]
+
+
+SETTINGS: tuple[SettingInfo, ...] = infos(Settings)
+"""The description of every setting, in the order of the fields."""
+
+
+# Settings from all of their sources: defaults < ``mdservice.toml`` < environment < flags.
+
+
+def load_settings(
+    config: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
+) -> Settings:
+    """Settings from all of their sources.
+
+    Args:
+        config: The file; None for ``mdservice.toml`` in the working directory, where there is.
+        flags: What the command line gives, by the setting's name.
+        environ: The environment, usually ``os.environ``.
+
+    Raises:
+        ConfigurationError: An unknown name, a file that cannot be read, or a bad value; the
+            text names the setting and the variable, file or flag. Values of secrets are not
+            quoted.
+    """
+    given = collect(SETTINGS, config, flags, environ)
+    found: dict[str, Any] = {"socket": default_socket(environ)}
+    parsers = {info.name: info.parse for info in SETTINGS}
+    for name, item in given.items():
+        try:
+            found[name] = parsers[name](item.value)
+        except ValueError as exc:
+            raise bad_setting(name, item.source, exc) from None
+    sources = {name: item.source for name, item in given.items()}
+    return Settings(**found, sources=sources)

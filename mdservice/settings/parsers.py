@@ -1,0 +1,326 @@
+"""What each kind of setting may be: text, or TOML's own types, in; the checked value out.
+
+A parser raises :class:`ValueError` with the reason. The reason quotes a value only where the
+value cannot hide a secret, so nothing that looks like a URL or a login is ever repeated.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mdservice.errors import InvalidSymbol
+from mdservice.model.symbol import parse_symbols
+from mdservice.observability.urls import parse_url, quoted, text
+
+__all__ = [
+    "api_base",
+    "default_log_format",
+    "feed_url",
+    "host_and_port",
+    "is_loopback",
+    "one_of",
+    "parse_alerts",
+    "parse_event_log",
+    "parse_http_address",
+    "parse_key_prefix",
+    "parse_optional",
+    "parse_positions",
+    "parse_secret",
+    "parse_socket",
+    "parse_symbol_list",
+    "real_number",
+    "url",
+    "whole_number",
+]
+
+Parser = Callable[[object], object]
+
+_SECRET = re.compile(r"[!-~]{1,512}", re.ASCII)
+_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
+"""What ``sockaddr_un`` holds, less its closing zero."""
+_KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
+_QUOTES = "\"'"
+_OWN_KEYS = ("price:", "mdservice:")
+
+
+def parse_optional(parse: Parser) -> Parser:
+    """``parse``, with None for a setting that is off."""
+
+    def parse_unless_none(value: object) -> object:
+        return None if value is None else parse(value)
+
+    return parse_unless_none
+
+
+def one_of(*choices: str) -> Callable[[object], str]:
+    """One of a few words."""
+
+    def parse_choice(value: object) -> str:
+        given = value if isinstance(value, str) else str(value)
+        if given.strip() not in choices:
+            raise ValueError(f"{quoted(given)} is not one of {', '.join(choices)}")
+        # A default keeps its type, which says that nobody chose it.
+        return given if given in choices else given.strip()
+
+    return parse_choice
+
+
+def parse_switch(value: object) -> bool:
+    """On or off, in the words that people use."""
+    word = str(value).strip().lower()
+    if word in ("on", "true", "yes", "1"):
+        return True
+    if word in ("off", "false", "no", "0"):
+        return False
+    raise ValueError(f"{quoted(str(value))} is not on or off")
+
+
+def url(*schemes: str) -> Callable[[object], str]:
+    """A URL of one of these schemes."""
+
+    def parse_given(value: object) -> str:
+        return parse_url(value, *schemes)
+
+    return parse_given
+
+
+def api_base(*, wrong_hosts: Sequence[str], instead: str) -> Callable[[object], str]:
+    """The base of a REST API of Alpaca's; a ``/v2`` at its end, as the dashboard shows it, is cut.
+
+    Args:
+        wrong_hosts: Alpaca's hosts of the other API.
+        instead: The setting that these belong to.
+    """
+
+    def parse_base(value: object) -> str:
+        given = parse_url(value, "http", "https").rstrip("/")
+        if (urlsplit(given).hostname or "").lower() in wrong_hosts:
+            raise ValueError(f"is the host of another API: it belongs to {instead}")
+        while given.lower().endswith("/v2"):
+            given = given[:-3].rstrip("/")
+        return given
+
+    return parse_base
+
+
+def feed_url(value: object) -> str:
+    """A websocket's URL; one of Alpaca's has to name the stream."""
+    given = parse_url(value, "ws", "wss")
+    parts = urlsplit(given)
+    host = (parts.hostname or "").lower()
+    if host.endswith("alpaca.markets") and parts.path.strip("/") in ("", "v2", "v1beta1"):
+        raise ValueError(
+            "names no stream: write the whole URL, such as "
+            "wss://stream.data.alpaca.markets/v2/iex, or set MDSERVICE_FEED alone"
+        )
+    return given
+
+
+def whole_number(at_least: int, at_most: int) -> Callable[[object], int]:
+    """A whole number within limits."""
+
+    def parse_whole(value: object) -> int:
+        number: int | None = None
+        if isinstance(value, int) and not isinstance(value, bool):
+            number = value
+        elif isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value.strip(), re.ASCII):
+            number = int(value)
+        if number is None:
+            raise ValueError(f"{quoted(str(value))} is not a whole number")
+        if not at_least <= number <= at_most:
+            raise ValueError(f"{number} is not between {at_least} and {at_most}")
+        return number
+
+    return parse_whole
+
+
+def real_number(at_most: float) -> Callable[[object], float]:
+    """A number above 0."""
+
+    def parse_real(value: object) -> float:
+        try:
+            if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+                raise ValueError  # noqa: TRY004, TRY301 - a bad value, to the caller
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise ValueError(f"{quoted(str(value))} is not a number") from None
+        if not math.isfinite(number) or not 0 < number <= at_most:
+            raise ValueError(f"{quoted(str(value))} is not above 0 and at most {at_most:g}")
+        return number
+
+    return parse_real
+
+
+def per_cent(at_most: float) -> Callable[[object], float]:
+    """A number of per cent, 0 included."""
+    above_0 = real_number(at_most)
+
+    def parse_per_cent(value: object) -> float:
+        given = value.strip().removesuffix("%") if isinstance(value, str) else value
+        try:
+            if not isinstance(given, bool) and float(given) == 0:  # type: ignore[arg-type]
+                return 0.0
+        except (TypeError, ValueError, OverflowError):
+            pass  # said below
+        try:
+            return above_0(given)
+        except ValueError as exc:
+            raise ValueError(str(exc).replace("is not above 0", "is not 0, or above")) from None
+
+    return parse_per_cent
+
+
+def parse_secret(value: object) -> str:
+    """A key, secret or token: visible ASCII, since it travels in an HTTP header."""
+    if not isinstance(value, str) or not _SECRET.fullmatch(value.strip()):
+        raise ValueError(
+            "must be text of visible ASCII characters without blanks (the value is not shown)"
+        )
+    given = value.strip()
+    if given[0] in _QUOTES or given[-1] in _QUOTES:
+        raise ValueError(
+            "has a quotation mark at one end: write it without quotes (the value is not shown)"
+        )
+    return given
+
+
+def parse_symbol_list(value: object) -> tuple[str, ...]:
+    """``AAPL,MSFT``, or a list of symbols; ``*`` is every symbol of the feed."""
+    if isinstance(value, str):
+        texts: Iterable[object] = (part for part in value.split(",") if part.strip())
+    elif isinstance(value, Sequence):
+        texts = value
+    else:
+        raise ValueError('must be a list of symbols, such as "AAPL,MSFT"')  # noqa: TRY004 - a bad value, to the caller
+    symbols = []
+    for part in texts:
+        if not isinstance(part, str):
+            raise ValueError(f"{quoted(str(part))} is not a symbol: symbols are text")  # noqa: TRY004 - a bad value, to the caller
+        symbols.append(part)
+    try:
+        return parse_symbols(symbols)
+    except InvalidSymbol as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def parse_positions(value: object) -> str:
+    """``none``, ``alpaca``, an ``http(s)://`` URL, kept as it is written, or ``file:PATH``."""
+    given = value if isinstance(value, str) else text(value)
+    word = given.strip()
+    if word in ("none", "alpaca"):
+        return given if given == word else word
+    if word.startswith("file:"):
+        if not word.removeprefix("file:").strip("/ "):
+            raise ValueError("names no file: write file:PATH")
+        return word
+    if "://" in word:
+        parse_url(word, "http", "https")
+        return word  # not what that returns: the "/" at the end of a path may matter
+    raise ValueError(
+        f"{quoted(word)} is not one of none, alpaca, an http:// or https:// URL, file:PATH"
+    )
+
+
+def parse_alerts(value: object) -> tuple[str, ...]:
+    """``AAPL pnl < -500; total pct < -2``, or a list of such rules."""
+    from mdservice.pnl.rules import parse_rule
+
+    rules = value.split(";") if isinstance(value, str) else value
+    if not isinstance(rules, Sequence):
+        raise ValueError("must be a list of rules, such as 'AAPL pnl < -500'")  # noqa: TRY004 - a bad value, to the caller
+    found = [str(rule).strip() for rule in rules if str(rule).strip()]
+    for rule in found:
+        parse_rule(rule)
+    return tuple(found)
+
+
+def parse_key_prefix(value: object) -> str:
+    """What stands in front of every name in Redis: ``desk1:``, or nothing.
+
+    Blanks and quotes break lines of ``ACL SETUSER`` and of Redis's configuration. Asterisks,
+    question marks, square brackets and backslashes are wildcards in ``SCAN`` and in access rules.
+    Braces choose a cluster's hash slot.
+    """
+    if not isinstance(value, str):
+        raise ValueError("must be text, such as desk1:")  # noqa: TRY004 - a bad value, to the caller
+    if not _KEY_PREFIX.fullmatch(value.strip()):
+        raise ValueError(
+            f"{quoted(value)} must be at most 64 visible ASCII characters, without blanks, "
+            "quotes, braces and wildcards (* ? [ ] ^ \\), such as desk1:"
+        )
+    if value.strip().startswith(_OWN_KEYS):
+        raise ValueError(
+            f"{quoted(value)} begins like the keys of a service without a prefix "
+            f"({', '.join(_OWN_KEYS)}…): choose another one, such as desk1:"
+        )
+    return value.strip()
+
+
+def parse_event_log(value: object) -> str:
+    """The name of a Redis stream, which must not fall among our own keys."""
+    name = text(value)
+    if not name.isprintable() or len(name) > 512:  # noqa: PLR2004 - a sane length for a key
+        raise ValueError("must be a printable name of at most 512 characters")
+    if name.startswith(_OWN_KEYS):
+        raise ValueError(
+            f"{quoted(name)} is among this service's own keys ({', '.join(_OWN_KEYS)}…): "
+            "choose another name, such as price.log"
+        )
+    return name
+
+
+def parse_socket(value: object) -> Path:
+    """An absolute path that fits into a socket's address."""
+    given = value if isinstance(value, Path) else Path(text(value))
+    try:
+        path = given.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{quoted(str(given))} names a home folder that is not known") from None
+    encoded = os.fsencode(path)
+    if b"\0" in encoded or len(encoded) > _SOCKET_PATH_BYTES:
+        raise ValueError(
+            f"the path has {len(encoded)} bytes; a UNIX socket's may have {_SOCKET_PATH_BYTES}: "
+            "choose a shorter one"
+        )
+    return path
+
+
+def parse_http_address(value: object) -> str:
+    """``host:port``; an IPv6 host in brackets."""
+    given = text(value)
+    host_and_port(given)
+    return given
+
+
+def default_log_format() -> str:
+    """``console`` where stderr is a terminal, else ``json``."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return "console" if terminal else "json"
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """``127.0.0.1:8000`` → ``("127.0.0.1", 8000)``; the brackets of ``[::1]`` are taken off.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[^\s:/@\[\]]+):(\d{1,5})", address, re.ASCII)
+    if match is None or int(match[2]) > 65535:  # noqa: PLR2004 - the highest port
+        raise ValueError(f"{quoted(address)} is not host:port, such as 127.0.0.1:8000")
+    return match[1].strip("[]"), int(match[2])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

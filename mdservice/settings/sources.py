@@ -1,0 +1,301 @@
+"""Where settings are written down: a TOML file, the environment, the command line's flags.
+
+This part only collects what is given and remembers where; what it may be is decided by the
+parsers of :mod:`mdservice.settings.parsers`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from mdservice.errors import ConfigurationError
+from mdservice.observability.urls import MASK, mask_url
+from mdservice.settings.parsers import parse_optional
+
+__all__ = [
+    "CONFIG_FILE",
+    "SECTION",
+    "Given",
+    "SettingInfo",
+    "Unchosen",
+    "bad_setting",
+    "collect",
+    "describe",
+    "infos",
+    "setting",
+]
+
+
+CONFIG_FILE = "mdservice.toml"
+"""Read from the working directory where no other file is named."""
+SECTION = "mdservice"
+PREFIX = "MDSERVICE_"
+
+_KUBERNETES = re.compile(
+    # What Kubernetes puts into every container for a service called mdservice or mdservice-x.
+    r"MDSERVICE_(SERVICE_.+|PORT|PORT_.+)"
+    r"|MDSERVICE_\w+_(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_\w+|PORT_\d+_(TCP|UDP|SCTP)\w*)"
+)
+_KUBERNETES_LINK = re.compile(r"MDSERVICE_\w+_PORT")
+
+
+@attrs.frozen
+class SettingInfo:
+    """How one setting is written and read.
+
+    Attributes:
+        name: In the file and in Python.
+        environment: Its variables; the first that is set wins.
+        parse: Text, or what TOML has, in; the checked value out; ValueError with the reason.
+        help: One line for ``--help``.
+        metavar: What stands for its value there.
+        secret: It has no flag, and no message shows its value.
+    """
+
+    name: str
+    environment: tuple[str, ...]
+    parse: Callable[[object], object]
+    help: str
+    metavar: str
+    secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        """``redis_url`` → ``--redis-url``."""
+        return "--" + self.name.replace("_", "-")
+
+
+@attrs.frozen
+class Given:
+    """A value that somebody wrote down, and where."""
+
+    value: object = attrs.field(repr=False)
+    source: str
+
+
+def collect(
+    infos: Sequence[SettingInfo],
+    config: Path | None,
+    flags: Mapping[str, str],
+    environ: Mapping[str, str],
+) -> dict[str, Given]:
+    """Every setting that is given, from the place that counts: file < environment < flags.
+
+    Args:
+        infos: All settings that there are.
+        config: The file to read; None for ``mdservice.toml`` in the working directory, which
+            need not be there.
+        flags: By the setting's name.
+        environ: The environment.
+
+    Raises:
+        ConfigurationError: An unknown name, or a file that cannot be read.
+    """
+    given = _from_file(infos, config)
+    given.update(_from_environment(infos, environ))
+    names = [info.name for info in infos if not info.secret]
+    for name, value in flags.items():
+        if name not in names:
+            raise ConfigurationError(f"there is no flag {name!r}{_suggestion(name, names)}")
+        given[name] = Given(value, "flag --" + name.replace("_", "-"))
+    return given
+
+
+def _from_file(infos: Sequence[SettingInfo], config: Path | None) -> dict[str, Given]:
+    path = Path(CONFIG_FILE) if config is None else config
+    table = _read_table(path, required=config is not None)
+    names = [info.name for info in infos]
+    given = {}
+    for name, value in table.items():
+        if name not in names:
+            raise ConfigurationError(
+                f"{path}: [{SECTION}] has an unknown setting {name!r}{_suggestion(name, names)}"
+            )
+        if isinstance(value, str) and not value.strip():
+            continue  # As in the environment: an empty value is one that is not set.
+        given[name] = Given(value, f"file {path}")
+    return given
+
+
+def _read_table(path: Path, *, required: bool) -> Mapping[str, object]:
+    try:
+        document = tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError as exc:
+        if not required:
+            return {}
+        raise ConfigurationError(f"{path}: there is no such file") from exc
+    except OSError as exc:
+        raise ConfigurationError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError:
+        # Without the cause: it holds the bytes of the file, secrets included.
+        raise ConfigurationError(f"{path}: is not UTF-8 text, so not TOML") from None
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigurationError(f"{path}: is not valid TOML: {_place(exc)}") from None
+    for name, value in document.items():
+        if name != SECTION and not isinstance(value, dict):
+            raise ConfigurationError(
+                f"{path}: {name!r} stands outside of [{SECTION}]: move it below that line"
+            )
+    table = document.get(SECTION)
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{path}: has no [{SECTION}] section: put the settings under it")
+    return table
+
+
+def _place(exc: tomllib.TOMLDecodeError) -> str:
+    """Python's message without the names that it quotes from the file."""
+    reason = str(exc)
+    if re.fullmatch(r"[A-Za-z -]+ \(at (line \d+, column \d+|end of document)\)", reason):
+        return reason
+    where = re.search(r"\(at (line \d+, column \d+|end of document)\)", reason)
+    return f"syntax error at {where[1]}" if where else "syntax error"
+
+
+def _from_environment(infos: Sequence[SettingInfo], environ: Mapping[str, str]) -> dict[str, Given]:
+    given = {}
+    for info in infos:
+        for variable in info.environment:
+            value = _unquoted(environ.get(variable, ""))
+            if value:
+                given[info.name] = Given(value, f"environment variable {variable}")
+                break
+    _refuse_unknown(
+        [variable for info in infos for variable in info.environment if variable[:1] == "M"],
+        environ,
+    )
+    return given
+
+
+def _unquoted(value: str) -> str:
+    """The value without blanks and a pair of quotes around it.
+
+    ``docker --env-file`` and systemd's files keep quotes that a shell takes off.
+    """
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        value = value[1:-1].strip()
+    return value
+
+
+def _refuse_unknown(known: Sequence[str], environ: Mapping[str, str]) -> None:
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or variable in known or not value.strip():
+            continue
+        link = _KUBERNETES_LINK.fullmatch(variable) and "://" in value
+        if link or _KUBERNETES.fullmatch(variable):
+            continue
+        raise ConfigurationError(
+            f"the environment variable {variable} is no setting{_suggestion(variable, known)}"
+        )
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    import difflib
+
+    names = list(known)
+    # The case first, since difflib finds nothing alike in FEED and feed.
+    cased = name.upper() if names and names[0].isupper() else name.lower().replace("-", "_")
+    close = difflib.get_close_matches(cased, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(names))}"
+
+
+# Settings as attrs fields: each carries its description, and checks its own value.
+
+
+class Unchosen(str):
+    """A default that nobody chose: equal to the same text given, and yet to be told apart.
+
+    Whether the simulator may run depends on what was *set*, ``feed="iex"`` included.
+    """
+
+    __slots__ = ()
+
+
+def setting(
+    default: object,
+    parse: Callable[[object], object],
+    help: str,  # noqa: A002 - click's word for it
+    *,
+    metavar: str = "TEXT",
+    environment: tuple[str, ...] = (),
+    secret: bool = False,
+    address: bool = False,
+) -> Any:
+    """An attrs field that is a setting.
+
+    Args:
+        default: Its value where nothing is given; None makes the setting optional.
+        parse: As in :class:`~mdservice.settings.sources.SettingInfo`.
+        help: One line for ``--help``.
+        metavar: What stands for its value there.
+        environment: Its variables; empty for the usual one.
+        secret: Neither flag nor repr.
+        address: It may be a URL, whose login the repr hides.
+    """
+    info = SettingInfo(
+        name="",
+        environment=environment,
+        parse=parse_optional(parse) if default is None else parse,
+        help=help,
+        metavar=metavar,
+        secret=secret,
+    )
+    return attrs.field(
+        default=default,
+        repr=_repr_secret if secret else _repr_address if address else True,
+        metadata={"info": info, "address": address},
+    )
+
+
+def describe(_owner: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """An attrs ``field_transformer``: tells each setting its name, and has it checked."""
+    described = []
+    for field in fields:
+        info = field.metadata.get("info")
+        if info is None:
+            described.append(field)
+            continue
+        variables = info.environment or (PREFIX + field.name.upper(),)
+        info = attrs.evolve(info, name=field.name, environment=variables)
+        described.append(
+            field.evolve(
+                metadata={**field.metadata, "info": info},
+                converter=attrs.Converter(_checked, takes_field=True),
+            )
+        )
+    return described
+
+
+def infos(settings_class: type) -> tuple[SettingInfo, ...]:
+    """The descriptions of a class's settings, in the order of its fields."""
+    fields = attrs.fields(settings_class)
+    return tuple(field.metadata["info"] for field in fields if "info" in field.metadata)
+
+
+def bad_setting(name: str, source: str, reason: object) -> ConfigurationError:
+    """The error for a value that cannot be: which setting, from where, and why."""
+    return ConfigurationError(f"setting {name} ({source}): {reason}")
+
+
+def _checked(value: object, field: attrs.Attribute[Any]) -> object:
+    info: SettingInfo = field.metadata["info"]
+    if isinstance(value, Unchosen):  # a parser could make plain text of it
+        return value
+    try:
+        return info.parse(value)
+    except ValueError as exc:
+        raise bad_setting(info.name, "given in Python", exc) from None
+
+
+def _repr_secret(value: str | None) -> str:
+    return repr(None if value is None else MASK)
+
+
+def _repr_address(value: str | None) -> str:
+    return repr(None if value is None else mask_url(value))

@@ -1,1 +1,0 @@
-"""Out: the price store with its writer and publisher, and readers in this process."""

@@ -1,0 +1,488 @@
+"""A feed driver without a socket: a test scripts how it opens, and what comes over it.
+
+It answers as the simulator does, since the protocol's rules are the simulator's own, and
+passes the same contract suite as the real drivers. It starts no thread, so it works under
+trio's virtual clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal
+
+import anyio
+import anyio.lowlevel
+import attrs
+import msgspec
+
+from mdservice.clock import Clock
+from mdservice.errors import FeedUnavailable, SymbolsRefused
+from mdservice.feed.alpaca.error_codes import http_refusal, refusal
+from mdservice.feed.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
+from mdservice.model.quote import Quote
+from mdservice.simulator.account import SILENCE, Account, Refusals, Silence, When
+from mdservice.simulator.session import Reply, Session, SessionRules
+from mdservice.simulator.wire import (
+    OutFrame,
+    SimQuote,
+    encode_messages,
+    encode_quotes,
+    error_message,
+)
+
+__all__ = ["FakeDriver", "FakeHistory", "FakeLink", "HistoryRequest", "VirtualClock"]
+
+
+# A clock whose UTC follows the event loop's time, so that trio's virtual time moves it.
+
+
+_NS_PER_S: Final = 1_000_000_000
+# 2026-11-20T15:00:00Z, a Friday in market hours.
+_START_NS: Final = 1_795_186_800 * _NS_PER_S
+
+
+class VirtualClock:
+    """A :class:`~mdservice.clock.Clock` to be read inside a running event loop.
+
+    On trio's ``MockClock`` time starts at 0, so the first stamp of a test is ``start_ns``.
+
+    Args:
+        start_ns: UTC nanoseconds at the loop's time 0.
+    """
+
+    def __init__(self, start_ns: int = _START_NS) -> None:
+        self._start_ns = start_ns
+
+    def monotonic(self) -> float:
+        """The event loop's time, in seconds."""
+        return anyio.current_time()
+
+    def utc_ns(self) -> int:
+        """UTC nanoseconds."""
+        return self._start_ns + int(anyio.current_time() * _NS_PER_S)
+
+    def step(self, seconds: float) -> None:
+        """Set the machine's clock forward or back, as NTP does; monotonic time does not move."""
+        self._start_ns += int(seconds * _NS_PER_S)
+
+
+# A history without a server: a test says what it holds, how far it lags and how it fails.
+
+
+_MOST_REQUESTS: Final = 10_000
+
+
+@attrs.frozen
+class HistoryRequest:
+    """What was asked.
+
+    Attributes:
+        at_s: When, by the event loop's clock.
+        call: ``quotes`` or ``latest``.
+        symbols: Of which symbols.
+        start_ns: From when, UTC nanoseconds; 0 for the latest.
+        end_ns: Until when; 0 for the latest.
+    """
+
+    at_s: float
+    call: str
+    symbols: tuple[str, ...]
+    start_ns: int = 0
+    end_ns: int = 0
+
+
+class FakeHistory:
+    """A :class:`~mdservice.feed.history.QuoteHistory` in this process.
+
+    Passes the same contract suite as the real one.
+
+    Attributes:
+        lag_s: How long a quote takes to get into the past quotes; the latest do not lag.
+        delay_s: How long every answer takes.
+        script: What the next calls end with; each takes one, None lets it succeed.
+        always: What every call ends with once the script is empty, or None.
+        refuses: Symbols that make it refuse every list they are in, with its words.
+        requests: What was asked, in order.
+    """
+
+    def __init__(self, lag_s: float = 0.0) -> None:
+        self.lag_s = lag_s
+        self.delay_s = 0.0
+        self.rows_skipped = 0
+        self.script: deque[Exception | None] = deque()
+        self.always: Exception | None = None
+        self.refuses: dict[str, str] = {}
+        self.requests: deque[HistoryRequest] = deque(maxlen=_MOST_REQUESTS)
+        self._recorded: list[tuple[float, Quote]] = []
+
+    def add(self, quotes: Iterable[Quote]) -> None:
+        """The market has made these quotes, now and in this order."""
+        now_s = anyio.current_time()
+        self._recorded.extend((now_s, attrs.evolve(quote, seq=0)) for quote in quotes)
+
+    async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
+        """See :meth:`mdservice.feed.history.QuoteHistory.quotes`."""
+        await self._answer(HistoryRequest(_now(), "quotes", tuple(symbols), start_ns, end_ns))
+        known_s = _now() - self.lag_s
+        found = [
+            attrs.evolve(quote)
+            for at_s, quote in self._recorded
+            if quote.symbol in symbols
+            and start_ns <= quote.ts_event_ns <= end_ns
+            and at_s <= known_s
+        ]
+        return sorted(found, key=lambda quote: (quote.symbol, quote.ts_event_ns))
+
+    async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
+        """See :meth:`mdservice.feed.history.QuoteHistory.latest`."""
+        await self._answer(HistoryRequest(_now(), "latest", tuple(symbols)))
+        newest: dict[str, Quote] = {}
+        for _, quote in self._recorded:
+            last = newest.get(quote.symbol)
+            if quote.symbol in symbols and (last is None or quote.ts_event_ns >= last.ts_event_ns):
+                newest[quote.symbol] = quote
+        return [attrs.evolve(newest[symbol]) for symbol in sorted(newest)]
+
+    async def _answer(self, request: HistoryRequest) -> None:
+        self.requests.append(request)
+        await anyio.lowlevel.checkpoint()
+        await anyio.sleep(self.delay_s)
+        outcome = self.script.popleft() if self.script else self.always
+        if outcome is not None:
+            raise outcome
+        for symbol, words in self.refuses.items():
+            if symbol in request.symbols:
+                raise SymbolsRefused(words)
+
+
+def _now() -> float:
+    return anyio.current_time()
+
+
+# One connection of a :class:`~mdservice.testing.fake_feed.FakeDriver`, from both sides.
+
+
+_MOST_FRAMES: Final = 100_000
+_SLOW_CLIENT: Final = 407
+_MASKED: Final = ("key", "secret")
+
+
+class FakeLink:
+    """One open connection, from both sides; made by :meth:`FakeDriver.connect`.
+
+    Attributes:
+        number: Counts the driver's attempts to connect, from 1.
+        encoding: Of the frames.
+        sent: Every message of the client, in order, the login included, secrets masked.
+        is_open: False once the client has left its block.
+    """
+
+    def __init__(
+        self, number: int, encoding: Encoding, session: Session, notify: Callable[[], None]
+    ) -> None:
+        self.number = number
+        self.encoding = encoding
+        self.sent: list[Mapping[str, Any]] = []
+        self.is_open = False
+        self._tell_driver = notify
+        self._session = session
+        self._frames: deque[Frame] = deque()
+        self._ended: str | None = None
+        self._changed = anyio.Event()
+
+    # As the client sees it.
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """See :meth:`mdservice.feed.driver.Link.send`."""
+        await anyio.lowlevel.checkpoint()
+        if self._ended is not None:
+            raise FeedUnavailable(self._ended)
+        reply = self._take(message)
+        for answer in reply.messages:
+            self.feed(encode_messages([answer], self.encoding))
+        if reply.close_code is not None:
+            self.end(f"the feed closed the connection with {reply.close_code}")
+
+    async def receive(self) -> Sequence[Frame]:
+        """See :meth:`mdservice.feed.driver.Link.receive`."""
+        await anyio.lowlevel.checkpoint()
+        while not self._frames:
+            if self._ended is not None:
+                raise FeedUnavailable(self._ended)
+            await self._changed.wait()
+        frames = tuple(self._frames)
+        self._frames.clear()
+        return frames
+
+    # As the test sees it.
+
+    @property
+    def authenticated(self) -> bool:
+        """It has logged in."""
+        return self._session.authenticated
+
+    @property
+    def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
+        """The symbols of each channel."""
+        return self._session.subscriptions
+
+    @property
+    def requests(self) -> list[tuple[str, list[str]]]:
+        """Action and symbols of each change of the quotes' subscriptions, in order."""
+        return [(m["action"], m["quotes"]) for m in self.sent if "quotes" in m]
+
+    def log_in(self, message: Mapping[str, Any]) -> Reply:
+        """The server's answer to the credentials; once it is positive the link is open."""
+        reply = self._take(message)
+        self.is_open = self._session.authenticated
+        return reply
+
+    def feed(self, *frames: Frame | OutFrame) -> None:
+        """Let frames come; a client that leaves too many of them is cut off as slow (407)."""
+        if self._ended is not None:
+            return
+        if len(self._frames) + len(frames) > _MOST_FRAMES:
+            self._frames.clear()
+            frames = (encode_messages([error_message(_SLOW_CLIENT)], self.encoding),)
+            self._ended = "the feed cut a slow client off"
+        self._frames.extend(
+            _as_frame(frame) if isinstance(frame, OutFrame) else frame for frame in frames
+        )
+        self._notify()
+
+    def wants(self, symbol: str) -> bool:
+        """Whether quotes of the symbol are subscribed to."""
+        return self.is_open and self._session.wants(symbol)
+
+    def end(self, reason: str = "the feed closed the connection", *, lose: bool = False) -> None:
+        """End the connection from the server's side.
+
+        Args:
+            reason: The client's error says so.
+            lose: Whether what the client has not received is lost.
+        """
+        if lose:
+            self._frames.clear()
+        self._ended = self._ended or reason
+        self._notify()
+
+    def leave(self) -> None:
+        """The client has left its block."""
+        self.is_open = False
+        self._session.end(anyio.current_time(), clean=True)
+        self.end("this side closed the connection", lose=True)
+        self._tell_driver()
+
+    def _take(self, message: Mapping[str, Any]) -> Reply:
+        shown = {name: "***" if name in _MASKED else value for name, value in message.items()}
+        self.sent.append(shown)
+        reply = self._session.receive(message, anyio.current_time())
+        self._tell_driver()
+        return reply
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+def _as_frame(frame: OutFrame) -> Frame:
+    return frame.data.decode() if frame.text else frame.data
+
+
+class FakeDriver:
+    """A :class:`~mdservice.feed.driver.Driver` and the server behind it, in one object.
+
+    What concerns an open connection is done to all that are open.
+
+    Args:
+        name: As in the status.
+        encoding: Of the frames.
+        key: What it logs in with.
+        secret: Likewise.
+        account: Who may log in; any key will do where not given.
+        rules: Limits of each connection.
+        clock: Stamps quotes that come without a time.
+        closing_s: How long the server takes to answer the closing handshake.
+        login_s: How long it takes to let a client in.
+        limit: How long the client waits for that; one of its own where not given.
+
+    Attributes:
+        script: What the next attempts end with; each takes one. Empty: they open.
+        attempts: When the client tried to connect, each time, by the event loop's clock.
+        links: The connections that opened, in order.
+    """
+
+    def __init__(
+        self,
+        name: str = "fake",
+        *,
+        encoding: Encoding = "msgpack",
+        key: str = "key",
+        secret: str = "secret",  # noqa: S107 - of a fake
+        account: Account | None = None,
+        rules: SessionRules | None = None,
+        clock: Clock | None = None,
+        closing_s: float = 0.0,
+        login_s: float = 0.0,
+        limit: LoginLimit | None = None,
+    ) -> None:
+        self.name = name
+        self.encoding: Encoding = encoding
+        self.script: deque[Exception] = deque()
+        self.attempts: list[float] = []
+        self.links: list[FakeLink] = []
+        self._login = {"action": "auth", "key": key, "secret": secret}
+        self._account = account or Account()
+        self._rules = rules or SessionRules()
+        self._clock = clock or VirtualClock()
+        self._closing_s = closing_s
+        self.login_s = login_s
+        self._limit = limit or LoginLimit()
+        self._refusals = Refusals()
+        self._changed = anyio.Event()
+
+    # As the client sees it.
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Link]:
+        """See :meth:`mdservice.feed.driver.Driver.connect`."""
+        self.attempts.append(anyio.current_time())
+        self.notify()
+        with self._limit.one_try(anyio.current_time) as limit_s:
+            try:
+                with anyio.fail_after(limit_s):
+                    link = await self._open(len(self.attempts))
+            except TimeoutError as exc:
+                raise FeedUnavailable(f"the feed did not answer within {limit_s:g} s") from exc
+        try:
+            yield link
+        finally:
+            link.leave()
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(min(self._closing_s, CLOSE_TIMEOUT_S))
+
+    async def _open(self, number: int) -> FakeLink:
+        await anyio.lowlevel.checkpoint()
+        if self.login_s:
+            await anyio.sleep(self.login_s)
+        if self.script:
+            raise self.script.popleft()
+        upgrade = self._refusals.take("upgrade")
+        if isinstance(upgrade, Silence):
+            await anyio.sleep_forever()
+        elif upgrade is not None:
+            raise http_refusal(upgrade)
+        session = Session(
+            number, "/v2/iex", account=self._account, refusals=self._refusals, rules=self._rules
+        )
+        link = FakeLink(number, self.encoding, session, self.notify)
+        await _check(session.open(anyio.current_time()))
+        await _check(link.log_in(self._login))
+        self.links.append(link)
+        self.notify()
+        return link
+
+    # As the test sees it; the names are those of the simulator.
+
+    @property
+    def connections(self) -> tuple[FakeLink, ...]:
+        """The links that are open."""
+        return tuple(link for link in self.links if link.is_open)
+
+    async def until(self, condition: Callable[[FakeDriver], bool]) -> None:
+        """Wait until the condition holds; looked at on every message and connection."""
+        while not condition(self):
+            await self._changed.wait()
+
+    async def opened(self, count: int = 1) -> FakeLink:
+        """Wait until so many links have been opened; the last of them."""
+        await self.until(lambda driver: len(driver.links) >= count)
+        return self.links[count - 1]
+
+    async def subscribed(self, *symbols: str) -> FakeLink:
+        """Wait until an open link is subscribed to quotes of all of these; that link."""
+        wanted = set(symbols)
+        while True:
+            for link in self.connections:
+                if wanted <= {*link.subscriptions["quotes"]}:
+                    return link
+            await self._changed.wait()
+
+    def send_quotes(
+        self,
+        quotes: Iterable[SimQuote | Mapping[str, Any]],
+        *,
+        frames: Sequence[int] | None = None,
+    ) -> None:
+        """Send quotes to the connections that subscribe to them; see the simulator's."""
+        now_ns = self._clock.utc_ns()
+        exact = [q if isinstance(q, SimQuote) else SimQuote.from_wire(q) for q in quotes]
+        stamped = [
+            q if q.ts_event_ns else msgspec.structs.replace(q, ts_event_ns=now_ns + index)
+            for index, q in enumerate(exact)
+        ]
+        for link in self.connections:
+            wanted = [quote for quote in stamped if link.wants(quote.symbol)]
+            link.feed(*(encode_quotes(part, self.encoding) for part in _parts(wanted, frames)))
+
+    def send_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Send any messages in one frame."""
+        for link in self.connections:
+            link.feed(encode_messages(messages, self.encoding))
+
+    def send_error(self, code: int) -> None:
+        """Send an error message, unasked."""
+        self.send_messages([error_message(code)])
+
+    def send_raw(self, payload: Frame) -> None:
+        """Send one frame with this payload."""
+        for link in self.connections:
+            link.feed(payload)
+
+    def drop(self, how: Literal["reset", "half-close", "close"] = "reset") -> None:
+        """End connections; ``reset`` loses what was not received."""
+        for link in self.connections:
+            link.end(lose=how == "reset")
+
+    def refuse_next(self, code: int, *, when: When = "auth", times: int = 1) -> None:
+        """Answer the next of this moment with an error."""
+        self._refusals.plan(when, code, times)
+
+    def refuse_upgrade(self, status: int, *, times: int = 1) -> None:
+        """Answer the next attempts with this HTTP status."""
+        self._refusals.plan("upgrade", status, times)
+
+    def stall(self, when: When = "upgrade", *, times: int = 1) -> None:
+        """From this moment on the connection never answers."""
+        self._refusals.plan(when, SILENCE, times)
+
+    def fail(self, times: int = 1) -> None:
+        """Let the next attempts find nobody."""
+        self.script.extend(FeedUnavailable(f"{self.name}: nobody listens") for _ in range(times))
+
+    def notify(self) -> None:
+        """Wake those who wait for a change."""
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+async def _check(reply: Reply) -> None:
+    """Raise where this is no success; silence lasts as long as the client waits."""
+    if not reply.messages:
+        await anyio.sleep_forever()
+    for message in reply.messages:
+        if message["T"] == "error":
+            raise refusal(message["code"], message["msg"])
+
+
+def _parts(quotes: Sequence[SimQuote], sizes: Sequence[int] | None) -> list[Sequence[SimQuote]]:
+    """The quotes of each frame; what is left after the given sizes is one more."""
+    parts = []
+    start = 0
+    for size in (*(sizes or ()), len(quotes)):
+        if start < len(quotes):
+            parts.append(quotes[start : start + size])
+        start += size
+    return parts

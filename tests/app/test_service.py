@@ -1,0 +1,849 @@
+"""The whole service on virtual time: a fake feed in front, a store in memory behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import attrs
+import msgspec
+import pytest
+
+from mdservice.app.service import DRAIN_LIMIT_S, Service, open_service
+from mdservice.errors import (
+    ActorFailed,
+    ConfigurationError,
+    FeedRefused,
+    InvalidSymbol,
+    MDServiceError,
+    StoreUnavailable,
+    SubscriptionRefused,
+)
+from mdservice.feed.driver import CLOSE_TIMEOUT_S
+from mdservice.model.events import FeedStatus
+from mdservice.model.quote import Quote
+from mdservice.model.status import status_to_json
+from mdservice.publish.store import WriteBatch
+from mdservice.settings import Settings
+from mdservice.simulator.session import SessionRules
+from mdservice.testing import FakeDriver, MemoryPriceStore, Slow, StoreFault, VirtualClock
+
+STOP_LIMIT_S = 5.0
+"""From the signal to the end, says the contract."""
+
+
+def quote(bid: float, symbol: str = "AAPL", **more: Any) -> dict[str, Any]:
+    return {"S": symbol, "bp": bid, "ap": bid + 1, **more}
+
+
+def settings(*symbols: str, **more: Any) -> Settings:
+    return Settings(symbols=",".join(symbols), **{"mute_after": 80_000.0, **more})
+
+
+@attrs.define
+class Desk:
+    """A service and both of its ends."""
+
+    service: Service
+    feed: FakeDriver
+    store: MemoryPriceStore
+
+    @property
+    def seqs(self) -> list[tuple[str, int]]:
+        """Symbol and number of every published event, in order."""
+        return [(event["symbol"], event["seq"]) for event in self.events]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [decode(payload) for payload in self.store.published.get("price.updated", [])]
+
+    @property
+    def states(self) -> list[str]:
+        return [decode(payload)["state"] for payload in self.store.published.get("feed.status", [])]
+
+    async def until(self, condition: Any) -> None:
+        """Poll on virtual time, which costs nothing."""
+        with anyio.fail_after(600):
+            while not condition():
+                await anyio.sleep(0.005)
+
+    async def written(self, count: int) -> None:
+        await self.until(lambda: len(self.events) >= count)
+
+    async def ready(self) -> None:
+        await self.until(lambda: self.service.readiness().ready)
+
+
+def decode(payload: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(payload, type=dict[str, Any])
+
+
+@asynccontextmanager
+async def open_desk(
+    *symbols: str,
+    feed: FakeDriver | None = None,
+    store: MemoryPriceStore | None = None,
+    feed_name: str | None = None,
+    **more: Any,
+) -> AsyncIterator[Desk]:
+    clock = VirtualClock()
+    if feed_name is not None:
+        more["feed"] = feed_name
+    feed = feed or FakeDriver()
+    store = store or MemoryPriceStore(clock=clock, event_log="events")
+    async with open_service(
+        settings(*symbols, **more), drivers=[feed], store=store, clock=clock
+    ) as service:
+        yield Desk(service, feed, store)
+
+
+# ---- from the feed to the readers
+
+
+async def test_quote_reaches_key_channel_stream_and_readers(autojump_clock: Any) -> None:
+    async with open_desk("AAPL", "MSFT") as desk:
+        async with desk.service.quotes("AAPL") as quotes:
+            await desk.feed.subscribed("AAPL", "MSFT")
+            desk.feed.send_quotes([quote(187.12, ap=187.15, t=VirtualClock().utc_ns() + 7)])
+            seen = await anext(aiter(quotes))
+        await desk.written(1)
+        payload = desk.store.price("AAPL")
+        assert payload is not None
+        assert decode(payload) == {
+            "symbol": "AAPL",
+            "price": 187.135,
+            "bid": 187.12,
+            "ask": 187.15,
+            "bid_size": 100,
+            "ask_size": 100,
+            "timestamp": "2026-11-20T15:00:00.000000007Z",
+            "seq": 1,
+        }
+        assert desk.store.published["price.updated"] == [payload]
+        assert list(desk.store.entries) == [("AAPL", payload)]
+        assert desk.states == ["connected"]
+        assert isinstance(seen, Quote)
+        assert (seen.symbol, seen.bid, seen.seq) == ("AAPL", 187.12, 1)
+        assert desk.service.latest("aapl") == seen
+        assert desk.service.latest("MSFT") is None
+        assert desk.service.prices() == desk.service.prices(["msft", "AAPL"]) == [seen]
+
+
+async def test_every_accepted_quote_is_published_once_and_in_order(autojump_clock: Any) -> None:
+    async with open_desk("AAPL", "SPY") as desk:
+        await desk.feed.subscribed("AAPL", "SPY")
+        for number in range(1, 1_001):
+            desk.feed.send_quotes([quote(number), quote(number, "SPY")])
+            if number % 10 == 0:
+                await anyio.sleep(0.001)
+        await desk.written(2_000)
+        expected = [(symbol, n) for n in range(1, 1_001) for symbol in ("AAPL", "SPY")]
+        assert desk.seqs == expected
+        assert desk.service.status().counters.events_published == 2_000
+
+
+async def test_reader_hears_states_and_the_latest_first(autojump_clock: Any) -> None:
+    async with open_desk("AAPL", "MSFT") as desk:
+        await desk.feed.subscribed("AAPL", "MSFT")
+        desk.feed.send_quotes([quote(1), quote(2), quote(9, "MSFT")])
+        await desk.written(3)
+        async with desk.service.events("AAPL") as events:
+            heard = aiter(events)
+            first = await anext(heard)
+            assert isinstance(first, Quote)
+            assert first.bid == 2
+            desk.feed.drop()
+            states = [await anext(heard) for _ in range(3)]
+            assert [s.state for s in states if isinstance(s, FeedStatus)] == [
+                "disconnected",
+                "connected",
+                "gap",
+            ]
+
+
+async def test_readers_end_with_the_service(autojump_clock: Any) -> None:
+    seen: list[Quote] = []
+    async with anyio.create_task_group() as tasks, open_desk("AAPL") as desk:
+
+        async def read() -> None:
+            async with desk.service.quotes() as quotes:
+                async for item in quotes:
+                    seen.append(item)
+
+        tasks.start_soon(read)
+        await desk.feed.subscribed("AAPL")
+        desk.feed.send_quotes([quote(1), quote(2)])
+        await desk.written(2)
+    assert [item.bid for item in seen] == [1, 2]
+
+
+async def test_lost_connection_is_told_with_its_gap(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.feed.subscribed("AAPL")
+        desk.feed.send_quotes([quote(1)])
+        await desk.written(1)
+        desk.feed.drop()
+        await desk.feed.opened(2)
+        await desk.feed.subscribed("AAPL")
+        desk.feed.send_quotes([quote(2)])
+        await desk.written(2)
+        assert desk.states == ["connected", "disconnected", "connected", "gap"]
+        assert desk.seqs == [("AAPL", 1), ("AAPL", 2)]
+        counters = desk.service.status().counters
+        assert (counters.reconnects, counters.gaps) == (1, 1)
+
+
+# ---- requests
+
+
+async def test_subscribes_and_unsubscribes(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.ready()
+        result = await desk.service.subscribe("msft", " TSLA ")
+        assert (result.status, result.symbols) == ("subscribed", ("MSFT", "TSLA"))
+        await desk.service.subscribe("AAPL", source="positions")
+        assert desk.service.subscriptions() == {
+            "AAPL": ["positions", "settings"],
+            "MSFT": ["api"],
+            "TSLA": ["api"],
+        }
+        result = await desk.service.unsubscribe("AAPL", "msft")
+        assert (result.status, result.symbols) == ("unsubscribed", ("AAPL", "MSFT"))
+        assert desk.service.subscriptions() == {"AAPL": ["positions"], "TSLA": ["api"]}
+        (link,) = desk.feed.connections
+        assert set(link.subscriptions["quotes"]) == {"AAPL", "TSLA"}
+
+
+async def test_tells_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: Any) -> None:
+    feed = FakeDriver(rules=SessionRules(symbol_limit=3, invalid_symbols={"BAD"}))
+    async with open_desk("AAPL,BAD,IBM,MSFT,TSLA", feed=feed) as desk:
+        await desk.ready()
+        service = desk.service
+        quotes = ["quotes"]
+        assert service.channels() == {"AAPL": quotes, "IBM": quotes, "MSFT": quotes}
+        assert service.left_out() == {
+            "BAD": {"quotes": "invalid syntax"},
+            "TSLA": {"quotes": "symbol limit exceeded"},
+        }
+        await service.unsubscribe("BAD", "IBM")
+        await anyio.sleep(1)
+        assert service.channels() == {"AAPL": quotes, "MSFT": quotes, "TSLA": quotes}
+        assert service.left_out() == {}
+        feed.drop()
+        await anyio.sleep(0)
+        while service.status().feed.connected:
+            await anyio.sleep(0.001)
+        assert service.channels() == service.left_out() == {}
+        await desk.ready()
+        assert list(service.channels()) == ["AAPL", "MSFT", "TSLA"]
+
+
+async def test_every_symbol_is_one_channel(autojump_clock: Any) -> None:
+    async with open_desk("*") as desk:
+        await desk.ready()
+        assert desk.service.channels() == {"*": ["quotes"]}
+        assert desk.service.left_out() == {}
+
+
+async def test_bad_symbol_changes_nothing(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.ready()
+        for ask in (desk.service.subscribe, desk.service.unsubscribe):
+            with pytest.raises(InvalidSymbol, match="'A B'"):
+                await ask("AAPL", "A B")
+        assert desk.service.subscriptions() == {"AAPL": ["settings"]}
+
+
+async def test_symbol_limit_refuses_the_request(autojump_clock: Any) -> None:
+    feed = FakeDriver(rules=SessionRules(symbol_limit=1))
+    async with open_desk("AAPL", feed=feed) as desk:
+        await desk.ready()
+        with pytest.raises(SubscriptionRefused) as caught:
+            await desk.service.subscribe("MSFT")
+        assert caught.value.code == 405
+        assert desk.service.readiness().ready
+
+
+async def test_request_in_the_drain_is_refused_at_once(autojump_clock: Any) -> None:
+    refusals: list[str] = []
+    feed = FakeDriver(closing_s=10)
+    async with anyio.create_task_group() as tasks, open_desk("AAPL", feed=feed) as desk:
+        await desk.ready()
+
+        async def ask_later() -> None:
+            await desk.until(lambda: desk.service.status().state == "draining")
+            try:
+                await desk.service.subscribe("MSFT")
+            except MDServiceError as exc:
+                refusals.append(str(exc))
+
+        tasks.start_soon(ask_later)
+    assert len(refusals) == 1
+    assert "stopping" in refusals[0]
+
+
+# ---- condition
+
+
+async def test_readiness_names_what_is_in_the_way(autojump_clock: Any) -> None:
+    feed, store = FakeDriver(), MemoryPriceStore(clock=VirtualClock())
+    feed.fail(3)
+    store.down = True
+    async with open_desk("AAPL", feed=feed, store=store) as desk:
+        await anyio.sleep(0.2)
+        first, second = desk.service.readiness().reasons
+        assert first == "the feed is waiting: fake: nobody listens"
+        assert second.startswith("Redis is not connected: No connection to the store")
+        assert desk.service.status().state == "starting"
+
+        store.down = False
+        feed.stall("subscribe")
+        await feed.opened()
+        await desk.until(lambda: len(desk.service.readiness().reasons) == 1)
+        assert desk.service.readiness().reasons == (
+            "the feed has not acknowledged the subscriptions yet",
+        )
+        assert desk.service.status().state == "degraded"
+
+        await desk.ready()
+        assert desk.service.readiness().reasons == ()
+        assert desk.service.status().state == "running"
+
+        store.refusal = "READONLY no writes here"
+        await desk.until(lambda: not desk.service.readiness().ready)
+        assert "Redis refuses" in desk.service.readiness().reasons[0]
+        assert "READONLY" in desk.service.readiness().reasons[0]
+        store.refusal = None
+        await desk.ready()
+
+        feed.refuse_next(406)
+        feed.drop()
+        await desk.until(lambda: "waiting for slot" in str(desk.service.readiness().reasons))
+        assert "old session" in desk.service.readiness().reasons[0]
+        assert desk.service.status().state == "degraded"
+        await desk.ready()
+
+
+async def test_without_symbols_a_login_suffices(autojump_clock: Any) -> None:
+    async with open_desk() as desk:
+        await desk.ready()
+        assert desk.service.subscriptions() == {}
+
+
+async def test_clock_that_is_behind_makes_it_degraded(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.ready()
+        ahead_ns = VirtualClock().utc_ns() + 300_000_000_000
+        for number in range(150):
+            desk.feed.send_quotes([quote(number + 1, t=ahead_ns + number)])
+            await anyio.sleep(0.01)
+        (reason,) = desk.service.readiness().reasons
+        assert "clock is 29" in reason or "clock is 300" in reason
+        assert desk.service.status().state == "degraded"
+        assert desk.service.status().counters.decode_errors == 150
+        assert desk.events == []
+        for number in range(150):
+            desk.feed.send_quotes([quote(number + 1)])
+            await anyio.sleep(0.01)
+        await desk.ready()
+
+
+async def test_actor_that_is_being_restarted_is_named(autojump_clock: Any) -> None:
+    store = BrokenStore(clock=VirtualClock())
+    store.failures = 3
+    async with open_desk("AAPL", store=store) as desk:
+        await desk.feed.subscribed("AAPL")
+        await desk.until(lambda: not desk.service.readiness().ready)
+        await desk.until(lambda: "redis_writer" in str(desk.service.readiness().reasons))
+        assert any(
+            reason == "redis_writer is restarting: RuntimeError: a defect in the store"
+            for reason in desk.service.readiness().reasons
+        )
+
+
+async def test_a_feed_of_ones_own_needs_no_keys_and_is_not_called_a_simulator(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", redis_url="redis://localhost:1") as desk:
+        await desk.feed.subscribed("AAPL")
+        status = desk.service.status()
+        assert (status.feed.name, status.simulator) == ("fake", False)
+
+
+async def test_a_driver_for_a_feed_that_the_settings_name_has_that_name(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", feed_name="simulator") as desk:
+        status = desk.service.status()
+        assert (status.feed.name, status.simulator) == ("simulator", True)
+    with pytest.raises(ConfigurationError, match="api_key is missing"):
+        async with open_desk("AAPL", feed_name="sip"):
+            pass
+
+
+async def test_a_silent_feed_of_ones_own_does_not_ask_alpaca_for_its_hours(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "mdservice.feed.alpaca.rest.AlpacaMarketClock.is_open",
+        lambda self: asked.append(""),
+    )
+    async with open_desk("AAPL", redis_url="redis://localhost:1", mute_after=5.0) as desk:
+        await desk.feed.opened(2)
+    assert asked == []
+
+
+async def test_status_has_every_field_of_the_contract(autojump_clock: Any) -> None:
+    async with open_desk("AAPL", "MSFT") as desk:
+        await desk.feed.subscribed("AAPL", "MSFT")
+        desk.feed.send_quotes([quote(1), quote(2), quote(3, "MSFT")])
+        desk.feed.send_raw(b"\xc1")
+        await desk.written(3)
+        await anyio.sleep(2)
+        status = status_to_json(desk.service.status())
+        assert msgspec.json.decode(msgspec.json.encode(status)) == status
+        assert {
+            *("state", "feed", "redis", "symbols", "uptime_s", "actors", "counters", "latency_ms")
+        } <= status.keys()
+        assert status["state"] == "running"
+        assert {"name", "driver", "connected", "reconnects", "last_error"} <= status["feed"].keys()
+        assert (status["feed"]["name"], status["feed"]["driver"]) == ("fake", "fake")
+        assert status["redis"]["connected"] is True
+        assert status["redis"]["url"] == "memory://"
+        assert status["redis"]["last_error"] is None
+        assert status["symbols"] == 2
+        assert status["uptime_s"] == pytest.approx(2, abs=0.1)
+        assert set(status["actors"]) == {
+            *("feed_connection", "quote_router", "event_publisher", "redis_writer"),
+            "health_watchdog",
+        }
+        for actor in status["actors"].values():
+            assert {"state", "restarts", "heartbeat_age_s", "inbox"} <= actor.keys()
+            assert (actor["state"], actor["restarts"]) == ("running", 0)
+            assert 0 <= actor["heartbeat_age_s"] <= 1
+            assert actor["inbox"].keys() == {"used", "size"}
+        assert status["counters"] == {
+            "quotes_received": 3,
+            "quotes_accepted": 3,
+            "quotes_stale": 0,
+            "prices_written": status["counters"]["prices_written"],
+            "events_published": 3,
+            "events_conflated": 0,
+            "decode_errors": 1,
+            "reconnects": 0,
+            "gaps": 0,
+            "gaps_repaired": 0,
+            "quotes_backfilled": 0,
+            "history_symbols_refused": 0,
+            "prices_fetched": 0,
+            "price_fetches_failed": 0,
+            "unfollowed": 0,
+        }
+        assert 2 <= status["counters"]["prices_written"] <= 3
+        for name in ("feed_to_redis", "receive_to_redis", "feed_to_receive"):
+            assert status["latency_ms"][name].keys() == {"p50", "p99", "max"}
+            assert all(value >= 0 for value in status["latency_ms"][name].values())
+
+
+async def test_status_tells_of_symbols_that_never_come_and_of_times_that_stand_still(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", "MSFT", mute_after=30.0) as desk:
+        await desk.ready()
+        same = quote(1, t="2026-11-20T15:00:00Z")
+        for _ in range(50):
+            desk.feed.send_quotes([same])
+            await anyio.sleep(1)
+        feed = desk.service.status().feed
+        assert (feed.without_quotes, feed.without_quotes_first) == (1, ("MSFT",))
+        assert feed.times_frozen_s == pytest.approx(48, abs=1)
+        desk.feed.send_quotes([quote(2), quote(1, symbol="MSFT")])
+        await anyio.sleep(1)
+        feed = desk.service.status().feed
+        assert (feed.without_quotes, feed.without_quotes_first) == (0, ())
+        assert feed.times_frozen_s == 0
+
+
+async def test_is_alive(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await anyio.sleep(100)
+        assert desk.service.liveness().ready
+
+
+# ---- the end
+
+
+async def test_what_was_accepted_is_written_before_it_ends(autojump_clock: Any) -> None:
+    feed, store = FakeDriver(), MemoryPriceStore(clock=VirtualClock())
+    async with open_desk("AAPL", feed=feed, store=store) as desk:
+        await feed.subscribed("AAPL")
+        await desk.ready()
+        store.script.append(Slow(0.5))
+        for number in range(1, 5_001):
+            feed.send_quotes([quote(number)])
+            if number % 100 == 0:
+                await anyio.sleep(0.001)
+        await desk.until(lambda: desk.service.status().counters.quotes_accepted == 5_000)
+        assert len(desk.events) < 5_000, "nothing is left to drain"
+        started_s = anyio.current_time()
+    assert [seq for _, seq in desk.seqs] == list(range(1, 5_001))
+    assert desk.states == ["connected", "disconnected"]
+    assert anyio.current_time() - started_s <= DRAIN_LIMIT_S
+    assert feed.connections == ()
+    assert not store.connected
+
+
+async def test_end_is_bounded_where_the_store_is_away(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    feed, store = FakeDriver(closing_s=60), MemoryPriceStore(clock=VirtualClock())
+    async with open_desk("AAPL", feed=feed, store=store) as desk:
+        await feed.subscribed("AAPL")
+        await desk.ready()
+        store.down = True
+        feed.send_quotes([quote(number) for number in range(1, 101)])
+        await anyio.sleep(5)
+        started_s = anyio.current_time()
+    assert anyio.current_time() - started_s <= DRAIN_LIMIT_S + CLOSE_TIMEOUT_S <= STOP_LIMIT_S
+    assert "events_lost_at_the_end" in caplog.text
+    assert "unknown=100" in caplog.text  # the connection was lost in the middle of the write
+    assert "the store did not take them: " in caplog.text
+
+
+async def test_a_store_that_is_only_slow_is_not_said_to_refuse(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    feed, store = FakeDriver(), MemoryPriceStore(clock=VirtualClock())
+    async with open_desk("AAPL", feed=feed, store=store) as desk:
+        await feed.subscribed("AAPL")
+        await desk.ready()
+        store.script.append(Slow(10))
+        feed.send_quotes([quote(number) for number in range(1, 101)])
+        await anyio.sleep(0.1)
+    assert "unknown=100" in caplog.text  # the write was cancelled
+    assert "they were not all written within" in caplog.text
+
+
+async def test_end_is_at_once_where_nothing_waits(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.ready()
+        started_s = anyio.current_time()
+    assert anyio.current_time() - started_s <= 1.0
+
+
+async def test_store_that_comes_back_in_the_drain_gets_everything(autojump_clock: Any) -> None:
+    feed, store = FakeDriver(), MemoryPriceStore(clock=VirtualClock())
+
+    async def come_back() -> None:
+        await anyio.sleep(6.5)
+        store.down = False
+
+    async with anyio.create_task_group() as tasks:
+        async with open_desk("AAPL", feed=feed, store=store) as desk:
+            await feed.subscribed("AAPL")
+            await desk.ready()
+            store.down = True
+            tasks.start_soon(come_back)
+            feed.send_quotes([quote(number) for number in range(1, 101)])
+            await anyio.sleep(5)
+        assert [seq for _, seq in desk.seqs] == list(range(1, 101))
+
+
+async def test_cancellation_drains_too(autojump_clock: Any) -> None:
+    with anyio.CancelScope() as scope:
+        async with open_desk("AAPL") as desk:
+            await desk.feed.subscribed("AAPL")
+            await desk.ready()
+            desk.store.script.append(Slow(0.5))
+            desk.feed.send_quotes([quote(number) for number in range(1, 101)])
+            await desk.until(lambda: desk.service.status().counters.quotes_accepted == 100)
+            assert desk.events == [], "nothing is left to drain"
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+    assert len(desk.events) == 100
+
+
+async def test_error_in_the_block_comes_out_as_it_is_after_the_drain(autojump_clock: Any) -> None:
+    mine = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as caught:
+        async with open_desk("AAPL") as desk:
+            await desk.feed.subscribed("AAPL")
+            await desk.ready()
+            desk.store.script.append(Slow(0.5))
+            desk.feed.send_quotes([quote(1)])
+            await desk.until(lambda: desk.service.status().counters.quotes_accepted == 1)
+            assert desk.events == [], "nothing is left to drain"
+            raise mine
+    assert caught.value is mine
+    assert len(desk.events) == 1
+
+
+# ---- failures
+
+
+async def test_refusal_at_start_ends_the_block_with_the_reason(autojump_clock: Any) -> None:
+    feed = FakeDriver()
+    feed.refuse_next(402)
+    started_s = anyio.current_time()
+    with pytest.raises(FeedRefused, match="ALPACA_API_KEY") as caught:
+        async with open_desk("AAPL", feed=feed) as desk:
+            await anyio.sleep_forever()
+    assert caught.value.code == 402
+    assert anyio.current_time() - started_s <= 1, "the last words, and no more"
+    told = [msgspec.json.decode(payload) for payload in desk.store.published["feed.status"]]
+    assert [status["state"] for status in told] == ["fatal"]
+
+
+async def test_driver_that_cannot_work_ends_the_block_with_the_reason(autojump_clock: Any) -> None:
+    feed = FakeDriver("alpaca-py")
+    feed.script.append(ConfigurationError("alpaca-py cannot be imported"))
+    with pytest.raises(ConfigurationError, match="cannot be imported"):
+        async with open_desk("AAPL", feed=feed):
+            await anyio.sleep_forever()
+
+
+async def test_refusal_after_data_ends_nothing(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.feed.subscribed("AAPL")
+        desk.feed.send_quotes([quote(1)])
+        await desk.written(1)
+        desk.feed.refuse_next(402)
+        desk.feed.drop()
+        await desk.until(lambda: "fatal" in desk.states)
+        assert "402" in str(desk.service.status().feed.last_error)
+        assert not desk.service.readiness().ready
+        await desk.ready()
+
+
+class BrokenStore(MemoryPriceStore):
+    """One with a defect: what it raises is no store's error."""
+
+    failures = 0
+
+    async def write(self, batch: WriteBatch) -> None:
+        await super().write(batch)
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("a defect in the store")
+
+
+async def test_actor_that_crashes_is_restarted_and_no_event_is_lost_or_repeated(
+    autojump_clock: Any,
+) -> None:
+    store = BrokenStore(clock=VirtualClock())
+    async with open_desk("AAPL", store=store) as desk:
+        await desk.feed.subscribed("AAPL")
+        await desk.ready()
+        store.failures = 2
+        for number in range(1, 201):
+            desk.feed.send_quotes([quote(number)])
+            await anyio.sleep(0.01)
+        await desk.written(200)
+        await anyio.sleep(1)
+        assert [seq for _, seq in desk.seqs] == list(range(1, 201))
+        actor = desk.service.status().actors["redis_writer"]
+        assert (actor.state, actor.restarts) == ("running", 2)
+        assert actor.last_error == "RuntimeError: a defect in the store"
+
+
+async def test_actor_that_crashes_for_ever_ends_the_block(autojump_clock: Any) -> None:
+    store = BrokenStore(clock=VirtualClock())
+    store.failures = 1_000
+    with pytest.raises(ActorFailed, match="redis_writer failed 6 times"):
+        async with open_desk("AAPL", store=store) as desk:
+            while True:
+                desk.feed.send_quotes([quote(anyio.current_time() + 1)])
+                await anyio.sleep(0.1)
+
+
+class DefectiveStore(MemoryPriceStore):
+    """Its defect ends the writer for good: in each call, or in the middle of a write."""
+
+    defect = ""
+
+    async def ping(self) -> None:
+        if self.defect:
+            raise RuntimeError("a defect in the store")
+        await super().ping()
+
+    async def write(self, batch: WriteBatch) -> None:
+        if self.defect == "always":
+            raise RuntimeError("a defect in the store")
+        await super().write(batch)
+        if self.defect == "after the write":
+            raise RuntimeError("a defect in the store")
+
+
+@pytest.mark.parametrize(
+    ("defect", "pause_s", "said"),
+    [("always", 0.6, "count=3 unknown=0"), ("after the write", 0.0, "count=0 unknown=3")],
+)
+async def test_an_actor_that_ends_the_service_is_blamed_for_the_lost_events(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture, defect: str, pause_s: float, said: str
+) -> None:
+    store = DefectiveStore(clock=VirtualClock())
+    with pytest.raises(ActorFailed, match="redis_writer"):
+        async with open_desk("AAPL", store=store) as desk:
+            await desk.feed.subscribed("AAPL")
+            await desk.ready()
+            await anyio.sleep(1)
+            store.defect = defect
+            await anyio.sleep(pause_s)
+            desk.feed.send_quotes([quote(1), quote(2), quote(3)])
+            await anyio.sleep(100)
+    (record,) = [r for r in caplog.records if "events_lost_at_the_end" in r.getMessage()]
+    assert said in record.getMessage()
+    assert "redis_writer failed and ended the service" in record.getMessage()
+    assert "the store did not take them" not in record.getMessage()
+
+
+async def test_an_actor_that_ends_the_service_while_all_is_written_loses_no_event(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*, task_status: Any) -> None:
+        raise RuntimeError("a defect in the router")
+
+    with pytest.raises(ActorFailed, match="quote_router"):
+        async with open_desk("AAPL") as desk:
+            await desk.feed.subscribed("AAPL")
+            await desk.ready()
+            desk.feed.send_quotes([quote(1)])
+            await desk.written(1)
+            await anyio.sleep(1)
+            monkeypatch.setattr(desk.service._topology.router, "run", fail)
+            desk.service._topology.supervisor.restart("quote_router", "for the test")
+            await anyio.sleep_forever()
+    assert "events_lost_at_the_end" not in caplog.text
+
+
+async def test_actor_that_hangs_is_restarted_and_no_event_is_lost_or_repeated(
+    autojump_clock: Any,
+) -> None:
+    store = MemoryPriceStore(clock=VirtualClock())
+    async with open_desk("AAPL", store=store) as desk:
+        await desk.feed.subscribed("AAPL")
+        await desk.ready()
+        store.script.append(Slow(100_000))
+        for number in range(1, 401):
+            desk.feed.send_quotes([quote(number)])
+            await anyio.sleep(0.1)
+        await desk.written(400)
+        assert [seq for _, seq in desk.seqs] == list(range(1, 401))
+        actors = desk.service.status().actors
+        assert {name: actor.restarts for name, actor in actors.items() if actor.restarts} == {
+            "redis_writer": 1
+        }
+
+
+async def test_outage_of_the_store_loses_nothing_within_the_backlog(autojump_clock: Any) -> None:
+    async with open_desk("AAPL", backlog=10_000) as desk:
+        await desk.feed.subscribed("AAPL")
+        await desk.ready()
+        desk.store.down = True
+        for number in range(1, 9_001):
+            desk.feed.send_quotes([quote(number)])
+            if number % 50 == 0:
+                await anyio.sleep(0.5)
+        assert desk.service.status().redis.backlog >= 8_900
+        desk.store.down = False
+        returned_s = anyio.current_time()
+        await desk.written(9_000)
+        assert anyio.current_time() - returned_s <= 1.0
+        assert [seq for _, seq in desk.seqs] == list(range(1, 9_001))
+        assert desk.service.status().counters.events_conflated == 0
+
+
+async def test_outage_beyond_the_backlog_conflates_counts_and_shows_as_steps(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", "SPY", backlog=10_000) as desk:
+        await desk.feed.subscribed("AAPL", "SPY")
+        await desk.ready()
+        desk.feed.send_quotes([quote(1, "SPY")])
+        await desk.written(1)
+        desk.store.down = True
+        desk.feed.send_quotes([quote(2, "SPY")])
+        for number in range(1, 25_001):
+            desk.feed.send_quotes([quote(number)])
+            if number % 250 == 0:
+                await anyio.sleep(0.5)
+        desk.store.down = False
+        await desk.until(lambda: desk.service.status().redis.backlog == 0)
+        counters = desk.service.status().counters
+        assert counters.quotes_received == counters.quotes_accepted == 25_002
+        assert counters.events_conflated >= 15_000
+        assert len(desk.events) + counters.events_conflated == 25_002
+        aapl = [seq for symbol, seq in desk.seqs if symbol == "AAPL"]
+        assert aapl == sorted(set(aapl)), "never back, never twice"
+        assert aapl[-1] == 25_000
+        assert ("SPY", 2) in desk.seqs
+        assert decode(desk.store.price("AAPL") or b"")["seq"] == 25_000
+
+
+@pytest.mark.parametrize("fault", list(StoreFault))
+async def test_fault_of_the_store_is_not_seen_by_readers(
+    autojump_clock: Any, fault: StoreFault
+) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.feed.subscribed("AAPL")
+        await desk.ready()
+        for number in range(1, 301):
+            desk.feed.send_quotes([quote(number)])
+            if number % 30 == 0:
+                desk.store.script.append(fault)
+                if fault is StoreFault.REFUSE_CONNECT:
+                    desk.store.drop_connection()
+            await anyio.sleep(0.005)
+        await desk.written(300)
+        await anyio.sleep(1)
+        desk.store.deliver()
+        assert [seq for _, seq in desk.seqs] == list(range(1, 301))
+        assert not desk.store.script
+
+
+async def test_store_without_any_answer_is_named(autojump_clock: Any) -> None:
+    class Unreachable(MemoryPriceStore):
+        async def connect(self) -> None:
+            await anyio.sleep(3)
+            raise StoreUnavailable("no answer within 3 s")
+
+    async with open_desk("AAPL", store=Unreachable(clock=VirtualClock())) as desk:
+        await anyio.sleep(60)
+        assert desk.service.readiness().reasons == ("Redis is not connected: no answer within 3 s",)
+        assert desk.service.status().actors["redis_writer"].restarts == 0
+
+
+@pytest.mark.parametrize(("feed_name", "limit_s"), [("sip", 60), ("delayed_sip", 60 + 900)])
+async def test_prices_beyond_the_age_limit_are_counted_as_stale(
+    autojump_clock: Any, feed_name: str, limit_s: float
+) -> None:
+    keys = {"api_key": "key", "secret_key": "secret"}
+    async with open_desk("AAPL", "MSFT", feed_name=feed_name, **keys) as desk:
+        await desk.feed.subscribed("AAPL", "MSFT")
+        now_ns = VirtualClock().utc_ns()
+        desk.feed.send_quotes([quote(1, t=now_ns), quote(2, symbol="MSFT", t=now_ns)])
+        await desk.written(2)
+        assert desk.service.status().stale_symbols == 0
+        await anyio.sleep(limit_s - 1)
+        desk.feed.send_quotes([quote(3, t=VirtualClock().utc_ns())])
+        await desk.written(3)
+        assert desk.service.status().stale_symbols == 0
+        await anyio.sleep(2)
+        assert desk.service.status().stale_symbols == 1
+
+
+async def test_command_that_fails_inside_a_write_shows_in_the_status(autojump_clock: Any) -> None:
+    async with open_desk("AAPL") as desk:
+        desk.store.command_error = "WRONGTYPE the event log is no stream"
+        await desk.feed.subscribed("AAPL")
+        desk.feed.send_quotes([quote(1)])
+        await desk.written(1)
+        redis = status_to_json(desk.service.status())["redis"]
+        assert (redis["command_errors"], redis["last_command_error"]) == (
+            1,
+            "WRONGTYPE the event log is no stream",
+        )

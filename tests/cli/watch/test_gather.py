@@ -1,0 +1,277 @@
+"""What is shown, from positions, quotes, time and what the service says."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdservice.cli.watch.gather import Flow, Gatherer, ServiceWatch
+from mdservice.cli.watch.show import PlainLines, entry_text
+from mdservice.client.http import NoAnswer
+from mdservice.client.reader import PricesStatus
+from mdservice.gateway.make import make_tracker
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.settings import Settings
+from mdservice.testing import FakePositions
+
+START_NS = 1_795_543_200_000_000_000  # 2026-11-24T18:00:00Z
+S_NS = 1_000_000_000
+
+
+class Desk:
+    """A gatherer, its time, and a hand on all that it is told."""
+
+    def __init__(self, *chosen: str, delay_s: float = 0.0) -> None:
+        self.now_s = 0.0
+        self.events = 0
+        self.connected = True
+        settings = Settings(socket=Path("/nowhere/x.sock"), redis_url="redis://127.0.0.1:1")
+        self.book = make_tracker(FakePositions(), settings, read_from="live", clock=self)
+        self.book.prices_status = self._prices  # type: ignore[method-assign]
+        self.engine = self.book.engine
+        self.service = ServiceWatch(settings.socket, subscriptions=True)
+        self.service.answered = True
+        self.service.status = {"state": "running", "feed": {"name": "iex", "connected": True}}
+        self.gatherer = Gatherer(
+            self.book, self.service, chosen, stale_after_s=60, delay_s=delay_s, clock=self
+        )
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def utc_ns(self) -> int:
+        return START_NS + int(self.now_s * S_NS)
+
+    def _prices(self) -> PricesStatus:
+        error = None if self.connected else "Redis is away"
+        more = {"decode_errors": 0, "last_decode_error": None, "resyncs": 0, "starts": 0}
+        return PricesStatus(
+            self.connected, "redis://x", 0, error, self.events, 0, 0, 0,
+            **more, trimmed=0, symbols=0, waiting=0, position=None,
+        )  # fmt: skip
+
+    def hold(self, *lots: tuple[str, str, str]) -> None:
+        self.engine.set_positions([Position(s, Decimal(q), Decimal(p)) for s, q, p in lots])
+
+    def quote(self, symbol: str, bid: float, ask: float, age_s: float = 0.0) -> None:
+        self.events += 1
+        at_ns = self.utc_ns() - int(age_s * S_NS)
+        self.engine.update(Quote(symbol, bid, ask, 1, 1, at_ns, at_ns), self.utc_ns())
+
+    def statuses(self) -> dict[str, str]:
+        view = self.gatherer.view()
+        return {entry.symbol: entry.status for entry in (*view.held, *view.others)}
+
+    def texts(self) -> list[str]:
+        return [entry_text(entry) for _place, entry in self.gatherer.changes()]
+
+
+def test_positions_come_first_what_cost_most_at_the_top_then_the_rest_by_name() -> None:
+    desk = Desk()
+    desk.hold(("A", "1", "5"), ("B", "-10", "5"), ("C", "2", "5"), ("A", "3", "5"))
+    for symbol in ("Z", "M", "C"):
+        desk.quote(symbol, 1, 2)
+    view = desk.gatherer.view()
+    assert [(e.symbol, e.lot and e.lot.qty) for e in view.held] == [
+        ("B", -10), ("A", 3), ("C", 2), ("A", 1),
+    ]  # fmt: skip
+    assert [entry.symbol for entry in view.others] == ["M", "Z"]
+    desk.quote("C", 1000, 2000)
+    again = desk.gatherer.view()
+    assert [e.symbol for e in again.held] == [e.symbol for e in view.held], "prices move no row"
+
+
+def test_what_a_lot_cost_counts_its_multiplier() -> None:
+    desk = Desk()
+    shares = Position("SHARES", Decimal(90), Decimal(1))
+    contract = Position("CONTRACT", Decimal(1), Decimal(1), multiplier=Decimal(100))
+    desk.engine.set_positions([shares, contract])
+    assert [entry.symbol for entry in desk.gatherer.view().held] == ["CONTRACT", "SHARES"]
+
+
+def test_sums_and_numbers_are_exact() -> None:
+    desk = Desk()
+    desk.hold(("AAPL", "10", "150.00"), ("MSFT", "1", "1"))
+    desk.quote("AAPL", 187.12, 187.15, age_s=0.5)
+    view = desk.gatherer.view()
+    apple = view.held[0]
+    assert (apple.price, apple.bid, apple.ask) == (
+        Decimal("187.135"), Decimal("187.12"), Decimal("187.15"),
+    )  # fmt: skip
+    assert apple.age_s == pytest.approx(0.5)
+    assert apple.lot is not None
+    assert (apple.lot.pnl, apple.lot.pnl_pct) == (Decimal("371.35"), Decimal("24.7567"))
+    assert view.sums is not None
+    assert (view.sums.pnl, view.sums.priced, view.sums.unpriced) == (Decimal("371.35"), 1, 1)
+    assert desk.statuses() == {"AAPL": "live", "MSFT": "unpriced"}
+
+
+def test_a_change_is_shown_for_a_moment() -> None:
+    desk = Desk()
+    desk.quote("A", 10, 10)
+    assert desk.gatherer.view().others[0].change is None, "nothing was before"
+    desk.quote("A", 9, 9)
+    assert desk.gatherer.view().others[0].change == -1
+    desk.now_s += 1
+    assert desk.gatherer.view().others[0].change == -1
+    desk.now_s += 1
+    assert desk.gatherer.view().others[0].change is None
+
+
+def test_only_as_much_as_is_shown_is_made() -> None:
+    desk = Desk()
+    desk.hold(*((f"H{n}", "1", "1") for n in range(50)))
+    for n in range(500):
+        desk.quote(f"S{n:03}", 1, 2)
+    view = desk.gatherer.view(10)
+    assert (len(view.held), view.held_count, len(view.others), view.others_count) == (
+        10, 50, 10, 500,
+    )  # fmt: skip
+
+
+def test_prices_become_stale_with_time_alone() -> None:
+    desk = Desk()
+    desk.hold(("A", "1", "1"))
+    desk.quote("A", 1, 1)
+    desk.quote("B", 1, 1)
+    assert desk.statuses() == {"A": "live", "B": "live"}
+    desk.now_s = 61
+    assert desk.statuses() == {"A": "stale", "B": "stale"}
+
+
+def test_a_late_feed_is_not_stale() -> None:
+    desk = Desk(delay_s=900)
+    desk.quote("B", 1, 1, age_s=910)
+    assert desk.statuses() == {"B": "live"}
+    assert desk.gatherer.view().others[0].age_s == pytest.approx(10)
+
+
+def test_what_redis_told_before_it_went_away_is_marked() -> None:
+    desk = Desk()
+    desk.hold(("A", "1", "1"))
+    desk.quote("A", 1, 1)
+    desk.quote("B", 1, 1)
+    desk.connected = False
+    assert desk.statuses() == {"A": "old", "B": "old"}
+    desk.connected = True
+    assert desk.statuses() == {"A": "live", "B": "live"}
+
+
+def test_a_service_that_went_away_is_said_and_its_prices_are_marked() -> None:
+    desk = Desk()
+    desk.quote("B", 1, 1)
+    desk.gatherer.view()
+    desk.quote("B", 2, 2)
+    desk.service.failure = NoAnswer("no service answers at x")
+    assert desk.statuses() == {"B": "live"}, "events still come"
+    desk.now_s += 4
+    view = desk.gatherer.view()
+    assert (view.state, view.well) == ("service away", False)
+    assert view.warnings == ("no service answers at x; what is shown is from before",)
+    assert view.others[0].status == "old"
+    desk.service.failure = None
+    assert desk.statuses() == {"B": "live"}
+
+
+def test_a_service_that_was_never_there_marks_nothing() -> None:
+    desk = Desk()
+    desk.service.answered = False
+    desk.service.failure = NoAnswer("no service answers at x")
+    desk.quote("B", 1, 1)
+    desk.now_s += 10
+    view = desk.gatherer.view()
+    assert (view.state, view.others[0].status) == ("no service", "live")
+
+
+def test_the_reasons_of_a_degraded_service_are_warnings() -> None:
+    desk = Desk()
+    desk.service.status = {"state": "degraded", "reasons": ["the feed is\x1b[2J away"]}
+    view = desk.gatherer.view()
+    assert (view.state, view.well) == ("degraded", False)
+    assert view.warnings == ("the feed is?[2J away",)
+
+
+def test_chosen_symbols_are_shown_in_their_order_held_or_not() -> None:
+    desk = Desk("Z", "A", "H")
+    desk.service._subscribed = frozenset({"A", "H"})
+    desk.hold(("H", "1", "1"))
+    view = desk.gatherer.view()
+    assert [entry.symbol for entry in (*view.held, *view.others)] == ["H", "Z", "A"]
+    assert desk.statuses() == {"H": "unpriced", "Z": "not asked", "A": "unpriced"}
+    assert view.hints == ("nobody has subscribed to Z: mdservice subscribe Z",)
+    desk.service._subscribed = frozenset({"*"})
+    assert desk.statuses()["Z"] == "unpriced"
+    assert not desk.gatherer.view().hints
+
+
+def test_why_a_position_is_never_priced_is_told() -> None:
+    desk = Desk()
+    desk.engine.set_positions([Position("A", None, Decimal(1), problem="qty is \x07 missing")])
+    assert desk.gatherer.view().hints == ("A: qty is ? missing",)
+
+
+def test_changes_are_told_once_each() -> None:
+    desk = Desk()
+    desk.hold(("AAPL", "10", "150.00"))
+    desk.quote("AAPL", 187.12, 187.15)
+    desk.quote("IBM", 5, 5)
+    assert desk.texts() == ["AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live", "IBM 5.00 live"]
+    assert desk.texts() == []
+    desk.quote("IBM", 6, 6)
+    assert desk.texts() == ["IBM 6.00 live"]
+    desk.connected = False
+    assert desk.texts() == [
+        "AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) old", "IBM 6.00 old",
+    ]  # fmt: skip
+    desk.hold()
+    assert desk.texts() == ["AAPL 187.135 old"]
+
+
+def test_lines_begin_with_the_time_and_are_not_repeated() -> None:
+    desk, lines = Desk("X"), PlainLines()
+    desk.service._subscribed = frozenset()
+    first = lines.changed(desk.gatherer.changes(), START_NS + 5)
+    assert first == ["2026-11-24T18:00:00Z X - not asked (mdservice subscribe X)"]
+    desk.hold(("X", "1", "1"))
+    desk.quote("X", 2, 2)
+    assert len(lines.changed(desk.gatherer.changes(), START_NS)) == 1
+    desk.now_s += 1
+    desk.quote("X", 2, 2)  # newer, and otherwise the same
+    assert lines.changed(desk.gatherer.changes(), START_NS) == []
+
+
+def test_warnings_are_told_once_and_their_end() -> None:
+    lines = PlainLines()
+    assert lines.notes((), START_NS) == []
+    assert lines.notes(("a",), START_NS) == ["2026-11-24T18:00:00Z # a"]
+    assert lines.notes(("a", "b"), START_NS) == ["2026-11-24T18:00:00Z # b"]
+    assert lines.notes((), START_NS) == ["2026-11-24T18:00:00Z # all is well again"]
+
+
+def test_the_flow_is_that_of_the_last_seconds() -> None:
+    flow = Flow()
+    flow.note(1_000, 0.0, START_NS)
+    assert (flow.per_s, flow.last_ns, flow.quiet(START_NS)) == (None, None, True)
+    for tenth in range(1, 101):
+        flow.note(1_000 + tenth * 20, tenth / 10, START_NS + tenth)
+    assert flow.per_s == pytest.approx(200)
+    assert flow.last_ns == START_NS + 100
+    assert not flow.quiet(START_NS + S_NS)
+    flow.note(5, 11.0, START_NS)  # counted anew
+    assert flow.per_s is None
+
+
+def test_the_head_tells_the_feed_the_flow_and_the_last_event() -> None:
+    desk = Desk()
+    desk.gatherer.view()
+    desk.now_s += 1
+    desk.events += 200
+    assert desk.gatherer.view().about == ("200 events/s", "feed iex", "last event 18:00:01 UTC")
+    feed: dict[str, Any] = {"name": "iex", "connected": False}
+    desk.service.status = {"state": "running", "feed": feed, "simulator": True}
+    assert "feed iex not connected" in desk.gatherer.view().about
+    assert "simulated prices" in desk.gatherer.view().about

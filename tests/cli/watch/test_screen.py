@@ -1,0 +1,225 @@
+"""What fits into a terminal of any size, and what is left out."""
+
+from __future__ import annotations
+
+import io
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mdservice.cli.watch.screen import Screen
+from mdservice.cli.watch.view import Entry, Lot, Sums, View
+
+ALL = ["symbol", "qty", "avg price", "price", "change", "bid", "ask", "age", "P&L", "P&L %"]
+WIDTHS = [40, 60, 80, 120, 200]
+
+
+def dec(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
+
+
+def held(symbol: str = "AAPL", status: Any = "live", **more: Any) -> Entry:
+    lot = Lot(Decimal(10), Decimal("150.00"), dec(more.pop("pnl", "371.35")), Decimal("24.7567"))
+    return other(symbol, status, lot=lot, **more)
+
+
+def other(symbol: str = "IBM", status: Any = "live", **more: Any) -> Entry:
+    return Entry(
+        symbol,
+        status,
+        dec(more.pop("price", "187.135")),
+        Decimal("187.12"),
+        Decimal("187.15"),
+        0.3,
+        dec(more.pop("change", "0.015")),
+        **more,
+    )
+
+
+SUMS = Sums(Decimal("1371.35"), Decimal("24.7567"), 7, 1)
+
+
+def view(lots: int = 3, others: int = 2, **more: Any) -> View:
+    fields: dict[str, Any] = {
+        "about": ("203 events/s", "feed iex", "last event 18:00:00 UTC"),
+        "held": tuple(held(f"H{n}") for n in range(lots)),
+        "held_count": lots,
+        "sums": SUMS,
+        "others": tuple(other(f"S{n}") for n in range(others)),
+        "others_count": others,
+    }
+    return View("running", True, **{**fields, **more})
+
+
+def drawn(shown: View, width: int, height: int | None, screen: Screen | None = None) -> list[str]:
+    """The lines as a terminal has them, checked for what no screen may do."""
+    lines = (screen or Screen()).lines(shown, width, height)
+    console = Console(file=io.StringIO(), width=width, record=True, highlight=False)
+    for line in lines:
+        console.print(line)
+    told = console.export_text().splitlines()
+    assert len(told) == len(lines), "a line was wrapped"
+    assert all(len(line) <= width for line in told)
+    if height is not None:
+        assert len(told) == height
+    return told
+
+
+def headings(lines: list[str]) -> list[str]:
+    (line,) = (line for line in lines if line.startswith("symbol"))
+    return [name for name in [*ALL, "status"] if re.search(rf"(^|\s){re.escape(name)}(\s|$)", line)]
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (40, {"qty", "avg price", "change", "bid", "ask", "age", "P&L %"}),
+        (60, {"avg price", "change", "bid", "ask", "age"}),
+        (80, {"change", "bid", "ask"}),
+        (120, set()),
+        (200, set()),
+    ],
+)
+def test_narrow_terminals_drop_columns_by_importance(width: int, left_out: set[str]) -> None:
+    assert headings(drawn(view(), width, 20)) == [n for n in [*ALL, "status"] if n not in left_out]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_numbers_are_whole_at_every_width(width: int) -> None:
+    lines = drawn(view(), width, 20)
+    (row,) = (line for line in lines if line.startswith("H0"))
+    assert "▲ 187.135" in row
+    assert "+371.35" in row
+    assert "live" in row
+    text = "\n".join(lines)
+    assert "+1,371.35" in text
+    assert "+24.76 %" in text
+    assert "7 priced, 1 unpriced" in text
+    assert "Ctrl-C ends" in lines[-1]
+
+
+def test_a_wide_terminal_is_not_filled() -> None:
+    assert drawn(view(), 120, 20) == drawn(view(), 400, 20)
+
+
+def test_without_positions_their_columns_are_left_out() -> None:
+    shown = view(0, 2, sums=Sums(Decimal(0), None, 0, 0))
+    lines = drawn(shown, 80, 10)
+    assert headings(lines) == ["symbol", "price", "change", "bid", "ask", "age", "status"]
+    assert not any("total" in line for line in lines)
+
+
+def test_more_rows_than_lines_are_counted() -> None:
+    lines = drawn(view(30, 9_000), 100, 15)
+    rows = [line for line in lines if line.startswith("H")]
+    assert rows
+    assert f"not shown: {30 - len(rows)} positions, 9,000 symbols" in lines[-1]
+    assert not any(line.startswith("S") for line in lines)
+    assert any(line.startswith("total") for line in lines)
+    assert not any(line == "" for line in lines[3:]), "room is left"
+
+
+def test_the_rest_is_filled_with_other_symbols() -> None:
+    lines = drawn(view(3, 50), 100, 15)
+    shown = [line for line in lines if line.startswith("S")]
+    assert f"not shown: {50 - len(shown)} symbols" in lines[-1]
+    assert len(shown) == 15 - 2 - 1 - 3 - 1 - 1 - 1
+
+
+@pytest.mark.parametrize("height", range(1, 12))
+@pytest.mark.parametrize("width", [1, 5, 10, 25, 40, 80])
+def test_no_terminal_is_too_small(width: int, height: int) -> None:
+    warnings = ("the positions are out of date: " + "x" * 50, "b", "c", "d", "e")
+    drawn(view(50, 50, warnings=warnings, hints=("do this: mdservice subscribe A",)), width, height)
+
+
+def test_a_small_terminal_has_at_least_a_row_and_the_count() -> None:
+    lines = drawn(view(5, 5), 20, 5)
+    assert any(line.startswith("H0") for line in lines)
+    assert lines[-1].startswith("not shown: 9")
+
+
+def test_falling_and_rising_are_told_without_colour() -> None:
+    entries = (held("UP"), held("DOWN", change="-0.5"), held("SAME", change=None))
+    lines = drawn(view(others=0, held=entries), 120, 12)
+    told = {line.split()[0]: line for line in lines if line.split()}
+    assert "▲ 187.135" in told["UP"]
+    assert "+0.015" in told["UP"]
+    assert "▼ 187.135" in told["DOWN"]
+    assert "-0.50" in told["DOWN"]
+    assert not set("▲▼") & set(told["SAME"])
+
+
+def test_a_terminal_without_unicode_gets_ascii() -> None:
+    entries = (held("UP"), held("DOWN", change="-0.5"))
+    text = "".join(drawn(view(others=0, held=entries), 30, 12, Screen(plain_text=True)))
+    assert text.isascii()
+    assert "^ 187.135" in text
+    assert "v 187.135" in text
+
+
+def test_colours_follow_the_signs() -> None:
+    entries = (held("UP"), held("DOWN", change="-0.5", pnl="-1.00"))
+    up, down = (
+        line
+        for line in Screen().lines(view(held=entries), 120, 20)
+        if line.plain[:2] in ("UP", "DO")
+    )
+
+    def styles(line: Any) -> dict[str, str]:
+        return {line.plain[span.start : span.end].strip(): str(span.style) for span in line.spans}
+
+    assert styles(up)["▲ 187.135"] == "green"
+    assert styles(up)["+371.35"] == "green"
+    assert styles(down)["▼ 187.135"] == "red"
+    assert styles(down)["-1.00"] == "red"
+
+
+def test_decimal_points_stand_one_below_the_other() -> None:
+    entries = tuple(
+        held(f"H{n}", price=price) for n, price in enumerate(("1.5", "1234.12345", "20"))
+    )
+    lines = drawn(view(others=0, held=entries), 120, 12)
+    rows = [line for line in lines if re.match(r"H\d", line)]
+    assert len({row.index(".", row.index("▲")) for row in rows}) == 1
+
+
+def test_columns_do_not_get_narrower_again() -> None:
+    screen = Screen()
+    wide = view(1, 0, held=(held("H0", pnl="-1234567890.12", price="123456.12345"),))
+    before = drawn(wide, 100, 10, screen)[1]
+    after = drawn(view(1, 0), 100, 10, screen)[1]
+    assert before == after
+    assert drawn(view(1, 0), 101, 10, screen)[1] != before, "another size begins anew"
+
+
+def test_a_number_that_has_no_room_takes_its_column_along() -> None:
+    lines = drawn(view(1, 0, held=(held("H0", pnl="-123456789012.12"),)), 38, 12)
+    assert headings(lines) == ["symbol", "price"]
+
+
+def test_a_long_symbol_is_cut_and_a_wide_one_does_not_break_the_line() -> None:
+    lines = drawn(view(2, 0, held=(held("Q" * 60), held("漢字" * 30))), 40, 12)
+    assert any("Q…" in line for line in lines)
+
+
+def test_warnings_and_hints_are_shown_the_rest_is_counted() -> None:
+    shown = view(1, 0, warnings=("a b", "c", "d", "e", "f"), hints=("nobody has subscribed to X",))
+    text = "\n".join(drawn(shown, 60, 20))
+    assert "a b\nc\nd\n2 more warnings" in text
+    assert "nobody has subscribed to X" in text
+
+
+def test_without_a_height_everything_is_shown() -> None:
+    lines = drawn(view(300, 300), 10_000, None, Screen(moving=False))
+    assert sum(line.startswith(("H", "S")) for line in lines) == 600
+    assert headings(lines) == [name for name in [*ALL, "status"] if name != "change"]
+    assert not any("Ctrl-C" in line for line in lines)
+
+
+def test_before_the_first_price_that_is_said() -> None:
+    shown = View("running", True, sums=Sums(Decimal(0), None, 0, 0))
+    assert "no prices yet" in drawn(shown, 80, 10)

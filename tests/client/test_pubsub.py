@@ -1,0 +1,425 @@
+"""The channel and the keys, read beside each other, on virtual time and a server by script."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import hiredis
+import pytest
+import trio
+
+from mdservice.client import pubsub
+from mdservice.client.discovery import Location
+from mdservice.client.intake import KEYS_AT_MOST_EVERY_S, Intake
+from mdservice.client.pubsub import ANSWER_LIMIT_S, PING_AFTER_S, PubSubSource
+from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.model.payload import encode_quote
+from mdservice.model.quote import Quote
+from mdservice.redis_io.connection import RedisAddress
+from mdservice.redis_io.names import Instance, RedisNames, encode_instance, encode_marker
+
+LOCATION = Location(RedisAddress("redis://db", timeout_s=1.0), RedisNames())
+LIMIT_S = 1_000.0
+
+
+def quote(seq: int, symbol: str = "AAPL", *, at_ns: int | None = None) -> Quote:
+    return Quote(symbol, float(seq), seq + 1.0, 1, 1, 1_000 + (at_ns or seq), 0, seq)
+
+
+class Server:
+    """Answers what a reader asks, publishes, goes silent, refuses.
+
+    Attributes:
+        keys: The prices that stand there.
+        key_reads: How often they were read.
+        hold_keys: While set, reading them takes until it is released.
+        silent: While set, no PING is answered.
+        refuse: Answers SUBSCRIBE with this error.
+        pings: When a plain PING came.
+        record: The service that the database belongs to.
+        held_up_s: How long the reader does not listen, once.
+    """
+
+    def __init__(self) -> None:
+        self.keys: dict[str, Quote] = {}
+        self.key_reads = 0
+        self.hold_keys: trio.Event | None = None
+        self.silent = False
+        self.refuse: str | None = None
+        self.pings: list[float] = []
+        self.open_links = 0
+        self.record: Instance | None = None
+        self.held_up_s = 0.0
+        self._to_subscriber: deque[Any] = deque()
+        self._news = trio.Event()
+
+    def publish(self, *quotes: Quote) -> None:
+        for each in quotes:
+            self.say([b"message", b"price.updated", encode_quote(each)])
+
+    def write(self, *quotes: Quote, lost: bool = False) -> None:
+        """As the service does: the key, then the event, which may get lost."""
+        for each in quotes:
+            self.keys[each.symbol] = each
+            if not lost:
+                self.publish(each)
+
+    def announce(self, service: Instance) -> None:
+        self.say([b"message", b"mdservice.instances", encode_instance(service)])
+
+    def publish_as(self, service: Instance, *quotes: Quote) -> None:
+        marker = encode_marker(service.id, service.db, len(quotes))
+        self.say([b"message", b"mdservice.batch", marker])
+        self.write(*quotes)
+
+    def say(self, reply: Any) -> None:
+        self._to_subscriber.append(reply)
+        self._news.set()
+
+    def hear(self, data: bytes) -> None:
+        reader = hiredis.Reader()
+        reader.feed(data)
+        while command := reader.gets():
+            assert command[0] == b"PING"
+            if command[1] == b"":
+                self.pings.append(trio.current_time())
+            if not self.silent:
+                self.say([b"pong", command[1]])
+
+    async def wait_for_news(self, wait_s: float) -> None:
+        if not self._to_subscriber:
+            self._news = trio.Event()
+            with trio.move_on_after(wait_s):
+                await self._news.wait()
+
+    def take(self) -> list[Any]:
+        taken = list(self._to_subscriber)
+        self._to_subscriber.clear()
+        return taken
+
+
+class Link:
+    """What a thread would use."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def open(self) -> None:
+        pass
+
+    def call(self, *commands: bytes) -> list[Any]:
+        record = self._server.record
+        return [None if record is None else encode_instance(record) for _ in commands]
+
+    def exchange(self, data: bytes, replies: int) -> list[Any]:
+        assert b"SUBSCRIBE" in data
+        if self._server.refuse:
+            return [hiredis.ReplyError(self._server.refuse)] * replies
+        return [[b"subscribe", b"", 1]] * replies
+
+    def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
+        return self._server.take()
+
+
+class Bench:
+    """A source that follows a server by script."""
+
+    def __init__(self, server: Server, intake: Intake) -> None:
+        self.server = server
+        self.intake = intake
+        self.connected = 0
+        self.error: Exception | None = None
+
+    def note_connected(self) -> None:
+        self.connected += 1
+
+    async def run(self) -> None:
+        try:
+            await PubSubSource(self.intake).follow(LOCATION, self.note_connected)
+        except (StoreRefused, StoreUnavailable) as exc:
+            self.error = exc
+
+    async def taken(self) -> list[tuple[str, int]]:
+        """All that has been given out by now."""
+        await trio.sleep(0.1)
+        found = []
+        while len(self.intake.handover):
+            one = await self.intake.handover.take()
+            found.append((one.symbol, one.seq))
+        return found
+
+
+OpenBench = Callable[..., Any]
+
+
+@pytest.fixture
+def open_bench(monkeypatch: pytest.MonkeyPatch) -> OpenBench:
+    """``async with open_bench(server)``: a source on the test's clock, without threads."""
+
+    @asynccontextmanager
+    async def opened(server: Server, intake: Intake | None = None) -> AsyncIterator[Bench]:
+        @contextmanager
+        def opening(address: Any) -> Any:
+            server.open_links += 1
+            try:
+                yield Link(server)
+            finally:
+                server.open_links -= 1
+
+        async def in_thread(limiter: Any, link: Link, function: Any, *args: Any) -> Any:
+            if function is pubsub._receive:
+                held_up_s, server.held_up_s = server.held_up_s, 0.0
+                await trio.sleep(held_up_s)
+                server.hear(args[2])
+                await server.wait_for_news(args[1])
+            elif function is pubsub._read_keys and server.hold_keys is not None:
+                await server.hold_keys.wait()
+            await trio.lowlevel.checkpoint()
+            return function(link, *args)
+
+        def read_keys(*_: Any) -> list[Quote]:
+            server.key_reads += 1
+            return list(server.keys.values())
+
+        monkeypatch.setattr(pubsub, "opening", opening)
+        monkeypatch.setattr(pubsub, "in_thread", in_thread)
+        monkeypatch.setattr(pubsub, "read_keys", read_keys)
+        monkeypatch.setattr(pubsub, "time", SimpleNamespace(monotonic=trio.current_time))
+        bench = Bench(server, intake or Intake(()))
+        with trio.fail_after(LIMIT_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bench.run)
+                yield bench
+                nursery.cancel_scope.cancel()
+        assert server.open_links == 0
+
+    return opened
+
+
+async def test_the_keys_come_first_and_then_the_events_that_waited(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.keys = {"AAPL": quote(5), "MSFT": quote(3, "MSFT")}
+    server.hold_keys = trio.Event()
+    async with open_bench(server) as bench:
+        server.publish(quote(4), quote(5), quote(6))
+        assert await bench.taken() == []
+        assert bench.connected == 0, "what is known has not been given out yet"
+        server.hold_keys.set()
+        assert await bench.taken() == [("AAPL", 5), ("MSFT", 3), ("AAPL", 6)]
+        assert bench.connected == 1
+        server.publish(quote(7))
+        assert await bench.taken() == [("AAPL", 7)]
+        assert (bench.intake.order.missed, server.key_reads) == (0, 1)
+
+
+async def test_keys_are_not_applied_before_the_marker_is_back(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.keys = {"AAPL": quote(5)}
+    server.silent = True
+    async with open_bench(server) as bench:
+        server.say([b"pong", b""])  # the answer to another question
+        assert await bench.taken() == []
+        assert bench.connected == 0
+        server.say([b"pong", b"keys-were-read"])
+        assert await bench.taken() == [("AAPL", 5)]
+        assert bench.connected == 1
+
+
+async def test_a_step_makes_it_read_the_keys_again(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    async with open_bench(server) as bench:
+        server.write(quote(1), quote(1, "MSFT"))
+        assert await bench.taken() == [("AAPL", 1), ("MSFT", 1)]
+        server.write(quote(2, "MSFT"), quote(2), quote(3), lost=True)
+        server.write(quote(4))
+        await trio.sleep(2 * KEYS_AT_MOST_EVERY_S)
+        assert await bench.taken() == [("AAPL", 4), ("MSFT", 2)]
+        assert (bench.intake.order.missed, bench.intake.resyncs) == (2, 1)
+        reads = server.key_reads
+        await trio.sleep(10)
+        assert server.key_reads == reads, "once for each step"
+        assert bench.connected == 1
+
+
+async def test_many_steps_read_the_keys_once_a_second_at_most(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    async with open_bench(server) as bench:
+        await bench.taken()
+        before, began_s = server.key_reads, trio.current_time()
+        for seq in range(1, 1_001, 2):
+            server.write(quote(seq))
+            await trio.sleep(0.02)
+        lasted_s = trio.current_time() - began_s
+        assert lasted_s / 3 <= server.key_reads - before <= lasted_s / KEYS_AT_MOST_EVERY_S + 1
+
+
+async def test_after_a_lost_connection_events_do_not_wait_for_the_keys(
+    autojump_clock: Any,
+    open_bench: OpenBench,
+) -> None:
+    server, intake = Server(), Intake(())
+    intake.take_keys([quote(1), quote(1, "MSFT")])
+    server.keys = {"AAPL": quote(3), "MSFT": quote(2, "MSFT")}
+    server.hold_keys = trio.Event()
+    async with open_bench(server, intake) as bench:
+        server.publish(quote(4))
+        assert await bench.taken() == [("AAPL", 4)]
+        server.hold_keys.set()
+        assert await bench.taken() == [("MSFT", 2)], "the older key is not news"
+
+
+async def test_a_server_that_says_nothing_is_asked_and_then_given_up(
+    autojump_clock: Any,
+    open_bench: OpenBench,
+) -> None:
+    server = Server()
+    async with open_bench(server) as bench:
+        await bench.taken()
+        began_s = trio.current_time()
+        await trio.sleep(3 * PING_AFTER_S + 1)
+        assert len(server.pings) >= 2
+        assert bench.error is None, "it answers"
+        server.silent = True
+        asked = len(server.pings)
+        await trio.sleep(PING_AFTER_S + ANSWER_LIMIT_S + 3)
+        assert isinstance(bench.error, StoreUnavailable)
+        assert len(server.pings) == asked + 1
+        assert server.pings[0] - began_s <= PING_AFTER_S + 1
+
+
+async def test_events_count_as_a_sign_of_life(autojump_clock: Any, open_bench: OpenBench) -> None:
+    server = Server()
+    async with open_bench(server) as bench:
+        await bench.taken()
+        server.silent = True
+        for seq in range(1, 20):
+            server.write(quote(seq))
+            await trio.sleep(PING_AFTER_S / 2)
+        assert bench.error is None
+        assert server.pings == []
+
+
+@pytest.mark.parametrize("when", ["subscribing", "later"])
+async def test_the_servers_error_ends_it_with_its_words(
+    autojump_clock: Any, open_bench: OpenBench, when: str
+) -> None:
+    server = Server()
+    text = "NOPERM No permissions to access a channel"
+    if when == "subscribing":
+        server.refuse = text
+    async with open_bench(server) as bench:
+        await trio.sleep(1)
+        if when == "later":
+            server.say(hiredis.ReplyError(text))
+            await trio.sleep(1)
+        assert isinstance(bench.error, StoreRefused)
+        assert "NOPERM" in str(bench.error)
+
+
+async def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    async with open_bench(server) as bench:
+        await bench.taken()
+        server.say([b"message", b"price.updated", b"no quote"])
+        server.say([b"subscribe", b"price.updated", 1])
+        server.publish(quote(1))
+        assert await bench.taken() == [("AAPL", 1)]
+        assert bench.intake.event_decoder.errors == 1
+
+
+def service(name: str, **more: Any) -> Instance:
+    return Instance(name, 0, "host", 1, "iex", 0.0, 300.0, "", **more)
+
+
+async def test_a_reader_that_was_held_up_does_not_leave_a_server_that_works(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        await bench.taken()
+        server.held_up_s = 10.0
+        server.publish_as(first, quote(1))
+        await trio.sleep(11.5)
+        server.publish_as(first, quote(2))  # what was announced meanwhile stands behind this
+        await trio.sleep(1)
+        server.announce(first)
+        server.publish_as(first, quote(3))
+        assert await bench.taken() == [("AAPL", 1), ("AAPL", 2), ("AAPL", 3)]
+        assert bench.error is None
+
+
+async def test_the_next_service_is_followed_from_its_predecessors_last_word_on(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    second = service("second")
+    async with open_bench(server) as bench:
+        for seq in range(1, 30):
+            server.announce(first)
+            server.publish_as(first, quote(seq))
+            server.publish_as(second, quote(1, "MSFT", at_ns=seq))
+            await trio.sleep(0.1)
+        assert bench.intake.foreign > 0
+        server.publish_as(second, quote(1, "SPY"))  # passed over, like others before
+        server.announce(service("first", gone=True))
+        server.record = None
+        server.publish_as(second, quote(2, "SPY"), quote(3, "SPY"))
+        taken = await bench.taken()
+        assert [one for one in taken if one[0] == "SPY"][-2:] == [("SPY", 2), ("SPY", 3)]
+
+
+async def test_events_wait_while_the_followed_service_may_have_been_killed(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    second = service("second")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        await bench.taken()
+        for seq in range(1, 35):  # as long as the record of the killed service stays
+            server.publish_as(second, quote(seq))
+            server.announce(second)
+            await trio.sleep(0.1)
+        server.record = second
+        server.publish_as(second, quote(35))
+        await trio.sleep(1)
+        assert await bench.taken() == [("AAPL", seq) for seq in range(1, 36)]
+        assert bench.intake.foreign == 0
+        assert bench.error is None
+
+
+async def test_events_of_a_live_rival_wait_for_one_announcement_and_are_passed_over(
+    autojump_clock: Any, open_bench: OpenBench
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    rival = service("rival")
+    async with open_bench(server) as bench:
+        for seq in range(1, 101):
+            if seq % 10 == 0:
+                server.announce(first)
+            server.publish_as(rival, quote(seq, "MSFT"))
+            server.keys.clear()
+            await trio.sleep(0.1)
+        server.announce(first)
+        await trio.sleep(1)
+        assert await bench.taken() == []
+        assert bench.intake.foreign == 100

@@ -1,0 +1,27 @@
+"""When to connect again."""
+
+from __future__ import annotations
+
+import pytest
+
+from mdservice.feed.alpaca.error_codes import http_refusal
+from mdservice.feed.retries import Retries
+from mdservice.runtime.backoff import Backoff
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 404, 405, 410, 426])
+def test_a_url_without_a_stream_is_asked_slowly_after_a_few_tries(status: int) -> None:
+    retries, refused = Retries(Backoff()), http_refusal(status, "wss://feed.example")
+    delays = [retries.after_refusal(refused, 0.0).delay_s for _ in range(10)]
+    assert all(delay_s < 5 for delay_s in delays[:3])
+    assert all(15 <= delay_s <= 30 for delay_s in delays[3:])
+    retries.subscribed(0.0)
+    retries.reset()
+    assert retries.after_refusal(refused, 0.0).delay_s < 5
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_a_busy_server_is_asked_by_the_usual_back_off(status: int) -> None:
+    retries, refused = Retries(Backoff()), http_refusal(status, "wss://feed.example")
+    delays = [retries.after_refusal(refused, 0.0).delay_s for _ in range(20)]
+    assert max(delays) <= 30

@@ -1,0 +1,100 @@
+"""The JSON that readers of the keys and channels see."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from fractions import Fraction
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdservice.model.events import FeedStatus
+from mdservice.model.payload import encode_quote, encode_status
+from mdservice.model.quote import Quote
+from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_ns
+
+T_NS = 1_795_189_904_208_912_345
+QUOTE = Quote("AAPL", 187.12, 187.15, 2, 3, T_NS, T_NS + 1, 1042)
+
+
+def test_the_example_of_the_contract_byte_for_byte() -> None:
+    assert encode_quote(QUOTE) == (
+        b'{"symbol":"AAPL","price":187.135,"bid":187.12,"ask":187.15,'
+        b'"bid_size":2,"ask_size":3,"timestamp":"2026-11-20T15:51:44.208912345Z","seq":1042}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"bid": 0.1, "ask": 0.2}, b'"price":0.15,"bid":0.1,"ask":0.2,'),
+        ({"ask": 0.0}, b'"price":187.12,"bid":187.12,"ask":0.0,'),
+        ({"bid": 0.0}, b'"price":187.15,"bid":0.0,"ask":187.15,'),
+        ({"bid": 0.0, "ask": 0.0}, b'"price":null,"bid":0.0,"ask":0.0,'),
+        ({"bid": 187.2, "ask": 187.1}, b'"price":187.15,"bid":187.2,"ask":187.1,'),
+        pytest.param(
+            {"bid": 1e14, "ask": 0.00001},
+            b'"price":50000000000000.000005,"bid":',
+            id="more digits than a float holds",
+        ),
+        ({"bid_size": 0.5, "ask_size": 0}, b'"bid_size":0.5,"ask_size":0,'),
+        ({"ts_event_ns": 0}, b'"timestamp":"1970-01-01T00:00:00.000000000Z"'),
+        ({"symbol": "BRK.B"}, b'{"symbol":"BRK.B",'),
+    ],
+)
+def test_fields_as_the_contract_has_them(changes: dict[str, object], expected: bytes) -> None:
+    assert expected in encode_quote(attrs.evolve(QUOTE, **changes))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.builds(
+        Quote,
+        symbol=st.text(min_size=1, max_size=64),
+        bid=st.floats(0, 1e15, exclude_max=True),
+        ask=st.floats(0, 1e15, exclude_max=True),
+        bid_size=st.integers(0, 2**64) | st.floats(0, 1e18),
+        ask_size=st.integers(0, 2**64) | st.floats(0, 1e18),
+        ts_event_ns=st.integers(EARLIEST_NS, LATEST_NS),
+        ts_recv_ns=st.just(0),
+        seq=st.integers(1, 2**53),
+    )
+)
+def test_any_quote_reads_back_as_it_was(quote: Quote) -> None:
+    read = json.loads(encode_quote(quote), parse_float=Decimal)
+    assert list(read) == [
+        "symbol", "price", "bid", "ask", "bid_size", "ask_size", "timestamp", "seq",
+    ]  # fmt: skip
+    assert read["symbol"] == quote.symbol
+    assert (float(read["bid"]), float(read["ask"])) == (quote.bid, quote.ask)
+    assert (float(read["bid_size"]), float(read["ask_size"])) == (
+        float(quote.bid_size),
+        float(quote.ask_size),
+    )
+    assert (read["timestamp"], read["seq"]) == (format_ns(quote.ts_event_ns), quote.seq)
+    price = None if read["price"] is None else Fraction(read["price"])
+    assert price == (None if quote.price is None else Fraction(quote.price))
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (
+            FeedStatus("connected", T_NS, {"driver": "websockets"}),
+            b'{"state":"connected","at":"2026-11-20T15:51:44.208912345Z","driver":"websockets"}',
+        ),
+        (
+            FeedStatus("disconnected", T_NS),
+            b'{"state":"disconnected","at":"2026-11-20T15:51:44.208912345Z"}',
+        ),
+        (
+            FeedStatus("gap", 0, {"from": "A", "to": "B", "symbols": ["AAPL", "MSFT"]}),
+            b'{"state":"gap","at":"1970-01-01T00:00:00.000000000Z","from":"A","to":"B","symbols":["AAPL","MSFT"]}',
+        ),
+    ],
+)
+def test_states_of_the_feed_byte_for_byte(status: FeedStatus, expected: bytes) -> None:
+    assert encode_status(status) == expected

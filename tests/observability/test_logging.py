@@ -1,0 +1,358 @@
+"""What is logged, in which form, and what is kept out of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from mdservice.observability import logging as logs
+from mdservice.observability.log_output import RepeatLimit
+from mdservice.observability.logging import configure_logging, get_logger, hide_secrets
+from mdservice.observability.masking import Masker
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    monkeypatch.setattr(logs._Output, "emit", None)
+    monkeypatch.setattr(logs._Output, "threshold", logging.NOTSET)
+    monkeypatch.setattr(logs, "_masker", Masker())
+    yield
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def json_lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+# Form
+
+
+def test_json_is_one_object_a_line_with_a_utc_time() -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    get_logger("mdservice.feed").bind(driver="raw").warning("feed_disconnected", reason="a\nb")
+    (event,) = json_lines(stream)
+    assert event.pop("timestamp").endswith("Z")
+    assert event == {
+        "event": "feed_disconnected",
+        "level": "warning",
+        "logger": "mdservice.feed",
+        "driver": "raw",
+        "reason": "a\nb",
+    }
+
+
+def test_console_lines_are_plain_without_a_terminal() -> None:
+    stream = io.StringIO()
+    configure_logging("console", stream=stream)
+    get_logger("x").info("feed_connected", feed="iex")
+    assert "feed_connected" in stream.getvalue()
+    assert "feed=iex" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_console_lines_have_colours_on_a_terminal() -> None:
+    stream = Terminal()
+    configure_logging("console", stream=stream)
+    get_logger("x").info("feed_connected")
+    assert "\x1b" in stream.getvalue()
+
+
+def test_stderr_is_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json")
+    get_logger("x").info("up")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err)["event"] == "up"
+
+
+def test_levels_below_the_chosen_one_are_left_out() -> None:
+    stream = io.StringIO()
+    configure_logging("json", "warning", stream=stream)
+    log = get_logger("x")
+    log.debug("d")
+    log.info("i")
+    log.warning("w")
+    log.error("e")
+    log.critical("c")
+    assert [event["level"] for event in json_lines(stream)] == ["warning", "error", "critical"]
+
+
+def test_an_exception_comes_with_its_traceback() -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    try:
+        raise ValueError("broken")
+    except ValueError as exc:
+        get_logger("x").exception("actor_failed")
+        kept = exc
+    get_logger("y").error("again", exc_info=kept)
+    for event in json_lines(stream):
+        assert event["level"] == "error"
+        assert "ValueError: broken" in event["exception"]
+        assert "Traceback" in event["exception"]
+
+
+def test_a_stream_that_is_gone_does_not_raise() -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    stream.close()
+    get_logger("x").error("nobody_reads_this")
+
+
+# Secrets
+
+
+SECRETS = ("PKHIDDEN0001", "hid/den+secret==", 'quo"ted\\secret')
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_secrets_are_masked_wherever_they_stand(form: Any) -> None:
+    stream = io.StringIO()
+    configure_logging(form, secrets=SECRETS, stream=stream)
+    log = get_logger("x")
+    for secret in SECRETS:
+        told = f"login_with_{secret}"
+        log.info(told, url=f"wss://u:{secret}@host/", number=7)
+        log.info("nested", headers={"key": [secret, (secret,), {secret: secret.encode()}]})
+        log.info("object", error=ValueError(secret), shown=[{"deep": ValueError(secret)}])
+        try:
+            raise RuntimeError(f"refused {secret}") from ValueError(secret)
+        except RuntimeError:
+            log.exception("failed")
+        logging.getLogger("alpaca").warning("auth with %s", secret)
+        logging.getLogger("alpaca").error("auth", exc_info=RuntimeError(secret))
+    text = stream.getvalue()
+    assert text.count("***") >= 10 * len(SECRETS)
+    for part in ("HIDDEN", "den+sec", "ted\\", "secret=="):
+        assert part not in text
+
+
+def test_a_secret_is_masked_as_urls_and_json_write_it() -> None:
+    masker = Masker(SECRETS)
+    assert masker.mask_text("?s=hid%2Fden%2Bsecret%3D%3D&x=1") == "?s=***&x=1"
+    assert masker.mask_text(json.dumps({"k": SECRETS[2]})) == '{"k": "***"}'
+
+
+def test_a_short_secret_is_masked_only_where_it_stands_alone() -> None:
+    masker = Masker(["pw1"])
+    assert masker.mask_text("redis://:pw1@db pw1 pw12 xpw1") == "redis://:***@db *** pw12 xpw1"
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("s", "Alpaca's feed"),
+        ("s", "Alpaca\u2019s feed"),
+        ("1", "us-1"),
+        ("us", "us-1"),
+        ("1", "127.0.0.1:80 in 0.1 s"),
+        ("a", "an x_a, and caf\u00e9a"),
+        ("v2", "/v2.1"),
+    ],
+)
+def test_a_secret_of_few_letters_is_not_masked_within_a_word(secret: str, text: str) -> None:
+    assert Masker([secret]).mask_text(text) == text
+
+
+@pytest.mark.parametrize("secret", ["s", "1", "us", "é"])
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "'{}'", '"{}"', "key={}", "redis://:{}@host", "a:{},b", "it is {}.", "({})", "[{}]"],
+)
+def test_a_secret_of_few_letters_is_masked_where_it_stands_alone(secret: str, text: str) -> None:
+    assert Masker([secret]).mask_text(text.format(secret)) == text.format("***")
+
+
+def test_a_secret_inside_another_leaves_nothing_behind() -> None:
+    masker = Masker(["secretsecret", "secretsecret-and-more"])
+    assert masker.mask_text("is secretsecret-and-more") == "is ***"
+
+
+def test_secrets_can_be_added_later() -> None:
+    stream = io.StringIO()
+    configure_logging("json", secrets=["first-secret"], stream=stream)
+    hide_secrets(["second-secret", ""])
+    get_logger("x").info("both", a="first-secret", b="second-secret")
+    (event,) = json_lines(stream)
+    assert (event["a"], event["b"]) == ("***", "***")
+
+
+def test_an_object_that_cannot_be_shown_does_not_stop_the_line() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    assert "Broken" in Masker().mask(Broken())
+    assert Masker().mask({"a": None, "b": 1.5, "c": True}) == {"a": None, "b": 1.5, "c": True}
+
+
+def test_nesting_without_end_is_cut() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    masked = Masker(["hidden-secret"]).mask(endless)
+    assert isinstance(masked, list)
+
+
+# Repeats
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def passed(limit: RepeatLimit, **event: Any) -> dict[str, Any] | None:
+    try:
+        return dict(limit(None, event.pop("level", "warning"), event))
+    except structlog.DropEvent:
+        return None
+
+
+def test_repeats_beyond_the_limit_are_suppressed_and_counted() -> None:
+    clock = Clock()
+    limit = RepeatLimit(repeats=2, period_s=10, now=clock)
+    assert [passed(limit, event="lost", reason=n) is not None for n in range(6)] == (
+        [True, True, False, False, False, False]
+    )
+    clock.now = 9.9
+    assert passed(limit, event="lost") is None
+    clock.now = 10.0
+    assert passed(limit, event="lost") == {"event": "lost", "suppressed": 5}
+    assert passed(limit, event="lost") == {"event": "lost"}
+
+
+def test_another_fact_has_its_own_count() -> None:
+    limit = RepeatLimit(repeats=1, now=Clock())
+    assert passed(limit, event="lost", symbol="AAPL")
+    assert passed(limit, event="lost", symbol="MSFT")
+    assert passed(limit, event="lost", symbol="AAPL", level="error")
+    assert passed(limit, event="found", symbol="AAPL")
+    assert passed(limit, event="lost", symbol="AAPL", at=7) is None
+
+
+def test_critical_events_are_never_suppressed() -> None:
+    limit = RepeatLimit(repeats=1, now=Clock())
+    assert all(passed(limit, event="end", level="critical") for _ in range(9))
+
+
+def test_only_so_many_facts_are_remembered() -> None:
+    limit = RepeatLimit(repeats=1, facts=10, now=Clock())
+    for number in range(1000):
+        assert passed(limit, event=f"fact_{number}")
+    assert len(limit._windows) == 10
+    assert passed(limit, event="fact_999") is None
+
+
+def test_repeats_are_counted_across_threads() -> None:
+    limit = RepeatLimit(repeats=100, facts=2, now=Clock())
+    seen: list[bool] = []
+
+    def log_many(name: str) -> None:
+        for _ in range(300):
+            seen.append(passed(limit, event=name) is not None)
+
+    threads = [threading.Thread(target=log_many, args=(f"f{n % 2}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert (len(seen), sum(seen)) == (1200, 200)
+
+
+def test_floods_are_limited_in_the_log() -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    for _ in range(100):
+        get_logger("x").warning("quote_refused", symbol="AAPL")
+        logging.getLogger("alpaca").warning("slow")
+    events = [event["event"] for event in json_lines(stream)]
+    assert events.count("quote_refused") == 5
+    assert events.count("third_party_log") == 5
+
+
+# Others' logs
+
+
+def test_third_parties_are_heard_from_warning_up() -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    third = logging.getLogger("hypercorn.error")
+    third.info("listening")
+    third.warning("odd %d", 3)
+    third.log(35, "between")
+    third.critical("bad")
+    third.warning("two %d values", 1, 2)
+    events = json_lines(stream)
+    assert [(event["level"], event["message"]) for event in events] == [
+        ("warning", "odd 3"),
+        ("warning", "between"),
+        ("critical", "bad"),
+        ("warning", "two %d values"),
+    ]
+    assert {event["event"] for event in events} == {"third_party_log"}
+    assert {event["logger"] for event in events} == {"hypercorn.error"}
+
+
+def test_handlers_of_before_are_replaced() -> None:
+    old = io.StringIO()
+    logging.getLogger().addHandler(logging.StreamHandler(old))
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    logging.getLogger("alpaca").error("once")
+    assert old.getvalue() == ""
+    assert len(json_lines(stream)) == 1
+
+
+def test_pythons_warnings_are_logged() -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=True)
+        warnings.warn("old way", UserWarning, stacklevel=1)
+        logging.captureWarnings(capture=False)
+    (event,) = json_lines(stream)
+    assert event["logger"] == "py.warnings"
+    assert "old way" in event["message"]
+
+
+# Embedded in another program
+
+
+def test_unconfigured_events_go_to_the_hosts_logging(caplog: pytest.LogCaptureFixture) -> None:
+    hide_secrets(["hidden-secret"])
+    log = get_logger("mdservice.feed").bind(feed="iex")
+    with caplog.at_level(logging.INFO, logger="mdservice.feed"):
+        log.debug("not_wanted")
+        log.info("feed_connected", url="wss://hidden-secret@x")
+        try:
+            raise ValueError("hidden-secret")
+        except ValueError:
+            log.exception("feed_lost")
+        log.error("given", exc_info=KeyError("k"))
+    first, second, third = caplog.records
+    assert first.name == "mdservice.feed"
+    assert first.getMessage() == "feed_connected feed='iex' url='wss://***@x'"
+    assert second.levelname == "ERROR"
+    assert "ValueError: ***" in second.getMessage()
+    assert "KeyError" in third.getMessage()

@@ -1,0 +1,73 @@
+"""Percentiles of how long quotes take to the store."""
+
+from __future__ import annotations
+
+import pytest
+
+from mdservice.model.quote import Quote
+from mdservice.model.status import Latencies, Latency
+from mdservice.publish.publisher import LatencyWindow
+
+MS_NS = 1_000_000
+WRITTEN_NS = 1_795_189_904 * 10**9
+
+
+def quote(feed_ms: float, receive_ms: float) -> Quote:
+    """Its own time and its reception, so many milliseconds before it is written."""
+    event_ns = WRITTEN_NS - int(feed_ms * MS_NS)
+    return Quote("AAPL", 1.0, 2.0, 1, 1, event_ns, WRITTEN_NS - int(receive_ms * MS_NS))
+
+
+def test_there_is_none_before_the_first() -> None:
+    assert LatencyWindow().summary() == Latencies(Latency(), Latency())
+    window = LatencyWindow()
+    window.add([], WRITTEN_NS)
+    assert window.summary() == Latencies(Latency(), Latency())
+
+
+def test_all_are_in_milliseconds_from_their_own_start() -> None:
+    window = LatencyWindow()
+    window.add([quote(12.5, 0.25)], WRITTEN_NS)
+    assert window.summary() == Latencies(*(Latency(ms, ms, ms) for ms in (12.5, 0.25, 12.25)))
+
+
+@pytest.mark.parametrize(
+    ("count", "p50", "p99", "largest"),
+    [
+        (1, 1.0, 1.0, 1.0),
+        (2, 1.0, 1.0, 2.0),
+        (100, 50.0, 99.0, 100.0),
+        (1001, 501.0, 991.0, 1001.0),
+    ],
+)
+def test_percentiles_do_not_depend_on_the_order(
+    count: int, p50: float, p99: float, largest: float
+) -> None:
+    window = LatencyWindow()
+    for ms in [*range(count, 0, -2), *range(count - 1, 0, -2)]:
+        window.add([quote(ms, ms / 2)], WRITTEN_NS)
+    assert window.summary().feed_to_redis == Latency(p50, p99, largest)
+    assert window.summary().receive_to_redis == Latency(p50 / 2, p99 / 2, largest / 2)
+
+
+def test_old_samples_leave_the_window() -> None:
+    window = LatencyWindow()
+    window.add([quote(1000, 1000)], WRITTEN_NS)
+    for _ in range(5000):
+        window.add([quote(1, 1)], WRITTEN_NS)
+    assert window.summary().feed_to_redis.max == 1.0
+
+
+def test_the_first_of_a_large_batch_is_always_a_sample() -> None:
+    window = LatencyWindow()
+    window.add([quote(900, 800), *(quote(1, 1) for _ in range(1999))], WRITTEN_NS)
+    assert window.summary().feed_to_redis.max == 900.0
+    assert window.summary().receive_to_redis.max == 800.0
+
+
+def test_one_large_batch_does_not_fill_the_window() -> None:
+    window = LatencyWindow()
+    for _ in range(64):
+        window.add([quote(5, 5)], WRITTEN_NS)
+    window.add([quote(1, 1)] * 2000, WRITTEN_NS)
+    assert window.summary().feed_to_redis.p50 == 5.0

@@ -1,0 +1,690 @@
+"""The writer: every batch executed once and in order, whatever the store does to it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
+from typing import Any
+
+import anyio
+import anyio.abc
+import msgspec
+import pytest
+
+from mdservice.model.events import QuoteBatch, RoutedItem
+from mdservice.model.quote import Quote
+from mdservice.publish.publisher import EventPublisher
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.writer import RedisWriter
+from mdservice.runtime.actor import Channel
+from mdservice.testing import MemoryPriceStore, Slow, StoreFault, VirtualClock
+
+RETURN_LIMIT_S = 1.0
+"""On the store's return everything has to be there within this."""
+
+
+class Bench:
+    """A running writer in front of a store in memory.
+
+    Attributes:
+        acknowledged: The numbers that it has acknowledged, in order.
+    """
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self.clock = VirtualClock()
+        self.store = MemoryPriceStore(clock=self.clock, event_log="events")
+        self.batches = Channel[WriteBatch](1)
+        self.answers = Channel[int](1)
+        self.writer = RedisWriter(self.batches, self.answers.outbox, self.store, self.clock)
+        self.acknowledged: list[int] = []
+        self._answers = self.answers.inbox(self.writer.heartbeat, "the test")
+        self._numbers = count(1)
+        self._tasks = tasks
+        self._scope = anyio.CancelScope()
+        self.ended = anyio.Event()
+
+    async def start(self) -> None:
+        self._scope, self.ended = anyio.CancelScope(), anyio.Event()
+        await self._tasks.start(self._run)
+
+    async def _run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with self._scope:
+            await self.writer.run(task_status=task_status)
+        self.ended.set()
+
+    async def cancel(self) -> None:
+        self._scope.cancel()
+        await self.ended.wait()
+
+    async def restart(self) -> None:
+        await self.cancel()
+        await self.start()
+
+    def next_batch(self, *symbols: str) -> WriteBatch:
+        number = next(self._numbers)
+        payload = b'{"n":%d}' % number
+        names = symbols or ("AAPL",)
+        messages = [Message("price.updated", payload, name) for name in names]
+        return WriteBatch(number, dict.fromkeys(names, payload), messages)
+
+    async def hand_in(self, *symbols: str) -> WriteBatch:
+        """Hand a batch in, and wait for nothing."""
+        batch = self.next_batch(*symbols)
+        await self.batches.outbox.send(batch)
+        return batch
+
+    async def answer(self) -> int:
+        number = await self._answers.receive()
+        self.writer.heartbeat.rest("the test")
+        self.acknowledged.append(number)
+        return number
+
+    async def write(self, batches: int = 1, symbols: Sequence[str] = ()) -> None:
+        """Hand batches in, each after the acknowledgement of the one before."""
+        for _ in range(batches):
+            batch = await self.hand_in(*symbols)
+            while await self.answer() != batch.number:
+                pass
+
+    @property
+    def executed(self) -> list[int]:
+        return [batch.number for batch in self.store.executed if not batch.ages_s]
+
+    @property
+    def reminders(self) -> list[WriteBatch]:
+        return [batch for batch in self.store.executed if batch.ages_s]
+
+
+MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
+
+
+@pytest.fixture
+def open_bench() -> MakeBench:
+    @asynccontextmanager
+    async def opened(*, down: bool = False) -> AsyncIterator[Bench]:
+        with anyio.fail_after(1_000):
+            async with anyio.create_task_group() as tasks:
+                bench = Bench(tasks)
+                bench.store.down = down
+                await bench.start()
+                try:
+                    yield bench
+                finally:
+                    tasks.cancel_scope.cancel()
+                    bench.batches.close()
+                    bench.answers.close()
+
+    return opened
+
+
+# ---- a store that works
+
+
+async def test_writes_and_acknowledges_in_order(autojump_clock: Any, open_bench: MakeBench) -> None:
+    async with open_bench() as bench:
+        await bench.write(10)
+        assert bench.executed == bench.acknowledged == list(range(1, 11))
+        assert bench.store.price("AAPL") == b'{"n":10}'
+        now = bench.writer.snapshot()
+        assert (now.connected, now.address, now.last_error) == (True, "memory://", None)
+        assert now.reconnects == 0
+
+
+async def test_acknowledges_only_what_is_written(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.script.append(Slow(2.0))
+        started_s = anyio.current_time()
+        await bench.write()
+        assert anyio.current_time() - started_s == pytest.approx(2.0)
+
+
+async def test_closes_the_store_once_the_inbox_has_ended(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(3)
+        await bench.hand_in()
+        bench.batches.outbox.close()
+        await bench.ended.wait()
+        assert bench.executed == [1, 2, 3, 4]
+        assert not bench.store.connected
+        assert not bench.writer.snapshot().connected
+
+
+async def test_heartbeat_goes_on_in_every_condition(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+
+        async def idle(seconds: float) -> None:
+            for _ in range(int(seconds / 0.25)):
+                await anyio.sleep(0.25)
+                assert bench.writer.heartbeat.age_s() <= 1.1
+
+        await idle(20)
+        await bench.hand_in()
+        bench.store.down = True
+        await idle(40)
+        await bench.hand_in()
+        await idle(40)
+        bench.store.down = False
+        await bench.answer()
+
+
+# ---- faults of one write
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        StoreFault.LOSE_REQUEST,
+        StoreFault.LOSE_REPLY,
+        StoreFault.DELAY_REQUEST,
+        StoreFault.REFUSE_WRITE,
+    ],
+)
+async def test_each_batch_is_executed_once_whatever_is_lost(
+    autojump_clock: Any, open_bench: MakeBench, fault: StoreFault
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(2)
+        bench.store.script.extend([fault, fault, fault])
+        started_s = anyio.current_time()
+        await bench.write(5)
+        assert bench.store.deliver() == 0, "what was on its way has been fenced off"
+        assert bench.executed == bench.acknowledged == [1, 2, 3, 4, 5, 6, 7]
+        assert anyio.current_time() - started_s <= RETURN_LIMIT_S
+        assert bench.store.published["price.updated"] == [b'{"n":%d}' % n for n in range(1, 8)]
+        assert [symbol for symbol, _ in bench.store.entries] == ["AAPL"] * 7
+
+
+async def test_lost_reply_costs_a_connection_and_no_second_write(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.script.append(StoreFault.LOSE_REPLY)
+        await bench.write()
+        assert bench.store.connects == 2
+        assert bench.writer.snapshot().reconnects == 1
+        await bench.write()
+        assert bench.executed == [1, 2]
+        assert bench.writer.snapshot().last_error is None
+
+
+async def test_refused_write_keeps_the_connection_and_is_tried_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.refusal = "OOM command not allowed when used memory > 'maxmemory'."
+        await bench.hand_in()
+        await anyio.sleep(2.5)
+        now = bench.writer.snapshot()
+        assert now.connected
+        assert "OOM" in str(now.last_error)
+        assert bench.executed == bench.acknowledged == []
+        bench.store.refusal = None
+        returned_s = anyio.current_time()
+        await bench.answer()
+        assert anyio.current_time() - returned_s <= RETURN_LIMIT_S
+        assert bench.executed == [1]
+        assert bench.store.connects == 1
+        assert bench.writer.snapshot().last_error is None
+
+
+class Address:
+    """Two servers behind one address: those connected to the first one stay there."""
+
+    def __init__(self, bench: Bench, refusal: str) -> None:
+        self.store = bench.store
+        self._refusal = refusal
+        self._connect = bench.store.connect
+        self._connects_before = bench.store.connects
+
+    async def connect(self) -> None:
+        await self._connect()
+        if self.store.connects > self._connects_before:
+            self.store.refusal = None
+
+    def demote(self) -> None:
+        self.store.refusal = self._refusal
+        self.store.connect = self.connect  # type: ignore[method-assign]
+
+
+_ABORTED = "EXECABORT Transaction discarded because of: "
+
+
+@pytest.mark.parametrize(
+    ("refusal", "within_s"),
+    [
+        ("READONLY You can't write against a read only replica.", 0.5),
+        (f"{_ABORTED}READONLY You can't write against a read only replica.", 0.5),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", 0.5),
+        (f"{_ABORTED}MASTERDOWN Link with MASTER is down.", 0.5),
+        ("LOADING Valkey is loading the dataset in memory", 0.5),
+        ("CLUSTERDOWN The cluster is down", 0.5),
+        ("NOREPLICAS Not enough good replicas to write.", 0.5),
+        ("MISCONF Valkey is configured to save RDB snapshots, but it is unable to.", 0.5),
+        ("UNBLOCKED force unblock from blocking operation, instance state changed", 0.5),
+        ("NOAUTH Authentication required.", 0.5),
+        # These concern the command, the user or the data. Even so a new connection is tried.
+        ("OOM command not allowed when used memory > 'maxmemory'.", 5.0),
+        ("NOPERM this user has no permissions to run the 'set' command", 5.0),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", 5.0),
+        ("MOVED 1234 127.0.0.1:7001", 5.0),
+        ("BUSY Valkey is busy running a script.", 5.0),
+        ("ERR upstream failure", 5.0),
+    ],
+)
+@pytest.mark.parametrize("quiet", [False, True])
+async def test_a_server_that_refuses_is_left_for_the_one_behind_its_address(
+    refusal: str, within_s: float, quiet: bool, autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(2)
+        Address(bench, refusal).demote()
+        if quiet:
+            await anyio.sleep(2.0)
+        began_s = anyio.current_time()
+        await bench.write(2)
+        assert anyio.current_time() - began_s <= within_s
+        assert bench.executed == [1, 2, 3, 4]
+        assert bench.writer.snapshot().last_error is None
+        assert bench.store.connects == 2
+
+
+async def test_a_refusal_that_lasts_costs_few_connections(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.refusal = "READONLY You can't write against a read only replica."
+        await bench.hand_in()
+        await anyio.sleep(30)
+        now = bench.writer.snapshot()
+        assert now.connected
+        assert "READONLY" in str(now.last_error)
+        assert bench.executed == bench.acknowledged == []
+        assert bench.store.connects <= 2 * 30 + 10
+        bench.store.refusal = None
+        await bench.answer()
+        assert bench.executed == [1]
+
+
+# ---- a store that is away
+
+
+async def test_outage_is_waited_out_and_nothing_is_lost(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(2)
+        bench.store.down = True
+        await bench.hand_in()
+        await anyio.sleep(120)
+        assert bench.acknowledged == [1, 2]
+        assert not bench.writer.snapshot().connected
+        assert bench.writer.snapshot().last_error is not None
+        bench.store.down = False
+        returned_s = anyio.current_time()
+        await bench.answer()
+        await bench.write()
+        assert anyio.current_time() - returned_s <= RETURN_LIMIT_S
+        assert bench.executed == bench.acknowledged == [1, 2, 3, 4]
+
+
+async def test_store_that_is_away_at_start_is_waited_for(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench(down=True) as bench:
+        assert not bench.writer.snapshot().connected
+        await anyio.sleep(10)
+        bench.store.down = False
+        await bench.write()
+        assert bench.executed == [1]
+
+
+async def test_refused_connections_are_tried_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.drop_connection()
+        bench.store.script.extend([StoreFault.REFUSE_CONNECT] * 5)
+        await bench.write(3)
+        assert bench.executed == [1, 2, 3]
+
+
+async def test_quiet_writer_notices_that_the_store_is_gone_and_back(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        bench.store.down = True
+        await anyio.sleep(1.5)
+        assert not bench.writer.snapshot().connected
+        bench.store.down = False
+        await anyio.sleep(1.5)
+        assert bench.writer.snapshot().connected
+        assert bench.writer.snapshot().last_error is None
+
+
+async def test_quiet_writer_notices_that_the_store_refuses(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        bench.store.refusal = "OOM command not allowed"
+        await anyio.sleep(1.5)
+        now = bench.writer.snapshot()
+        assert now.connected
+        assert "OOM" in str(now.last_error)
+        bench.store.refusal = None
+        await anyio.sleep(1.5)
+        assert bench.writer.snapshot().last_error is None
+
+
+async def test_store_that_came_back_empty_gets_the_batch_in_doubt(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        bench.store.script.append(StoreFault.LOSE_REPLY)
+        await bench.hand_in()
+        await anyio.wait_all_tasks_blocked()
+        bench.store.restart()
+        await bench.answer()
+        assert bench.store.price("AAPL") == b'{"n":2}', "its price is there"
+        await bench.write()
+        assert bench.acknowledged == [1, 2, 3]
+        assert bench.store.price("AAPL") == b'{"n":3}'
+
+
+# ---- a store that has forgotten
+
+
+async def test_a_store_that_came_back_empty_has_every_price_within_a_second(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL", "MSFT"])
+        await bench.write(symbols=["SPY"])
+        bench.store.restart()
+        await anyio.sleep(RETURN_LIMIT_S)
+        prices = [bench.store.price(symbol) for symbol in ("AAPL", "MSFT", "SPY")]
+        assert prices == [b'{"n":1}', b'{"n":1}', b'{"n":2}']
+        assert bench.executed == [1, 2], "no event is told again"
+        assert len(bench.reminders) == 1
+        await anyio.sleep(100)
+        assert len(bench.reminders) == 1, "once"
+
+
+async def test_it_has_them_before_anything_new(autojump_clock: Any, open_bench: MakeBench) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL", "MSFT"])
+        bench.store.restart()
+        await bench.write(symbols=["AAPL"])
+        assert [batch.number for batch in bench.store.executed] == [1, 1, 2]
+        assert bench.store.price("AAPL") == b'{"n":2}'
+        assert bench.store.price("MSFT") == b'{"n":1}'
+
+
+async def test_a_price_that_is_on_its_way_is_not_written_older_before_it(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL", "MSFT"])
+        bench.store.script.append(StoreFault.LOSE_REPLY)  # readers have seen the second price
+        await bench.hand_in("AAPL")
+        await anyio.wait_all_tasks_blocked()
+        bench.store.restart()
+        await bench.answer()
+        assert [list(batch.prices) for batch in bench.reminders] == [["MSFT"]]
+        assert bench.store.price("AAPL") == b'{"n":2}'
+
+
+async def test_prices_written_again_expire_when_they_would_have(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL"])
+        await anyio.sleep(100)
+        await bench.write(symbols=["MSFT"])
+        await anyio.sleep(150)
+        bench.store.restart()
+        await anyio.sleep(45)
+        assert bench.store.price("AAPL") is not None
+        await anyio.sleep(10)
+        assert bench.store.price("AAPL") is None
+        assert bench.store.price("MSFT") is not None
+        await anyio.sleep(45)
+        bench.store.restart()
+        await anyio.sleep(2)
+        assert bench.store.price("AAPL") is None, "its time was over"
+        assert bench.store.price("MSFT") is not None
+
+
+async def test_a_store_that_kept_everything_is_written_nothing_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(3)
+        for _ in range(3):
+            bench.store.drop_connection()
+            await anyio.sleep(2)
+        assert bench.store.connects == 4
+        assert not bench.reminders
+
+
+async def test_prices_that_could_not_be_written_again_are_tried_until_they_are(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=[f"S{number}" for number in range(5_000)])
+        bench.store.restart()
+        bench.store.script.extend(
+            [StoreFault.LOSE_REPLY, StoreFault.REFUSE_WRITE, StoreFault.LOSE_REQUEST]
+        )
+        await anyio.sleep(10)
+        assert all(bench.store.price(f"S{number}") == b'{"n":1}' for number in range(5_000))
+        assert max(len(batch.prices) for batch in bench.reminders) == 2_000
+        await bench.write()
+        assert bench.executed == [1, 2]
+
+
+async def test_a_store_that_is_emptied_again_in_the_middle_has_everything_in_the_end(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=[f"S{number}" for number in range(5_000)])
+        bench.store.restart()
+        while not bench.reminders:
+            await anyio.sleep(0.01)
+            bench.store.script.extend([Slow(0.2)] * (not bench.store.script))
+        bench.store.restart()
+        await anyio.sleep(5)
+        assert all(bench.store.price(f"S{number}") == b'{"n":1}' for number in range(5_000))
+
+
+async def test_ends_where_the_store_is_away_once_it_is_back(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        bench.store.down = True
+        await bench.hand_in()
+        bench.batches.outbox.close()
+        await anyio.sleep(5)
+        assert not bench.ended.is_set()
+        bench.store.down = False
+        await bench.ended.wait()
+        assert bench.executed == [1, 2]
+
+
+# ---- restarts
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Slow(0.010),
+        StoreFault.LOSE_REPLY,
+        StoreFault.LOSE_REQUEST,
+        StoreFault.DELAY_REQUEST,
+        StoreFault.REFUSE_WRITE,
+    ],
+)
+async def test_restart_in_the_middle_of_a_write_repeats_and_loses_nothing(
+    autojump_clock: Any, open_bench: MakeBench, fault: StoreFault | Slow
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        bench.store.script.append(fault)
+        batch = await bench.hand_in()
+        await anyio.sleep(0.005)  # in the slow write, or in the wait before the next try
+        await bench.restart()
+        assert await bench.answer() == batch.number
+        assert bench.store.deliver() == 0
+        await bench.write(2)
+        assert bench.executed == [1, 2, 3, 4]
+
+
+async def test_restart_before_the_acknowledgement_acknowledges_and_does_not_write_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.answers.outbox.send(0)  # nobody has taken this one, so the channel is full
+        await bench.hand_in()
+        await anyio.wait_all_tasks_blocked()
+        assert bench.executed == [1]
+        await bench.restart()
+        await anyio.wait_all_tasks_blocked()
+        assert [await bench.answer(), await bench.answer()] == [0, 1]
+        assert bench.executed == [1]
+
+
+async def test_copy_of_a_written_batch_is_acknowledged_and_not_written(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    """The publisher hands a batch out again when it was restarted meanwhile."""
+    async with open_bench() as bench:
+        batch = await bench.hand_in()
+        await bench.answer()
+        await bench.batches.outbox.send(batch)
+        assert await bench.answer() == batch.number
+        await bench.write()
+        assert bench.executed == [1, 2]
+
+
+async def test_cancelled_it_leaves_no_connection_behind(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write()
+        assert bench.store.connected
+        await bench.cancel()
+        assert not bench.store.connected
+        await bench.start()
+        await bench.write()
+        assert bench.executed == [1, 2]
+
+
+async def test_a_store_that_does_not_close_does_not_keep_it_from_ending(
+    autojump_clock: Any, open_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_bench() as bench:
+        monkeypatch.setattr(bench.store, "aclose", anyio.sleep_forever)
+        before_s = anyio.current_time()
+        await bench.cancel()
+        assert anyio.current_time() - before_s <= 1.0
+
+
+async def test_copies_that_nobody_waits_for_do_not_keep_it_from_ending(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    """A publisher that was restarted hands a batch out again, and ends with its first answer."""
+    async with open_bench() as bench:
+        batch = await bench.hand_in()
+        for _ in range(4):
+            await bench.batches.outbox.send(batch)
+        assert await bench.answer() == 1
+        bench.batches.outbox.close()
+        await bench.ended.wait()
+        assert bench.executed == [1]
+
+
+# ---- publisher and writer together
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_every_event_once_and_in_order_through_faults_and_restarts(
+    autojump_clock: Any, seed: int
+) -> None:
+    """Both actors are restarted at random while the store does its worst."""
+    draw = random.Random(seed)
+    total = 1_500
+    with anyio.fail_after(1_000):
+        async with anyio.create_task_group() as tasks:
+            bench = Bench(tasks)
+            events = Channel[RoutedItem](64)
+            publisher = EventPublisher(
+                events, bench.batches.outbox, bench.answers, 10_000, bench.clock
+            )
+            scope, over = anyio.CancelScope(), anyio.Event()
+
+            async def publish(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+                with scope:
+                    await publisher.run(task_status=task_status)
+                over.set()
+
+            await bench.start()
+            await tasks.start(publish)
+            for number in range(1, total + 1):
+                symbol = draw.choice(["AAPL", "MSFT", "SPY"])
+                now_ns = bench.clock.utc_ns()
+                quote = Quote(symbol, number, number + 1, 1, 1, now_ns, now_ns, seq=number)
+                await events.outbox.send(QuoteBatch([quote]))
+                await anyio.sleep(draw.choice([0, 0, 0.001, 0.02]))
+                if draw.random() < 0.05:
+                    bench.store.script.append(draw.choice([*StoreFault, Slow(0.05)]))
+                if draw.random() < 0.02:
+                    bench.store.drop_connection()
+                bench.store.down = draw.random() < 0.01 or (
+                    bench.store.down and draw.random() < 0.9
+                )
+                if draw.random() < 0.02:
+                    await bench.restart()
+                if draw.random() < 0.02:
+                    scope.cancel()
+                    await over.wait()
+                    scope, over = anyio.CancelScope(), anyio.Event()
+                    await tasks.start(publish)
+                bench.store.deliver()
+            bench.store.down = False
+            bench.store.script.clear()
+            events.outbox.close()
+            await over.wait()
+            await bench.ended.wait()
+            for channel in (events, bench.batches, bench.answers):
+                channel.close()
+    published = [msgspec.json.decode(m)["seq"] for m in bench.store.published["price.updated"]]
+    assert published == list(range(1, total + 1))
+    assert bench.executed == list(range(1, len(bench.executed) + 1))
+    assert publisher.snapshot().events_published == total
+
+
+async def test_command_that_fails_inside_a_batch_is_told(
+    autojump_clock: Any, open_bench: MakeBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_bench() as bench:
+        bench.store.command_error = "WRONGTYPE the event log is no stream"
+        await bench.write()
+        assert bench.executed == [1]
+        now = bench.writer.snapshot()
+        assert (now.command_errors, now.last_command_error) == (1, bench.store.command_error)
+        assert now.connected
+        assert caplog.text.count("redis_command_failed") == 1
+        bench.store.command_error = None
+        await bench.write()
+        assert bench.writer.snapshot().command_errors == 1
+        assert caplog.text.count("redis_command_failed") == 1

@@ -1,0 +1,73 @@
+"""Packed commands, byte by byte, and against hiredis."""
+
+from __future__ import annotations
+
+import hiredis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdservice.publish.store import Message, WriteBatch
+from mdservice.redis_io.commands import BatchPacker, pack
+from mdservice.redis_io.names import RedisNames
+
+SYMBOLS = st.text("ABCXYZ./-_09", min_size=1, max_size=12)
+
+
+def parsed(data: bytes) -> list[list[bytes]]:
+    reader = hiredis.Reader(notEnoughData=None)
+    reader.feed(data)
+    commands = []
+    while (command := reader.gets()) is not None:
+        commands.append(command)
+    return commands
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
+def test_pack_is_what_hiredis_packs(words: list[bytes]) -> None:
+    assert pack(*words) == hiredis.pack_command(tuple(words))  # type: ignore[arg-type]
+
+
+def test_keys_are_the_contracts() -> None:
+    assert RedisNames().price_key("AAPL") == b"price:AAPL"
+    assert RedisNames().writer_key("host-7") == b"mdservice:writer:host-7"
+
+
+def test_a_batch_is_keys_then_messages_then_its_number() -> None:
+    packer = BatchPacker(price_ttl_s=300, event_log="log", event_log_maxlen=9, instance="me")
+    messages = [Message("price.updated", b"{1}", "A"), Message("feed.status", b"{2}")]
+    packed = packer.batch(WriteBatch(12, {"A": b"{1}"}, messages))
+    assert parsed(packed.data) == [
+        [b"MULTI"],
+        [b"SET", b"price:A", b"{1}", b"EX", b"300"],
+        [b"PUBLISH", b"price.updated", b"{1}"],
+        [b"XADD", b"log", b"MAXLEN", b"~", b"9", b"*", b"symbol", b"A", b"data", b"{1}"],
+        [b"PUBLISH", b"feed.status", b"{2}"],
+        [b"SET", b"mdservice:writer:me", b"12", b"EX", b"86400"],
+        [b"EXEC"],
+    ]
+    assert packed.queued == 5
+
+
+@given(
+    log=st.sampled_from([None, "log", "100%d %b", "mdservice:ev\u00e9nements"]),
+    prices=st.dictionaries(SYMBOLS, st.binary(max_size=50), max_size=4),
+    events=st.lists(st.tuples(SYMBOLS | st.none(), st.binary(max_size=50)), max_size=5),
+)
+def test_any_batch_reads_back_as_it_was(
+    log: str | None, prices: dict[str, bytes], events: list[tuple[str | None, bytes]]
+) -> None:
+    packer = BatchPacker(price_ttl_s=1, event_log=log, event_log_maxlen=5, instance="i%d")
+    messages = [Message("price.updated", payload, symbol) for symbol, payload in events]
+    packed = packer.batch(WriteBatch(1, prices, messages))
+    expected = [[b"MULTI"]]
+    for symbol, payload in prices.items():
+        expected.append([b"SET", b"price:" + symbol.encode(), payload, b"EX", b"1"])
+    for symbol_, payload in events:
+        expected.append([b"PUBLISH", b"price.updated", payload])
+        if log is not None and symbol_ is not None:
+            head = [b"XADD", log.encode(), b"MAXLEN", b"~", b"5", b"*"]
+            expected.append([*head, b"symbol", symbol_.encode(), b"data", payload])
+    expected += [[b"SET", b"mdservice:writer:i%d", b"1", b"EX", b"86400"], [b"EXEC"]]
+    assert parsed(packed.data) == expected
+    assert packed.queued == len(expected) - 2

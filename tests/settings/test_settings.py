@@ -1,0 +1,623 @@
+"""What settings may be, where they come from, and that they keep their secrets."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mdservice.errors import ConfigurationError
+from mdservice.settings import SETTINGS, Settings, load_settings
+
+KEYS = {"ALPACA_API_KEY": "PKTESTKEY00001", "ALPACA_SECRET_KEY": "sEcReT/of+Alpaca=="}
+
+
+@pytest.fixture(autouse=True)
+def _empty_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(
+    environ: Mapping[str, str] | None = None,
+    *,
+    file: str | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> Settings:
+    config = None
+    if file is not None:
+        config = Path("given.toml")
+        config.write_text(file)
+    return load_settings(config, flags or {}, environ or {})
+
+
+def refused(
+    environ: Mapping[str, str] | None = None,
+    *,
+    file: str | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(environ, file=file, flags=flags)
+    return str(caught.value)
+
+
+# Where values come from
+
+
+def test_defaults_are_the_contracts(tmp_path: Path) -> None:
+    settings = load({"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert settings == Settings(
+        api_key=None,
+        secret_key=None,
+        feed="iex",
+        feed_url=None,
+        rest_url="https://data.alpaca.markets",
+        trading_url="https://paper-api.alpaca.markets",
+        driver="auto",
+        symbols=(),
+        positions="none",
+        positions_interval=5.0,
+        max_spread=10.0,
+        gateway_positions=None,
+        alerts=(),
+        redis_url=None,
+        price_ttl=300,
+        event_log=None,
+        mute_after=30.0,
+        stale_after=60.0,
+        backlog=100_000,
+        socket=tmp_path / "mdservice.sock",
+        http=None,
+        api_token=None,
+        log_format=settings.log_format,
+        gateway_http="127.0.0.1:8002",
+    )
+
+
+def test_every_setting_has_its_documented_environment_names() -> None:
+    names = {info.name: info.environment for info in SETTINGS}
+    assert names.pop("api_key") == ("ALPACA_API_KEY", "APCA_API_KEY_ID")
+    assert names.pop("secret_key") == ("ALPACA_SECRET_KEY", "APCA_API_SECRET_KEY")
+    assert names.pop("redis_url") == ("MDSERVICE_REDIS_URL", "REDIS_URL")
+    assert names == {name: (f"MDSERVICE_{name.upper()}",) for name in names}
+    assert len(names) == 23
+
+
+def test_flags_beat_the_environment_which_beats_the_file() -> None:
+    file = '[mdservice]\nfeed = "sip"\nprice_ttl = 10\nbacklog = 20000\n'
+    environ = {"MDSERVICE_FEED": "boats", "MDSERVICE_PRICE_TTL": "20"}
+    settings = load(environ, file=file, flags={"feed": "test"})
+    assert (settings.feed, settings.price_ttl, settings.backlog) == ("test", 20, 20_000)
+    assert settings.sources == {
+        "feed": "flag --feed",
+        "price_ttl": "environment variable MDSERVICE_PRICE_TTL",
+        "backlog": "file given.toml",
+    }
+
+
+def test_mdservice_toml_of_the_working_folder_is_read() -> None:
+    Path("mdservice.toml").write_text('[mdservice]\nsymbols = ["aapl", "MSFT"]\n')
+    assert load().symbols == ("AAPL", "MSFT")
+
+
+def test_a_named_file_takes_the_place_of_the_working_folders() -> None:
+    Path("mdservice.toml").write_text("[mdservice]\nprice_ttl = 1\n")
+    settings = load(file="[mdservice]\nbacklog = 30000\n")
+    assert (settings.price_ttl, settings.backlog) == (300, 30_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("api_key", "ALPACA_API_KEY", "APCA_API_KEY_ID"),
+        ("secret_key", "ALPACA_SECRET_KEY", "APCA_API_SECRET_KEY"),
+        ("redis_url", "MDSERVICE_REDIS_URL", "REDIS_URL"),
+    ],
+)
+def test_the_first_variable_that_is_set_wins(name: str, first: str, second: str) -> None:
+    one, other = ("redis://one", "redis://other") if name == "redis_url" else ("one", "other")
+    assert getattr(load({first: one, second: other}), name) == one
+    assert getattr(load({first: " ", second: other}), name) == other
+    assert getattr(load({second: other}), name) == other
+
+
+def test_an_empty_variable_is_an_unset_one() -> None:
+    settings = load({"MDSERVICE_FEED": "", "ALPACA_API_KEY": "  ", "REDIS_URL": ""})
+    assert settings.sources == {}
+    assert settings.simulated
+
+
+def test_an_empty_variable_leaves_the_files_value() -> None:
+    assert load({"MDSERVICE_FEED": ""}, file='[mdservice]\nfeed = "sip"').feed == "sip"
+
+
+def test_blanks_around_a_value_do_not_count() -> None:
+    settings = load({"ALPACA_API_KEY": "key\n", "MDSERVICE_FEED": " sip "})
+    assert (settings.api_key, settings.feed) == ("key", "sip")
+
+
+# Names that are not known
+
+
+def test_an_unknown_name_in_the_file_is_named_with_the_file() -> None:
+    message = refused(file='[mdservice]\nredis-url = "redis://x"\n')
+    assert "given.toml" in message
+    assert "'redis-url'" in message
+    assert "did you mean redis_url?" in message
+
+
+def test_an_unknown_variable_is_named() -> None:
+    message = refused({"MDSERVICE_SYMBOL": "AAPL"})
+    assert "MDSERVICE_SYMBOL is no setting; did you mean MDSERVICE_SYMBOLS?" in message
+
+
+def test_the_file_knows_no_secret_by_its_environments_name() -> None:
+    assert "'alpaca_api_key'" in refused(file='[mdservice]\nalpaca_api_key = "hidden-value"')
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "MDSERVICE_SERVICE_HOST",
+        "MDSERVICE_SERVICE_PORT",
+        "MDSERVICE_SERVICE_PORT_HTTP",
+        "MDSERVICE_PORT",
+        "MDSERVICE_PORT_8000_TCP",
+        "MDSERVICE_PORT_8000_TCP_ADDR",
+        "MDSERVICE_GATEWAY_SERVICE_HOST",
+        "MDSERVICE_GATEWAY_PORT",
+        "MDSERVICE_GATEWAY_PORT_8002_TCP_PROTO",
+    ],
+)
+def test_what_kubernetes_injects_is_ignored(variable: str) -> None:
+    assert load({variable: "tcp://10.0.0.1:8000"}).sources == {}
+
+
+def test_a_variable_that_only_resembles_kubernetes_is_refused() -> None:
+    assert "MDSERVICE_HTTP_PORT" in refused({"MDSERVICE_HTTP_PORT": "8000"})
+
+
+@pytest.mark.parametrize("name", ["api_key", "secret_key", "api_token", "nonsense", "sources"])
+def test_there_is_no_flag_for_a_secret(name: str) -> None:
+    assert repr(name) in refused(flags={name: "x"})
+
+
+# Files that are not right
+
+
+def test_a_named_file_that_is_missing_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml: there is no such file"):
+        load_settings(Path("nowhere.toml"), {}, {})
+
+
+def test_a_file_without_the_section_is_refused() -> None:
+    assert "given.toml: has no [mdservice] section" in refused(file="")
+    assert "has no [mdservice] section" in refused(file="[other]\nfeed = 'iex'\n")
+    assert "'feed' stands outside of [mdservice]" in refused(file='feed = "iex"\n[mdservice]\n')
+    assert "has no [mdservice] section" in refused(file="mdservice = 3\n")
+
+
+def test_sections_of_others_are_left_to_them() -> None:
+    assert load(file="[other]\nx = 1\n[mdservice]\nprice_ttl = 7\n").price_ttl == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[mdservice]\nsecret_key = hidden-value\n",
+        "[mdservice]\nhidden-value hidden-value\n",
+        "[mdservice]\nsecret_key = 'hidden-value\n",
+        "[mdservice]\nhidden-value = 1\nhidden-value = 2\n",
+        "[mdservice]\n[mdservice]\n",
+        "[mdservice]\nx = {hidden-value = 1, hidden-value = 2}\n",
+    ],
+)
+def test_broken_toml_is_told_by_its_place_and_not_quoted(text: str) -> None:
+    message = refused(file=text)
+    assert "given.toml: is not valid TOML" in message
+    assert "at line" in message or "at end of document" in message
+    assert "hidden" not in message
+
+
+def test_a_file_that_is_not_text_is_refused_without_its_bytes() -> None:
+    Path("x.toml").write_bytes(b"[mdservice]\nsecret_key = 'hidden\xff'")
+    with pytest.raises(ConfigurationError, match=r"x\.toml: is not UTF-8") as caught:
+        load_settings(Path("x.toml"), {}, {})
+    assert caught.value.__cause__ is None
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_folder_is_no_file() -> None:
+    Path("mdservice.toml").mkdir()
+    assert "mdservice.toml: cannot be read: Is a directory" in refused()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_refused() -> None:
+    Path("mdservice.toml").touch(mode=0)
+    assert "mdservice.toml: cannot be read: Permission denied" in refused()
+
+
+# Values
+
+
+BAD = {
+    "feed": ["otc", "IEX", "iex,sip"],
+    "feed_url": ["https://x", "stream.data.alpaca.markets", "ws://", "ws://x:99999", "ws://x:0"],
+    "rest_url": ["ftp://x", "data.alpaca.markets", "https://"],
+    "trading_url": ["ws://x", "https:///v2"],
+    "driver": ["alpaca", "raw"],
+    "symbols": ["AAPL,MS FT", "A" * 40, "=1+1"],
+    "positions": ["all", "file:", "http://", "ftp://x/y"],
+    "max_spread": ["-1", "-0.1", "nan", "inf", "200.1", "wide", "%"],
+    "positions_interval": ["0", "-1", "nan", "inf", "soon", "1e400"],
+    "gateway_positions": ["x", "https://"],
+    "alerts": ["AAPL", "AAPL pnl < -500; AAPL pnl", "total stale"],
+    "redis_url": ["localhost:6379", "http://x", "unix://", "redis://x:port"],
+    "renew_prices": ["maybe", "2", "on off"],
+    "price_ttl": ["0", "-3", "1.5", "five", "1e3", "9" * 30],
+    "event_log": ["price:AAPL", "mdservice:writer:1", "a\nb", "x" * 600],
+    "key_prefix": ["a b", "a*", "{a}", "[a]", "a\\", "ä", "x" * 65, "price:", "mdservice:x"],
+    "mute_after": ["0", "x"],
+    "stale_after": ["-0.1", "x"],
+    "backlog": ["9999", "many", "-100000"],
+    "socket": ["/" + "x" * 108, "~nobody-of-this-name/x.sock"],
+    "http": ["8000", ":8000", "localhost", "localhost:99999", "http://localhost:80", "::1:80"],
+    "log_format": ["text", "JSON"],
+    "gateway_http": ["8002", "x:y"],
+}
+CASES = [(name, value) for name, texts in BAD.items() for value in texts]
+
+
+def test_there_are_bad_values_for_every_setting_that_is_not_secret() -> None:
+    assert set(BAD) == {info.name for info in SETTINGS if not info.secret}
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_bad_value_is_named_with_its_setting_and_variable(name: str, value: str) -> None:
+    variable = next(info.environment[0] for info in SETTINGS if info.name == name)
+    message = refused({variable: value})
+    assert message.startswith(f"setting {name} (environment variable {variable}): ")
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_bad_value_is_named_with_its_flag(name: str, value: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    assert refused(flags={name: value}).startswith(f"setting {name} (flag {flag}): ")
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_bad_value_is_named_with_its_file(name: str, value: str) -> None:
+    message = refused(file=f"[mdservice]\n{name} = {json.dumps(value)}\n")
+    assert message.startswith(f"setting {name} (file given.toml): ")
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_bad_value_given_in_python_is_a_configuration_error(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^setting {name} \(given in Python\): "):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("name", [info.name for info in SETTINGS])
+@pytest.mark.parametrize("value", ["true", "[1, 2]", "1979-05-27", "{a = 1}"])
+def test_toml_of_the_wrong_type_is_refused(name: str, value: str) -> None:
+    if (name, value) == ("renew_prices", "true"):
+        assert load(file="[mdservice]\nrenew_prices = true\n").renew_prices
+        return
+    assert f"setting {name} (file given.toml)" in refused(file=f"[mdservice]\n{name} = {value}\n")
+
+
+GOOD = {
+    "feed": ("delayed_sip", "delayed_sip"),
+    "feed_url": ("ws://127.0.0.1:9000/stream/", "ws://127.0.0.1:9000/stream"),
+    "rest_url": ("http://[::1]:80/", "http://[::1]:80"),
+    "trading_url": ("https://api.alpaca.markets", "https://api.alpaca.markets"),
+    "driver": ("websockets", "websockets"),
+    "symbols": ("aapl, BRK.B,,*,AAPL", ("AAPL", "BRK.B", "*")),
+    "positions": ("file:positions.json", "file:positions.json"),
+    "positions_interval": ("0.5", 0.5),
+    "max_spread": (" 2.5 % ", 2.5),
+    "gateway_positions": ("http://localhost:8000/api/v1/positions",) * 2,
+    "alerts": ("aapl pnl<-500 ;; * stale;", ("aapl pnl<-500", "* stale")),
+    "redis_url": ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+    "renew_prices": ("Off", False),
+    "price_ttl": ("1", 1),
+    "event_log": ("price.log", "price.log"),
+    "key_prefix": (" desk1: ", "desk1:"),
+    "mute_after": ("12", 12.0),
+    "stale_after": ("1e3", 1000.0),
+    "backlog": ("10000", 10_000),
+    "socket": ("/run/x.sock", Path("/run/x.sock")),
+    "http": ("[::1]:8000", "[::1]:8000"),
+    "log_format": ("json", "json"),
+    "gateway_http": ("0.0.0.0:9", "0.0.0.0:9"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_value_is_the_same_from_every_source(name: str) -> None:
+    text, value = GOOD[name]
+    assert getattr(load({f"MDSERVICE_{name.upper()}": text}), name) == value
+    assert getattr(load(flags={name: text}), name) == value
+    assert getattr(load(file=f"[mdservice]\n{name} = {json.dumps(text)}\n"), name) == value
+    assert getattr(Settings(**{name: text}), name) == value
+
+
+def test_tomls_own_types_are_taken() -> None:
+    file = "[mdservice]\nprice_ttl = 9\nmute_after = 3\nstale_after = 2.5\nsymbols = []\n"
+    settings = load(file=file)
+    assert (settings.price_ttl, settings.mute_after, settings.stale_after) == (9, 3.0, 2.5)
+    assert settings.symbols == ()
+
+
+def test_a_relative_socket_belongs_to_the_working_folder(tmp_path: Path) -> None:
+    socket = attrs.evolve(Settings(), socket=Path("x.sock")).socket
+    assert socket == tmp_path / "x.sock"
+
+
+@pytest.mark.parametrize("http", ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "127.9.9.9:1"])
+def test_http_on_loopback_needs_no_token(http: str) -> None:
+    assert load({"MDSERVICE_HTTP": http}).http == http
+
+
+@pytest.mark.parametrize("http", ["0.0.0.0:8000", "[::]:8000", "10.0.0.1:8000", "desk:8000"])
+def test_http_off_loopback_needs_a_token(http: str) -> None:
+    message = refused({"MDSERVICE_HTTP": http})
+    assert message.startswith("setting http (environment variable MDSERVICE_HTTP)")
+    assert "MDSERVICE_API_TOKEN" in message
+    assert load({"MDSERVICE_HTTP": http, "MDSERVICE_API_TOKEN": "t0ken"}).http == http
+
+
+def test_http_off_loopback_needs_a_token_in_python_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"setting http \(given in Python\)"):
+        Settings(http="0.0.0.0:8000")
+
+
+# Secrets
+
+
+SECRET_SETTINGS = {
+    "ALPACA_API_KEY": "PK0hidden1",
+    "ALPACA_SECRET_KEY": "hidden2",
+    "MDSERVICE_API_TOKEN": "hidden3",
+    "MDSERVICE_REDIS_URL": "rediss://me:hidden4@db:6379/2?password=hidden5&db=2",
+    "MDSERVICE_FEED_URL": "wss://me:hidden6@stream.example/v2/iex?token=hidden7",
+    "MDSERVICE_REST_URL": "https://me:hidden8@data.example",
+    "MDSERVICE_POSITIONS": "https://desk.example/positions?key=hidden9",
+}
+
+
+def test_secrets_are_in_no_view_of_the_settings() -> None:
+    settings = load(SECRET_SETTINGS)
+    for view in (repr(settings), str(settings), json.dumps(settings.shown())):
+        assert "hidden" not in view
+        assert "db:6379/2" in view
+        assert "stream.example/v2/iex" in view
+
+
+def test_all_secret_values_are_known() -> None:
+    settings = load({**SECRET_SETTINGS, "MDSERVICE_TRADING_URL": "https://u:hi%2Fdden@x"})
+    expected = {"PK0hidden1", "hi/dden", "hi%2Fdden"} | {f"hidden{n}" for n in range(2, 10)}
+    assert set(settings.secret_values()) == expected
+
+
+def test_what_is_shown_is_json_of_every_setting() -> None:
+    shown = load({"MDSERVICE_SYMBOLS": "AAPL", **KEYS}).shown()
+    assert set(shown) == {info.name for info in SETTINGS}
+    assert json.loads(json.dumps(shown)) == shown
+    assert shown["symbols"] == ["AAPL"]
+    assert shown["api_key"] == "***"
+    assert shown["api_token"] is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALPACA_API_KEY", "hidden value"),
+        ("ALPACA_SECRET_KEY", "hiddenvälue"),
+        ("MDSERVICE_API_TOKEN", "hidden\nvalue"),
+        ("MDSERVICE_REDIS_URL", "redis://me:hidden/value@db"),
+        ("MDSERVICE_REDIS_URL", "redis://me:hidden#value@db:port"),
+        ("MDSERVICE_REDIS_URL", "me:hidden@db"),
+        ("REDIS_URL", "hidden"),
+        ("MDSERVICE_FEED_URL", "wss://me:hidden[@db"),
+        ("MDSERVICE_FEED_URL", "http://me:hidden@db"),
+        ("MDSERVICE_POSITIONS", "ftp://me:hidden@db"),
+        ("MDSERVICE_POSITIONS", "me:hidden@db"),
+        ("MDSERVICE_HTTP", "me:hidden@localhost:80"),
+        ("MDSERVICE_GATEWAY_HTTP", "http://me:hidden@localhost:80"),
+        ("MDSERVICE_FEED", "wss://me:hidden@db"),
+    ],
+)
+def test_a_bad_value_that_may_hold_a_secret_is_not_quoted(variable: str, value: str) -> None:
+    message = refused({variable: value})
+    assert variable in message
+    assert "hidden" not in message
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=8, max_size=60))
+@example("the valu")
+def test_no_bad_secret_is_ever_quoted(value: str) -> None:
+    for name in ("api_key", "redis_url", "feed_url"):
+        with contextlib.suppress(ConfigurationError):
+            Settings(**{name: value})
+            continue
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(**{name: value})
+        message = str(caught.value)
+        if (
+            value in message
+        ):  # "the valu" is in the text itself, which another value leaves as it is
+            with pytest.raises(ConfigurationError) as other:
+                Settings(**{name: codecs.encode(value, "rot13")})
+            assert str(other.value) == message
+
+
+# The simulator's rule
+
+
+def test_nothing_set_means_the_simulator() -> None:
+    for settings in (load(), Settings()):
+        assert settings.simulated
+        assert settings.simulator_embedded
+        assert settings.feed_name == "simulator"
+        assert settings.resolved_feed_url() is None
+        settings.require_runnable()
+
+
+def test_settings_that_do_not_point_at_the_real_world_leave_the_simulator_on() -> None:
+    settings = load(
+        {"MDSERVICE_SYMBOLS": "AAPL", "MDSERVICE_HTTP": "127.0.0.1:0"},
+        file='[mdservice]\nlog_format = "json"\ntrading_url = "https://api.alpaca.markets"\n',
+    )
+    assert settings.simulated
+
+
+REAL = {
+    "api_key": "key",
+    "secret_key": "secret",
+    "feed": "iex",
+    "feed_url": "ws://localhost:1",
+    "redis_url": "redis://localhost",
+    "positions": "file:x.json",
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_anything_that_points_at_the_real_world_turns_the_simulator_off(name: str) -> None:
+    missing = "secret_key" if name == "api_key" else "api_key"
+    for settings in (
+        load(file=f'[mdservice]\n{name} = "{REAL[name]}"\n'),
+        Settings(**{name: REAL[name]}),
+        attrs.evolve(Settings(**{name: REAL[name]}), price_ttl=5),
+        pickle.loads(pickle.dumps(Settings(**{name: REAL[name]}))),
+    ):
+        assert not settings.simulated
+        assert not settings.simulator_embedded
+        with pytest.raises(ConfigurationError, match=rf"^{missing} is missing") as caught:
+            settings.require_runnable()
+        assert name in str(caught.value)
+        assert ("ALPACA_SECRET_KEY" if name == "api_key" else "ALPACA_API_KEY") in str(caught.value)
+
+
+def test_the_missing_key_is_told_with_what_keeps_the_simulator_off() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load({"REDIS_URL": "redis://me:hidden@db"}).require_runnable()
+    assert "redis_url (environment variable REDIS_URL)" in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+def test_the_default_feed_set_openly_counts_as_set() -> None:
+    assert not load({"MDSERVICE_FEED": "iex"}).simulated
+    assert not load(flags={"feed": "iex"}).simulated
+    assert not load(file='[mdservice]\nfeed = "iex"').simulated
+
+
+def test_the_simulator_may_be_asked_for_with_a_real_redis() -> None:
+    settings = load({"MDSERVICE_FEED": "simulator", "REDIS_URL": "redis://db"})
+    assert settings.simulator_embedded
+    settings.require_runnable()
+
+
+def test_a_simulator_elsewhere_needs_no_key() -> None:
+    settings = Settings(feed="simulator", feed_url="ws://127.0.0.1:9/v2/iex")
+    assert settings.simulated
+    assert not settings.simulator_embedded
+    assert settings.resolved_feed_url() == "ws://127.0.0.1:9/v2/iex"
+    settings.require_runnable()
+
+
+def test_alpacas_positions_need_the_keys_also_with_the_simulator() -> None:
+    with pytest.raises(ConfigurationError, match=r"^api_key is missing"):
+        Settings(feed="simulator", positions="alpaca").require_runnable()
+
+
+@pytest.mark.parametrize(
+    ("feed", "path"),
+    [
+        ("iex", "/v2/iex"),
+        ("sip", "/v2/sip"),
+        ("delayed_sip", "/v2/delayed_sip"),
+        ("boats", "/v1beta1/boats"),
+        ("overnight", "/v1beta1/overnight"),
+        ("test", "/v2/test"),
+    ],
+)
+def test_a_feeds_url_follows_from_its_name(feed: str, path: str) -> None:
+    settings = load({**KEYS, "MDSERVICE_FEED": feed})
+    settings.require_runnable()
+    assert settings.feed_name == feed
+    assert settings.resolved_feed_url() == f"wss://stream.data.alpaca.markets{path}"
+
+
+def test_keys_alone_mean_iex() -> None:
+    settings = load(KEYS)
+    settings.require_runnable()
+    assert settings.feed_name == "iex"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Settings().feed = "sip"  # type: ignore[misc]
+
+
+# ---- what people paste
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v2", "/v2/", "/V2", "/v2//", "/v2/v2"])
+@pytest.mark.parametrize("name", ["rest_url", "trading_url"])
+def test_a_base_that_ends_in_v2_means_the_same(name: str, end: str) -> None:
+    url = f"https://mirror.example/alpaca{end}"
+    found = load_settings(None, {}, {f"MDSERVICE_{name.upper()}": url})
+    assert getattr(found, name) == "https://mirror.example/alpaca"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REST_URL", "https://paper-api.alpaca.markets"),
+        ("REST_URL", "https://API.alpaca.markets/v2"),
+        ("REST_URL", "data.alpaca.markets"),
+        ("TRADING_URL", "https://data.alpaca.markets/v2"),
+        ("TRADING_URL", "paper-api.alpaca.markets"),
+        ("FEED_URL", "wss://stream.data.alpaca.markets"),
+        ("FEED_URL", "wss://stream.data.alpaca.markets/"),
+        ("FEED_URL", "wss://stream.data.alpaca.markets/v2"),
+        ("FEED_URL", "https://stream.data.alpaca.markets/v2/iex"),
+        ("FEED_URL", "stream.data.alpaca.markets/v2/iex"),
+    ],
+)
+def test_an_address_of_another_kind_is_refused_at_once(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"MDSERVICE_{name}"):
+        load_settings(None, {}, {f"MDSERVICE_{name}": value})
+
+
+@pytest.mark.parametrize("around", ['"{}"', "'{}'", " {} ", "{}\n", "{}\r\n", '"{}"\r', '" {} "'])
+def test_quotes_and_blanks_around_a_variable_are_taken_off(around: str) -> None:
+    given = {
+        "ALPACA_API_KEY": "PK1",
+        "ALPACA_SECRET_KEY": "hidden",
+        "MDSERVICE_API_TOKEN": "token",
+        "MDSERVICE_SYMBOLS": "AAPL,MSFT",
+        "MDSERVICE_REDIS_URL": "redis://db:6379",
+        "MDSERVICE_FEED": "sip",
+        "MDSERVICE_PRICE_TTL": "7",
+        "MDSERVICE_POSITIONS": "https://desk.example/positions/",
+    }
+    quoted = {name: around.format(value) for name, value in given.items()}
+    assert load_settings(None, {}, quoted) == load_settings(None, {}, given)
+
+
+@pytest.mark.parametrize("value", ['"PK1', "PK1'", '"', "\"PK1'"])
+def test_a_single_quotation_mark_of_a_key_is_refused(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"ALPACA_API_KEY.*quotation mark"):
+        load_settings(None, {}, {"ALPACA_API_KEY": value})
