@@ -156,7 +156,7 @@ class Life:
         self.unsettled = [len(in_flight.quotes)] if in_flight else []
         self.counters = self.service.status().counters
         self.future = self.service._topology.router.snapshot().future_quotes
-        self.unchecked = self.service._topology.feed._repair._late.waiting
+        self.unchecked = self.service._topology.feed._repair._recheck.waiting
         self.service = None
 
     future: int = 0

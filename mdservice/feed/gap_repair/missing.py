@@ -61,6 +61,8 @@ class MissingQuotes:
         self._since_ns: dict[str, int] = {}
         self._followed_ns: dict[str, int] = {}
         """What is followed now, and since when by this machine's clock."""
+        self._unrepaired: set[str] = set()
+        """Symbols whose last repair did not bring all."""
 
     def __contains__(self, symbol: str) -> bool:
         return symbol in self._since_ns
@@ -93,11 +95,25 @@ class MissingQuotes:
         names = set(symbols)
         if EVERY_SYMBOL in names:
             names.update(self._accepted.symbols())
+        complete_ns -= _OVERLAP_NS
+        unrepaired_ns = self._oldest_unrepaired_ns(names, complete_ns)
         for symbol in names - {EVERY_SYMBOL}:
-            since_ns = complete_ns - _OVERLAP_NS
-            if self._accepted.last_ns(symbol) is None:
+            since_ns = complete_ns
+            last_ns = self._accepted.last_ns(symbol)
+            if last_ns is None:
                 since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns))
+            elif symbol in self._unrepaired and last_ns < complete_ns:
+                since_ns = unrepaired_ns
             self._since_ns.setdefault(symbol, since_ns)
+
+    def _oldest_unrepaired_ns(self, symbols: Iterable[str], complete_ns: int) -> int:
+        """From when to ask history for unrepaired symbols that have been quiet since.
+
+        One time for all of them, so that one request asks for many.
+        """
+        unrepaired = self._unrepaired.intersection(symbols)
+        lasts_ns = (self._accepted.last_ns(symbol) for symbol in unrepaired)
+        return min((last_ns for last_ns in lasts_ns if last_ns is not None), default=complete_ns)
 
     def back(self, followed: Collection[str], left_out: Collection[str]) -> Sequence[Missed]:
         """What is to be fetched of the symbols that are back.
@@ -114,8 +130,15 @@ class MissingQuotes:
                 del self._since_ns[symbol]
         return [Missed(since_ns, back[since_ns]) for since_ns in sorted(back, reverse=True)]
 
-    def told(self, missed: Iterable[Missed]) -> None:
-        """Their repair has been told, and has ended: it brought them, or nothing will."""
-        for part in missed:
-            for symbol in part.symbols:
-                self._since_ns.pop(symbol, None)
+    def told(self, missed: Iterable[Missed], complete: Collection[str]) -> None:
+        """The repair of these has ended and was reported.
+
+        Args:
+            missed: What was to be fetched.
+            complete: The symbols of which all was fetched. For the others a later repair asks from
+                their last accepted quote, which may be older than the next loss.
+        """
+        symbols = {symbol for part in missed for symbol in part.symbols}
+        for symbol in symbols:
+            self._since_ns.pop(symbol, None)
+        self._unrepaired = (self._unrepaired | symbols).difference(complete)

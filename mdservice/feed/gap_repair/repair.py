@@ -335,7 +335,7 @@ class GapRepair:
         back = self._missing.back(followed, left_out)
         resumed_ns = await self._tell(followed, left_out, repairing=self._holding and bool(back))
         if not self._holding or self._history is None:
-            self._missing.told(back)
+            self._missing.told(back, complete=())
             return
         before = len(self._held)
 
@@ -343,6 +343,7 @@ class GapRepair:
             return self._held[before : before + _ENOUGH_LIVE]
 
         catch_up = CatchUp(self._history, back, live, self._clock)
+        complete: frozenset[str] = frozenset()
         with anyio.CancelScope() as self._work:
             reason = await self._why_not_all(catch_up, followed)
             if reason is not None:
@@ -353,8 +354,9 @@ class GapRepair:
             if catch_up.believed and self._holding:
                 self._look_again_at(catch_up, back)
             every = EVERY_SYMBOL in followed
-            self._let_go(catch_up.found, frozenset() if every else catch_up.complete)
-        self._missing.told(back)
+            complete = frozenset() if every or not self._holding else catch_up.complete
+            self._let_go(catch_up.found, complete)
+        self._missing.told(back, complete)
         await self._send_queue.flush()
 
     async def tell_late(self) -> None:
@@ -391,7 +393,7 @@ class GapRepair:
         self._missing.follow(followed, self._clock.utc_ns())
         if self._left_out.intersection(followed):
             if not self._holding:
-                self._missing.told(self._missing.back(followed, left_out))
+                self._missing.told(self._missing.back(followed, left_out), complete=())
             await self._tell(followed, left_out, repairing=False)
         else:
             self._left_out = frozenset(left_out)

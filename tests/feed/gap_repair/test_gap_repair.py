@@ -190,6 +190,31 @@ async def test_history_that_refuses_every_repair_is_in_the_status(
         assert service.status().feed.repair_error is None
 
 
+async def test_a_quiet_symbol_whose_repair_failed_is_repaired_from_its_own_last_quote(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    async with desk.service("AAPL", "MSFT") as service:
+        await first_quotes(desk, service, "AAPL", "MSFT")
+        desk.history.always = HistoryRefused("HTTP 503")
+        desk.feed.drop()
+        await until(lambda: not desk.feed.connections)
+        desk.send("AAPL", "MSFT")
+        await until(lambda: service.status().feed.repair_error is not None)
+        await anyio.sleep(30)
+        desk.send("AAPL")  # and nothing of MSFT
+        await anyio.sleep(1)
+        desk.history.always = None
+        desk.feed.drop()
+        await until(lambda: service.status().counters.gaps_repaired > 0)
+        await anyio.sleep(1)
+    (repaired,) = [
+        s for s in desk.states if s["state"] == "gap_repaired" and "MSFT" in s["symbols"]
+    ]
+    assert parse_rfc3339(repaired["from"]) == desk.made[1].ts_event_ns
+    desk.check_complete("MSFT")
+    assert len(desk.published("AAPL")) == 2, "its missed quote is older than a published one"
+
+
 async def test_what_was_missed_comes_before_what_came_since(
     autojump_clock: Any, desk: Desk
 ) -> None:

@@ -47,7 +47,7 @@ def test_what_is_left_out_is_kept_and_what_is_wanted_no_longer_is_not() -> None:
     missing.lose(["AAPL", "MSFT", "SPY"], at(101))
     back = missing.back(["AAPL"], ["MSFT"])
     assert [part.symbols for part in back] == [["AAPL"]]
-    missing.told(back)
+    missing.told(back, complete=["AAPL"])
     out(sequencer, "AAPL", 200)
     missing.lose(["AAPL"], at(201))
     assert missing.back(["AAPL", "MSFT", "SPY"], []) == [
@@ -79,3 +79,29 @@ def test_with_star_those_seen_are_missing() -> None:
     missing.lose(["*"], at(101))
     assert "MSFT" in missing
     assert missing.back(["*"], []) == [Missed(at(95), ["AAPL", "MSFT"])]
+
+
+def test_a_symbol_whose_repair_failed_is_asked_from_its_own_last_quote() -> None:
+    missing, sequencer = followed("AAPL", "MSFT")
+    out(sequencer, "MSFT", 90)
+    missing.lose(["AAPL", "MSFT"], at(101))
+    missing.told(missing.back(["AAPL", "MSFT"], []), complete=["AAPL"])
+    out(sequencer, "AAPL", 200)
+    missing.lose(["AAPL", "MSFT"], at(201))
+    back = missing.back(["AAPL", "MSFT"], [])
+    assert back == [Missed(at(195), ["AAPL"]), Missed(at(90), ["MSFT"])]
+    missing.told(back, complete=["AAPL", "MSFT"])
+    out(sequencer, "AAPL", 300)
+    missing.lose(["MSFT"], at(301))
+    assert missing.back(["MSFT"], []) == [Missed(at(295), ["MSFT"])]
+
+
+def test_symbols_whose_repair_failed_are_asked_together() -> None:
+    missing, sequencer = followed("AAPL", "MSFT", "SPY")
+    out(sequencer, "MSFT", 90)
+    out(sequencer, "SPY", 91)
+    missing.lose(["MSFT", "SPY"], at(101))
+    missing.told(missing.back(["MSFT", "SPY"], []), complete=[])
+    out(sequencer, "AAPL", 200)
+    missing.lose(["MSFT", "SPY"], at(201))
+    assert missing.back(["MSFT", "SPY"], []) == [Missed(at(90), ["MSFT", "SPY"])]
