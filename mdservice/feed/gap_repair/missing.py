@@ -96,24 +96,15 @@ class MissingQuotes:
         if EVERY_SYMBOL in names:
             names.update(self._accepted.symbols())
         complete_ns -= _OVERLAP_NS
-        unrepaired_ns = self._oldest_unrepaired_ns(names, complete_ns)
         for symbol in names - {EVERY_SYMBOL}:
             since_ns = complete_ns
             last_ns = self._accepted.last_ns(symbol)
             if last_ns is None:
                 since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns))
             elif symbol in self._unrepaired and last_ns < complete_ns:
-                since_ns = unrepaired_ns
+                # One request asks for many symbols from one time: the quiet time is rounded up.
+                since_ns = complete_ns - (1 << (complete_ns - last_ns).bit_length())
             self._since_ns.setdefault(symbol, since_ns)
-
-    def _oldest_unrepaired_ns(self, symbols: Iterable[str], complete_ns: int) -> int:
-        """From when to ask history for unrepaired symbols that have been quiet since.
-
-        One time for all of them, so that one request asks for many.
-        """
-        unrepaired = self._unrepaired.intersection(symbols)
-        lasts_ns = (self._accepted.last_ns(symbol) for symbol in unrepaired)
-        return min((last_ns for last_ns in lasts_ns if last_ns is not None), default=complete_ns)
 
     def back(self, followed: Collection[str], left_out: Collection[str]) -> Sequence[Missed]:
         """What is to be fetched of the symbols that are back.

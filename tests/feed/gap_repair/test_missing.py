@@ -81,7 +81,7 @@ def test_with_star_those_seen_are_missing() -> None:
     assert missing.back(["*"], []) == [Missed(at(95), ["AAPL", "MSFT"])]
 
 
-def test_a_symbol_whose_repair_failed_is_asked_from_its_own_last_quote() -> None:
+def test_a_symbol_whose_repair_failed_is_asked_from_before_its_own_last_quote() -> None:
     missing, sequencer = followed("AAPL", "MSFT")
     out(sequencer, "MSFT", 90)
     missing.lose(["AAPL", "MSFT"], at(101))
@@ -89,19 +89,25 @@ def test_a_symbol_whose_repair_failed_is_asked_from_its_own_last_quote() -> None
     out(sequencer, "AAPL", 200)
     missing.lose(["AAPL", "MSFT"], at(201))
     back = missing.back(["AAPL", "MSFT"], [])
-    assert back == [Missed(at(195), ["AAPL"]), Missed(at(90), ["MSFT"])]
+    of_aapl, of_msft = back
+    assert of_aapl == Missed(at(195), ["AAPL"])
+    assert of_msft.symbols == ["MSFT"]
+    assert at(90) - 2 * (at(195) - at(90)) < of_msft.since_ns <= at(90)
     missing.told(back, complete=["AAPL", "MSFT"])
     out(sequencer, "AAPL", 300)
     missing.lose(["MSFT"], at(301))
     assert missing.back(["MSFT"], []) == [Missed(at(295), ["MSFT"])]
 
 
-def test_symbols_whose_repair_failed_are_asked_together() -> None:
-    missing, sequencer = followed("AAPL", "MSFT", "SPY")
-    out(sequencer, "MSFT", 90)
-    out(sequencer, "SPY", 91)
-    missing.lose(["MSFT", "SPY"], at(101))
-    missing.told(missing.back(["MSFT", "SPY"], []), complete=[])
+def test_symbols_whose_repair_failed_are_asked_in_few_requests() -> None:
+    names = [f"A{number}" for number in range(100)]
+    missing, sequencer = followed("AAPL", *names)
+    for number, name in enumerate(names):
+        out(sequencer, name, 101 + number / 1000)
+    missing.lose(names, at(102))
+    missing.told(missing.back(names, []), complete=[])
     out(sequencer, "AAPL", 200)
-    missing.lose(["MSFT", "SPY"], at(201))
-    assert missing.back(["MSFT", "SPY"], []) == [Missed(at(90), ["MSFT", "SPY"])]
+    missing.lose(names, at(201))
+    (part,) = missing.back(names, [])
+    assert part.since_ns <= at(101)
+    assert set(part.symbols) == set(names)
