@@ -1,15 +1,16 @@
 """What stands in Redis: the name of every key and channel, and who writes there.
 
-The writer, the readers, the gateway and ``mdservice check`` take their names from here. The
-price object, which is the content of a key, an event and a log entry alike, is written by
-:mod:`mdservice.model.payload` and read by :mod:`mdservice.model.payload`.
+The writer, the readers, the gateway and ``mdservice check`` take their names from here. The names
+of a kind of record, and its content, are described in :mod:`mdservice.model.kinds`.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+
+from mdservice.model.kinds import KINDS, QUOTES, Kind
 
 __all__ = [
     "ALERT_CHANNEL",
@@ -28,7 +29,7 @@ __all__ = [
     "encode_marker",
 ]
 
-PRICE_CHANNEL: Final = "price.updated"
+PRICE_CHANNEL: Final = QUOTES.event
 STATUS_CHANNEL: Final = "feed.status"
 ALERT_CHANNEL: Final = "pnl.alert"
 BATCH_CHANNEL: Final = "mdservice.batch"
@@ -131,7 +132,11 @@ class RedisNames:
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
-        self._price = f"{prefix}price:".encode()
+        self._price = self.key_prefix(QUOTES)
+
+    def key_prefix(self, kind: Kind[Any]) -> bytes:
+        """What precedes the symbol in the keys of a kind: ``b"price:"``."""
+        return f"{self.prefix}{kind.key_prefix}".encode()
 
     def price_key(self, symbol: str) -> bytes:
         """The key of a symbol's price: ``AAPL`` → ``b"price:AAPL"``."""
@@ -166,13 +171,14 @@ class RedisNames:
             event_log: The stream's name without the prefix, or None.
         """
         channels = (
-            PRICE_CHANNEL,
+            *(kind.event for kind in KINDS),
             STATUS_CHANNEL,
             ALERT_CHANNEL,
             BATCH_CHANNEL,
             INSTANCES_CHANNEL,
         )
-        rules = [f"~{self.prefix}{keys}" for keys in ("price:*", "mdservice:*")]
+        keys = (*(f"{kind.key_prefix}*" for kind in KINDS), "mdservice:*")
+        rules = [f"~{self.prefix}{pattern}" for pattern in keys]
         commands = list(_COMMANDS)
         if event_log is not None:
             rules.append(f"~{self.prefix}{event_log}")

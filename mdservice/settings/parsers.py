@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mdservice.errors import InvalidSymbol
+from mdservice.model.kinds import KINDS
 from mdservice.model.symbol import parse_symbols
 from mdservice.observability.urls import parse_url, quoted, text
 
@@ -46,7 +47,7 @@ _SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """What ``sockaddr_un`` holds, less its closing zero."""
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _QUOTES = "\"'"
-_OWN_KEYS = ("price:", "mdservice:")
+_OWN_KEYS = (*(kind.key_prefix for kind in KINDS), "mdservice:")
 
 
 def parse_optional(parse: Parser) -> Parser:
