@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import anyio
 import attrs
+import h11
 from anyio.abc import ByteStream, SocketAttribute
 from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
 from websockets.frames import CloseCode, Opcode
@@ -30,7 +31,7 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.simulator.account import Silence
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.faults import DataFaults, Freeze
-from mdservice.simulator.http import HttpAnswer, HttpProtocol
+from mdservice.simulator.http import HttpAnswer, RequestReader
 from mdservice.simulator.memory import MemoryByteStream
 from mdservice.simulator.session import Reply, Session
 from mdservice.simulator.wire import (
@@ -182,7 +183,8 @@ class Connection:
         self._venue = venue
         self._config = venue.config
         extensions = enable_server_permessage_deflate(None) if venue.config.compression else None
-        self._protocol = HttpProtocol(extensions)
+        self._requests = RequestReader()
+        self._protocol = ServerProtocol(extensions=extensions)
         self._outbox = Outbox(self._protocol, venue.config.send_buffer_bytes)
         self._wake = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -299,12 +301,7 @@ class Connection:
                 return
             if self._stalled:
                 continue
-            self._protocol.receive_data(data)
-            for event in self._protocol.events_received():
-                if isinstance(event, Request):
-                    self._begin(event)
-                elif isinstance(event, WebsocketFrame):
-                    self._take_frame(event)
+            self._take(data)
             if self._protocol.close_expected():
                 self._limit_closing()
             if len(self._protocol.writes) > _MOST_UNSENT:
@@ -318,10 +315,30 @@ class Connection:
         elif not self._stalled:
             self._scope.cancel()
 
+    def _take(self, data: bytes) -> None:
+        if self.session is None:
+            try:
+                request = self._requests.receive(data)
+            except h11.RemoteProtocolError:
+                self._stalled = True
+                self._protocol.send_eof()
+                return
+            if request is None:
+                return
+            self._begin(request)
+            self._stalled = self.session is None  # what else the client says is not listened to
+            data = self._requests.rest
+        if self._stalled:
+            return
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if isinstance(event, WebsocketFrame):
+                self._take_frame(event)
+
     def _begin(self, request: Request) -> None:
-        answer = self._venue.answer_http(request, self._protocol.body)
+        """Answer the request; one that may be upgraded begins a session."""
+        answer = self._venue.answer_http(request, bytes(self._requests.body))
         if answer is not None:
-            self._stalled = True  # what else the client says is not listened to
             self._closing_s = answer.delay_s + _MOST_SENDING_S
             self._never_ends = answer.stalls
             self.faults.add(Freeze(answer.delay_s), anyio.current_time())
@@ -329,10 +346,12 @@ class Connection:
             return
         refusal = self._venue.refuse_upgrade_now()
         if isinstance(refusal, Silence):
-            self._stalled = True
             return
         if refusal is not None:
             self._protocol.send_response(self._protocol.reject(refusal, "refused as asked\n"))
+            return
+        self._protocol.receive_data(request.serialize())  # it takes frames only behind a request
+        if not self._protocol.events_received():
             return
         self._protocol.send_response(self._protocol.accept(request))
         if self._protocol.state is not State.OPEN:

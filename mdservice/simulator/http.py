@@ -1,76 +1,68 @@
-"""Plain HTTP requests on the simulator's port."""
+"""Plain HTTP on the simulator's port: requests as h11 reads them, and their answers."""
 
 from __future__ import annotations
 
 import http
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import attrs
+import h11
 from websockets.datastructures import Headers
-from websockets.extensions.base import ServerExtensionFactory
 from websockets.http11 import Request, Response
-from websockets.server import ServerProtocol
 
-__all__ = ["HttpAnswer", "HttpProtocol", "json_response", "too_many_connections", "wants_websocket"]
+__all__ = [
+    "HttpAnswer",
+    "RequestReader",
+    "json_response",
+    "too_many_connections",
+    "wants_websocket",
+]
 
-
-# The websockets library's protocol, which also takes a request that has a body.
-
-
-_POST = b"POST "
-_END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"(\r\ncontent-length:[ \t]*)(\d{1,6})(?=[ \t]*\r\n)", re.IGNORECASE)
 _MOST_BYTES = 65_536
 """Of a request's head, and of its body."""
 
 
-class HttpProtocol(ServerProtocol):
-    """Takes the body of a ``POST`` out of what comes in, and gives the library the rest.
+class RequestReader:
+    """Reads the one request of a connection, with a body or an upgrade or neither."""
 
-    The library hangs up on a request that tells of a body, so it is told of an empty one. A
-    head or a body that is too long, and one in chunks, stays as it is and meets that end.
+    def __init__(self) -> None:
+        self.body = bytearray()
+        """The request's, whole once the request is."""
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MOST_BYTES)
+        self._request: Request | None = None
 
-    Args:
-        extensions: Those that are offered to the client.
-    """
+    @property
+    def rest(self) -> bytes:
+        """What came behind the request: frames of a client that did not wait for the upgrade."""
+        return self._http.trailing_data[0]
 
-    def __init__(self, extensions: Sequence[ServerExtensionFactory] | None = None) -> None:
-        super().__init__(extensions=extensions)
-        self.body = b""
-        """The request's, once the request is among the events."""
-        self._waiting = bytearray()
-        self._passes = False
+    def receive(self, data: bytes) -> Request | None:
+        """Take bytes of the connection; the request once it is whole.
 
-    def receive_data(self, data: bytes | bytearray) -> None:
-        """Take bytes of the line; those of a ``POST`` wait until it is whole."""
-        if not self._passes:
-            self._waiting += data
-            self._passes = self._whole()
-            if not self._passes:
-                return
-            data, self._waiting = self._waiting, bytearray()
-        super().receive_data(data)
-
-    def _whole(self) -> bool:
-        """Whether nothing more needs to come before the library sees what waits."""
-        waiting = self._waiting
-        if not _POST.startswith(waiting[: len(_POST)]):
-            return True
-        end = waiting.find(_END)
-        if end < 0:
-            return len(waiting) > _MOST_BYTES
-        end += len(_END)
-        told = _LENGTH.search(waiting, 0, end)
-        length = int(told[2]) if told else 0
-        if told is None or length > _MOST_BYTES or end > _MOST_BYTES:
-            return True
-        if len(waiting) < end + length:
-            return False
-        self.body = bytes(waiting[end : end + length])
-        # What comes behind the one request of a connection is not listened to.
-        self._waiting = waiting[: told.start(2)] + b"0" + waiting[told.end(2) : end]
-        return True
+        Raises:
+            h11.RemoteProtocolError: This is not HTTP, or more than 64 KiB.
+        """
+        self._http.receive_data(data)
+        while True:
+            match self._http.next_event():
+                case h11.Request() as event:
+                    self._request = Request(
+                        event.target.decode(),
+                        Headers(
+                            (name.decode("latin-1"), value.decode("latin-1"))
+                            for name, value in event.headers.raw_items()
+                        ),
+                        event.method.decode(),
+                        f"HTTP/{event.http_version.decode()}",
+                    )
+                case h11.Data(data=part):
+                    self.body += part
+                    if len(self.body) > _MOST_BYTES:
+                        raise h11.RemoteProtocolError(f"more than {_MOST_BYTES} bytes of body")
+                case h11.EndOfMessage():
+                    return self._request
+                case _:
+                    return None
 
 
 @attrs.frozen

@@ -345,12 +345,14 @@ async def test_a_half_read_answer_does_not_hold_the_simulator_for_ever(
     async with opened() as (simulator, _):
         simulator.send_quotes([SimQuote("A", n, 99_999) for n in range(10_000)])
         stream = simulator.connect()
-        await stream.send(f"GET {QUOTES}?symbols=A&limit=10000 HTTP/1.1\r\n\r\n".encode())
+        await stream.send(
+            f"GET {QUOTES}?symbols=A&limit=10000 HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+        )
         await stream.receive()
         await simulator.until(lambda s: not s._connections)
         assert trio.current_time() == pytest.approx(30)
         idle = simulator.connect()
-        await idle.send(b"GET / HTTP/1.1\r\n\r\n")
+        await idle.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         await idle.receive()
         await simulator.until(lambda s: not s._connections)
         assert trio.current_time() == pytest.approx(31)

@@ -273,7 +273,7 @@ async def test_other_methods_are_405(autojump_clock: MockClock) -> None:
 async def test_a_body_that_never_comes_holds_nothing_up(autojump_clock: MockClock) -> None:
     async with opened() as (simulator, client):
         stream = simulator.connect()
-        await stream.send(b"POST /v2/orders HTTP/1.1\r\nContent-Length: 10\r\n\r\n{")
+        await stream.send(b"POST /v2/orders HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
         assert (await client.get(POSITIONS)).status_code == 200
         await simulator.until(lambda s: not s._connections)
         assert trio.current_time() == pytest.approx(10)

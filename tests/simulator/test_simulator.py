@@ -554,6 +554,22 @@ async def test_answers_an_unknown_endpoint_with_404(autojump_clock: MockClock) -
         assert msgspec.json.decode(body) == {"message": "endpoint not found."}
 
 
+async def test_a_client_may_send_frames_without_waiting_for_the_upgrade(
+    autojump_clock: MockClock,
+) -> None:
+    login = b'{"action":"auth","key":"k","secret":"s"}'
+    frame = bytes([0x81, 0x80 | len(login)]) + bytes(4) + login  # masked with zeros
+    async with opened() as simulator:
+        stream = simulator.connect()
+        await stream.send(
+            b"GET /v2/iex HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            + frame
+        )
+        await simulator.until(lambda s: any(c.authenticated for c in s.connections))
+        assert len(simulator.received) == 1
+
+
 async def test_what_is_no_http_is_hung_up_on(autojump_clock: MockClock) -> None:
     async with opened() as simulator:
         stream = simulator.connect()
