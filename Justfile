@@ -67,7 +67,7 @@ fmt: install
 type: install
     {{python}} -m mypy
 
-# Measure all that has a target (under five minutes); `quick`: against a plain alpaca-py handler alone, `curves`: how the cost grows with symbols, readers and frames, `where`: where the time of a quote goes, `guard`: fail where something has become slower, `repair`: how soon a gap is filled
+# Measure all that has a target (under five minutes); `quick`: against a plain alpaca-py handler alone, `curves`: how the cost grows with symbols, readers and frames, `where`: where the time of a quote goes, `floor`: what actors cost at least, `guard`: fail where something has become slower, `repair`: how soon a gap is filled
 bench *args: install
     {{python}} -m tests.bench "$@"
 

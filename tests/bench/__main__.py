@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick | curves | where | guard … | repair | first-price]``: real parts.
+"""``python -m tests.bench [quick | curves | where | floor | guard … | repair | first-price]``: real parts.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -13,6 +13,7 @@ is 1 when a price, an event or a count was not as it must be.
 - ``quick``: the three programs alone.
 - ``curves``: how the cost grows, see :mod:`tests.bench.curves`.
 - ``where``: where the time of a quote goes, see :mod:`tests.bench.where`.
+- ``floor``: what actors cost at least, see :mod:`tests.bench.floor`.
 - ``guard``: the same, and instructions counted, compared with what is stored; 1 where something is
   lost. ``guard store`` stores it anew, ``guard store instructions`` only what does not depend on
   the machine's load.
@@ -32,7 +33,16 @@ from typing import Any
 import anyio
 import attrs
 
-from tests.bench import curves, curves_picture, first_price, guard, instructions, repair, where
+from tests.bench import (
+    curves,
+    curves_picture,
+    first_price,
+    floor,
+    guard,
+    instructions,
+    repair,
+    where,
+)
 from tests.bench.benchmark import REFERENCE, Benchmark, Plan, say
 from tests.bench.picture import picture
 from tests.bench.processes import REPOSITORY
@@ -187,6 +197,15 @@ async def explained(plan: Plan) -> int:
     return 1 if benchmark.wrong else 0
 
 
+async def bare(plan: Plan) -> int:
+    """The floor."""
+    async with opened(plan) as (benchmark, description):
+        _warn_of_load(description)
+        found = floor.measure(benchmark)
+    say("\n" + floor.table(found) + "\n")
+    return 1 if benchmark.wrong else 0
+
+
 def _warn_of_load(description: dict[str, Any]) -> None:
     load_average = description["load_average"][0]
     if load_average > _BUSY:
@@ -219,6 +238,9 @@ if __name__ == "__main__":
             code = anyio.run(grow, QUICK, backend="trio")
         case ["where"]:
             code = anyio.run(explained, QUICK, backend="trio")
+        case ["floor"]:
+            signal.alarm(floor.LIMIT_S)
+            code = anyio.run(bare, QUICK, backend="trio")
         case ["guard"]:
             code = anyio.run(guarded, QUICK, backend="trio")
         case ["guard", "store"]:
@@ -234,6 +256,6 @@ if __name__ == "__main__":
         case _:
             sys.exit(
                 "usage: python -m tests.bench "
-                "[quick | curves | where | guard [store [instructions]] | repair | first-price]"
+                "[quick | curves | where | floor | guard [store [instructions]] | repair | first-price]"
             )
     sys.exit(code)
