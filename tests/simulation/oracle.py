@@ -98,16 +98,20 @@ async def check_first_price(world: World) -> None:
 
 
 async def check_prices_live(world: World) -> None:
-    """While the feed is connected and nothing trades, each followed symbol keeps its price."""
+    """While the feed is connected and nothing trades, each followed symbol keeps its price.
+
+    A symbol that the feed left out and gives only at the end of that time may be without one.
+    """
     life = world.life
     if life is None or life.service is None:
         return
     service = life.service
     connections = service.status().counters.reconnects
+    followed = set(service.channels())
     await anyio.sleep(2 * PRICE_TTL_S)
     if service.status().counters.reconnects != connections:
         return
-    followed = service.channels()
+    followed &= set(service.channels())
     for quote in service.prices():
         if quote.symbol in followed and world.store.price(quote.symbol) is None:
             world.violated(f"the price of {quote.symbol} ran out though the feed is connected")
