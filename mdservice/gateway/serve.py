@@ -19,10 +19,10 @@ from mdservice.errors import ConfigurationError, PositionsError
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.router import NOT_KNOWN, Answers, tracker_router
 from mdservice.gateway.tracker import PnlTracker
+from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.listeners import tcp_address, tcp_listeners
 from mdservice.http_api.requests import App, BearerGate
 from mdservice.http_api.schemas import PositionsAnswer
-from mdservice.http_api.server import serve_apps
 from mdservice.observability.metrics import package_version
 from mdservice.settings import Settings
 from mdservice.settings.parsers import host_and_port, is_loopback

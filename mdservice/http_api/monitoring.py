@@ -1,4 +1,4 @@
-"""Health, status and metrics."""
+"""Health, status, metrics, and the positions that the service follows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ __all__ = ["Service", "current_service", "json_answer", "positions_router", "rou
 
 
 router = APIRouter(tags=["monitoring"])
+positions_router = APIRouter(prefix="/api/v1", tags=["positions"])
 
 _JSON = "application/json"
 _UNFIT: dict[int | str, dict[str, Any]] = {
     503: {"model": HealthAnswer, "description": "It is not; the reasons are named."}
+}
+_NOT_KNOWN: dict[int | str, dict[str, Any]] = {
+    503: {"model": Problem, "description": "The source of positions has not answered yet."}
 }
 
 
@@ -79,15 +83,6 @@ async def metrics(request: Request) -> Response:
     return Response(text, headers={"content-type": content_type})
 
 
-# The positions that the service follows.
-
-
-_NOT_KNOWN: dict[int | str, dict[str, Any]] = {
-    503: {"model": Problem, "description": "The source of positions has not answered yet."}
-}
-positions_router = APIRouter(prefix="/api/v1", tags=["positions"])
-
-
 @positions_router.get("/positions", response_model=PositionsAnswer, responses=_NOT_KNOWN)
 async def positions(service: Service) -> Response:
     """The positions whose symbols are followed, as their source told them last."""
@@ -97,4 +92,4 @@ async def positions(service: Service) -> Response:
         reason = error or f"{report.source} has not answered yet"
         return json_answer({"detail": f"the positions are not known: {reason}"}, 503)
     body = encode_positions(service.positions(), [] if error is None else [error])
-    return Response(body, media_type="application/json")
+    return Response(body, media_type=_JSON)

@@ -1,4 +1,4 @@
-"""What callers send: symbols in the query and in the body, and how much of a body is read."""
+"""What callers send: their token, the body within limits, and the symbols in query and body."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 MAX_BODY_BYTES = 1024 * 1024
 MAX_SYMBOLS = 20_000
 """More than any feed has, so that one request cannot occupy the service for long."""
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+"""What a load balancer may ask without the token."""
 
 _BODY_TIME_S = 10.0
 _DISCARD_TIME_S = 2.0
@@ -106,7 +109,7 @@ def _bounded(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 class BodyLimit:
-    """An ASGI layer that hands on requests whose body has arrived, and refuses long ones.
+    """An ASGI layer that passes on requests whose body has arrived, and refuses long ones.
 
     The whole body is taken before the application sees the request: Hypercorn never ends a
     connection whose application answers while unread parts of a body fill its queue.
@@ -182,13 +185,6 @@ async def refuse(
             await ended.wait()
         await answer(scope, receive, send)
         tasks.cancel_scope.cancel()
-
-
-# The bearer token of the TCP listener.
-
-
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""What a load balancer may ask without the token."""
 
 
 class BearerGate:

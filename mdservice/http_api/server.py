@@ -1,13 +1,10 @@
-"""Listening for the API's callers, and ending in time."""
+"""The API's application, and where it is served: at the UNIX socket and, where set, over TCP."""
 
 from __future__ import annotations
 
-import errno
-import logging
-import socket
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from socket import socket as Socket  # noqa: N812 - :func:`serve_api` names the path ``socket``
 
 import anyio
 import attrs
@@ -17,17 +14,13 @@ from fastapi.responses import JSONResponse
 
 from mdservice.errors import InvalidSymbol, MDServiceError, SubscriptionRefused
 from mdservice.http_api import market_data, monitoring
-from mdservice.http_api import monitoring as positions
-from mdservice.http_api.connections import Connection, Server, server_for
+from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.handle import ServiceHandle
 from mdservice.http_api.listeners import tcp_address, tcp_listeners, unix_listener
 from mdservice.http_api.requests import App, BearerGate, BodyLimit
 from mdservice.observability.metrics import metrics_registry, package_version
 
-__all__ = ["ApiAddresses", "create_app", "serve_api", "serve_apps"]
-
-
-# The application: every call, and how errors are answered.
+__all__ = ["ApiAddresses", "create_app", "serve_api"]
 
 
 _DESCRIPTION = """Market data of one Alpaca account, shared with every program on the desk.
@@ -57,7 +50,7 @@ def create_app(service: ServiceHandle) -> FastAPI:
     app.state.metrics = metrics_registry(service.status)
     app.include_router(monitoring.router)
     app.include_router(market_data.router)
-    app.include_router(positions.positions_router)
+    app.include_router(monitoring.positions_router)
     app.add_exception_handler(InvalidSymbol, _invalid_symbol)
     app.add_exception_handler(SubscriptionRefused, _refused)
     app.add_exception_handler(MDServiceError, _unavailable)
@@ -86,19 +79,6 @@ def _problem(status: int, detail: str) -> JSONResponse:
     return JSONResponse({"detail": detail}, status)
 
 
-_log = logging.getLogger("mdservice.http_api")
-
-Listener = socket.socket
-"""Inside :func:`serve_api` the name ``socket`` is the path's."""
-
-MAX_CONNECTIONS = 256
-"""At each listener; further callers wait in the system's queue. A count of its own for each
-keeps TCP from taking the UNIX socket's place, over which the service is operated."""
-_GRACE_S = 0.5
-_RETRY_S = 0.1
-_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-
-
 @attrs.frozen
 class ApiAddresses:
     """Where the API answers.
@@ -116,7 +96,7 @@ async def serve_api(
     service: ServiceHandle,
     *,
     socket: Path,
-    listener: Listener | None = None,
+    listener: Socket | None = None,
     http: str | None = None,
     token: str | None = None,
     task_status: TaskStatus[ApiAddresses] = anyio.TASK_STATUS_IGNORED,
@@ -149,106 +129,3 @@ async def serve_api(
         gated = app if token is None else BearerGate(app, token)
         addresses = ApiAddresses(socket, tcp_address(tcp[0]) if tcp else None)
         await serve_apps([(app, [unix]), (gated, tcp)], lambda: task_status.started(addresses))
-
-
-async def serve_apps(
-    served: Sequence[tuple[App, Sequence[Listener]]], started: Callable[[], None]
-) -> None:
-    """Serve applications until cancelled, then end as :func:`serve_api` does.
-
-    Args:
-        served: Each application with where it is listened for; their lifespans are not run.
-        started: Called as soon as callers are taken in.
-    """
-    closing = anyio.Event()
-    acceptors = [
-        _Acceptor(listener, server_for(app, {"closing": closing}))
-        for app, listeners in served
-        for listener in listeners
-    ]
-    async with anyio.create_task_group() as tasks:
-        for acceptor in acceptors:
-            tasks.start_soon(acceptor.run)
-        started()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            closing.set()
-            with anyio.CancelScope(shield=True):
-                async with anyio.create_task_group() as ends:
-                    for acceptor in acceptors:
-                        ends.start_soon(acceptor.end)
-
-
-@attrs.define(eq=False)
-class _Caller:
-    """An open connection; ``connection`` is None until Hypercorn has it."""
-
-    sock: socket.socket
-    scope: anyio.CancelScope
-    connection: Connection | None = None
-
-    def abort(self) -> None:
-        if self.connection is not None:
-            self.connection.abort()
-        self.scope.cancel()
-
-
-class _Acceptor:
-    """Takes callers in at one listener, and knows every open connection."""
-
-    def __init__(self, listener: socket.socket, server: Server) -> None:
-        self._listener = listener
-        self._server = server
-        self._slots = anyio.Semaphore(MAX_CONNECTIONS)
-        self._open: set[_Caller] = set()
-        self._one_closed = anyio.Event()
-
-    async def run(self) -> None:
-        """Accept until cancelled. Connections outlive the cancellation until :meth:`end`."""
-        async with anyio.create_task_group() as connections:
-            while True:
-                await self._slots.acquire()
-                caller = _Caller(await self._accept(), anyio.CancelScope(shield=True))
-                self._open.add(caller)
-                connections.start_soon(self._handle, caller)
-
-    async def end(self) -> None:
-        """Let the open connections finish for half a second, then close them."""
-        await self._server.wind_down()
-        with anyio.move_on_after(_GRACE_S):
-            while self._open:
-                self._one_closed = anyio.Event()
-                await self._one_closed.wait()
-        for caller in tuple(self._open):
-            caller.abort()
-
-    async def _accept(self) -> socket.socket:
-        while True:
-            await anyio.wait_readable(self._listener)
-            try:
-                sock, _ = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue  # The caller has gone again.
-            except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    raise
-                _log.error("The API cannot accept a connection: %s", error.strerror)
-                await anyio.sleep(_RETRY_S)
-                continue
-            sock.setblocking(False)
-            return sock
-
-    async def _handle(self, caller: _Caller) -> None:
-        try:
-            with caller.scope:
-                caller.connection = await self._server.connect(caller.sock)
-                await caller.connection.run()
-        except Exception:  # noqa: BLE001 - one caller's connection must not end the service
-            _log.exception("A connection of the API failed")
-        finally:
-            if caller.connection is None:
-                caller.sock.close()
-            self._open.discard(caller)
-            self._one_closed.set()
-            self._slots.release()

@@ -18,7 +18,6 @@ import anyio
 import httpx
 import pytest
 
-import mdservice.http_api.server as server_module
 from mdservice.errors import ConfigurationError, SocketInUse
 from mdservice.http_api.listeners import unix_listener
 from mdservice.http_api.server import ApiAddresses, serve_api
@@ -357,7 +356,7 @@ def test_callers_beyond_the_limit_wait_for_a_place(
                 await answered.wait()
             await second.aclose()
 
-    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("mdservice.http_api.connections.MAX_CONNECTIONS", 2)
     run(scenario)
 
 
