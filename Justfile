@@ -1,8 +1,8 @@
-# Everything a developer runs. `just` alone lists it.
+# The commands of a developer. `just` without arguments lists them.
 
 set shell := ["bash", "-euc"]
 
-# Arguments are passed on as they were given, with their spaces and quotes
+# Pass arguments on unchanged, with their spaces and quotes
 set positional-arguments
 
 python := ".venv/bin/python"
@@ -11,7 +11,7 @@ python := ".venv/bin/python"
 default:
     @just --list
 
-# Install what the locked files say, once for each change of them
+# Install the locked packages, once for each change of the locked files
 [private]
 install:
     #!/usr/bin/env bash
@@ -26,26 +26,26 @@ install:
         echo "$want" > $stamp
     fi
 
-# Run the service: on the simulator and an embedded Valkey, unless settings say otherwise
+# Run the service: on the simulator and an embedded Valkey, unless your settings differ
 run *args: install
     @exec {{python}} -m mdservice run "$@"
 
-# What `just test` leaves out: whole programs, real servers, the documentation's commands
+# The folders that `just test` leaves out: whole programs, real servers, the commands of the documentation
 not_quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs"
 
-# Run the tests that are pure or on virtual time (about a minute), or those that the arguments name
+# Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
 test *args: install
     {{python}} -m pytest {{ if args == "" { not_quick + " -m 'not thorough'" } else { "" } }} "$@"
 
-# Run all tests but the slowest: also whole programs, real servers, the documentation's commands
+# Run all tests but the slowest: also whole programs, real servers, the commands of the documentation
 test-all *args: install
     {{python}} -m pytest "$@"
 
-# Run the tests that take tens of seconds too
+# Run all tests, also those that take tens of seconds
 test-slow: install
     {{python}} -m pytest -m "slow or not slow"
 
-# `just test-all` with branch coverage of every process; fails below the floor in pyproject.toml
+# Run `just test-all` with branch coverage of every process; fail below the minimum in pyproject.toml
 cov *args: install
     {{python}} -m coverage erase
     COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{just_executable()}} test-all "$@"
@@ -58,7 +58,7 @@ lint: install
     {{python}} -m ruff format --check .
     .venv/bin/lint-imports --no-cache
 
-# Format, and fix what can be fixed
+# Format, and fix what can be fixed automatically
 fmt: install
     {{python}} -m ruff check --fix .
     {{python}} -m ruff format .
@@ -67,11 +67,11 @@ fmt: install
 type: install
     {{python}} -m mypy
 
-# Measure all that has a target (under five minutes); `quick`: against a plain alpaca-py handler alone, `curves`: how the cost grows with symbols, readers and frames, `where`: where the time of a quote goes, `floor`: what actors cost at least, `guard`: fail where something has become slower, `repair`: how soon a gap is filled
+# Measure everything that has a target (under five minutes). `quick`: compare with a plain alpaca-py handler only; `curves`: the cost by number of symbols, readers and quotes a frame; `where`: the time that each step of a quote takes; `floor`: the minimum that actors cost; `guard`: fail if something is slower than before; `repair`: the time to fill a gap
 bench *args: install
     {{python}} -m tests.bench "$@"
 
-# Install what `just bench` compares with besides A, each in an environment of its own
+# Install the other programs that `just bench` compares with, each in its own environment
 bench-references: install
     #!/usr/bin/env bash
     set -euo pipefail
@@ -84,7 +84,7 @@ bench-references: install
     add nautilus_trader nautilus_trader==1.221.0 msgspec==0.22.0 uvloop==0.22.1
     add cryptofeed "cryptofeed[redis]==2.4.1" redis==8.1.0 websockets==17.4 msgspec==0.22.0 uvloop==0.23.0
 
-# Measure real-time P&L: one answer, events per second, from quote to stream (a minute; `just bench-pnl quick` is shorter)
+# Measure real-time P&L: the time of an answer, events per second, the time from quote to stream (a minute; `just bench-pnl quick` is shorter)
 bench-pnl *args: install
     {{python}} -m tests.bench.pnl "$@"
 
@@ -92,16 +92,16 @@ bench-pnl *args: install
 simulate-faults count="200" first="1" *args: install
     {{python}} -m tests.simulation "$@"
 
-# The simulation for two minutes, from a seed of its own, so that CI tells the same of the same code
+# Run the simulation for two minutes, always from the same seed, so that CI gives the same result for the same code
 simulate-faults-ci: install
     {{python}} -m tests.simulation 100000 50001 --seconds 110
 
-# Build the documentation's site, and check it: links, names, the reference against the code
+# Build the documentation site and check it: links, names, the reference against the code
 docs: site
     {{python}} -m pytest tests/docs -q
     @echo "the site: file://$PWD/site/index.html"
 
-# Only build the site; a warning is an error, such as a link or an anchor that leads nowhere
+# Only build the site; a warning, such as a broken link, is an error
 [private]
 site: install
     {{python}} -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --fresh-env docs site
@@ -110,18 +110,18 @@ site: install
 docs-serve: site
     {{python}} -m http.server --bind 127.0.0.1 --directory site 8003
 
-# Write the parts of the reference that come from the code anew
+# Generate the parts of the reference that come from the code
 docs-reference: install
     {{python}} -m docs.generate
 
-# Record anew how the program looks in a terminal; needs tmux
+# Record the pictures of the terminal; needs tmux
 docs-pictures: install
     {{python}} -m docs.generate.terminal
 
-# What CI runs: style, types, import rules, tests with coverage, the site, the simulation
+# Run what CI runs: style, types, import rules, tests with coverage, the site, the simulation
 check: lint type cov site simulate-faults-ci
 
-# Write the locked versions anew, without any registry's address
+# Lock the versions again, without the address of a registry
 lock: install
     .venv/bin/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --extra dev pyproject.toml -o requirements-dev.txt
     .venv/bin/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
