@@ -15,7 +15,7 @@ from mdservice.gateway.serve import gateway_positions, make_gateway, serve_gatew
 from mdservice.http_api.listeners import unix_listener
 from mdservice.http_api.server import ApiAddresses, serve_api
 from mdservice.observability.logging import get_logger
-from mdservice.observability.urls import mask_url
+from mdservice.observability.masking import mask_url
 from mdservice.runtime.stop_signals import stop_on_signal
 from mdservice.settings import Settings
 

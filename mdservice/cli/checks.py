@@ -29,7 +29,7 @@ from mdservice.errors import (
 )
 from mdservice.feed.alpaca.rest import clock_refusal
 from mdservice.model.position import Position
-from mdservice.observability.urls import mask_url
+from mdservice.observability.masking import mask_url
 from mdservice.positions.file import FileAbsent, FilePositions
 from mdservice.positions.http import without_login
 from mdservice.positions.parse import NO_CONTENT, NOT_A_STOCK, read_answer

@@ -1,4 +1,4 @@
-"""Secrets, taken out of whatever is about to be shown."""
+"""Secrets, taken out of whatever is about to be shown: texts, containers, URLs with a login."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
-from mdservice.observability.urls import MASK
+__all__ = ["MASK", "Masker", "mask_url", "quoted", "secrets_in_url"]
 
-__all__ = ["Masker"]
+MASK = "***"
+"""What stands where a secret was."""
 
 _WHOLE_WORD_BELOW = 8
 """Shorter secrets are masked where they stand alone: ``a`` is no reason to mangle every word."""
@@ -18,6 +19,9 @@ _WITHIN_NO_WORD_BELOW = 4
 """Still shorter ones are not masked in ``Alpaca's``, ``us-1`` and ``0.1`` either."""
 _DEPTH = 6
 _PLAIN = (bool, int, float, type(None))
+_QUOTED_AT_MOST = 40
+_URL_START = re.compile(r"[a-z][a-z0-9+.-]*://", re.ASCII | re.IGNORECASE)
+_PLAIN_QUERY = frozenset({"db", "feed", "protocol", "symbols"})
 
 
 class Masker:
@@ -86,3 +90,51 @@ def _expression(form: str) -> str:
     if len(form) < _WITHIN_NO_WORD_BELOW:
         return rf"(?<!\w)(?<!\w['\u2019.-]){escaped}(?!\w|['\u2019.-]\w)"
     return rf"(?<![A-Za-z0-9]){escaped}(?![A-Za-z0-9])"
+
+
+def mask_url(value: str) -> str:
+    """The URL with its login and the values of its query hidden; other text as it is.
+
+    ``redis://me:secret@db:6379/1`` → ``redis://***@db:6379/1``.
+    """
+    if not _URL_START.match(value):
+        return value
+    scheme, rest = value.split("://", 1)
+    rest, hash_sign, _fragment = rest.partition("#")
+    rest, question_mark, query = rest.partition("?")
+    # The last @ before the query ends the login, also where its password holds a raw '/'.
+    login, at, rest = rest.rpartition("@")
+    masked = f"{scheme}://{MASK if login else ''}{at}{rest}"
+    if question_mark:
+        masked += "?" + "&".join(_mask_parameter(part) for part in query.split("&"))
+    return masked + (hash_sign + MASK if hash_sign else "")
+
+
+def _mask_parameter(part: str) -> str:
+    name, equals, value = part.partition("=")
+    if not equals:
+        return MASK
+    return f"{name}={value if name in _PLAIN_QUERY else MASK}"
+
+
+def secrets_in_url(value: str) -> tuple[str, ...]:
+    """What must not be shown of a URL: its password, and the values of its query."""
+    if not _URL_START.match(value):
+        return ()
+    try:
+        parts = urlsplit(value)
+        password = parts.password
+    except ValueError:
+        return (value,)
+    found = [password, unquote(password)] if password else []
+    if parts.username and not password:
+        found.append(parts.username)
+    found += [text for name, text in parse_qsl(parts.query) if name not in _PLAIN_QUERY]
+    return tuple(dict.fromkeys(found))
+
+
+def quoted(value: str) -> str:
+    """The value in quotes and cut short, or a stand-in where it might carry a login."""
+    if "@" in value or "://" in value:
+        return "the value"
+    return repr(value if len(value) <= _QUOTED_AT_MOST else value[:_QUOTED_AT_MOST] + "…")

@@ -12,10 +12,11 @@ import attrs
 
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.observability.urls import mask_url, parse_url
+from mdservice.observability.masking import mask_url
 from mdservice.positions import source
 from mdservice.positions.parse import MOST_BYTES, read_answer
 from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
+from mdservice.settings.parsers import parse_url
 
 __all__ = ["HttpPositions", "without_login"]
 

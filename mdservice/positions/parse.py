@@ -22,7 +22,7 @@ import msgspec
 from mdservice.errors import InvalidSymbol, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.observability.urls import mask_url
+from mdservice.observability.masking import mask_url
 
 __all__ = [
     "MOST_BYTES",

@@ -13,7 +13,7 @@ import msgspec
 from mdservice.client.http import NoAnswer, fetch
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.observability.urls import quoted
+from mdservice.observability.masking import quoted
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.source import PositionSource
 from mdservice.runtime.network import HttpClient

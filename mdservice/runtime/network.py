@@ -27,7 +27,7 @@ import attrs
 
 from mdservice.errors import ConfigurationError, MDServiceError
 from mdservice.observability.logging import hide_secrets
-from mdservice.observability.urls import secrets_in_url
+from mdservice.observability.masking import secrets_in_url
 
 if TYPE_CHECKING:
     import httpx

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import attrs
 
 from mdservice.errors import ConfigurationError
-from mdservice.observability.urls import MASK, mask_url, secrets_in_url
+from mdservice.observability.masking import MASK, mask_url, secrets_in_url
 from mdservice.runtime.runtime_dir import default_socket
 from mdservice.settings import parsers as values
 from mdservice.settings.feeds import FEED_URLS, SIMULATOR, base_url

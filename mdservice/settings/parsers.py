@@ -12,12 +12,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mdservice.errors import InvalidSymbol
 from mdservice.model.kinds import KINDS
 from mdservice.model.symbol import parse_symbols
-from mdservice.observability.urls import parse_url, quoted, text
+from mdservice.observability.masking import quoted
 
 __all__ = [
     "api_base",
@@ -35,7 +35,9 @@ __all__ = [
     "parse_secret",
     "parse_socket",
     "parse_symbol_list",
+    "parse_url",
     "real_number",
+    "text",
     "url",
     "whole_number",
 ]
@@ -48,6 +50,13 @@ _SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _QUOTES = "\"'"
 _OWN_KEYS = (*(kind.key_prefix for kind in KINDS), "mdservice:")
+
+
+def text(value: object) -> str:
+    """Any text without the blanks around it."""
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise ValueError("must be text, and not empty")
 
 
 def parse_optional(parse: Parser) -> Parser:
@@ -80,6 +89,41 @@ def parse_switch(value: object) -> bool:
     if word in ("off", "false", "no", "0"):
         return False
     raise ValueError(f"{quoted(str(value))} is not on or off")
+
+
+def parse_url(value: object, *schemes: str) -> str:
+    """A URL of one of these schemes; no ``/`` at its end.
+
+    Raises:
+        ValueError: The reason, without any part of the URL.
+    """
+    given = text(value)
+    parts = _split(given, schemes)
+    if parts.scheme == "unix":
+        if not parts.path.strip("/"):
+            raise ValueError("names no socket: write unix:///run/redis.sock")
+        return given
+    if not parts.hostname and parts.scheme != "redis":
+        raise ValueError(f"names no host: write {parts.scheme}://host")
+    return given.rstrip("/") if parts.hostname and not parts.query else given
+
+
+def _split(given: str, schemes: Sequence[str]) -> SplitResult:
+    allowed = " or ".join(f"{scheme}://" for scheme in schemes)
+    try:
+        parts = urlsplit(given)
+        port = parts.port
+    except ValueError:
+        # urllib's own words would quote a part of the URL, perhaps of its password.
+        raise ValueError(
+            "is not a URL: its host or port is malformed (in a password, '/', '#', '?' and '@' "
+            "have to be written as %2F, %23, %3F and %40)"
+        ) from None
+    if parts.scheme not in schemes or not given.lower().startswith(f"{parts.scheme}://"):
+        raise ValueError(f"must be a URL that starts with {allowed}")
+    if port == 0:
+        raise ValueError("has port 0")
+    return parts
 
 
 def url(*schemes: str) -> Callable[[object], str]:

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from mdservice.errors import ConfigurationError
-from mdservice.observability.urls import MASK, mask_url
+from mdservice.observability.masking import MASK, mask_url
 from mdservice.settings.parsers import parse_optional
 
 __all__ = [

@@ -116,7 +116,8 @@ def test_check_of_the_defaults_finds_all_well(folder: Path, environ: dict[str, s
     assert result.returncode == 0, result.stdout + result.stderr
     outcomes = [line.split()[0] for line in result.stdout.splitlines()]
     assert outcomes == ["ok", "ok", "ok", "skip", "skip", "ok", "skip"]
-    assert result.stderr == ""
+    # On a busy machine a check may take so long that it says what it waits for.
+    assert {line.split()[0] for line in result.stderr.splitlines()} <= {"..."}
 
 
 def test_check_ends_with_1_when_something_failed(folder: Path, environ: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mdservice.errors import ConfigurationError
 from mdservice.settings import SETTINGS, Settings, load_settings
+from mdservice.settings.parsers import parse_url
 
 KEYS = {"ALPACA_API_KEY": "PKTESTKEY00001", "ALPACA_SECRET_KEY": "sEcReT/of+Alpaca=="}
 
@@ -621,3 +622,7 @@ def test_quotes_and_blanks_around_a_variable_are_taken_off(around: str) -> None:
 def test_a_single_quotation_mark_of_a_key_is_refused(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"ALPACA_API_KEY.*quotation mark"):
         load_settings(None, {}, {"ALPACA_API_KEY": value})
+
+
+def test_a_redis_url_needs_no_host() -> None:
+    assert parse_url("redis://", "redis") == "redis://"

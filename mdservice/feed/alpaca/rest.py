@@ -26,7 +26,7 @@ from mdservice.feed.subscriptions import chunks
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
-from mdservice.observability.urls import mask_url
+from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from mdservice.feed.alpaca.error_codes import http_refusal
 from mdservice.feed.alpaca.login import Credentials, failed_login
 from mdservice.feed.alpaca.websockets_driver import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
-from mdservice.observability.urls import mask_url
+from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_context
 
 __all__ = ["AlpacaPyDriver", "LentSocket", "SdkThread", "SdkWebsocket"]

@@ -23,7 +23,7 @@ from mdservice.feed.alpaca.error_codes import http_refusal
 from mdservice.feed.alpaca.frame_reader import FrameReader
 from mdservice.feed.alpaca.login import GREETING, Credentials, check_success, encoding_of
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
-from mdservice.observability.urls import mask_url
+from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_context
 
 if TYPE_CHECKING:
