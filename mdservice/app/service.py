@@ -284,7 +284,6 @@ async def open_service(
                 backlog=settings.backlog,
                 clock=clock,
                 positions=_follow_positions(resolved, positions, stack, clock, http),
-                positions_interval_s=resolved.positions_interval,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
                 last_quotes=await read_last_quotes(store, symbols, latest_ns),
                 price_ttl_s=settings.price_ttl,
@@ -360,4 +359,4 @@ def _follow_positions(
     if source is None:
         return None
     stack.push_async_callback(source.aclose)
-    return PositionCache(source, clock)
+    return PositionCache(source, settings.positions_interval, clock)

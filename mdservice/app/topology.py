@@ -132,7 +132,6 @@ def build(
     clock: Clock,
     rng: random.Random,
     positions: PositionCache | None = None,
-    positions_interval_s: float = 5.0,
     last_quotes: Sequence[Quote] = (),
     price_ttl_s: int = 300,
     renew_prices: bool = True,
@@ -150,7 +149,6 @@ def build(
         clock: The time.
         rng: Where the back-off's jitter comes from.
         positions: Those whose symbols are followed, or None.
-        positions_interval_s: How often they are asked for, seconds.
         last_quotes: The last ones of an earlier run, one of each symbol.
         price_ttl_s: The life of a price in the store, seconds.
         renew_prices: Whether the price of a quiet symbol is kept while the feed is connected.
@@ -208,7 +206,7 @@ def build(
     # Downstream first: whoever starts finds the next one ready.
     actors: list[Actor] = [watchdog, writer, publisher, router, feed]
     if positions is not None:
-        tracker = PositionTracker(positions, follow, positions_interval_s, clock)
+        tracker = PositionTracker(positions, follow, clock)
         actors.append(tracker)
     supervisor = Supervisor(actors, clock)
     watchdog.watch(supervisor)

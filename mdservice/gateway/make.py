@@ -26,7 +26,7 @@ from mdservice.positions import source
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.source import PositionSource
-from mdservice.positions.sources import ChosenPositions, ServicePositions, open_source
+from mdservice.positions.sources import ServicePositions, open_source
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
 
@@ -71,7 +71,7 @@ class FunctionPositions:
         self._unreadable: dict[int, tuple[str, str]] = {}
         """The types of rows that cannot be read, and of their errors, by place."""
         self._content = b""
-        self._positions: list[Position] = []
+        self._positions: tuple[Position, ...] = ()
         """Of that content."""
 
     async def fetch(self) -> Sequence[Position]:
@@ -102,7 +102,7 @@ class FunctionPositions:
             del self._unreadable[place]
         content = b"[%b]" % b",".join([self._encoded(*each) for each in enumerate(rows)])
         if content != self._content:
-            self._positions = parse_positions(content, "what the function returns")
+            self._positions = tuple(parse_positions(content, "what the function returns"))
             self._content = content
         return self._positions
 
@@ -208,8 +208,6 @@ def make_tracker(
     calls = RedisCalls(server)
     source = _source(positions, settings)
     own = isinstance(source, FunctionPositions)
-    if symbols:
-        source = ChosenPositions(source, symbols)
     engine = PnlEngine(
         stale_after_s=settings.stale_after,
         price_ttl_s=settings.price_ttl,
@@ -217,8 +215,7 @@ def make_tracker(
         max_spread=settings.max_spread,
     )
     return PnlTracker(
-        PositionCache(source, clock),
-        _AT_ONCE_S if own else settings.positions_interval,
+        PositionCache(source, _AT_ONCE_S if own else settings.positions_interval, clock, symbols),
         calls,
         partial(open_prices, redis_url, symbols, prefix=prefix, socket=settings.socket),
         engine,

@@ -91,8 +91,9 @@ class Answers:
         Raises:
             PositionsUnavailable: They are not known yet.
         """
-        held = await self._book.current_positions()
-        return encode_positions(held.positions, self._book.positions_warnings())
+        positions = await self._book.current_positions()
+        warning = self._book.positions.warning()
+        return encode_positions(positions, [] if warning is None else [warning])
 
     async def whole(self) -> bytes:
         """Every position at its price, with ``warnings`` where something may be out of date.

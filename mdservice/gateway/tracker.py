@@ -10,9 +10,10 @@ import anyio
 
 from mdservice.client.reader import Prices, PricesStatus
 from mdservice.clock import Clock
-from mdservice.errors import MDServiceError, PositionsUnavailable
+from mdservice.errors import MDServiceError
 from mdservice.gateway.alerting import Alerting
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.engine import PnlEngine
@@ -22,7 +23,7 @@ from mdservice.positions.cache import PositionCache
 from mdservice.redis_io.names import Instance
 from mdservice.runtime.backoff import Backoff
 
-__all__ = ["PATIENCE_S", "FollowedPrices", "HeldPositions", "PnlTracker", "ReadFrom"]
+__all__ = ["FollowedPrices", "PnlTracker", "ReadFrom"]
 
 
 # The live subscriber of a book: opened, and opened again, for as long as the book runs.
@@ -107,91 +108,6 @@ class FollowedPrices:
             await anyio.sleep(backoff.next_s())
 
 
-# The positions of a book: polled, or asked for where an answer needs them.
-
-
-PATIENCE_S: Final = 5.0
-"""How long an answer waits for the source; then it tells what is known."""
-_LEAST_POLL_S: Final = 1.0
-
-
-class HeldPositions:
-    """Asks when it is due, one at a time.
-
-    Args:
-        polled: The positions.
-        interval_s: How often they are asked for, seconds; 0 for each answer anew.
-        changed: Told of new ones.
-        clock: The time.
-    """
-
-    def __init__(
-        self,
-        polled: PositionCache,
-        interval_s: float,
-        changed: Callable[[PositionCache], None],
-        clock: Clock,
-    ) -> None:
-        self.polled = polled
-        self._interval_s = interval_s
-        self._changed = changed
-        self._clock = clock
-        self._asking = anyio.Lock()
-        self._asked_s: float | None = None
-        self._overdue = False
-        """Whether an answer has waited for the source in vain, since it answered last."""
-
-    def warning(self) -> str | None:
-        """Why they may be out of date, or None."""
-        if self.polled.last_error is not None:
-            return self.polled.last_error
-        if self._overdue:
-            return f"{self.polled.address} does not answer within {PATIENCE_S:g} s"
-        return None
-
-    async def current(self, *, polling: bool) -> PositionCache:
-        """The positions, once there are any.
-
-        Args:
-            polling: Whether :meth:`poll` runs beside.
-
-        Raises:
-            PositionsUnavailable: The source has not answered yet, or refused.
-        """
-        if not self._is_known(polling=polling):
-            with anyio.move_on_after(PATIENCE_S) as limit:
-                async with self._asking:
-                    if not self._is_known(polling=polling):
-                        await self._ask()
-            self._overdue = self._overdue or limit.cancelled_caught
-        if not self.polled.answers:
-            reason = self.warning() or f"{self.polled.address} has not answered yet"
-            raise PositionsUnavailable(f"the positions are not known: {reason}")
-        return self.polled
-
-    async def poll(self) -> None:
-        """Ask now and then, until cancelled."""
-        while True:
-            async with self._asking:
-                await self._ask()
-            await anyio.sleep(self._interval_s or _LEAST_POLL_S)
-
-    def _is_known(self, *, polling: bool) -> bool:
-        """Whether an answer need not wait for the source."""
-        if self._asked_s is None:
-            return False
-        if polling and self.polled.answers:
-            # Who was in vain waited for is left to the polling.
-            return self._interval_s > 0 or self._overdue
-        return self._clock.monotonic() < self._asked_s + self._interval_s
-
-    async def _ask(self) -> None:
-        await self.polled.refresh()
-        self._asked_s = self._clock.monotonic()
-        self._overdue = False
-        self._changed(self.polled)
-
-
 _log = get_logger(__name__)
 
 ReadFrom = Literal["keys", "live"]
@@ -203,7 +119,8 @@ _LOOK_S: Final = 0.2
 _MOST_NAMED: Final = 20
 """Unusable positions that a warning names, with their reasons."""
 _TICK_S: Final = 1.0
-"""How soon a price that became stale by itself is noticed."""
+"""How soon a price that became stale by itself is noticed; how often a program's function is
+asked for positions beside the answers."""
 
 
 class PnlTracker:
@@ -214,8 +131,7 @@ class PnlTracker:
     followed as they come, alerts looked for, and streams told of changes.
 
     Args:
-        polled: The positions.
-        interval_s: How often these are asked for, seconds; 0 for each answer anew.
+        positions: Closed with this.
         redis: Reads the keys.
         open_prices: Opens a reader of all events.
         engine: The P&L; owned by this book.
@@ -226,8 +142,7 @@ class PnlTracker:
 
     def __init__(
         self,
-        polled: PositionCache,
-        interval_s: float,
+        positions: PositionCache,
         redis: RedisCalls,
         open_prices: Callable[[], AbstractAsyncContextManager[Prices]],
         engine: PnlEngine,
@@ -235,7 +150,7 @@ class PnlTracker:
         read_from: ReadFrom,
         clock: Clock,
     ) -> None:
-        self._held = HeldPositions(polled, interval_s, self._positions_came, clock)
+        self._positions = positions
         self._followed = FollowedPrices(open_prices, self._quote_came)
         self._redis = redis
         self._engine = engine
@@ -256,8 +171,8 @@ class PnlTracker:
 
     @property
     def positions(self) -> PositionCache:
-        """Where the positions stand."""
-        return self._held.polled
+        """The positions, and how their source is doing."""
+        return self._positions
 
     @property
     def engine(self) -> PnlEngine:
@@ -279,7 +194,7 @@ class PnlTracker:
             live: Of a stream, which tells what the subscriber hears.
         """
         found = []
-        if (reason := self._held.warning()) is not None:
+        if (reason := self._positions.warning()) is not None:
             found.append(f"the positions are out of date: {reason}")
         reason = self.prices_error(live=live)
         if reason is None and (live or self._live):
@@ -294,11 +209,6 @@ class PnlTracker:
         """Which positions are never priced, and why, as a warning; None where all can be."""
         return self._unusable
 
-    def positions_warnings(self) -> list[str]:
-        """Why the positions may be out of date; empty where they are not."""
-        reason = self._held.warning()
-        return [] if reason is None else [reason]
-
     def prices_error(self, *, live: bool = False) -> str | None:
         """What has failed, so that the prices may be out of date, or None."""
         return self._followed.error() if live or self._live else self._keys_error
@@ -307,13 +217,15 @@ class PnlTracker:
     def _live(self) -> bool:
         return self._running and self._read_from == "live"
 
-    async def current_positions(self) -> PositionCache:
-        """The positions, once there are any.
+    async def current_positions(self) -> Sequence[Position]:
+        """The positions, which the P&L has from now on too.
 
         Raises:
-            PositionsUnavailable: The source has not answered yet, or refused.
+            PositionsUnavailable: The source has never answered.
         """
-        return await self._held.current(polling=self._running)
+        positions = await self._positions.current(polled=self._running)
+        self._take(positions)
+        return positions
 
     async def report(self) -> PnlReport:
         """All positions at their prices now.
@@ -323,7 +235,7 @@ class PnlTracker:
         Raises:
             PositionsUnavailable: As :meth:`current_positions`.
         """
-        await self.current_positions()
+        self._take(await self._positions.current(polled=self._running))
         if not self._live:
             await self._read_keys()
         return self._engine.report(self._clock.utc_ns())
@@ -338,7 +250,7 @@ class PnlTracker:
         """
         since: int | None = None
         while not ended():
-            if since is None and not self._held.polled.answers:
+            if since is None and not self._positions.answers:
                 await self._change()
                 continue
             now_ns = self._clock.utc_ns()
@@ -365,7 +277,7 @@ class PnlTracker:
     async def running(self) -> AsyncIterator[None]:
         """Poll, follow, look for alerts, until the block ends."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep, self._held.poll)
+            tasks.start_soon(self._keep, self._poll)
             tasks.start_soon(self._keep, self._followed.run)
             tasks.start_soon(self._keep, self._tick)
             if self._alerting is not None:
@@ -381,7 +293,7 @@ class PnlTracker:
     async def aclose(self) -> None:
         """Close what is open."""
         self._redis.close()
-        await self._held.polled.aclose()
+        await self._positions.aclose()
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
         """One part's unforeseen failure is no reason to end the gateway that has mounted it."""
@@ -392,8 +304,14 @@ class PnlTracker:
                 _log.exception("gateway_part_failed", part=work.__name__.strip("_"))
             await anyio.sleep(_TICK_S)
 
-    def _positions_came(self, polled: PositionCache) -> None:
-        if self._engine.set_positions(polled.positions):
+    async def _poll(self) -> None:
+        while True:
+            self._take(await self._positions.refresh())
+            await anyio.sleep(self._positions.interval_s or _TICK_S)
+
+    def _take(self, positions: Sequence[Position]) -> None:
+        """The one way of positions into the P&L: what an await of the cache has returned."""
+        if self._engine.set_positions(positions):
             self._unusable = _unusable(self._engine.problems())
             self._tell()
 

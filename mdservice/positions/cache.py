@@ -1,41 +1,66 @@
-"""The positions as they were last told, and how that went."""
+"""The positions of one process: asked for, kept, and given to whoever needs them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Final
+
+import anyio
 
 from mdservice.clock import Clock
-from mdservice.errors import PositionsError
+from mdservice.errors import PositionsError, PositionsUnavailable
 from mdservice.model.position import Position
 from mdservice.observability.logging import get_logger, masked
 from mdservice.positions.source import PositionSource
 
-__all__ = ["PositionCache"]
+__all__ = ["PATIENCE_S", "PositionCache"]
 
 _log = get_logger(__name__)
 
+PATIENCE_S: Final = 5.0
+"""How long :meth:`PositionCache.current` waits for the source; then it returns what is known."""
+
 
 class PositionCache:
-    """Asks a source for the positions; where that fails, what was known stays.
+    """The one place that keeps positions; it asks their source, one request at a time.
+
+    Whoever needs positions awaits :meth:`current` (or :meth:`refresh`, to poll) and uses what it
+    returns. Where the source fails, what was known stays, and :meth:`warning` says why it may be
+    out of date.
 
     Args:
         source: Where they come from.
+        interval_s: How old they may be, seconds; 0: each :meth:`current` asks the source.
         clock: The time.
+        symbols: Keep only positions in these; none means all.
 
     Attributes:
-        positions: The last ones that were told; empty before the first answer.
-        last_error: Why the last try failed, or what it told may be out of date; else None.
+        interval_s: As given.
+        positions: What the source last answered; empty before the first answer.
+        last_error: Why the last try failed, or why its answer may be out of date; else None.
         answers: How many answers there were.
     """
 
-    def __init__(self, source: PositionSource, clock: Clock) -> None:
-        self.positions: Sequence[Position] = ()
+    def __init__(
+        self,
+        source: PositionSource,
+        interval_s: float,
+        clock: Clock,
+        symbols: Collection[str] = (),
+    ) -> None:
+        self.interval_s = interval_s
+        self.positions: tuple[Position, ...] = ()
         self.last_error: str | None = None
         self.answers = 0
         self._source = source
         self._clock = clock
-        self._told_s: float | None = None
+        self._symbols = frozenset(symbols)
+        self._asking = anyio.Lock()
+        self._asked_s: float | None = None
+        self._answered_s: float | None = None
+        self._overdue = False
+        """Whether a caller has run out of patience since the source last answered or failed."""
 
     @property
     def address(self) -> str:
@@ -44,35 +69,82 @@ class PositionCache:
 
     def age_s(self) -> float | None:
         """Seconds since the last answer; None before the first."""
-        return None if self._told_s is None else self._clock.monotonic() - self._told_s
+        return None if self._answered_s is None else self._clock.monotonic() - self._answered_s
 
-    async def refresh(self) -> bool:
-        """Ask once; cancelling changes nothing.
+    def warning(self) -> str | None:
+        """Why they may be out of date, or None."""
+        if self.last_error is None and self._overdue:
+            return f"{self.address} does not answer within {PATIENCE_S:g} s"
+        return self.last_error
 
-        Returns:
-            Whether the positions are others now.
+    async def current(self, *, polled: bool) -> tuple[Position, ...]:
+        """The positions; the source is asked first where they are older than the interval.
+
+        Args:
+            polled: Whether a task calls :meth:`refresh` at that interval. What it brought is
+                current then, unless the interval is 0.
+
+        Raises:
+            PositionsUnavailable: The source has never answered.
         """
+        if not self._is_current(polled=polled):
+            with anyio.move_on_after(PATIENCE_S) as patience:
+                async with self._asking:
+                    if not self._is_current(polled=polled):
+                        await self._ask()
+            self._overdue = self._overdue or patience.cancelled_caught
+        if not self.answers:
+            reason = self.warning() or f"{self.address} has not answered yet"
+            raise PositionsUnavailable(f"the positions are not known: {reason}")
+        return self.positions
+
+    async def refresh(self) -> tuple[Position, ...]:
+        """Ask the source now, and return what is known then; cancelling changes nothing."""
+        async with self._asking:
+            await self._ask()
+        return self.positions
+
+    async def aclose(self) -> None:
+        """Close the source."""
+        await self._source.aclose()
+
+    def _is_current(self, *, polled: bool) -> bool:
+        if self._asked_s is None:
+            return False
+        if polled and self.answers:
+            # While the source is overdue, only the polling task waits for it.
+            return self.interval_s > 0 or self._overdue
+        return self._clock.monotonic() < self._asked_s + self.interval_s
+
+    async def _ask(self) -> None:
         try:
-            positions = await self._source.fetch()
+            positions = self._chosen(await self._source.fetch())
         except PositionsError as exc:
             self._note(str(exc))
-            return False
-        except Exception as exc:  # noqa: BLE001 - one of somebody else's must not end the asking
-            # A source of somebody's own. What it says may hold a secret, so the log alone has it.
+        except Exception as exc:  # noqa: BLE001 - a program's own source may raise anything
+            # Its message may hold a secret: only the log has it.
             _log.exception("positions_source_is_broken", source=self.address)
             self._note(f"{self.address}: {type(exc).__name__}, see the log")
-            return False
+        else:
+            self._keep(positions)
+        self._asked_s = self._clock.monotonic()
+        self._overdue = False
+
+    def _chosen(self, positions: Sequence[Position]) -> tuple[Position, ...]:
+        if not self._symbols:
+            return tuple(positions)
+        return tuple(each for each in positions if each.symbol in self._symbols)
+
+    def _keep(self, positions: tuple[Position, ...]) -> None:
+        before, self.positions = self.positions, positions
         self._note(getattr(self._source, "out_of_date", None))
         self.answers += 1
-        self._told_s = self._clock.monotonic()
-        before, self.positions = self.positions, tuple(positions)
-        if before == self.positions:
-            return False
-        self._tell_problems(before)
-        return True
+        self._answered_s = self._clock.monotonic()
+        if before != positions:
+            _log_problems(before, positions)
 
     def _note(self, error: str | None) -> None:
-        """Why the last try failed, or None; told once."""
+        """Keep why the last try failed, or None; log it where it is another reason."""
         reason = None if error is None else masked(error)
         if reason is not None and reason != self.last_error:
             _log.warning("positions_failed", source=self.address, reason=reason)
@@ -80,16 +152,13 @@ class PositionCache:
             _log.info("positions_are_back", source=self.address)
         self.last_error = reason
 
-    def _tell_problems(self, before: Sequence[Position]) -> None:
-        """Log each unusable row once, and not at each poll."""
-        known, now = _problems(before), _problems(self.positions)
-        for (symbol, problem), rows in now.items():
-            if rows > known[symbol, problem]:
-                _log.warning("position_not_followed", symbol=symbol, reason=problem, rows=rows)
 
-    async def aclose(self) -> None:
-        """Close the source."""
-        await self._source.aclose()
+def _log_problems(before: Sequence[Position], now: Sequence[Position]) -> None:
+    """Log each unusable row once, and not at each poll."""
+    known = _problems(before)
+    for (symbol, problem), rows in _problems(now).items():
+        if rows > known[symbol, problem]:
+            _log.warning("position_not_followed", symbol=symbol, reason=problem, rows=rows)
 
 
 def _problems(positions: Sequence[Position]) -> Counter[tuple[str, str]]:

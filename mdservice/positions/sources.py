@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from mdservice.positions.parse import parse_positions
 from mdservice.positions.source import PositionSource
 from mdservice.runtime.network import HttpClient
 
-__all__ = ["ChosenPositions", "ServicePositions", "open_source"]
+__all__ = ["ServicePositions", "open_source"]
 
 
 # The positions that the service on this machine follows, asked for over its UNIX socket.
@@ -87,37 +87,6 @@ class ServicePositions:
 
     async def aclose(self) -> None:
         """Nothing is kept open."""
-
-
-# The positions of a few symbols only.
-
-
-class ChosenPositions:
-    """A :class:`~mdservice.positions.source.PositionSource` that leaves out what nobody asked for.
-
-    Args:
-        source: Where all positions come from; closed with this one.
-        symbols: Whose positions to keep.
-    """
-
-    def __init__(self, source: PositionSource, symbols: Iterable[str]) -> None:
-        self.address = source.address
-        self._source = source
-        self._symbols = frozenset(symbols)
-
-    @property
-    def out_of_date(self) -> str | None:
-        """As the source tells it."""
-        return getattr(self._source, "out_of_date", None)
-
-    async def fetch(self) -> Sequence[Position]:
-        """See :meth:`mdservice.positions.source.PositionSource.fetch`."""
-        found = await self._source.fetch()
-        return [position for position in found if position.symbol in self._symbols]
-
-    async def aclose(self) -> None:
-        """See :meth:`mdservice.positions.source.PositionSource.aclose`."""
-        await self._source.aclose()
 
 
 _FILE = "file:"

@@ -101,10 +101,9 @@ class PositionTracker:
     source that fails changes nothing; what was known is followed on.
 
     Args:
-        polled: The positions.
+        positions: Asked for at their interval.
         follow: Has the feed follow exactly these symbols on behalf of positions, the first ones
             rather than the others where it does not give all. May raise SubscriptionRefused.
-        interval_s: Between two looks, seconds.
         clock: The time.
     """
 
@@ -113,15 +112,13 @@ class PositionTracker:
 
     def __init__(
         self,
-        polled: PositionCache,
+        positions: PositionCache,
         follow: Callable[[tuple[str, ...]], Awaitable[None]],
-        interval_s: float,
         clock: Clock,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
-        self._polled = polled
+        self._positions = positions
         self._have_followed = follow
-        self._interval_s = interval_s
         self._clock = clock
         self._held = HeldSymbols()
         self._followed: tuple[str, ...] = ()
@@ -129,11 +126,11 @@ class PositionTracker:
     def snapshot(self) -> TrackerSnapshot:
         """The tracker now."""
         return TrackerSnapshot(
-            source=self._polled.address,
-            positions=self._polled.positions,
+            source=self._positions.address,
+            positions=self._positions.positions,
             followed=self._followed,
-            age_s=self._polled.age_s(),
-            last_error=self._polled.last_error,
+            age_s=self._positions.age_s(),
+            last_error=self._positions.last_error,
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -141,9 +138,9 @@ class PositionTracker:
         task_status.started()
         self.heartbeat.rest()  # it waits for its source, and each of its requests has a limit
         while True:
-            await self._polled.refresh()
-            await self._follow(self._held.update(self._polled.positions, self._clock.monotonic()))
-            await anyio.sleep(self._interval_s)
+            positions = await self._positions.refresh()
+            await self._follow(self._held.update(positions, self._clock.monotonic()))
+            await anyio.sleep(self._positions.interval_s)
 
     async def _follow(self, symbols: tuple[str, ...]) -> None:
         if symbols == self._followed:

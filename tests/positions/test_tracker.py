@@ -30,7 +30,8 @@ class Desk:
         self.followed: list[tuple[float, tuple[str, ...]]] = []
         self.refuse = False
         clock = VirtualClock()
-        self.tracker = PositionTracker(PositionCache(source, clock), self._follow, EVERY_S, clock)
+        positions = PositionCache(source, EVERY_S, clock)
+        self.tracker = PositionTracker(positions, self._follow, clock)
         self._began_s = anyio.current_time()
 
     async def _follow(self, symbols: tuple[str, ...]) -> None:

@@ -16,10 +16,9 @@ from pydantic import BaseModel
 
 from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway import pnl_router
-from mdservice.gateway import tracker as held_module
 from mdservice.gateway.router import Answers, PnlAnswer
 from mdservice.model.position import Position
-from mdservice.positions import source
+from mdservice.positions import cache, source
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 from tests.integration.gateway.conftest import PNL, Gateway, exact, open_gateway
@@ -362,7 +361,7 @@ def test_what_a_programs_error_says_is_not_told_to_others(run: Run) -> None:
 
 def test_a_function_that_hangs_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "FETCH_LIMIT_S", 0.3)
-    monkeypatch.setattr(held_module, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(cache, "PATIENCE_S", 0.2)
     hangs: list[bool] = []
 
     async def positions() -> list[Any]:
