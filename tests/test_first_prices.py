@@ -21,7 +21,7 @@ from mdservice.errors import (
     StoreRefused,
     SubscriptionRefused,
 )
-from mdservice.feed.first_prices import COALESCE_S, PAUSES_S
+from mdservice.feed.first_prices import COALESCE_S, PAUSES_S, STREAM_FIRST_S
 from mdservice.model.payload import encode_quote
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
@@ -226,6 +226,20 @@ async def test_what_rest_knows_before_the_stream_does_not_push_the_stream_aside(
         await until(lambda: desk.bids("AAPL") == [1, 2, 3])
 
 
+async def test_the_streams_quotes_of_the_moment_go_before_rest(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    """REST has answered already when the stream brings what came before."""
+    quotes = [desk.quote("AAPL", bid, ago_ns=3 - bid) for bid in (1, 2, 3)]
+    desk.history.add(quotes[-1:])
+    async with desk.service() as service:
+        await service.subscribe("AAPL")
+        await until(lambda: desk.asked)
+        await anyio.sleep(STREAM_FIRST_S / 2)
+        desk.stream(*quotes)
+        await until(lambda: desk.bids("AAPL") == [1, 2, 3])
+
+
 async def test_the_stream_brings_the_same_quote_and_it_is_one_event(
     autojump_clock: Any, desk: Desk
 ) -> None:
@@ -361,13 +375,16 @@ async def test_a_symbol_that_the_feed_refuses_is_not_priced(
         assert not desk.store.price("MSFT")
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["before it is asked for", "while it is"])
 async def test_a_symbol_that_is_unsubscribed_meanwhile_is_not_priced(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, desk: Desk, asked: bool
 ) -> None:
     desk.closed_at("AAPL")
     desk.history.delay_s = 1.0
     async with desk.service() as service:
         await service.subscribe("AAPL")
+        if asked:
+            await until(lambda: desk.asked)
         await service.unsubscribe("AAPL")
         await anyio.sleep(LIMIT_S)
     assert not desk.events("AAPL")
@@ -496,6 +513,23 @@ async def test_an_earlier_price_is_not_written_again_while_the_feed_is_down(
         await anyio.sleep(2)
         desk.store.restart()
         await anyio.sleep(60)
+        assert desk.store.price("AAPL") is None
+
+
+async def test_an_earlier_price_that_rest_confirms_lives_once_more_though_the_feed_is_down(
+    autojump_clock: Any, desk: Desk
+) -> None:
+    desk.closed_at("AAPL")
+    async with desk.service("AAPL"):
+        await until(lambda: desk.store.price("AAPL"))
+    payload = desk.store.price("AAPL")
+    await anyio.sleep(250)
+    down = FakeDriver(clock=desk.clock)
+    down.script.extend([FeedUnavailable("down")] * 1_000)
+    async with desk.service("AAPL", feed=down):
+        await anyio.sleep(290)
+        assert desk.store.price("AAPL") == payload
+        await anyio.sleep(20)
         assert desk.store.price("AAPL") is None
 
 

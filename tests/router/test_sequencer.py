@@ -250,3 +250,18 @@ def test_the_next_repair_lets_go_of_what_is_older_than_20_s(age_ns: int, stale: 
     sequencer.route([new], NOW_NS, TOLERANCE_NS)
     sequencer.expect_again([new], sequencer.take_echoes())
     assert route(sequencer, attrs.evolve(old), attrs.evolve(new)) == ([], stale, [])
+
+
+# ---- what REST tells on subscribing
+
+
+@pytest.mark.parametrize(("asked_ns", "accepted"), [(NOW_NS, []), (NOW_NS + 1, [2])])
+def test_what_the_stream_has_brought_since_rest_was_asked_wins(
+    asked_ns: int, accepted: list[int]
+) -> None:
+    sequencer = Sequencer()
+    route(sequencer, attrs.evolve(at(NOW_NS - 2), ts_recv_ns=NOW_NS))
+    rest = at(NOW_NS - 1, 1.5)
+    fetched = sequencer.route_first([rest], {"AAPL": asked_ns}, NOW_NS, TOLERANCE_NS)
+    assert [quote.seq for quote in fetched.accepted] == accepted
+    assert (list(fetched.known), list(fetched.ahead_ns)) == ([], [])
