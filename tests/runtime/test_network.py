@@ -89,6 +89,7 @@ def test_this_machine_is_reached_directly_whatever_is_set(scheme: str, host: str
         ("10.0.0.0/8", "https://11.1.2.3", False),
         ("10.1.2.3", "https://10.1.2.3:99", True),
         ("[fd00::1]:99", "https://[fd00::1]:99", True),
+        ("[fd00::1]", "https://[fd00::1]", True),
         ("fd00::/8", "https://[fd00::1]", True),
         ("[::1", DATA, False),
         ("%,:,[],://,.,10.0.0.0/99", DATA, False),
@@ -275,17 +276,21 @@ async def test_a_bad_variable_is_a_request_that_failed_when_it_comes_later(
     client = HttpClient()
     client.prepare("http://far.example")
     monkeypatch.setenv("HTTP_PROXY", "::")
-    with pytest.raises(HttpFailed, match="HTTP_PROXY"):
+    with pytest.raises(HttpFailed, match="HTTP_PROXY") as caught:
         await get(client, "http://far.example")
+    assert caught.value.kind == "url"
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["", "paper", "http://", "http://[::x", "http://a:99999999", "ftp://host", "http://\u2028"],
-)
+@pytest.mark.parametrize("url", ["", "paper", "http://", "http://[::x", "ftp://x", "http://\u2028"])
 async def test_a_url_that_cannot_be_asked_is_a_request_that_failed(url: str) -> None:
-    with pytest.raises(HttpFailed):
+    with pytest.raises(HttpFailed) as caught:
         await get(HttpClient(environ={}), url)
+    assert caught.value.kind == "url"
+
+
+async def test_a_port_that_cannot_be_is_a_request_that_failed() -> None:
+    with pytest.raises(HttpFailed):
+        await get(HttpClient(environ={}), "http://a:99999999")
 
 
 @pytest.mark.parametrize(
