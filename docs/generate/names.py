@@ -35,7 +35,6 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "mdservice.positions.source",
         "mdservice.positions.file",
         "mdservice.positions.http",
-        "mdservice.positions.alpaca",
         "mdservice.positions.sources",
     ),
     "extending": (

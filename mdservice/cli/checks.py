@@ -31,8 +31,8 @@ from mdservice.feed.alpaca.rest import clock_refusal
 from mdservice.model.position import Position
 from mdservice.observability.masking import mask_url
 from mdservice.positions.file import FileAbsent, FilePositions
-from mdservice.positions.http import without_login
-from mdservice.positions.parse import NO_CONTENT, NOT_A_STOCK, read_answer
+from mdservice.positions.http import NO_CONTENT, OK, read_answer, without_login
+from mdservice.positions.parse import NOT_A_STOCK
 from mdservice.redis_io.names import RedisNames
 from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.runtime.runtime_dir import can_serve_at
@@ -110,7 +110,6 @@ def failed(name: str, detail: str, advice: str = "", *, configuration: bool = Fa
 _CHECK_HTTP_TIMEOUT_S = 8.0
 _MOST_BYTES = 4 * 1024 * 1024
 _MOST_SKEW_S = 5.0
-_OK = 200
 _NOT_FOUND = 404
 _REFUSED = (401, 403)
 _LATEST_FEEDS = ("iex", "sip", "delayed_sip", "boats", "overnight")
@@ -152,7 +151,7 @@ async def check_history(settings: Settings, http: HttpClient | None = None) -> C
         page = await _get(url, _keys(settings), http)
     except _Unreachable as exc:
         return _no_answer(name, exc, "MDSERVICE_REST_URL")
-    if page.status == _OK:
+    if page.status == OK:
         return passed(name, f"{mask_url(settings.rest_url)} gives quotes of {settings.feed}")
     return _refused(name, settings.rest_url, page, "the keys, the plan and MDSERVICE_REST_URL")
 
@@ -167,7 +166,7 @@ async def check_clock(settings: Settings, http: HttpClient | None = None) -> Che
         page = await _get(f"{settings.trading_url}/v2/clock", _keys(settings), http)
     except _Unreachable as exc:
         return _no_answer(name, exc, "MDSERVICE_TRADING_URL")
-    if page.status != _OK:
+    if page.status != OK:
         return failed(
             name,
             f"{mask_url(settings.trading_url)}/v2/clock answers HTTP {page.status}, so the "
@@ -203,7 +202,7 @@ async def check_positions(settings: Settings, http: HttpClient | None = None) ->
         page = await _get(url, _keys(settings) if alpaca else {}, http)
     except _Unreachable as exc:
         return _no_answer(name, exc, "MDSERVICE_POSITIONS")
-    if page.status not in (_OK, NO_CONTENT):
+    if page.status not in (OK, NO_CONTENT):
         return _refused(name, url, page, "MDSERVICE_POSITIONS" + (" and the keys" * alpaca))
     try:
         return _judged(read_answer(page.status, page.body, mask_url(url), _GIVE), mask_url(url))

@@ -1,4 +1,4 @@
-"""Positions of an execution gateway, over HTTP."""
+"""Positions over HTTP: those of an execution gateway, and the account's at Alpaca."""
 
 from __future__ import annotations
 
@@ -8,31 +8,39 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import anyio
 import anyio.to_thread
-import attrs
 
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
 from mdservice.observability.masking import mask_url
 from mdservice.positions import source
-from mdservice.positions.parse import MOST_BYTES, read_answer
+from mdservice.positions.parse import MOST_BYTES, parse_positions
 from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
 from mdservice.settings.parsers import parse_url
 
-__all__ = ["HttpPositions", "without_login"]
+__all__ = [
+    "NO_CONTENT",
+    "OK",
+    "AlpacaPositions",
+    "HttpPositions",
+    "read_answer",
+    "without_login",
+]
+
+OK = 200
+NO_CONTENT = 204
 
 _CHECK = "check that URL and the login it needs"
+_CHECK_ALPACA = (
+    "check ALPACA_API_KEY, ALPACA_SECRET_KEY and MDSERVICE_TRADING_URL: keys of a live account "
+    "need https://api.alpaca.markets, those of a paper account https://paper-api.alpaca.markets"
+)
 _ASKED_FOR = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _PARSED_AT_ONCE_BYTES = 64 * 1024
 """More is parsed in a thread: it would hold the event loop for milliseconds."""
-
-
-@attrs.frozen
-class _Answer:
-    """The body only with status 200."""
-
-    status: int
-    body: bytes = b""
-    location: str | None = None
+_MOST_SHOWN = 200
+_REDIRECTS = range(300, 400)
+_SERVER_ERROR = 500
+_WORTH_ANOTHER_TRY = frozenset((408, 425, 429))
 
 
 class HttpPositions:
@@ -126,6 +134,74 @@ class HttpPositions:
             if exc.kind == "timeout":
                 raise PositionsUnavailable(f"{self.address} {exc}") from exc
             raise PositionsUnavailable(f"{self.address} cannot be read: {exc}") from exc
+
+
+class AlpacaPositions(HttpPositions):
+    """A :class:`~mdservice.positions.source.PositionSource` at Alpaca's trading API.
+
+    Source: Alpaca, trading API, ``GET /v2/positions``.
+
+    Args:
+        trading_url: ``https://paper-api.alpaca.markets``.
+        api_key: Never shown.
+        secret_key: Never shown.
+        http: Shared with other parts, and closed by its owner; one of its own where not given.
+
+    Raises:
+        ConfigurationError: See :class:`~mdservice.positions.http.HttpPositions`.
+    """
+
+    def __init__(
+        self, trading_url: str, api_key: str, secret_key: str, http: HttpClient | None = None
+    ) -> None:
+        super().__init__(
+            f"{trading_url.rstrip('/')}/v2/positions",
+            {"APCA-API-KEY-ID": api_key, "APCA-API-SECRET-KEY": secret_key},
+            http,
+            check=_CHECK_ALPACA,
+        )
+
+
+def read_answer(
+    status: int, body: bytes, address: str, advice: str, location: str | None = None
+) -> list[Position]:
+    """The positions of an answer; none of a 204.
+
+    An empty body with status 200 is no answer: a server that fails in the middle sends that, and it
+    must not look as if everything had been sold.
+
+    Args:
+        status: The HTTP status.
+        body: Looked at only with status 200.
+        address: Who answered, for the errors.
+        advice: What to check when the answer is a no: ``check the URL``.
+        location: Where a redirect leads, as the server wrote it.
+
+    Raises:
+        PositionsUnavailable: The server is busy or broken, or its answer ends too early.
+        PositionsRefused: It says no, or answers with something else than positions.
+    """
+    if status == OK:
+        return parse_positions(body, address)
+    if status == NO_CONTENT:
+        return []
+    if status >= _SERVER_ERROR or status in _WORTH_ANOTHER_TRY:
+        raise PositionsUnavailable(f"{address} answers HTTP {status}; worth another try")
+    if status in _REDIRECTS:
+        target = f" to {_shown_target(location)}" if location else ""
+        raise PositionsRefused(
+            f"{address} answers HTTP {status}, a redirect{target}, which is not followed since it "
+            f"could carry a login elsewhere: name the right URL, or {advice}"
+        )
+    raise PositionsRefused(f"{address} answers HTTP {status}: {advice}")
+
+
+def _shown_target(location: str) -> str:
+    """Without a login or the values of a query, also where it is only a path."""
+    masked = mask_url(location)
+    if masked == location:
+        masked = location.partition("?")[0].partition("#")[0]
+    return "".join(char if char.isprintable() else "\ufffd" for char in masked[:_MOST_SHOWN])
 
 
 def without_login(url: str) -> tuple[str, tuple[str, str] | None]:

@@ -22,20 +22,14 @@ import msgspec
 from mdservice.errors import InvalidSymbol, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.observability.masking import mask_url
 
 __all__ = [
     "MOST_BYTES",
     "MOST_ROWS",
     "NOT_A_STOCK",
-    "NO_CONTENT",
-    "OK",
     "NotJson",
     "parse_positions",
-    "read_answer",
-    "root_cause",
 ]
-
 
 MOST_BYTES: Final = 16 * 1024 * 1024
 """Of one answer or file."""
@@ -53,18 +47,18 @@ _FIELDS = ("symbol", "qty", "avg_entry_price")
 _NUMBERS = ("qty", "avg_entry_price", "multiplier")
 _FORM = 'a list of positions or {"positions": [...]}'
 _ONE = Decimal(1)
-_Kind = TypeVar("_Kind")
-
-
 _NULL = msgspec.Raw(b"null")
-
-
 _NO_NUMBER = re.compile(
     rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[-+]?\b(?:nan|inf(?:inity)?)\b', re.DOTALL | re.IGNORECASE
 )
 """A text, or a number that JSON does not have and Python's json module writes all the same."""
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MOST_PROBLEM = 200
+_DOLLARS = ("", "usd")
+_NULLS = (b"null", b'""')
+_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_Kind = TypeVar("_Kind")
 
 
 class NotJson(PositionsRefused):
@@ -100,12 +94,8 @@ class _Dollars(msgspec.Struct, gc=False):
     lastday_price: msgspec.Raw = _NULL
 
 
-_MOST_PROBLEM = 200
-_DOLLARS = ("", "usd")
-_NULLS = (b"null", b'""')
 _document_decoder = msgspec.json.Decoder(list[msgspec.Raw] | _Document | None)
 _row_decoder = msgspec.json.Decoder(_Row)
-_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def parse_positions(content: bytes, where: str = "the answer") -> list[Position]:
@@ -369,63 +359,3 @@ def _shown(written: str) -> str:
     """As it was written, as far as it can be shown; ``?`` for nothing."""
     text = "".join(char if char.isprintable() else "\ufffd" for char in written[: _SHOWN + 1])
     return (text[:_SHOWN] + "…" if len(text) > _SHOWN else text) or "?"
-
-
-# What an HTTP answer means for positions. Pure.
-
-
-OK = 200
-NO_CONTENT = 204
-_MOST_SHOWN = 200
-_REDIRECTS = range(300, 400)
-_SERVER_ERROR = 500
-_WORTH_ANOTHER_TRY = frozenset((408, 425, 429))
-
-
-def read_answer(
-    status: int, body: bytes, address: str, advice: str, location: str | None = None
-) -> list[Position]:
-    """The positions of an answer; none of a 204.
-
-    An empty body with status 200 is no answer: a server that fails in the middle sends that, and it
-    must not look as if everything had been sold.
-
-    Args:
-        status: The HTTP status.
-        body: Looked at only with status 200.
-        address: Who answered, for the errors.
-        advice: What to check when the answer is a no: ``check the URL``.
-        location: Where a redirect leads, as the server wrote it.
-
-    Raises:
-        PositionsUnavailable: The server is busy or broken, or its answer ends too early.
-        PositionsRefused: It says no, or answers with something else than positions.
-    """
-    if status == OK:
-        return parse_positions(body, address)
-    if status == NO_CONTENT:
-        return []
-    if status >= _SERVER_ERROR or status in _WORTH_ANOTHER_TRY:
-        raise PositionsUnavailable(f"{address} answers HTTP {status}; worth another try")
-    if status in _REDIRECTS:
-        target = f" to {_answer_shown(location)}" if location else ""
-        raise PositionsRefused(
-            f"{address} answers HTTP {status}, a redirect{target}, which is not followed since it "
-            f"could carry a login elsewhere: name the right URL, or {advice}"
-        )
-    raise PositionsRefused(f"{address} answers HTTP {status}: {advice}")
-
-
-def _answer_shown(location: str) -> str:
-    """Without a login or the values of a query, also where it is only a path."""
-    masked = mask_url(location)
-    if masked == location:
-        masked = location.partition("?")[0].partition("#")[0]
-    return "".join(char if char.isprintable() else "\ufffd" for char in masked[:_MOST_SHOWN])
-
-
-def root_cause(exc: BaseException) -> str:
-    """The innermost error's text: HTTP libraries wrap it, with their objects' names or none."""
-    while (inner := exc.__cause__ or exc.__context__) is not None:
-        exc = inner
-    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__

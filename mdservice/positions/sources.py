@@ -1,4 +1,4 @@
-"""The source of positions that the settings name."""
+"""The source of positions that the settings name, and the running service's own."""
 
 from __future__ import annotations
 
@@ -14,20 +14,65 @@ from mdservice.client.http import NoAnswer, fetch
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
 from mdservice.observability.masking import quoted
+from mdservice.positions.file import FilePositions
+from mdservice.positions.http import OK, AlpacaPositions, HttpPositions
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.source import PositionSource
 from mdservice.runtime.network import HttpClient
 
 __all__ = ["ServicePositions", "open_source"]
 
-
-# The positions that the service on this machine follows, asked for over its UNIX socket.
-
-
 _CALL: Final = "/api/v1/positions"
 _TIMEOUT_S: Final = 3.0
-_OK: Final = 200
 _UNAVAILABLE: Final = 503
+_FILE: Final = "file:"
+
+
+def open_source(
+    text: str,
+    *,
+    trading_url: str,
+    api_key: str | None,
+    secret_key: str | None,
+    http: HttpClient | None = None,
+) -> PositionSource | None:
+    """The source, which has asked nothing yet; None for ``none``.
+
+    Args:
+        text: ``none``, ``alpaca``, an ``http(s)://`` URL or ``file:PATH``.
+        trading_url: For ``alpaca``: ``https://paper-api.alpaca.markets``.
+        api_key: For ``alpaca``, which needs it; goes nowhere else.
+        secret_key: Likewise.
+        http: Shared with other parts; the source has one of its own where not given.
+
+    Raises:
+        ConfigurationError: The text is none of these, a key is missing, or the environment has
+            a proxy or certificates that cannot be used.
+    """
+    if text == "none":
+        return None
+    if text == "alpaca":
+        return _of_alpaca(trading_url, api_key, secret_key, http)
+    if text.startswith(_FILE):
+        return FilePositions(text.removeprefix(_FILE))
+    if "://" in text:
+        return HttpPositions(text, http=http)
+    raise ConfigurationError(
+        f"MDSERVICE_POSITIONS: {quoted(text)} is not one of none, alpaca, an http:// or https:// "
+        "URL, file:PATH"
+    )
+
+
+def _of_alpaca(
+    trading_url: str, api_key: str | None, secret_key: str | None, http: HttpClient | None
+) -> PositionSource:
+    if not api_key or not secret_key:
+        missing = "ALPACA_SECRET_KEY" if api_key else "ALPACA_API_KEY"
+        raise ConfigurationError(
+            f"positions of alpaca need a key and its secret: set {missing}, or take the positions "
+            "from elsewhere with MDSERVICE_POSITIONS"
+        )
+    return AlpacaPositions(trading_url, api_key, secret_key, http)
 
 
 class _Warnings(msgspec.Struct):
@@ -58,7 +103,7 @@ class ServicePositions:
         self.out_of_date: str | None = None
 
     async def fetch(self) -> Sequence[Position]:
-        """The positions that it follows; none where it follows none.
+        """Ask it over its UNIX socket; no positions where it follows none.
 
         Raises:
             PositionsUnavailable: The service answers no longer.
@@ -78,7 +123,7 @@ class ServicePositions:
             raise PositionsRefused(str(exc)) from exc
         if status == _UNAVAILABLE:
             raise PositionsUnavailable(f"{self.address}: {_decode_warnings(body).detail}")
-        if status != _OK:
+        if status != OK:
             raise PositionsRefused(f"{self.address} tells no positions (HTTP {status}): update it")
         found = parse_positions(body)
         self._has_answered = True
@@ -87,59 +132,3 @@ class ServicePositions:
 
     async def aclose(self) -> None:
         """Nothing is kept open."""
-
-
-_FILE = "file:"
-
-
-def open_source(
-    text: str,
-    *,
-    trading_url: str,
-    api_key: str | None,
-    secret_key: str | None,
-    http: HttpClient | None = None,
-) -> PositionSource | None:
-    """The source, which has asked nothing yet; None for ``none``.
-
-    Args:
-        text: ``none``, ``alpaca``, an ``http(s)://`` URL or ``file:PATH``.
-        trading_url: For ``alpaca``: ``https://paper-api.alpaca.markets``.
-        api_key: For ``alpaca``, which needs it; goes nowhere else.
-        secret_key: Likewise.
-        http: Shared with other parts; the source has one of its own where not given.
-
-    Raises:
-        ConfigurationError: The text is none of these, a key is missing, or the environment has
-            a proxy or certificates that cannot be used.
-    """
-    if text == "none":
-        return None
-    if text == "alpaca":
-        return _of_alpaca(trading_url, api_key, secret_key, http)
-    if text.startswith(_FILE):
-        from mdservice.positions.file import FilePositions
-
-        return FilePositions(text.removeprefix(_FILE))
-    if "://" in text:
-        from mdservice.positions.http import HttpPositions
-
-        return HttpPositions(text, http=http)
-    raise ConfigurationError(
-        f"MDSERVICE_POSITIONS: {quoted(text)} is not one of none, alpaca, an http:// or https:// "
-        "URL, file:PATH"
-    )
-
-
-def _of_alpaca(
-    trading_url: str, api_key: str | None, secret_key: str | None, http: HttpClient | None
-) -> PositionSource:
-    if not api_key or not secret_key:
-        missing = "ALPACA_SECRET_KEY" if api_key else "ALPACA_API_KEY"
-        raise ConfigurationError(
-            f"positions of alpaca need a key and its secret: set {missing}, or take the positions "
-            "from elsewhere with MDSERVICE_POSITIONS"
-        )
-    from mdservice.positions.alpaca import AlpacaPositions
-
-    return AlpacaPositions(trading_url, api_key, secret_key, http)

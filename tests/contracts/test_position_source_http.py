@@ -9,8 +9,7 @@ import anyio
 import pytest
 
 from mdservice.positions import source as source_module
-from mdservice.positions.alpaca import AlpacaPositions
-from mdservice.positions.http import HttpPositions
+from mdservice.positions.http import AlpacaPositions, HttpPositions
 from mdservice.positions.source import PositionSource
 from tests.positions import web as webs
 from tests.positions.places import (

@@ -16,9 +16,8 @@ import pytest
 
 from mdservice.errors import PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.positions.alpaca import AlpacaPositions
 from mdservice.positions.file import FilePositions
-from mdservice.positions.http import HttpPositions
+from mdservice.positions.http import AlpacaPositions, HttpPositions
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.source import PositionSource
 from mdservice.testing import FakePositions

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from mdservice.errors import ConfigurationError
-from mdservice.positions.alpaca import AlpacaPositions
 from mdservice.positions.file import FilePositions
-from mdservice.positions.http import HttpPositions
+from mdservice.positions.http import AlpacaPositions, HttpPositions
 from mdservice.positions.source import PositionSource
 from mdservice.positions.sources import open_source
 
