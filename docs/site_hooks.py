@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+import attrs
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.ext.napoleon import GoogleDocstring
@@ -36,6 +37,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", _lead_to_pages)
     app.connect("build-finished", _refuse_other_hosts)
     app.connect("autodoc-process-signature", _hide_constructor)
+    app.connect("autodoc-process-docstring", _add_fields, priority=400)  # before napoleon
     # Else the first words of a property would be its type, where a colon follows them.
     GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end  # type: ignore[method-assign]  # noqa: SLF001
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -70,6 +72,20 @@ def _hide_constructor(
 ) -> tuple[str, None] | None:
     hidden = kind == "class" and name.rpartition(".")[2] in _HANDLES
     return ("", None) if hidden else None
+
+
+def _add_fields(
+    _app: Sphinx, kind: str, _name: str, value: object, _options: object, lines: list[str]
+) -> None:
+    """List the fields of a class of the status with what they mean, as it is declared there."""
+    if kind != "class" or not attrs.has(value):
+        return
+    fields = [field for field in attrs.fields(value) if "meaning" in field.metadata]
+    if fields:
+        lines += ["", "Attributes:"]
+        for field in fields:
+            lines.append(f"    {field.name}: {field.metadata['meaning'].replace('`', '``')}")
+        lines.append("")
 
 
 def _refuse_other_hosts(app: Sphinx, error: Exception | None) -> None:

@@ -256,23 +256,16 @@ def _actors(topology: Topology) -> dict[str, ActorReport]:
 
 
 def _counters(topology: Topology) -> Counters:
-    feed = topology.feed.snapshot()
-    router = topology.router.snapshot()
-    publisher = topology.publisher.snapshot()
-    return Counters(
-        quotes_received=feed.quotes_received,
-        quotes_accepted=router.quotes_accepted,
-        quotes_stale=router.quotes_stale,
-        prices_written=publisher.prices_written,
-        events_published=publisher.events_published,
-        events_conflated=publisher.events_conflated,
-        decode_errors=feed.decode_errors + router.future_quotes,
-        reconnects=feed.reconnects,
-        gaps=router.gaps,
-        gaps_repaired=router.gaps_repaired,
-        quotes_backfilled=router.quotes_backfilled,
-        history_symbols_refused=feed.history_symbols_refused,
-        prices_fetched=router.prices_fetched,
-        price_fetches_failed=topology.first_prices.failed,
-        unfollowed=feed.unfollowed,
-    )
+    """Each counter from the snapshots of the parts that count it."""
+    snapshots = {
+        "feed": topology.feed.snapshot(),
+        "router": topology.router.snapshot(),
+        "publisher": topology.publisher.snapshot(),
+        "first_prices": topology.first_prices,
+    }
+
+    def total(counter: attrs.Attribute[int]) -> int:
+        places = (place.partition(".") for place in counter.metadata["counted_by"])
+        return sum(getattr(snapshots[part], name or counter.name) for part, _, name in places)
+
+    return Counters(**{counter.name: total(counter) for counter in attrs.fields(Counters)})

@@ -6,9 +6,16 @@ as the exact decimal. Tests hold the answers against these schemas.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from functools import cache, reduce
+from operator import or_
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+import attrs
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from mdservice.model.status import Status
 
 __all__ = [
     "Answer",
@@ -139,154 +146,29 @@ class PositionsAnswer(Answer):
     )
 
 
-class _Feed(Answer):
-    """The connection to the market-data feed."""
-
-    name: str = Field(description="As in the setting `feed`.", examples=["iex"])
-    driver: str = Field(
-        description="The one in use: `alpaca-py` or `websockets`.", examples=["alpaca-py"]
-    )
-    phase: str = Field(
-        description="`connecting`, `subscribing`, `streaming`, `waiting`, `waiting_for_slot`, "
-        "`refused` or `stopped`.",
-        examples=["streaming"],
-    )
-    connected: bool = Field(description="Connected and logged in.")
-    subscribed: bool = Field(
-        description="Every wanted symbol is acknowledged, or named as left out."
-    )
-    reconnects: int = Field(description="Connections after the first.")
-    last_error: str | None = Field(description="Why the last try or connection ended.")
-    wanted: int = Field(description="Symbols asked for.")
-    acknowledged: int = Field(description="Of these, acknowledged by the feed.")
-    left_out: dict[str, str] = Field(description="Symbols not subscribed, with the reason.")
-    other_messages: int = Field(description="Messages that are no quotes, passed over.")
-    without_quotes: int = Field(
-        description="Symbols without a quote on this connection for longer than the mute limit."
-    )
-    without_quotes_first: list[str] = Field(description="A hundred of them at most.")
-    repairs_refused: dict[str, str] = Field(
-        description="Symbols whose missed quotes the REST API refuses, with the reason. "
-        "Their gaps stay; they are asked for again after an hour, or when they are subscribed "
-        "again.",
-        examples=[{"BRK/B": "history was refused with HTTP 400: invalid symbol: BRK/B"}],
-    )
-    repair_error: str | None = Field(
-        description="Why the last repair was refused as a whole.",
-        examples=["history was refused with HTTP 403: forbidden."],
-    )
-    times_frozen_s: float = Field(
-        description="For how long quotes have come whose times do not go on."
-    )
+@cache
+def _described(told: type[Any], name: str) -> type[Answer]:
+    """The schema of a class of the status, from the fields as they are declared there."""
+    types = get_type_hints(told)
+    fields: dict[str, Any] = {
+        field.name: (
+            _schema_type(types[field.name]),
+            Field(description=field.metadata["meaning"], examples=field.metadata["examples"]),
+        )
+        for field in attrs.fields(told)
+    }
+    return create_model(name, __base__=Answer, __doc__=told.__doc__, **fields)
 
 
-class _Redis(Answer):
-    """The server that the prices go to."""
-
-    connected: bool = Field(description="It answers.")
-    url: str = Field(description="Where it is, without any secret.")
-    last_error: str | None = Field(description="Why it last did not take what it was sent.")
-    backlog: int = Field(description="Events that it has not acknowledged.")
-    command_errors: int = Field(description="Commands that failed inside executed writes.")
-    last_command_error: str | None = Field(description="The server's words for the last of them.")
-    key_prefix: str = Field(
-        description="What stands in front of every key, channel and stream name.",
-        examples=["desk1:"],
-    )
+def _schema_type(told: Any) -> Any:
+    """A type of the status as its JSON has it."""
+    if attrs.has(told):
+        return _described(told, "_" + told.__name__.removesuffix("Report"))
+    if get_origin(told) is Mapping:
+        return dict[str, _schema_type(get_args(told)[1])]  # type: ignore[misc]
+    if get_origin(told) is UnionType:
+        return reduce(or_, map(_schema_type, get_args(told)))
+    return told
 
 
-class _Positions(Answer):
-    """The positions whose symbols are followed."""
-
-    source: str = Field(
-        description="Where they come from, without any secret.",
-        examples=["https://paper-api.alpaca.markets/v2/positions"],
-    )
-    state: Literal["starting", "ok", "degraded"] = Field(
-        description="`degraded`: the last try failed, what was known is followed on."
-    )
-    held: int = Field(description="How many positions there are.")
-    followed: int = Field(description="Symbols followed for positions, just closed ones too.")
-    left_out: list[str] = Field(description="Those that the feed does not give, largest first.")
-    problems: dict[str, str] = Field(description="Positions whose price is not followed.")
-    age_s: float | None = Field(description="Since the source last answered.")
-    last_error: str | None = Field(description="Why the last try failed.")
-
-
-class _Inbox(Answer):
-    """How full an actor's channel is."""
-
-    used: int = Field(description="Items that wait.")
-    size: int = Field(description="Items that it holds; 0 where the actor has none.")
-
-
-class _Actor(Answer):
-    """One actor of the service."""
-
-    state: str = Field(
-        description="`starting`, `running`, `restarting`, `stopped` or `failed`.",
-        examples=["running"],
-    )
-    restarts: int = Field(description="Since the start of the service.")
-    heartbeat_age_s: float = Field(description="Of the slowest of its loops that does not rest.")
-    inbox: _Inbox = Field(description="What waits for it.")
-    last_error: str | None = Field(description="Why it was last started anew.")
-
-
-class _Counters(Answer):
-    """Totals since the start, by the names of the metrics, which say what they count."""
-
-    quotes_received: int
-    quotes_accepted: int
-    quotes_stale: int
-    prices_written: int
-    events_published: int
-    events_conflated: int
-    decode_errors: int
-    reconnects: int
-    gaps: int
-    gaps_repaired: int
-    quotes_backfilled: int
-    history_symbols_refused: int
-    prices_fetched: int
-    price_fetches_failed: int
-    unfollowed: int
-
-
-class _Latency(Answer):
-    """Milliseconds over the last events; null before the first."""
-
-    p50: float | None = Field(description="Half of them took no longer.")
-    p99: float | None = Field(description="99 of 100 took no longer.")
-    max: float | None = Field(description="The slowest.")
-
-
-class _Latencies(Answer):
-    """Between the exchange's time of a quote, its reception and its write in Redis."""
-
-    feed_to_redis: _Latency = Field(description="From the quote's time to its write.")
-    receive_to_redis: _Latency = Field(description="From its reception to its write.")
-    feed_to_receive: _Latency = Field(description="From the quote's time to its reception.")
-
-
-class StatusAnswer(Answer):
-    """The condition of the whole service at this moment."""
-
-    state: Literal["starting", "running", "degraded", "draining"] = Field(
-        description="`degraded`: not ready after a first login, or the positions are out of date."
-    )
-    reasons: list[str] = Field(description="What is in the way; empty while it is `running`.")
-    feed: _Feed = Field(description="The feed.")
-    redis: _Redis = Field(description="The store.")
-    symbols: int = Field(description="Symbols that are wanted.")
-    uptime_s: float = Field(description="Since the start.")
-    actors: dict[str, _Actor] = Field(description="By the actor's name.")
-    counters: _Counters = Field(description="What was done so far.")
-    latency_ms: _Latencies = Field(description="How long it took, in milliseconds.")
-    loop_lag_ms: float = Field(
-        description="How late the event loop ran, at most in the last minute."
-    )
-    positions: _Positions | None = Field(description="Null where no positions are followed.")
-    loop_lag_max_ms: float = Field(description="The same since the start.")
-    stale_symbols: int = Field(description="Symbols whose price is older than the age limit.")
-    simulator: bool = Field(description="The prices are simulated.")
+StatusAnswer = _described(Status, "StatusAnswer")

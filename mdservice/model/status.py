@@ -1,4 +1,9 @@
-"""The service's condition at one moment, as ``/status`` tells it."""
+"""The service's status at one moment, as ``/status`` shows it.
+
+A field is declared here, once: its name, its type and what it means. The JSON of ``/status``, its
+schema in the OpenAPI description and the reference follow from that. A field of :class:`Counters`
+also says which part counts it, and becomes a metric by itself.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +34,37 @@ __all__ = [
 ServiceState = Literal["starting", "running", "degraded", "draining"]
 
 
+def _shown(
+    meaning: str, *, default: Any = attrs.NOTHING, factory: Any = None, example: Any = None
+) -> Any:
+    """A field of the status.
+
+    Args:
+        meaning: What a reader of ``/status`` has to know of it.
+        default: Its value where none is given.
+        factory: Makes the default instead.
+        example: A value for the description of the API.
+    """
+    metadata = {"meaning": meaning, "examples": None if example is None else [example]}
+    if factory is not None:
+        return attrs.field(factory=factory, metadata=metadata)
+    return attrs.field(default=default, metadata=metadata)
+
+
+def _counter(meaning: str, *counted_by: str) -> Any:
+    """A counter, from 0 at the start; the metric ``mdservice_<name>_total`` has the same meaning.
+
+    Args:
+        meaning: What it counts.
+        counted_by: The part of the service that counts it: ``feed``, ``router``, ``publisher``
+            or ``first_prices``. Its snapshot has the number under the counter's name, or under
+            the one behind a dot. Of several parts the sum counts.
+    """
+    return attrs.field(
+        default=0, metadata={"meaning": meaning, "examples": None, "counted_by": counted_by}
+    )
+
+
 @attrs.frozen
 class Readiness:
     """Whether the service can be relied on, and what is in the way where it cannot."""
@@ -39,188 +75,182 @@ class Readiness:
 
 @attrs.frozen
 class FeedReport:
-    """The feed's side.
+    """The connection to the market-data feed."""
 
-    Attributes:
-        name: The feed as set (``iex``).
-        driver: The driver in use (``alpaca-py`` or ``websockets``).
-        phase: What the connection is doing: ``connecting``, ``subscribing``, ``streaming``,
-            ``waiting`` (for the next try), ``waiting_for_slot``, ``refused``, ``stopped``.
-        connected: Authenticated, and the socket is open.
-        subscribed: Every wanted symbol has been acknowledged or named as left out.
-        reconnects: Connections after the first.
-        last_error: Why the last attempt or connection ended, or None.
-        wanted: How many symbols are asked for.
-        acknowledged: How many of them the feed has acknowledged.
-        left_out: Symbols that the feed does not give, each with the reason.
-        other_messages: Messages that are no quotes and were passed over.
-        without_quotes: How many symbols have had no quote on this connection, for longer than
-            the mute limit since they were acknowledged. In a quiet market that is right.
-        without_quotes_first: The first of them by name, a hundred at most.
-        repairs_refused: Symbols whose missed quotes history refuses, each with the reason: their
-            gaps stay.
-        repair_error: Why history refused the last repair as a whole, or None.
-        times_frozen_s: For how long quotes have come whose times no longer go on; 0 where they do.
-    """
-
-    name: str
-    driver: str
-    phase: str
-    connected: bool
-    subscribed: bool
-    reconnects: int
-    last_error: str | None
-    wanted: int = 0
-    acknowledged: int = 0
-    left_out: Mapping[str, str] = attrs.field(factory=dict)
-    other_messages: int = 0
-    without_quotes: int = 0
-    without_quotes_first: tuple[str, ...] = ()
-    repairs_refused: Mapping[str, str] = attrs.field(factory=dict)
-    repair_error: str | None = None
-    times_frozen_s: float = 0.0
+    name: str = _shown("As in the setting `feed`.", example="iex")
+    driver: str = _shown("The one in use: `alpaca-py` or `websockets`.", example="alpaca-py")
+    phase: str = _shown(
+        "`connecting`, `subscribing`, `streaming`, `waiting`, `waiting_for_slot`, "
+        "`refused` or `stopped`.",
+        example="streaming",
+    )
+    connected: bool = _shown("Connected and logged in.")
+    subscribed: bool = _shown("Every wanted symbol is acknowledged, or named as left out.")
+    reconnects: int = _shown("Connections after the first.")
+    last_error: str | None = _shown("Why the last try or connection ended.")
+    wanted: int = _shown("Symbols asked for.", default=0)
+    acknowledged: int = _shown("Of these, acknowledged by the feed.", default=0)
+    left_out: Mapping[str, str] = _shown("Symbols not subscribed, with the reason.", factory=dict)
+    other_messages: int = _shown("Messages that are no quotes, passed over.", default=0)
+    without_quotes: int = _shown(
+        "Symbols without a quote on this connection for longer than the mute limit.", default=0
+    )
+    without_quotes_first: tuple[str, ...] = _shown("A hundred of them at most.", default=())
+    repairs_refused: Mapping[str, str] = _shown(
+        "Symbols whose missed quotes the REST API refuses, with the reason. "
+        "Their gaps stay; they are asked for again after an hour, or when they are subscribed "
+        "again.",
+        factory=dict,
+        example={"BRK/B": "history was refused with HTTP 400: invalid symbol: BRK/B"},
+    )
+    repair_error: str | None = _shown(
+        "Why the last repair was refused as a whole.",
+        default=None,
+        example="history was refused with HTTP 403: forbidden.",
+    )
+    times_frozen_s: float = _shown(
+        "For how long quotes have come whose times do not go on.", default=0.0
+    )
 
 
 @attrs.frozen
 class RedisReport:
-    """The store's side.
+    """The server that the prices go to."""
 
-    Attributes:
-        connected: It answers.
-        url: Where it is, without any secret.
-        last_error: Why it last did not take what it was sent, or None.
-        backlog: Events that it has not acknowledged.
-        command_errors: Commands that failed inside executed writes, such as appending to an
-            event log whose key is no stream.
-        last_command_error: The server's words for the last of them.
-        key_prefix: What stands in front of every key, channel and stream name.
-    """
-
-    connected: bool
-    url: str
-    last_error: str | None
-    backlog: int = 0
-    command_errors: int = 0
-    last_command_error: str | None = None
-    key_prefix: str = ""
+    connected: bool = _shown("It answers.")
+    url: str = _shown("Where it is, without any secret.")
+    last_error: str | None = _shown("Why it last did not take what it was sent.")
+    backlog: int = _shown("Events that it has not acknowledged.", default=0)
+    command_errors: int = _shown("Commands that failed inside executed writes.", default=0)
+    last_command_error: str | None = _shown(
+        "The server's words for the last of them.", default=None
+    )
+    key_prefix: str = _shown(
+        "What stands in front of every key, channel and stream name.", default="", example="desk1:"
+    )
 
 
 @attrs.frozen
 class PositionsReport:
-    """The positions whose symbols are followed.
+    """The positions whose symbols are followed."""
 
-    Attributes:
-        source: Where they come from, without any secret.
-        state: ``starting`` before the first answer, ``ok``, or ``degraded`` where the last try
-            failed: then what was known before is followed on.
-        held: How many positions there are.
-        followed: How many symbols are followed for them, just closed ones included.
-        left_out: Those of them that the feed does not give, the largest position first.
-        problems: Positions whose price is not followed, by symbol, with the reason.
-        age_s: Seconds since the source last answered; None before that.
-        last_error: Why the last try failed, or None.
-    """
-
-    source: str
-    state: Literal["starting", "ok", "degraded"]
-    held: int
-    followed: int
-    left_out: tuple[str, ...]
-    problems: Mapping[str, str]
-    age_s: float | None
-    last_error: str | None
+    source: str = _shown(
+        "Where they come from, without any secret.",
+        example="https://paper-api.alpaca.markets/v2/positions",
+    )
+    state: Literal["starting", "ok", "degraded"] = _shown(
+        "`degraded`: the last try failed, what was known is followed on."
+    )
+    held: int = _shown("How many positions there are.")
+    followed: int = _shown("Symbols followed for positions, just closed ones too.")
+    left_out: tuple[str, ...] = _shown("Those that the feed does not give, largest first.")
+    problems: Mapping[str, str] = _shown("Positions whose price is not followed.")
+    age_s: float | None = _shown("Since the source last answered.")
+    last_error: str | None = _shown("Why the last try failed.")
 
 
 @attrs.frozen
 class Inbox:
-    """How full a channel is."""
+    """How full an actor's channel is."""
 
-    used: int
-    size: int
+    used: int = _shown("Items that wait.")
+    size: int = _shown("Items that it holds; 0 where the actor has none.")
 
 
 @attrs.frozen
 class ActorReport:
-    """One actor: ``state`` is starting, running, restarting, stopped or failed."""
+    """One actor of the service."""
 
-    state: str
-    restarts: int
-    heartbeat_age_s: float
-    inbox: Inbox
-    last_error: str | None = None
+    state: str = _shown(
+        "`starting`, `running`, `restarting`, `stopped` or `failed`.", example="running"
+    )
+    restarts: int = _shown("Since the start of the service.")
+    heartbeat_age_s: float = _shown("Of the slowest of its loops that does not rest.")
+    inbox: Inbox = _shown("What waits for it.")
+    last_error: str | None = _shown("Why it was last restarted.", default=None)
 
 
 @attrs.frozen
 class Counters:
-    """Totals since the service started; metrics have the same names."""
+    """Totals since the start. Each is also a metric, `mdservice_<name>_total`."""
 
-    quotes_received: int = 0
-    quotes_accepted: int = 0
-    quotes_stale: int = 0
-    prices_written: int = 0
-    events_published: int = 0
-    events_conflated: int = 0
-    decode_errors: int = 0
-    reconnects: int = 0
-    gaps: int = 0
-    gaps_repaired: int = 0
-    quotes_backfilled: int = 0
-    history_symbols_refused: int = 0
-    prices_fetched: int = 0
-    price_fetches_failed: int = 0
-    unfollowed: int = 0
+    quotes_received: int = _counter("Quotes that came over the websocket.", "feed")
+    quotes_accepted: int = _counter(
+        "Quotes that were not older than their symbol's last one.", "router"
+    )
+    quotes_stale: int = _counter(
+        "Quotes refused as older than their symbol's last one, or as its repeat.", "router"
+    )
+    prices_written: int = _counter("Prices that Redis acknowledged.", "publisher")
+    events_published: int = _counter("Events that Redis acknowledged.", "publisher")
+    events_conflated: int = _counter(
+        "Events left out for a newer one of their symbol.", "publisher"
+    )
+    decode_errors: int = _counter(
+        "Messages that could not be read, or broke the schema.", "feed", "router.future_quotes"
+    )
+    reconnects: int = _counter("Connections to the feed after the first.", "feed")
+    gaps: int = _counter("Gaps that were told: quotes were missing, or may have been.", "router")
+    gaps_repaired: int = _counter("Gaps filled from the history.", "router")
+    quotes_backfilled: int = _counter("Quotes that came by REST.", "router")
+    history_symbols_refused: int = _counter(
+        "Symbols that REST refused, and that are left out of repairs.", "feed"
+    )
+    prices_fetched: int = _counter(
+        "Prices from REST of symbols that were subscribed just then.", "router"
+    )
+    price_fetches_failed: int = _counter(
+        "Symbols whose price REST did not give after all tries.", "first_prices.failed"
+    )
+    unfollowed: int = _counter(
+        "Quotes dropped since their symbol is not subscribed, or beyond 50,000 of `*`.", "feed"
+    )
 
 
 @attrs.frozen
 class Latency:
-    """Milliseconds over the last events; None before the first."""
+    """Milliseconds over the last events; null before the first."""
 
-    p50: float | None = None
-    p99: float | None = None
-    max: float | None = None
+    p50: float | None = _shown("Half of them took no longer.", default=None)
+    p99: float | None = _shown("99 of 100 took no longer.", default=None)
+    max: float | None = _shown("The slowest.", default=None)
 
 
 @attrs.frozen
 class Latencies:
-    """From the quote's own time, and from its reception, to its acknowledged write.
+    """Between the exchange's time of a quote, its reception and its write in Redis."""
 
-    ``feed_to_receive`` is how far the receiving lags behind the exchange's times.
-    """
-
-    feed_to_redis: Latency = Latency()
-    receive_to_redis: Latency = Latency()
-    feed_to_receive: Latency = Latency()
+    feed_to_redis: Latency = _shown("From the quote's time to its write.", default=Latency())
+    receive_to_redis: Latency = _shown("From its reception to its write.", default=Latency())
+    feed_to_receive: Latency = _shown("From the quote's time to its reception.", default=Latency())
 
 
 @attrs.frozen
 class Status:
-    """Everything that ``/status`` tells.
+    """The condition of the whole service at this moment."""
 
-    Attributes:
-        positions: None where no positions are followed.
-        stale_symbols: How many symbols have a last quote older than the price age limit.
-        loop_lag_ms: How late the event loop ran what was due, at most in the last minute.
-        loop_lag_max_ms: The same since the start.
-    """
-
-    state: ServiceState
-    reasons: tuple[str, ...]
-    feed: FeedReport
-    redis: RedisReport
-    symbols: int
-    uptime_s: float
-    actors: Mapping[str, ActorReport]
-    counters: Counters
-    latency_ms: Latencies
-    loop_lag_ms: float
-    positions: PositionsReport | None = None
-    loop_lag_max_ms: float = 0.0
-    stale_symbols: int = 0
-    simulator: bool = False
+    state: ServiceState = _shown(
+        "`degraded`: not ready after a first login, or the positions are out of date."
+    )
+    reasons: tuple[str, ...] = _shown("What is in the way; empty while it is `running`.")
+    feed: FeedReport = _shown("The feed.")
+    redis: RedisReport = _shown("The store.")
+    symbols: int = _shown("Symbols that are wanted.")
+    uptime_s: float = _shown("Since the start.")
+    actors: Mapping[str, ActorReport] = _shown("By the actor's name.")
+    counters: Counters = _shown("What was done so far.")
+    latency_ms: Latencies = _shown("How long it took, in milliseconds.")
+    loop_lag_ms: float = _shown("How late the event loop ran, at most in the last minute.")
+    positions: PositionsReport | None = _shown(
+        "Null where no positions are followed.", default=None
+    )
+    loop_lag_max_ms: float = _shown("The same since the start.", default=0.0)
+    stale_symbols: int = _shown("Symbols whose price is older than the age limit.", default=0)
+    simulator: bool = _shown("The prices are simulated.", default=False)
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
-    """The status as plain JSON types, as ``/status`` tells it."""
+    """The status as plain JSON types, as ``/status`` shows it."""
     plain: dict[str, Any] = _converter().unstructure(status)
     return plain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import Final, get_args
 
 import attrs
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -13,28 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from mdservice.model.status import ActorReport, Latency, Status
+from mdservice.model.status import ActorReport, Counters, Latencies, Latency, ServiceState, Status
 
 __all__ = ["StatusCollector", "metrics_registry", "package_version", "render_metrics"]
 
-_COUNTERS: Final = {
-    "quotes_received": "Quotes that came over the websocket.",
-    "quotes_accepted": "Quotes that were not older than their symbol's last one.",
-    "quotes_stale": "Quotes refused as older than their symbol's last one, or as its repeat.",
-    "prices_written": "Prices that Redis acknowledged.",
-    "events_published": "Events that Redis acknowledged.",
-    "events_conflated": "Events left out for a newer one of their symbol.",
-    "decode_errors": "Messages that could not be read, or broke the schema.",
-    "reconnects": "Connections to the feed after the first.",
-    "gaps": "Gaps that were told: quotes were missing, or may have been.",
-    "gaps_repaired": "Gaps filled from the history.",
-    "quotes_backfilled": "Quotes that came by REST.",
-    "unfollowed": "Quotes dropped since their symbol is not subscribed, or beyond 50,000 of `*`.",
-    "history_symbols_refused": "Symbols that REST refused, and that are left out of repairs.",
-    "prices_fetched": "Prices from REST of symbols that were subscribed just then.",
-    "price_fetches_failed": "Symbols whose price REST did not give after all tries.",
-}
-_STATES: Final = ("starting", "running", "degraded", "draining")
 _MS: Final = 1000.0
 
 
@@ -59,8 +41,12 @@ class StatusCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics of one snapshot."""
         status = self._read()
-        for name, value in attrs.asdict(status.counters).items():
-            yield CounterMetricFamily(f"mdservice_{name}", _COUNTERS[name], value=value)
+        for counter in attrs.fields(Counters):
+            yield CounterMetricFamily(
+                f"mdservice_{counter.name}",
+                counter.metadata["meaning"],
+                value=getattr(status.counters, counter.name),
+            )
         yield CounterMetricFamily(
             "mdservice_other_messages",
             "Messages that are no quotes, passed over.",
@@ -155,7 +141,7 @@ def _latencies(status: Status) -> Metric:
         "Over the last events, between the quote's time, its reception and its write in Redis.",
         labels=["path", "quantile"],
     )
-    for path in ("feed_to_redis", "receive_to_redis", "feed_to_receive"):
+    for path in attrs.fields_dict(Latencies):
         latency: Latency = getattr(status.latency_ms, path)
         for quantile, value in (("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)):
             if value is not None:
@@ -165,7 +151,7 @@ def _latencies(status: Status) -> Metric:
 
 def _labelled(status: Status) -> Iterator[Metric]:
     state = GaugeMetricFamily("mdservice_state", "1 for the present state.", labels=["state"])
-    for name in _STATES:
+    for name in get_args(ServiceState):
         state.add_metric([name], float(status.state == name))
     yield state
     feed = GaugeMetricFamily("mdservice_feed_info", "The feed.", labels=["feed", "driver"])

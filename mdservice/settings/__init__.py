@@ -194,7 +194,7 @@ class Settings:
         "Events kept in order for a Redis that is away; at least 10000.",
         metavar="N",
     )
-    socket: Path = setting(  # noqa: RUF009 - an attrs field
+    socket: Path = setting(
         attrs.Factory(default_socket),
         values.parse_socket,
         "The UNIX socket of the HTTP API.",

@@ -85,8 +85,8 @@ def test_has_the_fields_of_the_contract_in_plain_json() -> None:
     assert plain["reasons"] == ["Redis is not connected"]
 
 
-def test_counters_are_those_of_the_contract() -> None:
-    assert [field.name for field in attrs.fields(Counters)] == [
+def test_counters_of_the_contract_are_there() -> None:
+    assert {
         "quotes_received",
         "quotes_accepted",
         "quotes_stale",
@@ -102,7 +102,7 @@ def test_counters_are_those_of_the_contract() -> None:
         "prices_fetched",
         "price_fetches_failed",
         "unfollowed",
-    ]
+    } <= attrs.asdict(Counters()).keys()
 
 
 @pytest.mark.parametrize("value", [STATUS, STATUS.feed, STATUS.counters, Readiness(ready=True)])
