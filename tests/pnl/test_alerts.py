@@ -253,6 +253,7 @@ def test_a_closed_position_does_not_become_stale() -> None:
     desk = Desk("* stale")
     desk.quote(1)
     desk.sides(0, 0)
+    assert desk.check() == []
     desk.now_ns += 61 * S_NS
     desk.engine.report(desk.now_ns)
     desk.hold("")
