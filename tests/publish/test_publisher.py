@@ -382,3 +382,16 @@ async def test_restarts_at_any_moment_lose_and_reorder_nothing(
         assert list(seen) == list(range(1, len(seen) + 1))
         assert [seq for batch in seen.values() for seq in batch] == list(range(1, 201))
         assert bench.publisher.snapshot().events_published == 200
+
+
+async def test_events_of_a_batch_that_is_written_are_stored_before_it_is_acknowledged(
+    open_bench: MakeBench,
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(bench.quotes(1, 3))
+        batch = await bench.batch()
+        await bench.send(bench.quotes(4, 5))
+        assert bench.publisher.not_stored(batch.number - 1) == (3, 2)
+        assert bench.publisher.not_stored(batch.number) == (0, 2)
+        await bench.acknowledge(batch)
+        assert bench.publisher.not_stored(batch.number) == (2, 0)
