@@ -23,37 +23,33 @@ Without a port, as on trio's virtual clock, httpx reaches it through
 :class:`mdservice.simulator.transport.SimulatorTransport`.
 """
 
-from mdservice.simulator.account import SILENCE
 from mdservice.simulator.config import SimulatorConfig
-from mdservice.simulator.control import ConnectionInfo
 from mdservice.simulator.faults import (
+    CutRest,
     Drop,
     Duplicate,
     Fault,
     Freeze,
     Garble,
+    GarbleRest,
     Mute,
     Planned,
     Refuse,
+    RefuseRest,
     Reorder,
+    RestFault,
     SendError,
     Slow,
+    SlowRest,
     Spoil,
     seeded_faults,
 )
 from mdservice.simulator.market import UNIVERSE
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
-from mdservice.simulator.paper_account import Trade
-from mdservice.simulator.positions import DEMO_POSITIONS, Holding
-from mdservice.simulator.rest import (
-    CutRest,
-    GarbleRest,
-    RefuseRest,
-    RestFault,
-    RestRequest,
-    SlowRest,
-)
-from mdservice.simulator.server import ReceivedMessage, Simulator, open_simulator
+from mdservice.simulator.paper_account import DEMO_POSITIONS, Holding, Trade
+from mdservice.simulator.rest import RestRequest
+from mdservice.simulator.server import ConnectionInfo, ReceivedMessage, Simulator, open_simulator
+from mdservice.simulator.session import SILENCE
 from mdservice.simulator.wire import SimQuote
 
 __all__ = [

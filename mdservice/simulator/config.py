@@ -10,13 +10,11 @@ from typing import Any
 import attrs
 from attrs import validators
 
-from mdservice.simulator.account import Account
 from mdservice.simulator.faults import Planned
 from mdservice.simulator.market import UNIVERSE, Market, Shape
-from mdservice.simulator.paper_account import Trader
-from mdservice.simulator.positions import parse_positions
-from mdservice.simulator.rest.quotes import HISTORY_FEEDS, LATEST_FEEDS, RestRules
-from mdservice.simulator.session import SessionRules
+from mdservice.simulator.paper_account import Trader, parse_positions
+from mdservice.simulator.rest_quotes import HISTORY_FEEDS, LATEST_FEEDS, RestRules
+from mdservice.simulator.session import Account, SessionRules
 
 __all__ = ["SimulatorConfig"]
 

@@ -3,7 +3,7 @@
 The websocket protocol is the websockets library's sans-I/O one, so that a TCP socket and a
 stream in memory, on trio and on asyncio, are one code path. One task reads and one writes;
 what is to be sent waits in a bounded buffer, so that a client that does not read holds up
-nobody but itself.
+only itself.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from mdservice.model.symbol import EVERY_SYMBOL
-from mdservice.simulator.account import Silence
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.faults import DataFaults, Freeze
 from mdservice.simulator.http import HttpAnswer, RequestReader
 from mdservice.simulator.memory import MemoryByteStream
-from mdservice.simulator.session import Reply, Session
+from mdservice.simulator.session import Reply, Session, Silence
 from mdservice.simulator.wire import (
     Encoding,
     OutFrame,
@@ -46,116 +45,7 @@ from mdservice.simulator.wire import (
 
 __all__ = ["Connection", "Outbox", "Venue"]
 
-
-# What a connection needs of the simulator that it belongs to.
-
-
-class Venue(Protocol):
-    """The simulator, seen from one connection; ``number`` is that connection's."""
-
-    config: SimulatorConfig
-
-    def answer_http(self, request: Request, body: bytes) -> HttpAnswer | None:
-        """Answer a request that asks for no upgrade; None for one that may be upgraded."""
-        ...
-
-    def refuse_upgrade_now(self) -> int | Silence | None:
-        """The HTTP status planned for this upgrade, silence, or None to accept it."""
-        ...
-
-    def open_session(self, number: int, request: Request) -> tuple[Session, Reply]:
-        """Begin the session of an upgraded connection."""
-        ...
-
-    def message_came(self, number: int, message: Mapping[str, Any] | None) -> None:
-        """A client's message, before it is answered."""
-        ...
-
-    def subscriptions_changed(self) -> None:
-        """A client has changed its quotes' subscriptions."""
-        ...
-
-    def notify(self) -> None:
-        """Something about a connection may have changed."""
-        ...
-
-
-# What waits to be sent to one client: bounded, and turned into bytes only when it goes.
-#
-# Frames wait unserialised, so that they can still be thrown away: a compressed one could not,
-# since those after it build upon it.
-
-
 _WRITE_BYTES = 64 * 1024
-
-
-@attrs.frozen
-class _HangUp:
-    """Here this direction ends; with a closing handshake where there is a code."""
-
-    code: int | None
-
-
-class Outbox:
-    """The send buffer of one connection.
-
-    Args:
-        protocol: Serialises the frames.
-        limit_bytes: How many bytes of payload may wait.
-    """
-
-    def __init__(self, protocol: ServerProtocol, limit_bytes: int) -> None:
-        self.pending_bytes = 0
-        """Bytes of payload that wait."""
-        self._protocol = protocol
-        self._limit_bytes = limit_bytes
-        self._items: deque[OutFrame | _HangUp] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._items)
-
-    def put(self, frame: OutFrame) -> bool:
-        """Add a frame; False, and nothing is added, where there is no room for it."""
-        if self.pending_bytes + len(frame.data) > self._limit_bytes:
-            return False
-        self._items.append(frame)
-        self.pending_bytes += len(frame.data)
-        return True
-
-    def hang_up(self, code: int | None) -> None:
-        """End after what waits: by a closing handshake, or by an end of file for None."""
-        self._items.append(_HangUp(code))
-
-    def replace(self, last: OutFrame, code: int) -> None:
-        """Throw away what waits; send this frame and the closing handshake in its place."""
-        self._items.clear()
-        self._items.append(last)
-        self.pending_bytes = len(last.data)
-        self.hang_up(code)
-
-    def take(self, *, single: bool = False) -> list[bytes]:
-        """Bytes to send, in pieces; ``b""`` is the end of this direction.
-
-        Takes what the protocol itself has to say (handshake, pong, close), and frames up to
-        some 64 KiB, or only one.
-        """
-        protocol = self._protocol
-        size = 0
-        while self._items and size < (1 if single else _WRITE_BYTES):
-            item = self._items.popleft()
-            if isinstance(item, OutFrame):
-                self.pending_bytes -= len(item.data)
-                size += len(item.data)
-                if protocol.state is State.OPEN:
-                    send = protocol.send_text if item.text else protocol.send_binary
-                    send(item.data)
-            elif item.code is None:
-                return [*protocol.data_to_send(), b""]
-            elif protocol.state is State.OPEN:
-                protocol.send_close(item.code)
-        return protocol.data_to_send()
-
-
 _DATA = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
 _MOST_UNSENT = 10_000
 """Pongs and the like that a client may leave unread before it is cut off."""
@@ -429,3 +319,103 @@ class Connection:
             if self.session is None:
                 self._closing_s = self._config.close_timeout_s
                 self._limit_closing()
+
+
+class Venue(Protocol):
+    """The simulator, seen from one connection; ``number`` is that connection's."""
+
+    config: SimulatorConfig
+
+    def answer_http(self, request: Request, body: bytes) -> HttpAnswer | None:
+        """Answer a request that asks for no upgrade; None for one that may be upgraded."""
+        ...
+
+    def refuse_upgrade_now(self) -> int | Silence | None:
+        """The HTTP status planned for this upgrade, silence, or None to accept it."""
+        ...
+
+    def open_session(self, number: int, request: Request) -> tuple[Session, Reply]:
+        """Begin the session of an upgraded connection."""
+        ...
+
+    def message_came(self, number: int, message: Mapping[str, Any] | None) -> None:
+        """A client's message, before it is answered."""
+        ...
+
+    def subscriptions_changed(self) -> None:
+        """A client has changed its quotes' subscriptions."""
+        ...
+
+    def notify(self) -> None:
+        """Something about a connection may have changed."""
+        ...
+
+
+class Outbox:
+    """The send buffer of one connection.
+
+    Frames wait unserialised, so that they can still be thrown away: a compressed one could not,
+    since those after it build upon it.
+
+    Args:
+        protocol: Serialises the frames.
+        limit_bytes: How many bytes of payload may wait.
+    """
+
+    def __init__(self, protocol: ServerProtocol, limit_bytes: int) -> None:
+        self.pending_bytes = 0
+        """Bytes of payload that wait."""
+        self._protocol = protocol
+        self._limit_bytes = limit_bytes
+        self._items: deque[OutFrame | _HangUp] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def put(self, frame: OutFrame) -> bool:
+        """Add a frame; False, and nothing is added, where there is no room for it."""
+        if self.pending_bytes + len(frame.data) > self._limit_bytes:
+            return False
+        self._items.append(frame)
+        self.pending_bytes += len(frame.data)
+        return True
+
+    def hang_up(self, code: int | None) -> None:
+        """End after what waits: by a closing handshake, or by an end of file for None."""
+        self._items.append(_HangUp(code))
+
+    def replace(self, last: OutFrame, code: int) -> None:
+        """Throw away what waits; send this frame and the closing handshake in its place."""
+        self._items.clear()
+        self._items.append(last)
+        self.pending_bytes = len(last.data)
+        self.hang_up(code)
+
+    def take(self, *, single: bool = False) -> list[bytes]:
+        """Bytes to send, in pieces; ``b""`` is the end of this direction.
+
+        Takes what the protocol itself has to say (handshake, pong, close), and frames up to
+        some 64 KiB, or only one.
+        """
+        protocol = self._protocol
+        size = 0
+        while self._items and size < (1 if single else _WRITE_BYTES):
+            item = self._items.popleft()
+            if isinstance(item, OutFrame):
+                self.pending_bytes -= len(item.data)
+                size += len(item.data)
+                if protocol.state is State.OPEN:
+                    send = protocol.send_text if item.text else protocol.send_binary
+                    send(item.data)
+            elif item.code is None:
+                return [*protocol.data_to_send(), b""]
+            elif protocol.state is State.OPEN:
+                protocol.send_close(item.code)
+        return protocol.data_to_send()
+
+
+@attrs.frozen
+class _HangUp:
+    """Here this direction ends; with a closing handshake where there is a code."""
+
+    code: int | None

@@ -1,4 +1,4 @@
-"""The whole market: how many quotes are due, of which symbols, at what times.
+"""The market: its symbols and their prices, how many quotes are due, and a record of them all.
 
 Pure: elapsed time and the clock's time are arguments.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import accumulate
@@ -20,16 +22,13 @@ __all__ = [
     "UNIVERSE",
     "Market",
     "PriceWalk",
+    "QuoteRecord",
     "Shape",
     "day_fraction",
     "day_multiplier",
     "start_cents",
     "tape_of",
 ]
-
-
-# Which symbols the simulated market knows, and what they start at.
-
 
 UNIVERSE: Mapping[str, int] = {
     "NVDA": 17_850,
@@ -75,112 +74,12 @@ _ARCA = frozenset(("SPY", "IWM"))
 _LOWEST_CENTS = 500
 _RANGE_CENTS = 49_500
 
-
-def start_cents(symbol: str) -> int:
-    """The start price of a symbol: from the table, else from a hash of its name.
-
-    A symbol that the table does not know starts between 5.00 and 499.99, always at the same
-    price, whatever the seed.
-    """
-    known = UNIVERSE.get(symbol)
-    if known is not None:
-        return known
-    digest = hashlib.sha256(symbol.encode()).digest()
-    return _LOWEST_CENTS + int.from_bytes(digest[:8], "big") % _RANGE_CENTS
-
-
-def tape_of(symbol: str) -> str:
-    """The tape that reports the symbol: ``C`` Nasdaq, ``B`` Arca, ``A`` New York."""
-    if symbol in _NASDAQ:
-        return "C"
-    return "B" if symbol in _ARCA else "A"
-
-
-# The price of one symbol: a seeded random walk in whole cents, with a spread.
-#
-# Pure: a walk reads no clock. The n-th quote of a symbol depends on the seed, the symbol and
-# the settings alone, never on when it is asked for or on what other symbols do.
-
-
 _CONDITIONS = ("R",)
 _CENTS = 100
 _ROUND_LOT = 100
 _PULL_AT = 0.25
 """How far from its start, as a part of it, a price begins to be pulled back."""
 _NO_EXCHANGE = " "
-
-
-class PriceWalk:
-    """Quotes of one symbol, one after the other.
-
-    Always ``bid < ask`` in whole cents, from one cent up, where both sides are active.
-
-    Args:
-        symbol: Its name, hashed into the seed and into an unknown symbol's start price.
-        seed: The simulator's seed.
-        exchanges: Exchange codes to choose from.
-        zero_side_ratio: Which part of the quotes has one side without a price, 0 to 1.
-    """
-
-    def __init__(
-        self,
-        symbol: str,
-        seed: int,
-        *,
-        exchanges: Sequence[str] = ("V",),
-        zero_side_ratio: float = 0.0,
-    ) -> None:
-        self.symbol = symbol
-        start = start_cents(symbol)
-        self._random = random.Random(f"{seed}:{symbol}")  # noqa: S311 - reproducible, no secret
-        self._exchanges = tuple(exchanges)
-        self._tape = tape_of(symbol)
-        self._bid = max(1, start)
-        self._low = max(1, round(start * (1 - _PULL_AT)))
-        self._high = max(self._low + 1, round(start * (1 + _PULL_AT)))
-        self._step = max(1, start // 20_000)
-        self._spread = max(1, start // 10_000)
-        self._zero_below = round(zero_side_ratio * 65_536)
-
-    def next(self, ts_event_ns: int) -> SimQuote:
-        """The next quote, stamped with the time given (UTC nanoseconds)."""
-        bits = self._random.getrandbits(64)
-        bid = self._walk(bits & 0xFF)
-        ask = bid + self._spread + (bits >> 8 & 0xFF) * (self._spread + 2) // 256
-        exchanges = self._exchanges
-        bid_size = _ROUND_LOT * (1 + (bits >> 16 & 0xFF) % 9)
-        ask_size = _ROUND_LOT * (1 + (bits >> 24 & 0xFF) % 9)
-        bid_exchange = exchanges[(bits >> 32 & 0x7F) % len(exchanges)]
-        ask_exchange = exchanges[(bits >> 39 & 0x7F) % len(exchanges)]
-        if (bits >> 48) < self._zero_below:
-            if bits & 0x100:
-                bid, bid_size, bid_exchange = 0, 0, _NO_EXCHANGE
-            else:
-                ask, ask_size, ask_exchange = 0, 0, _NO_EXCHANGE
-        return SimQuote(
-            self.symbol,
-            bid / _CENTS,
-            ask / _CENTS,
-            bid_size,
-            ask_size,
-            ts_event_ns,
-            bid_exchange,
-            ask_exchange,
-            _CONDITIONS,
-            self._tape,
-        )
-
-    def _walk(self, byte: int) -> int:
-        """Move the bid by up to three steps and return it."""
-        # The difference of two equal draws: no drift, and small steps are the likely ones.
-        bid = self._bid + ((byte & 3) - (byte >> 2 & 3)) * self._step
-        if bid < self._low:
-            bid += 3 * self._step
-        elif bid > self._high:
-            bid -= 3 * self._step
-        self._bid = max(1, bid)
-        return self._bid
-
 
 Shape = Literal["day", "flat"]
 """``day``: bursts at open and close around the mean rate; ``flat``: the mean rate always."""
@@ -197,26 +96,7 @@ _MOST_AT_ONCE = 1_000
 _ALL = tuple(UNIVERSE)
 _RANK = {symbol: rank for rank, symbol in enumerate(_ALL, start=1)}
 
-
-def day_multiplier(moment: float) -> float:
-    """By what the mean rate is multiplied at this part of the trading day, 0 to 1.
-
-    About 3.75 at the open, 0.75 at midday and 2.75 at the close; 1 on average.
-    """
-    return (
-        _BASE
-        + _OPEN_PEAK * math.exp(-moment / _WIDTH)
-        + _CLOSE_PEAK * math.exp((moment - 1) / _WIDTH)
-    )
-
-
-def day_fraction(moment: float) -> float:
-    """Which part of the day's quotes has come by then: the multiplier's integral, 0 to 1."""
-    return (
-        _BASE * moment
-        + _OPEN_PEAK * _WIDTH * (1 - math.exp(-moment / _WIDTH))
-        + _CLOSE_PEAK * _WIDTH * (math.exp((moment - 1) / _WIDTH) - _TAIL)
-    )
+_COMPACT_FROM = 1_024
 
 
 class Market:
@@ -333,3 +213,237 @@ class Market:
             return self._rate * elapsed_s
         days, moment = divmod(elapsed_s / self._day_s, 1)
         return self._rate * self._day_s * (days + day_fraction(moment))
+
+
+class PriceWalk:
+    """Quotes of one symbol, one after the other.
+
+    A seeded random walk: always ``bid < ask`` in whole cents, from one cent up, where both sides
+    are active. The n-th quote of a symbol depends on the seed, the symbol and the settings alone,
+    never on when it is asked for or on what other symbols do.
+
+    Args:
+        symbol: Its name, hashed into the seed and into an unknown symbol's start price.
+        seed: The simulator's seed.
+        exchanges: Exchange codes to choose from.
+        zero_side_ratio: Which part of the quotes has one side without a price, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        symbol: str,
+        seed: int,
+        *,
+        exchanges: Sequence[str] = ("V",),
+        zero_side_ratio: float = 0.0,
+    ) -> None:
+        self.symbol = symbol
+        start = start_cents(symbol)
+        self._random = random.Random(f"{seed}:{symbol}")  # noqa: S311 - reproducible, no secret
+        self._exchanges = tuple(exchanges)
+        self._tape = tape_of(symbol)
+        self._bid = max(1, start)
+        self._low = max(1, round(start * (1 - _PULL_AT)))
+        self._high = max(self._low + 1, round(start * (1 + _PULL_AT)))
+        self._step = max(1, start // 20_000)
+        self._spread = max(1, start // 10_000)
+        self._zero_below = round(zero_side_ratio * 65_536)
+
+    def next(self, ts_event_ns: int) -> SimQuote:
+        """The next quote, stamped with the time given (UTC nanoseconds)."""
+        bits = self._random.getrandbits(64)
+        bid = self._walk(bits & 0xFF)
+        ask = bid + self._spread + (bits >> 8 & 0xFF) * (self._spread + 2) // 256
+        exchanges = self._exchanges
+        bid_size = _ROUND_LOT * (1 + (bits >> 16 & 0xFF) % 9)
+        ask_size = _ROUND_LOT * (1 + (bits >> 24 & 0xFF) % 9)
+        bid_exchange = exchanges[(bits >> 32 & 0x7F) % len(exchanges)]
+        ask_exchange = exchanges[(bits >> 39 & 0x7F) % len(exchanges)]
+        if (bits >> 48) < self._zero_below:
+            if bits & 0x100:
+                bid, bid_size, bid_exchange = 0, 0, _NO_EXCHANGE
+            else:
+                ask, ask_size, ask_exchange = 0, 0, _NO_EXCHANGE
+        return SimQuote(
+            self.symbol,
+            bid / _CENTS,
+            ask / _CENTS,
+            bid_size,
+            ask_size,
+            ts_event_ns,
+            bid_exchange,
+            ask_exchange,
+            _CONDITIONS,
+            self._tape,
+        )
+
+    def _walk(self, byte: int) -> int:
+        """Move the bid by up to three steps and return it."""
+        # The difference of two equal draws: no drift, and small steps are the likely ones.
+        bid = self._bid + ((byte & 3) - (byte >> 2 & 3)) * self._step
+        if bid < self._low:
+            bid += 3 * self._step
+        elif bid > self._high:
+            bid -= 3 * self._step
+        self._bid = max(1, bid)
+        return self._bid
+
+
+class QuoteRecord:
+    """The newest quotes of the market; those beyond the size are forgotten, oldest first.
+
+    Adding one is done in constant time unless times go back, finding a page in the logarithm
+    of the symbol's quotes.
+
+    Args:
+        size: How many quotes it holds.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.quotes: deque[SimQuote] = deque(maxlen=size)
+        """All of them as they came; only to be read."""
+        self._size = size
+        self._series: dict[str, _Series] = {}
+
+    def add(self, quotes: Sequence[SimQuote]) -> None:
+        """Keep these, in order."""
+        if len(quotes) > self._size:
+            quotes = quotes[len(quotes) - self._size :]
+        for _ in range(len(self.quotes) + len(quotes) - self._size):
+            self._forget(self.quotes.popleft())
+        self.quotes.extend(quotes)
+        for quote in quotes:
+            series = self._series.get(quote.symbol)
+            if series is None:
+                series = self._series[quote.symbol] = _Series()
+            series.add(quote)
+
+    def between(
+        self,
+        symbol: str,
+        start_ns: int,
+        end_ns: int,
+        *,
+        most: int,
+        newest_first: bool = False,
+        resume: tuple[int, int] | None = None,
+    ) -> list[SimQuote]:
+        """The symbol's quotes from start to end, both included.
+
+        Args:
+            symbol: Any, known or not.
+            start_ns: UTC nanoseconds.
+            end_ns: UTC nanoseconds.
+            most: How many at most.
+            newest_first: Go from the end to the start.
+            resume: Begin at this time, and leave out so many quotes of just that time.
+        """
+        series = self._series.get(symbol)
+        if series is None:
+            return []
+        low, high = series.before(start_ns), series.after(end_ns)
+        if resume is not None:
+            ts_ns, done = resume
+            if newest_first:
+                high = min(high, max(series.after(ts_ns) - done, series.before(ts_ns)))
+            else:
+                low = max(low, min(series.before(ts_ns) + done, series.after(ts_ns)))
+        if newest_first:
+            return series.quotes[max(low, high - most) : high][::-1]
+        return series.quotes[low : min(high, low + most)]
+
+    def latest(self, symbol: str) -> SimQuote | None:
+        """The symbol's newest quote by its time; None where there is none."""
+        series = self._series.get(symbol)
+        return series.quotes[-1] if series else None
+
+    def _forget(self, quote: SimQuote) -> None:
+        series = self._series[quote.symbol]
+        series.forget(quote)
+        if not series:
+            del self._series[quote.symbol]
+
+
+class _Series:
+    """One symbol's quotes in the order of their times, those of one time as they came.
+
+    What was forgotten stays in front until it is half of all, so that forgetting is cheap.
+    """
+
+    def __init__(self) -> None:
+        self.times: list[int] = []
+        self.quotes: list[SimQuote] = []
+        self.first = 0
+
+    def __len__(self) -> int:
+        return len(self.times) - self.first
+
+    def add(self, quote: SimQuote) -> None:
+        ts_ns = quote.ts_event_ns
+        if len(self) and ts_ns < self.times[-1]:
+            place = bisect_right(self.times, ts_ns, self.first)
+            self.times.insert(place, ts_ns)
+            self.quotes.insert(place, quote)
+        else:
+            self.times.append(ts_ns)
+            self.quotes.append(quote)
+
+    def forget(self, quote: SimQuote) -> None:
+        """Forget one that came before all others of its time."""
+        place = bisect_left(self.times, quote.ts_event_ns, self.first)
+        if place > self.first:
+            del self.times[place], self.quotes[place]
+            return
+        self.first += 1
+        if self.first >= _COMPACT_FROM and self.first * 2 >= len(self.times):
+            del self.times[: self.first], self.quotes[: self.first]
+            self.first = 0
+
+    def before(self, ts_ns: int) -> int:
+        """The place of the first quote that is not before this time."""
+        return bisect_left(self.times, ts_ns, self.first)
+
+    def after(self, ts_ns: int) -> int:
+        """The place of the first quote that is after this time."""
+        return bisect_right(self.times, ts_ns, self.first)
+
+
+def start_cents(symbol: str) -> int:
+    """The start price of a symbol: from the table, else from a hash of its name.
+
+    A symbol that the table does not know starts between 5.00 and 499.99, always at the same
+    price, whatever the seed.
+    """
+    known = UNIVERSE.get(symbol)
+    if known is not None:
+        return known
+    digest = hashlib.sha256(symbol.encode()).digest()
+    return _LOWEST_CENTS + int.from_bytes(digest[:8], "big") % _RANGE_CENTS
+
+
+def tape_of(symbol: str) -> str:
+    """The tape that reports the symbol: ``C`` Nasdaq, ``B`` Arca, ``A`` New York."""
+    if symbol in _NASDAQ:
+        return "C"
+    return "B" if symbol in _ARCA else "A"
+
+
+def day_multiplier(moment: float) -> float:
+    """By what the mean rate is multiplied at this part of the trading day, 0 to 1.
+
+    About 3.75 at the open, 0.75 at midday and 2.75 at the close; 1 on average.
+    """
+    return (
+        _BASE
+        + _OPEN_PEAK * math.exp(-moment / _WIDTH)
+        + _CLOSE_PEAK * math.exp((moment - 1) / _WIDTH)
+    )
+
+
+def day_fraction(moment: float) -> float:
+    """Which part of the day's quotes has come by then: the multiplier's integral, 0 to 1."""
+    return (
+        _BASE * moment
+        + _OPEN_PEAK * _WIDTH * (1 - math.exp(-moment / _WIDTH))
+        + _CLOSE_PEAK * _WIDTH * (math.exp((moment - 1) / _WIDTH) - _TAIL)
+    )

@@ -1,30 +1,49 @@
-"""The account's positions, what they are worth, and the trades that change them.
+"""The account's positions, the trades that change them, and a trader that draws them from a seed.
 
-Pure: the time is an argument.
+Pure: prices and the time are arguments.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal, localcontext
 
 import attrs
 
-from mdservice.model.symbol import parse_symbol
-from mdservice.simulator.market import start_cents
-from mdservice.simulator.positions import Holding, PositionBook, StartPositions
-from mdservice.simulator.record import QuoteRecord
-from mdservice.simulator.wire import EXACT, Number, to_decimal
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
+from mdservice.simulator.market import QuoteRecord, start_cents
+from mdservice.simulator.wire import EXACT, TOO_LARGE, Number, to_decimal
 
-__all__ = ["PaperAccount", "Trade", "Trader", "start_price"]
+__all__ = [
+    "DEMO_POSITIONS",
+    "Holding",
+    "PaperAccount",
+    "PositionBook",
+    "StartPositions",
+    "Trade",
+    "Trader",
+    "parse_positions",
+    "start_price",
+]
 
+StartPositions = Mapping[str, tuple[Number, Number]] | Iterable[tuple[str, tuple[Number, Number]]]
+"""Shares and average price in dollars by symbol; shares below 0 are a short position."""
 
-# Who trades by himself: seeded trades that keep a portfolio moving.
-#
-# Pure: it sees the positions and says what to trade next.
+DEMO_POSITIONS: Mapping[str, tuple[str, str]] = {
+    "AAPL": ("120", "182.4"),
+    "MSFT": ("-35", "431.2"),
+    "NVDA": ("200", "171.255"),
+    "AMZN": ("75", "205.1"),
+    "GOOGL": ("-60", "174.9"),
+    "META": ("12.5", "590.25"),
+    "TSLA": ("-40", "349.85"),
+    "SPY": ("25", "605.75"),
+}
+"""A portfolio to look at: long and short, ahead and behind, one with a part of a share."""
 
+_AVERAGE_PLACES = Decimal("1e-9")
 
 _KINDS = ("open", "add", "reduce", "flip", "close")
 _WEIGHTS = (2, 3, 3, 1, 2)
@@ -35,83 +54,6 @@ _MOST_LOTS = 20
 _MOST_ADDED = 20
 _SHORT_RATIO, _FRACTION_RATIO = 0.4, 0.25
 _QUARTER = Decimal("0.25")
-
-
-class Trader:
-    """Opens, adds to, reduces, flips and closes positions, drawn from a seed.
-
-    It keeps between 4 and 10 positions open, or up to two more than at the start where that
-    is more. The same seed and the same positions give the same trades. Short positions that it
-    opens are of whole shares, as Alpaca wants them.
-
-    Args:
-        seed: The simulator's seed.
-        symbols: What it may open positions of, besides what is held.
-        start: How many positions are open at the start.
-    """
-
-    def __init__(self, seed: int, symbols: Iterable[str], start: int = 0) -> None:
-        self._random = random.Random(f"{seed}/trades")  # noqa: S311 - reproducible, no secret
-        self._symbols = tuple(dict.fromkeys(symbols))
-        self._most = max(_MANY, start + _SPARE)
-
-    def next(self, book: PositionBook) -> tuple[str, Decimal]:
-        """What to trade: a symbol, and shares, below 0 to sell them."""
-        new = [symbol for symbol in self._symbols if book.get(symbol) is None]
-        kind = self._kind(len(book), can_open=bool(new))
-        if kind == "open":
-            return self._random.choice(new), self._size()
-        held = self._random.choice(sorted(book, key=lambda holding: holding.symbol))
-        return held.symbol, self._change(kind, held)
-
-    def _kind(self, count: int, *, can_open: bool) -> str:
-        if can_open and count < _FEW:
-            return "open"
-        if count >= self._most:
-            return self._random.choice(("reduce", "close"))
-        kind = self._random.choices(_KINDS, _WEIGHTS)[0]
-        return "add" if kind == "open" and not can_open else kind
-
-    def _size(self) -> Decimal:
-        """Shares to open with."""
-        size = Decimal(_LOT * self._random.randint(1, _MOST_LOTS))
-        if self._random.random() < _SHORT_RATIO:
-            return -size
-        if self._random.random() < _FRACTION_RATIO:
-            size += _QUARTER * self._random.randint(1, 3)
-        return size
-
-    def _change(self, kind: str, held: Holding) -> Decimal:
-        """Shares that do this to the position."""
-        sign = 1 if held.qty > 0 else -1
-        match kind:
-            case "add":
-                return Decimal(sign * self._random.randint(1, _MOST_ADDED))
-            case "reduce":
-                part = abs(held.qty) * self._random.randint(1, 3) // 4
-                # Too little to be parted is closed.
-                return -sign * part if part else -held.qty
-            case "flip":
-                return -held.qty - sign * _LOT * self._random.randint(1, _MOST_LOTS)
-            case _:
-                return -held.qty
-
-
-@attrs.frozen
-class Trade:
-    """What was bought or sold.
-
-    Attributes:
-        at_ns: When, UTC nanoseconds.
-        symbol: Its name.
-        qty: Shares, below 0 for those sold.
-        price: Dollars a share.
-    """
-
-    at_ns: int
-    symbol: str
-    qty: Decimal
-    price: Decimal
 
 
 class PaperAccount:
@@ -181,6 +123,190 @@ class PaperAccount:
         return Decimal(str(bid or ask)), Decimal(str(ask or bid))
 
 
+@attrs.frozen
+class Trade:
+    """What was bought or sold.
+
+    Attributes:
+        at_ns: When, UTC nanoseconds.
+        symbol: Its name.
+        qty: Shares, below 0 for those sold.
+        price: Dollars a share.
+    """
+
+    at_ns: int
+    symbol: str
+    qty: Decimal
+    price: Decimal
+
+
 def start_price(symbol: str) -> Decimal:
     """Dollars a share before the first quote, which is also the last day's close."""
     return Decimal(start_cents(symbol)) / 100
+
+
+@attrs.frozen
+class Holding:
+    """One open position.
+
+    Attributes:
+        symbol: Its name.
+        qty: Shares, never 0; below 0 for a short position.
+        avg_entry_price: Dollars a share, to 9 places.
+    """
+
+    symbol: str
+    qty: Decimal
+    avg_entry_price: Decimal
+
+
+class PositionBook:
+    """The open positions, in the order in which they were opened.
+
+    Args:
+        positions: Those that are open already.
+    """
+
+    def __init__(self, positions: StartPositions = ()) -> None:
+        self._held = {
+            symbol: Holding(symbol, qty, price)
+            for symbol, (qty, price) in parse_positions(positions).items()
+        }
+
+    def __iter__(self) -> Iterator[Holding]:
+        return iter(tuple(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, symbol: str) -> Holding | None:
+        """The symbol's position; None where there is none."""
+        return self._held.get(symbol)
+
+    def trade(self, symbol: str, qty: Decimal, price: Decimal) -> Holding | None:
+        """Buy shares, or sell them where ``qty`` is below 0.
+
+        What adds to a position averages its price; what reduces it leaves the average alone;
+        what goes through 0 opens the rest at the trade's price.
+
+        Args:
+            symbol: In upper case.
+            qty: Shares, not 0.
+            price: Dollars a share, not below 0.
+
+        Returns:
+            The position after it; None where it is closed.
+
+        Raises:
+            ValueError: The symbol is ``*``, ``qty`` is 0, the price is below 0, or the position
+                would grow to 10^12 shares.
+
+        Source: Alpaca's "Position average entry price calculation": weighted average within
+        the day. What it does at the end of the day, first in, first out, is not simulated.
+        """
+        _check(symbol, qty, price)
+        before = self._held.get(symbol)
+        with localcontext(EXACT):
+            after = qty if before is None else before.qty + qty
+            if not after:
+                del self._held[symbol]
+                return None
+            if abs(after) >= TOO_LARGE:
+                raise ValueError(f"{after} shares of {symbol} are too many")
+            average = _average(before, qty, price, after)
+        self._held[symbol] = holding = Holding(symbol, after, average)
+        return holding
+
+
+def parse_positions(positions: StartPositions) -> dict[str, tuple[Decimal, Decimal]]:
+    """Positions to start with, in exact numbers.
+
+    Raises:
+        InvalidSymbol: A name is no symbol.
+        ValueError: The symbol is ``*``, there are no shares, or the price is below 0.
+    """
+    parsed: dict[str, tuple[Decimal, Decimal]] = {}
+    for name, (shares, average) in dict(positions).items():
+        symbol, qty, price = parse_symbol(name), to_decimal(shares), to_decimal(average)
+        _check(symbol, qty, price)
+        parsed[symbol] = qty, price
+    return parsed
+
+
+def _average(before: Holding | None, qty: Decimal, price: Decimal, after: Decimal) -> Decimal:
+    """The position's average price after the trade."""
+    if before is None or (before.qty > 0) != (after > 0):
+        return price
+    if (before.qty > 0) != (qty > 0):
+        return before.avg_entry_price
+    cost = before.qty * before.avg_entry_price + qty * price
+    return (cost / after).quantize(_AVERAGE_PLACES)
+
+
+def _check(symbol: str, qty: Decimal, price: Decimal) -> None:
+    if symbol == EVERY_SYMBOL:
+        raise ValueError("a position is of one symbol, not of '*'")
+    if not qty:
+        raise ValueError(f"0 shares of {symbol} are no position and no trade")
+    if price < 0:
+        raise ValueError(f"the price {price} of {symbol} is below 0")
+
+
+class Trader:
+    """Opens, adds to, reduces, flips and closes positions, drawn from a seed.
+
+    It keeps between 4 and 10 positions open, or up to two more than at the start where that
+    is more. The same seed and the same positions give the same trades. Short positions that it
+    opens are of whole shares, as Alpaca wants them.
+
+    Args:
+        seed: The simulator's seed.
+        symbols: What it may open positions of, besides what is held.
+        start: How many positions are open at the start.
+    """
+
+    def __init__(self, seed: int, symbols: Iterable[str], start: int = 0) -> None:
+        self._random = random.Random(f"{seed}/trades")  # noqa: S311 - reproducible, no secret
+        self._symbols = tuple(dict.fromkeys(symbols))
+        self._most = max(_MANY, start + _SPARE)
+
+    def next(self, book: PositionBook) -> tuple[str, Decimal]:
+        """What to trade: a symbol, and shares, below 0 to sell them."""
+        new = [symbol for symbol in self._symbols if book.get(symbol) is None]
+        kind = self._kind(len(book), can_open=bool(new))
+        if kind == "open":
+            return self._random.choice(new), self._size()
+        held = self._random.choice(sorted(book, key=lambda holding: holding.symbol))
+        return held.symbol, self._change(kind, held)
+
+    def _kind(self, count: int, *, can_open: bool) -> str:
+        if can_open and count < _FEW:
+            return "open"
+        if count >= self._most:
+            return self._random.choice(("reduce", "close"))
+        kind = self._random.choices(_KINDS, _WEIGHTS)[0]
+        return "add" if kind == "open" and not can_open else kind
+
+    def _size(self) -> Decimal:
+        """Shares to open with."""
+        size = Decimal(_LOT * self._random.randint(1, _MOST_LOTS))
+        if self._random.random() < _SHORT_RATIO:
+            return -size
+        if self._random.random() < _FRACTION_RATIO:
+            size += _QUARTER * self._random.randint(1, 3)
+        return size
+
+    def _change(self, kind: str, held: Holding) -> Decimal:
+        """Shares that do this to the position."""
+        sign = 1 if held.qty > 0 else -1
+        match kind:
+            case "add":
+                return Decimal(sign * self._random.randint(1, _MOST_ADDED))
+            case "reduce":
+                part = abs(held.qty) * self._random.randint(1, 3) // 4
+                # Too little to be parted is closed.
+                return -sign * part if part else -held.qty
+            case "flip":
+                return -held.qty - sign * _LOT * self._random.randint(1, _MOST_LOTS)
+            case _:
+                return -held.qty

@@ -1,23 +1,40 @@
-"""One client's session: what Alpaca answers to what is sent to it.
+"""What Alpaca answers to a client's messages, and what it knows of the account.
 
 Pure: messages in, replies out; no socket, no event loop, no clock.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from enum import Enum
 from itertools import starmap
-from typing import Any
+from typing import Any, Final, Literal
 
 import attrs
 
 from mdservice.errors import InvalidSymbol
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.simulator.account import Account, Refusals, Silence, When
 from mdservice.simulator.wire import error_message
 
-__all__ = ["CHANNELS", "NOTHING", "Reply", "Session", "SessionRules"]
+__all__ = [
+    "CHANNELS",
+    "NOTHING",
+    "SILENCE",
+    "Account",
+    "Refusals",
+    "Reply",
+    "Session",
+    "SessionRules",
+    "Silence",
+    "When",
+]
+
+When = Literal["upgrade", "connect", "auth", "subscribe", "unsubscribe"]
+"""The moments of a connection at which the server answers."""
+
+_MOST_PLANNED = 10_000
 
 CHANNELS = (
     "trades",
@@ -39,32 +56,6 @@ _OF_OTHER_FEEDS = frozenset(("news", "orderbooks"))
 _NORMAL_CLOSURE = 1000
 _MOST_PAIRS = 50_000
 """Bounds what one session can make the simulator hold, where no limit is set."""
-
-
-@attrs.frozen
-class Reply:
-    """What goes back.
-
-    Attributes:
-        messages: Control messages; each travels alone in its frame.
-        close_code: The websocket close code where the server hangs up after them.
-    """
-
-    messages: tuple[Mapping[str, Any], ...] = ()
-    close_code: int | None = None
-
-
-NOTHING = Reply()
-
-
-@attrs.frozen
-class SessionRules:
-    """What a session may do; see :class:`~mdservice.simulator.config.SimulatorConfig`."""
-
-    symbol_limit: int | None = None
-    invalid_symbols: AbstractSet[str] = frozenset()
-    ignored_symbols: AbstractSet[str] = frozenset()
-    closing_codes: AbstractSet[int] = frozenset((402, 404, 406, 407))
 
 
 class Session:
@@ -215,3 +206,110 @@ class Session:
     def _error(self, code: int) -> Reply:
         closes = code in self._rules.closing_codes
         return Reply((error_message(code),), _NORMAL_CLOSURE if closes else None)
+
+
+@attrs.frozen
+class SessionRules:
+    """What a session may do; see :class:`~mdservice.simulator.config.SimulatorConfig`."""
+
+    symbol_limit: int | None = None
+    invalid_symbols: AbstractSet[str] = frozenset()
+    ignored_symbols: AbstractSet[str] = frozenset()
+    closing_codes: AbstractSet[int] = frozenset((402, 404, 406, 407))
+
+
+@attrs.frozen
+class Reply:
+    """What goes back.
+
+    Attributes:
+        messages: Control messages; each travels alone in its frame.
+        close_code: The websocket close code where the server hangs up after them.
+    """
+
+    messages: tuple[Mapping[str, Any], ...] = ()
+    close_code: int | None = None
+
+
+NOTHING = Reply()
+
+
+@attrs.define
+class Account:
+    """Who may log in, and how many at once.
+
+    Args:
+        key: The only key accepted; None accepts any that is not empty.
+        secret: Likewise.
+        connection_limit: Sessions at once for one key and endpoint; None for any number.
+        slot_hold_s: How long a session that ended without a closing handshake keeps its slot.
+    """
+
+    key: str | None = None
+    secret: str | None = attrs.field(default=None, repr=False)
+    connection_limit: int | None = 1
+    slot_hold_s: float = 0.0
+    _slots: dict[tuple[str, str], dict[int, float]] = attrs.field(factory=dict, init=False)
+
+    def accepts(self, key: object, secret: object) -> bool:
+        """Whether these are the account's key and secret."""
+        return self._fits(key, self.key) and self._fits(secret, self.secret)
+
+    @staticmethod
+    def _fits(given: object, expected: str | None) -> bool:
+        if not isinstance(given, str) or not given:
+            return False
+        return expected is None or given == expected
+
+    def claim(self, session: int, key: str, endpoint: str, now_s: float) -> bool:
+        """Take a slot of this key and endpoint; False where none is free."""
+        slots = self._slots.setdefault((key, endpoint), {})
+        for holder in [holder for holder, until_s in slots.items() if until_s <= now_s]:
+            del slots[holder]
+        if self.connection_limit is not None and len(slots) >= self.connection_limit:
+            return False
+        slots[session] = float("inf")
+        return True
+
+    def release(self, session: int, key: str, endpoint: str, now_s: float, *, clean: bool) -> None:
+        """Give the slot back: at once after a closing handshake, else ``slot_hold_s`` later."""
+        slots = self._slots.get((key, endpoint), {})
+        if session not in slots:
+            return
+        if clean or not self.slot_hold_s:
+            del slots[session]
+            if not slots:
+                del self._slots[key, endpoint]
+        else:
+            slots[session] = now_s + self.slot_hold_s
+
+
+class Refusals:
+    """Answers planned by a test or a script of faults, in the order planned."""
+
+    def __init__(self) -> None:
+        self._planned: dict[When, deque[int | Silence]] = {}
+
+    def plan(self, when: When, answer: int | Silence, times: int = 1) -> None:
+        """Answer the next ``times`` of ``when`` with this code, or not at all."""
+        planned = self._planned.setdefault(when, deque(maxlen=_MOST_PLANNED))
+        planned.extend([answer] * min(times, _MOST_PLANNED))
+
+    def take(self, when: When) -> int | Silence | None:
+        """The answer planned for this one; None where none is."""
+        planned = self._planned.get(when)
+        return planned.popleft() if planned else None
+
+    def clear(self) -> None:
+        """Forget all that was planned."""
+        self._planned.clear()
+
+
+class Silence(Enum):
+    """The answer that is none."""
+
+    SILENCE = "silence"
+
+
+SILENCE: Final = Silence.SILENCE
+"""In the place of a code: the server accepts and never answers."""

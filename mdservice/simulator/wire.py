@@ -36,10 +36,6 @@ __all__ = [
     "to_decimal",
 ]
 
-
-# Exact numbers: of shares, and of dollars.
-
-
 Number = Decimal | int | float | str
 """What a caller may give; a float counts as it is printed, so 0.1 is 0.1."""
 
@@ -49,6 +45,31 @@ EXACT = Context(prec=60)
 _PLACES = Decimal("1e-9")
 TOO_LARGE = Decimal(10) ** 12
 """Numbers stay below it, positions too."""
+
+ERROR_TEXTS: Mapping[int, str] = {
+    400: "invalid syntax",
+    401: "not authenticated",
+    402: "auth failed",
+    403: "already authenticated",
+    404: "auth timeout",
+    405: "symbol limit exceeded",
+    406: "connection limit exceeded",
+    407: "slow client",
+    408: "v2 not enabled",
+    409: "insufficient subscription",
+    410: "invalid subscribe action for this feed",
+    411: "insufficient scope",
+    412: "option messages are only available in MsgPack format",
+    413: "star subscription is not allowed for option quotes",
+    500: "internal error",
+}
+"""Source: Alpaca's streaming documentation; 412 and 413 are worded from its description."""
+
+Encoding = Literal["json", "msgpack"]
+
+_SECOND_NS = 1_000_000_000
+_TIMESTAMP = -1
+_BROKEN_QUOTE = {"T": "q", "S": "AAPL", "bp": "no price", "ap": None, "t": 7.5}
 
 
 def to_decimal(number: Number) -> Decimal:
@@ -72,42 +93,12 @@ def plain(value: Decimal) -> str:
         return f"{value.normalize() + 0:f}"
 
 
-# Alpaca's stream errors: the codes and their texts.
-
-
-ERROR_TEXTS: Mapping[int, str] = {
-    400: "invalid syntax",
-    401: "not authenticated",
-    402: "auth failed",
-    403: "already authenticated",
-    404: "auth timeout",
-    405: "symbol limit exceeded",
-    406: "connection limit exceeded",
-    407: "slow client",
-    408: "v2 not enabled",
-    409: "insufficient subscription",
-    410: "invalid subscribe action for this feed",
-    411: "insufficient scope",
-    412: "option messages are only available in MsgPack format",
-    413: "star subscription is not allowed for option quotes",
-    500: "internal error",
-}
-"""Source: Alpaca's streaming documentation; 412 and 413 are worded from its description."""
-
-
 def error_message(code: int) -> dict[str, Any]:
     """``{"T": "error", "code": 406, "msg": "connection limit exceeded"}``.
 
     A code that Alpaca does not document gets the text ``error``.
     """
     return {"T": "error", "code": code, "msg": ERROR_TEXTS.get(code, "error")}
-
-
-Encoding = Literal["json", "msgpack"]
-
-_SECOND_NS = 1_000_000_000
-_TIMESTAMP = -1
-_BROKEN_QUOTE = {"T": "q", "S": "AAPL", "bp": "no price", "ap": None, "t": 7.5}
 
 
 class SimQuote(msgspec.Struct, frozen=True, gc=False):

@@ -22,8 +22,16 @@ from mdservice.errors import FeedUnavailable, SymbolsRefused
 from mdservice.feed.alpaca.error_codes import http_refusal, refusal
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
 from mdservice.model.quote import Quote
-from mdservice.simulator.account import SILENCE, Account, Refusals, Silence, When
-from mdservice.simulator.session import Reply, Session, SessionRules
+from mdservice.simulator.session import (
+    SILENCE,
+    Account,
+    Refusals,
+    Reply,
+    Session,
+    SessionRules,
+    Silence,
+    When,
+)
 from mdservice.simulator.wire import (
     OutFrame,
     SimQuote,

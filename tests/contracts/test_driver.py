@@ -32,8 +32,7 @@ from mdservice.feed.driver import (
     Link,
 )
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
-from mdservice.simulator.account import Account
-from mdservice.simulator.session import SessionRules
+from mdservice.simulator.session import Account, SessionRules
 from mdservice.testing import FakeDriver
 
 LIMIT_S = 20.0

@@ -5,15 +5,20 @@ from __future__ import annotations
 import pytest
 
 from mdservice.simulator.faults import (
+    CutRest,
     DataFaults,
     Drop,
     Duplicate,
     Freeze,
     Garble,
+    GarbleRest,
     Mute,
     Planned,
+    RefuseRest,
     Reorder,
+    RestFaults,
     Slow,
+    SlowRest,
     Spoil,
     seeded_faults,
 )
@@ -79,3 +84,34 @@ def test_counted_faults_are_used_up() -> None:
     assert faults.copies(frame) == [first]
     assert faults.copies(frame) == [frame]
     assert [faults.spoil(), faults.spoil()] == [True, False]
+
+
+def test_faults_meet_the_requests_they_mean_as_often_as_planned() -> None:
+    faults = RestFaults()
+    faults.plan(RefuseRest(500, path="/a", times=2))
+    faults.plan(RefuseRest(503))
+    faults.plan(SlowRest(1.0))
+    statuses = [
+        getattr(faults.take(RefuseRest, path), "status", None) for path in ("/b", "/a", "/a", "/a")
+    ]
+    assert statuses == [503, 500, 500, None]
+    assert faults.take(CutRest, "/a") is None
+    assert faults.take(SlowRest, "/a") == SlowRest(1.0)
+    faults.plan(GarbleRest())
+    faults.clear()
+    assert faults.take(GarbleRest, "/a") is None
+
+
+def test_what_is_no_http_status_is_refused_when_planned() -> None:
+    with pytest.raises(ValueError, match="599"):
+        RefuseRest(599)
+    with pytest.raises(ValueError, match="times"):
+        CutRest(times=0)
+
+
+def test_planned_faults_are_bounded() -> None:
+    faults = RestFaults()
+    for _ in range(1_000):
+        faults.plan(CutRest())
+    with pytest.raises(ValueError, match="1000"):
+        faults.plan(CutRest())

@@ -1,15 +1,26 @@
-"""How many quotes, of which symbols, at what times."""
+"""How many quotes, of which symbols, at what times and prices; and the record of them."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.simulator.market import UNIVERSE, Market, day_fraction, day_multiplier
+from mdservice.simulator.market import (
+    UNIVERSE,
+    Market,
+    PriceWalk,
+    QuoteRecord,
+    day_fraction,
+    day_multiplier,
+    start_cents,
+    tape_of,
+)
+from mdservice.simulator.wire import SimQuote
 
 SECOND_NS = 1_000_000_000
 
@@ -107,3 +118,186 @@ def test_nothing_is_made_of_symbols_nobody_follows() -> None:
     assert set(made.symbols) == set(UNIVERSE) - {"AAPL"}
     made.follow([])
     assert made.take(10, 0) == []
+
+
+SYMBOLS = st.sampled_from(sorted(UNIVERSE)) | st.from_regex(r"[A-Z]{1,5}", fullmatch=True)
+
+
+def walk(symbol: str, seed: int, count: int, zero_side_ratio: float = 0.0) -> list[SimQuote]:
+    prices = PriceWalk(symbol, seed, exchanges=("V", "Q", "N"), zero_side_ratio=zero_side_ratio)
+    return [prices.next(index) for index in islice(range(count), count)]
+
+
+def cents(price: float) -> int:
+    return round(price * 100)
+
+
+@given(SYMBOLS, st.integers(0, 2**63))
+def test_the_same_seed_gives_the_same_quotes(symbol: str, seed: int) -> None:
+    assert walk(symbol, seed, 50) == walk(symbol, seed, 50)
+
+
+def test_another_seed_or_symbol_gives_other_quotes() -> None:
+    prices = [[quote.bid for quote in walk(*case, 50)] for case in (("AAPL", 1), ("AAPL", 2))]
+    assert prices[0] != prices[1]
+    steps = [[later.bid_size for later in walk(symbol, 1, 50)] for symbol in ("AAPL", "MSFT")]
+    assert steps[0] != steps[1]
+
+
+def test_a_sequence_is_pinned_across_versions() -> None:
+    shown = [(q.bid, q.ask, q.bid_size, q.ask_size) for q in walk("AAPL", 7, 3)]
+    assert shown == [
+        (187.13, 187.16, 800, 100),
+        (187.11, 187.14, 500, 800),
+        (187.1, 187.13, 600, 200),
+    ]
+
+
+@given(SYMBOLS, st.integers(0, 2**63))
+def test_bid_is_below_ask_in_whole_cents_near_the_start(symbol: str, seed: int) -> None:
+    start = start_cents(symbol)
+    for quote in walk(symbol, seed, 300):
+        assert 0 < quote.bid < quote.ask
+        assert quote.bid == cents(quote.bid) / 100
+        assert quote.ask == cents(quote.ask) / 100
+        assert 0.7 * start <= cents(quote.bid) <= 1.3 * start
+        assert cents(quote.ask) - cents(quote.bid) <= max(3, cents(quote.bid) * 0.001)
+        assert quote.bid_size % 100 == quote.ask_size % 100 == 0
+        assert min(quote.bid_size, quote.ask_size) >= 100
+        assert {quote.bid_exchange, quote.ask_exchange} <= {"V", "Q", "N"}
+        assert quote.conditions == ("R",)
+
+
+def test_a_price_moves_both_ways() -> None:
+    bids = [quote.bid for quote in walk("AAPL", 1, 500)]
+    steps = {round(later - earlier, 2) for earlier, later in pairwise(bids)}
+    assert min(steps) < 0 < max(steps)
+
+
+def test_a_price_that_strays_is_pulled_back() -> None:
+    start = start_cents("F")
+    lowest, highest = [], []
+    for seed in range(4):
+        bids = [cents(quote.bid) for quote in walk("F", seed, 60_000)]
+        lowest.append(min(bids) / start)
+        highest.append(max(bids) / start)
+    assert 0.74 < min(lowest) < 0.76, "one got as low as it may"
+    assert 1.24 < max(highest) < 1.26, "and one as high"
+
+
+@given(st.integers(0, 1000))
+def test_a_zero_side_has_neither_price_nor_size(seed: int) -> None:
+    quotes = walk("AAPL", seed, 400, zero_side_ratio=0.5)
+    bare = [quote for quote in quotes if not quote.bid or not quote.ask]
+    assert 100 < len(bare) < 300
+    assert all(bool(quote.bid) == bool(quote.bid_size) for quote in quotes)
+    assert all(bool(quote.ask) == bool(quote.ask_size) for quote in quotes)
+    assert all(quote.bid or quote.ask for quote in quotes)
+
+
+def test_an_unknown_symbol_starts_at_a_price_of_its_own() -> None:
+    assert start_cents("FAKEPACA") == start_cents("FAKEPACA")
+    assert start_cents("FAKEPACA") != start_cents("FAKEPACB")
+    assert 500 <= start_cents("FAKEPACA") < 50_000
+
+
+def test_tapes() -> None:
+    assert [tape_of(symbol) for symbol in ("AAPL", "SPY", "JPM", "FAKEPACA")] == list("CBAA")
+
+
+def quote(symbol: str, ts_ns: int, bid: float = 1.0) -> SimQuote:
+    return SimQuote(symbol, bid, bid + 1, ts_event_ns=ts_ns)
+
+
+@given(
+    size=st.integers(0, 30),
+    batches=st.lists(
+        st.lists(st.tuples(st.sampled_from("AB"), st.integers(1, 9)), max_size=8), max_size=20
+    ),
+    start=st.integers(0, 10),
+    length=st.integers(-1, 10),
+    most=st.integers(0, 20),
+    newest_first=st.booleans(),
+)
+def test_finds_what_a_sorted_list_has(
+    size: int,
+    batches: list[list[tuple[str, int]]],
+    start: int,
+    length: int,
+    most: int,
+    newest_first: bool,
+) -> None:
+    record, kept = QuoteRecord(size), deque[SimQuote](maxlen=size)
+    number = 0
+    for batch in batches:
+        quotes = [quote(symbol, ts, float(number + n)) for n, (symbol, ts) in enumerate(batch)]
+        number += len(batch)
+        record.add(quotes)
+        kept.extend(quotes)
+    assert record.quotes == kept
+    for symbol in "ABC":
+        ordered = sorted(
+            (q for q in kept if q.symbol == symbol), key=lambda q: (q.ts_event_ns, q.bid)
+        )
+        inside = [q for q in ordered if start <= q.ts_event_ns <= start + length]
+        if newest_first:
+            inside.reverse()
+        found = record.between(symbol, start, start + length, most=most, newest_first=newest_first)
+        assert found == inside[:most]
+        assert record.latest(symbol) == (ordered[-1] if ordered else None)
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_resumes_within_quotes_of_one_time(newest_first: bool) -> None:
+    record = QuoteRecord(10)
+    record.add([quote("A", ts, bid) for bid, ts in enumerate([1, 2, 2, 2, 3])])
+    found = record.between("A", 1, 3, most=9, newest_first=newest_first, resume=(2, 2))
+    assert [q.bid for q in found] == ([1, 0] if newest_first else [3, 4])
+
+
+def test_quotes_that_were_forgotten_meanwhile_hide_no_later_one() -> None:
+    record = QuoteRecord(3)
+    record.add([quote("A", ts) for ts in (1, 1, 1, 2, 3, 4)])
+    assert [q.ts_event_ns for q in record.between("A", 1, 9, most=9, resume=(1, 3))] == [2, 3, 4]
+
+
+def test_a_batch_beyond_the_size_leaves_its_end() -> None:
+    record = QuoteRecord(2)
+    record.add([quote("A", 1), quote("B", 2), quote("B", 3), quote("B", 4)])
+    assert [q.ts_event_ns for q in record.quotes] == [3, 4]
+    assert record.latest("A") is None
+
+
+def test_memory_stays_bounded_over_many_quotes() -> None:
+    record = QuoteRecord(2_000)
+    for start in range(0, 50_000, 500):
+        record.add([quote(f"S{n % 3}", n) for n in range(start, start + 500)])
+        record.add([quote(f"ONCE{start}", start)])
+    assert len(record.quotes) == 2_000
+    held = [len(series.quotes) for series in record._series.values()]
+    assert sum(held) <= 2 * 2_000 + 1_024 * len(held)
+    assert len(held) < 10
+
+
+class CountedTime(int):
+    """A time that counts what it is compared with."""
+
+    compared = 0
+
+    def __lt__(self, other: object) -> bool:
+        CountedTime.compared += 1
+        return int(self) < other
+
+    def __gt__(self, other: object) -> bool:
+        CountedTime.compared += 1
+        return int(self) > other
+
+
+def test_a_page_out_of_a_hundred_thousand_is_found_by_bisection() -> None:
+    record = QuoteRecord(100_000)
+    record.add([quote("A", ts) for ts in range(100_000)])
+    for start in (0, 50_000, 99_990):
+        CountedTime.compared = 0
+        found = record.between("A", CountedTime(start), CountedTime(start + 9), most=100)
+        assert [q.ts_event_ns for q in found] == list(range(start, start + 10))
+        assert 10 < CountedTime.compared <= 2 * 18

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from mdservice.model.timestamps import format_ns
+from mdservice.model.timestamps import format_ns, parse_rfc3339
 from mdservice.simulator import (
     CutRest,
     Planned,
@@ -23,6 +25,7 @@ from mdservice.simulator import (
     SimulatorConfig,
     open_simulator,
 )
+from mdservice.simulator.rest import RateLimit, encode_clock
 from mdservice.simulator.transport import SimulatorTransport
 
 NOW_NS = 1_795_189_904_000_000_000
@@ -368,3 +371,48 @@ def test_the_transport_works_on_asyncio_too() -> None:
                 await client.get(CLOCK, timeout=0.05)
 
     anyio.run(main, backend="asyncio")
+
+
+def test_counts_down_and_starts_anew_after_a_minute() -> None:
+    limit = RateLimit(2)
+    quotas = [limit.take("key", now_s) for now_s in (10.0, 40.0, 69.0, 70.0)]
+    assert [(q.allowed, q.remaining, q.reset_in_s) for q in quotas] == [
+        (True, 1, 60),
+        (True, 0, 30),
+        (False, 0, 1),
+        (True, 1, 60),
+    ]
+
+
+def test_each_key_has_its_own_calls_and_their_number_is_bounded() -> None:
+    limit = RateLimit(1)
+    assert all(limit.take(f"key{n}", 0.0).allowed for n in range(5_000))
+    assert not limit.take("key4999", 1.0).allowed
+    assert len(limit._windows) <= 1_000
+
+
+@pytest.mark.parametrize(
+    ("now", "is_open", "next_open", "next_close"),
+    [
+        # Friday morning in winter, in the hours and against them
+        ("2026-11-20T15:51:44Z", True, "2026-11-23T09:30:00-05:00", "2026-11-20T16:00:00-05:00"),
+        ("2026-11-20T15:51:44Z", False, "2026-11-23T09:30:00-05:00", "2026-11-23T16:00:00-05:00"),
+        # Saturday, and the clocks go back on Sunday
+        ("2026-10-31T15:00:00Z", False, "2026-11-02T09:30:00-05:00", "2026-11-02T16:00:00-05:00"),
+        # before the open, in summer
+        ("2026-07-01T12:00:00Z", False, "2026-07-01T09:30:00-04:00", "2026-07-01T16:00:00-04:00"),
+    ],
+)
+def test_the_clock_tells_what_it_is_told_and_the_next_times(
+    now: str, is_open: bool, next_open: str, next_close: str
+) -> None:
+    answer = json.loads(encode_clock(parse_rfc3339(now), is_open=is_open))
+    stamp = answer.pop("timestamp")
+    assert datetime.fromisoformat(stamp) == datetime.fromisoformat(now)
+    assert stamp[-6:] in {"-05:00", "-04:00"}
+    assert answer == {"is_open": is_open, "next_open": next_open, "next_close": next_close}
+
+
+def test_the_clocks_nanoseconds_are_whole() -> None:
+    answer = json.loads(encode_clock(parse_rfc3339("2026-11-20T15:51:44.000000012Z"), is_open=True))
+    assert answer["timestamp"] == "2026-11-20T10:51:44.000000012-05:00"

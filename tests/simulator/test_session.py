@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.simulator.account import SILENCE, Account, Refusals
-from mdservice.simulator.session import CHANNELS, NOTHING, Reply, Session, SessionRules
+from mdservice.simulator.session import (
+    CHANNELS,
+    NOTHING,
+    SILENCE,
+    Account,
+    Refusals,
+    Reply,
+    Session,
+    SessionRules,
+)
 from mdservice.simulator.wire import ERROR_TEXTS
 
 AUTH = {"action": "auth", "key": "key", "secret": "secret"}

@@ -1,4 +1,10 @@
-"""A REST request in, its answer out."""
+"""Alpaca's REST side: a request in, its answer out.
+
+Quotes are in ``rest_quotes``, positions and orders in ``rest_trading``; what every request
+meets is here: the login, the calls of a minute, planned faults. So is the market's clock.
+
+Pure: the time is an argument.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +20,24 @@ import attrs
 import msgspec
 from websockets.http11 import Request, Response
 
-from mdservice.simulator.account import Account
-from mdservice.simulator.http import HttpAnswer, json_response
-from mdservice.simulator.paper_account import PaperAccount
-from mdservice.simulator.record import QuoteRecord
-from mdservice.simulator.rest.faults import (
+from mdservice.simulator.faults import (
     CutRest,
     GarbleRest,
     RefuseRest,
     RestFaults,
     SlowRest,
 )
-from mdservice.simulator.rest.quotes import (
+from mdservice.simulator.http import (
+    Call,
+    Endpoint,
+    HttpAnswer,
+    RefusedRequest,
+    json_response,
+    malformed,
+)
+from mdservice.simulator.market import QuoteRecord
+from mdservice.simulator.paper_account import PaperAccount
+from mdservice.simulator.rest_quotes import (
     RestRules,
     encode_latest,
     encode_page,
@@ -33,111 +45,15 @@ from mdservice.simulator.rest.quotes import (
     parse_latest,
     read_page,
 )
-from mdservice.simulator.rest.refusal import Call, Endpoint, RefusedRequest, malformed
-from mdservice.simulator.rest.trading import TradingApi
+from mdservice.simulator.rest_trading import TradingApi
+from mdservice.simulator.session import Account
 
 __all__ = ["Quota", "RateLimit", "RestApi", "RestRequest", "encode_clock"]
 
-
-# When the market is open, as ``/v2/clock`` tells it.
-#
-# Pure: the time is an argument.
-
-
 _OPENS, _CLOSES = time(9, 30), time(16, 0)
 _SATURDAY = 5
-
-
-def encode_clock(now_ns: int, *, is_open: bool) -> bytes:
-    """``{"timestamp":"…","is_open":true,"next_open":"…","next_close":"…"}``, New York's time.
-
-    ``is_open`` is what the simulator was told; the next times fit it, by the usual hours of
-    the days from Monday to Friday, without holidays.
-    """
-    second, fraction = divmod(now_ns, 1_000_000_000)
-    now = datetime.fromtimestamp(second, UTC).astimezone(ZoneInfo("America/New_York"))
-    if is_open:
-        next_close = _next(now, _CLOSES)
-        next_open = _next(next_close, _OPENS)
-    else:
-        next_open = _next(now, _OPENS)
-        next_close = _next(next_open, _CLOSES)
-    # Python's text ends with microseconds; the offset follows the nanoseconds.
-    text = now.isoformat()
-    stamp = f"{text[:19]}.{fraction:09d}{text[19:]}"
-    return msgspec.json.encode(
-        {
-            "timestamp": stamp,
-            "is_open": is_open,
-            "next_open": next_open.isoformat(),
-            "next_close": next_close.isoformat(),
-        }
-    )
-
-
-def _next(after: datetime, at: time) -> datetime:
-    """The first weekday's ``at`` after this moment."""
-    day = after.date()
-    while True:
-        moment = datetime.combine(day, at, after.tzinfo)
-        if moment > after and day.weekday() < _SATURDAY:
-            return moment
-        day += timedelta(days=1)
-
-
-# So many calls a minute.
-#
-# Pure: the time is an argument.
-
-
 _WINDOW_S = 60.0
 _MOST_KEYS = 1_000
-
-
-@attrs.frozen
-class Quota:
-    """What a key has left after a call.
-
-    Attributes:
-        allowed: Whether the call may be answered.
-        remaining: Calls left until the reset.
-        reset_in_s: Seconds until all calls are there again.
-    """
-
-    allowed: bool
-    remaining: int
-    reset_in_s: float
-
-
-class RateLimit:
-    """Counts the calls of each key in windows of a minute, which begin with a first call.
-
-    Args:
-        per_minute: Calls allowed in each.
-    """
-
-    def __init__(self, per_minute: int) -> None:
-        self.per_minute = per_minute
-        self._windows: dict[str, tuple[float, int]] = {}
-
-    def take(self, key: str, now_s: float) -> Quota:
-        """Count one call; a refused one counts for nothing."""
-        ends_s, used = self._windows.get(key, (now_s, 0))
-        if ends_s <= now_s:
-            self._forget_ended(now_s)
-            ends_s, used = now_s + _WINDOW_S, 0
-        allowed = used < self.per_minute
-        used += allowed
-        self._windows[key] = ends_s, used
-        return Quota(allowed, self.per_minute - used, ends_s - now_s)
-
-    def _forget_ended(self, now_s: float) -> None:
-        if len(self._windows) < _MOST_KEYS:
-            return
-        self._windows = {key: window for key, window in self._windows.items() if window[0] > now_s}
-        if len(self._windows) >= _MOST_KEYS:
-            del self._windows[next(iter(self._windows))]
-
 
 _MULTI, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _WRONG_METHOD = 207, 401, 403, 404, 405
 _TOO_MANY, _RATE_CODE = 429, 42910000
@@ -148,32 +64,11 @@ _Params = Mapping[str, str]
 _Headers = dict[str, str]
 
 
-@attrs.frozen
-class RestRequest:
-    """What a client asked for.
-
-    Attributes:
-        at_ns: When, UTC nanoseconds.
-        method: ``GET``, ``POST`` or ``DELETE``.
-        path: ``/v2/stocks/quotes``.
-        params: The query's parameters.
-        status: The answer's HTTP status.
-    """
-
-    at_ns: int
-    method: str
-    path: str
-    params: Mapping[str, str]
-    status: int
-
-
 class RestApi:
     """Answers for the data host and for the trading host.
 
     The one has ``/v2/stocks/quotes`` and ``/v2/stocks/quotes/latest``, the other ``/v2/clock``,
     ``/v2/positions`` and ``/v2/orders``.
-
-    No method waits, and none reads a clock.
 
     Args:
         record: The market's quotes.
@@ -301,6 +196,25 @@ class RestApi:
         return encode_clock(call.now_ns, is_open=self.market_open)
 
 
+@attrs.frozen
+class RestRequest:
+    """What a client asked for.
+
+    Attributes:
+        at_ns: When, UTC nanoseconds.
+        method: ``GET``, ``POST`` or ``DELETE``.
+        path: ``/v2/stocks/quotes``.
+        params: The query's parameters.
+        status: The answer's HTTP status.
+    """
+
+    at_ns: int
+    method: str
+    path: str
+    params: Mapping[str, str]
+    status: int
+
+
 def _parameters(query: str) -> dict[str, str]:
     """The query's parameters; the first of those with one name."""
     try:
@@ -317,3 +231,85 @@ def _half(body: bytes) -> bytes:
 def _cut(response: Response) -> None:
     """Leave half of the body, of which the header still tells the whole length."""
     response.body = _half(bytes(response.body))
+
+
+def encode_clock(now_ns: int, *, is_open: bool) -> bytes:
+    """``{"timestamp":"…","is_open":true,"next_open":"…","next_close":"…"}``, New York's time.
+
+    ``is_open`` is what the simulator was told; the next times fit it, by the usual hours of
+    the days from Monday to Friday, without holidays.
+    """
+    second, fraction = divmod(now_ns, 1_000_000_000)
+    now = datetime.fromtimestamp(second, UTC).astimezone(ZoneInfo("America/New_York"))
+    if is_open:
+        next_close = _next(now, _CLOSES)
+        next_open = _next(next_close, _OPENS)
+    else:
+        next_open = _next(now, _OPENS)
+        next_close = _next(next_open, _CLOSES)
+    # Python's text ends with microseconds; the offset follows the nanoseconds.
+    text = now.isoformat()
+    stamp = f"{text[:19]}.{fraction:09d}{text[19:]}"
+    return msgspec.json.encode(
+        {
+            "timestamp": stamp,
+            "is_open": is_open,
+            "next_open": next_open.isoformat(),
+            "next_close": next_close.isoformat(),
+        }
+    )
+
+
+def _next(after: datetime, at: time) -> datetime:
+    """The first weekday's ``at`` after this moment."""
+    day = after.date()
+    while True:
+        moment = datetime.combine(day, at, after.tzinfo)
+        if moment > after and day.weekday() < _SATURDAY:
+            return moment
+        day += timedelta(days=1)
+
+
+@attrs.frozen
+class Quota:
+    """What a key has left after a call.
+
+    Attributes:
+        allowed: Whether the call may be answered.
+        remaining: Calls left until the reset.
+        reset_in_s: Seconds until all calls are there again.
+    """
+
+    allowed: bool
+    remaining: int
+    reset_in_s: float
+
+
+class RateLimit:
+    """Counts the calls of each key in windows of a minute, which begin with a first call.
+
+    Args:
+        per_minute: Calls allowed in each.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._windows: dict[str, tuple[float, int]] = {}
+
+    def take(self, key: str, now_s: float) -> Quota:
+        """Count one call; a refused one counts for nothing."""
+        ends_s, used = self._windows.get(key, (now_s, 0))
+        if ends_s <= now_s:
+            self._forget_ended(now_s)
+            ends_s, used = now_s + _WINDOW_S, 0
+        allowed = used < self.per_minute
+        used += allowed
+        self._windows[key] = ends_s, used
+        return Quota(allowed, self.per_minute - used, ends_s - now_s)
+
+    def _forget_ended(self, now_s: float) -> None:
+        if len(self._windows) < _MOST_KEYS:
+            return
+        self._windows = {key: window for key, window in self._windows.items() if window[0] > now_s}
+        if len(self._windows) >= _MOST_KEYS:
+            del self._windows[next(iter(self._windows))]

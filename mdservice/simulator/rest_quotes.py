@@ -1,4 +1,11 @@
-"""Pages of quotes as JSON."""
+"""Past and latest quotes: what a request asks for, and the pages that answer it.
+
+Pure: the parameters and the time are arguments.
+
+Source: Alpaca's OpenAPI description of "Historical quotes" and "Latest quotes". It does not
+say in which zone a date without a time is meant, nor whether such an end includes its day:
+here it is UTC, and it does.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +21,8 @@ import msgspec
 from mdservice.errors import InvalidSymbol
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
 from mdservice.model.timestamps import LATEST_NS, format_ns, parse_rfc3339
-from mdservice.simulator.record import QuoteRecord
-from mdservice.simulator.rest.refusal import RECENT_SIP, RefusedRequest, malformed
+from mdservice.simulator.http import RECENT_SIP, RefusedRequest, malformed
+from mdservice.simulator.market import QuoteRecord
 from mdservice.simulator.wire import SimQuote, encode_timestamp, json_number
 
 __all__ = [
@@ -31,16 +38,6 @@ __all__ = [
     "parse_latest",
     "read_page",
 ]
-
-
-# What a request for quotes asks for.
-#
-# Pure: the parameters and the time are arguments.
-#
-# Source: Alpaca's OpenAPI description of "Historical quotes" and "Latest quotes". It does not
-# say in which zone a date without a time is meant, nor whether such an end includes its day:
-# here it is UTC, and it does.
-
 
 HISTORY_FEEDS = frozenset(("iex", "otc", "sip", "boats"))
 """Feeds that have a history."""

@@ -1,4 +1,9 @@
-"""The endpoints of the trading API that see and change positions."""
+"""The endpoints of the trading API that see and change positions.
+
+Only market orders are simulated, which are filled at once and whole.
+
+Source: Alpaca's OpenAPI description of "Orders"; codes and texts from users' reports.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,9 @@ import msgspec
 from mdservice.errors import InvalidSymbol
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
 from mdservice.model.timestamps import format_ns
+from mdservice.simulator.http import Call, RefusedRequest, malformed
 from mdservice.simulator.market import tape_of
-from mdservice.simulator.paper_account import PaperAccount, Trade, start_price
-from mdservice.simulator.positions import Holding
-from mdservice.simulator.rest.refusal import Call, RefusedRequest, malformed
+from mdservice.simulator.paper_account import Holding, PaperAccount, Trade, start_price
 from mdservice.simulator.wire import EXACT, plain, to_decimal
 
 __all__ = [
@@ -29,15 +33,101 @@ __all__ = [
     "unusable",
 ]
 
-
-# Positions as Alpaca's trading API tells them.
-#
-# Pure: prices are arguments.
-
-
 _ASSETS = uuid.UUID("6f1d3f0e-5d0b-5c36-9a52-7c0c5f3f6b11")
 _EXCHANGES = {"A": "NYSE", "B": "ARCA", "C": "NASDAQ"}
 _RATIO_PLACES = Decimal("1e-16")
+_FORBIDDEN, _UNPROCESSABLE = 403, 422
+_INSUFFICIENT, _UNUSABLE = 40310000, 42210000
+_NOT_FOUND, _NO_POSITION = 404, 40410000
+_OK = 200
+_WHOLE = 100
+_PLACES = Decimal("1e-9")
+
+
+class TradingApi:
+    """Answers ``/v2/positions``, ``/v2/positions/AAPL`` and ``/v2/orders``.
+
+    Every method raises ``RefusedRequest`` for what Alpaca would refuse. Market orders are
+    filled at once, at the ask or the bid, also while the market is closed.
+
+    Args:
+        paper_account: Whose positions they are.
+    """
+
+    def __init__(self, paper_account: PaperAccount) -> None:
+        self._paper_account = paper_account
+        self._orders = 0
+
+    def positions(self, _call: Call) -> bytes:
+        """All of them, in the order in which they were opened."""
+        return msgspec.json.encode(
+            [self._describe(holding) for holding in self._paper_account.book]
+        )
+
+    def position(self, call: Call) -> bytes:
+        """The one named by its symbol or its asset."""
+        return msgspec.json.encode(self._describe(self._holding(call.name)))
+
+    def order(self, call: Call) -> bytes:
+        """Do the order of the body."""
+        return msgspec.json.encode(self._fill(parse_order(call.body), call.now_ns))
+
+    def close(self, call: Call) -> bytes:
+        """Close the position named, or so many shares (``qty``) or per cent of it."""
+        holding = self._holding(call.name)
+        size = abs(holding.qty)
+        if "qty" in call.params:
+            size = parse_qty(call.params["qty"])
+        elif "percentage" in call.params:
+            percentage = parse_qty(call.params["percentage"], "percentage")
+            if percentage > _WHOLE:
+                unusable("percentage must be <= 100")
+            with localcontext(EXACT):
+                size = (size * percentage / _WHOLE).quantize(_PLACES, ROUND_DOWN)
+            size = parse_qty(size)
+        return msgspec.json.encode(self._close(holding, size, call.now_ns))
+
+    def close_all(self, call: Call) -> bytes:
+        """Close every position."""
+        return msgspec.json.encode(
+            [
+                {
+                    "symbol": holding.symbol,
+                    "status": _OK,
+                    "body": self._close(holding, abs(holding.qty), call.now_ns),
+                }
+                for holding in self._paper_account.book
+            ]
+        )
+
+    def _describe(self, holding: Holding) -> dict[str, object]:
+        symbol = holding.symbol
+        return describe_position(holding, self._paper_account.price(symbol), start_price(symbol))
+
+    def _holding(self, name: str) -> Holding:
+        holding = self._paper_account.book.get(name)
+        if holding is not None:
+            return holding
+        for holding in self._paper_account.book:
+            if asset_id(holding.symbol) == name:
+                return holding
+        raise RefusedRequest(_NOT_FOUND, _NO_POSITION, "position does not exist")
+
+    def _close(self, holding: Holding, size: Decimal, now_ns: int) -> dict[str, object]:
+        side: Literal["buy", "sell"] = "sell" if holding.qty > 0 else "buy"
+        return self._fill(OrderRequest(holding.symbol, side, "market", "day", size), now_ns)
+
+    def _fill(self, order: OrderRequest, now_ns: int) -> dict[str, object]:
+        symbol = order.symbol
+        price = self._paper_account.fill_price(symbol, Decimal(1 if order.side == "buy" else -1))
+        qty = order.shares(price)
+        check_order(self._paper_account.book.get(symbol), qty)
+        try:
+            trade = self._paper_account.trade(symbol, qty, price, now_ns)
+        except ValueError as exc:
+            unusable(str(exc))
+        self._orders += 1
+        return describe_order(self._orders, order, trade)
 
 
 def asset_id(symbol: str) -> str:
@@ -88,17 +178,6 @@ def describe_position(holding: Holding, price: Decimal, lastday: Decimal) -> dic
 def _ratio(part: Decimal, whole: Decimal) -> str:
     """The part of the whole's size, by a factor of 1; 0 of nothing."""
     return plain((part / abs(whole)).quantize(_RATIO_PLACES)) if whole else "0"
-
-
-# Orders as Alpaca's trading API takes and tells them.
-#
-# Only market orders are simulated, which are filled at once and whole.
-#
-# Source: Alpaca's OpenAPI description of "Orders"; codes and texts from users' reports.
-
-
-_FORBIDDEN, _UNPROCESSABLE = 403, 422
-_INSUFFICIENT, _UNUSABLE = 40310000, 42210000
 
 
 class OrderRequest(msgspec.Struct, frozen=True):
@@ -233,95 +312,3 @@ def unusable(message: str) -> NoReturn:
         RefusedRequest: Always, 422.
     """
     raise RefusedRequest(_UNPROCESSABLE, _UNUSABLE, message)
-
-
-_NOT_FOUND, _NO_POSITION = 404, 40410000
-_OK = 200
-_WHOLE = 100
-_PLACES = Decimal("1e-9")
-
-
-class TradingApi:
-    """Answers ``/v2/positions``, ``/v2/positions/AAPL`` and ``/v2/orders``.
-
-    Every method raises ``RefusedRequest`` for what Alpaca would refuse. Market orders are
-    filled at once, at the ask or the bid, also while the market is closed.
-
-    Args:
-        paper_account: Whose positions they are.
-    """
-
-    def __init__(self, paper_account: PaperAccount) -> None:
-        self._paper_account = paper_account
-        self._orders = 0
-
-    def positions(self, _call: Call) -> bytes:
-        """All of them, in the order in which they were opened."""
-        return msgspec.json.encode(
-            [self._describe(holding) for holding in self._paper_account.book]
-        )
-
-    def position(self, call: Call) -> bytes:
-        """The one named by its symbol or its asset."""
-        return msgspec.json.encode(self._describe(self._holding(call.name)))
-
-    def order(self, call: Call) -> bytes:
-        """Do the order of the body."""
-        return msgspec.json.encode(self._fill(parse_order(call.body), call.now_ns))
-
-    def close(self, call: Call) -> bytes:
-        """Close the position named, or so many shares (``qty``) or per cent of it."""
-        holding = self._holding(call.name)
-        size = abs(holding.qty)
-        if "qty" in call.params:
-            size = parse_qty(call.params["qty"])
-        elif "percentage" in call.params:
-            percentage = parse_qty(call.params["percentage"], "percentage")
-            if percentage > _WHOLE:
-                unusable("percentage must be <= 100")
-            with localcontext(EXACT):
-                size = (size * percentage / _WHOLE).quantize(_PLACES, ROUND_DOWN)
-            size = parse_qty(size)
-        return msgspec.json.encode(self._close(holding, size, call.now_ns))
-
-    def close_all(self, call: Call) -> bytes:
-        """Close every position."""
-        return msgspec.json.encode(
-            [
-                {
-                    "symbol": holding.symbol,
-                    "status": _OK,
-                    "body": self._close(holding, abs(holding.qty), call.now_ns),
-                }
-                for holding in self._paper_account.book
-            ]
-        )
-
-    def _describe(self, holding: Holding) -> dict[str, object]:
-        symbol = holding.symbol
-        return describe_position(holding, self._paper_account.price(symbol), start_price(symbol))
-
-    def _holding(self, name: str) -> Holding:
-        holding = self._paper_account.book.get(name)
-        if holding is not None:
-            return holding
-        for holding in self._paper_account.book:
-            if asset_id(holding.symbol) == name:
-                return holding
-        raise RefusedRequest(_NOT_FOUND, _NO_POSITION, "position does not exist")
-
-    def _close(self, holding: Holding, size: Decimal, now_ns: int) -> dict[str, object]:
-        side: Literal["buy", "sell"] = "sell" if holding.qty > 0 else "buy"
-        return self._fill(OrderRequest(holding.symbol, side, "market", "day", size), now_ns)
-
-    def _fill(self, order: OrderRequest, now_ns: int) -> dict[str, object]:
-        symbol = order.symbol
-        price = self._paper_account.fill_price(symbol, Decimal(1 if order.side == "buy" else -1))
-        qty = order.shares(price)
-        check_order(self._paper_account.book.get(symbol), qty)
-        try:
-            trade = self._paper_account.trade(symbol, qty, price, now_ns)
-        except ValueError as exc:
-            unusable(str(exc))
-        self._orders += 1
-        return describe_order(self._orders, order, trade)
