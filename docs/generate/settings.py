@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import attrs
 
@@ -12,12 +11,6 @@ from mdservice.settings import SETTINGS, Settings
 from mdservice.settings.sources import SettingInfo
 
 __all__ = ["settings"]
-
-_MADE: Final = {
-    "socket": "`$XDG_RUNTIME_DIR/mdservice.sock`; without that folder one in the temporary folder",
-    "log_format": "`console` on a terminal, else `json`",
-}
-"""Defaults that depend on where the program runs."""
 
 
 def settings() -> str:
@@ -30,17 +23,17 @@ def _setting(info: SettingInfo) -> str:
     facts = (
         f"- Environment: {', '.join(map(code, info.environment))}",
         f"- Flag: {flag}",
-        f"- Default: {_default(info.name)}",
+        f"- Default: {_default(info)}",
     )
     return "\n\n".join((f"### `{info.name}`", paragraph(info.help), "\n".join(facts)))
 
 
-def _default(name: str) -> str:
-    value = attrs.fields_dict(Settings)[name].default
-    if name in _MADE:
-        return _MADE[name]
+def _default(info: SettingInfo) -> str:
+    if info.default is not None:
+        return info.default
+    value = attrs.fields_dict(Settings)[info.name].default
     if isinstance(value, (str, int, float, Path)):
         return code(f"{value:g}" if isinstance(value, float) else str(value))
     if value in (None, ()):
         return "not set"
-    raise LookupError(f"say in {Path(__file__).name} what the default of {name} is")
+    raise LookupError(f"say by shown_default what the default of {info.name} is")

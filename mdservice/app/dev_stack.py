@@ -17,7 +17,6 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.runtime.runtime_dir import prepare_socket_folder
 from mdservice.runtime.task_groups import background
 from mdservice.settings import SIMULATOR, Settings
-from mdservice.settings.sources import Unchosen
 
 if TYPE_CHECKING:
     from mdservice.simulator import Simulator
@@ -58,7 +57,7 @@ async def start_simulator(settings: Settings, stack: AsyncExitStack, clock: Cloc
     run = partial(_run_simulator, clock, settings.symbols)
     simulator = await stack.enter_async_context(background(run))
     held = f"{simulator.rest_url}/v2/positions"
-    unchosen = isinstance(settings.positions, Unchosen)
+    unchosen = "positions" not in settings.sources
     return attrs.evolve(
         settings,
         feed=SIMULATOR,

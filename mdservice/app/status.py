@@ -27,7 +27,6 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
-from mdservice.settings.sources import Unchosen
 
 __all__ = ["FeedFacts", "feed_facts", "readiness", "status"]
 
@@ -62,7 +61,7 @@ def feed_facts(settings: Settings, drivers: Sequence[Driver] | None, http: HttpC
     Drivers that an embedder brings reach a feed of their own, called as the first of them and
     always open, unless the settings name one of Alpaca's, or the simulator.
     """
-    named = not isinstance(settings.feed, Unchosen) or settings.feed_url is not None
+    named = "feed" in settings.sources or settings.feed_url is not None
     own = bool(drivers) and not named
     market = None if own else make_market_clock(settings, http)
     return FeedFacts(

@@ -21,39 +21,31 @@ from mdservice.settings.sources import (
     CONFIG_FILE,
     SECTION,
     SettingInfo,
-    Unchosen,
     bad_setting,
     collect,
     describe,
     infos,
+    record_sources,
     setting,
 )
 
 __all__ = ["SETTINGS", "SIMULATOR", "Settings", "load_settings"]
 
 
-_REAL_WORLD = (
-    "api_key",
-    "secret_key",
-    "feed",
-    "feed_url",
-    "redis_url",
-    "positions",
-    "gateway_positions",
-)
-"""Set, any of these points at the real world, so that no price may be invented."""
 _DAY_S = 86_400.0
 _WIDEST_SPREAD = 200.0
 """Per cent of the mid: between two prices above 0 there is none that is wider."""
 _TEN_YEARS_S = 315_360_000
 
 
+@record_sources
 @attrs.frozen(kw_only=True, field_transformer=describe)
 class Settings:
     """All settings, checked; made by :func:`mdservice.load_settings`, or with keywords.
 
-    ``Settings()`` means the simulator, ``Settings(feed="iex")`` needs the keys. Values are
-    checked at once; whether they are enough to run is the matter of :meth:`require_runnable`.
+    ``Settings()`` means the simulator, ``Settings(feed="iex")`` needs the keys: :attr:`sources`
+    records what was given. Values are checked at once; :meth:`require_runnable` checks whether
+    they are enough to run.
 
     Raises:
         ConfigurationError: A bad value, named with where it came from.
@@ -65,6 +57,7 @@ class Settings:
         "Alpaca's API key.",
         environment=("ALPACA_API_KEY", "APCA_API_KEY_ID"),
         secret=True,
+        real_world=True,
     )
     secret_key: str | None = setting(
         None,
@@ -72,12 +65,14 @@ class Settings:
         "Alpaca's secret key.",
         environment=("ALPACA_SECRET_KEY", "APCA_API_SECRET_KEY"),
         secret=True,
+        real_world=True,
     )
     feed: str = setting(
-        Unchosen("iex"),
+        "iex",
         values.one_of(*FEED_URLS, SIMULATOR),
         "iex, sip, delayed_sip, boats, overnight, test (Alpaca's 24 h test stream) or simulator.",
         metavar="NAME",
+        real_world=True,
     )
     feed_url: str | None = setting(
         None,
@@ -85,9 +80,10 @@ class Settings:
         "A ws:// or wss:// URL that speaks Alpaca's protocol; else by the feed's name.",
         metavar="URL",
         address=True,
+        real_world=True,
     )
     rest_url: str = setting(
-        Unchosen("https://data.alpaca.markets"),
+        "https://data.alpaca.markets",
         values.api_base(
             wrong_hosts=("api.alpaca.markets", "paper-api.alpaca.markets"),
             instead="MDSERVICE_TRADING_URL",
@@ -97,7 +93,7 @@ class Settings:
         address=True,
     )
     trading_url: str = setting(
-        Unchosen("https://paper-api.alpaca.markets"),
+        "https://paper-api.alpaca.markets",
         values.api_base(
             wrong_hosts=("data.alpaca.markets", "stream.data.alpaca.markets"),
             instead="MDSERVICE_REST_URL",
@@ -119,11 +115,12 @@ class Settings:
         metavar="SYM,SYM",
     )
     positions: str = setting(
-        Unchosen("none"),
+        "none",
         values.parse_positions,
         "Positions to follow: none, alpaca, an http(s):// URL of a gateway's, or file:PATH.",
         metavar="SOURCE",
         address=True,
+        real_world=True,
     )
     positions_interval: float = setting(
         5.0, values.real_number(_DAY_S), "How often positions are asked for.", metavar="SECONDS"
@@ -134,6 +131,7 @@ class Settings:
         "Where the gateway takes positions from; as --positions where not set.",
         metavar="SOURCE",
         address=True,
+        real_world=True,
     )
     alerts: tuple[str, ...] = setting(
         (),
@@ -149,9 +147,10 @@ class Settings:
         metavar="URL",
         environment=("MDSERVICE_REDIS_URL", "REDIS_URL"),
         address=True,
+        real_world=True,
     )
     key_prefix: str = setting(
-        Unchosen(""),
+        "",
         values.parse_key_prefix,
         "Text such as desk1: in front of every key, channel and stream name in Redis. Where not "
         "set, a gateway that asks the service for its Redis takes the service's.",
@@ -199,6 +198,8 @@ class Settings:
         values.parse_socket,
         "The UNIX socket of the HTTP API.",
         metavar="PATH",
+        shown_default="`$XDG_RUNTIME_DIR/mdservice.sock`; without that folder one in the "
+        "temporary folder",
     )
     http: str | None = setting(
         None,
@@ -214,6 +215,7 @@ class Settings:
         values.one_of("console", "json"),
         "console or json; console on a terminal where not set.",
         metavar="NAME",
+        shown_default="`console` on a terminal, else `json`",
     )
     gateway_http: str = setting(
         "127.0.0.1:8002",
@@ -222,7 +224,7 @@ class Settings:
         metavar="HOST:PORT",
     )
     sources: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
-    """Where each value was found, by the setting's name; filled by the loader."""
+    """Where each value was found, by the setting's name. What is not here has its default."""
 
     def __attrs_post_init__(self) -> None:
         if self.http is None or self.api_token is not None:
@@ -231,7 +233,7 @@ class Settings:
         if not values.is_loopback(host):
             raise bad_setting(
                 "http",
-                self.sources.get("http", "given in Python"),
+                self.sources["http"],
                 f"{host} can be reached from other machines, so a token is needed: set "
                 "MDSERVICE_API_TOKEN, or serve on 127.0.0.1",
             )
@@ -254,7 +256,7 @@ class Settings:
     @property
     def chosen_key_prefix(self) -> str | None:
         """The key prefix; None where it was not given, unlike one that was given empty."""
-        return None if isinstance(self.key_prefix, Unchosen) else self.key_prefix
+        return self.key_prefix if "key_prefix" in self.sources else None
 
     def resolved_feed_url(self) -> str | None:
         """Return the websocket's URL; None for the embedded simulator, which has yet to start."""
@@ -265,16 +267,20 @@ class Settings:
     @property
     def history_known(self) -> bool:
         """Whether the REST API is known to have the history of what the feed streams."""
-        chosen = not isinstance(self.rest_url, Unchosen)
-        return chosen or self.simulated or self.feed_url is None
+        return "rest_url" in self.sources or self.simulated or self.feed_url is None
 
     def resolved_rest_url(self) -> str:
         """Return the base of the market-data REST API; a simulator has it on its own port."""
-        return base_url(self.rest_url, self.feed_url, simulated=self.simulated)
+        return self._base_url("rest_url")
 
     def resolved_trading_url(self) -> str:
         """Return the base of the trading REST API; a simulator has it on its own port."""
-        return base_url(self.trading_url, self.feed_url, simulated=self.simulated)
+        return self._base_url("trading_url")
+
+    def _base_url(self, name: str) -> str:
+        if name in self.sources or not self.simulated or self.feed_url is None:
+            return str(getattr(self, name))
+        return base_url(self.feed_url)
 
     def require_runnable(self, *, own_feed: bool = False) -> None:
         """Refuse settings with which the service must not be started.
@@ -302,10 +308,12 @@ class Settings:
 
     def secret_values(self) -> tuple[str, ...]:
         """Every text that no output may contain: keys, the token, what is secret in URLs."""
-        found = [value for value in (self.api_key, self.secret_key, self.api_token) if value]
-        for field in attrs.fields(Settings):
-            value = getattr(self, field.name)
-            if field.metadata.get("address") and value is not None:
+        found: list[str] = []
+        for info in SETTINGS:
+            value = getattr(self, info.name)
+            if info.secret and value:
+                found.append(value)
+            elif info.address and value is not None:
                 found.extend(secrets_in_url(value))
         return tuple(dict.fromkeys(found))
 
@@ -323,10 +331,10 @@ class Settings:
 
     def _real_world(self) -> list[str]:
         """The settings that point at the real world, as they were given."""
-        unset = (Unchosen, type(None))
-        given = [name for name in _REAL_WORLD if not isinstance(getattr(self, name), unset)]
         return [
-            f"{name} ({self.sources[name]})" if name in self.sources else name for name in given
+            f"{info.name} ({self.sources[info.name]})"
+            for info in SETTINGS
+            if info.real_world and info.name in self.sources
         ]
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from mdservice.settings.sources import Unchosen
-
 __all__ = ["FEED_URLS", "SIMULATOR", "base_url", "feed_delay_s"]
 
 SIMULATOR = "simulator"
@@ -30,15 +28,7 @@ def feed_delay_s(feed: str) -> float:
     return _DELAYS_S.get(feed, 0.0)
 
 
-def base_url(given: str, feed_url: str | None, *, simulated: bool) -> str:
-    """The base of a REST API: as given, but a simulator has it on its websocket's port.
-
-    Args:
-        given: The setting; a default where nobody chose it.
-        feed_url: The websocket's, where it is known.
-        simulated: Whether that is a simulator.
-    """
-    if not simulated or feed_url is None or not isinstance(given, Unchosen):
-        return str(given)
+def base_url(feed_url: str) -> str:
+    """The base of a simulator's REST APIs, which it has on its websocket's port."""
     parts = urlsplit(feed_url)
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"

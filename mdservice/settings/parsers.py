@@ -72,11 +72,10 @@ def one_of(*choices: str) -> Callable[[object], str]:
     """One of a few words."""
 
     def parse_choice(value: object) -> str:
-        given = value if isinstance(value, str) else str(value)
+        given = str(value)
         if given.strip() not in choices:
             raise ValueError(f"{quoted(given)} is not one of {', '.join(choices)}")
-        # A default keeps its type, which says that nobody chose it.
-        return given if given in choices else given.strip()
+        return given.strip()
 
     return parse_choice
 
@@ -256,10 +255,9 @@ def parse_symbol_list(value: object) -> tuple[str, ...]:
 
 def parse_positions(value: object) -> str:
     """``none``, ``alpaca``, an ``http(s)://`` URL, kept as it is written, or ``file:PATH``."""
-    given = value if isinstance(value, str) else text(value)
-    word = given.strip()
+    word = text(value)
     if word in ("none", "alpaca"):
-        return given if given == word else word
+        return word
     if word.startswith("file:"):
         if not word.removeprefix("file:").strip("/ "):
             raise ValueError("names no file: write file:PATH")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -23,11 +24,11 @@ __all__ = [
     "SECTION",
     "Given",
     "SettingInfo",
-    "Unchosen",
     "bad_setting",
     "collect",
     "describe",
     "infos",
+    "record_sources",
     "setting",
 ]
 
@@ -36,6 +37,7 @@ CONFIG_FILE = "mdservice.toml"
 """Read from the working directory where no other file is named."""
 SECTION = "mdservice"
 PREFIX = "MDSERVICE_"
+_IN_PYTHON = "given in Python"
 
 _KUBERNETES = re.compile(
     # What Kubernetes puts into every container for a service called mdservice or mdservice-x.
@@ -55,7 +57,10 @@ class SettingInfo:
         parse: Text, or what TOML has, in; the checked value out; ValueError with the reason.
         help: One line for ``--help``.
         metavar: What stands for its value there.
+        default: Its default in words; None where that is the field's.
         secret: It has no flag, and no message shows its value.
+        address: It may be a URL, whose login is a secret.
+        real_world: If it is set, prices must not be simulated.
     """
 
     name: str
@@ -63,7 +68,10 @@ class SettingInfo:
     parse: Callable[[object], object]
     help: str
     metavar: str
+    default: str | None = None
     secret: bool = False
+    address: bool = False
+    real_world: bool = False
 
     @property
     def flag(self) -> str:
@@ -208,15 +216,6 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 # Settings as attrs fields: each carries its description, and checks its own value.
 
 
-class Unchosen(str):
-    """A default that nobody chose: equal to the same text given, and yet to be told apart.
-
-    Whether the simulator may run depends on what was *set*, ``feed="iex"`` included.
-    """
-
-    __slots__ = ()
-
-
 def setting(
     default: object,
     parse: Callable[[object], object],
@@ -224,19 +223,23 @@ def setting(
     *,
     metavar: str = "TEXT",
     environment: tuple[str, ...] = (),
+    shown_default: str | None = None,
     secret: bool = False,
     address: bool = False,
+    real_world: bool = False,
 ) -> Any:
     """An attrs field that is a setting.
 
     Args:
         default: Its value where nothing is given; None makes the setting optional.
-        parse: As in :class:`~mdservice.settings.sources.SettingInfo`.
+        parse: As in :class:`~mdservice.settings.sources.SettingInfo`, as are the others.
         help: One line for ``--help``.
         metavar: What stands for its value there.
         environment: Its variables; empty for the usual one.
+        shown_default: The default in words, where it depends on where the program runs.
         secret: Neither flag nor repr.
         address: It may be a URL, whose login the repr hides.
+        real_world: If it is set, the simulator stays off.
     """
     info = SettingInfo(
         name="",
@@ -244,12 +247,15 @@ def setting(
         parse=parse_optional(parse) if default is None else parse,
         help=help,
         metavar=metavar,
+        default=shown_default,
         secret=secret,
+        address=address,
+        real_world=real_world,
     )
     return attrs.field(
         default=default,
         repr=_repr_secret if secret else _repr_address if address else True,
-        metadata={"info": info, "address": address},
+        metadata={"info": info},
     )
 
 
@@ -272,6 +278,41 @@ def describe(_owner: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Att
     return described
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+def record_sources(settings_class: _Class) -> _Class:
+    """A class decorator: the constructor records in ``sources`` which settings it was given.
+
+    Only so a default and the same value that was chosen can be told apart. ``attrs.evolve``
+    passes all values on with the record: there a value counts as chosen if it was, or if it
+    differs from the default.
+    """
+    make = settings_class.__init__  # type: ignore[misc]
+
+    @wraps(make)
+    def record_and_make(self: object, **given: Any) -> None:
+        make(self, **{**given, "sources": _sources(settings_class, given)})
+
+    settings_class.__init__ = record_and_make  # type: ignore[misc]
+    return settings_class
+
+
+def _sources(settings_class: type, given: Mapping[str, Any]) -> dict[str, str]:
+    recorded = given.get("sources")
+    sources = dict(recorded or {})
+    for field in attrs.fields(settings_class):
+        name = field.name
+        if "info" not in field.metadata or name not in given:
+            continue
+        made = isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
+        if given[name] is None:
+            sources.pop(name, None)
+        elif recorded is None or not (made or given[name] == field.default):
+            sources.setdefault(name, _IN_PYTHON)
+    return sources
+
+
 def infos(settings_class: type) -> tuple[SettingInfo, ...]:
     """The descriptions of a class's settings, in the order of its fields."""
     fields = attrs.fields(settings_class)
@@ -285,12 +326,10 @@ def bad_setting(name: str, source: str, reason: object) -> ConfigurationError:
 
 def _checked(value: object, field: attrs.Attribute[Any]) -> object:
     info: SettingInfo = field.metadata["info"]
-    if isinstance(value, Unchosen):  # a parser could make plain text of it
-        return value
     try:
         return info.parse(value)
     except ValueError as exc:
-        raise bad_setting(info.name, "given in Python", exc) from None
+        raise bad_setting(info.name, _IN_PYTHON, exc) from None
 
 
 def _repr_secret(value: str | None) -> str:

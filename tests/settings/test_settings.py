@@ -523,6 +523,30 @@ def test_the_default_feed_set_openly_counts_as_set() -> None:
     assert not load(file='[mdservice]\nfeed = "iex"').simulated
 
 
+def test_a_default_given_openly_in_python_counts_as_set() -> None:
+    settings = Settings(feed="iex", positions="none", key_prefix="")
+    assert settings.sources == dict.fromkeys(("feed", "positions", "key_prefix"), "given in Python")
+    assert settings == Settings()
+    assert not settings.simulated
+
+
+def test_a_changed_copy_keeps_what_was_set() -> None:
+    settings = attrs.evolve(load({"MDSERVICE_FEED": "iex"}), price_ttl=5)
+    assert settings.sources == {
+        "feed": "environment variable MDSERVICE_FEED",
+        "price_ttl": "given in Python",
+    }
+    copy = attrs.evolve(Settings(), symbols=("AAPL",))
+    assert copy.sources == {"symbols": "given in Python"}
+    assert copy.simulated
+
+
+def test_what_a_changed_copy_unsets_is_not_set() -> None:
+    settings = attrs.evolve(load({"REDIS_URL": "redis://db"}), redis_url=None)
+    assert settings.simulated
+    assert settings.sources == {}
+
+
 def test_the_simulator_may_be_asked_for_with_a_real_redis() -> None:
     settings = load({"MDSERVICE_FEED": "simulator", "REDIS_URL": "redis://db"})
     assert settings.simulator_embedded

@@ -29,7 +29,6 @@ from mdservice.model.timestamps import format_ns
 from mdservice.runtime.stop_signals import stop_on_signal
 from mdservice.settings import Settings
 from mdservice.settings.feeds import FEED_URLS, feed_delay_s
-from mdservice.settings.sources import Unchosen
 
 __all__ = ["LastError", "LineOutput", "PlainLines", "entry_text", "watch"]
 
@@ -239,8 +238,9 @@ def _of_the_service(settings: Settings, service: ServiceWatch) -> Settings:
     """Without alerts, which are the gateway's, and with the service's feed where none was set."""
     feed = service.status.get("feed")
     name = feed.get("name") if isinstance(feed, dict) else None
-    if isinstance(settings.feed, Unchosen) and name in FEED_URLS:
-        settings = attrs.evolve(settings, feed=name)
+    if "feed" not in settings.sources and name in FEED_URLS:
+        sources = {**settings.sources, "feed": "the running service"}
+        settings = attrs.evolve(settings, feed=name, sources=sources)
     return attrs.evolve(settings, alerts=())
 
 
