@@ -25,6 +25,7 @@ from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.store import RedisPriceStore
 
 LIMIT_S = 20.0
+_CA_FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
 
@@ -118,6 +119,23 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(front: TlsFr
     with trio.fail_after(LIMIT_S):
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
             await store.connect()
+
+
+@pytest.mark.parametrize("variable", _CA_FILES)
+async def test_a_certificate_that_the_environment_names_is_trusted(
+    front: TlsFront,
+    certificate: tuple[Path, Path],
+    variable: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for other in ("SSL_CERT_DIR", *_CA_FILES):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(variable, str(certificate[0]))
+    store = RedisPriceStore(f"rediss://localhost:{front.port}", instance="one")
+    with trio.fail_after(LIMIT_S):
+        await store.connect()
+        await store.ping()
+        await store.aclose()
 
 
 async def test_readers_hear_through_tls(
