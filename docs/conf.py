@@ -37,8 +37,8 @@ nitpick_ignore_regex = [
     ("py:class", r"mdservice\.runtime\.network\.HttpClient"),
     ("py:class", r"mdservice\.positions\.source\._Result"),
     ("py:class", r"mdservice\.pnl\.holding\..*"),
-    ("py:class", r"mdservice\.simulator\.(account|control|http|market|memory)\..*"),
-    ("py:class", r"mdservice\.simulator\.(paper_account|rest\.quotes|session|wire)\..*"),
+    ("py:class", r"mdservice\.simulator\.(http|market|memory|paper_account)\..*"),
+    ("py:class", r"mdservice\.simulator\.(rest_quotes|session|wire)\..*"),
 ]
 
 autodoc_member_order = "bysource"

@@ -40,8 +40,7 @@ from mdservice.publish.writer import RedisWriter
 from mdservice.router.actor import QuoteRouter
 from mdservice.runtime.actor import Actor, Channel
 from mdservice.runtime.backoff import Backoff
-from mdservice.runtime.supervisor import Supervisor
-from mdservice.runtime.watchdog import HealthWatchdog
+from mdservice.runtime.supervisor import HealthWatchdog, Supervisor
 
 __all__ = ["ChannelPlan", "Topology", "build"]
 

@@ -23,15 +23,10 @@ from mdservice.cli.options import (
     use_json_lines,
     use_plain_lines,
 )
-from mdservice.cli.run import gateway, run
-from mdservice.cli.simulate import simulate
+from mdservice.cli.run import gateway, run, simulate
 from mdservice.cli.watch.command import watch
 
 __all__ = ["CommandGroup", "cli", "main"]
-
-
-# The command that holds all others: its options, and what becomes of their errors.
-
 
 _AS_JSON = "mdservice.as_json"
 
@@ -47,7 +42,6 @@ Examples:
 Settings come from mdservice.toml, the environment, then flags.
 Exit codes: 0 fine, 1 failed, 2 usage (health: no answer), 78 configuration.
 """
-
 
 LONG_RUNNING = frozenset({"run", "gateway", "simulate"})
 """Commands that log: with the format ``json`` they print nothing but JSON objects."""

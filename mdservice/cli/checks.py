@@ -1,4 +1,4 @@
-"""What ``mdservice check`` tries, in order, and the checks that need no feed and no HTTP.
+"""What ``mdservice check`` tries, in order: settings, socket, feed, REST, Redis and positions.
 
 A check does not raise for what it looks at; what it found is in its result.
 """
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from mdservice.settings import Settings
 
 __all__ = [
-    "NAME",
     "CheckResult",
     "check_clock",
     "check_feed",
@@ -61,8 +60,79 @@ __all__ = [
     "warned",
 ]
 
+_FEED = "feed"
+_TIMEOUT_S = 20.0
+_FEED_TIMEOUT_S = 35.0
+"""Two drivers, of which each may log in for 15 s."""
+_SILENT_S = 4.0
+"""After this time the person at the terminal learns what is waited for."""
+_ASK_TIMEOUT_S = 3.0
+_HTTP_TIMEOUT_S = 8.0
+_MOST_BYTES = 4 * 1024 * 1024
+_MOST_SKEW_S = 5.0
+_NOT_FOUND = 404
+_REFUSED = (401, 403)
+_LATEST_FEEDS = ("iex", "sip", "delayed_sip", "boats", "overnight")
+_GIVE = 'give a list or {"positions": [...]}'
 
-# What a check found.
+
+async def run_checks(
+    settings: Settings,
+    *,
+    show: Callable[[CheckResult], None],
+    waiting: Callable[[str, float], None] = lambda _name, _limit_s: None,
+) -> list[CheckResult]:
+    """Try everything, one after the other; the feed takes 35 s at most, the others 20 s.
+
+    Args:
+        settings: What to try. They are complete, see :meth:`Settings.require_runnable`.
+        show: Gets each result as soon as it is there.
+        waiting: Gets the name of a check that takes more than some seconds, and its limit.
+    """
+    http = HttpClient()
+    running = await anyio.to_thread.run_sync(find_running, settings, abandon_on_cancel=True)
+    checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
+        "settings": partial(check_settings, settings),
+        "socket": partial(check_socket, settings, running),
+        _FEED: partial(check_feed, settings, running),
+        "data REST": partial(check_history, settings, http),
+        "clock": partial(check_clock, settings, http),
+        "redis": partial(check_redis, settings),
+        "positions": partial(check_positions, settings, http),
+    }
+    results = []
+    try:
+        for name, check in checks.items():
+            limit_s = _FEED_TIMEOUT_S if name == _FEED else _TIMEOUT_S
+            result = failed(name, f"nothing within {limit_s:g} s", "check the network")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_tell_later, partial(waiting, name, limit_s))
+                with anyio.move_on_after(limit_s):
+                    result = await check()
+                tasks.cancel_scope.cancel()
+            show(result)
+            results.append(result)
+    finally:
+        await http.aclose()
+    return results
+
+
+async def _tell_later(tell: Callable[[], None]) -> None:
+    await anyio.sleep(_SILENT_S)
+    tell()
+
+
+def find_running(settings: Settings) -> str | None:
+    """How the service that answers at the socket is doing; None where none does."""
+    try:
+        answer = ask(settings.socket, "GET", "/status", timeout_s=_ASK_TIMEOUT_S)
+    except (NoAnswer, ConfigurationError):
+        return None
+    feed = answer.content.get("feed")
+    feed = feed if isinstance(feed, dict) else {}
+    connected = "connected" if feed.get("connected") else "not connected"
+    error = f", last error: {feed['last_error']}" if feed.get("last_error") else ""
+    return f"{answer.content.get('state', 'running')}, {feed.get('name', '-')} {connected}{error}"
 
 
 @attrs.frozen
@@ -104,38 +174,98 @@ def failed(name: str, detail: str, advice: str = "", *, configuration: bool = Fa
     return CheckResult(name, "FAIL", detail, advice, configuration)
 
 
-# Whether Alpaca's REST APIs and the source of positions answer, and this machine's clock.
+async def check_settings(settings: Settings) -> CheckResult:
+    """Say where the settings come from; that they are valid is known by now."""
+    name = "settings"
+    kind = "simulated prices" if settings.simulated else f"Alpaca's feed {settings.feed}"
+    if not settings.sources:
+        return passed(name, f"all are defaults: {kind}, set ALPACA_API_KEY for real ones")
+    found = ", ".join(f"{key} ({source})" for key, source in settings.sources.items())
+    return passed(name, f"{kind}; {found}")
 
 
-_CHECK_HTTP_TIMEOUT_S = 8.0
-_MOST_BYTES = 4 * 1024 * 1024
-_MOST_SKEW_S = 5.0
-_NOT_FOUND = 404
-_REFUSED = (401, 403)
-_LATEST_FEEDS = ("iex", "sip", "delayed_sip", "boats", "overnight")
-_GIVE = 'give a list or {"positions": [...]}'
+async def check_socket(settings: Settings, running: str | None) -> CheckResult:
+    """Look whether the API's socket can be made where it is to be."""
+    name = "socket"
+    if running is not None:
+        return passed(name, f"a service runs at {settings.socket}: {running}")
+    try:
+        can_serve_at(settings.socket)
+    except ConfigurationError as exc:
+        return failed(name, str(exc), configuration=True)
+    return passed(name, f"{settings.socket} is free")
 
 
-@attrs.frozen
-class _Page:
-    """An answer: its status, its body, and the server's time in seconds since 1970."""
-
-    status: int
-    body: bytes
-    date_s: float | None
-
-
-class _Unreachable(Exception):
-    """No answer; the text says why.
+async def check_feed(settings: Settings, running: str | None) -> CheckResult:
+    """Connect and log in as the service would, and leave again at once.
 
     Args:
-        message: The reason.
-        configuration: Whether a variable of the environment is wrong, which the text names.
+        settings: Where to, with which keys and driver. The embedded simulator is started for it.
+        running: How the service that holds the account's one connection is doing, or None
+            where none runs; its connection is not disturbed.
     """
+    if running is not None and not settings.simulator_embedded:
+        return skipped(_FEED, f"the running service holds the account's connection: {running}")
+    from mdservice.feed.alpaca.drivers import make_drivers
+    from mdservice.feed.driver import LONGEST_OPEN_TIMEOUT_S, LoginLimit
 
-    def __init__(self, message: str, *, configuration: bool = False) -> None:
-        super().__init__(message)
-        self.configuration = configuration
+    async with AsyncExitStack() as stack:
+        if settings.simulator_embedded:
+            from mdservice.simulator import SimulatorConfig, open_simulator
+
+            config = SimulatorConfig(rate=0, connection_limit=None)
+            simulator = await stack.enter_async_context(open_simulator(config))
+            settings = attrs.evolve(settings, feed="simulator", feed_url=simulator.url)
+        try:
+            # One try has all the time that a running service comes to after several.
+            drivers = make_drivers(settings, LoginLimit(LONGEST_OPEN_TIMEOUT_S))
+        except ConfigurationError as exc:
+            return failed(_FEED, str(exc), configuration=True)
+        return await log_in(settings.feed_name, drivers)
+
+
+async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:
+    """Log in with the first driver that can, as ``auto`` would.
+
+    A refusal ends it, since another driver would be refused likewise.
+    """
+    troubles: list[str] = []
+    configuration = False
+    for driver in drivers:
+        try:
+            async with driver.connect():
+                before = f" ({'; '.join(troubles)})" if troubles else ""
+                return passed(_FEED, f"{feed}: logged in by {driver.name}{before}")
+        except (MDServiceError, BaseExceptionGroup) as exc:
+            refused = _foreseen(exc)
+            if isinstance(refused, FeedRefused):
+                return _feed_refused(feed, refused)
+            configuration = isinstance(refused, ConfigurationError)
+            troubles.append(f"{driver.name}: {refused}")
+    advice = "" if configuration else "check the network, and MDSERVICE_FEED_URL where it is set"
+    return failed(_FEED, "; ".join(troubles), advice, configuration=configuration)
+
+
+def _foreseen(exc: BaseException) -> MDServiceError:
+    """The one error of a connection; anything unforeseen goes on."""
+    found = list(causes(exc))
+    for cause in found:
+        if not isinstance(cause, (FeedError, ConfigurationError)):
+            raise exc
+    return next(cause for cause in found if isinstance(cause, MDServiceError))
+
+
+def _feed_refused(feed: str, refused: FeedRefused) -> CheckResult:
+    from mdservice.feed.alpaca.error_codes import Reaction, reaction_to_code, reaction_to_http
+
+    reaction = (reaction_to_http if refused.http else reaction_to_code)(refused.code)
+    advice = ""
+    if reaction is Reaction.WAIT_FOR_SLOT:
+        advice = (
+            "a running mdservice may be that program: look for it with `mdservice status`, or on "
+            "the account's other machines"
+        )
+    return failed(_FEED, f"{feed}: {refused}", advice, configuration=reaction is Reaction.FATAL)
 
 
 async def check_history(settings: Settings, http: HttpClient | None = None) -> CheckResult:
@@ -153,7 +283,7 @@ async def check_history(settings: Settings, http: HttpClient | None = None) -> C
         return _no_answer(name, exc, "MDSERVICE_REST_URL")
     if page.status == OK:
         return passed(name, f"{mask_url(settings.rest_url)} gives quotes of {settings.feed}")
-    return _refused(name, settings.rest_url, page, "the keys, the plan and MDSERVICE_REST_URL")
+    return _http_refused(name, settings.rest_url, page, "the keys, the plan and MDSERVICE_REST_URL")
 
 
 async def check_clock(settings: Settings, http: HttpClient | None = None) -> CheckResult:
@@ -203,7 +333,7 @@ async def check_positions(settings: Settings, http: HttpClient | None = None) ->
     except _Unreachable as exc:
         return _no_answer(name, exc, "MDSERVICE_POSITIONS")
     if page.status not in (OK, NO_CONTENT):
-        return _refused(name, url, page, "MDSERVICE_POSITIONS" + (" and the keys" * alpaca))
+        return _http_refused(name, url, page, "MDSERVICE_POSITIONS" + (" and the keys" * alpaca))
     try:
         return _judged(read_answer(page.status, page.body, mask_url(url), _GIVE), mask_url(url))
     except PositionsError as exc:
@@ -242,235 +372,6 @@ def _judged(positions: Sequence[Position], where: str) -> CheckResult:
             )
     not_followed = f", {others} of them {NOT_A_STOCK} and not followed" if others else ""
     return passed("positions", f"{where} holds {len(positions)}{not_followed}")
-
-
-def _keys(settings: Settings) -> dict[str, str]:
-    return {
-        "APCA-API-KEY-ID": settings.api_key or "",
-        "APCA-API-SECRET-KEY": settings.secret_key or "",
-    }
-
-
-def _refused(name: str, url: str, page: _Page, what: str) -> CheckResult:
-    return failed(
-        name,
-        f"{mask_url(url)} answers HTTP {page.status}",
-        f"check {what}",
-        configuration=page.status in _REFUSED,
-    )
-
-
-def _no_answer(name: str, exc: _Unreachable, setting: str) -> CheckResult:
-    advice = "" if exc.configuration else f"check the network and {setting}"
-    return failed(name, str(exc), advice, configuration=exc.configuration)
-
-
-async def _get(url: str, headers: Mapping[str, str], http: HttpClient | None) -> _Page:
-    """GET as the service does: with the same proxies, certificates and rules."""
-    bare, auth = without_login(url)
-    shown = mask_url(url)
-    client = http or HttpClient()
-    try:
-        client.prepare(bare)
-    except ConfigurationError as exc:
-        raise _Unreachable(str(exc), configuration=True) from exc
-    try:
-        answer = await client.get(
-            bare,
-            headers=headers,
-            auth=auth,
-            timeout_s=_CHECK_HTTP_TIMEOUT_S,
-            most_bytes=_MOST_BYTES,
-        )
-    except HttpFailed as exc:
-        if exc.kind == "timeout":
-            raise _Unreachable(
-                f"{shown} does not answer within {_CHECK_HTTP_TIMEOUT_S:g} s"
-            ) from exc
-        joined = (
-            f"{shown} {exc}"
-            if exc.kind in ("size", "encoding", "url")
-            else (f"{shown} cannot be reached: {exc}")
-        )
-        raise _Unreachable(joined) from exc
-    finally:
-        if http is None:
-            await client.aclose()
-    return _Page(answer.status, answer.body, _seconds(answer.headers.get("date")))
-
-
-def _seconds(date: str | None) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp() if date else None
-    except ValueError:
-        return None
-
-
-# Whether the feed lets us in.
-
-
-NAME = "feed"
-
-
-async def check_feed(settings: Settings, running: str | None) -> CheckResult:
-    """Connect and log in as the service would, and leave again at once.
-
-    Args:
-        settings: Where to, with which keys and driver. The embedded simulator is started for it.
-        running: How the service that holds the account's one connection is doing, or None
-            where none runs; its connection is not disturbed.
-    """
-    if running is not None and not settings.simulator_embedded:
-        return skipped(NAME, f"the running service holds the account's connection: {running}")
-    from mdservice.feed.alpaca.drivers import make_drivers
-    from mdservice.feed.driver import LONGEST_OPEN_TIMEOUT_S, LoginLimit
-
-    async with AsyncExitStack() as stack:
-        if settings.simulator_embedded:
-            from mdservice.simulator import SimulatorConfig, open_simulator
-
-            config = SimulatorConfig(rate=0, connection_limit=None)
-            simulator = await stack.enter_async_context(open_simulator(config))
-            settings = attrs.evolve(settings, feed="simulator", feed_url=simulator.url)
-        try:
-            # One try has all the time that a running service comes to after several.
-            drivers = make_drivers(settings, LoginLimit(LONGEST_OPEN_TIMEOUT_S))
-        except ConfigurationError as exc:
-            return failed(NAME, str(exc), configuration=True)
-        return await log_in(settings.feed_name, drivers)
-
-
-async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:
-    """Log in with the first driver that can, as ``auto`` would.
-
-    A refusal ends it, since another driver would be refused likewise.
-    """
-    troubles: list[str] = []
-    configuration = False
-    for driver in drivers:
-        try:
-            async with driver.connect():
-                before = f" ({'; '.join(troubles)})" if troubles else ""
-                return passed(NAME, f"{feed}: logged in by {driver.name}{before}")
-        except (MDServiceError, BaseExceptionGroup) as exc:
-            refused = _foreseen(exc)
-            if isinstance(refused, FeedRefused):
-                return _refusal(feed, refused)
-            configuration = isinstance(refused, ConfigurationError)
-            troubles.append(f"{driver.name}: {refused}")
-    advice = "" if configuration else "check the network, and MDSERVICE_FEED_URL where it is set"
-    return failed(NAME, "; ".join(troubles), advice, configuration=configuration)
-
-
-def _foreseen(exc: BaseException) -> MDServiceError:
-    """The one error of a connection; anything unforeseen goes on."""
-    found = list(causes(exc))
-    for cause in found:
-        if not isinstance(cause, (FeedError, ConfigurationError)):
-            raise exc
-    return next(cause for cause in found if isinstance(cause, MDServiceError))
-
-
-def _refusal(feed: str, refused: FeedRefused) -> CheckResult:
-    from mdservice.feed.alpaca.error_codes import Reaction, reaction_to_code, reaction_to_http
-
-    reaction = (reaction_to_http if refused.http else reaction_to_code)(refused.code)
-    advice = ""
-    if reaction is Reaction.WAIT_FOR_SLOT:
-        advice = (
-            "a running mdservice may be that program: look for it with `mdservice status`, or on "
-            "the account's other machines"
-        )
-    return failed(NAME, f"{feed}: {refused}", advice, configuration=reaction is Reaction.FATAL)
-
-
-_TIMEOUT_S = 20.0
-_FEED_TIMEOUT_S = 35.0
-"""Two drivers, of which each may log in for 15 s."""
-_SILENT_S = 4.0
-"""After this time the person at the terminal learns what is waited for."""
-_ASK_TIMEOUT_S = 3.0
-
-
-async def run_checks(
-    settings: Settings,
-    *,
-    show: Callable[[CheckResult], None],
-    waiting: Callable[[str, float], None] = lambda _name, _limit_s: None,
-) -> list[CheckResult]:
-    """Try everything, one after the other; the feed takes 35 s at most, the others 20 s.
-
-    Args:
-        settings: What to try. They are complete, see :meth:`Settings.require_runnable`.
-        show: Gets each result as soon as it is there.
-        waiting: Gets the name of a check that takes more than some seconds, and its limit.
-    """
-    http = HttpClient()
-    running = await anyio.to_thread.run_sync(find_running, settings, abandon_on_cancel=True)
-    checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
-        "settings": partial(check_settings, settings),
-        "socket": partial(check_socket, settings, running),
-        NAME: partial(check_feed, settings, running),
-        "data REST": partial(check_history, settings, http),
-        "clock": partial(check_clock, settings, http),
-        "redis": partial(check_redis, settings),
-        "positions": partial(check_positions, settings, http),
-    }
-    results = []
-    try:
-        for name, check in checks.items():
-            limit_s = _FEED_TIMEOUT_S if name == NAME else _TIMEOUT_S
-            result = failed(name, f"nothing within {limit_s:g} s", "check the network")
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_tell_later, partial(waiting, name, limit_s))
-                with anyio.move_on_after(limit_s):
-                    result = await check()
-                tasks.cancel_scope.cancel()
-            show(result)
-            results.append(result)
-    finally:
-        await http.aclose()
-    return results
-
-
-async def _tell_later(tell: Callable[[], None]) -> None:
-    await anyio.sleep(_SILENT_S)
-    tell()
-
-
-def find_running(settings: Settings) -> str | None:
-    """How the service that answers at the socket is doing; None where none does."""
-    try:
-        answer = ask(settings.socket, "GET", "/status", timeout_s=_ASK_TIMEOUT_S)
-    except (NoAnswer, ConfigurationError):
-        return None
-    feed = answer.content.get("feed")
-    feed = feed if isinstance(feed, dict) else {}
-    connected = "connected" if feed.get("connected") else "not connected"
-    error = f", last error: {feed['last_error']}" if feed.get("last_error") else ""
-    return f"{answer.content.get('state', 'running')}, {feed.get('name', '-')} {connected}{error}"
-
-
-async def check_settings(settings: Settings) -> CheckResult:
-    """Say where the settings come from; that they are valid is known by now."""
-    name = "settings"
-    kind = "simulated prices" if settings.simulated else f"Alpaca's feed {settings.feed}"
-    if not settings.sources:
-        return passed(name, f"all are defaults: {kind}, set ALPACA_API_KEY for real ones")
-    found = ", ".join(f"{key} ({source})" for key, source in settings.sources.items())
-    return passed(name, f"{kind}; {found}")
-
-
-async def check_socket(settings: Settings, running: str | None) -> CheckResult:
-    """Look whether the API's socket can be made where it is to be."""
-    name = "socket"
-    if running is not None:
-        return passed(name, f"a service runs at {settings.socket}: {running}")
-    try:
-        can_serve_at(settings.socket)
-    except ConfigurationError as exc:
-        return failed(name, str(exc), configuration=True)
-    return passed(name, f"{settings.socket} is free")
 
 
 async def check_redis(settings: Settings) -> CheckResult:
@@ -531,3 +432,85 @@ def _describe_rights(rights: RedisRights, address: RedisAddress, allow: str) -> 
             allow,
         )
     return passed(name, f"{address.shown} answers and takes writes")
+
+
+@attrs.frozen
+class _Page:
+    """An answer: its status, its body, and the server's time in seconds since 1970."""
+
+    status: int
+    body: bytes
+    date_s: float | None
+
+
+class _Unreachable(Exception):
+    """No answer; the text says why.
+
+    Args:
+        message: The reason.
+        configuration: Whether a variable of the environment is wrong, which the text names.
+    """
+
+    def __init__(self, message: str, *, configuration: bool = False) -> None:
+        super().__init__(message)
+        self.configuration = configuration
+
+
+def _keys(settings: Settings) -> dict[str, str]:
+    return {
+        "APCA-API-KEY-ID": settings.api_key or "",
+        "APCA-API-SECRET-KEY": settings.secret_key or "",
+    }
+
+
+def _http_refused(name: str, url: str, page: _Page, what: str) -> CheckResult:
+    return failed(
+        name,
+        f"{mask_url(url)} answers HTTP {page.status}",
+        f"check {what}",
+        configuration=page.status in _REFUSED,
+    )
+
+
+def _no_answer(name: str, exc: _Unreachable, setting: str) -> CheckResult:
+    advice = "" if exc.configuration else f"check the network and {setting}"
+    return failed(name, str(exc), advice, configuration=exc.configuration)
+
+
+async def _get(url: str, headers: Mapping[str, str], http: HttpClient | None) -> _Page:
+    """GET as the service does: with the same proxies, certificates and rules."""
+    bare, auth = without_login(url)
+    shown = mask_url(url)
+    client = http or HttpClient()
+    try:
+        client.prepare(bare)
+    except ConfigurationError as exc:
+        raise _Unreachable(str(exc), configuration=True) from exc
+    try:
+        answer = await client.get(
+            bare,
+            headers=headers,
+            auth=auth,
+            timeout_s=_HTTP_TIMEOUT_S,
+            most_bytes=_MOST_BYTES,
+        )
+    except HttpFailed as exc:
+        if exc.kind == "timeout":
+            raise _Unreachable(f"{shown} does not answer within {_HTTP_TIMEOUT_S:g} s") from exc
+        joined = (
+            f"{shown} {exc}"
+            if exc.kind in ("size", "encoding", "url")
+            else (f"{shown} cannot be reached: {exc}")
+        )
+        raise _Unreachable(joined) from exc
+    finally:
+        if http is None:
+            await client.aclose()
+    return _Page(answer.status, answer.body, _seconds(answer.headers.get("date")))
+
+
+def _seconds(date: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except ValueError:
+        return None

@@ -1,4 +1,4 @@
-"""Options that commands share, and the settings that follow from them."""
+"""What commands share: options and their settings, the lines that they print, exit codes."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ __all__ = [
     "use_plain_lines",
 ]
 
-
-# Errors as lines for people, and as exit codes.
-
+_log = get_logger(__name__)
 
 OK = 0
 FAILED = 1
@@ -50,7 +48,49 @@ USAGE = 2
 CONFIGURATION = 78
 """``EX_CONFIG`` of sysexits.h, so that systemd does not start the service again."""
 
-_log = get_logger(__name__)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def config_option(command: _Command) -> _Command:
+    """Give the command ``--config FILE``, which goes before or after a command's name."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Settings under [mdservice], in the place of ./mdservice.toml.",
+    )(command)
+
+
+def settings_options(*names: str) -> Callable[[_Command], _Command]:
+    """Give the command ``--config`` and the flags of these settings, or of all of them."""
+
+    def add(command: _Command) -> _Command:
+        for info in reversed(SETTINGS):
+            if info.secret or (names and info.name not in names):
+                continue
+            command = click.option(
+                info.flag,
+                info.name,
+                metavar=info.metavar,
+                help=f"{info.help} [{info.environment[0]}]",
+            )(command)
+        return config_option(command)
+
+    return add
+
+
+def settings_from(
+    ctx: click.Context, config: Path | None, flags: Mapping[str, str | None]
+) -> Settings:
+    """The settings for a command, from the file, the environment and its flags.
+
+    Raises:
+        ConfigurationError: See :func:`mdservice.load_settings`.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = load_settings(config or ctx.find_root().obj, given, os.environ)
+    hide_secrets(settings.secret_values())
+    return settings
 
 
 class _Lines:
@@ -195,48 +235,3 @@ def _log_warning(
 ) -> None:
     text = f"{filename}:{lineno}: {category.__name__}: {message}"
     _print_json("warning", "third_party_log", logger="py.warnings", message=text)
-
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def config_option(command: _Command) -> _Command:
-    """Give the command ``--config FILE``, which goes before or after a command's name."""
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Settings under [mdservice], in the place of ./mdservice.toml.",
-    )(command)
-
-
-def settings_options(*names: str) -> Callable[[_Command], _Command]:
-    """Give the command ``--config`` and the flags of these settings, or of all of them."""
-
-    def add(command: _Command) -> _Command:
-        for info in reversed(SETTINGS):
-            if info.secret or (names and info.name not in names):
-                continue
-            command = click.option(
-                info.flag,
-                info.name,
-                metavar=info.metavar,
-                help=f"{info.help} [{info.environment[0]}]",
-            )(command)
-        return config_option(command)
-
-    return add
-
-
-def settings_from(
-    ctx: click.Context, config: Path | None, flags: Mapping[str, str | None]
-) -> Settings:
-    """The settings for a command, from the file, the environment and its flags.
-
-    Raises:
-        ConfigurationError: See :func:`mdservice.load_settings`.
-    """
-    given = {name: value for name, value in flags.items() if value is not None}
-    settings = load_settings(config or ctx.find_root().obj, given, os.environ)
-    hide_secrets(settings.secret_values())
-    return settings

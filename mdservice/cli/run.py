@@ -1,20 +1,32 @@
-"""``mdservice run``."""
+"""The commands that run until they are stopped: ``run``, ``gateway`` and ``simulate``."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mdservice.cli.options import announce, settings_from, settings_options, use_json_lines
+from mdservice.cli.options import (
+    announce,
+    config_option,
+    settings_from,
+    settings_options,
+    use_json_lines,
+)
 from mdservice.observability.logging import configure_logging
 
-__all__ = ["gateway", "run"]
+if TYPE_CHECKING:
+    from mdservice.simulator import Simulator, SimulatorConfig
 
-
-# ``mdservice gateway``.
-
+__all__ = [
+    "gateway",
+    "run",
+    "simulate",
+]
 
 _GATEWAY_EPILOG = """\b
 Examples:
@@ -26,6 +38,49 @@ Examples:
 \b
 Prices come from Redis: --redis-url, else that of the service at --socket.
 """
+
+_RUN_EPILOG = """\b
+Examples:
+  mdservice run
+  MDSERVICE_FEED=test ALPACA_API_KEY=… ALPACA_SECRET_KEY=… \\
+    mdservice run --symbols FAKEPACA
+  mdservice run --symbols AAPL,MSFT --redis-url redis://localhost:6379
+
+\b
+Keys, secrets and the API token have no flags: set ALPACA_API_KEY,
+ALPACA_SECRET_KEY and MDSERVICE_API_TOKEN, or put them into the file.
+Ctrl-C, SIGTERM or SIGHUP drains and ends; a second one ends at once.
+"""
+
+_SIMULATE_EPILOG = """\b
+Example, in two terminals:
+  mdservice simulate --port 8765 --rate 1000
+  MDSERVICE_FEED=simulator MDSERVICE_FEED_URL=ws://127.0.0.1:8765/v2/iex \\
+    mdservice run --symbols AAPL
+"""
+_TERMINAL_PERIOD_S = 1.0
+_LOG_PERIOD_S = 10.0
+
+
+@click.command(epilog=_RUN_EPILOG, short_help="Run the service.")
+@settings_options()
+@click.pass_context
+def run(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
+    """Run the service: the feed's quotes into Redis, and the HTTP API.
+
+    With nothing set, the feed is a simulator and Redis an embedded server.
+    """
+    as_json = use_json_lines(ctx, config, flags)
+    settings = settings_from(ctx, config, flags)
+    settings.require_runnable()
+    import anyio
+
+    from mdservice.app.live_line import LiveLine
+    from mdservice.app.run import serve
+
+    live_line = LiveLine(redrawn=not as_json)
+    configure_logging(settings.log_format, stream=live_line)
+    anyio.run(partial(serve, settings, announce=announce, live_line=live_line), backend="trio")
 
 
 @click.command(epilog=_GATEWAY_EPILOG, short_help="Positions and real-time P&L over HTTP.")
@@ -46,36 +101,116 @@ def gateway(ctx: click.Context, /, config: Path | None, **flags: str | None) -> 
     anyio.run(partial(run_gateway, settings, announce=announce), backend="trio")
 
 
-_EPILOG = """\b
-Examples:
-  mdservice run
-  MDSERVICE_FEED=test ALPACA_API_KEY=… ALPACA_SECRET_KEY=… \\
-    mdservice run --symbols FAKEPACA
-  mdservice run --symbols AAPL,MSFT --redis-url redis://localhost:6379
-
-\b
-Keys, secrets and the API token have no flags: set ALPACA_API_KEY,
-ALPACA_SECRET_KEY and MDSERVICE_API_TOKEN, or put them into the file.
-Ctrl-C, SIGTERM or SIGHUP drains and ends; a second one ends at once.
-"""
-
-
-@click.command(epilog=_EPILOG, short_help="Run the service.")
-@settings_options()
+@click.command(epilog=_SIMULATE_EPILOG, short_help="Run the feed simulator alone.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    help="The port; a free one where not given.",
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="The same seed gives the same prices."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, max=1e7),
+    default=200.0,
+    show_default=True,
+    help="Quotes per second, shared by the symbols that are subscribed to.",
+)
+@click.option(
+    "--trades",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Make a trade that changes the positions so often; none where not given.",
+)
+@config_option
 @click.pass_context
-def run(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
-    """Run the service: the feed's quotes into Redis, and the HTTP API.
+def simulate(
+    ctx: click.Context,
+    /,
+    host: str,
+    port: int,
+    seed: int,
+    rate: float,
+    trades: float | None,
+    config: Path | None,
+) -> None:
+    """Run the feed simulator alone: Alpaca's protocol on a port of this machine.
 
-    With nothing set, the feed is a simulator and Redis an embedded server.
+    Any key and secret are accepted. The same port has Alpaca's REST: past and latest quotes,
+    the clock, a small portfolio's positions, and market orders.
     """
-    as_json = use_json_lines(ctx, config, flags)
-    settings = settings_from(ctx, config, flags)
-    settings.require_runnable()
+    as_json = use_json_lines(ctx, config)  # the one setting that the simulator has
+
+    if as_json:
+        configure_logging("json")
     import anyio
 
-    from mdservice.app.live_line import LiveLine
-    from mdservice.app.run import serve
+    from mdservice.simulator import DEMO_POSITIONS, SimulatorConfig
 
-    live_line = LiveLine(redrawn=not as_json)
-    configure_logging(settings.log_format, stream=live_line)
-    anyio.run(partial(serve, settings, announce=announce, live_line=live_line), backend="trio")
+    chosen = SimulatorConfig(seed=seed, rate=rate, positions=DEMO_POSITIONS, trade_every_s=trades)
+    anyio.run(
+        partial(_simulate, chosen, host, port, as_json=as_json),
+        backend="trio",
+    )
+
+
+async def _simulate(config: SimulatorConfig, host: str, port: int, *, as_json: bool) -> None:
+    import anyio
+
+    from mdservice.runtime.stop_signals import stop_on_signal
+    from mdservice.simulator import open_simulator
+
+    async with anyio.create_task_group() as tasks:
+        running = anyio.CancelScope()
+        await tasks.start(stop_on_signal, running)
+        async with open_simulator(config, host=host, port=port) as simulator:
+            announce(f"simulating Alpaca at {simulator.url} (seed {config.seed})")
+            announce(
+                "to use it: MDSERVICE_FEED=simulator "
+                f"MDSERVICE_FEED_URL={simulator.url} mdservice run --symbols AAPL"
+            )
+            announce(_about_positions(simulator))
+            with running:
+                await _show_progress(simulator, as_json)
+        tasks.cancel_scope.cancel()
+    if _is_terminal() and not as_json:
+        _say("")
+    announce("stopped")
+
+
+def _say(line: str, *, end: bool = True) -> None:
+    """Write a line; the simulator goes on where its terminal or its reader is gone."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(line, nl=end)
+
+
+def _about_positions(simulator: Simulator) -> str:
+    every_s = simulator.config.trade_every_s
+    trades = "no trades" if every_s is None else f"a trade every {every_s:g} s"
+    return f"positions at {simulator.rest_url}/v2/positions: {len(simulator.positions)}, {trades}"
+
+
+async def _show_progress(simulator: Simulator, as_json: bool = False) -> None:  # noqa: FBT001, FBT002 - start_soon takes no keywords
+    import anyio
+
+    terminal = _is_terminal() and not as_json
+    period_s = _TERMINAL_PERIOD_S if terminal else _LOG_PERIOD_S
+    before = simulator.quotes_made
+    while True:
+        await anyio.sleep(period_s)
+        made = simulator.quotes_made
+        rate = (made - before) / period_s
+        before = made
+        clients = len(simulator.connections)
+        line = f"{clients} connected, {made:,} quotes made, {rate:,.0f} a second"
+        if terminal:
+            _say(f"\r{line:<70}", end=False)
+        else:
+            announce(line)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()

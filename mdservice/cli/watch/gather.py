@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from mdservice.cli.watch.view import Entry, EntryStatus, Lot, Sums, View, printable
+from mdservice.cli.watch.screen import Entry, EntryStatus, Lot, Sums, View, printable
 from mdservice.client.http import ask
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError
@@ -28,173 +28,15 @@ from mdservice.pnl.rows import Row
 
 __all__ = ["Flow", "Gatherer", "ServiceWatch", "about", "state", "warnings"]
 
-
-# How the running service is doing, asked now and then.
-
-
 _EVERY_S: Final = 2.0
 _TIMEOUT_S: Final = 3.0
 _SUBSCRIPTIONS: Final = "/api/v1/market-data/subscriptions"
-
-
-class ServiceWatch:
-    """What the service at a socket says of itself; what it said last, while it says nothing.
-
-    Args:
-        socket: Its UNIX socket.
-        subscriptions: Whether it is asked for these too.
-
-    Attributes:
-        status: As ``/status`` told it last; empty before the first answer.
-        failure: Why the last try failed, or None.
-        answered: Whether it has ever answered.
-    """
-
-    def __init__(self, socket: Path, *, subscriptions: bool) -> None:
-        self.status: Mapping[str, Any] = {}
-        self.failure: MDServiceError | None = None
-        self.answered = False
-        self._socket = socket
-        self._ask_subscriptions = subscriptions
-        self._subscribed: frozenset[str] | None = None
-
-    @property
-    def reason(self) -> str | None:
-        """Why it does not answer, or None."""
-        return None if self.failure is None else masked(str(self.failure))
-
-    def asked_for(self, symbol: str) -> bool:
-        """Whether somebody subscribed to the symbol, as far as is known."""
-        known = self._subscribed
-        return known is None or symbol in known or EVERY_SYMBOL in known
-
-    async def refresh(self) -> None:
-        """Ask once."""
-        try:
-            status, subscribed = await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
-        except MDServiceError as exc:
-            self.failure = exc
-        else:
-            self.failure, self.answered = None, True
-            self.status, self._subscribed = status, subscribed
-
-    async def poll(self) -> None:
-        """Ask until cancelled."""
-        while True:
-            await anyio.sleep(_EVERY_S)
-            await self.refresh()
-
-    def _ask(self) -> tuple[Mapping[str, Any], frozenset[str] | None]:
-        answer = ask(self._socket, "GET", "/status", timeout_s=_TIMEOUT_S)
-        if not answer.ok:
-            raise MDServiceError(f"the service refused to tell its status: {answer.reason}")
-        if not self._ask_subscriptions:
-            return answer.content, None
-        told = ask(self._socket, "GET", _SUBSCRIPTIONS, timeout_s=_TIMEOUT_S)
-        symbols = told.content.get("symbols") if told.ok else None
-        known = frozenset(map(str, symbols)) if isinstance(symbols, list) else None
-        return answer.content, known
-
-
-# What stands above the table: the service, the feed, the flow of events, what is in the way.
-
-
 _WINDOW_S: Final = 3.0
 _QUIET_S: Final = 3.0
-
-
-class Flow:
-    """How many events came in the last seconds, and when the last one did. Pure."""
-
-    def __init__(self) -> None:
-        self.last_ns: int | None = None
-        self._samples: deque[tuple[float, int]] = deque()
-
-    def note(self, events: int, now_s: float, now_ns: int) -> None:
-        """Take the count of all events so far.
-
-        Args:
-            events: Fewer than before: they are counted anew.
-            now_s: Monotonic seconds.
-            now_ns: UTC nanoseconds.
-        """
-        samples = self._samples
-        if samples and events < samples[-1][1]:
-            samples.clear()
-        elif samples and events > samples[-1][1]:
-            self.last_ns = now_ns
-        samples.append((now_s, events))
-        while len(samples) > 2 and samples[1][0] < now_s - _WINDOW_S:  # noqa: PLR2004 - a window has two ends
-            samples.popleft()
-
-    @property
-    def per_s(self) -> float | None:
-        """Events per second; None before two counts."""
-        if len(self._samples) <= 1:
-            return None
-        (since_s, before), (now_s, events) = self._samples[0], self._samples[-1]
-        return (events - before) / max(now_s - since_s, 0.001)
-
-    def quiet(self, now_ns: int) -> bool:
-        """Whether none came in the last seconds."""
-        return self.last_ns is None or now_ns - self.last_ns > _QUIET_S * 1e9
-
-
-def state(service: ServiceWatch) -> tuple[str, bool]:
-    """The service in one or two words, and whether that is nothing to worry about."""
-    if service.failure is not None:
-        return "service away" if service.answered else "no service", False
-    told = printable(str(service.status.get("state", "-")))
-    return told, told == "running"
-
-
-def about(service: ServiceWatch, flow: Flow) -> tuple[str, ...]:
-    """More of the service, the most important first."""
-    parts = []
-    if flow.per_s is not None:
-        parts.append(f"{flow.per_s:,.0f} events/s")
-    feed = service.status.get("feed")
-    if isinstance(feed, Mapping):
-        parts.append(_feed(feed))
-    if flow.last_ns is not None:
-        last = datetime.fromtimestamp(flow.last_ns / 1e9, UTC)
-        parts.append(f"last event {last:%H:%M:%S} UTC")
-    if service.status.get("simulator"):
-        parts.append("simulated prices")
-    return tuple(parts)
-
-
-def _feed(feed: Mapping[str, Any]) -> str:
-    connected = "" if feed.get("connected") else " not connected"
-    return printable(f"feed {feed.get('name', '-')}{connected}")
-
-
-def warnings(service: ServiceWatch, book: PnlTracker, *, old: bool) -> tuple[str, ...]:
-    """Why what is shown may be out of date."""
-    found, reason = [], service.reason
-    if reason is not None:
-        from_before = old and service.answered
-        found.append(f"{reason}; what is shown is from before" if from_before else reason)
-    elif service.status.get("state") != "running":
-        found += [str(reason) for reason in service.status.get("reasons") or ()]
-    for warning in book.warnings():
-        # Where the positions are the service's, the reason is the same.
-        known = reason is not None and warning.endswith(reason)
-        found += [warning.partition(":")[0]] if known else [warning]
-    return tuple(map(printable, found))
-
-
 _MOMENT_S: Final = 1.5
 """For how long a change of a price is shown."""
 _HINTS: Final = 3
 _S_NS: Final = 1_000_000_000
-
-
-@attrs.frozen
-class _Seen:
-    price: Decimal | None
-    change: Decimal | None
-    until_s: float
 
 
 class Gatherer:
@@ -393,6 +235,153 @@ class Gatherer:
         problems = [p for p in self._positions or () if p.problem is not None]
         hints += [f"{printable(p.symbol)}: {printable(p.problem or '')}" for p in problems[:_HINTS]]
         return tuple(hints)
+
+
+@attrs.frozen
+class _Seen:
+    price: Decimal | None
+    change: Decimal | None
+    until_s: float
+
+
+class ServiceWatch:
+    """What the service at a socket says of itself; what it said last, while it says nothing.
+
+    Args:
+        socket: Its UNIX socket.
+        subscriptions: Whether it is asked for these too.
+
+    Attributes:
+        status: As ``/status`` told it last; empty before the first answer.
+        failure: Why the last try failed, or None.
+        answered: Whether it has ever answered.
+    """
+
+    def __init__(self, socket: Path, *, subscriptions: bool) -> None:
+        self.status: Mapping[str, Any] = {}
+        self.failure: MDServiceError | None = None
+        self.answered = False
+        self._socket = socket
+        self._ask_subscriptions = subscriptions
+        self._subscribed: frozenset[str] | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it does not answer, or None."""
+        return None if self.failure is None else masked(str(self.failure))
+
+    def asked_for(self, symbol: str) -> bool:
+        """Whether somebody subscribed to the symbol, as far as is known."""
+        known = self._subscribed
+        return known is None or symbol in known or EVERY_SYMBOL in known
+
+    async def refresh(self) -> None:
+        """Ask once."""
+        try:
+            status, subscribed = await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
+        except MDServiceError as exc:
+            self.failure = exc
+        else:
+            self.failure, self.answered = None, True
+            self.status, self._subscribed = status, subscribed
+
+    async def poll(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            await anyio.sleep(_EVERY_S)
+            await self.refresh()
+
+    def _ask(self) -> tuple[Mapping[str, Any], frozenset[str] | None]:
+        answer = ask(self._socket, "GET", "/status", timeout_s=_TIMEOUT_S)
+        if not answer.ok:
+            raise MDServiceError(f"the service refused to tell its status: {answer.reason}")
+        if not self._ask_subscriptions:
+            return answer.content, None
+        told = ask(self._socket, "GET", _SUBSCRIPTIONS, timeout_s=_TIMEOUT_S)
+        symbols = told.content.get("symbols") if told.ok else None
+        known = frozenset(map(str, symbols)) if isinstance(symbols, list) else None
+        return answer.content, known
+
+
+class Flow:
+    """How many events came in the last seconds, and when the last one did. Pure."""
+
+    def __init__(self) -> None:
+        self.last_ns: int | None = None
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def note(self, events: int, now_s: float, now_ns: int) -> None:
+        """Take the count of all events so far.
+
+        Args:
+            events: Fewer than before: they are counted anew.
+            now_s: Monotonic seconds.
+            now_ns: UTC nanoseconds.
+        """
+        samples = self._samples
+        if samples and events < samples[-1][1]:
+            samples.clear()
+        elif samples and events > samples[-1][1]:
+            self.last_ns = now_ns
+        samples.append((now_s, events))
+        while len(samples) > 2 and samples[1][0] < now_s - _WINDOW_S:  # noqa: PLR2004 - a window has two ends
+            samples.popleft()
+
+    @property
+    def per_s(self) -> float | None:
+        """Events per second; None before two counts."""
+        if len(self._samples) <= 1:
+            return None
+        (since_s, before), (now_s, events) = self._samples[0], self._samples[-1]
+        return (events - before) / max(now_s - since_s, 0.001)
+
+    def quiet(self, now_ns: int) -> bool:
+        """Whether none came in the last seconds."""
+        return self.last_ns is None or now_ns - self.last_ns > _QUIET_S * 1e9
+
+
+def state(service: ServiceWatch) -> tuple[str, bool]:
+    """The service in one or two words, and whether that is nothing to worry about."""
+    if service.failure is not None:
+        return "service away" if service.answered else "no service", False
+    told = printable(str(service.status.get("state", "-")))
+    return told, told == "running"
+
+
+def about(service: ServiceWatch, flow: Flow) -> tuple[str, ...]:
+    """More of the service, the most important first."""
+    parts = []
+    if flow.per_s is not None:
+        parts.append(f"{flow.per_s:,.0f} events/s")
+    feed = service.status.get("feed")
+    if isinstance(feed, Mapping):
+        parts.append(_feed(feed))
+    if flow.last_ns is not None:
+        last = datetime.fromtimestamp(flow.last_ns / 1e9, UTC)
+        parts.append(f"last event {last:%H:%M:%S} UTC")
+    if service.status.get("simulator"):
+        parts.append("simulated prices")
+    return tuple(parts)
+
+
+def _feed(feed: Mapping[str, Any]) -> str:
+    connected = "" if feed.get("connected") else " not connected"
+    return printable(f"feed {feed.get('name', '-')}{connected}")
+
+
+def warnings(service: ServiceWatch, book: PnlTracker, *, old: bool) -> tuple[str, ...]:
+    """Why what is shown may be out of date."""
+    found, reason = [], service.reason
+    if reason is not None:
+        from_before = old and service.answered
+        found.append(f"{reason}; what is shown is from before" if from_before else reason)
+    elif service.status.get("state") != "running":
+        found += [str(reason) for reason in service.status.get("reasons") or ()]
+    for warning in book.warnings():
+        # Where the positions are the service's, the reason is the same.
+        known = reason is not None and warning.endswith(reason)
+        found += [warning.partition(":")[0]] if known else [warning]
+    return tuple(map(printable, found))
 
 
 def _by_cost(positions: Sequence[Position]) -> list[tuple[str, int]]:

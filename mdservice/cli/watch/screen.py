@@ -1,4 +1,4 @@
-"""A view as lines for a terminal of any size. Pure."""
+"""What is shown at one moment, and its lines for a terminal of any size. Pure."""
 
 from __future__ import annotations
 
@@ -11,22 +11,35 @@ import attrs
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from mdservice.cli.watch.view import (
-    Entry,
-    Sums,
-    View,
-    age_text,
-    money_text,
-    number_text,
-    percent_text,
-    price_text,
-)
+__all__ = [
+    "COLUMNS",
+    "GAP",
+    "Column",
+    "Entry",
+    "EntryStatus",
+    "Lot",
+    "Screen",
+    "Sums",
+    "View",
+    "age_text",
+    "choose",
+    "money_text",
+    "number_text",
+    "percent_text",
+    "price_text",
+    "printable",
+    "sign_style",
+]
 
-__all__ = ["COLUMNS", "GAP", "Column", "Screen", "choose", "sign_style"]
+_LARGE: Final = Decimal("1e12")
+_SMALL: Final = Decimal("1e-6")
+_CENTS: Final = Decimal("0.005")
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
+_TENTHS_BELOW_S = 10
 
-
-# The columns of the table: what is in them, and which of them a terminal has room for.
-
+EntryStatus = Literal["live", "stale", "unpriced", "old", "not asked"]
+"""As in a P&L report; besides: ``old``, known from before the prices went away, and ``not
+asked``, a symbol that is not subscribed to."""
 
 GAP: Final = 2
 _STATUS_STYLES: Final = {
@@ -37,108 +50,6 @@ _STATUS_STYLES: Final = {
     "not asked": "magenta",
 }
 
-
-@attrs.frozen
-class Column:
-    """One column.
-
-    Attributes:
-        name: Its heading.
-        rank: Which columns come first into a terminal that has not room for all; those of the
-            same rank come together.
-        least: It is never narrower, so that it seldom changes.
-        of_lots: Whether only what is held has it.
-        text: An entry's text.
-        style: An entry's colour.
-        align: ``point``: the decimal points one below the other.
-    """
-
-    name: str
-    rank: int
-    least: int
-    text: Callable[[Entry], str]
-    style: Callable[[Entry], str] = lambda _entry: ""
-    align: Literal["left", "right", "point"] = "right"
-    of_lots: bool = False
-
-
-def sign_style(amount: Decimal | None) -> str:
-    """Green for a gain, red for a loss; the sign tells it too."""
-    if not amount:
-        return ""
-    return "green" if amount > 0 else "red"
-
-
-def _price(entry: Entry) -> str:
-    change = entry.change
-    arrow = " " if not change else "▲" if change > 0 else "▼"
-    return f"{arrow} {price_text(entry.price)}"
-
-
-def _change(entry: Entry) -> str:
-    if not entry.change:
-        return ""
-    return f"{'+' if entry.change > 0 else ''}{price_text(entry.change)}"
-
-
-COLUMNS: Final = (
-    Column("symbol", 0, 6, lambda e: e.symbol, lambda _e: "bold", "left"),
-    Column(
-        "qty", 5, 5, lambda e: number_text(e.lot.qty) if e.lot else "", align="point", of_lots=True
-    ),
-    Column(
-        "avg price",
-        6,
-        9,
-        lambda e: price_text(e.lot.avg_entry_price) if e.lot else "",
-        align="point",
-        of_lots=True,
-    ),
-    Column("price", 1, 10, _price, lambda e: sign_style(e.change), "point"),
-    Column("change", 9, 7, _change, lambda e: sign_style(e.change), "point"),
-    Column("bid", 8, 8, lambda e: price_text(e.bid), align="point"),
-    Column("ask", 8, 8, lambda e: price_text(e.ask), align="point"),
-    Column("age", 7, 6, lambda e: age_text(e.age_s)),
-    Column(
-        "P&L",
-        2,
-        9,
-        lambda e: money_text(e.lot.pnl) if e.lot else "",
-        lambda e: sign_style(e.lot.pnl) if e.lot else "",
-        of_lots=True,
-    ),
-    Column(
-        "P&L %",
-        4,
-        9,
-        lambda e: percent_text(e.lot.pnl_pct) if e.lot else "",
-        lambda e: sign_style(e.lot.pnl_pct) if e.lot else "",
-        of_lots=True,
-    ),
-    Column("status", 3, 8, lambda e: e.status, lambda e: _STATUS_STYLES[e.status], "left"),
-)
-"""From left to right."""
-
-
-def choose(columns: Iterable[Column], widths: Mapping[str, int], room: int) -> Sequence[Column]:
-    """The columns for which there is room, by rank, until one has none; in their own order.
-
-    Args:
-        columns: All, from left to right.
-        widths: How wide each has to be.
-        room: Cells of a line.
-    """
-    columns = list(columns)
-    used, ranks = -GAP, set[int]()
-    for rank in sorted({column.rank for column in columns}):
-        needed = sum(GAP + widths[column.name] for column in columns if column.rank == rank)
-        if used + needed > room:
-            break
-        used += needed
-        ranks.add(rank)
-    return [column for column in columns if column.rank in ranks]
-
-
 _END: Final = "Ctrl-C ends"
 _WARNINGS, _WARNINGS_WHERE_LOW = 3, 1
 _LOW: Final = 14
@@ -147,13 +58,91 @@ _MORE: Final = " …"
 
 
 @attrs.frozen
-class _Placed:
-    """A column with its texts: where it stands."""
+class View:
+    """Everything that a screen shows.
 
-    column: Column
-    texts: Sequence[str]
-    width: int
-    start: int
+    Attributes:
+        state: How the service is, in one or two words.
+        well: Whether that is nothing to worry about.
+        about: More of that, the most important first.
+        warnings: Why what is shown may be out of date.
+        hints: What to do about it.
+        held: The first of the lots that are held.
+        held_count: How many there are.
+        sums: None where nothing is held.
+        others: The first of the other symbols.
+        others_count: How many there are.
+    """
+
+    state: str
+    well: bool
+    about: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+    held: tuple[Entry, ...] = ()
+    held_count: int = 0
+    sums: Sums | None = None
+    others: tuple[Entry, ...] = ()
+    others_count: int = 0
+
+
+@attrs.frozen
+class Entry:
+    """A symbol, or one lot of it.
+
+    Attributes:
+        symbol: ``AAPL``.
+        status: In one or two words.
+        price: The mid, exact.
+        bid: None where there is none.
+        ask: Likewise.
+        age_s: How old the quote is.
+        change: By how much the price changed in the last moment; None where it did not.
+        lot: None where it is not held.
+    """
+
+    symbol: str
+    status: EntryStatus
+    price: Decimal | None = None
+    bid: Decimal | None = None
+    ask: Decimal | None = None
+    age_s: float | None = None
+    change: Decimal | None = None
+    lot: Lot | None = None
+
+
+@attrs.frozen
+class Lot:
+    """A position and what it is worth; None where it cannot be told.
+
+    Attributes:
+        qty: Below 0 for a short position.
+        avg_entry_price: Per share.
+        pnl: Exact.
+        pnl_pct: Of what it cost.
+    """
+
+    qty: Decimal | None
+    avg_entry_price: Decimal | None
+    pnl: Decimal | None
+    pnl_pct: Decimal | None
+
+
+@attrs.frozen
+class Sums:
+    """Over all that is held.
+
+    Attributes:
+        pnl: Of the priced lots.
+        pnl_pct: Of what these cost; None where that is 0.
+        priced: Lots with a price, live and stale.
+        unpriced: Lots without.
+    """
+
+    pnl: Decimal
+    pnl_pct: Decimal | None
+    priced: int
+    unpriced: int
 
 
 class Screen:
@@ -282,6 +271,174 @@ class Screen:
             line.append(text + fill if at.column.align == "left" else fill + text, style)
         line.rstrip()
         return line
+
+
+def number_text(number: Decimal | None) -> str:
+    """A quantity: ``1,250``, ``-2.5``; nine decimals at most, no zeros at their end."""
+    return _exact(number, 0, 9)
+
+
+def price_text(price: Decimal | None) -> str:
+    """``187.135``, ``402.50``: from two to six decimals."""
+    return _exact(price, 2, 6)
+
+
+def money_text(amount: Decimal | None) -> str:
+    """``+1,371.35``, rounded to cents; a sign unless that is 0."""
+    if amount is None:
+        return "-"
+    if abs(amount) >= _LARGE:
+        return f"{amount:+.4E}"
+    return "0.00" if abs(amount) <= _CENTS else f"{amount:+,.2f}"
+
+
+def percent_text(percent: Decimal | None) -> str:
+    """``+24.76 %``; a sign unless that is 0."""
+    return "-" if percent is None else f"{money_text(percent)} %"
+
+
+def age_text(seconds: float | None) -> str:
+    """``0.3 s``, ``12 s``, ``3 min``, ``5 h``, ``2 d``; cut, not rounded."""
+    if seconds is None:
+        return "-"
+    seconds = max(0.0, seconds)
+    if seconds < _TENTHS_BELOW_S:
+        return f"{int(seconds * 10) / 10:.1f} s"
+    if seconds < _MINUTE_S:
+        return f"{int(seconds)} s"
+    if seconds < _HOUR_S:
+        return f"{int(seconds) // _MINUTE_S} min"
+    if seconds < _DAY_S:
+        return f"{int(seconds) // _HOUR_S} h"
+    return f"{int(seconds) // _DAY_S} d"
+
+
+def printable(text: str) -> str:
+    """On one line, without what would steer a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+def _exact(number: Decimal | None, least: int, most: int) -> str:
+    """Grouped by thousands; numbers of many digits with an exponent."""
+    if number is None:
+        return "-"
+    if number and not _SMALL <= abs(number) < _LARGE:
+        return f"{number:.4E}"
+    text = f"{number or Decimal(0):,.{most}f}"
+    whole, _, decimals = text.partition(".")
+    decimals = decimals.rstrip("0").ljust(least, "0")
+    return f"{whole}.{decimals}" if decimals else whole
+
+
+@attrs.frozen
+class Column:
+    """One column.
+
+    Attributes:
+        name: Its heading.
+        rank: Which columns come first into a terminal that has not room for all; those of the
+            same rank come together.
+        least: It is never narrower, so that it seldom changes.
+        of_lots: Whether only what is held has it.
+        text: An entry's text.
+        style: An entry's colour.
+        align: ``point``: the decimal points one below the other.
+    """
+
+    name: str
+    rank: int
+    least: int
+    text: Callable[[Entry], str]
+    style: Callable[[Entry], str] = lambda _entry: ""
+    align: Literal["left", "right", "point"] = "right"
+    of_lots: bool = False
+
+
+def sign_style(amount: Decimal | None) -> str:
+    """Green for a gain, red for a loss; the sign tells it too."""
+    if not amount:
+        return ""
+    return "green" if amount > 0 else "red"
+
+
+def _price(entry: Entry) -> str:
+    change = entry.change
+    arrow = " " if not change else "▲" if change > 0 else "▼"
+    return f"{arrow} {price_text(entry.price)}"
+
+
+def _change(entry: Entry) -> str:
+    if not entry.change:
+        return ""
+    return f"{'+' if entry.change > 0 else ''}{price_text(entry.change)}"
+
+
+COLUMNS: Final = (
+    Column("symbol", 0, 6, lambda e: e.symbol, lambda _e: "bold", "left"),
+    Column(
+        "qty", 5, 5, lambda e: number_text(e.lot.qty) if e.lot else "", align="point", of_lots=True
+    ),
+    Column(
+        "avg price",
+        6,
+        9,
+        lambda e: price_text(e.lot.avg_entry_price) if e.lot else "",
+        align="point",
+        of_lots=True,
+    ),
+    Column("price", 1, 10, _price, lambda e: sign_style(e.change), "point"),
+    Column("change", 9, 7, _change, lambda e: sign_style(e.change), "point"),
+    Column("bid", 8, 8, lambda e: price_text(e.bid), align="point"),
+    Column("ask", 8, 8, lambda e: price_text(e.ask), align="point"),
+    Column("age", 7, 6, lambda e: age_text(e.age_s)),
+    Column(
+        "P&L",
+        2,
+        9,
+        lambda e: money_text(e.lot.pnl) if e.lot else "",
+        lambda e: sign_style(e.lot.pnl) if e.lot else "",
+        of_lots=True,
+    ),
+    Column(
+        "P&L %",
+        4,
+        9,
+        lambda e: percent_text(e.lot.pnl_pct) if e.lot else "",
+        lambda e: sign_style(e.lot.pnl_pct) if e.lot else "",
+        of_lots=True,
+    ),
+    Column("status", 3, 8, lambda e: e.status, lambda e: _STATUS_STYLES[e.status], "left"),
+)
+"""From left to right."""
+
+
+def choose(columns: Iterable[Column], widths: Mapping[str, int], room: int) -> Sequence[Column]:
+    """The columns for which there is room, by rank, until one has none; in their own order.
+
+    Args:
+        columns: All, from left to right.
+        widths: How wide each has to be.
+        room: Cells of a line.
+    """
+    columns = list(columns)
+    used, ranks = -GAP, set[int]()
+    for rank in sorted({column.rank for column in columns}):
+        needed = sum(GAP + widths[column.name] for column in columns if column.rank == rank)
+        if used + needed > room:
+            break
+        used += needed
+        ranks.add(rank)
+    return [column for column in columns if column.rank in ranks]
+
+
+@attrs.frozen
+class _Placed:
+    """A column with its texts: where it stands."""
+
+    column: Column
+    texts: Sequence[str]
+    width: int
+    start: int
 
 
 def _total(sums: Sums, placed: Sequence[_Placed], width: int) -> list[Text]:

@@ -19,8 +19,14 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from mdservice.cli.watch.gather import Gatherer, ServiceWatch
-from mdservice.cli.watch.screen import Screen
-from mdservice.cli.watch.view import Entry, money_text, number_text, percent_text, price_text
+from mdservice.cli.watch.screen import (
+    Entry,
+    Screen,
+    money_text,
+    number_text,
+    percent_text,
+    price_text,
+)
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import StoreUnavailable
 from mdservice.gateway.make import make_tracker
@@ -32,126 +38,8 @@ from mdservice.settings.feeds import FEED_URLS, feed_delay_s
 
 __all__ = ["LastError", "LineOutput", "PlainLines", "entry_text", "watch"]
 
-
-# Writing to whoever reads, who may be slow, or gone.
-
-
-class LineOutput:
-    """Writes lines past all buffers, in a thread: a reader that stalls holds up nothing else.
-
-    Args:
-        stream: An open file with a descriptor.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._descriptor = stream.fileno()
-        self._encoding = stream.encoding
-
-    async def write(self, lines: Sequence[str]) -> None:
-        """Write them all.
-
-        Cancelling gives up on a reader that takes nothing, perhaps in the middle of a line.
-
-        Raises:
-            BrokenPipeError: Nobody reads any more.
-        """
-        if not lines:
-            return
-        text = "".join(f"{line}\n" for line in lines)
-        data = text.encode(self._encoding, "replace")
-        await anyio.to_thread.run_sync(self._write, data, abandon_on_cancel=True)
-
-    def reader_gone(self) -> bool:
-        """Whether it is a pipe that nobody reads any more."""
-        poll = select.poll()
-        poll.register(self._descriptor, 0)
-        return any(event & select.POLLERR for _descriptor, event in poll.poll(0))
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-
-
-# Lines of text, where there is no terminal that could be redrawn. Pure.
-
-
 _SECONDS = len("2026-11-24T18:00:00")
-
-
-def entry_text(entry: Entry) -> str:
-    """``AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live``; ``-`` for what is not known."""
-    parts = [entry.symbol, price_text(entry.price)]
-    lot = entry.lot
-    if lot is not None:
-        parts += [number_text(lot.qty), "@", price_text(lot.avg_entry_price)]
-        parts += ["P&L", money_text(lot.pnl)]
-        if lot.pnl_pct is not None:
-            parts.append(f"({percent_text(lot.pnl_pct)})")
-    parts.append(entry.status)
-    if entry.status == "not asked":
-        parts.append(f"(mdservice subscribe {entry.symbol})")
-    return " ".join(parts)
-
-
-class PlainLines:
-    """Tells each change once."""
-
-    def __init__(self) -> None:
-        self._told: dict[tuple[str, int], str] = {}
-        self._notes: tuple[str, ...] = ()
-
-    def changed(self, entries: Iterable[tuple[tuple[str, int], Entry]], now_ns: int) -> list[str]:
-        """A line for each entry that reads otherwise than before.
-
-        Args:
-            entries: By symbol and number of the lot.
-            now_ns: The time that stands before them.
-        """
-        lines = []
-        for place, entry in entries:
-            text = entry_text(entry)
-            if self._told.get(place) != text:
-                self._told[place] = text
-                lines.append(f"{_time(now_ns)} {text}")
-        return lines
-
-    def notes(self, warnings: tuple[str, ...], now_ns: int) -> list[str]:
-        """A line for each warning that is new, and one when all are gone."""
-        before, self._notes = self._notes, warnings
-        if before and not warnings:
-            return [f"{_time(now_ns)} # all is well again"]
-        return [f"{_time(now_ns)} # {text}" for text in warnings if text not in before]
-
-
-def _time(now_ns: int) -> str:
-    return f"{format_ns(now_ns)[:_SECONDS]}Z"
-
-
-# What went wrong inside, for the screen: a log would be written across it.
-
-
 _SHOWN_S: Final = 30.0
-
-
-class LastError(logging.Handler):
-    """Keeps the last error that was logged, for a while; drops all other events."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self._text = ""
-        self._until_s = 0.0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the first line; the last one too, which names the error of a traceback."""
-        lines = record.getMessage().splitlines() or [""]
-        self._text = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1]}"
-        self._until_s = time.monotonic() + _SHOWN_S
-
-    def texts(self) -> tuple[str, ...]:
-        """The error, or nothing."""
-        return (f"an error inside: {self._text}",) if time.monotonic() < self._until_s else ()
-
-
 _REDRAW_S: Final = 0.25
 _LINES_EVERY_S: Final = 1.0
 _LOOK_S: Final = 0.02
@@ -255,16 +143,6 @@ async def _known(book: PnlTracker) -> None:
         await anyio.sleep(_LOOK_S)
 
 
-def _restore_terminal() -> None:
-    """Leave the full screen and show the cursor, where the terminal takes it without a wait."""
-    if not os.isatty(1):
-        return
-    os.set_blocking(1, False)
-    with suppress(OSError):
-        os.write(1, b"\x1b[?1049l\x1b[?25h")
-    os.set_blocking(1, True)  # the shell shares the open terminal
-
-
 async def _once(gatherer: Gatherer, book: PnlTracker, console: Console) -> bool:
     view = gatherer.view()
     if book.prices_status() is None:
@@ -313,6 +191,16 @@ async def _let_suspend(live: Live) -> None:
             live.start()
 
 
+def _restore_terminal() -> None:
+    """Leave the full screen and show the cursor, where the terminal takes it without a wait."""
+    if not os.isatty(1):
+        return
+    os.set_blocking(1, False)
+    with suppress(OSError):
+        os.write(1, b"\x1b[?1049l\x1b[?25h")
+    os.set_blocking(1, True)  # the shell shares the open terminal
+
+
 async def _in_lines(gatherer: Gatherer, clock: Clock) -> None:
     """Write what changes, line by line, until cancelled or until nobody reads."""
     output, notes, lines = LineOutput(sys.stdout), LineOutput(sys.stderr), PlainLines()
@@ -322,3 +210,107 @@ async def _in_lines(gatherer: Gatherer, clock: Clock) -> None:
         await notes.write(lines.notes(gatherer.warnings(), now_ns))
         await output.write(changed)
         await anyio.sleep(_LINES_EVERY_S)
+
+
+class LineOutput:
+    """Writes lines past all buffers, in a thread: a reader that stalls holds up nothing else.
+
+    Args:
+        stream: An open file with a descriptor.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._descriptor = stream.fileno()
+        self._encoding = stream.encoding
+
+    async def write(self, lines: Sequence[str]) -> None:
+        """Write them all.
+
+        Cancelling gives up on a reader that takes nothing, perhaps in the middle of a line.
+
+        Raises:
+            BrokenPipeError: Nobody reads any more.
+        """
+        if not lines:
+            return
+        text = "".join(f"{line}\n" for line in lines)
+        data = text.encode(self._encoding, "replace")
+        await anyio.to_thread.run_sync(self._write, data, abandon_on_cancel=True)
+
+    def reader_gone(self) -> bool:
+        """Whether it is a pipe that nobody reads any more."""
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return any(event & select.POLLERR for _descriptor, event in poll.poll(0))
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+def entry_text(entry: Entry) -> str:
+    """``AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live``; ``-`` for what is not known."""
+    parts = [entry.symbol, price_text(entry.price)]
+    lot = entry.lot
+    if lot is not None:
+        parts += [number_text(lot.qty), "@", price_text(lot.avg_entry_price)]
+        parts += ["P&L", money_text(lot.pnl)]
+        if lot.pnl_pct is not None:
+            parts.append(f"({percent_text(lot.pnl_pct)})")
+    parts.append(entry.status)
+    if entry.status == "not asked":
+        parts.append(f"(mdservice subscribe {entry.symbol})")
+    return " ".join(parts)
+
+
+class PlainLines:
+    """Tells each change once, where there is no terminal that could be redrawn. Pure."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, int], str] = {}
+        self._notes: tuple[str, ...] = ()
+
+    def changed(self, entries: Iterable[tuple[tuple[str, int], Entry]], now_ns: int) -> list[str]:
+        """A line for each entry that reads otherwise than before.
+
+        Args:
+            entries: By symbol and number of the lot.
+            now_ns: The time that stands before them.
+        """
+        lines = []
+        for place, entry in entries:
+            text = entry_text(entry)
+            if self._told.get(place) != text:
+                self._told[place] = text
+                lines.append(f"{_time(now_ns)} {text}")
+        return lines
+
+    def notes(self, warnings: tuple[str, ...], now_ns: int) -> list[str]:
+        """A line for each warning that is new, and one when all are gone."""
+        before, self._notes = self._notes, warnings
+        if before and not warnings:
+            return [f"{_time(now_ns)} # all is well again"]
+        return [f"{_time(now_ns)} # {text}" for text in warnings if text not in before]
+
+
+def _time(now_ns: int) -> str:
+    return f"{format_ns(now_ns)[:_SECONDS]}Z"
+
+
+class LastError(logging.Handler):
+    """Keeps the last error that was logged, for the screen; drops all other events."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._text = ""
+        self._until_s = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the first line; the last one too, which names the error of a traceback."""
+        lines = record.getMessage().splitlines() or [""]
+        self._text = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1]}"
+        self._until_s = time.monotonic() + _SHOWN_S
+
+    def texts(self) -> tuple[str, ...]:
+        """The error, or nothing."""
+        return (f"an error inside: {self._text}",) if time.monotonic() < self._until_s else ()

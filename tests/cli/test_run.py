@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from mdservice.cli.simulate import _about_positions, _show_progress
+from mdservice.cli.run import _about_positions, _show_progress
 from mdservice.simulator import DEMO_POSITIONS, SimulatorConfig, open_simulator
 
 
