@@ -157,15 +157,16 @@ class PnlEngine:
         return [*self._held, *self._remembered]
 
     def set_positions(self, positions: Sequence[Position]) -> bool:
-        """Replace all lots; whether anything is different now.
+        """Replace all lots; whether a row was added, removed, moved or changed.
 
         What is known of prices stays. Rows that stay the same do not count as changed, and where
         no row was added, removed or moved, no whole report is due. Costs as much as there are
         positions.
         """
         positions = tuple(positions)
-        different = positions != self._positions
-        if not different and not self.totals.waiting:
+        if positions is self._positions:
+            return False
+        if positions == self._positions and not self.totals.waiting:
             return False
         version = self.version
         lots: dict[str, list[Position]] = {}
@@ -188,7 +189,7 @@ class PnlEngine:
         if moved:
             self.version += 1
             self._whole_version = self.version
-        return different or self.version != version
+        return self.version != version
 
     def update(self, quote: Quote, now_ns: int) -> bool:
         """A quote came, as an event or from a key; whether a row changed.

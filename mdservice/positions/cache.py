@@ -140,7 +140,7 @@ class PositionCache:
         self._note(getattr(self._source, "out_of_date", None))
         self.answers += 1
         self._answered_s = self._clock.monotonic()
-        if before != positions:
+        if before is not positions and before != positions:
             _log_problems(before, positions)
 
     def _note(self, error: str | None) -> None:
