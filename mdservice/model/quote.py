@@ -86,6 +86,9 @@ def exact_mid(bid: float, ask: float) -> Decimal | None:
 
 _SCALE = 10_000.0
 _DOUBLE_SCALE = 20_000.0
+_ROUND = 1.5 * 2**52
+"""Added and subtracted, it rounds half-even as round() does, in half the time: doubles of this
+size have no fraction. Right below 2**51, and scaled prices are below 1e13."""
 _EXACT_BELOW = 1e9
 
 
@@ -98,8 +101,8 @@ def mid_number(bid: float, ask: float) -> float | Decimal | None:
     """
     if bid and ask:
         if -_EXACT_BELOW < bid < _EXACT_BELOW and -_EXACT_BELOW < ask < _EXACT_BELOW:
-            scaled_bid = round(bid * _SCALE)
-            scaled_ask = round(ask * _SCALE)
+            scaled_bid = bid * _SCALE + _ROUND - _ROUND
+            scaled_ask = ask * _SCALE + _ROUND - _ROUND
             if scaled_bid / _SCALE == bid and scaled_ask / _SCALE == ask:
                 return (scaled_bid + scaled_ask) / _DOUBLE_SCALE
         return exact_mid(bid, ask)
