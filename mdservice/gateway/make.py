@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from inspect import isawaitable
+from itertools import chain
 from operator import index, is_
 from typing import Any, Final, cast
 
@@ -55,6 +56,7 @@ _FIELDS: Final = (
 _PRICE: Final = "avg_entry_price"
 _UNREADABLE: Final = b'{"symbol":"?"}'
 _ABSENT: Final = object()
+_DICT: Final = frozenset({dict})
 _NEVER_CHANGE: Final = frozenset({str, int, float, bool, Decimal, type(None), type(_ABSENT)})
 
 
@@ -70,6 +72,8 @@ class FunctionPositions:
         it returns changes."""
         self._unreadable: dict[int, tuple[str, str]] = {}
         """The types of rows that cannot be read, and of their errors, by place."""
+        self._parts: list[object] = []
+        """What the rows consisted of, where none of it can change in place; else empty."""
         self._content = b""
         self._positions: tuple[Position, ...] = ()
         """Of that content."""
@@ -96,6 +100,9 @@ class FunctionPositions:
             raise PositionsUnavailable(
                 f"the program's function for positions failed ({type(exc).__name__}, see the log)"
             ) from exc
+        parts = _parts(rows)
+        if parts and len(parts) == len(self._parts) and all(map(is_, parts, self._parts)):
+            return self._positions
         if len(rows) < len(self._known):
             self._known.clear()
         for place in [place for place in self._unreadable if place >= len(rows)]:
@@ -104,6 +111,7 @@ class FunctionPositions:
         if content != self._content:
             self._positions = tuple(parse_positions(content, "what the function returns"))
             self._content = content
+        self._parts = parts if _NEVER_CHANGE.issuperset(map(type, parts)) else []
         return self._positions
 
     async def aclose(self) -> None:
@@ -133,6 +141,19 @@ class FunctionPositions:
         if _NEVER_CHANGE.issuperset(map(type, values)):
             self._known[place] = values, encoded
         return encoded
+
+
+def _parts(rows: Sequence[object]) -> list[object]:
+    """Sizes, keys and values of rows that are plain dicts; empty where there are others.
+
+    Where all are the same objects as before, so are the rows. Comparing them in one go takes a
+    third of the time of a look at each row.
+    """
+    if not _DICT.issuperset(map(type, rows)):
+        return []
+    dicts = cast("Sequence[dict[object, object]]", rows)
+    values = chain.from_iterable(map(dict.values, dicts))
+    return [*map(len, dicts), *chain.from_iterable(dicts), *values]
 
 
 def _values_of(row: object) -> Sequence[object]:

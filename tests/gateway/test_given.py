@@ -9,6 +9,7 @@ import attrs
 import pytest
 from alpaca.trading.models import USDPositionValues
 
+from mdservice.errors import PositionsRefused
 from mdservice.gateway import make as given
 from mdservice.gateway.make import FunctionPositions
 
@@ -117,6 +118,65 @@ async def test_rows_that_come_go_and_move_are_noticed() -> None:
     source = FunctionPositions(lambda: rows)
     for rows[:] in ([one, two], [two, one], [two], [], [one], [one, one, two]):
         assert await shown(source) == [(row.symbol, str(row.qty)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([{"symbol": "A", "qty": 1}, {"symbol": "B", "qty": 2}], None),
+        ([{"symbol": "A", "qty": 1}], [{"symbol": "A", "qty": True}]),
+        ([{"symbol": "A", "qty": 2}], [{"symbol": "A", "qty": Decimal("2.0")}]),
+        ([{"symbol": "A", "qty": 1, "side": "short"}, {"symbol": "B"}], None),
+        ([{"symbol": "A", "qty": 1}], [{"symbol": "A", "avg_entry_price": 1}]),
+        ([{"symbol": "A"}, {"symbol": "B"}], [{"symbol": "B"}, {"symbol": "A"}]),
+        ([{"symbol": "A"}], [{"symbol": "A"}, {"symbol": "A"}]),
+        ([{"symbol": "A"}], []),
+        ([{"symbol": "A", "qty": 1, "side": "long"}], [{"symbol": "A", "qty": 1}]),
+    ],
+)
+async def test_dicts_with_other_contents_are_noticed(before: Any, after: Any) -> None:
+    rows = list(before)
+    source = FunctionPositions(lambda: rows)
+    for _ in range(2):
+        assert await source.fetch() == await FunctionPositions(lambda: list(before)).fetch()
+    # Without another list: the same keys and values, only the last pair is another row's.
+    rows[:] = after if after is not None else _with_the_last_pair_moved(before)
+    again = await FunctionPositions(rows.copy).fetch()
+    for _ in range(2):
+        found = await source.fetch()
+        assert found == again
+        assert [str(each.qty) for each in found] == [str(each.qty) for each in again]
+
+
+def _with_the_last_pair_moved(rows: Any) -> Any:
+    *_, (name, value) = rows[0].items()
+    first = {each: rows[0][each] for each in rows[0] if each != name}
+    return [first, {name: value, **rows[1]}]
+
+
+async def test_a_value_that_changes_in_place_is_noticed_in_dicts() -> None:
+    count, dollars = Count(5), {"avg_entry_price": 1}
+    rows: list[Any] = [
+        {"symbol": "A", "qty": count, "avg_entry_price": 1},
+        {"symbol": "B", "qty": 1, "avg_entry_price": 9, "swap_rate": "9", "usd": dollars},
+    ]
+    source = FunctionPositions(lambda: rows)
+    await source.fetch()
+    count.value, dollars["avg_entry_price"] = 6, 2
+    first, second = await source.fetch()
+    assert (first.qty, second.avg_entry_price) == (6, 2)
+
+
+async def test_a_function_that_failed_is_asked_again_from_the_start() -> None:
+    rows: list[Any] = [{"symbol": "A", "qty": 1, "avg_entry_price": 1}]
+    source = FunctionPositions(lambda: rows)
+    found = await source.fetch()
+    rows.append({"symbol": "A" * 17_000_000})
+    for _ in range(2):
+        with pytest.raises(PositionsRefused):
+            await source.fetch()
+    rows.pop()
+    assert await source.fetch() == found
 
 
 async def test_a_row_with_the_same_values_is_not_written_again(
