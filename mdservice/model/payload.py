@@ -16,26 +16,48 @@ from mdservice.model.timestamps import format_ns, parse_rfc3339
 
 __all__ = ["QuoteDecoder", "decode_quote", "encode_quote", "encode_status"]
 
-
-# Price objects as they were written, back as quotes.
-
-
 _Number = Annotated[float, msgspec.Meta(ge=0)]
 
+_encoder = msgspec.json.Encoder(decimal_format="number")
 
-class _DecodePrice(msgspec.Struct):
-    """What :func:`mdservice.model.payload.encode_quote` writes; the price follows from the rest."""
+
+def encode_quote(quote: Quote) -> bytes:
+    """The price object: key, event and HTTP answer are these same bytes.
+
+    ``{"symbol":"AAPL","price":187.135,"bid":187.12,"ask":187.15,"bid_size":2,"ask_size":3,
+    "timestamp":"2026-11-20T15:51:44.208912345Z","seq":1042}``; ``price`` is the exact decimal
+    mid as a JSON number, or null.
+    """
+    return _encoder.encode(
+        _Price(
+            quote.symbol,
+            mid_number(quote.bid, quote.ask),
+            quote.bid,
+            quote.ask,
+            quote.bid_size,
+            quote.ask_size,
+            format_ns(quote.ts_event_ns),
+            quote.seq,
+        )
+    )
+
+
+def encode_status(status: FeedStatus) -> bytes:
+    """The ``feed.status`` message: ``{"state":"connected","at":"2026-…Z",…details}``."""
+    return _encoder.encode({"state": status.state, "at": format_ns(status.at_ns), **status.details})
+
+
+class _Price(msgspec.Struct, gc=False):
+    """The price object and the event; see :func:`encode_quote`."""
 
     symbol: str
-    bid: _Number
-    ask: _Number
+    price: float | Decimal | None
+    bid: float
+    ask: float
     bid_size: int | float
     ask_size: int | float
     timestamp: str
     seq: int
-
-
-_decode = msgspec.json.Decoder(_DecodePrice).decode
 
 
 def decode_quote(payload: bytes) -> Quote:
@@ -45,20 +67,6 @@ def decode_quote(payload: bytes) -> Quote:
         ValueError: It is no price object.
     """
     return _quote(_decode(payload))  # msgspec.DecodeError is a ValueError
-
-
-def _quote(price: _DecodePrice) -> Quote:
-    event_ns = parse_rfc3339(price.timestamp)
-    return Quote(
-        price.symbol,
-        price.bid,
-        price.ask,
-        price.bid_size,
-        price.ask_size,
-        event_ns,
-        event_ns,
-        price.seq,
-    )
 
 
 class QuoteDecoder:
@@ -102,43 +110,30 @@ class QuoteDecoder:
         self._seen.add(symbol)
 
 
-class _Price(msgspec.Struct, gc=False):
-    """The price object and the event; see :func:`encode_quote`."""
+class _WrittenPrice(msgspec.Struct):
+    """What :func:`encode_quote` has written; the price follows from the rest."""
 
     symbol: str
-    price: float | Decimal | None
-    bid: float
-    ask: float
+    bid: _Number
+    ask: _Number
     bid_size: int | float
     ask_size: int | float
     timestamp: str
     seq: int
 
 
-_encoder = msgspec.json.Encoder(decimal_format="number")
+_decode = msgspec.json.Decoder(_WrittenPrice).decode
 
 
-def encode_quote(quote: Quote) -> bytes:
-    """The price object: key, event and HTTP answer are these same bytes.
-
-    ``{"symbol":"AAPL","price":187.135,"bid":187.12,"ask":187.15,"bid_size":2,"ask_size":3,
-    "timestamp":"2026-11-20T15:51:44.208912345Z","seq":1042}``; ``price`` is the exact decimal
-    mid as a JSON number, or null.
-    """
-    return _encoder.encode(
-        _Price(
-            quote.symbol,
-            mid_number(quote.bid, quote.ask),
-            quote.bid,
-            quote.ask,
-            quote.bid_size,
-            quote.ask_size,
-            format_ns(quote.ts_event_ns),
-            quote.seq,
-        )
+def _quote(price: _WrittenPrice) -> Quote:
+    event_ns = parse_rfc3339(price.timestamp)
+    return Quote(
+        price.symbol,
+        price.bid,
+        price.ask,
+        price.bid_size,
+        price.ask_size,
+        event_ns,
+        event_ns,
+        price.seq,
     )
-
-
-def encode_status(status: FeedStatus) -> bytes:
-    """The ``feed.status`` message: ``{"state":"connected","at":"2026-…Z",…details}``."""
-    return _encoder.encode({"state": status.state, "at": format_ns(status.at_ns), **status.details})

@@ -1,4 +1,4 @@
-"""One symbol: its lots, its newest usable quote, and the rows that follow from both."""
+"""One symbol with its lots, its newest usable quote and its rows; and the sums over all symbols."""
 
 from __future__ import annotations
 
@@ -15,53 +15,7 @@ from mdservice.pnl.rows import Row, Status
 
 __all__ = ["Holding", "Totals"]
 
-
-_fma = EXACT.fma
-
-
-@attrs.frozen
-class _Lot:
-    """A position with what of its P&L does not depend on the price.
-
-    Attributes:
-        qty: As the position's, 0 without its sign.
-        avg_entry_price: Likewise.
-        problem: Why it is never priced, or None; then the following are 0.
-        units: Shares: ``qty`` x multiplier.
-        minus_paid: -``units`` x ``avg_entry_price``; P&L is ``units`` x price + ``minus_paid``.
-        hundredth: One per cent of ``|qty|`` x ``avg_entry_price`` x multiplier.
-    """
-
-    qty: Decimal | None
-    avg_entry_price: Decimal | None
-    problem: str | None
-    units: Decimal = ZERO
-    minus_paid: Decimal = ZERO
-    hundredth: Decimal = ZERO
-
-
-def _lot(position: Position) -> _Lot:
-    qty, avg = shown(position.qty), shown(position.avg_entry_price)
-    problem = position.problem or _problem(position)
-    if problem is not None or qty is None or avg is None:
-        return _Lot(qty, avg, problem)
-    units = EXACT.multiply(qty, position.multiplier)
-    minus_paid = EXACT.minus(EXACT.multiply(units, avg))
-    hundredth = EXACT.scaleb(minus_paid if qty < 0 else EXACT.minus(minus_paid), -2)
-    return _Lot(qty, avg, None, units, minus_paid, hundredth)
-
-
-def _problem(position: Position) -> str | None:
-    for name, number in (
-        ("qty", position.qty),
-        ("avg_entry_price", position.avg_entry_price),
-        ("multiplier", position.multiplier),
-    ):
-        if number is None:
-            return f"{name} is missing or is no number"
-        if not sums_up(number):
-            return f"{name} is no number of at most {MOST_DIGITS} digits on each side of the point"
-    return None
+_fma, _subtract = EXACT.fma, EXACT.subtract
 
 
 @attrs.define(eq=False)
@@ -177,24 +131,9 @@ class Holding:
         return Row(symbol, qty, avg, price, pnl, percent, when, self.status)
 
 
-def _previous_price(positions: Sequence[Position], lots: Sequence[_Lot]) -> Decimal | None:
-    """What the source of the lots says that a share is worth."""
-    for position, lot in zip(positions, lots, strict=True):
-        price = position.previous_price
-        if lot.problem is None and price is not None and sums_up(price):
-            return price
-    return None
-
-
-# Sums over all holdings, kept up to date by what each event changes.
-
-
-_totals_fma, _subtract = EXACT.fma, EXACT.subtract
-
-
 @attrs.define(eq=False)
 class Totals:
-    """The engine alone changes them.
+    """Sums over all holdings, kept up to date by what each event changes; the engine alone does it.
 
     Attributes:
         unrealized_pnl: The exact sum over the priced rows, live and stale.
@@ -244,6 +183,58 @@ class Totals:
 
     def step(self, holding: Holding, before: Decimal, price: Decimal) -> None:
         """The price of a holding that is counted goes from one to another."""
-        self.unrealized_pnl = _totals_fma(
-            holding.units, _subtract(price, before), self.unrealized_pnl
-        )
+        self.unrealized_pnl = _fma(holding.units, _subtract(price, before), self.unrealized_pnl)
+
+
+@attrs.frozen
+class _Lot:
+    """A position with what of its P&L does not depend on the price.
+
+    Attributes:
+        qty: As the position's, 0 without its sign.
+        avg_entry_price: Likewise.
+        problem: Why it is never priced, or None; then the following are 0.
+        units: Shares: ``qty`` x multiplier.
+        minus_paid: -``units`` x ``avg_entry_price``; P&L is ``units`` x price + ``minus_paid``.
+        hundredth: One per cent of ``|qty|`` x ``avg_entry_price`` x multiplier.
+    """
+
+    qty: Decimal | None
+    avg_entry_price: Decimal | None
+    problem: str | None
+    units: Decimal = ZERO
+    minus_paid: Decimal = ZERO
+    hundredth: Decimal = ZERO
+
+
+def _lot(position: Position) -> _Lot:
+    qty, avg = shown(position.qty), shown(position.avg_entry_price)
+    problem = position.problem or _problem(position)
+    if problem is not None or qty is None or avg is None:
+        return _Lot(qty, avg, problem)
+    units = EXACT.multiply(qty, position.multiplier)
+    minus_paid = EXACT.minus(EXACT.multiply(units, avg))
+    hundredth = EXACT.scaleb(minus_paid if qty < 0 else EXACT.minus(minus_paid), -2)
+    return _Lot(qty, avg, None, units, minus_paid, hundredth)
+
+
+def _problem(position: Position) -> str | None:
+    for name, number in (
+        ("qty", position.qty),
+        ("avg_entry_price", position.avg_entry_price),
+        ("multiplier", position.multiplier),
+    ):
+        if number is None:
+            return f"{name} is missing or is no number"
+        if not sums_up(number):
+            return f"{name} is no number of at most {MOST_DIGITS} digits on each side of the point"
+    return None
+
+
+def _previous_price(positions: Sequence[Position], lots: Sequence[_Lot]) -> Decimal | None:
+    """What the source of the lots says that a share is worth."""
+    for position, lot in zip(positions, lots, strict=True):
+        price = position.previous_price
+        if lot.problem is None and price is not None and sums_up(price):
+            return price
+    return None

@@ -42,261 +42,15 @@ from mdservice.simulator.wire import (
 
 __all__ = ["FakeDriver", "FakeHistory", "FakeLink", "HistoryRequest", "VirtualClock"]
 
-
-# A clock whose UTC follows the event loop's time, so that trio's virtual time moves it.
-
-
 _NS_PER_S: Final = 1_000_000_000
 # 2026-11-20T15:00:00Z, a Friday in market hours.
 _START_NS: Final = 1_795_186_800 * _NS_PER_S
 
-
-class VirtualClock:
-    """A :class:`~mdservice.clock.Clock` to be read inside a running event loop.
-
-    On trio's ``MockClock`` time starts at 0, so the first stamp of a test is ``start_ns``.
-
-    Args:
-        start_ns: UTC nanoseconds at the loop's time 0.
-    """
-
-    def __init__(self, start_ns: int = _START_NS) -> None:
-        self._start_ns = start_ns
-
-    def monotonic(self) -> float:
-        """The event loop's time, in seconds."""
-        return anyio.current_time()
-
-    def utc_ns(self) -> int:
-        """UTC nanoseconds."""
-        return self._start_ns + int(anyio.current_time() * _NS_PER_S)
-
-    def step(self, seconds: float) -> None:
-        """Set the machine's clock forward or back, as NTP does; monotonic time does not move."""
-        self._start_ns += int(seconds * _NS_PER_S)
-
-
-# A history without a server: a test says what it holds, how far it lags and how it fails.
-
-
 _MOST_REQUESTS: Final = 10_000
-
-
-@attrs.frozen
-class HistoryRequest:
-    """What was asked.
-
-    Attributes:
-        at_s: When, by the event loop's clock.
-        call: ``quotes`` or ``latest``.
-        symbols: Of which symbols.
-        start_ns: From when, UTC nanoseconds; 0 for the latest.
-        end_ns: Until when; 0 for the latest.
-    """
-
-    at_s: float
-    call: str
-    symbols: tuple[str, ...]
-    start_ns: int = 0
-    end_ns: int = 0
-
-
-class FakeHistory:
-    """A :class:`~mdservice.feed.history.QuoteHistory` in this process.
-
-    Passes the same contract suite as the real one.
-
-    Attributes:
-        lag_s: How long a quote takes to get into the past quotes; the latest do not lag.
-        delay_s: How long every answer takes.
-        script: What the next calls end with; each takes one, None lets it succeed.
-        always: What every call ends with once the script is empty, or None.
-        refuses: Symbols that make it refuse every list they are in, with its words.
-        requests: What was asked, in order.
-    """
-
-    def __init__(self, lag_s: float = 0.0) -> None:
-        self.lag_s = lag_s
-        self.delay_s = 0.0
-        self.rows_skipped = 0
-        self.script: deque[Exception | None] = deque()
-        self.always: Exception | None = None
-        self.refuses: dict[str, str] = {}
-        self.requests: deque[HistoryRequest] = deque(maxlen=_MOST_REQUESTS)
-        self._recorded: list[tuple[float, Quote]] = []
-
-    def add(self, quotes: Iterable[Quote]) -> None:
-        """The market has made these quotes, now and in this order."""
-        now_s = anyio.current_time()
-        self._recorded.extend((now_s, attrs.evolve(quote, seq=0)) for quote in quotes)
-
-    async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
-        """See :meth:`mdservice.feed.history.QuoteHistory.quotes`."""
-        await self._answer(HistoryRequest(_now(), "quotes", tuple(symbols), start_ns, end_ns))
-        known_s = _now() - self.lag_s
-        found = [
-            attrs.evolve(quote)
-            for at_s, quote in self._recorded
-            if quote.symbol in symbols
-            and start_ns <= quote.ts_event_ns <= end_ns
-            and at_s <= known_s
-        ]
-        return sorted(found, key=lambda quote: (quote.symbol, quote.ts_event_ns))
-
-    async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
-        """See :meth:`mdservice.feed.history.QuoteHistory.latest`."""
-        await self._answer(HistoryRequest(_now(), "latest", tuple(symbols)))
-        newest: dict[str, Quote] = {}
-        for _, quote in self._recorded:
-            last = newest.get(quote.symbol)
-            if quote.symbol in symbols and (last is None or quote.ts_event_ns >= last.ts_event_ns):
-                newest[quote.symbol] = quote
-        return [attrs.evolve(newest[symbol]) for symbol in sorted(newest)]
-
-    async def _answer(self, request: HistoryRequest) -> None:
-        self.requests.append(request)
-        await anyio.lowlevel.checkpoint()
-        await anyio.sleep(self.delay_s)
-        outcome = self.script.popleft() if self.script else self.always
-        if outcome is not None:
-            raise outcome
-        for symbol, words in self.refuses.items():
-            if symbol in request.symbols:
-                raise SymbolsRefused(words)
-
-
-def _now() -> float:
-    return anyio.current_time()
-
-
-# One connection of a :class:`~mdservice.testing.fake_feed.FakeDriver`, from both sides.
-
 
 _MOST_FRAMES: Final = 100_000
 _SLOW_CLIENT: Final = 407
 _MASKED: Final = ("key", "secret")
-
-
-class FakeLink:
-    """One open connection, from both sides; made by :meth:`FakeDriver.connect`.
-
-    Attributes:
-        number: Counts the driver's attempts to connect, from 1.
-        encoding: Of the frames.
-        sent: Every message of the client, in order, the login included, secrets masked.
-        is_open: False once the client has left its block.
-    """
-
-    def __init__(
-        self, number: int, encoding: Encoding, session: Session, notify: Callable[[], None]
-    ) -> None:
-        self.number = number
-        self.encoding = encoding
-        self.sent: list[Mapping[str, Any]] = []
-        self.is_open = False
-        self._tell_driver = notify
-        self._session = session
-        self._frames: deque[Frame] = deque()
-        self._ended: str | None = None
-        self._changed = anyio.Event()
-
-    # As the client sees it.
-
-    async def send(self, message: Mapping[str, Any]) -> None:
-        """See :meth:`mdservice.feed.driver.Link.send`."""
-        await anyio.lowlevel.checkpoint()
-        if self._ended is not None:
-            raise FeedUnavailable(self._ended)
-        reply = self._take(message)
-        for answer in reply.messages:
-            self.feed(encode_messages([answer], self.encoding))
-        if reply.close_code is not None:
-            self.end(f"the feed closed the connection with {reply.close_code}")
-
-    async def receive(self) -> Sequence[Frame]:
-        """See :meth:`mdservice.feed.driver.Link.receive`."""
-        await anyio.lowlevel.checkpoint()
-        while not self._frames:
-            if self._ended is not None:
-                raise FeedUnavailable(self._ended)
-            await self._changed.wait()
-        frames = tuple(self._frames)
-        self._frames.clear()
-        return frames
-
-    # As the test sees it.
-
-    @property
-    def authenticated(self) -> bool:
-        """It has logged in."""
-        return self._session.authenticated
-
-    @property
-    def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
-        """The symbols of each channel."""
-        return self._session.subscriptions
-
-    @property
-    def requests(self) -> list[tuple[str, list[str]]]:
-        """Action and symbols of each change of the quotes' subscriptions, in order."""
-        return [(m["action"], m["quotes"]) for m in self.sent if "quotes" in m]
-
-    def log_in(self, message: Mapping[str, Any]) -> Reply:
-        """The server's answer to the credentials; once it is positive the link is open."""
-        reply = self._take(message)
-        self.is_open = self._session.authenticated
-        return reply
-
-    def feed(self, *frames: Frame | OutFrame) -> None:
-        """Let frames come; a client that leaves too many of them is cut off as slow (407)."""
-        if self._ended is not None:
-            return
-        if len(self._frames) + len(frames) > _MOST_FRAMES:
-            self._frames.clear()
-            frames = (encode_messages([error_message(_SLOW_CLIENT)], self.encoding),)
-            self._ended = "the feed cut a slow client off"
-        self._frames.extend(
-            _as_frame(frame) if isinstance(frame, OutFrame) else frame for frame in frames
-        )
-        self._notify()
-
-    def wants(self, symbol: str) -> bool:
-        """Whether quotes of the symbol are subscribed to."""
-        return self.is_open and self._session.wants(symbol)
-
-    def end(self, reason: str = "the feed closed the connection", *, lose: bool = False) -> None:
-        """End the connection from the server's side.
-
-        Args:
-            reason: The client's error says so.
-            lose: Whether what the client has not received is lost.
-        """
-        if lose:
-            self._frames.clear()
-        self._ended = self._ended or reason
-        self._notify()
-
-    def leave(self) -> None:
-        """The client has left its block."""
-        self.is_open = False
-        self._session.end(anyio.current_time(), clean=True)
-        self.end("this side closed the connection", lose=True)
-        self._tell_driver()
-
-    def _take(self, message: Mapping[str, Any]) -> Reply:
-        shown = {name: "***" if name in _MASKED else value for name, value in message.items()}
-        self.sent.append(shown)
-        reply = self._session.receive(message, anyio.current_time())
-        self._tell_driver()
-        return reply
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
-
-
-def _as_frame(frame: OutFrame) -> Frame:
-    return frame.data.decode() if frame.text else frame.data
 
 
 class FakeDriver:
@@ -474,6 +228,240 @@ class FakeDriver:
         """Wake those who wait for a change."""
         self._changed.set()
         self._changed = anyio.Event()
+
+
+class FakeLink:
+    """One open connection, from both sides; made by :meth:`FakeDriver.connect`.
+
+    Attributes:
+        number: Counts the driver's attempts to connect, from 1.
+        encoding: Of the frames.
+        sent: Every message of the client, in order, the login included, secrets masked.
+        is_open: False once the client has left its block.
+    """
+
+    def __init__(
+        self, number: int, encoding: Encoding, session: Session, notify: Callable[[], None]
+    ) -> None:
+        self.number = number
+        self.encoding = encoding
+        self.sent: list[Mapping[str, Any]] = []
+        self.is_open = False
+        self._tell_driver = notify
+        self._session = session
+        self._frames: deque[Frame] = deque()
+        self._ended: str | None = None
+        self._changed = anyio.Event()
+
+    # As the client sees it.
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """See :meth:`mdservice.feed.driver.Link.send`."""
+        await anyio.lowlevel.checkpoint()
+        if self._ended is not None:
+            raise FeedUnavailable(self._ended)
+        reply = self._take(message)
+        for answer in reply.messages:
+            self.feed(encode_messages([answer], self.encoding))
+        if reply.close_code is not None:
+            self.end(f"the feed closed the connection with {reply.close_code}")
+
+    async def receive(self) -> Sequence[Frame]:
+        """See :meth:`mdservice.feed.driver.Link.receive`."""
+        await anyio.lowlevel.checkpoint()
+        while not self._frames:
+            if self._ended is not None:
+                raise FeedUnavailable(self._ended)
+            await self._changed.wait()
+        frames = tuple(self._frames)
+        self._frames.clear()
+        return frames
+
+    # As the test sees it.
+
+    @property
+    def authenticated(self) -> bool:
+        """It has logged in."""
+        return self._session.authenticated
+
+    @property
+    def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
+        """The symbols of each channel."""
+        return self._session.subscriptions
+
+    @property
+    def requests(self) -> list[tuple[str, list[str]]]:
+        """Action and symbols of each change of the quotes' subscriptions, in order."""
+        return [(m["action"], m["quotes"]) for m in self.sent if "quotes" in m]
+
+    def log_in(self, message: Mapping[str, Any]) -> Reply:
+        """The server's answer to the credentials; once it is positive the link is open."""
+        reply = self._take(message)
+        self.is_open = self._session.authenticated
+        return reply
+
+    def feed(self, *frames: Frame | OutFrame) -> None:
+        """Let frames come; a client that leaves too many of them is cut off as slow (407)."""
+        if self._ended is not None:
+            return
+        if len(self._frames) + len(frames) > _MOST_FRAMES:
+            self._frames.clear()
+            frames = (encode_messages([error_message(_SLOW_CLIENT)], self.encoding),)
+            self._ended = "the feed cut a slow client off"
+        self._frames.extend(
+            _as_frame(frame) if isinstance(frame, OutFrame) else frame for frame in frames
+        )
+        self._notify()
+
+    def wants(self, symbol: str) -> bool:
+        """Whether quotes of the symbol are subscribed to."""
+        return self.is_open and self._session.wants(symbol)
+
+    def end(self, reason: str = "the feed closed the connection", *, lose: bool = False) -> None:
+        """End the connection from the server's side.
+
+        Args:
+            reason: The client's error says so.
+            lose: Whether what the client has not received is lost.
+        """
+        if lose:
+            self._frames.clear()
+        self._ended = self._ended or reason
+        self._notify()
+
+    def leave(self) -> None:
+        """The client has left its block."""
+        self.is_open = False
+        self._session.end(anyio.current_time(), clean=True)
+        self.end("this side closed the connection", lose=True)
+        self._tell_driver()
+
+    def _take(self, message: Mapping[str, Any]) -> Reply:
+        shown = {name: "***" if name in _MASKED else value for name, value in message.items()}
+        self.sent.append(shown)
+        reply = self._session.receive(message, anyio.current_time())
+        self._tell_driver()
+        return reply
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+class FakeHistory:
+    """A :class:`~mdservice.feed.history.QuoteHistory` in this process.
+
+    Passes the same contract suite as the real one.
+
+    Attributes:
+        lag_s: How long a quote takes to get into the past quotes; the latest do not lag.
+        delay_s: How long every answer takes.
+        script: What the next calls end with; each takes one, None lets it succeed.
+        always: What every call ends with once the script is empty, or None.
+        refuses: Symbols that make it refuse every list they are in, with its words.
+        requests: What was asked, in order.
+    """
+
+    def __init__(self, lag_s: float = 0.0) -> None:
+        self.lag_s = lag_s
+        self.delay_s = 0.0
+        self.rows_skipped = 0
+        self.script: deque[Exception | None] = deque()
+        self.always: Exception | None = None
+        self.refuses: dict[str, str] = {}
+        self.requests: deque[HistoryRequest] = deque(maxlen=_MOST_REQUESTS)
+        self._recorded: list[tuple[float, Quote]] = []
+
+    def add(self, quotes: Iterable[Quote]) -> None:
+        """The market has made these quotes, now and in this order."""
+        now_s = anyio.current_time()
+        self._recorded.extend((now_s, attrs.evolve(quote, seq=0)) for quote in quotes)
+
+    async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
+        """See :meth:`mdservice.feed.history.QuoteHistory.quotes`."""
+        await self._answer(HistoryRequest(_now(), "quotes", tuple(symbols), start_ns, end_ns))
+        known_s = _now() - self.lag_s
+        found = [
+            attrs.evolve(quote)
+            for at_s, quote in self._recorded
+            if quote.symbol in symbols
+            and start_ns <= quote.ts_event_ns <= end_ns
+            and at_s <= known_s
+        ]
+        return sorted(found, key=lambda quote: (quote.symbol, quote.ts_event_ns))
+
+    async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
+        """See :meth:`mdservice.feed.history.QuoteHistory.latest`."""
+        await self._answer(HistoryRequest(_now(), "latest", tuple(symbols)))
+        newest: dict[str, Quote] = {}
+        for _, quote in self._recorded:
+            last = newest.get(quote.symbol)
+            if quote.symbol in symbols and (last is None or quote.ts_event_ns >= last.ts_event_ns):
+                newest[quote.symbol] = quote
+        return [attrs.evolve(newest[symbol]) for symbol in sorted(newest)]
+
+    async def _answer(self, request: HistoryRequest) -> None:
+        self.requests.append(request)
+        await anyio.lowlevel.checkpoint()
+        await anyio.sleep(self.delay_s)
+        outcome = self.script.popleft() if self.script else self.always
+        if outcome is not None:
+            raise outcome
+        for symbol, words in self.refuses.items():
+            if symbol in request.symbols:
+                raise SymbolsRefused(words)
+
+
+class VirtualClock:
+    """A :class:`~mdservice.clock.Clock` to be read inside a running event loop.
+
+    On trio's ``MockClock`` time starts at 0, so the first stamp of a test is ``start_ns``.
+
+    Args:
+        start_ns: UTC nanoseconds at the loop's time 0.
+    """
+
+    def __init__(self, start_ns: int = _START_NS) -> None:
+        self._start_ns = start_ns
+
+    def monotonic(self) -> float:
+        """The event loop's time, in seconds."""
+        return anyio.current_time()
+
+    def utc_ns(self) -> int:
+        """UTC nanoseconds."""
+        return self._start_ns + int(anyio.current_time() * _NS_PER_S)
+
+    def step(self, seconds: float) -> None:
+        """Set the machine's clock forward or back, as NTP does; monotonic time does not move."""
+        self._start_ns += int(seconds * _NS_PER_S)
+
+
+@attrs.frozen
+class HistoryRequest:
+    """What was asked.
+
+    Attributes:
+        at_s: When, by the event loop's clock.
+        call: ``quotes`` or ``latest``.
+        symbols: Of which symbols.
+        start_ns: From when, UTC nanoseconds; 0 for the latest.
+        end_ns: Until when; 0 for the latest.
+    """
+
+    at_s: float
+    call: str
+    symbols: tuple[str, ...]
+    start_ns: int = 0
+    end_ns: int = 0
+
+
+def _now() -> float:
+    return anyio.current_time()
+
+
+def _as_frame(frame: OutFrame) -> Frame:
+    return frame.data.decode() if frame.text else frame.data
 
 
 async def _check(reply: Reply) -> None:
