@@ -32,9 +32,6 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
     ),
     "positions": (
         "mdservice.model.position",
-        "mdservice.positions.source",
-        "mdservice.positions.file",
-        "mdservice.positions.http",
         "mdservice.positions.sources",
     ),
     "extending": (

@@ -27,8 +27,7 @@ from mdservice.model.status import Readiness, Status
 from mdservice.model.symbol import parse_symbol, parse_symbols
 from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.positions.cache import PositionCache
-from mdservice.positions.source import PositionSource
-from mdservice.positions.sources import open_source
+from mdservice.positions.sources import PositionSource, open_source
 from mdservice.publish.store import PriceStore, read_last_quotes
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
 from mdservice.runtime.network import HttpClient

@@ -30,9 +30,15 @@ from mdservice.errors import (
 from mdservice.feed.alpaca.rest import clock_refusal
 from mdservice.model.position import Position
 from mdservice.observability.masking import mask_url
-from mdservice.positions.file import FileAbsent, FilePositions
-from mdservice.positions.http import NO_CONTENT, OK, read_answer, without_login
 from mdservice.positions.parse import NOT_A_STOCK
+from mdservice.positions.sources import (
+    NO_CONTENT,
+    OK,
+    FileAbsent,
+    FilePositions,
+    read_answer,
+    without_login,
+)
 from mdservice.redis_io.names import RedisNames
 from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.runtime.runtime_dir import can_serve_at

@@ -23,11 +23,10 @@ from mdservice.gateway.tracker import PnlTracker, ReadFrom
 from mdservice.model.position import Position
 from mdservice.observability.logging import get_logger
 from mdservice.pnl.engine import PnlEngine
-from mdservice.positions import source
+from mdservice.positions import sources
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.parse import parse_positions
-from mdservice.positions.source import PositionSource
-from mdservice.positions.sources import ServicePositions, open_source
+from mdservice.positions.sources import PositionSource, ServicePositions, open_source
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
 
@@ -61,7 +60,7 @@ _NEVER_CHANGE: Final = frozenset({str, int, float, bool, Decimal, type(None), ty
 
 
 class FunctionPositions:
-    """A :class:`~mdservice.positions.source.PositionSource` that calls a function."""
+    """A :class:`~mdservice.positions.sources.PositionSource` that calls a function."""
 
     address = "the program's own positions"
 
@@ -86,11 +85,11 @@ class FunctionPositions:
             PositionsRefused: It returns far too much.
         """
         try:
-            with anyio.fail_after(source.FETCH_LIMIT_S):
+            with anyio.fail_after(sources.FETCH_LIMIT_S):
                 found = self._function()
                 rows = list(await found if isawaitable(found) else found)
         except TimeoutError as exc:
-            limit_s = source.FETCH_LIMIT_S
+            limit_s = sources.FETCH_LIMIT_S
             raise PositionsUnavailable(
                 f"the program's function for positions has not returned within {limit_s:g} s"
             ) from exc

@@ -12,7 +12,7 @@ from mdservice.clock import Clock
 from mdservice.errors import PositionsError, PositionsUnavailable
 from mdservice.model.position import Position
 from mdservice.observability.logging import get_logger, masked
-from mdservice.positions.source import PositionSource
+from mdservice.positions.sources import PositionSource
 
 __all__ = ["PATIENCE_S", "PositionCache"]
 

@@ -1,31 +1,76 @@
-"""The source of positions that the settings name, and the running service's own."""
+"""Where positions come from: Alpaca, a URL, a file, or the service that runs on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import anyio
 import anyio.to_thread
+import attrs
 import msgspec
 
 from mdservice.client.http import NoAnswer, fetch
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.observability.masking import quoted
-from mdservice.positions.file import FilePositions
-from mdservice.positions.http import OK, AlpacaPositions, HttpPositions
-from mdservice.positions.parse import parse_positions
-from mdservice.positions.source import PositionSource
-from mdservice.runtime.network import HttpClient
+from mdservice.observability.masking import mask_url, quoted
+from mdservice.positions.parse import MOST_BYTES, NotJson, parse_positions
+from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
+from mdservice.settings.parsers import parse_url
 
-__all__ = ["ServicePositions", "open_source"]
+__all__ = [
+    "FETCH_LIMIT_S",
+    "NO_CONTENT",
+    "OK",
+    "AlpacaPositions",
+    "FileAbsent",
+    "FilePositions",
+    "HttpPositions",
+    "PositionSource",
+    "ServicePositions",
+    "Threads",
+    "open_source",
+    "read_answer",
+    "without_login",
+]
+
+FETCH_LIMIT_S: Final = 9.0
+"""Within this a fetch ends, whatever the other side does; a caller may count on 10 s."""
+OK: Final = 200
+NO_CONTENT: Final = 204
+_REDIRECTS: Final = range(300, 400)
+_SERVER_ERROR: Final = 500
+_UNAVAILABLE: Final = 503
+_WORTH_ANOTHER_TRY: Final = frozenset((408, 425, 429))
+
+_CHECK: Final = "check that URL and the login it needs"
+_CHECK_ALPACA: Final = (
+    "check ALPACA_API_KEY, ALPACA_SECRET_KEY and MDSERVICE_TRADING_URL: keys of a live account "
+    "need https://api.alpaca.markets, those of a paper account https://paper-api.alpaca.markets"
+)
+_ASKED_FOR: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
+_PARSED_AT_ONCE_BYTES: Final = 64 * 1024
+"""More is parsed in a thread: it would hold the event loop for milliseconds."""
+_MOST_SHOWN: Final = 200
+
+_FILE: Final = "file:"
+_YOUNG_NS: Final = 2 * 10**9
+"""A file changed that lately may change again within the same tick of its file system's clock."""
+_KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 _CALL: Final = "/api/v1/positions"
-_TIMEOUT_S: Final = 3.0
-_UNAVAILABLE: Final = 503
-_FILE: Final = "file:"
+_CALL_TIMEOUT_S: Final = 3.0
+
+_MOST_HANGING: Final = 4
+_LOOKS, _LOOK_S = 100, 0.02
+_Result = TypeVar("_Result")
 
 
 def open_source(
@@ -75,16 +120,318 @@ def _of_alpaca(
     return AlpacaPositions(trading_url, api_key, secret_key, http)
 
 
-class _Warnings(msgspec.Struct):
-    warnings: list[str] = []
-    detail: str = "it does not know them"
+class PositionSource(Protocol):
+    """Positions, asked for again and again."""
+
+    @property
+    def address(self) -> str:
+        """Where the positions come from, for people; without any secret."""
+        ...
+
+    async def fetch(self) -> Sequence[Position]:
+        """All positions of now, in the source's order; the caller's own.
+
+        Takes at most 10 s. Calls at the same time are made one after the other. Cancelling
+        leaves the source usable, and what was under way ends by itself within seconds.
+
+        Raises:
+            PositionsUnavailable: None can be had now; worth another try.
+            PositionsRefused: The source said no, or what it says are no positions.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections. May be called again; a later fetch opens them anew."""
+        ...
 
 
-_decode_warnings = msgspec.json.Decoder(_Warnings).decode
+class HttpPositions:
+    """A :class:`~mdservice.positions.sources.PositionSource` behind a URL, asked with GET.
+
+    The URL is asked as it is written, with the ``/`` at its end or without it.
+
+    Redirects are not followed, so headers and login stay with the URL's host.
+
+    Args:
+        url: ``http://`` or ``https://``; its login, if any, is sent as basic auth.
+        headers: Sent with each request; never shown.
+        http: Shared with other parts, and closed by its owner; one of its own where not given.
+        check: What to check when the answer is a no.
+
+    Raises:
+        ConfigurationError: It is no such URL, or the environment has a proxy or certificates
+            for it that cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        http: HttpClient | None = None,
+        *,
+        check: str = _CHECK,
+    ) -> None:
+        try:
+            parse_url(url, "http", "https")
+        except ValueError as exc:
+            raise ConfigurationError(f"the URL of the positions {exc}") from None
+        self.address = mask_url(url.strip())
+        self._url, self._auth = without_login(url.strip())
+        self._headers = {**_ASKED_FOR, **(headers or {})}
+        self._own_http = HttpClient() if http is None else None
+        self._http = http or self._own_http or HttpClient()
+        self._http.prepare(self._url)
+        self._check = check
+        self._lock = anyio.Lock()
+
+    async def fetch(self) -> list[Position]:
+        """See :meth:`mdservice.positions.sources.PositionSource.fetch`."""
+        limit_s = FETCH_LIMIT_S
+        try:
+            with anyio.fail_after(limit_s):
+                async with self._lock:
+                    answer = await self._get()
+                read = partial(
+                    read_answer,
+                    answer.status,
+                    answer.body,
+                    self.address,
+                    self._check,
+                    location=answer.headers.get("Location"),
+                )
+                if len(answer.body) <= _PARSED_AT_ONCE_BYTES:
+                    return read()
+                return await anyio.to_thread.run_sync(read)
+        except TimeoutError as exc:
+            raise PositionsUnavailable(
+                f"{self.address} does not answer within {limit_s:g} s"
+            ) from exc
+
+    async def aclose(self) -> None:
+        """See :meth:`mdservice.positions.sources.PositionSource.aclose`."""
+        if self._own_http is not None:
+            await self._own_http.aclose()
+
+    async def _get(self) -> HttpAnswer:
+        try:
+            return await self._http.get(
+                self._url,
+                headers=self._headers,
+                auth=self._auth,
+                timeout_s=FETCH_LIMIT_S,
+                most_bytes=MOST_BYTES,
+                compressed=False,
+                ask_twice=True,
+            )
+        except HttpFailed as exc:
+            if exc.kind == "url":
+                raise PositionsRefused(f"{self.address} cannot be asked: {self._check}") from None
+            if exc.kind == "encoding":
+                raise PositionsRefused(
+                    f"{self.address} answers in another encoding than the plain one asked for: "
+                    "let it answer without compression"
+                ) from exc
+            if exc.kind == "size":
+                raise PositionsRefused(f"{self.address} {exc}, too much for positions") from exc
+            if exc.kind == "timeout":
+                raise PositionsUnavailable(f"{self.address} {exc}") from exc
+            raise PositionsUnavailable(f"{self.address} cannot be read: {exc}") from exc
+
+
+class AlpacaPositions(HttpPositions):
+    """A :class:`~mdservice.positions.sources.PositionSource` at Alpaca's trading API.
+
+    Source: Alpaca, trading API, ``GET /v2/positions``.
+
+    Args:
+        trading_url: ``https://paper-api.alpaca.markets``.
+        api_key: Never shown.
+        secret_key: Never shown.
+        http: Shared with other parts, and closed by its owner; one of its own where not given.
+
+    Raises:
+        ConfigurationError: See :class:`~mdservice.positions.sources.HttpPositions`.
+    """
+
+    def __init__(
+        self, trading_url: str, api_key: str, secret_key: str, http: HttpClient | None = None
+    ) -> None:
+        super().__init__(
+            f"{trading_url.rstrip('/')}/v2/positions",
+            {"APCA-API-KEY-ID": api_key, "APCA-API-SECRET-KEY": secret_key},
+            http,
+            check=_CHECK_ALPACA,
+        )
+
+
+def read_answer(
+    status: int, body: bytes, address: str, advice: str, location: str | None = None
+) -> list[Position]:
+    """The positions of an answer; none of a 204.
+
+    An empty body with status 200 is no answer: a server that fails in the middle sends that, and it
+    must not look as if everything had been sold.
+
+    Args:
+        status: The HTTP status.
+        body: Looked at only with status 200.
+        address: Who answered, for the errors.
+        advice: What to check when the answer is a no: ``check the URL``.
+        location: Where a redirect leads, as the server wrote it.
+
+    Raises:
+        PositionsUnavailable: The server is busy or broken, or its answer ends too early.
+        PositionsRefused: It says no, or answers with something else than positions.
+    """
+    if status == OK:
+        return parse_positions(body, address)
+    if status == NO_CONTENT:
+        return []
+    if status >= _SERVER_ERROR or status in _WORTH_ANOTHER_TRY:
+        raise PositionsUnavailable(f"{address} answers HTTP {status}; worth another try")
+    if status in _REDIRECTS:
+        target = f" to {_shown_target(location)}" if location else ""
+        raise PositionsRefused(
+            f"{address} answers HTTP {status}, a redirect{target}, which is not followed since it "
+            f"could carry a login elsewhere: name the right URL, or {advice}"
+        )
+    raise PositionsRefused(f"{address} answers HTTP {status}: {advice}")
+
+
+def _shown_target(location: str) -> str:
+    """Without a login or the values of a query, also where it is only a path."""
+    masked = mask_url(location)
+    if masked == location:
+        masked = location.partition("?")[0].partition("#")[0]
+    return "".join(char if char.isprintable() else "\ufffd" for char in masked[:_MOST_SHOWN])
+
+
+def without_login(url: str) -> tuple[str, tuple[str, str] | None]:
+    """The URL as it may be logged, by httpx for instance, and its login."""
+    parts = urlsplit(url)
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+    if parts.username is None:
+        return bare, None
+    return bare, (unquote(parts.username), unquote(parts.password or ""))
+
+
+class FilePositions:
+    """A :class:`~mdservice.positions.sources.PositionSource` in a file.
+
+    The file is read in a thread, and again only when it has changed. Best replaced by renaming
+    another over it; one that is half written is waited for.
+
+    Args:
+        path: ``~`` is the home folder.
+
+    Raises:
+        ConfigurationError: There is no such home folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            self._path = Path(path).expanduser()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"the file of the positions, {path}, is in a home folder that is not known"
+            ) from None
+        self.address = str(self._path)
+        self._threads = Threads(self.address)
+        self._lock = anyio.Lock()
+        self._known: tuple[_Version, tuple[Position, ...]] | None = None
+
+    async def fetch(self) -> list[Position]:
+        """See :meth:`mdservice.positions.sources.PositionSource.fetch`.
+
+        Raises:
+            FileAbsent: There is no such file; a kind of PositionsUnavailable.
+        """
+        limit_s = FETCH_LIMIT_S
+        try:
+            with anyio.fail_after(limit_s):
+                async with self._lock:
+                    return await self._threads.run(self._read)
+        except TimeoutError as exc:
+            raise PositionsUnavailable(
+                f"{self.address} cannot be read within {limit_s:g} s"
+            ) from exc
+
+    async def aclose(self) -> None:
+        """See :meth:`mdservice.positions.sources.PositionSource.aclose`; nothing is kept open."""
+
+    def _read(self) -> list[Position]:
+        """In a thread."""
+        try:
+            version = self._version(os.stat(self._path))  # noqa: PTH116 - of the same kind as fstat
+            known = self._known
+            if known is not None and known[0] == version:
+                return list(known[1])
+            version, content = self._content()
+        except FileNotFoundError as exc:
+            raise FileAbsent(f"there is no file {self.address}; waiting for it") from exc
+        except (PermissionError, NotADirectoryError, ValueError) as exc:
+            raise PositionsRefused(f"{self.address} cannot be read: {_reason(exc)}") from exc
+        except OSError as exc:
+            raise PositionsUnavailable(f"{self.address} cannot be read: {_reason(exc)}") from exc
+        positions = self._parsed(content)
+        self._known = (version, tuple(positions)) if version.is_settled else None
+        return positions
+
+    def _content(self) -> tuple[_Version, bytes]:
+        # A pipe that took the file's place meanwhile must not block either: O_NONBLOCK.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(self._path, flags), "rb") as file:
+            version = self._version(os.fstat(file.fileno()))
+            content = file.read(MOST_BYTES + 1)
+            if self._version(os.fstat(file.fileno())) != version:
+                raise PositionsUnavailable(f"{self.address} is being written; waiting for the end")
+        return version, content
+
+    def _version(self, status: os.stat_result) -> _Version:
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+            raise PositionsRefused(
+                f"{self.address} cannot be read: it is {kind}; name a file of JSON"
+            )
+        return _Version.of(status)
+
+    def _parsed(self, content: bytes) -> list[Position]:
+        try:
+            return parse_positions(content, self.address)
+        except NotJson as exc:
+            raise PositionsUnavailable(
+                f"{exc}; it is read again, in case it is being written"
+            ) from exc
+
+
+class FileAbsent(PositionsUnavailable):
+    """There is no such file yet."""
+
+
+@attrs.frozen
+class _Version:
+    """What tells one state of a file from another."""
+
+    mtime_ns: int
+    size: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> _Version:
+        return cls(status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev)
+
+    @property
+    def is_settled(self) -> bool:
+        return time.time_ns() - self.mtime_ns > _YOUNG_NS
+
+
+def _reason(exc: Exception) -> str:
+    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
 
 
 class ServicePositions:
-    """A :class:`~mdservice.positions.source.PositionSource`: the running service's own.
+    """A :class:`~mdservice.positions.sources.PositionSource`: the running service's own.
 
     Where nobody names a source, this is one. So where a service has never answered there are no
     positions, and :attr:`out_of_date` says why; once it has, that it no longer does is an error.
@@ -113,7 +460,7 @@ class ServicePositions:
 
     def _fetch(self) -> Sequence[Position]:
         try:
-            status, body = fetch(self._socket, "GET", _CALL, timeout_s=_TIMEOUT_S)
+            status, body = fetch(self._socket, "GET", _CALL, timeout_s=_CALL_TIMEOUT_S)
         except NoAnswer as exc:
             if not self._has_answered:
                 self.out_of_date = str(exc)
@@ -132,3 +479,54 @@ class ServicePositions:
 
     async def aclose(self) -> None:
         """Nothing is kept open."""
+
+
+class _Warnings(msgspec.Struct):
+    warnings: list[str] = []
+    detail: str = "it does not know them"
+
+
+_decode_warnings = msgspec.json.Decoder(_Warnings).decode
+
+
+class Threads:
+    """Runs calls in threads; one that is cancelled is left behind, and at most four of those.
+
+    Args:
+        address: What the calls ask, for the error.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._lock = threading.Lock()
+        self._running = 0
+        # Its own: calls that hang take nothing from the threads that all others share
+        self._limiter = anyio.CapacityLimiter(_MOST_HANGING + 1)
+
+    async def run(self, call: Callable[[], _Result]) -> _Result:
+        """What the call returns or raises. Cancelling does not wait for it.
+
+        Raises:
+            PositionsUnavailable: Too many earlier calls still hang.
+        """
+        for _ in range(_LOOKS):
+            if self._running < _MOST_HANGING:
+                break
+            await anyio.sleep(_LOOK_S)  # those that were just cancelled soon end
+        else:
+            raise PositionsUnavailable(
+                f"{self._address}: {self._running} earlier attempts still hang; waiting for them"
+            )
+
+        def counted() -> _Result:
+            with self._lock:
+                self._running += 1
+            try:
+                return call()
+            finally:
+                with self._lock:
+                    self._running -= 1
+
+        return await anyio.to_thread.run_sync(
+            counted, abandon_on_cancel=True, limiter=self._limiter
+        )

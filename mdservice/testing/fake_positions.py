@@ -10,13 +10,13 @@ import anyio.lowlevel
 
 from mdservice.errors import PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.positions import source
+from mdservice.positions import sources
 
 __all__ = ["FakePositions"]
 
 
 class FakePositions:
-    """A :class:`~mdservice.positions.source.PositionSource` in this process.
+    """A :class:`~mdservice.positions.sources.PositionSource` in this process.
 
     Passes the same contract suite as the real ones.
 
@@ -46,10 +46,10 @@ class FakePositions:
     # As the caller sees it.
 
     async def fetch(self) -> list[Position]:
-        """See :meth:`mdservice.positions.source.PositionSource.fetch`."""
+        """See :meth:`mdservice.positions.sources.PositionSource.fetch`."""
         self.fetches.append(anyio.current_time())
         await anyio.lowlevel.checkpoint()
-        limit_s = source.FETCH_LIMIT_S
+        limit_s = sources.FETCH_LIMIT_S
         with anyio.move_on_after(limit_s) as waiting:
             await (anyio.sleep_forever() if self._stalled else anyio.sleep(self.delay_s))
         if waiting.cancelled_caught:
@@ -60,7 +60,7 @@ class FakePositions:
         return list(self.positions)
 
     async def aclose(self) -> None:
-        """See :meth:`mdservice.positions.source.PositionSource.aclose`."""
+        """See :meth:`mdservice.positions.sources.PositionSource.aclose`."""
         self.closed += 1
         await anyio.lowlevel.checkpoint()
 

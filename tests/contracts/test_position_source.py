@@ -9,8 +9,8 @@ import anyio
 import pytest
 
 from mdservice.model.position import Position
-from mdservice.positions import source as source_module
-from mdservice.positions.source import FETCH_LIMIT_S
+from mdservice.positions import sources as source_module
+from mdservice.positions.sources import FETCH_LIMIT_S
 from tests.positions.places import (
     SHORT_LIMIT_S,
     Place,

@@ -8,9 +8,8 @@ import time
 import anyio
 import pytest
 
-from mdservice.positions import source as source_module
-from mdservice.positions.http import AlpacaPositions, HttpPositions
-from mdservice.positions.source import PositionSource
+from mdservice.positions import sources as source_module
+from mdservice.positions.sources import AlpacaPositions, HttpPositions, PositionSource
 from tests.positions import web as webs
 from tests.positions.places import (
     OVER_HTTP,

@@ -16,10 +16,13 @@ import pytest
 
 from mdservice.errors import PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.positions.file import FilePositions
-from mdservice.positions.http import AlpacaPositions, HttpPositions
 from mdservice.positions.parse import parse_positions
-from mdservice.positions.source import PositionSource
+from mdservice.positions.sources import (
+    AlpacaPositions,
+    FilePositions,
+    HttpPositions,
+    PositionSource,
+)
 from mdservice.testing import FakePositions
 from tests.positions import web as webs
 from tests.positions.web import Web, open_web
@@ -71,7 +74,7 @@ class InFile:
                 self.ended.wait()
             return stat(path, **options)
 
-        monkeypatch.setattr("mdservice.positions.file.os.stat", slow_stat)
+        monkeypatch.setattr("mdservice.positions.sources.os.stat", slow_stat)
 
     def hold(self, document: Any) -> None:
         self._stalled = False

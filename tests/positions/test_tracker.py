@@ -8,11 +8,13 @@ from decimal import Decimal
 from typing import Any
 
 import anyio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mdservice.errors import PositionsUnavailable, SubscriptionRefused
 from mdservice.model.position import Position
 from mdservice.positions.cache import PositionCache
-from mdservice.positions.tracker import GRACE_S, PositionTracker
+from mdservice.positions.tracker import GRACE_S, HeldSymbols, PositionTracker
 from mdservice.testing import FakePositions, VirtualClock
 
 EVERY_S = 5.0
@@ -120,3 +122,78 @@ async def test_a_stalled_source_does_not_count_as_a_stalled_actor(autojump_clock
         desk.source.stall()
         await anyio.sleep(6)
         assert desk.tracker.heartbeat.age_s() == 0
+
+
+def lot(symbol: str, qty: str = "1", price: str = "1", **more: object) -> Position:
+    return Position(symbol, Decimal(qty), Decimal(price), **more)  # type: ignore[arg-type]
+
+
+def test_the_largest_come_first_long_or_short() -> None:
+    positions = [lot("SMALL", "1", "10"), lot("LONG", "2", "30"), lot("SHORT", "-5", "20")]
+    assert HeldSymbols().update(positions, 0) == ("SHORT", "LONG", "SMALL")
+
+
+def test_lots_of_one_symbol_count_together() -> None:
+    positions = [lot("A", "3", "10"), lot("B", "2", "10"), lot("B", "-2", "10")]
+    assert HeldSymbols().update(positions, 0) == ("B", "A"), "40 is at stake in B, 30 in A"
+
+
+def test_a_multiplier_counts() -> None:
+    positions = [lot("A", "3", "10"), lot("B", "1", "10", multiplier=Decimal(100))]
+    assert HeldSymbols().update(positions, 0) == ("B", "A")
+
+
+def test_what_is_empty_or_has_a_problem_is_not_followed() -> None:
+    positions = [
+        lot("EMPTY", "0"),
+        lot("A/B", problem="not a stock"),
+        Position("BAD", None, None, problem="qty is missing"),
+    ]
+    assert HeldSymbols().update(positions, 0) == ()
+
+
+def test_a_closed_one_is_followed_for_a_while_behind_the_others() -> None:
+    symbols = HeldSymbols()
+    both = [lot("A", "9"), lot("B")]
+    assert symbols.update(both, 0) == ("A", "B")
+    assert symbols.update(both[1:], 5) == ("B", "A")
+    assert symbols.update(both[1:], 5 + GRACE_S - 0.01) == ("B", "A")
+    assert symbols.update(both[1:], 5 + GRACE_S) == ("B",)
+    assert symbols.update([], 100) == ("B",)
+    assert symbols.update([], 100 + GRACE_S) == ()
+
+
+def test_one_that_is_opened_again_begins_anew() -> None:
+    symbols = HeldSymbols()
+    symbols.update([lot("A")], 0)
+    symbols.update([], 1)
+    assert symbols.update([lot("A")], 2) == ("A",)
+    assert symbols.update([], 50) == ("A",)
+    assert symbols.update([], 50 + GRACE_S - 1) == ("A",)
+
+
+looks = st.lists(
+    st.tuples(st.sets(st.sampled_from("ABCD")), st.floats(0.1, 40)), min_size=1, max_size=12
+)
+
+
+@given(looks)
+def test_what_is_held_is_followed_and_nothing_else_for_longer_than_the_grace(
+    looks: list[tuple[set[str], float]],
+) -> None:
+    symbols = HeldSymbols()
+    now_s = 0.0
+    seen_missing: dict[str, float] = {}
+    ever: set[str] = set()
+    for held_now, wait_s in looks:
+        now_s += wait_s
+        followed = symbols.update([lot(symbol) for symbol in sorted(held_now)], now_s)
+        assert len(followed) == len(set(followed))
+        ever |= held_now
+        for symbol in ever:
+            if symbol in held_now:
+                seen_missing.pop(symbol, None)
+                assert symbol in followed
+            else:
+                since_s = seen_missing.setdefault(symbol, now_s)
+                assert (symbol in followed) == (now_s < since_s + GRACE_S)

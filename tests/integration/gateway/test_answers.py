@@ -18,7 +18,7 @@ from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway import pnl_router
 from mdservice.gateway.router import Answers, PnlAnswer
 from mdservice.model.position import Position
-from mdservice.positions import cache, source
+from mdservice.positions import cache, sources
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 from tests.integration.gateway.conftest import PNL, Gateway, exact, open_gateway
@@ -360,7 +360,7 @@ def test_what_a_programs_error_says_is_not_told_to_others(run: Run) -> None:
 
 
 def test_a_function_that_hangs_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "FETCH_LIMIT_S", 0.3)
+    monkeypatch.setattr(sources, "FETCH_LIMIT_S", 0.3)
     monkeypatch.setattr(cache, "PATIENCE_S", 0.2)
     hangs: list[bool] = []
 

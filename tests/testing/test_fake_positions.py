@@ -10,7 +10,7 @@ import pytest
 
 from mdservice.errors import PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.positions.source import FETCH_LIMIT_S
+from mdservice.positions.sources import FETCH_LIMIT_S
 from mdservice.testing import FakePositions
 
 ONE = Position("AAPL", Decimal(1), Decimal(2))
