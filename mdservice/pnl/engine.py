@@ -80,6 +80,8 @@ class PnlEngine:
         """When to look at live holdings: at most one entry of each counts, its ``due_ns``, which
         may come too early."""
         self._whole_version = 0
+        self.symbols: tuple[str, ...] = ()
+        """The symbols whose price is wanted; the same tuple until the lots change."""
         self.version = 0
         """Goes up by one with each change."""
         self.totals = Totals()
@@ -91,11 +93,6 @@ class PnlEngine:
     def positions(self) -> tuple[Position, ...]:
         """As they were set."""
         return self._positions
-
-    @property
-    def symbols(self) -> list[str]:
-        """The symbols whose price is wanted, in no order."""
-        return [symbol for symbol, holding in self._held.items() if holding.priceable]
 
     def problems(self) -> list[tuple[str, str]]:
         """The symbol and the problem of each lot that is never priced."""
@@ -186,6 +183,7 @@ class PnlEngine:
                 self._replace(holding, of_symbol)
         self._places = [(self._held[symbol], place) for symbol, place in places]
         self._positions = positions
+        self.symbols = tuple(symbol for symbol in lots if self._held[symbol].priceable)
         if moved:
             self.version += 1
             self._whole_version = self.version

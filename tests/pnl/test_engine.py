@@ -57,6 +57,16 @@ def test_the_example_of_the_contract() -> None:
     assert (report.priced, report.unpriced, report.whole) == (1, 0, True)
 
 
+def test_the_symbols_to_ask_for_keep_their_order_until_the_lots_change() -> None:
+    broken = Position("C", None, Decimal(1))
+    engine = holding(lot("1", "1", "B"), lot("1", "1", "A"), broken, lot("2", "1", "B"))
+    assert engine.symbols == ("B", "A")
+    engine.update(quote(2, 2, symbol="B"), T_NS)
+    assert engine.symbols == ("B", "A")
+    engine.set_positions([lot("1", "1", "A"), lot("1", "1", "C")])
+    assert engine.symbols == ("A", "C")
+
+
 def test_a_short_position_gains_where_the_price_falls() -> None:
     engine = holding(lot("-10", "150"))
     engine.update(quote(120.0, 120.0), T_NS)
@@ -156,7 +166,7 @@ def test_what_cannot_be_priced_is_listed_and_says_why(position: Position, proble
     assert (row.current_price, row.unrealized_pnl, row.last_updated) == (None, None, None)
     assert row.problem is not None
     assert row.problem.startswith(problem)
-    assert engine.symbols == []
+    assert engine.symbols == ()
     assert (engine.totals.priced, engine.totals.unpriced) == (0, 1)
 
 
@@ -164,7 +174,7 @@ def test_a_position_without_a_price_waits_for_one() -> None:
     engine = holding(lot("10", "150"))
     (row,) = engine.report(T_NS).positions
     assert (row.status, row.current_price, row.last_updated) == ("unpriced", None, None)
-    assert engine.symbols == ["AAPL"]
+    assert engine.symbols == ("AAPL",)
     assert engine.totals.lost == 0
 
 
