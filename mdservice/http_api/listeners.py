@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import ipaddress
 import os
 import socket
 import stat
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,14 +21,12 @@ import anyio
 
 from mdservice.errors import ConfigurationError, SocketInUse
 from mdservice.runtime.runtime_dir import prepare_socket_folder
-from mdservice.settings.parsers import host_and_port
+from mdservice.settings.parsers import SOCKET_PATH_BYTES, host_and_port, is_loopback
 
 __all__ = ["tcp_address", "tcp_listeners", "unix_listener"]
 
 _MODE = 0o600
 _BACKLOG = 128
-_MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
-"""What ``sockaddr_un`` holds, less its closing zero."""
 _TEMPORARY_NAME_BYTES = 9
 _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 _Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
@@ -69,10 +65,10 @@ def unix_listener(path: Path) -> Iterator[socket.socket]:
 
 def _check_length(path: Path) -> None:
     longest = max(len(os.fsencode(path)), len(os.fsencode(path.parent)) + 1 + _TEMPORARY_NAME_BYTES)
-    if longest > _MAX_PATH_BYTES:
+    if longest > SOCKET_PATH_BYTES:
         raise ConfigurationError(
             f"the socket's path is too long, {longest} bytes where the system takes "
-            f"{_MAX_PATH_BYTES}: set MDSERVICE_SOCKET to a shorter one ({path})"
+            f"{SOCKET_PATH_BYTES}: set MDSERVICE_SOCKET to a shorter one ({path})"
         )
 
 
@@ -202,8 +198,8 @@ async def tcp_listeners(
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(f"{setting}: the host {host} is unknown: {error}") from error
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-    open_to_others = [address[0] for _, address in addresses if not _is_loopback(str(address[0]))]
-    if open_to_others and token is None:
+    names = (str(address[0]).partition("%")[0] for _, address in addresses)
+    if token is None and not all(map(is_loopback, names)):
         raise ConfigurationError(
             f"{setting}: {http} is open to other machines, so it needs a token: set "
             "MDSERVICE_API_TOKEN, or listen on 127.0.0.1"
@@ -215,10 +211,6 @@ def tcp_address(listener: socket.socket) -> str:
     """Where it listens, as ``127.0.0.1:8080`` or ``[::1]:8080``."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _listen(addresses: Sequence[_Address], http: str, setting: str) -> list[socket.socket]:

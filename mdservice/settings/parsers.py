@@ -20,6 +20,7 @@ from mdservice.model.symbol import parse_symbols
 from mdservice.observability.masking import quoted
 
 __all__ = [
+    "SOCKET_PATH_BYTES",
     "api_base",
     "default_log_format",
     "feed_url",
@@ -45,7 +46,7 @@ __all__ = [
 Parser = Callable[[object], object]
 
 _SECRET = re.compile(r"[!-~]{1,512}", re.ASCII)
-_SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
+SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """What ``sockaddr_un`` holds, less its closing zero."""
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _QUOTES = "\"'"
@@ -326,9 +327,9 @@ def parse_socket(value: object) -> Path:
     except RuntimeError:
         raise ValueError(f"{quoted(str(given))} names a home folder that is not known") from None
     encoded = os.fsencode(path)
-    if b"\0" in encoded or len(encoded) > _SOCKET_PATH_BYTES:
+    if b"\0" in encoded or len(encoded) > SOCKET_PATH_BYTES:
         raise ValueError(
-            f"the path has {len(encoded)} bytes; a UNIX socket's may have {_SOCKET_PATH_BYTES}: "
+            f"the path has {len(encoded)} bytes; a UNIX socket's may have {SOCKET_PATH_BYTES}: "
             "choose a shorter one"
         )
     return path

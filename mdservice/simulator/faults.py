@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import attrs
 from attrs import validators
 
-from mdservice.simulator.http import RECENT_SIP
+from mdservice.simulator.http import RECENT_SIP, RECENT_SIP_MESSAGE
 from mdservice.simulator.session import Silence, When
 from mdservice.simulator.wire import OutFrame, SimQuote
 
@@ -143,7 +143,7 @@ class RefuseRest:
 
     status: int = attrs.field(default=403, validator=_known_status)
     code: int = RECENT_SIP
-    message: str = "subscription does not permit querying recent SIP data"
+    message: str = RECENT_SIP_MESSAGE
     path: str | None = None
     times: int = attrs.field(default=1, validator=validators.ge(1))
     symbol: str | None = None

@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 
 __all__ = [
     "RECENT_SIP",
+    "RECENT_SIP_MESSAGE",
     "Call",
     "Endpoint",
     "HttpAnswer",
@@ -34,6 +35,7 @@ RECENT_SIP = 42210000
 
 Source: users' reports; its HTTP status was seen as 403 and as 422.
 """
+RECENT_SIP_MESSAGE = "subscription does not permit querying recent SIP data"
 _MALFORMED = 40010001
 _BAD_REQUEST = 400
 

@@ -14,7 +14,7 @@ import attrs
 
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
 from mdservice.simulator.market import QuoteRecord, start_cents
-from mdservice.simulator.wire import EXACT, TOO_LARGE, Number, to_decimal
+from mdservice.simulator.wire import EXACT, PLACES, TOO_LARGE, Number, to_decimal
 
 __all__ = [
     "DEMO_POSITIONS",
@@ -42,8 +42,6 @@ DEMO_POSITIONS: Mapping[str, tuple[str, str]] = {
     "SPY": ("25", "605.75"),
 }
 """A portfolio to look at: long and short, ahead and behind, one with a part of a share."""
-
-_AVERAGE_PLACES = Decimal("1e-9")
 
 _KINDS = ("open", "add", "reduce", "flip", "close")
 _WEIGHTS = (2, 3, 3, 1, 2)
@@ -240,7 +238,7 @@ def _average(before: Holding | None, qty: Decimal, price: Decimal, after: Decima
     if (before.qty > 0) != (qty > 0):
         return before.avg_entry_price
     cost = before.qty * before.avg_entry_price + qty * price
-    return (cost / after).quantize(_AVERAGE_PLACES)
+    return (cost / after).quantize(PLACES)
 
 
 def _check(symbol: str, qty: Decimal, price: Decimal) -> None:

@@ -21,7 +21,7 @@ import msgspec
 from mdservice.errors import InvalidSymbol
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
 from mdservice.model.timestamps import LATEST_NS, format_ns, parse_rfc3339
-from mdservice.simulator.http import RECENT_SIP, RefusedRequest, malformed
+from mdservice.simulator.http import RECENT_SIP, RECENT_SIP_MESSAGE, RefusedRequest, malformed
 from mdservice.simulator.market import QuoteRecord
 from mdservice.simulator.wire import SimQuote, encode_timestamp, json_number
 
@@ -160,9 +160,7 @@ def parse_latest(params: Mapping[str, str], rules: RestRules) -> tuple[str, ...]
 
 
 def _refuse_sip() -> None:
-    raise RefusedRequest(
-        _FORBIDDEN, RECENT_SIP, "subscription does not permit querying recent SIP data"
-    )
+    raise RefusedRequest(_FORBIDDEN, RECENT_SIP, RECENT_SIP_MESSAGE)
 
 
 def _symbols(params: Mapping[str, str], rules: RestRules) -> tuple[str, ...]:

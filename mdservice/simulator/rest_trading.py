@@ -19,7 +19,7 @@ from mdservice.model.timestamps import format_ns
 from mdservice.simulator.http import Call, RefusedRequest, malformed
 from mdservice.simulator.market import tape_of
 from mdservice.simulator.paper_account import Holding, PaperAccount, Trade, start_price
-from mdservice.simulator.wire import EXACT, plain, to_decimal
+from mdservice.simulator.wire import EXACT, PLACES, plain, to_decimal
 
 __all__ = [
     "OrderRequest",
@@ -41,7 +41,6 @@ _INSUFFICIENT, _UNUSABLE = 40310000, 42210000
 _NOT_FOUND, _NO_POSITION = 404, 40410000
 _OK = 200
 _WHOLE = 100
-_PLACES = Decimal("1e-9")
 
 
 class TradingApi:
@@ -83,7 +82,7 @@ class TradingApi:
             if percentage > _WHOLE:
                 unusable("percentage must be <= 100")
             with localcontext(EXACT):
-                size = (size * percentage / _WHOLE).quantize(_PLACES, ROUND_DOWN)
+                size = (size * percentage / _WHOLE).quantize(PLACES, ROUND_DOWN)
             size = parse_qty(size)
         return msgspec.json.encode(self._close(holding, size, call.now_ns))
 
@@ -205,7 +204,7 @@ class OrderRequest(msgspec.Struct, frozen=True):
         size = self.qty
         if size is None:
             with localcontext(EXACT):
-                size = ((self.notional or 0) / price).quantize(_PLACES, ROUND_DOWN)
+                size = ((self.notional or 0) / price).quantize(PLACES, ROUND_DOWN)
             size = parse_qty(size)
         return size if self.side == "buy" else -size
 

@@ -31,7 +31,13 @@ from mdservice.simulator.faults import (
     SendError,
     SlowRest,
 )
-from mdservice.simulator.http import HttpAnswer, too_many_connections, wants_websocket
+from mdservice.simulator.http import (
+    RECENT_SIP,
+    RECENT_SIP_MESSAGE,
+    HttpAnswer,
+    too_many_connections,
+    wants_websocket,
+)
 from mdservice.simulator.market import QuoteRecord
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
 from mdservice.simulator.paper_account import Holding, PaperAccount, Trade
@@ -342,8 +348,8 @@ class Simulator:
     def refuse_rest(
         self,
         status: int = 403,
-        code: int = 42210000,
-        message: str = "subscription does not permit querying recent SIP data",
+        code: int = RECENT_SIP,
+        message: str = RECENT_SIP_MESSAGE,
         *,
         path: str | None = None,
         times: int = 1,

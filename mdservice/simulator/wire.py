@@ -21,6 +21,7 @@ from mdservice.model.timestamps import format_ns, parse_rfc3339
 __all__ = [
     "ERROR_TEXTS",
     "EXACT",
+    "PLACES",
     "TOO_LARGE",
     "Encoding",
     "Number",
@@ -42,7 +43,8 @@ Number = Decimal | int | float | str
 EXACT = Context(prec=60)
 """Keeps every digit of the products and sums of what :func:`to_decimal` lets through."""
 
-_PLACES = Decimal("1e-9")
+PLACES = Decimal("1e-9")
+"""Of shares and of dollars: what Alpaca takes."""
 TOO_LARGE = Decimal(10) ** 12
 """Numbers stay below it, positions too."""
 
@@ -84,7 +86,7 @@ def to_decimal(number: Number) -> Decimal:
         raise ValueError(f"{number!r} is not a number") from None
     if not value.is_finite() or abs(value) >= TOO_LARGE:
         raise ValueError(f"{number!r} is not a number below {TOO_LARGE:f}")
-    return value.quantize(_PLACES, context=EXACT)
+    return value.quantize(PLACES, context=EXACT)
 
 
 def plain(value: Decimal) -> str:
