@@ -7,6 +7,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ from tests.simulation.worker import run_quietly
 from tests.simulation.world import simulate
 
 _SHOWN = 5
+_TOLD_EVERY_S = 60.0
+"""How often progress is printed where the output is no terminal."""
 
 
 def _loudly(only: tuple[str, ...], seed: int) -> Outcome:
@@ -62,6 +65,7 @@ def main() -> int:
         outcome = _loudly(only, given.replay)
         print("\n".join(outcome.violations) or "every promise was kept", outcome.trace[:16])
         return bool(outcome.violations)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and the workers too
     totals = _Totals(only)
     for outcome in _outcomes(
         range(given.first, given.first + given.count), only, given.jobs, given.seconds
@@ -96,7 +100,7 @@ class _Totals:
     def __init__(self, only: tuple[str, ...]) -> None:
         self.failed = 0
         self._only = only
-        self._started_s = time.monotonic()
+        self._started_s = self._told_s = time.monotonic()
         self._done = self._quotes = self._lives = self._calls = 0
         self._simulated_s = 0.0
         self._faults: Counter[str] = Counter()
@@ -116,6 +120,9 @@ class _Totals:
                 print(f"    {violation}", flush=True)
         if sys.stderr.isatty():
             print(f"\r{self._short()}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._told_s > _TOLD_EVERY_S:
+            self._told_s = time.monotonic()
+            print(self._short(), file=sys.stderr, flush=True)
 
     def _short(self) -> str:
         hours = self._simulated_s / 3600
