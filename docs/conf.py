@@ -33,6 +33,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!mdservice).*"),  # other projects' names
     # Types of arguments that nobody has to make.
+    ("py:class", r"mdservice\.feed\.alpaca\.link\.AlpacaLink"),
     ("py:class", r"mdservice\.redis_io\.names\.Instance"),
     ("py:class", r"mdservice\.runtime\.network\.HttpClient"),
     ("py:class", r"mdservice\.positions\.source\._Result"),

@@ -30,6 +30,7 @@ Foreign exceptions are translated into these once, where they enter, ``from exc`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 __all__ = [
     "ActorFailed",
@@ -72,19 +73,35 @@ class FeedUnavailable(FeedError):
     """The feed cannot be reached, or the connection ended. Worth another try."""
 
 
+Remedy = Literal["fix", "retry", "wait_for_slot", "check_url"]
+"""What helps after a refusal of the feed.
+
+``fix``: a person has to change something. ``retry``: another try, with back-off.
+``wait_for_slot``: the account's connection is in use, or was until now. ``check_url``: the server
+has no stream at that address; it may still be starting.
+"""
+
+
 class FeedRefused(FeedError):
     """The feed answered, and said no.
 
     Args:
         message: What happened and what to do.
-        code: Alpaca's error code (402, 406, …), or the HTTP status of a refused upgrade.
+        code: The feed's own error code (Alpaca's 402, 406, …), or the HTTP status of a refused
+            upgrade. It is shown; nothing depends on it.
         http: Whether ``code`` is an HTTP status.
+        remedy: What helps: ``fix`` (a person has to change something), ``retry``,
+            ``wait_for_slot`` (the account's connection is in use) or ``check_url`` (there is no
+            stream at that address).
     """
 
-    def __init__(self, message: str, *, code: int, http: bool = False) -> None:
+    def __init__(
+        self, message: str, *, code: int, http: bool = False, remedy: Remedy = "fix"
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.http = http
+        self.remedy: Remedy = remedy
 
 
 class HistoryUnavailable(FeedError):

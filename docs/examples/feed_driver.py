@@ -3,70 +3,77 @@
 python feed_driver.py 127.0.0.1:7001 EURUSD GBPUSD
 """
 
-import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import anyio
 from anyio.abc import SocketStream
 
 import mdservice
 from mdservice.errors import FeedRefused, FeedUnavailable
-from mdservice.feed.driver import OPEN_TIMEOUT_S, Encoding, Frame, Link
+from mdservice.feed.driver import OPEN_TIMEOUT_S, Link, Received, RequestRefused
+from mdservice.feed.subscriptions import Followed
 from mdservice.http_api.server import serve_api
+from mdservice.model.quote import Quote
+from mdservice.model.timestamps import parse_rfc3339
 
 LONGEST_LINE = 65_536
-NOT_UNDERSTOOD = 400
 LOST = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
-
-
-def to_message(line: str) -> dict[str, Any]:
-    """A line of the exchange as the message that Alpaca would send."""
-    match line.split():
-        case ["QUOTE", symbol, bid, bid_size, ask, ask_size, time]:
-            message: dict[str, Any] = {"T": "q", "S": symbol, "t": time}
-            message |= {"bp": float(bid), "bs": int(bid_size)}
-            return message | {"ap": float(ask), "as": int(ask_size)}
-        case ["SUBSCRIBED", *symbols]:
-            return {"T": "subscription", "quotes": symbols}
-        case ["REFUSED", *why]:
-            return {"T": "error", "code": NOT_UNDERSTOOD, "msg": " ".join(why)}
-    raise ValueError(line)
-
-
-def to_message_or_broken(line: str) -> dict[str, Any]:
-    """A line that makes no sense becomes a message without its fields: counted, and left out."""
-    try:
-        return to_message(line)
-    except ValueError:
-        return {"T": "q"}
 
 
 class LineLink:
     """An open connection, logged in."""
 
-    encoding: Encoding = "json"
-
-    def __init__(self, stream: SocketStream) -> None:
+    def __init__(self, stream: SocketStream, followed: Followed, utc_ns: Callable[[], int]) -> None:
         self._stream = stream
+        self._followed = followed
+        self._utc_ns = utc_ns
         self._rest = b""
 
     async def log_in(self, name: str) -> None:
         await self.say(f"LOGIN {name}")
         answer = (await self.lines())[0]
         if not answer.startswith("WELCOME"):
-            raise FeedRefused(f"the exchange refused the login: {answer}", code=402)
+            raise FeedRefused(f"the exchange refused the login: {answer}", code=0)
 
-    async def send(self, message: Mapping[str, Any]) -> None:
-        word = {"subscribe": "ADD", "unsubscribe": "DROP"}[message["action"]]
-        await self.say(" ".join([word, *message["quotes"]]))
+    async def subscribe(self, symbols: Sequence[str]) -> None:
+        await self.say(" ".join(["ADD", *symbols]))
 
-    async def receive(self) -> Sequence[Frame]:
-        return [json.dumps([to_message_or_broken(line) for line in await self.lines()])]
+    async def unsubscribe(self, symbols: Sequence[str]) -> None:
+        await self.say(" ".join(["DROP", *symbols]))
+
+    async def receive(self) -> Received:
+        received = Received()
+        for line in await self.lines():
+            try:
+                self.take(line, received)
+            except ValueError:  # a line that makes no sense costs itself
+                received.errors += 1
+        return received
+
+    def take(self, line: str, received: Received) -> None:
+        match line.split():
+            case ["QUOTE", symbol, bid, bid_size, ask, ask_size, time]:
+                quote = Quote(
+                    symbol,
+                    bid=float(bid),
+                    ask=float(ask),
+                    bid_size=int(bid_size),
+                    ask_size=int(ask_size),
+                    ts_event_ns=parse_rfc3339(time),
+                    ts_recv_ns=self._utc_ns(),
+                )
+                received.add(quote, self._followed)
+            case ["SUBSCRIBED", *symbols]:
+                received.acknowledge(symbols, self._followed)
+            case ["REFUSED", *why]:
+                refused = RequestRefused(" ".join(why), cause="bad_symbol")
+                received.controls.append(refused)
+            case _:
+                raise ValueError(line)
 
     async def say(self, line: str) -> None:
         try:
@@ -97,7 +104,7 @@ class LineDriver:
         self._host, self._port, self._login = host, port, login
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Link]:
+    async def connect(self, followed: Followed, utc_ns: Callable[[], int]) -> AsyncIterator[Link]:
         where = f"the exchange at {self._host}:{self._port}"
         deadline = anyio.current_time() + OPEN_TIMEOUT_S
         try:
@@ -106,7 +113,7 @@ class LineDriver:
         except OSError as exc:  # TimeoutError is one
             raise FeedUnavailable(f"{where} cannot be reached: {exc}") from exc
         async with stream:
-            link = LineLink(stream)
+            link = LineLink(stream, followed, utc_ns)
             try:
                 with anyio.fail_after(deadline - anyio.current_time()):
                     await link.log_in(self._login)

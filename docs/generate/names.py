@@ -37,6 +37,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "extending": (
         "mdservice.clock",
         "mdservice.feed.driver",
+        "mdservice.feed.subscriptions.Followed",
         "mdservice.feed.history",
         "mdservice.publish.store",
     ),

@@ -28,6 +28,7 @@ from mdservice.errors import (
     StoreError,
 )
 from mdservice.feed.alpaca.rest import clock_refusal
+from mdservice.feed.subscriptions import Followed
 from mdservice.model.position import Position
 from mdservice.observability.masking import mask_url
 from mdservice.positions.parse import NOT_A_STOCK
@@ -239,7 +240,7 @@ async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:
     configuration = False
     for driver in drivers:
         try:
-            async with driver.connect():
+            async with driver.connect(Followed(), time.time_ns):
                 before = f" ({'; '.join(troubles)})" if troubles else ""
                 return passed(_FEED, f"{feed}: logged in by {driver.name}{before}")
         except (MDServiceError, BaseExceptionGroup) as exc:
@@ -262,16 +263,13 @@ def _foreseen(exc: BaseException) -> MDServiceError:
 
 
 def _feed_refused(feed: str, refused: FeedRefused) -> CheckResult:
-    from mdservice.feed.alpaca.error_codes import Reaction, reaction_to_code, reaction_to_http
-
-    reaction = (reaction_to_http if refused.http else reaction_to_code)(refused.code)
     advice = ""
-    if reaction is Reaction.WAIT_FOR_SLOT:
+    if refused.remedy == "wait_for_slot":
         advice = (
             "a running mdservice may be that program: look for it with `mdservice status`, or on "
             "the account's other machines"
         )
-    return failed(_FEED, f"{feed}: {refused}", advice, configuration=reaction is Reaction.FATAL)
+    return failed(_FEED, f"{feed}: {refused}", advice, configuration=refused.remedy == "fix")
 
 
 async def check_history(settings: Settings, http: HttpClient | None = None) -> CheckResult:

@@ -23,9 +23,7 @@ from anyio.abc import TaskStatus
 
 from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, FeedError, FeedRefused, FeedUnavailable
-from mdservice.feed.alpaca.codec import Decoded
-from mdservice.feed.alpaca.messages import Subscription
-from mdservice.feed.driver import Link
+from mdservice.feed.driver import Acknowledged, Received
 from mdservice.feed.first_prices import FirstPrices
 from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.liveness import Liveness
@@ -33,10 +31,9 @@ from mdservice.feed.requests import Command, SubscriptionRequests
 from mdservice.feed.retries import DriverSelection, Retries
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.session import Session
-from mdservice.feed.subscriptions import SubscriptionSet
+from mdservice.feed.subscriptions import Followed, SubscriptionSet
 from mdservice.feed.unfulfilled import UnfulfilledSymbols
 from mdservice.model.events import FeedLost, FeedState, FeedStatus
-from mdservice.model.quote import Quote
 from mdservice.observability.logging import get_logger, masked
 from mdservice.runtime.actor import Channel, Depth, Heartbeat
 from mdservice.runtime.backoff import Backoff
@@ -235,10 +232,11 @@ class FeedConnection:
         self._phase = "connecting"
         driver = self._selection.current
         logged_in = False
+        followed = Followed(self._under_every)
         try:
-            async with driver.connect() as link:
+            async with driver.connect(followed, self._clock.utc_ns) as link:
                 logged_in = True
-                await self._hold(link)
+                await self._hold(Session(link, followed))
         except FeedError as exc:
             self._last_error = masked(str(exc))
             if isinstance(exc, FeedUnavailable) and not logged_in:
@@ -248,11 +246,10 @@ class FeedConnection:
             if logged_in:
                 await self._lost()
 
-    async def _hold(self, link: Link) -> None:
+    async def _hold(self, session: Session) -> None:
         self._logins += 1
         self._synced = False
         self._phase = "subscribing"
-        session = Session(link, self._clock.utc_ns, self, self._hand_on, self._under_every)
         self._session = session
         self._repair.begin()
         self._liveness.begin()
@@ -260,9 +257,37 @@ class FeedConnection:
         if self._selection.logged_in():
             _log.warning("feed_driver_changed", driver=driver, reason=self._last_error)
             await self._tell("fallback", driver=driver, reason=self._last_error)
-        _log.info("feed_connected", driver=driver, encoding=link.encoding)
+        _log.info("feed_connected", driver=driver)
         await self._tell("connected", driver=driver)
-        await run_together(session.read, partial(self._begin, session))
+        await run_together(partial(self._read, session), partial(self._begin, session))
+
+    async def _read(self, session: Session) -> None:
+        """Read until the connection ends."""
+        with session.reading() as link:
+            while True:
+                received = await link.receive()
+                self._note(received)
+                if received.quotes:
+                    self.heartbeat.beat("reader")
+                    try:
+                        await self._repair.hand_on(received.quotes)
+                    finally:
+                        self.heartbeat.rest("reader")  # it waits for the feed again
+                session.take(received)
+
+    def _note(self, received: Received) -> None:
+        """Count what was read; data ends the back-off."""
+        self._quotes_received += len(received.quotes)
+        self._decode_errors += received.errors
+        self._other_messages += received.others
+        self._unfollowed += received.unfollowed
+        for control in received.controls:
+            if isinstance(control, Acknowledged):
+                self._liveness.subscribed(control.symbols, self._clock.utc_ns())
+        if received.quotes:
+            self._data_has_come = True
+            self._liveness.data_came(received.quotes)
+            self._retries.reset()
 
     async def _lost(self) -> None:
         """The link has ended, also by cancellation: say so, within a moment, else later."""
@@ -290,7 +315,7 @@ class FeedConnection:
         while missing := session.missing(self._book.wanted):
             refused = await session.subscribe_what_fits(missing)
             if refused is not None:
-                raise FeedRefused(refused.reason, code=refused.code)
+                raise refused.as_error()
         if session.left_out:
             _log.warning(
                 "feed_symbols_left_out",
@@ -324,26 +349,3 @@ class FeedConnection:
 
     async def _tell(self, state: FeedState, **details: Any) -> None:
         await self._send_queue.send(FeedStatus(state, self._clock.utc_ns(), details))
-
-    # What the session tells
-
-    def decoded(self, decoded: Decoded) -> None:
-        """Count what was read; data ends the back-off."""
-        self._quotes_received += len(decoded.quotes)
-        self._decode_errors += decoded.errors
-        self._other_messages += decoded.others
-        self._unfollowed += decoded.unfollowed
-        for control in decoded.controls:
-            if isinstance(control, Subscription):
-                self._liveness.subscribed(control.quotes or (), self._clock.utc_ns())
-        if decoded.quotes:
-            self._data_has_come = True
-            self._liveness.data_came(decoded.quotes)
-            self._retries.reset()
-
-    async def _hand_on(self, quotes: Sequence[Quote]) -> None:
-        self.heartbeat.beat("reader")
-        try:
-            await self._repair.hand_on(quotes)
-        finally:
-            self.heartbeat.rest("reader")  # it waits for the feed again

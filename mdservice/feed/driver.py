@@ -1,34 +1,35 @@
-"""What a feed driver is: one connection, opened with login, and nothing else.
+"""What a feed driver is: one connection, opened with login, that speaks one vendor's protocol.
 
-A driver knows how bytes come and go. Who reconnects, when, what is subscribed and what the
-bytes mean is the business of :class:`mdservice.feed.connection.FeedConnection`, the same
-for every driver.
+It gives decoded quotes and answers in the terms below. Who reconnects, when, and what is
+subscribed is the business of :class:`mdservice.feed.connection.FeedConnection`, the same for
+every driver and vendor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import attrs
 
-from mdservice.errors import FeedUnavailable
+from mdservice.errors import FeedRefused, FeedUnavailable, Remedy
+from mdservice.feed.subscriptions import Followed
+from mdservice.model.quote import Quote
+from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
+from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS
 
 __all__ = [
     "CLOSE_TIMEOUT_S",
     "LONGEST_OPEN_TIMEOUT_S",
     "OPEN_TIMEOUT_S",
+    "Acknowledged",
     "Driver",
-    "Encoding",
-    "Frame",
     "Link",
     "LoginLimit",
+    "Received",
+    "RequestRefused",
 ]
-
-Encoding = Literal["json", "msgpack"]
-Frame = bytes | str
-"""One websocket message: text for JSON, bytes for msgpack."""
 
 OPEN_TIMEOUT_S = 3.0
 """How long connecting and logging in may take together, at first."""
@@ -38,6 +39,7 @@ CLOSE_TIMEOUT_S = 1.0
 """How long closing may take before the socket is dropped."""
 _RAN_OUT = 0.95
 """The part of the limit after which a failed try counts as too slow; clocks differ a little."""
+_PRICE_LIMIT, _SIZE_LIMIT = 1e15, 1e18
 
 
 @attrs.define
@@ -72,30 +74,125 @@ class LoginLimit:
         self.seconds = OPEN_TIMEOUT_S
 
 
+Cause = Literal["symbol_limit", "bad_symbol", "not_offered", "other"]
+"""Why a request is refused: the feed gives no more symbols; it does not understand one of them; it
+does not have what is asked for, whatever the symbols; or another reason."""
+
+
+@attrs.frozen
+class Acknowledged:
+    """All that is subscribed now: the answer to a request."""
+
+    symbols: frozenset[str]
+
+
+@attrs.frozen
+class RequestRefused:
+    """The feed refuses a request as a whole; what was subscribed before still is.
+
+    Attributes:
+        reason: What happened and what to do.
+        words: The feed's own words, where it has any.
+        cause: What the service may do about it.
+        code: The feed's error code, 0 where it has none. It is shown; nothing depends on it.
+    """
+
+    reason: str
+    words: str = ""
+    cause: Cause = "other"
+    code: int = 0
+
+    def as_error(self) -> FeedRefused:
+        """The error where it refuses what the service cannot do without."""
+        remedy: Remedy = "fix" if self.cause == "not_offered" else "retry"
+        return FeedRefused(self.reason, code=self.code, remedy=remedy)
+
+
+@attrs.define
+class Received:
+    """What one read has brought.
+
+    Attributes:
+        quotes: Those of symbols that are followed, in the order in which they came.
+        controls: Answers to requests, likewise.
+        errors: What could not be understood, counted: messages, or whole frames.
+        others: Good messages that are neither quotes nor answers.
+        unfollowed: Good quotes of symbols that are not followed; they are left out.
+    """
+
+    quotes: list[Quote] = attrs.field(factory=list)
+    controls: list[Acknowledged | RequestRefused] = attrs.field(factory=list)
+    errors: int = 0
+    others: int = 0
+    unfollowed: int = 0
+
+    def add(self, quote: Quote, followed: Followed) -> None:
+        """Add a quote, or count it where it is not valid or its symbol is not followed.
+
+        A driver whose codec checks that itself, as Alpaca's does, appends to ``quotes``.
+        """
+        if not _is_valid(quote):
+            self.errors += 1
+        elif followed.takes(quote.symbol):
+            self.quotes.append(quote)
+        else:
+            self.unfollowed += 1
+
+    def acknowledge(self, symbols: Sequence[str], followed: Followed | None) -> None:
+        """All that is subscribed now; a symbol that is none costs itself.
+
+        Quotes that are added from now on are of that state.
+        """
+        valid = frozenset(s for s in symbols if s == EVERY_SYMBOL or is_symbol(s))
+        self.errors += sum(s not in valid for s in symbols)
+        if followed is not None:
+            followed.acknowledge(valid)
+        self.controls.append(Acknowledged(valid))
+
+
+def _is_valid(quote: Quote) -> bool:
+    return (
+        is_symbol(quote.symbol)
+        and 0 <= quote.bid < _PRICE_LIMIT
+        and 0 <= quote.ask < _PRICE_LIMIT
+        and 0 <= quote.bid_size < _SIZE_LIMIT
+        and 0 <= quote.ask_size < _SIZE_LIMIT
+        and EARLIEST_NS <= quote.ts_event_ns <= LATEST_NS
+    )
+
+
 class Link(Protocol):
     """An open, authenticated connection."""
 
-    @property
-    def encoding(self) -> Encoding:
-        """How its frames are encoded, both ways."""
-        ...
+    async def subscribe(self, symbols: Sequence[str]) -> None:
+        """Ask for the quotes of these symbols as well; the answer comes by :meth:`receive`.
 
-    async def send(self, message: Mapping[str, Any]) -> None:
-        """Send one control message such as ``{"action": "subscribe", "quotes": ["AAPL"]}``.
+        One request is under way at a time. It is answered with :class:`Acknowledged`, which names
+        all that is subscribed, or with :class:`RequestRefused`; also where nothing changes.
 
         Raises:
             FeedUnavailable: The connection has ended.
         """
         ...
 
-    async def receive(self) -> Sequence[Frame]:
-        """Wait for data; return frames that have come, at least one, in order.
-
-        A cancelled call loses no frame. Where some wait already, it still lets other tasks run:
-        nothing else holds back the loop that calls it.
+    async def unsubscribe(self, symbols: Sequence[str]) -> None:
+        """Ask for no more quotes of these symbols; answered as :meth:`subscribe` is.
 
         Raises:
-            FeedUnavailable: The connection has ended, and all of its frames were returned.
+            FeedUnavailable: The connection has ended.
+        """
+        ...
+
+    async def receive(self) -> Received:
+        """Wait for data, and return what has come.
+
+        A cancelled call loses nothing. Where some waits already, it still lets other tasks run:
+        nothing else holds back the loop that calls it. What came before the end of the connection
+        is returned first.
+
+        Raises:
+            FeedUnavailable: The connection has ended.
+            FeedRefused: The feed has ended it, and says why.
         """
         ...
 
@@ -108,12 +205,18 @@ class Driver(Protocol):
         """As in the settings and the status: ``alpaca-py`` or ``websockets``."""
         ...
 
-    def connect(self) -> AbstractAsyncContextManager[Link]:
+    def connect(
+        self, followed: Followed, utc_ns: Callable[[], int]
+    ) -> AbstractAsyncContextManager[Link]:
         """Connect and log in, for as long as the block lasts.
 
         Gives up after :data:`OPEN_TIMEOUT_S`; a driver for slow ways takes a :class:`LoginLimit`.
 
         Closed at its end within :data:`CLOSE_TIMEOUT_S`, also when cancelled.
+
+        Args:
+            followed: Whose quotes are taken. The link notes there what the feed acknowledges.
+            utc_ns: The clock, UTC nanoseconds; stamps ``ts_recv_ns`` of what comes.
 
         Raises:
             FeedUnavailable: It cannot be reached, or does not answer in time.

@@ -8,13 +8,6 @@ from collections.abc import Sequence
 import attrs
 
 from mdservice.errors import FeedRefused
-from mdservice.feed.alpaca.error_codes import (
-    FATAL_WHEN_SUBSCRIBING,
-    NO_STREAM_THERE,
-    Reaction,
-    reaction_to_code,
-    reaction_to_http,
-)
 from mdservice.feed.driver import Driver
 from mdservice.runtime.backoff import Backoff
 
@@ -160,13 +153,11 @@ class Retries:
             now_s: When, monotonic seconds.
         """
         self._ended(now_s)
-        reaction = reaction_to_http(exc.code) if exc.http else reaction_to_code(exc.code)
-        if reaction is Reaction.WAIT_FOR_SLOT:
+        if exc.remedy == "wait_for_slot":
             return Retry("waiting_for_slot", self._slot.next_s(now_s))
-        fatal_code = not exc.http and exc.code in FATAL_WHEN_SUBSCRIBING
-        if reaction is Reaction.FATAL or fatal_code:
+        if exc.remedy == "fix":
             return Retry("refused", self._refusals.next_s(), for_good=True)
-        if exc.http and exc.code in NO_STREAM_THERE:
+        if exc.remedy == "check_url":
             self._wrong_urls += 1
             if self._wrong_urls > _WRONG_URL_FAST:
                 return Retry("waiting", self._wrong_url.next_s())

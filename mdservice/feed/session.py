@@ -1,28 +1,25 @@
-"""One open connection: all that is read is handed on, and one subscription change at a time.
+"""One open connection: what is subscribed on it, and one request at a time to change that.
 
-Alpaca answers a change with the whole state and a refusal without naming what it refuses,
+A feed answers a change with the whole state and a refusal without naming what it refuses,
 so requests never overlap: each waits for its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
 import anyio
 import attrs
 
 from mdservice.errors import FeedUnavailable
-from mdservice.feed.alpaca.codec import Codec, Control, Decoded, Followed
-from mdservice.feed.alpaca.error_codes import Reaction, reaction_to_code, refusal
-from mdservice.feed.alpaca.messages import ErrorMessage, Subscription
-from mdservice.feed.driver import Link
-from mdservice.feed.subscriptions import SubscriptionSet, chunks
-from mdservice.model.quote import Quote
+from mdservice.feed.driver import Acknowledged, Link, Received, RequestRefused
+from mdservice.feed.subscriptions import Followed, SubscriptionSet, chunks
 from mdservice.observability.logging import get_logger
 from mdservice.runtime.actor import Answer
 
-__all__ = ["ACK_TIMEOUT_S", "CHUNK_SIZE", "NOT_ACKNOWLEDGED", "Refused", "Session", "SessionEvents"]
+__all__ = ["ACK_TIMEOUT_S", "CHUNK_SIZE", "NOT_ACKNOWLEDGED", "Session"]
 
 _log = get_logger(__name__)
 
@@ -32,22 +29,9 @@ ACK_TIMEOUT_S = 5.0
 """How long an answer to a request may take before the connection counts as broken."""
 
 NOT_ACKNOWLEDGED = 0
-"""In place of Alpaca's code, where it sent none and left symbols out."""
+"""In place of the feed's code, where it sent none and left symbols out."""
 
-_INVALID_SYNTAX = 400
-_SYMBOL_LIMIT = 405
 _MOST_NAMED = 5
-_NOT_FIRST = (_INVALID_SYNTAX, _SYMBOL_LIMIT)
-
-
-@attrs.frozen
-class Refused:
-    """The feed refused a request; what was subscribed before still is."""
-
-    code: int
-    reason: str
-    words: str = ""
-    """The feed's own words, where it had any."""
 
 
 def _halves(symbols: Sequence[str]) -> list[list[str]]:
@@ -55,41 +39,19 @@ def _halves(symbols: Sequence[str]) -> list[list[str]]:
     return [list(symbols[:middle]), list(symbols[middle:])]
 
 
-class SessionEvents(Protocol):
-    """What a session tells its owner."""
-
-    def decoded(self, decoded: Decoded) -> None:
-        """Something was read; called before its quotes are handed on."""
-        ...
-
-
 class Session:
-    """The subscriptions and the reading of one link.
+    """The subscriptions of one link.
 
     Args:
         link: Open and authenticated.
-        utc_ns: The clock that stamps what is read.
-        events: Told of everything that is read.
-        hand_on: Takes the quotes of one read; may wait, which holds the reading back.
-        under_every: See :class:`Followed`.
+        followed: Whose quotes the link takes.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        utc_ns: Callable[[], int],
-        events: SessionEvents,
-        hand_on: Callable[[Sequence[Quote]], Awaitable[None]],
-        under_every: set[str] | None = None,
-    ) -> None:
+    def __init__(self, link: Link, followed: Followed) -> None:
         self._link = link
-        self._followed = Followed(under_every)
-        self._codec = Codec(link.encoding, self._followed)
-        self._utc_ns = utc_ns
-        self._events = events
-        self._hand_on = hand_on
+        self._followed = followed
         self._one_request = anyio.Lock()
-        self._request: Answer[Subscription | Refused] | None = None
+        self._request: Answer[Acknowledged | RequestRefused] | None = None
         self._reading = anyio.CancelScope()
         self._ended: FeedUnavailable | None = None
         self.acknowledged: frozenset[str] = frozenset()
@@ -103,26 +65,31 @@ class Session:
 
     # Reading
 
-    async def read(self) -> None:
-        """Read until the connection ends.
+    @contextmanager
+    def reading(self) -> Iterator[Link]:
+        """The block in which the link is read; requests are answered as long as it lasts.
+
+        Whatever the block receives, it gives to :meth:`take` once it has forwarded the quotes.
 
         Raises:
-            FeedUnavailable: It ended, or an error message asks for a new one.
-            FeedRefused: An error message that is fatal, or that asks to wait for the slot.
+            FeedUnavailable: The feed did not answer to a request.
         """
         try:
             with self._reading:
-                while True:
-                    frames = await self._link.receive()
-                    decoded = self._codec.decode(frames, self._utc_ns())
-                    self._events.decoded(decoded)
-                    if decoded.quotes:  # first, since an error among the controls ends it
-                        await self._hand_on(decoded.quotes)
-                    for control in decoded.controls:
-                        self._take_control(control)
+                yield self._link
         finally:
             self._end(FeedUnavailable("the connection ended before the feed had answered"))
         raise self._ended or FeedUnavailable("the connection ended")
+
+    def take(self, received: Received) -> None:
+        """Take the answers to requests that have come."""
+        for control in received.controls:
+            if isinstance(control, Acknowledged):
+                self.acknowledged = control.symbols
+            if self._request is not None:
+                self._request.give(control)
+            elif isinstance(control, RequestRefused):
+                _log.warning("feed_error_ignored", code=control.code, reason=control.words)
 
     def _end(self, reason: FeedUnavailable) -> None:
         """No more answers will come; the first reason counts."""
@@ -130,30 +97,6 @@ class Session:
         self._reading.cancel()
         if self._request is not None:
             self._request.fail(self._ended)
-
-    def _take_control(self, control: Control) -> None:
-        if isinstance(control, Subscription):
-            self.acknowledged = frozenset(control.quotes or ())
-            if self._request is not None:
-                self._request.give(control)
-        elif isinstance(control, ErrorMessage):
-            self._take_error(control)
-
-    def _take_error(self, error: ErrorMessage) -> None:
-        reaction = reaction_to_code(error.code)
-        if reaction is Reaction.IGNORE:
-            return
-        if reaction is Reaction.REFUSE_REQUEST:
-            if self._request is not None:
-                self._request.give(
-                    Refused(error.code, str(refusal(error.code, error.msg)), error.msg)
-                )
-            else:
-                _log.warning("feed_error_ignored", code=error.code, reason=error.msg)
-            return
-        if reaction is Reaction.RECONNECT:
-            raise FeedUnavailable(str(refusal(error.code, error.msg)))
-        raise refusal(error.code, error.msg)
 
     # Requests
 
@@ -187,7 +130,7 @@ class Session:
         async with self._one_request:
             pass
 
-    async def subscribe(self, symbols: Sequence[str]) -> Refused | None:
+    async def subscribe(self, symbols: Sequence[str]) -> RequestRefused | None:
         """Subscribe all of the symbols, or none.
 
         Returns:
@@ -203,34 +146,38 @@ class Session:
                 await self._remove(self.acknowledged - before)
             return refused
 
-    async def _subscribe_all(self, symbols: Sequence[str]) -> Refused | None:
+    async def _subscribe_all(self, symbols: Sequence[str]) -> RequestRefused | None:
         """Ask for the symbols, and once more for those that were silently left out."""
         for _ in range(2):
             for chunk in chunks([s for s in symbols if s not in self.acknowledged], CHUNK_SIZE):
                 answer = await self._ask("subscribe", chunk)
-                if isinstance(answer, Refused):
+                if isinstance(answer, RequestRefused):
                     return await self._naming_the_cause(answer, chunk)
         missing = [s for s in symbols if s not in self.acknowledged]
         if missing:
-            return Refused(
-                NOT_ACKNOWLEDGED, f"the feed did not acknowledge {', '.join(missing[:10])}"
+            return RequestRefused(
+                f"the feed did not acknowledge {', '.join(missing[:10])}", code=NOT_ACKNOWLEDGED
             )
         return None
 
-    async def _naming_the_cause(self, refused: Refused, chunk: Sequence[str]) -> Refused:
-        """A refusal for syntax does not say of which symbol: halve until they are found."""
-        if refused.code != _INVALID_SYNTAX:
+    async def _naming_the_cause(
+        self, refused: RequestRefused, chunk: Sequence[str]
+    ) -> RequestRefused:
+        """A feed does not say which symbol it does not understand: halve until they are found."""
+        if refused.cause != "bad_symbol":
             return refused
         found = list(chunk) if len(chunk) == 1 else []
         todo = _halves(chunk) if len(chunk) > 1 else []
         while todo and len(found) < _MOST_NAMED:
             some = todo.pop(0)
             answer = await self._ask("subscribe", some)
-            if isinstance(answer, Refused) and len(some) > 1:
+            if isinstance(answer, RequestRefused) and len(some) > 1:
                 todo[:0] = _halves(some)
-            elif isinstance(answer, Refused):
+            elif isinstance(answer, RequestRefused):
                 found += some
-        return Refused(refused.code, f"{refused.reason} ({', '.join(found)})") if found else refused
+        if not found:
+            return refused
+        return attrs.evolve(refused, reason=f"{refused.reason} ({', '.join(found)})")
 
     async def unsubscribe(self, symbols: Iterable[str]) -> None:
         """Unsubscribe those of the symbols that are subscribed.
@@ -241,11 +188,11 @@ class Session:
         async with self._one_request:
             await self._remove(self.acknowledged.intersection(symbols))
 
-    async def subscribe_what_fits(self, symbols: Sequence[str]) -> Refused | None:
+    async def subscribe_what_fits(self, symbols: Sequence[str]) -> RequestRefused | None:
         """Subscribe as many of the symbols as the feed gives; name the others as left out.
 
         A refused chunk is halved until the symbols in the way are found: at the symbol limit
-        (405) the rest is left out, a symbol that is not understood (400) alone is.
+        the rest is left out, a symbol that is not understood alone is.
 
         Returns:
             A refusal that is neither of these.
@@ -258,12 +205,12 @@ class Session:
             while todo:
                 chunk = todo.pop(0)
                 answer = await self._ask("subscribe", chunk)
-                if isinstance(answer, Refused):
-                    if answer.code not in _NOT_FIRST:
+                if isinstance(answer, RequestRefused):
+                    if answer.cause not in ("bad_symbol", "symbol_limit"):
                         return answer
                     if len(chunk) > 1:
                         todo[:0] = _halves(chunk)
-                    elif answer.code == _SYMBOL_LIMIT:
+                    elif answer.cause == "symbol_limit":
                         rest = [chunk[0], *(symbol for later in todo for symbol in later)]
                         self.left_out |= dict.fromkeys(rest, answer.reason)
                         self._words |= dict.fromkeys(rest, answer.words)
@@ -284,7 +231,7 @@ class Session:
             return
         answer = await self._ask("subscribe", sorted(missing))
         for symbol in missing - self.acknowledged:
-            if isinstance(answer, Refused):
+            if isinstance(answer, RequestRefused):
                 self._leave_out(symbol, answer.reason, answer.words)
             else:
                 self._leave_out(symbol, "not acknowledged")
@@ -293,24 +240,28 @@ class Session:
         for chunk in chunks(sorted(symbols), CHUNK_SIZE):
             await self._ask("unsubscribe", chunk)
 
-    async def _ask(self, action: str, symbols: Sequence[str]) -> Subscription | Refused:
+    async def _ask(
+        self, action: Literal["subscribe", "unsubscribe"], symbols: Sequence[str]
+    ) -> Acknowledged | RequestRefused:
         if self._ended is not None:
             raise self._ended
         self._request = Answer()
+        send = self._link.unsubscribe
         if action == "subscribe":
+            send = self._link.subscribe
             self._followed.ask(symbols)
         try:
             with anyio.fail_after(ACK_TIMEOUT_S):
-                await self._link.send({"action": action, "quotes": list(symbols)})
+                await send(symbols)
                 answer = await self._request.wait()
         except TimeoutError as exc:
-            # A late answer would be taken for that of the next request: start anew.
+            # A late answer would be taken for that of the next request: connect again.
             self._end(
                 FeedUnavailable(f"the feed did not answer to {action} within {ACK_TIMEOUT_S:g} s")
             )
             raise self._ended or exc from exc
         else:
-            if action == "unsubscribe" and isinstance(answer, Subscription):
+            if action == "unsubscribe" and isinstance(answer, Acknowledged):
                 self._followed.give_up(symbols)
             return answer
         finally:

@@ -1,11 +1,13 @@
-"""Which symbols are wanted, and by whom. Pure."""
+"""Which symbols are wanted, and by whom; whose quotes are taken. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-__all__ = ["SubscriptionSet", "chunks"]
+from mdservice.model.symbol import EVERY_SYMBOL
+
+__all__ = ["MOST_SYMBOLS", "Followed", "SubscriptionSet", "chunks"]
 
 
 class SubscriptionSet:
@@ -87,3 +89,71 @@ def chunks(symbols: Iterable[str], size: int) -> Iterator[list[str]]:
     remaining = iter(symbols)
     while chunk := list(islice(remaining, size)):
         yield chunk
+
+
+MOST_SYMBOLS = 50_000
+"""Of which quotes are taken under ``*``, several times what a feed has.
+
+A feed that makes symbols up costs no more memory than these.
+"""
+
+
+class Followed:
+    """Whose quotes are taken: those that were asked for and, mostly, acknowledged.
+
+    A quote may come before the acknowledgement of its symbol, so while a request is under way
+    what it asks for counts too. What the feed acknowledges without a request does not, nor does
+    another spelling of what was asked for.
+
+    Args:
+        under_every: The symbols that quotes have come of under ``*``. Kept over all connections
+            of a feed, since what they fill is kept too: no more than :data:`MOST_SYMBOLS`.
+    """
+
+    def __init__(self, under_every: set[str] | None = None) -> None:
+        self.passed: dict[str, str] = {}
+        """Symbols that are valid and followed, each with itself: looked at once.
+
+        Every quote gets the string that is kept here: later look-ups find it by identity, which
+        wins back what this one costs.
+        """
+        self._under_every = set() if under_every is None else under_every
+        self._requested: set[str] = set()
+        self._asked: frozenset[str] = frozenset()
+        self._acknowledged: frozenset[str] = frozenset()
+
+    def ask(self, symbols: Iterable[str]) -> None:
+        """A request to subscribe these goes out."""
+        self._asked = frozenset(symbols)
+        self._requested |= self._asked
+
+    def answered(self) -> None:
+        """The request is answered: from now on the acknowledgement alone counts."""
+        self._asked = frozenset()
+        self.passed.clear()
+
+    def give_up(self, symbols: Iterable[str]) -> None:
+        """They are unsubscribed."""
+        self._requested.difference_update(symbols)
+        self.passed.clear()
+
+    def acknowledge(self, symbols: Iterable[str]) -> None:
+        """The feed says that it sends these."""
+        before, self._acknowledged = self._acknowledged, frozenset(symbols)
+        if before - self._acknowledged:
+            self.passed.clear()
+
+    def takes(self, symbol: str) -> bool:
+        """Whether a quote of this valid symbol is taken; asked where it is not in ``passed``."""
+        if not self._has(symbol):
+            if not self._has(EVERY_SYMBOL):
+                return False
+            if symbol not in self._under_every:
+                if len(self._under_every) >= MOST_SYMBOLS:
+                    return False
+                self._under_every.add(symbol)
+        self.passed[symbol] = symbol
+        return True
+
+    def _has(self, symbol: str) -> bool:
+        return symbol in self._requested and (symbol in self._acknowledged or symbol in self._asked)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import anyio
 
-from mdservice.errors import FeedRefused
 from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.session import Session
 from mdservice.feed.subscriptions import SubscriptionSet
@@ -82,5 +81,5 @@ class UnfulfilledSymbols:
         self._repair.expect(symbols)
         refused = await session.subscribe_what_fits(symbols)
         if refused is not None:
-            raise FeedRefused(refused.reason, code=refused.code)
+            raise refused.as_error()
         await self._repair.repair(session.acknowledged, session.left_out)

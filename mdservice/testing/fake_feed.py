@@ -19,8 +19,11 @@ import msgspec
 
 from mdservice.clock import Clock
 from mdservice.errors import FeedUnavailable, SymbolsRefused
+from mdservice.feed.alpaca.codec import Encoding, Frame
 from mdservice.feed.alpaca.error_codes import http_refusal, refusal
-from mdservice.feed.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
+from mdservice.feed.alpaca.link import AlpacaLink
+from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
+from mdservice.feed.subscriptions import Followed
 from mdservice.model.quote import Quote
 from mdservice.simulator.session import (
     SILENCE,
@@ -35,6 +38,7 @@ from mdservice.simulator.session import (
 from mdservice.simulator.wire import (
     OutFrame,
     SimQuote,
+    decode_message,
     encode_messages,
     encode_quotes,
     error_message,
@@ -108,14 +112,16 @@ class FakeDriver:
     # As the client sees it.
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Link]:
+    async def connect(
+        self, followed: Followed, utc_ns: Callable[[], int]
+    ) -> AsyncIterator[FakeLink]:
         """See :meth:`mdservice.feed.driver.Driver.connect`."""
         self.attempts.append(anyio.current_time())
         self.notify()
         with self._limit.one_try(anyio.current_time) as limit_s:
             try:
                 with anyio.fail_after(limit_s):
-                    link = await self._open(len(self.attempts))
+                    link = await self._open(len(self.attempts), followed, utc_ns)
             except TimeoutError as exc:
                 raise FeedUnavailable(f"the feed did not answer within {limit_s:g} s") from exc
         try:
@@ -125,7 +131,7 @@ class FakeDriver:
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(min(self._closing_s, CLOSE_TIMEOUT_S))
 
-    async def _open(self, number: int) -> FakeLink:
+    async def _open(self, number: int, followed: Followed, utc_ns: Callable[[], int]) -> FakeLink:
         await anyio.lowlevel.checkpoint()
         if self.login_s:
             await anyio.sleep(self.login_s)
@@ -139,7 +145,7 @@ class FakeDriver:
         session = Session(
             number, "/v2/iex", account=self._account, refusals=self._refusals, rules=self._rules
         )
-        link = FakeLink(number, self.encoding, session, self.notify)
+        link = FakeLink(number, self.encoding, session, self.notify, followed, utc_ns)
         await _check(session.open(anyio.current_time()))
         await _check(link.log_in(self._login))
         self.links.append(link)
@@ -230,21 +236,26 @@ class FakeDriver:
         self._changed = anyio.Event()
 
 
-class FakeLink:
+class FakeLink(AlpacaLink):
     """One open connection, from both sides; made by :meth:`FakeDriver.connect`.
 
     Attributes:
         number: Counts the driver's attempts to connect, from 1.
-        encoding: Of the frames.
         sent: Every message of the client, in order, the login included, secrets masked.
         is_open: False once the client has left its block.
     """
 
     def __init__(
-        self, number: int, encoding: Encoding, session: Session, notify: Callable[[], None]
+        self,
+        number: int,
+        encoding: Encoding,
+        session: Session,
+        notify: Callable[[], None],
+        followed: Followed,
+        utc_ns: Callable[[], int],
     ) -> None:
+        super().__init__(encoding, followed, utc_ns)
         self.number = number
-        self.encoding = encoding
         self.sent: list[Mapping[str, Any]] = []
         self.is_open = False
         self._tell_driver = notify
@@ -255,19 +266,20 @@ class FakeLink:
 
     # As the client sees it.
 
-    async def send(self, message: Mapping[str, Any]) -> None:
-        """See :meth:`mdservice.feed.driver.Link.send`."""
+    async def send_frame(self, frame: Frame) -> None:
+        """Take a frame from the client, and answer it as Alpaca does."""
         await anyio.lowlevel.checkpoint()
         if self._ended is not None:
             raise FeedUnavailable(self._ended)
-        reply = self._take(message)
+        payload = frame.encode() if isinstance(frame, str) else frame
+        reply = self._take(decode_message(payload, self.encoding) or {})
         for answer in reply.messages:
             self.feed(encode_messages([answer], self.encoding))
         if reply.close_code is not None:
             self.end(f"the feed closed the connection with {reply.close_code}")
 
-    async def receive(self) -> Sequence[Frame]:
-        """See :meth:`mdservice.feed.driver.Link.receive`."""
+    async def receive_frames(self) -> Sequence[Frame]:
+        """The frames that wait, at least one."""
         await anyio.lowlevel.checkpoint()
         while not self._frames:
             if self._ended is not None:

@@ -22,9 +22,8 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from mdservice.feed.alpaca.codec import Codec
+from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.frame_reader import FrameReader
-from mdservice.feed.driver import Encoding, Frame
 from mdservice.model.payload import decode_quote, encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns

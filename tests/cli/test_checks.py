@@ -40,7 +40,7 @@ class ScriptedDriver:
         self.closed = 0
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Any]:
+    async def connect(self, *_: Any) -> AsyncIterator[Any]:
         if self.error is not None:
             raise self.error
         self.opened += 1

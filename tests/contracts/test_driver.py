@@ -8,7 +8,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -20,7 +20,7 @@ import trio.testing
 
 from mdservice.errors import FeedRefused, FeedUnavailable
 from mdservice.feed import driver as feeds_driver
-from mdservice.feed.alpaca.codec import Codec
+from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
@@ -28,9 +28,12 @@ from mdservice.feed.driver import (
     CLOSE_TIMEOUT_S,
     LONGEST_OPEN_TIMEOUT_S,
     OPEN_TIMEOUT_S,
+    Acknowledged,
     Driver,
     Link,
+    RequestRefused,
 )
+from mdservice.feed.subscriptions import Followed
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.session import Account, SessionRules
 from mdservice.testing import FakeDriver
@@ -40,6 +43,12 @@ KEY, SECRET = "PK-right", "right-secret"
 SHORT_OPEN_S = 0.25
 """In the place of the real limit, where a test waits for it."""
 STEP_S = 0.001
+RECEIVED_NS = 1_795_189_904_300_000_000
+MESSAGE = {
+    "T": "q", "S": "AAPL", "bp": 1.0, "bs": 1, "ap": 1.5, "as": 1,
+    "t": "2026-11-20T15:51:44.208912345Z",
+}  # fmt: skip
+"""A quote as the feed sends it."""
 
 
 @attrs.frozen
@@ -154,17 +163,22 @@ def quotes(count: int, first: int = 1) -> list[dict[str, Any]]:
     ]
 
 
-async def subscribe(bench: Bench, link: Link) -> None:
-    await link.send({"action": "subscribe", "quotes": ["AAPL"]})
-    codec = Codec(link.encoding)
-    controls = codec.decode(await link.receive(), 0).controls
-    assert [control.quotes for control in controls] == [["AAPL"]]  # type: ignore[union-attr]
+def opened(driver: Driver) -> AbstractAsyncContextManager[Link]:
+    """A connection on which the quotes of one symbol are taken."""
+    followed = Followed()
+    followed.ask(["AAPL"])
+    return driver.connect(followed, lambda: RECEIVED_NS)
+
+
+async def subscribe(link: Link) -> None:
+    await link.subscribe(["AAPL"])
+    assert (await link.receive()).controls == [Acknowledged(frozenset({"AAPL"}))]
 
 
 @asynccontextmanager
 async def subscribed(bench: Bench) -> AsyncIterator[Link]:
-    async with bench.driver.connect() as link:
-        await subscribe(bench, link)
+    async with opened(bench.driver) as link:
+        await subscribe(link)
         yield link
 
 
@@ -173,19 +187,16 @@ class Taker:
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.codec = Codec(link.encoding)
         self.bids: list[float] = []
         self.times: list[int] = []
 
     async def take(self) -> None:
-        self.keep(await self.link.receive())
-
-    def keep(self, frames: Sequence[Any]) -> None:
-        assert frames, "receive() returned nothing"
-        decoded = self.codec.decode(frames, 0)
-        assert decoded.errors == 0
-        self.bids += [quote.bid for quote in decoded.quotes]
-        self.times += [quote.ts_event_ns for quote in decoded.quotes]
+        received = await self.link.receive()
+        assert received.quotes, "receive() returned nothing"
+        assert (received.errors, received.unfollowed) == (0, 0)
+        self.bids += [quote.bid for quote in received.quotes]
+        self.times += [quote.ts_event_ns for quote in received.quotes]
+        assert {quote.ts_recv_ns for quote in received.quotes} == {RECEIVED_NS}
 
     async def take_until(self, count: int) -> None:
         while len(self.bids) < count:
@@ -208,7 +219,7 @@ async def end_of(link: Link) -> FeedUnavailable:
 
 @drivers()
 async def test_opens_and_logs_in(bench: Bench) -> None:
-    async with bench.driver.connect():
+    async with opened(bench.driver):
         (connection,) = bench.server.connections
         assert connection.authenticated
 
@@ -220,6 +231,7 @@ async def test_asks_for_msgpack_and_keeps_all_nanoseconds(bench: Bench) -> None:
         bench.server.send_quotes([SimQuote("AAPL", 187.12, 187.15, ts_event_ns=moment_ns)])
         taker = Taker(link)
         await taker.take_until(1)
+        assert isinstance(link, AlpacaLink)
         assert link.encoding == "msgpack"
         assert taker.times == [moment_ns]
 
@@ -228,14 +240,14 @@ async def test_asks_for_msgpack_and_keeps_all_nanoseconds(bench: Bench) -> None:
 async def test_opens_again_after_it_was_closed(bench: Bench) -> None:
     driver = bench.driver
     for _ in range(3):
-        async with driver.connect() as link:
-            await subscribe(bench, link)
+        async with opened(driver) as link:
+            await subscribe(link)
 
 
 @drivers()
 async def test_wrong_key_is_refused_with_402(bench: Bench) -> None:
     with pytest.raises(FeedRefused) as caught:
-        async with bench.make("PK-wrong", SECRET).connect():
+        async with opened(bench.make("PK-wrong", SECRET)):
             pytest.fail("it opened")
     assert (caught.value.code, caught.value.http) == (402, False)
     assert "ALPACA_API_KEY" in str(caught.value)
@@ -245,12 +257,12 @@ async def test_wrong_key_is_refused_with_402(bench: Bench) -> None:
 
 @drivers()
 async def test_second_connection_is_refused_with_406(bench: Bench) -> None:
-    async with bench.driver.connect():
+    async with opened(bench.driver):
         with pytest.raises(FeedRefused) as caught:
-            async with bench.driver.connect():
+            async with opened(bench.driver):
                 pytest.fail("it opened")
     assert (caught.value.code, caught.value.http) == (406, False)
-    async with bench.driver.connect():
+    async with opened(bench.driver):
         pass  # closing has freed the slot
 
 
@@ -260,7 +272,7 @@ async def test_error_message_at_login_is_a_refusal_by_its_code(bench: Bench) -> 
         for code in (402, 406, 409, 411, 500):
             bench.server.refuse_next(code, when=when)
             with pytest.raises(FeedRefused) as caught:
-                async with bench.driver.connect():
+                async with opened(bench.driver):
                     pytest.fail("it opened")
             assert (caught.value.code, caught.value.http) == (code, False), when
 
@@ -270,7 +282,7 @@ async def test_refused_upgrade_is_a_refusal_by_http_status(bench: Bench) -> None
     for status in (401, 403, 404, 429, 500, 503):
         bench.server.refuse_upgrade(status)
         with pytest.raises(FeedRefused) as caught:
-            async with bench.driver.connect():
+            async with opened(bench.driver):
                 pytest.fail("it opened")
         assert (caught.value.code, caught.value.http) == (status, True)
 
@@ -284,7 +296,7 @@ def test_port_where_nobody_listens_is_unavailable(place: Place) -> None:
         async def scene(bench: Bench) -> None:
             kind = type(bench.driver)
             with pytest.raises(FeedUnavailable, match=r"127\.0\.0\.1"):
-                async with kind(url, Credentials(KEY, SECRET)).connect():  # type: ignore[call-arg]
+                async with opened(kind(url, Credentials(KEY, SECRET))):  # type: ignore[call-arg]
                     pytest.fail("it opened")
 
         place.run(scene, {})
@@ -303,12 +315,12 @@ async def test_each_try_that_runs_out_of_time_doubles_the_limit_of_the_next(benc
             bench.server.stall("auth")
             started_s = anyio.current_time()
             with pytest.raises(FeedUnavailable, match="within"):
-                async with driver.connect():
+                async with opened(driver):
                     pytest.fail("it opened")
             took_s = anyio.current_time() - started_s
             limit_s = bench.open_timeout_s * factor
             assert limit_s - 0.05 <= took_s <= min(15, limit_s) + 0.5, (round_, factor)
-        async with driver.connect():
+        async with opened(driver):
             pass  # a login that succeeds brings the short limit back
 
 
@@ -319,7 +331,7 @@ async def test_server_that_stops_answering_is_unavailable_in_time(bench: Bench) 
         bench.server.stall(when)
         started_s = anyio.current_time()
         with pytest.raises(FeedUnavailable, match=r"within|finish"):
-            async with bench.driver.connect():
+            async with opened(bench.driver):
                 pytest.fail("it opened")
         took_s = anyio.current_time() - started_s
         assert bench.open_timeout_s - 0.05 <= took_s <= bench.open_timeout_s + 1.0, when
@@ -338,7 +350,7 @@ async def test_server_that_hangs_up_at_login_is_unavailable(bench: Bench) -> Non
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hang_up, how)
             with pytest.raises(FeedUnavailable), anyio.fail_after(2):
-                async with bench.driver.connect():
+                async with opened(bench.driver):
                     pytest.fail("it opened")
         await server.until(lambda s: not s.connections)
 
@@ -364,7 +376,7 @@ def test_name_resolution_that_hangs_is_unavailable_in_time(
         started_s = anyio.current_time()
         try:
             with pytest.raises(FeedUnavailable):
-                async with kind("ws://hangs.invalid/", Credentials(KEY, SECRET)).connect():  # type: ignore[call-arg]
+                async with opened(kind("ws://hangs.invalid/", Credentials(KEY, SECRET))):  # type: ignore[call-arg]
                     pytest.fail("it opened")
             assert anyio.current_time() - started_s <= SHORT_OPEN_S + 1.0
         finally:
@@ -380,12 +392,13 @@ async def test_server_that_only_knows_json(bench: Bench) -> None:
         driver = type(bench.driver)(url, Credentials(KEY, SECRET))  # type: ignore[call-arg]
         if driver.name == "alpaca-py":
             with pytest.raises(FeedUnavailable):
-                async with driver.connect():
+                async with opened(driver):
                     pytest.fail("it opened")
             return
-        async with driver.connect() as link:
+        async with opened(driver) as link:
+            assert isinstance(link, AlpacaLink)
             assert link.encoding == "json"
-            await subscribe(bench, link)
+            await subscribe(link)
             bench.server.send_quotes(quotes(3))
             taker = Taker(link)
             await taker.take_until(3)
@@ -425,7 +438,7 @@ async def json_only(server: Simulator) -> AsyncIterator[str]:
 async def test_error_in_the_block_comes_out_as_it_is(bench: Bench) -> None:
     for error in (ValueError("mine"), FeedUnavailable("mine"), OSError("mine"), TimeoutError("x")):
         with pytest.raises(type(error)) as caught:
-            async with bench.driver.connect():
+            async with opened(bench.driver):
                 raise error
         assert caught.value is error
 
@@ -436,8 +449,8 @@ async def test_error_in_the_block_comes_out_as_it_is(bench: Bench) -> None:
 @drivers()
 async def test_messages_reach_the_server(bench: Bench) -> None:
     async with subscribed(bench) as link:
-        await link.send({"action": "unsubscribe", "quotes": ["AAPL"]})
-        await link.receive()
+        await link.unsubscribe(["AAPL"])
+        assert (await link.receive()).controls == [Acknowledged(frozenset())]
         (connection,) = bench.server.connections
         assert connection.subscriptions["quotes"] == ()
 
@@ -478,11 +491,12 @@ async def test_cancelled_receive_loses_nothing(bench: Bench) -> None:
 
 @drivers()
 async def test_large_frame_passes(bench: Bench) -> None:
-    text = "x" * (3 << 20)
+    filler = {"T": "success", "msg": "x" * (3 << 20)}
     async with subscribed(bench) as link:
-        bench.server.send_messages([{"T": "success", "msg": text}])
-        (control,) = Codec(link.encoding).decode(await link.receive(), 0).controls
-        assert control.msg == text  # type: ignore[union-attr]
+        bench.server.send_messages([filler, MESSAGE])
+        taker = Taker(link)
+        await taker.take()
+        assert taker.bids == [1.0]
 
 
 @drivers(REAL, send_buffer_bytes=1 << 30)
@@ -490,17 +504,15 @@ async def test_slow_taker_holds_the_sender_back(bench: Bench) -> None:
     frame_bytes, count = 16_384, 8_000
     server: Simulator = bench.server
     async with subscribed(bench) as link:
-        filler = "x" * frame_bytes
-        for number in range(count):
-            server.send_messages([{"T": "success", "msg": f"{number:06d}{filler}"}])
+        filler = {"T": "success", "msg": "x" * frame_bytes}
+        for number in numbers(count):
+            server.send_messages([filler, MESSAGE | {"bp": number}])
         await _settled(lambda: server.connections[0].pending_bytes)
         held_back = server.connections[0].pending_bytes
         assert held_back > 0.3 * frame_bytes * count, "the driver took what nobody wants yet"
-        codec, seen = Codec(link.encoding), []
-        while len(seen) < count:
-            for control in codec.decode(await link.receive(), 0).controls:
-                seen.append(int(control.msg[:6]))  # type: ignore[union-attr]
-        assert seen == list(range(count))
+        taker = Taker(link)
+        await taker.take_until(count)
+        assert taker.bids == numbers(count)
 
 
 async def _settled(value: Callable[[], int]) -> None:
@@ -531,9 +543,44 @@ def test_end_is_told_after_all_frames_were_returned(place: Place, how: Any) -> N
                 with pytest.raises(FeedUnavailable):
                     await link.receive()
             with pytest.raises(FeedUnavailable):
-                await link.send({"action": "subscribe", "quotes": ["MSFT"]})
+                await link.subscribe(["MSFT"])
 
     place.run(scene, {})
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(407, FeedUnavailable), (406, FeedRefused), (409, FeedRefused)]
+)
+@pytest.mark.parametrize("place", ALL, ids=str)
+def test_an_error_that_ends_the_connection_comes_after_what_was_sent_before(
+    place: Place, code: int, error: type[Exception]
+) -> None:
+    async def scene(bench: Bench) -> None:
+        async with subscribed(bench) as link:
+            bench.server.send_quotes(quotes(3))
+            bench.server.send_error(code)
+            seen: list[float] = []
+            for _ in range(2):
+                with pytest.raises(error, match=str(code)):
+                    while True:
+                        seen += [quote.bid for quote in (await link.receive()).quotes]
+            assert seen == numbers(3)
+
+    place.run(scene, {})
+
+
+@drivers()
+async def test_a_refused_request_is_an_answer_after_which_the_link_goes_on(bench: Bench) -> None:
+    async with subscribed(bench) as link:
+        bench.server.refuse_next(405, when="subscribe")
+        await link.subscribe(["MSFT"])
+        (refused,) = (await link.receive()).controls
+        assert isinstance(refused, RequestRefused)
+        assert (refused.cause, refused.code) == ("symbol_limit", 405)
+        bench.server.send_quotes(quotes(1))
+        taker = Taker(link)
+        await taker.take()
+        assert taker.bids == [1.0]
 
 
 @drivers()
@@ -591,7 +638,7 @@ async def test_closing_is_a_handshake_that_frees_the_slot(bench: Bench) -> None:
 async def test_opening_can_be_cancelled_at_any_moment(bench: Bench) -> None:
     for delay_ms in (0, 0, 0.2, 0.5, 1, 2, 3, 4, 6, 8, 10, 15):
         with anyio.move_on_after(delay_ms / 1000):
-            async with bench.driver.connect():
+            async with opened(bench.driver):
                 await anyio.sleep_forever()
 
 
@@ -601,7 +648,7 @@ async def test_cancelling_the_wait_for_a_silent_server_is_prompt(bench: Bench) -
         bench.server.stall(when)
         started_s = anyio.current_time()
         with anyio.move_on_after(0.1) as scope:
-            async with bench.driver.connect():
+            async with opened(bench.driver):
                 pytest.fail("it opened")
         assert scope.cancelled_caught
         assert anyio.current_time() - started_s <= 0.1 + CLOSE_TIMEOUT_S + 0.5, when
@@ -624,7 +671,7 @@ async def test_open_link_can_be_cancelled(bench: Bench) -> None:
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
     assert scope.cancelled_caught
-    async with bench.driver.connect():
+    async with opened(bench.driver):
         pass  # the slot is free
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdservice.errors import FeedRefused
-from mdservice.feed.alpaca.error_codes import http_refusal
+from mdservice.feed.alpaca.error_codes import http_refusal, refusal
 from mdservice.feed.retries import Retries
 from mdservice.runtime.backoff import Backoff
 
@@ -28,7 +27,7 @@ def test_a_busy_server_is_asked_by_the_usual_back_off(status: int) -> None:
 
 
 def test_a_slot_that_was_ours_is_asked_for_often_again_though_no_data_came() -> None:
-    retries, refused = Retries(Backoff()), FeedRefused("connection limit exceeded", code=406)
+    retries, refused = Retries(Backoff()), refusal(406, "connection limit exceeded")
     delays = [retries.after_refusal(refused, now_s).delay_s for now_s in (0.0, 60.0, 70.0, 90.0)]
     assert delays[-1] >= 15
     retries.subscribed(120.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import attrs
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mdservice.feed.alpaca.drivers import make_drivers
 from mdservice.feed.driver import Link
 from mdservice.feed.retries import DriverSelection
+from mdservice.feed.subscriptions import Followed
 from mdservice.settings import Settings
 
 
@@ -21,7 +23,9 @@ class Named:
 
     name: str
 
-    def connect(self) -> AbstractAsyncContextManager[Link]:
+    def connect(
+        self, followed: Followed, utc_ns: Callable[[], int]
+    ) -> AbstractAsyncContextManager[Link]:
         raise NotImplementedError
 
 

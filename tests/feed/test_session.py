@@ -7,20 +7,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from mdservice.errors import FeedError, FeedRefused, FeedUnavailable
-from mdservice.feed.alpaca.codec import Codec, Decoded
-from mdservice.feed.driver import Encoding, Frame
-from mdservice.feed.session import (
-    ACK_TIMEOUT_S,
-    CHUNK_SIZE,
-    NOT_ACKNOWLEDGED,
-    Refused,
-    Session,
-)
+from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
+from mdservice.feed.alpaca.link import AlpacaLink
+from mdservice.feed.driver import RequestRefused
+from mdservice.feed.session import ACK_TIMEOUT_S, CHUNK_SIZE, NOT_ACKNOWLEDGED, Session
+from mdservice.feed.subscriptions import Followed
 from mdservice.model.quote import Quote
 
 NOW_NS = 1_795_189_904_000_000_000
@@ -41,7 +38,7 @@ def error(code: int, msg: str = "no") -> dict[str, Any]:
     return {"T": "error", "code": code, "msg": msg}
 
 
-class MemoryFeed:
+class MemoryFeed(AlpacaLink):
     """A link, and the feed at its other end, which answers every request after a moment."""
 
     def __init__(
@@ -52,7 +49,8 @@ class MemoryFeed:
         unknown: Sequence[str] = (),
         answer: Answer | None = None,
     ) -> None:
-        self.encoding = encoding
+        self.followed = Followed()
+        super().__init__(encoding, self.followed, lambda: NOW_NS)
         self.limit = limit
         self.unknown = frozenset(unknown)
         self.subscribed: set[str] = set()
@@ -68,13 +66,15 @@ class MemoryFeed:
 
     # The link
 
-    async def send(self, message: Mapping[str, Any]) -> None:
+    async def send_frame(self, frame: Frame) -> None:
+        module = msgspec.json if self.encoding == "json" else msgspec.msgpack
+        message = module.decode(frame)
         self.requests.append(message)
         self._unanswered += 1
         self.overlapping += self._unanswered > 1
         self._requests_in.send_nowait(message)
 
-    async def receive(self) -> Sequence[Frame]:
+    async def receive_frames(self) -> Sequence[Frame]:
         self.receiving += 1
         try:
             frames = [await self._frames_out.receive()]
@@ -126,7 +126,7 @@ class Reading:
     """A session, its reading task, and what that brought."""
 
     def __init__(self, feed: MemoryFeed, hold_back: trio.Event | None) -> None:
-        self.session = Session(feed, lambda: NOW_NS, self, self._hand_on)
+        self.session = Session(feed, feed.followed)
         self.quotes: list[Quote] = []
         self.decode_errors = 0
         self.unfollowed = 0
@@ -134,18 +134,17 @@ class Reading:
         self.ended = anyio.Event()
         self._hold_back = hold_back
 
-    def decoded(self, decoded: Decoded) -> None:
-        self.decode_errors += decoded.errors
-        self.unfollowed += decoded.unfollowed
-
-    async def _hand_on(self, quotes: Sequence[Quote]) -> None:
-        self.quotes.extend(quotes)
-        if self._hold_back is not None:
-            await self._hold_back.wait()
-
     async def run(self) -> None:
         try:
-            await self.session.read()
+            with self.session.reading() as link:
+                while True:
+                    received = await link.receive()
+                    self.decode_errors += received.errors
+                    self.unfollowed += received.unfollowed
+                    self.quotes.extend(received.quotes)
+                    if received.quotes and self._hold_back is not None:
+                        await self._hold_back.wait()
+                    self.session.take(received)
         except FeedError as exc:
             self.ended_by = exc
         finally:
@@ -386,7 +385,7 @@ async def test_a_refusal_leaves_what_was_subscribed_before(autojump_clock: MockC
     async with reading(feed) as run:
         await run.session.subscribe(["AAPL"])
         refused = await run.session.subscribe(["AAPL", *many(CHUNK_SIZE + 50)])
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, RequestRefused)
         assert refused.code == 405
         assert "limit" in refused.reason
         assert run.session.acknowledged == feed.subscribed == {"AAPL"}

@@ -28,6 +28,7 @@ from mdservice.cli.checks import (
 )
 from mdservice.client.discovery import GivenServer
 from mdservice.feed.alpaca.drivers import make_drivers
+from mdservice.feed.subscriptions import Followed
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.model.position import Position
@@ -137,7 +138,7 @@ async def test_a_connection_in_use_is_told() -> None:
 
 
 def connected(settings: Settings) -> Any:
-    return make_drivers(settings)[0].connect()
+    return make_drivers(settings)[0].connect(Followed(), time.time_ns)
 
 
 async def test_a_feed_that_is_away_is_told() -> None:

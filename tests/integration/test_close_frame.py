@@ -5,6 +5,7 @@ Without one Alpaca counts the old session for up to 90 s, and a restart is refus
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from itertools import product
@@ -18,6 +19,7 @@ from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.driver import Driver, Link
+from mdservice.feed.subscriptions import Followed
 from mdservice.testing import MemoryPriceStore
 from tests.integration.feed_server import CLOSED_S, LIMIT_S, Moment, PlainServer
 
@@ -39,7 +41,7 @@ def driver_of(name: str, server: PlainServer) -> Driver:
 
 
 async def follow(link: Link) -> None:
-    await link.send({"action": "subscribe", "quotes": ["AAPL"]})
+    await link.subscribe(["AAPL"])
     await link.receive()
 
 
@@ -59,7 +61,7 @@ def test_a_driver_leaves_by_a_close_frame(
 ) -> None:
     async def scene() -> None:
         with anyio.CancelScope() as scope, suppress(ZeroDivisionError):
-            async with driver_of(driver, server).connect() as link:
+            async with driver_of(driver, server).connect(Followed(), time.time_ns) as link:
                 await follow(link)
                 await anyio.sleep(0.1)  # a flood has filled the buffers of both sides
                 if ended_by == "cancellation":
@@ -85,7 +87,7 @@ def test_a_half_open_session_is_left_by_a_close_frame(
     async def scene() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leave_at, moment, tasks)
-            async with driver_of(driver, server).connect() as link:
+            async with driver_of(driver, server).connect(Followed(), time.time_ns) as link:
                 await follow(link)
                 pytest.fail("the server answered")
         server.assert_left()
@@ -98,7 +100,7 @@ def test_a_half_open_session_is_left_by_a_close_frame(
 def test_a_login_that_takes_too_long_is_left_by_a_close_frame(driver: str, backend: str) -> None:
     async def scene() -> None:
         with pytest.raises(Exception, match="within"):
-            async with driver_of(driver, server).connect():
+            async with driver_of(driver, server).connect(Followed(), time.time_ns):
                 pytest.fail("it opened")
         server.assert_left()
 
@@ -111,7 +113,7 @@ def test_leaving_a_peer_that_does_not_read_is_bounded(
     server: PlainServer, driver: str, backend: str
 ) -> None:
     async def scene() -> None:
-        async with driver_of(driver, server).connect() as link:
+        async with driver_of(driver, server).connect(Followed(), time.time_ns) as link:
             await follow(link)
             server.lines[0].reading.clear()
             started_s = anyio.current_time()
@@ -127,7 +129,7 @@ def test_a_native_cancellation_on_asyncio_leaves_by_a_close_frame(
     import asyncio
 
     async def hold() -> None:
-        async with driver_of(driver, server).connect() as link:
+        async with driver_of(driver, server).connect(Followed(), time.time_ns) as link:
             await follow(link)
             while True:
                 await link.receive()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from anyio.abc import SocketStream
 
 import mdservice
 from mdservice.errors import FeedRefused, FeedUnavailable
+from mdservice.feed.subscriptions import Followed
 
 FILE = Path(mdservice.__file__).parent.parent / "docs" / "examples" / "feed_driver.py"
 LIMIT_S = 10.0
@@ -79,10 +81,12 @@ def test_an_exchange_that_is_not_there_or_hangs_up_is_unavailable(example: Any) 
 
     async def scene(port: int) -> None:
         with pytest.raises(FeedUnavailable, match="closed"):
-            async with example.LineDriver("127.0.0.1", port, "me").connect():
+            async with example.LineDriver("127.0.0.1", port, "me").connect(
+                Followed(), time.time_ns
+            ):
                 pass
         with pytest.raises(FeedUnavailable, match="cannot be reached"):
-            async with example.LineDriver("127.0.0.1", 1, "me").connect():
+            async with example.LineDriver("127.0.0.1", 1, "me").connect(Followed(), time.time_ns):
                 pass
 
     with_exchange(hang_up, scene)
@@ -99,7 +103,9 @@ def test_an_exchange_that_does_not_answer_is_unavailable_in_time(
 
     async def scene(port: int) -> None:
         with pytest.raises(FeedUnavailable, match="does not answer"):
-            async with example.LineDriver("127.0.0.1", port, "me").connect():
+            async with example.LineDriver("127.0.0.1", port, "me").connect(
+                Followed(), time.time_ns
+            ):
                 pass
 
     with_exchange(listen, scene)
@@ -113,7 +119,9 @@ def test_a_refused_login_is_a_refusal(example: Any) -> None:
 
     async def scene(port: int) -> None:
         with pytest.raises(FeedRefused, match="who are you"):
-            async with example.LineDriver("127.0.0.1", port, "me").connect():
+            async with example.LineDriver("127.0.0.1", port, "me").connect(
+                Followed(), time.time_ns
+            ):
                 pass
 
     with_exchange(refuse, scene)
@@ -136,14 +144,15 @@ def test_lines_that_come_in_pieces_are_lost_to_nobody(example: Any) -> None:
     async def scene(port: int) -> None:
         told.clear()
         broken = 0
-        async with example.LineDriver("127.0.0.1", port, "me").connect() as link:
+        followed = Followed()
+        followed.ask("A")
+        async with example.LineDriver("127.0.0.1", port, "me").connect(followed, lambda: 7) as link:
             while not broken:
-                frames: list[str] = []
                 with anyio.move_on_after(0.002):
-                    frames.extend(await link.receive())
-                for message in (m for frame in frames for m in json.loads(frame)):
-                    broken += message == {"T": "q"}
-                    told.extend([message["bp"]] if "bp" in message else [])
+                    received = await link.receive()
+                    broken += received.errors
+                    told.extend(quote.bid for quote in received.quotes)
+                    assert {quote.ts_recv_ns for quote in received.quotes} <= {7}
         assert told == [1, 2, 3, 4, 5]
 
     with_exchange(drip, scene)

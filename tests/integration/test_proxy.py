@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import anyio
@@ -14,6 +15,7 @@ from mdservice.errors import FeedUnavailable
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
+from mdservice.feed.subscriptions import Followed
 from mdservice.simulator import SimulatorConfig, open_simulator
 
 LIMIT_S = 30
@@ -84,8 +86,8 @@ def test_a_driver_logs_in_through_a_proxy(driver_class: type, backend: str, prox
         with anyio.fail_after(LIMIT_S):
             async with open_simulator(SimulatorConfig(rate=0)) as simulator:
                 proxy.port = int(simulator.url.split(":")[2].split("/")[0])
-                async with driver_class(FAR, CREDENTIALS).connect() as link:
-                    await link.send({"action": "subscribe", "quotes": ["AAPL"]})
+                async with driver_class(FAR, CREDENTIALS).connect(Followed(), time.time_ns) as link:
+                    await link.subscribe(["AAPL"])
                     assert await link.receive()
 
     anyio.run(main, backend=backend)
@@ -113,7 +115,7 @@ def test_a_proxy_that_does_not_forward_is_an_outage_that_names_the_variable(
 ) -> None:
     async def main() -> None:
         with anyio.fail_after(LIMIT_S):
-            async with driver_class(FAR, CREDENTIALS).connect():
+            async with driver_class(FAR, CREDENTIALS).connect(Followed(), time.time_ns):
                 pass
 
     with pytest.raises(FeedUnavailable, match="HTTP_PROXY") as caught:
@@ -152,7 +154,7 @@ def test_whatever_ends_the_opening_of_tls_is_an_outage(
 
         async def main() -> None:
             with anyio.fail_after(LIMIT_S):
-                async with driver_class(url, CREDENTIALS).connect():
+                async with driver_class(url, CREDENTIALS).connect(Followed(), time.time_ns):
                     pass
 
         with pytest.raises(FeedUnavailable) as caught:

@@ -1,4 +1,4 @@
-"""Frames to quotes and control messages, and control messages to frames.
+"""Alpaca's frames to quotes and control messages, and requests to frames.
 
 Pure: no event loop, no clock. One broken message costs itself; one broken frame costs the
 frame; both are counted.
@@ -7,12 +7,13 @@ frame; both are counted.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import attrs
 import msgspec
 
+from mdservice.errors import FeedError
+from mdservice.feed.alpaca.error_codes import error_in_stream
 from mdservice.feed.alpaca.messages import (
     ErrorMessage,
     Message,
@@ -21,23 +22,22 @@ from mdservice.feed.alpaca.messages import (
     Success,
     without_lone_surrogates,
 )
-from mdservice.feed.driver import Encoding, Frame
+from mdservice.feed.driver import Received, RequestRefused
+from mdservice.feed.subscriptions import Followed
 from mdservice.model.quote import Quote
-from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
+from mdservice.model.symbol import is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, parse_rfc3339
 
-__all__ = ["MOST_SYMBOLS", "Codec", "Control", "Decoded", "Followed"]
+__all__ = ["Codec", "ControlMessage", "Encoding", "Frame"]
 
-Control = Success | ErrorMessage | Subscription
+Encoding = Literal["json", "msgpack"]
+Frame = bytes | str
+"""One websocket message: text for JSON, bytes for msgpack."""
+ControlMessage = Success | ErrorMessage | Subscription
 
 _KNOWN_TAGS = frozenset("qtbduslcxi") | {"success", "error", "subscription"}
 # TypeError: a text frame on a msgpack connection
 _BROKEN = (msgspec.DecodeError, UnicodeError, RecursionError, TypeError)
-MOST_SYMBOLS = 50_000
-"""Of which quotes are taken under ``*``, several times what a feed has.
-
-A feed that makes symbols up costs no more memory than these.
-"""
 _SECOND_NS = 1_000_000_000
 _TIMESTAMP_64 = struct.Struct(">HQ")
 _TIMESTAMP_64_HEAD = 0xD7FF
@@ -52,96 +52,20 @@ class _Acknowledgement(msgspec.Struct):
     quotes: list[msgspec.Raw]
 
 
-class Followed:
-    """Whose quotes are taken: those that were asked for and, mostly, acknowledged.
-
-    A quote may come before the acknowledgement of its symbol, so while a request is under way
-    what it asks for counts too. What the feed acknowledges without a request does not, nor does
-    another spelling of what was asked for.
-
-    Args:
-        under_every: The symbols that quotes have come of under ``*``. Kept over all connections
-            of a feed, since what they fill is kept too: no more than :data:`MOST_SYMBOLS`.
-    """
-
-    def __init__(self, under_every: set[str] | None = None) -> None:
-        self.passed: dict[str, str] = {}
-        """Symbols that are valid and followed, each with itself: looked at once.
-
-        Every quote gets the string that is kept here: later look-ups find it by identity, which
-        wins back what this one costs.
-        """
-        self._under_every = set() if under_every is None else under_every
-        self._requested: set[str] = set()
-        self._asked: frozenset[str] = frozenset()
-        self._acknowledged: frozenset[str] = frozenset()
-
-    def ask(self, symbols: Iterable[str]) -> None:
-        """A request to subscribe these goes out."""
-        self._asked = frozenset(symbols)
-        self._requested |= self._asked
-
-    def answered(self) -> None:
-        """The request is answered: from now on the acknowledgement alone counts."""
-        self._asked = frozenset()
-        self.passed.clear()
-
-    def give_up(self, symbols: Iterable[str]) -> None:
-        """They are unsubscribed."""
-        self._requested.difference_update(symbols)
-        self.passed.clear()
-
-    def acknowledge(self, symbols: Iterable[str]) -> None:
-        """The feed says that it sends these."""
-        before, self._acknowledged = self._acknowledged, frozenset(symbols)
-        if before - self._acknowledged:
-            self.passed.clear()
-
-    def takes(self, symbol: str) -> bool:
-        """Whether a quote of this valid symbol is taken; asked where it is not in ``passed``."""
-        if not self._has(symbol):
-            if not self._has(EVERY_SYMBOL):
-                return False
-            if symbol not in self._under_every:
-                if len(self._under_every) >= MOST_SYMBOLS:
-                    return False
-                self._under_every.add(symbol)
-        self.passed[symbol] = symbol
-        return True
-
-    def _has(self, symbol: str) -> bool:
-        return symbol in self._requested and (symbol in self._acknowledged or symbol in self._asked)
-
-
-@attrs.define
-class Decoded:
-    """What some frames held.
-
-    Attributes:
-        quotes: Every good quote, in the order of the frames.
-        controls: Every control message, likewise.
-        errors: Messages and whole frames that broke the schema.
-        others: Good messages that are neither, and messages of a type not known here.
-        unfollowed: Good quotes of symbols that are not followed; they are left out.
-    """
-
-    quotes: list[Quote] = attrs.field(factory=list)
-    controls: list[Control] = attrs.field(factory=list)
-    errors: int = 0
-    others: int = 0
-    unfollowed: int = 0
-
-
 class Codec:
     """Decodes and encodes one connection's frames.
 
     Args:
         encoding: How the frames are encoded.
         followed: Whose quotes are taken; None takes those of every valid symbol.
+
+    Attributes:
+        ended: Why the feed ends the connection, once it has said so.
     """
 
     def __init__(self, encoding: Encoding, followed: Followed | None = None) -> None:
         self.encoding = encoding
+        self.ended: FeedError | None = None
         self._followed = followed
         self._passed: dict[str, str] = {} if followed is None else followed.passed
         module = msgspec.json if encoding == "json" else msgspec.msgpack
@@ -159,26 +83,36 @@ class Codec:
         data: bytes = self._encode(message)
         return data.decode() if self.encoding == "json" else data
 
-    def decode(self, frames: Sequence[Frame], received_ns: int) -> Decoded:
+    def decode(self, frames: Sequence[Frame], received_ns: int) -> Received:
         """Decode frames that came together.
+
+        The first error message that ends the connection is kept in ``ended``.
 
         Args:
             frames: Websocket messages as they came.
             received_ns: When they came, UTC nanoseconds; stamped on every quote.
         """
-        decoded = Decoded()
+        received = Received()
+        self._sort(self._messages(frames, received), received_ns, received)
+        return received
+
+    def control_messages(self, frame: Frame) -> list[ControlMessage]:
+        """The control messages of one frame as they came, for the login."""
+        messages = self._messages([frame], Received())
+        return [message for message in messages if isinstance(message, ControlMessage)]
+
+    def _messages(self, frames: Sequence[Frame], received: Received) -> list[Message]:
         messages: list[Message] = []
         for frame in frames:
             try:
                 messages += self._decode_frame(frame)
             except _BROKEN:
-                messages += self._decode_piecewise(frame, decoded)
-        self._sort(messages, received_ns, decoded)
-        return decoded
+                messages += self._decode_piecewise(frame, received)
+        return messages
 
-    def _sort(self, messages: list[Message], received_ns: int, decoded: Decoded) -> None:
+    def _sort(self, messages: list[Message], received_ns: int, received: Received) -> None:
         time_ns = self._time_ns
-        append = decoded.quotes.append
+        append = received.quotes.append
         passed = self._passed
         for message in messages:
             if type(message) is QuoteMessage:
@@ -186,12 +120,12 @@ class Codec:
                     symbol = passed[message.S]
                 except KeyError:
                     symbol = message.S
-                    if not self._pass(symbol, decoded):
+                    if not self._pass(symbol, received):
                         continue
                 try:
                     event_ns = time_ns(message.t)
                 except (ValueError, OverflowError, msgspec.DecodeError):
-                    decoded.errors += 1
+                    received.errors += 1
                     continue
                 append(
                     Quote(
@@ -204,52 +138,51 @@ class Codec:
                         received_ns,
                     )
                 )
-            elif isinstance(message, Control):
-                if isinstance(message, Subscription):
-                    self._acknowledge(message, decoded)
-                decoded.controls.append(message)
+            elif isinstance(message, ControlMessage):
+                self._take_control(message, received)
             else:
-                decoded.others += 1
+                received.others += 1
 
-    def _pass(self, symbol: str, decoded: Decoded) -> bool:
+    def _pass(self, symbol: str, received: Received) -> bool:
         """Whether a quote of this symbol is taken; counts it where it is not."""
         if not is_symbol(symbol):
-            decoded.errors += 1
+            received.errors += 1
             return False
         if self._followed is not None and not self._followed.takes(symbol):
-            decoded.unfollowed += 1
+            received.unfollowed += 1
             return False
         return True
 
-    def _acknowledge(self, message: Subscription, decoded: Decoded) -> None:
-        """An acknowledged symbol that is none costs itself, and not the acknowledgement."""
-        symbols = message.quotes or []
-        valid = [symbol for symbol in symbols if symbol == EVERY_SYMBOL or is_symbol(symbol)]
-        if len(valid) < len(symbols):
-            decoded.errors += len(symbols) - len(valid)
-            message.quotes = valid
-        if self._followed is not None:  # here, since the quotes behind it are of that state
-            self._followed.acknowledge(valid)
+    def _take_control(self, message: ControlMessage, received: Received) -> None:
+        if isinstance(message, Subscription):
+            # Here, since the quotes behind it are of that state.
+            received.acknowledge(message.quotes or (), self._followed)
+        elif isinstance(message, ErrorMessage):
+            error = error_in_stream(message.code, message.msg)
+            if isinstance(error, RequestRefused):
+                received.controls.append(error)
+            else:
+                self.ended = self.ended or error
 
-    def _decode_piecewise(self, frame: Frame, decoded: Decoded) -> list[Message]:
+    def _decode_piecewise(self, frame: Frame, received: Received) -> list[Message]:
         """The good messages of a frame that does not decode as a whole."""
         try:
             parts = self._parts(frame)
         except (*_BROKEN, ValueError):
-            decoded.errors += 1
+            received.errors += 1
             return []
         messages: list[Message] = []
         for part in parts:
             try:
                 messages.append(self._decode_one(part))
             except _BROKEN:
-                acknowledgement = self._readable(part, decoded)
+                acknowledgement = self._readable(part, received)
                 if acknowledgement is not None:
                     messages.append(acknowledgement)
                 elif self._is_of_unknown_type(part):
-                    decoded.others += 1
+                    received.others += 1
                 else:
-                    decoded.errors += 1
+                    received.errors += 1
         return messages
 
     def _parts(self, frame: Frame) -> list[msgspec.Raw]:
@@ -261,7 +194,7 @@ class Codec:
             parts = self._decode_parts(without_lone_surrogates(frame))
         return parts
 
-    def _readable(self, part: msgspec.Raw, decoded: Decoded) -> Subscription | None:
+    def _readable(self, part: msgspec.Raw, received: Received) -> Subscription | None:
         """What can be read of an acknowledgement, where the message is one."""
         try:
             raws = self._decode_acknowledgement(part).quotes
@@ -272,7 +205,7 @@ class Codec:
             try:
                 symbols.append(self._decode_text(raw))
             except _BROKEN:
-                decoded.errors += 1
+                received.errors += 1
         return Subscription(symbols)
 
     def _is_of_unknown_type(self, part: msgspec.Raw) -> bool:

@@ -6,54 +6,32 @@ maintainers of its clients and their users report.
 
 from __future__ import annotations
 
-from enum import Enum
+from mdservice.errors import FeedError, FeedRefused, FeedUnavailable, Remedy
+from mdservice.feed.driver import Cause, RequestRefused
 
-from mdservice.errors import FeedRefused
+__all__ = ["error_in_stream", "http_refusal", "refusal"]
 
-__all__ = [
-    "FATAL_WHEN_SUBSCRIBING",
-    "NO_STREAM_THERE",
-    "Reaction",
-    "http_refusal",
-    "reaction_to_code",
-    "reaction_to_http",
-    "refusal",
-]
+_HARMLESS = 403
+"""Already authenticated."""
+_CAUSES: dict[int, Cause] = {400: "bad_symbol", 405: "symbol_limit", 410: "not_offered"}
+"""Answers to a request, after which the connection goes on; so is a code that is not known here."""
+_RECONNECT = frozenset((401, 404, 407, 500))
+"""The connection is of no more use, a new one may be."""
 
-
-class Reaction(Enum):
-    """What to do about an error."""
-
-    IGNORE = "ignore"
-    REFUSE_REQUEST = "refuse the request, keep the connection"
-    RECONNECT = "reconnect with back-off"
-    WAIT_FOR_SLOT = "close, wait for the connection slot"
-    FATAL = "cannot be fixed by trying again"
-
-
-_REACTIONS = {
-    400: Reaction.REFUSE_REQUEST,
-    401: Reaction.RECONNECT,
-    402: Reaction.FATAL,
-    403: Reaction.IGNORE,
-    404: Reaction.RECONNECT,
-    405: Reaction.REFUSE_REQUEST,
-    406: Reaction.WAIT_FOR_SLOT,
-    407: Reaction.RECONNECT,
-    408: Reaction.FATAL,
-    409: Reaction.FATAL,
-    410: Reaction.REFUSE_REQUEST,
-    411: Reaction.FATAL,
-    412: Reaction.FATAL,
-    413: Reaction.FATAL,
-    500: Reaction.RECONNECT,
+_REMEDIES: dict[int, Remedy] = {
+    402: "fix",
+    406: "wait_for_slot",
+    408: "fix",
+    409: "fix",
+    410: "fix",
+    411: "fix",
+    412: "fix",
+    413: "fix",
 }
+"""After any other code at the login, another try may help."""
 
-NO_STREAM_THERE = frozenset((301, 302, 307, 308, 400, 404, 405, 410, 426))
+_NO_STREAM_THERE = frozenset((301, 302, 307, 308, 400, 404, 405, 410, 426))
 """HTTP statuses of a server that has no websocket at that path."""
-
-FATAL_WHEN_SUBSCRIBING = frozenset((410,))
-"""Refusals of a request that are fatal when nothing is subscribed yet: not on this feed."""
 
 _ADVICE = {
     400: "the message, or a symbol in it, is not understood; check the symbols",
@@ -68,21 +46,28 @@ _ADVICE = {
 }
 
 
-def reaction_to_code(code: int) -> Reaction:
-    """What an error message asks for; an unknown code refuses the request under way."""
-    return _REACTIONS.get(code, Reaction.REFUSE_REQUEST)
-
-
-def reaction_to_http(status: int) -> Reaction:
-    """What a refused upgrade asks for."""
-    return Reaction.FATAL if status in (401, 403) else Reaction.RECONNECT
-
-
 def refusal(code: int, message: str) -> FeedRefused:
     """The error for a refusal by code, with what to do about it."""
     advice = _ADVICE.get(code)
     text = f"the feed refused with {code}: {message or 'no reason given'}"
-    return FeedRefused(f"{text}; {advice}" if advice else text, code=code)
+    remedy = _REMEDIES.get(code, "retry")
+    return FeedRefused(f"{text}; {advice}" if advice else text, code=code, remedy=remedy)
+
+
+def error_in_stream(code: int, message: str) -> RequestRefused | FeedError | None:
+    """What an error message means after the login.
+
+    Returns:
+        An answer to the request under way, or why the connection ends. None: it is harmless.
+    """
+    if code == _HARMLESS:
+        return None
+    error = refusal(code, message)
+    if code in _RECONNECT:
+        return FeedUnavailable(str(error))
+    if code in _REMEDIES and code not in _CAUSES:
+        return error
+    return RequestRefused(str(error), message, _CAUSES.get(code, "other"), code)
 
 
 def http_refusal(status: int, url: str | None = None) -> FeedRefused:
@@ -94,11 +79,14 @@ def http_refusal(status: int, url: str | None = None) -> FeedRefused:
     """
     feed = "the feed" if url is None else f"the feed at {url}"
     text = f"{feed} refused the connection with HTTP {status}"
-    if reaction_to_http(status) is Reaction.FATAL:
+    remedy: Remedy = "retry"
+    if status in (401, 403):
+        remedy = "fix"
         text += "; check ALPACA_API_KEY and ALPACA_SECRET_KEY and the feed's URL"
-    elif status in NO_STREAM_THERE:
+    elif status in _NO_STREAM_THERE:
+        remedy = "check_url"
         text += (
             "; there is no stream at that path: set MDSERVICE_FEED_URL to the whole URL, such as "
             "wss://stream.data.alpaca.markets/v2/iex, or choose a feed by MDSERVICE_FEED"
         )
-    return FeedRefused(text, code=status, http=True)
+    return FeedRefused(text, code=status, http=True, remedy=remedy)

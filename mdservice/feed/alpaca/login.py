@@ -8,10 +8,9 @@ from __future__ import annotations
 import attrs
 
 from mdservice.errors import FeedError, FeedUnavailable
-from mdservice.feed.alpaca.codec import Codec
+from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.error_codes import refusal
 from mdservice.feed.alpaca.messages import ErrorMessage, Success
-from mdservice.feed.driver import Encoding, Frame
 
 __all__ = ["GREETING", "Credentials", "check_success", "encoding_of", "failed_login"]
 
@@ -52,8 +51,7 @@ def check_success(frame: Frame, expected: str) -> None:
         FeedRefused: It is an error message.
         FeedUnavailable: It is anything else: this is not Alpaca's protocol.
     """
-    controls = Codec(encoding_of(frame)).decode([frame], 0).controls
-    for control in controls:
+    for control in Codec(encoding_of(frame)).control_messages(frame):
         if isinstance(control, ErrorMessage):
             raise refusal(control.code, control.msg)
         if isinstance(control, Success) and control.msg == expected:
@@ -69,7 +67,7 @@ def check_success(frame: Frame, expected: str) -> None:
 def failed_login(last_frame: Frame | None, reason: Exception) -> FeedError:
     """Why a client library's own login failed: the code in the last frame, where there is one."""
     if last_frame is not None:
-        for control in Codec(encoding_of(last_frame)).decode([last_frame], 0).controls:
+        for control in Codec(encoding_of(last_frame)).control_messages(last_frame):
             if isinstance(control, ErrorMessage):
                 return refusal(control.code, control.msg)
     return FeedUnavailable(f"logging in to the feed failed: {reason}")

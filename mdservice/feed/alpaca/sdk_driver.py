@@ -15,7 +15,7 @@ import ssl
 import threading
 import warnings
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, Protocol
@@ -27,11 +27,13 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 from mdservice.errors import ConfigurationError, FeedError, FeedUnavailable
-from mdservice.feed.alpaca.codec import Codec
+from mdservice.feed.alpaca.codec import Frame
 from mdservice.feed.alpaca.error_codes import http_refusal
+from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.alpaca.login import Credentials, failed_login
 from mdservice.feed.alpaca.websockets_driver import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
-from mdservice.feed.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
+from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
+from mdservice.feed.subscriptions import Followed
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_context
 
@@ -58,7 +60,7 @@ class SdkWebsocket(Protocol):
         """The next message."""
         ...
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: Frame) -> None:
         """Send one."""
         ...
 
@@ -142,7 +144,7 @@ class SdkThread:
                 raise self._error or FeedUnavailable("the feed closed the connection")
             await self._change()
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Frame) -> None:
         """Send a message; a failure shows as the end of the connection.
 
         Raises:
@@ -256,7 +258,7 @@ class SdkThread:
             future.exception()  # looked at, so that asyncio does not print it at the end
 
 
-async def _send(websocket: SdkWebsocket, data: bytes) -> None:
+async def _send(websocket: SdkWebsocket, data: Frame) -> None:
     try:
         await websocket.send(data)
     except Exception:  # noqa: BLE001 - the reader sees the same end, and tells why
@@ -320,7 +322,9 @@ class AlpacaPyDriver:
         self._tls = tls_context() if url.startswith("wss:") else None
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Link]:
+    async def connect(
+        self, followed: Followed, utc_ns: Callable[[], int]
+    ) -> AsyncIterator[AlpacaLink]:
         """See :meth:`mdservice.feed.driver.Driver.connect`."""
         if not (self._route.proxy or "http:").startswith("http:"):
             raise ConfigurationError(
@@ -345,24 +349,21 @@ class AlpacaPyDriver:
         try:
             with self._limit.one_try(anyio.current_time):
                 await thread.open()
-            yield _SdkLink(thread)
+            yield _SdkLink(thread, followed, utc_ns)
         finally:
             with anyio.CancelScope(shield=True):
                 await thread.close()
 
 
-class _SdkLink:
-    encoding: Encoding = "msgpack"
-
-    def __init__(self, thread: SdkThread) -> None:
+class _SdkLink(AlpacaLink):
+    def __init__(self, thread: SdkThread, followed: Followed, utc_ns: Callable[[], int]) -> None:
+        super().__init__("msgpack", followed, utc_ns)
         self._thread = thread
-        self._codec = Codec("msgpack")
 
-    async def send(self, message: Mapping[str, Any]) -> None:
-        data = self._codec.encode(message)
-        self._thread.send(data if isinstance(data, bytes) else data.encode())
+    async def send_frame(self, frame: Frame) -> None:
+        self._thread.send(frame)
 
-    async def receive(self) -> Sequence[Frame]:
+    async def receive_frames(self) -> Sequence[Frame]:
         return await self._thread.take()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -18,11 +18,14 @@ from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 
 from mdservice.errors import FeedError, FeedUnavailable
-from mdservice.feed.alpaca.codec import Codec
+from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.error_codes import http_refusal
 from mdservice.feed.alpaca.frame_reader import FrameReader
+from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.alpaca.login import GREETING, Credentials, check_success, encoding_of
-from mdservice.feed.driver import CLOSE_TIMEOUT_S, Encoding, Frame, Link, LoginLimit
+from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
+from mdservice.feed.subscriptions import Followed
+from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_context
 
@@ -39,6 +42,8 @@ __all__ = [
     "connect_by_library",
     "receive_some",
 ]
+
+_log = get_logger(__name__)
 
 
 # Whole websocket messages, all that have come with one read, in the place of the library's
@@ -303,15 +308,17 @@ class WebsocketsDriver:
         self._tls = tls_context() if by_tls else None
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Link]:
+    async def connect(
+        self, followed: Followed, utc_ns: Callable[[], int]
+    ) -> AsyncIterator[AlpacaLink]:
         """See :meth:`mdservice.feed.driver.Driver.connect`."""
         held = _HeldWebsocket()
         error: Exception | None = None
         async with anyio.create_task_group() as tasks:
             try:
                 with self._limit.one_try(anyio.current_time) as limit_s:
-                    link = await self._open(held, tasks, limit_s)
-                yield link
+                    websocket, encoding = await self._open(held, tasks, limit_s)
+                yield _WebsocketLink(websocket, encoding, followed, utc_ns)
             except Exception as exc:  # noqa: BLE001 - raised below, out of the task group
                 error = exc
             finally:
@@ -329,11 +336,14 @@ class WebsocketsDriver:
             way["proxy_ssl"] = self._tls
         return way
 
-    async def _open(self, held: _HeldWebsocket, tasks: TaskGroup, limit_s: float) -> Link:
+    async def _open(
+        self, held: _HeldWebsocket, tasks: TaskGroup, limit_s: float
+    ) -> tuple[ClientConnection, Encoding]:
         try:
             with anyio.fail_after(limit_s):
                 tasks.start_soon(held.hold, await self._opening(limit_s))
-                return await self._log_in(await held.opened())
+                websocket = await held.opened()
+                return websocket, await self._log_in(websocket)
         except ConnectionClosed as exc:
             raise FeedUnavailable(f"{self._shown} closed the connection at login: {exc}") from exc
         except TimeoutError as exc:
@@ -370,31 +380,35 @@ class WebsocketsDriver:
             **stream,
         )
 
-    async def _log_in(self, websocket: ClientConnection) -> Link:
+    async def _log_in(self, websocket: ClientConnection) -> Encoding:
         greeting = await websocket.recv()
         check_success(greeting, GREETING)
-        link = _WebsocketLink(websocket, encoding_of(greeting))
-        await link.send(self._credentials.as_message())
+        encoding = encoding_of(greeting)
+        if encoding == "json":  # it ignores the wish for msgpack
+            _log.info("feed_sends_json", url=self._shown)
+        await websocket.send(Codec(encoding).encode(self._credentials.as_message()))
         check_success(await websocket.recv(), "authenticated")
-        return link
+        return encoding
 
 
-class _WebsocketLink:
-    def __init__(self, websocket: ClientConnection, encoding: Encoding) -> None:
+class _WebsocketLink(AlpacaLink):
+    def __init__(
+        self,
+        websocket: ClientConnection,
+        encoding: Encoding,
+        followed: Followed,
+        utc_ns: Callable[[], int],
+    ) -> None:
+        super().__init__(encoding, followed, utc_ns)
         self._websocket = websocket
-        self._codec = Codec(encoding)
 
-    @property
-    def encoding(self) -> Encoding:
-        return self._codec.encoding
-
-    async def send(self, message: Mapping[str, Any]) -> None:
+    async def send_frame(self, frame: Frame) -> None:
         try:
-            await self._websocket.send(self._codec.encode(message))
+            await self._websocket.send(frame)
         except ConnectionClosed as exc:
             raise FeedUnavailable(f"the feed closed the connection: {exc}") from exc
 
-    async def receive(self) -> Sequence[Frame]:
+    async def receive_frames(self) -> Sequence[Frame]:
         try:
             return await receive_some(self._websocket)
         except ConnectionClosed as exc:

@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from mdservice.feed.alpaca.codec import MOST_SYMBOLS, Codec, Decoded, Followed
+from mdservice.errors import FeedRefused, FeedUnavailable
+from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.messages import ErrorMessage, Subscription, Success
-from mdservice.feed.driver import Encoding, Frame
+from mdservice.feed.driver import Acknowledged, Received, RequestRefused
+from mdservice.feed.subscriptions import MOST_SYMBOLS, Followed
 from mdservice.model.quote import Quote
 
 T = "2026-11-20T15:51:44.208912345Z"
@@ -97,7 +99,7 @@ def frame(encoding: Encoding, *messages: Any) -> Frame:
     return msgspec.msgpack.encode(messages)
 
 
-def decode(encoding: Encoding, *frames: Frame) -> Decoded:
+def decode(encoding: Encoding, *frames: Frame) -> Received:
     return Codec(encoding).decode(frames, RECEIVED_NS)
 
 
@@ -141,7 +143,7 @@ def subscription(*symbols: Any) -> dict[str, Any]:
 def test_a_bad_symbol_costs_its_quote_alone(kind: str, encoding: Encoding) -> None:
     bad = other(S=BAD_SYMBOLS[kind])
     decoded = decode(encoding, frame_of_any(encoding, QUOTE, bad, QUOTE, bad))
-    assert decoded == Decoded(quotes=[EXPECTED, EXPECTED], errors=2)
+    assert decoded == Received(quotes=[EXPECTED, EXPECTED], errors=2)
 
 
 @bad_symbols
@@ -150,9 +152,9 @@ def test_a_bad_symbol_is_left_out_of_an_acknowledgement(kind: str, encoding: Enc
     decoded = decode(encoding, frame_of_any(encoding, QUOTE, message))
     (acknowledged,) = decoded.controls
     if kind == "every symbol":
-        assert acknowledged == Subscription(["AAPL", "*", "MSFT"])
+        assert acknowledged == Acknowledged(frozenset({"AAPL", "*", "MSFT"}))
     else:
-        assert acknowledged == Subscription(["AAPL", "MSFT"])
+        assert acknowledged == Acknowledged(frozenset({"AAPL", "MSFT"}))
     assert decoded.quotes == [EXPECTED]
     assert decoded.errors == (kind != "every symbol")
 
@@ -236,19 +238,53 @@ def test_a_flood_of_symbols_costs_bounded_memory(followed: str, name: str) -> No
 
 
 def test_quote(encoding: Encoding) -> None:
-    assert decode(encoding, frame(encoding, QUOTE)) == Decoded(quotes=[EXPECTED])
+    assert decode(encoding, frame(encoding, QUOTE)) == Received(quotes=[EXPECTED])
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_market_data_is_recognised_and_counted(kind: str, encoding: Encoding) -> None:
     decoded = decode(encoding, frame(encoding, QUOTE, OTHERS[kind], QUOTE))
-    assert decoded == Decoded(quotes=[EXPECTED, EXPECTED], others=1)
+    assert decoded == Received(quotes=[EXPECTED, EXPECTED], others=1)
 
 
 @pytest.mark.parametrize("kind", CONTROLS)
 def test_control_messages(kind: str, encoding: Encoding) -> None:
     message, expected = CONTROLS[kind]
-    assert decode(encoding, frame(encoding, message)) == Decoded(controls=[expected])
+    assert Codec(encoding).control_messages(frame(encoding, message)) == [expected]
+
+
+def test_an_acknowledgement_names_all_that_is_subscribed(encoding: Encoding) -> None:
+    received = decode(encoding, frame(encoding, subscription("AAPL", "MSFT"), subscription()))
+    assert received.controls == [
+        Acknowledged(frozenset({"AAPL", "MSFT"})),
+        Acknowledged(frozenset()),
+    ]
+
+
+def test_a_refused_request_is_its_answer(encoding: Encoding) -> None:
+    message = {"T": "error", "code": 405, "msg": "symbol limit exceeded"}
+    codec = Codec(encoding)
+    (refused,) = codec.decode([frame(encoding, message)], RECEIVED_NS).controls
+    assert isinstance(refused, RequestRefused)
+    assert (refused.cause, refused.code) == ("symbol_limit", 405)
+    assert refused.words == "symbol limit exceeded"
+    assert codec.ended is None
+
+
+def test_the_first_error_that_ends_the_connection_is_kept(encoding: Encoding) -> None:
+    codec = Codec(encoding)
+    errors = [{"T": "error", "code": code} for code in (403, 407, 406)]
+    received = codec.decode([frame(encoding, *errors, QUOTE)], RECEIVED_NS)
+    assert received == Received(quotes=[EXPECTED])
+    assert isinstance(codec.ended, FeedUnavailable)
+    assert "407" in str(codec.ended)
+
+
+def test_harmless_messages_say_nothing(encoding: Encoding) -> None:
+    codec = Codec(encoding)
+    messages = [{"T": "success", "msg": "authenticated"}, {"T": "error", "code": 403}]
+    assert codec.decode([frame(encoding, *messages)], RECEIVED_NS) == Received()
+    assert codec.ended is None
 
 
 @pytest.mark.parametrize(
@@ -262,7 +298,7 @@ def test_control_messages(kind: str, encoding: Encoding) -> None:
 )
 def test_a_type_not_known_here_is_no_error(message: dict[str, Any], encoding: Encoding) -> None:
     decoded = decode(encoding, frame(encoding, QUOTE, message, QUOTE))
-    assert decoded == Decoded(quotes=[EXPECTED, EXPECTED], others=1)
+    assert decoded == Received(quotes=[EXPECTED, EXPECTED], others=1)
 
 
 def test_frames_and_messages_keep_their_order(encoding: Encoding) -> None:
@@ -391,13 +427,15 @@ BROKEN_IN_MSGPACK: dict[str, Any] = {
 
 
 def check_only_itself_is_lost(encoding: Encoding, broken: Any) -> None:
-    decoded = decode(
-        encoding,
-        frame(encoding, other(S="A"), broken, other(S="B"), {"T": "error", "code": 407}),
+    codec = Codec(encoding)
+    frames = (
+        frame(encoding, other(S="A"), broken, other(S="B"), {"T": "error", "code": 406}),
         frame(encoding, other(S="C")),
     )
+    decoded = codec.decode(frames, RECEIVED_NS)
     assert [quote.symbol for quote in decoded.quotes] == ["A", "B", "C"]
-    assert decoded.controls == [ErrorMessage(407)]
+    assert isinstance(codec.ended, FeedRefused)
+    assert (codec.ended.code, decoded.controls) == (406, [])
     assert (decoded.errors, decoded.others) == (1, 0)
 
 
@@ -451,7 +489,7 @@ BROKEN_FRAMES: dict[str, list[Frame]] = {
 )
 def test_a_broken_frame_costs_only_itself(encoding: Encoding, broken: Frame) -> None:
     good = frame(encoding, QUOTE)
-    assert decode(encoding, good, broken, good) == Decoded(quotes=[EXPECTED] * 2, errors=1)
+    assert decode(encoding, good, broken, good) == Received(quotes=[EXPECTED] * 2, errors=1)
 
 
 def test_a_json_frame_may_come_as_bytes() -> None:

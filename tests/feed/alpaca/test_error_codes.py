@@ -2,55 +2,111 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from mdservice.feed.alpaca.error_codes import (
-    Reaction,
-    http_refusal,
-    reaction_to_code,
-    reaction_to_http,
-    refusal,
-)
+from mdservice.errors import FeedRefused, FeedUnavailable
+from mdservice.feed.alpaca.error_codes import error_in_stream, http_refusal, refusal
+from mdservice.feed.driver import RequestRefused
 
 
 @pytest.mark.parametrize(
-    ("code", "reaction"),
+    ("code", "remedy"),
     [
-        pytest.param(400, Reaction.REFUSE_REQUEST, id="400 invalid syntax"),
-        pytest.param(401, Reaction.RECONNECT, id="401 not authenticated: log in again"),
-        pytest.param(402, Reaction.FATAL, id="402 auth failed"),
-        pytest.param(403, Reaction.IGNORE, id="403 already authenticated"),
-        pytest.param(404, Reaction.RECONNECT, id="404 auth timeout"),
-        pytest.param(405, Reaction.REFUSE_REQUEST, id="405 symbol limit exceeded"),
-        pytest.param(406, Reaction.WAIT_FOR_SLOT, id="406 connection limit exceeded"),
-        pytest.param(407, Reaction.RECONNECT, id="407 slow client"),
-        pytest.param(408, Reaction.FATAL, id="408 v2 not enabled"),
-        pytest.param(409, Reaction.FATAL, id="409 insufficient subscription"),
-        pytest.param(410, Reaction.REFUSE_REQUEST, id="410 the answer to a first subscription"),
-        pytest.param(411, Reaction.FATAL, id="411 insufficient scope"),
-        pytest.param(412, Reaction.FATAL, id="412 option rules"),
-        pytest.param(413, Reaction.FATAL, id="413 option rules"),
-        pytest.param(500, Reaction.RECONNECT, id="500 internal error"),
-        pytest.param(499, Reaction.REFUSE_REQUEST, id="a code not known here"),
+        (402, "fix"),
+        (406, "wait_for_slot"),
+        (409, "fix"),
+        (410, "fix"),
+        (411, "fix"),
+        (404, "retry"),
+        (407, "retry"),
+        (500, "retry"),
+        (499, "retry"),
     ],
 )
-def test_reaction_to_each_code(code: int, reaction: Reaction) -> None:
-    assert reaction_to_code(code) is reaction
+def test_what_helps_after_a_refused_login(code: int, remedy: str) -> None:
+    assert refusal(code, "").remedy == remedy
 
 
 @pytest.mark.parametrize(
-    ("status", "reaction"),
+    ("status", "remedy"),
     [
-        (401, Reaction.FATAL),
-        (403, Reaction.FATAL),
-        (404, Reaction.RECONNECT),
-        (429, Reaction.RECONNECT),
-        (500, Reaction.RECONNECT),
-        (503, Reaction.RECONNECT),
+        (401, "fix"),
+        (403, "fix"),
+        (404, "check_url"),
+        (429, "retry"),
+        (500, "retry"),
+        (503, "retry"),
     ],
 )
-def test_reaction_to_a_refused_upgrade(status: int, reaction: Reaction) -> None:
-    assert reaction_to_http(status) is reaction
+def test_what_helps_after_a_refused_upgrade(status: int, remedy: str) -> None:
+    assert http_refusal(status).remedy == remedy
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        pytest.param(400, "bad_symbol", id="400 invalid syntax"),
+        pytest.param(405, "symbol_limit", id="405 symbol limit exceeded"),
+        pytest.param(410, "not_offered", id="410 invalid subscribe action for this feed"),
+        pytest.param(499, "other", id="a code not known here"),
+    ],
+)
+def test_a_request_is_refused_and_the_connection_goes_on(code: int, cause: str) -> None:
+    refused = error_in_stream(code, "its words")
+    assert isinstance(refused, RequestRefused)
+    assert (refused.cause, refused.code, refused.words) == (cause, code, "its words")
+    assert refused.reason == str(refusal(code, "its words"))
+
+
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [
+        ("not_offered", "fix"),
+        ("symbol_limit", "retry"),
+        ("bad_symbol", "retry"),
+        ("other", "retry"),
+    ],
+)
+def test_what_helps_after_a_request_that_the_service_needs(cause: Any, remedy: str) -> None:
+    error = RequestRefused("no", cause=cause, code=400).as_error()
+    assert (str(error), error.code, error.remedy) == ("no", 400, remedy)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(401, id="401 not authenticated: log in again"),
+        pytest.param(404, id="404 auth timeout"),
+        pytest.param(407, id="407 slow client"),
+        pytest.param(500, id="500 internal error"),
+    ],
+)
+def test_the_connection_ends_and_another_may_work(code: int) -> None:
+    assert isinstance(error_in_stream(code, ""), FeedUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        pytest.param(402, "fix", id="402 auth failed"),
+        pytest.param(406, "wait_for_slot", id="406 connection limit exceeded"),
+        pytest.param(408, "fix", id="408 v2 not enabled"),
+        pytest.param(409, "fix", id="409 insufficient subscription"),
+        pytest.param(411, "fix", id="411 insufficient scope"),
+        pytest.param(412, "fix", id="412 option rules"),
+        pytest.param(413, "fix", id="413 option rules"),
+    ],
+)
+def test_the_connection_ends_with_a_refusal(code: int, remedy: str) -> None:
+    refused = error_in_stream(code, "")
+    assert isinstance(refused, FeedRefused)
+    assert (refused.code, refused.http, refused.remedy) == (code, False, remedy)
+
+
+def test_403_already_authenticated_is_harmless() -> None:
+    assert error_in_stream(403, "already authenticated") is None
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from mdservice.errors import FeedRefused, FeedUnavailable
+from mdservice.feed.alpaca.codec import Frame
 from mdservice.feed.alpaca.login import (
     Credentials,
     check_success,
     encoding_of,
     failed_login,
 )
-from mdservice.feed.driver import Frame
 
 CONNECTED = {"T": "success", "msg": "connected"}
 AUTHENTICATED = {"T": "success", "msg": "authenticated"}

@@ -1,0 +1,68 @@
+"""An open connection that speaks Alpaca's protocol, whatever carries its frames."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
+from mdservice.feed.driver import Received
+from mdservice.feed.subscriptions import Followed
+
+__all__ = ["AlpacaLink"]
+
+
+class AlpacaLink(ABC):
+    """A :class:`~mdservice.feed.driver.Link` over frames; a driver says how these come and go.
+
+    Args:
+        encoding: How the frames are encoded, both ways.
+        followed: Whose quotes are taken.
+        utc_ns: Stamps what comes, UTC nanoseconds.
+    """
+
+    def __init__(self, encoding: Encoding, followed: Followed, utc_ns: Callable[[], int]) -> None:
+        self._codec = Codec(encoding, followed)
+        self._utc_ns = utc_ns
+
+    @property
+    def encoding(self) -> Encoding:
+        """How its frames are encoded."""
+        return self._codec.encoding
+
+    @abstractmethod
+    async def send_frame(self, frame: Frame) -> None:
+        """Send one frame.
+
+        Raises:
+            FeedUnavailable: The connection has ended.
+        """
+
+    @abstractmethod
+    async def receive_frames(self) -> Sequence[Frame]:
+        """Wait for frames, at least one, and return those that have come, in order.
+
+        A cancelled call loses no frame. Where some wait already, it still lets other tasks run.
+
+        Raises:
+            FeedUnavailable: The connection has ended, and all of its frames were returned.
+        """
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Send one message, such as the login's."""
+        await self.send_frame(self._codec.encode(message))
+
+    async def subscribe(self, symbols: Sequence[str]) -> None:
+        """See :meth:`mdservice.feed.driver.Link.subscribe`."""
+        await self.send({"action": "subscribe", "quotes": list(symbols)})
+
+    async def unsubscribe(self, symbols: Sequence[str]) -> None:
+        """See :meth:`mdservice.feed.driver.Link.unsubscribe`."""
+        await self.send({"action": "unsubscribe", "quotes": list(symbols)})
+
+    async def receive(self) -> Received:
+        """See :meth:`mdservice.feed.driver.Link.receive`."""
+        if self._codec.ended is not None:
+            raise self._codec.ended
+        return self._codec.decode(await self.receive_frames(), self._utc_ns())
