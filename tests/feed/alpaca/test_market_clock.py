@@ -59,3 +59,15 @@ async def test_without_an_answer_it_counts_as_open(autojump_clock: Any, fault: s
 async def test_where_nobody_can_be_asked_it_counts_as_open(url: str) -> None:
     with anyio.fail_after(10):
         assert await AlpacaMarketClock(url, "iex", Credentials("key", "secret")).is_open()
+
+
+async def test_a_reason_is_logged_once_until_it_is_another(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = SimulatorConfig(rate=0)
+    async with open_simulator(config, port=None, clock=VirtualClock()) as simulator:
+        market = clock_of(simulator)
+        for status, logged in ((404, 1), (404, 1), (503, 2), (404, 3)):
+            simulator.refuse_rest(status)
+            assert await market.is_open()
+            assert caplog.text.count("market_hours_unknown") == logged
