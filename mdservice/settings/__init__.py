@@ -342,13 +342,10 @@ SETTINGS: tuple[SettingInfo, ...] = infos(Settings)
 """The description of every setting, in the order of the fields."""
 
 
-# Settings from all of their sources: defaults < ``mdservice.toml`` < environment < flags.
-
-
 def load_settings(
     config: Path | None, flags: Mapping[str, str], environ: Mapping[str, str]
 ) -> Settings:
-    """Settings from all of their sources.
+    """Settings from all of their sources: defaults < ``mdservice.toml`` < environment < flags.
 
     Args:
         config: The file; None for ``mdservice.toml`` in the working directory, where there is.

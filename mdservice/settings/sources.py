@@ -1,7 +1,8 @@
 """Where settings are written down: a TOML file, the environment, the command line's flags.
 
-This part only collects what is given and remembers where; what it may be is decided by the
-parsers of :mod:`mdservice.settings.parsers`.
+:func:`collect` finds what is given and remembers where. What it may be is decided by the parsers of
+:mod:`mdservice.settings.parsers`: :func:`setting` makes an attrs field of a class that carries its
+description and checks its own value.
 """
 
 from __future__ import annotations
@@ -211,9 +212,6 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     cased = name.upper() if names and names[0].isupper() else name.lower().replace("-", "_")
     close = difflib.get_close_matches(cased, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(names))}"
-
-
-# Settings as attrs fields: each carries its description, and checks its own value.
 
 
 def setting(
