@@ -17,6 +17,7 @@ from typing import Final
 
 from docs.generate.calls import gateway_calls, gateway_schemas, service_calls, service_schemas
 from docs.generate.commands import commands
+from docs.generate.log_events import log_events
 from docs.generate.messages import alert_message, price_message, status_messages, transaction
 from docs.generate.metrics import metrics
 from docs.generate.names import GROUPS, errors, names
@@ -38,6 +39,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "alert message": alert_message,
     "transaction": transaction,
     "metrics": metrics,
+    "log events": log_events,
     "errors": errors,
     **{f"names: {group}": partial(names, group) for group in GROUPS},
 }

@@ -1,0 +1,141 @@
+"""The reference of the log: its events as the code logs them, with what each means."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import mdservice
+from docs.generate.text import code, table
+
+__all__ = ["log_events"]
+
+_PACKAGE: Final = Path(mdservice.__file__).parent
+_LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
+
+_MEANINGS: Final = {
+    "actor_restarts": "An actor failed and is restarted after a pause. `reason` is its error.",
+    "actor_stalled": "An actor showed no sign of life for too long. It is restarted.",
+    "announcement": "A line for the person who started the program, in `message`.",
+    "another_service_publishes_here": "Another service writes the same keys and channels.",
+    "embedded_server_died": "The embedded Valkey server ended. A new one is started.",
+    "event_log_begins_anew": "A reader found another event log under the name. It reads all of it.",
+    "event_log_lost_its_end": "The event log lost its newest entries, as after a server's crash. "
+    "The reader reads the keys again.",
+    "event_log_was_cut": "The event log was trimmed before a reader had read its entries. It reads "
+    "the keys again.",
+    "event_loop_was_blocked": "Something kept the event loop busy for `lag_s` seconds.",
+    "events_lost_at_the_end": "The service stopped before Redis had `count` events. Of `unknown` "
+    "more it is not known whether Redis has them.",
+    "feed_connected": "Connected and logged in.",
+    "feed_driver_changed": "The other driver is used, since the first one failed.",
+    "feed_error_ignored": "The feed sent an error that is the answer to no request. It is ignored.",
+    "feed_failed": "A connection, or the attempt to open one, ended. `reason` says why.",
+    "feed_is_mute": "The connection is open but brings nothing. It is replaced.",
+    "feed_is_quiet": "Nothing has come for `silent_s` seconds, and nothing had to: the market is "
+    "quiet or closed.",
+    "feed_sends_json": "The feed answers in JSON instead of msgpack, which costs more time.",
+    "feed_subscribed": "The feed has acknowledged `symbols` symbols.",
+    "feed_symbols_left_out": "The feed does not give these symbols, for the given reason.",
+    "feed_waits": "The next attempt to connect begins in `delay_s` seconds.",
+    "first_prices_failed": "REST did not give the latest prices of new symbols. All but those in "
+    "`given_up` are asked for again.",
+    "gap_not_repaired": "A gap stays, or a part of it, for the given reason.",
+    "gateway_has_no_prices": "The gateway cannot read prices from Redis. It keeps trying.",
+    "gateway_part_failed": "An unforeseen error in the gateway. The part is started again.",
+    "history_failed": "A request for missed quotes failed. It is made again.",
+    "history_not_checked": "History could not be compared with what was published. The check is "
+    "made again.",
+    "history_refuses_symbol": "History refuses one symbol. The other symbols are repaired.",
+    "history_rows_skipped": "Rows of an answer could not be read. They count in `decode_errors`.",
+    "history_was_late": "History brought quotes after a repair had ended. They are published, or "
+    "reported as a gap.",
+    "last_price_ignored": "A price of the earlier run cannot be used.",
+    "last_prices_not_read": "The prices of the earlier run could not be read. The service starts "
+    "without them.",
+    "latest_quotes_failed": "A request for the latest quotes of quiet symbols failed.",
+    "market_hours_known": "The trading API gives the market's hours again.",
+    "market_hours_unknown": "The trading API does not give the market's hours. The market counts "
+    "as open.",
+    "mdservice_failed": "The program ends. `reason` says why and what to do.",
+    "other_services_cannot_be_noticed": "Redis does not allow the check for other services.",
+    "pnl_alert": "A rule of `MDSERVICE_ALERTS` was crossed.",
+    "pnl_alert_not_published": "Too many alerts wait for Redis. The oldest one was dropped.",
+    "pnl_alerts_wait": "Redis does not take the alerts. They are sent again.",
+    "position_is_unreadable": "A row from the program's own function for positions cannot be read.",
+    "position_not_followed": "The price of a position cannot be followed, for the given reason.",
+    "positions_are_back": "The source of positions answers again.",
+    "positions_are_not_followed": "The feed refused the positions' symbols. The next connection "
+    "asks again.",
+    "positions_failed": "The source of positions did not answer. The last known ones stay.",
+    "positions_followed": "The symbols followed for positions changed.",
+    "positions_function_failed": "The program's own function for positions raised an error.",
+    "positions_source_is_broken": "A source of positions raised an unforeseen error.",
+    "prices_connected_again": "A reader of prices is connected to Redis again.",
+    "prices_disconnected": "A reader of prices lost Redis. It connects again.",
+    "quiet_market_check_refused": "REST refused the check of a quiet market. The connection stays.",
+    "quote_from_the_future": "Quotes lie more than 60 s ahead of this machine's clock. They are "
+    "refused and count in `decode_errors`.",
+    "redis_batch_was_written": "Redis has a batch whose answer was lost. It is not sent twice.",
+    "redis_cannot_be_fenced": "This Redis user may not end an old connection. A write whose "
+    "connection broke may be executed twice.",
+    "redis_cannot_renew": "This Redis user may not renew keys. Prices of quiet symbols expire.",
+    "redis_command_failed": "A command inside an executed write failed.",
+    "redis_connected": "Connected to Redis.",
+    "redis_failed": "Redis did not take a write, or could not be reached. It is tried again.",
+    "redis_has_forgotten": "Redis came back without the last prices. They are written again.",
+    "service_stopped": "The service has stopped in order.",
+    "stopping": "A signal asked the program to stop.",
+    "the_other_service_is_gone": "The other service on the same names has stopped.",
+    "third_party_log": "A warning or an error of a library or of the HTTP server, in `message`.",
+    "throughput": "Every ten seconds: what the service has done.",
+    "unexpected_error": "An error that the program does not foresee, with its traceback.",
+}
+
+
+def log_events() -> str:
+    """Each event with its levels, the folder that logs it, and its meaning."""
+    found: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        folder = file.relative_to(_PACKAGE).parts[0].removesuffix(".py")
+        source = file.read_text()
+        if "get_logger(" not in source and "_print_json(" not in source:
+            continue  # it has no log, or one of the standard library: a third party's
+        for level, event in _logged(ast.parse(source)):
+            found[event].add((level, folder))
+    if found.keys() != _MEANINGS.keys():
+        differ = ", ".join(sorted(found.keys() ^ _MEANINGS.keys()))
+        raise LookupError(f"give each event a meaning in {Path(__file__).name}: {differ}")
+    rows = []
+    for event, places in sorted(found.items()):
+        levels, folders = (
+            ", ".join(dict.fromkeys(names)) for names in zip(*sorted(places), strict=True)
+        )
+        rows.append((code(event), levels, code(folders), _MEANINGS[event]))
+    return table(("event", "level", "from", "meaning"), rows)
+
+
+def _logged(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Level and name of each event; a name that a function is given stands in its calls."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for function in ast.walk(tree):
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            if name == "_print_json":
+                level, event = call.args[:2]
+                yield ast.literal_eval(level), ast.literal_eval(event)
+            where, _, level_name = name.rpartition(".")
+            if where != "_log" or level_name not in _LEVELS | {"exception"}:
+                continue
+            level_name = level_name.replace("exception", "error")
+            if isinstance(call.args[0], ast.Constant):
+                yield level_name, call.args[0].value
+                continue
+            for one in calls:
+                if ast.unparse(one.func) == f"self.{function.name}":
+                    yield level_name, ast.literal_eval(one.args[0])
