@@ -183,7 +183,7 @@ def test_names_that_do_not_exist_are_found() -> None:
     ]
     names = CAMEL_CASE.findall("GapMender GapRepair GapRepair.fix GapRepair.repair")
     assert unknown_classes(names) == ["GapMender", "GapRepair.fix"]
-    assert unknown_classes(capitals(["Session.read", "Mender", "Session.fix"])) == [
+    assert unknown_classes(capitals(["Session.subscribe", "Mender", "Session.fix"])) == [
         "Mender",
         "Session.fix",
     ]
