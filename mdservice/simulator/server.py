@@ -394,7 +394,7 @@ class Simulator:
             connection.poke()
 
     def inject(self, fault: Fault, *, connection: int | None = None) -> None:
-        """Put a fault of :mod:`mdservice.simulator.faults` into force now."""
+        """Put a fault of ``mdservice.simulator`` into force now."""
         match fault:
             case Drop(how, code):
                 self.drop(how, code=code, connection=connection)
