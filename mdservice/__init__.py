@@ -1,4 +1,4 @@
-"""Holds an Alpaca account's one market-data connection and shares it with the whole desk.
+"""Hold an Alpaca account's one market-data connection, and share it with all programs.
 
 ::
 
@@ -77,7 +77,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used when it is used: ``mdservice status`` needs no event loop."""
+    """Import a public name at its first use: ``mdservice status`` needs no event loop."""
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

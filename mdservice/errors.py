@@ -6,8 +6,8 @@
     ├── ConfigurationError      a setting, a file or a flag is wrong; exit code 78
     ├── FeedError
     │   ├── FeedUnavailable     no connection, or it ended; trying again may help
-    │   ├── FeedRefused         the feed answered and said no, by code or HTTP status
-    │   ├── HistoryUnavailable  past quotes: no answer, or one that cannot be read
+    │   ├── FeedRefused         the feed refused, by code or HTTP status
+    │   ├── HistoryUnavailable  past quotes: no answer, or an unreadable one
     │   └── HistoryRefused      past quotes: not for this feed, time or plan
     │       ├── NoHistory       this feed has none
     │       └── SymbolsRefused  the request was refused, maybe for a symbol in it
@@ -15,16 +15,16 @@
     │   ├── InvalidSymbol       not a symbol at all
     │   └── SubscriptionRefused the feed, or its limit, refused these symbols
     ├── StoreError
-    │   ├── StoreUnavailable    no connection, or it was lost: what was under way is uncertain
-    │   └── StoreRefused        the server answered and did nothing of what was asked
+    │   ├── StoreUnavailable    no connection, or it was lost: a batch may have been written
+    │   └── StoreRefused        the server answered and executed nothing
     ├── PositionsError
-    │   ├── PositionsUnavailable  no answer, or one that cannot be read; what was known stays
-    │   └── PositionsRefused      the source answered and said no: a key, a path, a form
+    │   ├── PositionsUnavailable  no answer, or an unreadable one; known positions stay
+    │   └── PositionsRefused      the source refused: a wrong key, path or format
     ├── EmbeddedServerError     the embedded Valkey server could not be started
     ├── SocketInUse             another service answers at the API's socket
     └── ActorFailed             an actor was restarted too often; the service ends
 
-Foreign exceptions are translated into these once, where they enter, ``from exc``.
+Errors of other libraries are translated into these once, where they arrive, ``from exc``.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ __all__ = [
 
 
 class MDServiceError(Exception):
-    """The root of all errors of this package. Its text says what to do."""
+    """The base of all errors of this package. The message says what to do."""
 
 
 class ConfigurationError(MDServiceError):
-    """Something that only a person can fix before the next start."""
+    """A person must fix something before the next start."""
 
 
 class FeedError(MDServiceError):
@@ -70,7 +70,7 @@ class FeedError(MDServiceError):
 
 
 class FeedUnavailable(FeedError):
-    """The feed cannot be reached, or the connection ended. Worth another try."""
+    """The feed cannot be reached, or the connection ended. A retry may help."""
 
 
 Remedy = Literal["fix", "retry", "wait_for_slot", "check_url"]
@@ -83,7 +83,7 @@ has no stream at that address; it may still be starting.
 
 
 class FeedRefused(FeedError):
-    """The feed answered, and said no.
+    """The feed refused.
 
     Args:
         message: What happened and what to do.
@@ -105,7 +105,7 @@ class FeedRefused(FeedError):
 
 
 class HistoryUnavailable(FeedError):
-    """Past quotes cannot be had now. Worth another try."""
+    """Past quotes are not available now. A retry may help."""
 
 
 class HistoryRefused(FeedError):
@@ -113,18 +113,18 @@ class HistoryRefused(FeedError):
 
 
 class NoHistory(HistoryRefused):
-    """The feed has no history: there is nothing to ask, and nothing is wrong."""
+    """The feed has no history. Nothing is wrong."""
 
 
 class SymbolsRefused(HistoryRefused):
     """The request was refused, and a symbol in it may be the reason.
 
-    The error does not tell which one: the same request without that symbol may succeed.
+    The error does not name it. The same request without that symbol may succeed.
     """
 
 
 class SubscriptionError(MDServiceError):
-    """A change of the subscribed symbols that cannot be made."""
+    """The subscribed symbols cannot be changed like this."""
 
 
 class InvalidSymbol(SubscriptionError):
@@ -132,7 +132,7 @@ class InvalidSymbol(SubscriptionError):
 
 
 class SubscriptionRefused(SubscriptionError):
-    """The feed refused the change; the symbols subscribed before still are.
+    """The feed refused the change. The subscriptions are as before.
 
     Args:
         message: What happened and what to do.
@@ -151,7 +151,7 @@ class StoreError(MDServiceError):
 
 
 class StoreUnavailable(StoreError):
-    """No connection, or it broke: whether the last batch was executed is not known."""
+    """No connection, or it broke. The last batch may have been executed."""
 
 
 class StoreRefused(StoreError):
@@ -169,15 +169,15 @@ class StoreRefused(StoreError):
 
 
 class PositionsError(MDServiceError):
-    """Where the positions come from."""
+    """The source of positions."""
 
 
 class PositionsUnavailable(PositionsError):
-    """No positions can be had now. Worth another try; what was known before stays."""
+    """Positions are not available now. A retry may help; known positions stay."""
 
 
 class PositionsRefused(PositionsError):
-    """The source answered and said no, or what it says are no positions: a person has to look."""
+    """The source refused, or its answer has no positions. A person must look at it."""
 
 
 class EmbeddedServerError(MDServiceError):
@@ -189,4 +189,4 @@ class SocketInUse(MDServiceError):
 
 
 class ActorFailed(MDServiceError):
-    """An actor failed for good: its error is not recoverable, or came too often."""
+    """An actor failed permanently: its error is not recoverable, or came too often."""

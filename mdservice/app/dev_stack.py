@@ -1,4 +1,4 @@
-"""What stands in for the real world where the settings name none: simulator and embedded Valkey."""
+"""The simulator and the embedded Valkey server, started if the settings name no real ones."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["SIMULATED_SYMBOLS", "start_embedded_server", "start_simulator"]
 
 SIMULATED_SYMBOLS = ("AAPL", "MSFT", "NVDA", "AMZN", "GOOGL", "META", "TSLA", "SPY")
-"""What the simulator is asked for where no symbols are set, so that there is something to see."""
+"""The symbols of the simulator if none are set, so that a first run shows prices."""
 _TRADE_EVERY_S = 20.0
 
 
 async def start_embedded_server(settings: Settings, stack: AsyncExitStack) -> Settings:
-    """The settings with the URL of a Redis, which is started where they name none.
+    """Start an embedded server if the settings name no Redis; return the settings with its URL.
 
     Raises:
         EmbeddedServerError
@@ -42,15 +42,16 @@ async def start_embedded_server(settings: Settings, stack: AsyncExitStack) -> Se
     name = f"{settings.socket.stem}.{secrets.token_hex(3)}.valkey.sock"
     keep = partial(keep_embedded_server, settings.socket.with_name(name))
     url = await stack.enter_async_context(background(keep))
-    feed = SIMULATOR if settings.simulated else settings.feed  # a Redis must not make it real
+    # Setting a Redis must not select a real feed.
+    feed = SIMULATOR if settings.simulated else settings.feed
     return attrs.evolve(settings, redis_url=url, feed=feed)
 
 
 async def start_simulator(settings: Settings, stack: AsyncExitStack, clock: Clock) -> Settings:
-    """The settings with the addresses of a simulator, which is started where they ask for one.
+    """Start a simulator if the settings ask for one; return the settings with its addresses.
 
-    Where nothing is said of symbols and positions, there are some, so that there is something to
-    see; where symbols are given, the positions are among these, and nothing else is followed.
+    Without symbols and positions in the settings, the simulator has some of both. With symbols in
+    the settings, the positions are only in these.
     """
     if not settings.simulator_embedded:
         return settings

@@ -1,4 +1,4 @@
-"""One line that tells what goes through: redrawn on a terminal, logged now and then elsewhere."""
+"""One line with counts of quotes and events: redrawn on a terminal, else logged now and then."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PRICES = 12
 
 
 class LiveLine:
-    """Draws on a terminal, and is the stream for logs there, so that they do not mix.
+    """Draws the line on a terminal. Logs go through it too, so that the two do not mix.
 
     Args:
-        terminal: Where to draw; logs and the line both go there.
-        redrawn: Whether a terminal may be drawn on; else it gets log lines alone.
+        terminal: The stream for the line and the logs.
+        redrawn: Whether it is a terminal that can be redrawn. If not, it gets only log lines.
     """
 
     def __init__(self, terminal: TextIO | None = None, *, redrawn: bool = True) -> None:
@@ -38,11 +38,11 @@ class LiveLine:
         self._terminal = terminal or sys.stderr
         self._drawn = False
 
-    # What a log handler needs of a stream
+    # The methods that a log handler needs
 
     def write(self, text: str) -> int:
-        """Write a log line, the live line cleared first."""
-        with suppress(OSError):  # the terminal is gone: the service goes on, or drains
+        """Clear the live line and write a log line."""
+        with suppress(OSError):  # the terminal is gone; the service continues
             if self._drawn:
                 self._drawn = False
                 self._terminal.write(_CLEAR)
@@ -50,22 +50,22 @@ class LiveLine:
         return len(text)
 
     def flush(self) -> None:
-        """Pass on."""
+        """Flush the stream."""
         with suppress(OSError):
             self._terminal.flush()
 
     def isatty(self) -> bool:
-        """Whether it can be redrawn."""
+        """Whether the stream is a terminal that can be redrawn."""
         return self._redrawn and self._terminal.isatty()
 
     # The line
 
     async def show(self, service: Service, totals: Callable[[], Totals] | None = None) -> None:
-        """Show until cancelled.
+        """Show the line until cancelled.
 
         Args:
-            service: What goes through it.
-            totals: The P&L of all positions, where there are any.
+            service: The service whose counts are shown.
+            totals: The P&L of all positions, or None without positions.
         """
         try:
             if self.isatty():
@@ -113,7 +113,7 @@ class LiveLine:
 
 
 def fitted(text: str, numbers: Iterable[str], width: int) -> str:
-    """The text and as many whole numbers as there is room for: half of one would be another."""
+    """The text and as many whole numbers as fit: a number that is cut would look like another."""
     line = text[: max(0, width)]
     for number in numbers:
         if len(line) + 1 + len(number) > width:

@@ -24,8 +24,8 @@ __all__ = ["GC_THRESHOLD", "run_gateway", "serve"]
 _log = get_logger(__name__)
 
 GC_THRESHOLD = (50_000, 20, 50)
-"""Quotes and rows form no cycles; looking for them every 700 objects costs a third of the
-throughput, and answers of ten thousand positions wait for it."""
+"""Objects between two searches for cycles. Quotes and rows form none; searching every 700 objects
+costs a third of the throughput and delays answers with ten thousand positions."""
 
 
 async def serve(
@@ -33,13 +33,13 @@ async def serve(
 ) -> None:
     """Run until SIGINT, SIGTERM or SIGHUP, then drain and return; a second signal exits at once.
 
-    The API's socket is taken first: a second service stops there, before it could take the
-    account's one connection from the first. The API answers until all is drained.
+    The API's socket is taken first. A second service stops there, before it takes the account's
+    one connection from the first. The API answers until the shutdown is complete.
 
     Args:
-        settings: What to run.
-        announce: Tells the person at the terminal one line.
-        live_line: Shows what goes through.
+        settings: The settings of the service.
+        announce: Prints one line for the user.
+        live_line: Shows counts of quotes and events.
 
     Raises:
         SocketInUse: Another service has the API's socket.
@@ -51,7 +51,7 @@ async def serve(
             running = anyio.CancelScope()
             await tasks.start(stop_on_signal, running)
             with running:
-                # The gateway ends before the service does, the API after it.
+                # The gateway ends before the service, the API after it.
                 async with open_service(settings) as service, anyio.create_task_group() as gateway:
                     addresses = await tasks.start(
                         partial(
@@ -77,8 +77,8 @@ async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) ->
     """Run the gateway alone until SIGINT, SIGTERM or SIGHUP.
 
     Args:
-        settings: What to run.
-        announce: Tells the person at the terminal one line.
+        settings: The settings of the gateway.
+        announce: Prints one line for the user.
 
     Raises:
         ConfigurationError: It would ask itself for positions, or cannot listen.

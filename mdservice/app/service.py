@@ -1,4 +1,4 @@
-"""The handle that an embedder holds, and :func:`open_service` that makes it."""
+"""A running service: :func:`open_service` starts it and yields a :class:`Service`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _log = get_logger(__name__)
 _QUOTES = "quotes"
 
 DRAIN_LIMIT_S = 3.0
-"""How long what was accepted may take to reach the store once the feed is closed."""
+"""How long writing the accepted quotes may take after the feed is closed."""
 _STORE_TIMEOUT_S = 3.0
-"""Below the watchdog's patience; a batch takes a few milliseconds."""
+"""Shorter than the watchdog's limit; a batch takes a few milliseconds."""
 
 
 class Service:
-    """A running service. Made by :func:`open_service`, used from that event loop."""
+    """A running service, made by :func:`open_service`. Use it only in that event loop."""
 
     def __init__(
         self,
@@ -65,36 +65,36 @@ class Service:
         self._instances = instances
         self._facts = facts
         self.resolved = resolved
-        """The settings with the addresses of what was started here in their place."""
+        """The settings, with the addresses of a simulator and a server that were started here."""
         self._topology = topology
         self._clock = clock
         self._started_s = clock.monotonic()
         self._draining = False
 
     async def subscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
-        """Follow symbols: all of them, or none where the feed refuses.
+        """Subscribe to symbols: to all of them, or to none if the feed refuses.
 
         Args:
-            symbols: In any case; ``*`` is every symbol of the feed.
-            source: On whose behalf; a symbol is followed for as long as anybody wants it.
+            symbols: In upper or lower case; ``*`` is every symbol of the feed.
+            source: Who wants them. A symbol stays subscribed as long as one source wants it.
 
         Returns:
-            ``subscribed``, or ``pending`` while the feed is away: it is done when it is back.
+            ``subscribed``, or ``pending`` while the feed is down: the service subscribes later.
 
         Raises:
-            InvalidSymbol: One of them is no symbol; nothing is changed.
+            InvalidSymbol: One of them is not a symbol; nothing has changed.
             SubscriptionRefused: The feed refused, for instance at the plan's symbol limit.
         """
         return await self._request(Subscribe(parse_symbols(symbols), source))
 
     async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
-        """No longer follow symbols on behalf of a source.
+        """Remove symbols from those that a source wants.
 
-        What the settings asked for counts as the operator's too, so ``api`` ends both;
-        symbols of open positions stay.
+        ``api`` also removes the symbols of the settings, since both belong to the operator.
+        Symbols of open positions stay subscribed.
 
         Raises:
-            InvalidSymbol: One of them is no symbol; nothing is changed.
+            InvalidSymbol: One of them is not a symbol; nothing has changed.
         """
         sources = ("api", "settings") if source == "api" else (source,)
         return await self._request(Unsubscribe(parse_symbols(symbols), sources))
@@ -105,21 +105,21 @@ class Service:
         return await self._topology.request(command)
 
     def subscriptions(self) -> dict[str, list[str]]:
-        """Each symbol that is wanted, with those who want it."""
+        """Each wanted symbol, with the sources that want it."""
         return self._topology.feed.sources()
 
     def channels(self) -> dict[str, list[str]]:
-        """What the feed has acknowledged, ``{"AAPL": ["quotes"]}``; nothing in an outage."""
+        """The acknowledged subscriptions, ``{"AAPL": ["quotes"]}``; empty in an outage."""
         return {symbol: [_QUOTES] for symbol in self._topology.feed.acknowledged()}
 
     def left_out(self) -> dict[str, dict[str, str]]:
-        """What is wanted and the feed does not give, with the reason of each channel."""
+        """The unfulfilled symbols, which the feed does not send, with the reason per channel."""
         return {
             symbol: {_QUOTES: reason} for symbol, reason in self._topology.feed.left_out().items()
         }
 
     def positions(self) -> Sequence[Position]:
-        """The positions whose symbols are followed, as last told; none where none are followed."""
+        """The last known positions; empty without a source of positions."""
         tracker = self._topology.tracker
         return tracker.snapshot().positions if tracker is not None else ()
 
@@ -132,7 +132,7 @@ class Service:
         return self._topology.router.sequencer.latest(parse_symbol(symbol))
 
     def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
-        """The last accepted quote of each of the symbols, or of all; unknown ones are left out."""
+        """The last accepted quotes of these symbols, or of all; unknown symbols are omitted."""
         sequencer = self._topology.router.sequencer
         if symbols is None:
             return sorted(sequencer.all_latest(), key=lambda quote: quote.symbol)
@@ -143,40 +143,40 @@ class Service:
     async def quotes(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote]]:
         """Every accepted quote of the symbols from now on; without symbols, of all.
 
-        The reader never holds up the feed: one that falls 10,000 quotes behind loses the
-        oldest, except the newest of each symbol, and sees a step in ``seq``.
+        The reader never delays the feed. If it falls 10,000 quotes behind, it loses the oldest,
+        but keeps the newest of each symbol, and sees a step in ``seq``.
         """
         with self._topology.readers.open(parse_symbols(symbols)) as reader:
-            yield cast("AsyncIterator[Quote]", reader)  # one without statuses has only these
+            yield cast("AsyncIterator[Quote]", reader)  # without statuses, it yields only quotes
 
     @asynccontextmanager
     async def events(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote | FeedStatus]]:
-        """The latest quote of each symbol, then every accepted one, and the feed's states."""
+        """The latest quote of each symbol, then every accepted quote and change of state."""
         chosen = parse_symbols(symbols)
         first = self.prices(chosen or None)
         with self._topology.readers.open(chosen, statuses=True, first=first) as reader:
             yield reader
 
     def status(self) -> Status:
-        """Everything about the service at this moment."""
+        """A snapshot of the whole service."""
         return status(
             self._facts,
             self._topology,
             self._clock,
             started_s=self._started_s,
             stale_after_s=self.settings.stale_after,
-            key_prefix=str(self.settings.key_prefix),  # JSON takes no subclass of str
+            key_prefix=str(self.settings.key_prefix),  # JSON accepts no subclass of str
             draining=self._draining,
             conflicts=self._conflicts(),
         )
 
     def readiness(self) -> Readiness:
-        """Whether prices are live now, and what is in the way where they are not."""
+        """Whether prices are live now, and the reasons if they are not."""
         ready = readiness(self._topology, draining=self._draining)
         return attrs.evolve(ready, reasons=(*ready.reasons, *self._conflicts()))
 
     def _conflicts(self) -> tuple[str, ...]:
-        """Other services that publish the same names; this one is ready all the same."""
+        """Other services that publish the same names. They do not make this one unready."""
         return () if self._instances is None else self._instances.conflicts()
 
     def liveness(self) -> Readiness:
@@ -184,7 +184,7 @@ class Service:
         return self._topology.watchdog.liveness()
 
     async def drain(self) -> None:
-        """Close the feed, let everything that was accepted reach the store, within a limit."""
+        """Close the feed and write all accepted quotes to the store, within a time limit."""
         self._draining = True
         topology = self._topology
         topology.supervisor.drain()
@@ -198,7 +198,7 @@ class Service:
         )
 
     def _tell_lost(self) -> None:
-        """Log how many events the store does not have, and of how many it is not known."""
+        """Log how many events were not written, and how many may have been."""
         writer = self._topology.writer
         in_batch, waiting = self._topology.publisher.not_stored(writer.written)
         unknown = in_batch if writer.uncertain else 0
@@ -209,7 +209,7 @@ class Service:
             )
 
     def _why_lost(self) -> str:
-        """Why the store does not have the last events: it is not always the store's fault."""
+        """Why the last events were not written: the store, an actor, or the time limit."""
         failed = self._topology.supervisor.failed
         if failed is not None:
             return f"{failed} failed and ended the service before they were written"
@@ -232,25 +232,25 @@ async def open_service(
 ) -> AsyncIterator[Service]:
     """Run a service inside this block, on trio or asyncio.
 
-    Starts what the settings leave open: the embedded Valkey server where no Redis is named,
-    the simulator where nothing points at the real world. At the block's end, also by
-    cancellation, the feed is closed, what was accepted is written, and all of it is gone.
+    If the settings name no Redis, it starts an embedded Valkey server. If they name nothing real,
+    it starts the simulator. At the end of the block, also after a cancellation, the service closes
+    the feed, writes the accepted quotes, and ends everything that it started.
 
     Args:
         settings: See :class:`mdservice.Settings`.
-        store: In the place of the Redis of the settings.
-        drivers: In the place of the settings' feed. Where the settings name none, it is a feed
-            of its own: it needs no keys, and has the name of the first driver.
-        history: In the place of the settings' REST API; with ``drivers``, None means none.
-        positions: In the place of the settings' source of positions.
+        store: Replaces the Redis of the settings.
+        drivers: Replace the feed of the settings. If the settings name no feed, the drivers'
+            feed needs no keys and has the name of the first driver.
+        history: Replaces the REST API of the settings. With ``drivers``, None means no history.
+        positions: Replaces the source of positions of the settings.
         clock: The time, for tests.
-        rng: The jitter's source, for tests.
+        rng: The source of jitter, for tests.
 
     Raises:
-        ConfigurationError: The settings do not suffice, or a part cannot work here.
-        FeedRefused: The feed refused for good before any data had come.
+        ConfigurationError: The settings are incomplete, or a part cannot work here.
+        FeedRefused: The feed refused permanently before any data.
         EmbeddedServerError: The embedded server did not start.
-        ActorFailed: A part failed too often.
+        ActorFailed: An actor failed too often.
     """
     http = HttpClient()
     facts = feed_facts(settings, drivers, http)
@@ -299,7 +299,7 @@ async def open_service(
                 with anyio.CancelScope(shield=True):
                     await service.drain()
     except BaseExceptionGroup as group:
-        # A cancellation may come at the same moment: the error is what the caller has to know.
+        # A cancellation may come at the same moment. The caller needs the error.
         failed, others = group.split(Exception)
         errors = list(leaves(failed)) if failed is not None else []
         cancelled = anyio.get_cancelled_exc_class()

@@ -1,4 +1,4 @@
-"""How the service is doing, put together from the snapshots of its parts."""
+"""The status of the service, made from the snapshots of its parts."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from mdservice.settings.feeds import feed_delay_s
 __all__ = ["FeedFacts", "feed_facts", "readiness", "status"]
 
 
-# What is known of the feed by the settings, or because an embedder has brought its own.
+# The facts of the feed, from the settings or from an embedder's drivers.
 
 
 @attrs.frozen
 class FeedFacts:
-    """One service's feed.
+    """The facts of the feed of one service.
 
     Attributes:
-        name: For people and the status.
-        simulated: Whether its prices are invented.
-        own: Whether it is no feed of Alpaca's, but the embedder's own.
-        delay_s: How late its quotes are by design, seconds.
-        is_open: Asks whether its market is open.
+        name: Its name in the status.
+        simulated: Whether its prices are simulated.
+        own: Whether it is the embedder's own feed and not one of Alpaca's.
+        delay_s: The intended delay of its quotes, seconds.
+        is_open: Returns whether its market is open.
         hours_refused: Why the trading API refuses to give the market's hours, or None.
     """
 
@@ -56,10 +56,10 @@ class FeedFacts:
 
 
 def feed_facts(settings: Settings, drivers: Sequence[Driver] | None, http: HttpClient) -> FeedFacts:
-    """The facts of the feed that these drivers reach, or that the settings name.
+    """The facts of the feed that the drivers connect to, or that the settings name.
 
-    Drivers that an embedder brings reach a feed of their own, called as the first of them and
-    always open, unless the settings name one of Alpaca's, or the simulator.
+    An embedder's drivers have their own feed, with the name of the first driver and always open,
+    unless the settings name a feed of Alpaca's or the simulator.
     """
     named = "feed" in settings.sources or settings.feed_url is not None
     own = bool(drivers) and not named
@@ -79,13 +79,13 @@ async def _always() -> bool:
 
 
 _SHOWN = 100
-"""Of symbols that may be thousands."""
+"""Symbols that the status lists, of what may be thousands."""
 _NAMED = 10
-"""Of them in one sentence."""
+"""Symbols that one sentence lists."""
 
 
 def readiness(topology: Topology, *, draining: bool) -> Readiness:
-    """Ready: logged in, everything wanted is subscribed, and Redis answers."""
+    """Whether the service is ready: logged in, all wanted symbols subscribed, Redis answers."""
     reasons = []
     feed = topology.feed.snapshot()
     if draining:
@@ -128,7 +128,7 @@ def status(
     draining: bool,
     conflicts: Sequence[str] = (),
 ) -> Status:
-    """The whole service at this moment."""
+    """A snapshot of the whole service."""
     ready = readiness(topology, draining=draining)
     positions = _positions(topology)
     feed = topology.feed.snapshot()
@@ -202,7 +202,7 @@ def _positions(topology: Topology) -> PositionsReport | None:
 def _why_degraded(
     feed: FeedSnapshot, positions: PositionsReport | None, hours_refused: str | None
 ) -> tuple[str, ...]:
-    """What does not concern the live prices: the service is ready all the same."""
+    """The reasons for ``degraded`` that do not affect live prices: the service stays ready."""
     reasons = []
     if positions is not None and positions.last_error is not None:
         reasons.append(f"the positions are out of date: {positions.last_error}")
@@ -255,7 +255,7 @@ def _actors(topology: Topology) -> dict[str, ActorReport]:
 
 
 def _counters(topology: Topology) -> Counters:
-    """Each counter from the snapshots of the parts that count it."""
+    """Collect each counter from the snapshot of the part that counts it."""
     snapshots = {
         "feed": topology.feed.snapshot(),
         "router": topology.router.snapshot(),

@@ -57,35 +57,34 @@ class ChannelPlan:
 COMMANDS = ChannelPlan(
     100,
     "the caller waits",
-    "a request is a person or a poll: more than a few at once is a mistake of theirs",
+    "a request comes from a person or a poll, so there are never many at once",
 )
 FEED = ChannelPlan(
     64,
     "the reader waits, so TCP holds Alpaca back",
-    "an item is all that one read brought; the router takes faster than the feed sends, so "
-    "this absorbs a hiccup of the event loop and no more",
+    "an item has all quotes of one read; the router is faster than the feed, so this only "
+    "absorbs a hiccup of the event loop",
 )
 EVENTS = ChannelPlan(
     64,
     "the router waits",
-    "the publisher always takes: it keeps the backlog and conflates beyond it, so this is "
+    "the publisher always receives: it has the backlog and conflates beyond it, so this is "
     "never full for longer than one turn of the loop",
 )
 BATCHES = ChannelPlan(
     1,
     "never full",
-    "the next batch is made when the previous is acknowledged, so that batches grow with load",
+    "the publisher makes the next batch after the acknowledgement, so batches grow with load",
 )
-ACKNOWLEDGED = ChannelPlan(1, "never full", "one batch is under way at a time")
+ACKNOWLEDGED = ChannelPlan(1, "never full", "one batch is written at a time")
 
 _LONGEST_PAUSE_NS = 3_600 * 1_000_000_000
-"""What an earlier run's end and this one's start may be apart for the quotes between to be
-fetched; of a longer time there are too many."""
+"""The longest pause between two runs whose quotes are fetched. A longer one has too many."""
 
 
 @attrs.frozen
 class Topology:
-    """All parts, wired; nothing runs yet."""
+    """All parts, joined. Nothing runs yet."""
 
     feed: FeedConnection
     first_prices: FirstPrices
@@ -100,7 +99,7 @@ class Topology:
     channels: Sequence[Channel[Any]]
 
     async def request(self, command: Command) -> SubscriptionResult:
-        """Change the subscriptions; REST is asked for the prices of new symbols at once.
+        """Change the subscriptions, and ask REST for the prices of new symbols at once.
 
         Raises:
             SubscriptionRefused: The feed refused.
@@ -114,7 +113,7 @@ class Topology:
             self.first_prices.forget(command.symbols)
 
     def close(self) -> None:
-        """Close every channel, once the actors have ended."""
+        """Close every channel after the actors have ended."""
         for channel in self.channels:
             channel.close()
 
@@ -135,22 +134,22 @@ def build(
     price_ttl_s: int = 300,
     renew_prices: bool = True,
 ) -> Topology:
-    """Wire one service.
+    """Join the parts of one service.
 
     Args:
-        drivers: In the order in which they are tried.
-        history: Where what a lost connection missed is fetched, or None.
+        drivers: The first one is tried first.
+        history: The source of missed quotes, or None.
         is_open: Whether the market is open.
-        mute_after_s: Silence of an open connection that is looked into, seconds.
-        store: Owned by the writer from now on.
-        symbols: Wanted from the start, by the settings.
-        backlog: Events kept for a store that is away.
+        mute_after_s: The silence after which an open connection is checked, seconds.
+        store: The writer owns it from now on.
+        symbols: The symbols of the settings.
+        backlog: How many events are kept while the store is down.
         clock: The time.
-        rng: Where the back-off's jitter comes from.
-        positions: Those whose symbols are followed, or None.
-        last_quotes: The last ones of an earlier run, one of each symbol.
-        price_ttl_s: The life of a price in the store, seconds.
-        renew_prices: Whether the price of a quiet symbol is kept while the feed is connected.
+        rng: The source of the back-off's jitter.
+        positions: The positions whose symbols are subscribed, or None.
+        last_quotes: The last quote of each symbol from an earlier run.
+        price_ttl_s: How long a price lives in the store, seconds.
+        renew_prices: Whether the writer renews the price of a quiet symbol while connected.
     """
     commands = Channel[Command](COMMANDS.size)
     feed_items = Channel[FeedItem](FEED.size)
@@ -202,7 +201,7 @@ def build(
         await topology.request(Follow(symbols, SOURCE))
 
     tracker = None
-    # Downstream first: whoever starts finds the next one ready.
+    # Downstream first: each actor finds the next one ready.
     actors: list[Actor] = [watchdog, writer, publisher, router, feed]
     if positions is not None:
         tracker = PositionTracker(positions, follow, clock)

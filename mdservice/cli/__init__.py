@@ -1,7 +1,7 @@
 """The command line: ``mdservice``, also ``python -m mdservice``.
 
-Importing it must stay cheap, since every ``mdservice health`` of a container pays for it:
-each command imports what it needs when it runs.
+Importing this module must stay fast, because a container runs ``mdservice health`` often. Each
+command imports its modules when it runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Exit codes: 0 fine, 1 failed, 2 usage (health: no answer), 78 configuration.
 """
 
 LONG_RUNNING = frozenset({"run", "gateway", "simulate"})
-"""Commands that log: with the format ``json`` they print nothing but JSON objects."""
+"""Commands that log: with the format ``json`` they print only JSON objects."""
 
 
 class CommandGroup(click.Group):
@@ -53,7 +53,7 @@ class CommandGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, and how it prints: the error of a wrong flag is a line too."""
+        """Find the command and its output format, which an error about a wrong flag needs too."""
         name, command, rest = super().resolve_command(ctx, args)
         use_plain_lines()
         ctx.meta[_AS_JSON] = name in LONG_RUNNING and use_json_lines(
@@ -75,7 +75,7 @@ class CommandGroup(click.Group):
             ctx.exit(_print_as_json(ctx, exc))
         except OSError as exc:
             if exc.errno == errno.EPIPE:
-                raise  # click ends quietly when nobody reads its output any more.
+                raise  # click ends quietly when the reader of its output is gone.
             ctx.exit(report(exc))
         except Exception as exc:  # noqa: BLE001 - the last place where an error can be told
             ctx.exit(report(exc))
@@ -88,7 +88,7 @@ class CommandGroup(click.Group):
 
 
 def _given(arguments: list[str], flag: str) -> str | None:
-    """The value of a flag, before the command line is parsed, which may fail."""
+    """The value of a flag, found before the command line is parsed, since parsing may fail."""
     for index, argument in enumerate(arguments):
         if argument == flag:
             return next(iter(arguments[index + 1 :]), None)
@@ -98,7 +98,7 @@ def _given(arguments: list[str], flag: str) -> str | None:
 
 
 def _print_as_json(ctx: click.Context, exc: BaseException) -> int:
-    """Print what click itself would print in plain text; return the exit code."""
+    """Print the message that click would print as plain text; return the exit code."""
     if not isinstance(exc, click.ClickException):
         print_failure("interrupted")
         return FAILED

@@ -31,13 +31,13 @@ _API = "/api/v1/market-data"
 
 
 @click.command(
-    short_help="Say whether the service can be relied on.",
+    short_help="Say whether the service is ready.",
     epilog="\b\nExample, for a container:\n  HEALTHCHECK CMD mdservice health\n",
 )
 @settings_options("socket")
 @click.pass_context
 def health(ctx: click.Context, config: Path | None, socket: str | None) -> None:
-    """Say in one line whether the service can be relied on.
+    """Say in one line whether the service is ready.
 
     Exit code 0: ready. 1: alive, but not ready. 2: no answer.
     """
@@ -64,7 +64,7 @@ def _reasons(answer: Answer) -> str:
 
 
 @click.command(
-    short_help="Show how the service is doing.",
+    short_help="Show the status of the service.",
     epilog="\b\nExamples:\n  mdservice status\n  mdservice status --json | jq .counters\n",
 )
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
@@ -74,7 +74,7 @@ def status(ctx: click.Context, config: Path | None, socket: str | None, *, as_js
     """Show the state, the actors, the channels, the counters and the latencies."""
     answer = ask(settings_from(ctx, config, {"socket": socket}).socket, "GET", "/status")
     if not answer.ok:
-        raise MDServiceError(f"the service refused to tell its status: {answer.reason}")
+        raise MDServiceError(f"the service refused to report its status: {answer.reason}")
     if as_json:
         click.echo(json.dumps(answer.content, indent=2))
         return
@@ -84,7 +84,7 @@ def status(ctx: click.Context, config: Path | None, socket: str | None, *, as_js
 
 
 @click.command(
-    short_help="Ask the feed for symbols.",
+    short_help="Subscribe to symbols.",
     epilog="\b\nExamples:\n  mdservice subscribe AAPL MSFT\n  mdservice subscribe '*'\n",
 )
 @click.argument("symbols", metavar="SYM...", nargs=-1, required=True)
@@ -93,13 +93,13 @@ def status(ctx: click.Context, config: Path | None, socket: str | None, *, as_js
 def subscribe(
     ctx: click.Context, config: Path | None, socket: str | None, symbols: tuple[str, ...]
 ) -> None:
-    """Ask the feed for symbols while the service runs: all of them, or none."""
+    """Subscribe to symbols while the service runs: to all of them, or to none."""
     path = settings_from(ctx, config, {"socket": socket}).socket
     _change(path, "subscribe", symbols)
 
 
 @click.command(
-    short_help="Take symbols back.", epilog="\b\nExample:\n  mdservice unsubscribe MSFT\n"
+    short_help="Unsubscribe from symbols.", epilog="\b\nExample:\n  mdservice unsubscribe MSFT\n"
 )
 @click.argument("symbols", metavar="SYM...", nargs=-1, required=True)
 @settings_options("socket")
@@ -107,7 +107,7 @@ def subscribe(
 def unsubscribe(
     ctx: click.Context, config: Path | None, socket: str | None, symbols: tuple[str, ...]
 ) -> None:
-    """Take back what was subscribed to; what positions want stays."""
+    """Unsubscribe from symbols. Symbols of open positions stay subscribed."""
     path = settings_from(ctx, config, {"socket": socket}).socket
     _change(path, "unsubscribe", symbols)
 
@@ -124,7 +124,7 @@ def _change(path: Path, call: str, given: tuple[str, ...]) -> None:
     if not answer.ok:
         raise MDServiceError(f"{call} failed: {answer.reason}")
     done = answer.content.get("status", call)
-    later = " (the feed is away: done when it is back)" if done == "pending" else ""
+    later = " (the feed is down: done when it is back)" if done == "pending" else ""
     click.echo(f"{done}: {', '.join(answer.content.get('symbols', symbols))}{later}")
 
 
@@ -133,7 +133,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
 
     It has terminal colours, which ``click.echo`` takes off elsewhere.
 
-    What a newer or older service leaves out is shown as ``-``.
+    A value that a newer or older service does not have is shown as ``-``.
     """
     state = str(status.get("state", "-"))
     told = click.style(state, fg=_COLOURS.get(state), bold=True)
@@ -204,15 +204,15 @@ def _positions(positions: Mapping[str, Any]) -> Iterator[str]:
     if not positions:
         return
     told = positions.get("age_s")
-    when = "not told yet" if told is None else f"told {_age(told)} ago"
+    when = "not known yet" if told is None else f"updated {_age(told)} ago"
     held, followed = _number(positions.get("held")), _number(positions.get("followed"))
     source = positions.get("source", "-")
-    yield from _row("positions", f"{held} held, {followed} symbols followed, {when}, {source}")
+    yield from _row("positions", f"{held} held, {followed} symbols subscribed, {when}, {source}")
     if positions.get("last_error"):
         yield from _row("", f"last error: {positions['last_error']}")
     left_out = positions.get("left_out") or ()
     if left_out:
-        yield from _row("", f"not followed, the feed gives no more: {_names(left_out)}")
+        yield from _row("", f"not subscribed, the feed allows no more: {_names(left_out)}")
     for symbol, problem in list(_part(positions, "problems").items())[:_SHOWN]:
         yield from _row("", f"{symbol}: {problem}")
 

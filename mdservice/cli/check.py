@@ -24,14 +24,14 @@ Examples:
 """
 
 
-@click.command(epilog=_EPILOG, short_help="Try every setting; say what is wrong.")
+@click.command(epilog=_EPILOG, short_help="Test every setting; say what is wrong.")
 @settings_options()
 @click.pass_context
 def check(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
-    """Try every setting, and say what is wrong and how to fix it.
+    """Test every setting, and say what is wrong and how to fix it.
 
-    Connects to the feed, the REST APIs, Redis and the positions. While a service runs at the
-    socket, its feed connection is left alone.
+    Connects to the feed, the REST APIs, Redis and the source of positions. Does not connect to
+    the feed while a service runs at the socket.
     """
     settings = settings_from(ctx, config, flags)
     settings.require_runnable()
@@ -55,5 +55,5 @@ def _show(result: CheckResult) -> None:
 
 
 def _waiting(name: str, limit_s: float) -> None:
-    """On stderr: stdout has one line for each check."""
+    """Print to stderr, since stdout has one line for each check."""
     click.echo(f"...   {name:<10} still waiting for an answer, {limit_s:g} s at most", err=True)

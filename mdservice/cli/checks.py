@@ -70,9 +70,9 @@ __all__ = [
 _FEED = "feed"
 _TIMEOUT_S = 20.0
 _FEED_TIMEOUT_S = 35.0
-"""Two drivers, of which each may log in for 15 s."""
+"""Two drivers, each with 15 s to log in."""
 _SILENT_S = 4.0
-"""After this time the person at the terminal learns what is waited for."""
+"""After this time, a line names the check that is still running."""
 _ASK_TIMEOUT_S = 3.0
 _HTTP_TIMEOUT_S = 8.0
 _MOST_BYTES = 4 * 1024 * 1024
@@ -89,12 +89,12 @@ async def run_checks(
     show: Callable[[CheckResult], None],
     waiting: Callable[[str, float], None] = lambda _name, _limit_s: None,
 ) -> list[CheckResult]:
-    """Try everything, one after the other; the feed takes 35 s at most, the others 20 s.
+    """Run all checks, one after the other. The feed takes 35 s at most, each other check 20 s.
 
     Args:
-        settings: What to try. They are complete, see :meth:`Settings.require_runnable`.
-        show: Gets each result as soon as it is there.
-        waiting: Gets the name of a check that takes more than some seconds, and its limit.
+        settings: Complete settings, see :meth:`Settings.require_runnable`.
+        show: Called with each result.
+        waiting: Called with the name and the limit of a check that takes more than 4 s.
     """
     http = HttpClient()
     running = await anyio.to_thread.run_sync(find_running, settings, abandon_on_cancel=True)
@@ -130,7 +130,7 @@ async def _tell_later(tell: Callable[[], None]) -> None:
 
 
 def find_running(settings: Settings) -> str | None:
-    """How the service that answers at the socket is doing; None where none does."""
+    """The state of the service at the socket; None if none answers."""
     try:
         answer = ask(settings.socket, "GET", "/status", timeout_s=_ASK_TIMEOUT_S)
     except (NoAnswer, ConfigurationError):
@@ -147,11 +147,11 @@ class CheckResult:
     """One line of ``mdservice check``.
 
     Attributes:
-        name: What was tried: ``feed``.
+        name: What was checked: ``feed``.
         outcome: ``ok``, ``warn``, ``FAIL`` or ``skip``.
-        detail: What was found.
-        advice: What to do about it; empty where the detail says so itself.
-        configuration: Whether it is a failure that only other settings fix (exit code 78).
+        detail: The finding.
+        advice: What to do; empty if the detail says it.
+        configuration: Whether only other settings fix the failure (exit code 78).
     """
 
     name: str
@@ -167,12 +167,12 @@ def passed(name: str, detail: str) -> CheckResult:
 
 
 def warned(name: str, detail: str, advice: str) -> CheckResult:
-    """It works, but not all of it."""
+    """A part of it works."""
     return CheckResult(name, "warn", detail, advice)
 
 
 def skipped(name: str, detail: str) -> CheckResult:
-    """It was not tried, for this reason."""
+    """It was not checked, for this reason."""
     return CheckResult(name, "skip", detail)
 
 
@@ -182,7 +182,7 @@ def failed(name: str, detail: str, advice: str = "", *, configuration: bool = Fa
 
 
 async def check_settings(settings: Settings) -> CheckResult:
-    """Say where the settings come from; that they are valid is known by now."""
+    """Say where the settings come from. They are known to be valid."""
     name = "settings"
     kind = "simulated prices" if settings.simulated else f"Alpaca's feed {settings.feed}"
     if not settings.sources:
@@ -192,7 +192,7 @@ async def check_settings(settings: Settings) -> CheckResult:
 
 
 async def check_socket(settings: Settings, running: str | None) -> CheckResult:
-    """Look whether the API's socket can be made where it is to be."""
+    """Check that the API's socket can be created."""
     name = "socket"
     if running is not None:
         return passed(name, f"a service runs at {settings.socket}: {running}")
@@ -204,12 +204,12 @@ async def check_socket(settings: Settings, running: str | None) -> CheckResult:
 
 
 async def check_feed(settings: Settings, running: str | None) -> CheckResult:
-    """Connect and log in as the service would, and leave again at once.
+    """Connect and log in as the service would, then disconnect.
 
     Args:
-        settings: Where to, with which keys and driver. The embedded simulator is started for it.
-        running: How the service that holds the account's one connection is doing, or None
-            where none runs; its connection is not disturbed.
+        settings: The feed, the keys and the driver. Starts the embedded simulator if needed.
+        running: The state of a running service, or None. A running service holds the account's
+            one connection, so the feed is not checked.
     """
     if running is not None and not settings.simulator_embedded:
         return skipped(_FEED, f"the running service holds the account's connection: {running}")
@@ -224,7 +224,7 @@ async def check_feed(settings: Settings, running: str | None) -> CheckResult:
             simulator = await stack.enter_async_context(open_simulator(config))
             settings = attrs.evolve(settings, feed="simulator", feed_url=simulator.url)
         try:
-            # One try has all the time that a running service comes to after several.
+            # One attempt gets the time that a running service allows after several.
             drivers = make_drivers(settings, LoginLimit(LONGEST_OPEN_TIMEOUT_S))
         except ConfigurationError as exc:
             return failed(_FEED, str(exc), configuration=True)
@@ -234,7 +234,7 @@ async def check_feed(settings: Settings, running: str | None) -> CheckResult:
 async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:
     """Log in with the first driver that can, as ``auto`` would.
 
-    A refusal ends it, since another driver would be refused likewise.
+    A refusal ends the check, since the feed would refuse another driver too.
     """
     troubles: list[str] = []
     configuration = False
@@ -254,7 +254,7 @@ async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:
 
 
 def _foreseen(exc: BaseException) -> MDServiceError:
-    """The one error of a connection; anything unforeseen goes on."""
+    """The one error of a connection. Unexpected errors propagate."""
     found = list(causes(exc))
     for cause in found:
         if not isinstance(cause, (FeedError, ConfigurationError)):
@@ -273,7 +273,7 @@ def _feed_refused(feed: str, refused: FeedRefused) -> CheckResult:
 
 
 async def check_history(settings: Settings, http: HttpClient | None = None) -> CheckResult:
-    """Ask the data REST API for a latest quote, which is what repairs and the watchdog need."""
+    """Ask the data REST API for a latest quote, as repairs and the liveness check do."""
     name = "data REST"
     if settings.simulated:
         return skipped(name, "not asked for simulated prices")
@@ -291,7 +291,7 @@ async def check_history(settings: Settings, http: HttpClient | None = None) -> C
 
 
 async def check_clock(settings: Settings, http: HttpClient | None = None) -> CheckResult:
-    """Ask the trading API for the market's hours, and compare its time with this machine's."""
+    """Ask the trading API for the market hours, and compare its time with this machine's."""
     name = "clock"
     if settings.simulated:
         return skipped(name, "not asked for simulated prices")
@@ -308,10 +308,10 @@ async def check_clock(settings: Settings, http: HttpClient | None = None) -> Che
             clock_refusal(page.status),
             configuration=page.status in (*_REFUSED, _NOT_FOUND),
         )
-    hours = f"{mask_url(settings.trading_url)} tells the market's hours"
+    hours = f"{mask_url(settings.trading_url)} gives the market hours"
     if page.date_s is None:
         return passed(name, hours)
-    # The Date header is cut to the second, and was written while we waited.
+    # The Date header has whole seconds, and was written during the request.
     skew_s = (before + time.time()) / 2 - (page.date_s + 0.5)
     if abs(skew_s) <= _MOST_SKEW_S:
         return passed(name, f"{hours}; this machine's clock agrees within {_MOST_SKEW_S:g} s")
@@ -324,7 +324,7 @@ async def check_clock(settings: Settings, http: HttpClient | None = None) -> Che
 
 
 async def check_positions(settings: Settings, http: HttpClient | None = None) -> CheckResult:
-    """Read the positions once from where the settings say, and look at their form."""
+    """Read the positions once from their source, and check their format."""
     name, source = "positions", settings.positions
     if source == "none":
         return skipped(name, "none are followed")
@@ -363,7 +363,7 @@ async def _check_file(path: str) -> CheckResult:
 
 
 def _judged(positions: Sequence[Position], where: str) -> CheckResult:
-    """Every position whose form is right passes, also those that are not followed."""
+    """Accept every position with a valid format, also those whose symbols are not subscribed."""
     others = 0
     for number, position in enumerate(positions, 1):
         if position.problem == NOT_A_STOCK:
@@ -379,7 +379,7 @@ def _judged(positions: Sequence[Position], where: str) -> CheckResult:
 
 
 async def check_redis(settings: Settings) -> CheckResult:
-    """Try the rights that ``run`` needs on the server; or find the embedded one's program."""
+    """Check the rights that ``run`` needs in Redis, or find the program of the embedded server."""
     if settings.redis_url is None:
         return await _check_embedded_server()
 
@@ -431,16 +431,16 @@ def _describe_rights(rights: RedisRights, address: RedisAddress, allow: str) -> 
     if rights.reduced:
         return warned(
             name,
-            f"{address.shown} takes writes, but does not allow this user "
+            f"{address.shown} accepts writes, but does not allow this user "
             f"{', '.join(rights.reduced)}",
             allow,
         )
-    return passed(name, f"{address.shown} answers and takes writes")
+    return passed(name, f"{address.shown} answers and accepts writes")
 
 
 @attrs.frozen
 class _Page:
-    """An answer: its status, its body, and the server's time in seconds since 1970."""
+    """An HTTP answer: its status, its body, and the server's time in seconds since 1970."""
 
     status: int
     body: bytes
@@ -452,7 +452,7 @@ class _Unreachable(Exception):
 
     Args:
         message: The reason.
-        configuration: Whether a variable of the environment is wrong, which the text names.
+        configuration: Whether the reason is a wrong environment variable, which the text names.
     """
 
     def __init__(self, message: str, *, configuration: bool = False) -> None:

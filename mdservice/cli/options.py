@@ -52,12 +52,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def config_option(command: _Command) -> _Command:
-    """Give the command ``--config FILE``, which goes before or after a command's name."""
+    """Give the command ``--config FILE``, before or after the name of a subcommand."""
     return click.option(
         "--config",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Settings under [mdservice], in the place of ./mdservice.toml.",
+        help="The file of settings, instead of ./mdservice.toml.",
     )(command)
 
 
@@ -94,7 +94,7 @@ def settings_from(
 
 
 class _Lines:
-    """How this process prints; one for the process."""
+    """How this process prints; one object per process."""
 
     json = False
 
@@ -102,12 +102,12 @@ class _Lines:
 def use_json_lines(
     ctx: click.Context, config: Path | None, flags: Mapping[str, str | None] | None = None
 ) -> bool:
-    """Print each line as one JSON object from now on, where the log format is ``json``.
+    """Print each line as one JSON object from now on, if the log format is ``json``.
 
-    Called before the settings are checked, so that the error of a bad one is such a line too.
-    The format is that of a flag, the environment or the file; ``console`` on a terminal, else
-    ``json``, where none of them has a valid one. Imports nothing heavy: logging itself is
-    configured by the command.
+    Commands call this before the settings are checked, so the error of a bad setting is such a
+    line too. The format comes from a flag, the environment or the file. Without a valid one, it
+    is ``console`` on a terminal and ``json`` elsewhere. This function imports nothing slow; the
+    command itself configures the logging.
 
     Returns:
         Whether the format is ``json``.
@@ -132,15 +132,15 @@ def use_json_lines(
 
 
 def use_plain_lines() -> None:
-    """Print plain lines, as commands do that answer a question."""
+    """Print plain lines, for commands that only answer a question."""
     _Lines.json = False
 
 
 def announce(line: str) -> None:
-    """Print a line for the person at the terminal; a closed stdout does not end the program.
+    """Print a line for the user. A closed stdout does not end the program.
 
-    As JSON it is the field ``message``. A blank ends it there, so that a search of the output
-    for an address does not take the closing quote for a part of it.
+    As JSON, it is the field ``message``. A blank follows the text, so that a search for an address
+    in the output does not include the closing quote.
     """
     text = masked(line)
     if _Lines.json:
@@ -159,7 +159,7 @@ def print_failure(reason: str) -> None:
 
 
 def _print_json(level: str, event: str, *, err: bool = True, **fields: str) -> None:
-    """Print a line as the JSON logs are, without structlog, which takes a while to import."""
+    """Print a line in the format of the JSON logs, without structlog, which imports slowly."""
     shown = {name: masked(value) for name, value in fields.items()}
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     line = json.dumps(
@@ -170,7 +170,7 @@ def _print_json(level: str, event: str, *, err: bool = True, **fields: str) -> N
 
 
 def causes(exc: BaseException) -> Iterator[BaseException]:
-    """The errors themselves, however deep exception groups hold them."""
+    """The single errors in an exception group of any depth."""
     if isinstance(exc, BaseExceptionGroup):
         for inner in exc.exceptions:
             yield from causes(inner)
@@ -179,9 +179,9 @@ def causes(exc: BaseException) -> Iterator[BaseException]:
 
 
 def report(exc: Exception) -> int:
-    """Tell what went wrong, one line a cause; return the exit code.
+    """Print the reason of a failure, one line per cause; return the exit code.
 
-    An error that nobody foresaw is logged with its traceback.
+    An unexpected error is logged with its traceback.
     """
     found = list(causes(exc))
     for line in dict.fromkeys(_line(cause) for cause in found if isinstance(cause, MDServiceError)):

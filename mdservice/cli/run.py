@@ -36,7 +36,7 @@ Examples:
   curl http://127.0.0.1:8002/api/v1/positions/pnl/realtime
 
 \b
-Prices come from Redis: --redis-url, else that of the service at --socket.
+Prices come from Redis: that of --redis-url, or else that of the service at --socket.
 """
 
 _RUN_EPILOG = """\b
@@ -49,7 +49,7 @@ Examples:
 \b
 Keys, secrets and the API token have no flags: set ALPACA_API_KEY,
 ALPACA_SECRET_KEY and MDSERVICE_API_TOKEN, or put them into the file.
-Ctrl-C, SIGTERM or SIGHUP drains and ends; a second one ends at once.
+Ctrl-C, SIGTERM or SIGHUP writes pending events and ends; a second one ends at once.
 """
 
 _SIMULATE_EPILOG = """\b
@@ -66,7 +66,7 @@ _LOG_PERIOD_S = 10.0
 @settings_options()
 @click.pass_context
 def run(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
-    """Run the service: the feed's quotes into Redis, and the HTTP API.
+    """Run the service: write the feed's quotes to Redis, and serve the HTTP API.
 
     With nothing set, the feed is a simulator and Redis an embedded server.
     """
@@ -89,7 +89,7 @@ def run(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None
 def gateway(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
     """A small execution gateway: positions and their real-time P&L over HTTP.
 
-    An existing gateway mounts the same routes: mdservice.gateway.pnl_router.
+    To serve the same from your own application, mount mdservice.gateway.pnl_router.
     """
     use_json_lines(ctx, config, flags)
     settings = settings_from(ctx, config, flags)
@@ -101,13 +101,13 @@ def gateway(ctx: click.Context, /, config: Path | None, **flags: str | None) -> 
     anyio.run(partial(run_gateway, settings, announce=announce), backend="trio")
 
 
-@click.command(epilog=_SIMULATE_EPILOG, short_help="Run the feed simulator alone.")
+@click.command(epilog=_SIMULATE_EPILOG, short_help="Run only the simulator of Alpaca.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65_535),
     default=0,
-    help="The port; a free one where not given.",
+    help="The port; by default a free one.",
 )
 @click.option(
     "--seed", type=int, default=1, show_default=True, help="The same seed gives the same prices."
@@ -117,13 +117,13 @@ def gateway(ctx: click.Context, /, config: Path | None, **flags: str | None) -> 
     type=click.FloatRange(min=0, max=1e7),
     default=200.0,
     show_default=True,
-    help="Quotes per second, shared by the symbols that are subscribed to.",
+    help="Quotes per second, shared by the subscribed symbols.",
 )
 @click.option(
     "--trades",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Make a trade that changes the positions so often; none where not given.",
+    help="The interval of trades, which change the positions; by default no trades.",
 )
 @config_option
 @click.pass_context
@@ -137,12 +137,12 @@ def simulate(
     trades: float | None,
     config: Path | None,
 ) -> None:
-    """Run the feed simulator alone: Alpaca's protocol on a port of this machine.
+    """Run only the simulator: Alpaca's protocol on a port of this machine.
 
     Any key and secret are accepted. The same port has Alpaca's REST: past and latest quotes,
     the clock, a small portfolio's positions, and market orders.
     """
-    as_json = use_json_lines(ctx, config)  # the one setting that the simulator has
+    as_json = use_json_lines(ctx, config)  # the only setting of the simulator
 
     if as_json:
         configure_logging("json")
@@ -182,7 +182,7 @@ async def _simulate(config: SimulatorConfig, host: str, port: int, *, as_json: b
 
 
 def _say(line: str, *, end: bool = True) -> None:
-    """Write a line; the simulator goes on where its terminal or its reader is gone."""
+    """Write a line. The simulator continues if its terminal or its reader is gone."""
     with contextlib.suppress(OSError, ValueError):
         click.echo(line, nl=end)
 

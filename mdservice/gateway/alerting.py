@@ -1,4 +1,4 @@
-"""Alerts, from a rule that is crossed to the channel ``pnl.alert``."""
+"""Alerts: checks the rules and publishes each crossing on the channel ``pnl.alert``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["Alerting", "make_alerting"]
 _log = get_logger(__name__)
 
 _MOST_WAITING: Final = 1_000
-"""Alerts kept for a Redis that is away; each is in the log in any case."""
+"""Alerts that are kept while Redis is down. The log has each of them too."""
 _FIRST_S, _LIMIT_S = 0.2, 5.0
 _FIRST_PRICES_S: Final = 15.0
 """How long rules of the total wait for the first price of a position."""
 
 
 class Alerting:
-    """Logs each crossing at once, and publishes it, in order, as soon as Redis takes it.
+    """Logs each crossing at once, and publishes it in order when Redis accepts it.
 
     Args:
         book: The rules.
@@ -48,7 +48,7 @@ class Alerting:
         self._waits_until_s = 0.0
 
     def look(self, engine: PnlEngine) -> None:
-        """After a change, or some time: which rules were crossed."""
+        """Check which rules were crossed, after a change or some time."""
         now_ns, complete = self._clock.utc_ns(), self._is_complete(engine)
         for alert in self._book.check(engine, now_ns, total=complete):
             _log.warning("pnl_alert", rule=alert.rule, symbol=alert.symbol, value=str(alert.value))
@@ -59,10 +59,10 @@ class Alerting:
             self._added.set()
 
     def _is_complete(self, engine: PnlEngine) -> bool:
-        """Whether the total has every position, as far as can be waited for.
+        """Whether the total includes every position, or the wait for it is over.
 
-        First prices come one by one, and so do those of a new position: what has only some of
-        them crosses levels that the whole does not.
+        First prices come one by one. Until all have come, the sum may cross a level that the
+        total does not.
         """
         now_s, waiting = self._clock.monotonic(), engine.totals.waiting
         if waiting > self._waited_for or not waiting:
@@ -85,12 +85,13 @@ class Alerting:
                 await anyio.sleep(backoff.next_s())
                 continue
             backoff.reset()
-            if self._waiting and self._waiting[0] is message:  # else it had to make room
+            # A full queue may have dropped the message meanwhile.
+            if self._waiting and self._waiting[0] is message:
                 self._waiting.popleft()
 
 
 def make_alerting(rules: Iterable[str], redis: RedisCalls, clock: Clock) -> Alerting | None:
-    """For rules as they were written; None where there are none.
+    """The alerting for these rules; None without rules.
 
     Raises:
         ConfigurationError: A rule cannot be understood.

@@ -1,4 +1,4 @@
-"""A book from settings."""
+"""Makes a tracker from settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mdservice.settings.feeds import feed_delay_s
 __all__ = ["FunctionPositions", "PositionsFunction", "PositionsGiven", "make_tracker"]
 
 
-# The positions of a program that mounts the router: a function that returns them.
+# Positions from a function of the program that mounts the router.
 
 
 _log = get_logger(__name__)
@@ -67,22 +67,22 @@ class FunctionPositions:
     def __init__(self, function: PositionsFunction) -> None:
         self._function = function
         self._known: dict[int, tuple[Sequence[object], bytes]] = {}
-        """Each row's values and JSON, by its place: a function is asked far more often than what
-        it returns changes."""
+        """Each row's values and JSON, by its index. The function is called far more often than its
+        result changes."""
         self._unreadable: dict[int, tuple[str, str]] = {}
-        """The types of rows that cannot be read, and of their errors, by place."""
+        """The types of unreadable rows and of their errors, by index."""
         self._parts: list[object] = []
         """What the rows consisted of, where none of it can change in place; else empty."""
         self._content = b""
         self._positions: tuple[Position, ...] = ()
-        """Of that content."""
+        """The positions of the last content."""
 
     async def fetch(self) -> Sequence[Position]:
-        """What the function returns now.
+        """Call the function.
 
         Raises:
             PositionsUnavailable: It raised an error, or has not returned in time.
-            PositionsRefused: It returns far too much.
+            PositionsRefused: It returned far too many rows.
         """
         try:
             with anyio.fail_after(sources.FETCH_LIMIT_S):
@@ -94,7 +94,7 @@ class FunctionPositions:
                 f"the program's function for positions has not returned within {limit_s:g} s"
             ) from exc
         except Exception as exc:
-            # Its words may hold a secret, and this is told to whoever asks for the P&L.
+            # Its message may hold a secret, and this text goes to every client of the P&L.
             _log.warning("positions_function_failed", exc_info=exc)
             raise PositionsUnavailable(
                 f"the program's function for positions failed ({type(exc).__name__}, see the log)"
@@ -114,10 +114,10 @@ class FunctionPositions:
         return self._positions
 
     async def aclose(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: there is no connection."""
 
     def _encoded(self, place: int, row: object) -> bytes:
-        """One row as JSON; one that cannot be used costs itself."""
+        """One row as JSON. An unusable row does not affect the others."""
         try:
             values = _values_of(row)
             known = self._known.get(place)
@@ -131,7 +131,7 @@ class FunctionPositions:
             encoded = msgspec.json.encode(found)
         except Exception as exc:  # noqa: BLE001 - properties of rows run the program's own code
             error = type(row).__name__, type(exc).__name__
-            if self._unreadable.get(place) != error:  # it is logged once, and not at each answer
+            if self._unreadable.get(place) != error:  # logged once, not at each answer
                 self._unreadable[place] = error
                 _log.warning("position_is_unreadable", row=error[0], reason=error[1])
             return _UNREADABLE
@@ -156,26 +156,26 @@ def _parts(rows: Sequence[object]) -> list[object]:
 
 
 def _values_of(row: object) -> Sequence[object]:
-    """What a position is made of, in the order of the fields."""
+    """The values of a position, in the order of its fields."""
     return _values(row, _FIELDS)
 
 
 def _values(row: object, fields: Sequence[str]) -> Sequence[object]:
     if type(row) is dict:
         return [row.get(name, _ABSENT) for name in fields]
-    if isinstance(row, Mapping):  # whose get() may tell something else
+    if isinstance(row, Mapping):  # a subclass's get() may return something else
         return [row[name] if name in row else _ABSENT for name in fields]  # noqa: SIM401
     return [getattr(row, name, _ABSENT) for name in fields]
 
 
 def _in_dollars(block: object) -> object:
-    """What is read of ``usd``, a mapping or an object; None where it has no price."""
+    """The values of ``usd``, a mapping or an object; None if it has no price."""
     (price,) = _values(block, (_PRICE,))
     return None if price is _ABSENT else {_PRICE: _plain(price)}
 
 
 def _plain(value: object) -> object:
-    """Numbers as their decimal texts, whatever library they are of."""
+    """Numbers of any library as decimal texts."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Decimal):
@@ -202,20 +202,20 @@ def make_tracker(
     alerts: Sequence[str] = (),
     clock: Clock | None = None,
 ) -> PnlTracker:
-    """Everything that the routes need; nothing is connected yet.
+    """The tracker for the routes. It does not connect yet.
 
     Args:
         positions: As for :func:`mdservice.gateway.pnl_router`.
         settings: Limits, intervals, keys.
-        redis_url: Where the prices are; else that of the settings, else the service's. With the
-            service's goes its key prefix, where the settings choose none.
-        read_from: Where an answer takes its prices.
-        symbols: Only positions and live prices of these; none means all.
-        alerts: Rules beside those of the settings.
+        redis_url: The Redis with the prices; by default that of the settings, or else that of the
+            service, with its key prefix if the settings have none.
+        read_from: The source of an answer's prices.
+        symbols: The only symbols to use; empty for all.
+        alerts: Rules in addition to those of the settings.
         clock: The time, for tests.
 
     Raises:
-        ConfigurationError: The URL, a rule or the text of the source cannot be used.
+        ConfigurationError: The URL, a rule or the text of the source is invalid.
     """
     clock = clock or SystemClock()
     redis_url = redis_url or settings.redis_url

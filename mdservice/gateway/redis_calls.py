@@ -1,4 +1,4 @@
-"""The few things that a gateway asks of Redis, over one connection that is kept."""
+"""The Redis calls of a gateway, over one connection that stays open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes that an execution gateway mounts."""
+"""The FastAPI router with real-time P&L that an execution gateway mounts."""
 
 from __future__ import annotations
 
@@ -33,45 +33,45 @@ class _Row(HeldPosition):
     """A position at its latest price."""
 
     current_price: float | None = Field(
-        description="The mid of its latest usable quote, else the price that the position's source "
-        "tells; null where it is unpriced.",
+        description="The mid of its latest usable quote, or else the price from the position's "
+        "source; null if it is unpriced.",
         examples=[187.135],
     )
     unrealized_pnl: float | None = Field(
-        description="Exact; null where it is unpriced.", examples=[371.35]
+        description="Exact; null if it is unpriced.", examples=[371.35]
     )
     unrealized_pnl_pct: float | None = Field(
         description="Of |qty| times avg_entry_price, to 4 places, half-even.", examples=[24.7567]
     )
     last_updated: str | None = Field(
         description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds; null for a "
-        "price of the position's source.",
+        "price from the position's source.",
         examples=["2026-11-20T15:51:44.208912345Z"],
     )
     status: Literal["live", "stale", "unpriced"] = Field(
         description="`stale`: the price is older than the age limit, its key has expired, a newer "
-        "quote has no side or too wide a spread, or the position's source tells it."
+        "quote has no side or too wide a spread, or it comes from the position's source."
     )
     problem: str | None = Field(default=None, description="Why it is never priced.")
 
 
 class PnlAnswer(Answer):
-    """Every position at its latest price. Numbers carry the exact decimal."""
+    """Every position at its latest price. Numbers are exact decimals."""
 
-    positions: list[_Row] = Field(description="In the source's order; none is left out.")
+    positions: list[_Row] = Field(description="In the source's order; none is omitted.")
     total_unrealized_pnl: float = Field(
-        description="Over the priced positions, live and stale.", examples=[371.35]
+        description="The sum over the priced positions, live and stale.", examples=[371.35]
     )
-    priced: int = Field(description="Rows with a price, live or stale.")
+    priced: int = Field(description="The number of rows with a price, live or stale.")
     unpriced: int = Field(description="Rows without one.")
     warnings: list[str] | None = Field(
         default=None,
-        description="Why this may be out of date, and which positions cannot be used; only where "
-        "there is something to say.",
+        description="Why the answer may be out of date, and which positions are unusable; absent "
+        "without warnings.",
     )
 
 
-# What a book tells, as JSON.
+# The answers as JSON.
 
 
 _PAUSE_S: Final = 0.02
@@ -106,11 +106,11 @@ class Answers:
     async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
         """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
 
-        After each there is a pause; what changes meanwhile goes out in one. It is the longer the
-        more there is to tell, so that no reader takes more than a small part of the event loop.
+        A pause follows each event, and changes during the pause go out in one event. The pause is
+        longer after a large event, so that a reader takes only a small part of the event loop.
 
         Args:
-            ended: Whether nobody wants more.
+            ended: Returns whether the stream should end.
         """
         async for report in self._book.updates(ended):
             began_s = time.perf_counter()
@@ -134,9 +134,9 @@ _JSON: Final = "application/json"
 NOT_KNOWN: Final[dict[int | str, dict[str, Any]]] = {
     503: {"model": Problem, "description": "The positions are not known yet."}
 }
-"""What the calls that tell positions answer before these were ever told."""
+"""The answer of these calls before the positions are known for the first time."""
 _NOT_RUNNING: Final[dict[int | str, dict[str, Any]]] = {
-    503: {"model": Problem, "description": "The application's lifespan is not run."}
+    503: {"model": Problem, "description": "The application does not run its lifespan."}
 }
 
 
@@ -156,29 +156,29 @@ def pnl_router(
         app = FastAPI()
         app.include_router(pnl_router(my_positions, redis_url="redis://localhost:6379"))
 
-    It adds ``GET /api/v1/positions/pnl/realtime``, and the same as a stream of server-sent
-    events at ``…/realtime/stream``. The stream and alerts work while the application's lifespan
-    runs, as every server does; the first call works without it too. uvicorn waits for open
-    streams before it ends: give it a ``timeout_graceful_shutdown`` of a few seconds.
+    It adds ``GET /api/v1/positions/pnl/realtime``, and a stream of server-sent events at
+    ``…/realtime/stream``. The stream and the alerts need the application's lifespan, which every
+    server runs; the first call works without it. uvicorn waits for open streams when it stops, so
+    give it a ``timeout_graceful_shutdown`` of a few seconds.
 
     Args:
-        positions: A function, async or not, that returns the positions as they are now: each a
+        positions: A function, async or not, that returns the current positions: each a
             :class:`~mdservice.model.position.Position`, or a mapping or an object with
             ``symbol``, ``qty`` and ``avg_entry_price``. Or a text as in
             ``MDSERVICE_POSITIONS``, or a position source.
-        settings: Limits, intervals, keys; the defaults where not given.
-        redis_url: Where the prices are; else that of the settings, else that of the service at
-            the settings' socket, whose key prefix is taken too where the settings choose none.
+        settings: Limits, intervals, keys; by default the default settings.
+        redis_url: The Redis with the prices; by default that of the settings, or else that of the
+            service at the settings' socket, with its key prefix if the settings have none.
         read_from: ``keys``: each answer reads all prices from Redis in one round trip.
-            ``live``: it takes those that the live subscriber has heard, for which a key counts
-            as expired ``price_ttl`` after the last event, not when Redis removes it.
+            ``live``: each answer uses the prices of the live subscriber. A key then counts as
+            expired ``price_ttl`` after the last event, not when Redis removes it.
         alerts: Rules such as ``AAPL pnl < -500``, published on the channel ``pnl.alert``; in
             addition to those of the settings.
-        max_spread: Per cent of the mid; a quote with a wider spread is no price, and 0 allows any.
-            That of the settings where not given.
+        max_spread: Per cent of the mid. A quote with a wider spread is not a price; 0 allows any.
+            By default that of the settings.
 
     Raises:
-        ConfigurationError: The URL, the spread, a rule or the text of the source cannot be used.
+        ConfigurationError: The URL, the spread, a rule or the text of the source is invalid.
     """
     settings = settings or Settings()
     if max_spread is not None:
@@ -194,7 +194,7 @@ def pnl_router(
 
 
 def tracker_router(book: PnlTracker) -> APIRouter:
-    """The routes of a book, which runs for as long as the application does."""
+    """The routes of a tracker, which runs as long as the application."""
     answers = Answers(book)
 
     @asynccontextmanager
@@ -206,7 +206,7 @@ def tracker_router(book: PnlTracker) -> APIRouter:
 
     @router.get(PNL_PATH, response_model=PnlAnswer, responses=NOT_KNOWN)
     async def realtime_pnl() -> Response:
-        """Every position at its latest price: unrealised P&L, exact, and the totals."""
+        """Every position at its latest price: exact unrealised P&L, and the totals."""
         try:
             return Response(await answers.whole(), media_type=_JSON)
         except PositionsError as exc:
@@ -214,7 +214,7 @@ def tracker_router(book: PnlTracker) -> APIRouter:
 
     async def only_while_running() -> None:
         if not book.is_running:
-            raise HTTPException(503, "there is no stream: the application's lifespan is not run")
+            raise HTTPException(503, "no stream: the application does not run its lifespan")
 
     @router.get(
         f"{PNL_PATH}/stream",
@@ -223,7 +223,7 @@ def tracker_router(book: PnlTracker) -> APIRouter:
         dependencies=[Depends(only_while_running)],
     )
     async def pnl_stream(request: Request) -> AsyncIterator[ServerSentEvent]:
-        """The same as events: `pnl` with everything, then `pnl.changed` with what has changed.
+        """The same as events: `pnl` with all rows, then `pnl.changed` with the changed rows.
 
         Both have the totals. A changed symbol comes with all of its lots.
         """

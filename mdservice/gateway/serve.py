@@ -34,11 +34,11 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def gateway_app(book: PnlTracker) -> FastAPI:
-    """The gateway's application: the router that others mount, and the positions."""
+    """The gateway's application: the P&L router and the positions."""
     app = FastAPI(
         title="mdservice gateway",
         version=package_version(),
-        description="Positions, and what they are worth at this moment.",
+        description="Positions and their real-time P&L.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -52,7 +52,7 @@ def gateway_app(book: PnlTracker) -> FastAPI:
         tags=["positions"],
     )
     async def positions() -> Response:
-        """The positions, as their source told them last."""
+        """The last known positions."""
         try:
             return Response(await answers.positions(), media_type="application/json")
         except PositionsError as exc:
@@ -68,30 +68,30 @@ def gateway_app(book: PnlTracker) -> FastAPI:
 
 
 def gateway_positions(settings: Settings) -> str:
-    """Where the gateway takes its positions from.
+    """The source of the gateway's positions.
 
     Raises:
-        ConfigurationError: From itself.
+        ConfigurationError: The source is the gateway itself.
     """
     source = settings.gateway_positions or settings.positions
     if source.startswith(("http://", "https://")) and _is_own(source, settings.gateway_http):
         name = "gateway_positions" if settings.gateway_positions else "positions"
         raise ConfigurationError(
             f"{name}: the gateway would ask itself for its positions at {settings.gateway_http}: "
-            "set MDSERVICE_GATEWAY_POSITIONS to where they come from, such as alpaca"
+            "set MDSERVICE_GATEWAY_POSITIONS to another source, such as alpaca"
         )
     return source
 
 
 def _is_own(url: str, http: str) -> bool:
-    """Whether the URL leads to this address, however it is written."""
+    """Whether the URL leads to this address, in any spelling."""
     parts = urlsplit(url)
     host, port = host_and_port(http)
     if (parts.port or _PORTS[parts.scheme]) != port:
         return False
     local = ipaddress.ip_address("127.0.0.1")
     own = _addresses(host)
-    # Asked for, the unspecified address is this machine too.
+    # As a destination, the unspecified address is this machine too.
     asked = {local if a.is_unspecified else a for a in _addresses(parts.hostname or "")}
     if any(address.is_unspecified for address in own):
         own |= _addresses(socket.gethostname())
@@ -101,7 +101,7 @@ def _is_own(url: str, http: str) -> bool:
 
 
 def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
-    """What a host's name or number stands for; nothing where nobody knows it."""
+    """The addresses of a host name; empty if it is unknown."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -114,7 +114,7 @@ def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
 
 
 def make_gateway(settings: Settings) -> PnlTracker:
-    """What the gateway serves; nothing is connected yet.
+    """The tracker that the gateway serves. It does not connect yet.
 
     Raises:
         ConfigurationError: It would ask itself for its positions.
@@ -131,13 +131,13 @@ async def serve_gateway(
 ) -> None:
     """Serve the gateway until cancelled; ``started()`` gives its ``host:port``.
 
-    Off loopback it asks for the API's token, as the API does.
+    Beyond loopback it requires the API's token, as the API does.
 
     Args:
-        book: What it serves; it runs meanwhile.
-        settings: Where to listen, and for whom.
-        any_port: Take a free port where the one of the settings is taken.
-        task_status: Told the address as soon as callers are taken in.
+        book: The tracker to serve; it runs meanwhile.
+        settings: The address and the token.
+        any_port: Use a free port if the port of the settings is in use.
+        task_status: Gets the address when connections are accepted.
 
     Raises:
         ConfigurationError: It cannot listen there.

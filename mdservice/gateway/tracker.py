@@ -1,4 +1,4 @@
-"""Positions, prices and the P&L engine, kept together for one gateway."""
+"""Joins positions, prices and the P&L engine for one gateway."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from mdservice.runtime.backoff import Backoff
 __all__ = ["FollowedPrices", "PnlTracker", "ReadFrom"]
 
 
-# The live subscriber of a book: opened, and opened again, for as long as the book runs.
+# The live subscriber of a tracker, reopened as long as the tracker runs.
 
 
 _FIRST_S: Final = 0.2
 _LIMIT_S: Final = 5.0
 _SOON_S: Final = 1.0
-"""So soon after the start nobody wonders that there is no connection."""
+"""After the start, a missing connection is reported only after this time."""
 
 
 class FollowedPrices:
-    """Hands on every quote that comes.
+    """Reads all events, and passes each quote on.
 
     Args:
         open_prices: Opens a reader of all events.
-        came: Takes a quote.
+        came: Called with each quote.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class FollowedPrices:
         self._since_s: float | None = None
 
     def status(self) -> PricesStatus | None:
-        """How the reader is doing; None while there is none."""
+        """The status of the reader; None without one."""
         return None if self._prices is None else self._prices.status()
 
     def service(self) -> Instance | None:
-        """The service that is followed, as it names itself; None where it does not."""
+        """The service whose events are read; None if it is unknown."""
         return None if self._prices is None else self._prices.service
 
     def conflict(self) -> str | None:
-        """That other services write the same keys, or None."""
+        """A warning if other services write the same keys, or None."""
         if self._prices is None or not (rivals := self._prices.rivals()):
             return None
         who = ", ".join(f"feed {one.feed}, process {one.pid} on {one.host}" for one in rivals)
@@ -81,14 +81,14 @@ class FollowedPrices:
         return None if status.connected else status.last_error or "not connected to Redis"
 
     def delay(self) -> str | None:
-        """That the first connection takes its time, though nothing has failed; else None."""
+        """A warning if the first connection takes long without an error, or None."""
         if self._since_s is None or self._prices is not None or self._error is not None:
             return None
         overdue = anyio.current_time() > self._since_s + _SOON_S
         return "not connected to Redis yet" if overdue else None
 
     async def run(self) -> None:
-        """Follow until cancelled."""
+        """Read events until cancelled."""
         backoff = Backoff(_FIRST_S, _LIMIT_S)
         self._since_s = anyio.current_time()
         while True:
@@ -111,32 +111,32 @@ class FollowedPrices:
 _log = get_logger(__name__)
 
 ReadFrom = Literal["keys", "live"]
-"""Where an answer takes its prices: the keys, read in one round trip for each answer, or what the
-live subscriber has heard."""
+"""The source of an answer's prices: the keys, read in one round trip per answer, or the live
+subscriber."""
 
 _LOOK_S: Final = 0.2
-"""How soon a stream notices what nobody tells it: a price becoming stale, its own end."""
+"""How often a stream checks for prices that became stale, and for its own end."""
 _MOST_NAMED: Final = 20
-"""Unusable positions that a warning names, with their reasons."""
+"""How many unusable positions a warning names."""
 _TICK_S: Final = 1.0
-"""How soon a price that became stale by itself is noticed; how often a program's function is
-asked for positions beside the answers."""
+"""How often the tracker checks for prices that became stale, and calls a program's function for
+positions without a request."""
 
 
 class PnlTracker:
-    """Answers what positions are worth.
+    """Tracks the value of positions.
 
-    Without :meth:`running` it works on request alone: positions are asked for where they are
-    older than the interval, prices read from the keys. With it, positions are polled, prices
-    followed as they come, alerts looked for, and streams told of changes.
+    Without :meth:`running` it works only on request: it fetches positions that are older than the
+    interval, and reads prices from the keys. Inside :meth:`running` it also polls the positions,
+    reads live prices, checks alert rules and feeds streams.
 
     Args:
-        positions: Closed with this.
+        positions: The positions; closed with the tracker.
         redis: Reads the keys.
         open_prices: Opens a reader of all events.
-        engine: The P&L; owned by this book.
-        alerting: Looks for what crosses its rules, or None.
-        read_from: Where an answer takes its prices.
+        engine: The P&L engine; owned by the tracker.
+        alerting: Checks the alert rules, or None.
+        read_from: The source of an answer's prices.
         clock: The time.
     """
 
@@ -166,32 +166,32 @@ class PnlTracker:
 
     @property
     def is_running(self) -> bool:
-        """Whether :meth:`running` is under way, without which there are no streams."""
+        """Whether :meth:`running` is active. Streams need it."""
         return self._running
 
     @property
     def positions(self) -> PositionCache:
-        """The positions, and how their source is doing."""
+        """The positions and the state of their source."""
         return self._positions
 
     @property
     def engine(self) -> PnlEngine:
-        """The P&L of what was last heard, to be read only."""
+        """The P&L at the last prices. Read only."""
         return self._engine
 
     def prices_status(self) -> PricesStatus | None:
-        """How the live subscriber is doing; None before it has read the keys."""
+        """The status of the live subscriber; None before it has read the keys."""
         return self._followed.status()
 
     def totals(self) -> Totals:
-        """The sums over all positions, at the prices last heard."""
+        """The sums over all positions at the last prices."""
         return self._engine.totals
 
     def warnings(self, *, live: bool = False) -> list[str]:
-        """Why what is told may be out of date; empty where nothing is in the way.
+        """Why an answer may be out of date; empty without problems.
 
         Args:
-            live: Of a stream, which tells what the subscriber hears.
+            live: For a stream, which uses the subscriber's prices.
         """
         found = []
         if (reason := self._positions.warning()) is not None:
@@ -206,11 +206,11 @@ class PnlTracker:
         return found
 
     def unusable(self) -> str | None:
-        """Which positions are never priced, and why, as a warning; None where all can be."""
+        """A warning about positions that are never priced, with the reasons; None if all can be."""
         return self._unusable
 
     def prices_error(self, *, live: bool = False) -> str | None:
-        """What has failed, so that the prices may be out of date, or None."""
+        """Why the prices may be out of date, or None."""
         return self._followed.error() if live or self._live else self._keys_error
 
     @property
@@ -228,9 +228,9 @@ class PnlTracker:
         return positions
 
     async def report(self) -> PnlReport:
-        """All positions at their prices now.
+        """All positions at their current prices.
 
-        Redis away: the last known prices, which become stale as they get older.
+        Without Redis, at the last known prices, which become stale with age.
 
         Raises:
             PositionsUnavailable: As :meth:`current_positions`.
@@ -241,12 +241,12 @@ class PnlTracker:
         return self._engine.report(self._clock.utc_ns())
 
     async def updates(self, ended: Callable[[], bool]) -> AsyncIterator[PnlReport]:
-        """The whole report once the positions are known, then what changed, as it changes.
+        """The whole report once the positions are known, then each change.
 
         Only while :meth:`running`.
 
         Args:
-            ended: Whether nobody wants more; asked a few times a second.
+            ended: Returns whether the stream should end; called a few times a second.
         """
         since: int | None = None
         while not ended():
@@ -265,7 +265,7 @@ class PnlTracker:
                 yield report
 
     async def _change(self) -> None:
-        """Wait for one, or for a moment: time alone changes things too."""
+        """Wait for a change, or for a moment, because time alone makes prices stale."""
         self._waiting += 1
         try:
             with anyio.move_on_after(_LOOK_S):
@@ -275,7 +275,7 @@ class PnlTracker:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Poll, follow, look for alerts, until the block ends."""
+        """Poll positions, read live prices and check alerts inside this block."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._keep, self._poll)
             tasks.start_soon(self._keep, self._followed.run)
@@ -291,12 +291,12 @@ class PnlTracker:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close what is open."""
+        """Close all connections."""
         self._redis.close()
         await self._positions.aclose()
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
-        """One part's unforeseen failure is no reason to end the gateway that has mounted it."""
+        """Log an unexpected failure of one part, so that it does not end the gateway."""
         while True:
             try:
                 await work()
@@ -329,7 +329,7 @@ class PnlTracker:
         for symbol in symbols:
             holding = holding_of(symbol)
             if holding is not None and holding.heard_ns >= asked_ns:
-                continue  # an event has overtaken the answer; it has a key, and a newer price
+                continue  # an event came before this answer, with a newer price
             if (quote := found.get(symbol)) is not None:
                 update(quote, now_ns)
             else:
@@ -338,7 +338,7 @@ class PnlTracker:
         self._tell()
 
     def _learn(self, service: Instance | None) -> None:
-        """Take from the service what belongs to it: the feed's delay, the life of a key."""
+        """Use the service's own settings: the feed's delay, the expiry of a key."""
         if service is None or service is self._service:
             return
         self._service = service
@@ -362,7 +362,7 @@ class PnlTracker:
                 self._alerting.look(self._engine)
 
     def _tell(self) -> None:
-        """Something changed."""
+        """Wake the streams after a change."""
         if self._alerting is not None:
             self._alerting.look(self._engine)
         if self._waiting:
@@ -371,7 +371,7 @@ class PnlTracker:
 
 
 def _unusable(problems: Sequence[tuple[str, str]]) -> str | None:
-    """A warning that the totals lack these positions; None where there are none."""
+    """A warning about positions that the totals do not include; None without any."""
     if not problems:
         return None
     named = [f"{symbol} ({reason})" for symbol, reason in dict.fromkeys(problems[:_MOST_NAMED])]

@@ -1,8 +1,8 @@
-"""Accepts connections for ASGI applications, and has Hypercorn serve each of them.
+"""Accepts connections for ASGI applications and passes each to Hypercorn.
 
-Hypercorn's own ``serve()`` is not used: with a client that has stopped reading it never ends on
-trio, where its writes are shielded, and ends in an error on asyncio (seen with 0.18). Here the
-sockets are ours, so that they can be closed under it.
+Hypercorn's own ``serve()`` is not used. If a client stops reading, it never ends on trio, where its
+writes are shielded, and ends with an error on asyncio (seen with 0.18). This module owns the
+sockets, so it can close them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from mdservice.http_api.requests import App
 __all__ = ["serve_apps"]
 
 MAX_CONNECTIONS = 256
-"""At each listener; further callers wait in the system's queue. A count of its own for each
-keeps TCP from taking the UNIX socket's place, over which the service is operated."""
+"""Connections per listener; further clients wait in the system's queue. TCP clients cannot use up
+those of the UNIX socket, which operators use."""
 _MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers; a long ``?symbols=`` fits."""
+"""The limit of request line and headers; a long ``?symbols=`` fits."""
 _GRACE_S = 0.5
 _RETRY_S = 0.1
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -47,12 +47,12 @@ async def serve_apps(
 ) -> None:
     """Serve applications until cancelled.
 
-    On cancellation, nothing new is accepted, event streams are ended, answers under way get
-    half a second, and whatever is open then is closed.
+    When cancelled, it accepts no new connections and ends event streams. Answers in progress get
+    half a second; then all connections are closed.
 
     Args:
-        served: Each application with where it is listened for; their lifespans are not run.
-        started: Called as soon as callers are taken in.
+        served: Each application with its listener. Their lifespans are not run.
+        started: Called when connections are accepted.
     """
     closing = anyio.Event()
     acceptors = [
@@ -89,7 +89,7 @@ class _Caller:
 
 
 class _Acceptor:
-    """Takes callers in at one listener, and knows every open connection."""
+    """Accepts connections at one listener, and keeps track of the open ones."""
 
     def __init__(self, listener: socket.socket, server: _Server) -> None:
         self._listener = listener
@@ -123,7 +123,7 @@ class _Acceptor:
             try:
                 sock, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
-                continue  # The caller has gone again.
+                continue  # The client is already gone.
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
@@ -149,11 +149,11 @@ class _Acceptor:
 
 
 class _Server:
-    """What one application's connections share.
+    """The state that all connections of one application share.
 
     Args:
         app: The application.
-        state: Each request has it as ``scope["state"]``.
+        state: Passed to each request as ``scope["state"]``.
     """
 
     def __init__(self, app: App, state: dict[str, Any]) -> None:
@@ -170,30 +170,30 @@ class _Server:
         )
 
     async def connect(self, sock: socket.socket) -> _Connection:
-        """Take an accepted, non-blocking socket over."""
+        """Start serving an accepted, non-blocking socket."""
         context = self._context
         if isinstance(context, TrioContext):
             stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
             state = ConnectionState(self._state)
             served = _TrioServer(self._app, self._config, context, state, stream)  # type: ignore[arg-type]
-            # Closing wakes a write even where Hypercorn shields it.
+            # Closing wakes a write even if Hypercorn shields it.
             return _Connection(served.run, stream.socket.close)
         reader, writer = await asyncio.open_connection(sock=sock)
         loop = asyncio.get_running_loop()
         lifespan = LifespanState(self._state)
         server = _AsyncioServer(self._app, loop, self._config, context, lifespan, reader, writer)
-        # Drops what a client that does not read has left in the buffer.
+        # Drops the bytes that a client has not read.
         return _Connection(server.run, writer.transport.abort)
 
     async def wind_down(self) -> None:
-        """Close idle connections now, and the others after the answer that is under way."""
+        """Close idle connections now, and the others after their current answer."""
         await self._context.terminated.set()
 
 
 class _TrioServer(TrioTCPServer):
     async def _read_data(self) -> None:
         await super()._read_data()
-        # The client has gone. Hypercorn would keep the connection until this timer ends.
+        # The client is gone. Hypercorn would keep the connection until this timer ends.
         await self.idle_task.stop()
 
 
@@ -208,8 +208,8 @@ class _Connection:
     """A client's connection.
 
     Attributes:
-        run: Answers its requests until it ends.
-        abort: Closes it now, whatever was still to be written.
+        run: Answers the requests until the connection ends.
+        abort: Closes the connection now and drops unwritten bytes.
     """
 
     run: Callable[[], Awaitable[None]]

@@ -1,4 +1,4 @@
-"""What the HTTP API needs of the service."""
+"""The part of the service that the HTTP API uses."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ __all__ = ["ServiceHandle", "SubscriptionOutcome"]
 
 
 class SubscriptionOutcome(Protocol):
-    """What became of a change of the subscribed symbols."""
+    """The result of a change of the subscriptions."""
 
     @property
     def status(self) -> Literal["subscribed", "unsubscribed", "pending"]:
-        """``pending`` while the feed is away: the change is made when it is back."""
+        """``pending`` while the feed is down: the change is made when it is back."""
         ...
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """The symbols that were asked for, in upper case, each once."""
+        """The requested symbols, in upper case, without repeats."""
         ...
 
 
 class ServiceHandle(Protocol):
-    """The running service, as the calls of the API use it.
+    """A running service, as the HTTP API uses it.
 
-    All of it is used from the service's own event loop, and the plain methods return at once.
+    Call it only in the service's own event loop. Plain methods return at once.
     """
 
     async def subscribe(self, *symbols: str, source: str = "api") -> SubscriptionOutcome:
-        """Ask the feed for symbols.
+        """Subscribe to symbols.
 
         Raises:
-            InvalidSymbol: One of them is no symbol.
-            SubscriptionRefused: The feed said no; nothing has changed.
+            InvalidSymbol: One of them is not a symbol.
+            SubscriptionRefused: The feed refused; nothing has changed.
         """
         ...
 
     async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionOutcome:
-        """No longer follow symbols on behalf of a source; ``api`` ends the settings' too.
+        """Remove symbols from those that a source wants; ``api`` also removes the settings'.
 
         Raises:
-            InvalidSymbol: One of them is no symbol.
+            InvalidSymbol: One of them is not a symbol.
         """
         ...
 
     def subscriptions(self) -> dict[str, list[str]]:
-        """Who wants which symbol: ``{"AAPL": ["api", "settings"]}``."""
+        """The sources that want each symbol: ``{"AAPL": ["api", "settings"]}``."""
         ...
 
     def channels(self) -> dict[str, list[str]]:
-        """What the feed has acknowledged: ``{"AAPL": ["quotes"]}``."""
+        """The acknowledged subscriptions: ``{"AAPL": ["quotes"]}``."""
         ...
 
     def left_out(self) -> dict[str, dict[str, str]]:
-        """What the feed does not give: ``{"MSFT": {"quotes": "symbol limit exceeded"}}``."""
+        """The unfulfilled symbols: ``{"MSFT": {"quotes": "symbol limit exceeded"}}``."""
         ...
 
     def positions(self) -> Sequence[Position]:
-        """The positions whose symbols are followed, as last told."""
+        """The last known positions."""
         ...
 
     def latest(self, symbol: str) -> Quote | None:
@@ -72,7 +72,7 @@ class ServiceHandle(Protocol):
         ...
 
     def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
-        """The last accepted quotes of these symbols, or of all; unknown ones are left out."""
+        """The last accepted quotes of these symbols, or of all; unknown symbols are omitted."""
         ...
 
     def events(
@@ -80,11 +80,11 @@ class ServiceHandle(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[Quote | FeedStatus]]:
         """Accepted quotes of these symbols, or of all, and every change of the feed's state.
 
-        First comes the latest quote of each of the symbols, then what follows it: none is
-        missing or repeated between the two.
+        The latest quote of each symbol comes first, then every later one. None is missing or
+        repeated between the two.
 
-        What a slow reader cannot take in time is conflated to the latest per symbol; a reader
-        never holds up the feed.
+        For a slow reader, quotes are conflated to the latest per symbol. A reader never delays
+        the feed.
         """
         ...
 
@@ -93,7 +93,7 @@ class ServiceHandle(Protocol):
         ...
 
     def readiness(self) -> Readiness:
-        """Whether the feed and Redis can be relied on."""
+        """Whether the service is ready, and the reasons if not."""
         ...
 
     def liveness(self) -> Readiness:

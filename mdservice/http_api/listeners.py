@@ -1,7 +1,7 @@
-"""The sockets that the API listens at.
+"""The sockets on which the API listens.
 
-There are never two services behind one UNIX socket's path, and no other user can open it. TCP off
-loopback needs a token.
+Only one service can listen at the path of a UNIX socket, and no other user can open it. TCP beyond
+loopback requires a token.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, in
 
 @contextmanager
 def unix_listener(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at the path, mode 0600, for as long as the context lasts.
+    """A listening socket at the path, mode 0600, inside this block.
 
-    The path always leads to a socket that answers: it is bound beside it and renamed into
-    place. A lock file beside it lets one of two services that start together win. A socket
-    that a killed service left behind is replaced. At the end, the path is removed if it is
-    still ours.
+    The path always leads to a socket that answers: the socket is bound under a temporary name
+    and renamed. If two services start together, a lock file beside the path lets one of them
+    win. A socket that a killed service left behind is replaced. At the end, the path is removed
+    if it is still ours.
 
     Raises:
         SocketInUse: A running service has this path.
-        ConfigurationError: No socket can be made there.
+        ConfigurationError: The socket cannot be created there.
     """
     path = path.absolute()
     _check_length(path)
@@ -74,7 +74,7 @@ def _check_length(path: Path) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock file of this path, with our process id in it."""
+    """Hold the lock file of this path, which contains our process id."""
     lock = path.with_name(path.name + ".lock")
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
@@ -86,7 +86,7 @@ def _lock(path: Path) -> Iterator[None]:
             raise _in_use(path, holder) from None
         if _is_at(lock, os.fstat(descriptor)):
             break
-        os.close(descriptor)  # Its last holder has removed it since we opened it.
+        os.close(descriptor)  # Its last owner removed it after we opened it.
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, b"%d\n" % os.getpid())
@@ -105,9 +105,9 @@ def _in_use(path: Path, pid: str) -> SocketInUse:
 
 
 def _refuse_live(path: Path) -> None:
-    """Tell a socket that somebody listens on from one that was left behind.
+    """Distinguish the socket of a running service from one that was left behind.
 
-    The lock says the same of a service of this version; the connection also finds any other.
+    The lock does the same for services of this version. A test connection also finds others.
     """
     try:
         mode = path.lstat().st_mode
@@ -115,7 +115,7 @@ def _refuse_live(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigurationError(
-            f"{path} exists and is no socket: remove it, or set MDSERVICE_SOCKET to another path"
+            f"{path} exists and is not a socket: remove it, or set MDSERVICE_SOCKET to another path"
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
@@ -124,7 +124,7 @@ def _refuse_live(path: Path) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except BlockingIOError:
-            pass  # Its queue is full: somebody listens.
+            pass  # Its queue is full: a service listens.
         raise _in_use(path, _peer_pid(probe))
 
 
@@ -147,7 +147,7 @@ def _bind(path: Path) -> tuple[socket.socket, os.stat_result]:
     try:
         listener.bind(os.fspath(temporary))
         try:
-            # Nobody can connect before listen(), so no one sees it with another mode.
+            # No client can connect before listen(), so none sees another mode.
             temporary.chmod(_MODE)
             listener.listen(_BACKLOG)
             listener.setblocking(False)
@@ -178,16 +178,16 @@ def _is_at(path: Path, identity: os.stat_result) -> bool:
 async def tcp_listeners(
     http: str, *, token: str | None, setting: str = "MDSERVICE_HTTP"
 ) -> list[socket.socket]:
-    """Listen at every address of the host, all at one port.
+    """Listen at every address of the host, with the same port.
 
     Args:
-        http: ``host:port``, an IPv6 address in brackets; port 0 takes a free one.
-        setting: What errors call it.
-        token: The API's token, without which only loopback addresses are taken.
+        http: ``host:port``, an IPv6 address in brackets; port 0 uses a free one.
+        setting: The name that errors use.
+        token: The API's token. Without it, only loopback addresses are allowed.
 
     Raises:
-        ConfigurationError: It is not host:port, the host is unknown, the port is taken or not
-            allowed, or the address is not on loopback and there is no token.
+        ConfigurationError: ``http`` is not host:port, the host is unknown, the port is in use or
+            not allowed, or the address is beyond loopback and there is no token.
     """
     try:
         host, port = host_and_port(http)
@@ -208,7 +208,7 @@ async def tcp_listeners(
 
 
 def tcp_address(listener: socket.socket) -> str:
-    """Where it listens, as ``127.0.0.1:8080`` or ``[::1]:8080``."""
+    """The address, as ``127.0.0.1:8080`` or ``[::1]:8080``."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -224,7 +224,7 @@ def _listen(addresses: Sequence[_Address], http: str, setting: str) -> list[sock
             except OSError as error:
                 if error.errno not in _ABSENT:
                     raise _cannot_listen(http, error, setting) from error
-                absent = error  # `localhost` may name an IPv6 address on a machine without any.
+                absent = error  # `localhost` may mean an IPv6 address on a machine without IPv6.
                 continue
             stack.callback(listener.close)
             listeners.append(listener)
@@ -253,8 +253,8 @@ def _listen_at(family: socket.AddressFamily, address: tuple[str | int, ...]) -> 
 
 def _cannot_listen(http: str, error: OSError, setting: str) -> ConfigurationError:
     reasons = {
-        errno.EADDRINUSE: "the port is in use: stop the program that has it, or choose another",
-        errno.EACCES: "ports below 1024 are not for every user: choose a higher one",
+        errno.EADDRINUSE: "the port is in use: stop the program that uses it, or choose another",
+        errno.EACCES: "ports below 1024 need special rights: choose a higher one",
         errno.EADDRNOTAVAIL: "this machine has no such address: use 127.0.0.1 or one of its own",
     }
     reason = reasons.get(error.errno or 0, error.strerror or str(error))

@@ -31,11 +31,10 @@ router = APIRouter(prefix="/api/v1/market-data", tags=["market data"])
 KEEP_ALIVE_S = 15.0
 _KEEP_ALIVE = b": keep-alive\n\n"
 _PAUSE_S = 0.01
-"""Between two writes to one client: some thousand updates then share a few, and no client
-takes more than a small part of the loop that also reads the feed."""
+"""The pause between two writes to one client. A thousand updates then share a few writes, and a
+client takes only a small part of the event loop, which also reads the feed."""
 _MAX_FRAMES = 512
-"""Events taken from the service for the next write; what is beyond waits and is conflated
-there."""
+"""Events for the next write. Further events wait in the service, which conflates them."""
 
 Asked = Annotated[
     list[str] | None,
@@ -43,22 +42,22 @@ Asked = Annotated[
 ]
 Listed = Annotated[
     list[str] | None,
-    Query(description="Comma-separated symbols; all where it is left out.", examples=["AAPL,MSFT"]),
+    Query(description="Comma-separated symbols; without them, all.", examples=["AAPL,MSFT"]),
 ]
 
 _Responses = dict[int | str, dict[str, Any]]
-_BAD_SYMBOL: _Responses = {422: {"model": Problem, "description": "A bad symbol, or none at all."}}
+_BAD_SYMBOL: _Responses = {422: {"model": Problem, "description": "A bad symbol, or no symbol."}}
 _CHANGE: _Responses = {
     **_BAD_SYMBOL,
     408: {"model": Problem, "description": "The body did not arrive in time."},
-    409: {"model": Problem, "description": "The feed refused; nothing was changed."},
+    409: {"model": Problem, "description": "The feed refused; nothing has changed."},
     413: {"model": Problem, "description": "The body is too long."},
 }
 _UNKNOWN: _Responses = {404: {"model": Problem, "description": "No price of this symbol yet."}}
 _STREAM: _Responses = {
     200: {
-        "description": "Server-sent events. First the latest price of each symbol as "
-        "`price.updated`, then every update; `feed.status` with each change of the feed's state. "
+        "description": "Server-sent events. The latest price of each symbol comes first as "
+        "`price.updated`, then every update. `feed.status` is each change of the feed's state. "
         "A client that reads slowly gets the latest per symbol, seen as a step in `seq`.",
         "content": {
             "text/event-stream": {
@@ -73,7 +72,7 @@ _STREAM: _Responses = {
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": False,
-        "description": "The symbols, where they are not in the query.",
+        "description": "The symbols, if they are not in the query.",
         "content": {
             "application/json": {
                 "schema": {
@@ -99,7 +98,7 @@ _BODY: dict[str, Any] = {
     openapi_extra=_BODY,
 )
 async def subscribe(request: Request, service: Service, symbol: Asked = None) -> Response:
-    """Ask the feed for symbols, all or none of them."""
+    """Subscribe to symbols: to all of them, or to none."""
     symbols = asked_symbols(symbol, await request.body())
     return _changed(await service.subscribe(*symbols, source="api"))
 
@@ -112,7 +111,7 @@ async def subscribe(request: Request, service: Service, symbol: Asked = None) ->
     openapi_extra=_BODY,
 )
 async def unsubscribe(request: Request, service: Service, symbol: Asked = None) -> Response:
-    """No longer follow symbols; those of open positions stay."""
+    """Unsubscribe from symbols. Those of open positions stay subscribed."""
     symbols = asked_symbols(symbol, await request.body())
     return _changed(await service.unsubscribe(*symbols, source="api"))
 
@@ -125,7 +124,7 @@ def _changed(outcome: SubscriptionOutcome) -> Response:
 
 @router.get("/subscriptions", response_model=SubscriptionsAnswer)
 async def subscriptions(service: Service) -> Response:
-    """Every wanted symbol, who wants it, and what the feed really gives."""
+    """The wanted symbols, the sources that want each, and what the feed acknowledged."""
     sources = dict(sorted(service.subscriptions().items()))
     return json_answer(
         {
@@ -149,7 +148,7 @@ async def prices(service: Service, symbols: Listed = None) -> Response:
     "/prices/{symbol:path}", response_model=PriceAnswer, responses={**_BAD_SYMBOL, **_UNKNOWN}
 )
 async def price(service: Service, symbol: str) -> Response:
-    """The latest price of one symbol. `BTC/USD` may be written with its slash."""
+    """The latest price of one symbol. `BTC/USD` may have its slash."""
     name = parse_symbol(symbol)
     quote = service.latest(name)
     if quote is None:
@@ -161,20 +160,20 @@ async def price(service: Service, symbol: str) -> Response:
 
 @router.get("/stream", response_class=Response, responses={**_BAD_SYMBOL, **_STREAM})
 async def stream(service: Service, symbols: Listed = None) -> Response:
-    """Prices and changes of the feed's state as they come, as server-sent events."""
+    """Prices and changes of the feed's state, as server-sent events."""
     return EventStream(service, listed_symbols(symbols))
 
 
 class EventStream(Response):
     """Server-sent events: an endless answer of ``price.updated`` and ``feed.status`` events.
 
-    First comes the latest price of each symbol that has one, then what follows it. While
-    nothing happens, a comment is sent every 15 s. The stream ends when the client leaves, when
-    the service closes its events, or when the server sets ``scope["state"]["closing"]``.
+    The latest price of each symbol comes first, then every later update. Without updates, it sends
+    a comment every 15 s. The stream ends when the client leaves, when the service closes its
+    events, or when the server sets ``scope["state"]["closing"]``.
 
     Args:
-        service: Where the events come from.
-        symbols: Only their prices, or all where it is empty.
+        service: The source of the events.
+        symbols: The symbols to send; empty for all.
     """
 
     media_type = "text/event-stream"
@@ -192,7 +191,7 @@ class EventStream(Response):
         self._reading = anyio.CancelScope()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Send events until one side ends. Leaves nothing behind when it is cancelled."""
+        """Send events until one side ends. When cancelled, it leaves no task behind."""
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
         closing: anyio.Event | None = scope.get("state", {}).get("closing")
@@ -215,20 +214,19 @@ class EventStream(Response):
             await self._write(send)
             tasks.cancel_scope.cancel()
         if not self._gone:
-            # Out of the tasks' reach: during this, Hypercorn says that the client is gone, and
-            # a cancellation would keep it from closing the connection.
+            # Outside of the task group: Hypercorn now reports that the client is gone, and a
+            # cancellation would keep it from closing the connection.
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _read(self) -> None:
-        """Turn the service's events into frames, at most some hundred ahead of the writes."""
+        """Encode the service's events, at most some hundred ahead of the writes."""
         with self._reading:
             async with self._service.events(*self._symbols) as events:
                 try:
                     async for event in events:
                         await self._put(event)
                 finally:
-                    # A generator that is left in the middle would be ended some time later,
-                    # by the garbage collector.
+                    # Otherwise the garbage collector would end the generator some time later.
                     if isinstance(events, AsyncGenerator):
                         await events.aclose()
         self._ended = True

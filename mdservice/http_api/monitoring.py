@@ -1,4 +1,4 @@
-"""Health, status, metrics, and the positions that the service follows."""
+"""Health, status, metrics and positions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ positions_router = APIRouter(prefix="/api/v1", tags=["positions"])
 
 _JSON = "application/json"
 _UNFIT: dict[int | str, dict[str, Any]] = {
-    503: {"model": HealthAnswer, "description": "It is not; the reasons are named."}
+    503: {"model": HealthAnswer, "description": "Not ready; the answer has the reasons."}
 }
 _NOT_KNOWN: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "The source of positions has not answered yet."}
@@ -31,7 +31,7 @@ _NOT_KNOWN: dict[int | str, dict[str, Any]] = {
 
 
 async def current_service(request: Request) -> ServiceHandle:
-    """The service that the application was made for."""
+    """The service that this application serves."""
     service: ServiceHandle = request.app.state.service
     return service
 
@@ -40,7 +40,7 @@ Service = Annotated[ServiceHandle, Depends(current_service)]
 
 
 def json_answer(content: Mapping[str, Any], status: int = 200) -> Response:
-    """An answer with this content."""
+    """A JSON answer with this content."""
     return Response(msgspec.json.encode(content), status, media_type=_JSON)
 
 
@@ -62,7 +62,7 @@ async def ready(service: Service) -> Response:
 
 @router.get("/status", response_model=StatusAnswer)
 async def status(service: Service) -> Response:
-    """The condition of the whole service: feed, Redis, actors, counters and latencies."""
+    """The status of the whole service: feed, Redis, actors, counters and latencies."""
     return json_answer(status_to_json(service.status()))
 
 
@@ -71,7 +71,7 @@ async def status(service: Service) -> Response:
     response_class=Response,
     responses={
         200: {
-            "description": "Prometheus text; OpenMetrics where `Accept` names it.",
+            "description": "Prometheus text, or OpenMetrics if `Accept` names it.",
             "content": {"text/plain": {"example": "mdservice_quotes_received_total 1042.0\n"}},
         }
     },
@@ -85,7 +85,7 @@ async def metrics(request: Request) -> Response:
 
 @positions_router.get("/positions", response_model=PositionsAnswer, responses=_NOT_KNOWN)
 async def positions(service: Service) -> Response:
-    """The positions whose symbols are followed, as their source told them last."""
+    """The last known positions."""
     report = service.status().positions
     error = None if report is None else report.last_error
     if report is not None and report.age_s is None:

@@ -1,4 +1,4 @@
-"""What callers send: their token, the body within limits, and the symbols in query and body."""
+"""Checks requests: the token, the limits of the body, the symbols in query and body."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_SYMBOLS = 20_000
-"""More than any feed has, so that one request cannot occupy the service for long."""
+"""More than any feed has. Bounds the time that one request takes."""
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""What a load balancer may ask without the token."""
+"""The calls that need no token, for load balancers."""
 
 _BODY_TIME_S = 10.0
 _DISCARD_TIME_S = 2.0
@@ -57,11 +57,11 @@ _body = msgspec.json.Decoder(_SymbolsBody)
 def asked_symbols(query: Sequence[str] | None, body: bytes) -> tuple[str, ...]:
     """The symbols of a subscription request: those of ``?symbol=``, then those of the body.
 
-    The body is read as JSON whatever its content type says, since ``curl -d`` names another.
+    The body is read as JSON for any content type, because ``curl -d`` sends another one.
 
     Raises:
-        InvalidSymbol: One of them is no symbol.
-        HTTPException: 422, there is none, there are too many, or the body is malformed.
+        InvalidSymbol: One of them is not a symbol.
+        HTTPException: 422: there are no symbols, too many, or the body is malformed.
     """
     texts = list(query or ())
     if body.strip():
@@ -83,11 +83,11 @@ def asked_symbols(query: Sequence[str] | None, body: bytes) -> tuple[str, ...]:
 
 
 def listed_symbols(query: Sequence[str] | None) -> tuple[str, ...]:
-    """The symbols of ``?symbols=A,B``; nothing for all, as without it or with ``*``.
+    """The symbols of ``?symbols=A,B``; empty for all: without the parameter, or with ``*``.
 
     Raises:
-        InvalidSymbol: One of them is no symbol.
-        HTTPException: 422, the list is empty or too long.
+        InvalidSymbol: One of them is not a symbol.
+        HTTPException: 422: the list is empty or too long.
     """
     if query is None:
         return ()
@@ -102,21 +102,19 @@ def listed_symbols(query: Sequence[str] | None) -> tuple[str, ...]:
 
 def _bounded(texts: Sequence[str]) -> tuple[str, ...]:
     if len(texts) > MAX_SYMBOLS:
-        raise HTTPException(
-            422, f"{len(texts)} symbols in one request: at most {MAX_SYMBOLS} are taken at once"
-        )
+        raise HTTPException(422, f"{len(texts)} symbols in one request: send at most {MAX_SYMBOLS}")
     return parse_symbols(texts)
 
 
 class BodyLimit:
-    """An ASGI layer that passes on requests whose body has arrived, and refuses long ones.
+    """An ASGI layer that passes a request on when its whole body has arrived.
 
-    The whole body is taken before the application sees the request: Hypercorn never ends a
-    connection whose application answers while unread parts of a body fill its queue.
+    It reads the body first because Hypercorn never ends a connection whose application answers
+    while unread parts of a body fill its queue.
 
     Args:
         app: The application.
-        max_bytes: What is beyond is answered with 413.
+        max_bytes: A longer body is answered with 413.
     """
 
     def __init__(self, app: App, max_bytes: int = MAX_BODY_BYTES) -> None:
@@ -165,10 +163,10 @@ async def refuse(
     *,
     body_ended: bool = False,
 ) -> None:
-    """Send this answer, while what still comes of the request's body is thrown away.
+    """Send this answer, and drop the rest of the request's body.
 
-    The answer waits for the end of the body for at most two seconds: a client that is cut off
-    while it sends may never read why.
+    The answer waits up to two seconds for the end of the body: a client that is disconnected
+    while it sends may never read the answer.
     """
     ended = anyio.Event()
 
@@ -188,13 +186,13 @@ async def refuse(
 
 
 class BearerGate:
-    """An ASGI layer that lets only callers with the token reach the application.
+    """An ASGI layer that requires the token.
 
-    Over the UNIX socket, its file's mode is the gate, and this layer is not used.
+    It is not used on the UNIX socket, which the mode of its file protects.
 
     Args:
         app: The application.
-        token: What has to stand in ``Authorization: Bearer <token>``.
+        token: The token of ``Authorization: Bearer <token>``.
     """
 
     def __init__(self, app: App, token: str) -> None:
@@ -202,11 +200,11 @@ class BearerGate:
         self._token = token.encode()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request, with 401 where the token is missing or wrong."""
+        """Answer one request; with 401 if the token is missing or wrong."""
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._allows(scope):
             await self._app(scope, receive, send)
             return
-        detail = "a token is needed here: send the header 'Authorization: Bearer <token>'"
+        detail = "this address requires a token: send the header 'Authorization: Bearer <token>'"
         challenge = {"WWW-Authenticate": 'Bearer realm="mdservice"'}
         answer = JSONResponse({"detail": detail}, 401, challenge)
         await refuse(answer, scope, receive, send)

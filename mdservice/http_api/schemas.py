@@ -1,7 +1,7 @@
 """The bodies of the API's answers, for its OpenAPI description.
 
-The answers themselves are encoded from the service's own models, since a price has to leave
-as the exact decimal. Tests hold the answers against these schemas.
+Answers are encoded from the service's own models, so that prices stay exact decimals. Tests compare
+the answers with these schemas.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
 
 
 class Answer(BaseModel):
-    """An object without any field but its own."""
+    """An object without further fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Problem(Answer):
-    """Why a request was not carried out, and what to do."""
+    """Why a request failed, and what to do."""
 
     detail: str = Field(
         description="One line for people.",
@@ -48,25 +48,25 @@ class Problem(Answer):
 
 
 class HealthAnswer(Answer):
-    """Whether the service is fit, and what is in the way where it is not."""
+    """Whether the service is live or ready, and the reasons if not."""
 
-    ready: bool = Field(description="Fit; the status is 200 then, else 503.")
+    ready: bool = Field(description="The status is 200 if true, else 503.")
     reasons: list[str] = Field(
-        description="What is in the way; empty where nothing is.",
+        description="Why it is false; empty if it is true.",
         examples=[["the feed is not connected"]],
     )
 
 
 class PriceAnswer(Answer):
-    """The latest accepted quote of a symbol. Numbers carry the exact decimal."""
+    """The latest accepted quote of a symbol. Numbers are exact decimals."""
 
     symbol: str = Field(description="In capitals.", examples=["AAPL"])
     price: float | None = Field(
-        description="Mid of bid and ask; the one side where only one is active; null with none.",
+        description="Mid of bid and ask; the other side if one is 0; null if both are.",
         examples=[187.135],
     )
-    bid: float = Field(description="Best bid; 0 where none is active.", examples=[187.12])
-    ask: float = Field(description="Best offer; 0 where none is active.", examples=[187.15])
+    bid: float = Field(description="Best bid; 0 if there is none.", examples=[187.12])
+    ask: float = Field(description="Best offer; 0 if there is none.", examples=[187.15])
     bid_size: float = Field(description="Wanted at the bid.", examples=[2])
     ask_size: float = Field(description="Offered at the ask.", examples=[3])
     timestamp: str = Field(
@@ -74,30 +74,30 @@ class PriceAnswer(Answer):
         examples=["2026-11-20T15:51:44.208912345Z"],
     )
     seq: int = Field(
-        description="Which accepted quote of its symbol this is since the start, from 1. "
-        "A step of more than one: updates were conflated or missed.",
+        description="The number of this accepted quote of its symbol since the start, from 1. "
+        "A step of more than one means that updates were conflated or missed.",
         examples=[1042],
     )
 
 
 class PricesAnswer(Answer):
-    """The latest prices; symbols without one are left out."""
+    """The latest prices; symbols without a price are omitted."""
 
-    prices: list[PriceAnswer] = Field(description="In the order asked for, else by symbol.")
+    prices: list[PriceAnswer] = Field(description="In the requested order, or by symbol.")
 
 
 class SubscriptionAnswer(Answer):
-    """What became of the change. ``pending``: the feed is away; it is made on its return."""
+    """The result of the change. ``pending``: the feed is down; it is made when the feed is back."""
 
     status: Literal["subscribed", "unsubscribed", "pending"] = Field(description="What was done.")
     symbol: str | None = Field(
-        default=None, description="Only where one symbol was asked for.", examples=["AAPL"]
+        default=None, description="Only if one symbol was requested.", examples=["AAPL"]
     )
-    symbols: list[str] = Field(description="All that were asked for.", examples=[["AAPL"]])
+    symbols: list[str] = Field(description="All requested symbols.", examples=[["AAPL"]])
 
 
 class SubscriptionsAnswer(Answer):
-    """The wanted symbols, and who wants each."""
+    """The wanted symbols, and the sources that want each."""
 
     symbols: list[str] = Field(description="All that are wanted.", examples=[["AAPL"]])
     sources: dict[str, list[str]] = Field(
@@ -105,50 +105,48 @@ class SubscriptionsAnswer(Answer):
         examples=[{"AAPL": ["api", "positions", "settings"]}],
     )
     channels: dict[str, list[str]] = Field(
-        description="What the feed has acknowledged on the open connection; empty in an outage. "
+        description="The acknowledged subscriptions of the open connection; empty in an outage. "
         "`*` stands for every symbol.",
         examples=[{"AAPL": ["quotes"]}],
     )
     left_out: dict[str, dict[str, str]] = Field(
-        description="What is wanted and the feed does not give, with the reason.",
+        description="The unfulfilled symbols, with the reasons.",
         examples=[{"MSFT": {"quotes": "symbol limit exceeded"}}],
     )
 
 
 class HeldPosition(Answer):
-    """A position, as its source told it."""
+    """A position, as its source sent it."""
 
     symbol: str = Field(
-        description="In capitals; as its source wrote it where that is no symbol.",
+        description="In upper case; unchanged if it is not a valid symbol.",
         examples=["AAPL"],
     )
     qty: float | None = Field(
-        description="Below 0 for a short position; null where it is unreadable.", examples=[10]
+        description="Negative for a short position; null if unreadable.", examples=[10]
     )
-    avg_entry_price: float | None = Field(
-        description="Null where it is unreadable.", examples=[150.0]
-    )
+    avg_entry_price: float | None = Field(description="Null if unreadable.", examples=[150.0])
 
 
 class ToldPosition(HeldPosition):
-    """A position with what else its source told of it."""
+    """A position with its optional fields."""
 
-    multiplier: float = Field(default=1, description="Only where it is not 1.")
-    problem: str | None = Field(default=None, description="Why its price is not followed.")
+    multiplier: float = Field(default=1, description="Only if it is not 1.")
+    problem: str | None = Field(default=None, description="Why its symbol is not subscribed.")
 
 
 class PositionsAnswer(Answer):
-    """The positions, as their source told them. Numbers carry the exact decimal."""
+    """The positions, as their source sent them. Numbers are exact decimals."""
 
     positions: list[ToldPosition] = Field(description="In the source's order.")
     warnings: list[str] | None = Field(
-        default=None, description="Why they may be out of date; only where they may."
+        default=None, description="Why they may be out of date; absent if they are current."
     )
 
 
 @cache
 def _described(told: type[Any], name: str) -> type[Answer]:
-    """The schema of a class of the status, from the fields as they are declared there."""
+    """The schema of a class of the status, made from its fields."""
     types = get_type_hints(told)
     fields: dict[str, Any] = {
         field.name: (
@@ -161,7 +159,7 @@ def _described(told: type[Any], name: str) -> type[Answer]:
 
 
 def _schema_type(told: Any) -> Any:
-    """A type of the status as its JSON has it."""
+    """The JSON type of a type in the status."""
     if attrs.has(told):
         return _described(told, "_" + told.__name__.removesuffix("Report"))
     if get_origin(told) is Mapping:

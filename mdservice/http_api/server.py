@@ -1,4 +1,4 @@
-"""The API's application, and where it is served: at the UNIX socket and, where set, over TCP."""
+"""The application of the API, served on the UNIX socket and optionally over TCP."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from mdservice.observability.metrics import metrics_registry, package_version
 __all__ = ["ApiAddresses", "create_app", "serve_api"]
 
 
-_DESCRIPTION = """Market data of one Alpaca account, shared with every program on the desk.
+_DESCRIPTION = """Market data of one Alpaca account, shared with all programs.
 
-Over the UNIX socket no token is needed. Over TCP, where a token is set, every call but the two
-health calls wants `Authorization: Bearer <token>`."""
+The UNIX socket needs no token. Over TCP, if a token is set, every call except the two health calls
+needs `Authorization: Bearer <token>`."""
 
 
 def create_app(service: ServiceHandle) -> FastAPI:
     """The HTTP API of a running service.
 
-    Its description is at ``/openapi.json``. There is no page at ``/docs``: FastAPI's would load
-    its scripts from another host, which a machine on a trading desk should not do.
+    ``/openapi.json`` describes it. There is no page at ``/docs``, because FastAPI's page loads
+    scripts from another host, which a trading machine should not do.
 
     Args:
-        service: Where all answers come from.
+        service: The service that is served.
     """
     app = FastAPI(
         title="mdservice",
@@ -72,7 +72,7 @@ async def _unavailable(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _failed(_request: Request, _error: Exception) -> JSONResponse:
-    return _problem(500, "the service failed on this request: the reason is in its log")
+    return _problem(500, "the service failed on this request: see its log for the reason")
 
 
 def _problem(status: int, detail: str) -> JSONResponse:
@@ -81,11 +81,11 @@ def _problem(status: int, detail: str) -> JSONResponse:
 
 @attrs.frozen
 class ApiAddresses:
-    """Where the API answers.
+    """The addresses of the API.
 
     Attributes:
         socket: The UNIX socket.
-        http: ``host:port`` with the true port, or None where TCP is off.
+        http: ``host:port`` with the real port, or None without TCP.
     """
 
     socket: Path
@@ -103,17 +103,17 @@ async def serve_api(
 ) -> None:
     """Serve the API until it is cancelled; ``started()`` gives the addresses.
 
-    On cancellation, nothing new is accepted, event streams are ended, answers under way get
-    half a second, and whatever is open then is closed; the socket's file is removed.
+    When cancelled, it accepts no new connections and ends event streams. Answers in progress get
+    half a second; then all connections are closed, and the socket's file is removed.
 
     Args:
-        service: Where the answers come from.
-        socket: The UNIX socket's path; callers need no token there.
-        listener: Listening there already (:func:`mdservice.http_api.listeners.unix_listener`); then
-            its file is the caller's to remove. Made here where not given.
+        service: The service that is served.
+        socket: The path of the UNIX socket, which needs no token.
+        listener: A socket that already listens there
+            (:func:`mdservice.http_api.listeners.unix_listener`); the caller then removes its file.
         http: ``host:port`` to listen on too, port 0 for a free one, or None.
-        token: What TCP callers have to send, or None.
-        task_status: Told the addresses as soon as callers are taken in.
+        token: The token that TCP clients must send, or None.
+        task_status: Gets the addresses when connections are accepted.
 
     Raises:
         SocketInUse: Another service has this path.

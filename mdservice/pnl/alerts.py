@@ -1,8 +1,8 @@
-"""Which alert rules were crossed. Pure.
+"""Finds the alert rules that were crossed. Pure.
 
-Only crossings are told, each once; that a value came back is no alert, it only makes the next
-crossing count. A rule that is beyond its level when it is first looked at has crossed, so a
-program that was started anew tells it again.
+Each crossing is reported once. A value that comes back is not an alert; it only allows the next
+crossing. A value that is beyond the level at the first check has crossed, so a restarted program
+reports it again.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Alert:
 
     Attributes:
         rule: The rule's text.
-        symbol: Of which symbol, or ``total``.
+        symbol: The symbol, or ``total``.
         kind: ``pnl``, ``pct``, ``price`` or ``stale``.
         direction: ``above``, ``below`` or ``stale``.
-        level: What was crossed; None for ``stale``.
-        value: What is beyond it: money, per cent or a price; for ``stale`` the age of the quote
+        level: The crossed level; None for ``stale``.
+        value: The value beyond it: money, per cent or a price; for ``stale`` the age of the quote
             in seconds.
-        at_ns: When it was seen, UTC nanoseconds.
+        at_ns: The time of the check, UTC nanoseconds.
     """
 
     rule: str
@@ -53,20 +53,20 @@ class Alert:
 class AlertBook:
     """The rules, and which of them are crossed for which symbol.
 
-    The P&L of a symbol is the sum of its lots. A value that is not there, such as the P&L of an
-    unpriced symbol, neither crosses nor comes back. Of a position that was closed nothing is
-    remembered: opened again, it crosses anew. A rule on a symbol that is not held waits.
+    The P&L of a symbol is the sum of its lots. A missing value, such as the P&L of an unpriced
+    symbol, neither crosses nor comes back. A closed position is forgotten: after it is opened
+    again, it crosses again. A rule on a symbol that is not held waits.
 
-    A quote that is not usable (neither side, or too wide a spread) counts as if it had not come:
-    nothing crosses or comes back by it, ``stale`` included, which goes by the age of the last
-    usable quote. A price that the position's source tells is in the total alone.
+    Unusable quotes (neither side, or too wide a spread) are ignored: no rule crosses or comes back
+    because of them. ``stale`` depends on the age of the last usable quote. A price from the
+    position's source counts only in the total.
 
-    The total is that of the rows that have a price, as it is reported. While a symbol has no price,
-    since none of its quotes was usable, the total can cross but not come back: it would not have,
-    were the price there.
+    The total is that of the priced rows, as reported. While a symbol has no price because none of
+    its quotes was usable, the total can cross but not come back, since it might not have come back
+    with that price.
 
     Args:
-        rules: Of :func:`mdservice.pnl.rules.parse_rule`; repeats are left out.
+        rules: From :func:`mdservice.pnl.rules.parse_rule`; repeats are dropped.
     """
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:
@@ -77,17 +77,17 @@ class AlertBook:
         self._of_total = self._of_symbol.pop(TOTAL, [])
         self._of_each = self._of_symbol.pop(EVERY_SYMBOL, [])
         self._crossed: dict[str, set[str]] = {}
-        """Texts of rules by symbol or ``total``."""
+        """The texts of the crossed rules by symbol or ``total``."""
         self._seen = 0
 
     def check(self, engine: PnlEngine, now_ns: int, *, total: bool = True) -> list[Alert]:
         """The crossings since the last check, in the order in which the symbols changed.
 
-        With ``total`` false the rules of the total are left for later, since it lacks something.
+        With ``total`` false, the rules of the total are not checked, because it is incomplete.
 
-        Looks only at what changed, so it is to be called after each event, and at
-        :attr:`PnlEngine.wake_ns` for what becomes stale; always with the same engine. Called
-        after several events, it sees where they led, not what was in between.
+        It checks only changes. Call it after each event, and at :attr:`PnlEngine.wake_ns` for
+        prices that become stale, always with the same engine. After several events, it sees only
+        their result.
         """
         if not self.rules or (
             self._seen == engine.version
@@ -144,7 +144,7 @@ class AlertBook:
                 alerts.append(_alert(rule, TOTAL, value, now_ns))
 
     def _crosses(self, rule: AlertRule, symbol: str, *, beyond: bool, back: bool) -> bool:
-        """Note on which side it is; whether it has crossed just now."""
+        """Note the side of the value; return whether it has just crossed."""
         crossed = self._crossed.get(symbol)
         if beyond:
             if crossed is None:

@@ -1,4 +1,4 @@
-"""P&L and positions as the JSON that the gateway answers with. Numbers are the exact decimals."""
+"""Encodes P&L and positions as the gateway's JSON. Numbers are exact decimals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _given(number: Decimal | None) -> str:
 
 
 def _position(symbol: str, qty: Decimal | None, avg_entry_price: Decimal | None) -> str:
-    """The zeros that the source wrote stay. Its end is left to the caller."""
+    """The row without its closing brace. Zeros of the source stay."""
     return (
         f'{{"symbol":{_json(symbol)},"qty":{_given(qty)}'
         f',"avg_entry_price":{_given(avg_entry_price)}'
@@ -51,9 +51,9 @@ def _tail(row: Row) -> str:
 
 
 class PnlEncoder:
-    """Encodes the reports of one engine; of a whole report only what changed since the last.
+    """Encodes the reports of one engine. Rows that have not changed are encoded once.
 
-    It keeps as much as one whole report.
+    It keeps the bytes of one whole report.
     """
 
     def __init__(self) -> None:
@@ -65,8 +65,8 @@ class PnlEncoder:
         """``{"positions":[…],"total_unrealized_pnl":371.35,"priced":1,"unpriced":0}``.
 
         A whole report and one of changes have the same form. A row is
-        ``{"symbol":"AAPL","qty":10,…,"status":"live"}``, with ``problem`` only where there is
-        one. Computed numbers have no zeros at the end of their decimals, no number an exponent.
+        ``{"symbol":"AAPL","qty":10,…,"status":"live"}``, with ``problem`` only if there is
+        one. Computed numbers have no trailing zeros, and no number has an exponent.
         """
         rows = report.positions
         if report.whole:
@@ -100,12 +100,12 @@ class PnlEncoder:
 def encode_positions(positions: Iterable[Position], warnings: Sequence[str] = ()) -> bytes:
     """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``, in their order.
 
-    What is unreadable or no JSON number, or would be an endless one, is null. ``multiplier`` stands
-    there where it is not 1, ``problem`` where there is one: read again they are the same positions.
+    A value that is unreadable, not a JSON number or far too long is null. ``multiplier`` is present
+    if it is not 1, ``problem`` if there is one. Parsing the JSON gives the same positions.
 
     Args:
-        positions: As their source told them.
-        warnings: Why they may be out of date; told where there are any.
+        positions: As their source sent them.
+        warnings: Why they may be out of date; included if there are any.
     """
     texts = [
         f"{_position(lot.symbol, shown(lot.qty), shown(lot.avg_entry_price))}{_more(lot)}}}"

@@ -1,7 +1,7 @@
-"""Positions at live prices: rows and totals that follow each quote. Pure.
+"""Positions at live prices: rows and totals that change with each quote. Pure.
 
-An event costs what its symbol's lots cost, and what changed can be asked for alone, so that
-ten thousand positions are no slower than ten while only a few prices move.
+An event costs only the work for its symbol's lots, and a report may have only the changed rows. So
+ten thousand positions are as fast as ten while only a few prices change.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from mdservice.pnl.rows import PnlReport, Row
 __all__ = ["DEFAULT_MAX_SPREAD", "MOST_REMEMBERED", "PnlEngine"]
 
 MOST_REMEMBERED: Final = 20_000
-"""Symbols not held whose newest quote is remembered; more than any feed has. Beyond it, those
-that were closed or first heard of longest ago are forgotten."""
+"""Symbols without a position whose newest quote is kept; more than any feed has. Beyond it, the
+ones that were closed or first seen longest ago are dropped."""
 
 DEFAULT_MAX_SPREAD: Final = 10.0
 """Per cent of the mid."""
@@ -36,25 +36,25 @@ _200: Final = Decimal(200)
 class PnlEngine:
     """Prices of symbols, held or not, and the P&L of the positions.
 
-    A price is live until its quote is older than ``stale_after_s + feed_delay_s``, its symbol
-    has not been heard of for ``price_ttl_s``, or its key is known to be gone; then it is stale,
-    and still shown. Statuses go with the time that is passed; a clock that is set back makes
-    nothing live again before the symbol's next quote.
+    A price is live until its quote is older than ``stale_after_s + feed_delay_s``, until its symbol
+    has had no quote for ``price_ttl_s``, or until its key is known to be gone. Then it is stale,
+    and still shown. Statuses depend on the time that is passed in. If the clock is set back, a
+    stale price stays stale until the symbol's next quote.
 
-    A quote with neither side, or whose spread is too wide, is not usable: the last usable one, the
-    mark, stays the price. Its row is stale until the next usable quote. Where there has not been
-    any mark, the price is the ``previous_price`` of the position, and stale.
+    A quote with neither side, or with too wide a spread, is not usable: the last usable quote, the
+    mark, stays the price, and its row is stale until the next usable quote. Without a mark, the
+    price is the ``previous_price`` of the position, and stale.
 
-    Quotes of symbols that are not held are welcome: the newest of each is remembered, so that a
-    position opened a moment later has its price at once. So are prices of closed positions.
+    Quotes of symbols without a position are accepted too. The newest of each is kept, so that a
+    new position has its price at once. Prices of closed positions are kept as well.
 
     Args:
         stale_after_s: Seconds after which a price counts as stale.
         price_ttl_s: Seconds for which the key of a price exists.
-        feed_delay_s: By how many seconds the feed is late on purpose.
-        max_spread: The widest usable spread, whichever side is higher, in per cent of the mid; 0:
-            any. A quote of one side has no spread. The spread of an option is not limited: wide
-            ones are usual there.
+        feed_delay_s: The intended delay of the feed, seconds.
+        max_spread: The widest usable spread, whichever side is higher, in per cent of the mid; 0
+            allows any. A quote with one side has no spread. The spread of an option is not
+            limited, because wide spreads are usual there.
     """
 
     def __init__(
@@ -68,30 +68,30 @@ class PnlEngine:
         self._stale_after_s = stale_after_s
         self._set_ages(feed_delay_s, price_ttl_s)
         self._max_spread = Decimal(repr(float(max_spread)))
-        # Of the sum of both sides. What is within it is usable for sure; the rest is looked at.
+        # As a part of the sum of both sides: within it usable, beyond it checked exactly.
         self._surely_narrow = max_spread / 200 * (1 - 1e-9) if max_spread else float("inf")
         self._positions: tuple[Position, ...] = ()
         self._places: list[tuple[Holding, int]] = []
-        """Each position's holding, and which of its lots it is."""
+        """Each position's holding, and the index of its lot."""
         self._held: OrderedDict[str, Holding] = OrderedDict()
-        """By the version of their last change."""
+        """The holdings by the version of their last change."""
         self._remembered: dict[str, Holding] = {}
         self._heap: list[tuple[int, str]] = []
-        """When to look at live holdings: at most one entry of each counts, its ``due_ns``, which
-        may come too early."""
+        """When to check live holdings: only the entry at a holding's ``due_ns`` counts, and it may
+        be too early."""
         self._whole_version = 0
         self.symbols: tuple[str, ...] = ()
         """The symbols whose price is wanted; the same tuple until the lots change."""
         self.version = 0
-        """Goes up by one with each change."""
+        """Increases by one with each change."""
         self.totals = Totals()
-        """Of all rows; to be read only."""
+        """The totals of all rows. Read only."""
         self._aged: dict[str, Holding] = {}
-        """Held symbols whose mark became too old behind an unusable quote: no row shows that."""
+        """Held symbols whose mark became too old after an unusable quote, which no row shows."""
 
     @property
     def positions(self) -> tuple[Position, ...]:
-        """As they were set."""
+        """The positions as they were set."""
         return self._positions
 
     def problems(self) -> list[tuple[str, str]]:
@@ -106,7 +106,7 @@ class PnlEngine:
 
     @property
     def wake_ns(self) -> int | None:
-        """No price becomes stale by itself before this time; None: none does."""
+        """The earliest time at which a price becomes stale by age; None if none does."""
         return self._heap[0][0] if self._heap else None
 
     def _set_ages(self, feed_delay_s: float, price_ttl_s: float) -> None:
@@ -114,12 +114,12 @@ class PnlEngine:
         self._ttl_ns = round(price_ttl_s * _S_NS)
 
     def set_service(self, *, feed_delay_s: float, price_ttl_s: float, now_ns: int) -> bool:
-        """Take what the service says of its prices; whether a row changed.
+        """Use the service's own settings; return whether a row changed.
 
         Args:
-            feed_delay_s: By how many seconds its feed is late on purpose.
-            price_ttl_s: Seconds for which the key of a price exists.
-            now_ns: The time, by which every held price is judged again.
+            feed_delay_s: The intended delay of its feed, seconds.
+            price_ttl_s: How long the key of a price exists, seconds.
+            now_ns: The time at which every held price is judged again.
         """
         before = self._first_stale_age_ns, self._ttl_ns
         self._set_ages(feed_delay_s, price_ttl_s)
@@ -132,7 +132,7 @@ class PnlEngine:
             live_until_ns = self._live_until_ns(holding.mark, holding.heard_ns)
             live = now_ns < live_until_ns
             if live:
-                holding.due_ns = None  # entries of the heap for other times count no more
+                holding.due_ns = None  # its other entries in the heap no longer count
                 self._watch(holding, live_until_ns)
             if live is not holding.live:
                 holding.live = live
@@ -141,16 +141,16 @@ class PnlEngine:
         return self.version != version
 
     def holding(self, symbol: str) -> Holding | None:
-        """A held symbol, to be read only; None where it is not held."""
+        """The holding of a symbol, or None if it is not held. Read only."""
         return self._held.get(symbol)
 
     def known(self, symbol: str) -> Holding | None:
-        """A symbol that is held or had a quote, to be read only; None where it is neither."""
+        """The holding of a symbol that is held or had a quote, or None. Read only."""
         return self._held.get(symbol) or self._remembered.get(symbol)
 
     @property
     def known_symbols(self) -> list[str]:
-        """All of these, in no order."""
+        """All symbols that are held or had a quote, in no order."""
         return [*self._held, *self._remembered]
 
     def set_positions(self, positions: Sequence[Position]) -> bool:
@@ -190,10 +190,10 @@ class PnlEngine:
         return self.version != version
 
     def update(self, quote: Quote, now_ns: int) -> bool:
-        """A quote came, as an event or from a key; whether a row changed.
+        """Apply a quote from an event or a key; return whether a row changed.
 
-        An older one than the known one is ignored. The same one once more tells that its key is
-        there. One that is not usable leaves the price as it is, and its rows stale.
+        An older quote is ignored. A repeat of the known quote shows that its key exists. An
+        unusable quote leaves the price as it is, and makes its rows stale.
         """
         symbol = quote.symbol
         holding = self._held.get(symbol) or self._remembered.get(symbol) or self._remember(symbol)
@@ -230,7 +230,7 @@ class PnlEngine:
         return False
 
     def _is_narrow(self, bid: float, ask: float) -> bool:
-        """Whether the spread is usable: exactly, and true where it is not known."""
+        """Whether the spread is usable, computed exactly; true if it is unknown."""
         if not bid or not ask or not self._max_spread or not isfinite(bid) or not isfinite(ask):
             return True
         low, high = sorted((Decimal(repr(bid)), Decimal(repr(ask))))
@@ -238,13 +238,13 @@ class PnlEngine:
         return EXACT.multiply(spread, _200) <= EXACT.multiply(total, self._max_spread)
 
     def _set_aside(self, holding: Holding, quote: Quote) -> bool:
-        """Remember a quote that is not usable; whether a row changed."""
+        """Keep an unusable quote; return whether a row changed."""
         known, was = holding.quote, holding.status
         if holding.price is None:
             self.totals.leave(holding)
             holding.quote = quote
             self.totals.enter(holding)
-            # Its rows tell the time of the newest quote.
+            # Its rows show the time of the newest quote.
             changed = known is None or known.ts_event_ns != quote.ts_event_ns
         else:
             holding.quote = quote
@@ -255,7 +255,7 @@ class PnlEngine:
         return False
 
     def expire(self, symbols: Iterable[str], now_ns: int) -> None:
-        """The keys of these symbols are gone: stale until the next quote, or the same again."""
+        """Mark prices whose keys are gone as stale, until the next or the same quote comes."""
         self.pass_time(now_ns)
         for symbol in symbols:
             holding = self._held.get(symbol) or self._remembered.get(symbol)
@@ -263,8 +263,8 @@ class PnlEngine:
                 self._end_live(holding)
 
     def pass_time(self, now_ns: int) -> None:
-        """Make stale what is due at that time; reports do so by themselves."""
-        heap = self._heap  # each quote makes for at most one entry to look at
+        """Make prices stale that are too old at that time. Reports call this too."""
+        heap = self._heap  # each quote causes at most one entry to check
         while heap and heap[0][0] <= now_ns:
             due_ns, symbol = heap[0]
             holding = self._held.get(symbol) or self._remembered.get(symbol)
@@ -289,8 +289,8 @@ class PnlEngine:
     def changes(self, since: int, now_ns: int) -> PnlReport:
         """The rows that changed after a report of version ``since``, and the totals.
 
-        Costs as much as there are changed rows. The whole report, where rows were added, removed
-        or moved, or ``since`` is of another engine.
+        The cost is proportional to the number of changed rows. If rows were added, removed or
+        moved, or ``since`` is from another engine, it returns the whole report.
         """
         if self.whole_due(since):
             return self.report(now_ns)
@@ -310,11 +310,11 @@ class PnlEngine:
 
     @property
     def has_aged(self) -> bool:
-        """Whether :meth:`take_aged` has any."""
+        """Whether :meth:`take_aged` would return any."""
         return bool(self._aged)
 
     def take_aged(self) -> list[Holding]:
-        """The held symbols whose mark became too old since the last call, though no row changed.
+        """The held symbols whose mark became too old since the last call, without a changed row.
 
         Their newest quote is not usable, so their rows were stale before.
         """
@@ -374,7 +374,7 @@ class PnlEngine:
         self, holding: Holding, quote: Quote, number: float | Decimal, price: Decimal
     ) -> None:
         before = holding.price
-        if before is not None and holding.mark is not None:  # nearly always, so the short way
+        if before is not None and holding.mark is not None:  # the usual, fast path
             self.totals.step(holding, before, price)
             holding.quote = holding.mark = quote
             holding.number, holding.price = number, price
@@ -391,12 +391,12 @@ class PnlEngine:
         self._held.move_to_end(holding.symbol)
 
     def _live_until_ns(self, quote: Quote, heard_ns: int) -> int:
-        """The first nanosecond at which it is no longer live."""
+        """The first nanosecond at which the price is no longer live."""
         stale_ns, gone_ns = quote.ts_event_ns + self._first_stale_age_ns, heard_ns + self._ttl_ns
         return stale_ns if stale_ns < gone_ns else gone_ns  # noqa: FURB136 - min() takes thrice as long
 
     def _watch(self, holding: Holding, at_ns: int) -> None:
-        if holding.due_ns is None or at_ns < holding.due_ns:  # sooner only by a clock set back
+        if holding.due_ns is None or at_ns < holding.due_ns:  # sooner: the clock was set back
             holding.due_ns = at_ns
             heappush(self._heap, (at_ns, holding.symbol))
 

@@ -20,24 +20,24 @@ _fma, _subtract = EXACT.fma, EXACT.subtract
 
 @attrs.define(eq=False)
 class Holding:
-    """One symbol. The engine alone changes it.
+    """One symbol. Only the engine changes it.
 
     Attributes:
         symbol: ``AAPL``.
-        positions: Its lots in the source's order; empty where it is not held.
-        priceable: How many of the lots have no problem.
+        positions: Its lots in the source's order; empty if it is not held.
+        priceable: The number of lots without a problem.
         quote: The newest quote, or None.
         mark: The newest usable quote, which is the price; or None.
-        number: Its mid as :func:`mdservice.model.quote.mid_number` gave it.
-        heard_ns: When a quote came last, or the known one was confirmed.
-        live: Whether the mark was young enough when time was last looked at.
-        due_ns: When the engine looks at it next, or None: never.
-        price: The exact mid of the mark; without a mark what the lots' source says, or None.
+        number: Its mid from :func:`mdservice.model.quote.mid_number`.
+        heard_ns: When the last quote came, or the known one was confirmed.
+        live: Whether the mark was young enough at the last check.
+        due_ns: When the engine checks it next, or None for never.
+        price: The exact mid of the mark; without a mark the price from the lots' source, or None.
         units: Shares in the priceable lots.
-        hundredth: One per cent of what these cost.
+        hundredth: One per cent of their cost.
         opened: The version at which it became held.
-        version: The version at which a row of it changed last.
-        fresh: Whether the rows that were made last are still right.
+        version: The version of the last change of a row.
+        fresh: Whether the last rows are still right.
     """
 
     symbol: str
@@ -68,12 +68,12 @@ class Holding:
 
     @property
     def lost(self) -> bool:
-        """Whether it has no price, since no quote of it has been usable."""
+        """Whether it has no price because none of its quotes was usable."""
         return self.price is None and self.quote is not None and self.priceable > 0
 
     @property
     def waiting(self) -> bool:
-        """Whether it has not had any usable quote yet."""
+        """Whether it has had no usable quote yet."""
         return self.mark is None and self.priceable > 0
 
     @property
@@ -84,7 +84,7 @@ class Holding:
         return "live" if self.live and self.quote is self.mark else "stale"
 
     def has_other_prices(self, positions: Sequence[Position]) -> bool:
-        """Whether its price is the source's, and the source tells another one in equal lots."""
+        """Whether its price is from the source, and equal lots now have another price."""
         return self.mark is None and any(
             known.previous_price != position.previous_price
             for known, position in zip(self.positions, positions, strict=True)
@@ -107,10 +107,10 @@ class Holding:
         self.fresh = False
 
     def rows(self) -> list[Row]:
-        """One for each lot, not to be changed; the same objects until something changes."""
+        """One row per lot, not to be changed: the same objects until something changes."""
         rows = self._rows
         if not self.fresh:
-            # In place: a new list for each of many rows would have the collector go over all.
+            # In place: many new lists would make the garbage collector scan all objects.
             quote = self.quote if self.price is None else self.mark
             when = None if quote is None else format_ns(quote.ts_event_ns)
             if len(rows) == len(self._lots) == 1:
@@ -137,12 +137,12 @@ class Totals:
 
     Attributes:
         unrealized_pnl: The exact sum over the priced rows, live and stale.
-        priced: Rows with a price, live and stale.
-        unpriced: Rows without.
-        waiting: Held symbols that have not had any usable quote yet. The sums lack them, or have
-            them at the price that the positions' source tells.
-        lost: Held symbols that have had quotes, but none usable, so that the sums lack them.
-        hundredth: One per cent of what the priced rows cost.
+        priced: The number of rows with a price, live and stale.
+        unpriced: The number of rows without a price.
+        waiting: Held symbols without a usable quote yet. The sums omit them, or include them at
+            the price from the positions' source.
+        lost: Held symbols whose quotes were all unusable, so the sums omit them.
+        hundredth: One per cent of the cost of the priced rows.
     """
 
     unrealized_pnl: Decimal = ZERO
@@ -154,11 +154,11 @@ class Totals:
 
     @property
     def unrealized_pnl_pct(self) -> Decimal | None:
-        """Of what the priced rows cost, half-even to 4 places; None where that is 0."""
+        """Per cent of the cost of the priced rows, half-even to 4 places; None if that is 0."""
         return percentage(self.unrealized_pnl, self.hundredth)
 
     def enter(self, holding: Holding) -> None:
-        """Count a holding; lots and price may not change until it leaves again."""
+        """Add a holding. Its lots and price must not change until it is removed."""
         self.unpriced += len(holding.positions)
         self.waiting += holding.waiting
         if holding.price is None:
@@ -170,7 +170,7 @@ class Totals:
         self.hundredth = EXACT.add(self.hundredth, holding.hundredth)
 
     def leave(self, holding: Holding) -> None:
-        """Count it no more."""
+        """Remove a holding."""
         self.unpriced -= len(holding.positions)
         self.waiting -= holding.waiting
         if holding.price is None:
@@ -182,18 +182,18 @@ class Totals:
         self.hundredth = EXACT.subtract(self.hundredth, holding.hundredth)
 
     def step(self, holding: Holding, before: Decimal, price: Decimal) -> None:
-        """The price of a holding that is counted goes from one to another."""
+        """Change the price of a holding in the sums."""
         self.unrealized_pnl = _fma(holding.units, _subtract(price, before), self.unrealized_pnl)
 
 
 @attrs.frozen
 class _Lot:
-    """A position with what of its P&L does not depend on the price.
+    """A position with the parts of its P&L that do not depend on the price.
 
     Attributes:
-        qty: As the position's, 0 without its sign.
+        qty: That of the position, with 0 without its sign.
         avg_entry_price: Likewise.
-        problem: Why it is never priced, or None; then the following are 0.
+        problem: Why it is never priced, or None. With a problem, the following are 0.
         units: Shares: ``qty`` x multiplier.
         minus_paid: -``units`` x ``avg_entry_price``; P&L is ``units`` x price + ``minus_paid``.
         hundredth: One per cent of ``|qty|`` x ``avg_entry_price`` x multiplier.
@@ -225,14 +225,14 @@ def _problem(position: Position) -> str | None:
         ("multiplier", position.multiplier),
     ):
         if number is None:
-            return f"{name} is missing or is no number"
+            return f"{name} is missing or not a number"
         if not sums_up(number):
-            return f"{name} is no number of at most {MOST_DIGITS} digits on each side of the point"
+            return f"{name} is not a number of at most {MOST_DIGITS} digits each side of the point"
     return None
 
 
 def _previous_price(positions: Sequence[Position], lots: Sequence[_Lot]) -> Decimal | None:
-    """What the source of the lots says that a share is worth."""
+    """The price of a share from the source of the lots."""
     for position, lot in zip(positions, lots, strict=True):
         price = position.previous_price
         if lot.problem is None and price is not None and sums_up(price):

@@ -1,4 +1,4 @@
-"""Decimals that are never rounded, the one percentage that is, and their plain text."""
+"""Exact decimals, the one rounded percentage, and their plain text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 ZERO: Final = Decimal(0)
 MOST_DIGITS: Final = 100
-"""Digits before, and digits after, the decimal point of a number that is summed up."""
+"""The maximum number of digits before, and after, the decimal point of a number in a sum."""
 
 EXACT: Final = Context(
     prec=2000,
@@ -39,11 +39,11 @@ EXACT: Final = Context(
 )
 """For sums and products. Quantity, entry price and multiplier of :data:`MOST_DIGITS` each way and
 the mid of any two doubles (309 digits before the point, 341 behind it) need fewer than 1,300
-digits, and so do the sums of as many of them as fit into memory. Were it not enough, it would
-raise instead of rounding. Unused digits cost nothing."""
+digits, and so do the sums of as many of them as fit into memory. If the digits did not suffice,
+it would raise instead of rounding. Unused digits cost nothing."""
 
 _PLACES: Final = Decimal("0.0001")
-# 05UP keeps a trace of what was cut off, so that rounding a second time, to fewer digits, is right.
+# 05UP keeps a trace of dropped digits, so that rounding a second time, to fewer digits, is right.
 _divide = Context(prec=50, rounding=ROUND_05UP).divide
 _quantize = Context(prec=45, rounding=ROUND_HALF_EVEN).quantize
 _divide_long = Context(prec=2000, rounding=ROUND_05UP).divide
@@ -51,22 +51,22 @@ _quantize_long = Context(prec=1995, rounding=ROUND_HALF_EVEN).quantize
 
 
 def percentage(amount: Decimal, hundredth: Decimal) -> Decimal | None:
-    """How many hundredths an amount is, half-even to 4 places; None where that is 0.
+    """An amount in per cent, half-even to 4 places; None if one per cent is 0.
 
     Args:
-        amount: Of money.
-        hundredth: One per cent of what it is compared with.
+        amount: An amount of money.
+        hundredth: One per cent of the reference amount.
     """
     if not hundredth:
         return None
     try:
         return _quantize(_divide(amount, hundredth), _PLACES) or ZERO
-    except InvalidOperation:  # more digits than the quotient was given
+    except InvalidOperation:  # more digits than the context allows
         return _quantize_long(_divide_long(amount, hundredth), _PLACES) or ZERO
 
 
 def sums_up(number: Decimal) -> bool:
-    """Whether a number is one, and of so few digits that sums with it are exact."""
+    """Whether a number is finite, with so few digits that sums with it are exact."""
     return (
         number.is_finite()
         and number.adjusted() < MOST_DIGITS
@@ -75,15 +75,16 @@ def sums_up(number: Decimal) -> bool:
 
 
 def shown(number: Decimal | None) -> Decimal | None:
-    """The number, 0 without its sign; None where it is none, or one that is not summed up.
+    """The number, with 0 without its sign; None if it is not usable in sums.
 
-    What is not finite is no JSON number, and a huge exponent would fill the memory as plain text.
+    A number that is not finite is not valid JSON, and a huge exponent would fill the memory as
+    plain text.
     """
     return (number or ZERO) if number is not None and sums_up(number) else None
 
 
 def to_price(number: float | Decimal | None) -> Decimal | None:
-    """What :func:`mdservice.model.quote.mid_number` gave, as a decimal; None for no number."""
+    """The result of :func:`mdservice.model.quote.mid_number` as a decimal; None for None."""
     if number is None:
         return None
     price = Decimal(repr(number)) if isinstance(number, float) else Decimal(number)
@@ -91,7 +92,7 @@ def to_price(number: float | Decimal | None) -> Decimal | None:
 
 
 def plain(number: Decimal) -> str:
-    """A JSON number without an exponent, zeros at its end kept: ``150.00``; never ``-0``."""
+    """A JSON number without an exponent, with its trailing zeros: ``150.00``; never ``-0``."""
     if not number:
         return "0"
     text = str(number)
@@ -99,8 +100,8 @@ def plain(number: Decimal) -> str:
 
 
 def short(number: Decimal) -> str:
-    """A JSON number without an exponent and without zeros at the end of its decimals."""
-    # Not by way of plain(): three of these per row and event are a good part of its cost.
+    """A JSON number without an exponent and without trailing zeros."""
+    # Does not use plain(): three calls per row and event are a large part of their cost.
     if not number:
         return "0"
     text = str(number)

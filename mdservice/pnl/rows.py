@@ -1,4 +1,4 @@
-"""What is told about positions at live prices."""
+"""The rows and the totals of a P&L report."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         symbol: ``AAPL``.
-        qty: Below 0 for a short position; None where it is unreadable.
-        avg_entry_price: None where it is unreadable.
-        current_price: The mid of the newest usable quote; without one the price that the
-            position's source tells; None where unpriced.
+        qty: Negative for a short position; None if unreadable.
+        avg_entry_price: None if unreadable.
+        current_price: The mid of the newest usable quote, or else the price from the position's
+            source; None if unpriced.
         unrealized_pnl: (``current_price`` - ``avg_entry_price``) x ``qty`` x multiplier; None
-            where unpriced.
+            if unpriced.
         unrealized_pnl_pct: Of ``|qty|`` x ``avg_entry_price`` x multiplier, rounded half-even to
-            4 places; None where that is 0 or the row is unpriced.
-        last_updated: The time of that quote, RFC 3339; None for a price of the source. Where
-            unpriced, the time of the newest quote; None without one.
+            4 places; None if that is 0 or the row is unpriced.
+        last_updated: The time of that quote, RFC 3339; None for a price from the source. If
+            unpriced, the time of the newest quote, or None.
         status: ``live``; ``stale``: the price is too old, its key is gone, the newest quote is not
-            usable, or the position's source tells it; ``unpriced``.
+            usable, or the price is from the position's source; ``unpriced``.
         problem: Why the lot is never priced, or None.
     """
 
@@ -47,12 +47,12 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
     """All rows, or those that changed, and the totals of all.
 
     Attributes:
-        positions: Rows. Where the report is not whole: each changed symbol with all its lots, in
-            their order; they take the place of all former rows of that symbol.
+        positions: The rows. If the report is not whole, it has each changed symbol with all its
+            lots, in their order; they replace all earlier rows of that symbol.
         total_unrealized_pnl: The exact sum over the priced rows, live and stale.
-        priced: Rows with a price, live and stale.
-        unpriced: Rows without.
-        version: To ask for what changed since.
+        priced: The number of rows with a price, live and stale.
+        unpriced: The number of rows without a price.
+        version: Pass it to get the changes since this report.
         whole: Whether it has all rows, in the order of their source.
     """
 

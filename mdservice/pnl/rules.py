@@ -1,4 +1,4 @@
-"""Alert rules as a person writes them."""
+"""Parses alert rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mdservice.pnl.numbers import EXACT, ZERO, plain
 __all__ = ["TOTAL", "AlertRule", "Direction", "Kind", "parse_rule"]
 
 TOTAL: Final = "total"
-"""Stands for all positions together where a symbol is expected. In any case of letters."""
+"""The word for the total of all positions, in place of a symbol, in any case."""
 
 Kind = Literal["pnl", "pct", "price", "stale"]
 Direction = Literal["above", "below", "stale"]
@@ -30,16 +30,15 @@ _SHOWN = 80
 
 @attrs.frozen
 class AlertRule:
-    """What to tell of.
+    """An alert rule.
 
     Attributes:
-        text: The rule as it was written, spaces and case put right.
-        symbol: ``AAPL``, :data:`TOTAL`, or ``*``: each held symbol by itself.
+        text: The rule as written, with normal spaces and case.
+        symbol: ``AAPL``, :data:`TOTAL`, or ``*`` for each held symbol.
         kind: ``pnl`` (money), ``pct`` (as it is reported, 4 places), ``price`` or ``stale``.
         direction: ``below`` or ``above`` the level; ``stale`` for that kind.
-        level: What is to be crossed; None for ``stale``.
-        hysteresis: By how much more than the level a value has to come back before another
-            crossing counts.
+        level: The level to cross; None for ``stale``.
+        hysteresis: How far a value must come back over the level before it can cross again.
     """
 
     text: str
@@ -50,16 +49,16 @@ class AlertRule:
     hysteresis: Decimal = ZERO
 
     def beyond(self, value: Decimal) -> bool:
-        """Whether the value is on the far side of the level. On it is not."""
+        """Whether the value is beyond the level. The level itself is not."""
         if self.level is None:
             return False
         return value < self.level if self.direction == "below" else value > self.level
 
     def back(self, value: Decimal) -> bool:
-        """Whether the value came back by more than the hysteresis, so that crossing counts anew.
+        """Whether the value came back by more than the hysteresis, so that it can cross again.
 
-        Without hysteresis that is strictly over the level: a value that dances between the
-        level and what is beyond it has crossed once.
+        Without hysteresis, it must come back strictly over the level. So a value that moves
+        between the level and values beyond it crosses once.
         """
         if self.level is None:
             return False
@@ -72,7 +71,7 @@ def parse_rule(text: str) -> AlertRule:
     """``AAPL pnl < -500``, ``total pct < -2.5 hysteresis 1``, ``TSLA price > 300``, ``* stale``.
 
     Raises:
-        ValueError: Saying what is wrong, with examples.
+        ValueError: The rule is invalid; the text has examples.
     """
     words = _OPERATOR.sub(lambda found: f" {found[0]} ", text).split()
     try:
@@ -87,12 +86,12 @@ def _parse(words: list[str]) -> AlertRule:
         raise ValueError("it is empty")
     symbol = TOTAL if words[0].lower() == TOTAL else parse_symbol(words[0])
     if len(words) == 1:
-        raise ValueError("what of it? pnl, pct, price or stale")
+        raise ValueError("pnl, pct, price or stale is expected after the symbol")
     kind = _KINDS.get(words[1].lower())
     if kind is None:
         raise ValueError(f"{_cut(words[1])} is not one of pnl, pct, price, stale")
     if symbol == TOTAL and kind in {"price", "stale"}:
-        raise ValueError(f"the total has no {kind}; * {kind} is of each held symbol")
+        raise ValueError(f"the total has no {kind}; * {kind} is for each held symbol")
     if kind == "stale":
         if len(words) > 2:  # noqa: PLR2004  # symbol and kind
             raise ValueError(f"nothing comes after stale, not {_cut(words[2])}")

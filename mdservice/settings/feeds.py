@@ -1,4 +1,4 @@
-"""What is known of Alpaca's feeds by their names: where they stream, how late they are.
+"""Facts about Alpaca's feeds by name: their URLs and their delays.
 
 Source: Alpaca, "Streaming Market Data" and "Real-time Stock Data".
 """
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 __all__ = ["FEED_URLS", "SIMULATOR", "base_url", "feed_delay_s"]
 
 SIMULATOR = "simulator"
-"""The feed's name when it is the simulator."""
+"""The name of the simulator's feed."""
 _STREAM_HOST = "wss://stream.data.alpaca.markets"
 FEED_URLS = {
     "iex": f"{_STREAM_HOST}/v2/iex",
@@ -24,7 +24,7 @@ _DELAYS_S = {"delayed_sip": 900.0}
 
 
 def feed_delay_s(feed: str) -> float:
-    """By how much the feed's quotes are late by design, seconds."""
+    """The intended delay of the feed's quotes, seconds."""
     return _DELAYS_S.get(feed, 0.0)
 
 

@@ -1,7 +1,7 @@
-"""What each kind of setting may be: text, or TOML's own types, in; the checked value out.
+"""The parsers of settings: each takes text or a TOML value, and returns the checked value.
 
-A parser raises :class:`ValueError` with the reason. The reason quotes a value only where the
-value cannot hide a secret, so nothing that looks like a URL or a login is ever repeated.
+A parser raises :class:`ValueError` with the reason. The reason quotes a value only if it cannot
+contain a secret. It never quotes text that looks like a URL or a login.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ Parser = Callable[[object], object]
 
 _SECRET = re.compile(r"[!-~]{1,512}", re.ASCII)
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
-"""What ``sockaddr_un`` holds, less its closing zero."""
+"""The size of the path in ``sockaddr_un``, without its closing zero."""
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _QUOTES = "\"'"
 _OWN_KEYS = (*(kind.key_prefix for kind in KINDS), "mdservice:")
 
 
 def text(value: object) -> str:
-    """Any text without the blanks around it."""
+    """Any text, without surrounding blanks."""
     if isinstance(value, str) and value.strip():
         return value.strip()
     raise ValueError("must be text, and not empty")
@@ -70,7 +70,7 @@ def parse_optional(parse: Parser) -> Parser:
 
 
 def one_of(*choices: str) -> Callable[[object], str]:
-    """One of a few words."""
+    """One of these words."""
 
     def parse_choice(value: object) -> str:
         given = str(value)
@@ -82,7 +82,7 @@ def one_of(*choices: str) -> Callable[[object], str]:
 
 
 def parse_switch(value: object) -> bool:
-    """On or off, in the words that people use."""
+    """On or off, in the usual words."""
     word = str(value).strip().lower()
     if word in ("on", "true", "yes", "1"):
         return True
@@ -92,7 +92,7 @@ def parse_switch(value: object) -> bool:
 
 
 def parse_url(value: object, *schemes: str) -> str:
-    """A URL of one of these schemes; no ``/`` at its end.
+    """A URL of one of these schemes, without a ``/`` at its end.
 
     Raises:
         ValueError: The reason, without any part of the URL.
@@ -101,10 +101,10 @@ def parse_url(value: object, *schemes: str) -> str:
     parts = _split(given, schemes)
     if parts.scheme == "unix":
         if not parts.path.strip("/"):
-            raise ValueError("names no socket: write unix:///run/redis.sock")
+            raise ValueError("does not name a socket: write unix:///run/redis.sock")
         return given
     if not parts.hostname and parts.scheme != "redis":
-        raise ValueError(f"names no host: write {parts.scheme}://host")
+        raise ValueError(f"does not name a host: write {parts.scheme}://host")
     return given.rstrip("/") if parts.hostname and not parts.query else given
 
 
@@ -114,10 +114,10 @@ def _split(given: str, schemes: Sequence[str]) -> SplitResult:
         parts = urlsplit(given)
         port = parts.port
     except ValueError:
-        # urllib's own words would quote a part of the URL, perhaps of its password.
+        # urllib's message would quote a part of the URL, perhaps of its password.
         raise ValueError(
             "is not a URL: its host or port is malformed (in a password, '/', '#', '?' and '@' "
-            "have to be written as %2F, %23, %3F and %40)"
+            "must be written as %2F, %23, %3F and %40)"
         ) from None
     if parts.scheme not in schemes or not given.lower().startswith(f"{parts.scheme}://"):
         raise ValueError(f"must be a URL that starts with {allowed}")
@@ -136,11 +136,11 @@ def url(*schemes: str) -> Callable[[object], str]:
 
 
 def api_base(*, wrong_hosts: Sequence[str], instead: str) -> Callable[[object], str]:
-    """The base of a REST API of Alpaca's; a ``/v2`` at its end, as the dashboard shows it, is cut.
+    """The base URL of a REST API of Alpaca. A trailing ``/v2``, as in the dashboard, is removed.
 
     Args:
         wrong_hosts: Alpaca's hosts of the other API.
-        instead: The setting that these belong to.
+        instead: The setting for these hosts.
     """
 
     def parse_base(value: object) -> str:
@@ -155,13 +155,13 @@ def api_base(*, wrong_hosts: Sequence[str], instead: str) -> Callable[[object], 
 
 
 def feed_url(value: object) -> str:
-    """A websocket's URL; one of Alpaca's has to name the stream."""
+    """The URL of a websocket. A URL of Alpaca must name the stream."""
     given = parse_url(value, "ws", "wss")
     parts = urlsplit(given)
     host = (parts.hostname or "").lower()
     if host.endswith("alpaca.markets") and parts.path.strip("/") in ("", "v2", "v1beta1"):
         raise ValueError(
-            "names no stream: write the whole URL, such as "
+            "does not name a stream: write the whole URL, such as "
             "wss://stream.data.alpaca.markets/v2/iex, or set MDSERVICE_FEED alone"
         )
     return given
@@ -203,7 +203,7 @@ def real_number(at_most: float) -> Callable[[object], float]:
 
 
 def per_cent(at_most: float) -> Callable[[object], float]:
-    """A number of per cent, 0 included."""
+    """A percentage, 0 included."""
     above_0 = real_number(at_most)
 
     def parse_per_cent(value: object) -> float:
@@ -212,7 +212,7 @@ def per_cent(at_most: float) -> Callable[[object], float]:
             if not isinstance(given, bool) and float(given) == 0:  # type: ignore[arg-type]
                 return 0.0
         except (TypeError, ValueError, OverflowError):
-            pass  # said below
+            pass  # the error below reports it
         try:
             return above_0(given)
         except ValueError as exc:
@@ -222,7 +222,7 @@ def per_cent(at_most: float) -> Callable[[object], float]:
 
 
 def parse_secret(value: object) -> str:
-    """A key, secret or token: visible ASCII, since it travels in an HTTP header."""
+    """A key, secret or token: visible ASCII, because an HTTP header carries it."""
     if not isinstance(value, str) or not _SECRET.fullmatch(value.strip()):
         raise ValueError(
             "must be text of visible ASCII characters without blanks (the value is not shown)"
@@ -261,11 +261,11 @@ def parse_positions(value: object) -> str:
         return word
     if word.startswith("file:"):
         if not word.removeprefix("file:").strip("/ "):
-            raise ValueError("names no file: write file:PATH")
+            raise ValueError("does not name a file: write file:PATH")
         return word
     if "://" in word:
         parse_url(word, "http", "https")
-        return word  # not what that returns: the "/" at the end of a path may matter
+        return word  # unchanged, because the "/" at the end of a path may matter
     raise ValueError(
         f"{quoted(word)} is not one of none, alpaca, an http:// or https:// URL, file:PATH"
     )
@@ -285,7 +285,7 @@ def parse_alerts(value: object) -> tuple[str, ...]:
 
 
 def parse_key_prefix(value: object) -> str:
-    """What stands in front of every name in Redis: ``desk1:``, or nothing.
+    """The prefix of every name in Redis, such as ``desk1:``, or empty.
 
     Blanks and quotes break lines of ``ACL SETUSER`` and of Redis's configuration. Asterisks,
     question marks, square brackets and backslashes are wildcards in ``SCAN`` and in access rules.
@@ -307,7 +307,7 @@ def parse_key_prefix(value: object) -> str:
 
 
 def parse_event_log(value: object) -> str:
-    """The name of a Redis stream, which must not fall among our own keys."""
+    """The name of a Redis stream, which must differ from the service's own keys."""
     name = text(value)
     if not name.isprintable() or len(name) > 512:  # noqa: PLR2004 - a sane length for a key
         raise ValueError("must be a printable name of at most 512 characters")
@@ -320,7 +320,7 @@ def parse_event_log(value: object) -> str:
 
 
 def parse_socket(value: object) -> Path:
-    """An absolute path that fits into a socket's address."""
+    """An absolute path, short enough for the address of a UNIX socket."""
     given = value if isinstance(value, Path) else Path(text(value))
     try:
         path = given.expanduser().absolute()
@@ -343,16 +343,16 @@ def parse_http_address(value: object) -> str:
 
 
 def default_log_format() -> str:
-    """``console`` where stderr is a terminal, else ``json``."""
+    """``console`` if stderr is a terminal, else ``json``."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return "console" if terminal else "json"
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """``127.0.0.1:8000`` → ``("127.0.0.1", 8000)``; the brackets of ``[::1]`` are taken off.
+    """``127.0.0.1:8000`` → ``("127.0.0.1", 8000)``; the brackets of ``[::1]`` are removed.
 
     Raises:
-        ValueError: It has another form.
+        ValueError: It has another format.
     """
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[^\s:/@\[\]]+):(\d{1,5})", address, re.ASCII)
     if match is None or int(match[2]) > 65535:  # noqa: PLR2004 - the highest port

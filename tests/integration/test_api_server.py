@@ -429,7 +429,7 @@ def test_a_failure_of_the_service_is_500_and_is_logged(run: Run, path: Path, cap
         async with serving(Broken(), path), over_socket(path) as client:
             answer = await client.get("/status")
             assert answer.status_code == 500
-            assert "the reason is in its log" in answer.json()["detail"]
+            assert "see its log for the reason" in answer.json()["detail"]
             assert (await client.get("/health/live")).status_code == 200
 
     run(scenario)

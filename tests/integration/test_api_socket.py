@@ -192,7 +192,7 @@ def test_a_path_that_somebody_removed_is_no_error_at_the_end(path: Path) -> None
 
 def test_something_else_at_the_path_is_left_alone(path: Path) -> None:
     path.write_text("notes")
-    with pytest.raises(ConfigurationError, match="is no socket"), unix_listener(path):
+    with pytest.raises(ConfigurationError, match="is not a socket"), unix_listener(path):
         pass
     assert path.read_text() == "notes"
 

@@ -192,7 +192,7 @@ def test_a_refused_status_is_1(service: Service, invoke) -> None:
     result = invoke("status")
     assert (result.exit_code, result.stderr) == (
         1,
-        "mdservice: the service refused to tell its status: an error\n",
+        "mdservice: the service refused to report its status: an error\n",
     )
 
 
@@ -209,7 +209,7 @@ def test_symbols_are_sent_raised_and_without_repeats(service: Service, invoke) -
 
 def test_a_pending_subscription_says_so(service: Service, invoke) -> None:
     service.answers = {SUBSCRIBE: (200, {"status": "pending", "symbols": ["AAPL"]})}
-    assert invoke("subscribe", "AAPL").stdout.startswith("pending: AAPL (the feed is away")
+    assert invoke("subscribe", "AAPL").stdout.startswith("pending: AAPL (the feed is down")
 
 
 @pytest.mark.parametrize(

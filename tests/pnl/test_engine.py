@@ -151,10 +151,10 @@ def test_the_numbers_at_the_edge_of_what_is_summed_up_stay_exact() -> None:
     [
         (Position("AAPL", None, Decimal(1)), "qty is missing"),
         (Position("AAPL", Decimal(1), None), "avg_entry_price is missing"),
-        (Position("AAPL", Decimal("NaN"), Decimal(1)), "qty is no number of at most 100 digits"),
-        (Position("AAPL", Decimal("1e100"), Decimal(1)), "qty is no number of at most 100"),
-        (Position("AAPL", Decimal(1), Decimal("1e-101")), "avg_entry_price is no number"),
-        (Position("AAPL", Decimal(1), Decimal(1), Decimal("inf")), "multiplier is no number"),
+        (Position("AAPL", Decimal("NaN"), Decimal(1)), "qty is not a number of at most 100 digits"),
+        (Position("AAPL", Decimal("1e100"), Decimal(1)), "qty is not a number of at most 100"),
+        (Position("AAPL", Decimal(1), Decimal("1e-101")), "avg_entry_price is not a number"),
+        (Position("AAPL", Decimal(1), Decimal(1), Decimal("inf")), "multiplier is not a number"),
         (Position("AAPL", Decimal(1), Decimal(1), problem="not a stock"), "not a stock"),
     ],
 )

@@ -42,7 +42,7 @@ def test_rules_that_are_understood(text: str, rule: AlertRule) -> None:
     ("text", "wrong"),
     [
         ("", "it is empty"),
-        ("AAPL", "what of it? pnl, pct, price or stale"),
+        ("AAPL", "pnl, pct, price or stale is expected"),
         ("AA$PL pnl < 1", "'AA$PL' is not a symbol"),
         ("AAPL volume > 1", "'volume' is not one of pnl, pct, price, stale"),
         ("total price > 1", "the total has no price"),

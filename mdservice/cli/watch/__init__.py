@@ -1,1 +1,1 @@
-"""Live prices and P&L for people, beside a running service."""
+"""Live prices and P&L in the terminal, from a running service."""

@@ -23,14 +23,14 @@ Examples:
   mdservice watch --redis-url redis://prices:6379 --positions file:positions.json
 
 \b
-Redis and the positions are those of the service at --socket where not given.
-With --once, exit code 1 tells that what was shown may be out of date.
+Without flags, Redis and the positions are those of the service at --socket.
+With --once, exit code 1 means that the prices shown may be out of date.
 """
 
 
 @click.command(epilog=_EPILOG, short_help="Live prices and P&L in the terminal.")
 @click.argument("shown", metavar="[SYM]...", nargs=-1)
-@click.option("--once", is_flag=True, help="Show the table once, and end.")
+@click.option("--once", is_flag=True, help="Show the table once and exit.")
 @settings_options()
 @click.pass_context
 def watch(
@@ -42,15 +42,15 @@ def watch(
     once: bool,
     **flags: str | None,
 ) -> None:
-    """Live prices and P&L in the terminal, beside a running service.
+    """Show live prices and P&L of a running service in the terminal.
 
-    Positions come first, what cost most at the top. Ctrl-C ends it.
+    Positions come first, the largest at the top. Ctrl-C ends it.
     """
     chosen = _symbols((*shown, flags.get("symbols") or ""))
     settings = settings_from(ctx, config, flags)
     try:
         well = _run(settings, chosen, once=once)
-    except KeyboardInterrupt:  # before the loop could take it
+    except KeyboardInterrupt:  # before the event loop handles it
         return
     if once and not well:
         ctx.exit(FAILED)
@@ -65,7 +65,7 @@ def _run(settings: Settings, chosen: tuple[str, ...], *, once: bool) -> bool:
 
 
 def _symbols(given: tuple[str, ...]) -> tuple[str, ...]:
-    """Those to show; none means all."""
+    """The symbols to show; empty for all."""
     try:
         symbols = parse_symbols(t for text in given for t in text.split(",") if t.strip())
     except InvalidSymbol as exc:

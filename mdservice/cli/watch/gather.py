@@ -1,4 +1,4 @@
-"""Views, from the P&L of a book and from what the service says."""
+"""Makes views from the tracker's P&L and the service's status."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ _SUBSCRIPTIONS: Final = "/api/v1/market-data/subscriptions"
 _WINDOW_S: Final = 3.0
 _QUIET_S: Final = 3.0
 _MOMENT_S: Final = 1.5
-"""For how long a change of a price is shown."""
+"""How long a change of a price is shown."""
 _HINTS: Final = 3
 _S_NS: Final = 1_000_000_000
 
 
 class Gatherer:
-    """Makes views. What it makes costs as much as there is to show.
+    """Makes views. The cost depends only on the number of rows that are shown.
 
-    What is held comes first, what cost most at its top; the rest is in the order in which it was
-    chosen, or by name. Prices do not move rows.
+    Held lots come first, the largest at the top. Other symbols follow in the order in which they
+    were chosen, or by name. A new price never moves a row.
 
     Args:
-        book: Positions and prices; running.
-        service: What the service says.
+        book: Positions and prices; must be running.
+        service: The status of the service.
         chosen: The only symbols to show; none means all.
-        stale_after_s: The age at which a price that is not held counts as stale.
-        delay_s: By how many seconds the feed is late on purpose.
+        stale_after_s: The age at which the price of an other symbol counts as stale.
+        delay_s: The intended delay of the feed, seconds.
         clock: The time.
-        errors: What else is to be warned of.
+        errors: Returns further warnings.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Gatherer:
         self._now_s, self._now_ns, self._old = 0.0, 0, False
 
     def view(self, most: int | None = None) -> View:
-        """Everything as it is now.
+        """The current view.
 
         Args:
-            most: How many lots, and how many other symbols, are wanted at most.
+            most: The maximum number of lots, and of other symbols.
         """
         self._look()
         fresh: dict[str, _Seen] = {}
@@ -110,14 +110,14 @@ class Gatherer:
         )
 
     def changes(self) -> Iterator[tuple[tuple[str, int], Entry]]:
-        """What is different from what was told before, by symbol and number of the lot."""
+        """The entries that have changed since the last call, by symbol and number of the lot."""
         self._look()
         told: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
         for place in self._held:
             row = self._row(*place)
             told[place] = mark = (row, self._status(row.status))
             before = self._told.get(place)
-            # The same object until something changes, so that nothing has to be compared.
+            # It is the same object until something changes, so its content need not be compared.
             if before is None or before[0] is not row or before[1] != mark[1]:
                 yield place, self._lot(*place, None)
         for symbol in self._others:
@@ -129,12 +129,12 @@ class Gatherer:
         self._told = told
 
     def warnings(self) -> tuple[str, ...]:
-        """Why what is shown may be out of date, as of the last look."""
+        """Why prices or positions may be out of date, as of the last view."""
         inside = tuple(map(printable, self._errors()))
         return warnings(self._service, self._book, old=self._old) + inside
 
     def _look(self) -> None:
-        """Notice time, events, and which symbols there are."""
+        """Update the time, the count of events, and the symbols."""
         self._now_s, self._now_ns = self._clock.monotonic(), self._clock.utc_ns()
         self._engine.pass_time(self._now_ns)
         prices = self._book.prices_status()
@@ -201,7 +201,7 @@ class Gatherer:
     def _change(
         self, symbol: str, price: Decimal | None, fresh: dict[str, _Seen]
     ) -> Decimal | None:
-        """By how much the price changed in the last moment. Only what is shown is remembered."""
+        """The change of the price in the last moment. Only prices that are shown are remembered."""
         seen = self._seen.get(symbol)
         if seen is None or seen.price is None or price is None:
             seen = _Seen(price, None, 0.0)
@@ -245,16 +245,16 @@ class _Seen:
 
 
 class ServiceWatch:
-    """What the service at a socket says of itself; what it said last, while it says nothing.
+    """The last known status of the service at a socket.
 
     Args:
         socket: Its UNIX socket.
-        subscriptions: Whether it is asked for these too.
+        subscriptions: Whether to ask for the subscriptions too.
 
     Attributes:
-        status: As ``/status`` told it last; empty before the first answer.
-        failure: Why the last try failed, or None.
-        answered: Whether it has ever answered.
+        status: The last answer of ``/status``; empty before the first.
+        failure: Why the last attempt failed, or None.
+        answered: Whether the service has ever answered.
     """
 
     def __init__(self, socket: Path, *, subscriptions: bool) -> None:
@@ -267,16 +267,16 @@ class ServiceWatch:
 
     @property
     def reason(self) -> str | None:
-        """Why it does not answer, or None."""
+        """Why the service does not answer, or None."""
         return None if self.failure is None else masked(str(self.failure))
 
     def asked_for(self, symbol: str) -> bool:
-        """Whether somebody subscribed to the symbol, as far as is known."""
+        """Whether the symbol is subscribed, as far as is known."""
         known = self._subscribed
         return known is None or symbol in known or EVERY_SYMBOL in known
 
     async def refresh(self) -> None:
-        """Ask once."""
+        """Ask the service once."""
         try:
             status, subscribed = await anyio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
         except MDServiceError as exc:
@@ -286,7 +286,7 @@ class ServiceWatch:
             self.status, self._subscribed = status, subscribed
 
     async def poll(self) -> None:
-        """Ask until cancelled."""
+        """Ask the service again and again until cancelled."""
         while True:
             await anyio.sleep(_EVERY_S)
             await self.refresh()
@@ -304,17 +304,17 @@ class ServiceWatch:
 
 
 class Flow:
-    """How many events came in the last seconds, and when the last one did. Pure."""
+    """The rate of events in the last seconds, and the time of the last one. Pure."""
 
     def __init__(self) -> None:
         self.last_ns: int | None = None
         self._samples: deque[tuple[float, int]] = deque()
 
     def note(self, events: int, now_s: float, now_ns: int) -> None:
-        """Take the count of all events so far.
+        """Note the total number of events.
 
         Args:
-            events: Fewer than before: they are counted anew.
+            events: If smaller than before, the count has restarted.
             now_s: Monotonic seconds.
             now_ns: UTC nanoseconds.
         """
@@ -329,19 +329,19 @@ class Flow:
 
     @property
     def per_s(self) -> float | None:
-        """Events per second; None before two counts."""
+        """Events per second; None before the second count."""
         if len(self._samples) <= 1:
             return None
         (since_s, before), (now_s, events) = self._samples[0], self._samples[-1]
         return (events - before) / max(now_s - since_s, 0.001)
 
     def quiet(self, now_ns: int) -> bool:
-        """Whether none came in the last seconds."""
+        """Whether no event came in the last seconds."""
         return self.last_ns is None or now_ns - self.last_ns > _QUIET_S * 1e9
 
 
 def state(service: ServiceWatch) -> tuple[str, bool]:
-    """The service in one or two words, and whether that is nothing to worry about."""
+    """The state of the service in one or two words, and whether it is normal."""
     if service.failure is not None:
         return "service away" if service.answered else "no service", False
     told = printable(str(service.status.get("state", "-")))
@@ -349,7 +349,7 @@ def state(service: ServiceWatch) -> tuple[str, bool]:
 
 
 def about(service: ServiceWatch, flow: Flow) -> tuple[str, ...]:
-    """More of the service, the most important first."""
+    """Details of the service, the most important first."""
     parts = []
     if flow.per_s is not None:
         parts.append(f"{flow.per_s:,.0f} events/s")
@@ -378,14 +378,14 @@ def warnings(service: ServiceWatch, book: PnlTracker, *, old: bool) -> tuple[str
     elif service.status.get("state") != "running":
         found += [str(reason) for reason in service.status.get("reasons") or ()]
     for warning in book.warnings():
-        # Where the positions are the service's, the reason is the same.
+        # If the positions come from the service, the reason is the same.
         known = reason is not None and warning.endswith(reason)
         found += [warning.partition(":")[0]] if known else [warning]
     return tuple(map(printable, found))
 
 
 def _by_cost(positions: Sequence[Position]) -> list[tuple[str, int]]:
-    """Each lot as its symbol and its number there; what cost most first, else in their order."""
+    """Each lot as its symbol and its number, the largest first."""
     counts: dict[str, int] = {}
     places: list[tuple[Decimal, tuple[str, int]]] = []
     for position in positions:

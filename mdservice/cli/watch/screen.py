@@ -62,16 +62,16 @@ class View:
     """Everything that a screen shows.
 
     Attributes:
-        state: How the service is, in one or two words.
-        well: Whether that is nothing to worry about.
-        about: More of that, the most important first.
-        warnings: Why what is shown may be out of date.
+        state: The state of the service, in one or two words.
+        well: Whether the service works normally.
+        about: Details, the most important first.
+        warnings: Why prices or positions may be out of date.
         hints: What to do about it.
-        held: The first of the lots that are held.
-        held_count: How many there are.
-        sums: None where nothing is held.
-        others: The first of the other symbols.
-        others_count: How many there are.
+        held: The first lots.
+        held_count: The number of all lots.
+        sums: None without positions.
+        others: The first other symbols.
+        others_count: The number of all other symbols.
     """
 
     state: str
@@ -92,13 +92,13 @@ class Entry:
 
     Attributes:
         symbol: ``AAPL``.
-        status: In one or two words.
+        status: One or two words.
         price: The mid, exact.
-        bid: None where there is none.
+        bid: None without a bid.
         ask: Likewise.
-        age_s: How old the quote is.
-        change: By how much the price changed in the last moment; None where it did not.
-        lot: None where it is not held.
+        age_s: The age of the quote.
+        change: The change of the price in the last moment; None without a change.
+        lot: None for a symbol that is not held.
     """
 
     symbol: str
@@ -113,13 +113,13 @@ class Entry:
 
 @attrs.frozen
 class Lot:
-    """A position and what it is worth; None where it cannot be told.
+    """One lot of a position with its P&L; unknown values are None.
 
     Attributes:
-        qty: Below 0 for a short position.
-        avg_entry_price: Per share.
+        qty: Negative for a short position.
+        avg_entry_price: Price per share.
         pnl: Exact.
-        pnl_pct: Of what it cost.
+        pnl_pct: Per cent of its cost.
     """
 
     qty: Decimal | None
@@ -130,13 +130,13 @@ class Lot:
 
 @attrs.frozen
 class Sums:
-    """Over all that is held.
+    """The sums over all lots.
 
     Attributes:
-        pnl: Of the priced lots.
-        pnl_pct: Of what these cost; None where that is 0.
-        priced: Lots with a price, live and stale.
-        unpriced: Lots without.
+        pnl: The P&L of the priced lots.
+        pnl_pct: Per cent of their cost; None if that is 0.
+        priced: The number of lots with a price, live or stale.
+        unpriced: The number of lots without a price.
     """
 
     pnl: Decimal
@@ -149,8 +149,8 @@ class Screen:
     """Lays views out. Columns never get narrower while the terminal's width stays the same.
 
     Args:
-        plain_text: Only ASCII, for terminals that have nothing else.
-        moving: Whether views follow one another, so that changes can be shown.
+        plain_text: Use only ASCII, for terminals without other characters.
+        moving: Whether several views are shown in turn, so that changes can be marked.
     """
 
     def __init__(self, *, plain_text: bool = False, moving: bool = True) -> None:
@@ -161,13 +161,13 @@ class Screen:
         self._decimals: dict[str, int] = {}
 
     def lines(self, view: View, width: int, height: int | None = None) -> list[Text]:
-        """The lines, none of them wider than that.
+        """The lines of the screen, none of them wider than ``width``.
 
         Args:
-            view: What to show. It need not have more rows than the height.
-            width: Cells of a line.
-            height: Lines of the screen, all of which are used; None for as many as it takes,
-                without a foot.
+            view: The view to show. It needs no more rows than ``height``.
+            width: The cells of a line.
+            height: The lines of the screen, all of which are used. None uses as many as the view
+                needs, without a footer.
         """
         if width != self._room:
             self._room = width
@@ -179,7 +179,7 @@ class Screen:
         if height is None:
             table = self._table(view.held, sums, view.others, width)
             return [*head, *table, *hints]
-        for spare in (0, 1):  # where narrow, the sums need a line more
+        for spare in (0, 1):  # on a narrow screen, the sums need one more line
             room = max(1, height - len(head) - len(hints) - 2 - bool(sums) - spare)
             held = view.held[:room]
             others = view.others[: max(0, room - len(held) - bool(held))]
@@ -237,7 +237,7 @@ class Screen:
             longest = max(map(cell_len, cells))
             known = self._widths.get(column.name, column.least)
             self._widths[column.name] = max(longest, known)
-        # However narrow, the symbols are there; they alone may be cut.
+        # Even the narrowest screen shows the symbols, cut if necessary.
         self._widths["symbol"] = min(self._widths["symbol"], width)
         found, start = [], 0
         for column in choose(columns, self._widths, width):
@@ -274,7 +274,7 @@ class Screen:
 
 
 def number_text(number: Decimal | None) -> str:
-    """A quantity: ``1,250``, ``-2.5``; nine decimals at most, no zeros at their end."""
+    """A quantity: ``1,250``, ``-2.5``; nine decimals at most, without trailing zeros."""
     return _exact(number, 0, 9)
 
 
@@ -314,7 +314,7 @@ def age_text(seconds: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """On one line, without what would steer a terminal."""
+    """The text on one line, without control characters."""
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
@@ -336,13 +336,13 @@ class Column:
 
     Attributes:
         name: Its heading.
-        rank: Which columns come first into a terminal that has not room for all; those of the
-            same rank come together.
-        least: It is never narrower, so that it seldom changes.
-        of_lots: Whether only what is held has it.
-        text: An entry's text.
-        style: An entry's colour.
-        align: ``point``: the decimal points one below the other.
+        rank: A narrow terminal shows the columns of low rank first. Columns of the same rank
+            appear together.
+        least: The minimum width, so that the width seldom changes.
+        of_lots: Whether only held lots have it.
+        text: Returns the text of an entry.
+        style: Returns the colour of an entry.
+        align: ``point`` aligns the decimal points.
     """
 
     name: str
@@ -355,7 +355,7 @@ class Column:
 
 
 def sign_style(amount: Decimal | None) -> str:
-    """Green for a gain, red for a loss; the sign tells it too."""
+    """Green for a gain, red for a loss; the sign shows it too."""
     if not amount:
         return ""
     return "green" if amount > 0 else "red"
@@ -413,12 +413,12 @@ COLUMNS: Final = (
 
 
 def choose(columns: Iterable[Column], widths: Mapping[str, int], room: int) -> Sequence[Column]:
-    """The columns for which there is room, by rank, until one has none; in their own order.
+    """The columns that fit, chosen by rank, in their own order.
 
     Args:
         columns: All, from left to right.
-        widths: How wide each has to be.
-        room: Cells of a line.
+        widths: The width that each needs.
+        room: The cells of a line.
     """
     columns = list(columns)
     used, ranks = -GAP, set[int]()
@@ -433,7 +433,7 @@ def choose(columns: Iterable[Column], widths: Mapping[str, int], room: int) -> S
 
 @attrs.frozen
 class _Placed:
-    """A column with its texts: where it stands."""
+    """A column with its texts and its place."""
 
     column: Column
     texts: Sequence[str]
@@ -442,7 +442,7 @@ class _Placed:
 
 
 def _total(sums: Sums, placed: Sequence[_Placed], width: int) -> list[Text]:
-    """The sums below their columns, and how many are priced, beside or below."""
+    """The sums below their columns, and the counts of priced and unpriced lots beside or below."""
     counts = f"{sums.priced:,} priced, {sums.unpriced:,} unpriced"
     by_name = {at.column.name: at for at in placed}
     pnl, percent = money_text(sums.pnl), percent_text(sums.pnl_pct)
@@ -482,7 +482,7 @@ def _foot(more: tuple[int, int], width: int) -> Text:
 
 
 def _flow(parts: Iterable[str], width: int, most: int = 2) -> list[str]:
-    """Parts side by side on so many lines; a part is not broken, the first is cut at need."""
+    """Put parts side by side on that many lines. Only the first part may be cut."""
     lines: list[str] = []
     for part in parts:
         if not part:

@@ -1,4 +1,4 @@
-"""``mdservice watch``: opens what is to be watched, and shows it until it is told to end."""
+"""``mdservice watch``: opens prices and positions, and shows them until it is stopped."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ _REDRAW_S: Final = 0.25
 _LINES_EVERY_S: Final = 1.0
 _LOOK_S: Final = 0.02
 _FIRST_S: Final = 1.0
-"""How long the first screen waits, so that it does not show what is there in a moment."""
+"""How long the first screen waits, so that it does not appear without prices."""
 _ONCE_S: Final = 8.0
 _NO_END: Final = 100_000
-"""Columns, where nobody has to see them on a screen."""
+"""The width for output that is not a terminal."""
 
 
 async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> bool:
-    """Show prices and P&L until SIGINT, SIGTERM, SIGHUP or the end of the reader.
+    """Show prices and P&L until SIGINT, SIGTERM or SIGHUP, or until the reader is gone.
 
     A second signal ends the process at once.
 
     Args:
-        settings: Where the service, Redis and the positions are.
+        settings: The addresses of the service, Redis and the positions.
         chosen: The only symbols to show; none means all.
-        once: Show everything once, and end.
+        once: Show everything once and return.
 
     Returns:
-        Whether nothing that was shown last may be out of date.
+        Whether everything that was shown last is up to date.
 
     Raises:
         NoAnswer: No service answers, and the settings name no Redis.
@@ -69,7 +69,7 @@ async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> boo
         ConfigurationError: The settings cannot be used.
     """
     clock, errors = SystemClock(), LastError()
-    # What is to be known stands on the screen; a log would be written across it.
+    # The screen shows errors; log lines would destroy its layout.
     logging.getLogger("mdservice").addHandler(errors)
     async with anyio.create_task_group() as tasks:
         running = anyio.CancelScope()
@@ -111,7 +111,7 @@ async def _watch(
         with anyio.move_on_after(_ONCE_S if once else _FIRST_S):
             await _known(book)
         console, well = Console(highlight=False), True
-        with suppress(BrokenPipeError):  # nobody reads any more
+        with suppress(BrokenPipeError):  # the reader is gone
             if once:
                 well = await _once(gatherer, book, console)
             elif sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
@@ -123,7 +123,7 @@ async def _watch(
 
 
 def _of_the_service(settings: Settings, service: ServiceWatch) -> Settings:
-    """Without alerts, which are the gateway's, and with the service's feed where none was set."""
+    """Drop the alerts, which the gateway handles; use the service's feed if none is set."""
     feed = service.status.get("feed")
     name = feed.get("name") if isinstance(feed, dict) else None
     if "feed" not in settings.sources and name in FEED_URLS:
@@ -133,7 +133,7 @@ def _of_the_service(settings: Settings, service: ServiceWatch) -> Settings:
 
 
 async def _known(book: PnlTracker) -> None:
-    """Wait until the positions and the prices that there are have come, or the reason why not."""
+    """Wait for the first positions and prices, or for an error."""
     while True:
         positions = book.positions
         prices = book.prices_status()
@@ -159,7 +159,7 @@ async def _once(gatherer: Gatherer, book: PnlTracker, console: Console) -> bool:
 
 
 async def _on_terminal(gatherer: Gatherer, console: Console) -> None:
-    """Redraw the screen until cancelled; whatever was on the terminal before comes back."""
+    """Redraw the screen until cancelled, then restore the terminal."""
     screen = Screen(plain_text=not console.encoding.startswith("utf"))
     live = Live(
         console=console,
@@ -183,7 +183,7 @@ async def _redraw(gatherer: Gatherer, screen: Screen, console: Console, live: Li
 
 
 async def _let_suspend(live: Live) -> None:
-    """Give the terminal back for as long as Ctrl-Z stops this process."""
+    """Restore the terminal while Ctrl-Z stops this process."""
     with anyio.open_signal_receiver(signal.SIGTSTP) as signals:
         async for _number in signals:
             live.stop()
@@ -192,17 +192,17 @@ async def _let_suspend(live: Live) -> None:
 
 
 def _restore_terminal() -> None:
-    """Leave the full screen and show the cursor, where the terminal takes it without a wait."""
+    """Leave the full screen and show the cursor, if the terminal accepts it at once."""
     if not os.isatty(1):
         return
     os.set_blocking(1, False)
     with suppress(OSError):
         os.write(1, b"\x1b[?1049l\x1b[?25h")
-    os.set_blocking(1, True)  # the shell shares the open terminal
+    os.set_blocking(1, True)  # the shell uses the same open terminal
 
 
 async def _in_lines(gatherer: Gatherer, clock: Clock) -> None:
-    """Write what changes, line by line, until cancelled or until nobody reads."""
+    """Write each change as a line until cancelled or until the reader is gone."""
     output, notes, lines = LineOutput(sys.stdout), LineOutput(sys.stderr), PlainLines()
     while not output.reader_gone():
         now_ns = clock.utc_ns()
@@ -213,7 +213,7 @@ async def _in_lines(gatherer: Gatherer, clock: Clock) -> None:
 
 
 class LineOutput:
-    """Writes lines past all buffers, in a thread: a reader that stalls holds up nothing else.
+    """Writes lines in a thread, without buffers, so that a slow reader blocks nothing else.
 
     Args:
         stream: An open file with a descriptor.
@@ -224,12 +224,12 @@ class LineOutput:
         self._encoding = stream.encoding
 
     async def write(self, lines: Sequence[str]) -> None:
-        """Write them all.
+        """Write all lines.
 
-        Cancelling gives up on a reader that takes nothing, perhaps in the middle of a line.
+        When cancelled, it stops at once, perhaps in the middle of a line.
 
         Raises:
-            BrokenPipeError: Nobody reads any more.
+            BrokenPipeError: The reader is gone.
         """
         if not lines:
             return
@@ -238,7 +238,7 @@ class LineOutput:
         await anyio.to_thread.run_sync(self._write, data, abandon_on_cancel=True)
 
     def reader_gone(self) -> bool:
-        """Whether it is a pipe that nobody reads any more."""
+        """Whether it is a pipe whose reader is gone."""
         poll = select.poll()
         poll.register(self._descriptor, 0)
         return any(event & select.POLLERR for _descriptor, event in poll.poll(0))
@@ -249,7 +249,7 @@ class LineOutput:
 
 
 def entry_text(entry: Entry) -> str:
-    """``AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live``; ``-`` for what is not known."""
+    """``AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live``; ``-`` for unknown values."""
     parts = [entry.symbol, price_text(entry.price)]
     lot = entry.lot
     if lot is not None:
@@ -271,11 +271,11 @@ class PlainLines:
         self._notes: tuple[str, ...] = ()
 
     def changed(self, entries: Iterable[tuple[tuple[str, int], Entry]], now_ns: int) -> list[str]:
-        """A line for each entry that reads otherwise than before.
+        """A line for each entry whose text has changed.
 
         Args:
             entries: By symbol and number of the lot.
-            now_ns: The time that stands before them.
+            now_ns: The time at the start of each line.
         """
         lines = []
         for place, entry in entries:
@@ -286,7 +286,7 @@ class PlainLines:
         return lines
 
     def notes(self, warnings: tuple[str, ...], now_ns: int) -> list[str]:
-        """A line for each warning that is new, and one when all are gone."""
+        """A line for each new warning, and one line when all are gone."""
         before, self._notes = self._notes, warnings
         if before and not warnings:
             return [f"{_time(now_ns)} # all is well again"]
@@ -306,11 +306,11 @@ class LastError(logging.Handler):
         self._until_s = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the first line; the last one too, which names the error of a traceback."""
+        """Keep the first line, and the last one, which names the error of a traceback."""
         lines = record.getMessage().splitlines() or [""]
         self._text = lines[0] if len(lines) == 1 else f"{lines[0]}: {lines[-1]}"
         self._until_s = time.monotonic() + _SHOWN_S
 
     def texts(self) -> tuple[str, ...]:
-        """The error, or nothing."""
+        """The error; empty without one."""
         return (f"an error inside: {self._text}",) if time.monotonic() < self._until_s else ()
