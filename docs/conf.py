@@ -37,6 +37,7 @@ nitpick_ignore_regex = [
     ("py:class", r"mdservice\.redis_io\.names\.Instance"),
     ("py:class", r"mdservice\.runtime\.network\.HttpClient"),
     ("py:class", r"mdservice\.positions\.sources\._Result"),
+    ("py:(class|obj)", r"mdservice\.model\.kinds\..*"),
     ("py:class", r"mdservice\.pnl\.holding\..*"),
     ("py:class", r"mdservice\.simulator\.(http|market|memory|paper_account)\..*"),
     ("py:class", r"mdservice\.simulator\.(rest_quotes|session|wire)\..*"),

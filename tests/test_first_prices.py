@@ -392,8 +392,8 @@ async def test_a_symbol_that_is_unsubscribed_meanwhile_is_not_priced(
 
 async def test_rest_answers_for_other_symbols_too(autojump_clock: Any, desk: Desk) -> None:
     class Generous(FakeHistory):
-        async def latest(self, symbols: Any) -> Any:
-            return await super().latest(("AAPL", "MSFT"))
+        async def latest(self, kind: Any, symbols: Any) -> Any:
+            return await super().latest(kind, ("AAPL", "MSFT"))
 
     desk.history = Generous()
     desk.closed_at("AAPL", "MSFT")
@@ -611,7 +611,7 @@ async def test_a_user_without_the_right_to_renew_keeps_its_prices(
     autojump_clock: Any, desk: Desk
 ) -> None:
     class NoExpire(MemoryPriceStore):
-        async def renew(self, symbols: Any) -> Any:
+        async def renew(self, kind: Any, symbols: Any) -> Any:
             raise StoreRefused("NOPERM this user has no permissions to run the 'expire' command")
 
     desk.store = NoExpire(clock=desk.clock, price_ttl_s=300)

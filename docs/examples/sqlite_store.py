@@ -8,19 +8,20 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 
 import mdservice
 from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.model.kinds import Kind
 from mdservice.publish.store import WriteBatch
 
 T = TypeVar("T")
 
 TABLES = """
-CREATE TABLE IF NOT EXISTS prices (symbol TEXT PRIMARY KEY, payload TEXT, expires_s REAL);
+CREATE TABLE IF NOT EXISTS latest (key TEXT PRIMARY KEY, payload TEXT, expires_s REAL);
 CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, channel TEXT, payload TEXT);
 CREATE TABLE IF NOT EXISTS batches (writer TEXT PRIMARY KEY, number INTEGER);
 """
@@ -75,14 +76,16 @@ class SqliteStore:
         await self._do(lambda file: self._write(file, batch))
 
     def _write(self, file: sqlite3.Connection, batch: WriteBatch) -> None:
-        ages, now_s = batch.ages_s, time.time()
-        prices = [
-            (symbol, payload.decode(), now_s + PRICE_TTL_S - ages.get(symbol, 0))
-            for symbol, payload in batch.prices.items()
-        ]
+        latest = []
+        for kind, payloads in batch.latest.items():
+            expires_s = time.time() + (kind.ttl_s or PRICE_TTL_S)
+            ages_s = batch.ages_s.get(kind, {})
+            for symbol, payload in payloads.items():
+                key = f"{kind.key_prefix}{symbol}"
+                latest.append((key, payload.decode(), expires_s - ages_s.get(symbol, 0)))
         events = [(message.channel, message.payload.decode()) for message in batch.messages]
         with file:  # one transaction: all of it, or, with an error, nothing
-            file.executemany("INSERT OR REPLACE INTO prices VALUES (?, ?, ?)", prices)
+            file.executemany("INSERT OR REPLACE INTO latest VALUES (?, ?, ?)", latest)
             file.executemany("INSERT INTO events (channel, payload) VALUES (?, ?)", events)
             file.execute(
                 "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", [EVENTS_KEPT]
@@ -91,12 +94,12 @@ class SqliteStore:
                 "INSERT OR REPLACE INTO batches VALUES (?, ?)", [self._writer, batch.number]
             )
 
-    async def read_prices(self, symbols: Iterable[str]) -> Mapping[str, bytes]:
-        return await self._do(lambda file: self._read(file, list(symbols)))
+    async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> Mapping[str, bytes]:
+        return await self._do(lambda file: self._read(file, kind.key_prefix, list(symbols)))
 
-    def _read(self, file: sqlite3.Connection, symbols: list[str]) -> dict[str, bytes]:
-        asked = "SELECT payload FROM prices WHERE symbol = ? AND expires_s > ?"
-        rows = {s: file.execute(asked, [s, time.time()]).fetchone() for s in symbols}
+    def _read(self, file: sqlite3.Connection, prefix: str, symbols: list[str]) -> dict[str, bytes]:
+        asked = "SELECT payload FROM latest WHERE key = ? AND expires_s > ?"
+        rows = {s: file.execute(asked, [prefix + s, time.time()]).fetchone() for s in symbols}
         return {symbol: row[0].encode() for symbol, row in rows.items() if row}
 
     async def ping(self) -> None:

@@ -8,12 +8,13 @@ from decimal import Decimal
 from docs.generate.answers import AT_NS, QUOTE
 from docs.generate.text import fence
 from mdservice.feed.alpaca.error_codes import refusal
-from mdservice.model.events import FeedState, FeedStatus
-from mdservice.model.payload import encode_quote, encode_status
+from mdservice.model.events import FeedState, FeedStatus, encode_status
+from mdservice.model.kinds import QUOTES
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.pnl.alerts import Alert, encode_alert
 from mdservice.pnl.rules import parse_rule
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.commands import BatchPacker
 from mdservice.router.gaps import Gaps
 
@@ -40,7 +41,7 @@ def price_message() -> str:
 def status_messages() -> str:
     """One message of each state, in the order of a bad day."""
     lost_ns, back_ns, filled_ns = AT_NS + 2 * _S, AT_NS + 4 * _S, AT_NS + 5 * _S
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(AT_NS, ["AAPL", "MSFT"])
     [gap] = gaps.resumed(back_ns, ["AAPL", "MSFT"], (), lambda _: AT_NS, repairing=True)
     [repaired] = gaps.filled(filled_ns, AT_NS, {"AAPL": 12, "MSFT": 2}, ["AAPL", "MSFT"])
@@ -81,7 +82,8 @@ def transaction() -> str:
         price_ttl_s=300, event_log="price.log", event_log_maxlen=100_000, instance="6f1c…"
     )
     packer.marks_db = 0
-    batch = WriteBatch(8, {"AAPL": event}, [Message("price.updated", event, "AAPL")])
+    events = Events(QUOTES.event, [event], QUOTES, ["AAPL"])
+    batch = WriteBatch(8, {QUOTES: {"AAPL": event}}, [events])
     short = event.decode()[:17] + "…}"
     words = packer.batch(batch).data.decode().replace(event.decode(), short)
     return fence("text", "\n".join(_commands(words.split("\r\n"))))

@@ -18,9 +18,10 @@ from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError, MDServiceError
 from mdservice.feed.alpaca.drivers import make_drivers, make_history
 from mdservice.feed.driver import Driver
-from mdservice.feed.history import QuoteHistory
+from mdservice.feed.history import History
 from mdservice.feed.requests import Command, Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.model.events import FeedStatus
+from mdservice.model.kinds import QUOTES
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
@@ -28,7 +29,7 @@ from mdservice.model.symbol import parse_symbol, parse_symbols
 from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.sources import PositionSource, open_source
-from mdservice.publish.store import PriceStore, read_last_quotes
+from mdservice.publish.store import PriceStore, read_last_records
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
 from mdservice.runtime.network import HttpClient
 from mdservice.runtime.task_groups import background, leaves
@@ -41,7 +42,6 @@ __all__ = ["DRAIN_LIMIT_S", "Service", "open_service"]
 
 _log = get_logger(__name__)
 
-_QUOTES = "quotes"
 
 DRAIN_LIMIT_S = 3.0
 """How long writing the accepted quotes may take after the feed is closed."""
@@ -110,12 +110,13 @@ class Service:
 
     def channels(self) -> dict[str, list[str]]:
         """The acknowledged subscriptions, ``{"AAPL": ["quotes"]}``; empty in an outage."""
-        return {symbol: [_QUOTES] for symbol in self._topology.feed.acknowledged()}
+        return {symbol: [QUOTES.channel] for symbol in self._topology.feed.acknowledged()}
 
     def left_out(self) -> dict[str, dict[str, str]]:
         """The unfulfilled symbols, which the feed does not send, with the reason per channel."""
         return {
-            symbol: {_QUOTES: reason} for symbol, reason in self._topology.feed.left_out().items()
+            symbol: {QUOTES.channel: reason}
+            for symbol, reason in self._topology.feed.left_out().items()
         }
 
     def positions(self) -> Sequence[Position]:
@@ -129,11 +130,11 @@ class Service:
         Raises:
             InvalidSymbol
         """
-        return self._topology.router.sequencer.latest(parse_symbol(symbol))
+        return self._topology.router.sequencer(QUOTES).latest(parse_symbol(symbol))
 
     def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
         """The last accepted quotes of these symbols, or of all; unknown symbols are omitted."""
-        sequencer = self._topology.router.sequencer
+        sequencer = self._topology.router.sequencer(QUOTES)
         if symbols is None:
             return sorted(sequencer.all_latest(), key=lambda quote: quote.symbol)
         found = (sequencer.latest(symbol) for symbol in parse_symbols(symbols))
@@ -225,7 +226,7 @@ async def open_service(
     *,
     store: PriceStore | None = None,
     drivers: Sequence[Driver] | None = None,
-    history: QuoteHistory | None = None,
+    history: History | None = None,
     positions: PositionSource | None = None,
     clock: Clock | None = None,
     rng: random.Random | None = None,
@@ -284,7 +285,7 @@ async def open_service(
                 clock=clock,
                 positions=_follow_positions(resolved, positions, stack, clock, http),
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
-                last_quotes=await read_last_quotes(store, symbols, latest_ns),
+                last_quotes=await read_last_records(store, QUOTES, symbols, latest_ns),
                 price_ttl_s=settings.price_ttl,
                 renew_prices=settings.renew_prices,
             )

@@ -12,6 +12,7 @@ from mdservice.clock import Clock
 from mdservice.feed.alpaca.drivers import make_market_clock
 from mdservice.feed.connection import FeedSnapshot
 from mdservice.feed.driver import Driver
+from mdservice.model.kinds import QUOTES
 from mdservice.model.status import (
     ActorReport,
     Counters,
@@ -236,7 +237,9 @@ def _redis(topology: Topology, backlog: int, key_prefix: str) -> RedisReport:
 def _stale(limit_s: float, topology: Topology, now_ns: int) -> int:
     oldest_ns = now_ns - int(limit_s * 1e9)
     return sum(
-        1 for quote in topology.router.sequencer.all_latest() if quote.ts_event_ns < oldest_ns
+        1
+        for quote in topology.router.sequencer(QUOTES).all_latest()
+        if quote.ts_event_ns < oldest_ns
     )
 
 

@@ -22,14 +22,14 @@ from mdservice.feed.connection import FeedConnection
 from mdservice.feed.driver import Driver
 from mdservice.feed.first_prices import FirstPrices
 from mdservice.feed.gap_repair.repair import GapRepair
-from mdservice.feed.history import HalvingHistory, QuoteHistory
+from mdservice.feed.history import HalvingHistory, History
 from mdservice.feed.liveness import Liveness
 from mdservice.feed.requests import Command, Follow, SubscriptionResult, Unsubscribe
 from mdservice.feed.retries import DriverSelection
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import FeedItem, RoutedItem
-from mdservice.model.payload import encode_quote
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.quote import Quote
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.tracker import SOURCE, PositionTracker
@@ -87,7 +87,7 @@ class Topology:
     """All parts, joined. Nothing runs yet."""
 
     feed: FeedConnection
-    first_prices: FirstPrices
+    first_prices: FirstPrices[Quote]
     router: QuoteRouter
     publisher: EventPublisher
     writer: RedisWriter
@@ -121,7 +121,7 @@ class Topology:
 def build(
     *,
     drivers: Sequence[Driver],
-    history: QuoteHistory | None,
+    history: History | None,
     is_open: Callable[[], Awaitable[bool]],
     mute_after_s: float,
     store: PriceStore,
@@ -161,18 +161,19 @@ def build(
     book.add(symbols, "settings")
     readers = LocalReaders()
 
-    def confirmed(symbols: Sequence[str]) -> None:
-        writer.confirm(symbols)
+    def confirmed(kind: Kind[Any], symbols: Sequence[str]) -> None:
+        writer.confirm(kind, symbols)
 
     def vouched() -> frozenset[str]:
         return feed.vouched()
 
     router = QuoteRouter(feed_items, events.outbox, readers.offer, clock, confirmed)
-    router.start_from(last_quotes, resuming=_can_resume(last_quotes, clock.utc_ns()))
+    router.start_from(QUOTES, last_quotes, resuming=_can_resume(last_quotes, clock.utc_ns()))
     send_queue = SendQueue(feed_items.outbox)
-    asked = HalvingHistory(history) if history is not None else None
-    repair = GapRepair(asked, router.sequencer, send_queue, clock)
-    first_prices = FirstPrices(asked, book, repair, router.sequencer, send_queue, clock)
+    accepted = router.sequencer(QUOTES)
+    asked = HalvingHistory(history, QUOTES) if history is not None else None
+    repair = GapRepair(QUOTES, asked, accepted, send_queue, clock)
+    first_prices = FirstPrices(QUOTES, asked, book, repair, accepted, send_queue, clock)
     first_prices.want_all()
     feed = FeedConnection(
         DriverSelection(drivers),
@@ -182,7 +183,7 @@ def build(
         clock,
         Backoff(rng=rng),
         repair,
-        Liveness(mute_after_s, asked, is_open, router.sequencer),
+        Liveness(mute_after_s, asked, is_open, accepted),
         first_prices,
     )
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
@@ -194,7 +195,7 @@ def build(
         vouched if renew_prices else None,
         price_ttl_s,
     )
-    writer.start_from({quote.symbol: encode_quote(quote) for quote in last_quotes})
+    writer.start_from(QUOTES, {quote.symbol: QUOTES.encode(quote) for quote in last_quotes})
     watchdog = HealthWatchdog(clock)
 
     async def follow(symbols: tuple[str, ...]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 import anyio
 import anyio.lowlevel
 
 from mdservice.client.discovery import Location
 from mdservice.client.sequence import SequenceCheck
+from mdservice.model.events import RecordBatch
+from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import QuoteDecoder
 from mdservice.model.quote import Quote
-from mdservice.publish.conflation import ConflatingBuffer
+from mdservice.publish.conflation import ConflatingBuffer, records_of
 from mdservice.redis_io.names import GONE_AFTER_S, Instance, RedisNames
 
 __all__ = ["BACKLOG", "KEYS_AT_MOST_EVERY_S", "Intake", "ReaderQueue", "Source"]
@@ -56,7 +58,7 @@ class ReaderQueue:
     def offer(self, quotes: Sequence[Quote]) -> None:
         """Keep updates, conflating the oldest where there is no room."""
         if quotes:
-            self._buffer.extend(quotes)
+            self._buffer.add(RecordBatch(QUOTES, quotes))
             self._arrived.set()
 
     def offer_entries(
@@ -108,8 +110,7 @@ class ReaderQueue:
     async def _refill(self) -> None:
         while not self._taken:
             if len(self._buffer):
-                # Only quotes are ever put in.
-                self._taken.extend(cast("list[Quote]", self._buffer.take(_MOST_AT_ONCE)))
+                self._taken.extend(records_of(self._buffer.take(_MOST_AT_ONCE)))
             elif self._closed:
                 raise StopAsyncIteration
             else:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from math import inf
-from typing import Final, cast
+from typing import Final
 
 import anyio
 import attrs
@@ -25,9 +25,11 @@ from mdservice.client.connection import in_thread, open_link, opening, read_keys
 from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake
 from mdservice.errors import StoreUnavailable
+from mdservice.model.events import RecordBatch
+from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import QuoteDecoder
 from mdservice.model.quote import Quote
-from mdservice.publish.conflation import ConflatingBuffer
+from mdservice.publish.conflation import ConflatingBuffer, records_of
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
@@ -423,7 +425,7 @@ class _Connection:
 
     def _take(self, quotes: list[Quote]) -> None:
         if self._held is not None:
-            self._held.extend(quotes)
+            self._held.add(RecordBatch(QUOTES, quotes))
         elif quotes:
             newer = self._intake.take_events(quotes, in_order=self._up_to_date)
             self._intake.handover.offer(newer)
@@ -434,7 +436,7 @@ class _Connection:
         intake.handover.offer(intake.take_keys(keys))
         if held is not None:
             self._held = None
-            self._take(cast("list[Quote]", held.take(len(held))))
+            self._take(records_of(held.take(len(held))))
         if not self._up_to_date:
             self._up_to_date = True
             self._connected()

@@ -99,9 +99,9 @@ class FeedConnection:
         send_queue: SendQueue,
         clock: Clock,
         backoff: Backoff,
-        repair: GapRepair,
+        repair: GapRepair[Any],
         liveness: Liveness,
-        first_prices: FirstPrices,
+        first_prices: FirstPrices[Any],
     ) -> None:
         self.heartbeat = Heartbeat(clock)
         self._selection = selection

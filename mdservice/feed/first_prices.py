@@ -1,11 +1,11 @@
-"""The price of a symbol at the moment it is subscribed: its latest quote from REST.
+"""The price of a symbol at the moment it is subscribed: its latest record from REST.
 
-The stream brings a symbol's next quote, which may be hours away. So REST is asked for the latest
+The stream brings a symbol's next record, which may be hours away. So REST is asked for the latest
 one as soon as a symbol is wanted, whether or not the feed is connected.
 
 ::
 
-    want ──▶ due ──10 ms──▶ one request for up to 200 symbols ──60 ms──▶ FirstQuotes ──▶ router
+    want ──▶ due ──10 ms──▶ one request for up to 200 symbols ──60 ms──▶ FirstRecords ──▶ router
               ▲                          │ failed
               └────────back-off──────────┘ five tries, then the symbol waits for the stream
 """
@@ -13,18 +13,20 @@ one as soon as a symbol is wanted, whether or not the feed is connected.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Generic
 
 import anyio
 import attrs
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.feed.gap_repair.missing import AcceptedQuotes
+from mdservice.feed.gap_repair.missing import AcceptedRecords
 from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
-from mdservice.model.events import FirstQuotes
+from mdservice.model.events import FirstRecords
+from mdservice.model.kinds import Kind, R
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger, masked
 
@@ -39,9 +41,9 @@ PAUSES_S = (0.5, 2.0, 8.0, 30.0)
 _ANSWER_LIMITS_S = (3.0, 5.0, 10.0)
 """How long the first tries may take, seconds; later ones as long as the last of these."""
 STREAM_FIRST_S = 0.06
-"""How long an answer is held, seconds: the stream's own quotes of that moment are on their way.
+"""How long an answer is held, seconds: the stream's own records of that moment are on their way.
 
-Without the pause REST could be ahead of the stream, and the quotes between would come too late.
+Without the pause REST could be ahead of the stream, and the records between would come too late.
 """
 _MOST_REQUESTS = 4
 """Requests at one time; what becomes due meanwhile goes into the next one."""
@@ -52,12 +54,12 @@ _MOST_CHARACTERS = 4_000
 
 @attrs.define
 class _Due:
-    """A symbol whose latest quote is to be fetched.
+    """A symbol whose latest record is to be fetched.
 
     Attributes:
         asked_ns: When it was wanted, UTC nanoseconds.
         at_s: When to ask, by the event loop's clock.
-        known_ns: The time of its last quote when it was wanted, or None.
+        known_ns: The time of its last record when it was wanted, or None.
         tries: How often REST has failed.
     """
 
@@ -68,17 +70,18 @@ class _Due:
     in_flight: bool = False
 
 
-class FirstPrices:
-    """Fetches the latest quote of every symbol that becomes wanted.
+class FirstPrices(Generic[R]):
+    """Fetches the latest record of every symbol that becomes wanted.
 
     Symbols whose gap a repair will fill are left to the repair, so that nothing of the gap is
     skipped. ``*`` is not asked for.
 
     Args:
-        history: Where the latest quotes come from, or None.
+        kind: The kind of the records.
+        history: Where the latest records come from, or None.
         book: Which symbols are wanted.
         repair: Knows which symbols it will bring up to date.
-        accepted: The quotes that are out.
+        accepted: The records that are out.
         send_queue: Takes what is found.
         clock: The time.
 
@@ -89,13 +92,15 @@ class FirstPrices:
 
     def __init__(
         self,
-        history: HalvingHistory | None,
+        kind: Kind[R],
+        history: HalvingHistory[R] | None,
         book: SubscriptionSet,
-        repair: GapRepair,
-        accepted: AcceptedQuotes,
+        repair: GapRepair[R],
+        accepted: AcceptedRecords,
         send_queue: SendQueue,
         clock: Clock,
     ) -> None:
+        self._kind = kind
         self._history = history
         self._book = book
         self._repair = repair
@@ -183,7 +188,7 @@ class FirstPrices:
             due.in_flight = True
         return requests
 
-    async def _fetch(self, history: HalvingHistory, symbols: Sequence[str]) -> None:
+    async def _fetch(self, history: HalvingHistory[R], symbols: Sequence[str]) -> None:
         asked = {symbol: self._due[symbol] for symbol in symbols if symbol in self._due}
         tries = max((due.tries for due in asked.values()), default=0)
         limit_s = _ANSWER_LIMITS_S[min(tries, len(_ANSWER_LIMITS_S) - 1)]
@@ -202,18 +207,18 @@ class FirstPrices:
             wanted = {s: due.asked_ns for s, due in asked.items() if self._due.get(s) is due}
             repairing = self._repair.symbols()
             found = [
-                quote
-                for quote in answer.quotes
-                if quote.symbol in wanted
+                record
+                for record in answer.records
+                if record.symbol in wanted
                 and self._last_is(
-                    quote.symbol,
-                    quote.ts_event_ns
-                    if quote.symbol in repairing
-                    else asked[quote.symbol].known_ns,
+                    record.symbol,
+                    record.ts_event_ns
+                    if record.symbol in repairing
+                    else asked[record.symbol].known_ns,
                 )
             ]
             if found:
-                self._send_queue.add(FirstQuotes(found, wanted))
+                self._send_queue.add(FirstRecords(self._kind, found, wanted))
             for symbol in wanted:
                 del self._due[symbol]
             await self._send_queue.flush()

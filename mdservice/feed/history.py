@@ -1,33 +1,33 @@
-"""Where the quotes come from that a lost connection has missed, and what is refused there.
+"""Where the records come from that a lost connection has missed, and what is refused there.
 
 One symbol that history does not take makes it refuse a whole list.
 :class:`HalvingHistory` finds that symbol and sets it aside; everything that asks for past or
-latest quotes asks through it.
+latest records of a kind asks through it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Generic, Protocol
 
 import anyio
 import attrs
 
 from mdservice.errors import HistoryRefused, SymbolsRefused
 from mdservice.feed.subscriptions import chunks
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import Kind, R
 from mdservice.model.symbol import is_symbol
 from mdservice.observability.logging import get_logger
 
-__all__ = ["SET_ASIDE_S", "Found", "HalvingHistory", "QuoteHistory"]
+__all__ = ["SET_ASIDE_S", "Found", "HalvingHistory", "History"]
 
 _log = get_logger(__name__)
 
 SET_ASIDE_S = 3_600.0
 """A symbol that history refused is left out of requests for so long."""
 _SYMBOLS_PER_REQUEST = 200
-_MOST_QUOTES = 200_000
+_MOST_RECORDS = 200_000
 """What is kept in memory of one answer, all requests together."""
 _MOST_REFUSALS = 128
 """Refused requests of one call; symbols that are not found by then are not asked for."""
@@ -36,29 +36,32 @@ _MOST_REFUSALS_AT_FIRST = 3
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*")
 
 
-class QuoteHistory(Protocol):
-    """Past quotes of the feed that the connection streams.
+class History(Protocol):
+    """Past records of the feed that the connection streams.
 
     Attributes:
-        rows_skipped: Rows of its answers that were no quotes, since it was made.
+        rows_skipped: Rows of its answers that were no records, since it was made.
     """
 
     rows_skipped: int
 
-    async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
-        """All quotes of these symbols from start to end, both included, UTC nanoseconds.
+    async def past(
+        self, kind: Kind[R], symbols: Sequence[str], start_ns: int, end_ns: int
+    ) -> Sequence[R]:
+        """All records of these symbols from start to end, both included, UTC nanoseconds.
 
         In the order of their times within each symbol; ``seq`` is 0.
 
         Raises:
             SymbolsRefused: It refused the request, maybe for one of the symbols.
-            HistoryRefused: It has no history for this feed, time or plan, or none for a while.
+            HistoryRefused: It has no history for this kind, feed, time or plan, or none for a
+                while.
             HistoryUnavailable: It did not answer; worth another try.
         """
         ...
 
-    async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
-        """The newest quote of each symbol; symbols without one are left out.
+    async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Sequence[R]:
+        """The newest record of each symbol; symbols without one are left out.
 
         Raises:
             SymbolsRefused, HistoryRefused, HistoryUnavailable
@@ -67,23 +70,23 @@ class QuoteHistory(Protocol):
 
 
 @attrs.frozen
-class Found:
+class Found(Generic[R]):
     """What history answered.
 
     Attributes:
-        quotes: Of all symbols that it did not refuse.
+        records: Of all symbols that it did not refuse.
         refused: The symbols that were not asked for, or refused, with the reason.
     """
 
-    quotes: Sequence[Quote]
+    records: Sequence[R]
     refused: Mapping[str, str]
 
 
 @attrs.define
-class _Call:
+class _Call(Generic[R]):
     """One call, which may take several requests."""
 
-    found: list[Quote] = attrs.field(factory=list)
+    found: list[R] = attrs.field(factory=list)
     refused: dict[str, str] = attrs.field(factory=dict)
     suspects: dict[str, str] = attrs.field(factory=dict)
     """Refused alone, before any request of this call has succeeded."""
@@ -92,8 +95,8 @@ class _Call:
     refusals: int = 0
 
 
-class HalvingHistory:
-    """A history in which a refused symbol costs only itself.
+class HalvingHistory(Generic[R]):
+    """The history of one kind, in which a refused symbol costs only itself.
 
     A refused list is halved until the symbols in the way are found. They are set aside for
     :data:`SET_ASIDE_S`: until then no request contains them. Where every half is refused too, the
@@ -101,24 +104,26 @@ class HalvingHistory:
 
     Args:
         history: What is asked.
+        kind: For records of this kind.
 
     Attributes:
         symbols_refused: How often a symbol was set aside.
-        unfollowed: Quotes that were dropped since their symbol was not asked for.
+        unfollowed: Records that were dropped since their symbol was not asked for.
     """
 
-    def __init__(self, history: QuoteHistory) -> None:
+    def __init__(self, history: History, kind: Kind[R]) -> None:
         self.symbols_refused = 0
         self._invalid = 0
         self.unfollowed = 0
         self._history = history
+        self._kind = kind
         self._set_aside: dict[str, tuple[float, str]] = {}
         """Until when by the event loop's clock, and why."""
         self._warned: set[str] = set()
 
     @property
     def decode_errors(self) -> int:
-        """Rows that were dropped since they are no quotes, or their symbol is none."""
+        """Rows that were dropped since they are no records, or their symbol is none."""
         return self._history.rows_skipped + self._invalid
 
     @property
@@ -132,33 +137,37 @@ class HalvingHistory:
             self._set_aside.pop(symbol, None)
             self._warned.discard(symbol)
 
-    async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Found:
-        """See :meth:`QuoteHistory.quotes`.
+    async def past(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Found[R]:
+        """See :meth:`History.past`.
 
         Raises:
             HistoryRefused: Everything was refused.
             HistoryUnavailable: It did not answer; worth another try.
         """
 
-        async def ask(some: Sequence[str]) -> Sequence[Quote]:
-            return await self._history.quotes(some, start_ns, end_ns)
+        async def ask(some: Sequence[str]) -> Sequence[R]:
+            return await self._history.past(self._kind, some, start_ns, end_ns)
 
         return await self._call(symbols, ask)
 
-    async def latest(self, symbols: Sequence[str]) -> Found:
-        """See :meth:`QuoteHistory.latest`.
+    async def latest(self, symbols: Sequence[str]) -> Found[R]:
+        """See :meth:`History.latest`.
 
         Raises:
             HistoryRefused: Everything was refused.
             HistoryUnavailable: It did not answer; worth another try.
         """
-        return await self._call(symbols, self._history.latest)
+
+        async def ask(some: Sequence[str]) -> Sequence[R]:
+            return await self._history.latest(self._kind, some)
+
+        return await self._call(symbols, ask)
 
     async def _call(
-        self, symbols: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[Sequence[Quote]]]
-    ) -> Found:
+        self, symbols: Sequence[str], ask: Callable[[Sequence[str]], Awaitable[Sequence[R]]]
+    ) -> Found[R]:
         now_s = anyio.current_time()
-        call = _Call()
+        call: _Call[R] = _Call()
         asked: list[str] = []
         again: list[str] = []
         for symbol in symbols:
@@ -178,9 +187,9 @@ class HalvingHistory:
 
     async def _ask_halving(
         self,
-        call: _Call,
+        call: _Call[R],
         symbols: list[str],
-        ask: Callable[[Sequence[str]], Awaitable[Sequence[Quote]]],
+        ask: Callable[[Sequence[str]], Awaitable[Sequence[R]]],
     ) -> None:
         todo = [symbols]
         while todo:
@@ -196,20 +205,20 @@ class HalvingHistory:
                 call.succeeded = True
                 for symbol in some:
                     self._set_aside.pop(symbol, None)
-            if len(call.found) > _MOST_QUOTES:
-                raise HistoryRefused(f"more than {_MOST_QUOTES} quotes are too many")
+            if len(call.found) > _MOST_RECORDS:
+                raise HistoryRefused(f"more than {_MOST_RECORDS} {self._kind.channel} are too many")
 
-    def _asked_for(self, quotes: Sequence[Quote], symbols: frozenset[str]) -> list[Quote]:
-        kept = [quote for quote in quotes if quote.symbol in symbols]
-        if len(kept) < len(quotes):
-            dropped = [quote.symbol for quote in quotes if quote.symbol not in symbols]
+    def _asked_for(self, records: Sequence[R], symbols: frozenset[str]) -> list[R]:
+        kept = [record for record in records if record.symbol in symbols]
+        if len(kept) < len(records):
+            dropped = [record.symbol for record in records if record.symbol not in symbols]
             invalid = sum(not is_symbol(symbol) for symbol in dropped)
             self._invalid += invalid
             self.unfollowed += len(dropped) - invalid
         return kept
 
     def _narrow_down(
-        self, call: _Call, some: Sequence[str], refusal: SymbolsRefused, todo: list[list[str]]
+        self, call: _Call[R], some: Sequence[str], refusal: SymbolsRefused, todo: list[list[str]]
     ) -> list[list[str]]:
         """What to ask for after a list was refused.
 
@@ -236,7 +245,7 @@ class HalvingHistory:
         middle = len(some) // 2
         return [list(some[:middle]), list(some[middle:]), *todo]
 
-    def _put_aside(self, call: _Call, symbol: str, reason: str) -> None:
+    def _put_aside(self, call: _Call[R], symbol: str, reason: str) -> None:
         call.refused[symbol] = reason
         self._set_aside[symbol] = anyio.current_time() + SET_ASIDE_S, reason
         self.symbols_refused += 1

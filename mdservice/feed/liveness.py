@@ -7,6 +7,7 @@ the newest quotes: newer than ours means that the socket is dead.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 import anyio
 import attrs
@@ -17,9 +18,9 @@ from mdservice.errors import (
     HistoryUnavailable,
     SymbolsRefused,
 )
-from mdservice.feed.gap_repair.missing import AcceptedQuotes
+from mdservice.feed.gap_repair.missing import AcceptedRecords
 from mdservice.feed.history import HalvingHistory
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import Record
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 
@@ -64,9 +65,9 @@ class Liveness:
     def __init__(
         self,
         limit_s: float,
-        history: HalvingHistory | None,
+        history: HalvingHistory[Any] | None,
         is_open: Callable[[], Awaitable[bool]],
-        accepted: AcceptedQuotes,
+        accepted: AcceptedRecords,
     ) -> None:
         self._first_s = limit_s
         self._limit_s = limit_s
@@ -105,7 +106,7 @@ class Liveness:
         if not before:
             self._since_s = anyio.current_time()
 
-    def data_came(self, quotes: Iterable[Quote]) -> None:
+    def data_came(self, quotes: Iterable[Record]) -> None:
         """Market data: the feed lives."""
         self._since_s = anyio.current_time()
         if self._unheard:
@@ -167,7 +168,7 @@ class Liveness:
             return _Look(None)
         except (HistoryRefused, HistoryUnavailable) as exc:
             return _Look(f"and history does not tell whether the market is quiet ({exc})")
-        newest = found.quotes
+        newest = found.records
         newer = [quote.symbol for quote in newest if quote.ts_event_ns > self._ours_ns(quote)]
         self._known_ns = {quote.symbol: quote.ts_event_ns for quote in newest}
         if newer:
@@ -175,7 +176,7 @@ class Liveness:
         # A refused symbol does not show that the socket is dead.
         return _Look(None)
 
-    def _ours_ns(self, quote: Quote) -> int:
+    def _ours_ns(self, quote: Record) -> int:
         """The newest time of the symbol that is known; at least from when it is subscribed."""
         ours_ns = self._accepted.last_ns(quote.symbol)
         if ours_ns is None:

@@ -7,6 +7,7 @@ is wanted for a source that follows something gives way to what is more importan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import anyio
 
@@ -31,7 +32,7 @@ class UnfulfilledSymbols:
         repair: Fetches what they have missed.
     """
 
-    def __init__(self, book: SubscriptionSet, repair: GapRepair) -> None:
+    def __init__(self, book: SubscriptionSet, repair: GapRepair[Any]) -> None:
         self._book = book
         self._repair = repair
         self._room = anyio.Event()

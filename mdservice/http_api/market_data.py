@@ -18,8 +18,8 @@ from mdservice.http_api.schemas import (
     SubscriptionAnswer,
     SubscriptionsAnswer,
 )
-from mdservice.model.events import FeedStatus
-from mdservice.model.payload import encode_quote, encode_status
+from mdservice.model.events import FeedStatus, encode_status
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import parse_symbol
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import attrs
+import msgspec
 
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import Kind, R
+from mdservice.model.timestamps import format_ns
 
 __all__ = [
     "Backfill",
@@ -16,10 +18,11 @@ __all__ = [
     "FeedResumed",
     "FeedState",
     "FeedStatus",
-    "FirstQuotes",
-    "LateQuotes",
-    "QuoteBatch",
+    "FirstRecords",
+    "LateRecords",
+    "RecordBatch",
     "RoutedItem",
+    "encode_status",
 ]
 
 FeedState = Literal[
@@ -42,33 +45,44 @@ class FeedStatus:
     details: Mapping[str, Any] = attrs.field(factory=dict)
 
 
+def encode_status(status: FeedStatus) -> bytes:
+    """The ``feed.status`` message: ``{"state":"connected","at":"2026-…Z",…details}``."""
+    return _encoder.encode({"state": status.state, "at": format_ns(status.at_ns), **status.details})
+
+
+_encoder = msgspec.json.Encoder()
+
+
 @attrs.frozen
-class QuoteBatch:
-    """Quotes that one read of the feed brought, in the order in which they came."""
+class RecordBatch(Generic[R]):
+    """Records of one kind in the order in which they came, such as those of one read."""
 
-    quotes: Sequence[Quote]
+    kind: Kind[R]
+    records: Sequence[R]
 
 
 @attrs.frozen
-class Backfill:
+class Backfill(Generic[R]):
     """What a repair brings after a lost connection.
 
     Attributes:
-        past: Quotes from history, in the order of their times within each symbol.
-        live: Quotes of the new connection that waited for them, in the order of coming.
+        kind: The kind of the records.
+        past: Records from history, in the order of their times within each symbol.
+        live: Records of the new connection that waited for them, in the order of coming.
         until_ns: When the repair ended, UTC nanoseconds.
         complete: The symbols of which ``past`` is all that was missed; the gap of others stays.
     """
 
-    past: Sequence[Quote]
-    live: Sequence[Quote]
+    kind: Kind[R]
+    past: Sequence[R]
+    live: Sequence[R]
     until_ns: int
     complete: frozenset[str] = frozenset()
 
 
 @attrs.frozen
 class FeedLost:
-    """The connection has ended: from now on quotes are missing.
+    """The connection has ended: from now on records of every kind are missing.
 
     Attributes:
         at_ns: When, UTC nanoseconds.
@@ -83,15 +97,17 @@ class FeedLost:
 
 @attrs.frozen
 class FeedResumed:
-    """Symbols are subscribed again: of these nothing is missing from now on.
+    """Symbols are subscribed again: of these no record of one kind is missing from now on.
 
     Attributes:
+        kind: The kind of the records.
         at_ns: When, UTC nanoseconds.
         symbols: What the feed has acknowledged.
-        left_out: What is wanted and not given: of these quotes go on being missing.
+        left_out: What is wanted and not given: records of these are still missing.
         repairing: Whether what was missed before is being fetched; a :class:`Backfill` follows.
     """
 
+    kind: Kind[Any]
     at_ns: int
     symbols: frozenset[str]
     repairing: bool
@@ -99,37 +115,43 @@ class FeedResumed:
 
 
 @attrs.frozen
-class LateQuotes:
-    """Past quotes that a repair should have brought, and that history had not told it yet.
+class LateRecords(Generic[R]):
+    """Past records that a repair should have brought, and that history did not have yet.
 
     Attributes:
-        quotes: In the order of their times within each symbol.
-        from_ns: The time of the last quote that was out before the repair, UTC nanoseconds.
+        kind: The kind of the records.
+        records: In the order of their times within each symbol.
+        from_ns: The time of the last record that was out before the repair, UTC nanoseconds.
         to_ns: Until when it should have brought everything, UTC nanoseconds.
         unknown: Symbols of which history no longer answered whether anything is missing.
     """
 
-    quotes: Sequence[Quote]
+    kind: Kind[R]
+    records: Sequence[R]
     from_ns: int
     to_ns: int
     unknown: frozenset[str] = frozenset()
 
 
 @attrs.frozen
-class FirstQuotes:
-    """The latest quotes of symbols that were subscribed just now, from REST.
+class FirstRecords(Generic[R]):
+    """The latest records of symbols that were subscribed just now, from REST.
 
     Attributes:
-        quotes: One of each symbol at most.
+        kind: The kind of the records.
+        records: One of each symbol at most.
         asked_ns: When each symbol was wanted, UTC nanoseconds. What the stream has brought since
             then is newer.
     """
 
-    quotes: Sequence[Quote]
+    kind: Kind[R]
+    records: Sequence[R]
     asked_ns: Mapping[str, int]
 
 
-RoutedItem = QuoteBatch | FeedStatus
-"""What the router hands on: accepted quotes, and changes of the feed's state."""
-FeedItem = RoutedItem | FeedLost | FeedResumed | Backfill | LateQuotes | FirstQuotes
+RoutedItem = RecordBatch[Any] | FeedStatus
+"""What the router sends: accepted records, and changes of the feed's state."""
+FeedItem = (
+    RoutedItem | FeedLost | FeedResumed | Backfill[Any] | LateRecords[Any] | FirstRecords[Any]
+)
 """What the feed's channel carries."""

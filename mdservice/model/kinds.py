@@ -16,7 +16,7 @@ import attrs
 from mdservice.model.payload import decode_quote, encode_quote
 from mdservice.model.quote import Quote, identity
 
-__all__ = ["KINDS", "QUOTES", "Kind", "Order", "Overflow", "Record", "Repair"]
+__all__ = ["KINDS", "QUOTES", "Kind", "Order", "Overflow", "R", "Record", "Repair"]
 
 
 class Record(Protocol):

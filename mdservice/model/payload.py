@@ -1,4 +1,4 @@
-"""Quotes and feed states as the JSON text that readers see."""
+"""Quotes as the JSON text that readers see, and back."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Annotated
 import msgspec
 
 from mdservice.errors import InvalidSymbol
-from mdservice.model.events import FeedStatus
 from mdservice.model.quote import Quote, mid_number
 from mdservice.model.symbol import is_symbol
 from mdservice.model.timestamps import format_ns, parse_rfc3339
 
-__all__ = ["QuoteDecoder", "decode_quote", "encode_quote", "encode_status"]
+__all__ = ["QuoteDecoder", "decode_quote", "encode_quote"]
 
 _Number = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -40,11 +39,6 @@ def encode_quote(quote: Quote) -> bytes:
             quote.seq,
         )
     )
-
-
-def encode_status(status: FeedStatus) -> bytes:
-    """The ``feed.status`` message: ``{"state":"connected","at":"2026-…Z",…details}``."""
-    return _encoder.encode({"state": status.state, "at": format_ns(status.at_ns), **status.details})
 
 
 class _Price(msgspec.Struct, gc=False):

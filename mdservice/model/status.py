@@ -187,7 +187,7 @@ class Counters:
         "Events left out for a newer one of their symbol.", "publisher"
     )
     decode_errors: int = _counter(
-        "Messages that could not be read, or broke the schema.", "feed", "router.future_quotes"
+        "Messages that could not be read, or broke the schema.", "feed", "router.future_records"
     )
     reconnects: int = _counter("Connections to the feed after the first.", "feed")
     gaps: int = _counter("Gaps that were told: quotes were missing, or may have been.", "router")

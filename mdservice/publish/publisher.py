@@ -1,15 +1,17 @@
-"""The actor that holds what the store has not acknowledged, and hands it out in batches.
+"""The actor that holds what the store has not acknowledged, and sends it in batches.
 
 It always takes, so that the feed never waits: up to the backlog every event is kept in
-order, beyond it the oldest are conflated. The next batch is handed out when the previous
+order, beyond it the oldest are conflated. The next batch is sent when the previous
 one is acknowledged, so batches grow by themselves with the load.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import chain, islice
+from typing import Any
 
 import anyio
 import attrs
@@ -17,19 +19,18 @@ from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
-from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
-from mdservice.model.payload import encode_quote, encode_status
-from mdservice.model.quote import Quote
+from mdservice.model.events import FeedStatus, RoutedItem, encode_status
+from mdservice.model.kinds import QUOTES, Kind, Record
 from mdservice.model.status import Latencies, Latency
 from mdservice.publish.conflation import ConflatingBuffer
-from mdservice.publish.store import Message, WriteBatch
-from mdservice.redis_io.names import PRICE_CHANNEL, STATUS_CHANNEL
+from mdservice.publish.store import Events, WriteBatch
+from mdservice.redis_io.names import STATUS_CHANNEL
 from mdservice.runtime.actor import Channel, Depth, Heartbeat
 
-__all__ = ["MOST_IN_BATCH", "EventPublisher", "LatencyWindow"]
+__all__ = ["MOST_IN_BATCH", "EventPublisher", "LatencyWindow", "samples"]
 
 
-# How long quotes take to the store: a window of samples, summed up when asked. Pure.
+# How long records take to the store: a window of samples, summed up when asked. Pure.
 
 
 _WINDOW = 4096
@@ -38,25 +39,24 @@ _MS_NS = 1e6
 
 
 class LatencyWindow:
-    """The last few thousand latencies; of a large batch some evenly spaced quotes stand in."""
+    """The last few thousand latencies; of a large batch some evenly spaced records stand in."""
 
     def __init__(self) -> None:
         self._feed: deque[float] = deque(maxlen=_WINDOW)
         self._receive: deque[float] = deque(maxlen=_WINDOW)
         self._lag: deque[float] = deque(maxlen=_WINDOW)
 
-    def add(self, quotes: Sequence[Quote], written_ns: int) -> None:
-        """Quotes whose write was acknowledged.
+    def add(self, records: Iterable[Record], written_ns: int) -> None:
+        """Records whose write was acknowledged.
 
         Args:
-            quotes: In order; the first has waited longest and is always a sample.
+            records: Those that :func:`samples` has chosen.
             written_ns: When the acknowledgement came, UTC nanoseconds.
         """
-        step = max(1, len(quotes) // _SAMPLES_PER_BATCH)
-        for quote in quotes[::step]:
-            self._feed.append((written_ns - quote.ts_event_ns) / _MS_NS)
-            self._receive.append((written_ns - quote.ts_recv_ns) / _MS_NS)
-            self._lag.append((quote.ts_recv_ns - quote.ts_event_ns) / _MS_NS)
+        for record in records:
+            self._feed.append((written_ns - record.ts_event_ns) / _MS_NS)
+            self._receive.append((written_ns - record.ts_recv_ns) / _MS_NS)
+            self._lag.append((record.ts_recv_ns - record.ts_event_ns) / _MS_NS)
 
     def summary(self) -> Latencies:
         """Percentiles of the window, in milliseconds."""
@@ -73,6 +73,12 @@ def _percentiles(samples: deque[float]) -> Latency:
         p99=round(ordered[last * 99 // 100], 3),
         max=round(ordered[last], 3),
     )
+
+
+def samples(batches: Sequence[Sequence[Record]]) -> list[Record]:
+    """Some of the records; the first has waited longest and is always one."""
+    step = max(1, sum(map(len, batches)) // _SAMPLES_PER_BATCH)
+    return list(islice(chain.from_iterable(batches), 0, None, step))
 
 
 MOST_IN_BATCH = 2000
@@ -94,14 +100,15 @@ class PublisherSnapshot:
 @attrs.frozen
 class _InFlight:
     batch: WriteBatch
-    quotes: Sequence[Quote]
+    records: int
+    samples: Sequence[Record]
 
 
 class EventPublisher:
     """Encodes each event once and keeps it until the store has acknowledged it.
 
     Args:
-        inbox: Accepted quotes and changes of the feed's state.
+        inbox: Accepted records and changes of the feed's state.
         outbox: Batches for the writer.
         acknowledged: The numbers of the batches that are written.
         backlog: How many events to keep before conflating.
@@ -125,7 +132,7 @@ class EventPublisher:
         self._backlog = backlog
         self._waiting = ConflatingBuffer(backlog)
         self._in_flight: _InFlight | None = None
-        self._handed_out = False
+        self._sent = False
         self._batches = 0
         self._clock = clock
         self._prices_written = 0
@@ -140,7 +147,7 @@ class EventPublisher:
     @property
     def unacknowledged(self) -> int:
         """Events that the store does not have yet, as far as is known."""
-        in_flight = len(self._in_flight.batch.messages) if self._in_flight else 0
+        in_flight = self._in_flight.batch.count if self._in_flight else 0
         return len(self._waiting) + in_flight
 
     def not_stored(self, written: int) -> tuple[int, int]:
@@ -153,7 +160,7 @@ class EventPublisher:
             How many are in the batch that was sent and not answered, and how many in none.
         """
         batch = self._in_flight.batch if self._in_flight else None
-        sent = len(batch.messages) if batch is not None and batch.number > written else 0
+        sent = batch.count if batch is not None and batch.number > written else 0
         return sent, len(self._waiting)
 
     def snapshot(self) -> PublisherSnapshot:
@@ -167,15 +174,15 @@ class EventPublisher:
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Take and hand out until the inbox ends and everything is acknowledged."""
-        self._handed_out = False  # should a restart have lost the acknowledgement
-        self._hand_out()
+        """Take and send until the inbox ends and everything is acknowledged."""
+        self._sent = False  # should a restart have lost the acknowledgement
+        self._send_next()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._settle_all)
             task_status.started()
             async for item in self._inbox:
-                self._waiting.extend(item.quotes if isinstance(item, QuoteBatch) else (item,))
-                self._hand_out()
+                self._waiting.add(item)
+                self._send_next()
             self._inbox.rest()
             tasks.cancel_scope.cancel()
         while self._in_flight is not None:
@@ -191,10 +198,10 @@ class EventPublisher:
         number = await self._acknowledged.receive()
         if self._in_flight is not None and number == self._in_flight.batch.number:
             self._settle(self._in_flight)
-        self._hand_out()
+        self._send_next()
 
-    def _hand_out(self) -> None:
-        """Hand out the next batch, unless one is under way.
+    def _send_next(self) -> None:
+        """Send the next batch, unless one is under way.
 
         After a restart a copy of it may still be in the channel: then this one goes out once that
         is acknowledged.
@@ -203,32 +210,34 @@ class EventPublisher:
             if not len(self._waiting):
                 return
             self._in_flight = self._next_batch()
-            self._handed_out = False
-        if not self._handed_out:
+            self._sent = False
+        if not self._sent:
             with suppress(anyio.WouldBlock):
                 self._outbox.send_nowait(self._in_flight.batch)
-                self._handed_out = True
+                self._sent = True
 
     def _next_batch(self) -> _InFlight:
-        items = self._waiting.take(MOST_IN_BATCH)
-        self._waiting.limit = self._backlog - len(items)
-        self._batches += 1
-        prices: dict[str, bytes] = {}
-        messages: list[Message] = []
-        quotes: list[Quote] = []
-        for item in items:
+        latest: dict[Kind[Any], dict[str, bytes]] = {}
+        events: list[Events] = []
+        taken: list[Sequence[Record]] = []
+        for item in self._waiting.take(MOST_IN_BATCH):
             if isinstance(item, FeedStatus):
-                messages.append(Message(STATUS_CHANNEL, encode_status(item)))
-            else:
-                payload = encode_quote(item)
-                prices[item.symbol] = payload
-                messages.append(Message(PRICE_CHANNEL, payload, item.symbol))
-                quotes.append(item)
-        return _InFlight(WriteBatch(self._batches, prices, messages), quotes)
+                events.append(Events(STATUS_CHANNEL, (encode_status(item),)))
+                continue
+            kind, records = item.kind, item.records
+            payloads = list(map(kind.encode, records))
+            symbols = [record.symbol for record in records]
+            latest.setdefault(kind, {}).update(zip(symbols, payloads, strict=True))
+            events.append(Events(kind.event, payloads, kind, symbols))
+            taken.append(records)
+        self._batches += 1
+        batch = WriteBatch(self._batches, latest, events)
+        self._waiting.limit = self._backlog - batch.count
+        return _InFlight(batch, sum(map(len, taken)), samples(taken))
 
     def _settle(self, in_flight: _InFlight) -> None:
-        self._prices_written += len(in_flight.batch.prices)
-        self._events_published += len(in_flight.quotes)
-        self._latency.add(in_flight.quotes, self._clock.utc_ns())
+        self._prices_written += len(in_flight.batch.latest.get(QUOTES, ()))
+        self._events_published += in_flight.records
+        self._latency.add(in_flight.samples, self._clock.utc_ns())
         self._waiting.limit = self._backlog
         self._in_flight = None

@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from mdservice.model.events import FeedStatus, QuoteBatch, RoutedItem
-from mdservice.model.quote import Quote
+from mdservice.model.events import FeedStatus, RecordBatch, RoutedItem
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.publish.conflation import ConflatingBuffer
 
 __all__ = ["READER_BACKLOG", "LocalReader", "LocalReaders"]
 
 READER_BACKLOG = 10_000
-"""Items that wait for a slow reader; beyond that its oldest quotes are conflated."""
+"""Items that wait for a slow reader; beyond that its oldest records are conflated."""
 _MOST_AT_ONCE = 500
 
 
 class LocalReader:
-    """Iterates over quotes, and over changes of the feed's state if asked for, without end.
+    """Iterates over records, and over changes of the feed's state if asked for, without end.
 
     A reader that falls behind by more than :data:`READER_BACKLOG` items loses the oldest
-    quotes except the newest of each symbol: :attr:`conflated` counts them, and ``seq`` steps.
+    records except the newest of each symbol: :attr:`conflated` counts them, and ``seq`` steps.
     """
 
-    def __init__(self, symbols: Iterable[str], *, statuses: bool) -> None:
+    def __init__(
+        self, symbols: Iterable[str], kinds: Collection[Kind[Any]] = (QUOTES,), *, statuses: bool
+    ) -> None:
         self.symbols = frozenset(symbols)
+        self._kinds = frozenset(kinds)
         self._statuses = statuses
         self._buffer = ConflatingBuffer(READER_BACKLOG)
-        self._taken: deque[Quote | FeedStatus] = deque()
+        self._taken: Iterator[Any] = iter(())
+        """What is given to the program next, one by one."""
         self._arrived = anyio.Event()
         self._closed = False
 
     @property
     def conflated(self) -> int:
-        """Quotes that this reader was too slow for."""
+        """Records that this reader was too slow for."""
         return self._buffer.conflated
 
     def offer(self, item: RoutedItem) -> None:
         """Keep what concerns this reader."""
         if isinstance(item, FeedStatus):
-            if self._statuses:
-                self._buffer.extend((item,))
-                self._arrived.set()
+            if not self._statuses:
+                return
+        elif item.kind not in self._kinds:
             return
-        quotes: Iterable[Quote] = item.quotes
-        if self.symbols:
-            quotes = [quote for quote in quotes if quote.symbol in self.symbols]
-        if quotes:
-            self._buffer.extend(quotes)
-            self._arrived.set()
+        elif self.symbols:
+            records = [record for record in item.records if record.symbol in self.symbols]
+            if not records:
+                return
+            item = RecordBatch(item.kind, records)
+        self._buffer.add(item)
+        self._arrived.set()
 
     def close(self) -> None:
         """End the iteration once the buffer is empty."""
@@ -62,19 +68,22 @@ class LocalReader:
     def __aiter__(self) -> LocalReader:
         return self
 
-    async def __anext__(self) -> Quote | FeedStatus:
-        if not self._taken:
-            await checkpoint()  # one that never waits must not starve the others
-        while not self._taken:
-            if len(self._buffer):
-                self._taken.extend(self._buffer.take(_MOST_AT_ONCE))
-            elif self._closed:
+    async def __anext__(self) -> Any:
+        for item in self._taken:
+            return item
+        await checkpoint()  # one that never waits must not starve the others
+        while not len(self._buffer):
+            if self._closed:
                 raise StopAsyncIteration
-            else:
-                if self._arrived.is_set():  # others may wait for it too
-                    self._arrived = anyio.Event()
-                await self._arrived.wait()
-        return self._taken.popleft()
+            if self._arrived.is_set():  # others may wait for it too
+                self._arrived = anyio.Event()
+            await self._arrived.wait()
+        self._taken = chain.from_iterable(map(_items, self._buffer.take(_MOST_AT_ONCE)))
+        return next(self._taken)
+
+
+def _items(item: RoutedItem) -> Sequence[Any]:
+    return item.records if isinstance(item, RecordBatch) else (item,)
 
 
 class LocalReaders:
@@ -96,18 +105,20 @@ class LocalReaders:
         self,
         symbols: Iterable[str] = (),
         *,
+        kinds: Sequence[Kind[Any]] = (QUOTES,),
         statuses: bool = False,
-        first: Iterable[Quote] = (),
+        first: Sequence[Any] = (),
     ) -> Iterator[LocalReader]:
         """A reader that hears all from now on.
 
         Args:
             symbols: Which; empty means all.
-            statuses: Whether to hear changes of the feed's state too.
-            first: Quotes to begin with.
+            kinds: The kinds of records.
+            statuses: Whether to get changes of the feed's state too.
+            first: Records of the first kind to begin with.
         """
-        reader = LocalReader(symbols, statuses=statuses)
-        reader.offer(QuoteBatch(tuple(first)))
+        reader = LocalReader(symbols, kinds, statuses=statuses)
+        reader.offer(RecordBatch(kinds[0], first))
         self._readers.add(reader)
         try:
             yield reader

@@ -1,38 +1,51 @@
-"""What a price store is: a place that takes a batch of prices and events in one step."""
+"""What a price store is: a place that takes a batch of latest values and events in one step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from itertools import zip_longest
+from typing import Any, Protocol, runtime_checkable
 
 import anyio
 import attrs
 
 from mdservice.errors import StoreError
-from mdservice.model.payload import decode_quote
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import Kind, R
 from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 
 __all__ = [
     "READ_LIMIT_S",
+    "Events",
     "Message",
     "PriceStore",
     "RenewingStore",
     "WriteBatch",
-    "read_last_quotes",
+    "read_last_records",
 ]
 
 
-@attrs.define
-class Message:
-    """One message to publish; made once per quote, so not frozen, which costs four times as much.
+@attrs.frozen
+class Events:
+    """Messages of one channel, in order.
 
     Attributes:
-        channel: ``price.updated`` or ``feed.status``.
-        payload: The JSON text, encoded once; the same bytes serve key, channel and log.
-        symbol: The symbol of a price event; None for any other message.
+        channel: A kind's event, such as ``price.updated``, or ``feed.status``.
+        payloads: The JSON texts, encoded once; the same bytes serve key, channel and log.
+        kind: The kind of the records; None for any other message.
+        symbols: The symbol of each record; empty for any other message.
     """
+
+    channel: str
+    payloads: Sequence[bytes]
+    kind: Kind[Any] | None = None
+    symbols: Sequence[str] = ()
+
+
+@attrs.frozen
+class Message:
+    """One message to publish, with the symbol of a record; see :attr:`WriteBatch.messages`."""
 
     channel: str
     payload: bytes
@@ -45,17 +58,32 @@ class WriteBatch:
 
     Attributes:
         number: Counts the batches of one service instance, from 1, without a step.
-        prices: The newest price object of each symbol in the batch, by symbol.
-        messages: What is published, in order. Price events are also appended to the event
-            log where one is configured.
-        ages_s: Of prices that are written once more, how many seconds ago that was first done:
-            so much sooner they expire. Prices that are not named here are new.
+        latest: Of each kind the newest record of each symbol in the batch, encoded, by symbol.
+            They belong under the keys of their kind.
+        events: What is published, in order. Events of kinds that are logged are also appended to
+            the event log where one is configured.
+        ages_s: Of values that are written once more, how many seconds ago that was first done:
+            so much sooner they expire. Values that are not named here are new.
     """
 
     number: int
-    prices: Mapping[str, bytes]
-    messages: Sequence[Message]
-    ages_s: Mapping[str, int] = attrs.field(factory=dict)
+    latest: Mapping[Kind[Any], Mapping[str, bytes]]
+    events: Sequence[Events]
+    ages_s: Mapping[Kind[Any], Mapping[str, int]] = attrs.field(factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many messages it publishes."""
+        return sum(len(events.payloads) for events in self.events)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The events one by one, for a store that is not in a hurry."""
+        return [
+            Message(events.channel, payload, symbol)
+            for events in self.events
+            for payload, symbol in zip_longest(events.payloads, events.symbols)
+        ]
 
 
 class PriceStore(Protocol):
@@ -114,8 +142,8 @@ class PriceStore(Protocol):
         """
         ...
 
-    async def read_prices(self, symbols: Iterable[str]) -> Mapping[str, bytes]:
-        """The price objects of these symbols, those without one left out.
+    async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> Mapping[str, bytes]:
+        """The latest values of these symbols, by symbol; those without one are left out.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -137,16 +165,16 @@ class PriceStore(Protocol):
 
 @runtime_checkable
 class RenewingStore(Protocol):
-    """A price store that can renew a price without writing it again.
+    """A price store that can renew a value without writing it again.
 
-    For a store without this, the writer writes the prices again.
+    For a store without this, the writer writes the values again.
     """
 
-    async def renew(self, symbols: Iterable[str]) -> Sequence[str]:
-        """Let these prices live for their whole life from now on.
+    async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
+        """Let the latest values of these symbols live for their whole life from now on.
 
         Returns:
-            The symbols that have no price in the store.
+            The symbols that have no value in the store.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -163,44 +191,45 @@ READ_LIMIT_S = 2.0
 """A store that is away must not hold up the start."""
 
 
-async def read_last_quotes(
-    store: PriceStore, symbols: Sequence[str], latest_ns: int
-) -> Sequence[Quote]:
-    """The quotes of the symbols' keys; none where the store does not answer.
+async def read_last_records(
+    store: PriceStore, kind: Kind[R], symbols: Sequence[str], latest_ns: int
+) -> Sequence[R]:
+    """The records under the symbols' keys; none where the store does not answer.
 
     A key that cannot be read, or whose time is too far ahead, is left out and logged.
 
     Args:
-        store: Connected here; the writer connects it anew.
+        store: Connected here; the writer connects it again.
+        kind: Which keys.
         symbols: Of ``*`` nothing is known.
-        latest_ns: The latest time that a quote may have, UTC nanoseconds.
+        latest_ns: The latest time that a record may have, UTC nanoseconds.
     """
     named = [symbol for symbol in symbols if symbol != EVERY_SYMBOL]
     if not named:
         return ()
-    prices: Mapping[str, bytes] = {}
+    payloads: Mapping[str, bytes] = {}
     reason = f"no answer within {READ_LIMIT_S:g} s"
     try:
         with anyio.move_on_after(READ_LIMIT_S):
             await store.connect()
-            prices = await store.read_prices(named)
+            payloads = await store.read_latest(kind, named)
             reason = ""
     except StoreError as exc:
         reason = str(exc)
     if reason:
         _log.warning("last_prices_not_read", url=store.address, reason=reason)
-    found = [_read(symbol, payload, latest_ns) for symbol, payload in prices.items()]
-    return [quote for quote in found if quote is not None]
+    found = [_read(kind, symbol, payload, latest_ns) for symbol, payload in payloads.items()]
+    return [record for record in found if record is not None]
 
 
-def _read(symbol: str, payload: bytes, latest_ns: int) -> Quote | None:
+def _read(kind: Kind[R], symbol: str, payload: bytes, latest_ns: int) -> R | None:
     try:
-        quote = decode_quote(payload)
+        record = kind.decode(payload)
     except ValueError as exc:
         reason = str(exc)
     else:
-        if quote.symbol == symbol and quote.ts_event_ns <= latest_ns:
-            return quote
-        reason = f"it is of {quote.symbol} at {quote.timestamp}"
-    _log.warning("last_price_ignored", key=f"price:{symbol}", reason=reason)
+        if record.symbol == symbol and record.ts_event_ns <= latest_ns:
+            return record
+        reason = f"it is of {record.symbol} at {format_ns(record.ts_event_ns)}"
+    _log.warning("last_price_ignored", key=f"{kind.key_prefix}{symbol}", reason=reason)
     return None

@@ -4,20 +4,21 @@
 
     connect ──▶ write ──▶ acknowledged ──▶ next batch
        ▲          │
-       │          ├── connection lost: perhaps executed. Connect anew, which ends the old
+       │          ├── connection lost: perhaps executed. Connect again, which ends the old
        └──────────┘   connection; then the store's batch number tells whether to write again
                   └── refused: not executed. Write again, later; on a new connection where
                       that may reach another server (a demoted primary behind one address)
 
 A server that comes back without what was written (restarted empty, or a replica that lagged)
-gets the newest price of each symbol again, before anything else.
+gets the newest value of each key again, before anything else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import anyio
 import attrs
@@ -26,6 +27,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
+from mdservice.model.kinds import KINDS, Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger, masked
 from mdservice.publish.store import PriceStore, RenewingStore, WriteBatch
@@ -45,13 +47,13 @@ proxy, a new connection may reach a server that does not refuse; it costs next t
 _CLOSE_S = 1.0
 """For a store of somebody's own; Redis is left at once."""
 _MOST_RENEWED = 500
-"""Prices that are renewed between two batches: a millisecond or two."""
+"""Keys that are renewed between two batches: a millisecond or two."""
 _NEXT_S = 0.001
 """Between two such parts a batch that waits goes first."""
 _SCAN_S = 1.0
-"""How often the writer looks for prices that are due, at most."""
+"""How often the writer looks for keys that are due, at most."""
 _MOST_REMINDED = 2_000
-"""Prices that are written again in one transaction, as many as in a batch."""
+"""Values that are written again in one transaction, as many as in a batch."""
 
 
 @attrs.frozen
@@ -66,6 +68,27 @@ class WriterSnapshot:
     last_command_error: str | None
 
 
+@attrs.define
+class _Keys:
+    """The keys of one kind, as far as this writer has written them.
+
+    Attributes:
+        ttl_s: How long they live.
+        latest: The newest value of each symbol; an earlier run's too.
+        written_s: When it was written or renewed last, monotonic seconds.
+        due: Symbols whose keys are to be renewed.
+        confirmed: Symbols whose value is known to be right, in order; renewed soon.
+        forgotten: Symbols whose values the server has lost.
+    """
+
+    ttl_s: float
+    latest: dict[str, bytes] = attrs.field(factory=dict)
+    written_s: dict[str, float] = attrs.field(factory=dict)
+    due: list[str] = attrs.field(factory=list)
+    confirmed: dict[str, None] = attrs.field(factory=dict)
+    forgotten: list[str] = attrs.field(factory=list)
+
+
 class RedisWriter:
     """Writes batches to the store.
 
@@ -74,9 +97,10 @@ class RedisWriter:
         acknowledged: Takes the number of each batch that is written.
         store: Owned by this actor while it runs.
         clock: The time.
-        vouched: The symbols whose last price is known to be still right; these are kept from
-            expiring. None where no price is.
-        price_ttl_s: The life of a price, seconds.
+        vouched: The symbols whose last record is known to be still right; their keys are kept
+            from expiring. None where no key is.
+        price_ttl_s: The life of the keys of kinds without a life of their own, seconds.
+        kinds: The kinds that are written.
     """
 
     name = "redis_writer"
@@ -89,6 +113,7 @@ class RedisWriter:
         clock: Clock,
         vouched: Callable[[], Collection[str]] | None = None,
         price_ttl_s: int = 300,
+        kinds: Sequence[Kind[Any]] = KINDS,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
         self._inbox = inbox.inbox(self.heartbeat)
@@ -109,29 +134,21 @@ class RedisWriter:
         self._written = 0
         self._told = 0
         """The newest batch that was acknowledged."""
-        self._prices: dict[str, bytes] = {}
-        """The newest price of each symbol that was written …"""
-        self._written_s: dict[str, float] = {}
-        """… and when it was written or renewed last, monotonic seconds."""
+        self._keys = {kind: _Keys(kind.ttl_s or price_ttl_s) for kind in kinds}
         self._vouched = vouched
-        self._ttl_s = price_ttl_s
-        self._scan_s = min(_SCAN_S, price_ttl_s / 8)
+        self._scan_s = min(_SCAN_S, *(keys.ttl_s / 8 for keys in self._keys.values()))
         self._next_scan_s = 0.0
-        self._due: list[str] = []
-        self._confirmed: dict[str, None] = {}
         self._can_renew = isinstance(store, RenewingStore)
-        self._forgotten: list[str] = []
-        """Symbols whose prices the server has lost."""
         self._memory_in_doubt = False
         """Whether the server may have lost what was written before this connection."""
 
-    def start_from(self, prices: Mapping[str, bytes]) -> None:
+    def start_from(self, kind: Kind[Any], latest: Mapping[str, bytes]) -> None:
         """These are an earlier run's: written again once they are vouched for and run out."""
-        self._prices.update(prices)
+        self._keys[kind].latest.update(latest)
 
-    def confirm(self, symbols: Iterable[str]) -> None:
-        """Renew these prices soon: they are known to be right, though no record came."""
-        self._confirmed.update(dict.fromkeys(symbols))
+    def confirm(self, kind: Kind[Any], symbols: Iterable[str]) -> None:
+        """Renew these keys soon: their values are known to be right, though no record came."""
+        self._keys[kind].confirmed.update(dict.fromkeys(symbols))
 
     @property
     def depth(self) -> Depth:
@@ -179,7 +196,7 @@ class RedisWriter:
                 self._pending = None
             await self._renew()
             wait_s = self._retry_s() if self._failures else min(_PING_S, self._scan_s)
-            if (self._due or self._confirmed) and not self._failures:
+            if not self._failures and any(k.due or k.confirmed for k in self._keys.values()):
                 wait_s = _NEXT_S
             try:
                 batch = await self._inbox.receive_within(wait_s)
@@ -227,8 +244,11 @@ class RedisWriter:
             self._tell_failed_commands(self._store.command_errors - failed_before)
         self._uncertain = False
         self._written = batch.number
-        self._prices.update(batch.prices)
-        self._written_s.update(dict.fromkeys(batch.prices, self._clock.monotonic()))
+        now_s = self._clock.monotonic()
+        for kind, latest in batch.latest.items():
+            keys = self._keys[kind]
+            keys.latest.update(latest)
+            keys.written_s.update(dict.fromkeys(latest, now_s))
 
     async def _look(self) -> None:
         """Ask whether the store answers; never raises for a store that does not."""
@@ -250,85 +270,95 @@ class RedisWriter:
             self._connected, self._leaves = True, False
             self._connects += 1
             self._memory_in_doubt = self._written > 0
-            if not self._written:  # no batch number tells whether this server kept the prices
-                self._written_s.clear()
+            if not self._written:  # no batch number tells whether this server kept the keys
+                for keys in self._keys.values():
+                    keys.written_s.clear()
             _log.info("redis_connected", url=self._store.address)
 
     async def _remind(self) -> None:
-        """Write again what the server has lost, so that also quiet symbols have their price."""
+        """Write again what the server has lost, so that also quiet symbols have their keys."""
         if self._memory_in_doubt:
             if await self._store.last_batch() < self._written:
-                # What is about to be written is newer: it may be out already.
-                newer = self._pending.prices if self._pending is not None else {}
-                ours = self._prices.keys() & self._written_s.keys()  # not only an earlier run's
-                self._forgotten = [symbol for symbol in ours if symbol not in newer]
-                _log.warning("redis_has_forgotten", prices=len(self._forgotten))
+                for kind, keys in self._keys.items():
+                    # What is about to be written is newer: it may be out already.
+                    newer = self._pending.latest.get(kind, {}) if self._pending is not None else {}
+                    ours = keys.latest.keys() & keys.written_s.keys()  # not only an earlier run's
+                    keys.forgotten = [symbol for symbol in ours if symbol not in newer]
+                count = sum(len(keys.forgotten) for keys in self._keys.values())
+                _log.warning("redis_has_forgotten", prices=count)
             self._memory_in_doubt = False
-        while self._forgotten:
-            some = self._forgotten[-_MOST_REMINDED:]
-            now_s = self._clock.monotonic()
-            await self._store.write(
-                WriteBatch(
-                    self._written,
-                    {symbol: self._prices[symbol] for symbol in some},
-                    (),
-                    {symbol: math.ceil(now_s - self._written_s[symbol]) for symbol in some},
-                )
-            )
-            del self._forgotten[-_MOST_REMINDED:]
+        for kind, keys in self._keys.items():
+            while keys.forgotten:
+                some = keys.forgotten[-_MOST_REMINDED:]
+                now_s = self._clock.monotonic()
+                ages_s = {symbol: math.ceil(now_s - keys.written_s[symbol]) for symbol in some}
+                await self._write_values(kind, ages_s)
+                del keys.forgotten[-_MOST_REMINDED:]
+
+    async def _write_values(self, kind: Kind[Any], ages_s: Mapping[str, int]) -> None:
+        """Write the latest values of these symbols once more, without an event."""
+        latest = {symbol: self._keys[kind].latest[symbol] for symbol in ages_s}
+        await self._store.write(WriteBatch(self._written, {kind: latest}, (), {kind: ages_s}))
 
     async def _renew(self) -> None:
-        """Keep the next prices that are due from expiring; never raises for a store's failure."""
-        symbols = self._next_due()
-        if not symbols or not self._connected or self._leaves or self._failures:
+        """Keep the next keys that are due from expiring; never raises for a store's failure."""
+        self._scan()
+        for kind, keys in self._keys.items():
+            symbols = list(keys.confirmed)[:_MOST_RENEWED]
+            room = _MOST_RENEWED - len(symbols)
+            if room and not self._failures:
+                symbols += keys.due[:room]
+                del keys.due[:room]
+            if symbols:
+                await self._renew_some(kind, keys, symbols)
+                return  # a batch that waits goes before those of the next kind
+
+    def _scan(self) -> None:
+        """Find the keys of vouched symbols that have lived half of their life."""
+        now_s = self._clock.monotonic()
+        if self._vouched is None or now_s < self._next_scan_s:
+            return
+        if any(keys.due for keys in self._keys.values()):
+            return
+        self._next_scan_s = now_s + self._scan_s
+        vouched = self._vouched()
+        for keys in self._keys.values():
+            names = keys.latest.keys() | vouched if EVERY_SYMBOL in vouched else vouched
+            old_s = now_s - keys.ttl_s / 2
+            keys.due = [
+                symbol
+                for symbol in names
+                if symbol != EVERY_SYMBOL and keys.written_s.get(symbol, old_s) <= old_s
+            ]
+
+    async def _renew_some(self, kind: Kind[Any], keys: _Keys, symbols: list[str]) -> None:
+        if not self._connected or self._leaves or self._failures:
             return
         try:
             await self._remind()
-            await self._write_again(await self._without_price(symbols))
+            missing = await self._without_value(kind, symbols)
+            again = [symbol for symbol in missing if symbol in keys.latest]
+            if again:
+                await self._write_values(kind, dict.fromkeys(again, 0))
         except StoreError as exc:
             self._failed(exc)
-            self._due = []  # the next scan finds them again
+            keys.due = []  # the next scan finds them again
             return
-        self._written_s.update(dict.fromkeys(symbols, self._clock.monotonic()))
+        keys.written_s.update(dict.fromkeys(symbols, self._clock.monotonic()))
         for symbol in symbols:
-            self._confirmed.pop(symbol, None)
+            keys.confirmed.pop(symbol, None)
 
-    def _next_due(self) -> list[str]:
-        """Confirmed prices, and those of vouched symbols that have lived half of their life."""
-        now_s = self._clock.monotonic()
-        if not self._due and self._vouched is not None and now_s >= self._next_scan_s:
-            self._next_scan_s = now_s + self._scan_s
-            vouched = self._vouched()
-            names = self._prices.keys() | vouched if EVERY_SYMBOL in vouched else vouched
-            old_s = now_s - self._ttl_s / 2
-            self._due = [
-                symbol
-                for symbol in names
-                if symbol != EVERY_SYMBOL and self._written_s.get(symbol, old_s) <= old_s
-            ]
-        taken = list(self._confirmed)[:_MOST_RENEWED]
-        room = _MOST_RENEWED - len(taken)
-        if room and not self._failures:
-            taken += self._due[:room]
-            del self._due[:room]
-        return taken
-
-    async def _without_price(self, symbols: list[str]) -> Collection[str]:
-        """Renew the prices; return the symbols whose prices have to be written again."""
+    async def _without_value(self, kind: Kind[Any], symbols: list[str]) -> Collection[str]:
+        """Renew the keys; return the symbols whose values have to be written again."""
         if self._can_renew and isinstance(self._store, RenewingStore):
             try:
-                return await self._store.renew(symbols)
+                return await self._store.renew(kind, symbols)
             except StoreRefused as exc:
                 if exc.reconnect:
                     raise
                 self._can_renew = False  # a user without the right to EXPIRE
                 _log.warning("redis_cannot_renew", url=self._store.address, reason=str(exc))
         return symbols
-
-    async def _write_again(self, symbols: Collection[str]) -> None:
-        prices = {symbol: self._prices[symbol] for symbol in symbols if symbol in self._prices}
-        if prices:
-            await self._store.write(WriteBatch(self._written, prices, (), dict.fromkeys(prices, 0)))
 
     def _answered(self) -> None:
         self._last_error = None

@@ -7,9 +7,11 @@ templates takes well under 1 µs, and there are two commands for every quote.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.names import BATCH_CHANNEL, RedisNames, encode_marker
 
@@ -54,8 +56,8 @@ class BatchPacker:
     """Turns batches into one transaction each.
 
     Args:
-        price_ttl_s: After how many seconds a price expires.
-        event_log: The stream to which price events are appended, or None.
+        price_ttl_s: After how many seconds the keys of kinds without a life of their own expire.
+        event_log: The stream to which the events of logged kinds are appended, or None.
         event_log_maxlen: About how many entries the stream keeps.
         instance: Whose batch number is kept.
         prefix: What stands in front of every name.
@@ -74,11 +76,11 @@ class BatchPacker:
         self._instance = instance
         self.marks_db: int | None = None
         """The database to name at the head of each batch; None for no such message."""
-        ttl = b"%d" % price_ttl_s
         self._price_ttl_s = price_ttl_s
-        self._set = b"*5\r\n" + _words(b"SET") + _WORD + _WORD + _words(b"EX", ttl)
+        self._set: dict[Kind[Any], tuple[bytes, bytes]] = {}
+        """How a key is written, and what precedes the symbol in it."""
         self._publish: dict[str, bytes] = {}
-        """By channel, of which there are two."""
+        """By channel, of which there are a few."""
         self._xadd: bytes | None = None
         if event_log is not None:
             limit = (b"MAXLEN", b"~", b"%d" % event_log_maxlen)
@@ -91,19 +93,30 @@ class BatchPacker:
         words = (b"SET", self._number_key, b"%d" % value, b"EX", b"%d" % NUMBER_TTL_S)
         return pack(*words, *condition)
 
-    def _old_prices(self, batch: WriteBatch) -> Iterator[bytes]:
+    def ttl_s(self, kind: Kind[Any]) -> int:
+        """After how many seconds a key of this kind expires."""
+        return kind.ttl_s or self._price_ttl_s
+
+    def _old_values(self, batch: WriteBatch) -> Iterator[bytes]:
         """Each for what is left of its time; those whose time is over are left out."""
-        for symbol, age_s in batch.ages_s.items():
-            left_s = self._price_ttl_s - age_s
-            if left_s > 0:
-                key = self._names.price_key(symbol)
-                words = (b"SET", key, batch.prices[symbol], b"EX", b"%d" % left_s)
-                yield pack(*words)
+        for kind, ages_s in batch.ages_s.items():
+            prefix = self._names.key_prefix(kind)
+            for symbol, age_s in ages_s.items():
+                left_s = self.ttl_s(kind) - age_s
+                if left_s > 0:
+                    payload = batch.latest[kind][symbol]
+                    yield pack(b"SET", prefix + symbol.encode(), payload, b"EX", b"%d" % left_s)
 
     def marker(self, db: int, events: int) -> bytes:
         """The command that tells readers whose the next events are."""
         channel = self._names.channel(BATCH_CHANNEL)
         return pack(b"PUBLISH", channel, encode_marker(self._instance, db, events))
+
+    def _set_of(self, kind: Kind[Any]) -> tuple[bytes, bytes]:
+        ttl = b"%d" % self.ttl_s(kind)
+        template = b"*5\r\n" + _words(b"SET") + _WORD + _WORD + _words(b"EX", ttl)
+        self._set[kind] = template, self._names.key_prefix(kind)
+        return self._set[kind]
 
     def _publish_on(self, channel: str) -> bytes:
         template = b"*3\r\n" + _words(b"PUBLISH", self._names.channel(channel)) + _WORD
@@ -112,27 +125,29 @@ class BatchPacker:
 
     def batch(self, batch: WriteBatch) -> PackedBatch:
         """Pack a batch: whose it is, every key, every message in order, the number."""
-        set_, publish_on, xadd = self._set, self._publish, self._xadd
-        price_key = self._names.price_key
         parts = [_MULTI]
         add = parts.append
-        if self.marks_db is not None and batch.messages:
-            events = sum(1 for message in batch.messages if message.symbol is not None)
-            add(self.marker(self.marks_db, events))
-        prices = batch.prices
-        if batch.ages_s:
-            prices = {s: payload for s, payload in prices.items() if s not in batch.ages_s}
-            parts += self._old_prices(batch)
-        for symbol, payload in prices.items():
-            key = price_key(symbol)
-            add(set_ % (len(key), key, len(payload), payload))
-        for message in batch.messages:
-            payload = message.payload
-            publish = publish_on.get(message.channel) or self._publish_on(message.channel)
-            add(publish % (len(payload), payload))
-            if xadd is not None and message.symbol is not None:
-                symbol_bytes = message.symbol.encode()
-                add(xadd % (len(symbol_bytes), symbol_bytes, len(payload), payload))
+        if self.marks_db is not None and batch.events:
+            prices = sum(len(each.payloads) for each in batch.events if each.kind is QUOTES)
+            add(self.marker(self.marks_db, prices))
+        parts += self._old_values(batch)
+        for kind, latest in batch.latest.items():
+            set_, prefix = self._set.get(kind) or self._set_of(kind)
+            old = batch.ages_s.get(kind, ())
+            for symbol, payload in latest.items():
+                if symbol not in old:
+                    key = prefix + symbol.encode()
+                    add(set_ % (len(key), key, len(payload), payload))
+        for events in batch.events:
+            publish = self._publish.get(events.channel) or self._publish_on(events.channel)
+            payloads = events.payloads
+            if self._xadd is None or events.kind is None or not events.kind.logged:
+                parts += [publish % (len(payload), payload) for payload in payloads]
+                continue
+            for symbol, payload in zip(events.symbols, payloads, strict=True):
+                add(publish % (len(payload), payload))
+                name = symbol.encode()
+                add(self._xadd % (len(name), name, len(payload), payload))
         add(self.number(batch.number))
         queued = len(parts) - 1
         add(_EXEC)

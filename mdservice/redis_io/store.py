@@ -20,6 +20,7 @@ import hiredis
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.model.kinds import Kind
 from mdservice.observability.logging import get_logger
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
@@ -280,8 +281,8 @@ class RedisPriceStore:
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
-        price_ttl_s: After how many seconds a price expires.
-        event_log: A stream to which price events are appended too, or None.
+        price_ttl_s: After how many seconds the keys of kinds without a life of their own expire.
+        event_log: A stream to which the events of logged kinds are appended too, or None.
         event_log_maxlen: About how many entries the stream keeps.
         instance: Names the writer. A new name for each start of the service, since batches
             are counted from 1 again.
@@ -314,7 +315,6 @@ class RedisPriceStore:
             prefix=prefix,
         )
         self._number_key = self._names.writer_key(instance)
-        self._price_ttl = b"%d" % price_ttl_s
         self._limiter = anyio.CapacityLimiter(_THREADS)
         self._stream: RedisStream | None = None
         self._unfenced: Identity | None = None
@@ -443,24 +443,25 @@ class RedisPriceStore:
         else:
             await self._call(self._packer.number(self._number))
 
-    async def read_prices(self, symbols: Iterable[str]) -> dict[str, bytes]:
-        """The price objects of these symbols, those without one left out.
+    async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> dict[str, bytes]:
+        """The latest values of these symbols, by symbol; those without one are left out.
 
         Raises:
             StoreUnavailable, StoreRefused
         """
         names = list(symbols)
-        prices: dict[str, bytes] = {}
+        prefix = self._names.key_prefix(kind)
+        found: dict[str, bytes] = {}
         for start in range(0, len(names), _KEYS_PER_READ):
             some = names[start : start + _KEYS_PER_READ]
-            (values,) = await self._call(pack(b"MGET", *map(self._names.price_key, some)))
-            prices.update(
+            (values,) = await self._call(pack(b"MGET", *(prefix + s.encode() for s in some)))
+            found.update(
                 (name, value) for name, value in zip(some, values, strict=True) if value is not None
             )
-        return prices
+        return found
 
-    async def renew(self, symbols: Iterable[str]) -> Sequence[str]:
-        """Let these prices live for ``price_ttl_s`` from now on; the symbols without a price.
+    async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
+        """Let these values live for their whole life from now on; the symbols without a value.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -468,8 +469,10 @@ class RedisPriceStore:
         names = list(symbols)
         if not names:
             return ()
-        key = self._names.price_key
-        replies = await self._call(*(pack(b"EXPIRE", key(s), self._price_ttl) for s in names))
+        prefix = self._names.key_prefix(kind)
+        ttl = b"%d" % self._packer.ttl_s(kind)
+        commands = (pack(b"EXPIRE", prefix + name.encode(), ttl) for name in names)
+        replies = await self._call(*commands)
         return [name for name, reply in zip(names, replies, strict=True) if not reply]
 
     async def forget(self) -> None:

@@ -1,11 +1,13 @@
-"""The actor between feed and sinks: every quote goes through its symbol's lane."""
+"""The actor between feed and sinks: puts the records of each kind in order and numbers them."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final, Generic
 
+import anyio
 import attrs
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
@@ -19,16 +21,16 @@ from mdservice.model.events import (
     FeedResumed,
     FeedState,
     FeedStatus,
-    FirstQuotes,
-    LateQuotes,
-    QuoteBatch,
+    FirstRecords,
+    LateRecords,
+    RecordBatch,
     RoutedItem,
 )
-from mdservice.model.quote import Identity, Quote
+from mdservice.model.kinds import KINDS, QUOTES, Kind, Order, R
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 from mdservice.router.gaps import Gaps
-from mdservice.router.sequencer import Sequencer, merge
+from mdservice.router.sequencer import Echo, Sequencer, merge
 from mdservice.router.time_checks import ClockCheck, TimeCheck
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, forward
 
@@ -37,9 +39,12 @@ __all__ = ["FUTURE_TOLERANCE_NS", "QuoteRouter", "RouterSnapshot"]
 _log = get_logger(__name__)
 
 FUTURE_TOLERANCE_NS = 60_000_000_000
-"""A quote that is further ahead of this machine's clock has a wrong time."""
+"""A record that is further ahead of this machine's clock has a wrong time."""
 _MOST_AT_ONCE = 1_000
-"""Quotes that go on together; between two such parts of a large repair readers take theirs."""
+"""Records that are sent together; between two such parts of a large repair readers take theirs."""
+
+
+_SEQUENCERS: Final = {Order.DROP_OLDER: Sequencer}
 
 
 @attrs.frozen
@@ -49,7 +54,7 @@ class RouterSnapshot:
     symbols: int
     quotes_accepted: int
     quotes_stale: int
-    future_quotes: int
+    future_records: int
     gaps: int
     gaps_repaired: int
     quotes_backfilled: int
@@ -58,29 +63,47 @@ class RouterSnapshot:
     times_frozen_s: float
 
 
+class _Routing(Generic[R]):
+    """One kind's order and gaps, and what became of its records."""
+
+    def __init__(self, kind: Kind[R]) -> None:
+        self.kind = kind
+        self.sequencer: Sequencer[R] = _SEQUENCERS[kind.order](kind)
+        self.gaps = Gaps(kind.channel)
+        self.accepted = 0
+        self.rejected = 0
+        self.future = 0
+        self.backfilled = 0
+        self.fetched = 0
+
+
 @attrs.define
-class _Fill:
+class _Fill(Generic[R]):
     """A repair on its way out: what is left of it, and how much of it came from history."""
 
-    backfill: Backfill
+    routing: _Routing[R]
+    backfill: Backfill[R]
     past: set[int]
-    echoes: Sequence[Quote]
-    parts: deque[list[Quote]]
+    echoes: Sequence[R]
+    echoes_before: Counter[Echo]
+    parts: deque[list[R]]
     backfilled: Counter[str] = attrs.field(factory=Counter)
 
 
 class QuoteRouter:
-    """Accepts, orders and numbers quotes; tells of the gap that a lost connection leaves.
+    """Accepts, orders and numbers records; reports the gap that a lost connection leaves.
 
     It never waits for a reader: the publisher behind it always takes, and in-process
     readers are given what they have room for.
 
     Args:
-        inbox: Quotes and changes of the feed's state.
-        outbox: Accepted quotes, and all changes of state, in the same order.
-        listener: Told of the same items, without waiting.
+        inbox: Records and changes of the feed's state.
+        outbox: Accepted records, and all changes of state, in the same order.
+        listener: Called with the same items, without waiting.
         clock: The time.
-        confirmed: Called with the symbols whose last quote REST has shown to be still right.
+        confirmed: Called with a kind and the symbols whose last record REST has shown to be still
+            right.
+        kinds: The kinds that it routes.
     """
 
     name = "quote_router"
@@ -91,83 +114,97 @@ class QuoteRouter:
         outbox: MemoryObjectSendStream[RoutedItem],
         listener: Callable[[RoutedItem], None],
         clock: Clock,
-        confirmed: Callable[[Sequence[str]], None] | None = None,
+        confirmed: Callable[[Kind[Any], Sequence[str]], None] | None = None,
+        kinds: Sequence[Kind[Any]] = KINDS,
     ) -> None:
         self.heartbeat = Heartbeat(clock)
-        self.sequencer = Sequencer()
         self._inbox = inbox.inbox(self.heartbeat)
         self._outbox = outbox
         self._listener = listener
         self._clock = clock
         self._clock_check = ClockCheck()
         self._time_check = TimeCheck()
-        self._accepted = 0
-        self._stale = 0
-        self._future = 0
-        self._backfilled = 0
-        self._fetched = 0
         self._confirmed = confirmed
-        self._gaps = Gaps()
+        self._routings: dict[Kind[Any], _Routing[Any]] = {kind: _Routing(kind) for kind in kinds}
         self._unsent: deque[RoutedItem] = deque()
-        """What one item was made into: a batch, or a few changes of state."""
-        self._echoes_before: Counter[Identity] = Counter()
-        self._filling: _Fill | None = None
-        """The repair that is handed on part by part."""
+        """What the outbox has had no room for: a restart sends it first."""
+        self._filling: _Fill[Any] | None = None
+        """The repair that is sent part by part."""
 
     @property
     def depth(self) -> Depth:
         """How full its inbox is."""
         return self._inbox.depth
 
+    def sequencer(self, kind: Kind[R]) -> Sequencer[R]:
+        """The order of one kind's records."""
+        return self._routings[kind].sequencer
+
     def snapshot(self) -> RouterSnapshot:
         """The router now."""
+        quotes, every = self._routings[QUOTES], self._routings.values()
         return RouterSnapshot(
-            symbols=len(self.sequencer),
-            quotes_accepted=self._accepted,
-            quotes_stale=self._stale,
-            future_quotes=self._future,
-            gaps=self._gaps.told,
-            gaps_repaired=self._gaps.repaired,
-            quotes_backfilled=self._backfilled,
-            prices_fetched=self._fetched,
+            symbols=len(quotes.sequencer),
+            quotes_accepted=quotes.accepted,
+            quotes_stale=quotes.rejected,
+            future_records=sum(each.future for each in every),
+            gaps=sum(each.gaps.told for each in every),
+            gaps_repaired=sum(each.gaps.repaired for each in every),
+            quotes_backfilled=quotes.backfilled,
+            prices_fetched=quotes.fetched,
             clock_behind_s=self._clock_check.behind_s(),
             times_frozen_s=round(self._time_check.frozen_s(), 1),
         )
 
-    def start_from(self, quotes: Sequence[Quote], *, resuming: bool) -> None:
-        """Go on where an earlier run ended; before :meth:`run`.
+    def start_from(self, kind: Kind[R], records: Sequence[R], *, resuming: bool) -> None:
+        """Continue where an earlier run ended; before :meth:`run`.
 
         Args:
-            quotes: The last one of each symbol.
+            kind: Theirs.
+            records: The last one of each symbol.
             resuming: Whether what has come since shall be repaired.
         """
-        self.sequencer.start_from(quotes, resuming=resuming)
-        self._gaps.lost(self.sequencer.newest_ns(), self.sequencer.symbols())
+        routing = self._routings[kind]
+        routing.sequencer.start_from(records, resuming=resuming)
+        routing.gaps.lost(routing.sequencer.newest_ns(), routing.sequencer.symbols())
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Route until the feed's side is closed; then close the sinks' side."""
         task_status.started()
-        await self._send()
+        await self._finish()
         async for item in self._inbox:
-            if isinstance(item, QuoteBatch):
-                self._route(item.quotes)
-            elif isinstance(item, Backfill):
-                self._fill(item)
-            elif isinstance(item, FeedResumed):
-                self._resume(item)
-            elif isinstance(item, LateQuotes):
-                self._take_late(item)
-            elif isinstance(item, FirstQuotes):
-                self._take_first(item)
-            elif isinstance(item, FeedLost):
-                self._lose(item)
-            else:
-                self._hand_on(item)
-            await self._send()
+            self._take(item)
+            if self._unsent or self._filling:
+                await self._finish()
         self._outbox.close()
 
-    async def _send(self) -> None:
-        """Send what was made of an item; a restart in the middle goes on where this was."""
+    def _take(self, item: FeedItem) -> None:
+        if isinstance(item, RecordBatch):
+            self._route(self._routings[item.kind], item.records)
+        elif isinstance(item, Backfill):
+            self._fill(self._routings[item.kind], item)
+        elif isinstance(item, FeedResumed):
+            self._resume(self._routings[item.kind], item)
+        elif isinstance(item, LateRecords):
+            self._take_late(self._routings[item.kind], item)
+        elif isinstance(item, FirstRecords):
+            self._take_first(self._routings[item.kind], item)
+        elif isinstance(item, FeedLost):
+            self._lose(item)
+        else:
+            self._send(item)
+
+    def _send(self, item: RoutedItem) -> None:
+        """Send an item now, or by :meth:`_finish` where there is no room."""
+        self._listener(item)
+        if not self._unsent:
+            with suppress(anyio.WouldBlock):
+                self._outbox.send_nowait(item)
+                return
+        self._unsent.append(item)
+
+    async def _finish(self) -> None:
+        """Send the rest of what an item was made into; after a restart too."""
         while self._unsent or self._filling:
             while self._unsent:
                 await forward(self._outbox, self._unsent[0])
@@ -176,102 +213,104 @@ class QuoteRouter:
                 await checkpoint()
                 self._fill_on(self._filling)
 
-    def _route(self, quotes: Sequence[Quote]) -> Sequence[Quote]:
-        routed = self.sequencer.route(quotes, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
-        self._clock_check.add(len(quotes), routed.ahead_ns)
-        if len(routed.ahead_ns) < len(quotes):
+    def _route(self, routing: _Routing[R], records: Sequence[R]) -> Sequence[R]:
+        routed = routing.sequencer.route(records, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
+        self._clock_check.add(len(records), routed.ahead_ns)
+        if len(routed.ahead_ns) < len(records):
             self._time_check.add(routed.accepted, self._clock.monotonic())
-        self._accepted += len(routed.accepted)
-        self._stale += routed.stale
+        routing.accepted += len(routed.accepted)
+        routing.rejected += routed.rejected
         if routed.ahead_ns:
-            self._future += len(routed.ahead_ns)
-            _log.warning("quote_from_the_future", ahead_s=routed.ahead_ns[0] / 1e9)
+            self._reject_future(routing, routed.ahead_ns)
         if routed.accepted:
-            self._hand_on(QuoteBatch(routed.accepted))
+            self._send(RecordBatch(routing.kind, routed.accepted))
         return routed.accepted
 
-    def _fill(self, backfill: Backfill) -> None:
-        """Past quotes and those that waited for them, in one order, nothing twice."""
-        past = {id(quote) for quote in backfill.past}
-        merged = merge(backfill.past, backfill.live)
-        echoes = [quote for quote in merged if id(quote) in past]
-        self._echoes_before = self.sequencer.take_echoes()  # of this repair nothing is one yet
-        missing = self.sequencer.not_out_yet(merged)
-        going_on = {id(quote) for quote in missing}
-        self._stale += sum(1 for quote in backfill.live if id(quote) not in going_on)
+    def _reject_future(self, routing: _Routing[Any], ahead_ns: Sequence[int]) -> None:
+        routing.future += len(ahead_ns)
+        _log.warning("quote_from_the_future", ahead_s=ahead_ns[0] / 1e9)
+
+    def _fill(self, routing: _Routing[R], backfill: Backfill[R]) -> None:
+        """Past records and those that waited for them, in one order, nothing twice."""
+        sequencer = routing.sequencer
+        past = {id(record) for record in backfill.past}
+        merged = merge(routing.kind, backfill.past, backfill.live)
+        echoes = [record for record in merged if id(record) in past]
+        echoes_before = sequencer.take_echoes()  # of this repair nothing is one yet
+        missing = sequencer.not_out_yet(merged)
+        going_on = {id(record) for record in missing}
+        routing.rejected += sum(1 for record in backfill.live if id(record) not in going_on)
         starts = range(0, len(missing), _MOST_AT_ONCE)
         parts = deque(missing[start : start + _MOST_AT_ONCE] for start in starts)
-        self._filling = _Fill(backfill, past, echoes, parts)
+        self._filling = _Fill(routing, backfill, past, echoes, echoes_before, parts)
 
-    def _fill_on(self, fill: _Fill) -> None:
+    def _fill_on(self, fill: _Fill[Any]) -> None:
         """Route the next part of it."""
+        routing = fill.routing
         if fill.parts:
-            accepted = self._route(fill.parts.popleft())
-            from_history = [quote.symbol for quote in accepted if id(quote) in fill.past]
+            accepted = self._route(routing, fill.parts.popleft())
+            from_history = [record.symbol for record in accepted if id(record) in fill.past]
             fill.backfilled.update(from_history)
-            self._backfilled += len(from_history)
+            routing.backfilled += len(from_history)
             return
         self._filling = None
-        self.sequencer.expect_again(fill.echoes, self._echoes_before)
+        routing.sequencer.expect_again(fill.echoes, fill.echoes_before)
         backfill = fill.backfill
-        repaired = self._gaps.filled(
+        repaired = routing.gaps.filled(
             backfill.until_ns,
-            self.sequencer.newest_ns(),
+            routing.sequencer.newest_ns(),
             fill.backfilled,
             backfill.complete,
         )
-        self._tell("gap_repaired", repaired)
+        self._report("gap_repaired", repaired)
 
-    def _take_late(self, late: LateQuotes) -> None:
+    def _take_late(self, routing: _Routing[R], late: LateRecords[R]) -> None:
         """Those that are still in order go out; of the others there is a gap after all."""
-        accepted = self._route(self.sequencer.not_out_yet(late.quotes))
-        self.sequencer.expect_again(accepted, self.sequencer.take_echoes())
-        self._backfilled += len(accepted)
-        out = {id(quote) for quote in accepted}
-        lost = {quote.symbol for quote in late.quotes if id(quote) not in out}
-        self._gaps.brought(self.sequencer.newest_ns(), {quote.symbol for quote in accepted})
+        sequencer = routing.sequencer
+        accepted = self._route(routing, sequencer.not_out_yet(late.records))
+        sequencer.expect_again(accepted, sequencer.take_echoes())
+        routing.backfilled += len(accepted)
+        out = {id(record) for record in accepted}
+        lost = {record.symbol for record in late.records if id(record) not in out}
+        routing.gaps.brought(sequencer.newest_ns(), {record.symbol for record in accepted})
         symbols = late.unknown.union(lost)
-        self._tell("gap", self._gaps.late(late.from_ns, late.to_ns, symbols))
+        self._report("gap", routing.gaps.late(late.from_ns, late.to_ns, symbols))
 
-    def _take_first(self, first: FirstQuotes) -> None:
-        """The latest quotes of symbols that were subscribed just now."""
-        now_ns = self._clock.utc_ns()
-        fetched = self.sequencer.route_first(
-            first.quotes, first.asked_ns, now_ns, FUTURE_TOLERANCE_NS
+    def _take_first(self, routing: _Routing[R], first: FirstRecords[R]) -> None:
+        """The latest records of symbols that were subscribed just now."""
+        fetched = routing.sequencer.route_first(
+            first.records, first.asked_ns, self._clock.utc_ns(), FUTURE_TOLERANCE_NS
         )
         if fetched.ahead_ns:
-            self._future += len(fetched.ahead_ns)
-            _log.warning("quote_from_the_future", ahead_s=fetched.ahead_ns[0] / 1e9)
-        self._accepted += len(fetched.accepted)
-        self._fetched += len(fetched.accepted)
+            self._reject_future(routing, fetched.ahead_ns)
+        routing.accepted += len(fetched.accepted)
+        routing.fetched += len(fetched.accepted)
         if fetched.known and self._confirmed is not None:
-            self._confirmed(fetched.known)
+            self._confirmed(routing.kind, fetched.known)
         if fetched.accepted:
-            self._hand_on(QuoteBatch(fetched.accepted))
+            self._send(RecordBatch(routing.kind, fetched.accepted))
 
     def _lose(self, lost: FeedLost) -> None:
-        symbols = set(lost.symbols)
-        if EVERY_SYMBOL in symbols:
-            symbols = (symbols | set(self.sequencer.symbols())) - {EVERY_SYMBOL}
-        self._gaps.lost(self.sequencer.newest_ns(), symbols, self.sequencer.streamed_ns)
-        self.sequencer.take_echoes()  # the stream that could yet have brought them is gone
-        self._hand_on(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}))
+        for routing in self._routings.values():
+            sequencer = routing.sequencer
+            symbols = set(lost.symbols)
+            if EVERY_SYMBOL in symbols:
+                symbols = (symbols | set(sequencer.symbols())) - {EVERY_SYMBOL}
+            routing.gaps.lost(sequencer.newest_ns(), symbols, sequencer.streamed_ns)
+            sequencer.take_echoes()  # the stream that could yet have brought them is gone
+        self._send(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}))
 
-    def _resume(self, resumed: FeedResumed) -> None:
+    def _resume(self, routing: _Routing[Any], resumed: FeedResumed) -> None:
         """After a lost connection: what came between is missing."""
-        gaps = self._gaps.resumed(
+        gaps = routing.gaps.resumed(
             resumed.at_ns,
             resumed.symbols,
             resumed.left_out,
-            self.sequencer.streamed_ns,
+            routing.sequencer.streamed_ns,
             repairing=resumed.repairing,
         )
-        self._tell("gap", gaps)
+        self._report("gap", gaps)
 
-    def _tell(self, state: FeedState, details: Sequence[dict[str, Any]]) -> None:
+    def _report(self, state: FeedState, details: Sequence[dict[str, Any]]) -> None:
         for each in details:
-            self._hand_on(FeedStatus(state, self._clock.utc_ns(), each))
-
-    def _hand_on(self, item: RoutedItem) -> None:
-        self._listener(item)
-        self._unsent.append(item)
+            self._send(FeedStatus(state, self._clock.utc_ns(), each))

@@ -40,18 +40,22 @@ class _Gap:
 
 
 class Gaps:
-    """Follows one feed's gaps, and words them for ``feed.status``.
+    """Follows the gaps of one kind of record, and words them for ``feed.status``.
+
+    Args:
+        channel: The kind's channel: ``gap_repaired`` has the count of records under this name.
 
     Attributes:
         told: How many gaps there were.
         repaired: How many of them were repaired.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channel: str) -> None:
+        self._channel = channel
         self.told = 0
         self.repaired = 0
         self._missing: dict[str, int] = {}
-        """Symbols that are not followed, with the last accepted quote's time before that."""
+        """Symbols that are not followed, with the last accepted record's time before that."""
         self._being_repaired: list[_Gap] = []
         self._unrepaired: set[str] = set()
         """Symbols whose last gap stayed one, though other symbols' were repaired."""
@@ -62,13 +66,13 @@ class Gaps:
         symbols: Collection[str],
         last_ns: Callable[[str], int | None] = lambda _symbol: None,
     ) -> None:
-        """Quotes of these symbols no longer come.
+        """Records of these symbols no longer come.
 
         Args:
-            newest_ns: The time of the last accepted quote of all, UTC nanoseconds; None where
+            newest_ns: The time of the last accepted record of all, UTC nanoseconds; None where
                 nothing has been accepted, so that nothing is known to be missing.
             symbols: Those that were followed.
-            last_ns: Returns the time of a symbol's last accepted quote. History may have brought
+            last_ns: Returns the time of a symbol's last accepted record. History may have brought
                 other symbols further than the stream: a symbol that it left out counts from here.
         """
         since = {symbol: gap.from_ns for gap in self._being_repaired for symbol in gap.symbols}
@@ -89,13 +93,13 @@ class Gaps:
         *,
         repairing: bool,
     ) -> list[dict[str, Any]]:
-        """Quotes come again.
+        """Records come again.
 
         Args:
             at_ns: Since when, UTC nanoseconds.
-            followed: The symbols whose quotes come; ``*`` is every one.
+            followed: The symbols whose records come; ``*`` is every one.
             left_out: Those that are wanted and still do not; all others are wanted no longer.
-            last_ns: Tells the time of a symbol's last accepted quote. Where one went out since the
+            last_ns: Tells the time of a symbol's last accepted record. Where one went out since the
                 loss, what came before it can no longer be brought: such a gap stays one.
             repairing: Whether :meth:`filled` will be called.
 
@@ -128,12 +132,12 @@ class Gaps:
                 again.times += old.times
 
     def brought(self, newest_ns: int | None, symbols: Collection[str]) -> None:
-        """An earlier repair's late quotes of these went out, maybe in the next outage.
+        """An earlier repair's late records of these went out, maybe in the next outage.
 
         Up to them nothing is missing that can still be brought, so that what is begins here.
 
         Args:
-            newest_ns: The time of the last accepted quote now, UTC nanoseconds.
+            newest_ns: The time of the last accepted record now, UTC nanoseconds.
             symbols: Theirs.
         """
         for symbol in self._missing.keys() & set(symbols):
@@ -143,9 +147,9 @@ class Gaps:
         """History told too late of what a repair should have brought.
 
         Args:
-            from_ns: The time of the last quote that was out before, UTC nanoseconds.
+            from_ns: The time of the last record that was out before, UTC nanoseconds.
             to_ns: Until when history was asked, UTC nanoseconds.
-            symbols: Those of which quotes are missing for good, or may be.
+            symbols: Those of which records are missing for good, or may be.
 
         Returns:
             What ``gap`` tells; nothing where all could still be brought.
@@ -159,15 +163,15 @@ class Gaps:
         self,
         until_ns: int,
         newest_ns: int | None,
-        quotes: Mapping[str, int],
+        counts: Mapping[str, int],
         complete: Collection[str],
     ) -> list[dict[str, Any]]:
         """A repair has ended.
 
         Args:
             until_ns: When, UTC nanoseconds.
-            newest_ns: The time of the last accepted quote now.
-            quotes: How many it brought, by symbol.
+            newest_ns: The time of the last accepted record now.
+            counts: How many it brought, by symbol.
             complete: The symbols of which these are all that were missing.
 
         Returns:
@@ -185,8 +189,8 @@ class Gaps:
             if repaired == gap.symbols:
                 self.repaired += gap.times
             fixed = _Gap(gap.from_ns, max(gap.to_ns, until_ns), repaired)
-            count = sum(quotes.get(symbol, 0) for symbol in repaired)
-            details.append(fixed.details(quotes=count))
+            count = sum(counts.get(symbol, 0) for symbol in repaired)
+            details.append(fixed.details(**{self._channel: count}))
         self._being_repaired = []
         return details
 

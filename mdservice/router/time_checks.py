@@ -1,4 +1,4 @@
-"""Tells a machine whose clock is behind from a stray quote with a wrong time. Pure."""
+"""Tells a machine whose clock is behind from a stray record with a wrong time. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import Record
 
 __all__ = ["FROZEN_AFTER_S", "ClockCheck", "TimeCheck"]
 
@@ -18,7 +18,7 @@ __all__ = ["FROZEN_AFTER_S", "ClockCheck", "TimeCheck"]
 
 
 FROZEN_AFTER_S = 30.0
-"""Quotes of one burst may come late and out of order; that is no standstill."""
+"""Records of one burst may come late and out of order; that is no standstill."""
 
 
 class TimeCheck:
@@ -29,8 +29,8 @@ class TimeCheck:
         self._still_since_s: float | None = None
         self._last_s = 0.0
 
-    def add(self, accepted: Sequence[Quote], now_s: float) -> None:
-        """Quotes came.
+    def add(self, accepted: Sequence[Record], now_s: float) -> None:
+        """Records came.
 
         Args:
             accepted: Those that were not older than their symbol's last one, in order.
@@ -47,7 +47,7 @@ class TimeCheck:
             self._still_since_s = now_s
 
     def frozen_s(self) -> float:
-        """For how long quotes have come whose times do not go on, seconds; 0 where they do."""
+        """For how long records have come whose times do not go on, seconds; 0 where they do."""
         still_s = 0.0 if self._still_since_s is None else self._last_s - self._still_since_s
         return still_s if still_s >= FROZEN_AFTER_S else 0.0
 
@@ -56,41 +56,41 @@ _WINDOW = 100
 
 
 class ClockCheck:
-    """Looks at how many of the last 100 quotes were refused as future ones."""
+    """Looks at how many of the last 100 records were refused as future ones."""
 
     def __init__(self) -> None:
         self._reads: deque[tuple[int, Sequence[int]]] = deque()
-        self._quotes = 0
+        self._records = 0
         self._future = 0
 
-    def add(self, quotes: int, ahead_ns: Sequence[int]) -> None:
+    def add(self, records: int, ahead_ns: Sequence[int]) -> None:
         """One more read of the feed.
 
         Args:
-            quotes: How many quotes it held.
+            records: How many records it held.
             ahead_ns: How far ahead of this machine's clock the refused ones were.
         """
-        if not quotes:
+        if not records:
             return
-        self._reads.append((quotes, ahead_ns))
-        self._quotes += quotes
+        self._reads.append((records, ahead_ns))
+        self._records += records
         self._future += len(ahead_ns)
-        while self._quotes - self._reads[0][0] >= _WINDOW:
+        while self._records - self._reads[0][0] >= _WINDOW:
             gone, gone_ahead = self._reads.popleft()
-            self._quotes -= gone
+            self._records -= gone
             self._future -= len(gone_ahead)
 
     def behind_s(self) -> float | None:
         """Seconds by which this machine's clock is behind, or None while it seems right.
 
-        A few refused quotes prove nothing: at least a hundred must have come, most of them
+        A few refused records prove nothing: at least a hundred must have come, most of them
         refused.
         """
-        if self._quotes < _WINDOW:
+        if self._records < _WINDOW:
             return None
         # The oldest read reaches out of the window; its part within counts, as if even.
-        quotes, ahead_ns = self._reads[0]
-        future = self._future - len(ahead_ns) * (self._quotes - _WINDOW) / quotes
+        records, ahead_ns = self._reads[0]
+        future = self._future - len(ahead_ns) * (self._records - _WINDOW) / records
         if future * 2 <= _WINDOW:
             return None
         return median(ns for _, ahead in self._reads for ns in ahead) / 1e9

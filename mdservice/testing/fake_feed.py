@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import Any, Final, Literal
 
 import anyio
@@ -24,7 +25,7 @@ from mdservice.feed.alpaca.error_codes import http_refusal, refusal
 from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
 from mdservice.feed.subscriptions import Followed
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import QUOTES, Kind, R, Record
 from mdservice.simulator.session import (
     SILENCE,
     Account,
@@ -361,12 +362,12 @@ class FakeLink(AlpacaLink):
 
 
 class FakeHistory:
-    """A :class:`~mdservice.feed.history.QuoteHistory` in this process.
+    """A :class:`~mdservice.feed.history.History` in this process.
 
     Passes the same contract suite as the real one.
 
     Attributes:
-        lag_s: How long a quote takes to get into the past quotes; the latest do not lag.
+        lag_s: How long a record takes to get into the past; the latest do not lag.
         delay_s: How long every answer takes.
         script: What the next calls end with; each takes one, None lets it succeed.
         always: What every call ends with once the script is empty, or None.
@@ -382,35 +383,39 @@ class FakeHistory:
         self.always: Exception | None = None
         self.refuses: dict[str, str] = {}
         self.requests: deque[HistoryRequest] = deque(maxlen=_MOST_REQUESTS)
-        self._recorded: list[tuple[float, Quote]] = []
+        self._recorded: list[tuple[float, Kind[Any], Any]] = []
 
-    def add(self, quotes: Iterable[Quote]) -> None:
-        """The market has made these quotes, now and in this order."""
+    def add(self, records: Iterable[Record], kind: Kind[Any] = QUOTES) -> None:
+        """The market has made these records, now and in this order."""
         now_s = anyio.current_time()
-        self._recorded.extend((now_s, attrs.evolve(quote, seq=0)) for quote in quotes)
+        self._recorded.extend((now_s, kind, _again(record, seq=0)) for record in records)
 
-    async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
-        """See :meth:`mdservice.feed.history.QuoteHistory.quotes`."""
-        await self._answer(HistoryRequest(_now(), "quotes", tuple(symbols), start_ns, end_ns))
+    async def past(
+        self, kind: Kind[R], symbols: Sequence[str], start_ns: int, end_ns: int
+    ) -> Sequence[R]:
+        """See :meth:`mdservice.feed.history.History.past`."""
+        await self._answer(HistoryRequest(_now(), "past", tuple(symbols), start_ns, end_ns))
         known_s = _now() - self.lag_s
         found = [
-            attrs.evolve(quote)
-            for at_s, quote in self._recorded
-            if quote.symbol in symbols
-            and start_ns <= quote.ts_event_ns <= end_ns
+            _again(record)
+            for at_s, of, record in self._recorded
+            if of is kind
+            and record.symbol in symbols
+            and start_ns <= record.ts_event_ns <= end_ns
             and at_s <= known_s
         ]
-        return sorted(found, key=lambda quote: (quote.symbol, quote.ts_event_ns))
+        return sorted(found, key=lambda record: (record.symbol, record.ts_event_ns))
 
-    async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
-        """See :meth:`mdservice.feed.history.QuoteHistory.latest`."""
+    async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Sequence[R]:
+        """See :meth:`mdservice.feed.history.History.latest`."""
         await self._answer(HistoryRequest(_now(), "latest", tuple(symbols)))
-        newest: dict[str, Quote] = {}
-        for _, quote in self._recorded:
-            last = newest.get(quote.symbol)
-            if quote.symbol in symbols and (last is None or quote.ts_event_ns >= last.ts_event_ns):
-                newest[quote.symbol] = quote
-        return [attrs.evolve(newest[symbol]) for symbol in sorted(newest)]
+        newest: dict[str, R] = {}
+        for _, of, record in self._recorded:
+            last = newest.get(record.symbol)
+            is_newer = last is None or record.ts_event_ns >= last.ts_event_ns
+            if of is kind and record.symbol in symbols and is_newer:
+                newest[record.symbol] = record
+        return [_again(newest[symbol]) for symbol in sorted(newest)]
 
     async def _answer(self, request: HistoryRequest) -> None:
         self.requests.append(request)
@@ -455,7 +460,7 @@ class HistoryRequest:
 
     Attributes:
         at_s: When, by the event loop's clock.
-        call: ``quotes`` or ``latest``.
+        call: ``past`` or ``latest``.
         symbols: Of which symbols.
         start_ns: From when, UTC nanoseconds; 0 for the latest.
         end_ns: Until when; 0 for the latest.
@@ -466,6 +471,12 @@ class HistoryRequest:
     symbols: tuple[str, ...]
     start_ns: int = 0
     end_ns: int = 0
+
+
+def _again(record: R, seq: int | None = None) -> R:
+    again = copy(record)
+    again.seq = record.seq if seq is None else seq
+    return again
 
 
 def _now() -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
@@ -17,6 +17,7 @@ import attrs
 
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import StoreUnavailable
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.replies import refusal
 
@@ -59,8 +60,9 @@ class MemoryPriceStore:
 
     Args:
         clock: What keys expire by.
-        price_ttl_s: After how many seconds a price expires.
-        event_log: The name of the stream to which price events are appended, or None.
+        price_ttl_s: After how many seconds the keys of kinds without a life of their own expire.
+        event_log: The name of the stream to which the events of logged kinds are appended, or
+            None.
         event_log_maxlen: How many entries the stream keeps.
         instance: Names the writer.
 
@@ -186,18 +188,18 @@ class MemoryPriceStore:
         finally:
             self._connected = self._connected and answered
 
-    async def read_prices(self, symbols: Iterable[str]) -> dict[str, bytes]:
-        """The price objects of these symbols, those without one left out.
+    async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> dict[str, bytes]:
+        """The latest values of these symbols, by symbol; those without one are left out.
 
         Raises:
             StoreUnavailable: Not connected.
         """
         await self._round_trip()
-        found = {symbol: self.price(symbol) for symbol in symbols}
+        found = {symbol: self.get(f"{kind.key_prefix}{symbol}") for symbol in symbols}
         return {symbol: payload for symbol, payload in found.items() if payload is not None}
 
-    async def renew(self, symbols: Iterable[str]) -> Sequence[str]:
-        """Let these prices live for their whole life from now on; the symbols without a price.
+    async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
+        """Let these values live for their whole life from now on; the symbols without a value.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -207,15 +209,19 @@ class MemoryPriceStore:
             raise refusal("memory://", self.refusal)
         names = tuple(symbols)
         self.renewed.append(names)
-        expires_at = self._clock.monotonic() + self._price_ttl_s
+        expires_at = self._clock.monotonic() + self._ttl_s(kind)
         missing = []
         for symbol in names:
-            payload = self.price(symbol)
+            key = f"{kind.key_prefix}{symbol}"
+            payload = self.get(key)
             if payload is None:
                 missing.append(symbol)
             else:
-                self._keys[f"price:{symbol}"] = (payload, expires_at)
+                self._keys[key] = (payload, expires_at)
         return missing
+
+    def _ttl_s(self, kind: Kind[Any]) -> int:
+        return kind.ttl_s or self._price_ttl_s
 
     async def ping(self) -> None:
         """Ask whether it would take writes.
@@ -241,7 +247,7 @@ class MemoryPriceStore:
 
     def price(self, symbol: str) -> bytes | None:
         """The price object of a symbol that has not expired."""
-        return self.get(f"price:{symbol}")
+        return self.get(f"{QUOTES.key_prefix}{symbol}")
 
     def deliver(self) -> int:
         """Let what is on its way arrive: it is executed, unless a connect came before.
@@ -302,14 +308,17 @@ class MemoryPriceStore:
 
     def _execute(self, batch: WriteBatch) -> None:
         now = self._clock.monotonic()
-        for symbol, payload in batch.prices.items():
-            left_s = self._price_ttl_s - batch.ages_s.get(symbol, 0)
-            if left_s > 0:
-                self._keys[f"price:{symbol}"] = (payload, now + left_s)
-        for message in batch.messages:
-            self.published.setdefault(message.channel, []).append(message.payload)
-            if self._event_log is not None and message.symbol is not None:
-                self._append(message.symbol, message.payload)
+        for kind, latest in batch.latest.items():
+            ages_s = batch.ages_s.get(kind, {})
+            for symbol, payload in latest.items():
+                left_s = self._ttl_s(kind) - ages_s.get(symbol, 0)
+                if left_s > 0:
+                    self._keys[f"{kind.key_prefix}{symbol}"] = (payload, now + left_s)
+        for events in batch.events:
+            self.published.setdefault(events.channel, []).extend(events.payloads)
+            if self._event_log is not None and events.kind is not None and events.kind.logged:
+                for symbol, payload in zip(events.symbols, events.payloads, strict=True):
+                    self._append(symbol, payload)
         number = b"%d" % batch.number
         self._keys[self._number_key] = (number, now + _NUMBER_TTL_S)
         self.executed.append(batch)

@@ -22,9 +22,10 @@ import msgspec
 
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Message
 from mdservice.redis_io.commands import BatchPacker, PackedBatch
 from mdservice.redis_io.names import PRICE_CHANNEL
+from tests.batches import write_batch
 from tests.bench.listener import REPORT_CHANNEL
 from tests.bench.processes import running
 from tests.bench.runs import Stage
@@ -90,7 +91,7 @@ def _make_batches(symbols: list[str]) -> list[PackedBatch]:
             quote = Quote(symbol, bid, ask, 200, 300, now_ns, now_ns, cycle + 1)
             prices[symbol] = encode_quote(quote)
         messages = [Message(PRICE_CHANNEL, payload, symbol) for symbol, payload in prices.items()]
-        batches.append(packer.batch(WriteBatch(cycle + 1, prices, messages)))
+        batches.append(packer.batch(write_batch(cycle + 1, prices, messages)))
     return batches
 
 

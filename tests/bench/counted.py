@@ -24,14 +24,15 @@ from websockets.uri import parse_uri
 
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.frame_reader import FrameReader
+from mdservice.model.events import RecordBatch
+from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import decode_quote, encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.publish.conflation import ConflatingBuffer
 from mdservice.publish.publisher import MOST_IN_BATCH
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.commands import BatchPacker
-from mdservice.redis_io.names import PRICE_CHANNEL
 from mdservice.router.sequencer import Sequencer
 
 FEW, MANY = 1000, 3000
@@ -95,16 +96,23 @@ def _message(encoding: Encoding, quote: Quote) -> dict[str, Any]:
     return {"T": "q", "S": quote.symbol, **bid, **ask, "c": ["R"], "z": "C", "t": time}
 
 
+def _reads(count: int) -> list[RecordBatch[Quote]]:
+    quotes = _quotes(count)
+    starts = range(0, count, _PER_READ)
+    return [RecordBatch(QUOTES, quotes[start : start + _PER_READ]) for start in starts]
+
+
 def _route(count: int) -> Work:
-    sequencer, quotes = Sequencer(), _quotes(count)
+    sequencer, quotes = Sequencer(QUOTES), _quotes(count)
     return lambda: sequencer.route(quotes, quotes[-1].ts_event_ns, _TOLERANCE_NS)
 
 
 def _wait(count: int) -> Work:
-    buffer, quotes = ConflatingBuffer(MANY), _quotes(count)
+    buffer, reads = ConflatingBuffer(MANY), _reads(count)
 
     def work() -> None:
-        buffer.extend(quotes)
+        for read in reads:
+            buffer.add(read)
         while len(buffer):
             buffer.take(MOST_IN_BATCH)
 
@@ -113,12 +121,11 @@ def _wait(count: int) -> Work:
 
 def _conflate(count: int) -> Work:
     """Where the backlog is full: an old quote goes with each that comes."""
-    buffer, quotes = ConflatingBuffer(_SYMBOLS), _quotes(count)
-    groups = [quotes[start : start + _PER_READ] for start in range(0, count, _PER_READ)]
+    buffer, reads = ConflatingBuffer(_SYMBOLS), _reads(count)
 
     def work() -> None:
-        for group in groups:
-            buffer.extend(group)
+        for read in reads:
+            buffer.add(read)
 
     return work
 
@@ -130,9 +137,11 @@ def _encode(count: int) -> Work:
 
 def _pack(count: int) -> Work:
     packer = BatchPacker(price_ttl_s=300, event_log=None, event_log_maxlen=0, instance="counted")
-    payloads = [(quote.symbol, encode_quote(quote)) for quote in _quotes(count)]
-    messages = [Message(PRICE_CHANNEL, payload, symbol) for symbol, payload in payloads]
-    batch = WriteBatch(1, dict(payloads), messages)
+    quotes = _quotes(count)
+    symbols = [quote.symbol for quote in quotes]
+    payloads = [encode_quote(quote) for quote in quotes]
+    events = [Events(QUOTES.event, payloads, QUOTES, symbols)]
+    batch = WriteBatch(1, {QUOTES: dict(zip(symbols, payloads, strict=True))}, events)
     return lambda: packer.batch(batch)
 
 

@@ -13,7 +13,8 @@ import pytest
 from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory
-from mdservice.feed.history import QuoteHistory
+from mdservice.feed.history import History
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote, identity
 from mdservice.simulator import SimQuote, SimulatorConfig, open_simulator
 from mdservice.simulator.transport import SimulatorTransport
@@ -24,7 +25,7 @@ START_NS = 1_795_186_800 * 10**9  # where the virtual clock begins
 
 
 class Backend(Protocol):
-    history: QuoteHistory
+    history: History
 
     def add(self, quotes: Sequence[Quote]) -> None: ...
     def refuse(self) -> None: ...
@@ -34,7 +35,7 @@ class Backend(Protocol):
 class OfSimulator:
     def __init__(self, simulator: Any) -> None:
         self._simulator = simulator
-        self.history: QuoteHistory = AlpacaHistory(
+        self.history: History = AlpacaHistory(
             simulator.rest_url,
             "iex",
             Credentials("key", "secret"),
@@ -60,7 +61,7 @@ class OfSimulator:
 class Fake:
     def __init__(self) -> None:
         self._fake = FakeHistory(LAG_S)
-        self.history: QuoteHistory = self._fake
+        self.history: History = self._fake
 
     def add(self, quotes: Sequence[Quote]) -> None:
         self._fake.add(quotes)
@@ -106,7 +107,7 @@ async def test_all_quotes_of_the_time_come_in_order_within_each_symbol(behind: B
     made = [quote(number, "AAPL" if number % 3 else "MSFT") for number in range(1, 21)]
     behind.add(made)
     await anyio.sleep(LAG_S + 0.1)
-    found = await behind.history.quotes(["MSFT", "AAPL"], START_NS + 4, START_NS + 18)
+    found = await behind.history.past(QUOTES, ["MSFT", "AAPL"], START_NS + 4, START_NS + 18)
     for symbol in ("AAPL", "MSFT"):
         assert [identity(q) for q in found if q.symbol == symbol] == [
             identity(q) for q in made if q.symbol == symbol and 4 <= q.bid_size <= 18
@@ -120,7 +121,7 @@ async def test_quotes_of_one_time_come_as_they_were_made_also_repeats(behind: Ba
     made = [quote(number, at_ns=at_ns) for number in (3, 1, 2, 1, 3, 3, 9)]
     behind.add(made)
     await anyio.sleep(LAG_S + 0.1)
-    found = await behind.history.quotes(["AAPL"], at_ns, at_ns)
+    found = await behind.history.past(QUOTES, ["AAPL"], at_ns, at_ns)
     assert identities(found) == identities(made)
 
 
@@ -128,9 +129,9 @@ async def test_quotes_of_one_time_come_as_they_were_made_also_repeats(behind: Ba
 async def test_what_is_not_asked_for_does_not_come(behind: Backend) -> None:
     behind.add([quote(1), quote(2, "MSFT")])
     await anyio.sleep(LAG_S + 0.1)
-    assert await behind.history.quotes(["TSLA"], START_NS, START_NS + 99) == []
-    assert await behind.history.quotes(["AAPL"], START_NS + 2, START_NS + 99) == []
-    assert await behind.history.quotes([], START_NS, START_NS + 99) == []
+    assert await behind.history.past(QUOTES, ["TSLA"], START_NS, START_NS + 99) == []
+    assert await behind.history.past(QUOTES, ["AAPL"], START_NS + 2, START_NS + 99) == []
+    assert await behind.history.past(QUOTES, [], START_NS, START_NS + 99) == []
 
 
 @on_both
@@ -139,18 +140,18 @@ async def test_past_quotes_lag_and_the_latest_do_not(behind: Backend) -> None:
     behind.add([quote(1), quote(2), quote(5, "MSFT")])
     end_ns = START_NS + 10**12
     await anyio.sleep(LAG_S - 0.1)
-    assert await behind.history.quotes(["AAPL"], START_NS, end_ns) == []
-    latest = await behind.history.latest(["AAPL", "MSFT", "TSLA"])
+    assert await behind.history.past(QUOTES, ["AAPL"], START_NS, end_ns) == []
+    latest = await behind.history.latest(QUOTES, ["AAPL", "MSFT", "TSLA"])
     assert sorted(identities(latest)) == sorted(identities([quote(2), quote(5, "MSFT")]))
     await anyio.sleep(0.2)
-    found = await behind.history.quotes(["AAPL"], START_NS, end_ns)
+    found = await behind.history.past(QUOTES, ["AAPL"], START_NS, end_ns)
     assert identities(found) == identities([quote(1), quote(2)])
 
 
 @on_both
 async def test_latest_of_nothing_is_nothing(behind: Backend) -> None:
-    assert list(await behind.history.latest(["AAPL"])) == []
-    assert list(await behind.history.latest([])) == []
+    assert list(await behind.history.latest(QUOTES, ["AAPL"])) == []
+    assert list(await behind.history.latest(QUOTES, [])) == []
 
 
 @on_both
@@ -158,17 +159,17 @@ async def test_answers_are_the_callers_own(behind: Backend) -> None:
     """The router numbers quotes in place."""
     behind.add([quote(1)])
     await anyio.sleep(LAG_S + 0.1)
-    for one in await behind.history.quotes(["AAPL"], START_NS, START_NS + 9):
+    for one in await behind.history.past(QUOTES, ["AAPL"], START_NS, START_NS + 9):
         one.seq = 7
-    again = await behind.history.quotes(["AAPL"], START_NS, START_NS + 9)
+    again = await behind.history.past(QUOTES, ["AAPL"], START_NS, START_NS + 9)
     assert [attrs.evolve(q).seq for q in again] == [0]
 
 
 @on_both
 async def test_a_refusal_is_told_apart_from_an_outage(behind: Backend) -> None:
     for call in (
-        lambda: behind.history.quotes(["AAPL"], START_NS, START_NS + 9),
-        lambda: behind.history.latest(["AAPL"]),
+        lambda: behind.history.past(QUOTES, ["AAPL"], START_NS, START_NS + 9),
+        lambda: behind.history.latest(QUOTES, ["AAPL"]),
     ):
         behind.refuse()
         with pytest.raises(HistoryRefused, match="42210000"):

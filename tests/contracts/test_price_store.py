@@ -10,9 +10,11 @@ import anyio
 import pytest
 
 from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.model.kinds import QUOTES
 from mdservice.publish.store import Message, PriceStore, RenewingStore, WriteBatch
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import MemoryPriceStore, Slow
+from tests.batches import write_batch
 
 LIMIT_S = 20.0
 READ_ONLY = "READONLY You can't write against a read only replica."
@@ -200,7 +202,7 @@ def event(symbol: str, seq: int = 1) -> Message:
 
 
 def batch(number: int, *symbols: str) -> WriteBatch:
-    return WriteBatch(
+    return write_batch(
         number, {symbol: price(symbol, number) for symbol in symbols},
         [event(symbol, number) for symbol in symbols],
     )  # fmt: skip
@@ -220,7 +222,7 @@ async def test_a_batch_sets_every_key_publishes_every_message_in_order(behind: B
     await store.connect()
     status = Message("feed.status", b'{"state": "gap"}')
     messages = [event("A", 1), status, event("B", 1), event("A", 2)]
-    await store.write(WriteBatch(1, {"A": price("A", 2), "B": price("B", 1)}, messages))
+    await store.write(write_batch(1, {"A": price("A", 2), "B": price("B", 1)}, messages))
     assert behind.get("price:A") == price("A", 2)
     assert behind.get("price:B") == price("B", 1)
     assert behind.published() == [(m.channel, m.payload) for m in messages]
@@ -243,7 +245,7 @@ async def test_prices_written_again_live_for_what_is_left(behind: Backend) -> No
     store = behind.make()
     await store.connect()
     prices = {symbol: price(symbol, 1) for symbol in ("A", "B", "C")}
-    await store.write(WriteBatch(1, prices, (), {"A": 30, "B": 77}))
+    await store.write(write_batch(1, prices, (), {"A": 30, "B": 77}))
     assert 40 < behind.ttl_s("price:A") <= 47
     assert 70 < behind.ttl_s("price:C") <= 77
     assert behind.get("price:A") == price("A", 1)
@@ -257,10 +259,10 @@ async def test_renewed_prices_live_their_whole_life_again_unchanged(behind: Back
     store = behind.make()
     assert isinstance(store, RenewingStore)
     await store.connect()
-    await store.write(WriteBatch(1, {s: price(s, 1) for s in "AB"}, (), {"A": 40, "B": 40}))
+    await store.write(write_batch(1, {s: price(s, 1) for s in "AB"}, (), {"A": 40, "B": 40}))
     published = behind.published()
-    assert list(await store.renew(("A", "NONE", "B"))) == ["NONE"]
-    assert list(await store.renew(())) == []
+    assert list(await store.renew(QUOTES, ("A", "NONE", "B"))) == ["NONE"]
+    assert list(await store.renew(QUOTES, ())) == []
     for symbol in "AB":
         assert 70 < behind.ttl_s(f"price:{symbol}") <= 77
         assert behind.get(f"price:{symbol}") == price(symbol, 1)
@@ -276,7 +278,7 @@ async def test_payload_and_symbol_are_kept_byte_for_byte(behind: Backend) -> Non
     await store.connect()
     odd = b'100% %d %b\r\n$5\r\n*3\r\n \x00 \xff "\xc3\xa4"'
     symbol = "BRK.B/X-1"
-    await store.write(WriteBatch(1, {symbol: odd}, [Message("price.updated", odd, symbol)]))
+    await store.write(write_batch(1, {symbol: odd}, [Message("price.updated", odd, symbol)]))
     assert behind.get(f"price:{symbol}") == odd
     assert behind.published() == [("price.updated", odd)]
     assert behind.entries() == [(symbol, odd)]
@@ -287,8 +289,8 @@ async def test_payload_and_symbol_are_kept_byte_for_byte(behind: Backend) -> Non
 async def test_a_batch_may_have_messages_alone_or_nothing_at_all(behind: Backend) -> None:
     store = behind.make()
     await store.connect()
-    await store.write(WriteBatch(1, {}, [Message("feed.status", b"{}")]))
-    await store.write(WriteBatch(2, {}, []))
+    await store.write(write_batch(1, {}, [Message("feed.status", b"{}")]))
+    await store.write(write_batch(2, {}, []))
     assert behind.published() == [("feed.status", b"{}")]
     assert await store.last_batch() == 2
     await store.aclose()
@@ -299,7 +301,7 @@ async def test_a_large_batch_is_executed_whole(behind: Backend) -> None:
     store = behind.make()
     await store.connect()
     messages = [event(f"S{i % 700}", i) for i in range(5_000)]
-    await store.write(WriteBatch(1, {f"S{i}": price(f"S{i}") for i in range(700)}, messages))
+    await store.write(write_batch(1, {f"S{i}": price(f"S{i}") for i in range(700)}, messages))
     assert [payload for _, payload in behind.published()] == [m.payload for m in messages]
     assert behind.get("price:S699") == price("S699")
     await store.aclose()
@@ -310,7 +312,7 @@ async def test_the_event_log_takes_price_events_alone(behind: Backend) -> None:
     store = behind.make(event_log="log")
     await store.connect()
     status = Message("feed.status", b"{}")
-    await store.write(WriteBatch(1, {"A": price("A")}, [event("A", 1), status, event("A", 2)]))
+    await store.write(write_batch(1, {"A": price("A")}, [event("A", 1), status, event("A", 2)]))
     assert behind.entries() == [("A", price("A", 1)), ("A", price("A", 2))]
     await store.aclose()
 
@@ -498,18 +500,18 @@ async def test_connecting_again_keeps_what_was_written(behind: Backend) -> None:
 async def test_prices_are_read_back_byte_for_byte(behind: Backend) -> None:
     store = behind.make()
     with pytest.raises(StoreUnavailable):
-        await store.read_prices(["A"])
+        await store.read_latest(QUOTES, ["A"])
     await store.connect()
-    assert await store.read_prices(["A"]) == {}
+    assert await store.read_latest(QUOTES, ["A"]) == {}
     await store.write(batch(1, "A", "B"))
-    assert await store.read_prices(["A", "B", "C"]) == {
+    assert await store.read_latest(QUOTES, ["A", "B", "C"]) == {
         "A": price("A", 1),
         "B": price("B", 1),
     }
-    assert await store.read_prices([]) == {}
+    assert await store.read_latest(QUOTES, []) == {}
     await store.connect()
-    assert await store.read_prices(["B"]) == {"B": price("B", 1)}
+    assert await store.read_latest(QUOTES, ["B"]) == {"B": price("B", 1)}
     behind.drop_connection()
     with pytest.raises(StoreUnavailable):
-        await store.read_prices(["A"])
+        await store.read_latest(QUOTES, ["A"])
     await store.aclose()

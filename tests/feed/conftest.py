@@ -19,7 +19,8 @@ from mdservice.feed.requests import Command, Subscribe, SubscriptionResult, Unsu
 from mdservice.feed.retries import DriverSelection
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
-from mdservice.model.events import FeedItem, FeedLost, FeedStatus, QuoteBatch
+from mdservice.model.events import FeedItem, FeedLost, FeedStatus, RecordBatch
+from mdservice.model.kinds import QUOTES
 from mdservice.router.sequencer import Sequencer
 from mdservice.runtime.actor import Channel
 from mdservice.runtime.backoff import Backoff
@@ -58,7 +59,7 @@ class Desk:
         self.channel = Channel[FeedItem](64)
         self.clock = VirtualClock()
         send_queue = SendQueue(self.channel.outbox)
-        repair = GapRepair(None, Sequencer(), send_queue, self.clock)
+        repair = GapRepair(QUOTES, None, Sequencer(QUOTES), send_queue, self.clock)
         self.connection = FeedConnection(
             DriverSelection(drivers),
             self.book,
@@ -67,8 +68,8 @@ class Desk:
             self.clock,
             Backoff(rng=random.Random(SEED)),
             repair,
-            Liveness(1e9, None, _open, Sequencer()),
-            FirstPrices(None, self.book, repair, Sequencer(), send_queue, self.clock),
+            Liveness(1e9, None, _open, Sequencer(QUOTES)),
+            FirstPrices(QUOTES, None, self.book, repair, Sequencer(QUOTES), send_queue, self.clock),
         )
         self.items: list[FeedItem] = []
         self.outcome: BaseException | None = None
@@ -123,9 +124,9 @@ class Desk:
     def story(self) -> list[Any]:
         """Each state by its name, each batch as the list of its bids."""
         return [
-            item.state if isinstance(item, FeedStatus) else [quote.bid for quote in item.quotes]
+            item.state if isinstance(item, FeedStatus) else [quote.bid for quote in item.records]
             for item in map(_as_told, self.items)
-            if isinstance(item, FeedStatus | QuoteBatch)
+            if isinstance(item, FeedStatus | RecordBatch)
         ]
 
     @property
@@ -134,8 +135,8 @@ class Desk:
 
     @property
     def bids(self) -> list[float]:
-        batches = [item for item in self.items if isinstance(item, QuoteBatch)]
-        return [quote.bid for batch in batches for quote in batch.quotes]
+        batches = [item for item in self.items if isinstance(item, RecordBatch)]
+        return [quote.bid for batch in batches for quote in batch.records]
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until it holds; looked at whenever something was handed on."""

@@ -46,7 +46,7 @@ async def test_tells_that_it_is_connected_then_hands_on_what_comes(
         await desk.until(lambda: desk.bids == [1, 2, 3])
         assert desk.story == ["connected", [1, 2, 3]]
         assert desk.statuses[0].details == {"driver": "fake"}
-        assert desk.statuses[0].at_ns == desk.items[1].quotes[0].ts_recv_ns
+        assert desk.statuses[0].at_ns == desk.items[1].records[0].ts_recv_ns
         assert link.sent[0] == {"action": "auth", "key": "***", "secret": "***"}
         assert link.requests == [("subscribe", ["AAPL", "MSFT"])]
         now = desk.now

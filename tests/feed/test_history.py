@@ -9,10 +9,11 @@ import pytest
 
 from mdservice.errors import HistoryRefused, HistoryUnavailable, SymbolsRefused
 from mdservice.feed.history import SET_ASIDE_S, HalvingHistory
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.testing import FakeHistory
 
-CALLS = ("quotes", "latest")
+CALLS = ("past", "latest")
 SYMBOLS = [f"S{number:03}" for number in range(1_000)]
 SILENT = "history was refused with HTTP 400: bad request"
 
@@ -23,13 +24,13 @@ def open_history(
     fake = FakeHistory()
     fake.add([Quote(symbol, 1.0, 2.0, 1, 1, 5, 5) for symbol in symbols])
     fake.refuses = {symbol: words.format(symbol) for symbol in refused}
-    return fake, HalvingHistory(fake)
+    return fake, HalvingHistory(fake, QUOTES)
 
 
 async def ask(history: HalvingHistory, call: str, symbols: list[str]) -> Any:
     if call == "latest":
         return await history.latest(symbols)
-    return await history.quotes(symbols, 0, 10)
+    return await history.past(symbols, 0, 10)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -54,7 +55,7 @@ async def test_all_others_are_found_once(
     fake, history = open_history(*refused, words=words)
     found = await ask(history, call, SYMBOLS)
     others = [symbol for symbol in SYMBOLS if symbol not in refused]
-    assert sorted(quote.symbol for quote in found.quotes) == others
+    assert sorted(quote.symbol for quote in found.records) == others
     assert sorted(found.refused) == sorted(history.set_aside) == refused
     assert history.symbols_refused == len(refused)
     assert len(fake.requests) <= 5 + len(refused) * 17
@@ -73,25 +74,25 @@ async def test_a_symbol_set_aside_is_not_asked_for(autojump_clock: Any, call: st
 
 async def test_it_is_asked_for_again_later_and_spoils_nothing(autojump_clock: Any) -> None:
     fake, history = open_history("S002")
-    await ask(history, "quotes", SYMBOLS[:5])
+    await ask(history, "past", SYMBOLS[:5])
     fake.requests.clear()
     await anyio.sleep(SET_ASIDE_S + 1)
-    found = await ask(history, "quotes", SYMBOLS[:5])
-    assert len(found.quotes) == 4
+    found = await ask(history, "past", SYMBOLS[:5])
+    assert len(found.records) == 4
     assert [len(request.symbols) for request in fake.requests] == [4, 1]
     assert list(history.set_aside) == ["S002"]
     await anyio.sleep(SET_ASIDE_S + 1)
     fake.refuses = {}
-    assert len((await ask(history, "quotes", SYMBOLS[:5])).quotes) == 5
+    assert len((await ask(history, "past", SYMBOLS[:5])).records) == 5
     assert not history.set_aside
 
 
 async def test_one_that_is_followed_again_is_asked_for_again(autojump_clock: Any) -> None:
     fake, history = open_history("S002")
-    await ask(history, "quotes", SYMBOLS[:5])
+    await ask(history, "past", SYMBOLS[:5])
     history.forget(["S002", "S003"])
     fake.refuses = {}
-    assert len((await ask(history, "quotes", SYMBOLS[:5])).quotes) == 5
+    assert len((await ask(history, "past", SYMBOLS[:5])).records) == 5
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 200, 1_000])
@@ -101,7 +102,7 @@ async def test_another_reason_is_not_looked_for_in_each_symbol(
     symbols = SYMBOLS[:count]
     fake, history = open_history(*symbols, words="HTTP 400: invalid start")
     with pytest.raises(HistoryRefused, match="invalid start"):
-        await ask(history, "quotes", symbols)
+        await ask(history, "past", symbols)
     assert len(fake.requests) <= 26
     assert not history.set_aside
 
@@ -120,7 +121,7 @@ async def test_the_only_symbol_is_set_aside_where_the_refusal_is_about_it(
 ) -> None:
     _, history = open_history("BRK/B", words="HTTP 400: invalid symbol: {}")
     found = await ask(history, "latest", ["BRK/B"])
-    assert (found.quotes, list(found.refused)) == ([], ["BRK/B"])
+    assert (found.records, list(found.refused)) == ([], ["BRK/B"])
 
 
 async def test_requests_of_one_call_are_bounded(autojump_clock: Any) -> None:
@@ -128,7 +129,7 @@ async def test_requests_of_one_call_are_bounded(autojump_clock: Any) -> None:
     fake, history = open_history(*refused)
     found = await ask(history, "latest", SYMBOLS)
     assert len(fake.requests) <= 260
-    asked = {quote.symbol for quote in found.quotes}
+    asked = {quote.symbol for quote in found.records}
     assert asked | found.refused.keys() == set(SYMBOLS)
     assert history.set_aside.keys() <= set(refused)
 
@@ -139,4 +140,4 @@ async def test_a_failure_in_the_middle_keeps_what_was_found_out(autojump_clock: 
     with pytest.raises(HistoryUnavailable):
         await ask(history, "latest", SYMBOLS[:8])
     fake.script.clear()
-    assert len((await ask(history, "latest", SYMBOLS[:8])).quotes) == 8
+    assert len((await ask(history, "latest", SYMBOLS[:8])).records) == 8

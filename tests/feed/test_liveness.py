@@ -11,6 +11,7 @@ import pytest
 from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.liveness import LONGEST_S, Liveness
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.router.sequencer import Sequencer
 from mdservice.testing import FakeHistory, VirtualClock
@@ -22,14 +23,14 @@ class Bench:
     def __init__(self, limit_s: float = LIMIT_S, *, history: bool = True) -> None:
         self.clock = VirtualClock()
         self.history = FakeHistory()
-        self.sequencer = Sequencer()
+        self.sequencer = Sequencer(QUOTES)
         self.open = True
         self.asked_if_open: list[float] = []
         self.told: list[str] = []
         self.reasons: list[str] = []
         self.watch = Liveness(
             limit_s,
-            HalvingHistory(self.history) if history else None,
+            HalvingHistory(self.history, QUOTES) if history else None,
             self._is_open,
             self.sequencer,
         )

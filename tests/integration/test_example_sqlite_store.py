@@ -16,7 +16,9 @@ import pytest
 
 import mdservice
 from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.model.kinds import QUOTES
 from mdservice.publish.store import Message, WriteBatch
+from tests.batches import write_batch
 
 FILE = Path(mdservice.__file__).parent.parent / "docs" / "examples" / "sqlite_store.py"
 LIMIT_S = 20.0
@@ -45,7 +47,7 @@ def run(scene: Callable[[], Awaitable[None]]) -> None:
 def batch(number: int, *symbols: str, age_s: int = 0) -> WriteBatch:
     prices = dict.fromkeys(symbols, b"%d" % number)
     messages = [Message("price.updated", b"%d" % number, symbol) for symbol in symbols]
-    return WriteBatch(number, prices, messages, dict.fromkeys(symbols, age_s) if age_s else {})
+    return write_batch(number, prices, messages, dict.fromkeys(symbols, age_s) if age_s else {})
 
 
 def events(path: Path) -> list[str]:
@@ -68,10 +70,10 @@ def test_a_batch_is_written_whole_and_survives_a_new_connection(
         await store.write(batch(2, "A"))
         await store.connect()
         assert await store.last_batch() == 2
-        assert await store.read_prices(["A", "B", "C"]) == {"A": b"2", "B": b"1"}
+        assert await store.read_latest(QUOTES, ["A", "B", "C"]) == {"A": b"2", "B": b"1"}
         assert events(path) == ["1", "1", "2"]
         await store.write(batch(3, "B", age_s=example.PRICE_TTL_S))
-        assert await store.read_prices(["B"]) == {}, "its time is over"
+        assert await store.read_latest(QUOTES, ["B"]) == {}, "its time is over"
         await store.aclose()
         await store.aclose()
 

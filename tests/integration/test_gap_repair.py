@@ -19,6 +19,7 @@ from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory
 from mdservice.model.events import FeedStatus
+from mdservice.model.kinds import QUOTES
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.settings import Settings
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
@@ -329,15 +330,15 @@ def test_history_over_tcp(backend: str) -> None:
             history = AlpacaHistory(
                 simulator.rest_url, "iex", Credentials("key", "secret"), SystemClock()
             )
-            found = await history.quotes(["AAPL"], start_ns, start_ns + 10**9)
+            found = await history.past(QUOTES, ["AAPL"], start_ns, start_ns + 10**9)
             assert [q.ts_event_ns for q in found] == [q.ts_event_ns for q in made]
-            assert [q.bid for q in await history.latest(["AAPL"])] == [1_000]
+            assert [q.bid for q in await history.latest(QUOTES, ["AAPL"])] == [1_000]
             simulator.refuse_rest()
             with pytest.raises(HistoryRefused):
-                await history.latest(["AAPL"])
+                await history.latest(QUOTES, ["AAPL"])
             simulator.cut_rest()
             with pytest.raises(HistoryUnavailable):
-                await history.quotes(["AAPL"], start_ns, start_ns + 10**9)
+                await history.past(QUOTES, ["AAPL"], start_ns, start_ns + 10**9)
 
     anyio.run(main, backend=backend)
 
@@ -348,6 +349,6 @@ def test_a_host_that_cannot_be_reached_is_no_answer(backend: str) -> None:
         url = "http://127.0.0.1:9"  # the discard port: nobody listens
         history = AlpacaHistory(url, "iex", Credentials("key", "secret"), SystemClock())
         with anyio.fail_after(20), pytest.raises(HistoryUnavailable, match="no history from"):
-            await history.latest(["AAPL"])
+            await history.latest(QUOTES, ["AAPL"])
 
     anyio.run(main, backend=backend)

@@ -24,7 +24,7 @@ from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.publish import instances as instances_module
 from mdservice.publish.instances import Instances
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Message
 from mdservice.redis_io.names import (
     Instance,
     RedisNames,
@@ -33,6 +33,7 @@ from mdservice.redis_io.names import (
 )
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import FakeDriver, FakePositions
+from tests.batches import write_batch
 from tests.integration.network import Network
 from tests.integration.outages import run, until
 
@@ -299,7 +300,7 @@ class Publisher:
         ]
         payloads = {quote.symbol: encode_quote(quote) for quote in quotes}
         messages = [Message("price.updated", payloads[q.symbol], q.symbol) for q in quotes]
-        await self._store.write(WriteBatch(self._batches, payloads, messages))
+        await self._store.write(write_batch(self._batches, payloads, messages))
 
     async def aclose(self) -> None:
         if self._store is not None:
@@ -506,7 +507,7 @@ def test_the_feeds_delay_comes_from_the_service(read_from: str, fresh_valkey: An
             assert told is not None
             assert (told.feed, told.delay_s, told.price_ttl_s) == ("delayed_sip", 900.0, 2_000)
             await store.connect()
-            await store.write(WriteBatch(1, {"AAPL": payload}, []))
+            await store.write(write_batch(1, {"AAPL": payload}, []))
             book = gateway_of(fresh_valkey, read_from=read_from)  # default settings
             async with book.running():
                 await until(lambda: book.prices_status() is not None, 5)

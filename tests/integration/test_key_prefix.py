@@ -23,10 +23,12 @@ from mdservice.errors import ConfigurationError
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.http_api.server import serve_api
+from mdservice.model.kinds import QUOTES
 from mdservice.model.position import Position
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Message
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import FakePositions
+from tests.batches import write_batch
 from tests.integration.outages import Line, open_line, run, until
 
 PREFIXES = ["desk1:", "a%d.", "x-"]
@@ -85,10 +87,10 @@ def test_two_services_with_other_prefixes_share_a_server(valkey: Any) -> None:
             store = RedisPriceStore(valkey.url, instance="one", prefix=prefix)
             await store.connect()
             await store.write(
-                WriteBatch(1, {"AAPL": payload}, [Message("price.updated", payload, "AAPL")])
+                write_batch(1, {"AAPL": payload}, [Message("price.updated", payload, "AAPL")])
             )
             assert await store.last_batch() == 1
-            assert await store.read_prices(["AAPL"]) == {"AAPL": payload}
+            assert await store.read_latest(QUOTES, ["AAPL"]) == {"AAPL": payload}
             await store.aclose()
         with valkey.client() as client:
             assert json.loads(client.get("a:price:AAPL")) == {"a": 1}

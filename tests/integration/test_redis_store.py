@@ -11,15 +11,17 @@ import pytest
 import trio
 
 from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.model.kinds import QUOTES
 from mdservice.publish.store import Message, WriteBatch
 from mdservice.redis_io.store import RedisPriceStore
+from tests.batches import write_batch
 
 LIMIT_S = 10.0
 
 
 def batch(number: int, size: int = 1) -> WriteBatch:
     payload = b"%d" % number
-    return WriteBatch(number, {"A": payload}, [Message("price.updated", payload, "A")] * size)
+    return write_batch(number, {"A": payload}, [Message("price.updated", payload, "A")] * size)
 
 
 def make(url: str, **options: Any) -> RedisPriceStore:
@@ -50,7 +52,7 @@ async def test_memory_that_runs_out_between_queueing_and_exec_refuses_the_batch(
     with valkey.client() as client:
         used = client.info("memory")["used_memory"]
         client.config_set("maxmemory", used + 400_000)
-        large = WriteBatch(1, {f"S{i}": b"x" * 1_000 for i in range(5_000)}, [])
+        large = write_batch(1, {f"S{i}": b"x" * 1_000 for i in range(5_000)}, [])
         with pytest.raises(StoreRefused, match="OOM"):
             await store.write(large)
         client.config_set("maxmemory", "0")
@@ -185,9 +187,9 @@ async def test_prices_are_read_back_and_unknown_ones_left_out(valkey: Any) -> No
     store = make(valkey.url)
     await store.connect()
     prices = {f"S{i}": b"%d" % i for i in range(2_500)}
-    await store.write(WriteBatch(1, prices, []))
-    assert await store.read_prices([*prices, "NONE"]) == prices
-    assert await store.read_prices([]) == {}
+    await store.write(write_batch(1, prices, []))
+    assert await store.read_latest(QUOTES, [*prices, "NONE"]) == prices
+    assert await store.read_latest(QUOTES, []) == {}
     await store.aclose()
 
 

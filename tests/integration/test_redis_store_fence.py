@@ -16,6 +16,7 @@ import trio
 from mdservice.errors import StoreUnavailable
 from mdservice.publish.store import Message, WriteBatch
 from mdservice.redis_io.store import RedisPriceStore
+from tests.batches import write_batch
 
 LIMIT_S = 10.0
 EXECUTED = b"*5\r\n"  # EXEC's answer: the marker, a key, a message, an entry, the number
@@ -105,7 +106,7 @@ def network(fresh_valkey: Any) -> Iterator[SlowNetwork]:
 
 def batch(number: int) -> WriteBatch:
     payload = b"%d" % number
-    return WriteBatch(number, {"A": payload}, [Message("price.updated", payload, "A")])
+    return write_batch(number, {"A": payload}, [Message("price.updated", payload, "A")])
 
 
 async def lose_a_batch_on_its_way(store: RedisPriceStore, network: SlowNetwork) -> None:

@@ -19,10 +19,11 @@ import mdservice
 from mdservice.errors import StoreUnavailable
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Message
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.store import RedisPriceStore
+from tests.batches import write_batch
 
 LIMIT_S = 20.0
 _CA_FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -107,7 +108,7 @@ async def test_a_batch_through_tls(
     messages = [Message("price.updated", b"x" * 200, "A")] * 2_000
     with trio.fail_after(LIMIT_S):
         await store.connect()
-        await store.write(WriteBatch(1, {"A": b"x"}, messages))
+        await store.write(write_batch(1, {"A": b"x"}, messages))
         assert await store.last_batch() == 1
         await store.aclose()
     with valkey.client() as client:

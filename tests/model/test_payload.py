@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdservice.model.events import FeedStatus
-from mdservice.model.payload import encode_quote, encode_status
+from mdservice.model.events import FeedStatus, encode_status
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_ns
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
 
+import attrs
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mdservice.model.events import FeedStatus
+from mdservice.model.events import FeedStatus, RecordBatch, RoutedItem
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.quote import Quote
 from mdservice.publish.conflation import ConflatingBuffer
 
@@ -23,6 +28,32 @@ def quote(symbol: str, number: int = 0) -> Quote:
 
 def status(number: int = 0) -> FeedStatus:
     return FeedStatus("connected", number)
+
+
+def put(buffer: ConflatingBuffer, items: Iterable[Item], kind: Kind[Any] = QUOTES) -> None:
+    """Add items, neighbouring quotes as one batch."""
+    for is_quote, some in groupby(items, lambda item: isinstance(item, Quote)):
+        if is_quote:
+            buffer.add(RecordBatch(kind, list(some)))
+        else:
+            for each in some:
+                assert isinstance(each, FeedStatus)
+                buffer.add(each)
+
+
+def take(buffer: ConflatingBuffer, most: int) -> list[Item]:
+    """Take items, each batch as its quotes."""
+    taken: list[Item] = []
+    for item in buffer.take(most):
+        taken += _items(item)
+    return taken
+
+
+def _items(item: RoutedItem) -> list[Item]:
+    if isinstance(item, FeedStatus):
+        return [item]
+    assert item.records, "no batch is empty"
+    return list(item.records)
 
 
 def seen(items: list[Item]) -> list[tuple[str, int]]:
@@ -75,13 +106,14 @@ class Buffers(RuleBasedStateMachine):
         self.largest = 0
 
     @rule(symbols=st.lists(st.sampled_from([*SYMBOLS, None]), max_size=12))
-    def put(self, symbols: list[str | None]) -> None:
+    def put_in_some(self, symbols: list[str | None]) -> None:
         items: list[Item] = []
         for symbol in symbols:
             number = len(self.put_in) + len(items)
             items.append(status(number) if symbol is None else quote(symbol, number))
         self.put_in += items
-        self.buffer.extend(iter(items))
+        put(self.buffer, items)
+        self.buffer.add(RecordBatch(QUOTES, []))
         self.slow.extend(items)
         self.largest = max(self.largest, len(self.buffer))
         waiting = seen(self.slow.items)
@@ -90,8 +122,8 @@ class Buffers(RuleBasedStateMachine):
         assert len(self.buffer) <= max(self.buffer.limit, symbols_waiting + statuses)
 
     @rule(most=st.integers(0, 10))
-    def take(self, most: int) -> None:
-        taken = self.buffer.take(most)
+    def take_some(self, most: int) -> None:
+        taken = take(self.buffer, most)
         assert seen(taken) == seen(self.slow.take(most))
         self.taken += taken
 
@@ -109,7 +141,7 @@ class Buffers(RuleBasedStateMachine):
         assert len(self.put_in) == len(self.taken) + len(self.buffer) + self.buffer.conflated
 
     def teardown(self) -> None:
-        everything = self.taken + self.buffer.take(10_000)
+        everything = self.taken + take(self.buffer, 10_000)
         assert not len(self.buffer)
         survived = seen(everything)
         numbers = [number for _, number in survived]
@@ -127,15 +159,15 @@ TestBuffers = Buffers.TestCase
 def test_is_a_queue_up_to_its_limit() -> None:
     buffer = ConflatingBuffer(1000)
     items = [quote("AAPL", number) for number in range(1000)]
-    buffer.extend(items)
-    assert buffer.take(300) + buffer.take(10_000) == items
+    put(buffer, items)
+    assert take(buffer, 300) + take(buffer, 10_000) == items
     assert buffer.conflated == 0
 
 
 def test_beyond_it_the_oldest_are_conflated_and_the_newest_kept_one_and_all() -> None:
     buffer = ConflatingBuffer(100)
-    buffer.extend([quote(SYMBOLS[number % 2], number) for number in range(1000)])
-    taken = buffer.take(1000)
+    put(buffer, [quote(SYMBOLS[number % 2], number) for number in range(1000)])
+    taken = take(buffer, 1000)
     assert [item.ts_event_ns for item in taken if isinstance(item, Quote)] == [*range(900, 1000)]
     assert buffer.conflated == 900
 
@@ -143,33 +175,34 @@ def test_beyond_it_the_oldest_are_conflated_and_the_newest_kept_one_and_all() ->
 def test_more_symbols_than_the_limit_keep_one_quote_each() -> None:
     buffer = ConflatingBuffer(10)
     for round_number in range(5):
-        buffer.extend(quote(f"S{number}", round_number) for number in range(50))
+        put(buffer, [quote(f"S{number}", round_number) for number in range(50)])
     assert len(buffer) == 50
-    assert {item.ts_event_ns for item in buffer.take(50) if isinstance(item, Quote)} == {4}
+    assert {item.ts_event_ns for item in take(buffer, 50) if isinstance(item, Quote)} == {4}
     assert buffer.conflated == 200
 
 
 def test_a_state_keeps_its_place_between_the_quotes() -> None:
     buffer = ConflatingBuffer(3)
-    buffer.extend(
-        [quote("AAPL", 0), status(1), quote("AAPL", 2), quote("AAPL", 3), quote("AAPL", 4)]
+    put(
+        buffer,
+        [quote("AAPL", 0), status(1), quote("AAPL", 2), quote("AAPL", 3), quote("AAPL", 4)],
     )
-    assert seen(buffer.take(9)) == [("connected", 1), ("AAPL", 3), ("AAPL", 4)]
+    assert seen(take(buffer, 9)) == [("connected", 1), ("AAPL", 3), ("AAPL", 4)]
 
 
 def test_states_alone_are_bounded_too_and_counted() -> None:
     buffer = ConflatingBuffer(10)
     for number in range(5000):
-        buffer.extend([status(number)])
+        buffer.add(status(number))
     assert len(buffer) <= 1010
-    taken = buffer.take(5000)
+    taken = take(buffer, 5000)
     assert taken[-1] == status(4999)
     assert buffer.conflated + len(taken) == 5000
 
 
 def test_taking_nothing_takes_nothing() -> None:
     buffer = ConflatingBuffer(2)
-    buffer.extend([quote("A"), quote("B"), quote("C")])
+    put(buffer, [quote("A"), quote("B"), quote("C")])
     assert buffer.take(0) == []
     assert len(buffer) == 3
 
@@ -177,7 +210,7 @@ def test_taking_nothing_takes_nothing() -> None:
 def test_many_symbols_are_taken_out_in_linear_time() -> None:
     def seconds(symbols: int) -> float:
         buffer = ConflatingBuffer(0)
-        buffer.extend(quote(f"S{number}") for number in range(symbols))
+        put(buffer, [quote(f"S{number}") for number in range(symbols)])
         started = time.perf_counter()
         while buffer.take(10_000):
             pass
@@ -188,6 +221,20 @@ def test_many_symbols_are_taken_out_in_linear_time() -> None:
 
 def test_counts_per_symbol_add_up() -> None:
     buffer = ConflatingBuffer(4)
-    buffer.extend([quote(name, n) for n, name in enumerate(["A", "B", "A", "A", "B", "A", "C"])])
-    assert Counter(name for name, _ in seen(buffer.take(9))) == {"A": 2, "B": 1, "C": 1}
+    put(buffer, [quote(name, n) for n, name in enumerate(["A", "B", "A", "A", "B", "A", "C"])])
+    assert Counter(name for name, _ in seen(take(buffer, 9))) == {"A": 2, "B": 1, "C": 1}
     assert buffer.conflated == 3
+
+
+def test_records_of_two_kinds_do_not_replace_each_other() -> None:
+    other = attrs.evolve(QUOTES, channel="others")
+    buffer = ConflatingBuffer(2)
+    for number in range(3):
+        put(buffer, [quote("A", number)])
+        put(buffer, [quote("A", number)], other)
+    taken = buffer.take(9)
+    assert [(item.kind, _items(item)) for item in taken if isinstance(item, RecordBatch)] == [
+        (QUOTES, [quote("A", 2)]),
+        (other, [quote("A", 2)]),
+    ]
+    assert buffer.conflated == 4

@@ -6,7 +6,7 @@ import pytest
 
 from mdservice.model.quote import Quote
 from mdservice.model.status import Latencies, Latency
-from mdservice.publish.publisher import LatencyWindow
+from mdservice.publish.publisher import LatencyWindow, samples
 
 MS_NS = 1_000_000
 WRITTEN_NS = 1_795_189_904 * 10**9
@@ -60,7 +60,8 @@ def test_old_samples_leave_the_window() -> None:
 
 def test_the_first_of_a_large_batch_is_always_a_sample() -> None:
     window = LatencyWindow()
-    window.add([quote(900, 800), *(quote(1, 1) for _ in range(1999))], WRITTEN_NS)
+    some = [[quote(900, 800)], [quote(1, 1) for _ in range(1999)]]
+    window.add(samples(some), WRITTEN_NS)
     assert window.summary().feed_to_redis.max == 900.0
     assert window.summary().receive_to_redis.max == 800.0
 
@@ -69,5 +70,5 @@ def test_one_large_batch_does_not_fill_the_window() -> None:
     window = LatencyWindow()
     for _ in range(64):
         window.add([quote(5, 5)], WRITTEN_NS)
-    window.add([quote(1, 1)] * 2000, WRITTEN_NS)
+    window.add(samples([[quote(1, 1)] * 2000]), WRITTEN_NS)
     assert window.summary().feed_to_redis.p50 == 5.0

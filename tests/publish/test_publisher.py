@@ -11,7 +11,8 @@ import anyio.abc
 import msgspec
 import pytest
 
-from mdservice.model.events import FeedState, FeedStatus, QuoteBatch, RoutedItem
+from mdservice.model.events import FeedState, FeedStatus, RecordBatch, RoutedItem
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.publish.publisher import MOST_IN_BATCH, EventPublisher
 from mdservice.publish.store import WriteBatch
@@ -71,11 +72,12 @@ class Bench:
         await self.acknowledge(batch)
         return batch
 
-    def quotes(self, first: int, last: int, symbol: str = "AAPL") -> QuoteBatch:
+    def quotes(self, first: int, last: int, symbol: str = "AAPL") -> RecordBatch[Quote]:
         """Quotes of one symbol whose number is bid and seq."""
         now_ns = self.clock.utc_ns()
-        return QuoteBatch(
-            [Quote(symbol, n, n + 1, 1, 1, now_ns, now_ns, seq=n) for n in range(first, last + 1)]
+        return RecordBatch(
+            QUOTES,
+            [Quote(symbol, n, n + 1, 1, 1, now_ns, now_ns, seq=n) for n in range(first, last + 1)],
         )
 
     def status(self, state: FeedState) -> FeedStatus:
@@ -132,7 +134,7 @@ async def test_batch_holds_newest_price_of_each_symbol_and_every_event(
             ("price.updated", "SPY"),
         ]
         assert seqs(batch) == [1, 2, 3]
-        assert batch.prices == {
+        assert batch.latest.get(QUOTES, {}) == {
             "AAPL": batch.messages[3].payload,
             "SPY": batch.messages[4].payload,
         }

@@ -9,7 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mdservice.model.events import FeedStatus, QuoteBatch
+from mdservice.model.events import FeedStatus, RecordBatch
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.publish.readers import READER_BACKLOG, LocalReader, LocalReaders
 
@@ -20,8 +21,8 @@ def quote(symbol: str, seq: int = 1) -> Quote:
     return Quote(symbol, 1.0, 2.0, 1, 1, seq, seq, seq)
 
 
-def batch(*symbols: str) -> QuoteBatch:
-    return QuoteBatch([quote(symbol) for symbol in symbols])
+def batch(*symbols: str) -> RecordBatch[Quote]:
+    return RecordBatch(QUOTES, [quote(symbol) for symbol in symbols])
 
 
 async def read(reader: LocalReader) -> list[Quote | FeedStatus]:
@@ -60,7 +61,7 @@ async def test_hears_what_it_asked_for_in_order(
 async def test_begins_with_the_quotes_given_as_first() -> None:
     readers = LocalReaders()
     with readers.open(["AAPL"], first=[quote("AAPL", 7), quote("MSFT", 8)]) as reader:
-        readers.offer(QuoteBatch([quote("AAPL", 9)]))
+        readers.offer(RecordBatch(QUOTES, [quote("AAPL", 9)]))
         readers.close()
         assert await read(reader) == [quote("AAPL", 7), quote("AAPL", 9)]
 
@@ -101,12 +102,12 @@ async def test_a_reader_that_stops_and_goes_on_loses_nothing(autojump_clock: Moc
     heard: list[Quote | FeedStatus] = []
     with readers.open() as reader:
         for seq in range(1, 2001):
-            readers.offer(QuoteBatch([quote("AAPL", seq)]))
+            readers.offer(RecordBatch(QUOTES, [quote("AAPL", seq)]))
         async for item in reader:
             heard.append(item)
             if len(heard) == 700:
                 break
-        readers.offer(QuoteBatch([quote("AAPL", 2001)]))
+        readers.offer(RecordBatch(QUOTES, [quote("AAPL", 2001)]))
         readers.close()
         heard += await read(reader)
     assert [item.seq for item in heard if isinstance(item, Quote)] == [*range(1, 2002)]
@@ -116,7 +117,7 @@ async def test_a_slow_reader_loses_its_oldest_quotes_counted_and_visible_in_seq(
     readers = LocalReaders()
     with readers.open() as slow:
         for first in range(0, 2 * READER_BACKLOG, 1000):
-            readers.offer(QuoteBatch([quote("AAPL", first + n) for n in range(1, 1001)]))
+            readers.offer(RecordBatch(QUOTES, [quote("AAPL", first + n) for n in range(1, 1001)]))
         readers.close()
         heard = await read(slow)
     assert slow.conflated == READER_BACKLOG
@@ -129,7 +130,7 @@ async def test_a_slow_reader_takes_nothing_from_another() -> None:
     readers = LocalReaders()
     with readers.open() as slow, readers.open() as quick:
         for seq in range(1, READER_BACKLOG + 11):
-            readers.offer(QuoteBatch([quote("AAPL", seq)]))
+            readers.offer(RecordBatch(QUOTES, [quote("AAPL", seq)]))
             heard = await anext(quick)
             assert isinstance(heard, Quote)
             assert heard.seq == seq
@@ -141,7 +142,7 @@ async def test_what_a_reader_has_not_asked_for_does_not_fill_its_buffer() -> Non
     with readers.open(["AAPL"]) as reader:
         readers.offer(batch("AAPL"))
         for _ in range(20):
-            readers.offer(QuoteBatch([quote("MSFT")] * 1000))
+            readers.offer(RecordBatch(QUOTES, [quote("MSFT")] * 1000))
             readers.offer(CONNECTED)
         readers.close()
         assert names(await read(reader)) == ["AAPL"]

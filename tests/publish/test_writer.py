@@ -13,13 +13,15 @@ import anyio.abc
 import msgspec
 import pytest
 
-from mdservice.model.events import QuoteBatch, RoutedItem
+from mdservice.model.events import RecordBatch, RoutedItem
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.store import Message, WriteBatch
 from mdservice.publish.writer import RedisWriter
 from mdservice.runtime.actor import Channel
 from mdservice.testing import MemoryPriceStore, Slow, StoreFault, VirtualClock
+from tests.batches import write_batch
 
 RETURN_LIMIT_S = 1.0
 """On the store's return everything has to be there within this."""
@@ -67,7 +69,7 @@ class Bench:
         payload = b'{"n":%d}' % number
         names = symbols or ("AAPL",)
         messages = [Message("price.updated", payload, name) for name in names]
-        return WriteBatch(number, dict.fromkeys(names, payload), messages)
+        return write_batch(number, dict.fromkeys(names, payload), messages)
 
     async def hand_in(self, *symbols: str) -> WriteBatch:
         """Hand a batch in, and wait for nothing."""
@@ -439,7 +441,7 @@ async def test_a_price_that_is_on_its_way_is_not_written_older_before_it(
         await anyio.wait_all_tasks_blocked()
         bench.store.restart()
         await bench.answer()
-        assert [list(batch.prices) for batch in bench.reminders] == [["MSFT"]]
+        assert [list(batch.latest.get(QUOTES, {})) for batch in bench.reminders] == [["MSFT"]]
         assert bench.store.price("AAPL") == b'{"n":2}'
 
 
@@ -487,7 +489,7 @@ async def test_prices_that_could_not_be_written_again_are_tried_until_they_are(
         )
         await anyio.sleep(10)
         assert all(bench.store.price(f"S{number}") == b'{"n":1}' for number in range(5_000))
-        assert max(len(batch.prices) for batch in bench.reminders) == 2_000
+        assert max(len(batch.latest.get(QUOTES, {})) for batch in bench.reminders) == 2_000
         await bench.write()
         assert bench.executed == [1, 2]
 
@@ -643,7 +645,7 @@ async def test_every_event_once_and_in_order_through_faults_and_restarts(
                 symbol = draw.choice(["AAPL", "MSFT", "SPY"])
                 now_ns = bench.clock.utc_ns()
                 quote = Quote(symbol, number, number + 1, 1, 1, now_ns, now_ns, seq=number)
-                await events.outbox.send(QuoteBatch([quote]))
+                await events.outbox.send(RecordBatch(QUOTES, [quote]))
                 await anyio.sleep(draw.choice([0, 0, 0.001, 0.02]))
                 if draw.random() < 0.05:
                     bench.store.script.append(draw.choice([*StoreFault, Slow(0.05)]))

@@ -6,9 +6,10 @@ import hiredis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Message
 from mdservice.redis_io.commands import BatchPacker, pack
 from mdservice.redis_io.names import RedisNames
+from tests.batches import write_batch
 
 SYMBOLS = st.text("ABCXYZ./-_09", min_size=1, max_size=12)
 
@@ -36,7 +37,7 @@ def test_keys_are_the_contracts() -> None:
 def test_a_batch_is_keys_then_messages_then_its_number() -> None:
     packer = BatchPacker(price_ttl_s=300, event_log="log", event_log_maxlen=9, instance="me")
     messages = [Message("price.updated", b"{1}", "A"), Message("feed.status", b"{2}")]
-    packed = packer.batch(WriteBatch(12, {"A": b"{1}"}, messages))
+    packed = packer.batch(write_batch(12, {"A": b"{1}"}, messages))
     assert parsed(packed.data) == [
         [b"MULTI"],
         [b"SET", b"price:A", b"{1}", b"EX", b"300"],
@@ -59,7 +60,7 @@ def test_any_batch_reads_back_as_it_was(
 ) -> None:
     packer = BatchPacker(price_ttl_s=1, event_log=log, event_log_maxlen=5, instance="i%d")
     messages = [Message("price.updated", payload, symbol) for symbol, payload in events]
-    packed = packer.batch(WriteBatch(1, prices, messages))
+    packed = packer.batch(write_batch(1, prices, messages))
     expected = [[b"MULTI"]]
     for symbol, payload in prices.items():
         expected.append([b"SET", b"price:" + symbol.encode(), payload, b"EX", b"1"])

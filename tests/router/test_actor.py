@@ -16,9 +16,10 @@ from mdservice.model.events import (
     FeedResumed,
     FeedState,
     FeedStatus,
-    QuoteBatch,
+    RecordBatch,
     RoutedItem,
 )
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.router.actor import FUTURE_TOLERANCE_NS, QuoteRouter
@@ -78,9 +79,9 @@ class Bench:
         event_ns = self.start_ns + int(at_s * SECOND_NS)
         return Quote(symbol, bid, bid + 1, 1, 1, event_ns, self.start_ns)
 
-    def batch(self, *bids: float, symbol: str = "AAPL") -> QuoteBatch:
+    def batch(self, *bids: float, symbol: str = "AAPL") -> RecordBatch[Quote]:
         """Quotes whose times rise with their bids."""
-        return QuoteBatch([self.quote(bid, symbol, at_s=bid / 1000) for bid in bids])
+        return RecordBatch(QUOTES, [self.quote(bid, symbol, at_s=bid / 1000) for bid in bids])
 
     def status(self, state: FeedState, at_s: float = 0.0) -> FeedStatus:
         return FeedStatus(state, self.start_ns + int(at_s * SECOND_NS))
@@ -100,7 +101,7 @@ def story(items: list[RoutedItem]) -> list[Any]:
         if isinstance(item, FeedStatus):
             out.append(item.state)
         else:
-            out.extend((quote.symbol, quote.bid, quote.seq) for quote in item.quotes)
+            out.extend((quote.symbol, quote.bid, quote.seq) for quote in item.records)
     return out
 
 
@@ -132,7 +133,7 @@ async def test_numbers_each_symbol_on_its_own_and_keeps_the_order(
 ) -> None:
     async with open_bench() as bench:
         await bench.send(
-            QuoteBatch([bench.quote(1), bench.quote(2, "MSFT"), bench.quote(3, at_s=1)]),
+            RecordBatch(QUOTES, [bench.quote(1), bench.quote(2, "MSFT"), bench.quote(3, at_s=1)]),
             bench.batch(4_000),
         )
         assert bench.story == [
@@ -150,9 +151,9 @@ async def test_older_and_repeated_quotes_go_no_further(
 ) -> None:
     async with open_bench() as bench:
         await bench.send(
-            QuoteBatch([bench.quote(1, at_s=5)]),
-            QuoteBatch([bench.quote(1, at_s=5), bench.quote(2, at_s=4)]),
-            QuoteBatch([bench.quote(3, at_s=5)]),
+            RecordBatch(QUOTES, [bench.quote(1, at_s=5)]),
+            RecordBatch(QUOTES, [bench.quote(1, at_s=5), bench.quote(2, at_s=4)]),
+            RecordBatch(QUOTES, [bench.quote(3, at_s=5)]),
         )
         assert bench.story == [("AAPL", 1, 1), ("AAPL", 3, 2)]
         assert bench.router.snapshot().quotes_stale == 2
@@ -165,12 +166,12 @@ async def test_quote_from_the_future_is_counted_and_blocks_nothing(
     limit_s = FUTURE_TOLERANCE_NS / SECOND_NS
     async with open_bench() as bench:
         await bench.send(
-            QuoteBatch([bench.quote(1, at_s=limit_s + 0.1), bench.quote(2, at_s=limit_s)]),
-            QuoteBatch([bench.quote(3, at_s=limit_s)]),
+            RecordBatch(QUOTES, [bench.quote(1, at_s=limit_s + 0.1), bench.quote(2, at_s=limit_s)]),
+            RecordBatch(QUOTES, [bench.quote(3, at_s=limit_s)]),
         )
         assert bench.story == [("AAPL", 2, 1), ("AAPL", 3, 2)]
         now = bench.router.snapshot()
-        assert (now.future_quotes, now.quotes_accepted, now.quotes_stale) == (1, 2, 0)
+        assert (now.future_records, now.quotes_accepted, now.quotes_stale) == (1, 2, 0)
         assert now.clock_behind_s is None
 
 
@@ -179,11 +180,11 @@ async def test_machine_whose_clock_is_behind_is_noticed(
 ) -> None:
     async with open_bench() as bench:
         for number in range(100):
-            await bench.send(QuoteBatch([bench.quote(1 + number, at_s=300)]))
+            await bench.send(RecordBatch(QUOTES, [bench.quote(1 + number, at_s=300)]))
         assert bench.router.snapshot().clock_behind_s == pytest.approx(300)
         bench.clock.step(300)
         for number in range(100):
-            await bench.send(QuoteBatch([bench.quote(1 + number, at_s=300)]))
+            await bench.send(RecordBatch(QUOTES, [bench.quote(1 + number, at_s=300)]))
         assert bench.router.snapshot().clock_behind_s is None
 
 
@@ -196,7 +197,7 @@ async def test_listener_hears_the_same_in_the_same_order(
             bench.batch(1),
             bench.lost("AAPL"),
             bench.status("connected"),
-            FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False),
+            FeedResumed(QUOTES, bench.start_ns, frozenset(("AAPL",)), repairing=False),
             bench.batch(2),
         )
         assert bench.told == bench.items
@@ -209,10 +210,11 @@ async def test_tells_the_gap_that_a_lost_connection_leaves(
     async with open_bench() as bench:
         await bench.send(
             bench.status("connected"),
-            QuoteBatch([bench.quote(1, at_s=7), bench.quote(2, "MSFT", at_s=9)]),
+            RecordBatch(QUOTES, [bench.quote(1, at_s=7), bench.quote(2, "MSFT", at_s=9)]),
             bench.lost("AAPL", "MSFT"),
             bench.status("connected", at_s=29),
             FeedResumed(
+                QUOTES,
                 bench.start_ns + 30 * SECOND_NS,
                 frozenset(
                     (
@@ -247,7 +249,7 @@ async def test_without_any_quote_there_is_no_gap(
         await bench.send(
             bench.lost("AAPL"),
             bench.status("connected"),
-            FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False),
+            FeedResumed(QUOTES, bench.start_ns, frozenset(("AAPL",)), repairing=False),
         )
         assert bench.story == ["disconnected", "connected"]
 
@@ -257,7 +259,7 @@ async def test_first_connection_leaves_no_gap(autojump_clock: Any, open_bench: M
         await bench.send(
             bench.status("connected"),
             bench.batch(1),
-            FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False),
+            FeedResumed(QUOTES, bench.start_ns, frozenset(("AAPL",)), repairing=False),
             bench.status("stale"),
         )
         assert bench.story == ["connected", ("AAPL", 1, 1), "stale"]
@@ -315,7 +317,7 @@ async def test_restart_in_the_middle_of_an_item_repeats_and_loses_nothing(
             bench.batch(1, 2),
             bench.lost("AAPL"),
             bench.status("connected"),
-            FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False),
+            FeedResumed(QUOTES, bench.start_ns, frozenset(("AAPL",)), repairing=False),
             bench.batch(3),
         ]
         for item in items:

@@ -21,10 +21,11 @@ from mdservice.model.events import (
     FeedLost,
     FeedResumed,
     FeedStatus,
-    LateQuotes,
-    QuoteBatch,
+    LateRecords,
+    RecordBatch,
     RoutedItem,
 )
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote, identity
 from mdservice.model.timestamps import format_ns
 from mdservice.router.actor import QuoteRouter
@@ -62,7 +63,7 @@ class Bench:
 
     @property
     def quotes(self) -> list[Quote]:
-        return [q for item in self.items if isinstance(item, QuoteBatch) for q in item.quotes]
+        return [q for item in self.items if isinstance(item, RecordBatch) for q in item.records]
 
     @property
     def states(self) -> list[str]:
@@ -97,11 +98,13 @@ LOST = FeedLost(START_NS, frozenset(("AAPL", "MSFT")), "reset")
 
 def resumed(*symbols: str, repairing: bool = True) -> FeedResumed:
     followed = frozenset(symbols or ("AAPL", "MSFT"))
-    return FeedResumed(START_NS + 77, followed, repairing=repairing)
+    return FeedResumed(QUOTES, START_NS + 77, followed, repairing=repairing)
 
 
 def backfill(past: Sequence[Quote], live: Sequence[Quote] = (), **more: Any) -> Backfill:
-    return Backfill(past, live, START_NS + 99, **{"complete": frozenset(("AAPL", "MSFT")), **more})
+    return Backfill(
+        QUOTES, past, live, START_NS + 99, **{"complete": frozenset(("AAPL", "MSFT")), **more}
+    )
 
 
 def copies(quotes: Sequence[Quote]) -> list[Quote]:
@@ -155,12 +158,12 @@ def feed(
         async with open_bench() as bench:
             later = market[waiting:]
             await bench.send(
-                QuoteBatch(copies(market[:heard])),
+                RecordBatch(QUOTES, copies(market[:heard])),
                 LOST,
                 resumed(),
                 backfill(past, copies(market[back:waiting])),
                 *(
-                    QuoteBatch(copies(later[start : start + at_once]))
+                    RecordBatch(QUOTES, copies(later[start : start + at_once]))
                     for start in range(0, len(later), at_once)
                 ),
             )
@@ -216,7 +219,7 @@ def test_no_time_has_more_of_the_same_than_history(
 async def test_tells_gap_then_the_quotes_then_gap_repaired(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         await bench.send(
-            QuoteBatch([quote(1), quote(2, "MSFT")]),
+            RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]),
             LOST,
             status("connected"),
             resumed("AAPL", "MSFT", "TSLA"),
@@ -248,7 +251,9 @@ async def test_live_quotes_that_are_out_already_count_as_stale_through_a_repair(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1), quote(2), quote(3)]), QuoteBatch([quote(2)]))
+        await bench.send(
+            RecordBatch(QUOTES, [quote(1), quote(2), quote(3)]), RecordBatch(QUOTES, [quote(2)])
+        )
         assert bench.router.snapshot().quotes_stale == 1
         await bench.send(LOST, resumed())
         past = [quote(1), quote(2), quote(3), quote(4)]  # what overlaps was asked for on purpose
@@ -263,19 +268,19 @@ async def test_what_history_brought_before_the_stream_is_left_out_uncounted(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, resumed())
         await bench.send(backfill([quote(2), quote(3, at_ns=2), quote(4, at_ns=2), quote(5)]))
         late = [quote(3, at_ns=2), quote(4, at_ns=2), quote(5)]
-        await bench.send(QuoteBatch(late), QuoteBatch([quote(6)]))
+        await bench.send(RecordBatch(QUOTES, late), RecordBatch(QUOTES, [quote(6)]))
         assert [q.bid for q in bench.quotes] == [1, 2, 3, 4, 5, 6]
         assert bench.router.snapshot().quotes_stale == 0
-        await bench.send(QuoteBatch([quote(5)]))
+        await bench.send(RecordBatch(QUOTES, [quote(5)]))
         assert bench.router.snapshot().quotes_stale == 1, "a second time it is a repeat"
 
 
 async def test_a_gap_that_is_not_repaired_still_brings_what_was_found(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, resumed())
         await bench.send(backfill([quote(4)], [quote(6)], complete=frozenset()))
         assert [q.bid for q in bench.quotes] == [1, 4, 6]
         assert bench.states == ["disconnected", "gap"]
@@ -285,7 +290,7 @@ async def test_a_gap_that_is_not_repaired_still_brings_what_was_found(autojump_c
 
 async def test_symbols_that_are_no_longer_followed_have_no_gap(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1), quote(2, "MSFT")]), LOST, resumed("AAPL"))
+        await bench.send(RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, resumed("AAPL"))
         gap = bench.items[-1]
         assert isinstance(gap, FeedStatus)
         assert gap.details["symbols"] == ["AAPL"]
@@ -293,7 +298,7 @@ async def test_symbols_that_are_no_longer_followed_have_no_gap(autojump_clock: A
 
 async def test_star_follows_every_symbol_that_was_seen(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1), quote(2, "MSFT")]), LOST, resumed("*"))
+        await bench.send(RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, resumed("*"))
         gap = bench.items[-1]
         assert isinstance(gap, FeedStatus)
         assert gap.details["symbols"] == ["AAPL", "MSFT"]
@@ -303,10 +308,10 @@ async def test_past_quotes_with_a_wrong_time_are_counted_and_go_no_further(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, resumed())
         await bench.send(backfill([quote(2), quote(9, at_ns=61 * SECOND_NS)], [quote(3)]))
         assert [q.bid for q in bench.quotes] == [1, 2, 3]
-        assert bench.router.snapshot().future_quotes == 1
+        assert bench.router.snapshot().future_records == 1
 
 
 async def test_a_large_repair_goes_on_in_parts_between_which_others_move(
@@ -322,13 +327,13 @@ async def test_a_large_repair_goes_on_in_parts_between_which_others_move(
                 moved += 1
                 await trio.lowlevel.checkpoint()
 
-        await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, resumed())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(move)
             await bench.inbox.outbox.send(backfill(past, [quote(10_002)]))
             await anyio.wait_all_tasks_blocked()
             tasks.cancel_scope.cancel()
-        sizes = [len(item.quotes) for item in bench.items if isinstance(item, QuoteBatch)]
+        sizes = [len(item.records) for item in bench.items if isinstance(item, RecordBatch)]
         assert sizes == [1, *[1_000] * 10, 1]
         assert moved >= 10
         assert [q.bid for q in bench.quotes] == list(range(1, 10_003))
@@ -341,11 +346,11 @@ async def test_a_restart_in_the_middle_of_a_repair_loses_and_repeats_nothing(
     async with open_bench(taking=False) as bench:
         past = [quote(number) for number in range(2, 9_002)]
         items = [
-            QuoteBatch([quote(1)]),
+            RecordBatch(QUOTES, [quote(1)]),
             LOST,
             resumed(),
             backfill(past, [quote(9_002)]),
-            QuoteBatch([quote(9_003)]),
+            RecordBatch(QUOTES, [quote(9_003)]),
         ]
         for item in items:
             await bench.inbox.outbox.send(item)
@@ -375,7 +380,7 @@ async def test_goes_on_where_an_earlier_run_ended(autojump_clock: Any) -> None:
         bench.scope.cancel()  # it must not run yet
         await anyio.wait_all_tasks_blocked()
         last = [quote(3), quote(2, "MSFT")]
-        bench.router.start_from(last, resuming=True)
+        bench.router.start_from(QUOTES, last, resuming=True)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(bench.collect)
             await tasks.start(bench.run)
@@ -394,10 +399,10 @@ async def test_late_quotes_go_out_where_they_are_in_order_and_the_others_are_a_g
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1), quote(9, "MSFT")]), LOST, resumed())
+        await bench.send(RecordBatch(QUOTES, [quote(1), quote(9, "MSFT")]), LOST, resumed())
         await bench.send(backfill([]))
         late = [quote(5), quote(6), quote(6, at_ns=5), quote(7, "MSFT", at_ns=4)]
-        await bench.send(LateQuotes(late, START_NS + 1, START_NS + 50))
+        await bench.send(LateRecords(QUOTES, late, START_NS + 1, START_NS + 50))
         assert [q.bid for q in bench.quotes if q.symbol == "AAPL"][:2] == [1, 5]
         gap = bench.items[-1]
         assert isinstance(gap, FeedStatus)
@@ -410,11 +415,11 @@ async def test_late_quotes_in_the_next_outage_do_not_make_its_gap_one_for_good(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1), quote(2, "MSFT")]), LOST, resumed())
+        await bench.send(RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, resumed())
         await bench.send(backfill([]))
         await bench.send(LOST)
         late = [quote(4), quote(5)]
-        await bench.send(LateQuotes(late, START_NS + 1, START_NS + 50))
+        await bench.send(LateRecords(QUOTES, late, START_NS + 1, START_NS + 50))
         await bench.send(resumed(), backfill([quote(5), quote(6), quote(6, "MSFT")]))
         assert [q.bid for q in bench.quotes if q.symbol == "AAPL"] == [1, 4, 5, 6]
         told = [item.details for item in bench.items if isinstance(item, FeedStatus)][-4:]
@@ -427,11 +432,11 @@ async def test_late_quotes_in_the_next_outage_do_not_make_its_gap_one_for_good(
 
 async def test_a_stream_that_was_held_up_does_not_repeat_what_was_late(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, resumed())
         await bench.send(backfill([]))
         late = [quote(5), quote(6, at_ns=5)]
-        await bench.send(LateQuotes(late, START_NS + 1, START_NS + 50))
-        await bench.send(QuoteBatch([quote(5), quote(6, at_ns=5), quote(7)]))
+        await bench.send(LateRecords(QUOTES, late, START_NS + 1, START_NS + 50))
+        await bench.send(RecordBatch(QUOTES, [quote(5), quote(6, at_ns=5), quote(7)]))
         assert [q.bid for q in bench.quotes] == [1, 5, 6, 7]
         assert bench.router.snapshot().quotes_stale == 0
 
@@ -440,9 +445,9 @@ async def test_a_second_repair_on_a_connection_forgets_nothing_of_the_first(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(QuoteBatch([quote(1)]), LOST, resumed())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, resumed())
         await bench.send(backfill([quote(2), quote(3, at_ns=2)]))  # before the stream has them
         await bench.send(resumed("AAPL", "MSFT", "TSLA"), backfill([]))  # of one that was left out
-        await bench.send(QuoteBatch([quote(2), quote(3, at_ns=2), quote(4)]))
+        await bench.send(RecordBatch(QUOTES, [quote(2), quote(3, at_ns=2), quote(4)]))
         assert [q.bid for q in bench.quotes] == [1, 2, 3, 4]
         assert bench.router.snapshot().quotes_stale == 0

@@ -37,7 +37,7 @@ def filled(
 
 
 def test_a_gap_goes_from_the_last_quote_to_the_return() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     assert resumed(gaps, 50) == [told(10, 50)]
     assert filled(gaps, 60, 55) == [told(10, 60, quotes=3)]
@@ -45,7 +45,7 @@ def test_a_gap_goes_from_the_last_quote_to_the_return() -> None:
 
 
 def test_the_first_connection_has_none() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     assert resumed(gaps, 50, repairing=False) == []
     gaps.lost(None, SYMBOLS)
     assert resumed(gaps, 60, repairing=False) == []
@@ -53,13 +53,13 @@ def test_the_first_connection_has_none() -> None:
 
 
 def test_a_symbol_that_was_not_followed_before_has_none() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     assert resumed(gaps, 50, ["AAPL", "NEW"]) == [told(10, 50)]
 
 
 def test_a_symbol_that_is_wanted_no_longer_has_none_even_when_it_is_wanted_again() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     assert resumed(gaps, 50, []) == []
     assert filled(gaps, 60, 55) == []
@@ -70,14 +70,14 @@ def test_a_symbol_that_is_wanted_no_longer_has_none_even_when_it_is_wanted_again
 
 
 def test_every_symbol_that_is_missing_is_back_with_star() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, ["AAPL", "MSFT"])
     assert resumed(gaps, 50, ["*"]) == [told(10, 50, ["AAPL", "MSFT"])]
     assert filled(gaps, 60, 55, []) == []
 
 
 def test_a_symbol_left_out_goes_on_being_missing_until_it_is_back() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, ["AAPL", "MSFT"])
     assert resumed(gaps, 50, left_out=["MSFT"]) == [told(10, 50)]
     assert filled(gaps, 60, 55) == [told(10, 60, quotes=3)]
@@ -92,7 +92,7 @@ def test_a_symbol_left_out_goes_on_being_missing_until_it_is_back() -> None:
 
 
 def test_where_quotes_went_out_over_it_a_gap_can_no_longer_be_repaired() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, ["AAPL", "MSFT"])
     filled(gaps, 60, 55, [])  # given up before the return was told: what waited went out
     assert resumed(gaps, 80, ["AAPL", "MSFT"], AAPL=55, MSFT=9) == [
@@ -104,7 +104,7 @@ def test_where_quotes_went_out_over_it_a_gap_can_no_longer_be_repaired() -> None
 
 
 def test_nor_where_it_was_left_out_in_the_meantime() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, ["AAPL", "MSFT"])
     resumed(gaps, 50, ["AAPL", "MSFT"])
     gaps.lost(10, ["AAPL", "MSFT"])
@@ -115,7 +115,7 @@ def test_nor_where_it_was_left_out_in_the_meantime() -> None:
 
 
 def test_a_symbol_that_comes_back_on_the_same_connection_is_told_at_once() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, ["AAPL", "MSFT"])
     resumed(gaps, 50, left_out=["MSFT"])
     assert resumed(gaps, 55, ["AAPL", "MSFT"], repairing=False) == [told(10, 55, ["MSFT"])]
@@ -124,7 +124,7 @@ def test_a_symbol_that_comes_back_on_the_same_connection_is_told_at_once() -> No
 
 
 def test_only_the_symbols_that_are_complete_are_repaired() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, ["AAPL", "MSFT"])
     resumed(gaps, 50, ["AAPL", "MSFT"])
     assert filled(gaps, 60, 55, ["MSFT"]) == [told(10, 60, ["MSFT"], quotes=1)]
@@ -132,7 +132,7 @@ def test_only_the_symbols_that_are_complete_are_repaired() -> None:
 
 
 def test_one_repair_mends_all_that_were_told_before_it() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     assert resumed(gaps, 50) == [told(10, 50)]
     gaps.lost(10, SYMBOLS)  # nothing was accepted meanwhile: it waits for the repair
@@ -142,7 +142,7 @@ def test_one_repair_mends_all_that_were_told_before_it() -> None:
 
 
 def test_a_gap_that_is_not_repaired_stays_one_and_the_next_begins_behind_it() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     resumed(gaps, 50)
     assert filled(gaps, 60, 55, []) == []
@@ -153,7 +153,7 @@ def test_a_gap_that_is_not_repaired_stays_one_and_the_next_begins_behind_it() ->
 
 
 def test_without_a_repair_under_way_it_stays_one() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     resumed(gaps, 50, repairing=False)
     assert filled(gaps, 60, 55) == []
@@ -162,7 +162,7 @@ def test_without_a_repair_under_way_it_stays_one() -> None:
 
 
 def test_a_repair_given_up_while_lost_again_ends_its_gap_and_leaves_the_next() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     resumed(gaps, 50)
     gaps.lost(10, SYMBOLS)
@@ -173,27 +173,27 @@ def test_a_repair_given_up_while_lost_again_ends_its_gap_and_leaves_the_next() -
 
 
 def test_a_repair_given_up_before_the_return_hides_nothing_of_what_is_missing() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     assert filled(gaps, 65, 60, []) == []
     assert resumed(gaps, 80, repairing=False) == [told(10, 80)]
 
 
 def test_under_a_clock_that_is_behind_a_gap_does_not_end_before_it_begins() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     assert resumed(gaps, 5) == [told(10, 10)]
 
 
 def test_a_clock_that_goes_back_does_not_make_a_repair_end_before_its_gap() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     resumed(gaps, 50)
     assert filled(gaps, 20, 15) == [told(10, 50, quotes=3)]
 
 
 def test_a_symbol_that_a_repair_left_out_goes_on_from_its_own_last_quote() -> None:
-    gaps = Gaps()
+    gaps = Gaps("quotes")
     both = ["AAPL", "MSFT"]
     gaps.lost(10, both)
     resumed(gaps, 50, both)

@@ -9,6 +9,7 @@ import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote, identity
 from mdservice.router.sequencer import merge
 
@@ -34,7 +35,7 @@ def test_has_each_quote_as_often_as_the_side_that_has_it_more(
     history: list[Quote], live: list[Quote]
 ) -> None:
     past = by_symbol_and_time(history)
-    merged = merge(past, live)
+    merged = merge(QUOTES, past, live)
     counted = Counter(map(identity, past)) | Counter(map(identity, live))
     assert Counter(map(identity, merged)) == counted
     assert [q.ts_event_ns for q in merged] == sorted(q.ts_event_ns for q in merged)
@@ -44,7 +45,7 @@ def test_has_each_quote_as_often_as_the_side_that_has_it_more(
 @given(st.lists(quotes, max_size=12), st.lists(quotes, max_size=12))
 def test_what_both_have_is_taken_from_the_stream(history: list[Quote], live: list[Quote]) -> None:
     past = by_symbol_and_time(history)
-    merged = {id(quote) for quote in merge(past, live)}
+    merged = {id(quote) for quote in merge(QUOTES, past, live)}
     assert merged >= {id(quote) for quote in live}
     from_past = [identity(quote) for quote in past if id(quote) in merged]
     assert Counter(from_past) == Counter(map(identity, past)) - Counter(map(identity, live))
@@ -60,7 +61,7 @@ def test_a_history_that_has_all_of_the_stream_decides_the_order(
     live = [attrs.evolve(quote) for quote in past if rng.random() < 0.5]
     if shuffled:
         rng.shuffle(live)
-    merged = merge(past, live)
+    merged = merge(QUOTES, past, live)
     for symbol in ("AAPL", "MSFT"):
         assert [identity(q) for q in merged if q.symbol == symbol] == [
             identity(q) for q in past if q.symbol == symbol
@@ -68,4 +69,4 @@ def test_a_history_that_has_all_of_the_stream_decides_the_order(
 
 
 def test_nothing_and_nothing_is_nothing() -> None:
-    assert merge([], []) == []
+    assert merge(QUOTES, [], []) == []

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.router.sequencer import Sequencer
 
@@ -37,7 +38,7 @@ def at(ns: int, bid: float = 1.0, symbol: str = "AAPL") -> Quote:
 def route(sequencer: Sequencer, *quotes: Quote) -> tuple[list[int], int, list[int]]:
     """The numbers of the accepted, how many were stale, how far ahead the others were."""
     routed = sequencer.route(quotes, NOW_NS, TOLERANCE_NS)
-    return [quote.seq for quote in routed.accepted], routed.stale, list(routed.ahead_ns)
+    return [quote.seq for quote in routed.accepted], routed.rejected, list(routed.ahead_ns)
 
 
 def content(quote: Quote) -> tuple[object, ...]:
@@ -68,13 +69,13 @@ def test_agrees_with_the_contract_however_the_quotes_are_batched(
 ) -> None:
     arriving = [attrs.evolve(quote) for batch in batches for quote in batch]
     expected, expected_stale, expected_future = reference(arriving)
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     accepted: list[Quote] = []
     stale = future = 0
     for batch in batches:
         routed = sequencer.route(map(attrs.evolve, batch), NOW_NS, TOLERANCE_NS)
         accepted += routed.accepted
-        stale += routed.stale
+        stale += routed.rejected
         future += len(routed.ahead_ns)
     assert accepted == expected
     assert (stale, future) == (expected_stale, expected_future)
@@ -88,7 +89,7 @@ def test_agrees_with_the_contract_however_the_quotes_are_batched(
 @settings(max_examples=100, deadline=None)
 @given(st.lists(quotes, max_size=40))
 def test_events_of_a_symbol_never_go_back_nor_leave_a_step(arriving: list[Quote]) -> None:
-    accepted = Sequencer().route(map(attrs.evolve, arriving), NOW_NS, TOLERANCE_NS).accepted
+    accepted = Sequencer(QUOTES).route(map(attrs.evolve, arriving), NOW_NS, TOLERANCE_NS).accepted
     newest: dict[str, int] = {}
     numbers: Counter[str] = Counter()
     for quote in accepted:
@@ -102,24 +103,24 @@ def test_events_of_a_symbol_never_go_back_nor_leave_a_step(arriving: list[Quote]
     ("field", "value"), [("bid", 0.5), ("ask", 9.0), ("bid_size", 7), ("ask_size", 0.5)]
 )
 def test_the_same_time_with_other_content_is_accepted(field: str, value: float) -> None:
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     changed = attrs.evolve(at(NOW_NS), **{field: value})
     assert route(sequencer, at(NOW_NS), changed, at(NOW_NS)) == ([1, 2, 3], 0, [])
 
 
 def test_an_exact_repeat_of_the_last_one_is_not_accepted() -> None:
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     late = attrs.evolve(at(NOW_NS), ts_recv_ns=999)
     assert route(sequencer, at(NOW_NS), late) == ([1], 1, [])
     assert route(sequencer, at(NOW_NS)) == ([], 1, [])
 
 
 def test_the_same_content_at_a_later_time_is_accepted() -> None:
-    assert route(Sequencer(), at(NOW_NS), at(NOW_NS + 1)) == ([1, 2], 0, [])
+    assert route(Sequencer(QUOTES), at(NOW_NS), at(NOW_NS + 1)) == ([1, 2], 0, [])
 
 
 def test_an_older_quote_is_refused_by_a_nanosecond() -> None:
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     assert route(sequencer, at(NOW_NS), at(NOW_NS - 1, bid=5.0)) == ([1], 1, [])
     latest = sequencer.latest("AAPL")
     assert latest is not None
@@ -129,27 +130,27 @@ def test_an_older_quote_is_refused_by_a_nanosecond() -> None:
 @pytest.mark.parametrize(("ahead_ns", "accepted"), [(TOLERANCE_NS, [1]), (TOLERANCE_NS + 1, [])])
 def test_a_minute_ahead_is_the_most(ahead_ns: int, accepted: list[int]) -> None:
     ahead = [] if accepted else [ahead_ns]
-    assert route(Sequencer(), at(NOW_NS + ahead_ns)) == (accepted, 0, ahead)
+    assert route(Sequencer(QUOTES), at(NOW_NS + ahead_ns)) == (accepted, 0, ahead)
 
 
 def test_a_quote_from_the_future_does_not_block_its_symbol() -> None:
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     year_ahead = at(NOW_NS + 365 * 86_400 * S_NS)
     assert route(sequencer, at(NOW_NS), year_ahead, at(NOW_NS + 1))[0] == [1, 2]
     assert year_ahead.seq == 0
-    only_future = Sequencer()
+    only_future = Sequencer(QUOTES)
     route(only_future, at(HORIZON_NS + 1))
     assert only_future.latest("AAPL") is None
 
 
 @pytest.mark.parametrize(("bid", "ask"), [(2.0, 1.0), (1.0, 1.0), (0.0, 0.0)])
 def test_crossed_locked_and_empty_quotes_pass_unchanged(bid: float, ask: float) -> None:
-    (quote,) = Sequencer().route([Quote("A", bid, ask, 1, 1, NOW_NS, 0)], NOW_NS, 0).accepted
+    (quote,) = Sequencer(QUOTES).route([Quote("A", bid, ask, 1, 1, NOW_NS, 0)], NOW_NS, 0).accepted
     assert (quote.bid, quote.ask) == (bid, ask)
 
 
 def test_symbols_do_not_touch_each_other() -> None:
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     mixed = [
         at(NOW_NS + 2),
         at(NOW_NS, symbol="MSFT"),
@@ -165,7 +166,7 @@ def test_symbols_do_not_touch_each_other() -> None:
 def test_of_history_what_is_out_is_left_out_as_often_as_it_is_out(
     arriving: list[Quote], missed: list[Quote]
 ) -> None:
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     out = sequencer.route(map(attrs.evolve, arriving), NOW_NS, TOLERANCE_NS).accepted
     history = sorted([*arriving, *missed], key=lambda quote: (quote.symbol, quote.ts_event_ns))
     expected: Counter[tuple[object, ...]] = Counter()
@@ -182,14 +183,14 @@ def test_of_history_what_is_out_is_left_out_as_often_as_it_is_out(
 
 
 def test_only_what_is_out_at_the_last_time_counts_against_history() -> None:
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     route(sequencer, at(NOW_NS, bid=1.0), at(NOW_NS, bid=2.0), at(NOW_NS + 1, bid=3.0))
     again, last = at(NOW_NS + 1, bid=1.0), at(NOW_NS + 1, bid=3.0)
     assert sequencer.not_out_yet([at(NOW_NS, bid=9.0), again, last, again]) == [again, again]
 
 
 def test_history_of_a_symbol_never_seen_is_all_new() -> None:
-    assert Sequencer().not_out_yet([at(NOW_NS), at(NOW_NS)]) == [at(NOW_NS), at(NOW_NS)]
+    assert Sequencer(QUOTES).not_out_yet([at(NOW_NS), at(NOW_NS)]) == [at(NOW_NS), at(NOW_NS)]
 
 
 # ---- what history brought before the stream does
@@ -197,7 +198,7 @@ def test_history_of_a_symbol_never_seen_is_all_new() -> None:
 
 def filled(*past: Quote) -> Sequencer:
     """Sequencer that have these from history, and expect them from the stream."""
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     assert len(sequencer.route(past, NOW_NS, TOLERANCE_NS).accepted) == len(past)
     sequencer.expect_again(past, sequencer.take_echoes())
     return sequencer
@@ -221,7 +222,7 @@ def test_the_stream_may_repeat_each_quote_as_often_as_history_brought_it(
     sequencer = filled(*(at(NOW_NS, bids[each]) for each in past))
     routed = sequencer.route([at(NOW_NS, bids[each]) for each in live], NOW_NS, TOLERANCE_NS)
     assert [quote.bid for quote in routed.accepted] == [bids[each] for each in accepted]
-    assert routed.stale == stale
+    assert routed.rejected == stale
 
 
 def test_two_repairs_are_expected_together() -> None:
@@ -259,7 +260,7 @@ def test_the_next_repair_lets_go_of_what_is_older_than_20_s(age_ns: int, stale: 
 def test_what_the_stream_has_brought_since_rest_was_asked_wins(
     asked_ns: int, accepted: list[int]
 ) -> None:
-    sequencer = Sequencer()
+    sequencer = Sequencer(QUOTES)
     route(sequencer, attrs.evolve(at(NOW_NS - 2), ts_recv_ns=NOW_NS))
     rest = at(NOW_NS - 1, 1.5)
     fetched = sequencer.route_first([rest], {"AAPL": asked_ns}, NOW_NS, TOLERANCE_NS)

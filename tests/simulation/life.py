@@ -12,8 +12,10 @@ import attrs
 from mdservice.app.service import Service
 from mdservice.app.topology import Topology
 from mdservice.feed.gap_repair.recheck import Believed
-from mdservice.model.events import FeedStatus, FirstQuotes, QuoteBatch, RoutedItem
+from mdservice.model.events import FeedStatus, FirstRecords, RecordBatch, RoutedItem
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
+from mdservice.publish.conflation import records_of
 from mdservice.publish.store import WriteBatch
 from mdservice.router.actor import QuoteRouter
 from mdservice.testing import VirtualClock
@@ -82,32 +84,33 @@ class Life:
         listener = router._listener
 
         def listen(item: RoutedItem) -> None:
-            if isinstance(item, QuoteBatch):
-                self.routed.extend(item.quotes)
-                self.accepted_count += len(item.quotes)
-                sequencer = service._topology.router.sequencer
-                self.fetched.update(id(q) for q in item.quotes if sequencer.is_first(q.symbol))
-                self.newest.update((quote.symbol, quote) for quote in item.quotes)
+            if isinstance(item, RecordBatch):
+                self.routed.extend(item.records)
+                self.accepted_count += len(item.records)
+                sequencer = service._topology.router.sequencer(QUOTES)
+                self.fetched.update(id(q) for q in item.records if sequencer.is_first(q.symbol))
+                self.newest.update((quote.symbol, quote) for quote in item.records)
             else:
                 self.routed.append(item)
             listener(item)
 
         router._listener = listen
-        self.earlier = dict(router.sequencer._earlier)
+        self.earlier = dict(router.sequencer(QUOTES)._earlier)
         self._count_fetched(router)
         for symbol in symbols:
             self.want(symbol)
 
     def _count_fetched(self, router: QuoteRouter) -> None:
         """Count what REST and the feed give apart."""
-        sequencer, take, is_new = router.sequencer, router._take_first, router.sequencer._is_new_at
+        sequencer, take = router.sequencer(QUOTES), router._take_first
+        is_new, quotes = sequencer._is_new_at, router._routings[QUOTES]
 
-        def take_first(first: FirstQuotes) -> None:
-            before = router._future
-            take(first)
+        def take_first(routing: Any, first: FirstRecords[Any]) -> None:
+            before = quotes.future
+            take(routing, first)
             for symbol in sequencer._confirmed & self.earlier.keys():
                 self.newest.setdefault(symbol, self.earlier[symbol])
-            self.future_fetched += router._future - before
+            self.future_fetched += quotes.future - before
 
         def is_new_at(quote: Quote, last: Quote) -> bool | None:
             was_first = sequencer.is_first(quote.symbol)
@@ -149,13 +152,13 @@ class Life:
             return
         self.note_refused()
         publisher = self.service._topology.publisher
-        waiting = [*publisher._waiting._oldest.values(), *publisher._waiting._queue]
-        self.waiting_at_end = sum(isinstance(item, Quote) for item in waiting)
         in_flight = publisher._in_flight
         self.drained = not publisher.unacknowledged
-        self.unsettled = [len(in_flight.quotes)] if in_flight else []
+        waiting = publisher._waiting.take(publisher.unacknowledged)
+        self.waiting_at_end = len(records_of(waiting))
+        self.unsettled = [in_flight.records] if in_flight else []
         self.counters = self.service.status().counters
-        self.future = self.service._topology.router.snapshot().future_quotes
+        self.future = self.service._topology.router.snapshot().future_records
         self.unchecked = self.service._topology.feed._repair._recheck.waiting
         self.service = None
 

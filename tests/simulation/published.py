@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mdservice.model.payload import encode_quote, encode_status
+from mdservice.model.events import encode_status
+from mdservice.model.kinds import QUOTES
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def check_keys(life: Life) -> Iterator[str]:
     own = {encode_quote(quote) for quote in life.accepted}
     keys: dict[str, tuple[int, str]] = {}
     for batch in life.store.executed[life.first_batch : life.last_batch]:
-        for symbol, payload in batch.prices.items():
+        for symbol, payload in batch.latest.get(QUOTES, {}).items():
             price = _EVENT.decode(payload)
             if price.symbol != symbol or not (payload in own or payload in earlier):
                 yield f"the key of {symbol} holds {payload!r}"

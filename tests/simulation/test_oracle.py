@@ -20,14 +20,17 @@ from mdservice.feed.connection import FeedConnection
 from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.requests import SubscriptionRequests
 from mdservice.feed.subscriptions import SubscriptionSet
-from mdservice.model.events import QuoteBatch
+from mdservice.model.events import RecordBatch
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness
 from mdservice.positions.tracker import HeldSymbols
 from mdservice.publish.publisher import EventPublisher
+from mdservice.publish.store import Message, WriteBatch
 from mdservice.router.actor import QuoteRouter
 from mdservice.router.sequencer import Routed, Sequencer
 from mdservice.simulator.connection import Connection
+from tests.batches import write_batch
 from tests.simulation import watch
 from tests.simulation.plan import PRICE_TTL_S
 from tests.simulation.streams import TrioStream
@@ -81,16 +84,21 @@ def test_finds_a_quote_that_is_accepted_twice(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_finds_a_wrong_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    hand_on = QuoteRouter._hand_on
+    hand_on = QuoteRouter._send
 
     def skip_one(self: QuoteRouter, item: Any) -> None:
-        if isinstance(item, QuoteBatch):
-            for quote in item.quotes:
+        if isinstance(item, RecordBatch):
+            for quote in item.records:
                 quote.seq += quote.seq > 10
         hand_on(self, item)
 
-    monkeypatch.setattr(QuoteRouter, "_hand_on", skip_one)
+    monkeypatch.setattr(QuoteRouter, "_send", skip_one)
     assert " after 10" in violations()
+
+
+def rebuilt(batch: WriteBatch, messages: Sequence[Message]) -> WriteBatch:
+    """The batch with other messages."""
+    return attrs.evolve(batch, events=write_batch(0, {}, messages).events)
 
 
 def _change_batches(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
@@ -105,17 +113,17 @@ def _change_batches(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any
 
 
 def test_finds_a_lost_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    _change_batches(monkeypatch, lambda b: attrs.evolve(b, messages=b.messages[1:]))
+    _change_batches(monkeypatch, lambda b: rebuilt(b, b.messages[1:]))
     assert "are in the store" in violations()
 
 
 def test_finds_a_doubled_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    _change_batches(monkeypatch, lambda b: attrs.evolve(b, messages=[*b.messages, *b.messages]))
+    _change_batches(monkeypatch, lambda b: rebuilt(b, [*b.messages, *b.messages]))
     assert "published again or out of order" in violations()
 
 
 def test_finds_reordered_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    _change_batches(monkeypatch, lambda b: attrs.evolve(b, messages=b.messages[::-1]))
+    _change_batches(monkeypatch, lambda b: rebuilt(b, b.messages[::-1]))
     assert "published again or out of order" in violations()
 
 
@@ -125,7 +133,7 @@ def test_finds_an_event_that_was_changed(monkeypatch: pytest.MonkeyPatch) -> Non
             attrs.evolve(message, payload=message.payload.replace(b'"bid":', b'"bid":1'))
             for message in batch.messages
         ]
-        return attrs.evolve(batch, messages=messages)
+        return rebuilt(batch, messages)
 
     _change_batches(monkeypatch, change)
     assert "published what was not accepted" in violations()
@@ -140,7 +148,7 @@ def test_finds_a_key_that_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
         for message in batch.messages:
             if message.symbol is not None:
                 prices.setdefault(message.symbol, message.payload)
-        return attrs.evolve(batch, prices=prices)
+        return attrs.evolve(batch, latest={QUOTES: prices})
 
     _change_batches(monkeypatch, oldest)
     assert "an event came before its key" in violations()
@@ -150,10 +158,11 @@ def test_finds_a_key_that_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     first: dict[str, bytes] = {}
 
     def back_to_the_first(batch: Any) -> Any:
-        for symbol, payload in batch.prices.items():
+        prices = batch.latest.get(QUOTES, {})
+        for symbol, payload in prices.items():
             first.setdefault(symbol, payload)
-        back = batch.number % 10 == 0
-        return attrs.evolve(batch, prices={s: first[s] for s in batch.prices}) if back else batch
+        back = {QUOTES: {symbol: first[symbol] for symbol in prices}}
+        return attrs.evolve(batch, latest=back) if batch.number % 10 == 0 else batch
 
     _change_batches(monkeypatch, back_to_the_first)
     assert "went back from" in violations()

@@ -9,6 +9,7 @@ import anyio
 from mdservice.app.topology import ACKNOWLEDGED, BATCHES, COMMANDS, EVENTS, FEED, Topology
 from mdservice.feed.driver import LONGEST_OPEN_TIMEOUT_S
 from mdservice.feed.gap_repair.repair import MOST_HELD
+from mdservice.model.kinds import QUOTES
 from mdservice.router.sequencer import _MOST_AT_ONE_TIME
 from tests.simulation.answers import subscriptions_as_they_should_be
 
@@ -141,7 +142,7 @@ class Watch:
     def _grown(self, topology: Topology) -> list[str]:
         """What holds more than it says that it does."""
         symbols = len(self._world.market.symbols)
-        sequencer, feed = topology.router.sequencer, topology.feed
+        sequencer, feed = topology.router.sequencer(QUOTES), topology.feed
         kept = {
             # One quote per symbol and the states come on top.
             "events in the backlog": (

@@ -10,11 +10,12 @@ from trio.testing import MockClock
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.publish.store import Message, WriteBatch
 from mdservice.testing import MemoryPriceStore, Slow, StoreFault, VirtualClock
+from tests.batches import write_batch
 
 
 def batch(number: int) -> WriteBatch:
     payload = b"%d" % number
-    return WriteBatch(number, {"A": payload}, [Message("price.updated", payload, "A")])
+    return write_batch(number, {"A": payload}, [Message("price.updated", payload, "A")])
 
 
 async def connected() -> MemoryPriceStore:

@@ -16,14 +16,9 @@ import msgspec
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory, SymbolsRefused
 from mdservice.feed.alpaca.login import Credentials
-from mdservice.feed.alpaca.rest_messages import (
-    Answer,
-    decode_latest,
-    decode_page,
-    decode_refusal,
-)
+from mdservice.feed.alpaca.rest_messages import ROWS, Answer, Rows, decode_refusal
 from mdservice.feed.subscriptions import chunks
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import Kind, R
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
@@ -159,7 +154,7 @@ _PAUSE_S = 1.0
 _MOST_TRIES = 5
 _MOST_BYTES = 32 * 1024 * 1024
 """Of one page; one of 10,000 quotes has about two."""
-_MOST_QUOTES = 200_000
+_MOST_RECORDS = 200_000
 """What is kept in memory of one answer, all pages together."""
 _OK, _TOO_MANY = 200, 429
 _SERVER_ERROR = 500
@@ -197,7 +192,7 @@ class _RateLimit:
 
 
 class AlpacaHistory:
-    """History and latest quotes over HTTP.
+    """Past and latest records over HTTP.
 
     Args:
         base_url: ``https://data.alpaca.markets``.
@@ -229,11 +224,14 @@ class AlpacaHistory:
         self._limit = _RateLimit()
         self.rows_skipped = 0
 
-    async def quotes(self, symbols: Sequence[str], start_ns: int, end_ns: int) -> Sequence[Quote]:
-        """See :class:`mdservice.feed.history.QuoteHistory`; reads every page."""
+    async def past(
+        self, kind: Kind[R], symbols: Sequence[str], start_ns: int, end_ns: int
+    ) -> Sequence[R]:
+        """See :class:`mdservice.feed.history.History`; reads every page."""
         if self._feed not in _FEEDS_WITH_HISTORY:
             raise NoHistory(f"the feed {self._feed} has no history")
-        found: list[Quote] = []
+        rows = _rows(kind)
+        found: list[R] = []
         for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
             query = {
                 "symbols": ",".join(chunk),
@@ -245,24 +243,25 @@ class AlpacaHistory:
             token: str | None = ""
             while token is not None:
                 paged = {**query, "page_token": token} if token else query
-                page = await self._get("/v2/stocks/quotes", paged, decode_page)
-                found += page.quotes
-                if len(found) > _MOST_QUOTES:
-                    raise HistoryRefused(f"more than {_MOST_QUOTES} quotes are too many")
+                page = await self._get(f"/v2/stocks/{kind.channel}", paged, rows.page)
+                found += page.records
+                if len(found) > _MOST_RECORDS:
+                    raise HistoryRefused(f"more than {_MOST_RECORDS} {kind.channel} are too many")
                 token = page.next_page
         return found
 
-    async def latest(self, symbols: Sequence[str]) -> Sequence[Quote]:
-        """See :class:`mdservice.feed.history.QuoteHistory`."""
-        found: list[Quote] = []
+    async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Sequence[R]:
+        """See :class:`mdservice.feed.history.History`."""
+        path, rows = f"/v2/stocks/{kind.channel}/latest", _rows(kind)
+        found: list[R] = []
         for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
             query = {"symbols": ",".join(chunk)}
-            found += (await self._get("/v2/stocks/quotes/latest", query, decode_latest)).quotes
+            found += (await self._get(path, query, rows.latest)).records
         return found
 
     async def _get(
-        self, path: str, query: Mapping[str, str], decode: Callable[[bytes, int], Answer]
-    ) -> Answer:
+        self, path: str, query: Mapping[str, str], decode: Callable[[bytes, int], Answer[R]]
+    ) -> Answer[R]:
         feed = {} if self._feed == "simulator" else {"feed": self._feed}
         for _ in range(_MOST_TRIES):
             await self._wait_for_room()
@@ -291,7 +290,7 @@ class AlpacaHistory:
             raise HistoryRefused(f"the API's calls of this minute are used up ({wait_s:.0f} s)")
         await anyio.sleep(wait_s)
 
-    def _read(self, answer: HttpAnswer, decode: Callable[[bytes, int], Answer]) -> Answer:
+    def _read(self, answer: HttpAnswer, decode: Callable[[bytes, int], Answer[R]]) -> Answer[R]:
         status = answer.status
         if status != _OK:
             reason = decode_refusal(answer.body)
@@ -309,3 +308,10 @@ class AlpacaHistory:
             self.rows_skipped += found.broken
             _log.warning("history_rows_skipped", count=found.broken, url=mask_url(self._base_url))
         return found
+
+
+def _rows(kind: Kind[R]) -> Rows[R]:
+    rows = ROWS.get(kind)
+    if rows is None:
+        raise NoHistory(f"there is no history of {kind.channel}")
+    return rows

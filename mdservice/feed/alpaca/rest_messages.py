@@ -1,4 +1,4 @@
-"""The answers of Alpaca's market-data REST API as quotes, nanoseconds kept. Pure.
+"""The answers of Alpaca's market-data REST API as records, nanoseconds kept. Pure.
 
 A row that breaks the schema costs itself, as on the stream, and not its page.
 
@@ -7,30 +7,31 @@ Source: Alpaca, "Historical quotes" and "Latest quotes".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 import attrs
 import msgspec
 
 from mdservice.feed.alpaca.messages import Price, Size, without_lone_surrogates
+from mdservice.model.kinds import QUOTES, Kind, R
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
 
-__all__ = ["Answer", "decode_latest", "decode_page", "decode_refusal"]
+__all__ = ["ROWS", "Answer", "Rows", "decode_refusal"]
 
 
 @attrs.frozen
-class Answer:
+class Answer(Generic[R]):
     """What one answer brought.
 
     Attributes:
-        quotes: In the answer's order, ``seq`` 0.
+        records: In the answer's order, ``seq`` 0.
         broken: How many rows could not be read.
         next_page: The token of the page that follows, or None.
     """
 
-    quotes: list[Quote]
+    records: list[R]
     broken: int
     next_page: str | None = None
 
@@ -48,64 +49,92 @@ class _Row(msgspec.Struct, gc=False):
     ask_size: Size = msgspec.field(name="as")
 
 
-class _Page(msgspec.Struct):
-    quotes: dict[str, list[_Row]] | None = None
-    next_page_token: str | None = None
-
-
-class _PageOfRaw(msgspec.Struct):
-    quotes: dict[str, list[msgspec.Raw]] | None = None
-    next_page_token: str | None = None
-
-
-class _Latest(msgspec.Struct):
-    quotes: dict[str, msgspec.Raw] | None = None
-
-
 class _Refusal(msgspec.Struct):
     code: int | None = None
     message: str = ""
 
 
-def decode_page(content: bytes, received_ns: int) -> Answer:
-    """One page of past quotes.
+class Rows(Generic[R]):
+    """Reads the answers that have records of one kind.
 
     Args:
-        content: ``{"quotes":{"AAPL":[row, …]},"next_page_token":"…"}``; both may be null.
-        received_ns: When it came, UTC nanoseconds.
-
-    Raises:
-        ValueError: It is no such page.
+        kind: Its channel is the name under which the answers have their rows.
+        row: What a row looks like, as a type of msgspec.
+        to_record: Makes a record of a symbol, a row and the time when it came.
     """
-    try:
-        page = msgspec.json.decode(content, type=_Page)
-        return Answer(
+
+    def __init__(
+        self, kind: Kind[R], row: type[_T], to_record: Callable[[str, _T, int], R]
+    ) -> None:
+        self._channel = kind.channel
+        self._row: Any = row
+        self._to_record: Callable[[str, Any, int], R] = to_record
+        self._page = self._answer("Page", dict[str, list[row]])  # type: ignore[valid-type]
+        self._raw_page = self._answer("RawPage", dict[str, list[msgspec.Raw]])
+        self._latest = self._answer("Latest", dict[str, msgspec.Raw])
+
+    def _answer(self, name: str, rows: Any) -> Any:
+        return msgspec.defstruct(
+            name,
             [
-                _to_quote(symbol, row, received_ns)
-                for symbol, rows in (page.quotes or {}).items()
-                for row in rows
+                ("rows", rows | None, msgspec.field(default=None, name=self._channel)),
+                ("next_page_token", str | None, None),
             ],
-            0,
-            page.next_page_token or None,
         )
-    except ValueError:  # of msgspec, or of a time: look at each row
-        raw = _decode(content, _PageOfRaw)
-    pairs = ((symbol, row) for symbol, rows in (raw.quotes or {}).items() for row in rows)
-    return _row_by_row(pairs, received_ns, raw.next_page_token or None)
 
+    def page(self, content: bytes, received_ns: int) -> Answer[R]:
+        """One page of past records.
 
-def decode_latest(content: bytes, received_ns: int) -> Answer:
-    """The newest quote of each symbol.
+        Args:
+            content: ``{"quotes":{"AAPL":[row, …]},"next_page_token":"…"}``; both may be null.
+            received_ns: When it came, UTC nanoseconds.
 
-    Args:
-        content: ``{"quotes":{"AAPL":row}}``.
-        received_ns: When it came, UTC nanoseconds.
+        Raises:
+            ValueError: It is no such page.
+        """
+        to_record = self._to_record
+        try:
+            page = msgspec.json.decode(content, type=self._page)
+            return Answer(
+                [
+                    to_record(symbol, row, received_ns)
+                    for symbol, rows in (page.rows or {}).items()
+                    for row in rows
+                ],
+                0,
+                page.next_page_token or None,
+            )
+        except ValueError:  # of msgspec, or of a time: look at each row
+            raw = _decode(content, self._raw_page)
+        pairs = ((symbol, row) for symbol, rows in (raw.rows or {}).items() for row in rows)
+        return self._row_by_row(pairs, received_ns, raw.next_page_token or None)
 
-    Raises:
-        ValueError: It is no such answer.
-    """
-    latest = _decode(content, _Latest)
-    return _row_by_row(iter((latest.quotes or {}).items()), received_ns, None)
+    def latest(self, content: bytes, received_ns: int) -> Answer[R]:
+        """The newest record of each symbol.
+
+        Args:
+            content: ``{"quotes":{"AAPL":row}}``.
+            received_ns: When it came, UTC nanoseconds.
+
+        Raises:
+            ValueError: It is no such answer.
+        """
+        latest = _decode(content, self._latest)
+        return self._row_by_row(iter((latest.rows or {}).items()), received_ns, None)
+
+    def _row_by_row(
+        self, rows: Iterator[tuple[str, msgspec.Raw]], received_ns: int, next_page: str | None
+    ) -> Answer[R]:
+        records, broken = [], 0
+        for symbol, raw in rows:
+            try:
+                row = msgspec.json.decode(raw, type=self._row)
+                records.append(self._to_record(symbol, row, received_ns))
+            except ValueError:
+                broken += 1
+        if broken and not records:
+            raise ValueError(f"none of its rows is one of {self._channel}")
+        return Answer(records, broken, next_page)
 
 
 def decode_refusal(content: bytes) -> str:
@@ -125,20 +154,10 @@ def _decode(content: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(without_lone_surrogates(content), type=kind)
 
 
-def _row_by_row(
-    rows: Iterator[tuple[str, msgspec.Raw]], received_ns: int, next_page: str | None
-) -> Answer:
-    quotes, broken = [], 0
-    for symbol, raw in rows:
-        try:
-            quotes.append(_to_quote(symbol, msgspec.json.decode(raw, type=_Row), received_ns))
-        except ValueError:
-            broken += 1
-    if broken and not quotes:
-        raise ValueError("none of its rows is a quote")
-    return Answer(quotes, broken, next_page)
-
-
 def _to_quote(symbol: str, row: _Row, received_ns: int) -> Quote:
     event_ns = parse_rfc3339(row.t)
     return Quote(symbol, row.bp, row.ap, row.bs, row.ask_size, event_ns, received_ns)
+
+
+ROWS: Mapping[Kind[Any], Rows[Any]] = {QUOTES: Rows(QUOTES, _Row, _to_quote)}
+"""How the rows of each kind are read; a kind that is not here has no history."""

@@ -1,4 +1,4 @@
-"""Of which symbols quotes are missing, and from when history is to be asked for them. Pure."""
+"""Of which symbols records are missing, and from when history is to be asked for them. Pure."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import attrs
 
 from mdservice.model.symbol import EVERY_SYMBOL
 
-__all__ = ["AcceptedQuotes", "Missed", "MissingQuotes"]
+__all__ = ["AcceptedRecords", "Missed", "MissingRecords"]
 
 
-# What the feed's side has to know of the quotes that are out already.
+# What the feed's side has to know of the records that are out already.
 
 
-class AcceptedQuotes(Protocol):
-    """The accepted quotes, read while they grow."""
+class AcceptedRecords(Protocol):
+    """The accepted records, read while they grow."""
 
     def complete_until_ns(self) -> int | None:
         """Up to when what was received is out, UTC nanoseconds; None where nothing is."""
         ...
 
     def last_ns(self, symbol: str) -> int | None:
-        """The time of the symbol's last accepted quote, UTC nanoseconds, or None."""
+        """The time of the symbol's last accepted record, UTC nanoseconds, or None."""
         ...
 
     def is_first(self, symbol: str) -> bool:
-        """Whether its last quote was fetched on subscribing: the stream has brought none since."""
+        """Whether its last record was fetched on subscribing: the stream has brought none since."""
         ...
 
     def symbols(self) -> Sequence[str]:
-        """Those that have an accepted quote."""
+        """Those that have an accepted record."""
         ...
 
 
 _OVERLAP_NS = 5_000_000_000
-"""History is asked from this long before the last accepted quote."""
+"""History is asked from this long before the last accepted record."""
 
 
 @attrs.frozen
@@ -47,16 +47,16 @@ class Missed:
     symbols: Sequence[str]
 
 
-class MissingQuotes:
+class MissingRecords:
     """Notes what was followed when a connection was lost, until its repair has been told.
 
-    The time is taken at the loss: quotes that go out later hide nothing of what came before them.
+    The time is taken at the loss: records that go out later hide nothing of what came before them.
 
     Args:
-        accepted: The quotes that are out.
+        accepted: The records that are out.
     """
 
-    def __init__(self, accepted: AcceptedQuotes) -> None:
+    def __init__(self, accepted: AcceptedRecords) -> None:
         self._accepted = accepted
         self._since_ns: dict[str, int] = {}
         self._followed_ns: dict[str, int] = {}
@@ -71,7 +71,7 @@ class MissingQuotes:
         return len(self._since_ns)
 
     def symbols(self) -> frozenset[str]:
-        """Those of which quotes are missing."""
+        """Those of which records are missing."""
         return frozenset(self._since_ns)
 
     def follow(self, symbols: Iterable[str], now_ns: int) -> None:
@@ -86,8 +86,8 @@ class MissingQuotes:
     def lose(self, symbols: Iterable[str], now_ns: int) -> None:
         """These are followed no longer; of those that are missing already nothing changes.
 
-        Of a symbol without any quote nothing is missing from before it was followed. Before any
-        quote of all is out, nothing is known to be missing.
+        Of a symbol without any record nothing is missing from before it was followed. Before any
+        record of all is out, nothing is known to be missing.
         """
         complete_ns = self._accepted.complete_until_ns()
         if complete_ns is None:
@@ -110,7 +110,7 @@ class MissingQuotes:
         """What is to be fetched of the symbols that are back.
 
         Args:
-            followed: The symbols whose quotes come; ``*`` is every one.
+            followed: The symbols whose records come; ``*`` is every one.
             left_out: Those that are wanted and still do not; all others are wanted no longer.
         """
         back: dict[int, list[str]] = {}
@@ -127,7 +127,7 @@ class MissingQuotes:
         Args:
             missed: What was to be fetched.
             complete: The symbols of which all was fetched. For the others a later repair asks from
-                their last accepted quote, which may be older than the next loss.
+                their last accepted record, which may be older than the next loss.
         """
         symbols = {symbol for part in missed for symbol in part.symbols}
         for symbol in symbols:

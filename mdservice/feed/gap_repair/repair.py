@@ -1,20 +1,21 @@
-"""After a lost connection: live quotes wait while what was missed is fetched from history."""
+"""After a lost connection: live records wait while what was missed is fetched from history."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Generic
 
 import anyio
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory
-from mdservice.feed.gap_repair.missing import AcceptedQuotes, Missed, MissingQuotes
+from mdservice.feed.gap_repair.missing import AcceptedRecords, Missed, MissingRecords
 from mdservice.feed.gap_repair.recheck import Believed, Horizon, Recheck
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import chunks
-from mdservice.model.events import Backfill, FeedResumed, QuoteBatch
-from mdservice.model.quote import Quote, identity
+from mdservice.model.events import Backfill, FeedResumed, RecordBatch
+from mdservice.model.kinds import Kind, R
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 
@@ -29,36 +30,37 @@ __all__ = [
 ]
 
 
-# What a lost connection has missed, fetched once history has come up to the live quotes.
+# What a lost connection has missed, fetched once history has come up to the live records.
 
 
 QUIET_S = 2.0
-"""By how much history may lag where no live quote tells that it does."""
+"""By how much history may lag where no live record tells that it does."""
 _LOOK_S = 0.05
 _RETRY_S = 1.0
 _FAILURES_WITHOUT_ANSWER = 4
-"""Live quotes wait meanwhile; a REST host that cannot be reached at all is not worth 15 s."""
+"""Live records wait meanwhile; a REST host that cannot be reached at all is not worth 15 s."""
 _PROBE_S, _PROBE_LIMIT_S = 0.2, 1.0
 _PROBED_SYMBOLS = 10
 _LATER_NS = 1_000_000_000
-"""So much later a quote came later for certain, although times are not all in order."""
+"""So much later a record came later for certain, although times are not all in order."""
 _AHEAD_NS = 60_000_000_000
 """History is asked up to so long after now: this machine's clock may be behind the exchange's."""
 _SYMBOLS_AT_ONCE = 200
 
 
-class CatchUp:
+class CatchUp(Generic[R]):
     """One repair's questions to history.
 
     History lags behind the stream, by how much is not known. It has everything that was missed
-    once it has a live quote, or one that is clearly later than the first of them; so it is
-    asked for these before it is asked for all. In a quiet market there is no live quote: then
+    once it has a live record, or one that is clearly later than the first of them; so it is
+    asked for these before it is asked for all. In a quiet market there is no live record: then
     a lag of :data:`QUIET_S` is allowed for.
 
     Args:
-        history: Past quotes.
+        kind: The kind of the records.
+        history: Past records.
         missed: Whose, and from when.
-        live: The quotes that came since all was subscribed; the first thousand will do.
+        live: The records that came since all was subscribed; the first thousand will do.
         clock: The time.
 
     Attributes:
@@ -72,17 +74,19 @@ class CatchUp:
 
     def __init__(
         self,
-        history: HalvingHistory,
+        kind: Kind[R],
+        history: HalvingHistory[R],
         missed: Sequence[Missed],
-        live: Callable[[], Sequence[Quote]],
+        live: Callable[[], Sequence[R]],
         clock: Clock,
     ) -> None:
-        self.found: list[Quote] = []
+        self.found: list[R] = []
         self.complete: frozenset[str] = frozenset()
         self.refused: dict[str, str] = {}
         self.believed = False
         self.last_error: str | None = None
         self._answered = False
+        self._identity = kind.identity
         self._history = history
         self._missed = missed
         self.symbols = [symbol for part in missed for symbol in part.symbols]
@@ -117,24 +121,24 @@ class CatchUp:
         return up_to_date
 
     def _clock_is_behind(self, since_ns: int) -> bool:
-        """History was then asked for too short a time, and its quotes count as future ones."""
+        """History was then asked for too short a time, and its records count as future ones."""
         horizon_ns = self._clock.utc_ns() + _AHEAD_NS
         return since_ns > horizon_ns or any(q.ts_event_ns > horizon_ns for q in self._live())
 
     async def add_latest(self, until_ns: int) -> None:
-        """At least the price is right at once: the newest quotes up to this time.
+        """At least the price is right at once: the newest records up to this time.
 
         Newer ones come over the stream, and one of them that came before those that the stream
         has yet to bring would make these look old. What was found is kept when cancelled.
         """
-        newest = {quote.symbol: quote.ts_event_ns for quote in self.found}
+        newest = {record.symbol: record.ts_event_ns for record in self.found}
         try:
             for symbols in chunks(self.symbols, _SYMBOLS_AT_ONCE):
                 latest = await self._history.latest(symbols)
                 self.found += [
-                    quote
-                    for quote in latest.quotes
-                    if newest.get(quote.symbol, -1) < quote.ts_event_ns <= until_ns
+                    record
+                    for record in latest.records
+                    if newest.get(record.symbol, -1) < record.ts_event_ns <= until_ns
                 ]
         except (HistoryRefused, HistoryUnavailable) as exc:
             _log.warning("latest_quotes_failed", reason=str(exc))
@@ -145,7 +149,7 @@ class CatchUp:
         await self._fetch(self.symbols[:_PROBED_SYMBOLS], self._clock.utc_ns())
         pause_s = _PROBE_S
         while True:
-            live = [quote for quote in self._live() if quote.symbol not in self.refused]
+            live = [record for record in self._live() if record.symbol not in self.refused]
             if not live:
                 await anyio.sleep(_LOOK_S)
                 if anyio.current_time() >= began_s + QUIET_S:
@@ -157,23 +161,24 @@ class CatchUp:
                 await anyio.sleep(pause_s)
                 pause_s = min(_PROBE_LIMIT_S, pause_s * 1.5)
 
-    async def _has_one_of(self, live: Sequence[Quote]) -> bool:
+    async def _has_one_of(self, live: Sequence[R]) -> bool:
         first_ns = live[0].ts_event_ns
-        symbols = list(dict.fromkeys(quote.symbol for quote in live))[:_PROBED_SYMBOLS]
-        # Times alone do not tell: quotes of one time may come one after the other.
-        came_live = {identity(quote) for quote in live}
+        symbols = list(dict.fromkeys(record.symbol for record in live))[:_PROBED_SYMBOLS]
+        # Times alone do not tell: records of one time may come one after the other.
+        identity = self._identity
+        came_live = {identity(record) for record in live}
         return any(
-            identity(quote) in came_live or quote.ts_event_ns >= first_ns + _LATER_NS
-            for quote in await self._fetch(symbols, first_ns)
+            identity(record) in came_live or record.ts_event_ns >= first_ns + _LATER_NS
+            for record in await self._fetch(symbols, first_ns)
         )
 
-    async def _fetch(self, symbols: Sequence[str], start_ns: int) -> list[Quote]:
+    async def _fetch(self, symbols: Sequence[str], start_ns: int) -> list[R]:
         """Ask until there is an answer; give up early on a history that has never answered."""
         failures = 0
         while True:
             end_ns = max(start_ns, self._clock.utc_ns() + _AHEAD_NS)
             try:
-                found = await self._history.quotes(symbols, start_ns, end_ns)
+                found = await self._history.past(symbols, start_ns, end_ns)
             except HistoryUnavailable as exc:
                 self.last_error = str(exc)
                 _log.warning("history_failed", reason=str(exc))
@@ -185,15 +190,15 @@ class CatchUp:
                 self._answered = True
                 self.last_error = None
                 self.refused |= found.refused
-                return list(found.quotes)
+                return list(found.records)
 
 
 _log = get_logger(__name__)
 
 HOLD_LIMIT_S = 15.0
-"""How long live quotes wait behind a repair at most."""
+"""How long live records wait behind a repair at most."""
 LATEST_LIMIT_S = 3.0
-"""Of these, what is left for the latest quotes where history does not give the past ones."""
+"""Of these, what is left for the latest records where history does not give the past ones."""
 _FETCH_S = 2.0
 """Of the rest, what is left for fetching where history lags."""
 _SPARE_S = 0.5
@@ -201,48 +206,51 @@ MOST_HELD = 200_000
 MOST_SEEN = 1_000
 """Where every symbol is subscribed: of more symbols than these only the latest is asked."""
 _ENOUGH_LIVE = 1_000
-"""Live quotes of which history has to have one before it counts as complete."""
+"""Live records of which history has to have one before it counts as complete."""
 _LAST_WORDS_S = 0.5
 _MOST_NAMED = 50
 
 
-class GapRepair:
-    """Holds live quotes, fetches past ones, hands both on together.
+class GapRepair(Generic[R]):
+    """Holds live records, fetches past ones, hands both on together.
 
     A connection that is lost again meanwhile changes nothing: what is held stays held, and the
     next connection's repair covers both outages. After :data:`HOLD_LIMIT_S` what is held is
     handed on as it is, and the gap stays one. Nothing that is held is lost by cancelling.
 
     Args:
-        history: Where past quotes come from; None where the feed has no history.
-        accepted: The quotes that are out.
+        kind: The kind of the records.
+        history: Where past records come from; None where the feed has no history.
+        accepted: The records that are out.
         send_queue: Takes what is handed on.
         clock: The time.
     """
 
     def __init__(
         self,
-        history: HalvingHistory | None,
-        accepted: AcceptedQuotes,
+        kind: Kind[R],
+        history: HalvingHistory[R] | None,
+        accepted: AcceptedRecords,
         send_queue: SendQueue,
         clock: Clock,
     ) -> None:
+        self._kind = kind
         self._history = history
         self._accepted = accepted
         self._send_queue = send_queue
         self._clock = clock
-        self._held: list[Quote] = []
+        self._held: list[R] = []
         self._holding = False
         self._began = anyio.Event()
         self._deadline_s = 0.0
         self._work = anyio.CancelScope()
-        self._recheck = Recheck(history, clock) if history is not None else None
-        self._horizon = Horizon(0)
+        self._recheck = Recheck(kind, history, clock) if history is not None else None
+        self._horizon = Horizon[R](0)
         self._resumed = False
         """Whether this connection's return was told."""
         self._left_out: frozenset[str] = frozenset()
         """Wanted, and not given when this was last told."""
-        self._missing = MissingQuotes(accepted)
+        self._missing = MissingRecords(accepted)
         self._connected_before = False
         self._refused: str | None = None
 
@@ -272,34 +280,34 @@ class GapRepair:
         return self._history.unfollowed if self._history is not None else 0
 
     def begin(self) -> None:
-        """A connection is open: from now on live quotes wait, if there is anything to repair."""
+        """A connection is open: from now on live records wait, if there is anything to repair."""
         now_ns = self._clock.utc_ns()
         if not self._connected_before:  # what an earlier run had was lost with it
             self._missing.lose(self._accepted.symbols(), now_ns)
             self._connected_before = True
         self._resumed = False
-        self._horizon = Horizon(now_ns)
+        self._horizon = Horizon[R](now_ns)
         if self._missing:
             self._hold()
 
     def symbols(self) -> frozenset[str]:
-        """Those of which quotes are missing that a repair will fetch."""
+        """Those of which records are missing that a repair will fetch."""
         missing = self._missing.symbols()
         if self._history is not None and not self._connected_before:
             missing |= frozenset(self._accepted.symbols())
         return missing
 
     def lost(self, followed: Iterable[str]) -> None:
-        """The connection has ended: of what it followed, quotes are missing."""
+        """The connection has ended: of what it followed, records are missing."""
         self._missing.lose(followed, self._clock.utc_ns())
 
     def expect(self, symbols: Iterable[str]) -> None:
-        """These were left out and may come back: live quotes wait, if any of them misses some.
+        """These were left out and may come back: live records wait, if any of them misses some.
 
         :meth:`repair` has to follow.
         """
         if any(symbol in self._missing for symbol in symbols):
-            self._horizon = Horizon(self._clock.utc_ns())
+            self._horizon = Horizon[R](self._clock.utc_ns())
             self._hold()
 
     def _hold(self) -> None:
@@ -310,15 +318,15 @@ class GapRepair:
         self._began.set()
         self._began = anyio.Event()
 
-    async def hand_on(self, quotes: Sequence[Quote]) -> None:
-        """Live quotes: they wait while there is a repair, and go on otherwise."""
-        self._horizon.came(quotes)
+    async def hand_on(self, records: Sequence[R]) -> None:
+        """Live records: they wait while there is a repair, and go on otherwise."""
+        self._horizon.came(records)
         if not self._holding:
-            await self._send_queue.send(QuoteBatch(quotes))
+            await self._send_queue.send(RecordBatch(self._kind, records))
             return
-        self._held.extend(quotes)
+        self._held.extend(records)
         if len(self._held) > MOST_HELD:
-            self._give_up("too many live quotes were waiting")
+            self._give_up("too many live records were waiting")
             await self._send_queue.flush()
 
     async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
@@ -326,7 +334,7 @@ class GapRepair:
 
         Args:
             followed: What the feed has acknowledged.
-            left_out: What is wanted and not given; its quotes are fetched once it is back.
+            left_out: What is wanted and not given; its records are fetched once it is back.
         """
         self._resumed = True
         self._missing.follow(followed, self._clock.utc_ns())
@@ -339,10 +347,10 @@ class GapRepair:
             return
         before = len(self._held)
 
-        def live() -> Sequence[Quote]:
+        def live() -> Sequence[R]:
             return self._held[before : before + _ENOUGH_LIVE]
 
-        catch_up = CatchUp(self._history, back, live, self._clock)
+        catch_up = CatchUp(self._kind, self._history, back, live, self._clock)
         complete: frozenset[str] = frozenset()
         with anyio.CancelScope() as self._work:
             reason = await self._why_not_all(catch_up, followed)
@@ -365,11 +373,11 @@ class GapRepair:
             self._send_queue.add(await self._recheck.next())
             await self._send_queue.flush()
 
-    def _look_again_at(self, catch_up: CatchUp, missed: Sequence[Missed]) -> None:
+    def _look_again_at(self, catch_up: CatchUp[R], missed: Sequence[Missed]) -> None:
         if self._recheck is None:
             return
         lasts_ns = {symbol: part.since_ns for part in missed for symbol in part.symbols}
-        lasts_ns |= {quote.symbol: quote.ts_event_ns for quote in catch_up.found}
+        lasts_ns |= {record.symbol: record.ts_event_ns for record in catch_up.found}
         for symbol in lasts_ns:
             lasts_ns[symbol] = self._accepted.last_ns(symbol) or lasts_ns[symbol]
         self._recheck.check(
@@ -386,7 +394,7 @@ class GapRepair:
     ) -> None:
         """A request was served: a symbol that had been left out may be back.
 
-        What was missing of it is told, and not fetched: others' quotes do not wait for that.
+        What was missing of it is told, and not fetched: others' records do not wait for that.
         """
         if not self._resumed:
             return  # :meth:`repair` will tell
@@ -403,7 +411,7 @@ class GapRepair:
     ) -> int:
         now_ns = self._clock.utc_ns()
         self._left_out = frozenset(left_out)
-        resumed = FeedResumed(now_ns, frozenset(followed), repairing, self._left_out)
+        resumed = FeedResumed(self._kind, now_ns, frozenset(followed), repairing, self._left_out)
         await self._send_queue.send(resumed)
         return now_ns
 
@@ -424,7 +432,7 @@ class GapRepair:
         with anyio.move_on_after(_LAST_WORDS_S):
             await self._send_queue.flush()
 
-    async def _why_not_all(self, catch_up: CatchUp, followed: Collection[str]) -> str | None:
+    async def _why_not_all(self, catch_up: CatchUp[R], followed: Collection[str]) -> str | None:
         """Let it fetch what was missed; None where nothing of that is left."""
         if EVERY_SYMBOL in followed and len(catch_up.symbols) > MOST_SEEN:
             return f"the history of {len(catch_up.symbols)} symbols is too much"
@@ -441,7 +449,7 @@ class GapRepair:
         except TimeoutError:
             return catch_up.last_error or "history was too slow"
         if not complete:
-            return catch_up.last_error or "history had not come up to the live quotes in time"
+            return catch_up.last_error or "history had not come up to the live records in time"
         if catch_up.refused:
             _log.warning(
                 "gap_not_repaired",
@@ -458,10 +466,10 @@ class GapRepair:
             self._let_go((), frozenset())
         self._work.cancel()
 
-    def _let_go(self, past: Sequence[Quote], complete: frozenset[str]) -> None:
+    def _let_go(self, past: Sequence[R], complete: frozenset[str]) -> None:
         """Nothing waits any more; what comes from now on goes out behind this."""
         if not self._holding:
             return
         held, self._held = self._held, []
         self._holding = False
-        self._send_queue.add(Backfill(past, held, self._clock.utc_ns(), complete))
+        self._send_queue.add(Backfill(self._kind, past, held, self._clock.utc_ns(), complete))

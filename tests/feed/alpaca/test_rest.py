@@ -15,6 +15,8 @@ from mdservice.errors import HistoryRefused, HistoryUnavailable, SymbolsRefused
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory
 from mdservice.feed.history import HalvingHistory
+from mdservice.model.kinds import QUOTES
+from mdservice.model.quote import Quote
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.transport import SimulatorTransport
 from mdservice.testing import VirtualClock
@@ -22,7 +24,7 @@ from mdservice.testing import VirtualClock
 START_NS = 1_795_186_800 * 10**9  # where the virtual clock begins
 END_NS = START_NS + 10**9
 HISTORY, LATEST = "/v2/stocks/quotes", "/v2/stocks/quotes/latest"
-BOTH = ("quotes", "latest")
+BOTH = ("past", "latest")
 
 
 @asynccontextmanager
@@ -45,10 +47,15 @@ async def opened(
             )
 
 
-async def ask(history: AlpacaHistory, call: str, *symbols: str) -> Any:
+async def ask(history: AlpacaHistory | HalvingHistory[Quote], call: str, *symbols: str) -> Any:
+    names = symbols or ("AAPL",)
+    if isinstance(history, HalvingHistory):  # of one kind already
+        if call == "latest":
+            return await history.latest(names)
+        return await history.past(names, START_NS, END_NS)
     if call == "latest":
-        return await history.latest(symbols or ("AAPL",))
-    return await history.quotes(symbols or ("AAPL",), START_NS, END_NS)
+        return await history.latest(QUOTES, names)
+    return await history.past(QUOTES, names, START_NS, END_NS)
 
 
 def quotes_of(*symbols: str, each: int) -> list[SimQuote]:
@@ -76,7 +83,7 @@ def with_transport(transport: httpx.AsyncBaseTransport) -> AlpacaHistory:
 async def test_every_page_is_read(autojump_clock: Any) -> None:
     async with opened(rest_page_size=7) as (simulator, history):
         simulator.send_quotes(quotes_of("AAPL", "MSFT", each=50))
-        found = await ask(history, "quotes", "AAPL", "MSFT")
+        found = await ask(history, "past", "AAPL", "MSFT")
         for symbol in ("AAPL", "MSFT"):
             assert [q.bid for q in found if q.symbol == symbol] == [n + 0.25 for n in range(1, 51)]
         assert len(simulator.rest_requests) == 15
@@ -98,7 +105,7 @@ async def test_start_and_end_are_included_to_the_nanosecond(autojump_clock: Any)
     async with opened() as (simulator, history):
         times = [START_NS + n for n in range(10)]
         simulator.send_quotes([SimQuote("AAPL", 1, 2, ts_event_ns=t) for t in times])
-        found = await history.quotes(["AAPL"], START_NS + 3, START_NS + 6)
+        found = await history.past(QUOTES, ["AAPL"], START_NS + 3, START_NS + 6)
         assert [quote.ts_event_ns for quote in found] == times[3:7]
 
 
@@ -114,7 +121,7 @@ async def test_the_feed_is_always_passed(autojump_clock: Any, feed: str) -> None
 async def test_the_simulators_own_feed_has_no_name_for_rest(autojump_clock: Any) -> None:
     async with opened(feed="simulator") as (simulator, history):
         simulator.send_quotes(quotes_of("AAPL", each=3))
-        assert len(await ask(history, "quotes")) == 3
+        assert len(await ask(history, "past")) == 3
         assert len(await ask(history, "latest")) == 1
 
 
@@ -122,7 +129,7 @@ async def test_the_simulators_own_feed_has_no_name_for_rest(autojump_clock: Any)
 async def test_feeds_without_history_are_not_asked(autojump_clock: Any, feed: str) -> None:
     async with opened(feed=feed) as (simulator, history):
         with pytest.raises(HistoryRefused, match=feed):
-            await ask(history, "quotes")
+            await ask(history, "past")
         assert not simulator.rest_requests
 
 
@@ -130,18 +137,18 @@ async def test_many_symbols_are_asked_for_in_parts(autojump_clock: Any) -> None:
     symbols = [f"S{number}" for number in range(450)]
     async with opened() as (simulator, history):
         simulator.send_quotes(quotes_of(*symbols, each=2))
-        assert len(await ask(history, "quotes", *symbols)) == 900
+        assert len(await ask(history, "past", *symbols)) == 900
         assert {q.symbol for q in await ask(history, "latest", *symbols)} == set(symbols)
         asked = [len(r.params["symbols"].split(",")) for r in simulator.rest_requests]
         assert asked == [200, 200, 50] * 2
 
 
 async def test_one_answer_is_bounded(autojump_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rest_module, "_MOST_QUOTES", 20)
+    monkeypatch.setattr(rest_module, "_MOST_RECORDS", 20)
     async with opened(rest_page_size=7) as (simulator, history):
         simulator.send_quotes(quotes_of("AAPL", each=100))
         with pytest.raises(HistoryRefused, match="too many"):
-            await ask(history, "quotes")
+            await ask(history, "past")
         assert len(simulator.rest_requests) == 3
 
 
@@ -152,9 +159,9 @@ async def test_a_refused_symbol_costs_itself(autojump_clock: Any, call: str, sta
     async with opened(rest_page_size=30) as (simulator, history):
         simulator.send_quotes(quotes_of(*symbols, each=2))
         simulator.refuse_rest(status, 0, "no", symbol="S77", times=1_000)
-        found = await ask(HalvingHistory(history), call, *symbols)
-        assert {q.symbol for q in found.quotes} == set(symbols) - {"S77"}
-        assert len(found.quotes) == 249 * (2 if call == "quotes" else 1)
+        found = await ask(HalvingHistory(history, QUOTES), call, *symbols)
+        assert {q.symbol for q in found.records} == set(symbols) - {"S77"}
+        assert len(found.records) == 249 * (2 if call == "past" else 1)
         assert list(found.refused) == ["S77"]
 
 
@@ -177,8 +184,8 @@ async def test_halving_keeps_to_the_rate_limit(autojump_clock: Any) -> None:
         simulator.send_quotes(quotes_of(*symbols, each=1))
         simulator.refuse_rest(429, 0, "too many requests.", times=2)
         simulator.refuse_rest(400, 0, "no", symbol="S77", times=1_000)
-        found = await ask(HalvingHistory(history), "latest", *symbols)
-        assert len(found.quotes) == 99
+        found = await ask(HalvingHistory(history, QUOTES), "latest", *symbols)
+        assert len(found.records) == 99
 
 
 # ---- the rate limit
@@ -190,7 +197,7 @@ async def test_with_nothing_remaining_it_waits_for_the_reset(autojump_clock: Any
         simulator.send_quotes(quotes_of("AAPL", each=2))
         await ask(history, "latest")
         await anyio.sleep(47)  # 13 s before all calls are there again
-        assert len(await ask(history, "quotes")) == 2
+        assert len(await ask(history, "past")) == 2
         assert 110 <= anyio.current_time() <= 111
         assert [r.status for r in simulator.rest_requests] == [200] * 3, "not one was refused"
 
@@ -298,11 +305,11 @@ async def test_a_page_that_breaks_in_the_middle_gives_nothing(autojump_clock: An
     """Half of the quotes would look like all of them."""
     async with opened(rest_page_size=2) as (simulator, history):
         simulator.send_quotes(quotes_of("AAPL", each=6))
-        await ask(history, "quotes")
+        await ask(history, "past")
         count = len(simulator.rest_requests)
         simulator.cut_rest(times=1)
         with pytest.raises(HistoryUnavailable):
-            await ask(history, "quotes")
+            await ask(history, "past")
         assert len(simulator.rest_requests) == count + 1
 
 
@@ -320,7 +327,7 @@ async def test_a_page_that_breaks_in_the_middle_gives_nothing(autojump_clock: An
 )
 async def test_an_answer_of_another_form_is_none(autojump_clock: Any, content: bytes) -> None:
     with pytest.raises(HistoryUnavailable, match="cannot be read"):
-        await ask(with_transport(canned(200, content)), "quotes")
+        await ask(with_transport(canned(200, content)), "past")
 
 
 @pytest.mark.parametrize("call", BOTH)
@@ -331,13 +338,13 @@ async def test_a_broken_row_costs_itself_and_not_its_page(
     bad = b'{"t": "2026-11-20T15:00:00Z", "bp": -1, "bs": 1, "ap": 2, "as": 1}'
     no_time = good.replace(b"2026-11-20T15:00:00Z", b"noon")
     content = {
-        "quotes": b'{"quotes": {"AAPL": [%b, %b], "MSFT": [%b]}}' % (bad, good, no_time),
+        "past": b'{"quotes": {"AAPL": [%b, %b], "MSFT": [%b]}}' % (bad, good, no_time),
         "latest": b'{"quotes": {"AAPL": %b, "MSFT": %b, "SPY": 7}}' % (good, no_time),
     }[call]
     history = with_transport(canned(200, content))
     found = await ask(history, call)
     assert [(quote.symbol, quote.bid) for quote in found] == [("AAPL", 1)]
-    assert HalvingHistory(history).decode_errors == 2
+    assert HalvingHistory(history, QUOTES).decode_errors == 2
     assert "history_rows_skipped count=2" in caplog.text
 
 
@@ -353,14 +360,14 @@ async def test_a_bad_symbol_costs_itself_and_not_its_page(
     autojump_clock: Any, call: str, symbol: str
 ) -> None:
     row = '{"t": "2026-11-20T15:00:00Z", "bp": 1, "bs": 1, "ap": 2, "as": 1}'
-    rows = f"[{row}]" if call == "quotes" else row
+    rows = f"[{row}]" if call == "past" else row
     content = f'{{"quotes": {{"AAPL": {rows}, "{symbol}": {rows}, "MSFT": {rows}}}}}'.encode()
-    history = HalvingHistory(with_transport(canned(200, content)))
+    history = HalvingHistory(with_transport(canned(200, content)), QUOTES)
     if call == "latest":
         found = await history.latest(["AAPL"])
     else:
-        found = await history.quotes(["AAPL"], START_NS, END_NS)
-    assert [quote.symbol for quote in found.quotes] == ["AAPL"]
+        found = await history.past(["AAPL"], START_NS, END_NS)
+    assert [quote.symbol for quote in found.records] == ["AAPL"]
     assert (history.decode_errors, history.unfollowed) == (1, 1)
 
 
@@ -373,7 +380,7 @@ async def test_no_quotes_are_none(autojump_clock: Any, call: str, content: bytes
 @pytest.mark.parametrize("token", [b'""', b"null"])
 async def test_an_empty_page_token_is_the_end(autojump_clock: Any, token: bytes) -> None:
     content = b'{"quotes": {}, "next_page_token": %b}' % token
-    assert await ask(with_transport(canned(200, content)), "quotes") == []
+    assert await ask(with_transport(canned(200, content)), "past") == []
 
 
 @pytest.mark.parametrize("url", ["http://data:99999999", "http://[::x", "data"])
@@ -387,6 +394,6 @@ async def test_cancelled_it_leaves_no_connection(autojump_clock: Any) -> None:
     async with opened() as (simulator, history):
         simulator.slow_rest(1_000)
         with anyio.move_on_after(1):
-            await ask(history, "quotes")
+            await ask(history, "past")
         await anyio.sleep(1)
         assert not simulator._connections

@@ -533,7 +533,7 @@ async def test_after_too_long_a_pause_nothing_is_fetched_but_the_order_is_kept(
         desk.send("AAPL")
         await until(lambda: len(desk.published("AAPL")) == 2)
         assert service.status().counters.gaps == 0
-    assert not [request for request in desk.history.requests if request.call == "quotes"]
+    assert not [request for request in desk.history.requests if request.call == "past"]
 
 
 @pytest.mark.parametrize(
@@ -574,7 +574,7 @@ async def test_a_store_that_is_away_does_not_hold_up_the_start(
         await desk.feed.subscribed("AAPL")
 
 
-@pytest.mark.parametrize("call", ["connect", "read_prices"])
+@pytest.mark.parametrize("call", ["connect", "read_latest"])
 async def test_a_store_that_does_not_answer_holds_up_the_start_for_a_moment(
     autojump_clock: Any, desk: Desk, call: str
 ) -> None:
@@ -585,9 +585,9 @@ async def test_a_store_that_does_not_answer_holds_up_the_start_for_a_moment(
             await self._perhaps_silent("connect")
             await super().connect()
 
-        async def read_prices(self, symbols: Any) -> dict[str, bytes]:
-            await self._perhaps_silent("read_prices")
-            return await super().read_prices(symbols)
+        async def read_latest(self, kind: Any, symbols: Any) -> dict[str, bytes]:
+            await self._perhaps_silent("read_latest")
+            return await super().read_latest(kind, symbols)
 
         async def _perhaps_silent(self, name: str) -> None:
             if name == call and self.silent:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mdservice.feed.gap_repair.missing import Missed, MissingQuotes
+from mdservice.feed.gap_repair.missing import Missed, MissingRecords
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.router.sequencer import Sequencer
 
@@ -19,9 +20,9 @@ def at(second: float) -> int:
     return int(second * SECOND_NS)
 
 
-def followed(*symbols: str, out_at_s: float = 100) -> tuple[MissingQuotes, Sequencer]:
-    sequencer = Sequencer()
-    missing = MissingQuotes(sequencer)
+def followed(*symbols: str, out_at_s: float = 100) -> tuple[MissingRecords, Sequencer]:
+    sequencer = Sequencer(QUOTES)
+    missing = MissingRecords(sequencer)
     missing.follow(symbols, at(10))
     out(sequencer, "AAPL", out_at_s)
     return missing, sequencer
@@ -67,7 +68,7 @@ def test_of_a_symbol_without_a_quote_nothing_is_missing_from_before_it_was_follo
 
 
 def test_before_any_quote_nothing_is_known_to_be_missing() -> None:
-    missing = MissingQuotes(Sequencer())
+    missing = MissingRecords(Sequencer(QUOTES))
     missing.lose(["AAPL"], at(1))
     assert not missing
     assert missing.back(["AAPL"], []) == []

@@ -11,7 +11,8 @@ from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feed.gap_repair.missing import Missed
 from mdservice.feed.gap_repair.recheck import LOOK_AGAIN_S, Believed, Horizon, Recheck
 from mdservice.feed.history import HalvingHistory
-from mdservice.model.events import LateQuotes
+from mdservice.model.events import LateRecords
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.testing import FakeHistory, VirtualClock
 
@@ -23,7 +24,7 @@ class Bench:
         self.clock = VirtualClock()
         self.start_ns = self.clock.utc_ns()
         self.history = FakeHistory()
-        self.late = Recheck(HalvingHistory(self.history), self.clock)
+        self.late = Recheck(QUOTES, HalvingHistory(self.history, QUOTES), self.clock)
 
     def quote(self, number: int, symbol: str = "AAPL", *, at_s: float) -> Quote:
         event_ns = self.start_ns + int(at_s * SECOND_NS)
@@ -34,7 +35,7 @@ class Bench:
         lasts_ns = {s: self.start_ns + int(last_s * SECOND_NS) for s, last_s in lasts_s.items()}
         return Believed(missed, found, lasts_ns, Horizon(self.start_ns + int(until_s * SECOND_NS)))
 
-    async def next(self, within_s: float = 1_000.0) -> LateQuotes | None:
+    async def next(self, within_s: float = 1_000.0) -> LateRecords | None:
         with anyio.move_on_after(within_s):
             return await self.late.next()
         return None
@@ -48,7 +49,7 @@ async def test_what_history_did_not_have_then_is_late(autojump_clock: Any) -> No
     found = await bench.next()
     assert anyio.current_time() == LOOK_AGAIN_S
     assert found is not None
-    assert [(quote.symbol, quote.bid) for quote in found.quotes] == [("MSFT", 2)]
+    assert [(quote.symbol, quote.bid) for quote in found.records] == [("MSFT", 2)]
     assert found.from_ns == bench.start_ns + SECOND_NS // 2
     assert found.to_ns == bench.start_ns + 10 * SECOND_NS
     assert await bench.next() is None, "once"
@@ -66,7 +67,7 @@ async def test_what_came_first_over_the_stream_tells_better_than_the_clock(
     believed.horizon.came([live])
     found = await bench.next()
     assert found is not None
-    assert [quote.bid for quote in found.quotes] == [1, 3]
+    assert [quote.bid for quote in found.records] == [1, 3]
 
 
 async def test_quotes_of_one_time_are_counted(autojump_clock: Any) -> None:
@@ -76,7 +77,7 @@ async def test_quotes_of_one_time_are_counted(autojump_clock: Any) -> None:
     bench.late.check(bench.believed(*same[:2], AAPL=0))
     found = await bench.next()
     assert found is not None
-    assert len(found.quotes) == 1
+    assert len(found.records) == 1
 
 
 @pytest.mark.parametrize("at_s", [-1.0, 0.0, 10.1])
@@ -103,7 +104,7 @@ async def test_where_history_does_not_answer_it_is_asked_a_few_times_more(
     bench.late.check(bench.believed(AAPL=0))
     found = await bench.next()
     assert found is not None
-    assert (found.quotes, found.unknown) == ((), {"AAPL"}), "it is told that nobody knows"
+    assert (found.records, found.unknown) == ((), {"AAPL"}), "it is told that nobody knows"
     assert found.from_ns == bench.start_ns
 
 

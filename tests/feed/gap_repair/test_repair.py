@@ -15,7 +15,8 @@ from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S, LATEST_LIMIT_S, QUIET_S, GapRepair
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
-from mdservice.model.events import Backfill, FeedItem, FeedResumed, QuoteBatch
+from mdservice.model.events import Backfill, FeedItem, FeedResumed, RecordBatch
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.router.sequencer import Sequencer
 from mdservice.testing import FakeHistory, VirtualClock
@@ -32,11 +33,15 @@ class Bench:
         self.clock = VirtualClock()
         self.start_ns = self.clock.utc_ns()
         self.history = FakeHistory()
-        self.sequencer = Sequencer()
+        self.sequencer = Sequencer(QUOTES)
         send, self.receive = anyio.create_memory_object_stream[FeedItem](size)
         self.send_queue = SendQueue(send)
         self.repair = GapRepair(
-            HalvingHistory(self.history), self.sequencer, self.send_queue, self.clock
+            QUOTES,
+            HalvingHistory(self.history, QUOTES),
+            self.sequencer,
+            self.send_queue,
+            self.clock,
         )
         self.taken: list[tuple[float, FeedItem]] = []
         self.tasks = tasks
@@ -242,7 +247,7 @@ async def test_one_that_was_never_out_holds_up_nothing(autojump_clock: Any) -> N
         bench.repair.expect(["TSLA"])
         await bench.live(bench.quote(3))
         await anyio.wait_all_tasks_blocked()
-        assert names(bench.items[0].quotes) == [("AAPL", 3)]
+        assert names(bench.items[0].records) == [("AAPL", 3)]
 
 
 async def test_where_it_does_not_come_back_what_waited_goes_on_at_once(
@@ -277,9 +282,9 @@ async def test_one_that_somebody_asked_for_again_is_told_of_and_holds_up_nothing
         await anyio.wait_all_tasks_blocked()
         resumed, batch = bench.items
         assert resumed == FeedResumed(
-            bench.clock.utc_ns(), frozenset(("AAPL", "MSFT")), repairing=False
+            QUOTES, bench.clock.utc_ns(), frozenset(("AAPL", "MSFT")), repairing=False
         )
-        assert names(batch.quotes) == [("AAPL", 3)]
+        assert names(batch.records) == [("AAPL", 3)]
         await bench.repair.subscriptions_changed(["AAPL", "MSFT"], [])
         assert len(bench.items) == 2, "it is told once"
 
@@ -292,19 +297,21 @@ async def test_before_any_quote_nothing_waits(autojump_clock: Any) -> None:
         bench.repair.begin()
         await bench.live(bench.quote(1))
         await bench.fix("AAPL")
-        assert [type(item) for item in bench.items] == [QuoteBatch, FeedResumed]
-        assert bench.items[1] == FeedResumed(bench.start_ns, frozenset(("AAPL",)), repairing=False)
+        assert [type(item) for item in bench.items] == [RecordBatch, FeedResumed]
+        assert bench.items[1] == FeedResumed(
+            QUOTES, bench.start_ns, frozenset(("AAPL",)), repairing=False
+        )
         assert not bench.history.requests
         assert anyio.current_time() == 0
 
 
 async def test_without_a_history_nothing_waits(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        bench.repair = GapRepair(None, bench.sequencer, bench.send_queue, bench.clock)
+        bench.repair = GapRepair(QUOTES, None, bench.sequencer, bench.send_queue, bench.clock)
         await bench.lose()
         await bench.live(bench.quote(3))
         await bench.fix("AAPL")
-        assert [type(item) for item in bench.items] == [QuoteBatch, FeedResumed]
+        assert [type(item) for item in bench.items] == [RecordBatch, FeedResumed]
 
 
 async def test_with_nothing_subscribed_nothing_is_asked(autojump_clock: Any) -> None:
@@ -329,7 +336,7 @@ async def test_missed_quotes_and_those_that_waited_go_on_together(autojump_clock
         await anyio.wait_all_tasks_blocked()
         resumed, backfill, batch = bench.items
         assert resumed == FeedResumed(
-            bench.start_ns + 2 * SECOND_NS, frozenset(("AAPL", "MSFT")), repairing=True
+            QUOTES, bench.start_ns + 2 * SECOND_NS, frozenset(("AAPL", "MSFT")), repairing=True
         )
         assert isinstance(backfill, Backfill)
         assert backfill.complete
@@ -338,8 +345,8 @@ async def test_missed_quotes_and_those_that_waited_go_on_together(autojump_clock
             *(("MSFT", 1), ("MSFT", 2)),
         ]
         assert names(backfill.live) == [("AAPL", 3)]
-        assert isinstance(batch, QuoteBatch)
-        assert names(batch.quotes) == [("AAPL", 4)]
+        assert isinstance(batch, RecordBatch)
+        assert names(batch.records) == [("AAPL", 4)]
 
 
 async def test_history_is_asked_from_before_the_last_quote_until_after_now(
@@ -488,7 +495,7 @@ async def test_where_history_is_refused_the_latest_is_there_at_once(autojump_clo
         assert not bench.backfill.complete
         assert names(bench.backfill.past) == [("AAPL", 2), ("MSFT", 2)]
         assert anyio.current_time() == 2
-        assert [r.call for r in bench.history.requests] == ["quotes", "latest"]
+        assert [r.call for r in bench.history.requests] == ["past", "latest"]
 
 
 async def test_the_latest_never_overtakes_the_stream(autojump_clock: Any) -> None:
@@ -534,7 +541,7 @@ async def test_where_nothing_answers_live_quotes_wait_for_the_limit_at_most(
         assert bench.backfill.past == []
         out = [*bench.backfill.live]
         for item in bench.items:
-            out += item.quotes if isinstance(item, QuoteBatch) else []
+            out += item.records if isinstance(item, RecordBatch) else []
         assert [quote.bid for quote in out] == list(range(3, 203))
         assert bench.handed_on_s(Backfill) - 2 <= HOLD_LIMIT_S
 
@@ -609,7 +616,9 @@ async def test_too_many_live_quotes_do_not_wait_any_longer(
             await anyio.sleep(0.01)
         assert not bench.backfill.complete
         assert [q.bid for q in bench.backfill.live] == list(range(3, 14))
-        rest = [q.bid for item in bench.items if isinstance(item, QuoteBatch) for q in item.quotes]
+        rest = [
+            q.bid for item in bench.items if isinstance(item, RecordBatch) for q in item.records
+        ]
         assert rest == list(range(14, 23))
         asked = len(bench.history.requests)
         await anyio.sleep(20)
@@ -730,6 +739,6 @@ async def test_cancelled_anywhere_nothing_that_waits_is_lost_or_repeated(
         for item in bench.items:
             if isinstance(item, Backfill):
                 live += item.live
-            elif isinstance(item, QuoteBatch):
-                live += item.quotes
+            elif isinstance(item, RecordBatch):
+                live += item.records
         assert [quote.bid for quote in live] == list(range(3, number))

@@ -15,8 +15,9 @@ import mdservice
 from mdservice.client.connection import CLIENT_NAME
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Message
 from mdservice.redis_io.store import RedisPriceStore
+from tests.batches import write_batch
 
 LIMIT_S = 30.0
 START_NS = 1_700_000_000 * 10**9
@@ -58,7 +59,7 @@ class Desk:
         self._batches += 1
         payloads = {quote.symbol: encode_quote(quote) for quote in quotes}
         messages = [Message("price.updated", encode_quote(q), q.symbol) for q in quotes]
-        await store.write(WriteBatch(self._batches, payloads, messages if publish else []))
+        await store.write(write_batch(self._batches, payloads, messages if publish else []))
         self.written += quotes
         return quotes
 
