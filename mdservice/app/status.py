@@ -32,12 +32,9 @@ from mdservice.settings.feeds import feed_delay_s
 __all__ = ["FeedFacts", "feed_facts", "readiness", "status"]
 
 
-# The facts of the feed, from the settings or from an embedder's drivers.
-
-
 @attrs.frozen
 class FeedFacts:
-    """The facts of the feed of one service.
+    """The facts of the feed of one service, from the settings or from an embedder's drivers.
 
     Attributes:
         name: Its name in the status.

@@ -1,4 +1,4 @@
-"""Makes a tracker from settings."""
+"""Makes a tracker from settings, with positions from a source or from a function of the program."""
 
 from __future__ import annotations
 
@@ -32,10 +32,6 @@ from mdservice.settings.feeds import feed_delay_s
 
 __all__ = ["FunctionPositions", "PositionsFunction", "PositionsGiven", "make_tracker"]
 
-
-# Positions from a function of the program that mounts the router.
-
-
 _log = get_logger(__name__)
 
 PositionsFunction = Callable[[], Iterable[Any] | Awaitable[Iterable[Any]]]
@@ -57,6 +53,80 @@ _UNREADABLE: Final = b'{"symbol":"?"}'
 _ABSENT: Final = object()
 _DICT: Final = frozenset({dict})
 _NEVER_CHANGE: Final = frozenset({str, int, float, bool, Decimal, type(None), type(_ABSENT)})
+
+PositionsGiven = str | PositionSource | PositionsFunction
+_AT_ONCE_S: Final = 0.0
+
+
+def make_tracker(
+    positions: PositionsGiven,
+    settings: Settings,
+    *,
+    redis_url: str | None = None,
+    read_from: ReadFrom = "keys",
+    symbols: Sequence[str] = (),
+    alerts: Sequence[str] = (),
+    clock: Clock | None = None,
+) -> PnlTracker:
+    """The tracker for the routes. It does not connect yet.
+
+    Args:
+        positions: As for :func:`mdservice.gateway.pnl_router`.
+        settings: Limits, intervals, keys.
+        redis_url: The Redis with the prices; by default that of the settings, or else that of the
+            service, with its key prefix if the settings have none.
+        read_from: The source of an answer's prices.
+        symbols: The only symbols to use; empty for all.
+        alerts: Rules in addition to those of the settings.
+        clock: The time, for tests.
+
+    Raises:
+        ConfigurationError: The URL, a rule or the text of the source is invalid.
+    """
+    clock = clock or SystemClock()
+    redis_url = redis_url or settings.redis_url
+    prefix = settings.chosen_key_prefix
+    server = (
+        GivenServer(redis_url, prefix or "")
+        if redis_url
+        else ServiceServer(settings.socket, prefix)
+    )
+    calls = RedisCalls(server)
+    source = _source(positions, settings)
+    own = isinstance(source, FunctionPositions)
+    engine = PnlEngine(
+        stale_after_s=settings.stale_after,
+        price_ttl_s=settings.price_ttl,
+        feed_delay_s=feed_delay_s(settings.feed),
+        max_spread=settings.max_spread,
+    )
+    return PnlTracker(
+        PositionCache(source, _AT_ONCE_S if own else settings.positions_interval, clock, symbols),
+        calls,
+        partial(open_prices, redis_url, symbols, prefix=prefix, socket=settings.socket),
+        engine,
+        make_alerting((*settings.alerts, *alerts), calls, clock),
+        read_from,
+        clock,
+    )
+
+
+def _source(positions: PositionsGiven, settings: Settings) -> PositionSource:
+    if isinstance(positions, str):
+        found = open_source(
+            positions,
+            trading_url=settings.resolved_trading_url(),
+            api_key=settings.api_key,
+            secret_key=settings.secret_key,
+        )
+        return found or ServicePositions(settings.socket)
+    if not hasattr(positions, "fetch") and callable(positions):
+        return FunctionPositions(positions)
+    if hasattr(positions, "fetch"):
+        return cast("PositionSource", positions)
+    raise ConfigurationError(
+        "positions: give a function that returns them, or a text as in MDSERVICE_POSITIONS"
+    )
 
 
 class FunctionPositions:
@@ -185,79 +255,3 @@ def _plain(value: object) -> object:
     if hasattr(value, "__float__"):
         return repr(float(value))
     return str(value)
-
-
-PositionsGiven = str | PositionSource | PositionsFunction
-
-_AT_ONCE_S: Final = 0.0
-
-
-def make_tracker(
-    positions: PositionsGiven,
-    settings: Settings,
-    *,
-    redis_url: str | None = None,
-    read_from: ReadFrom = "keys",
-    symbols: Sequence[str] = (),
-    alerts: Sequence[str] = (),
-    clock: Clock | None = None,
-) -> PnlTracker:
-    """The tracker for the routes. It does not connect yet.
-
-    Args:
-        positions: As for :func:`mdservice.gateway.pnl_router`.
-        settings: Limits, intervals, keys.
-        redis_url: The Redis with the prices; by default that of the settings, or else that of the
-            service, with its key prefix if the settings have none.
-        read_from: The source of an answer's prices.
-        symbols: The only symbols to use; empty for all.
-        alerts: Rules in addition to those of the settings.
-        clock: The time, for tests.
-
-    Raises:
-        ConfigurationError: The URL, a rule or the text of the source is invalid.
-    """
-    clock = clock or SystemClock()
-    redis_url = redis_url or settings.redis_url
-    prefix = settings.chosen_key_prefix
-    server = (
-        GivenServer(redis_url, prefix or "")
-        if redis_url
-        else ServiceServer(settings.socket, prefix)
-    )
-    calls = RedisCalls(server)
-    source = _source(positions, settings)
-    own = isinstance(source, FunctionPositions)
-    engine = PnlEngine(
-        stale_after_s=settings.stale_after,
-        price_ttl_s=settings.price_ttl,
-        feed_delay_s=feed_delay_s(settings.feed),
-        max_spread=settings.max_spread,
-    )
-    return PnlTracker(
-        PositionCache(source, _AT_ONCE_S if own else settings.positions_interval, clock, symbols),
-        calls,
-        partial(open_prices, redis_url, symbols, prefix=prefix, socket=settings.socket),
-        engine,
-        make_alerting((*settings.alerts, *alerts), calls, clock),
-        read_from,
-        clock,
-    )
-
-
-def _source(positions: PositionsGiven, settings: Settings) -> PositionSource:
-    if isinstance(positions, str):
-        found = open_source(
-            positions,
-            trading_url=settings.resolved_trading_url(),
-            api_key=settings.api_key,
-            secret_key=settings.secret_key,
-        )
-        return found or ServicePositions(settings.socket)
-    if not hasattr(positions, "fetch") and callable(positions):
-        return FunctionPositions(positions)
-    if hasattr(positions, "fetch"):
-        return cast("PositionSource", positions)
-    raise ConfigurationError(
-        "positions: give a function that returns them, or a text as in MDSERVICE_POSITIONS"
-    )

@@ -25,109 +25,8 @@ from mdservice.settings import Settings
 
 __all__ = ["NOT_KNOWN", "PNL_PATH", "Answers", "PnlAnswer", "pnl_router", "tracker_router"]
 
-
-# The bodies of the gateway's answers, for its OpenAPI description.
-
-
-class _Row(HeldPosition):
-    """A position at its latest price."""
-
-    current_price: float | None = Field(
-        description="The mid of its latest usable quote, or else the price from the position's "
-        "source; null if it is unpriced.",
-        examples=[187.135],
-    )
-    unrealized_pnl: float | None = Field(
-        description="Exact; null if it is unpriced.", examples=[371.35]
-    )
-    unrealized_pnl_pct: float | None = Field(
-        description="Of |qty| times avg_entry_price, to 4 places, half-even.", examples=[24.7567]
-    )
-    last_updated: str | None = Field(
-        description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds; null for a "
-        "price from the position's source.",
-        examples=["2026-11-20T15:51:44.208912345Z"],
-    )
-    status: Literal["live", "stale", "unpriced"] = Field(
-        description="`stale`: the price is older than the age limit, its key has expired, a newer "
-        "quote has no side or too wide a spread, or it comes from the position's source."
-    )
-    problem: str | None = Field(default=None, description="Why it is never priced.")
-
-
-class PnlAnswer(Answer):
-    """Every position at its latest price. Numbers are exact decimals."""
-
-    positions: list[_Row] = Field(description="In the source's order; none is omitted.")
-    total_unrealized_pnl: float = Field(
-        description="The sum over the priced positions, live and stale.", examples=[371.35]
-    )
-    priced: int = Field(description="The number of rows with a price, live or stale.")
-    unpriced: int = Field(description="Rows without one.")
-    warnings: list[str] | None = Field(
-        default=None,
-        description="Why the answer may be out of date, and which positions are unusable; absent "
-        "without warnings.",
-    )
-
-
-# The answers as JSON.
-
-
 _PAUSE_S: Final = 0.02
 _PAUSE_PER_COST: Final = 20.0
-
-
-class Answers:
-    """Encodes the reports of one book."""
-
-    def __init__(self, book: PnlTracker) -> None:
-        self._book = book
-        self._encoder = PnlEncoder()
-
-    async def positions(self) -> bytes:
-        """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``.
-
-        Raises:
-            PositionsUnavailable: They are not known yet.
-        """
-        positions = await self._book.current_positions()
-        warning = self._book.positions.warning()
-        return encode_positions(positions, [] if warning is None else [warning])
-
-    async def whole(self) -> bytes:
-        """Every position at its price, with ``warnings`` where something may be out of date.
-
-        Raises:
-            PositionsUnavailable: The positions are not known yet.
-        """
-        return self._encode(await self._book.report())
-
-    async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
-        """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
-
-        A pause follows each event, and changes during the pause go out in one event. The pause is
-        longer after a large event, so that a reader takes only a small part of the event loop.
-
-        Args:
-            ended: Returns whether the stream should end.
-        """
-        async for report in self._book.updates(ended):
-            began_s = time.perf_counter()
-            data = self._encode(report, live=True).decode()
-            cost_s = time.perf_counter() - began_s
-            yield "pnl" if report.whole else "pnl.changed", data
-            await anyio.sleep(max(_PAUSE_S, cost_s * _PAUSE_PER_COST))
-
-    def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
-        body = self._encoder.encode(report)
-        warnings = self._book.warnings(live=live)
-        if (unusable := self._book.unusable()) is not None:
-            warnings.append(unusable)
-        if not warnings:
-            return body
-        return b'%b,"warnings":%b}' % (body[:-1], msgspec.json.encode(warnings))
-
 
 PNL_PATH: Final = "/api/v1/positions/pnl/realtime"
 _JSON: Final = "application/json"
@@ -236,3 +135,96 @@ def tracker_router(book: PnlTracker) -> APIRouter:
             yield ServerSentEvent(event=name, raw_data=data)
 
     return router
+
+
+class Answers:
+    """Encodes the reports of one book."""
+
+    def __init__(self, book: PnlTracker) -> None:
+        self._book = book
+        self._encoder = PnlEncoder()
+
+    async def positions(self) -> bytes:
+        """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``.
+
+        Raises:
+            PositionsUnavailable: They are not known yet.
+        """
+        positions = await self._book.current_positions()
+        warning = self._book.positions.warning()
+        return encode_positions(positions, [] if warning is None else [warning])
+
+    async def whole(self) -> bytes:
+        """Every position at its price, with ``warnings`` where something may be out of date.
+
+        Raises:
+            PositionsUnavailable: The positions are not known yet.
+        """
+        return self._encode(await self._book.report())
+
+    async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
+        """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
+
+        A pause follows each event, and changes during the pause go out in one event. The pause is
+        longer after a large event, so that a reader takes only a small part of the event loop.
+
+        Args:
+            ended: Returns whether the stream should end.
+        """
+        async for report in self._book.updates(ended):
+            began_s = time.perf_counter()
+            data = self._encode(report, live=True).decode()
+            cost_s = time.perf_counter() - began_s
+            yield "pnl" if report.whole else "pnl.changed", data
+            await anyio.sleep(max(_PAUSE_S, cost_s * _PAUSE_PER_COST))
+
+    def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
+        body = self._encoder.encode(report)
+        warnings = self._book.warnings(live=live)
+        if (unusable := self._book.unusable()) is not None:
+            warnings.append(unusable)
+        if not warnings:
+            return body
+        return b'%b,"warnings":%b}' % (body[:-1], msgspec.json.encode(warnings))
+
+
+class PnlAnswer(Answer):
+    """Every position at its latest price. Numbers are exact decimals."""
+
+    positions: list[_Row] = Field(description="In the source's order; none is omitted.")
+    total_unrealized_pnl: float = Field(
+        description="The sum over the priced positions, live and stale.", examples=[371.35]
+    )
+    priced: int = Field(description="The number of rows with a price, live or stale.")
+    unpriced: int = Field(description="Rows without one.")
+    warnings: list[str] | None = Field(
+        default=None,
+        description="Why the answer may be out of date, and which positions are unusable; absent "
+        "without warnings.",
+    )
+
+
+class _Row(HeldPosition):
+    """A position at its latest price."""
+
+    current_price: float | None = Field(
+        description="The mid of its latest usable quote, or else the price from the position's "
+        "source; null if it is unpriced.",
+        examples=[187.135],
+    )
+    unrealized_pnl: float | None = Field(
+        description="Exact; null if it is unpriced.", examples=[371.35]
+    )
+    unrealized_pnl_pct: float | None = Field(
+        description="Of |qty| times avg_entry_price, to 4 places, half-even.", examples=[24.7567]
+    )
+    last_updated: str | None = Field(
+        description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds; null for a "
+        "price from the position's source.",
+        examples=["2026-11-20T15:51:44.208912345Z"],
+    )
+    status: Literal["live", "stale", "unpriced"] = Field(
+        description="`stale`: the price is older than the age limit, its key has expired, a newer "
+        "quote has no side or too wide a spread, or it comes from the position's source."
+    )
+    problem: str | None = Field(default=None, description="Why it is never priced.")

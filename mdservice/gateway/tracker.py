@@ -25,90 +25,12 @@ from mdservice.runtime.backoff import Backoff
 
 __all__ = ["FollowedPrices", "PnlTracker", "ReadFrom"]
 
-
-# The live subscriber of a tracker, reopened as long as the tracker runs.
-
+_log = get_logger(__name__)
 
 _FIRST_S: Final = 0.2
 _LIMIT_S: Final = 5.0
 _SOON_S: Final = 1.0
 """After the start, a missing connection is reported only after this time."""
-
-
-class FollowedPrices:
-    """Reads all events, and passes each quote on.
-
-    Args:
-        open_prices: Opens a reader of all events.
-        came: Called with each quote.
-    """
-
-    def __init__(
-        self,
-        open_prices: Callable[[], AbstractAsyncContextManager[Prices]],
-        came: Callable[[Quote], None],
-    ) -> None:
-        self._open_prices = open_prices
-        self._came = came
-        self._prices: Prices | None = None
-        self._error: str | None = None
-        self._since_s: float | None = None
-
-    def status(self) -> PricesStatus | None:
-        """The status of the reader; None without one."""
-        return None if self._prices is None else self._prices.status()
-
-    def service(self) -> Instance | None:
-        """The service whose events are read; None if it is unknown."""
-        return None if self._prices is None else self._prices.service
-
-    def conflict(self) -> str | None:
-        """A warning if other services write the same keys, or None."""
-        if self._prices is None or not (rivals := self._prices.rivals()):
-            return None
-        who = ", ".join(f"feed {one.feed}, process {one.pid} on {one.host}" for one in rivals)
-        return (
-            f"{len(rivals) + 1} services write the same keys in database {rivals[0].db}, so prices "
-            f"may be of either; beside the followed one: {who}. Stop one of them, or set "
-            "MDSERVICE_KEY_PREFIX"
-        )
-
-    def error(self) -> str | None:
-        """What has failed, so that prices may be out of date, or None."""
-        status = self.status()
-        if status is None:
-            return self._error
-        return None if status.connected else status.last_error or "not connected to Redis"
-
-    def delay(self) -> str | None:
-        """A warning if the first connection takes long without an error, or None."""
-        if self._since_s is None or self._prices is not None or self._error is not None:
-            return None
-        overdue = anyio.current_time() > self._since_s + _SOON_S
-        return "not connected to Redis yet" if overdue else None
-
-    async def run(self) -> None:
-        """Read events until cancelled."""
-        backoff = Backoff(_FIRST_S, _LIMIT_S)
-        self._since_s = anyio.current_time()
-        while True:
-            try:
-                async with self._open_prices() as prices:
-                    self._prices, self._error = prices, None
-                    backoff.reset()
-                    async for quote in prices:
-                        self._came(quote)
-            except MDServiceError as exc:
-                reason = masked(str(exc))
-                if reason != self._error:
-                    _log.warning("gateway_has_no_prices", reason=reason)
-                self._error = reason
-            finally:
-                self._prices = None
-            await anyio.sleep(backoff.next_s())
-
-
-_log = get_logger(__name__)
 
 ReadFrom = Literal["keys", "live"]
 """The source of an answer's prices: the keys, read in one round trip per answer, or the live
@@ -368,6 +290,79 @@ class PnlTracker:
         if self._waiting:
             self._changed.set()
             self._changed = anyio.Event()
+
+
+class FollowedPrices:
+    """Reads all events, and passes each quote on; reopened as long as the tracker runs.
+
+    Args:
+        open_prices: Opens a reader of all events.
+        came: Called with each quote.
+    """
+
+    def __init__(
+        self,
+        open_prices: Callable[[], AbstractAsyncContextManager[Prices]],
+        came: Callable[[Quote], None],
+    ) -> None:
+        self._open_prices = open_prices
+        self._came = came
+        self._prices: Prices | None = None
+        self._error: str | None = None
+        self._since_s: float | None = None
+
+    def status(self) -> PricesStatus | None:
+        """The status of the reader; None without one."""
+        return None if self._prices is None else self._prices.status()
+
+    def service(self) -> Instance | None:
+        """The service whose events are read; None if it is unknown."""
+        return None if self._prices is None else self._prices.service
+
+    def conflict(self) -> str | None:
+        """A warning if other services write the same keys, or None."""
+        if self._prices is None or not (rivals := self._prices.rivals()):
+            return None
+        who = ", ".join(f"feed {one.feed}, process {one.pid} on {one.host}" for one in rivals)
+        return (
+            f"{len(rivals) + 1} services write the same keys in database {rivals[0].db}, so prices "
+            f"may be of either; beside the followed one: {who}. Stop one of them, or set "
+            "MDSERVICE_KEY_PREFIX"
+        )
+
+    def error(self) -> str | None:
+        """What has failed, so that prices may be out of date, or None."""
+        status = self.status()
+        if status is None:
+            return self._error
+        return None if status.connected else status.last_error or "not connected to Redis"
+
+    def delay(self) -> str | None:
+        """A warning if the first connection takes long without an error, or None."""
+        if self._since_s is None or self._prices is not None or self._error is not None:
+            return None
+        overdue = anyio.current_time() > self._since_s + _SOON_S
+        return "not connected to Redis yet" if overdue else None
+
+    async def run(self) -> None:
+        """Read events until cancelled."""
+        backoff = Backoff(_FIRST_S, _LIMIT_S)
+        self._since_s = anyio.current_time()
+        while True:
+            try:
+                async with self._open_prices() as prices:
+                    self._prices, self._error = prices, None
+                    backoff.reset()
+                    async for quote in prices:
+                        self._came(quote)
+            except MDServiceError as exc:
+                reason = masked(str(exc))
+                if reason != self._error:
+                    _log.warning("gateway_has_no_prices", reason=reason)
+                self._error = reason
+            finally:
+                self._prices = None
+            await anyio.sleep(backoff.next_s())
 
 
 def _unusable(problems: Sequence[tuple[str, str]]) -> str | None:
