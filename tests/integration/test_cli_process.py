@@ -21,7 +21,7 @@ HEAVY = {
     "alpaca", "anyio", "fastapi", "httpx", "hypercorn", "pandas", "redis", "rich", "structlog",
     "trio", "websockets",
 }  # fmt: skip
-LIMIT_S = 30
+LIMIT_S = 60
 
 
 @pytest.fixture

@@ -1,10 +1,16 @@
-"""Signs of life of an actor's loops."""
+"""Signs of life of an actor's loops, its channels, and answers between tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import anyio
 import pytest
 
-from mdservice.runtime.actor import Heartbeat
+from mdservice.runtime.actor import Answer, Channel, Depth, Heartbeat, forward
+from mdservice.testing import VirtualClock
 
 
 class HandClock:
@@ -83,3 +89,154 @@ def test_a_clock_that_goes_back_gives_no_negative_age(clock: HandClock) -> None:
     heartbeat = Heartbeat(clock)
     clock.now_s -= 5
     assert heartbeat.age_s() == 0
+
+
+# ---- Channels and inboxes
+
+
+@pytest.fixture
+def open_channel() -> Iterator[Callable[[int], Channel[Any]]]:
+    with ExitStack() as opened:
+
+        def open_channel(size: int) -> Channel[Any]:
+            channel: Channel[Any] = Channel(size)
+            opened.callback(channel.close)
+            return channel
+
+        yield open_channel
+
+
+async def test_items_arrive_in_order_and_end_with_the_sender(
+    autojump_clock: Any, open_channel: Any
+) -> None:
+    channel = open_channel(5)
+    inbox = channel.inbox(Heartbeat(VirtualClock()))
+    for item in range(5):
+        channel.outbox.send_nowait(item)
+    with pytest.raises(anyio.WouldBlock):
+        channel.outbox.send_nowait(5)
+    assert inbox.depth == Depth(5, 5)
+    assert (await inbox.receive(), await inbox.receive_within(1)) == (0, 1)
+    assert inbox.depth == Depth(3, 5)
+    channel.outbox.close()
+    assert [item async for item in inbox] == [2, 3, 4]
+    with pytest.raises(anyio.EndOfStream):
+        await inbox.receive()
+    with pytest.raises(anyio.EndOfStream):
+        await inbox.receive_within(1)
+
+
+async def test_what_waits_is_taken_without_waiting_for_more(
+    autojump_clock: Any, open_channel: Any
+) -> None:
+    channel = open_channel(5)
+    inbox = channel.inbox(Heartbeat(VirtualClock()))
+    assert list(inbox.take_waiting()) == []
+    channel.outbox.send_nowait("a")
+    channel.outbox.send_nowait("b")
+    assert list(inbox.take_waiting()) == ["a", "b"]
+    channel.outbox.send_nowait("c")
+    channel.outbox.close()
+    assert list(inbox.take_waiting()) == ["c"]
+    channel.close()
+    assert list(inbox.take_waiting()) == []
+
+
+async def test_a_receiver_waits_as_long_as_it_said(autojump_clock: Any, open_channel: Any) -> None:
+    inbox = open_channel(1).inbox(Heartbeat(VirtualClock()))
+    assert await inbox.receive_within(7) is None
+    assert anyio.current_time() == 7
+
+
+async def test_a_loop_that_waits_for_its_inbox_beats_every_second(
+    autojump_clock: Any, open_channel: Any
+) -> None:
+    heartbeat = Heartbeat(VirtualClock())
+    channel = open_channel(1)
+    inbox = channel.inbox(heartbeat, "reader")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(inbox.receive)
+        await anyio.sleep(0.5)
+        heartbeat.rest()  # only the reader's beats count
+        await anyio.sleep(10)
+        assert heartbeat.age_s() == 0.5
+        channel.outbox.send_nowait("ends it")
+
+
+async def test_a_loop_that_rests_is_alive_until_it_receives_again(
+    autojump_clock: Any, open_channel: Any
+) -> None:
+    heartbeat = Heartbeat(VirtualClock())
+    channel = open_channel(3)
+    inbox = channel.inbox(heartbeat)
+    inbox.rest()
+    await anyio.sleep(1000)
+    assert heartbeat.age_s() == 0
+    for receive in (inbox.receive, lambda: inbox.receive_within(1)):
+        channel.outbox.send_nowait("x")
+        await receive()
+        await anyio.sleep(3)
+        assert heartbeat.age_s() == 3
+
+
+async def test_a_receiver_lets_the_others_run_even_when_much_waits(
+    autojump_clock: Any, open_channel: Any
+) -> None:
+    channel = open_channel(100)
+    inbox = channel.inbox(Heartbeat(VirtualClock()))
+    for item in range(100):
+        channel.outbox.send_nowait(item)
+    received: list[int] = []
+    at: list[int] = []
+
+    async def other() -> None:
+        at.append(len(received))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other)
+        for _ in range(100):
+            received.append(await inbox.receive())
+    assert at[0] < 100
+
+
+async def test_forwards_at_once_where_there_is_room_and_else_waits(
+    autojump_clock: Any, open_channel: Any
+) -> None:
+    channel = open_channel(1)
+    inbox = channel.inbox(Heartbeat(VirtualClock()))
+    await forward(channel.outbox, "a")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(forward, channel.outbox, "b")
+        await anyio.sleep(1)
+        assert inbox.depth.used == 1
+        assert [await inbox.receive(), await inbox.receive()] == ["a", "b"]
+
+
+# ---- Answers
+
+
+async def test_an_answer_is_waited_for_and_the_first_one_counts(autojump_clock: Any) -> None:
+    answer: Answer[str] = Answer()
+    async with anyio.create_task_group() as tasks:
+
+        async def give() -> None:
+            await anyio.sleep(3)
+            answer.give("first")
+            answer.give("second")
+            answer.fail(LookupError("too late"))
+
+        tasks.start_soon(give)
+        assert await answer.wait() == "first"
+    assert anyio.current_time() == 3
+    assert await answer.wait() == "first"
+
+
+async def test_the_first_error_counts_too(autojump_clock: Any) -> None:
+    answer: Answer[str] = Answer()
+    answer.fail(LookupError("first"))
+    answer.fail(KeyError("second"))
+    answer.give("too late")
+    for _ in range(2):
+        with pytest.raises(LookupError, match="first"):
+            with anyio.fail_after(1):
+                await answer.wait()
