@@ -27,7 +27,7 @@ class Actor(Protocol):
 
     It starts no task and opens nothing in its constructor. ``run`` may be called again after
     it failed: what must survive that lives on the object. Returning means that the inbox has
-    ended and everything was handed on; returning earlier is an error.
+    ended and everything was sent; returning earlier is an error.
     """
 
     @property
@@ -63,7 +63,7 @@ class Heartbeat:
         self.restart()
 
     def restart(self) -> None:
-        """Forget all loops: the actor starts anew."""
+        """Forget all loops: the actor starts again."""
         self._beats = {"main": self._clock.monotonic()}
 
     def beat(self, loop: str = "main") -> None:

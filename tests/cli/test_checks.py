@@ -31,7 +31,7 @@ KEYS = {"api_key": "PKTEST", "secret_key": "secret-of-test"}
 
 
 class ScriptedDriver:
-    """A driver whose connection ends as it is told to."""
+    """A driver whose connection ends as the test says."""
 
     def __init__(self, name: str, error: Exception | None = None) -> None:
         self.name = name

@@ -165,7 +165,7 @@ def test_known_errors_are_a_line_each_however_deep() -> None:
 
 
 @pytest.mark.parametrize("error", [ConfigurationError("fix it"), FeedRefused("fix it", code=402)])
-def test_what_only_a_person_can_mend_is_78(error: Exception) -> None:
+def test_what_only_a_person_can_fix_is_78(error: Exception) -> None:
     result = failing(ExceptionGroup("", [error, SocketInUse("also")]))
     assert result.exit_code == 78
     assert "mdservice: fix it\n" in result.stderr

@@ -1,4 +1,4 @@
-"""The last known positions, and what is told about the source. On virtual time."""
+"""The last known positions, and what is known of the source. On virtual time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that answers, or misbehaves, as it is told."""
+"""An HTTP server on loopback that answers, or misbehaves, as the test says."""
 
 from __future__ import annotations
 
@@ -164,6 +164,6 @@ def open_web() -> Iterator[Web]:
 
 
 def nowhere() -> str:
-    """The URL of a port where nobody listens."""
+    """The URL of a port that has no listener."""
     with Web() as web:
         return web.url

@@ -214,7 +214,7 @@ async def test_too_many_restarts_end_the_service_with_the_reason(autojump_clock:
         assert other.cancelled == 1
         assert kept.supervisor.look_at("actor").state == "failed"
         with anyio.fail_after(1):
-            await kept.supervisor.drained()  # nobody waits for the dead
+            await kept.supervisor.drained()  # a dead actor is not waited for
 
 
 async def test_rare_failures_never_end_the_service(autojump_clock: Any) -> None:
@@ -231,7 +231,7 @@ async def test_rare_failures_never_end_the_service(autojump_clock: Any) -> None:
     [ConfigurationError("no such thing"), FeedRefused("refused with 402", code=402)],
     ids=["configuration", "refused"],
 )
-async def test_error_that_no_restart_mends_ends_the_service_at_once(
+async def test_error_that_no_restart_fixes_ends_the_service_at_once(
     autojump_clock: Any, error: Exception
 ) -> None:
     actor, other = FakeActor("actor", fails(1, error=error)), FakeActor("other")
@@ -278,7 +278,7 @@ async def test_stalled_actor_is_cancelled_and_run_again(autojump_clock: Any) -> 
         assert look.last_error == "ActorFailed: actor has not moved for 20 s"
 
 
-async def test_heartbeat_begins_anew_with_each_run(autojump_clock: Any) -> None:
+async def test_heartbeat_starts_again_with_each_run(autojump_clock: Any) -> None:
     actor = FakeActor()
     async with keeping(actor) as kept:
         actor.heartbeat.beat("a loop of the first run")
@@ -516,7 +516,7 @@ async def test_is_alive_while_it_looks_around(autojump_clock: Any) -> None:
         assert bench.watchdog.liveness().ready
 
 
-async def test_without_anybody_to_watch_it_still_measures(autojump_clock: Any) -> None:
+async def test_without_an_actor_to_watch_it_still_measures(autojump_clock: Any) -> None:
     watchdog = HealthWatchdog(VirtualClock())
     async with anyio.create_task_group() as tasks:
         await tasks.start(watchdog.run)

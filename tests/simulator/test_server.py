@@ -732,7 +732,7 @@ async def test_the_trader_trades_at_bid_and_ask(autojump_clock: MockClock) -> No
 SYMBOLS = (*DEMO_POSITIONS, "AMD", "QQQ", "INTC", "BAC")
 
 
-async def test_nobody_trades_unasked(autojump_clock: MockClock) -> None:
+async def test_there_are_no_trades_unasked(autojump_clock: MockClock) -> None:
     async with stopped(positions=DEMO_POSITIONS) as simulator:
         await trio.sleep(1_000)
         assert not simulator.trades

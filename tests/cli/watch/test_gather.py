@@ -23,7 +23,7 @@ S_NS = 1_000_000_000
 
 
 class Desk:
-    """A gatherer, its time, and a hand on all that it is told."""
+    """A gatherer, its time, and a handle on all that it reads."""
 
     def __init__(self, *chosen: str, delay_s: float = 0.0) -> None:
         self.now_s = 0.0
@@ -261,7 +261,7 @@ def test_the_flow_is_that_of_the_last_seconds() -> None:
     assert flow.per_s == pytest.approx(200)
     assert flow.last_ns == START_NS + 100
     assert not flow.quiet(START_NS + S_NS)
-    flow.note(5, 11.0, START_NS)  # counted anew
+    flow.note(5, 11.0, START_NS)  # counted from 0 again
     assert flow.per_s is None
 
 

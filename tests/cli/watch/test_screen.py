@@ -204,7 +204,7 @@ def test_columns_do_not_get_narrower_again() -> None:
     before = drawn(wide, 100, 10, screen)[1]
     after = drawn(view(1, 0), 100, 10, screen)[1]
     assert before == after
-    assert drawn(view(1, 0), 101, 10, screen)[1] != before, "another size begins anew"
+    assert drawn(view(1, 0), 101, 10, screen)[1] != before, "another size is drawn whole"
 
 
 def test_a_number_that_has_no_room_takes_its_column_along() -> None:
