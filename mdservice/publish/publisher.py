@@ -29,79 +29,13 @@ from mdservice.runtime.actor import Channel, Depth, Heartbeat
 
 __all__ = ["MOST_IN_BATCH", "EventPublisher", "LatencyWindow", "samples"]
 
-
-# How long records take to the store: a window of samples, summed up when asked. Pure.
-
-
 _WINDOW = 4096
 _SAMPLES_PER_BATCH = 16
 _MS_NS = 1e6
 
-
-class LatencyWindow:
-    """The last few thousand latencies; of a large batch some evenly spaced records stand in."""
-
-    def __init__(self) -> None:
-        self._feed: deque[float] = deque(maxlen=_WINDOW)
-        self._receive: deque[float] = deque(maxlen=_WINDOW)
-        self._lag: deque[float] = deque(maxlen=_WINDOW)
-
-    def add(self, records: Iterable[Record], written_ns: int) -> None:
-        """Records whose write was acknowledged.
-
-        Args:
-            records: Those that :func:`samples` has chosen.
-            written_ns: When the acknowledgement came, UTC nanoseconds.
-        """
-        for record in records:
-            self._feed.append((written_ns - record.ts_event_ns) / _MS_NS)
-            self._receive.append((written_ns - record.ts_recv_ns) / _MS_NS)
-            self._lag.append((record.ts_recv_ns - record.ts_event_ns) / _MS_NS)
-
-    def summary(self) -> Latencies:
-        """Percentiles of the window, in milliseconds."""
-        return Latencies(*map(_percentiles, (self._feed, self._receive, self._lag)))
-
-
-def _percentiles(samples: deque[float]) -> Latency:
-    if not samples:
-        return Latency()
-    ordered = sorted(samples)
-    last = len(ordered) - 1
-    return Latency(
-        p50=round(ordered[last // 2], 3),
-        p99=round(ordered[last * 99 // 100], 3),
-        max=round(ordered[last], 3),
-    )
-
-
-def samples(batches: Sequence[Sequence[Record]]) -> list[Record]:
-    """Some of the records; the first has waited longest and is always one."""
-    step = max(1, sum(map(len, batches)) // _SAMPLES_PER_BATCH)
-    return list(islice(chain.from_iterable(batches), 0, None, step))
-
-
 MOST_IN_BATCH = 2000
 """Events in one transaction: enough that its round trip costs nothing per event, few enough
 that other clients of the store wait a few milliseconds at most."""
-
-
-@attrs.frozen
-class PublisherSnapshot:
-    """The publisher at one moment; the names are those of ``/status``."""
-
-    backlog: int
-    prices_written: int
-    events_published: int
-    events_conflated: int
-    latencies: Latencies
-
-
-@attrs.frozen
-class _InFlight:
-    batch: WriteBatch
-    records: int
-    samples: Sequence[Record]
 
 
 class EventPublisher:
@@ -241,3 +175,67 @@ class EventPublisher:
         self._latency.add(in_flight.samples, self._clock.utc_ns())
         self._waiting.limit = self._backlog
         self._in_flight = None
+
+
+@attrs.frozen
+class PublisherSnapshot:
+    """The publisher at one moment; the names are those of ``/status``."""
+
+    backlog: int
+    prices_written: int
+    events_published: int
+    events_conflated: int
+    latencies: Latencies
+
+
+@attrs.frozen
+class _InFlight:
+    batch: WriteBatch
+    records: int
+    samples: Sequence[Record]
+
+
+class LatencyWindow:
+    """How long records take to the store: the last few thousand latencies.
+
+    Of a large batch some evenly spaced records stand in.
+    """
+
+    def __init__(self) -> None:
+        self._feed: deque[float] = deque(maxlen=_WINDOW)
+        self._receive: deque[float] = deque(maxlen=_WINDOW)
+        self._lag: deque[float] = deque(maxlen=_WINDOW)
+
+    def add(self, records: Iterable[Record], written_ns: int) -> None:
+        """Records whose write was acknowledged.
+
+        Args:
+            records: Those that :func:`samples` has chosen.
+            written_ns: When the acknowledgement came, UTC nanoseconds.
+        """
+        for record in records:
+            self._feed.append((written_ns - record.ts_event_ns) / _MS_NS)
+            self._receive.append((written_ns - record.ts_recv_ns) / _MS_NS)
+            self._lag.append((record.ts_recv_ns - record.ts_event_ns) / _MS_NS)
+
+    def summary(self) -> Latencies:
+        """Percentiles of the window, in milliseconds."""
+        return Latencies(*map(_percentiles, (self._feed, self._receive, self._lag)))
+
+
+def _percentiles(samples: deque[float]) -> Latency:
+    if not samples:
+        return Latency()
+    ordered = sorted(samples)
+    last = len(ordered) - 1
+    return Latency(
+        p50=round(ordered[last // 2], 3),
+        p99=round(ordered[last * 99 // 100], 3),
+        max=round(ordered[last], 3),
+    )
+
+
+def samples(batches: Sequence[Sequence[Record]]) -> list[Record]:
+    """Some of the records; the first has waited longest and is always one."""
+    step = max(1, sum(map(len, batches)) // _SAMPLES_PER_BATCH)
+    return list(islice(chain.from_iterable(batches), 0, None, step))

@@ -25,65 +25,10 @@ __all__ = [
     "read_last_records",
 ]
 
+_log = get_logger(__name__)
 
-@attrs.frozen
-class Events:
-    """Messages of one channel, in order.
-
-    Attributes:
-        channel: A kind's event, such as ``price.updated``, or ``feed.status``.
-        payloads: The JSON texts, encoded once; the same bytes serve key, channel and log.
-        kind: The kind of the records; None for any other message.
-        symbols: The symbol of each record; empty for any other message.
-    """
-
-    channel: str
-    payloads: Sequence[bytes]
-    kind: Kind[Any] | None = None
-    symbols: Sequence[str] = ()
-
-
-@attrs.frozen
-class Message:
-    """One message to publish, with the symbol of a record; see :attr:`WriteBatch.messages`."""
-
-    channel: str
-    payload: bytes
-    symbol: str | None = None
-
-
-@attrs.frozen
-class WriteBatch:
-    """All that is written in one transaction.
-
-    Attributes:
-        number: Counts the batches of one service instance, from 1, without a step.
-        latest: Of each kind the newest record of each symbol in the batch, encoded, by symbol.
-            They belong under the keys of their kind.
-        events: What is published, in order. Events of kinds that are logged are also appended to
-            the event log where one is configured.
-        ages_s: Of values that are written once more, how many seconds ago that was first done:
-            so much sooner they expire. Values that are not named here are new.
-    """
-
-    number: int
-    latest: Mapping[Kind[Any], Mapping[str, bytes]]
-    events: Sequence[Events]
-    ages_s: Mapping[Kind[Any], Mapping[str, int]] = attrs.field(factory=dict)
-
-    @property
-    def count(self) -> int:
-        """How many messages it publishes."""
-        return sum(len(events.payloads) for events in self.events)
-
-    @property
-    def messages(self) -> list[Message]:
-        """The events one by one, for a store that is not in a hurry."""
-        return [
-            Message(events.channel, payload, symbol)
-            for events in self.events
-            for payload, symbol in zip_longest(events.payloads, events.symbols)
-        ]
+READ_LIMIT_S = 2.0
+"""A store that is away must not hold up the start."""
 
 
 class PriceStore(Protocol):
@@ -182,13 +127,64 @@ class RenewingStore(Protocol):
         ...
 
 
-# What an earlier run wrote last: where this one goes on.
+@attrs.frozen
+class WriteBatch:
+    """All that is written in one transaction.
+
+    Attributes:
+        number: Counts the batches of one service instance, from 1, without a step.
+        latest: Of each kind the newest record of each symbol in the batch, encoded, by symbol.
+            They belong under the keys of their kind.
+        events: What is published, in order. Events of kinds that are logged are also appended to
+            the event log where one is configured.
+        ages_s: Of values that are written once more, how many seconds ago that was first done:
+            so much sooner they expire. Values that are not named here are new.
+    """
+
+    number: int
+    latest: Mapping[Kind[Any], Mapping[str, bytes]]
+    events: Sequence[Events]
+    ages_s: Mapping[Kind[Any], Mapping[str, int]] = attrs.field(factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many messages it publishes."""
+        return sum(len(events.payloads) for events in self.events)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The events one by one, for a store that is not in a hurry."""
+        return [
+            Message(events.channel, payload, symbol)
+            for events in self.events
+            for payload, symbol in zip_longest(events.payloads, events.symbols)
+        ]
 
 
-_log = get_logger(__name__)
+@attrs.frozen
+class Events:
+    """Messages of one channel, in order.
 
-READ_LIMIT_S = 2.0
-"""A store that is away must not hold up the start."""
+    Attributes:
+        channel: A kind's event, such as ``price.updated``, or ``feed.status``.
+        payloads: The JSON texts, encoded once; the same bytes serve key, channel and log.
+        kind: The kind of the records; None for any other message.
+        symbols: The symbol of each record; empty for any other message.
+    """
+
+    channel: str
+    payloads: Sequence[bytes]
+    kind: Kind[Any] | None = None
+    symbols: Sequence[str] = ()
+
+
+@attrs.frozen
+class Message:
+    """One message to publish, with the symbol of a record; see :attr:`WriteBatch.messages`."""
+
+    channel: str
+    payload: bytes
+    symbol: str | None = None
 
 
 async def read_last_records(

@@ -17,86 +17,10 @@ from mdservice.model.kinds import Kind, R, Record
 
 __all__ = ["Echo", "Fetched", "Routed", "Sequencer", "merge"]
 
-
-# Past records and live ones of the same stretch of time, as one. Pure.
-
-
-def merge(kind: Kind[R], past: Sequence[R], live: Sequence[R]) -> list[R]:
-    """All records once, in the order of their times, those of one time in history's order.
-
-    Where both have a symbol's time, they are counted against each other, since several records
-    may share a time: what both have is taken from the stream, as often as both have it, at the
-    place that history gives it. What only one of them has is kept: nothing is lost at the edge
-    of a history that lags.
-
-    Args:
-        kind: Theirs.
-        past: From history, in the order of their times within each symbol.
-        live: From the stream, in the order in which they came.
-    """
-    identity = kind.identity
-    in_live: defaultdict[Hashable, deque[R]] = defaultdict(deque)
-    for record in live:
-        in_live[identity(record)].append(record)
-    merged = []
-    in_both = set()
-    for record in past:
-        same = in_live.get(identity(record))
-        if same:
-            in_both.add(id(same[0]))
-            merged.append(same.popleft())
-        else:
-            merged.append(record)
-    merged += [record for record in live if id(record) not in in_both]
-    return sorted(merged, key=_time)
-
-
-def _time(record: Record) -> int:
-    return record.ts_event_ns
-
-
-def _without_number(record: R) -> R:
-    again = copy(record)
-    again.seq = 0
-    return again
-
-
-@attrs.frozen
-class Routed(Generic[R]):
-    """What became of some records.
-
-    Attributes:
-        accepted: Numbered, in the order in which they came.
-        rejected: How many were older than their symbol's last one, or repeated it exactly.
-        ahead_ns: Of each record that is too far in the future, how far.
-    """
-
-    accepted: list[R]
-    rejected: int
-    ahead_ns: Sequence[int]
-
-
-@attrs.frozen
-class Fetched(Generic[R]):
-    """What became of records that were fetched when their symbols were subscribed.
-
-    Attributes:
-        accepted: Numbered, in the order in which they came.
-        known: Symbols whose last record is this one or a newer one that the stream did not bring
-            since: their price is still right.
-        ahead_ns: Of each record that is too far in the future, how far.
-    """
-
-    accepted: list[R]
-    known: Sequence[str]
-    ahead_ns: Sequence[int]
-
-
 _MOST_AT_ONE_TIME = 1000
 """Records of one symbol and time that are told apart when history repeats them."""
 _ECHO_NS = 20_000_000_000
 """Of the records that history brought, those this close to the newest may yet come live."""
-
 
 Echo = tuple[int, Hashable]
 """The time and the identity of a record that the stream may yet bring again."""
@@ -375,3 +299,74 @@ class Sequencer(Generic[R]):
                     out.update(at_same_time)
                     at_same_time.clear()
         return out
+
+
+@attrs.frozen
+class Routed(Generic[R]):
+    """What became of some records.
+
+    Attributes:
+        accepted: Numbered, in the order in which they came.
+        rejected: How many were older than their symbol's last one, or repeated it exactly.
+        ahead_ns: Of each record that is too far in the future, how far.
+    """
+
+    accepted: list[R]
+    rejected: int
+    ahead_ns: Sequence[int]
+
+
+@attrs.frozen
+class Fetched(Generic[R]):
+    """What became of records that were fetched when their symbols were subscribed.
+
+    Attributes:
+        accepted: Numbered, in the order in which they came.
+        known: Symbols whose last record is this one or a newer one that the stream did not bring
+            since: their price is still right.
+        ahead_ns: Of each record that is too far in the future, how far.
+    """
+
+    accepted: list[R]
+    known: Sequence[str]
+    ahead_ns: Sequence[int]
+
+
+def merge(kind: Kind[R], past: Sequence[R], live: Sequence[R]) -> list[R]:
+    """All records once, in the order of their times, those of one time in history's order.
+
+    Where both have a symbol's time, they are counted against each other, since several records
+    may share a time: what both have is taken from the stream, as often as both have it, at the
+    place that history gives it. What only one of them has is kept: nothing is lost at the edge
+    of a history that lags.
+
+    Args:
+        kind: Theirs.
+        past: From history, in the order of their times within each symbol.
+        live: From the stream, in the order in which they came.
+    """
+    identity = kind.identity
+    in_live: defaultdict[Hashable, deque[R]] = defaultdict(deque)
+    for record in live:
+        in_live[identity(record)].append(record)
+    merged = []
+    in_both = set()
+    for record in past:
+        same = in_live.get(identity(record))
+        if same:
+            in_both.add(id(same[0]))
+            merged.append(same.popleft())
+        else:
+            merged.append(record)
+    merged += [record for record in live if id(record) not in in_both]
+    return sorted(merged, key=_time)
+
+
+def _time(record: Record) -> int:
+    return record.ts_event_ns
+
+
+def _without_number(record: R) -> R:
+    again = copy(record)
+    again.seq = 0
+    return again

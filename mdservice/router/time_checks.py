@@ -1,4 +1,4 @@
-"""Tells a machine whose clock is behind from a stray record with a wrong time. Pure."""
+"""What the times of records say: a feed whose times stand still, a clock that is behind. Pure."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from mdservice.model.kinds import Record
 
 __all__ = ["FROZEN_AFTER_S", "ClockCheck", "TimeCheck"]
 
-
-# Tells a feed whose messages flow while their times stand still: its prices are frozen. Pure.
-#
-# Source: users of other clients have seen it (ccxt 23214); pings and message counts look well
-# then.
-
-
 FROZEN_AFTER_S = 30.0
 """Records of one burst may come late and out of order; that is no standstill."""
 
+_WINDOW = 100
+
 
 class TimeCheck:
-    """Follows the newest exchange time of all symbols."""
+    """Tells a feed whose records come while their times stand still: its prices are frozen.
+
+    Source: users of other clients have seen it (ccxt 23214); pings and message counts look well
+    then.
+    """
 
     def __init__(self) -> None:
         self._newest_ns = 0
@@ -52,11 +51,11 @@ class TimeCheck:
         return still_s if still_s >= FROZEN_AFTER_S else 0.0
 
 
-_WINDOW = 100
-
-
 class ClockCheck:
-    """Looks at how many of the last 100 records were refused as future ones."""
+    """Tells a machine whose clock is behind from a stray record with a wrong time.
+
+    Looks at how many of the last 100 records were refused as future ones.
+    """
 
     def __init__(self) -> None:
         self._reads: deque[tuple[int, Sequence[int]]] = deque()
