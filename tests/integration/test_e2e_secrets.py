@@ -213,7 +213,7 @@ def test_no_secret_comes_out_of_a_start_that_fails(stage: Any) -> None:
     broken.write_text(f'[mdservice]\napi_key = "{KEY}\nsecret_key = "{SECRET}"\n')
     programs["broken file"] = stage.program("--config", str(broken), "run")
     for name, program in programs.items():
-        assert program.code() == 78, f"{name}: {program.said}"
+        assert program.code(within=60) == 78, f"{name}: {program.said}"
         gathered.program(name, program)
     gathered.check()
 
