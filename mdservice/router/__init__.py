@@ -1,1 +1,1 @@
-"""Per symbol: which quotes are accepted, in which order, with which number."""
+"""Accepts, orders and numbers the quotes of each symbol."""

@@ -39,9 +39,9 @@ __all__ = ["FUTURE_TOLERANCE_NS", "QuoteRouter", "RouterSnapshot"]
 _log = get_logger(__name__)
 
 FUTURE_TOLERANCE_NS = 60_000_000_000
-"""A record that is further ahead of this machine's clock has a wrong time."""
+"""A record further ahead of this machine's clock has a wrong time."""
 _MOST_AT_ONCE = 1_000
-"""Records that are sent together; between two such parts of a large repair readers take theirs."""
+"""The part of a large repair that is sent at once; readers run between two parts."""
 
 
 _SEQUENCERS: Final = {Order.DROP_OLDER: Sequencer}
@@ -49,7 +49,7 @@ _SEQUENCERS: Final = {Order.DROP_OLDER: Sequencer}
 
 @attrs.frozen
 class RouterSnapshot:
-    """The router at one moment; the names are those of ``/status``."""
+    """A snapshot of the router, with the names of ``/status``."""
 
     symbols: int
     quotes_accepted: int
@@ -64,7 +64,7 @@ class RouterSnapshot:
 
 
 class _Routing(Generic[R]):
-    """One kind's order and gaps, and what became of its records."""
+    """The sequencer, the gaps and the counters of one kind."""
 
     def __init__(self, kind: Kind[R]) -> None:
         self.kind = kind
@@ -79,7 +79,7 @@ class _Routing(Generic[R]):
 
 @attrs.define
 class _Fill(Generic[R]):
-    """A repair on its way out: what is left of it, and how much of it came from history."""
+    """A repair that is being sent: its remaining records, and the number of those from history."""
 
     routing: _Routing[R]
     backfill: Backfill[R]
@@ -93,16 +93,15 @@ class _Fill(Generic[R]):
 class QuoteRouter:
     """Accepts, orders and numbers records; reports the gap that a lost connection leaves.
 
-    It never waits for a reader: the publisher behind it always takes, and in-process
-    readers are given what they have room for.
+    It never waits for a reader: the publisher always receives, and readers in the process have
+    bounded buffers.
 
     Args:
         inbox: Records and changes of the feed's state.
         outbox: Accepted records, and all changes of state, in the same order.
-        listener: Called with the same items, without waiting.
+        listener: Called with the same items; must not wait.
         clock: The time.
-        confirmed: Called with a kind and the symbols whose last record REST has shown to be still
-            right.
+        confirmed: Called with a kind and the symbols whose last record REST has confirmed.
         kinds: The kinds that it routes.
     """
 
@@ -127,9 +126,9 @@ class QuoteRouter:
         self._confirmed = confirmed
         self._routings: dict[Kind[Any], _Routing[Any]] = {kind: _Routing(kind) for kind in kinds}
         self._unsent: deque[RoutedItem] = deque()
-        """What the outbox has had no room for: a restart sends it first."""
+        """Items that did not fit into the outbox. A restart sends them first."""
         self._filling: _Fill[Any] | None = None
-        """The repair that is sent part by part."""
+        """The repair that is being sent in parts."""
 
     @property
     def depth(self) -> Depth:
@@ -137,11 +136,11 @@ class QuoteRouter:
         return self._inbox.depth
 
     def sequencer(self, kind: Kind[R]) -> Sequencer[R]:
-        """The order of one kind's records."""
+        """The sequencer of one kind."""
         return self._routings[kind].sequencer
 
     def snapshot(self) -> RouterSnapshot:
-        """The router now."""
+        """A snapshot of the router."""
         quotes, every = self._routings[QUOTES], self._routings.values()
         return RouterSnapshot(
             symbols=len(quotes.sequencer),
@@ -160,16 +159,16 @@ class QuoteRouter:
         """Continue where an earlier run ended; before :meth:`run`.
 
         Args:
-            kind: Theirs.
-            records: The last one of each symbol.
-            resuming: Whether what has come since shall be repaired.
+            kind: The kind of the records.
+            records: The last record of each symbol.
+            resuming: Whether to repair the records since then.
         """
         routing = self._routings[kind]
         routing.sequencer.start_from(records, resuming=resuming)
         routing.gaps.lost(routing.sequencer.newest_ns(), routing.sequencer.symbols())
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Route until the feed's side is closed; then close the sinks' side."""
+        """Route until the inbox is closed; then close the outbox."""
         task_status.started()
         await self._finish()
         async for item in self._inbox:
@@ -195,7 +194,7 @@ class QuoteRouter:
             self._send(item)
 
     def _send(self, item: RoutedItem) -> None:
-        """Send an item now, or by :meth:`_finish` where there is no room."""
+        """Send an item now; without room, leave it to :meth:`_finish`."""
         self._listener(item)
         if not self._unsent:
             with suppress(anyio.WouldBlock):
@@ -204,7 +203,7 @@ class QuoteRouter:
         self._unsent.append(item)
 
     async def _finish(self) -> None:
-        """Send the rest of what an item was made into; after a restart too."""
+        """Send the items that did not fit, also after a restart."""
         while self._unsent or self._filling:
             while self._unsent:
                 await forward(self._outbox, self._unsent[0])
@@ -231,12 +230,12 @@ class QuoteRouter:
         _log.warning("quote_from_the_future", ahead_s=ahead_ns[0] / 1e9)
 
     def _fill(self, routing: _Routing[R], backfill: Backfill[R]) -> None:
-        """Past records and those that waited for them, in one order, nothing twice."""
+        """Merge past records and the live ones that waited for them, without repeats."""
         sequencer = routing.sequencer
         past = {id(record) for record in backfill.past}
         merged = merge(routing.kind, backfill.past, backfill.live)
         echoes = [record for record in merged if id(record) in past]
-        echoes_before = sequencer.take_echoes()  # of this repair nothing is one yet
+        echoes_before = sequencer.take_echoes()  # this repair has none yet
         missing = sequencer.not_out_yet(merged)
         going_on = {id(record) for record in missing}
         routing.rejected += sum(1 for record in backfill.live if id(record) not in going_on)
@@ -245,7 +244,7 @@ class QuoteRouter:
         self._filling = _Fill(routing, backfill, past, echoes, echoes_before, parts)
 
     def _fill_on(self, fill: _Fill[Any]) -> None:
-        """Route the next part of it."""
+        """Route the next part of the repair."""
         routing = fill.routing
         if fill.parts:
             accepted = self._route(routing, fill.parts.popleft())
@@ -265,7 +264,7 @@ class QuoteRouter:
         self._report("gap_repaired", repaired)
 
     def _take_late(self, routing: _Routing[R], late: LateRecords[R]) -> None:
-        """Those that are still in order go out; of the others there is a gap after all."""
+        """Send the late records that are still in order; report a gap for the others."""
         sequencer = routing.sequencer
         accepted = self._route(routing, sequencer.not_out_yet(late.records))
         sequencer.expect_again(accepted, sequencer.take_echoes())
@@ -277,7 +276,7 @@ class QuoteRouter:
         self._report("gap", routing.gaps.late(late.from_ns, late.to_ns, symbols))
 
     def _take_first(self, routing: _Routing[R], first: FirstRecords[R]) -> None:
-        """The latest records of symbols that were subscribed just now."""
+        """Route the latest records of symbols that were just subscribed."""
         fetched = routing.sequencer.route_first(
             first.records, first.asked_ns, self._clock.utc_ns(), FUTURE_TOLERANCE_NS
         )
@@ -297,11 +296,11 @@ class QuoteRouter:
             if EVERY_SYMBOL in symbols:
                 symbols = (symbols | set(sequencer.symbols())) - {EVERY_SYMBOL}
             routing.gaps.lost(sequencer.newest_ns(), symbols, sequencer.streamed_ns)
-            sequencer.take_echoes()  # the stream that could yet have brought them is gone
+            sequencer.take_echoes()  # the stream that might have sent them is gone
         self._send(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}))
 
     def _resume(self, routing: _Routing[Any], resumed: FeedResumed) -> None:
-        """After a lost connection: what came between is missing."""
+        """Report the gap after a lost connection."""
         gaps = routing.gaps.resumed(
             resumed.at_ns,
             resumed.symbols,

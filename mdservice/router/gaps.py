@@ -1,11 +1,11 @@
-"""What is missing after a lost connection: of which symbols, since when, repaired or not. Pure.
+"""The gaps of a feed: symbols with missing quotes, since when, repaired or not. Pure.
 
 ::
 
-    lost ──▶ missing ──resumed──▶ told: a gap ──filled──▶ repaired, or it stays one
+    lost ──▶ missing ──resumed──▶ gap reported ──filled──▶ repaired, or the gap remains
                 ▲  │                     │
-                │  └── left out: it goes on being missing, and is told once it is back
-                └──────── lost again ◀───┘  before it was filled: told again, from the same time
+                │  └── unfulfilled: stays missing, and is reported when it returns
+                └──────── lost again ◀───┘  before it was filled: reported again, from the same time
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Gaps"]
 
 @attrs.define
 class _Gap:
-    """A gap that was told and is being repaired; ``times`` is how often it was told."""
+    """A reported gap that is being repaired; ``times`` is how often it was reported."""
 
     from_ns: int
     to_ns: int
@@ -40,13 +40,13 @@ class _Gap:
 
 
 class Gaps:
-    """Follows the gaps of one kind of record, and words them for ``feed.status``.
+    """Keeps track of the gaps of one kind of record, and makes their messages.
 
     Args:
         channel: The kind's channel: ``gap_repaired`` has the count of records under this name.
 
     Attributes:
-        told: How many gaps there were.
+        told: How many gaps were reported.
         repaired: How many of them were repaired.
     """
 
@@ -55,10 +55,10 @@ class Gaps:
         self.told = 0
         self.repaired = 0
         self._missing: dict[str, int] = {}
-        """Symbols that are not followed, with the last accepted record's time before that."""
+        """The missing symbols, with the time of the last accepted record before the loss."""
         self._being_repaired: list[_Gap] = []
         self._unrepaired: set[str] = set()
-        """Symbols whose last gap stayed one, though other symbols' were repaired."""
+        """Symbols whose last gap remained although those of other symbols were repaired."""
 
     def lost(
         self,
@@ -66,14 +66,14 @@ class Gaps:
         symbols: Collection[str],
         last_ns: Callable[[str], int | None] = lambda _symbol: None,
     ) -> None:
-        """Records of these symbols no longer come.
+        """Note that the records of these symbols are missing from now on.
 
         Args:
-            newest_ns: The time of the last accepted record of all, UTC nanoseconds; None where
-                nothing has been accepted, so that nothing is known to be missing.
-            symbols: Those that were followed.
-            last_ns: Returns the time of a symbol's last accepted record. History may have brought
-                other symbols further than the stream: a symbol that it left out counts from here.
+            newest_ns: The time of the last accepted record of all symbols, UTC nanoseconds; None
+                without an accepted record, when nothing is known to be missing.
+            symbols: The subscribed symbols.
+            last_ns: Returns the time of a symbol's last accepted record. An unrepaired symbol is
+                missing from this time, since history may have advanced the other symbols.
         """
         since = {symbol: gap.from_ns for gap in self._being_repaired for symbol in gap.symbols}
         for symbol in symbols:
@@ -93,18 +93,18 @@ class Gaps:
         *,
         repairing: bool,
     ) -> list[dict[str, Any]]:
-        """Records come again.
+        """Report the gaps of symbols whose records come again.
 
         Args:
-            at_ns: Since when, UTC nanoseconds.
-            followed: The symbols whose records come; ``*`` is every one.
-            left_out: Those that are wanted and still do not; all others are wanted no longer.
-            last_ns: Tells the time of a symbol's last accepted record. Where one went out since the
-                loss, what came before it can no longer be brought: such a gap stays one.
+            at_ns: The time of the return, UTC nanoseconds.
+            followed: The subscribed symbols; ``*`` is every symbol.
+            left_out: The unfulfilled symbols. All other symbols are no longer wanted.
+            last_ns: Returns the time of a symbol's last accepted record. If one was published since
+                the loss, earlier records can no longer be sent in order, and the gap remains.
             repairing: Whether :meth:`filled` will be called.
 
         Returns:
-            What ``gap`` tells, once for each time from which symbols were missing.
+            The contents of ``gap``, one for each time from which symbols were missing.
         """
         repairable: dict[int, set[str]] = {}
         too_late: dict[int, set[str]] = {}
@@ -124,7 +124,7 @@ class Gaps:
         return [gap.details() for gap in told]
 
     def _replace(self, gaps: list[_Gap]) -> None:
-        """The repair that is to come covers these; told before, they are told again."""
+        """Report these again with the next repair, which covers them."""
         before, self._being_repaired = self._being_repaired, gaps
         for old in before:
             again = next((gap for gap in gaps if gap.from_ns == old.from_ns), None)
@@ -132,27 +132,28 @@ class Gaps:
                 again.times += old.times
 
     def brought(self, newest_ns: int | None, symbols: Collection[str]) -> None:
-        """An earlier repair's late records of these went out, maybe in the next outage.
+        """Note that late records of an earlier repair were sent, perhaps during the next outage.
 
-        Up to them nothing is missing that can still be brought, so that what is begins here.
+        Records before them can no longer be sent in order, so the gaps of their symbols now begin
+        here.
 
         Args:
             newest_ns: The time of the last accepted record now, UTC nanoseconds.
-            symbols: Theirs.
+            symbols: The symbols of these quotes.
         """
         for symbol in self._missing.keys() & set(symbols):
             self._missing[symbol] = max(self._missing[symbol], newest_ns or 0)
 
     def late(self, from_ns: int, to_ns: int, symbols: Collection[str]) -> list[dict[str, Any]]:
-        """History told too late of what a repair should have brought.
+        """Report that history had quotes of a repair too late.
 
         Args:
-            from_ns: The time of the last record that was out before, UTC nanoseconds.
-            to_ns: Until when history was asked, UTC nanoseconds.
-            symbols: Those of which records are missing for good, or may be.
+            from_ns: The time of the last record that was published before, UTC nanoseconds.
+            to_ns: The end of the time for which history was asked, UTC nanoseconds.
+            symbols: The symbols whose records are, or may be, permanently missing.
 
         Returns:
-            What ``gap`` tells; nothing where all could still be brought.
+            The content of ``gap``; empty if all records could still be sent.
         """
         if not symbols:
             return []
@@ -166,20 +167,20 @@ class Gaps:
         counts: Mapping[str, int],
         complete: Collection[str],
     ) -> list[dict[str, Any]]:
-        """A repair has ended.
+        """Report the end of a repair.
 
         Args:
-            until_ns: When, UTC nanoseconds.
+            until_ns: The time of the end, UTC nanoseconds.
             newest_ns: The time of the last accepted record now.
-            counts: How many it brought, by symbol.
-            complete: The symbols of which these are all that were missing.
+            counts: The number of repaired records by symbol.
+            complete: The completely repaired symbols.
 
         Returns:
-            What ``gap_repaired`` tells; nothing where no gap was told yet or none is repaired.
+            The content of ``gap_repaired``; empty if no reported gap is repaired.
         """
         details = []
         for gap in self._being_repaired:
-            if newest_ns is not None:  # lost again meanwhile: what is missing begins here
+            if newest_ns is not None:  # lost again meanwhile: the new gap begins here
                 for symbol in gap.symbols.intersection(self._missing):
                     self._missing[symbol] = newest_ns
             repaired = gap.symbols.intersection(complete)
@@ -196,9 +197,9 @@ class Gaps:
 
 
 def _gaps(symbols: Mapping[int, Collection[str]], at_ns: int) -> list[_Gap]:
-    """One for each time from which symbols are missing.
+    """One content for each time from which symbols are missing.
 
-    This machine's clock may be behind the exchange's: a gap does not end before it begins.
+    A gap never ends before it begins, even if this machine's clock is behind the exchange's.
     """
     return [
         _Gap(from_ns, max(from_ns, at_ns), frozenset(symbols[from_ns]))

@@ -1,7 +1,7 @@
-"""The order of one kind's records within each symbol: late ones, repeats and numbers. Pure.
+"""Accepts records in the order of their times, drops repeats, and numbers the rest. Pure.
 
-Of each symbol the last accepted record is kept: it has the newest time, the last number and what a
-repeat looks like. At the start it may be the last record of an earlier run, with the number 0.
+The state of a symbol is its last accepted record: its newest time, its last number and the content
+of a repeat. At the start it may be the last record of an earlier run, with number 0.
 """
 
 from __future__ import annotations
@@ -18,58 +18,60 @@ from mdservice.model.kinds import Kind, R, Record
 __all__ = ["Echo", "Fetched", "Routed", "Sequencer", "merge"]
 
 _MOST_AT_ONE_TIME = 1000
-"""Records of one symbol and time that are told apart when history repeats them."""
+"""The number of records per symbol and time that are distinguished when history repeats them."""
 _ECHO_NS = 20_000_000_000
-"""Of the records that history brought, those this close to the newest may yet come live."""
+"""Records from history this close to the newest may still come over the stream."""
 
 Echo = tuple[int, Hashable]
-"""The time and the identity of a record that the stream may yet bring again."""
+"""The time and the identity of a record that the stream may still repeat."""
 
 
 class Sequencer(Generic[R]):
-    """The latest accepted record of each symbol, by :attr:`Order.DROP_OLDER`.
+    """The last accepted record of each symbol, and the rules for the next one.
+
+    It implements :attr:`Order.DROP_OLDER`.
 
     Args:
-        kind: What it orders.
+        kind: The kind of its records.
     """
 
     def __init__(self, kind: Kind[R]) -> None:
         self._identity = kind.identity
         self._latest: dict[str, R] = {}
         self._before_at_same_time: dict[str, list[R]] = {}
-        """Where a symbol's last time has several accepted records: those before the last."""
+        """If a symbol has several accepted records at its last time: those before the last."""
         self._echoes: Counter[Echo] = Counter()
-        """What history brought before the stream did."""
+        """Records from history that the stream may still repeat."""
         self._firsts: set[str] = set()
         """Symbols whose last record was fetched when they were subscribed."""
         self._earlier: dict[str, R] = {}
-        """The last records of an earlier run, with its numbers …"""
+        """The last records of an earlier run, with their numbers."""
         self._confirmed: set[str] = set()
-        """… and the symbols of which REST has shown that these are still right."""
+        """The symbols whose record of the earlier run REST has confirmed."""
         self._resuming = False
 
     def __len__(self) -> int:
         return len(self._latest)
 
     def latest(self, symbol: str) -> R | None:
-        """The symbol's last accepted record, else that of an earlier run if it is still right."""
+        """The symbol's last accepted record, or else a confirmed one of an earlier run."""
         last = self._latest.get(symbol)
         if last is None or last.seq:
             return last
         return self._earlier[symbol] if symbol in self._confirmed else None
 
     def all_latest(self) -> Sequence[R]:
-        """The last record of every symbol, as :meth:`latest` has it."""
+        """The last record of every symbol, as in :meth:`latest`."""
         found = (self.latest(symbol) for symbol in self._latest)
         return tuple(record for record in found if record is not None)
 
     def last_ns(self, symbol: str) -> int | None:
-        """The time of the symbol's last record, UTC nanoseconds, an earlier run's included."""
+        """The time of the symbol's last record, UTC nanoseconds, also of an earlier run."""
         last = self._latest.get(symbol)
         return last.ts_event_ns if last is not None else None
 
     def is_first(self, symbol: str) -> bool:
-        """Whether its last record was fetched on subscribing: the stream has brought none since."""
+        """Whether its last record was fetched on subscribing, and the stream sent none since."""
         return symbol in self._firsts
 
     def streamed_ns(self, symbol: str) -> int | None:
@@ -79,14 +81,14 @@ class Sequencer(Generic[R]):
     def newest_ns(self) -> int | None:
         """The time of the newest accepted record of all, UTC nanoseconds.
 
-        Records that were fetched on subscribing do not count: they say nothing of other symbols.
+        Records that were fetched on subscribing do not count, since they show nothing about others.
         """
         return max((record.ts_event_ns for record in self._resumable()), default=None)
 
     def complete_until_ns(self) -> int | None:
-        """Up to when what was received is out, UTC nanoseconds; None where nothing is.
+        """The time up to which received records were accepted, UTC nanoseconds; None without any.
 
-        A record whose time is ahead of its coming says nothing of those between the two.
+        A record with a time after its arrival does not count for the time between.
         """
         return max(
             (min(record.ts_event_ns, record.ts_recv_ns) for record in self._resumable()),
@@ -94,15 +96,15 @@ class Sequencer(Generic[R]):
         )
 
     def symbols(self) -> Sequence[str]:
-        """Those that have an accepted record, from which what comes later can be repaired."""
+        """The symbols with an accepted record, from which later records can be repaired."""
         return [record.symbol for record in self._resumable()]
 
     def start_from(self, records: Iterable[R], *, resuming: bool) -> None:
-        """Begin where an earlier run ended: nothing older than its last records is accepted.
+        """Continue where an earlier run ended: accept nothing older than its last records.
 
         Args:
-            records: One of each symbol, as the earlier run numbered them.
-            resuming: Whether what came after them shall be repaired.
+            records: One record per symbol, with the earlier run's numbers.
+            resuming: Whether to repair the records after them.
         """
         for record in records:
             self._earlier[record.symbol] = record
@@ -110,15 +112,15 @@ class Sequencer(Generic[R]):
         self._resuming = resuming
 
     def route(self, records: Iterable[R], now_ns: int, tolerance_ns: int) -> Routed[R]:
-        """Accept what is new and number it in place.
+        """Accept new records and number them in place.
 
-        A record with a smaller time than its symbol's last is refused, and so is an exact
-        repeat of it; the same time with other content is accepted, since several records may
-        share a time. A record from the future is refused and leaves its symbol as it
-        is, so that it cannot block it. One that history has brought already is left out uncounted.
+        It rejects a record with a smaller time than the last one of its symbol, and an exact repeat
+        of the last one. A record with the same time and other content is accepted, because several
+        records may share a time. A record from the future is rejected and does not change the state
+        of its symbol. A record that history brought before is dropped without being counted.
 
         Args:
-            records: In the order in which they came.
+            records: In the order of their arrival.
             now_ns: This machine's time, UTC nanoseconds.
             tolerance_ns: How far ahead of it a record may be.
         """
@@ -152,16 +154,16 @@ class Sequencer(Generic[R]):
             if last is not None:
                 record.symbol = (
                     last.symbol
-                )  # one text for all: each of a backlog's would be its own
+                )  # share one text, since a backlog would keep a text per record
             latest[record.symbol] = record
             accepted.append(record)
         return Routed(accepted, rejected, ahead_ns)
 
     def _is_new_at(self, record: R, last: R) -> bool | None:
-        """Whether to accept a record that is not newer; None where it was out before the stream."""
+        """Whether to accept a record that is not newer; None if history brought it before."""
         same = self._identity(record) == self._identity(last)
         if record.symbol in self._firsts:
-            # REST told the last record of this time: the stream's others came before it.
+            # REST gave the last record of this time, so the stream's others came before it.
             if same:
                 self._firsts.discard(record.symbol)
             return None if same else False
@@ -177,14 +179,14 @@ class Sequencer(Generic[R]):
     def route_first(
         self, records: Iterable[R], asked_ns: Mapping[str, int], now_ns: int, tolerance_ns: int
     ) -> Fetched[R]:
-        """Accept the latest records of symbols that were subscribed just now.
+        """Accept the latest records of symbols that were just subscribed.
 
-        What the stream has brought since then wins. Otherwise a newer record is accepted; an
-        older one, or the same, shows that the last one is still right.
+        A record that the stream has sent since then wins. Otherwise a newer record is accepted. An
+        older or equal one confirms the last record.
 
         Args:
-            records: One of each symbol at most.
-            asked_ns: When each symbol was wanted, UTC nanoseconds.
+            records: At most one record per symbol.
+            asked_ns: When each symbol was requested, UTC nanoseconds.
             now_ns: This machine's time, UTC nanoseconds.
             tolerance_ns: How far ahead of it a record may be.
         """
@@ -214,10 +216,10 @@ class Sequencer(Generic[R]):
         return Fetched(accepted, known, ahead_ns)
 
     def not_out_yet(self, records: Sequence[R]) -> list[R]:
-        """Of past records, those that came after what was accepted of each symbol.
+        """The past records after the last accepted record of each symbol.
 
-        At the time of a symbol's last record the two are counted against each other, since
-        several records may share a time: what is out already is left out as often as it is out.
+        Several records may share a time, so at the time of a symbol's last record both sides are
+        counted against each other: each accepted record drops one equal past record.
 
         Args:
             records: In the order of their times within each symbol.
@@ -228,7 +230,7 @@ class Sequencer(Generic[R]):
             last_ns = self.last_ns(record.symbol)
             if last_ns is not None and record.ts_event_ns <= last_ns:
                 if record.ts_event_ns < last_ns or record.symbol in self._firsts:
-                    continue  # of the same time REST gave the last one
+                    continue  # REST gave the last record of this time
                 one = self._identity(record)
                 if out[one]:
                     out[one] -= 1
@@ -237,11 +239,11 @@ class Sequencer(Generic[R]):
         return found
 
     def expect_again(self, records: Sequence[R], before: Counter[Echo]) -> None:
-        """These came from history; those that the stream has yet to bring are not new then.
+        """Note records from history, so that their repeats on the stream are dropped.
 
         Args:
-            records: What history brought.
-            before: What it had brought before and is still expected; older ones are forgotten.
+            records: The records from history.
+            before: Earlier ones that are still expected. Old ones are forgotten.
         """
         times = [record.ts_event_ns for record in records] + [one[0] for one in before]
         oldest_ns = max(times, default=0) - _ECHO_NS
@@ -253,7 +255,7 @@ class Sequencer(Generic[R]):
                 self._echoes[one] += count
 
     def take_echoes(self) -> Counter[Echo]:
-        """What the stream was expected to bring again; from now on nothing is."""
+        """Return the repeats that are expected from the stream, and expect none from now on."""
         echoes, self._echoes = self._echoes, Counter()
         return echoes
 
@@ -278,10 +280,10 @@ class Sequencer(Generic[R]):
         )
 
     def _out_at_last_times(self, records: Sequence[R]) -> Counter[Hashable]:
-        """What was accepted of each symbol at its last time.
+        """The accepted records of every symbol at its last time.
 
-        Of an earlier run's time only the last record is known: those that history has before
-        it were out too.
+        Of an earlier run, only the last record of that time is known. Records that history has
+        before it were published too.
         """
         out: Counter[Hashable] = Counter()
         before: dict[str, list[Hashable]] = {}
@@ -303,12 +305,12 @@ class Sequencer(Generic[R]):
 
 @attrs.frozen
 class Routed(Generic[R]):
-    """What became of some records.
+    """The result of :meth:`Sequencer.route`.
 
     Attributes:
-        accepted: Numbered, in the order in which they came.
-        rejected: How many were older than their symbol's last one, or repeated it exactly.
-        ahead_ns: Of each record that is too far in the future, how far.
+        accepted: The accepted records, numbered, in the order of their arrival.
+        rejected: How many were older than their symbol's last record, or its exact repeat.
+        ahead_ns: How far ahead each record was that was rejected as a future one.
     """
 
     accepted: list[R]
@@ -318,13 +320,13 @@ class Routed(Generic[R]):
 
 @attrs.frozen
 class Fetched(Generic[R]):
-    """What became of records that were fetched when their symbols were subscribed.
+    """The result of routing records that were fetched on subscribing.
 
     Attributes:
-        accepted: Numbered, in the order in which they came.
-        known: Symbols whose last record is this one or a newer one that the stream did not bring
-            since: their price is still right.
-        ahead_ns: Of each record that is too far in the future, how far.
+        accepted: The accepted records, numbered, in the order of their arrival.
+        known: Symbols whose price is confirmed: their last record is the fetched one or a newer
+            one, and the stream has sent none since.
+        ahead_ns: How far ahead each record was that was rejected as a future one.
     """
 
     accepted: list[R]
@@ -333,17 +335,17 @@ class Fetched(Generic[R]):
 
 
 def merge(kind: Kind[R], past: Sequence[R], live: Sequence[R]) -> list[R]:
-    """All records once, in the order of their times, those of one time in history's order.
+    """Merge past and live records in the order of their times, without repeats.
 
-    Where both have a symbol's time, they are counted against each other, since several records
-    may share a time: what both have is taken from the stream, as often as both have it, at the
-    place that history gives it. What only one of them has is kept: nothing is lost at the edge
-    of a history that lags.
+    Several records may share a time, so the records of a symbol and time are counted against each
+    other. A record on both sides is taken from the stream, as often as both sides have it, at its
+    place in history. A record on one side is kept, so nothing is lost at the end of a history that
+    lags.
 
     Args:
-        kind: Theirs.
-        past: From history, in the order of their times within each symbol.
-        live: From the stream, in the order in which they came.
+        kind: The kind of the records.
+        past: The records from history, in the order of their times within each symbol.
+        live: The records from the stream, in the order of their arrival.
     """
     identity = kind.identity
     in_live: defaultdict[Hashable, deque[R]] = defaultdict(deque)

@@ -11,7 +11,7 @@ from mdservice.model.kinds import Record
 __all__ = ["FROZEN_AFTER_S", "ClockCheck", "TimeCheck"]
 
 FROZEN_AFTER_S = 30.0
-"""Records of one burst may come late and out of order; that is no standstill."""
+"""The records of one burst may come late and out of order, which is normal."""
 
 _WINDOW = 100
 
@@ -29,15 +29,15 @@ class TimeCheck:
         self._last_s = 0.0
 
     def add(self, accepted: Sequence[Record], now_s: float) -> None:
-        """Records came.
+        """Note accepted records.
 
         Args:
-            accepted: Those that were not older than their symbol's last one, in order.
+            accepted: Quotes that were not older than the last one of their symbol, in order.
             now_s: Monotonic seconds.
         """
         self._last_s = now_s
         newest_ns = 0
-        if accepted:  # a stray time ahead of its coming must not make the others look old
+        if accepted:  # one wrong time in the future must not make the others look old
             newest_ns = min(accepted[-1].ts_event_ns, accepted[-1].ts_recv_ns)
         if newest_ns > self._newest_ns:
             self._newest_ns = newest_ns
@@ -46,7 +46,7 @@ class TimeCheck:
             self._still_since_s = now_s
 
     def frozen_s(self) -> float:
-        """For how long records have come whose times do not go on, seconds; 0 where they do."""
+        """How long the times have stood still although records come, seconds; 0 if they move."""
         still_s = 0.0 if self._still_since_s is None else self._last_s - self._still_since_s
         return still_s if still_s >= FROZEN_AFTER_S else 0.0
 
@@ -54,7 +54,7 @@ class TimeCheck:
 class ClockCheck:
     """Tells a machine whose clock is behind from a stray record with a wrong time.
 
-    Looks at how many of the last 100 records were refused as future ones.
+    Counts how many of the last 100 records were rejected as future ones.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class ClockCheck:
         self._future = 0
 
     def add(self, records: int, ahead_ns: Sequence[int]) -> None:
-        """One more read of the feed.
+        """Note one read of the feed.
 
         Args:
-            records: How many records it held.
-            ahead_ns: How far ahead of this machine's clock the refused ones were.
+            records: The number of its records.
+            ahead_ns: How far ahead of this machine's clock the rejected ones were.
         """
         if not records:
             return
@@ -80,14 +80,14 @@ class ClockCheck:
             self._future -= len(gone_ahead)
 
     def behind_s(self) -> float | None:
-        """Seconds by which this machine's clock is behind, or None while it seems right.
+        """Seconds by which this machine's clock is behind, or None if it seems right.
 
-        A few refused records prove nothing: at least a hundred must have come, most of them
-        refused.
+        A few rejected records prove nothing: at least a hundred must have come, and most of them
+        must be rejected.
         """
         if self._records < _WINDOW:
             return None
-        # The oldest read reaches out of the window; its part within counts, as if even.
+        # The oldest read is only partly in the window; count that part of its quotes.
         records, ahead_ns = self._reads[0]
         future = self._future - len(ahead_ns) * (self._records - _WINDOW) / records
         if future * 2 <= _WINDOW:

@@ -1,1 +1,1 @@
-"""Fill the gap that a lost connection leaves, from history, and ask again later."""
+"""Fetch the quotes that a lost connection missed from history."""

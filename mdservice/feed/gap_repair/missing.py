@@ -1,4 +1,4 @@
-"""Of which symbols records are missing, and from when history is to be asked for them. Pure."""
+"""The symbols with missing records, and from when to ask history for each. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mdservice.model.symbol import EVERY_SYMBOL
 __all__ = ["AcceptedRecords", "Missed", "MissingRecords"]
 
 
-# What the feed's side has to know of the records that are out already.
+# What the feed needs to know about the accepted records.
 
 
 class AcceptedRecords(Protocol):
-    """The accepted records, read while they grow."""
+    """The accepted records, which other parts keep adding to."""
 
     def complete_until_ns(self) -> int | None:
-        """Up to when what was received is out, UTC nanoseconds; None where nothing is."""
+        """The time up to which received quotes were accepted, UTC nanoseconds; None without any."""
         ...
 
     def last_ns(self, symbol: str) -> int | None:
@@ -27,11 +27,11 @@ class AcceptedRecords(Protocol):
         ...
 
     def is_first(self, symbol: str) -> bool:
-        """Whether its last record was fetched on subscribing: the stream has brought none since."""
+        """Whether its last record was fetched on subscribing, and the stream sent none since."""
         ...
 
     def symbols(self) -> Sequence[str]:
-        """Those that have an accepted record."""
+        """The symbols with an accepted record."""
         ...
 
 
@@ -41,28 +41,29 @@ _OVERLAP_NS = 5_000_000_000
 
 @attrs.frozen
 class Missed:
-    """Of these symbols everything from this time on is to be fetched, UTC nanoseconds."""
+    """The symbols to fetch, each from this time on, UTC nanoseconds."""
 
     since_ns: int
     symbols: Sequence[str]
 
 
 class MissingRecords:
-    """Notes what was followed when a connection was lost, until its repair has been told.
+    """Notes the subscribed symbols when a connection is lost, until their repair is reported.
 
-    The time is taken at the loss: records that go out later hide nothing of what came before them.
+    The times are noted at the loss, so records that are published later do not hide earlier missing
+    ones.
 
     Args:
-        accepted: The records that are out.
+        accepted: The accepted records.
     """
 
     def __init__(self, accepted: AcceptedRecords) -> None:
         self._accepted = accepted
         self._since_ns: dict[str, int] = {}
         self._followed_ns: dict[str, int] = {}
-        """What is followed now, and since when by this machine's clock."""
+        """The subscribed symbols, and since when by this machine's clock."""
         self._unrepaired: set[str] = set()
-        """Symbols whose last repair did not bring all."""
+        """Symbols whose last repair was incomplete."""
 
     def __contains__(self, symbol: str) -> bool:
         return symbol in self._since_ns
@@ -71,11 +72,11 @@ class MissingRecords:
         return len(self._since_ns)
 
     def symbols(self) -> frozenset[str]:
-        """Those of which records are missing."""
+        """The symbols with missing records."""
         return frozenset(self._since_ns)
 
     def follow(self, symbols: Iterable[str], now_ns: int) -> None:
-        """These are followed now, all of them.
+        """Replace the subscribed symbols.
 
         Args:
             symbols: As the feed has acknowledged them.
@@ -84,10 +85,10 @@ class MissingRecords:
         self._followed_ns = {symbol: self._followed_ns.get(symbol, now_ns) for symbol in symbols}
 
     def lose(self, symbols: Iterable[str], now_ns: int) -> None:
-        """These are followed no longer; of those that are missing already nothing changes.
+        """Note that the connection is lost. Symbols that are missing already do not change.
 
-        Of a symbol without any record nothing is missing from before it was followed. Before any
-        record of all is out, nothing is known to be missing.
+        For a symbol without a record, records are missing since its subscription. Before the first
+        accepted record of any symbol, nothing is known to be missing.
         """
         complete_ns = self._accepted.complete_until_ns()
         if complete_ns is None:
@@ -102,16 +103,16 @@ class MissingRecords:
             if last_ns is None:
                 since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns))
             elif symbol in self._unrepaired and last_ns < complete_ns:
-                # One request asks for many symbols from one time: the quiet time is rounded up.
+                # One request has many symbols and one time, so the quiet time is rounded up.
                 since_ns = complete_ns - (1 << (complete_ns - last_ns).bit_length())
             self._since_ns.setdefault(symbol, since_ns)
 
     def back(self, followed: Collection[str], left_out: Collection[str]) -> Sequence[Missed]:
-        """What is to be fetched of the symbols that are back.
+        """The symbols to fetch, of those that are subscribed again.
 
         Args:
-            followed: The symbols whose records come; ``*`` is every one.
-            left_out: Those that are wanted and still do not; all others are wanted no longer.
+            followed: The subscribed symbols; ``*`` is every symbol.
+            left_out: The unfulfilled symbols. All other symbols are no longer wanted.
         """
         back: dict[int, list[str]] = {}
         for symbol in sorted(self._since_ns):
@@ -122,11 +123,11 @@ class MissingRecords:
         return [Missed(since_ns, back[since_ns]) for since_ns in sorted(back, reverse=True)]
 
     def told(self, missed: Iterable[Missed], complete: Collection[str]) -> None:
-        """The repair of these has ended and was reported.
+        """Note that the repair of these has ended and was reported.
 
         Args:
-            missed: What was to be fetched.
-            complete: The symbols of which all was fetched. For the others a later repair asks from
+            missed: The symbols that were fetched.
+            complete: The completely fetched symbols. For the others, a later repair asks from
                 their last accepted record, which may be older than the next loss.
         """
         symbols = {symbol for part in missed for symbol in part.symbols}

@@ -1,8 +1,8 @@
-"""What history had not told yet when it was asked in a quiet market.
+"""Asks history once more after a repair in a quiet market.
 
-Where no live record shows how far history has come, a repair allows for a lag and believes it
-(:data:`mdservice.feed.gap_repair.repair.QUIET_S`). Some time later history is asked once more: what
-it has then and had not before was missed, and is told.
+In a quiet market no live record shows how far history has come, so a repair allows for some lag
+(:data:`mdservice.feed.gap_repair.repair.QUIET_S`) and then believes it. This module asks again some
+time later. Records that history has then, and did not have before, were missed.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ __all__ = ["LOOK_AGAIN_S", "Believed", "Horizon", "Recheck"]
 _log = get_logger(__name__)
 
 LOOK_AGAIN_S = 20.0
-"""After so long history has what it will ever have, as far as is known."""
+"""The time after which history is complete, as far as is known."""
 
 _MOST_TRIES = 5
 _ANSWER_LIMIT_S = 60.0
 _ENOUGH_FIRST = 1_000
 _AHEAD_NS = 60_000_000_000
-"""History is asked up to so long after now: this machine's clock may be behind the exchange's."""
+"""How far into the future history is asked: this machine's clock may be behind the exchange's."""
 
 
 @attrs.define
 class Horizon(Generic[R]):
-    """Up to where a connection's repair is responsible: what is later came over the stream.
+    """The time up to which a repair fetches; later records come over the stream.
 
     Attributes:
         opened_ns: When the connection was opened, by this machine's clock, UTC nanoseconds.
-        first: The first records that came over it, a thousand or more where there were so many.
+        first: The first records of the connection, a thousand or more if there were as many.
     """
 
     opened_ns: int
     first: list[R] = attrs.field(factory=list)
 
     def came(self, records: Sequence[R]) -> None:
-        """Quotes came over the connection."""
+        """Note quotes of the connection."""
         if len(self.first) < _ENOUGH_FIRST:
             self.first.extend(records)
 
     def until_ns(self) -> tuple[int, dict[str, int]]:
-        """The earliest time that came, of all and of each symbol: right whatever the clock is."""
+        """The earliest time of all, and of each symbol, which does not depend on the clock."""
         firsts: dict[str, int] = {}
         for record in self.first:
             firsts[record.symbol] = min(
@@ -65,14 +65,14 @@ class Horizon(Generic[R]):
 
 @attrs.frozen
 class Believed(Generic[R]):
-    """A repair whose history was believed to be up to date.
+    """A repair that believed that its history was up to date.
 
     Attributes:
-        missed: What it asked for.
-        found: What it got, and what the stream had brought by then.
-        lasts_ns: The time of each symbol's last record that was out before, UTC nanoseconds; of
-            one without any, of the newest that history told.
-        horizon: Up to where history should have told everything.
+        missed: The symbols and times that it asked for.
+        found: The records from history, and those that the stream had sent by then.
+        lasts_ns: The time of each symbol's last published record before it, UTC nanoseconds; for
+            a symbol without one, the time of the newest record in history.
+        horizon: The time up to which history should have been complete.
     """
 
     missed: Sequence[Missed]
@@ -81,7 +81,7 @@ class Believed(Generic[R]):
     horizon: Horizon[R]
 
     def concerned(self, records: Iterable[R]) -> list[R]:
-        """Those that the repair should have brought."""
+        """The quotes that the repair should have fetched."""
         until_ns, of_symbol = self.horizon.until_ns()
         return [
             record
@@ -94,7 +94,7 @@ class Believed(Generic[R]):
 
 
 class Recheck(Generic[R]):
-    """Looks once more at what repairs have believed.
+    """Asks history again for the repairs that believed it.
 
     Args:
         kind: The kind of the records.
@@ -107,24 +107,24 @@ class Recheck(Generic[R]):
         self._history = history
         self._clock = clock
         self._waiting: deque[tuple[float, Believed[R]]] = deque()
-        """When to look, and at what."""
+        """The repairs to check, with the time of each check."""
         self._added = anyio.Event()
 
     @property
     def waiting(self) -> Sequence[Believed[R]]:
-        """What is yet to be looked at."""
+        """The repairs that are not checked yet."""
         return [believed for _, believed in self._waiting]
 
     def check(self, believed: Believed[R]) -> None:
-        """Look at it again in a while; kept until that is done."""
+        """Check this repair again later."""
         self._waiting.append((anyio.current_time() + LOOK_AGAIN_S, believed))
         self._added.set()
 
     async def next(self) -> LateRecords[R]:
-        """Wait for the next find.
+        """Wait for the next check that finds something.
 
-        A history that does not answer is asked a few times more; then nobody knows, and that is
-        the find.
+        If history does not answer, it is asked a few times more. After that, the result is that
+        quotes may be missing.
         """
         tries = 0
         while True:
@@ -162,7 +162,7 @@ class Recheck(Generic[R]):
         )
 
     async def _late(self, believed: Believed[R]) -> tuple[list[R], frozenset[str]]:
-        """What history has now and had not before, and the symbols that it refuses now."""
+        """The quotes that history has only now, and the symbols that it refuses."""
         identity = self._kind.identity
         known: Counter[Hashable] = Counter(
             map(identity, (*believed.found, *believed.horizon.first))

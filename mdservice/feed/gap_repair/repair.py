@@ -1,4 +1,4 @@
-"""After a lost connection: live records wait while what was missed is fetched from history."""
+"""Gap repair: live records wait while the missed ones are fetched from history."""
 
 from __future__ import annotations
 
@@ -30,46 +30,46 @@ __all__ = [
 ]
 
 
-# What a lost connection has missed, fetched once history has come up to the live records.
+# Fetching the missed records once history has caught up with the live ones.
 
 
 QUIET_S = 2.0
-"""By how much history may lag where no live record tells that it does."""
+"""The lag of history that is allowed in a quiet market."""
 _LOOK_S = 0.05
 _RETRY_S = 1.0
 _FAILURES_WITHOUT_ANSWER = 4
-"""Live records wait meanwhile; a REST host that cannot be reached at all is not worth 15 s."""
+"""Live records wait meanwhile, so an unreachable REST host is given up early."""
 _PROBE_S, _PROBE_LIMIT_S = 0.2, 1.0
 _PROBED_SYMBOLS = 10
 _LATER_NS = 1_000_000_000
-"""So much later a record came later for certain, although times are not all in order."""
+"""A record with a time this much later is certainly later; times are not exactly in order."""
 _AHEAD_NS = 60_000_000_000
 """History is asked up to so long after now: this machine's clock may be behind the exchange's."""
 _SYMBOLS_AT_ONCE = 200
 
 
 class CatchUp(Generic[R]):
-    """One repair's questions to history.
+    """Fetches the missed records of one repair from history.
 
-    History lags behind the stream, by how much is not known. It has everything that was missed
-    once it has a live record, or one that is clearly later than the first of them; so it is
-    asked for these before it is asked for all. In a quiet market there is no live record: then
-    a lag of :data:`QUIET_S` is allowed for.
+    History lags behind the stream by an unknown time. Once it has a live record, or one that is
+    clearly later than the first of them, it also has all missed records. So history is asked for
+    the first live records, and then for all missed ones. In a quiet market there is no live record,
+    and a lag of :data:`QUIET_S` is allowed.
 
     Args:
         kind: The kind of the records.
         history: Past records.
-        missed: Whose, and from when.
-        live: The records that came since all was subscribed; the first thousand will do.
+        missed: The symbols to fetch, and from when.
+        live: The records that came after all was subscribed; the first thousand suffice.
         clock: The time.
 
     Attributes:
-        symbols: All that are asked for.
-        found: What history had, in the order of times within each symbol; also after an error.
-        complete: The symbols of which that is all; also after an error.
+        symbols: The symbols to fetch.
+        found: The fetched records, in the order of times within each symbol; also after an error.
+        complete: The completely fetched symbols; also after an error.
         refused: The symbols that history refused, with the reason.
-        believed: Whether nothing showed that history was up to date, in a quiet market.
-        last_error: Why history did not answer the last time, or None.
+        believed: Whether, in a quiet market, nothing showed that history was up to date.
+        last_error: Why history did not answer the last request, or None.
     """
 
     def __init__(
@@ -94,16 +94,17 @@ class CatchUp(Generic[R]):
         self._clock = clock
 
     async def run(self, patience_s: float) -> bool:
-        """Fetch all that was missed.
+        """Fetch all missed quotes.
 
-        Without an answer it asks again, as long as there was one before: the caller sets the
-        limit.
+        If history does not answer, it asks again, provided that history has answered before. The
+        caller sets the time limit.
 
         Args:
-            patience_s: How long to wait for a history that lags; then what it has is fetched.
+            patience_s: How long to wait for a history that lags. After that, it fetches what
+                history has.
 
         Returns:
-            Whether that is all.
+            Whether history had caught up.
 
         Raises:
             HistoryRefused
@@ -121,15 +122,15 @@ class CatchUp(Generic[R]):
         return up_to_date
 
     def _clock_is_behind(self, since_ns: int) -> bool:
-        """History was then asked for too short a time, and its records count as future ones."""
+        """Raise if this machine's clock is behind: history is then asked for too short a time."""
         horizon_ns = self._clock.utc_ns() + _AHEAD_NS
         return since_ns > horizon_ns or any(q.ts_event_ns > horizon_ns for q in self._live())
 
     async def add_latest(self, until_ns: int) -> None:
-        """At least the price is right at once: the newest records up to this time.
+        """Add the newest records up to this time, so that at least the prices are right.
 
-        Newer ones come over the stream, and one of them that came before those that the stream
-        has yet to bring would make these look old. What was found is kept when cancelled.
+        Newer records come over the stream. If one of them were added here, the records that the
+        stream has yet to send would look old. When cancelled, the found records are kept.
         """
         newest = {record.symbol: record.ts_event_ns for record in self.found}
         try:
@@ -145,7 +146,7 @@ class CatchUp(Generic[R]):
 
     async def _until_up_to_date(self) -> None:
         began_s = anyio.current_time()
-        # A refusal is to be known at once, not only when there is something to ask for.
+        # Find a refusal at once, not only when there is something to fetch.
         await self._fetch(self.symbols[:_PROBED_SYMBOLS], self._clock.utc_ns())
         pause_s = _PROBE_S
         while True:
@@ -164,7 +165,7 @@ class CatchUp(Generic[R]):
     async def _has_one_of(self, live: Sequence[R]) -> bool:
         first_ns = live[0].ts_event_ns
         symbols = list(dict.fromkeys(record.symbol for record in live))[:_PROBED_SYMBOLS]
-        # Times alone do not tell: records of one time may come one after the other.
+        # Times alone are not enough: records of one time may come one after the other.
         identity = self._identity
         came_live = {identity(record) for record in live}
         return any(
@@ -173,7 +174,7 @@ class CatchUp(Generic[R]):
         )
 
     async def _fetch(self, symbols: Sequence[str], start_ns: int) -> list[R]:
-        """Ask until there is an answer; give up early on a history that has never answered."""
+        """Ask until there is an answer; give up early if history has never answered."""
         failures = 0
         while True:
             end_ns = max(start_ns, self._clock.utc_ns() + _AHEAD_NS)
@@ -196,33 +197,33 @@ class CatchUp(Generic[R]):
 _log = get_logger(__name__)
 
 HOLD_LIMIT_S = 15.0
-"""How long live records wait behind a repair at most."""
+"""The maximum time that live records wait for a repair."""
 LATEST_LIMIT_S = 3.0
-"""Of these, what is left for the latest records where history does not give the past ones."""
+"""The part of this time for the latest records, if history does not give the past ones."""
 _FETCH_S = 2.0
-"""Of the rest, what is left for fetching where history lags."""
+"""The part of the rest for fetching, if history lags."""
 _SPARE_S = 0.5
 MOST_HELD = 200_000
 MOST_SEEN = 1_000
-"""Where every symbol is subscribed: of more symbols than these only the latest is asked."""
+"""With ``*``: for more symbols than this, only the latest quotes are fetched."""
 _ENOUGH_LIVE = 1_000
-"""Live records of which history has to have one before it counts as complete."""
+"""The first live records; history is complete once it has one of them."""
 _LAST_WORDS_S = 0.5
 _MOST_NAMED = 50
 
 
 class GapRepair(Generic[R]):
-    """Holds live records, fetches past ones, hands both on together.
+    """Holds live records, fetches past ones, and sends both together.
 
-    A connection that is lost again meanwhile changes nothing: what is held stays held, and the
-    next connection's repair covers both outages. After :data:`HOLD_LIMIT_S` what is held is
-    handed on as it is, and the gap stays one. Nothing that is held is lost by cancelling.
+    If the connection is lost again during a repair, the held records stay held, and the next
+    connection's repair covers both outages. After :data:`HOLD_LIMIT_S` the held records are sent as
+    they are, and the gap remains. Cancellation loses no held record.
 
     Args:
         kind: The kind of the records.
-        history: Where past records come from; None where the feed has no history.
-        accepted: The records that are out.
-        send_queue: Takes what is handed on.
+        history: The source of past records; None if the feed has no history.
+        accepted: The accepted records.
+        send_queue: Sends records and changes of state to the router.
         clock: The time.
     """
 
@@ -247,9 +248,9 @@ class GapRepair(Generic[R]):
         self._recheck = Recheck(kind, history, clock) if history is not None else None
         self._horizon = Horizon[R](0)
         self._resumed = False
-        """Whether this connection's return was told."""
+        """Whether the return of this connection was reported."""
         self._left_out: frozenset[str] = frozenset()
-        """Wanted, and not given when this was last told."""
+        """The unfulfilled symbols at the last report."""
         self._missing = MissingRecords(accepted)
         self._connected_before = False
         self._refused: str | None = None
@@ -261,7 +262,7 @@ class GapRepair(Generic[R]):
 
     @property
     def set_aside(self) -> Mapping[str, str]:
-        """The symbols that history refuses, with the reason: their gaps stay."""
+        """The symbols that history refuses, with the reason. Their gaps remain."""
         return self._history.set_aside if self._history is not None else {}
 
     @property
@@ -271,18 +272,18 @@ class GapRepair(Generic[R]):
 
     @property
     def decode_errors(self) -> int:
-        """Quotes from history whose symbol is none."""
+        """The number of quotes from history with an invalid symbol."""
         return self._history.decode_errors if self._history is not None else 0
 
     @property
     def unfollowed(self) -> int:
-        """Quotes from history of symbols that were not asked for."""
+        """The number of quotes from history of symbols that were not requested."""
         return self._history.unfollowed if self._history is not None else 0
 
     def begin(self) -> None:
-        """A connection is open: from now on live records wait, if there is anything to repair."""
+        """Note that a connection is open. Live records now wait if there is anything to repair."""
         now_ns = self._clock.utc_ns()
-        if not self._connected_before:  # what an earlier run had was lost with it
+        if not self._connected_before:  # the earlier run's connection counts as lost
             self._missing.lose(self._accepted.symbols(), now_ns)
             self._connected_before = True
         self._resumed = False
@@ -291,20 +292,20 @@ class GapRepair(Generic[R]):
             self._hold()
 
     def symbols(self) -> frozenset[str]:
-        """Those of which records are missing that a repair will fetch."""
+        """The symbols whose missing records a repair will fetch."""
         missing = self._missing.symbols()
         if self._history is not None and not self._connected_before:
             missing |= frozenset(self._accepted.symbols())
         return missing
 
     def lost(self, followed: Iterable[str]) -> None:
-        """The connection has ended: of what it followed, records are missing."""
+        """Note that the connection has ended: records of its symbols are missing."""
         self._missing.lose(followed, self._clock.utc_ns())
 
     def expect(self, symbols: Iterable[str]) -> None:
-        """These were left out and may come back: live records wait, if any of them misses some.
+        """Hold live records if one of these unfulfilled symbols, which may return, misses records.
 
-        :meth:`repair` has to follow.
+        Call :meth:`repair` after this.
         """
         if any(symbol in self._missing for symbol in symbols):
             self._horizon = Horizon[R](self._clock.utc_ns())
@@ -319,7 +320,7 @@ class GapRepair(Generic[R]):
         self._began = anyio.Event()
 
     async def hand_on(self, records: Sequence[R]) -> None:
-        """Live records: they wait while there is a repair, and go on otherwise."""
+        """Hold live records during a repair; otherwise send them."""
         self._horizon.came(records)
         if not self._holding:
             await self._send_queue.send(RecordBatch(self._kind, records))
@@ -330,11 +331,11 @@ class GapRepair(Generic[R]):
             await self._send_queue.flush()
 
     async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
-        """All is subscribed: say so, fetch what was missed, hand it on with what is held.
+        """Report that all is subscribed, fetch the missed records, send them with the held ones.
 
         Args:
-            followed: What the feed has acknowledged.
-            left_out: What is wanted and not given; its records are fetched once it is back.
+            followed: The acknowledged symbols.
+            left_out: The unfulfilled symbols. Their records are fetched when they return.
         """
         self._resumed = True
         self._missing.follow(followed, self._clock.utc_ns())
@@ -368,7 +369,7 @@ class GapRepair(Generic[R]):
         await self._send_queue.flush()
 
     async def tell_late(self) -> None:
-        """Hand on what history had not told repairs in time; runs until cancelled."""
+        """Send the quotes that a recheck finds; runs until cancelled."""
         while self._recheck is not None:
             self._send_queue.add(await self._recheck.next())
             await self._send_queue.flush()
@@ -392,12 +393,12 @@ class GapRepair(Generic[R]):
     async def subscriptions_changed(
         self, followed: Collection[str], left_out: Collection[str]
     ) -> None:
-        """A request was served: a symbol that had been left out may be back.
+        """Report the gaps of unfulfilled symbols that a request has subscribed again.
 
-        What was missing of it is told, and not fetched: others' records do not wait for that.
+        Their missing records are not fetched, so that other symbols' records do not wait.
         """
         if not self._resumed:
-            return  # :meth:`repair` will tell
+            return  # :meth:`repair` will report it
         self._missing.follow(followed, self._clock.utc_ns())
         if self._left_out.intersection(followed):
             if not self._holding:
@@ -416,7 +417,7 @@ class GapRepair(Generic[R]):
         return now_ns
 
     async def keep_limit(self) -> None:
-        """Let go of what is held when it has waited long enough; runs until cancelled."""
+        """Release held quotes that have waited too long; runs until cancelled."""
         while True:
             while not self._holding:
                 await self._began.wait()
@@ -427,13 +428,13 @@ class GapRepair(Generic[R]):
                 await self._send_queue.flush()
 
     async def stop(self) -> None:
-        """Hand on what is held, within a moment."""
+        """Send the held quotes, within a short time limit."""
         self._give_up("the service stops")
         with anyio.move_on_after(_LAST_WORDS_S):
             await self._send_queue.flush()
 
     async def _why_not_all(self, catch_up: CatchUp[R], followed: Collection[str]) -> str | None:
-        """Let it fetch what was missed; None where nothing of that is left."""
+        """Fetch the missed quotes; return why some are missing, or None if all were fetched."""
         if EVERY_SYMBOL in followed and len(catch_up.symbols) > MOST_SEEN:
             return f"the history of {len(catch_up.symbols)} symbols is too much"
         limit_s = self._deadline_s - LATEST_LIMIT_S - anyio.current_time()
@@ -467,7 +468,7 @@ class GapRepair(Generic[R]):
         self._work.cancel()
 
     def _let_go(self, past: Sequence[R], complete: frozenset[str]) -> None:
-        """Nothing waits any more; what comes from now on goes out behind this."""
+        """End the waiting; later live quotes are sent after these."""
         if not self._holding:
             return
         held, self._held = self._held, []
