@@ -1,14 +1,12 @@
-"""Connections for reading: opened, used from a thread, closed by whoever gives up."""
+"""Connections for reading, and the prices that stand in the keys."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final, TypeVar
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
 
 import anyio
-import anyio.to_thread
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.payload import QuoteDecoder
@@ -21,9 +19,7 @@ from mdservice.redis_io.replies import is_error, refusal
 __all__ = [
     "CLIENT_NAME",
     "TIMEOUT_S",
-    "in_thread",
-    "open_link",
-    "opening",
+    "connected_to",
     "read_keys",
     "refuse_errors",
 ]
@@ -37,49 +33,20 @@ _RIGHTS = (
     "allow this user SUBSCRIBE, PING, MGET, SCAN (XREAD, XRANGE and XINFO for an event log) on "
     "the keys price:* and the channel price.updated, with MDSERVICE_KEY_PREFIX in front"
 )
-_T = TypeVar("_T")
 
 
-@contextmanager
-def opening(address: RedisAddress) -> Iterator[RedisConnection]:
-    """A link, not yet opened, which is closed at the end, whatever ends the block."""
-    link = RedisConnection(address)
-    try:
-        yield link
-    finally:
-        link.close()
-
-
-async def in_thread(
-    limiter: anyio.CapacityLimiter,
-    link: RedisConnection,
-    function: Callable[..., _T],
-    *args: object,
-) -> _T:
-    """Call a blocking function that uses the link; an error or a cancellation closes the link.
-
-    A cancelled call is not waited for: its thread ends soon, since its socket is shut.
-    """
-    done = False
-    try:
-        result = await anyio.to_thread.run_sync(
-            function, link, *args, abandon_on_cancel=True, limiter=limiter
-        )
-        done = True
-    finally:
-        if not done:
-            link.close()
-    return result
-
-
-def open_link(link: RedisConnection) -> None:
-    """Connect, log in, say who we are. Blocks.
+@asynccontextmanager
+async def connected_to(address: RedisAddress) -> AsyncIterator[RedisConnection]:
+    """A connection that is closed at the end of the block.
 
     Raises:
         StoreUnavailable, StoreRefused
     """
-    link.open()
-    link.call(pack(b"CLIENT", b"SETNAME", CLIENT_NAME.encode()))  # a refusal does not matter
+    connection = await RedisConnection.open(address, CLIENT_NAME)
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 def refuse_errors(address: str, replies: Iterable[object]) -> None:
@@ -104,20 +71,18 @@ _LIMIT_S: Final = 30.0
 """A server with many million other keys takes a while to go through; beyond this it is told."""
 
 
-def read_keys(
-    link: RedisConnection,
-    address: str,
+async def read_keys(
+    connection: RedisConnection,
     symbols: Sequence[str],
     decoder: QuoteDecoder,
     names: RedisNames,
 ) -> list[Quote]:
-    """The quotes in the keys, by symbol. Blocks.
+    """The quotes in the keys, by symbol.
 
     Keys that hold anything else are left out and counted by the decoder.
 
     Args:
-        link: Opened, and not subscribed to anything.
-        address: The server, for errors.
+        connection: One that is not subscribed to anything.
         symbols: Which; empty means every key ``price:*``.
         decoder: Counts what cannot be read.
         names: The keys' names.
@@ -125,18 +90,19 @@ def read_keys(
     Raises:
         StoreUnavailable, StoreRefused
     """
-    deadline_s = time.monotonic() + _LIMIT_S
+    deadline_s = anyio.current_time() + _LIMIT_S
     found: dict[str, Quote] = {}
-    for keys in _named(symbols, names) if symbols else _all(link, address, names):
-        if time.monotonic() > deadline_s:
+
+    async def read(keys: Sequence[bytes]) -> None:
+        if anyio.current_time() > deadline_s:
             raise StoreUnavailable(
-                f"Redis at {address} has so many keys that the prices among them are not found "
-                f"within {_LIMIT_S:g} s: name the symbols, or give the prices a database"
+                f"Redis at {connection.address} has so many keys that the prices among them are "
+                f"not found within {_LIMIT_S:g} s: name the symbols, or give the prices a database"
             )
         if not keys:
-            continue
-        replies = link.call(pack(b"MGET", *keys))
-        refuse_errors(address, replies)
+            return
+        replies = await connection.call(pack(b"MGET", *keys))
+        refuse_errors(connection.address, replies)
         for key, payload in zip(keys, replies[0], strict=True):
             quote = None if payload is None else decoder.decode(payload)
             if quote is None:
@@ -146,21 +112,20 @@ def read_keys(
                 decoder.last_error = f"the key {key.decode(errors='replace')} is of another symbol"
                 continue
             found[quote.symbol] = quote
+
+    for keys in _named(symbols, names):
+        await read(keys)
+    cursor = None if symbols else b"0"
+    while cursor is not None:
+        words = (b"SCAN", cursor, b"MATCH", names.price_keys, b"COUNT", b"%d" % _KEYS_PER_READ)
+        replies = await connection.call(pack(*words))
+        refuse_errors(connection.address, replies)
+        cursor, keys = replies[0]
+        await read(keys)
+        cursor = None if cursor == b"0" else cursor
     return [found[symbol] for symbol in sorted(found)]
 
 
 def _named(symbols: Sequence[str], names: RedisNames) -> Iterator[list[bytes]]:
     for start in range(0, len(symbols), _KEYS_PER_READ):
         yield [names.price_key(symbol) for symbol in symbols[start : start + _KEYS_PER_READ]]
-
-
-def _all(link: RedisConnection, address: str, names: RedisNames) -> Iterator[list[bytes]]:
-    cursor = b"0"
-    while True:
-        words = (b"SCAN", cursor, b"MATCH", names.price_keys, b"COUNT", b"%d" % _KEYS_PER_READ)
-        replies = link.call(pack(*words))
-        refuse_errors(address, replies)
-        cursor, keys = replies[0]
-        yield keys
-        if cursor == b"0":
-            return

@@ -14,7 +14,7 @@ from typing import Any, Final
 import anyio
 import attrs
 
-from mdservice.client.connection import in_thread, open_link, opening, read_keys, refuse_errors
+from mdservice.client.connection import connected_to, read_keys, refuse_errors
 from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake
 from mdservice.errors import ConfigurationError, StoreRefused
@@ -22,7 +22,7 @@ from mdservice.model.payload import QuoteDecoder
 from mdservice.model.quote import Quote
 from mdservice.observability.logging import get_logger
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.connection import RedisConnection
 from mdservice.redis_io.replies import is_error
 
 __all__ = ["START", "Chunk", "EntryId", "EventLogSource", "look", "parse_entry_id", "read_chunk"]
@@ -93,23 +93,23 @@ class Chunk:
         return cursor != START and self.first is not None and self.first > cursor
 
 
-def look(link: RedisConnection, address: str, log: bytes) -> EntryId | None:
-    """The id of the last entry that the log ever had, or None where there is no log. Blocks.
+async def look(connection: RedisConnection, log: bytes) -> EntryId | None:
+    """The id of the last entry that the log ever had, or None where there is no log.
 
     Raises:
         StoreUnavailable
         StoreRefused: It is no stream, or this user may not ask.
     """
-    (reply,) = link.call(pack(b"XINFO", b"STREAM", log))
+    (reply,) = await connection.call(pack(b"XINFO", b"STREAM", log))
     if is_error(reply) and "no such key" in str(reply):
         return None
-    _refuse(address, log, [reply])
+    _refuse(connection.address, log, [reply])
     facts = dict(zip(reply[::2], reply[1::2], strict=False))
     return _entry_id(facts[b"last-generated-id"])
 
 
-def read_chunk(link: RedisConnection, address: str, log: bytes, after: EntryId) -> Chunk:
-    """The next entries; waits a second for one. Blocks.
+async def read_chunk(connection: RedisConnection, log: bytes, after: EntryId) -> Chunk:
+    """The next entries; waits a second for one.
 
     The oldest entry is asked for behind the reading: what is cut goes from the front, so where
     the log still reaches back to ``after`` now, nothing was missing before.
@@ -118,11 +118,11 @@ def read_chunk(link: RedisConnection, address: str, log: bytes, after: EntryId) 
         StoreUnavailable, StoreRefused
     """
     count, block = b"%d" % _ENTRIES_PER_READ, b"%d" % _BLOCK_MS
-    replies = link.call(
+    replies = await connection.call(
         pack(b"XREAD", b"COUNT", count, b"BLOCK", block, b"STREAMS", log, after.encode()),
         pack(b"XRANGE", log, b"-", b"+", b"COUNT", b"1"),
     )
-    _refuse(address, log, replies)
+    _refuse(connection.address, log, replies)
     streams, oldest = replies
     entries = streams[0][1] if streams else []
     return Chunk(
@@ -170,20 +170,10 @@ class _Entries:
     cut: bool
 
 
-def _open(link: RedisConnection, address: str, log: bytes) -> EntryId | None:
-    open_link(link)
-    return look(link, address, log)
-
-
-def _read_keys(link: RedisConnection, address: str, log: bytes, intake: Intake) -> _Keys:
-    quotes = read_keys(link, address, intake.symbols, intake.key_decoder, intake.names)
-    return _Keys(quotes, look(link, address, log) or START)
-
-
-def _read_entries(
-    link: RedisConnection, address: str, log: bytes, after: EntryId, decoder: QuoteDecoder
+async def _read_entries(
+    connection: RedisConnection, log: bytes, after: EntryId, decoder: QuoteDecoder
 ) -> _Entries:
-    chunk = read_chunk(link, address, log, after)
+    chunk = await read_chunk(connection, log, after)
     quotes, ids = [], []
     for entry_id, payload in chunk.entries:
         quote = decoder.decode(payload)
@@ -217,56 +207,49 @@ class EventLogSource:
 
     async def follow(self, location: Location, connected: Callable[[], None]) -> None:
         """See :class:`~mdservice.client.intake.Source`."""
-        intake, address = self._intake, location.address
+        intake = self._intake
         intake.names = location.names
         self._log = location.names.event_log(self._name)
-        with opening(address) as link:
-            end = await in_thread(intake.limiter, link, _open, address.shown, self._log)
+        async with connected_to(location.address) as connection:
+            end = await look(connection, self._log)
             if self._cursor is None:
-                await self._begin(link, address, end or START)
+                await self._begin(connection, end or START)
             elif end is not None:
                 self._check_end(end)
             connected()
             while True:
                 await intake.handover.emptied()
-                await self._step(link, address)
+                await self._step(connection)
 
-    async def _begin(self, link: RedisConnection, address: RedisAddress, end: EntryId) -> None:
+    async def _begin(self, connection: RedisConnection, end: EntryId) -> None:
         """The keys first; events from where the log ended before they were read."""
-        keys = await self._ask_keys(link, address)
+        keys = await self._ask_keys(connection)
         newer = self._intake.take_keys(keys.quotes)
         self._cursor, self._unordered_to = end, keys.end
         # One that ends among the keys has to begin with them again.
         self._intake.handover.offer_entries(newer, [None] * len(newer), str(end))
 
-    async def _ask_keys(self, link: RedisConnection, address: RedisAddress) -> _Keys:
+    async def _ask_keys(self, connection: RedisConnection) -> _Keys:
         intake = self._intake
         intake.reading_keys(anyio.current_time())
-        return await in_thread(intake.limiter, link, _read_keys, address.shown, self._log, intake)
+        quotes = await read_keys(connection, intake.symbols, intake.key_decoder, intake.names)
+        return _Keys(quotes, await look(connection, self._log) or START)
 
-    async def _step(self, link: RedisConnection, address: RedisAddress) -> None:
+    async def _step(self, connection: RedisConnection) -> None:
         intake = self._intake
         cursor = self._cursor or START
         if self._keys is None and intake.keys_are_due(anyio.current_time()):
-            self._keys = await self._ask_keys(link, address)
+            self._keys = await self._ask_keys(connection)
         if self._keys is not None and cursor >= self._keys.end:
             newer = intake.take_keys(self._keys.quotes)
             self._keys = None
             intake.handover.offer_entries(newer, [None] * len(newer), None)
             return
-        read = await in_thread(
-            intake.limiter,
-            link,
-            _read_entries,
-            address.shown,
-            self._log,
-            cursor,
-            intake.event_decoder,
-        )
+        read = await _read_entries(connection, self._log, cursor, intake.event_decoder)
         if read.cut:
             self._note("event_log_was_cut", cursor)
         if read.end == cursor:
-            end = await in_thread(intake.limiter, link, look, address.shown, self._log)
+            end = await look(connection, self._log)
             if end is not None:
                 self._check_end(end)
             return

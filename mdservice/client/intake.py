@@ -131,8 +131,8 @@ class Intake:
     Attributes:
         symbols: Which are wanted; empty means all.
         names: Of keys and channels, at the last location.
-        event_decoder: Decodes events; used by one thread at a time.
-        key_decoder: Decodes keys, perhaps at the same time.
+        event_decoder: Decodes events.
+        key_decoder: Decodes keys.
         order: The newest of each symbol.
         handover: What waits for the program.
         events: Updates that came as events.
@@ -142,7 +142,6 @@ class Intake:
         foreign: Events of other services, which were passed over.
         heard: Services that announce themselves, by id, and when each was last heard,
             monotonic seconds.
-        limiter: How many threads a reader may have at work.
     """
 
     def __init__(self, symbols: Sequence[str]) -> None:
@@ -155,8 +154,6 @@ class Intake:
         self.events = 0
         self.resyncs = 0
         self.trimmed = 0
-        # One to receive, one to read keys; others may hang for a while in a name resolution.
-        self.limiter = anyio.CapacityLimiter(6)
         self.following: Instance | None = None
         self.foreign = 0
         self.heard: dict[str, tuple[Instance, float]] = {}

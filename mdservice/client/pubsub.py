@@ -13,21 +13,20 @@ taken: their publisher does not say who it is.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import attrs
 
-from mdservice.client.connection import in_thread, open_link, opening, read_keys, refuse_errors
+from mdservice.client.connection import connected_to, read_keys, refuse_errors
 from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake
 from mdservice.errors import StoreUnavailable
 from mdservice.model.events import RecordBatch
 from mdservice.model.kinds import QUOTES
-from mdservice.model.payload import QuoteDecoder
 from mdservice.model.quote import Quote
 from mdservice.publish.conflation import ConflatingBuffer, records_of
 from mdservice.redis_io.commands import pack
@@ -60,7 +59,7 @@ ANSWER_LIMIT_S: Final = 3.0
 
 @attrs.define
 class Silence:
-    """How long nothing has been heard. All times are monotonic seconds.
+    """How long nothing has been heard. All times are the event loop's time.
 
     Attributes:
         heard_s: When something was heard last.
@@ -106,42 +105,33 @@ _MARKER: Final = b"keys-were-read"
 _PING: Final = pack(b"PING", b"")
 
 
-@attrs.frozen
-class _Heard:
-    at_s: float
-    anything: bool
-    marker: bool
-    groups: list[tuple[BatchMarker | None, list[Quote]]]
-    instances: list[Instance]
+Connect = Callable[[RedisAddress], AbstractAsyncContextManager[RedisConnection]]
+"""Opens a connection that is closed at the end of the block."""
 
 
-@attrs.frozen
-class _Subscribed:
-    owner: Instance | None
-    announcements: bool
+async def _subscribe(connection: RedisConnection, names: RedisNames) -> bool:
+    """Subscribe to the events; to what says whose they are too, where this user may.
 
-
-def _subscribe(link: RedisConnection, address: str, names: RedisNames) -> _Subscribed:
-    """Subscribe to the events; to what says whose they are too, where this user may."""
-    open_link(link)
-    (record,) = link.call(pack(b"GET", names.instance_key))
+    Returns:
+        Whether the announcements of the services are heard.
+    """
     channels = (BATCH_CHANNEL, INSTANCES_CHANNEL, PRICE_CHANNEL)
     # The markers first, and all at once: no batch may come between.
     data = b"".join(pack(b"SUBSCRIBE", names.channel(channel)) for channel in channels)
-    replies = link.exchange(data, len(channels))
+    replies = await connection.exchange(data, len(channels))
     while len(answers := [reply for reply in replies if not _is_message(reply)]) < len(channels):
-        replies += link.exchange(b"", 1)
-    refuse_errors(address, answers[-1:])
-    return _Subscribed(decode_instance(record), not is_error(answers[1]))
+        replies += await connection.exchange(b"", 1)
+    refuse_errors(connection.address, answers[-1:])
+    return not is_error(answers[1])
 
 
 def _is_message(reply: object) -> bool:
     return isinstance(reply, list) and reply[:1] == [b"message"]
 
 
-def _read_record(link: RedisConnection, names: RedisNames) -> Instance | None:
-    open_link(link)
-    (record,) = link.call(pack(b"GET", names.instance_key))
+async def _read_record(connection: RedisConnection, names: RedisNames) -> Instance | None:
+    """The service that the database belongs to."""
+    (record,) = await connection.call(pack(b"GET", names.instance_key))
     return decode_instance(record)
 
 
@@ -181,70 +171,60 @@ class _Sorter:
         return groups
 
 
-def _receive(
-    link: RedisConnection,
-    address: str,
-    wait_s: float,
-    data: bytes,
-    decoder: QuoteDecoder,
-    sorter: _Sorter,
-) -> _Heard:
-    replies = link.receive(wait_s, data)
-    messages, marker = [], False
-    for reply in replies:
-        if not isinstance(reply, list):
-            refuse_errors(address, (reply,))
-        elif reply[0] == b"message":
-            messages.append((reply[1], reply[2]))
-        elif reply == [b"pong", _MARKER]:
-            marker = True
-    instances: list[Instance] = []
-    groups = [
-        (whose, decoder.decode_all(payloads))
-        for whose, payloads in sorter.sort(messages, instances)
-    ]
-    return _Heard(time.monotonic(), bool(replies), marker, groups, instances)
-
-
-def _read_keys(link: RedisConnection, address: str, intake: Intake) -> list[Quote]:
-    open_link(link)
-    return read_keys(link, address, intake.symbols, intake.key_decoder, intake.names)
-
-
 class PubSubSource:
-    """Reads the channel; never waits for the program that iterates."""
+    """Reads the channel; never waits for the program that iterates.
 
-    def __init__(self, intake: Intake) -> None:
+    Args:
+        intake: Where updates go.
+        connect: Opens a connection.
+    """
+
+    def __init__(self, intake: Intake, connect: Connect = connected_to) -> None:
         self._intake = intake
+        self._connect = connect
 
     async def follow(self, location: Location, connected: Callable[[], None]) -> None:
         """See :class:`~mdservice.client.intake.Source`."""
-        address = location.address
         names = self._intake.names = location.names
-        with opening(address) as link:
-            found = await in_thread(self._intake.limiter, link, _subscribe, address.shown, names)
-            connection = _Connection(self._intake, address, link, connected, found)
-            await run_together(connection.receive, connection.read_keys, connection.read_records)
+        async with self._connect(location.address) as connection:
+            owner = await _read_record(connection, names)
+            announcements = await _subscribe(connection, names)
+            subscription = _Subscription(
+                self._intake,
+                location.address,
+                self._connect,
+                connection,
+                connected,
+                owner,
+                announcements=announcements,
+            )
+            await run_together(
+                subscription.receive, subscription.read_keys, subscription.read_records
+            )
 
 
-class _Connection:
+class _Subscription:
     """One subscribed connection, from its keys to its end."""
 
     def __init__(
         self,
         intake: Intake,
         address: RedisAddress,
-        link: RedisConnection,
+        connect: Connect,
+        connection: RedisConnection,
         connected: Callable[[], None],
-        found: _Subscribed,
+        owner: Instance | None,
+        *,
+        announcements: bool,
     ) -> None:
         self._intake = intake
         self._address = address
+        self._connect = connect
         self._sorter = _Sorter(intake.names)
-        self._announcements = found.announcements
-        if found.owner is not None:
-            intake.following = found.owner
-        self._followed_heard_s = self._listened_s = time.monotonic()
+        self._announcements = announcements
+        if owner is not None:
+            intake.following = owner
+        self._followed_heard_s = self._listened_s = anyio.current_time()
         self._missed_from_s = self._listened_s + _MISSED_AFTER_S
         """When the followed service counts as missed, unless it is heard before."""
         self._followed_is_missed = False
@@ -252,15 +232,15 @@ class _Connection:
         """Events of a service that may be the new owner of the database, until that is known."""
         self._undecided_count = 0
         self._passed_over: dict[str, float] = {}
-        """Services that are known to be others, and since when, monotonic seconds."""
+        """Services that are known to be others, and since when, the event loop's time."""
         self._record_wanted = anyio.Event()
         self._record_wanted_s = -inf
         self._reading_record = False
-        self._link = link
+        self._connection = connection
         self._connected = connected
         # At the very first, events wait for the keys.
         self._held = None if intake.begun else ConflatingBuffer(_HELD_AT_MOST)
-        self._silence = Silence(time.monotonic())
+        self._silence = Silence(anyio.current_time())
         self._up_to_date = False
         self._keys: list[Quote] | None = None
         self._marker_sent = False
@@ -269,45 +249,55 @@ class _Connection:
 
     async def receive(self) -> None:
         """Take what comes, until the connection is lost."""
-        intake, shown = self._intake, self._address.shown
+        intake = self._intake
         while True:
             wait_s = _SHORT_WAIT_S if self._reading_keys else _WAIT_S
-            heard = await in_thread(
-                intake.limiter,
-                self._link,
-                _receive,
-                shown,
-                wait_s,
-                self._to_say(),
-                intake.event_decoder,
-                self._sorter,
-            )
-            if self._silence.too_long(heard.at_s, anything=heard.anything):
+            replies = await self._connection.receive(wait_s, self._to_say())
+            now_s = anyio.current_time()
+            if self._silence.too_long(now_s, anything=bool(replies)):
                 raise StoreUnavailable(
-                    f"Redis at {shown} does not answer a PING within {ANSWER_LIMIT_S:g} s; "
-                    "connecting again"
+                    f"Redis at {self._address.shown} does not answer a PING within "
+                    f"{ANSWER_LIMIT_S:g} s; connecting again"
                 )
-            if heard.at_s - self._listened_s > _HELD_UP_S:
-                self._missed_from_s = heard.at_s + _MISSED_AFTER_S
-            self._listened_s = heard.at_s
-            for instance in heard.instances:
-                self._hear(instance, heard.at_s)
-            for whose, quotes in heard.groups:
-                self._sift(whose, quotes, heard.at_s)
-            self._look_for_followed(heard.at_s)
-            if heard.marker and self._keys is not None:
+            if now_s - self._listened_s > _HELD_UP_S:
+                self._missed_from_s = now_s + _MISSED_AFTER_S
+            self._listened_s = now_s
+            marker = self._take_replies(replies, now_s)
+            self._look_for_followed(now_s)
+            if marker and self._keys is not None:
                 self._apply(self._keys)
-            if not self._reading_keys and intake.keys_are_due(anyio.current_time()):
+            if not self._reading_keys and intake.keys_are_due(now_s):
                 self._want_keys()
+
+    def _take_replies(self, replies: list[Any], now_s: float) -> bool:
+        """Take what one read has brought; whether the marker is among it."""
+        messages: list[tuple[bytes, bytes]] = []
+        marker = False
+        for reply in replies:
+            if not isinstance(reply, list):
+                refuse_errors(self._address.shown, (reply,))
+            elif reply[0] == b"message":
+                messages.append((reply[1], reply[2]))
+            elif reply == [b"pong", _MARKER]:
+                marker = True
+        instances: list[Instance] = []
+        groups = self._sorter.sort(messages, instances)
+        for instance in instances:
+            self._hear(instance, now_s)
+        decode_all = self._intake.event_decoder.decode_all
+        for whose, payloads in groups:
+            self._sift(whose, decode_all(payloads), now_s)
+        return marker
 
     async def read_keys(self) -> None:
         """Read the keys whenever that is wanted."""
         while True:
             await self._keys_wanted.wait()
             self._keys_wanted = anyio.Event()
-            with opening(self._address) as link:
-                self._keys = await in_thread(
-                    self._intake.limiter, link, _read_keys, self._address.shown, self._intake
+            intake = self._intake
+            async with self._connect(self._address) as connection:
+                self._keys = await read_keys(
+                    connection, intake.symbols, intake.key_decoder, intake.names
                 )
 
     async def read_records(self) -> None:
@@ -315,10 +305,8 @@ class _Connection:
         while True:
             await self._record_wanted.wait()
             self._record_wanted = anyio.Event()
-            with opening(self._address) as link:
-                owner = await in_thread(
-                    self._intake.limiter, link, _read_record, self._intake.names
-                )
+            async with self._connect(self._address) as connection:
+                owner = await _read_record(connection, self._intake.names)
             self._reading_record = False
             self._decide(owner)
 
@@ -367,7 +355,7 @@ class _Connection:
 
     def _decide(self, owner: Instance | None) -> None:
         """Follow the owner of the database; deal with what waited for that."""
-        intake, now_s, began_s = self._intake, time.monotonic(), self._record_wanted_s
+        intake, now_s, began_s = self._intake, anyio.current_time(), self._record_wanted_s
         following = intake.following
         same = following is not None and owner is not None and owner.id == following.id
         if same and self._followed_is_missed:
@@ -421,7 +409,7 @@ class _Connection:
         if self._keys is not None and not self._marker_sent:
             self._marker_sent = True
             return pack(b"PING", _MARKER)
-        return _PING if self._silence.ask(time.monotonic()) else b""
+        return _PING if self._silence.ask(anyio.current_time()) else b""
 
     def _take(self, quotes: list[Quote]) -> None:
         if self._held is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -239,4 +238,4 @@ class Prices:
 
     def rivals(self) -> list[Instance]:
         """Other services that write to the same keys now: these cannot be told apart."""
-        return self._intake.rivals(time.monotonic())
+        return self._intake.rivals(anyio.current_time())

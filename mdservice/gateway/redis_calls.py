@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 import anyio
 
-from mdservice.client.connection import in_thread, open_link, refuse_errors
+from mdservice.client.connection import CLIENT_NAME, refuse_errors
 from mdservice.client.discovery import Discovery
 from mdservice.client.http import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
@@ -23,13 +24,6 @@ _WAIT_S: Final = 5.0
 """How long a call waits for those before it."""
 _ROLE: Final = pack(b"ROLE")
 _T = TypeVar("_T")
-
-
-def _open(link: RedisConnection) -> bool:
-    """Open the link; whether the server is a primary, as far as this user may ask."""
-    open_link(link)
-    (role,) = link.call(_ROLE)
-    return isinstance(role, list) and not _is_replica(role)
 
 
 def _is_replica(role: object) -> bool:
@@ -52,9 +46,8 @@ class RedisCalls:
         """The question for the service's record."""
         self.service: Instance | None = None
         """The service that writes the keys, as it last named itself; None where it did not."""
-        self._limiter = anyio.CapacityLimiter(2)
         self._one_call = anyio.Lock()
-        self._link: RedisConnection | None = None
+        self._connection: RedisConnection | None = None
         self._was_primary = False
         """Whether the server was a primary when the connection was opened."""
         self._address = ""
@@ -63,6 +56,10 @@ class RedisCalls:
         """The symbols of the last question, and the question."""
         self._seen: dict[str, tuple[bytes, Quote]] = {}
         """Each key's last content, decoded: most prices are read more often than they change."""
+
+    def __del__(self) -> None:
+        # A gateway without a running tracker has no moment at which to close it.
+        self.close()
 
     async def prices(self, symbols: Sequence[str]) -> dict[str, Quote]:
         """The prices that stand in the keys of these symbols, in one round trip.
@@ -74,7 +71,7 @@ class RedisCalls:
             StoreRefused: The server refuses the login or the command.
             ConfigurationError: The address cannot be used.
         """
-        return await self._call(self._read, symbols) if symbols else {}
+        return await self._call(partial(self._read, symbols)) if symbols else {}
 
     async def publish(self, channel: str, messages: Sequence[bytes]) -> None:
         """Publish the messages in order, on the channel behind the prefix.
@@ -84,37 +81,36 @@ class RedisCalls:
         Raises:
             StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
         """
-        await self._call(self._publish, channel, messages)
+        await self._call(partial(self._publish, channel, messages))
 
     def close(self) -> None:
         """End the connection."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    async def _call(self, function: Callable[..., _T], *args: object) -> _T:
+    async def _call(self, talk: Callable[[RedisConnection], Awaitable[_T]]) -> _T:
         try:
             with anyio.fail_after(_WAIT_S):
                 await self._one_call.acquire()
         except TimeoutError:
             raise StoreUnavailable("Redis is too slow: other calls wait for it") from None
         try:
-            kept = self._link is not None
+            kept = self._connection is not None
             try:
-                return await self._try(function, *args)
+                return await self._try(talk)
             except StoreError as exc:
                 # A kept connection may have died long ago, or lead to a demoted server.
                 if not kept or (isinstance(exc, StoreRefused) and not exc.reconnect):
                     raise
-            return await self._try(function, *args)
+            return await self._try(talk)
         finally:
             self._one_call.release()
 
-    async def _try(self, function: Callable[..., _T], *args: object) -> _T:
+    async def _try(self, talk: Callable[[RedisConnection], Awaitable[_T]]) -> _T:
         done = False
         try:
-            link = self._link or await self._connect()
-            result = await in_thread(self._limiter, link, function, *args)
+            result = await talk(self._connection or await self._connect())
             done = True
         finally:
             if not done:
@@ -128,14 +124,16 @@ class RedisCalls:
             raise StoreUnavailable(str(exc)) from exc
         self._address, self._names = location.address.shown, location.names
         self._record, self._asked = pack(b"GET", self._names.instance_key), ((), b"")
-        self._link = RedisConnection(location.address)
-        self._was_primary = await in_thread(self._limiter, self._link, _open)
-        return self._link
+        self._connection = await RedisConnection.open(location.address, CLIENT_NAME)
+        (role,) = await self._connection.call(_ROLE)
+        # Not known where this user may not ask.
+        self._was_primary = isinstance(role, list) and not _is_replica(role)
+        return self._connection
 
-    def _read(self, link: RedisConnection, symbols: Sequence[str]) -> dict[str, Quote]:
+    async def _read(self, symbols: Sequence[str], connection: RedisConnection) -> dict[str, Quote]:
         if symbols != self._asked[0]:
             self._asked = symbols, pack(b"MGET", *map(self._names.price_key, symbols))
-        role, record, values = link.call(_ROLE, self._record, self._asked[1])
+        role, record, values = await connection.call(_ROLE, self._record, self._asked[1])
         self._refuse_demoted(role)
         refuse_errors(self._address, (values,))
         self.service = decode_instance(record) or self.service
@@ -161,8 +159,11 @@ class RedisCalls:
                 reconnect=True,
             )
 
-    def _publish(self, link: RedisConnection, channel: str, messages: Sequence[bytes]) -> None:
-        self._refuse_demoted(link.call(_ROLE)[0])
+    async def _publish(
+        self, channel: str, messages: Sequence[bytes], connection: RedisConnection
+    ) -> None:
+        (role,) = await connection.call(_ROLE)
+        self._refuse_demoted(role)
         name = self._names.channel(channel)
         commands = (pack(b"PUBLISH", name, message) for message in messages)
-        refuse_errors(self._address, link.call(*commands))
+        refuse_errors(self._address, await connection.call(*commands))

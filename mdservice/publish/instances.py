@@ -29,7 +29,7 @@ from mdservice.errors import StoreError, StoreRefused
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
     ANNOUNCE_EVERY_S,
     GONE_AFTER_S,
@@ -40,7 +40,6 @@ from mdservice.redis_io.names import (
     encode_instance,
 )
 from mdservice.redis_io.replies import is_error, refusal
-from mdservice.redis_io.store import RedisStream, open_stream
 
 __all__ = ["Instances"]
 
@@ -85,7 +84,6 @@ class Instances:
         self._address = RedisAddress(url, timeout_s=_TIMEOUT_S)
         self._names = RedisNames(prefix)
         self._clock = clock
-        self._limiter = anyio.CapacityLimiter(4)
         self._heard: dict[str, tuple[Instance, float]] = {}
         self._refused: str | None = None
         self._refusals = 0
@@ -181,26 +179,28 @@ class Instances:
         finally:
             speaker.close()
 
-    async def _guard(self, work: Any, stream: RedisStream, scope: anyio.CancelScope) -> None:
+    async def _guard(
+        self, work: Any, connection: RedisConnection, scope: anyio.CancelScope
+    ) -> None:
         """A lost connection ends both tasks, without an error group around it."""
         try:
-            await work(stream)
+            await work(connection)
         except StoreRefused as exc:
             self._note_refusal(exc)
         except StoreError:
             pass
         scope.cancel()
 
-    async def _open(self) -> RedisStream:
-        return await open_stream(self._address, _TIMEOUT_S, self._limiter, _CLIENT_NAME)
+    async def _open(self) -> RedisConnection:
+        return await RedisConnection.open(self._address, _CLIENT_NAME, limit_s=_TIMEOUT_S)
 
-    async def _keep_announcing(self, speaker: RedisStream) -> None:
+    async def _keep_announcing(self, speaker: RedisConnection) -> None:
         while True:
             await anyio.sleep(ANNOUNCE_EVERY_S)
             await self._announce(speaker)
             self._forget_silent()
 
-    async def _announce(self, speaker: RedisStream) -> None:
+    async def _announce(self, speaker: RedisConnection) -> None:
         key, payload = self._names.instance_key, encode_instance(self.own)
         (record,) = await speaker.exchange(pack(b"GET", key), 1)
         owner = None if is_error(record) else decode_instance(record)
@@ -209,7 +209,7 @@ class Instances:
             commands.insert(0, pack(b"SET", key, payload, b"PX", b"%d" % int(GONE_AFTER_S * 1e3)))
         self._refuse(await speaker.exchange(b"".join(commands), len(commands)))
 
-    async def _say_goodbye(self, speaker: RedisStream) -> None:
+    async def _say_goodbye(self, speaker: RedisConnection) -> None:
         key = self._names.instance_key
         (record,) = await speaker.exchange(pack(b"GET", key), 1)
         owner = None if is_error(record) else decode_instance(record)
@@ -219,7 +219,7 @@ class Instances:
             commands.append(pack(b"DEL", key))
         await speaker.exchange(b"".join(commands), len(commands))
 
-    async def _listen(self, listener: RedisStream) -> None:
+    async def _listen(self, listener: RedisConnection) -> None:
         # This service's own announcements keep the connection from being silent.
         channel = self._names.channel(INSTANCES_CHANNEL)
         self._refuse(await listener.exchange(pack(b"SUBSCRIBE", channel), 1))

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import anyio
 import attrs
 
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
     BATCH_CHANNEL,
     INSTANCES_CHANNEL,
@@ -22,7 +21,6 @@ from mdservice.redis_io.names import (
     RedisNames,
 )
 from mdservice.redis_io.replies import is_error, refusal_code
-from mdservice.redis_io.store import open_stream
 
 __all__ = ["RedisRights", "try_rights"]
 
@@ -65,34 +63,34 @@ async def try_rights(
         StoreUnavailable, StoreRefused
     """
     needed, useful = _commands(names, event_log, renew_prices=renew_prices)
-    stream = await open_stream(address, timeout_s, anyio.CapacityLimiter(1), _CLIENT_NAME)
+    connection = await RedisConnection.open(address, _CLIENT_NAME, limit_s=timeout_s)
     try:
         # Without MULTI, what follows would be executed.
-        (multi,) = await stream.exchange(pack(b"MULTI"), 1)
+        (multi,) = await connection.exchange(pack(b"MULTI"), 1)
         if is_error(multi):
             return _result([("MULTI", str(multi))], [])
         # A refused EXEC ends the transaction too: what follows would be executed.
-        (executed,) = await stream.exchange(pack(b"EXEC"), 1)
+        (executed,) = await connection.exchange(pack(b"EXEC"), 1)
         if is_error(executed):
             return _result([("EXEC", str(executed))], [])
-        (multi,) = await stream.exchange(pack(b"MULTI"), 1)
+        (multi,) = await connection.exchange(pack(b"MULTI"), 1)
         if is_error(multi):
             return _result([("MULTI", str(multi))], [])
-        replies = await stream.exchange(b"".join(needed.values()), len(needed))
+        replies = await connection.exchange(b"".join(needed.values()), len(needed))
         refused = [
             (name, str(reply))
             for name, reply in zip(needed, replies, strict=True)
             if is_error(reply)
         ]
         commands = [command for command, _ in useful.values()]
-        replies = await stream.exchange(b"".join(commands), len(commands))
+        replies = await connection.exchange(b"".join(commands), len(commands))
         reduced = [
             (f"{name} ({without})", str(reply))
             for (name, (_, without)), reply in zip(useful.items(), replies, strict=True)
             if is_error(reply)
         ]
     finally:
-        stream.close()
+        connection.close()
     return _result(refused, reduced)
 
 

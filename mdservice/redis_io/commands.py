@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
+import hiredis
 
 from mdservice.model.kinds import QUOTES, Kind
 from mdservice.publish.store import WriteBatch
@@ -23,9 +24,8 @@ NUMBER_TTL_S = 86_400
 
 def pack(*words: bytes) -> bytes:
     """One command, as an array of its words."""
-    return b"*%d\r\n" % len(words) + b"".join(
-        b"$%d\r\n%b\r\n" % (len(word), word) for word in words
-    )
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # of any length
+    return packed
 
 
 def _words(*words: bytes) -> bytes:

@@ -1,40 +1,62 @@
-"""One connection to a Redis-protocol server, used from worker threads.
+"""One connection to a Redis-protocol server, on the event loop.
 
-redis-py opens it (URL, TLS, login, database). After that its socket is read with hiredis
-directly: a batch has thousands of replies, and redis-py's ``read_response`` spends more time
-on each than the server does.
+The writer, the readers, the gateway and ``mdservice check`` all use it, on trio and on asyncio,
+with or without TLS. redis-py reads the URL. All else happens here, on a non-blocking socket:
+connecting, TLS, the login, and each exchange, with hiredis for the replies. A batch has thousands
+of replies, and a client library spends more time on each than the server does.
 """
 
 from __future__ import annotations
 
+import os
 import socket
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Final
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, suppress
+from math import inf
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
+import anyio
+import anyio.lowlevel
 import hiredis
 import redis
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.maint_notifications import MaintNotificationsConfig
 
-from mdservice.errors import ConfigurationError, StoreRefused, StoreUnavailable
+from mdservice.errors import ConfigurationError, StoreError, StoreRefused, StoreUnavailable
+from mdservice.redis_io.commands import pack
 from mdservice.redis_io.replies import (
     MISSING,
     READ_BYTES,
     collect,
-    describe_refusal,
     hung_up,
+    is_error,
     needs_new_connection,
     new_reader,
+    refusal,
+    refusal_code,
 )
 from mdservice.runtime.network import ca_file, tls_advice
 
-__all__ = ["RedisAddress", "RedisConnection", "connection_lost"]
+__all__ = ["RedisAddress", "RedisConnection"]
 
 _POOL_ONLY: Final = ("max_connections", "timeout")
+_NOT_IN_A_URL: Final = frozenset(
+    {
+        *("credential_provider", "socket_keepalive_options", "socket_type"),
+        *("ssl_ocsp_context", "ssl_ocsp_expected_cert"),
+        *("ssl_validate_ocsp", "ssl_validate_ocsp_stapled"),
+    }
+)
+"""What redis-py takes from a program alone, or does with libraries of its own."""
+_ROOM_S: Final = 0.01
+"""How soon a UNIX socket whose queue of connections is full is tried again."""
+_LOST: Final = (OSError, hiredis.ProtocolError, anyio.ClosedResourceError)
+"""What the end of a connection is seen as."""
+_ADVICE: Final = " Is the server running, and the address right?"
+_T = TypeVar("_T")
 
 
 class RedisAddress:
@@ -59,43 +81,82 @@ class RedisAddress:
             ) from None
         for name in _POOL_ONLY:
             options.pop(name, None)
-        self._class: type[Connection | UnixDomainSocketConnection] = options.pop(
+        kind: type[Connection | UnixDomainSocketConnection] = options.pop(
             "connection_class", Connection
         )
-        self.shown = _without_secret(url, self._class, options)
+        self.shown = _without_secret(url, kind, options)
         """The URL without user and password; it can be used where no login is needed."""
         self.database = int(options.get("db") or 0)
         """The number of the database."""
         self.user = str(options.get("username") or "default")
         """Who logs in."""
-        # One request, one reply, no push messages; nothing that redis-py adds for itself.
+        self.timeout_s = timeout_s
+        """How long connecting, and each wait for the server, may take."""
+        # What is meant for redis-py's own connections has no effect here.
         options.update(
             protocol=2,
-            decode_responses=False,
             driver_info=None,
-            client_name=None,
-            health_check_interval=0,
             retry=None,
             retry_on_timeout=False,
             retry_on_error=[],
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
-        if issubclass(self._class, SSLConnection):
+        if issubclass(kind, SSLConnection):
             _trust_what_the_environment_names(options)
-        self._options = options
+        if not _NOT_IN_A_URL.isdisjoint(options):
+            raise _bad_argument(self.shown)
         try:
-            self.connection()
+            self.options = kind(**options)
+            """The URL's parts, as redis-py understands them; it never connects."""
         except (TypeError, ValueError, redis.RedisError) as exc:
-            raise ConfigurationError(
-                f"The Redis URL for {self.shown} has a query argument that is not known or has "
-                "a bad value; see redis-py's Redis.from_url"
-            ) from exc
+            raise _bad_argument(self.shown) from exc
+        self._tls: tuple[ssl.SSLContext, list[int]] | None = None
 
-    def connection(self) -> Connection | UnixDomainSocketConnection:
-        """A new connection, not yet opened."""
-        return self._class(**self._options)
+    def tls_context(self) -> ssl.SSLContext | None:
+        """How to verify the server, None without TLS.
+
+        It is made again only after a file that it was made of has changed, since loading the
+        system's certificates holds up the event loop for some 60 ms.
+
+        Raises:
+            OSError: A file that the URL names cannot be used.
+        """
+        options = self.options
+        if not isinstance(options, SSLConnection):
+            return None
+        files = [options.ca_certs, *(options.ca_path or "").split(os.pathsep)]
+        files += [options.certfile, options.keyfile, ssl.get_default_verify_paths().cafile]
+        changed_ns = [Path(file).stat().st_mtime_ns for file in files if file]
+        if self._tls is None or self._tls[1] != changed_ns:
+            self._tls = _make_context(options), changed_ns
+        return self._tls[0]
+
+
+def _bad_argument(shown: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The Redis URL for {shown} has a query argument that is not known or has a bad value; "
+        "see redis-py's Redis.from_url"
+    )
+
+
+def _make_context(options: SSLConnection) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = options.check_hostname
+    context.verify_mode = options.cert_reqs
+    for flag in options.ssl_include_verify_flags or ():
+        context.verify_flags |= flag
+    for flag in options.ssl_exclude_verify_flags or ():
+        context.verify_flags &= ~flag
+    if options.certfile or options.keyfile:
+        context.load_cert_chain(options.certfile, options.keyfile, options.certificate_password)
+    authorities = options.ca_certs, options.ca_path, options.ca_data
+    if any(one is not None for one in authorities):
+        context.load_verify_locations(*authorities)
+    if options.ssl_min_version is not None:
+        context.minimum_version = options.ssl_min_version
+    if options.ssl_ciphers:
+        context.set_ciphers(options.ssl_ciphers)
+    return context
 
 
 def _trust_what_the_environment_names(options: dict[str, Any]) -> None:
@@ -125,75 +186,94 @@ def _without_secret(url: str, kind: type, options: dict[str, Any]) -> str:
 
 
 class RedisConnection:
-    """A connection that one worker thread at a time uses, and that any thread may close.
+    """One conversation at a time, on trio or asyncio. Made by :meth:`open`.
 
-    Closing while a thread waits for the server ends that wait; the thread then lets go of the
-    socket itself, so that its number is not reused under its hands.
+    Whatever ends a call early, cancelling too, leaves what was sent uncertain and the replies out
+    of step: the caller then closes the connection. Only :meth:`receive` without ``data`` may be
+    cancelled and called again.
+
+    Args:
+        sock: Connected; with TLS, after the handshake.
+        address: The server's address without user and password, for errors.
+        timeout_s: How long each wait for the server may take.
     """
 
-    def __init__(self, address: RedisAddress) -> None:
-        self._address = address.shown
-        self._connection = address.connection()
+    def __init__(self, sock: socket.socket, address: str, timeout_s: float) -> None:
+        sock.setblocking(False)
+        self.address = address
+        """Where the server is, without user and password."""
+        self._socket = sock
+        self._timeout_s = timeout_s
         self._reader = new_reader()
         self._buffer = bytearray(READ_BYTES)
-        self._lock = threading.Lock()
-        self._in_use = False
-        self._closed = False
 
-    def open(self) -> None:
+    @classmethod
+    async def open(
+        cls, address: RedisAddress, name: str, *, limit_s: float = inf
+    ) -> RedisConnection:
         """Connect and log in.
 
+        Cancelling it leaves nothing behind but, for a while, a name resolution.
+
+        Args:
+            address: The server.
+            name: How the connection is called in the server's ``CLIENT LIST``.
+            limit_s: How long all of it may take, seconds. Each step, such as connecting to one
+                of the addresses that a name has, has the limit ``address.timeout_s``.
+
         Raises:
-            StoreUnavailable, StoreRefused
+            StoreUnavailable: No connection.
+            StoreRefused: The server refuses the login or the database.
         """
-        with self._use():
+        with anyio.move_on_after(limit_s), ExitStack() as undo:
             try:
-                self._connection.connect()  # type: ignore[no-untyped-call]
-            except (
-                redis.ResponseError,
-                redis.AuthenticationError,
-                redis.exceptions.AuthorizationError,
-                redis.exceptions.BusyLoadingError,
-            ) as exc:
-                text = _reply_text(exc)
-                raise StoreRefused(
-                    _login_refused(self._address, exc, text),
-                    reconnect=needs_new_connection(text),
-                ) from exc
-            except (redis.RedisError, OSError, UnicodeError) as exc:
+                connection = cls(await _connect(address), address.shown, address.timeout_s)
+                undo.callback(connection.close)
+                await connection._secure(address)
+                await connection._log_in(address.options, name)
+            except StoreError:
+                raise
+            except (*_LOST, ValueError) as exc:  # a name or a certificate that cannot be used
                 advice = tls_advice(exc)
                 raise StoreUnavailable(
-                    f"No connection to Redis at {self._address}: {str(exc).removesuffix('.')}"
-                    f"{advice}; it is tried again."
-                    + ("" if advice else " Is the server running, and the address right?")
+                    f"No connection to Redis at {address.shown}: {_reason(exc)}{advice}; it is "
+                    "tried again." + ("" if advice else _ADVICE)
                 ) from exc
+            undo.pop_all()
+            return connection
+        raise StoreUnavailable(
+            f"Redis at {address.shown} did not answer within {limit_s:g} s; it is tried again"
+        )
 
-    def call(self, *commands: bytes) -> list[Any]:
+    async def call(self, *commands: bytes) -> list[Any]:
         """Send packed commands, return their replies; the server's errors are among these.
 
         Raises:
-            StoreUnavailable
+            StoreUnavailable: As :meth:`exchange`.
         """
-        return self.exchange(b"".join(commands), len(commands))
+        return await self.exchange(b"".join(commands), len(commands))
 
-    def exchange(self, data: bytes, count: int) -> list[Any]:
-        """Send ``data``, return the ``count`` replies that it has.
+    async def exchange(self, data: bytes, count: int) -> list[Any]:
+        """Send ``data``, return the ``count`` replies that it has, errors among them.
 
         Raises:
-            StoreUnavailable: The connection was lost, or the server did not answer in time;
-                the link is closed and what was sent is uncertain.
+            StoreUnavailable: The connection was lost, or the server did not answer in time.
         """
-        with self._use(), self._told_when_lost():
-            return self._exchange(data, count)
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        try:
+            return await self._exchange(data, count)
+        except _LOST as exc:
+            raise self._lost(exc) from exc
 
-    def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
+    async def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
         """Send ``data``, then return all that has come, whether it was asked for or not.
 
         For a connection on which the server speaks of its own accord, as it does to a
         subscriber. The server's errors are among what is returned.
 
         Args:
-            wait_s: How long to wait for a first whole message, in seconds, above 0.
+            wait_s: How long to wait for a first whole message, in seconds. What has come by
+                the end counts, even if the event loop was held up for longer.
             data: What to say first.
 
         Returns:
@@ -201,129 +281,185 @@ class RedisConnection:
             one read is left to the next call.
 
         Raises:
-            StoreUnavailable: The connection was lost; the link is closed.
+            StoreUnavailable: The connection was lost.
         """
-        with self._use(), self._told_when_lost():
-            return self._receive(wait_s, data)
-
-    def _receive(self, wait_s: float, data: bytes) -> list[Any]:
-        sock = self.opened_socket()
-        if data:
-            sock.sendall(data)
-        patience_s = sock.gettimeout()
-        deadline_s = time.monotonic() + wait_s
-        heard: list[Any] = []
-        gets, buffer = self._reader.gets, self._buffer
+        await anyio.lowlevel.checkpoint()  # one that never waits must not starve the others
         try:
-            while True:
-                while (reply := gets()) is not MISSING:
-                    heard.append(reply)
-                left_s = deadline_s - time.monotonic()
-                if heard or left_s <= 0:
-                    return heard
-                sock.settimeout(left_s)
-                size = sock.recv_into(buffer)
-                if size == 0:
-                    raise ConnectionResetError("the server closed it")
-                self._reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
-        except TimeoutError:
-            return heard
-        finally:
-            sock.settimeout(patience_s)
+            await self._send(data)
+            return await self._receive(anyio.current_time() + wait_s)
+        except _LOST as exc:
+            raise self._lost(exc) from exc
 
-    @contextmanager
-    def _told_when_lost(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, hiredis.ProtocolError) as exc:
-            self.close()
-            raise connection_lost(self._address, exc) from exc
+    def close(self) -> None:
+        """End the connection, and a call that waits for it; never raises."""
+        if self._socket.fileno() >= 0:
+            with suppress(RuntimeError):  # no event loop, so no call waits
+                anyio.notify_closing(self._socket)
+        self._socket.close()
 
-    def _exchange(self, data: bytes, count: int) -> list[Any]:
-        sock = self.opened_socket()
-        sock.sendall(data)
+    async def _secure(self, address: RedisAddress) -> None:
+        context = address.tls_context()
+        if context is None:
+            return
+        host = cast("Connection", address.options).host
+        secured = self._socket = context.wrap_socket(
+            self._socket, server_hostname=host, do_handshake_on_connect=False
+        )
+        await self._when_ready(lambda _: secured.do_handshake(), None, anyio.wait_readable)
+
+    async def _log_in(self, options: Connection | UnixDomainSocketConnection, name: str) -> None:
+        user, password = options.username or "", options.password or ""
+        if user or password:
+            words = [word.encode() for word in (user, password) if word or user]
+            (reply,) = await self._exchange(pack(b"AUTH", *words), 1)
+            if is_error(reply) and user and "wrong number of arguments" in str(reply):
+                # A server before Redis 6 knows no users.
+                (reply,) = await self._exchange(pack(b"AUTH", words[1]), 1)
+            if is_error(reply):
+                _refuse_if_full(reply)
+                raise _login_refused(self.address, str(reply))
+        commands = [pack(b"CLIENT", b"SETNAME", name.encode())]
+        if options.db:
+            commands.append(pack(b"SELECT", b"%d" % options.db))
+        named, *selected = await self._exchange(b"".join(commands), len(commands))
+        _refuse_if_full(named)  # any other refusal of a name does not matter
+        for reply in selected:
+            if is_error(reply):
+                raise refusal(self.address, str(reply))
+
+    async def _exchange(self, data: bytes, count: int) -> list[Any]:
+        await self._send(data)
         replies: list[Any] = []
         reader, buffer = self._reader, self._buffer
         while not collect(reader, replies, count):
-            size = sock.recv_into(buffer)
+            size = await self._when_ready(self._socket.recv_into, buffer, anyio.wait_readable)
             if size == 0:
                 raise hung_up(replies)
             reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
         return replies
 
-    @property
-    def address(self) -> str:
-        """Where the server is, without user and password."""
-        return self._address
+    async def _receive(self, until_s: float) -> list[Any]:
+        gets, buffer, over = self._reader.gets, self._buffer, False
+        heard: list[Any] = []
+        while True:
+            while (reply := gets()) is not MISSING:
+                heard.append(reply)
+            if heard or over:
+                return heard
+            left_s = until_s - anyio.current_time()
+            over = left_s <= 0
+            try:
+                size = self._socket.recv_into(buffer)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                ready = anyio.wait_readable
+            except ssl.SSLWantWriteError:
+                ready = anyio.wait_writable
+            else:
+                if size == 0:
+                    raise hung_up(())
+                self._reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+                continue
+            with anyio.move_on_after(left_s):
+                await ready(self._socket)
 
-    def opened_socket(self) -> socket.socket:
-        """The connection's socket.
+    async def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            sent = await self._when_ready(self._socket.send, rest, anyio.wait_writable)
+            rest = rest[sent:]
 
-        Raises:
-            ConnectionResetError: It is not open.
-        """
-        sock = self._socket
-        if sock is None:
-            raise ConnectionResetError("it was never opened")
-        return sock
+    async def _when_ready(
+        self, call: Callable[[Any], _T], argument: Any, wait: Callable[[Any], Awaitable[None]]
+    ) -> _T:
+        """Call the socket, again whenever it is ready for it."""
+        while True:
+            try:
+                return call(argument)
+            except BlockingIOError:
+                ready = wait
+            except ssl.SSLWantReadError:  # TLS has its own mind about who speaks next
+                ready = anyio.wait_readable
+            except ssl.SSLWantWriteError:
+                ready = anyio.wait_writable
+            with anyio.fail_after(self._timeout_s):
+                await ready(self._socket)
 
-    @property
-    def _socket(self) -> socket.socket | None:
-        # redis-py has no public name for it.
-        sock: socket.socket | None = self._connection._sock  # noqa: SLF001
-        return sock
-
-    def _disconnect(self) -> None:
-        self._connection.disconnect()  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def _use(self) -> Iterator[None]:
-        with self._lock:
-            if self._closed:
-                raise StoreUnavailable(f"The connection to Redis at {self._address} is closed")
-            self._in_use = True
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._in_use = False
-                closed = self._closed
-            if closed:
-                self._disconnect()
-
-    def close(self) -> None:
-        """End the connection; never raises, and never waits for the server."""
-        with self._lock:
-            self._closed = True
-            in_use, sock = self._in_use, self._socket
-        if not in_use:
-            self._disconnect()
-        elif sock is not None:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-
-
-def connection_lost(address: str, exc: Exception) -> StoreUnavailable:
-    """What a connection's end is told as."""
-    if isinstance(exc, TimeoutError):
-        reason = "no answer in time"
-    else:
-        reason = str(exc) or type(exc).__name__
-    return StoreUnavailable(
-        f"The connection to Redis at {address} was lost: {reason}; connecting again"
-    )
-
-
-def _reply_text(exc: redis.RedisError) -> str:
-    """The server's error reply; redis-py takes the code of those that it knows off its front."""
-    code, text = getattr(exc, "status_code", None), str(exc)
-    return f"{code} {text}" if code and code != "ERR" else text
-
-
-def _login_refused(address: str, exc: redis.RedisError, text: str) -> str:
-    if isinstance(exc, redis.AuthenticationError):
-        return (
-            f"Redis at {address} refused the login: {exc}; set user and password in the Redis "
-            "URL (MDSERVICE_REDIS_URL)"
+    def _lost(self, exc: Exception) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"The connection to Redis at {self.address} was lost: {_reason(exc)}; connecting again"
         )
-    return describe_refusal(address, text)
+
+
+async def _connect(address: RedisAddress) -> socket.socket:
+    options = address.options
+    if isinstance(options, UnixDomainSocketConnection):
+        return await _connect_to(address, socket.AF_UNIX, options.path)
+    error = OSError(f"{options.host} has no address")
+    for family, _, _, _, where in await _resolve(options.host, options.port):
+        try:
+            return await _connect_to(address, family, where)
+        except OSError as exc:
+            error = exc
+    raise error
+
+
+async def _resolve(host: str, port: int) -> Sequence[tuple[Any, ...]]:
+    """The host's addresses; where it is one itself, without asking."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+async def _connect_to(address: RedisAddress, family: int, where: Any) -> socket.socket:
+    with ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        sock.setblocking(False)
+        if isinstance(address.options, Connection):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if address.options.socket_keepalive:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in address.options.socket_keepalive_options.items():
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        with anyio.fail_after(address.timeout_s):
+            while True:
+                try:
+                    sock.connect(where)
+                except BlockingIOError:
+                    if family == socket.AF_UNIX:
+                        await anyio.sleep(_ROOM_S)  # the server's queue is full
+                        continue
+                    await anyio.wait_writable(sock)
+                    if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                        raise OSError(error, os.strerror(error)) from None
+                break
+        undo.pop_all()
+        return sock
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, TimeoutError) and exc.strerror is None:
+        return "no answer in time"
+    if isinstance(exc, OSError) and exc.strerror is not None:
+        return f"{exc.strerror}: {exc.filename}" if exc.filename else exc.strerror
+    return str(exc).removesuffix(".") or type(exc).__name__
+
+
+def _refuse_if_full(reply: object) -> None:
+    """Raise for the error with which a server hangs up on a new connection."""
+    if is_error(reply) and (
+        refusal_code(str(reply)) == "DENIED" or "max number of clients" in str(reply)
+    ):
+        raise hung_up([reply])
+
+
+def _login_refused(address: str, text: str) -> StoreRefused:
+    code = refusal_code(text)
+    if code not in ("ERR", "WRONGPASS", "NOAUTH"):
+        return refusal(address, text)
+    reason = text.removeprefix(f"{code} ").removesuffix(".")
+    return StoreRefused(
+        f"Redis at {address} refused the login: {reason}; set user and password in the Redis "
+        "URL (MDSERVICE_REDIS_URL)",
+        reconnect=needs_new_connection(text),
+    )

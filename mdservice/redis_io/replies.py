@@ -1,4 +1,4 @@
-"""A server's replies out of the bytes that come, read by a thread or by the event loop."""
+"""A server's replies out of the bytes that come, and what its refusals mean."""
 
 from __future__ import annotations
 

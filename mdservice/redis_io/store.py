@@ -1,168 +1,35 @@
 """The price store in a Redis-protocol server: one connection, one transaction a batch.
 
-A worker thread opens the connection, all else happens on the event loop
-(docs/ADRs/0012). A call that is cancelled closes
-the connection: what it sent is uncertain.
+A call that is cancelled closes the connection: what it sent is uncertain.
 """
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import anyio
-import anyio.to_thread
 import attrs
 import hiredis
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.kinds import Kind
 from mdservice.observability.logging import get_logger
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection, connection_lost
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
-from mdservice.redis_io.replies import (
-    READ_BYTES,
-    collect,
-    describe_refusal,
-    hung_up,
-    is_error,
-    new_reader,
-    refusal,
-)
+from mdservice.redis_io.replies import describe_refusal, is_error, refusal
 
 __all__ = [
     "CLIENT_NAME",
     "Identity",
     "RedisPriceStore",
-    "RedisStream",
     "greet",
-    "open_stream",
     "raise_refusal",
     "write_batch",
 ]
-
-
-# An opened connection to a Redis-protocol server, used from the event loop.
-#
-# A thread opens a connection, since redis-py's way to do so blocks. From then on a batch is
-# sent and its replies are read where it is made: a hop to a thread and back costs more than the
-# server needs for a small batch.
-
-
-_T = TypeVar("_T")
-
-
-async def open_stream(
-    address: RedisAddress, timeout_s: float, limiter: anyio.CapacityLimiter, name: str
-) -> RedisStream:
-    """Connect and log in, in a worker thread.
-
-    Args:
-        address: The server.
-        timeout_s: How long connecting, and each wait for the server, may take.
-        limiter: How many threads may be at work.
-        name: How the connection is called in the server's ``CLIENT LIST``.
-
-    Raises:
-        StoreUnavailable: No connection within ``timeout_s``.
-        StoreRefused: The login is refused.
-    """
-    link = RedisConnection(address)
-    stream: RedisStream | None = None
-    try:
-        with anyio.move_on_after(timeout_s):
-            await anyio.to_thread.run_sync(
-                _open_named, link, name, abandon_on_cancel=True, limiter=limiter
-            )
-            stream = RedisStream(link, timeout_s)
-    finally:
-        if stream is None:
-            link.close()  # which ends what the thread waits for
-    if stream is None:
-        raise StoreUnavailable(f"Redis at {address.shown} did not answer within {timeout_s:g} s")
-    return stream
-
-
-def _open_named(link: RedisConnection, name: str) -> None:
-    link.open()
-    link.call(pack(b"CLIENT", b"SETNAME", name.encode()))  # a refusal does not matter
-
-
-class RedisStream:
-    """One conversation at a time, on trio or asyncio, with or without TLS.
-
-    Args:
-        link: Open; it is not used from a thread any more, except to be closed.
-        timeout_s: How long each wait for the server may take.
-    """
-
-    def __init__(self, link: RedisConnection, timeout_s: float) -> None:
-        self._link = link
-        self._timeout_s = timeout_s
-        self._socket = link.opened_socket()
-        self._socket.setblocking(False)
-        self._reader = new_reader()
-        self._buffer = bytearray(READ_BYTES)
-
-    async def exchange(self, data: bytes, count: int) -> list[Any]:
-        """Send ``data``, return the ``count`` replies that it has, errors among them.
-
-        Whatever ends it early, cancelling too, leaves what was sent uncertain and the replies out
-        of step: the caller then closes the connection.
-
-        Raises:
-            StoreUnavailable: The connection was lost, or the server did not answer in time.
-        """
-        await checkpoint_if_cancelled()
-        try:
-            await self._send(data)
-            return await self._receive(count)
-        except (OSError, hiredis.ProtocolError, anyio.ClosedResourceError) as exc:
-            raise connection_lost(self._link.address, exc) from exc
-
-    def close(self) -> None:
-        """End the connection, and a call that waits for it; never raises."""
-        if self._socket.fileno() >= 0:
-            anyio.notify_closing(self._socket)
-        self._link.close()
-
-    async def _send(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
-            sent = await self._when_ready(self._socket.send, rest, anyio.wait_writable)
-            rest = rest[sent:]
-
-    async def _receive(self, count: int) -> list[Any]:
-        replies: list[Any] = []
-        reader, buffer = self._reader, self._buffer
-        while not collect(reader, replies, count):
-            size = await self._when_ready(self._socket.recv_into, buffer, anyio.wait_readable)
-            if size == 0:
-                raise hung_up(replies)
-            reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
-        return replies
-
-    async def _when_ready(
-        self, call: Callable[[Any], _T], argument: Any, wait: Callable[[Any], Awaitable[None]]
-    ) -> _T:
-        """Call the socket, again whenever it is ready for it."""
-        while True:
-            try:
-                return call(argument)
-            except BlockingIOError:
-                ready = wait
-            except ssl.SSLWantReadError:  # TLS has its own mind about who speaks next
-                ready = anyio.wait_readable
-            except ssl.SSLWantWriteError:
-                ready = anyio.wait_writable
-            with anyio.fail_after(self._timeout_s):
-                await ready(self._socket)
 
 
 # What is said on a connection: the greeting, with the fence, and a batch.
@@ -180,16 +47,12 @@ class Identity:
     client_id: int
 
 
-def greet(
-    link: RedisConnection,
-    address: str,
-    previous: Identity | None,
-    packer: BatchPacker,
-    database: int,
+async def greet(
+    connection: RedisConnection, previous: Identity | None, packer: BatchPacker, database: int
 ) -> Identity | None:
-    """Open the link, fence the previous connection; return how the server knows this one.
+    """Fence the previous connection; return how the server knows this one.
 
-    It blocks, so it runs in a thread. The packer learns whether it may say whose a batch is.
+    The packer learns whether it may say whose a batch is.
 
     None where the server does not tell, or refuses the fence: what that means stands at
     :class:`~mdservice.redis_io.store.RedisPriceStore`.
@@ -197,24 +60,23 @@ def greet(
     Raises:
         StoreUnavailable, StoreRefused
     """
-    link.open()
-    _, client_id, info, multi, executed = link.call(
-        pack(b"CLIENT", b"SETNAME", CLIENT_NAME.encode()),
+    client_id, info, multi, executed = await connection.call(
         pack(b"CLIENT", b"ID"),
         pack(b"INFO", b"server"),
         # Were MULTI refused to this user, the commands of a batch would be executed one by one.
         pack(b"MULTI"),
         pack(b"EXEC"),
     )
-    raise_refusal(address, [multi, executed])
+    raise_refusal(connection.address, [multi, executed])
     # A message that this user may not publish would have the server refuse the whole batch.
-    (marked,) = link.call(packer.marker(database, 0))
+    (marked,) = await connection.call(packer.marker(database, 0))
     packer.marks_db = None if is_error(marked) else database
     run_id = _run_id(info)
     if run_id is None or not isinstance(client_id, int):
         return None
     if previous is not None and previous.run_id == run_id:
-        (killed,) = link.call(pack(b"CLIENT", b"KILL", b"ID", b"%d" % previous.client_id))
+        kill = pack(b"CLIENT", b"KILL", b"ID", b"%d" % previous.client_id)
+        (killed,) = await connection.call(kill)
         if is_error(killed):
             return None
     return Identity(run_id, client_id)
@@ -231,15 +93,15 @@ def _run_id(info: object) -> bytes | None:
 
 
 async def write_batch(
-    stream: RedisStream, address: str, packer: BatchPacker, batch: WriteBatch
+    connection: RedisConnection, packer: BatchPacker, batch: WriteBatch
 ) -> list[str]:
     """Send a batch; return the texts of the commands that failed inside the transaction.
 
     Raises:
         StoreUnavailable, StoreRefused
     """
-    packed = packer.batch(batch)
-    replies = await stream.exchange(packed.data, packed.queued + 2)
+    packed, address = packer.batch(batch), connection.address
+    replies = await connection.exchange(packed.data, packed.queued + 2)
     results = replies[-1]
     if isinstance(results, list):
         if hiredis.ReplyError not in set(map(type, results)):  # thousands of results, no errors
@@ -262,8 +124,6 @@ def raise_refusal(address: str, replies: Iterable[object]) -> None:
             raise refusal(address, str(reply))
 
 
-# One thread opens; a few more may hang for a while in a name resolution that was given up.
-_THREADS: Final = 4
 _KEYS_PER_READ: Final = 1_000
 
 _log = get_logger(__name__)
@@ -315,8 +175,7 @@ class RedisPriceStore:
             prefix=prefix,
         )
         self._number_key = self._names.writer_key(instance)
-        self._limiter = anyio.CapacityLimiter(_THREADS)
-        self._stream: RedisStream | None = None
+        self._connection: RedisConnection | None = None
         self._unfenced: Identity | None = None
         self._said_unfenced = False
         self._number: int | None = None
@@ -331,7 +190,7 @@ class RedisPriceStore:
     @property
     def connected(self) -> bool:
         """Whether there is a connection, as far as is known."""
-        return self._stream is not None
+        return self._connection is not None
 
     @property
     def can_fence(self) -> bool:
@@ -359,25 +218,16 @@ class RedisPriceStore:
             StoreRefused: The login, or a command that is needed, is refused.
         """
         self._drop()
-        link = RedisConnection(self._address)
-        try:
-            with anyio.move_on_after(self._timeout_s) as scope:
-                self._unfenced = await anyio.to_thread.run_sync(
-                    partial(
-                        greet,
-                        link,
-                        self.address,
-                        self._unfenced,
-                        self._packer,
-                        self._address.database,
-                    ),
-                    abandon_on_cancel=True,
-                    limiter=self._limiter,
+        with anyio.move_on_after(self._timeout_s) as scope:
+            connection = await RedisConnection.open(self._address, CLIENT_NAME)
+            try:
+                self._unfenced = await greet(
+                    connection, self._unfenced, self._packer, self._address.database
                 )
-                self._stream = RedisStream(link, self._timeout_s)
-        finally:
-            if self._stream is None:
-                link.close()  # which ends what the thread waits for
+                self._connection = connection
+            finally:
+                if self._connection is None:
+                    connection.close()
         if scope.cancelled_caught:
             raise StoreUnavailable(
                 f"Redis at {self.address} did not answer within {self._timeout_s:g} s; "
@@ -421,8 +271,8 @@ class RedisPriceStore:
             StoreRefused: Nothing was executed; the connection can be used again.
         """
         self._number = None
-        with self._conversation() as stream:
-            failed = await write_batch(stream, self.address, self._packer, batch)
+        with self._conversation() as connection:
+            failed = await write_batch(connection, self._packer, batch)
         self._number = batch.number
         if failed:
             self._command_errors += len(failed)
@@ -490,31 +340,31 @@ class RedisPriceStore:
 
     async def _call(self, *commands: bytes) -> list[Any]:
         """The replies to some commands, none of which may be an error."""
-        with self._conversation() as stream:
-            replies = await stream.exchange(b"".join(commands), len(commands))
+        with self._conversation() as connection:
+            replies = await connection.call(*commands)
             raise_refusal(self.address, replies)
         return replies
 
     @contextmanager
-    def _conversation(self) -> Iterator[RedisStream]:
+    def _conversation(self) -> Iterator[RedisConnection]:
         """The connection; whatever ends the block badly ends it too."""
-        stream = self._stream
-        if stream is None:
+        connection = self._connection
+        if connection is None:
             raise StoreUnavailable(f"No connection to Redis at {self.address}: connect() first")
         usable = False
         try:
-            yield stream
+            yield connection
             usable = True
         except StoreRefused:
             usable = True  # the server has answered everything: the connection is in step
             raise
         finally:
             if not usable:
-                stream.close()
-                if stream is self._stream:
-                    self._stream = None
+                connection.close()
+                if connection is self._connection:
+                    self._connection = None
 
     def _drop(self) -> None:
-        stream, self._stream, self._number = self._stream, None, None
-        if stream is not None:
-            stream.close()
+        connection, self._connection, self._number = self._connection, None, None
+        if connection is not None:
+            connection.close()

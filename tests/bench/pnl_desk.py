@@ -6,18 +6,19 @@ above it. A third of the quantities are fractions, a fifth of the positions are 
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 import attrs
+import hiredis
 import msgspec
 
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
 from tests.bench.tape import symbol_names
 
@@ -25,6 +26,7 @@ FIELDS = ("symbol", "qty", "avg_entry_price")
 _HALF = Decimal("0.5")
 _TIMEOUT_S = 10.0
 _PART = 2_000
+_READ_BYTES = 65_536
 _SPOTS = 5
 
 
@@ -118,12 +120,14 @@ class Writer:
     """Writes prices as the service does: the key, and the event where that is wanted.
 
     Args:
-        url: Of the server.
+        url: Of the server's UNIX socket.
     """
 
     def __init__(self, url: str) -> None:
-        self._link = RedisConnection(RedisAddress(url, timeout_s=_TIMEOUT_S))
-        self._link.open()
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(_TIMEOUT_S)
+        self._socket.connect(url.removeprefix("unix://"))
+        self._replies = hiredis.Reader(notEnoughData=None)
 
     def write(self, desk: Desk, turn: int, *, publish: bool) -> None:
         """All prices of a turn."""
@@ -141,7 +145,14 @@ class Writer:
         """Commands in order, so many at once that the server's answers fit into its buffers."""
         for start in range(0, len(commands), _PART):
             part = commands[start : start + _PART]
-            self._link.exchange(b"".join(part), len(part))
+            self._socket.sendall(b"".join(part))
+            left = len(part)
+            while left:
+                if not (data := self._socket.recv(_READ_BYTES)):
+                    raise ConnectionResetError("the server closed it")
+                self._replies.feed(data)
+                while self._replies.gets() is not None:
+                    left -= 1
 
     def forget(self) -> None:
         """Empty the server."""
@@ -149,7 +160,7 @@ class Writer:
 
     def close(self) -> None:
         """Hang up."""
-        self._link.close()
+        self._socket.close()
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, Any]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, contextmanager
-from types import SimpleNamespace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import hiredis
 import pytest
 import trio
 
-from mdservice.client import pubsub
 from mdservice.client.discovery import Location
 from mdservice.client.intake import KEYS_AT_MOST_EVERY_S, Intake
 from mdservice.client.pubsub import ANSWER_LIMIT_S, PING_AFTER_S, PubSubSource
@@ -28,6 +26,12 @@ LIMIT_S = 1_000.0
 
 def quote(seq: int, symbol: str = "AAPL", *, at_ns: int | None = None) -> Quote:
     return Quote(symbol, float(seq), seq + 1.0, 1, 1, 1_000 + (at_ns or seq), 0, seq)
+
+
+def commands_in(data: bytes) -> list[list[bytes]]:
+    reader = hiredis.Reader(notEnoughData=None)
+    reader.feed(data)
+    return list(iter(reader.gets, None))
 
 
 class Server:
@@ -51,11 +55,19 @@ class Server:
         self.silent = False
         self.refuse: str | None = None
         self.pings: list[float] = []
-        self.open_links = 0
+        self.connections = 0
         self.record: Instance | None = None
         self.held_up_s = 0.0
         self._to_subscriber: deque[Any] = deque()
         self._news = trio.Event()
+
+    @asynccontextmanager
+    async def connect(self, address: RedisAddress) -> AsyncIterator[Any]:
+        self.connections += 1
+        try:
+            yield Connection(self)
+        finally:
+            self.connections -= 1
 
     def publish(self, *quotes: Quote) -> None:
         for each in quotes:
@@ -81,14 +93,25 @@ class Server:
         self._news.set()
 
     def hear(self, data: bytes) -> None:
-        reader = hiredis.Reader()
-        reader.feed(data)
-        while command := reader.gets():
+        for command in commands_in(data):
             assert command[0] == b"PING"
             if command[1] == b"":
                 self.pings.append(trio.current_time())
             if not self.silent:
                 self.say([b"pong", command[1]])
+
+    async def answer(self, data: bytes) -> Any:
+        ((name, *words),) = commands_in(data)
+        if name == b"GET":
+            return None if self.record is None else encode_instance(self.record)
+        if name == b"SCAN":
+            self.key_reads += 1
+            if self.hold_keys is not None:
+                await self.hold_keys.wait()
+            return [b"0", [f"price:{symbol}".encode() for symbol in self.keys]]
+        assert name == b"MGET"
+        symbols = [word.removeprefix(b"price:").decode() for word in words]
+        return [encode_quote(self.keys[symbol]) for symbol in symbols]
 
     async def wait_for_news(self, wait_s: float) -> None:
         if not self._to_subscriber:
@@ -102,27 +125,32 @@ class Server:
         return taken
 
 
-class Link:
-    """What a thread would use."""
+class Connection:
+    """What a :class:`~mdservice.redis_io.connection.RedisConnection` does, by the server's script."""
+
+    address = LOCATION.address.shown
 
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    def open(self) -> None:
-        pass
+    async def call(self, *commands: bytes) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        return [await self._server.answer(command) for command in commands]
 
-    def call(self, *commands: bytes) -> list[Any]:
-        record = self._server.record
-        return [None if record is None else encode_instance(record) for _ in commands]
-
-    def exchange(self, data: bytes, replies: int) -> list[Any]:
+    async def exchange(self, data: bytes, replies: int) -> list[Any]:
+        await trio.lowlevel.checkpoint()
         assert b"SUBSCRIBE" in data
         if self._server.refuse:
             return [hiredis.ReplyError(self._server.refuse)] * replies
         return [[b"subscribe", b"", 1]] * replies
 
-    def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
-        return self._server.take()
+    async def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
+        server = self._server
+        held_up_s, server.held_up_s = server.held_up_s, 0.0
+        await trio.sleep(held_up_s)
+        server.hear(data)
+        await server.wait_for_news(wait_s)
+        return server.take()
 
 
 class Bench:
@@ -139,7 +167,8 @@ class Bench:
 
     async def run(self) -> None:
         try:
-            await PubSubSource(self.intake).follow(LOCATION, self.note_connected)
+            source = PubSubSource(self.intake, self.server.connect)
+            await source.follow(LOCATION, self.note_connected)
         except (StoreRefused, StoreUnavailable) as exc:
             self.error = exc
 
@@ -153,56 +182,19 @@ class Bench:
         return found
 
 
-OpenBench = Callable[..., Any]
+@asynccontextmanager
+async def open_bench(server: Server, intake: Intake | None = None) -> AsyncIterator[Bench]:
+    """A source at work, on the test's clock."""
+    bench = Bench(server, intake or Intake(()))
+    with trio.fail_after(LIMIT_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.run)
+            yield bench
+            nursery.cancel_scope.cancel()
+    assert server.connections == 0
 
 
-@pytest.fixture
-def open_bench(monkeypatch: pytest.MonkeyPatch) -> OpenBench:
-    """``async with open_bench(server)``: a source on the test's clock, without threads."""
-
-    @asynccontextmanager
-    async def opened(server: Server, intake: Intake | None = None) -> AsyncIterator[Bench]:
-        @contextmanager
-        def opening(address: Any) -> Any:
-            server.open_links += 1
-            try:
-                yield Link(server)
-            finally:
-                server.open_links -= 1
-
-        async def in_thread(limiter: Any, link: Link, function: Any, *args: Any) -> Any:
-            if function is pubsub._receive:
-                held_up_s, server.held_up_s = server.held_up_s, 0.0
-                await trio.sleep(held_up_s)
-                server.hear(args[2])
-                await server.wait_for_news(args[1])
-            elif function is pubsub._read_keys and server.hold_keys is not None:
-                await server.hold_keys.wait()
-            await trio.lowlevel.checkpoint()
-            return function(link, *args)
-
-        def read_keys(*_: Any) -> list[Quote]:
-            server.key_reads += 1
-            return list(server.keys.values())
-
-        monkeypatch.setattr(pubsub, "opening", opening)
-        monkeypatch.setattr(pubsub, "in_thread", in_thread)
-        monkeypatch.setattr(pubsub, "read_keys", read_keys)
-        monkeypatch.setattr(pubsub, "time", SimpleNamespace(monotonic=trio.current_time))
-        bench = Bench(server, intake or Intake(()))
-        with trio.fail_after(LIMIT_S):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(bench.run)
-                yield bench
-                nursery.cancel_scope.cancel()
-        assert server.open_links == 0
-
-    return opened
-
-
-async def test_the_keys_come_first_and_then_the_events_that_waited(
-    autojump_clock: Any, open_bench: OpenBench
-) -> None:
+async def test_the_keys_come_first_and_then_the_events_that_waited(autojump_clock: Any) -> None:
     server = Server()
     server.keys = {"AAPL": quote(5), "MSFT": quote(3, "MSFT")}
     server.hold_keys = trio.Event()
@@ -218,9 +210,7 @@ async def test_the_keys_come_first_and_then_the_events_that_waited(
         assert (bench.intake.order.missed, server.key_reads) == (0, 1)
 
 
-async def test_keys_are_not_applied_before_the_marker_is_back(
-    autojump_clock: Any, open_bench: OpenBench
-) -> None:
+async def test_keys_are_not_applied_before_the_marker_is_back(autojump_clock: Any) -> None:
     server = Server()
     server.keys = {"AAPL": quote(5)}
     server.silent = True
@@ -233,9 +223,7 @@ async def test_keys_are_not_applied_before_the_marker_is_back(
         assert bench.connected == 1
 
 
-async def test_a_step_makes_it_read_the_keys_again(
-    autojump_clock: Any, open_bench: OpenBench
-) -> None:
+async def test_a_step_makes_it_read_the_keys_again(autojump_clock: Any) -> None:
     server = Server()
     async with open_bench(server) as bench:
         server.write(quote(1), quote(1, "MSFT"))
@@ -251,9 +239,7 @@ async def test_a_step_makes_it_read_the_keys_again(
         assert bench.connected == 1
 
 
-async def test_many_steps_read_the_keys_once_a_second_at_most(
-    autojump_clock: Any, open_bench: OpenBench
-) -> None:
+async def test_many_steps_read_the_keys_once_a_second_at_most(autojump_clock: Any) -> None:
     server = Server()
     async with open_bench(server) as bench:
         await bench.taken()
@@ -267,7 +253,6 @@ async def test_many_steps_read_the_keys_once_a_second_at_most(
 
 async def test_after_a_lost_connection_events_do_not_wait_for_the_keys(
     autojump_clock: Any,
-    open_bench: OpenBench,
 ) -> None:
     server, intake = Server(), Intake(())
     intake.take_keys([quote(1), quote(1, "MSFT")])
@@ -282,7 +267,6 @@ async def test_after_a_lost_connection_events_do_not_wait_for_the_keys(
 
 async def test_a_server_that_says_nothing_is_asked_and_then_given_up(
     autojump_clock: Any,
-    open_bench: OpenBench,
 ) -> None:
     server = Server()
     async with open_bench(server) as bench:
@@ -299,7 +283,7 @@ async def test_a_server_that_says_nothing_is_asked_and_then_given_up(
         assert server.pings[0] - began_s <= PING_AFTER_S + 1
 
 
-async def test_events_count_as_a_sign_of_life(autojump_clock: Any, open_bench: OpenBench) -> None:
+async def test_events_count_as_a_sign_of_life(autojump_clock: Any) -> None:
     server = Server()
     async with open_bench(server) as bench:
         await bench.taken()
@@ -312,9 +296,7 @@ async def test_events_count_as_a_sign_of_life(autojump_clock: Any, open_bench: O
 
 
 @pytest.mark.parametrize("when", ["subscribing", "later"])
-async def test_the_servers_error_ends_it_with_its_words(
-    autojump_clock: Any, open_bench: OpenBench, when: str
-) -> None:
+async def test_the_servers_error_ends_it_with_its_words(autojump_clock: Any, when: str) -> None:
     server = Server()
     text = "NOPERM No permissions to access a channel"
     if when == "subscribing":
@@ -328,9 +310,7 @@ async def test_the_servers_error_ends_it_with_its_words(
         assert "NOPERM" in str(bench.error)
 
 
-async def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(
-    autojump_clock: Any, open_bench: OpenBench
-) -> None:
+async def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(autojump_clock: Any) -> None:
     server = Server()
     async with open_bench(server) as bench:
         await bench.taken()
@@ -346,7 +326,7 @@ def service(name: str, **more: Any) -> Instance:
 
 
 async def test_a_reader_that_was_held_up_does_not_leave_a_server_that_works(
-    autojump_clock: Any, open_bench: OpenBench
+    autojump_clock: Any,
 ) -> None:
     server = Server()
     server.record = first = service("first")
@@ -365,7 +345,7 @@ async def test_a_reader_that_was_held_up_does_not_leave_a_server_that_works(
 
 
 async def test_the_next_service_is_followed_from_its_predecessors_last_word_on(
-    autojump_clock: Any, open_bench: OpenBench
+    autojump_clock: Any,
 ) -> None:
     server = Server()
     server.record = first = service("first")
@@ -386,7 +366,7 @@ async def test_the_next_service_is_followed_from_its_predecessors_last_word_on(
 
 
 async def test_events_wait_while_the_followed_service_may_have_been_killed(
-    autojump_clock: Any, open_bench: OpenBench
+    autojump_clock: Any,
 ) -> None:
     server = Server()
     server.record = first = service("first")
@@ -407,7 +387,7 @@ async def test_events_wait_while_the_followed_service_may_have_been_killed(
 
 
 async def test_events_of_a_live_rival_wait_for_one_announcement_and_are_passed_over(
-    autojump_clock: Any, open_bench: OpenBench
+    autojump_clock: Any,
 ) -> None:
     server = Server()
     server.record = first = service("first")

@@ -247,8 +247,9 @@ def test_garbage_on_the_channel_is_passed_over(fresh_valkey: Any) -> None:
     async def body() -> None:
         one = make(fresh_valkey)
         async with running(one):
-            await until(lambda: record(fresh_valkey) is not None, 3)
             with fresh_valkey.client() as client:
+                channel = "mdservice.instances"
+                await until(lambda: client.pubsub_numsub(channel)[0][1] == 1, 3)
                 for number in range(300):
                     client.publish("mdservice.instances", b'{"id":"%d"}' % number)
                     client.publish("mdservice.instances", b"\xff[1")

@@ -271,13 +271,14 @@ def test_cancelled_calls_free_their_threads(fresh_valkey: Any) -> None:
 Answer = Callable[[anyio.abc.SocketStream], Awaitable[None]]
 
 
-async def greeted_by(answer: bytes) -> StoreUnavailable:
-    """What connect() says to a server with this answer, after which it hangs up."""
+async def greeted_by(*answers: bytes) -> StoreUnavailable:
+    """What connect() says to a server with these answers, after which it hangs up."""
 
     async def serve(stream: anyio.abc.SocketStream) -> None:
         async with stream:
-            await stream.receive()
-            await stream.send(answer)
+            for answer in answers:
+                await stream.receive()
+                await stream.send(answer)
 
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
@@ -296,7 +297,7 @@ async def test_nonsense_is_no_redis_server() -> None:
 
 async def test_a_server_that_hangs_up_in_the_middle_of_an_answer() -> None:
     with trio.fail_after(LIMIT_S):
-        assert "closed" in str(await greeted_by(b"+OK\r\n:7\r\n$100\r\nrun_"))
+        assert "closed" in str(await greeted_by(b"+OK\r\n", b":7\r\n$100\r\nrun_"))
 
 
 async def test_the_reason_of_a_server_that_lets_nobody_in_is_told() -> None:

@@ -150,13 +150,32 @@ async def test_readers_hear_through_tls(
                 client.xadd("log", {"symbol": "AAPL", "data": payload})
                 client.xadd("log", {"symbol": "MSFT", "data": payload.replace(b"AAPL", b"MSFT")})
             assert {(await anext(prices)).symbol for _ in range(2)} == {"AAPL", "MSFT"}
-        with closing(RedisConnection(RedisAddress(url, timeout_s=5.0))) as link:
-            link.open()
-            link.call(pack(b"SUBSCRIBE", b"c"))
-            assert link.receive(0.1) == []
+        address = RedisAddress(url, timeout_s=5.0)
+        with closing(await RedisConnection.open(address, "test")) as connection:
+            await connection.call(pack(b"SUBSCRIBE", b"c"))
+            assert await connection.receive(0.1) == []
             client.publish("c", b"x" * 100_000)
             # The two may come in one read or in several.
-            heard = link.receive(5.0, pack(b"PING"))
-            while len(heard) < 2 and (more := link.receive(5.0)):
+            heard = await connection.receive(5.0, pack(b"PING"))
+            while len(heard) < 2 and (more := await connection.receive(5.0)):
                 heard += more
             assert heard == [[b"message", b"c", b"x" * 100_000], [b"pong", b""]]
+
+
+async def test_certificates_are_loaded_again_after_a_change(
+    front: TlsFront, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(certificate[0].read_bytes())
+    address = RedisAddress(f"rediss://localhost:{front.port}?ssl_ca_certs={trusted}", timeout_s=5.0)
+    with trio.fail_after(LIMIT_S):
+        (await RedisConnection.open(address, "test")).close()
+        assert address.tls_context() is address.tls_context()
+        trusted.write_text("no certificate")
+        with pytest.raises(StoreUnavailable):
+            await RedisConnection.open(address, "test")
+        trusted.unlink()
+        with pytest.raises(StoreUnavailable, match=f"No such file or directory: {trusted}"):
+            await RedisConnection.open(address, "test")
+        trusted.write_bytes(certificate[0].read_bytes())
+        (await RedisConnection.open(address, "test")).close()

@@ -40,23 +40,14 @@ def test_the_address_is_the_url_without_its_secrets(url: str, shown: str) -> Non
         "redis://me:hunter2@db?db=first",
         "redis://me:hunter2@db?colour=red",
         "rediss://me:hunter2@db?ssl_cert_reqs=sometimes",
+        "rediss://me:hunter2@db?ssl_validate_ocsp=true",
+        "redis://me:hunter2@db?socket_keepalive_options=1",
     ],
 )
 def test_a_bad_url_is_a_configuration_error_that_does_not_quote_it(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         RedisAddress(url, timeout_s=1.0)
     assert "hunter2" not in str(caught.value)
-
-
-def test_redis_py_retries_and_announces_nothing_by_itself() -> None:
-    connection = RedisAddress(
-        "redis://db?protocol=3&retry_on_timeout=yes", timeout_s=1.5
-    ).connection()
-    assert connection.retry.get_retries() == 0
-    assert connection.protocol == 2
-    assert connection.driver_info is None
-    assert connection.health_check_interval == 0
-    assert connection.socket_timeout == connection.socket_connect_timeout == 1.5
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Desk:
         self._seqs: dict[str, int] = {}
         self._now_ns = START_NS
         self._store: RedisPriceStore | None = None
+        self._stores: list[RedisPriceStore] = []
         self._batches = 0
         self._runs = 0
 
@@ -67,12 +68,13 @@ class Desk:
         if self._store is None or not self._store.connected:
             name = f"run-{self._runs}"
             self._store = RedisPriceStore(self.url, instance=name, event_log="log")
+            self._stores.append(self._store)
             await self._store.connect()
         return self._store
 
     async def close(self) -> None:
-        if self._store is not None:
-            await self._store.aclose()
+        for store in self._stores:
+            await store.aclose()
 
     def readers(self) -> list[str]:
         """The connections of readers, as the server knows them."""
