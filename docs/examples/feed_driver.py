@@ -66,7 +66,7 @@ class LineLink:
                     ts_event_ns=parse_rfc3339(time),
                     ts_recv_ns=self._utc_ns(),
                 )
-                received.add(quote, self._followed)
+                received.add_quote(quote, self._followed)
             case ["SUBSCRIBED", *symbols]:
                 received.acknowledge(symbols, self._followed)
             case ["REFUSED", *why]:

@@ -267,26 +267,26 @@ class FeedConnection:
             while True:
                 received = await link.receive()
                 self._note(received)
-                if received.quotes:
+                for records in received.records.values():
                     self.heartbeat.beat("reader")
                     try:
-                        await self._repair.hand_on(received.quotes)
+                        await self._repair.hand_on(records)
                     finally:
                         self.heartbeat.rest("reader")  # it waits for the feed again
                 session.take(received)
 
     def _note(self, received: Received) -> None:
         """Count what was read; data ends the back-off."""
-        self._quotes_received += len(received.quotes)
         self._decode_errors += received.errors
         self._other_messages += received.others
         self._unfollowed += received.unfollowed
         for control in received.controls:
             if isinstance(control, Acknowledged):
                 self._liveness.subscribed(control.symbols, self._clock.utc_ns())
-        if received.quotes:
+        for records in received.records.values():
+            self._quotes_received += len(records)
             self._data_has_come = True
-            self._liveness.data_came(received.quotes)
+            self._liveness.data_came(records)
             self._retries.reset()
 
     async def _lost(self) -> None:

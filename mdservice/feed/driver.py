@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import attrs
 
 from mdservice.errors import FeedRefused, FeedUnavailable, Remedy
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.kinds import QUOTES, Kind, R
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS
@@ -113,35 +114,40 @@ class Received:
     """What one read has brought.
 
     Attributes:
-        quotes: Those of symbols that are followed, in the order in which they came.
+        records: Of each kind that came, the records of symbols that are followed, in the order in
+            which they came.
         controls: Answers to requests, likewise.
         errors: What could not be understood, counted: messages, or whole frames.
-        others: Good messages that are neither quotes nor answers.
-        unfollowed: Good quotes of symbols that are not followed; they are left out.
+        others: Good messages that are neither records of a known kind nor answers.
+        unfollowed: Good records of symbols that are not followed; they are left out.
     """
 
-    quotes: list[Quote] = attrs.field(factory=list)
+    records: dict[Kind[Any], list[Any]] = attrs.field(factory=dict)
     controls: list[Acknowledged | RequestRefused] = attrs.field(factory=list)
     errors: int = 0
     others: int = 0
     unfollowed: int = 0
 
-    def add(self, quote: Quote, followed: Followed) -> None:
+    def of(self, kind: Kind[R]) -> list[R]:
+        """The records of one kind; empty where none came."""
+        return self.records.get(kind, [])
+
+    def add_quote(self, quote: Quote, followed: Followed) -> None:
         """Add a quote, or count it where it is not valid or its symbol is not followed.
 
-        A driver whose codec checks that itself, as Alpaca's does, appends to ``quotes``.
+        A driver whose codec checks that itself, as Alpaca's does, fills ``records``.
         """
         if not _is_valid(quote):
             self.errors += 1
         elif followed.takes(quote.symbol):
-            self.quotes.append(quote)
+            self.records.setdefault(QUOTES, []).append(quote)
         else:
             self.unfollowed += 1
 
     def acknowledge(self, symbols: Sequence[str], followed: Followed | None) -> None:
         """All that is subscribed now; a symbol that is none costs itself.
 
-        Quotes that are added from now on are of that state.
+        Records that are added from now on are of that state.
         """
         valid = frozenset(s for s in symbols if s == EVERY_SYMBOL or is_symbol(s))
         self.errors += sum(s not in valid for s in symbols)

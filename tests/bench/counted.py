@@ -24,6 +24,7 @@ from websockets.uri import parse_uri
 
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.frame_reader import FrameReader
+from mdservice.feed.subscriptions import Followed
 from mdservice.model.events import RecordBatch
 from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import decode_quote, encode_quote
@@ -69,8 +70,10 @@ def _quotes(count: int) -> list[Quote]:
 def _decode(encoding: Encoding) -> Prepare:
     def prepare(count: int) -> Work:
         frames = _frames(encoding, _quotes(count))
-        codec = Codec(encoding)
-        if len(codec.decode(frames, _NOW_NS).quotes) != count:
+        followed = Followed()
+        followed.ask(f"S{number:03}" for number in range(_SYMBOLS))
+        codec = Codec(encoding, followed)
+        if len(codec.decode(frames, _NOW_NS).of(QUOTES)) != count:
             raise RuntimeError("not every quote could be decoded")
         return lambda: codec.decode(frames, _NOW_NS)
 

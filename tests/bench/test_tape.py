@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from mdservice.feed.alpaca.codec import Codec
+from mdservice.model.kinds import QUOTES
 from tests.bench.encodings import ENCODINGS
 from tests.bench.tape import SPREAD_CENTS, Tape, bid_cents, quotes_of, symbol_names
 
@@ -38,7 +39,7 @@ def test_service_reads_every_quote_of_a_tape(encoding: Any, per_frame: int) -> N
         payloads = _payloads(tape.next_frames(tape.frames_in_cycle, now_ns))
         assert len(payloads) == _SYMBOLS // per_frame
         frames = [data.decode() if encoding == "json" else data for data in payloads]
-        quotes = codec.decode(frames, now_ns).quotes
+        quotes = codec.decode(frames, now_ns).of(QUOTES)
         assert [quote.symbol for quote in quotes] == symbols
         assert {quote.ts_event_ns for quote in quotes} == {now_ns}
         for index, quote in enumerate(quotes):

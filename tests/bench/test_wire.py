@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from mdservice.feed.alpaca.codec import Codec
+from mdservice.model.kinds import QUOTES
 from tests.bench import wire
 from tests.bench.encodings import ENCODINGS
 from tests.bench.tape import Tape, symbol_names
@@ -16,7 +17,7 @@ def test_references_read_what_the_service_reads() -> None:
     now_ns = time.time_ns()
     tape = Tape(symbol_names(10), 10, ENCODINGS["msgpack"])
     payload = tape.next_frames(1, now_ns)[_FRAME_HEAD_BYTES:]
-    ours = Codec("msgpack").decode([payload], now_ns).quotes
+    ours = Codec("msgpack").decode([payload], now_ns).of(QUOTES)
     theirs = wire.decode_quotes(payload)
     assert len(ours) == 10
     assert [(q.symbol, q.bid, q.ask, q.bid_size, q.ask_size, q.ts_event_ns) for q in ours] == [

@@ -34,6 +34,7 @@ from mdservice.feed.driver import (
     RequestRefused,
 )
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.kinds import QUOTES
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.session import Account, SessionRules
 from mdservice.testing import FakeDriver
@@ -192,11 +193,11 @@ class Taker:
 
     async def take(self) -> None:
         received = await self.link.receive()
-        assert received.quotes, "receive() returned nothing"
+        assert received.of(QUOTES), "receive() returned nothing"
         assert (received.errors, received.unfollowed) == (0, 0)
-        self.bids += [quote.bid for quote in received.quotes]
-        self.times += [quote.ts_event_ns for quote in received.quotes]
-        assert {quote.ts_recv_ns for quote in received.quotes} == {RECEIVED_NS}
+        self.bids += [quote.bid for quote in received.of(QUOTES)]
+        self.times += [quote.ts_event_ns for quote in received.of(QUOTES)]
+        assert {quote.ts_recv_ns for quote in received.of(QUOTES)} == {RECEIVED_NS}
 
     async def take_until(self, count: int) -> None:
         while len(self.bids) < count:
@@ -563,7 +564,7 @@ def test_an_error_that_ends_the_connection_comes_after_what_was_sent_before(
             for _ in range(2):
                 with pytest.raises(error, match=str(code)):
                     while True:
-                        seen += [quote.bid for quote in (await link.receive()).quotes]
+                        seen += [quote.bid for quote in (await link.receive()).of(QUOTES)]
             assert seen == numbers(3)
 
     place.run(scene, {})

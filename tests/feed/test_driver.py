@@ -10,6 +10,7 @@ import pytest
 
 from mdservice.feed.driver import Acknowledged, Received
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import LATEST_NS
 
@@ -26,8 +27,8 @@ def follow(*symbols: str) -> Followed:
 def test_a_quote_is_taken_where_its_symbol_is_followed() -> None:
     received, other = Received(), attrs.evolve(QUOTE, symbol="MSFT")
     for quote in (QUOTE, other, QUOTE):
-        received.add(quote, follow("AAPL"))
-    assert received == Received(quotes=[QUOTE, QUOTE], unfollowed=1)
+        received.add_quote(quote, follow("AAPL"))
+    assert received == Received({QUOTES: [QUOTE, QUOTE]}, unfollowed=1)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_a_quote_is_taken_where_its_symbol_is_followed() -> None:
 )
 def test_a_quote_that_is_not_valid_is_counted(changes: dict[str, Any]) -> None:
     received = Received()
-    received.add(attrs.evolve(QUOTE, **changes), follow("AAPL", "*"))
+    received.add_quote(attrs.evolve(QUOTE, **changes), follow("AAPL", "*"))
     assert received == Received(errors=1)
 
 
@@ -55,14 +56,14 @@ def test_quotes_behind_an_acknowledgement_are_of_that_state() -> None:
     received, followed = Received(), follow("AAPL", "MSFT")
     received.acknowledge(["AAPL", "MSFT"], followed)
     followed.answered()
-    received.add(QUOTE, followed)
+    received.add_quote(QUOTE, followed)
     received.acknowledge(["MSFT"], followed)
-    received.add(QUOTE, followed)
+    received.add_quote(QUOTE, followed)
     assert received.controls == [
         Acknowledged(frozenset({"AAPL", "MSFT"})),
         Acknowledged(frozenset({"MSFT"})),
     ]
-    assert (received.quotes, received.unfollowed) == ([QUOTE], 1)
+    assert (received.of(QUOTES), received.unfollowed) == ([QUOTE], 1)
 
 
 def test_a_symbol_that_is_none_is_left_out_of_an_acknowledgement() -> None:

@@ -18,6 +18,7 @@ from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.driver import RequestRefused
 from mdservice.feed.session import ACK_TIMEOUT_S, CHUNK_SIZE, NOT_ACKNOWLEDGED, Session
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 
 NOW_NS = 1_795_189_904_000_000_000
@@ -141,8 +142,8 @@ class Reading:
                     received = await link.receive()
                     self.decode_errors += received.errors
                     self.unfollowed += received.unfollowed
-                    self.quotes.extend(received.quotes)
-                    if received.quotes and self._hold_back is not None:
+                    self.quotes.extend(received.of(QUOTES))
+                    if received.of(QUOTES) and self._hold_back is not None:
                         await self._hold_back.wait()
                     self.session.take(received)
         except FeedError as exc:

@@ -16,6 +16,7 @@ from anyio.abc import SocketStream
 import mdservice
 from mdservice.errors import FeedRefused, FeedUnavailable
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.kinds import QUOTES
 
 FILE = Path(mdservice.__file__).parent.parent / "docs" / "examples" / "feed_driver.py"
 LIMIT_S = 10.0
@@ -151,8 +152,8 @@ def test_lines_that_come_in_pieces_are_lost_to_nobody(example: Any) -> None:
                 with anyio.move_on_after(0.002):
                     received = await link.receive()
                     broken += received.errors
-                    told.extend(quote.bid for quote in received.quotes)
-                    assert {quote.ts_recv_ns for quote in received.quotes} <= {7}
+                    told.extend(quote.bid for quote in received.of(QUOTES))
+                    assert {quote.ts_recv_ns for quote in received.of(QUOTES)} <= {7}
         assert told == [1, 2, 3, 4, 5]
 
     with_exchange(drip, scene)

@@ -24,6 +24,7 @@ from mdservice.feed.alpaca.messages import (
 )
 from mdservice.feed.driver import Received, RequestRefused
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, parse_rfc3339
@@ -112,7 +113,8 @@ class Codec:
 
     def _sort(self, messages: list[Message], received_ns: int, received: Received) -> None:
         time_ns = self._time_ns
-        append = received.quotes.append
+        quotes: list[Quote] = []
+        append = quotes.append
         passed = self._passed
         for message in messages:
             if type(message) is QuoteMessage:
@@ -142,6 +144,8 @@ class Codec:
                 self._take_control(message, received)
             else:
                 received.others += 1
+        if quotes:
+            received.records[QUOTES] = quotes
 
     def _pass(self, symbol: str, received: Received) -> bool:
         """Whether a quote of this symbol is taken; counts it where it is not."""

@@ -13,6 +13,7 @@ from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.messages import ErrorMessage, Subscription, Success
 from mdservice.feed.driver import Acknowledged, Received, RequestRefused
 from mdservice.feed.subscriptions import MOST_SYMBOLS, Followed
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 
 T = "2026-11-20T15:51:44.208912345Z"
@@ -143,7 +144,7 @@ def subscription(*symbols: Any) -> dict[str, Any]:
 def test_a_bad_symbol_costs_its_quote_alone(kind: str, encoding: Encoding) -> None:
     bad = other(S=BAD_SYMBOLS[kind])
     decoded = decode(encoding, frame_of_any(encoding, QUOTE, bad, QUOTE, bad))
-    assert decoded == Received(quotes=[EXPECTED, EXPECTED], errors=2)
+    assert decoded == Received({QUOTES: [EXPECTED, EXPECTED]}, errors=2)
 
 
 @bad_symbols
@@ -155,7 +156,7 @@ def test_a_bad_symbol_is_left_out_of_an_acknowledgement(kind: str, encoding: Enc
         assert acknowledged == Acknowledged(frozenset({"AAPL", "*", "MSFT"}))
     else:
         assert acknowledged == Acknowledged(frozenset({"AAPL", "MSFT"}))
-    assert decoded.quotes == [EXPECTED]
+    assert decoded.of(QUOTES) == [EXPECTED]
     assert decoded.errors == (kind != "every symbol")
 
 
@@ -173,7 +174,7 @@ def taken(codec: Codec, *messages: Any) -> tuple[list[str], int]:
     """The symbols of the quotes that are taken, and how many quotes are not followed."""
     decoded = codec.decode([frame(codec.encoding, *messages)], 0)
     assert decoded.errors == 0
-    return [quote.symbol for quote in decoded.quotes], decoded.unfollowed
+    return [quote.symbol for quote in decoded.of(QUOTES)], decoded.unfollowed
 
 
 def test_a_symbol_that_is_not_followed_is_dropped_and_counted(encoding: Encoding) -> None:
@@ -225,7 +226,7 @@ def test_a_flood_of_symbols_costs_bounded_memory(followed: str, name: str) -> No
         numbers = range(start, start + 50_000)
         flood = frame("msgpack", *(other(S=name.format(number)) for number in numbers))
         decoded = codec.decode([flood], 0)
-        accepted += len(decoded.quotes)
+        accepted += len(decoded.of(QUOTES))
         dropped += decoded.unfollowed + decoded.errors
     assert accepted + dropped == 1_000_000
     assert accepted == (MOST_SYMBOLS if (followed, name) == ("*", "S{}") else 0)
@@ -238,13 +239,13 @@ def test_a_flood_of_symbols_costs_bounded_memory(followed: str, name: str) -> No
 
 
 def test_quote(encoding: Encoding) -> None:
-    assert decode(encoding, frame(encoding, QUOTE)) == Received(quotes=[EXPECTED])
+    assert decode(encoding, frame(encoding, QUOTE)) == Received({QUOTES: [EXPECTED]})
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_market_data_is_recognised_and_counted(kind: str, encoding: Encoding) -> None:
     decoded = decode(encoding, frame(encoding, QUOTE, OTHERS[kind], QUOTE))
-    assert decoded == Received(quotes=[EXPECTED, EXPECTED], others=1)
+    assert decoded == Received({QUOTES: [EXPECTED, EXPECTED]}, others=1)
 
 
 @pytest.mark.parametrize("kind", CONTROLS)
@@ -275,7 +276,7 @@ def test_the_first_error_that_ends_the_connection_is_kept(encoding: Encoding) ->
     codec = Codec(encoding)
     errors = [{"T": "error", "code": code} for code in (403, 407, 406)]
     received = codec.decode([frame(encoding, *errors, QUOTE)], RECEIVED_NS)
-    assert received == Received(quotes=[EXPECTED])
+    assert received == Received({QUOTES: [EXPECTED]})
     assert isinstance(codec.ended, FeedUnavailable)
     assert "407" in str(codec.ended)
 
@@ -298,7 +299,7 @@ def test_harmless_messages_say_nothing(encoding: Encoding) -> None:
 )
 def test_a_type_not_known_here_is_no_error(message: dict[str, Any], encoding: Encoding) -> None:
     decoded = decode(encoding, frame(encoding, QUOTE, message, QUOTE))
-    assert decoded == Received(quotes=[EXPECTED, EXPECTED], others=1)
+    assert decoded == Received({QUOTES: [EXPECTED, EXPECTED]}, others=1)
 
 
 def test_frames_and_messages_keep_their_order(encoding: Encoding) -> None:
@@ -306,8 +307,8 @@ def test_frames_and_messages_keep_their_order(encoding: Encoding) -> None:
         return frame(encoding, *(other(S=symbol) for symbol in symbols))
 
     decoded = decode(encoding, named("A", "B"), named(), named("C"), named("A", "D"))
-    assert [quote.symbol for quote in decoded.quotes] == ["A", "B", "C", "A", "D"]
-    assert {quote.ts_recv_ns for quote in decoded.quotes} == {RECEIVED_NS}
+    assert [quote.symbol for quote in decoded.of(QUOTES)] == ["A", "B", "C", "A", "D"]
+    assert {quote.ts_recv_ns for quote in decoded.of(QUOTES)} == {RECEIVED_NS}
 
 
 @pytest.mark.parametrize(
@@ -323,14 +324,14 @@ def test_frames_and_messages_keep_their_order(encoding: Encoding) -> None:
 def test_prices_and_sizes_as_they_were_sent(
     changes: dict[str, Any], expected: tuple[float, ...], encoding: Encoding
 ) -> None:
-    (quote,) = decode(encoding, frame(encoding, other(**changes))).quotes
+    (quote,) = decode(encoding, frame(encoding, other(**changes))).of(QUOTES)
     assert (quote.bid, quote.ask, quote.bid_size, quote.ask_size) == expected
 
 
 def test_only_what_is_used_has_to_be_there(encoding: Encoding) -> None:
     bare = {key: QUOTE[key] for key in ("t", "as", "ap", "bs", "bp", "S", "T")}
-    assert decode(encoding, frame(encoding, bare)).quotes == [EXPECTED]
-    assert decode(encoding, frame(encoding, other(new="field", more=[{}]))).quotes == [EXPECTED]
+    assert decode(encoding, frame(encoding, bare)).of(QUOTES) == [EXPECTED]
+    assert decode(encoding, frame(encoding, other(new="field", more=[{}]))).of(QUOTES) == [EXPECTED]
 
 
 # Times
@@ -346,7 +347,7 @@ def test_only_what_is_used_has_to_be_there(encoding: Encoding) -> None:
     ],
 )
 def test_times_as_text(text: str, ns: int, encoding: Encoding) -> None:
-    (quote,) = decode(encoding, frame(encoding, other(t=text))).quotes
+    (quote,) = decode(encoding, frame(encoding, other(t=text))).of(QUOTES)
     assert quote.ts_event_ns == ns
 
 
@@ -372,7 +373,7 @@ def timestamp_96(seconds: int, nanoseconds: int) -> msgspec.msgpack.Ext:
     ],
 )
 def test_times_in_each_msgpack_form(time: msgspec.msgpack.Ext, ns: int) -> None:
-    (quote,) = decode("msgpack", frame("msgpack", other(t=time))).quotes
+    (quote,) = decode("msgpack", frame("msgpack", other(t=time))).of(QUOTES)
     assert quote.ts_event_ns == ns
 
 
@@ -433,7 +434,7 @@ def check_only_itself_is_lost(encoding: Encoding, broken: Any) -> None:
         frame(encoding, other(S="C")),
     )
     decoded = codec.decode(frames, RECEIVED_NS)
-    assert [quote.symbol for quote in decoded.quotes] == ["A", "B", "C"]
+    assert [quote.symbol for quote in decoded.of(QUOTES)] == ["A", "B", "C"]
     assert isinstance(codec.ended, FeedRefused)
     assert (codec.ended.code, decoded.controls) == (406, [])
     assert (decoded.errors, decoded.others) == (1, 0)
@@ -489,11 +490,11 @@ BROKEN_FRAMES: dict[str, list[Frame]] = {
 )
 def test_a_broken_frame_costs_only_itself(encoding: Encoding, broken: Frame) -> None:
     good = frame(encoding, QUOTE)
-    assert decode(encoding, good, broken, good) == Received(quotes=[EXPECTED] * 2, errors=1)
+    assert decode(encoding, good, broken, good) == Received({QUOTES: [EXPECTED] * 2}, errors=1)
 
 
 def test_a_json_frame_may_come_as_bytes() -> None:
-    assert decode("json", f"[{JSON_QUOTE}]".encode()).quotes == [EXPECTED]
+    assert decode("json", f"[{JSON_QUOTE}]".encode()).of(QUOTES) == [EXPECTED]
 
 
 # What is sent

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.driver import Received
+from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import encode_quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS
@@ -83,7 +84,7 @@ def bad_symbols(message: Any) -> int:
 
 def check_fit_for_the_sinks(decoded: Received) -> None:
     """Whatever was accepted can be written, and as what it was."""
-    for quote in decoded.quotes:
+    for quote in decoded.of(QUOTES):
         written = json.loads(encode_quote(quote))
         assert written["symbol"] == quote.symbol
         assert EARLIEST_NS <= quote.ts_event_ns <= LATEST_NS
@@ -106,12 +107,12 @@ def test_no_good_message_is_lost_next_to_others(encoding: Encoding, data: st.Dat
             {"T": "q", "S": f"GOOD-{number}", "bp": 1, "bs": 1, "ap": 2, "as": 1, "t": TIME}
         )
     decoded = Codec(encoding).decode([make_frame(encoding, sent)], 0)
-    found = [quote.symbol for quote in decoded.quotes if quote.symbol.startswith("GOOD-")]
+    found = [quote.symbol for quote in decoded.of(QUOTES) if quote.symbol.startswith("GOOD-")]
     assert found == [f"GOOD-{number}" for number in range(len(junk))]
     of_acknowledgements = sum(map(bad_symbols, sent))
     controls = Codec(encoding).control_messages(make_frame(encoding, sent))
     assert len(sent) + of_acknowledgements == (
-        len(decoded.quotes) + len(controls) + decoded.errors + decoded.others
+        len(decoded.of(QUOTES)) + len(controls) + decoded.errors + decoded.others
     ), "each message is counted once"
     check_fit_for_the_sinks(decoded)
 
@@ -124,7 +125,7 @@ def test_arbitrary_frames_never_raise(encoding: Encoding, frames: list[Frame]) -
         encoding, [{"T": "q", "S": "A", "bp": 1, "bs": 1, "ap": 2, "as": 1, "t": TIME}]
     )
     decoded = Codec(encoding).decode([good, *frames, good], 0)
-    assert [decoded.quotes[0].symbol, decoded.quotes[-1].symbol] == ["A", "A"]
+    assert [decoded.of(QUOTES)[0].symbol, decoded.of(QUOTES)[-1].symbol] == ["A", "A"]
     check_fit_for_the_sinks(decoded)
 
 
