@@ -23,60 +23,7 @@ __all__ = [
     "Unsubscribe",
 ]
 
-
-# Requests to the feed connection, and their answers.
-
-
 Outcome = Literal["subscribed", "unsubscribed", "pending"]
-
-
-@attrs.frozen
-class SubscriptionResult:
-    """What became of a request.
-
-    Attributes:
-        status: ``subscribed`` or ``unsubscribed`` where it is done, ``pending`` where it
-            will be once the feed is back.
-        symbols: The symbols that were asked for.
-    """
-
-    status: Outcome
-    symbols: tuple[str, ...]
-
-
-@attrs.frozen
-class Subscribe:
-    """A source wants symbols: all of them, or none where the feed refuses."""
-
-    symbols: tuple[str, ...]
-    source: str
-    answer: Answer[SubscriptionResult] = attrs.field(factory=Answer, eq=False)
-
-
-@attrs.frozen
-class Unsubscribe:
-    """Sources that no longer want symbols; a symbol that no other source wants is dropped."""
-
-    symbols: tuple[str, ...]
-    sources: tuple[str, ...]
-    answer: Answer[SubscriptionResult] = attrs.field(factory=Answer, eq=False)
-
-
-@attrs.frozen
-class Follow:
-    """A source wants exactly these symbols, the most important first; as many as the feed gives.
-
-    It is answered once those that are new have been asked for. What the feed does not give is
-    left out, and asked for again while it is wanted.
-    """
-
-    symbols: tuple[str, ...]
-    source: str
-    answer: Answer[SubscriptionResult] = attrs.field(factory=Answer, eq=False)
-
-
-Command = Subscribe | Unsubscribe | Follow
-
 
 _PATIENCE_S = 4.0
 """How long a request waits for those before it; then it is answered with ``pending``."""
@@ -195,3 +142,51 @@ class SubscriptionRequests:
             return session
         self._room()  # the book says what has to be done, once there is time
         return None
+
+
+@attrs.frozen
+class SubscriptionResult:
+    """What became of a request.
+
+    Attributes:
+        status: ``subscribed`` or ``unsubscribed`` where it is done, ``pending`` where it
+            will be once the feed is back.
+        symbols: The symbols that were asked for.
+    """
+
+    status: Outcome
+    symbols: tuple[str, ...]
+
+
+@attrs.frozen
+class Subscribe:
+    """A source wants symbols: all of them, or none where the feed refuses."""
+
+    symbols: tuple[str, ...]
+    source: str
+    answer: Answer[SubscriptionResult] = attrs.field(factory=Answer, eq=False)
+
+
+@attrs.frozen
+class Unsubscribe:
+    """Sources that no longer want symbols; a symbol that no other source wants is dropped."""
+
+    symbols: tuple[str, ...]
+    sources: tuple[str, ...]
+    answer: Answer[SubscriptionResult] = attrs.field(factory=Answer, eq=False)
+
+
+@attrs.frozen
+class Follow:
+    """A source wants exactly these symbols, the most important first; as many as the feed gives.
+
+    It is answered once those that are new have been asked for. What the feed does not give is
+    left out, and asked for again while it is wanted.
+    """
+
+    symbols: tuple[str, ...]
+    source: str
+    answer: Answer[SubscriptionResult] = attrs.field(factory=Answer, eq=False)
+
+
+Command = Subscribe | Unsubscribe | Follow

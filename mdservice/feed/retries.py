@@ -13,64 +13,7 @@ from mdservice.runtime.backoff import Backoff
 
 __all__ = ["HELD_S", "DriverSelection", "Retries", "Retry"]
 
-
-# Which driver to try next: the contract's rule for ``auto``, as a small state machine.
-#
-# Two failed starts change the driver. Refusals by code or HTTP status are answers, so the
-# driver works and they never count. While no driver gets through, the drivers alternate under
-# one back-off. Once the second one has logged in, it stays until the next start.
-
-
 _FAILURES_BEFORE_CHANGE = 2
-
-
-class DriverSelection:
-    """The drivers to choose from, in the order of preference.
-
-    Args:
-        drivers: One, where the settings name it; two for ``auto``.
-    """
-
-    def __init__(self, drivers: Sequence[Driver]) -> None:
-        if not drivers:
-            raise ValueError("at least one driver is needed")
-        self._drivers = tuple(drivers)
-        self._index = 0
-        self._failures = 0
-        self._settled = len(drivers) == 1
-        self._change_told = False
-
-    @property
-    def current(self) -> Driver:
-        """The driver to try next, or in use."""
-        return self._drivers[self._index]
-
-    def start_failed(self, *, unusable: bool = False) -> None:
-        """A start of the current driver failed in transport.
-
-        Args:
-            unusable: The driver itself cannot work here; it is not worth a second try.
-        """
-        if self._settled:
-            return
-        self._failures += 1
-        if unusable or self._failures >= _FAILURES_BEFORE_CHANGE:
-            self._index = (self._index + 1) % len(self._drivers)
-            self._failures = 0
-
-    def logged_in(self) -> bool:
-        """The current driver logged in.
-
-        Returns:
-            Whether this is a change of driver that has not been told yet.
-        """
-        self._failures = 0
-        if self._index == 0 or self._change_told:
-            return False
-        self._settled = True
-        self._change_told = True
-        return True
-
 
 HELD_S = 60.0
 """A connection that was subscribed for so long has worked, whether data came or not. Longer than
@@ -84,41 +27,6 @@ _WRONG_URL_FAST = 3
 """So many upgrades may be answered 404 while a server starts; then the URL is probably wrong."""
 _WRONG_URL_FIRST_S, _WRONG_URL_LIMIT_S = 30.0, 30.0
 _REFUSED_FIRST_S, _REFUSED_LIMIT_S = 30.0, 300.0
-
-
-@attrs.frozen
-class Retry:
-    """The next try.
-
-    Attributes:
-        phase: What the connection is doing meanwhile, as in the status.
-        delay_s: After how many seconds.
-        for_good: Trying again will hardly fix it.
-    """
-
-    phase: str
-    delay_s: float
-    for_good: bool = False
-
-
-class _SlotWaits:
-    """The waits for a taken connection slot: about 5 s for a minute, then longer ones."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._later = Backoff(_SLOT_LATER_S, _SLOT_LIMIT_S, rng)
-        self._since_s: float | None = None
-
-    def next_s(self, now_s: float) -> float:
-        if self._since_s is None:
-            self._since_s = now_s
-        if now_s - self._since_s < _SLOT_OFTEN_FOR_S:
-            return _SLOT_OFTEN_S * self._rng.uniform(1 - _SLOT_JITTER, 1 + _SLOT_JITTER)
-        return self._later.next_s()
-
-    def reset(self) -> None:
-        self._since_s = None
-        self._later.reset()
 
 
 class Retries:
@@ -188,3 +96,90 @@ class Retries:
         if self._subscribed_s is not None and now_s - self._subscribed_s >= HELD_S:
             self.reset()
         self._subscribed_s = None
+
+
+@attrs.frozen
+class Retry:
+    """The next try.
+
+    Attributes:
+        phase: What the connection is doing meanwhile, as in the status.
+        delay_s: After how many seconds.
+        for_good: Trying again will hardly fix it.
+    """
+
+    phase: str
+    delay_s: float
+    for_good: bool = False
+
+
+class _SlotWaits:
+    """The waits for a taken connection slot: about 5 s for a minute, then longer ones."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._later = Backoff(_SLOT_LATER_S, _SLOT_LIMIT_S, rng)
+        self._since_s: float | None = None
+
+    def next_s(self, now_s: float) -> float:
+        if self._since_s is None:
+            self._since_s = now_s
+        if now_s - self._since_s < _SLOT_OFTEN_FOR_S:
+            return _SLOT_OFTEN_S * self._rng.uniform(1 - _SLOT_JITTER, 1 + _SLOT_JITTER)
+        return self._later.next_s()
+
+    def reset(self) -> None:
+        self._since_s = None
+        self._later.reset()
+
+
+class DriverSelection:
+    """The drivers to choose from, in the order of preference: the contract's rule for ``auto``.
+
+    Two failed starts change the driver. Refusals by code or HTTP status are answers, so the
+    driver works and they never count. While no driver gets through, the drivers alternate under
+    one back-off. Once the second one has logged in, it stays until the next start.
+
+    Args:
+        drivers: One, where the settings name it; two for ``auto``.
+    """
+
+    def __init__(self, drivers: Sequence[Driver]) -> None:
+        if not drivers:
+            raise ValueError("at least one driver is needed")
+        self._drivers = tuple(drivers)
+        self._index = 0
+        self._failures = 0
+        self._settled = len(drivers) == 1
+        self._change_told = False
+
+    @property
+    def current(self) -> Driver:
+        """The driver to try next, or in use."""
+        return self._drivers[self._index]
+
+    def start_failed(self, *, unusable: bool = False) -> None:
+        """A start of the current driver failed in transport.
+
+        Args:
+            unusable: The driver itself cannot work here; it is not worth a second try.
+        """
+        if self._settled:
+            return
+        self._failures += 1
+        if unusable or self._failures >= _FAILURES_BEFORE_CHANGE:
+            self._index = (self._index + 1) % len(self._drivers)
+            self._failures = 0
+
+    def logged_in(self) -> bool:
+        """The current driver logged in.
+
+        Returns:
+            Whether this is a change of driver that has not been told yet.
+        """
+        self._failures = 0
+        if self._index == 0 or self._change_told:
+            return False
+        self._settled = True
+        self._change_told = True
+        return True

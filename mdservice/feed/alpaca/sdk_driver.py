@@ -4,6 +4,10 @@ Its own loop (``_run_forever``) is not used: it retries refused credentials for 
 error messages and spins while nothing is subscribed. What is used of it is pinned by
 ``tests/feed/alpaca/test_sdk_driver_names.py``; when a release changes those names the driver
 fails to start and ``auto`` falls back to the raw one.
+
+alpaca-py needs an asyncio loop to itself. A thread runs that loop, reads frames and hands
+them over in batches: the list is swapped under a lock, and the other side is woken once per
+batch. When the other side is slow the thread stops reading, so TCP holds the sender back.
 """
 
 from __future__ import annotations
@@ -39,18 +43,160 @@ from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_
 
 __all__ = ["AlpacaPyDriver", "LentSocket", "SdkThread", "SdkWebsocket"]
 
-
-# alpaca-py's socket on an asyncio loop in a thread of its own, lent to any event loop.
-#
-# alpaca-py needs an asyncio loop to itself. This thread runs that loop, reads frames and hands
-# them over in batches: the list is swapped under a lock, and the other side is woken once per
-# batch. When the other side is slow the thread stops reading, so TCP holds the sender back.
-
-
 _MOST_FRAMES = 2048
 """Frames that may wait to be taken before the thread stops reading."""
 _MOST_AT_ONCE = 64
 """Frames taken at once: all are decoded in one turn of the event loop, which others share."""
+
+_IMPORT_LIMIT_S = 8.0
+"""It takes one to three seconds, several on a slow disk."""
+_DIRECT = Route()
+_LONGEST_CONSENT_BYTES = 64 * 1024
+_MEND = "install alpaca-py, or set MDSERVICE_DRIVER=websockets"
+
+
+class AlpacaPyDriver:
+    """The feed through alpaca-py.
+
+    Args:
+        url: Given to the SDK as ``url_override``, since it knows the feeds iex and sip only.
+        credentials: The account's key pair.
+        limit: How long a login may take; one of its own where not given.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+
+    name = "alpaca-py"
+
+    def __init__(self, url: str, credentials: Credentials, limit: LoginLimit | None = None) -> None:
+        self._url = url
+        self._credentials = credentials
+        self._limit = limit or LoginLimit()
+        self._route = route(url)
+        self._tls = tls_context() if url.startswith("wss:") else None
+
+    @asynccontextmanager
+    async def connect(
+        self, followed: Followed, utc_ns: Callable[[], int]
+    ) -> AsyncIterator[AlpacaLink]:
+        """See :meth:`mdservice.feed.driver.Driver.connect`."""
+        if not (self._route.proxy or "http:").startswith("http:"):
+            raise ConfigurationError(
+                f"The driver alpaca-py cannot use the proxy of {self._route.variable}: it knows "
+                "http:// proxies only. Set MDSERVICE_DRIVER=websockets, which can use it"
+            )
+        stream_class, protocol_class = await _sdk()
+        limit_s = self._limit.seconds
+
+        def make_socket() -> _LentStream:
+            return _LentStream(
+                stream_class,
+                protocol_class,
+                self._url,
+                self._credentials,
+                limit_s,
+                self._route,
+                self._tls,
+            )
+
+        thread = SdkThread(make_socket, limit_s)
+        try:
+            with self._limit.one_try(anyio.current_time):
+                await thread.open()
+            yield _SdkLink(thread, followed, utc_ns)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await thread.close()
+
+
+class _SdkLink(AlpacaLink):
+    def __init__(self, thread: SdkThread, followed: Followed, utc_ns: Callable[[], int]) -> None:
+        super().__init__("msgpack", followed, utc_ns)
+        self._thread = thread
+
+    async def send_frame(self, frame: Frame) -> None:
+        self._thread.send(frame)
+
+    async def receive_frames(self) -> Sequence[Frame]:
+        return await self._thread.take()
+
+
+class _LentStream:
+    """A ``StockDataStream`` of which only the connection is used."""
+
+    def __init__(
+        self,
+        stream_class: Any,
+        protocol_class: Any,
+        url: str,
+        credentials: Credentials,
+        limit_s: float,
+        way: Route = _DIRECT,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limit_s = limit_s
+        self._shown = mask_url(url)
+        self._url = url
+        self._way = way
+        params: dict[str, Any] = {
+            "create_protocol": protocol_class,
+            "open_timeout": limit_s,
+            "close_timeout": CLOSE_TIMEOUT_S / 5,  # the library waits for five of these
+            "ping_interval": 10,
+            "ping_timeout": 20,
+            "max_size": MAX_FRAME_BYTES,
+            "max_queue": MAX_QUEUED_FRAMES,
+            "compression": None,
+        }
+        if tls is not None:
+            params["ssl"] = tls
+        self._params = params
+        self._stream = stream_class(
+            credentials.key,
+            credentials.secret,
+            raw_data=True,
+            url_override=url,
+            websocket_params=params,
+        )
+        self._websocket: Any = None
+
+    async def open(self) -> SdkWebsocket:
+        try:
+            if self._way.proxy is not None:
+                self._params["sock"] = await _tunnel(self._way.proxy, self._url)
+            await self._stream._start_ws()  # noqa: SLF001 - the login that this driver borrows
+        except Exception as exc:
+            raise self._translated(exc, self._stream._ws) from exc  # noqa: SLF001
+        finally:  # also when cancelled: abort() needs it
+            self._websocket = self._stream._ws  # noqa: SLF001
+            tunnel = self._params.pop("sock", None)
+            if tunnel is not None and self._websocket is None:
+                tunnel.close()
+        websocket: SdkWebsocket = self._stream._ws  # noqa: SLF001
+        return websocket
+
+    def _translated(self, exc: Exception, websocket: Any) -> FeedError:
+        hint = self._way.hint
+        status = getattr(exc, "status_code", None)
+        if isinstance(status, int):
+            return http_refusal(status, self._shown)
+        if isinstance(exc, TimeoutError):
+            return FeedUnavailable(f"{self._shown} did not answer within {self._limit_s:g} s{hint}")
+        # A ValueError is alpaca-py's own where the answer was not a success. Without a connection
+        # it is a bad host name, or a certificate that was not accepted.
+        if isinstance(exc, ValueError) and websocket is not None:
+            return failed_login(getattr(websocket, "last_frame", None), exc)
+        advice = f"{tls_advice(exc)}{hint}"
+        return FeedUnavailable(f"cannot connect to {self._shown}: {root_cause(exc)}{advice}")
+
+    async def close(self) -> None:
+        await self._stream.close()
+
+    def abort(self) -> None:
+        transport = getattr(self._websocket, "transport", None)
+        if transport is not None:
+            transport.abort()
 
 
 class SdkWebsocket(Protocol):
@@ -291,157 +437,6 @@ def _host_soon() -> Callable[[Callable[[], object]], None]:
             return
 
     return soon
-
-
-_IMPORT_LIMIT_S = 8.0
-"""It takes one to three seconds, several on a slow disk."""
-_DIRECT = Route()
-_LONGEST_CONSENT_BYTES = 64 * 1024
-_MEND = "install alpaca-py, or set MDSERVICE_DRIVER=websockets"
-
-
-class AlpacaPyDriver:
-    """The feed through alpaca-py.
-
-    Args:
-        url: Given to the SDK as ``url_override``, since it knows the feeds iex and sip only.
-        credentials: The account's key pair.
-        limit: How long a login may take; one of its own where not given.
-
-    Raises:
-        ConfigurationError: The environment has a proxy or certificates that cannot be used.
-    """
-
-    name = "alpaca-py"
-
-    def __init__(self, url: str, credentials: Credentials, limit: LoginLimit | None = None) -> None:
-        self._url = url
-        self._credentials = credentials
-        self._limit = limit or LoginLimit()
-        self._route = route(url)
-        self._tls = tls_context() if url.startswith("wss:") else None
-
-    @asynccontextmanager
-    async def connect(
-        self, followed: Followed, utc_ns: Callable[[], int]
-    ) -> AsyncIterator[AlpacaLink]:
-        """See :meth:`mdservice.feed.driver.Driver.connect`."""
-        if not (self._route.proxy or "http:").startswith("http:"):
-            raise ConfigurationError(
-                f"The driver alpaca-py cannot use the proxy of {self._route.variable}: it knows "
-                "http:// proxies only. Set MDSERVICE_DRIVER=websockets, which can use it"
-            )
-        stream_class, protocol_class = await _sdk()
-        limit_s = self._limit.seconds
-
-        def make_socket() -> _LentStream:
-            return _LentStream(
-                stream_class,
-                protocol_class,
-                self._url,
-                self._credentials,
-                limit_s,
-                self._route,
-                self._tls,
-            )
-
-        thread = SdkThread(make_socket, limit_s)
-        try:
-            with self._limit.one_try(anyio.current_time):
-                await thread.open()
-            yield _SdkLink(thread, followed, utc_ns)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await thread.close()
-
-
-class _SdkLink(AlpacaLink):
-    def __init__(self, thread: SdkThread, followed: Followed, utc_ns: Callable[[], int]) -> None:
-        super().__init__("msgpack", followed, utc_ns)
-        self._thread = thread
-
-    async def send_frame(self, frame: Frame) -> None:
-        self._thread.send(frame)
-
-    async def receive_frames(self) -> Sequence[Frame]:
-        return await self._thread.take()
-
-
-class _LentStream:
-    """A ``StockDataStream`` of which only the connection is used."""
-
-    def __init__(
-        self,
-        stream_class: Any,
-        protocol_class: Any,
-        url: str,
-        credentials: Credentials,
-        limit_s: float,
-        way: Route = _DIRECT,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        self._limit_s = limit_s
-        self._shown = mask_url(url)
-        self._url = url
-        self._way = way
-        params: dict[str, Any] = {
-            "create_protocol": protocol_class,
-            "open_timeout": limit_s,
-            "close_timeout": CLOSE_TIMEOUT_S / 5,  # the library waits for five of these
-            "ping_interval": 10,
-            "ping_timeout": 20,
-            "max_size": MAX_FRAME_BYTES,
-            "max_queue": MAX_QUEUED_FRAMES,
-            "compression": None,
-        }
-        if tls is not None:
-            params["ssl"] = tls
-        self._params = params
-        self._stream = stream_class(
-            credentials.key,
-            credentials.secret,
-            raw_data=True,
-            url_override=url,
-            websocket_params=params,
-        )
-        self._websocket: Any = None
-
-    async def open(self) -> SdkWebsocket:
-        try:
-            if self._way.proxy is not None:
-                self._params["sock"] = await _tunnel(self._way.proxy, self._url)
-            await self._stream._start_ws()  # noqa: SLF001 - the login that this driver borrows
-        except Exception as exc:
-            raise self._translated(exc, self._stream._ws) from exc  # noqa: SLF001
-        finally:  # also when cancelled: abort() needs it
-            self._websocket = self._stream._ws  # noqa: SLF001
-            tunnel = self._params.pop("sock", None)
-            if tunnel is not None and self._websocket is None:
-                tunnel.close()
-        websocket: SdkWebsocket = self._stream._ws  # noqa: SLF001
-        return websocket
-
-    def _translated(self, exc: Exception, websocket: Any) -> FeedError:
-        hint = self._way.hint
-        status = getattr(exc, "status_code", None)
-        if isinstance(status, int):
-            return http_refusal(status, self._shown)
-        if isinstance(exc, TimeoutError):
-            return FeedUnavailable(f"{self._shown} did not answer within {self._limit_s:g} s{hint}")
-        # A ValueError is alpaca-py's own where the answer was not a success. Without a connection
-        # it is a bad host name, or a certificate that was not accepted.
-        if isinstance(exc, ValueError) and websocket is not None:
-            return failed_login(getattr(websocket, "last_frame", None), exc)
-        advice = f"{tls_advice(exc)}{hint}"
-        return FeedUnavailable(f"cannot connect to {self._shown}: {root_cause(exc)}{advice}")
-
-    async def close(self) -> None:
-        await self._stream.close()
-
-    def abort(self) -> None:
-        transport = getattr(self._websocket, "transport", None)
-        if transport is not None:
-            transport.abort()
 
 
 async def _tunnel(proxy: str, url: str) -> socket.socket:
