@@ -40,7 +40,7 @@ class _Look:
 
     Attributes:
         why_dead: Why the socket has to be given up, or None where the market is quiet.
-        certain: History has told so.
+        certain: Whether history shows it.
     """
 
     why_dead: str | None
@@ -56,8 +56,8 @@ class Liveness:
 
     Args:
         limit_s: Silence after which history is asked, seconds. Doubled while the market is
-            quiet or nobody answers, up to :data:`LONGEST_S`; data brings it back.
-        history: Where the newest quotes are asked; None means that nobody answers.
+            quiet or history does not answer, up to :data:`LONGEST_S`; data brings it back.
+        history: Where the newest quotes are asked for; None where the feed has no history.
         is_open: Whether the market is open; silence counts only then.
         accepted: The quotes that are out.
     """
@@ -81,7 +81,7 @@ class Liveness:
         self._unheard: set[str] = set()
         """Those that have had no quote on this connection."""
         self._known_ns: dict[str, int] = {}
-        """What the last look told: heard of again it is not news."""
+        """The times that the last look found: the same times again show nothing new."""
         self._sooner = anyio.Event()
         """Set where the next look is due earlier than it was."""
 
@@ -127,7 +127,7 @@ class Liveness:
             tell_stale: Told why the connection is given up.
 
         Raises:
-            FeedUnavailable: The socket is dead, or nobody can tell.
+            FeedUnavailable: The socket is dead, or history cannot rule that out.
         """
         while True:
             since_s, limit_s = self._since_s, self._limit_s

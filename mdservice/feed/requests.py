@@ -61,7 +61,7 @@ class SubscriptionRequests:
         """Answer requests until cancelled."""
         try:
             await self._serve()
-        finally:  # nobody will: the next connection, if any, does what the book says
+        finally:  # the next connection, if any, does what the book says
             for command in self._inbox.take_waiting():
                 self._note(command)
                 command.answer.give(SubscriptionResult("pending", command.symbols))

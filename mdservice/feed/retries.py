@@ -151,7 +151,7 @@ class DriverSelection:
         self._index = 0
         self._failures = 0
         self._settled = len(drivers) == 1
-        self._change_told = False
+        self._change_reported = False
 
     @property
     def current(self) -> Driver:
@@ -175,11 +175,11 @@ class DriverSelection:
         """The current driver logged in.
 
         Returns:
-            Whether this is a change of driver that has not been told yet.
+            Whether this is a change of driver that has not been published yet.
         """
         self._failures = 0
-        if self._index == 0 or self._change_told:
+        if self._index == 0 or self._change_reported:
             return False
         self._settled = True
-        self._change_told = True
+        self._change_reported = True
         return True

@@ -14,11 +14,11 @@ __all__ = ["SendQueue"]
 
 
 class SendQueue:
-    """Hands items on to the router.
+    """Sends items to the router.
 
-    What was added is handed on once, in the order of adding. A wait for room that is cancelled
-    leaves it here, and the next one hands it on first; so what one connection read is not lost
-    with it. A connection leaves a handful of items at most, so that this does not grow.
+    Each item is sent once, in the order of adding. If a wait for room is cancelled, the item stays
+    here and the next call sends it first, so what a connection has read is not lost with it. A
+    connection leaves a handful of items at most, so the queue does not grow.
 
     Args:
         outbox: The channel to the router.
@@ -37,14 +37,14 @@ class SendQueue:
         self._waiting.append(item)
 
     async def flush(self) -> None:
-        """Hand on everything that waits."""
+        """Send everything that waits."""
         async with self._sending:
             while self._waiting:
                 await forward(self._outbox, self._waiting[0])
                 self._waiting.popleft()
 
     async def send(self, item: FeedItem) -> None:
-        """Add an item and hand on everything."""
+        """Add an item and send everything that waits."""
         self.add(item)
         await self.flush()
 

@@ -105,7 +105,7 @@ class Session:
         return [s for s in wanted if s not in self.acknowledged and s not in self.left_out]
 
     def forget_unwanted(self, wanted: SubscriptionSet) -> None:
-        """Symbols that nobody wants any more are not left out."""
+        """Forget the left-out symbols that are no longer wanted."""
         self.left_out = {s: reason for s, reason in self.left_out.items() if s in wanted}
         self.over_limit &= self.left_out.keys()
         self._words = {s: words for s, words in self._words.items() if s in self.left_out}

@@ -38,7 +38,7 @@ class SubscriptionSet:
         """The source wants exactly these, the most important one first.
 
         Returns:
-            The symbols that nobody wants now.
+            The symbols that no source wants now.
         """
         self._ranks[source] = {symbol: rank for rank, symbol in enumerate(symbols)}
         self.add(symbols, source)
@@ -47,7 +47,7 @@ class SubscriptionSet:
         return self.remove(left, [source])
 
     def remove(self, symbols: Iterable[str], sources: Iterable[str]) -> list[str]:
-        """The sources no longer want them; returns the symbols that nobody wants now."""
+        """The sources no longer want them; returns the symbols that no source wants now."""
         leaving = set(sources)
         gone = []
         for symbol in symbols:

@@ -59,7 +59,7 @@ def make_drivers(settings: Settings, limit: LoginLimit | None = None) -> Sequenc
 def make_history(settings: Settings, clock: Clock, http: HttpClient) -> AlpacaHistory | None:
     """Past quotes of the settings' feed; nothing is connected.
 
-    None where the feed is at an address of its own and its history is not told: Alpaca's quotes
+    None where the feed is at an address of its own and no history is set: Alpaca's quotes
     must not get between those of another feed.
 
     Raises:

@@ -36,7 +36,7 @@ class Credentials:
 
 
 def encoding_of(frame: Frame) -> Encoding:
-    """How the server encodes, told from its greeting: a text frame is JSON.
+    """How the server encodes, by its greeting: a text frame is JSON.
 
     The wish is in the upgrade request's ``Content-Type``; servers that speak only JSON
     ignore it.

@@ -1,4 +1,4 @@
-"""Alpaca's websocket messages as msgspec structs, told apart by their ``T``.
+"""Alpaca's websocket messages as msgspec structs, with their ``T`` as the tag.
 
 Only quotes are used today; of the others the head is read, so that they are recognised,
 counted and skipped. Times stay as they came (``msgspec.Raw``): msgspec would turn a msgpack

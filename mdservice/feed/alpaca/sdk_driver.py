@@ -342,7 +342,7 @@ class SdkThread:
         self._stop, self._room = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
-        if self._closing:  # before there was a loop to be told
+        if self._closing:  # close() came before there was a loop
             self._stop.set()
         try:
             await self._hold(self._make_socket())
