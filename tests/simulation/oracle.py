@@ -32,6 +32,8 @@ _SETTLED_NS = 16 * _SECOND_NS
 _FAR_OFF_S = 50.0
 _LATE = "history was late"
 """Why a gap is told without a lost connection; there is no repairing it."""
+_PRICE_LIMIT_S = 3.0
+"""How soon a symbol that the feed gives has its price."""
 _HELD_AT_MOST_S = 60.0
 """How long a quote may wait (a frozen line, a repair) before the service looks at its time."""
 
@@ -48,7 +50,7 @@ def check_life(world: World, life: Life, *, final: bool) -> Iterator[str]:
     yield from check_counters(life)
 
 
-def check_at_end(world: World) -> None:
+async def check_at_end(world: World) -> None:
     """The service still runs, all has been well for a while, and the market is closed."""
     life = world.life
     assert life is not None
@@ -62,6 +64,9 @@ def check_at_end(world: World) -> None:
     if waiting := service._topology.publisher.unacknowledged:
         world.violated(f"{waiting} events are not written at the end")
     emptied_at_s = world.store.emptied_at_s
+    followed = service.channels()
+    if any(q.symbol in followed and not world.store.price(q.symbol) for q in service.prices()):
+        await anyio.sleep(_PRICE_LIMIT_S)  # the feed may have given a refused symbol just now
     for quote in service.prices():
         stored = world.store.price(quote.symbol)
         if stored is None and quote.symbol not in service.channels():
@@ -92,7 +97,7 @@ async def check_first_price(world: World) -> None:
     for symbol in new[:1]:
         outcome = await world.clients.subscribe(life, symbol)
         world.trace(f"{symbol} {outcome} in a closed market")
-        await anyio.sleep(3)
+        await anyio.sleep(_PRICE_LIMIT_S)
         if not outcome.startswith("refused") and world.store.price(symbol) is None:
             world.violated(f"{symbol} has no price 3 s after it was subscribed")
 

@@ -133,7 +133,7 @@ class World:
                 self.market.open = False
                 await anyio.sleep(3)
                 if self.life is not None:
-                    check_at_end(self)
+                    await check_at_end(self)
                     if self.positions is not None:
                         self.positions.check_at_end(self)
                     await check_first_price(self)
