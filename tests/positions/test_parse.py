@@ -375,6 +375,7 @@ def test_a_price_that_is_not_in_dollars_is_never_used(fields: Any, problem: str)
         ({"lastday_price": "187"}, "187"),
         ({"current_price": None, "lastday_price": "187"}, "187"),
         ({"current_price": "0", "lastday_price": "187"}, "187"),
+        ({"current_price": "0.0001", "lastday_price": "187"}, "0.0001"),
         ({"current_price": "-1"}, None),
         ({"current_price": "NaN", "lastday_price": [1]}, None),
         ({"current_price": True, "lastday_price": ""}, None),

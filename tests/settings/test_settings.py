@@ -584,6 +584,40 @@ def test_a_feeds_url_follows_from_its_name(feed: str, path: str) -> None:
     assert settings.resolved_feed_url() == f"wss://stream.data.alpaca.markets{path}"
 
 
+REST = "https://data.alpaca.markets"
+TRADING = "https://paper-api.alpaca.markets"
+
+
+@pytest.mark.parametrize(
+    ("given", "rest", "trading"),
+    [
+        (KEYS, REST, TRADING),
+        ({}, REST, TRADING),
+        ({**KEYS, "MDSERVICE_REST_URL": "http://localhost:1"}, "http://localhost:1", TRADING),
+        ({**KEYS, "MDSERVICE_TRADING_URL": "http://localhost:1"}, REST, "http://localhost:1"),
+        (
+            {"MDSERVICE_FEED": "simulator", "MDSERVICE_FEED_URL": "ws://localhost:2/v2/iex"},
+            "http://localhost:2",
+            "http://localhost:2",
+        ),
+        (
+            {
+                "MDSERVICE_FEED": "simulator",
+                "MDSERVICE_FEED_URL": "ws://localhost:2/v2/iex",
+                "MDSERVICE_REST_URL": "http://localhost:3",
+            },
+            "http://localhost:3",
+            "http://localhost:2",
+        ),
+    ],
+)
+def test_rest_is_asked_where_it_was_set_else_at_a_simulators_own_port(
+    given: dict[str, str], rest: str, trading: str
+) -> None:
+    settings = load(given)
+    assert (settings.resolved_rest_url(), settings.resolved_trading_url()) == (rest, trading)
+
+
 def test_keys_alone_mean_iex() -> None:
     settings = load(KEYS)
     settings.require_runnable()

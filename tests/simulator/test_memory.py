@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 import trio
+import trio.testing
 
 from mdservice.simulator import memory_stream_pair
 
@@ -69,3 +70,22 @@ async def test_a_reset_loses_what_was_on_its_way() -> None:
             await stream.receive()
         with pytest.raises(anyio.BrokenResourceError):
             await stream.send(b"x")
+
+
+async def test_the_other_end_sees_the_close() -> None:
+    near, far = memory_stream_pair()
+    ended: list[bool] = []
+
+    async def read() -> None:
+        with pytest.raises(anyio.EndOfStream):
+            await far.receive()
+        ended.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await near.aclose()
+        await trio.lowlevel.checkpoint()
+        assert ended
+    with trio.testing.assert_checkpoints():
+        await far.aclose()
