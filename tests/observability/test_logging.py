@@ -142,47 +142,6 @@ def test_secrets_are_masked_wherever_they_stand(form: Any) -> None:
         assert part not in text
 
 
-def test_a_secret_is_masked_as_urls_and_json_write_it() -> None:
-    masker = Masker(SECRETS)
-    assert masker.mask_text("?s=hid%2Fden%2Bsecret%3D%3D&x=1") == "?s=***&x=1"
-    assert masker.mask_text(json.dumps({"k": SECRETS[2]})) == '{"k": "***"}'
-
-
-def test_a_short_secret_is_masked_only_where_it_stands_alone() -> None:
-    masker = Masker(["pw1"])
-    assert masker.mask_text("redis://:pw1@db pw1 pw12 xpw1") == "redis://:***@db *** pw12 xpw1"
-
-
-@pytest.mark.parametrize(
-    ("secret", "text"),
-    [
-        ("s", "Alpaca's feed"),
-        ("s", "Alpaca\u2019s feed"),
-        ("1", "us-1"),
-        ("us", "us-1"),
-        ("1", "127.0.0.1:80 in 0.1 s"),
-        ("a", "an x_a, and caf\u00e9a"),
-        ("v2", "/v2.1"),
-    ],
-)
-def test_a_secret_of_few_letters_is_not_masked_within_a_word(secret: str, text: str) -> None:
-    assert Masker([secret]).mask_text(text) == text
-
-
-@pytest.mark.parametrize("secret", ["s", "1", "us", "é"])
-@pytest.mark.parametrize(
-    "text",
-    ["{}", "'{}'", '"{}"', "key={}", "redis://:{}@host", "a:{},b", "it is {}.", "({})", "[{}]"],
-)
-def test_a_secret_of_few_letters_is_masked_where_it_stands_alone(secret: str, text: str) -> None:
-    assert Masker([secret]).mask_text(text.format(secret)) == text.format("***")
-
-
-def test_a_secret_inside_another_leaves_nothing_behind() -> None:
-    masker = Masker(["secretsecret", "secretsecret-and-more"])
-    assert masker.mask_text("is secretsecret-and-more") == "is ***"
-
-
 def test_secrets_can_be_added_later() -> None:
     stream = io.StringIO()
     configure_logging("json", secrets=["first-secret"], stream=stream)
@@ -190,22 +149,6 @@ def test_secrets_can_be_added_later() -> None:
     get_logger("x").info("both", a="first-secret", b="second-secret")
     (event,) = json_lines(stream)
     assert (event["a"], event["b"]) == ("***", "***")
-
-
-def test_an_object_that_cannot_be_shown_does_not_stop_the_line() -> None:
-    class Broken:
-        def __repr__(self) -> str:
-            raise RuntimeError("no")
-
-    assert "Broken" in Masker().mask(Broken())
-    assert Masker().mask({"a": None, "b": 1.5, "c": True}) == {"a": None, "b": 1.5, "c": True}
-
-
-def test_nesting_without_end_is_cut() -> None:
-    endless: list[Any] = []
-    endless.append(endless)
-    masked = Masker(["hidden-secret"]).mask(endless)
-    assert isinstance(masked, list)
 
 
 def test_floods_are_limited_in_the_log() -> None:
