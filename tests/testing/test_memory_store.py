@@ -79,6 +79,17 @@ async def test_a_delayed_request_is_fenced_by_connect() -> None:
     assert [done.number for done in store.executed] == [1]
 
 
+async def test_a_delayed_request_is_lost_with_the_server() -> None:
+    store = await connected()
+    store.script.append(StoreFault.DELAY_REQUEST)
+    with pytest.raises(StoreUnavailable):
+        await store.write(batch(1))
+    store.restart()
+    assert store.deliver() == 0
+    await store.connect()
+    assert await store.last_batch() == 0
+
+
 async def test_a_refused_write_keeps_the_connection() -> None:
     store = await connected()
     store.script.append(StoreFault.REFUSE_WRITE)
