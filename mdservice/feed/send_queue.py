@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
@@ -14,11 +15,12 @@ __all__ = ["SendQueue"]
 
 
 class SendQueue:
-    """Sends items to the router.
+    """Sends items to the router, each once and in the order of adding.
 
-    Each item is sent once, in the order of adding. If a wait for room is cancelled, the item stays
-    here and the next call sends it first, so what a connection has read is not lost with it. A
-    connection leaves a handful of items at most, so the queue does not grow.
+    Items go into the channel at once. Only what the channel has no room for is kept here: a wait
+    for room that is cancelled leaves it, and the next one sends it first, so what one connection
+    read is not lost with it. A connection leaves a handful of items at most, so that this does not
+    grow.
 
     Args:
         outbox: The channel to the router.
@@ -33,18 +35,24 @@ class SendQueue:
         return len(self._waiting)
 
     def add(self, item: FeedItem) -> None:
-        """Keep an item for the next :meth:`flush`, behind those that wait already."""
+        """Send an item, or keep it for :meth:`flush` where others wait or there is no room."""
+        if not self._waiting:
+            with suppress(anyio.WouldBlock):
+                self._outbox.send_nowait(item)
+                return
         self._waiting.append(item)
 
     async def flush(self) -> None:
-        """Send everything that waits."""
+        """Wait until everything is sent."""
+        if not self._waiting:
+            return
         async with self._sending:
             while self._waiting:
                 await forward(self._outbox, self._waiting[0])
                 self._waiting.popleft()
 
     async def send(self, item: FeedItem) -> None:
-        """Add an item and send everything that waits."""
+        """Add an item, and wait until everything is sent."""
         self.add(item)
         await self.flush()
 
