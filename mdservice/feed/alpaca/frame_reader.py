@@ -114,7 +114,7 @@ class FrameReader:
         while size - position >= _SHORT_HEAD:
             kind, length = data[position], data[position + 1]
             start, most = position + _SHORT_HEAD, _MOST_IN_SHORT
-            if length in _HEADS:
+            if length in _HEADS and kind in _PLAIN:
                 start = position + _HEADS[length]
                 if start > size:
                     needs = start - position

@@ -128,6 +128,7 @@ near = st.lists(st.integers(100, 220), max_size=6)
 
 @given(streams, st.one_of(places, near))
 @example(b"", [])
+@example(b"\x03\x7e", [])  # refused for its opcode, before its length has come
 @example(b"\x89\x7e\x00\x7e" + bytes(126) + b"\x82\x01x", [])
 def test_any_stream_is_read_as_the_library_reads_it(stream: bytes, places: list[int]) -> None:
     alone, ours = Client(by_reader=False), Client(by_reader=True)
