@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from mdservice.observability import logging as logs
 from mdservice.observability.masking import Masker
 from mdservice.redis_io.embedded import find_server
 
 _START_LIMIT_S = 10.0
+
+# A busy machine makes no test fail: Hypothesis would measure the time of each example.
+settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_speed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

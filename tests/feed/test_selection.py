@@ -139,7 +139,7 @@ class Auto(RuleBasedStateMachine):
                 in_a_row = 0
 
 
-Auto.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Auto.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestAuto = Auto.TestCase
 
 

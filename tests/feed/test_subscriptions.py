@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.feed.subscriptions import SubscriptionSet, chunks
@@ -53,7 +53,6 @@ def test_wanted_is_a_snapshot() -> None:
     assert before == ("AAPL",)
 
 
-@settings(deadline=None)
 @given(changes)
 def test_agrees_with_a_plain_table(changes: list[tuple[str, list[str], list[str]]]) -> None:
     book = SubscriptionSet()

@@ -49,7 +49,7 @@ def test_fields_as_the_contract_has_them(changes: dict[str, object], expected: b
     assert expected in encode_quote(attrs.evolve(QUOTE, **changes))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.builds(
         Quote,

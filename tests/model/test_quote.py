@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mdservice.model.quote import Quote, exact_mid, mid_number
 
-quick = settings(max_examples=300, deadline=None)
+quick = settings(max_examples=300)
 as_json = msgspec.json.Encoder(decimal_format="number").encode
 
 exchange_prices = st.integers(0, 10**7).map(lambda cents: cents / 100) | st.integers(0, 10**10).map(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.errors import InvalidSymbol
@@ -75,7 +75,6 @@ def test_one_bad_symbol_refuses_all_of_them() -> None:
     assert "no good" in str(caught.value)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_what_passes_is_plain_ascii_and_passes_again(text: str) -> None:
     try:

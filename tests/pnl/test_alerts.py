@@ -327,7 +327,7 @@ class Past:
         return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(steps, max_size=40))
 def test_tells_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
     desk = Desk(*RULES, held="AB")

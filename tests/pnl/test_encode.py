@@ -127,7 +127,7 @@ def test_numbers_are_plain(number: str, as_given: str, shortened: str) -> None:
     assert short(Decimal(number)) == shortened
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.lists(rows, max_size=4).map(tuple), min_size=1, max_size=4), any_decimals)
 def test_always_json_with_the_exact_numbers(several: list[tuple[Row, ...]], total: Decimal) -> None:
     encoder = PnlEncoder()

@@ -173,10 +173,10 @@ def test_what_is_no_usable_number_is_a_problem_of_its_row(field: str, value: Any
 
 
 def test_huge_json_numbers_are_a_problem_and_cost_no_time() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     position = one_raw('{"symbol":"A","qty":1e999999999,"avg_entry_price":1e-999999999}')
     assert (position.qty, position.avg_entry_price) == (None, None)
-    assert time.monotonic() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "nan", "inf", "-inf", "+NaN"])

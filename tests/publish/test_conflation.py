@@ -152,7 +152,7 @@ class Buffers(RuleBasedStateMachine):
         assert sum(isinstance(item, FeedStatus) for item in everything) == states
 
 
-Buffers.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+Buffers.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
 TestBuffers = Buffers.TestCase
 
 
@@ -208,15 +208,12 @@ def test_taking_nothing_takes_nothing() -> None:
 
 
 def test_many_symbols_are_taken_out_in_linear_time() -> None:
-    def seconds(symbols: int) -> float:
-        buffer = ConflatingBuffer(0)
-        put(buffer, [quote(f"S{number}") for number in range(symbols)])
-        started = time.perf_counter()
-        while buffer.take(10_000):
-            pass
-        return time.perf_counter() - started
-
-    assert min(seconds(80_000) for _ in range(3)) < 1.0
+    buffer = ConflatingBuffer(0)
+    put(buffer, [quote(f"S{number}") for number in range(80_000)])
+    started_s = time.process_time()  # other programs do not count
+    while buffer.take(1_000):
+        pass
+    assert time.process_time() - started_s < 2.0
 
 
 def test_counts_per_symbol_add_up() -> None:

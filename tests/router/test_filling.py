@@ -172,7 +172,7 @@ def feed(
     return trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(splits(), st.integers(1, 5))
 def test_each_quote_comes_once_and_in_order(
     split: tuple[list[Quote], int, int, int, int], at_once: int
@@ -186,7 +186,7 @@ def test_each_quote_comes_once_and_in_order(
         )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(splits(), st.data())
 def test_a_history_that_lags_costs_only_what_it_has_not(
     split: tuple[list[Quote], int, int, int, int], data: Any
@@ -198,7 +198,7 @@ def test_a_history_that_lags_costs_only_what_it_has_not(
         assert of(symbol, out) == of(symbol, [*market[:known], *market[back:]])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(splits(contents=2), st.integers(1, 5))
 def test_no_time_has_more_of_the_same_than_history(
     split: tuple[list[Quote], int, int, int, int], at_once: int

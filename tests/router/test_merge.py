@@ -29,7 +29,7 @@ def by_symbol_and_time(found: list[Quote]) -> list[Quote]:
     return sorted(found, key=lambda quote: (quote.symbol, quote.ts_event_ns))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(quotes, max_size=12), st.lists(quotes, max_size=12))
 def test_has_each_quote_as_often_as_the_side_that_has_it_more(
     history: list[Quote], live: list[Quote]
@@ -41,7 +41,7 @@ def test_has_each_quote_as_often_as_the_side_that_has_it_more(
     assert [q.ts_event_ns for q in merged] == sorted(q.ts_event_ns for q in merged)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(quotes, max_size=12), st.lists(quotes, max_size=12))
 def test_what_both_have_is_taken_from_the_stream(history: list[Quote], live: list[Quote]) -> None:
     past = by_symbol_and_time(history)
@@ -51,7 +51,7 @@ def test_what_both_have_is_taken_from_the_stream(history: list[Quote], live: lis
     assert Counter(from_past) == Counter(map(identity, past)) - Counter(map(identity, live))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(quotes, max_size=14), st.integers(0, 2**32), st.booleans())
 def test_a_history_that_has_all_of_the_stream_decides_the_order(
     history: list[Quote], seed: int, shuffled: bool

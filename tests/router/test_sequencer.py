@@ -62,7 +62,7 @@ def reference(arriving: list[Quote]) -> tuple[list[Quote], int, int]:
     return accepted, stale, future
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(quotes, max_size=8), max_size=8))
 def test_agrees_with_the_contract_however_the_quotes_are_batched(
     batches: list[list[Quote]],
@@ -86,7 +86,7 @@ def test_agrees_with_the_contract_however_the_quotes_are_batched(
     assert len(sequencer) == len(last)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(quotes, max_size=40))
 def test_events_of_a_symbol_never_go_back_nor_leave_a_step(arriving: list[Quote]) -> None:
     accepted = Sequencer(QUOTES).route(map(attrs.evolve, arriving), NOW_NS, TOLERANCE_NS).accepted
@@ -161,7 +161,7 @@ def test_symbols_do_not_touch_each_other() -> None:
     assert sequencer.latest("QQQ") is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(quotes, max_size=20), st.lists(quotes, max_size=20))
 def test_of_history_what_is_out_is_left_out_as_often_as_it_is_out(
     arriving: list[Quote], missed: list[Quote]

@@ -41,7 +41,7 @@ def test_most_of_the_last_hundred(reads: list[tuple[int, int]], behind: bool) ->
     assert check(*reads).behind_s() == (90.0 if behind else None)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 150), st.booleans()), max_size=40))
 def test_agrees_with_looking_at_the_last_hundred(reads: list[tuple[int, bool]]) -> None:
     """Each read all good or all from the future, as a clock that steps makes them."""

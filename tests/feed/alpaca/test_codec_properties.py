@@ -17,7 +17,7 @@ from mdservice.model.payload import encode_quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS
 
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80)
 both = pytest.mark.parametrize("encoding", ["json", "msgpack"])
 
 texts = st.text(max_size=10)
@@ -130,7 +130,7 @@ def test_arbitrary_frames_never_raise(encoding: Encoding, frames: list[Frame]) -
 
 
 @both
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_damaged_frames_never_raise(encoding: Encoding, data: st.DataObject) -> None:
     """A few bytes of a real frame changed, cut or added: nearer to the schema than noise."""
