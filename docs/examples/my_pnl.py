@@ -1,4 +1,4 @@
-"""Print prices, and every second what the positions have made or lost.
+"""Print prices, and every second the profit and loss of the positions.
 
 python my_pnl.py http://127.0.0.1:8002 AAPL MSFT
 """
@@ -23,7 +23,8 @@ async def print_pnl(gateway: str) -> None:
             try:
                 answer = await client.get("/api/v1/positions/pnl/realtime")
                 pnl = answer.raise_for_status().json()
-                print("P&L", pnl["total_unrealized_pnl"], "of", pnl["priced"], "lots", flush=True)
+                total, count = pnl["total_unrealized_pnl"], pnl["priced"]
+                print("P&L", total, "of", count, "positions", flush=True)
             except httpx.HTTPError as exc:
                 print("no P&L at the moment:", exc, flush=True)
             await anyio.sleep(1)

@@ -82,7 +82,7 @@ _MEANINGS: Final = {
     "redis_batch_was_written": "Redis has a batch whose answer was lost. It is not sent twice.",
     "redis_cannot_be_fenced": "This Redis user may not end an old connection. A write whose "
     "connection broke may be executed twice.",
-    "redis_cannot_renew": "This Redis user may not renew keys. Prices of quiet symbols expire.",
+    "redis_cannot_renew": "This Redis user may not renew keys. Prices are written again instead.",
     "redis_command_failed": "A command inside an executed write failed.",
     "redis_connected": "Connected to Redis.",
     "redis_failed": "Redis did not take a write, or could not be reached. It is tried again.",

@@ -86,7 +86,7 @@ def test_programs_of_ones_own_find_the_service_of_this_machine(stage: Any) -> No
     )
     stage.eventually(
         lambda: (
-            re.search(r"^P&L -?\d+\S* of \d+ lots$", both.stdout, re.MULTILINE)
+            re.search(r"^P&L -?\d+\S* of \d+ positions$", both.stdout, re.MULTILINE)
             and re.search(r"^MSFT \d", both.stdout, re.MULTILINE)
         ),
         what=lambda: both.said,
