@@ -1,1 +1,1 @@
-"""Back out: in any other process, the latest prices and every event, read from Redis."""
+"""Reads the latest prices and every event from Redis, in any process."""

@@ -26,9 +26,9 @@ __all__ = [
 
 
 CLIENT_NAME: Final = "mdservice-reader"
-"""How the connections are called in the server's ``CLIENT LIST``."""
+"""The name of the connections in the server's ``CLIENT LIST``."""
 TIMEOUT_S: Final = 3.0
-"""How long connecting, and each wait for an answer, may take."""
+"""The limit for connecting, and for each answer."""
 _RIGHTS = (
     "allow this user SUBSCRIBE, PING, MGET, SCAN (XREAD, XRANGE and XINFO for an event log) on "
     "the keys price:* and the channel price.updated, with MDSERVICE_KEY_PREFIX in front"
@@ -63,12 +63,12 @@ def refuse_errors(address: str, replies: Iterable[object]) -> None:
             raise refusal(address, text)
 
 
-# The prices that stand in the keys.
+# Reading the prices in the keys.
 
 
 _KEYS_PER_READ: Final = 1_000
 _LIMIT_S: Final = 30.0
-"""A server with many million other keys takes a while to go through; beyond this it is told."""
+"""The limit for scanning a server, which may have many million other keys."""
 
 
 async def read_keys(
@@ -79,13 +79,13 @@ async def read_keys(
 ) -> list[Quote]:
     """The quotes in the keys, by symbol.
 
-    Keys that hold anything else are left out and counted by the decoder.
+    Keys with other content are omitted, and the decoder counts them.
 
     Args:
         connection: One that is not subscribed to anything.
-        symbols: Which; empty means every key ``price:*``.
-        decoder: Counts what cannot be read.
-        names: The keys' names.
+        symbols: The symbols to read; empty for every key ``price:*``.
+        decoder: Counts unreadable content.
+        names: The names of the keys.
 
     Raises:
         StoreUnavailable, StoreRefused

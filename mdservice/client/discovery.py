@@ -1,4 +1,4 @@
-"""Where the prices are: at a given URL, or wherever the running service has them."""
+"""Finds the Redis server with the prices: at a URL, or by asking the running service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ASK_TIMEOUT_S: Final = 1.0
 
 @attrs.frozen
 class Location:
-    """Where the prices are.
+    """The server with the prices, and its names.
 
     Attributes:
         address: The server.
@@ -38,14 +38,14 @@ class Location:
 
 
 class Discovery(Protocol):
-    """Finds the prices before each attempt to connect."""
+    """Finds the server before each attempt to connect."""
 
     async def find(self) -> Location:
         """The server, and the names there.
 
         Raises:
-            NoAnswer: The service was to tell, and does not answer.
-            ConfigurationError: What is known cannot be used.
+            NoAnswer: The service does not answer.
+            ConfigurationError: The address or the prefix is invalid.
         """
         ...
 
@@ -55,10 +55,10 @@ class GivenServer:
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``.
-        prefix: What stands in front of every name there.
+        prefix: The prefix of every name there.
 
     Raises:
-        ConfigurationError: The URL cannot be used; it is not quoted.
+        ConfigurationError: The URL is invalid; it is not quoted.
     """
 
     def __init__(self, url: str, prefix: str = "") -> None:
@@ -72,13 +72,13 @@ class GivenServer:
 class ServiceServer:
     """The server of the service whose API is at a UNIX socket.
 
-    The service is asked each time, since an embedded server has another address after a
-    restart, and the service may have another key prefix. While it does not answer, its last
-    answer serves.
+    It asks the service each time, since an embedded server has a new address after a restart, and
+    the service may have another key prefix. While the service does not answer, it uses the last
+    answer.
 
     Args:
         socket: The service's UNIX socket.
-        prefix: What stands in front of every name; None for the service's own key prefix.
+        prefix: The prefix of every name; None for the service's own key prefix.
     """
 
     def __init__(self, socket: Path, prefix: str | None = None) -> None:
@@ -115,7 +115,7 @@ class ServiceServer:
         if self._prefix is not None:
             return url, self._prefix
         try:
-            # A service of a version without prefixes has no such field.
+            # An older service without prefixes has no such field.
             return url, parse_key_prefix(report.get("key_prefix", ""))
         except ValueError as exc:
             raise NoAnswer(
@@ -126,7 +126,7 @@ class ServiceServer:
 def socket_of_the_service(
     given: str | os.PathLike[str] | None, environ: Mapping[str, str] | None = None
 ) -> Path:
-    """The service's UNIX socket: as given, else ``MDSERVICE_SOCKET``, else the default one.
+    """The service's UNIX socket: as given, or else ``MDSERVICE_SOCKET``, or else the default.
 
     Raises:
         ConfigurationError: It cannot be the path of a socket.

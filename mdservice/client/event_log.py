@@ -1,8 +1,8 @@
-"""Events from the event log, a Redis stream: none is conflated, and reading can be resumed.
+"""Reads events from the event log, a Redis stream. Conflates nothing, and can resume.
 
-The stream is the buffer: it is read on only when the program has taken what was read. Keys are
-read where the log does not tell all: at the very first, and when entries were cut before they
-were read. What they tell waits until the log has been read up to where it was then.
+The stream is the buffer: the reader reads on when the program has taken the quotes that it read. It
+reads the keys if the log is incomplete: at the start, and when entries were deleted before they
+were read. The content of the keys waits until the log has been read up to its end at that time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mdservice.redis_io.replies import is_error
 __all__ = ["START", "Chunk", "EntryId", "EventLogSource", "look", "parse_entry_id", "read_chunk"]
 
 
-# What a Redis stream says: ids, entries, what is left of it. Pure but for :func:`look`.
+# The ids and entries of a Redis stream. Pure, except for the functions that block.
 
 
 _ID: Final = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _ENTRIES_PER_READ: Final = 500
 _BLOCK_MS: Final = 1_000
-"""Below the time after which a server counts as hung."""
+"""Shorter than the time after which a server counts as hung."""
 
 
 @attrs.frozen(order=True)
@@ -60,7 +60,7 @@ def parse_entry_id(text: str) -> EntryId:
     """``1732456284208-0``; without the second part, 0.
 
     Raises:
-        ConfigurationError: It is no id.
+        ConfigurationError: It is not an id.
     """
     match = _ID.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
@@ -78,7 +78,7 @@ def _entry_id(raw: bytes) -> EntryId:
 
 @attrs.frozen
 class Chunk:
-    """What one read of the log brought.
+    """The result of one read of the log.
 
     Attributes:
         entries: Id and payload (None where an entry has none) of each new entry, in order.
@@ -89,7 +89,7 @@ class Chunk:
     first: EntryId | None
 
     def cut_after(self, cursor: EntryId) -> bool:
-        """Whether entries after ``cursor`` may be gone: the log no longer reaches back so far."""
+        """Whether entries after ``cursor`` may have been deleted."""
         return cursor != START and self.first is not None and self.first > cursor
 
 
@@ -98,7 +98,7 @@ async def look(connection: RedisConnection, log: bytes) -> EntryId | None:
 
     Raises:
         StoreUnavailable
-        StoreRefused: It is no stream, or this user may not ask.
+        StoreRefused: It is not a stream, or this user lacks the right.
     """
     (reply,) = await connection.call(pack(b"XINFO", b"STREAM", log))
     if is_error(reply) and "no such key" in str(reply):
@@ -111,8 +111,8 @@ async def look(connection: RedisConnection, log: bytes) -> EntryId | None:
 async def read_chunk(connection: RedisConnection, log: bytes, after: EntryId) -> Chunk:
     """The next entries; waits a second for one.
 
-    The oldest entry is asked for behind the reading: what is cut goes from the front, so where
-    the log still reaches back to ``after`` now, nothing was missing before.
+    It asks for the oldest entry after the read. Redis deletes entries from the front, so if the log
+    still reaches back to ``after`` now, nothing was missing before.
 
     Raises:
         StoreUnavailable, StoreRefused
@@ -156,7 +156,7 @@ _LOST_AT_MOST_MS: Final = 60_000
 
 @attrs.frozen
 class _Keys:
-    """Keys, and where the log ended after they had been read."""
+    """Keys, and the end of the log after they were read."""
 
     quotes: list[Quote]
     end: EntryId
@@ -188,9 +188,9 @@ class EventLogSource:
     """Reads the log, from connection to connection.
 
     Args:
-        intake: Where updates go.
-        log: The stream's name.
-        after: The id behind which to go on; None for the keys first, and then what is new.
+        intake: Gets the updates.
+        log: The name of the stream.
+        after: The id after which to continue; None for the keys first, then new entries.
     """
 
     def __init__(self, intake: Intake, log: str, after: EntryId | None) -> None:
@@ -202,7 +202,7 @@ class EventLogSource:
             intake.begun = True
             intake.handover.position = str(after)
         self._keys: _Keys | None = None
-        # Up to where entries may be older than the keys.
+        # The id up to which entries may be older than the keys.
         self._unordered_to = START
 
     async def follow(self, location: Location, connected: Callable[[], None]) -> None:
@@ -222,7 +222,7 @@ class EventLogSource:
                 await self._step(connection)
 
     async def _begin(self, connection: RedisConnection, end: EntryId) -> None:
-        """The keys first; events from where the log ended before they were read."""
+        """Read the keys first, then events from the end of the log before that."""
         keys = await self._ask_keys(connection)
         newer = self._intake.take_keys(keys.quotes)
         self._cursor, self._unordered_to = end, keys.end
@@ -258,16 +258,16 @@ class EventLogSource:
     def _hand_over(self, read: _Entries, *, in_order: bool) -> None:
         self._cursor = read.end
         newer = self._intake.take_events(read.quotes, in_order=in_order)
-        # Both are in the same order; what is not news is passed over.
+        # Both are in the same order; known quotes are skipped.
         ids = {id(quote): str(entry) for quote, entry in zip(read.quotes, read.ids, strict=True)}
         places = [ids[id(quote)] for quote in newer]
         self._intake.handover.offer_entries(newer, places, str(read.end))
 
     def _check_end(self, end: EntryId) -> None:
-        """A log that ends before what was read of it has lost its end, or is another one.
+        """Handle a log that ends before the last read entry: it lost its end, or is a new log.
 
-        A server that crashes, or a replica that takes over, loses seconds: what there still is
-        was read. Anything else is a new log, to be read from its start.
+        After a crash or a failover, a log lacks its last seconds, and its other entries were read.
+        Any other log is new and is read from its start.
         """
         cursor = self._cursor
         if cursor is None or end >= cursor:

@@ -1,7 +1,7 @@
 """Asking a running service over its UNIX socket.
 
-With the standard library alone: an HTTP client would cost more time to import than all of
-the asking.
+It uses only the standard library, since an HTTP client would take longer to import than the whole
+request.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NoAnswer(MDServiceError):
 
 @attrs.frozen
 class Answer:
-    """What the service said.
+    """The answer of the service.
 
     Attributes:
         status: The HTTP status.
@@ -42,12 +42,12 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether it did what was asked."""
+        """Whether the request succeeded."""
         return self.status == _OK
 
     @property
     def reason(self) -> str:
-        """Why it did not: FastAPI's ``detail``."""
+        """Why it failed: FastAPI's ``detail``."""
         detail = self.content.get("detail", f"HTTP {self.status}")
         return detail if isinstance(detail, str) else json.dumps(detail)
 
@@ -81,7 +81,7 @@ def ask(
         timeout_s: How long each wait for the service may take.
 
     Raises:
-        NoAnswer: Nobody listens, it says nothing in time, or what it says is not the API's.
+        NoAnswer: No service listens, it does not answer in time, or the answer is not the API's.
         ConfigurationError: The socket's folder cannot be trusted.
     """
     status, data = fetch(path, method, call, content, timeout_s=timeout_s)

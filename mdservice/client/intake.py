@@ -1,4 +1,4 @@
-"""What a source brings, put in order, counted and handed over."""
+"""Checks, counts and queues the quotes of a source for the program."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from mdservice.redis_io.names import GONE_AFTER_S, Instance, RedisNames
 __all__ = ["BACKLOG", "KEYS_AT_MOST_EVERY_S", "Intake", "ReaderQueue", "Source"]
 
 
-# Between the task that reads and the one that iterates: bounded, and the reader never waits.
+# The bounded queue between the task that reads and the program; the reader never waits.
 
 
 BACKLOG = 10_000
-"""Updates that wait for a slow program; beyond that the oldest are conflated."""
+"""The size of the queue. Beyond it, the oldest updates are conflated."""
 _MOST_AT_ONCE = 500
 
 
 class ReaderQueue:
-    """Takes updates from the reading task and gives them out one by one.
+    """Takes updates from the reading task, and gives them to the program one by one.
 
-    What comes by :meth:`offer` is conflated beyond :data:`BACKLOG`. What comes by
-    :meth:`offer_entries` is not: the giver waits for :meth:`emptied` before it reads on.
+    Updates from :meth:`offer` are conflated beyond :data:`BACKLOG`. Updates from
+    :meth:`offer_entries` are not: their source waits for :meth:`emptied` before it reads on.
     """
 
     def __init__(self) -> None:
         self.position: str | None = None
-        """The log's id up to which everything has been given out."""
+        """The id of the last log entry that the program got."""
         self._buffer = ConflatingBuffer(BACKLOG)
         self._taken: deque[Quote] = deque()
         self._positions: deque[str | None] = deque()
@@ -52,11 +52,11 @@ class ReaderQueue:
 
     @property
     def conflated(self) -> int:
-        """Updates that the program was too slow for."""
+        """Updates that were conflated because the program was too slow."""
         return self._buffer.conflated
 
     def offer(self, quotes: Sequence[Quote]) -> None:
-        """Keep updates, conflating the oldest where there is no room."""
+        """Add updates; without room, conflate the oldest."""
         if quotes:
             self._buffer.add(RecordBatch(QUOTES, quotes))
             self._arrived.set()
@@ -64,13 +64,13 @@ class ReaderQueue:
     def offer_entries(
         self, quotes: Sequence[Quote], positions: Sequence[str | None], end: str | None
     ) -> None:
-        """Keep updates with their places in the log.
+        """Add updates with their ids in the log.
 
         Args:
             quotes: Updates, in order.
-            positions: Up to where everything has been given out with each; None where that
-                place does not change.
-            end: The same for the last one, or at once where there is none.
+            positions: The id of each, up to which the program has then got everything; None if
+                that id does not change.
+            end: The id after the last update, or at once without updates.
         """
         if not quotes:
             self.position = end or self.position
@@ -80,14 +80,14 @@ class ReaderQueue:
         self._arrived.set()
 
     async def emptied(self) -> None:
-        """Wait until everything has been given out."""
+        """Wait until the program has got everything."""
         while len(self):
             if self._emptied.is_set():
                 self._emptied = anyio.Event()
             await self._emptied.wait()
 
     def close(self) -> None:
-        """End the iteration once everything has been given out."""
+        """End the iteration once the program has got everything."""
         self._closed = True
         self._arrived.set()
 
@@ -95,10 +95,10 @@ class ReaderQueue:
         """The next update.
 
         Raises:
-            StopAsyncIteration: The reader was closed, and all is given out.
+            StopAsyncIteration: The reader was closed, and the program has got everything.
         """
         if not self._taken:
-            await anyio.lowlevel.checkpoint()  # one that never waits must not starve the others
+            await anyio.lowlevel.checkpoint()  # a program that never waits must let other tasks run
             await self._refill()
         quote = self._taken.popleft()
         if self._positions:
@@ -126,22 +126,22 @@ _MOST_HEARD: Final = 100
 
 
 class Intake:
-    """Everything that a reader keeps, whatever connection comes and goes.
+    """The state of a reader across connections.
 
     Attributes:
-        symbols: Which are wanted; empty means all.
-        names: Of keys and channels, at the last location.
+        symbols: The wanted symbols; empty for all.
+        names: The names of keys and channels at the last location.
         event_decoder: Decodes events.
         key_decoder: Decodes keys.
         order: The newest of each symbol.
-        handover: What waits for the program.
+        handover: The queue for the program.
         events: Updates that came as events.
         resyncs: How often the keys were read again.
-        trimmed: How often the event log had lost what this reader had not yet read.
-        following: The service that is followed, as it names itself; None where it does not.
-        foreign: Events of other services, which were passed over.
-        heard: Services that announce themselves, by id, and when each was last heard,
-            monotonic seconds.
+        trimmed: How often entries of the event log were deleted before they were read.
+        following: The id of the followed service; None if it has none.
+        foreign: Events of other services, which were dropped.
+        heard: The services that announce themselves, by id, with the time of the last
+            announcement, monotonic seconds.
     """
 
     def __init__(self, symbols: Sequence[str]) -> None:
@@ -173,7 +173,7 @@ class Intake:
             self.heard[instance.id] = instance, now_s
 
     def rivals(self, now_s: float) -> list[Instance]:
-        """Services that write the same keys as the followed one: those cannot be told apart."""
+        """Services that write the same keys as the followed one, which cannot be told apart."""
         following = self.following
         if following is None:
             return []
@@ -187,7 +187,7 @@ class Intake:
         return self.order.steps + self.order.starts + self.trimmed
 
     def keys_are_due(self, now_s: float) -> bool:
-        """Whether something was missed since the keys were read, and reading them is allowed.
+        """Whether quotes were missed since the keys were read, and reading them is allowed again.
 
         Args:
             now_s: The event loop's time.
@@ -195,13 +195,13 @@ class Intake:
         return self._reasons() != self._noticed and now_s >= self._next_keys_s
 
     def reading_keys(self, now_s: float) -> None:
-        """Note that the keys are read now, because of all that was noticed so far."""
+        """Note that the keys are being read now."""
         self._noticed = self._reasons()
         self._next_keys_s = now_s + KEYS_AT_MOST_EVERY_S
         self.resyncs += self.begun
 
     def take_keys(self, quotes: Sequence[Quote]) -> list[Quote]:
-        """Those that are news; what they show to be missing is no reason to read them again."""
+        """The new quotes of keys. Steps between them do not cause another read."""
         before = self._reasons()
         newer = self.order.newer(quotes, in_order=False)
         self._noticed += self._reasons() - before
@@ -209,10 +209,10 @@ class Intake:
         return newer
 
     def take_events(self, quotes: Iterable[Quote], *, in_order: bool) -> list[Quote]:
-        """Those that are news.
+        """The new quotes of events.
 
         Args:
-            quotes: As they came.
+            quotes: In the order of their arrival.
             in_order: See :func:`mdservice.client.sequence.judge`.
         """
         newer = self.order.newer(quotes, in_order=in_order)
@@ -221,14 +221,14 @@ class Intake:
 
 
 class Source(Protocol):
-    """Where events come from."""
+    """A source of events."""
 
     async def follow(self, location: Location, connected: Callable[[], None]) -> None:
-        """Connect, catch up and hand over what comes, until an error ends it.
+        """Connect, catch up and deliver events, until an error ends it.
 
         Args:
             location: The server, and the names there.
-            connected: Called once when all that is known has been handed over.
+            connected: Called once when the reader has caught up.
 
         Raises:
             StoreUnavailable: The connection could not be made or was lost.

@@ -30,7 +30,7 @@ __all__ = ["CONNECT_LIMIT_S", "open_prices"]
 
 CONNECT_LIMIT_S: Final = 5.0
 _FIRST_S, _LIMIT_S = 0.1, 5.0
-"""Between two attempts to connect: the first bound, and the largest."""
+"""The back-off between two attempts to connect: the first bound, and the largest."""
 
 
 @asynccontextmanager
@@ -52,34 +52,34 @@ async def open_prices(
             async for quote in prices:
                 print(quote.symbol, quote.price)
 
-    First come the prices that stand in the keys, then every event, with nothing lost between
-    the two. When the block begins, the keys have been read. A lost connection, a server that
-    does not answer, a step in ``seq`` and a service that was started anew are noticed; the keys
-    are read again, and what is newer there comes as an update.
+    The prices in the keys come first, then every event. Nothing is lost between the two. When the
+    block begins, the keys have been read. The reader detects a lost connection, a server that does
+    not answer, a step in ``seq`` and a restart of the service. It then reads the keys again and
+    delivers newer prices as updates.
 
-    A program that falls 10,000 updates behind loses the oldest except the newest of each
-    symbol. With ``event_log`` it loses none as long as the log holds them.
+    A program that falls 10,000 updates behind loses the oldest, but keeps the newest of each
+    symbol. With ``event_log`` it loses none as long as the log has them.
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``. Without one, the service at
             ``socket`` is asked for its Redis and its key prefix. It reports the URL without a
             password.
-        symbols: Which, in any case; none, or ``*``, means all.
+        symbols: The symbols to read, in upper or lower case; none, or ``*``, for all.
         event_log: Read events from this stream, the service's ``MDSERVICE_EVENT_LOG``.
-        after: With ``event_log``: go on behind this entry, an earlier
+        after: With ``event_log``: continue after this entry, an earlier
             :attr:`~mdservice.Prices.position`, without reading the keys first; ``"0"`` is the
             log's beginning.
-        prefix: What stands in front of every key, channel and stream name, the service's
-            ``MDSERVICE_KEY_PREFIX``; ``""`` for none. Where it is not given, ``""`` at a given
-            URL, else the prefix of the service that is asked.
-        socket: The service's UNIX socket; else ``MDSERVICE_SOCKET``, else the default one.
-        connect_limit_s: How long the first connection may take, seconds. Later ones are tried
-            for without end.
+        prefix: The prefix of every key, channel and stream name, the service's
+            ``MDSERVICE_KEY_PREFIX``; ``""`` for none. The default is ``""`` with a URL, and
+            the prefix of the service without one.
+        socket: The service's UNIX socket; by default ``MDSERVICE_SOCKET``, or else the default.
+        connect_limit_s: How long the first connection may take, seconds. Later ones are retried
+            without end.
 
     Raises:
-        ConfigurationError: The URL, the log's name, ``after``, the prefix or the socket cannot
-            be used, or no URL was given and no service answers.
-        InvalidSymbol: One of the symbols is none.
+        ConfigurationError: The URL, the log's name, ``after``, the prefix or the socket is
+            invalid, or no URL was given and no service answers.
+        InvalidSymbol: One of the symbols is not a symbol.
         StoreRefused: The server refuses the login or a command.
         StoreUnavailable: No connection within ``connect_limit_s``.
     """
@@ -125,7 +125,9 @@ def _discovery(
 def _source(intake: Intake, event_log: str | None, after: str | None) -> Source:
     if event_log is None:
         if after is not None:
-            raise ConfigurationError("after: only an event log can be gone on with; name event_log")
+            raise ConfigurationError(
+                "after: set event_log too, since only an event log can be resumed"
+            )
         return PubSubSource(intake)
     try:
         name = parse_event_log(event_log)

@@ -1,14 +1,13 @@
 """Events from the channel ``price.updated``.
 
-Subscribed first, then the keys are read over a connection of their own while events already
-come. A ``PING`` sent after the keys were read comes back behind every event that was published
-before: then, and not earlier, the keys tell of what was missed and of nothing that is only
-still on its way.
+The reader subscribes first, and then reads the keys over a second connection while events already
+come. Then it sends a ``PING``, whose answer comes after every event that was published before. Only
+then does it use the keys, since any newer price in them was really missed and is not still on its
+way.
 
-Channels belong to the whole server, so events of other services come too. At the head of each
-batch a service says whose the next events are. The reader follows the service whose record is in
-its own database, and passes over the events of the others. Events without such a message are
-taken: their publisher does not say who it is.
+Channels belong to the whole server, so events of other services come too. A service announces the
+owner of the next events at the start of each batch. The reader follows the service whose record is
+in its own database, and drops the events of others. It accepts events without an owner.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ from mdservice.runtime.task_groups import run_together
 __all__ = ["ANSWER_LIMIT_S", "PING_AFTER_S", "PubSubSource", "Silence"]
 
 
-# When a server that says nothing is asked, and when it is given up. Pure.
+# When a silent server gets a PING, and when it is given up. Pure.
 
 
 PING_AFTER_S: Final = 2.0
-"""How long the server may say nothing before it is asked whether it is there."""
+"""How long the server may be silent before the reader sends PING."""
 ANSWER_LIMIT_S: Final = 3.0
 """How long the answer may take."""
 
@@ -62,15 +61,15 @@ class Silence:
     """How long nothing has been heard. All times are the event loop's time.
 
     Attributes:
-        heard_s: When something was heard last.
-        asked_s: When the server was asked since then, or None.
+        heard_s: The time of the last data.
+        asked_s: When PING was sent since then, or None.
     """
 
     heard_s: float
     asked_s: float | None = None
 
     def ask(self, now_s: float) -> bool:
-        """Whether to ask now; counts as asked."""
+        """Whether to send PING now; notes that it is sent."""
         if self.asked_s is not None or now_s - self.heard_s < PING_AFTER_S:
             return False
         self.asked_s = now_s
@@ -80,9 +79,9 @@ class Silence:
         """Whether to give up, after having listened.
 
         Args:
-            now_s: When listening ended. What passed since then does not count: a program that
-                was held up does not make the server deaf.
-            anything: Whether anything was heard.
+            now_s: When the last wait ended. Later time does not count, since the program itself may
+                have been blocked.
+            anything: Whether data came.
         """
         if anything:
             self.heard_s, self.asked_s = now_s, None
@@ -96,11 +95,11 @@ _SHORT_WAIT_S: Final = 0.02
 _HELD_AT_MOST: Final = 100_000
 _UNDECIDED_AT_MOST: Final = 100_000
 _RECORD_EVERY_S: Final = 0.5
-"""How often the record is read, while another service publishes to the same database."""
+"""How often the record is read while another service publishes to the same database."""
 _MISSED_AFTER_S: Final = GONE_AFTER_S + 1.0
 """A live service announces itself once a second."""
 _HELD_UP_S: Final = 2 * _WAIT_S
-"""A reader that did not listen for so long was held up: announcements may wait to be read."""
+"""After a pause this long, the reader was blocked, and unread announcements may wait."""
 _MARKER: Final = b"keys-were-read"
 _PING: Final = pack(b"PING", b"")
 
@@ -110,7 +109,7 @@ Connect = Callable[[RedisAddress], AbstractAsyncContextManager[RedisConnection]]
 
 
 async def _subscribe(connection: RedisConnection, names: RedisNames) -> bool:
-    """Subscribe to the events; to what says whose they are too, where this user may.
+    """Subscribe to the events, and to the channel of their owners if this user may.
 
     Returns:
         Whether the announcements of the services are heard.
@@ -136,7 +135,7 @@ async def _read_record(connection: RedisConnection, names: RedisNames) -> Instan
 
 
 class _Sorter:
-    """Says whose each event is, from one read to the next."""
+    """Assigns an owner to each event, across reads."""
 
     def __init__(self, names: RedisNames) -> None:
         self._batch = names.channel(BATCH_CHANNEL)
@@ -147,7 +146,7 @@ class _Sorter:
     def sort(
         self, messages: list[tuple[bytes, bytes]], instances: list[Instance]
     ) -> list[tuple[BatchMarker | None, list[bytes]]]:
-        """The payloads of the events, by whose they are, in order."""
+        """The payloads of the events with their owners, in order."""
         groups: list[tuple[BatchMarker | None, list[bytes]]] = []
         payloads: list[bytes] | None = None
         for channel, payload in messages:
@@ -226,10 +225,10 @@ class _Subscription:
             intake.following = owner
         self._followed_heard_s = self._listened_s = anyio.current_time()
         self._missed_from_s = self._listened_s + _MISSED_AFTER_S
-        """When the followed service counts as missed, unless it is heard before."""
+        """When the followed service counts as missing, unless it announces itself before."""
         self._followed_is_missed = False
         self._undecided: list[tuple[BatchMarker, list[Quote], float]] = []
-        """Events of a service that may be the new owner of the database, until that is known."""
+        """Events of a service that may be the new owner of the database, kept until it is known."""
         self._undecided_count = 0
         self._passed_over: dict[str, float] = {}
         """Services that are known to be others, and since when, the event loop's time."""
@@ -238,7 +237,7 @@ class _Subscription:
         self._reading_record = False
         self._connection = connection
         self._connected = connected
-        # At the very first, events wait for the keys.
+        # At the start, events wait for the keys.
         self._held = None if intake.begun else ConflatingBuffer(_HELD_AT_MOST)
         self._silence = Silence(anyio.current_time())
         self._up_to_date = False
@@ -248,7 +247,7 @@ class _Subscription:
         self._want_keys()
 
     async def receive(self) -> None:
-        """Take what comes, until the connection is lost."""
+        """Receive events until the connection is lost."""
         intake = self._intake
         while True:
             wait_s = _SHORT_WAIT_S if self._reading_keys else _WAIT_S
@@ -290,7 +289,7 @@ class _Subscription:
         return marker
 
     async def read_keys(self) -> None:
-        """Read the keys whenever that is wanted."""
+        """Read the keys whenever needed."""
         while True:
             await self._keys_wanted.wait()
             self._keys_wanted = anyio.Event()
@@ -301,7 +300,7 @@ class _Subscription:
                 )
 
     async def read_records(self) -> None:
-        """Read whom the database belongs to whenever that is in doubt."""
+        """Read the owner of the database whenever it is in doubt."""
         while True:
             await self._record_wanted.wait()
             self._record_wanted = anyio.Event()
@@ -335,7 +334,7 @@ class _Subscription:
         self._followed_is_missed = False
 
     def _look_for_followed(self, now_s: float) -> None:
-        """Notice a connection to a server that does not hear the followed service any more."""
+        """Detect a connection to a server that no longer gets the followed service's events."""
         if self._undecided:
             self._want_record(now_s)
         following = self._intake.following
@@ -344,17 +343,17 @@ class _Subscription:
             self._want_record(now_s)
 
     def _may_be_gone(self, since_s: float, now_s: float) -> bool:
-        """Whether the followed service has given no sign of life since then.
+        """Whether the followed service has not announced itself since then.
 
-        A service that was killed leaves a record until that expires. What the next one publishes
-        meanwhile must not be lost.
+        The record of a killed service remains until it expires. The events that the next service
+        publishes meanwhile must not be lost.
         """
         if self._announcements:
             return self._followed_heard_s <= since_s
         return now_s - since_s <= _MISSED_AFTER_S
 
     def _decide(self, owner: Instance | None) -> None:
-        """Follow the owner of the database; deal with what waited for that."""
+        """Follow the owner of the database, and handle the events that waited for this."""
         intake, now_s, began_s = self._intake, anyio.current_time(), self._record_wanted_s
         following = intake.following
         same = following is not None and owner is not None and owner.id == following.id
@@ -382,7 +381,7 @@ class _Subscription:
                 intake.foreign += len(quotes)
 
     def _sift(self, whose: BatchMarker | None, quotes: list[Quote], now_s: float) -> None:
-        """Take the events of the followed service, pass over those of others."""
+        """Accept the events of the followed service, and drop those of others."""
         intake, following = self._intake, self._intake.following
         if whose is None:
             self._take(quotes)
@@ -419,7 +418,7 @@ class _Subscription:
             self._intake.handover.offer(newer)
 
     def _apply(self, keys: list[Quote]) -> None:
-        """Hand over what the keys tell beyond the events that have come."""
+        """Deliver the prices in the keys that are newer than the events."""
         intake, held = self._intake, self._held
         intake.handover.offer(intake.take_keys(keys))
         if held is not None:

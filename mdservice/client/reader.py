@@ -1,4 +1,4 @@
-"""The handle of a program that reads prices."""
+"""The reader of a program: its connection loop, its status, and iteration over updates."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from mdservice.runtime.backoff import Backoff
 __all__ = ["Follower", "Prices", "PricesStatus"]
 
 
-# Connects, and connects again, for ever.
+# The connection loop.
 
 
 _log = get_logger(__name__)
 
 _STEADY_S: Final = 1.0
-"""A connection that lasted this long is no reason to wait longer for the next."""
+"""A connection that lasted this long resets the back-off."""
 _PASSING: Final = (
     "LOADING",
     "BUSY",
@@ -42,11 +42,11 @@ _PASSING: Final = (
     "UNBLOCKED",
     "max number of clients",
 )
-"""Refusals that end by themselves, also at the start."""
+"""Refusals that are temporary, also at the start."""
 
 
 class Follower:
-    """Has a source follow the server, wherever that is, and rides out what fails.
+    """Connects a source to the server, and reconnects after each failure.
 
     Args:
         discovery: Finds the server.
@@ -66,11 +66,11 @@ class Follower:
         self._since_s = 0.0
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Follow without end; ready once the first connection has caught up.
+        """Read without end; ready once the first connection has caught up.
 
         Raises:
-            StoreRefused: Before that, if the refusal will not pass by itself.
-            ConfigurationError: Before that, if the address cannot be used.
+            StoreRefused: Before that, if the refusal is not temporary.
+            ConfigurationError: Before that, if the address is invalid.
         """
 
         def connected() -> None:
@@ -104,35 +104,35 @@ class Follower:
                 self._backoff.reset()
 
 
-# How a reader of prices is doing.
+# The status of a reader.
 
 
 @attrs.frozen
 class PricesStatus:
-    """A reader at one moment.
+    """A snapshot of a reader.
 
     Attributes:
-        connected: Connected, and nothing that is known is still to be fetched.
-        url: Where the server is, without any secret; None before the first try.
+        connected: Whether it is connected and has caught up.
+        url: The address of the server, without any secret; None before the first attempt.
         reconnects: Connections after the first.
         last_error: Why the last attempt or connection ended, or None.
         events: Updates that came as events, from the channel or the log.
-        missed: Quotes that the service had accepted and that this reader did not see, as far
-            as ``seq`` tells: the service conflated them, or they came while nobody listened.
-        left_out: Quotes that were not newer than what was known: what keys and events both tell,
-            or a feed that went back in time.
-        conflated: Updates that the program was too slow for.
-        decode_errors: Payloads that could not be read and were passed over.
-        last_decode_error: What was wrong with the last of them, or None.
+        missed: Accepted quotes that this reader did not get, as far as ``seq`` shows: the service
+            conflated them, or the reader was disconnected.
+        left_out: Quotes that were not newer than the known ones: both keys and events have them,
+            or the feed went back in time.
+        conflated: Updates that were conflated because the program was too slow.
+        decode_errors: Unreadable payloads, which were dropped.
+        last_decode_error: The error of the last of them, or None.
         resyncs: How often the keys were read again.
-        starts: How often a symbol's ``seq`` began again: the service was started anew.
-        trimmed: How often the event log had been cut, or begun anew, beyond this reader's
-            position.
+        starts: How often a symbol's ``seq`` began again, because the service restarted.
+        trimmed: How often entries of the event log were deleted before they were read, or the
+            log began again.
         symbols: Symbols with a price.
         waiting: Updates that wait for the program to take them.
         position: With an event log, the id of the last entry that the program was given.
-        service: The id of the service that is followed; None where it does not name itself.
-        foreign: Events of other services that publish the same names, which were passed over.
+        service: The id of the followed service; None if it has none.
+        foreign: Events of other services with the same names, which were dropped.
     """
 
     connected: bool
@@ -158,9 +158,9 @@ class PricesStatus:
 class Prices:
     """Iterates over updates without end. Made by :func:`mdservice.open_prices`.
 
-    To be used from the event loop that opened it. Updates of a symbol never go back in time
-    and none comes twice. A step in ``seq`` tells that some were missed or conflated, a ``seq``
-    that begins again that the service was started anew.
+    Use it only in the event loop that opened it. Updates of a symbol never go back in time, and
+    none comes twice. A step in ``seq`` shows that quotes were missed or conflated. A ``seq`` that begins
+    again shows that the service restarted.
     """
 
     def __init__(self, intake: Intake, follower: Follower) -> None:
@@ -175,16 +175,16 @@ class Prices:
 
     @property
     def position(self) -> str | None:
-        """With an event log: the id up to which all updates have been given out.
+        """With an event log: the id of the last entry whose updates the program has got.
 
-        Stored once the last update has been dealt with, and passed as ``after`` at the next
-        start, it makes the program miss nothing in between. None without an event log, and
-        before all first prices have been given out.
+        Store it after you have processed an update, and pass it as ``after`` at the next start to
+        miss nothing in between. It is None without an event log, and until the program has got
+        all first prices.
         """
         return self._intake.handover.position
 
     def latest(self, symbol: str) -> Quote | None:
-        """The newest known quote of a symbol, perhaps one that waits to be iterated over.
+        """The newest known quote of a symbol, perhaps before the iteration reaches it.
 
         With an event log it is not ahead of the iteration by more than one read.
 
@@ -194,7 +194,7 @@ class Prices:
         return self._intake.order.latest(parse_symbol(symbol))
 
     def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
-        """The newest known quote of each of the symbols, or of all; unknown ones are left out.
+        """The newest known quote of each symbol, or of all; unknown symbols are omitted.
 
         Raises:
             InvalidSymbol
@@ -206,7 +206,7 @@ class Prices:
         return [quote for quote in found if quote is not None]
 
     def status(self) -> PricesStatus:
-        """Everything about this reader at this moment."""
+        """A snapshot of this reader."""
         intake, follower = self._intake, self._follower
         decoders = (intake.event_decoder, intake.key_decoder)
         errors = [decoder.last_error for decoder in decoders if decoder.last_error is not None]
@@ -233,9 +233,9 @@ class Prices:
 
     @property
     def service(self) -> Instance | None:
-        """The service that is followed, as it names itself; None where it does not."""
+        """The id of the followed service; None if it has none."""
         return self._intake.following
 
     def rivals(self) -> list[Instance]:
-        """Other services that write to the same keys now: these cannot be told apart."""
+        """Other services that write the same keys now. Their keys cannot be distinguished."""
         return self._intake.rivals(anyio.current_time())

@@ -1,7 +1,7 @@
-"""Which of the quotes that come from keys and events are newer than what is known. Pure.
+"""Decides which quotes from keys and events are newer than the known ones. Pure.
 
-Keys and events tell the same story twice, and a connection that was lost leaves out a part of
-it. Per symbol nothing may go back in time and nothing come twice; what was missed is counted.
+Keys and events have the same quotes, and a lost connection misses some of them. For each symbol,
+nothing goes back in time, nothing comes twice, and missed quotes are counted.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["SequenceCheck", "Verdict", "judge"]
 
 @attrs.frozen
 class Verdict:
-    """What a quote is to one who knows another of the same symbol.
+    """The relation of a quote to a known quote of the same symbol.
 
     Attributes:
         newer: Whether it comes after the known one.
-        missed: How many accepted quotes are known to lie between the two, by ``seq``.
-        anew: Whether the service was started anew between the two: ``seq`` began again.
+        missed: How many accepted quotes lie between the two, by ``seq``.
+        anew: Whether the service restarted between the two, so that ``seq`` began again.
     """
 
     newer: bool
@@ -36,16 +36,15 @@ _NOT_NEWER = Verdict(newer=False)
 def judge(known: Quote, coming: Quote, *, in_order: bool) -> Verdict:
     """Compare two quotes of a symbol.
 
-    Within a run of the service ``seq`` goes up by one and time never back. Where time went on
-    though ``seq`` did not, the service was started anew. At the same time a smaller ``seq`` is
-    either an earlier quote of the same run or one of a new run, and only the way in which it
-    came can tell.
+    Within a run of the service, ``seq`` goes up by one and time never goes back. If time moves on
+    but ``seq`` does not, the service has restarted. At the same time, a smaller ``seq`` is either
+    an earlier quote of the same run or one of a new run; only ``in_order`` distinguishes the two.
 
     Args:
-        known: The newest one so far.
-        coming: The other.
-        in_order: Whether ``coming`` is known to have been published after ``known``. It is
-            not where ``known`` was a key and events from before are still on their way.
+        known: The newest quote so far.
+        coming: The other quote.
+        in_order: Whether ``coming`` was certainly published after ``known``. It may not be if
+            ``known`` was a key, and earlier events are still on their way.
     """
     if coming.ts_event_ns < known.ts_event_ns:
         return _NOT_NEWER
@@ -59,13 +58,13 @@ def judge(known: Quote, coming: Quote, *, in_order: bool) -> Verdict:
 
 
 class SequenceCheck:
-    """The newest quote of each symbol, and what was noticed on the way.
+    """The newest quote of each symbol, with counts of missed quotes and restarts.
 
     Attributes:
-        missed: Quotes that are known to have been accepted and were not seen.
+        missed: Accepted quotes that this reader did not get.
         steps: How often a symbol's ``seq`` went up by more than one.
         starts: How often a symbol's ``seq`` began again.
-        left_out: Quotes that were not newer than what was known.
+        left_out: Quotes that were not newer than the known ones.
     """
 
     def __init__(self) -> None:
@@ -87,7 +86,7 @@ class SequenceCheck:
         return list(self._latest.values())
 
     def newer(self, quotes: Iterable[Quote], *, in_order: bool) -> list[Quote]:
-        """Those that are newer than what is known, which they become.
+        """Return the quotes that are newer than the known ones, and remember them.
 
         Args:
             quotes: From keys or events.
@@ -100,7 +99,7 @@ class SequenceCheck:
             if known is None or (
                 quote.seq == known.seq + 1 and quote.ts_event_ns >= known.ts_event_ns
             ):
-                pass  # nearly all of them, so without a call
+                pass  # the usual case, without a call
             elif not self._count(judge(known, quote, in_order=in_order)):
                 continue
             latest[quote.symbol] = quote

@@ -1,1 +1,1 @@
-"""Out: the publisher and writer, the store's protocol, and readers in this process."""
+"""The publisher, the writer, the protocol of a store, and readers in this process."""

@@ -1,7 +1,7 @@
-"""A bounded buffer that loses old records before new ones, and counts them. Pure.
+"""A bounded buffer that drops old records before new ones, and counts them. Pure.
 
-Up to its limit it is a queue. Beyond that the oldest records are conflated: of each symbol and kind
-only the newest of them is kept, at its place in the order (:attr:`Overflow.LATEST_PER_SYMBOL`).
+Up to its limit it is a queue. Beyond the limit it conflates the oldest records: only the newest of
+each symbol and kind stays, at its place in the order (:attr:`Overflow.LATEST_PER_SYMBOL`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_STATUSES = 1000
 class ConflatingBuffer:
     """Records and feed states in order, at most ``limit`` of them.
 
-    Where there are more symbols than that: one record per symbol and kind.
+    With more symbols than that, it keeps one record per symbol and kind.
 
     Args:
         limit: How many are kept before the oldest are conflated.
@@ -49,7 +49,7 @@ class ConflatingBuffer:
         return len(self._oldest) + self._queued
 
     def add(self, item: RoutedItem) -> None:
-        """Append a batch or a state, conflating the oldest records where there is no room."""
+        """Append a batch or a state; without room, conflate the oldest records."""
         count = len(item.records) if isinstance(item, RecordBatch) else 1
         if count:
             self._queue.append(item)
@@ -59,7 +59,7 @@ class ConflatingBuffer:
             excess -= self._conflate(excess)
 
     def _conflate(self, most: int) -> int:
-        """Conflate that many of the oldest records, and return how many were lost by it."""
+        """Conflate that many of the oldest records; return how many were dropped."""
         oldest = self._oldest
         kept_before = len(oldest)
         head = self._queue[0]

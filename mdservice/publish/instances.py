@@ -1,8 +1,8 @@
-"""Which other services publish the same names on this server.
+"""Finds other services that publish the same names on this server.
 
-Pub/sub knows no database numbers, so two services on one server are heard by the same readers.
-Each service announces itself on a channel once a second and hears the others there. It also
-keeps a record in its own database, by which readers know whom they follow.
+Database numbers do not separate pub/sub channels, so readers get the events of all services on one
+server. Each service announces itself on a channel once a second and receives the announcements of
+the others. It also keeps a record in its own database, which tells readers which service to follow.
 
 ::
 
@@ -51,22 +51,22 @@ _GOODBYE_S: Final = 0.5
 _AGAIN_S: Final = 1.0
 _AGAIN_IF_REFUSED_S: Final = 10.0
 _MOST_HEARD: Final = 100
-"""Other services that are remembered; what is beyond is not counted, since anybody may publish."""
+"""The limit of remembered services, since any program may publish announcements."""
 
 _here: set[str] = set()
 """The services that run in this process."""
 
 
 class Instances:
-    """Announces this service, and hears the others.
+    """Announces this service, and receives the announcements of others.
 
     Args:
         url: The server.
         id: This service's id, by which its batches are marked too.
         feed: The feed's name.
-        delay_s: By how many seconds the feed is late on purpose.
-        price_ttl_s: For how many seconds the key of a price exists.
-        prefix: What stands in front of every key and channel.
+        delay_s: The intended delay of the feed, seconds.
+        price_ttl_s: How long the key of a price exists, seconds.
+        prefix: The prefix of every key and channel.
         clock: The time.
     """
 
@@ -88,7 +88,7 @@ class Instances:
         self._refused: str | None = None
         self._refusals = 0
         self._announced = False
-        """Whether a record of it may stand in Redis."""
+        """Whether Redis may have a record of this service."""
         self.own = Instance(
             id=id,
             db=self._address.database,
@@ -107,7 +107,7 @@ class Instances:
         return sorted((other for other, _ in self._heard.values()), key=lambda one: one.since)
 
     def conflicts(self) -> tuple[str, ...]:
-        """What to say of each of them."""
+        """A warning about each of them."""
         return tuple(map(self._describe, self.others()))
 
     def _describe(self, other: Instance) -> str:
@@ -125,7 +125,7 @@ class Instances:
         return f"{who} {what}; stop one of them, or set MDSERVICE_KEY_PREFIX"
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Announce and listen until cancelled; never raises for a server that is away."""
+        """Announce and listen until cancelled. Never raises for an unreachable server."""
         _here.add(self.own.id)
         task_status.started()
         try:
@@ -136,7 +136,7 @@ class Instances:
                 except StoreRefused as exc:
                     self._note_refusal(exc)
                 except StoreError:
-                    pass  # the writer reports a server that is away
+                    pass  # the writer reports an unreachable server
                 refused = self._refusals > refused_before
                 await anyio.sleep(_AGAIN_IF_REFUSED_S if refused else _AGAIN_S)
         finally:
@@ -146,7 +146,7 @@ class Instances:
             _here.discard(self.own.id)
 
     async def _leave(self) -> None:
-        """Over a connection of its own: the other may have been cut off between two replies."""
+        """Use a separate connection, since the other may have broken between two replies."""
         speaker = await self._open()
         try:
             await self._say_goodbye(speaker)

@@ -1,8 +1,8 @@
-"""The actor that holds what the store has not acknowledged, and sends it in batches.
+"""The publisher: keeps events until the store has acknowledged them, and makes batches.
 
-It always takes, so that the feed never waits: up to the backlog every event is kept in
-order, beyond it the oldest are conflated. The next batch is sent when the previous
-one is acknowledged, so batches grow by themselves with the load.
+It always receives, so the feed never waits. It keeps every event in order up to the backlog; beyond
+it, it conflates the oldest. It sends the next batch when the previous one is acknowledged, so
+batches grow with the load.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _SAMPLES_PER_BATCH = 16
 _MS_NS = 1e6
 
 MOST_IN_BATCH = 2000
-"""Events in one transaction: enough that its round trip costs nothing per event, few enough
-that other clients of the store wait a few milliseconds at most."""
+"""The maximum number of events in one transaction: so many that a round trip costs little per
+event, and so few that other clients of the store wait a few milliseconds at most."""
 
 
 class EventPublisher:
@@ -44,8 +44,8 @@ class EventPublisher:
     Args:
         inbox: Accepted records and changes of the feed's state.
         outbox: Batches for the writer.
-        acknowledged: The numbers of the batches that are written.
-        backlog: How many events to keep before conflating.
+        acknowledged: The numbers of the written batches.
+        backlog: How many events are kept before conflation begins.
         clock: The time.
     """
 
@@ -80,25 +80,25 @@ class EventPublisher:
 
     @property
     def unacknowledged(self) -> int:
-        """Events that the store does not have yet, as far as is known."""
+        """The number of events that are not acknowledged yet."""
         in_flight = self._in_flight.batch.count if self._in_flight else 0
         return len(self._waiting) + in_flight
 
     def not_stored(self, written: int) -> tuple[int, int]:
-        """The events that the store is not known to have.
+        """Count the events that are not known to be written.
 
         Args:
             written: The number of the last batch that the store has executed.
 
         Returns:
-            How many are in the batch that was sent and not answered, and how many in none.
+            The number of events in the batch without an answer, and of those in no batch.
         """
         batch = self._in_flight.batch if self._in_flight else None
         sent = batch.count if batch is not None and batch.number > written else 0
         return sent, len(self._waiting)
 
     def snapshot(self) -> PublisherSnapshot:
-        """The publisher now."""
+        """A snapshot of the publisher."""
         return PublisherSnapshot(
             backlog=self.unacknowledged,
             prices_written=self._prices_written,
@@ -108,8 +108,8 @@ class EventPublisher:
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Take and send until the inbox ends and everything is acknowledged."""
-        self._sent = False  # should a restart have lost the acknowledgement
+        """Receive and send until the inbox ends and everything is acknowledged."""
+        self._sent = False  # a restart may have lost the acknowledgement
         self._send_next()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._settle_all)
@@ -128,17 +128,17 @@ class EventPublisher:
             await self._settle_next()
 
     async def _settle_next(self) -> None:
-        """Wait for an acknowledgement; then the next batch can go out."""
+        """Wait for an acknowledgement, then send the next batch."""
         number = await self._acknowledged.receive()
         if self._in_flight is not None and number == self._in_flight.batch.number:
             self._settle(self._in_flight)
         self._send_next()
 
     def _send_next(self) -> None:
-        """Send the next batch, unless one is under way.
+        """Send the next batch, unless one is being written.
 
-        After a restart a copy of it may still be in the channel: then this one goes out once that
-        is acknowledged.
+        After a restart, the channel may still have a copy of it. Then this batch is sent when the
+        copy is acknowledged.
         """
         if self._in_flight is None:
             if not len(self._waiting):
@@ -179,7 +179,7 @@ class EventPublisher:
 
 @attrs.frozen
 class PublisherSnapshot:
-    """The publisher at one moment; the names are those of ``/status``."""
+    """A snapshot of the publisher, with the names of ``/status``."""
 
     backlog: int
     prices_written: int
@@ -198,7 +198,7 @@ class _InFlight:
 class LatencyWindow:
     """How long records take to the store: the last few thousand latencies.
 
-    Of a large batch some evenly spaced records stand in.
+    Of a large batch, it samples some evenly spaced records.
     """
 
     def __init__(self) -> None:
@@ -207,11 +207,11 @@ class LatencyWindow:
         self._lag: deque[float] = deque(maxlen=_WINDOW)
 
     def add(self, records: Iterable[Record], written_ns: int) -> None:
-        """Records whose write was acknowledged.
+        """Note records whose write was acknowledged.
 
         Args:
-            records: Those that :func:`samples` has chosen.
-            written_ns: When the acknowledgement came, UTC nanoseconds.
+            records: The samples that :func:`samples` chose.
+            written_ns: The time of the acknowledgement, UTC nanoseconds.
         """
         for record in records:
             self._feed.append((written_ns - record.ts_event_ns) / _MS_NS)
@@ -236,6 +236,6 @@ def _percentiles(samples: deque[float]) -> Latency:
 
 
 def samples(batches: Sequence[Sequence[Record]]) -> list[Record]:
-    """Some of the records; the first has waited longest and is always one."""
+    """Some of the records, always with the first, which has waited longest."""
     step = max(1, sum(map(len, batches)) // _SAMPLES_PER_BATCH)
     return list(islice(chain.from_iterable(batches), 0, None, step))

@@ -1,4 +1,4 @@
-"""Readers in this process: each has a bounded buffer of its own and never holds up the feed."""
+"""Readers in this process. Each has its own bounded buffer and never delays the feed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mdservice.publish.conflation import ConflatingBuffer
 __all__ = ["READER_BACKLOG", "LocalReader", "LocalReaders"]
 
 READER_BACKLOG = 10_000
-"""Items that wait for a slow reader; beyond that its oldest records are conflated."""
+"""The size of a reader's buffer. Beyond it, its oldest records are conflated."""
 _MOST_AT_ONCE = 500
 
 
 class LocalReader:
-    """Iterates over records, and over changes of the feed's state if asked for, without end.
+    """Iterates over records, and optionally over changes of the feed's state, without end.
 
-    A reader that falls behind by more than :data:`READER_BACKLOG` items loses the oldest
-    records except the newest of each symbol: :attr:`conflated` counts them, and ``seq`` steps.
+    A reader that falls more than :data:`READER_BACKLOG` items behind loses the oldest records, but
+    keeps the newest of each symbol. :attr:`conflated` counts the lost ones, and ``seq`` steps.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class LocalReader:
         self._statuses = statuses
         self._buffer = ConflatingBuffer(READER_BACKLOG)
         self._taken: Iterator[Any] = iter(())
-        """What is given to the program next, one by one."""
+        """The items that the program gets next."""
         self._arrived = anyio.Event()
         self._closed = False
 
     @property
     def conflated(self) -> int:
-        """Records that this reader was too slow for."""
+        """Records that were conflated because this reader was too slow."""
         return self._buffer.conflated
 
     def offer(self, item: RoutedItem) -> None:
-        """Keep what concerns this reader."""
+        """Keep the item if this reader wants it."""
         if isinstance(item, FeedStatus):
             if not self._statuses:
                 return
@@ -71,11 +71,11 @@ class LocalReader:
     async def __anext__(self) -> Any:
         for item in self._taken:
             return item
-        await checkpoint()  # one that never waits must not starve the others
+        await checkpoint()  # a reader that never waits must let other tasks run
         while not len(self._buffer):
             if self._closed:
                 raise StopAsyncIteration
-            if self._arrived.is_set():  # others may wait for it too
+            if self._arrived.is_set():  # other tasks may wait for it too
                 self._arrived = anyio.Event()
             await self._arrived.wait()
         self._taken = chain.from_iterable(map(_items, self._buffer.take(_MOST_AT_ONCE)))
@@ -96,7 +96,7 @@ class LocalReaders:
         return len(self._readers)
 
     def offer(self, item: RoutedItem) -> None:
-        """Give an item to every reader; never waits."""
+        """Offer an item to every reader, without waiting."""
         for reader in self._readers:
             reader.offer(item)
 
@@ -109,13 +109,13 @@ class LocalReaders:
         statuses: bool = False,
         first: Sequence[Any] = (),
     ) -> Iterator[LocalReader]:
-        """A reader that hears all from now on.
+        """A reader of all items from now on.
 
         Args:
-            symbols: Which; empty means all.
+            symbols: The symbols to read; empty for all.
             kinds: The kinds of records.
-            statuses: Whether to get changes of the feed's state too.
-            first: Records of the first kind to begin with.
+            statuses: Whether to include changes of the feed's state.
+            first: Records of the first kind that come first.
         """
         reader = LocalReader(symbols, kinds, statuses=statuses)
         reader.offer(RecordBatch(kinds[0], first))

@@ -1,4 +1,4 @@
-"""Which rights the service has on a server, tried without effect.
+"""Checks the rights of the service on a Redis server, without effect.
 
 A server checks a user's rights, its memory, its role and its disk when it queues a command of a
 transaction. Commands are therefore queued as ``run`` sends them, with the real names, and the
@@ -29,12 +29,12 @@ _CLIENT_NAME: Final = "mdservice-check"
 
 @attrs.frozen
 class RedisRights:
-    """What the server refuses.
+    """The rights that the server refuses.
 
     Attributes:
-        missing: What ``run`` cannot do without: ``PUBLISH price.updated``.
-        reduced: What ``run`` can do without, and what it then cannot do.
-        refused: The server's words where it refuses for a reason other than a right.
+        missing: Rights that ``run`` requires: ``PUBLISH price.updated``.
+        reduced: Rights that ``run`` can do without, with the consequence.
+        refused: The server's message if it refuses for another reason.
     """
 
     missing: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ async def try_rights(
         address: The server.
         names: Its keys and channels.
         event_log: The stream's name without the prefix, or None.
-        renew_prices: Whether the life of a price is extended.
+        renew_prices: Whether the service renews prices.
         timeout_s: How long connecting, and each wait for the server, may take.
 
     Raises:
@@ -65,11 +65,11 @@ async def try_rights(
     needed, useful = _commands(names, event_log, renew_prices=renew_prices)
     connection = await RedisConnection.open(address, _CLIENT_NAME, limit_s=timeout_s)
     try:
-        # Without MULTI, what follows would be executed.
+        # Without MULTI, the server would execute the commands.
         (multi,) = await connection.exchange(pack(b"MULTI"), 1)
         if is_error(multi):
             return _result([("MULTI", str(multi))], [])
-        # A refused EXEC ends the transaction too: what follows would be executed.
+        # A refused EXEC ends the transaction too, and the server would execute further commands.
         (executed,) = await connection.exchange(pack(b"EXEC"), 1)
         if is_error(executed):
             return _result([("EXEC", str(executed))], [])
@@ -106,7 +106,7 @@ def _result(refused: list[tuple[str, str]], reduced: list[tuple[str, str]]) -> R
 def _commands(
     names: RedisNames, event_log: str | None, *, renew_prices: bool
 ) -> tuple[dict[str, bytes], dict[str, tuple[bytes, str]]]:
-    """By what to call them: the commands that are needed, and those that are useful."""
+    """The required and the optional commands, by the name of each right."""
     price, writer, instance = names.price_key("AAPL"), names.writer_key("check"), names.instance_key
     prices = names.price_keys.decode()
     writers = names.writer_key("*").decode()

@@ -1,4 +1,4 @@
-"""What a price store is: a place that takes a batch of latest values and events in one step."""
+"""The protocol of a price store, which writes a batch of latest values and events in one step."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ __all__ = [
 _log = get_logger(__name__)
 
 READ_LIMIT_S = 2.0
-"""A store that is away must not hold up the start."""
+"""The limit for reading, so that an unreachable store does not delay the start."""
 
 
 class PriceStore(Protocol):
     """One connection to a store, owned by one writer.
 
     The writer calls :meth:`connect` first and again after every :class:`StoreUnavailable`.
-    Calls never overlap. A cancelled call leaves the store unconnected and the batch
-    uncertain, as a lost connection does.
+    Calls never overlap. After a cancelled call the store is not connected, and the batch may have
+    been executed, as after a lost connection.
     """
 
     @property
     def address(self) -> str:
-        """Where the store is, without any secret."""
+        """The address of the store, without any secret."""
         ...
 
     @property
     def command_errors(self) -> int:
         """How many commands failed inside executed transactions.
 
-        They do not undo the rest: an ``XADD`` to a key that is no stream leaves the prices
-        written and the event log without the event.
+        They do not undo the rest: after an ``XADD`` to a key that is not a stream, the prices are
+        written, but the event log lacks the event.
         """
         ...
 
     @property
     def last_command_error(self) -> str | None:
-        """The server's words for the last of them."""
+        """The server's message for the last of them."""
         ...
 
     async def connect(self) -> None:
-        """Open a connection, and end the previous one where the server still holds it.
+        """Open a connection, and end the previous one if the server still has it.
 
         When this returns, nothing that was sent on the previous connection can be executed
-        any more, so what :meth:`last_batch` then tells is final.
+        any more, so the result of :meth:`last_batch` is final.
 
         Raises:
             StoreUnavailable: No connection.
-            StoreRefused: The server refuses the login or a command that is needed.
+            StoreRefused: The server refuses the login or a required command.
         """
         ...
 
@@ -88,7 +88,7 @@ class PriceStore(Protocol):
         ...
 
     async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> Mapping[str, bytes]:
-        """The latest values of these symbols, by symbol; those without one are left out.
+        """The latest values of these symbols, by symbol; symbols without one are omitted.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -96,7 +96,7 @@ class PriceStore(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Ask whether the server answers and would take writes.
+        """Check that the server answers and would accept writes.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -116,7 +116,7 @@ class RenewingStore(Protocol):
     """
 
     async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
-        """Let the latest values of these symbols live for their whole life from now on.
+        """Restart the expiry of the latest values of these symbols.
 
         Returns:
             The symbols that have no value in the store.
@@ -129,16 +129,16 @@ class RenewingStore(Protocol):
 
 @attrs.frozen
 class WriteBatch:
-    """All that is written in one transaction.
+    """The content of one transaction.
 
     Attributes:
         number: Counts the batches of one service instance, from 1, without a step.
-        latest: Of each kind the newest record of each symbol in the batch, encoded, by symbol.
-            They belong under the keys of their kind.
-        events: What is published, in order. Events of kinds that are logged are also appended to
-            the event log where one is configured.
-        ages_s: Of values that are written once more, how many seconds ago that was first done:
-            so much sooner they expire. Values that are not named here are new.
+        latest: The newest record of each symbol in the batch, encoded, by kind and symbol. A store
+            writes it under the key of its kind.
+        events: The messages to publish, in order. Events of kinds that are logged are also
+            appended to the event log, if there is one.
+        ages_s: For values that are written again, the seconds since they were first written.
+            They expire that much sooner. Values without an age are new.
     """
 
     number: int
@@ -148,12 +148,12 @@ class WriteBatch:
 
     @property
     def count(self) -> int:
-        """How many messages it publishes."""
+        """The number of messages of the batch."""
         return sum(len(events.payloads) for events in self.events)
 
     @property
     def messages(self) -> list[Message]:
-        """The events one by one, for a store that is not in a hurry."""
+        """The events one by one, for a store that need not be fast."""
         return [
             Message(events.channel, payload, symbol)
             for events in self.events
@@ -167,7 +167,7 @@ class Events:
 
     Attributes:
         channel: A kind's event, such as ``price.updated``, or ``feed.status``.
-        payloads: The JSON texts, encoded once; the same bytes serve key, channel and log.
+        payloads: The JSON texts, encoded once: key, channel and log have the same bytes.
         kind: The kind of the records; None for any other message.
         symbols: The symbol of each record; empty for any other message.
     """
@@ -190,14 +190,14 @@ class Message:
 async def read_last_records(
     store: PriceStore, kind: Kind[R], symbols: Sequence[str], latest_ns: int
 ) -> Sequence[R]:
-    """The records under the symbols' keys; none where the store does not answer.
+    """The records in the symbols' keys; empty if the store does not answer.
 
-    A key that cannot be read, or whose time is too far ahead, is left out and logged.
+    A key that is unreadable, or whose time is too far ahead, is omitted and logged.
 
     Args:
-        store: Connected here; the writer connects it again.
-        kind: Which keys.
-        symbols: Of ``*`` nothing is known.
+        store: This function connects it; the writer connects it again.
+        kind: The kind of the keys.
+        symbols: The symbols to read; ``*`` is ignored.
         latest_ns: The latest time that a record may have, UTC nanoseconds.
     """
     named = [symbol for symbol in symbols if symbol != EVERY_SYMBOL]

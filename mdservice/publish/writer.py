@@ -1,16 +1,16 @@
-"""The actor that owns the store's connection: each batch once, in order, however often it takes.
+"""The writer: owns the store's connection, and writes each batch once and in order.
 
 ::
 
     connect ──▶ write ──▶ acknowledged ──▶ next batch
        ▲          │
-       │          ├── connection lost: perhaps executed. Connect again, which ends the old
-       └──────────┘   connection; then the store's batch number tells whether to write again
-                  └── refused: not executed. Write again, later; on a new connection where
-                      that may reach another server (a demoted primary behind one address)
+       │          ├── connection lost: perhaps executed. Reconnect, which ends the old
+       └──────────┘   connection. Then the store's batch number tells whether to write again
+                  └── refused: not executed. Write again later, on a new connection if that
+                      may reach another server (a demoted primary behind one address)
 
-A server that comes back without what was written (restarted empty, or a replica that lagged)
-gets the newest value of each key again, before anything else.
+If a server has lost earlier writes (it restarted empty, or it is a replica that lagged), the writer
+first writes the newest value of each key again.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ __all__ = ["RedisWriter", "WriterSnapshot"]
 _log = get_logger(__name__)
 
 _PING_S = 0.5
-"""How long a quiet writer waits before it asks whether the store still answers."""
+"""How long a writer without batches waits before it checks the store."""
 _RETRY_FIRST_S, _RETRY_LIMIT_S = 0.05, 0.5
-"""Short: on the store's return everything has to be there within a second."""
+"""Short, so that everything is written within a second of the store's return."""
 _LEAVE_AFTER_S = 3.0
-"""How long any other refusal is retried on one connection. Behind a forwarder, a DNS name or a
-proxy, a new connection may reach a server that does not refuse; it costs next to nothing."""
+"""How long any other refusal is retried on one connection. After that the writer reconnects: a
+forwarder, a DNS name or a proxy may then lead to another server."""
 _CLOSE_S = 1.0
-"""For a store of somebody's own; Redis is left at once."""
+"""The limit for closing an embedder's store; Redis closes at once."""
 _MOST_RENEWED = 500
-"""Keys that are renewed between two batches: a millisecond or two."""
+"""The maximum number of keys renewed between two batches, in a millisecond or two."""
 _NEXT_S = 0.001
-"""Between two such parts a batch that waits goes first."""
+"""The pause between two parts, in which a waiting batch goes first."""
 _SCAN_S = 1.0
-"""How often the writer looks for keys that are due, at most."""
+"""How often the writer looks for keys to renew, at most."""
 _MOST_REMINDED = 2_000
-"""Values that are written again in one transaction, as many as in a batch."""
+"""How many values one transaction writes again, as many as a batch has."""
 
 
 @attrs.frozen
 class WriterSnapshot:
-    """The writer at one moment."""
+    """A snapshot of the writer."""
 
     connected: bool
     address: str
@@ -70,14 +70,14 @@ class WriterSnapshot:
 
 @attrs.define
 class _Keys:
-    """The keys of one kind, as far as this writer has written them.
+    """The keys of one kind that this writer has written.
 
     Attributes:
         ttl_s: How long they live.
-        latest: The newest value of each symbol; an earlier run's too.
-        written_s: When it was written or renewed last, monotonic seconds.
-        due: Symbols whose keys are to be renewed.
-        confirmed: Symbols whose value is known to be right, in order; renewed soon.
+        latest: The newest value of each symbol, also of an earlier run.
+        written_s: When each was last written or renewed, monotonic seconds.
+        due: Symbols whose keys must be renewed.
+        confirmed: Symbols whose value is confirmed, in order. They are renewed soon.
         forgotten: Symbols whose values the server has lost.
     """
 
@@ -93,14 +93,14 @@ class RedisWriter:
     """Writes batches to the store.
 
     Args:
-        inbox: Batches, the next one only after the previous is acknowledged.
-        acknowledged: Takes the number of each batch that is written.
-        store: Owned by this actor while it runs.
+        inbox: Batches. The next one comes only after the previous is acknowledged.
+        acknowledged: Gets the number of each written batch.
+        store: The store, which this actor owns while it runs.
         clock: The time.
-        vouched: The symbols whose last record is known to be still right; their keys are kept
-            from expiring. None where no key is.
-        price_ttl_s: The life of the keys of kinds without a life of their own, seconds.
-        kinds: The kinds that are written.
+        vouched: Returns the symbols whose last record the feed confirms. The writer renews their
+            keys. None to renew no key.
+        price_ttl_s: How long a key lives, for kinds without their own expiry, seconds.
+        kinds: The kinds to write.
     """
 
     name = "redis_writer"
@@ -122,7 +122,7 @@ class RedisWriter:
         self._clock = clock
         self._connected = False
         self._leaves = False
-        """Whether to connect again although the connection works: the server refuses."""
+        """Whether to reconnect although the connection works, because the server refuses."""
         self._refused_since_s: float | None = None
         self._last_error: str | None = None
         self._connects = 0
@@ -140,14 +140,14 @@ class RedisWriter:
         self._next_scan_s = 0.0
         self._can_renew = isinstance(store, RenewingStore)
         self._memory_in_doubt = False
-        """Whether the server may have lost what was written before this connection."""
+        """Whether the server may have lost the writes before this connection."""
 
     def start_from(self, kind: Kind[Any], latest: Mapping[str, bytes]) -> None:
-        """These are an earlier run's: written again once they are vouched for and run out."""
+        """Take an earlier run's prices, to be written again once confirmed and expired."""
         self._keys[kind].latest.update(latest)
 
     def confirm(self, kind: Kind[Any], symbols: Iterable[str]) -> None:
-        """Renew these keys soon: their values are known to be right, though no record came."""
+        """Renew these keys soon: their values are confirmed, although no record came."""
         self._keys[kind].confirmed.update(dict.fromkeys(symbols))
 
     @property
@@ -162,11 +162,11 @@ class RedisWriter:
 
     @property
     def uncertain(self) -> bool:
-        """Whether the batch after :attr:`written` may have been executed: no answer came."""
+        """Whether the batch after :attr:`written` has no answer and may have been executed."""
         return self._pending is not None and self._uncertain
 
     def snapshot(self) -> WriterSnapshot:
-        """The writer now."""
+        """A snapshot of the writer."""
         return WriterSnapshot(
             self._connected,
             self._store.address,
@@ -177,9 +177,9 @@ class RedisWriter:
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Write until the inbox ends; however it ends, the store is closed."""
+        """Write until the inbox ends. The store is closed in any case."""
         task_status.started()
-        self._connected = False  # a restart in the middle of a call left it in doubt
+        self._connected = False  # a restart during a call leaves the connection in an unknown state
         try:
             await self._look()
             await self._write_all()
@@ -213,12 +213,12 @@ class RedisWriter:
             await forward(self._acknowledged, number)
             self._told = number
             return
-        # Of a copy, after a restart of the publisher: it may have heard enough and be gone.
+        # After a restart of the publisher, this may be a copy, and the publisher may have ended.
         with suppress(anyio.WouldBlock):
             self._acknowledged.send_nowait(number)
 
     async def _deliver(self, batch: WriteBatch) -> None:
-        """Return once the batch has been executed, once."""
+        """Execute the batch exactly once, and return when it is done."""
         while batch.number > self._written:
             self.heartbeat.beat()
             try:
@@ -251,7 +251,7 @@ class RedisWriter:
             keys.written_s.update(dict.fromkeys(latest, now_s))
 
     async def _look(self) -> None:
-        """Ask whether the store answers; never raises for a store that does not."""
+        """Check the store. Never raises if it does not answer."""
         try:
             await self._connect()
             await self._remind()
@@ -270,17 +270,17 @@ class RedisWriter:
             self._connected, self._leaves = True, False
             self._connects += 1
             self._memory_in_doubt = self._written > 0
-            if not self._written:  # no batch number tells whether this server kept the keys
+            if not self._written:  # no batch number shows whether this server kept the keys
                 for keys in self._keys.values():
                     keys.written_s.clear()
             _log.info("redis_connected", url=self._store.address)
 
     async def _remind(self) -> None:
-        """Write again what the server has lost, so that also quiet symbols have their keys."""
+        """Write lost values again, also those of quiet symbols."""
         if self._memory_in_doubt:
             if await self._store.last_batch() < self._written:
                 for kind, keys in self._keys.items():
-                    # What is about to be written is newer: it may be out already.
+                    # The prices of the pending batch are newer, and may be written already.
                     newer = self._pending.latest.get(kind, {}) if self._pending is not None else {}
                     ours = keys.latest.keys() & keys.written_s.keys()  # not only an earlier run's
                     keys.forgotten = [symbol for symbol in ours if symbol not in newer]
@@ -296,12 +296,12 @@ class RedisWriter:
                 del keys.forgotten[-_MOST_REMINDED:]
 
     async def _write_values(self, kind: Kind[Any], ages_s: Mapping[str, int]) -> None:
-        """Write the latest values of these symbols once more, without an event."""
+        """Write the latest values of these symbols again, without an event."""
         latest = {symbol: self._keys[kind].latest[symbol] for symbol in ages_s}
         await self._store.write(WriteBatch(self._written, {kind: latest}, (), {kind: ages_s}))
 
     async def _renew(self) -> None:
-        """Keep the next keys that are due from expiring; never raises for a store's failure."""
+        """Renew the next due keys. Never raises for a failure of the store."""
         self._scan()
         for kind, keys in self._keys.items():
             symbols = list(keys.confirmed)[:_MOST_RENEWED]
@@ -311,10 +311,10 @@ class RedisWriter:
                 del keys.due[:room]
             if symbols:
                 await self._renew_some(kind, keys, symbols)
-                return  # a batch that waits goes before those of the next kind
+                return  # a waiting batch goes before the keys of the next kind
 
     def _scan(self) -> None:
-        """Find the keys of vouched symbols that have lived half of their life."""
+        """Find the keys of confirmed symbols after half of their life."""
         now_s = self._clock.monotonic()
         if self._vouched is None or now_s < self._next_scan_s:
             return
@@ -349,7 +349,7 @@ class RedisWriter:
             keys.confirmed.pop(symbol, None)
 
     async def _without_value(self, kind: Kind[Any], symbols: list[str]) -> Collection[str]:
-        """Renew the keys; return the symbols whose values have to be written again."""
+        """Renew the keys; return the symbols whose values must be written again."""
         if self._can_renew and isinstance(self._store, RenewingStore):
             try:
                 return await self._store.renew(kind, symbols)
@@ -383,7 +383,7 @@ class RedisWriter:
         _log.warning("redis_failed", url=self._store.address, reason=str(exc))
 
     def _leave_soon(self, exc: StoreRefused) -> None:
-        """Decide whether the next try is made on a new connection."""
+        """Decide whether the next attempt uses a new connection."""
         now_s = self._clock.monotonic()
         if self._refused_since_s is None:
             self._refused_since_s = now_s
