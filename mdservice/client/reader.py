@@ -159,8 +159,8 @@ class Prices:
     """Iterates over updates without end. Made by :func:`mdservice.open_prices`.
 
     Use it only in the event loop that opened it. Updates of a symbol never go back in time, and
-    none comes twice. A step in ``seq`` shows that quotes were missed or conflated. A ``seq`` that begins
-    again shows that the service restarted.
+    none comes twice. A step in ``seq`` shows that quotes were missed or conflated. A ``seq`` that
+    begins again shows that the service restarted.
     """
 
     def __init__(self, intake: Intake, follower: Follower) -> None:

@@ -1,6 +1,6 @@
 """A socket that is open and says nothing: dead, or is the market quiet?
 
-Pings prove the transport, market data proves the feed. After the mute limit history is asked for
+Pings prove the transport, market data proves the feed. After the limit, history is asked for
 the newest quotes: newer than ours means that the socket is dead.
 """
 
@@ -116,7 +116,7 @@ class Liveness:
             self._sooner.set()
 
     def without_quotes(self, now_ns: int) -> list[str]:
-        """Symbols that have had no quote for the mute limit since they were subscribed."""
+        """Symbols without a quote for the limit since they were subscribed."""
         before_ns = now_ns - int(self._first_s * 1e9)
         return sorted(s for s in self._unheard if self._subscribed_ns[s] <= before_ns)
 
@@ -124,7 +124,7 @@ class Liveness:
         """Watch one connection until cancelled; while nothing is subscribed silence is right.
 
         Args:
-            tell_stale: Told why the connection is given up.
+            tell_stale: Called with the reason when the connection is given up.
 
         Raises:
             FeedUnavailable: The socket is dead, or history cannot rule that out.
@@ -163,11 +163,11 @@ class Liveness:
         except TimeoutError:
             return _Look("and history does not answer whether the market is quiet")
         except SymbolsRefused as exc:
-            # It answers, and the request displeases it: that does not show a dead socket.
+            # It answers, but refuses this request: that does not show a dead socket.
             _log.warning("quiet_market_check_refused", reason=str(exc))
             return _Look(None)
         except (HistoryRefused, HistoryUnavailable) as exc:
-            return _Look(f"and history does not tell whether the market is quiet ({exc})")
+            return _Look(f"and history does not show whether the market is quiet ({exc})")
         newest = found.records
         newer = [quote.symbol for quote in newest if quote.ts_event_ns > self._ours_ns(quote)]
         self._known_ns = {quote.symbol: quote.ts_event_ns for quote in newest}

@@ -39,8 +39,8 @@ class SubscriptionRequests:
         book: Which symbols are wanted.
         inbox: The requests.
         session: The open session, or None.
-        changed: Told what is followed and what is left out after symbols were added.
-        room: Told that symbols were unsubscribed, or that the book was changed alone.
+        changed: Called with the subscribed and the unfulfilled symbols after symbols were added.
+        room: Called after symbols were unsubscribed, or after only the set has changed.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class SubscriptionRequests:
             return "pending" if gone else "unsubscribed"
         await session.unsubscribe(gone)
         session.forget_unwanted(self._book)
-        self._room()  # also where nothing is gone: what is wanted for positions alone gives way
+        self._room()  # also without a removal: a less important symbol may be replaced
         return "unsubscribed"
 
     async def _free_session(self) -> Session | None:
@@ -140,7 +140,7 @@ class SubscriptionRequests:
         with anyio.move_on_after(_PATIENCE_S):
             await session.free()
             return session
-        self._room()  # the book says what has to be done, once there is time
+        self._room()  # the set has the symbols; they are subscribed later
         return None
 
 

@@ -60,7 +60,7 @@ class SubscriptionSet:
 
     @property
     def wanted(self) -> Sequence[str]:
-        """Every wanted symbol: first those that do not give way, then by importance."""
+        """Every wanted symbol: first those that are never replaced, then by importance."""
         firm = [symbol for symbol in self._sources if not self.gives_way(symbol)]
         others = [symbol for symbol in self._sources if self.gives_way(symbol)]
         return (*firm, *sorted(others, key=self._importance))

@@ -1,4 +1,4 @@
-"""A position, as its source tells it."""
+"""A position, as its source sends it."""
 
 from __future__ import annotations
 

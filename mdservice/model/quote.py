@@ -55,7 +55,7 @@ Identity = tuple[str, int, float, float, int | float, int | float]
 
 
 def identity(quote: Quote) -> Identity:
-    """What makes a quote that history tells the same as one that the stream brought."""
+    """The values that make a quote from history equal to one from the stream."""
     return (
         quote.symbol,
         quote.ts_event_ns,

@@ -2,7 +2,7 @@
 
 A field is declared here, once: its name, its type and what it means. The JSON of ``/status``, its
 schema in the OpenAPI description and the reference follow from that. A field of :class:`Counters`
-also says which part counts it, and becomes a metric by itself.
+also says which part counts it, and becomes a metric automatically.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class FeedReport:
     left_out: Mapping[str, str] = _shown("Symbols not subscribed, with the reason.", factory=dict)
     other_messages: int = _shown("Messages that are no quotes, passed over.", default=0)
     without_quotes: int = _shown(
-        "Symbols without a quote on this connection for longer than the mute limit.", default=0
+        "Symbols without a quote on this connection for longer than MDSERVICE_MUTE_AFTER.",
+        default=0,
     )
     without_quotes_first: tuple[str, ...] = _shown("A hundred of them at most.", default=())
     repairs_refused: Mapping[str, str] = _shown(
@@ -190,7 +191,7 @@ class Counters:
         "Messages that could not be read, or broke the schema.", "feed", "router.future_records"
     )
     reconnects: int = _counter("Connections to the feed after the first.", "feed")
-    gaps: int = _counter("Gaps that were told: quotes were missing, or may have been.", "router")
+    gaps: int = _counter("Reported gaps: quotes were missing, or may have been.", "router")
     gaps_repaired: int = _counter("Gaps filled from the history.", "router")
     quotes_backfilled: int = _counter("Quotes that came by REST.", "router")
     history_symbols_refused: int = _counter(

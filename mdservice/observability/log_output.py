@@ -50,7 +50,7 @@ class _Window:
 class RepeatLimit:
     """A structlog processor that lets a fact pass a few times in a period.
 
-    The rest is counted, and the fact's next event tells the count as ``suppressed``. Only so
+    The rest is counted, and the next event has the count as ``suppressed``. Only so
     many facts are remembered; the one that was silent longest is forgotten first.
 
     Args:

@@ -134,7 +134,7 @@ def secrets_in_url(value: str) -> tuple[str, ...]:
 
 
 def quoted(value: str) -> str:
-    """The value in quotes and cut short, or a stand-in where it might carry a login."""
+    """The value in quotes and shortened, or a placeholder if it might contain a login."""
     if "@" in value or "://" in value:
         return "the value"
     return repr(value if len(value) <= _QUOTED_AT_MOST else value[:_QUOTED_AT_MOST] + "…")

@@ -83,7 +83,7 @@ def _gauges(status: Status) -> Iterator[Metric]:
     for name, text, value in (
         ("feed_connected", "1 while the feed is connected and logged in.", feed.connected),
         ("redis_connected", "1 while Redis answers.", redis.connected),
-        ("symbols", "Symbols that are wanted, as /status tells.", status.symbols),
+        ("symbols", "Wanted symbols, as in /status.", status.symbols),
         ("symbols_acknowledged", "Of these, acknowledged by the feed.", feed.acknowledged),
         ("symbols_wanted", "Symbols asked for.", feed.wanted),
         ("symbols_left_out", "Symbols that the feed does not give.", len(feed.left_out)),
@@ -103,7 +103,7 @@ def _positions(status: Status) -> Iterator[Metric]:
     if positions is None:
         return
     for name, text, value in (
-        ("positions", "Positions held, as last told.", positions.held),
+        ("positions", "Held positions, as last fetched.", positions.held),
         ("positions_followed", "Symbols followed for positions.", positions.followed),
         ("positions_left_out", "Of these, not given by the feed.", len(positions.left_out)),
         ("positions_problems", "Positions with a problem.", len(positions.problems)),

@@ -1,4 +1,4 @@
-"""The positions of one process: asked for, kept, and given to whoever needs them."""
+"""The last known positions of one process, fetched and cached."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_S: Final = 5.0
 class PositionCache:
     """The one place that keeps positions; it asks their source, one request at a time.
 
-    Whoever needs positions awaits :meth:`current` (or :meth:`refresh`, to poll) and uses what it
+    Callers await :meth:`current` (or :meth:`refresh`, to poll) and use what it
     returns. Where the source fails, what was known stays, and :meth:`warning` says why it may be
     out of date.
 

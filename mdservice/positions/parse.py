@@ -271,7 +271,7 @@ def _signed(qty: Decimal, side: str | None) -> Decimal:
 
 
 def _problem_of(row: _Row, qty: Decimal, price: Decimal) -> str | None:
-    if row.problem is not _NULL and (told := _as(str, row.problem)):  # what told it knows more
+    if row.problem is not _NULL and (told := _as(str, row.problem)):  # the source knows more
         return told[:_MOST_PROBLEM]
     if price < 0:
         return "has an avg_entry_price below 0"
@@ -297,7 +297,7 @@ def _position_of_broken(raw: msgspec.Raw) -> Position:
     numbers = {name: _number(given.get(name)) for name in _NUMBERS}
     missing = [name for name in _FIELDS if name not in given]
     told = _as(str, given.get("problem"))
-    if told:  # what told it knows more
+    if told:  # the source knows more
         problem = told[:_MOST_PROBLEM]
     elif missing:
         problem = f"has no {' and no '.join(missing)}"

@@ -132,7 +132,7 @@ class PositionSource(Protocol):
         """All positions of now, in the source's order; the caller's own.
 
         Takes at most 10 s. Calls at the same time are made one after the other. Cancelling
-        leaves the source usable, and what was under way ends by itself within seconds.
+        leaves the source usable; the running request ends within seconds.
 
         Raises:
             PositionsUnavailable: None can be had now; worth another try.
@@ -141,7 +141,7 @@ class PositionSource(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Let go of connections. May be called again; a later fetch opens them anew."""
+        """Close all connections. May be called again; a later fetch opens new ones."""
         ...
 
 
@@ -410,7 +410,7 @@ class FileAbsent(PositionsUnavailable):
 
 @attrs.frozen
 class _Version:
-    """What tells one state of a file from another."""
+    """The values that distinguish two states of a file."""
 
     mtime_ns: int
     size: int
@@ -440,7 +440,7 @@ class ServicePositions:
         socket: The service's UNIX socket.
 
     Attributes:
-        out_of_date: Why what was told last may not be true, or None.
+        out_of_date: Why the last known positions may be outdated, or None.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -471,7 +471,9 @@ class ServicePositions:
         if status == _UNAVAILABLE:
             raise PositionsUnavailable(f"{self.address}: {_decode_warnings(body).detail}")
         if status != OK:
-            raise PositionsRefused(f"{self.address} tells no positions (HTTP {status}): update it")
+            raise PositionsRefused(
+                f"{self.address} returns no positions (HTTP {status}): update it"
+            )
         found = parse_positions(body)
         self._has_answered = True
         self.out_of_date = "; ".join(_decode_warnings(body).warnings) or None

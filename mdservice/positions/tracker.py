@@ -140,9 +140,9 @@ class TrackerSnapshot:
 
     Attributes:
         source: Where the positions come from, without any secret.
-        positions: As last told.
+        positions: The last known positions.
         followed: The symbols to follow, the most important first.
-        age_s: Seconds since they were last told; None before the first answer.
+        age_s: Seconds since the last answer; None before the first.
         last_error: Why the last try failed, or None; then ``positions`` may be out of date.
     """
 

@@ -108,7 +108,7 @@ class BatchPacker:
                     yield pack(b"SET", prefix + symbol.encode(), payload, b"EX", b"%d" % left_s)
 
     def marker(self, db: int, events: int) -> bytes:
-        """The command that tells readers whose the next events are."""
+        """The command that announces the owner of the next events to readers."""
         channel = self._names.channel(BATCH_CHANNEL)
         return pack(b"PUBLISH", channel, encode_marker(self._instance, db, events))
 

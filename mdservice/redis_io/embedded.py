@@ -91,9 +91,9 @@ async def open_embedded_server(socket_path: Path) -> AsyncIterator[EmbeddedServe
 
 
 async def keep_embedded_server(socket_path: Path, *, task_status: TaskStatus[str]) -> None:
-    """Run a server until cancelled, and a new one at the same place should it die by itself.
+    """Run a server until cancelled. If it dies, start a new one at the same address.
 
-    ``started()`` gives its URL. A new one begins empty; the writer finds it by itself.
+    ``started()`` gives its URL. A new server is empty, and the writer notices that.
 
     Raises:
         EmbeddedServerError: As :func:`open_embedded_server`.
@@ -211,7 +211,7 @@ async def _claim(path: Path) -> None:
     try:
         # The server of a service that was just killed needs a moment to end.
         with anyio.move_on_after(_PREDECESSOR_TIMEOUT_S) as scope:
-            while not _make_room(path):  # noqa: ASYNC110  nobody tells when it has ended
+            while not _make_room(path):  # noqa: ASYNC110  there is no event for its end
                 await anyio.sleep(_POLL_S)
     except OSError as exc:
         raise EmbeddedServerError(
@@ -257,7 +257,7 @@ async def _start_guard(binary: Path, path: Path) -> anyio.abc.Process:
     script = Path(__file__).with_name("valkey_guard.py")
     command = [sys.executable, "-I", "-S", str(script)]
     command += [str(os.getpid()), str(_START_TIMEOUT_S), str(path), str(binary)]
-    # Shielded, so that no guard is started that nobody knows of.
+    # Shielded, so that no started guard is forgotten.
     with anyio.CancelScope(shield=True):
         try:
             guard = await anyio.open_process(

@@ -94,7 +94,7 @@ def _identity(socket_path: str) -> tuple[int, int, int] | None:
 
 
 def _report(**fields: object) -> None:
-    # Where the service is gone, its pipe tells too.
+    # If the service is gone, its pipe shows it too.
     with suppress(OSError):
         os.write(1, json.dumps(fields).encode() + b"\n")
 

@@ -1,1 +1,1 @@
-"""What an actor is, who restarts it, and who notices that it has stopped moving."""
+"""Actors, their supervisor and watchdog, and the network."""

@@ -1,4 +1,4 @@
-"""What an actor is: a role with one inbox, explicit outboxes, and ``run``."""
+"""The base class of actors, their channels and heartbeats."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Actor(Protocol):
 
 
 class Heartbeat:
-    """When each loop of an actor last showed that it moves.
+    """When each loop of an actor last ran.
 
     A loop beats at least every second while it waits for its inbox. A loop that waits for
-    the outside world (a socket, say) rests instead: there its silence means nothing.
+    the outside world (a socket, say) rests instead: there its silence is normal.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -187,10 +187,10 @@ class Channel(Generic[T]):
 
 
 async def forward(outbox: MemoryObjectSendStream[T], item: T) -> None:
-    """Send an item: at once where there is room, else when there is.
+    """Send an item: at once if there is room, otherwise when there is.
 
-    The stream's own ``send`` first lets everybody else run, and the item waits meanwhile. Who
-    calls this in a loop therefore has to wait elsewhere in it, as a receiver does.
+    The stream's own ``send`` first lets all other tasks run, and the item waits meanwhile. A loop
+    that calls this function must therefore wait elsewhere, as a receiver does.
     """
     try:
         outbox.send_nowait(item)

@@ -1,4 +1,4 @@
-"""How long to wait before the next try."""
+"""Exponential back-off with jitter."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ class Backoff:
         return bound * self.rng.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """Things work again."""
+        """Reset after a success."""
         self.failures = 0

@@ -26,8 +26,8 @@ def stop_signals() -> Sequence[signal.Signals]:
     """SIGINT, SIGTERM and SIGHUP, which a closed terminal sends.
 
     A SIGHUP that is ignored stays so: nohup(1) starts a program that way. An ignored SIGINT does
-    not: each script's shell ignores it for all of its background jobs, and whoever sends one to
-    such a job wants it to end.
+    not: a script's shell ignores it for all of its background jobs, and a SIGINT that is sent to
+    such a job should end it.
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return (signal.SIGINT, signal.SIGTERM)

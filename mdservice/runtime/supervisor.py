@@ -46,7 +46,7 @@ _LAG_WINDOW = 120
 
 
 class Supervisor:
-    """A nursery in which each actor has a keeper.
+    """A nursery with one task for each actor, which restarts it.
 
     Args:
         actors: In the order in which they start.
@@ -70,7 +70,7 @@ class Supervisor:
 
     @property
     def failed(self) -> str | None:
-        """The actor that failed for good and ended the service, or None."""
+        """The actor that failed permanently and ended the service, or None."""
         return next((name for name, ward in self._wards.items() if ward.state == "failed"), None)
 
     def look_at(self, name: str) -> Supervision:
@@ -86,7 +86,7 @@ class Supervisor:
             ward.scope.cancel()
 
     def drain(self) -> None:
-        """From now on an actor that ends has done its work."""
+        """Begin the shutdown: from now on, an actor that returns has finished its work."""
         self._draining = True
 
     async def drained(self) -> None:
@@ -96,7 +96,7 @@ class Supervisor:
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Start the actors one after the other, and keep them until cancelled.
 
-        ``started()`` tells that every actor has been ready once.
+        ``started()`` is called once every actor has been ready.
 
         Raises:
             ExceptionGroup: With :class:`ActorFailed` where restarts came too often, or the

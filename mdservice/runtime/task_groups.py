@@ -1,4 +1,4 @@
-"""Tasks that share one fate, and exception groups that a single cause explains."""
+"""Tasks that fail together, and exception groups with a single cause."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 class Runnable(Protocol[T_co]):
-    """Runs until cancelled, and tells when it is ready."""
+    """Runs until cancelled, and reports when it is ready."""
 
     def __call__(self, *, task_status: TaskStatus[T_co]) -> Awaitable[None]:
         """Run."""

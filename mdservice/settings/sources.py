@@ -258,7 +258,7 @@ def setting(
 
 
 def describe(_owner: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """An attrs ``field_transformer``: tells each setting its name, and has it checked."""
+    """An attrs ``field_transformer`` that gives each setting its name and its check."""
     described = []
     for field in fields:
         info = field.metadata.get("info")
@@ -282,7 +282,7 @@ _Class = TypeVar("_Class", bound=type)
 def record_sources(settings_class: _Class) -> _Class:
     """A class decorator: the constructor records in ``sources`` which settings it was given.
 
-    Only so a default and the same value that was chosen can be told apart. ``attrs.evolve``
+    This distinguishes a default from the same value that was set. ``attrs.evolve``
     passes all values on with the record: there a value counts as chosen if it was, or if it
     differs from the default.
     """

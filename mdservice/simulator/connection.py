@@ -160,7 +160,7 @@ class Connection:
             self._stream.reset()
         raw_socket = self._stream.extra(SocketAttribute.raw_socket, None)  # noqa: S610 - no Django
         if raw_socket is not None:
-            with suppress(OSError):  # it may be closing by itself at this moment
+            with suppress(OSError):  # it may already be closing
                 raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._scope.cancel()
 

@@ -229,14 +229,14 @@ def _half(body: bytes) -> bytes:
 
 
 def _cut(response: Response) -> None:
-    """Leave half of the body, of which the header still tells the whole length."""
+    """Send half of the body, with the whole length in the header."""
     response.body = _half(bytes(response.body))
 
 
 def encode_clock(now_ns: int, *, is_open: bool) -> bytes:
     """``{"timestamp":"…","is_open":true,"next_open":"…","next_close":"…"}``, New York's time.
 
-    ``is_open`` is what the simulator was told; the next times fit it, by the usual hours of
+    ``is_open`` is the configured state; the next times fit it, by the usual hours of
     the days from Monday to Friday, without holidays.
     """
     second, fraction = divmod(now_ns, 1_000_000_000)

@@ -168,7 +168,7 @@ class Simulator:
 
     @property
     def history(self) -> deque[SimQuote]:
-        """Every quote of the market, also those that nobody was there to hear; as REST has it."""
+        """Every quote of the market, also those without a connected client, as in REST."""
         return self._record.quotes
 
     async def serve(self, stream: ByteStream) -> None:
@@ -328,12 +328,12 @@ class Simulator:
 
     @property
     def trades(self) -> Sequence[Trade]:
-        """The newest ones, the oldest first, whoever made them."""
+        """The newest orders of any client, the oldest first."""
         return self._paper_account.trades
 
     @property
     def market_open(self) -> bool:
-        """What ``/v2/clock`` tells; to be set. Quotes are made all the same."""
+        """The answer of ``/v2/clock``, which may be set. It does not affect quotes."""
         return self._rest.market_open
 
     @market_open.setter

@@ -228,8 +228,8 @@ class FakeDriver:
         self._refusals.plan(when, SILENCE, times)
 
     def fail(self, times: int = 1) -> None:
-        """Let the next attempts find nobody."""
-        self.script.extend(FeedUnavailable(f"{self.name}: nobody listens") for _ in range(times))
+        """Let the next attempts fail to connect."""
+        self.script.extend(FeedUnavailable(f"{self.name}: no server listens") for _ in range(times))
 
     def notify(self) -> None:
         """Wake those who wait for a change."""

@@ -116,7 +116,7 @@ class FakeService:
         return quote
 
     def announce(self, status: FeedStatus) -> None:
-        """Tell the readers of a change of the feed's state."""
+        """Send a change of the feed's state to the readers."""
         self._offer(status)
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ class StoreFault(Enum):
     """What goes wrong with one call of a :class:`MemoryPriceStore`."""
 
     REFUSE_CONNECT = auto()
-    """``connect()`` fails: nobody listens."""
+    """``connect()`` fails: no server listens."""
     LOSE_REQUEST = auto()
     """The connection breaks before the batch has arrived; nothing is executed."""
     LOSE_REPLY = auto()

@@ -294,7 +294,7 @@ async def test_readiness_names_what_is_in_the_way(autojump_clock: Any) -> None:
     async with open_desk("AAPL", feed=feed, store=store) as desk:
         await anyio.sleep(0.2)
         first, second = desk.service.readiness().reasons
-        assert first == "the feed is waiting: fake: nobody listens"
+        assert first == "the feed is waiting: fake: no server listens"
         assert second.startswith("Redis is not connected: No connection to the store")
         assert desk.service.status().state == "starting"
 

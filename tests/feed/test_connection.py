@@ -564,7 +564,7 @@ async def test_auto_changes_the_driver_after_two_failed_starts(
         await desk.until(lambda: desk.bids == [1])
         assert desk.story == ["fallback", "connected", [1]]
         assert desk.statuses[0].details["driver"] == "websockets"
-        assert "nobody listens" in desk.statuses[0].details["reason"]
+        assert "no server listens" in desk.statuses[0].details["reason"]
         assert desk.now.driver == "websockets"
         raw.drop()
         await raw.opened(2)

@@ -323,7 +323,7 @@ class SdkThread:
         if self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(call)
-            except RuntimeError:  # the thread's loop has just been closed: nothing to tell it
+            except RuntimeError:  # the thread's loop is already closed
                 return
 
     # The thread's side: asyncio.
@@ -352,7 +352,7 @@ class SdkThread:
             self._error = FeedUnavailable(
                 f"the connection that alpaca-py held ended: {exc or type(exc).__name__}"
             )
-        # Told here: asyncio's own end waits for name resolutions that were given up.
+        # Report the end here: asyncio's own shutdown waits for abandoned name resolutions.
         self._end()
 
     async def _hold(self, socket: LentSocket) -> None:
@@ -407,7 +407,7 @@ class SdkThread:
 async def _send(websocket: SdkWebsocket, data: Frame) -> None:
     try:
         await websocket.send(data)
-    except Exception:  # noqa: BLE001 - the reader sees the same end, and tells why
+    except Exception:  # noqa: BLE001 - the reader sees the same end, and reports why
         return
 
 
@@ -506,7 +506,7 @@ def _import_sdk() -> tuple[Any, Any]:
     Once for the process: what it does to the warnings must not meet another thread that does the
     same, as one does that was given up and still imports.
 
-    The SDK tells a refused login as a text; the code is in the frame.
+    The SDK reports a refused login as text; the frame has the code.
 
     Raises:
         ConfigurationError: alpaca-py, or what it needs, cannot be imported.
