@@ -33,7 +33,7 @@ from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.session import Session
 from mdservice.feed.subscriptions import Followed, SubscriptionSet
 from mdservice.feed.unfulfilled import UnfulfilledSymbols
-from mdservice.model.events import FeedLost, FeedState, FeedStatus
+from mdservice.model.events import FeedLost, FeedState, FeedStatus, RecordBatch
 from mdservice.observability.logging import get_logger, masked
 from mdservice.runtime.actor import Channel, Depth, Heartbeat
 from mdservice.runtime.backoff import Backoff
@@ -267,10 +267,13 @@ class FeedConnection:
             while True:
                 received = await link.receive()
                 self._note(received)
-                for records in received.records.values():
+                for kind, records in received.records.items():
                     self.heartbeat.beat("reader")
                     try:
-                        await self._repair.hand_on(records)
+                        if kind is self._repair.kind:
+                            await self._repair.send_live(records)
+                        else:
+                            await self._send_queue.send(RecordBatch(kind, records))
                     finally:
                         self.heartbeat.rest("reader")  # it waits for the feed again
                 session.take(received)

@@ -7,12 +7,16 @@ from itertools import pairwise
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from mdservice.errors import ConfigurationError, FeedRefused
-from mdservice.feed.driver import LoginLimit
+from mdservice.feed.alpaca.link import AlpacaLink
+from mdservice.feed.driver import LoginLimit, Received
 from mdservice.feed.retries import HELD_S
 from mdservice.feed.session import ACK_TIMEOUT_S
+from mdservice.model.events import RecordBatch
+from mdservice.model.kinds import QUOTES
 from mdservice.runtime.backoff import Backoff
 from mdservice.simulator.session import SessionRules
 from mdservice.testing import FakeDriver
@@ -53,6 +57,27 @@ async def test_tells_that_it_is_connected_then_hands_on_what_comes(
         assert (now.phase, now.connected, now.subscribed) == ("streaming", True, True)
         assert (now.wanted, now.acknowledged, now.quotes_received) == (2, 2, 3)
         assert (now.logins, now.reconnects, now.last_error) == (1, 0, None)
+
+
+async def test_records_of_a_kind_without_repair_go_on_as_their_own(
+    autojump_clock: Any, open_desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = attrs.evolve(QUOTES, channel="others")
+    receive = AlpacaLink.receive
+
+    async def with_others(self: AlpacaLink) -> Received:
+        received = await receive(self)
+        if received.records:
+            received.records[others] = list(map(attrs.evolve, received.of(QUOTES)))
+        return received
+
+    monkeypatch.setattr(AlpacaLink, "receive", with_others)
+    async with open_desk("AAPL") as desk:
+        await desk.driver.subscribed("AAPL")
+        desk.driver.send_quotes([quote(1)])
+        await desk.until(lambda: desk.bids == [1, 1])
+        kinds = [item.kind for item in desk.items if isinstance(item, RecordBatch)]
+        assert kinds == [QUOTES, others]
 
 
 async def test_without_symbols_it_logs_in_and_waits(autojump_clock: Any, open_desk: Any) -> None:

@@ -235,7 +235,7 @@ class GapRepair(Generic[R]):
         send_queue: SendQueue,
         clock: Clock,
     ) -> None:
-        self._kind = kind
+        self.kind = kind
         self._history = history
         self._accepted = accepted
         self._send_queue = send_queue
@@ -319,11 +319,11 @@ class GapRepair(Generic[R]):
         self._began.set()
         self._began = anyio.Event()
 
-    async def hand_on(self, records: Sequence[R]) -> None:
+    async def send_live(self, records: Sequence[R]) -> None:
         """Hold live records during a repair; otherwise send them."""
         self._horizon.came(records)
         if not self._holding:
-            await self._send_queue.send(RecordBatch(self._kind, records))
+            await self._send_queue.send(RecordBatch(self.kind, records))
             return
         self._held.extend(records)
         if len(self._held) > MOST_HELD:
@@ -351,7 +351,7 @@ class GapRepair(Generic[R]):
         def live() -> Sequence[R]:
             return self._held[before : before + _ENOUGH_LIVE]
 
-        catch_up = CatchUp(self._kind, self._history, back, live, self._clock)
+        catch_up = CatchUp(self.kind, self._history, back, live, self._clock)
         complete: frozenset[str] = frozenset()
         with anyio.CancelScope() as self._work:
             reason = await self._why_not_all(catch_up, followed)
@@ -412,7 +412,7 @@ class GapRepair(Generic[R]):
     ) -> int:
         now_ns = self._clock.utc_ns()
         self._left_out = frozenset(left_out)
-        resumed = FeedResumed(self._kind, now_ns, frozenset(followed), repairing, self._left_out)
+        resumed = FeedResumed(self.kind, now_ns, frozenset(followed), repairing, self._left_out)
         await self._send_queue.send(resumed)
         return now_ns
 
@@ -473,4 +473,4 @@ class GapRepair(Generic[R]):
             return
         held, self._held = self._held, []
         self._holding = False
-        self._send_queue.add(Backfill(self._kind, past, held, self._clock.utc_ns(), complete))
+        self._send_queue.add(Backfill(self.kind, past, held, self._clock.utc_ns(), complete))
