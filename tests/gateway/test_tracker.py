@@ -1,16 +1,25 @@
-"""The book's subscriber: what it says while there is no connection. On virtual time."""
+"""What the tracker joins: positions, keys and events. On virtual time, without Redis."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from mdservice.errors import StoreUnavailable
-from mdservice.gateway.tracker import FollowedPrices
+from mdservice.gateway.tracker import FollowedPrices, PnlTracker
+from mdservice.model.position import Position
+from mdservice.model.quote import Quote
+from mdservice.pnl.engine import PnlEngine
+from mdservice.positions.cache import PositionCache
+from mdservice.redis_io.names import Instance
+from mdservice.testing import FakePositions, VirtualClock
 
 FAILS_AFTER_S = 5.0
 
@@ -36,3 +45,164 @@ async def test_a_slow_start_is_no_failure_yet_but_is_not_hidden(autojump_clock: 
         assert followed.error() == "nothing answers"
         assert followed.delay() is None
         tasks.cancel_scope.cancel()
+
+
+class FakePrices:
+    """A reader of events: those that the test sends."""
+
+    def __init__(self) -> None:
+        self.service: Instance | None = None
+        self.others: list[Instance] = []
+        self._send, self._quotes = anyio.create_memory_object_stream[Quote](10)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Any]:
+        yield self
+
+    def __aiter__(self) -> Any:
+        return self._quotes.__aiter__()
+
+    def send(self, symbol: str, price: float, at_ns: int) -> None:
+        self._send.send_nowait(Quote(symbol, price, price, 1, 1, at_ns, at_ns))
+
+    def status(self) -> Any:
+        return SimpleNamespace(connected=True, last_error=None)
+
+    def rivals(self) -> list[Instance]:
+        return self.others
+
+    def close(self) -> None:
+        self._send.close()
+        self._quotes.close()
+
+
+class FakeKeys:
+    """The keys of Redis."""
+
+    def __init__(self) -> None:
+        self.service: Instance | None = None
+        self.found: dict[str, Quote] = {}
+        self.error: StoreUnavailable | None = None
+
+    async def prices(self, symbols: Any) -> dict[str, Quote]:
+        await anyio.sleep(0.01)
+        if self.error is not None:
+            raise self.error
+        return {symbol: self.found[symbol] for symbol in symbols if symbol in self.found}
+
+    def close(self) -> None:
+        pass
+
+
+@attrs.define
+class Bench:
+    tracker: PnlTracker
+    source: FakePositions
+    prices: FakePrices
+    keys: FakeKeys
+    clock: VirtualClock
+
+    async def row(self) -> tuple[str, Any]:
+        (row,) = (await self.tracker.report()).positions
+        return row.status, row.current_price
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    clock, prices, keys = VirtualClock(), FakePrices(), FakeKeys()
+    source = FakePositions([Position("AAPL", Decimal(10), Decimal(150))])
+    tracker = PnlTracker(
+        PositionCache(source, 5.0, clock),
+        keys,  # type: ignore[arg-type]
+        prices.open,  # type: ignore[arg-type]
+        PnlEngine(stale_after_s=60, price_ttl_s=300),
+        None,
+        "live",
+        clock,
+    )
+    yield Bench(tracker, source, prices, keys, clock)
+    prices.close()
+
+
+def instance(name: str, *, delay_s: float = 0.0) -> Instance:
+    return Instance(name, 0, "host", 1, "iex", delay_s, 300.0, "2026-11-20T15:00:00Z")
+
+
+async def test_a_live_answer_has_the_prices_of_the_events(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    bench.keys.error = StoreUnavailable("not asked")
+    async with bench.tracker.running():
+        assert await bench.row() == ("unpriced", None)
+        bench.prices.send("AAPL", 187, bench.clock.utc_ns())
+        await anyio.sleep(0.1)
+        assert await bench.row() == ("live", 187)
+        assert bench.tracker.warnings() == []
+        await anyio.sleep(61)
+        assert await bench.row() == ("stale", 187)
+
+
+async def test_outside_of_running_an_answer_reads_the_keys(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    at_ns = bench.clock.utc_ns()
+    bench.keys.found["AAPL"] = Quote("AAPL", 100, 100, 1, 1, at_ns, at_ns)
+    assert await bench.row() == ("live", 100)
+    bench.keys.error = StoreUnavailable("Redis is away")
+    assert await bench.row() == ("live", 100)
+    assert bench.tracker.warnings() == ["the prices are out of date: Redis is away"]
+    bench.keys.error = None
+    del bench.keys.found["AAPL"]
+    assert await bench.row() == ("stale", 100)
+    assert bench.tracker.warnings() == []
+
+
+async def test_the_services_delay_is_allowed_for(autojump_clock: Any, bench: Bench) -> None:
+    at_ns = bench.clock.utc_ns() - 100 * 1_000_000_000
+    bench.keys.found["AAPL"] = Quote("AAPL", 100, 100, 1, 1, at_ns, at_ns)
+    assert await bench.row() == ("stale", 100)
+    bench.keys.service = instance("a", delay_s=900)
+    assert await bench.row() == ("live", 100)
+
+
+async def test_a_stream_hears_at_once_that_the_service_is_delayed(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    async with bench.tracker.running():
+        await anyio.sleep(0.1)
+        bench.prices.send("AAPL", 100, bench.clock.utc_ns() - 100 * 1_000_000_000)
+        await anyio.sleep(0.1)
+        updates = bench.tracker.updates(lambda: False)
+        assert [row.status for row in (await anext(updates)).positions] == ["stale"]
+        bench.prices.service = instance("a", delay_s=900)
+        with anyio.fail_after(2):
+            assert [row.status for row in (await anext(updates)).positions] == ["live"]
+        await updates.aclose()  # type: ignore[attr-defined]
+
+
+async def test_services_that_write_the_same_keys_are_counted(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    async with bench.tracker.running():
+        await anyio.sleep(0.1)
+        assert bench.tracker.warnings() == []
+        bench.prices.others = [instance("b"), instance("c")]
+        (warning,) = bench.tracker.warnings()
+        assert warning.startswith("3 services")
+
+
+async def test_positions_that_are_never_priced_are_named(autojump_clock: Any, bench: Bench) -> None:
+    def odd(number: int) -> Position:
+        return Position(f"S{number}", Decimal(1), Decimal(1), problem="not a stock")
+
+    await bench.tracker.report()
+    assert bench.tracker.unusable() is None
+    for count, named in ((1, "1 position is"), (2, "2 positions are"), (21, "and 1 more")):
+        bench.source.set(*map(odd, range(count)))
+        await anyio.sleep(6)
+        await bench.tracker.report()
+        text = bench.tracker.unusable()
+        assert text is not None
+        assert named in text
+        assert "S0 (not a stock)" in text
+    assert "S20" not in text

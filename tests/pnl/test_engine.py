@@ -67,6 +67,16 @@ def test_the_symbols_to_ask_for_keep_their_order_until_the_lots_change() -> None
     assert engine.symbols == ("A", "C")
 
 
+def test_each_lot_that_is_never_priced_is_a_problem() -> None:
+    lots = [lot("1", "1"), attrs.evolve(lot("2", "1"), problem="odd"), lot("1", "1", "MSFT")]
+    engine = holding(*lots, attrs.evolve(lot("1", "1", "OPT"), problem="not a stock"))
+    assert sorted(engine.problems()) == [("AAPL", "odd"), ("OPT", "not a stock")]
+    engine.update(quote(1, 1), T_NS)
+    assert sorted(engine.problems()) == [("AAPL", "odd"), ("OPT", "not a stock")]
+    engine.set_positions([lot("1", "1")])
+    assert engine.problems() == []
+
+
 def test_a_short_position_gains_where_the_price_falls() -> None:
     engine = holding(lot("-10", "150"))
     engine.update(quote(120.0, 120.0), T_NS)

@@ -1,0 +1,73 @@
+"""What is read from a store at the start, before the writer has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+
+from mdservice.model.kinds import QUOTES
+from mdservice.model.payload import encode_quote
+from mdservice.model.quote import Quote
+from mdservice.publish.store import READ_LIMIT_S, read_last_records
+from mdservice.testing import MemoryPriceStore, StoreFault, VirtualClock
+from tests.batches import write_batch
+
+NOW_NS = 1_700_000_000_000_000_000
+AAPL = Quote("AAPL", 1, 2, 3, 4, NOW_NS, NOW_NS, 7)
+MSFT = attrs.evolve(AAPL, symbol="MSFT", ts_event_ns=NOW_NS - 1)
+
+
+async def store_with(prices: dict[str, bytes]) -> MemoryPriceStore:
+    store = MemoryPriceStore(clock=VirtualClock(), price_ttl_s=300)
+    await store.connect()
+    await store.write(write_batch(1, prices))
+    store.drop_connection()
+    return store
+
+
+async def read(store: MemoryPriceStore, *symbols: str, latest_ns: int = NOW_NS) -> list[str]:
+    found = await read_last_records(store, QUOTES, symbols, latest_ns)
+    return [record.symbol for record in found]
+
+
+async def test_the_records_of_the_symbols_are_read(autojump_clock: Any) -> None:
+    store = await store_with({"AAPL": encode_quote(AAPL), "MSFT": encode_quote(MSFT)})
+    assert await read(store, "AAPL", "MSFT", "GONE") == ["AAPL", "MSFT"]
+    assert await read(store, "MSFT") == ["MSFT"]
+
+
+async def test_the_latest_time_is_allowed_and_nothing_after_it(autojump_clock: Any) -> None:
+    store = await store_with({"AAPL": encode_quote(AAPL), "MSFT": encode_quote(MSFT)})
+    assert await read(store, "AAPL", "MSFT", latest_ns=NOW_NS - 1) == ["MSFT"]
+
+
+async def test_a_key_with_another_symbols_record_is_left_out(autojump_clock: Any) -> None:
+    store = await store_with({"AAPL": encode_quote(MSFT), "MSFT": encode_quote(MSFT), "X": b"{"})
+    assert await read(store, "AAPL", "MSFT", "X") == ["MSFT"]
+
+
+async def test_for_star_alone_the_store_is_not_asked(autojump_clock: Any) -> None:
+    store = await store_with({"*": encode_quote(attrs.evolve(AAPL, symbol="*"))})
+    assert await read(store, "*") == []
+    assert not store.connected
+
+
+async def test_without_a_store_nothing_is_known(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await store_with({"AAPL": encode_quote(AAPL)})
+    store.script.append(StoreFault.REFUSE_CONNECT)
+    assert await read(store, "AAPL") == []
+    assert "last_prices_not_read" in caplog.text
+
+
+async def test_a_store_that_does_not_answer_is_left_after_the_limit(autojump_clock: Any) -> None:
+    class Silent(MemoryPriceStore):
+        async def connect(self) -> None:
+            await anyio.sleep_forever()
+
+    assert await read(Silent(), "AAPL") == []
+    assert anyio.current_time() == READ_LIMIT_S
