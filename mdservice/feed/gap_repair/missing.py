@@ -12,14 +12,11 @@ from mdservice.model.symbol import EVERY_SYMBOL
 __all__ = ["AcceptedRecords", "Missed", "MissingRecords"]
 
 
-# What the feed needs to know about the accepted records.
-
-
 class AcceptedRecords(Protocol):
-    """The accepted records, which other parts keep adding to."""
+    """What the feed needs to know about the accepted records; the sequencer implements it."""
 
     def complete_until_ns(self) -> int | None:
-        """The time up to which received quotes were accepted, UTC nanoseconds; None without any."""
+        """The time up to which records were accepted, UTC nanoseconds; None without any."""
         ...
 
     def last_ns(self, symbol: str) -> int | None:
@@ -27,7 +24,7 @@ class AcceptedRecords(Protocol):
         ...
 
     def is_first(self, symbol: str) -> bool:
-        """Whether its last record was fetched on subscribing, and the stream sent none since."""
+        """Whether the symbol's last record is a first price from REST, and the stream sent none."""
         ...
 
     def symbols(self) -> Sequence[str]:
@@ -48,10 +45,10 @@ class Missed:
 
 
 class MissingRecords:
-    """Notes the subscribed symbols when a connection is lost, until their repair is reported.
+    """The symbols whose records were lost with a connection, until their repair is reported.
 
-    The times are noted at the loss, so records that are published later do not hide earlier missing
-    ones.
+    The time from which records are missing is noted at the loss: the last published record is later
+    after a reconnect, and would hide the gap before it.
 
     Args:
         accepted: The accepted records.
@@ -61,9 +58,9 @@ class MissingRecords:
         self._accepted = accepted
         self._since_ns: dict[str, int] = {}
         self._followed_ns: dict[str, int] = {}
-        """The subscribed symbols, and since when by this machine's clock."""
+        """The subscribed symbols, and the time of subscribing by this machine's clock."""
         self._unrepaired: set[str] = set()
-        """Symbols whose last repair was incomplete."""
+        """The symbols whose last repair was incomplete."""
 
     def __contains__(self, symbol: str) -> bool:
         return symbol in self._since_ns
@@ -103,16 +100,17 @@ class MissingRecords:
             if last_ns is None:
                 since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns))
             elif symbol in self._unrepaired and last_ns < complete_ns:
-                # One request has many symbols and one time, so the quiet time is rounded up.
+                # Rounded to few different times, because each different time needs its own request.
                 since_ns = complete_ns - (1 << (complete_ns - last_ns).bit_length())
             self._since_ns.setdefault(symbol, since_ns)
 
     def back(self, followed: Collection[str], left_out: Collection[str]) -> Sequence[Missed]:
-        """The symbols to fetch, of those that are subscribed again.
+        """The missing symbols that are subscribed again, grouped by the time to fetch from.
 
         Args:
             followed: The subscribed symbols; ``*`` is every symbol.
-            left_out: The unfulfilled symbols. All other symbols are no longer wanted.
+            left_out: The unfulfilled symbols. Symbols in neither are no longer wanted; they are
+                forgotten.
         """
         back: dict[int, list[str]] = {}
         for symbol in sorted(self._since_ns):
@@ -123,12 +121,12 @@ class MissingRecords:
         return [Missed(since_ns, back[since_ns]) for since_ns in sorted(back, reverse=True)]
 
     def told(self, missed: Iterable[Missed], complete: Collection[str]) -> None:
-        """Note that the repair of these has ended and was reported.
+        """Note that the repair of these symbols has ended and was reported.
 
         Args:
             missed: The symbols that were fetched.
-            complete: The completely fetched symbols. For the others, a later repair asks from
-                their last accepted record, which may be older than the next loss.
+            complete: The completely fetched symbols. For the others, the next repair asks from
+                their last accepted record on, and so fetches this gap too.
         """
         symbols = {symbol for part in missed for symbol in part.symbols}
         for symbol in symbols:

@@ -1,8 +1,8 @@
 """Asks history once more after a repair in a quiet market.
 
-In a quiet market no live record shows how far history has come, so a repair allows for some lag
-(:data:`mdservice.feed.gap_repair.repair.QUIET_S`) and then believes it. This module asks again some
-time later. Records that history has then, and did not have before, were missed.
+In a quiet market there is no live record that history must have. So a repair waits a fixed time
+(:data:`mdservice.feed.gap_repair.repair.QUIET_S`) and then trusts history. This module asks again
+20 s later. Records that history did not have before were missed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["LOOK_AGAIN_S", "Believed", "Horizon", "Recheck"]
 _log = get_logger(__name__)
 
 LOOK_AGAIN_S = 20.0
-"""The time after which history is complete, as far as is known."""
+"""How long after a repair to ask again; history is assumed to be complete by then."""
 
 _MOST_TRIES = 5
 _ANSWER_LIMIT_S = 60.0
@@ -49,12 +49,15 @@ class Horizon(Generic[R]):
     first: list[R] = attrs.field(factory=list)
 
     def came(self, records: Sequence[R]) -> None:
-        """Note quotes of the connection."""
+        """Note live records of the connection."""
         if len(self.first) < _ENOUGH_FIRST:
             self.first.extend(records)
 
     def until_ns(self) -> tuple[int, dict[str, int]]:
-        """The earliest time of all, and of each symbol, which does not depend on the clock."""
+        """The time of the first live record of all, and that of each symbol, UTC nanoseconds.
+
+        Without a live record, it is the time when the connection was opened.
+        """
         firsts: dict[str, int] = {}
         for record in self.first:
             firsts[record.symbol] = min(
@@ -65,7 +68,7 @@ class Horizon(Generic[R]):
 
 @attrs.frozen
 class Believed(Generic[R]):
-    """A repair that believed that its history was up to date.
+    """A repair that trusted history without proof that it was up to date.
 
     Attributes:
         missed: The symbols and times that it asked for.
@@ -81,7 +84,7 @@ class Believed(Generic[R]):
     horizon: Horizon[R]
 
     def concerned(self, records: Iterable[R]) -> list[R]:
-        """The quotes that the repair should have fetched."""
+        """Those of the records that the repair should have fetched."""
         until_ns, of_symbol = self.horizon.until_ns()
         return [
             record
@@ -94,11 +97,11 @@ class Believed(Generic[R]):
 
 
 class Recheck(Generic[R]):
-    """Asks history again for the repairs that believed it.
+    """Asks history again for the repairs that trusted it.
 
     Args:
         kind: The kind of the records.
-        history: Past records.
+        history: The source of past records.
         clock: The time.
     """
 
@@ -116,15 +119,15 @@ class Recheck(Generic[R]):
         return [believed for _, believed in self._waiting]
 
     def check(self, believed: Believed[R]) -> None:
-        """Check this repair again later."""
+        """Check this repair after :data:`LOOK_AGAIN_S`."""
         self._waiting.append((anyio.current_time() + LOOK_AGAIN_S, believed))
         self._added.set()
 
     async def next(self) -> LateRecords[R]:
-        """Wait for the next check that finds something.
+        """Wait for the next check that finds missed records, and return them.
 
-        If history does not answer, it is asked a few times more. After that, the result is that
-        quotes may be missing.
+        If history does not answer five times, the result names the symbols as unknown: records of
+        them may be missing.
         """
         tries = 0
         while True:
@@ -162,7 +165,7 @@ class Recheck(Generic[R]):
         )
 
     async def _late(self, believed: Believed[R]) -> tuple[list[R], frozenset[str]]:
-        """The quotes that history has only now, and the symbols that it refuses."""
+        """The missed records that history has only now, and the symbols that it refuses."""
         identity = self._kind.identity
         known: Counter[Hashable] = Counter(
             map(identity, (*believed.found, *believed.horizon.first))

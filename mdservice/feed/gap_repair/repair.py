@@ -30,45 +30,45 @@ __all__ = [
 ]
 
 
-# Fetching the missed records once history has caught up with the live ones.
-
-
 QUIET_S = 2.0
-"""The lag of history that is allowed in a quiet market."""
+"""How long to wait for a lagging history in a quiet market, where no live record shows the lag."""
 _LOOK_S = 0.05
+"""How often to look for the first live record."""
 _RETRY_S = 1.0
 _FAILURES_WITHOUT_ANSWER = 4
-"""Live records wait meanwhile, so an unreachable REST host is given up early."""
+"""After so many failures without any answer the repair ends, because live records wait for it."""
 _PROBE_S, _PROBE_LIMIT_S = 0.2, 1.0
 _PROBED_SYMBOLS = 10
 _LATER_NS = 1_000_000_000
-"""A record with a time this much later is certainly later; times are not exactly in order."""
+"""Times are not exactly in order, so only a record this much later certainly came later."""
 _AHEAD_NS = 60_000_000_000
-"""History is asked up to so long after now: this machine's clock may be behind the exchange's."""
+"""How far into the future history is asked: this machine's clock may be behind the exchange's."""
 _SYMBOLS_AT_ONCE = 200
 
 
 class CatchUp(Generic[R]):
     """Fetches the missed records of one repair from history.
 
-    History lags behind the stream by an unknown time. Once it has a live record, or one that is
-    clearly later than the first of them, it also has all missed records. So history is asked for
-    the first live records, and then for all missed ones. In a quiet market there is no live record,
-    and a lag of :data:`QUIET_S` is allowed.
+    History lags behind the stream by an unknown time. Once it has one of the first live records, or
+    a record that is clearly later, it also has all missed records. So :meth:`run` first waits until
+    history has such a record, and then fetches the missed ones. In a quiet market there is no live
+    record, and :meth:`run` waits :data:`QUIET_S` instead.
 
     Args:
         kind: The kind of the records.
-        history: Past records.
+        history: The source of past records.
         missed: The symbols to fetch, and from when.
-        live: The records that came after all was subscribed; the first thousand suffice.
+        live: Returns the live records since all symbols were subscribed, at most a thousand.
         clock: The time.
 
     Attributes:
         symbols: The symbols to fetch.
-        found: The fetched records, in the order of times within each symbol; also after an error.
-        complete: The completely fetched symbols; also after an error.
+        found: The records fetched so far, in the order of times within each symbol. An error keeps
+            them.
+        complete: The symbols whose missed records are all in ``found``. An error keeps them.
         refused: The symbols that history refused, with the reason.
-        believed: Whether, in a quiet market, nothing showed that history was up to date.
+        believed: Whether the repair trusted history in a quiet market, without proof that it was up
+            to date.
         last_error: Why history did not answer the last request, or None.
     """
 
@@ -94,10 +94,10 @@ class CatchUp(Generic[R]):
         self._clock = clock
 
     async def run(self, patience_s: float) -> bool:
-        """Fetch all missed quotes.
+        """Fetch all missed records.
 
-        If history does not answer, it asks again, provided that history has answered before. The
-        caller sets the time limit.
+        If history does not answer, it asks again. If history has never answered, it gives up after
+        four failures; otherwise the caller sets the time limit.
 
         Args:
             patience_s: How long to wait for a history that lags. After that, it fetches what
@@ -107,7 +107,8 @@ class CatchUp(Generic[R]):
             Whether history had caught up.
 
         Raises:
-            HistoryRefused
+            HistoryRefused: History refused every symbol or never answered, or this machine's
+                clock is behind the feed's.
         """
         up_to_date = False
         with anyio.move_on_after(patience_s):
@@ -122,15 +123,15 @@ class CatchUp(Generic[R]):
         return up_to_date
 
     def _clock_is_behind(self, since_ns: int) -> bool:
-        """Raise if this machine's clock is behind: history is then asked for too short a time."""
+        """Whether records are later than the end of the time for which history is asked."""
         horizon_ns = self._clock.utc_ns() + _AHEAD_NS
         return since_ns > horizon_ns or any(q.ts_event_ns > horizon_ns for q in self._live())
 
     async def add_latest(self, until_ns: int) -> None:
         """Add the newest records up to this time, so that at least the prices are right.
 
-        Newer records come over the stream. If one of them were added here, the records that the
-        stream has yet to send would look old. When cancelled, the found records are kept.
+        Newer records come over the stream. If one of them were added here, the sequencer would
+        reject older ones that the stream has yet to send. Cancellation keeps the found records.
         """
         newest = {record.symbol: record.ts_event_ns for record in self.found}
         try:
@@ -146,7 +147,7 @@ class CatchUp(Generic[R]):
 
     async def _until_up_to_date(self) -> None:
         began_s = anyio.current_time()
-        # Find a refusal at once, not only when there is something to fetch.
+        # Notice a refusal at once, also before the first live record.
         await self._fetch(self.symbols[:_PROBED_SYMBOLS], self._clock.utc_ns())
         pause_s = _PROBE_S
         while True:
@@ -165,7 +166,7 @@ class CatchUp(Generic[R]):
     async def _has_one_of(self, live: Sequence[R]) -> bool:
         first_ns = live[0].ts_event_ns
         symbols = list(dict.fromkeys(record.symbol for record in live))[:_PROBED_SYMBOLS]
-        # Times alone are not enough: records of one time may come one after the other.
+        # An equal time proves nothing: history may have only some of the records of that time.
         identity = self._identity
         came_live = {identity(record) for record in live}
         return any(
@@ -199,16 +200,17 @@ _log = get_logger(__name__)
 HOLD_LIMIT_S = 15.0
 """The maximum time that live records wait for a repair."""
 LATEST_LIMIT_S = 3.0
-"""The part of this time for the latest records, if history does not give the past ones."""
+"""The end of this time, reserved for the latest records if the past ones cannot be fetched."""
 _FETCH_S = 2.0
-"""The part of the rest for fetching, if history lags."""
+"""The time before that, reserved for fetching what a lagging history has."""
 _SPARE_S = 0.5
 MOST_HELD = 200_000
+"""The maximum number of live records that wait for a repair."""
 MOST_SEEN = 1_000
 """With ``*``: for more symbols than this, only the latest quotes are fetched."""
 _ENOUGH_LIVE = 1_000
-"""The first live records; history is complete once it has one of them."""
-_LAST_WORDS_S = 0.5
+"""How many of the first live records to compare with history."""
+_STOP_LIMIT_S = 0.5
 _MOST_NAMED = 50
 
 
@@ -248,9 +250,9 @@ class GapRepair(Generic[R]):
         self._recheck = Recheck(kind, history, clock) if history is not None else None
         self._horizon = Horizon[R](0)
         self._resumed = False
-        """Whether the return of this connection was reported."""
+        """Whether :class:`FeedResumed` was sent for this connection."""
         self._left_out: frozenset[str] = frozenset()
-        """The unfulfilled symbols at the last report."""
+        """The unfulfilled symbols of the last :class:`FeedResumed`."""
         self._missing = MissingRecords(accepted)
         self._connected_before = False
         self._refused: str | None = None
@@ -281,9 +283,9 @@ class GapRepair(Generic[R]):
         return self._history.unfollowed if self._history is not None else 0
 
     def begin(self) -> None:
-        """Note that a connection is open. Live records now wait if there is anything to repair."""
+        """Note that a connection is open. From now on live records wait if any are missing."""
         now_ns = self._clock.utc_ns()
-        if not self._connected_before:  # the earlier run's connection counts as lost
+        if not self._connected_before:  # the end of an earlier run counts as a lost connection
             self._missing.lose(self._accepted.symbols(), now_ns)
             self._connected_before = True
         self._resumed = False
@@ -299,13 +301,17 @@ class GapRepair(Generic[R]):
         return missing
 
     def lost(self, followed: Iterable[str]) -> None:
-        """Note that the connection has ended: records of its symbols are missing."""
+        """Note that the connection has ended, and that records of its symbols are now missing.
+
+        Args:
+            followed: The symbols that the feed had acknowledged.
+        """
         self._missing.lose(followed, self._clock.utc_ns())
 
     def expect(self, symbols: Iterable[str]) -> None:
-        """Hold live records if one of these unfulfilled symbols, which may return, misses records.
+        """Hold live records if records of one of these symbols are missing.
 
-        Call :meth:`repair` after this.
+        Call it before asking the feed again for unfulfilled symbols, and :meth:`repair` after.
         """
         if any(symbol in self._missing for symbol in symbols):
             self._horizon = Horizon[R](self._clock.utc_ns())
@@ -331,7 +337,7 @@ class GapRepair(Generic[R]):
             await self._send_queue.flush()
 
     async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
-        """Report that all is subscribed, fetch the missed records, send them with the held ones.
+        """Report the subscribed symbols, fetch the missed records, send them with the held ones.
 
         Args:
             followed: The acknowledged symbols.
@@ -369,7 +375,7 @@ class GapRepair(Generic[R]):
         await self._send_queue.flush()
 
     async def tell_late(self) -> None:
-        """Send the quotes that a recheck finds; runs until cancelled."""
+        """Send the records that a recheck finds; runs until cancelled."""
         while self._recheck is not None:
             self._send_queue.add(await self._recheck.next())
             await self._send_queue.flush()
@@ -395,7 +401,7 @@ class GapRepair(Generic[R]):
     ) -> None:
         """Report the gaps of unfulfilled symbols that a request has subscribed again.
 
-        Their missing records are not fetched, so that other symbols' records do not wait.
+        It does not fetch their missing records, so that live records of other symbols do not wait.
         """
         if not self._resumed:
             return  # :meth:`repair` will report it
@@ -417,7 +423,7 @@ class GapRepair(Generic[R]):
         return now_ns
 
     async def keep_limit(self) -> None:
-        """Release held quotes that have waited too long; runs until cancelled."""
+        """Send the held records once their time limit is over; runs until cancelled."""
         while True:
             while not self._holding:
                 await self._began.wait()
@@ -428,13 +434,13 @@ class GapRepair(Generic[R]):
                 await self._send_queue.flush()
 
     async def stop(self) -> None:
-        """Send the held quotes, within a short time limit."""
+        """Send the held records, within half a second."""
         self._give_up("the service stops")
-        with anyio.move_on_after(_LAST_WORDS_S):
+        with anyio.move_on_after(_STOP_LIMIT_S):
             await self._send_queue.flush()
 
     async def _why_not_all(self, catch_up: CatchUp[R], followed: Collection[str]) -> str | None:
-        """Fetch the missed quotes; return why some are missing, or None if all were fetched."""
+        """Fetch the missed records; return why some are missing, or None if all were fetched."""
         if EVERY_SYMBOL in followed and len(catch_up.symbols) > MOST_SEEN:
             return f"the history of {len(catch_up.symbols)} symbols is too much"
         limit_s = self._deadline_s - LATEST_LIMIT_S - anyio.current_time()
@@ -450,7 +456,7 @@ class GapRepair(Generic[R]):
         except TimeoutError:
             return catch_up.last_error or "history was too slow"
         if not complete:
-            return catch_up.last_error or "history had not come up to the live records in time"
+            return catch_up.last_error or "history did not catch up with the live records in time"
         if catch_up.refused:
             _log.warning(
                 "gap_not_repaired",
@@ -468,7 +474,7 @@ class GapRepair(Generic[R]):
         self._work.cancel()
 
     def _let_go(self, past: Sequence[R], complete: frozenset[str]) -> None:
-        """End the waiting; later live quotes are sent after these."""
+        """Send past and held records together; later live records no longer wait."""
         if not self._holding:
             return
         held, self._held = self._held, []
