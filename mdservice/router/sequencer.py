@@ -1,7 +1,10 @@
 """Accepts records in the order of their times, drops repeats, and numbers the rest. Pure.
 
-The state of a symbol is its last accepted record: its newest time, its last number and the content
-of a repeat. At the start it may be the last record of an earlier run, with number 0.
+It keeps the last accepted record of each symbol: its time, number and content decide about the next
+one. At the start, it may be the last record of an earlier run, with number 0.
+
+A *first price* is the latest record from REST, fetched when the symbol was subscribed. An *echo* is a
+record that history gave to a repair and that the stream may send too.
 """
 
 from __future__ import annotations
@@ -18,18 +21,18 @@ from mdservice.model.kinds import Kind, R, Record
 __all__ = ["Echo", "Fetched", "Routed", "Sequencer", "merge"]
 
 _MOST_AT_ONE_TIME = 1000
-"""The number of records per symbol and time that are distinguished when history repeats them."""
+"""How many records of one symbol and time are kept, to recognise them in history."""
 _ECHO_NS = 20_000_000_000
-"""Records from history this close to the newest may still come over the stream."""
+"""Records from history are echoes if they are at most this much older than the newest one."""
 
 Echo = tuple[int, Hashable]
-"""The time and the identity of a record that the stream may still repeat."""
+"""The time and the identity of a record from history that the stream may repeat."""
 
 
 class Sequencer(Generic[R]):
-    """The last accepted record of each symbol, and the rules for the next one.
+    """Keeps the last accepted record of each symbol, and decides about the next one.
 
-    It implements :attr:`Order.DROP_OLDER`.
+    It implements the order policy :attr:`Order.DROP_OLDER`.
 
     Args:
         kind: The kind of its records.
@@ -39,11 +42,11 @@ class Sequencer(Generic[R]):
         self._identity = kind.identity
         self._latest: dict[str, R] = {}
         self._before_at_same_time: dict[str, list[R]] = {}
-        """If a symbol has several accepted records at its last time: those before the last."""
+        """The accepted records with the same time as the symbol's last record, without that one."""
         self._echoes: Counter[Echo] = Counter()
         """Records from history that the stream may still repeat."""
         self._firsts: set[str] = set()
-        """Symbols whose last record was fetched when they were subscribed."""
+        """The symbols whose last record is a first price."""
         self._earlier: dict[str, R] = {}
         """The last records of an earlier run, with their numbers."""
         self._confirmed: set[str] = set()
@@ -71,24 +74,24 @@ class Sequencer(Generic[R]):
         return last.ts_event_ns if last is not None else None
 
     def is_first(self, symbol: str) -> bool:
-        """Whether its last record was fetched on subscribing, and the stream sent none since."""
+        """Whether the symbol's last record is a first price."""
         return symbol in self._firsts
 
     def streamed_ns(self, symbol: str) -> int | None:
-        """The time of the symbol's last record, unless that was fetched on subscribing."""
+        """The time of the symbol's last record, UTC nanoseconds; None for a first price."""
         return None if symbol in self._firsts else self.last_ns(symbol)
 
     def newest_ns(self) -> int | None:
-        """The time of the newest accepted record of all, UTC nanoseconds.
+        """The time of the newest accepted record of all symbols, UTC nanoseconds.
 
-        Records that were fetched on subscribing do not count, since they show nothing about others.
+        First prices do not count: they do not show how far the stream has come.
         """
         return max((record.ts_event_ns for record in self._resumable()), default=None)
 
     def complete_until_ns(self) -> int | None:
         """The time up to which received records were accepted, UTC nanoseconds; None without any.
 
-        A record with a time after its arrival does not count for the time between.
+        If the time of a record is later than its arrival, its arrival counts.
         """
         return max(
             (min(record.ts_event_ns, record.ts_recv_ns) for record in self._resumable()),
@@ -96,7 +99,7 @@ class Sequencer(Generic[R]):
         )
 
     def symbols(self) -> Sequence[str]:
-        """The symbols with an accepted record, from which later records can be repaired."""
+        """The symbols with an accepted record at which a repair can begin, so no first price."""
         return [record.symbol for record in self._resumable()]
 
     def start_from(self, records: Iterable[R], *, resuming: bool) -> None:
@@ -104,7 +107,7 @@ class Sequencer(Generic[R]):
 
         Args:
             records: One record per symbol, with the earlier run's numbers.
-            resuming: Whether to repair the records after them.
+            resuming: Whether a repair will fetch the records since then.
         """
         for record in records:
             self._earlier[record.symbol] = record
@@ -116,8 +119,8 @@ class Sequencer(Generic[R]):
 
         It rejects a record with a smaller time than the last one of its symbol, and an exact repeat
         of the last one. A record with the same time and other content is accepted, because several
-        records may share a time. A record from the future is rejected and does not change the state
-        of its symbol. A record that history brought before is dropped without being counted.
+        records may share a time. A record from the future is rejected, so that it does
+        not block its symbol. An echo is dropped and not counted.
 
         Args:
             records: In the order of their arrival.
@@ -152,18 +155,17 @@ class Sequencer(Generic[R]):
                     continue
                 record.seq = last.seq + 1
             if last is not None:
-                record.symbol = (
-                    last.symbol
-                )  # share one text, since a backlog would keep a text per record
+                # Share one string: otherwise each record of a backlog keeps its own copy.
+                record.symbol = last.symbol
             latest[record.symbol] = record
             accepted.append(record)
         return Routed(accepted, rejected, ahead_ns)
 
     def _is_new_at(self, record: R, last: R) -> bool | None:
-        """Whether to accept a record that is not newer; None if history brought it before."""
+        """Whether to accept a record that is not newer; None if it is already published."""
         same = self._identity(record) == self._identity(last)
         if record.symbol in self._firsts:
-            # REST gave the last record of this time, so the stream's others came before it.
+            # A first price is the last record of its time, so others of that time are older.
             if same:
                 self._firsts.discard(record.symbol)
             return None if same else False
@@ -179,14 +181,14 @@ class Sequencer(Generic[R]):
     def route_first(
         self, records: Iterable[R], asked_ns: Mapping[str, int], now_ns: int, tolerance_ns: int
     ) -> Fetched[R]:
-        """Accept the latest records of symbols that were just subscribed.
+        """Accept the first prices of symbols that were just subscribed.
 
-        A record that the stream has sent since then wins. Otherwise a newer record is accepted. An
-        older or equal one confirms the last record.
+        If the stream has sent a record since the request, that one wins. Otherwise a newer record
+        is accepted, and an older or equal one confirms the symbol's last record.
 
         Args:
             records: At most one record per symbol.
-            asked_ns: When each symbol was requested, UTC nanoseconds.
+            asked_ns: When the first price of each symbol was requested, UTC nanoseconds.
             now_ns: This machine's time, UTC nanoseconds.
             tolerance_ns: How far ahead of it a record may be.
         """
@@ -216,10 +218,10 @@ class Sequencer(Generic[R]):
         return Fetched(accepted, known, ahead_ns)
 
     def not_out_yet(self, records: Sequence[R]) -> list[R]:
-        """The past records after the last accepted record of each symbol.
+        """Return the past records that come after the last accepted record of their symbol.
 
-        Several records may share a time, so at the time of a symbol's last record both sides are
-        counted against each other: each accepted record drops one equal past record.
+        Several records may share a time. So at the time of a symbol's last record, each accepted
+        record drops one equal past record.
 
         Args:
             records: In the order of their times within each symbol.
@@ -230,7 +232,7 @@ class Sequencer(Generic[R]):
             last_ns = self.last_ns(record.symbol)
             if last_ns is not None and record.ts_event_ns <= last_ns:
                 if record.ts_event_ns < last_ns or record.symbol in self._firsts:
-                    continue  # REST gave the last record of this time
+                    continue  # a first price is the last record of its time
                 one = self._identity(record)
                 if out[one]:
                     out[one] -= 1
@@ -239,11 +241,11 @@ class Sequencer(Generic[R]):
         return found
 
     def expect_again(self, records: Sequence[R], before: Counter[Echo]) -> None:
-        """Note records from history, so that their repeats on the stream are dropped.
+        """Note the echoes to expect from the stream.
 
         Args:
             records: The records from history.
-            before: Earlier ones that are still expected. Old ones are forgotten.
+            before: The echoes that were expected before. Old ones are forgotten.
         """
         times = [record.ts_event_ns for record in records] + [one[0] for one in before]
         oldest_ns = max(times, default=0) - _ECHO_NS
@@ -255,7 +257,7 @@ class Sequencer(Generic[R]):
                 self._echoes[one] += count
 
     def take_echoes(self) -> Counter[Echo]:
-        """Return the repeats that are expected from the stream, and expect none from now on."""
+        """Return the expected echoes, and expect none from now on."""
         echoes, self._echoes = self._echoes, Counter()
         return echoes
 
@@ -280,10 +282,10 @@ class Sequencer(Generic[R]):
         )
 
     def _out_at_last_times(self, records: Sequence[R]) -> Counter[Hashable]:
-        """The accepted records of every symbol at its last time.
+        """Count the accepted records that have the same time as the last record of their symbol.
 
-        Of an earlier run, only the last record of that time is known. Records that history has
-        before it were published too.
+        Of an earlier run, only the last of them is known. The records that history has before it
+        were published too.
         """
         out: Counter[Hashable] = Counter()
         before: dict[str, list[Hashable]] = {}
@@ -320,12 +322,12 @@ class Routed(Generic[R]):
 
 @attrs.frozen
 class Fetched(Generic[R]):
-    """The result of routing records that were fetched on subscribing.
+    """The result of :meth:`Sequencer.route_first`.
 
     Attributes:
         accepted: The accepted records, numbered, in the order of their arrival.
-        known: Symbols whose price is confirmed: their last record is the fetched one or a newer
-            one, and the stream has sent none since.
+        known: The symbols whose last record is confirmed: it is not older than the first price,
+            and the stream has sent none since the request.
         ahead_ns: How far ahead each record was that was rejected as a future one.
     """
 
@@ -337,10 +339,9 @@ class Fetched(Generic[R]):
 def merge(kind: Kind[R], past: Sequence[R], live: Sequence[R]) -> list[R]:
     """Merge past and live records in the order of their times, without repeats.
 
-    Several records may share a time, so the records of a symbol and time are counted against each
-    other. A record on both sides is taken from the stream, as often as both sides have it, at its
-    place in history. A record on one side is kept, so nothing is lost at the end of a history that
-    lags.
+    Several equal records may share a time. Each past record is paired with one equal live record.
+    Of a pair the live record is kept, at the place of the past one. Records without a partner are
+    kept too, so nothing is lost where a lagging history ends.
 
     Args:
         kind: The kind of the records.
