@@ -41,18 +41,18 @@ _PING_S = 0.5
 """How long a writer without batches waits before it checks the store."""
 _RETRY_FIRST_S, _RETRY_LIMIT_S = 0.05, 0.5
 """Short, so that everything is written within a second of the store's return."""
-_LEAVE_AFTER_S = 3.0
-"""How long any other refusal is retried on one connection. After that the writer reconnects: a
-forwarder, a DNS name or a proxy may then lead to another server."""
+_RECONNECT_AFTER_S = 3.0
+"""How long a refused write is retried on one connection, unless the refusal asks for a new one.
+After that the writer reconnects: a forwarder, a DNS name or a proxy may lead to another server."""
 _CLOSE_S = 1.0
 """The limit for closing an embedder's store; Redis closes at once."""
 _MOST_RENEWED = 500
 """The maximum number of keys renewed between two batches, in a millisecond or two."""
 _NEXT_S = 0.001
-"""The pause between two parts, in which a waiting batch goes first."""
+"""The pause between two parts of a renewal, in which a waiting batch is written first."""
 _SCAN_S = 1.0
 """How often the writer looks for keys to renew, at most."""
-_MOST_REMINDED = 2_000
+_MOST_RESTORED = 2_000
 """How many values one transaction writes again, as many as a batch has."""
 
 
@@ -73,12 +73,13 @@ class _Keys:
     """The keys of one kind that this writer has written.
 
     Attributes:
-        ttl_s: How long they live.
+        ttl_s: How long a key lives, seconds.
         latest: The newest value of each symbol, also of an earlier run.
         written_s: When each was last written or renewed, monotonic seconds.
-        due: Symbols whose keys must be renewed.
-        confirmed: Symbols whose value is confirmed, in order. They are renewed soon.
-        forgotten: Symbols whose values the server has lost.
+        due: The symbols whose keys have lived half of their life.
+        confirmed: The symbols whose value REST has confirmed, in order. Their keys are renewed
+            before those that are due.
+        forgotten: The symbols whose values the server has lost.
     """
 
     ttl_s: float
@@ -97,8 +98,8 @@ class RedisWriter:
         acknowledged: Gets the number of each written batch.
         store: The store, which this actor owns while it runs.
         clock: The time.
-        vouched: Returns the symbols whose last record the feed confirms. The writer renews their
-            keys. None to renew no key.
+        vouched: Returns the symbols whose last record is still right, because the feed is connected
+            and has acknowledged them. The writer renews their keys. None to renew no key.
         price_ttl_s: How long a key lives, for kinds without their own expiry, seconds.
         kinds: The kinds to write.
     """
@@ -121,18 +122,18 @@ class RedisWriter:
         self._store = store
         self._clock = clock
         self._connected = False
-        self._leaves = False
+        self._must_reconnect = False
         """Whether to reconnect although the connection works, because the server refuses."""
         self._refused_since_s: float | None = None
         self._last_error: str | None = None
         self._connects = 0
         self._failures = 0
-        """Since it last answered."""
+        """The number of failures since the store last answered."""
         self._pending: WriteBatch | None = None
         self._uncertain = False
         """Whether the pending batch may have been executed already."""
         self._written = 0
-        self._told = 0
+        self._last_acknowledged = 0
         """The newest batch that was acknowledged."""
         self._keys = {kind: _Keys(kind.ttl_s or price_ttl_s) for kind in kinds}
         self._vouched = vouched
@@ -143,11 +144,11 @@ class RedisWriter:
         """Whether the server may have lost the writes before this connection."""
 
     def start_from(self, kind: Kind[Any], latest: Mapping[str, bytes]) -> None:
-        """Take an earlier run's prices, to be written again once confirmed and expired."""
+        """Take an earlier run's values, to write again those that are confirmed and have expired."""
         self._keys[kind].latest.update(latest)
 
     def confirm(self, kind: Kind[Any], symbols: Iterable[str]) -> None:
-        """Renew these keys soon: their values are confirmed, although no record came."""
+        """Renew these keys soon: REST has confirmed their values, although no record came."""
         self._keys[kind].confirmed.update(dict.fromkeys(symbols))
 
     @property
@@ -177,11 +178,11 @@ class RedisWriter:
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Write until the inbox ends. The store is closed in any case."""
+        """Write until the inbox ends. At the end, also after an error, the store is closed."""
         task_status.started()
         self._connected = False  # a restart during a call leaves the connection in an unknown state
         try:
-            await self._look()
+            await self._check()
             await self._write_all()
         finally:
             with anyio.move_on_after(_CLOSE_S, shield=True):
@@ -203,17 +204,17 @@ class RedisWriter:
             except anyio.EndOfStream:
                 return
             if batch is None:
-                await self._look()
+                await self._check()
             else:
                 self._pending = batch
                 self._uncertain = False
 
     async def _acknowledge(self, number: int) -> None:
-        if number > self._told:
+        if number > self._last_acknowledged:
             await forward(self._acknowledged, number)
-            self._told = number
+            self._last_acknowledged = number
             return
-        # After a restart of the publisher, this may be a copy, and the publisher may have ended.
+        # A batch that a restarted publisher has sent twice: it may no longer wait for the answer.
         with suppress(anyio.WouldBlock):
             self._acknowledged.send_nowait(number)
 
@@ -229,7 +230,7 @@ class RedisWriter:
 
     async def _try(self, batch: WriteBatch) -> None:
         await self._connect()
-        await self._remind()
+        await self._restore()
         if self._uncertain and await self._store.last_batch() >= batch.number:
             _log.info("redis_batch_was_written", number=batch.number)
         else:
@@ -241,7 +242,7 @@ class RedisWriter:
                 self._uncertain = False
                 raise
             self._answered()
-            self._tell_failed_commands(self._store.command_errors - failed_before)
+            self._log_failed_commands(self._store.command_errors - failed_before)
         self._uncertain = False
         self._written = batch.number
         now_s = self._clock.monotonic()
@@ -250,24 +251,24 @@ class RedisWriter:
             keys.latest.update(latest)
             keys.written_s.update(dict.fromkeys(latest, now_s))
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         """Check the store. Never raises if it does not answer."""
         try:
             await self._connect()
-            await self._remind()
+            await self._restore()
             await self._store.ping()
             self._answered()
         except StoreError as exc:
             self._failed(exc)
 
     async def _connect(self) -> None:
-        if not self._connected or self._leaves:
+        if not self._connected or self._must_reconnect:
             try:
                 await self._store.connect()
             except StoreError:
                 self._connected = False
                 raise
-            self._connected, self._leaves = True, False
+            self._connected, self._must_reconnect = True, False
             self._connects += 1
             self._memory_in_doubt = self._written > 0
             if not self._written:  # no batch number shows whether this server kept the keys
@@ -275,25 +276,25 @@ class RedisWriter:
                     keys.written_s.clear()
             _log.info("redis_connected", url=self._store.address)
 
-    async def _remind(self) -> None:
+    async def _restore(self) -> None:
         """Write lost values again, also those of quiet symbols."""
         if self._memory_in_doubt:
             if await self._store.last_batch() < self._written:
                 for kind, keys in self._keys.items():
-                    # The prices of the pending batch are newer, and may be written already.
+                    # The pending batch has newer values, and may be executed already.
                     newer = self._pending.latest.get(kind, {}) if self._pending is not None else {}
-                    ours = keys.latest.keys() & keys.written_s.keys()  # not only an earlier run's
+                    ours = keys.latest.keys() & keys.written_s.keys()  # not an earlier run's
                     keys.forgotten = [symbol for symbol in ours if symbol not in newer]
                 count = sum(len(keys.forgotten) for keys in self._keys.values())
                 _log.warning("redis_has_forgotten", prices=count)
             self._memory_in_doubt = False
         for kind, keys in self._keys.items():
             while keys.forgotten:
-                some = keys.forgotten[-_MOST_REMINDED:]
+                some = keys.forgotten[-_MOST_RESTORED:]
                 now_s = self._clock.monotonic()
                 ages_s = {symbol: math.ceil(now_s - keys.written_s[symbol]) for symbol in some}
                 await self._write_values(kind, ages_s)
-                del keys.forgotten[-_MOST_REMINDED:]
+                del keys.forgotten[-_MOST_RESTORED:]
 
     async def _write_values(self, kind: Kind[Any], ages_s: Mapping[str, int]) -> None:
         """Write the latest values of these symbols again, without an event."""
@@ -314,7 +315,7 @@ class RedisWriter:
                 return  # a waiting batch goes before the keys of the next kind
 
     def _scan(self) -> None:
-        """Find the keys of confirmed symbols after half of their life."""
+        """Find the keys of vouched symbols that have lived half of their life."""
         now_s = self._clock.monotonic()
         if self._vouched is None or now_s < self._next_scan_s:
             return
@@ -332,10 +333,10 @@ class RedisWriter:
             ]
 
     async def _renew_some(self, kind: Kind[Any], keys: _Keys, symbols: list[str]) -> None:
-        if not self._connected or self._leaves or self._failures:
+        if not self._connected or self._must_reconnect or self._failures:
             return
         try:
-            await self._remind()
+            await self._restore()
             missing = await self._without_value(kind, symbols)
             again = [symbol for symbol in missing if symbol in keys.latest]
             if again:
@@ -349,7 +350,7 @@ class RedisWriter:
             keys.confirmed.pop(symbol, None)
 
     async def _without_value(self, kind: Kind[Any], symbols: list[str]) -> Collection[str]:
-        """Renew the keys; return the symbols whose values must be written again."""
+        """Renew the keys that exist; return the symbols whose values must be written again."""
         if self._can_renew and isinstance(self._store, RenewingStore):
             try:
                 return await self._store.renew(kind, symbols)
@@ -368,25 +369,25 @@ class RedisWriter:
     def _retry_s(self) -> float:
         return min(_RETRY_LIMIT_S, _RETRY_FIRST_S * 2.0 ** min(self._failures - 1, 10))
 
-    def _tell_failed_commands(self, count: int) -> None:
+    def _log_failed_commands(self, count: int) -> None:
         if count:
             reason = self._store.last_command_error
             _log.error("redis_command_failed", count=count, reason=reason)
 
     def _failed(self, exc: StoreError) -> None:
         if isinstance(exc, StoreRefused):
-            self._leave_soon(exc)
+            self._note_refusal(exc)
         else:
             self._connected = False
         self._failures += 1
         self._last_error = masked(str(exc))
         _log.warning("redis_failed", url=self._store.address, reason=str(exc))
 
-    def _leave_soon(self, exc: StoreRefused) -> None:
-        """Decide whether the next attempt uses a new connection."""
+    def _note_refusal(self, exc: StoreRefused) -> None:
+        """Decide whether to reconnect before the next attempt."""
         now_s = self._clock.monotonic()
         if self._refused_since_s is None:
             self._refused_since_s = now_s
-        if exc.reconnect or now_s - self._refused_since_s >= _LEAVE_AFTER_S:
-            self._leaves = True
+        if exc.reconnect or now_s - self._refused_since_s >= _RECONNECT_AFTER_S:
+            self._must_reconnect = True
             self._refused_since_s = now_s
