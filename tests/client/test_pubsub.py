@@ -13,7 +13,7 @@ import trio
 
 from mdservice.client.discovery import Location
 from mdservice.client.intake import KEYS_AT_MOST_EVERY_S, Intake
-from mdservice.client.pubsub import ANSWER_LIMIT_S, PING_AFTER_S, PubSubSource
+from mdservice.client.pubsub import ANSWER_LIMIT_S, PING_AFTER_S, PubSubSource, Silence
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
@@ -403,3 +403,25 @@ async def test_events_of_a_live_rival_wait_for_one_announcement_and_are_passed_o
         await trio.sleep(1)
         assert await bench.taken() == []
         assert bench.intake.foreign == 100
+
+
+def test_asks_once_after_a_while() -> None:
+    silence = Silence(0.0)
+    assert not silence.ask(PING_AFTER_S - 0.1)
+    assert silence.ask(PING_AFTER_S)
+    assert not silence.ask(PING_AFTER_S + 1)
+
+
+def test_gives_up_only_what_was_asked_and_did_not_answer() -> None:
+    silence = Silence(0.0)
+    assert not silence.too_long(1_000.0, anything=False)
+    assert silence.ask(1_000.0)
+    assert not silence.too_long(1_000.0 + ANSWER_LIMIT_S - 0.1, anything=False)
+    assert silence.too_long(1_000.0 + ANSWER_LIMIT_S, anything=False)
+
+
+def test_whatever_is_heard_counts() -> None:
+    silence = Silence(0.0)
+    assert silence.ask(10.0)
+    assert not silence.too_long(10.0 + 2 * ANSWER_LIMIT_S, anything=True)
+    assert not silence.ask(10.0 + 2 * ANSWER_LIMIT_S + PING_AFTER_S - 0.1)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
+from mdservice.feed.alpaca import websockets_driver as raw
 from mdservice.feed.alpaca.websockets_driver import MOST_BYTES_AT_ONCE, FrameQueue
 
 
@@ -174,3 +175,8 @@ def test_the_librarys_connection_uses_of_its_queue_what_the_inlet_has(library: A
     source = inspect.getsource(library.Connection)
     used = {part.split("(")[0].split()[0] for part in source.split("self.recv_messages.")[1:]}
     assert used == {"get", "get_iter", "put", "close"}, "get_iter is recv_streaming's"
+
+
+def test_a_late_pong_never_ends_the_pings() -> None:
+    """The library sleeps for the interval less the answer's time, which must not be negative."""
+    assert raw._PING_TIMEOUT_S < raw._PING_INTERVAL_S
