@@ -144,7 +144,7 @@ class RedisWriter:
         """Whether the server may have lost the writes before this connection."""
 
     def start_from(self, kind: Kind[Any], latest: Mapping[str, bytes]) -> None:
-        """Take an earlier run's values, to write again those that are confirmed and have expired."""
+        """Take an earlier run's values, to write again what is confirmed and has expired."""
         self._keys[kind].latest.update(latest)
 
     def confirm(self, kind: Kind[Any], symbols: Iterable[str]) -> None:

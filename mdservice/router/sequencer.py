@@ -3,8 +3,8 @@
 It keeps the last accepted record of each symbol: its time, number and content decide about the next
 one. At the start, it may be the last record of an earlier run, with number 0.
 
-A *first price* is the latest record from REST, fetched when the symbol was subscribed. An *echo* is a
-record that history gave to a repair and that the stream may send too.
+A *first price* is the latest record from REST, fetched when the symbol was subscribed. An *echo* is
+a record that history gave to a repair and that the stream may send too.
 """
 
 from __future__ import annotations

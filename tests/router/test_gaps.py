@@ -298,7 +298,7 @@ def status(state: Any) -> FeedStatus:
 LOST = FeedLost(START_NS, frozenset(("AAPL", "MSFT")), "reset")
 
 
-def back(*symbols: str, repairing: bool = True) -> FeedResumed:
+def feed_resumed(*symbols: str, repairing: bool = True) -> FeedResumed:
     followed = frozenset(symbols or ("AAPL", "MSFT"))
     return FeedResumed(QUOTES, START_NS + 77, followed, repairing=repairing)
 
@@ -362,7 +362,7 @@ def feed(
             await bench.send(
                 RecordBatch(QUOTES, copies(market[:heard])),
                 LOST,
-                back(),
+                feed_resumed(),
                 backfill(past, copies(market[back:waiting])),
                 *(
                     RecordBatch(QUOTES, copies(later[start : start + at_once]))
@@ -424,7 +424,7 @@ async def test_tells_gap_then_the_quotes_then_gap_repaired(autojump_clock: Any) 
             RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]),
             LOST,
             status("connected"),
-            back("AAPL", "MSFT", "TSLA"),
+            feed_resumed("AAPL", "MSFT", "TSLA"),
         )
         assert bench.states == ["disconnected", "connected", "gap"]
         told = {"from": format_ns(START_NS + 2), "symbols": ["AAPL", "MSFT"]}
@@ -457,7 +457,7 @@ async def test_live_quotes_that_are_out_already_count_as_stale_through_a_repair(
             RecordBatch(QUOTES, [quote(1), quote(2), quote(3)]), RecordBatch(QUOTES, [quote(2)])
         )
         assert bench.router.snapshot().quotes_stale == 1
-        await bench.send(LOST, back())
+        await bench.send(LOST, feed_resumed())
         past = [quote(1), quote(2), quote(3), quote(4)]  # what overlaps was asked for on purpose
         live = [quote(2), quote(3), quote(5), quote(6)]
         await bench.send(backfill(past, live))
@@ -470,7 +470,7 @@ async def test_what_history_brought_before_the_stream_is_left_out_uncounted(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, back())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, feed_resumed())
         await bench.send(backfill([quote(2), quote(3, at_ns=2), quote(4, at_ns=2), quote(5)]))
         late = [quote(3, at_ns=2), quote(4, at_ns=2), quote(5)]
         await bench.send(RecordBatch(QUOTES, late), RecordBatch(QUOTES, [quote(6)]))
@@ -482,7 +482,7 @@ async def test_what_history_brought_before_the_stream_is_left_out_uncounted(
 
 async def test_a_gap_that_is_not_repaired_still_brings_what_was_found(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, back())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, feed_resumed())
         await bench.send(backfill([quote(4)], [quote(6)], complete=frozenset()))
         assert [q.bid for q in bench.quotes] == [1, 4, 6]
         assert bench.states == ["disconnected", "gap"]
@@ -492,7 +492,9 @@ async def test_a_gap_that_is_not_repaired_still_brings_what_was_found(autojump_c
 
 async def test_symbols_that_are_no_longer_followed_have_no_gap(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, back("AAPL"))
+        await bench.send(
+            RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, feed_resumed("AAPL")
+        )
         gap = bench.items[-1]
         assert isinstance(gap, FeedStatus)
         assert gap.details["symbols"] == ["AAPL"]
@@ -500,7 +502,7 @@ async def test_symbols_that_are_no_longer_followed_have_no_gap(autojump_clock: A
 
 async def test_star_follows_every_symbol_that_was_seen(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, back("*"))
+        await bench.send(RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, feed_resumed("*"))
         gap = bench.items[-1]
         assert isinstance(gap, FeedStatus)
         assert gap.details["symbols"] == ["AAPL", "MSFT"]
@@ -510,7 +512,7 @@ async def test_past_quotes_with_a_wrong_time_are_counted_and_go_no_further(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, back())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, feed_resumed())
         await bench.send(backfill([quote(2), quote(9, at_ns=61 * SECOND_NS)], [quote(3)]))
         assert [q.bid for q in bench.quotes] == [1, 2, 3]
         assert bench.router.snapshot().future_records == 1
@@ -529,7 +531,7 @@ async def test_a_large_repair_goes_on_in_parts_between_which_others_move(
                 moved += 1
                 await trio.lowlevel.checkpoint()
 
-        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, back())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, feed_resumed())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(move)
             await bench.inbox.outbox.send(backfill(past, [quote(10_002)]))
@@ -550,7 +552,7 @@ async def test_a_restart_in_the_middle_of_a_repair_loses_and_repeats_nothing(
         items = [
             RecordBatch(QUOTES, [quote(1)]),
             LOST,
-            back(),
+            feed_resumed(),
             backfill(past, [quote(9_002)]),
             RecordBatch(QUOTES, [quote(9_003)]),
         ]
@@ -586,7 +588,7 @@ async def test_goes_on_where_an_earlier_run_ended(autojump_clock: Any) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(bench.collect)
             await tasks.start(bench.run)
-            await bench.send(status("connected"), back())
+            await bench.send(status("connected"), feed_resumed())
             await bench.send(backfill([quote(2), quote(3), quote(4), quote(2, "MSFT")], [quote(5)]))
             tasks.cancel_scope.cancel()
         assert bench.states == ["connected", "gap", "gap_repaired"]
@@ -601,7 +603,7 @@ async def test_late_quotes_go_out_where_they_are_in_order_and_the_others_are_a_g
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1), quote(9, "MSFT")]), LOST, back())
+        await bench.send(RecordBatch(QUOTES, [quote(1), quote(9, "MSFT")]), LOST, feed_resumed())
         await bench.send(backfill([]))
         late = [quote(5), quote(6), quote(6, at_ns=5), quote(7, "MSFT", at_ns=4)]
         await bench.send(LateRecords(QUOTES, late, START_NS + 1, START_NS + 50))
@@ -617,12 +619,12 @@ async def test_late_quotes_in_the_next_outage_do_not_make_its_gap_one_for_good(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, back())
+        await bench.send(RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]), LOST, feed_resumed())
         await bench.send(backfill([]))
         await bench.send(LOST)
         late = [quote(4), quote(5)]
         await bench.send(LateRecords(QUOTES, late, START_NS + 1, START_NS + 50))
-        await bench.send(back(), backfill([quote(5), quote(6), quote(6, "MSFT")]))
+        await bench.send(feed_resumed(), backfill([quote(5), quote(6), quote(6, "MSFT")]))
         assert [q.bid for q in bench.quotes if q.symbol == "AAPL"] == [1, 4, 5, 6]
         told = [item.details for item in bench.items if isinstance(item, FeedStatus)][-4:]
         assert [(d["from"], d["symbols"]) for d in told] == [
@@ -634,7 +636,7 @@ async def test_late_quotes_in_the_next_outage_do_not_make_its_gap_one_for_good(
 
 async def test_a_stream_that_was_held_up_does_not_repeat_what_was_late(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, back())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, feed_resumed())
         await bench.send(backfill([]))
         late = [quote(5), quote(6, at_ns=5)]
         await bench.send(LateRecords(QUOTES, late, START_NS + 1, START_NS + 50))
@@ -647,9 +649,11 @@ async def test_a_second_repair_on_a_connection_forgets_nothing_of_the_first(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, back())
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, feed_resumed())
         await bench.send(backfill([quote(2), quote(3, at_ns=2)]))  # before the stream has them
-        await bench.send(back("AAPL", "MSFT", "TSLA"), backfill([]))  # of one that was left out
+        await bench.send(
+            feed_resumed("AAPL", "MSFT", "TSLA"), backfill([])
+        )  # of one that was left out
         await bench.send(RecordBatch(QUOTES, [quote(2), quote(3, at_ns=2), quote(4)]))
         assert [q.bid for q in bench.quotes] == [1, 2, 3, 4]
         assert bench.router.snapshot().quotes_stale == 0
