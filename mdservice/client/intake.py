@@ -22,9 +22,6 @@ from mdservice.redis_io.names import GONE_AFTER_S, Instance, RedisNames
 __all__ = ["BACKLOG", "KEYS_AT_MOST_EVERY_S", "Intake", "ReaderQueue", "Source"]
 
 
-# The bounded queue between the task that reads and the program; the reader never waits.
-
-
 BACKLOG = 10_000
 """The size of the queue. Beyond it, the oldest updates are conflated."""
 _MOST_AT_ONCE = 500
@@ -68,9 +65,9 @@ class ReaderQueue:
 
         Args:
             quotes: Updates, in order.
-            positions: The id of each, up to which the program has then got everything; None if
-                that id does not change.
-            end: The id after the last update, or at once without updates.
+            positions: For each update, the id of the log up to which the program has got
+                everything once it has this update; None if the id does not change.
+            end: That id for the last update. Without updates, it takes effect at once.
         """
         if not quotes:
             self.position = end or self.position
@@ -120,7 +117,7 @@ class ReaderQueue:
 
 
 KEYS_AT_MOST_EVERY_S: Final = 1.0
-"""A flood that the service conflates has steps all the time."""
+"""While the service conflates, ``seq`` steps all the time; this limits how often keys are read."""
 
 _MOST_HEARD: Final = 100
 
@@ -133,12 +130,12 @@ class Intake:
         names: The names of keys and channels at the last location.
         event_decoder: Decodes events.
         key_decoder: Decodes keys.
-        order: The newest of each symbol.
+        order: Keeps the newest quote of each symbol, and detects missed ones.
         handover: The queue for the program.
         events: Updates that came as events.
         resyncs: How often the keys were read again.
         trimmed: How often entries of the event log were deleted before they were read.
-        following: The id of the followed service; None if it has none.
+        following: The service that is read; None if the service does not announce itself.
         foreign: Events of other services, which were dropped.
         heard: The services that announce themselves, by id, with the time of the last
             announcement, monotonic seconds.
@@ -158,7 +155,7 @@ class Intake:
         self.foreign = 0
         self.heard: dict[str, tuple[Instance, float]] = {}
         self.begun = False
-        """Whether the keys were read once."""
+        """Whether the keys were read at least once."""
         self._noticed = 0
         self._next_keys_s = -inf
 
@@ -173,7 +170,7 @@ class Intake:
             self.heard[instance.id] = instance, now_s
 
     def rivals(self, now_s: float) -> list[Instance]:
-        """Services that write the same keys as the followed one, which cannot be told apart."""
+        """Other services that write the same keys, so that their prices cannot be separated."""
         following = self.following
         if following is None:
             return []
@@ -201,7 +198,7 @@ class Intake:
         self.resyncs += self.begun
 
     def take_keys(self, quotes: Sequence[Quote]) -> list[Quote]:
-        """The new quotes of keys. Steps between them do not cause another read."""
+        """Return the quotes of keys that are newer. Their steps cause no further read of keys."""
         before = self._reasons()
         newer = self.order.newer(quotes, in_order=False)
         self._noticed += self._reasons() - before
@@ -209,7 +206,7 @@ class Intake:
         return newer
 
     def take_events(self, quotes: Iterable[Quote], *, in_order: bool) -> list[Quote]:
-        """The new quotes of events.
+        """Return the quotes of events that are newer.
 
         Args:
             quotes: In the order of their arrival.

@@ -27,9 +27,6 @@ from mdservice.runtime.backoff import Backoff
 __all__ = ["Follower", "Prices", "PricesStatus"]
 
 
-# The connection loop.
-
-
 _log = get_logger(__name__)
 
 _STEADY_S: Final = 1.0
@@ -42,7 +39,7 @@ _PASSING: Final = (
     "UNBLOCKED",
     "max number of clients",
 )
-"""Refusals that are temporary, also at the start."""
+"""Refusals that are temporary. At the start, any other refusal is raised."""
 
 
 class Follower:
@@ -50,8 +47,8 @@ class Follower:
 
     Args:
         discovery: Finds the server.
-        source: Reads it.
-        backoff: Between two attempts.
+        source: Reads from the server.
+        backoff: The waits between two attempts.
     """
 
     def __init__(self, discovery: Discovery, source: Source, backoff: Backoff) -> None:
@@ -66,11 +63,11 @@ class Follower:
         self._since_s = 0.0
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Read without end; ready once the first connection has caught up.
+        """Read until cancelled; started once the first connection has read all keys.
 
         Raises:
-            StoreRefused: Before that, if the refusal is not temporary.
-            ConfigurationError: Before that, if the address is invalid.
+            StoreRefused: The server refused the first connection, and not only for a time.
+            ConfigurationError: The address is invalid. Only before the first connection.
         """
 
         def connected() -> None:
@@ -104,15 +101,12 @@ class Follower:
                 self._backoff.reset()
 
 
-# The status of a reader.
-
-
 @attrs.frozen
 class PricesStatus:
     """A snapshot of a reader.
 
     Attributes:
-        connected: Whether it is connected and has caught up.
+        connected: Whether it is connected and has read the current prices.
         url: The address of the server, without any secret; None before the first attempt.
         reconnects: Connections after the first.
         last_error: Why the last attempt or connection ended, or None.
@@ -131,8 +125,8 @@ class PricesStatus:
         symbols: Symbols with a price.
         waiting: Updates that wait for the program to take them.
         position: With an event log, the id of the last entry that the program was given.
-        service: The id of the followed service; None if it has none.
-        foreign: Events of other services with the same names, which were dropped.
+        service: The id of the service that is read; None if the service does not announce itself.
+        foreign: Events that other services published on the same channels, which were dropped.
     """
 
     connected: bool
@@ -179,14 +173,14 @@ class Prices:
 
         Store it after you have processed an update, and pass it as ``after`` at the next start to
         miss nothing in between. It is None without an event log, and until the program has got
-        all first prices.
+        the prices that were read from the keys at the start.
         """
         return self._intake.handover.position
 
     def latest(self, symbol: str) -> Quote | None:
         """The newest known quote of a symbol, perhaps before the iteration reaches it.
 
-        With an event log it is not ahead of the iteration by more than one read.
+        With an event log, it is at most one read of the log ahead of the iteration.
 
         Raises:
             InvalidSymbol
@@ -194,7 +188,7 @@ class Prices:
         return self._intake.order.latest(parse_symbol(symbol))
 
     def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
-        """The newest known quote of each symbol, or of all; unknown symbols are omitted.
+        """The newest known quote of each of these symbols, or of all; without one it is omitted.
 
         Raises:
             InvalidSymbol
@@ -233,9 +227,9 @@ class Prices:
 
     @property
     def service(self) -> Instance | None:
-        """The id of the followed service; None if it has none."""
+        """The service that is read; None if the service does not announce itself."""
         return self._intake.following
 
     def rivals(self) -> list[Instance]:
-        """Other services that write the same keys now. Their keys cannot be distinguished."""
+        """Other services that now write the same keys; the reader cannot separate their prices."""
         return self._intake.rivals(anyio.current_time())

@@ -1,7 +1,8 @@
 """Decides which quotes from keys and events are newer than the known ones. Pure.
 
-Keys and events have the same quotes, and a lost connection misses some of them. For each symbol,
-nothing goes back in time, nothing comes twice, and missed quotes are counted.
+Keys and events carry the same quotes, and some are missed while a connection is lost. The program
+gets no quote twice, and none that is older than the last one of its symbol. Missed ones are
+counted.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ _NOT_NEWER = Verdict(newer=False)
 def judge(known: Quote, coming: Quote, *, in_order: bool) -> Verdict:
     """Compare two quotes of a symbol.
 
-    Within a run of the service, ``seq`` goes up by one and time never goes back. If time moves on
-    but ``seq`` does not, the service has restarted. At the same time, a smaller ``seq`` is either
-    an earlier quote of the same run or one of a new run; only ``in_order`` distinguishes the two.
+    Within a run of the service, ``seq`` goes up by one and time never goes back. If the
+    time is later but ``seq`` is not larger, the service has restarted. If the times are equal and
+    ``seq`` is smaller, the quote is an earlier one of the same run or belongs to a new run; only
+    ``in_order`` distinguishes the two.
 
     Args:
         known: The newest quote so far.
