@@ -61,15 +61,15 @@ COMMANDS = ChannelPlan(
 )
 FEED = ChannelPlan(
     64,
-    "the reader waits, so TCP holds Alpaca back",
-    "an item has all quotes of one read; the router is faster than the feed, so this only "
-    "absorbs a hiccup of the event loop",
+    "the feed stops reading, so TCP slows Alpaca down",
+    "an item has all quotes of one read; the router is faster than the feed, so the channel "
+    "fills only while the event loop is busy",
 )
 EVENTS = ChannelPlan(
     64,
     "the router waits",
-    "the publisher always receives: it has the backlog and conflates beyond it, so this is "
-    "never full for longer than one turn of the loop",
+    "the publisher always receives, because its backlog conflates without room; so the channel "
+    "is never full for longer than one turn of the event loop",
 )
 BATCHES = ChannelPlan(
     1,
@@ -79,12 +79,12 @@ BATCHES = ChannelPlan(
 ACKNOWLEDGED = ChannelPlan(1, "never full", "one batch is written at a time")
 
 _LONGEST_PAUSE_NS = 3_600 * 1_000_000_000
-"""The longest pause between two runs whose quotes are fetched. A longer one has too many."""
+"""The longest pause between two runs that is repaired. A longer one has too many quotes."""
 
 
 @attrs.frozen
 class Topology:
-    """All parts, joined. Nothing runs yet."""
+    """All parts of one service, joined by channels. Nothing runs before ``supervisor.run``."""
 
     feed: FeedConnection
     first_prices: FirstPrices[Quote]
@@ -99,10 +99,10 @@ class Topology:
     channels: Sequence[Channel[Any]]
 
     async def request(self, command: Command) -> SubscriptionResult:
-        """Change the subscriptions, and ask REST for the prices of new symbols at once.
+        """Change the subscriptions, and fetch the first prices of new symbols from REST meanwhile.
 
         Raises:
-            SubscriptionRefused: The feed refused.
+            SubscriptionRefused: The feed refused the request.
         """
         if not isinstance(command, Unsubscribe):
             self.first_prices.want(command.symbols)
@@ -137,15 +137,15 @@ def build(
     """Join the parts of one service.
 
     Args:
-        drivers: The first one is tried first.
+        drivers: The drivers in the order in which to try them.
         history: The source of missed quotes, or None.
-        is_open: Whether the market is open.
+        is_open: Returns whether the market is open.
         mute_after_s: The silence after which an open connection is checked, seconds.
-        store: The writer owns it from now on.
+        store: The store. The writer connects and closes it.
         symbols: The symbols of the settings.
-        backlog: How many events are kept while the store is down.
+        backlog: How many events are kept in order while the store is down.
         clock: The time.
-        rng: The source of the back-off's jitter.
+        rng: The source of random numbers for the back-off's jitter.
         positions: The positions whose symbols are subscribed, or None.
         last_quotes: The last quote of each symbol from an earlier run.
         price_ttl_s: How long a price lives in the store, seconds.
@@ -157,8 +157,8 @@ def build(
     batches = Channel[WriteBatch](BATCHES.size)
     acknowledged = Channel[int](ACKNOWLEDGED.size)
 
-    book = SubscriptionSet()
-    book.add(symbols, "settings")
+    subscriptions = SubscriptionSet()
+    subscriptions.add(symbols, "settings")
     readers = LocalReaders()
 
     def confirmed(kind: Kind[Any], symbols: Sequence[str]) -> None:
@@ -171,19 +171,21 @@ def build(
     router.start_from(QUOTES, last_quotes, resuming=_can_resume(last_quotes, clock.utc_ns()))
     send_queue = SendQueue(feed_items.outbox)
     accepted = router.sequencer(QUOTES)
-    asked = HalvingHistory(history, QUOTES) if history is not None else None
-    repair = GapRepair(QUOTES, asked, accepted, send_queue, clock)
-    first_prices = FirstPrices(QUOTES, asked, book, repair, accepted, send_queue, clock)
+    halving_history = HalvingHistory(history, QUOTES) if history is not None else None
+    repair = GapRepair(QUOTES, halving_history, accepted, send_queue, clock)
+    first_prices = FirstPrices(
+        QUOTES, halving_history, subscriptions, repair, accepted, send_queue, clock
+    )
     first_prices.want_all()
     feed = FeedConnection(
         DriverSelection(drivers),
-        book,
+        subscriptions,
         commands,
         send_queue,
         clock,
         Backoff(rng=rng),
         repair,
-        Liveness(mute_after_s, asked, is_open, accepted),
+        Liveness(mute_after_s, halving_history, is_open, accepted),
         first_prices,
     )
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
@@ -202,7 +204,7 @@ def build(
         await topology.request(Follow(symbols, SOURCE))
 
     tracker = None
-    # Downstream first: each actor finds the next one ready.
+    # They start in this order, so the receiver of each channel is ready before the sender.
     actors: list[Actor] = [watchdog, writer, publisher, router, feed]
     if positions is not None:
         tracker = PositionTracker(positions, follow, clock)
