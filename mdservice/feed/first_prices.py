@@ -1,7 +1,7 @@
-"""The price of a symbol at the moment it is subscribed: its latest record from REST.
+"""First prices: fetches the latest record of a symbol from REST when it is subscribed.
 
-The stream brings a symbol's next record, which may be hours away. So REST is asked for the latest
-one as soon as a symbol is wanted, whether or not the feed is connected.
+The stream only sends a symbol's next record, which may be hours away. So this module asks REST for
+the latest one as soon as a symbol is wanted, whether or not the feed is connected.
 
 ::
 
@@ -37,19 +37,19 @@ _log = get_logger(__name__)
 COALESCE_S = 0.01
 """How long a request waits for other symbols that are subscribed at the same moment."""
 PAUSES_S = (0.5, 2.0, 8.0, 30.0)
-"""The waits between the tries, seconds; together they outlast a minute's rate limit nearly."""
+"""The waits between two tries, seconds; with the requests, about as long as REST's rate limit."""
 _ANSWER_LIMITS_S = (3.0, 5.0, 10.0)
 """How long the first tries may take, seconds; later ones as long as the last of these."""
 STREAM_FIRST_S = 0.06
-"""How long an answer is held, seconds: the stream's own records of that moment are on their way.
+"""How long an answer waits, seconds, so that the stream's records of that moment come first.
 
-Without the pause REST could be ahead of the stream, and the records between would come too late.
+Otherwise REST may be ahead of the stream, and the sequencer would reject the records between.
 """
 _MOST_REQUESTS = 4
-"""Requests at one time; what becomes due meanwhile goes into the next one."""
+"""The maximum number of requests at a time; symbols that become due meanwhile wait."""
 _MOST_SYMBOLS = 200
 _MOST_CHARACTERS = 4_000
-"""Of the symbols in one URL; some proxies refuse URLs of more than 8 KB."""
+"""The maximum length of the symbols in one URL; some proxies refuse URLs of more than 8 KB."""
 
 
 @attrs.define
@@ -57,10 +57,11 @@ class _Due:
     """A symbol whose latest record is to be fetched.
 
     Attributes:
-        asked_ns: When it was wanted, UTC nanoseconds.
-        at_s: When to ask, by the event loop's clock.
-        known_ns: The time of its last record when it was wanted, or None.
+        asked_ns: When the fetch was requested, UTC nanoseconds.
+        at_s: When to ask REST, by the event loop's clock.
+        known_ns: The time of the symbol's last record at ``asked_ns``, or None.
         tries: How often REST has failed.
+        in_flight: Whether a request for it has no answer yet.
     """
 
     asked_ns: int
@@ -73,20 +74,20 @@ class _Due:
 class FirstPrices(Generic[R]):
     """Fetches the latest record of every symbol that becomes wanted.
 
-    Symbols whose gap a repair will fill are left to the repair, so that nothing of the gap is
-    skipped. ``*`` is not asked for.
+    If a repair will fill the gap of a symbol, the repair brings its price: a first price would make
+    the sequencer reject the records of the gap. Nothing is fetched for ``*``.
 
     Args:
         kind: The kind of the records.
-        history: Where the latest records come from, or None.
-        book: Which symbols are wanted.
-        repair: Knows which symbols it will bring up to date.
-        accepted: The records that are out.
-        send_queue: Takes what is found.
+        history: The source of the latest records, or None.
+        book: The wanted symbols.
+        repair: Knows the symbols whose gap it will fill.
+        accepted: The accepted records.
+        send_queue: Sends the found records to the router.
         clock: The time.
 
     Attributes:
-        failed: How many symbols were given up.
+        failed: For how many symbols no price was found, because REST failed or refused them.
         last_error: Why the last request failed, or None if it succeeded.
     """
 
@@ -114,11 +115,11 @@ class FirstPrices(Generic[R]):
         self.last_error: str | None = None
 
     def want_all(self) -> None:
-        """Fetch the price of every symbol in the book; at the start."""
+        """Fetch the price of every wanted symbol; at the start."""
         self._add(self._book.wanted)
 
     def want(self, symbols: Iterable[str]) -> None:
-        """A source is about to subscribe symbols: fetch those that are new or have no price."""
+        """Fetch the prices of those symbols that are new or have none; before subscribing."""
         self._add(
             symbol
             for symbol in symbols
@@ -143,7 +144,7 @@ class FirstPrices(Generic[R]):
         self._changed.set()
 
     async def run(self) -> None:
-        """Fetch until cancelled; what was under way before is asked for again."""
+        """Fetch until cancelled. A restart repeats the requests that had no answer."""
         if self._history is None:
             return
         self._requests = 0
@@ -227,7 +228,7 @@ class FirstPrices(Generic[R]):
             self._changed.set()
 
     def _last_is(self, symbol: str, ts_ns: int | None) -> bool:
-        """Whether nothing else has come since: what the stream brings goes before REST."""
+        """Whether the symbol's last record has this time, so the stream has sent none since."""
         return self._accepted.last_ns(symbol) == ts_ns
 
     def _try_again(self, asked: dict[str, _Due], reason: str) -> None:

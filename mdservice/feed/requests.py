@@ -26,19 +26,19 @@ __all__ = [
 Outcome = Literal["subscribed", "unsubscribed", "pending"]
 
 _PATIENCE_S = 4.0
-"""How long a request waits for those before it; then it is answered with ``pending``."""
+"""How long a request waits for earlier ones. After that the answer is ``pending``."""
 
 
 class SubscriptionRequests:
-    """Keeps the book of wanted symbols, and the open session, in step with the requests.
+    """Applies each request to the set of wanted symbols and to the open session.
 
-    While there is no session a request changes the book alone and is answered with
-    ``pending``: the next connection subscribes whatever the book says.
+    Without an open session, a request only changes the set, and the answer is ``pending``. The next
+    connection subscribes the whole set.
 
     Args:
-        book: Which symbols are wanted.
+        book: The set of wanted symbols.
         inbox: The requests.
-        session: The open session, or None.
+        session: Returns the open session, or None.
         changed: Called with the subscribed and the unfulfilled symbols after symbols were added.
         room: Called after symbols were unsubscribed, or after only the set has changed.
     """
@@ -61,23 +61,23 @@ class SubscriptionRequests:
         """Answer requests until cancelled."""
         try:
             await self._serve()
-        finally:  # the next connection, if any, does what the book says
+        finally:  # the next connection, if any, subscribes the whole set
             for command in self._inbox.take_waiting():
                 self._note(command)
                 command.answer.give(SubscriptionResult("pending", command.symbols))
 
     async def _serve(self) -> None:
         async for command in self._inbox:
-            self._inbox.rest()  # it waits for the feed, whose answers have a time limit each
+            self._inbox.rest()  # each answer of the feed has a time limit, so this is no stall
             try:
                 command.answer.give(await self._answer(command))
             except SubscriptionRefused as exc:
                 command.answer.fail(exc)
-            finally:  # cancelled in the middle: the book has it, the next connection will do it
+            finally:  # cancelled: the set has changed, so the next connection subscribes it
                 command.answer.give(SubscriptionResult("pending", command.symbols))
 
     def _note(self, command: Command) -> list[str]:
-        """Write the request into the book; returns what it changes there."""
+        """Apply the request to the set; return the symbols that were added or removed."""
         if isinstance(command, Subscribe):
             return self._book.add(command.symbols, command.source)
         if isinstance(command, Follow):
@@ -119,7 +119,7 @@ class SubscriptionRequests:
         if refused is not None:
             raise SubscriptionRefused(refused.reason, code=refused.code, symbols=command.symbols)
         await self._changed(session.acknowledged, session.left_out)
-        self._room()  # to what was left out before, in the order of importance
+        self._room()  # ask again for unfulfilled symbols, the most important first
         return "subscribed"
 
     async def _unsubscribe(self, command: Unsubscribe) -> Outcome:

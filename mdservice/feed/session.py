@@ -1,7 +1,7 @@
-"""One open connection: what is subscribed on it, and one request at a time to change that.
+"""The subscriptions of one open connection, and one request at a time to change them.
 
-A feed answers a change with the whole state and a refusal without naming what it refuses,
-so requests never overlap: each waits for its answer.
+A feed answers a request with all symbols that are now subscribed, or with a refusal that does not
+name the request. So requests never overlap: each waits for its answer.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["ACK_TIMEOUT_S", "CHUNK_SIZE", "NOT_ACKNOWLEDGED", "Session"]
 _log = get_logger(__name__)
 
 CHUNK_SIZE = 200
-"""Symbols in one request; a message of this many stays below every known limit."""
+"""The maximum number of symbols in one request, below the message limit of every known feed."""
 ACK_TIMEOUT_S = 5.0
 """How long an answer to a request may take before the connection counts as broken."""
 
 NOT_ACKNOWLEDGED = 0
-"""In place of the feed's code, where it sent none and left symbols out."""
+"""The code of a refusal that the feed did not send: it acknowledged only some symbols."""
 
 _MOST_NAMED = 5
 
@@ -43,8 +43,12 @@ class Session:
     """The subscriptions of one link.
 
     Args:
-        link: Open and authenticated.
-        followed: Whose quotes the link takes.
+        link: An open link that has logged in.
+        followed: The symbols whose quotes the link accepts.
+
+    Attributes:
+        acknowledged: The symbols that are subscribed, as the feed has last acknowledged them.
+        left_out: The unfulfilled symbols, with the reason.
     """
 
     def __init__(self, link: Link, followed: Followed) -> None:
@@ -57,22 +61,22 @@ class Session:
         self.acknowledged: frozenset[str] = frozenset()
         self.left_out: dict[str, str] = {}
         self._words: dict[str, str] = {}
-        """Of symbols that are left out, the feed's own words."""
+        """The feed's own message for each unfulfilled symbol, empty without one."""
         self._not_known: set[str] = set()
-        """Those that the feed does not understand, whatever room there is."""
+        """The symbols that the feed does not know."""
         self.over_limit: set[str] = set()
-        """Those that are left out because the feed gives no more symbols."""
+        """The unfulfilled symbols that only the symbol limit keeps out."""
 
     # Reading
 
     @contextmanager
     def reading(self) -> Iterator[Link]:
-        """The block in which the link is read; requests are answered as long as it lasts.
+        """A context manager for reading the link; requests are answered only within its block.
 
-        Whatever the block receives, it gives to :meth:`take` once it has forwarded the quotes.
+        The block receives from the link, forwards the quotes, and then calls :meth:`take`.
 
         Raises:
-            FeedUnavailable: The feed did not answer to a request.
+            FeedUnavailable: The feed did not answer a request in time.
         """
         try:
             with self._reading:
@@ -82,7 +86,7 @@ class Session:
         raise self._ended or FeedUnavailable("the connection ended")
 
     def take(self, received: Received) -> None:
-        """Take the answers to requests that have come."""
+        """Give the answers among the received messages to the request that waits for them."""
         for control in received.controls:
             if isinstance(control, Acknowledged):
                 self.acknowledged = control.symbols
@@ -92,7 +96,7 @@ class Session:
                 _log.warning("feed_error_ignored", code=control.code, reason=control.words)
 
     def _end(self, reason: FeedUnavailable) -> None:
-        """No more answers will come; the first reason counts."""
+        """Stop reading, and fail the waiting request. The reason of the first call stays."""
         self._ended = self._ended or reason
         self._reading.cancel()
         if self._request is not None:
@@ -101,32 +105,32 @@ class Session:
     # Requests
 
     def missing(self, wanted: Iterable[str]) -> list[str]:
-        """The wanted symbols that are neither acknowledged nor left out."""
+        """The wanted symbols that are neither acknowledged nor unfulfilled."""
         return [s for s in wanted if s not in self.acknowledged and s not in self.left_out]
 
     def forget_unwanted(self, wanted: SubscriptionSet) -> None:
-        """Forget the left-out symbols that are no longer wanted."""
+        """Forget the unfulfilled symbols that are no longer wanted."""
         self.left_out = {s: reason for s, reason in self.left_out.items() if s in wanted}
         self.over_limit &= self.left_out.keys()
         self._words = {s: words for s, words in self._words.items() if s in self.left_out}
 
     def why_left_out(self) -> dict[str, str]:
-        """The symbols that are left out, with the feed's own words where it had any."""
+        """The unfulfilled symbols, each with the feed's own message or else the reason."""
         return {s: self._words.get(s) or reason for s, reason in self.left_out.items()}
 
     def _leave_out(self, symbol: str, reason: str, words: str = "") -> None:
-        """For another reason than the limit: no room would help."""
+        """Note an unfulfilled symbol that is not kept out by the symbol limit."""
         self.left_out[symbol] = reason
         self._words[symbol] = words
         self.over_limit.discard(symbol)
 
     def given(self, symbol: str) -> None:
-        """It is left out no longer."""
+        """Note that a symbol is no longer unfulfilled."""
         self.left_out.pop(symbol, None)
         self.over_limit.discard(symbol)
 
     async def free(self) -> None:
-        """Wait until no request is under way."""
+        """Wait until no request waits for an answer."""
         async with self._one_request:
             pass
 
@@ -134,7 +138,7 @@ class Session:
         """Subscribe all of the symbols, or none.
 
         Returns:
-            The refusal, after which the set is what it was before.
+            The refusal, or None. After a refusal the subscriptions are the same as before.
 
         Raises:
             FeedUnavailable: The connection ended, or did not answer in time.
@@ -147,7 +151,7 @@ class Session:
             return refused
 
     async def _subscribe_all(self, symbols: Sequence[str]) -> RequestRefused | None:
-        """Ask for the symbols, and once more for those that were silently left out."""
+        """Request the symbols, and again those that the feed did not acknowledge."""
         for _ in range(2):
             for chunk in chunks([s for s in symbols if s not in self.acknowledged], CHUNK_SIZE):
                 answer = await self._ask("subscribe", chunk)
@@ -163,7 +167,7 @@ class Session:
     async def _naming_the_cause(
         self, refused: RequestRefused, chunk: Sequence[str]
     ) -> RequestRefused:
-        """A feed does not say which symbol it does not understand: halve until they are found."""
+        """Find the symbols that the feed does not know by halving: the refusal names none."""
         if refused.cause != "bad_symbol":
             return refused
         found = list(chunk) if len(chunk) == 1 else []
@@ -189,13 +193,14 @@ class Session:
             await self._remove(self.acknowledged.intersection(symbols))
 
     async def subscribe_what_fits(self, symbols: Sequence[str]) -> RequestRefused | None:
-        """Subscribe as many of the symbols as the feed gives; name the others as left out.
+        """Subscribe as many of the symbols as the feed accepts; the others become unfulfilled.
 
-        A refused chunk is halved until the symbols in the way are found: at the symbol limit
-        the rest is left out, a symbol that is not understood alone is.
+        It halves a refused chunk until it finds the symbol that causes the refusal. At the symbol
+        limit, that symbol and all later ones are unfulfilled; if the feed does not know the
+        symbol, only that one is.
 
         Returns:
-            A refusal that is neither of these.
+            A refusal for another reason, or None.
 
         Raises:
             FeedUnavailable: The connection ended, or did not answer in time.
@@ -226,7 +231,7 @@ class Session:
         return None
 
     async def _ask_again_for(self, missing: set[str]) -> None:
-        """A large subscription can be acknowledged in part, without an error."""
+        """Request these once more: a feed may acknowledge a large request only in part."""
         if not missing:
             return
         answer = await self._ask("subscribe", sorted(missing))
@@ -255,7 +260,7 @@ class Session:
                 await send(symbols)
                 answer = await self._request.wait()
         except TimeoutError as exc:
-            # A late answer would be taken for that of the next request: connect again.
+            # A late answer would count as the answer to the next request, so reconnect.
             self._end(
                 FeedUnavailable(f"the feed did not answer to {action} within {ACK_TIMEOUT_S:g} s")
             )

@@ -1,4 +1,4 @@
-"""Which symbols are wanted, and by whom; whose quotes are taken. Pure."""
+"""The wanted symbols with their sources, and the symbols whose quotes are accepted. Pure."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["MOST_SYMBOLS", "Followed", "SubscriptionSet", "chunks"]
 class SubscriptionSet:
     """The wanted symbols in the order in which they were first asked for.
 
-    Every symbol has the set of sources that want it (``settings``, ``api``, ``positions``);
-    it is wanted for as long as one of them does. A source that follows something (``positions``)
-    says which symbols are the more important ones: where the feed does not give all, these go
-    first, and what is wanted for such a source alone gives way.
+    Every symbol has the set of sources that want it (``settings``, ``api``, ``positions``), and
+    is wanted as long as one of them does. The source ``positions`` also ranks its symbols by
+    importance. At the feed's symbol limit, the least important symbol that only a ranking source
+    wants is replaced.
     """
 
     def __init__(self) -> None:
         self._sources: dict[str, set[str]] = {}
         self._ranks: dict[str, dict[str, int]] = {}
-        """Of each source that follows: how important each symbol is, 0 the most."""
+        """The rank of each symbol for each ranking source; 0 is the most important."""
 
     def add(self, symbols: Iterable[str], source: str) -> list[str]:
-        """The source wants the symbols; returns those that it did not want before."""
+        """Add symbols for a source; return those that the source did not want before."""
         added = []
         for symbol in symbols:
             sources = self._sources.setdefault(symbol, set())
@@ -35,7 +35,7 @@ class SubscriptionSet:
         return added
 
     def follow(self, symbols: Sequence[str], source: str) -> list[str]:
-        """The source wants exactly these, the most important one first.
+        """Replace the symbols of a ranking source, the most important one first.
 
         Returns:
             The symbols that no source wants now.
@@ -47,7 +47,7 @@ class SubscriptionSet:
         return self.remove(left, [source])
 
     def remove(self, symbols: Iterable[str], sources: Iterable[str]) -> list[str]:
-        """The sources no longer want them; returns the symbols that no source wants now."""
+        """Remove symbols for these sources; return those that no source wants now."""
         leaving = set(sources)
         gone = []
         for symbol in symbols:
@@ -66,7 +66,7 @@ class SubscriptionSet:
         return (*firm, *sorted(others, key=self._importance))
 
     def gives_way(self, symbol: str) -> bool:
-        """Whether it is wanted only for sources that follow something."""
+        """Whether only ranking sources want the symbol, so that it may be replaced."""
         return self._sources.get(symbol, set()) <= self._ranks.keys()
 
     def _importance(self, symbol: str) -> int:
@@ -92,18 +92,18 @@ def chunks(symbols: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 MOST_SYMBOLS = 50_000
-"""Of which quotes are taken under ``*``, several times what a feed has.
+"""The maximum number of symbols accepted under ``*``, several times as many as a feed has.
 
-A feed that makes symbols up costs no more memory than these.
+It bounds the memory if a feed sends made-up symbols.
 """
 
 
 class Followed:
-    """Whose quotes are taken: those that were asked for and, mostly, acknowledged.
+    """The symbols whose quotes are accepted: those that were requested and acknowledged.
 
-    A quote may come before the acknowledgement of its symbol, so while a request is under way
-    what it asks for counts too. What the feed acknowledges without a request does not, nor does
-    another spelling of what was asked for.
+    A quote may come before the acknowledgement of its symbol, so the symbols of the current request
+    count too. A symbol that the feed acknowledges without a request does not count, nor does
+    another spelling of a requested one.
 
     Args:
         under_every: The symbols that quotes have come of under ``*``. Kept over all connections
@@ -123,17 +123,17 @@ class Followed:
         self._acknowledged: frozenset[str] = frozenset()
 
     def ask(self, symbols: Iterable[str]) -> None:
-        """A request to subscribe these goes out."""
+        """Note that a request to subscribe these symbols is sent."""
         self._asked = frozenset(symbols)
         self._requested |= self._asked
 
     def answered(self) -> None:
-        """The request is answered: from now on the acknowledgement alone counts."""
+        """Note that the request is answered. From now on only acknowledged symbols count."""
         self._asked = frozenset()
         self.passed.clear()
 
     def give_up(self, symbols: Iterable[str]) -> None:
-        """They are unsubscribed."""
+        """Note that these symbols are unsubscribed."""
         self._requested.difference_update(symbols)
         self.passed.clear()
 

@@ -1,7 +1,7 @@
-"""Symbols that the feed did not give are asked for again: at the symbol limit others may leave.
+"""Requests again the wanted symbols that the feed does not deliver: *unfulfilled* symbols.
 
-So is whatever the book of wanted symbols says and could not be done at once. At the limit, what
-is wanted for a source that follows something gives way to what is more important to it.
+At the symbol limit it also unsubscribes less important symbols of open positions in favour of more
+important ones, and symbols that are no longer wanted.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from mdservice.feed.subscriptions import SubscriptionSet
 __all__ = ["AGAIN_FIRST_S", "AGAIN_LIMIT_S", "UnfulfilledSymbols"]
 
 AGAIN_FIRST_S, AGAIN_LIMIT_S = 60.0, 600.0
-"""How long it waits before it asks again; doubled each time, and at once when there is room."""
+"""The first and the longest wait, which doubles each time. If there is room, it asks at once."""
 
 
 class UnfulfilledSymbols:
-    """Asks again for what one connection was not given.
+    """Requests the unfulfilled symbols of one connection again.
 
-    A symbol that comes back has missed quotes meanwhile, which are repaired as after a lost
-    connection.
+    The quotes that such a symbol has missed are repaired as after a lost connection.
 
     Args:
-        book: Which symbols are wanted.
-        repair: Fetches what they have missed.
+        book: The wanted symbols.
+        repair: Fetches the missed quotes.
     """
 
     def __init__(self, book: SubscriptionSet, repair: GapRepair[Any]) -> None:
@@ -38,7 +37,7 @@ class UnfulfilledSymbols:
         self._room = anyio.Event()
 
     def room(self) -> None:
-        """Symbols were unsubscribed, or the book was changed alone: look at once."""
+        """Ask at once, because symbols were unsubscribed or the wanted symbols changed."""
         self._room.set()
 
     async def keep_asking(self, session: Session) -> None:
@@ -64,10 +63,10 @@ class UnfulfilledSymbols:
             if symbols:
                 await self._ask(session, symbols)
             if self._giving_way(session) and not giving_way:
-                self._room.set()  # what was just refused is more important than what was not
+                self._room.set()  # a refused symbol is more important than a subscribed one
 
     def _giving_way(self, session: Session) -> list[str]:
-        """The least important symbols that are followed, in whose place others should be."""
+        """The subscribed symbols to replace by more important unfulfilled ones."""
         wanted = self._book.wanted
         ranks = {symbol: rank for rank, symbol in enumerate(wanted)}
         waiting = [s for s in wanted if s in session.over_limit]
