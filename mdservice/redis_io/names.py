@@ -1,7 +1,7 @@
-"""What stands in Redis: the name of every key and channel, and who writes there.
+"""The names in Redis: every key and channel, and the service that writes them.
 
-The writer, the readers, the gateway and ``mdservice check`` take their names from here. The names
-of a kind of record, and its content, are described in :mod:`mdservice.model.kinds`.
+The writer, the readers, the gateway and ``mdservice check`` take their names from here.
+:mod:`mdservice.model.kinds` describes the names and the content of each kind of record.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PRICE_CHANNEL: Final = QUOTES.event
 STATUS_CHANNEL: Final = "feed.status"
 ALERT_CHANNEL: Final = "pnl.alert"
 BATCH_CHANNEL: Final = "mdservice.batch"
-"""At the head of each batch of events: whose they are, and how many."""
+"""The channel of the message before each batch of events: which service sent how many."""
 INSTANCES_CHANNEL: Final = "mdservice.instances"
 """Each service announces itself here."""
 
 ANNOUNCE_EVERY_S: Final = 1.0
 GONE_AFTER_S: Final = 3.5
-"""A service whose last announcement is older than this is gone: three were missed."""
+"""A service whose last announcement is older than this has ended: it missed three."""
 
 _COMMANDS: Final = (
     *("multi", "exec", "set", "get", "mget", "expire", "del", "scan", "publish", "subscribe"),
@@ -52,16 +52,16 @@ class Instance(msgspec.Struct, frozen=True):
     """A running service, as it announces itself and as the key ``mdservice:instance`` names it.
 
     Attributes:
-        id: Made up at each start.
+        id: A new random name for each start.
         db: The number of the database that it writes to.
         host: The name of its machine.
-        pid: Its process.
-        pid_space: Which processes ``pid`` counts among; empty where that is unknown.
+        pid: Its process id.
+        pid_space: The process-id namespace of ``pid``; empty where that is unknown.
         feed: The feed's name.
-        delay_s: By how many seconds the feed is late on purpose.
-        price_ttl_s: For how many seconds the key of a price exists.
+        delay_s: By how many seconds the feed delays its prices on purpose.
+        price_ttl_s: How many seconds the key of a price lives.
         since: When it started, RFC 3339.
-        gone: Whether it is about to end.
+        gone: Whether it is ending.
     """
 
     id: str
@@ -86,7 +86,7 @@ def encode_instance(instance: Instance) -> bytes:
 
 
 def decode_instance(payload: object) -> Instance | None:
-    """What :func:`encode_instance` wrote; None where it is anything else."""
+    """Decode the text of :func:`encode_instance`; None for any other text."""
     try:
         return _decoder.decode(payload)  # type: ignore[arg-type]  # anything else is a TypeError
     except (msgspec.MsgspecError, TypeError, ValueError):
@@ -94,7 +94,7 @@ def decode_instance(payload: object) -> Instance | None:
 
 
 class BatchMarker(msgspec.Struct, frozen=True):
-    """Whose the next price events on the same connection are.
+    """Says which service sent the next price events on the same connection.
 
     Attributes:
         id: The service's :attr:`Instance.id`.
@@ -113,7 +113,7 @@ def encode_marker(instance: str, db: int, events: int) -> bytes:
 
 
 def decode_marker(payload: object) -> BatchMarker | None:
-    """What :func:`encode_marker` wrote; None where it is anything else."""
+    """Decode the text of :func:`encode_marker`; None for any other text."""
     words = payload.split() if isinstance(payload, bytes) else []
     if len(words) != 3:  # noqa: PLR2004 - id, database, number of events
         return None
@@ -127,7 +127,7 @@ class RedisNames:
     """The names behind one prefix.
 
     Args:
-        prefix: What stands in front of every name, ``MDSERVICE_KEY_PREFIX``.
+        prefix: The prefix of every name, ``MDSERVICE_KEY_PREFIX``.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -135,7 +135,7 @@ class RedisNames:
         self._price = self.key_prefix(QUOTES)
 
     def key_prefix(self, kind: Kind[Any]) -> bytes:
-        """What precedes the symbol in the keys of a kind: ``b"price:"``."""
+        """The part before the symbol in the keys of a kind: ``b"price:"``."""
         return f"{self.prefix}{kind.key_prefix}".encode()
 
     def price_key(self, symbol: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A server's replies out of the bytes that come, and what its refusals mean."""
+"""Parses a server's replies, and explains its refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _ADVICE = {
 }
 _RECONNECT: Final = frozenset(
     {
-        # The server is not the primary any more. Behind one address, another server is.
+        # The server is not the primary any more; another server behind the address is.
         "READONLY",
         "MASTERDOWN",
         "UNBLOCKED",
@@ -68,8 +68,8 @@ _RECONNECT: Final = frozenset(
 )
 """Refusals that a new connection may cure at once.
 
-The others concern the command, the user or the data, so each server behind the address refuses
-too: ``NOPERM``, ``WRONGPASS``, ``OOM``, ``BUSY``, ``CROSSSLOT``, ``MOVED``, ``ASK``,
+The others concern the command, the user or the data, so every server behind the address gives
+them: ``NOPERM``, ``WRONGPASS``, ``OOM``, ``BUSY``, ``CROSSSLOT``, ``MOVED``, ``ASK``,
 ``TRYAGAIN``, ``WRONGTYPE``. The writer connects again for these as well, but only after a few
 seconds.
 """
@@ -97,7 +97,7 @@ def refusal(address: str, text: str) -> StoreRefused:
 
 
 def describe_refusal(address: str, text: str) -> str:
-    """One sentence for a person: who refused, in which words, and what to do.
+    """One sentence for a person: which server refused, its words, and what to do.
 
     Args:
         address: The server's address, without a secret.
@@ -109,20 +109,20 @@ def describe_refusal(address: str, text: str) -> str:
 
 
 READ_BYTES: Final = 65_536
-"""What is read at once, at most."""
+"""The most bytes of one read."""
 MISSING: Final = object()
-"""What a reader gives where no whole reply is there yet."""
+"""What a reader returns while it has no whole reply."""
 
 
 def new_reader() -> hiredis.Reader:
-    """A reader that gives :data:`MISSING`; None is a reply."""
+    """A reader that returns :data:`MISSING` for no reply, since None is a reply."""
     return hiredis.Reader(notEnoughData=MISSING)
 
 
 def collect(reader: hiredis.Reader, replies: list[Any], count: int) -> bool:
-    """Add the whole replies that are there; whether there are ``count`` of them now.
+    """Append the whole replies that have come, up to ``count``; return whether that is reached.
 
-    Those beyond stay in the reader.
+    Further replies stay in the reader.
     """
     gets = reader.gets
     while len(replies) < count:
@@ -133,11 +133,11 @@ def collect(reader: hiredis.Reader, replies: list[Any], count: int) -> bool:
 
 
 def is_error(reply: object) -> bool:
-    """Whether a reply is the server's error."""
+    """Whether a reply is an error of the server."""
     return isinstance(reply, hiredis.ReplyError)
 
 
 def hung_up(replies: Sequence[object]) -> ConnectionResetError:
-    """The server's end of the connection; one that takes nobody in says why, once, before it."""
+    """The error for a connection that the server closed, with the reason that it sent before."""
     reasons = [f": {reply}" for reply in replies[-1:] if is_error(reply)]
     return ConnectionResetError("the server closed it" + "".join(reasons))

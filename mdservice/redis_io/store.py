@@ -1,6 +1,6 @@
 """The price store in a Redis-protocol server: one connection, one transaction a batch.
 
-A call that is cancelled closes the connection: what it sent is uncertain.
+A cancelled call closes the connection, since the server may or may not execute what it sent.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 
-# What is said on a connection: the greeting, with the fence, and a batch.
+# The exchanges on a connection: the greeting, which includes the fence, and a batch.
 
 
 CLIENT_NAME: Final = "mdservice-writer"
-"""How the connection is called in the server's ``CLIENT LIST``."""
+"""The connection's name in the server's ``CLIENT LIST``."""
 
 
 @attrs.frozen
@@ -50,12 +50,12 @@ class Identity:
 async def greet(
     connection: RedisConnection, previous: Identity | None, packer: BatchPacker, database: int
 ) -> Identity | None:
-    """Fence the previous connection; return how the server knows this one.
+    """Fence the previous connection; return the server's identity of this one.
 
-    The packer learns whether it may say whose a batch is.
+    Also sets in the packer whether it may name the owner of a batch.
 
-    None where the server does not tell, or refuses the fence: what that means stands at
-    :class:`~mdservice.redis_io.store.RedisPriceStore`.
+    Returns None if the server gives no identity or refuses the fence;
+    :class:`~mdservice.redis_io.store.RedisPriceStore` says what follows from that.
 
     Raises:
         StoreUnavailable, StoreRefused
@@ -63,12 +63,12 @@ async def greet(
     client_id, info, multi, executed = await connection.call(
         pack(b"CLIENT", b"ID"),
         pack(b"INFO", b"server"),
-        # Were MULTI refused to this user, the commands of a batch would be executed one by one.
+        # If this user may not use MULTI, the server would execute a batch's commands one by one.
         pack(b"MULTI"),
         pack(b"EXEC"),
     )
     raise_refusal(connection.address, [multi, executed])
-    # A message that this user may not publish would have the server refuse the whole batch.
+    # If this user may not publish this message, the server would refuse the whole batch.
     (marked,) = await connection.call(packer.marker(database, 0))
     packer.marks_db = None if is_error(marked) else database
     run_id = _run_id(info)
@@ -108,8 +108,8 @@ async def write_batch(
             return []
         return [str(result) for result in results if is_error(result)]
     if is_error(replies[0]) and not all(map(is_error, replies)):
-        # MULTI alone was refused (its permission went away in mid-run), and what followed
-        # was executed one by one: the next connect() says so.
+        # Only MULTI was refused (the permission was removed while the service ran), and the
+        # server executed the rest one by one. The next connect() reports the refusal.
         raise StoreUnavailable(
             describe_refusal(address, str(replies[0])) + "; part of the batch was executed"
         )
@@ -132,8 +132,8 @@ _log = get_logger(__name__)
 class RedisPriceStore:
     """A :class:`~mdservice.publish.store.PriceStore` in Redis or Valkey.
 
-    A connection that is lost in the middle of a write may leave bytes on their way that the
-    server executes later. :meth:`connect` therefore ends the previous connection by
+    After a connection is lost in the middle of a write, the server may still receive and
+    execute the bytes later. :meth:`connect` therefore ends the previous connection by
     ``CLIENT KILL ID`` before :meth:`last_batch` is read. Where the server refuses ``CLIENT``
     or ``INFO`` to this user, :attr:`can_fence` is False, and a batch that was under way when
     a connection broke may then be executed twice, or after a newer one. The same holds where
@@ -141,12 +141,12 @@ class RedisPriceStore:
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
-        price_ttl_s: After how many seconds the keys of kinds without a life of their own expire.
+        price_ttl_s: Seconds until a key expires, for kinds that set no time of their own.
         event_log: A stream to which the events of logged kinds are appended too, or None.
         event_log_maxlen: About how many entries the stream keeps.
         instance: Names the writer. A new name for each start of the service, since batches
             are counted from 1 again.
-        prefix: What stands in front of every key, channel and stream name.
+        prefix: The prefix of every key, channel and stream name.
         timeout_s: How long connecting, and each wait for the server, may take.
 
     Raises:
@@ -189,12 +189,12 @@ class RedisPriceStore:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection, as far as is known."""
+        """Whether there is a connection, as far as the client knows."""
         return self._connection is not None
 
     @property
     def can_fence(self) -> bool:
-        """Whether the next :meth:`connect` can end the connection of now."""
+        """Whether the next :meth:`connect` can end the present connection."""
         return self._unfenced is not None
 
     @property
@@ -207,7 +207,7 @@ class RedisPriceStore:
 
     @property
     def last_command_error(self) -> str | None:
-        """The server's words for the last of them."""
+        """The server's message for the last of them."""
         return self._last_command_error
 
     async def connect(self) -> None:
@@ -261,10 +261,10 @@ class RedisPriceStore:
         return self._number
 
     async def write(self, batch: WriteBatch) -> None:
-        """Execute the batch as one transaction: every key, then every message, the number.
+        """Execute the batch as one transaction: every key, every message, then the number.
 
         A command that fails inside the executed transaction does not undo the others: the
-        batch counts as executed, and :attr:`command_errors` tells.
+        batch counts as executed, and :attr:`command_errors` counts the failure.
 
         Raises:
             StoreUnavailable: The connection was lost; the batch may or may not be executed.
@@ -279,22 +279,22 @@ class RedisPriceStore:
             self._last_command_error = failed[-1]
 
     async def ping(self) -> None:
-        """Ask whether the server answers and would take writes.
+        """Check that the server answers and accepts writes.
 
-        It stores the last batch's number again: what a replica, a full or a misconfigured
-        server refuses, a plain ``PING`` would not show.
+        It stores the last batch's number again. A replica, a full or a misconfigured server
+        refuses that, but would answer a plain ``PING``.
 
         Raises:
             StoreUnavailable, StoreRefused
         """
         if self._number is None:
-            # Not known: one that is there must stay.
+            # The number is not known, so a stored one must stay.
             await self._call(self._packer.number(0, b"NX"))
         else:
             await self._call(self._packer.number(self._number))
 
     async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> dict[str, bytes]:
-        """The latest values of these symbols, by symbol; those without one are left out.
+        """The latest values by symbol; symbols without a value are left out.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -311,7 +311,7 @@ class RedisPriceStore:
         return found
 
     async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
-        """Let these values live for their whole life from now on; the symbols without a value.
+        """Restart the time to live of these values; return the symbols without a value.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -326,7 +326,7 @@ class RedisPriceStore:
         return [name for name, reply in zip(names, replies, strict=True) if not reply]
 
     async def forget(self) -> None:
-        """Remove the batch number, so that nothing of this writer is left behind.
+        """Remove the batch number, so that this writer leaves nothing in Redis.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -339,7 +339,7 @@ class RedisPriceStore:
         self._drop()
 
     async def _call(self, *commands: bytes) -> list[Any]:
-        """The replies to some commands, none of which may be an error."""
+        """Send commands and return their replies; raise for an error among them."""
         with self._conversation() as connection:
             replies = await connection.call(*commands)
             raise_refusal(self.address, replies)
@@ -347,7 +347,7 @@ class RedisPriceStore:
 
     @contextmanager
     def _conversation(self) -> Iterator[RedisConnection]:
-        """The connection; whatever ends the block badly ends it too."""
+        """The connection; closed when the block fails or is cancelled."""
         connection = self._connection
         if connection is None:
             raise StoreUnavailable(f"No connection to Redis at {self.address}: connect() first")
@@ -356,7 +356,7 @@ class RedisPriceStore:
             yield connection
             usable = True
         except StoreRefused:
-            usable = True  # the server has answered everything: the connection is in step
+            usable = True  # the server has answered every command, so no reply is still to come
             raise
         finally:
             if not usable:

@@ -1,12 +1,12 @@
 """The guard: a small process that holds an embedded server and ends it with its service.
 
-It runs as a script with nothing but the standard library, in a session of its own, so that
+It runs as a script with only the standard library, in a session of its own, so that
 Ctrl-C on the terminal does not reach it. Its standard input is a pipe whose other end only
-the service has: end of file means that the service is gone, however it went. Then the server
-is killed (it saves nothing) and its socket and folder are removed.
+the service has, so end of file means that the service has ended, even by a kill. The guard then
+kills the server (it saves nothing) and removes its socket and folder.
 
-A parent-death signal would be simpler, but it follows the thread that started the process,
-not the process: a server was killed as soon as an idle worker thread of its service ended.
+A parent-death signal would be simpler, but it follows the thread that started the process, not
+the process: the server would be killed as soon as an idle worker thread of its service ends.
 
 Usage: ``python -I -S valkey_guard.py SERVICE_PID START_TIMEOUT_S SOCKET BINARY``. It writes
 one JSON line when the server answers, ``{"server_pid": …, "folder": …}``, or
@@ -28,8 +28,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# Asked now and then, for a child process of the service that was forked without exec still
-# holds the pipe.
+# Checked now and then, because a child of the service that was forked without exec still holds
+# the pipe.
 _PARENT_CHECK_S = 1.0
 _START_POLL_S = 0.005
 _LOG_TAIL_BYTES = 2_000
@@ -38,13 +38,13 @@ _LEFT_TO_THE_SERVICE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Service:
-    """The process that this one was started by."""
+    """The process that started this one."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
 
     def ended(self, timeout_s: float, *wake: int) -> bool:
-        """Wait at most so long; whether the service is gone."""
+        """Wait at most ``timeout_s``; return whether the service has ended."""
         readable, _, _ = select.select([_STDIN, *wake], [], [], timeout_s)
         if _STDIN in readable and not os.read(_STDIN, 1):
             return True
@@ -55,8 +55,8 @@ def _start_server(binary: str, socket_path: str, folder: str) -> subprocess.Pope
     command = [binary, "--port", "0", "--unixsocket", socket_path, "--unixsocketperm", "600"]
     command += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
     command += ["--dir", folder, "--loglevel", "warning", "--logfile", ""]
-    # A service manager sends SIGTERM to every process at once, and the service still has to
-    # write its last prices: the server does not hear it, and ends with the service.
+    # A service manager sends SIGTERM to every process at once, but the service still has to
+    # write its last prices. So the server ignores SIGTERM and ends with the service.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_SERVICE)
     try:
         with Path(folder, "log").open("wb") as log:
@@ -94,7 +94,7 @@ def _identity(socket_path: str) -> tuple[int, int, int] | None:
 
 
 def _report(**fields: object) -> None:
-    # If the service is gone, its pipe shows it too.
+    # If the service has ended, the pipe shows that as well.
     with suppress(OSError):
         os.write(1, json.dumps(fields).encode() + b"\n")
 
@@ -102,7 +102,7 @@ def _report(**fields: object) -> None:
 def _wait_until_ready(
     server: subprocess.Popen[bytes], service: _Service, socket_path: str, limit_s: float
 ) -> str | None:
-    """None when the server answers, else what went wrong."""
+    """None once the server answers, else the reason why it does not."""
     deadline = time.monotonic() + limit_s
     while not _answers(socket_path):
         if server.poll() is not None:
@@ -116,7 +116,7 @@ def _wait_until_ready(
 
 
 def _hold(server: subprocess.Popen[bytes], service: _Service) -> int:
-    """Wait until the service or the server has ended; the exit code."""
+    """Wait until the service or the server has ended; return the exit code."""
     wake, woken = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -152,7 +152,7 @@ def _run(binary: str, socket_path: str, folder: str, service: _Service, limit_s:
 
 
 def main(service_pid: str, limit_s: str, socket_path: str, binary: str) -> int:
-    """Hold a server for as long as the service lives; the exit code."""
+    """Run a server for as long as the service runs; return the exit code."""
     for number in _LEFT_TO_THE_SERVICE:
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
