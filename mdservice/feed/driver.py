@@ -1,8 +1,7 @@
-"""What a feed driver is: one connection, opened with login, that speaks one vendor's protocol.
+"""The interface of a feed driver: it opens a connection, logs in, and speaks one vendor's protocol.
 
-It gives decoded quotes and answers in the terms below. Who reconnects, when, and what is
-subscribed is the business of :class:`mdservice.feed.connection.FeedConnection`, the same for
-every driver and vendor.
+A driver returns decoded quotes and answers as the types below. It neither reconnects nor keeps the
+subscriptions: :class:`mdservice.feed.connection.FeedConnection` does, for every driver and vendor.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ __all__ = [
 OPEN_TIMEOUT_S = 3.0
 """How long connecting and logging in may take together, at first."""
 LONGEST_OPEN_TIMEOUT_S = 15.0
-"""How long they may take after several tries that ran out of time."""
+"""The longest time for connecting and logging in, after several tries that ran out of time."""
 CLOSE_TIMEOUT_S = 1.0
 """How long closing may take before the socket is dropped."""
 _RAN_OUT = 0.95
@@ -45,7 +44,7 @@ _PRICE_LIMIT, _SIZE_LIMIT = 1e15, 1e18
 
 @attrs.define
 class LoginLimit:
-    """How long connecting and logging in may take: short at first, doubled where it is too short.
+    """How long connecting and logging in may take: short at first, doubled if it was too short.
 
     It is short so that ``auto`` soon changes drivers, and grows so that a slow name server or a
     far proxy does not keep the service out for ever. The drivers of one feed share it. It covers
@@ -82,20 +81,20 @@ does not have what is asked for, whatever the symbols; or another reason."""
 
 @attrs.frozen
 class Acknowledged:
-    """All that is subscribed now: the answer to a request."""
+    """The feed's answer to a request: all symbols that are subscribed now."""
 
     symbols: frozenset[str]
 
 
 @attrs.frozen
 class RequestRefused:
-    """The feed refuses a request as a whole; what was subscribed before still is.
+    """The feed's refusal of a whole request. The subscriptions are the same as before.
 
     Attributes:
         reason: What happened and what to do.
-        words: The feed's own words, where it has any.
+        words: The feed's own message, if it has one.
         cause: What the service may do about it.
-        code: The feed's error code, 0 where it has none. It is shown; nothing depends on it.
+        code: The feed's error code, or 0; only for display.
     """
 
     reason: str
@@ -104,14 +103,14 @@ class RequestRefused:
     code: int = 0
 
     def as_error(self) -> FeedRefused:
-        """The error where it refuses what the service cannot do without."""
+        """The error to raise if the service cannot work without the request."""
         remedy: Remedy = "fix" if self.cause == "not_offered" else "retry"
         return FeedRefused(self.reason, code=self.code, remedy=remedy)
 
 
 @attrs.define
 class Received:
-    """What one read has brought.
+    """The decoded content of one read.
 
     Attributes:
         records: Of each kind that came, the records of symbols that are followed, in the order in

@@ -1,8 +1,7 @@
-"""Where the records come from that a lost connection has missed, and what is refused there.
+"""History: past and latest records from REST, and the symbols that it refuses.
 
-One symbol that history does not take makes it refuse a whole list.
-:class:`HalvingHistory` finds that symbol and sets it aside; everything that asks for past or
-latest records of a kind asks through it.
+A single invalid symbol makes history refuse a whole list. :class:`HalvingHistory` finds that symbol
+and sets it aside. All requests for past or latest records go through it.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ __all__ = ["SET_ASIDE_S", "Found", "HalvingHistory", "History"]
 _log = get_logger(__name__)
 
 SET_ASIDE_S = 3_600.0
-"""A symbol that history refused is left out of requests for so long."""
+"""How long no request contains a symbol that history has refused, seconds."""
 _SYMBOLS_PER_REQUEST = 200
 _MOST_RECORDS = 200_000
-"""What is kept in memory of one answer, all requests together."""
+"""The maximum number of records kept in memory for one call, all requests together."""
 _MOST_REFUSALS = 128
-"""Refused requests of one call; symbols that are not found by then are not asked for."""
+"""The maximum number of refused requests in one call. Symbols left by then are not requested."""
 _MOST_REFUSALS_AT_FIRST = 3
-"""Times the depth of the halving: so many refusals, and no success, show another reason."""
+"""Times the depth of the halving: after so many refusals and no success, the search stops."""
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*")
 
 
@@ -40,7 +39,7 @@ class History(Protocol):
     """Past records of the feed that the connection streams.
 
     Attributes:
-        rows_skipped: Rows of its answers that were no records, since it was made.
+        rows_skipped: The number of rows in all its answers that could not be read.
     """
 
     rows_skipped: int
@@ -56,12 +55,12 @@ class History(Protocol):
             SymbolsRefused: It refused the request, maybe for one of the symbols.
             HistoryRefused: It has no history for this kind, feed, time or plan, or none for a
                 while.
-            HistoryUnavailable: It did not answer; worth another try.
+            HistoryUnavailable: It did not answer. A retry may help.
         """
         ...
 
     async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Sequence[R]:
-        """The newest record of each symbol; symbols without one are left out.
+        """The newest record of each symbol; symbols without one are omitted.
 
         Raises:
             SymbolsRefused, HistoryRefused, HistoryUnavailable
@@ -71,11 +70,12 @@ class History(Protocol):
 
 @attrs.frozen
 class Found(Generic[R]):
-    """What history answered.
+    """The answer of history to one call.
 
     Attributes:
-        records: Of all symbols that it did not refuse.
-        refused: The symbols that were not asked for, or refused, with the reason.
+        records: The records of all symbols that it did not refuse.
+        refused: The symbols that history refused now, or that were set aside and not requested,
+            with the reason.
     """
 
     records: Sequence[R]
@@ -89,26 +89,26 @@ class _Call(Generic[R]):
     found: list[R] = attrs.field(factory=list)
     refused: dict[str, str] = attrs.field(factory=dict)
     suspects: dict[str, str] = attrs.field(factory=dict)
-    """Refused alone, before any request of this call has succeeded."""
+    """The symbols refused in a request of their own before any request has succeeded."""
     most_at_first: int = 0
     succeeded: bool = False
     refusals: int = 0
 
 
 class HalvingHistory(Generic[R]):
-    """The history of one kind, in which a refused symbol costs only itself.
+    """The history of one kind, in which a refused symbol does not affect the others.
 
-    A refused list is halved until the symbols in the way are found. They are set aside for
-    :data:`SET_ASIDE_S`: until then no request contains them. Where every half is refused too, the
-    symbols are not the reason, and the search stops.
+    It halves a refused list until it finds the symbols that cause the refusal, and sets them aside:
+    for :data:`SET_ASIDE_S` no request contains them. If every half is refused too, the symbols are
+    not the reason, and the search stops.
 
     Args:
-        history: What is asked.
-        kind: For records of this kind.
+        history: The history to ask.
+        kind: The kind of the records.
 
     Attributes:
         symbols_refused: How often a symbol was set aside.
-        unfollowed: Records that were dropped since their symbol was not asked for.
+        unfollowed: Records that were dropped because their symbol was not requested.
     """
 
     def __init__(self, history: History, kind: Kind[R]) -> None:
@@ -118,12 +118,12 @@ class HalvingHistory(Generic[R]):
         self._history = history
         self._kind = kind
         self._set_aside: dict[str, tuple[float, str]] = {}
-        """Until when by the event loop's clock, and why."""
+        """The end of each symbol's time, by the event loop's clock, and the reason."""
         self._warned: set[str] = set()
 
     @property
     def decode_errors(self) -> int:
-        """Rows that were dropped since they are no records, or their symbol is none."""
+        """Rows that were dropped because they could not be read or their symbol is invalid."""
         return self._history.rows_skipped + self._invalid
 
     @property
@@ -132,7 +132,7 @@ class HalvingHistory(Generic[R]):
         return {symbol: self._set_aside[symbol][1] for symbol in sorted(self._set_aside)}
 
     def forget(self, symbols: Iterable[str]) -> None:
-        """These are followed no longer: when they are again, they are asked for again."""
+        """No longer set these symbols aside, because they were unsubscribed."""
         for symbol in symbols:
             self._set_aside.pop(symbol, None)
             self._warned.discard(symbol)
