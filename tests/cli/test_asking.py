@@ -18,6 +18,7 @@ from mdservice.model.status import (
     Inbox,
     Latencies,
     Latency,
+    PositionsReport,
     RedisReport,
     Status,
     status_to_json,
@@ -117,6 +118,34 @@ def test_what_is_wrong_quietly_is_told() -> None:
     lines = table(status_to_json(attrs.evolve(STATUS, redis=redis, stale_symbols=3)))
     assert "          3 symbols have a stale price" in lines
     assert "          7 commands failed inside writes: WRONGTYPE no stream" in lines
+
+
+def positions_rows(**more: Any) -> list[str]:
+    known: dict[str, Any] = {
+        "source": "https://gw/positions", "state": "ok", "held": 4_000, "followed": 3, "age_s": 2.5,
+        "left_out": (), "problems": {}, "last_error": None,
+    }  # fmt: skip
+    report = PositionsReport(**{**known, **more})
+    lines = table(status_to_json(attrs.evolve(STATUS, positions=report)))
+    start = next(n for n, line in enumerate(lines) if line.startswith("positions"))
+    return [" ".join(line.split()) for line in lines[start : start + 3]]
+
+
+def test_positions_are_shown_with_their_age_and_source() -> None:
+    row = "positions 4,000 held, 3 symbols subscribed, updated 2.5 s ago, https://gw/positions"
+    assert " ".join(positions_rows()).startswith(row)
+
+
+def test_positions_that_are_not_known_yet_have_no_age() -> None:
+    rows = " ".join(positions_rows(age_s=None, last_error="refused", left_out=("A", "B")))
+    assert "not known yet" in rows
+    assert "updated" not in rows
+    assert "last error: refused" in rows
+    assert "not subscribed, the feed allows no more: A" in rows
+
+
+def test_without_positions_there_is_no_row_for_them() -> None:
+    assert not any(line.startswith("positions") for line in table(status_to_json(STATUS)))
 
 
 def test_what_another_version_leaves_out_is_a_dash() -> None:
