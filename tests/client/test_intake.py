@@ -1,13 +1,15 @@
-"""Between reading and iterating: bounded, in order, and with a position."""
+"""Between reading and iterating: bounded, in order, with a position; and who else writes."""
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import trio
 import trio.testing
 
-from mdservice.client.intake import BACKLOG, ReaderQueue
+from mdservice.client.intake import BACKLOG, KEYS_AT_MOST_EVERY_S, Intake, ReaderQueue
 from mdservice.model.quote import Quote
+from mdservice.redis_io.names import GONE_AFTER_S, Instance
 
 
 def quotes(first: int, last: int, symbol: str = "A") -> list[Quote]:
@@ -130,3 +132,63 @@ async def test_closing_ends_the_iteration_once_all_is_taken(
     assert (await handover.take()).seq == 1
     with pytest.raises(StopAsyncIteration):
         await handover.take()
+
+
+# ---- Services that announce themselves
+
+
+def service(name: str, *, db: int = 0, gone: bool = False) -> Instance:
+    return Instance(name, db, "host", 1, "iex", 0.0, 300.0, "2026-11-20T15:00:00Z", gone=gone)
+
+
+def names(instances: list[Instance]) -> list[str]:
+    return [one.id for one in instances]
+
+
+def test_rivals_write_to_the_same_database_and_were_heard_lately() -> None:
+    intake = Intake(())
+    for one in (service("ours"), service("rival"), service("elsewhere", db=3)):
+        intake.hear(one, 100.0)
+    assert intake.rivals(100.0) == [], "without a name of its own no service is followed"
+    intake.following = service("ours")
+    assert names(intake.rivals(100.0)) == ["rival"]
+    assert names(intake.rivals(100.0 + GONE_AFTER_S)) == ["rival"]
+    assert intake.rivals(100.1 + GONE_AFTER_S) == []
+
+
+def test_a_service_that_ends_is_no_rival_any_more() -> None:
+    intake = Intake(())
+    intake.following = service("ours")
+    intake.hear(service("rival"), 100.0)
+    intake.hear(service("rival", gone=True), 101.0)
+    intake.hear(service("never heard", gone=True), 101.0)
+    assert intake.rivals(101.0) == []
+
+
+def test_what_is_remembered_of_services_is_bounded_and_the_silent_ones_are_forgotten() -> None:
+    intake = Intake(())
+    intake.following = service("ours")
+    for number in range(1_000):
+        intake.hear(service(f"S{number}"), 100.0)
+    known = len(intake.heard)
+    assert known < 1_000
+    intake.hear(service("S0"), 110.0)
+    assert intake.heard["S0"][1] == 110.0, "a known one is still heard when there are too many"
+    intake.hear(service("new"), 100.1 + GONE_AFTER_S)
+    assert set(intake.heard) == {"S0", "new"}
+
+
+def test_the_keys_are_read_again_after_a_step_and_not_too_often() -> None:
+    intake = Intake(())
+    intake.take_keys([attrs.evolve(quotes(1, 1)[0], seq=5)])
+    assert not intake.keys_are_due(0.0)
+    (first,) = quotes(1, 1)
+    later = [attrs.evolve(first, seq=seq, ts_event_ns=seq) for seq in (8, 12)]
+    intake.take_events(later[:1], in_order=True)
+    assert intake.keys_are_due(0.0), "6 and 7 were missed"
+    intake.reading_keys(0.0)
+    assert not intake.keys_are_due(10.0)
+    intake.take_events(later[1:], in_order=True)
+    assert not intake.keys_are_due(KEYS_AT_MOST_EVERY_S - 0.01)
+    assert intake.keys_are_due(KEYS_AT_MOST_EVERY_S)
+    assert (intake.events, intake.resyncs) == (2, 1)
