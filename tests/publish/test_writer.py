@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from typing import Any
@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mdservice.model.events import RecordBatch, RoutedItem
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.quote import Quote
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.store import Message, WriteBatch
@@ -690,3 +690,68 @@ async def test_command_that_fails_inside_a_batch_is_told(
         await bench.write()
         assert bench.writer.snapshot().command_errors == 1
         assert caplog.text.count("redis_command_failed") == 1
+
+
+# ---- Keys that are renewed
+
+
+class CountingStore(MemoryPriceStore):
+    """Notes when it is asked to connect and to renew."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(clock=clock)
+        self.connects_s: list[float] = []
+        self.renewals: list[tuple[float, int]] = []
+
+    async def connect(self) -> None:
+        self.connects_s.append(anyio.current_time())
+        await super().connect()
+
+    async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
+        named = list(symbols)
+        self.renewals.append((anyio.current_time(), len(named)))
+        return await super().renew(kind, named)
+
+
+@asynccontextmanager
+async def confirming(how_many: int) -> AsyncIterator[tuple[RedisWriter, CountingStore, list[str]]]:
+    """A writer that has written these many symbols, and whose answers are taken."""
+    clock = VirtualClock()
+    store = CountingStore(clock)
+    batches, answers = Channel[WriteBatch](1), Channel[int](10)
+    writer = RedisWriter(batches, answers.outbox, store, clock)
+    names = [f"S{number}" for number in range(how_many)]
+    try:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(lambda *, task_status: writer.run(task_status=task_status))
+            await batches.outbox.send(write_batch(1, dict.fromkeys(names, b"{}")))
+            await anyio.sleep(1)
+            yield writer, store, names
+            tasks.cancel_scope.cancel()
+    finally:
+        batches.close()
+        answers.close()
+
+
+async def test_many_confirmed_keys_are_renewed_in_parts_without_a_pause(
+    autojump_clock: Any,
+) -> None:
+    async with confirming(2_000) as (writer, store, names):
+        writer.confirm(QUOTES, names)
+        await anyio.sleep(60)
+        assert sum(size for _, size in store.renewals) == 2_000
+        assert len(store.renewals) > 1, "a batch that comes meanwhile does not wait for all of them"
+        assert store.renewals[-1][0] - store.renewals[0][0] < 0.1
+
+
+async def test_keys_to_renew_do_not_make_the_writer_try_an_absent_store_more_often(
+    autojump_clock: Any,
+) -> None:
+    async with confirming(10) as (writer, store, names):
+        store.down = True
+        writer.confirm(QUOTES, names)
+        await anyio.sleep(60)
+        assert 2 < len(store.connects_s) < 200
+        store.down = False
+        await anyio.sleep(60)
+        assert sum(size for _, size in store.renewals[-1:]) == 10
