@@ -1,1 +1,1 @@
-"""What flows: quotes, symbols, events. Imports nothing else of this package but its errors."""
+"""The data model: quotes, symbols, events. Of this package it imports only the errors."""

@@ -1,4 +1,4 @@
-"""Facts that travel from the feed towards the sinks, and how the feed is doing."""
+"""Messages from the feed to the sinks: records, and changes of the feed's state."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class FeedStatus:
     """One change of the feed's state, as readers of ``feed.status`` see it.
 
     Attributes:
-        state: What the feed is now.
-        at_ns: When, UTC nanoseconds.
+        state: The new state.
+        at_ns: When it changed, UTC nanoseconds.
         details: Further fields of the message, JSON-ready (``driver``, ``from``, ``reason`` …).
     """
 
@@ -55,7 +55,7 @@ _encoder = msgspec.json.Encoder()
 
 @attrs.frozen
 class RecordBatch(Generic[R]):
-    """Records of one kind in the order in which they came, such as those of one read."""
+    """Records of one kind in the order in which they came, such as those of one socket read."""
 
     kind: Kind[R]
     records: Sequence[R]
@@ -63,14 +63,15 @@ class RecordBatch(Generic[R]):
 
 @attrs.frozen
 class Backfill(Generic[R]):
-    """What a repair brings after a lost connection.
+    """The result of a gap repair after a lost connection.
 
     Attributes:
         kind: The kind of the records.
         past: Records from history, in the order of their times within each symbol.
-        live: Records of the new connection that waited for them, in the order of coming.
+        live: Records of the new connection that waited for ``past``, in the order of arrival.
         until_ns: When the repair ended, UTC nanoseconds.
-        complete: The symbols of which ``past`` is all that was missed; the gap of others stays.
+        complete: The symbols for which ``past`` has every missed record. The gap of other
+            symbols stays.
     """
 
     kind: Kind[R]
@@ -85,9 +86,9 @@ class FeedLost:
     """The connection has ended: from now on records of every kind are missing.
 
     Attributes:
-        at_ns: When, UTC nanoseconds.
-        symbols: What was subscribed on it.
-        reason: Why.
+        at_ns: When it ended, UTC nanoseconds.
+        symbols: The symbols subscribed on it.
+        reason: Why it ended.
     """
 
     at_ns: int
@@ -97,14 +98,14 @@ class FeedLost:
 
 @attrs.frozen
 class FeedResumed:
-    """Symbols are subscribed again: of these no record of one kind is missing from now on.
+    """Symbols are subscribed again: from now on they miss no record of one kind.
 
     Attributes:
         kind: The kind of the records.
         at_ns: When, UTC nanoseconds.
-        symbols: What the feed has acknowledged.
-        left_out: What is wanted and not given: records of these are still missing.
-        repairing: Whether what was missed before is being fetched; a :class:`Backfill` follows.
+        symbols: The symbols that the feed has acknowledged.
+        left_out: Wanted symbols that the feed does not grant; their records are still missing.
+        repairing: Whether the missed records are being fetched; a :class:`Backfill` follows.
     """
 
     kind: Kind[Any]
@@ -116,14 +117,14 @@ class FeedResumed:
 
 @attrs.frozen
 class LateRecords(Generic[R]):
-    """Past records that a repair should have brought, and that history did not have yet.
+    """Past records that came too late for a repair, since history did not have them yet.
 
     Attributes:
         kind: The kind of the records.
         records: In the order of their times within each symbol.
-        from_ns: The time of the last record that was out before the repair, UTC nanoseconds.
-        to_ns: Until when it should have brought everything, UTC nanoseconds.
-        unknown: Symbols of which history no longer answered whether anything is missing.
+        from_ns: The time of the last record published before the repair, UTC nanoseconds.
+        to_ns: The end of the repaired period, UTC nanoseconds.
+        unknown: Symbols for which history no longer answered whether anything is missing.
     """
 
     kind: Kind[R]
@@ -139,9 +140,9 @@ class FirstRecords(Generic[R]):
 
     Attributes:
         kind: The kind of the records.
-        records: One of each symbol at most.
-        asked_ns: When each symbol was wanted, UTC nanoseconds. What the stream has brought since
-            then is newer.
+        records: At most one for each symbol.
+        asked_ns: When each symbol was requested, UTC nanoseconds. Records from the stream since
+            then are newer.
     """
 
     kind: Kind[R]
@@ -154,4 +155,4 @@ RoutedItem = RecordBatch[Any] | FeedStatus
 FeedItem = (
     RoutedItem | FeedLost | FeedResumed | Backfill[Any] | LateRecords[Any] | FirstRecords[Any]
 )
-"""What the feed's channel carries."""
+"""The items of the feed's channel."""

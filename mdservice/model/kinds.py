@@ -1,8 +1,8 @@
 """The kinds of records that the service carries, each described once.
 
 The pipeline works on records of a described kind: sequencer, publisher, conflation, store, first
-prices, gap repair and in-process readers know nothing else of them. A new kind is its record, its
-entry here, its encoder and its decoder (CONTRIBUTING.md, "… a kind of record").
+prices, gap repair and in-process readers use only this description. A new kind needs a record
+class, an entry here, an encoder and a decoder (CONTRIBUTING.md, "… a kind of record").
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["KINDS", "QUOTES", "Kind", "Order", "Overflow", "R", "Record", "Repai
 
 
 class Record(Protocol):
-    """What the pipeline uses of every record.
+    """The attributes that the pipeline needs of every record.
 
     Attributes:
         symbol: ``AAPL``.
         ts_event_ns: The exchange's time, UTC nanoseconds.
         ts_recv_ns: When this machine received it, UTC nanoseconds.
-        seq: Which accepted record of its symbol and kind this is since the service started, from
-            1; 0 while it has not been accepted. The sequencer sets it in place.
+        seq: Its number among the accepted records of its symbol and kind since the service
+            started, from 1; 0 until it is accepted. The sequencer sets it in place.
     """
 
     symbol: str
@@ -47,10 +47,10 @@ class Order(Enum):
 
 
 class Overflow(Enum):
-    """What a full buffer gives up."""
+    """What a full buffer drops."""
 
     LATEST_PER_SYMBOL = "latest per symbol"
-    """All but the newest record of each symbol, the oldest first; each one lost is counted."""
+    """Keep only the newest record of each symbol; count each dropped one."""
 
 
 class Repair(Enum):
@@ -68,17 +68,18 @@ class Kind(Generic[R]):
 
     Attributes:
         channel: Alpaca's name of the stream: ``quotes``.
-        key_prefix: What precedes the symbol in the key of the latest record: ``price:``.
+        key_prefix: The part before the symbol in the key of the latest record: ``price:``.
         event: The pub/sub channel of accepted records: ``price.updated``.
-        ttl_s: How long the key lives, seconds; None for the setting ``MDSERVICE_PRICE_TTL``.
-        logged: Whether the event log, where one is configured, gets each event.
-        identity: What makes a record from history the same as one from the stream.
-        order: How the sequencer judges a record that is not newer.
-        overflow: What a full buffer gives up.
+        ttl_s: Time to live of the key, seconds; None for the setting ``MDSERVICE_PRICE_TTL``.
+        logged: Whether each event also goes to the event log, if one is configured.
+        identity: The values by which a record from history equals one from the stream.
+        order: What the sequencer does with a record that is not newer.
+        overflow: What a full buffer drops.
         repair: How missed records are recovered.
-        encode: The record's JSON text. Key, event, log entry and HTTP answer are these bytes.
-        decode: The record of such a text, counted as received at its own time. Raises ValueError
-            where the text is something else.
+        encode: Returns the record's JSON text: the bytes of key, event, log entry and HTTP
+            answer.
+        decode: Returns the record of such a text, with its own time as the time of reception.
+            Raises ValueError for any other text.
     """
 
     channel: str

@@ -55,31 +55,31 @@ class _Price(msgspec.Struct, gc=False):
 
 
 def decode_quote(payload: bytes) -> Quote:
-    """The quote of a price object; it counts as received at its own time.
+    """The quote of a price object, with its own time as the time of reception.
 
     Raises:
-        ValueError: It is no price object.
+        ValueError: The text is not a price object.
     """
     return _quote(_decode(payload))  # msgspec.DecodeError is a ValueError
 
 
 class QuoteDecoder:
-    """Decodes many payloads, of which any may be garbage, and picks those of some symbols.
+    """Decodes payloads, selects those of some symbols, and counts the invalid ones.
 
     Args:
-        symbols: Which; empty means all.
+        symbols: The symbols to select; empty means all.
     """
 
     def __init__(self, symbols: Iterable[str] = ()) -> None:
         self._wanted = frozenset(symbols)
         self._seen = set(self._wanted)
         self.errors = 0
-        """Payloads that are no price objects, or of something that is no symbol."""
+        """Payloads that are not a price object, or whose symbol is not valid."""
         self.last_error: str | None = None
-        """What was wrong with the last of them."""
+        """The error of the last of them."""
 
     def decode(self, payload: object) -> Quote | None:
-        """The quote; None where it is of another symbol, or cannot be decoded, which is counted."""
+        """The quote; None for another symbol, and for an invalid payload, which is counted."""
         try:
             price = _decode(payload)  # type: ignore[arg-type]  # anything else is a TypeError
             symbol = price.symbol
@@ -94,7 +94,7 @@ class QuoteDecoder:
             return None
 
     def decode_all(self, payloads: Iterable[object]) -> list[Quote]:
-        """The quotes of the payloads, in order, the others left out."""
+        """The selected quotes of the payloads, in order."""
         decode = self.decode
         return [quote for payload in payloads if (quote := decode(payload)) is not None]
 
@@ -105,7 +105,7 @@ class QuoteDecoder:
 
 
 class _WrittenPrice(msgspec.Struct):
-    """What :func:`encode_quote` has written; the price follows from the rest."""
+    """The fields to read from a price object; the price follows from them."""
 
     symbol: str
     bid: _Number

@@ -14,14 +14,13 @@ class Position:
     """One lot of one symbol. A symbol may have several.
 
     Attributes:
-        symbol: ``AAPL``. As the source wrote it where it is no symbol; then there is a problem.
-        qty: Shares, fractions too; below 0 for a short position. None where it is unreadable.
-        avg_entry_price: What a share was bought (or sold short) at. None where it is unreadable.
+        symbol: ``AAPL``. An invalid symbol is kept as the source wrote it, with a problem.
+        qty: Shares, fractions too; below 0 for a short position. None if it is unreadable.
+        avg_entry_price: The price of a share when bought (or sold short). None if unreadable.
         multiplier: Shares in one unit of ``qty``; 1 for stocks.
         problem: Why its price is not followed, or None. Such a position is still reported.
-        previous_price: What its source says that a share is worth, or was worth at the last close;
-            None where it does not say so. It changes with the market, so positions that differ in
-            it alone are equal.
+        previous_price: The source's price of a share, present or at the last close; None if it
+            gives none. It changes with the market, so equality of positions ignores it.
     """
 
     symbol: str

@@ -15,9 +15,8 @@ __all__ = ["Identity", "Quote", "exact_mid", "identity", "mid_number"]
 class Quote:
     """Best bid and offer of one symbol at one moment, as Alpaca sent them.
 
-    Not frozen for one reason: the router numbers the quotes that it accepts in place, since
-    a second object per quote would cost more than all of the routing. After that, nothing
-    changes it.
+    Not frozen, because the router numbers accepted quotes in place: a second object per quote
+    would cost more than all of the routing. After that, nothing changes a quote.
 
     Attributes:
         symbol: ``AAPL``.
@@ -27,8 +26,8 @@ class Quote:
         ask_size: Shares offered at ``ask``.
         ts_event_ns: The exchange's time of the quote, UTC nanoseconds.
         ts_recv_ns: When this machine received it, UTC nanoseconds.
-        seq: Which accepted quote of its symbol this is since the service started, from 1;
-            0 while it has not been accepted.
+        seq: Its number among the accepted quotes of its symbol since the service started, from
+            1; 0 until it is accepted.
     """
 
     symbol: str
@@ -42,7 +41,7 @@ class Quote:
 
     @property
     def price(self) -> Decimal | None:
-        """The exact decimal mid; the one side where only one is active; None without any."""
+        """The exact decimal mid; the only active side where there is one; None without any."""
         return exact_mid(self.bid, self.ask)
 
     @property
@@ -73,8 +72,8 @@ _EXACT = Context(prec=700)
 def exact_mid(bid: float, ask: float) -> Decimal | None:
     """The mid of two prices as their decimal texts say, without float residue.
 
-    0.1 and 0.2 give 0.15. A price of 0 means that the side has no quote: the other side is
-    the answer then, and None where both are 0.
+    0.1 and 0.2 give 0.15. A price of 0 means that the side has no quote: the result is then the
+    other side, or None if both are 0.
     """
     if bid and ask:
         total = _EXACT.add(Decimal(repr(bid)), Decimal(repr(ask)))
@@ -87,8 +86,8 @@ def exact_mid(bid: float, ask: float) -> Decimal | None:
 _SCALE = 10_000.0
 _DOUBLE_SCALE = 20_000.0
 _ROUND = 1.5 * 2**52
-"""Added and subtracted, it rounds half-even as round() does, in half the time: doubles of this
-size have no fraction. Right below 2**51, and scaled prices are below 1e13."""
+"""Adding and then subtracting it rounds half-even as round() does, in half the time, because
+doubles of this size have no fraction. Exact below 2**51; scaled prices are below 1e13."""
 _EXACT_BELOW = 1e9
 
 
@@ -97,7 +96,7 @@ def mid_number(bid: float, ask: float) -> float | Decimal | None:
 
     Prices of at most four decimals below a thousand million, which is all that an exchange
     sends, have a mid of at most fifteen digits, and the nearest float then prints as that
-    decimal. All others take the decimal way.
+    decimal. All other prices use decimal arithmetic.
     """
     if bid and ask:
         if -_EXACT_BELOW < bid < _EXACT_BELOW and -_EXACT_BELOW < ask < _EXACT_BELOW:

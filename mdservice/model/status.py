@@ -40,9 +40,9 @@ def _shown(
     """A field of the status.
 
     Args:
-        meaning: What a reader of ``/status`` has to know of it.
-        default: Its value where none is given.
-        factory: Makes the default instead.
+        meaning: Its description for readers of ``/status``.
+        default: Its default value.
+        factory: Makes the default, in place of ``default``.
         example: A value for the description of the API.
     """
     metadata = {"meaning": meaning, "examples": None if example is None else [example]}
@@ -58,7 +58,7 @@ def _counter(meaning: str, *counted_by: str) -> Any:
         meaning: What it counts.
         counted_by: The part of the service that counts it: ``feed``, ``router``, ``publisher``
             or ``first_prices``. Its snapshot has the number under the counter's name, or under
-            the one behind a dot. Of several parts the sum counts.
+            the name after a dot. The counter is the sum over all named parts.
     """
     return attrs.field(
         default=0, metadata={"meaning": meaning, "examples": None, "counted_by": counted_by}
@@ -67,7 +67,7 @@ def _counter(meaning: str, *counted_by: str) -> Any:
 
 @attrs.frozen
 class Readiness:
-    """Whether the service can be relied on, and what is in the way where it cannot."""
+    """Whether the service is ready (or alive), and the reasons if it is not."""
 
     ready: bool
     reasons: tuple[str, ...] = ()
@@ -87,11 +87,11 @@ class FeedReport:
     connected: bool = _shown("Connected and logged in.")
     subscribed: bool = _shown("Every wanted symbol is acknowledged, or named as left out.")
     reconnects: int = _shown("Connections after the first.")
-    last_error: str | None = _shown("Why the last try or connection ended.")
+    last_error: str | None = _shown("Why the last attempt or connection ended.")
     wanted: int = _shown("Symbols asked for.", default=0)
     acknowledged: int = _shown("Of these, acknowledged by the feed.", default=0)
     left_out: Mapping[str, str] = _shown("Symbols not subscribed, with the reason.", factory=dict)
-    other_messages: int = _shown("Messages that are no quotes, passed over.", default=0)
+    other_messages: int = _shown("Messages other than quotes, ignored.", default=0)
     without_quotes: int = _shown(
         "Symbols without a quote on this connection for longer than MDSERVICE_MUTE_AFTER.",
         default=0,
@@ -110,24 +110,24 @@ class FeedReport:
         example="history was refused with HTTP 403: forbidden.",
     )
     times_frozen_s: float = _shown(
-        "For how long quotes have come whose times do not go on.", default=0.0
+        "How long the exchange times of incoming quotes have stood still.", default=0.0
     )
 
 
 @attrs.frozen
 class RedisReport:
-    """The server that the prices go to."""
+    """The Redis server that stores the prices."""
 
     connected: bool = _shown("It answers.")
-    url: str = _shown("Where it is, without any secret.")
-    last_error: str | None = _shown("Why it last did not take what it was sent.")
+    url: str = _shown("Its URL, without any secret.")
+    last_error: str | None = _shown("Why the last failed write or connection failed.")
     backlog: int = _shown("Events that it has not acknowledged.", default=0)
     command_errors: int = _shown("Commands that failed inside executed writes.", default=0)
     last_command_error: str | None = _shown(
-        "The server's words for the last of them.", default=None
+        "The server's message for the last of them.", default=None
     )
     key_prefix: str = _shown(
-        "What stands in front of every key, channel and stream name.", default="", example="desk1:"
+        "The prefix of every key, channel and stream name.", default="", example="desk1:"
     )
 
 
@@ -140,19 +140,19 @@ class PositionsReport:
         example="https://paper-api.alpaca.markets/v2/positions",
     )
     state: Literal["starting", "ok", "degraded"] = _shown(
-        "`degraded`: the last try failed, what was known is followed on."
+        "`degraded`: the last try failed; the last known positions are still followed."
     )
     held: int = _shown("How many positions there are.")
-    followed: int = _shown("Symbols followed for positions, just closed ones too.")
+    followed: int = _shown("Symbols followed for positions, including those just closed.")
     left_out: tuple[str, ...] = _shown("Those that the feed does not give, largest first.")
     problems: Mapping[str, str] = _shown("Positions whose price is not followed.")
-    age_s: float | None = _shown("Since the source last answered.")
+    age_s: float | None = _shown("Seconds since the source last answered.")
     last_error: str | None = _shown("Why the last try failed.")
 
 
 @attrs.frozen
 class Inbox:
-    """How full an actor's channel is."""
+    """How many items are in an actor's channel."""
 
     used: int = _shown("Items that wait.")
     size: int = _shown("Items that it holds; 0 where the actor has none.")
@@ -166,8 +166,10 @@ class ActorReport:
         "`starting`, `running`, `restarting`, `stopped` or `failed`.", example="running"
     )
     restarts: int = _shown("Since the start of the service.")
-    heartbeat_age_s: float = _shown("Of the slowest of its loops that does not rest.")
-    inbox: Inbox = _shown("What waits for it.")
+    heartbeat_age_s: float = _shown(
+        "Seconds since the oldest heartbeat of its loops; resting loops do not count."
+    )
+    inbox: Inbox = _shown("The channel that it reads.")
     last_error: str | None = _shown("Why it was last restarted.", default=None)
 
 
@@ -180,12 +182,12 @@ class Counters:
         "Quotes that were not older than their symbol's last one.", "router"
     )
     quotes_stale: int = _counter(
-        "Quotes refused as older than their symbol's last one, or as its repeat.", "router"
+        "Quotes rejected: older than their symbol's last one, or its repeat.", "router"
     )
     prices_written: int = _counter("Prices that Redis acknowledged.", "publisher")
     events_published: int = _counter("Events that Redis acknowledged.", "publisher")
     events_conflated: int = _counter(
-        "Events left out for a newer one of their symbol.", "publisher"
+        "Events dropped because a newer one of their symbol replaced them.", "publisher"
     )
     decode_errors: int = _counter(
         "Messages that could not be read, or broke the schema.", "feed", "router.future_records"
@@ -197,14 +199,12 @@ class Counters:
     history_symbols_refused: int = _counter(
         "Symbols that REST refused, and that are left out of repairs.", "feed"
     )
-    prices_fetched: int = _counter(
-        "Prices from REST of symbols that were subscribed just then.", "router"
-    )
+    prices_fetched: int = _counter("First prices of newly subscribed symbols, from REST.", "router")
     price_fetches_failed: int = _counter(
-        "Symbols whose price REST did not give after all tries.", "first_prices.failed"
+        "Symbols without a first price from REST after all tries.", "first_prices.failed"
     )
     unfollowed: int = _counter(
-        "Quotes dropped since their symbol is not subscribed, or beyond 50,000 of `*`.", "feed"
+        "Quotes dropped: symbol not subscribed, or beyond the 50,000 symbols of `*`.", "feed"
     )
 
 
@@ -228,20 +228,20 @@ class Latencies:
 
 @attrs.frozen
 class Status:
-    """The condition of the whole service at this moment."""
+    """The status of the whole service at this moment."""
 
     state: ServiceState = _shown(
         "`degraded`: not ready after a first login, or the positions are out of date."
     )
-    reasons: tuple[str, ...] = _shown("What is in the way; empty while it is `running`.")
+    reasons: tuple[str, ...] = _shown("Why it is not `running`; empty while it is.")
     feed: FeedReport = _shown("The feed.")
     redis: RedisReport = _shown("The store.")
-    symbols: int = _shown("Symbols that are wanted.")
-    uptime_s: float = _shown("Since the start.")
+    symbols: int = _shown("The number of wanted symbols.")
+    uptime_s: float = _shown("Seconds since the start.")
     actors: Mapping[str, ActorReport] = _shown("By the actor's name.")
-    counters: Counters = _shown("What was done so far.")
-    latency_ms: Latencies = _shown("How long it took, in milliseconds.")
-    loop_lag_ms: float = _shown("How late the event loop ran, at most in the last minute.")
+    counters: Counters = _shown("Totals since the start.")
+    latency_ms: Latencies = _shown("Latencies of quotes, in milliseconds.")
+    loop_lag_ms: float = _shown("The longest delay of the event loop in the last minute.")
     positions: PositionsReport | None = _shown(
         "Null where no positions are followed.", default=None
     )
@@ -258,7 +258,7 @@ def status_to_json(status: Status) -> dict[str, Any]:
 
 @cache
 def _converter() -> Converter:
-    """Made when first needed: an embedder who never asks does not pay for the import."""
+    """Made at the first call, so that a program that never calls it saves the import."""
     from cattrs.preconf.json import make_converter
 
     return make_converter(unstruct_collection_overrides={tuple: list})

@@ -1,4 +1,4 @@
-"""What a symbol looks like."""
+"""The form of symbols."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _IN_RECORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]{0,31}", re.ASCII)
 
 
 def is_symbol(text: str) -> bool:
-    """Whether a record may have this symbol: it becomes the name of a key, and a line of text.
+    """Whether a record may have this symbol, which becomes part of a key and a line of text.
 
-    ``*`` is none, since no record has it.
+    False for ``*``, since no record has it.
     """
     return _IN_RECORD.fullmatch(text) is not None
 
@@ -31,10 +31,10 @@ def parse_symbol(text: str) -> str:
     """The symbol in upper case: ``aapl`` → ``AAPL``; ``BRK.B``, ``BTC/USD`` and ``*`` pass.
 
     Raises:
-        InvalidSymbol: Naming the text, cut short where it is long.
+        InvalidSymbol: The message quotes the text, shortened if it is long.
     """
     symbol = text.strip().upper()
-    # Asked of the text itself: raising the case makes ASCII of letters that are not, such as ß
+    # Checks the text as it is, since upper() turns some non-ASCII letters, such as ß, into ASCII
     if text.isascii() and (symbol == EVERY_SYMBOL or _SYMBOL.fullmatch(symbol)):
         return symbol
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
@@ -50,9 +50,9 @@ def is_option(symbol: str) -> bool:
 
 
 def parse_symbols(texts: Iterable[str]) -> tuple[str, ...]:
-    """Each text as a symbol, repeats left out, the order kept.
+    """Each text as a symbol, without repeats, in the same order.
 
     Raises:
-        InvalidSymbol: For the first that is none.
+        InvalidSymbol: For the first invalid one.
     """
     return tuple(dict.fromkeys(parse_symbol(text) for text in texts))

@@ -1,4 +1,4 @@
-"""UTC nanoseconds inside, RFC 3339 text outside, nothing lost between."""
+"""Conversion between UTC nanoseconds (inside) and RFC 3339 text (outside), without loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["EARLIEST_NS", "LATEST_NS", "format_ns", "parse_rfc3339"]
 
 _SECOND_NS = 1_000_000_000
 _DECIMALS = 9
-_digits = int.__repr__  # of integers alone
+_digits = int.__repr__  # for integers only
 EARLIEST_NS = -62_135_596_800 * _SECOND_NS
 """0001-01-01T00:00:00Z; RFC 3339 has four digits for the year, Python none before 1."""
 LATEST_NS = 253_402_300_800 * _SECOND_NS - 1
@@ -28,7 +28,7 @@ _PREFIX_LENGTH = len("2026-11-20T15:51:44")
 def format_ns(ns: int) -> str:
     """UTC nanoseconds as ``2026-11-20T15:51:44.208912345Z``, always nine decimals.
 
-    Texts of this form sort as their times do. The time has to lie between
+    Texts of this form sort in the order of their times. The time must lie between
     :data:`EARLIEST_NS` and :data:`LATEST_NS`.
     """
     second = ns // _SECOND_NS
@@ -50,8 +50,8 @@ def parse_rfc3339(text: str) -> int:
     Alpaca cuts trailing zeros, so the fraction may have any length or be missing.
 
     Raises:
-        ValueError: The text is not a date and time with an offset, or one that UTC puts
-            outside the years 1 to 9999.
+        ValueError: The text is not a date and time with an offset, or its UTC time is outside
+            the years 1 to 9999.
     """
     prefix = text[:_PREFIX_LENGTH]
     second = _second_of_prefix.get(prefix)

@@ -1,1 +1,1 @@
-"""What the program says of itself: logs, masked secrets, URLs as they may be shown."""
+"""Logs, metrics, and the masking of secrets in texts and URLs."""

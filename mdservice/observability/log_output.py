@@ -4,7 +4,7 @@ Imported only when logging is configured. structlog takes about 0.2 s to import,
 ``mdservice health`` nor a program that embeds the service needs it.
 
 structlog's ``ProcessorFormatter`` on a handler of standard logging would take more code. Its
-processors cannot drop an event, so the limit on repeats would be a filter besides. Each event
+processors cannot drop an event, so the limit on repeats would need a separate filter. Each event
 would need a message object with masked text for a host's formatter and fields for ours. And the
 level of our own events would depend on the names of loggers.
 """
@@ -32,7 +32,7 @@ Emit = Callable[[str, str, dict[str, Any]], None]
 Event = MutableMapping[str, Any]
 
 KEY_FIELDS = ("logger", "actor", "driver", "symbol", "state", "code", "message")
-"""What makes an event of the same name another fact."""
+"""Fields that distinguish two facts with the same event name."""
 _REPEATS = 5
 _PERIOD_S = 10.0
 _FACTS = 1024
@@ -40,7 +40,7 @@ _FACTS = 1024
 
 @attrs.define
 class _Window:
-    """How often one fact came since ``since_s``."""
+    """How often one fact was logged since ``since_s``."""
 
     since_s: float
     passed: int = 0
@@ -48,15 +48,15 @@ class _Window:
 
 
 class RepeatLimit:
-    """A structlog processor that lets a fact pass a few times in a period.
+    """A structlog processor that logs the same fact only a few times in a period.
 
-    The rest is counted, and the next event has the count as ``suppressed``. Only so
-    many facts are remembered; the one that was silent longest is forgotten first.
+    It counts the rest, and the next event has the count as ``suppressed``. It remembers a
+    limited number of facts and forgets the one that was silent longest first.
 
     Args:
-        repeats: How many pass in one period.
-        period_s: Its length, seconds.
-        facts: How many are remembered.
+        repeats: How many events of a fact pass in one period.
+        period_s: The length of a period, seconds.
+        facts: How many facts are remembered.
         now: Monotonic seconds.
     """
 
@@ -75,7 +75,7 @@ class RepeatLimit:
         self._windows: OrderedDict[tuple[str, ...], _Window] = OrderedDict()
 
     def __call__(self, _logger: object, level: str, event: Event) -> Event:
-        """Let the event pass, or raise structlog's ``DropEvent``."""
+        """Return the event, or raise structlog's ``DropEvent``."""
         if level == "critical":
             return event
         key = (level, str(event.get("event")), *(str(event.get(name)) for name in KEY_FIELDS))
@@ -108,7 +108,7 @@ def make_emitter(
     masker: Masker,
     stream: LogStream | None = None,
 ) -> Emit:
-    """Return what takes a level, an event's name and its fields, and writes a line."""
+    """Return a function that takes a level, an event name and fields, and writes a line."""
 
     def mask(_logger: object, _level: str, event: Event) -> Event:
         return {name: masker.mask(value) for name, value in event.items()}
@@ -135,7 +135,7 @@ def make_emitter(
 
 
 def _write(stream: LogStream | None, line: str) -> None:
-    """Write a line, or give up on a stream that is gone: no actor should fail for a log."""
+    """Write a line; ignore a broken stream, since no actor should fail because of a log."""
     if stream is None:
         return
     with contextlib.suppress(OSError, ValueError):
@@ -154,7 +154,7 @@ def _renderer(format: str, stream: LogStream | None) -> Any:  # noqa: A002 - the
 
 
 class _ThirdParty(logging.Handler):
-    """Turns records of the standard library's logging into events of ours."""
+    """Turns records of the standard library's logging into our events."""
 
     def __init__(self, emit: Emit) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class _ThirdParty(logging.Handler):
 
 
 def route_standard_logging(emit: Emit, level: int) -> None:
-    """Make every standard logger's records, and Python's warnings, events of ours."""
+    """Turn every standard logger's records, and Python's warnings, into our events."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

@@ -1,9 +1,9 @@
 """Logs: one event name per fact, UTC times, to stderr, without secrets and without floods.
 
 ``log = get_logger(__name__)``, then ``log.warning("feed_disconnected", reason=…)``. Until
-:func:`configure_logging` is called, as in a program that embeds the service, events go to the
-standard library's logging under the logger's name, so that program decides what becomes of
-them. Importing this module does not import structlog; configuring does.
+:func:`configure_logging` is called, events go to the standard library's logging under the logger's
+name, so that a program that embeds the service decides where they go. Importing this module does
+not import structlog; configuring does.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _masker = Masker()
 
 
 class LogStream(Protocol):
-    """Where lines can be written; every text file is one."""
+    """A stream for lines, such as any text file."""
 
     def write(self, text: str, /) -> object:
-        """Write a line, or more than one."""
+        """Write one or more lines."""
         ...
 
     def flush(self) -> None:
-        """Bring it out."""
+        """Write what is buffered."""
         ...
 
     def isatty(self) -> bool:
-        """Whether colours can be seen there."""
+        """Whether it is a terminal, which shows colours."""
         ...
 
 
@@ -80,31 +80,31 @@ class Logger:
         return Logger(self._name, {**self._fields, **fields})
 
     def debug(self, event: str, **fields: Any) -> None:
-        """Log what only a developer wants to know."""
+        """Log a detail for developers."""
         if _Output.threshold <= logging.DEBUG:
             self._log("debug", event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
-        """Log what happened."""
+        """Log a normal event."""
         if _Output.threshold <= logging.INFO:
             self._log("info", event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Log what is wrong, but is being dealt with."""
+        """Log a problem that the service deals with itself."""
         if _Output.threshold <= logging.WARNING:
             self._log("warning", event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        """Log what failed."""
+        """Log a failure."""
         self._log("error", event, fields)
 
     def exception(self, event: str, **fields: Any) -> None:
-        """Log what failed, with the traceback of the exception being handled."""
+        """Log a failure, with the traceback of the exception being handled."""
         fields.setdefault("exc_info", True)
         self._log("error", event, fields)
 
     def critical(self, event: str, **fields: Any) -> None:
-        """Log what ends the service. Repeats of these are never suppressed."""
+        """Log a failure that ends the service. Repeats are never suppressed."""
         self._log("critical", event, fields)
 
     def _log(self, level: Level, event: str, fields: dict[str, Any]) -> None:
@@ -121,24 +121,24 @@ class Logger:
             return
         exc_info = fields.pop("exc_info", None)
         described = "".join(f" {name}={value!r}" for name, value in fields.items())
-        # The host formats tracebacks itself, which only a text can keep free of secrets.
+        # The host would format the traceback itself, with secrets; only text can be masked.
         if exc_info:
             described += "\n" + _traceback(exc_info)
         host.log(number, "%s", _masker.mask_text(event + described))
 
 
 def get_logger(name: str) -> Logger:
-    """Return the logger of this name, usually ``__name__``. Costs next to nothing."""
+    """Return the logger of this name, usually ``__name__``. Cheap to call."""
     return Logger(name)
 
 
 def hide_secrets(secrets: Iterable[str]) -> None:
-    """Show ``***`` for these texts in all that is logged from now on."""
+    """Show ``***`` for these texts in all log lines from now on."""
     _masker.add(secrets)
 
 
 def masked(text: str) -> str:
-    """Return a text for people without the secrets that logs hide."""
+    """Return the text without the secrets that logs hide."""
     return _masker.mask_text(text)
 
 
@@ -160,7 +160,7 @@ def configure_logging(
 
     Args:
         format: ``console`` for people, ``json`` for machines: one object per line.
-        level: The least level that is shown.
+        level: The lowest level that is shown.
         secrets: As for :func:`hide_secrets`.
         stream: Where to write instead of stderr.
     """

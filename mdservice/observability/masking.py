@@ -1,4 +1,4 @@
-"""Secrets, taken out of whatever is about to be shown: texts, containers, URLs with a login."""
+"""Removes secrets from texts, containers and URLs before they are shown."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 __all__ = ["MASK", "Masker", "mask_url", "quoted", "secrets_in_url"]
 
 MASK = "***"
-"""What stands where a secret was."""
+"""Replaces a secret."""
 
 _WHOLE_WORD_BELOW = 8
-"""Shorter secrets are masked where they stand alone: ``a`` is no reason to mangle every word."""
+"""Shorter secrets are masked only as whole words, since ``a`` is in almost every word."""
 _WITHIN_NO_WORD_BELOW = 4
-"""Still shorter ones are not masked in ``Alpaca's``, ``us-1`` and ``0.1`` either."""
+"""Still shorter ones are also not masked in ``Alpaca's``, ``us-1`` and ``0.1``."""
 _DEPTH = 6
 _PLAIN = (bool, int, float, type(None))
 _QUOTED_AT_MOST = 40
@@ -39,7 +39,7 @@ class Masker:
             return
         self._secrets = secrets
         forms = {form for secret in secrets for form in _forms(secret)}
-        # Longest first, so that a secret within a longer one leaves nothing of that behind.
+        # Longest first, so that masking a secret within a longer one leaves no part of the latter.
         ordered = sorted(forms, key=lambda form: (-len(form), form))
         self._pattern = re.compile("|".join(map(_expression, ordered)))
 
@@ -73,7 +73,7 @@ def _text_of(value: object) -> str:
 
 
 def _forms(secret: str) -> set[str]:
-    """The secret as it is, and as URLs, JSON and Python would write it."""
+    """The secret as it is, and in the forms that URLs, JSON and Python write."""
     return {
         secret,
         quote(secret, safe=""),
@@ -93,7 +93,7 @@ def _expression(form: str) -> str:
 
 
 def mask_url(value: str) -> str:
-    """The URL with its login and the values of its query hidden; other text as it is.
+    """The URL with its login and query values hidden; other text unchanged.
 
     ``redis://me:secret@db:6379/1`` → ``redis://***@db:6379/1``.
     """
@@ -118,7 +118,7 @@ def _mask_parameter(part: str) -> str:
 
 
 def secrets_in_url(value: str) -> tuple[str, ...]:
-    """What must not be shown of a URL: its password, and the values of its query."""
+    """The secret parts of a URL: its password, and the values of its query."""
     if not _URL_START.match(value):
         return ()
     try:
@@ -134,7 +134,7 @@ def secrets_in_url(value: str) -> tuple[str, ...]:
 
 
 def quoted(value: str) -> str:
-    """The value in quotes and shortened, or a placeholder if it might contain a login."""
+    """The value in quotes, shortened; or a placeholder if it might contain a login."""
     if "@" in value or "://" in value:
         return "the value"
     return repr(value if len(value) <= _QUOTED_AT_MOST else value[:_QUOTED_AT_MOST] + "…")

@@ -32,7 +32,7 @@ class StatusCollector(Collector):
     """Turns a status into metrics.
 
     Args:
-        read: Gives the status at the moment of the scrape.
+        read: Returns the status at the moment of the scrape.
     """
 
     def __init__(self, read: Callable[[], Status]) -> None:
@@ -49,7 +49,7 @@ class StatusCollector(Collector):
             )
         yield CounterMetricFamily(
             "mdservice_other_messages",
-            "Messages that are no quotes, passed over.",
+            "Messages other than quotes, ignored.",
             value=status.feed.other_messages,
         )
         yield CounterMetricFamily(
@@ -86,9 +86,17 @@ def _gauges(status: Status) -> Iterator[Metric]:
         ("symbols", "Wanted symbols, as in /status.", status.symbols),
         ("symbols_acknowledged", "Of these, acknowledged by the feed.", feed.acknowledged),
         ("symbols_wanted", "Symbols asked for.", feed.wanted),
-        ("symbols_left_out", "Symbols that the feed does not give.", len(feed.left_out)),
-        ("symbols_without_quotes", "Silent since they were subscribed.", feed.without_quotes),
-        ("feed_times_frozen_seconds", "Since times last went on.", feed.times_frozen_s),
+        ("symbols_left_out", "Symbols that the feed does not grant.", len(feed.left_out)),
+        (
+            "symbols_without_quotes",
+            "Symbols without a quote since they were subscribed.",
+            feed.without_quotes,
+        ),
+        (
+            "feed_times_frozen_seconds",
+            "How long exchange times have stood still.",
+            feed.times_frozen_s,
+        ),
         ("backlog_events", "Events that Redis has not acknowledged yet.", redis.backlog),
         ("stale_symbols", "Symbols with a price beyond the age limit.", status.stale_symbols),
         ("event_loop_lag_seconds", "How late the event loop runs.", status.loop_lag_ms / _MS),
@@ -105,20 +113,20 @@ def _positions(status: Status) -> Iterator[Metric]:
     for name, text, value in (
         ("positions", "Held positions, as last fetched.", positions.held),
         ("positions_followed", "Symbols followed for positions.", positions.followed),
-        ("positions_left_out", "Of these, not given by the feed.", len(positions.left_out)),
+        ("positions_left_out", "Of these, not granted by the feed.", len(positions.left_out)),
         ("positions_problems", "Positions with a problem.", len(positions.problems)),
         ("positions_up", "1 where the source answered the last time.", positions.state == "ok"),
     ):
         yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
     if positions.age_s is not None:
-        text = "Since the source of positions last answered."
+        text = "Time since the source of positions last answered."
         yield GaugeMetricFamily("mdservice_positions_age_seconds", text, value=positions.age_s)
 
 
 def _actors(status: Status) -> Iterator[Metric]:
     gauges: tuple[tuple[str, str, Callable[[ActorReport], float]], ...] = (
         ("running", "1 while the actor runs.", lambda actor: actor.state == "running"),
-        ("heartbeat_age_seconds", "Since its last heartbeat.", lambda a: a.heartbeat_age_s),
+        ("heartbeat_age_seconds", "Time since its last heartbeat.", lambda a: a.heartbeat_age_s),
         ("inbox_used", "Items that wait in its inbox.", lambda actor: actor.inbox.used),
         ("inbox_size", "Items that its inbox holds.", lambda actor: actor.inbox.size),
     )
