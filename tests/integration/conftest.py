@@ -38,8 +38,14 @@ _POLL_S = 0.02
 _symbols = itertools.count()
 
 
+def patient(seconds: float) -> float:
+    """The limit on this machine: longer while more programs want to run than it has processors."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: Any = "") -> Any:
     """Poll until the condition gives something true; that is returned."""
+    within = patient(within)
     deadline = time.monotonic() + within
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -206,6 +212,7 @@ class Program:
 
     def code(self, within: float = 15.0) -> int:
         """Wait for the end; the exit code."""
+        within = patient(within)
         try:
             return self.process.wait(within)
         except subprocess.TimeoutExpired:

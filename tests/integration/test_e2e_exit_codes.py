@@ -8,6 +8,8 @@ from typing import Any
 import attrs
 import pytest
 
+from tests.integration.conftest import patient
+
 KEYS = {"ALPACA_API_KEY": "PKE2E", "ALPACA_SECRET_KEY": "e2e-secret"}
 NOWHERE = {
     "MDSERVICE_FEED_URL": "ws://127.0.0.1:9/v2/iex",
@@ -172,7 +174,7 @@ def refused(module_stage: Any) -> dict[tuple[str, str], Any]:
 def ended_or_closed(program: Any) -> None:
     """Wait for its end; one that goes on is ended, which its test sees by the code."""
     try:
-        program.process.wait(15)
+        program.process.wait(patient(15))
     except subprocess.TimeoutExpired:
         program.close()
 

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import redis
 
+from tests.integration.conftest import patient
+
 
 def redis_of(service: Any) -> redis.Redis:
     """A client of the server that its status names."""
@@ -148,7 +150,7 @@ def test_a_signal_ends_it_with_0_and_everything_of_it_is_gone(stage: Any, by: An
         server = client.info("server")["process_id"]
     started = time.monotonic()
     assert service.end(by) == 0, service.said
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < patient(5)
     stage.eventually(lambda: stage.is_gone(server), within=2, what="the server's end")
     left = {path.name for path in service.folder.iterdir() if path.is_socket()}
     assert left == set()
@@ -223,7 +225,7 @@ def test_on_a_terminal_a_live_line_shows_what_goes_through(stage: Any) -> None:
         while len(live_lines(shown)) < 3 and time.monotonic() < deadline:
             shown += os.read(ours, 4096)
         process.terminate()
-        assert process.wait(5) == 0, shown
+        assert process.wait(patient(5)) == 0, shown
     finally:
         process.kill()
         process.wait()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.integration.conftest import patient
 from tests.integration.feed_server import PlainServer
 
 T0 = 1_763_653_904_208_912_345
@@ -47,7 +48,7 @@ def test_what_was_accepted_is_written_before_the_end(stage: Any, by: signal.Sign
     assert service.process.poll() is None, f"it did not wait: {service.said}"
     valkey.answer_again()
     assert service.code(within=5) == 0, service.said
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < patient(5)
     with valkey.client() as client:
         assert log_of(client, "AAPL", stage.exact) == list(range(1, count + 1))
         assert stage.exact(client.get("price:AAPL"))["seq"] == count
@@ -83,9 +84,9 @@ def test_it_ends_within_5_s_where_redis_never_answers_and_at_once_on_a_second_si
     hurried.process.send_signal(signal.SIGTERM)
     again = time.monotonic()
     hurried.code(within=5)
-    assert time.monotonic() - again < 0.5, hurried.said
+    assert time.monotonic() - again < patient(0.5), hurried.said
     assert patient.code(within=6) == 0, patient.said
-    assert time.monotonic() - started < 5.1
+    assert time.monotonic() - started < patient(5.1)
     for _, valkey, _ in made:
         valkey.answer_again()
 

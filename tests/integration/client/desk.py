@@ -18,6 +18,7 @@ from mdservice.model.quote import Quote
 from mdservice.publish.store import Message
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
+from tests.integration.conftest import patient
 
 LIMIT_S = 30.0
 START_NS = 1_700_000_000 * 10**9
@@ -123,7 +124,7 @@ def threads_at_work() -> list[str]:
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + patient(limit_s)
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.005)
