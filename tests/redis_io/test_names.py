@@ -17,3 +17,12 @@ def test_every_name_begins_with_the_prefix(prefix: str) -> None:
     assert names.writer_key("i") == front + plain.writer_key("i")
     assert names.channel("price.updated") == front + b"price.updated"
     assert names.event_log("log") == front + b"log"
+
+
+def test_the_rights_take_all_other_channels_away_first() -> None:
+    rules = RedisNames("desk1:").rights("log").split()
+    first = next(n for n, rule in enumerate(rules) if rule.startswith("&"))
+    assert rules.index("resetchannels") < first
+    assert {"~desk1:log", "~desk1:price:*", "&desk1:price.updated"} <= set(rules)
+    assert not any(rule.startswith(("~", "&")) and "desk1:" not in rule for rule in rules)
+    assert "~log" not in " ".join(RedisNames().rights().split())
