@@ -72,14 +72,17 @@ class LocalReader:
         for item in self._taken:
             return item
         await checkpoint()  # a reader that never waits must let other tasks run
-        while not len(self._buffer):
-            if self._closed:
+        while True:
+            for item in self._taken:  # of another task that shares this reader
+                return item
+            if len(self._buffer):
+                self._taken = chain.from_iterable(map(_items, self._buffer.take(_MOST_AT_ONCE)))
+            elif self._closed:
                 raise StopAsyncIteration
-            if self._arrived.is_set():  # other tasks may wait for it too
-                self._arrived = anyio.Event()
-            await self._arrived.wait()
-        self._taken = chain.from_iterable(map(_items, self._buffer.take(_MOST_AT_ONCE)))
-        return next(self._taken)
+            else:
+                if self._arrived.is_set():  # other tasks may wait for it too
+                    self._arrived = anyio.Event()
+                await self._arrived.wait()
 
 
 def _items(item: RoutedItem) -> Sequence[Any]:

@@ -206,6 +206,31 @@ def test_several_tasks_may_share_one_reader(backend: str) -> None:
     anyio.run(main, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_tasks_that_share_a_reader_lose_nothing_of_a_large_batch(backend: str) -> None:
+    async def main() -> None:
+        readers = LocalReaders()
+        heard: list[str] = []
+        sent = [f"S{number}" for number in range(30)]
+        with readers.open() as reader, anyio.fail_after(5):
+
+            async def take_all() -> None:
+                async for item in reader:
+                    heard.extend(names([item]))
+                    await anyio.lowlevel.checkpoint()
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(take_all)
+                for start in range(0, len(sent), 10):
+                    readers.offer(batch(*sent[start : start + 10]))
+                    await anyio.lowlevel.checkpoint()
+                readers.close()
+        assert sorted(heard) == sorted(sent)
+
+    anyio.run(main, backend=backend)
+
+
 def test_one_that_never_has_to_wait_lets_the_others_move() -> None:
     async def main() -> None:
         readers = LocalReaders()
