@@ -267,16 +267,22 @@ class FeedConnection:
             while True:
                 received = await link.receive()
                 self._note(received)
-                for kind, records in received.records.items():
+                if received.records:
                     self.heartbeat.beat("reader")
                     try:
-                        if kind is self._repair.kind:
-                            await self._repair.send_live(records)
-                        else:
-                            await self._send_queue.send(RecordBatch(kind, records))
+                        await self._send(received)
                     finally:
                         self.heartbeat.rest("reader")  # it waits for the feed again
                 session.take(received)
+
+    async def _send(self, received: Received) -> None:
+        """Send the records of all kinds. A cancelled wait leaves all of them to the send queue."""
+        for kind, records in received.records.items():
+            if kind is self._repair.kind:
+                self._repair.add_live(records)
+            else:
+                self._send_queue.add(RecordBatch(kind, records))
+        await self._send_queue.flush()
 
     def _note(self, received: Received) -> None:
         """Count what was read; data ends the back-off."""

@@ -59,25 +59,55 @@ async def test_tells_that_it_is_connected_then_hands_on_what_comes(
         assert (now.logins, now.reconnects, now.last_error) == (1, 0, None)
 
 
-async def test_records_of_a_kind_without_repair_go_on_as_their_own(
-    autojump_clock: Any, open_desk: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    others = attrs.evolve(QUOTES, channel="others")
+OTHERS = attrs.evolve(QUOTES, channel="others")
+
+
+@pytest.fixture
+def _with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read that brings quotes brings the same records of another kind."""
     receive = AlpacaLink.receive
 
     async def with_others(self: AlpacaLink) -> Received:
         received = await receive(self)
         if received.records:
-            received.records[others] = list(map(attrs.evolve, received.of(QUOTES)))
+            received.records[OTHERS] = list(map(attrs.evolve, received.of(QUOTES)))
         return received
 
     monkeypatch.setattr(AlpacaLink, "receive", with_others)
+
+
+@pytest.mark.usefixtures("_with_others")
+async def test_records_of_a_kind_without_repair_go_on_as_their_own(
+    autojump_clock: Any, open_desk: Any
+) -> None:
     async with open_desk("AAPL") as desk:
         await desk.driver.subscribed("AAPL")
         desk.driver.send_quotes([quote(1)])
         await desk.until(lambda: desk.bids == [1, 1])
         kinds = [item.kind for item in desk.items if isinstance(item, RecordBatch)]
-        assert kinds == [QUOTES, others]
+        assert kinds == [QUOTES, OTHERS]
+
+
+@pytest.mark.usefixtures("_with_others")
+async def test_a_restart_loses_no_kind_of_what_was_read(
+    autojump_clock: Any, open_desk: Any
+) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.driver.subscribed("AAPL")
+        await desk.until_phase("streaming")
+        desk.stop_taking()
+        sent = 0
+        while desk.now.quotes_received == 2 * sent:  # until the reader waits for room
+            sent += 1
+            desk.driver.send_quotes([quote(sent)])
+            await anyio.wait_all_tasks_blocked()
+        read = desk.now.quotes_received
+        await desk.cancel()
+        desk.take()
+        await desk.start()
+        await desk.until(lambda: desk.story.count("connected") == 2)
+        assert len(desk.bids) == read
+        assert desk.bids[::2] == desk.bids[1::2] == list(range(1, read // 2 + 1))
 
 
 async def test_without_symbols_it_logs_in_and_waits(autojump_clock: Any, open_desk: Any) -> None:

@@ -58,12 +58,12 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
 
 
 def test_finds_a_quote_that_was_never_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    send_live = GapRepair.send_live
+    add_live = GapRepair.add_live
 
-    async def lose_some(self: GapRepair, quotes: Sequence[Quote]) -> None:
-        await send_live(self, [quote for quote in quotes if quote.bid_size % 100 != 99])
+    def lose_some(self: GapRepair, quotes: Sequence[Quote]) -> None:
+        add_live(self, [quote for quote in quotes if quote.bid_size % 100 != 99])
 
-    monkeypatch.setattr(GapRepair, "send_live", lose_some)
+    monkeypatch.setattr(GapRepair, "add_live", lose_some)
     assert "are missing" in violations()
 
 
@@ -84,13 +84,13 @@ def test_finds_a_quote_that_is_accepted_twice(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_finds_a_wrong_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    send_live = QuoteRouter._send
+    send = QuoteRouter._send
 
     def skip_one(self: QuoteRouter, item: Any) -> None:
         if isinstance(item, RecordBatch):
             for quote in item.records:
                 quote.seq += quote.seq > 10
-        send_live(self, item)
+        send(self, item)
 
     monkeypatch.setattr(QuoteRouter, "_send", skip_one)
     assert " after 10" in violations()

@@ -325,16 +325,15 @@ class GapRepair(Generic[R]):
         self._began.set()
         self._began = anyio.Event()
 
-    async def send_live(self, records: Sequence[R]) -> None:
-        """Hold live records during a repair; otherwise send them."""
+    def add_live(self, records: Sequence[R]) -> None:
+        """Hold live records during a repair; otherwise add them to the send queue."""
         self._horizon.came(records)
         if not self._holding:
-            await self._send_queue.send(RecordBatch(self.kind, records))
+            self._send_queue.add(RecordBatch(self.kind, records))
             return
         self._held.extend(records)
         if len(self._held) > MOST_HELD:
             self._give_up("too many live records were waiting")
-            await self._send_queue.flush()
 
     async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
         """Report the subscribed symbols, fetch the missed records, send them with the held ones.

@@ -64,7 +64,8 @@ class Bench:
 
     async def live(self, *quotes: Quote) -> None:
         self.history.add(quotes)
-        await self.repair.send_live(quotes)
+        self.repair.add_live(quotes)
+        await self.send_queue.flush()
 
     async def keep_limit(self) -> None:
         with self.limit:
@@ -456,7 +457,7 @@ async def test_a_live_quote_that_history_never_has_does_not_hold_it_up(
         await bench.lose()
         bench.tasks.start_soon(bench.repair.repair, ["AAPL", "MSFT"])
         await anyio.sleep(0.1)
-        await bench.repair.send_live([bench.quote(3)])
+        bench.repair.add_live([bench.quote(3)])
         await anyio.sleep(2)
         bench.history.add([bench.quote(4)])
         await anyio.sleep(1.5)
