@@ -114,9 +114,9 @@ class FrameReader:
         while size - position >= _SHORT_HEAD:
             kind, length = data[position], data[position + 1]
             start, most = position + _SHORT_HEAD, _MOST_IN_SHORT
-            if length in _HEADS and kind in _PLAIN:
+            if length in _HEADS:
                 start = position + _HEADS[length]
-                if start > size:
+                if start > size and kind in _PLAIN:
                     needs = start - position
                     break
                 length = int.from_bytes(data[position + _SHORT_HEAD : start], "big")
