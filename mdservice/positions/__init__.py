@@ -1,1 +1,1 @@
-"""Where positions come from, and the actor that has their symbols followed."""
+"""The sources of positions, their cache, and the actor that subscribes to their symbols."""

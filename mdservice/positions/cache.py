@@ -19,27 +19,26 @@ __all__ = ["PATIENCE_S", "PositionCache"]
 _log = get_logger(__name__)
 
 PATIENCE_S: Final = 5.0
-"""How long :meth:`PositionCache.current` waits for the source; then it returns what is known."""
+"""How long :meth:`PositionCache.current` waits for the source before it returns the last answer."""
 
 
 class PositionCache:
-    """The one place that keeps positions; it asks their source, one request at a time.
+    """Keeps the positions of a process and asks their source, one request at a time.
 
-    Callers await :meth:`current` (or :meth:`refresh`, to poll) and use what it
-    returns. Where the source fails, what was known stays, and :meth:`warning` says why it may be
-    out of date.
+    Callers await :meth:`current` (or :meth:`refresh`, to poll) and use the result. If the source
+    fails, the last answer stays, and :meth:`warning` says why it may be out of date.
 
     Args:
-        source: Where they come from.
-        interval_s: How old they may be, seconds; 0: each :meth:`current` asks the source.
+        source: The source of the positions.
+        interval_s: How old they may be, seconds; if 0, each :meth:`current` asks the source.
         clock: The time.
-        symbols: Keep only positions in these; none means all.
+        symbols: Keep only positions in these symbols; empty means all.
 
     Attributes:
         interval_s: As given.
-        positions: What the source last answered; empty before the first answer.
-        last_error: Why the last try failed, or why its answer may be out of date; else None.
-        answers: How many answers there were.
+        positions: The source's last answer; empty before the first answer.
+        last_error: Why the last request failed, or why its answer may be out of date; else None.
+        answers: The number of answers.
     """
 
     def __init__(
@@ -60,11 +59,11 @@ class PositionCache:
         self._asked_s: float | None = None
         self._answered_s: float | None = None
         self._overdue = False
-        """Whether a caller has run out of patience since the source last answered or failed."""
+        """Whether a caller has waited in full since the source last answered or failed."""
 
     @property
     def address(self) -> str:
-        """Where they come from, without any secret."""
+        """The source's address, without any secret."""
         return self._source.address
 
     def age_s(self) -> float | None:
@@ -81,7 +80,7 @@ class PositionCache:
         """The positions; the source is asked first where they are older than the interval.
 
         Args:
-            polled: Whether a task calls :meth:`refresh` at that interval. What it brought is
+            polled: Whether a task calls :meth:`refresh` at that interval. Its last result is
                 current then, unless the interval is 0.
 
         Raises:
@@ -99,7 +98,7 @@ class PositionCache:
         return self.positions
 
     async def refresh(self) -> tuple[Position, ...]:
-        """Ask the source now, and return what is known then; cancelling changes nothing."""
+        """Ask the source now, and return the positions; cancelling changes nothing."""
         async with self._asking:
             await self._ask()
         return self.positions
@@ -122,7 +121,7 @@ class PositionCache:
         except PositionsError as exc:
             self._note(str(exc))
         except Exception as exc:  # noqa: BLE001 - a program's own source may raise anything
-            # Its message may hold a secret: only the log has it.
+            # The message may hold a secret, so it goes only to the log.
             _log.exception("positions_source_is_broken", source=self.address)
             self._note(f"{self.address}: {type(exc).__name__}, see the log")
         else:
@@ -144,7 +143,7 @@ class PositionCache:
             _log_problems(before, positions)
 
     def _note(self, error: str | None) -> None:
-        """Keep why the last try failed, or None; log it where it is another reason."""
+        """Store why the last request failed, or None; log it if the reason has changed."""
         reason = None if error is None else masked(error)
         if reason is not None and reason != self.last_error:
             _log.warning("positions_failed", source=self.address, reason=reason)
@@ -154,7 +153,7 @@ class PositionCache:
 
 
 def _log_problems(before: Sequence[Position], now: Sequence[Position]) -> None:
-    """Log each unusable row once, and not at each poll."""
+    """Log each unusable row once, not at each poll."""
     known = _problems(before)
     for (symbol, problem), rows in _problems(now).items():
         if rows > known[symbol, problem]:
@@ -162,5 +161,5 @@ def _log_problems(before: Sequence[Position], now: Sequence[Position]) -> None:
 
 
 def _problems(positions: Sequence[Position]) -> Counter[tuple[str, str]]:
-    """How many rows there are of each symbol and problem; unreadable ones share a symbol."""
+    """Count the rows of each symbol and problem; unreadable ones share a symbol."""
     return Counter((each.symbol, each.problem) for each in positions if each.problem is not None)

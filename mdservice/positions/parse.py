@@ -1,10 +1,10 @@
 """Positions from JSON: a list of rows, or an object with such a list; ``null`` is none. Pure.
 
-A row that cannot be used costs itself: it becomes a position with a problem, in its place.
+An unusable row becomes a position with a problem and does not affect the other rows.
 
 A row of an account in another currency has a ``swap_rate`` and a ``usd`` block. Its prices are read
-from that block, since the feed's prices are in dollars. Without the block the row has a problem:
-today's rate says nothing about the rate of the day on which the position was opened.
+from that block, since the feed's prices are in dollars. Without the block the row has a problem,
+because today's rate is not the rate of the day on which the position was opened.
 
 Source: Alpaca, trading API, "All open positions": a bare list, numbers as strings, ``side``
 ``long`` or ``short``, ``asset_class`` ``us_equity`` for stocks; ``swap_rate`` and ``usd`` for
@@ -35,7 +35,7 @@ MOST_BYTES: Final = 16 * 1024 * 1024
 """Of one answer or file."""
 MOST_ROWS: Final = 20_000
 NOT_A_STOCK: Final = "not a stock"
-"""The problem of a position whose form is right, but which is no stock."""
+"""The problem of a valid position in something other than a stock."""
 
 _MOST_FIELDS = 50
 """Of a row, on average; bounds the memory that a huge list of trifles takes."""
@@ -51,7 +51,7 @@ _NULL = msgspec.Raw(b"null")
 _NO_NUMBER = re.compile(
     rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[-+]?\b(?:nan|inf(?:inity)?)\b', re.DOTALL | re.IGNORECASE
 )
-"""A text, or a number that JSON does not have and Python's json module writes all the same."""
+"""A text, or a number that is not JSON but that Python's json module writes."""
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MOST_PROBLEM = 200
@@ -62,7 +62,7 @@ _Kind = TypeVar("_Kind")
 
 
 class NotJson(PositionsRefused):
-    """The content is no JSON at all."""
+    """The content is not JSON."""
 
 
 class _Document(msgspec.Struct, gc=False):
@@ -99,7 +99,7 @@ _row_decoder = msgspec.json.Decoder(_Row)
 
 
 def parse_positions(content: bytes, where: str = "the answer") -> list[Position]:
-    """All rows as positions, in their order; a symbol may come more than once.
+    """All rows as positions, in their order; a symbol may occur more than once.
 
     Quantities of short positions are below 0: by their sign, or by ``side`` ``short``.
 
@@ -107,13 +107,13 @@ def parse_positions(content: bytes, where: str = "the answer") -> list[Position]
         content: ``[row, …]`` or ``{"positions": [row, …]}``; ``null`` in the place of either
             list means no positions. UTF-8, or UTF-16 with a byte-order mark. ``qty``,
             ``avg_entry_price`` and ``multiplier`` are JSON numbers or decimal strings, and kept
-            exactly. Unknown fields are ignored, whatever they hold.
-        where: What holds the content, for the errors.
+            exactly. Unknown fields are ignored.
+        where: The name of the content in errors.
 
     Raises:
         PositionsUnavailable: The content ends too early; perhaps it is still being written.
-        NotJson: It is no JSON.
-        PositionsRefused: It is JSON, but no positions; or far too much.
+        NotJson: The content is not JSON.
+        PositionsRefused: It is JSON without positions, or it is too large.
     """
     if len(content) > MOST_BYTES:
         raise PositionsRefused(
@@ -141,7 +141,7 @@ def parse_positions(content: bytes, where: str = "the answer") -> list[Position]
 
 
 def _in_utf_8(content: bytes, where: str) -> bytes:
-    if content.startswith(_UTF_16_MARKS):  # what PowerShell's > writes
+    if content.startswith(_UTF_16_MARKS):  # as PowerShell's > writes
         try:
             return content.decode("utf-16").encode()
         except UnicodeDecodeError as exc:
@@ -152,7 +152,7 @@ def _in_utf_8(content: bytes, where: str) -> bytes:
 
 
 def _as_text(found: re.Match[bytes]) -> bytes:
-    """A text as it is; NaN as ``"NaN"``, which is a problem only where it is read."""
+    """A text unchanged; NaN as ``"NaN"``, which is a problem only if the field is used."""
     written = found[0]
     return written if written.startswith(b'"') else b'"%b"' % written
 
@@ -202,7 +202,7 @@ def _position(raw: msgspec.Raw) -> Position:
 
 
 def _row_with_price_in_dollars(raw: msgspec.Raw) -> _Row | None:
-    """A broken row without its own entry price, which a price in dollars makes needless."""
+    """A row whose entry price is broken, without that price, if it has one in dollars."""
     fields = _as(dict[str, msgspec.Raw], raw)
     if fields is None or "usd" not in fields or fields.pop("avg_entry_price", None) is None:
         return None
@@ -215,9 +215,9 @@ def _in_dollars(
     swap_rate: msgspec.Raw,
     currency: str | None,
 ) -> tuple[Decimal | None, str | None, _Dollars | None]:
-    """A row's entry price in dollars, why there is none or None, and the block with its prices.
+    """A row's entry price in dollars, the reason if there is none, and the block with its prices.
 
-    Where there is no block, the prices are the row's own.
+    Without a block, the prices are the row's own.
     """
     block, is_given = _block(usd), not _is_null(swap_rate)
     if block is not None and not _is_null(block.avg_entry_price):
@@ -244,7 +244,7 @@ def _previous(raw: msgspec.Raw) -> Decimal | None:
 
 
 def _block(usd: msgspec.Raw) -> _Dollars | None:
-    """None where it is no object, or an empty one."""
+    """The block; None if it is not an object, or an empty one."""
     return _as(_Dollars, usd) if _as(dict[str, msgspec.Raw], usd) else None
 
 
@@ -253,7 +253,7 @@ def _is_null(raw: msgspec.Raw) -> bool:
 
 
 def _symbol(written: str) -> tuple[str, str | None]:
-    """The symbol; or what was written, and what is wrong with it."""
+    """The symbol; or the text as written, and what is wrong with it."""
     try:
         symbol = parse_symbol(written)
     except InvalidSymbol:
@@ -264,7 +264,7 @@ def _symbol(written: str) -> tuple[str, str | None]:
 
 
 def _signed(qty: Decimal, side: str | None) -> Decimal:
-    """Below 0 for a short position; exact, which ``-qty`` and ``abs(qty)`` are not."""
+    """The quantity, below 0 for a short position; exact, unlike ``-qty`` and ``abs(qty)``."""
     if not qty:
         return qty.copy_abs()
     return qty.copy_abs().copy_negate() if _word(side) == "short" else qty
@@ -285,7 +285,7 @@ def _problem_of(row: _Row, qty: Decimal, price: Decimal) -> str | None:
 
 
 def _position_of_broken(raw: msgspec.Raw) -> Position:
-    """What can be had of a row that is not as it should be; it has a problem."""
+    """A position with a problem, from the readable fields of a broken row."""
     try:
         fields = _object_decoder.decode(raw)
     except (ValueError, RecursionError):
@@ -343,7 +343,7 @@ def _number(raw: msgspec.Raw | None) -> Decimal | None:
 
 
 def _is_usable(number: Decimal) -> bool:
-    """Whether sums of such numbers can be made and written out; NaN and Infinity are not."""
+    """Whether sums of such numbers are exact and can be written; False for NaN and Infinity."""
     if not number.is_finite() or number.adjusted() >= _MOST_DIGITS_BEFORE:
         return False
     exponent = number.as_tuple().exponent
@@ -356,6 +356,6 @@ def _word(text: str | None) -> str:
 
 
 def _shown(written: str) -> str:
-    """As it was written, as far as it can be shown; ``?`` for nothing."""
+    """The printable part of a text; ``?`` if nothing is left."""
     text = "".join(char if char.isprintable() else "\ufffd" for char in written[: _SHOWN + 1])
     return (text[:_SHOWN] + "…" if len(text) > _SHOWN else text) or "?"

@@ -1,4 +1,4 @@
-"""Where positions come from: Alpaca, a URL, a file, or the service that runs on this machine."""
+"""The sources of positions: Alpaca, a URL, a file, or the service that runs on this machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 FETCH_LIMIT_S: Final = 9.0
-"""Within this a fetch ends, whatever the other side does; a caller may count on 10 s."""
+"""The limit of a fetch, whatever the other side does; callers can rely on 10 s."""
 OK: Final = 200
 NO_CONTENT: Final = 204
 _REDIRECTS: Final = range(300, 400)
@@ -57,12 +57,12 @@ _CHECK_ALPACA: Final = (
 )
 _ASKED_FOR: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 _PARSED_AT_ONCE_BYTES: Final = 64 * 1024
-"""More is parsed in a thread: it would hold the event loop for milliseconds."""
+"""Larger content is parsed in a thread, since it would block the event loop for milliseconds."""
 _MOST_SHOWN: Final = 200
 
 _FILE: Final = "file:"
 _YOUNG_NS: Final = 2 * 10**9
-"""A file changed that lately may change again within the same tick of its file system's clock."""
+"""A file changed within this time may change again within one tick of the file system's clock."""
 _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 _CALL: Final = "/api/v1/positions"
@@ -81,18 +81,18 @@ def open_source(
     secret_key: str | None,
     http: HttpClient | None = None,
 ) -> PositionSource | None:
-    """The source, which has asked nothing yet; None for ``none``.
+    """The source, before its first request; None for ``none``.
 
     Args:
         text: ``none``, ``alpaca``, an ``http(s)://`` URL or ``file:PATH``.
         trading_url: For ``alpaca``: ``https://paper-api.alpaca.markets``.
-        api_key: For ``alpaca``, which needs it; goes nowhere else.
+        api_key: Required by ``alpaca``; sent to no other source.
         secret_key: Likewise.
-        http: Shared with other parts; the source has one of its own where not given.
+        http: A client shared with other parts; by default the source has one of its own.
 
     Raises:
         ConfigurationError: The text is none of these, a key is missing, or the environment has
-            a proxy or certificates that cannot be used.
+            an unusable proxy or certificate file.
     """
     if text == "none":
         return None
@@ -121,22 +121,22 @@ def _of_alpaca(
 
 
 class PositionSource(Protocol):
-    """Positions, asked for again and again."""
+    """A source of positions, which can be asked repeatedly."""
 
     @property
     def address(self) -> str:
-        """Where the positions come from, for people; without any secret."""
+        """The address of the positions, for people; without any secret."""
         ...
 
     async def fetch(self) -> Sequence[Position]:
-        """All positions of now, in the source's order; the caller's own.
+        """All present positions, in the source's order; the caller may change the result.
 
-        Takes at most 10 s. Calls at the same time are made one after the other. Cancelling
-        leaves the source usable; the running request ends within seconds.
+        Takes at most 10 s. Concurrent calls run one after the other. Cancelling leaves the
+        source usable; the running request ends within seconds.
 
         Raises:
-            PositionsUnavailable: None can be had now; worth another try.
-            PositionsRefused: The source said no, or what it says are no positions.
+            PositionsUnavailable: The source cannot answer now; a retry may help.
+            PositionsRefused: The source refused, or its answer holds no positions.
         """
         ...
 
@@ -148,19 +148,19 @@ class PositionSource(Protocol):
 class HttpPositions:
     """A :class:`~mdservice.positions.sources.PositionSource` behind a URL, asked with GET.
 
-    The URL is asked as it is written, with the ``/`` at its end or without it.
+    The URL is used as written, with or without a ``/`` at its end.
 
     Redirects are not followed, so headers and login stay with the URL's host.
 
     Args:
         url: ``http://`` or ``https://``; its login, if any, is sent as basic auth.
         headers: Sent with each request; never shown.
-        http: Shared with other parts, and closed by its owner; one of its own where not given.
-        check: What to check when the answer is a no.
+        http: A client shared with other parts and closed by its owner; by default its own.
+        check: What the user should check after a refusal.
 
     Raises:
-        ConfigurationError: It is no such URL, or the environment has a proxy or certificates
-            for it that cannot be used.
+        ConfigurationError: It is no such URL, or the environment has an unusable proxy or
+            certificate file for it.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class AlpacaPositions(HttpPositions):
         trading_url: ``https://paper-api.alpaca.markets``.
         api_key: Never shown.
         secret_key: Never shown.
-        http: Shared with other parts, and closed by its owner; one of its own where not given.
+        http: A client shared with other parts and closed by its owner; by default its own.
 
     Raises:
         ConfigurationError: See :class:`~mdservice.positions.sources.HttpPositions`.
@@ -267,21 +267,21 @@ class AlpacaPositions(HttpPositions):
 def read_answer(
     status: int, body: bytes, address: str, advice: str, location: str | None = None
 ) -> list[Position]:
-    """The positions of an answer; none of a 204.
+    """The positions of an answer; an empty list for a 204.
 
-    An empty body with status 200 is no answer: a server that fails in the middle sends that, and it
-    must not look as if everything had been sold.
+    An empty body with status 200 is an error: a failing server may send that, and it must not
+    look as if everything had been sold.
 
     Args:
         status: The HTTP status.
-        body: Looked at only with status 200.
-        address: Who answered, for the errors.
-        advice: What to check when the answer is a no: ``check the URL``.
-        location: Where a redirect leads, as the server wrote it.
+        body: Read only with status 200.
+        address: The server's address, for errors.
+        advice: What the user should check after a refusal: ``check the URL``.
+        location: The target of a redirect, as the server wrote it.
 
     Raises:
         PositionsUnavailable: The server is busy or broken, or its answer ends too early.
-        PositionsRefused: It says no, or answers with something else than positions.
+        PositionsRefused: It refuses, or its answer holds no positions.
     """
     if status == OK:
         return parse_positions(body, address)
@@ -299,7 +299,7 @@ def read_answer(
 
 
 def _shown_target(location: str) -> str:
-    """Without a login or the values of a query, also where it is only a path."""
+    """The target of a redirect without login and query values, also if it is only a path."""
     masked = mask_url(location)
     if masked == location:
         masked = location.partition("?")[0].partition("#")[0]
@@ -307,7 +307,7 @@ def _shown_target(location: str) -> str:
 
 
 def without_login(url: str) -> tuple[str, tuple[str, str] | None]:
-    """The URL as it may be logged, by httpx for instance, and its login."""
+    """The URL in a form that may be logged, by httpx for instance, and its login."""
     parts = urlsplit(url)
     bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
     if parts.username is None:
@@ -318,8 +318,8 @@ def without_login(url: str) -> tuple[str, tuple[str, str] | None]:
 class FilePositions:
     """A :class:`~mdservice.positions.sources.PositionSource` in a file.
 
-    The file is read in a thread, and again only when it has changed. Best replaced by renaming
-    another over it; one that is half written is waited for.
+    The file is read in a thread, and again only after it has changed. To replace it, rename a new
+    file over it; a half-written file is read again later.
 
     Args:
         path: ``~`` is the home folder.
@@ -360,7 +360,7 @@ class FilePositions:
         """See :meth:`mdservice.positions.sources.PositionSource.aclose`; nothing is kept open."""
 
     def _read(self) -> list[Position]:
-        """In a thread."""
+        """Read the file; runs in a thread."""
         try:
             version = self._version(os.stat(self._path))  # noqa: PTH116 - of the same kind as fstat
             known = self._known
@@ -378,7 +378,7 @@ class FilePositions:
         return positions
 
     def _content(self) -> tuple[_Version, bytes]:
-        # A pipe that took the file's place meanwhile must not block either: O_NONBLOCK.
+        # O_NONBLOCK, since a pipe may have taken the file's place and must not block.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(self._path, flags), "rb") as file:
             version = self._version(os.fstat(file.fileno()))
@@ -431,10 +431,10 @@ def _reason(exc: Exception) -> str:
 
 
 class ServicePositions:
-    """A :class:`~mdservice.positions.sources.PositionSource`: the running service's own.
+    """A :class:`~mdservice.positions.sources.PositionSource`: the positions of the service.
 
-    Where nobody names a source, this is one. So where a service has never answered there are no
-    positions, and :attr:`out_of_date` says why; once it has, that it no longer does is an error.
+    It is the default where no source is configured. So before the service's first answer there
+    are no positions, and :attr:`out_of_date` says why; after it, a missing answer is an error.
 
     Args:
         socket: The service's UNIX socket.
@@ -450,10 +450,10 @@ class ServicePositions:
         self.out_of_date: str | None = None
 
     async def fetch(self) -> Sequence[Position]:
-        """Ask it over its UNIX socket; no positions where it follows none.
+        """Ask the service over its UNIX socket; an empty list if it follows no positions.
 
         Raises:
-            PositionsUnavailable: The service answers no longer.
+            PositionsUnavailable: The service does not answer any more.
             PositionsRefused: It is an older service, or another program.
         """
         return await anyio.to_thread.run_sync(self._fetch, abandon_on_cancel=True)
@@ -492,21 +492,21 @@ _decode_warnings = msgspec.json.Decoder(_Warnings).decode
 
 
 class Threads:
-    """Runs calls in threads; one that is cancelled is left behind, and at most four of those.
+    """Runs calls in threads; a cancelled call runs on, and at most four of these may.
 
     Args:
-        address: What the calls ask, for the error.
+        address: The source that the calls ask, for errors.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._lock = threading.Lock()
         self._running = 0
-        # Its own: calls that hang take nothing from the threads that all others share
+        # Its own limiter, so that calls that hang take no threads from other parts
         self._limiter = anyio.CapacityLimiter(_MOST_HANGING + 1)
 
     async def run(self, call: Callable[[], _Result]) -> _Result:
-        """What the call returns or raises. Cancelling does not wait for it.
+        """Run the call; return or raise what it does. Cancelling does not wait for it.
 
         Raises:
             PositionsUnavailable: Too many earlier calls still hang.
@@ -514,7 +514,7 @@ class Threads:
         for _ in range(_LOOKS):
             if self._running < _MOST_HANGING:
                 break
-            await anyio.sleep(_LOOK_S)  # those that were just cancelled soon end
+            await anyio.sleep(_LOOK_S)  # calls that were just cancelled end soon
         else:
             raise PositionsUnavailable(
                 f"{self._address}: {self._running} earlier attempts still hang; waiting for them"

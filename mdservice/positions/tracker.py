@@ -1,4 +1,4 @@
-"""The actor that has the feed follow the symbols of all open positions."""
+"""The actor that makes the feed subscribe to the symbols of all open positions."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ __all__ = ["GRACE_S", "SOURCE", "HeldSymbols", "PositionTracker", "TrackerSnapsh
 _log = get_logger(__name__)
 
 GRACE_S = 30.0
-"""How long a symbol is followed after its position was closed: it may be opened again."""
+"""How long a symbol stays followed after its position was closed, since it may be reopened."""
 
 SOURCE: Final = "positions"
-"""On whose behalf the symbols are followed, as ``/subscriptions`` shows it."""
+"""The source of these subscriptions, as ``/subscriptions`` shows it."""
 
 
 class PositionTracker:
-    """Asks for the positions now and then, and has their symbols followed, the largest first.
+    """Fetches the positions regularly and subscribes to their symbols, the largest first.
 
-    What settings or the API ask for is never touched: the feed counts who wants a symbol. A
-    source that fails changes nothing; what was known is followed on.
+    It never changes the subscriptions of settings or API: the feed counts the sources of each
+    symbol. If the positions cannot be fetched, the last known ones stay followed.
 
     Args:
-        positions: Asked for at their interval.
-        follow: Has the feed follow exactly these symbols on behalf of positions, the first ones
-            rather than the others where it does not give all. May raise SubscriptionRefused.
+        positions: The cache, refreshed at its interval.
+        follow: Makes the feed follow exactly these symbols for positions. If it does not grant
+            all of them, the first ones have priority. May raise SubscriptionRefused.
         clock: The time.
     """
 
@@ -59,7 +59,7 @@ class PositionTracker:
         self._followed: tuple[str, ...] = ()
 
     def snapshot(self) -> TrackerSnapshot:
-        """The tracker now."""
+        """The tracker's present state."""
         return TrackerSnapshot(
             source=self._positions.address,
             positions=self._positions.positions,
@@ -69,9 +69,9 @@ class PositionTracker:
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Look until cancelled."""
+        """Fetch and follow until cancelled."""
         task_status.started()
-        self.heartbeat.rest()  # it waits for its source, and each of its requests has a limit
+        self.heartbeat.rest()  # it waits for its source, and each request has a limit
         while True:
             positions = await self._positions.refresh()
             await self._follow(self._held.update(positions, self._clock.monotonic()))
@@ -82,7 +82,7 @@ class PositionTracker:
             return
         try:
             await self._have_followed(symbols)
-        except SubscriptionRefused as exc:  # the book has them: the next connection asks again
+        except SubscriptionRefused as exc:  # still wanted: the next connection asks again
             _log.warning("positions_are_not_followed", reason=str(exc))
         before, self._followed = self._followed, symbols
         _log.info(
@@ -94,26 +94,26 @@ class PositionTracker:
 
 
 class HeldSymbols:
-    """The symbols to follow, the largest position first; for a while those just closed too.
+    """The symbols to follow, the largest position first, including those just closed.
 
-    A position's size is what it cost and not what it is worth, so that the order, and what is
-    left out at the feed's symbol limit, does not change with every quote.
+    Positions are ordered by cost, not by value, so that the order, and the choice at the feed's
+    symbol limit, does not change with every quote.
 
     Args:
-        grace_s: For how long a closed one is followed, seconds.
+        grace_s: How long the symbol of a closed position stays followed, seconds.
     """
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self._grace_s = grace_s
         self._held: tuple[str, ...] = ()
         self._closed: dict[str, float] = {}
-        """Symbols with the time until which they are followed all the same."""
+        """The symbols of closed positions, with the time until which they stay followed."""
 
     def update(self, positions: Iterable[Position], now_s: float) -> tuple[str, ...]:
-        """What to follow now, the most important symbol first.
+        """The symbols to follow now, the most important first.
 
         Args:
-            positions: All of them; of those with a problem, and of empty ones, nothing is
+            positions: All positions; those with a problem, or with a quantity of 0, are not
                 followed.
             now_s: Monotonic seconds.
         """
@@ -136,14 +136,14 @@ class HeldSymbols:
 
 @attrs.frozen
 class TrackerSnapshot:
-    """What is held and followed.
+    """The held positions and the followed symbols.
 
     Attributes:
-        source: Where the positions come from, without any secret.
+        source: The address of the positions, without any secret.
         positions: The last known positions.
         followed: The symbols to follow, the most important first.
         age_s: Seconds since the last answer; None before the first.
-        last_error: Why the last try failed, or None; then ``positions`` may be out of date.
+        last_error: Why the last request failed, or None. If set, ``positions`` may be outdated.
     """
 
     source: str

@@ -19,14 +19,14 @@ __all__ = ["BEAT_S", "Actor", "Answer", "Channel", "Heartbeat", "Inbox", "forwar
 T = TypeVar("T")
 
 BEAT_S = 1.0
-"""How often a loop that waits shows that it could still move, seconds."""
+"""Seconds between the heartbeats of a waiting loop."""
 
 
 class Actor(Protocol):
     """One role of the service.
 
-    It starts no task and opens nothing in its constructor. ``run`` may be called again after
-    it failed: what must survive that lives on the object. Returning means that the inbox has
+    Its constructor starts no task and opens nothing. ``run`` may be called again after it failed,
+    so state that must survive a failure lives on the object. ``run`` returns once the inbox has
     ended and everything was sent; returning earlier is an error.
     """
 
@@ -37,12 +37,12 @@ class Actor(Protocol):
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """Its signs of life."""
+        """Its heartbeat."""
         ...
 
     @property
     def depth(self) -> Depth:
-        """How full its inbox is."""
+        """The number of items in its inbox."""
         ...
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -54,7 +54,7 @@ class Heartbeat:
     """When each loop of an actor last ran.
 
     A loop beats at least every second while it waits for its inbox. A loop that waits for
-    the outside world (a socket, say) rests instead: there its silence is normal.
+    the outside world, such as a socket, rests instead: its silence is normal.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -67,11 +67,11 @@ class Heartbeat:
         self._beats = {"main": self._clock.monotonic()}
 
     def beat(self, loop: str = "main") -> None:
-        """The loop moves."""
+        """Record that the loop runs."""
         self._beats[loop] = self._clock.monotonic()
 
     def rest(self, loop: str = "main") -> None:
-        """The loop waits for something outside; until its next beat it counts as alive."""
+        """Record that the loop waits for the outside; it counts as alive until its next beat."""
         self._beats.pop(loop, None)
 
     def age_s(self) -> float:
@@ -83,7 +83,7 @@ class Heartbeat:
 
 @attrs.frozen
 class Depth:
-    """How many items an inbox holds, and how many it may hold."""
+    """The number of items in an inbox, and its size."""
 
     used: int
     size: int
@@ -93,9 +93,9 @@ class Inbox(AsyncIterator[T]):
     """The receiving end of a channel, for one loop of one actor.
 
     Args:
-        stream: Where the items come from.
-        size: How many items it may hold.
-        heartbeat: Beaten on every item, and every :data:`BEAT_S` seconds without one.
+        stream: The stream of the items.
+        size: The maximum number of items.
+        heartbeat: Gets a beat on every item, and every :data:`BEAT_S` seconds without one.
         loop: The name of the loop that reads.
     """
 
@@ -113,7 +113,7 @@ class Inbox(AsyncIterator[T]):
 
     @property
     def depth(self) -> Depth:
-        """How full it is."""
+        """The number of items in it."""
         return Depth(self._stream.statistics().current_buffer_used, self._size)
 
     async def receive(self) -> T:
@@ -132,7 +132,7 @@ class Inbox(AsyncIterator[T]):
             self._heartbeat.beat(self._loop)
 
     async def receive_within(self, seconds: float) -> T | None:
-        """The next item, or None when none came in time.
+        """The next item, or None if none came in time.
 
         Raises:
             anyio.EndOfStream: The senders are done, and every item was received.
@@ -143,16 +143,16 @@ class Inbox(AsyncIterator[T]):
         return None
 
     def take_waiting(self) -> Iterator[T]:
-        """What waits already, without waiting for more."""
+        """The items that already wait, without waiting for more."""
         with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
             while True:
                 yield self._stream.receive_nowait()
 
     def rest(self) -> None:
-        """The loop works on something outside; until it comes back it counts as alive."""
+        """Record that the loop works on something outside; it counts as alive meanwhile."""
         self._heartbeat.rest(self._loop)
 
-    # No generator: a loop that is cancelled in its body would leave it unfinished.
+    # Not a generator: a loop that is cancelled in its body would leave it unfinished.
 
     def __aiter__(self) -> Self:
         return self
@@ -181,16 +181,16 @@ class Channel(Generic[T]):
         return Inbox(self._receiving, self.size, heartbeat, loop)
 
     def close(self) -> None:
-        """Close both ends; what still waits is lost."""
+        """Close both ends; items that still wait are lost."""
         self.outbox.close()
         self._receiving.close()
 
 
 async def forward(outbox: MemoryObjectSendStream[T], item: T) -> None:
-    """Send an item: at once if there is room, otherwise when there is.
+    """Send an item, at once if there is room, otherwise as soon as there is.
 
-    The stream's own ``send`` first lets all other tasks run, and the item waits meanwhile. A loop
-    that calls this function must therefore wait elsewhere, as a receiver does.
+    The stream's own ``send`` first lets all other tasks run while the item waits; this function
+    does not. So a loop that calls it must wait elsewhere, as a receiver does.
     """
     try:
         outbox.send_nowait(item)
@@ -199,7 +199,7 @@ async def forward(outbox: MemoryObjectSendStream[T], item: T) -> None:
 
 
 class Answer(Generic[T]):
-    """One value that one task gives to another, once."""
+    """A value that one task passes to another, once."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
@@ -222,7 +222,7 @@ class Answer(Generic[T]):
         """The value.
 
         Raises:
-            Exception: What :meth:`fail` was given.
+            Exception: The error passed to :meth:`fail`.
         """
         await self._event.wait()
         if self._error is not None:

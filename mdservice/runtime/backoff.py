@@ -11,15 +11,15 @@ __all__ = ["Backoff"]
 
 @attrs.define
 class Backoff:
-    """Exponential delays with jitter: each between half and all of a bound that doubles.
+    """Exponential delays with jitter: each between half of a doubling bound and the bound.
 
-    Jitter keeps many clients from coming back at the same moment; that at least half of
-    the bound is waited keeps a single one from hammering.
+    Jitter keeps many clients from reconnecting at the same moment. The minimum of half the bound
+    keeps a single client from retrying too often.
 
     Attributes:
         first_s: The first bound, seconds.
         limit_s: The largest bound, seconds.
-        rng: Where the jitter comes from.
+        rng: The random numbers for the jitter.
     """
 
     first_s: float = 0.5
@@ -28,7 +28,7 @@ class Backoff:
     failures: int = attrs.field(default=0, init=False)
 
     def next_s(self) -> float:
-        """Count one more failure; the seconds to wait before the next try."""
+        """Count a failure; return the seconds to wait before the next attempt."""
         bound = min(self.limit_s, self.first_s * 2.0 ** min(self.failures, 32))
         self.failures += 1
         return bound * self.rng.uniform(0.5, 1.0)

@@ -1,9 +1,9 @@
 """How the service reaches other hosts: proxies, certificates, and the HTTP client.
 
-Every part that connects asks :func:`route` for the proxy and :func:`tls_context` for the trusted
-certificates, so REST, positions and the websocket agree on what the environment says. The
-libraries' own reading of the environment is switched off: each reads other variables, and some
-raise in the middle of a request.
+Every part that connects gets the proxy from :func:`route` and the trusted certificates from
+:func:`tls_context`, so REST, positions and the websocket follow the same environment variables.
+The libraries' own reading of the environment is switched off: each reads other variables, and
+some raise in the middle of a request.
 
 Source: curl's manual, "Environment"; OpenSSL's ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
 """
@@ -63,7 +63,7 @@ _IN_THE_BODY: Final = "the connection ended in the middle of the answer"
 
 @attrs.frozen
 class Route:
-    """How a URL is reached.
+    """The way to a URL: direct, or through a proxy.
 
     Attributes:
         proxy: The proxy's URL, with its login; None for a direct connection.
@@ -88,10 +88,10 @@ def route(url: str, environ: Mapping[str, str] | None = None) -> Route:
     """The route to a URL of the scheme http, https, ws or wss.
 
     This machine (``localhost``, 127.0.0.0/8, ::1) is always reached directly, and so is each host
-    that ``NO_PROXY`` lists. A URL that cannot be read has a direct route; asking it fails.
+    that ``NO_PROXY`` lists. A malformed URL has a direct route; a request to it fails.
 
     Raises:
-        ConfigurationError: The variable that applies names no proxy that can be used.
+        ConfigurationError: The variable that applies does not name a usable proxy.
     """
     environ = os.environ if environ is None else environ
     try:
@@ -110,10 +110,10 @@ def route(url: str, environ: Mapping[str, str] | None = None) -> Route:
 
 
 def _first_set(names: tuple[str, ...], environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """The first variable that has a value, and the value; the lower-case spelling wins."""
+    """The first variable with a value, and the value; the lower-case spelling wins."""
     for name in names:
         for spelling in (name, name.upper()):
-            # HTTP_PROXY can be set by a web client where this runs as a CGI program.
+            # In a CGI program, a web client can set HTTP_PROXY.
             if spelling == "HTTP_PROXY" and "REQUEST_METHOD" in environ:
                 continue
             value = environ.get(spelling, "").strip()
@@ -194,7 +194,7 @@ def _login(parts: SplitResult) -> str:
 
 
 def _require_socks(variable: str) -> None:
-    """Check that httpx and websockets have what they need for a SOCKS proxy."""
+    """Check that the packages that httpx and websockets need for a SOCKS proxy are installed."""
     missing = [
         package
         for package, module in (("socksio", "socksio"), ("python-socks", "python_socks"))
@@ -222,7 +222,7 @@ def ca_file(environ: Mapping[str, str] | None = None) -> tuple[str | None, str |
     also name a folder; ``SSL_CERT_DIR`` adds to the first, and replaces the other two.
 
     Raises:
-        ConfigurationError: A variable names what cannot be used; the text names the variable.
+        ConfigurationError: A variable names an unusable file; the message names the variable.
     """
     environ = os.environ if environ is None else environ
     given = [(name, environ.get(name, "").strip()) for name in _CA_FILES]
@@ -268,7 +268,7 @@ def tls_context(environ: Mapping[str, str] | None = None) -> ssl.SSLContext:
     """A client's context with the certificates that the environment names.
 
     Without such a variable it trusts the system's certificates and those of certifi, so that it
-    works in an image that has none.
+    also works in a container image without certificates.
 
     Raises:
         ConfigurationError: See :func:`ca_file`.
@@ -289,12 +289,12 @@ def tls_context(environ: Mapping[str, str] | None = None) -> ssl.SSLContext:
 
 
 class HttpFailed(MDServiceError):
-    """A request without an answer that can be used.
+    """A request that has failed, or whose answer cannot be used.
 
     Args:
         message: What happened; without the URL, and without any secret.
-        kind: ``timeout``; ``url`` where it cannot be asked at all; ``size`` or ``encoding`` of
-            the answer; ``network`` for the rest.
+        kind: ``timeout``; ``url`` for an unusable URL; ``size`` or ``encoding`` for such a
+            problem of the answer; ``network`` for the rest.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class HttpFailed(MDServiceError):
 
 @attrs.frozen
 class HttpAnswer:
-    """What a server answered: the body is empty unless the status is 200, or ``any_status``."""
+    """A server's answer; the body is empty unless the status is 200, or ``any_status`` is set."""
 
     status: int
     headers: Mapping[str, str]
@@ -316,13 +316,13 @@ class HttpAnswer:
 class HttpClient:
     """GET requests for every REST use of one program; any failure is one :class:`HttpFailed`.
 
-    A part calls :meth:`prepare` with its URL when it is made, at the start, so that a bad variable
-    is a configuration error there and then. Redirects are not followed, so headers and logins stay
-    with the URL's host. After :meth:`aclose` the next request opens new connections.
+    Each part calls :meth:`prepare` with its URL in its constructor, so that a bad environment
+    variable is a configuration error at the start. Redirects are not followed, so headers and
+    logins stay with the URL's host. After :meth:`aclose` the next request opens new connections.
 
     Args:
-        transport: In the place of the network, for tests; then no variable counts.
-        environ: The environment; that of the process where not given.
+        transport: Replaces the network in tests; environment variables are then ignored.
+        environ: The environment; by default that of the process.
     """
 
     def __init__(
@@ -340,7 +340,7 @@ class HttpClient:
         """The route to a URL, checked together with the certificates that it needs.
 
         Raises:
-            ConfigurationError: A variable of the environment cannot be used; the text names it.
+            ConfigurationError: An environment variable is unusable; the message names it.
         """
         if self._transport is not None:
             return _DIRECT
@@ -362,18 +362,18 @@ class HttpClient:
         any_status: bool = False,
         ask_twice: bool = False,
     ) -> HttpAnswer:
-        """Ask; once more where a connection that was kept turns out to be closed.
+        """Send a GET request; repeat it once if a kept connection turns out to be closed.
 
         Args:
-            url: Without a login.
-            params: The query; None leaves that of the URL.
-            headers: Sent with it.
+            url: The URL, without a login.
+            params: The query; None keeps that of the URL.
+            headers: Headers of the request.
             auth: User and password of basic authentication.
-            timeout_s: Of each wait for the network.
-            most_bytes: Of the answer's body, decompressed.
+            timeout_s: The limit of each wait for the network.
+            most_bytes: The limit of the answer's body, decompressed.
             compressed: Whether the answer may be compressed by gzip.
-            any_status: Whether the body of an answer other than 200 is wanted too.
-            ask_twice: Ask once more also where a new connection was closed.
+            any_status: Whether to return the body of an answer other than 200 too.
+            ask_twice: Repeat the request once also if a new connection was closed.
 
         Raises:
             HttpFailed
@@ -396,7 +396,7 @@ class HttpClient:
             try:
                 response = await _send(client, request, auth, most_bytes, any_status=any_status)
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as exc:
-                # Servers close a kept connection when they like, also just as it is used again.
+                # A server may close a kept connection at any time, also just as it is used again.
                 kept = self._transport is None and way in self._kept
                 if not ask_twice and (not kept or _IN_THE_BODY in exc.args):
                     raise
@@ -409,7 +409,7 @@ class HttpClient:
         except ConfigurationError as exc:
             raise HttpFailed(str(exc), "url") from exc
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as exc:
-            # Without its text, which can quote a part of the URL
+            # Without the error's text, which can quote a part of the URL
             raise HttpFailed("is not a URL that can be asked", "url") from exc
         except httpx.TimeoutException as exc:
             raise HttpFailed(f"does not answer in time{found.hint}", "timeout") from exc
@@ -428,7 +428,7 @@ class HttpClient:
                 through = httpx.Proxy(proxy, ssl_context=context)
             client = self._clients[proxy, secure] = httpx.AsyncClient(
                 trust_env=False,
-                # False only where no https:// is asked: loading certificates takes a while
+                # False only if no https:// is requested: loading certificates takes a while
                 verify=self._context if secure and self._context is not None else secure,
                 proxy=through,
                 transport=self._transport,
@@ -466,8 +466,8 @@ async def _send(
             if response.is_stream_consumed:  # a test's transport has read it
                 body += response.content
             else:
-                # Raw, and ended by cancelling: a break, or an error of decompression, would leave
-                # httpx's generators to the collector, which trio warns of.
+                # Raw, and ended by cancelling: a break, or a decompression error, would leave
+                # httpx's generators to the garbage collector, and trio warns about that.
                 with anyio.CancelScope() as reading:
                     async for chunk in response.aiter_raw():
                         body += chunk
@@ -505,7 +505,7 @@ def _size(count: int) -> str:
 
 
 def root_cause(exc: BaseException) -> str:
-    """The error's text, or the innermost error's: libraries wrap it, often without a text."""
+    """The text of the innermost error, since libraries wrap it, often without a text."""
     if str(exc):
         return str(exc)
     exc = _chain(exc)[-1]
@@ -524,7 +524,7 @@ def tls_advice(exc: BaseException) -> str:
 
 
 def _chain(exc: BaseException) -> list[BaseException]:
-    """The error and those that led to it, the innermost last."""
+    """The error and its causes, the innermost last."""
     chain = [exc]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
         if inner in chain:

@@ -1,4 +1,4 @@
-"""Where the service's sockets live, and whether that place can be trusted."""
+"""The folder of the service's sockets, and whether it can be trusted."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PRIVATE = 0o700
 def default_socket(environ: Mapping[str, str] | None = None) -> Path:
     """``$XDG_RUNTIME_DIR/mdservice.sock``, else one in this user's folder in the temporary one.
 
-    A session's folder that this user cannot use counts as not set: one that is missing, no folder,
-    not writable, or another user's, as after ``su``. Nothing is created;
-    :func:`prepare_socket_folder` does that.
+    A ``$XDG_RUNTIME_DIR`` that this user cannot use is ignored: it is missing, not a folder, not
+    writable, or belongs to another user, as after ``su``. This function creates nothing;
+    :func:`prepare_socket_folder` does.
     """
     folder = Path((os.environ if environ is None else environ).get("XDG_RUNTIME_DIR", ""))
-    # The XDG specification has a relative one ignored.
+    # The XDG specification says to ignore a relative path.
     if folder.is_absolute() and _is_usable(folder):
         return folder / "mdservice.sock"
     return _own_folder() / "mdservice.sock"
@@ -39,13 +39,13 @@ def _is_usable(folder: Path) -> bool:
 
 
 def prepare_socket_folder(socket: Path) -> None:
-    """Make sure that the socket can be created where it is to be, before serving.
+    """Make sure that the socket can be created at its path, before serving.
 
-    The folder in the temporary one is created, 0700; any other has to exist.
+    This user's folder in the temporary folder is created (mode 0700); any other has to exist.
 
     Raises:
-        ConfigurationError: There is no such folder, it is not writable, or the one in the
-            temporary folder is not this user's alone.
+        ConfigurationError: There is no such folder, it is not writable, or the folder in the
+            temporary folder is accessible to other users.
     """
     folder = socket.parent
     if folder == _own_folder():
@@ -61,10 +61,10 @@ def prepare_socket_folder(socket: Path) -> None:
 
 
 def can_serve_at(socket: Path) -> None:
-    """Refuse a place where :func:`prepare_socket_folder` would fail; nothing is created.
+    """Raise if :func:`prepare_socket_folder` would fail for this path; create nothing.
 
     Raises:
-        ConfigurationError: As there.
+        ConfigurationError: As in :func:`prepare_socket_folder`.
     """
     check_socket_folder(socket)
     folder = socket.parent
@@ -85,9 +85,9 @@ def _missing(folder: Path) -> ConfigurationError:
 
 
 def check_socket_folder(socket: Path) -> None:
-    """Refuse the folder in the temporary one when another user could have put it there.
+    """Refuse a folder in the temporary folder that another user could have made.
 
-    A folder that does not exist, and one that was chosen by a setting, pass.
+    A missing folder, and one chosen by a setting, are accepted.
 
     Raises:
         ConfigurationError: It is not a folder, not this user's, or open to others.

@@ -1,4 +1,4 @@
-"""The signals that ask a program to end, and what the first and the second of them do."""
+"""The signals that end a program: the first one lets it drain, a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _log = get_logger(__name__)
 
 _AT_ONCE = 1
 _ONE_SIGNAL_S = 0.05
-"""timeout(1) and some shells deliver one signal twice: to the process and to its group."""
+"""A repeat within these seconds is ignored: timeout(1) and some shells signal process and group."""
 
 
 def stop_signals() -> Sequence[signal.Signals]:
     """SIGINT, SIGTERM and SIGHUP, which a closed terminal sends.
 
-    A SIGHUP that is ignored stays so: nohup(1) starts a program that way. An ignored SIGINT does
-    not: a script's shell ignores it for all of its background jobs, and a SIGINT that is sent to
-    such a job should end it.
+    An ignored SIGHUP stays ignored, since nohup(1) starts a program that way. An ignored SIGINT
+    does not: a script's shell ignores it for all its background jobs, but a SIGINT sent to such a
+    job should end it.
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return (signal.SIGINT, signal.SIGTERM)
@@ -35,9 +35,9 @@ def stop_signals() -> Sequence[signal.Signals]:
 
 
 def leave_lost_terminal() -> None:
-    """Send the rest of the output to the null device where its terminal has been closed.
+    """Redirect the output to the null device if its terminal has been closed.
 
-    Each write to such a terminal fails, the interpreter's own at the end included.
+    Every write to such a terminal fails, also the interpreter's own at exit.
     """
     for descriptor in (1, 2):
         try:
@@ -58,7 +58,7 @@ async def stop_on_signal(
     """Cancel the scope on the first signal; end the process at once on a second one.
 
     Args:
-        running: What drains when it is cancelled.
+        running: The scope whose tasks drain when it is cancelled.
         at_once: Called before the process ends on a second signal; it must not block.
         task_status: Called once signals are received.
     """

@@ -1,4 +1,4 @@
-"""Runs and watches the actors: restarts what fails or stalls, gives up when that does not help."""
+"""Runs and watches the actors: restarts one that fails or stalls, within a limit."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ _log = get_logger(__name__)
 ActorState = Literal["starting", "running", "restarting", "stopped", "failed"]
 
 _UNRECOVERABLE = (ConfigurationError, FeedRefused)
-"""Errors that a restart cannot fix: a person has to."""
+"""Errors that a restart cannot fix, only a person."""
 
 TICK_S = 0.5
 STALLED_AFTER_S = 15.0
-"""Above every time limit inside an actor, so that waiting for one is no stall."""
+"""Longer than every time limit inside an actor, so that waiting does not count as a stall."""
 LIVE_WITHIN_S = 5.0
-"""The service counts as alive while the watchdog's last look is younger."""
+"""The service counts as alive while the watchdog's last check is younger than this."""
 _LAG_WARNING_S = 1.0
 _LAG_WINDOW = 120
 
 
 class Supervisor:
-    """A nursery with one task for each actor, which restarts it.
+    """A nursery with one task for each actor, which runs and restarts it.
 
     Args:
-        actors: In the order in which they start.
+        actors: The actors, in the order in which they start.
         clock: The time.
         policy: How often each may be restarted.
     """
@@ -94,13 +94,13 @@ class Supervisor:
         await self._ended.wait()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Start the actors one after the other, and keep them until cancelled.
+        """Start the actors one after the other, and keep them running until cancelled.
 
         ``started()`` is called once every actor has been ready.
 
         Raises:
-            ExceptionGroup: With :class:`ActorFailed` where restarts came too often, or the
-                error that no restart fixes.
+            ExceptionGroup: With :class:`ActorFailed` after too many restarts, or with an error
+                that a restart cannot fix.
         """
         try:
             async with anyio.create_task_group() as tasks:
@@ -133,7 +133,7 @@ class Supervisor:
             await self._before_restart(ward, error)
 
     def _note_end(self) -> None:
-        """An actor without an inbox (the watchdog) only ends by cancellation."""
+        """See whether all actors with an inbox have ended; the watchdog ends only by cancel."""
         draining = (ward for ward in self._wards.values() if ward.actor.depth.size)
         if all(ward.state == "stopped" for ward in draining):
             self._ended.set()
@@ -190,25 +190,25 @@ class HealthWatchdog:
         self._suspects: set[str] = set()
 
     def watch(self, supervisor: Supervisor) -> None:
-        """Whom to watch; the supervisor keeps this actor too."""
+        """Set the supervisor whose actors to watch; it runs this actor too."""
         self._supervisor = supervisor
 
     def snapshot(self) -> WatchdogSnapshot:
-        """The lag over the last minute, and ever."""
+        """The maximum lag of the last minute, and since the start."""
         return WatchdogSnapshot(
             round(max(self._lags) * 1000, 3),
             round(self._max_lag_s * 1000, 3),
         )
 
     def liveness(self) -> Readiness:
-        """Alive: the last look around is younger than :data:`LIVE_WITHIN_S`."""
+        """Alive while the last check is younger than :data:`LIVE_WITHIN_S`."""
         age_s = self.heartbeat.age_s()
         if age_s <= LIVE_WITHIN_S:
             return Readiness(ready=True)
         return Readiness(False, (f"the watchdog has not looked around for {age_s:.1f} s",))
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Look around every :data:`TICK_S` seconds until cancelled."""
+        """Check all actors every :data:`TICK_S` seconds until cancelled."""
         task_status.started()
         while True:
             due = self._clock.monotonic() + TICK_S
@@ -222,7 +222,7 @@ class HealthWatchdog:
             self._look_for_stalls()
 
     def _look_for_stalls(self) -> None:
-        """Twice in a row, since after a blocked loop every heartbeat is old once."""
+        """Restart actors that are silent twice in a row: once, a blocked loop makes all silent."""
         if self._supervisor is None:
             return
         old = {
@@ -242,7 +242,7 @@ class RestartPolicy:
     """How often an actor may fail.
 
     Attributes:
-        most: Restarts within ``period_s`` after which the service ends.
+        most: The most restarts within ``period_s``; at one more failure the service ends.
         period_s: Seconds.
         first_s: The wait before the first restart; doubles with each within the period.
         limit_s: The longest wait.
@@ -256,7 +256,7 @@ class RestartPolicy:
 
 @attrs.frozen
 class Supervision:
-    """What the supervisor knows about one actor."""
+    """One actor's state, as the supervisor knows it."""
 
     state: ActorState
     restarts: int
@@ -276,7 +276,7 @@ class _Ward:
 
 @attrs.frozen
 class WatchdogSnapshot:
-    """How late the event loop runs what is due, milliseconds: lately, and at most."""
+    """How late the event loop runs, milliseconds: in the last minute, and since the start."""
 
     loop_lag_ms: float
     loop_lag_max_ms: float

@@ -18,8 +18,8 @@ T_co = TypeVar("T_co", covariant=True)
 async def run_together(*functions: Callable[[], Awaitable[None]]) -> None:
     """Run all at once until all have returned or one has failed, which cancels the others.
 
-    Unlike a bare task group this raises the error itself; and where a cancellation from outside
-    comes at the same moment it wins, instead of leaving a group of both.
+    Unlike a task group this raises the error itself. If a cancellation from outside comes at the
+    same moment, the cancellation wins; no group of both is raised.
 
     Raises:
         Exception: The first error.
@@ -41,7 +41,7 @@ async def run_together(*functions: Callable[[], Awaitable[None]]) -> None:
 
 
 def first_error(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The first of them."""
+    """The first exception of the group, or of the groups in it."""
     return next(leaves(group))
 
 
@@ -64,12 +64,12 @@ class Runnable(Protocol[T_co]):
 
 @asynccontextmanager
 async def background(run: Runnable[T]) -> AsyncIterator[T]:
-    """Run something until the block ends, shielded from what cancels the block.
+    """Run a task until the block ends, shielded from a cancellation of the block.
 
-    So the block's clean-up still finds it at work. An error of it ends the block.
+    So the task still runs during the block's clean-up. An error of the task ends the block.
 
     Yields:
-        What it passed to ``task_status.started()``.
+        The value that the task passed to ``task_status.started()``.
     """
     scope = anyio.CancelScope(shield=True)
     async with anyio.create_task_group() as tasks:

@@ -1,8 +1,7 @@
-"""Where settings are written down: a TOML file, the environment, the command line's flags.
+"""The sources of settings: a TOML file, the environment, and command-line flags.
 
-:func:`collect` finds what is given and remembers where. What it may be is decided by the parsers of
-:mod:`mdservice.settings.parsers`: :func:`setting` makes an attrs field of a class that carries its
-description and checks its own value.
+:func:`collect` finds the given values and their sources. :func:`setting` makes an attrs field that
+has its own description and checks its value with a parser of :mod:`mdservice.settings.parsers`.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ __all__ = [
 
 
 CONFIG_FILE = "mdservice.toml"
-"""Read from the working directory where no other file is named."""
+"""The file in the working directory that is read by default."""
 SECTION = "mdservice"
 PREFIX = "MDSERVICE_"
 _IN_PYTHON = "given in Python"
 
 _KUBERNETES = re.compile(
-    # What Kubernetes puts into every container for a service called mdservice or mdservice-x.
+    # Kubernetes sets these in every container for a service called mdservice or mdservice-x.
     r"MDSERVICE_(SERVICE_.+|PORT|PORT_.+)"
     r"|MDSERVICE_\w+_(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_\w+|PORT_\d+_(TCP|UDP|SCTP)\w*)"
 )
@@ -53,15 +52,15 @@ class SettingInfo:
     """How one setting is written and read.
 
     Attributes:
-        name: In the file and in Python.
-        environment: Its variables; the first that is set wins.
-        parse: Text, or what TOML has, in; the checked value out; ValueError with the reason.
+        name: Its name in the file and in Python.
+        environment: Its environment variables; the first that is set wins.
+        parse: Turns text or a TOML value into the checked value; raises ValueError with the reason.
         help: One line for ``--help``.
-        metavar: What stands for its value there.
-        default: Its default in words; None where that is the field's.
-        secret: It has no flag, and no message shows its value.
-        address: It may be a URL, whose login is a secret.
-        real_world: If it is set, prices must not be simulated.
+        metavar: The placeholder for its value there.
+        default: Its default in words; None if it is the field's default.
+        secret: Whether it has no flag, and messages never show its value.
+        address: Whether it may be a URL, whose login is a secret.
+        real_world: Whether prices must not be simulated if it is set.
     """
 
     name: str
@@ -82,7 +81,7 @@ class SettingInfo:
 
 @attrs.frozen
 class Given:
-    """A value that somebody wrote down, and where."""
+    """A given value and its source."""
 
     value: object = attrs.field(repr=False)
     source: str
@@ -94,13 +93,13 @@ def collect(
     flags: Mapping[str, str],
     environ: Mapping[str, str],
 ) -> dict[str, Given]:
-    """Every setting that is given, from the place that counts: file < environment < flags.
+    """Every given setting, from the source with priority: file < environment < flags.
 
     Args:
-        infos: All settings that there are.
+        infos: All known settings.
         config: The file to read; None for ``mdservice.toml`` in the working directory, which
             need not be there.
-        flags: By the setting's name.
+        flags: Values by the setting's name.
         environ: The environment.
 
     Raises:
@@ -127,7 +126,7 @@ def _from_file(infos: Sequence[SettingInfo], config: Path | None) -> dict[str, G
                 f"{path}: [{SECTION}] has an unknown setting {name!r}{_suggestion(name, names)}"
             )
         if isinstance(value, str) and not value.strip():
-            continue  # As in the environment: an empty value is one that is not set.
+            continue  # As in the environment, an empty value counts as not set.
         given[name] = Given(value, f"file {path}")
     return given
 
@@ -142,7 +141,7 @@ def _read_table(path: Path, *, required: bool) -> Mapping[str, object]:
     except OSError as exc:
         raise ConfigurationError(f"{path}: cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError:
-        # Without the cause: it holds the bytes of the file, secrets included.
+        # Without the cause, which holds the bytes of the file, secrets included.
         raise ConfigurationError(f"{path}: is not UTF-8 text, so not TOML") from None
     except tomllib.TOMLDecodeError as exc:
         raise ConfigurationError(f"{path}: is not valid TOML: {_place(exc)}") from None
@@ -158,7 +157,7 @@ def _read_table(path: Path, *, required: bool) -> Mapping[str, object]:
 
 
 def _place(exc: tomllib.TOMLDecodeError) -> str:
-    """Python's message without the names that it quotes from the file."""
+    """Python's message, without the names that it quotes from the file."""
     reason = str(exc)
     if re.fullmatch(r"[A-Za-z -]+ \(at (line \d+, column \d+|end of document)\)", reason):
         return reason
@@ -182,9 +181,9 @@ def _from_environment(infos: Sequence[SettingInfo], environ: Mapping[str, str]) 
 
 
 def _unquoted(value: str) -> str:
-    """The value without blanks and a pair of quotes around it.
+    """The value without surrounding spaces and a pair of quotes.
 
-    ``docker --env-file`` and systemd's files keep quotes that a shell takes off.
+    ``docker --env-file`` and systemd's files keep quotes that a shell removes.
     """
     value = value.strip()
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
@@ -208,7 +207,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     import difflib
 
     names = list(known)
-    # The case first, since difflib finds nothing alike in FEED and feed.
+    # Compare without case first, since difflib finds FEED and feed not similar.
     cased = name.upper() if names and names[0].isupper() else name.lower().replace("-", "_")
     close = difflib.get_close_matches(cased, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(names))}"
@@ -229,15 +228,15 @@ def setting(
     """An attrs field that is a setting.
 
     Args:
-        default: Its value where nothing is given; None makes the setting optional.
+        default: Its default value; None makes the setting optional.
         parse: As in :class:`~mdservice.settings.sources.SettingInfo`, as are the others.
         help: One line for ``--help``.
-        metavar: What stands for its value there.
-        environment: Its variables; empty for the usual one.
-        shown_default: The default in words, where it depends on where the program runs.
-        secret: Neither flag nor repr.
-        address: It may be a URL, whose login the repr hides.
-        real_world: If it is set, the simulator stays off.
+        metavar: The placeholder for its value there.
+        environment: Its environment variables; empty for the usual one.
+        shown_default: The default in words, if it depends on where the program runs.
+        secret: Whether to show it in neither flag nor repr.
+        address: Whether it may be a URL, whose login the repr hides.
+        real_world: Whether the simulator stays off if it is set.
     """
     info = SettingInfo(
         name="",
@@ -258,7 +257,7 @@ def setting(
 
 
 def describe(_owner: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """An attrs ``field_transformer`` that gives each setting its name and its check."""
+    """An attrs ``field_transformer`` that sets each setting's name and validator."""
     described = []
     for field in fields:
         info = field.metadata.get("info")
@@ -282,9 +281,9 @@ _Class = TypeVar("_Class", bound=type)
 def record_sources(settings_class: _Class) -> _Class:
     """A class decorator: the constructor records in ``sources`` which settings it was given.
 
-    This distinguishes a default from the same value that was set. ``attrs.evolve``
-    passes all values on with the record: there a value counts as chosen if it was, or if it
-    differs from the default.
+    This distinguishes a default from the same value that was set. ``attrs.evolve`` passes all
+    values on with the record: a value then counts as chosen if it was before, or if it differs
+    from the default.
     """
     make = settings_class.__init__  # type: ignore[misc]
 
@@ -318,7 +317,7 @@ def infos(settings_class: type) -> tuple[SettingInfo, ...]:
 
 
 def bad_setting(name: str, source: str, reason: object) -> ConfigurationError:
-    """The error for a value that cannot be: which setting, from where, and why."""
+    """The error for an invalid value: which setting, from which source, and why."""
     return ConfigurationError(f"setting {name} ({source}): {reason}")
 
 

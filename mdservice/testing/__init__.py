@@ -1,4 +1,4 @@
-"""Fakes and fault injection, for this package's tests and for those of embedders."""
+"""Fakes and fault injection, for the tests of this package and of programs that embed it."""
 
 from mdservice.testing.fake_feed import FakeDriver, FakeHistory, FakeLink, VirtualClock
 from mdservice.testing.fake_positions import FakePositions

@@ -1,8 +1,8 @@
-"""A feed driver without a socket: a test scripts how it opens, and what comes over it.
+"""A feed driver without a socket: a test scripts how connections open and what they receive.
 
-It answers as the simulator does, since the protocol's rules are the simulator's own, and
-passes the same contract suite as the real drivers. It starts no thread, so it works under
-trio's virtual clock.
+It uses the simulator's protocol rules, so it answers as the simulator does, and it passes the
+same contract suite as the real drivers. It starts no thread, so it works under trio's virtual
+clock.
 """
 
 from __future__ import annotations
@@ -61,23 +61,23 @@ _MASKED: Final = ("key", "secret")
 class FakeDriver:
     """A :class:`~mdservice.feed.driver.Driver` and the server behind it, in one object.
 
-    What concerns an open connection is done to all that are open.
+    Methods that act on a connection act on all open ones.
 
     Args:
-        name: As in the status.
-        encoding: Of the frames.
-        key: What it logs in with.
-        secret: Likewise.
-        account: Who may log in; any key will do where not given.
+        name: The driver's name in the status.
+        encoding: The encoding of the frames.
+        key: The key with which it logs in.
+        secret: The secret of that key.
+        account: The account that checks the login; by default one that accepts any key.
         rules: Limits of each connection.
         clock: Stamps quotes that come without a time.
         closing_s: How long the server takes to answer the closing handshake.
-        login_s: How long it takes to let a client in.
-        limit: How long the client waits for that; one of its own where not given.
+        login_s: How long the server takes to answer the login.
+        limit: How long the client waits for the login; by default a limit of its own.
 
     Attributes:
-        script: What the next attempts end with; each takes one. Empty: they open.
-        attempts: When the client tried to connect, each time, by the event loop's clock.
+        script: Errors for the next attempts; each attempt takes one. If empty, attempts succeed.
+        attempts: The time of each attempt to connect, by the event loop's clock.
         links: The connections that opened, in order.
     """
 
@@ -157,21 +157,21 @@ class FakeDriver:
 
     @property
     def connections(self) -> tuple[FakeLink, ...]:
-        """The links that are open."""
+        """The open links."""
         return tuple(link for link in self.links if link.is_open)
 
     async def until(self, condition: Callable[[FakeDriver], bool]) -> None:
-        """Wait until the condition holds; looked at on every message and connection."""
+        """Wait until the condition holds; checked on every message and connection."""
         while not condition(self):
             await self._changed.wait()
 
     async def opened(self, count: int = 1) -> FakeLink:
-        """Wait until so many links have been opened; the last of them."""
+        """Wait until ``count`` links have been opened; return the last of them."""
         await self.until(lambda driver: len(driver.links) >= count)
         return self.links[count - 1]
 
     async def subscribed(self, *symbols: str) -> FakeLink:
-        """Wait until an open link is subscribed to quotes of all of these; that link."""
+        """Wait until an open link is subscribed to quotes of all these symbols; return it."""
         wanted = set(symbols)
         while True:
             for link in self.connections:
@@ -202,7 +202,7 @@ class FakeDriver:
             link.feed(encode_messages(messages, self.encoding))
 
     def send_error(self, code: int) -> None:
-        """Send an error message, unasked."""
+        """Send an error message that answers no request."""
         self.send_messages([error_message(code)])
 
     def send_raw(self, payload: Frame) -> None:
@@ -211,12 +211,12 @@ class FakeDriver:
             link.feed(payload)
 
     def drop(self, how: Literal["reset", "half-close", "close"] = "reset") -> None:
-        """End connections; ``reset`` loses what was not received."""
+        """End connections; ``reset`` loses frames that were not received."""
         for link in self.connections:
             link.end(lose=how == "reset")
 
     def refuse_next(self, code: int, *, when: When = "auth", times: int = 1) -> None:
-        """Answer the next of this moment with an error."""
+        """Answer the next requests of the kind ``when`` with an error."""
         self._refusals.plan(when, code, times)
 
     def refuse_upgrade(self, status: int, *, times: int = 1) -> None:
@@ -224,7 +224,7 @@ class FakeDriver:
         self._refusals.plan("upgrade", status, times)
 
     def stall(self, when: When = "upgrade", *, times: int = 1) -> None:
-        """From this moment on the connection never answers."""
+        """Never answer again on the next connections, from the step ``when`` on."""
         self._refusals.plan(when, SILENCE, times)
 
     def fail(self, times: int = 1) -> None:
@@ -232,7 +232,7 @@ class FakeDriver:
         self.script.extend(FeedUnavailable(f"{self.name}: no server listens") for _ in range(times))
 
     def notify(self) -> None:
-        """Wake those who wait for a change."""
+        """Wake the tasks that wait for a change."""
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -268,7 +268,7 @@ class FakeLink(AlpacaLink):
     # As the client sees it.
 
     async def send_frame(self, frame: Frame) -> None:
-        """Take a frame from the client, and answer it as Alpaca does."""
+        """Receive a frame from the client and answer it as Alpaca does."""
         await anyio.lowlevel.checkpoint()
         if self._ended is not None:
             raise FeedUnavailable(self._ended)
@@ -280,7 +280,7 @@ class FakeLink(AlpacaLink):
             self.end(f"the feed closed the connection with {reply.close_code}")
 
     async def receive_frames(self) -> Sequence[Frame]:
-        """The frames that wait, at least one."""
+        """The waiting frames, at least one."""
         await anyio.lowlevel.checkpoint()
         while not self._frames:
             if self._ended is not None:
@@ -294,7 +294,7 @@ class FakeLink(AlpacaLink):
 
     @property
     def authenticated(self) -> bool:
-        """It has logged in."""
+        """Whether it has logged in."""
         return self._session.authenticated
 
     @property
@@ -308,13 +308,13 @@ class FakeLink(AlpacaLink):
         return [(m["action"], m["quotes"]) for m in self.sent if "quotes" in m]
 
     def log_in(self, message: Mapping[str, Any]) -> Reply:
-        """The server's answer to the credentials; once it is positive the link is open."""
+        """The server's answer to the credentials; after success the link is open."""
         reply = self._take(message)
         self.is_open = self._session.authenticated
         return reply
 
     def feed(self, *frames: Frame | OutFrame) -> None:
-        """Let frames come; a client that leaves too many of them is cut off as slow (407)."""
+        """Deliver frames; a client with too many unread frames is cut off as slow (407)."""
         if self._ended is not None:
             return
         if len(self._frames) + len(frames) > _MOST_FRAMES:
@@ -334,8 +334,8 @@ class FakeLink(AlpacaLink):
         """End the connection from the server's side.
 
         Args:
-            reason: The client's error says so.
-            lose: Whether what the client has not received is lost.
+            reason: The text of the client's error.
+            lose: Whether frames that the client has not received are lost.
         """
         if lose:
             self._frames.clear()
@@ -367,12 +367,12 @@ class FakeHistory:
     Passes the same contract suite as the real one.
 
     Attributes:
-        lag_s: How long a record takes to get into the past; the latest do not lag.
+        lag_s: How long a record takes to appear in :meth:`past`; :meth:`latest` has no lag.
         delay_s: How long every answer takes.
-        script: What the next calls end with; each takes one, None lets it succeed.
-        always: What every call ends with once the script is empty, or None.
-        refuses: Symbols that make it refuse every list they are in, with its words.
-        requests: What was asked, in order.
+        script: Errors for the next calls; each call takes one, None lets it succeed.
+        always: The error of every call once the script is empty, or None.
+        refuses: Symbols for which it refuses every request that has them, with its message.
+        requests: The requests, in order.
     """
 
     def __init__(self, lag_s: float = 0.0) -> None:
@@ -386,7 +386,7 @@ class FakeHistory:
         self._recorded: list[tuple[float, Kind[Any], Any]] = []
 
     def add(self, records: Iterable[Record], kind: Kind[Any] = QUOTES) -> None:
-        """The market has made these records, now and in this order."""
+        """Add records that the market has made now, in this order."""
         now_s = anyio.current_time()
         self._recorded.extend((now_s, kind, _again(record, seq=0)) for record in records)
 
@@ -430,7 +430,7 @@ class FakeHistory:
 
 
 class VirtualClock:
-    """A :class:`~mdservice.clock.Clock` to be read inside a running event loop.
+    """A :class:`~mdservice.clock.Clock` that follows the running event loop's time.
 
     On trio's ``MockClock`` time starts at 0, so the first stamp of a test is ``start_ns``.
 
@@ -456,14 +456,14 @@ class VirtualClock:
 
 @attrs.frozen
 class HistoryRequest:
-    """What was asked.
+    """One request to a :class:`FakeHistory`.
 
     Attributes:
-        at_s: When, by the event loop's clock.
+        at_s: When it came, by the event loop's clock.
         call: ``past`` or ``latest``.
-        symbols: Of which symbols.
-        start_ns: From when, UTC nanoseconds; 0 for the latest.
-        end_ns: Until when; 0 for the latest.
+        symbols: The requested symbols.
+        start_ns: The start of the period, UTC nanoseconds; 0 for ``latest``.
+        end_ns: The end of the period; 0 for ``latest``.
     """
 
     at_s: float
@@ -488,7 +488,7 @@ def _as_frame(frame: OutFrame) -> Frame:
 
 
 async def _check(reply: Reply) -> None:
-    """Raise where this is no success; silence lasts as long as the client waits."""
+    """Raise unless this is a success; for silence, wait until the client gives up."""
     if not reply.messages:
         await anyio.sleep_forever()
     for message in reply.messages:
@@ -497,7 +497,7 @@ async def _check(reply: Reply) -> None:
 
 
 def _parts(quotes: Sequence[SimQuote], sizes: Sequence[int] | None) -> list[Sequence[SimQuote]]:
-    """The quotes of each frame; what is left after the given sizes is one more."""
+    """The quotes of each frame; quotes beyond the given sizes form one more frame."""
     parts = []
     start = 0
     for size in (*(sizes or ()), len(quotes)):

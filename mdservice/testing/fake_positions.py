@@ -1,4 +1,4 @@
-"""A source of positions without a server: a test says what it holds and how it fails."""
+"""A source of positions without a server: a test sets its positions and its failures."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class FakePositions:
     Passes the same contract suite as the real ones.
 
     Args:
-        positions: What it holds at first.
+        positions: Its first positions.
 
     Attributes:
-        address: As in the status.
-        positions: What it holds; may be set at any time.
+        address: Its address in the status.
+        positions: Its positions; may be set at any time.
         delay_s: How long every answer takes.
-        script: What the next fetches end with; each takes one, None lets it succeed.
-        always: What every fetch ends with once the script is empty, or None.
-        fetches: When it was asked, by the event loop's clock; the last 10,000.
+        script: Errors for the next fetches; each fetch takes one, None lets it succeed.
+        always: The error of every fetch once the script is empty, or None.
+        fetches: The times of the last 10,000 fetches, by the event loop's clock.
         closed: How often it was closed.
     """
 
@@ -67,15 +67,15 @@ class FakePositions:
     # As the test sees it.
 
     def set(self, *positions: Position) -> None:
-        """It holds these from now on, and no others."""
+        """Replace its positions by these."""
         self.positions = positions
 
     def fail(self, error: Exception, times: int = 1) -> None:
-        """Let the next fetches end with this."""
+        """Let the next fetches fail with this error."""
         self.script.extend([error] * times)
 
     def stall(self) -> None:
-        """Answer no more; a fetch then ends by its time limit."""
+        """Stop answering; a fetch then ends at its time limit."""
         self._stalled = True
 
     def resume(self) -> None:

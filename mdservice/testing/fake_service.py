@@ -1,4 +1,4 @@
-"""A service without a feed and without Redis, for tests of what stands on one."""
+"""A service without a feed and without Redis, for tests of code that uses a service."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = ["FakeOutcome", "FakeService"]
 
 @attrs.frozen
 class FakeOutcome:
-    """What became of a change of the subscribed symbols."""
+    """The result of a change of the subscribed symbols."""
 
     status: Literal["subscribed", "unsubscribed", "pending"]
     symbols: tuple[str, ...]
 
 
 class _Reader:
-    """What one reader has not taken yet: the latest per symbol, and the feed's states."""
+    """What one reader has not read yet: the latest quote per symbol, and the feed's states."""
 
     def __init__(self, symbols: frozenset[str], states_kept: int = 64) -> None:
         self._symbols = symbols
@@ -76,15 +76,15 @@ class FakeService:
     """Keeps subscriptions, latest prices and readers as the real service does.
 
     Args:
-        limit: How many symbols its feed takes; beyond it, subscriptions are refused.
+        limit: The feed's symbol limit; beyond it, subscriptions are refused.
 
     Attributes:
         feed_connected: While it is false, changes are ``pending`` and it is not ready.
         redis_connected: While it is false, it is not ready.
-        alive: What :meth:`liveness` says.
+        alive: The result of :meth:`liveness`.
         closed: Set by :meth:`close`.
         held: Its positions.
-        not_given: Symbols that its feed leaves out, with the reason.
+        not_given: Symbols that its feed does not grant, with the reason.
     """
 
     def __init__(self, *, limit: int = 30) -> None:
@@ -102,7 +102,7 @@ class FakeService:
 
     @property
     def readers(self) -> int:
-        """How many streams are open."""
+        """The number of open streams."""
         return len(self._readers)
 
     def publish(self, symbol: str, bid: float, ask: float, *, ts_event_ns: int = 0) -> Quote:
@@ -130,11 +130,11 @@ class FakeService:
             reader.offer(event)
 
     def positions(self) -> Sequence[Position]:
-        """What :attr:`held` says."""
+        """The positions in :attr:`held`."""
         return tuple(self.held)
 
     async def subscribe(self, *symbols: str, source: str = "api") -> FakeOutcome:
-        """Want these symbols, all or none of them."""
+        """Subscribe to these symbols, all or none of them."""
         wanted = parse_symbols(symbols)
         if len(set(self._sources) | set(wanted)) > self._limit:
             raise SubscriptionRefused(
@@ -147,7 +147,7 @@ class FakeService:
         return FakeOutcome("subscribed" if self.feed_connected else "pending", wanted)
 
     async def unsubscribe(self, *symbols: str, source: str = "api") -> FakeOutcome:
-        """Want these symbols no longer; for ``api``, also where the settings wanted them."""
+        """Unsubscribe from these symbols; ``api`` also overrides the settings."""
         unwanted = parse_symbols(symbols)
         leaving = {"api", "settings"} if source == "api" else {source}
         for symbol in unwanted:
@@ -162,12 +162,12 @@ class FakeService:
         return {symbol: sorted(sources) for symbol, sources in self._sources.items()}
 
     def channels(self) -> dict[str, list[str]]:
-        """Every wanted symbol that is given, while the feed is connected."""
+        """Every wanted symbol that the feed grants, while it is connected."""
         given = self._sources.keys() - self.not_given.keys() if self.feed_connected else ()
         return {symbol: ["quotes"] for symbol in sorted(given)}
 
     def left_out(self) -> dict[str, dict[str, str]]:
-        """What :attr:`not_given` says."""
+        """The symbols in :attr:`not_given`."""
         return {symbol: {"quotes": why} for symbol, why in self.not_given.items()}
 
     def latest(self, symbol: str) -> Quote | None:
@@ -181,7 +181,7 @@ class FakeService:
 
     @asynccontextmanager
     async def events(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote | FeedStatus]]:
-        """The latest prices, then what happens, conflated for a slow reader."""
+        """The latest prices, then each event, conflated for a slow reader."""
         reader = _Reader(frozenset(symbols))
         for quote in self._latest.values():
             reader.offer(quote)
@@ -192,7 +192,7 @@ class FakeService:
             self._readers.discard(reader)
 
     def readiness(self) -> Readiness:
-        """Ready while feed and Redis are connected."""
+        """Ready while both the feed and Redis are connected."""
         reasons = [] if self.feed_connected else ["the feed is not connected"]
         reasons += [] if self.redis_connected else ["Redis does not answer"]
         return Readiness(not reasons, tuple(reasons))

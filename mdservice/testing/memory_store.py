@@ -1,7 +1,7 @@
 """A price store in this process, with faults on demand.
 
-It keeps what a Redis server would keep, and passes the same contract suite as the real
-store. It starts no thread, so it works under trio's virtual clock.
+It stores the same data as a Redis server and passes the same contract suite as the real store.
+It starts no thread, so it works under trio's virtual clock.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ _NUMBER_TTL_S: Final = 86_400
 
 
 class StoreFault(Enum):
-    """What goes wrong with one call of a :class:`MemoryPriceStore`."""
+    """A fault of one call of a :class:`MemoryPriceStore`."""
 
     REFUSE_CONNECT = auto()
     """``connect()`` fails: no server listens."""
     LOSE_REQUEST = auto()
     """The connection breaks before the batch has arrived; nothing is executed."""
     LOSE_REPLY = auto()
-    """The batch is executed, and the connection breaks before the reply has come."""
+    """The batch is executed, but the connection breaks before the reply has come."""
     DELAY_REQUEST = auto()
     """The connection breaks while the batch is on its way: the server may get it later, until
-    the next ``connect()`` has fenced it. :meth:`MemoryPriceStore.deliver` brings it in."""
+    the next ``connect()`` has fenced it. :meth:`MemoryPriceStore.deliver` lets it arrive."""
     REFUSE_WRITE = auto()
     """The server answers with an error and executes nothing."""
 
 
 @attrs.frozen
 class Slow:
-    """The call takes so long, and then succeeds.
+    """The call succeeds after a delay.
 
     Attributes:
-        seconds: By the event loop's clock.
+        seconds: The delay, by the event loop's clock.
     """
 
     seconds: float
@@ -56,18 +56,18 @@ class Slow:
 class MemoryPriceStore:
     """A :class:`~mdservice.publish.store.PriceStore` and the server behind it, in one object.
 
-    What the server holds outlives connections; :meth:`restart` empties it.
+    The server's data outlives connections; :meth:`restart` empties it.
 
     Args:
-        clock: What keys expire by.
-        price_ttl_s: After how many seconds the keys of kinds without a life of their own expire.
+        clock: The clock by which keys expire.
+        price_ttl_s: Seconds until a key expires, for kinds that set no time of their own.
         event_log: The name of the stream to which the events of logged kinds are appended, or
             None.
         event_log_maxlen: How many entries the stream keeps.
         instance: Names the writer.
 
     Attributes:
-        script: Faults to come; each call takes the first one if it is of its kind
+        script: The next faults; each call takes the first one if it is of its kind
             (``REFUSE_CONNECT`` is for ``connect``, the others are for ``write``).
         down: While True, ``connect`` fails, and every other call loses its connection.
         renewed: The symbols of each renewal, the last 10,000.
@@ -76,8 +76,8 @@ class MemoryPriceStore:
         command_error: While set, appending to the stream fails with this text, and the rest of
             the batch is executed.
         connects: How often ``connect()`` has succeeded.
-        executed: Every batch, in the order of execution; one that was executed twice is
-            here twice.
+        executed: Every batch, in the order of execution; a batch executed twice appears
+            twice.
         published: The payloads of each channel, in order.
         entries: The stream: symbol and payload of each event.
     """
@@ -124,7 +124,7 @@ class MemoryPriceStore:
 
     @property
     def last_command_error(self) -> str | None:
-        """The last one's text."""
+        """The message of the last one."""
         return self._last_command_error
 
     @property
@@ -133,10 +133,10 @@ class MemoryPriceStore:
         return self._connected
 
     async def connect(self) -> None:
-        """Open a connection; what was on its way on the previous one is lost for good.
+        """Open a connection; a batch on its way on the previous one is lost.
 
         Raises:
-            StoreUnavailable: By script, or while :attr:`down`.
+            StoreUnavailable: By :attr:`script`, or while :attr:`down`.
         """
         self._connected = False
         await anyio.lowlevel.checkpoint()
@@ -157,12 +157,12 @@ class MemoryPriceStore:
         return int(self.get(self._number_key) or 0)
 
     async def write(self, batch: WriteBatch) -> None:
-        """Execute the batch, unless the script has something else.
+        """Execute the batch, unless the script has a fault for it.
 
         Raises:
             StoreUnavailable, StoreRefused
         """
-        # Unless it is answered, a cancelled call included, the connection is gone.
+        # A call that ends without an answer, also by cancellation, loses the connection.
         answered = False
         try:
             await self._round_trip()
@@ -189,7 +189,7 @@ class MemoryPriceStore:
             self._connected = self._connected and answered
 
     async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> dict[str, bytes]:
-        """The latest values of these symbols, by symbol; those without one are left out.
+        """The latest values by symbol; symbols without a value are left out.
 
         Raises:
             StoreUnavailable: Not connected.
@@ -199,7 +199,7 @@ class MemoryPriceStore:
         return {symbol: payload for symbol, payload in found.items() if payload is not None}
 
     async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
-        """Let these values live for their whole life from now on; the symbols without a value.
+        """Restart the time to live of these values; return the symbols without a value.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -224,7 +224,7 @@ class MemoryPriceStore:
         return kind.ttl_s or self._price_ttl_s
 
     async def ping(self) -> None:
-        """Ask whether it would take writes.
+        """Check that it accepts writes.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -241,16 +241,16 @@ class MemoryPriceStore:
     # ---- as its server's clients see it
 
     def get(self, key: str) -> bytes | None:
-        """The value of a key that has not expired."""
+        """The value of a key; None if it has expired."""
         value, expires_at = self._keys.get(key, (None, 0.0))
         return value if expires_at > self._clock.monotonic() else None
 
     def price(self, symbol: str) -> bytes | None:
-        """The price object of a symbol that has not expired."""
+        """The price object of a symbol; None if it has expired."""
         return self.get(f"{QUOTES.key_prefix}{symbol}")
 
     def deliver(self) -> int:
-        """Let what is on its way arrive: it is executed, unless a connect came before.
+        """Let batches on their way arrive and execute, unless a connect has fenced them.
 
         Returns:
             How many batches were executed.
@@ -267,7 +267,7 @@ class MemoryPriceStore:
     def restart(self) -> None:
         """Break the connection and forget every key and stream entry.
 
-        A server that saves nothing does so. What was published and executed stays on record.
+        A server without persistence does the same. :attr:`published` and :attr:`executed` stay.
         """
         self._connected = False
         self._on_the_way.clear()

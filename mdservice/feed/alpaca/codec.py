@@ -1,7 +1,6 @@
 """Alpaca's frames to quotes and control messages, and requests to frames.
 
-Pure: no event loop, no clock. One broken message costs itself; one broken frame costs the
-frame; both are counted.
+Pure: no event loop, no clock. Only a broken message or a broken frame itself is lost, and counted.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _SECONDS_MASK = (1 << _NANOSECONDS_SHIFT) - 1
 
 
 class _Acknowledgement(msgspec.Struct):
-    """A :class:`Subscription` in which something is no symbol."""
+    """A :class:`Subscription` with an entry that is not a symbol."""
 
     T: Literal["subscription"]
     quotes: list[msgspec.Raw]
@@ -58,10 +57,10 @@ class Codec:
 
     Args:
         encoding: How the frames are encoded.
-        followed: Whose quotes are taken; None takes those of every valid symbol.
+        followed: The symbols whose quotes are accepted; None accepts every valid symbol.
 
     Attributes:
-        ended: Why the feed ends the connection, once it has said so.
+        ended: Why the feed ends the connection; None until it sends an error that does.
     """
 
     def __init__(self, encoding: Encoding, followed: Followed | None = None) -> None:
@@ -148,7 +147,7 @@ class Codec:
             received.records[QUOTES] = quotes
 
     def _pass(self, symbol: str, received: Received) -> bool:
-        """Whether a quote of this symbol is taken; counts it where it is not."""
+        """Whether to accept a quote of this symbol; counts it if not."""
         if not is_symbol(symbol):
             received.errors += 1
             return False
@@ -159,7 +158,7 @@ class Codec:
 
     def _take_control(self, message: ControlMessage, received: Received) -> None:
         if isinstance(message, Subscription):
-            # Here, since the quotes behind it are of that state.
+            # At once, since the quotes after it belong to the new subscription.
             received.acknowledge(message.quotes or (), self._followed)
         elif isinstance(message, ErrorMessage):
             error = error_in_stream(message.code, message.msg)
@@ -199,7 +198,7 @@ class Codec:
         return parts
 
     def _readable(self, part: msgspec.Raw, received: Received) -> Subscription | None:
-        """What can be read of an acknowledgement, where the message is one."""
+        """The readable part of an acknowledgement, if the message is one."""
         try:
             raws = self._decode_acknowledgement(part).quotes
         except _BROKEN:

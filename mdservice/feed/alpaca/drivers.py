@@ -1,4 +1,4 @@
-"""Which drivers, and which history, the settings ask for."""
+"""Makes the drivers, the history and the market clock that the settings choose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mdservice.settings import Settings
 __all__ = ["make_drivers", "make_history", "make_market_clock"]
 
 _AUTO = ("alpaca-py", "websockets")
-"""What ``auto`` tries, in this order."""
+"""The drivers that ``auto`` tries, in this order."""
 _FOR_THE_SIMULATOR = Credentials("simulator", "simulator")
 """It takes any."""
 
@@ -23,10 +23,10 @@ _FOR_THE_SIMULATOR = Credentials("simulator", "simulator")
 def make_drivers(settings: Settings, limit: LoginLimit | None = None) -> Sequence[Driver]:
     """The drivers in the order in which to try them; a new one is added here.
 
-    Nothing is connected, and alpaca-py is not imported before it is used.
+    Connects nothing, and imports alpaca-py only when it is used.
 
     Args:
-        settings: Where to, with which keys and driver.
+        settings: The feed's URL, the keys and the driver.
         limit: How long a login may take; the drivers share it.
 
     Raises:
@@ -57,10 +57,10 @@ def make_drivers(settings: Settings, limit: LoginLimit | None = None) -> Sequenc
 
 
 def make_history(settings: Settings, clock: Clock, http: HttpClient) -> AlpacaHistory | None:
-    """Past quotes of the settings' feed; nothing is connected.
+    """The history of the settings' feed; connects nothing.
 
-    None where the feed is at an address of its own and no history is set: Alpaca's quotes
-    must not get between those of another feed.
+    None if the feed has its own URL and no history URL is set: Alpaca's quotes must not get
+    between those of another feed.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.

@@ -1,7 +1,7 @@
-"""Alpaca's error codes, and what each asks of the connection.
+"""Alpaca's error codes, and how the connection reacts to each.
 
-Source: Alpaca, "Real-time stock data", table of errors; the reactions follow what the
-maintainers of its clients and their users report.
+Source: Alpaca, "Real-time stock data", table of errors; the reactions follow reports by the
+maintainers and users of its clients.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ __all__ = ["error_in_stream", "http_refusal", "refusal"]
 _HARMLESS = 403
 """Already authenticated."""
 _CAUSES: dict[int, Cause] = {400: "bad_symbol", 405: "symbol_limit", 410: "not_offered"}
-"""Answers to a request, after which the connection goes on; so is a code that is not known here."""
+"""Answers to a request; the connection stays open, as it does after an unknown code."""
 _RECONNECT = frozenset((401, 404, 407, 500))
-"""The connection is of no more use, a new one may be."""
+"""The connection cannot be used any more; a new one may work."""
 
 _REMEDIES: dict[int, Remedy] = {
     402: "fix",
@@ -28,7 +28,7 @@ _REMEDIES: dict[int, Remedy] = {
     412: "fix",
     413: "fix",
 }
-"""After any other code at the login, another try may help."""
+"""After any other code at the login, a retry may help."""
 
 _NO_STREAM_THERE = frozenset((301, 302, 307, 308, 400, 404, 405, 410, 426))
 """HTTP statuses of a server that has no websocket at that path."""
@@ -55,10 +55,10 @@ def refusal(code: int, message: str) -> FeedRefused:
 
 
 def error_in_stream(code: int, message: str) -> RequestRefused | FeedError | None:
-    """What an error message means after the login.
+    """The meaning of an error message after the login.
 
     Returns:
-        An answer to the request under way, or why the connection ends. None: it is harmless.
+        The answer to the current request, or why the connection ends; None if it is harmless.
     """
     if code == _HARMLESS:
         return None
@@ -75,7 +75,7 @@ def http_refusal(status: int, url: str | None = None) -> FeedRefused:
 
     Args:
         status: The status.
-        url: Of the feed; without any secret.
+        url: The feed's URL, without any secret.
     """
     feed = "the feed" if url is None else f"the feed at {url}"
     text = f"{feed} refused the connection with HTTP {status}"

@@ -1,9 +1,9 @@
-"""Whole messages out of what one read of the socket brought, before the library parses it.
+"""Takes whole messages out of the bytes of one socket read, before the library parses them.
 
-Nearly all that a feed sends are messages of one unmasked frame. The library goes through several
-generators for each, which takes longer than decoding ten quotes. Here the plain ones are cut out;
-pings and pongs go to the library one by one, and with the first thing that is anything else the
-library has all that comes from there on. So it remains the one that knows the protocol.
+Nearly all that a feed sends are messages of one unmasked frame. The library runs several
+generators for each, which takes longer than decoding ten quotes. This module takes out the plain
+messages and passes pings and pongs to the library one by one. From the first other frame on, the
+library gets all bytes. So only the library implements the full protocol.
 
 ::
 
@@ -22,7 +22,7 @@ from websockets.protocol import State
 __all__ = ["FrameReader"]
 
 _TEXT, _BINARY = 0x81, 0x82
-"""The first byte of a message that is one frame: it is the last, and no extension is used."""
+"""The first byte of a message that is one frame: FIN is set, and no extension bit."""
 _PING, _PONG = 0x89, 0x8A
 _MESSAGES: Final = (_BINARY, _TEXT)
 _PLAIN: Final = (_BINARY, _TEXT, _PING, _PONG)
@@ -43,8 +43,8 @@ class FrameReader:
 
     Args:
         protocol: The library's, not yet open.
-        most_bytes: Of one message; the library refuses a longer one.
-        put: Takes messages in order, each with whether it is text.
+        most_bytes: The limit of one message; the library refuses a longer one.
+        put: Receives messages in order, each with whether it is text.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class FrameReader:
         self._given_over = False
 
     def receive_data(self, data: bytes | bytearray) -> None:
-        """What was read, in order; as the library's, it raises nothing for what is wrong in it."""
+        """Receive bytes in order; like the library's method, never raises for invalid bytes."""
         if self._opening:
             data = self._open(bytes(data))
         if not data:
@@ -85,14 +85,14 @@ class FrameReader:
             self._cut(bytes(data))
 
     def _open(self, data: bytes) -> bytes:
-        """Give the library its response, return what came behind it."""
+        """Pass the upgrade response to the library; return the bytes after it."""
         seen = self._response_tail + data
         end = seen.find(_RESPONSE_END)
         if end < 0:
             self._response_tail = seen[1 - len(_RESPONSE_END) :]
             self._library(data)
             if self._protocol.state is not State.CONNECTING:
-                # It saw an end where none was seen here: who knows where a frame begins?
+                # The library saw the response end earlier, so the start of a frame is not known.
                 self._opening, self._given_over = False, True
             return b""
         self._opening = False

@@ -14,12 +14,12 @@ __all__ = ["AlpacaLink"]
 
 
 class AlpacaLink(ABC):
-    """A :class:`~mdservice.feed.driver.Link` over frames; a driver says how these come and go.
+    """A :class:`~mdservice.feed.driver.Link` over frames; each driver sends and receives these.
 
     Args:
-        encoding: How the frames are encoded, both ways.
-        followed: Whose quotes are taken.
-        utc_ns: Stamps what comes, UTC nanoseconds.
+        encoding: The encoding of the frames, both ways.
+        followed: The symbols whose quotes are accepted.
+        utc_ns: Returns the time of reception, UTC nanoseconds.
     """
 
     def __init__(self, encoding: Encoding, followed: Followed, utc_ns: Callable[[], int]) -> None:
@@ -43,7 +43,7 @@ class AlpacaLink(ABC):
     async def receive_frames(self) -> Sequence[Frame]:
         """Wait for frames, at least one, and return those that have come, in order.
 
-        A cancelled call loses no frame. Where some wait already, it still lets other tasks run.
+        A cancelled call loses no frame. If frames wait already, it still lets other tasks run.
 
         Raises:
             FeedUnavailable: The connection has ended, and all of its frames were returned.

@@ -15,7 +15,7 @@ from mdservice.feed.alpaca.messages import ErrorMessage, Success
 __all__ = ["GREETING", "Credentials", "check_success", "encoding_of", "failed_login"]
 
 GREETING = "connected"
-"""What the server says first."""
+"""The server's first message."""
 _SHOWN = 120
 
 
@@ -36,10 +36,10 @@ class Credentials:
 
 
 def encoding_of(frame: Frame) -> Encoding:
-    """How the server encodes, by its greeting: a text frame is JSON.
+    """The server's encoding, by its greeting: a text frame is JSON.
 
-    The wish is in the upgrade request's ``Content-Type``; servers that speak only JSON
-    ignore it.
+    The client asks for an encoding in the upgrade request's ``Content-Type``; servers that have
+    only JSON ignore it.
     """
     return "json" if isinstance(frame, str) else "msgpack"
 
@@ -56,7 +56,7 @@ def check_success(frame: Frame, expected: str) -> None:
             raise refusal(control.code, control.msg)
         if isinstance(control, Success) and control.msg == expected:
             return
-    # Only the greeting is shown: what comes after the credentials may repeat them.
+    # Only the greeting is shown: later messages may repeat the credentials.
     got = f", got {frame[:_SHOWN]!r}" if expected == GREETING else ""
     raise FeedUnavailable(
         f"expected {expected!r} from the feed{got}; "
@@ -65,7 +65,7 @@ def check_success(frame: Frame, expected: str) -> None:
 
 
 def failed_login(last_frame: Frame | None, reason: Exception) -> FeedError:
-    """Why a client library's own login failed: the code in the last frame, where there is one."""
+    """Why a client library's own login failed: by the code in the last frame, if it has one."""
     if last_frame is not None:
         for control in Codec(encoding_of(last_frame)).control_messages(last_frame):
             if isinstance(control, ErrorMessage):

@@ -1,8 +1,8 @@
 """Alpaca's websocket messages as msgspec structs, with their ``T`` as the tag.
 
-Only quotes are used today; of the others the head is read, so that they are recognised,
-counted and skipped. Times stay as they came (``msgspec.Raw``): msgspec would turn a msgpack
-timestamp into a ``datetime``, which ends at microseconds.
+Only quotes are used today. Of the others only type and symbol are read, to count and skip them.
+Times stay encoded (``msgspec.Raw``): msgspec would turn a msgpack timestamp into a ``datetime``,
+which has only microseconds.
 
 Source: Alpaca, "Real-time stock data" (websocket streaming).
 """
@@ -129,12 +129,12 @@ Message = (
 
 
 def without_lone_surrogates(text: bytes | str) -> bytes:
-    """JSON that no strict decoder takes, with ``?`` where a character is none.
+    """JSON that a strict decoder refuses, with ``?`` for each invalid character.
 
-    So a symbol with half a surrogate pair costs itself, and not all that came with it.
+    So half a surrogate pair in a symbol costs that message only, not the whole frame.
 
     Raises:
-        ValueError: It is no JSON for another reason.
+        ValueError: The text is not JSON for another reason.
     """
     if isinstance(text, bytes):
         text = text.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Alpaca's REST APIs: what the stream has missed, and whether the market is open.
+"""Alpaca's REST APIs: records that the stream has missed, and the market's hours.
 
 Source: Alpaca, "Historical quotes" and "Latest quotes"; start and end are inclusive, ``limit``
 counts all symbols together, pages are sorted by symbol, then time.
@@ -36,7 +36,7 @@ _CLOCK_MOST_BYTES = 64 * 1024
 _KEYS_REFUSED = (401, 403)
 _BUSY = (408, 425, 429)
 _ALWAYS_OPEN = frozenset(("test", "boats", "overnight", "simulator"))
-"""Feeds that quote outside the exchange's hours, or invent their quotes."""
+"""Feeds with quotes outside the exchange's hours, or with invented quotes."""
 
 _SYMBOLS_PER_REQUEST = 200
 _MOST_PER_PAGE = 10_000
@@ -45,9 +45,9 @@ _LONGEST_WAIT_S = 15.0
 _PAUSE_S = 1.0
 _MOST_TRIES = 5
 _MOST_BYTES = 32 * 1024 * 1024
-"""Of one page; one of 10,000 quotes has about two."""
+"""The limit of one page, in bytes; a page of 10,000 quotes has about 2 MB."""
 _MOST_RECORDS = 200_000
-"""What is kept in memory of one answer, all pages together."""
+"""The most records of one answer, all pages together."""
 _OK, _TOO_MANY = 200, 429
 _SERVER_ERROR = 500
 _MAYBE_A_SYMBOL = frozenset((400, 404, 413, 414, 422))
@@ -65,9 +65,9 @@ class AlpacaHistory:
         base_url: ``https://data.alpaca.markets``.
         feed: Passed on every call; the API's own default would be sip.
         credentials: Sent as headers.
-        clock: Stamps what is received.
-        transport: In the place of the network, for tests.
-        http: Shared with other parts, and closed by its owner.
+        clock: Stamps received records.
+        transport: Replaces the network in tests.
+        http: A client shared with other parts and closed by its owner.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -186,11 +186,11 @@ class AlpacaMarketClock:
         base_url: ``https://paper-api.alpaca.markets``.
         feed: Some feeds are always open.
         credentials: Sent as headers.
-        transport: In the place of the network, for tests.
-        http: Shared with other parts, and closed by its owner.
+        transport: Replaces the network in tests.
+        http: A client shared with other parts and closed by its owner.
 
     Attributes:
-        refused: Why the hours are not known and will not be until a setting changes, or None.
+        refused: Why the hours stay unknown until a setting changes, or None.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -260,7 +260,7 @@ class AlpacaMarketClock:
 
 
 def clock_refusal(status: int) -> str:
-    """What to do about an answer of the trading API that is no success."""
+    """What to do about an error status of the trading API."""
     if status in _KEYS_REFUSED:
         return (
             "check ALPACA_API_KEY, ALPACA_SECRET_KEY and MDSERVICE_TRADING_URL: keys of a live "
@@ -279,7 +279,7 @@ class _Clock(msgspec.Struct):
 
 @attrs.define
 class _RateLimit:
-    """What the last answer said about the calls of this minute."""
+    """The remaining calls of this minute, by the last answer's headers."""
 
     remaining: int | None = None
     reset_s: float | None = None
@@ -290,7 +290,7 @@ class _RateLimit:
         self.reset_s = float(reset) if reset and reset.isdecimal() else None
 
     def exhausted(self, now_s: float) -> None:
-        """A call was one too many; without a word on when, a second is waited."""
+        """Note a refused call; if the answer gives no time of the reset, wait one second."""
         self.remaining = 0
         if self.reset_s is None or self.reset_s <= now_s:
             self.reset_s = now_s + _PAUSE_S

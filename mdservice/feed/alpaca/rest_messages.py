@@ -1,6 +1,6 @@
 """The answers of Alpaca's market-data REST API as records, nanoseconds kept. Pure.
 
-A row that breaks the schema costs itself, as on the stream, and not its page.
+A row that breaks the schema is skipped and counted, as on the stream; its page stays.
 
 Source: Alpaca, "Historical quotes" and "Latest quotes".
 """
@@ -23,11 +23,11 @@ __all__ = ["ROWS", "Answer", "Rows", "decode_refusal"]
 
 @attrs.frozen
 class Answer(Generic[R]):
-    """What one answer brought.
+    """The content of one answer.
 
     Attributes:
         records: In the answer's order, ``seq`` 0.
-        broken: How many rows could not be read.
+        broken: The number of unreadable rows.
         next_page: The token of the page that follows, or None.
     """
 
@@ -55,12 +55,12 @@ class _Refusal(msgspec.Struct):
 
 
 class Rows(Generic[R]):
-    """Reads the answers that have records of one kind.
+    """Decodes answers with records of one kind.
 
     Args:
-        kind: Its channel is the name under which the answers have their rows.
-        row: What a row looks like, as a type of msgspec.
-        to_record: Makes a record of a symbol, a row and the time when it came.
+        kind: The kind; its channel is the field of the answers that has the rows.
+        row: The msgspec type of a row.
+        to_record: Makes a record from a symbol, a row and the time of reception.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Rows(Generic[R]):
             received_ns: When it came, UTC nanoseconds.
 
         Raises:
-            ValueError: It is no such page.
+            ValueError: The content is not such a page.
         """
         to_record = self._to_record
         try:
@@ -117,7 +117,7 @@ class Rows(Generic[R]):
             received_ns: When it came, UTC nanoseconds.
 
         Raises:
-            ValueError: It is no such answer.
+            ValueError: The content is not such an answer.
         """
         latest = _decode(content, self._latest)
         return self._row_by_row(iter((latest.rows or {}).items()), received_ns, None)
@@ -138,7 +138,7 @@ class Rows(Generic[R]):
 
 
 def decode_refusal(content: bytes) -> str:
-    """Code and text of ``{"code":42210000,"message":"…"}``, or that there are none."""
+    """Code and text of ``{"code":42210000,"message":"…"}``, or ``no reason given``."""
     try:
         refusal = msgspec.json.decode(content, type=_Refusal)
     except ValueError:
@@ -160,4 +160,4 @@ def _to_quote(symbol: str, row: _Row, received_ns: int) -> Quote:
 
 
 ROWS: Mapping[Kind[Any], Rows[Any]] = {QUOTES: Rows(QUOTES, _Row, _to_quote)}
-"""How the rows of each kind are read; a kind that is not here has no history."""
+"""The decoder of each kind's rows; a kind without an entry has no history."""

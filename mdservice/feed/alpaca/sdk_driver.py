@@ -1,13 +1,13 @@
-"""The SDK driver: alpaca-py's ``StockDataStream`` lends endpoint, connection and login.
+"""The SDK driver: uses the endpoint, connection and login of alpaca-py's ``StockDataStream``.
 
-Its own loop (``_run_forever``) is not used: it retries refused credentials for ever, hides
-error messages and spins while nothing is subscribed. What is used of it is pinned by
-``tests/feed/alpaca/test_sdk_driver_names.py``; when a release changes those names the driver
+It does not use the SDK's own loop (``_run_forever``), which retries refused credentials for ever,
+hides error messages and spins while nothing is subscribed. The private names that it uses are
+pinned by ``tests/feed/alpaca/test_sdk_driver_names.py``; if a release changes them, the driver
 fails to start and ``auto`` falls back to the raw one.
 
-alpaca-py needs an asyncio loop to itself. A thread runs that loop, reads frames and hands
-them over in batches: the list is swapped under a lock, and the other side is woken once per
-batch. When the other side is slow the thread stops reading, so TCP holds the sender back.
+alpaca-py needs an asyncio loop of its own. A thread runs that loop, reads frames and sends them on
+in batches: the list is swapped under a lock, and the receiver is woken once per batch. If the
+receiver is slow, the thread stops reading, so that TCP slows the sender down.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_
 __all__ = ["AlpacaPyDriver", "LentSocket", "SdkThread", "SdkWebsocket"]
 
 _MOST_FRAMES = 2048
-"""Frames that may wait to be taken before the thread stops reading."""
+"""The most frames that may wait before the thread stops reading."""
 _MOST_AT_ONCE = 64
-"""Frames taken at once: all are decoded in one turn of the event loop, which others share."""
+"""The most frames of one batch, since one turn of the shared event loop decodes all of them."""
 
 _IMPORT_LIMIT_S = 8.0
-"""It takes one to three seconds, several on a slow disk."""
+"""The import takes one to three seconds, longer on a slow disk."""
 _DIRECT = Route()
 _LONGEST_CONSENT_BYTES = 64 * 1024
 _MEND = "install alpaca-py, or set MDSERVICE_DRIVER=websockets"
@@ -59,9 +59,9 @@ class AlpacaPyDriver:
     """The feed through alpaca-py.
 
     Args:
-        url: Given to the SDK as ``url_override``, since it knows the feeds iex and sip only.
+        url: Passed to the SDK as ``url_override``, since it knows only the feeds iex and sip.
         credentials: The account's key pair.
-        limit: How long a login may take; one of its own where not given.
+        limit: How long a login may take; by default a limit of its own.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -123,7 +123,7 @@ class _SdkLink(AlpacaLink):
 
 
 class _LentStream:
-    """A ``StockDataStream`` of which only the connection is used."""
+    """A ``StockDataStream``, used only for its connection."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class _LentStream:
 
 
 class SdkWebsocket(Protocol):
-    """What is used of alpaca-py's websocket (``websockets.legacy``)."""
+    """The methods used of alpaca-py's websocket (``websockets.legacy``)."""
 
     async def recv(self) -> Frame:
         """The next message."""
@@ -223,7 +223,7 @@ class LentSocket(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close the connection, politely."""
+        """Close the connection with a closing handshake."""
         ...
 
     def abort(self) -> None:
@@ -256,13 +256,13 @@ class SdkThread:
         self._stop: asyncio.Event
         self._room: asyncio.Event
 
-    # The host's side: any event loop.
+    # Called from the host's event loop, of any kind.
 
     async def open(self) -> None:
-        """Start the thread; return when logged in.
+        """Start the thread; return once it is logged in.
 
         Raises:
-            FeedError: What the opening ended with.
+            FeedError: The reason why it could not connect or log in.
         """
         self._thread.start()
         while not self._opened:
@@ -274,11 +274,11 @@ class SdkThread:
         """Frames that have come, in order, at least one.
 
         Raises:
-            FeedUnavailable: The connection has ended and everything was taken.
+            FeedUnavailable: The connection has ended, and all of its frames were returned.
         """
         await checkpoint()
         while True:
-            ended = self._ended  # looked at first: the last frames come before the end
+            ended = self._ended  # read first: the last frames come before the end
             with self._lock:
                 was_full = len(self._frames) >= _MOST_FRAMES
                 taken, self._frames = self._frames[:_MOST_AT_ONCE], self._frames[_MOST_AT_ONCE:]
@@ -326,7 +326,7 @@ class SdkThread:
             except RuntimeError:  # the thread's loop is already closed
                 return
 
-    # The thread's side: asyncio.
+    # Runs in the thread, on asyncio.
 
     def _main(self) -> None:
         try:
@@ -401,7 +401,7 @@ class SdkThread:
     def _forget(self, future: asyncio.Future[Any]) -> None:
         self._tasks.discard(future)
         if not future.cancelled():
-            future.exception()  # looked at, so that asyncio does not print it at the end
+            future.exception()  # retrieved, so that asyncio does not print it at the end
 
 
 async def _send(websocket: SdkWebsocket, data: Frame) -> None:
@@ -421,7 +421,7 @@ async def _close_within_limit(socket: LentSocket) -> None:
 
 
 def _host_soon() -> Callable[[Callable[[], object]], None]:
-    """How another thread gets a call run on the current event loop, without waiting for it."""
+    """A function by which another thread schedules a call on the current event loop."""
     if sniffio.current_async_library() == "trio":
         import trio
 
@@ -440,7 +440,7 @@ def _host_soon() -> Callable[[Callable[[], object]], None]:
 
 
 async def _tunnel(proxy: str, url: str) -> socket.socket:
-    """A connection to the URL's host through an HTTP proxy; the library knows no proxies.
+    """A connection to the URL's host through an HTTP proxy, which the library does not support.
 
     Source: RFC 9110, section 9.3.6, ``CONNECT``.
 
@@ -489,7 +489,7 @@ async def _read_consent(sock: socket.socket) -> None:
 
 
 async def _sdk() -> tuple[Any, Any]:
-    """What :func:`_import_sdk` imports, in a thread, since that takes seconds."""
+    """Run :func:`_import_sdk` in a thread, since it takes seconds."""
     try:
         with anyio.fail_after(_IMPORT_LIMIT_S):
             return await anyio.to_thread.run_sync(_import_sdk, abandon_on_cancel=True)
@@ -503,10 +503,10 @@ async def _sdk() -> tuple[Any, Any]:
 def _import_sdk() -> tuple[Any, Any]:
     """alpaca-py's stream class, and a websocket class that remembers its last frame.
 
-    Once for the process: what it does to the warnings must not meet another thread that does the
-    same, as one does that was given up and still imports.
+    Runs once per process: it changes the warning filters, and must not do so while another thread,
+    such as an abandoned import, does the same.
 
-    The SDK reports a refused login as text; the frame has the code.
+    The SDK reports a refused login as text; the last frame has the code.
 
     Raises:
         ConfigurationError: alpaca-py, or what it needs, cannot be imported.

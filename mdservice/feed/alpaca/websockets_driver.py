@@ -46,12 +46,12 @@ __all__ = [
 _log = get_logger(__name__)
 
 MOST_BYTES_AT_ONCE: Final = 65_536
-"""What is taken at once; a thousand quotes or so, and a few milliseconds of the event loop."""
+"""The most bytes of one read: about a thousand quotes, a few milliseconds of the event loop."""
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
-"""Large subscriptions burst: Alpaca's frames can pass the usual limit of 1 MiB."""
+"""With large subscriptions, Alpaca's frames can exceed the library's usual limit of 1 MiB."""
 MAX_QUEUED_FRAMES = 1024
-"""Frames read ahead; beyond that TCP holds the sender back."""
+"""Frames read ahead; beyond that, TCP slows the sender down."""
 _PING_INTERVAL_S = 20.0
 _PING_TIMEOUT_S = 15.0
 """Below the interval: websockets 17 on trio stops asking, with an error in the log, once an answer
@@ -59,17 +59,17 @@ has taken longer than that. Pings prove the transport alone; market data is watc
 
 
 class WebsocketsDriver:
-    """Alpaca's protocol spoken directly.
+    """Alpaca's protocol without alpaca-py.
 
-    Asks for msgpack, follows a server that answers in JSON. No compression is offered: at
-    the rates of a full feed inflating costs more than all of the decoding.
+    Asks for msgpack, and accepts a server that answers in JSON. Offers no compression: at the
+    rates of a full feed, decompression costs more than all of the decoding.
 
     Args:
-        url: ``wss://stream.data.alpaca.markets/v2/iex`` or any that speaks the same.
+        url: ``wss://stream.data.alpaca.markets/v2/iex``, or another server with this protocol.
         credentials: Sent in the authentication message.
-        open_stream: Opens what stands in the place of a TCP connection, such as a stream in
-            memory; on trio alone. It raises OSError where there is no connection.
-        limit: How long a login may take; one of its own where not given.
+        open_stream: Opens a replacement for the TCP connection, such as a stream in memory;
+            on trio only. It raises OSError if there is no connection.
+        limit: How long a login may take; by default a limit of its own.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -144,14 +144,14 @@ class WebsocketsDriver:
         except FeedError:
             raise
         except Exception as exc:
-            # Until it is open, whatever is raised is an outage: on trio a failed handshake of TLS
-            # is a BrokenResourceError, and a bad host name is a UnicodeError.
+            # Until it is open, every error is an outage: on trio a failed TLS handshake is a
+            # BrokenResourceError, and a bad host name is a UnicodeError.
             if held.is_open and not isinstance(exc, (OSError, WebSocketException, EOFError)):
                 raise
             raise _not_opened(self._shown, exc, self._route) from exc
 
     async def _opening(self, limit_s: float) -> Any:
-        """The library's ``connect``, which opens TCP unless there is a stream already."""
+        """The library's ``connect``, which opens TCP unless a stream is given."""
         stream = {} if self._open_stream is None else {"stream": await self._open_stream()}
         return connect_by_library(MAX_QUEUED_FRAMES, MAX_FRAME_BYTES)(
             self._url,
@@ -170,7 +170,7 @@ class WebsocketsDriver:
         greeting = await websocket.recv()
         check_success(greeting, GREETING)
         encoding = encoding_of(greeting)
-        if encoding == "json":  # it ignores the wish for msgpack
+        if encoding == "json":  # the server ignores the request for msgpack
             _log.info("feed_sends_json", url=self._shown)
         await websocket.send(Codec(encoding).encode(self._credentials.as_message()))
         check_success(await websocket.recv(), "authenticated")
@@ -202,11 +202,11 @@ class _WebsocketLink(AlpacaLink):
 
 
 class _HeldWebsocket:
-    """The library's connection in a task of its own, which the user's cancellation does not reach.
+    """Holds the library's connection in a task that the user's cancellation does not reach.
 
-    On trio the library reads in a nursery inside its ``connect``. A cancellation from outside ends
-    that nursery, and with it the socket, before a close frame can leave. Here it ends the user's
-    task alone, and this task then closes the connection.
+    On trio the library reads in a nursery inside its ``connect``. A cancellation from outside would
+    end that nursery, and with it the socket, before a close frame is sent. Here it ends only the
+    user's task, and this task then closes the connection.
     """
 
     def __init__(self) -> None:
@@ -218,11 +218,11 @@ class _HeldWebsocket:
 
     @property
     def is_open(self) -> bool:
-        """Whether the upgrade was answered."""
+        """Whether the upgrade was accepted."""
         return self._websocket is not None
 
     async def opened(self) -> ClientConnection:
-        """Wait for the connection, and raise what opening it has ended with."""
+        """Wait for the connection; raise the error if it could not be opened."""
         await self._settled.wait()
         if self._websocket is None:
             raise self._error or EOFError("the connection was not opened")
@@ -251,8 +251,8 @@ class _HeldWebsocket:
 async def _close(websocket: Any) -> None:
     """Send a close frame, and wait for the peer's; after the limit, drop the socket.
 
-    The two versions of the library name it differently. What still comes is thrown away: a full
-    queue would keep the peer's close frame from being read.
+    The two versions of the library name it differently. Frames that still come are discarded,
+    since a full queue would keep the peer's close frame from being read.
     """
     websocket.recv_messages.discard()
     with anyio.move_on_after(CLOSE_TIMEOUT_S):
@@ -267,19 +267,19 @@ def _not_opened(url: str, exc: Exception, way: Route) -> FeedError:
 
 
 class FrameQueue:
-    """Takes data frames, puts fragments together, gives out messages.
+    """Receives data frames, assembles fragments, and returns messages.
 
-    It stands in the place of the library's queue, which hands over one message at a time, each for
-    two hops over a channel: more than all of the decoding. What comes with one read of the socket
-    is taken here in one go.
+    It replaces the library's queue, which returns one message at a time over two channel
+    operations, more work than all of the decoding. This queue returns all messages of one socket
+    read at once.
 
-    Has the methods that the library's own ``Assembler`` has, as far as they are used: ``put`` and
-    ``close`` are called by the connection, ``get`` by its ``recv``.
+    Has the methods of the library's own ``Assembler`` that are used: the connection calls ``put``
+    and ``close``, its ``recv`` calls ``get``.
 
     Args:
-        most: Messages that may wait; beyond it reading is paused.
-        pause: Stops the reading of the socket.
-        resume: Goes on with it.
+        most: The most messages that may wait before reading is paused.
+        pause: Pauses reading the socket.
+        resume: Resumes reading the socket.
     """
 
     def __init__(self, most: int, pause: Callable[[], Any], resume: Callable[[], Any]) -> None:
@@ -289,7 +289,7 @@ class FrameQueue:
         self._paused = False
         self._messages: deque[tuple[bytes, bool]] = deque()
         self._started: Opcode | None = None
-        """What the fragments will be, while there are some."""
+        """The type of the message that the pending fragments belong to."""
         self._fragments = bytearray()
         self._arrived = anyio.Event()
         self._waiting = False
@@ -297,7 +297,7 @@ class FrameQueue:
         self._discarding = False
 
     def put(self, frame: WireFrame) -> None:
-        """A data frame came.
+        """Receive a data frame.
 
         Raises:
             EOFError: After :meth:`close`.
@@ -317,7 +317,7 @@ class FrameQueue:
         self.put_messages([(data, opcode is Opcode.TEXT)])
 
     def put_messages(self, messages: Sequence[tuple[bytes, bool]]) -> None:
-        """Whole messages came, each with whether it is text.
+        """Receive whole messages, each with whether it is text.
 
         Raises:
             EOFError: After :meth:`close`.
@@ -334,16 +334,16 @@ class FrameQueue:
             self._pause()
 
     def discard(self) -> None:
-        """Throw away what waits and what still comes: the connection is being closed."""
+        """Discard waiting and later messages, since the connection is being closed."""
         self._discarding = True
         self._messages.clear()
         self._read_on()
 
     def close(self) -> None:
-        """No more will come; what waits can still be taken."""
+        """Mark the end of the stream; waiting messages can still be read."""
         self._closed = True
         self._arrived.set()
-        self._read_on()  # the socket's end has to be seen
+        self._read_on()  # the end of the socket must be read
 
     def _read_on(self) -> None:
         if self._paused:
@@ -355,7 +355,7 @@ class FrameQueue:
 
         Raises:
             EOFError: There are no more.
-            UnicodeDecodeError: It is text and no UTF-8.
+            UnicodeDecodeError: It is text, but not UTF-8.
         """
         await self._some()
         return self._taken()
@@ -365,7 +365,7 @@ class FrameQueue:
 
         Raises:
             EOFError: There are no more.
-            UnicodeDecodeError: The first of them is text and no UTF-8; it stays for :meth:`get`.
+            UnicodeDecodeError: The first is text, but not UTF-8; it stays for :meth:`get`.
         """
         await self._some()
         found: list[Frame] = []
@@ -381,7 +381,7 @@ class FrameQueue:
         return found
 
     async def _some(self) -> None:
-        """Wait for a message; where one waits already, let the others run."""
+        """Wait for a message; if one waits already, only let other tasks run."""
         if self._messages:
             await checkpoint()
         while not self._messages:
@@ -404,14 +404,14 @@ class FrameQueue:
         return message
 
 
-# ``create_connection`` is the library's own way to another class of connection; which attribute
-# holds the queue is private, so a test pins it and pyproject.toml the version.
+# ``create_connection`` is the library's documented way to use another connection class. The
+# attribute that holds the queue is private, so a test pins it, and pyproject.toml the version.
 def connect_by_library(most_queued: int, most_bytes: int) -> Any:
     """The library's ``connect`` for the running event loop; both take the same arguments.
 
     Args:
-        most_queued: Messages that may wait; beyond it TCP holds the sender back.
-        most_bytes: Of one message.
+        most_queued: The most messages that may wait; beyond it, TCP slows the sender down.
+        most_bytes: The limit of one message.
     """
     if sniffio.current_async_library() == "trio":
         return _trio_connect(most_queued, most_bytes)
@@ -422,7 +422,7 @@ async def receive_some(websocket: Any) -> Sequence[Frame]:
     """All messages that wait, at least one.
 
     Raises:
-        ConnectionClosed: The connection has ended, and all of its messages were taken.
+        ConnectionClosed: The connection has ended, and all of its messages were returned.
     """
     try:
         found: Sequence[Frame] = await websocket.recv_messages.get_some()
