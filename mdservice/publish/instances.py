@@ -220,13 +220,14 @@ class Instances:
         await speaker.exchange(b"".join(commands), len(commands))
 
     async def _listen(self, listener: RedisConnection) -> None:
-        # This service's own announcements keep the connection from being silent.
+        # This service's own announcements keep the connection from being silent: one without
+        # any is lost.
         channel = self._names.channel(INSTANCES_CHANNEL)
         self._refuse(await listener.exchange(pack(b"SUBSCRIBE", channel), 1))
-        while True:
-            (message,) = await listener.exchange(b"", 1)
-            if isinstance(message, list) and message[:1] == [b"message"]:
-                self._take(decode_instance(message[2]))
+        while messages := await listener.receive(_TIMEOUT_S):
+            for message in messages:
+                if isinstance(message, list) and message[:1] == [b"message"]:
+                    self._take(decode_instance(message[2]))
 
     def _refuse(self, replies: Iterable[object]) -> None:
         for reply in replies:
@@ -239,11 +240,11 @@ class Instances:
         if other.gone:
             self._forget(other.id)
             return
-        known = other.id in self._heard
-        if known or len(self._heard) < _MOST_HEARD:
-            self._heard[other.id] = other, self._clock.monotonic()
-        if not known:
+        if other.id not in self._heard:
+            if len(self._heard) >= _MOST_HEARD:
+                return
             _log.warning("another_service_publishes_here", reason=self._describe(other))
+        self._heard[other.id] = other, self._clock.monotonic()
 
     def _forget_silent(self) -> None:
         oldest_s = self._clock.monotonic() - GONE_AFTER_S

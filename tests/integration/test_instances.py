@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import anyio
+import hiredis
 import msgspec
 import pytest
 
@@ -243,7 +246,9 @@ def test_without_the_rights_there_is_one_warning_and_no_harm(
     assert "redis_failed" not in caplog.text
 
 
-def test_garbage_on_the_channel_is_passed_over(fresh_valkey: Any) -> None:
+def test_garbage_on_the_channel_is_passed_over(
+    fresh_valkey: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def body() -> None:
         one = make(fresh_valkey)
         async with running(one):
@@ -259,6 +264,67 @@ def test_garbage_on_the_channel_is_passed_over(fresh_valkey: Any) -> None:
             assert len(one.conflicts()) <= 100
 
     run(body, "trio")
+    assert 1 <= caplog.text.count("another_service_publishes_here") <= 100
+
+
+class FloodingServer:
+    """Answers as Redis does; sends a subscriber announcements without a pause, once."""
+
+    def __init__(self, path: Path, for_s: float) -> None:
+        self.started, self.ended = threading.Event(), threading.Event()
+        self._for_s = for_s
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._threads.append(threading.Thread(target=self._answer, args=(client,)))
+                self._threads[-1].start()
+
+    def _answer(self, client: socket.socket) -> None:
+        reader = hiredis.Reader(notEnoughData=None)
+        with client, suppress(OSError):
+            while data := client.recv(65_536):
+                reader.feed(data)
+                while (command := reader.gets()) is not None:
+                    client.sendall(b"$-1\r\n" if command[0] == b"GET" else b"+OK\r\n")
+                    if command[0] == b"SUBSCRIBE":
+                        self._flood(client)
+
+    def _flood(self, client: socket.socket) -> None:
+        until_s = time.monotonic() + self._for_s
+        self.started.set()
+        with suppress(OSError):
+            while time.monotonic() < until_s:
+                client.sendall(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nx\r\n" * 1_000)
+        self.ended.set()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@BOTH
+def test_a_flood_of_announcements_leaves_other_tasks_their_turn(
+    backend: str, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        turns = 0
+        with closing(FloodingServer(tmp_path / "s", 1.0)) as server:
+            async with running(make(None, url=f"unix://{tmp_path}/s")):
+                while not server.ended.is_set():
+                    await anyio.sleep(0.001)
+                    turns += server.started.is_set()
+        assert turns > 10
+
+    run(body, backend)
 
 
 @BOTH
