@@ -81,9 +81,7 @@ class RedisAddress:
             ) from None
         for name in _POOL_ONLY:
             options.pop(name, None)
-        kind: type[Connection | UnixDomainSocketConnection] = options.pop(
-            "connection_class", Connection
-        )
+        kind: Any = options.pop("connection_class", Connection)
         self.shown = _without_secret(url, kind, options)
         """The URL without user and password; it can be used where no login is needed."""
         self.database = int(options.get("db") or 0)
@@ -101,12 +99,13 @@ class RedisAddress:
             retry_on_error=[],
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
+        # A text comes from a query argument; the scheme gives a class.
+        if isinstance(kind, str) or not _NOT_IN_A_URL.isdisjoint(options):
+            raise _bad_argument(self.shown)
         if issubclass(kind, SSLConnection):
             _trust_what_the_environment_names(options)
-        if not _NOT_IN_A_URL.isdisjoint(options):
-            raise _bad_argument(self.shown)
         try:
-            self.options = kind(**options)
+            self.options: Connection | UnixDomainSocketConnection = kind(**options)
             """The URL's parts, as redis-py understands them; it never connects."""
         except (TypeError, ValueError, redis.RedisError) as exc:
             raise _bad_argument(self.shown) from exc
@@ -395,7 +394,7 @@ async def _connect(address: RedisAddress) -> socket.socket:
     if isinstance(options, UnixDomainSocketConnection):
         return await _connect_to(address, socket.AF_UNIX, options.path)
     error = OSError(f"{options.host} has no address")
-    for family, _, _, _, where in await _resolve(options.host, options.port):
+    for family, _, _, _, where in await _resolve(options.host, options.port, address.timeout_s):
         try:
             return await _connect_to(address, family, where)
         except OSError as exc:
@@ -403,12 +402,13 @@ async def _connect(address: RedisAddress) -> socket.socket:
     raise error
 
 
-async def _resolve(host: str, port: int) -> Sequence[tuple[Any, ...]]:
+async def _resolve(host: str, port: int, limit_s: float) -> Sequence[tuple[Any, ...]]:
     """The host's addresses, without a look-up where the host is an address itself."""
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        return await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with anyio.fail_after(limit_s):
+            return await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 async def _connect_to(address: RedisAddress, family: int, where: Any) -> socket.socket:

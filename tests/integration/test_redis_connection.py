@@ -495,6 +495,21 @@ def test_each_address_of_a_name_is_tried(backend: str, monkeypatch: pytest.Monke
     run(backend, main)
 
 
+@on_both_loops
+def test_a_resolver_that_does_not_answer_is_given_up(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: Any, **__: Any) -> None:
+        await anyio.sleep_forever()
+
+    async def main() -> None:
+        monkeypatch.setattr(anyio, "getaddrinfo", never)
+        with pytest.raises(StoreUnavailable, match=r"db\.example:6379/0: no answer in time"):
+            await opened("redis://db.example", 0.05)
+
+    run(backend, main)
+
+
 async def answer_once(listener: socket.socket) -> None:
     listener.setblocking(False)
     await anyio.wait_readable(listener)

@@ -42,6 +42,7 @@ def test_the_address_is_the_url_without_its_secrets(url: str, shown: str) -> Non
         "rediss://me:hunter2@db?ssl_cert_reqs=sometimes",
         "rediss://me:hunter2@db?ssl_validate_ocsp=true",
         "redis://me:hunter2@db?socket_keepalive_options=1",
+        "redis://me:hunter2@db?connection_class=Connection",
     ],
 )
 def test_a_bad_url_is_a_configuration_error_that_does_not_quote_it(url: str) -> None:
