@@ -84,6 +84,8 @@ class ServiceServer:
     def __init__(self, socket: Path, prefix: str | None = None) -> None:
         self._socket = socket
         self._prefix = prefix
+        self._answer = ("", "")
+        """The URL and the prefix that the last location was made of."""
         self._last: Location | None = None
 
     async def find(self) -> Location:
@@ -102,7 +104,10 @@ class ServiceServer:
                     " (MDSERVICE_SOCKET)"
                 ) from exc
         else:
-            self._last = Location(RedisAddress(url, timeout_s=TIMEOUT_S), RedisNames(prefix))
+            # The address keeps its certificates, whose loading holds up the event loop.
+            if self._last is None or self._answer != (url, prefix):
+                address = RedisAddress(url, timeout_s=TIMEOUT_S)
+                self._answer, self._last = (url, prefix), Location(address, RedisNames(prefix))
         return self._last
 
     def _ask(self) -> tuple[str, str]:
