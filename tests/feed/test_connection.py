@@ -15,7 +15,7 @@ from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.driver import LoginLimit, Received
 from mdservice.feed.retries import HELD_S
 from mdservice.feed.session import ACK_TIMEOUT_S
-from mdservice.model.events import RecordBatch
+from mdservice.model.events import FeedLost, RecordBatch
 from mdservice.model.kinds import QUOTES
 from mdservice.runtime.backoff import Backoff
 from mdservice.simulator.session import SessionRules
@@ -246,6 +246,22 @@ async def test_quotes_that_came_with_the_error_are_handed_on(
         desk.driver.send_error(407)
         await desk.until(lambda: "disconnected" in desk.story)
         assert desk.story[:3] == ["connected", [1, 2], "disconnected"]
+
+
+@pytest.mark.parametrize("code", [406, 407])
+async def test_an_acknowledgement_behind_the_error_hides_no_gap(
+    autojump_clock: Any, open_desk: Any, code: int
+) -> None:
+    async with open_desk("AAPL") as desk:
+        await desk.driver.subscribed("AAPL")
+        desk.driver.send_quotes([quote(1)])
+        await desk.until(lambda: desk.bids == [1])
+        end = {"T": "error", "code": code, "msg": "no"}
+        desk.driver.send_messages([end, {"T": "subscription", "quotes": []}])
+        await desk.driver.opened(2)
+        (lost,) = [item for item in desk.items if isinstance(item, FeedLost)]
+        assert lost.symbols == {"AAPL"}
+        assert str(code) in lost.reason
 
 
 async def test_harmless_error_is_ignored(autojump_clock: Any, open_desk: Any) -> None:

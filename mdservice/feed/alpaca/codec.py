@@ -157,6 +157,8 @@ class Codec:
         return True
 
     def _take_control(self, message: ControlMessage, received: Received) -> None:
+        if self.ended is not None:
+            return  # it is of a connection that has ended
         if isinstance(message, Subscription):
             # At once, since the quotes after it belong to the new subscription.
             received.acknowledge(message.quotes or (), self._followed)
@@ -165,7 +167,7 @@ class Codec:
             if isinstance(error, RequestRefused):
                 received.controls.append(error)
             else:
-                self.ended = self.ended or error
+                self.ended = error
 
     def _decode_piecewise(self, frame: Frame, received: Received) -> list[Message]:
         """The good messages of a frame that does not decode as a whole."""
