@@ -1,16 +1,15 @@
-"""Connections for reading, and the prices that stand in the keys."""
+"""Connections for reading, and the records that stand in the keys."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.payload import QuoteDecoder
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import KINDS, Kind, R, RecordDecoder
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
@@ -31,7 +30,8 @@ TIMEOUT_S: Final = 3.0
 """The limit for connecting, and for each answer."""
 _RIGHTS = (
     "allow this user SUBSCRIBE, PING, MGET, SCAN (XREAD, XRANGE and XINFO for an event log) on "
-    "the keys price:* and the channel price.updated, with MDSERVICE_KEY_PREFIX in front"
+    f"the keys {', '.join(f'{kind.key_prefix}*' for kind in KINDS)} and the channel "
+    f"{', '.join(kind.event for kind in KINDS)}, with MDSERVICE_KEY_PREFIX in front"
 )
 
 
@@ -63,7 +63,7 @@ def refuse_errors(address: str, replies: Iterable[object]) -> None:
             raise refusal(address, text)
 
 
-# Reading the prices in the keys.
+# Reading the keys.
 
 
 _KEYS_PER_READ: Final = 1_000
@@ -73,17 +73,19 @@ _LIMIT_S: Final = 30.0
 
 async def read_keys(
     connection: RedisConnection,
+    kind: Kind[R],
     symbols: Sequence[str],
-    decoder: QuoteDecoder,
+    decoder: RecordDecoder[R],
     names: RedisNames,
-) -> list[Quote]:
-    """The quotes in the keys, by symbol.
+) -> list[R]:
+    """The records in the keys of a kind, by symbol.
 
     Keys with other content are omitted, and the decoder counts them.
 
     Args:
         connection: One that is not subscribed to anything.
-        symbols: The symbols to read; empty for every key ``price:*``.
+        kind: The kind of the records.
+        symbols: The symbols to read; empty for every key of the kind.
         decoder: Counts unreadable content.
         names: The names of the keys.
 
@@ -91,7 +93,8 @@ async def read_keys(
         StoreUnavailable, StoreRefused
     """
     deadline_s = anyio.current_time() + _LIMIT_S
-    found: dict[str, Quote] = {}
+    found: dict[str, R] = {}
+    prefix = names.key_prefix(kind)
 
     async def read(keys: Sequence[bytes]) -> None:
         if anyio.current_time() > deadline_s:
@@ -104,28 +107,24 @@ async def read_keys(
         replies = await connection.call(pack(b"MGET", *keys))
         refuse_errors(connection.address, replies)
         for key, payload in zip(keys, replies[0], strict=True):
-            quote = None if payload is None else decoder.decode(payload)
-            if quote is None:
+            record = None if payload is None else decoder.decode(payload)
+            if record is None:
                 continue
-            if names.price_key(quote.symbol) != key:
+            if prefix + record.symbol.encode() != key:
                 decoder.errors += 1
                 decoder.last_error = f"the key {key.decode(errors='replace')} is of another symbol"
                 continue
-            found[quote.symbol] = quote
+            found[record.symbol] = record
 
-    for keys in _named(symbols, names):
-        await read(keys)
-    cursor = None if symbols else b"0"
+    for start in range(0, len(symbols), _KEYS_PER_READ):
+        some = symbols[start : start + _KEYS_PER_READ]
+        await read([prefix + symbol.encode() for symbol in some])
+    cursor: Any = None if symbols else b"0"
     while cursor is not None:
-        words = (b"SCAN", cursor, b"MATCH", names.price_keys, b"COUNT", b"%d" % _KEYS_PER_READ)
+        words = (b"SCAN", cursor, b"MATCH", names.keys(kind), b"COUNT", b"%d" % _KEYS_PER_READ)
         replies = await connection.call(pack(*words))
         refuse_errors(connection.address, replies)
         cursor, keys = replies[0]
         await read(keys)
         cursor = None if cursor == b"0" else cursor
     return [found[symbol] for symbol in sorted(found)]
-
-
-def _named(symbols: Sequence[str], names: RedisNames) -> Iterator[list[bytes]]:
-    for start in range(0, len(symbols), _KEYS_PER_READ):
-        yield [names.price_key(symbol) for symbol in symbols[start : start + _KEYS_PER_READ]]

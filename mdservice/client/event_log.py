@@ -1,7 +1,7 @@
 """Reads events from the event log, a Redis stream. Conflates nothing, and can resume.
 
-The stream is the buffer: the reader reads on when the program has taken the quotes that it read. It
-reads the keys if the log is incomplete: at the start, and when entries were deleted before they
+The stream is the buffer: the reader reads on when the program has taken the records that it read.
+It reads the keys if the log is incomplete: at the start, and when entries were deleted before they
 were read. The content of the keys waits until the log has been read up to its end at that time.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 import anyio
 import attrs
@@ -18,8 +18,7 @@ from mdservice.client.connection import connected_to, read_keys, refuse_errors
 from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake
 from mdservice.errors import ConfigurationError, StoreRefused
-from mdservice.model.payload import QuoteDecoder
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import R, RecordDecoder
 from mdservice.observability.logging import get_logger
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection
@@ -155,36 +154,36 @@ _LOST_AT_MOST_MS: Final = 60_000
 
 
 @attrs.frozen
-class _Keys:
+class _Keys(Generic[R]):
     """Keys, and the end of the log after they were read."""
 
-    quotes: list[Quote]
+    records: list[R]
     end: EntryId
 
 
 @attrs.frozen
-class _Entries:
-    quotes: list[Quote]
+class _Entries(Generic[R]):
+    records: list[R]
     ids: list[EntryId]
     end: EntryId
     cut: bool
 
 
 async def _read_entries(
-    connection: RedisConnection, log: bytes, after: EntryId, decoder: QuoteDecoder
-) -> _Entries:
+    connection: RedisConnection, log: bytes, after: EntryId, decoder: RecordDecoder[R]
+) -> _Entries[R]:
     chunk = await read_chunk(connection, log, after)
-    quotes, ids = [], []
+    records, ids = [], []
     for entry_id, payload in chunk.entries:
-        quote = decoder.decode(payload)
-        if quote is not None:
-            quotes.append(quote)
+        record = decoder.decode(payload)
+        if record is not None:
+            records.append(record)
             ids.append(entry_id)
     end = chunk.entries[-1][0] if chunk.entries else after
-    return _Entries(quotes, ids, end, chunk.cut_after(after))
+    return _Entries(records, ids, end, chunk.cut_after(after))
 
 
-class EventLogSource:
+class EventLogSource(Generic[R]):
     """Reads the log, from connection to connection.
 
     Args:
@@ -193,7 +192,7 @@ class EventLogSource:
         after: The id after which to continue; None for the keys first, then new entries.
     """
 
-    def __init__(self, intake: Intake, log: str, after: EntryId | None) -> None:
+    def __init__(self, intake: Intake[R], log: str, after: EntryId | None) -> None:
         self._intake = intake
         self._name = log
         self._log = intake.names.event_log(log)
@@ -201,7 +200,7 @@ class EventLogSource:
         if after is not None:
             intake.begun = True
             intake.handover.position = str(after)
-        self._keys: _Keys | None = None
+        self._keys: _Keys[R] | None = None
         # The id up to which entries may be older than the keys.
         self._unordered_to = START
 
@@ -224,16 +223,18 @@ class EventLogSource:
     async def _begin(self, connection: RedisConnection, end: EntryId) -> None:
         """Read the keys first, then events from the end of the log before that."""
         keys = await self._ask_keys(connection)
-        newer = self._intake.take_keys(keys.quotes)
+        newer = self._intake.take_keys(keys.records)
         self._cursor, self._unordered_to = end, keys.end
         # One that ends among the keys has to begin with them again.
         self._intake.handover.offer_entries(newer, [None] * len(newer), str(end))
 
-    async def _ask_keys(self, connection: RedisConnection) -> _Keys:
+    async def _ask_keys(self, connection: RedisConnection) -> _Keys[R]:
         intake = self._intake
         intake.reading_keys(anyio.current_time())
-        quotes = await read_keys(connection, intake.symbols, intake.key_decoder, intake.names)
-        return _Keys(quotes, await look(connection, self._log) or START)
+        records = await read_keys(
+            connection, intake.kind, intake.symbols, intake.key_decoder, intake.names
+        )
+        return _Keys(records, await look(connection, self._log) or START)
 
     async def _step(self, connection: RedisConnection) -> None:
         intake = self._intake
@@ -241,7 +242,7 @@ class EventLogSource:
         if self._keys is None and intake.keys_are_due(anyio.current_time()):
             self._keys = await self._ask_keys(connection)
         if self._keys is not None and cursor >= self._keys.end:
-            newer = intake.take_keys(self._keys.quotes)
+            newer = intake.take_keys(self._keys.records)
             self._keys = None
             intake.handover.offer_entries(newer, [None] * len(newer), None)
             return
@@ -255,12 +256,12 @@ class EventLogSource:
             return
         self._hand_over(read, in_order=cursor >= self._unordered_to)
 
-    def _hand_over(self, read: _Entries, *, in_order: bool) -> None:
+    def _hand_over(self, read: _Entries[R], *, in_order: bool) -> None:
         self._cursor = read.end
-        newer = self._intake.take_events(read.quotes, in_order=in_order)
-        # Both are in the same order; known quotes are skipped.
-        ids = {id(quote): str(entry) for quote, entry in zip(read.quotes, read.ids, strict=True)}
-        places = [ids[id(quote)] for quote in newer]
+        newer = self._intake.take_events(read.records, in_order=in_order)
+        # Both are in the same order; known records are skipped.
+        ids = {id(record): str(entry) for record, entry in zip(read.records, read.ids, strict=True)}
+        places = [ids[id(record)] for record in newer]
         self._intake.handover.offer_entries(newer, places, str(read.end))
 
     def _check_end(self, end: EntryId) -> None:

@@ -1,11 +1,11 @@
-"""Checks, counts and queues the quotes of a source for the program."""
+"""Checks, counts and queues the records of a source for the program."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -13,9 +13,7 @@ import anyio.lowlevel
 from mdservice.client.discovery import Location
 from mdservice.client.sequence import SequenceCheck
 from mdservice.model.events import RecordBatch
-from mdservice.model.kinds import QUOTES
-from mdservice.model.payload import QuoteDecoder
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import Kind, R, RecordDecoder
 from mdservice.publish.conflation import ConflatingBuffer, records_of
 from mdservice.redis_io.names import GONE_AFTER_S, Instance, RedisNames
 
@@ -27,18 +25,22 @@ BACKLOG = 10_000
 _MOST_AT_ONCE = 500
 
 
-class ReaderQueue:
+class ReaderQueue(Generic[R]):
     """Takes updates from the reading task, and gives them to the program one by one.
 
     Updates from :meth:`offer` are conflated beyond :data:`BACKLOG`. Updates from
     :meth:`offer_entries` are not: their source waits for :meth:`emptied` before it reads on.
+
+    Args:
+        kind: The kind of the updates.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind[R]) -> None:
         self.position: str | None = None
         """The id of the last log entry that the program got."""
+        self._kind = kind
         self._buffer = ConflatingBuffer(BACKLOG)
-        self._taken: deque[Quote] = deque()
+        self._taken: deque[R] = deque()
         self._positions: deque[str | None] = deque()
         self._arrived = anyio.Event()
         self._emptied = anyio.Event()
@@ -52,27 +54,27 @@ class ReaderQueue:
         """Updates that were conflated because the program was too slow."""
         return self._buffer.conflated
 
-    def offer(self, quotes: Sequence[Quote]) -> None:
+    def offer(self, records: Sequence[R]) -> None:
         """Add updates; without room, conflate the oldest."""
-        if quotes:
-            self._buffer.add(RecordBatch(QUOTES, quotes))
+        if records:
+            self._buffer.add(RecordBatch(self._kind, records))
             self._arrived.set()
 
     def offer_entries(
-        self, quotes: Sequence[Quote], positions: Sequence[str | None], end: str | None
+        self, records: Sequence[R], positions: Sequence[str | None], end: str | None
     ) -> None:
         """Add updates with their ids in the log.
 
         Args:
-            quotes: Updates, in order.
+            records: Updates, in order.
             positions: For each update, the id of the log up to which the program has got
                 everything once it has this update; None if the id does not change.
             end: That id for the last update. Without updates, it takes effect at once.
         """
-        if not quotes:
+        if not records:
             self.position = end or self.position
             return
-        self._taken.extend(quotes)
+        self._taken.extend(records)
         self._positions.extend([*positions[:-1], end])
         self._arrived.set()
 
@@ -88,7 +90,7 @@ class ReaderQueue:
         self._closed = True
         self._arrived.set()
 
-    async def take(self) -> Quote:
+    async def take(self) -> R:
         """The next update.
 
         Raises:
@@ -97,12 +99,12 @@ class ReaderQueue:
         if not self._taken:
             await anyio.lowlevel.checkpoint()  # a program that never waits must let other tasks run
             await self._refill()
-        quote = self._taken.popleft()
+        record = self._taken.popleft()
         if self._positions:
             self.position = self._positions.popleft() or self.position
         if not self._taken:
             self._emptied.set()
-        return quote
+        return record
 
     async def _refill(self) -> None:
         while not self._taken:
@@ -122,15 +124,16 @@ KEYS_AT_MOST_EVERY_S: Final = 1.0
 _MOST_HEARD: Final = 100
 
 
-class Intake:
+class Intake(Generic[R]):
     """The state of a reader across connections.
 
     Attributes:
+        kind: The kind of the records that are read.
         symbols: The wanted symbols; empty for all.
         names: The names of keys and channels at the last location.
         event_decoder: Decodes events.
         key_decoder: Decodes keys.
-        order: Keeps the newest quote of each symbol, and detects missed ones.
+        order: Keeps the newest record of each symbol, and detects missed ones.
         handover: The queue for the program.
         events: Updates that came as events.
         resyncs: How often the keys were read again.
@@ -141,13 +144,14 @@ class Intake:
             announcement, monotonic seconds.
     """
 
-    def __init__(self, symbols: Sequence[str]) -> None:
+    def __init__(self, kind: Kind[R], symbols: Sequence[str]) -> None:
+        self.kind = kind
         self.symbols = tuple(symbols)
         self.names = RedisNames()
-        self.event_decoder = QuoteDecoder(symbols)
-        self.key_decoder = QuoteDecoder(symbols)
-        self.order = SequenceCheck()
-        self.handover = ReaderQueue()
+        self.event_decoder = RecordDecoder(kind, symbols)
+        self.key_decoder = RecordDecoder(kind, symbols)
+        self.order = SequenceCheck(kind)
+        self.handover = ReaderQueue(kind)
         self.events = 0
         self.resyncs = 0
         self.trimmed = 0
@@ -184,7 +188,7 @@ class Intake:
         return self.order.steps + self.order.starts + self.trimmed
 
     def keys_are_due(self, now_s: float) -> bool:
-        """Whether quotes were missed since the keys were read, and reading them is allowed again.
+        """Whether records were missed since the keys were read, and reading them is allowed again.
 
         Args:
             now_s: The event loop's time.
@@ -197,22 +201,22 @@ class Intake:
         self._next_keys_s = now_s + KEYS_AT_MOST_EVERY_S
         self.resyncs += self.begun
 
-    def take_keys(self, quotes: Sequence[Quote]) -> list[Quote]:
-        """Return the quotes of keys that are newer. Their steps cause no further read of keys."""
+    def take_keys(self, records: Sequence[R]) -> list[R]:
+        """Return the records of keys that are newer. Their steps cause no further read of keys."""
         before = self._reasons()
-        newer = self.order.newer(quotes, in_order=False)
+        newer = self.order.newer(records, in_order=False)
         self._noticed += self._reasons() - before
         self.begun = True
         return newer
 
-    def take_events(self, quotes: Iterable[Quote], *, in_order: bool) -> list[Quote]:
-        """Return the quotes of events that are newer.
+    def take_events(self, records: Iterable[R], *, in_order: bool) -> list[R]:
+        """Return the records of events that are newer.
 
         Args:
-            quotes: In the order of their arrival.
+            records: In the order of their arrival.
             in_order: See :func:`mdservice.client.sequence.judge`.
         """
-        newer = self.order.newer(quotes, in_order=in_order)
+        newer = self.order.newer(records, in_order=in_order)
         self.events += len(newer)
         return newer
 

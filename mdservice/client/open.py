@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -22,6 +22,7 @@ from mdservice.client.intake import Intake, Source
 from mdservice.client.pubsub import PubSubSource
 from mdservice.client.reader import Follower, Prices
 from mdservice.errors import ConfigurationError, StoreUnavailable
+from mdservice.model.kinds import QUOTES
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbols
 from mdservice.runtime.backoff import Backoff
 from mdservice.settings.parsers import parse_event_log, parse_key_prefix
@@ -83,7 +84,7 @@ async def open_prices(
         StoreRefused: The server refuses the login or a command.
         StoreUnavailable: No connection within ``connect_limit_s``.
     """
-    intake = Intake(_chosen(symbols))
+    intake = Intake(QUOTES, _chosen(symbols))
     discovery = _discovery(redis_url, socket, _checked_prefix(prefix))
     follower = Follower(discovery, _source(intake, event_log, after), Backoff(_FIRST_S, _LIMIT_S))
     error: Exception | None = None
@@ -122,7 +123,7 @@ def _discovery(
     return ServiceServer(socket_of_the_service(socket), prefix)
 
 
-def _source(intake: Intake, event_log: str | None, after: str | None) -> Source:
+def _source(intake: Intake[Any], event_log: str | None, after: str | None) -> Source:
     if event_log is None:
         if after is not None:
             raise ConfigurationError(

@@ -1,8 +1,8 @@
-"""Events from the channel ``price.updated``.
+"""Events from the channel of a kind, such as ``price.updated``.
 
 The reader subscribes first, and then reads the keys over a second connection while events already
 come. Then it sends a ``PING``, whose answer comes after every event that was published before. Only
-then does it use the keys, since any newer price in them was really missed and is not still on its
+then does it use the keys, since any newer record in them was really missed and is not still on its
 way.
 
 Channels belong to the whole server, so events of other services come too. A service announces the
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 import anyio
 import attrs
@@ -25,16 +25,13 @@ from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake
 from mdservice.errors import StoreUnavailable
 from mdservice.model.events import RecordBatch
-from mdservice.model.kinds import QUOTES
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import Kind, R
 from mdservice.publish.conflation import ConflatingBuffer, records_of
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
-    BATCH_CHANNEL,
     GONE_AFTER_S,
     INSTANCES_CHANNEL,
-    PRICE_CHANNEL,
     BatchMarker,
     Instance,
     RedisNames,
@@ -108,13 +105,13 @@ Connect = Callable[[RedisAddress], AbstractAsyncContextManager[RedisConnection]]
 """Opens a connection that is closed at the end of the block."""
 
 
-async def _subscribe(connection: RedisConnection, names: RedisNames) -> bool:
+async def _subscribe(connection: RedisConnection, names: RedisNames, kind: Kind[Any]) -> bool:
     """Subscribe to the events, and to the channel of their owners if this user may.
 
     Returns:
         Whether the announcements of the services are heard.
     """
-    channels = (BATCH_CHANNEL, INSTANCES_CHANNEL, PRICE_CHANNEL)
+    channels = (kind.marker, INSTANCES_CHANNEL, kind.event)
     # The markers first, and all at once: no batch may come between.
     data = b"".join(pack(b"SUBSCRIBE", names.channel(channel)) for channel in channels)
     replies = await connection.exchange(data, len(channels))
@@ -137,8 +134,8 @@ async def _read_record(connection: RedisConnection, names: RedisNames) -> Instan
 class _Sorter:
     """Assigns an owner to each event, across reads."""
 
-    def __init__(self, names: RedisNames) -> None:
-        self._batch = names.channel(BATCH_CHANNEL)
+    def __init__(self, names: RedisNames, kind: Kind[Any]) -> None:
+        self._batch = names.channel(kind.marker)
         self._instances = names.channel(INSTANCES_CHANNEL)
         self._marker: BatchMarker | None = None
         self._left = 0
@@ -170,7 +167,7 @@ class _Sorter:
         return groups
 
 
-class PubSubSource:
+class PubSubSource(Generic[R]):
     """Reads the channel; never waits for the program that iterates.
 
     Args:
@@ -178,7 +175,7 @@ class PubSubSource:
         connect: Opens a connection.
     """
 
-    def __init__(self, intake: Intake, connect: Connect = connected_to) -> None:
+    def __init__(self, intake: Intake[R], connect: Connect = connected_to) -> None:
         self._intake = intake
         self._connect = connect
 
@@ -187,7 +184,7 @@ class PubSubSource:
         names = self._intake.names = location.names
         async with self._connect(location.address) as connection:
             owner = await _read_record(connection, names)
-            announcements = await _subscribe(connection, names)
+            announcements = await _subscribe(connection, names, self._intake.kind)
             subscription = _Subscription(
                 self._intake,
                 location.address,
@@ -202,12 +199,12 @@ class PubSubSource:
             )
 
 
-class _Subscription:
+class _Subscription(Generic[R]):
     """One subscribed connection, from its keys to its end."""
 
     def __init__(
         self,
-        intake: Intake,
+        intake: Intake[R],
         address: RedisAddress,
         connect: Connect,
         connection: RedisConnection,
@@ -219,7 +216,7 @@ class _Subscription:
         self._intake = intake
         self._address = address
         self._connect = connect
-        self._sorter = _Sorter(intake.names)
+        self._sorter = _Sorter(intake.names, intake.kind)
         self._announcements = announcements
         if owner is not None:
             intake.following = owner
@@ -227,7 +224,7 @@ class _Subscription:
         self._missed_from_s = self._listened_s + _MISSED_AFTER_S
         """When the followed service counts as missing, unless it announces itself before."""
         self._followed_is_missed = False
-        self._undecided: list[tuple[BatchMarker, list[Quote], float]] = []
+        self._undecided: list[tuple[BatchMarker, list[R], float]] = []
         """Events of a service that may be the new owner of the database, kept until it is known."""
         self._undecided_count = 0
         self._passed_over: dict[str, float] = {}
@@ -241,7 +238,7 @@ class _Subscription:
         self._held = None if intake.begun else ConflatingBuffer(_HELD_AT_MOST)
         self._silence = Silence(anyio.current_time())
         self._up_to_date = False
-        self._keys: list[Quote] | None = None
+        self._keys: list[R] | None = None
         self._marker_sent = False
         self._keys_wanted = anyio.Event()
         self._want_keys()
@@ -296,7 +293,7 @@ class _Subscription:
             intake = self._intake
             async with self._connect(self._address) as connection:
                 self._keys = await read_keys(
-                    connection, intake.symbols, intake.key_decoder, intake.names
+                    connection, intake.kind, intake.symbols, intake.key_decoder, intake.names
                 )
 
     async def read_records(self) -> None:
@@ -369,35 +366,35 @@ class _Subscription:
             if following is not None and not self._reading_keys:
                 self._want_keys()
         waiting, self._undecided, self._undecided_count = self._undecided, [], 0
-        for whose, quotes, came_s in waiting:
+        for whose, records, came_s in waiting:
             if owner is None or whose.id == owner.id:
-                self._take(quotes)
+                self._take(records)
             elif came_s > began_s or self._may_be_gone(came_s, now_s):
                 # The database may be taken over, or was since its record was read.
-                self._undecided.append((whose, quotes, came_s))
-                self._undecided_count += len(quotes)
+                self._undecided.append((whose, records, came_s))
+                self._undecided_count += len(records)
             else:
                 self._passed_over[whose.id] = now_s
-                intake.foreign += len(quotes)
+                intake.foreign += len(records)
 
-    def _sift(self, whose: BatchMarker | None, quotes: list[Quote], now_s: float) -> None:
+    def _sift(self, whose: BatchMarker | None, records: list[R], now_s: float) -> None:
         """Accept the events of the followed service, and drop those of others."""
         intake, following = self._intake, self._intake.following
         if whose is None:
-            self._take(quotes)
+            self._take(records)
         elif whose.db != self._address.database:
-            intake.foreign += len(quotes)
+            intake.foreign += len(records)
         elif following is None or whose.id == following.id:
-            self._take(quotes)
+            self._take(records)
         elif now_s - self._passed_over.get(whose.id, -inf) < _RECORD_EVERY_S:
-            intake.foreign += len(quotes)
+            intake.foreign += len(records)
         else:
             self._want_record(now_s, at_once=not self._undecided)
-            if self._undecided_count + len(quotes) > _UNDECIDED_AT_MOST:
-                intake.foreign += len(quotes)
+            if self._undecided_count + len(records) > _UNDECIDED_AT_MOST:
+                intake.foreign += len(records)
                 return
-            self._undecided.append((whose, quotes, now_s))
-            self._undecided_count += len(quotes)
+            self._undecided.append((whose, records, now_s))
+            self._undecided_count += len(records)
 
     def _want_keys(self) -> None:
         self._intake.reading_keys(anyio.current_time())
@@ -410,15 +407,15 @@ class _Subscription:
             return pack(b"PING", _MARKER)
         return _PING if self._silence.ask(anyio.current_time()) else b""
 
-    def _take(self, quotes: list[Quote]) -> None:
+    def _take(self, records: list[R]) -> None:
         if self._held is not None:
-            self._held.add(RecordBatch(QUOTES, quotes))
-        elif quotes:
-            newer = self._intake.take_events(quotes, in_order=self._up_to_date)
+            self._held.add(RecordBatch(self._intake.kind, records))
+        elif records:
+            newer = self._intake.take_events(records, in_order=self._up_to_date)
             self._intake.handover.offer(newer)
 
-    def _apply(self, keys: list[Quote]) -> None:
-        """Deliver the prices in the keys that are newer than the events."""
+    def _apply(self, keys: list[R]) -> None:
+        """Deliver the records in the keys that are newer than the events."""
         intake, held = self._intake, self._held
         intake.handover.offer(intake.take_keys(keys))
         if held is not None:

@@ -157,7 +157,7 @@ class Prices:
     begins again shows that the service restarted.
     """
 
-    def __init__(self, intake: Intake, follower: Follower) -> None:
+    def __init__(self, intake: Intake[Quote], follower: Follower) -> None:
         self._intake = intake
         self._follower = follower
 

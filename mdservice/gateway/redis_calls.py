@@ -12,7 +12,7 @@ from mdservice.client.connection import CLIENT_NAME, refuse_errors
 from mdservice.client.discovery import Discovery
 from mdservice.client.http import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
-from mdservice.model.payload import QuoteDecoder
+from mdservice.model.kinds import QUOTES, RecordDecoder
 from mdservice.model.quote import Quote
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection
@@ -51,7 +51,7 @@ class RedisCalls:
         self._was_primary = False
         """Whether the server was a primary when the connection was opened."""
         self._address = ""
-        self._decoder = QuoteDecoder()
+        self._decoder = RecordDecoder(QUOTES)
         self._asked: tuple[Sequence[str], bytes] = ((), b"")
         """The symbols of the last question, and the question."""
         self._seen: dict[str, tuple[bytes, Quote]] = {}

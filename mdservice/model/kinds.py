@@ -7,16 +7,18 @@ class, an entry here, an encoder and a decoder (CONTRIBUTING.md, "… a kind of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import attrs
 
-from mdservice.model.payload import decode_quote, encode_quote
+from mdservice.errors import InvalidSymbol
+from mdservice.model.payload import encode_quote, parse_price, quote_of
 from mdservice.model.quote import Quote, identity
+from mdservice.model.symbol import is_symbol
 
-__all__ = ["KINDS", "QUOTES", "Kind", "Order", "Overflow", "R", "Record", "Repair"]
+__all__ = ["KINDS", "QUOTES", "Kind", "Order", "Overflow", "R", "Record", "RecordDecoder", "Repair"]
 
 
 class Record(Protocol):
@@ -70,6 +72,8 @@ class Kind(Generic[R]):
         channel: Alpaca's name of the stream: ``quotes``.
         key_prefix: The part before the symbol in the key of the latest record: ``price:``.
         event: The pub/sub channel of accepted records: ``price.updated``.
+        marker: The pub/sub channel of the message before this kind's events in each batch: which
+            service sent how many. ``mdservice.batch``.
         ttl_s: Time to live of the key, seconds; None for the setting ``MDSERVICE_PRICE_TTL``.
         logged: Whether each event also goes to the event log, if one is configured.
         identity: The values by which a record from history equals one from the stream.
@@ -78,13 +82,17 @@ class Kind(Generic[R]):
         repair: How missed records are recovered.
         encode: Returns the record's JSON text: the bytes of key, event, log entry and HTTP
             answer.
-        decode: Returns the record of such a text, with its own time as the time of reception.
-            Raises ValueError for any other text.
+        parse: Returns the fields of such a text, among them ``symbol``. Raises ValueError for any
+            other text.
+        build: Returns the record of these fields, with its own time as the time of reception.
+            Raises ValueError for a field that cannot be read. A reader of a few symbols parses
+            all texts, and builds only the wanted records.
     """
 
     channel: str
     key_prefix: str
     event: str
+    marker: str
     ttl_s: int | None
     logged: bool
     identity: Callable[[R], Hashable]
@@ -92,7 +100,16 @@ class Kind(Generic[R]):
     overflow: Overflow
     repair: Repair
     encode: Callable[[R], bytes]
-    decode: Callable[[bytes], R]
+    parse: Callable[[bytes], Any]
+    build: Callable[[Any], R]
+
+    def decode(self, payload: bytes) -> R:
+        """The record of a text.
+
+        Raises:
+            ValueError: The text is something else.
+        """
+        return self.build(self.parse(payload))
 
     def __repr__(self) -> str:
         return f"<Kind {self.channel}>"
@@ -102,6 +119,7 @@ QUOTES: Final[Kind[Quote]] = Kind(
     channel="quotes",
     key_prefix="price:",
     event="price.updated",
+    marker="mdservice.batch",
     ttl_s=None,
     logged=True,
     identity=identity,
@@ -109,8 +127,55 @@ QUOTES: Final[Kind[Quote]] = Kind(
     overflow=Overflow.LATEST_PER_SYMBOL,
     repair=Repair.FROM_HISTORY,
     encode=encode_quote,
-    decode=decode_quote,
+    parse=parse_price,
+    build=quote_of,
 )
 
 KINDS: Final[tuple[Kind[Any], ...]] = (QUOTES,)
 """Every kind that this service carries."""
+
+
+class RecordDecoder(Generic[R]):
+    """Decodes payloads, selects those of some symbols, and counts the invalid ones.
+
+    Args:
+        kind: The kind of the payloads.
+        symbols: The symbols to select; empty means all.
+    """
+
+    def __init__(self, kind: Kind[R], symbols: Iterable[str] = ()) -> None:
+        self._parse = kind.parse
+        self._build = kind.build
+        self._known = set(symbols)
+        """The wanted symbols; without any, those that were checked."""
+        self._only_known = bool(self._known)
+        self.errors = 0
+        """Payloads that are not a record of the kind, or whose symbol is not valid."""
+        self.last_error: str | None = None
+        """The error of the last of them."""
+
+    def decode(self, payload: object) -> R | None:
+        """The record; None for another symbol, and for an invalid payload, which is counted."""
+        parse, build = self._parse, self._build  # local names are called faster than attributes
+        try:
+            fields = parse(payload)  # type: ignore[arg-type]  # anything else is a TypeError
+            symbol = fields.symbol
+            if symbol not in self._known:
+                if self._only_known:
+                    return None
+                self._check(symbol)
+            return build(fields)
+        except (ValueError, TypeError, InvalidSymbol) as exc:
+            self.errors += 1
+            self.last_error = str(exc)
+            return None
+
+    def decode_all(self, payloads: Iterable[object]) -> list[R]:
+        """The selected records of the payloads, in order."""
+        decode = self.decode
+        return [record for payload in payloads if (record := decode(payload)) is not None]
+
+    def _check(self, symbol: str) -> None:
+        if not is_symbol(symbol):
+            raise InvalidSymbol(f"{symbol!r} is not a symbol")
+        self._known.add(symbol)

@@ -11,6 +11,7 @@ from typing import Final
 
 import attrs
 
+from mdservice.model.kinds import QUOTES
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
@@ -108,7 +109,7 @@ def _commands(
 ) -> tuple[dict[str, bytes], dict[str, tuple[bytes, str]]]:
     """The required and the optional commands, by the name of each right."""
     price, writer, instance = names.price_key("AAPL"), names.writer_key("check"), names.instance_key
-    prices = names.price_keys.decode()
+    prices = names.keys(QUOTES).decode()
     writers = names.writer_key("*").decode()
     needed = {
         f"SET {prices}": pack(b"SET", price, b"{}", b"EX", b"300"),

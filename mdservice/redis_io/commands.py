@@ -14,7 +14,7 @@ import hiredis
 
 from mdservice.model.kinds import QUOTES, Kind
 from mdservice.publish.store import WriteBatch
-from mdservice.redis_io.names import BATCH_CHANNEL, RedisNames, encode_marker
+from mdservice.redis_io.names import RedisNames, encode_marker
 
 __all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "pack"]
 
@@ -107,10 +107,18 @@ class BatchPacker:
                     payload = batch.latest[kind][symbol]
                     yield pack(b"SET", prefix + symbol.encode(), payload, b"EX", b"%d" % left_s)
 
-    def marker(self, db: int, events: int) -> bytes:
-        """The command that announces the owner of the next events to readers."""
-        channel = self._names.channel(BATCH_CHANNEL)
+    def marker(self, kind: Kind[Any], db: int, events: int) -> bytes:
+        """The command that announces the owner of the next events of a kind to readers."""
+        channel = self._names.channel(kind.marker)
         return pack(b"PUBLISH", channel, encode_marker(self._instance, db, events))
+
+    def _markers(self, batch: WriteBatch, db: int) -> Iterator[bytes]:
+        counts: dict[Kind[Any], int] = {QUOTES: 0}  # in front of feed states too
+        for events in batch.events:
+            if events.kind is not None:
+                counts[events.kind] = counts.get(events.kind, 0) + len(events.payloads)
+        for kind, count in counts.items():
+            yield self.marker(kind, db, count)
 
     def _set_of(self, kind: Kind[Any]) -> tuple[bytes, bytes]:
         ttl = b"%d" % self.ttl_s(kind)
@@ -128,8 +136,7 @@ class BatchPacker:
         parts = [_MULTI]
         add = parts.append
         if self.marks_db is not None and batch.events:
-            prices = sum(len(each.payloads) for each in batch.events if each.kind is QUOTES)
-            add(self.marker(self.marks_db, prices))
+            parts += self._markers(batch, self.marks_db)
         parts += self._old_values(batch)
         for kind, latest in batch.latest.items():
             set_, prefix = self._set.get(kind) or self._set_of(kind)

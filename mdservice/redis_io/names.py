@@ -32,8 +32,8 @@ __all__ = [
 PRICE_CHANNEL: Final = QUOTES.event
 STATUS_CHANNEL: Final = "feed.status"
 ALERT_CHANNEL: Final = "pnl.alert"
-BATCH_CHANNEL: Final = "mdservice.batch"
-"""The channel of the message before each batch of events: which service sent how many."""
+BATCH_CHANNEL: Final = QUOTES.marker
+"""The channel of the message before each batch of events: which service sent how many prices."""
 INSTANCES_CHANNEL: Final = "mdservice.instances"
 """Each service announces itself here."""
 
@@ -94,12 +94,12 @@ def decode_instance(payload: object) -> Instance | None:
 
 
 class BatchMarker(msgspec.Struct, frozen=True):
-    """Says which service sent the next price events on the same connection.
+    """Says which service sent the next events of a kind on the same connection.
 
     Attributes:
         id: The service's :attr:`Instance.id`.
         db: The database that it writes to.
-        events: How many price events follow.
+        events: How many events of the kind follow.
     """
 
     id: str
@@ -138,14 +138,13 @@ class RedisNames:
         """The part before the symbol in the keys of a kind: ``b"price:"``."""
         return f"{self.prefix}{kind.key_prefix}".encode()
 
+    def keys(self, kind: Kind[Any]) -> bytes:
+        """The pattern that matches the keys of all records of a kind, for ``SCAN``."""
+        return self.key_prefix(kind) + b"*"
+
     def price_key(self, symbol: str) -> bytes:
         """The key of a symbol's price: ``AAPL`` → ``b"price:AAPL"``."""
         return self._price + symbol.encode()
-
-    @property
-    def price_keys(self) -> bytes:
-        """The pattern that matches the keys of all prices, for ``SCAN``."""
-        return self._price + b"*"
 
     def writer_key(self, instance: str) -> bytes:
         """The key that holds the number of the instance's last batch."""
@@ -174,7 +173,7 @@ class RedisNames:
             *(kind.event for kind in KINDS),
             STATUS_CHANNEL,
             ALERT_CHANNEL,
-            BATCH_CHANNEL,
+            *(kind.marker for kind in KINDS),
             INSTANCES_CHANNEL,
         )
         keys = (*(f"{kind.key_prefix}*" for kind in KINDS), "mdservice:*")

@@ -14,7 +14,7 @@ import attrs
 import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.kinds import Kind
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.observability.logging import get_logger
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
@@ -69,7 +69,7 @@ async def greet(
     )
     raise_refusal(connection.address, [multi, executed])
     # If this user may not publish this message, the server would refuse the whole batch.
-    (marked,) = await connection.call(packer.marker(database, 0))
+    (marked,) = await connection.call(packer.marker(QUOTES, database, 0))
     packer.marks_db = None if is_error(marked) else database
     run_id = _run_id(info)
     if run_id is None or not isinstance(client_id, int):

@@ -23,9 +23,8 @@ from mdservice.model.events import (
     RecordBatch,
     RoutedItem,
 )
-from mdservice.model.kinds import QUOTES, Kind, Order, Overflow, Repair
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
-from mdservice.model.timestamps import format_ns, parse_rfc3339
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.readers import LocalReaders
 from mdservice.publish.store import WriteBatch, read_last_records
@@ -33,50 +32,8 @@ from mdservice.publish.writer import RedisWriter
 from mdservice.router.actor import QuoteRouter
 from mdservice.runtime.actor import Channel
 from mdservice.testing import FakeHistory, MemoryPriceStore, VirtualClock
+from tests.second_kind import DEPTHS, Depth
 
-# ---- the made-up kind
-
-
-class Depth(msgspec.Struct):
-    """How many orders wait at an exchange."""
-
-    symbol: str
-    orders: int
-    ts_event_ns: int
-    ts_recv_ns: int
-    seq: int = 0
-
-
-def encode(depth: Depth) -> bytes:
-    return msgspec.json.encode(
-        {
-            "symbol": depth.symbol,
-            "orders": depth.orders,
-            "timestamp": format_ns(depth.ts_event_ns),
-            "seq": depth.seq,
-        }
-    )
-
-
-def decode(payload: bytes) -> Depth:
-    fields = msgspec.json.decode(payload, type=dict[str, Any])
-    event_ns = parse_rfc3339(fields["timestamp"])
-    return Depth(fields["symbol"], fields["orders"], event_ns, event_ns, fields["seq"])
-
-
-DEPTHS = Kind(
-    channel="depths",
-    key_prefix="depth:",
-    event="depth.updated",
-    ttl_s=60,
-    logged=False,
-    identity=lambda depth: (depth.symbol, depth.ts_event_ns, depth.orders),
-    order=Order.DROP_OLDER,
-    overflow=Overflow.LATEST_PER_SYMBOL,
-    repair=Repair.FROM_HISTORY,
-    encode=encode,
-    decode=decode,
-)
 BOTH = (QUOTES, DEPTHS)
 
 
@@ -123,7 +80,7 @@ class Pipeline:
 
     def published(self) -> list[tuple[int, int]]:
         """Orders and number of each event, in order."""
-        found = map(decode, self.store.published.get("depth.updated", ()))
+        found = map(DEPTHS.decode, self.store.published.get("depth.updated", ()))
         return [(depth.orders, depth.seq) for depth in found]
 
     def states(self) -> list[dict[str, Any]]:
@@ -154,7 +111,7 @@ async def test_it_is_ordered_numbered_published_and_kept_beside_quotes(
             RecordBatch(DEPTHS, [made.depth(4), made.depth(1, "MSFT")]),
         )
         assert made.published() == [(1, 1), (3, 2), (4, 3), (1, 1)], "late and repeated ones go"
-        assert made.store.get("depth:AAPL") == encode(made.depth(4, seq=3))
+        assert made.store.get("depth:AAPL") == DEPTHS.encode(made.depth(4, seq=3))
         assert made.store.price("AAPL") == made.store.published["price.updated"][-1]
         assert {symbol for symbol, _ in made.store.entries} == {"AAPL"}, "only quotes are logged"
         assert len(made.store.entries) == 2

@@ -27,7 +27,7 @@ from mdservice.feed.alpaca.frame_reader import FrameReader
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.events import RecordBatch
 from mdservice.model.kinds import QUOTES
-from mdservice.model.payload import decode_quote, encode_quote
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.publish.conflation import ConflatingBuffer
@@ -150,7 +150,8 @@ def _pack(count: int) -> Work:
 
 def _read(count: int) -> Work:
     payloads = [encode_quote(quote) for quote in _quotes(count)]
-    return lambda: [decode_quote(payload) for payload in payloads]
+    decode = QUOTES.decode
+    return lambda: [decode(payload) for payload in payloads]
 
 
 def _cut(count: int) -> Work:

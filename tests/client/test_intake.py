@@ -8,6 +8,7 @@ import trio
 import trio.testing
 
 from mdservice.client.intake import BACKLOG, KEYS_AT_MOST_EVERY_S, Intake, ReaderQueue
+from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.redis_io.names import GONE_AFTER_S, Instance
 
@@ -17,7 +18,7 @@ def quotes(first: int, last: int, symbol: str = "A") -> list[Quote]:
 
 
 async def test_what_is_offered_is_taken_in_order() -> None:
-    handover = ReaderQueue()
+    handover = ReaderQueue(QUOTES)
     handover.offer(quotes(1, 700))
     handover.offer([])
     handover.offer(quotes(701, 800))
@@ -27,7 +28,7 @@ async def test_what_is_offered_is_taken_in_order() -> None:
 
 
 async def test_beyond_the_backlog_the_oldest_are_conflated() -> None:
-    handover = ReaderQueue()
+    handover = ReaderQueue(QUOTES)
     handover.offer(quotes(1, BACKLOG))
     handover.offer(quotes(1, 1, "B"))
     assert (len(handover), handover.conflated) == (BACKLOG, 1)
@@ -35,7 +36,7 @@ async def test_beyond_the_backlog_the_oldest_are_conflated() -> None:
 
 
 async def test_position_follows_what_is_taken(autojump_clock: trio.testing.MockClock) -> None:
-    handover = ReaderQueue()
+    handover = ReaderQueue(QUOTES)
     handover.offer_entries([], [], "5-0")
     assert handover.position == "5-0"
     handover.offer_entries(quotes(1, 3), ["6-0", None, "8-0"], "9-0")
@@ -56,7 +57,7 @@ async def test_position_follows_what_is_taken(autojump_clock: trio.testing.MockC
 async def test_what_has_no_place_leaves_the_position_where_it_is(
     autojump_clock: trio.testing.MockClock, place: str | None
 ) -> None:
-    handover = ReaderQueue()
+    handover = ReaderQueue(QUOTES)
     handover.offer_entries([], [], "5-0")
     handover.offer_entries([], [], None)
     assert handover.position == "5-0"
@@ -71,7 +72,7 @@ async def test_what_has_no_place_leaves_the_position_where_it_is(
 async def test_who_waits_for_room_goes_on_when_all_is_taken(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    handover = ReaderQueue()
+    handover = ReaderQueue(QUOTES)
     handover.offer_entries(quotes(1, 2), [None, None], None)
     await handover.take()
     with trio.move_on_after(1) as scope:
@@ -84,7 +85,7 @@ async def test_who_waits_for_room_goes_on_when_all_is_taken(
 
 
 async def test_a_cancelled_take_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
-    handover = ReaderQueue()
+    handover = ReaderQueue(QUOTES)
     for _ in range(3):
         with trio.move_on_after(0.1):
             await handover.take()
@@ -97,7 +98,7 @@ async def test_a_cancelled_take_loses_nothing(autojump_clock: trio.testing.MockC
 
 
 async def test_one_that_never_waits_lets_others_run() -> None:
-    handover = ReaderQueue()
+    handover = ReaderQueue(QUOTES)
     turns = 0
 
     async def other() -> None:
@@ -118,7 +119,7 @@ async def test_one_that_never_waits_lets_others_run() -> None:
 async def test_closing_ends_the_iteration_once_all_is_taken(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    handover = ReaderQueue()
+    handover = ReaderQueue(QUOTES)
     async with trio.open_nursery() as nursery:
 
         async def wait() -> None:
@@ -146,7 +147,7 @@ def names(instances: list[Instance]) -> list[str]:
 
 
 def test_rivals_write_to_the_same_database_and_were_heard_lately() -> None:
-    intake = Intake(())
+    intake = Intake(QUOTES, ())
     for one in (service("ours"), service("rival"), service("elsewhere", db=3)):
         intake.hear(one, 100.0)
     assert intake.rivals(100.0) == [], "without a name of its own no service is followed"
@@ -157,7 +158,7 @@ def test_rivals_write_to_the_same_database_and_were_heard_lately() -> None:
 
 
 def test_a_service_that_ends_is_no_rival_any_more() -> None:
-    intake = Intake(())
+    intake = Intake(QUOTES, ())
     intake.following = service("ours")
     intake.hear(service("rival"), 100.0)
     intake.hear(service("rival", gone=True), 101.0)
@@ -166,7 +167,7 @@ def test_a_service_that_ends_is_no_rival_any_more() -> None:
 
 
 def test_what_is_remembered_of_services_is_bounded_and_the_silent_ones_are_forgotten() -> None:
-    intake = Intake(())
+    intake = Intake(QUOTES, ())
     intake.following = service("ours")
     for number in range(1_000):
         intake.hear(service(f"S{number}"), 100.0)
@@ -179,7 +180,7 @@ def test_what_is_remembered_of_services_is_bounded_and_the_silent_ones_are_forgo
 
 
 def test_the_keys_are_read_again_after_a_step_and_not_too_often() -> None:
-    intake = Intake(())
+    intake = Intake(QUOTES, ())
     intake.take_keys([attrs.evolve(quotes(1, 1)[0], seq=5)])
     assert not intake.keys_are_due(0.0)
     (first,) = quotes(1, 1)

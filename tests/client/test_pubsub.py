@@ -15,6 +15,7 @@ from mdservice.client.discovery import Location
 from mdservice.client.intake import KEYS_AT_MOST_EVERY_S, Intake
 from mdservice.client.pubsub import ANSWER_LIMIT_S, PING_AFTER_S, PubSubSource, Silence
 from mdservice.errors import StoreRefused, StoreUnavailable
+from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.redis_io.connection import RedisAddress
@@ -185,7 +186,7 @@ class Bench:
 @asynccontextmanager
 async def open_bench(server: Server, intake: Intake | None = None) -> AsyncIterator[Bench]:
     """A source at work, on the test's clock."""
-    bench = Bench(server, intake or Intake(()))
+    bench = Bench(server, intake or Intake(QUOTES, ()))
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.run)
@@ -254,7 +255,7 @@ async def test_many_steps_read_the_keys_once_a_second_at_most(autojump_clock: An
 async def test_after_a_lost_connection_events_do_not_wait_for_the_keys(
     autojump_clock: Any,
 ) -> None:
-    server, intake = Server(), Intake(())
+    server, intake = Server(), Intake(QUOTES, ())
     intake.take_keys([quote(1), quote(1, "MSFT")])
     server.keys = {"AAPL": quote(3), "MSFT": quote(2, "MSFT")}
     server.hold_keys = trio.Event()

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.client.sequence import SequenceCheck, Verdict, judge
-from mdservice.model.quote import Quote
+from mdservice.model.kinds import QUOTES
+from mdservice.model.quote import Quote, identity
 
 OLD = Verdict(newer=False)
 
@@ -37,16 +38,16 @@ def quote(ts: int, seq: int, symbol: str = "A", bid: float = 1.0) -> Quote:
     ],
 )
 def test_what_a_quote_is_to_the_known_one(coming: Quote, verdict: Verdict) -> None:
-    assert judge(quote(10, 5), coming, in_order=True) == verdict
+    assert judge(quote(10, 5), coming, in_order=True, identity=identity) == verdict
 
 
 def test_behind_a_key_a_smaller_number_at_the_same_time_is_an_earlier_quote() -> None:
-    assert judge(quote(10, 5), quote(10, 4, bid=3.0), in_order=False) == OLD
-    assert judge(quote(10, 5), quote(11, 4), in_order=False).anew
+    assert judge(quote(10, 5), quote(10, 4, bid=3.0), in_order=False, identity=identity) == OLD
+    assert judge(quote(10, 5), quote(11, 4), in_order=False, identity=identity).anew
 
 
 def test_counts_what_it_notices() -> None:
-    order = SequenceCheck()
+    order = SequenceCheck(QUOTES)
     given_ = [quote(1, 3), quote(2, 4), quote(2, 4), quote(5, 7), quote(6, 2), quote(1, 1, "B")]
     newer = order.newer(given_, in_order=True)
     assert [(q.symbol, q.seq) for q in newer] == [("A", 3), ("A", 4), ("A", 7), ("A", 2), ("B", 1)]
@@ -76,7 +77,7 @@ def test_a_key_and_the_events_around_it_give_each_quote_once(
     history = run_of_the_service(steps)
     begin = data.draw(st.integers(0, len(history) - 1))
     at = data.draw(st.integers(begin, len(history) - 1))
-    order = SequenceCheck()
+    order = SequenceCheck(QUOTES)
     seen = order.newer([history[at]], in_order=False)
     seen += order.newer(history[begin : at + 1], in_order=False)
     seen += order.newer(history[at + 1 :], in_order=True)
@@ -91,7 +92,7 @@ def test_missed_and_seen_are_all(steps: list[int], data: st.DataObject) -> None:
         data.draw(st.booleans()) or number in {0, len(history) - 1}
         for number in range(len(history))
     ]
-    order = SequenceCheck()
+    order = SequenceCheck(QUOTES)
     seen = order.newer([q for q, keep in zip(history, kept, strict=True) if keep], in_order=True)
     assert len(seen) == sum(kept)
     assert order.missed == len(history) - len(seen)
@@ -103,7 +104,7 @@ def test_a_new_run_is_noticed_once_and_nothing_of_it_left_out(
 ) -> None:
     before = run_of_the_service(first)
     after = run_of_the_service(second, before[-1].ts_event_ns + pause)
-    order = SequenceCheck()
+    order = SequenceCheck(QUOTES)
     assert order.newer([*before, *after], in_order=True) == [*before, *after]
     assert order.starts == 1
     assert order.missed == 0
@@ -118,7 +119,7 @@ def test_a_new_run_is_noticed_once_and_nothing_of_it_left_out(
     st.booleans(),
 )
 def test_whatever_comes_no_symbol_goes_back_in_time(quotes: list[Quote], in_order: bool) -> None:
-    order = SequenceCheck()
+    order = SequenceCheck(QUOTES)
     originals = [attrs.evolve(q) for q in quotes]
     newer = order.newer(quotes, in_order=in_order)
     assert quotes == originals

@@ -22,7 +22,7 @@ def test_quotes_have_the_names_of_the_contract() -> None:
 
 
 def test_no_two_kinds_share_a_name() -> None:
-    for name in ("channel", "key_prefix", "event"):
+    for name in ("channel", "key_prefix", "event", "marker"):
         assert len({getattr(kind, name) for kind in KINDS}) == len(KINDS)
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdservice.model.events import FeedStatus, encode_status
-from mdservice.model.payload import QuoteDecoder, decode_quote, encode_quote
+from mdservice.model.kinds import QUOTES, RecordDecoder
+from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_ns
 
@@ -117,7 +118,7 @@ quotes = st.builds(
 
 @given(quotes)
 def test_what_is_written_is_read_back(quote: Quote) -> None:
-    assert decode_quote(encode_quote(quote)) == attrs.evolve(quote, ts_recv_ns=quote.ts_event_ns)
+    assert QUOTES.decode(encode_quote(quote)) == attrs.evolve(quote, ts_recv_ns=quote.ts_event_ns)
 
 
 @pytest.mark.parametrize(
@@ -140,17 +141,17 @@ def test_what_is_written_is_read_back(quote: Quote) -> None:
 )
 def test_what_is_no_price_object_is_refused(payload: bytes) -> None:
     with pytest.raises(ValueError):
-        decode_quote(payload)
+        QUOTES.decode(payload)
 
 
 def test_a_decoder_picks_symbols_and_counts_garbage() -> None:
     aapl = encode_quote(Quote("AAPL", 1.0, 2.0, 1, 1, 5, 5, 1))
     msft = encode_quote(Quote("MSFT", 1.0, 2.0, 1, 1, 5, 5, 1))
-    decoder = QuoteDecoder(["AAPL"])
-    assert decoder.decode_all([msft, aapl, b"{}", None, 7, aapl]) == [decode_quote(aapl)] * 2
+    decoder = RecordDecoder(QUOTES, ["AAPL"])
+    assert decoder.decode_all([msft, aapl, b"{}", None, 7, aapl]) == [QUOTES.decode(aapl)] * 2
     assert decoder.errors == 3
     assert decoder.last_error is not None
-    everything = QuoteDecoder()
+    everything = RecordDecoder(QUOTES)
     assert [quote.symbol for quote in everything.decode_all([msft, aapl])] == ["MSFT", "AAPL"]
     assert everything.errors == 0
 
@@ -160,6 +161,6 @@ def test_a_decoder_picks_symbols_and_counts_garbage() -> None:
 )
 def test_a_decoder_takes_no_symbol_that_is_none(symbol: str) -> None:
     payload = encode_quote(Quote(symbol, 1.0, 2.0, 1, 1, 5, 5, 1))
-    decoder = QuoteDecoder()
+    decoder = RecordDecoder(QUOTES)
     assert decoder.decode(payload) is None
     assert decoder.errors == 1

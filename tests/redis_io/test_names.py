@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mdservice.model.kinds import QUOTES
 from mdservice.redis_io.names import RedisNames
 
 
@@ -13,7 +14,7 @@ def test_every_name_begins_with_the_prefix(prefix: str) -> None:
     plain = RedisNames()
     front = prefix.encode()
     assert names.price_key("AAPL") == front + b"price:AAPL"
-    assert names.price_keys == front + b"price:*"
+    assert names.keys(QUOTES) == front + b"price:*"
     assert names.writer_key("i") == front + plain.writer_key("i")
     assert names.channel("price.updated") == front + b"price.updated"
     assert names.event_log("log") == front + b"log"
