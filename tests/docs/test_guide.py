@@ -29,6 +29,10 @@ PAGES = [
     *sorted((ROOT / "docs" / "reference").glob("*.md")),
 ]
 
+RECIPES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+
+PATH = re.compile(r"`((?:mdservice|tests|docs)/[\w/.-]*)`")
+TEST = re.compile(r"`(test_\w+)`")
 TARGET = re.compile(r"(?<=\])\([^)\s]+\)")
 """Where a link leads: see test_links.py."""
 FROM_CODE = re.compile(r"<!-- from the code.*?<!-- end -->", re.DOTALL)
@@ -168,6 +172,15 @@ def test_what_a_page_names_exists(page: Path) -> None:
     in_spans = CAMEL_CASE.findall("\n".join(spans))
     assert unknown_classes([*in_pictures, *in_spans, *capitals(spans)]) == []
     assert unknown_words(spans) == []
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.name)
+def test_paths_and_tests_that_a_recipe_names_exist(page: Path) -> None:
+    text = FENCED.sub("", TARGET.sub("", page.read_text()))
+    assert [path for path in PATH.findall(text) if not (ROOT / path.rstrip(".")).exists()] == []
+    tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    named = TEST.findall(text)
+    assert [name for name in named if f"def {name}(" not in tests] == []
 
 
 def test_names_that_do_not_exist_are_found() -> None:
