@@ -92,6 +92,8 @@ class Depth:
 class Inbox(AsyncIterator[T]):
     """The receiving end of a channel, for one loop of one actor.
 
+    Iteration skips an item that is the same object as the one before.
+
     Args:
         stream: The stream of the items.
         size: The maximum number of items.
@@ -110,6 +112,8 @@ class Inbox(AsyncIterator[T]):
         self._size = size
         self._heartbeat = heartbeat
         self._loop = loop
+        self._last: object = object()
+        """The item that the iteration gave last."""
 
     @property
     def depth(self) -> Depth:
@@ -159,9 +163,14 @@ class Inbox(AsyncIterator[T]):
 
     async def __anext__(self) -> T:
         try:
-            return await self.receive()
+            item = await self.receive()
+            # A sender that is cancelled as its item is taken cannot know, and sends it again.
+            while item is self._last:
+                item = await self.receive()
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
+        self._last = item
+        return item
 
 
 class Channel(Generic[T]):

@@ -10,6 +10,8 @@ import anyio
 
 from mdservice.feed.send_queue import SendQueue
 from mdservice.model.events import FeedItem, FeedStatus
+from mdservice.runtime.actor import Channel, Heartbeat
+from mdservice.testing import VirtualClock
 
 
 def fact(number: int) -> FeedStatus:
@@ -81,3 +83,28 @@ async def test_cancelled_at_the_moment_of_taking_an_item_is_there_once(autojump_
                 tasks.start_soon(ends.send_queue.send, fact(2))
                 assert [await ends.next() for _ in range(waiting + 1)][-1] == 2
             assert waiting == 0, "it was taken, so it must not come again"
+
+
+async def test_cancelled_as_an_item_is_taken_it_reaches_the_actor_once(autojump_clock: Any) -> None:
+    channel = Channel[FeedItem](0)
+    send_queue, inbox = SendQueue(channel.outbox), channel.inbox(Heartbeat(VirtualClock()))
+    taken: list[int] = []
+
+    async def take() -> None:
+        async for item in inbox:
+            assert isinstance(item, FeedStatus)
+            taken.append(item.at_ns)
+
+    for number in range(50):  # which of both comes first is a matter of luck
+        async with anyio.create_task_group() as sending:
+            sending.start_soon(send_queue.send, fact(number))
+            await anyio.wait_all_tasks_blocked()
+            sending.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(1):
+                await take()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take)
+        await send_queue.flush()
+        send_queue.close()
+    channel.close()
+    assert taken == list(range(50))
