@@ -13,7 +13,7 @@ from mdservice.model.kinds import KINDS, Kind, R, RecordDecoder
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
-from mdservice.redis_io.replies import is_error, refusal
+from mdservice.redis_io.replies import array, is_error, refusal
 
 __all__ = [
     "CLIENT_NAME",
@@ -106,7 +106,8 @@ async def read_keys(
             return
         replies = await connection.call(pack(b"MGET", *keys))
         refuse_errors(connection.address, replies)
-        for key, payload in zip(keys, replies[0], strict=True):
+        values = array(connection.address, replies[0], len(keys))
+        for key, payload in zip(keys, values, strict=True):
             record = None if payload is None else decoder.decode(payload)
             if record is None:
                 continue
@@ -124,7 +125,7 @@ async def read_keys(
         words = (b"SCAN", cursor, b"MATCH", names.keys(kind), b"COUNT", b"%d" % _KEYS_PER_READ)
         replies = await connection.call(pack(*words))
         refuse_errors(connection.address, replies)
-        cursor, keys = replies[0]
+        cursor, keys = array(connection.address, replies[0], 2)
         await read(keys)
         cursor = None if cursor == b"0" else cursor
     return [found[symbol] for symbol in sorted(found)]

@@ -22,7 +22,7 @@ from mdservice.model.kinds import R, RecordDecoder
 from mdservice.observability.logging import get_logger
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection
-from mdservice.redis_io.replies import is_error
+from mdservice.redis_io.replies import is_error, malformed
 
 __all__ = ["START", "Chunk", "EntryId", "EventLogSource", "look", "parse_entry_id", "read_chunk"]
 
@@ -34,6 +34,8 @@ _ID: Final = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _ENTRIES_PER_READ: Final = 500
 _BLOCK_MS: Final = 1_000
 """Shorter than the time after which a server counts as hung."""
+_OTHER_FORM: Final = (AttributeError, LookupError, TypeError, ValueError)
+"""How reading a reply fails that no Redis server gives."""
 
 
 @attrs.frozen(order=True)
@@ -103,8 +105,11 @@ async def look(connection: RedisConnection, log: bytes) -> EntryId | None:
     if is_error(reply) and "no such key" in str(reply):
         return None
     _refuse(connection.address, log, [reply])
-    facts = dict(zip(reply[::2], reply[1::2], strict=False))
-    return _entry_id(facts[b"last-generated-id"])
+    try:
+        facts = dict(zip(reply[::2], reply[1::2], strict=False))
+        return _entry_id(facts[b"last-generated-id"])
+    except _OTHER_FORM as exc:
+        raise malformed(connection.address) from exc
 
 
 async def read_chunk(connection: RedisConnection, log: bytes, after: EntryId) -> Chunk:
@@ -123,11 +128,14 @@ async def read_chunk(connection: RedisConnection, log: bytes, after: EntryId) ->
     )
     _refuse(connection.address, log, replies)
     streams, oldest = replies
-    entries = streams[0][1] if streams else []
-    return Chunk(
-        [(_entry_id(raw), _payload(fields)) for raw, fields in entries],
-        _entry_id(oldest[0][0]) if oldest else None,
-    )
+    try:
+        entries = streams[0][1] if streams else []
+        return Chunk(
+            [(_entry_id(raw), _payload(fields)) for raw, fields in entries],
+            _entry_id(oldest[0][0]) if oldest else None,
+        )
+    except _OTHER_FORM as exc:
+        raise malformed(connection.address) from exc
 
 
 def _payload(fields: Any) -> bytes | None:

@@ -272,7 +272,7 @@ class _Subscription(Generic[R]):
         for reply in replies:
             if not isinstance(reply, list):
                 refuse_errors(self._address.shown, (reply,))
-            elif reply[0] == b"message":
+            elif reply and reply[0] == b"message":
                 messages.append((reply[1], reply[2]))
             elif reply == [b"pong", _MARKER]:
                 marker = True

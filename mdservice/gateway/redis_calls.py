@@ -17,6 +17,7 @@ from mdservice.model.quote import Quote
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection
 from mdservice.redis_io.names import Instance, RedisNames, decode_instance
+from mdservice.redis_io.replies import array
 
 __all__ = ["RedisCalls"]
 
@@ -136,6 +137,7 @@ class RedisCalls:
         role, record, values = await connection.call(_ROLE, self._record, self._asked[1])
         self._refuse_demoted(role)
         refuse_errors(self._address, (values,))
+        array(self._address, values, len(symbols))
         self.service = decode_instance(record) or self.service
         found: dict[str, Quote] = {}
         for symbol, payload in zip(symbols, values, strict=True):

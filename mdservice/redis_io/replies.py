@@ -7,15 +7,17 @@ from typing import Any, Final
 
 import hiredis
 
-from mdservice.errors import StoreRefused
+from mdservice.errors import StoreRefused, StoreUnavailable
 
 __all__ = [
     "MISSING",
     "READ_BYTES",
+    "array",
     "collect",
     "describe_refusal",
     "hung_up",
     "is_error",
+    "malformed",
     "needs_new_connection",
     "new_reader",
     "refusal",
@@ -135,6 +137,25 @@ def collect(reader: hiredis.Reader, replies: list[Any], count: int) -> bool:
 def is_error(reply: object) -> bool:
     """Whether a reply is an error of the server."""
     return isinstance(reply, hiredis.ReplyError)
+
+
+def array(address: str, reply: object, length: int) -> list[Any]:
+    """The reply, which has to be an array of this length.
+
+    Raises:
+        StoreUnavailable: It is anything else.
+    """
+    if not isinstance(reply, list) or len(reply) != length:
+        raise malformed(address)
+    return reply
+
+
+def malformed(address: str) -> StoreUnavailable:
+    """The error for a reply that no Redis server gives to the command."""
+    return StoreUnavailable(
+        f"What answers at {address} does not answer as Redis does; connecting again. Is the "
+        "address right?"
+    )
 
 
 def hung_up(replies: Sequence[object]) -> ConnectionResetError:

@@ -20,7 +20,7 @@ from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
-from mdservice.redis_io.replies import describe_refusal, is_error, refusal
+from mdservice.redis_io.replies import array, describe_refusal, is_error, refusal
 
 __all__ = [
     "CLIENT_NAME",
@@ -253,7 +253,7 @@ class RedisPriceStore:
         (reply,) = await self._call(pack(b"GET", self._number_key))
         try:
             self._number = int(reply or 0)
-        except ValueError as exc:
+        except (TypeError, ValueError) as exc:
             key = self._number_key.decode()
             raise StoreRefused(
                 f"The key {key} at {self.address} holds no batch number; delete it"
@@ -304,7 +304,8 @@ class RedisPriceStore:
         found: dict[str, bytes] = {}
         for start in range(0, len(names), _KEYS_PER_READ):
             some = names[start : start + _KEYS_PER_READ]
-            (values,) = await self._call(pack(b"MGET", *(prefix + s.encode() for s in some)))
+            (reply,) = await self._call(pack(b"MGET", *(prefix + s.encode() for s in some)))
+            values = array(self.address, reply, len(some))
             found.update(
                 (name, value) for name, value in zip(some, values, strict=True) if value is not None
             )

@@ -16,13 +16,17 @@ import anyio.lowlevel
 import hiredis
 import pytest
 
-from mdservice.client.connection import CLIENT_NAME
+from mdservice.client.connection import CLIENT_NAME, read_keys
 from mdservice.client.discovery import GivenServer
+from mdservice.client.event_log import START, look, read_chunk
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.model.kinds import QUOTES, RecordDecoder
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.replies import is_error
+from mdservice.redis_io.store import RedisPriceStore
 
 LIMIT_S = 10.0
 BACKENDS = ["trio", "asyncio"]
@@ -459,6 +463,67 @@ def test_a_login_that_is_refused(
         assert "hunter2" not in str(caught.value)
         if reconnect is not None:
             assert caught.value.reconnect == reconnect  # type: ignore[attr-defined]
+
+    run("trio", main)
+
+
+async def ask_gateway(url: str) -> None:
+    calls = RedisCalls(GivenServer(url))
+    try:
+        await calls.prices(["AA"])
+    finally:
+        calls.close()
+
+
+async def ask_keys(url: str) -> None:
+    with closing(await opened(url)) as connection:
+        await read_keys(connection, QUOTES, ["AA"], RecordDecoder(QUOTES), RedisNames())
+
+
+async def ask_all_keys(url: str) -> None:
+    with closing(await opened(url)) as connection:
+        await read_keys(connection, QUOTES, [], RecordDecoder(QUOTES), RedisNames())
+
+
+async def ask_log(url: str) -> None:
+    with closing(await opened(url)) as connection:
+        await look(connection, b"log")
+
+
+async def ask_entries(url: str) -> None:
+    with closing(await opened(url)) as connection:
+        await read_chunk(connection, b"log", START)
+
+
+async def ask_latest(url: str) -> None:
+    store = RedisPriceStore(url, instance="one")
+    try:
+        await store.connect()
+        await store.read_latest(QUOTES, ["AA"])
+    finally:
+        await store.aclose()
+
+
+@pytest.mark.parametrize("answer", [b"+OK\r\n", b":5\r\n", b"*3\r\n:1\r\n:2\r\n:3\r\n"])
+@pytest.mark.parametrize("command", ["MGET", "SCAN", "XINFO", "XREAD"])
+def test_what_answers_otherwise_than_redis_counts_as_unavailable(
+    tmp_path: Path, command: str, answer: bytes
+) -> None:
+    asks: dict[str, list[Callable[[str], Awaitable[None]]]] = {
+        "MGET": [ask_gateway, ask_keys, ask_latest],
+        "SCAN": [ask_all_keys],
+        "XINFO": [ask_log],
+        "XREAD": [ask_entries],
+    }
+
+    async def main() -> None:
+        for number, ask in enumerate(asks[command]):
+            server = Server(tmp_path / str(number), **{command: answer})
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(server.serve)
+                with pytest.raises(StoreUnavailable, match="does not answer as Redis does"):
+                    await ask(f"unix://{tmp_path}/{number}")
+                tasks.cancel_scope.cancel()
 
     run("trio", main)
 
