@@ -93,7 +93,7 @@ async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) ->
                 address = await serving.start(serve_gateway, book, settings)
                 announce(_pnl_line(address))
                 source = gateway_positions(settings)
-                announce(f"positions from {_told(source, settings)}")
+                announce(f"positions from {_shown_source(source, settings)}")
         tasks.cancel_scope.cancel()
 
 
@@ -101,7 +101,7 @@ def _pnl_line(address: str) -> str:
     return f"p&l    http://{address}{PNL_PATH}"
 
 
-def _told(source: str, settings: Settings) -> str:
+def _shown_source(source: str, settings: Settings) -> str:
     return f"the service at {settings.socket}" if source == "none" else mask_url(source)
 
 

@@ -193,12 +193,12 @@ class Service:
         with anyio.move_on_after(DRAIN_LIMIT_S):
             await topology.supervisor.drained()
         topology.readers.close()
-        self._tell_lost()
+        self._log_lost()
         _log.info(
             "service_stopped", events_published=topology.publisher.snapshot().events_published
         )
 
-    def _tell_lost(self) -> None:
+    def _log_lost(self) -> None:
         """Log how many events were not written, and how many may have been."""
         writer = self._topology.writer
         in_batch, waiting = self._topology.publisher.not_stored(writer.written)

@@ -77,7 +77,7 @@ class CommandGroup(click.Group):
             if exc.errno == errno.EPIPE:
                 raise  # click ends quietly when the reader of its output is gone.
             ctx.exit(report(exc))
-        except Exception as exc:  # noqa: BLE001 - the last place where an error can be told
+        except Exception as exc:  # noqa: BLE001 - the last place where an error can be reported
             ctx.exit(report(exc))
         except BaseExceptionGroup as group:
             if group.subgroup(KeyboardInterrupt) is None:

@@ -113,7 +113,7 @@ async def run_checks(
             limit_s = _FEED_TIMEOUT_S if name == _FEED else _TIMEOUT_S
             result = failed(name, f"nothing within {limit_s:g} s", "check the network")
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_tell_later, partial(waiting, name, limit_s))
+                tasks.start_soon(_report_later, partial(waiting, name, limit_s))
                 with anyio.move_on_after(limit_s):
                     result = await check()
                 tasks.cancel_scope.cancel()
@@ -124,9 +124,9 @@ async def run_checks(
     return results
 
 
-async def _tell_later(tell: Callable[[], None]) -> None:
+async def _report_later(report: Callable[[], None]) -> None:
     await anyio.sleep(_SILENT_S)
-    tell()
+    report()
 
 
 def find_running(settings: Settings) -> str | None:

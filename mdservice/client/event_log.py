@@ -262,9 +262,9 @@ class EventLogSource(Generic[R]):
             if end is not None:
                 self._check_end(end)
             return
-        self._hand_over(read, in_order=cursor >= self._unordered_to)
+        self._forward(read, in_order=cursor >= self._unordered_to)
 
-    def _hand_over(self, read: _Entries[R], *, in_order: bool) -> None:
+    def _forward(self, read: _Entries[R], *, in_order: bool) -> None:
         self._cursor = read.end
         newer = self._intake.take_events(read.records, in_order=in_order)
         # Both are in the same order; known records are skipped.

@@ -24,12 +24,12 @@ class Verdict:
     Attributes:
         newer: Whether it comes after the known one.
         missed: How many accepted records lie between the two, by ``seq``.
-        anew: Whether the service restarted between the two, so that ``seq`` began again.
+        restarted: Whether the service restarted between the two, so that ``seq`` began again.
     """
 
     newer: bool
     missed: int = 0
-    anew: bool = False
+    restarted: bool = False
 
 
 _NOT_NEWER = Verdict(newer=False)
@@ -58,7 +58,7 @@ def judge(known: R, coming: R, *, in_order: bool, identity: Callable[[R], Hashab
         not in_order or identity(coming) == identity(known)
     ):
         return _NOT_NEWER
-    return Verdict(newer=True, missed=max(0, coming.seq - 1), anew=True)
+    return Verdict(newer=True, missed=max(0, coming.seq - 1), restarted=True)
 
 
 class SequenceCheck(Generic[R]):
@@ -117,7 +117,7 @@ class SequenceCheck(Generic[R]):
     def _count(self, verdict: Verdict) -> bool:
         if not verdict.newer:
             self.left_out += 1
-        elif verdict.anew:
+        elif verdict.restarted:
             self.starts += 1
         elif verdict.missed:
             self.steps += 1

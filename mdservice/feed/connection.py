@@ -256,9 +256,9 @@ class FeedConnection:
         driver = self._selection.current.name
         if self._selection.logged_in():
             _log.warning("feed_driver_changed", driver=driver, reason=self._last_error)
-            await self._tell("fallback", driver=driver, reason=self._last_error)
+            await self._send_status("fallback", driver=driver, reason=self._last_error)
         _log.info("feed_connected", driver=driver)
-        await self._tell("connected", driver=driver)
+        await self._send_status("connected", driver=driver)
         await run_together(partial(self._read, session), partial(self._begin, session))
 
     async def _read(self, session: Session) -> None:
@@ -312,7 +312,7 @@ class FeedConnection:
         await self._subscribe_wanted(session)
         await run_together(
             partial(self._stay_whole, session),
-            partial(self._liveness.watch, self._tell_stale),
+            partial(self._liveness.watch, self._send_stale),
         )
 
     async def _stay_whole(self, session: Session) -> None:
@@ -342,7 +342,7 @@ class FeedConnection:
         retry = self._retries.after_refusal(exc, self._clock.monotonic())
         self._phase = retry.phase
         if retry.for_good:
-            await self._tell("fatal", reason=self._last_error, code=exc.code)
+            await self._send_status("fatal", reason=self._last_error, code=exc.code)
             if not self._data_has_come:
                 await anyio.sleep(_LAST_WORDS_S)  # the last words reach the store first
                 raise exc
@@ -352,9 +352,9 @@ class FeedConnection:
         self._last_error = masked(str(exc))
         _log.warning("feed_failed", driver=self._selection.current.name, reason=self._last_error)
 
-    async def _tell_stale(self, reason: str) -> None:
+    async def _send_stale(self, reason: str) -> None:
         _log.warning("feed_is_mute", reason=reason)
-        await self._tell("stale", reason=reason)
+        await self._send_status("stale", reason=reason)
 
-    async def _tell(self, state: FeedState, **details: Any) -> None:
+    async def _send_status(self, state: FeedState, **details: Any) -> None:
         await self._send_queue.send(FeedStatus(state, self._clock.utc_ns(), details))

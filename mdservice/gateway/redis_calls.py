@@ -32,7 +32,7 @@ def _is_replica(role: object) -> bool:
 
 
 class RedisCalls:
-    """Reads prices and publishes, one call at a time; connects anew after a failure.
+    """Reads prices and publishes, one call at a time; reconnects after a failure.
 
     Cancelling a call leaves nothing half done that a later one could see.
 

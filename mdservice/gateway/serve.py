@@ -107,8 +107,8 @@ def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
     except (OSError, UnicodeError):
         return set()
     addresses = set()
-    for *_, told in found:
-        address = ipaddress.ip_address(str(told[0]).partition("%")[0])
+    for *_, socket_address in found:
+        address = ipaddress.ip_address(str(socket_address[0]).partition("%")[0])
         addresses.add(getattr(address, "ipv4_mapped", None) or address)
     return addresses
 

@@ -235,7 +235,7 @@ class PnlTracker:
         """The one way of positions into the P&L: what an await of the cache has returned."""
         if self._engine.set_positions(positions):
             self._unusable = _unusable(self._engine.problems())
-            self._tell()
+            self._notify()
 
     async def _read_keys(self) -> None:
         symbols, asked_ns = self._engine.symbols, self._clock.utc_ns()
@@ -257,7 +257,7 @@ class PnlTracker:
             else:
                 gone.append(symbol)
         self._engine.expire(gone, now_ns)
-        self._tell()
+        self._notify()
 
     def _learn(self, service: Instance | None) -> None:
         """Use the service's own settings: the feed's delay, the expiry of a key."""
@@ -269,12 +269,12 @@ class PnlTracker:
             price_ttl_s=service.price_ttl_s,
             now_ns=self._clock.utc_ns(),
         ):
-            self._tell()
+            self._notify()
 
     def _quote_came(self, quote: Quote) -> None:
         self._learn(self._followed.service())
         if self._engine.update(quote, self._clock.utc_ns()):
-            self._tell()
+            self._notify()
 
     async def _tick(self) -> None:
         while True:
@@ -283,7 +283,7 @@ class PnlTracker:
             if self._alerting is not None:
                 self._alerting.look(self._engine)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Wake the streams after a change."""
         if self._alerting is not None:
             self._alerting.look(self._engine)

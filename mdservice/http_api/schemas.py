@@ -145,28 +145,28 @@ class PositionsAnswer(Answer):
 
 
 @cache
-def _described(told: type[Any], name: str) -> type[Answer]:
+def _described(kind: type[Any], name: str) -> type[Answer]:
     """The schema of a class of the status, made from its fields."""
-    types = get_type_hints(told)
+    types = get_type_hints(kind)
     fields: dict[str, Any] = {
         field.name: (
             _schema_type(types[field.name]),
             Field(description=field.metadata["meaning"], examples=field.metadata["examples"]),
         )
-        for field in attrs.fields(told)
+        for field in attrs.fields(kind)
     }
-    return create_model(name, __base__=Answer, __doc__=told.__doc__, **fields)
+    return create_model(name, __base__=Answer, __doc__=kind.__doc__, **fields)
 
 
-def _schema_type(told: Any) -> Any:
+def _schema_type(kind: Any) -> Any:
     """The JSON type of a type in the status."""
-    if attrs.has(told):
-        return _described(told, "_" + told.__name__.removesuffix("Report"))
-    if get_origin(told) is Mapping:
-        return dict[str, _schema_type(get_args(told)[1])]  # type: ignore[misc]
-    if get_origin(told) is UnionType:
-        return reduce(or_, map(_schema_type, get_args(told)))
-    return told
+    if attrs.has(kind):
+        return _described(kind, "_" + kind.__name__.removesuffix("Report"))
+    if get_origin(kind) is Mapping:
+        return dict[str, _schema_type(get_args(kind)[1])]  # type: ignore[misc]
+    if get_origin(kind) is UnionType:
+        return reduce(or_, map(_schema_type, get_args(kind)))
+    return kind
 
 
 StatusAnswer = _described(Status, "StatusAnswer")

@@ -111,8 +111,8 @@ def encode_positions(positions: Iterable[Position], warnings: Sequence[str] = ()
         f"{_position(lot.symbol, shown(lot.qty), shown(lot.avg_entry_price))}{_more(lot)}}}"
         for lot in positions
     ]
-    told = f',"warnings":{_encode(warnings).decode()}' if warnings else ""
-    return f'{{"positions":[{",".join(texts)}]{told}}}'.encode()
+    suffix = f',"warnings":{_encode(warnings).decode()}' if warnings else ""
+    return f'{{"positions":[{",".join(texts)}]{suffix}}}'.encode()
 
 
 def _more(position: Position) -> str:

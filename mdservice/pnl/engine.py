@@ -284,7 +284,7 @@ class PnlEngine:
     def report(self, now_ns: int) -> PnlReport:
         """All rows, in the order of their source."""
         self.pass_time(now_ns)
-        return self._told([holding.rows()[place] for holding, place in self._places], whole=True)
+        return self._report([holding.rows()[place] for holding, place in self._places], whole=True)
 
     def changes(self, since: int, now_ns: int) -> PnlReport:
         """The rows that changed after a report of version ``since``, and the totals.
@@ -295,7 +295,7 @@ class PnlEngine:
         if self.whole_due(since):
             return self.report(now_ns)
         changed = self.changed(since, now_ns)
-        return self._told([row for holding in changed for row in holding.rows()], whole=False)
+        return self._report([row for holding in changed for row in holding.rows()], whole=False)
 
     def changed(self, since: int, now_ns: int) -> list[Holding]:
         """The held symbols that changed after version ``since``, in the order of their change."""
@@ -325,7 +325,7 @@ class PnlEngine:
         """Whether rows were added, removed or moved after version ``since``."""
         return not self._whole_version <= since <= self.version
 
-    def _told(self, rows: list[Row], *, whole: bool) -> PnlReport:
+    def _report(self, rows: list[Row], *, whole: bool) -> PnlReport:
         totals = self.totals
         return PnlReport(
             tuple(rows),

@@ -271,8 +271,8 @@ def _signed(qty: Decimal, side: str | None) -> Decimal:
 
 
 def _problem_of(row: _Row, qty: Decimal, price: Decimal) -> str | None:
-    if row.problem is not _NULL and (told := _as(str, row.problem)):  # the source knows more
-        return told[:_MOST_PROBLEM]
+    if row.problem is not _NULL and (reason := _as(str, row.problem)):  # the source knows more
+        return reason[:_MOST_PROBLEM]
     if price < 0:
         return "has an avg_entry_price below 0"
     if row.multiplier is not None and row.multiplier <= 0:
@@ -296,9 +296,9 @@ def _position_of_broken(raw: msgspec.Raw) -> Position:
     side = _as(str, given.get("side"))
     numbers = {name: _number(given.get(name)) for name in _NUMBERS}
     missing = [name for name in _FIELDS if name not in given]
-    told = _as(str, given.get("problem"))
-    if told:  # the source knows more
-        problem = told[:_MOST_PROBLEM]
+    reason = _as(str, given.get("problem"))
+    if reason:  # the source knows more
+        problem = reason[:_MOST_PROBLEM]
     elif missing:
         problem = f"has no {' and no '.join(missing)}"
     else:

@@ -147,7 +147,7 @@ class QuoteRouter:
             quotes_accepted=quotes.accepted,
             quotes_stale=quotes.rejected,
             future_records=sum(each.future for each in every),
-            gaps=sum(each.gaps.told for each in every),
+            gaps=sum(each.gaps.reported for each in every),
             gaps_repaired=sum(each.gaps.repaired for each in every),
             quotes_backfilled=quotes.backfilled,
             prices_fetched=quotes.fetched,

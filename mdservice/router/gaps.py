@@ -46,13 +46,13 @@ class Gaps:
         channel: The kind's channel: ``gap_repaired`` has the count of records under this name.
 
     Attributes:
-        told: How many gaps were reported.
+        reported: How many gaps were reported.
         repaired: How many of them were repaired.
     """
 
     def __init__(self, channel: str) -> None:
         self._channel = channel
-        self.told = 0
+        self.reported = 0
         self.repaired = 0
         self._missing: dict[str, int] = {}
         """The missing symbols, with the time of the last accepted record before the loss."""
@@ -117,11 +117,11 @@ class Gaps:
                 still_missing[symbol] = from_ns
         self._missing = still_missing
         gaps = _gaps(repairable, at_ns)
-        told = [*_gaps(too_late, at_ns), *gaps]
-        self.told += len(told)
+        reported = [*_gaps(too_late, at_ns), *gaps]
+        self.reported += len(reported)
         if repairing:
             self._replace(gaps)
-        return [gap.details() for gap in told]
+        return [gap.details() for gap in reported]
 
     def _replace(self, gaps: list[_Gap]) -> None:
         """Report these again with the next repair, which covers them."""
@@ -157,7 +157,7 @@ class Gaps:
         """
         if not symbols:
             return []
-        self.told += 1
+        self.reported += 1
         return [_Gap(from_ns, to_ns, frozenset(symbols)).details(reason="history was late")]
 
     def filled(

@@ -456,7 +456,7 @@ class Simulator:
     def subscriptions_changed(self) -> None:
         """Follow the symbols that are subscribed to now.
 
-        A connection that is lost changes nothing: the market goes on with its symbols until
+        A connection that is lost changes nothing: the market keeps making its symbols until
         the next change, and what happens meanwhile is in :attr:`history`, as at a real
         exchange.
         """

@@ -259,7 +259,7 @@ class FakeLink(AlpacaLink):
         self.number = number
         self.sent: list[Mapping[str, Any]] = []
         self.is_open = False
-        self._tell_driver = notify
+        self._notify_driver = notify
         self._session = session
         self._frames: deque[Frame] = deque()
         self._ended: str | None = None
@@ -347,13 +347,13 @@ class FakeLink(AlpacaLink):
         self.is_open = False
         self._session.end(anyio.current_time(), clean=True)
         self.end("this side closed the connection", lose=True)
-        self._tell_driver()
+        self._notify_driver()
 
     def _take(self, message: Mapping[str, Any]) -> Reply:
         shown = {name: "***" if name in _MASKED else value for name, value in message.items()}
         self.sent.append(shown)
         reply = self._session.receive(message, anyio.current_time())
-        self._tell_driver()
+        self._notify_driver()
         return reply
 
     def _notify(self) -> None:

@@ -28,12 +28,12 @@ def quote(ts: int, seq: int, symbol: str = "A", bid: float = 1.0) -> Quote:
         (quote(9, 6), OLD),  # never back in time, whatever its number
         (quote(9, 1), OLD),
         (quote(10, 5), OLD),
-        (quote(11, 1), Verdict(newer=True, anew=True)),
-        (quote(11, 5), Verdict(newer=True, missed=4, anew=True)),
-        (quote(11, 0), Verdict(newer=True, anew=True)),
-        (quote(11, -5), Verdict(newer=True, anew=True)),
+        (quote(11, 1), Verdict(newer=True, restarted=True)),
+        (quote(11, 5), Verdict(newer=True, missed=4, restarted=True)),
+        (quote(11, 0), Verdict(newer=True, restarted=True)),
+        (quote(11, -5), Verdict(newer=True, restarted=True)),
         # At the same time the first of a new run, unless it is the same quote once more.
-        (quote(10, 1, bid=3.0), Verdict(newer=True, anew=True)),
+        (quote(10, 1, bid=3.0), Verdict(newer=True, restarted=True)),
         (quote(10, 1), OLD),
     ],
 )
@@ -43,7 +43,7 @@ def test_what_a_quote_is_to_the_known_one(coming: Quote, verdict: Verdict) -> No
 
 def test_behind_a_key_a_smaller_number_at_the_same_time_is_an_earlier_quote() -> None:
     assert judge(quote(10, 5), quote(10, 4, bid=3.0), in_order=False, identity=identity) == OLD
-    assert judge(quote(10, 5), quote(11, 4), in_order=False, identity=identity).anew
+    assert judge(quote(10, 5), quote(11, 4), in_order=False, identity=identity).restarted
 
 
 def test_counts_what_it_notices() -> None:

@@ -24,7 +24,7 @@ ENTERED, LEFT = "\x1b[?1049h", "\x1b[?1049l"
 
 @pytest.fixture
 def service(module_stage: Any, _services: list[Any]) -> Any:
-    """The simulated desk, shared; started anew where a test ended it."""
+    """The simulated desk, shared; started again where a test ended it."""
     if not _services or _services[-1].process.poll() is not None:
         _services.append(module_stage.program("run", MDSERVICE_GATEWAY_HTTP="127.0.0.1:0"))
     return _services[-1].wait_ready()
@@ -191,9 +191,9 @@ def test_chosen_symbols_alone_are_shown(stage: Any, service: Any) -> None:
     assert chosen in held, "closed that very moment"
     assert program.code() == 0, program.said
     rows = {line.split()[0]: line for line in program.stdout.splitlines() if line.split()}
-    assert rows.keys() - {"running", "symbol", "nobody"} == {chosen, "ZZZ", "IBM", "total"}
+    assert rows.keys() - {"running", "symbol", "not"} == {chosen, "ZZZ", "IBM", "total"}
     assert rows["ZZZ"].endswith("not asked")
-    assert "nobody has subscribed to ZZZ: mdservice subscribe ZZZ" in program.stdout
+    assert "not subscribed: ZZZ; run mdservice subscribe ZZZ" in program.stdout
     assert "1 priced, 0 unpriced" in rows["total"]
     service.post("unsubscribe", json={"symbols": ["IBM"]})
 

@@ -66,7 +66,7 @@ def test_a_gap_goes_from_the_last_quote_to_the_return() -> None:
     gaps.lost(10, SYMBOLS)
     assert resumed(gaps, 50) == [told(10, 50)]
     assert filled(gaps, 60, 55) == [told(10, 60, quotes=3)]
-    assert (gaps.told, gaps.repaired) == (1, 1)
+    assert (gaps.reported, gaps.repaired) == (1, 1)
 
 
 def test_the_first_connection_has_none() -> None:
@@ -74,7 +74,7 @@ def test_the_first_connection_has_none() -> None:
     assert resumed(gaps, 50, repairing=False) == []
     gaps.lost(None, SYMBOLS)
     assert resumed(gaps, 60, repairing=False) == []
-    assert gaps.told == 0
+    assert gaps.reported == 0
 
 
 def test_a_symbol_that_was_not_followed_before_has_none() -> None:
@@ -89,7 +89,7 @@ def test_a_symbol_that_is_wanted_no_longer_has_none_even_when_it_is_wanted_again
     assert resumed(gaps, 50, []) == []
     assert filled(gaps, 60, 55) == []
     assert resumed(gaps, 65) == []
-    assert (gaps.told, gaps.repaired) == (0, 0)
+    assert (gaps.reported, gaps.repaired) == (0, 0)
     gaps.lost(70, SYMBOLS)
     assert resumed(gaps, 80, repairing=False) == [told(70, 80)]
 
@@ -113,7 +113,7 @@ def test_a_symbol_left_out_goes_on_being_missing_until_it_is_back() -> None:
         told(10, 90, ["MSFT"], quotes=1),
         told(70, 90, quotes=3),
     ]
-    assert (gaps.told, gaps.repaired) == (3, 3)
+    assert (gaps.reported, gaps.repaired) == (3, 3)
 
 
 def test_where_quotes_went_out_over_it_a_gap_can_no_longer_be_repaired() -> None:
@@ -125,7 +125,7 @@ def test_where_quotes_went_out_over_it_a_gap_can_no_longer_be_repaired() -> None
         told(10, 80, ["MSFT"]),
     ]
     assert filled(gaps, 90, 85, ["AAPL", "MSFT"]) == [told(10, 90, ["MSFT"], quotes=1)]
-    assert (gaps.told, gaps.repaired) == (2, 1)
+    assert (gaps.reported, gaps.repaired) == (2, 1)
 
 
 def test_nor_where_it_was_left_out_in_the_meantime() -> None:
@@ -145,7 +145,7 @@ def test_a_symbol_that_comes_back_on_the_same_connection_is_told_at_once() -> No
     resumed(gaps, 50, left_out=["MSFT"])
     assert resumed(gaps, 55, ["AAPL", "MSFT"], repairing=False) == [told(10, 55, ["MSFT"])]
     assert filled(gaps, 60, 58) == [told(10, 60, quotes=3)], "the other's repair goes on"
-    assert (gaps.told, gaps.repaired) == (2, 1)
+    assert (gaps.reported, gaps.repaired) == (2, 1)
 
 
 def test_only_the_symbols_that_are_complete_are_repaired() -> None:
@@ -153,7 +153,7 @@ def test_only_the_symbols_that_are_complete_are_repaired() -> None:
     gaps.lost(10, ["AAPL", "MSFT"])
     resumed(gaps, 50, ["AAPL", "MSFT"])
     assert filled(gaps, 60, 55, ["MSFT"]) == [told(10, 60, ["MSFT"], quotes=1)]
-    assert (gaps.told, gaps.repaired) == (1, 0), "as a whole it stays one"
+    assert (gaps.reported, gaps.repaired) == (1, 0), "as a whole it stays one"
 
 
 def test_one_repair_mends_all_that_were_told_before_it() -> None:
@@ -163,7 +163,7 @@ def test_one_repair_mends_all_that_were_told_before_it() -> None:
     gaps.lost(10, SYMBOLS)  # nothing was accepted meanwhile: it waits for the repair
     assert resumed(gaps, 80) == [told(10, 80)]
     assert filled(gaps, 90, 85) == [told(10, 90, quotes=3)]
-    assert (gaps.told, gaps.repaired) == (2, 2)
+    assert (gaps.reported, gaps.repaired) == (2, 2)
 
 
 def test_a_gap_that_is_not_repaired_stays_one_and_the_next_begins_behind_it() -> None:
@@ -174,7 +174,7 @@ def test_a_gap_that_is_not_repaired_stays_one_and_the_next_begins_behind_it() ->
     gaps.lost(70, SYMBOLS)
     assert resumed(gaps, 80) == [told(70, 80)]
     assert filled(gaps, 90, 85) == [told(70, 90, quotes=3)]
-    assert (gaps.told, gaps.repaired) == (2, 1)
+    assert (gaps.reported, gaps.repaired) == (2, 1)
 
 
 def test_without_a_repair_under_way_it_stays_one() -> None:
@@ -194,7 +194,7 @@ def test_a_repair_given_up_while_lost_again_ends_its_gap_and_leaves_the_next() -
     assert filled(gaps, 65, 60, []) == []
     assert resumed(gaps, 80) == [told(60, 80)]
     assert filled(gaps, 90, 85) == [told(60, 90, quotes=3)]
-    assert (gaps.told, gaps.repaired) == (2, 1)
+    assert (gaps.reported, gaps.repaired) == (2, 1)
 
 
 def test_a_repair_given_up_before_the_return_hides_nothing_of_what_is_missing() -> None:

@@ -80,7 +80,7 @@ class Gatherer:
         self._known: set[str] = set()
         self._held: list[tuple[str, int]] = []
         self._others: list[str] = []
-        self._told: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
+        self._reported: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
         self._now_s, self._now_ns, self._old = 0.0, 0, False
 
     def view(self, most: int | None = None) -> View:
@@ -112,21 +112,21 @@ class Gatherer:
     def changes(self) -> Iterator[tuple[tuple[str, int], Entry]]:
         """The entries that have changed since the last call, by symbol and number of the lot."""
         self._look()
-        told: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
+        reported: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
         for place in self._held:
             row = self._row(*place)
-            told[place] = mark = (row, self._status(row.status))
-            before = self._told.get(place)
+            reported[place] = mark = (row, self._status(row.status))
+            before = self._reported.get(place)
             # It is the same object until something changes, so its content need not be compared.
             if before is None or before[0] is not row or before[1] != mark[1]:
                 yield place, self._lot(*place, None)
         for symbol in self._others:
             holding = self._engine.known(symbol)
             price = None if holding is None else holding.price
-            told[symbol, -1] = other = (price, self._other_status(symbol, holding))
-            if self._told.get((symbol, -1)) != other:
+            reported[symbol, -1] = other = (price, self._other_status(symbol, holding))
+            if self._reported.get((symbol, -1)) != other:
                 yield (symbol, -1), self._other(symbol, None)
-        self._told = told
+        self._reported = reported
 
     def warnings(self) -> tuple[str, ...]:
         """Why prices or positions may be out of date, as of the last view."""
@@ -229,7 +229,7 @@ class Gatherer:
         hints = []
         if missing:
             hints.append(
-                f"nobody has subscribed to {', '.join(missing)}: mdservice subscribe "
+                f"not subscribed: {', '.join(missing)}; run mdservice subscribe "
                 + " ".join(missing)
             )
         problems = [p for p in self._positions or () if p.problem is not None]
@@ -294,11 +294,11 @@ class ServiceWatch:
     def _ask(self) -> tuple[Mapping[str, Any], frozenset[str] | None]:
         answer = ask(self._socket, "GET", "/status", timeout_s=_TIMEOUT_S)
         if not answer.ok:
-            raise MDServiceError(f"the service refused to tell its status: {answer.reason}")
+            raise MDServiceError(f"the service refused to report its status: {answer.reason}")
         if not self._ask_subscriptions:
             return answer.content, None
-        told = ask(self._socket, "GET", _SUBSCRIPTIONS, timeout_s=_TIMEOUT_S)
-        symbols = told.content.get("symbols") if told.ok else None
+        symbols_answer = ask(self._socket, "GET", _SUBSCRIPTIONS, timeout_s=_TIMEOUT_S)
+        symbols = symbols_answer.content.get("symbols") if symbols_answer.ok else None
         known = frozenset(map(str, symbols)) if isinstance(symbols, list) else None
         return answer.content, known
 
@@ -344,8 +344,8 @@ def state(service: ServiceWatch) -> tuple[str, bool]:
     """The state of the service in one or two words, and whether it is normal."""
     if service.failure is not None:
         return "service away" if service.answered else "no service", False
-    told = printable(str(service.status.get("state", "-")))
-    return told, told == "running"
+    word = printable(str(service.status.get("state", "-")))
+    return word, word == "running"
 
 
 def about(service: ServiceWatch, flow: Flow) -> tuple[str, ...]:

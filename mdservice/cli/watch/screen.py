@@ -473,9 +473,9 @@ def _put(line: Text, text: str, start: int, style: str) -> None:
 def _foot(more: tuple[int, int], width: int) -> Text:
     held, others = more
     kinds = ((held, "position"), (others, "symbol"))
-    told = ", ".join(f"{n:,} {kind}{'' if n == 1 else 's'}" for n, kind in kinds if n > 0)
+    counts = ", ".join(f"{n:,} {kind}{'' if n == 1 else 's'}" for n, kind in kinds if n > 0)
     count = f"{held + others:,}"
-    ways = [f"not shown: {told}", f"not shown: {count}", f"+{count}"] if told else []
+    ways = [f"not shown: {counts}", f"not shown: {count}", f"+{count}"] if counts else []
     parts = [way for way in ways if len(way) <= width][:1]
     lines = _flow([*parts, _END], width)
     return Text(lines[0] if lines else "", "dim")

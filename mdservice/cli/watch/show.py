@@ -137,8 +137,8 @@ async def _known(book: PnlTracker) -> None:
     while True:
         positions = book.positions
         prices = book.prices_status()
-        told = positions.answers > 0 or positions.last_error is not None
-        if told and (book.prices_error() or (prices is not None and not prices.waiting)):
+        answered = positions.answers > 0 or positions.last_error is not None
+        if answered and (book.prices_error() or (prices is not None and not prices.waiting)):
             return
         await anyio.sleep(_LOOK_S)
 
@@ -267,7 +267,7 @@ class PlainLines:
     """Tells each change once, where there is no terminal that could be redrawn. Pure."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, int], str] = {}
+        self._printed: dict[tuple[str, int], str] = {}
         self._notes: tuple[str, ...] = ()
 
     def changed(self, entries: Iterable[tuple[tuple[str, int], Entry]], now_ns: int) -> list[str]:
@@ -280,8 +280,8 @@ class PlainLines:
         lines = []
         for place, entry in entries:
             text = entry_text(entry)
-            if self._told.get(place) != text:
-                self._told[place] = text
+            if self._printed.get(place) != text:
+                self._printed[place] = text
                 lines.append(f"{_time(now_ns)} {text}")
         return lines
 

@@ -46,7 +46,7 @@ __all__ = [
 _log = get_logger(__name__)
 
 MOST_BYTES_AT_ONCE: Final = 65_536
-"""The most bytes of one read: about a thousand quotes, a few milliseconds of the event loop."""
+"""The most bytes taken at once: about a thousand quotes, a few milliseconds of the event loop."""
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """With large subscriptions, Alpaca's frames can exceed the library's usual limit of 1 MiB."""

@@ -120,7 +120,7 @@ class MissingRecords:
                 del self._since_ns[symbol]
         return [Missed(since_ns, back[since_ns]) for since_ns in sorted(back, reverse=True)]
 
-    def told(self, missed: Iterable[Missed], complete: Collection[str]) -> None:
+    def reported(self, missed: Iterable[Missed], complete: Collection[str]) -> None:
         """Note that the repair of these symbols has ended and was reported.
 
         Args:

@@ -347,9 +347,9 @@ class GapRepair(Generic[R]):
         if self._history is not None and EVERY_SYMBOL not in followed:
             self._history.forget(self._history.set_aside.keys() - {*followed, *left_out})
         back = self._missing.back(followed, left_out)
-        resumed_ns = await self._tell(followed, left_out, repairing=self._holding and bool(back))
+        resumed_ns = await self._resume(followed, left_out, repairing=self._holding and bool(back))
         if not self._holding or self._history is None:
-            self._missing.told(back, complete=())
+            self._missing.reported(back, complete=())
             return
         before = len(self._held)
 
@@ -370,7 +370,7 @@ class GapRepair(Generic[R]):
             every = EVERY_SYMBOL in followed
             complete = frozenset() if every or not self._holding else catch_up.complete
             self._let_go(catch_up.found, complete)
-        self._missing.told(back, complete)
+        self._missing.reported(back, complete)
         await self._send_queue.flush()
 
     async def tell_late(self) -> None:
@@ -407,12 +407,12 @@ class GapRepair(Generic[R]):
         self._missing.follow(followed, self._clock.utc_ns())
         if self._left_out.intersection(followed):
             if not self._holding:
-                self._missing.told(self._missing.back(followed, left_out), complete=())
-            await self._tell(followed, left_out, repairing=False)
+                self._missing.reported(self._missing.back(followed, left_out), complete=())
+            await self._resume(followed, left_out, repairing=False)
         else:
             self._left_out = frozenset(left_out)
 
-    async def _tell(
+    async def _resume(
         self, followed: Collection[str], left_out: Collection[str], *, repairing: bool
     ) -> int:
         now_ns = self._clock.utc_ns()

@@ -202,7 +202,7 @@ def test_chosen_symbols_are_shown_in_their_order_held_or_not() -> None:
     view = desk.gatherer.view()
     assert [entry.symbol for entry in (*view.held, *view.others)] == ["H", "Z", "A"]
     assert desk.statuses() == {"H": "unpriced", "Z": "not asked", "A": "unpriced"}
-    assert view.hints == ("nobody has subscribed to Z: mdservice subscribe Z",)
+    assert view.hints == ("not subscribed: Z; run mdservice subscribe Z",)
     desk.service._subscribed = frozenset({"*"})
     assert desk.statuses()["Z"] == "unpriced"
     assert not desk.gatherer.view().hints

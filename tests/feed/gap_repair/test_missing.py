@@ -48,7 +48,7 @@ def test_what_is_left_out_is_kept_and_what_is_wanted_no_longer_is_not() -> None:
     missing.lose(["AAPL", "MSFT", "SPY"], at(101))
     back = missing.back(["AAPL"], ["MSFT"])
     assert [part.symbols for part in back] == [["AAPL"]]
-    missing.told(back, complete=["AAPL"])
+    missing.reported(back, complete=["AAPL"])
     out(sequencer, "AAPL", 200)
     missing.lose(["AAPL"], at(201))
     assert missing.back(["AAPL", "MSFT", "SPY"], []) == [
@@ -86,7 +86,7 @@ def test_a_symbol_whose_repair_failed_is_asked_from_before_its_own_last_quote() 
     missing, sequencer = followed("AAPL", "MSFT")
     out(sequencer, "MSFT", 90)
     missing.lose(["AAPL", "MSFT"], at(101))
-    missing.told(missing.back(["AAPL", "MSFT"], []), complete=["AAPL"])
+    missing.reported(missing.back(["AAPL", "MSFT"], []), complete=["AAPL"])
     out(sequencer, "AAPL", 200)
     missing.lose(["AAPL", "MSFT"], at(201))
     back = missing.back(["AAPL", "MSFT"], [])
@@ -94,7 +94,7 @@ def test_a_symbol_whose_repair_failed_is_asked_from_before_its_own_last_quote() 
     assert of_aapl == Missed(at(195), ["AAPL"])
     assert of_msft.symbols == ["MSFT"]
     assert at(90) - 2 * (at(195) - at(90)) < of_msft.since_ns <= at(90)
-    missing.told(back, complete=["AAPL", "MSFT"])
+    missing.reported(back, complete=["AAPL", "MSFT"])
     out(sequencer, "AAPL", 300)
     missing.lose(["MSFT"], at(301))
     assert missing.back(["MSFT"], []) == [Missed(at(295), ["MSFT"])]
@@ -106,7 +106,7 @@ def test_symbols_whose_repair_failed_are_asked_in_few_requests() -> None:
     for number, name in enumerate(names):
         out(sequencer, name, 101 + number / 1000)
     missing.lose(names, at(102))
-    missing.told(missing.back(names, []), complete=[])
+    missing.reported(missing.back(names, []), complete=[])
     out(sequencer, "AAPL", 200)
     missing.lose(names, at(201))
     (part,) = missing.back(names, [])
