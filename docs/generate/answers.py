@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import trio
 
-from docs.generate.condition import CONDITION
+from docs.generate.status import STATUS
 from mdservice.http_api.server import create_app
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
@@ -47,7 +47,7 @@ def answers() -> dict[str, str]:
 
 class _Service(FakeService):
     def status(self) -> Status:
-        return CONDITION
+        return STATUS
 
 
 async def _ask() -> dict[str, str]:

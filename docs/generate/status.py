@@ -1,4 +1,4 @@
-"""The condition of a service on a quiet afternoon, for the example of ``/status``."""
+"""The status of a service on a quiet afternoon, for the example of ``/status``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mdservice.model.status import (
     Status,
 )
 
-__all__ = ["CONDITION"]
+__all__ = ["STATUS"]
 
 _SIZES = {
     "health_watchdog": 0,
@@ -25,7 +25,7 @@ _SIZES = {
     "position_tracker": 0,
 }
 
-CONDITION = Status(
+STATUS = Status(
     state="running",
     reasons=(),
     feed=FeedReport(
