@@ -21,7 +21,7 @@ _COLOURS = {
 _IN, _OUT = "#8fc1d4", "#1f6f8b"
 _BAR, _GAP = 18, 2
 _NAMES = {
-    "program": "the program",
+    "program": "program",
     "redis": "Valkey",
     "listener": "first reader",
     "readers": "more readers",
@@ -68,7 +68,7 @@ def _throughput(title: str, points: Sequence[Point]) -> Iterator[str]:
 
 def _cores(title: str, points: Sequence[Point]) -> Iterator[str]:
     left = _LEFTS[1]
-    heading = "Use of the two cores meanwhile: the program's, the others'"
+    heading = "Use of the two cores: by the program, by others"
     yield _text(left - 40, 24, heading, "start", bold=True)
     yield from _axis(left, [value_of(title, point.setting) for point in points], 1.0, "{:.0%}")
     for x, point in zip(_places(left, len(points)), points, strict=True):
