@@ -2,7 +2,7 @@
 
 ``python -m tests.bench.counted`` prepares fixed inputs, warms up, then does each task with
 :data:`FEW` quotes and with :data:`MANY`. Before and after each it enters ``getppid``, which the
-counting tool takes as the sign to write down what it has counted and to begin anew. The tasks are
+counting tool takes as the sign to write down what it has counted and to start from zero. The tasks are
 the pure parts of a quote's way: cut, decode, order, wait, conflate, encode, pack, and a reader's decoding.
 """
 
@@ -26,7 +26,7 @@ from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.frame_reader import FrameReader
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.events import RecordBatch
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import QUOTES, RecordDecoder
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
@@ -150,8 +150,8 @@ def _pack(count: int) -> Work:
 
 def _read(count: int) -> Work:
     payloads = [encode_quote(quote) for quote in _quotes(count)]
-    decode = QUOTES.decode
-    return lambda: [decode(payload) for payload in payloads]
+    decoder = RecordDecoder(QUOTES)
+    return lambda: decoder.decode_all(payloads)
 
 
 def _cut(count: int) -> Work:
