@@ -31,15 +31,15 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.faults import DataFaults, Freeze
 from mdservice.simulator.http import HttpAnswer, RequestReader
+from mdservice.simulator.kinds import SimKind
 from mdservice.simulator.memory import MemoryByteStream
 from mdservice.simulator.session import Reply, Session, Silence
 from mdservice.simulator.wire import (
     Encoding,
     OutFrame,
-    SimQuote,
+    S,
     decode_message,
     encode_messages,
-    encode_quotes,
     error_message,
 )
 
@@ -68,7 +68,8 @@ class Connection:
         self.session: Session | None = None
         self.encoding: Encoding = "json"
         self.faults = DataFaults()
-        self.quotes_sent = 0
+        self.sent: dict[SimKind[Any], int] = dict.fromkeys(venue.kinds, 0)
+        """How many records of each kind were sent."""
         self._stream = stream
         self._venue = venue
         self._config = venue.config
@@ -79,7 +80,7 @@ class Connection:
         self._wake = anyio.Event()
         self._scope = anyio.CancelScope()
         self._fragments: list[bytes | bytearray | memoryview] = []
-        self._wanted: AbstractSet[str] = frozenset()
+        self._wanted: dict[SimKind[Any], AbstractSet[str]] = dict.fromkeys(venue.kinds, frozenset())
         self._stalled = False
         self._slow = False
         self._never_ends = False
@@ -98,35 +99,37 @@ class Connection:
 
     # What the simulator asks of it: none of these waits.
 
-    def send_quotes(
-        self, quotes: Sequence[SimQuote], sizes: Sequence[int] | None = None
-    ) -> list[SimQuote]:
+    def send_records(
+        self, kind: SimKind[S], records: Sequence[S], sizes: Sequence[int] | None = None
+    ) -> list[S]:
         """Send those that the client wants, unless a fault is in the way.
 
         Args:
-            quotes: In the order in which they are to go out.
-            sizes: Quotes per frame; what is left comes in one more frame.
+            kind: Their kind.
+            records: In the order in which they are to go out.
+            sizes: Records per frame; what is left comes in one more frame.
 
         Returns:
             Those that were put into the send buffer.
         """
-        if self._wanted and EVERY_SYMBOL not in self._wanted:
-            quotes = [quote for quote in quotes if quote.symbol in self._wanted]
-        if not self._wanted or not quotes or self.faults.muted(anyio.current_time()):
+        wanted = self._wanted[kind]
+        if wanted and EVERY_SYMBOL not in wanted:
+            records = [record for record in records if record.symbol in wanted]
+        if not wanted or not records or self.faults.muted(anyio.current_time()):
             return []
-        sent: list[SimQuote] = []
+        sent: list[S] = []
         start = 0
-        for size in (*(sizes or ()), len(quotes)):
-            part = self.faults.reorder(list(quotes[start : start + size]))
+        for size in (*(sizes or ()), len(records)):
+            part = self.faults.reorder(kind.channel, list(records[start : start + size]))
             start += size
             if part:
-                frame = encode_quotes(part, self.encoding, spoil=self.faults.spoil())
+                frame = kind.encode(part, self.encoding, spoil=self.faults.spoil())
                 for copy in self.faults.copies(frame):
                     self.send_frame(copy)
                 sent += part
-            if start >= len(quotes):
+            if start >= len(records):
                 break
-        self.quotes_sent += len(sent)
+        self.sent[kind] += len(sent)
         return sent
 
     def send_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -267,7 +270,10 @@ class Connection:
         if reply.close_code is not None:
             self.hang_up(reply.close_code)
         if self.session is not None:
-            wanted = frozenset(self.session.subscriptions["quotes"])
+            subscribed = self.session.subscriptions
+            wanted: dict[SimKind[Any], AbstractSet[str]] = {
+                kind: frozenset(subscribed[kind.channel]) for kind in self._wanted
+            }
             if wanted != self._wanted:
                 self._wanted = wanted
                 self._venue.subscriptions_changed()
@@ -325,6 +331,7 @@ class Venue(Protocol):
     """The simulator, seen from one connection; ``number`` is that connection's."""
 
     config: SimulatorConfig
+    kinds: tuple[SimKind[Any], ...]
 
     def answer_http(self, request: Request, body: bytes) -> HttpAnswer | None:
         """Answer a request that asks for no upgrade; None for one that may be upgraded."""
@@ -343,7 +350,7 @@ class Venue(Protocol):
         ...
 
     def subscriptions_changed(self) -> None:
-        """A client has changed its quotes' subscriptions."""
+        """A client has changed its subscriptions to data."""
         ...
 
     def notify(self) -> None:

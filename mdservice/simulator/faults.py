@@ -12,7 +12,7 @@ from attrs import validators
 
 from mdservice.simulator.http import RECENT_SIP, RECENT_SIP_MESSAGE
 from mdservice.simulator.session import Silence, When
-from mdservice.simulator.wire import OutFrame, SimQuote
+from mdservice.simulator.wire import OutFrame, S
 
 __all__ = [
     "CutRest",
@@ -245,7 +245,8 @@ class DataFaults:
     _spoil: int = 0
     _duplicate: int = 0
     _reorder: int = 0
-    _held: list[SimQuote] = attrs.field(factory=list)
+    _held: dict[str, list[Any]] = attrs.field(factory=dict)
+    """Records that wait for the next frame of their channel."""
 
     def add(self, fault: DataFault, now_s: float) -> None:
         """Put a fault into force."""
@@ -277,17 +278,18 @@ class DataFaults:
         """How long to wait before the next frame."""
         return self._delay_s if now_s < self._slow_until_s else 0.0
 
-    def reorder(self, quotes: list[SimQuote]) -> list[SimQuote]:
-        """The quotes of the next frame as they are to be sent; empty where they wait."""
-        if self._held:
-            quotes, self._held = quotes + self._held, []
-        elif self._reorder:
+    def reorder(self, channel: str, records: list[S]) -> list[S]:
+        """The records of the channel's next frame in their new order; empty while they wait."""
+        held = self._held.pop(channel, None)
+        if held:
+            return records + held
+        if self._reorder:
             self._reorder -= 1
-            if len(quotes) == 1:
-                self._held = quotes
+            if len(records) == 1:
+                self._held[channel] = records
                 return []
-            return quotes[::-1]
-        return quotes
+            return records[::-1]
+        return records
 
     def spoil(self) -> bool:
         """Whether the next frame is to hold a broken message."""

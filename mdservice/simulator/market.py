@@ -13,16 +13,16 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import accumulate
-from typing import Literal
+from typing import Generic, Literal
 
 from mdservice.model.symbol import EVERY_SYMBOL
-from mdservice.simulator.wire import SimQuote
+from mdservice.simulator.wire import S, SimQuote
 
 __all__ = [
     "UNIVERSE",
     "Market",
+    "MarketRecord",
     "PriceWalk",
-    "QuoteRecord",
     "Shape",
     "day_fraction",
     "day_multiplier",
@@ -289,34 +289,34 @@ class PriceWalk:
         return self._bid
 
 
-class QuoteRecord:
-    """The newest quotes of the market; those beyond the size are forgotten, oldest first.
+class MarketRecord(Generic[S]):
+    """The newest records of the market; those beyond the size are forgotten, oldest first.
 
     Adding one is done in constant time unless times go back, finding a page in the logarithm
-    of the symbol's quotes.
+    of the symbol's records.
 
     Args:
-        size: How many quotes it holds.
+        size: How many records it holds.
     """
 
     def __init__(self, size: int) -> None:
-        self.quotes: deque[SimQuote] = deque(maxlen=size)
+        self.records: deque[S] = deque(maxlen=size)
         """All of them as they came; only to be read."""
         self._size = size
-        self._series: dict[str, _Series] = {}
+        self._series: dict[str, _Series[S]] = {}
 
-    def add(self, quotes: Sequence[SimQuote]) -> None:
+    def add(self, records: Sequence[S]) -> None:
         """Keep these, in order."""
-        if len(quotes) > self._size:
-            quotes = quotes[len(quotes) - self._size :]
-        for _ in range(len(self.quotes) + len(quotes) - self._size):
-            self._forget(self.quotes.popleft())
-        self.quotes.extend(quotes)
-        for quote in quotes:
-            series = self._series.get(quote.symbol)
+        if len(records) > self._size:
+            records = records[len(records) - self._size :]
+        for _ in range(len(self.records) + len(records) - self._size):
+            self._forget(self.records.popleft())
+        self.records.extend(records)
+        for record in records:
+            series = self._series.get(record.symbol)
             if series is None:
-                series = self._series[quote.symbol] = _Series()
-            series.add(quote)
+                series = self._series[record.symbol] = _Series()
+            series.add(record)
 
     def between(
         self,
@@ -327,8 +327,8 @@ class QuoteRecord:
         most: int,
         newest_first: bool = False,
         resume: tuple[int, int] | None = None,
-    ) -> list[SimQuote]:
-        """The symbol's quotes from start to end, both included.
+    ) -> list[S]:
+        """The symbol's records from start to end, both included.
 
         Args:
             symbol: Any, known or not.
@@ -336,7 +336,7 @@ class QuoteRecord:
             end_ns: UTC nanoseconds.
             most: How many at most.
             newest_first: Go from the end to the start.
-            resume: Begin at this time, and leave out so many quotes of just that time.
+            resume: Begin at this time, and leave out so many records of just that time.
         """
         series = self._series.get(symbol)
         if series is None:
@@ -349,62 +349,62 @@ class QuoteRecord:
             else:
                 low = max(low, min(series.before(ts_ns) + done, series.after(ts_ns)))
         if newest_first:
-            return series.quotes[max(low, high - most) : high][::-1]
-        return series.quotes[low : min(high, low + most)]
+            return series.records[max(low, high - most) : high][::-1]
+        return series.records[low : min(high, low + most)]
 
-    def latest(self, symbol: str) -> SimQuote | None:
-        """The symbol's newest quote by its time; None where there is none."""
+    def latest(self, symbol: str) -> S | None:
+        """The symbol's newest record by its time; None where there is none."""
         series = self._series.get(symbol)
-        return series.quotes[-1] if series else None
+        return series.records[-1] if series else None
 
-    def _forget(self, quote: SimQuote) -> None:
-        series = self._series[quote.symbol]
-        series.forget(quote)
+    def _forget(self, record: S) -> None:
+        series = self._series[record.symbol]
+        series.forget(record)
         if not series:
-            del self._series[quote.symbol]
+            del self._series[record.symbol]
 
 
-class _Series:
-    """One symbol's quotes in the order of their times, those of one time as they came.
+class _Series(Generic[S]):
+    """One symbol's records in the order of their times, those of one time as they came.
 
     What was forgotten stays in front until it is half of all, so that forgetting is cheap.
     """
 
     def __init__(self) -> None:
         self.times: list[int] = []
-        self.quotes: list[SimQuote] = []
+        self.records: list[S] = []
         self.first = 0
 
     def __len__(self) -> int:
         return len(self.times) - self.first
 
-    def add(self, quote: SimQuote) -> None:
-        ts_ns = quote.ts_event_ns
+    def add(self, record: S) -> None:
+        ts_ns = record.ts_event_ns
         if len(self) and ts_ns < self.times[-1]:
             place = bisect_right(self.times, ts_ns, self.first)
             self.times.insert(place, ts_ns)
-            self.quotes.insert(place, quote)
+            self.records.insert(place, record)
         else:
             self.times.append(ts_ns)
-            self.quotes.append(quote)
+            self.records.append(record)
 
-    def forget(self, quote: SimQuote) -> None:
+    def forget(self, record: S) -> None:
         """Forget one that came before all others of its time."""
-        place = bisect_left(self.times, quote.ts_event_ns, self.first)
+        place = bisect_left(self.times, record.ts_event_ns, self.first)
         if place > self.first:
-            del self.times[place], self.quotes[place]
+            del self.times[place], self.records[place]
             return
         self.first += 1
         if self.first >= _COMPACT_FROM and self.first * 2 >= len(self.times):
-            del self.times[: self.first], self.quotes[: self.first]
+            del self.times[: self.first], self.records[: self.first]
             self.first = 0
 
     def before(self, ts_ns: int) -> int:
-        """The place of the first quote that is not before this time."""
+        """The place of the first record that is not before this time."""
         return bisect_left(self.times, ts_ns, self.first)
 
     def after(self, ts_ns: int) -> int:
-        """The place of the first quote that is after this time."""
+        """The place of the first record that is after this time."""
         return bisect_right(self.times, ts_ns, self.first)
 
 

@@ -13,8 +13,8 @@ from decimal import Decimal, localcontext
 import attrs
 
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.simulator.market import QuoteRecord, start_cents
-from mdservice.simulator.wire import EXACT, PLACES, TOO_LARGE, Number, to_decimal
+from mdservice.simulator.market import MarketRecord, start_cents
+from mdservice.simulator.wire import EXACT, PLACES, TOO_LARGE, Number, SimQuote, to_decimal
 
 __all__ = [
     "DEMO_POSITIONS",
@@ -67,7 +67,7 @@ class PaperAccount:
     def __init__(
         self,
         positions: StartPositions,
-        record: QuoteRecord,
+        record: MarketRecord[SimQuote],
         *,
         trades_size: int,
         traded: Callable[[], None],

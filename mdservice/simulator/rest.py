@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
 from email.utils import formatdate
+from functools import partial
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 from zoneinfo import ZoneInfo
 
@@ -35,7 +37,8 @@ from mdservice.simulator.http import (
     json_response,
     malformed,
 )
-from mdservice.simulator.market import QuoteRecord
+from mdservice.simulator.kinds import SimKind
+from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.paper_account import PaperAccount
 from mdservice.simulator.rest_quotes import (
     RestRules,
@@ -47,6 +50,7 @@ from mdservice.simulator.rest_quotes import (
 )
 from mdservice.simulator.rest_trading import TradingApi
 from mdservice.simulator.session import Account
+from mdservice.simulator.wire import S
 
 __all__ = ["Quota", "RateLimit", "RestApi", "RestRequest", "encode_clock"]
 
@@ -71,7 +75,7 @@ class RestApi:
     ``/v2/positions`` and ``/v2/orders``.
 
     Args:
-        record: The market's quotes.
+        records: The market's records of each kind.
         paper_account: The account's positions.
         account: Whose key and secret are asked for, where it has any.
         rules: What may be asked for.
@@ -81,7 +85,7 @@ class RestApi:
 
     def __init__(
         self,
-        record: QuoteRecord,
+        records: Mapping[SimKind[Any], MarketRecord[Any]],
         paper_account: PaperAccount,
         account: Account,
         rules: RestRules,
@@ -92,14 +96,11 @@ class RestApi:
         self.faults = RestFaults()
         self.market_open = True
         self.requests: deque[RestRequest] = deque(maxlen=requests_size)
-        self._record = record
         self._account = account
         self._rules = rules
         self._limit = None if rate_limit is None else RateLimit(rate_limit)
         trading = TradingApi(paper_account)
         self._endpoints: dict[str, dict[str, Endpoint]] = {
-            "/v2/stocks/quotes": {"GET": Endpoint(self._history)},
-            "/v2/stocks/quotes/latest": {"GET": Endpoint(self._latest)},
             "/v2/clock": {"GET": Endpoint(self._clock)},
             "/v2/positions": {
                 "GET": Endpoint(trading.positions),
@@ -111,6 +112,11 @@ class RestApi:
             },
             "/v2/orders": {"POST": Endpoint(trading.order)},
         }
+        for kind, record in records.items():
+            self._endpoints[kind.path] = {"GET": Endpoint(partial(self._history, kind, record))}
+            self._endpoints[f"{kind.path}/latest"] = {
+                "GET": Endpoint(partial(self._latest, kind, record))
+            }
 
     def answer(self, request: Request, body: bytes, now_s: float, now_ns: int) -> HttpAnswer:
         """Answer a request, unless a fault is in the way.
@@ -185,12 +191,13 @@ class RestApi:
         if not self._account.accepts(key, secret):
             raise RefusedRequest(_FORBIDDEN, 0, "forbidden.")
 
-    def _history(self, call: Call) -> bytes:
+    def _history(self, kind: SimKind[S], record: MarketRecord[S], call: Call) -> bytes:
         query = parse_history(call.params, self._rules, call.now_ns)
-        return encode_page(read_page(self._record, query))
+        return encode_page(read_page(record, query), kind.channel, kind.row)
 
-    def _latest(self, call: Call) -> bytes:
-        return encode_latest(self._record, parse_latest(call.params, self._rules))
+    def _latest(self, kind: SimKind[S], record: MarketRecord[S], call: Call) -> bytes:
+        symbols = parse_latest(call.params, self._rules)
+        return encode_latest(record, symbols, kind.channel, kind.row)
 
     def _clock(self, call: Call) -> bytes:
         return encode_clock(call.now_ns, is_open=self.market_open)

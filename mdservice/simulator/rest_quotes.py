@@ -1,4 +1,4 @@
-"""Past and latest quotes: what a request asks for, and the pages that answer it.
+"""Past and latest records: what a request asks for, and the pages that answer it.
 
 Pure: the parameters and the time are arguments.
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from typing import Any, Generic
 
 import attrs
 import msgspec
@@ -22,8 +23,8 @@ from mdservice.errors import InvalidSymbol
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
 from mdservice.model.timestamps import LATEST_NS, format_ns, parse_rfc3339
 from mdservice.simulator.http import RECENT_SIP, RECENT_SIP_MESSAGE, RefusedRequest, malformed
-from mdservice.simulator.market import QuoteRecord
-from mdservice.simulator.wire import SimQuote, encode_timestamp, json_number
+from mdservice.simulator.market import MarketRecord
+from mdservice.simulator.wire import S, SimQuote, encode_timestamp, json_number
 
 __all__ = [
     "HISTORY_FEEDS",
@@ -36,6 +37,7 @@ __all__ = [
     "encode_page",
     "parse_history",
     "parse_latest",
+    "quote_row",
     "read_page",
 ]
 
@@ -209,10 +211,10 @@ def _time(params: Mapping[str, str], name: str, default_ns: int, *, day_ns: int)
 
 
 @attrs.frozen
-class Page:
-    """A part of the history: each symbol's quotes, and where the next page begins."""
+class Page(Generic[S]):
+    """A part of the history: each symbol's records, and where the next page begins."""
 
-    quotes: dict[str, list[SimQuote]]
+    records: dict[str, list[S]]
     next_page: PageToken | None
 
 
@@ -244,9 +246,9 @@ class _Quote(
     tape: str
 
 
-def read_page(record: QuoteRecord, query: HistoryQuery) -> Page:
-    """The quotes that the query asks for, sorted by symbol, then by time."""
-    found: dict[str, list[SimQuote]] = {}
+def read_page(record: MarketRecord[S], query: HistoryQuery) -> Page[S]:
+    """The records that the query asks for, sorted by symbol, then by time."""
+    found: dict[str, list[S]] = {}
     room = query.limit
     last: PageToken | None = None
     for symbol in query.symbols:
@@ -255,7 +257,7 @@ def read_page(record: QuoteRecord, query: HistoryQuery) -> Page:
             continue
         if resume is not None and symbol > resume.symbol:
             resume = None
-        quotes = record.between(
+        records = record.between(
             symbol,
             query.start_ns,
             query.end_ns,
@@ -263,26 +265,26 @@ def read_page(record: QuoteRecord, query: HistoryQuery) -> Page:
             newest_first=query.newest_first,
             resume=None if resume is None else (resume.ts_ns, resume.count),
         )
-        if len(quotes) > room:
+        if len(records) > room:
             # The one that is too many shows that there is another page.
-            del quotes[room:]
-            if quotes:
-                found[symbol] = quotes
-                last = _end(symbol, quotes, resume)
+            del records[room:]
+            if records:
+                found[symbol] = records
+                last = _end(symbol, records, resume)
             return Page(found, last)
-        if quotes:
-            found[symbol] = quotes
-            last = _end(symbol, quotes, resume)
-            room -= len(quotes)
+        if records:
+            found[symbol] = records
+            last = _end(symbol, records, resume)
+            room -= len(records)
     return Page(found, None)
 
 
-def _end(symbol: str, quotes: list[SimQuote], resume: PageToken | None) -> PageToken:
-    """Where these quotes end."""
-    ts_ns = quotes[-1].ts_event_ns
+def _end(symbol: str, records: list[S], resume: PageToken | None) -> PageToken:
+    """Where these records end."""
+    ts_ns = records[-1].ts_event_ns
     count = 0
-    for quote in reversed(quotes):
-        if quote.ts_event_ns != ts_ns:
+    for one in reversed(records):
+        if one.ts_event_ns != ts_ns:
             return PageToken(symbol, ts_ns, count)
         count += 1
     if resume is not None and resume.ts_ns == ts_ns:
@@ -290,31 +292,27 @@ def _end(symbol: str, quotes: list[SimQuote], resume: PageToken | None) -> PageT
     return PageToken(symbol, ts_ns, count)
 
 
-def encode_page(page: Page) -> bytes:
+def encode_page(page: Page[S], channel: str, row: Callable[[S], Any]) -> bytes:
     """``{"quotes":{"AAPL":[…]},"next_page_token":null}``."""
     return msgspec.json.encode(
         {
-            "quotes": {
-                symbol: list(map(_encode, quotes)) for symbol, quotes in page.quotes.items()
-            },
+            channel: {symbol: list(map(row, some)) for symbol, some in page.records.items()},
             "next_page_token": page.next_page.text() if page.next_page else None,
         }
     )
 
 
-def encode_latest(record: QuoteRecord, symbols: Iterable[str]) -> bytes:
-    """``{"quotes":{"AAPL":{…}}}``, without the symbols that have no quote."""
+def encode_latest(
+    record: MarketRecord[S], symbols: Iterable[str], channel: str, row: Callable[[S], Any]
+) -> bytes:
+    """``{"quotes":{"AAPL":{…}}}``, without the symbols that have no record."""
     newest = {symbol: record.latest(symbol) for symbol in symbols}
-    return msgspec.json.encode(
-        {
-            "quotes": {
-                symbol: _encode(quote) for symbol, quote in newest.items() if quote is not None
-            }
-        }
-    )
+    rows = {symbol: row(one) for symbol, one in newest.items() if one is not None}
+    return msgspec.json.encode({channel: rows})
 
 
-def _encode(quote: SimQuote) -> _Quote:
+def quote_row(quote: SimQuote) -> msgspec.Struct:
+    """A quote in REST's answers."""
     return _Quote(
         encode_timestamp(quote.ts_event_ns, "json"),
         quote.ask_exchange,

@@ -38,12 +38,13 @@ from mdservice.simulator.http import (
     too_many_connections,
     wants_websocket,
 )
-from mdservice.simulator.market import QuoteRecord
+from mdservice.simulator.kinds import KINDS, QUOTES, Generator, SimKind
+from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
 from mdservice.simulator.paper_account import Holding, PaperAccount, Trade
 from mdservice.simulator.rest import RestApi, RestRequest
 from mdservice.simulator.session import SILENCE, Refusals, Reply, Session, Silence, When
-from mdservice.simulator.wire import Encoding, Number, OutFrame, SimQuote, error_message
+from mdservice.simulator.wire import Encoding, Number, OutFrame, S, SimQuote, error_message
 
 __all__ = ["ConnectionInfo", "ReceivedMessage", "Simulator", "open_simulator"]
 
@@ -60,6 +61,7 @@ async def open_simulator(
     host: str = "127.0.0.1",
     port: int | None = 0,
     clock: Clock | None = None,
+    kinds: Sequence[SimKind[Any]] = KINDS,
 ) -> AsyncGenerator[Simulator, None]:
     """Run a simulator for the length of the block, on trio or asyncio.
 
@@ -68,7 +70,8 @@ async def open_simulator(
         host: Where it listens.
         port: 0 for a free one (see :attr:`Simulator.port`); None for no socket at all, only
             :meth:`Simulator.connect`, as trio's virtual clock needs it.
-        clock: Where quotes get their time; None for the machine's.
+        clock: Where records get their time; None for the machine's.
+        kinds: The kinds of records that the market makes.
 
     Raises:
         ConfigurationError: The address cannot be listened on.
@@ -76,12 +79,13 @@ async def open_simulator(
     listener = None if port is None else await _listen(host, port)
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        simulator = Simulator(config or SimulatorConfig(), clock or SystemClock(), tasks)
+        simulator = Simulator(config or SimulatorConfig(), clock or SystemClock(), tasks, kinds)
         if listener is not None:
             simulator.host = host
             simulator.port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - no Django
             tasks.start_soon(_accept, listener, simulator, tasks)
-        tasks.start_soon(simulator.run_market)
+        for kind in simulator.kinds:
+            tasks.start_soon(simulator.run_market, kind)
         tasks.start_soon(simulator.run_script)
         tasks.start_soon(simulator.run_trader)
         try:
@@ -117,36 +121,51 @@ class Simulator:
     it means that connection's number, and None all that are open.
     """
 
-    def __init__(self, config: SimulatorConfig, clock: Clock, tasks: TaskGroup) -> None:
+    def __init__(
+        self,
+        config: SimulatorConfig,
+        clock: Clock,
+        tasks: TaskGroup,
+        kinds: Sequence[SimKind[Any]] = KINDS,
+    ) -> None:
         self.config = config
+        self.kinds = tuple(kinds)
         self.host = ""
         self.port: int | None = None
         """The TCP port; None where it serves streams in memory alone."""
-        self.sent: deque[SimQuote] = deque(maxlen=config.history_size)
-        """Those that went to at least one connection."""
         self.received: deque[ReceivedMessage] = deque(maxlen=config.received_size)
         """The clients' messages."""
         self.symbol_limit = config.symbol_limit
         """Of the sessions that begin from now on; to be set."""
-        self.quotes_made = 0
-        """How many quotes the market has made."""
+        self.made: dict[SimKind[Any], int] = dict.fromkeys(self.kinds, 0)
+        """How many records of each kind the market has made."""
         self._clock = clock
         self._tasks = tasks
         self._account = config.account()
         self._refusals = Refusals()
-        self._record = QuoteRecord(config.history_size)
+        self._generators: dict[SimKind[Any], Generator[Any]] = {
+            kind: kind.generator(config) for kind in self.kinds
+        }
+        self._records: dict[SimKind[Any], MarketRecord[Any]] = {
+            kind: MarketRecord(config.history_size) for kind in self.kinds
+        }
+        self._sent: dict[SimKind[Any], deque[Any]] = {
+            kind: deque(maxlen=config.history_size) for kind in self.kinds
+        }
         self._paper_account = PaperAccount(
-            config.positions, self._record, trades_size=config.received_size, traded=self.notify
+            config.positions,
+            self._records[QUOTES],
+            trades_size=config.received_size,
+            traded=self.notify,
         )
         self._rest = RestApi(
-            self._record,
+            self._records,
             self._paper_account,
             self._account,
             config.rest_rules(),
             rate_limit=config.rest_rate_limit,
             requests_size=config.received_size,
         )
-        self._market = config.market()
         self._connections: dict[int, Connection] = {}
         self._accepted = 0
         self._changed: anyio.Event | None = None
@@ -169,7 +188,17 @@ class Simulator:
     @property
     def history(self) -> deque[SimQuote]:
         """Every quote of the market, also those without a connected client, as in REST."""
-        return self._record.quotes
+        return self._records[QUOTES].records
+
+    @property
+    def sent(self) -> deque[SimQuote]:
+        """The quotes that went to at least one connection."""
+        return self._sent[QUOTES]
+
+    @property
+    def quotes_made(self) -> int:
+        """How many quotes the market has made."""
+        return self.made[QUOTES]
 
     async def serve(self, stream: ByteStream) -> None:
         """Serve one client over this stream until it is gone."""
@@ -216,12 +245,27 @@ class Simulator:
         exact = [
             quote if isinstance(quote, SimQuote) else SimQuote.from_wire(quote) for quote in quotes
         ]
+        return self.send_records(QUOTES, exact, frames=frames)
+
+    def send_records(
+        self, kind: SimKind[S], records: Sequence[S], *, frames: Sequence[int] | None = None
+    ) -> int:
+        """Send exactly these records to every connection that subscribes to them.
+
+        Args:
+            kind: Their kind.
+            records: In order. A record without a time is stamped now.
+            frames: Records per frame, where they shall not all come in one.
+
+        Returns:
+            To how many connections something was sent.
+        """
         now_ns = self._clock.utc_ns()
         stamped = [
-            quote if quote.ts_event_ns else _stamp(quote, now_ns + index)
-            for index, quote in enumerate(exact)
+            record if record.ts_event_ns else _stamp(record, now_ns + index)
+            for index, record in enumerate(records)
         ]
-        return self._publish(stamped, frames)
+        return self._publish(kind, stamped, frames)
 
     # What a test, or a script of faults, makes it do. No method waits.
 
@@ -235,7 +279,7 @@ class Simulator:
                 encoding=connection.encoding,
                 authenticated=connection.session.authenticated,
                 subscriptions=connection.session.subscriptions,
-                quotes_sent=connection.quotes_sent,
+                quotes_sent=connection.sent[QUOTES],
                 pending_bytes=connection.pending_bytes,
             )
             for connection in self._connections.values()
@@ -460,13 +504,14 @@ class Simulator:
         the next change, and what happens meanwhile is in :attr:`history`, as at a real
         exchange.
         """
-        wanted = {
-            symbol
+        subscribed = [
+            connection.session.subscriptions
             for connection in self._connections.values()
             if connection.session is not None
-            for symbol in connection.session.subscriptions["quotes"]
-        }
-        self._market.follow(wanted, without=self.config.silent_symbols)
+        ]
+        for kind, generator in self._generators.items():
+            wanted = {symbol for each in subscribed for symbol in each[kind.channel]}
+            generator.follow(wanted, without=self.config.silent_symbols)
 
     def notify(self) -> None:
         """Wake those who wait for a change."""
@@ -476,19 +521,20 @@ class Simulator:
 
     # Its tasks.
 
-    async def run_market(self) -> None:
-        """Make quotes and send them, for ever."""
+    async def run_market(self, kind: SimKind[Any]) -> None:
+        """Make records of a kind and send them, for ever."""
         if not self.config.rate:
             return
-        await self.until(lambda _: bool(self._market.symbols))
+        generator = self._generators[kind]
+        await self.until(lambda _: bool(generator.symbols))
         started_s = anyio.current_time()
         while True:
             await anyio.sleep(self.config.slice_s)
-            due = self._market.due(anyio.current_time() - started_s)
-            quotes = self._market.take(due, self._clock.utc_ns())
-            if quotes:
+            due = generator.due(anyio.current_time() - started_s)
+            records = generator.take(due, self._clock.utc_ns())
+            if records:
                 size = self.config.quotes_per_frame
-                self._publish(quotes, [size] * (len(quotes) // size))
+                self._publish(kind, records, [size] * (len(records) // size))
 
     async def run_script(self) -> None:
         """Put the script's timed faults into force."""
@@ -514,16 +560,16 @@ class Simulator:
         with anyio.move_on_after(_FAREWELL_S):
             await self.until(lambda simulator: not simulator.connections)
 
-    def _publish(self, quotes: list[SimQuote], frames: Sequence[int] | None) -> int:
-        self._record.add(quotes)
-        self.quotes_made += len(quotes)
+    def _publish(self, kind: SimKind[S], records: list[S], frames: Sequence[int] | None) -> int:
+        self._records[kind].add(records)
+        self.made[kind] += len(records)
         reached = 0
-        sent: dict[int, SimQuote] = {}
+        sent: dict[int, S] = {}
         for connection in list(self._connections.values()):
-            out = connection.send_quotes(quotes, frames)
+            out = connection.send_records(kind, records, frames)
             reached += bool(out)
-            sent.update((id(quote), quote) for quote in out)
-        self.sent.extend(sent.values())
+            sent.update((id(record), record) for record in out)
+        self._sent[kind].extend(sent.values())
         while self._by_quotes and (self._by_quotes[0].after_quotes or 0) <= self.quotes_made:
             self.inject(self._by_quotes.pop(0).fault)
         self.notify()
@@ -568,5 +614,6 @@ class ReceivedMessage:
     message: Mapping[str, Any] | None
 
 
-def _stamp(quote: SimQuote, now_ns: int) -> SimQuote:
-    return msgspec.structs.replace(quote, ts_event_ns=now_ns)
+def _stamp(record: S, now_ns: int) -> S:
+    stamped: S = msgspec.structs.replace(record, ts_event_ns=now_ns)  # type: ignore[type-var]
+    return stamped

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Context, Decimal, InvalidOperation, localcontext
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import attrs
 import msgspec
@@ -26,7 +26,9 @@ __all__ = [
     "Encoding",
     "Number",
     "OutFrame",
+    "S",
     "SimQuote",
+    "SimRecord",
     "decode_message",
     "encode_messages",
     "encode_quotes",
@@ -101,6 +103,23 @@ def error_message(code: int) -> dict[str, Any]:
     A code that Alpaca does not document gets the text ``error``.
     """
     return {"T": "error", "code": code, "msg": ERROR_TEXTS.get(code, "error")}
+
+
+class SimRecord(Protocol):
+    """What the simulator uses of every record. A record is a frozen struct of msgspec."""
+
+    @property
+    def symbol(self) -> str:
+        """``AAPL``."""
+        ...
+
+    @property
+    def ts_event_ns(self) -> int:
+        """The exchange's time, UTC nanoseconds; 0 if the simulator is to set it."""
+        ...
+
+
+S = TypeVar("S", bound=SimRecord)
 
 
 class SimQuote(msgspec.Struct, frozen=True, gc=False):

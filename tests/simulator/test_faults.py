@@ -60,16 +60,16 @@ def test_timed_faults_end_by_themselves() -> None:
 def test_reordering_reverses_a_frame() -> None:
     faults = DataFaults()
     faults.add(Reorder(), 0)
-    assert faults.reorder([A, B, C]) == [C, B, A]
-    assert faults.reorder([A, B, C]) == [A, B, C]
+    assert faults.reorder("quotes", [A, B, C]) == [C, B, A]
+    assert faults.reorder("quotes", [A, B, C]) == [A, B, C]
 
 
 def test_a_single_quote_changes_places_with_the_next_frame() -> None:
     faults = DataFaults()
     faults.add(Reorder(), 0)
-    assert faults.reorder([A]) == []
-    assert faults.reorder([B]) == [B, A]
-    assert faults.reorder([C]) == [C]
+    assert faults.reorder("quotes", [A]) == []
+    assert faults.reorder("quotes", [B]) == [B, A]
+    assert faults.reorder("quotes", [C]) == [C]
 
 
 def test_counted_faults_are_used_up() -> None:

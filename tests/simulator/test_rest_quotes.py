@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mdservice.model.timestamps import LATEST_NS, parse_rfc3339
 from mdservice.simulator import SimQuote
 from mdservice.simulator.http import RefusedRequest
-from mdservice.simulator.market import QuoteRecord
+from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.rest_quotes import (
     HistoryQuery,
     PageToken,
@@ -23,12 +23,13 @@ from mdservice.simulator.rest_quotes import (
     encode_page,
     parse_history,
     parse_latest,
+    quote_row,
     read_page,
 )
 
 
-def recorded(*quotes: SimQuote) -> QuoteRecord:
-    record = QuoteRecord(1_000)
+def recorded(*quotes: SimQuote) -> MarketRecord[SimQuote]:
+    record = MarketRecord(1_000)
     record.add(quotes)
     return record
 
@@ -58,8 +59,8 @@ def test_the_pages_together_are_all_quotes_sorted_and_none_twice(
     for _ in range(50):
         query = HistoryQuery(("A", "C", "X"), start, start + length, limit, newest_first, token)
         page = read_page(record, query)
-        of_page = [q for part in page.quotes.values() for q in part]
-        assert all(page.quotes.values())
+        of_page = [q for part in page.records.values() for q in part]
+        assert all(page.records.values())
         seen += of_page
         token = page.next_page
         if token is None:
@@ -74,14 +75,16 @@ def test_quotes_that_come_between_two_pages_are_neither_lost_nor_repeated() -> N
     first = read_page(record, HistoryQuery(("A",), 0, 9, 2))
     record.add([SimQuote("A", 3.0, 1, ts_event_ns=5), SimQuote("A", 4.0, 1, ts_event_ns=7)])
     rest = read_page(record, HistoryQuery(("A",), 0, 9, 10, resume=first.next_page))
-    assert [q.bid for q in first.quotes["A"] + rest.quotes["A"]] == [0, 1, 2, 3, 4]
+    assert [q.bid for q in first.records["A"] + rest.records["A"]] == [0, 1, 2, 3, 4]
 
 
 def test_a_quote_has_alpacas_fields() -> None:
     quote = SimQuote(
         "BRK.B", 468.35, 469.0, 100, 200, 1_795_189_904_208_912_000, "V", "Q", ("R", "Z"), "A"
     )
-    body = encode_page(read_page(recorded(quote), HistoryQuery(("BRK.B",), 0, 1 << 62, 1)))
+    body = encode_page(
+        read_page(recorded(quote), HistoryQuery(("BRK.B",), 0, 1 << 62, 1)), "quotes", quote_row
+    )
     assert body == (
         b'{"quotes":{"BRK.B":[{"t":"2026-11-20T15:51:44.208912Z","ax":"Q","ap":469,"as":200,'
         b'"bx":"V","bp":468.35,"bs":100,"c":["R","Z"],"z":"A"}]},"next_page_token":null}'
@@ -89,19 +92,19 @@ def test_a_quote_has_alpacas_fields() -> None:
 
 
 def test_an_empty_history_is_an_empty_object() -> None:
-    body = encode_page(read_page(recorded(), HistoryQuery(("A",), 0, 1, 1)))
+    body = encode_page(read_page(recorded(), HistoryQuery(("A",), 0, 1, 1)), "quotes", quote_row)
     assert json.loads(body) == {"quotes": {}, "next_page_token": None}
 
 
 @pytest.mark.parametrize("ts", ["2026-11-20T15:51:44Z", "2026-11-20T15:51:44.000000001Z"])
 def test_trailing_zeros_are_cut(ts: str) -> None:
     record = recorded(SimQuote.from_wire({"S": "A", "bp": 1, "ap": 2, "t": ts}))
-    assert json.loads(encode_latest(record, ["A"]))["quotes"]["A"]["t"] == ts
+    assert json.loads(encode_latest(record, ["A"], "quotes", quote_row))["quotes"]["A"]["t"] == ts
 
 
 def test_the_latest_quote_is_the_newest_by_its_time_and_unknown_symbols_are_left_out() -> None:
     record = recorded(SimQuote("A", 2.0, 3, ts_event_ns=9), SimQuote("A", 1.0, 3, ts_event_ns=8))
-    quotes = json.loads(encode_latest(record, ["A", "B"]))["quotes"]
+    quotes = json.loads(encode_latest(record, ["A", "B"], "quotes", quote_row))["quotes"]
     assert {symbol: quote["bp"] for symbol, quote in quotes.items()} == {"A": 2}
 
 
