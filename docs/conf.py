@@ -40,7 +40,7 @@ nitpick_ignore_regex = [
     ("py:(class|obj)", r"mdservice\.model\.kinds\..*"),
     ("py:class", r"mdservice\.pnl\.holding\..*"),
     ("py:class", r"mdservice\.simulator\.(http|market|memory|paper_account)\..*"),
-    ("py:class", r"mdservice\.simulator\.(rest_quotes|session|wire)\..*"),
+    ("py:(class|obj)", r"mdservice\.simulator\.(kinds|rest_quotes|session|wire)\..*"),
 ]
 
 autodoc_member_order = "bysource"

@@ -71,6 +71,9 @@ class SimKind(Generic[S]):
     path: str
     row: Callable[[S], Any]
 
+    def __repr__(self) -> str:
+        return f"<SimKind {self.channel}>"
+
 
 QUOTES: Final[SimKind[SimQuote]] = SimKind(
     channel="quotes",
