@@ -126,7 +126,7 @@ async def test_its_key_lives_as_long_as_the_kind_says_and_is_renewed(autojump_cl
         made.vouched.add("AAPL")
         await anyio.sleep(100)
         assert made.store.get("depth:AAPL") is not None
-        assert made.store.get("depth:MSFT") is None, "nobody vouched for it"
+        assert made.store.get("depth:MSFT") is None, "no answer confirmed it"
         assert made.store.price("AAPL") is not None, "a price lives longer"
 
 

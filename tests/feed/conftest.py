@@ -41,7 +41,7 @@ def _as_told(item: FeedItem) -> FeedItem:
 
 
 class Desk:
-    """A running connection, and everything that it has handed on.
+    """A running connection, and everything that it has sent.
 
     Attributes:
         items: What came out of it, in order.
@@ -86,7 +86,7 @@ class Desk:
         await self._tasks.start(self._run)
 
     def take(self) -> None:
-        """Take what the connection hands on, until :meth:`stop_taking`."""
+        """Receive what the connection sends, until :meth:`stop_taking`."""
         self._collect_scope = anyio.CancelScope()
         self._tasks.start_soon(self._collect)
 
@@ -113,7 +113,7 @@ class Desk:
         await self.ended.wait()
 
     def stop_taking(self) -> None:
-        """From now on nobody takes what the connection hands on."""
+        """Stop receiving what the connection sends."""
         self._collect_scope.cancel()
 
     @property
@@ -139,7 +139,7 @@ class Desk:
         return [quote.bid for batch in batches for quote in batch.records]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until it holds; looked at whenever something was handed on."""
+        """Wait until it holds; looked at whenever something was sent."""
         while not condition():
             await self._changed.wait()
 

@@ -39,7 +39,7 @@ async def test_a_slow_start_is_no_failure_yet_but_is_not_hidden(autojump_clock: 
         await anyio.sleep(0.5)
         assert (followed.error(), followed.delay()) == (None, None)
         await anyio.sleep(3)
-        assert followed.error() is None, "who waits for the first prices goes on waiting"
+        assert followed.error() is None, "a wait for the first prices continues"
         assert followed.delay() == "not connected to Redis yet"
         await anyio.sleep(FAILS_AFTER_S)
         assert followed.error() == "nothing answers"

@@ -258,7 +258,7 @@ class FeedSimulator:
     def quotes(self, *quotes: tuple[Any, ...], **options: Any) -> None:
         """Send ``(symbol, bid, ask[, t])`` in one frame; there is somebody to hear them."""
         wire = [dict(zip(("S", "bp", "ap", "t"), quote, strict=False)) for quote in quotes]
-        assert self.send_quotes(wire, **options), "nobody is subscribed"
+        assert self.send_quotes(wire, **options), "no client is subscribed"
 
     def subscribed(self) -> set[str]:
         return {s for c in self.simulator.connections for s in c.subscriptions["quotes"]}
@@ -317,7 +317,7 @@ class Listener:
         return found
 
     def heard(self, *states: str) -> bool:
-        """Whether these states were told, in this order, others between them allowed."""
+        """Whether these states were published, in this order, others between them allowed."""
         told = iter([message["state"] for message in self.states])
         return all(state in told for state in states)
 
@@ -379,7 +379,7 @@ class Stage:
         return program
 
     def free_port(self) -> int:
-        """One that nobody listens at; it may be taken before it is used."""
+        """A port without a listener; it may be taken before it is used."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]

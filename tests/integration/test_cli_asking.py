@@ -1,4 +1,4 @@
-"""Commands that ask, against a server on a real UNIX socket that answers as it is told."""
+"""Commands that ask, against a server on a real UNIX socket with scripted answers."""
 
 from __future__ import annotations
 

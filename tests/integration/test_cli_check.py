@@ -43,7 +43,7 @@ POSITION = {"symbol": "AAPL", "qty": "10", "avg_entry_price": "150.00"}
 
 
 class Alpaca(ThreadingHTTPServer):
-    """Answers each path as it is told, with a clock of its own."""
+    """Gives each path its scripted answer, with a clock of its own."""
 
     daemon_threads = True
 
@@ -88,7 +88,7 @@ def alpaca() -> Iterator[Alpaca]:
 
 
 def nowhere() -> str:
-    """The URL of a port where nobody listens."""
+    """The URL of a port without a listener."""
     with Alpaca() as server:
         return server.url
 

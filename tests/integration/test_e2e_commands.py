@@ -34,7 +34,7 @@ def test_without_a_service_health_is_2_and_the_other_commands_fail(stage: Any) -
 
 
 def test_health_is_2_where_a_service_is_stopped_dead(stage: Any) -> None:
-    """A socket that accepts, behind which nobody answers."""
+    """A socket that accepts, that never answers."""
     folder = stage.folder()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "mdservice.sock"))

@@ -189,7 +189,7 @@ def test_comes_back_and_repairs_the_gap(
                 await until(lambda: service.status().counters.quotes_accepted == 3)
                 simulator.drop("reset")
                 await simulator.until(lambda s: not s.connections)
-                simulator.send_quotes(quotes(5)[3:])  # nobody hears these two
+                simulator.send_quotes(quotes(5)[3:])  # no reader receives these two
                 await until(lambda: service.status().counters.gaps_repaired == 1)
                 await ready(service)
                 simulator.send_quotes(quotes(6)[5:])

@@ -1,4 +1,4 @@
-"""Gaps repaired for real: a market over TCP that goes on, both drivers, a Valkey behind."""
+"""Gaps repaired for real: a market over TCP that keeps running, both drivers, a Valkey behind."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_between_two_runs_no_quote_is_lost_or_repeated(
             async with scene.service() as service:
                 await until(lambda: service.status().counters.quotes_accepted > 100)
                 await until(lambda: not service.status().counters.gaps or repaired(service))
-            await anyio.sleep(0.5)  # the market goes on
+            await anyio.sleep(0.5)  # the market keeps running
         async with scene.service() as service:
             await until(lambda: repaired(service))
             await scene.settle(service)
@@ -346,7 +346,7 @@ def test_history_over_tcp(backend: str) -> None:
 @both_loops
 def test_a_host_that_cannot_be_reached_is_no_answer(backend: str) -> None:
     async def main() -> None:
-        url = "http://127.0.0.1:9"  # the discard port: nobody listens
+        url = "http://127.0.0.1:9"  # the discard port: no listener
         history = AlpacaHistory(url, "iex", Credentials("key", "secret"), SystemClock())
         with anyio.fail_after(20), pytest.raises(HistoryUnavailable, match="no history from"):
             await history.latest(QUOTES, ["AAPL"])

@@ -1,7 +1,7 @@
 """Outages that take their time: the account's slot, and a driver that no longer gets through.
 
-The market goes on meanwhile, and every event that a real listener has heard is compared to it.
-All of it goes on side by side, each scene on a loop in a thread: it is mostly waiting.
+The market runs meanwhile, and every event that a real listener has heard is compared to it.
+All of it runs side by side, each scene on a loop in a thread: it is mostly waiting.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def test_back_from_an_outage_by_raw_auto_has_changed_the_driver_once_and_lost_no
 def test_back_from_an_outage_by_alpaca_py_auto_has_changed_nothing_and_lost_no_quote(
     played: Any,
 ) -> None:
-    """The drivers alternated meanwhile, which is not told."""
+    """The drivers alternated meanwhile, which is not reported."""
     played[away_until_the_sdk_is_tried_again, "asyncio"].result()
 
 

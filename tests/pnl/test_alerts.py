@@ -52,7 +52,7 @@ class Desk:
         return [(alert.rule, alert.symbol, alert.value) for alert in self.check()]
 
     def fires(self, *pnls: float | None) -> list[float | None]:
-        """Those of the values at which an alert was told."""
+        """Those of the values at which an alert was sent."""
         found = []
         for pnl in pnls:
             self.quote(pnl)

@@ -415,7 +415,7 @@ async def test_a_store_that_came_back_empty_has_every_price_within_a_second(
         await anyio.sleep(RETURN_LIMIT_S)
         prices = [bench.store.price(symbol) for symbol in ("AAPL", "MSFT", "SPY")]
         assert prices == [b'{"n":1}', b'{"n":1}', b'{"n":2}']
-        assert bench.executed == [1, 2], "no event is told again"
+        assert bench.executed == [1, 2], "no event is published again"
         assert len(bench.reminders) == 1
         await anyio.sleep(100)
         assert len(bench.reminders) == 1, "once"
@@ -555,7 +555,7 @@ async def test_restart_before_the_acknowledgement_acknowledges_and_does_not_writ
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
     async with open_bench() as bench:
-        await bench.answers.outbox.send(0)  # nobody has taken this one, so the channel is full
+        await bench.answers.outbox.send(0)  # no task has received this one, so the channel is full
         await bench.hand_in()
         await anyio.wait_all_tasks_blocked()
         assert bench.executed == [1]

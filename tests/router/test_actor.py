@@ -34,7 +34,7 @@ class Bench:
 
     Attributes:
         items: What came out, in order.
-        told: What the listener was told, in order.
+        told: What the listener received, in order.
     """
 
     def __init__(self, tasks: anyio.abc.TaskGroup, outbox_size: int) -> None:
@@ -157,7 +157,7 @@ async def test_older_and_repeated_quotes_go_no_further(
         )
         assert bench.story == [("AAPL", 1, 1), ("AAPL", 3, 2)]
         assert bench.router.snapshot().quotes_stale == 2
-        assert len(bench.items) == 2, "a batch of which nothing is left is not handed on"
+        assert len(bench.items) == 2, "a batch of which nothing is left is not sent"
 
 
 async def test_quote_from_the_future_is_counted_and_blocks_nothing(

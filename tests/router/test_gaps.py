@@ -1,4 +1,4 @@
-"""What is missing, as it is told: the order of losses, returns and repairs."""
+"""What is missing, as it is reported: the order of losses, returns and repairs."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_symbol_left_out_goes_on_being_missing_until_it_is_back() -> None:
 def test_where_quotes_went_out_over_it_a_gap_can_no_longer_be_repaired() -> None:
     gaps = Gaps("quotes")
     gaps.lost(10, ["AAPL", "MSFT"])
-    filled(gaps, 60, 55, [])  # given up before the return was told: what waited went out
+    filled(gaps, 60, 55, [])  # given up before the return was reported: waiting records went out
     assert resumed(gaps, 80, ["AAPL", "MSFT"], AAPL=55, MSFT=9) == [
         told(10, 80),
         told(10, 80, ["MSFT"]),
@@ -144,7 +144,7 @@ def test_a_symbol_that_comes_back_on_the_same_connection_is_told_at_once() -> No
     gaps.lost(10, ["AAPL", "MSFT"])
     resumed(gaps, 50, left_out=["MSFT"])
     assert resumed(gaps, 55, ["AAPL", "MSFT"], repairing=False) == [told(10, 55, ["MSFT"])]
-    assert filled(gaps, 60, 58) == [told(10, 60, quotes=3)], "the other's repair goes on"
+    assert filled(gaps, 60, 58) == [told(10, 60, quotes=3)], "the other's repair continues"
     assert (gaps.reported, gaps.repaired) == (2, 1)
 
 
@@ -415,7 +415,7 @@ def test_no_time_has_more_of_the_same_than_history(
         assert times == sorted(times)
 
 
-# ---- what is told and counted
+# ---- what is reported and counted
 
 
 async def test_tells_gap_then_the_quotes_then_gap_repaired(autojump_clock: Any) -> None:
@@ -560,7 +560,7 @@ async def test_a_restart_in_the_middle_of_a_repair_loses_and_repeats_nothing(
             await bench.inbox.outbox.send(item)
         inbox = bench.outbox.inbox(bench.router.heartbeat, "collector")
         async with anyio.create_task_group() as tasks:
-            for _ in range(cuts):  # it waits for room, is cancelled there and starts anew
+            for _ in range(cuts):  # it waits for room, is cancelled there and starts again
                 await anyio.wait_all_tasks_blocked()
                 bench.scope.cancel()
                 await anyio.wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""A slow clock is told from a stray quote: most of the last 100 have to be refused."""
+"""A slow clock is distinguished from a stray quote: most of the last 100 have to be refused."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Life:
     """A service from its start to its end.
 
     Attributes:
-        routed: Every accepted quote and every state, in the order in which they were handed on.
+        routed: Every accepted quote and every state, in the order in which they were sent.
         wanted: Of each symbol, when it was wanted.
         first_batch: Where its batches begin in the store's record.
         ever_refused: Symbols that history has refused, as far as it was seen.

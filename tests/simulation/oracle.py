@@ -31,7 +31,7 @@ _SETTLED_NS = 16 * _SECOND_NS
 """Longer than live quotes wait behind a repair."""
 _FAR_OFF_S = 50.0
 _LATE = "history was late"
-"""Why a gap is told without a lost connection; there is no repairing it."""
+"""Why a gap is reported without a lost connection; there is no repairing it."""
 _PRICE_LIMIT_S = 3.0
 """How soon a symbol that the feed gives has its price."""
 _HELD_AT_MOST_S = 60.0
@@ -176,7 +176,7 @@ class _Gap:
 
 
 def _unrepaired(world: World, life: Life) -> list[_Gap]:
-    """The gaps that were told and not taken back.
+    """The gaps that were reported and not taken back.
 
     A quiet market whose history lags is looked at again, as far as this machine's clock is right:
     where it was wrong, a gap counts as one although it was taken back.
@@ -287,7 +287,7 @@ def _check_states(world: World, life: Life) -> Iterator[str]:
             told |= symbols
         elif state == "gap_repaired":
             if not symbols <= told:
-                yield f"a gap is repaired that was not told: {sorted(symbols - told)}"
+                yield f"a gap is repaired that was not reported: {sorted(symbols - told)}"
             told -= symbols
         elif state == "stale" and not connected:
             yield "stale without a connection"

@@ -59,7 +59,7 @@ def check_published(life: Life) -> Iterator[str]:
             for item in life.routed
         ]
         if routed != [message.payload for message in published]:
-            yield "published is not what was handed on, or not in that order"
+            yield "published is not what was sent, or not in that order"
     if life.drained:
         newest = {quote.symbol: quote.seq for quote in life.accepted}
         if newest != dict(last):

@@ -104,7 +104,7 @@ async def test_where_history_does_not_answer_it_is_asked_a_few_times_more(
     bench.late.check(bench.believed(AAPL=0))
     found = await bench.next()
     assert found is not None
-    assert (found.records, found.unknown) == ((), {"AAPL"}), "it is told that nobody knows"
+    assert (found.records, found.unknown) == ((), {"AAPL"}), "it is reported as unknown"
     assert found.from_ns == bench.start_ns
 
 

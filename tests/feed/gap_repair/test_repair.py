@@ -27,7 +27,7 @@ REFUSED = HistoryRefused("403: 42210000 recent SIP data")
 
 
 class Bench:
-    """A repair, the history that it asks, and what it hands on."""
+    """A repair, the history that it asks, and what it sends."""
 
     def __init__(self, tasks: anyio.abc.TaskGroup, *, size: float = 100) -> None:
         self.clock = VirtualClock()
@@ -86,11 +86,11 @@ class Bench:
         self.repair.begin()
 
     async def fix(self, *symbols: str) -> None:
-        """Repair, and see all that is handed on."""
+        """Repair, and see everything that is sent."""
         await self.repair.repair(symbols)
         await anyio.wait_all_tasks_blocked()
 
-    async def mend_without(self, symbol: str, *, left: str) -> None:
+    async def repair_without(self, symbol: str, *, left: str) -> None:
         """Repair the one, while the feed does not give the other."""
         await self.repair.repair([left], [symbol])
         await anyio.wait_all_tasks_blocked()
@@ -108,7 +108,7 @@ class Bench:
         (found,) = [item for item in self.items if isinstance(item, Backfill)]
         return found
 
-    def handed_on_s(self, kind: type) -> float:
+    def sent_s(self, kind: type) -> float:
         return next(at_s for at_s, item in self.taken if isinstance(item, kind))
 
 
@@ -179,7 +179,7 @@ async def test_a_symbol_that_was_left_out_is_fetched_from_its_own_last_quote(
 ) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend_without("MSFT", left="AAPL")
+        await bench.repair_without("MSFT", left="AAPL")
         bench.taken.clear()
         for number in (3, 4):
             await anyio.sleep(20)
@@ -198,7 +198,7 @@ async def test_a_symbol_that_was_left_out_is_fetched_from_its_own_last_quote(
         ]
         assert bench.backfill.complete == {"AAPL", "MSFT"}
         starts = {s: asked.start_ns for asked in bench.history.requests for s in asked.symbols}
-        assert starts["AAPL"] - starts["MSFT"] > 30 * SECOND_NS, "the other is not asked for anew"
+        assert starts["AAPL"] - starts["MSFT"] > 30 * SECOND_NS, "the other is not requested again"
 
 
 async def test_it_stays_behind_where_the_connection_is_lost_again_before_it_is_fetched(
@@ -206,7 +206,7 @@ async def test_it_stays_behind_where_the_connection_is_lost_again_before_it_is_f
 ) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend_without("MSFT", left="AAPL")
+        await bench.repair_without("MSFT", left="AAPL")
         await anyio.sleep(40)
         await bench.live(bench.quote(3))
         bench.sequencer.route([bench.quote(3)], bench.clock.utc_ns(), SECOND_NS)
@@ -227,7 +227,7 @@ async def test_one_that_comes_back_on_the_same_connection_is_fetched_alone(
 ) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend_without("MSFT", left="AAPL")
+        await bench.repair_without("MSFT", left="AAPL")
         bench.taken.clear()
         await anyio.sleep(40)
         bench.repair.expect(["MSFT"])
@@ -243,7 +243,7 @@ async def test_one_that_comes_back_on_the_same_connection_is_fetched_alone(
 async def test_one_that_was_never_out_holds_up_nothing(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend_without("TSLA", left="AAPL")
+        await bench.repair_without("TSLA", left="AAPL")
         bench.taken.clear()
         bench.repair.expect(["TSLA"])
         await bench.live(bench.quote(3))
@@ -256,12 +256,12 @@ async def test_where_it_does_not_come_back_what_waited_goes_on_at_once(
 ) -> None:
     async with open_bench() as bench:
         await bench.lose()
-        await bench.mend_without("MSFT", left="AAPL")
+        await bench.repair_without("MSFT", left="AAPL")
         bench.taken.clear()
         bench.history.requests.clear()
         bench.repair.expect(["MSFT"])
         await bench.live(bench.quote(3))
-        await bench.mend_without("MSFT", left="AAPL")
+        await bench.repair_without("MSFT", left="AAPL")
         resumed, backfill = bench.items
         assert not resumed.repairing
         assert names(backfill.live) == [("AAPL", 3)]
@@ -276,7 +276,7 @@ async def test_one_that_somebody_asked_for_again_is_told_of_and_holds_up_nothing
         await bench.lose()
         await bench.repair.subscriptions_changed(["AAPL"], ["MSFT"])
         assert not bench.items, "the return itself is yet to be told"
-        await bench.mend_without("MSFT", left="AAPL")
+        await bench.repair_without("MSFT", left="AAPL")
         bench.taken.clear()
         await bench.repair.subscriptions_changed(["AAPL", "MSFT"], [])
         await bench.live(bench.quote(3))
@@ -287,7 +287,7 @@ async def test_one_that_somebody_asked_for_again_is_told_of_and_holds_up_nothing
         )
         assert names(batch.records) == [("AAPL", 3)]
         await bench.repair.subscriptions_changed(["AAPL", "MSFT"], [])
-        assert len(bench.items) == 2, "it is told once"
+        assert len(bench.items) == 2, "it is reported once"
 
 
 # ---- nothing to repair
@@ -379,7 +379,7 @@ async def test_a_busy_market_is_repaired_within_a_second(autojump_clock: Any) ->
             await anyio.sleep(0.01)
             await bench.live(bench.quote(number))
         assert bench.backfill.complete
-        assert bench.handed_on_s(Backfill) - bench.handed_on_s(FeedResumed) < 1
+        assert bench.sent_s(Backfill) - bench.sent_s(FeedResumed) < 1
 
 
 async def test_in_a_quiet_market_a_lag_is_allowed_for(autojump_clock: Any) -> None:
@@ -405,7 +405,7 @@ async def test_it_waits_until_history_has_come_up_to_the_live_quotes(
             await bench.live(bench.quote(number))
         assert bench.backfill.complete
         assert {("AAPL", 2), ("MSFT", 2)} <= set(names(bench.backfill.past))
-        waited_s = bench.handed_on_s(Backfill) - bench.handed_on_s(FeedResumed)
+        waited_s = bench.sent_s(Backfill) - bench.sent_s(FeedResumed)
         assert lag_s <= waited_s <= lag_s + 1.5
         rate = len(bench.history.requests) / waited_s
         assert rate < 10, "history is not asked without pause"
@@ -544,7 +544,7 @@ async def test_where_nothing_answers_live_quotes_wait_for_the_limit_at_most(
         for item in bench.items:
             out += item.records if isinstance(item, RecordBatch) else []
         assert [quote.bid for quote in out] == list(range(3, 203))
-        assert bench.handed_on_s(Backfill) - 2 <= HOLD_LIMIT_S
+        assert bench.sent_s(Backfill) - 2 <= HOLD_LIMIT_S
 
 
 @pytest.mark.parametrize("delay_s", [14.0, 100.0])
@@ -577,7 +577,7 @@ async def test_history_that_lags_too_far_gives_what_it_has_and_the_latest(
         await anyio.sleep(HOLD_LIMIT_S)
         assert not bench.backfill.complete
         assert [q.bid for q in bench.backfill.past] == [1, 2, 3]
-        waited_s = bench.handed_on_s(Backfill) - bench.handed_on_s(FeedResumed)
+        waited_s = bench.sent_s(Backfill) - bench.sent_s(FeedResumed)
         assert 8 <= waited_s <= HOLD_LIMIT_S
 
 
@@ -659,7 +659,7 @@ async def test_what_waits_is_handed_on_in_time_also_while_disconnected(
         await anyio.sleep(60)  # lost before anything was subscribed
         assert names(bench.backfill.live) == [("AAPL", 3)]
         assert not bench.backfill.complete
-        assert bench.handed_on_s(Backfill) == 2 + HOLD_LIMIT_S
+        assert bench.sent_s(Backfill) == 2 + HOLD_LIMIT_S
 
 
 async def test_every_repair_has_the_whole_limit_for_itself(autojump_clock: Any) -> None:
@@ -676,11 +676,11 @@ async def test_every_repair_has_the_whole_limit_for_itself(autojump_clock: Any) 
         await anyio.sleep(HOLD_LIMIT_S - 0.1)
         assert bench.items == [], "the limit of the first repair is none of this one"
         await anyio.sleep(0.2)
-        assert bench.handed_on_s(Backfill) == began_s + HOLD_LIMIT_S
+        assert bench.sent_s(Backfill) == began_s + HOLD_LIMIT_S
 
 
 async def test_the_limit_holds_after_a_restart(autojump_clock: Any) -> None:
-    """The actor is restarted in the middle: who watched the limit is gone, and starts anew."""
+    """The actor is restarted in the middle: who watched the limit is gone, and starts again."""
     async with open_bench() as bench:
         await bench.lose()
         await bench.live(bench.quote(3))
@@ -720,7 +720,7 @@ async def test_stopping_is_bounded_where_nobody_takes(autojump_clock: Any) -> No
 async def test_cancelled_anywhere_nothing_that_waits_is_lost_or_repeated(
     autojump_clock: Any, until_s: float, size: float
 ) -> None:
-    """Also in the middle of handing on, where there is no room."""
+    """Also in the middle of sending, where there is no room."""
     async with open_bench(taking=False, size=size) as bench:
         await bench.lose()
         number = 3

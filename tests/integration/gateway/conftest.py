@@ -31,7 +31,7 @@ def exact(text: str | bytes) -> dict[str, Any]:
 
 
 class Gateway:
-    """The program, its client, and a hand on its Redis and its positions."""
+    """The program, its client, and access to its Redis and its positions."""
 
     def __init__(self, valkey: Any, source: Any, client: httpx.AsyncClient, book: Any) -> None:
         self.book = book
