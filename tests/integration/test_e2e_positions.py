@@ -90,7 +90,7 @@ def test_at_the_symbol_limit_the_largest_are_followed_and_the_others_named(stage
         lambda: simulator.subscribed() == {"SPY", "SMALL", "LARGE"}, what=simulator.subscribed
     )
     shown = stage.beside(service, "status").stdout
-    assert "not followed, the feed gives no more: MID" in shown
+    assert "not subscribed, the feed allows no more: MID" in shown
 
 
 def test_a_source_that_is_absent_is_waited_for_and_one_that_fails_keeps_the_last(

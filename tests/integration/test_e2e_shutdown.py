@@ -77,7 +77,7 @@ def test_it_ends_within_5_s_where_redis_never_answers_and_at_once_on_a_second_si
     started = time.monotonic()
     for _, _, service in made:
         service.process.send_signal(signal.SIGTERM)
-    _, _, patient = made[0]
+    _, _, waiting = made[0]
     _, _, hurried = made[1]
     time.sleep(0.4)
     assert hurried.process.poll() is None
@@ -85,7 +85,7 @@ def test_it_ends_within_5_s_where_redis_never_answers_and_at_once_on_a_second_si
     again = time.monotonic()
     hurried.code(within=5)
     assert time.monotonic() - again < patient(0.5), hurried.said
-    assert patient.code(within=6) == 0, patient.said
+    assert waiting.code(within=6) == 0, waiting.said
     assert time.monotonic() - started < patient(5.1)
     for _, valkey, _ in made:
         valkey.answer_again()
