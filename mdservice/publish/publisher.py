@@ -33,9 +33,10 @@ _WINDOW = 4096
 _SAMPLES_PER_BATCH = 16
 _MS_NS = 1e6
 
-MOST_IN_BATCH = 2000
-"""The maximum number of events in one transaction: so many that a round trip costs little per
-event, and so few that other clients of the store wait a few milliseconds at most."""
+MOST_IN_BATCH = 4000
+"""The maximum number of events in one transaction. One batch is on its way at a time, so this also
+limits the rate at which a backlog is worked off: a round trip takes as long as one turn of the
+event loop, in which much is read. Other clients of the store wait a few milliseconds at most."""
 
 
 class EventPublisher:

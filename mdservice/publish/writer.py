@@ -53,7 +53,7 @@ _NEXT_S = 0.001
 _SCAN_S = 1.0
 """How often the writer looks for keys to renew, at most."""
 _MOST_RESTORED = 2_000
-"""How many values one transaction writes again, as many as a batch has."""
+"""How many values one transaction writes again."""
 
 
 @attrs.frozen
