@@ -14,6 +14,7 @@ import attrs
 
 from mdservice.errors import FeedRefused, FeedUnavailable, Remedy
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES, Kind, R
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
@@ -81,9 +82,9 @@ does not have what is asked for, whatever the symbols; or another reason."""
 
 @attrs.frozen
 class Acknowledged:
-    """The feed's answer to a request: all symbols that are subscribed now."""
+    """The feed's answer to a request: everything that is subscribed now."""
 
-    symbols: frozenset[str]
+    topics: frozenset[Topic]
 
 
 @attrs.frozen
@@ -138,18 +139,18 @@ class Received:
         """
         if not _is_valid(quote):
             self.errors += 1
-        elif followed.takes(quote.symbol):
+        elif followed.takes(QUOTES.channel, quote.symbol):
             self.records.setdefault(QUOTES, []).append(quote)
         else:
             self.unfollowed += 1
 
-    def acknowledge(self, symbols: Sequence[str], followed: Followed | None) -> None:
+    def acknowledge(self, topics: Sequence[Topic], followed: Followed | None) -> None:
         """All that is subscribed now; a symbol that is none costs itself.
 
         Records that are added from now on are of that state.
         """
-        valid = frozenset(s for s in symbols if s == EVERY_SYMBOL or is_symbol(s))
-        self.errors += sum(s not in valid for s in symbols)
+        valid = frozenset(t for t in topics if t.symbol == EVERY_SYMBOL or is_symbol(t.symbol))
+        self.errors += sum(topic not in valid for topic in topics)
         if followed is not None:
             followed.acknowledge(valid)
         self.controls.append(Acknowledged(valid))
@@ -169,8 +170,8 @@ def _is_valid(quote: Quote) -> bool:
 class Link(Protocol):
     """An open, authenticated connection."""
 
-    async def subscribe(self, symbols: Sequence[str]) -> None:
-        """Ask for the quotes of these symbols as well; the answer comes by :meth:`receive`.
+    async def subscribe(self, topics: Sequence[Topic]) -> None:
+        """Ask for these channels of these symbols as well; the answer comes by :meth:`receive`.
 
         One request is under way at a time. It is answered with :class:`Acknowledged`, which names
         all that is subscribed, or with :class:`RequestRefused`; also where nothing changes.
@@ -180,8 +181,8 @@ class Link(Protocol):
         """
         ...
 
-    async def unsubscribe(self, symbols: Sequence[str]) -> None:
-        """Ask for no more quotes of these symbols; answered as :meth:`subscribe` is.
+    async def unsubscribe(self, topics: Sequence[Topic]) -> None:
+        """Ask for no more of these; answered as :meth:`subscribe` is.
 
         Raises:
             FeedUnavailable: The connection has ended.
@@ -220,7 +221,7 @@ class Driver(Protocol):
         Closed at its end within :data:`CLOSE_TIMEOUT_S`, also when cancelled.
 
         Args:
-            followed: Whose quotes are taken. The link notes there what the feed acknowledges.
+            followed: What is taken. The link notes there what the feed acknowledges.
             utc_ns: The clock, UTC nanoseconds; stamps ``ts_recv_ns`` of what comes.
 
         Raises:

@@ -1,92 +1,121 @@
-"""The wanted symbols with their sources, and the symbols whose quotes are accepted. Pure."""
+"""The wanted topics with their sources, and the topics whose records are accepted. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import TypeVar
 
+from mdservice.model.feeds import Topic
 from mdservice.model.symbol import EVERY_SYMBOL
 
 __all__ = ["MOST_SYMBOLS", "Followed", "SubscriptionSet", "chunks"]
 
 
 class SubscriptionSet:
-    """The wanted symbols in the order in which they were first asked for.
+    """The wanted topics in the order in which they were first asked for.
 
-    Every symbol has the set of sources that want it (``settings``, ``api``, ``positions``), and
-    is wanted as long as one of them does. The source ``positions`` also ranks its symbols by
-    importance. At the feed's symbol limit, the least important symbol that only a ranking source
+    Every topic has the set of sources that want it (``settings``, ``api``, ``positions``), and
+    is wanted as long as one of them does. The source ``positions`` also ranks its topics by
+    importance. At the feed's symbol limit, the least important topic that only a ranking source
     wants is replaced.
     """
 
     def __init__(self) -> None:
-        self._sources: dict[str, set[str]] = {}
-        self._ranks: dict[str, dict[str, int]] = {}
-        """The rank of each symbol for each ranking source; 0 is the most important."""
+        self._sources: dict[Topic, set[str]] = {}
+        self._symbols: Counter[str] = Counter()
+        """How many topics of each symbol are wanted."""
+        self._ranks: dict[str, dict[Topic, int]] = {}
+        """The rank of each topic for each ranking source; 0 is the most important."""
 
-    def add(self, symbols: Iterable[str], source: str) -> list[str]:
-        """Add symbols for a source; return those that the source did not want before."""
+    def add(self, topics: Iterable[Topic], source: str) -> list[Topic]:
+        """Add topics for a source; return those that the source did not want before."""
         added = []
-        for symbol in symbols:
-            sources = self._sources.setdefault(symbol, set())
+        for topic in topics:
+            sources = self._sources.get(topic)
+            if sources is None:
+                sources = self._sources[topic] = set()
+                self._symbols[topic.symbol] += 1
             if source not in sources:
                 sources.add(source)
-                added.append(symbol)
+                added.append(topic)
         return added
 
-    def follow(self, symbols: Sequence[str], source: str) -> list[str]:
-        """Replace the symbols of a ranking source, the most important one first.
+    def follow(self, topics: Sequence[Topic], source: str) -> list[Topic]:
+        """Replace the topics of a ranking source, the most important one first.
 
         Returns:
-            The symbols that no source wants now.
+            The topics that no source wants now.
         """
-        self._ranks[source] = {symbol: rank for rank, symbol in enumerate(symbols)}
-        self.add(symbols, source)
+        self._ranks[source] = {topic: rank for rank, topic in enumerate(topics)}
+        self.add(topics, source)
         wanted = self._ranks[source]
-        left = [s for s, by in self._sources.items() if source in by and s not in wanted]
+        left = [t for t, by in self._sources.items() if source in by and t not in wanted]
         return self.remove(left, [source])
 
-    def remove(self, symbols: Iterable[str], sources: Iterable[str]) -> list[str]:
-        """Remove symbols for these sources; return those that no source wants now."""
+    def remove(self, topics: Iterable[Topic], sources: Iterable[str]) -> list[Topic]:
+        """Remove topics for these sources; return those that no source wants now."""
         leaving = set(sources)
         gone = []
-        for symbol in symbols:
-            if symbol in self._sources:
-                self._sources[symbol] -= leaving
-                if not self._sources[symbol]:
-                    del self._sources[symbol]
-                    gone.append(symbol)
+        for topic in topics:
+            if topic in self._sources:
+                self._sources[topic] -= leaving
+                if not self._sources[topic]:
+                    del self._sources[topic]
+                    self._symbols[topic.symbol] -= 1
+                    if not self._symbols[topic.symbol]:
+                        del self._symbols[topic.symbol]
+                    gone.append(topic)
         return gone
 
+    def of_symbols(self, symbols: Collection[str]) -> tuple[Topic, ...]:
+        """The wanted topics of these symbols."""
+        return tuple(topic for topic in self._sources if topic.symbol in symbols)
+
     @property
-    def wanted(self) -> Sequence[str]:
-        """Every wanted symbol: first those that are never replaced, then by importance."""
-        firm = [symbol for symbol in self._sources if not self.gives_way(symbol)]
-        others = [symbol for symbol in self._sources if self.gives_way(symbol)]
+    def wanted(self) -> Sequence[Topic]:
+        """Every wanted topic: first those that are never replaced, then by importance."""
+        firm = [topic for topic in self._sources if not self.gives_way(topic)]
+        others = [topic for topic in self._sources if self.gives_way(topic)]
         return (*firm, *sorted(others, key=self._importance))
 
-    def gives_way(self, symbol: str) -> bool:
-        """Whether only ranking sources want the symbol, so that it may be replaced."""
-        return self._sources.get(symbol, set()) <= self._ranks.keys()
+    def gives_way(self, topic: Topic) -> bool:
+        """Whether only ranking sources want the topic, so that it may be replaced."""
+        return self._sources.get(topic, set()) <= self._ranks.keys()
 
-    def _importance(self, symbol: str) -> int:
+    def _importance(self, topic: Topic) -> int:
         lowest = len(self._sources)
-        return min(self._ranks[source].get(symbol, lowest) for source in self._sources[symbol])
+        return min(self._ranks[source].get(topic, lowest) for source in self._sources[topic])
 
-    def __contains__(self, symbol: str) -> bool:
-        return symbol in self._sources
+    def __contains__(self, topic: Topic) -> bool:
+        return topic in self._sources
 
     def __len__(self) -> int:
         return len(self._sources)
 
+    def wants(self, symbol: str) -> bool:
+        """Whether any channel of a symbol is wanted."""
+        return symbol in self._symbols
+
+    def symbols(self) -> Sequence[str]:
+        """The symbols of the wanted topics."""
+        return tuple(self._symbols)
+
     def sources(self) -> dict[str, list[str]]:
-        """Each wanted symbol with its sources, both sorted."""
-        return {symbol: sorted(self._sources[symbol]) for symbol in sorted(self._sources)}
+        """Each wanted symbol with the sources of its topics, both sorted."""
+        found: dict[str, set[str]] = {}
+        for topic, sources in self._sources.items():
+            found.setdefault(topic.symbol, set()).update(sources)
+        return {symbol: sorted(found[symbol]) for symbol in sorted(found)}
 
 
-def chunks(symbols: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The symbols in lists of at most ``size``."""
-    remaining = iter(symbols)
+_Item = TypeVar("_Item")
+
+
+def chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """The items in lists of at most ``size``."""
+    remaining = iter(items)
     while chunk := list(islice(remaining, size)):
         yield chunk
 
@@ -99,61 +128,68 @@ It bounds the memory if a feed sends made-up symbols.
 
 
 class Followed:
-    """The symbols whose quotes are accepted: those that were requested and acknowledged.
+    """The topics whose records are accepted: those that were requested and acknowledged.
 
-    A quote may come before the acknowledgement of its symbol, so the symbols of the current request
-    count too. A symbol that the feed acknowledges without a request does not count, nor does
-    another spelling of a requested one.
+    A record may come before the acknowledgement of its topic, so the topics of the current request
+    count too. A topic that the feed acknowledges without a request does not count, nor does
+    another spelling of a requested symbol.
 
     Args:
-        under_every: The symbols that quotes have come of under ``*``. Kept over all connections
+        under_every: The symbols that records have come of under ``*``. Kept over all connections
             of a feed, since what they fill is kept too: no more than :data:`MOST_SYMBOLS`.
     """
 
     def __init__(self, under_every: set[str] | None = None) -> None:
-        self.passed: dict[str, str] = {}
-        """Symbols that are valid and followed, each with itself: looked at once.
-
-        Every quote gets the string that is kept here: later look-ups find it by identity, which
-        wins back what this one costs.
-        """
+        self._passed: dict[str, dict[str, str]] = {}
         self._under_every = set() if under_every is None else under_every
-        self._requested: set[str] = set()
-        self._asked: frozenset[str] = frozenset()
-        self._acknowledged: frozenset[str] = frozenset()
+        self._requested: set[Topic] = set()
+        self._asked: frozenset[Topic] = frozenset()
+        self._acknowledged: frozenset[Topic] = frozenset()
 
-    def ask(self, symbols: Iterable[str]) -> None:
-        """Note that a request to subscribe these symbols is sent."""
-        self._asked = frozenset(symbols)
+    def passed(self, channel: str) -> dict[str, str]:
+        """The symbols that are valid and followed on a channel, each with itself: looked at once.
+
+        Every record gets the string that is kept here: later look-ups find it by identity, which
+        wins back what this one costs. The dict stays the same object.
+        """
+        return self._passed.setdefault(channel, {})
+
+    def ask(self, topics: Iterable[Topic]) -> None:
+        """Note that a request to subscribe these topics is sent."""
+        self._asked = frozenset(topics)
         self._requested |= self._asked
 
     def answered(self) -> None:
-        """Note that the request is answered. From now on only acknowledged symbols count."""
+        """Note that the request is answered. From now on only acknowledged topics count."""
         self._asked = frozenset()
-        self.passed.clear()
+        self._forget_passed()
 
-    def give_up(self, symbols: Iterable[str]) -> None:
-        """Note that these symbols are unsubscribed."""
-        self._requested.difference_update(symbols)
-        self.passed.clear()
+    def give_up(self, topics: Iterable[Topic]) -> None:
+        """Note that these topics are unsubscribed."""
+        self._requested.difference_update(topics)
+        self._forget_passed()
 
-    def acknowledge(self, symbols: Iterable[str]) -> None:
+    def acknowledge(self, topics: Iterable[Topic]) -> None:
         """The feed says that it sends these."""
-        before, self._acknowledged = self._acknowledged, frozenset(symbols)
+        before, self._acknowledged = self._acknowledged, frozenset(topics)
         if before - self._acknowledged:
-            self.passed.clear()
+            self._forget_passed()
 
-    def takes(self, symbol: str) -> bool:
-        """Whether a quote of this valid symbol is taken; asked where it is not in ``passed``."""
-        if not self._has(symbol):
-            if not self._has(EVERY_SYMBOL):
+    def takes(self, channel: str, symbol: str) -> bool:
+        """Whether a record of this valid symbol is taken; asked where it is not in ``passed``."""
+        if not self._has(Topic(channel, symbol)):
+            if not self._has(Topic(channel, EVERY_SYMBOL)):
                 return False
             if symbol not in self._under_every:
                 if len(self._under_every) >= MOST_SYMBOLS:
                     return False
                 self._under_every.add(symbol)
-        self.passed[symbol] = symbol
+        self.passed(channel)[symbol] = symbol
         return True
 
-    def _has(self, symbol: str) -> bool:
-        return symbol in self._requested and (symbol in self._acknowledged or symbol in self._asked)
+    def _forget_passed(self) -> None:
+        for passed in self._passed.values():
+            passed.clear()
+
+    def _has(self, topic: Topic) -> bool:
+        return topic in self._requested and (topic in self._acknowledged or topic in self._asked)

@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal
 import attrs
 import msgspec
 
+from mdservice.model.feeds import FeedName, Topic
 from mdservice.model.kinds import Kind, R
 from mdservice.model.timestamps import format_ns
 
@@ -20,6 +21,7 @@ __all__ = [
     "FeedStatus",
     "FirstRecords",
     "LateRecords",
+    "LatestChanged",
     "RecordBatch",
     "RoutedItem",
     "encode_status",
@@ -38,16 +40,20 @@ class FeedStatus:
         state: The new state.
         at_ns: When it changed, UTC nanoseconds.
         details: Further fields of the message, JSON-ready (``driver``, ``from``, ``reason`` …).
+        feed: Which feed.
     """
 
     state: FeedState
     at_ns: int
     details: Mapping[str, Any] = attrs.field(factory=dict)
+    feed: FeedName = "stocks"
 
 
 def encode_status(status: FeedStatus) -> bytes:
-    """The ``feed.status`` message: ``{"state":"connected","at":"2026-…Z",…details}``."""
-    return _encoder.encode({"state": status.state, "at": format_ns(status.at_ns), **status.details})
+    """``{"state":"connected","at":"2026-…Z","feed":"stocks",…details}``, as on ``feed.status``."""
+    at = format_ns(status.at_ns)
+    message = {"state": status.state, "at": at, "feed": status.feed, **status.details}
+    return _encoder.encode(message)
 
 
 _encoder = msgspec.json.Encoder()
@@ -59,6 +65,23 @@ class RecordBatch(Generic[R]):
 
     kind: Kind[R]
     records: Sequence[R]
+
+
+@attrs.frozen
+class LatestChanged(Generic[R]):
+    """A symbol's latest value has changed without an event of its kind.
+
+    So a correction changes the latest trade, and a cancellation may remove it.
+
+    Attributes:
+        kind: The kind of the value.
+        symbol: Whose value it is.
+        record: The new value; None if there is none any more.
+    """
+
+    kind: Kind[R]
+    symbol: str
+    record: R | None
 
 
 @attrs.frozen
@@ -87,12 +110,12 @@ class FeedLost:
 
     Attributes:
         at_ns: When it ended, UTC nanoseconds.
-        symbols: The symbols subscribed on it.
+        topics: What was subscribed on it.
         reason: Why it ended.
     """
 
     at_ns: int
-    symbols: frozenset[str]
+    topics: frozenset[Topic]
     reason: str
 
 
@@ -150,8 +173,8 @@ class FirstRecords(Generic[R]):
     asked_ns: Mapping[str, int]
 
 
-RoutedItem = RecordBatch[Any] | FeedStatus
-"""What the router sends: accepted records, and changes of the feed's state."""
+RoutedItem = RecordBatch[Any] | LatestChanged[Any] | FeedStatus
+"""What a router sends: accepted records, changed latest values, and changes of the feed's state."""
 FeedItem = (
     RoutedItem | FeedLost | FeedResumed | Backfill[Any] | LateRecords[Any] | FirstRecords[Any]
 )

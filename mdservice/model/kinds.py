@@ -14,11 +14,57 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import attrs
 
 from mdservice.errors import InvalidSymbol
+from mdservice.model.bar import BARS_FORM, Bar, bar_identity
+from mdservice.model.news import NEWS_FORM, Article, article_identity
+from mdservice.model.order_book import ORDERBOOKS_FORM, OrderBook, order_book_identity
 from mdservice.model.payload import encode_quote, parse_price, quote_of
 from mdservice.model.quote import Quote, identity
 from mdservice.model.symbol import is_symbol
+from mdservice.model.trade import (
+    CANCELS_FORM,
+    CORRECTIONS_FORM,
+    TRADES_FORM,
+    Cancel,
+    Correction,
+    Trade,
+    trade_identity,
+)
+from mdservice.model.trading_status import (
+    IMBALANCES_FORM,
+    LULDS_FORM,
+    STATUSES_FORM,
+    Imbalance,
+    LimitBand,
+    TradingStatus,
+    imbalance_identity,
+    limit_band_identity,
+    trading_status_identity,
+)
+from mdservice.model.written import WrittenForm
 
-__all__ = ["KINDS", "QUOTES", "Kind", "Order", "Overflow", "R", "Record", "RecordDecoder", "Repair"]
+__all__ = [
+    "ALL_KINDS",
+    "BARS",
+    "CANCELS",
+    "CORRECTIONS",
+    "DAILY_BARS",
+    "IMBALANCES",
+    "KINDS",
+    "LULDS",
+    "NEWS",
+    "ORDERBOOKS",
+    "QUOTES",
+    "STATUSES",
+    "TRADES",
+    "Kind",
+    "Order",
+    "Overflow",
+    "R",
+    "Record",
+    "RecordDecoder",
+    "Repair",
+    "Stream",
+]
 
 
 class Record(Protocol):
@@ -42,24 +88,59 @@ R = TypeVar("R", bound=Record)
 
 
 class Order(Enum):
-    """What the sequencer does with a record that is not newer than its symbol's last one."""
+    """Which records of a symbol are accepted, and which is its latest value."""
 
     DROP_OLDER = "drop older"
     """Reject an older record and an exact repeat; accept other content at the same time."""
+    KEEP_ALL = "keep all"
+    """Accept every record once, late ones too; the latest value is the newest by time."""
+    REPLACE_SAME_TIME = "replace same time"
+    """Accept every record once; one with the time of a published one and other content is an
+    update of that one. The latest value is the newest by time."""
+    MERGE = "merge"
+    """Apply each change to the symbol's whole value, and accept the result."""
 
 
 class Overflow(Enum):
     """What a full buffer drops."""
 
     LATEST_PER_SYMBOL = "latest per symbol"
-    """Keep only the newest record of each symbol; count each dropped one."""
+    """Keep only the newest record of each symbol; count each dropped one as conflated."""
+    LATEST_PER_SYMBOL_AND_TIME = "latest per symbol and time"
+    """Keep only the newest record of each symbol and time; likewise."""
+    DROP_OLDEST = "drop oldest"
+    """Drop the oldest events and count them; their latest values are still written."""
+    KEEP = "keep"
+    """Keep every record."""
 
 
 class Repair(Enum):
     """How records that a lost connection missed are recovered."""
 
     FROM_HISTORY = "from history"
-    """Each of them is fetched and published once, then ``gap_repaired`` is published."""
+    """Repaired: each of them is fetched and published once, then ``gap_repaired`` is published."""
+    LATEST = "latest value"
+    """Refreshed: the latest values are fetched; the gap stays, with ``"refreshed": true``."""
+    SUBSCRIBE_AGAIN = "subscribe again"
+    """Refreshed: subscribing again brings the whole value; the gap stays, likewise."""
+    TOLD = "told"
+    """There is no history: the gap is published, and stays."""
+
+
+@attrs.frozen
+class Stream:
+    """A Redis stream that keeps the records of a kind, instead of a key for each symbol.
+
+    Attributes:
+        name: Its name without the prefix: ``news``.
+        maxlen: About how many entries it keeps.
+        entry_id: Returns the text of the field ``id`` of a record's entry; ``data`` is its JSON
+            text.
+    """
+
+    name: str
+    maxlen: int
+    entry_id: Callable[[Any], str]
 
 
 @attrs.frozen(eq=False)
@@ -69,17 +150,19 @@ class Kind(Generic[R]):
     Two kinds are never equal, so a kind is a cheap key of a dict.
 
     Attributes:
-        channel: Alpaca's name of the stream: ``quotes``.
-        key_prefix: The part before the symbol in the key of the latest record: ``price:``.
+        channel: Alpaca's name of its stream: ``quotes``. Gaps and counts are told under it.
+        key_prefix: The part before the symbol in the key of the latest record: ``price:``. Empty
+            for a kind without keys.
         event: The pub/sub channel of accepted records: ``price.updated``.
         marker: The pub/sub channel of the message before this kind's events in each batch: which
             service sent how many. ``mdservice.batch``.
         ttl_s: Time to live of the key, seconds; None for the setting ``MDSERVICE_PRICE_TTL``.
         logged: Whether each event also goes to the event log, if one is configured.
         identity: The values by which a record from history equals one from the stream.
-        order: What the sequencer does with a record that is not newer.
+        order: Which records are accepted.
         overflow: What a full buffer drops.
-        repair: How missed records are recovered.
+        repair: How missed records are recovered. A feed may have less; see
+            :mod:`mdservice.model.feeds`.
         encode: Returns the record's JSON text: the bytes of key, event, log entry and HTTP
             answer.
         parse: Returns the fields of such a text, among them ``symbol``. Raises ValueError for any
@@ -87,6 +170,9 @@ class Kind(Generic[R]):
         build: Returns the record of these fields, with its own time as the time of reception.
             Raises ValueError for a field that cannot be read. A reader of a few symbols parses
             all texts, and builds only the wanted records.
+        topics: The channels to subscribe for it. Empty for its own channel alone. Corrections
+            come with ``trades``; updated bars are of the same kind as bars.
+        stream: The Redis stream that keeps its records, or None.
     """
 
     channel: str
@@ -102,6 +188,15 @@ class Kind(Generic[R]):
     encode: Callable[[R], bytes]
     parse: Callable[[bytes], Any]
     build: Callable[[Any], R]
+    topics: tuple[str, ...] = attrs.field(
+        default=attrs.Factory(lambda kind: (kind.channel,), takes_self=True)
+    )
+    stream: Stream | None = None
+
+    @property
+    def has_key(self) -> bool:
+        """Whether each symbol's latest record has a key."""
+        return bool(self.key_prefix)
 
     def decode(self, payload: bytes) -> R:
         """The record of a text.
@@ -114,6 +209,8 @@ class Kind(Generic[R]):
     def __repr__(self) -> str:
         return f"<Kind {self.channel}>"
 
+
+_DAY_S = 86_400
 
 QUOTES: Final[Kind[Quote]] = Kind(
     channel="quotes",
@@ -131,8 +228,163 @@ QUOTES: Final[Kind[Quote]] = Kind(
     build=quote_of,
 )
 
+
+def _kind(
+    channel: str,
+    event: str,
+    form: WrittenForm[R],
+    *,
+    identity: Callable[[R], Hashable],
+    order: Order,
+    overflow: Overflow,
+    repair: Repair,
+    key_prefix: str = "",
+    ttl_s: int | None = None,
+    topics: tuple[str, ...] = (),
+    stream: Stream | None = None,
+) -> Kind[R]:
+    """A kind whose text is derived from its class."""
+    return Kind(
+        channel=channel,
+        key_prefix=key_prefix,
+        event=event,
+        marker=f"mdservice.batch.{channel}",
+        ttl_s=ttl_s,
+        logged=False,
+        identity=identity,
+        order=order,
+        overflow=overflow,
+        repair=repair,
+        encode=form.encode,
+        parse=form.parse,
+        build=form.build,
+        topics=topics or (channel,),
+        stream=stream,
+    )
+
+
+TRADES: Final[Kind[Trade]] = _kind(
+    "trades",
+    "trade.updated",
+    TRADES_FORM,
+    key_prefix="trade:",
+    identity=trade_identity,
+    order=Order.KEEP_ALL,
+    overflow=Overflow.DROP_OLDEST,
+    repair=Repair.FROM_HISTORY,
+)
+CORRECTIONS: Final[Kind[Correction]] = _kind(
+    "corrections",
+    "trade.corrected",
+    CORRECTIONS_FORM,
+    identity=attrs.astuple,
+    order=Order.KEEP_ALL,
+    overflow=Overflow.KEEP,
+    repair=Repair.TOLD,
+    topics=("trades",),
+)
+CANCELS: Final[Kind[Cancel]] = _kind(
+    "cancelErrors",
+    "trade.canceled",
+    CANCELS_FORM,
+    identity=attrs.astuple,
+    order=Order.KEEP_ALL,
+    overflow=Overflow.KEEP,
+    repair=Repair.TOLD,
+    topics=("trades",),
+)
+BARS: Final[Kind[Bar]] = _kind(
+    "bars",
+    "bar.updated",
+    BARS_FORM,
+    key_prefix="bar:",
+    ttl_s=_DAY_S,
+    identity=bar_identity,
+    order=Order.REPLACE_SAME_TIME,
+    overflow=Overflow.LATEST_PER_SYMBOL_AND_TIME,
+    repair=Repair.FROM_HISTORY,
+    topics=("bars", "updatedBars"),
+)
+DAILY_BARS: Final[Kind[Bar]] = _kind(
+    "dailyBars",
+    "daily_bar.updated",
+    BARS_FORM,
+    key_prefix="daily_bar:",
+    ttl_s=5 * _DAY_S,
+    identity=bar_identity,
+    order=Order.REPLACE_SAME_TIME,
+    overflow=Overflow.LATEST_PER_SYMBOL_AND_TIME,
+    repair=Repair.LATEST,
+)
+STATUSES: Final[Kind[TradingStatus]] = _kind(
+    "statuses",
+    "trading_status.updated",
+    STATUSES_FORM,
+    key_prefix="trading_status:",
+    ttl_s=_DAY_S,
+    identity=trading_status_identity,
+    order=Order.KEEP_ALL,
+    overflow=Overflow.KEEP,
+    repair=Repair.TOLD,
+)
+LULDS: Final[Kind[LimitBand]] = _kind(
+    "lulds",
+    "luld.updated",
+    LULDS_FORM,
+    key_prefix="luld:",
+    ttl_s=_DAY_S,
+    identity=limit_band_identity,
+    order=Order.DROP_OLDER,
+    overflow=Overflow.LATEST_PER_SYMBOL,
+    repair=Repair.TOLD,
+)
+IMBALANCES: Final[Kind[Imbalance]] = _kind(
+    "imbalances",
+    "imbalance.updated",
+    IMBALANCES_FORM,
+    key_prefix="imbalance:",
+    identity=imbalance_identity,
+    order=Order.KEEP_ALL,
+    overflow=Overflow.KEEP,
+    repair=Repair.TOLD,
+)
+ORDERBOOKS: Final[Kind[OrderBook]] = _kind(
+    "orderbooks",
+    "orderbook.updated",
+    ORDERBOOKS_FORM,
+    key_prefix="orderbook:",
+    identity=order_book_identity,
+    order=Order.MERGE,
+    overflow=Overflow.LATEST_PER_SYMBOL,
+    repair=Repair.SUBSCRIBE_AGAIN,
+)
+NEWS: Final[Kind[Article]] = _kind(
+    "news",
+    "news.published",
+    NEWS_FORM,
+    identity=article_identity,
+    order=Order.KEEP_ALL,
+    overflow=Overflow.KEEP,
+    repair=Repair.FROM_HISTORY,
+    stream=Stream("news", 10_000, lambda article: str(article.id)),
+)
+
 KINDS: Final[tuple[Kind[Any], ...]] = (QUOTES,)
-"""Every kind that this service carries."""
+"""The kinds that the pipeline carries."""
+ALL_KINDS: Final[tuple[Kind[Any], ...]] = (
+    QUOTES,
+    TRADES,
+    CORRECTIONS,
+    CANCELS,
+    BARS,
+    DAILY_BARS,
+    STATUSES,
+    LULDS,
+    IMBALANCES,
+    ORDERBOOKS,
+    NEWS,
+)
+"""Every kind of record that Alpaca sends."""
 
 
 class RecordDecoder(Generic[R]):

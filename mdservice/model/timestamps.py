@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
+from zoneinfo import ZoneInfo
 
-__all__ = ["EARLIEST_NS", "LATEST_NS", "format_ns", "parse_rfc3339"]
+__all__ = ["EARLIEST_NS", "LATEST_NS", "format_ns", "new_york_day", "parse_rfc3339"]
 
 _SECOND_NS = 1_000_000_000
 _DECIMALS = 9
@@ -80,3 +82,17 @@ def _parse_slowly(text: str, prefix: str) -> int:
     if not EARLIEST_NS <= ns <= LATEST_NS:  # by its offset
         raise ValueError(f"not a time of the years 1 to 9999 in UTC: {text[:40]!r}")
     return ns
+
+
+_HOUR_NS = 3_600 * _SECOND_NS
+
+
+def new_york_day(ns: int) -> int:
+    """The date in New York of a UTC time in nanoseconds, as ``20261120``."""
+    return _day_of_hour(ns // _HOUR_NS)
+
+
+@lru_cache(maxsize=256)
+def _day_of_hour(hour: int) -> int:
+    moment = datetime.fromtimestamp(hour * 3_600, ZoneInfo("America/New_York"))
+    return (moment.year * 100 + moment.month) * 100 + moment.day

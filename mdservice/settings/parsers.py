@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from mdservice.errors import InvalidSymbol
-from mdservice.model.kinds import KINDS
+from mdservice.model.kinds import ALL_KINDS
 from mdservice.model.symbol import parse_symbols
 from mdservice.observability.masking import quoted
 
@@ -50,7 +50,7 @@ SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """The size of the path in ``sockaddr_un``, without its closing zero."""
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _QUOTES = "\"'"
-_OWN_KEYS = (*(kind.key_prefix for kind in KINDS), "mdservice:")
+_OWN_KEYS = (*(kind.key_prefix for kind in ALL_KINDS if kind.has_key), "mdservice:")
 
 
 def text(value: object) -> str:

@@ -1,0 +1,102 @@
+"""The feeds of an Alpaca account: one connection each, with the channels that it has.
+
+Source: Alpaca, "Streaming Market Data": one connection is allowed per endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal, NamedTuple
+
+import attrs
+
+from mdservice.model.kinds import (
+    BARS,
+    CANCELS,
+    CORRECTIONS,
+    DAILY_BARS,
+    IMBALANCES,
+    LULDS,
+    NEWS,
+    ORDERBOOKS,
+    QUOTES,
+    STATUSES,
+    TRADES,
+    Kind,
+    Repair,
+)
+from mdservice.model.symbol import is_option
+
+__all__ = [
+    "CRYPTO",
+    "FEEDS",
+    "NEWS_FEED",
+    "OPTIONS",
+    "STOCKS",
+    "Feed",
+    "FeedName",
+    "Topic",
+    "feed_of",
+    "topics_of",
+]
+
+FeedName = Literal["stocks", "crypto", "options", "news"]
+
+
+class Topic(NamedTuple):
+    """One channel of one symbol: what is subscribed, acknowledged and counted by a plan's limit."""
+
+    channel: str
+    symbol: str
+
+
+@attrs.frozen(eq=False)
+class Feed:
+    """What one of Alpaca's connections carries.
+
+    Attributes:
+        name: Its name in ``/status``, ``feed.status`` and metrics.
+        kinds: The kinds of records.
+        repairs: How missed records of a kind are recovered, where it differs from the kind's own.
+    """
+
+    name: FeedName
+    kinds: tuple[Kind[Any], ...]
+    repairs: dict[Kind[Any], Repair] = attrs.field(factory=dict)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channels that can be subscribed, in Alpaca's names."""
+        return tuple(dict.fromkeys(topic for kind in self.kinds for topic in kind.topics))
+
+    def repair(self, kind: Kind[Any]) -> Repair:
+        """How missed records of a kind are recovered."""
+        return self.repairs.get(kind, kind.repair)
+
+
+STOCKS: Final = Feed(
+    "stocks",
+    (QUOTES, TRADES, CORRECTIONS, CANCELS, BARS, DAILY_BARS, STATUSES, LULDS, IMBALANCES),
+)
+CRYPTO: Final = Feed("crypto", (QUOTES, TRADES, BARS, DAILY_BARS, ORDERBOOKS))
+OPTIONS: Final = Feed("options", (QUOTES, TRADES), {QUOTES: Repair.LATEST})
+NEWS_FEED: Final = Feed("news", (NEWS,))
+FEEDS: Final = (STOCKS, CRYPTO, OPTIONS, NEWS_FEED)
+
+
+def feed_of(symbol: str) -> Feed:
+    """The feed that has a symbol: ``BTC/USD`` is crypto, an OCC symbol an option."""
+    if "/" in symbol:
+        return CRYPTO
+    return OPTIONS if is_option(symbol) else STOCKS
+
+
+def topics_of(symbols: Iterable[str], channels: Iterable[str]) -> tuple[Topic, ...]:
+    """Every channel of every symbol, without the channels that a symbol's feed lacks."""
+    wanted = tuple(channels)
+    return tuple(
+        Topic(channel, symbol)
+        for symbol in symbols
+        for channel in wanted
+        if channel in feed_of(symbol).channels
+    )

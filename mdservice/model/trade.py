@@ -1,0 +1,122 @@
+"""Trades, and the corrections and cancellations of trades."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Literal
+
+import attrs
+import msgspec
+
+from mdservice.model.timestamps import new_york_day
+from mdservice.model.written import NOT_WRITTEN, WrittenForm
+
+__all__ = [
+    "CANCELS_FORM",
+    "CORRECTIONS_FORM",
+    "TRADES_FORM",
+    "Cancel",
+    "Correction",
+    "Trade",
+    "TradeId",
+    "trade_identity",
+]
+
+TradeId = int | str
+
+
+@attrs.define
+class Trade:
+    """One trade, as Alpaca sent it.
+
+    Attributes:
+        symbol: ``AAPL``, ``BTC/USD`` or ``AAPL261218C00200000``.
+        price: In the feed's currency.
+        size: Shares, coins or contracts.
+        exchange: The exchange's code; None for crypto.
+        conditions: The conditions' codes; an option's single one alone.
+        tape: ``A``, ``B``, ``C``, ``N`` or ``O``; None for crypto and options.
+        id: Unique for the symbol, exchange, tape and New York date; None for options.
+        ts_event_ns: The exchange's time of the trade, UTC nanoseconds.
+        ts_recv_ns: When this machine received it, UTC nanoseconds.
+        seq: Its number among the accepted trades of its symbol since the service started, from 1;
+            0 until it is accepted.
+        taker_side: Who took the offer, ``buy`` or ``sell``, None where that is not known; UNSET
+            where the asset class has none.
+        newest: Whether it was its symbol's newest trade by time when it was accepted. A late trade
+            is published, but is not its symbol's latest value.
+    """
+
+    symbol: str
+    price: float
+    size: int | float
+    exchange: str | None
+    conditions: tuple[str, ...]
+    tape: str | None
+    id: TradeId | None
+    ts_event_ns: int
+    ts_recv_ns: int
+    seq: int = 0
+    taker_side: Literal["buy", "sell"] | msgspec.UnsetType | None = msgspec.UNSET
+    newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
+
+
+def trade_identity(trade: Trade) -> Hashable:
+    """The values that make a trade from history equal to one from the stream.
+
+    An option's trade has no id, so its content counts.
+    """
+    if trade.id is None:
+        return (
+            trade.symbol,
+            trade.ts_event_ns,
+            trade.price,
+            trade.size,
+            trade.exchange,
+            trade.conditions,
+        )
+    if trade.exchange is None:  # crypto: its ids do not begin anew each day
+        return trade.symbol, trade.id
+    day = new_york_day(trade.ts_event_ns)
+    return trade.symbol, trade.exchange, trade.tape, trade.id, day
+
+
+@attrs.define
+class Correction:
+    """A trade that was wrong, and what is right; ``original_id`` names the wrong one."""
+
+    symbol: str
+    exchange: str | None
+    tape: str | None
+    original_id: TradeId | None
+    original_price: float | None
+    original_size: int | float | None
+    original_conditions: tuple[str, ...]
+    corrected_id: TradeId | None
+    corrected_price: float | None
+    corrected_size: int | float | None
+    corrected_conditions: tuple[str, ...]
+    ts_event_ns: int
+    ts_recv_ns: int
+    seq: int = 0
+
+
+@attrs.define
+class Cancel:
+    """A trade that did not take place: ``cancel``, or ``error`` where it was entered by mistake."""
+
+    symbol: str
+    exchange: str | None
+    tape: str | None
+    id: TradeId | None
+    price: float | None
+    size: int | float | None
+    action: Literal["cancel", "error"] | None
+    ts_event_ns: int
+    ts_recv_ns: int
+    seq: int = 0
+
+
+TRADES_FORM = WrittenForm(Trade)
+CORRECTIONS_FORM = WrittenForm(Correction)
+CANCELS_FORM = WrittenForm(Cancel)
