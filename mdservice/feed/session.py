@@ -1,6 +1,6 @@
 """The subscriptions of one open connection, and one request at a time to change them.
 
-A feed answers a request with all symbols that are now subscribed, or with a refusal that does not
+A feed answers a request with all topics that are now subscribed, or with a refusal that does not
 name the request. So requests never overlap: each waits for its answer.
 """
 
@@ -16,27 +16,45 @@ import attrs
 from mdservice.errors import FeedUnavailable
 from mdservice.feed.driver import Acknowledged, Link, Received, RequestRefused
 from mdservice.feed.subscriptions import Followed, SubscriptionSet, chunks
+from mdservice.model.feeds import Topic
+from mdservice.model.kinds import QUOTES
 from mdservice.observability.logging import get_logger
 from mdservice.runtime.actor import Answer
 
-__all__ = ["ACK_TIMEOUT_S", "CHUNK_SIZE", "NOT_ACKNOWLEDGED", "Session"]
+__all__ = ["ACK_TIMEOUT_S", "CHUNK_SIZE", "NOT_ACKNOWLEDGED", "Session", "named"]
 
 _log = get_logger(__name__)
 
 CHUNK_SIZE = 200
-"""The maximum number of symbols in one request, below the message limit of every known feed."""
+"""The maximum number of topics in one request, below the message limit of every known feed."""
 ACK_TIMEOUT_S = 5.0
 """How long an answer to a request may take before the connection counts as broken."""
 
 NOT_ACKNOWLEDGED = 0
-"""The code of a refusal that the feed did not send: it acknowledged only some symbols."""
+"""The code of a refusal that the feed did not send: it acknowledged only some topics."""
 
 _MOST_NAMED = 5
+_NARROWED = ("bad_symbol", "symbol_limit")
+"""The causes of a refusal that concern single topics, found by halving."""
 
 
-def _halves(symbols: Sequence[str]) -> list[list[str]]:
-    middle = len(symbols) // 2
-    return [list(symbols[:middle]), list(symbols[middle:])]
+def _only_some_offered(refused: RequestRefused, topics: Sequence[Topic]) -> bool:
+    """Whether the feed may lack one of the channels, and still have quotes."""
+    if refused.cause != "not_offered":
+        return False
+    return any(topic.channel != QUOTES.channel for topic in topics)
+
+
+def _halves(topics: Sequence[Topic]) -> list[list[Topic]]:
+    middle = len(topics) // 2
+    return [list(topics[:middle]), list(topics[middle:])]
+
+
+def named(topics: Iterable[Topic]) -> str:
+    """The topics in words; of quotes only the symbols: ``AAPL, trades of MSFT``."""
+    return ", ".join(
+        t.symbol if t.channel == QUOTES.channel else f"{t.channel} of {t.symbol}" for t in topics
+    )
 
 
 class Session:
@@ -44,11 +62,11 @@ class Session:
 
     Args:
         link: An open link that has logged in.
-        followed: The symbols whose quotes the link accepts.
+        followed: The topics whose records the link accepts.
 
     Attributes:
-        acknowledged: The symbols that are subscribed, as the feed has last acknowledged them.
-        left_out: The unfulfilled symbols, with the reason.
+        acknowledged: The topics that are subscribed, as the feed has last acknowledged them.
+        left_out: The unfulfilled topics, with the reason.
     """
 
     def __init__(self, link: Link, followed: Followed) -> None:
@@ -58,14 +76,14 @@ class Session:
         self._request: Answer[Acknowledged | RequestRefused] | None = None
         self._reading = anyio.CancelScope()
         self._ended: FeedUnavailable | None = None
-        self.acknowledged: frozenset[str] = frozenset()
-        self.left_out: dict[str, str] = {}
-        self._words: dict[str, str] = {}
-        """The feed's own message for each unfulfilled symbol, empty without one."""
-        self._not_known: set[str] = set()
-        """The symbols that the feed does not know."""
-        self.over_limit: set[str] = set()
-        """The unfulfilled symbols that only the symbol limit keeps out."""
+        self.acknowledged: frozenset[Topic] = frozenset()
+        self.left_out: dict[Topic, str] = {}
+        self._words: dict[Topic, str] = {}
+        """The feed's own message for each unfulfilled topic, empty without one."""
+        self._not_known: set[Topic] = set()
+        """The topics that the feed does not know."""
+        self.over_limit: set[Topic] = set()
+        """The unfulfilled topics that only the symbol limit keeps out."""
 
     # Reading
 
@@ -89,7 +107,7 @@ class Session:
         """Give the answers among the received messages to the request that waits for them."""
         for control in received.controls:
             if isinstance(control, Acknowledged):
-                self.acknowledged = control.symbols
+                self.acknowledged = control.topics
             if self._request is not None:
                 self._request.give(control)
             elif isinstance(control, RequestRefused):
@@ -104,38 +122,38 @@ class Session:
 
     # Requests
 
-    def missing(self, wanted: Iterable[str]) -> list[str]:
-        """The wanted symbols that are neither acknowledged nor unfulfilled."""
-        return [s for s in wanted if s not in self.acknowledged and s not in self.left_out]
+    def missing(self, wanted: Iterable[Topic]) -> list[Topic]:
+        """The wanted topics that are neither acknowledged nor unfulfilled."""
+        return [t for t in wanted if t not in self.acknowledged and t not in self.left_out]
 
     def forget_unwanted(self, wanted: SubscriptionSet) -> None:
-        """Forget the unfulfilled symbols that are no longer wanted."""
-        self.left_out = {s: reason for s, reason in self.left_out.items() if s in wanted}
+        """Forget the unfulfilled topics that are no longer wanted."""
+        self.left_out = {t: reason for t, reason in self.left_out.items() if t in wanted}
         self.over_limit &= self.left_out.keys()
-        self._words = {s: words for s, words in self._words.items() if s in self.left_out}
+        self._words = {t: words for t, words in self._words.items() if t in self.left_out}
 
-    def why_left_out(self) -> dict[str, str]:
-        """The unfulfilled symbols, each with the feed's own message or else the reason."""
-        return {s: self._words.get(s) or reason for s, reason in self.left_out.items()}
+    def why_left_out(self) -> dict[Topic, str]:
+        """The unfulfilled topics, each with the feed's own message or else the reason."""
+        return {t: self._words.get(t) or reason for t, reason in self.left_out.items()}
 
-    def _leave_out(self, symbol: str, reason: str, words: str = "") -> None:
-        """Note an unfulfilled symbol that is not kept out by the symbol limit."""
-        self.left_out[symbol] = reason
-        self._words[symbol] = words
-        self.over_limit.discard(symbol)
+    def _leave_out(self, topic: Topic, reason: str, words: str = "") -> None:
+        """Note an unfulfilled topic that is not kept out by the symbol limit."""
+        self.left_out[topic] = reason
+        self._words[topic] = words
+        self.over_limit.discard(topic)
 
-    def given(self, symbol: str) -> None:
-        """Note that a symbol is no longer unfulfilled."""
-        self.left_out.pop(symbol, None)
-        self.over_limit.discard(symbol)
+    def given(self, topic: Topic) -> None:
+        """Note that a topic is no longer unfulfilled."""
+        self.left_out.pop(topic, None)
+        self.over_limit.discard(topic)
 
     async def free(self) -> None:
         """Wait until no request waits for an answer."""
         async with self._one_request:
             pass
 
-    async def subscribe(self, symbols: Sequence[str]) -> RequestRefused | None:
-        """Subscribe all of the symbols, or none.
+    async def subscribe(self, topics: Sequence[Topic]) -> RequestRefused | None:
+        """Subscribe all of the topics, or none.
 
         Returns:
             The refusal, or None. After a refusal the subscriptions are the same as before.
@@ -145,29 +163,29 @@ class Session:
         """
         async with self._one_request:
             before = self.acknowledged
-            refused = await self._subscribe_all(symbols)
+            refused = await self._subscribe_all(topics)
             if refused is not None:
                 await self._remove(self.acknowledged - before)
             return refused
 
-    async def _subscribe_all(self, symbols: Sequence[str]) -> RequestRefused | None:
-        """Request the symbols, and again those that the feed did not acknowledge."""
+    async def _subscribe_all(self, topics: Sequence[Topic]) -> RequestRefused | None:
+        """Request the topics, and again those that the feed did not acknowledge."""
         for _ in range(2):
-            for chunk in chunks([s for s in symbols if s not in self.acknowledged], CHUNK_SIZE):
+            for chunk in chunks([t for t in topics if t not in self.acknowledged], CHUNK_SIZE):
                 answer = await self._ask("subscribe", chunk)
                 if isinstance(answer, RequestRefused):
                     return await self._naming_the_cause(answer, chunk)
-        missing = [s for s in symbols if s not in self.acknowledged]
+        missing = [t for t in topics if t not in self.acknowledged]
         if missing:
             return RequestRefused(
-                f"the feed did not acknowledge {', '.join(missing[:10])}", code=NOT_ACKNOWLEDGED
+                f"the feed did not acknowledge {named(missing[:10])}", code=NOT_ACKNOWLEDGED
             )
         return None
 
     async def _naming_the_cause(
-        self, refused: RequestRefused, chunk: Sequence[str]
+        self, refused: RequestRefused, chunk: Sequence[Topic]
     ) -> RequestRefused:
-        """Find the symbols that the feed does not know by halving: the refusal names none."""
+        """Find the topics that the feed does not know by halving: the refusal names none."""
         if refused.cause != "bad_symbol":
             return refused
         found = list(chunk) if len(chunk) == 1 else []
@@ -181,23 +199,23 @@ class Session:
                 found += some
         if not found:
             return refused
-        return attrs.evolve(refused, reason=f"{refused.reason} ({', '.join(found)})")
+        return attrs.evolve(refused, reason=f"{refused.reason} ({named(found)})")
 
-    async def unsubscribe(self, symbols: Iterable[str]) -> None:
-        """Unsubscribe those of the symbols that are subscribed.
+    async def unsubscribe(self, topics: Iterable[Topic]) -> None:
+        """Unsubscribe those of the topics that are subscribed.
 
         Raises:
             FeedUnavailable: The connection ended, or did not answer in time.
         """
         async with self._one_request:
-            await self._remove(self.acknowledged.intersection(symbols))
+            await self._remove(self.acknowledged.intersection(topics))
 
-    async def subscribe_what_fits(self, symbols: Sequence[str]) -> RequestRefused | None:
-        """Subscribe as many of the symbols as the feed accepts; the others become unfulfilled.
+    async def subscribe_what_fits(self, topics: Sequence[Topic]) -> RequestRefused | None:
+        """Subscribe as many of the topics as the feed accepts; the others become unfulfilled.
 
-        It halves a refused chunk until it finds the symbol that causes the refusal. At the symbol
-        limit, that symbol and all later ones are unfulfilled; if the feed does not know the
-        symbol, only that one is.
+        It halves a refused chunk until it finds the topic that causes the refusal. At the symbol
+        limit, that topic and all later ones are unfulfilled; if the feed does not know the
+        topic, only that one is.
 
         Returns:
             A refusal for another reason, or None.
@@ -206,17 +224,17 @@ class Session:
             FeedUnavailable: The connection ended, or did not answer in time.
         """
         async with self._one_request:
-            todo = list(chunks([s for s in symbols if s not in self.acknowledged], CHUNK_SIZE))
+            todo = list(chunks([t for t in topics if t not in self.acknowledged], CHUNK_SIZE))
             while todo:
                 chunk = todo.pop(0)
                 answer = await self._ask("subscribe", chunk)
                 if isinstance(answer, RequestRefused):
-                    if answer.cause not in ("bad_symbol", "symbol_limit"):
+                    if answer.cause not in _NARROWED and not _only_some_offered(answer, chunk):
                         return answer
                     if len(chunk) > 1:
                         todo[:0] = _halves(chunk)
                     elif answer.cause == "symbol_limit":
-                        rest = [chunk[0], *(symbol for later in todo for symbol in later)]
+                        rest = [chunk[0], *(topic for later in todo for topic in later)]
                         self.left_out |= dict.fromkeys(rest, answer.reason)
                         self._words |= dict.fromkeys(rest, answer.words)
                         self.over_limit |= set(rest) - self._not_known
@@ -226,27 +244,27 @@ class Session:
                         self._leave_out(chunk[0], answer.reason, answer.words)
                 else:
                     await self._ask_again_for(set(chunk) - self.acknowledged)
-                    for symbol in self.acknowledged.intersection(chunk):
-                        self.given(symbol)
+                    for topic in self.acknowledged.intersection(chunk):
+                        self.given(topic)
         return None
 
-    async def _ask_again_for(self, missing: set[str]) -> None:
+    async def _ask_again_for(self, missing: set[Topic]) -> None:
         """Request these once more: a feed may acknowledge a large request only in part."""
         if not missing:
             return
         answer = await self._ask("subscribe", sorted(missing))
-        for symbol in missing - self.acknowledged:
+        for topic in missing - self.acknowledged:
             if isinstance(answer, RequestRefused):
-                self._leave_out(symbol, answer.reason, answer.words)
+                self._leave_out(topic, answer.reason, answer.words)
             else:
-                self._leave_out(symbol, "not acknowledged")
+                self._leave_out(topic, "not acknowledged")
 
-    async def _remove(self, symbols: Iterable[str]) -> None:
-        for chunk in chunks(sorted(symbols), CHUNK_SIZE):
+    async def _remove(self, topics: Iterable[Topic]) -> None:
+        for chunk in chunks(sorted(topics), CHUNK_SIZE):
             await self._ask("unsubscribe", chunk)
 
     async def _ask(
-        self, action: Literal["subscribe", "unsubscribe"], symbols: Sequence[str]
+        self, action: Literal["subscribe", "unsubscribe"], topics: Sequence[Topic]
     ) -> Acknowledged | RequestRefused:
         if self._ended is not None:
             raise self._ended
@@ -254,10 +272,10 @@ class Session:
         send = self._link.unsubscribe
         if action == "subscribe":
             send = self._link.subscribe
-            self._followed.ask(symbols)
+            self._followed.ask(topics)
         try:
             with anyio.fail_after(ACK_TIMEOUT_S):
-                await send(symbols)
+                await send(topics)
                 answer = await self._request.wait()
         except TimeoutError as exc:
             # A late answer would count as the answer to the next request, so reconnect.
@@ -267,7 +285,7 @@ class Session:
             raise self._ended or exc from exc
         else:
             if action == "unsubscribe" and isinstance(answer, Acknowledged):
-                self._followed.give_up(symbols)
+                self._followed.give_up(topics)
             return answer
         finally:
             self._request = None
