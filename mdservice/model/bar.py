@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import attrs
 
-from mdservice.model.written import WrittenForm
+from mdservice.model.written import NOT_WRITTEN, WrittenForm
 
 __all__ = ["BARS_FORM", "Bar", "bar_identity"]
 
@@ -26,6 +26,8 @@ class Bar:
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: Its number among the accepted bars of its symbol and event since the service started,
             from 1; 0 until it is accepted.
+        newest: Whether no known bar of its symbol began later when it was accepted. A late bar is
+            published, but is not its symbol's latest value.
     """
 
     symbol: str
@@ -40,6 +42,7 @@ class Bar:
     ts_recv_ns: int
     seq: int = 0
     updated: bool = False
+    newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
 
 
 def bar_identity(bar: Bar) -> Hashable:

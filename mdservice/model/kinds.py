@@ -198,6 +198,15 @@ class Kind(Generic[R]):
         """Whether each symbol's latest record has a key."""
         return bool(self.key_prefix)
 
+    @property
+    def may_be_late(self) -> bool:
+        """Whether an accepted record may be older than its symbol's latest value.
+
+        The records of such a kind have an attribute ``newest``, which the sequencer sets to False
+        on a late one: that is an event, but no value of the key.
+        """
+        return self.has_key and self.order in (Order.KEEP_ALL, Order.REPLACE_SAME_TIME)
+
     def decode(self, payload: bytes) -> R:
         """The record of a text.
 

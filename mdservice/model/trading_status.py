@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import attrs
 
-from mdservice.model.written import WrittenForm
+from mdservice.model.written import NOT_WRITTEN, WrittenForm
 
 __all__ = [
     "IMBALANCES_FORM",
@@ -37,6 +37,7 @@ class TradingStatus:
         ts_event_ns: The exchange's time, UTC nanoseconds.
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: As for every record.
+        newest: Whether it was its symbol's newest status by time when it was accepted.
     """
 
     symbol: str
@@ -48,6 +49,7 @@ class TradingStatus:
     ts_event_ns: int
     ts_recv_ns: int
     seq: int = 0
+    newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
 
 
 @attrs.define
@@ -86,6 +88,7 @@ class Imbalance:
         ts_event_ns: The exchange's time, UTC nanoseconds.
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: As for every record.
+        newest: Whether it was its symbol's newest imbalance by time when it was accepted.
     """
 
     symbol: str
@@ -94,6 +97,7 @@ class Imbalance:
     ts_event_ns: int
     ts_recv_ns: int
     seq: int = 0
+    newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
 
 
 def trading_status_identity(status: TradingStatus) -> Hashable:

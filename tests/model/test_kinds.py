@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from mdservice.model.kinds import KINDS, QUOTES, Kind
+from mdservice.model.kinds import ALL_KINDS, KINDS, QUOTES, Kind
 from mdservice.model.quote import Quote
+from tests.records import make_record
 
 NOW_NS = 1_780_000_000_123_456_789
 RECORDS: dict[Kind[Any], Any] = {QUOTES: Quote("AAPL", 187.12, 187.15, 2, 3, NOW_NS, NOW_NS, 7)}
@@ -39,3 +40,14 @@ def test_what_is_encoded_decodes_to_the_same_record(kind: Kind[Any]) -> None:
 def test_what_is_no_record_is_an_error(kind: Kind[Any], payload: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         kind.decode(payload)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=repr)
+def test_a_record_that_may_be_late_has_a_mark_that_is_not_written(kind: Kind[Any]) -> None:
+    record = make_record(kind)
+    assert hasattr(record, "newest") == kind.may_be_late
+    if kind.may_be_late:
+        written = kind.encode(record)
+        record.newest = False
+        assert kind.encode(record) == written
+        assert record == make_record(kind), "a repeat is one whatever its place"
