@@ -1,7 +1,9 @@
-"""The actor that holds the market-data connection: connect, log in, subscribe, read, again.
+"""The actor that holds one market-data connection: connect, log in, subscribe, read, again.
 
 ::
 
+    idle (nothing is wanted)
+       │
     connecting ──login──▶ subscribing ──acknowledged──▶ streaming
         ▲  │                   │                            │
         │  └──────failed───────┴──────────ended─────────────┘
@@ -13,7 +15,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,15 +28,17 @@ from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, FeedError, FeedRefused, FeedUnavailable
 from mdservice.feed.driver import Acknowledged, Received
 from mdservice.feed.first_prices import FirstPrices
-from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.liveness import Liveness
+from mdservice.feed.recovery import Recovery
 from mdservice.feed.requests import Command, SubscriptionRequests
 from mdservice.feed.retries import DriverSelection, Retries
 from mdservice.feed.send_queue import SendQueue
-from mdservice.feed.session import Session
+from mdservice.feed.session import Session, named
 from mdservice.feed.subscriptions import Followed, SubscriptionSet
-from mdservice.feed.unfulfilled import UnfulfilledSymbols
-from mdservice.model.events import FeedLost, FeedState, FeedStatus, RecordBatch
+from mdservice.feed.unfulfilled import UnfulfilledTopics
+from mdservice.model.events import FeedLost, FeedState, FeedStatus
+from mdservice.model.feeds import STOCKS, Feed, Topic, symbols_of
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.observability.logging import get_logger, masked
 from mdservice.runtime.actor import Channel, Depth, Heartbeat
 from mdservice.runtime.backoff import Backoff
@@ -58,8 +63,9 @@ class FeedSnapshot:
     last_error: str | None
     wanted: int
     acknowledged: int
-    left_out: dict[str, str]
+    left_out: Mapping[str, str]
     quotes_received: int
+    records_received: Mapping[str, int]
     decode_errors: int
     unfollowed: int
     other_messages: int
@@ -72,62 +78,97 @@ class FeedSnapshot:
 _log = get_logger(__name__)
 
 _LAST_WORDS_S = 0.5
+_UNWANTED_S = 30.0
+"""How long a connection stays open although nothing is wanted of it, when it opens on demand."""
+
+
+class _NotWanted(Exception):
+    """Nothing is wanted of the connection."""
+
+
+def _leading(kind: Kind[Any], recoveries: Mapping[Kind[Any], Recovery]) -> Recovery:
+    """The recovery of the kind, or of the kind with whose topics it comes."""
+    if kind in recoveries:
+        return recoveries[kind]
+    return next(each for each in recoveries.values() if each.brings(kind))
+
+
+def _reasons(left_out: Mapping[Topic, str]) -> dict[str, str]:
+    """Why each symbol lacks something: the reason for its first channel."""
+    reasons: dict[str, str] = {}
+    for topic in left_out:
+        reasons.setdefault(topic.symbol, left_out[topic])
+    return reasons
 
 
 class FeedConnection:
-    """Owns the one connection and what is subscribed on it.
+    """Owns one connection and what is subscribed on it.
 
     Args:
+        feed: What the connection carries.
         selection: Which drivers there are, and which to try next.
-        book: Which symbols are wanted; changed only by this actor once it runs.
+        subscriptions: The wanted topics; changed only by this actor once it runs.
         commands: Requests to change them.
-        send_queue: Takes the quotes and the changes of the feed's state, in order.
+        send_queue: Takes the records and the changes of the feed's state, in order.
         clock: The time.
         backoff: The delays between tries.
-        repair: Fetches what a lost connection has missed.
+        recoveries: For each kind, what recovers the records that a lost connection has missed. A
+            kind without one is of another kind's topics, and waits while that one is repaired.
         liveness: Judges the silence of an open connection.
-        first_prices: Fetches the latest quotes of symbols that become wanted.
+        first_prices: Fetch the latest records of symbols that become wanted.
+        rows_skipped: Returns how many of the history's rows could not be read.
+        on_demand: Whether to connect only while something is wanted.
     """
-
-    name = "feed_connection"
 
     def __init__(
         self,
+        feed: Feed,
         selection: DriverSelection,
-        book: SubscriptionSet,
+        subscriptions: SubscriptionSet,
         commands: Channel[Command],
         send_queue: SendQueue,
         clock: Clock,
         backoff: Backoff,
-        repair: GapRepair[Any],
+        recoveries: Mapping[Kind[Any], Recovery],
         liveness: Liveness,
-        first_prices: FirstPrices[Any],
+        first_prices: Sequence[FirstPrices[Any]] = (),
+        rows_skipped: Callable[[], int] = lambda: 0,
+        *,
+        on_demand: bool = False,
     ) -> None:
+        self.name = "feed_connection" if feed is STOCKS else f"{feed.name}_connection"
+        self.feed = feed
         self.heartbeat = Heartbeat(clock)
         self._selection = selection
-        self._book = book
-        self._unfulfilled = UnfulfilledSymbols(book, repair)
+        self._subscriptions = subscriptions
+        self._unfulfilled = UnfulfilledTopics(subscriptions, self._expect, self._recover)
         self._inbox = commands.inbox(self.heartbeat, "commands")
         self._requests = SubscriptionRequests(
-            book,
+            subscriptions,
             self._inbox,
             lambda: self._session,
-            repair.subscriptions_changed,
+            self._subscriptions_changed,
             self._unfulfilled.room,
+            self._note_wanted,
         )
         self._send_queue = send_queue
         self._clock = clock
         self._retries = Retries(backoff)
-        self._repair = repair
+        self._recoveries = recoveries
+        self._leading = {kind: _leading(kind, recoveries) for kind in feed.kinds}
         self._liveness = liveness
         self._first_prices = first_prices
+        self._rows_skipped = rows_skipped
+        self._on_demand = on_demand
+        self._wanted = anyio.Event()
+        """Set when the wanted topics change."""
         self._session: Session | None = None
         self._synced = False
         self._phase = "connecting"
         self._last_error: str | None = None
         self._logins = 0
         self._data_has_come = False
-        self._quotes_received = 0
+        self._received: Counter[str] = Counter()
         self._decode_errors = 0
         self._other_messages = 0
         self._unfollowed = 0
@@ -142,6 +183,7 @@ class FeedConnection:
     def snapshot(self) -> FeedSnapshot:
         """The connection now."""
         session = self._session
+        recoveries = self._recoveries.values()
         return FeedSnapshot(
             phase=self._phase,
             driver=self._selection.current.name,
@@ -150,35 +192,50 @@ class FeedConnection:
             logins=self._logins,
             reconnects=max(0, self._logins - 1),
             last_error=self._last_error,
-            wanted=len(self._book),
-            acknowledged=len(session.acknowledged) if session else 0,
-            left_out=dict(session.left_out) if session else {},
-            quotes_received=self._quotes_received,
-            decode_errors=self._decode_errors + self._repair.decode_errors,
-            unfollowed=self._unfollowed + self._repair.unfollowed,
+            wanted=len(self._subscriptions.symbols()),
+            acknowledged=len(symbols_of(session.acknowledged)) if session else 0,
+            left_out=_reasons(session.left_out) if session else {},
+            quotes_received=self._received[QUOTES.channel],
+            records_received=dict(self._received),
+            decode_errors=(
+                self._decode_errors
+                + self._rows_skipped()
+                + sum(each.decode_errors for each in recoveries)
+            ),
+            unfollowed=self._unfollowed + sum(each.unfollowed for each in recoveries),
             other_messages=self._other_messages,
             without_quotes=self._liveness.without_quotes(self._clock.utc_ns()) if session else (),
-            history_refused=self._repair.refused,
-            history_set_aside=self._repair.set_aside,
-            history_symbols_refused=self._repair.symbols_refused,
+            history_refused=next((each.refused for each in recoveries if each.refused), None),
+            history_set_aside={s: why for each in recoveries for s, why in each.set_aside.items()},
+            history_symbols_refused=sum(each.symbols_refused for each in recoveries),
         )
 
-    def vouched(self) -> frozenset[str]:
-        """The symbols whose next quote the open connection would bring; none without one."""
-        return self._session.acknowledged if self._session is not None else frozenset()
+    def vouched(self, kind: Kind[Any]) -> Collection[str]:
+        """The symbols whose next record the open connection would bring; none without one."""
+        return symbols_of(self._session.acknowledged, kind) if self._session is not None else ()
 
     def sources(self) -> dict[str, list[str]]:
         """Each wanted symbol with those who want it."""
-        return self._book.sources()
+        return self._subscriptions.sources()
 
-    def acknowledged(self) -> list[str]:
-        """The symbols that the feed has acknowledged on the open connection, sorted."""
-        return sorted(self._session.acknowledged) if self._session else []
+    def wanted_by(self, source: str) -> frozenset[Topic]:
+        """The topics that a source wants."""
+        return self._subscriptions.wanted_by(source)
 
-    def left_out(self) -> dict[str, str]:
-        """The wanted symbols that the feed does not give, with its words; none in an outage."""
+    def topics_of(self, symbols: Collection[str]) -> tuple[Topic, ...]:
+        """The wanted topics of these symbols."""
+        return self._subscriptions.of_symbols(symbols)
+
+    def acknowledged(self) -> list[Topic]:
+        """The topics that the feed has acknowledged on the open connection, sorted by symbol."""
+        topics = self._session.acknowledged if self._session else ()
+        channels = self.feed.channels
+        return sorted(topics, key=lambda topic: (topic.symbol, channels.index(topic.channel)))
+
+    def left_out(self) -> dict[Topic, str]:
+        """The wanted topics that the feed does not give, with its words; none in an outage."""
         why = self._session.why_left_out() if self._session else {}
-        return {symbol: why[symbol] for symbol in sorted(why) if symbol in self._book}
+        return {topic: why[topic] for topic in sorted(why) if topic in self._subscriptions}
 
     def stop(self) -> None:
         """Close the connection and the send queue; :meth:`run` then returns."""
@@ -188,29 +245,38 @@ class FeedConnection:
         """Keep the feed connected until :meth:`stop`.
 
         Raises:
-            FeedRefused: The feed refused for good, and no data had come before.
+            FeedRefused: The feed refused for good, and no data had come before. A connection on
+                demand is tried again instead, since the other feeds work.
             ConfigurationError: The named driver cannot work here.
         """
         self.heartbeat.rest()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._requests.serve)
-            tasks.start_soon(self._repair.keep_limit)
-            tasks.start_soon(self._repair.tell_late)
-            tasks.start_soon(self._first_prices.run)
+            for recovery in self._recoveries.values():
+                tasks.start_soon(recovery.run)
+            for first_prices in self._first_prices:
+                tasks.start_soon(first_prices.run)
             tasks.start_soon(self._stay_connected)
             task_status.started()
             await self._stopping.wait()
             tasks.cancel_scope.cancel()
         self._phase = "stopped"
-        await self._repair.stop()
+        for recovery in self._recoveries.values():
+            recovery.stop()
+        with anyio.move_on_after(_LAST_WORDS_S):
+            await self._send_queue.flush()
         self._send_queue.close()
 
     # The connection's life
 
     async def _stay_connected(self) -> None:
         while True:
+            await self._until_wanted()
             try:
                 await self._connect_once()
+            except _NotWanted:
+                self._last_error = None
+                continue
             except FeedRefused as exc:
                 delay_s = await self._delay_after_refusal(exc)
             except ConfigurationError as exc:
@@ -224,8 +290,31 @@ class FeedConnection:
                 self._failed(exc)
                 retry = self._retries.after_failure(self._clock.monotonic())
                 self._phase, delay_s = retry.phase, retry.delay_s
-            _log.info("feed_waits", phase=self._phase, delay_s=round(delay_s, 2))
+            _log.info(
+                "feed_waits", feed=self.feed.name, phase=self._phase, delay_s=round(delay_s, 2)
+            )
             await anyio.sleep(delay_s)
+
+    async def _until_wanted(self) -> None:
+        """Wait until there is something to subscribe."""
+        while self._on_demand and not len(self._subscriptions):
+            self._phase = "idle"
+            self._wanted = anyio.Event()
+            await self._wanted.wait()
+
+    async def _until_unwanted(self) -> None:
+        """Return once nothing has been wanted for a while; then another program may connect."""
+        while True:
+            self._wanted = anyio.Event()
+            if self._on_demand and not len(self._subscriptions):
+                with anyio.move_on_after(_UNWANTED_S):
+                    await self._wanted.wait()
+                    continue
+                raise _NotWanted
+            await self._wanted.wait()
+
+    def _note_wanted(self) -> None:
+        self._wanted.set()
 
     async def _connect_once(self) -> None:
         """One connection from start to end; always ends with an exception."""
@@ -251,15 +340,20 @@ class FeedConnection:
         self._synced = False
         self._phase = "subscribing"
         self._session = session
-        self._repair.begin()
+        for recovery in self._recoveries.values():
+            recovery.begin()
         self._liveness.begin()
         driver = self._selection.current.name
         if self._selection.logged_in():
-            _log.warning("feed_driver_changed", driver=driver, reason=self._last_error)
+            _log.warning(
+                "feed_driver_changed", feed=self.feed.name, driver=driver, reason=self._last_error
+            )
             await self._send_status("fallback", driver=driver, reason=self._last_error)
-        _log.info("feed_connected", driver=driver)
+        _log.info("feed_connected", feed=self.feed.name, driver=driver)
         await self._send_status("connected", driver=driver)
-        await run_together(partial(self._read, session), partial(self._begin, session))
+        await run_together(
+            partial(self._read, session), partial(self._begin, session), self._until_unwanted
+        )
 
     async def _read(self, session: Session) -> None:
         """Read until the connection ends."""
@@ -278,10 +372,7 @@ class FeedConnection:
     async def _send(self, received: Received) -> None:
         """Send the records of all kinds. A cancelled wait leaves all of them to the send queue."""
         for kind, records in received.records.items():
-            if kind is self._repair.kind:
-                self._repair.add_live(records)
-            else:
-                self._send_queue.add(RecordBatch(kind, records))
+            self._leading[kind].add_live(kind, records)
         await self._send_queue.flush()
 
     def _note(self, received: Received) -> None:
@@ -291,11 +382,11 @@ class FeedConnection:
         self._unfollowed += received.unfollowed
         for control in received.controls:
             if isinstance(control, Acknowledged):
-                self._liveness.subscribed(control.symbols, self._clock.utc_ns())
-        for records in received.records.values():
-            self._quotes_received += len(records)
+                self._liveness.subscribed(control.topics, self._clock.utc_ns())
+        for kind, records in received.records.items():
+            self._received[kind.channel] += len(records)
             self._data_has_come = True
-            self._liveness.data_came(records)
+            self._liveness.data_came(kind, records)
             self._retries.reset()
 
     async def _lost(self) -> None:
@@ -303,7 +394,8 @@ class FeedConnection:
         followed = self._session.acknowledged if self._session else frozenset()
         self._session = None
         self._synced = False
-        self._repair.lost(followed)
+        for kind, recovery in self._recoveries.items():
+            recovery.lost(symbols_of(followed, kind))
         lost = FeedLost(self._clock.utc_ns(), followed, self._last_error or "stopped")
         with anyio.move_on_after(_LAST_WORDS_S, shield=True):
             await self._send_queue.send(lost)
@@ -316,26 +408,51 @@ class FeedConnection:
         )
 
     async def _stay_whole(self, session: Session) -> None:
-        await self._repair.repair(session.acknowledged, session.left_out)
+        await self._recover(session)
         await self._unfulfilled.keep_asking(session)
+
+    # What a lost connection has missed, kind by kind
+
+    def _expect(self, topics: Collection[Topic]) -> None:
+        for kind, recovery in self._recoveries.items():
+            recovery.expect(symbols_of(topics, kind))
+
+    async def _recover(self, session: Session) -> None:
+        """Recover what is missing of each kind, all kinds at once."""
+        calls = []
+        for kind, recovery in self._recoveries.items():
+            followed = symbols_of(session.acknowledged, kind)
+            left_out = symbols_of(session.left_out, kind)
+            if followed or left_out or recovery.symbols():
+                calls.append(partial(recovery.repair, followed, left_out))
+        await run_together(*calls)
+
+    async def _subscriptions_changed(self, session: Session) -> None:
+        for kind, recovery in self._recoveries.items():
+            await recovery.subscriptions_changed(
+                symbols_of(session.acknowledged, kind), symbols_of(session.left_out, kind)
+            )
 
     async def _subscribe_wanted(self, session: Session) -> None:
         """Subscribe all that is wanted, also what was asked for meanwhile."""
-        while missing := session.missing(self._book.wanted):
+        while missing := session.missing(self._subscriptions.wanted):
             refused = await session.subscribe_what_fits(missing)
             if refused is not None:
                 raise refused.as_error()
         if session.left_out:
             _log.warning(
                 "feed_symbols_left_out",
+                feed=self.feed.name,
                 count=len(session.left_out),
-                symbols=sorted(session.left_out)[:50],
+                symbols=[named([topic]) for topic in sorted(session.left_out)[:50]],
                 reason=next(iter(session.left_out.values())),
             )
         self._synced = True
         self._phase = "streaming"
         self._retries.subscribed(self._clock.monotonic())
-        _log.info("feed_subscribed", symbols=len(session.acknowledged))
+        _log.info(
+            "feed_subscribed", feed=self.feed.name, symbols=len(symbols_of(session.acknowledged))
+        )
 
     async def _delay_after_refusal(self, exc: FeedRefused) -> float:
         self._failed(exc)
@@ -343,18 +460,25 @@ class FeedConnection:
         self._phase = retry.phase
         if retry.for_good:
             await self._send_status("fatal", reason=self._last_error, code=exc.code)
-            if not self._data_has_come:
+            if not self._data_has_come and not self._on_demand:
                 await anyio.sleep(_LAST_WORDS_S)  # the last words reach the store first
                 raise exc
         return retry.delay_s
 
     def _failed(self, exc: Exception) -> None:
         self._last_error = masked(str(exc))
-        _log.warning("feed_failed", driver=self._selection.current.name, reason=self._last_error)
+        _log.warning(
+            "feed_failed",
+            feed=self.feed.name,
+            driver=self._selection.current.name,
+            reason=self._last_error,
+        )
 
     async def _send_stale(self, reason: str) -> None:
-        _log.warning("feed_is_mute", reason=reason)
+        _log.warning("feed_is_mute", feed=self.feed.name, reason=reason)
         await self._send_status("stale", reason=reason)
 
     async def _send_status(self, state: FeedState, **details: Any) -> None:
-        await self._send_queue.send(FeedStatus(state, self._clock.utc_ns(), details))
+        await self._send_queue.send(
+            FeedStatus(state, self._clock.utc_ns(), details, self.feed.name)
+        )

@@ -108,23 +108,19 @@ class HalvingHistory(Generic[R]):
 
     Attributes:
         symbols_refused: How often a symbol was set aside.
+        decode_errors: Records that were dropped because their symbol is invalid.
         unfollowed: Records that were dropped because their symbol was not requested.
     """
 
     def __init__(self, history: History, kind: Kind[R]) -> None:
         self.symbols_refused = 0
-        self._invalid = 0
+        self.decode_errors = 0
         self.unfollowed = 0
         self._history = history
         self._kind = kind
         self._set_aside: dict[str, tuple[float, str]] = {}
         """The end of each symbol's time, by the event loop's clock, and the reason."""
         self._warned: set[str] = set()
-
-    @property
-    def decode_errors(self) -> int:
-        """Rows that were dropped because they could not be read or their symbol is invalid."""
-        return self._history.rows_skipped + self._invalid
 
     @property
     def set_aside(self) -> Mapping[str, str]:
@@ -213,7 +209,7 @@ class HalvingHistory(Generic[R]):
         if len(kept) < len(records):
             dropped = [record.symbol for record in records if record.symbol not in symbols]
             invalid = sum(not is_symbol(symbol) for symbol in dropped)
-            self._invalid += invalid
+            self.decode_errors += invalid
             self.unfollowed += len(dropped) - invalid
         return kept
 

@@ -69,6 +69,10 @@ class SubscriptionSet:
                     gone.append(topic)
         return gone
 
+    def wanted_by(self, source: str) -> frozenset[Topic]:
+        """The topics that a source wants."""
+        return frozenset(topic for topic, by in self._sources.items() if source in by)
+
     def of_symbols(self, symbols: Collection[str]) -> tuple[Topic, ...]:
         """The wanted topics of these symbols."""
         return tuple(topic for topic in self._sources if topic.symbol in symbols)

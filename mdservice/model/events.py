@@ -23,6 +23,7 @@ __all__ = [
     "LateRecords",
     "LatestChanged",
     "RecordBatch",
+    "Refreshed",
     "RoutedItem",
     "encode_status",
 ]
@@ -129,6 +130,7 @@ class FeedResumed:
         symbols: The symbols that the feed has acknowledged.
         left_out: Wanted symbols that the feed does not grant; their records are still missing.
         repairing: Whether the missed records are being fetched; a :class:`Backfill` follows.
+        refreshing: Whether the latest values are being fetched; :class:`Refreshed` follows.
     """
 
     kind: Kind[Any]
@@ -136,6 +138,24 @@ class FeedResumed:
     symbols: frozenset[str]
     repairing: bool
     left_out: frozenset[str] = frozenset()
+    refreshing: bool = False
+
+
+@attrs.frozen
+class Refreshed:
+    """The latest values after a lost connection are out; what came between stays missing.
+
+    Attributes:
+        kind: The kind of the records.
+        at_ns: When, UTC nanoseconds.
+        symbols: The symbols whose latest value is up to date.
+        failed: The symbols of the outage whose latest value could not be had.
+    """
+
+    kind: Kind[Any]
+    at_ns: int
+    symbols: frozenset[str]
+    failed: frozenset[str] = frozenset()
 
 
 @attrs.frozen
@@ -176,6 +196,12 @@ class FirstRecords(Generic[R]):
 RoutedItem = RecordBatch[Any] | LatestChanged[Any] | FeedStatus
 """What a router sends: accepted records, changed latest values, and changes of the feed's state."""
 FeedItem = (
-    RoutedItem | FeedLost | FeedResumed | Backfill[Any] | LateRecords[Any] | FirstRecords[Any]
+    RoutedItem
+    | FeedLost
+    | FeedResumed
+    | Refreshed
+    | Backfill[Any]
+    | LateRecords[Any]
+    | FirstRecords[Any]
 )
 """The items of the feed's channel."""

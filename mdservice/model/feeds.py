@@ -37,6 +37,7 @@ __all__ = [
     "FeedName",
     "Topic",
     "feed_of",
+    "symbols_of",
     "topics_of",
 ]
 
@@ -100,3 +101,11 @@ def topics_of(symbols: Iterable[str], channels: Iterable[str]) -> tuple[Topic, .
         for channel in wanted
         if channel in feed_of(symbol).channels
     )
+
+
+def symbols_of(topics: Iterable[Topic], kind: Kind[Any] | None = None) -> tuple[str, ...]:
+    """The symbols of topics, each once; with a kind, of the topics that bring its records."""
+    if kind is None:
+        return tuple(dict.fromkeys(topic.symbol for topic in topics))
+    wanted = kind.topics
+    return tuple(dict.fromkeys(topic.symbol for topic in topics if topic.channel in wanted))

@@ -173,6 +173,7 @@ class Kind(Generic[R]):
         topics: The channels to subscribe for it. Empty for its own channel alone. Corrections
             come with ``trades``; updated bars are of the same kind as bars.
         stream: The Redis stream that keeps its records, or None.
+        span_s: The period that a record is about, from its own time on, seconds: 60 for a bar.
     """
 
     channel: str
@@ -192,6 +193,7 @@ class Kind(Generic[R]):
         default=attrs.Factory(lambda kind: (kind.channel,), takes_self=True)
     )
     stream: Stream | None = None
+    span_s: float = 0.0
 
     @property
     def has_key(self) -> bool:
@@ -251,6 +253,7 @@ def _kind(
     ttl_s: int | None = None,
     topics: tuple[str, ...] = (),
     stream: Stream | None = None,
+    span_s: float = 0.0,
 ) -> Kind[R]:
     """A kind whose text is derived from its class."""
     return Kind(
@@ -269,6 +272,7 @@ def _kind(
         build=form.build,
         topics=topics or (channel,),
         stream=stream,
+        span_s=span_s,
     )
 
 
@@ -313,6 +317,7 @@ BARS: Final[Kind[Bar]] = _kind(
     overflow=Overflow.LATEST_PER_SYMBOL_AND_TIME,
     repair=Repair.FROM_HISTORY,
     topics=("bars", "updatedBars"),
+    span_s=60.0,
 )
 DAILY_BARS: Final[Kind[Bar]] = _kind(
     "dailyBars",
@@ -324,6 +329,7 @@ DAILY_BARS: Final[Kind[Bar]] = _kind(
     order=Order.REPLACE_SAME_TIME,
     overflow=Overflow.LATEST_PER_SYMBOL_AND_TIME,
     repair=Repair.LATEST,
+    span_s=_DAY_S,
 )
 STATUSES: Final[Kind[TradingStatus]] = _kind(
     "statuses",

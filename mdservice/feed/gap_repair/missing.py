@@ -32,10 +32,6 @@ class AcceptedRecords(Protocol):
         ...
 
 
-_OVERLAP_NS = 5_000_000_000
-"""History is asked from this long before the last accepted record."""
-
-
 @attrs.frozen
 class Missed:
     """The symbols to fetch, each from this time on, UTC nanoseconds."""
@@ -52,10 +48,17 @@ class MissingRecords:
 
     Args:
         accepted: The accepted records.
+        overlap_s: How long before the last accepted record history is asked from, seconds.
+        span_s: How much earlier than its arrival the time of a record is by its kind, seconds: a
+            bar has the time of its start.
     """
 
-    def __init__(self, accepted: AcceptedRecords) -> None:
+    def __init__(
+        self, accepted: AcceptedRecords, overlap_s: float = 5.0, span_s: float = 0.0
+    ) -> None:
         self._accepted = accepted
+        self._overlap_ns = int(overlap_s * 1e9)
+        self._span_ns = int(span_s * 1e9)
         self._since_ns: dict[str, int] = {}
         self._followed_ns: dict[str, int] = {}
         """The subscribed symbols, and the time of subscribing by this machine's clock."""
@@ -93,12 +96,12 @@ class MissingRecords:
         names = set(symbols)
         if EVERY_SYMBOL in names:
             names.update(self._accepted.symbols())
-        complete_ns -= _OVERLAP_NS
+        complete_ns -= self._overlap_ns
         for symbol in names - {EVERY_SYMBOL}:
             since_ns = complete_ns
             last_ns = self._accepted.last_ns(symbol)
             if last_ns is None:
-                since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns))
+                since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns) - self._span_ns)
             elif symbol in self._unrepaired and last_ns < complete_ns:
                 # Rounded to few different times, because each different time needs its own request.
                 since_ns = complete_ns - (1 << (complete_ns - last_ns).bit_length())

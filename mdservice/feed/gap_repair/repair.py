@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Generic
+from typing import Any, Generic
 
 import anyio
 
@@ -18,12 +18,14 @@ from mdservice.model.events import Backfill, FeedResumed, RecordBatch
 from mdservice.model.kinds import Kind, R
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
+from mdservice.runtime.task_groups import run_together
 
 __all__ = [
     "HOLD_LIMIT_S",
     "LATEST_LIMIT_S",
     "MOST_HELD",
     "MOST_SEEN",
+    "OVERLAP_S",
     "QUIET_S",
     "CatchUp",
     "GapRepair",
@@ -197,6 +199,8 @@ class CatchUp(Generic[R]):
 
 _log = get_logger(__name__)
 
+OVERLAP_S = 5.0
+"""How long before the last accepted record history is asked from; more for bars, by their span."""
 HOLD_LIMIT_S = 15.0
 """The maximum time that live records wait for a repair."""
 LATEST_LIMIT_S = 3.0
@@ -210,7 +214,6 @@ MOST_SEEN = 1_000
 """With ``*``: for more symbols than this, only the latest quotes are fetched."""
 _ENOUGH_LIVE = 1_000
 """How many of the first live records to compare with history."""
-_STOP_LIMIT_S = 0.5
 _MOST_NAMED = 50
 
 
@@ -243,6 +246,8 @@ class GapRepair(Generic[R]):
         self._send_queue = send_queue
         self._clock = clock
         self._held: list[R] = []
+        self._held_companions: list[RecordBatch[Any]] = []
+        """Live records of other kinds that come with these, such as corrections of trades."""
         self._holding = False
         self._began = anyio.Event()
         self._deadline_s = 0.0
@@ -253,7 +258,7 @@ class GapRepair(Generic[R]):
         """Whether :class:`FeedResumed` was sent for this connection."""
         self._left_out: frozenset[str] = frozenset()
         """The unfulfilled symbols of the last :class:`FeedResumed`."""
-        self._missing = MissingRecords(accepted)
+        self._missing = MissingRecords(accepted, OVERLAP_S + kind.span_s, kind.span_s)
         self._connected_before = False
         self._refused: str | None = None
 
@@ -325,14 +330,28 @@ class GapRepair(Generic[R]):
         self._began.set()
         self._began = anyio.Event()
 
-    def add_live(self, records: Sequence[R]) -> None:
-        """Hold live records during a repair; otherwise add them to the send queue."""
-        self._horizon.came(records)
+    def brings(self, kind: Kind[Any]) -> bool:
+        """Whether the kind's records come with the topics of this one."""
+        return not set(kind.topics).isdisjoint(self.kind.topics)
+
+    def add_live(self, kind: Kind[Any], records: Sequence[Any]) -> None:
+        """Hold live records during a repair; otherwise add them to the send queue.
+
+        Records of another kind, which this one brings, are sent after the held ones, since they
+        may be about one of them.
+        """
+        if kind is self.kind:
+            self._horizon.came(records)
+            held: list[Any] = self._held
+            added = records
+        else:
+            held = self._held_companions
+            added = [RecordBatch(kind, records)]
         if not self._holding:
-            self._send_queue.add(RecordBatch(self.kind, records))
+            self._send_queue.add(RecordBatch(kind, records))
             return
-        self._held.extend(records)
-        if len(self._held) > MOST_HELD:
+        held.extend(added)
+        if len(self._held) > MOST_HELD or len(self._held_companions) > MOST_HELD:
             self._give_up("too many live records were waiting")
 
     async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
@@ -373,7 +392,11 @@ class GapRepair(Generic[R]):
         self._missing.reported(back, complete)
         await self._send_queue.flush()
 
-    async def tell_late(self) -> None:
+    async def run(self) -> None:
+        """Keep the time limit, and send the records that a recheck finds, until cancelled."""
+        await run_together(self._keep_limit, self._send_late)
+
+    async def _send_late(self) -> None:
         """Send the records that a recheck finds; runs until cancelled."""
         while self._recheck is not None:
             self._send_queue.add(await self._recheck.next())
@@ -421,7 +444,7 @@ class GapRepair(Generic[R]):
         await self._send_queue.send(resumed)
         return now_ns
 
-    async def keep_limit(self) -> None:
+    async def _keep_limit(self) -> None:
         """Send the held records once their time limit is over; runs until cancelled."""
         while True:
             while not self._holding:
@@ -432,11 +455,9 @@ class GapRepair(Generic[R]):
                 self._give_up(f"it took over {HOLD_LIMIT_S:g} s")
                 await self._send_queue.flush()
 
-    async def stop(self) -> None:
-        """Send the held records, within half a second."""
+    def stop(self) -> None:
+        """Add the held records to the send queue."""
         self._give_up("the service stops")
-        with anyio.move_on_after(_STOP_LIMIT_S):
-            await self._send_queue.flush()
 
     async def _why_not_all(self, catch_up: CatchUp[R], followed: Collection[str]) -> str | None:
         """Fetch the missed records; return why some are missing, or None if all were fetched."""
@@ -479,3 +500,6 @@ class GapRepair(Generic[R]):
         held, self._held = self._held, []
         self._holding = False
         self._send_queue.add(Backfill(self.kind, past, held, self._clock.utc_ns(), complete))
+        companions, self._held_companions = self._held_companions, []
+        for batch in companions:
+            self._send_queue.add(batch)
