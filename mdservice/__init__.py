@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mdservice.errors import (
         ConfigurationError,
         FeedRefused,
+        InvalidChannel,
         InvalidSymbol,
         MDServiceError,
         SubscriptionRefused,
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigurationError",
     "FeedRefused",
     "FeedStatus",
+    "InvalidChannel",
     "InvalidSymbol",
     "MDServiceError",
     "Prices",
@@ -60,6 +62,7 @@ _HOMES = {
     "ConfigurationError": "mdservice.errors",
     "FeedRefused": "mdservice.errors",
     "FeedStatus": "mdservice.model.events",
+    "InvalidChannel": "mdservice.errors",
     "InvalidSymbol": "mdservice.errors",
     "MDServiceError": "mdservice.errors",
     "Prices": "mdservice.client.reader",

@@ -13,6 +13,7 @@
     │       └── SymbolsRefused  the request was refused, maybe for a symbol in it
     ├── SubscriptionError
     │   ├── InvalidSymbol       not a symbol at all
+    │   ├── InvalidChannel      not a channel that can be subscribed
     │   └── SubscriptionRefused the feed, or its limit, refused these symbols
     ├── StoreError
     │   ├── StoreUnavailable    no connection, or it was lost: a batch may have been written
@@ -41,6 +42,7 @@ __all__ = [
     "FeedUnavailable",
     "HistoryRefused",
     "HistoryUnavailable",
+    "InvalidChannel",
     "InvalidSymbol",
     "MDServiceError",
     "NoHistory",
@@ -125,6 +127,10 @@ class SymbolsRefused(HistoryRefused):
 
 class SubscriptionError(MDServiceError):
     """The subscribed symbols cannot be changed like this."""
+
+
+class InvalidChannel(SubscriptionError):
+    """The text is not a channel that can be subscribed. The message lists the known ones."""
 
 
 class InvalidSymbol(SubscriptionError):

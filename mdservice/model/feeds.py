@@ -10,7 +10,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 import attrs
 
+from mdservice.errors import InvalidChannel
 from mdservice.model.kinds import (
+    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
@@ -28,6 +30,7 @@ from mdservice.model.kinds import (
 from mdservice.model.symbol import is_option
 
 __all__ = [
+    "CHANNELS",
     "CRYPTO",
     "FEEDS",
     "NEWS_FEED",
@@ -37,6 +40,7 @@ __all__ = [
     "FeedName",
     "Topic",
     "feed_of",
+    "parse_channels",
     "symbols_of",
     "topics_of",
 ]
@@ -83,6 +87,11 @@ CRYPTO: Final = Feed("crypto", (QUOTES, TRADES, BARS, DAILY_BARS, ORDERBOOKS))
 OPTIONS: Final = Feed("options", (QUOTES, TRADES), {QUOTES: Repair.LATEST})
 NEWS_FEED: Final = Feed("news", (NEWS,))
 FEEDS: Final = (STOCKS, CRYPTO, OPTIONS, NEWS_FEED)
+CHANNELS: Final = tuple(
+    dict.fromkeys(channel for feed in (STOCKS, CRYPTO, OPTIONS) for channel in feed.channels)
+)
+"""The channels of symbols, in Alpaca's names. ``news`` is subscribed by itself."""
+_SHOWN = 32
 
 
 def feed_of(symbol: str) -> Feed:
@@ -90,6 +99,29 @@ def feed_of(symbol: str) -> Feed:
     if "/" in symbol:
         return CRYPTO
     return OPTIONS if is_option(symbol) else STOCKS
+
+
+def parse_channels(texts: Iterable[str]) -> tuple[str, ...]:
+    """Each text as one of :data:`CHANNELS`, without repeats, in the same order.
+
+    Raises:
+        InvalidChannel: For the first one that cannot be subscribed; the message lists the known.
+    """
+    channels = tuple(dict.fromkeys(text.strip() for text in texts))
+    for channel in channels:
+        if channel not in CHANNELS:
+            raise InvalidChannel(_not_subscribed(channel))
+    return channels
+
+
+def _not_subscribed(channel: str) -> str:
+    shown = channel if len(channel) <= _SHOWN else channel[:_SHOWN] + "…"
+    kind = next((kind for kind in ALL_KINDS if kind.channel == channel), None)
+    if kind is NEWS:
+        return "news is not a channel of a symbol: set MDSERVICE_NEWS, to symbols or *"
+    if kind is not None:
+        return f"{shown} is not subscribed: it comes with {' and '.join(kind.topics)}"
+    return f"{shown!r} is not a channel; known are {', '.join(CHANNELS)}"
 
 
 def topics_of(symbols: Iterable[str], channels: Iterable[str]) -> tuple[Topic, ...]:

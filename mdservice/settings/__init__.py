@@ -13,10 +13,18 @@ from typing import Any, Literal
 import attrs
 
 from mdservice.errors import ConfigurationError
+from mdservice.model.feeds import CHANNELS, FeedName
 from mdservice.observability.masking import MASK, mask_url, secrets_in_url
 from mdservice.runtime.runtime_dir import default_socket
 from mdservice.settings import parsers as values
-from mdservice.settings.feeds import FEED_URLS, SIMULATOR, base_url
+from mdservice.settings.feeds import (
+    SIMULATOR,
+    STREAM_HOST,
+    STREAM_PATHS,
+    base_url,
+    is_alpacas,
+    stream_base,
+)
 from mdservice.settings.sources import (
     CONFIG_FILE,
     SECTION,
@@ -69,15 +77,55 @@ class Settings:
     )
     feed: str = setting(
         "iex",
-        values.one_of(*FEED_URLS, SIMULATOR),
-        "iex, sip, delayed_sip, boats, overnight, test (Alpaca's 24 h test stream) or simulator.",
+        values.one_of(*STREAM_PATHS["stocks"], SIMULATOR),
+        "The feed of stocks: iex, sip, delayed_sip, boats, overnight, test (Alpaca's 24 h test "
+        "stream) or simulator, which simulates crypto, options and news too.",
+        metavar="NAME",
+        real_world=True,
+    )
+    crypto_feed: str = setting(
+        "us",
+        values.one_of(*STREAM_PATHS["crypto"]),
+        "The feed of crypto: us, us-1 or eu-1.",
+        metavar="NAME",
+        real_world=True,
+    )
+    options_feed: str = setting(
+        "indicative",
+        values.one_of(*STREAM_PATHS["options"]),
+        "The feed of options: indicative or opra.",
         metavar="NAME",
         real_world=True,
     )
     feed_url: str | None = setting(
         None,
-        values.feed_url,
-        "A ws:// or wss:// URL that speaks Alpaca's protocol; else by the feed's name.",
+        values.feed_url("stocks"),
+        "The stream of stocks: a ws:// or wss:// URL that speaks Alpaca's protocol; else by the "
+        "feed's name.",
+        metavar="URL",
+        address=True,
+        real_world=True,
+    )
+    crypto_url: str | None = setting(
+        None,
+        values.feed_url("crypto"),
+        "The stream of crypto, likewise.",
+        metavar="URL",
+        address=True,
+        real_world=True,
+    )
+    options_url: str | None = setting(
+        None,
+        values.feed_url("options"),
+        "The stream of options, likewise.",
+        metavar="URL",
+        address=True,
+        real_world=True,
+    )
+    news_url: str | None = setting(
+        None,
+        values.feed_url("news"),
+        "The stream of news, likewise.",
         metavar="URL",
         address=True,
         real_world=True,
@@ -88,7 +136,8 @@ class Settings:
             wrong_hosts=("api.alpaca.markets", "paper-api.alpaca.markets"),
             instead="MDSERVICE_TRADING_URL",
         ),
-        "Base of the market-data REST API, for repairs; to be set where a feed URL is.",
+        "Base of the market-data REST API, for repairs and latest values; set it where a stream "
+        "URL is set.",
         metavar="URL",
         address=True,
     )
@@ -111,7 +160,21 @@ class Settings:
     symbols: tuple[str, ...] = setting(
         (),
         values.parse_symbol_list,
-        "Symbols to follow from the start, with commas between; * is every one of the feed.",
+        "Symbols to follow from the start, with commas between: stocks, crypto pairs (BTC/USD) "
+        "and options (AAPL261218C00200000). * is every symbol of the stock feed.",
+        metavar="SYM,SYM",
+    )
+    channels: tuple[str, ...] = setting(
+        ("quotes",),
+        values.parse_channel_list,
+        f"What to follow of each symbol: {', '.join(CHANNELS)}. A channel that an asset class "
+        "does not have is skipped for it.",
+        metavar="NAME,NAME",
+    )
+    news: tuple[str, ...] = setting(
+        (),
+        values.parse_symbol_list,
+        "Symbols whose news to follow, with commas between; * is all news.",
         metavar="SYM,SYM",
     )
     positions: str = setting(
@@ -258,16 +321,48 @@ class Settings:
         """The key prefix; None where it was not given, unlike one that was given empty."""
         return self.key_prefix if "key_prefix" in self.sources else None
 
+    def feed_name_of(self, feed: FeedName) -> str:
+        """Alpaca's name of what a connection carries: ``iex``, ``us``, ``indicative``, ``news``.
+
+        For stocks it is ``simulator`` if the feed is one.
+        """
+        names = {"crypto": self.crypto_feed, "options": self.options_feed, "news": "news"}
+        return names.get(feed, self.feed_name)
+
+    def stream_url(self, feed: FeedName) -> str | None:
+        """The URL of a connection's websocket; None for the embedded simulator before its start.
+
+        Without a URL of its own, a stream is where the stocks' URL is if that is a simulator or
+        a host of Alpaca's, such as the sandbox. Otherwise it is at Alpaca's usual host: another
+        stock feed is not known to have crypto, options or news.
+        """
+        own = self._own_url(feed)
+        if own is not None or (self.simulated and self.feed_url is None):
+            return own
+        base = STREAM_HOST
+        if self.feed_url is not None and (self.simulated or is_alpacas(self.feed_url)):
+            base = stream_base(self.feed_url)
+        return base + STREAM_PATHS[feed][self.feed_name_of(feed)]
+
     def resolved_feed_url(self) -> str | None:
         """Return the websocket's URL; None for the embedded simulator, which has yet to start."""
-        if self.feed_url is not None or self.simulated:
-            return self.feed_url
-        return FEED_URLS[self.feed]
+        return self.stream_url("stocks")
+
+    def history_known_of(self, feed: FeedName) -> bool:
+        """Whether the REST API is known to have the history of what a connection streams."""
+        if "rest_url" in self.sources or self._own_url(feed) is None:
+            return True
+        return feed == "stocks" and self.simulated
 
     @property
     def history_known(self) -> bool:
-        """Whether the REST API is known to have the history of what the feed streams."""
-        return "rest_url" in self.sources or self.simulated or self.feed_url is None
+        """Whether the REST API is known to have the history of the stocks."""
+        return self.history_known_of("stocks")
+
+    def _own_url(self, feed: FeedName) -> str | None:
+        name = "feed_url" if feed == "stocks" else f"{feed}_url"
+        url: str | None = getattr(self, name)
+        return url
 
     def resolved_rest_url(self) -> str:
         """Return the base of the market-data REST API; a simulator has it on its own port."""

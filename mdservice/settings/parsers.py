@@ -10,14 +10,16 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from mdservice.errors import InvalidSymbol
+from mdservice.errors import InvalidChannel, InvalidSymbol
+from mdservice.model.feeds import FeedName, parse_channels
 from mdservice.model.kinds import ALL_KINDS
 from mdservice.model.symbol import parse_symbols
 from mdservice.observability.masking import quoted
+from mdservice.settings.feeds import STREAM_HOST, STREAM_PATHS, is_alpacas
 
 __all__ = [
     "SOCKET_PATH_BYTES",
@@ -28,6 +30,7 @@ __all__ = [
     "is_loopback",
     "one_of",
     "parse_alerts",
+    "parse_channel_list",
     "parse_event_log",
     "parse_http_address",
     "parse_key_prefix",
@@ -51,6 +54,7 @@ SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _QUOTES = "\"'"
 _OWN_KEYS = (*(kind.key_prefix for kind in ALL_KINDS if kind.has_key), "mdservice:")
+_OWN_STREAMS = tuple(kind.stream.name for kind in ALL_KINDS if kind.stream is not None)
 
 
 def text(value: object) -> str:
@@ -154,17 +158,30 @@ def api_base(*, wrong_hosts: Sequence[str], instead: str) -> Callable[[object], 
     return parse_base
 
 
-def feed_url(value: object) -> str:
-    """The URL of a websocket. A URL of Alpaca must name the stream."""
-    given = parse_url(value, "ws", "wss")
-    parts = urlsplit(given)
-    host = (parts.hostname or "").lower()
-    if host.endswith("alpaca.markets") and parts.path.strip("/") in ("", "v2", "v1beta1"):
-        raise ValueError(
-            "does not name a stream: write the whole URL, such as "
-            "wss://stream.data.alpaca.markets/v2/iex, or set MDSERVICE_FEED alone"
-        )
-    return given
+def feed_url(feed: FeedName) -> Callable[[object], str]:
+    """The URL of a feed's websocket. A URL of Alpaca must name a stream of this feed."""
+    example = STREAM_HOST + next(iter(STREAM_PATHS[feed].values()))
+    owners = {
+        path: "MDSERVICE_FEED_URL" if name == "stocks" else f"MDSERVICE_{name.upper()}_URL"
+        for name, paths in STREAM_PATHS.items()
+        if name != feed
+        for path in paths.values()
+    }
+
+    def parse_feed_url(value: object) -> str:
+        given = parse_url(value, "ws", "wss")
+        if not is_alpacas(given):
+            return given
+        path = urlsplit(given).path.rstrip("/")
+        if path in owners:
+            raise ValueError(f"names a stream of another kind: it belongs to {owners[path]}")
+        if path.strip("/") in ("", "v2", "v1beta1", "v1beta3", "v1beta3/crypto"):
+            raise ValueError(
+                f"does not name a stream: write the whole URL, such as {example}, or leave it out"
+            )
+        return given
+
+    return parse_feed_url
 
 
 def whole_number(at_least: int, at_most: int) -> Callable[[object], int]:
@@ -237,21 +254,33 @@ def parse_secret(value: object) -> str:
 
 def parse_symbol_list(value: object) -> tuple[str, ...]:
     """``AAPL,MSFT``, or a list of symbols; ``*`` is every symbol of the feed."""
-    if isinstance(value, str):
-        texts: Iterable[object] = (part for part in value.split(",") if part.strip())
-    elif isinstance(value, Sequence):
-        texts = value
-    else:
-        raise ValueError('must be a list of symbols, such as "AAPL,MSFT"')  # noqa: TRY004 - a bad value, to the caller
-    symbols = []
-    for part in texts:
-        if not isinstance(part, str):
-            raise ValueError(f"{quoted(str(part))} is not a symbol: symbols are text")  # noqa: TRY004 - a bad value, to the caller
-        symbols.append(part)
     try:
-        return parse_symbols(symbols)
+        return parse_symbols(_texts(value, "symbol", "AAPL,MSFT"))
     except InvalidSymbol as exc:
         raise ValueError(str(exc)) from exc
+
+
+def parse_channel_list(value: object) -> tuple[str, ...]:
+    """``quotes,trades``, or a list of channels in Alpaca's names; at least one."""
+    try:
+        channels = parse_channels(_texts(value, "channel", "quotes,trades"))
+    except InvalidChannel as exc:
+        raise ValueError(str(exc)) from exc
+    if not channels:
+        raise ValueError("names no channel: write at least one, such as quotes")
+    return channels
+
+
+def _texts(value: object, what: str, example: str) -> list[str]:
+    """The texts of a list, or those between the commas of a text."""
+    if isinstance(value, str):
+        return [part for part in value.split(",") if part.strip()]
+    if not isinstance(value, Sequence):
+        raise ValueError(f'must be a list of {what}s, such as "{example}"')  # noqa: TRY004 - a bad value, to the caller
+    for part in value:
+        if not isinstance(part, str):
+            raise ValueError(f"{quoted(str(part))} is not a {what}: {what}s are text")  # noqa: TRY004 - a bad value, to the caller
+    return list(value)
 
 
 def parse_positions(value: object) -> str:
@@ -311,9 +340,10 @@ def parse_event_log(value: object) -> str:
     name = text(value)
     if not name.isprintable() or len(name) > 512:  # noqa: PLR2004 - a sane length for a key
         raise ValueError("must be a printable name of at most 512 characters")
-    if name.startswith(_OWN_KEYS):
+    if name.startswith(_OWN_KEYS) or name in _OWN_STREAMS:
+        own = ", ".join((*_OWN_STREAMS, *_OWN_KEYS))
         raise ValueError(
-            f"{quoted(name)} is among this service's own keys ({', '.join(_OWN_KEYS)}…): "
+            f"{quoted(name)} is among this service's own keys ({own}…): "
             "choose another name, such as price.log"
         )
     return name

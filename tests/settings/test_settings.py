@@ -64,7 +64,14 @@ def test_defaults_are_the_contracts(tmp_path: Path) -> None:
         rest_url="https://data.alpaca.markets",
         trading_url="https://paper-api.alpaca.markets",
         driver="auto",
+        crypto_feed="us",
+        options_feed="indicative",
+        crypto_url=None,
+        options_url=None,
+        news_url=None,
         symbols=(),
+        channels=("quotes",),
+        news=(),
         positions="none",
         positions_interval=5.0,
         max_spread=10.0,
@@ -256,7 +263,14 @@ BAD = {
     "rest_url": ["ftp://x", "data.alpaca.markets", "https://"],
     "trading_url": ["ws://x", "https:///v2"],
     "driver": ["alpaca", "raw"],
+    "crypto_feed": ["eu", "US", "us,eu-1", "simulator"],
+    "options_feed": ["iex", "OPRA"],
+    "crypto_url": ["https://x", "wss://stream.data.alpaca.markets/v1beta3/crypto"],
+    "options_url": ["x", "wss://stream.data.alpaca.markets"],
+    "news_url": ["http://x", "wss://stream.data.alpaca.markets/v1beta1"],
     "symbols": ["AAPL,MS FT", "A" * 40, "=1+1"],
+    "channels": ["quote", "quotes,tick", "Trades", ",", "corrections", "cancelErrors", "news", "*"],
+    "news": ["AAPL,MS FT", "A" * 40],
     "positions": ["all", "file:", "http://", "ftp://x/y"],
     "max_spread": ["-1", "-0.1", "nan", "inf", "200.1", "wide", "%"],
     "positions_interval": ["0", "-1", "nan", "inf", "soon", "1e400"],
@@ -265,7 +279,7 @@ BAD = {
     "redis_url": ["localhost:6379", "http://x", "unix://", "redis://x:port"],
     "renew_prices": ["maybe", "2", "on off"],
     "price_ttl": ["0", "-3", "1.5", "five", "1e3", "9" * 30],
-    "event_log": ["price:AAPL", "mdservice:writer:1", "a\nb", "x" * 600],
+    "event_log": ["news", "trade:AAPL", "price:AAPL", "mdservice:writer:1", "a\nb", "x" * 600],
     "key_prefix": ["a b", "a*", "{a}", "[a]", "a\\", "ä", "x" * 65, "price:", "mdservice:x"],
     "mute_after": ["0", "x"],
     "stale_after": ["-0.1", "x"],
@@ -322,7 +336,20 @@ GOOD = {
     "rest_url": ("http://[::1]:80/", "http://[::1]:80"),
     "trading_url": ("https://api.alpaca.markets", "https://api.alpaca.markets"),
     "driver": ("websockets", "websockets"),
-    "symbols": ("aapl, BRK.B,,*,AAPL", ("AAPL", "BRK.B", "*")),
+    "crypto_feed": (" eu-1 ", "eu-1"),
+    "options_feed": ("opra", "opra"),
+    "crypto_url": (
+        "ws://127.0.0.1:9000/v1beta3/crypto/us/",
+        "ws://127.0.0.1:9000/v1beta3/crypto/us",
+    ),
+    "options_url": ("wss://options.example/opra", "wss://options.example/opra"),
+    "news_url": ("wss://news.example", "wss://news.example"),
+    "symbols": (
+        "aapl, BRK.B,,*,AAPL,btc/usd,aapl261218c00200000",
+        ("AAPL", "BRK.B", "*", "BTC/USD", "AAPL261218C00200000"),
+    ),
+    "channels": ("trades, quotes,,trades,updatedBars", ("trades", "quotes", "updatedBars")),
+    "news": ("aapl,*", ("AAPL", "*")),
     "positions": ("file:positions.json", "file:positions.json"),
     "positions_interval": ("0.5", 0.5),
     "max_spread": (" 2.5 % ", 2.5),
@@ -476,7 +503,12 @@ def test_nothing_set_means_the_simulator() -> None:
 
 def test_settings_that_do_not_point_at_the_real_world_leave_the_simulator_on() -> None:
     settings = load(
-        {"MDSERVICE_SYMBOLS": "AAPL", "MDSERVICE_HTTP": "127.0.0.1:0"},
+        {
+            "MDSERVICE_SYMBOLS": "AAPL,BTC/USD",
+            "MDSERVICE_CHANNELS": "trades",
+            "MDSERVICE_NEWS": "*",
+            "MDSERVICE_HTTP": "127.0.0.1:0",
+        },
         file='[mdservice]\nlog_format = "json"\ntrading_url = "https://api.alpaca.markets"\n',
     )
     assert settings.simulated
@@ -486,7 +518,12 @@ REAL = {
     "api_key": "key",
     "secret_key": "secret",
     "feed": "iex",
+    "crypto_feed": "eu-1",
+    "options_feed": "indicative",
     "feed_url": "ws://localhost:1",
+    "crypto_url": "ws://localhost:1",
+    "options_url": "ws://localhost:1",
+    "news_url": "ws://localhost:1",
     "redis_url": "redis://localhost",
     "positions": "file:x.json",
 }
@@ -583,6 +620,116 @@ def test_a_feeds_url_follows_from_its_name(feed: str, path: str) -> None:
     assert settings.resolved_feed_url() == f"wss://stream.data.alpaca.markets{path}"
 
 
+HOST = "wss://stream.data.alpaca.markets"
+PRIVATE = {"MDSERVICE_FEED_URL": "ws://127.0.0.1:7/v2/iex"}
+SANDBOX = "wss://stream.data.sandbox.alpaca.markets"
+SIMULATED = {"MDSERVICE_FEED": "simulator"}
+
+
+@pytest.mark.parametrize(
+    ("given", "crypto", "options", "news"),
+    [
+        ({}, None, None, None),
+        (SIMULATED, None, None, None),
+        (KEYS, f"{HOST}/v1beta3/crypto/us", f"{HOST}/v1beta1/indicative", f"{HOST}/v1beta1/news"),
+        (
+            {**KEYS, "MDSERVICE_CRYPTO_FEED": "eu-1", "MDSERVICE_OPTIONS_FEED": "opra"},
+            f"{HOST}/v1beta3/crypto/eu-1",
+            f"{HOST}/v1beta1/opra",
+            f"{HOST}/v1beta1/news",
+        ),
+        (
+            {**KEYS, "MDSERVICE_NEWS_URL": "ws://127.0.0.1:8/news"},
+            f"{HOST}/v1beta3/crypto/us",
+            f"{HOST}/v1beta1/indicative",
+            "ws://127.0.0.1:8/news",
+        ),
+        # Another stock feed is not known to have crypto, options and news.
+        (
+            {**KEYS, **PRIVATE, "MDSERVICE_CRYPTO_URL": "ws://127.0.0.1:8/c"},
+            "ws://127.0.0.1:8/c",
+            f"{HOST}/v1beta1/indicative",
+            f"{HOST}/v1beta1/news",
+        ),
+        (
+            {**KEYS, "MDSERVICE_FEED_URL": f"{SANDBOX}/v2/iex"},
+            f"{SANDBOX}/v1beta3/crypto/us",
+            f"{SANDBOX}/v1beta1/indicative",
+            f"{SANDBOX}/v1beta1/news",
+        ),
+        # A simulator has all streams on one port.
+        (
+            {**SIMULATED, **PRIVATE, "MDSERVICE_CRYPTO_FEED": "us-1"},
+            "ws://127.0.0.1:7/v1beta3/crypto/us-1",
+            "ws://127.0.0.1:7/v1beta1/indicative",
+            "ws://127.0.0.1:7/v1beta1/news",
+        ),
+        (
+            {**SIMULATED, "MDSERVICE_CRYPTO_URL": "ws://127.0.0.1:8/c"},
+            "ws://127.0.0.1:8/c",
+            None,
+            None,
+        ),
+    ],
+)
+def test_each_stream_has_its_url(
+    given: dict[str, str], crypto: str | None, options: str | None, news: str | None
+) -> None:
+    settings = load(given)
+    settings.require_runnable()
+    found = [settings.stream_url(feed) for feed in ("crypto", "options", "news")]
+    assert found == [crypto, options, news]
+
+
+def test_a_name_that_only_ends_like_alpacas_is_another_host() -> None:
+    settings = load({**KEYS, "MDSERVICE_FEED_URL": "wss://notalpaca.markets/v2/iex"})
+    assert settings.stream_url("crypto") == f"{HOST}/v1beta3/crypto/us"
+
+
+@pytest.mark.parametrize("name", ["crypto_feed", "crypto_url", "options_url", "news_url"])
+def test_a_stream_of_the_real_world_needs_the_keys(name: str) -> None:
+    given = {f"MDSERVICE_{name.upper()}": "us" if name == "crypto_feed" else "ws://127.0.0.1:7"}
+    with pytest.raises(ConfigurationError, match=r"api_key is missing"):
+        load(given).require_runnable()
+    load({**given, **KEYS}).require_runnable()
+
+
+def test_each_stream_has_alpacas_name() -> None:
+    settings = load({**KEYS, "MDSERVICE_FEED": "sip", "MDSERVICE_CRYPTO_FEED": "eu-1"})
+    feeds = ("stocks", "crypto", "options", "news")
+    assert [settings.feed_name_of(feed) for feed in feeds] == ["sip", "eu-1", "indicative", "news"]
+    simulated = [Settings().feed_name_of(feed) for feed in feeds]
+    assert simulated == ["simulator", "us", "indicative", "news"]
+
+
+def test_alpacas_history_is_not_asked_for_the_records_of_another_stream() -> None:
+    own = {**KEYS, "MDSERVICE_CRYPTO_URL": "ws://127.0.0.1:8/c"}
+    settings = load(own)
+    assert settings.history_known_of("stocks")
+    assert settings.history_known_of("options")
+    assert not settings.history_known_of("crypto")
+    assert load({**own, "MDSERVICE_REST_URL": "http://127.0.0.1:8"}).history_known_of("crypto")
+    assert not load({**KEYS, **PRIVATE}).history_known_of("stocks")
+    simulated = load({**SIMULATED, **PRIVATE, "MDSERVICE_NEWS_URL": "ws://127.0.0.1:8/n"})
+    assert simulated.history_known_of("stocks")
+    assert simulated.history_known_of("crypto")
+    assert not simulated.history_known_of("news")
+
+
+@pytest.mark.parametrize(
+    ("channel", "hint"),
+    [
+        ("tick", "known are quotes, trades, bars, updatedBars, dailyBars, statuses, lulds, "),
+        ("corrections", "comes with trades"),
+        ("cancelErrors", "comes with trades"),
+        ("news", "MDSERVICE_NEWS"),
+        (",", "at least one"),
+    ],
+)
+def test_a_channel_that_cannot_be_set_is_refused_with_a_hint(channel: str, hint: str) -> None:
+    assert hint in refused({"MDSERVICE_CHANNELS": channel})
+
+
 REST = "https://data.alpaca.markets"
 TRADING = "https://paper-api.alpaca.markets"
 
@@ -652,6 +799,12 @@ def test_a_base_that_ends_in_v2_means_the_same(name: str, end: str) -> None:
         ("FEED_URL", "wss://stream.data.alpaca.markets/v2"),
         ("FEED_URL", "https://stream.data.alpaca.markets/v2/iex"),
         ("FEED_URL", "stream.data.alpaca.markets/v2/iex"),
+        ("FEED_URL", "wss://stream.data.alpaca.markets/v1beta3/crypto/us"),
+        ("FEED_URL", "wss://stream.data.alpaca.markets/v1beta1/news"),
+        ("CRYPTO_URL", "wss://stream.data.alpaca.markets/v2/iex"),
+        ("CRYPTO_URL", "wss://stream.data.sandbox.alpaca.markets/v1beta1/opra"),
+        ("OPTIONS_URL", "wss://stream.data.alpaca.markets/v1beta3/crypto/us/"),
+        ("NEWS_URL", "wss://stream.data.alpaca.markets/v2/sip"),
     ],
 )
 def test_an_address_of_another_kind_is_refused_at_once(name: str, value: str) -> None:

@@ -34,7 +34,7 @@ from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.timestamps import format_ns
 from mdservice.runtime.stop_signals import stop_on_signal
 from mdservice.settings import Settings
-from mdservice.settings.feeds import FEED_URLS, feed_delay_s
+from mdservice.settings.feeds import STREAM_PATHS, feed_delay_s
 
 __all__ = ["LastError", "LineOutput", "PlainLines", "entry_text", "watch"]
 
@@ -126,7 +126,7 @@ def _of_the_service(settings: Settings, service: ServiceWatch) -> Settings:
     """Drop the alerts, which the gateway handles; use the service's feed if none is set."""
     feed = service.status.get("feed")
     name = feed.get("name") if isinstance(feed, dict) else None
-    if "feed" not in settings.sources and name in FEED_URLS:
+    if "feed" not in settings.sources and name in STREAM_PATHS["stocks"]:
         sources = {**settings.sources, "feed": "the running service"}
         settings = attrs.evolve(settings, feed=name, sources=sources)
     return attrs.evolve(settings, alerts=())
