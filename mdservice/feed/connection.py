@@ -474,9 +474,9 @@ class FeedConnection:
             reason=self._last_error,
         )
 
-    async def _send_stale(self, reason: str) -> None:
-        _log.warning("feed_is_mute", feed=self.feed.name, reason=reason)
-        await self._send_status("stale", reason=reason)
+    async def _send_stale(self, reason: str, **details: Any) -> None:
+        _log.warning("feed_is_mute", feed=self.feed.name, reason=reason, **details)
+        await self._send_status("stale", reason=reason, **details)
 
     async def _send_status(self, state: FeedState, **details: Any) -> None:
         await self._send_queue.send(

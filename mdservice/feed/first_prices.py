@@ -21,11 +21,12 @@ import attrs
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feed.gap_repair.missing import AcceptedRecords
-from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.history import HalvingHistory
+from mdservice.feed.recovery import Recovery
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import FirstRecords
+from mdservice.model.feeds import Topic, symbols_of
 from mdservice.model.kinds import Kind, R
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger, masked
@@ -80,7 +81,7 @@ class FirstPrices(Generic[R]):
     Args:
         kind: The kind of the records.
         history: The source of the latest records, or None.
-        book: The wanted symbols.
+        subscriptions: The wanted topics.
         repair: Knows the symbols whose gap it will fill.
         accepted: The accepted records.
         send_queue: Sends the found records to the router.
@@ -95,15 +96,15 @@ class FirstPrices(Generic[R]):
         self,
         kind: Kind[R],
         history: HalvingHistory[R] | None,
-        book: SubscriptionSet,
-        repair: GapRepair[R],
+        subscriptions: SubscriptionSet,
+        repair: Recovery,
         accepted: AcceptedRecords,
         send_queue: SendQueue,
         clock: Clock,
     ) -> None:
         self._kind = kind
         self._history = history
-        self._book = book
+        self._subscriptions = subscriptions
         self._repair = repair
         self._accepted = accepted
         self._send_queue = send_queue
@@ -116,23 +117,30 @@ class FirstPrices(Generic[R]):
 
     def want_all(self) -> None:
         """Fetch the price of every wanted symbol; at the start."""
-        self._add(self._book.wanted)
+        self._add(symbols_of(self._subscriptions.wanted, self._kind))
 
-    def want(self, symbols: Iterable[str]) -> None:
+    def want(self, topics: Iterable[Topic]) -> None:
         """Fetch the prices of those symbols that are new or have none; before subscribing."""
         self._add(
             symbol
-            for symbol in symbols
-            if symbol not in self._book or self._accepted.last_ns(symbol) is None
+            for symbol in symbols_of(topics, self._kind)
+            if not self._is_wanted(symbol) or self._accepted.last_ns(symbol) is None
         )
 
-    def forget(self, symbols: Iterable[str]) -> None:
+    def fetch(self, symbols: Iterable[str]) -> None:
+        """Fetch the latest records of these symbols."""
+        self._add(symbol for symbol in symbols if self._is_wanted(symbol))
+
+    def forget(self, topics: Iterable[Topic]) -> None:
         """Stop fetching those of the symbols that no source wants any more."""
-        ended = [symbol for symbol in symbols if symbol not in self._book]
+        ended = [s for s in symbols_of(topics, self._kind) if not self._is_wanted(s)]
         for symbol in ended:
             self._due.pop(symbol, None)
         if self._history is not None:
             self._history.forget(ended)
+
+    def _is_wanted(self, symbol: str) -> bool:
+        return any(Topic(channel, symbol) in self._subscriptions for channel in self._kind.topics)
 
     def _add(self, symbols: Iterable[str]) -> None:
         if self._history is None:
@@ -203,7 +211,7 @@ class FirstPrices(Generic[R]):
         else:
             self.last_error = None
             self.failed += len(answer.refused)
-            history.forget(symbol for symbol in answer.refused if symbol not in self._book)
+            history.forget(s for s in answer.refused if not self._is_wanted(s))
             await anyio.sleep(STREAM_FIRST_S)
             wanted = {s: due.asked_ns for s, due in asked.items() if self._due.get(s) is due}
             repairing = self._repair.symbols()

@@ -6,8 +6,10 @@ the newest quotes: newer than ours means that the socket is dead.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, Literal
 
 import anyio
 import attrs
@@ -20,11 +22,13 @@ from mdservice.errors import (
 )
 from mdservice.feed.gap_repair.missing import AcceptedRecords
 from mdservice.feed.history import HalvingHistory
-from mdservice.model.kinds import Record
+from mdservice.model.feeds import Topic, symbols_of
+from mdservice.model.kinds import NEWS, QUOTES, Kind, R, Record
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
+from mdservice.runtime.task_groups import run_together
 
-__all__ = ["LONGEST_S", "Liveness"]
+__all__ = ["LONGEST_S", "Hours", "Judge", "Liveness"]
 
 _log = get_logger(__name__)
 
@@ -32,6 +36,11 @@ LONGEST_S = 600.0
 """The longest silence between two looks, seconds."""
 _ANSWER_LIMIT_S = 5.0
 _MOST_ASKED = 200
+_SYMBOL_CHECK_S = 60.0
+"""How often the silence of single symbols is looked at, at most."""
+_ON_ITS_WAY_NS = 5_000_000_000
+"""A record that is younger than this may still be on its way over the stream."""
+_MOST_NAMED = 10
 
 
 @attrs.frozen
@@ -51,37 +60,63 @@ class _Look:
         return first_s if self.certain else max(first_s, min(LONGEST_S, limit_s * 2))
 
 
+Hours = Literal["open", "extended", "closed"]
+"""What the silence of a feed means. ``open``: the feed is dead unless history shows a quiet market.
+``extended``: it is dead only if history has newer records. ``closed``: nothing."""
+
+
+@attrs.frozen
+class Judge(Generic[R]):
+    """A kind by whose newest records the silence of a feed is judged.
+
+    Attributes:
+        kind: The kind.
+        history: Where its newest records are asked for; None where the feed has no history.
+        accepted: Its accepted records.
+    """
+
+    kind: Kind[R]
+    history: HalvingHistory[R] | None
+    accepted: AcceptedRecords
+
+
 class Liveness:
     """Judges the silence of one feed, over all of its connections.
 
     Args:
         limit_s: Silence after which history is asked, seconds. Doubled while the market is
             quiet or history does not answer, up to :data:`LONGEST_S`; data brings it back.
-        history: Where the newest quotes are asked for; None where the feed has no history.
-        is_open: Whether the market is open; silence counts only then.
-        accepted: The quotes that are out.
+        judges: The kinds by which silence is judged; the first that is subscribed counts.
+        hours: Returns what silence means now.
+        utc_ns: The clock, UTC nanoseconds.
+        refresh: Called with a kind and the newest records of symbols that stay silent although
+            others flow, and when history was asked, UTC nanoseconds.
     """
 
     def __init__(
         self,
         limit_s: float,
-        history: HalvingHistory[Any] | None,
-        is_open: Callable[[], Awaitable[bool]],
-        accepted: AcceptedRecords,
+        judges: Sequence[Judge[Any]],
+        hours: Callable[[], Awaitable[Hours]],
+        utc_ns: Callable[[], int],
+        refresh: Callable[[Kind[Any], Sequence[Any], int], Awaitable[None]],
     ) -> None:
         self._first_s = limit_s
         self._limit_s = limit_s
-        self._history = history
-        self._is_open = is_open
-        self._accepted = accepted
+        self._judges = judges
+        self._hours = hours
+        self._utc_ns = utc_ns
+        self._refresh = refresh
         self._since_s = 0.0
         """From when the silence counts."""
-        self._subscribed_ns: dict[str, int] = {}
-        """Since when each symbol is subscribed on this connection."""
+        self._subscribed_ns: dict[Topic, int] = {}
+        """Since when each topic is subscribed on this connection."""
         self._unheard: set[str] = set()
-        """Those that have had no quote on this connection."""
+        """The symbols that have had no quote on this connection."""
         self._known_ns: dict[str, int] = {}
         """The times that the last look found: the same times again show nothing new."""
+        self._asked: deque[str] = deque()
+        """The symbols in the order in which they are checked for silence of their own."""
         self._sooner = anyio.Event()
         """Set where the next look is due earlier than it was."""
 
@@ -90,27 +125,30 @@ class Liveness:
         self._subscribed_ns = {}
         self._unheard = set()
 
-    def subscribed(self, symbols: Iterable[str], at_ns: int) -> None:
+    def subscribed(self, topics: Iterable[Topic], at_ns: int) -> None:
         """These are subscribed, all of them; the silence of the first is judged from now on.
 
         Args:
-            symbols: As the feed acknowledged them.
+            topics: As the feed acknowledged them.
             at_ns: When, UTC nanoseconds.
         """
         before = self._subscribed_ns
-        self._subscribed_ns = {symbol: before.get(symbol, at_ns) for symbol in symbols}
-        new = self._subscribed_ns.keys() - before.keys() - {EVERY_SYMBOL}
-        self._unheard = (self._unheard & self._subscribed_ns.keys()) | new
-        if self._history is not None:
-            self._history.forget(before.keys() - self._subscribed_ns.keys())
+        self._subscribed_ns = {topic: before.get(topic, at_ns) for topic in topics}
+        quoted = set(symbols_of(self._subscribed_ns, QUOTES))
+        new = quoted.difference(symbols_of(before, QUOTES)) - {EVERY_SYMBOL}
+        self._unheard = (self._unheard & quoted) | new
+        for judge in self._judges:
+            if judge.history is not None:
+                gone = set(symbols_of(before, judge.kind))
+                judge.history.forget(gone.difference(symbols_of(self._subscribed_ns, judge.kind)))
         if not before:
             self._since_s = anyio.current_time()
 
-    def data_came(self, quotes: Iterable[Record]) -> None:
+    def data_came(self, kind: Kind[Any], records: Iterable[Record]) -> None:
         """Market data: the feed lives."""
         self._since_s = anyio.current_time()
-        if self._unheard:
-            self._unheard.difference_update([quote.symbol for quote in quotes])
+        if self._unheard and kind is QUOTES:
+            self._unheard.difference_update([record.symbol for record in records])
         if self._limit_s != self._first_s:
             self._limit_s = self._first_s
             self._sooner.set()
@@ -118,17 +156,37 @@ class Liveness:
     def without_quotes(self, now_ns: int) -> list[str]:
         """Symbols without a quote for the limit since they were subscribed."""
         before_ns = now_ns - int(self._first_s * 1e9)
-        return sorted(s for s in self._unheard if self._subscribed_ns[s] <= before_ns)
+        since_ns = self._since_ns(QUOTES)
+        return sorted(s for s in self._unheard if since_ns.get(s, before_ns) <= before_ns)
 
-    async def watch(self, tell_stale: Callable[[str], Awaitable[None]]) -> None:
+    def _since_ns(self, kind: Kind[Any]) -> dict[str, int]:
+        """Since when each symbol of a kind is subscribed."""
+        return {
+            topic.symbol: at_ns
+            for topic, at_ns in self._subscribed_ns.items()
+            if topic.channel in kind.topics
+        }
+
+    def _judge(self) -> Judge[Any] | None:
+        """The first kind that is subscribed."""
+        channels = {topic.channel for topic in self._subscribed_ns}
+        return next((j for j in self._judges if not channels.isdisjoint(j.kind.topics)), None)
+
+    async def watch(self, tell_stale: Callable[..., Awaitable[None]]) -> None:
         """Watch one connection until cancelled; while nothing is subscribed silence is right.
 
         Args:
-            tell_stale: Called with the reason when the connection is given up.
+            tell_stale: Called with the reason when the connection is given up, and with the
+                reason and ``symbols`` when some of its symbols were silent.
 
         Raises:
             FeedUnavailable: The socket is dead, or history cannot rule that out.
         """
+        await run_together(
+            partial(self._watch_feed, tell_stale), partial(self._watch_symbols, tell_stale)
+        )
+
+    async def _watch_feed(self, tell_stale: Callable[..., Awaitable[None]]) -> None:
         while True:
             since_s, limit_s = self._since_s, self._limit_s
             with anyio.CancelScope(deadline=since_s + limit_s):
@@ -138,8 +196,8 @@ class Liveness:
             if self._since_s != since_s:
                 continue  # data came
             looked = None
-            if self._subscribed_ns and await self._is_open():
-                looked = await self._look()
+            if self._subscribed_ns:
+                looked = await self._look(await self._hours())
             if self._since_s != since_s:
                 continue
             self._since_s = anyio.current_time()
@@ -152,14 +210,25 @@ class Liveness:
                 raise FeedUnavailable(reason)
             _log.info("feed_is_quiet", silent_s=limit_s, next_look_s=self._limit_s)
 
-    async def _look(self) -> _Look:
-        """Ask history whether the market is quiet."""
-        asked = self._to_ask()
-        if self._history is None or not asked:
+    async def _look(self, hours: Hours) -> _Look | None:
+        """Ask history whether the market is quiet; None if silence means nothing now."""
+        judge = self._judge()
+        if hours == "closed":
+            return None
+        if judge is None:
+            return _Look(None)  # a status or a price limit may not come for days
+        looked = await self._ask_whether_quiet(judge)
+        if hours == "extended" and not looked.certain:
+            return _Look(None)
+        return looked
+
+    async def _ask_whether_quiet(self, judge: Judge[Any]) -> _Look:
+        asked = self._to_ask(judge)
+        if judge.history is None or not asked:
             return _Look("and there is nothing to ask whether the market is quiet")
         try:
             with anyio.fail_after(_ANSWER_LIMIT_S):
-                found = await self._history.latest(asked)
+                found = await judge.history.latest(asked)
         except TimeoutError:
             return _Look("and history does not answer whether the market is quiet")
         except SymbolsRefused as exc:
@@ -169,26 +238,99 @@ class Liveness:
         except (HistoryRefused, HistoryUnavailable) as exc:
             return _Look(f"and history does not show whether the market is quiet ({exc})")
         newest = found.records
-        newer = [quote.symbol for quote in newest if quote.ts_event_ns > self._ours_ns(quote)]
-        self._known_ns = {quote.symbol: quote.ts_event_ns for quote in newest}
+        since_ns = self._since_ns(judge.kind)
+        newer = [
+            record.symbol
+            for record in newest
+            if record.ts_event_ns > self._ours_ns(judge, since_ns, record)
+        ]
+        self._known_ns = {record.symbol: record.ts_event_ns for record in newest}
         if newer:
-            return _Look(f"while {newer[0]} has a newer quote than ours", certain=True)
+            one = "quote" if judge.kind is QUOTES else "record"
+            return _Look(f"while {newer[0]} has a newer {one} than ours", certain=True)
         # A refused symbol does not show that the socket is dead.
         return _Look(None)
 
-    def _ours_ns(self, quote: Record) -> int:
+    def _ours_ns(self, judge: Judge[Any], since_ns: Mapping[str, int], record: Record) -> int:
         """The newest time of the symbol that is known; at least from when it is subscribed."""
-        ours_ns = self._accepted.last_ns(quote.symbol)
+        accepted = judge.accepted
+        ours_ns = accepted.last_ns(record.symbol)
         if ours_ns is None:
-            ours_ns = self._subscribed_ns.get(quote.symbol, quote.ts_event_ns)
-        elif self._accepted.is_first(quote.symbol):  # the stream owes what came since, and no more
-            ours_ns = max(ours_ns, self._subscribed_ns.get(quote.symbol, ours_ns))
-        return max(ours_ns, self._known_ns.get(quote.symbol, ours_ns))
+            ours_ns = since_ns.get(record.symbol, record.ts_event_ns)
+        elif accepted.is_first(record.symbol):  # the stream owes what came since, and no more
+            ours_ns = max(ours_ns, since_ns.get(record.symbol, ours_ns))
+        return max(ours_ns, self._known_ns.get(record.symbol, ours_ns))
 
-    def _to_ask(self) -> Sequence[str]:
-        """Those subscribed; where they are many, those that were quoted last."""
-        symbols = set(self._subscribed_ns)
-        if EVERY_SYMBOL in symbols:
-            symbols = (symbols | set(self._accepted.symbols())) - {EVERY_SYMBOL}
-        by_time = sorted(symbols, key=lambda s: (-(self._accepted.last_ns(s) or 0), s))
+    def _to_ask(self, judge: Judge[Any]) -> Sequence[str]:
+        """Those subscribed; where they are many, those whose records are the newest."""
+        symbols = set(self._since_ns(judge.kind))
+        if EVERY_SYMBOL in symbols and judge.kind is not NEWS:
+            symbols = (symbols | set(judge.accepted.symbols())) - {EVERY_SYMBOL}
+        by_time = sorted(symbols, key=lambda s: (-(judge.accepted.last_ns(s) or 0), s))
         return by_time[:_MOST_ASKED]
+
+    async def _watch_symbols(self, tell_stale: Callable[..., Awaitable[None]]) -> None:
+        """Find symbols that stay silent while others flow, refresh and report them."""
+        every_s = max(_SYMBOL_CHECK_S, self._first_s)
+        while True:
+            await anyio.sleep(every_s)
+            judge = self._judge()
+            flowing = anyio.current_time() - self._since_s < self._first_s
+            if judge is None or judge.history is None or judge.kind is NEWS or not flowing:
+                continue
+            silent = self._silent(judge, every_s)
+            if silent and await self._hours() != "closed":
+                await self._refresh_silent(judge, silent, tell_stale)
+
+    def _silent(self, judge: Judge[Any], limit_s: float) -> list[str]:
+        """The next symbols to check, of those without a record for a while, in turn."""
+        subscribed = self._since_ns(judge.kind)
+        if EVERY_SYMBOL in subscribed:
+            return []
+        known = [symbol for symbol in self._asked if symbol in subscribed]
+        self._asked = deque((*(subscribed.keys() - set(known)), *known))
+        silent: list[str] = []
+        before_ns = self._utc_ns() - int(limit_s * 1e9)
+        for _ in range(len(self._asked)):
+            if len(silent) >= _MOST_ASKED:
+                break
+            symbol = self._asked.popleft()
+            self._asked.append(symbol)
+            last = judge.accepted.latest(symbol)
+            if last is None or last.ts_recv_ns <= before_ns:
+                silent.append(symbol)
+        return silent
+
+    async def _refresh_silent(
+        self,
+        judge: Judge[Any],
+        silent: Sequence[str],
+        tell_stale: Callable[..., Awaitable[None]],
+    ) -> None:
+        since_ns = self._since_ns(judge.kind)
+        began_ns = {symbol: judge.accepted.last_ns(symbol) for symbol in silent}
+        found: Sequence[Any] = ()
+        asked_ns = self._utc_ns()
+        try:
+            with anyio.fail_after(_ANSWER_LIMIT_S):
+                found = (await judge.history.latest(silent)).records if judge.history else ()
+        except (TimeoutError, HistoryRefused, HistoryUnavailable) as exc:
+            _log.info("silent_symbols_not_checked", reason=str(exc) or "no answer in time")
+            return
+        missed = [
+            record
+            for record in found
+            if judge.accepted.last_ns(record.symbol) == began_ns[record.symbol]
+            and record.ts_event_ns < asked_ns - _ON_ITS_WAY_NS
+            and record.ts_event_ns > self._ours_ns(judge, since_ns, record)
+        ]
+        if not missed:
+            return
+        symbols = sorted(record.symbol for record in missed)
+        self._known_ns.update((record.symbol, record.ts_event_ns) for record in missed)
+        await self._refresh(judge.kind, missed, asked_ns)
+        await tell_stale(
+            f"the feed sends nothing of {', '.join(symbols[:_MOST_NAMED])}, and REST has newer "
+            f"{judge.kind.channel}",
+            symbols=symbols,
+        )

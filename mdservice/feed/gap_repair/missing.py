@@ -7,6 +7,7 @@ from typing import Protocol
 
 import attrs
 
+from mdservice.model.kinds import Record
 from mdservice.model.symbol import EVERY_SYMBOL
 
 __all__ = ["AcceptedRecords", "Missed", "MissingRecords"]
@@ -21,6 +22,10 @@ class AcceptedRecords(Protocol):
 
     def last_ns(self, symbol: str) -> int | None:
         """The time of the symbol's last accepted record, UTC nanoseconds, or None."""
+        ...
+
+    def latest(self, symbol: str) -> Record | None:
+        """The symbol's last accepted record, or None."""
         ...
 
     def is_first(self, symbol: str) -> bool:
