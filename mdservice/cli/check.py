@@ -51,9 +51,9 @@ def _show(result: CheckResult) -> None:
     outcome = click.style(f"{result.outcome:<5}", fg=_COLOURS[result.outcome])
     advice = f" → {result.advice}" if result.advice else ""
     text = " ".join(f"{result.detail}{advice}".split())
-    click.echo(f"{outcome} {result.name:<10} {masked(text)}")
+    click.echo(f"{outcome} {result.name:<12} {masked(text)}")
 
 
 def _waiting(name: str, limit_s: float) -> None:
     """Print to stderr, since stdout has one line for each check."""
-    click.echo(f"...   {name:<10} still waiting for an answer, {limit_s:g} s at most", err=True)
+    click.echo(f"...   {name:<12} still waiting for an answer, {limit_s:g} s at most", err=True)

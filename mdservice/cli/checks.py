@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
@@ -29,7 +30,9 @@ from mdservice.errors import (
 )
 from mdservice.feed.alpaca.rest import clock_refusal
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import CRYPTO, FEEDS, OPTIONS, STOCKS, Feed, FeedName, feed_of
 from mdservice.model.position import Position
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.masking import mask_url
 from mdservice.positions.parse import NOT_A_STOCK
 from mdservice.positions.sources import (
@@ -43,6 +46,7 @@ from mdservice.positions.sources import (
 from mdservice.redis_io.names import RedisNames
 from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.runtime.runtime_dir import can_serve_at
+from mdservice.settings.feeds import url_setting, url_variable
 
 if TYPE_CHECKING:
     from mdservice.feed.driver import Driver
@@ -67,7 +71,14 @@ __all__ = [
     "warned",
 ]
 
-_FEED = "feed"
+_NAMES: Mapping[FeedName, str] = {
+    feed.name: "feed" if feed is STOCKS else feed.name for feed in FEEDS
+}
+"""The name of the check of each feed's connection."""
+_REST_NAMES: Mapping[FeedName, str] = {
+    feed.name: "data REST" if feed is STOCKS else f"{feed.name} REST" for feed in FEEDS
+}
+"""The name of the check of each feed's REST API."""
 _TIMEOUT_S = 20.0
 _FEED_TIMEOUT_S = 35.0
 """Two drivers, each with 15 s to log in."""
@@ -89,7 +100,7 @@ async def run_checks(
     show: Callable[[CheckResult], None],
     waiting: Callable[[str, float], None] = lambda _name, _limit_s: None,
 ) -> list[CheckResult]:
-    """Run all checks, one after the other. The feed takes 35 s at most, each other check 20 s.
+    """Run all checks, one after the other. A feed takes 35 s at most, each other check 20 s.
 
     Args:
         settings: Complete settings, see :meth:`Settings.require_runnable`.
@@ -98,11 +109,12 @@ async def run_checks(
     """
     http = HttpClient()
     running = await anyio.to_thread.run_sync(find_running, settings, abandon_on_cancel=True)
+    feeds = _wanted_feeds(settings)
     checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
         "settings": partial(check_settings, settings),
         "socket": partial(check_socket, settings, running),
-        _FEED: partial(check_feed, settings, running),
-        "data REST": partial(check_history, settings, http),
+        **{_NAMES[feed.name]: partial(check_feed, settings, running, feed) for feed in feeds},
+        **{_REST_NAMES[feed.name]: partial(check_history, settings, http, feed) for feed in feeds},
         "clock": partial(check_clock, settings, http),
         "redis": partial(check_redis, settings),
         "positions": partial(check_positions, settings, http),
@@ -110,7 +122,7 @@ async def run_checks(
     results = []
     try:
         for name, check in checks.items():
-            limit_s = _FEED_TIMEOUT_S if name == _FEED else _TIMEOUT_S
+            limit_s = _FEED_TIMEOUT_S if name in _NAMES.values() else _TIMEOUT_S
             result = failed(name, f"nothing within {limit_s:g} s", "check the network")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_report_later, partial(waiting, name, limit_s))
@@ -122,6 +134,21 @@ async def run_checks(
     finally:
         await http.aclose()
     return results
+
+
+def _wanted_feeds(settings: Settings) -> tuple[Feed, ...]:
+    """The feeds of the symbols and the news in the settings, and those that are set there.
+
+    Positions may bring symbols of any feed; most are stocks.
+    """
+    wanted = {feed_of(symbol).name for symbol in settings.symbols}
+    choosing = {"stocks": "feed", "crypto": "crypto_feed", "options": "options_feed"}
+    for feed in FEEDS:
+        if {choosing.get(feed.name, "news"), url_setting(feed.name)} & settings.sources.keys():
+            wanted.add(feed.name)
+    if not wanted or settings.positions != "none":
+        wanted.add("stocks")
+    return tuple(feed for feed in FEEDS if feed.name in wanted)
 
 
 async def _report_later(report: Callable[[], None]) -> None:
@@ -203,16 +230,18 @@ async def check_socket(settings: Settings, running: str | None) -> CheckResult:
     return passed(name, f"{settings.socket} is free")
 
 
-async def check_feed(settings: Settings, running: str | None) -> CheckResult:
+async def check_feed(settings: Settings, running: str | None, feed: Feed = STOCKS) -> CheckResult:
     """Connect and log in as the service would, then disconnect.
 
     Args:
         settings: The feed, the keys and the driver. Starts the embedded simulator if needed.
-        running: The state of a running service, or None. A running service holds the account's
-            one connection, so the feed is not checked.
+        running: The state of a running service, or None. A running service may hold the
+            account's one connection to the feed, so the feed is not checked.
+        feed: The feed to check.
     """
+    name = _NAMES[feed.name]
     if running is not None and not settings.simulator_embedded:
-        return skipped(_FEED, f"the running service holds the account's connection: {running}")
+        return skipped(name, f"the running service holds the account's connection: {running}")
     from mdservice.feed.alpaca.drivers import make_drivers
     from mdservice.feed.driver import LONGEST_OPEN_TIMEOUT_S, LoginLimit
 
@@ -225,32 +254,36 @@ async def check_feed(settings: Settings, running: str | None) -> CheckResult:
             settings = attrs.evolve(settings, feed="simulator", feed_url=simulator.url)
         try:
             # One attempt gets the time that a running service allows after several.
-            drivers = make_drivers(settings, LoginLimit(LONGEST_OPEN_TIMEOUT_S))
+            limit = LoginLimit(LONGEST_OPEN_TIMEOUT_S)
+            drivers = make_drivers(settings, limit, feed)
         except ConfigurationError as exc:
-            return failed(_FEED, str(exc), configuration=True)
-        return await log_in(settings.feed_name, drivers)
+            return failed(name, str(exc), configuration=True)
+        shown = settings.feed_name if settings.simulated else settings.feed_name_of(feed.name)
+        return await log_in(shown, drivers, feed)
 
 
-async def log_in(feed: str, drivers: Sequence[Driver]) -> CheckResult:
+async def log_in(shown: str, drivers: Sequence[Driver], feed: Feed = STOCKS) -> CheckResult:
     """Log in with the first driver that can, as ``auto`` would.
 
     A refusal ends the check, since the feed would refuse another driver too.
     """
+    name = _NAMES[feed.name]
     troubles: list[str] = []
     configuration = False
     for driver in drivers:
         try:
             async with driver.connect(Followed(), time.time_ns):
                 before = f" ({'; '.join(troubles)})" if troubles else ""
-                return passed(_FEED, f"{feed}: logged in by {driver.name}{before}")
+                return passed(name, f"{shown}: logged in by {driver.name}{before}")
         except (MDServiceError, BaseExceptionGroup) as exc:
             refused = _foreseen(exc)
             if isinstance(refused, FeedRefused):
-                return _feed_refused(feed, refused)
+                return _feed_refused(name, f"{shown}: {refused}", refused)
             configuration = isinstance(refused, ConfigurationError)
             troubles.append(f"{driver.name}: {refused}")
-    advice = "" if configuration else "check the network, and MDSERVICE_FEED_URL where it is set"
-    return failed(_FEED, "; ".join(troubles), advice, configuration=configuration)
+    set_url = url_variable(feed.name)
+    advice = "" if configuration else f"check the network, and {set_url} where it is set"
+    return failed(name, "; ".join(troubles), advice, configuration=configuration)
 
 
 def _foreseen(exc: BaseException) -> MDServiceError:
@@ -262,32 +295,55 @@ def _foreseen(exc: BaseException) -> MDServiceError:
     return next(cause for cause in found if isinstance(cause, MDServiceError))
 
 
-def _feed_refused(feed: str, refused: FeedRefused) -> CheckResult:
+def _feed_refused(name: str, detail: str, refused: FeedRefused) -> CheckResult:
     advice = ""
     if refused.remedy == "wait_for_slot":
         advice = (
             "a running mdservice may be that program: look for it with `mdservice status`, or on "
             "the account's other machines"
         )
-    return failed(_FEED, f"{feed}: {refused}", advice, configuration=refused.remedy == "fix")
+    return failed(name, detail, advice, configuration=refused.remedy == "fix")
 
 
-async def check_history(settings: Settings, http: HttpClient | None = None) -> CheckResult:
-    """Ask the data REST API for a latest quote, as repairs and the liveness check do."""
-    name = "data REST"
+async def check_history(
+    settings: Settings, http: HttpClient | None = None, feed: Feed = STOCKS
+) -> CheckResult:
+    """Ask the data REST API for a latest record, as repairs and the liveness check do."""
+    name, records = _REST_NAMES[feed.name], "articles" if feed.name == "news" else "quotes"
     if settings.simulated:
         return skipped(name, "not asked for simulated prices")
-    if settings.feed not in _LATEST_FEEDS:
+    if feed is STOCKS and settings.feed not in _LATEST_FEEDS:
         return skipped(name, f"has no quotes of the feed {settings.feed}")
-    symbol = next((symbol for symbol in settings.symbols if symbol != "*"), "AAPL")
-    url = f"{settings.rest_url}/v2/stocks/quotes/latest?symbols={symbol}&feed={settings.feed}"
+    if not settings.history_known_of(feed.name):
+        return warned(
+            name,
+            f"not asked: {url_variable(feed.name)} is set, MDSERVICE_REST_URL is not, so gaps stay",
+            "set MDSERVICE_REST_URL to the REST API that has the records of this stream",
+        )
+    base, shown = settings.resolved_rest_url(), mask_url(settings.resolved_rest_url())
     try:
-        page = await _get(url, _keys(settings), http)
+        page = await _get(f"{base}{_latest_path(settings, feed)}", _keys(settings), http)
     except _Unreachable as exc:
         return _no_answer(name, exc, "MDSERVICE_REST_URL")
     if page.status == OK:
-        return passed(name, f"{mask_url(settings.rest_url)} gives quotes of {settings.feed}")
-    return _http_refused(name, settings.rest_url, page, "the keys, the plan and MDSERVICE_REST_URL")
+        return passed(name, f"{shown} gives {records} of {settings.feed_name_of(feed.name)}")
+    return _http_refused(name, base, page, "the keys, the plan and MDSERVICE_REST_URL")
+
+
+def _latest_path(settings: Settings, feed: Feed) -> str:
+    """The path and the query for the latest record of one of the settings' symbols."""
+    name = settings.feed_name_of(feed.name)
+    symbols = [s for s in settings.symbols if s != EVERY_SYMBOL and feed_of(s) is feed]
+    if feed is STOCKS:
+        return f"/v2/stocks/quotes/latest?symbols={symbols[0] if symbols else 'AAPL'}&feed={name}"
+    if feed is CRYPTO:
+        symbol = quote(symbols[0] if symbols else "BTC/USD", safe="")
+        return f"/v1beta3/crypto/{name}/latest/quotes?symbols={symbol}"
+    if feed is OPTIONS and symbols:
+        return f"/v1beta1/options/quotes/latest?symbols={symbols[0]}&feed={name}"
+    if feed is OPTIONS:
+        return f"/v1beta1/options/snapshots/AAPL?feed={name}&limit=1"
+    return "/v1beta1/news?limit=1"
 
 
 async def check_clock(settings: Settings, http: HttpClient | None = None) -> CheckResult:

@@ -24,6 +24,7 @@ from mdservice.settings.feeds import (
     base_url,
     is_alpacas,
     stream_base,
+    url_setting,
 )
 from mdservice.settings.sources import (
     CONFIG_FILE,
@@ -344,10 +345,6 @@ class Settings:
             base = stream_base(self.feed_url)
         return base + STREAM_PATHS[feed][self.feed_name_of(feed)]
 
-    def resolved_feed_url(self) -> str | None:
-        """Return the websocket's URL; None for the embedded simulator, which has yet to start."""
-        return self.stream_url("stocks")
-
     def history_known_of(self, feed: FeedName) -> bool:
         """Whether the REST API is known to have the history of what a connection streams."""
         if "rest_url" in self.sources or self._own_url(feed) is None:
@@ -360,8 +357,7 @@ class Settings:
         return self.history_known_of("stocks")
 
     def _own_url(self, feed: FeedName) -> str | None:
-        name = "feed_url" if feed == "stocks" else f"{feed}_url"
-        url: str | None = getattr(self, name)
+        url: str | None = getattr(self, url_setting(feed))
         return url
 
     def resolved_rest_url(self) -> str:

@@ -19,6 +19,8 @@ __all__ = [
     "feed_delay_s",
     "is_alpacas",
     "stream_base",
+    "url_setting",
+    "url_variable",
 ]
 
 SIMULATOR = "simulator"
@@ -62,3 +64,13 @@ def is_alpacas(url: str) -> bool:
     """Whether the host of a URL is one of Alpaca's, its sandbox included."""
     host = (urlsplit(url).hostname or "").lower()
     return host == "alpaca.markets" or host.endswith(".alpaca.markets")
+
+
+def url_setting(feed: FeedName) -> str:
+    """The setting of a feed's URL: ``feed_url`` or, for instance, ``crypto_url``."""
+    return "feed_url" if feed == "stocks" else f"{feed}_url"
+
+
+def url_variable(feed: FeedName) -> str:
+    """Its environment variable: ``MDSERVICE_CRYPTO_URL``."""
+    return f"MDSERVICE_{url_setting(feed).upper()}"

@@ -19,7 +19,7 @@ from mdservice.model.feeds import FeedName, parse_channels
 from mdservice.model.kinds import ALL_KINDS
 from mdservice.model.symbol import parse_symbols
 from mdservice.observability.masking import quoted
-from mdservice.settings.feeds import STREAM_HOST, STREAM_PATHS, is_alpacas
+from mdservice.settings.feeds import STREAM_HOST, STREAM_PATHS, is_alpacas, url_variable
 
 __all__ = [
     "SOCKET_PATH_BYTES",
@@ -162,7 +162,7 @@ def feed_url(feed: FeedName) -> Callable[[object], str]:
     """The URL of a feed's websocket. A URL of Alpaca must name a stream of this feed."""
     example = STREAM_HOST + next(iter(STREAM_PATHS[feed].values()))
     owners = {
-        path: "MDSERVICE_FEED_URL" if name == "stocks" else f"MDSERVICE_{name.upper()}_URL"
+        path: url_variable(name)
         for name, paths in STREAM_PATHS.items()
         if name != feed
         for path in paths.values()

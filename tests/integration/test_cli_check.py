@@ -24,6 +24,7 @@ from mdservice.cli.checks import (
     check_history,
     check_positions,
     check_redis,
+    passed,
     run_checks,
 )
 from mdservice.client.discovery import GivenServer
@@ -31,9 +32,11 @@ from mdservice.feed.alpaca.drivers import make_drivers
 from mdservice.feed.subscriptions import Followed
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.model.feeds import CRYPTO, FEEDS, NEWS_FEED, OPTIONS, Feed
 from mdservice.model.position import Position
 from mdservice.redis_io.names import RedisNames
 from mdservice.settings import Settings
+from mdservice.settings.feeds import url_setting
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.testing import FakePositions
 from tests.integration.feed_server import Moment, PlainServer
@@ -141,10 +144,13 @@ def connected(settings: Settings) -> Any:
     return make_drivers(settings)[0].connect(Followed(), time.time_ns)
 
 
-async def test_a_feed_that_is_away_is_told() -> None:
-    url = nowhere().replace("http", "ws")
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
+async def test_a_feed_that_is_away_is_told(feed: Feed) -> None:
+    settings = Settings(**KEYS, **{url_setting(feed.name): nowhere().replace("http", "ws")})
     with anyio.fail_after(20):
-        result = await check_feed(Settings(**KEYS, feed_url=url), None)
+        result = await check_feed(settings, None, feed)
+    assert result.name == ("feed" if feed.name == "stocks" else feed.name)
+    assert url_setting(feed.name).upper() in result.advice
     assert (result.outcome, result.configuration) == ("FAIL", False)
     assert "alpaca-py:" in told(result)
     assert "websockets:" in told(result)
@@ -158,6 +164,38 @@ async def test_history_is_asked_with_keys_and_feed(alpaca: Alpaca) -> None:
     settings = Settings(**KEYS, feed="sip", rest_url=alpaca.url, symbols=("*", "MSFT"))
     assert (await check_history(settings)).outcome == "ok"
     assert alpaca.asked == [("/v2/stocks/quotes/latest?symbols=MSFT&feed=sip", KEYS["api_key"])]
+
+
+OPTION = "AAPL261218C00200000"
+
+
+@pytest.mark.parametrize(
+    ("feed", "symbols", "asked"),
+    [
+        (CRYPTO, ("AAPL", "ETH/USD"), "/v1beta3/crypto/eu-1/latest/quotes?symbols=ETH%2FUSD"),
+        (CRYPTO, (), "/v1beta3/crypto/eu-1/latest/quotes?symbols=BTC%2FUSD"),
+        (OPTIONS, (OPTION,), f"/v1beta1/options/quotes/latest?symbols={OPTION}&feed=opra"),
+        (OPTIONS, ("AAPL",), "/v1beta1/options/snapshots/AAPL?feed=opra&limit=1"),
+        (NEWS_FEED, (), "/v1beta1/news?limit=1"),
+    ],
+)
+async def test_the_history_of_each_feed_is_asked_with_its_name(
+    alpaca: Alpaca, feed: Feed, symbols: tuple[str, ...], asked: str
+) -> None:
+    alpaca.answers[asked.split("?", maxsplit=1)[0]] = (200, {})
+    settings = Settings(
+        **KEYS, crypto_feed="eu-1", options_feed="opra", rest_url=alpaca.url, symbols=symbols
+    )
+    assert (await check_history(settings, feed=feed)).outcome == "ok"
+    assert alpaca.asked == [(asked, KEYS["api_key"])]
+
+
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
+async def test_alpacas_history_is_not_asked_for_a_stream_of_ones_own(feed: Feed) -> None:
+    url = url_setting(feed.name)
+    result = await check_history(Settings(**KEYS, **{url: "ws://127.0.0.1:9/x"}), feed=feed)
+    assert result.outcome == "warn"
+    assert "MDSERVICE_REST_URL" in told(result)
 
 
 @pytest.mark.parametrize(("status", "configuration"), [(401, True), (403, True), (500, False)])
@@ -409,6 +447,41 @@ async def test_everything_is_tried_in_order_and_shown_at_once(tmp_path: Path) ->
         ["settings", "socket", "feed", "data REST", "clock", "redis", "positions"]
     )
     assert {result.outcome for result in results} == {"ok", "skip"}
+
+
+@pytest.mark.parametrize(
+    ("given", "feeds"),
+    [
+        ({}, ["feed"]),
+        ({"symbols": "BTC/USD"}, ["crypto"]),
+        ({"symbols": f"AAPL,BTC/USD,{OPTION}", "news": "*"}, ["feed", "crypto", "options", "news"]),
+        ({"symbols": "*"}, ["feed"]),
+        ({"symbols": "BTC/USD", "positions": "file:x.json"}, ["feed", "crypto"]),
+        ({"options_feed": "opra"}, ["options"]),
+        ({"feed": "iex", "news_url": "ws://127.0.0.1:9/x"}, ["feed", "news"]),
+    ],
+)
+async def test_each_wanted_feed_is_checked(
+    given: dict[str, Any], feeds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(_settings: Any, _other: Any, feed: Feed) -> CheckResult:
+        return passed(feed.name, "")
+
+    for name in ("check_feed", "check_history"):
+        monkeypatch.setattr(f"mdservice.cli.checks.{name}", check)
+    settings = Settings(**given, socket=tmp_path / "x.sock")
+    monkeypatch.setattr("mdservice.cli.checks.check_clock", no_check)
+    monkeypatch.setattr("mdservice.cli.checks.check_redis", no_check)
+    with anyio.fail_after(20):
+        results = await run_checks(settings, show=lambda _: None)
+    wanted = ["stocks" if name == "feed" else name for name in feeds]
+    assert [result.name for result in results if result.name in {f.name for f in FEEDS}] == (
+        wanted * 2
+    )
+
+
+async def no_check(*_arguments: Any) -> CheckResult:
+    return passed("none", "")
 
 
 async def test_a_check_that_hangs_is_given_up(

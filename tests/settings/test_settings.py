@@ -497,7 +497,7 @@ def test_nothing_set_means_the_simulator() -> None:
         assert settings.simulated
         assert settings.simulator_embedded
         assert settings.feed_name == "simulator"
-        assert settings.resolved_feed_url() is None
+        assert settings.stream_url("stocks") is None
         settings.require_runnable()
 
 
@@ -593,7 +593,7 @@ def test_a_simulator_elsewhere_needs_no_key() -> None:
     settings = Settings(feed="simulator", feed_url="ws://127.0.0.1:9/v2/iex")
     assert settings.simulated
     assert not settings.simulator_embedded
-    assert settings.resolved_feed_url() == "ws://127.0.0.1:9/v2/iex"
+    assert settings.stream_url("stocks") == "ws://127.0.0.1:9/v2/iex"
     settings.require_runnable()
 
 
@@ -617,7 +617,7 @@ def test_a_feeds_url_follows_from_its_name(feed: str, path: str) -> None:
     settings = load({**KEYS, "MDSERVICE_FEED": feed})
     settings.require_runnable()
     assert settings.feed_name == feed
-    assert settings.resolved_feed_url() == f"wss://stream.data.alpaca.markets{path}"
+    assert settings.stream_url("stocks") == f"wss://stream.data.alpaca.markets{path}"
 
 
 HOST = "wss://stream.data.alpaca.markets"

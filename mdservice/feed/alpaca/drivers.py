@@ -9,8 +9,10 @@ from mdservice.errors import ConfigurationError
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory, AlpacaMarketClock
 from mdservice.feed.driver import Driver, LoginLimit
+from mdservice.model.feeds import STOCKS, Feed
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
+from mdservice.settings.feeds import url_variable
 
 __all__ = ["make_drivers", "make_history", "make_market_clock"]
 
@@ -20,23 +22,26 @@ _FOR_THE_SIMULATOR = Credentials("simulator", "simulator")
 """It takes any."""
 
 
-def make_drivers(settings: Settings, limit: LoginLimit | None = None) -> Sequence[Driver]:
-    """The drivers in the order in which to try them; a new one is added here.
+def make_drivers(
+    settings: Settings, limit: LoginLimit | None = None, feed: Feed = STOCKS
+) -> Sequence[Driver]:
+    """The drivers of a feed in the order in which to try them; a new one is added here.
 
     Connects nothing, and imports alpaca-py only when it is used.
 
     Args:
         settings: The feed's URL, the keys and the driver.
         limit: How long a login may take; the drivers share it.
+        feed: Which connection.
 
     Raises:
         ConfigurationError: The feed's URL is not known: the embedded simulator has to be
             started first, and its URL set as ``feed_url``. Or the environment has a proxy or
             certificates that cannot be used.
     """
-    url = settings.resolved_feed_url()
+    url = settings.stream_url(feed.name)
     if url is None:
-        raise ConfigurationError("the feed has no URL: set MDSERVICE_FEED_URL")
+        raise ConfigurationError(f"{feed.name} has no stream: set {url_variable(feed.name)}")
     try:
         from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
         from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
