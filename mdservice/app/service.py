@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -12,16 +12,34 @@ import anyio
 import attrs
 
 from mdservice.app.dev_stack import start_embedded_server, start_simulator
-from mdservice.app.status import FeedFacts, feed_facts, readiness, status
-from mdservice.app.topology import Topology, build
+from mdservice.app.status import (
+    FeedFacts,
+    always_open,
+    feed_facts,
+    news_hours,
+    readiness,
+    status,
+)
+from mdservice.app.topology import FeedParts, Topology, build
 from mdservice.clock import Clock, SystemClock
-from mdservice.errors import ConfigurationError, MDServiceError
+from mdservice.errors import ConfigurationError, InvalidChannel, MDServiceError
 from mdservice.feed.alpaca.drivers import make_drivers, make_history
 from mdservice.feed.driver import Driver
 from mdservice.feed.history import History
-from mdservice.feed.requests import Command, Subscribe, SubscriptionResult, Unsubscribe
+from mdservice.feed.liveness import Hours
+from mdservice.feed.requests import SubscriptionResult
 from mdservice.model.events import FeedStatus
-from mdservice.model.kinds import QUOTES
+from mdservice.model.feeds import (
+    FEEDS,
+    NEWS_FEED,
+    STOCKS,
+    FeedName,
+    Topic,
+    parse_channels,
+    symbols_of,
+    topics_of,
+)
+from mdservice.model.kinds import KINDS, NEWS, QUOTES, Kind, R
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
@@ -71,53 +89,88 @@ class Service:
         self._started_s = clock.monotonic()
         self._draining = False
 
-    async def subscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
-        """Subscribe to symbols: to all of them, or to none if the feed refuses.
+    async def subscribe(
+        self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
+    ) -> SubscriptionResult:
+        """Subscribe to channels of symbols: to all of them, or to none if a feed refuses.
 
         Args:
-            symbols: In upper or lower case; ``*`` is every symbol of the feed.
-            source: Who wants them. A symbol stays subscribed as long as one source wants it.
+            symbols: In upper or lower case; ``*`` is every symbol of the stock feed.
+            channels: In Alpaca's names. None for the channels of the settings. A channel that a
+                symbol's asset class does not have is skipped for it.
+            source: Who wants them. A topic stays subscribed as long as one source wants it.
 
         Returns:
-            ``subscribed``, or ``pending`` while the feed is down: the service subscribes later.
+            ``subscribed``, or ``pending`` while a feed is down: the service subscribes later.
 
         Raises:
             InvalidSymbol: One of them is not a symbol; nothing has changed.
-            SubscriptionRefused: The feed refused, for instance at the plan's symbol limit.
+            InvalidChannel: A channel is unknown, or a symbol has none of them; likewise.
+            SubscriptionRefused: A feed refused, for instance at the plan's symbol limit.
         """
-        return await self._request(Subscribe(parse_symbols(symbols), source))
+        topics = self._topics(parse_symbols(symbols), channels)
+        self._require_running()
+        return await self._topology.subscribe(topics, source)
 
-    async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
-        """Remove symbols from those that a source wants.
+    async def unsubscribe(
+        self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
+    ) -> SubscriptionResult:
+        """Remove symbols from those that a source wants, or only some of their channels.
 
         ``api`` also removes the symbols of the settings, since both belong to the operator.
         Symbols of open positions stay subscribed.
 
         Raises:
             InvalidSymbol: One of them is not a symbol; nothing has changed.
+            InvalidChannel: A channel is unknown, or a symbol has none of them; likewise.
         """
         sources = ("api", "settings") if source == "api" else (source,)
-        return await self._request(Unsubscribe(parse_symbols(symbols), sources))
+        chosen = parse_symbols(symbols)
+        if channels is None:
+            topics = self._topology.wanted_topics(chosen) or self._topics(chosen, None)
+        else:
+            topics = self._topics(chosen, channels)
+        self._require_running()
+        return await self._topology.unsubscribe(topics, sources)
 
-    async def _request(self, command: Command) -> SubscriptionResult:
+    def _topics(self, symbols: Sequence[str], channels: Iterable[str] | None) -> tuple[Topic, ...]:
+        named = parse_channels(self.settings.channels if channels is None else channels)
+        topics = self._topology.topics(symbols, named)
+        for symbol in symbols:
+            if not any(topic.symbol == symbol for topic in topics):
+                has = self._topology.pipeline_of(symbol).feed.channels
+                raise InvalidChannel(
+                    f"{symbol} has none of the channels {', '.join(named)}; it has {', '.join(has)}"
+                )
+        return topics
+
+    def _require_running(self) -> None:
         if self._draining:
             raise MDServiceError("the service is stopping: its subscriptions no longer change")
-        return await self._topology.request(command)
 
     def subscriptions(self) -> dict[str, list[str]]:
-        """Each wanted symbol, with the sources that want it."""
-        return self._topology.feed.sources()
+        """Each wanted symbol, with the sources that want it; news apart."""
+        found: dict[str, list[str]] = {}
+        for pipeline in self._topology.pipelines:
+            if pipeline.feed is not NEWS_FEED:
+                found |= pipeline.connection.sources()
+        return dict(sorted(found.items()))
 
     def channels(self) -> dict[str, list[str]]:
-        """The acknowledged subscriptions, ``{"AAPL": ["quotes"]}``; empty in an outage."""
-        return {symbol: [QUOTES.channel] for symbol in self._topology.feed.acknowledged()}
+        """The acknowledged subscriptions, ``{"AAPL": ["quotes"]}``; none of a feed in an outage."""
+        found: dict[str, list[str]] = {}
+        for pipeline in self._topology.pipelines:
+            for topic in pipeline.connection.acknowledged():
+                found.setdefault(topic.symbol, []).append(topic.channel)
+        return dict(sorted(found.items()))
 
     def left_out(self) -> dict[str, dict[str, str]]:
-        """The unfulfilled symbols, which the feed does not send, with the reason per channel."""
-        return {
-            symbol: {QUOTES.channel: reason}
-            for symbol, reason in self._topology.feed.left_out().items()
-        }
+        """The unfulfilled symbols, which a feed does not send, with the reason per channel."""
+        found: dict[str, dict[str, str]] = {}
+        for pipeline in self._topology.pipelines:
+            for topic, reason in pipeline.connection.left_out().items():
+                found.setdefault(topic.symbol, {})[topic.channel] = reason
+        return dict(sorted(found.items()))
 
     def positions(self) -> Sequence[Position]:
         """The last known positions; empty without a source of positions."""
@@ -130,15 +183,40 @@ class Service:
         Raises:
             InvalidSymbol
         """
-        return self._topology.router.sequencer(QUOTES).latest(parse_symbol(symbol))
+        return self.latest_record(QUOTES, symbol)
+
+    def latest_record(self, kind: Kind[R], symbol: str) -> R | None:
+        """The latest record of one kind and symbol, or None.
+
+        Raises:
+            InvalidSymbol
+        """
+        name = parse_symbol(symbol)
+        pipeline = self._topology.pipeline_of(name)
+        if kind not in pipeline.feed.kinds:
+            return None
+        return pipeline.router.sequencer(kind).latest(name)
 
     def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
         """The last accepted quotes of these symbols, or of all; unknown symbols are omitted."""
-        sequencer = self._topology.router.sequencer(QUOTES)
-        if symbols is None:
-            return sorted(sequencer.all_latest(), key=lambda quote: quote.symbol)
-        found = (sequencer.latest(symbol) for symbol in parse_symbols(symbols))
-        return [quote for quote in found if quote is not None]
+        return self.latest_records(QUOTES, symbols)
+
+    def latest_records(self, kind: Kind[R], symbols: Iterable[str] | None = None) -> list[R]:
+        """The latest records of one kind of these symbols, or of all; symbols without are omitted.
+
+        Raises:
+            InvalidSymbol
+        """
+        if symbols is not None:
+            found = (self.latest_record(kind, symbol) for symbol in parse_symbols(symbols))
+            return [record for record in found if record is not None]
+        every = (
+            record
+            for pipeline in self._topology.pipelines
+            if kind in pipeline.feed.kinds
+            for record in pipeline.router.sequencer(kind).all_latest()
+        )
+        return sorted(every, key=lambda record: record.symbol)
 
     @asynccontextmanager
     async def quotes(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote]]:
@@ -160,8 +238,10 @@ class Service:
 
     def status(self) -> Status:
         """A snapshot of the whole service."""
+        names = {feed.name: self.resolved.feed_name_of(feed.name) for feed in FEEDS}
         return status(
             self._facts,
+            names | {STOCKS.name: self._facts.name},
             self._topology,
             self._clock,
             started_s=self._started_s,
@@ -189,7 +269,7 @@ class Service:
         self._draining = True
         topology = self._topology
         topology.supervisor.drain()
-        topology.feed.stop()
+        topology.stop_feeds()
         with anyio.move_on_after(DRAIN_LIMIT_S):
             await topology.supervisor.drained()
         topology.readers.close()
@@ -270,22 +350,25 @@ async def open_service(
                 instances = _open_instances(resolved, name, facts, clock)
             if drivers is None:
                 resolved = await start_simulator(resolved, stack, clock)
-                drivers = make_drivers(resolved)
-                history = history or make_history(resolved, clock, http)
-            symbols = resolved.symbols
+                feeds = _feeds(resolved, facts, clock, http)
+            else:
+                feeds = [FeedParts(STOCKS, drivers, history, facts.hours(clock), on_demand=False)]
+            if history is not None:
+                feeds[0] = attrs.evolve(feeds[0], history=history)
+            topics = _settings_topics(resolved, several=len(feeds) > 1)
             latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
+            wanted = {kind: symbols_of(topics, kind) for kind in KINDS if kind.has_key}
             topology = build(
-                drivers=drivers,
-                history=history,
-                is_open=facts.is_open,
+                feeds=feeds,
                 mute_after_s=settings.mute_after,
                 store=store,
-                symbols=symbols,
+                topics=topics,
                 backlog=settings.backlog,
                 clock=clock,
+                channels=resolved.channels,
                 positions=_follow_positions(resolved, positions, stack, clock, http),
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
-                last_quotes=await read_last_records(store, QUOTES, symbols, latest_ns),
+                last_records=await read_last_records(store, wanted, latest_ns),
                 price_ttl_s=settings.price_ttl,
                 renew_prices=settings.renew_prices,
             )
@@ -307,6 +390,36 @@ async def open_service(
         if len(errors) != 1 or (others is not None and others.split(cancelled)[1] is not None):
             raise
         raise errors[0] from errors[0].__cause__
+
+
+def _feeds(settings: Settings, facts: FeedFacts, clock: Clock, http: HttpClient) -> list[FeedParts]:
+    """The feeds of the account; the stock feed is always connected, the others on demand."""
+    hours = facts.hours(clock)
+    meanings: dict[FeedName, Callable[[], Awaitable[Hours]]] = {
+        "stocks": hours,
+        "crypto": always_open,
+        "options": facts.regular_hours,
+        "news": news_hours,
+    }
+    return [
+        FeedParts(
+            feed,
+            make_drivers(settings, feed),
+            make_history(settings, feed, clock, http),
+            meanings[feed.name],
+            on_demand=feed is not STOCKS,
+        )
+        for feed in FEEDS
+    ]
+
+
+def _settings_topics(settings: Settings, *, several: bool) -> tuple[Topic, ...]:
+    """What the settings want: their channels of their symbols, and news."""
+    if not several:
+        channels = [channel for channel in settings.channels if channel in STOCKS.channels]
+        return tuple(Topic(c, symbol) for symbol in settings.symbols for c in channels)
+    news = (Topic(NEWS.channel, symbol) for symbol in settings.news)
+    return (*topics_of(settings.symbols, settings.channels), *news)
 
 
 def _open_store(settings: Settings, instance: str) -> PriceStore:

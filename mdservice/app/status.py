@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 import attrs
 
-from mdservice.app.topology import Topology
+from mdservice.app.topology import Pipeline, Topology
 from mdservice.clock import Clock
 from mdservice.feed.alpaca.drivers import make_market_clock
-from mdservice.feed.connection import FeedSnapshot
+from mdservice.feed.connection import IDLE, FeedSnapshot
 from mdservice.feed.driver import Driver
+from mdservice.feed.liveness import Hours
+from mdservice.model.feeds import NEWS_FEED, STOCKS, FeedName
 from mdservice.model.kinds import QUOTES
 from mdservice.model.status import (
     ActorReport,
@@ -29,12 +33,19 @@ from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
 
-__all__ = ["FeedFacts", "feed_facts", "readiness", "status"]
+__all__ = [
+    "FeedFacts",
+    "always_open",
+    "feed_facts",
+    "news_hours",
+    "readiness",
+    "status",
+]
 
 
 @attrs.frozen
 class FeedFacts:
-    """The facts of the feed of one service, from the settings or from an embedder's drivers.
+    """The facts of the stock feed of one service, from the settings or an embedder's drivers.
 
     Attributes:
         name: Its name in the status.
@@ -51,6 +62,44 @@ class FeedFacts:
     delay_s: float
     is_open: Callable[[], Awaitable[bool]]
     hours_refused: Callable[[], str | None]
+
+    def hours(self, clock: Clock) -> Callable[[], Awaitable[Hours]]:
+        """Returns what the silence of the feed means, also before the open and after the close."""
+
+        async def hours() -> Hours:
+            if await self.is_open():
+                return "open"
+            return "extended" if _in_extended_hours(clock.utc_ns()) else "closed"
+
+        return hours
+
+    async def regular_hours(self) -> Hours:
+        """What silence means for a market without trading before the open and after the close."""
+        return "open" if await self.is_open() else "closed"
+
+
+async def always_open() -> Hours:
+    """What silence means in a market that never closes."""
+    return "open"
+
+
+async def news_hours() -> Hours:
+    """What silence means for news: nothing, unless REST has a newer article."""
+    return "extended"
+
+
+_SECONDS_NS = 1_000_000_000
+_SATURDAY = 5
+_FIRST_HOUR, _LAST_HOUR = 4, 20
+"""The hours of trading in New York, before the open and after the close included.
+
+Source: Alpaca, "Orders at Alpaca", extended hours.
+"""
+
+
+def _in_extended_hours(utc_ns: int) -> bool:
+    moment = datetime.fromtimestamp(utc_ns // _SECONDS_NS, ZoneInfo("America/New_York"))
+    return moment.weekday() < _SATURDAY and _FIRST_HOUR <= moment.hour < _LAST_HOUR
 
 
 def feed_facts(settings: Settings, drivers: Sequence[Driver] | None, http: HttpClient) -> FeedFacts:
@@ -85,19 +134,25 @@ _NAMED = 10
 def readiness(topology: Topology, *, draining: bool) -> Readiness:
     """Whether the service is ready: logged in, all wanted symbols subscribed, Redis answers."""
     reasons = []
-    feed = topology.feed.snapshot()
     if draining:
         reasons.append("the service is stopping")
-    if not feed.connected:
-        reasons.append(f"the feed is {feed.phase.replace('_', ' ')}{_because(feed.last_error)}")
-    elif not feed.subscribed:
-        reasons.append("the feed has not acknowledged the subscriptions yet")
+    for pipeline in topology.pipelines:
+        feed = pipeline.connection.snapshot()
+        name = "feed" if pipeline.feed is STOCKS else f"{pipeline.feed.name} feed"
+        if feed.phase == IDLE:
+            continue
+        if not feed.connected:
+            phase = feed.phase.replace("_", " ")
+            reasons.append(f"the {name} is {phase}{_because(feed.last_error)}")
+        elif not feed.subscribed:
+            reasons.append(f"the {name} has not acknowledged the subscriptions yet")
     writer = topology.writer.snapshot()
     if not writer.connected:
         reasons.append(f"Redis is not connected{_because(writer.last_error)}")
     elif writer.last_error is not None:
         reasons.append(f"Redis refuses: {writer.last_error}")
-    behind_s = topology.router.snapshot().clock_behind_s
+    behind = (each.router.snapshot().clock_behind_s for each in topology.pipelines)
+    behind_s = next((seconds for seconds in behind if seconds is not None), None)
     if behind_s is not None:
         reasons.append(
             f"this machine's clock is {behind_s:.0f} s behind the feed's, so most quotes are "
@@ -117,6 +172,7 @@ def _because(reason: str | None) -> str:
 
 def status(
     facts: FeedFacts,
+    names: Mapping[FeedName, str],
     topology: Topology,
     clock: Clock,
     *,
@@ -126,36 +182,27 @@ def status(
     draining: bool,
     conflicts: Sequence[str] = (),
 ) -> Status:
-    """A snapshot of the whole service."""
+    """A snapshot of the whole service; ``names`` has Alpaca's name of what each feed carries."""
     ready = readiness(topology, draining=draining)
     positions = _positions(topology)
-    feed = topology.feed.snapshot()
-    degraded = (*_why_degraded(feed, positions, facts.hours_refused()), *conflicts)
+    snapshots = {each.feed.name: each.connection.snapshot() for each in topology.pipelines}
+    why = _why_degraded(snapshots.values(), positions, facts.hours_refused())
+    degraded = (*why, *conflicts)
     publisher = topology.publisher.snapshot()
     watchdog = topology.watchdog.snapshot()
+    feeds: dict[str, FeedReport] = {
+        each.feed.name: _feed(names[each.feed.name], snapshots[each.feed.name], each)
+        for each in topology.pipelines
+    }
+    logged_in = any(feed.logins > 0 for feed in snapshots.values())
+    wanted = sum(feed.wanted for name, feed in snapshots.items() if name != NEWS_FEED.name)
     return Status(
-        state=_state(ready, degraded, draining=draining, ever_logged_in=feed.logins > 0),
+        state=_state(ready, degraded, draining=draining, ever_logged_in=logged_in),
         reasons=(*ready.reasons, *degraded),
-        feed=FeedReport(
-            name=facts.name,
-            driver=feed.driver,
-            phase=feed.phase,
-            connected=feed.connected,
-            subscribed=feed.subscribed,
-            reconnects=feed.reconnects,
-            last_error=feed.last_error,
-            wanted=feed.wanted,
-            acknowledged=feed.acknowledged,
-            left_out=feed.left_out,
-            other_messages=feed.other_messages,
-            without_quotes=len(feed.without_quotes),
-            without_quotes_first=tuple(feed.without_quotes[:_SHOWN]),
-            repairs_refused=feed.history_set_aside,
-            repair_error=feed.history_refused,
-            times_frozen_s=topology.router.snapshot().times_frozen_s,
-        ),
+        feed=feeds[topology.pipelines[0].feed.name],
+        feeds=feeds,
         redis=_redis(topology, publisher.backlog, key_prefix),
-        symbols=feed.wanted,
+        symbols=wanted,
         uptime_s=round(clock.monotonic() - started_s, 3),
         actors=_actors(topology),
         counters=_counters(topology),
@@ -165,6 +212,28 @@ def status(
         loop_lag_max_ms=watchdog.loop_lag_max_ms,
         stale_symbols=_stale(stale_after_s + facts.delay_s, topology, clock.utc_ns()),
         simulator=facts.simulated,
+    )
+
+
+def _feed(name: str, feed: FeedSnapshot, pipeline: Pipeline) -> FeedReport:
+    return FeedReport(
+        name=name,
+        driver=feed.driver,
+        phase=feed.phase,
+        connected=feed.connected,
+        subscribed=feed.subscribed,
+        reconnects=feed.reconnects,
+        last_error=feed.last_error,
+        wanted=feed.wanted,
+        acknowledged=feed.acknowledged,
+        left_out=feed.left_out,
+        other_messages=feed.other_messages,
+        without_quotes=len(feed.without_quotes),
+        without_quotes_first=tuple(feed.without_quotes[:_SHOWN]),
+        repairs_refused=feed.history_set_aside,
+        repair_error=feed.history_refused,
+        times_frozen_s=pipeline.router.snapshot().times_frozen_s,
+        received=feed.records_received,
     )
 
 
@@ -182,7 +251,9 @@ def _positions(topology: Topology) -> PositionsReport | None:
     if topology.tracker is None:
         return None
     tracker = topology.tracker.snapshot()
-    left_out = topology.feed.snapshot().left_out
+    left_out: dict[str, str] = {}
+    for pipeline in topology.pipelines:
+        left_out |= pipeline.connection.snapshot().left_out
     every = EVERY_SYMBOL in topology.feed.sources() and EVERY_SYMBOL not in left_out
     answered: Literal["starting", "ok"] = "starting" if tracker.age_s is None else "ok"
     return PositionsReport(
@@ -198,21 +269,22 @@ def _positions(topology: Topology) -> PositionsReport | None:
 
 
 def _why_degraded(
-    feed: FeedSnapshot, positions: PositionsReport | None, hours_refused: str | None
+    feeds: Iterable[FeedSnapshot], positions: PositionsReport | None, hours_refused: str | None
 ) -> tuple[str, ...]:
     """The reasons for ``degraded`` that do not affect live prices: the service stays ready."""
     reasons = []
     if positions is not None and positions.last_error is not None:
         reasons.append(f"the positions are out of date: {positions.last_error}")
-    if feed.history_refused is not None:
-        reasons.append(f"repairs are refused: {feed.history_refused}")
-    if feed.history_set_aside:
-        symbols = list(feed.history_set_aside)
-        more = f" and {len(symbols) - _NAMED} more" if len(symbols) > _NAMED else ""
-        reasons.append(
-            f"repairs of {', '.join(symbols[:_NAMED])}{more} are refused: "
-            f"{feed.history_set_aside[symbols[0]]}"
-        )
+    for feed in feeds:
+        if feed.history_refused is not None:
+            reasons.append(f"repairs are refused: {feed.history_refused}")
+        if feed.history_set_aside:
+            symbols = list(feed.history_set_aside)
+            more = f" and {len(symbols) - _NAMED} more" if len(symbols) > _NAMED else ""
+            reasons.append(
+                f"repairs of {', '.join(symbols[:_NAMED])}{more} are refused: "
+                f"{feed.history_set_aside[symbols[0]]}"
+            )
     if hours_refused is not None:
         reasons.append(f"the market's hours are not known, so it counts as open: {hours_refused}")
     return tuple(reasons)
@@ -235,7 +307,9 @@ def _stale(limit_s: float, topology: Topology, now_ns: int) -> int:
     oldest_ns = now_ns - int(limit_s * 1e9)
     return sum(
         1
-        for quote in topology.router.sequencer(QUOTES).all_latest()
+        for pipeline in topology.pipelines
+        if QUOTES in pipeline.feed.kinds
+        for quote in pipeline.router.sequencer(QUOTES).all_latest()
         if quote.ts_event_ns < oldest_ns
     )
 
@@ -256,15 +330,20 @@ def _actors(topology: Topology) -> dict[str, ActorReport]:
 
 def _counters(topology: Topology) -> Counters:
     """Collect each counter from the snapshot of the part that counts it."""
-    snapshots = {
-        "feed": topology.feed.snapshot(),
-        "router": topology.router.snapshot(),
-        "publisher": topology.publisher.snapshot(),
-        "first_prices": topology.first_prices,
+    pipelines = topology.pipelines
+    snapshots: dict[str, Sequence[Any]] = {
+        "feed": [each.connection.snapshot() for each in pipelines],
+        "router": [each.router.snapshot() for each in pipelines],
+        "publisher": [topology.publisher.snapshot()],
+        "first_prices": [first for each in pipelines for first in each.first_prices.values()],
     }
 
     def total(counter: attrs.Attribute[int]) -> int:
         places = (place.partition(".") for place in counter.metadata["counted_by"])
-        return sum(getattr(snapshots[part], name or counter.name) for part, _, name in places)
+        return sum(
+            getattr(snapshot, name or counter.name)
+            for part, _, name in places
+            for snapshot in snapshots[part]
+        )
 
     return Counters(**{counter.name: total(counter) for counter in attrs.fields(Counters)})

@@ -7,30 +7,41 @@
     commands ──▶ FeedConnection ──feed──▶ QuoteRouter ──events──▶ EventPublisher ──batches──▶ RedisWriter
                                               │                        ▲                          │
                                               └──▶ LocalReaders        └──────acknowledged────────┘
+
+Each feed (stocks, crypto, options, news) has a connection and a router of its own.
 """  # noqa: E501 - the picture is one line
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from mdservice.clock import Clock
+from mdservice.errors import SubscriptionRefused
 from mdservice.feed.connection import FeedConnection
 from mdservice.feed.driver import Driver
 from mdservice.feed.first_prices import FirstPrices
 from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.history import HalvingHistory, History
-from mdservice.feed.liveness import Liveness
-from mdservice.feed.requests import Command, Follow, SubscriptionResult, Unsubscribe
+from mdservice.feed.liveness import Hours, Judge, Liveness
+from mdservice.feed.recovery import Recovery, Refresh
+from mdservice.feed.requests import (
+    Command,
+    Follow,
+    Outcome,
+    Subscribe,
+    SubscriptionResult,
+    Unsubscribe,
+)
 from mdservice.feed.retries import DriverSelection
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
-from mdservice.model.events import FeedItem, RoutedItem
-from mdservice.model.kinds import QUOTES, Kind
-from mdservice.model.quote import Quote
+from mdservice.model.events import FeedItem, FirstRecords, RoutedItem
+from mdservice.model.feeds import NEWS_FEED, Feed, Topic, feed_of
+from mdservice.model.kinds import NEWS, QUOTES, TRADES, Kind, R, Record, Repair
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.tracker import SOURCE, PositionTracker
 from mdservice.publish.publisher import EventPublisher
@@ -42,7 +53,7 @@ from mdservice.runtime.actor import Actor, Channel
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.supervisor import HealthWatchdog, Supervisor
 
-__all__ = ["ChannelPlan", "Topology", "build"]
+__all__ = ["ChannelPlan", "FeedParts", "Pipeline", "Topology", "build"]
 
 
 @attrs.frozen
@@ -83,20 +94,33 @@ _LONGEST_PAUSE_NS = 3_600 * 1_000_000_000
 
 
 @attrs.frozen
-class Topology:
-    """All parts of one service, joined by channels. Nothing runs before ``supervisor.run``."""
+class FeedParts:
+    """What one feed needs from outside.
 
-    feed: FeedConnection
-    first_prices: FirstPrices[Quote]
+    Attributes:
+        feed: What it carries.
+        drivers: The drivers in the order in which to try them.
+        history: The source of past and latest records, or None.
+        hours: Returns what its silence means now.
+        on_demand: Whether to connect only while something is wanted.
+    """
+
+    feed: Feed
+    drivers: Sequence[Driver]
+    history: History | None
+    hours: Callable[[], Awaitable[Hours]]
+    on_demand: bool = True
+
+
+@attrs.frozen(eq=False)
+class Pipeline:
+    """The parts of one feed in the service."""
+
+    feed: Feed
+    connection: FeedConnection
     router: QuoteRouter
-    publisher: EventPublisher
-    writer: RedisWriter
-    watchdog: HealthWatchdog
-    readers: LocalReaders
-    tracker: PositionTracker | None
-    supervisor: Supervisor
+    first_prices: Mapping[Kind[Any], FirstPrices[Any]]
     commands: Channel[Command]
-    channels: Sequence[Channel[Any]]
 
     async def request(self, command: Command) -> SubscriptionResult:
         """Change the subscriptions, and fetch the first prices of new symbols from REST meanwhile.
@@ -105,12 +129,129 @@ class Topology:
             SubscriptionRefused: The feed refused the request.
         """
         if not isinstance(command, Unsubscribe):
-            self.first_prices.want(command.symbols)
+            for first in self.first_prices.values():
+                first.want(command.topics)
         await self.commands.outbox.send(command)
         try:
             return await command.answer.wait()
         finally:
-            self.first_prices.forget(command.symbols)
+            for first in self.first_prices.values():
+                first.forget(command.topics)
+
+
+@attrs.frozen
+class Topology:
+    """All parts of one service, joined by channels. Nothing runs before ``supervisor.run``."""
+
+    pipelines: Sequence[Pipeline]
+    publisher: EventPublisher
+    writer: RedisWriter
+    watchdog: HealthWatchdog
+    readers: LocalReaders
+    tracker: PositionTracker | None
+    supervisor: Supervisor
+    channels: Sequence[Channel[Any]]
+
+    @property
+    def feed(self) -> FeedConnection:
+        """The connection of the first feed, stocks."""
+        return self.pipelines[0].connection
+
+    @property
+    def router(self) -> QuoteRouter:
+        """The router of the first feed, stocks."""
+        return self.pipelines[0].router
+
+    def pipeline_of(self, symbol: str) -> Pipeline:
+        """The pipeline that carries a symbol; the only one where there is but one."""
+        if len(self.pipelines) == 1:
+            return self.pipelines[0]
+        feed = feed_of(symbol)
+        return next(each for each in self.pipelines if each.feed.name == feed.name)
+
+    def pipeline(self, topic: Topic) -> Pipeline:
+        """The pipeline that carries a topic."""
+        if topic.channel in NEWS_FEED.channels and len(self.pipelines) > 1:
+            return next(each for each in self.pipelines if each.feed is NEWS_FEED)
+        return self.pipeline_of(topic.symbol)
+
+    def topics(self, symbols: Iterable[str], channels: Iterable[str]) -> tuple[Topic, ...]:
+        """Every channel of every symbol, without the channels that a symbol's feed lacks."""
+        wanted = tuple(channels)
+        return tuple(
+            Topic(channel, symbol)
+            for symbol in symbols
+            for channel in wanted
+            if channel in self.pipeline_of(symbol).feed.channels
+        )
+
+    async def subscribe(self, topics: Iterable[Topic], source: str) -> SubscriptionResult:
+        """Subscribe to all of the topics, or to none if a feed refuses.
+
+        Raises:
+            SubscriptionRefused: A feed refused its part; the others are as before.
+        """
+        results: list[SubscriptionResult] = []
+        undo: list[tuple[Pipeline, Unsubscribe]] = []
+        for pipeline, part in self._by_pipeline(topics).items():
+            new = tuple(t for t in part if t not in pipeline.connection.wanted_by(source))
+            try:
+                results.append(await pipeline.request(Subscribe(part, source)))
+            except SubscriptionRefused:
+                for earlier, command in undo:
+                    await earlier.request(command)
+                raise
+            undo.append((pipeline, Unsubscribe(new, (source,))))
+        return _joined(results, "subscribed")
+
+    async def unsubscribe(
+        self, topics: Iterable[Topic], sources: tuple[str, ...]
+    ) -> SubscriptionResult:
+        """Remove topics from those that some sources want."""
+        results = [
+            await pipeline.request(Unsubscribe(part, sources))
+            for pipeline, part in self._by_pipeline(topics).items()
+        ]
+        return _joined(results, "unsubscribed")
+
+    async def follow(self, topics: Iterable[Topic], source: str) -> None:
+        """Follow exactly these topics for a source, the most important first.
+
+        Raises:
+            SubscriptionRefused: A feed refused for another reason than its symbol limit. The
+                other feeds follow their part.
+        """
+        wanted = self._by_pipeline(topics)
+        refused: SubscriptionRefused | None = None
+        for pipeline in self.pipelines:
+            part = wanted.get(pipeline, ())
+            if part or pipeline.connection.wanted_by(source) or pipeline is self.pipelines[0]:
+                try:
+                    await pipeline.request(Follow(part, source))
+                except SubscriptionRefused as exc:
+                    refused = exc
+        if refused is not None:
+            raise refused
+
+    def wanted_topics(self, symbols: Collection[str]) -> tuple[Topic, ...]:
+        """The wanted topics of these symbols, of all feeds but news."""
+        return tuple(
+            topic
+            for pipeline in self.pipelines
+            if pipeline.feed is not NEWS_FEED
+            for topic in pipeline.connection.topics_of(symbols)
+        )
+
+    def _by_pipeline(self, topics: Iterable[Topic]) -> dict[Pipeline, tuple[Topic, ...]]:
+        parts: dict[Pipeline, list[Topic]] = {}
+        for topic in topics:
+            parts.setdefault(self.pipeline(topic), []).append(topic)
+        return {pipeline: tuple(part) for pipeline, part in parts.items()}
+
+    def stop_feeds(self) -> None:
+        """Close every connection; the actors below then drain."""
+        for pipeline in self.pipelines:
+            pipeline.connection.stop()
 
     def close(self) -> None:
         """Close every channel after the actors have ended."""
@@ -118,76 +259,173 @@ class Topology:
             channel.close()
 
 
+def _joined(results: Sequence[SubscriptionResult], done: Outcome) -> SubscriptionResult:
+    """One result of the parts of a request: pending where one of them is."""
+    status: Outcome = "pending" if any(one.status == "pending" for one in results) else done
+    return SubscriptionResult(status, tuple(topic for one in results for topic in one.topics))
+
+
+@attrs.frozen
+class _Shared:
+    """What the pipelines of one service share."""
+
+    events: Channel[RoutedItem]
+    readers: LocalReaders
+    clock: Clock
+    rng: random.Random
+    mute_after_s: float
+    topics: Sequence[Topic]
+    last: Mapping[Kind[Any], Sequence[Any]]
+    confirmed: Callable[[Kind[Any], Sequence[str]], None]
+    several: bool
+
+    def carries(self, feed: Feed, topic: Topic) -> bool:
+        """Whether a topic is of this feed; without other feeds, every topic is."""
+        if not self.several:
+            return True
+        if topic.channel in NEWS_FEED.channels:
+            return feed is NEWS_FEED
+        return feed.name == feed_of(topic.symbol).name
+
+
+def _build_pipeline(parts: FeedParts, shared: _Shared) -> tuple[Pipeline, Channel[FeedItem]]:
+    """The parts of one feed, and the channel between its connection and its router."""
+    feed, clock, history = parts.feed, shared.clock, parts.history
+    commands = Channel[Command](COMMANDS.size)
+    feed_items = Channel[FeedItem](FEED.size)
+    subscriptions = SubscriptionSet()
+    subscriptions.add([t for t in shared.topics if shared.carries(feed, t)], "settings")
+    send_queue = SendQueue(feed_items.outbox)
+
+    def fetch_latest(kind: Kind[Any], symbol: str) -> None:
+        if kind in first_prices:
+            first_prices[kind].fetch([symbol])
+
+    router = QuoteRouter(
+        feed_items,
+        shared.events.outbox.clone(),
+        shared.readers.offer,
+        clock,
+        shared.confirmed,
+        feed=feed,
+        wanted_latest=fetch_latest,
+    )
+    for kind in feed.kinds:
+        records = [
+            record
+            for record in shared.last.get(kind, ())
+            if shared.carries(feed, Topic(kind.channel, record.symbol))
+        ]
+        if records:
+            router.start_from(kind, records, resuming=_can_resume(records, clock.utc_ns()))
+    histories = {
+        kind: HalvingHistory(history, kind) if history is not None else None for kind in feed.kinds
+    }
+    recoveries = {
+        kind: _recovery(feed, kind, histories[kind], router, send_queue, clock)
+        for kind in feed.kinds
+        if not kind.is_companion
+    }
+    first_prices: dict[Kind[Any], FirstPrices[Any]] = {
+        kind: FirstPrices(
+            kind,
+            histories[kind],
+            subscriptions,
+            recoveries[kind],
+            router.sequencer(kind),
+            send_queue,
+            clock,
+        )
+        for kind in _FIRST_KINDS
+        if kind in feed.kinds
+    }
+    for first in first_prices.values():
+        first.want_all()
+
+    async def refresh(kind: Kind[Any], records: Sequence[Any], asked_ns: int) -> None:
+        asked = {record.symbol: asked_ns for record in records}
+        await send_queue.send(FirstRecords(kind, records, asked))
+
+    judges = [
+        Judge(kind, histories[kind], router.sequencer(kind))
+        for kind in _JUDGING_KINDS
+        if kind in feed.kinds
+    ]
+    connection = FeedConnection(
+        feed,
+        DriverSelection(parts.drivers),
+        subscriptions,
+        commands,
+        send_queue,
+        clock,
+        Backoff(rng=shared.rng),
+        recoveries,
+        Liveness(shared.mute_after_s, judges, parts.hours, clock.utc_ns, refresh),
+        tuple(first_prices.values()),
+        lambda: history.rows_skipped if history is not None else 0,
+        on_demand=parts.on_demand,
+    )
+    return Pipeline(feed, connection, router, first_prices, commands), feed_items
+
+
 def build(
     *,
-    drivers: Sequence[Driver],
-    history: History | None,
-    is_open: Callable[[], Awaitable[bool]],
+    feeds: Sequence[FeedParts],
     mute_after_s: float,
     store: PriceStore,
-    symbols: Sequence[str],
+    topics: Sequence[Topic],
     backlog: int,
     clock: Clock,
     rng: random.Random,
+    channels: Sequence[str] = (QUOTES.channel,),
     positions: PositionCache | None = None,
-    last_quotes: Sequence[Quote] = (),
+    last_records: Mapping[Kind[Any], Sequence[Any]] | None = None,
     price_ttl_s: int = 300,
     renew_prices: bool = True,
 ) -> Topology:
     """Join the parts of one service.
 
     Args:
-        drivers: The drivers in the order in which to try them.
-        history: The source of missed quotes, or None.
-        is_open: Returns whether the market is open.
+        feeds: The feeds; stocks first.
         mute_after_s: The silence after which an open connection is checked, seconds.
         store: The store. The writer connects and closes it.
-        symbols: The symbols of the settings.
+        topics: The topics of the settings.
         backlog: How many events are kept in order while the store is down.
         clock: The time.
         rng: The source of random numbers for the back-off's jitter.
+        channels: The channels of the settings, which the symbols of positions get, with quotes.
         positions: The positions whose symbols are subscribed, or None.
-        last_quotes: The last quote of each symbol from an earlier run.
+        last_records: The last record of each symbol from an earlier run, by kind.
         price_ttl_s: How long a price lives in the store, seconds.
-        renew_prices: Whether the writer renews the price of a quiet symbol while connected.
+        renew_prices: Whether the writer renews the keys of quiet symbols while connected.
     """
-    commands = Channel[Command](COMMANDS.size)
-    feed_items = Channel[FeedItem](FEED.size)
     events = Channel[RoutedItem](EVENTS.size)
     batches = Channel[WriteBatch](BATCHES.size)
     acknowledged = Channel[int](ACKNOWLEDGED.size)
-
-    subscriptions = SubscriptionSet()
-    subscriptions.add(symbols, "settings")
     readers = LocalReaders()
+    last = last_records or {}
 
     def confirmed(kind: Kind[Any], symbols: Sequence[str]) -> None:
         writer.confirm(kind, symbols)
 
-    def vouched() -> frozenset[str]:
-        return feed.vouched()
+    def vouched(kind: Kind[Any]) -> Collection[str]:
+        found = [each.connection.vouched(kind) for each in pipelines if kind in each.feed.kinds]
+        return frozenset().union(*found)
 
-    router = QuoteRouter(feed_items, events.outbox, readers.offer, clock, confirmed)
-    router.start_from(QUOTES, last_quotes, resuming=_can_resume(last_quotes, clock.utc_ns()))
-    send_queue = SendQueue(feed_items.outbox)
-    accepted = router.sequencer(QUOTES)
-    halving_history = HalvingHistory(history, QUOTES) if history is not None else None
-    repair = GapRepair(QUOTES, halving_history, accepted, send_queue, clock)
-    first_prices = FirstPrices(
-        QUOTES, halving_history, subscriptions, repair, accepted, send_queue, clock
-    )
-    first_prices.want_all()
-    feed = FeedConnection(
-        DriverSelection(drivers),
-        subscriptions,
-        commands,
-        send_queue,
+    shared = _Shared(
+        events,
+        readers,
         clock,
-        Backoff(rng=rng),
-        repair,
-        Liveness(mute_after_s, halving_history, is_open, accepted),
-        first_prices,
+        rng,
+        mute_after_s,
+        topics,
+        last,
+        confirmed,
+        several=len(feeds) > 1,
     )
+    made = [_build_pipeline(parts, shared) for parts in feeds]
+    events.outbox.close()  # each router has its own end
+    pipelines = [one for one, _ in made]
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(
         batches,
@@ -197,35 +435,66 @@ def build(
         vouched if renew_prices else None,
         price_ttl_s,
     )
-    writer.start_from(QUOTES, {quote.symbol: QUOTES.encode(quote) for quote in last_quotes})
+    for kind, records in last.items():
+        writer.start_from(kind, {record.symbol: kind.encode(record) for record in records})
     watchdog = HealthWatchdog(clock)
+    held_channels = tuple(dict.fromkeys((QUOTES.channel, *channels)))
 
     async def follow(symbols: tuple[str, ...]) -> None:
-        await topology.request(Follow(symbols, SOURCE))
+        await topology.follow(topology.topics(symbols, held_channels), SOURCE)
 
     tracker = None
     # They start in this order, so the receiver of each channel is ready before the sender.
-    actors: list[Actor] = [watchdog, writer, publisher, router, feed]
+    actors: list[Actor] = [watchdog, writer, publisher]
+    actors += [each.router for each in pipelines]
+    actors += [each.connection for each in pipelines]
     if positions is not None:
         tracker = PositionTracker(positions, follow, clock)
         actors.append(tracker)
     supervisor = Supervisor(actors, clock)
     watchdog.watch(supervisor)
     topology = Topology(
-        feed,
-        first_prices,
-        router,
+        pipelines,
         publisher,
         writer,
         watchdog,
         readers,
         tracker,
         supervisor,
-        commands,
-        channels=(commands, feed_items, events, batches, acknowledged),
+        channels=(
+            *(each.commands for each in pipelines),
+            *(feed_items for _, feed_items in made),
+            events,
+            batches,
+            acknowledged,
+        ),
     )
     return topology
 
 
-def _can_resume(last_quotes: Sequence[Quote], now_ns: int) -> bool:
-    return any(now_ns - quote.ts_event_ns <= _LONGEST_PAUSE_NS for quote in last_quotes)
+_FIRST_KINDS: tuple[Kind[Any], ...] = (QUOTES, TRADES)
+"""The kinds whose latest record a symbol gets from REST as soon as it is subscribed."""
+_JUDGING_KINDS: tuple[Kind[Any], ...] = (QUOTES, TRADES, NEWS)
+"""The kinds by which the silence of a feed is judged."""
+
+
+def _recovery(
+    feed: Feed,
+    kind: Kind[R],
+    history: HalvingHistory[R] | None,
+    router: QuoteRouter,
+    send_queue: SendQueue,
+    clock: Clock,
+) -> Recovery:
+    """What recovers the records of a kind that a lost connection has missed."""
+    repair = feed.repair(kind)
+    if repair is Repair.LATEST:
+        return Refresh(kind, history, send_queue, clock)
+    if repair is Repair.SUBSCRIBE_AGAIN:
+        return Refresh(kind, None, send_queue, clock)
+    past = history if repair is Repair.FROM_HISTORY else None
+    return GapRepair(kind, past, router.sequencer(kind), send_queue, clock)
+
+
+def _can_resume(records: Sequence[Record], now_ns: int) -> bool:
+    return any(now_ns - record.ts_event_ns <= _LONGEST_PAUSE_NS for record in records)

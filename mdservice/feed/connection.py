@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import attrs
@@ -44,7 +44,7 @@ from mdservice.runtime.actor import Channel, Depth, Heartbeat
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.task_groups import run_together
 
-__all__ = ["FeedConnection", "FeedSnapshot"]
+__all__ = ["IDLE", "FeedConnection", "FeedSnapshot"]
 
 
 # The feed connection at one moment.
@@ -77,6 +77,8 @@ class FeedSnapshot:
 
 _log = get_logger(__name__)
 
+IDLE: Final = "idle"
+"""The phase of a connection of which nothing is wanted."""
 _LAST_WORDS_S = 0.5
 _UNWANTED_S = 30.0
 """How long a connection stays open although nothing is wanted of it, when it opens on demand."""
@@ -298,7 +300,7 @@ class FeedConnection:
     async def _until_wanted(self) -> None:
         """Wait until there is something to subscribe."""
         while self._on_demand and not len(self._subscriptions):
-            self._phase = "idle"
+            self._phase = IDLE
             self._wanted = anyio.Event()
             await self._wanted.wait()
 

@@ -209,6 +209,11 @@ class Kind(Generic[R]):
         """
         return self.has_key and self.order in (Order.KEEP_ALL, Order.REPLACE_SAME_TIME)
 
+    @property
+    def is_companion(self) -> bool:
+        """Whether its records only come with another kind's topics, as corrections do."""
+        return self.channel not in self.topics
+
     def decode(self, payload: bytes) -> R:
         """The record of a text.
 

@@ -77,11 +77,11 @@ class Readiness:
 class FeedReport:
     """The connection to the market-data feed."""
 
-    name: str = _shown("As in the setting `feed`.", example="iex")
+    name: str = _shown("Alpaca's name of it, as in the settings.", example="iex")
     driver: str = _shown("The one in use: `alpaca-py` or `websockets`.", example="alpaca-py")
     phase: str = _shown(
-        "`connecting`, `subscribing`, `streaming`, `waiting`, `waiting_for_slot`, "
-        "`refused` or `stopped`.",
+        "`idle` (nothing is wanted of it), `connecting`, `subscribing`, `streaming`, `waiting`, "
+        "`waiting_for_slot`, `refused` or `stopped`.",
         example="streaming",
     )
     connected: bool = _shown("Connected and logged in.")
@@ -111,6 +111,11 @@ class FeedReport:
     )
     times_frozen_s: float = _shown(
         "How long the exchange times of incoming quotes have stood still.", default=0.0
+    )
+    received: Mapping[str, int] = _shown(
+        "Records that came over the websocket, by channel.",
+        factory=dict,
+        example={"quotes": 1042, "trades": 160},
     )
 
 
@@ -234,7 +239,7 @@ class Status:
         "`degraded`: not ready after a first login, or the positions are out of date."
     )
     reasons: tuple[str, ...] = _shown("Why it is not `running`; empty while it is.")
-    feed: FeedReport = _shown("The feed.")
+    feed: FeedReport = _shown("The stock feed.")
     redis: RedisReport = _shown("The store.")
     symbols: int = _shown("The number of wanted symbols.")
     uptime_s: float = _shown("Seconds since the start.")
@@ -248,6 +253,9 @@ class Status:
     loop_lag_max_ms: float = _shown("The same since the start.", default=0.0)
     stale_symbols: int = _shown("Symbols whose price is older than the age limit.", default=0)
     simulator: bool = _shown("The prices are simulated.", default=False)
+    feeds: Mapping[str, FeedReport] = _shown(
+        "Every connection: `stocks`, `crypto`, `options`, `news`.", factory=dict
+    )
 
 
 def status_to_json(status: Status) -> dict[str, Any]:

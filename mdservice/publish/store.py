@@ -188,34 +188,40 @@ class Message:
 
 
 async def read_last_records(
-    store: PriceStore, kind: Kind[R], symbols: Sequence[str], latest_ns: int
-) -> Sequence[R]:
-    """The records in the symbols' keys; empty if the store does not answer.
+    store: PriceStore, wanted: Mapping[Kind[Any], Sequence[str]], latest_ns: int
+) -> Mapping[Kind[Any], Sequence[Any]]:
+    """The records in the symbols' keys, by kind; empty if the store does not answer.
 
     A key that is unreadable, or whose time is too far ahead, is omitted and logged.
 
     Args:
         store: This function connects it; the writer connects it again.
-        kind: The kind of the keys.
-        symbols: The symbols to read; ``*`` is ignored.
+        wanted: The symbols to read, by kind; ``*`` is ignored.
         latest_ns: The latest time that a record may have, UTC nanoseconds.
     """
-    named = [symbol for symbol in symbols if symbol != EVERY_SYMBOL]
-    if not named:
-        return ()
-    payloads: Mapping[str, bytes] = {}
+    named = {
+        kind: [symbol for symbol in symbols if symbol != EVERY_SYMBOL]
+        for kind, symbols in wanted.items()
+    }
+    if not any(named.values()):
+        return {}
+    found: dict[Kind[Any], Sequence[Any]] = {}
     reason = f"no answer within {READ_LIMIT_S:g} s"
     try:
         with anyio.move_on_after(READ_LIMIT_S):
             await store.connect()
-            payloads = await store.read_latest(kind, named)
+            for kind, symbols in named.items():
+                if symbols:
+                    payloads = await store.read_latest(kind, symbols)
+                    read = (_read(kind, s, payload, latest_ns) for s, payload in payloads.items())
+                    found[kind] = [record for record in read if record is not None]
             reason = ""
     except StoreError as exc:
         reason = str(exc)
     if reason:
         _log.warning("last_prices_not_read", url=store.address, reason=reason)
-    found = [_read(kind, symbol, payload, latest_ns) for symbol, payload in payloads.items()]
-    return [record for record in found if record is not None]
+        return {}
+    return found
 
 
 def _read(kind: Kind[R], symbol: str, payload: bytes, latest_ns: int) -> R | None:
