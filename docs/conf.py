@@ -39,8 +39,8 @@ nitpick_ignore_regex = [
     ("py:class", r"mdservice\.positions\.sources\._Result"),
     ("py:(class|obj)", r"mdservice\.model\.kinds\..*"),
     ("py:class", r"mdservice\.pnl\.holding\..*"),
-    ("py:class", r"mdservice\.simulator\.(http|market|memory|paper_account)\..*"),
-    ("py:(class|obj)", r"mdservice\.simulator\.(kinds|rest_quotes|session|wire)\..*"),
+    ("py:class", r"mdservice\.simulator\.(feeds|http|market|memory|paper_account)\..*"),
+    ("py:(class|obj)", r"mdservice\.simulator\.(kinds|rest_history|session|stocks|wire)\..*"),
 ]
 
 autodoc_member_order = "bysource"

@@ -13,7 +13,7 @@ from attrs import validators
 from mdservice.simulator.faults import Planned
 from mdservice.simulator.market import UNIVERSE, Market, Shape
 from mdservice.simulator.paper_account import Trader, parse_positions
-from mdservice.simulator.rest_quotes import HISTORY_FEEDS, LATEST_FEEDS, RestRules
+from mdservice.simulator.rest_history import HISTORY_FEEDS, LATEST_FEEDS, RestRules
 from mdservice.simulator.session import Account, SessionRules
 
 __all__ = ["SimulatorConfig"]
@@ -66,6 +66,8 @@ class SimulatorConfig:
         slot_hold_s: How long a session that ended without a closing handshake keeps its slot
             (about 90 s at Alpaca).
         symbol_limit: (channel, symbol) pairs a session may subscribe to; ``*`` counts as one.
+        option_quotes_limit: Options of which a session may subscribe to quotes (200 on Alpaca's
+            free plan); None for any number.
         invalid_symbols: Symbols that make a request invalid syntax (400).
         ignored_symbols: Symbols left out of the subscription without a word.
         closing_codes: Errors after which the server hangs up (inferred from reports).
@@ -114,6 +116,7 @@ class SimulatorConfig:
     connection_limit: int | None = _limit(1, 1)
     slot_hold_s: float = _not_negative(0.0)
     symbol_limit: int | None = _limit(None, 0)
+    option_quotes_limit: int | None = _limit(200, 0)
     invalid_symbols: AbstractSet[str] = _names()
     ignored_symbols: AbstractSet[str] = _names()
     closing_codes: AbstractSet[int] = attrs.field(
@@ -150,6 +153,7 @@ class SimulatorConfig:
         """What a session may do."""
         return SessionRules(
             symbol_limit=self.symbol_limit,
+            option_quotes_limit=self.option_quotes_limit,
             invalid_symbols=self.invalid_symbols,
             ignored_symbols=self.ignored_symbols,
             closing_codes=self.closing_codes,

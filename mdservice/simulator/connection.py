@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -30,6 +30,7 @@ from websockets.server import ServerProtocol
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.faults import DataFaults, Freeze
+from mdservice.simulator.feeds import SimFeed
 from mdservice.simulator.http import HttpAnswer, RequestReader
 from mdservice.simulator.kinds import SimKind
 from mdservice.simulator.memory import MemoryByteStream
@@ -68,7 +69,7 @@ class Connection:
         self.session: Session | None = None
         self.encoding: Encoding = "json"
         self.faults = DataFaults()
-        self.sent: dict[SimKind[Any], int] = dict.fromkeys(venue.kinds, 0)
+        self.sent: Counter[SimKind[Any]] = Counter()
         """How many records of each kind were sent."""
         self._stream = stream
         self._venue = venue
@@ -80,7 +81,7 @@ class Connection:
         self._wake = anyio.Event()
         self._scope = anyio.CancelScope()
         self._fragments: list[bytes | bytearray | memoryview] = []
-        self._wanted: dict[SimKind[Any], AbstractSet[str]] = dict.fromkeys(venue.kinds, frozenset())
+        self._wanted: dict[SimKind[Any], AbstractSet[str]] = {}
         self._stalled = False
         self._slow = False
         self._never_ends = False
@@ -112,9 +113,12 @@ class Connection:
         Returns:
             Those that were put into the send buffer.
         """
-        wanted = self._wanted[kind]
+        wanted = self._wanted.get(kind)
         if wanted and EVERY_SYMBOL not in wanted:
-            records = [record for record in records if record.symbol in wanted]
+            if kind.wants is None:
+                records = [record for record in records if record.symbol in wanted]
+            else:
+                records = [record for record in records if kind.wants(record, wanted)]
         if not wanted or not records or self.faults.muted(anyio.current_time()):
             return []
         sent: list[S] = []
@@ -237,7 +241,7 @@ class Connection:
             self.faults.add(Freeze(answer.delay_s), anyio.current_time())
             self._protocol.send_response(answer.response)
             return
-        refusal = self._venue.refuse_upgrade_now()
+        refusal = self._venue.refuse_upgrade_now(request.path)
         if isinstance(refusal, Silence):
             return
         if refusal is not None:
@@ -251,7 +255,7 @@ class Connection:
             return
         content_type = request.headers.get("Content-Type", "")
         self.encoding = "msgpack" if "msgpack" in content_type.lower() else "json"
-        self.session, reply = self._venue.open_session(self.number, request)
+        self.session, reply = self._venue.open_session(self.number, request, self.encoding)
         self._answer(reply)
 
     def _take_frame(self, frame: WebsocketFrame) -> None:
@@ -270,13 +274,15 @@ class Connection:
         if reply.close_code is not None:
             self.hang_up(reply.close_code)
         if self.session is not None:
-            subscribed = self.session.subscriptions
+            session, subscribed = self.session, self.session.subscriptions
             wanted: dict[SimKind[Any], AbstractSet[str]] = {
-                kind: frozenset(subscribed[kind.channel]) for kind in self._wanted
+                kind: frozenset(subscribed[kind.channel])
+                for kind in self._venue.kinds
+                if kind.feed is session.feed and subscribed[kind.channel]
             }
             if wanted != self._wanted:
                 self._wanted = wanted
-                self._venue.subscriptions_changed()
+                self._venue.subscriptions_changed(session.feed)
         self._venue.notify()
 
     def _limit_closing(self) -> None:
@@ -337,11 +343,13 @@ class Venue(Protocol):
         """Answer a request that asks for no upgrade; None for one that may be upgraded."""
         ...
 
-    def refuse_upgrade_now(self) -> int | Silence | None:
-        """The HTTP status planned for this upgrade, silence, or None to accept it."""
+    def refuse_upgrade_now(self, path: str) -> int | Silence | None:
+        """The HTTP status planned for an upgrade of this path, silence, or None to accept it."""
         ...
 
-    def open_session(self, number: int, request: Request) -> tuple[Session, Reply]:
+    def open_session(
+        self, number: int, request: Request, encoding: Encoding
+    ) -> tuple[Session, Reply]:
         """Begin the session of an upgraded connection."""
         ...
 
@@ -349,8 +357,8 @@ class Venue(Protocol):
         """A client's message, before it is answered."""
         ...
 
-    def subscriptions_changed(self) -> None:
-        """A client has changed its subscriptions to data."""
+    def subscriptions_changed(self, feed: SimFeed) -> None:
+        """A client of this stream has changed its subscriptions to data."""
         ...
 
     def notify(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import attrs
 from attrs import validators
 
+from mdservice.model.feeds import FeedName
 from mdservice.simulator.http import RECENT_SIP, RECENT_SIP_MESSAGE
 from mdservice.simulator.session import Silence, When
 from mdservice.simulator.wire import OutFrame, S
@@ -121,9 +122,9 @@ class Duplicate:
 
 @attrs.frozen
 class Reorder:
-    """The next data frames hold their quotes in the reverse order.
+    """The next data frames hold their records in the reverse order.
 
-    A frame of one quote comes after the one that follows it.
+    A frame of one record comes after the one that follows it.
     """
 
     frames: int = 1
@@ -196,12 +197,15 @@ class Planned:
         fault: What happens, to every connection that is open then, or to the REST requests
             that come next.
         after_s: Seconds after the simulator was opened; or
-        after_quotes: once the market has made so many quotes.
+        after_quotes: once the market of stocks has made so many quotes.
+        feed: Only for connections of this stream; None for all. REST requests are named by the
+            fault's own ``path``.
     """
 
     fault: Fault
     after_s: float | None = None
     after_quotes: int | None = None
+    feed: FeedName | None = None
 
     def __attrs_post_init__(self) -> None:
         """Check that exactly one moment is given."""

@@ -15,6 +15,7 @@ from websockets.http11 import Request, Response
 __all__ = [
     "RECENT_SIP",
     "RECENT_SIP_MESSAGE",
+    "Answer",
     "Call",
     "Endpoint",
     "HttpAnswer",
@@ -135,11 +136,15 @@ class Call:
     body: bytes = b""
 
 
+Answer = Callable[[Call], bytes]
+"""Answers a call with JSON."""
+
+
 @attrs.frozen
 class Endpoint:
     """What answers a call with JSON, and with which HTTP status."""
 
-    answer: Callable[[Call], bytes]
+    answer: Answer
     status: int = 200
 
 

@@ -1,7 +1,8 @@
 """Alpaca's REST side: a request in, its answer out.
 
-Quotes are in ``rest_quotes``, positions and orders in ``rest_trading``; what every request
-meets is here: the login, the calls of a minute, planned faults. So is the market's clock.
+Past and latest records are in ``rest_history``, positions and orders in ``rest_trading``. What
+every request meets is here: the login, the calls of a minute, planned faults, and the clock of the
+market.
 
 Pure: the time is an argument.
 """
@@ -13,8 +14,6 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime, time, timedelta
 from email.utils import formatdate
-from functools import partial
-from typing import Any
 from urllib.parse import parse_qsl, unquote
 from zoneinfo import ZoneInfo
 
@@ -30,6 +29,7 @@ from mdservice.simulator.faults import (
     SlowRest,
 )
 from mdservice.simulator.http import (
+    Answer,
     Call,
     Endpoint,
     HttpAnswer,
@@ -37,20 +37,9 @@ from mdservice.simulator.http import (
     json_response,
     malformed,
 )
-from mdservice.simulator.kinds import SimKind
-from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.paper_account import PaperAccount
-from mdservice.simulator.rest_quotes import (
-    RestRules,
-    encode_latest,
-    encode_page,
-    parse_history,
-    parse_latest,
-    read_page,
-)
 from mdservice.simulator.rest_trading import TradingApi
 from mdservice.simulator.session import Account
-from mdservice.simulator.wire import S
 
 __all__ = ["Quota", "RateLimit", "RestApi", "RestRequest", "encode_clock"]
 
@@ -71,24 +60,22 @@ _Headers = dict[str, str]
 class RestApi:
     """Answers for the data host and for the trading host.
 
-    The one has ``/v2/stocks/quotes`` and ``/v2/stocks/quotes/latest``, the other ``/v2/clock``,
+    The one has what the markets answer, such as ``/v2/stocks/quotes``, the other ``/v2/clock``,
     ``/v2/positions`` and ``/v2/orders``.
 
     Args:
-        records: The market's records of each kind.
+        routes: The markets' answers to GET requests, by path.
         paper_account: The account's positions.
         account: Whose key and secret are asked for, where it has any.
-        rules: What may be asked for.
         rate_limit: Calls per key and minute; None for any number, without the headers.
         requests_size: How many requests are kept.
     """
 
     def __init__(
         self,
-        records: Mapping[SimKind[Any], MarketRecord[Any]],
+        routes: Mapping[str, Answer],
         paper_account: PaperAccount,
         account: Account,
-        rules: RestRules,
         *,
         rate_limit: int | None,
         requests_size: int,
@@ -97,7 +84,6 @@ class RestApi:
         self.market_open = True
         self.requests: deque[RestRequest] = deque(maxlen=requests_size)
         self._account = account
-        self._rules = rules
         self._limit = None if rate_limit is None else RateLimit(rate_limit)
         trading = TradingApi(paper_account)
         self._endpoints: dict[str, dict[str, Endpoint]] = {
@@ -112,11 +98,8 @@ class RestApi:
             },
             "/v2/orders": {"POST": Endpoint(trading.order)},
         }
-        for kind, record in records.items():
-            self._endpoints[kind.path] = {"GET": Endpoint(partial(self._history, kind, record))}
-            self._endpoints[f"{kind.path}/latest"] = {
-                "GET": Endpoint(partial(self._latest, kind, record))
-            }
+        self._endpoints |= {path: {"GET": Endpoint(route)} for path, route in routes.items()}
+        self._prefixes = tuple(path for path in self._endpoints if path.endswith("/"))
 
     def answer(self, request: Request, body: bytes, now_s: float, now_ns: int) -> HttpAnswer:
         """Answer a request, unless a fault is in the way.
@@ -166,8 +149,9 @@ class RestApi:
         if planned is not None:
             raise RefusedRequest(planned.status, planned.code, planned.message)
         name = ""
-        if path.startswith(_ONE_POSITION):
-            path, name = _ONE_POSITION, unquote(path.removeprefix(_ONE_POSITION))
+        for prefix in self._prefixes:
+            if path not in self._endpoints and path.startswith(prefix):
+                path, name = prefix, unquote(path.removeprefix(prefix))
         methods = self._endpoints.get(path)
         if methods is None:
             raise RefusedRequest(_NOT_FOUND, 0, "endpoint not found.")
@@ -190,14 +174,6 @@ class RestApi:
             raise RefusedRequest(_UNAUTHORIZED, 0, "unauthorized.")
         if not self._account.accepts(key, secret):
             raise RefusedRequest(_FORBIDDEN, 0, "forbidden.")
-
-    def _history(self, kind: SimKind[S], record: MarketRecord[S], call: Call) -> bytes:
-        query = parse_history(call.params, self._rules, call.now_ns)
-        return encode_page(read_page(record, query), kind.channel, kind.row)
-
-    def _latest(self, kind: SimKind[S], record: MarketRecord[S], call: Call) -> bytes:
-        symbols = parse_latest(call.params, self._rules)
-        return encode_latest(record, symbols, kind.channel, kind.row)
 
     def _clock(self, call: Call) -> bytes:
         return encode_clock(call.now_ns, is_open=self.market_open)

@@ -15,6 +15,7 @@ from websockets.http11 import Request
 
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError
+from mdservice.model.feeds import FeedName
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.connection import Connection
 from mdservice.simulator.faults import (
@@ -31,6 +32,7 @@ from mdservice.simulator.faults import (
     SendError,
     SlowRest,
 )
+from mdservice.simulator.feeds import FEEDS, SimFeed, feed_at
 from mdservice.simulator.http import (
     RECENT_SIP,
     RECENT_SIP_MESSAGE,
@@ -38,12 +40,14 @@ from mdservice.simulator.http import (
     too_many_connections,
     wants_websocket,
 )
-from mdservice.simulator.kinds import KINDS, QUOTES, Generator, SimKind
+from mdservice.simulator.kinds import SimKind, SimMarket
 from mdservice.simulator.market import MarketRecord
+from mdservice.simulator.markets import MARKETS
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
 from mdservice.simulator.paper_account import Holding, PaperAccount, Trade
 from mdservice.simulator.rest import RestApi, RestRequest
 from mdservice.simulator.session import SILENCE, Refusals, Reply, Session, Silence, When
+from mdservice.simulator.stocks import QUOTES
 from mdservice.simulator.wire import Encoding, Number, OutFrame, S, SimQuote, error_message
 
 __all__ = ["ConnectionInfo", "ReceivedMessage", "Simulator", "open_simulator"]
@@ -61,7 +65,7 @@ async def open_simulator(
     host: str = "127.0.0.1",
     port: int | None = 0,
     clock: Clock | None = None,
-    kinds: Sequence[SimKind[Any]] = KINDS,
+    markets: Sequence[SimMarket] = MARKETS,
 ) -> AsyncGenerator[Simulator, None]:
     """Run a simulator for the length of the block, on trio or asyncio.
 
@@ -71,7 +75,7 @@ async def open_simulator(
         port: 0 for a free one (see :attr:`Simulator.port`); None for no socket at all, only
             :meth:`Simulator.connect`, as trio's virtual clock needs it.
         clock: Where records get their time; None for the machine's.
-        kinds: The kinds of records that the market makes.
+        markets: Which markets there are.
 
     Raises:
         ConfigurationError: The address cannot be listened on.
@@ -79,13 +83,13 @@ async def open_simulator(
     listener = None if port is None else await _listen(host, port)
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
-        simulator = Simulator(config or SimulatorConfig(), clock or SystemClock(), tasks, kinds)
+        simulator = Simulator(config or SimulatorConfig(), clock or SystemClock(), tasks, markets)
         if listener is not None:
             simulator.host = host
             simulator.port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - no Django
             tasks.start_soon(_accept, listener, simulator, tasks)
-        for kind in simulator.kinds:
-            tasks.start_soon(simulator.run_market, kind)
+        for market in simulator.markets:
+            tasks.start_soon(simulator.run_market, market)
         tasks.start_soon(simulator.run_script)
         tasks.start_soon(simulator.run_trader)
         try:
@@ -118,7 +122,8 @@ class Simulator:
     """An Alpaca on this machine; made by :func:`~mdservice.simulator.open_simulator`.
 
     Its methods are called from the event loop that it runs on. Where one takes ``connection``,
-    it means that connection's number, and None all that are open.
+    it means that connection's number, and None all that are open; where one takes ``feed``,
+    only the connections of that stream.
     """
 
     def __init__(
@@ -126,10 +131,11 @@ class Simulator:
         config: SimulatorConfig,
         clock: Clock,
         tasks: TaskGroup,
-        kinds: Sequence[SimKind[Any]] = KINDS,
+        markets: Sequence[SimMarket] = MARKETS,
     ) -> None:
         self.config = config
-        self.kinds = tuple(kinds)
+        self.markets = tuple(markets)
+        self.kinds = tuple(kind for market in markets for kind in market.kinds)
         self.host = ""
         self.port: int | None = None
         """The TCP port; None where it serves streams in memory alone."""
@@ -143,26 +149,28 @@ class Simulator:
         self._tasks = tasks
         self._account = config.account()
         self._refusals = Refusals()
-        self._generators: dict[SimKind[Any], Generator[Any]] = {
-            kind: kind.generator(config) for kind in self.kinds
-        }
         self._records: dict[SimKind[Any], MarketRecord[Any]] = {
             kind: MarketRecord(config.history_size) for kind in self.kinds
         }
         self._sent: dict[SimKind[Any], deque[Any]] = {
             kind: deque(maxlen=config.history_size) for kind in self.kinds
         }
+        self._sources = {market: market.source(config, self._records) for market in self.markets}
         self._paper_account = PaperAccount(
             config.positions,
             self._records[QUOTES],
             trades_size=config.received_size,
             traded=self.notify,
         )
+        rules = config.rest_rules()
         self._rest = RestApi(
-            self._records,
+            {
+                path: route
+                for market in self.markets
+                for path, route in market.routes(self._records, rules).items()
+            },
             self._paper_account,
             self._account,
-            config.rest_rules(),
             rate_limit=config.rest_rate_limit,
             requests_size=config.received_size,
         )
@@ -176,9 +184,17 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """``ws://127.0.0.1:PORT/v2/iex``; any other path does as well."""
+        """``ws://127.0.0.1:PORT/v2/iex``, the stream of stocks.
+
+        Any path does as well that is not one of the other streams.
+        """
         host = self.host or "simulator"
         return f"ws://{f'[{host}]' if ':' in host else host}:{self.port or 80}{_FEED_PATH}"
+
+    def stream_url(self, feed: FeedName) -> str:
+        """The URL of a stream: ``ws://127.0.0.1:PORT/v1beta3/crypto/us`` of ``crypto``."""
+        (path,) = (each.paths[0] for each in FEEDS if each.name == feed)
+        return self.url.removesuffix(_FEED_PATH) + path
 
     @property
     def rest_url(self) -> str:
@@ -188,12 +204,20 @@ class Simulator:
     @property
     def history(self) -> deque[SimQuote]:
         """Every quote of the market, also those without a connected client, as in REST."""
-        return self._records[QUOTES].records
+        return self.history_of(QUOTES)
+
+    def history_of(self, kind: SimKind[S]) -> deque[S]:
+        """The same for the records of any kind."""
+        return self._records[kind].records
 
     @property
     def sent(self) -> deque[SimQuote]:
         """The quotes that went to at least one connection."""
-        return self._sent[QUOTES]
+        return self.sent_of(QUOTES)
+
+    def sent_of(self, kind: SimKind[S]) -> deque[S]:
+        """The same for the records of any kind."""
+        return self._sent[kind]
 
     @property
     def quotes_made(self) -> int:
@@ -275,6 +299,7 @@ class Simulator:
         return tuple(
             ConnectionInfo(
                 number=connection.number,
+                feed=connection.session.feed.name,
                 endpoint=connection.session.endpoint,
                 encoding=connection.encoding,
                 authenticated=connection.session.authenticated,
@@ -287,25 +312,37 @@ class Simulator:
         )
 
     def send_messages(
-        self, messages: Sequence[Mapping[str, Any]], *, connection: int | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        connection: int | None = None,
+        feed: FeedName | None = None,
     ) -> None:
         """Send any messages in one frame, subscribed to or not.
 
         A whole number under ``t`` is sent as a timestamp.
         """
-        for chosen in self._chosen(connection):
+        for chosen in self._chosen(connection, feed):
             chosen.send_messages(messages)
 
-    def send_raw(self, payload: bytes | str, *, connection: int | None = None) -> None:
+    def send_raw(
+        self,
+        payload: bytes | str,
+        *,
+        connection: int | None = None,
+        feed: FeedName | None = None,
+    ) -> None:
         """Send one frame with this payload, text for ``str``, binary for ``bytes``."""
         text = isinstance(payload, str)
         frame = OutFrame(payload.encode() if isinstance(payload, str) else payload, text)
-        for chosen in self._chosen(connection):
+        for chosen in self._chosen(connection, feed):
             chosen.send_frame(frame)
 
-    def send_error(self, code: int, *, connection: int | None = None) -> None:
+    def send_error(
+        self, code: int, *, connection: int | None = None, feed: FeedName | None = None
+    ) -> None:
         """Send an error message, unasked."""
-        self.send_messages([error_message(code)], connection=connection)
+        self.send_messages([error_message(code)], connection=connection, feed=feed)
 
     def drop(
         self,
@@ -313,40 +350,57 @@ class Simulator:
         *,
         code: int = 1001,
         connection: int | None = None,
+        feed: FeedName | None = None,
     ) -> None:
         """End connections; see :class:`~mdservice.simulator.faults.Drop`."""
-        for chosen in self._chosen(connection):
+        for chosen in self._chosen(connection, feed):
             if how == "reset":
                 chosen.reset()
             else:
                 chosen.hang_up(code if how == "close" else None)
 
-    def refuse_next(self, code: int, *, when: When = "auth", times: int = 1) -> None:
+    def refuse_next(
+        self, code: int, *, when: When = "auth", times: int = 1, feed: FeedName | None = None
+    ) -> None:
         """Answer the next of this moment with an error.
 
         ``connect`` in the place of the greeting, ``auth``, ``subscribe`` or ``unsubscribe``.
         """
-        self._refusals.plan(when, code, times)
+        self._refusals.plan(when, code, times, feed)
 
-    def refuse_upgrade(self, status: int, *, times: int = 1) -> None:
+    def refuse_upgrade(self, status: int, *, times: int = 1, feed: FeedName | None = None) -> None:
         """Answer the next upgrade requests with this HTTP status."""
-        self._refusals.plan("upgrade", status, times)
+        self._refusals.plan("upgrade", status, times, feed)
 
-    def stall(self, when: When = "upgrade", *, times: int = 1) -> None:
+    def stall(
+        self, when: When = "upgrade", *, times: int = 1, feed: FeedName | None = None
+    ) -> None:
         """Accept, and from this moment on never answer.
 
         ``upgrade`` after the TCP connection, ``connect`` after the upgrade, ``auth`` or
         ``subscribe`` after such a message.
         """
-        self._refusals.plan(when, SILENCE, times)
+        self._refusals.plan(when, SILENCE, times, feed)
 
-    def mute(self, for_s: float = float("inf"), *, connection: int | None = None) -> None:
+    def mute(
+        self,
+        for_s: float = float("inf"),
+        *,
+        connection: int | None = None,
+        feed: FeedName | None = None,
+    ) -> None:
         """Data stops on open connections; they stay open and answer."""
-        self._add(Mute(for_s), connection)
+        self._add(Mute(for_s), connection, feed)
 
-    def freeze(self, for_s: float = float("inf"), *, connection: int | None = None) -> None:
+    def freeze(
+        self,
+        for_s: float = float("inf"),
+        *,
+        connection: int | None = None,
+        feed: FeedName | None = None,
+    ) -> None:
         """Nothing at all is sent on open connections, not even a pong."""
-        self._add(Freeze(for_s), connection)
+        self._add(Freeze(for_s), connection, feed)
 
     def trade(self, symbol: str, qty: Number, price: Number | None = None) -> Trade:
         """Buy shares, or sell them where ``qty`` is below 0; the position changes at once.
@@ -437,28 +491,33 @@ class Simulator:
             connection.faults = DataFaults()
             connection.poke()
 
-    def inject(self, fault: Fault, *, connection: int | None = None) -> None:
+    def inject(
+        self, fault: Fault, *, connection: int | None = None, feed: FeedName | None = None
+    ) -> None:
         """Put a fault of ``mdservice.simulator`` into force now."""
         match fault:
             case Drop(how, code):
-                self.drop(how, code=code, connection=connection)
+                self.drop(how, code=code, connection=connection, feed=feed)
             case Refuse(answer, when, times):
-                self._refusals.plan(when, answer, times)
+                self._refusals.plan(when, answer, times, feed)
             case SendError(code):
-                self.send_error(code, connection=connection)
+                self.send_error(code, connection=connection, feed=feed)
             case RefuseRest() | SlowRest() | CutRest() | GarbleRest():
                 self._rest.faults.plan(fault)
             case _:
-                self._add(fault, connection)
+                self._add(fault, connection, feed)
 
-    def _add(self, fault: DataFault, number: int | None) -> None:
-        for chosen in self._chosen(number):
+    def _add(self, fault: DataFault, number: int | None, feed: FeedName | None) -> None:
+        for chosen in self._chosen(number, feed):
             chosen.faults.add(fault, anyio.current_time())
             chosen.poke()
 
-    def _chosen(self, number: int | None) -> Iterator[Connection]:
+    def _chosen(self, number: int | None, feed: FeedName | None) -> Iterator[Connection]:
         for connection in list(self._connections.values()):
-            if connection.session is not None and number in {None, connection.number}:
+            session = connection.session
+            if session is None or number not in {None, connection.number}:
+                continue
+            if feed in {None, session.feed.name}:
                 yield connection
 
     # What its connections ask of it.
@@ -473,11 +532,13 @@ class Simulator:
         self.notify()
         return answer
 
-    def refuse_upgrade_now(self) -> int | Silence | None:
-        """The answer planned for this upgrade."""
-        return self._refusals.take("upgrade")
+    def refuse_upgrade_now(self, path: str) -> int | Silence | None:
+        """The answer planned for an upgrade of this path."""
+        return self._refusals.take("upgrade", feed_at(path.partition("?")[0]).name)
 
-    def open_session(self, number: int, request: Request) -> tuple[Session, Reply]:
+    def open_session(
+        self, number: int, request: Request, encoding: Encoding
+    ) -> tuple[Session, Reply]:
         """Begin a session, with the login of the request's headers where it has one."""
         session = Session(
             number,
@@ -485,6 +546,7 @@ class Simulator:
             account=self._account,
             refusals=self._refusals,
             rules=attrs.evolve(self.config.rules(), symbol_limit=self.symbol_limit),
+            encoding=encoding,
         )
         key = request.headers.get("APCA-API-KEY-ID")
         secret = request.headers.get("APCA-API-SECRET-KEY")
@@ -497,21 +559,27 @@ class Simulator:
             message = {name: "***" if name in _MASKED else value for name, value in message.items()}
         self.received.append(ReceivedMessage(number, self._clock.utc_ns(), message))
 
-    def subscriptions_changed(self) -> None:
-        """Follow the symbols that are subscribed to now.
+    def subscriptions_changed(self, feed: SimFeed) -> None:
+        """Follow the symbols of this stream that are subscribed to now.
 
         A connection that is lost changes nothing: the market keeps making its symbols until
         the next change, and what happens meanwhile is in :attr:`history`, as at a real
         exchange.
         """
-        subscribed = [
-            connection.session.subscriptions
+        sessions = [
+            connection.session
             for connection in self._connections.values()
-            if connection.session is not None
+            if connection.session is not None and connection.session.feed is feed
         ]
-        for kind, generator in self._generators.items():
-            wanted = {symbol for each in subscribed for symbol in each[kind.channel]}
-            generator.follow(wanted, without=self.config.silent_symbols)
+        for market, source in self._sources.items():
+            if market.feed is not feed or source is None:
+                continue
+            wanted: dict[str, set[str]] = {kind.channel: set() for kind in market.kinds}
+            for session in sessions:
+                subscribed = session.subscriptions
+                for channel, symbols in wanted.items():
+                    symbols.update(subscribed[channel])
+            source.follow(wanted)
 
     def notify(self) -> None:
         """Wake those who wait for a change."""
@@ -521,19 +589,19 @@ class Simulator:
 
     # Its tasks.
 
-    async def run_market(self, kind: SimKind[Any]) -> None:
-        """Make records of a kind and send them, for ever."""
-        if not self.config.rate:
+    async def run_market(self, market: SimMarket) -> None:
+        """Make a market's records and send them, for ever."""
+        source = self._sources[market]
+        if source is None:
             return
-        generator = self._generators[kind]
-        await self.until(lambda _: bool(generator.symbols))
+        await self.until(lambda _: bool(source.symbols))
         started_s = anyio.current_time()
+        size = self.config.quotes_per_frame
         while True:
             await anyio.sleep(self.config.slice_s)
-            due = generator.due(anyio.current_time() - started_s)
-            records = generator.take(due, self._clock.utc_ns())
-            if records:
-                size = self.config.quotes_per_frame
+            for kind, records in source.make(
+                anyio.current_time() - started_s, self._clock.utc_ns()
+            ):
                 self._publish(kind, records, [size] * (len(records) // size))
 
     async def run_script(self) -> None:
@@ -542,7 +610,7 @@ class Simulator:
         timed = (planned for planned in self.config.faults if planned.after_s is not None)
         for planned in sorted(timed, key=lambda planned: planned.after_s or 0.0):
             await anyio.sleep_until(opened_s + (planned.after_s or 0.0))
-            self.inject(planned.fault)
+            self.inject(planned.fault, feed=planned.feed)
 
     async def run_trader(self) -> None:
         """Make seeded trades at bid and ask, for ever."""
@@ -560,8 +628,11 @@ class Simulator:
         with anyio.move_on_after(_FAREWELL_S):
             await self.until(lambda simulator: not simulator.connections)
 
-    def _publish(self, kind: SimKind[S], records: list[S], frames: Sequence[int] | None) -> int:
-        self._records[kind].add(records)
+    def _publish(self, kind: SimKind[S], records: Sequence[S], frames: Sequence[int] | None) -> int:
+        if kind.keep is None:
+            self._records[kind].add(records)
+        else:
+            kind.keep(self._records, records)
         self.made[kind] += len(records)
         reached = 0
         sent: dict[int, S] = {}
@@ -571,7 +642,8 @@ class Simulator:
             sent.update((id(record), record) for record in out)
         self._sent[kind].extend(sent.values())
         while self._by_quotes and (self._by_quotes[0].after_quotes or 0) <= self.quotes_made:
-            self.inject(self._by_quotes.pop(0).fault)
+            planned = self._by_quotes.pop(0)
+            self.inject(planned.fault, feed=planned.feed)
         self.notify()
         return reached
 
@@ -582,15 +654,17 @@ class ConnectionInfo:
 
     Attributes:
         number: Counts the connections, from 1.
+        feed: ``stocks``, ``crypto``, ``options`` or ``news``.
         endpoint: The path that it asked for, ``/v2/iex``.
         encoding: How its frames are encoded.
         authenticated: It has logged in.
         subscriptions: The symbols of each channel.
-        quotes_sent: How many quotes it was sent.
+        quotes_sent: How many quotes of stocks it was sent.
         pending_bytes: What waits in its send buffer.
     """
 
     number: int
+    feed: FeedName
     endpoint: str
     encoding: Encoding
     authenticated: bool

@@ -5,8 +5,7 @@ Pure: messages in, replies out; no socket, no event loop, no clock.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from itertools import starmap
@@ -15,11 +14,12 @@ from typing import Any, Final, Literal
 import attrs
 
 from mdservice.errors import InvalidSymbol
+from mdservice.model.feeds import FeedName
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.simulator.wire import error_message
+from mdservice.simulator.feeds import FEEDS, OPTIONS, feed_at
+from mdservice.simulator.wire import Encoding, error_message
 
 __all__ = [
-    "CHANNELS",
     "NOTHING",
     "SILENCE",
     "Account",
@@ -36,23 +36,7 @@ When = Literal["upgrade", "connect", "auth", "subscribe", "unsubscribe"]
 
 _MOST_PLANNED = 10_000
 
-CHANNELS = (
-    "trades",
-    "quotes",
-    "bars",
-    "updatedBars",
-    "dailyBars",
-    "statuses",
-    "lulds",
-    "corrections",
-    "cancelErrors",
-)
-"""The channels of a stock stream, in the order of the acknowledgement."""
-
-_WITH_TRADES = ("corrections", "cancelErrors")
-"""Channels that follow the trades' subscriptions and are not asked for themselves."""
-_ASKED_FOR = tuple(channel for channel in CHANNELS if channel not in _WITH_TRADES)
-_OF_OTHER_FEEDS = frozenset(("news", "orderbooks"))
+_EVERY_CHANNEL = frozenset(channel for feed in FEEDS for channel in feed.channels)
 _NORMAL_CLOSURE = 1000
 _MOST_PAIRS = 50_000
 """Bounds what one session can make the simulator hold, where no limit is set."""
@@ -67,6 +51,7 @@ class Session:
         account: Checks the login and lends the slot.
         refusals: Answers planned in the place of the usual ones.
         rules: Limits.
+        encoding: Of the client's messages.
     """
 
     def __init__(
@@ -77,17 +62,22 @@ class Session:
         account: Account,
         refusals: Refusals,
         rules: SessionRules,
+        encoding: Encoding = "msgpack",
     ) -> None:
         self.number = number
         self.endpoint = endpoint
+        self.feed = feed_at(endpoint)
         self.authenticated = False
         self.silent = False
         """It was planned that this client gets no answer any more."""
         self._account = account
         self._refusals = refusals
         self._rules = rules
+        self._encoding = encoding
         self._key = ""
-        self._subscribed: dict[str, dict[str, None]] = {channel: {} for channel in CHANNELS}
+        self._subscribed: dict[str, dict[str, None]] = {
+            channel: {} for channel in self.feed.channels
+        }
 
     @property
     def subscriptions(self) -> dict[str, tuple[str, ...]]:
@@ -161,29 +151,47 @@ class Session:
         if planned is not None:
             return planned
         asked = {name: value for name, value in message.items() if name != "action"}
-        if not _OF_OTHER_FEEDS.isdisjoint(asked):
-            return self._error(410)
-        if not asked or not all(starmap(self._valid, asked.items())):
-            return self._error(400)
-        changed = {channel: dict(self._subscribed[channel]) for channel in _ASKED_FOR}
+        refusal = self._refusal(asked)
+        if refusal is not None:
+            return self._error(refusal)
+        changed = {channel: dict(self._subscribed[channel]) for channel in self.feed.asked_for}
         for channel, symbols in asked.items():
             for symbol in symbols:
                 if not adding:
                     changed.get(channel, {}).pop(symbol, None)
                 elif channel in changed and symbol not in self._rules.ignored_symbols:
                     changed[channel][symbol] = None
-        limit = self._rules.symbol_limit
-        pairs = sum(map(len, changed.values()))
-        if adding and pairs > (_MOST_PAIRS if limit is None else limit):
+        if adding and self._too_many(changed):
             return self._error(405)
-        for channel in _WITH_TRADES:
+        for channel in self.feed.with_trades:
             changed[channel] = dict(changed["trades"])
         self._subscribed = changed
-        state = {channel: list(changed[channel]) for channel in CHANNELS}
+        state = {channel: list(changed[channel]) for channel in self.feed.channels}
         return Reply(({"T": "subscription", **state},))
 
+    def _refusal(self, asked: Mapping[str, Any]) -> int | None:
+        """The code of what is wrong with a request, whatever is subscribed to already."""
+        if self.feed.msgpack_only and self._encoding != "msgpack":
+            return 412
+        if not _EVERY_CHANNEL.difference(self.feed.channels).isdisjoint(asked):
+            return 410
+        if not asked or not all(starmap(self._valid, asked.items())):
+            return 400
+        if any(EVERY_SYMBOL in asked.get(channel, ()) for channel in self.feed.no_wildcard):
+            return 413
+        return None
+
+    def _too_many(self, subscribed: Mapping[str, Sized]) -> bool:
+        rules = self._rules
+        limit = _MOST_PAIRS if rules.symbol_limit is None else rules.symbol_limit
+        if sum(map(len, subscribed.values())) > limit:
+            return True
+        quotes = rules.option_quotes_limit
+        return self.feed is OPTIONS and quotes is not None and len(subscribed["quotes"]) > quotes
+
     def _valid(self, channel: str, symbols: object) -> bool:
-        if channel not in CHANNELS or not isinstance(symbols, Sequence) or isinstance(symbols, str):
+        known = channel in self.feed.channels
+        if not known or not isinstance(symbols, Sequence) or isinstance(symbols, str):
             return False
         return all(self._valid_symbol(symbol) for symbol in symbols)
 
@@ -191,13 +199,13 @@ class Session:
         if not isinstance(symbol, str) or symbol in self._rules.invalid_symbols:
             return False
         try:
-            return parse_symbol(symbol) == symbol
+            return parse_symbol(symbol) == symbol and self.feed.has_symbol(symbol)
         except InvalidSymbol:
             return False
 
     def _planned(self, when: When) -> Reply | None:
         """The answer that a test planned for this moment."""
-        answer = self._refusals.take(when)
+        answer = self._refusals.take(when, self.feed.name)
         if isinstance(answer, Silence):
             self.silent = True
             return NOTHING
@@ -213,6 +221,7 @@ class SessionRules:
     """What a session may do; see :class:`~mdservice.simulator.config.SimulatorConfig`."""
 
     symbol_limit: int | None = None
+    option_quotes_limit: int | None = 200
     invalid_symbols: AbstractSet[str] = frozenset()
     ignored_symbols: AbstractSet[str] = frozenset()
     closing_codes: AbstractSet[int] = frozenset((402, 404, 406, 407))
@@ -288,17 +297,26 @@ class Refusals:
     """Answers planned by a test or a script of faults, in the order planned."""
 
     def __init__(self) -> None:
-        self._planned: dict[When, deque[int | Silence]] = {}
+        self._planned: dict[When, list[tuple[int | Silence, FeedName | None]]] = {}
 
-    def plan(self, when: When, answer: int | Silence, times: int = 1) -> None:
-        """Answer the next ``times`` of ``when`` with this code, or not at all."""
-        planned = self._planned.setdefault(when, deque(maxlen=_MOST_PLANNED))
-        planned.extend([answer] * min(times, _MOST_PLANNED))
+    def plan(
+        self, when: When, answer: int | Silence, times: int = 1, feed: FeedName | None = None
+    ) -> None:
+        """Answer the next ``times`` of ``when`` with this code, or not at all.
 
-    def take(self, when: When) -> int | Silence | None:
+        With ``feed``, only those of this stream.
+        """
+        planned = self._planned.setdefault(when, [])
+        planned.extend([(answer, feed)] * min(times, _MOST_PLANNED - len(planned)))
+
+    def take(self, when: When, feed: FeedName = "stocks") -> int | Silence | None:
         """The answer planned for this one; None where none is."""
-        planned = self._planned.get(when)
-        return planned.popleft() if planned else None
+        planned = self._planned.get(when, [])
+        for place, (answer, of_feed) in enumerate(planned):
+            if of_feed in {None, feed}:
+                del planned[place]
+                return answer
+        return None
 
     def clear(self) -> None:
         """Forget all that was planned."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -13,12 +13,22 @@ from trio.testing import MockClock
 
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.simulator.faults import Reorder
-from mdservice.simulator.kinds import QUOTES, SimKind
+from mdservice.simulator.feeds import STOCKS
+from mdservice.simulator.http import Answer
+from mdservice.simulator.kinds import Batch, Records, SimKind, SimMarket
+from mdservice.simulator.rest_history import (
+    RestRules,
+    answer_history,
+    answer_latest,
+    parse_history,
+    parse_latest,
+)
+from mdservice.simulator.stocks import QUOTES, StockSource
 from mdservice.simulator.transport import SimulatorTransport
 from mdservice.simulator.wire import Encoding, OutFrame, encode_messages
 
-# Sessions know this channel of Alpaca's; the market makes nothing for it by itself.
 CHANNEL = "bars"
+PATH = "/v2/stocks/counts"
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -30,26 +40,29 @@ class Count(msgspec.Struct, frozen=True):
 
 
 class Counter:
-    """Makes a record of each followed symbol every second."""
+    """Makes quotes, and a count of each symbol that wants them every second."""
 
-    def __init__(self, _config: SimulatorConfig) -> None:
-        self.symbols: tuple[str, ...] = ()
+    def __init__(self, config: SimulatorConfig) -> None:
+        self._quotes = StockSource(config)
+        self._counted: tuple[str, ...] = ()
+        self._silent = config.silent_symbols
         self._seconds = 0
         self._number = 0
 
-    def follow(self, symbols: Iterable[str], *, without: AbstractSet[str] = frozenset()) -> None:
-        self.symbols = tuple(sorted(set(symbols) - without))
+    @property
+    def symbols(self) -> Collection[str]:
+        return self._quotes.symbols
 
-    def due(self, elapsed_s: float) -> int:
-        before, self._seconds = self._seconds, int(elapsed_s)
-        return self._seconds - before
+    def follow(self, wanted: Mapping[str, AbstractSet[str]]) -> None:
+        self._quotes.follow({"quotes": wanted["quotes"]})
+        self._counted = tuple(sorted(wanted[CHANNEL] - self._silent))
 
-    def take(self, count: int, now_ns: int) -> list[Count]:
-        made = []
-        for _ in range(count):
+    def make(self, elapsed_s: float, now_ns: int) -> Iterable[Batch]:
+        yield from self._quotes.make(elapsed_s, now_ns)
+        while self._seconds < int(elapsed_s):
+            self._seconds += 1
             self._number += 1
-            made += [Count(symbol, self._number, now_ns) for symbol in self.symbols]
-        return made
+            yield COUNTS, [Count(symbol, self._number, now_ns) for symbol in self._counted]
 
 
 def encode(records: Sequence[Count], encoding: Encoding, /, *, spoil: bool) -> OutFrame:
@@ -60,14 +73,27 @@ def encode(records: Sequence[Count], encoding: Encoding, /, *, spoil: bool) -> O
     )
 
 
-COUNTS = SimKind(
-    channel=CHANNEL,
-    generator=Counter,
-    encode=encode,
-    path="/v2/stocks/counts",
-    row=lambda count: {"t": count.ts_event_ns, "n": count.number},
+def row(count: Count) -> dict[str, int]:
+    return {"t": count.ts_event_ns, "n": count.number}
+
+
+def routes(records: Records, rules: RestRules) -> Mapping[str, Answer]:
+    counts, quotes = records[COUNTS], records[QUOTES]
+    return {
+        PATH: lambda call: answer_history(
+            counts, parse_history(call.params, rules, call.now_ns), CHANNEL, row
+        ),
+        f"{PATH}/latest": lambda call: answer_latest(
+            counts, parse_latest(call.params, rules), CHANNEL, row
+        ),
+        "/v2/quoted/": lambda call: b"%d" % (quotes.latest(call.name) is not None),
+    }
+
+
+COUNTS = SimKind(STOCKS, CHANNEL, encode)
+MARKETS = (
+    SimMarket((QUOTES, COUNTS), lambda config, _: Counter(config) if config.rate else None, routes),
 )
-BOTH = (QUOTES, COUNTS)
 
 
 def subscribe(*symbols: str) -> dict[str, Any]:
@@ -78,7 +104,7 @@ async def test_it_is_sent_to_its_subscribers_beside_quotes(
     dial: Any, autojump_clock: MockClock
 ) -> None:
     config = SimulatorConfig(rate=100, shape="flat", silent_symbols=("F",))
-    async with open_simulator(config, port=None, kinds=BOTH) as simulator:
+    async with open_simulator(config, port=None, markets=MARKETS) as simulator:
         client = await dial(simulator)
         await client.login()
         await client.send(**subscribe("AAPL", "MSFT", "F"))
@@ -100,7 +126,7 @@ async def test_it_is_sent_to_its_subscribers_beside_quotes(
 
 async def test_rest_has_its_history_and_its_latest(autojump_clock: MockClock) -> None:
     async with (
-        open_simulator(SimulatorConfig(rate=0), port=None, kinds=BOTH) as simulator,
+        open_simulator(SimulatorConfig(rate=0), port=None, markets=MARKETS) as simulator,
         httpx.AsyncClient(
             transport=SimulatorTransport(simulator), base_url=simulator.rest_url
         ) as client,
@@ -108,20 +134,20 @@ async def test_rest_has_its_history_and_its_latest(autojump_clock: MockClock) ->
         simulator.send_quotes([{"S": "AAPL", "bp": 1, "ap": 2}])
         simulator.send_records(COUNTS, [Count("AAPL", 1, 7), Count("AAPL", 2, 8)])
         params = {"symbols": "AAPL,MSFT", "feed": "iex", "start": "1970-01-01T00:00:00Z"}
-        history = (await client.get(COUNTS.path, params=params)).json()
+        history = (await client.get(PATH, params=params)).json()
         rows = [{"t": 7, "n": 1}, {"t": 8, "n": 2}]
         assert history == {CHANNEL: {"AAPL": rows}, "next_page_token": None}
-        latest = (await client.get(f"{COUNTS.path}/latest", params=params)).json()
+        latest = (await client.get(f"{PATH}/latest", params=params)).json()
         assert latest == {CHANNEL: {"AAPL": rows[1]}}
-        quotes = (await client.get(f"{QUOTES.path}/latest", params=params)).json()
-        assert list(quotes["quotes"]) == ["AAPL"]
+        assert (await client.get("/v2/quoted/AAPL")).json() == 1
+        assert (await client.get("/v2/quoted/MSFT")).json() == 0
         assert len(simulator.history) == 1
 
 
 async def test_a_record_held_back_comes_with_the_next_of_its_kind(
     dial: Any, autojump_clock: MockClock
 ) -> None:
-    async with open_simulator(SimulatorConfig(rate=0), port=None, kinds=BOTH) as simulator:
+    async with open_simulator(SimulatorConfig(rate=0), port=None, markets=MARKETS) as simulator:
         client = await dial(simulator)
         await client.login()
         await client.send(**subscribe("AAPL"))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdservice.simulator.feeds import CRYPTO, FEEDS, NEWS, OPTIONS, STOCKS, SimFeed, feed_at
 from mdservice.simulator.session import (
-    CHANNELS,
     NOTHING,
     SILENCE,
     Account,
@@ -16,7 +16,7 @@ from mdservice.simulator.session import (
     Session,
     SessionRules,
 )
-from mdservice.simulator.wire import ERROR_TEXTS
+from mdservice.simulator.wire import ERROR_TEXTS, Encoding
 
 AUTH = {"action": "auth", "key": "key", "secret": "secret"}
 
@@ -28,6 +28,7 @@ def make(
     number: int = 1,
     endpoint: str = "/v2/iex",
     rules: SessionRules | None = None,
+    encoding: Encoding = "msgpack",
 ) -> Session:
     return Session(
         number,
@@ -35,11 +36,17 @@ def make(
         account=account or Account(),
         refusals=refusals or Refusals(),
         rules=rules or SessionRules(),
+        encoding=encoding,
     )
 
 
-def logged_in(rules: SessionRules | None = None, refusals: Refusals | None = None) -> Session:
-    session = make(rules=rules, refusals=refusals)
+def logged_in(
+    rules: SessionRules | None = None,
+    refusals: Refusals | None = None,
+    feed: SimFeed = STOCKS,
+    encoding: Encoding = "msgpack",
+) -> Session:
+    session = make(rules=rules, refusals=refusals, endpoint=feed.paths[0], encoding=encoding)
     session.open(0)
     session.receive(AUTH, 0)
     return session
@@ -126,6 +133,7 @@ def test_every_change_is_answered_with_the_whole_state() -> None:
             "lulds": [],
             "corrections": ["AMD"],
             "cancelErrors": ["AMD"],
+            "imbalances": [],
         },
     )
     reply = session.receive({"action": "unsubscribe", "quotes": ["AAPL", "NVDA"]}, 0)
@@ -169,8 +177,59 @@ def test_what_cannot_be_understood_is_400_and_changes_nothing(
     assert session.subscriptions["quotes"] == ("AAPL",)
 
 
-def test_channels_of_other_feeds_are_410() -> None:
-    assert code(logged_in().receive({"action": "subscribe", "news": ["*"]}, 0)) == 410
+SYMBOL_OF = {
+    STOCKS: "BRK.B",
+    CRYPTO: "BTC/USD",
+    OPTIONS: "AAPL261218C00200000",
+    NEWS: "AAPL",
+}
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_each_stream_has_its_paths_channels_and_symbols(feed: SimFeed) -> None:
+    symbol = SYMBOL_OF[feed]
+    for path in feed.paths:
+        assert make(endpoint=path).feed is feed
+    for channel in feed.asked_for:
+        session = logged_in(feed=feed)
+        (answer,) = session.receive({"action": "subscribe", channel: [symbol]}, 0).messages
+        subscribed = {channel, *(feed.with_trades if channel == "trades" else ())}
+        assert answer == {
+            "T": "subscription",
+            **{each: [symbol] if each in subscribed else [] for each in feed.channels},
+        }
+    others = {channel for each in FEEDS for channel in each.channels} - {*feed.channels}
+    for channel in others:
+        assert code(logged_in(feed=feed).receive({"action": "subscribe", channel: ["*"]}, 0)) == 410
+    if feed is not NEWS:
+        for other in {*SYMBOL_OF.values()} - {symbol, *(("AAPL",) if feed is STOCKS else ())}:
+            asked = {"action": "subscribe", "quotes": [other]}
+            assert code(logged_in(feed=feed).receive(asked, 0)) == 400
+
+
+def test_any_other_path_is_one_for_stocks() -> None:
+    assert feed_at("/stream") is STOCKS
+
+
+def test_options_are_msgpack_only_without_wildcard_and_limited() -> None:
+    asked = {"action": "subscribe", "trades": ["*"]}
+    assert code(logged_in(feed=OPTIONS, encoding="json").receive(asked, 0)) == 412
+    session = logged_in(SessionRules(option_quotes_limit=2), feed=OPTIONS)
+    assert not refused(session.receive(asked, 0)), "a wildcard is refused for quotes alone"
+    assert code(session.receive({"action": "subscribe", "quotes": ["*"]}, 0)) == 413
+    options = [f"AAPL261218C0020{number}000" for number in range(3)]
+    assert code(session.receive({"action": "subscribe", "quotes": options}, 0)) == 405
+    assert not refused(session.receive({"action": "subscribe", "quotes": options[:2]}, 0))
+
+
+def test_a_refusal_may_be_planned_for_one_stream() -> None:
+    refusals = Refusals()
+    refusals.plan("auth", 406, feed="crypto")
+    refusals.plan("auth", 500)
+    assert code(make(refusals=refusals).receive(AUTH, 0)) == 500
+    crypto = make(refusals=refusals, endpoint=CRYPTO.paths[0])
+    assert code(crypto.receive(AUTH, 0)) == 406
+    assert not refused(crypto.receive(AUTH, 0))
 
 
 def test_the_symbol_limit_refuses_the_whole_message() -> None:
@@ -277,7 +336,7 @@ SYMBOLS = st.lists(st.sampled_from(["A", "B", "C", "*"]) | JUNK, max_size=4)
     st.lists(
         st.fixed_dictionaries(
             {"action": st.sampled_from(["subscribe", "unsubscribe"]) | JUNK},
-            optional=dict.fromkeys(CHANNELS, SYMBOLS),
+            optional=dict.fromkeys(STOCKS.channels, SYMBOLS),
         )
         | st.dictionaries(st.text(max_size=5), JUNK),
         max_size=8,
@@ -292,4 +351,4 @@ def test_any_messages_keep_the_state_within_the_limit(messages: list[dict[str, o
         assert state["corrections"] == state["cancelErrors"] == state["trades"]
         assert sum(map(len, state.values())) - 2 * len(state["trades"]) <= 4
         if reply.messages[0]["T"] == "subscription":
-            assert {c: tuple(reply.messages[0][c]) for c in CHANNELS} == state
+            assert {c: tuple(reply.messages[0][c]) for c in STOCKS.channels} == state

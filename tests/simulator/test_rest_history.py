@@ -15,7 +15,7 @@ from mdservice.model.timestamps import LATEST_NS, parse_rfc3339
 from mdservice.simulator import SimQuote
 from mdservice.simulator.http import RefusedRequest
 from mdservice.simulator.market import MarketRecord
-from mdservice.simulator.rest_quotes import (
+from mdservice.simulator.rest_history import (
     HistoryQuery,
     PageToken,
     RestRules,

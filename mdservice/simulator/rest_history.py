@@ -33,6 +33,8 @@ __all__ = [
     "Page",
     "PageToken",
     "RestRules",
+    "answer_history",
+    "answer_latest",
     "encode_latest",
     "encode_page",
     "parse_history",
@@ -309,6 +311,20 @@ def encode_latest(
     newest = {symbol: record.latest(symbol) for symbol in symbols}
     rows = {symbol: row(one) for symbol, one in newest.items() if one is not None}
     return msgspec.json.encode({channel: rows})
+
+
+def answer_history(
+    record: MarketRecord[S], query: HistoryQuery, channel: str, row: Callable[[S], Any]
+) -> bytes:
+    """The page of the history that the query asks for."""
+    return encode_page(read_page(record, query), channel, row)
+
+
+def answer_latest(
+    record: MarketRecord[S], symbols: Iterable[str], channel: str, row: Callable[[S], Any]
+) -> bytes:
+    """The newest record of each symbol."""
+    return encode_latest(record, symbols, channel, row)
 
 
 def quote_row(quote: SimQuote) -> msgspec.Struct:
