@@ -45,8 +45,11 @@ class Article:
 
 
 def article_identity(article: Article) -> Hashable:
-    """The values that make two versions of an article equal."""
-    return article.id, article.updated_at
+    """The values that make two versions of an article equal.
+
+    The time as a number, since the stream and REST may write it differently.
+    """
+    return article.id, article.ts_event_ns
 
 
 NEWS_FORM = WrittenForm(Article)

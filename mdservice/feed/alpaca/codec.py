@@ -1,4 +1,4 @@
-"""Alpaca's frames to quotes and control messages, and requests to frames.
+"""Alpaca's frames to records and control messages, and requests to frames.
 
 Pure: no event loop, no clock. Only a broken message or a broken frame itself is lost, and counted.
 """
@@ -6,50 +6,121 @@ Pure: no event loop, no clock. Only a broken message or a broken frame itself is
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import msgspec
 
 from mdservice.errors import FeedError
 from mdservice.feed.alpaca.error_codes import error_in_stream
 from mdservice.feed.alpaca.messages import (
+    ArticleMessage,
+    BarMessage,
+    BookMessage,
+    CancelMessage,
+    CorrectionMessage,
+    DailyBarMessage,
     ErrorMessage,
+    ImbalanceMessage,
+    LimitBandMessage,
     Message,
     QuoteMessage,
+    StatusMessage,
     Subscription,
     Success,
+    TradeMessage,
+    UpdatedBarMessage,
     without_lone_surrogates,
+)
+from mdservice.feed.alpaca.records import (
+    article_of,
+    bar_of,
+    book_of,
+    cancel_of,
+    correction_of,
+    imbalance_of,
+    limit_band_of,
+    status_of,
+    trade_of,
 )
 from mdservice.feed.driver import Received, RequestRefused
 from mdservice.feed.subscriptions import Followed
-from mdservice.model.kinds import QUOTES
+from mdservice.model.feeds import Topic
+from mdservice.model.kinds import (
+    ALL_KINDS,
+    BARS,
+    CANCELS,
+    CORRECTIONS,
+    DAILY_BARS,
+    IMBALANCES,
+    LULDS,
+    NEWS,
+    ORDERBOOKS,
+    QUOTES,
+    STATUSES,
+    TRADES,
+    Kind,
+)
 from mdservice.model.quote import Quote
-from mdservice.model.symbol import is_symbol
-from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, parse_rfc3339
+from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
+from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_ns, parse_rfc3339
 
-__all__ = ["Codec", "ControlMessage", "Encoding", "Frame"]
+__all__ = ["CHANNELS", "Codec", "ControlMessage", "Encoding", "Frame", "request"]
 
 Encoding = Literal["json", "msgpack"]
 Frame = bytes | str
 """One websocket message: text for JSON, bytes for msgpack."""
 ControlMessage = Success | ErrorMessage | Subscription
 
-_KNOWN_TAGS = frozenset("qtbduslcxi") | {"success", "error", "subscription"}
+CHANNELS: Final = Subscription.__struct_fields__
+"""The channels that can be subscribed, in the order in which requests name them."""
+
+_KNOWN_TAGS = frozenset("qtbduslcxion") | {"success", "error", "subscription"}
 # TypeError: a text frame on a msgpack connection
 _BROKEN = (msgspec.DecodeError, UnicodeError, RecursionError, TypeError)
+_NO_TIME = (ValueError, OverflowError, msgspec.DecodeError)
 _SECOND_NS = 1_000_000_000
 _TIMESTAMP_64 = struct.Struct(">HQ")
 _TIMESTAMP_64_HEAD = 0xD7FF
+_TIMESTAMPS = (b"\xd6\xff", b"\xd7\xff", b"\xc7\x0c\xff")
 _NANOSECONDS_SHIFT = 34
 _SECONDS_MASK = (1 << _NANOSECONDS_SHIFT) - 1
 
 
-class _Acknowledgement(msgspec.Struct):
-    """A :class:`Subscription` with an entry that is not a symbol."""
+_Reading = tuple[str, Kind[Any], Callable[[Any, str, int, int], Any]]
+_READINGS: Final[dict[type, _Reading]] = {
+    TradeMessage: ("trades", TRADES, trade_of),
+    CorrectionMessage: ("trades", CORRECTIONS, correction_of),
+    CancelMessage: ("trades", CANCELS, cancel_of),
+    BarMessage: ("bars", BARS, bar_of),
+    UpdatedBarMessage: ("updatedBars", BARS, bar_of),
+    DailyBarMessage: ("dailyBars", DAILY_BARS, bar_of),
+    StatusMessage: ("statuses", STATUSES, status_of),
+    LimitBandMessage: ("lulds", LULDS, limit_band_of),
+    ImbalanceMessage: ("imbalances", IMBALANCES, imbalance_of),
+    BookMessage: ("orderbooks", ORDERBOOKS, book_of),
+}
+"""The subscribed channel, the kind and the record of each type of message about one symbol.
 
-    T: Literal["subscription"]
-    quotes: list[msgspec.Raw]
+Quotes are not here: they are the bulk of all messages, and have a shorter way.
+"""
+
+_Acknowledgement = msgspec.defstruct(
+    "_Acknowledgement",
+    [("T", Literal["subscription"])]
+    + [(channel, list[msgspec.Raw] | None, None) for channel in CHANNELS],
+)
+"""A :class:`Subscription` with an entry that is not a symbol."""
+
+
+def request(
+    action: Literal["subscribe", "unsubscribe"], topics: Iterable[Topic]
+) -> dict[str, str | list[str]]:
+    """One message for all topics: ``{"action":"subscribe","trades":["A"],"quotes":["A","B"]}``."""
+    symbols: dict[str, list[str]] = {}
+    for topic in topics:
+        symbols.setdefault(topic.channel, []).append(topic.symbol)
+    return {"action": action, **{c: symbols[c] for c in CHANNELS if c in symbols}}
 
 
 class Codec:
@@ -57,7 +128,7 @@ class Codec:
 
     Args:
         encoding: How the frames are encoded.
-        followed: The symbols whose quotes are accepted; None accepts every valid symbol.
+        followed: The topics whose records are accepted; None accepts every valid symbol.
 
     Attributes:
         ended: Why the feed ends the connection; None until it sends an error that does.
@@ -67,7 +138,11 @@ class Codec:
         self.encoding = encoding
         self.ended: FeedError | None = None
         self._followed = followed
-        self._passed: dict[str, str] = {} if followed is None else followed.passed
+        self._passed = self._passed_of(QUOTES.channel)
+        self._readings = {
+            message: (channel, self._passed_of(channel), kind, record_of)
+            for message, (channel, kind, record_of) in _READINGS.items()
+        }
         module = msgspec.json if encoding == "json" else msgspec.msgpack
         self._encode = module.Encoder().encode
         self._decode_frame = module.Decoder(list[Message]).decode
@@ -77,6 +152,7 @@ class Codec:
         self._decode_acknowledgement = module.Decoder(_Acknowledgement).decode
         self._decode_text = module.Decoder(str).decode
         self._time_ns = _json_time_ns if encoding == "json" else _msgpack_time_ns
+        self._time_text = _json_time_text if encoding == "json" else _msgpack_time_text
 
     def encode(self, message: Mapping[str, Any]) -> Frame:
         """A control message as a frame of this connection."""
@@ -86,11 +162,12 @@ class Codec:
     def decode(self, frames: Sequence[Frame], received_ns: int) -> Received:
         """Decode frames that came together.
 
-        The first error message that ends the connection is kept in ``ended``.
+        The first error message that ends the connection is kept in ``ended``. The kinds are in
+        the order of ``ALL_KINDS``, so that a trade precedes its correction.
 
         Args:
             frames: Websocket messages as they came.
-            received_ns: When they came, UTC nanoseconds; stamped on every quote.
+            received_ns: When they came, UTC nanoseconds; stamped on every record.
         """
         received = Received()
         self._sort(self._messages(frames, received), received_ns, received)
@@ -115,17 +192,18 @@ class Codec:
         quotes: list[Quote] = []
         append = quotes.append
         passed = self._passed
+        records: dict[Kind[Any], list[Any]] = {}
         for message in messages:
             if type(message) is QuoteMessage:
                 try:
                     symbol = passed[message.S]
                 except KeyError:
                     symbol = message.S
-                    if not self._pass(symbol, received):
+                    if not self._pass(QUOTES.channel, symbol, received):
                         continue
                 try:
                     event_ns = time_ns(message.t)
-                except (ValueError, OverflowError, msgspec.DecodeError):
+                except _NO_TIME:
                     received.errors += 1
                     continue
                 append(
@@ -139,29 +217,90 @@ class Codec:
                         received_ns,
                     )
                 )
-            elif isinstance(message, ControlMessage):
-                self._take_control(message, received)
             else:
-                received.others += 1
+                self._sort_other(message, received_ns, received, records)
         if quotes:
             received.records[QUOTES] = quotes
+        if records:
+            received.records |= {kind: records[kind] for kind in ALL_KINDS if kind in records}
 
-    def _pass(self, symbol: str, received: Received) -> bool:
-        """Whether to accept a quote of this symbol; counts it if not."""
+    def _sort_other(
+        self,
+        message: Any,
+        received_ns: int,
+        received: Received,
+        records: dict[Kind[Any], list[Any]],
+    ) -> None:
+        reading = self._readings.get(type(message))
+        if reading is None:
+            if isinstance(message, ArticleMessage):
+                self._take_article(message, received_ns, received, records)
+            else:
+                self._take_control(message, received)
+            return
+        channel, passed, kind, record_of = reading
+        symbol = passed.get(message.S)
+        if symbol is None:
+            symbol = message.S
+            if not self._pass(channel, symbol, received):
+                return
+        try:
+            event_ns = self._time_ns(message.t)
+        except _NO_TIME:
+            received.errors += 1
+            return
+        records.setdefault(kind, []).append(record_of(message, symbol, event_ns, received_ns))
+
+    def _passed_of(self, channel: str) -> dict[str, str]:
+        return {} if self._followed is None else self._followed.passed(channel)
+
+    def _pass(self, channel: str, symbol: str, received: Received) -> bool:
+        """Whether to accept a record of this symbol; counts it if not."""
         if not is_symbol(symbol):
             received.errors += 1
             return False
-        if self._followed is not None and not self._followed.takes(symbol):
+        if self._followed is not None and not self._followed.takes(channel, symbol):
             received.unfollowed += 1
             return False
         return True
+
+    def _take_article(
+        self,
+        message: ArticleMessage,
+        received_ns: int,
+        received: Received,
+        records: dict[Kind[Any], list[Any]],
+    ) -> None:
+        """Take an article if one of its symbols, or every symbol, is followed."""
+        sent = message.symbols or []
+        symbols = tuple(filter(is_symbol, sent))
+        try:
+            article = article_of(
+                message,
+                symbols,
+                self._time_text(message.created_at),
+                self._time_text(message.updated_at),
+                received_ns,
+            )
+        except _NO_TIME:
+            received.errors += 1
+            return
+        received.errors += len(sent) - len(symbols)
+        takes = None if self._followed is None else self._followed.takes
+        if takes is None or any(takes(NEWS.channel, one) for one in (EVERY_SYMBOL, *symbols)):
+            records.setdefault(NEWS, []).append(article)
+        else:
+            received.unfollowed += 1
 
     def _take_control(self, message: ControlMessage, received: Received) -> None:
         if self.ended is not None:
             return  # it is of a connection that has ended
         if isinstance(message, Subscription):
             # At once, since the quotes after it belong to the new subscription.
-            received.acknowledge(message.quotes or (), self._followed)
+            received.acknowledge(
+                [Topic(c, symbol) for c in CHANNELS for symbol in getattr(message, c) or ()],
+                self._followed,
+            )
         elif isinstance(message, ErrorMessage):
             error = error_in_stream(message.code, message.msg)
             if isinstance(error, RequestRefused):
@@ -202,16 +341,23 @@ class Codec:
     def _readable(self, part: msgspec.Raw, received: Received) -> Subscription | None:
         """The readable part of an acknowledgement, if the message is one."""
         try:
-            raws = self._decode_acknowledgement(part).quotes
+            acknowledgement = self._decode_acknowledgement(part)
         except _BROKEN:
             return None
+        return Subscription(
+            *(self._readable_symbols(getattr(acknowledgement, c), received) for c in CHANNELS)
+        )
+
+    def _readable_symbols(
+        self, raws: Iterable[msgspec.Raw] | None, received: Received
+    ) -> list[str]:
         symbols = []
-        for raw in raws:
+        for raw in raws or ():
             try:
                 symbols.append(self._decode_text(raw))
             except _BROKEN:
                 received.errors += 1
-        return Subscription(symbols)
+        return symbols
 
     def _is_of_unknown_type(self, part: msgspec.Raw) -> bool:
         try:
@@ -224,6 +370,12 @@ class Codec:
 
 def _json_time_ns(raw: msgspec.Raw) -> int:
     return parse_rfc3339(msgspec.json.decode(raw, type=str))
+
+
+def _json_time_text(raw: msgspec.Raw) -> str | None:
+    """The text as it was sent; None where nothing was."""
+    text: str | None = msgspec.json.decode(raw, type=str | None) if raw else None
+    return text
 
 
 def _msgpack_time_ns(raw: msgspec.Raw) -> int:
@@ -252,3 +404,12 @@ def _other_msgpack_time_ns(data: bytes) -> int:
             raise ValueError(f"not a time: {data.hex()}")
         return ns
     return parse_rfc3339(msgspec.msgpack.decode(data, type=str))
+
+
+def _msgpack_time_text(raw: msgspec.Raw) -> str | None:
+    """The time as Alpaca writes it in JSON, without trailing zeros; None where none was sent."""
+    data = bytes(raw)
+    if data.startswith(_TIMESTAMPS):
+        return format_ns(_msgpack_time_ns(raw))[:-1].rstrip("0").rstrip(".") + "Z"
+    text: str | None = msgspec.msgpack.decode(data, type=str | None) if data else None
+    return text

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
+from mdservice.feed.alpaca.codec import Codec, Encoding, Frame, request
 from mdservice.feed.driver import Received
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import Topic
 
 __all__ = ["AlpacaLink"]
 
@@ -18,7 +19,7 @@ class AlpacaLink(ABC):
 
     Args:
         encoding: The encoding of the frames, both ways.
-        followed: The symbols whose quotes are accepted.
+        followed: The topics whose records are accepted.
         utc_ns: Returns the time of reception, UTC nanoseconds.
     """
 
@@ -53,13 +54,13 @@ class AlpacaLink(ABC):
         """Send one message, such as the login's."""
         await self.send_frame(self._codec.encode(message))
 
-    async def subscribe(self, symbols: Sequence[str]) -> None:
+    async def subscribe(self, topics: Sequence[Topic]) -> None:
         """See :meth:`mdservice.feed.driver.Link.subscribe`."""
-        await self.send({"action": "subscribe", "quotes": list(symbols)})
+        await self.send(request("subscribe", topics))
 
-    async def unsubscribe(self, symbols: Sequence[str]) -> None:
+    async def unsubscribe(self, topics: Sequence[Topic]) -> None:
         """See :meth:`mdservice.feed.driver.Link.unsubscribe`."""
-        await self.send({"action": "unsubscribe", "quotes": list(symbols)})
+        await self.send(request("unsubscribe", topics))
 
     async def receive(self) -> Received:
         """See :meth:`mdservice.feed.driver.Link.receive`."""

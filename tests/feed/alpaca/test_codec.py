@@ -1,4 +1,4 @@
-"""Frames to quotes and control messages, in both encodings."""
+"""Frames to records and control messages, in both encodings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.messages import ErrorMessage, Subscription, Success
 from mdservice.feed.driver import Acknowledged, Received, RequestRefused
 from mdservice.feed.subscriptions import MOST_SYMBOLS, Followed
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 
@@ -25,41 +26,6 @@ QUOTE: dict[str, Any] = {
     "T": "q", "S": "AAPL", "bx": "V", "bp": 187.12, "bs": 2, "ax": "V", "ap": 187.15, "as": 3,
     "c": ["R"], "z": "C", "t": T,
 }  # fmt: skip
-OTHERS: dict[str, dict[str, Any]] = {
-    "trade": {
-        "T": "t", "i": 96921, "S": "AAPL", "x": "D", "p": 126.55, "s": 1, "t": T, "c": ["@"],
-        "z": "C",
-    },
-    "bar": {
-        "T": "b", "S": "SPY", "o": 388.985, "h": 389.13, "l": 388.975, "c": 389.12, "v": 49378,
-        "n": 461, "vw": 389.062639, "t": T,
-    },
-    "daily bar": {
-        "T": "d", "S": "SPY", "o": 388.985, "h": 389.13, "l": 388.975, "c": 389.12, "v": 49378,
-        "t": T,
-    },
-    "updated bar": {
-        "T": "u", "S": "SPY", "o": 388.985, "h": 389.13, "l": 388.975, "c": 389.12, "v": 49378,
-        "t": T,
-    },
-    "status": {
-        "T": "s", "S": "AAPL", "sc": "H", "sm": "Trading Halt", "rc": "T12", "rm": "Info",
-        "t": T, "z": "C",
-    },
-    "limit up, limit down": {
-        "T": "l", "S": "IONM", "u": 3.24, "d": 2.65, "i": "B", "t": T, "z": "C",
-    },
-    "correction": {
-        "T": "c", "S": "EEM", "x": "M", "oi": 52983525, "op": 39.1582, "os": 440000,
-        "oc": [" ", "7"], "ci": 52983581, "cp": 39.1582, "cs": 440000, "cc": [" ", "7"],
-        "t": T, "z": "B",
-    },
-    "cancel": {
-        "T": "x", "S": "GOOGL", "i": 465, "x": "D", "p": 105.31, "s": 300, "a": "C", "z": "C",
-        "t": T,
-    },
-    "imbalance": {"T": "i", "S": "INAQ.U", "p": 9.12, "z": "C", "t": T},
-}  # fmt: skip
 CONTROLS = {
     "greeting": ({"T": "success", "msg": "connected"}, Success("connected")),
     "login": ({"T": "success", "msg": "authenticated"}, Success("authenticated")),
@@ -70,11 +36,11 @@ CONTROLS = {
     "error without a text": ({"T": "error", "code": 500}, ErrorMessage(500, "")),
     "subscription": (
         {"T": "subscription", "trades": [], "quotes": ["AAPL"], "bars": [], "updatedBars": []},
-        Subscription(["AAPL"]),
+        Subscription(trades=[], quotes=["AAPL"], bars=[], updatedBars=[]),
     ),
     "subscription to nothing": (
         {"T": "subscription", "trades": [], "quotes": None},
-        Subscription(None),
+        Subscription(trades=[]),
     ),
 }
 EXPECTED = Quote("AAPL", 187.12, 187.15, 2, 3, T_NS, RECEIVED_NS)
@@ -136,6 +102,10 @@ def frame_of_any(encoding: Encoding, *messages: Any) -> Frame:
     return msgspec.msgpack.encode(plain).replace(b"###", b"\xed\xa0\x80")
 
 
+def topics(*symbols: str) -> frozenset[Topic]:
+    return frozenset(Topic("quotes", symbol) for symbol in symbols)
+
+
 def subscription(*symbols: Any) -> dict[str, Any]:
     return {"T": "subscription", "trades": [], "quotes": [*symbols], "bars": []}
 
@@ -153,9 +123,9 @@ def test_a_bad_symbol_is_left_out_of_an_acknowledgement(kind: str, encoding: Enc
     decoded = decode(encoding, frame_of_any(encoding, QUOTE, message))
     (acknowledged,) = decoded.controls
     if kind == "every symbol":
-        assert acknowledged == Acknowledged(frozenset({"AAPL", "*", "MSFT"}))
+        assert acknowledged == Acknowledged(topics("AAPL", "*", "MSFT"))
     else:
-        assert acknowledged == Acknowledged(frozenset({"AAPL", "MSFT"}))
+        assert acknowledged == Acknowledged(topics("AAPL", "MSFT"))
     assert decoded.of(QUOTES) == [EXPECTED]
     assert decoded.errors == (kind != "every symbol")
 
@@ -164,7 +134,7 @@ def open_codec(encoding: Encoding, *symbols: str) -> tuple[Codec, Followed]:
     """A codec of a connection that has asked for the symbols, and got them."""
     followed = Followed()
     codec = Codec(encoding, followed)
-    followed.ask(symbols)
+    followed.ask(topics(*symbols))
     codec.decode([frame(encoding, subscription(*symbols))], 0)
     followed.answered()
     return codec, followed
@@ -185,7 +155,7 @@ def test_a_symbol_that_is_not_followed_is_dropped_and_counted(encoding: Encoding
 
 def test_a_quote_before_the_acknowledgement_is_taken(encoding: Encoding) -> None:
     codec, followed = open_codec(encoding, "AAPL")
-    followed.ask(["MSFT"])
+    followed.ask(topics("MSFT"))
     assert taken(codec, other(S="MSFT")) == (["MSFT"], 0)
     followed.answered()  # it was refused
     assert taken(codec, other(S="MSFT")) == ([], 1)
@@ -201,7 +171,7 @@ def test_a_quote_behind_the_end_of_its_subscription_is_dropped(encoding: Encodin
 
 def test_what_was_seen_under_every_symbol_ends_with_it(encoding: Encoding) -> None:
     codec, followed = open_codec(encoding, "*")
-    followed.ask(["AAPL"])
+    followed.ask(topics("AAPL"))
     quotes = [other(S=symbol) for symbol in ("AAPL", "MSFT", "SPY")]
     assert taken(codec, *quotes, subscription("*", "AAPL")) == (["AAPL", "MSFT", "SPY"], 0)
     followed.answered()
@@ -231,7 +201,7 @@ def test_a_flood_of_symbols_costs_bounded_memory(followed: str, name: str) -> No
         dropped += decoded.unfollowed + decoded.errors
     assert accepted + dropped == names
     assert accepted == (MOST_SYMBOLS if (followed, name) == ("*", "S{}") else 0)
-    assert len(kept.passed) <= MOST_SYMBOLS
+    assert len(kept.passed("quotes")) <= MOST_SYMBOLS
     if followed == "AAPL":
         assert taken(codec, QUOTE) == (["AAPL"], 0)
 
@@ -243,12 +213,6 @@ def test_quote(encoding: Encoding) -> None:
     assert decode(encoding, frame(encoding, QUOTE)) == Received({QUOTES: [EXPECTED]})
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_other_market_data_is_recognised_and_counted(kind: str, encoding: Encoding) -> None:
-    decoded = decode(encoding, frame(encoding, QUOTE, OTHERS[kind], QUOTE))
-    assert decoded == Received({QUOTES: [EXPECTED, EXPECTED]}, others=1)
-
-
 @pytest.mark.parametrize("kind", CONTROLS)
 def test_control_messages(kind: str, encoding: Encoding) -> None:
     message, expected = CONTROLS[kind]
@@ -258,7 +222,7 @@ def test_control_messages(kind: str, encoding: Encoding) -> None:
 def test_an_acknowledgement_names_all_that_is_subscribed(encoding: Encoding) -> None:
     received = decode(encoding, frame(encoding, subscription("AAPL", "MSFT"), subscription()))
     assert received.controls == [
-        Acknowledged(frozenset({"AAPL", "MSFT"})),
+        Acknowledged(topics("AAPL", "MSFT")),
         Acknowledged(frozenset()),
     ]
 
@@ -292,8 +256,6 @@ def test_harmless_messages_say_nothing(encoding: Encoding) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        {"T": "n", "id": 1, "headline": "news"},
-        {"T": "o", "S": "BTC/USD", "b": [], "a": []},
         {"T": "something new", "x": [1, {"y": None}]},
         {"T": ""},
     ],

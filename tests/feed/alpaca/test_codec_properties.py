@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.driver import Received
 from mdservice.model.kinds import QUOTES
-from mdservice.model.payload import encode_quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS
 
@@ -37,7 +36,7 @@ msgpack_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=8,
 )
-TAGS = [*"qtbduslcxi", "success", "error", "subscription", "n", ""]
+TAGS = [*"qtbduslcxion", "success", "error", "subscription", "m", ""]
 TIME = "2026-11-20T15:51:44.208912345Z"
 
 
@@ -52,13 +51,22 @@ def near_misses(junk: st.SearchStrategy[Any], times: st.SearchStrategy[Any]) -> 
         "bs": sizes,
         "as": sizes,
         "t": times | junk,
+        **dict.fromkeys(("p", "o", "h", "l", "op", "cp", "u", "d", "vw"), prices),
+        **dict.fromkeys(("s", "v", "os", "cs"), sizes),
+        "i": texts | st.integers(0) | junk,
+        "c": prices | texts | st.lists(texts | junk, max_size=3),
+        "b": st.lists(st.fixed_dictionaries({"p": prices, "s": sizes}), max_size=3) | junk,
+        "r": st.booleans() | junk,
+        "id": st.integers(0, 2**64 - 1) | junk,
+        "updated_at": times | junk,
         "code": st.integers(400, 500) | junk,
         "msg": texts | junk,
         "quotes": st.lists(texts | junk, max_size=3) | junk,
     }
     likely_quote = st.fixed_dictionaries({"T": st.just("q"), **optional})
+    likely = st.fixed_dictionaries({"T": st.sampled_from(TAGS), **optional})
     anything = st.fixed_dictionaries({}, optional={"T": st.sampled_from(TAGS) | junk, **optional})
-    return likely_quote | anything | junk
+    return likely_quote | likely | anything | junk
 
 
 time_texts = st.datetimes().map(lambda moment: moment.isoformat() + "Z") | st.just(TIME)
@@ -84,10 +92,12 @@ def bad_symbols(message: Any) -> int:
 
 def check_fit_for_the_sinks(decoded: Received) -> None:
     """Whatever was accepted can be written, and as what it was."""
+    for kind, records in decoded.records.items():
+        for record in records:
+            written = json.loads(kind.encode(record))
+            assert written.get("symbol", EVERY_SYMBOL) == record.symbol
+            assert EARLIEST_NS <= record.ts_event_ns <= LATEST_NS
     for quote in decoded.of(QUOTES):
-        written = json.loads(encode_quote(quote))
-        assert written["symbol"] == quote.symbol
-        assert EARLIEST_NS <= quote.ts_event_ns <= LATEST_NS
         assert 0 <= quote.bid < 1e15
         assert 0 <= quote.ask < 1e15
         assert quote.bid_size >= 0
@@ -112,7 +122,7 @@ def test_no_good_message_is_lost_next_to_others(encoding: Encoding, data: st.Dat
     of_acknowledgements = sum(map(bad_symbols, sent))
     controls = Codec(encoding).control_messages(make_frame(encoding, sent))
     assert len(sent) + of_acknowledgements == (
-        len(decoded.of(QUOTES)) + len(controls) + decoded.errors + decoded.others
+        sum(map(len, decoded.records.values())) + len(controls) + decoded.errors + decoded.others
     ), "each message is counted once"
     check_fit_for_the_sinks(decoded)
 
