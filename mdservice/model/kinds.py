@@ -27,6 +27,8 @@ from mdservice.model.trade import (
     Cancel,
     Correction,
     Trade,
+    cancel_identity,
+    correction_identity,
     trade_identity,
 )
 from mdservice.model.trading_status import (
@@ -295,7 +297,7 @@ CORRECTIONS: Final[Kind[Correction]] = _kind(
     "corrections",
     "trade.corrected",
     CORRECTIONS_FORM,
-    identity=attrs.astuple,
+    identity=correction_identity,
     order=Order.KEEP_ALL,
     overflow=Overflow.KEEP,
     repair=Repair.TOLD,
@@ -305,7 +307,7 @@ CANCELS: Final[Kind[Cancel]] = _kind(
     "cancelErrors",
     "trade.canceled",
     CANCELS_FORM,
-    identity=attrs.astuple,
+    identity=cancel_identity,
     order=Order.KEEP_ALL,
     overflow=Overflow.KEEP,
     repair=Repair.TOLD,

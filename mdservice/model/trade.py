@@ -19,6 +19,9 @@ __all__ = [
     "Correction",
     "Trade",
     "TradeId",
+    "cancel_identity",
+    "changed_trade",
+    "correction_identity",
     "trade_identity",
 ]
 
@@ -66,19 +69,24 @@ def trade_identity(trade: Trade) -> Hashable:
 
     An option's trade has no id, so its content counts.
     """
-    if trade.id is None:
-        return (
-            trade.symbol,
-            trade.ts_event_ns,
-            trade.price,
-            trade.size,
-            trade.exchange,
-            trade.conditions,
-        )
-    if trade.exchange is None:  # crypto: its ids do not begin anew each day
-        return trade.symbol, trade.id
-    day = new_york_day(trade.ts_event_ns)
-    return trade.symbol, trade.exchange, trade.tape, trade.id, day
+    if trade.id is not None:
+        return _identified(trade.symbol, trade.exchange, trade.tape, trade.id, trade.ts_event_ns)
+    return (
+        trade.symbol,
+        trade.ts_event_ns,
+        trade.price,
+        trade.size,
+        trade.exchange,
+        trade.conditions,
+    )
+
+
+def _identified(
+    symbol: str, exchange: str | None, tape: str | None, trade_id: TradeId, ts_ns: int
+) -> Hashable:
+    if exchange is None:  # crypto: its ids do not start again each day
+        return symbol, trade_id
+    return symbol, exchange, tape, trade_id, new_york_day(ts_ns)
 
 
 @attrs.define
@@ -115,6 +123,44 @@ class Cancel:
     ts_event_ns: int
     ts_recv_ns: int
     seq: int = 0
+
+
+def correction_identity(correction: Correction) -> Hashable:
+    """The values that make two corrections equal."""
+    return (
+        correction.symbol,
+        correction.ts_event_ns,
+        correction.exchange,
+        correction.tape,
+        correction.original_id,
+        correction.corrected_id,
+        correction.corrected_price,
+        correction.corrected_size,
+        correction.corrected_conditions,
+    )
+
+
+def cancel_identity(cancel: Cancel) -> Hashable:
+    """The values that make two cancellations equal."""
+    return (
+        cancel.symbol,
+        cancel.ts_event_ns,
+        cancel.exchange,
+        cancel.tape,
+        cancel.id,
+        cancel.action,
+    )
+
+
+def changed_trade(change: Correction | Cancel) -> Hashable | None:
+    """The :func:`trade_identity` of the trade that is corrected or canceled; None without an id.
+
+    A trade is corrected or canceled on its own New York date.
+    """
+    trade_id = change.id if isinstance(change, Cancel) else change.original_id
+    if trade_id is None:
+        return None
+    return _identified(change.symbol, change.exchange, change.tape, trade_id, change.ts_event_ns)
 
 
 TRADES_FORM = WrittenForm(Trade)
