@@ -255,7 +255,7 @@ async def check_feed(settings: Settings, running: str | None, feed: Feed = STOCK
         try:
             # One attempt gets the time that a running service allows after several.
             limit = LoginLimit(LONGEST_OPEN_TIMEOUT_S)
-            drivers = make_drivers(settings, limit, feed)
+            drivers = make_drivers(settings, feed, limit)
         except ConfigurationError as exc:
             return failed(name, str(exc), configuration=True)
         shown = settings.feed_name if settings.simulated else settings.feed_name_of(feed.name)

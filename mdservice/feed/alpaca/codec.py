@@ -45,7 +45,7 @@ from mdservice.feed.alpaca.records import (
 )
 from mdservice.feed.driver import Received, RequestRefused
 from mdservice.feed.subscriptions import Followed
-from mdservice.model.feeds import Topic
+from mdservice.model.feeds import STOCKS, Feed, Topic
 from mdservice.model.kinds import (
     ALL_KINDS,
     BARS,
@@ -129,15 +129,19 @@ class Codec:
     Args:
         encoding: How the frames are encoded.
         followed: The topics whose records are accepted; None accepts every valid symbol.
+        feed: Which feed it is, for the advice in errors.
 
     Attributes:
         ended: Why the feed ends the connection; None until it sends an error that does.
     """
 
-    def __init__(self, encoding: Encoding, followed: Followed | None = None) -> None:
+    def __init__(
+        self, encoding: Encoding, followed: Followed | None = None, feed: Feed = STOCKS
+    ) -> None:
         self.encoding = encoding
         self.ended: FeedError | None = None
         self._followed = followed
+        self._feed = feed
         self._passed = self._passed_of(QUOTES.channel)
         self._readings = {
             message: (channel, self._passed_of(channel), kind, record_of)
@@ -302,7 +306,7 @@ class Codec:
                 self._followed,
             )
         elif isinstance(message, ErrorMessage):
-            error = error_in_stream(message.code, message.msg)
+            error = error_in_stream(message.code, message.msg, self._feed)
             if isinstance(error, RequestRefused):
                 received.controls.append(error)
             else:

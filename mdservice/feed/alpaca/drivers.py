@@ -23,7 +23,7 @@ _FOR_THE_SIMULATOR = Credentials("simulator", "simulator")
 
 
 def make_drivers(
-    settings: Settings, limit: LoginLimit | None = None, feed: Feed = STOCKS
+    settings: Settings, feed: Feed = STOCKS, limit: LoginLimit | None = None
 ) -> Sequence[Driver]:
     """The drivers of a feed in the order in which to try them; a new one is added here.
 
@@ -31,8 +31,8 @@ def make_drivers(
 
     Args:
         settings: The feed's URL, the keys and the driver.
-        limit: How long a login may take; the drivers share it.
         feed: Which connection.
+        limit: How long a login may take; the drivers share it.
 
     Raises:
         ConfigurationError: The feed's URL is not known: the embedded simulator has to be
@@ -53,31 +53,34 @@ def make_drivers(
     credentials = _credentials(settings)
     limit = limit or LoginLimit()
     by_name: dict[str, Driver] = {
-        AlpacaPyDriver.name: AlpacaPyDriver(url, credentials, limit),
-        WebsocketsDriver.name: WebsocketsDriver(url, credentials, limit=limit),
+        AlpacaPyDriver.name: AlpacaPyDriver(url, credentials, limit, feed),
+        WebsocketsDriver.name: WebsocketsDriver(url, credentials, limit=limit, feed=feed),
     }
     if settings.driver == "auto":
         return tuple(by_name[name] for name in _AUTO)
     return (by_name[settings.driver],)
 
 
-def make_history(settings: Settings, clock: Clock, http: HttpClient) -> AlpacaHistory | None:
-    """The history of the settings' feed; connects nothing.
+def make_history(
+    settings: Settings, feed: Feed, clock: Clock, http: HttpClient
+) -> AlpacaHistory | None:
+    """The history of a feed; connects nothing.
 
-    None if the feed has its own URL and no history URL is set: Alpaca's quotes must not get
+    None if the feed has its own URL and no history URL is set: Alpaca's records must not get
     between those of another feed.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
     """
-    if not settings.history_known:
+    if not settings.history_known_of(feed.name):
         return None
     return AlpacaHistory(
         settings.resolved_rest_url(),
-        settings.feed_name,
+        settings.feed_name_of(feed.name),
         _credentials(settings),
         clock,
         http=http,
+        feed=feed,
     )
 
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from mdservice.errors import FeedError, FeedRefused, FeedUnavailable, Remedy
 from mdservice.feed.driver import Cause, RequestRefused
+from mdservice.model.feeds import NEWS_FEED, STOCKS, Feed, FeedName
 
 __all__ = ["error_in_stream", "http_refusal", "refusal"]
 
 _HARMLESS = 403
 """Already authenticated."""
-_CAUSES: dict[int, Cause] = {400: "bad_symbol", 405: "symbol_limit", 410: "not_offered"}
+_CAUSES: dict[int, Cause] = {
+    400: "bad_symbol",
+    405: "symbol_limit",
+    410: "not_offered",
+    413: "bad_symbol",
+}
 """Answers to a request; the connection stays open, as it does after an unknown code."""
 _RECONNECT = frozenset((401, 404, 407, 500))
 """The connection cannot be used any more; a new one may work."""
@@ -36,25 +42,50 @@ _NO_STREAM_THERE = frozenset((301, 302, 307, 308, 400, 404, 405, 410, 426))
 _ADVICE = {
     400: "the message, or a symbol in it, is not understood; check the symbols",
     402: "check ALPACA_API_KEY and ALPACA_SECRET_KEY (paper and live keys differ)",
-    405: "the plan's symbol limit is reached; unsubscribe others or use a larger plan",
-    406: "the account's one connection is in use by another program, or an old session still "
-    "holds it for about 90 s",
+    405: "the plan's symbol limit is reached, which counts each channel of each symbol; "
+    "unsubscribe others or use a larger plan",
+    406: "the account's one connection to this feed is in use by another program, or an old "
+    "session still holds it for about 90 s",
     408: "market data v2 is not enabled for this account",
-    409: "the account's plan does not include this feed; choose another with MDSERVICE_FEED",
-    410: "this feed does not take that subscription; choose another with MDSERVICE_FEED",
+    409: "the account's plan does not include this feed",
+    410: "this feed does not have that channel, as options have no bars; leave it out",
     411: "the key's scope does not include market data; make a key that has it",
+    412: "options are sent as msgpack only, and the request for it was lost on the way; check the "
+    "proxy, or the URL of the options",
+    413: "quotes of all options at once are not sent; name the contracts instead of *",
+}
+_OTHER_VARIANT = 409
+"""Another variant of the feed may be in the plan."""
+
+
+_EXAMPLES: dict[FeedName, str] = {
+    "stocks": "/v2/iex",
+    "crypto": "/v1beta3/crypto/us",
+    "options": "/v1beta1/indicative",
+    "news": "/v1beta1/news",
 }
 
 
-def refusal(code: int, message: str) -> FeedRefused:
+def refusal(code: int, message: str, feed: Feed = STOCKS) -> FeedRefused:
     """The error for a refusal by code, with what to do about it."""
     advice = _ADVICE.get(code)
+    if code == _OTHER_VARIANT and feed is not NEWS_FEED:
+        advice = f"{advice}; choose another with {_variable(feed, 'FEED')}"
     text = f"the feed refused with {code}: {message or 'no reason given'}"
     remedy = _REMEDIES.get(code, "retry")
     return FeedRefused(f"{text}; {advice}" if advice else text, code=code, remedy=remedy)
 
 
-def error_in_stream(code: int, message: str) -> RequestRefused | FeedError | None:
+def _variable(feed: Feed, what: str) -> str:
+    """``MDSERVICE_FEED`` for stocks, ``MDSERVICE_CRYPTO_FEED``; likewise with ``URL``."""
+    if feed is STOCKS:
+        return "MDSERVICE_FEED" if what == "FEED" else f"MDSERVICE_FEED_{what}"
+    return f"MDSERVICE_{feed.name.upper()}_{what}"
+
+
+def error_in_stream(
+    code: int, message: str, feed: Feed = STOCKS
+) -> RequestRefused | FeedError | None:
     """The meaning of an error message after the login.
 
     Returns:
@@ -62,7 +93,7 @@ def error_in_stream(code: int, message: str) -> RequestRefused | FeedError | Non
     """
     if code == _HARMLESS:
         return None
-    error = refusal(code, message)
+    error = refusal(code, message, feed)
     if code in _RECONNECT:
         return FeedUnavailable(str(error))
     if code in _REMEDIES and code not in _CAUSES:
@@ -70,15 +101,16 @@ def error_in_stream(code: int, message: str) -> RequestRefused | FeedError | Non
     return RequestRefused(str(error), message, _CAUSES.get(code, "other"), code)
 
 
-def http_refusal(status: int, url: str | None = None) -> FeedRefused:
+def http_refusal(status: int, url: str | None = None, feed: Feed = STOCKS) -> FeedRefused:
     """The error for an upgrade that was refused with an HTTP status.
 
     Args:
         status: The status.
         url: The feed's URL, without any secret.
+        feed: Which feed.
     """
-    feed = "the feed" if url is None else f"the feed at {url}"
-    text = f"{feed} refused the connection with HTTP {status}"
+    where = "the feed" if url is None else f"the feed at {url}"
+    text = f"{where} refused the connection with HTTP {status}"
     remedy: Remedy = "retry"
     if status in (401, 403):
         remedy = "fix"
@@ -86,7 +118,9 @@ def http_refusal(status: int, url: str | None = None) -> FeedRefused:
     elif status in _NO_STREAM_THERE:
         remedy = "check_url"
         text += (
-            "; there is no stream at that path: set MDSERVICE_FEED_URL to the whole URL, such as "
-            "wss://stream.data.alpaca.markets/v2/iex, or choose a feed by MDSERVICE_FEED"
+            f"; there is no stream at that path: set {_variable(feed, 'URL')} to the whole URL, "
+            f"such as wss://stream.data.alpaca.markets{_EXAMPLES[feed.name]}"
         )
+        if feed is not NEWS_FEED:
+            text += f", or choose a feed by {_variable(feed, 'FEED')}"
     return FeedRefused(text, code=status, http=True, remedy=remedy)

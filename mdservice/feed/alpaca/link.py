@@ -9,7 +9,7 @@ from typing import Any
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame, request
 from mdservice.feed.driver import Received
 from mdservice.feed.subscriptions import Followed
-from mdservice.model.feeds import Topic
+from mdservice.model.feeds import STOCKS, Feed, Topic
 
 __all__ = ["AlpacaLink"]
 
@@ -21,10 +21,17 @@ class AlpacaLink(ABC):
         encoding: The encoding of the frames, both ways.
         followed: The topics whose records are accepted.
         utc_ns: Returns the time of reception, UTC nanoseconds.
+        feed: Which feed.
     """
 
-    def __init__(self, encoding: Encoding, followed: Followed, utc_ns: Callable[[], int]) -> None:
-        self._codec = Codec(encoding, followed)
+    def __init__(
+        self,
+        encoding: Encoding,
+        followed: Followed,
+        utc_ns: Callable[[], int],
+        feed: Feed = STOCKS,
+    ) -> None:
+        self._codec = Codec(encoding, followed, feed)
         self._utc_ns = utc_ns
 
     @property

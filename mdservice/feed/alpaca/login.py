@@ -11,6 +11,7 @@ from mdservice.errors import FeedError, FeedUnavailable
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.error_codes import refusal
 from mdservice.feed.alpaca.messages import ErrorMessage, Success
+from mdservice.model.feeds import STOCKS, Feed
 
 __all__ = ["GREETING", "Credentials", "check_success", "encoding_of", "failed_login"]
 
@@ -44,7 +45,7 @@ def encoding_of(frame: Frame) -> Encoding:
     return "json" if isinstance(frame, str) else "msgpack"
 
 
-def check_success(frame: Frame, expected: str) -> None:
+def check_success(frame: Frame, expected: str, feed: Feed = STOCKS) -> None:
     """Check that the frame is ``[{"T":"success","msg":expected}]``.
 
     Raises:
@@ -53,7 +54,7 @@ def check_success(frame: Frame, expected: str) -> None:
     """
     for control in Codec(encoding_of(frame)).control_messages(frame):
         if isinstance(control, ErrorMessage):
-            raise refusal(control.code, control.msg)
+            raise refusal(control.code, control.msg, feed)
         if isinstance(control, Success) and control.msg == expected:
             return
     # Only the greeting is shown: later messages may repeat the credentials.
@@ -64,10 +65,10 @@ def check_success(frame: Frame, expected: str) -> None:
     )
 
 
-def failed_login(last_frame: Frame | None, reason: Exception) -> FeedError:
+def failed_login(last_frame: Frame | None, reason: Exception, feed: Feed = STOCKS) -> FeedError:
     """Why a client library's own login failed: by the code in the last frame, if it has one."""
     if last_frame is not None:
         for control in Codec(encoding_of(last_frame)).control_messages(last_frame):
             if isinstance(control, ErrorMessage):
-                return refusal(control.code, control.msg)
+                return refusal(control.code, control.msg, feed)
     return FeedUnavailable(f"logging in to the feed failed: {reason}")

@@ -18,6 +18,7 @@ from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory, Symb
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest_messages import ROWS, Answer, Rows, decode_refusal
 from mdservice.feed.subscriptions import chunks
+from mdservice.model.feeds import STOCKS, Feed
 from mdservice.model.kinds import Kind, R
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
@@ -63,11 +64,12 @@ class AlpacaHistory:
 
     Args:
         base_url: ``https://data.alpaca.markets``.
-        feed: Passed on every call; the API's own default would be sip.
+        variant: Alpaca's name of the feed's variant: ``iex``, ``us``, ``indicative``.
         credentials: Sent as headers.
         clock: Stamps received records.
         transport: Replaces the network in tests.
         http: A client shared with other parts and closed by its owner.
+        feed: Whose history it is.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -76,14 +78,16 @@ class AlpacaHistory:
     def __init__(
         self,
         base_url: str,
-        feed: str,
+        variant: str,
         credentials: Credentials,
         clock: Clock,
         transport: httpx.AsyncBaseTransport | None = None,
         http: HttpClient | None = None,
+        feed: Feed = STOCKS,
     ) -> None:
-        self._base_url = base_url.rstrip("/")
+        self._base_url = base_url.rstrip("/").removesuffix("/v2")
         self._feed = feed
+        self._variant = variant
         self._headers = credentials.as_headers()
         self._clock = clock
         self._http = http or HttpClient(transport)
@@ -95,8 +99,8 @@ class AlpacaHistory:
         self, kind: Kind[R], symbols: Sequence[str], start_ns: int, end_ns: int
     ) -> Sequence[R]:
         """See :class:`mdservice.feed.history.History`; reads every page."""
-        if self._feed not in _FEEDS_WITH_HISTORY:
-            raise NoHistory(f"the feed {self._feed} has no history")
+        if self._variant not in _FEEDS_WITH_HISTORY:
+            raise NoHistory(f"the feed {self._variant} has no history")
         rows = _rows(kind)
         found: list[R] = []
         for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
@@ -129,7 +133,7 @@ class AlpacaHistory:
     async def _get(
         self, path: str, query: Mapping[str, str], decode: Callable[[bytes, int], Answer[R]]
     ) -> Answer[R]:
-        feed = {} if self._feed == "simulator" else {"feed": self._feed}
+        feed = {} if self._variant == "simulator" else {"feed": self._variant}
         for _ in range(_MOST_TRIES):
             await self._wait_for_room()
             try:

@@ -1,4 +1,8 @@
-"""The SDK driver: uses the endpoint, connection and login of alpaca-py's ``StockDataStream``.
+"""The SDK driver: uses the endpoint, connection and login of alpaca-py's streams.
+
+Each feed has its class: ``StockDataStream``, ``CryptoDataStream``, ``OptionDataStream`` or
+``NewsDataStream``. Requests go to its websocket directly, so that every channel can be subscribed,
+also those that the SDK has no method for, such as ``imbalances``.
 
 It does not use the SDK's own loop (``_run_forever``), which retries refused credentials for ever,
 hides error messages and spins while nothing is subscribed. The private names that it uses are
@@ -19,7 +23,7 @@ import ssl
 import threading
 import warnings
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, Protocol
@@ -38,6 +42,7 @@ from mdservice.feed.alpaca.login import Credentials, failed_login
 from mdservice.feed.alpaca.websockets_driver import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import STOCKS, Feed, FeedName
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_context
 
@@ -62,6 +67,7 @@ class AlpacaPyDriver:
         url: Passed to the SDK as ``url_override``, since it knows only the feeds iex and sip.
         credentials: The account's key pair.
         limit: How long a login may take; by default a limit of its own.
+        feed: Which feed it serves.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -69,8 +75,15 @@ class AlpacaPyDriver:
 
     name = "alpaca-py"
 
-    def __init__(self, url: str, credentials: Credentials, limit: LoginLimit | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        credentials: Credentials,
+        limit: LoginLimit | None = None,
+        feed: Feed = STOCKS,
+    ) -> None:
         self._url = url
+        self._feed = feed
         self._credentials = credentials
         self._limit = limit or LoginLimit()
         self._route = route(url)
@@ -86,33 +99,36 @@ class AlpacaPyDriver:
                 f"The driver alpaca-py cannot use the proxy of {self._route.variable}: it knows "
                 "http:// proxies only. Set MDSERVICE_DRIVER=websockets, which can use it"
             )
-        stream_class, protocol_class = await _sdk()
+        stream_classes, protocol_class = await _sdk()
         limit_s = self._limit.seconds
 
         def make_socket() -> _LentStream:
             return _LentStream(
-                stream_class,
+                stream_classes[self._feed.name],
                 protocol_class,
                 self._url,
                 self._credentials,
                 limit_s,
                 self._route,
                 self._tls,
+                self._feed,
             )
 
         thread = SdkThread(make_socket, limit_s)
         try:
             with self._limit.one_try(anyio.current_time):
                 await thread.open()
-            yield _SdkLink(thread, followed, utc_ns)
+            yield _SdkLink(thread, followed, utc_ns, self._feed)
         finally:
             with anyio.CancelScope(shield=True):
                 await thread.close()
 
 
 class _SdkLink(AlpacaLink):
-    def __init__(self, thread: SdkThread, followed: Followed, utc_ns: Callable[[], int]) -> None:
-        super().__init__("msgpack", followed, utc_ns)
+    def __init__(
+        self, thread: SdkThread, followed: Followed, utc_ns: Callable[[], int], feed: Feed
+    ) -> None:
+        super().__init__("msgpack", followed, utc_ns, feed)
         self._thread = thread
 
     async def send_frame(self, frame: Frame) -> None:
@@ -123,7 +139,7 @@ class _SdkLink(AlpacaLink):
 
 
 class _LentStream:
-    """A ``StockDataStream``, used only for its connection."""
+    """One of the SDK's streams, used only for its connection."""
 
     def __init__(
         self,
@@ -134,8 +150,10 @@ class _LentStream:
         limit_s: float,
         way: Route = _DIRECT,
         tls: ssl.SSLContext | None = None,
+        feed: Feed = STOCKS,
     ) -> None:
         self._limit_s = limit_s
+        self._feed = feed
         self._shown = mask_url(url)
         self._url = url
         self._way = way
@@ -180,13 +198,13 @@ class _LentStream:
         hint = self._way.hint
         status = getattr(exc, "status_code", None)
         if isinstance(status, int):
-            return http_refusal(status, self._shown)
+            return http_refusal(status, self._shown, self._feed)
         if isinstance(exc, TimeoutError):
             return FeedUnavailable(f"{self._shown} did not answer within {self._limit_s:g} s{hint}")
         # A ValueError is alpaca-py's own where the answer was not a success. Without a connection
         # it is a bad host name, or a certificate that was not accepted.
         if isinstance(exc, ValueError) and websocket is not None:
-            return failed_login(getattr(websocket, "last_frame", None), exc)
+            return failed_login(getattr(websocket, "last_frame", None), exc, self._feed)
         advice = f"{tls_advice(exc)}{hint}"
         return FeedUnavailable(f"cannot connect to {self._shown}: {root_cause(exc)}{advice}")
 
@@ -488,7 +506,7 @@ async def _read_consent(sock: socket.socket) -> None:
         raise ConnectionRefusedError(f"the proxy refuses: {line!r}")
 
 
-async def _sdk() -> tuple[Any, Any]:
+async def _sdk() -> tuple[Mapping[FeedName, Any], Any]:
     """Run :func:`_import_sdk` in a thread, since it takes seconds."""
     try:
         with anyio.fail_after(_IMPORT_LIMIT_S):
@@ -500,8 +518,8 @@ async def _sdk() -> tuple[Any, Any]:
 
 
 @cache
-def _import_sdk() -> tuple[Any, Any]:
-    """alpaca-py's stream class, and a websocket class that remembers its last frame.
+def _import_sdk() -> tuple[Mapping[FeedName, Any], Any]:
+    """alpaca-py's stream class of each feed, and a websocket class that remembers its last frame.
 
     Runs once per process: it changes the warning filters, and must not do so while another thread,
     such as an abandoned import, does the same.
@@ -514,7 +532,12 @@ def _import_sdk() -> tuple[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # websockets.legacy, its choice
-            from alpaca.data.live import StockDataStream
+            from alpaca.data.live import (
+                CryptoDataStream,
+                NewsDataStream,
+                OptionDataStream,
+                StockDataStream,
+            )
             from websockets.legacy.client import WebSocketClientProtocol
     except Exception as exc:  # a broken package may raise anything
         raise ConfigurationError(
@@ -529,4 +552,10 @@ def _import_sdk() -> tuple[Any, Any]:
             self.last_frame = frame
             return frame
 
-    return StockDataStream, RememberingProtocol
+    streams: dict[FeedName, Any] = {
+        "stocks": StockDataStream,
+        "crypto": CryptoDataStream,
+        "options": OptionDataStream,
+        "news": NewsDataStream,
+    }
+    return streams, RememberingProtocol

@@ -25,6 +25,7 @@ from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.alpaca.login import GREETING, Credentials, check_success, encoding_of
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import STOCKS, Feed
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_context
@@ -61,7 +62,8 @@ has taken longer than that. Pings prove the transport alone; market data is watc
 class WebsocketsDriver:
     """Alpaca's protocol without alpaca-py.
 
-    Asks for msgpack, and accepts a server that answers in JSON. Offers no compression: at the
+    Asks for msgpack, which is all that options are sent in, and accepts a server that answers in
+    JSON. Offers no compression: at the
     rates of a full feed, decompression costs more than all of the decoding.
 
     Args:
@@ -70,6 +72,7 @@ class WebsocketsDriver:
         open_stream: Opens a replacement for the TCP connection, such as a stream in memory;
             on trio only. It raises OSError if there is no connection.
         limit: How long a login may take; by default a limit of its own.
+        feed: Which feed it serves.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -83,8 +86,10 @@ class WebsocketsDriver:
         credentials: Credentials,
         open_stream: Callable[[], Awaitable[trio.abc.Stream]] | None = None,
         limit: LoginLimit | None = None,
+        feed: Feed = STOCKS,
     ) -> None:
         self._url = url
+        self._feed = feed
         self._shown = mask_url(url)
         self._credentials = credentials
         self._open_stream = open_stream
@@ -104,7 +109,7 @@ class WebsocketsDriver:
             try:
                 with self._limit.one_try(anyio.current_time) as limit_s:
                     websocket, encoding = await self._open(held, tasks, limit_s)
-                yield _WebsocketLink(websocket, encoding, followed, utc_ns)
+                yield _WebsocketLink(websocket, encoding, followed, utc_ns, self._feed)
             except Exception as exc:  # noqa: BLE001 - raised below, out of the task group
                 error = exc
             finally:
@@ -148,7 +153,13 @@ class WebsocketsDriver:
             # BrokenResourceError, and a bad host name is a UnicodeError.
             if held.is_open and not isinstance(exc, (OSError, WebSocketException, EOFError)):
                 raise
-            raise _not_opened(self._shown, exc, self._route) from exc
+            raise self._not_opened(exc) from exc
+
+    def _not_opened(self, exc: Exception) -> FeedError:
+        if isinstance(exc, InvalidStatus):
+            return http_refusal(exc.response.status_code, self._shown, self._feed)
+        advice = f"{tls_advice(exc)}{self._route.hint}"
+        return FeedUnavailable(f"cannot connect to {self._shown}: {root_cause(exc)}{advice}")
 
     async def _opening(self, limit_s: float) -> Any:
         """The library's ``connect``, which opens TCP unless a stream is given."""
@@ -168,12 +179,12 @@ class WebsocketsDriver:
 
     async def _log_in(self, websocket: ClientConnection) -> Encoding:
         greeting = await websocket.recv()
-        check_success(greeting, GREETING)
+        check_success(greeting, GREETING, self._feed)
         encoding = encoding_of(greeting)
         if encoding == "json":  # the server ignores the request for msgpack
             _log.info("feed_sends_json", url=self._shown)
         await websocket.send(Codec(encoding).encode(self._credentials.as_message()))
-        check_success(await websocket.recv(), "authenticated")
+        check_success(await websocket.recv(), "authenticated", self._feed)
         return encoding
 
 
@@ -184,8 +195,9 @@ class _WebsocketLink(AlpacaLink):
         encoding: Encoding,
         followed: Followed,
         utc_ns: Callable[[], int],
+        feed: Feed,
     ) -> None:
-        super().__init__(encoding, followed, utc_ns)
+        super().__init__(encoding, followed, utc_ns, feed)
         self._websocket = websocket
 
     async def send_frame(self, frame: Frame) -> None:
@@ -257,13 +269,6 @@ async def _close(websocket: Any) -> None:
     websocket.recv_messages.discard()
     with anyio.move_on_after(CLOSE_TIMEOUT_S):
         await (websocket.aclose if hasattr(websocket, "aclose") else websocket.close)()
-
-
-def _not_opened(url: str, exc: Exception, way: Route) -> FeedError:
-    if isinstance(exc, InvalidStatus):
-        return http_refusal(exc.response.status_code, url)
-    advice = f"{tls_advice(exc)}{way.hint}"
-    return FeedUnavailable(f"cannot connect to {url}: {root_cause(exc)}{advice}")
 
 
 class FrameQueue:

@@ -9,6 +9,7 @@ import pytest
 from mdservice.errors import FeedRefused, FeedUnavailable
 from mdservice.feed.alpaca.error_codes import error_in_stream, http_refusal, refusal
 from mdservice.feed.driver import RequestRefused
+from mdservice.model.feeds import FEEDS, NEWS_FEED, STOCKS, Feed
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def test_what_helps_after_a_refused_upgrade(status: int, remedy: str) -> None:
         pytest.param(400, "bad_symbol", id="400 invalid syntax"),
         pytest.param(405, "symbol_limit", id="405 symbol limit exceeded"),
         pytest.param(410, "not_offered", id="410 invalid subscribe action for this feed"),
+        pytest.param(413, "bad_symbol", id="413 star subscription for option quotes"),
         pytest.param(499, "other", id="a code not known here"),
     ],
 )
@@ -95,8 +97,7 @@ def test_the_connection_ends_and_another_may_work(code: int) -> None:
         pytest.param(408, "fix", id="408 v2 not enabled"),
         pytest.param(409, "fix", id="409 insufficient subscription"),
         pytest.param(411, "fix", id="411 insufficient scope"),
-        pytest.param(412, "fix", id="412 option rules"),
-        pytest.param(413, "fix", id="413 option rules"),
+        pytest.param(412, "fix", id="412 options in JSON"),
     ],
 )
 def test_the_connection_ends_with_a_refusal(code: int, remedy: str) -> None:
@@ -116,7 +117,10 @@ def test_403_already_authenticated_is_harmless() -> None:
         (405, "symbol limit"),
         (406, "90 s"),
         (409, "MDSERVICE_FEED"),
+        (410, "leave it out"),
         (411, "scope"),
+        (412, "msgpack"),
+        (413, "name the contracts"),
     ],
 )
 def test_a_refusal_says_what_happened_and_what_to_do(code: int, advice: str) -> None:
@@ -124,6 +128,15 @@ def test_a_refusal_says_what_happened_and_what_to_do(code: int, advice: str) -> 
     assert (error.code, error.http) == (code, False)
     assert f"{code}: the server's words" in str(error)
     assert advice in str(error)
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_advice_names_the_settings_of_the_feed(feed: Feed) -> None:
+    prefix = "MDSERVICE_" if feed is STOCKS else f"MDSERVICE_{feed.name.upper()}_"
+    in_plan, no_stream = str(refusal(409, "", feed)), str(http_refusal(404, feed=feed))
+    for text in (in_plan, no_stream):
+        assert (f"{prefix}FEED" in text.replace("FEED_URL", "")) is (feed is not NEWS_FEED)
+    assert (f"{prefix}FEED_URL" if feed is STOCKS else f"{prefix}URL") in no_stream
 
 
 def test_a_refusal_without_words_still_reads_well() -> None:

@@ -344,7 +344,7 @@ async def test_a_broken_row_costs_itself_and_not_its_page(
     history = with_transport(canned(200, content))
     found = await ask(history, call)
     assert [(quote.symbol, quote.bid) for quote in found] == [("AAPL", 1)]
-    assert HalvingHistory(history, QUOTES).decode_errors == 2
+    assert history.rows_skipped == 2
     assert "history_rows_skipped count=2" in caplog.text
 
 

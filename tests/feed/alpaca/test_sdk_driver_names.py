@@ -21,15 +21,17 @@ from mdservice.feed.alpaca import sdk_driver as sdk
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.websockets_driver import MAX_FRAME_BYTES
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S
+from mdservice.model.feeds import FEEDS
 
 pytestmark = pytest.mark.pins
 
 URL = "ws://127.0.0.1:1/v2/iex"
 
 
-@pytest.fixture(scope="module")
-def sdk_classes() -> tuple[Any, Any]:
-    return sdk._import_sdk()
+@pytest.fixture(scope="module", params=[feed.name for feed in FEEDS])
+def sdk_classes(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    streams, protocol_class = sdk._import_sdk()
+    return streams[request.param], protocol_class
 
 
 @pytest.fixture
@@ -189,5 +191,5 @@ def test_its_websocket_remembers_the_last_frame(sdk_classes: tuple[Any, Any]) ->
     assert inspect.iscoroutinefunction(WebSocketClientProtocol.recv)
 
 
-def test_a_reconnect_imports_nothing_again():
+def test_a_reconnect_imports_nothing_again() -> None:
     assert sdk._import_sdk() is sdk._import_sdk()
