@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from mdservice.model.events import FeedStatus, RecordBatch, RoutedItem
+from mdservice.model.events import FeedStatus, LatestChanged, RecordBatch, RoutedItem
 from mdservice.model.kinds import QUOTES, Kind
 from mdservice.publish.conflation import ConflatingBuffer
 
@@ -50,7 +50,7 @@ class LocalReader:
         if isinstance(item, FeedStatus):
             if not self._statuses:
                 return
-        elif item.kind not in self._kinds:
+        elif isinstance(item, LatestChanged) or item.kind not in self._kinds:
             return
         elif self.symbols:
             records = [record for record in item.records if record.symbol in self.symbols]
@@ -86,6 +86,8 @@ class LocalReader:
 
 
 def _items(item: RoutedItem) -> Sequence[Any]:
+    if isinstance(item, LatestChanged):  # what the buffer keeps of dropped records
+        return ()
     return item.records if isinstance(item, RecordBatch) else (item,)
 
 
