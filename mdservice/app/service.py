@@ -28,7 +28,7 @@ from mdservice.feed.driver import Driver
 from mdservice.feed.history import History
 from mdservice.feed.liveness import Hours
 from mdservice.feed.requests import SubscriptionResult
-from mdservice.model.events import FeedStatus
+from mdservice.model.events import FeedStatus, RecordBatch
 from mdservice.model.feeds import (
     FEEDS,
     NEWS_FEED,
@@ -232,8 +232,8 @@ class Service:
     async def events(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote | FeedStatus]]:
         """The latest quote of each symbol, then every accepted quote and change of state."""
         chosen = parse_symbols(symbols)
-        first = self.prices(chosen or None)
-        with self._topology.readers.open(chosen, statuses=True, first=first) as reader:
+        first = RecordBatch(QUOTES, self.prices(chosen or None))
+        with self._topology.readers.open(chosen, statuses=True, first=[first]) as reader:
             yield reader
 
     def status(self) -> Status:

@@ -1,25 +1,30 @@
-"""Connections for reading, and the records that stand in the keys."""
+"""Connections for reading, and the records in the keys and in the stream of news."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 import anyio
+import attrs
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.kinds import KINDS, Kind, R, RecordDecoder
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
-from mdservice.redis_io.replies import array, is_error, refusal
+from mdservice.redis_io.replies import array, is_error, malformed, refusal
 
 __all__ = [
     "CLIENT_NAME",
+    "OTHER_FORM",
     "TIMEOUT_S",
+    "NewEntries",
     "connected_to",
+    "payload_of",
     "read_keys",
+    "read_new_entries",
     "refuse_errors",
 ]
 
@@ -28,9 +33,13 @@ CLIENT_NAME: Final = "mdservice-reader"
 """The name of the connections in the server's ``CLIENT LIST``."""
 TIMEOUT_S: Final = 3.0
 """The limit for connecting, and for each answer."""
+_KEYS = (
+    *(f"{kind.key_prefix}*" for kind in KINDS if kind.has_key),
+    *(kind.stream.name for kind in KINDS if kind.stream is not None),
+)
 _RIGHTS = (
-    "allow this user SUBSCRIBE, PING, MGET, SCAN (XREAD, XRANGE and XINFO for an event log) on "
-    f"the keys {', '.join(f'{kind.key_prefix}*' for kind in KINDS)} and the channel "
+    "allow this user SUBSCRIBE, PING, GET, MGET, SCAN (XREVRANGE for news; XREAD, XRANGE and XINFO "
+    f"for an event log) on the keys {', '.join(_KEYS)} and the channels "
     f"{', '.join(kind.event for kind in KINDS)}, with MDSERVICE_KEY_PREFIX in front"
 )
 
@@ -129,3 +138,91 @@ async def read_keys(
         await read(keys)
         cursor = None if cursor == b"0" else cursor
     return [found[symbol] for symbol in sorted(found)]
+
+
+# Reading the stream of a kind, such as news.
+
+
+OTHER_FORM: Final = (AttributeError, LookupError, TypeError, ValueError)
+"""How reading a reply fails that no Redis server gives."""
+_ENTRIES_PER_READ: Final = 100
+_FIRST_RECORDS: Final = 50
+"""How many records of a stream a reader gets at its start."""
+_FIRST_ENTRIES: Final = 1_000
+"""Among how many of the newest entries it looks for them."""
+_EMPTY: Final = b"0-0"
+"""Stands for the last entry of a stream that had none."""
+
+
+@attrs.frozen
+class NewEntries(Generic[R]):
+    """What the stream of a kind has since the last read.
+
+    Attributes:
+        records: The wanted records, the oldest first.
+        last_id: The id of the newest entry, for the next read.
+        trimmed: Whether entries may have been deleted before they were read.
+    """
+
+    records: list[R]
+    last_id: bytes
+    trimmed: bool = False
+
+
+async def read_new_entries(
+    connection: RedisConnection,
+    stream: bytes,
+    decoder: RecordDecoder[R],
+    *,
+    after: bytes | None,
+    knows: Callable[[R], bool],
+) -> NewEntries[R]:
+    """The records of a stream since the last read; at the first read, the newest 50.
+
+    It reads from the end of the stream backward, up to the last read or a record that is known.
+
+    Args:
+        connection: One that is not subscribed to anything.
+        stream: The stream's full name.
+        decoder: Selects the wanted records, and counts unreadable content.
+        after: The ``last_id`` of the last read; None at the first one.
+        knows: Whether a record came before.
+
+    Raises:
+        StoreUnavailable, StoreRefused
+    """
+    found: list[R] = []
+    newest, until, looked_at = after or _EMPTY, b"+", 0
+    count = b"%d" % (_ENTRIES_PER_READ + 1)  # the last one of a page begins the next
+    while True:
+        words = (b"XREVRANGE", stream, until, after or b"-", b"COUNT", count)
+        (reply,) = await connection.call(pack(*words))
+        refuse_errors(connection.address, (reply,))
+        try:
+            page = [(entry_id, payload_of(fields)) for entry_id, fields in reply]
+        except OTHER_FORM as exc:
+            raise malformed(connection.address) from exc
+        if until == b"+" and page:
+            newest = page[0][0]
+        for entry_id, payload in page:
+            if entry_id == after:
+                return NewEntries(found[::-1], newest)
+            record = None if entry_id == until else decoder.decode(payload)
+            if record is None:
+                continue
+            if knows(record):
+                return NewEntries(found[::-1], newest)
+            found.append(record)
+            if after is None and len(found) == _FIRST_RECORDS:
+                return NewEntries(found[::-1], newest)
+        looked_at += _ENTRIES_PER_READ
+        if len(page) <= _ENTRIES_PER_READ or (after is None and looked_at >= _FIRST_ENTRIES):
+            return NewEntries(found[::-1], newest, trimmed=after not in (None, _EMPTY))
+        until = page[-1][0]
+
+
+def payload_of(fields: Any) -> bytes | None:
+    """The field ``data`` of a stream's entry; None if the entry has none."""
+    found = dict(zip(fields[::2], fields[1::2], strict=False)) if fields else {}
+    payload: bytes | None = found.get(b"data")
+    return payload

@@ -14,7 +14,13 @@ from typing import Any, Final, Generic
 import anyio
 import attrs
 
-from mdservice.client.connection import connected_to, read_keys, refuse_errors
+from mdservice.client.connection import (
+    OTHER_FORM,
+    connected_to,
+    payload_of,
+    read_keys,
+    refuse_errors,
+)
 from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake
 from mdservice.errors import ConfigurationError, StoreRefused
@@ -34,8 +40,6 @@ _ID: Final = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _ENTRIES_PER_READ: Final = 500
 _BLOCK_MS: Final = 1_000
 """Shorter than the time after which a server counts as hung."""
-_OTHER_FORM: Final = (AttributeError, LookupError, TypeError, ValueError)
-"""How reading a reply fails that no Redis server gives."""
 
 
 @attrs.frozen(order=True)
@@ -108,7 +112,7 @@ async def look(connection: RedisConnection, log: bytes) -> EntryId | None:
     try:
         facts = dict(zip(reply[::2], reply[1::2], strict=False))
         return _entry_id(facts[b"last-generated-id"])
-    except _OTHER_FORM as exc:
+    except OTHER_FORM as exc:
         raise malformed(connection.address) from exc
 
 
@@ -131,17 +135,11 @@ async def read_chunk(connection: RedisConnection, log: bytes, after: EntryId) ->
     try:
         entries = streams[0][1] if streams else []
         return Chunk(
-            [(_entry_id(raw), _payload(fields)) for raw, fields in entries],
+            [(_entry_id(raw), payload_of(fields)) for raw, fields in entries],
             _entry_id(oldest[0][0]) if oldest else None,
         )
-    except _OTHER_FORM as exc:
+    except OTHER_FORM as exc:
         raise malformed(connection.address) from exc
-
-
-def _payload(fields: Any) -> bytes | None:
-    found = dict(zip(fields[::2], fields[1::2], strict=False)) if fields else {}
-    payload: bytes | None = found.get(b"data")
-    return payload
 
 
 def _refuse(address: str, log: bytes, replies: list[Any]) -> None:
@@ -195,13 +193,14 @@ class EventLogSource(Generic[R]):
     """Reads the log, from connection to connection.
 
     Args:
-        intake: Gets the updates.
+        intake: Gets the updates, which are of one kind.
         log: The name of the stream.
         after: The id after which to continue; None for the keys first, then new entries.
     """
 
     def __init__(self, intake: Intake[R], log: str, after: EntryId | None) -> None:
         self._intake = intake
+        (self._state,) = intake.states.values()
         self._name = log
         self._log = intake.names.event_log(log)
         self._cursor = after
@@ -231,7 +230,7 @@ class EventLogSource(Generic[R]):
     async def _begin(self, connection: RedisConnection, end: EntryId) -> None:
         """Read the keys first, then events from the end of the log before that."""
         keys = await self._ask_keys(connection)
-        newer = self._intake.take_keys(keys.records)
+        newer = self._intake.take_keys(self._state.kind, keys.records)
         self._cursor, self._unordered_to = end, keys.end
         # One that ends among the keys has to begin with them again.
         self._intake.handover.offer_entries(newer, [None] * len(newer), str(end))
@@ -239,8 +238,9 @@ class EventLogSource(Generic[R]):
     async def _ask_keys(self, connection: RedisConnection) -> _Keys[R]:
         intake = self._intake
         intake.reading_keys(anyio.current_time())
+        state = self._state
         records = await read_keys(
-            connection, intake.kind, intake.symbols, intake.key_decoder, intake.names
+            connection, state.kind, intake.symbols, state.key_decoder, intake.names
         )
         return _Keys(records, await look(connection, self._log) or START)
 
@@ -250,11 +250,11 @@ class EventLogSource(Generic[R]):
         if self._keys is None and intake.keys_are_due(anyio.current_time()):
             self._keys = await self._ask_keys(connection)
         if self._keys is not None and cursor >= self._keys.end:
-            newer = intake.take_keys(self._keys.records)
+            newer = intake.take_keys(self._state.kind, self._keys.records)
             self._keys = None
             intake.handover.offer_entries(newer, [None] * len(newer), None)
             return
-        read = await _read_entries(connection, self._log, cursor, intake.event_decoder)
+        read = await _read_entries(connection, self._log, cursor, self._state.event_decoder)
         if read.cut:
             self._note("event_log_was_cut", cursor)
         if read.end == cursor:
@@ -266,7 +266,7 @@ class EventLogSource(Generic[R]):
 
     def _forward(self, read: _Entries[R], *, in_order: bool) -> None:
         self._cursor = read.end
-        newer = self._intake.take_events(read.records, in_order=in_order)
+        newer = self._intake.take_events(self._state.kind, read.records, in_order=in_order)
         # Both are in the same order; known records are skipped.
         ids = {id(record): str(entry) for record, entry in zip(read.records, read.ids, strict=True)}
         places = [ids[id(record)] for record in newer]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
-from typing import Final, Generic, Protocol
+from typing import Any, Final, Generic, Protocol
 
 import anyio
 import anyio.lowlevel
 
 from mdservice.client.discovery import Location
-from mdservice.client.sequence import SequenceCheck
+from mdservice.client.sequence import TradeCheck, sequence_check
 from mdservice.model.events import RecordBatch
-from mdservice.model.kinds import Kind, R, RecordDecoder
+from mdservice.model.kinds import CANCELS, CORRECTIONS, TRADES, Kind, R, RecordDecoder
 from mdservice.publish.conflation import ConflatingBuffer, records_of
 from mdservice.redis_io.names import GONE_AFTER_S, Instance, RedisNames
 
-__all__ = ["BACKLOG", "KEYS_AT_MOST_EVERY_S", "Intake", "ReaderQueue", "Source"]
+__all__ = ["BACKLOG", "KEYS_AT_MOST_EVERY_S", "Intake", "KindState", "ReaderQueue", "Source"]
 
 
 BACKLOG = 10_000
@@ -28,17 +28,14 @@ _MOST_AT_ONCE = 500
 class ReaderQueue(Generic[R]):
     """Takes updates from the reading task, and gives them to the program one by one.
 
-    Updates from :meth:`offer` are conflated beyond :data:`BACKLOG`. Updates from
-    :meth:`offer_entries` are not: their source waits for :meth:`emptied` before it reads on.
-
-    Args:
-        kind: The kind of the updates.
+    Updates from :meth:`offer` are conflated or dropped beyond :data:`BACKLOG`, by the policy of
+    their kind. Updates from :meth:`offer_entries` are not: their source waits for :meth:`emptied`
+    before it reads on.
     """
 
-    def __init__(self, kind: Kind[R]) -> None:
+    def __init__(self) -> None:
         self.position: str | None = None
         """The id of the last log entry that the program got."""
-        self._kind = kind
         self._buffer = ConflatingBuffer(BACKLOG)
         self._taken: deque[R] = deque()
         self._positions: deque[str | None] = deque()
@@ -54,10 +51,10 @@ class ReaderQueue(Generic[R]):
         """Updates that were conflated because the program was too slow."""
         return self._buffer.conflated
 
-    def offer(self, records: Sequence[R]) -> None:
-        """Add updates; without room, conflate the oldest."""
+    def offer(self, kind: Kind[Any], records: Sequence[R]) -> None:
+        """Add updates of a kind; without room, conflate or drop the oldest."""
         if records:
-            self._buffer.add(RecordBatch(self._kind, records))
+            self._buffer.add(RecordBatch(kind, records))
             self._arrived.set()
 
     def offer_entries(
@@ -124,35 +121,51 @@ KEYS_AT_MOST_EVERY_S: Final = 1.0
 _MOST_HEARD: Final = 100
 
 
+class KindState(Generic[R]):
+    """What a reader knows of one kind.
+
+    Attributes:
+        kind: The kind.
+        event_decoder: Decodes events.
+        key_decoder: Decodes keys, or the entries of the kind's stream.
+        order: Keeps the newest record of each symbol, and detects missed ones.
+        events: Updates that came as events.
+        last_entry: The id of the newest entry of the kind's stream when it was read, or None.
+    """
+
+    def __init__(self, kind: Kind[R], symbols: Sequence[str]) -> None:
+        self.kind = kind
+        self.event_decoder = RecordDecoder.of(kind, symbols)
+        self.key_decoder = RecordDecoder.of(kind, symbols)
+        self.order = sequence_check(kind)
+        self.events = 0
+        self.last_entry: bytes | None = None
+
+
 class Intake(Generic[R]):
     """The state of a reader across connections.
 
     Attributes:
-        kind: The kind of the records that are read.
         symbols: The wanted symbols; empty for all.
         names: The names of keys and channels at the last location.
-        event_decoder: Decodes events.
-        key_decoder: Decodes keys.
-        order: Keeps the newest record of each symbol, and detects missed ones.
+        states: What is known of each kind that is read.
         handover: The queue for the program.
-        events: Updates that came as events.
         resyncs: How often the keys were read again.
-        trimmed: How often entries of the event log were deleted before they were read.
+        trimmed: How often entries of the event log, or of a kind's stream, were deleted before
+            they were read.
         following: The service that is read; None if the service does not announce itself.
         foreign: Events of other services, which were dropped.
         heard: The services that announce themselves, by id, with the time of the last
             announcement, monotonic seconds.
     """
 
-    def __init__(self, kind: Kind[R], symbols: Sequence[str]) -> None:
-        self.kind = kind
+    def __init__(self, kinds: Sequence[Kind[R]], symbols: Sequence[str]) -> None:
         self.symbols = tuple(symbols)
         self.names = RedisNames()
-        self.event_decoder = RecordDecoder(kind, symbols)
-        self.key_decoder = RecordDecoder(kind, symbols)
-        self.order = SequenceCheck(kind)
-        self.handover = ReaderQueue(kind)
-        self.events = 0
+        self.states: dict[Kind[Any], KindState[R]] = {
+            kind: KindState(kind, symbols) for kind in kinds
+        }
+        self.handover: ReaderQueue[R] = ReaderQueue()
         self.resyncs = 0
         self.trimmed = 0
         self.following: Instance | None = None
@@ -185,7 +198,7 @@ class Intake(Generic[R]):
         ]
 
     def _reasons(self) -> int:
-        return self.order.steps + self.order.starts + self.trimmed
+        return sum(state.order.reasons for state in self.states.values()) + self.trimmed
 
     def keys_are_due(self, now_s: float) -> bool:
         """Whether records were missed since the keys were read, and reading them is allowed again.
@@ -200,25 +213,48 @@ class Intake(Generic[R]):
         self._noticed = self._reasons()
         self._next_keys_s = now_s + KEYS_AT_MOST_EVERY_S
         self.resyncs += self.begun
+        for state in self.states.values():
+            state.order.reading_keys()
 
-    def take_keys(self, records: Sequence[R]) -> list[R]:
-        """Return the records of keys that are newer. Their steps cause no further read of keys."""
+    def take_keys(self, kind: Kind[R], records: Sequence[R], *, trimmed: bool = False) -> list[R]:
+        """Return the records of keys that are newer. Their steps cause no further read of keys.
+
+        Args:
+            kind: Their kind.
+            records: Of its keys, or of its stream.
+            trimmed: Whether entries of its stream were deleted before they were read.
+        """
         before = self._reasons()
-        newer = self.order.newer(records, in_order=False)
+        self.trimmed += trimmed
+        run = None if self.following is None else self.following.id
+        newer = self.states[kind].order.newer_keys(records, run=run)
         self._noticed += self._reasons() - before
         self.begun = True
         return newer
 
-    def take_events(self, records: Iterable[R], *, in_order: bool) -> list[R]:
+    def take_events(
+        self, kind: Kind[R], records: Sequence[R], *, in_order: bool, run: str | None = None
+    ) -> list[R]:
         """Return the records of events that are newer.
 
         Args:
+            kind: Their kind.
             records: In the order of their arrival.
             in_order: See :func:`mdservice.client.sequence.judge`.
+            run: The id of the service that sent them; None if it is not known.
         """
-        newer = self.order.newer(records, in_order=in_order)
-        self.events += len(newer)
+        state = self.states[kind]
+        newer = state.order.newer(records, in_order=in_order, run=run)
+        state.events += len(newer)
+        if kind is CORRECTIONS or kind is CANCELS:
+            self._change_trades(kind, newer)
         return newer
+
+    def _change_trades(self, kind: Kind[Any], changes: Sequence[Any]) -> None:
+        trades: Any = self.states[TRADES].order if TRADES in self.states else None
+        if isinstance(trades, TradeCheck):
+            change = trades.correct if kind is CORRECTIONS else trades.cancel
+            change(changes)
 
 
 class Source(Protocol):

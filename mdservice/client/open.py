@@ -1,4 +1,4 @@
-"""Latest prices and events in any process: :func:`open_prices`."""
+"""Latest values and events in any process: :func:`open_prices` and :func:`open_stream`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from mdservice.client.event_log import EventLogSource, parse_entry_id
 from mdservice.client.http import NoAnswer
 from mdservice.client.intake import Intake, Source
 from mdservice.client.pubsub import PubSubSource
-from mdservice.client.reader import Follower, Prices
-from mdservice.errors import ConfigurationError, StoreUnavailable
+from mdservice.client.reader import Follower, Prices, Records
+from mdservice.errors import ConfigurationError, InvalidChannel, StoreUnavailable
+from mdservice.model.feeds import kinds_of
 from mdservice.model.kinds import QUOTES
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbols
 from mdservice.runtime.backoff import Backoff
 from mdservice.settings.parsers import parse_event_log, parse_key_prefix
 
-__all__ = ["CONNECT_LIMIT_S", "open_prices"]
+__all__ = ["CONNECT_LIMIT_S", "open_prices", "open_stream"]
 
 CONNECT_LIMIT_S: Final = 5.0
 _FIRST_S, _LIMIT_S = 0.1, 5.0
@@ -84,14 +85,86 @@ async def open_prices(
         StoreRefused: The server refuses the login or a command.
         StoreUnavailable: No connection within ``connect_limit_s``.
     """
-    intake = Intake(QUOTES, _chosen(symbols))
+    intake = Intake([QUOTES], _chosen(symbols))
     discovery = _discovery(redis_url, socket, _checked_prefix(prefix))
-    follower = Follower(discovery, _source(intake, event_log, after), Backoff(_FIRST_S, _LIMIT_S))
+    source = _source(intake, event_log, after)
+    async with _reading(intake, discovery, source, connect_limit_s) as follower:
+        yield Prices(intake, follower)
+
+
+@asynccontextmanager
+async def open_stream(
+    redis_url: str | None = None,
+    symbols: Iterable[str] = (),
+    channels: Iterable[str] = ("trades",),
+    *,
+    prefix: str | None = None,
+    socket: str | os.PathLike[str] | None = None,
+    connect_limit_s: float = CONNECT_LIMIT_S,
+) -> AsyncIterator[Records]:
+    """Read records of every kind in this block, in any process, on trio or asyncio.
+
+    ::
+
+        url = "redis://localhost:6379"
+        async with mdservice.open_stream(url, ["AAPL"], ["trades", "statuses"]) as records:
+            async for record in records:
+                match record:
+                    case mdservice.Trade():
+                        print(record.symbol, record.price, record.size)
+                    case mdservice.TradingStatus():
+                        print(record.symbol, record.status_message)
+
+    The latest value of each symbol and channel comes first, then every event. Nothing is lost
+    between the two. The reader detects a lost connection, a server that does not answer, a step in
+    ``seq`` and a restart of the service. It then reads the latest values again and delivers those
+    that are newer. ``trades`` also brings corrections and cancellations; ``bars`` and
+    ``updatedBars`` both bring bars and their updates. ``news`` begins with the newest articles of
+    the stream, up to 50, and after a lost connection brings the articles that were published
+    meanwhile.
+
+    A program that falls 10,000 records behind loses the oldest trades, and gets the newest quote,
+    price band and order book of each symbol, and the newest version of each bar. Corrections,
+    cancellations, trading statuses, imbalances and news are kept.
+
+    Args:
+        redis_url: As for :func:`open_prices`.
+        symbols: The symbols to read, in upper or lower case; none, or ``*``, for all. An article
+            is read if it is about one of them.
+        channels: Alpaca's names: ``quotes``, ``trades``, ``bars``, ``updatedBars``, ``dailyBars``,
+            ``statuses``, ``lulds``, ``imbalances``, ``orderbooks``, ``news``.
+        prefix: As for :func:`open_prices`.
+        socket: Likewise.
+        connect_limit_s: Likewise.
+
+    Raises:
+        ConfigurationError: The URL, the prefix or the socket is invalid, or no URL was given and
+            no service answers.
+        InvalidSymbol: One of the symbols is not a symbol.
+        InvalidChannel: One of the channels is not a channel, or there is none.
+        StoreRefused: The server refuses the login or a command.
+        StoreUnavailable: No connection within ``connect_limit_s``.
+    """
+    kinds = kinds_of(channels.split(",") if isinstance(channels, str) else channels)
+    if not kinds:
+        raise InvalidChannel("no channel was given: name at least one, such as trades")
+    intake: Intake[Any] = Intake(kinds, _chosen(symbols))
+    discovery = _discovery(redis_url, socket, _checked_prefix(prefix))
+    async with _reading(intake, discovery, PubSubSource(intake), connect_limit_s) as follower:
+        yield Records(intake, follower)
+
+
+@asynccontextmanager
+async def _reading(
+    intake: Intake[Any], discovery: Discovery, source: Source, limit_s: float
+) -> AsyncIterator[Follower]:
+    """Read in the background; an error of the block is raised as it is, outside any group."""
+    follower = Follower(discovery, source, Backoff(_FIRST_S, _LIMIT_S))
     error: Exception | None = None
     async with anyio.create_task_group() as tasks:
         try:
-            await _start(tasks, follower, connect_limit_s)
-            yield Prices(intake, follower)
+            await _start(tasks, follower, limit_s)
+            yield follower
         except Exception as exc:  # noqa: BLE001 - raised below, outside the group, as it is
             error = exc
         finally:
@@ -146,4 +219,4 @@ async def _start(tasks: TaskGroup, follower: Follower, limit_s: float) -> None:
         raise ConfigurationError(follower.last_error)
     where = f"Redis at {follower.url}" if follower.url else "the service"
     reason = follower.last_error or f"{where} does not answer; is it running, and reachable?"
-    raise StoreUnavailable(f"No prices within {limit_s:g} s: {reason}")
+    raise StoreUnavailable(f"No latest values within {limit_s:g} s: {reason}")

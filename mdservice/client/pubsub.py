@@ -1,4 +1,4 @@
-"""Events from the channel of a kind, such as ``price.updated``.
+"""Events from the channels of kinds, such as ``price.updated``.
 
 The reader subscribes first, and then reads the keys over a second connection while events already
 come. Then it sends a ``PING``, whose answer comes after every event that was published before. Only
@@ -12,21 +12,28 @@ in its own database, and drops the events of others. It accepts events without a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from math import inf
-from typing import Any, Final, Generic
+from typing import Any, Final, Generic, NamedTuple
 
 import anyio
 import attrs
 
-from mdservice.client.connection import connected_to, read_keys, refuse_errors
+from mdservice.client.connection import (
+    NewEntries,
+    connected_to,
+    read_keys,
+    read_new_entries,
+    refuse_errors,
+)
 from mdservice.client.discovery import Location
-from mdservice.client.intake import Intake
+from mdservice.client.intake import Intake, KindState
+from mdservice.client.sequence import IdentityCheck
 from mdservice.errors import StoreUnavailable
 from mdservice.model.events import RecordBatch
 from mdservice.model.kinds import Kind, R
-from mdservice.publish.conflation import ConflatingBuffer, records_of
+from mdservice.publish.conflation import ConflatingBuffer
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
@@ -105,20 +112,23 @@ Connect = Callable[[RedisAddress], AbstractAsyncContextManager[RedisConnection]]
 """Opens a connection that is closed at the end of the block."""
 
 
-async def _subscribe(connection: RedisConnection, names: RedisNames, kind: Kind[Any]) -> bool:
-    """Subscribe to the events, and to the channel of their owners if this user may.
+async def _subscribe(
+    connection: RedisConnection, names: RedisNames, kinds: Collection[Kind[Any]]
+) -> bool:
+    """Subscribe to the events, and to the channels of their owners if this user may.
 
     Returns:
         Whether the announcements of the services are heard.
     """
-    channels = (kind.marker, INSTANCES_CHANNEL, kind.event)
+    markers, events = [kind.marker for kind in kinds], [kind.event for kind in kinds]
+    channels = (*markers, INSTANCES_CHANNEL, *events)
     # The markers first, and all at once: no batch may come between.
     data = b"".join(pack(b"SUBSCRIBE", names.channel(channel)) for channel in channels)
     replies = await connection.exchange(data, len(channels))
     while len(answers := [reply for reply in replies if not _is_message(reply)]) < len(channels):
         replies += await connection.exchange(b"", 1)
-    refuse_errors(connection.address, answers[-1:])
-    return not is_error(answers[1])
+    refuse_errors(connection.address, answers[-len(events) :])
+    return not is_error(answers[len(markers)])
 
 
 def _is_message(reply: object) -> bool:
@@ -131,44 +141,65 @@ async def _read_record(connection: RedisConnection, names: RedisNames) -> Instan
     return decode_instance(record)
 
 
+class _Lot(NamedTuple):
+    """Events in a row, of one kind and with one owner."""
+
+    kind: Kind[Any]
+    owner: BatchMarker | None
+    payloads: list[bytes]
+
+
+@attrs.define(eq=False)
+class _Announced:
+    """What the last marker of a kind has announced."""
+
+    kind: Kind[Any]
+    owner: BatchMarker | None = None
+    left: int = 0
+
+
 class _Sorter:
     """Assigns an owner to each event, across reads."""
 
-    def __init__(self, names: RedisNames, kind: Kind[Any]) -> None:
-        self._batch = names.channel(kind.marker)
+    def __init__(self, names: RedisNames, kinds: Collection[Kind[Any]]) -> None:
+        announced = [_Announced(kind) for kind in kinds]
+        self._by_event = {names.channel(one.kind.event): one for one in announced}
+        self._by_marker = {names.channel(one.kind.marker): one for one in announced}
         self._instances = names.channel(INSTANCES_CHANNEL)
-        self._marker: BatchMarker | None = None
-        self._left = 0
 
-    def sort(
-        self, messages: list[tuple[bytes, bytes]], instances: list[Instance]
-    ) -> list[tuple[BatchMarker | None, list[bytes]]]:
+    def sort(self, messages: list[tuple[bytes, bytes]], instances: list[Instance]) -> list[_Lot]:
         """The payloads of the events with their owners, in order."""
-        groups: list[tuple[BatchMarker | None, list[bytes]]] = []
-        payloads: list[bytes] | None = None
+        lots: list[_Lot] = []
+        by_event = self._by_event
+        current: _Announced | None = None
+        """Whose payloads go on in the last lot."""
         for channel, payload in messages:
-            if channel == self._batch:
-                self._marker = decode_marker(payload)
-                self._left = 0 if self._marker is None else self._marker.events
-                payloads = None
-                continue
-            if channel == self._instances:
-                if (instance := decode_instance(payload)) is not None:
+            announced = by_event.get(channel)
+            if announced is None:
+                if (announced := self._by_marker.get(channel)) is not None:
+                    announced.owner = decode_marker(payload)
+                    announced.left = 0 if announced.owner is None else announced.owner.events
+                    current = None
+                elif (
+                    channel == self._instances
+                    and (instance := decode_instance(payload)) is not None
+                ):
                     instances.append(instance)
                 continue
-            if not self._left and self._marker is not None:
-                self._marker = payloads = None
-            if payloads is None:
-                payloads = []
-                groups.append((self._marker, payloads))
+            if not announced.left and announced.owner is not None:
+                announced.owner = current = None
+            if current is not announced:
+                current = announced
+                payloads: list[bytes] = []
+                lots.append(_Lot(announced.kind, announced.owner, payloads))
             payloads.append(payload)
-            if self._left:
-                self._left -= 1
-        return groups
+            if announced.left:
+                announced.left -= 1
+        return lots
 
 
 class PubSubSource(Generic[R]):
-    """Reads the channel; never waits for the program that iterates.
+    """Reads the channels; never waits for the program that iterates.
 
     Args:
         intake: Where updates go.
@@ -184,7 +215,7 @@ class PubSubSource(Generic[R]):
         names = self._intake.names = location.names
         async with self._connect(location.address) as connection:
             owner = await _read_record(connection, names)
-            announcements = await _subscribe(connection, names, self._intake.kind)
+            announcements = await _subscribe(connection, names, self._intake.states)
             subscription = _Subscription(
                 self._intake,
                 location.address,
@@ -216,7 +247,7 @@ class _Subscription(Generic[R]):
         self._intake = intake
         self._address = address
         self._connect = connect
-        self._sorter = _Sorter(intake.names, intake.kind)
+        self._sorter = _Sorter(intake.names, intake.states)
         self._announcements = announcements
         if owner is not None:
             intake.following = owner
@@ -224,7 +255,7 @@ class _Subscription(Generic[R]):
         self._missed_from_s = self._listened_s + _MISSED_AFTER_S
         """When the followed service counts as missing, unless it announces itself before."""
         self._followed_is_missed = False
-        self._undecided: list[tuple[BatchMarker, list[R], float]] = []
+        self._undecided: list[tuple[BatchMarker, Kind[R], list[R], float]] = []
         """Events of a service that may be the new owner of the database, kept until it is known."""
         self._undecided_count = 0
         self._passed_over: dict[str, float] = {}
@@ -238,7 +269,7 @@ class _Subscription(Generic[R]):
         self._held = None if intake.begun else ConflatingBuffer(_HELD_AT_MOST)
         self._silence = Silence(anyio.current_time())
         self._up_to_date = False
-        self._keys: list[R] | None = None
+        self._keys: list[tuple[KindState[R], list[R] | NewEntries[R]]] | None = None
         self._marker_sent = False
         self._keys_wanted = anyio.Event()
         self._want_keys()
@@ -277,12 +308,13 @@ class _Subscription(Generic[R]):
             elif reply == [b"pong", _MARKER]:
                 marker = True
         instances: list[Instance] = []
-        groups = self._sorter.sort(messages, instances)
+        lots = self._sorter.sort(messages, instances)
         for instance in instances:
             self._hear(instance, now_s)
-        decode_all = self._intake.event_decoder.decode_all
-        for whose, payloads in groups:
-            self._sift(whose, decode_all(payloads), now_s)
+        states = self._intake.states
+        for lot in lots:
+            records = states[lot.kind].event_decoder.decode_all(lot.payloads)
+            self._sift(lot.owner, lot.kind, records, now_s)
         return marker
 
     async def read_keys(self) -> None:
@@ -290,11 +322,24 @@ class _Subscription(Generic[R]):
         while True:
             await self._keys_wanted.wait()
             self._keys_wanted = anyio.Event()
-            intake = self._intake
             async with self._connect(self._address) as connection:
-                self._keys = await read_keys(
-                    connection, intake.kind, intake.symbols, intake.key_decoder, intake.names
-                )
+                states = self._intake.states.values()
+                self._keys = [(state, await self._read(connection, state)) for state in states]
+
+    async def _read(
+        self, connection: RedisConnection, state: KindState[R]
+    ) -> list[R] | NewEntries[R]:
+        """The records in the keys of a kind, or the new ones of its stream."""
+        intake, kind = self._intake, state.kind
+        if isinstance(state.order, IdentityCheck) and kind.stream is not None:
+            stream = intake.names.event_log(kind.stream.name)
+            after, knows = state.last_entry, state.order.knows
+            return await read_new_entries(
+                connection, stream, state.key_decoder, after=after, knows=knows
+            )
+        if not kind.has_key:
+            return []
+        return await read_keys(connection, kind, intake.symbols, state.key_decoder, intake.names)
 
     async def read_records(self) -> None:
         """Read the owner of the database whenever it is in doubt."""
@@ -366,26 +411,28 @@ class _Subscription(Generic[R]):
             if following is not None and not self._reading_keys:
                 self._want_keys()
         waiting, self._undecided, self._undecided_count = self._undecided, [], 0
-        for whose, records, came_s in waiting:
+        for whose, kind, records, came_s in waiting:
             if owner is None or whose.id == owner.id:
-                self._take(records)
+                self._take(kind, records, whose.id)
             elif came_s > began_s or self._may_be_gone(came_s, now_s):
                 # The database may be taken over, or was since its record was read.
-                self._undecided.append((whose, records, came_s))
+                self._undecided.append((whose, kind, records, came_s))
                 self._undecided_count += len(records)
             else:
                 self._passed_over[whose.id] = now_s
                 intake.foreign += len(records)
 
-    def _sift(self, whose: BatchMarker | None, records: list[R], now_s: float) -> None:
+    def _sift(
+        self, whose: BatchMarker | None, kind: Kind[R], records: list[R], now_s: float
+    ) -> None:
         """Accept the events of the followed service, and drop those of others."""
         intake, following = self._intake, self._intake.following
         if whose is None:
-            self._take(records)
+            self._take(kind, records, None)
         elif whose.db != self._address.database:
             intake.foreign += len(records)
         elif following is None or whose.id == following.id:
-            self._take(records)
+            self._take(kind, records, whose.id)
         elif now_s - self._passed_over.get(whose.id, -inf) < _RECORD_EVERY_S:
             intake.foreign += len(records)
         else:
@@ -393,7 +440,7 @@ class _Subscription(Generic[R]):
             if self._undecided_count + len(records) > _UNDECIDED_AT_MOST:
                 intake.foreign += len(records)
                 return
-            self._undecided.append((whose, records, now_s))
+            self._undecided.append((whose, kind, records, now_s))
             self._undecided_count += len(records)
 
     def _want_keys(self) -> None:
@@ -407,20 +454,28 @@ class _Subscription(Generic[R]):
             return pack(b"PING", _MARKER)
         return _PING if self._silence.ask(anyio.current_time()) else b""
 
-    def _take(self, records: list[R]) -> None:
+    def _take(self, kind: Kind[R], records: list[R], run: str | None) -> None:
         if self._held is not None:
-            self._held.add(RecordBatch(self._intake.kind, records))
+            self._held.add(RecordBatch(kind, records))
         elif records:
-            newer = self._intake.take_events(records, in_order=self._up_to_date)
-            self._intake.handover.offer(newer)
+            newer = self._intake.take_events(kind, records, in_order=self._up_to_date, run=run)
+            self._intake.handover.offer(kind, newer)
 
-    def _apply(self, keys: list[R]) -> None:
+    def _apply(self, keys: list[tuple[KindState[R], list[R] | NewEntries[R]]]) -> None:
         """Deliver the records in the keys that are newer than the events."""
         intake, held = self._intake, self._held
-        intake.handover.offer(intake.take_keys(keys))
+        for state, read in keys:
+            if isinstance(read, NewEntries):
+                state.last_entry = read.last_id
+                newer = intake.take_keys(state.kind, read.records, trimmed=read.trimmed)
+            else:
+                newer = intake.take_keys(state.kind, read)
+            intake.handover.offer(state.kind, newer)
         if held is not None:
             self._held = None
-            self._take(records_of(held.take(len(held))))
+            for batch in held.take(len(held)):
+                if isinstance(batch, RecordBatch):
+                    self._take(batch.kind, list(batch.records), None)
         if not self._up_to_date:
             self._up_to_date = True
             self._connected()

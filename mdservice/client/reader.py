@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Generic, Self
 
 import anyio
 import attrs
@@ -18,13 +18,15 @@ from mdservice.errors import (
     StoreRefused,
     StoreUnavailable,
 )
+from mdservice.model.feeds import kinds_of
+from mdservice.model.kinds import QUOTES, R
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import parse_symbol, parse_symbols
 from mdservice.observability.logging import get_logger
 from mdservice.redis_io.names import Instance
 from mdservice.runtime.backoff import Backoff
 
-__all__ = ["Follower", "Prices", "PricesStatus"]
+__all__ = ["ChannelCounts", "Follower", "Prices", "PricesStatus", "Records", "RecordsStatus"]
 
 
 _log = get_logger(__name__)
@@ -149,23 +151,96 @@ class PricesStatus:
     foreign: int = 0
 
 
-class Prices:
+@attrs.frozen
+class ChannelCounts:
+    """What a reader of records has counted of one channel.
+
+    Attributes:
+        events: Records that came as events.
+        missed: Accepted records that this reader did not get, as far as ``seq`` shows.
+        left_out: Records that were not newer than the known ones, or came before.
+        starts: How often a symbol's ``seq`` began again, because the service restarted.
+        decode_errors: Unreadable payloads, which were dropped.
+        symbols: Symbols with a latest value.
+    """
+
+    events: int
+    missed: int
+    left_out: int
+    starts: int
+    decode_errors: int
+    symbols: int
+
+
+@attrs.frozen(kw_only=True)
+class RecordsStatus(PricesStatus):
+    """A snapshot of a reader of records; ``symbols`` and the counts are those of all channels.
+
+    Attributes:
+        channels: The counts of each channel: ``trades``, ``corrections``, ``cancelErrors``,
+            ``bars`` (with ``updatedBars``) …
+    """
+
+    channels: Mapping[str, ChannelCounts]
+
+
+class _Reader(Generic[R]):
+    """Iterates over updates without end. Use it only in the event loop that opened it."""
+
+    def __init__(self, intake: Intake[R], follower: Follower) -> None:
+        self._intake = intake
+        self._follower = follower
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> R:
+        return await self._intake.handover.take()
+
+    @property
+    def service(self) -> Instance | None:
+        """The service that is read; None if the service does not announce itself."""
+        return self._intake.following
+
+    def rivals(self) -> list[Instance]:
+        """Other services that now write the same keys; the reader cannot separate their records."""
+        return self._intake.rivals(anyio.current_time())
+
+    def _counts(self) -> dict[str, Any]:
+        """The values of :class:`PricesStatus`."""
+        intake, follower = self._intake, self._follower
+        states = intake.states.values()
+        decoders = [one for state in states for one in (state.event_decoder, state.key_decoder)]
+        errors = [decoder.last_error for decoder in decoders if decoder.last_error is not None]
+        return {
+            "connected": follower.connected,
+            "url": follower.url,
+            "reconnects": max(0, follower.connections - 1),
+            "last_error": follower.last_error,
+            "events": sum(state.events for state in states),
+            "missed": sum(state.order.missed for state in states),
+            "left_out": sum(state.order.left_out for state in states),
+            "conflated": intake.handover.conflated,
+            "decode_errors": sum(decoder.errors for decoder in decoders),
+            "last_decode_error": errors[0] if errors else None,
+            "resyncs": intake.resyncs,
+            "starts": sum(state.order.starts for state in states),
+            "trimmed": intake.trimmed,
+            "symbols": sum(len(state.order) for state in states),
+            "waiting": len(intake.handover),
+            "position": intake.handover.position,
+            "service": None if intake.following is None else intake.following.id,
+            "foreign": intake.foreign,
+        }
+
+
+class Prices(_Reader[Quote]):
     """Iterates over updates without end. Made by :func:`mdservice.open_prices`.
 
     Use it only in the event loop that opened it. Updates of a symbol never go back in time, and
     none comes twice. A step in ``seq`` shows that quotes were missed or conflated. A ``seq`` that
     begins again shows that the service restarted.
     """
-
-    def __init__(self, intake: Intake[Quote], follower: Follower) -> None:
-        self._intake = intake
-        self._follower = follower
-
-    def __aiter__(self) -> Prices:
-        return self
-
-    async def __anext__(self) -> Quote:
-        return await self._intake.handover.take()
 
     @property
     def position(self) -> str | None:
@@ -185,7 +260,7 @@ class Prices:
         Raises:
             InvalidSymbol
         """
-        return self._intake.order.latest(parse_symbol(symbol))
+        return self._intake.states[QUOTES].order.latest(parse_symbol(symbol))
 
     def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
         """The newest known quote of each of these symbols, or of all; without one it is omitted.
@@ -193,7 +268,7 @@ class Prices:
         Raises:
             InvalidSymbol
         """
-        order = self._intake.order
+        order = self._intake.states[QUOTES].order
         if symbols is None:
             return sorted(order.all_latest(), key=lambda quote: quote.symbol)
         found = (order.latest(symbol) for symbol in parse_symbols(symbols))
@@ -201,35 +276,49 @@ class Prices:
 
     def status(self) -> PricesStatus:
         """A snapshot of this reader."""
-        intake, follower = self._intake, self._follower
-        decoders = (intake.event_decoder, intake.key_decoder)
-        errors = [decoder.last_error for decoder in decoders if decoder.last_error is not None]
-        return PricesStatus(
-            connected=follower.connected,
-            url=follower.url,
-            reconnects=max(0, follower.connections - 1),
-            last_error=follower.last_error,
-            events=intake.events,
-            missed=intake.order.missed,
-            left_out=intake.order.left_out,
-            conflated=intake.handover.conflated,
-            decode_errors=sum(decoder.errors for decoder in decoders),
-            last_decode_error=errors[0] if errors else None,
-            resyncs=intake.resyncs,
-            starts=intake.order.starts,
-            trimmed=intake.trimmed,
-            symbols=len(intake.order),
-            waiting=len(intake.handover),
-            position=intake.handover.position,
-            service=None if intake.following is None else intake.following.id,
-            foreign=intake.foreign,
-        )
+        return PricesStatus(**self._counts())
 
-    @property
-    def service(self) -> Instance | None:
-        """The service that is read; None if the service does not announce itself."""
-        return self._intake.following
 
-    def rivals(self) -> list[Instance]:
-        """Other services that now write the same keys; the reader cannot separate their prices."""
-        return self._intake.rivals(anyio.current_time())
+class Records(_Reader[Any]):
+    """Iterates over records of several kinds without end. Made by :func:`mdservice.open_stream`.
+
+    It yields :class:`~mdservice.Quote`, :class:`~mdservice.Trade`, :class:`~mdservice.Correction`,
+    :class:`~mdservice.Cancel`, :class:`~mdservice.Bar`, :class:`~mdservice.TradingStatus`,
+    :class:`~mdservice.LimitBand`, :class:`~mdservice.Imbalance`, :class:`~mdservice.OrderBook` and
+    :class:`~mdservice.Article`. Use it only in the event loop that opened it.
+
+    The records of a symbol and kind come in the order in which the service accepted them, and none
+    comes twice. A trade or bar may be late: its time is then older than that of one before. A step
+    in ``seq`` shows that records were missed, conflated or dropped. After a lost connection, the
+    latest value of a symbol comes again if it has changed. A ``seq`` that begins again shows that
+    the service restarted.
+    """
+
+    def latest(self, symbol: str, channel: str = "trades") -> Any:
+        """The latest value of a symbol on a channel, as in its key; None if none is known.
+
+        News, corrections and cancellations have no latest value.
+
+        Raises:
+            InvalidSymbol
+            InvalidChannel: There is no such channel.
+        """
+        name = parse_symbol(symbol)
+        (kind, *_) = kinds_of([channel])
+        state = self._intake.states.get(kind)
+        return None if state is None else state.order.latest(name)
+
+    def status(self) -> RecordsStatus:
+        """A snapshot of this reader."""
+        channels = {
+            kind.channel: ChannelCounts(
+                events=state.events,
+                missed=state.order.missed,
+                left_out=state.order.left_out,
+                starts=state.order.starts,
+                decode_errors=state.event_decoder.errors + state.key_decoder.errors,
+                symbols=len(state.order) if kind.has_key else 0,
+            )
+            for kind, state in self._intake.states.items()
+        }
+        return RecordsStatus(**self._counts(), channels=channels)

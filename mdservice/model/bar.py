@@ -28,6 +28,7 @@ class Bar:
             from 1; 0 until it is accepted.
         newest: Whether no known bar of its symbol began later when it was accepted. A late bar is
             published, but is not its symbol's latest value.
+        daily: Whether it is the bar of a day, from the channel ``dailyBars``, and not of a minute.
     """
 
     symbol: str
@@ -43,6 +44,7 @@ class Bar:
     seq: int = 0
     updated: bool = False
     newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
+    daily: bool = attrs.field(default=False, eq=False, metadata=NOT_WRITTEN)
 
 
 def bar_identity(bar: Bar) -> Hashable:

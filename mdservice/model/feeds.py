@@ -40,6 +40,7 @@ __all__ = [
     "FeedName",
     "Topic",
     "feed_of",
+    "kinds_of",
     "parse_channels",
     "symbols_of",
     "topics_of",
@@ -112,6 +113,22 @@ def parse_channels(texts: Iterable[str]) -> tuple[str, ...]:
         if channel not in CHANNELS:
             raise InvalidChannel(_not_subscribed(channel))
     return channels
+
+
+def kinds_of(channels: Iterable[str]) -> tuple[Kind[Any], ...]:
+    """The kinds of record that channels bring, in the order of :data:`ALL_KINDS`.
+
+    ``trades`` also brings corrections and cancellations; ``bars`` and ``updatedBars`` are one kind.
+
+    Args:
+        channels: :data:`CHANNELS`, and ``news``.
+
+    Raises:
+        InvalidChannel: For the first other one.
+    """
+    names = {text.strip() for text in channels}
+    parse_channels(name for name in names if name != NEWS.channel)
+    return tuple(kind for kind in ALL_KINDS if not names.isdisjoint(kind.topics))
 
 
 def _not_subscribed(channel: str) -> str:

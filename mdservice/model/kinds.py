@@ -203,6 +203,17 @@ class Kind(Generic[R]):
         return bool(self.key_prefix)
 
     @property
+    def lists_symbols(self) -> bool:
+        """Whether a record is about several symbols, its ``symbols``, and not about one."""
+        return self.stream is not None
+
+    def of_symbols(self, records: Iterable[R], symbols: frozenset[str]) -> list[R]:
+        """The records that are about at least one of the symbols, in order."""
+        if self.lists_symbols:
+            return [one for one in records if not symbols.isdisjoint(one.symbols)]  # type: ignore[attr-defined]  # an article
+        return [record for record in records if record.symbol in symbols]
+
+    @property
     def may_be_late(self) -> bool:
         """Whether an accepted record may be older than its symbol's latest value.
 
@@ -247,6 +258,12 @@ QUOTES: Final[Kind[Quote]] = Kind(
 )
 
 
+def _daily_bar(fields: Any) -> Bar:
+    bar = BARS_FORM.build(fields)
+    bar.daily = True
+    return bar
+
+
 def _kind(
     channel: str,
     event: str,
@@ -261,6 +278,7 @@ def _kind(
     topics: tuple[str, ...] = (),
     stream: Stream | None = None,
     span_s: float = 0.0,
+    build: Callable[[Any], R] | None = None,
 ) -> Kind[R]:
     """A kind whose text is derived from its class."""
     return Kind(
@@ -276,7 +294,7 @@ def _kind(
         repair=repair,
         encode=form.encode,
         parse=form.parse,
-        build=form.build,
+        build=build or form.build,
         topics=topics or (channel,),
         stream=stream,
         span_s=span_s,
@@ -337,6 +355,7 @@ DAILY_BARS: Final[Kind[Bar]] = _kind(
     overflow=Overflow.LATEST_PER_SYMBOL_AND_TIME,
     repair=Repair.LATEST,
     span_s=_DAY_S,
+    build=_daily_bar,
 )
 STATUSES: Final[Kind[TradingStatus]] = _kind(
     "statuses",
@@ -444,6 +463,11 @@ class RecordDecoder(Generic[R]):
             self.last_error = str(exc)
             return None
 
+    @staticmethod
+    def of(kind: Kind[R], symbols: Iterable[str] = ()) -> RecordDecoder[R]:
+        """The decoder for a kind."""
+        return _ListedDecoder(kind, symbols) if kind.lists_symbols else RecordDecoder(kind, symbols)
+
     def decode_all(self, payloads: Iterable[object]) -> list[R]:
         """The selected records of the payloads, in order."""
         decode = self.decode
@@ -453,3 +477,18 @@ class RecordDecoder(Generic[R]):
         if not is_symbol(symbol):
             raise InvalidSymbol(f"{symbol!r} is not a symbol")
         self._known.add(symbol)
+
+
+class _ListedDecoder(RecordDecoder[R]):
+    """Selects the records that are about at least one of the symbols."""
+
+    def decode(self, payload: object) -> R | None:
+        try:
+            fields = self._parse(payload)  # type: ignore[arg-type]  # anything else is a TypeError
+            if self._only_known and self._known.isdisjoint(fields.symbols):
+                return None
+            return self._build(fields)
+        except (ValueError, TypeError) as exc:
+            self.errors += 1
+            self.last_error = str(exc)
+            return None

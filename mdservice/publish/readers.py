@@ -24,8 +24,9 @@ _MOST_AT_ONCE = 500
 class LocalReader:
     """Iterates over records, and optionally over changes of the feed's state, without end.
 
-    A reader that falls more than :data:`READER_BACKLOG` items behind loses the oldest records, but
-    keeps the newest of each symbol. :attr:`conflated` counts the lost ones, and ``seq`` steps.
+    A reader that falls more than :data:`READER_BACKLOG` items behind loses the oldest records, by
+    the policy of their kind (:class:`~mdservice.model.kinds.Overflow`). ``seq`` shows it by a
+    step.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class LocalReader:
 
     @property
     def conflated(self) -> int:
-        """Records that were conflated because this reader was too slow."""
+        """Records that were lost to newer ones because this reader was too slow."""
         return self._buffer.conflated
 
     def offer(self, item: RoutedItem) -> None:
@@ -50,10 +51,10 @@ class LocalReader:
         if isinstance(item, FeedStatus):
             if not self._statuses:
                 return
-        elif isinstance(item, LatestChanged) or item.kind not in self._kinds:
-            return
+        elif item.kind not in self._kinds or isinstance(item, LatestChanged):
+            return  # a changed latest value is no event: the correction or cancellation is
         elif self.symbols:
-            records = [record for record in item.records if record.symbol in self.symbols]
+            records = item.kind.of_symbols(item.records, self.symbols)
             if not records:
                 return
             item = RecordBatch(item.kind, records)
@@ -86,9 +87,9 @@ class LocalReader:
 
 
 def _items(item: RoutedItem) -> Sequence[Any]:
-    if isinstance(item, LatestChanged):  # what the buffer keeps of dropped records
-        return ()
-    return item.records if isinstance(item, RecordBatch) else (item,)
+    if isinstance(item, RecordBatch):
+        return item.records
+    return () if isinstance(item, LatestChanged) else (item,)
 
 
 class LocalReaders:
@@ -110,9 +111,9 @@ class LocalReaders:
         self,
         symbols: Iterable[str] = (),
         *,
-        kinds: Sequence[Kind[Any]] = (QUOTES,),
+        kinds: Collection[Kind[Any]] = (QUOTES,),
         statuses: bool = False,
-        first: Sequence[Any] = (),
+        first: Iterable[RecordBatch[Any]] = (),
     ) -> Iterator[LocalReader]:
         """A reader of all items from now on.
 
@@ -120,10 +121,11 @@ class LocalReaders:
             symbols: The symbols to read; empty for all.
             kinds: The kinds of records.
             statuses: Whether to include changes of the feed's state.
-            first: Records of the first kind that come first.
+            first: Records that come first.
         """
         reader = LocalReader(symbols, kinds, statuses=statuses)
-        reader.offer(RecordBatch(kinds[0], first))
+        for batch in first:
+            reader.offer(batch)
         self._readers.add(reader)
         try:
             yield reader

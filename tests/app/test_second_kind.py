@@ -62,7 +62,7 @@ class Pipeline:
             self.acknowledged.outbox,
             self.store,
             self.clock,
-            lambda kind: self.vouched,
+            lambda: self.vouched,
             kinds=BOTH,
         )
 
@@ -134,7 +134,9 @@ async def test_a_reader_of_one_kind_gets_nothing_of_the_other(autojump_clock: An
     async with pipeline() as made:
         with (
             made.readers.open() as prices,
-            made.readers.open(kinds=(DEPTHS,), first=[made.depth(1)]) as depths,
+            made.readers.open(
+                kinds=(DEPTHS,), first=[RecordBatch(DEPTHS, [made.depth(1)])]
+            ) as depths,
         ):
             await made.send(
                 RecordBatch(QUOTES, [made.quote(1)]), RecordBatch(DEPTHS, [made.depth(2)])

@@ -18,25 +18,25 @@ def quotes(first: int, last: int, symbol: str = "A") -> list[Quote]:
 
 
 async def test_what_is_offered_is_taken_in_order() -> None:
-    handover = ReaderQueue(QUOTES)
-    handover.offer(quotes(1, 700))
-    handover.offer([])
-    handover.offer(quotes(701, 800))
+    handover = ReaderQueue()
+    handover.offer(QUOTES, quotes(1, 700))
+    handover.offer(QUOTES, [])
+    handover.offer(QUOTES, quotes(701, 800))
     assert len(handover) == 800
     assert [(await handover.take()).seq for _ in range(800)] == list(range(1, 801))
     assert handover.position is None
 
 
 async def test_beyond_the_backlog_the_oldest_are_conflated() -> None:
-    handover = ReaderQueue(QUOTES)
-    handover.offer(quotes(1, BACKLOG))
-    handover.offer(quotes(1, 1, "B"))
+    handover = ReaderQueue()
+    handover.offer(QUOTES, quotes(1, BACKLOG))
+    handover.offer(QUOTES, quotes(1, 1, "B"))
     assert (len(handover), handover.conflated) == (BACKLOG, 1)
     assert (await handover.take()).seq == 2
 
 
 async def test_position_follows_what_is_taken(autojump_clock: trio.testing.MockClock) -> None:
-    handover = ReaderQueue(QUOTES)
+    handover = ReaderQueue()
     handover.offer_entries([], [], "5-0")
     assert handover.position == "5-0"
     handover.offer_entries(quotes(1, 3), ["6-0", None, "8-0"], "9-0")
@@ -57,7 +57,7 @@ async def test_position_follows_what_is_taken(autojump_clock: trio.testing.MockC
 async def test_what_has_no_place_leaves_the_position_where_it_is(
     autojump_clock: trio.testing.MockClock, place: str | None
 ) -> None:
-    handover = ReaderQueue(QUOTES)
+    handover = ReaderQueue()
     handover.offer_entries([], [], "5-0")
     handover.offer_entries([], [], None)
     assert handover.position == "5-0"
@@ -72,7 +72,7 @@ async def test_what_has_no_place_leaves_the_position_where_it_is(
 async def test_who_waits_for_room_goes_on_when_all_is_taken(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    handover = ReaderQueue(QUOTES)
+    handover = ReaderQueue()
     handover.offer_entries(quotes(1, 2), [None, None], None)
     await handover.take()
     with trio.move_on_after(1) as scope:
@@ -85,11 +85,11 @@ async def test_who_waits_for_room_goes_on_when_all_is_taken(
 
 
 async def test_a_cancelled_take_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
-    handover = ReaderQueue(QUOTES)
+    handover = ReaderQueue()
     for _ in range(3):
         with trio.move_on_after(0.1):
             await handover.take()
-    handover.offer(quotes(1, 1))
+    handover.offer(QUOTES, quotes(1, 1))
     with trio.CancelScope() as scope:
         scope.cancel()
         await handover.take()
@@ -98,7 +98,7 @@ async def test_a_cancelled_take_loses_nothing(autojump_clock: trio.testing.MockC
 
 
 async def test_one_that_never_waits_lets_others_run() -> None:
-    handover = ReaderQueue(QUOTES)
+    handover = ReaderQueue()
     turns = 0
 
     async def other() -> None:
@@ -109,7 +109,7 @@ async def test_one_that_never_waits_lets_others_run() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)
-        handover.offer(quotes(1, 5_000))
+        handover.offer(QUOTES, quotes(1, 5_000))
         for _ in range(5_000):
             await handover.take()
         nursery.cancel_scope.cancel()
@@ -119,7 +119,7 @@ async def test_one_that_never_waits_lets_others_run() -> None:
 async def test_closing_ends_the_iteration_once_all_is_taken(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    handover = ReaderQueue(QUOTES)
+    handover = ReaderQueue()
     async with trio.open_nursery() as nursery:
 
         async def wait() -> None:
@@ -129,7 +129,7 @@ async def test_closing_ends_the_iteration_once_all_is_taken(
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
         handover.close()
-    handover.offer(quotes(1, 1))
+    handover.offer(QUOTES, quotes(1, 1))
     assert (await handover.take()).seq == 1
     with pytest.raises(StopAsyncIteration):
         await handover.take()
@@ -147,7 +147,7 @@ def names(instances: list[Instance]) -> list[str]:
 
 
 def test_rivals_write_to_the_same_database_and_were_heard_lately() -> None:
-    intake = Intake(QUOTES, ())
+    intake = Intake([QUOTES], ())
     for one in (service("ours"), service("rival"), service("elsewhere", db=3)):
         intake.hear(one, 100.0)
     assert intake.rivals(100.0) == [], "without a name of its own no service is followed"
@@ -158,7 +158,7 @@ def test_rivals_write_to_the_same_database_and_were_heard_lately() -> None:
 
 
 def test_a_service_that_ends_is_no_rival_any_more() -> None:
-    intake = Intake(QUOTES, ())
+    intake = Intake([QUOTES], ())
     intake.following = service("ours")
     intake.hear(service("rival"), 100.0)
     intake.hear(service("rival", gone=True), 101.0)
@@ -167,7 +167,7 @@ def test_a_service_that_ends_is_no_rival_any_more() -> None:
 
 
 def test_what_is_remembered_of_services_is_bounded_and_the_silent_ones_are_forgotten() -> None:
-    intake = Intake(QUOTES, ())
+    intake = Intake([QUOTES], ())
     intake.following = service("ours")
     for number in range(1_000):
         intake.hear(service(f"S{number}"), 100.0)
@@ -180,16 +180,16 @@ def test_what_is_remembered_of_services_is_bounded_and_the_silent_ones_are_forgo
 
 
 def test_the_keys_are_read_again_after_a_step_and_not_too_often() -> None:
-    intake = Intake(QUOTES, ())
-    intake.take_keys([attrs.evolve(quotes(1, 1)[0], seq=5)])
+    intake = Intake([QUOTES], ())
+    intake.take_keys(QUOTES, [attrs.evolve(quotes(1, 1)[0], seq=5)])
     assert not intake.keys_are_due(0.0)
     (first,) = quotes(1, 1)
     later = [attrs.evolve(first, seq=seq, ts_event_ns=seq) for seq in (8, 12)]
-    intake.take_events(later[:1], in_order=True)
+    intake.take_events(QUOTES, later[:1], in_order=True)
     assert intake.keys_are_due(0.0), "6 and 7 were missed"
     intake.reading_keys(0.0)
     assert not intake.keys_are_due(10.0)
-    intake.take_events(later[1:], in_order=True)
+    intake.take_events(QUOTES, later[1:], in_order=True)
     assert not intake.keys_are_due(KEYS_AT_MOST_EVERY_S - 0.01)
     assert intake.keys_are_due(KEYS_AT_MOST_EVERY_S)
-    assert (intake.events, intake.resyncs) == (2, 1)
+    assert (intake.states[QUOTES].events, intake.resyncs) == (2, 1)

@@ -186,7 +186,7 @@ class Bench:
 @asynccontextmanager
 async def open_bench(server: Server, intake: Intake | None = None) -> AsyncIterator[Bench]:
     """A source at work, on the test's clock."""
-    bench = Bench(server, intake or Intake(QUOTES, ()))
+    bench = Bench(server, intake or Intake([QUOTES], ()))
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.run)
@@ -208,7 +208,7 @@ async def test_the_keys_come_first_and_then_the_events_that_waited(autojump_cloc
         assert bench.connected == 1
         server.publish(quote(7))
         assert await bench.taken() == [("AAPL", 7)]
-        assert (bench.intake.order.missed, server.key_reads) == (0, 1)
+        assert (bench.intake.states[QUOTES].order.missed, server.key_reads) == (0, 1)
 
 
 async def test_keys_are_not_applied_before_the_marker_is_back(autojump_clock: Any) -> None:
@@ -233,7 +233,7 @@ async def test_a_step_makes_it_read_the_keys_again(autojump_clock: Any) -> None:
         server.write(quote(4))
         await trio.sleep(2 * KEYS_AT_MOST_EVERY_S)
         assert await bench.taken() == [("AAPL", 4), ("MSFT", 2)]
-        assert (bench.intake.order.missed, bench.intake.resyncs) == (2, 1)
+        assert (bench.intake.states[QUOTES].order.missed, bench.intake.resyncs) == (2, 1)
         reads = server.key_reads
         await trio.sleep(10)
         assert server.key_reads == reads, "once for each step"
@@ -255,8 +255,8 @@ async def test_many_steps_read_the_keys_once_a_second_at_most(autojump_clock: An
 async def test_after_a_lost_connection_events_do_not_wait_for_the_keys(
     autojump_clock: Any,
 ) -> None:
-    server, intake = Server(), Intake(QUOTES, ())
-    intake.take_keys([quote(1), quote(1, "MSFT")])
+    server, intake = Server(), Intake([QUOTES], ())
+    intake.take_keys(QUOTES, [quote(1), quote(1, "MSFT")])
     server.keys = {"AAPL": quote(3), "MSFT": quote(2, "MSFT")}
     server.hold_keys = trio.Event()
     async with open_bench(server, intake) as bench:
@@ -319,7 +319,7 @@ async def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(autojump_cloc
         server.say([b"subscribe", b"price.updated", 1])
         server.publish(quote(1))
         assert await bench.taken() == [("AAPL", 1)]
-        assert bench.intake.event_decoder.errors == 1
+        assert bench.intake.states[QUOTES].event_decoder.errors == 1
 
 
 def service(name: str, **more: Any) -> Instance:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import anyio
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mdservice.model.events import FeedStatus, RecordBatch
-from mdservice.model.kinds import QUOTES
+from mdservice.model.events import FeedStatus, LatestChanged, RecordBatch
+from mdservice.model.kinds import BARS, CORRECTIONS, NEWS, QUOTES, TRADES
 from mdservice.model.quote import Quote
 from mdservice.publish.readers import READER_BACKLOG, LocalReader, LocalReaders
+from tests.records import make_record
 
 CONNECTED = FeedStatus("connected", 1)
 
@@ -60,10 +62,38 @@ async def test_hears_what_it_asked_for_in_order(
 
 async def test_begins_with_the_quotes_given_as_first() -> None:
     readers = LocalReaders()
-    with readers.open(["AAPL"], first=[quote("AAPL", 7), quote("MSFT", 8)]) as reader:
+    with readers.open(
+        ["AAPL"], first=[RecordBatch(QUOTES, [quote("AAPL", 7), quote("MSFT", 8)])]
+    ) as reader:
         readers.offer(RecordBatch(QUOTES, [quote("AAPL", 9)]))
         readers.close()
         assert await read(reader) == [quote("AAPL", 7), quote("AAPL", 9)]
+
+
+async def test_reads_several_kinds_in_order_and_no_changed_latest_values() -> None:
+    readers = LocalReaders()
+    quote_, trade = batch("AAPL"), RecordBatch(TRADES, [make_record(TRADES)])
+    correction = RecordBatch(CORRECTIONS, [make_record(CORRECTIONS)])
+    bar = RecordBatch(BARS, [make_record(BARS)])
+    with readers.open(["AAPL"], kinds=(TRADES, CORRECTIONS, QUOTES), first=[quote_]) as reader:
+        changed = LatestChanged(TRADES, "AAPL", make_record(TRADES, number=2))
+        for item in (trade, changed, bar, LatestChanged(TRADES, "AAPL", None), correction):
+            readers.offer(item)
+        readers.close()
+        expected = [*quote_.records, *trade.records, *correction.records]
+        assert await read(reader) == expected
+
+
+@pytest.mark.parametrize(("symbols", "heard"), [((), [1, 2]), (("MSFT", "IBM"), [2]), (("X",), [])])
+async def test_articles_are_read_by_the_symbols_that_they_are_about(
+    symbols: tuple[str, ...], heard: list[int]
+) -> None:
+    readers = LocalReaders()
+    with readers.open(symbols, kinds=(NEWS,)) as reader:
+        about = attrs.evolve(make_record(NEWS, "AAPL", 2), symbols=("AAPL", "MSFT"))
+        readers.offer(RecordBatch(NEWS, [make_record(NEWS, "AAPL", 1), about]))
+        readers.close()
+        assert [article.id async for article in reader] == heard
 
 
 async def test_waits_for_the_next_item_and_wakes_for_it(autojump_clock: MockClock) -> None:

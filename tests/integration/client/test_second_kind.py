@@ -62,7 +62,7 @@ class Writer:
 @asynccontextmanager
 async def reading(desk: Desk, *symbols: str) -> AsyncIterator[Intake[Depth]]:
     """A reader of the made-up kind."""
-    intake = Intake(DEPTHS, symbols)
+    intake = Intake([DEPTHS], symbols)
     follower = Follower(GivenServer(desk.url), PubSubSource(intake), Backoff(0.01, 0.1))
     async with anyio.create_task_group() as tasks:
         await tasks.start(follower.run)
@@ -84,7 +84,7 @@ async def test_its_keys_come_first_then_its_events(desk: Desk) -> None:
         expected = [("AAPL", 10, 1), ("MSFT", 40, 4), ("AAPL", 20, 2), ("AAPL", 30, 3)]
         assert await read(intake, 4) == expected
         assert known(await take(prices, 3)) == [("AAPL", 1), ("AAPL", 2), ("IBM", 1)]
-        assert prices.status().decode_errors == intake.event_decoder.errors == 0
+        assert prices.status().decode_errors == intake.states[DEPTHS].event_decoder.errors == 0
     await writer.aclose()
 
 
@@ -97,7 +97,7 @@ async def test_its_missed_records_come_from_its_keys(desk: Desk) -> None:
         await writer.write([depth(2), depth(2, "MSFT")], publish=False)
         await writer.write([depth(3)])
         assert await read(intake, 2) == [("AAPL", 30, 3), ("MSFT", 20, 2)]
-        assert (intake.order.missed, intake.resyncs) == (1, 1)
+        assert (intake.states[DEPTHS].order.missed, intake.resyncs) == (1, 1)
     await writer.aclose()
 
 
@@ -110,7 +110,7 @@ async def test_garbage_among_its_events_is_counted(desk: Desk) -> None:
             client.publish(QUOTES.event, b"not its channel")
         await writer.write([depth(1)])
         assert await read(intake, 1) == [("AAPL", 10, 1)]
-        assert intake.event_decoder.errors == 1
+        assert intake.states[DEPTHS].event_decoder.errors == 1
     await writer.aclose()
 
 
