@@ -109,6 +109,8 @@ class Liveness:
         self._refresh = refresh
         self._since_s = 0.0
         """From when the silence counts."""
+        self._data_s = float("-inf")
+        """When market data came last, by the event loop's clock."""
         self._subscribed_ns: dict[Topic, int] = {}
         """Since when each topic is subscribed on this connection."""
         self._unheard: set[str] = set()
@@ -146,7 +148,7 @@ class Liveness:
 
     def data_came(self, kind: Kind[Any], records: Iterable[Record]) -> None:
         """Market data: the feed lives."""
-        self._since_s = anyio.current_time()
+        self._since_s = self._data_s = anyio.current_time()
         if self._unheard and kind is QUOTES:
             self._unheard.difference_update([record.symbol for record in records])
         if self._limit_s != self._first_s:
@@ -275,7 +277,7 @@ class Liveness:
         while True:
             await anyio.sleep(every_s)
             judge = self._judge()
-            flowing = anyio.current_time() - self._since_s < self._first_s
+            flowing = anyio.current_time() - self._data_s < self._first_s
             if judge is None or judge.history is None or judge.kind is NEWS or not flowing:
                 continue
             silent = self._silent(judge, every_s)

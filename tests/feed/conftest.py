@@ -12,25 +12,30 @@ import anyio.abc
 import pytest
 
 from mdservice.feed.connection import FeedConnection, FeedSnapshot
-from mdservice.feed.first_prices import FirstPrices
 from mdservice.feed.gap_repair.repair import GapRepair
-from mdservice.feed.liveness import Liveness
+from mdservice.feed.liveness import Hours, Liveness
 from mdservice.feed.requests import Command, Subscribe, SubscriptionResult, Unsubscribe
 from mdservice.feed.retries import DriverSelection
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import FeedItem, FeedLost, FeedStatus, RecordBatch
-from mdservice.model.kinds import QUOTES
+from mdservice.model.feeds import STOCKS
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.router.sequencer import Sequencer
 from mdservice.runtime.actor import Channel
 from mdservice.runtime.backoff import Backoff
 from mdservice.testing import FakeDriver, VirtualClock
+from tests.topics import quotes
 
 SEED = 7
 
 
-async def _open() -> bool:
-    return True
+async def _open() -> Hours:
+    return "open"
+
+
+async def _refresh(kind: Kind[Any], records: Sequence[Any], asked_ns: int) -> None:
+    raise AssertionError("there is no history")
 
 
 def _as_told(item: FeedItem) -> FeedItem:
@@ -53,23 +58,28 @@ class Desk:
         self, drivers: Sequence[FakeDriver], symbols: Sequence[str], tasks: anyio.abc.TaskGroup
     ) -> None:
         self.driver = drivers[0]
-        self.book = SubscriptionSet()
-        self.book.add(symbols, "settings")
+        self.subscriptions = SubscriptionSet()
+        self.subscriptions.add(quotes(*symbols), "settings")
         self.commands = Channel[Command](100)
         self.channel = Channel[FeedItem](64)
         self.clock = VirtualClock()
         send_queue = SendQueue(self.channel.outbox)
         repair = GapRepair(QUOTES, None, Sequencer(QUOTES), send_queue, self.clock)
+        others = {
+            kind: GapRepair(kind, None, Sequencer(kind), send_queue, self.clock)
+            for kind in STOCKS.kinds
+            if kind is not QUOTES and not kind.is_companion
+        }
         self.connection = FeedConnection(
+            STOCKS,
             DriverSelection(drivers),
-            self.book,
+            self.subscriptions,
             self.commands,
             send_queue,
             self.clock,
             Backoff(rng=random.Random(SEED)),
-            repair,
-            Liveness(1e9, None, _open, Sequencer(QUOTES)),
-            FirstPrices(QUOTES, None, self.book, repair, Sequencer(QUOTES), send_queue, self.clock),
+            {QUOTES: repair, **others},
+            Liveness(1e9, (), _open, self.clock.utc_ns, _refresh),
         )
         self.items: list[FeedItem] = []
         self.outcome: BaseException | None = None
@@ -153,10 +163,10 @@ class Desk:
         return await command.answer.wait()
 
     async def subscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
-        return await self.ask(Subscribe(symbols, source))
+        return await self.ask(Subscribe(quotes(*symbols), source))
 
     async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionResult:
-        return await self.ask(Unsubscribe(symbols, (source,)))
+        return await self.ask(Unsubscribe(quotes(*symbols), (source,)))
 
     async def stop(self) -> None:
         self.connection.stop()

@@ -16,10 +16,11 @@ from mdservice.feed.driver import LoginLimit, Received
 from mdservice.feed.retries import HELD_S
 from mdservice.feed.session import ACK_TIMEOUT_S
 from mdservice.model.events import FeedLost, RecordBatch
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import CORRECTIONS, QUOTES
 from mdservice.runtime.backoff import Backoff
 from mdservice.simulator.session import SessionRules
 from mdservice.testing import FakeDriver
+from tests.topics import names
 
 SEED = 7
 
@@ -59,7 +60,8 @@ async def test_tells_that_it_is_connected_then_hands_on_what_comes(
         assert (now.logins, now.reconnects, now.last_error) == (1, 0, None)
 
 
-OTHERS = attrs.evolve(QUOTES, channel="others")
+OTHERS = CORRECTIONS
+"""A kind without a recovery of its own."""
 
 
 @pytest.fixture
@@ -97,11 +99,11 @@ async def test_a_restart_loses_no_kind_of_what_was_read(
         await desk.until_phase("streaming")
         desk.stop_taking()
         sent = 0
-        while desk.now.quotes_received == 2 * sent:  # until the reader waits for room
+        while desk.now.quotes_received == sent:  # until the reader waits for room
             sent += 1
             desk.driver.send_quotes([quote(sent)])
             await anyio.wait_all_tasks_blocked()
-        read = desk.now.quotes_received
+        read = 2 * desk.now.quotes_received
         await desk.cancel()
         desk.take()
         await desk.start()
@@ -260,7 +262,7 @@ async def test_an_acknowledgement_behind_the_error_hides_no_gap(
         desk.driver.send_messages([end, {"T": "subscription", "quotes": []}])
         await desk.driver.opened(2)
         (lost,) = [item for item in desk.items if isinstance(item, FeedLost)]
-        assert lost.symbols == {"AAPL"}
+        assert names(lost.topics) == {"AAPL"}
         assert str(code) in lost.reason
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -10,11 +11,12 @@ import pytest
 
 from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable
 from mdservice.feed.history import HalvingHistory
-from mdservice.feed.liveness import LONGEST_S, Liveness
-from mdservice.model.kinds import QUOTES
+from mdservice.feed.liveness import LONGEST_S, Hours, Judge, Liveness
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.quote import Quote
 from mdservice.router.sequencer import Sequencer
 from mdservice.testing import FakeHistory, VirtualClock
+from tests.topics import quotes
 
 LIMIT_S = 30.0
 
@@ -24,23 +26,35 @@ class Bench:
         self.clock = VirtualClock()
         self.history = FakeHistory()
         self.sequencer = Sequencer(QUOTES)
-        self.open = True
         self.asked_if_open: list[float] = []
         self.told: list[str] = []
         self.reasons: list[str] = []
+        halving = HalvingHistory(self.history, QUOTES) if history else None
+        self.hours: Hours = "open"
+        self.refreshed: list[Quote] = []
+        self.silent: list[list[str]] = []
         self.watch = Liveness(
             limit_s,
-            HalvingHistory(self.history, QUOTES) if history else None,
-            self._is_open,
-            self.sequencer,
+            [Judge(QUOTES, halving, self.sequencer)],
+            self._hours,
+            self.clock.utc_ns,
+            self._refresh,
         )
 
-    async def _is_open(self) -> bool:
+    async def _hours(self) -> Hours:
         self.asked_if_open.append(anyio.current_time())
-        return self.open
+        return self.hours
 
-    async def _tell_stale(self, reason: str) -> None:
-        self.told.append(reason)
+    async def _refresh(self, kind: Kind[Any], records: Sequence[Any], asked_ns: int) -> None:
+        self.refreshed += records
+        asked = {record.symbol: asked_ns for record in records}
+        self.sequencer.route_first(records, asked, self.clock.utc_ns(), 0)
+
+    async def _tell_stale(self, reason: str, symbols: Sequence[str] = ()) -> None:
+        if symbols:
+            self.silent.append(list(symbols))
+        else:
+            self.told.append(reason)
 
     def quote(self, symbol: str = "AAPL") -> Quote:
         now_ns = self.clock.utc_ns()
@@ -51,7 +65,7 @@ class Bench:
         quote = self.quote(symbol)
         self.history.add([quote])
         self.sequencer.route([attrs.evolve(quote)], quote.ts_event_ns, 0)
-        self.watch.data_came([quote])
+        self.watch.data_came(QUOTES, [quote])
 
     def miss(self, symbol: str = "AAPL") -> None:
         """The market has one, the socket has not."""
@@ -60,7 +74,7 @@ class Bench:
     def connect(self, *symbols: str) -> None:
         self.watch.begin()
         if symbols:
-            self.watch.subscribed(symbols, self.clock.utc_ns())
+            self.watch.subscribed(quotes(*symbols), self.clock.utc_ns())
 
     async def until_given_up(self, within_s: float) -> float | None:
         """After how long the connection is given up; None where it is not."""
@@ -103,12 +117,12 @@ async def test_its_time_runs_from_its_own_subscription_and_ends_with_it(
     bench.connect("AAPL")
     bench.receive("AAPL")
     await anyio.sleep(100)
-    bench.watch.subscribed(["AAPL", "TSLA"], bench.clock.utc_ns())
+    bench.watch.subscribed(quotes("AAPL", "TSLA"), bench.clock.utc_ns())
     await anyio.sleep(LIMIT_S - 1)
     assert bench.watch.without_quotes(bench.clock.utc_ns()) == []
     await anyio.sleep(1)
     assert bench.watch.without_quotes(bench.clock.utc_ns()) == ["TSLA"]
-    bench.watch.subscribed(["AAPL"], bench.clock.utc_ns())
+    bench.watch.subscribed(quotes("AAPL"), bench.clock.utc_ns())
     assert bench.watch.without_quotes(bench.clock.utc_ns()) == []
 
 
@@ -281,7 +295,7 @@ async def test_without_a_history_nobody_answers(autojump_clock: Any) -> None:
 
 async def test_a_closed_market_may_be_silent(autojump_clock: Any) -> None:
     bench = Bench()
-    bench.open = False
+    bench.hours = "closed"
     bench.connect("AAPL")
     bench.miss()
     assert await bench.until_given_up(10_000) is None
@@ -291,12 +305,12 @@ async def test_a_closed_market_may_be_silent(autojump_clock: Any) -> None:
 
 async def test_after_the_opening_silence_counts_anew(autojump_clock: Any) -> None:
     bench = Bench()
-    bench.open = False
+    bench.hours = "closed"
     bench.connect("AAPL")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.until_given_up, 10_000)
         await anyio.sleep(1_000)
-        bench.open = True
+        bench.hours = "open"
         await anyio.sleep(2 * LIMIT_S)
         assert len(bench.looks) == 1
         assert bench.looks[0] - 1_000 >= LIMIT_S / 2
@@ -316,7 +330,7 @@ async def test_subscribing_at_run_time_begins_the_silence(autojump_clock: Any) -
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.until_given_up, 10_000)
         await anyio.sleep(47)
-        bench.watch.subscribed(["AAPL"], bench.clock.utc_ns())
+        bench.watch.subscribed(quotes("AAPL"), bench.clock.utc_ns())
         await anyio.sleep(100)
         assert bench.looks[0] == 47 + LIMIT_S
         tasks.cancel_scope.cancel()
@@ -331,7 +345,7 @@ async def test_a_symbol_added_late_is_not_reproached_with_what_was_before(
     await anyio.sleep(20)
     bench.miss("MSFT")
     await anyio.sleep(5)
-    bench.watch.subscribed(["AAPL", "MSFT"], bench.clock.utc_ns())
+    bench.watch.subscribed(quotes("AAPL", "MSFT"), bench.clock.utc_ns())
     assert await bench.until_given_up(200) is None
     assert bench.looks, "the silence of the first one goes on counting"
 
@@ -398,7 +412,7 @@ async def test_a_symbol_that_is_subscribed_again_is_asked_for_again(autojump_clo
     await bench.until_given_up(100)
     bench.history.requests.clear()
     for symbols in (["AAPL"], ["AAPL", "BRK/B"]):
-        bench.watch.subscribed(symbols, bench.clock.utc_ns())
+        bench.watch.subscribed(quotes(*symbols), bench.clock.utc_ns())
     await bench.until_given_up(700)
     assert "BRK/B" in bench.history.requests[0].symbols
 

@@ -13,6 +13,7 @@ from mdservice.feed.session import ACK_TIMEOUT_S, CHUNK_SIZE
 from mdservice.feed.unfulfilled import AGAIN_FIRST_S
 from mdservice.simulator.session import SessionRules
 from mdservice.testing import FakeDriver
+from tests.topics import quotes
 
 
 def quote(bid: float, symbol: str = "AAPL") -> dict[str, Any]:
@@ -31,7 +32,7 @@ async def test_subscribes_while_it_runs(autojump_clock: Any, open_desk: Any) -> 
     async with open_desk("AAPL") as desk:
         await desk.until_phase("streaming")
         result = await desk.subscribe("MSFT", "TSLA")
-        assert result == SubscriptionResult("subscribed", ("MSFT", "TSLA"))
+        assert result == SubscriptionResult("subscribed", quotes("MSFT", "TSLA"))
         assert following(desk.driver) == {"AAPL", "MSFT", "TSLA"}
         assert desk.driver.connections[0].requests[1:] == [("subscribe", ["MSFT", "TSLA"])]
         assert desk.connection.sources() == {
@@ -97,7 +98,7 @@ async def test_unsubscribes_only_what_nobody_wants_any_more(
         await desk.until_phase("streaming")
         await desk.subscribe("MSFT", "TSLA")
         result = await desk.unsubscribe("MSFT", "TSLA", "NVDA")
-        assert result == SubscriptionResult("unsubscribed", ("MSFT", "TSLA", "NVDA"))
+        assert result == SubscriptionResult("unsubscribed", quotes("MSFT", "TSLA", "NVDA"))
         assert following(desk.driver) == {"AAPL", "MSFT"}
         assert desk.driver.connections[0].requests[-1] == ("unsubscribe", ["TSLA"])
         assert desk.connection.sources() == {"AAPL": ["settings"], "MSFT": ["settings"]}
@@ -392,7 +393,7 @@ async def test_stop_and_restart_answer_every_request(autojump_clock: Any, open_d
         async with open_desk("AAPL") as desk:
             await desk.until_phase("streaming")
             desk.driver.stall("subscribe")
-            commands = [Subscribe((f"S{n}",), "api") for n in range(5)]
+            commands = [Subscribe(quotes(f"S{n}"), "api") for n in range(5)]
             for command in commands:
                 await desk.commands.outbox.send(command)
             await anyio.wait_all_tasks_blocked()
@@ -453,16 +454,16 @@ def limited(most: int) -> FakeDriver:
 async def test_follows_exactly_what_a_source_says(autojump_clock: Any, open_desk: Any) -> None:
     async with open_desk("AAPL") as desk:
         await desk.until_phase("streaming")
-        result = await desk.ask(Follow(("MSFT", "TSLA"), "positions"))
-        assert result == SubscriptionResult("subscribed", ("MSFT", "TSLA"))
+        result = await desk.ask(Follow(quotes("MSFT", "TSLA"), "positions"))
+        assert result == SubscriptionResult("subscribed", quotes("MSFT", "TSLA"))
         assert following(desk.driver) == {"AAPL", "MSFT", "TSLA"}
-        await desk.ask(Follow(("AAPL", "NVDA"), "positions"))
+        await desk.ask(Follow(quotes("AAPL", "NVDA"), "positions"))
         assert following(desk.driver) == {"AAPL", "NVDA"}
         assert desk.connection.sources() == {
             "AAPL": ["positions", "settings"],
             "NVDA": ["positions"],
         }
-        await desk.ask(Follow((), "positions"))
+        await desk.ask(Follow(quotes(), "positions"))
         assert following(desk.driver) == {"AAPL"}, "what the settings want stays"
 
 
@@ -473,7 +474,7 @@ async def test_following_while_the_feed_is_away_is_done_when_it_is_back(
     driver.script.extend([FeedUnavailable("no"), FeedUnavailable("no")])
     async with open_desk(drivers=[driver]) as desk:
         await desk.until_phase("waiting")
-        result = await desk.ask(Follow(("MSFT", "TSLA"), "positions"))
+        result = await desk.ask(Follow(quotes("MSFT", "TSLA"), "positions"))
         assert result.status == "pending"
         await desk.until_phase("streaming")
         assert following(driver) == {"MSFT", "TSLA"}
@@ -484,7 +485,7 @@ async def test_at_the_limit_the_most_important_are_followed(
 ) -> None:
     async with open_desk("SPY", drivers=[limited(3)]) as desk:
         await desk.until_phase("streaming")
-        result = await desk.ask(Follow(("D", "C", "B", "A"), "positions"))
+        result = await desk.ask(Follow(quotes("D", "C", "B", "A"), "positions"))
         assert result.status == "subscribed"
         assert following(desk.driver) == {"SPY", "D", "C"}
         assert set(desk.now.left_out) == {"A", "B"}
@@ -495,13 +496,13 @@ async def test_the_least_important_gives_way_to_a_more_important_one(
 ) -> None:
     async with open_desk("SPY", drivers=[limited(3)]) as desk:
         await desk.until_phase("streaming")
-        await desk.ask(Follow(("D", "C"), "positions"))
-        await desk.ask(Follow(("E", "D", "C"), "positions"))
+        await desk.ask(Follow(quotes("D", "C"), "positions"))
+        await desk.ask(Follow(quotes("E", "D", "C"), "positions"))
         with anyio.fail_after(1):
             await desk.driver.subscribed("SPY", "D", "E")
             await anyio.wait_all_tasks_blocked()
         assert set(desk.now.left_out) == {"C"}
-        await desk.ask(Follow(("D", "C"), "positions"))  # E was closed
+        await desk.ask(Follow(quotes("D", "C"), "positions"))  # E was closed
         with anyio.fail_after(1):
             await desk.driver.subscribed("SPY", "D", "C")
             await anyio.wait_all_tasks_blocked()
@@ -514,7 +515,7 @@ async def test_nothing_gives_way_that_somebody_else_asked_for(
     async with open_desk("SPY", drivers=[limited(2)]) as desk:
         await desk.until_phase("streaming")
         await desk.subscribe("QQQ")
-        await desk.ask(Follow(("E", "D"), "positions"))
+        await desk.ask(Follow(quotes("E", "D"), "positions"))
         (link,) = desk.driver.connections
         await anyio.sleep(1)
         asked = len(link.requests)
@@ -529,7 +530,7 @@ async def test_a_symbol_that_the_feed_does_not_know_displaces_nothing(
     rules = SessionRules(symbol_limit=2, invalid_symbols=frozenset(("BAD",)))
     async with open_desk(drivers=[FakeDriver(rules=rules)]) as desk:
         await desk.until_phase("streaming")
-        await desk.ask(Follow(("BAD", "D", "C"), "positions"))
+        await desk.ask(Follow(quotes("BAD", "D", "C"), "positions"))
         await anyio.sleep(5)
         assert following(desk.driver) == {"D", "C"}
         assert set(desk.now.left_out) == {"BAD"}
@@ -541,15 +542,15 @@ async def test_one_that_was_over_the_limit_first_and_is_not_understood_displaces
     rules = SessionRules(symbol_limit=3, invalid_symbols=frozenset(("BAD",)))
     async with open_desk(drivers=[FakeDriver(rules=rules)]) as desk:
         await desk.until_phase("streaming")
-        await desk.ask(Follow(("A", "B", "C", "D", "BAD"), "positions"))
+        await desk.ask(Follow(quotes("A", "B", "C", "D", "BAD"), "positions"))
         await anyio.sleep(1)
         for order in (("BAD", "A", "B", "C", "D"), ("BAD", "B", "A", "C", "D")) * 3:
-            await desk.ask(Follow(order, "positions"))
+            await desk.ask(Follow(quotes(*order), "positions"))
             await anyio.sleep(1)
         (link,) = desk.driver.connections
         asked = len(link.requests)
         for order in (("BAD", "A", "B", "C", "D"), ("BAD", "B", "A", "C", "D")) * 3:
-            await desk.ask(Follow(order, "positions"))
+            await desk.ask(Follow(quotes(*order), "positions"))
             await anyio.sleep(1)
         assert not [names for action, names in link.requests[asked:] if action == "unsubscribe"]
         assert following(desk.driver) == {"A", "B", "C"}
@@ -562,7 +563,7 @@ async def test_the_larger_position_follows_at_once_when_the_api_lets_a_symbol_go
     async with open_desk(drivers=[limited(2)]) as desk:
         await desk.until_phase("streaming")
         await desk.subscribe("SMALL")
-        await desk.ask(Follow(("LARGE", "MID", "SMALL"), "positions"))
+        await desk.ask(Follow(quotes("LARGE", "MID", "SMALL"), "positions"))
         assert following(desk.driver) == {"SMALL", "LARGE"}
         await desk.unsubscribe("SMALL")
         with anyio.fail_after(1):
@@ -574,11 +575,11 @@ async def test_after_a_reconnect_the_settings_come_first_then_the_most_important
 ) -> None:
     async with open_desk(drivers=[limited(3)]) as desk:
         await desk.until_phase("streaming")
-        await desk.ask(Follow(("D", "C", "B"), "positions"))
-        await desk.ask(Follow(("B", "C", "D"), "positions"))
+        await desk.ask(Follow(quotes("D", "C", "B"), "positions"))
+        await desk.ask(Follow(quotes("B", "C", "D"), "positions"))
         await desk.unsubscribe("C", source="positions")
         await desk.subscribe("SPY")
-        await desk.ask(Follow(("B", "C", "D"), "positions"))
+        await desk.ask(Follow(quotes("B", "C", "D"), "positions"))
         desk.driver.drop("reset")
         with anyio.fail_after(60):
             await desk.driver.subscribed("SPY", "B", "C")

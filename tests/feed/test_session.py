@@ -18,8 +18,10 @@ from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.driver import RequestRefused
 from mdservice.feed.session import ACK_TIMEOUT_S, CHUNK_SIZE, NOT_ACKNOWLEDGED, Session
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
+from tests.topics import names, quotes
 
 NOW_NS = 1_795_189_904_000_000_000
 ANSWER_S = 0.01
@@ -179,7 +181,7 @@ async def test_hands_on_every_quote_in_order_with_its_reception(
 ) -> None:
     feed = MemoryFeed(encoding=encoding)
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL", "MSFT"])
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
         feed.push(quote("AAPL", 1.0), quote("MSFT", 2.0))
         feed.push(quote("AAPL", 3.0))
         await trio.sleep(1)
@@ -194,7 +196,7 @@ async def test_hands_on_every_quote_in_order_with_its_reception(
 async def test_a_broken_message_is_told_and_the_reading_goes_on(autojump_clock: MockClock) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL", "MSFT"])
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
         feed.push(quote("AAPL"), {"T": "q", "S": "BAD"}, quote("MSFT"))
         await trio.sleep(1)
         assert [q.symbol for q in run.quotes] == ["AAPL", "MSFT"]
@@ -206,7 +208,7 @@ async def test_a_slow_taker_holds_the_reading_back(autojump_clock: MockClock) ->
     feed = MemoryFeed()
     taken = trio.Event()
     async with reading(feed, hold_back=taken) as run:
-        await run.session.subscribe(["AAPL", "MSFT"])
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
         before = feed.receiving
         feed.push(quote("AAPL"))
         await trio.sleep(1)
@@ -221,7 +223,7 @@ async def test_a_slow_taker_holds_the_reading_back(autojump_clock: MockClock) ->
 async def test_the_end_of_the_connection_ends_the_reading(autojump_clock: MockClock) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL", "MSFT"])
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
         feed.push(quote("AAPL"))
         feed.end()
         await run.ended.wait()
@@ -261,7 +263,7 @@ async def test_a_stray_refusal_of_no_request_is_harmless(
 ) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL", "MSFT"])
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
         feed.push(error(code))
         feed.push(quote("AAPL"))
         await trio.sleep(1)
@@ -274,7 +276,7 @@ async def test_quotes_read_together_with_the_error_after_them_are_not_lost(
 ) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL", "MSFT"])
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
         feed.push(quote("AAPL"))
         feed.push(error(407, "slow client"))
         await run.ended.wait()
@@ -287,13 +289,13 @@ async def test_quotes_read_together_with_the_error_after_them_are_not_lost(
 async def test_quotes_of_a_request_under_way_are_taken(autojump_clock: MockClock) -> None:
     feed = MemoryFeed(unknown=["BAD"])
     async with reading(feed) as run, anyio.create_task_group() as tasks:
-        tasks.start_soon(run.session.subscribe, ["AAPL"])
+        tasks.start_soon(run.session.subscribe, quotes("AAPL"))
         await trio.testing.wait_all_tasks_blocked()
         feed.push(quote("AAPL"), quote("MSFT"))
         await trio.sleep(1)
         assert [q.symbol for q in run.quotes] == ["AAPL"]
         assert run.unfollowed == 1
-        assert await run.session.subscribe(["BAD"]) is not None
+        assert await run.session.subscribe(quotes("BAD")) is not None
         feed.push(quote("BAD"))
         await trio.sleep(1)
         assert (len(run.quotes), run.unfollowed) == (1, 2)
@@ -302,16 +304,16 @@ async def test_quotes_of_a_request_under_way_are_taken(autojump_clock: MockClock
 async def test_quotes_behind_an_unsubscription_are_dropped(autojump_clock: MockClock) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL", "MSFT"])
-        await run.session.unsubscribe(["MSFT"])
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
+        await run.session.unsubscribe(quotes("MSFT"))
         feed.push(quote("MSFT"), quote("AAPL"), feed.state(), quote("MSFT"))
         feed.push({**feed.state(), "quotes": ["AAPL", "MSFT"]}, quote("MSFT"))
         await trio.sleep(1)
         assert [q.symbol for q in run.quotes] == ["AAPL"]
         assert (run.unfollowed, run.decode_errors) == (3, 0)
         assert not run.ended.is_set()
-        await run.session.unsubscribe(["MSFT"])
-        await run.session.subscribe(["MSFT"])
+        await run.session.unsubscribe(quotes("MSFT"))
+        await run.session.subscribe(quotes("MSFT"))
         feed.push(quote("MSFT"))
         await trio.sleep(1)
         assert [q.symbol for q in run.quotes] == ["AAPL", "MSFT"]
@@ -324,8 +326,8 @@ async def test_another_spelling_is_no_acknowledgement(autojump_clock: MockClock)
 
     feed = MemoryFeed(answer=in_lower_case)
     async with reading(feed) as run:
-        await run.session.subscribe_what_fits(["AAPL"])
-        assert run.session.left_out == {"AAPL": "not acknowledged"}
+        await run.session.subscribe_what_fits(quotes("AAPL"))
+        assert run.session.left_out == {Topic("quotes", "AAPL"): "not acknowledged"}
         feed.push(quote("aapl"), quote("AAPL"))
         await trio.sleep(1)
         assert (run.quotes, run.unfollowed) == ([], 2)
@@ -340,18 +342,18 @@ async def test_subscribes_and_knows_what_is_acknowledged(
 ) -> None:
     feed = MemoryFeed(encoding=encoding)
     async with reading(feed) as run:
-        assert await run.session.subscribe(["AAPL", "MSFT"]) is None
+        assert await run.session.subscribe(quotes("AAPL", "MSFT")) is None
         assert feed.requests == [{"action": "subscribe", "quotes": ["AAPL", "MSFT"]}]
-        assert run.session.acknowledged == {"AAPL", "MSFT"}
-        assert run.session.missing(["MSFT", "SPY", "AAPL", "QQQ"]) == ["SPY", "QQQ"]
+        assert names(run.session.acknowledged) == {"AAPL", "MSFT"}
+        assert run.session.missing(quotes("MSFT", "SPY", "AAPL", "QQQ")) == [*quotes("SPY", "QQQ")]
 
 
 async def test_asks_only_for_what_is_not_subscribed_yet(autojump_clock: MockClock) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL"])
-        await run.session.subscribe(["AAPL", "MSFT"])
-        await run.session.subscribe(["AAPL", "MSFT"])
+        await run.session.subscribe(quotes("AAPL"))
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
         assert [request["quotes"] for request in feed.requests] == [["AAPL"], ["MSFT"]]
 
 
@@ -361,43 +363,43 @@ async def test_many_symbols_go_in_chunks_each_awaited(
 ) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        assert await getattr(run.session, method)(many(2 * CHUNK_SIZE + 1)) is None
+        assert await getattr(run.session, method)(quotes(*many(2 * CHUNK_SIZE + 1))) is None
         assert [len(r["quotes"]) for r in feed.requests] == [CHUNK_SIZE, CHUNK_SIZE, 1]
-        assert run.session.acknowledged == set(many(2 * CHUNK_SIZE + 1))
+        assert names(run.session.acknowledged) == set(many(2 * CHUNK_SIZE + 1))
         assert feed.overlapping == 0
 
 
 async def test_requests_made_at_once_wait_for_each_other(autojump_clock: MockClock) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["OLD"])
+        await run.session.subscribe(quotes("OLD"))
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run.session.subscribe, many(CHUNK_SIZE + 1))
-            tasks.start_soon(run.session.unsubscribe, ["OLD"])
-            tasks.start_soon(run.session.subscribe_what_fits, ["AAPL"])
-            tasks.start_soon(run.session.subscribe, ["MSFT"])
+            tasks.start_soon(run.session.subscribe, quotes(*many(CHUNK_SIZE + 1)))
+            tasks.start_soon(run.session.unsubscribe, quotes("OLD"))
+            tasks.start_soon(run.session.subscribe_what_fits, quotes("AAPL"))
+            tasks.start_soon(run.session.subscribe, quotes("MSFT"))
         await run.session.free()
         assert feed.overlapping == 0
-        assert run.session.acknowledged == {*many(CHUNK_SIZE + 1), "AAPL", "MSFT"}
+        assert names(run.session.acknowledged) == {*many(CHUNK_SIZE + 1), "AAPL", "MSFT"}
 
 
 async def test_a_refusal_leaves_what_was_subscribed_before(autojump_clock: MockClock) -> None:
     feed = MemoryFeed(limit=CHUNK_SIZE + 10)
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL"])
-        refused = await run.session.subscribe(["AAPL", *many(CHUNK_SIZE + 50)])
+        await run.session.subscribe(quotes("AAPL"))
+        refused = await run.session.subscribe(quotes("AAPL", *many(CHUNK_SIZE + 50)))
         assert isinstance(refused, RequestRefused)
         assert refused.code == 405
         assert "limit" in refused.reason
-        assert run.session.acknowledged == feed.subscribed == {"AAPL"}
-        assert await run.session.subscribe(["MSFT"]) is None, "and it goes on"
+        assert names(run.session.acknowledged) == feed.subscribed == {"AAPL"}
+        assert await run.session.subscribe(quotes("MSFT")) is None, "and it goes on"
 
 
 @pytest.mark.parametrize("code", [400, 405, 410, 499])
 async def test_any_refusal_of_a_request_is_its_answer(code: int, autojump_clock: MockClock) -> None:
     feed = MemoryFeed(answer=lambda feed, request: [error(code)])
     async with reading(feed) as run:
-        refused = await run.session.subscribe(["AAPL"])
+        refused = await run.session.subscribe(quotes("AAPL"))
         assert refused is not None
         assert refused.code == code
         assert not run.ended.is_set()
@@ -408,11 +410,11 @@ async def test_unsubscribes_what_is_subscribed_and_asks_nothing_for_the_rest(
 ) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL", "MSFT"])
-        await run.session.unsubscribe(["MSFT", "SPY"])
-        await run.session.unsubscribe(["SPY"])
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
+        await run.session.unsubscribe(quotes("MSFT", "SPY"))
+        await run.session.unsubscribe(quotes("SPY"))
         assert feed.requests[1:] == [{"action": "unsubscribe", "quotes": ["MSFT"]}]
-        assert run.session.acknowledged == {"AAPL"}
+        assert names(run.session.acknowledged) == {"AAPL"}
 
 
 async def test_a_request_that_is_not_understood_names_the_symbols_that_caused_it(
@@ -421,19 +423,19 @@ async def test_a_request_that_is_not_understood_names_the_symbols_that_caused_it
     symbols = many(CHUNK_SIZE)
     feed = MemoryFeed(unknown={symbols[17], symbols[150]})
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL"])
-        refused = await run.session.subscribe(symbols)
+        await run.session.subscribe(quotes("AAPL"))
+        refused = await run.session.subscribe(quotes(*symbols))
         assert refused is not None
         assert refused.code == 400
         assert refused.reason.endswith(f"({symbols[17]}, {symbols[150]})")
-        assert run.session.acknowledged == feed.subscribed == {"AAPL"}, "all or nothing"
+        assert names(run.session.acknowledged) == feed.subscribed == {"AAPL"}, "all or nothing"
 
 
 async def test_of_many_such_symbols_a_few_are_named(autojump_clock: MockClock) -> None:
     symbols = many(CHUNK_SIZE)
     feed = MemoryFeed(unknown=set(symbols))
     async with reading(feed) as run:
-        refused = await run.session.subscribe(symbols)
+        refused = await run.session.subscribe(quotes(*symbols))
         assert refused is not None
         assert refused.reason.endswith(f"({', '.join(symbols[:5])})")
         assert len(feed.requests) < 25
@@ -449,11 +451,11 @@ async def test_subscribes_as_many_as_the_limit_allows_and_names_the_rest(
     wanted = many(2 * CHUNK_SIZE + 50)
     feed = MemoryFeed(limit=limit)
     async with reading(feed) as run:
-        assert await run.session.subscribe_what_fits(wanted) is None
-        assert run.session.acknowledged == set(wanted[:limit]), "in the order of the wishes"
-        assert set(run.session.left_out) == set(wanted[limit:])
+        assert await run.session.subscribe_what_fits(quotes(*wanted)) is None
+        assert names(run.session.acknowledged) == set(wanted[:limit]), "in the order of the wishes"
+        assert names(run.session.left_out) == set(wanted[limit:])
         assert all("405" in reason for reason in run.session.left_out.values())
-        assert run.session.missing(wanted) == []
+        assert run.session.missing(quotes(*wanted)) == []
         assert len(feed.requests) < 20
 
 
@@ -467,9 +469,9 @@ async def test_finds_the_symbols_that_are_not_understood(
     wanted = many(250)
     feed = MemoryFeed(unknown=unknown)
     async with reading(feed) as run:
-        assert await run.session.subscribe_what_fits(wanted) is None
-        assert set(run.session.left_out) == set(unknown)
-        assert run.session.acknowledged == set(wanted) - set(unknown)
+        assert await run.session.subscribe_what_fits(quotes(*wanted)) is None
+        assert names(run.session.left_out) == set(unknown)
+        assert names(run.session.acknowledged) == set(wanted) - set(unknown)
         sent = [tuple(request["quotes"]) for request in feed.requests]
         assert len(sent) == len(set(sent)), "a refused request is never repeated unchanged"
 
@@ -479,7 +481,7 @@ async def test_a_refusal_of_another_kind_is_handed_to_the_caller(
 ) -> None:
     feed = MemoryFeed(answer=lambda feed, request: [error(410, "invalid subscribe action")])
     async with reading(feed) as run:
-        refused = await run.session.subscribe_what_fits(many(5))
+        refused = await run.session.subscribe_what_fits(quotes(*many(5)))
         assert refused is not None
         assert refused.code == 410
         assert run.session.left_out == {}
@@ -507,18 +509,18 @@ async def test_what_was_left_out_without_an_error_is_asked_for_again(
 ) -> None:
     feed = MemoryFeed(answer=forgetful("S0001", "S0003", times=1))
     async with reading(feed) as run:
-        assert await getattr(run.session, method)(many(5)) is None
+        assert await getattr(run.session, method)(quotes(*many(5))) is None
         assert feed.requests[1]["quotes"] == ["S0001", "S0003"]
-        assert run.session.acknowledged == set(many(5))
+        assert names(run.session.acknowledged) == set(many(5))
         assert run.session.left_out == {}
 
 
 async def test_what_is_never_acknowledged_is_named(autojump_clock: MockClock) -> None:
     feed = MemoryFeed(answer=forgetful("S0001", times=99))
     async with reading(feed) as run:
-        assert await run.session.subscribe_what_fits(many(5)) is None
-        assert set(run.session.left_out) == {"S0001"}
-        assert run.session.missing(many(5)) == []
+        assert await run.session.subscribe_what_fits(quotes(*many(5))) is None
+        assert names(run.session.left_out) == {"S0001"}
+        assert run.session.missing(quotes(*many(5))) == []
 
 
 async def test_a_request_that_is_never_acknowledged_in_full_is_refused_as_a_whole(
@@ -526,12 +528,12 @@ async def test_a_request_that_is_never_acknowledged_in_full_is_refused_as_a_whol
 ) -> None:
     feed = MemoryFeed(answer=forgetful("S0001", times=99))
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL"])
-        refused = await run.session.subscribe(many(5))
+        await run.session.subscribe(quotes("AAPL"))
+        refused = await run.session.subscribe(quotes(*many(5)))
         assert refused is not None
         assert refused.code == NOT_ACKNOWLEDGED
         assert "S0001" in refused.reason
-        assert run.session.acknowledged == feed.subscribed == {"AAPL"}
+        assert names(run.session.acknowledged) == feed.subscribed == {"AAPL"}
 
 
 # When the feed does not answer
@@ -542,7 +544,7 @@ async def test_no_answer_in_time_ends_the_connection(autojump_clock: MockClock) 
     async with reading(feed) as run:
         started = trio.current_time()
         with pytest.raises(FeedUnavailable, match="did not answer to subscribe within 5 s"):
-            await run.session.subscribe(["AAPL"])
+            await run.session.subscribe(quotes("AAPL"))
         assert trio.current_time() - started == pytest.approx(ACK_TIMEOUT_S)
         await run.ended.wait()
         assert "did not answer" in str(run.ended_by), "the reading ends with the same reason"
@@ -552,7 +554,7 @@ async def test_data_meanwhile_is_no_answer(autojump_clock: MockClock) -> None:
     feed = MemoryFeed(answer=lambda feed, request: [quote("AAPL"), error(403)])
     async with reading(feed) as run:
         with pytest.raises(FeedUnavailable, match="did not answer"):
-            await run.session.subscribe(["AAPL"])
+            await run.session.subscribe(quotes("AAPL"))
         assert len(run.quotes) == 1
 
 
@@ -570,7 +572,7 @@ async def test_a_request_under_way_ends_with_the_connection(
     async with reading(feed) as run:
         started = trio.current_time()
         with pytest.raises(FeedUnavailable, match="before the feed had answered"):
-            await run.session.subscribe(["AAPL"])
+            await run.session.subscribe(quotes("AAPL"))
         assert trio.current_time() - started < 1
         await run.ended.wait()
 
@@ -578,14 +580,14 @@ async def test_a_request_under_way_ends_with_the_connection(
 async def test_after_the_end_nothing_is_sent(autojump_clock: MockClock) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
-        await run.session.subscribe(["AAPL"])
+        await run.session.subscribe(quotes("AAPL"))
         feed.end()
         await run.ended.wait()
         for request in (run.session.subscribe, run.session.subscribe_what_fits):
             with pytest.raises(FeedUnavailable):
                 await request(["MSFT"])
         with pytest.raises(FeedUnavailable):
-            await run.session.unsubscribe(["AAPL"])
+            await run.session.unsubscribe(quotes("AAPL"))
         assert len(feed.requests) == 1
 
 
@@ -593,13 +595,13 @@ async def test_a_cancelled_request_makes_way_for_the_next(autojump_clock: MockCl
     feed = MemoryFeed()
     async with reading(feed) as run:
         with trio.move_on_after(ANSWER_S / 2) as scope:
-            await run.session.subscribe(["AAPL"])
+            await run.session.subscribe(quotes("AAPL"))
         assert scope.cancelled_caught
         await trio.sleep(1)  # its answer comes when nobody waits for it any more
-        assert run.session.acknowledged == {"AAPL"}
+        assert names(run.session.acknowledged) == {"AAPL"}
         await run.session.free()
-        assert await run.session.subscribe(["MSFT"]) is None
-        assert run.session.acknowledged == {"AAPL", "MSFT"}
+        assert await run.session.subscribe(quotes("MSFT")) is None
+        assert names(run.session.acknowledged) == {"AAPL", "MSFT"}
 
 
 # The other event loop
@@ -610,13 +612,13 @@ def test_works_on_asyncio_too(encoding: Encoding) -> None:
     async def main() -> None:
         feed = MemoryFeed(encoding=encoding, limit=3)
         async with reading(feed) as run:
-            assert await run.session.subscribe_what_fits(many(5)) is None
+            assert await run.session.subscribe_what_fits(quotes(*many(5))) is None
             assert len(run.session.left_out) == 2
-            refused = await run.session.subscribe(["AAPL"])
+            refused = await run.session.subscribe(quotes("AAPL"))
             assert refused is not None
             assert refused.code == 405
-            await run.session.unsubscribe(many(5))
-            assert await run.session.subscribe(["AAPL"]) is None
+            await run.session.unsubscribe(quotes(*many(5)))
+            assert await run.session.subscribe(quotes("AAPL")) is None
             feed.push(quote("AAPL"))
             feed.end()
             await run.ended.wait()

@@ -9,55 +9,70 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.feed.subscriptions import SubscriptionSet, chunks
+from mdservice.model.feeds import Topic
+from tests.topics import quotes
 
-symbols = st.lists(st.sampled_from(["AAPL", "MSFT", "SPY", "QQQ", "*"]), max_size=6)
+topics = st.lists(
+    st.builds(
+        Topic, st.sampled_from(["quotes", "trades"]), st.sampled_from(["AAPL", "MSFT", "SPY", "*"])
+    ),
+    max_size=6,
+)
 sources = st.sampled_from(["settings", "api", "positions"])
 changes = st.lists(
-    st.tuples(st.just("add"), symbols, st.lists(sources, min_size=1, max_size=1))
-    | st.tuples(st.just("remove"), symbols, st.lists(sources, max_size=3)),
+    st.tuples(st.just("add"), topics, st.lists(sources, min_size=1, max_size=1))
+    | st.tuples(st.just("remove"), topics, st.lists(sources, max_size=3)),
     max_size=20,
 )
 
 
+def sources_by_symbol(table: dict[Topic, set[str]]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for topic, wants in table.items():
+        if wants:
+            found.setdefault(topic.symbol, set()).update(wants)
+    return {symbol: sorted(found[symbol]) for symbol in sorted(found)}
+
+
 def test_a_symbol_is_wanted_while_one_source_wants_it() -> None:
-    book = SubscriptionSet()
-    assert book.add(["AAPL", "MSFT"], "settings") == ["AAPL", "MSFT"]
-    assert book.add(["AAPL"], "api") == ["AAPL"]
-    assert book.add(["AAPL"], "api") == [], "wanted already"
-    assert book.remove(["AAPL"], ["settings"]) == [], "the API still wants it"
-    assert "AAPL" in book
-    assert book.remove(["AAPL"], ["api", "positions"]) == ["AAPL"]
-    assert "AAPL" not in book
-    assert book.wanted == ("MSFT",)
+    subscriptions = SubscriptionSet()
+    assert subscriptions.add(quotes("AAPL", "MSFT"), "settings") == [*quotes("AAPL", "MSFT")]
+    assert subscriptions.add(quotes("AAPL"), "api") == [*quotes("AAPL")]
+    assert subscriptions.add(quotes("AAPL"), "api") == [], "wanted already"
+    assert subscriptions.remove(quotes("AAPL"), ["settings"]) == [], "the API still wants it"
+    assert quotes("AAPL")[0] in subscriptions
+    assert subscriptions.remove(quotes("AAPL"), ["api", "positions"]) == [*quotes("AAPL")]
+    assert not subscriptions.wants("AAPL")
+    assert subscriptions.wanted == quotes("MSFT")
 
 
 def test_sources_are_sorted_as_the_api_shows_them() -> None:
-    book = SubscriptionSet()
+    subscriptions = SubscriptionSet()
     for source in ("settings", "positions", "api"):
-        book.add(["MSFT", "AAPL"], source)
-    assert list(book.sources().items()) == [
+        subscriptions.add(quotes("MSFT", "AAPL"), source)
+    assert list(subscriptions.sources().items()) == [
         ("AAPL", ["api", "positions", "settings"]),
         ("MSFT", ["api", "positions", "settings"]),
     ]
 
 
 def test_symbols_nobody_wants_are_no_error() -> None:
-    assert SubscriptionSet().remove(["AAPL"], ["api"]) == []
+    assert SubscriptionSet().remove(quotes("AAPL"), ["api"]) == []
 
 
 def test_wanted_is_a_snapshot() -> None:
-    book = SubscriptionSet()
-    book.add(["AAPL"], "api")
-    before = book.wanted
-    book.add(["MSFT"], "api")
-    assert before == ("AAPL",)
+    subscriptions = SubscriptionSet()
+    subscriptions.add(quotes("AAPL"), "api")
+    before = subscriptions.wanted
+    subscriptions.add(quotes("MSFT"), "api")
+    assert before == quotes("AAPL")
 
 
 @given(changes)
-def test_agrees_with_a_plain_table(changes: list[tuple[str, list[str], list[str]]]) -> None:
-    book = SubscriptionSet()
-    table: dict[str, set[str]] = defaultdict(set)
-    order: list[str] = []
+def test_agrees_with_a_plain_table(changes: list[tuple[str, list[Topic], list[str]]]) -> None:
+    subscriptions = SubscriptionSet()
+    table: dict[Topic, set[str]] = defaultdict(set)
+    order: list[Topic] = []
     for action, names, who in changes:
         before = {name: set(wants) for name, wants in table.items()}
         for name in names:
@@ -67,33 +82,33 @@ def test_agrees_with_a_plain_table(changes: list[tuple[str, list[str], list[str]
                 table[name].difference_update(who)
         wanted = {name for name in table if table[name]}
         if action == "add":
-            reported = book.add(names, who[0])
+            reported = subscriptions.add(names, who[0])
             expected = [name for name in names if who[0] not in before.get(name, set())]
         else:
-            reported = book.remove(names, who)
+            reported = subscriptions.remove(names, who)
             expected = [name for name in names if before.get(name) and name not in wanted]
         assert reported == list(dict.fromkeys(expected))
         order = [name for name in order if name in wanted]
         order += [name for name in dict.fromkeys(names) if name in wanted and name not in order]
-        assert list(book.wanted) == order
-        assert book.sources() == {name: sorted(table[name]) for name in sorted(wanted)}
-        assert len(book) == len(wanted)
+        assert list(subscriptions.wanted) == order
+        assert subscriptions.sources() == sources_by_symbol(table)
+        assert len(subscriptions) == len(wanted)
 
 
 steps = st.lists(
-    st.tuples(st.just("follow"), symbols, st.just("positions"))
-    | st.tuples(st.sampled_from(["add", "remove"]), symbols, sources),
+    st.tuples(st.just("follow"), topics, st.just("positions"))
+    | st.tuples(st.sampled_from(["add", "remove"]), topics, sources),
     max_size=20,
 )
 
 
 @given(steps)
 def test_what_is_followed_comes_last_by_its_importance_and_is_exactly_that(
-    steps: list[tuple[str, list[str], str]],
+    steps: list[tuple[str, list[Topic], str]],
 ) -> None:
-    book = SubscriptionSet()
-    table: dict[str, set[str]] = defaultdict(set)
-    followed: list[str] = []
+    subscriptions = SubscriptionSet()
+    table: dict[Topic, set[str]] = defaultdict(set)
+    followed: list[Topic] = []
     for action, given_names, source in steps:
         names = list(dict.fromkeys(given_names))
         if action == "follow":
@@ -103,19 +118,19 @@ def test_what_is_followed_comes_last_by_its_importance_and_is_exactly_that(
                 wants.discard(source)
             for name in names:
                 table[name].add(source)
-            gone = book.follow(names, source)
+            gone = subscriptions.follow(names, source)
             assert set(gone) == {name for name in before if not table[name]}
         elif action == "add":
-            book.add(names, source)
+            subscriptions.add(names, source)
             for name in names:
                 table[name].add(source)
         else:
-            book.remove(names, [source])
+            subscriptions.remove(names, [source])
             for name in names:
                 table[name].discard(source)
-        assert book.sources() == {n: sorted(table[n]) for n in sorted(table) if table[n]}
-        last = [name for name in book.wanted if book.gives_way(name)]
-        assert list(book.wanted[len(book) - len(last) :]) == last
+        assert subscriptions.sources() == sources_by_symbol(table)
+        last = [name for name in subscriptions.wanted if subscriptions.gives_way(name)]
+        assert list(subscriptions.wanted[len(subscriptions) - len(last) :]) == last
         ranked = [name for name in last if name in followed]
         assert ranked == [name for name in followed if name in ranked]
         if action == "follow":
