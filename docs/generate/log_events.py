@@ -87,7 +87,13 @@ _MEANINGS: Final = {
     "redis_connected": "Connected to Redis.",
     "redis_failed": "Redis did not take a write, or could not be reached. It is tried again.",
     "redis_has_forgotten": "Redis came back without the last prices. They are written again.",
+    "refresh_failed": "REST did not give the latest values of `channel` after a lost connection. "
+    "It is asked again.",
+    "refresh_refused": "REST refuses the latest values of `channel` after a lost connection. The "
+    "gap stays without them.",
     "service_stopped": "The service has stopped in order.",
+    "silent_symbols_not_checked": "REST could not say whether symbols that are silent have newer "
+    "records. They are checked again later.",
     "stopping": "A signal asked the program to stop.",
     "the_other_service_is_gone": "The other service on the same names has stopped.",
     "third_party_log": "A warning or an error of a library or of the HTTP server, in `message`.",

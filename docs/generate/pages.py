@@ -17,6 +17,7 @@ from typing import Final
 
 from docs.generate.calls import gateway_calls, gateway_schemas, service_calls, service_schemas
 from docs.generate.commands import commands
+from docs.generate.kinds import kind_names, kind_objects, kind_policies, kind_rules
 from docs.generate.log_events import log_events
 from docs.generate.messages import alert_message, price_message, status_messages, transaction
 from docs.generate.metrics import metrics
@@ -38,6 +39,10 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "status messages": status_messages,
     "alert message": alert_message,
     "transaction": transaction,
+    "kinds: names": kind_names,
+    "kinds: rules": kind_rules,
+    "kinds: words": kind_policies,
+    "kinds: objects": kind_objects,
     "metrics": metrics,
     "log events": log_events,
     "errors": errors,

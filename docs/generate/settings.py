@@ -36,4 +36,6 @@ def _default(info: SettingInfo) -> str:
         return code(f"{value:g}" if isinstance(value, float) else str(value))
     if value in (None, ()):
         return "not set"
+    if isinstance(value, tuple):
+        return code(",".join(value))
     raise LookupError(f"say by shown_default what the default of {info.name} is")

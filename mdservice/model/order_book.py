@@ -16,13 +16,14 @@ Level = tuple[float, int | float]
 
 @attrs.define
 class OrderBook:
-    """The order book of one symbol; or, before the router, a change of it.
+    """The order book of one symbol.
+
+    Before the router it may be a change of the book: then it has the changed levels, in any order,
+    and a size of 0 removes a level.
 
     Attributes:
         symbol: ``BTC/USD``.
-        bids: The levels, best first. In a change, those that changed, in any order; a size of 0
-            removes the level.
-        asks: Likewise.
+        bids, asks: Price and size of each level, best first.
         ts_event_ns: The time of the last change, UTC nanoseconds.
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: Its number among the accepted books of its symbol since the service started, from 1;

@@ -91,7 +91,20 @@ def _identified(
 
 @attrs.define
 class Correction:
-    """A trade that was wrong, and what is right; ``original_id`` names the wrong one."""
+    """A trade that was wrong, and what is right.
+
+    Attributes:
+        symbol: ``AAPL``.
+        exchange: The exchange's code, of both trades.
+        tape: ``A``, ``B`` or ``C``.
+        original_id: The id of the wrong trade, by which to find it.
+        original_price, original_size, original_conditions: Of the wrong trade.
+        corrected_id: The id of the right trade.
+        corrected_price, corrected_size, corrected_conditions: Of the right trade.
+        ts_event_ns: The exchange's time of the correction, UTC nanoseconds.
+        ts_recv_ns: When this machine received it, UTC nanoseconds.
+        seq: As for every record.
+    """
 
     symbol: str
     exchange: str | None
@@ -111,7 +124,19 @@ class Correction:
 
 @attrs.define
 class Cancel:
-    """A trade that did not take place: ``cancel``, or ``error`` where it was entered by mistake."""
+    """A trade that did not take place.
+
+    Attributes:
+        symbol: ``AAPL``.
+        exchange: The exchange's code.
+        tape: ``A``, ``B`` or ``C``.
+        id: The id of the trade, by which to find it.
+        price, size: Of the trade.
+        action: ``cancel``, or ``error`` where the trade was entered by mistake.
+        ts_event_ns: The exchange's time of the cancellation, UTC nanoseconds.
+        ts_recv_ns: When this machine received it, UTC nanoseconds.
+        seq: As for every record.
+    """
 
     symbol: str
     exchange: str | None

@@ -11,6 +11,7 @@ import click
 import pytest
 
 import mdservice
+from docs.generate.kinds import EXAMPLES
 from docs.generate.names import GROUPS, public
 from docs.generate.pages import DRAWN, PAGES, PARTS, filled, parts_of
 from mdservice.cli import cli
@@ -19,6 +20,7 @@ from mdservice.gateway.make import make_tracker
 from mdservice.gateway.serve import gateway_app
 from mdservice.http_api.server import create_app
 from mdservice.model.events import FeedState
+from mdservice.model.kinds import ALL_KINDS, QUOTES
 from mdservice.settings import SETTINGS, Settings
 from mdservice.testing.fake_service import FakeService
 
@@ -178,6 +180,27 @@ def test_every_field_of_a_message_is_explained() -> None:
     fields = set(re.findall(r'"(\w+)":', text))
     assert len(fields) > 20
     assert fields - set(re.findall(r"`(\w+)`", text)) == set()
+
+
+# Kinds of records
+
+
+def test_every_kind_is_there_with_examples() -> None:
+    text = page("kinds")
+    headings = re.findall(r"^### `(\w+)`$", text, re.MULTILINE)
+    assert headings == [kind.channel for kind in ALL_KINDS]
+    for kind in ALL_KINDS:
+        for example in EXAMPLES[kind]:
+            assert kind.encode(kind.decode(kind.encode(example))) == kind.encode(example)
+
+
+def test_every_field_of_a_record_is_explained() -> None:
+    text = page("kinds")
+    for kind in ALL_KINDS:
+        part = text.split(f"### `{kind.channel}`\n")[1].partition("\n### ")[0]
+        fields = set(re.findall(r'"(\w+)":', part)) - {"symbol", "timestamp", "seq"}
+        explained = page("redis") if kind is QUOTES else part
+        assert fields - set(re.findall(r"`(\w+)`", explained)) == set(), kind
 
 
 # Python
