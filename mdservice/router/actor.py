@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Generic
+from functools import partial
+from typing import Any, Generic
 
 import anyio
 import attrs
@@ -24,13 +25,25 @@ from mdservice.model.events import (
     FirstRecords,
     LateRecords,
     RecordBatch,
+    Refreshed,
     RoutedItem,
 )
-from mdservice.model.kinds import KINDS, QUOTES, Kind, Order, R
+from mdservice.model.feeds import STOCKS, Feed, symbols_of
+from mdservice.model.kinds import (
+    CANCELS,
+    CORRECTIONS,
+    QUOTES,
+    TRADES,
+    Kind,
+    R,
+    Repair,
+)
 from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.trade import Correction
 from mdservice.observability.logging import get_logger
 from mdservice.router.gaps import Gaps
-from mdservice.router.sequencer import Echo, Sequencer, merge
+from mdservice.router.policies import TradeSequencer, make_sequencer
+from mdservice.router.sequencer import Echo, Routed, Sequencer
 from mdservice.router.time_checks import ClockCheck, TimeCheck
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, forward
 
@@ -44,12 +57,13 @@ _MOST_AT_ONCE = 1_000
 """The part of a large repair that is sent at once; readers run between two parts."""
 
 
-_SEQUENCERS: Final = {Order.DROP_OLDER: Sequencer}
-
-
 @attrs.frozen
 class RouterSnapshot:
-    """A snapshot of the router, with the names of ``/status``."""
+    """A snapshot of the router, with the names of ``/status``.
+
+    The mappings count the records of each channel: the accepted and the rejected ones, those that a
+    repair fetched, and the first values from REST.
+    """
 
     symbols: int
     quotes_accepted: int
@@ -61,15 +75,24 @@ class RouterSnapshot:
     prices_fetched: int
     clock_behind_s: float | None
     times_frozen_s: float
+    accepted: Mapping[str, int] = attrs.field(factory=dict)
+    rejected: Mapping[str, int] = attrs.field(factory=dict)
+    backfilled: Mapping[str, int] = attrs.field(factory=dict)
+    fetched: Mapping[str, int] = attrs.field(factory=dict)
 
 
 class _Routing(Generic[R]):
     """The sequencer, the gaps and the counters of one kind."""
 
-    def __init__(self, kind: Kind[R]) -> None:
+    def __init__(self, kind: Kind[R], repair: Repair) -> None:
         self.kind = kind
-        self.sequencer: Sequencer[R] = _SEQUENCERS[kind.order](kind)
-        self.gaps = Gaps(kind.channel)
+        self.sequencer: Sequencer[R] = make_sequencer(kind)
+        self.gaps = Gaps(kind.channel, in_order=self.sequencer.in_order)
+        self.timed = kind is QUOTES or kind is TRADES
+        """Whether its records come as they happen, so that their times check the clock."""
+        self.repaired = repair is Repair.FROM_HISTORY
+        self.subscribed_ns: int | None = None
+        """When the feed first acknowledged symbols, UTC nanoseconds."""
         self.accepted = 0
         self.rejected = 0
         self.future = 0
@@ -102,10 +125,10 @@ class QuoteRouter:
         listener: Called with the same items; must not wait.
         clock: The time.
         confirmed: Called with a kind and the symbols whose last record REST has confirmed.
-        kinds: The kinds that it routes.
+        feed: The feed whose kinds it routes.
+        wanted_latest: Called with a kind and a symbol whose latest record is no longer known, since
+            it was canceled: REST may know the one before.
     """
-
-    name = "quote_router"
 
     def __init__(
         self,
@@ -114,8 +137,11 @@ class QuoteRouter:
         listener: Callable[[RoutedItem], None],
         clock: Clock,
         confirmed: Callable[[Kind[Any], Sequence[str]], None] | None = None,
-        kinds: Sequence[Kind[Any]] = KINDS,
+        feed: Feed = STOCKS,
+        wanted_latest: Callable[[Kind[Any], str], None] | None = None,
     ) -> None:
+        self.name = "quote_router" if feed.name == "stocks" else f"{feed.name}_router"
+        self._feed = feed
         self.heartbeat = Heartbeat(clock)
         self._inbox = inbox.inbox(self.heartbeat)
         self._outbox = outbox
@@ -124,7 +150,12 @@ class QuoteRouter:
         self._clock_check = ClockCheck()
         self._time_check = TimeCheck()
         self._confirmed = confirmed
-        self._routings: dict[Kind[Any], _Routing[Any]] = {kind: _Routing(kind) for kind in kinds}
+        self._wanted_latest = wanted_latest
+        self._routings: dict[Kind[Any], _Routing[Any]] = {
+            kind: _Routing(kind, feed.repair(kind)) for kind in feed.kinds
+        }
+        for routing in self._routings.values():
+            routing.sequencer.assumed_ns = partial(self._assumed_ns, routing)
         self._unsent: deque[RoutedItem] = deque()
         """Items that did not fit into the outbox. A restart sends them first."""
         self._filling: _Fill[Any] | None = None
@@ -141,18 +172,23 @@ class QuoteRouter:
 
     def snapshot(self) -> RouterSnapshot:
         """A snapshot of the router."""
-        quotes, every = self._routings[QUOTES], self._routings.values()
+        every = self._routings.values()
+        quotes = self._routings.get(QUOTES)
         return RouterSnapshot(
-            symbols=len(quotes.sequencer),
-            quotes_accepted=quotes.accepted,
-            quotes_stale=quotes.rejected,
+            symbols=len(quotes.sequencer) if quotes else 0,
+            quotes_accepted=quotes.accepted if quotes else 0,
+            quotes_stale=quotes.rejected if quotes else 0,
             future_records=sum(each.future for each in every),
             gaps=sum(each.gaps.reported for each in every),
             gaps_repaired=sum(each.gaps.repaired for each in every),
-            quotes_backfilled=quotes.backfilled,
-            prices_fetched=quotes.fetched,
+            quotes_backfilled=quotes.backfilled if quotes else 0,
+            prices_fetched=quotes.fetched if quotes else 0,
             clock_behind_s=self._clock_check.behind_s(),
             times_frozen_s=round(self._time_check.frozen_s(), 1),
+            accepted={each.kind.channel: each.accepted for each in every},
+            rejected={each.kind.channel: each.rejected for each in every},
+            backfilled={each.kind.channel: each.backfilled for each in every},
+            fetched={each.kind.channel: each.fetched for each in every},
         )
 
     def start_from(self, kind: Kind[R], records: Sequence[R], *, resuming: bool) -> None:
@@ -165,7 +201,25 @@ class QuoteRouter:
         """
         routing = self._routings[kind]
         routing.sequencer.start_from(records, resuming=resuming)
-        routing.gaps.lost(routing.sequencer.newest_ns(), routing.sequencer.symbols())
+        newest_ns, symbols = routing.sequencer.newest_ns(), routing.sequencer.symbols()
+        for each in self._routings.values():
+            if each is routing or not (each.repaired or each.kind.is_companion):
+                each.gaps.lost(newest_ns, symbols)
+
+    def _newest_ns(self) -> int | None:
+        """The time of the newest accepted record of all kinds, UTC nanoseconds."""
+        times = (each.sequencer.newest_ns() for each in self._routings.values())
+        return max((ns for ns in times if ns is not None), default=None)
+
+    def _assumed_ns(self, routing: _Routing[Any]) -> int | None:
+        """The time up to which a kind counts as complete before it had a record.
+
+        All kinds come over one connection. Between the records of some kinds hours may pass.
+        """
+        newest_ns = self._newest_ns()
+        if newest_ns is None and not routing.sequencer.in_order:
+            return routing.subscribed_ns
+        return newest_ns
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Route until the inbox is closed; then close the outbox."""
@@ -179,7 +233,10 @@ class QuoteRouter:
 
     def _take(self, item: FeedItem) -> None:
         if isinstance(item, RecordBatch):
-            self._route(self._routings[item.kind], item.records)
+            routing = self._routings[item.kind]
+            routed = self._route(routing, item.records)
+            if routing.timed:
+                self._check_times(item.records, routed)
         elif isinstance(item, Backfill):
             self._fill(self._routings[item.kind], item)
         elif isinstance(item, FeedResumed):
@@ -188,6 +245,9 @@ class QuoteRouter:
             self._take_late(self._routings[item.kind], item)
         elif isinstance(item, FirstRecords):
             self._take_first(self._routings[item.kind], item)
+        elif isinstance(item, Refreshed):
+            gaps = self._routings[item.kind].gaps
+            self._report("gap", gaps.refreshed(item.symbols, item.failed))
         elif isinstance(item, FeedLost):
             self._lose(item)
         else:
@@ -212,31 +272,52 @@ class QuoteRouter:
                 await checkpoint()
                 self._fill_on(self._filling)
 
-    def _route(self, routing: _Routing[R], records: Sequence[R]) -> Sequence[R]:
+    def _route(self, routing: _Routing[R], records: Sequence[R]) -> Routed[R]:
         routed = routing.sequencer.route(records, self._clock.utc_ns(), FUTURE_TOLERANCE_NS)
-        self._clock_check.add(len(records), routed.ahead_ns)
-        if len(routed.ahead_ns) < len(records):
-            self._time_check.add(routed.accepted, self._clock.monotonic())
         routing.accepted += len(routed.accepted)
         routing.rejected += routed.rejected
         if routed.ahead_ns:
             self._reject_future(routing, routed.ahead_ns)
         if routed.accepted:
+            if routing.kind is CORRECTIONS or routing.kind is CANCELS:
+                self._change_trades(routed.accepted)
             self._send(RecordBatch(routing.kind, routed.accepted))
-        return routed.accepted
+        return routed
+
+    def _check_times(self, records: Sequence[Any], routed: Routed[Any]) -> None:
+        """Compare the times of records from the stream with the clock."""
+        self._clock_check.add(len(records), routed.ahead_ns)
+        if len(routed.ahead_ns) < len(records):
+            self._time_check.add(routed.accepted, self._clock.monotonic())
+
+    def _change_trades(self, changes: Sequence[Any]) -> None:
+        """Apply corrections and cancellations; send the latest trades that they have changed.
+
+        These go out before the events, so that a reader of an event finds the key changed.
+        """
+        trades = self._routings[TRADES].sequencer
+        if not isinstance(trades, TradeSequencer):
+            return
+        for change in changes:
+            correct = isinstance(change, Correction)
+            changed = trades.correct(change) if correct else trades.cancel(change)
+            if changed is not None:
+                self._send(changed)
+                if changed.record is None and self._wanted_latest is not None:
+                    self._wanted_latest(TRADES, changed.symbol)
 
     def _reject_future(self, routing: _Routing[Any], ahead_ns: Sequence[int]) -> None:
         routing.future += len(ahead_ns)
-        _log.warning("quote_from_the_future", ahead_s=ahead_ns[0] / 1e9)
+        _log.warning(
+            "record_from_the_future", channel=routing.kind.channel, ahead_s=ahead_ns[0] / 1e9
+        )
 
     def _fill(self, routing: _Routing[R], backfill: Backfill[R]) -> None:
         """Merge past records and the live ones that waited for them, without repeats."""
         sequencer = routing.sequencer
         past = {id(record) for record in backfill.past}
-        merged = merge(routing.kind, backfill.past, backfill.live)
-        echoes = [record for record in merged if id(record) in past]
         echoes_before = sequencer.take_echoes()  # this repair has none yet
-        missing = sequencer.not_out_yet(merged)
+        missing, echoes = sequencer.fill(backfill.past, backfill.live)
         going_on = {id(record) for record in missing}
         routing.rejected += sum(1 for record in backfill.live if id(record) not in going_on)
         starts = range(0, len(missing), _MOST_AT_ONCE)
@@ -247,7 +328,7 @@ class QuoteRouter:
         """Route the next part of the repair."""
         routing = fill.routing
         if fill.parts:
-            accepted = self._route(routing, fill.parts.popleft())
+            accepted = self._route(routing, fill.parts.popleft()).accepted
             from_history = [record.symbol for record in accepted if id(record) in fill.past]
             fill.backfilled.update(from_history)
             routing.backfilled += len(from_history)
@@ -266,10 +347,11 @@ class QuoteRouter:
     def _take_late(self, routing: _Routing[R], late: LateRecords[R]) -> None:
         """Send the late records that are still in order; report a gap for the others."""
         sequencer = routing.sequencer
-        accepted = self._route(routing, sequencer.not_out_yet(late.records))
+        known = {id(record) for record in late.records if sequencer.was_accepted(record)}
+        accepted = self._route(routing, sequencer.not_out_yet(late.records)).accepted
         sequencer.expect_again(accepted, sequencer.take_echoes())
         routing.backfilled += len(accepted)
-        out = {id(record) for record in accepted}
+        out = known | {id(record) for record in accepted}
         lost = {record.symbol for record in late.records if id(record) not in out}
         routing.gaps.brought(sequencer.newest_ns(), {record.symbol for record in accepted})
         symbols = late.unknown.union(lost)
@@ -290,26 +372,52 @@ class QuoteRouter:
             self._send(RecordBatch(routing.kind, fetched.accepted))
 
     def _lose(self, lost: FeedLost) -> None:
+        newest_ns = self._newest_ns()
         for routing in self._routings.values():
             sequencer = routing.sequencer
-            symbols = set(lost.symbols)
-            if EVERY_SYMBOL in symbols:
-                symbols = (symbols | set(sequencer.symbols())) - {EVERY_SYMBOL}
-            routing.gaps.lost(sequencer.newest_ns(), symbols, sequencer.streamed_ns)
-            sequencer.take_echoes()  # the stream that might have sent them is gone
-        self._send(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}))
+            symbols = self._lost_symbols(routing, lost)
+            sequencer.lose(symbols)
+            if routing.kind.is_companion:
+                continue  # its gap is that of the kind with which it comes
+            if routing.repaired:
+                from_ns = sequencer.newest_ns()
+                from_ns = sequencer.assumed_ns() if from_ns is None else from_ns
+            else:
+                from_ns = lost.at_ns if newest_ns is None else newest_ns
+            routing.gaps.lost(from_ns, symbols, sequencer.streamed_ns)
+        self._send(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}, self._feed.name))
+
+    def _lost_symbols(self, routing: _Routing[Any], lost: FeedLost) -> set[str]:
+        """The symbols of a kind that were subscribed; with ``*``, those that a repair can ask for.
+
+        Without such symbols, as of news, and of kinds without a history, it is ``*`` itself.
+        """
+        symbols = set(symbols_of(lost.topics, routing.kind))
+        if EVERY_SYMBOL not in symbols:
+            return symbols
+        if routing.repaired:
+            symbols.update(routing.sequencer.symbols())
+            symbols.discard(EVERY_SYMBOL)
+            if symbols:
+                return symbols
+        return {EVERY_SYMBOL}
 
     def _resume(self, routing: _Routing[Any], resumed: FeedResumed) -> None:
         """Report the gap after a lost connection."""
+        if routing.kind.is_companion:
+            return
+        if routing.subscribed_ns is None and resumed.symbols:
+            routing.subscribed_ns = resumed.at_ns
         gaps = routing.gaps.resumed(
             resumed.at_ns,
             resumed.symbols,
             resumed.left_out,
             routing.sequencer.streamed_ns,
             repairing=resumed.repairing,
+            refreshing=resumed.refreshing,
         )
         self._report("gap", gaps)
 
     def _report(self, state: FeedState, details: Sequence[dict[str, Any]]) -> None:
         for each in details:
-            self._send(FeedStatus(state, self._clock.utc_ns(), each))
+            self._send(FeedStatus(state, self._clock.utc_ns(), each, self._feed.name))

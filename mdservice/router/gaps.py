@@ -1,4 +1,4 @@
-"""The gaps of a feed: symbols with missing quotes, since when, repaired or not. Pure.
+"""The gaps of a feed: symbols with missing records, since when, repaired or not. Pure.
 
 ::
 
@@ -6,6 +6,9 @@
                 ▲  │                     │
                 │  └── unfulfilled: stays missing, and is reported when it returns
                 └──────── lost again ◀───┘  before it was filled: reported again, from the same time
+
+A gap that is refreshed is reported only when the latest values are out. If the connection is lost
+before that, one gap covers both outages.
 """
 
 from __future__ import annotations
@@ -23,15 +26,16 @@ __all__ = ["Gaps"]
 
 @attrs.define
 class _Gap:
-    """A reported gap that is being repaired; ``times`` is how often it was reported."""
+    """A gap that is being repaired or refreshed; ``times`` is how often it was reported."""
 
     from_ns: int
     to_ns: int
     symbols: frozenset[str]
     times: int = 1
 
-    def details(self, **more: Any) -> dict[str, Any]:
+    def details(self, channel: str, **more: Any) -> dict[str, Any]:
         return {
+            "channel": channel,
             "from": format_ns(self.from_ns),
             "to": format_ns(self.to_ns),
             "symbols": sorted(self.symbols),
@@ -44,19 +48,25 @@ class Gaps:
 
     Args:
         channel: The kind's channel: ``gap_repaired`` has the count of records under this name.
+        in_order: Whether records older than their symbol's last one are rejected, so that a gap
+            behind it can no longer be filled.
 
     Attributes:
         reported: How many gaps were reported.
         repaired: How many of them were repaired.
     """
 
-    def __init__(self, channel: str) -> None:
+    def __init__(self, channel: str, *, in_order: bool = True) -> None:
         self._channel = channel
+        self._in_order = in_order
         self.reported = 0
         self.repaired = 0
         self._missing: dict[str, int] = {}
         """The missing symbols, with the time of the last accepted record before the loss."""
         self._being_repaired: list[_Gap] = []
+        self._being_refreshed: list[_Gap] = []
+        self._refreshes = 0
+        """How many refreshes are under way."""
         self._unrepaired: set[str] = set()
         """Symbols whose last gap remained although those of other symbols were repaired."""
 
@@ -75,7 +85,10 @@ class Gaps:
             last_ns: Returns the time of a symbol's last accepted record. An unrepaired symbol is
                 missing from this time, since history may have advanced the other symbols.
         """
-        since = {symbol: gap.from_ns for gap in self._being_repaired for symbol in gap.symbols}
+        unfinished = (*self._being_repaired, *self._being_refreshed)
+        since = {symbol: gap.from_ns for gap in unfinished for symbol in gap.symbols}
+        self._being_refreshed = []
+        self._refreshes = 0
         for symbol in symbols:
             complete_ns = newest_ns
             if symbol in self._unrepaired and newest_ns is not None:
@@ -92,6 +105,7 @@ class Gaps:
         last_ns: Callable[[str], int | None],
         *,
         repairing: bool,
+        refreshing: bool = False,
     ) -> list[dict[str, Any]]:
         """Report the gaps of symbols whose records come again.
 
@@ -102,6 +116,7 @@ class Gaps:
             last_ns: Returns the time of a symbol's last accepted record. If one was published since
                 the loss, earlier records can no longer be sent in order, and the gap remains.
             repairing: Whether :meth:`filled` will be called.
+            refreshing: Whether :meth:`refreshed` will be called, which then reports the gaps.
 
         Returns:
             The contents of ``gap``, one for each time from which symbols were missing.
@@ -111,17 +126,48 @@ class Gaps:
         still_missing: dict[str, int] = {}
         for symbol, from_ns in self._missing.items():
             if symbol in followed or EVERY_SYMBOL in followed:
-                went_on = (last_ns(symbol) or 0) > from_ns
+                went_on = self._in_order and (last_ns(symbol) or 0) > from_ns
                 (too_late if went_on else repairable).setdefault(from_ns, set()).add(symbol)
             elif symbol in left_out:
                 still_missing[symbol] = from_ns
         self._missing = still_missing
         gaps = _gaps(repairable, at_ns)
         reported = [*_gaps(too_late, at_ns), *gaps]
+        if refreshing:
+            self._being_refreshed += reported
+            self._refreshes += 1
+            return []
         self.reported += len(reported)
         if repairing:
             self._replace(gaps)
-        return [gap.details() for gap in reported]
+        return [gap.details(self._channel) for gap in reported]
+
+    def refreshed(self, symbols: Collection[str], failed: Collection[str]) -> list[dict[str, Any]]:
+        """Report the gaps whose latest values are out, and those that could not be refreshed.
+
+        Args:
+            symbols: The symbols whose latest value is out.
+            failed: The symbols whose latest value could not be had.
+
+        Returns:
+            The contents of ``gap``.
+        """
+        self._refreshes -= 1
+        details = []
+        waiting = []
+        for gap in self._being_refreshed:
+            fresh = gap.symbols.intersection(symbols)
+            old = gap.symbols - fresh
+            if self._refreshes > 0:  # the others are part of another refresh
+                old &= frozenset(failed)
+                waiting.append(_Gap(gap.from_ns, gap.to_ns, gap.symbols - fresh - old))
+            for part, more in ((fresh, {"refreshed": True}), (old, {})):
+                if part:
+                    one = _Gap(gap.from_ns, gap.to_ns, part)
+                    details.append(one.details(self._channel, **more))
+        self._being_refreshed = [gap for gap in waiting if gap.symbols]
+        self.reported += len(details)
+        return details
 
     def _replace(self, gaps: list[_Gap]) -> None:
         """Report these again with the next repair, which covers them."""
@@ -139,13 +185,15 @@ class Gaps:
 
         Args:
             newest_ns: The time of the last accepted record now, UTC nanoseconds.
-            symbols: The symbols of these quotes.
+            symbols: The symbols of these records.
         """
+        if not self._in_order:
+            return
         for symbol in self._missing.keys() & set(symbols):
             self._missing[symbol] = max(self._missing[symbol], newest_ns or 0)
 
     def late(self, from_ns: int, to_ns: int, symbols: Collection[str]) -> list[dict[str, Any]]:
-        """Report that history had quotes of a repair too late.
+        """Report that history had records of a repair too late.
 
         Args:
             from_ns: The time of the last record that was published before, UTC nanoseconds.
@@ -158,7 +206,8 @@ class Gaps:
         if not symbols:
             return []
         self.reported += 1
-        return [_Gap(from_ns, to_ns, frozenset(symbols)).details(reason="history was late")]
+        gap = _Gap(from_ns, to_ns, frozenset(symbols))
+        return [gap.details(self._channel, reason="history was late")]
 
     def filled(
         self,
@@ -172,15 +221,19 @@ class Gaps:
         Args:
             until_ns: The time of the end, UTC nanoseconds.
             newest_ns: The time of the last accepted record now.
-            counts: The number of repaired records by symbol.
+            counts: The number of repaired records by symbol. Those under ``*``, as of news, are
+                counted with the first gap.
             complete: The completely repaired symbols.
 
         Returns:
             The content of ``gap_repaired``; empty if no reported gap is repaired.
         """
         details = []
+        of_all = counts.get(EVERY_SYMBOL, 0)
         for gap in self._being_repaired:
-            if newest_ns is not None:  # lost again meanwhile: the new gap begins here
+            if (
+                newest_ns is not None and self._in_order
+            ):  # lost again meanwhile: the new gap begins here
                 for symbol in gap.symbols.intersection(self._missing):
                     self._missing[symbol] = newest_ns
             repaired = gap.symbols.intersection(complete)
@@ -190,8 +243,9 @@ class Gaps:
             if repaired == gap.symbols:
                 self.repaired += gap.times
             fixed = _Gap(gap.from_ns, max(gap.to_ns, until_ns), repaired)
-            count = sum(counts.get(symbol, 0) for symbol in repaired)
-            details.append(fixed.details(**{self._channel: count}))
+            count = of_all + sum(counts.get(each, 0) for each in repaired - {EVERY_SYMBOL})
+            of_all = 0
+            details.append(fixed.details(self._channel, **{self._channel: count}))
         self._being_repaired = []
         return details
 

@@ -5,20 +5,22 @@ one. At the start, it may be the last record of an earlier run, with number 0.
 
 A *first price* is the latest record from REST, fetched when the symbol was subscribed. An *echo* is
 a record that history gave to a repair and that the stream may send too.
+
+:mod:`mdservice.router.policies` has the sequencers of the other order policies.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Generic
+from typing import ClassVar, Generic
 
 import attrs
 
 from mdservice.model.kinds import Kind, R, Record
 
-__all__ = ["Echo", "Fetched", "Routed", "Sequencer", "merge"]
+__all__ = ["Echo", "Fetched", "Routed", "Sequencer", "merge", "without_number"]
 
 _MOST_AT_ONE_TIME = 1000
 """How many records of one symbol and time are kept, to recognise them in history."""
@@ -32,13 +34,22 @@ Echo = tuple[int, Hashable]
 class Sequencer(Generic[R]):
     """Keeps the last accepted record of each symbol, and decides about the next one.
 
-    It implements the order policy :attr:`Order.DROP_OLDER`.
+    It implements the order policy :attr:`Order.DROP_OLDER`, and is the base of the others.
 
     Args:
         kind: The kind of its records.
+
+    Attributes:
+        assumed_ns: Returns the time up to which records count as complete before the first one was
+            accepted, UTC nanoseconds, or None.
     """
 
+    in_order: ClassVar[bool] = True
+    """Whether it rejects records that are older than the last one of their symbol."""
+
     def __init__(self, kind: Kind[R]) -> None:
+        self.assumed_ns: Callable[[], int | None] = lambda: None
+        self._kind = kind
         self._identity = kind.identity
         self._latest: dict[str, R] = {}
         self._before_at_same_time: dict[str, list[R]] = {}
@@ -89,21 +100,21 @@ class Sequencer(Generic[R]):
         return max((record.ts_event_ns for record in self._resumable()), default=None)
 
     def complete_until_ns(self) -> int | None:
-        """The time up to which received records were accepted, UTC nanoseconds; None without any.
+        """The time up to which received records were accepted, UTC nanoseconds.
 
-        If the time of a record is later than its arrival, its arrival counts.
+        If the time of a record is later than its arrival, its arrival counts. Without any record,
+        it is :attr:`assumed_ns`.
         """
-        return max(
-            (min(record.ts_event_ns, record.ts_recv_ns) for record in self._resumable()),
-            default=None,
-        )
+        times = (min(record.ts_event_ns, record.ts_recv_ns) for record in self._resumable())
+        until_ns = max(times, default=None)
+        return self.assumed_ns() if until_ns is None else until_ns
 
     def symbols(self) -> Sequence[str]:
         """The symbols with an accepted record at which a repair can begin, so no first price."""
         return [record.symbol for record in self._resumable()]
 
     def start_from(self, records: Iterable[R], *, resuming: bool) -> None:
-        """Continue where an earlier run ended: accept nothing older than its last records.
+        """Continue where an earlier run ended: from history accept nothing older.
 
         Args:
             records: One record per symbol, with the earlier run's numbers.
@@ -111,7 +122,7 @@ class Sequencer(Generic[R]):
         """
         for record in records:
             self._earlier[record.symbol] = record
-            self._latest[record.symbol] = _without_number(record)
+            self._latest[record.symbol] = without_number(record)
         self._resuming = resuming
 
     def route(self, records: Iterable[R], now_ns: int, tolerance_ns: int) -> Routed[R]:
@@ -205,17 +216,52 @@ class Sequencer(Generic[R]):
                 streamed = last.seq and symbol not in self._firsts
                 if streamed and last.ts_recv_ns >= asked_ns[symbol]:
                     continue
-                if record.ts_event_ns <= last.ts_event_ns:
+                if not self._is_newer(record, last):
                     known.append(symbol)
                     self._confirmed.add(symbol)
                     continue
                 record.symbol = last.symbol
-            record.seq = last.seq + 1 if last is not None else 1
+            self._accept_first(record, last)
             self._latest[symbol] = record
-            self._before_at_same_time.pop(symbol, None)
             self._firsts.add(symbol)
             accepted.append(record)
         return Fetched(accepted, known, ahead_ns)
+
+    def _is_newer(self, record: R, last: R) -> bool:
+        """Whether a record from REST is newer than the symbol's last one."""
+        return record.ts_event_ns > last.ts_event_ns
+
+    def _accept_first(self, record: R, last: R | None) -> None:
+        """Number a first price."""
+        record.seq = last.seq + 1 if last is not None else 1
+        self._before_at_same_time.pop(record.symbol, None)
+
+    def lose(self, symbols: Collection[str]) -> None:  # noqa: ARG002 - order books need them
+        """Note that records of these symbols are missing from now on.
+
+        The stream does not repeat records of an earlier connection.
+        """
+        self.take_echoes()
+
+    def fill(self, past: Sequence[R], live: Sequence[R]) -> tuple[list[R], list[R]]:
+        """Join the records of a repair with the live ones that waited for them.
+
+        Args:
+            past: The records from history, in the order of their times within each symbol.
+            live: The records from the stream, in the order of their arrival.
+
+        Returns:
+            The records to route, in this order, and the records from history that the stream may
+            still repeat.
+        """
+        merged = merge(self._kind, past, live)
+        from_history = {id(record) for record in past}
+        echoes = [record for record in merged if id(record) in from_history]
+        return self.not_out_yet(merged), echoes
+
+    def was_accepted(self, record: R) -> bool:  # noqa: ARG002 - it cannot tell
+        """Whether this very record is known to be accepted already."""
+        return False
 
     def not_out_yet(self, records: Sequence[R]) -> list[R]:
         """Return the past records that come after the last accepted record of their symbol.
@@ -369,7 +415,8 @@ def _time(record: Record) -> int:
     return record.ts_event_ns
 
 
-def _without_number(record: R) -> R:
+def without_number(record: R) -> R:
+    """A copy of a record with the number 0, as of an earlier run."""
     again = copy(record)
     again.seq = 0
     return again

@@ -23,6 +23,7 @@ from mdservice.model.events import (
     RecordBatch,
     RoutedItem,
 )
+from mdservice.model.feeds import Feed, Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.publish.publisher import EventPublisher
@@ -52,7 +53,7 @@ class Pipeline:
         self.store = MemoryPriceStore(clock=self.clock, event_log="log")
         self.vouched: set[str] = set()
         self.router = QuoteRouter(
-            self.feed, self.events.outbox, self.readers.offer, self.clock, kinds=BOTH
+            self.feed, self.events.outbox, self.readers.offer, self.clock, feed=Feed("stocks", BOTH)
         )
         self.publisher = EventPublisher(
             self.events, self.batches.outbox, self.acknowledged, 1_000, self.clock
@@ -153,7 +154,9 @@ async def test_its_gap_is_its_own_and_is_repaired(autojump_clock: Any) -> None:
         await made.send(
             RecordBatch(QUOTES, [made.quote(1)]),
             RecordBatch(DEPTHS, [made.depth(1)]),
-            FeedLost(made.start_ns, symbols, "cut"),
+            FeedLost(
+                made.start_ns, frozenset((Topic("quotes", "AAPL"), Topic("depths", "AAPL"))), "cut"
+            ),
         )
         history.add([made.depth(2), made.depth(3)], DEPTHS)
         history.add([made.quote(2)])
@@ -181,8 +184,8 @@ async def test_its_first_value_comes_from_rest_and_an_earlier_run_is_continued(
             FirstRecords(DEPTHS, [made.depth(7)], asked_ns), RecordBatch(DEPTHS, [made.depth(6)])
         )
         assert made.published() == [(7, 1)]
-        last = await read_last_records(made.store, DEPTHS, ["AAPL", "MSFT"], 2**62)
-        assert [(depth.orders, depth.seq) for depth in last] == [(7, 1)]
+        last = await read_last_records(made.store, {DEPTHS: ["AAPL", "MSFT"]}, 2**62)
+        assert [(depth.orders, depth.seq) for depth in last[DEPTHS]] == [(7, 1)]
 
 
 async def test_a_server_that_came_back_empty_gets_its_values_again(autojump_clock: Any) -> None:

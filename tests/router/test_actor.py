@@ -19,6 +19,7 @@ from mdservice.model.events import (
     RecordBatch,
     RoutedItem,
 )
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
@@ -87,7 +88,8 @@ class Bench:
         return FeedStatus(state, self.start_ns + int(at_s * SECOND_NS))
 
     def lost(self, *symbols: str) -> FeedLost:
-        return FeedLost(self.start_ns, frozenset(symbols), "reset")
+        topics = frozenset(Topic("quotes", symbol) for symbol in symbols)
+        return FeedLost(self.start_ns, topics, "reset")
 
     @property
     def story(self) -> list[Any]:
@@ -235,6 +237,7 @@ async def test_tells_the_gap_that_a_lost_connection_leaves(
         gap = bench.items[-1]
         assert isinstance(gap, FeedStatus)
         assert gap.details == {
+            "channel": "quotes",
             "from": format_ns(bench.start_ns + 9 * SECOND_NS),  # of the last quote, not the loss
             "to": format_ns(bench.start_ns + 30 * SECOND_NS),
             "symbols": ["AAPL", "MSFT"],

@@ -25,6 +25,7 @@ from mdservice.model.events import (
     RecordBatch,
     RoutedItem,
 )
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote, identity
 from mdservice.model.timestamps import format_ns
@@ -37,7 +38,8 @@ SYMBOLS = ["AAPL"]
 
 
 def told(start_ns: int, end_ns: int, symbols: Sequence[str] = SYMBOLS, **more: Any) -> Any:
-    return {"from": format_ns(start_ns), "to": format_ns(end_ns), "symbols": list(symbols), **more}
+    times = {"from": format_ns(start_ns), "to": format_ns(end_ns)}
+    return {"channel": "quotes", **times, "symbols": list(symbols), **more}
 
 
 def resumed(
@@ -295,7 +297,7 @@ def status(state: Any) -> FeedStatus:
     return FeedStatus(state, START_NS)
 
 
-LOST = FeedLost(START_NS, frozenset(("AAPL", "MSFT")), "reset")
+LOST = FeedLost(START_NS, frozenset((Topic("quotes", "AAPL"), Topic("quotes", "MSFT"))), "reset")
 
 
 def feed_resumed(*symbols: str, repairing: bool = True) -> FeedResumed:
@@ -427,7 +429,7 @@ async def test_tells_gap_then_the_quotes_then_gap_repaired(autojump_clock: Any) 
             feed_resumed("AAPL", "MSFT", "TSLA"),
         )
         assert bench.states == ["disconnected", "connected", "gap"]
-        told = {"from": format_ns(START_NS + 2), "symbols": ["AAPL", "MSFT"]}
+        told = {"channel": "quotes", "from": format_ns(START_NS + 2), "symbols": ["AAPL", "MSFT"]}
         gap = bench.items[-1]
         assert isinstance(gap, FeedStatus)
         assert gap.details == {**told, "to": format_ns(START_NS + 77)}
