@@ -105,10 +105,11 @@ def told(result: CheckResult) -> str:
 # Feed
 
 
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
 @pytest.mark.parametrize("driver", ["auto", "alpaca-py", "websockets"])
-async def test_the_embedded_simulator_lets_every_driver_in(driver: Any) -> None:
+async def test_the_embedded_simulator_lets_every_driver_in(driver: Any, feed: Feed) -> None:
     with anyio.fail_after(20):
-        result = await check_feed(Settings(driver=driver), None)
+        result = await check_feed(Settings(driver=driver), None, feed)
     assert result.outcome == "ok"
     assert "simulator: logged in by" in told(result)
 
@@ -120,11 +121,13 @@ async def test_a_running_services_connection_is_not_taken() -> None:
     assert "running, iex connected" in told(result)
 
 
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
 @pytest.mark.parametrize("driver", ["alpaca-py", "websockets"])
-async def test_wrong_keys_are_configuration(driver: Any) -> None:
+async def test_wrong_keys_are_configuration(driver: Any, feed: Feed) -> None:
     with anyio.fail_after(20):
         async with open_simulator(SimulatorConfig(rate=0, key="right", secret="right")) as alpaca:
-            result = await check_feed(Settings(**KEYS, feed_url=alpaca.url, driver=driver), None)
+            settings = Settings(**KEYS, feed="simulator", feed_url=alpaca.url, driver=driver)
+            result = await check_feed(settings, None, feed)
     assert (result.outcome, result.configuration) == ("FAIL", True)
     assert "402" in told(result)
 
