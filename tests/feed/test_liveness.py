@@ -12,11 +12,13 @@ import pytest
 from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.liveness import LONGEST_S, Hours, Judge, Liveness
-from mdservice.model.kinds import QUOTES, Kind
+from mdservice.model.feeds import Topic
+from mdservice.model.kinds import QUOTES, TRADES, Kind
 from mdservice.model.quote import Quote
+from mdservice.model.trade import Trade
 from mdservice.router.sequencer import Sequencer
 from mdservice.testing import FakeHistory, VirtualClock
-from tests.topics import quotes
+from tests.topics import quotes, trades
 
 LIMIT_S = 30.0
 
@@ -428,3 +430,120 @@ async def test_a_request_that_is_refused_does_not_show_a_dead_socket(
     bench.history.refuses = dict.fromkeys(symbols, words)
     assert await bench.until_given_up(10 * LONGEST_S) is None
     assert bench.told == []
+
+
+# ---- one silent symbol among others that flow
+
+
+async def flow(bench: Bench, for_s: float) -> None:
+    """AAPL is quoted every five seconds."""
+    for _ in range(int(for_s / 5)):
+        bench.receive("AAPL")
+        await anyio.sleep(5)
+
+
+async def watched(bench: Bench, for_s: float) -> None:
+    """AAPL flows that long while the connection is watched; it must not be given up."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.until_given_up, for_s + 1)
+        await flow(bench, for_s)
+        tasks.cancel_scope.cancel()
+    assert bench.reasons == []
+
+
+async def test_a_silent_symbol_is_refreshed_and_reported(autojump_clock: Any) -> None:
+    bench = Bench()
+    bench.connect("AAPL", "MSFT", "SPY")
+    bench.receive("MSFT")
+    await anyio.sleep(1)
+    bench.miss("MSFT")
+    missed = bench.history._recorded[-1][2]
+    await watched(bench, 130)
+    assert bench.silent == [["MSFT"]], "once: the next look finds nothing newer"
+    assert [quote.ts_event_ns for quote in bench.refreshed] == [missed.ts_event_ns]
+    assert bench.sequencer.last_ns("MSFT") == missed.ts_event_ns
+
+
+async def test_a_symbol_never_heard_since_it_was_subscribed_is_found(autojump_clock: Any) -> None:
+    bench = Bench()
+    bench.connect("AAPL", "MSFT")
+    await anyio.sleep(1)
+    bench.miss("MSFT")
+    await watched(bench, 130)
+    assert bench.silent == [["MSFT"]]
+
+
+async def test_a_quiet_symbol_is_not_reported(autojump_clock: Any) -> None:
+    bench = Bench()
+    bench.connect("AAPL", "MSFT")
+    bench.receive("MSFT")
+    await watched(bench, 400)
+    assert bench.silent == []
+    assert len(bench.looks) <= 400 / 60, "one request a minute at most"
+
+
+async def test_a_record_on_its_way_is_not_reported(autojump_clock: Any) -> None:
+    bench = Bench()
+    bench.connect("AAPL", "MSFT")
+    bench.receive("MSFT")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.until_given_up, 200)
+        await flow(bench, 55)
+        await anyio.sleep(4.9)
+        bench.miss("MSFT")
+        bench.receive("AAPL")
+        await anyio.sleep(0.2)
+        tasks.cancel_scope.cancel()
+    assert bench.silent == []
+    assert len(bench.looks) == 1
+
+
+@pytest.mark.parametrize("hours", ["extended", "closed"])
+async def test_before_the_open_a_socket_is_dead_only_if_history_shows_it(
+    autojump_clock: Any, hours: Hours
+) -> None:
+    bench = Bench()
+    bench.hours = hours
+    bench.connect("AAPL")
+    bench.receive()
+    assert await bench.until_given_up(100) is None
+    bench.miss()
+    given_up_s = await bench.until_given_up(1_000)
+    assert (given_up_s is not None) == (hours == "extended")
+
+
+async def test_before_the_open_a_history_that_does_not_answer_shows_nothing(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench()
+    bench.hours = "extended"
+    bench.history.always = HistoryUnavailable("down")
+    bench.connect("AAPL")
+    assert await bench.until_given_up(2_000) is None
+
+
+async def test_without_quotes_silence_is_judged_by_trades(autojump_clock: Any) -> None:
+    bench = Bench()
+    trades_out = Sequencer(TRADES)
+    halving = HalvingHistory(bench.history, TRADES)
+    watch = Liveness(
+        LIMIT_S,
+        [Judge(QUOTES, None, bench.sequencer), Judge(TRADES, halving, trades_out)],
+        bench._hours,
+        bench.clock.utc_ns,
+        bench._refresh,
+    )
+    bench.watch = watch
+    watch.begin()
+    watch.subscribed(trades("AAPL"), bench.clock.utc_ns())
+    await anyio.sleep(1)
+    now_ns = bench.clock.utc_ns()
+    bench.history.add([Trade("AAPL", 1.0, 1, "V", (), "C", 1, now_ns, now_ns)], TRADES)
+    assert await bench.until_given_up(100) is not None
+
+
+async def test_silence_of_statuses_alone_shows_nothing(autojump_clock: Any) -> None:
+    bench = Bench()
+    bench.watch.begin()
+    bench.watch.subscribed([Topic("statuses", "AAPL")], bench.clock.utc_ns())
+    assert await bench.until_given_up(5_000) is None
