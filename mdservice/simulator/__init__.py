@@ -25,6 +25,8 @@ Without a port, as on trio's virtual clock, httpx reaches it through
 
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.faults import (
+    CancelTrade,
+    CorrectTrade,
     CutRest,
     Drop,
     Duplicate,
@@ -32,6 +34,7 @@ from mdservice.simulator.faults import (
     Freeze,
     Garble,
     GarbleRest,
+    Halt,
     Mute,
     Planned,
     Refuse,
@@ -56,7 +59,9 @@ __all__ = [
     "DEMO_POSITIONS",
     "SILENCE",
     "UNIVERSE",
+    "CancelTrade",
     "ConnectionInfo",
+    "CorrectTrade",
     "CutRest",
     "Drop",
     "Duplicate",
@@ -64,6 +69,7 @@ __all__ = [
     "Freeze",
     "Garble",
     "GarbleRest",
+    "Halt",
     "Holding",
     "MemoryByteStream",
     "Mute",

@@ -15,6 +15,7 @@ from mdservice.simulator.market import UNIVERSE, Market, Shape
 from mdservice.simulator.paper_account import Trader, parse_positions
 from mdservice.simulator.rest_history import HISTORY_FEEDS, LATEST_FEEDS, RestRules
 from mdservice.simulator.session import Account, SessionRules
+from mdservice.simulator.tape import TapeRules
 
 __all__ = ["SimulatorConfig"]
 
@@ -33,6 +34,14 @@ def _positive(default: float) -> Any:
 
 def _not_negative(default: float) -> Any:
     return attrs.field(default=default, validator=validators.ge(0))
+
+
+def _ratio(default: float) -> Any:
+    return attrs.field(default=default, validator=[validators.ge(0), validators.le(1)])
+
+
+def _every(default_s: float | None) -> Any:
+    return attrs.field(default=default_s, validator=validators.optional(validators.gt(0)))
 
 
 def _limit(default: int | None, least: int) -> Any:
@@ -58,6 +67,15 @@ class SimulatorConfig:
         zipf: How uneven the symbols' shares of the rate are: 0 all alike.
         weights: Shares of single symbols, by symbol, in the place of those.
         exchanges: Exchange codes to draw from.
+        trades_per_quote: Trades of a symbol for each of its quotes, 0 to 1, while a client
+            subscribes to it in any other channel than ``quotes``.
+        late_trade_ratio: Which part of them is reported 1 to 20 s late.
+        correction_ratio: Which part is corrected, some seconds later.
+        cancel_ratio: Which part is canceled, likewise.
+        imbalance_ratio: Which part comes with an imbalance.
+        halt_every_s: Mean seconds between halts of one symbol or another; None for none but those
+            of the script.
+        halt_s: How long a halt takes.
         zero_side_ratio: Which part of the quotes has one side without a price, 0 to 1.
         silent_symbols: Acknowledged when subscribed to, yet never quoted.
         key: The key that is accepted; None accepts any that is not empty.
@@ -107,9 +125,14 @@ class SimulatorConfig:
     exchanges: tuple[str, ...] = attrs.field(
         default=("V", "Q", "N", "P", "K", "Z"), converter=tuple, validator=validators.min_len(1)
     )
-    zero_side_ratio: float = attrs.field(
-        default=0.0, validator=[validators.ge(0), validators.le(1)]
-    )
+    zero_side_ratio: float = _ratio(0.0)
+    trades_per_quote: float = _ratio(0.15)
+    late_trade_ratio: float = _ratio(0.002)
+    correction_ratio: float = _ratio(0.0005)
+    cancel_ratio: float = _ratio(0.0005)
+    imbalance_ratio: float = _ratio(0.002)
+    halt_every_s: float | None = _every(600.0)
+    halt_s: float = _positive(20.0)
     silent_symbols: AbstractSet[str] = _names()
     key: str | None = attrs.field(default=None, repr=False)
     secret: str | None = attrs.field(default=None, repr=False)
@@ -140,9 +163,7 @@ class SimulatorConfig:
     positions: Mapping[str, tuple[Decimal, Decimal]] = attrs.field(
         default=(), converter=parse_positions
     )
-    trade_every_s: float | None = attrs.field(
-        default=None, validator=validators.optional(validators.gt(0))
-    )
+    trade_every_s: float | None = _every(None)
     faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple)
 
     def account(self) -> Account:
@@ -173,6 +194,20 @@ class SimulatorConfig:
     def trader(self) -> Trader:
         """Who makes the seeded trades, before the first of them."""
         return Trader(self.seed, (*self.positions, *_TRADED), len(self.positions))
+
+    def tape_rules(self) -> TapeRules:
+        """What the market of stocks reports besides quotes."""
+        return TapeRules(
+            seed=self.seed,
+            exchanges=self.exchanges,
+            trades_per_quote=self.trades_per_quote,
+            late_trade_ratio=self.late_trade_ratio,
+            correction_ratio=self.correction_ratio,
+            cancel_ratio=self.cancel_ratio,
+            imbalance_ratio=self.imbalance_ratio,
+            halt_every_s=self.halt_every_s,
+            halt_s=self.halt_s,
+        )
 
     def market(self) -> Market:
         """The market, before its first quote."""

@@ -16,6 +16,8 @@ from mdservice.simulator.session import Silence, When
 from mdservice.simulator.wire import OutFrame, S
 
 __all__ = [
+    "CancelTrade",
+    "CorrectTrade",
     "CutRest",
     "DataFault",
     "DataFaults",
@@ -25,6 +27,8 @@ __all__ = [
     "Freeze",
     "Garble",
     "GarbleRest",
+    "Halt",
+    "MarketEvent",
     "Mute",
     "Planned",
     "Refuse",
@@ -130,6 +134,28 @@ class Reorder:
     frames: int = 1
 
 
+@attrs.frozen
+class Halt:
+    """Trading in a stock is halted, for ``for_s`` seconds; not if it is halted already."""
+
+    symbol: str
+    for_s: float = 20.0
+
+
+@attrs.frozen
+class CorrectTrade:
+    """The latest trade of a stock is corrected; nothing happens where there is no trade."""
+
+    symbol: str
+
+
+@attrs.frozen
+class CancelTrade:
+    """The latest trade of a stock is canceled; nothing happens where there is no trade."""
+
+    symbol: str
+
+
 def _known_status(_: Any, __: Any, status: int) -> None:
     http.HTTPStatus(status)
 
@@ -184,7 +210,9 @@ RestFault = RefuseRest | SlowRest | CutRest | GarbleRest
 """What is done to the answer of a REST request."""
 DataFault = Mute | Freeze | Slow | Garble | Spoil | Duplicate | Reorder
 """What is done to the data of a connection that stays open."""
-Fault = Drop | Refuse | SendError | DataFault | RestFault
+MarketEvent = Halt | CorrectTrade | CancelTrade
+"""What happens in the market of stocks, whoever is connected."""
+Fault = Drop | Refuse | SendError | DataFault | RestFault | MarketEvent
 
 _Kind = TypeVar("_Kind", bound=RestFault)
 

@@ -10,7 +10,7 @@ import math
 import random
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import accumulate
 from typing import Generic, Literal
@@ -352,10 +352,45 @@ class MarketRecord(Generic[S]):
             return series.records[max(low, high - most) : high][::-1]
         return series.records[low : min(high, low + most)]
 
-    def latest(self, symbol: str) -> S | None:
-        """The symbol's newest record by its time; None where there is none."""
+    def latest(self, symbol: str, valid: Callable[[S], bool] | None = None) -> S | None:
+        """The symbol's newest record by its time, of those that are valid; None without any."""
         series = self._series.get(symbol)
-        return series.records[-1] if series else None
+        if not series:
+            return None
+        if valid is None:
+            return series.records[-1]
+        return next(filter(valid, reversed(series.records[series.first :])), None)
+
+    def amend(
+        self, symbol: str, matches: Callable[[S], bool], change: Callable[[S], S]
+    ) -> S | None:
+        """Put another record, with the same time, in the place of the newest one that matches.
+
+        :attr:`records` keeps the one that came.
+
+        Returns:
+            The record that was there; None where none matches.
+        """
+        series = self._series.get(symbol)
+        if series is None:
+            return None
+        for place in range(len(series.records) - 1, series.first - 1, -1):
+            found = series.records[place]
+            if matches(found):
+                series.records[place] = change(found)
+                return found
+        return None
+
+    def put(self, records: Sequence[S]) -> None:
+        """Keep these; each replaces the symbol's record with the same time."""
+        for record in records:
+            ts_ns = record.ts_event_ns
+            series = self._series.get(record.symbol)
+            place = series.before(ts_ns) if series else 0
+            if series and place < len(series.times) and series.times[place] == ts_ns:
+                series.records[place] = record
+            else:
+                self.add([record])
 
     def _forget(self, record: S) -> None:
         series = self._series[record.symbol]

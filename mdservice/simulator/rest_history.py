@@ -35,7 +35,6 @@ __all__ = [
     "RestRules",
     "answer_history",
     "answer_latest",
-    "encode_latest",
     "encode_page",
     "parse_history",
     "parse_latest",
@@ -304,11 +303,15 @@ def encode_page(page: Page[S], channel: str, row: Callable[[S], Any]) -> bytes:
     )
 
 
-def encode_latest(
-    record: MarketRecord[S], symbols: Iterable[str], channel: str, row: Callable[[S], Any]
+def answer_latest(
+    record: MarketRecord[S],
+    symbols: Iterable[str],
+    channel: str,
+    row: Callable[[S], Any],
+    valid: Callable[[S], bool] | None = None,
 ) -> bytes:
-    """``{"quotes":{"AAPL":{…}}}``, without the symbols that have no record."""
-    newest = {symbol: record.latest(symbol) for symbol in symbols}
+    """``{"quotes":{"AAPL":{…}}}``, without the symbols that have no record, or no valid one."""
+    newest = {symbol: record.latest(symbol, valid) for symbol in symbols}
     rows = {symbol: row(one) for symbol, one in newest.items() if one is not None}
     return msgspec.json.encode({channel: rows})
 
@@ -318,13 +321,6 @@ def answer_history(
 ) -> bytes:
     """The page of the history that the query asks for."""
     return encode_page(read_page(record, query), channel, row)
-
-
-def answer_latest(
-    record: MarketRecord[S], symbols: Iterable[str], channel: str, row: Callable[[S], Any]
-) -> bytes:
-    """The newest record of each symbol."""
-    return encode_latest(record, symbols, channel, row)
 
 
 def quote_row(quote: SimQuote) -> msgspec.Struct:

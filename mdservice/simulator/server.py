@@ -19,6 +19,8 @@ from mdservice.model.feeds import FeedName
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.connection import Connection
 from mdservice.simulator.faults import (
+    CancelTrade,
+    CorrectTrade,
     CutRest,
     DataFault,
     DataFaults,
@@ -26,6 +28,7 @@ from mdservice.simulator.faults import (
     Fault,
     Freeze,
     GarbleRest,
+    Halt,
     Mute,
     Refuse,
     RefuseRest,
@@ -40,14 +43,14 @@ from mdservice.simulator.http import (
     too_many_connections,
     wants_websocket,
 )
-from mdservice.simulator.kinds import SimKind, SimMarket
+from mdservice.simulator.kinds import Batch, SimKind, SimMarket
 from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.markets import MARKETS
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
 from mdservice.simulator.paper_account import Holding, PaperAccount, Trade
 from mdservice.simulator.rest import RestApi, RestRequest
 from mdservice.simulator.session import SILENCE, Refusals, Reply, Session, Silence, When
-from mdservice.simulator.stocks import QUOTES
+from mdservice.simulator.stocks import QUOTES, StockSource
 from mdservice.simulator.wire import Encoding, Number, OutFrame, S, SimQuote, error_message
 
 __all__ = ["ConnectionInfo", "ReceivedMessage", "Simulator", "open_simulator"]
@@ -402,6 +405,41 @@ class Simulator:
         """Nothing at all is sent on open connections, not even a pong."""
         self._add(Freeze(for_s), connection, feed)
 
+    def halt(self, symbol: str, for_s: float = float("inf")) -> None:
+        """Halt trading in a stock, for so many seconds or until :meth:`resume_trading`.
+
+        Its quotes go on; the market makes no trades of it meanwhile.
+        """
+        self._publish_all(self._stocks.halt(symbol, self._clock.utc_ns(), for_s))
+        if for_s < float("inf"):
+            self._tasks.start_soon(self._end_halts_after, for_s)
+
+    def resume_trading(self, symbol: str) -> None:
+        """End a stock's halt, if it is halted."""
+        self._publish_all(self._stocks.end_halts(self._clock.utc_ns(), symbol))
+
+    async def _end_halts_after(self, for_s: float) -> None:
+        await anyio.sleep(for_s)
+        self._publish_all(self._stocks.end_halts(self._clock.utc_ns()))
+
+    def correct_trade(self, symbol: str) -> None:
+        """Correct the latest trade of a stock; nothing happens where there is none."""
+        self._change_trade(symbol, "correct")
+
+    def cancel_trade(self, symbol: str) -> None:
+        """Cancel the latest trade of a stock; nothing happens where there is none."""
+        self._change_trade(symbol, "cancel")
+
+    def _change_trade(self, symbol: str, what: Literal["correct", "cancel"]) -> None:
+        self._publish_all(self._stocks.change_trade(symbol, what, self._clock.utc_ns()))
+
+    @property
+    def _stocks(self) -> StockSource:
+        for source in self._sources.values():
+            if isinstance(source, StockSource):
+                return source
+        raise ValueError("this simulation has no market of stocks")
+
     def trade(self, symbol: str, qty: Number, price: Number | None = None) -> Trade:
         """Buy shares, or sell them where ``qty`` is below 0; the position changes at once.
 
@@ -502,6 +540,12 @@ class Simulator:
                 self._refusals.plan(when, answer, times, feed)
             case SendError(code):
                 self.send_error(code, connection=connection, feed=feed)
+            case Halt(symbol, for_s):
+                self.halt(symbol, for_s)
+            case CorrectTrade(symbol):
+                self._change_trade(symbol, "correct")
+            case CancelTrade(symbol):
+                self._change_trade(symbol, "cancel")
             case RefuseRest() | SlowRest() | CutRest() | GarbleRest():
                 self._rest.faults.plan(fault)
             case _:
@@ -596,13 +640,10 @@ class Simulator:
             return
         await self.until(lambda _: bool(source.symbols))
         started_s = anyio.current_time()
-        size = self.config.quotes_per_frame
         while True:
             await anyio.sleep(self.config.slice_s)
-            for kind, records in source.make(
-                anyio.current_time() - started_s, self._clock.utc_ns()
-            ):
-                self._publish(kind, records, [size] * (len(records) // size))
+            elapsed_s = anyio.current_time() - started_s
+            self._publish_all(source.make(elapsed_s, self._clock.utc_ns()))
 
     async def run_script(self) -> None:
         """Put the script's timed faults into force."""
@@ -627,6 +668,11 @@ class Simulator:
         self.drop("close", code=_GOING_AWAY)
         with anyio.move_on_after(_FAREWELL_S):
             await self.until(lambda simulator: not simulator.connections)
+
+    def _publish_all(self, batches: Iterable[Batch]) -> None:
+        size = self.config.quotes_per_frame
+        for kind, records in batches:
+            self._publish(kind, records, [size] * (len(records) // size))
 
     def _publish(self, kind: SimKind[S], records: Sequence[S], frames: Sequence[int] | None) -> int:
         if kind.keep is None:

@@ -30,6 +30,7 @@ __all__ = [
     "SimQuote",
     "SimRecord",
     "decode_message",
+    "encode_items",
     "encode_messages",
     "encode_quotes",
     "encode_timestamp",
@@ -246,12 +247,12 @@ def encode_quotes(
     ]
     if spoil:
         items.insert(len(items) // 2, _BROKEN_QUOTE)
-    return _encode(items, encoding)
+    return encode_items(items, encoding)
 
 
 def encode_messages(messages: Sequence[Mapping[str, Any]], encoding: Encoding) -> OutFrame:
     """One frame with these messages; a whole number under ``t`` becomes a timestamp."""
-    return _encode(
+    return encode_items(
         [
             {**message, "t": encode_timestamp(message["t"], encoding)}
             if isinstance(message.get("t"), int)
@@ -272,7 +273,8 @@ def decode_message(payload: bytes, encoding: Encoding) -> Mapping[str, Any] | No
         return None
 
 
-def _encode(items: Sequence[Any], encoding: Encoding) -> OutFrame:
+def encode_items(items: Sequence[Any], encoding: Encoding) -> OutFrame:
+    """One frame with these items, whose times are encoded already."""
     if encoding == "json":
         return OutFrame(msgspec.json.encode(items), text=True)
     return OutFrame(msgspec.msgpack.encode(items), text=False)

@@ -42,8 +42,8 @@ class Count(msgspec.Struct, frozen=True):
 class Counter:
     """Makes quotes, and a count of each symbol that wants them every second."""
 
-    def __init__(self, config: SimulatorConfig) -> None:
-        self._quotes = StockSource(config)
+    def __init__(self, config: SimulatorConfig, records: Records) -> None:
+        self._quotes = StockSource(config, records)
         self._counted: tuple[str, ...] = ()
         self._silent = config.silent_symbols
         self._seconds = 0
@@ -92,7 +92,11 @@ def routes(records: Records, rules: RestRules) -> Mapping[str, Answer]:
 
 COUNTS = SimKind(STOCKS, CHANNEL, encode)
 MARKETS = (
-    SimMarket((QUOTES, COUNTS), lambda config, _: Counter(config) if config.rate else None, routes),
+    SimMarket(
+        (QUOTES, COUNTS),
+        lambda config, records: Counter(config, records) if config.rate else None,
+        routes,
+    ),
 )
 
 
