@@ -283,6 +283,10 @@ class Connection:
             if wanted != self._wanted:
                 self._wanted = wanted
                 self._venue.subscriptions_changed(session.feed)
+            for kind in wanted:
+                added = reply.subscribed.get(kind.channel)
+                if added:
+                    self.send_records(kind, self._venue.first_records(kind, added))
         self._venue.notify()
 
     def _limit_closing(self) -> None:
@@ -359,6 +363,10 @@ class Venue(Protocol):
 
     def subscriptions_changed(self, feed: SimFeed) -> None:
         """A client of this stream has changed its subscriptions to data."""
+        ...
+
+    def first_records(self, kind: SimKind[S], symbols: AbstractSet[str]) -> Sequence[S]:
+        """What a request to subscribe to these symbols brings at once."""
         ...
 
     def notify(self) -> None:

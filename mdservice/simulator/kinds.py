@@ -48,6 +48,9 @@ class SimKind(Generic[S]):
             their kind: a correction changes the record of the trades.
         wants: Whether a subscription to these symbols of the channel includes a record; None
             where that is decided by the record's symbol.
+        record: Returns what keeps so many records for REST.
+        first: What each request to subscribe to these symbols brings at once, from what is kept:
+            whole order books. None for nothing.
     """
 
     feed: SimFeed
@@ -55,6 +58,8 @@ class SimKind(Generic[S]):
     encode: Encode[S]
     keep: Callable[[Records, Sequence[S]], None] | None = None
     wants: Callable[[S, AbstractSet[str]], bool] | None = None
+    record: Callable[[int], MarketRecord[S]] = MarketRecord
+    first: Callable[[MarketRecord[S], AbstractSet[str]], Sequence[S]] | None = None
 
     def __repr__(self) -> str:
         return f"<SimKind {self.feed.name} {self.channel}>"

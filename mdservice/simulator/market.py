@@ -318,6 +318,12 @@ class MarketRecord(Generic[S]):
                 series = self._series[record.symbol] = _Series()
             series.add(record)
 
+    def replace(self, record: S) -> None:
+        """Keep this in the place of the symbol's last record of the same time, or add it."""
+        series = self._series.get(record.symbol)
+        if series is None or not series.replace(record):
+            self.add([record])
+
     def between(
         self,
         symbol: str,
@@ -422,6 +428,14 @@ class _Series(Generic[S]):
         else:
             self.times.append(ts_ns)
             self.records.append(record)
+
+    def replace(self, record: S) -> bool:
+        """Take the place of the last one of its time; False where there is none."""
+        place = self.after(record.ts_event_ns) - 1
+        found = place >= self.first and self.times[place] == record.ts_event_ns
+        if found:
+            self.records[place] = record
+        return found
 
     def forget(self, record: S) -> None:
         """Forget one that came before all others of its time."""

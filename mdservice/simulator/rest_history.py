@@ -36,10 +36,13 @@ __all__ = [
     "answer_history",
     "answer_latest",
     "encode_page",
+    "limit_parameter",
     "parse_history",
     "parse_latest",
     "quote_row",
     "read_page",
+    "symbols_parameter",
+    "time_parameter",
 ]
 
 HISTORY_FEEDS = frozenset(("iex", "otc", "sip", "boats"))
@@ -63,6 +66,8 @@ class RestRules:
 
     history_feeds: AbstractSet[str] = HISTORY_FEEDS
     latest_feeds: AbstractSet[str] = LATEST_FEEDS
+    default_feed: str = "sip"
+    has_symbol: Callable[[str], bool] = lambda _: True
     invalid_symbols: AbstractSet[str] = frozenset()
     page_size: int = _MOST_PER_PAGE
     lag_s: float = 0.0
@@ -126,16 +131,16 @@ def parse_history(params: Mapping[str, str], rules: RestRules, now_ns: int) -> H
     Raises:
         RefusedRequest: A parameter is wrong, or the plan does not include what it asks for.
     """
-    symbols = _symbols(params, rules)
-    feed = _feed(params, rules.history_feeds)
-    start_ns = _time(params, "start", now_ns - now_ns % _DAY_NS, day_ns=0)
-    end_ns = _time(params, "end", LATEST_NS, day_ns=_DAY_NS - 1)
+    symbols = symbols_parameter(params, rules)
+    feed = _feed(params, rules, rules.history_feeds)
+    start_ns = time_parameter(params, "start", now_ns - now_ns % _DAY_NS, day_ns=0)
+    end_ns = time_parameter(params, "end", LATEST_NS, day_ns=_DAY_NS - 1)
     if end_ns < start_ns:
         malformed("end should not be before start")
     sort = params.get("sort") or "asc"
     if sort not in {"asc", "desc"}:
         malformed(f"invalid sort: {sort}")
-    limit = min(_limit(params), rules.page_size)
+    limit = min(limit_parameter(params, _DEFAULT_LIMIT, _MOST_PER_PAGE), rules.page_size)
     resume = PageToken.parse(params["page_token"]) if params.get("page_token") else None
     if resume is not None and not (
         resume.symbol in symbols and start_ns <= resume.ts_ns <= end_ns and resume.count > 0
@@ -156,8 +161,8 @@ def parse_latest(params: Mapping[str, str], rules: RestRules) -> tuple[str, ...]
     Raises:
         RefusedRequest: A parameter is wrong, or the plan does not include the feed.
     """
-    symbols = _symbols(params, rules)
-    if _feed(params, rules.latest_feeds) == "sip" and rules.refuse_recent_sip:
+    symbols = symbols_parameter(params, rules)
+    if _feed(params, rules, rules.latest_feeds) == "sip" and rules.refuse_recent_sip:
         _refuse_sip()
     return symbols
 
@@ -166,7 +171,12 @@ def _refuse_sip() -> None:
     raise RefusedRequest(_FORBIDDEN, RECENT_SIP, RECENT_SIP_MESSAGE)
 
 
-def _symbols(params: Mapping[str, str], rules: RestRules) -> tuple[str, ...]:
+def symbols_parameter(params: Mapping[str, str], rules: RestRules) -> tuple[str, ...]:
+    """The parameter ``symbols``, sorted, each once.
+
+    Raises:
+        RefusedRequest: There is none, or one that the market does not have.
+    """
     texts = [text for text in params.get("symbols", "").split(",") if text]
     if not texts:
         malformed("symbols is required")
@@ -176,30 +186,40 @@ def _symbols(params: Mapping[str, str], rules: RestRules) -> tuple[str, ...]:
             symbol = parse_symbol(text)
         except InvalidSymbol:
             symbol = EVERY_SYMBOL
-        if symbol != text or symbol == EVERY_SYMBOL or symbol in rules.invalid_symbols:
+        is_other = symbol != text or symbol == EVERY_SYMBOL or not rules.has_symbol(symbol)
+        if is_other or symbol in rules.invalid_symbols:
             malformed(f"invalid symbol: {text[:40]}")
         symbols.add(symbol)
     return tuple(sorted(symbols))
 
 
-def _feed(params: Mapping[str, str], known: AbstractSet[str]) -> str:
-    feed = params.get("feed") or "sip"
+def _feed(params: Mapping[str, str], rules: RestRules, known: AbstractSet[str]) -> str:
+    feed = params.get("feed") or rules.default_feed
     if feed not in known:
         malformed(f"invalid feed: {feed[:40]}")
     return feed
 
 
-def _limit(params: Mapping[str, str]) -> int:
-    text = params.get("limit") or str(_DEFAULT_LIMIT)
-    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(_MOST_PER_PAGE))):
+def limit_parameter(params: Mapping[str, str], default: int, most: int) -> int:
+    """The parameter ``limit``, from 1 to ``most``.
+
+    Raises:
+        RefusedRequest: It is something else.
+    """
+    text = params.get("limit") or str(default)
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most))):
         malformed(f"invalid limit: {text[:40]}")
-    if not 1 <= int(text) <= _MOST_PER_PAGE:
-        malformed(f"limit must be between 1 and {_MOST_PER_PAGE}")
+    if not 1 <= int(text) <= most:
+        malformed(f"limit must be between 1 and {most}")
     return int(text)
 
 
-def _time(params: Mapping[str, str], name: str, default_ns: int, *, day_ns: int) -> int:
-    """A time in UTC nanoseconds; ``day_ns`` is added to a date without one."""
+def time_parameter(params: Mapping[str, str], name: str, default_ns: int, *, day_ns: int) -> int:
+    """A time in UTC nanoseconds; ``day_ns`` is added to a date without one.
+
+    Raises:
+        RefusedRequest: It is no time.
+    """
     text = params.get(name)
     if not text:
         return default_ns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -153,7 +154,7 @@ class Simulator:
         self._account = config.account()
         self._refusals = Refusals()
         self._records: dict[SimKind[Any], MarketRecord[Any]] = {
-            kind: MarketRecord(config.history_size) for kind in self.kinds
+            kind: kind.record(config.history_size) for kind in self.kinds
         }
         self._sent: dict[SimKind[Any], deque[Any]] = {
             kind: deque(maxlen=config.history_size) for kind in self.kinds
@@ -624,6 +625,10 @@ class Simulator:
                 for channel, symbols in wanted.items():
                     symbols.update(subscribed[channel])
             source.follow(wanted)
+
+    def first_records(self, kind: SimKind[S], symbols: AbstractSet[str]) -> Sequence[S]:
+        """What a request to subscribe to these symbols brings at once."""
+        return kind.first(self._records[kind], symbols) if kind.first else ()
 
     def notify(self) -> None:
         """Wake those who wait for a change."""

@@ -167,7 +167,8 @@ class Session:
             changed[channel] = dict(changed["trades"])
         self._subscribed = changed
         state = {channel: list(changed[channel]) for channel in self.feed.channels}
-        return Reply(({"T": "subscription", **state},))
+        added = {channel: frozenset(asked[channel]) for channel in asked} if adding else {}
+        return Reply(({"T": "subscription", **state},), subscribed=added)
 
     def _refusal(self, asked: Mapping[str, Any]) -> int | None:
         """The code of what is wrong with a request, whatever is subscribed to already."""
@@ -234,10 +235,13 @@ class Reply:
     Attributes:
         messages: Control messages; each travels alone in its frame.
         close_code: The websocket close code where the server hangs up after them.
+        subscribed: The symbols of each channel that an accepted request asked for, also those
+            that were subscribed to before.
     """
 
     messages: tuple[Mapping[str, Any], ...] = ()
     close_code: int | None = None
+    subscribed: Mapping[str, AbstractSet[str]] = attrs.field(factory=dict)
 
 
 NOTHING = Reply()
