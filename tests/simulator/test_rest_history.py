@@ -19,7 +19,7 @@ from mdservice.simulator.rest_history import (
     HistoryQuery,
     PageToken,
     RestRules,
-    encode_latest,
+    answer_latest,
     encode_page,
     parse_history,
     parse_latest,
@@ -99,12 +99,12 @@ def test_an_empty_history_is_an_empty_object() -> None:
 @pytest.mark.parametrize("ts", ["2026-11-20T15:51:44Z", "2026-11-20T15:51:44.000000001Z"])
 def test_trailing_zeros_are_cut(ts: str) -> None:
     record = recorded(SimQuote.from_wire({"S": "A", "bp": 1, "ap": 2, "t": ts}))
-    assert json.loads(encode_latest(record, ["A"], "quotes", quote_row))["quotes"]["A"]["t"] == ts
+    assert json.loads(answer_latest(record, ["A"], "quotes", quote_row))["quotes"]["A"]["t"] == ts
 
 
 def test_the_latest_quote_is_the_newest_by_its_time_and_unknown_symbols_are_left_out() -> None:
     record = recorded(SimQuote("A", 2.0, 3, ts_event_ns=9), SimQuote("A", 1.0, 3, ts_event_ns=8))
-    quotes = json.loads(encode_latest(record, ["A", "B"], "quotes", quote_row))["quotes"]
+    quotes = json.loads(answer_latest(record, ["A", "B"], "quotes", quote_row))["quotes"]
     assert {symbol: quote["bp"] for symbol, quote in quotes.items()} == {"A": 2}
 
 
