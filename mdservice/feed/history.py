@@ -15,7 +15,7 @@ import attrs
 
 from mdservice.errors import HistoryRefused, SymbolsRefused
 from mdservice.feed.subscriptions import chunks
-from mdservice.model.kinds import Kind, R
+from mdservice.model.kinds import NEWS, Kind, R
 from mdservice.model.symbol import is_symbol
 from mdservice.observability.logging import get_logger
 
@@ -205,6 +205,8 @@ class HalvingHistory(Generic[R]):
                 raise HistoryRefused(f"more than {_MOST_RECORDS} {self._kind.channel} are too many")
 
     def _asked_for(self, records: Sequence[R], symbols: frozenset[str]) -> list[R]:
+        if self._kind is NEWS:
+            return list(records)  # an article may be about several symbols
         kept = [record for record in records if record.symbol in symbols]
         if len(kept) < len(records):
             dropped = [record.symbol for record in records if record.symbol not in symbols]

@@ -65,7 +65,7 @@ from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_ns, parse_rfc3339
 
-__all__ = ["CHANNELS", "Codec", "ControlMessage", "Encoding", "Frame", "request"]
+__all__ = ["CHANNELS", "Codec", "ControlMessage", "Encoding", "Frame", "json_time_text", "request"]
 
 Encoding = Literal["json", "msgpack"]
 Frame = bytes | str
@@ -156,7 +156,7 @@ class Codec:
         self._decode_acknowledgement = module.Decoder(_Acknowledgement).decode
         self._decode_text = module.Decoder(str).decode
         self._time_ns = _json_time_ns if encoding == "json" else _msgpack_time_ns
-        self._time_text = _json_time_text if encoding == "json" else _msgpack_time_text
+        self._time_text = json_time_text if encoding == "json" else _msgpack_time_text
 
     def encode(self, message: Mapping[str, Any]) -> Frame:
         """A control message as a frame of this connection."""
@@ -276,12 +276,9 @@ class Codec:
         records: dict[Kind[Any], list[Any]],
     ) -> None:
         """Take an article if one of its symbols, or every symbol, is followed."""
-        sent = message.symbols or []
-        symbols = tuple(filter(is_symbol, sent))
         try:
             article = article_of(
                 message,
-                symbols,
                 self._time_text(message.created_at),
                 self._time_text(message.updated_at),
                 received_ns,
@@ -289,9 +286,11 @@ class Codec:
         except _NO_TIME:
             received.errors += 1
             return
-        received.errors += len(sent) - len(symbols)
+        received.errors += len(message.symbols or ()) - len(article.symbols)
         takes = None if self._followed is None else self._followed.takes
-        if takes is None or any(takes(NEWS.channel, one) for one in (EVERY_SYMBOL, *symbols)):
+        if takes is None or any(
+            takes(NEWS.channel, one) for one in (EVERY_SYMBOL, *article.symbols)
+        ):
             records.setdefault(NEWS, []).append(article)
         else:
             received.unfollowed += 1
@@ -376,8 +375,12 @@ def _json_time_ns(raw: msgspec.Raw) -> int:
     return parse_rfc3339(msgspec.json.decode(raw, type=str))
 
 
-def _json_time_text(raw: msgspec.Raw) -> str | None:
-    """The text as it was sent; None where nothing was."""
+def json_time_text(raw: msgspec.Raw) -> str | None:
+    """The JSON text of a time as it was sent; None where nothing was.
+
+    Raises:
+        msgspec.DecodeError: It is something else.
+    """
     text: str | None = msgspec.json.decode(raw, type=str | None) if raw else None
     return text
 

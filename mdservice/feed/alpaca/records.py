@@ -24,6 +24,7 @@ from mdservice.feed.alpaca.messages import (
 from mdservice.model.bar import Bar
 from mdservice.model.news import Article
 from mdservice.model.order_book import Level, OrderBook
+from mdservice.model.symbol import is_symbol
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.model.trade import Cancel, Correction, Trade
 from mdservice.model.trading_status import Imbalance, LimitBand, TradingStatus
@@ -155,13 +156,9 @@ def whole_book_of(book: BookFields, symbol: str, event_ns: int, received_ns: int
 
 
 def article_of(
-    article: ArticleFields,
-    symbols: tuple[str, ...],
-    created_at: str | None,
-    updated_at: str | None,
-    received_ns: int,
+    article: ArticleFields, created_at: str | None, updated_at: str | None, received_ns: int
 ) -> Article:
-    """An article.
+    """An article, with its times as text; without those of its symbols that are none.
 
     Raises:
         ValueError: It has no time that can be read.
@@ -174,7 +171,7 @@ def article_of(
         article.content,
         article.url,
         article.source,
-        symbols,
+        tuple(filter(is_symbol, article.symbols or ())),
         created_at,
         updated_at,
         parse_rfc3339(updated_at or created_at or ""),

@@ -1,13 +1,14 @@
 """Alpaca's REST APIs: records that the stream has missed, and the market's hours.
 
-Source: Alpaca, "Historical quotes" and "Latest quotes"; start and end are inclusive, ``limit``
-counts all symbols together, pages are sorted by symbol, then time.
+Source: Alpaca's OpenAPI description of the market-data API; start and end are inclusive, ``limit``
+counts all symbols together, pages are sorted by symbol, then time. News is sorted by the time of
+the last update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
 import anyio
 import attrs
@@ -16,14 +17,35 @@ import msgspec
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory, SymbolsRefused
 from mdservice.feed.alpaca.login import Credentials
-from mdservice.feed.alpaca.rest_messages import ROWS, Answer, Rows, decode_refusal
+from mdservice.feed.alpaca.rest_messages import (
+    ARTICLES,
+    BAR_ROWS,
+    BOOK_ROWS,
+    QUOTE_ROWS,
+    TRADE_ROWS,
+    Answer,
+    Answers,
+    decode_refusal,
+)
 from mdservice.feed.subscriptions import chunks
-from mdservice.model.feeds import STOCKS, Feed
-from mdservice.model.kinds import Kind, R
+from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed
+from mdservice.model.kinds import (
+    BARS,
+    DAILY_BARS,
+    NEWS,
+    ORDERBOOKS,
+    QUOTES,
+    TRADES,
+    Kind,
+    R,
+    Record,
+)
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
+from mdservice.settings.feeds import SIMULATOR
 
 if TYPE_CHECKING:
     import httpx
@@ -40,7 +62,11 @@ _ALWAYS_OPEN = frozenset(("test", "boats", "overnight", "simulator"))
 """Feeds with quotes outside the exchange's hours, or with invented quotes."""
 
 _SYMBOLS_PER_REQUEST = 200
+_OPTIONS_PER_REQUEST = 100
 _MOST_PER_PAGE = 10_000
+_NEWS_PER_PAGE = 50
+_LONGEST_BREAK_NS = 7 * 86_400 * 10**9
+"""Longer than any holidays of the exchange: a symbol that trades has a daily bar in this time."""
 _TIMEOUT_S = 10.0
 _LONGEST_WAIT_S = 15.0
 _PAUSE_S = 1.0
@@ -92,6 +118,7 @@ class AlpacaHistory:
         self._clock = clock
         self._http = http or HttpClient(transport)
         self._http.prepare(self._base_url)
+        self._calls = _calls(feed, variant)
         self._limit = _RateLimit()
         self.rows_skipped = 0
 
@@ -99,47 +126,63 @@ class AlpacaHistory:
         self, kind: Kind[R], symbols: Sequence[str], start_ns: int, end_ns: int
     ) -> Sequence[R]:
         """See :class:`mdservice.feed.history.History`; reads every page."""
-        if self._variant not in _FEEDS_WITH_HISTORY:
+        call = self._calls.get(kind)
+        if call is None or call.past is None:
+            raise NoHistory(f"there is no history of {kind.channel} of {self._feed.name}")
+        if self._feed is STOCKS and self._variant not in _FEEDS_WITH_HISTORY:
             raise NoHistory(f"the feed {self._variant} has no history")
-        rows = _rows(kind)
+        query = {
+            **call.past_query,
+            "start": format_ns(start_ns),
+            "end": format_ns(end_ns),
+            "limit": str(call.most_per_page),
+            "sort": "asc",
+        }
         found: list[R] = []
-        for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
-            query = {
-                "symbols": ",".join(chunk),
-                "start": format_ns(start_ns),
-                "end": format_ns(end_ns),
-                "limit": str(_MOST_PER_PAGE),
-                "sort": "asc",
-            }
+        for chunk in chunks(_named(kind, symbols), call.most_symbols):
             token: str | None = ""
             while token is not None:
-                paged = {**query, "page_token": token} if token else query
-                page = await self._get(f"/v2/stocks/{kind.channel}", paged, rows.page)
+                paged = query | _symbols_of(chunk) | ({"page_token": token} if token else {})
+                page = await self._get(call.past, paged, call.rows.page)
                 found += page.records
                 if len(found) > _MOST_RECORDS:
                     raise HistoryRefused(f"more than {_MOST_RECORDS} {kind.channel} are too many")
                 token = page.next_page
+        if kind is NEWS:  # an article may be about symbols of several requests
+            once = {kind.identity(record): record for record in found}
+            return sorted(once.values(), key=_event_ns)
         return found
 
     async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Sequence[R]:
-        """See :class:`mdservice.feed.history.History`."""
-        path, rows = f"/v2/stocks/{kind.channel}/latest", _rows(kind)
+        """See :class:`mdservice.feed.history.History`.
+
+        Of news, the newest article about any of the symbols.
+        """
+        call = self._calls.get(kind)
+        if call is None:
+            raise NoHistory(f"there is no latest record of {kind.channel} of {self._feed.name}")
+        if call.latest is None:
+            return await self._newest_of_past(kind, symbols)
         found: list[R] = []
-        for chunk in chunks(symbols, _SYMBOLS_PER_REQUEST):
-            query = {"symbols": ",".join(chunk)}
-            found += (await self._get(path, query, rows.latest)).records
-        return found
+        for chunk in chunks(_named(kind, symbols), call.most_symbols):
+            query = {**call.latest_query, **_symbols_of(chunk)}
+            found += (await self._get(call.latest, query, call.rows.latest)).records
+        return [max(found, key=_event_ns)] if kind is NEWS and found else found
+
+    async def _newest_of_past(self, kind: Kind[R], symbols: Sequence[str]) -> Sequence[R]:
+        now_ns = self._clock.utc_ns()
+        past = await self.past(kind, symbols, now_ns - _LONGEST_BREAK_NS, now_ns)
+        return list({record.symbol: record for record in past}.values())
 
     async def _get(
         self, path: str, query: Mapping[str, str], decode: Callable[[bytes, int], Answer[R]]
     ) -> Answer[R]:
-        feed = {} if self._variant == "simulator" else {"feed": self._variant}
         for _ in range(_MOST_TRIES):
             await self._wait_for_room()
             try:
                 answer = await self._http.get(
                     f"{self._base_url}{path}",
-                    params={**query, **feed},
+                    params=query,
                     headers=self._headers,
                     timeout_s=_TIMEOUT_S,
                     most_bytes=_MOST_BYTES,
@@ -209,7 +252,7 @@ class AlpacaMarketClock:
         http: HttpClient | None = None,
     ) -> None:
         self.refused: str | None = None
-        self._url = f"{base_url.rstrip('/')}/v2/clock"
+        self._url = f"{base_url.rstrip('/').removesuffix('/v2')}/v2/clock"
         self._shown = mask_url(self._url)
         self._always_open = feed in _ALWAYS_OPEN
         self._headers = credentials.as_headers()
@@ -306,8 +349,81 @@ class _RateLimit:
         return max(0.0, self.reset_s - now_s)
 
 
-def _rows(kind: Kind[R]) -> Rows[R]:
-    rows = ROWS.get(kind)
-    if rows is None:
-        raise NoHistory(f"there is no history of {kind.channel}")
-    return rows
+def _named(kind: Kind[Any], symbols: Sequence[str]) -> Sequence[str]:
+    """The symbols to name; all news includes that about any symbol."""
+    return [EVERY_SYMBOL] if kind is NEWS and EVERY_SYMBOL in symbols else symbols
+
+
+def _symbols_of(chunk: Sequence[str]) -> dict[str, str]:
+    return {} if chunk == [EVERY_SYMBOL] else {"symbols": ",".join(chunk)}
+
+
+def _event_ns(record: Record) -> int:
+    return record.ts_event_ns
+
+
+@attrs.frozen
+class _Call(Generic[R]):
+    """How records of one kind are asked for.
+
+    Attributes:
+        rows: Decodes the answers.
+        past: The path of past records; None where there are none.
+        latest: The path of the latest records; None for the newest of the past ones.
+        past_query: Goes with the path of past records.
+        latest_query: Goes with the path of the latest ones.
+        most_symbols: The most symbols of one request.
+        most_per_page: The most records of one page.
+    """
+
+    rows: Answers[R]
+    past: str | None
+    latest: str | None
+    past_query: Mapping[str, str] = attrs.field(factory=dict)
+    latest_query: Mapping[str, str] = attrs.field(factory=dict)
+    most_symbols: int = _SYMBOLS_PER_REQUEST
+    most_per_page: int = _MOST_PER_PAGE
+
+
+def _calls(feed: Feed, variant: str) -> Mapping[Kind[Any], _Call[Any]]:
+    """The calls for each kind of a feed that has any."""
+    if feed is STOCKS:
+        named = {} if variant == SIMULATOR else {"feed": variant}
+        return _of_stocks_or_crypto("/v2/stocks/{}", "/v2/stocks/{}/latest", named)
+    if feed is CRYPTO:
+        base = f"/v1beta3/crypto/{variant}"
+        books = _Call(BOOK_ROWS, None, f"{base}/latest/orderbooks")
+        return {
+            **_of_stocks_or_crypto(base + "/{}", base + "/latest/{}", {}),
+            ORDERBOOKS: books,
+        }
+    if feed is OPTIONS:
+        base, named = "/v1beta1/options", {"feed": variant}
+        most = _OPTIONS_PER_REQUEST
+        return {
+            QUOTES: _Call(
+                QUOTE_ROWS, None, f"{base}/quotes/latest", latest_query=named, most_symbols=most
+            ),
+            TRADES: _Call(
+                TRADE_ROWS,
+                f"{base}/trades",
+                f"{base}/trades/latest",
+                latest_query=named,
+                most_symbols=most,
+            ),
+        }
+    whole, newest = {"include_content": "true"}, {"sort": "desc", "limit": "1"}
+    path = "/v1beta1/news"
+    return {NEWS: _Call(ARTICLES, path, path, whole, whole | newest, most_per_page=_NEWS_PER_PAGE)}
+
+
+def _of_stocks_or_crypto(
+    past: str, latest: str, query: Mapping[str, str]
+) -> dict[Kind[Any], _Call[Any]]:
+    minutes, days = {**query, "timeframe": "1Min"}, {**query, "timeframe": "1Day"}
+    return {
+        QUOTES: _Call(QUOTE_ROWS, past.format("quotes"), latest.format("quotes"), query, query),
+        TRADES: _Call(TRADE_ROWS, past.format("trades"), latest.format("trades"), query, query),
+        BARS: _Call(BAR_ROWS, past.format("bars"), latest.format("bars"), minutes, query),
+        DAILY_BARS: _Call(BAR_ROWS, past.format("bars"), None, days),
+    }

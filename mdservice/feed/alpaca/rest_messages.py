@@ -2,23 +2,47 @@
 
 A row that breaks the schema is skipped and counted, as on the stream; its page stays.
 
-Source: Alpaca, "Historical quotes" and "Latest quotes".
+Source: Alpaca's OpenAPI description of the market-data API: stocks, crypto, options and news.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import attrs
 import msgspec
 
-from mdservice.feed.alpaca.messages import Price, Size, without_lone_surrogates
-from mdservice.model.kinds import QUOTES, Kind, R
+from mdservice.feed.alpaca.codec import json_time_text
+from mdservice.feed.alpaca.messages import (
+    ArticleFields,
+    BarFields,
+    BookFields,
+    Price,
+    Size,
+    TradeFields,
+    without_lone_surrogates,
+)
+from mdservice.feed.alpaca.records import article_of, bar_of, trade_of, whole_book_of
+from mdservice.model.bar import Bar
+from mdservice.model.kinds import R
+from mdservice.model.news import Article
+from mdservice.model.order_book import OrderBook
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
+from mdservice.model.trade import Trade
 
-__all__ = ["ROWS", "Answer", "Rows", "decode_refusal"]
+__all__ = [
+    "ARTICLES",
+    "BAR_ROWS",
+    "BOOK_ROWS",
+    "QUOTE_ROWS",
+    "TRADE_ROWS",
+    "Answer",
+    "Answers",
+    "Rows",
+    "decode_refusal",
+]
 
 
 @attrs.frozen
@@ -39,7 +63,7 @@ class Answer(Generic[R]):
 _T = TypeVar("_T")
 
 
-class _Row(msgspec.Struct, gc=False):
+class _QuoteRow(msgspec.Struct, gc=False):
     """``{"t":"2026-11-20T15:51:44.2Z","bp":187.12,"bs":2,"ap":187.15,"as":3}`` and more."""
 
     t: str
@@ -49,41 +73,31 @@ class _Row(msgspec.Struct, gc=False):
     ask_size: Size = msgspec.field(name="as")
 
 
+class _TradeRow(TradeFields, kw_only=True, gc=False):
+    """A trade's fields with ``"t":"…"``; ``"u":"canceled"`` if it was changed later."""
+
+    t: str
+    u: str | None = None
+
+
+class _BarRow(BarFields, kw_only=True, gc=False):
+    t: str
+
+
+class _BookRow(BookFields, kw_only=True, gc=False):
+    t: str
+
+
 class _Refusal(msgspec.Struct):
     code: int | None = None
     message: str = ""
 
 
-class Rows(Generic[R]):
-    """Decodes answers with records of one kind.
-
-    Args:
-        kind: The kind; its channel is the field of the answers that has the rows.
-        row: The msgspec type of a row.
-        to_record: Makes a record from a symbol, a row and the time of reception.
-    """
-
-    def __init__(
-        self, kind: Kind[R], row: type[_T], to_record: Callable[[str, _T, int], R]
-    ) -> None:
-        self._channel = kind.channel
-        self._row: Any = row
-        self._to_record: Callable[[str, Any, int], R] = to_record
-        self._page = self._answer("Page", dict[str, list[row]])  # type: ignore[valid-type]
-        self._raw_page = self._answer("RawPage", dict[str, list[msgspec.Raw]])
-        self._latest = self._answer("Latest", dict[str, msgspec.Raw])
-
-    def _answer(self, name: str, rows: Any) -> Any:
-        return msgspec.defstruct(
-            name,
-            [
-                ("rows", rows | None, msgspec.field(default=None, name=self._channel)),
-                ("next_page_token", str | None, None),
-            ],
-        )
+class Answers(Protocol[R]):
+    """Decodes answers with records of one kind."""
 
     def page(self, content: bytes, received_ns: int) -> Answer[R]:
-        """One page of past records.
+        """One page of records.
 
         Args:
             content: ``{"quotes":{"AAPL":[row, …]},"next_page_token":"…"}``; both may be null.
@@ -92,22 +106,7 @@ class Rows(Generic[R]):
         Raises:
             ValueError: The content is not such a page.
         """
-        to_record = self._to_record
-        try:
-            page = msgspec.json.decode(content, type=self._page)
-            return Answer(
-                [
-                    to_record(symbol, row, received_ns)
-                    for symbol, rows in (page.rows or {}).items()
-                    for row in rows
-                ],
-                0,
-                page.next_page_token or None,
-            )
-        except ValueError:  # of msgspec, or of a time: look at each row
-            raw = _decode(content, self._raw_page)
-        pairs = ((symbol, row) for symbol, rows in (raw.rows or {}).items() for row in rows)
-        return self._row_by_row(pairs, received_ns, raw.next_page_token or None)
+        ...
 
     def latest(self, content: bytes, received_ns: int) -> Answer[R]:
         """The newest record of each symbol.
@@ -119,22 +118,109 @@ class Rows(Generic[R]):
         Raises:
             ValueError: The content is not such an answer.
         """
+        ...
+
+
+class Rows(Generic[R]):
+    """Decodes answers that have the rows of each symbol.
+
+    Args:
+        name: The field of the answers that has the rows.
+        row: The msgspec type of a row.
+        to_record: Makes a record from a symbol, a row and the time of reception; None for a row
+            that is to be left out.
+    """
+
+    def __init__(
+        self, name: str, row: type[_T], to_record: Callable[[str, _T, int], R | None]
+    ) -> None:
+        self._name = name
+        self._row: Any = row
+        self._to_record: Callable[[str, Any, int], R | None] = to_record
+        self._page = self._answer("Page", dict[str, list[row]])  # type: ignore[valid-type]
+        self._raw_page = self._answer("RawPage", dict[str, list[msgspec.Raw]])
+        self._latest = self._answer("Latest", dict[str, msgspec.Raw])
+
+    def _answer(self, name: str, rows: Any) -> Any:
+        return msgspec.defstruct(
+            name,
+            [
+                ("rows", rows | None, msgspec.field(default=None, name=self._name)),
+                ("next_page_token", str | None, None),
+            ],
+        )
+
+    def page(self, content: bytes, received_ns: int) -> Answer[R]:
+        """See :meth:`Answers.page`."""
+        to_record = self._to_record
+        try:
+            page = msgspec.json.decode(content, type=self._page)
+            return Answer(
+                [
+                    record
+                    for symbol, rows in (page.rows or {}).items()
+                    for row in rows
+                    if (record := to_record(symbol, row, received_ns)) is not None
+                ],
+                0,
+                page.next_page_token or None,
+            )
+        except ValueError:  # of msgspec, or of a time: look at each row
+            raw = _decode(content, self._raw_page)
+        pairs = ((symbol, row) for symbol, rows in (raw.rows or {}).items() for row in rows)
+        return self._row_by_row(pairs, received_ns, raw.next_page_token or None)
+
+    def latest(self, content: bytes, received_ns: int) -> Answer[R]:
+        """See :meth:`Answers.latest`."""
         latest = _decode(content, self._latest)
         return self._row_by_row(iter((latest.rows or {}).items()), received_ns, None)
 
     def _row_by_row(
         self, rows: Iterator[tuple[str, msgspec.Raw]], received_ns: int, next_page: str | None
     ) -> Answer[R]:
-        records, broken = [], 0
+        records, left_out, broken = [], 0, 0
         for symbol, raw in rows:
             try:
                 row = msgspec.json.decode(raw, type=self._row)
-                records.append(self._to_record(symbol, row, received_ns))
+                record = self._to_record(symbol, row, received_ns)
+            except ValueError:
+                broken += 1
+                continue
+            if record is None:
+                left_out += 1
+            else:
+                records.append(record)
+        if broken and not records and not left_out:
+            raise ValueError(f"none of its rows is one of {self._name}")
+        return Answer(records, broken, next_page)
+
+
+class _Articles:
+    """Decodes ``{"news":[row, …],"next_page_token":"…"}``."""
+
+    def page(self, content: bytes, received_ns: int) -> Answer[Article]:
+        """See :meth:`Answers.page`."""
+        page = _decode(content, _ArticlePage)
+        records, broken = [], 0
+        for raw in page.news or ():
+            try:
+                row = msgspec.json.decode(raw, type=ArticleFields)
+                created_at, updated_at = map(json_time_text, (row.created_at, row.updated_at))
+                records.append(article_of(row, created_at, updated_at, received_ns))
             except ValueError:
                 broken += 1
         if broken and not records:
-            raise ValueError(f"none of its rows is one of {self._channel}")
-        return Answer(records, broken, next_page)
+            raise ValueError("none of its rows is an article")
+        return Answer(records, broken, page.next_page_token or None)
+
+    def latest(self, content: bytes, received_ns: int) -> Answer[Article]:
+        """The same as a page, whose only row is the newest article."""
+        return self.page(content, received_ns)
+
+
+class _ArticlePage(msgspec.Struct):
+    news: list[msgspec.Raw] | None = None
+    next_page_token: str | None = None
 
 
 def decode_refusal(content: bytes) -> str:
@@ -154,10 +240,34 @@ def _decode(content: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(without_lone_surrogates(content), type=kind)
 
 
-def _to_quote(symbol: str, row: _Row, received_ns: int) -> Quote:
+def _to_quote(symbol: str, row: _QuoteRow, received_ns: int) -> Quote:
     event_ns = parse_rfc3339(row.t)
     return Quote(symbol, row.bp, row.ap, row.bs, row.ask_size, event_ns, received_ns)
 
 
-ROWS: Mapping[Kind[Any], Rows[Any]] = {QUOTES: Rows(QUOTES, _Row, _to_quote)}
-"""The decoder of each kind's rows; a kind without an entry has no history."""
+_NOT_TAKEN_PLACE: Final = ("canceled", "incorrect")
+
+
+def _to_trade(symbol: str, row: _TradeRow, received_ns: int) -> Trade | None:
+    event_ns = parse_rfc3339(row.t)
+    if row.u in _NOT_TAKEN_PLACE:
+        return None
+    return trade_of(row, symbol, event_ns, received_ns)
+
+
+def _to_bar(symbol: str, row: _BarRow, received_ns: int) -> Bar:
+    return bar_of(row, symbol, parse_rfc3339(row.t), received_ns)
+
+
+def _to_book(symbol: str, row: _BookRow, received_ns: int) -> OrderBook:
+    return whole_book_of(row, symbol, parse_rfc3339(row.t), received_ns)
+
+
+QUOTE_ROWS: Final = Rows("quotes", _QuoteRow, _to_quote)
+TRADE_ROWS: Final = Rows("trades", _TradeRow, _to_trade)
+"""Without the trades that did not take place: those that were canceled, or replaced by a correct
+one."""
+BAR_ROWS: Final = Rows("bars", _BarRow, _to_bar)
+"""Bars of a minute or of a day, as the request says."""
+BOOK_ROWS: Final = Rows("orderbooks", _BookRow, _to_book)
+ARTICLES: Final = _Articles()
