@@ -31,9 +31,7 @@ from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake, KindState
 from mdservice.client.sequence import IdentityCheck
 from mdservice.errors import StoreUnavailable
-from mdservice.model.events import RecordBatch
-from mdservice.model.kinds import Kind, R
-from mdservice.publish.conflation import ConflatingBuffer
+from mdservice.model.kinds import Kind, Order, R
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
@@ -265,8 +263,12 @@ class _Subscription(Generic[R]):
         self._reading_record = False
         self._connection = connection
         self._connected = connected
-        # At the start, events wait for the keys.
-        self._held = None if intake.begun else ConflatingBuffer(_HELD_AT_MOST)
+        self._held: list[tuple[Kind[R], list[R], str | None]] | None = []
+        """Events that wait for the keys, with the run of the service. None once the keys came, or
+        there were too many."""
+        self._held_count = 0
+        self._holds_all = not intake.begun
+        """At the start. Later, events of kinds that never go back in time do not wait."""
         self._silence = Silence(anyio.current_time())
         self._up_to_date = False
         self._keys: list[tuple[KindState[R], list[R] | NewEntries[R]]] | None = None
@@ -455,15 +457,26 @@ class _Subscription(Generic[R]):
         return _PING if self._silence.ask(anyio.current_time()) else b""
 
     def _take(self, kind: Kind[R], records: list[R], run: str | None) -> None:
-        if self._held is not None:
-            self._held.add(RecordBatch(kind, records))
-        elif records:
+        if not records:
+            return
+        if self._held is not None and (self._holds_all or kind.order is not Order.DROP_OLDER):
+            self._held.append((kind, records, run))
+            self._held_count += len(records)
+            if self._held_count > _HELD_AT_MOST:
+                self._release()
+        else:
             newer = self._intake.take_events(kind, records, in_order=self._up_to_date, run=run)
             self._intake.handover.offer(kind, newer)
 
+    def _release(self) -> None:
+        """Deliver the events that waited for the keys."""
+        held, self._held = self._held, None
+        for kind, records, run in held or ():
+            self._take(kind, records, run)
+
     def _apply(self, keys: list[tuple[KindState[R], list[R] | NewEntries[R]]]) -> None:
         """Deliver the records in the keys that are newer than the events."""
-        intake, held = self._intake, self._held
+        intake = self._intake
         for state, read in keys:
             if isinstance(read, NewEntries):
                 state.last_entry = read.last_id
@@ -471,11 +484,7 @@ class _Subscription(Generic[R]):
             else:
                 newer = intake.take_keys(state.kind, read)
             intake.handover.offer(state.kind, newer)
-        if held is not None:
-            self._held = None
-            for batch in held.take(len(held)):
-                if isinstance(batch, RecordBatch):
-                    self._take(batch.kind, list(batch.records), None)
+        self._release()
         if not self._up_to_date:
             self._up_to_date = True
             self._connected()
