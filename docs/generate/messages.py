@@ -16,11 +16,13 @@ from mdservice.pnl.alerts import Alert, encode_alert
 from mdservice.pnl.rules import parse_rule
 from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.commands import BatchPacker
+from mdservice.redis_io.names import RedisNames
 from mdservice.router.gaps import Gaps
 
-__all__ = ["alert_message", "price_message", "status_messages", "transaction"]
+__all__ = ["alert_message", "price_message", "rights", "status_messages", "transaction"]
 
 _S = 1_000_000_000
+_OPTION = "AAPL261218C00200000"
 _REASON = "the connection was closed by the other side"
 
 
@@ -45,6 +47,10 @@ def status_messages() -> str:
     gaps.lost(AT_NS, ["AAPL", "MSFT"])
     [gap] = gaps.resumed(back_ns, ["AAPL", "MSFT"], (), lambda _: AT_NS, repairing=True)
     [repaired] = gaps.filled(filled_ns, AT_NS, {"AAPL": 12, "MSFT": 2}, ["AAPL", "MSFT"])
+    options = Gaps("quotes")
+    options.lost(AT_NS, [_OPTION])
+    options.resumed(back_ns, [_OPTION], (), lambda _: AT_NS, repairing=False, refreshing=True)
+    [refreshed] = options.refreshed([_OPTION], ())
     told: list[tuple[FeedState, int, dict[str, object]]] = [
         ("connected", AT_NS - 60 * _S, {"driver": "alpaca-py"}),
         ("stale", lost_ns, {"reason": "no market data for 30 s, while AAPL has a newer quote"}),
@@ -55,7 +61,14 @@ def status_messages() -> str:
         ("gap_repaired", filled_ns, repaired),
         ("fatal", filled_ns + 600 * _S, {"reason": str(refusal(402, "auth failed")), "code": 402}),
     ]
-    return _fences(encode_status(FeedStatus(state, at, more)) for state, at, more in told)
+    messages = [FeedStatus(state, at, more) for state, at, more in told]
+    messages.insert(-1, FeedStatus("gap", filled_ns, refreshed, "options"))
+    return _fences(encode_status(message) for message in messages)
+
+
+def rights() -> str:
+    """The rules of a user who may do all that the service, its readers and the gateway do."""
+    return fence("text", f"ACL SETUSER desk on >PASSWORD {RedisNames().rights()}")
 
 
 def alert_message() -> str:

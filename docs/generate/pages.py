@@ -19,7 +19,13 @@ from docs.generate.calls import gateway_calls, gateway_schemas, service_calls, s
 from docs.generate.commands import commands
 from docs.generate.kinds import kind_names, kind_objects, kind_policies, kind_rules
 from docs.generate.log_events import log_events
-from docs.generate.messages import alert_message, price_message, status_messages, transaction
+from docs.generate.messages import (
+    alert_message,
+    price_message,
+    rights,
+    status_messages,
+    transaction,
+)
 from docs.generate.metrics import metrics
 from docs.generate.names import GROUPS, errors, names
 from docs.generate.settings import settings
@@ -39,6 +45,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "status messages": status_messages,
     "alert message": alert_message,
     "transaction": transaction,
+    "rights": rights,
     "kinds: names": kind_names,
     "kinds: rules": kind_rules,
     "kinds: words": kind_policies,
