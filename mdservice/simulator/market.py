@@ -387,17 +387,6 @@ class MarketRecord(Generic[S]):
                 return found
         return None
 
-    def put(self, records: Sequence[S]) -> None:
-        """Keep these; each replaces the symbol's record with the same time."""
-        for record in records:
-            ts_ns = record.ts_event_ns
-            series = self._series.get(record.symbol)
-            place = series.before(ts_ns) if series else 0
-            if series and place < len(series.times) and series.times[place] == ts_ns:
-                series.records[place] = record
-            else:
-                self.add([record])
-
     def _forget(self, record: S) -> None:
         series = self._series[record.symbol]
         series.forget(record)

@@ -88,11 +88,13 @@ def _change(
 
 
 def _keep_updated_bars(records: Records, bars: Sequence[SimBar]) -> None:
-    records[BARS].put(bars)
+    for bar in bars:
+        records[BARS].replace(bar)
 
 
 def _keep_daily_bars(records: Records, bars: Sequence[SimBar]) -> None:
-    records[DAILY_BARS].put(bars)
+    for bar in bars:
+        records[DAILY_BARS].replace(bar)
 
 
 QUOTES: Final[SimKind[SimQuote]] = SimKind(STOCKS, "quotes", encode_quotes)

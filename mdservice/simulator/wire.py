@@ -280,7 +280,7 @@ def encode_rows(
     items = [{"T": tag, "S": record.symbol, **record.row(encoding)} for record in records]
     if spoil:
         items.insert(len(items) // 2, {**_BROKEN_QUOTE, "T": tag})
-    return _encode(items, encoding)
+    return encode_items(items, encoding)
 
 
 def decode_message(payload: bytes, encoding: Encoding) -> Mapping[str, Any] | None:
