@@ -36,7 +36,7 @@ __all__ = [
 MOST_REMEMBERED = 100_000
 """The accepted records of a kind that are remembered, to recognise repeats: between this many and
 twice as many. A repair asks history for the last 5 s before the loss, so this suffices for 20,000
-trades a second. Two times 100,000 identities take about 45 MB. One limit for all symbols, since
+trades a second. Two times 100,000 identities take about 35 MB. One limit for all symbols, since
 what counts is how long a record is remembered."""
 MOST_RECENT = 8
 """The newest trades of each symbol that are kept, to find the newest one that is not canceled.

@@ -2,132 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
-import anyio.abc
 import pytest
 
-from mdservice.model.events import (
-    FeedItem,
-    FeedLost,
-    FeedResumed,
-    FeedState,
-    FeedStatus,
-    RecordBatch,
-    RoutedItem,
-)
-from mdservice.model.feeds import Topic
+from mdservice.model.events import FeedResumed, FeedStatus, RecordBatch
 from mdservice.model.kinds import QUOTES
-from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
-from mdservice.router.actor import FUTURE_TOLERANCE_NS, QuoteRouter
-from mdservice.runtime.actor import Channel
-from mdservice.testing import VirtualClock
-
-SECOND_NS = 1_000_000_000
-
-
-class Bench:
-    """A running router.
-
-    Attributes:
-        items: What came out, in order.
-        told: What the listener received, in order.
-    """
-
-    def __init__(self, tasks: anyio.abc.TaskGroup, outbox_size: int) -> None:
-        self.clock = VirtualClock()
-        self.start_ns = self.clock.utc_ns()
-        self.inbox = Channel[FeedItem](64)
-        self.outbox = Channel[RoutedItem](outbox_size)
-        self.told: list[RoutedItem] = []
-        self.items: list[RoutedItem] = []
-        self.router = QuoteRouter(self.inbox, self.outbox.outbox, self.told.append, self.clock)
-        self._tasks = tasks
-        self._scope = anyio.CancelScope()
-        self.ended = anyio.Event()
-
-    async def start(self) -> None:
-        self._scope, self.ended = anyio.CancelScope(), anyio.Event()
-        await self._tasks.start(self._run)
-
-    async def _run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with self._scope:
-            await self.router.run(task_status=task_status)
-        self.ended.set()
-
-    async def cancel(self) -> None:
-        self._scope.cancel()
-        await self.ended.wait()
-
-    def take(self) -> None:
-        """Take what comes out, from now on."""
-        self._tasks.start_soon(self._collect)
-
-    async def _collect(self) -> None:
-        async for item in self.outbox.inbox(self.router.heartbeat, "collector"):
-            self.items.append(item)
-
-    async def send(self, *items: FeedItem) -> None:
-        for item in items:
-            await self.inbox.outbox.send(item)
-        await anyio.wait_all_tasks_blocked()
-
-    def quote(self, bid: float, symbol: str = "AAPL", *, at_s: float = 0.0) -> Quote:
-        event_ns = self.start_ns + int(at_s * SECOND_NS)
-        return Quote(symbol, bid, bid + 1, 1, 1, event_ns, self.start_ns)
-
-    def batch(self, *bids: float, symbol: str = "AAPL") -> RecordBatch[Quote]:
-        """Quotes whose times rise with their bids."""
-        return RecordBatch(QUOTES, [self.quote(bid, symbol, at_s=bid / 1000) for bid in bids])
-
-    def status(self, state: FeedState, at_s: float = 0.0) -> FeedStatus:
-        return FeedStatus(state, self.start_ns + int(at_s * SECOND_NS))
-
-    def lost(self, *symbols: str) -> FeedLost:
-        topics = frozenset(Topic("quotes", symbol) for symbol in symbols)
-        return FeedLost(self.start_ns, topics, "reset")
-
-    @property
-    def story(self) -> list[Any]:
-        return story(self.items)
-
-
-def story(items: list[RoutedItem]) -> list[Any]:
-    """States by name, quotes as (symbol, bid, seq)."""
-    out: list[Any] = []
-    for item in items:
-        if isinstance(item, FeedStatus):
-            out.append(item.state)
-        else:
-            out.extend((quote.symbol, quote.bid, quote.seq) for quote in item.records)
-    return out
-
-
-MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
-
-
-@pytest.fixture
-def open_bench() -> MakeBench:
-    @asynccontextmanager
-    async def opened(outbox_size: int = 64, *, taking: bool = True) -> AsyncIterator[Bench]:
-        with anyio.fail_after(1_000):
-            async with anyio.create_task_group() as tasks:
-                bench = Bench(tasks, outbox_size)
-                if taking:
-                    bench.take()
-                await bench.start()
-                try:
-                    yield bench
-                finally:
-                    tasks.cancel_scope.cancel()
-                    bench.inbox.close()
-                    bench.outbox.close()
-
-    return opened
+from mdservice.router.actor import FUTURE_TOLERANCE_NS
+from tests.router.conftest import SECOND_NS, MakeBench, story
 
 
 async def test_numbers_each_symbol_on_its_own_and_keeps_the_order(
