@@ -1,4 +1,4 @@
-"""An Alpaca that runs on this machine: its stock stream, REST, prices, trades and faults.
+"""An Alpaca that runs on this machine: its streams, REST, prices, trades and faults.
 
 ::
 
@@ -18,6 +18,15 @@ market's clock, the account's positions and market orders, which change them as 
     config = SimulatorConfig(positions=DEMO_POSITIONS, trade_every_s=20)
     async with open_simulator(config) as simulator:
         simulator.trade("AAPL", -20, "187.5")
+
+Crypto, options and news have their own streams and markets, which make the records of whatever
+clients subscribe to: :mod:`mdservice.simulator.crypto`, ``options`` and ``news``.
+
+::
+
+    async with open_simulator(SimulatorConfig(rate=0)) as simulator:
+        ...  # connect a client to simulator.stream_url("crypto")
+        simulator.send_records(crypto.TRADES, [SimPairTrade("BTC/USD", 64_250.5, 0.25, id=7)])
 
 Without a port, as on trio's virtual clock, httpx reaches it through
 :class:`mdservice.simulator.transport.SimulatorTransport`.

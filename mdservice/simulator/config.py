@@ -59,7 +59,12 @@ class SimulatorConfig:
     Attributes:
         seed: Of all prices, and of the order of the symbols.
         rate: Mean quotes per second, shared by the symbols that anybody subscribes to; 0 for
-            a market that is driven by :meth:`Simulator.send_quotes` alone.
+            markets, of whatever feed, that are driven by :meth:`Simulator.send_quotes` and
+            :meth:`Simulator.send_records` alone.
+        crypto_rate: Mean changes of order books per second, likewise; about three in ten are
+            trades. 0 for none.
+        options_rate: Mean quotes and trades of options per second, likewise.
+        news_every_s: Mean seconds between two news articles; None for none.
         shape: ``day`` bursts at open and close, ``flat`` does not; the mean is ``rate``.
         day_s: Length of a ``day``; it opens with the first subscription.
         slice_s: How often quotes are made and sent.
@@ -116,6 +121,9 @@ class SimulatorConfig:
 
     seed: int = 1
     rate: float = _not_negative(200.0)
+    crypto_rate: float = _not_negative(50.0)
+    options_rate: float = _not_negative(50.0)
+    news_every_s: float | None = _every(10.0)
     shape: Shape = attrs.field(default="day", validator=validators.in_(("day", "flat")))
     day_s: float = _positive(600.0)
     slice_s: float = _positive(0.025)

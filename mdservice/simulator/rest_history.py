@@ -43,6 +43,7 @@ __all__ = [
     "read_page",
     "symbols_parameter",
     "time_parameter",
+    "wants_days",
 ]
 
 HISTORY_FEEDS = frozenset(("iex", "otc", "sip", "boats"))
@@ -56,6 +57,7 @@ _RECENT_NS = 15 * 60 * _SECOND_NS
 _DEFAULT_LIMIT = 1_000
 _MOST_PER_PAGE = 10_000
 _FORBIDDEN = 403
+_MINUTE, _DAY = frozenset(("1Min", "1T")), frozenset(("1Day", "1D"))
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _TOKEN_BYTES = 200
 
@@ -229,6 +231,18 @@ def time_parameter(params: Mapping[str, str], name: str, default_ns: int, *, day
         return parse_rfc3339(text)
     except ValueError:
         malformed(f"invalid {name}: {text[:40]}")
+
+
+def wants_days(params: Mapping[str, str]) -> bool:
+    """Whether the parameter ``timeframe`` is a day, and not a minute.
+
+    Raises:
+        RefusedRequest: It is something else.
+    """
+    timeframe = params.get("timeframe", "")
+    if timeframe not in _MINUTE | _DAY:
+        malformed(f"invalid timeframe: {timeframe[:40]}")
+    return timeframe in _DAY
 
 
 @attrs.frozen

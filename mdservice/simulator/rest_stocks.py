@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from mdservice.simulator.bars import SimBar
-from mdservice.simulator.http import Answer, Call, malformed
+from mdservice.simulator.http import Answer, Call
 from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.rest_history import (
     RestRules,
@@ -22,13 +22,12 @@ from mdservice.simulator.rest_history import (
     parse_history,
     parse_latest,
     quote_row,
+    wants_days,
 )
 from mdservice.simulator.stock_records import SimTrade, bar_row, trade_row
 from mdservice.simulator.wire import SimQuote
 
 __all__ = ["stock_routes"]
-
-_MINUTE, _DAY = frozenset(("1Min", "1T")), frozenset(("1Day", "1D"))
 
 
 def stock_routes(
@@ -41,10 +40,7 @@ def stock_routes(
     """The answers to GET requests, by path. Of bars there are those of a minute and of a day."""
 
     def bars(call: Call) -> bytes:
-        timeframe = call.params.get("timeframe", "")
-        if timeframe not in _MINUTE | _DAY:
-            malformed(f"invalid timeframe: {timeframe[:40]}")
-        record = minute_bars if timeframe in _MINUTE else daily_bars
+        record = daily_bars if wants_days(call.params) else minute_bars
         query = parse_history(call.params, rules, call.now_ns)
         return answer_history(record, query, "bars", bar_row)
 

@@ -26,7 +26,6 @@ __all__ = [
     "Encoding",
     "Number",
     "OutFrame",
-    "Row",
     "S",
     "SimQuote",
     "SimRecord",
@@ -34,7 +33,6 @@ __all__ = [
     "encode_items",
     "encode_messages",
     "encode_quotes",
-    "encode_rows",
     "encode_timestamp",
     "error_message",
     "json_number",
@@ -263,24 +261,6 @@ def encode_messages(messages: Sequence[Mapping[str, Any]], encoding: Encoding) -
         ],
         encoding,
     )
-
-
-class Row(SimRecord, Protocol):
-    """A record that knows Alpaca's fields of it, for the stream and for REST alike."""
-
-    def row(self, encoding: Encoding) -> dict[str, Any]:
-        """Alpaca's fields, without type and symbol."""
-        ...
-
-
-def encode_rows(
-    tag: str, records: Iterable[Row], encoding: Encoding, /, *, spoil: bool = False
-) -> OutFrame:
-    """One frame with these records; ``spoil`` puts one that breaks the schema among them."""
-    items = [{"T": tag, "S": record.symbol, **record.row(encoding)} for record in records]
-    if spoil:
-        items.insert(len(items) // 2, {**_BROKEN_QUOTE, "T": tag})
-    return encode_items(items, encoding)
 
 
 def decode_message(payload: bytes, encoding: Encoding) -> Mapping[str, Any] | None:
