@@ -34,6 +34,7 @@ from mdservice.feed.driver import (
     RequestRefused,
 )
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.session import Account, SessionRules
@@ -44,6 +45,7 @@ KEY, SECRET = "PK-right", "right-secret"
 SHORT_OPEN_S = 0.25
 """In the place of the real limit, where a test waits for it."""
 STEP_S = 0.001
+AAPL, MSFT = Topic("quotes", "AAPL"), Topic("quotes", "MSFT")
 RECEIVED_NS = 1_795_189_904_300_000_000
 MESSAGE = {
     "T": "q", "S": "AAPL", "bp": 1.0, "bs": 1, "ap": 1.5, "as": 1,
@@ -167,13 +169,13 @@ def quotes(count: int, first: int = 1) -> list[dict[str, Any]]:
 def opened(driver: Driver) -> AbstractAsyncContextManager[Link]:
     """A connection on which the quotes of one symbol are taken."""
     followed = Followed()
-    followed.ask(["AAPL"])
+    followed.ask([AAPL])
     return driver.connect(followed, lambda: RECEIVED_NS)
 
 
 async def subscribe(link: Link) -> None:
-    await link.subscribe(["AAPL"])
-    assert (await link.receive()).controls == [Acknowledged(frozenset({"AAPL"}))]
+    await link.subscribe([AAPL])
+    assert (await link.receive()).controls == [Acknowledged(frozenset({AAPL}))]
 
 
 @asynccontextmanager
@@ -450,7 +452,7 @@ async def test_error_in_the_block_comes_out_as_it_is(bench: Bench) -> None:
 @drivers()
 async def test_messages_reach_the_server(bench: Bench) -> None:
     async with subscribed(bench) as link:
-        await link.unsubscribe(["AAPL"])
+        await link.unsubscribe([AAPL])
         assert (await link.receive()).controls == [Acknowledged(frozenset())]
         (connection,) = bench.server.connections
         assert connection.subscriptions["quotes"] == ()
@@ -544,7 +546,7 @@ def test_end_is_told_after_all_frames_were_returned(place: Place, how: Any) -> N
                 with pytest.raises(FeedUnavailable):
                     await link.receive()
             with pytest.raises(FeedUnavailable):
-                await link.subscribe(["MSFT"])
+                await link.subscribe([MSFT])
 
     place.run(scene, {})
 
@@ -574,7 +576,7 @@ def test_an_error_that_ends_the_connection_comes_after_what_was_sent_before(
 async def test_a_refused_request_is_an_answer_after_which_the_link_goes_on(bench: Bench) -> None:
     async with subscribed(bench) as link:
         bench.server.refuse_next(405, when="subscribe")
-        await link.subscribe(["MSFT"])
+        await link.subscribe([MSFT])
         (refused,) = (await link.receive()).controls
         assert isinstance(refused, RequestRefused)
         assert (refused.cause, refused.code) == ("symbol_limit", 405)
