@@ -1,86 +1,167 @@
 """A bounded buffer that drops old records before new ones, and counts them. Pure.
 
-Up to its limit it is a queue. Beyond the limit it conflates the oldest records: only the newest of
-each symbol and kind stays, at its place in the order (:attr:`Overflow.LATEST_PER_SYMBOL`).
+Up to its limit it is a queue. Beyond the limit it makes the oldest records fewer, by the policy of
+their kind (:class:`~mdservice.model.kinds.Overflow`): quotes are conflated to the newest of each
+symbol, trades are dropped, and statuses are kept. What stays keeps its place in the order.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
-from mdservice.model.events import FeedStatus, RecordBatch, RoutedItem
-from mdservice.model.kinds import Kind
+from mdservice.model.events import LatestChanged, RecordBatch, RoutedItem
+from mdservice.model.kinds import Kind, Overflow
 
-__all__ = ["ConflatingBuffer", "records_of"]
+__all__ = ["MOST_KEPT", "ConflatingBuffer", "newest_of", "records_of"]
 
-_MOST_STATUSES = 1000
+MOST_KEPT: Final = 100_000
+"""How many records of one kind are kept beyond the limit, where the policy keeps each one. It
+bounds the memory: some tens of megabytes. Statuses, corrections, cancels and news do not reach it
+in days; the bars of a whole market do so in a quarter of an hour."""
+_MOST_STATUSES: Final = 1000
+
+# Local names: an enum's members are slow to look up.
+_LATEST_PER_SYMBOL: Final = Overflow.LATEST_PER_SYMBOL
+_LATEST_PER_SYMBOL_AND_TIME: Final = Overflow.LATEST_PER_SYMBOL_AND_TIME
+_DROP_OLDEST: Final = Overflow.DROP_OLDEST
+
+_Key = tuple[Any, ...]
+"""The kind, then the symbol, the symbol and time, or a number. Items that are no records have None
+as the kind."""
 
 
 class ConflatingBuffer:
-    """Records and feed states in order, at most ``limit`` of them.
+    """Records, changed latest values and feed states in order, at most ``limit`` of them.
 
-    With more symbols than that, it keeps one record per symbol and kind.
+    It exceeds the limit by what a policy keeps: one record of each symbol and kind, and up to
+    :data:`MOST_KEPT` records of each kind that is kept. Where an event is dropped, its latest value
+    is kept as a :class:`~mdservice.model.events.LatestChanged`.
 
     Args:
-        limit: How many are kept before the oldest are conflated.
+        limit: How many are kept before the oldest become fewer.
 
     Attributes:
-        conflated: How many were lost to newer ones.
+        conflated_of: How many records were lost to newer ones, by kind.
+        dropped_of: How many events were dropped although no newer one replaces them, by kind.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.conflated = 0
-        self._oldest: dict[tuple[Kind[Any] | None, str | int], Any] = {}
-        """What was conflated, all older than the queue: one record per kind and symbol; feed states
-        are of no kind and have a number."""
+        self.conflated_of: dict[Kind[Any], int] = {}
+        self.dropped_of: Counter[Kind[Any]] = Counter()
+        self._values: dict[tuple[Kind[Any], str], LatestChanged[Any]] = {}
+        """The latest values of dropped records that were kept until there were too many. Of their
+        kind, everything else is newer."""
+        self._oldest: dict[_Key, Any] = {}
+        """What is left of the oldest items, all older than the queue."""
+        self._kept: dict[Kind[Any], OrderedDict[_Key, None]] = {}
+        """The keys in ``_oldest`` that :data:`MOST_KEPT` bounds."""
         self._queue: deque[RoutedItem] = deque()
         self._queued = 0
-        """Records and states in the queue."""
+        """Records and other items in the queue."""
         self._gone = 0
         """How many records of the queue's first batch are no longer there."""
         self._statuses = 0
+        self._statuses_lost = 0
+        self._number = 0
 
     def __len__(self) -> int:
-        return len(self._oldest) + self._queued
+        return len(self._values) + len(self._oldest) + self._queued
+
+    @property
+    def conflated(self) -> int:
+        """How many events were lost to newer ones, feed states among them."""
+        return sum(self.conflated_of.values()) + self._statuses_lost
 
     def add(self, item: RoutedItem) -> None:
-        """Append a batch or a state; without room, conflate the oldest records."""
+        """Append an item; without room, make the oldest fewer."""
         count = len(item.records) if isinstance(item, RecordBatch) else 1
         if count:
             self._queue.append(item)
             self._queued += count
-        excess = len(self) - self.limit
+        # Not len(self): this is done for each read of the feed's socket.
+        excess = self._queued + len(self._oldest) + len(self._values) - self.limit
         while excess > 0 and self._queue:
-            excess -= self._conflate(excess)
+            excess -= self._shrink(excess)
 
-    def _conflate(self, most: int) -> int:
-        """Conflate that many of the oldest records; return how many were dropped."""
+    def _shrink(self, most: int) -> int:
+        """Apply the policy to that many of the oldest; return how many fewer there are."""
+        head = self._queue[0]
+        some = self._take_from_head(most)
+        if isinstance(head, RecordBatch) and head.kind.overflow is _LATEST_PER_SYMBOL:
+            return self._keep_latest(head.kind, some)
+        before = len(self._values) + len(self._oldest)
+        if isinstance(head, RecordBatch):
+            if head.kind.overflow is _LATEST_PER_SYMBOL_AND_TIME:
+                self._keep_latest_of_time(head.kind, some)
+            elif head.kind.overflow is _DROP_OLDEST:
+                self._drop(head.kind, some)
+            else:
+                self._keep(head.kind, some)
+        elif isinstance(head, LatestChanged):
+            self._put((None, head.kind, head.symbol), head)
+        else:
+            self._statuses += 1  # all are kept, within reason
+            self._statuses_lost += self._put((None, self._statuses % _MOST_STATUSES), head)
+        return len(some) + before - len(self._values) - len(self._oldest)
+
+    def _keep_latest(self, kind: Kind[Any], records: Sequence[Any]) -> int:
         oldest = self._oldest
         kept_before = len(oldest)
-        head = self._queue[0]
-        if isinstance(head, FeedStatus):
-            some = self._take_from_head(1)
-            self._statuses += 1  # all are kept, within reason
-            one: tuple[None, int] = None, self._statuses % _MOST_STATUSES
-            oldest.pop(one, None)
-            oldest[one] = head
-        else:
-            some, kind = self._take_from_head(most), head.kind
-            for record in some:
-                key = kind, record.symbol
-                oldest.pop(key, None)
-                oldest[key] = record
-        lost = len(some) - (len(oldest) - kept_before)
-        self.conflated += lost
+        for record in records:
+            key = kind, record.symbol
+            oldest.pop(key, None)
+            oldest[key] = record
+        lost = len(records) - (len(oldest) - kept_before)
+        self.conflated_of[kind] = self.conflated_of.get(kind, 0) + lost
         return lost
 
+    def _keep_latest_of_time(self, kind: Kind[Any], records: Sequence[Any]) -> None:
+        kept = self._kept.setdefault(kind, OrderedDict())
+        lost = 0
+        for record in records:
+            key = kind, record.symbol, record.ts_event_ns
+            lost += self._put(key, record)
+            kept[key] = None
+            kept.move_to_end(key)
+        self.conflated_of[kind] = self.conflated_of.get(kind, 0) + lost
+        self._limit_kept(kind, kept)
+
+    def _keep(self, kind: Kind[Any], records: Sequence[Any]) -> None:
+        kept = self._kept.setdefault(kind, OrderedDict())
+        for record in records:
+            self._number += 1
+            key = kind, self._number
+            self._oldest[key] = record
+            kept[key] = None
+        self._limit_kept(kind, kept)
+
+    def _limit_kept(self, kind: Kind[Any], kept: OrderedDict[_Key, None]) -> None:
+        """Drop the oldest where too many are kept."""
+        while len(kept) > MOST_KEPT:
+            key, _ = kept.popitem(last=False)
+            record = self._oldest.pop(key)
+            self.dropped_of[kind] += 1
+            for last in newest_of(kind, (record,)):
+                self._values[kind, last.symbol] = LatestChanged(kind, last.symbol, last)
+
+    def _drop(self, kind: Kind[Any], records: Sequence[Any]) -> None:
+        self.dropped_of[kind] += len(records)
+        for symbol, last in {record.symbol: record for record in newest_of(kind, records)}.items():
+            self._put((None, kind, symbol), LatestChanged(kind, symbol, last))
+
+    def _put(self, key: _Key, item: Any) -> bool:
+        """Put it behind the oldest; return whether it replaces another."""
+        replaces = self._oldest.pop(key, None) is not None
+        self._oldest[key] = item
+        return replaces
+
     def _take_from_head(self, most: int) -> list[Any]:
-        """Remove the first records of the queue's first batch, or the state that is there."""
+        """Remove the first records of the queue's first batch, or the other item there."""
         head = self._queue[0]
         some: list[Any] = [head]
         if isinstance(head, RecordBatch):
@@ -95,20 +176,24 @@ class ConflatingBuffer:
         return some
 
     def take(self, most: int) -> list[RoutedItem]:
-        """Remove and return the first records and states, at most ``most`` of both together."""
+        """Remove and return the first items, at most ``most`` records and others together."""
         taken: list[RoutedItem] = []
+        if self._values:
+            taken += [self._values.pop(key) for key in list(islice(self._values, most))]
         # All keys at once: a dict finds its first key by going over all that were removed.
-        keys = list(islice(self._oldest, most)) if self._oldest else []
+        keys = list(islice(self._oldest, most - len(taken))) if self._oldest else []
+        left = most - len(taken) - len(keys)
         for kind, group in groupby(keys, key=itemgetter(0)):
-            items = [self._oldest.pop(key) for key in group]
             if kind is None:
-                taken += items
-            else:
-                taken.append(RecordBatch(kind, items))
-        left = most - len(keys)
+                taken += [self._oldest.pop(key) for key in group]
+                continue
+            names = list(group)
+            for key in names if self._kept.get(kind) else ():
+                del self._kept[kind][key]
+            taken.append(RecordBatch(kind, [self._oldest.pop(key) for key in names]))
         while self._queue and left > 0:
             head = self._queue[0]
-            if isinstance(head, FeedStatus):
+            if not isinstance(head, RecordBatch):
                 taken.append(head)
                 left -= len(self._take_from_head(1))
             elif not self._gone and len(head.records) <= left:
@@ -122,7 +207,14 @@ class ConflatingBuffer:
         return taken
 
 
+def newest_of(kind: Kind[Any], records: Iterable[Any]) -> Iterable[Any]:
+    """The records that become their symbols' latest values, in order; none without keys."""
+    if not kind.has_key:
+        return ()
+    return [record for record in records if record.newest] if kind.may_be_late else records
+
+
 def records_of(items: Iterable[RoutedItem]) -> list[Any]:
-    """The records of all batches, in order, without feed states."""
+    """The records of all batches, in order, without other items."""
     batches = (item for item in items if isinstance(item, RecordBatch))
     return [record for batch in batches for record in batch.records]

@@ -1,14 +1,14 @@
 """The publisher: keeps events until the store has acknowledged them, and makes batches.
 
 It always receives, so the feed never waits. It keeps every event in order up to the backlog; beyond
-it, it conflates the oldest. It sends the next batch when the previous one is acknowledged, so
-batches grow with the load.
+it, the policy of each kind says what becomes of the oldest. It sends the next batch when the
+previous one is acknowledged, so batches grow with the load.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from typing import Any
@@ -19,8 +19,8 @@ from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
-from mdservice.model.events import FeedStatus, RoutedItem, encode_status
-from mdservice.model.kinds import QUOTES, Kind, Record
+from mdservice.model.events import LatestChanged, RecordBatch, RoutedItem, encode_status
+from mdservice.model.kinds import QUOTES, TRADES, Kind, Record
 from mdservice.model.status import Latencies, Latency
 from mdservice.publish.conflation import ConflatingBuffer
 from mdservice.publish.store import Events, WriteBatch
@@ -32,6 +32,8 @@ __all__ = ["MOST_IN_BATCH", "EventPublisher", "LatencyWindow", "samples"]
 _WINDOW = 4096
 _SAMPLES_PER_BATCH = 16
 _MS_NS = 1e6
+_TIMED = frozenset((QUOTES, TRADES))
+"""The kinds whose times are those of the market's events. Those of bars are old."""
 
 MOST_IN_BATCH = 4000
 """The maximum number of events in one transaction. One batch is on its way at a time, so this also
@@ -43,10 +45,10 @@ class EventPublisher:
     """Encodes each event once and keeps it until the store has acknowledged it.
 
     Args:
-        inbox: Accepted records and changes of the feed's state.
+        inbox: Accepted records, changed latest values and changes of the feeds' states.
         outbox: Batches for the writer.
         acknowledged: The numbers of the written batches.
-        backlog: How many events are kept before conflation begins.
+        backlog: How many events are kept before the oldest become fewer.
         clock: The time.
     """
 
@@ -70,8 +72,8 @@ class EventPublisher:
         self._sent = False
         self._batches = 0
         self._clock = clock
-        self._prices_written = 0
-        self._events_published = 0
+        self._written: Counter[str] = Counter()
+        self._published: Counter[str] = Counter()
         self._latency = LatencyWindow()
 
     @property
@@ -102,10 +104,15 @@ class EventPublisher:
         """A snapshot of the publisher."""
         return PublisherSnapshot(
             backlog=self.unacknowledged,
-            prices_written=self._prices_written,
-            events_published=self._events_published,
+            prices_written=self._written[QUOTES.channel],
+            events_published=self._published.total(),
             events_conflated=self._waiting.conflated,
+            trades_dropped=self._waiting.dropped_of[TRADES],
             latencies=self._latency.summary(),
+            published=dict(self._published),
+            written=dict(self._written),
+            conflated=_by_channel(self._waiting.conflated_of),
+            dropped=_by_channel(self._waiting.dropped_of),
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -153,47 +160,95 @@ class EventPublisher:
 
     def _next_batch(self) -> _InFlight:
         latest: dict[Kind[Any], dict[str, bytes]] = {}
+        deleted: dict[Kind[Any], dict[str, None]] = {}
         events: list[Events] = []
-        taken: list[Sequence[Record]] = []
+        timed: list[Sequence[Record]] = []
         for item in self._waiting.take(MOST_IN_BATCH):
-            if isinstance(item, FeedStatus):
+            if isinstance(item, RecordBatch):
+                kind, records = item.kind, item.records
+                payloads = list(map(kind.encode, records))
+                symbols = [record.symbol for record in records]
+                if kind.may_be_late:
+                    newest = zip(records, payloads, strict=True)
+                    values = {one.symbol: payload for one, payload in newest if one.newest}
+                    latest.setdefault(kind, {}).update(values)
+                elif kind.has_key:
+                    latest.setdefault(kind, {}).update(zip(symbols, payloads, strict=True))
+                ids = list(map(kind.stream.entry_id, records)) if kind.stream is not None else ()
+                events.append(Events(kind.event, payloads, kind, symbols, ids))
+                if kind in _TIMED:
+                    timed.append(records)
+            elif isinstance(item, LatestChanged):
+                values = latest.setdefault(item.kind, {})
+                if item.record is not None:
+                    values[item.symbol] = item.kind.encode(item.record)
+                else:
+                    values.pop(item.symbol, None)
+                    deleted.setdefault(item.kind, {})[item.symbol] = None
+            else:
                 events.append(Events(STATUS_CHANNEL, (encode_status(item),)))
-                continue
-            kind, records = item.kind, item.records
-            payloads = list(map(kind.encode, records))
-            symbols = [record.symbol for record in records]
-            latest.setdefault(kind, {}).update(zip(symbols, payloads, strict=True))
-            events.append(Events(kind.event, payloads, kind, symbols))
-            taken.append(records)
+        gone = {
+            kind: [symbol for symbol in symbols if symbol not in latest[kind]]
+            for kind, symbols in deleted.items()
+        }
         self._batches += 1
-        batch = WriteBatch(self._batches, latest, events)
+        batch = WriteBatch(self._batches, latest, events, deleted=gone)
         self._waiting.limit = self._backlog - batch.count
-        return _InFlight(batch, sum(map(len, taken)), samples(taken))
+        return _InFlight(batch, samples(timed))
 
     def _settle(self, in_flight: _InFlight) -> None:
-        self._prices_written += len(in_flight.batch.latest.get(QUOTES, ()))
-        self._events_published += in_flight.records
+        for kind, latest in in_flight.batch.latest.items():
+            self._written[kind.channel] += len(latest)
+        for events in in_flight.batch.events:
+            if events.kind is not None:
+                self._published[events.kind.channel] += len(events.payloads)
         self._latency.add(in_flight.samples, self._clock.utc_ns())
         self._waiting.limit = self._backlog
         self._in_flight = None
 
 
+def _by_channel(counts: Mapping[Kind[Any], int]) -> dict[str, int]:
+    return {kind.channel: count for kind, count in counts.items()}
+
+
 @attrs.frozen
 class PublisherSnapshot:
-    """A snapshot of the publisher, with the names of ``/status``."""
+    """A snapshot of the publisher, with the names of ``/status``.
+
+    Attributes:
+        backlog: Events that are not acknowledged yet.
+        prices_written: Keys of quotes that the store has acknowledged.
+        events_published: Events of records of every kind that it has acknowledged.
+        events_conflated: Events that a newer one has replaced.
+        trades_dropped: Events of trades that were dropped because the backlog was full.
+        latencies: Of quotes and trades.
+        published: ``events_published``, by channel.
+        written: Keys that the store has acknowledged, by channel.
+        conflated: ``events_conflated`` by channel, without feed states.
+        dropped: Events that were dropped although no newer one replaces them, by channel.
+    """
 
     backlog: int
     prices_written: int
     events_published: int
     events_conflated: int
+    trades_dropped: int
     latencies: Latencies
+    published: Mapping[str, int]
+    written: Mapping[str, int]
+    conflated: Mapping[str, int]
+    dropped: Mapping[str, int]
 
 
 @attrs.frozen
 class _InFlight:
     batch: WriteBatch
-    records: int
     samples: Sequence[Record]
+
+    @property
+    def records(self) -> int:
+        """The number of its events that are records."""
+        return sum(len(events.payloads) for events in self.batch.events if events.kind is not None)
 
 
 class LatencyWindow:

@@ -79,7 +79,7 @@ class PriceStore(Protocol):
         ...
 
     async def write(self, batch: WriteBatch) -> None:
-        """Execute the batch as one transaction: every key, then every message, the number.
+        """Execute the batch as one transaction: every key, every message in order, the number.
 
         Raises:
             StoreUnavailable: The connection was lost; the batch may or may not be executed.
@@ -136,15 +136,19 @@ class WriteBatch:
         latest: The newest record of each symbol in the batch, encoded, by kind and symbol. A store
             writes it under the key of its kind.
         events: The messages to publish, in order. Events of kinds that are logged are also
-            appended to the event log, if there is one.
+            appended to the event log, if there is one, and events with entry ids to the stream of
+            their kind.
         ages_s: For values that are written again, the seconds since they were first written.
             They expire that much sooner. Values without an age are new.
+        deleted: The symbols whose latest value does not hold any more, by kind. Their keys are
+            removed. None of them is in ``latest``.
     """
 
     number: int
     latest: Mapping[Kind[Any], Mapping[str, bytes]]
     events: Sequence[Events]
     ages_s: Mapping[Kind[Any], Mapping[str, int]] = attrs.field(factory=dict)
+    deleted: Mapping[Kind[Any], Sequence[str]] = attrs.field(factory=dict)
 
     @property
     def count(self) -> int:
@@ -170,12 +174,15 @@ class Events:
         payloads: The JSON texts, encoded once: key, channel and log have the same bytes.
         kind: The kind of the records; None for any other message.
         symbols: The symbol of each record; empty for any other message.
+        entry_ids: The field ``id`` of each record's entry in the stream of the kind; empty for a
+            kind without a stream.
     """
 
     channel: str
     payloads: Sequence[bytes]
     kind: Kind[Any] | None = None
     symbols: Sequence[str] = ()
+    entry_ids: Sequence[str] = ()
 
 
 @attrs.frozen

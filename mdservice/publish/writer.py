@@ -89,6 +89,13 @@ class _Keys:
     confirmed: dict[str, None] = attrs.field(factory=dict)
     forgotten: list[str] = attrs.field(factory=list)
 
+    def forget(self, symbols: Iterable[str]) -> None:
+        """The keys of these symbols were removed: neither renew them nor write them again."""
+        for symbol in symbols:
+            self.latest.pop(symbol, None)
+            self.confirmed.pop(symbol, None)
+            self.written_s[symbol] = math.inf  # never old, until it is written
+
 
 class RedisWriter:
     """Writes batches to the store.
@@ -98,8 +105,8 @@ class RedisWriter:
         acknowledged: Gets the number of each written batch.
         store: The store, which this actor owns while it runs.
         clock: The time.
-        vouched: Returns the symbols whose last record is still right, because the feed is connected
-            and has acknowledged them. The writer renews their keys. None to renew no key.
+        vouched: Returns the symbols whose last record of a kind is still right, because the feed is
+            connected and has acknowledged them. The writer renews their keys. None to renew no key.
         price_ttl_s: How long a key lives, for kinds without their own expiry, seconds.
         kinds: The kinds to write.
     """
@@ -112,7 +119,7 @@ class RedisWriter:
         acknowledged: MemoryObjectSendStream[int],
         store: PriceStore,
         clock: Clock,
-        vouched: Callable[[], Collection[str]] | None = None,
+        vouched: Callable[[Kind[Any]], Collection[str]] | None = None,
         price_ttl_s: int = 300,
         kinds: Sequence[Kind[Any]] = KINDS,
     ) -> None:
@@ -135,7 +142,7 @@ class RedisWriter:
         self._written = 0
         self._last_acknowledged = 0
         """The newest batch that was acknowledged."""
-        self._keys = {kind: _Keys(kind.ttl_s or price_ttl_s) for kind in kinds}
+        self._keys = {kind: _Keys(kind.ttl_s or price_ttl_s) for kind in kinds if kind.has_key}
         self._vouched = vouched
         self._scan_s = min(_SCAN_S, *(keys.ttl_s / 8 for keys in self._keys.values()))
         self._next_scan_s = 0.0
@@ -145,11 +152,13 @@ class RedisWriter:
 
     def start_from(self, kind: Kind[Any], latest: Mapping[str, bytes]) -> None:
         """Take an earlier run's values, to write again what is confirmed and has expired."""
-        self._keys[kind].latest.update(latest)
+        if kind.has_key:
+            self._keys[kind].latest.update(latest)
 
     def confirm(self, kind: Kind[Any], symbols: Iterable[str]) -> None:
         """Renew these keys soon: REST has confirmed their values, although no record came."""
-        self._keys[kind].confirmed.update(dict.fromkeys(symbols))
+        if kind.has_key:
+            self._keys[kind].confirmed.update(dict.fromkeys(symbols))
 
     @property
     def depth(self) -> Depth:
@@ -250,6 +259,8 @@ class RedisWriter:
             keys = self._keys[kind]
             keys.latest.update(latest)
             keys.written_s.update(dict.fromkeys(latest, now_s))
+        for kind, symbols in batch.deleted.items():
+            self._keys[kind].forget(symbols)
 
     async def _check(self) -> None:
         """Check the store. Never raises if it does not answer."""
@@ -282,7 +293,10 @@ class RedisWriter:
             if await self._store.last_batch() < self._written:
                 for kind, keys in self._keys.items():
                     # The pending batch has newer values, and may be executed already.
-                    newer = self._pending.latest.get(kind, {}) if self._pending is not None else {}
+                    newer = set[str]()
+                    if self._pending is not None:
+                        newer.update(self._pending.latest.get(kind, ()))
+                        newer.update(self._pending.deleted.get(kind, ()))
                     ours = keys.latest.keys() & keys.written_s.keys()  # not an earlier run's
                     keys.forgotten = [symbol for symbol in ours if symbol not in newer]
                 count = sum(len(keys.forgotten) for keys in self._keys.values())
@@ -322,8 +336,8 @@ class RedisWriter:
         if any(keys.due for keys in self._keys.values()):
             return
         self._next_scan_s = now_s + self._scan_s
-        vouched = self._vouched()
-        for keys in self._keys.values():
+        for kind, keys in self._keys.items():
+            vouched = self._vouched(kind)
             names = keys.latest.keys() | vouched if EVERY_SYMBOL in vouched else vouched
             old_s = now_s - keys.ttl_s / 2
             keys.due = [

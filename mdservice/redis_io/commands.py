@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 import hiredis
 
-from mdservice.model.kinds import QUOTES, Kind
-from mdservice.publish.store import WriteBatch
+from mdservice.model.kinds import QUOTES, Kind, Stream
+from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.names import RedisNames, encode_marker
 
 __all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "pack"]
@@ -76,11 +76,15 @@ class BatchPacker:
         self._instance = instance
         self.marks_db: int | None = None
         """The database to name at the head of each batch; None for no such message."""
+        self.unmarked: frozenset[Kind[Any]] = frozenset()
+        """The kinds whose batches have no such message."""
         self._price_ttl_s = price_ttl_s
         self._set: dict[Kind[Any], tuple[bytes, bytes]] = {}
         """How a key is written, and the part before the symbol."""
         self._publish: dict[str, bytes] = {}
         """By channel; there are only a few."""
+        self._entry: dict[Kind[Any], bytes] = {}
+        """How an entry of a kind's own stream is appended."""
         self._xadd: bytes | None = None
         if event_log is not None:
             limit = (b"MAXLEN", b"~", b"%d" % event_log_maxlen)
@@ -118,7 +122,8 @@ class BatchPacker:
             if events.kind is not None:
                 counts[events.kind] = counts.get(events.kind, 0) + len(events.payloads)
         for kind, count in counts.items():
-            yield self.marker(kind, db, count)
+            if kind not in self.unmarked:
+                yield self.marker(kind, db, count)
 
     def _set_of(self, kind: Kind[Any]) -> tuple[bytes, bytes]:
         ttl = b"%d" % self.ttl_s(kind)
@@ -126,10 +131,33 @@ class BatchPacker:
         self._set[kind] = template, self._names.key_prefix(kind)
         return self._set[kind]
 
+    def _entry_of(self, kind: Kind[Any], stream: Stream) -> bytes:
+        head = (b"XADD", self._names.stream(stream), b"MAXLEN", b"~", b"%d" % stream.maxlen, b"*")
+        template = b"*10\r\n" + _words(*head, b"id") + _WORD + _words(b"data") + _WORD
+        self._entry[kind] = template
+        return template
+
     def _publish_on(self, channel: str) -> bytes:
         template = b"*3\r\n" + _words(b"PUBLISH", self._names.channel(channel)) + _WORD
         self._publish[channel] = template
         return template
+
+    def _messages(self, events: Events) -> list[bytes]:
+        """The messages in order; with each its entry in the event log or the kind's stream."""
+        publish = self._publish.get(events.channel) or self._publish_on(events.channel)
+        kind, payloads = events.kind, events.payloads
+        if kind is not None and kind.stream is not None:
+            entry = self._entry.get(kind) or self._entry_of(kind, kind.stream)
+            names = events.entry_ids
+        elif kind is not None and kind.logged and self._xadd is not None:
+            entry, names = self._xadd, events.symbols
+        else:
+            return [publish % (len(payload), payload) for payload in payloads]
+        parts = []
+        for name, payload in zip(map(str.encode, names), payloads, strict=True):
+            parts.append(publish % (len(payload), payload))
+            parts.append(entry % (len(name), name, len(payload), payload))
+        return parts
 
     def batch(self, batch: WriteBatch) -> PackedBatch:
         """Pack a batch: its owner, every key, every message in order, then the batch number."""
@@ -145,16 +173,11 @@ class BatchPacker:
                 if symbol not in old:
                     key = prefix + symbol.encode()
                     add(set_ % (len(key), key, len(payload), payload))
+        for kind, symbols in batch.deleted.items():
+            prefix = self._names.key_prefix(kind)
+            parts += [pack(b"DEL", prefix + symbol.encode()) for symbol in symbols]
         for events in batch.events:
-            publish = self._publish.get(events.channel) or self._publish_on(events.channel)
-            payloads = events.payloads
-            if self._xadd is None or events.kind is None or not events.kind.logged:
-                parts += [publish % (len(payload), payload) for payload in payloads]
-                continue
-            for symbol, payload in zip(events.symbols, payloads, strict=True):
-                add(publish % (len(payload), payload))
-                name = symbol.encode()
-                add(self._xadd % (len(name), name, len(payload), payload))
+            parts += self._messages(events)
         add(self.number(batch.number))
         queued = len(parts) - 1
         add(_EXEC)

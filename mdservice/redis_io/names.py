@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from mdservice.model.kinds import KINDS, QUOTES, Kind
+from mdservice.model.kinds import ALL_KINDS, QUOTES, Kind, Stream
 
 __all__ = [
     "ALERT_CHANNEL",
@@ -43,9 +43,9 @@ GONE_AFTER_S: Final = 3.5
 
 _COMMANDS: Final = (
     *("multi", "exec", "set", "get", "mget", "expire", "del", "scan", "publish", "subscribe"),
+    *("xadd", "xread", "xrange", "xrevrange", "xinfo"),
     *("ping", "select", "client", "info", "role"),
 )
-_LOG_COMMANDS: Final = ("xadd", "xread", "xrange", "xinfo")
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -159,6 +159,10 @@ class RedisNames:
         """A channel's full name: ``price.updated`` → ``b"desk1:price.updated"``."""
         return f"{self.prefix}{name}".encode()
 
+    def stream(self, stream: Stream) -> bytes:
+        """The stream that keeps the records of a kind: ``b"news"``."""
+        return f"{self.prefix}{stream.name}".encode()
+
     def event_log(self, name: str) -> bytes:
         """The stream to which events are appended."""
         return f"{self.prefix}{name}".encode()
@@ -170,18 +174,16 @@ class RedisNames:
             event_log: The stream's name without the prefix, or None.
         """
         channels = (
-            *(kind.event for kind in KINDS),
+            *(kind.event for kind in ALL_KINDS),
             STATUS_CHANNEL,
             ALERT_CHANNEL,
-            *(kind.marker for kind in KINDS),
+            *(kind.marker for kind in ALL_KINDS),
             INSTANCES_CHANNEL,
         )
-        keys = (*(f"{kind.key_prefix}*" for kind in KINDS), "mdservice:*")
+        keys = [f"{kind.key_prefix}*" for kind in ALL_KINDS if kind.has_key]
+        keys += [kind.stream.name for kind in ALL_KINDS if kind.stream is not None]
+        keys += ["mdservice:*", *([] if event_log is None else [event_log])]
         rules = [f"~{self.prefix}{pattern}" for pattern in keys]
-        commands = list(_COMMANDS)
-        if event_log is not None:
-            rules.append(f"~{self.prefix}{event_log}")
-            commands += _LOG_COMMANDS
         rules.append("resetchannels")
         rules += [f"&{self.prefix}{channel}" for channel in channels]
-        return " ".join(rules + [f"+{command}" for command in commands])
+        return " ".join(rules + [f"+{command}" for command in _COMMANDS])

@@ -14,7 +14,7 @@ import attrs
 import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.kinds import QUOTES, Kind
+from mdservice.model.kinds import ALL_KINDS, Kind
 from mdservice.observability.logging import get_logger
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
@@ -52,7 +52,7 @@ async def greet(
 ) -> Identity | None:
     """Fence the previous connection; return the server's identity of this one.
 
-    Also sets in the packer whether it may name the owner of a batch.
+    Also sets in the packer for which kinds it may name the owner of a batch.
 
     Returns None if the server gives no identity or refuses the fence;
     :class:`~mdservice.redis_io.store.RedisPriceStore` says what follows from that.
@@ -68,9 +68,11 @@ async def greet(
         pack(b"EXEC"),
     )
     raise_refusal(connection.address, [multi, executed])
-    # If this user may not publish this message, the server would refuse the whole batch.
-    (marked,) = await connection.call(packer.marker(QUOTES, database, 0))
-    packer.marks_db = None if is_error(marked) else database
+    # If this user may not publish one of these messages, the server would refuse the whole batch.
+    markers = [packer.marker(kind, database, 0) for kind in ALL_KINDS]
+    marked = zip(ALL_KINDS, await connection.call(*markers), strict=True)
+    packer.marks_db = database
+    packer.unmarked = frozenset(kind for kind, reply in marked if is_error(reply))
     run_id = _run_id(info)
     if run_id is None or not isinstance(client_id, int):
         return None

@@ -79,7 +79,8 @@ class MemoryPriceStore:
         executed: Every batch, in the order of execution; a batch executed twice appears
             twice.
         published: The payloads of each channel, in order.
-        entries: The stream: symbol and payload of each event.
+        entries: The event log: symbol and payload of each event.
+        streams: The kinds' own streams by name: id and payload of each entry.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class MemoryPriceStore:
         self.executed: list[WriteBatch] = []
         self.published: dict[str, list[bytes]] = {}
         self.entries: deque[tuple[str, bytes]] = deque(maxlen=event_log_maxlen)
+        self.streams: dict[str, deque[tuple[str, bytes]]] = {}
 
     # ---- as the writer sees it
 
@@ -273,6 +275,7 @@ class MemoryPriceStore:
         self._on_the_way.clear()
         self._keys.clear()
         self.entries.clear()
+        self.streams.clear()
 
     # ---- inside
 
@@ -314,11 +317,18 @@ class MemoryPriceStore:
                 left_s = self._ttl_s(kind) - ages_s.get(symbol, 0)
                 if left_s > 0:
                     self._keys[f"{kind.key_prefix}{symbol}"] = (payload, now + left_s)
+        for kind, symbols in batch.deleted.items():
+            for symbol in symbols:
+                self._keys.pop(f"{kind.key_prefix}{symbol}", None)
         for events in batch.events:
             self.published.setdefault(events.channel, []).extend(events.payloads)
             if self._event_log is not None and events.kind is not None and events.kind.logged:
                 for symbol, payload in zip(events.symbols, events.payloads, strict=True):
                     self._append(symbol, payload)
+            if events.kind is not None and events.kind.stream is not None:
+                stream = events.kind.stream
+                entries = self.streams.setdefault(stream.name, deque(maxlen=stream.maxlen))
+                entries.extend(zip(events.entry_ids, events.payloads, strict=True))
         number = b"%d" % batch.number
         self._keys[self._number_key] = (number, now + _NUMBER_TTL_S)
         self.executed.append(batch)

@@ -63,7 +63,7 @@ class Pipeline:
             self.acknowledged.outbox,
             self.store,
             self.clock,
-            lambda: self.vouched,
+            lambda kind: self.vouched,
             kinds=BOTH,
         )
 

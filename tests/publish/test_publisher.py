@@ -142,6 +142,7 @@ async def test_batch_holds_newest_price_of_each_symbol_and_every_event(
         assert decode(batch.messages[2].payload) == {
             "state": "stale",
             "at": "2026-11-20T15:00:00.000000000Z",
+            "feed": "stocks",
             "driver": "fake",
         }
 
