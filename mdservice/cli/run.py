@@ -139,8 +139,8 @@ def simulate(
 ) -> None:
     """Run only the simulator: Alpaca's protocol on a port of this machine.
 
-    Any key and secret are accepted. The same port has Alpaca's REST: past and latest quotes,
-    the clock, a small portfolio's positions, and market orders.
+    Any key and secret are accepted. The same port has Alpaca's REST: past and latest quotes, trades
+    and bars, the clock, a small portfolio's positions, and market orders.
     """
     as_json = use_json_lines(ctx, config)  # the only setting of the simulator
 

@@ -1,4 +1,4 @@
-"""An Alpaca that runs on this machine: its streams, REST, prices, trades and faults.
+"""An Alpaca that runs on this machine: its streams, REST, markets and faults.
 
 ::
 
@@ -10,7 +10,16 @@
         simulator.send_quotes([{"S": "AAPL", "bp": 187.12, "ap": 187.15}])
         simulator.drop("half-close")
 
-The same port has the REST side, at ``simulator.rest_url``: past quotes, latest quotes, the
+Trades of stocks follow from the quotes, and bars from the trades; ``simulator.halt("AAPL")``,
+``correct_trade`` and ``cancel_trade`` make the rare happen. Records of your own, of any
+kind::
+
+    from mdservice.simulator.stock_records import SimTrade
+    from mdservice.simulator.stocks import TRADES
+
+    simulator.send_records(TRADES, [SimTrade("AAPL", 187.13, 100, id=1)])
+
+The same port has the REST side, at ``simulator.rest_url``: the past and latest records, the
 market's clock, the account's positions and market orders, which change them as ``trade`` does.
 
 ::

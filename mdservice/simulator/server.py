@@ -44,7 +44,7 @@ from mdservice.simulator.http import (
     too_many_connections,
     wants_websocket,
 )
-from mdservice.simulator.kinds import Batch, SimKind, SimMarket
+from mdservice.simulator.kinds import Batch, SimKind, SimMarket, Source
 from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.markets import MARKETS
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
@@ -92,8 +92,6 @@ async def open_simulator(
             simulator.host = host
             simulator.port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - no Django
             tasks.start_soon(_accept, listener, simulator, tasks)
-        for market in simulator.markets:
-            tasks.start_soon(simulator.run_market, market)
         tasks.start_soon(simulator.run_script)
         tasks.start_soon(simulator.run_trader)
         try:
@@ -160,6 +158,7 @@ class Simulator:
             kind: deque(maxlen=config.history_size) for kind in self.kinds
         }
         self._sources = {market: market.source(config, self._records) for market in self.markets}
+        self._running: set[SimMarket] = set()
         self._paper_account = PaperAccount(
             config.positions,
             self._records[QUOTES],
@@ -625,6 +624,9 @@ class Simulator:
                 for channel, symbols in wanted.items():
                     symbols.update(subscribed[channel])
             source.follow(wanted)
+            if source.symbols and market not in self._running:
+                self._running.add(market)
+                self._tasks.start_soon(self._run_market, source)
 
     def first_records(self, kind: SimKind[S], symbols: AbstractSet[str]) -> Sequence[S]:
         """What a request to subscribe to these symbols brings at once."""
@@ -638,12 +640,8 @@ class Simulator:
 
     # Its tasks.
 
-    async def run_market(self, market: SimMarket) -> None:
+    async def _run_market(self, source: Source) -> None:
         """Make a market's records and send them, for ever."""
-        source = self._sources[market]
-        if source is None:
-            return
-        await self.until(lambda _: bool(source.symbols))
         started_s = anyio.current_time()
         while True:
             await anyio.sleep(self.config.slice_s)

@@ -17,6 +17,7 @@ from mdservice.simulator import (
     CancelTrade,
     CorrectTrade,
     Halt,
+    Mute,
     Planned,
     Simulator,
     SimulatorConfig,
@@ -179,6 +180,7 @@ async def test_the_script_halts_corrects_and_cancels(dial: Any, autojump_clock: 
         Planned(CorrectTrade("AAPL"), after_s=10),
         Planned(CancelTrade("AAPL"), after_s=12),
         Planned(CancelTrade("NONE"), after_s=13),
+        Planned(Mute(), after_s=1, feed="crypto"),
     )
     config = SimulatorConfig(
         **{**LIVELY, "correction_ratio": 0, "cancel_ratio": 0, "halt_every_s": None}, faults=faults
