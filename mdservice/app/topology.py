@@ -4,12 +4,12 @@
 
     PositionTracker
            │
-    commands ──▶ FeedConnection ──feed──▶ QuoteRouter ──events──▶ EventPublisher ──batches──▶ RedisWriter
-                                              │                        ▲                          │
-                                              └──▶ LocalReaders        └──────acknowledged────────┘
+    commands ──▶ FeedConnection ──feed──▶ Router ──events──▶ EventPublisher ──batches──▶ RedisWriter
+                                            │                      ▲                          │
+                                            └──▶ LocalReaders      └──────acknowledged────────┘
 
 Each feed (stocks, crypto, options, news) has a connection and a router of its own.
-"""  # noqa: E501 - the picture is one line
+"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.readers import LocalReaders
 from mdservice.publish.store import PriceStore, WriteBatch
 from mdservice.publish.writer import RedisWriter
-from mdservice.router.actor import QuoteRouter
+from mdservice.router.actor import Router
 from mdservice.runtime.actor import Actor, Channel
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.supervisor import HealthWatchdog, Supervisor
@@ -118,7 +118,7 @@ class Pipeline:
 
     feed: Feed
     connection: FeedConnection
-    router: QuoteRouter
+    router: Router
     first_prices: Mapping[Kind[Any], FirstPrices[Any]]
     commands: Channel[Command]
 
@@ -158,7 +158,7 @@ class Topology:
         return self.pipelines[0].connection
 
     @property
-    def router(self) -> QuoteRouter:
+    def router(self) -> Router:
         """The router of the first feed, stocks."""
         return self.pipelines[0].router
 
@@ -301,7 +301,7 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> tuple[Pipeline, Channe
         if kind in first_prices:
             first_prices[kind].fetch([symbol])
 
-    router = QuoteRouter(
+    router = Router(
         feed_items,
         shared.events.outbox.clone(),
         shared.readers.offer,
@@ -482,7 +482,7 @@ def _recovery(
     feed: Feed,
     kind: Kind[R],
     history: HalvingHistory[R] | None,
-    router: QuoteRouter,
+    router: Router,
     send_queue: SendQueue,
     clock: Clock,
 ) -> Recovery:

@@ -47,7 +47,7 @@ from mdservice.router.sequencer import Echo, Routed, Sequencer
 from mdservice.router.time_checks import ClockCheck, TimeCheck
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, forward
 
-__all__ = ["FUTURE_TOLERANCE_NS", "QuoteRouter", "RouterSnapshot"]
+__all__ = ["FUTURE_TOLERANCE_NS", "Router", "RouterSnapshot"]
 
 _log = get_logger(__name__)
 
@@ -113,7 +113,7 @@ class _Fill(Generic[R]):
     backfilled: Counter[str] = attrs.field(factory=Counter)
 
 
-class QuoteRouter:
+class Router:
     """Accepts, orders and numbers records; reports the gap that a lost connection leaves.
 
     It never waits for a reader: the publisher always receives, and readers in the process have

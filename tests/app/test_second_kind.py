@@ -30,7 +30,7 @@ from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.readers import LocalReaders
 from mdservice.publish.store import WriteBatch, read_last_records
 from mdservice.publish.writer import RedisWriter
-from mdservice.router.actor import QuoteRouter
+from mdservice.router.actor import Router
 from mdservice.runtime.actor import Channel
 from mdservice.testing import FakeHistory, MemoryPriceStore, VirtualClock
 from tests.second_kind import DEPTHS, Depth
@@ -52,7 +52,7 @@ class Pipeline:
         self.readers = LocalReaders()
         self.store = MemoryPriceStore(clock=self.clock, event_log="log")
         self.vouched: set[str] = set()
-        self.router = QuoteRouter(
+        self.router = Router(
             self.feed, self.events.outbox, self.readers.offer, self.clock, feed=Feed("stocks", BOTH)
         )
         self.publisher = EventPublisher(

@@ -74,7 +74,7 @@ class Turns(trio.abc.Instrument):
 
 
 def _short(name: str) -> str:
-    """``mdservice.router.actor.QuoteRouter.run`` → ``QuoteRouter``; the reader by its method."""
+    """``mdservice.router.actor.Router.run`` → ``Router``; the reader by its method."""
     if "run_together" in name:  # the session's reading and asking, of which it reads here
         return "Session"
     words = name.split(".")

@@ -22,7 +22,7 @@ from mdservice.model.events import (
 from mdservice.model.feeds import STOCKS, Feed, Topic
 from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.quote import Quote
-from mdservice.router.actor import QuoteRouter
+from mdservice.router.actor import Router
 from mdservice.runtime.actor import Channel
 from mdservice.testing import VirtualClock
 
@@ -46,7 +46,7 @@ class Bench:
         self.told: list[RoutedItem] = []
         self.items: list[RoutedItem] = []
         self.wanted: list[tuple[Kind[Any], str]] = []
-        self.router = QuoteRouter(
+        self.router = Router(
             self.inbox,
             self.outbox.outbox,
             self.told.append,

@@ -29,7 +29,7 @@ from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote, identity
 from mdservice.model.timestamps import format_ns
-from mdservice.router.actor import QuoteRouter
+from mdservice.router.actor import Router
 from mdservice.router.gaps import Gaps
 from mdservice.runtime.actor import Channel
 from mdservice.testing import VirtualClock
@@ -249,7 +249,7 @@ class Bench:
         self.outbox = Channel[RoutedItem](4)
         self.items: list[RoutedItem] = []
         self.heard: list[RoutedItem] = []
-        self.router = QuoteRouter(self.inbox, self.outbox.outbox, self.heard.append, VirtualClock())
+        self.router = Router(self.inbox, self.outbox.outbox, self.heard.append, VirtualClock())
         self.scope = anyio.CancelScope()
 
     async def send(self, *items: FeedItem) -> None:

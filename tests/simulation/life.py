@@ -17,7 +17,7 @@ from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.publish.conflation import records_of
 from mdservice.publish.store import WriteBatch
-from mdservice.router.actor import QuoteRouter
+from mdservice.router.actor import Router
 from mdservice.testing import VirtualClock
 from tests.simulation.store import SimulatedStore
 
@@ -100,7 +100,7 @@ class Life:
         for symbol in symbols:
             self.want(symbol)
 
-    def _count_fetched(self, router: QuoteRouter) -> None:
+    def _count_fetched(self, router: Router) -> None:
         """Count what REST and the feed give apart."""
         sequencer, take = router.sequencer(QUOTES), router._take_first
         is_new, quotes = sequencer._is_new_at, router._routings[QUOTES]

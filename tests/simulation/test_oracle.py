@@ -27,7 +27,7 @@ from mdservice.model.status import Readiness
 from mdservice.positions.tracker import HeldSymbols
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.store import Message, WriteBatch
-from mdservice.router.actor import QuoteRouter
+from mdservice.router.actor import Router
 from mdservice.router.sequencer import Routed, Sequencer
 from mdservice.simulator.connection import Connection
 from tests.batches import write_batch
@@ -84,15 +84,15 @@ def test_finds_a_quote_that_is_accepted_twice(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_finds_a_wrong_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    send = QuoteRouter._send
+    send = Router._send
 
-    def skip_one(self: QuoteRouter, item: Any) -> None:
+    def skip_one(self: Router, item: Any) -> None:
         if isinstance(item, RecordBatch):
             for quote in item.records:
                 quote.seq += quote.seq > 10
         send(self, item)
 
-    monkeypatch.setattr(QuoteRouter, "_send", skip_one)
+    monkeypatch.setattr(Router, "_send", skip_one)
     assert " after 10" in violations()
 
 
