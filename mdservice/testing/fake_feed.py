@@ -25,7 +25,9 @@ from mdservice.feed.alpaca.error_codes import http_refusal, refusal
 from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import STOCKS, Feed
 from mdservice.model.kinds import QUOTES, Kind, R, Record
+from mdservice.simulator.feeds import FEEDS
 from mdservice.simulator.session import (
     SILENCE,
     Account,
@@ -73,6 +75,7 @@ class FakeDriver:
         clock: Stamps quotes that come without a time.
         closing_s: How long the server takes to answer the closing handshake.
         login_s: How long the server takes to answer the login.
+        feed: Which feed it serves.
         limit: How long the client waits for the login; by default a limit of its own.
 
     Attributes:
@@ -93,9 +96,11 @@ class FakeDriver:
         clock: Clock | None = None,
         closing_s: float = 0.0,
         login_s: float = 0.0,
+        feed: Feed = STOCKS,
         limit: LoginLimit | None = None,
     ) -> None:
         self.name = name
+        self.feed = feed
         self.encoding: Encoding = encoding
         self.script: deque[Exception] = deque()
         self.attempts: list[float] = []
@@ -144,9 +149,14 @@ class FakeDriver:
         elif upgrade is not None:
             raise http_refusal(upgrade)
         session = Session(
-            number, "/v2/iex", account=self._account, refusals=self._refusals, rules=self._rules
+            number,
+            next(each.paths[0] for each in FEEDS if each.name == self.feed.name),
+            account=self._account,
+            refusals=self._refusals,
+            rules=self._rules,
+            encoding=self.encoding,
         )
-        link = FakeLink(number, self.encoding, session, self.notify, followed, utc_ns)
+        link = FakeLink(number, self.encoding, session, self.notify, followed, utc_ns, self.feed)
         await _check(session.open(anyio.current_time()))
         await _check(link.log_in(self._login))
         self.links.append(link)
@@ -254,8 +264,9 @@ class FakeLink(AlpacaLink):
         notify: Callable[[], None],
         followed: Followed,
         utc_ns: Callable[[], int],
+        feed: Feed,
     ) -> None:
-        super().__init__(encoding, followed, utc_ns)
+        super().__init__(encoding, followed, utc_ns, feed)
         self.number = number
         self.sent: list[Mapping[str, Any]] = []
         self.is_open = False

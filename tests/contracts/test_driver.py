@@ -8,7 +8,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -31,11 +31,25 @@ from mdservice.feed.driver import (
     Acknowledged,
     Driver,
     Link,
+    Received,
     RequestRefused,
 )
 from mdservice.feed.subscriptions import Followed
-from mdservice.model.feeds import Topic
-from mdservice.model.kinds import QUOTES
+from mdservice.model.feeds import FEEDS, NEWS_FEED, OPTIONS, STOCKS, Feed, Topic
+from mdservice.model.kinds import (
+    BARS,
+    CANCELS,
+    CORRECTIONS,
+    DAILY_BARS,
+    IMBALANCES,
+    LULDS,
+    NEWS,
+    ORDERBOOKS,
+    QUOTES,
+    STATUSES,
+    TRADES,
+    Kind,
+)
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.session import Account, SessionRules
 from mdservice.testing import FakeDriver
@@ -59,7 +73,8 @@ class Bench:
     """A server, and how to make a driver for it."""
 
     server: Any
-    make: Callable[[str, str], Driver]
+    make: Callable[..., Driver]
+    """Takes key, secret and, for another than the stock feed, ``feed``."""
     open_timeout_s: float
     real: bool
 
@@ -94,12 +109,14 @@ class Place:
     async def _on_fake(self, scene: Scene, config: dict[str, Any]) -> None:
         fakes: list[FakeDriver] = []
 
-        def make(key: str, secret: str) -> Driver:
+        def make(key: str, secret: str, feed: Feed = STOCKS) -> Driver:
             fakes[0]._login |= {"key": key, "secret": secret}
+            fakes[0].feed = feed
             return fakes[0]
 
         account = Account(KEY, SECRET, config.get("connection_limit", 1))
-        fakes.append(FakeDriver(account=account, rules=SessionRules()))
+        rules = SessionRules(symbol_limit=config.get("symbol_limit"))
+        fakes.append(FakeDriver(account=account, rules=rules))
         with anyio.fail_after(LIMIT_S):
             await scene(Bench(fakes[0], make, feeds_driver.OPEN_TIMEOUT_S, real=False))
 
@@ -109,8 +126,10 @@ class Place:
         with anyio.fail_after(LIMIT_S):
             async with open_simulator(settings) as server:
 
-                def make(key: str, secret: str) -> Driver:
-                    return kind(server.url, Credentials(key, secret))
+                def make(key: str, secret: str, feed: Feed = STOCKS) -> Driver:
+                    url = server.stream_url(feed.name)
+                    driver: Driver = kind(url, Credentials(key, secret), feed=feed)
+                    return driver
 
                 await anyio.sleep(STEP_S)  # the server's own tasks are started now
                 before = _asyncio_tasks()
@@ -525,6 +544,193 @@ async def _settled(value: Callable[[], int]) -> None:
         await anyio.sleep(0.02)
         same = same + 1 if value() == last else 0
         last = value()
+
+
+# ---- every channel of every feed
+
+TIME_NS = 1_795_189_904_208_912_345
+OPTION = "AAPL261218C00200000"
+BAR: dict[str, Any] = {"o": 1.5, "h": 2.5, "l": 1.0, "c": 2.0, "v": 100, "n": 3, "vw": 1.75}
+MESSAGES: dict[str, tuple[Kind[Any], dict[str, Any]]] = {
+    "quotes": (QUOTES, {"T": "q", "bp": 1.0, "bs": 0.5, "ap": 1.5, "as": 1, "c": "A"}),
+    "trades": (TRADES, {"T": "t", "i": 7, "x": "D", "p": 1.5, "s": 1, "c": ["@"], "z": "C"}),
+    "bars": (BARS, {"T": "b", **BAR}),
+    "updatedBars": (BARS, {"T": "u", **BAR}),
+    "dailyBars": (DAILY_BARS, {"T": "d", **BAR}),
+    "statuses": (STATUSES, {"T": "s", "sc": "H", "sm": "Halt", "rc": "T12", "rm": "", "z": "C"}),
+    "lulds": (LULDS, {"T": "l", "u": 3.5, "d": 2.5, "i": "B", "z": "C"}),
+    "imbalances": (IMBALANCES, {"T": "i", "p": 9.12, "z": "C"}),
+    "orderbooks": (ORDERBOOKS, {"T": "o", "r": True, "b": [{"p": 1.5, "s": 0.5}], "a": []}),
+    "news": (
+        NEWS,
+        {
+            "T": "n", "id": 7, "headline": "H", "symbols": ["AAPL"],
+            "updated_at": "2026-11-20T15:51:44.208912345Z",
+        },
+    ),
+}  # fmt: skip
+"""A message of each channel, without symbol and time, and the kind of its record."""
+COMPANIONS: list[tuple[Kind[Any], dict[str, Any]]] = [
+    (CORRECTIONS, {"T": "c", "x": "D", "oi": 7, "op": 1.5, "ci": 8, "cp": 1.25, "z": "C"}),
+    (CANCELS, {"T": "x", "i": 8, "x": "D", "p": 1.25, "s": 1, "a": "C", "z": "C"}),
+]
+SYMBOLS = {"stocks": "AAPL", "crypto": "BTC/USD", "options": OPTION, "news": "AAPL"}
+
+
+def messages_of(feed: Feed, *channels: str) -> list[tuple[Kind[Any], dict[str, Any]]]:
+    found = [MESSAGES[channel] for channel in channels]
+    if feed is STOCKS and "trades" in channels:
+        found += COMPANIONS
+    about = {} if feed is NEWS_FEED else {"S": SYMBOLS[feed.name], "t": TIME_NS}
+    return [(kind, message | about) for kind, message in found]
+
+
+async def received_until(link: Link, count: int) -> Received:
+    """What comes until so many messages are decoded, together."""
+    whole, seen = Received(), 0
+    while seen < count:
+        some = await link.receive()
+        for kind, records in some.records.items():
+            whole.records.setdefault(kind, []).extend(records)
+        whole.controls += some.controls
+        whole.errors += some.errors
+        whole.others += some.others
+        whole.unfollowed += some.unfollowed
+        seen += sum(map(len, some.records.values())) + some.errors + some.others + some.unfollowed
+    return whole
+
+
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: str(feed.name))
+@pytest.mark.parametrize("place", ALL, ids=str)
+def test_every_channel_of_a_feed_brings_its_records(place: Place, feed: Feed) -> None:
+    async def scene(bench: Bench) -> None:
+        topics = [Topic(channel, SYMBOLS[feed.name]) for channel in feed.channels]
+        followed = Followed()
+        followed.ask(topics)
+        driver = bench.make(KEY, SECRET, feed=feed)
+        async with driver.connect(followed, lambda: RECEIVED_NS) as link:
+            await link.subscribe(topics)
+            assert (await link.receive()).controls == [Acknowledged(frozenset(topics))]
+            sent = messages_of(feed, *feed.channels)
+            bench.server.send_messages([message for _, message in sent])
+            bench.server.send_messages([message for _, message in sent])
+            received = await received_until(link, 2 * len(sent))
+            assert set(received.records) == set(feed.kinds)
+            for kind in feed.kinds:
+                own = [one for of, one in sent if of is kind] * 2
+                assert [record.symbol for record in received.of(kind)] == [
+                    one.get("S", "*") for one in own
+                ]
+                assert {record.ts_event_ns for record in received.of(kind)} == {TIME_NS}
+                assert {record.ts_recv_ns for record in received.of(kind)} == {RECEIVED_NS}
+            assert (received.errors, received.others, received.unfollowed) == (0, 0, 0)
+
+    place.run(scene, {})
+
+
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: str(feed.name))
+@pytest.mark.parametrize("place", ALL, ids=str)
+def test_a_channel_ends_alone(place: Place, feed: Feed) -> None:
+    async def scene(bench: Bench) -> None:
+        topics = [Topic(channel, SYMBOLS[feed.name]) for channel in feed.channels]
+        followed = Followed()
+        followed.ask(topics)
+        driver = bench.make(KEY, SECRET, feed=feed)
+        async with driver.connect(followed, lambda: RECEIVED_NS) as link:
+            await link.subscribe(topics)
+            await link.receive()
+            followed.answered()
+            for left in range(len(topics)):
+                gone, kept = topics[left], topics[left + 1 :]
+                await link.unsubscribe([gone])
+                assert (await link.receive()).controls == [Acknowledged(frozenset(kept))]
+                followed.give_up([gone])
+                late = messages_of(feed, gone.channel)
+                others = messages_of(feed, *(topic.channel for topic in kept))
+                bench.server.send_messages([message for _, message in late + others])
+                received = await received_until(link, len(late + others))
+                assert received.unfollowed == len(late)
+                assert sum(map(len, received.records.values())) == len(others)
+
+    place.run(scene, {})
+
+
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: str(feed.name))
+@pytest.mark.parametrize("place", ALL, ids=str)
+def test_a_broken_message_of_each_kind_costs_itself(place: Place, feed: Feed) -> None:
+    async def scene(bench: Bench) -> None:
+        topics = [Topic(channel, SYMBOLS[feed.name]) for channel in feed.channels]
+        followed = Followed()
+        followed.ask(topics)
+        driver = bench.make(KEY, SECRET, feed=feed)
+        async with driver.connect(followed, lambda: RECEIVED_NS) as link:
+            await link.subscribe(topics)
+            await link.receive()
+            good = [message for _, message in messages_of(feed, *feed.channels)]
+            spoiled = {"id": "x"} if feed is NEWS_FEED else {"S": 7}
+            mixed = [each for one in good for each in (one, {**one, **spoiled}, one)]
+            bench.server.send_messages([*mixed, {"T": "?"}])
+            received = await received_until(link, len(mixed) + 1)
+            assert sum(map(len, received.records.values())) == 2 * len(good)
+            assert (received.errors, received.others) == (len(good), 1)
+
+    place.run(scene, {})
+
+
+@pytest.mark.parametrize("place", ALL, ids=str)
+def test_all_quotes_of_options_are_refused_and_the_link_goes_on(place: Place) -> None:
+    async def scene(bench: Bench) -> None:
+        followed = Followed()
+        followed.ask([Topic("quotes", OPTION)])
+        driver = bench.make(KEY, SECRET, feed=OPTIONS)
+        async with driver.connect(followed, lambda: RECEIVED_NS) as link:
+            for topic, code, cause in (
+                (Topic("quotes", "*"), 413, "bad_symbol"),
+                (Topic("bars", OPTION), 410, "not_offered"),
+            ):
+                await link.subscribe([topic])
+                (refused,) = (await link.receive()).controls
+                assert isinstance(refused, RequestRefused)
+                assert (refused.code, refused.cause) == (code, cause)
+            await link.subscribe([Topic("quotes", OPTION)])
+            (answer,) = (await link.receive()).controls
+            assert answer == Acknowledged(frozenset({Topic("quotes", OPTION)}))
+
+    place.run(scene, {})
+
+
+@pytest.mark.parametrize("place", ALL, ids=str)
+def test_the_symbol_limit_counts_each_channel_of_a_symbol(place: Place) -> None:
+    async def scene(bench: Bench) -> None:
+        topics = [Topic(channel, "AAPL") for channel in ("trades", "quotes", "bars")]
+        async with opened(bench.driver) as link:
+            await link.subscribe(topics)
+            (refused,) = (await link.receive()).controls
+            assert isinstance(refused, RequestRefused)
+            assert (refused.code, refused.cause) == (405, "symbol_limit")
+            assert "each channel of each symbol" in refused.reason
+            await link.subscribe(topics[:1])
+            assert (await link.receive()).controls == [Acknowledged(frozenset(topics[:1]))]
+
+    place.run(scene, {"symbol_limit": 2})
+
+
+@pytest.mark.parametrize("place", REAL, ids=str)
+def test_each_feed_has_a_connection_of_its_own(place: Place) -> None:
+    """One is allowed for each endpoint, so four drivers are connected at once."""
+
+    async def scene(bench: Bench) -> None:
+        async with AsyncExitStack() as stack:
+            for feed in FEEDS:
+                driver = bench.make(KEY, SECRET, feed=feed)
+                link = await stack.enter_async_context(
+                    driver.connect(Followed(), lambda: RECEIVED_NS)
+                )
+                assert isinstance(link, AlpacaLink)
+                assert link.encoding == "msgpack"
+            assert [one.feed for one in bench.server.connections] == [feed.name for feed in FEEDS]
+
+    place.run(scene, {})
 
 
 # ---- the end
