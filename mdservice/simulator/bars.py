@@ -12,42 +12,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, time
 from functools import lru_cache
-from typing import Protocol
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-__all__ = ["MINUTE_NS", "BarBuilder", "BarTrade", "SimBar", "Tally", "day_start_ns"]
+from mdservice.simulator.stock_records import SimTrade
+
+__all__ = ["MINUTE_NS", "BarBuilder", "SimBar", "Tally", "day_start_ns"]
 
 _SECOND_NS = 1_000_000_000
 MINUTE_NS = 60 * _SECOND_NS
 _HOUR_NS = 60 * MINUTE_NS
 _UPDATED_AFTER_NS = 30 * _SECOND_NS
 _UNITS = 10**9
-"""Prices and sizes are summed in billionths, of which every decimal in use is a whole number."""
+"""Prices are summed in billionths, of which every one in use is a whole number."""
 _VWAP_DIGITS = 6
 _NO_PRICE = frozenset(("I", "W", "7"))
 _NO_OPEN_OR_CLOSE = frozenset(("Z",))
 _NEW_YORK = ZoneInfo("America/New_York")
-
-
-class BarTrade(Protocol):
-    """What a bar needs of a trade."""
-
-    @property
-    def symbol(self) -> str: ...  # noqa: D102
-
-    @property
-    def price(self) -> float: ...  # noqa: D102
-
-    @property
-    def size(self) -> float: ...  # noqa: D102
-
-    @property
-    def conditions(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def ts_event_ns(self) -> int: ...  # noqa: D102
 
 
 class SimBar(msgspec.Struct, frozen=True, gc=False):
@@ -90,13 +72,12 @@ class Tally:
         self.close = self.high = self.low = 0.0
         self.count = self.volume = self.value = 0
 
-    def add(self, trade: BarTrade) -> None:
+    def add(self, trade: SimTrade) -> None:
         """Count a trade; those that make open and close come in the order of their times."""
         self.changed = True
-        size = round(trade.size * _UNITS)
         self.count += 1
-        self.volume += size
-        self.value += round(trade.price * _UNITS) * size
+        self.volume += trade.size
+        self.value += round(trade.price * _UNITS) * trade.size
         if not _NO_PRICE.isdisjoint(trade.conditions):
             return
         price = trade.price
@@ -112,14 +93,13 @@ class Tally:
         self.changed = False
         if self.open is None:
             return None
-        volume, rest = divmod(self.volume, _UNITS)
         return SimBar(
             symbol,
             self.open,
             self.high,
             self.low,
             self.close,
-            volume if not rest else self.volume / _UNITS,
+            self.volume,
             self.count,
             round(self.value / self.volume / _UNITS, _VWAP_DIGITS),
             self.start_ns,
@@ -131,13 +111,9 @@ class BarBuilder:
 
     A minute's bars come once it is over; half a minute later those of symbols of which a late
     trade came; and daily bars, with each minute's, of the symbols that were traded in it.
-
-    Args:
-        utc_days: Whether days begin at midnight UTC, as those of crypto, and not in New York.
     """
 
-    def __init__(self, *, utc_days: bool = False) -> None:
-        self._utc_days = utc_days
+    def __init__(self) -> None:
         self._minutes: dict[int, dict[str, Tally]] = {}
         self._days: dict[str, Tally] = {}
         self._ended = 0
@@ -145,7 +121,7 @@ class BarBuilder:
         self._settled = 0
         """The start of the first minute whose updates are still to come."""
 
-    def add(self, trade: BarTrade) -> None:
+    def add(self, trade: SimTrade) -> None:
         """Count a trade that was reported just now."""
         symbol, ts_ns = trade.symbol, trade.ts_event_ns
         start_ns = ts_ns - ts_ns % MINUTE_NS
@@ -155,7 +131,7 @@ class BarBuilder:
             if tally is None:
                 tally = tallies[symbol] = Tally(start_ns)
             tally.add(trade)
-        day_ns = day_start_ns(ts_ns, utc=self._utc_days)
+        day_ns = day_start_ns(ts_ns)
         day = self._days.get(symbol)
         if day is None or day.start_ns < day_ns:
             day = self._days[symbol] = Tally(day_ns)
@@ -195,10 +171,8 @@ class BarBuilder:
                     yield bar
 
 
-def day_start_ns(ts_ns: int, *, utc: bool = False) -> int:
-    """Midnight of the day in New York, or in UTC, that has this moment; UTC nanoseconds."""
-    if utc:
-        return ts_ns - ts_ns % (24 * _HOUR_NS)
+def day_start_ns(ts_ns: int) -> int:
+    """Midnight of the day in New York that has this moment; UTC nanoseconds."""
     return _new_york_midnight_ns(ts_ns // _HOUR_NS)
 
 

@@ -67,10 +67,9 @@ def test_a_bar_comes_when_its_minute_is_over_and_again_after_a_late_trade() -> N
     assert not list(builder.daily())
 
 
-def test_a_day_begins_at_midnight_in_new_york_or_utc() -> None:
+def test_a_day_begins_at_midnight_in_new_york() -> None:
     ns = parse_rfc3339("2026-11-20T03:00:00Z")
     assert day_start_ns(ns) == parse_rfc3339("2026-11-19T05:00:00Z")
-    assert day_start_ns(ns, utc=True) == parse_rfc3339("2026-11-20T00:00:00Z")
     summer = parse_rfc3339("2026-07-01T12:00:00Z")
     assert day_start_ns(summer) == parse_rfc3339("2026-07-01T04:00:00Z")
 
