@@ -66,6 +66,8 @@ _RATE = 0.04
 _YEAR_S = 365 * 86_400.0
 _LEAST_YEARS = 1e-9
 _CLOSES = time(16, 0)
+_AFTER_CLOSE = timedelta(hours=8)
+"""From the close to the next day."""
 _NEW_YORK = ZoneInfo("America/New_York")
 _FRIDAY = 4
 _EXPIRIES = 4
@@ -191,13 +193,14 @@ def greeks(contract: Contract, spot: float, years: float, sigma: float) -> dict[
     sign = 1 if contract.is_call else -1
     density, root = _NORMAL.pdf(d1), math.sqrt(years)
     carried = sign * _RATE * discounted * _NORMAL.cdf(sign * d2)
-    return {
-        "delta": round(sign * _NORMAL.cdf(sign * d1), 4),
-        "gamma": round(density / (spot * sigma * root), 4),
-        "rho": round(sign * discounted * years * _NORMAL.cdf(sign * d2) / 100, 4),
-        "theta": round((-spot * density * sigma / (2 * root) - carried) / 365, 4),
-        "vega": round(spot * density * root / 100, 4),
+    exact = {
+        "delta": sign * _NORMAL.cdf(sign * d1),
+        "gamma": density / (spot * sigma * root),
+        "rho": sign * discounted * years * _NORMAL.cdf(sign * d2) / 100,
+        "theta": (-spot * density * sigma / (2 * root) - carried) / 365,
+        "vega": spot * density * root / 100,
     }
+    return {name: round(value, 4) + 0.0 for name, value in exact.items()}  # 0 without a minus
 
 
 def _d1_d2(contract: Contract, spot: float, years: float, sigma: float) -> tuple[float, float]:
@@ -221,9 +224,10 @@ def volatility(contract: Contract) -> float:
 def chain(root: str, now_ns: int) -> Iterator[Contract]:
     """The listed contracts of a stock: by expiry, calls before puts, by strike.
 
-    Four Fridays from now on, and strikes around the stock's start price.
+    The next four Fridays whose market has not closed yet, and strikes around the stock's start
+    price.
     """
-    today = datetime.fromtimestamp(now_ns / 1e9, _NEW_YORK).date()
+    today = (datetime.fromtimestamp(now_ns / 1e9, _NEW_YORK) + _AFTER_CLOSE).date()
     friday = today + timedelta(days=(_FRIDAY - today.weekday()) % 7)
     spot = start_cents(root) / _CENTS
     step = next((step for step in _STRIKE_STEPS if spot / step <= _STEPS_IN_PRICE), 25.0)

@@ -114,7 +114,10 @@ def test_calls_get_cheaper_and_puts_dearer_with_the_strike() -> None:
     assert len(listed) == len({contract.symbol for contract in listed}) == 4 * 2 * 21
     assert all(is_option(contract.symbol) for contract in listed)
     assert {contract.expiry.weekday() for contract in listed} == {4}
-    assert all(contract.years_left(NOW_NS) > 0 for contract in listed)
+    friday_close_ns = parse_rfc3339("2026-11-20T21:00:00Z")
+    assert min(contract.expiry for contract in listed) == date(2026, 11, 20)
+    later = [contract.expiry for contract in chain("AAPL", friday_close_ns)]
+    assert min(later) == date(2026, 11, 27)
     lines = defaultdict(list)
     for contract in listed:
         quote = theoretical_quote(contract, 187.15, NOW_NS)
