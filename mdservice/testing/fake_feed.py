@@ -27,6 +27,8 @@ from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import STOCKS, Feed
 from mdservice.model.kinds import QUOTES, Kind, R, Record
+from mdservice.model.news import Article
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.simulator.feeds import FEEDS
 from mdservice.simulator.session import (
     SILENCE,
@@ -411,7 +413,7 @@ class FakeHistory:
             _again(record)
             for at_s, of, record in self._recorded
             if of is kind
-            and record.symbol in symbols
+            and _is_about(record, symbols)
             and start_ns <= record.ts_event_ns <= end_ns
             and at_s <= known_s
         ]
@@ -424,7 +426,7 @@ class FakeHistory:
         for _, of, record in self._recorded:
             last = newest.get(record.symbol)
             is_newer = last is None or record.ts_event_ns >= last.ts_event_ns
-            if of is kind and record.symbol in symbols and is_newer:
+            if of is kind and _is_about(record, symbols) and is_newer:
                 newest[record.symbol] = record
         return [_again(newest[symbol]) for symbol in sorted(newest)]
 
@@ -482,6 +484,12 @@ class HistoryRequest:
     symbols: tuple[str, ...]
     start_ns: int = 0
     end_ns: int = 0
+
+
+def _is_about(record: Record, symbols: Sequence[str]) -> bool:
+    if isinstance(record, Article):
+        return EVERY_SYMBOL in symbols or not set(symbols).isdisjoint(record.symbols)
+    return record.symbol in symbols
 
 
 def _again(record: R, seq: int | None = None) -> R:
