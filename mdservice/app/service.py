@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import attrs
@@ -35,18 +35,21 @@ from mdservice.model.feeds import (
     STOCKS,
     FeedName,
     Topic,
+    kinds_of,
     parse_channels,
     symbols_of,
     topics_of,
 )
 from mdservice.model.kinds import KINDS, NEWS, QUOTES, Kind, R
+from mdservice.model.news import Article
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
-from mdservice.model.symbol import parse_symbol, parse_symbols
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, parse_symbols
 from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.sources import PositionSource, open_source
+from mdservice.publish.readers import LocalReader
 from mdservice.publish.store import PriceStore, read_last_records
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
 from mdservice.runtime.network import HttpClient
@@ -63,6 +66,8 @@ _log = get_logger(__name__)
 
 DRAIN_LIMIT_S = 3.0
 """How long writing the accepted quotes may take after the feed is closed."""
+_FIRST_ARTICLES = 50
+"""How many articles a reader of news begins with."""
 _STORE_TIMEOUT_S = 3.0
 """Shorter than the watchdog's limit; a batch takes a few milliseconds."""
 
@@ -235,6 +240,67 @@ class Service:
         first = RecordBatch(QUOTES, self.prices(chosen or None))
         with self._topology.readers.open(chosen, statuses=True, first=[first]) as reader:
             yield reader
+
+    @asynccontextmanager
+    async def stream(
+        self, *symbols: str, channels: Iterable[str] = ("trades",)
+    ) -> AsyncIterator[AsyncIterator[Any]]:
+        """The latest value of each symbol and channel, then every accepted record.
+
+        It yields the records of :class:`mdservice.Records`, also of symbols that are subscribed
+        later. ``trades`` also brings corrections and cancellations, ``bars`` updated bars. ``news``
+        begins with the newest articles, up to 50.
+
+        The reader never delays the feeds. If it falls 10,000 records behind, it loses the oldest
+        trades, and keeps the newest quote, price band and order book of each symbol; ``seq`` shows
+        it by a step.
+
+        Args:
+            symbols: In upper or lower case; none, or ``*``, for all.
+            channels: In Alpaca's names, and ``news``.
+
+        Raises:
+            InvalidSymbol
+            InvalidChannel
+        """
+        with self._reader(symbols, channels, statuses=False) as reader:
+            yield reader
+
+    @asynccontextmanager
+    async def batches(
+        self, *symbols: str, channels: Iterable[str] = ("quotes",)
+    ) -> AsyncIterator[AsyncIterator[RecordBatch[Any] | FeedStatus]]:
+        """As :meth:`stream`, in batches of one kind, with every change of a feed's state."""
+        with self._reader(symbols, channels, statuses=True) as reader:
+            yield reader.batches()
+
+    def _reader(
+        self, symbols: Iterable[str], channels: Iterable[str], *, statuses: bool
+    ) -> AbstractContextManager[LocalReader]:
+        chosen, kinds = parse_symbols(symbols), kinds_of(channels)
+        if EVERY_SYMBOL in chosen:
+            chosen = ()
+        first = [
+            RecordBatch(kind, self.latest_records(kind, chosen or None))
+            for kind in kinds
+            if kind.has_key
+        ]
+        if NEWS in kinds:
+            newest = self.news(chosen, _FIRST_ARTICLES)
+            first.append(RecordBatch(NEWS, newest[::-1]))
+        return self._topology.readers.open(chosen, kinds=kinds, statuses=statuses, first=first)
+
+    def news(self, symbols: Iterable[str] = (), limit: int = 50) -> list[Article]:
+        """The newest articles about any of the symbols, or of all, the newest first.
+
+        Args:
+            symbols: In upper or lower case; none for all.
+            limit: How many at most. The service keeps the newest 1,000.
+
+        Raises:
+            InvalidSymbol
+        """
+        return self._topology.readers.articles(parse_symbols(symbols), limit)
 
     def status(self) -> Status:
         """A snapshot of the whole service."""

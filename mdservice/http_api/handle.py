@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from mdservice.model.events import FeedStatus
+from mdservice.model.events import FeedStatus, RecordBatch
+from mdservice.model.kinds import Kind, R
+from mdservice.model.news import Article
 from mdservice.model.position import Position
-from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
 
 __all__ = ["ServiceHandle", "SubscriptionOutcome"]
@@ -34,20 +35,28 @@ class ServiceHandle(Protocol):
     Call it only in the service's own event loop. Plain methods return at once.
     """
 
-    async def subscribe(self, *symbols: str, source: str = "api") -> SubscriptionOutcome:
-        """Subscribe to symbols.
+    async def subscribe(
+        self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
+    ) -> SubscriptionOutcome:
+        """Subscribe to channels of symbols; without channels, to those of the settings.
 
         Raises:
             InvalidSymbol: One of them is not a symbol.
+            InvalidChannel: A channel is unknown, or a symbol has none of them.
             SubscriptionRefused: The feed refused; nothing has changed.
         """
         ...
 
-    async def unsubscribe(self, *symbols: str, source: str = "api") -> SubscriptionOutcome:
-        """Remove symbols from those that a source wants; ``api`` also removes the settings'.
+    async def unsubscribe(
+        self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
+    ) -> SubscriptionOutcome:
+        """Remove symbols from those that a source wants, or some of their channels.
+
+        ``api`` also removes the settings'.
 
         Raises:
             InvalidSymbol: One of them is not a symbol.
+            InvalidChannel: A channel is unknown, or a symbol has none of them.
         """
         ...
 
@@ -67,24 +76,28 @@ class ServiceHandle(Protocol):
         """The last known positions."""
         ...
 
-    def latest(self, symbol: str) -> Quote | None:
-        """The last accepted quote of a symbol, or None."""
+    def latest_record(self, kind: Kind[R], symbol: str) -> R | None:
+        """The latest record of one kind and symbol, or None."""
         ...
 
-    def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
-        """The last accepted quotes of these symbols, or of all; unknown symbols are omitted."""
+    def latest_records(self, kind: Kind[R], symbols: Iterable[str] | None = None) -> list[R]:
+        """The latest records of one kind, of these symbols or all; symbols without are omitted."""
         ...
 
-    def events(
-        self, *symbols: str
-    ) -> AbstractAsyncContextManager[AsyncIterator[Quote | FeedStatus]]:
-        """Accepted quotes of these symbols, or of all, and every change of the feed's state.
+    def news(self, symbols: Iterable[str], limit: int) -> list[Article]:
+        """The newest articles about any of the symbols, or without symbols of all, newest first."""
+        ...
 
-        The latest quote of each symbol comes first, then every later one. None is missing or
-        repeated between the two.
+    def batches(
+        self, *symbols: str, channels: Iterable[str]
+    ) -> AbstractAsyncContextManager[AsyncIterator[RecordBatch[Any] | FeedStatus]]:
+        """Accepted records of these symbols, or of all, and every change of a feed's state.
 
-        For a slow reader, quotes are conflated to the latest per symbol. A reader never delays
-        the feed.
+        The latest value of each symbol and channel comes first, then every later record. None is
+        missing or repeated between the two.
+
+        For a slow reader, records are conflated or dropped by their kind. A reader never delays
+        the feeds.
         """
         ...
 

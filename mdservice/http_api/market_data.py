@@ -1,27 +1,32 @@
-"""Subscriptions, prices and the event stream, under ``/api/v1/market-data``."""
+"""Subscriptions, latest values and the event stream, under ``/api/v1/market-data``."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, Iterable, MutableMapping, Sequence
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 
+from mdservice.errors import InvalidChannel
 from mdservice.http_api.handle import ServiceHandle, SubscriptionOutcome
 from mdservice.http_api.monitoring import Service, json_answer
-from mdservice.http_api.requests import Receive, Send, asked_symbols, listed_symbols
+from mdservice.http_api.requests import Receive, Send, asked, listed_channels, listed_symbols
 from mdservice.http_api.schemas import (
+    LatestAnswer,
+    NewsAnswer,
     PriceAnswer,
     PricesAnswer,
     Problem,
+    RecordsAnswer,
     SubscriptionAnswer,
     SubscriptionsAnswer,
 )
-from mdservice.model.events import FeedStatus, encode_status
-from mdservice.model.payload import encode_quote
-from mdservice.model.quote import Quote
+from mdservice.model.events import FeedStatus, RecordBatch, encode_status
+from mdservice.model.feeds import CHANNELS, kinds_of
+from mdservice.model.kinds import NEWS, QUOTES, Kind
 from mdservice.model.symbol import parse_symbol
+from mdservice.publish.readers import ARTICLES_KEPT
 
 __all__ = ["EventStream", "router"]
 
@@ -34,7 +39,8 @@ _PAUSE_S = 0.01
 """The pause between two writes to one client. A thousand updates then share a few writes, and a
 client takes only a small part of the event loop, which also reads the feed."""
 _MAX_FRAMES = 512
-"""Events for the next write. Further events wait in the service, which conflates them."""
+"""Events for the next write, and one batch more. Further events wait in the service, which
+conflates them."""
 
 Asked = Annotated[
     list[str] | None,
@@ -44,21 +50,55 @@ Listed = Annotated[
     list[str] | None,
     Query(description="Comma-separated symbols; without them, all.", examples=["AAPL,MSFT"]),
 ]
+AskedChannels = Annotated[
+    list[str] | None,
+    Query(
+        description="Comma-separated channels in Alpaca's names. Without them, `subscribe` takes "
+        "those of the settings, and `unsubscribe` ends all.",
+        examples=["quotes,trades"],
+    ),
+]
+ListedChannels = Annotated[
+    list[str] | None,
+    Query(
+        description="Comma-separated channels in Alpaca's names, or `news`; without them, "
+        "`quotes`. `trades` brings corrections and cancellations too, `bars` updated bars.",
+        examples=["trades,statuses"],
+    ),
+]
+Channel = Annotated[str, Path(description=f"One of {', '.join(CHANNELS)}.", examples=["trades"])]
+Symbol = Annotated[
+    str, Path(description="The symbol. `BTC/USD` may have its slash.", examples=["AAPL"])
+]
 
 _Responses = dict[int | str, dict[str, Any]]
 _BAD_SYMBOL: _Responses = {422: {"model": Problem, "description": "A bad symbol, or no symbol."}}
+_BAD_CHANNEL: _Responses = {
+    422: {"model": Problem, "description": "A bad symbol or channel, or none."}
+}
 _CHANGE: _Responses = {
-    **_BAD_SYMBOL,
+    422: {
+        "model": Problem,
+        "description": "A bad symbol or channel, no symbol, or channels that a symbol's class "
+        "does not have.",
+    },
     408: {"model": Problem, "description": "The body did not arrive in time."},
     409: {"model": Problem, "description": "The feed refused; nothing has changed."},
     413: {"model": Problem, "description": "The body is too long."},
 }
 _UNKNOWN: _Responses = {404: {"model": Problem, "description": "No price of this symbol yet."}}
+_NO_RECORD: _Responses = {404: {"model": Problem, "description": "No record of this symbol yet."}}
+_BAD_LIMIT: _Responses = {422: {"model": Problem, "description": "A bad symbol or limit."}}
+Limit = Annotated[
+    int,
+    Query(description="How many at most; the service keeps 1,000.", ge=1, le=ARTICLES_KEPT),
+]
 _STREAM: _Responses = {
     200: {
-        "description": "Server-sent events. The latest price of each symbol comes first as "
-        "`price.updated`, then every update. `feed.status` is each change of the feed's state. "
-        "A client that reads slowly gets the latest per symbol, seen as a step in `seq`.",
+        "description": "Server-sent events. The latest value of each symbol and channel comes "
+        "first, then every record, under its Redis event name: `price.updated`, `trade.updated` "
+        "… `feed.status` is each change of a feed's state. A client that reads slowly loses the "
+        "oldest trades and gets the latest quote per symbol, seen as a step in `seq`.",
         "content": {
             "text/event-stream": {
                 "schema": {"type": "string"},
@@ -72,7 +112,7 @@ _STREAM: _Responses = {
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": False,
-        "description": "The symbols, if they are not in the query.",
+        "description": "The symbols and channels, if they are not in the query.",
         "content": {
             "application/json": {
                 "schema": {
@@ -81,9 +121,10 @@ _BODY: dict[str, Any] = {
                     "properties": {
                         "symbols": {"type": "array", "items": {"type": "string"}},
                         "symbol": {"type": "string"},
+                        "channels": {"type": "array", "items": {"type": "string"}},
                     },
                 },
-                "example": {"symbols": ["AAPL", "MSFT"]},
+                "example": {"symbols": ["AAPL", "MSFT"], "channels": ["quotes", "trades"]},
             }
         },
     }
@@ -97,10 +138,15 @@ _BODY: dict[str, Any] = {
     responses=_CHANGE,
     openapi_extra=_BODY,
 )
-async def subscribe(request: Request, service: Service, symbol: Asked = None) -> Response:
-    """Subscribe to symbols: to all of them, or to none."""
-    symbols = asked_symbols(symbol, await request.body())
-    return _changed(await service.subscribe(*symbols, source="api"))
+async def subscribe(
+    request: Request, service: Service, symbol: Asked = None, channels: AskedChannels = None
+) -> Response:
+    """Subscribe to symbols: to all of them, or to none.
+
+    A channel that a symbol's asset class does not have is skipped for it.
+    """
+    symbols, named = asked(symbol, channels, await request.body())
+    return _changed(await service.subscribe(*symbols, channels=named, source="api"))
 
 
 @router.post(
@@ -110,10 +156,15 @@ async def subscribe(request: Request, service: Service, symbol: Asked = None) ->
     responses=_CHANGE,
     openapi_extra=_BODY,
 )
-async def unsubscribe(request: Request, service: Service, symbol: Asked = None) -> Response:
-    """Unsubscribe from symbols. Those of open positions stay subscribed."""
-    symbols = asked_symbols(symbol, await request.body())
-    return _changed(await service.unsubscribe(*symbols, source="api"))
+async def unsubscribe(
+    request: Request, service: Service, symbol: Asked = None, channels: AskedChannels = None
+) -> Response:
+    """Unsubscribe from symbols, or from some of their channels.
+
+    Those of open positions stay subscribed.
+    """
+    symbols, named = asked(symbol, channels, await request.body())
+    return _changed(await service.unsubscribe(*symbols, channels=named, source="api"))
 
 
 def _changed(outcome: SubscriptionOutcome) -> Response:
@@ -139,50 +190,106 @@ async def subscriptions(service: Service) -> Response:
 @router.get("/prices", response_model=PricesAnswer, responses=_BAD_SYMBOL)
 async def prices(service: Service, symbols: Listed = None) -> Response:
     """The latest price of each symbol that has one."""
-    quotes = service.prices(listed_symbols(symbols) or None)
-    body = b'{"prices":[%b]}' % b",".join(encode_quote(quote) for quote in quotes)
-    return Response(body, media_type="application/json")
+    return _several(
+        b"prices", QUOTES, service.latest_records(QUOTES, listed_symbols(symbols) or None)
+    )
 
 
 @router.get(
     "/prices/{symbol:path}", response_model=PriceAnswer, responses={**_BAD_SYMBOL, **_UNKNOWN}
 )
-async def price(service: Service, symbol: str) -> Response:
-    """The latest price of one symbol. `BTC/USD` may have its slash."""
+async def price(service: Service, symbol: Symbol) -> Response:
+    """The latest price of one symbol."""
+    return _latest(service, QUOTES, symbol, "price of {}", "quote")
+
+
+@router.get(
+    "/latest/{channel}",
+    response_model=RecordsAnswer,
+    response_model_exclude_unset=True,
+    responses=_BAD_CHANNEL,
+)
+async def latest_of_channel(service: Service, channel: Channel, symbols: Listed = None) -> Response:
+    """The latest record of each symbol that has one, from one channel.
+
+    `updatedBars` is the same as `bars`.
+    """
+    kind = _kind_of(channel)
+    return _several(b"records", kind, service.latest_records(kind, listed_symbols(symbols) or None))
+
+
+@router.get(
+    "/latest/{channel}/{symbol:path}",
+    response_model=LatestAnswer,
+    response_model_exclude_unset=True,
+    responses={**_BAD_CHANNEL, **_NO_RECORD},
+)
+async def latest(service: Service, channel: Channel, symbol: Symbol) -> Response:
+    """The latest record of one symbol, the same bytes as in its Redis key."""
+    return _latest(service, _kind_of(channel), symbol, f"record of {{}} on {channel}", "record")
+
+
+@router.get("/news", response_model=NewsAnswer, responses=_BAD_LIMIT)
+async def news(service: Service, symbols: Listed = None, limit: Limit = 50) -> Response:
+    """The newest articles about any of the symbols, or all, the newest first."""
+    return _several(b"news", NEWS, service.news(listed_symbols(symbols), limit))
+
+
+def _kind_of(channel: str) -> Kind[Any]:
+    (kind, *_) = kinds_of([channel])
+    if kind is NEWS:
+        raise InvalidChannel("news has no latest value of a symbol: ask /api/v1/market-data/news")
+    return kind
+
+
+def _latest(
+    service: ServiceHandle, kind: Kind[Any], symbol: str, what: str, record: str
+) -> Response:
     name = parse_symbol(symbol)
-    quote = service.latest(name)
-    if quote is None:
+    found = service.latest_record(kind, name)
+    if found is None:
         wanted = name in service.subscriptions()
-        hint = "wait for its first quote" if wanted else "subscribe to it first"
-        raise HTTPException(404, f"there is no price of {name} yet: {hint}")
-    return Response(encode_quote(quote), media_type="application/json")
+        hint = f"wait for its first {record}" if wanted else "subscribe to it first"
+        raise HTTPException(404, f"there is no {what.format(name)} yet: {hint}")
+    return Response(kind.encode(found), media_type="application/json")
 
 
-@router.get("/stream", response_class=Response, responses={**_BAD_SYMBOL, **_STREAM})
-async def stream(service: Service, symbols: Listed = None) -> Response:
-    """Prices and changes of the feed's state, as server-sent events."""
-    return EventStream(service, listed_symbols(symbols))
+def _several(name: bytes, kind: Kind[Any], records: Iterable[Any]) -> Response:
+    body = b'{"%b":[%b]}' % (name, b",".join(map(kind.encode, records)))
+    return Response(body, media_type="application/json")
+
+
+@router.get("/stream", response_class=Response, responses={**_BAD_CHANNEL, **_STREAM})
+async def stream(
+    service: Service, symbols: Listed = None, channels: ListedChannels = None
+) -> Response:
+    """Records and changes of the feeds' state, as server-sent events."""
+    return EventStream(service, listed_symbols(symbols), listed_channels(channels))
 
 
 class EventStream(Response):
-    """Server-sent events: an endless answer of ``price.updated`` and ``feed.status`` events.
+    """Server-sent events: an endless answer of records and ``feed.status`` events.
 
-    The latest price of each symbol comes first, then every later update. Without updates, it sends
-    a comment every 15 s. The stream ends when the client leaves, when the service closes its
-    events, or when the server sets ``scope["state"]["closing"]``.
+    The latest value of each symbol and channel comes first, then every later record. Without
+    records, it sends a comment every 15 s. The stream ends when the client leaves, when the
+    service closes its events, or when the server sets ``scope["state"]["closing"]``.
 
     Args:
         service: The source of the events.
         symbols: The symbols to send; empty for all.
+        channels: The channels to send, in Alpaca's names.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, service: ServiceHandle, symbols: tuple[str, ...]) -> None:
+    def __init__(
+        self, service: ServiceHandle, symbols: tuple[str, ...], channels: tuple[str, ...]
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._service = service
         self._symbols = symbols
+        self._channels = channels
         self._frames: list[bytes] = []
         self._filled = anyio.Event()
         self._taken = anyio.Event()
@@ -221,22 +328,23 @@ class EventStream(Response):
     async def _read(self) -> None:
         """Encode the service's events, at most some hundred ahead of the writes."""
         with self._reading:
-            async with self._service.events(*self._symbols) as events:
+            opened = self._service.batches(*self._symbols, channels=self._channels)
+            async with opened as items:
                 try:
-                    async for event in events:
-                        await self._put(event)
+                    async for item in items:
+                        await self._put(_frames(item))
                 finally:
                     # Otherwise the garbage collector would end the generator some time later.
-                    if isinstance(events, AsyncGenerator):
-                        await events.aclose()
+                    if isinstance(items, AsyncGenerator):
+                        await items.aclose()
         self._ended = True
         self._filled.set()
 
-    async def _put(self, event: Quote | FeedStatus) -> None:
+    async def _put(self, frames: Sequence[bytes]) -> None:
         while len(self._frames) >= _MAX_FRAMES:
             self._taken = anyio.Event()
             await self._taken.wait()
-        self._frames.append(_frame(event))
+        self._frames.extend(frames)
         self._filled.set()
 
     async def _write(self, send: Send) -> None:
@@ -253,7 +361,8 @@ class EventStream(Response):
                 await anyio.sleep(_PAUSE_S)
 
 
-def _frame(event: Quote | FeedStatus) -> bytes:
-    if isinstance(event, FeedStatus):
-        return b"event: feed.status\ndata: %b\n\n" % encode_status(event)
-    return b"event: price.updated\ndata: %b\n\n" % encode_quote(event)
+def _frames(item: RecordBatch[Any] | FeedStatus) -> list[bytes]:
+    if isinstance(item, FeedStatus):
+        return [b"event: feed.status\ndata: %b\n\n" % encode_status(item)]
+    frame = b"event: %b\ndata: %%b\n\n" % item.kind.event.encode()
+    return [frame % payload for payload in map(item.kind.encode, item.records)]

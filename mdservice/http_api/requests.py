@@ -1,4 +1,4 @@
-"""Checks requests: the token, the limits of the body, the symbols in query and body."""
+"""Checks requests: the token, the limits of the body, symbols and channels in query and body."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from mdservice.model.feeds import kinds_of
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbols
 
 __all__ = [
@@ -23,7 +24,8 @@ __all__ = [
     "Message",
     "Receive",
     "Send",
-    "asked_symbols",
+    "asked",
+    "listed_channels",
     "listed_symbols",
     "refuse",
 ]
@@ -49,21 +51,34 @@ _SHOWN = 200
 class _SymbolsBody(msgspec.Struct, forbid_unknown_fields=True):
     symbols: list[str] | None = None
     symbol: str | None = None
+    channels: list[str] | None = None
 
 
 _body = msgspec.json.Decoder(_SymbolsBody)
 
 
-def asked_symbols(query: Sequence[str] | None, body: bytes) -> tuple[str, ...]:
-    """The symbols of a subscription request: those of ``?symbol=``, then those of the body.
+def asked(
+    symbols: Sequence[str] | None, channels: Sequence[str] | None, body: bytes
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """What a subscription request names: first in the query, then in the body.
 
     The body is read as JSON for any content type, because ``curl -d`` sends another one.
 
+    Args:
+        symbols: Those of ``?symbol=``.
+        channels: Those of ``?channels=``, with commas between.
+        body: The body.
+
+    Returns:
+        The symbols, and the channels; None where no channels are named.
+
     Raises:
         InvalidSymbol: One of them is not a symbol.
-        HTTPException: 422: there are no symbols, too many, or the body is malformed.
+        HTTPException: 422: there are no symbols, too many, or the body is malformed; or the list
+            of channels is empty.
     """
-    texts = list(query or ())
+    texts = list(symbols or ())
+    names = None if channels is None else [name for part in channels for name in part.split(",")]
     if body.strip():
         try:
             decoded = _body.decode(body)
@@ -75,11 +90,36 @@ def asked_symbols(query: Sequence[str] | None, body: bytes) -> tuple[str, ...]:
         if decoded.symbol is not None:
             texts.append(decoded.symbol)
         texts.extend(decoded.symbols or ())
+        if decoded.channels is not None:
+            names = [*(names or ()), *decoded.channels]
     if not texts:
         raise HTTPException(
             422, 'no symbol was given: add ?symbol=AAPL, or a body {"symbols": ["AAPL", "MSFT"]}'
         )
-    return _bounded(texts)
+    return _bounded(texts), None if names is None else _some_channels(names)
+
+
+def listed_channels(query: Sequence[str] | None) -> tuple[str, ...]:
+    """The channels of ``?channels=quotes,trades``; without the parameter, ``quotes``.
+
+    Raises:
+        InvalidChannel: One of them is not a channel.
+        HTTPException: 422: the list is empty.
+    """
+    if query is None:
+        return ("quotes",)
+    channels = _some_channels([name for part in query for name in part.split(",")])
+    kinds_of(channels)
+    return channels
+
+
+def _some_channels(texts: Sequence[str]) -> tuple[str, ...]:
+    channels = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    if not channels:
+        raise HTTPException(
+            422, "the list of channels is empty: name some, such as quotes,trades, or leave it out"
+        )
+    return channels
 
 
 def listed_symbols(query: Sequence[str] | None) -> tuple[str, ...]:

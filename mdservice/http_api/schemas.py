@@ -6,6 +6,7 @@ the answers with these schemas.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache, reduce
 from operator import or_
@@ -13,18 +14,27 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import attrs
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from mdservice.model.bar import Bar
+from mdservice.model.news import Article
+from mdservice.model.order_book import OrderBook
 from mdservice.model.status import Status
+from mdservice.model.trade import Trade
+from mdservice.model.trading_status import Imbalance, LimitBand, TradingStatus
 
 __all__ = [
     "Answer",
     "HealthAnswer",
     "HeldPosition",
+    "LatestAnswer",
+    "NewsAnswer",
     "PositionsAnswer",
     "PriceAnswer",
     "PricesAnswer",
     "Problem",
+    "RecordsAnswer",
     "StatusAnswer",
     "SubscriptionAnswer",
     "SubscriptionsAnswer",
@@ -84,6 +94,85 @@ class PricesAnswer(Answer):
     """The latest prices; symbols without a price are omitted."""
 
     prices: list[PriceAnswer] = Field(description="In the requested order, or by symbol.")
+
+
+_TIMESTAMP = (
+    str,
+    Field(
+        description="The exchange's time, UTC, RFC 3339 with nanoseconds.",
+        examples=["2026-11-20T15:51:44.208912345Z"],
+    ),
+)
+_ATTRIBUTE = re.compile(
+    r"^ {8}(\w+(?:, \w+)*): (.+?)(?=^ {8}\w|^ {4}\S|\Z)", re.MULTILINE | re.DOTALL
+)
+
+
+def _record_schema(record: type[Any]) -> type[Answer]:
+    """The schema of a record's JSON text, made from its class."""
+    types = get_type_hints(record)
+    doc = record.__doc__ or ""
+    meanings = {
+        name: _in_json(" ".join(text.split()))
+        for names, text in _ATTRIBUTE.findall(doc)
+        for name in names.split(", ")
+    }
+    fields: dict[str, Any] = {}
+    optional: dict[str, Any] = {}
+    for field in attrs.fields(record):
+        if not field.metadata.get("written", True) or field.name in ("ts_recv_ns", "ts_event_ns"):
+            continue
+        meaning = meanings.get(field.name, field.name.replace("_", " ").capitalize() + ".")
+        type_ = types[field.name]
+        if msgspec.UnsetType in get_args(type_):
+            left = reduce(or_, (one for one in get_args(type_) if one is not msgspec.UnsetType))
+            optional[field.name] = (left, Field(default=None, description=meaning))
+        else:
+            fields[field.name] = (_written_type(type_), Field(description=meaning))
+    seq = {"seq": fields.pop("seq")} if "seq" in fields else {}
+    written = {**fields, "timestamp": _TIMESTAMP, **seq, **optional}
+    name, summary = f"{record.__name__}Answer", doc.partition("\n")[0]
+    return create_model(name, __base__=Answer, __doc__=summary, **written)
+
+
+def _in_json(meaning: str) -> str:
+    words = meaning.replace("``", "`").replace("None", "null").replace("UNSET", "left out")
+    return words.replace("; 0 until it is accepted", "")
+
+
+def _written_type(kind: Any) -> Any:
+    """The JSON type of an attribute of a record."""
+    if get_origin(kind) is tuple:
+        first, *others = get_args(kind)
+        if others == [...]:
+            return list[_written_type(first)]  # type: ignore[misc]
+        return tuple[_written_type(first), *map(_written_type, others)]  # type: ignore[misc]
+    return float if set(get_args(kind)) == {int, float} else kind
+
+
+LatestAnswer = reduce(
+    or_,
+    map(_record_schema, (Trade, Bar, TradingStatus, LimitBand, Imbalance, OrderBook)),
+    PriceAnswer,
+)
+"""The latest record of a symbol, of any kind that has one."""
+_ArticleAnswer = _record_schema(Article)
+
+
+class RecordsAnswer(Answer):
+    """The latest records of one channel; symbols without one are omitted."""
+
+    records: list[LatestAnswer] = Field(  # type: ignore[valid-type]
+        description="In the requested order, or by symbol."
+    )
+
+
+class NewsAnswer(Answer):
+    """Articles."""
+
+    news: list[_ArticleAnswer] = Field(  # type: ignore[valid-type]
+        description="The newest first."
+    )
 
 
 class SubscriptionAnswer(Answer):

@@ -10,9 +10,10 @@ import anyio
 import attrs
 from anyio.abc import TaskStatus
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from mdservice.errors import InvalidSymbol, MDServiceError, SubscriptionRefused
+from mdservice.errors import InvalidChannel, InvalidSymbol, MDServiceError, SubscriptionRefused
 from mdservice.http_api import market_data, monitoring
 from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.handle import ServiceHandle
@@ -51,7 +52,9 @@ def create_app(service: ServiceHandle) -> FastAPI:
     app.include_router(monitoring.router)
     app.include_router(market_data.router)
     app.include_router(monitoring.positions_router)
-    app.add_exception_handler(InvalidSymbol, _invalid_symbol)
+    app.add_exception_handler(InvalidSymbol, _invalid)
+    app.add_exception_handler(InvalidChannel, _invalid)
+    app.add_exception_handler(RequestValidationError, _invalid_parameter)
     app.add_exception_handler(SubscriptionRefused, _refused)
     app.add_exception_handler(MDServiceError, _unavailable)
     app.add_exception_handler(Exception, _failed)
@@ -59,8 +62,14 @@ def create_app(service: ServiceHandle) -> FastAPI:
     return app
 
 
-async def _invalid_symbol(_request: Request, error: Exception) -> JSONResponse:
+async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     return _problem(422, str(error))
+
+
+async def _invalid_parameter(_request: Request, error: Exception) -> JSONResponse:
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    place = ".".join(str(part) for part in first.get("loc", ())[1:])
+    return _problem(422, f"{place}: {first.get('msg', 'not valid')}")
 
 
 async def _refused(_request: Request, error: Exception) -> JSONResponse:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -11,13 +12,16 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from mdservice.model.events import FeedStatus, LatestChanged, RecordBatch, RoutedItem
-from mdservice.model.kinds import QUOTES, Kind
+from mdservice.model.kinds import NEWS, QUOTES, Kind
+from mdservice.model.news import Article
 from mdservice.publish.conflation import ConflatingBuffer
 
-__all__ = ["READER_BACKLOG", "LocalReader", "LocalReaders"]
+__all__ = ["ARTICLES_KEPT", "READER_BACKLOG", "LocalReader", "LocalReaders"]
 
 READER_BACKLOG = 10_000
 """The size of a reader's buffer. Beyond it, its oldest records are conflated."""
+ARTICLES_KEPT = 1_000
+"""How many of the newest articles can be looked up. Redis has more of them."""
 _MOST_AT_ONCE = 500
 
 
@@ -81,9 +85,25 @@ class LocalReader:
             elif self._closed:
                 raise StopAsyncIteration
             else:
-                if self._arrived.is_set():  # other tasks may wait for it too
-                    self._arrived = anyio.Event()
-                await self._arrived.wait()
+                await self._arrival()
+
+    async def batches(self) -> AsyncIterator[RecordBatch[Any] | FeedStatus]:
+        """The same in batches of one kind. Iterate over these or over the records, not both."""
+        while True:
+            await checkpoint()
+            if len(self._buffer):
+                for item in self._buffer.take(_MOST_AT_ONCE):
+                    if not isinstance(item, LatestChanged):
+                        yield item
+            elif self._closed:
+                return
+            else:
+                await self._arrival()
+
+    async def _arrival(self) -> None:
+        if self._arrived.is_set():  # other tasks may wait for it too
+            self._arrived = anyio.Event()
+        await self._arrived.wait()
 
 
 def _items(item: RoutedItem) -> Sequence[Any]:
@@ -93,18 +113,33 @@ def _items(item: RoutedItem) -> Sequence[Any]:
 
 
 class LocalReaders:
-    """All readers in this process."""
+    """All readers in this process, and the newest articles."""
 
     def __init__(self) -> None:
         self._readers: set[LocalReader] = set()
+        self._articles: deque[Article] = deque(maxlen=ARTICLES_KEPT)
 
     def __len__(self) -> int:
         return len(self._readers)
 
     def offer(self, item: RoutedItem) -> None:
         """Offer an item to every reader, without waiting."""
+        if isinstance(item, RecordBatch) and item.kind is NEWS:
+            self._articles.extend(item.records)
         for reader in self._readers:
             reader.offer(item)
+
+    def keep(self, articles: Iterable[Article]) -> None:
+        """Keep articles of an earlier run, the oldest first."""
+        self._articles.extendleft(reversed(list(articles)))
+
+    def articles(self, symbols: Iterable[str], limit: int) -> list[Article]:
+        """The newest articles about any of the symbols, or without symbols of all, newest first."""
+        wanted = frozenset(symbols)
+        found: list[Article] = list(self._articles)
+        if wanted:
+            found = NEWS.of_symbols(found, wanted)
+        return found[: -limit - 1 : -1]
 
     @contextmanager
     def open(

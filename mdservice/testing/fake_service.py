@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 import attrs
 
-from mdservice.errors import SubscriptionRefused
-from mdservice.model.events import FeedStatus
+from mdservice.errors import InvalidChannel, SubscriptionRefused
+from mdservice.model.events import FeedStatus, RecordBatch
+from mdservice.model.feeds import kinds_of, topics_of
+from mdservice.model.kinds import NEWS, QUOTES, Kind, R
+from mdservice.model.news import Article
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import (
@@ -39,34 +42,41 @@ class FakeOutcome:
 
 
 class _Reader:
-    """What one reader has not read yet: the latest quote per symbol, and the feed's states."""
+    """What one reader has not read yet: the latest record per symbol and kind, and the states."""
 
-    def __init__(self, symbols: frozenset[str], states_kept: int = 64) -> None:
+    def __init__(
+        self, symbols: frozenset[str], kinds: frozenset[Kind[Any]], states_kept: int = 64
+    ) -> None:
         self._symbols = symbols
+        self._kinds = kinds
         self._states_kept = states_kept
-        self._quotes: dict[str, Quote] = {}
+        self._records: dict[tuple[Kind[Any], str], RecordBatch[Any]] = {}
         self._states: list[FeedStatus] = []
         self._filled = anyio.Event()
 
-    def offer(self, event: Quote | FeedStatus) -> None:
+    def offer(self, event: RecordBatch[Any] | FeedStatus) -> None:
         if isinstance(event, FeedStatus):
             self._states = [*self._states, event][-self._states_kept :]
-        elif not self._symbols or event.symbol in self._symbols:
-            self._quotes[event.symbol] = event
-        else:
+        elif event.kind not in self._kinds:
             return
+        else:
+            records = event.records
+            if self._symbols:
+                records = event.kind.of_symbols(records, self._symbols)
+            for record in records:
+                self._records[event.kind, record.symbol] = RecordBatch(event.kind, [record])
         self._filled.set()
 
     def close(self) -> None:
         self._filled.set()
 
-    async def events(self, service: FakeService) -> AsyncIterator[Quote | FeedStatus]:
+    async def batches(self, service: FakeService) -> AsyncIterator[RecordBatch[Any] | FeedStatus]:
         while True:
             await self._filled.wait()
             while self._states:
                 yield self._states.pop(0)
-            while self._quotes:
-                yield self._quotes.pop(next(iter(self._quotes)))
+            while self._records:
+                yield self._records.pop(next(iter(self._records)))
             if service.closed:
                 return
             self._filled = anyio.Event()
@@ -95,8 +105,10 @@ class FakeService:
         self._limit = limit
         self.held: list[Position] = []
         self.not_given: dict[str, str] = {}
-        self._sources: dict[str, set[str]] = {}
-        self._latest: dict[str, Quote] = {}
+        self._wanted: dict[str, dict[str, set[str]]] = {}
+        """By symbol and source: the channels."""
+        self._latest: dict[Kind[Any], dict[str, Any]] = {}
+        self._articles: list[Article] = []
         self._readers: set[_Reader] = set()
         self._accepted = 0
 
@@ -107,13 +119,20 @@ class FakeService:
 
     def publish(self, symbol: str, bid: float, ask: float, *, ts_event_ns: int = 0) -> Quote:
         """Accept a quote: number it, keep it, and offer it to the readers."""
-        last = self._latest.get(symbol)
+        last = self.latest_record(QUOTES, symbol)
         seq = last.seq + 1 if last else 1
         quote = Quote(symbol, bid, ask, 2, 3, ts_event_ns, ts_event_ns, seq)
-        self._latest[symbol] = quote
         self._accepted += 1
-        self._offer(quote)
+        self.publish_record(QUOTES, quote)
         return quote
+
+    def publish_record(self, kind: Kind[R], record: R) -> None:
+        """Keep a record of any kind, and offer it to the readers."""
+        if isinstance(record, Article):
+            self._articles.append(record)
+        elif kind.has_key:
+            self._latest.setdefault(kind, {})[record.symbol] = record
+        self._offer(RecordBatch(kind, [record]))
 
     def announce(self, status: FeedStatus) -> None:
         """Send a change of the feed's state to the readers."""
@@ -125,7 +144,7 @@ class FakeService:
         for reader in self._readers:
             reader.close()
 
-    def _offer(self, event: Quote | FeedStatus) -> None:
+    def _offer(self, event: RecordBatch[Any] | FeedStatus) -> None:
         for reader in self._readers:
             reader.offer(event)
 
@@ -133,61 +152,97 @@ class FakeService:
         """The positions in :attr:`held`."""
         return tuple(self.held)
 
-    async def subscribe(self, *symbols: str, source: str = "api") -> FakeOutcome:
-        """Subscribe to these symbols, all or none of them."""
-        wanted = parse_symbols(symbols)
-        if len(set(self._sources) | set(wanted)) > self._limit:
+    async def subscribe(
+        self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
+    ) -> FakeOutcome:
+        """Subscribe to channels of these symbols, all or none of them."""
+        wanted = self._topics(symbols, ("quotes",) if channels is None else channels)
+        if len(set(self._wanted) | set(wanted)) > self._limit:
             raise SubscriptionRefused(
                 f"the feed takes {self._limit} symbols: unsubscribe some first",
                 code=405,
-                symbols=wanted,
+                symbols=tuple(wanted),
             )
-        for symbol in wanted:
-            self._sources.setdefault(symbol, set()).add(source)
-        return FakeOutcome("subscribed" if self.feed_connected else "pending", wanted)
+        for symbol, names in wanted.items():
+            self._wanted.setdefault(symbol, {}).setdefault(source, set()).update(names)
+        return FakeOutcome("subscribed" if self.feed_connected else "pending", tuple(wanted))
 
-    async def unsubscribe(self, *symbols: str, source: str = "api") -> FakeOutcome:
-        """Unsubscribe from these symbols; ``api`` also overrides the settings."""
-        unwanted = parse_symbols(symbols)
-        leaving = {"api", "settings"} if source == "api" else {source}
-        for symbol in unwanted:
-            sources = self._sources.get(symbol, set())
-            sources -= leaving
+    async def unsubscribe(
+        self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
+    ) -> FakeOutcome:
+        """Unsubscribe from these symbols or channels; ``api`` also overrides the settings."""
+        unwanted = self._topics(symbols, channels)
+        for symbol, names in unwanted.items():
+            sources = self._wanted.get(symbol, {})
+            for leaving in {source, "settings"} if source == "api" else {source}:
+                left = sources.get(leaving, set())
+                left -= left if channels is None else names
+                if not left:
+                    sources.pop(leaving, None)
             if not sources:
-                self._sources.pop(symbol, None)
-        return FakeOutcome("unsubscribed" if self.feed_connected else "pending", unwanted)
+                self._wanted.pop(symbol, None)
+        return FakeOutcome("unsubscribed" if self.feed_connected else "pending", tuple(unwanted))
+
+    def _topics(
+        self, symbols: Iterable[str], channels: Iterable[str] | None
+    ) -> dict[str, set[str]]:
+        """The channels of each symbol, which its class has; an empty set without channels."""
+        named = None if channels is None else tuple(channels)
+        wanted: dict[str, set[str]] = {symbol: set() for symbol in parse_symbols(symbols)}
+        if named is None:
+            return wanted
+        kinds_of(named)
+        for channel, symbol in topics_of(wanted, named):
+            wanted[symbol].add(channel)
+        for symbol, names in wanted.items():
+            if not names:
+                raise InvalidChannel(f"{symbol} has none of the channels {', '.join(named)}")
+        return wanted
 
     def subscriptions(self) -> dict[str, list[str]]:
         """The sources of each wanted symbol."""
-        return {symbol: sorted(sources) for symbol, sources in self._sources.items()}
+        return {symbol: sorted(sources) for symbol, sources in self._wanted.items()}
 
     def channels(self) -> dict[str, list[str]]:
-        """Every wanted symbol that the feed grants, while it is connected."""
-        given = self._sources.keys() - self.not_given.keys() if self.feed_connected else ()
-        return {symbol: ["quotes"] for symbol in sorted(given)}
+        """Every wanted symbol that the feed grants, with its channels, while it is connected."""
+        given = self._wanted.keys() - self.not_given.keys() if self.feed_connected else ()
+        return {
+            symbol: sorted(set().union(*self._wanted[symbol].values())) for symbol in sorted(given)
+        }
 
     def left_out(self) -> dict[str, dict[str, str]]:
         """The symbols in :attr:`not_given`."""
         return {symbol: {"quotes": why} for symbol, why in self.not_given.items()}
 
-    def latest(self, symbol: str) -> Quote | None:
-        """The last quote of a symbol."""
-        return self._latest.get(symbol)
+    def latest_record(self, kind: Kind[R], symbol: str) -> R | None:
+        """The latest record of a kind and symbol."""
+        found: R | None = self._latest.get(kind, {}).get(symbol)
+        return found
 
-    def prices(self, symbols: Iterable[str] | None = None) -> list[Quote]:
-        """The last quotes of these symbols, or of all."""
-        names = self._latest if symbols is None else symbols
-        return [self._latest[name] for name in names if name in self._latest]
+    def latest_records(self, kind: Kind[R], symbols: Iterable[str] | None = None) -> list[R]:
+        """The latest records of these symbols, or of all."""
+        latest: dict[str, R] = self._latest.get(kind, {})
+        names = latest if symbols is None else symbols
+        return [latest[name] for name in names if name in latest]
+
+    def news(self, symbols: Iterable[str], limit: int) -> list[Article]:
+        """The newest articles, the newest first."""
+        wanted = frozenset(symbols)
+        found = NEWS.of_symbols(self._articles, wanted) if wanted else self._articles
+        return found[: -limit - 1 : -1]
 
     @asynccontextmanager
-    async def events(self, *symbols: str) -> AsyncIterator[AsyncIterator[Quote | FeedStatus]]:
-        """The latest prices, then each event, conflated for a slow reader."""
-        reader = _Reader(frozenset(symbols))
-        for quote in self._latest.values():
-            reader.offer(quote)
+    async def batches(
+        self, *symbols: str, channels: Iterable[str] = ("quotes",)
+    ) -> AsyncIterator[AsyncIterator[RecordBatch[Any] | FeedStatus]]:
+        """The latest records, then each event, conflated for a slow reader."""
+        kinds = kinds_of(channels)
+        reader = _Reader(frozenset(symbols), frozenset(kinds))
+        for kind in kinds:
+            reader.offer(RecordBatch(kind, self.latest_records(kind)))
         self._readers.add(reader)
         try:
-            yield reader.events(self)
+            yield reader.batches(self)
         finally:
             self._readers.discard(reader)
 
@@ -204,7 +259,7 @@ class FakeService:
     def status(self) -> Status:
         """A status with a figure in every field."""
         readiness = self.readiness()
-        symbols = len(self._sources)
+        symbols = len(self._wanted)
         return Status(
             state="running" if readiness.ready else "degraded",
             reasons=readiness.reasons,

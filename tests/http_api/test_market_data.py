@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -170,7 +170,9 @@ class _Failing(FakeService):
         super().__init__()
         self._error = error
 
-    async def subscribe(self, *symbols: str, source: str = "api") -> FakeOutcome:
+    async def subscribe(
+        self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
+    ) -> FakeOutcome:
         raise self._error
 
 
@@ -437,6 +439,7 @@ async def test_sends_changes_of_the_feeds_state(
                 {
                     "state": "fallback",
                     "at": "1970-01-01T00:00:01.000000000Z",
+                    "feed": "stocks",
                     "driver": "websockets",
                 },
             )

@@ -153,12 +153,16 @@ async def test_the_description_lists_every_call_with_examples(client: httpx.Asyn
         ("GET", f"{BASE}/subscriptions"),
         ("GET", f"{BASE}/prices"),
         ("GET", f"{BASE}/prices/{{symbol}}"),
+        ("GET", f"{BASE}/latest/{{channel}}"),
+        ("GET", f"{BASE}/latest/{{channel}}/{{symbol}}"),
+        ("GET", f"{BASE}/news"),
         ("GET", f"{BASE}/stream"),
         ("GET", "/api/v1/positions"),
     }
     subscribe = description["paths"][f"{BASE}/subscribe"]["post"]
     assert subscribe["requestBody"]["content"]["application/json"]["example"] == {
-        "symbols": ["AAPL", "MSFT"]
+        "symbols": ["AAPL", "MSFT"],
+        "channels": ["quotes", "trades"],
     }
     assert {"200", "409", "413", "422"} <= subscribe["responses"].keys()
     assert "HTTPValidationError" not in answer.text
