@@ -16,12 +16,12 @@ from typing import Any, Final
 from mdservice.model.events import LatestChanged, RecordBatch, RoutedItem
 from mdservice.model.kinds import Kind, Overflow
 
-__all__ = ["MOST_KEPT", "ConflatingBuffer", "newest_of", "records_of"]
+__all__ = ["ConflatingBuffer", "records_of"]
 
-MOST_KEPT: Final = 100_000
-"""How many records of one kind are kept beyond the limit, where the policy keeps each one. It
-bounds the memory: some tens of megabytes. Statuses, corrections, cancels and news do not reach it
-in days; the bars of a whole market do so in a quarter of an hour."""
+_MOST_KEPT: Final = 100_000
+"""How many records of one kind are kept beyond the limit, some tens of megabytes of memory.
+Statuses, corrections, cancels and news do not reach it in days; the bars of a whole market do so in
+a quarter of an hour."""
 _MOST_STATUSES: Final = 1000
 
 # Local names: an enum's members are slow to look up.
@@ -38,19 +38,21 @@ class ConflatingBuffer:
     """Records, changed latest values and feed states in order, at most ``limit`` of them.
 
     It exceeds the limit by what a policy keeps: one record of each symbol and kind, and up to
-    :data:`MOST_KEPT` records of each kind that is kept. Where an event is dropped, its latest value
+    ``most_kept`` records of each kind that is kept. Where an event is dropped, its latest value
     is kept as a :class:`~mdservice.model.events.LatestChanged`.
 
     Args:
         limit: How many are kept before the oldest become fewer.
+        most_kept: How many records of one kind are then kept, where the policy keeps each one.
 
     Attributes:
         conflated_of: How many records were lost to newer ones, by kind.
         dropped_of: How many events were dropped although no newer one replaces them, by kind.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most_kept: int = _MOST_KEPT) -> None:
         self.limit = limit
+        self._most_kept = most_kept
         self.conflated_of: dict[Kind[Any], int] = {}
         self.dropped_of: Counter[Kind[Any]] = Counter()
         self._values: dict[tuple[Kind[Any], str], LatestChanged[Any]] = {}
@@ -59,7 +61,7 @@ class ConflatingBuffer:
         self._oldest: dict[_Key, Any] = {}
         """What is left of the oldest items, all older than the queue."""
         self._kept: dict[Kind[Any], OrderedDict[_Key, None]] = {}
-        """The keys in ``_oldest`` that :data:`MOST_KEPT` bounds."""
+        """The keys in ``_oldest`` that ``most_kept`` bounds, oldest first."""
         self._queue: deque[RoutedItem] = deque()
         self._queued = 0
         """Records and other items in the queue."""
@@ -128,8 +130,8 @@ class ConflatingBuffer:
             lost += self._put(key, record)
             kept[key] = None
             kept.move_to_end(key)
+            self._limit_kept(kind, kept)
         self.conflated_of[kind] = self.conflated_of.get(kind, 0) + lost
-        self._limit_kept(kind, kept)
 
     def _keep(self, kind: Kind[Any], records: Sequence[Any]) -> None:
         kept = self._kept.setdefault(kind, OrderedDict())
@@ -138,21 +140,22 @@ class ConflatingBuffer:
             key = kind, self._number
             self._oldest[key] = record
             kept[key] = None
-        self._limit_kept(kind, kept)
+            self._limit_kept(kind, kept)
 
     def _limit_kept(self, kind: Kind[Any], kept: OrderedDict[_Key, None]) -> None:
-        """Drop the oldest where too many are kept."""
-        while len(kept) > MOST_KEPT:
+        """Drop the oldest if too many are kept."""
+        if len(kept) > self._most_kept:
             key, _ = kept.popitem(last=False)
             record = self._oldest.pop(key)
             self.dropped_of[kind] += 1
-            for last in newest_of(kind, (record,)):
+            for last in _newest_of(kind, (record,)):
+                self._values.pop((kind, last.symbol), None)
                 self._values[kind, last.symbol] = LatestChanged(kind, last.symbol, last)
 
     def _drop(self, kind: Kind[Any], records: Sequence[Any]) -> None:
         self.dropped_of[kind] += len(records)
-        for symbol, last in {record.symbol: record for record in newest_of(kind, records)}.items():
-            self._put((None, kind, symbol), LatestChanged(kind, symbol, last))
+        for last in _newest_of(kind, records):
+            self._put((None, kind, last.symbol), LatestChanged(kind, last.symbol, last))
 
     def _put(self, key: _Key, item: Any) -> bool:
         """Put it behind the oldest; return whether it replaces another."""
@@ -207,7 +210,7 @@ class ConflatingBuffer:
         return taken
 
 
-def newest_of(kind: Kind[Any], records: Iterable[Any]) -> Iterable[Any]:
+def _newest_of(kind: Kind[Any], records: Iterable[Any]) -> Iterable[Any]:
     """The records that become their symbols' latest values, in order; none without keys."""
     if not kind.has_key:
         return ()

@@ -11,14 +11,31 @@ import anyio.abc
 import msgspec
 import pytest
 
-from mdservice.model.events import FeedState, FeedStatus, RecordBatch, RoutedItem
-from mdservice.model.kinds import QUOTES
+from mdservice.model.events import (
+    FeedState,
+    FeedStatus,
+    LatestChanged,
+    RecordBatch,
+    RoutedItem,
+)
+from mdservice.model.kinds import (
+    ALL_KINDS,
+    BARS,
+    CORRECTIONS,
+    DAILY_BARS,
+    NEWS,
+    QUOTES,
+    STATUSES,
+    TRADES,
+    Kind,
+)
 from mdservice.model.quote import Quote
 from mdservice.model.status import Latencies, Latency
 from mdservice.publish.publisher import MOST_IN_BATCH, EventPublisher, LatencyWindow, samples
 from mdservice.publish.store import WriteBatch
 from mdservice.runtime.actor import Channel
 from mdservice.testing import VirtualClock
+from tests.records import make_record
 
 BACKLOG = 100
 
@@ -258,6 +275,150 @@ async def test_it_always_takes(autojump_clock: Any, open_bench: MakeBench) -> No
             await bench.send(bench.quotes(number, number))
         assert anyio.current_time() == started_s
         assert bench.publisher.depth.used == 0
+
+
+# ---- every kind
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=repr)
+async def test_each_kind_has_its_event_and_its_latest_value(
+    kind: Kind[Any], autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        first = await _first_batch_of_its_own(bench)
+        records = [make_record(kind, symbol, n) for n, symbol in enumerate(["A", "B", "A"], 1)]
+        await bench.send(RecordBatch(kind, records))
+        await bench.acknowledge(first)
+        batch = await bench.take()
+        payloads = [kind.encode(record) for record in records]
+        assert [(m.channel, m.payload) for m in batch.messages] == [
+            (kind.event, payload) for payload in payloads
+        ]
+        latest = {"A": payloads[2], "B": payloads[1]} if kind.has_key else None
+        assert batch.latest.get(kind) == latest, "the same bytes, of the newest"
+        ids = ["1", "2", "3"] if kind is NEWS else []
+        assert list(batch.events[0].entry_ids) == ids
+        now = bench.publisher.snapshot()
+        assert now.published == {kind.channel: 3}
+        assert now.written == ({kind.channel: 2} if kind.has_key else {})
+        assert now.events_published == 3
+        assert now.prices_written == (2 if kind is QUOTES else 0)
+
+
+@pytest.mark.parametrize("kind", [k for k in ALL_KINDS if k.may_be_late], ids=repr)
+async def test_a_late_record_is_an_event_and_no_value_of_the_key(
+    kind: Kind[Any], autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        records = [make_record(kind, "A", n) for n in (3, 1, 2)]
+        records[1].newest = records[2].newest = False
+        await bench.send(RecordBatch(kind, records))
+        batch = await bench.take()
+        assert seqs(batch, "A") == [3, 1, 2]
+        assert batch.latest[kind] == {"A": kind.encode(records[0])}
+
+
+async def test_events_of_many_kinds_keep_their_order(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        first = await _first_batch_of_its_own(bench)
+        order = [TRADES, QUOTES, STATUSES, TRADES, CORRECTIONS, NEWS, QUOTES]
+        await bench.send(*(RecordBatch(kind, [make_record(kind)]) for kind in order))
+        await bench.acknowledge(first)
+        assert [m.channel for m in (await bench.take()).messages] == [kind.event for kind in order]
+
+
+async def test_a_changed_latest_value_is_written_without_an_event(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        corrected = make_record(TRADES, "A", 7)
+        await bench.send(LatestChanged(TRADES, "A", corrected))
+        batch = await bench.take()
+        assert batch.latest == {TRADES: {"A": TRADES.encode(corrected)}}
+        assert not batch.messages
+        assert bench.publisher.snapshot().events_published == 0
+        assert bench.publisher.snapshot().backlog == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "latest", "deleted"),
+    [
+        ("1 -", {}, ["A"]),
+        ("- 1", {"A": 1}, []),
+        ("1 - 2 -", {}, ["A"]),
+        ("1 - 2 - 3", {"A": 3}, []),
+        ("1 =2", {"A": 2}, []),
+        ("- =2 -", {}, ["A"]),
+        ("1 =2 3", {"A": 3}, []),
+    ],
+)
+async def test_the_last_change_of_a_key_in_a_batch_counts(
+    changes: str,
+    latest: dict[str, int],
+    deleted: list[str],
+    autojump_clock: Any,
+    open_bench: MakeBench,
+) -> None:
+    """A number is a trade, ``=`` a changed value, ``-`` a removed one."""
+
+    def of_trade(word: str) -> RoutedItem:
+        return RecordBatch(TRADES, [make_record(TRADES, "A", int(word))])
+
+    items: dict[str, Callable[[str], RoutedItem]] = {
+        "-": lambda _: LatestChanged(TRADES, "A", None),
+        "=": lambda word: LatestChanged(TRADES, "A", make_record(TRADES, "A", int(word[1:]))),
+    }
+    async with open_bench() as bench:
+        first = await _first_batch_of_its_own(bench)
+        for word in changes.split():
+            await bench.send(items.get(word[0], of_trade)(word))
+        await bench.acknowledge(first)
+        taken = await bench.take()
+        values = {s: decode(payload)["seq"] for s, payload in taken.latest[TRADES].items()}
+        assert values == latest
+        assert list(taken.deleted.get(TRADES, ())) == deleted
+
+
+async def test_dropped_trades_are_counted_and_the_newest_still_reaches_its_key(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        first = await _first_batch_of_its_own(bench)
+        await bench.send(RecordBatch(TRADES, [make_record(TRADES, "QUIET", 1)]))
+        for number in range(1, 301):
+            await bench.send(RecordBatch(TRADES, [make_record(TRADES, "A", number)]))
+            await bench.send(RecordBatch(STATUSES, [make_record(STATUSES, "A", number)]))
+        await bench.acknowledge(first)
+        batches = []
+        while bench.publisher.snapshot().backlog:
+            batches.append(await bench.take())
+        now = bench.publisher.snapshot()
+        seen = [decode(m.payload)["seq"] for b in batches for m in b.messages]
+        statuses = now.published["statuses"]
+        assert statuses == 300, "none is lost"
+        assert len(seen) == 300 + now.published.get("trades", 0)
+        assert now.trades_dropped == 301 - now.published.get("trades", 0) > 0
+        assert now.dropped == {"trades": now.trades_dropped}
+        assert now.events_conflated == 0
+        values: dict[str, bytes] = {}
+        for batch in batches:
+            values.update(batch.latest.get(TRADES, {}))
+        assert {symbol: decode(p)["seq"] for symbol, p in values.items()} == {"QUIET": 1, "A": 300}
+
+
+@pytest.mark.parametrize("kind", [BARS, DAILY_BARS, NEWS, STATUSES], ids=repr)
+async def test_latencies_are_those_of_quotes_and_trades_alone(
+    kind: Kind[Any], autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(RecordBatch(kind, [make_record(kind)]))
+        await bench.take()
+        assert bench.publisher.snapshot().latencies.feed_to_redis.max is None
+        await bench.send(RecordBatch(TRADES, [make_record(TRADES)]))
+        await bench.take()
+        assert bench.publisher.snapshot().latencies.feed_to_redis.max is not None
 
 
 # ---- the end
