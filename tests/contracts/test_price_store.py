@@ -7,14 +7,30 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import anyio
+import attrs
 import pytest
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.kinds import QUOTES
-from mdservice.publish.store import Message, PriceStore, RenewingStore, WriteBatch
+from mdservice.model.kinds import (
+    ALL_KINDS,
+    BARS,
+    CANCELS,
+    CORRECTIONS,
+    DAILY_BARS,
+    IMBALANCES,
+    LULDS,
+    NEWS,
+    ORDERBOOKS,
+    QUOTES,
+    STATUSES,
+    TRADES,
+    Kind,
+)
+from mdservice.publish.store import Events, Message, PriceStore, RenewingStore, WriteBatch
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import MemoryPriceStore, Slow
 from tests.batches import write_batch
+from tests.records import make_record
 
 LIMIT_S = 20.0
 READ_ONLY = "READONLY You can't write against a read only replica."
@@ -28,6 +44,7 @@ class Backend(Protocol):
     def ttl_s(self, key: str) -> float: ...
     def published(self) -> list[tuple[str, bytes]]: ...
     def entries(self) -> list[tuple[str, bytes]]: ...
+    def stream(self, name: str) -> list[dict[str, bytes]]: ...
     def drop_connection(self) -> None: ...
     def stop(self) -> None: ...
     def start(self) -> None: ...
@@ -71,6 +88,10 @@ class MemoryBackend:
     def entries(self) -> list[tuple[str, bytes]]:
         return list(self.store.entries)
 
+    def stream(self, name: str) -> list[dict[str, bytes]]:
+        entries = self.store.streams.get(name, ())
+        return [{"id": id_.encode(), "data": payload} for id_, payload in entries]
+
     def drop_connection(self) -> None:
         self.store.drop_connection()
 
@@ -101,8 +122,10 @@ class RedisBackend:
 
     def listen(self) -> None:
         self.pubsub = self.client.pubsub(ignore_subscribe_messages=True)
-        self.pubsub.subscribe("price.updated", "feed.status", "end")
-        self.pubsub.get_message(timeout=1.0)
+        channels = [*(kind.event for kind in ALL_KINDS), "feed.status", "end"]
+        self.pubsub.subscribe(*channels)
+        for _ in channels:
+            self.pubsub.get_message(timeout=1.0)
 
     def close(self) -> None:
         self.pubsub.close()
@@ -134,6 +157,12 @@ class RedisBackend:
     def entries(self) -> list[tuple[str, bytes]]:
         return [
             (fields[b"symbol"].decode(), fields[b"data"]) for _, fields in self.client.xrange("log")
+        ]
+
+    def stream(self, name: str) -> list[dict[str, bytes]]:
+        return [
+            {field.decode(): value for field, value in fields.items()}
+            for _, fields in self.client.xrange(name)
         ]
 
     def drop_connection(self) -> None:
@@ -227,6 +256,114 @@ async def test_a_batch_sets_every_key_publishes_every_message_in_order(behind: B
     assert behind.get("price:B") == price("B", 1)
     assert behind.published() == [(m.channel, m.payload) for m in messages]
     assert await store.last_batch() == 1
+    await store.aclose()
+
+
+def kind_batch(number: int, *kinds: Kind[Any]) -> WriteBatch:
+    """A record of each kind, in order."""
+    events, latest = [], {}
+    for kind in kinds:
+        record = make_record(kind, "A", number)
+        payload = kind.encode(record)
+        ids = [kind.stream.entry_id(record)] if kind.stream else []
+        events.append(Events(kind.event, [payload], kind, ["A"], ids))
+        if kind.has_key:
+            latest[kind] = {"A": payload}
+    return WriteBatch(number, latest, events)
+
+
+KEYS = {
+    QUOTES: ("price:A", 77),
+    TRADES: ("trade:A", 77),
+    BARS: ("bar:A", 86_400),
+    DAILY_BARS: ("daily_bar:A", 5 * 86_400),
+    STATUSES: ("trading_status:A", 86_400),
+    LULDS: ("luld:A", 86_400),
+    IMBALANCES: ("imbalance:A", 77),
+    ORDERBOOKS: ("orderbook:A", 77),
+}
+"""The key of each kind of symbol A, and how long it lives, seconds."""
+EVENTS = {
+    QUOTES: "price.updated",
+    TRADES: "trade.updated",
+    CORRECTIONS: "trade.corrected",
+    CANCELS: "trade.canceled",
+    BARS: "bar.updated",
+    DAILY_BARS: "daily_bar.updated",
+    STATUSES: "trading_status.updated",
+    LULDS: "luld.updated",
+    IMBALANCES: "imbalance.updated",
+    ORDERBOOKS: "orderbook.updated",
+    NEWS: "news.published",
+}
+
+
+@on_both_loops
+async def test_each_kind_has_its_key_and_its_time_to_live(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(kind_batch(1, *ALL_KINDS))
+    for kind, (key, ttl_s) in KEYS.items():
+        assert behind.get(key) == kind.encode(make_record(kind, "A", 1))
+        assert ttl_s - 7 < behind.ttl_s(key) <= ttl_s
+        assert await store.read_latest(kind, ["A"]) == {"A": behind.get(key)}
+    await store.aclose()
+
+
+@on_both_loops
+async def test_events_of_every_kind_come_in_the_order_of_the_batch(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    order = [*ALL_KINDS, TRADES, QUOTES, CANCELS, TRADES]
+    await store.write(kind_batch(1, *order))
+    assert behind.published() == [
+        (EVENTS[kind], kind.encode(make_record(kind, "A", 1))) for kind in order
+    ]
+    await store.aclose()
+
+
+@on_both_loops
+async def test_the_stream_of_news_has_an_entry_for_each_article(behind: Backend) -> None:
+    store = behind.make(event_log="log")
+    await store.connect()
+    await store.write(kind_batch(1, NEWS, QUOTES))
+    await store.write(kind_batch(2, NEWS))
+    assert behind.stream("news") == [
+        {"id": b"%d" % number, "data": NEWS.encode(make_record(NEWS, "A", number))}
+        for number in (1, 2)
+    ]
+    assert len(behind.entries()) == 1, "the event log has price events alone"
+    await store.aclose()
+
+
+@on_both_loops
+async def test_removed_values_are_gone_and_others_stay(behind: Backend) -> None:
+    store = behind.make()
+    await store.connect()
+    await store.write(kind_batch(1, QUOTES, TRADES, BARS))
+    await store.write(WriteBatch(2, {}, (), deleted={TRADES: ["A", "NEVER"], BARS: []}))
+    assert behind.get("trade:A") is None
+    assert behind.get("price:A") is not None
+    assert behind.get("bar:A") is not None
+    assert await store.last_batch() == 2
+    assert isinstance(store, RenewingStore)
+    assert list(await store.renew(TRADES, ("A",))) == ["A"]
+    await store.write(kind_batch(3, TRADES))
+    assert behind.get("trade:A") == TRADES.encode(make_record(TRADES, "A", 3))
+    await store.aclose()
+
+
+@on_both_loops
+async def test_each_kind_is_renewed_for_its_own_time(behind: Backend) -> None:
+    store = behind.make()
+    assert isinstance(store, RenewingStore)
+    await store.connect()
+    batch = kind_batch(1, *KEYS)
+    await store.write(attrs.evolve(batch, ages_s={kind: {"A": 40} for kind in KEYS}))
+    for kind, (key, ttl_s) in KEYS.items():
+        assert behind.ttl_s(key) <= ttl_s - 40
+        assert list(await store.renew(kind, ("A",))) == []
+        assert ttl_s - 7 < behind.ttl_s(key) <= ttl_s
     await store.aclose()
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hiredis
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdservice.publish.store import Message
+from mdservice.model.kinds import ALL_KINDS, BARS, NEWS, QUOTES, TRADES, Kind
+from mdservice.publish.store import Events, Message, WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
 from mdservice.redis_io.names import RedisNames
 from tests.batches import write_batch
@@ -29,6 +33,12 @@ def test_pack_is_what_hiredis_packs(words: list[bytes]) -> None:
     assert pack(*words) == hiredis.pack_command(tuple(words))  # type: ignore[arg-type]
 
 
+def make_packer(prefix: str = "") -> BatchPacker:
+    return BatchPacker(
+        price_ttl_s=300, event_log=None, event_log_maxlen=9, instance="me", prefix=prefix
+    )
+
+
 def test_keys_are_the_contracts() -> None:
     assert RedisNames().price_key("AAPL") == b"price:AAPL"
     assert RedisNames().writer_key("host-7") == b"mdservice:writer:host-7"
@@ -48,6 +58,56 @@ def test_a_batch_is_keys_then_messages_then_its_number() -> None:
         [b"EXEC"],
     ]
     assert packed.queued == 5
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=repr)
+@pytest.mark.parametrize("prefix", ["", "desk%d:"])
+def test_each_kind_has_its_key_its_stream_and_its_channel(kind: Kind[Any], prefix: str) -> None:
+    packer = make_packer(prefix)
+    ids = ("77",) if kind.stream else ()
+    latest = {kind: {"A": b"{1}"}} if kind.has_key else {}
+    events = [Events(kind.event, [b"{1}"], kind, ["A"], ids)]
+    commands = parsed(packer.batch(WriteBatch(1, latest, events)).data)
+    front = prefix.encode()
+    expected = [[b"PUBLISH", front + kind.event.encode(), b"{1}"]]
+    if kind.has_key:
+        ttl = b"%d" % (kind.ttl_s or 300)
+        expected.insert(0, [b"SET", front + kind.key_prefix.encode() + b"A", b"{1}", b"EX", ttl])
+    if kind is NEWS:
+        limit = [b"MAXLEN", b"~", b"10000", b"*"]
+        expected.append([b"XADD", front + b"news", *limit, b"id", b"77", b"data", b"{1}"])
+    assert commands[1:-2] == expected
+
+
+def test_removed_values_are_deleted_before_the_messages() -> None:
+    gone = {TRADES: ["A", "B"]}
+    latest = {TRADES: {"C": b"{3}"}}
+    events = [Events(QUOTES.event, [b"{}"], QUOTES, ["A"])]
+    packed = make_packer().batch(WriteBatch(1, latest, events, deleted=gone))
+    assert parsed(packed.data)[1:-2] == [
+        [b"SET", b"trade:C", b"{3}", b"EX", b"300"],
+        [b"DEL", b"trade:A"],
+        [b"DEL", b"trade:B"],
+        [b"PUBLISH", b"price.updated", b"{}"],
+    ]
+
+
+def test_each_kind_in_a_batch_is_announced_by_its_own_marker() -> None:
+    packer = make_packer()
+    packer.marks_db = 3
+    events = [
+        Events(kind.event, [b"{}"] * count, kind, ["A"] * count)
+        for kind, count in ((TRADES, 2), (BARS, 1), (TRADES, 1))
+    ]
+    batch = WriteBatch(1, {}, events)
+    assert parsed(packer.batch(batch).data)[1:4] == [
+        [b"PUBLISH", b"mdservice.batch", b"me 3 0"],
+        [b"PUBLISH", b"mdservice.batch.trades", b"me 3 3"],
+        [b"PUBLISH", b"mdservice.batch.bars", b"me 3 1"],
+    ]
+    packer.unmarked = frozenset([TRADES])
+    assert b"mdservice.batch.trades" not in packer.batch(batch).data
+    assert b"mdservice.batch.bars" in packer.batch(batch).data
 
 
 @given(
