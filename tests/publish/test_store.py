@@ -8,12 +8,13 @@ import anyio
 import attrs
 import pytest
 
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import ALL_KINDS, QUOTES
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
-from mdservice.publish.store import READ_LIMIT_S, read_last_records
+from mdservice.publish.store import READ_LIMIT_S, WriteBatch, read_last_records
 from mdservice.testing import MemoryPriceStore, StoreFault, VirtualClock
 from tests.batches import write_batch
+from tests.records import make_record
 
 NOW_NS = 1_700_000_000_000_000_000
 AAPL = Quote("AAPL", 1, 2, 3, 4, NOW_NS, NOW_NS, 7)
@@ -29,8 +30,8 @@ async def store_with(prices: dict[str, bytes]) -> MemoryPriceStore:
 
 
 async def read(store: MemoryPriceStore, *symbols: str, latest_ns: int = NOW_NS) -> list[str]:
-    found = await read_last_records(store, QUOTES, symbols, latest_ns)
-    return [record.symbol for record in found]
+    found = await read_last_records(store, {QUOTES: symbols}, latest_ns)
+    return [record.symbol for record in found.get(QUOTES, ())]
 
 
 async def test_the_records_of_the_symbols_are_read(autojump_clock: Any) -> None:
@@ -47,6 +48,18 @@ async def test_the_latest_time_is_allowed_and_nothing_after_it(autojump_clock: A
 async def test_a_key_with_another_symbols_record_is_left_out(autojump_clock: Any) -> None:
     store = await store_with({"AAPL": encode_quote(MSFT), "MSFT": encode_quote(MSFT), "X": b"{"})
     assert await read(store, "AAPL", "MSFT", "X") == ["MSFT"]
+
+
+async def test_every_kind_is_read_from_its_own_keys(autojump_clock: Any) -> None:
+    store = MemoryPriceStore(clock=VirtualClock())
+    await store.connect()
+    records = {kind: make_record(kind) for kind in ALL_KINDS if kind.has_key}
+    latest = {kind: {"AAPL": kind.encode(record)} for kind, record in records.items()}
+    await store.write(WriteBatch(1, latest, ()))
+    wanted = dict.fromkeys(records, ("AAPL", "MSFT"))
+    assert await read_last_records(store, wanted, NOW_NS) == {
+        kind: [record] for kind, record in records.items()
+    }
 
 
 async def test_for_star_alone_the_store_is_not_asked(autojump_clock: Any) -> None:
