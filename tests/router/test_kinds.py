@@ -329,6 +329,24 @@ async def test_a_kind_with_rare_records_is_repaired_from_its_subscription_on(
         assert bench.gaps == [gap(bench, "news", 50.0, "*")]
 
 
+async def test_the_articles_of_a_repair_are_counted_whatever_they_are_about(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench(feed=NEWS_FEED) as bench:
+        topics = frozenset(Topic("news", symbol) for symbol in ("AAPL", "MSFT"))
+        both = frozenset(("AAPL", "MSFT"))
+        await bench.send(
+            batch(bench, NEWS, (1, 1.0)),
+            FeedLost(bench.start_ns, topics, "reset"),
+            resumed(bench, NEWS, *both, repairing=True),
+            Backfill(NEWS, batch(bench, NEWS, (1, 1.0), (2, 2.0)).records, [], 0, both),
+        )
+        assert bench.gaps == [
+            gap(bench, "news", 1.0, *sorted(both)),
+            gap(bench, "news", 1.0, *sorted(both), news=1),
+        ]
+
+
 async def test_a_refreshed_channel_has_one_gap_once_the_latest_values_are_out(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:

@@ -299,6 +299,35 @@ def test_the_stream_may_still_send_what_history_gave(
     assert counted(out) == counted([*before, *missed, *live])
 
 
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=12), st.randoms())
+def test_through_many_outages_each_trade_is_out_once_with_a_bounded_memory(
+    parts: list[tuple[bool, int]], rng: Any
+) -> None:
+    """Trades are up to two nanoseconds late; history is asked from five before the loss."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "MOST_REMEMBERED", 20)
+        sequencer = TradeSequencer()
+        market: list[Trade] = [trade(0, 0), trade(1, 0, "MSFT")]
+        out = route(sequencer, *copies(market)).accepted
+        for connected, count in parts:
+            first = len(market)
+            for number in range(first, first + count):
+                at = number // 2 + 2 - rng.choice([0, 0, 1, 2])
+                market.append(trade(number, at, rng.choice(SYMBOLS)))
+            if connected:
+                out += route(sequencer, *copies(market[first:])).accepted
+                continue
+            since_ns = (sequencer.newest_ns() or 0) - 5
+            sequencer.lose(SYMBOLS)
+            past = history_of(one for one in market if one.ts_event_ns >= since_ns)
+            held = copies(market[len(market) - rng.randint(0, count) :])
+            out += filled(sequencer, past, held)
+        assert counted(out) == counted(market)
+        latest = newest_of(out)
+        assert {s: sequencer.latest(s) for s in latest} == latest
+
+
 def test_a_late_trade_of_a_repair_is_published_and_is_not_the_latest() -> None:
     sequencer = TradeSequencer()
     route(sequencer, trade(1, 10))
