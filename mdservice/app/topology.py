@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any
 
 import attrs
+from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
 from mdservice.errors import SubscriptionRefused
@@ -121,6 +122,8 @@ class Pipeline:
     router: Router
     first_prices: Mapping[Kind[Any], FirstPrices[Any]]
     commands: Channel[Command]
+    feed_items: Channel[FeedItem]
+    events: MemoryObjectSendStream[RoutedItem]
 
     async def request(self, command: Command) -> SubscriptionResult:
         """Change the subscriptions, and fetch the first prices of new symbols from REST meanwhile.
@@ -138,6 +141,12 @@ class Pipeline:
             for first in self.first_prices.values():
                 first.forget(command.topics)
 
+    def close(self) -> None:
+        """Close its channels, and its end of the channel to the publisher."""
+        self.commands.close()
+        self.feed_items.close()
+        self.events.close()
+
 
 @attrs.frozen
 class Topology:
@@ -151,6 +160,7 @@ class Topology:
     tracker: PositionTracker | None
     supervisor: Supervisor
     channels: Sequence[Channel[Any]]
+    """Those that all pipelines share."""
 
     @property
     def feed(self) -> FeedConnection:
@@ -255,6 +265,8 @@ class Topology:
 
     def close(self) -> None:
         """Close every channel after the actors have ended."""
+        for pipeline in self.pipelines:
+            pipeline.close()
         for channel in self.channels:
             channel.close()
 
@@ -288,8 +300,8 @@ class _Shared:
         return feed.name == feed_of(topic.symbol).name
 
 
-def _build_pipeline(parts: FeedParts, shared: _Shared) -> tuple[Pipeline, Channel[FeedItem]]:
-    """The parts of one feed, and the channel between its connection and its router."""
+def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
+    """The parts of one feed."""
     feed, clock, history = parts.feed, shared.clock, parts.history
     commands = Channel[Command](COMMANDS.size)
     feed_items = Channel[FeedItem](FEED.size)
@@ -301,9 +313,10 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> tuple[Pipeline, Channe
         if kind in first_prices:
             first_prices[kind].fetch([symbol])
 
+    outbox = shared.events.outbox.clone()
     router = Router(
         feed_items,
-        shared.events.outbox.clone(),
+        outbox,
         shared.readers.offer,
         clock,
         shared.confirmed,
@@ -365,7 +378,7 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> tuple[Pipeline, Channe
         lambda: history.rows_skipped if history is not None else 0,
         on_demand=parts.on_demand,
     )
-    return Pipeline(feed, connection, router, first_prices, commands), feed_items
+    return Pipeline(feed, connection, router, first_prices, commands, feed_items, outbox)
 
 
 def build(
@@ -423,9 +436,8 @@ def build(
         confirmed,
         several=len(feeds) > 1,
     )
-    made = [_build_pipeline(parts, shared) for parts in feeds]
+    pipelines = [_build_pipeline(parts, shared) for parts in feeds]
     events.outbox.close()  # each router has its own end
-    pipelines = [one for one, _ in made]
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(
         batches,
@@ -461,13 +473,7 @@ def build(
         readers,
         tracker,
         supervisor,
-        channels=(
-            *(each.commands for each in pipelines),
-            *(feed_items for _, feed_items in made),
-            events,
-            batches,
-            acknowledged,
-        ),
+        channels=(events, batches, acknowledged),
     )
     return topology
 

@@ -410,9 +410,7 @@ NEWS: Final[Kind[Article]] = _kind(
     stream=Stream("news", 10_000, lambda article: str(article.id)),
 )
 
-KINDS: Final[tuple[Kind[Any], ...]] = (QUOTES,)
-"""The kinds that the pipeline carries."""
-ALL_KINDS: Final[tuple[Kind[Any], ...]] = (
+KINDS: Final[tuple[Kind[Any], ...]] = (
     QUOTES,
     TRADES,
     CORRECTIONS,
@@ -425,7 +423,8 @@ ALL_KINDS: Final[tuple[Kind[Any], ...]] = (
     ORDERBOOKS,
     NEWS,
 )
-"""Every kind of record that Alpaca sends."""
+"""Every kind of record that the service carries."""
+ALL_KINDS = KINDS
 
 
 class RecordDecoder(Generic[R]):
