@@ -56,15 +56,23 @@ class MissingRecords:
         overlap_s: How long before the last accepted record history is asked from, seconds.
         span_s: How much earlier than its arrival the time of a record is by its kind, seconds: a
             bar has the time of its start.
+        every: Whether ``*`` is missed and fetched as a symbol is. Otherwise it stands for the
+            symbols that were seen.
     """
 
     def __init__(
-        self, accepted: AcceptedRecords, overlap_s: float = 5.0, span_s: float = 0.0
+        self,
+        accepted: AcceptedRecords,
+        overlap_s: float = 5.0,
+        span_s: float = 0.0,
+        *,
+        every: bool = False,
     ) -> None:
         self._accepted = accepted
         self._overlap_ns = int(overlap_s * 1e9)
         self._span_ns = int(span_s * 1e9)
         self._since_ns: dict[str, int] = {}
+        self._every = every
         self._followed_ns: dict[str, int] = {}
         """The subscribed symbols, and the time of subscribing by this machine's clock."""
         self._unrepaired: set[str] = set()
@@ -99,10 +107,11 @@ class MissingRecords:
         if complete_ns is None:
             return
         names = set(symbols)
-        if EVERY_SYMBOL in names:
+        if EVERY_SYMBOL in names and not self._every:
             names.update(self._accepted.symbols())
+            names.discard(EVERY_SYMBOL)
         complete_ns -= self._overlap_ns
-        for symbol in names - {EVERY_SYMBOL}:
+        for symbol in names:
             since_ns = complete_ns
             last_ns = self._accepted.last_ns(symbol)
             if last_ns is None:

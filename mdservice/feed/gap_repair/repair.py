@@ -258,7 +258,11 @@ class GapRepair(Generic[R]):
         """Whether :class:`FeedResumed` was sent for this connection."""
         self._left_out: frozenset[str] = frozenset()
         """The unfulfilled symbols of the last :class:`FeedResumed`."""
-        self._missing = MissingRecords(accepted, OVERLAP_S + kind.span_s, kind.span_s)
+        # An article is of no single symbol, so history can be asked for all of them.
+        self._every = kind.stream is not None
+        self._missing = MissingRecords(
+            accepted, OVERLAP_S + kind.span_s, kind.span_s, every=self._every
+        )
         self._connected_before = False
         self._refused: str | None = None
 
@@ -386,8 +390,8 @@ class GapRepair(Generic[R]):
                     await catch_up.add_latest(resumed_ns)
             if catch_up.believed and self._holding:
                 self._look_again_at(catch_up, back)
-            every = EVERY_SYMBOL in followed
-            complete = frozenset() if every or not self._holding else catch_up.complete
+            unseen = EVERY_SYMBOL in followed and not self._every
+            complete = frozenset() if unseen or not self._holding else catch_up.complete
             self._let_go(catch_up.found, complete)
         self._missing.reported(back, complete)
         await self._send_queue.flush()
@@ -461,7 +465,8 @@ class GapRepair(Generic[R]):
 
     async def _why_not_all(self, catch_up: CatchUp[R], followed: Collection[str]) -> str | None:
         """Fetch the missed records; return why some are missing, or None if all were fetched."""
-        if EVERY_SYMBOL in followed and len(catch_up.symbols) > MOST_SEEN:
+        unseen = EVERY_SYMBOL in followed and not self._every
+        if unseen and len(catch_up.symbols) > MOST_SEEN:
             return f"the history of {len(catch_up.symbols)} symbols is too much"
         limit_s = self._deadline_s - LATEST_LIMIT_S - anyio.current_time()
         complete = True
@@ -483,7 +488,7 @@ class GapRepair(Generic[R]):
                 symbols=sorted(catch_up.refused)[:_MOST_NAMED],
                 reason=next(iter(catch_up.refused.values())),
             )
-        if EVERY_SYMBOL in followed:
+        if unseen:
             return "history cannot be asked for symbols that were never seen"
         return None
 

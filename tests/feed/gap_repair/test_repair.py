@@ -16,9 +16,10 @@ from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S, LATEST_LIMIT_S, QUIET
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
 from mdservice.model.events import Backfill, FeedItem, FeedResumed, RecordBatch
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import NEWS, QUOTES, Kind
+from mdservice.model.news import Article
 from mdservice.model.quote import Quote
-from mdservice.router.sequencer import Sequencer
+from mdservice.router.policies import make_sequencer
 from mdservice.testing import FakeHistory, VirtualClock
 
 SECOND_NS = 10**9
@@ -29,16 +30,19 @@ REFUSED = HistoryRefused("403: 42210000 recent SIP data")
 class Bench:
     """A repair, the history that it asks, and what it sends."""
 
-    def __init__(self, tasks: anyio.abc.TaskGroup, *, size: float = 100) -> None:
+    def __init__(
+        self, tasks: anyio.abc.TaskGroup, *, size: float = 100, kind: Kind[Any] = QUOTES
+    ) -> None:
+        self.kind = kind
         self.clock = VirtualClock()
         self.start_ns = self.clock.utc_ns()
         self.history = FakeHistory()
-        self.sequencer = Sequencer(QUOTES)
+        self.sequencer = make_sequencer(kind)
         send, self.receive = anyio.create_memory_object_stream[FeedItem](size)
         self.send_queue = SendQueue(send)
         self.repair = GapRepair(
-            QUOTES,
-            HalvingHistory(self.history, QUOTES),
+            kind,
+            HalvingHistory(self.history, kind),
             self.sequencer,
             self.send_queue,
             self.clock,
@@ -54,17 +58,22 @@ class Bench:
         event_ns = now_ns if at_s is None else self.start_ns + int(at_s * SECOND_NS)
         return Quote(symbol, float(number), number + 1.0, 1, 1, event_ns, now_ns)
 
-    def accept(self, *quotes: Quote) -> None:
+    def article(self, number: int) -> Article:
+        now_ns = self.clock.utc_ns()
+        text = [f"headline {number}", *[None] * 5]
+        return Article(number, *text, ("AAPL",), None, None, now_ns, now_ns)
+
+    def accept(self, *records: Any) -> None:
         """They were received in time, and are in history."""
-        self.history.add(quotes)
-        self.sequencer.route(quotes, self.clock.utc_ns(), SECOND_NS)
+        self.history.add(records, self.kind)
+        self.sequencer.route(records, self.clock.utc_ns(), SECOND_NS)
 
-    def miss(self, *quotes: Quote) -> None:
-        self.history.add(quotes)
+    def miss(self, *records: Any) -> None:
+        self.history.add(records, self.kind)
 
-    async def live(self, *quotes: Quote) -> None:
-        self.history.add(quotes)
-        self.repair.add_live(QUOTES, quotes)
+    async def live(self, *records: Any) -> None:
+        self.history.add(records, self.kind)
+        self.repair.add_live(self.kind, records)
         await self.send_queue.flush()
 
     async def keep_limit(self) -> None:
@@ -117,11 +126,13 @@ def names(quotes: Any) -> list[tuple[str, float]]:
 
 
 @asynccontextmanager
-async def open_bench(*, taking: bool = True, size: float = 100) -> AsyncIterator[Bench]:
+async def open_bench(
+    *, taking: bool = True, size: float = 100, kind: Kind[Any] = QUOTES
+) -> AsyncIterator[Bench]:
     bench = None
     try:
         async with anyio.create_task_group() as tasks:
-            bench = Bench(tasks, size=size)
+            bench = Bench(tasks, size=size, kind=kind)
             if taking:
                 tasks.start_soon(bench.take)
             with anyio.fail_after(1_000):
@@ -590,6 +601,21 @@ async def test_of_every_symbol_those_seen_are_fetched_and_the_gap_stays(
         assert bench.history.requests[-1].symbols == ("AAPL", "MSFT")
         assert not bench.backfill.complete
         assert names(bench.backfill.past)[:2] == [("AAPL", 1), ("AAPL", 2)]
+
+
+async def test_news_of_every_symbol_is_fetched_whole(autojump_clock: Any) -> None:
+    async with open_bench(kind=NEWS) as bench:
+        bench.accept(bench.article(1))
+        await anyio.sleep(1)
+        bench.repair.lost(["*"])
+        bench.miss(bench.article(2))
+        await anyio.sleep(1)
+        bench.repair.begin()
+        await bench.live(bench.article(3))
+        await bench.fix("*")
+        assert bench.history.requests[-1].symbols == ("*",)
+        assert bench.backfill.complete == {"*"}
+        assert [article.id for article in bench.backfill.past] == [1, 2, 3]
 
 
 async def test_of_too_many_symbols_only_the_latest_is_asked(
