@@ -30,7 +30,17 @@ from mdservice.errors import (
 )
 from mdservice.feed.alpaca.rest import clock_refusal
 from mdservice.feed.subscriptions import Followed
-from mdservice.model.feeds import CRYPTO, FEEDS, OPTIONS, STOCKS, Feed, FeedName, feed_of
+from mdservice.model.feeds import (
+    CRYPTO,
+    FEEDS,
+    OPTIONS,
+    STOCKS,
+    Feed,
+    FeedName,
+    feed_of,
+    kinds_of,
+)
+from mdservice.model.kinds import NEWS, QUOTES
 from mdservice.model.position import Position
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.masking import mask_url
@@ -50,8 +60,8 @@ from mdservice.settings.feeds import url_setting, url_variable
 
 if TYPE_CHECKING:
     from mdservice.feed.driver import Driver
-    from mdservice.publish.redis_rights import RedisRights
     from mdservice.redis_io.connection import RedisAddress
+    from mdservice.redis_io.rights import RedisRights
     from mdservice.settings import Settings
 
 __all__ = [
@@ -439,10 +449,11 @@ async def check_redis(settings: Settings) -> CheckResult:
     if settings.redis_url is None:
         return await _check_embedded_server()
 
-    from mdservice.publish.redis_rights import try_rights
     from mdservice.redis_io.connection import RedisAddress
+    from mdservice.redis_io.rights import try_rights
 
     name = "redis"
+    news = (NEWS.channel,) if settings.news else ()
     advice = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
     names = RedisNames(settings.key_prefix)
     try:
@@ -456,6 +467,7 @@ async def check_redis(settings: Settings) -> CheckResult:
             event_log=settings.event_log,
             renew_prices=settings.renew_prices,
             timeout_s=_ASK_TIMEOUT_S,
+            kinds=kinds_of((QUOTES.channel, *settings.channels, *news)),
         )
     except StoreError as exc:
         return failed(name, str(exc), advice)

@@ -34,8 +34,9 @@ _ADVICE = {
     "OOM": "raise the server's maxmemory or let it evict keys; prices are kept here until then",
     "READONLY": "this server is a replica; set MDSERVICE_REDIS_URL to the primary",
     "NOPERM": (
-        "allow this user MULTI, EXEC, SET, GET, MGET and PUBLISH (XADD for an event log) on the "
-        "keys price:* and mdservice:* and the channels price.updated and feed.status, with "
+        "allow this user what the service needs: `mdservice check` prints the ACL line. For prices "
+        "alone: MULTI, EXEC, SET, GET, MGET and PUBLISH (XADD for an event log) on the keys "
+        "price:* and mdservice:* and the channels price.updated and feed.status, with "
         "MDSERVICE_KEY_PREFIX in front of each"
     ),
     "MISCONF": "the server cannot save its data and refuses writes; look at its disk and its log",

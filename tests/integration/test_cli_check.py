@@ -400,6 +400,24 @@ async def test_a_right_that_run_can_do_without_is_a_warning(fresh_valkey: Any, c
     assert "ACL SETUSER desk" in result.advice
 
 
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        ("resetkeys ~price:* ~mdservice:*", "SET trade:*"),
+        ("resetkeys ~price:* ~mdservice:* ~trade:*", "XADD news"),
+        ("resetchannels &price.updated &trade.updated &feed.status", "PUBLISH trade.corrected"),
+    ],
+)
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_right_for_another_kind_is_required_once_the_settings_want_that_kind(
+    fresh_valkey: Any, change: str, missing: str, wanted: bool
+) -> None:
+    more = {"channels": ("quotes", "trades"), "news": ("AAPL",)} if wanted else {}
+    result = await check_as(fresh_valkey, f"{RedisNames().rights()} {change}", **more)
+    assert result.outcome == ("FAIL" if wanted else "warn"), result
+    assert missing in result.detail
+
+
 async def test_a_right_to_the_names_without_the_prefix_is_not_enough(fresh_valkey: Any) -> None:
     result = await check_as(fresh_valkey, RedisNames().rights(), key_prefix="desk1:")
     assert result.outcome == "FAIL"

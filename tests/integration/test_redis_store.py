@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.kinds import QUOTES
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.model.kinds import ALL_KINDS, BARS, QUOTES, TRADES
+from mdservice.publish.store import Events, Message, WriteBatch
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
 
@@ -103,6 +103,32 @@ async def test_the_rights_that_the_advice_names_suffice(
     await store.ping()
     assert await store.last_batch() == 1
     assert store.command_errors == 0
+    await store.aclose()
+
+
+async def test_a_kind_whose_marker_is_not_allowed_goes_without_and_the_others_keep_theirs(
+    fresh_valkey: Any,
+) -> None:
+    channels = " ".join(f"&{kind.event}" for kind in ALL_KINDS)
+    rules = f"on >pw ~* resetchannels {channels} &mdservice.batch &mdservice.batch.bars +@all"
+    with fresh_valkey.client() as client:
+        client.execute_command("ACL", "SETUSER", "writer", *rules.split())
+        with client.pubsub(ignore_subscribe_messages=True) as heard:
+            heard.psubscribe("*")
+            heard.get_message(timeout=1.0)
+            store = make(f"unix://writer@{fresh_valkey.path}?password=pw")
+            await store.connect()
+            events = [Events(kind.event, [b"{}"], kind, ["A"]) for kind in (TRADES, BARS)]
+            while heard.get_message(timeout=0.2):
+                pass  # of the greeting
+            await store.write(WriteBatch(1, {}, events))
+            messages = [heard.get_message(timeout=1.0) for _ in range(4)]
+    assert [message["channel"] for message in messages if message] == [
+        b"mdservice.batch",
+        b"mdservice.batch.bars",
+        b"trade.updated",
+        b"bar.updated",
+    ]
     await store.aclose()
 
 

@@ -7,17 +7,16 @@ connection is closed before ``EXEC``: nothing is executed.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Collection
+from typing import Any, Final
 
 import attrs
 
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import ALL_KINDS, QUOTES, TRADES, Kind
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
-    BATCH_CHANNEL,
     INSTANCES_CHANNEL,
-    PRICE_CHANNEL,
     STATUS_CHANNEL,
     RedisNames,
 )
@@ -50,6 +49,7 @@ async def try_rights(
     event_log: str | None,
     renew_prices: bool,
     timeout_s: float,
+    kinds: Collection[Kind[Any]] = (QUOTES,),
 ) -> RedisRights:
     """Queue each command that ``run`` sends, and execute none.
 
@@ -59,11 +59,14 @@ async def try_rights(
         event_log: The stream's name without the prefix, or None.
         renew_prices: Whether the service renews prices.
         timeout_s: How long connecting, and each wait for the server, may take.
+        kinds: The kinds of records that the settings want, quotes among them. The service can do
+            without the rights for the others until a program subscribes them.
 
     Raises:
         StoreUnavailable, StoreRefused
     """
-    needed, useful = _commands(names, event_log, renew_prices=renew_prices)
+    needed, useful = _commands(names, event_log, kinds, renew_prices=renew_prices)
+    others = {kind: _of_kind(names, kind) for kind in ALL_KINDS if kind not in kinds}
     connection = await RedisConnection.open(address, _CLIENT_NAME, limit_s=timeout_s)
     try:
         # Without MULTI, the server would execute the commands.
@@ -90,9 +93,41 @@ async def try_rights(
             for (name, (_, without)), reply in zip(useful.items(), replies, strict=True)
             if is_error(reply)
         ]
+        for kind, commands_of in others.items():
+            replies = await connection.exchange(b"".join(commands_of.values()), len(commands_of))
+            reduced += _reduced_kind(kind, dict(zip(commands_of, replies, strict=True)))
     finally:
         connection.close()
     return _result(refused, reduced)
+
+
+def _reduced_kind(kind: Kind[Any], replies: dict[str, Any]) -> list[tuple[str, str]]:
+    """One entry for all rights of a kind that nothing in the settings wants."""
+    refused = {name: str(reply) for name, reply in replies.items() if is_error(reply)}
+    if not refused:
+        return []
+    without = f"without these, a subscription of {kind.channel} makes the server refuse all writes"
+    text = next((t for t in refused.values() if refusal_code(t) != "NOPERM"), None)
+    return [(f"{', '.join(refused)} ({without})", text or next(iter(refused.values())))]
+
+
+def _of_kind(names: RedisNames, kind: Kind[Any]) -> dict[str, bytes]:
+    """The commands without which records of a kind cannot be written, by the name of each right."""
+    channel = names.channel(kind.event)
+    commands = {}
+    if kind.has_key:
+        keys, key = names.keys(kind).decode(), names.key_prefix(kind) + b"AAPL"
+        commands[f"SET {keys}"] = pack(b"SET", key, b"{}", b"EX", b"300")
+        commands[f"MGET {keys}"] = pack(b"MGET", key)
+        if kind is TRADES:
+            commands[f"DEL {keys}"] = pack(b"DEL", key)
+    if kind.stream is not None:
+        stream = names.stream(kind.stream)
+        limit = (b"MAXLEN", b"~", b"%d" % kind.stream.maxlen)
+        words = (b"XADD", stream, *limit, b"*", b"id", b"1", b"data", b"{}")
+        commands[f"XADD {stream.decode()}"] = pack(*words)
+    commands[f"PUBLISH {channel.decode()}"] = pack(b"PUBLISH", channel, b"{}")
+    return commands
 
 
 def _result(refused: list[tuple[str, str]], reduced: list[tuple[str, str]]) -> RedisRights:
@@ -105,20 +140,18 @@ def _result(refused: list[tuple[str, str]], reduced: list[tuple[str, str]]) -> R
 
 
 def _commands(
-    names: RedisNames, event_log: str | None, *, renew_prices: bool
+    names: RedisNames, event_log: str | None, kinds: Collection[Kind[Any]], *, renew_prices: bool
 ) -> tuple[dict[str, bytes], dict[str, tuple[bytes, str]]]:
     """The required and the optional commands, by the name of each right."""
-    price, writer, instance = names.price_key("AAPL"), names.writer_key("check"), names.instance_key
-    prices = names.keys(QUOTES).decode()
+    writer, instance = names.writer_key("check"), names.instance_key
     writers = names.writer_key("*").decode()
-    needed = {
-        f"SET {prices}": pack(b"SET", price, b"{}", b"EX", b"300"),
-        f"MGET {prices}": pack(b"MGET", price),
-        f"SET {writers}": pack(b"SET", writer, b"0", b"EX", b"1"),
-        f"GET {writers}": pack(b"GET", writer),
-    }
-    for channel in (names.channel(PRICE_CHANNEL), names.channel(STATUS_CHANNEL)):
-        needed[f"PUBLISH {channel.decode()}"] = pack(b"PUBLISH", channel, b"{}")
+    status = names.channel(STATUS_CHANNEL)
+    needed: dict[str, bytes] = {}
+    for kind in kinds:
+        needed.update(_of_kind(names, kind))
+    needed[f"SET {writers}"] = pack(b"SET", writer, b"0", b"EX", b"1")
+    needed[f"GET {writers}"] = pack(b"GET", writer)
+    needed[f"PUBLISH {status.decode()}"] = pack(b"PUBLISH", status, b"{}")
     if event_log is not None:
         log = names.event_log(event_log)
         words = (b"XADD", log, b"MAXLEN", b"~", b"100000", b"*", b"symbol", b"AAPL", b"data", b"{}")
@@ -126,16 +159,12 @@ def _commands(
 
     fence = "without it a write whose connection broke may be executed twice"
     notice = "without it other services on this server are not noticed"
-    batch, instances = names.channel(BATCH_CHANNEL), names.channel(INSTANCES_CHANNEL)
+    instances = names.channel(INSTANCES_CHANNEL)
     key = instance.decode()
     useful = {
         "CLIENT": (pack(b"CLIENT", b"ID"), fence),
         "CLIENT KILL": (pack(b"CLIENT", b"KILL", b"ID", b"0"), fence),
         "INFO": (pack(b"INFO", b"server"), fence),
-        f"PUBLISH {batch.decode()}": (
-            pack(b"PUBLISH", batch, b"check 0 0"),
-            "without it readers cannot separate the events of two services",
-        ),
         f"PUBLISH {instances.decode()}": (pack(b"PUBLISH", instances, b"{}"), notice),
         f"SUBSCRIBE {instances.decode()}": (pack(b"SUBSCRIBE", instances), notice),
         f"GET {key}": (pack(b"GET", instance), notice),
@@ -145,7 +174,15 @@ def _commands(
             "without it a service that has ended is remembered for 3.5 s",
         ),
     }
-    if renew_prices:
-        without = "without it each renewal of a price is a whole write"
-        useful[f"EXPIRE {prices}"] = (pack(b"EXPIRE", price, b"300"), without)
+    for kind in kinds:
+        marker = names.channel(kind.marker)
+        useful[f"PUBLISH {marker.decode()}"] = (
+            pack(b"PUBLISH", marker, b"check 0 0"),
+            "without it readers cannot separate the events of two services",
+        )
+        if renew_prices and kind.has_key:
+            useful[f"EXPIRE {names.keys(kind).decode()}"] = (
+                pack(b"EXPIRE", names.key_prefix(kind) + b"AAPL", b"300"),
+                "without it each renewal of a value is a whole write",
+            )
     return needed, useful
