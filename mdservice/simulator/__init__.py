@@ -29,7 +29,7 @@ market's clock, the account's positions and market orders, which change them as 
         simulator.trade("AAPL", -20, "187.5")
 
 Crypto, options and news have their own streams and markets, which make the records of whatever
-clients subscribe to: :mod:`mdservice.simulator.crypto`, ``options`` and ``news``.
+clients subscribe to: ``mdservice.simulator.crypto``, ``options`` and ``news``.
 
 ::
 

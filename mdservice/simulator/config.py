@@ -74,7 +74,8 @@ class SimulatorConfig:
         exchanges: Exchange codes to draw from.
         trades_per_quote: Trades of a symbol for each of its quotes, 0 to 1, while a client
             subscribes to it in any other channel than ``quotes``.
-        late_trade_ratio: Which part of them is reported 1 to 20 s late.
+        late_trade_ratio: Which part of them is reported 1 to 20 s late; which part of the trades
+            of crypto after the bar of their minute.
         correction_ratio: Which part is corrected, some seconds later.
         cancel_ratio: Which part is canceled, likewise.
         imbalance_ratio: Which part comes with an imbalance.

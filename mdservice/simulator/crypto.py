@@ -107,8 +107,6 @@ _FIRST_ID = 7_400_000_000_000_000_000
 """Alpaca's ids of crypto trades need 63 bits."""
 _TRADE_BELOW = 77
 """Of 256: the part of the steps that are trades."""
-_LATE_BELOW = 4
-"""Of 256: the part of the trades that arrive after the bar of their minute."""
 
 Taker = Literal["B", "S", "-"]
 Level = tuple[float, float]
@@ -270,9 +268,10 @@ class PairWalk:
         symbol: ``BTC/USD``; one that :data:`PAIRS` does not have starts at a price from its name.
         seed: The simulator's seed.
         ts_ns: When it opens, UTC nanoseconds.
+        late_ratio: Which part of the trades arrives after the bar of its minute, 0 to 1.
     """
 
-    def __init__(self, symbol: str, seed: int, ts_ns: int) -> None:
+    def __init__(self, symbol: str, seed: int, ts_ns: int, late_ratio: float = 0.0) -> None:
         self.symbol = symbol
         start = _start_price(symbol)
         magnitude = math.floor(math.log10(start))
@@ -287,6 +286,7 @@ class PairWalk:
         self._step = max(1, self._ticks // 20_000)
         self._spread = max(1, self._ticks // 5_000)
         self._mean_units: int = max(2, round(_NOTIONAL / start * self.size_scale))
+        self._late_below = round(late_ratio * 65_536)
         self._id = _FIRST_ID + self._random.getrandbits(40)
         self._minutes: dict[int, _Minute] = {}
         self._days: dict[int, Tally] = {}
@@ -299,7 +299,7 @@ class PairWalk:
 
     def open(self, ts_ns: int, made: Made) -> None:
         """Make the whole book, its quote, and a first trade."""
-        self._trade(ts_ns, made, bits=0)
+        self._trade(ts_ns, made, bits=0, late=False)
         made.quotes.append(self._quote(ts_ns))
         made.orderbooks.append(self._whole(ts_ns))
 
@@ -307,9 +307,9 @@ class PairWalk:
         """Make what happens next, at this time (UTC nanoseconds)."""
         before = dict(self._bids), dict(self._asks)
         top = self._top()
-        bits = self._random.getrandbits(32)
+        bits = self._random.getrandbits(48)
         if bits & 0xFF < _TRADE_BELOW:
-            self._trade(ts_ns, made, bits >> 8)
+            self._trade(ts_ns, made, bits >> 8, late=bits >> 32 < self._late_below)
         else:
             self._move()
         if self._top() != top:
@@ -374,7 +374,7 @@ class PairWalk:
         bid, _, ask, _ = self._top()
         minute.mids.add(ts_ns, bid + ask, 0)
 
-    def _trade(self, ts_ns: int, made: Made, bits: int) -> None:
+    def _trade(self, ts_ns: int, made: Made, bits: int, *, late: bool) -> None:
         """Take from the best level of one side."""
         buys = bool(bits & 1)
         side, price = (self._asks, min(self._asks)) if buys else (self._bids, max(self._bids))
@@ -392,13 +392,13 @@ class PairWalk:
         if not side[price]:
             del side[price]
         self._refill()
-        if (bits >> 6 & 0xFF) >= _LATE_BELOW or not bits:
+        if late:
+            minute_ends_ns = ts_ns - ts_ns % _MINUTE_NS + _MINUTE_NS
+            due_ns = minute_ends_ns + (2 + (bits >> 6 & 0xF)) * _SECOND_NS
+            self._held.append((due_ns, ts_ns, price, units, trade))
+        else:
             made.trades.append(trade)
             self._count(ts_ns, price, units)
-        else:
-            minute_ends_ns = ts_ns - ts_ns % _MINUTE_NS + _MINUTE_NS
-            due_ns = minute_ends_ns + (2 + (bits >> 14 & 0xF)) * _SECOND_NS
-            self._held.append((due_ns, ts_ns, price, units, trade))
 
     def _move(self) -> None:
         """Let the makers move the top of the book, and change one level behind it."""
@@ -495,12 +495,13 @@ class CryptoSource:
 
     Args:
         config: The seed of every random choice, the mean steps per second of all followed pairs
-            together, and the pairs that are silent.
+            together, the part of the trades that is late, and the pairs that are silent.
     """
 
     def __init__(self, config: SimulatorConfig) -> None:
         self._seed = config.seed
         self._rate = config.crypto_rate
+        self._late_ratio = config.late_trade_ratio
         self._silent = config.silent_symbols
         self._choice = random.Random(f"{config.seed}/pairs")  # noqa: S311 - reproducible, no secret
         self._walks: dict[str, PairWalk] = {}
@@ -541,7 +542,7 @@ class CryptoSource:
         for symbol in self._symbols:
             if symbol not in self._walks:
                 ts_ns = self._times(1, now_ns)[0]
-                self._walks[symbol] = PairWalk(symbol, self._seed, ts_ns)
+                self._walks[symbol] = PairWalk(symbol, self._seed, ts_ns, self._late_ratio)
                 self._walks[symbol].open(ts_ns, made)
         if self._symbols and count > 0:
             names = self._choice.choices(self._symbols, self._weights, k=count)

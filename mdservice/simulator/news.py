@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -213,7 +214,7 @@ class NewsSource:
             headline,
             symbols,
             f"{headline}." if length < 0.5 else "",  # noqa: PLR2004 - half of them
-            _PARAGRAPH.format(name) * paragraphs,
+            _content(name, paragraphs),
             draw.choice(_AUTHORS),
             f"https://news.example/{self._id}",
             created_ns=ts_ns,
@@ -224,9 +225,20 @@ class NewsSource:
         return msgspec.structs.replace(
             article,
             headline=f"UPDATE: {article.headline}",
-            content=article.content + _PARAGRAPH.format("It"),
+            content=_longer(article.content),
             ts_event_ns=ts_ns,
         )
+
+
+@lru_cache(maxsize=256)
+def _content(name: str, paragraphs: int) -> str:
+    """Shared by all articles with it, as they are kept for long."""
+    return _PARAGRAPH.format(name) * paragraphs
+
+
+@lru_cache(maxsize=256)
+def _longer(content: str) -> str:
+    return content + _PARAGRAPH.format("It")
 
 
 def _encode(

@@ -123,7 +123,13 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
         async def main() -> None:
             with anyio.fail_after(LIMIT_S):
                 config = SimulatorConfig(
-                    **{"crypto_rate": 400, "options_rate": 200, "rest_rate_limit": None, **settings}
+                    **{
+                        "crypto_rate": 400,
+                        "options_rate": 200,
+                        "late_trade_ratio": 0.05,
+                        "rest_rate_limit": None,
+                        **settings,
+                    }
                 )
                 async with open_simulator(config, clock=FastClock()) as simulator:
                     await body(simulator)

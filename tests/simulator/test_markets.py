@@ -111,7 +111,7 @@ async def test_cryptos_history_is_what_its_stream_sent(
     dial: Any, autojump_clock: MockClock
 ) -> None:
     channels = ("trades", "quotes", "bars", "updatedBars", "dailyBars")
-    async with opened(crypto_rate=20) as (simulator, client):
+    async with opened(crypto_rate=20, late_trade_ratio=0.05) as (simulator, client):
         pair = ["DOGE/USD"]
         stream = await subscribed(dial, simulator, CRYPTO, **dict.fromkeys(channels, pair))
         received: dict[str, list[Any]] = {tag: [] for tag in "tqbud"}

@@ -95,7 +95,9 @@ async def test_the_services_history_is_what_it_read_from_the_stream(
     dial: Any,
     autojump_clock: MockClock,
 ) -> None:
-    config = SimulatorConfig(seed=seed, crypto_rate=20, options_rate=20, rest_page_size=50)
+    config = SimulatorConfig(
+        seed=seed, crypto_rate=20, options_rate=20, rest_page_size=50, late_trade_ratio=0.02
+    )
     clock = VirtualClock()
     with anyio.fail_after(600):
         async with open_simulator(config, port=None, clock=clock) as simulator:
