@@ -162,11 +162,12 @@ class Service:
         return dict(sorted(found.items()))
 
     def channels(self) -> dict[str, list[str]]:
-        """The acknowledged subscriptions, ``{"AAPL": ["quotes"]}``; none of a feed in an outage."""
+        """The acknowledged channels, ``{"AAPL": ["quotes"]}``; none of a feed in an outage."""
         found: dict[str, list[str]] = {}
         for pipeline in self._topology.pipelines:
-            for topic in pipeline.connection.acknowledged():
-                found.setdefault(topic.symbol, []).append(topic.channel)
+            if pipeline.feed is not NEWS_FEED:
+                for topic in pipeline.connection.acknowledged():
+                    found.setdefault(topic.symbol, []).append(topic.channel)
         return dict(sorted(found.items()))
 
     def left_out(self) -> dict[str, dict[str, str]]:

@@ -152,6 +152,7 @@ class FeedConnection:
             self._subscriptions_changed,
             self._unfulfilled.room,
             self._note_wanted,
+            self._until_opened,
         )
         self._send_queue = send_queue
         self._clock = clock
@@ -164,6 +165,10 @@ class FeedConnection:
         self._on_demand = on_demand
         self._wanted = anyio.Event()
         """Set when the wanted topics change."""
+        self._opened = anyio.Event()
+        """Set when a connection that opens on demand is open, or has failed to open."""
+        if not on_demand:
+            self._opened.set()
         self._session: Session | None = None
         self._synced = False
         self._phase = "connecting"
@@ -292,6 +297,7 @@ class FeedConnection:
                 self._failed(exc)
                 retry = self._retries.after_failure(self._clock.monotonic())
                 self._phase, delay_s = retry.phase, retry.delay_s
+            self._opened.set()
             _log.info(
                 "feed_waits", feed=self.feed.name, phase=self._phase, delay_s=round(delay_s, 2)
             )
@@ -301,8 +307,12 @@ class FeedConnection:
         """Wait until there is something to subscribe."""
         while self._on_demand and not len(self._subscriptions):
             self._phase = IDLE
+            self._opened = anyio.Event()
             self._wanted = anyio.Event()
             await self._wanted.wait()
+
+    async def _until_opened(self) -> None:
+        await self._opened.wait()
 
     async def _until_unwanted(self) -> None:
         """Return once nothing has been wanted for a while; then another program may connect."""
@@ -450,6 +460,7 @@ class FeedConnection:
                 reason=next(iter(session.left_out.values())),
             )
         self._synced = True
+        self._opened.set()
         self._phase = "streaming"
         self._retries.subscribed(self._clock.monotonic())
         _log.info(

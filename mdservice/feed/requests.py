@@ -43,6 +43,7 @@ class SubscriptionRequests:
         changed: Called with the session after topics were added.
         room: Called after topics were unsubscribed, or after only the wanted topics have changed.
         noted: Called when the wanted topics have changed.
+        opened: Waits until a connection that opens on demand is open, or has failed to open.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SubscriptionRequests:
         changed: Callable[[Session], Awaitable[None]],
         room: Callable[[], None],
         noted: Callable[[], None],
+        opened: Callable[[], Awaitable[None]],
     ) -> None:
         self._subscriptions = subscriptions
         self._inbox = inbox
@@ -60,6 +62,7 @@ class SubscriptionRequests:
         self._changed = changed
         self._room = room
         self._noted = noted
+        self._opened = opened
 
     async def serve(self) -> None:
         """Answer requests until cancelled."""
@@ -143,10 +146,11 @@ class SubscriptionRequests:
 
     async def _free_session(self) -> Session | None:
         """The open session once nothing else is being asked of it; None if that takes long."""
-        session = self._session()
-        if session is None:
-            return None
         with anyio.move_on_after(_PATIENCE_S):
+            await self._opened()
+            session = self._session()
+            if session is None:
+                return None
             await session.free()
             return session
         self._room()  # the set has the topics; they are subscribed later
