@@ -11,7 +11,7 @@ import click
 import pytest
 
 import mdservice
-from docs.generate.kinds import EXAMPLES
+from docs.generate.kinds import EXAMPLES, repair_in_words
 from docs.generate.names import GROUPS, public
 from docs.generate.pages import DRAWN, PAGES, PARTS, filled, parts_of
 from mdservice.cli import cli
@@ -20,9 +20,11 @@ from mdservice.gateway.make import make_tracker
 from mdservice.gateway.serve import gateway_app
 from mdservice.http_api.server import create_app
 from mdservice.model.events import FeedState
+from mdservice.model.feeds import FEEDS
 from mdservice.model.kinds import ALL_KINDS, QUOTES
 from mdservice.settings import SETTINGS, Settings
 from mdservice.testing.fake_service import FakeService
+from tests.integration.test_repair_of_each_kind import named as case_of
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PACKAGE = Path(mdservice.__file__).parent
@@ -201,6 +203,18 @@ def test_every_field_of_a_record_is_explained() -> None:
         fields = set(re.findall(r'"(\w+)":', part)) - {"symbol", "timestamp", "seq"}
         explained = page("redis") if kind is QUOTES else part
         assert fields - set(re.findall(r"`(\w+)`", explained)) == set(), kind
+
+
+def test_what_becomes_of_missed_records_stands_beside_its_tests() -> None:
+    text = (REFERENCE.parent / "reliability.md").read_text()
+    table = text.partition("## Each kind of record")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]+) \| `(\S+)` \|$", table, re.MULTILINE)
+    assert rows == [
+        (kind.channel, feed.name, repair_in_words(kind, feed), case_of(kind, feed))
+        for kind in ALL_KINDS
+        for feed in FEEDS
+        if kind in feed.kinds
+    ]
 
 
 # Python
