@@ -176,6 +176,7 @@ class Kind(Generic[R]):
             come with ``trades``; updated bars are of the same kind as bars.
         stream: The Redis stream that keeps its records, or None.
         span_s: The period that a record is about, from its own time on, seconds: 60 for a bar.
+        late_s: How late a record may come, seconds. A repair asks history from this much earlier.
     """
 
     channel: str
@@ -196,6 +197,7 @@ class Kind(Generic[R]):
     )
     stream: Stream | None = None
     span_s: float = 0.0
+    late_s: float = 5.0
 
     @property
     def has_key(self) -> bool:
@@ -278,6 +280,7 @@ def _kind(
     topics: tuple[str, ...] = (),
     stream: Stream | None = None,
     span_s: float = 0.0,
+    late_s: float = 5.0,
     build: Callable[[Any], R] | None = None,
 ) -> Kind[R]:
     """A kind whose text is derived from its class."""
@@ -298,6 +301,7 @@ def _kind(
         topics=topics or (channel,),
         stream=stream,
         span_s=span_s,
+        late_s=late_s,
     )
 
 
@@ -310,6 +314,7 @@ TRADES: Final[Kind[Trade]] = _kind(
     order=Order.KEEP_ALL,
     overflow=Overflow.DROP_OLDEST,
     repair=Repair.FROM_HISTORY,
+    late_s=30.0,  # exchanges and dealers report a trade as late if it comes after 10 s
 )
 CORRECTIONS: Final[Kind[Correction]] = _kind(
     "corrections",

@@ -35,9 +35,10 @@ __all__ = [
 
 MOST_REMEMBERED = 100_000
 """The accepted records of a kind that are remembered, to recognise repeats: between this many and
-twice as many. A repair asks history for the last 5 s before the loss, so this suffices for 20,000
-trades a second. Two times 100,000 identities take about 35 MB. One limit for all symbols, since
-what counts is how long a record is remembered."""
+twice as many. A repair asks history for the last 30 s before the loss, so this suffices for 3,300
+trades a second. Above that, trades that a lost connection missed and that were late by more than
+is remembered stay missing. Two times 100,000 identities take about 35 MB. One limit for all
+symbols, since what counts is how long a record is remembered."""
 MOST_RECENT = 8
 """The newest trades of each symbol that are kept, to find the newest one that is not canceled.
 A trade under eight newer ones is no longer the latest when it is canceled."""

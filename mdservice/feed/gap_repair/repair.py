@@ -25,7 +25,6 @@ __all__ = [
     "LATEST_LIMIT_S",
     "MOST_HELD",
     "MOST_SEEN",
-    "OVERLAP_S",
     "QUIET_S",
     "CatchUp",
     "GapRepair",
@@ -199,8 +198,6 @@ class CatchUp(Generic[R]):
 
 _log = get_logger(__name__)
 
-OVERLAP_S = 5.0
-"""How long before the last accepted record history is asked from; more for bars, by their span."""
 HOLD_LIMIT_S = 15.0
 """The maximum time that live records wait for a repair."""
 LATEST_LIMIT_S = 3.0
@@ -261,7 +258,7 @@ class GapRepair(Generic[R]):
         # An article is of no single symbol, so history can be asked for all of them.
         self._every = kind.stream is not None
         self._missing = MissingRecords(
-            accepted, OVERLAP_S + kind.span_s, kind.span_s, every=self._every
+            accepted, kind.late_s + kind.span_s, kind.span_s, every=self._every
         )
         self._connected_before = False
         self._refused: str | None = None

@@ -16,11 +16,12 @@ from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S, LATEST_LIMIT_S, QUIET
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
 from mdservice.model.events import Backfill, FeedItem, FeedResumed, RecordBatch
-from mdservice.model.kinds import NEWS, QUOTES, Kind
+from mdservice.model.kinds import NEWS, QUOTES, TRADES, Kind
 from mdservice.model.news import Article
 from mdservice.model.quote import Quote
 from mdservice.router.policies import make_sequencer
 from mdservice.testing import FakeHistory, VirtualClock
+from tests.records import make_record
 
 SECOND_NS = 10**9
 AWAY = HistoryUnavailable("503")
@@ -763,3 +764,20 @@ async def test_cancelled_anywhere_nothing_that_waits_is_lost_or_repeated(
             elif isinstance(item, RecordBatch):
                 live += item.records
         assert [quote.bid for quote in live] == list(range(3, number))
+
+
+async def test_a_trade_that_is_reported_late_in_the_outage_is_fetched_too(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench(kind=TRADES) as bench:
+
+        def trade(number: int, at_s: float) -> Any:
+            return make_record(TRADES, "AAPL", number, bench.start_ns + int(at_s * SECOND_NS))
+
+        bench.accept(trade(1, -28), trade(2, -1))
+        bench.repair.lost(["AAPL"])
+        bench.miss(trade(3, -29), trade(4, 0))
+        bench.repair.begin()
+        await bench.fix("AAPL")
+        missing, _ = bench.sequencer.fill(bench.backfill.past, bench.backfill.live)
+        assert [each.id for each in missing] == [3, 4]
