@@ -124,6 +124,7 @@ class Pipeline:
     commands: Channel[Command]
     feed_items: Channel[FeedItem]
     events: MemoryObjectSendStream[RoutedItem]
+    """The router's end of the channel to the publisher."""
 
     async def request(self, command: Command) -> SubscriptionResult:
         """Change the subscriptions, and fetch the first prices of new symbols from REST meanwhile.
@@ -141,12 +142,6 @@ class Pipeline:
             for first in self.first_prices.values():
                 first.forget(command.topics)
 
-    def close(self) -> None:
-        """Close its channels, and its end of the channel to the publisher."""
-        self.commands.close()
-        self.feed_items.close()
-        self.events.close()
-
 
 @attrs.frozen
 class Topology:
@@ -160,7 +155,6 @@ class Topology:
     tracker: PositionTracker | None
     supervisor: Supervisor
     channels: Sequence[Channel[Any]]
-    """Those that all pipelines share."""
 
     @property
     def feed(self) -> FeedConnection:
@@ -266,7 +260,7 @@ class Topology:
     def close(self) -> None:
         """Close every channel after the actors have ended."""
         for pipeline in self.pipelines:
-            pipeline.close()
+            pipeline.events.close()
         for channel in self.channels:
             channel.close()
 
@@ -473,7 +467,13 @@ def build(
         readers,
         tracker,
         supervisor,
-        channels=(events, batches, acknowledged),
+        channels=(
+            *(each.commands for each in pipelines),
+            *(each.feed_items for each in pipelines),
+            events,
+            batches,
+            acknowledged,
+        ),
     )
     return topology
 

@@ -130,7 +130,7 @@ class Life:
 
     def note_refused(self) -> None:
         """Keep which symbols history refuses now."""
-        self.ever_refused |= self.handle._topology.feed._repair.set_aside.keys()
+        self.ever_refused |= self.handle._topology.feed._recoveries[QUOTES].set_aside.keys()
 
     def want(self, symbol: str) -> None:
         """From now on it is wanted."""
@@ -159,7 +159,7 @@ class Life:
         self.unsettled = [in_flight.records] if in_flight else []
         self.counters = self.service.status().counters
         self.future = self.service._topology.router.snapshot().future_records
-        self.unchecked = self.service._topology.feed._repair._recheck.waiting
+        self.unchecked = self.service._topology.feed._recoveries[QUOTES]._recheck.waiting
         self.service = None
 
     future: int = 0

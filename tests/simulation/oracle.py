@@ -13,6 +13,7 @@ import attrs
 
 from mdservice.feed.gap_repair.repair import QUIET_S
 from mdservice.model.events import FeedStatus
+from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
@@ -74,7 +75,7 @@ async def check_at_end(world: World) -> None:
         if stored != encode_quote(quote):
             told = f"the key of {quote.symbol} is {stored!r}, not {encode_quote(quote)!r}"
             world.violated(f"{told} (the store was emptied at {emptied_at_s})")
-    repair = service._topology.feed._repair
+    repair = service._topology.feed._recoveries[QUOTES]
     overdue = repair._holding and anyio.current_time() > repair._deadline_s
     if overdue or (repair._held and not repair._holding):
         world.violated("live quotes are still held")

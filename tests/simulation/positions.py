@@ -13,6 +13,7 @@ from mdservice.model.position import Position
 from mdservice.positions.tracker import SOURCE
 from mdservice.testing import FakePositions
 from tests.simulation.outages import FAULTS, fault
+from tests.topics import names
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -69,7 +70,8 @@ class SimulatedPositions:
             world.violated(f"{sorted(followed)} are followed, {sorted(held)} are held")
         session = topology.feed._session
         if session is not None and topology.feed.snapshot().subscribed:
-            missing = set(service.subscriptions()) - session.acknowledged - set(session.left_out)
+            given = names(session.acknowledged) | names(session.left_out)
+            missing = set(service.subscriptions()) - given
             if missing:
                 world.violated(f"{sorted(missing)} are wanted and not subscribed at the end")
         report = service.status().positions

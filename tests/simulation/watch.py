@@ -149,7 +149,7 @@ class Watch:
                 topology.publisher.unacknowledged,
                 self._world.plan.backlog + symbols + _MOST_STATUSES,
             ),
-            "live quotes held": (len(feed._repair._held), MOST_HELD),
+            "live quotes held": (len(feed._recoveries[QUOTES]._held), MOST_HELD),
             "items in the outlet": (len(feed._send_queue), _MOST_IN_OUTLET),
             "echoes": (sequencer._echoes.total(), MOST_HELD),
             "quotes of one time": (

@@ -37,6 +37,7 @@ from tests.simulation.positions import FAULTS, HELD, SimulatedPositions
 from tests.simulation.store import SimulatedStore
 from tests.simulation.streams import TrioStream
 from tests.simulation.watch import Watch
+from tests.topics import names
 
 _CREDENTIALS = Credentials("key", "secret")
 _CLOSING_LIMIT_S = 5.0
@@ -93,7 +94,7 @@ class World:
         if life is None or life.service is None:
             return ()
         session = life.service._topology.feed._session
-        return session.left_out if session is not None else ()
+        return names(session.left_out) if session is not None else ()
 
     def trace(self, what: str) -> None:
         """Goes into the digest by which two runs are compared."""
