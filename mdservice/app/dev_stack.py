@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SIMULATED_SYMBOLS", "start_embedded_server", "start_simulator"]
 
-SIMULATED_SYMBOLS = ("AAPL", "MSFT", "NVDA", "AMZN", "GOOGL", "META", "TSLA", "SPY")
-"""The symbols of the simulator if none are set, so that a first run shows prices."""
+SIMULATED_SYMBOLS = (
+    *("AAPL", "MSFT", "NVDA", "AMZN", "GOOGL", "META", "TSLA", "SPY"),
+    *("BTC/USD", "ETH/USD", "AAPL281215C00200000"),
+)
+"""The symbols of the simulator if none are set, so that a first run shows some of each."""
+SIMULATED_CHANNELS = ("quotes", "trades", "bars", "dailyBars", "statuses")
+"""Their channels, likewise."""
 _TRADE_EVERY_S = 20.0
 
 
@@ -50,8 +55,8 @@ async def start_embedded_server(settings: Settings, stack: AsyncExitStack) -> Se
 async def start_simulator(settings: Settings, stack: AsyncExitStack, clock: Clock) -> Settings:
     """Start a simulator if the settings ask for one; return the settings with its addresses.
 
-    Without symbols and positions in the settings, the simulator has some of both. With symbols in
-    the settings, the positions are only in these.
+    Without symbols and positions in the settings, the simulator has some of both, with several
+    channels and news. With symbols in the settings, the positions are only in these.
     """
     if not settings.simulator_embedded:
         return settings
@@ -59,11 +64,14 @@ async def start_simulator(settings: Settings, stack: AsyncExitStack, clock: Cloc
     simulator = await stack.enter_async_context(background(run))
     held = f"{simulator.rest_url}/v2/positions"
     unchosen = "positions" not in settings.sources
+    first_run = not settings.symbols and "channels" not in settings.sources
     return attrs.evolve(
         settings,
         feed=SIMULATOR,
         feed_url=simulator.url,
         symbols=settings.symbols or SIMULATED_SYMBOLS,
+        channels=SIMULATED_CHANNELS if first_run else settings.channels,
+        news=(EVERY_SYMBOL,) if first_run and "news" not in settings.sources else settings.news,
         positions=held if unchosen and not settings.symbols else settings.positions,
         gateway_positions=settings.gateway_positions or (held if unchosen else None),
     )
