@@ -139,10 +139,9 @@ def _type(told: Json) -> str:
         return " or ".join(_type(one) for one in told["anyOf"])
     if "enum" in told:
         return ", ".join(code(_line(one)) for one in told["enum"])
-    if "prefixItems" in told:
-        return f"list of {', '.join(map(_type, told['prefixItems']))}"
     if told["type"] == "array":
-        return f"list of {_type(told['items'])}"
+        items = told.get("prefixItems") or [told["items"]]
+        return f"list of {', '.join(map(_type, items))}"
     if "additionalProperties" in told:
         return f"object: {_type(told['additionalProperties'])} by name"
     return str(told["type"])

@@ -39,6 +39,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "mdservice.feed.driver",
         "mdservice.feed.subscriptions.Followed",
         "mdservice.feed.history",
+        "mdservice.model.feeds.Feed",
         "mdservice.model.feeds.Topic",
         "mdservice.publish.store",
     ),
