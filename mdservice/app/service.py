@@ -424,7 +424,10 @@ async def open_service(
                 feeds[0] = attrs.evolve(feeds[0], history=history)
             topics = _settings_topics(resolved, several=len(feeds) > 1)
             latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
-            wanted = {kind: symbols_of(topics, kind) for kind in KINDS if kind.has_key}
+            wanted = {
+                kind: symbols_of(topics, kind) for kind in KINDS if kind.has_key or kind.stream
+            }
+            last_records = await read_last_records(store, wanted, latest_ns)
             topology = build(
                 feeds=feeds,
                 mute_after_s=settings.mute_after,
@@ -435,10 +438,11 @@ async def open_service(
                 channels=resolved.channels,
                 positions=_follow_positions(resolved, positions, stack, clock, http),
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
-                last_records=await read_last_records(store, wanted, latest_ns),
+                last_records=last_records,
                 price_ttl_s=settings.price_ttl,
                 renew_prices=settings.renew_prices,
             )
+            topology.readers.keep(last_records.get(NEWS, ()))
             stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))
             if instances is not None:

@@ -51,6 +51,14 @@ class ReaderQueue(Generic[R]):
         """Updates that were conflated because the program was too slow."""
         return self._buffer.conflated
 
+    def conflated_of(self, kind: Kind[Any]) -> int:
+        """Those of one kind."""
+        return self._buffer.conflated_of.get(kind, 0)
+
+    def dropped_of(self, kind: Kind[Any]) -> int:
+        """Updates of a kind that were dropped because the program was too slow."""
+        return self._buffer.dropped_of[kind]
+
     def offer(self, kind: Kind[Any], records: Sequence[R]) -> None:
         """Add updates of a kind; without room, conflate or drop the oldest."""
         if records:

@@ -145,7 +145,7 @@ async def open_stream(
         StoreRefused: The server refuses the login or a command.
         StoreUnavailable: No connection within ``connect_limit_s``.
     """
-    kinds = kinds_of(channels.split(",") if isinstance(channels, str) else channels)
+    kinds = kinds_of(channels)
     if not kinds:
         raise InvalidChannel("no channel was given: name at least one, such as trades")
     intake: Intake[Any] = Intake(kinds, _chosen(symbols))

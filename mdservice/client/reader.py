@@ -160,6 +160,8 @@ class ChannelCounts:
         missed: Accepted records that this reader did not get, as far as ``seq`` shows.
         left_out: Records that were not newer than the known ones, or came before.
         starts: How often a symbol's ``seq`` began again, because the service restarted.
+        conflated: Records that were lost to newer ones because the program was too slow.
+        dropped: Records that were dropped because the program was too slow: trades first.
         decode_errors: Unreadable payloads, which were dropped.
         symbols: Symbols with a latest value.
     """
@@ -168,6 +170,8 @@ class ChannelCounts:
     missed: int
     left_out: int
     starts: int
+    conflated: int
+    dropped: int
     decode_errors: int
     symbols: int
 
@@ -177,10 +181,12 @@ class RecordsStatus(PricesStatus):
     """A snapshot of a reader of records; ``symbols`` and the counts are those of all channels.
 
     Attributes:
+        dropped: Records that were dropped because the program was too slow.
         channels: The counts of each channel: ``trades``, ``corrections``, ``cancelErrors``,
             ``bars`` (with ``updatedBars``) …
     """
 
+    dropped: int
     channels: Mapping[str, ChannelCounts]
 
 
@@ -310,15 +316,19 @@ class Records(_Reader[Any]):
 
     def status(self) -> RecordsStatus:
         """A snapshot of this reader."""
+        handover = self._intake.handover
         channels = {
             kind.channel: ChannelCounts(
                 events=state.events,
                 missed=state.order.missed,
                 left_out=state.order.left_out,
                 starts=state.order.starts,
+                conflated=handover.conflated_of(kind),
+                dropped=handover.dropped_of(kind),
                 decode_errors=state.event_decoder.errors + state.key_decoder.errors,
                 symbols=len(state.order) if kind.has_key else 0,
             )
             for kind, state in self._intake.states.items()
         }
-        return RecordsStatus(**self._counts(), channels=channels)
+        dropped = sum(counts.dropped for counts in channels.values())
+        return RecordsStatus(**self._counts(), dropped=dropped, channels=channels)

@@ -121,12 +121,13 @@ def kinds_of(channels: Iterable[str]) -> tuple[Kind[Any], ...]:
     ``trades`` also brings corrections and cancellations; ``bars`` and ``updatedBars`` are one kind.
 
     Args:
-        channels: :data:`CHANNELS`, and ``news``.
+        channels: Of :data:`CHANNELS`, and ``news``; or a text with commas between them.
 
     Raises:
         InvalidChannel: For the first other one.
     """
-    names = {text.strip() for text in channels}
+    texts = channels.split(",") if isinstance(channels, str) else channels
+    names = {text.strip() for text in texts}
     parse_channels(name for name in names if name != NEWS.channel)
     return tuple(kind for kind in ALL_KINDS if not names.isdisjoint(kind.topics))
 

@@ -87,23 +87,44 @@ class LocalReader:
             else:
                 await self._arrival()
 
-    async def batches(self) -> AsyncIterator[RecordBatch[Any] | FeedStatus]:
+    def batches(self) -> AsyncIterator[RecordBatch[Any] | FeedStatus]:
         """The same in batches of one kind. Iterate over these or over the records, not both."""
-        while True:
-            await checkpoint()
-            if len(self._buffer):
-                for item in self._buffer.take(_MOST_AT_ONCE):
-                    if not isinstance(item, LatestChanged):
-                        yield item
-            elif self._closed:
-                return
-            else:
-                await self._arrival()
+        return _Batches(self)
+
+    async def take(self) -> list[RoutedItem]:
+        """Wait for the next items.
+
+        Raises:
+            StopAsyncIteration: The reader was closed, and the buffer is empty.
+        """
+        await checkpoint()
+        while not len(self._buffer):
+            if self._closed:
+                raise StopAsyncIteration
+            await self._arrival()
+        return self._buffer.take(_MOST_AT_ONCE)
 
     async def _arrival(self) -> None:
         if self._arrived.is_set():  # other tasks may wait for it too
             self._arrived = anyio.Event()
         await self._arrived.wait()
+
+
+class _Batches:
+    """Iterates over the batches and states of a reader."""
+
+    def __init__(self, reader: LocalReader) -> None:
+        self._reader = reader
+        self._taken: deque[RecordBatch[Any] | FeedStatus] = deque()
+
+    def __aiter__(self) -> _Batches:
+        return self
+
+    async def __anext__(self) -> RecordBatch[Any] | FeedStatus:
+        while not self._taken:
+            items = await self._reader.take()
+            self._taken.extend(one for one in items if not isinstance(one, LatestChanged))
+        return self._taken.popleft()
 
 
 def _items(item: RoutedItem) -> Sequence[Any]:
@@ -131,7 +152,7 @@ class LocalReaders:
 
     def keep(self, articles: Iterable[Article]) -> None:
         """Keep articles of an earlier run, the oldest first."""
-        self._articles.extendleft(reversed(list(articles)))
+        self._articles = deque([*articles, *self._articles], ARTICLES_KEPT)
 
     def articles(self, symbols: Iterable[str], limit: int) -> list[Article]:
         """The newest articles about any of the symbols, or without symbols of all, newest first."""

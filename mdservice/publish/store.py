@@ -10,7 +10,7 @@ import anyio
 import attrs
 
 from mdservice.errors import StoreError
-from mdservice.model.kinds import Kind, R
+from mdservice.model.kinds import Kind, R, Stream
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
@@ -21,6 +21,7 @@ __all__ = [
     "Message",
     "PriceStore",
     "RenewingStore",
+    "StreamStore",
     "WriteBatch",
     "read_last_records",
 ]
@@ -29,6 +30,7 @@ _log = get_logger(__name__)
 
 READ_LIMIT_S = 2.0
 """The limit for reading, so that an unreachable store does not delay the start."""
+_ENTRIES_READ = 1_000
 
 
 class PriceStore(Protocol):
@@ -127,6 +129,19 @@ class RenewingStore(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamStore(Protocol):
+    """A price store that can read back the stream of a kind, such as news."""
+
+    async def read_newest(self, stream: Stream, count: int) -> Sequence[bytes]:
+        """The payloads of the newest entries of a stream, at most ``count``, the oldest first.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        ...
+
+
 @attrs.frozen
 class WriteBatch:
     """The content of one transaction.
@@ -199,18 +214,22 @@ async def read_last_records(
 ) -> Mapping[Kind[Any], Sequence[Any]]:
     """The records in the symbols' keys, by kind; empty if the store does not answer.
 
+    Of a kind with a stream, the newest records there, the oldest first.
+
     A key that is unreadable, or whose time is too far ahead, is omitted and logged.
 
     Args:
         store: This function connects it; the writer connects it again.
-        wanted: The symbols to read, by kind; ``*`` is ignored.
+        wanted: The symbols to read, by kind; ``*`` is ignored. Of a kind with a stream, any symbol
+            stands for all.
         latest_ns: The latest time that a record may have, UTC nanoseconds.
     """
     named = {
         kind: [symbol for symbol in symbols if symbol != EVERY_SYMBOL]
         for kind, symbols in wanted.items()
     }
-    if not any(named.values()):
+    streams = [(kind, kind.stream) for kind, symbols in wanted.items() if kind.stream and symbols]
+    if not streams and not any(named.values()):
         return {}
     found: dict[Kind[Any], Sequence[Any]] = {}
     reason = f"no answer within {READ_LIMIT_S:g} s"
@@ -218,10 +237,16 @@ async def read_last_records(
         with anyio.move_on_after(READ_LIMIT_S):
             await store.connect()
             for kind, symbols in named.items():
-                if symbols:
+                if symbols and kind.has_key:
                     payloads = await store.read_latest(kind, symbols)
                     read = (_read(kind, s, payload, latest_ns) for s, payload in payloads.items())
                     found[kind] = [record for record in read if record is not None]
+            for kind, stream in streams:
+                if not isinstance(store, StreamStore):
+                    break
+                entries = await store.read_newest(stream, _ENTRIES_READ)
+                read = (_read(kind, EVERY_SYMBOL, payload, latest_ns) for payload in entries)
+                found[kind] = [record for record in read if record is not None]
             reason = ""
     except StoreError as exc:
         reason = str(exc)

@@ -14,13 +14,13 @@ import attrs
 import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.kinds import ALL_KINDS, Kind
+from mdservice.model.kinds import ALL_KINDS, Kind, Stream
 from mdservice.observability.logging import get_logger
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
-from mdservice.redis_io.replies import array, describe_refusal, is_error, refusal
+from mdservice.redis_io.replies import array, describe_refusal, is_error, malformed, refusal
 
 __all__ = [
     "CLIENT_NAME",
@@ -312,6 +312,20 @@ class RedisPriceStore:
                 (name, value) for name, value in zip(some, values, strict=True) if value is not None
             )
         return found
+
+    async def read_newest(self, stream: Stream, count: int) -> list[bytes]:
+        """The payloads of the newest entries of a kind's stream, the oldest first.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        name = self._names.stream(stream)
+        (reply,) = await self._call(pack(b"XREVRANGE", name, b"+", b"-", b"COUNT", b"%d" % count))
+        try:
+            entries = [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in reply]
+        except (LookupError, TypeError, ValueError) as exc:
+            raise malformed(self.address) from exc
+        return [fields[b"data"] for fields in reversed(entries) if b"data" in fields]
 
     async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
         """Restart the time to live of these values; return the symbols without a value.

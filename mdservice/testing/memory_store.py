@@ -17,7 +17,7 @@ import attrs
 
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import StoreUnavailable
-from mdservice.model.kinds import QUOTES, Kind
+from mdservice.model.kinds import QUOTES, Kind, Stream
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.replies import refusal
 
@@ -199,6 +199,15 @@ class MemoryPriceStore:
         await self._round_trip()
         found = {symbol: self.get(f"{kind.key_prefix}{symbol}") for symbol in symbols}
         return {symbol: payload for symbol, payload in found.items() if payload is not None}
+
+    async def read_newest(self, stream: Stream, count: int) -> list[bytes]:
+        """The payloads of the newest entries of a kind's stream, the oldest first.
+
+        Raises:
+            StoreUnavailable: Not connected.
+        """
+        await self._round_trip()
+        return [payload for _, payload in self.streams.get(stream.name, ())][-count:]
 
     async def renew(self, kind: Kind[Any], symbols: Iterable[str]) -> Sequence[str]:
         """Restart the time to live of these values; return the symbols without a value.

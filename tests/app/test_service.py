@@ -16,6 +16,7 @@ from mdservice.errors import (
     ActorFailed,
     ConfigurationError,
     FeedRefused,
+    InvalidChannel,
     InvalidSymbol,
     MDServiceError,
     StoreUnavailable,
@@ -23,8 +24,10 @@ from mdservice.errors import (
 )
 from mdservice.feed.driver import CLOSE_TIMEOUT_S
 from mdservice.model.events import FeedStatus
+from mdservice.model.kinds import QUOTES, TRADES
 from mdservice.model.quote import Quote
 from mdservice.model.status import status_to_json
+from mdservice.model.trade import Correction
 from mdservice.publish.store import WriteBatch
 from mdservice.settings import Settings
 from mdservice.simulator.session import SessionRules
@@ -129,6 +132,48 @@ async def test_quote_reaches_key_channel_stream_and_readers(autojump_clock: Any)
         assert desk.service.latest("aapl") == seen
         assert desk.service.latest("MSFT") is None
         assert desk.service.prices() == desk.service.prices(["msft", "AAPL"]) == [seen]
+
+
+def trade_message(number: int, symbol: str = "AAPL", **more: Any) -> dict[str, Any]:
+    at = f"2026-11-20T15:00:00.{number:09}Z"
+    message = {"T": "t", "S": symbol, "i": number, "x": "V", "p": number, "s": 10, "t": at}
+    return message | {"c": ["@"], "z": "C"} | more
+
+
+async def test_stream_has_the_latest_values_first_and_then_each_record(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", "MSFT", channels="quotes,trades") as desk:
+        await desk.feed.subscribed("AAPL", "MSFT")
+        desk.feed.send_messages([trade_message(5), trade_message(3), trade_message(6, "MSFT")])
+        await desk.until(lambda: len(desk.store.published.get("trade.updated", ())) == 3)
+        async with desk.service.stream("aapl", channels=("trades",)) as stream:
+            records = aiter(stream)
+            first = await anext(records)
+            assert (first.id, first.seq) == (5, 1), "the late one is not the latest"
+            correction = {
+                "T": "c", "S": "AAPL", "x": "V", "oi": 5, "op": 5, "os": 10, "oc": ["@"],
+                "ci": 9, "cp": 4.5, "cs": 10, "cc": ["@"], "t": "2026-11-20T15:00:01Z", "z": "C",
+            }  # fmt: skip
+            desk.feed.send_messages([trade_message(7, "MSFT"), correction])
+            changed = await anext(records)
+            desk.feed.send_messages([trade_message(8)])
+            desk.feed.send_quotes([quote(1)])
+            newest = await anext(records)
+            assert isinstance(changed, Correction)
+            assert (changed.corrected_price, changed.seq) == (4.5, 1)
+            assert (newest.id, newest.seq) == (8, 3)
+            assert desk.service.latest_record(TRADES, "AAPL") == newest
+        async with desk.service.batches(channels=("trades", "quotes")) as batches:
+            items = aiter(batches)
+            kinds = [(await anext(items)).kind for _ in range(2)]  # type: ignore[union-attr]
+            assert kinds == [QUOTES, TRADES]
+            desk.feed.drop()
+            lost = await anext(items)
+            assert isinstance(lost, FeedStatus)
+        with pytest.raises(InvalidChannel, match="tardes"):
+            async with desk.service.stream(channels=("tardes",)):
+                pass
 
 
 async def test_every_accepted_quote_is_published_once_and_in_order(autojump_clock: Any) -> None:

@@ -26,7 +26,14 @@ from mdservice.model.kinds import (
     TRADES,
     Kind,
 )
-from mdservice.publish.store import Events, Message, PriceStore, RenewingStore, WriteBatch
+from mdservice.publish.store import (
+    Events,
+    Message,
+    PriceStore,
+    RenewingStore,
+    StreamStore,
+    WriteBatch,
+)
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import MemoryPriceStore, Slow
 from tests.batches import write_batch
@@ -333,6 +340,21 @@ async def test_the_stream_of_news_has_an_entry_for_each_article(behind: Backend)
         for number in (1, 2)
     ]
     assert len(behind.entries()) == 1, "the event log has price events alone"
+    await store.aclose()
+
+
+@on_both_loops
+async def test_the_newest_entries_of_a_stream_are_read_back_oldest_first(behind: Backend) -> None:
+    store = behind.make()
+    assert isinstance(store, StreamStore)
+    assert NEWS.stream is not None
+    await store.connect()
+    assert await store.read_newest(NEWS.stream, 5) == []
+    for number in range(1, 4):
+        await store.write(kind_batch(number, NEWS))
+    written = [NEWS.encode(make_record(NEWS, "A", number)) for number in range(1, 4)]
+    assert await store.read_newest(NEWS.stream, 5) == written
+    assert await store.read_newest(NEWS.stream, 2) == written[1:]
     await store.aclose()
 
 

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from mdservice.model.events import FeedStatus, LatestChanged, RecordBatch
 from mdservice.model.kinds import BARS, CORRECTIONS, NEWS, QUOTES, TRADES
 from mdservice.model.quote import Quote
-from mdservice.publish.readers import READER_BACKLOG, LocalReader, LocalReaders
+from mdservice.publish.readers import ARTICLES_KEPT, READER_BACKLOG, LocalReader, LocalReaders
 from tests.records import make_record
 
 CONNECTED = FeedStatus("connected", 1)
@@ -94,6 +94,52 @@ async def test_articles_are_read_by_the_symbols_that_they_are_about(
         readers.offer(RecordBatch(NEWS, [make_record(NEWS, "AAPL", 1), about]))
         readers.close()
         assert [article.id async for article in reader] == heard
+
+
+def test_the_newest_articles_are_kept_behind_those_of_an_earlier_run() -> None:
+    readers = LocalReaders()
+    articles = [make_record(NEWS, "AAPL" if n % 2 else "MSFT", n) for n in range(1, 1_011)]
+    readers.offer(RecordBatch(NEWS, articles[5:6]))
+    readers.keep(articles[:5])
+    readers.offer(RecordBatch(TRADES, [make_record(TRADES)]))
+    assert readers.articles((), 50) == articles[5::-1]
+    assert readers.articles(["MSFT"], 2) == [articles[5], articles[3]]
+    assert readers.articles(["IBM"], 2) == []
+    readers.offer(RecordBatch(NEWS, articles[6:]))
+    kept = readers.articles((), 5_000)
+    assert kept == articles[: -ARTICLES_KEPT - 1 : -1]
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_batches_are_of_one_kind_and_end_with_the_readers(backend: str) -> None:
+    async def main() -> list[tuple[str, int]]:
+        readers = LocalReaders()
+        heard: list[tuple[str, int]] = []
+        with readers.open(kinds=(QUOTES, TRADES), statuses=True, first=[batch("AAPL")]) as reader:
+
+            async def listen() -> None:
+                async for item in reader.batches():
+                    if isinstance(item, FeedStatus):
+                        heard.append((item.state, 1))
+                    else:
+                        heard.append((item.kind.channel, len(item.records)))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(listen)
+                for item in (
+                    RecordBatch(TRADES, [make_record(TRADES), make_record(TRADES, number=2)]),
+                    LatestChanged(TRADES, "AAPL", None),
+                    CONNECTED,
+                    RecordBatch(BARS, [make_record(BARS)]),
+                    batch("AAPL", "MSFT"),
+                ):
+                    readers.offer(item)
+                    await anyio.wait_all_tasks_blocked()
+                readers.close()
+        return heard
+
+    expected = [("quotes", 1), ("trades", 2), ("connected", 1), ("quotes", 2)]
+    assert anyio.run(main, backend=backend) == expected
 
 
 async def test_waits_for_the_next_item_and_wakes_for_it(autojump_clock: MockClock) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import anyio
 import attrs
 import pytest
 
-from mdservice.model.kinds import ALL_KINDS, QUOTES
+from mdservice.model.kinds import ALL_KINDS, NEWS, QUOTES
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.publish.store import READ_LIMIT_S, WriteBatch, read_last_records
@@ -48,6 +49,17 @@ async def test_the_latest_time_is_allowed_and_nothing_after_it(autojump_clock: A
 async def test_a_key_with_another_symbols_record_is_left_out(autojump_clock: Any) -> None:
     store = await store_with({"AAPL": encode_quote(MSFT), "MSFT": encode_quote(MSFT), "X": b"{"})
     assert await read(store, "AAPL", "MSFT", "X") == ["MSFT"]
+
+
+async def test_the_newest_articles_are_read_from_their_stream(autojump_clock: Any) -> None:
+    store = MemoryPriceStore(clock=VirtualClock())
+    articles = [make_record(NEWS, number=number) for number in (1, 2, 3)]
+    late = make_record(NEWS, number=4, at_ns=NOW_NS + 1)
+    store.streams["news"] = deque((str(one.id), NEWS.encode(one)) for one in (*articles, late))
+    store.streams["news"].appendleft(("0", b"{"))
+    assert await read_last_records(store, {NEWS: ("MSFT",)}, NOW_NS) == {NEWS: articles}
+    assert await read_last_records(store, {NEWS: ("*",)}, NOW_NS) == {NEWS: articles}
+    assert await read_last_records(store, {NEWS: ()}, NOW_NS) == {}
 
 
 async def test_every_kind_is_read_from_its_own_keys(autojump_clock: Any) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "book_of",
     "cancel_of",
     "correction_of",
+    "daily_bar_of",
     "imbalance_of",
     "limit_band_of",
     "status_of",
@@ -109,6 +110,13 @@ def cancel_of(message: CancelMessage, symbol: str, event_ns: int, received_ns: i
 def bar_of(bar: BarFields, symbol: str, event_ns: int, received_ns: int) -> Bar:
     """A bar, also an updated one: the router knows which were already published."""
     return Bar(symbol, bar.o, bar.h, bar.l, bar.c, bar.v, bar.n, bar.vw, event_ns, received_ns)
+
+
+def daily_bar_of(bar: BarFields, symbol: str, event_ns: int, received_ns: int) -> Bar:
+    """The bar of a day."""
+    made = bar_of(bar, symbol, event_ns, received_ns)
+    made.daily = True
+    return made
 
 
 def status_of(

@@ -21,6 +21,7 @@ from mdservice.feed.alpaca.rest_messages import (
     ARTICLES,
     BAR_ROWS,
     BOOK_ROWS,
+    DAILY_BAR_ROWS,
     QUOTE_ROWS,
     TRADE_ROWS,
     Answer,
@@ -425,5 +426,5 @@ def _of_stocks_or_crypto(
         QUOTES: _Call(QUOTE_ROWS, past.format("quotes"), latest.format("quotes"), query, query),
         TRADES: _Call(TRADE_ROWS, past.format("trades"), latest.format("trades"), query, query),
         BARS: _Call(BAR_ROWS, past.format("bars"), latest.format("bars"), minutes, query),
-        DAILY_BARS: _Call(BAR_ROWS, past.format("bars"), None, days),
+        DAILY_BARS: _Call(DAILY_BAR_ROWS, past.format("bars"), None, days),
     }

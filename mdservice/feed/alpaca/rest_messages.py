@@ -23,7 +23,13 @@ from mdservice.feed.alpaca.messages import (
     TradeFields,
     without_lone_surrogates,
 )
-from mdservice.feed.alpaca.records import article_of, bar_of, trade_of, whole_book_of
+from mdservice.feed.alpaca.records import (
+    article_of,
+    bar_of,
+    daily_bar_of,
+    trade_of,
+    whole_book_of,
+)
 from mdservice.model.bar import Bar
 from mdservice.model.kinds import R
 from mdservice.model.news import Article
@@ -36,6 +42,7 @@ __all__ = [
     "ARTICLES",
     "BAR_ROWS",
     "BOOK_ROWS",
+    "DAILY_BAR_ROWS",
     "QUOTE_ROWS",
     "TRADE_ROWS",
     "Answer",
@@ -259,6 +266,10 @@ def _to_bar(symbol: str, row: _BarRow, received_ns: int) -> Bar:
     return bar_of(row, symbol, parse_rfc3339(row.t), received_ns)
 
 
+def _to_daily_bar(symbol: str, row: _BarRow, received_ns: int) -> Bar:
+    return daily_bar_of(row, symbol, parse_rfc3339(row.t), received_ns)
+
+
 def _to_book(symbol: str, row: _BookRow, received_ns: int) -> OrderBook:
     return whole_book_of(row, symbol, parse_rfc3339(row.t), received_ns)
 
@@ -268,6 +279,6 @@ TRADE_ROWS: Final = Rows("trades", _TradeRow, _to_trade)
 """Without the trades that did not take place: those that were canceled, or replaced by a correct
 one."""
 BAR_ROWS: Final = Rows("bars", _BarRow, _to_bar)
-"""Bars of a minute or of a day, as the request says."""
+DAILY_BAR_ROWS: Final = Rows("bars", _BarRow, _to_daily_bar)
 BOOK_ROWS: Final = Rows("orderbooks", _BookRow, _to_book)
 ARTICLES: Final = _Articles()

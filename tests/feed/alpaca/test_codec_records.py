@@ -151,7 +151,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Kind[Any], Any]] = {
     ),
     "bar": (BAR, BARS, BAR_RECORD),
     "updated bar": ({**BAR, "T": "u"}, BARS, BAR_RECORD),
-    "daily bar": ({**BAR, "T": "d"}, DAILY_BARS, BAR_RECORD),
+    "daily bar": ({**BAR, "T": "d"}, DAILY_BARS, attrs.evolve(BAR_RECORD, daily=True)),
     "status": (
         STATUS,
         STATUSES,
@@ -256,7 +256,17 @@ def test_what_was_not_sent_is_none(name: str, missing: str, encoding: Encoding) 
     received = decode(encoding, bare)
     assert received.errors == 0
     (record,) = received.of(kind)
-    always = {"newest", "whole", "updated", "seq", "symbol", "id", "ts_event_ns", "ts_recv_ns"}
+    always = {
+        "newest",
+        "whole",
+        "daily",
+        "updated",
+        "seq",
+        "symbol",
+        "id",
+        "ts_event_ns",
+        "ts_recv_ns",
+    }
     always |= {"updated_at", "price", "size", "open", "high", "low", "close", "volume"}
     if kind is not QUOTES:
         left = attrs.asdict(record, recurse=False, filter=lambda field, _: field.name not in always)

@@ -376,12 +376,12 @@ def test_a_reader_in_another_process_misses_nothing_silently(fresh_valkey: Any, 
                 writer.next(TRADES)
                 await until(lambda: len(lines) == 1)
                 for _ in range(3):
-                    for number in range(200):
+                    for number in range(100):
                         writer.write(
                             *((kind, writer.make(kind)) for kind in (TRADES, BARS, STATUSES, NEWS))
                         )
                         writer.next(TRADES, late_ns=number * 10)
-                        if number == 100:
+                        if number == 50:
                             await until(lambda: writer.cut_readers() > 0)
                         await anyio.sleep(0)
                 await until(lambda: writer.cut_readers() > 0)
@@ -395,11 +395,10 @@ def test_a_reader_in_another_process_misses_nothing_silently(fresh_valkey: Any, 
     seqs = [seq for name, seq, *_ in lines if name == "Trade"]
     assert len(set(seqs)) == len(seqs), "each once"
     ids = [id_ for name, _, id_, *_ in lines if name == "Article"]
-    assert ids == list(range(1, 601)), "news is complete, and in order"
-    name, seq, _, missed, reconnects = lines[-1]
-    assert name == "Trade"
-    assert reconnects >= 4
-    assert len(seqs) + missed == seq == 1202, "what was missed is counted"
+    assert ids == list(range(1, 301)), "news is complete, and in order"
+    seq, _, missed, reconnects = [line[1:] for line in lines if line[0] == "Trade"][-1]
+    assert reconnects >= 1
+    assert len(seqs) + missed == seq == 602, "what was missed is counted"
     bars = [seq for name, seq, *_ in lines if name == "Bar"]
     assert bars == sorted(bars)
-    assert bars[-1] == 600
+    assert bars[-1] == 300
