@@ -87,10 +87,10 @@ class _Routing(Generic[R]):
     def __init__(self, kind: Kind[R], repair: Repair) -> None:
         self.kind = kind
         self.sequencer: Sequencer[R] = make_sequencer(kind)
-        self.gaps = Gaps(kind.channel, in_order=self.sequencer.in_order)
         self.timed = kind is QUOTES or kind is TRADES
         """Whether its records come as they happen, so that their times check the clock."""
         self.repaired = repair is Repair.FROM_HISTORY
+        self.gaps = Gaps(kind.channel, in_order=self.sequencer.in_order and self.repaired)
         self.subscribed_ns: int | None = None
         """When the feed first acknowledged symbols, UTC nanoseconds."""
         self.accepted = 0

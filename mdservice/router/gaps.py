@@ -48,8 +48,8 @@ class Gaps:
 
     Args:
         channel: The kind's channel: ``gap_repaired`` has the count of records under this name.
-        in_order: Whether records older than their symbol's last one are rejected, so that a gap
-            behind it can no longer be filled.
+        in_order: Whether records from history that are older than their symbol's last one are
+            rejected, so that a gap behind it can no longer be filled.
 
     Attributes:
         reported: How many gaps were reported.

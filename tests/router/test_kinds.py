@@ -26,6 +26,7 @@ from mdservice.model.kinds import (
     CANCELS,
     CORRECTIONS,
     DAILY_BARS,
+    LULDS,
     NEWS,
     ORDERBOOKS,
     QUOTES,
@@ -307,6 +308,20 @@ async def test_a_channel_without_history_is_told_even_before_its_first_record(
             resumed(bench, STATUSES, symbol),
         )
         assert bench.gaps == [gap(bench, "statuses", 9.0, symbol)], "since the last of any kind"
+
+
+async def test_a_channel_without_history_has_one_gap_also_where_records_have_come_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        topics = frozenset(Topic("lulds", symbol) for symbol in ("AAPL", "MSFT"))
+        await bench.send(
+            batch(bench, LULDS, (1, 1.0)),
+            FeedLost(bench.start_ns, topics, "reset"),
+            batch(bench, LULDS, (2, 49.0)),  # before the other symbol was acknowledged
+            resumed(bench, LULDS, "AAPL", "MSFT"),
+        )
+        assert bench.gaps == [gap(bench, "lulds", 1.0, "AAPL", "MSFT")]
 
 
 async def test_without_any_record_it_is_told_from_the_loss_on(
