@@ -29,6 +29,7 @@ import httpx
 import pytest
 
 import mdservice
+from mdservice.clock import Clock
 from mdservice.simulator import SimulatorConfig, open_simulator
 
 KEY, SECRET = "PKE2E", "e2e-secret"
@@ -238,9 +239,15 @@ class Program:
 class FeedSimulator:
     """A simulator on a loop in another thread; its methods are called there."""
 
-    def __init__(self, portal: anyio.from_thread.BlockingPortal, port: int, **config: Any) -> None:
+    def __init__(
+        self,
+        portal: anyio.from_thread.BlockingPortal,
+        port: int,
+        clock: Clock | None = None,
+        **config: Any,
+    ) -> None:
         self._portal = portal
-        opened = open_simulator(SimulatorConfig(**{"rate": 0, **config}), port=port)
+        opened = open_simulator(SimulatorConfig(**{"rate": 0, **config}), port=port, clock=clock)
         self._block = portal.wrap_async_context_manager(opened)
         self.simulator = self._block.__enter__()
         self._open = True
@@ -391,8 +398,10 @@ class Stage:
         program.code()
         return program
 
-    def simulator(self, *, port: int = 0, **config: Any) -> FeedSimulator:
-        simulator = FeedSimulator(self._portal, port, **config)
+    def simulator(
+        self, *, port: int = 0, clock: Clock | None = None, **config: Any
+    ) -> FeedSimulator:
+        simulator = FeedSimulator(self._portal, port, clock, **config)
         self._stack.callback(simulator.close)
         return simulator
 
