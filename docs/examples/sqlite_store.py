@@ -83,9 +83,15 @@ class SqliteStore:
             for symbol, payload in payloads.items():
                 key = f"{kind.key_prefix}{symbol}"
                 latest.append((key, payload.decode(), expires_s - ages_s.get(symbol, 0)))
+        gone = [
+            (f"{kind.key_prefix}{symbol}",)
+            for kind, symbols in batch.deleted.items()
+            for symbol in symbols
+        ]
         events = [(message.channel, message.payload.decode()) for message in batch.messages]
         with file:  # one transaction: all of it, or, with an error, nothing
             file.executemany("INSERT OR REPLACE INTO latest VALUES (?, ?, ?)", latest)
+            file.executemany("DELETE FROM latest WHERE key = ?", gone)
             file.executemany("INSERT INTO events (channel, payload) VALUES (?, ?)", events)
             file.execute(
                 "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", [EVENTS_KEPT]

@@ -27,6 +27,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
+from mdservice.model.feeds import STOCKS, feed_of
 from mdservice.model.kinds import KINDS, Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger, masked
@@ -50,8 +51,6 @@ _MOST_RENEWED = 500
 """The maximum number of keys renewed between two batches, in a millisecond or two."""
 _NEXT_S = 0.001
 """The pause between two parts of a renewal, in which a waiting batch is written first."""
-_SCAN_S = 1.0
-"""How often the writer looks for keys to renew, at most."""
 _MOST_RESTORED = 2_000
 """How many values one transaction writes again."""
 
@@ -76,6 +75,7 @@ class _Keys:
         ttl_s: How long a key lives, seconds.
         latest: The newest value of each symbol, also of an earlier run.
         written_s: When each was last written or renewed, monotonic seconds.
+        next_scan_s: When to look for keys to renew again, monotonic seconds.
         due: The symbols whose keys have lived half of their life.
         confirmed: The symbols whose value REST has confirmed, in order. Their keys are renewed
             before those that are due.
@@ -85,9 +85,28 @@ class _Keys:
     ttl_s: float
     latest: dict[str, bytes] = attrs.field(factory=dict)
     written_s: dict[str, float] = attrs.field(factory=dict)
+    next_scan_s: float = 0.0
     due: list[str] = attrs.field(factory=list)
     confirmed: dict[str, None] = attrs.field(factory=dict)
     forgotten: list[str] = attrs.field(factory=list)
+
+    @property
+    def scan_s(self) -> float:
+        """How often to look for keys to renew: every second if they live for minutes."""
+        return max(min(1.0, self.ttl_s / 8), min(self.ttl_s / 300, 30.0))
+
+    def old(self, vouched: Collection[str], now_s: float) -> list[str]:
+        """The vouched symbols whose keys have lived half of their life."""
+        every = EVERY_SYMBOL in vouched
+        old_s = now_s - self.ttl_s / 2
+        return [
+            symbol
+            for symbol in (self.latest.keys() | vouched if every else vouched)
+            if self.written_s.get(symbol, old_s) <= old_s
+            and symbol != EVERY_SYMBOL
+            # Every symbol means those of stocks: another feed vouches for each of its own.
+            and (not every or symbol in vouched or feed_of(symbol) is STOCKS)
+        ]
 
     def forget(self, symbols: Iterable[str]) -> None:
         """The keys of these symbols were removed: neither renew them nor write them again."""
@@ -144,8 +163,7 @@ class RedisWriter:
         """The newest batch that was acknowledged."""
         self._keys = {kind: _Keys(kind.ttl_s or price_ttl_s) for kind in kinds if kind.has_key}
         self._vouched = vouched
-        self._scan_s = min(_SCAN_S, *(keys.ttl_s / 8 for keys in self._keys.values()))
-        self._next_scan_s = 0.0
+        self._wait_s = min([_PING_S, *(keys.scan_s for keys in self._keys.values())])
         self._can_renew = isinstance(store, RenewingStore)
         self._memory_in_doubt = False
         """Whether the server may have lost the writes before this connection."""
@@ -205,7 +223,7 @@ class RedisWriter:
                 await self._acknowledge(self._pending.number)
                 self._pending = None
             await self._renew()
-            wait_s = self._retry_s() if self._failures else min(_PING_S, self._scan_s)
+            wait_s = self._retry_s() if self._failures else self._wait_s
             if not self._failures and any(k.due or k.confirmed for k in self._keys.values()):
                 wait_s = _NEXT_S
             try:
@@ -331,20 +349,14 @@ class RedisWriter:
     def _scan(self) -> None:
         """Find the keys of vouched symbols that have lived half of their life."""
         now_s = self._clock.monotonic()
-        if self._vouched is None or now_s < self._next_scan_s:
+        if self._vouched is None or any(keys.due for keys in self._keys.values()):
             return
-        if any(keys.due for keys in self._keys.values()):
-            return
-        self._next_scan_s = now_s + self._scan_s
         for kind, keys in self._keys.items():
-            vouched = self._vouched(kind)
-            names = keys.latest.keys() | vouched if EVERY_SYMBOL in vouched else vouched
-            old_s = now_s - keys.ttl_s / 2
-            keys.due = [
-                symbol
-                for symbol in names
-                if symbol != EVERY_SYMBOL and keys.written_s.get(symbol, old_s) <= old_s
-            ]
+            if now_s >= keys.next_scan_s:
+                keys.next_scan_s = now_s + keys.scan_s
+                keys.due = keys.old(self._vouched(kind), now_s)
+                if keys.due:
+                    return  # their renewal goes first
 
     async def _renew_some(self, kind: Kind[Any], keys: _Keys, symbols: list[str]) -> None:
         if not self._connected or self._must_reconnect or self._failures:

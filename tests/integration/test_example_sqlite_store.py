@@ -100,6 +100,18 @@ def test_a_refused_batch_leaves_nothing_and_may_be_tried_again(
     run(scene)
 
 
+def test_a_removed_value_is_gone(example: Any, tmp_path: Path) -> None:
+    async def scene() -> None:
+        store = example.SqliteStore(str(tmp_path / f"{anyio.get_current_task().id}.db"), "one")
+        await store.connect()
+        await store.write(batch(1, "A", "B"))
+        await store.write(WriteBatch(2, {}, (), deleted={QUOTES: ["A", "NEVER"]}))
+        assert list(await store.read_latest(QUOTES, ["A", "B"])) == ["B"]
+        await store.aclose()
+
+    run(scene)
+
+
 def test_a_file_that_cannot_be_opened_is_unavailable(example: Any, tmp_path: Path) -> None:
     async def scene() -> None:
         store = example.SqliteStore(str(tmp_path / "nowhere" / "prices.db"), "one")

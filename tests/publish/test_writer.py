@@ -14,14 +14,15 @@ import msgspec
 import pytest
 
 from mdservice.model.events import RecordBatch, RoutedItem
-from mdservice.model.kinds import QUOTES, Kind
+from mdservice.model.kinds import ALL_KINDS, DAILY_BARS, NEWS, QUOTES, TRADES, Kind
 from mdservice.model.quote import Quote
 from mdservice.publish.publisher import EventPublisher
-from mdservice.publish.store import Message, WriteBatch
+from mdservice.publish.store import Events, Message, WriteBatch
 from mdservice.publish.writer import RedisWriter
 from mdservice.runtime.actor import Channel
 from mdservice.testing import MemoryPriceStore, Slow, StoreFault, VirtualClock
 from tests.batches import write_batch
+from tests.records import make_record
 
 RETURN_LIMIT_S = 1.0
 """On the store's return everything has to be there within this."""
@@ -755,3 +756,188 @@ async def test_keys_to_renew_do_not_make_the_writer_try_an_absent_store_more_oft
         store.down = False
         await anyio.sleep(60)
         assert sum(size for _, size in store.renewals[-1:]) == 10
+
+
+# ---- every kind
+
+KEYED = tuple(kind for kind in ALL_KINDS if kind.has_key)
+
+
+def kind_batch(number: int, *kinds: Kind[Any], symbols: Sequence[str] = ("AAPL",)) -> WriteBatch:
+    """A record of each kind and symbol, with its event."""
+    latest, events = {}, []
+    for kind in kinds:
+        records = [make_record(kind, symbol, number) for symbol in symbols]
+        payloads = list(map(kind.encode, records))
+        ids = list(map(kind.stream.entry_id, records)) if kind.stream else ()
+        events.append(Events(kind.event, payloads, kind, symbols, ids))
+        if kind.has_key:
+            latest[kind] = dict(zip(symbols, payloads, strict=True))
+    return WriteBatch(number, latest, events)
+
+
+class SkippingClock(VirtualClock):
+    """Days pass without the event loop's turns in them."""
+
+    skipped_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.skipped_s
+
+
+class VouchedBench:
+    """A running writer of every kind; the test says which symbols are vouched."""
+
+    def __init__(self) -> None:
+        self.clock = SkippingClock()
+        self.store = MemoryPriceStore(clock=self.clock)
+        self.batches, self.answers = Channel[WriteBatch](1), Channel[int](100)
+        self.vouched: dict[Kind[Any], frozenset[str]] = {}
+        self.writer = RedisWriter(
+            self.batches,
+            self.answers.outbox,
+            self.store,
+            self.clock,
+            lambda kind: self.vouched.get(kind, frozenset()),
+            kinds=ALL_KINDS,
+        )
+
+    async def write(self, batch: WriteBatch) -> None:
+        await self.batches.outbox.send(batch)
+        await anyio.sleep(0.1)
+        assert self.store.executed[-1] is batch
+
+    async def later(self, seconds: float) -> None:
+        """Let time pass; the writer gets half a minute in each tenth of it."""
+        for _ in range(10):
+            self.clock.skipped_s += max(0.0, seconds / 10 - 31)
+            await anyio.sleep(min(seconds / 10, 31))
+
+    def value(self, kind: Kind[Any], symbol: str = "AAPL") -> int | None:
+        """The number of the record in a key."""
+        payload = self.store.get(f"{kind.key_prefix}{symbol}")
+        return None if payload is None else kind.decode(payload).seq
+
+
+@asynccontextmanager
+async def vouched_bench() -> AsyncIterator[VouchedBench]:
+    bench = VouchedBench()
+    try:
+        with anyio.fail_after(10_000):
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(lambda *, task_status: bench.writer.run(task_status=task_status))
+                yield bench
+                tasks.cancel_scope.cancel()
+    finally:
+        bench.batches.close()
+        bench.answers.close()
+
+
+@pytest.mark.parametrize("kind", KEYED, ids=repr)
+async def test_a_vouched_key_of_each_kind_outlives_its_time_and_another_does_not(
+    kind: Kind[Any], autojump_clock: Any
+) -> None:
+    ttl_s = kind.ttl_s or 300
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, *ALL_KINDS, symbols=("AAPL", "MSFT")))
+        bench.vouched[kind] = frozenset(["AAPL"])
+        await bench.later(1.5 * ttl_s)
+        assert bench.value(kind, "AAPL") == 1
+        assert bench.value(kind, "MSFT") is None
+        assert len(bench.store.executed) == 1, "without an event and without a write"
+        others = [other for other in KEYED if other is not kind and other.ttl_s == kind.ttl_s]
+        assert all(bench.value(other, "AAPL") is None for other in others)
+        assert not any("MSFT" in renewed for renewed in bench.store.renewed)
+
+
+async def test_every_symbol_is_those_of_stocks(autojump_clock: Any) -> None:
+    symbols = ("AAPL", "BTC/USD", "ETH/USD", "AAPL261218C00200000")
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, QUOTES, symbols=symbols))
+        bench.vouched[QUOTES] = frozenset(["*", "ETH/USD"])
+        await anyio.sleep(400)
+        assert [bench.value(QUOTES, symbol) for symbol in symbols] == [1, None, 1, None]
+
+
+async def test_a_server_that_forgot_gets_the_newest_value_of_every_kind_back(
+    autojump_clock: Any,
+) -> None:
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, *ALL_KINDS))
+        await bench.write(kind_batch(2, TRADES, NEWS))
+        published = {channel: len(all_) for channel, all_ in bench.store.published.items()}
+        bench.store.restart()
+        await anyio.sleep(RETURN_LIMIT_S)
+        for kind in KEYED:
+            assert bench.value(kind) == (2 if kind is TRADES else 1), kind
+        assert {channel: len(all_) for channel, all_ in bench.store.published.items()} == published
+        assert not bench.store.streams, "an entry is an event, not a value"
+
+
+async def test_values_written_again_expire_when_those_of_their_kind_would_have(
+    autojump_clock: Any,
+) -> None:
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, *ALL_KINDS))
+        await anyio.sleep(200)
+        bench.store.restart()
+        await anyio.sleep(150)
+        for kind in KEYED:
+            assert bench.value(kind) == (1 if kind.ttl_s else None), kind
+        await bench.later(86_400 - 300)
+        for kind in KEYED:
+            assert bench.value(kind) == (1 if kind is DAILY_BARS else None), kind
+
+
+@pytest.mark.parametrize("with_what", ["a later batch", "the batch that is on its way"])
+async def test_a_removed_value_is_neither_renewed_nor_written_again(
+    with_what: str, autojump_clock: Any
+) -> None:
+    async with vouched_bench() as bench:
+        bench.vouched = dict.fromkeys(KEYED, frozenset(["AAPL", "MSFT"]))
+        await bench.write(kind_batch(1, *ALL_KINDS, symbols=("AAPL", "MSFT")))
+        bench.writer.confirm(TRADES, ["AAPL"])
+        gone = WriteBatch(2, {}, (), deleted={TRADES: ["AAPL"]})
+        if with_what == "a later batch":
+            await bench.write(gone)
+            renewed_before = len(bench.store.renewed)
+            bench.store.restart()
+        else:
+            renewed_before = len(bench.store.renewed)
+            bench.store.script.append(StoreFault.LOSE_REPLY)
+            await bench.batches.outbox.send(gone)
+            await anyio.wait_all_tasks_blocked()
+            bench.store.restart()
+        await anyio.sleep(1_000)
+        assert bench.value(TRADES, "AAPL") is None
+        assert bench.value(TRADES, "MSFT") == 1
+        assert bench.value(QUOTES, "AAPL") == 1
+        restored = [batch for batch in bench.store.executed if batch.ages_s]
+        assert not any("AAPL" in batch.latest.get(TRADES, ()) for batch in restored)
+        assert len(bench.store.renewed) > renewed_before
+        await bench.write(kind_batch(3, TRADES))
+        await anyio.sleep(1_000)
+        assert bench.value(TRADES, "AAPL") == 3, "a new value lives again"
+
+
+async def test_the_store_is_not_asked_to_renew_a_removed_value(autojump_clock: Any) -> None:
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, TRADES))
+        bench.store.script.append(Slow(1.0))
+        await bench.batches.outbox.send(WriteBatch(2, {}, (), deleted={TRADES: ["AAPL"]}))
+        bench.writer.confirm(TRADES, ["AAPL"])
+        bench.vouched[TRADES] = frozenset(["AAPL"])
+        await anyio.sleep(1_000)
+        assert not bench.store.renewed
+
+
+async def test_values_of_an_earlier_run_and_of_kinds_without_keys_are_taken(
+    autojump_clock: Any,
+) -> None:
+    async with vouched_bench() as bench:
+        for kind in ALL_KINDS:
+            payload = kind.encode(make_record(kind, "AAPL", 9))
+            bench.writer.start_from(kind, {"AAPL": payload})
+            bench.writer.confirm(kind, ["AAPL"])
+        await anyio.sleep(5)
+        assert [bench.value(kind) for kind in KEYED] == [9] * len(KEYED)
