@@ -151,7 +151,7 @@ class StockSource:
             *(symbols for channel, symbols in wanted.items() if channel != QUOTES.channel)
         )
         quoted = frozenset(self._market.symbols)
-        self._tape.symbols = quoted if EVERY_SYMBOL in traded else quoted & traded
+        self._tape.follow(quoted if EVERY_SYMBOL in traded else quoted & traded)
 
     def make(self, elapsed_s: float, now_ns: int) -> Iterable[Batch]:
         """See :meth:`mdservice.simulator.kinds.Source.make`."""

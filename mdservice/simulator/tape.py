@@ -85,6 +85,8 @@ class Tape:
     def __init__(self, rules: TapeRules) -> None:
         self.symbols: AbstractSet[str] = frozenset()
         """The symbols that are traded."""
+        self._opened: set[str] = set()
+        self._opening: list[str] = []
         self._rules = rules
         self._trade_below = round(rules.trades_per_quote * _FULL)
         self._draws: dict[str, random.Random] = {}
@@ -109,8 +111,17 @@ class Tape:
         """Whether something is to be made, now or later."""
         return bool(self.symbols or self._later or self._halted or self._bars.pending)
 
+    def follow(self, symbols: AbstractSet[str]) -> None:
+        """Trade these from now on. The first time, a symbol's trading opens with a status."""
+        self.symbols = symbols
+        self._opening += sorted(symbols - self._opened)
+        self._opened |= symbols
+
     def make(self, quotes: Iterable[SimQuote], now_ns: int) -> Iterator[Made]:
         """What follows from these quotes, and what has come due since the last call."""
+        if self._opening:
+            yield "statuses", [_resumption(symbol, ("", ""), now_ns) for symbol in self._opening]
+            self._opening = []
         yield from self._start_halts(now_ns)
         bands: list[SimLimits] = []
         trades: list[SimTrade] = []
@@ -153,9 +164,7 @@ class Tape:
                 continue
             del self._halted[name]
             self._closed_to_ns[name] = now_ns
-            tape = tape_of(name)
-            code, message = ("T", "Trading Resumption") if tape == "C" else ("3", "Resume")
-            yield "statuses", [SimStatus(name, code, message, *halt.reason, now_ns, tape)]
+            yield "statuses", [_resumption(name, halt.reason, now_ns)]
             if name in self._bands:
                 self._bands[name] = self._last_price.get(name, self._bands[name])
                 yield "lulds", [self._band(name, _REOPENING, now_ns)]
@@ -191,6 +200,8 @@ class Tape:
             return None
         if quote.ts_event_ns <= self._closed_to_ns.get(symbol, 0):
             return None
+        if symbol not in self._bands:
+            imbalances.append(SimImbalance(symbol, quote.bid, quote.ts_event_ns, quote.tape))
         self._check_band(quote, bands)
         bits = draw.getrandbits(48)
         bid, ask = round(quote.bid * _CENTS), round(quote.ask * _CENTS)
@@ -307,6 +318,12 @@ class _HaltedSymbol:
     until_ns: int
     reason: _Reason
     imbalance_ns: int
+
+
+def _resumption(symbol: str, reason: _Reason, now_ns: int) -> SimStatus:
+    tape = tape_of(symbol)
+    code, message = ("T", "Trading Resumption") if tape == "C" else ("3", "Resume")
+    return SimStatus(symbol, code, message, *reason, now_ns, tape)
 
 
 def cancel_of(trade: SimTrade, now_ns: int) -> SimCancel:

@@ -131,6 +131,19 @@ async def test_every_channel_comes_and_rest_has_the_same(
         )
 
 
+async def test_a_minute_brings_every_kind_of_every_symbol(
+    dial: Any, autojump_clock: MockClock
+) -> None:
+    async with open_simulator(SimulatorConfig(), port=None, clock=VirtualClock()) as simulator:
+        client = await dial(simulator)
+        await client.login()
+        await client.send(**subscribe("AAPL", "SPY", "JPM"))
+        await client.receive()
+        came = await read_for(client, 61)
+        for tag in "tbdsli":
+            assert {message["S"] for message in came[tag]} == {"AAPL", "SPY", "JPM"}, tag
+
+
 async def test_json_and_msgpack_say_the_same(dial: Any, autojump_clock: MockClock) -> None:
     config = SimulatorConfig(**LIVELY, connection_limit=None)
     async with open_simulator(config, port=None, clock=VirtualClock()) as simulator:
@@ -192,10 +205,11 @@ async def test_the_script_halts_corrects_and_cancels(dial: Any, autojump_clock: 
         await client.receive()
         came = await read_for(client, 20)
         assert [(one["sc"], one["t"][:19]) for one in came["s"]] == [
+            ("T", "2026-11-20T15:00:00"),
             ("H", "2026-11-20T15:00:05"),
             ("T", "2026-11-20T15:00:08"),
         ]
-        halt_ns, resumption_ns = (parse_rfc3339(one["t"]) for one in came["s"])
+        halt_ns, resumption_ns = (parse_rfc3339(one["t"]) for one in came["s"][1:])
 
         def in_halt(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return [m for m in messages if halt_ns <= parse_rfc3339(m["t"]) <= resumption_ns]

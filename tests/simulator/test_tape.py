@@ -45,7 +45,7 @@ class Run:
         market = Market(seed=seed, rate=20.0, zipf=0.0)
         market.follow(SYMBOLS)
         tape = Tape(TapeRules(seed=seed, **LIVELY))
-        tape.symbols = frozenset(SYMBOLS)
+        tape.follow(frozenset(SYMBOLS))
         self.quotes: dict[str, list[SimQuote]] = defaultdict(list)
         self.made: dict[str, list[Any]] = defaultdict(list)
         self.at: dict[int, int] = {}
@@ -172,7 +172,9 @@ def test_a_late_trade_brings_an_updated_bar_at_half_past(seed: int) -> None:
 @settings(max_examples=8, deadline=None)
 def test_no_trade_takes_place_in_a_halt(seed: int) -> None:
     run = Run(seed)
-    statuses = run.made["statuses"]
+    opening, statuses = run.made["statuses"][: len(SYMBOLS)], run.made["statuses"][len(SYMBOLS) :]
+    assert {status.symbol for status in opening} == {*SYMBOLS}
+    assert {status.status_code for status in opening} == {"T", "3"}
     halted: dict[str, int] = {}
     for status in statuses:
         if status.status_code in {"H", "2"}:
