@@ -17,11 +17,17 @@ from mdservice.errors import FeedRefused, FeedUnavailable
 from mdservice.feed.driver import OPEN_TIMEOUT_S, Link, Received, RequestRefused
 from mdservice.feed.subscriptions import Followed
 from mdservice.http_api.server import serve_api
+from mdservice.model.feeds import Topic
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
 
 LONGEST_LINE = 65_536
 LOST = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+
+
+def quoted(topics: Sequence[Topic]) -> list[str]:
+    """The symbols whose quotes are meant: the exchange has no other channel."""
+    return [topic.symbol for topic in topics if topic.channel == "quotes"]
 
 
 class LineLink:
@@ -39,11 +45,11 @@ class LineLink:
         if not answer.startswith("WELCOME"):
             raise FeedRefused(f"the exchange refused the login: {answer}", code=0)
 
-    async def subscribe(self, symbols: Sequence[str]) -> None:
-        await self.say(" ".join(["ADD", *symbols]))
+    async def subscribe(self, topics: Sequence[Topic]) -> None:
+        await self.say(" ".join(["ADD", *quoted(topics)]))
 
-    async def unsubscribe(self, symbols: Sequence[str]) -> None:
-        await self.say(" ".join(["DROP", *symbols]))
+    async def unsubscribe(self, topics: Sequence[Topic]) -> None:
+        await self.say(" ".join(["DROP", *quoted(topics)]))
 
     async def receive(self) -> Received:
         received = Received()
@@ -68,7 +74,8 @@ class LineLink:
                 )
                 received.add_quote(quote, self._followed)
             case ["SUBSCRIBED", *symbols]:
-                received.acknowledge(symbols, self._followed)
+                topics = [Topic("quotes", symbol) for symbol in symbols]
+                received.acknowledge(topics, self._followed)
             case ["REFUSED", *why]:
                 refused = RequestRefused(" ".join(why), cause="bad_symbol")
                 received.controls.append(refused)

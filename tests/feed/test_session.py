@@ -245,7 +245,7 @@ async def test_an_error_that_asks_for_a_new_connection_ends_this_one(
         assert "go away" in str(run.ended_by)
 
 
-@pytest.mark.parametrize("code", [402, 406, 408, 409, 411, 412, 413])
+@pytest.mark.parametrize("code", [402, 406, 408, 409, 411, 412])
 async def test_a_refusal_for_good_or_for_now_ends_it_with_its_code(
     code: int, autojump_clock: MockClock
 ) -> None:

@@ -20,6 +20,7 @@ from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.driver import Driver, Link
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import Topic
 from mdservice.testing import MemoryPriceStore
 from tests.integration.feed_server import CLOSED_S, LIMIT_S, Moment, PlainServer
 
@@ -41,7 +42,7 @@ def driver_of(name: str, server: PlainServer) -> Driver:
 
 
 async def follow(link: Link) -> None:
-    await link.subscribe(["AAPL"])
+    await link.subscribe([Topic("quotes", "AAPL")])
     await link.receive()
 
 

@@ -16,6 +16,7 @@ from anyio.abc import SocketStream
 import mdservice
 from mdservice.errors import FeedRefused, FeedUnavailable
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 
 FILE = Path(mdservice.__file__).parent.parent / "docs" / "examples" / "feed_driver.py"
@@ -146,7 +147,7 @@ def test_lines_that_come_in_pieces_are_lost_to_nobody(example: Any) -> None:
         told.clear()
         broken = 0
         followed = Followed()
-        followed.ask("A")
+        followed.ask([Topic("quotes", "A")])
         async with example.LineDriver("127.0.0.1", port, "me").connect(followed, lambda: 7) as link:
             while not broken:
                 with anyio.move_on_after(0.002):

@@ -16,6 +16,7 @@ from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import Topic
 from mdservice.simulator import SimulatorConfig, open_simulator
 
 LIMIT_S = 30
@@ -87,7 +88,7 @@ def test_a_driver_logs_in_through_a_proxy(driver_class: type, backend: str, prox
             async with open_simulator(SimulatorConfig(rate=0)) as simulator:
                 proxy.port = int(simulator.url.split(":")[2].split("/")[0])
                 async with driver_class(FAR, CREDENTIALS).connect(Followed(), time.time_ns) as link:
-                    await link.subscribe(["AAPL"])
+                    await link.subscribe([Topic("quotes", "AAPL")])
                     assert await link.receive()
 
     anyio.run(main, backend=backend)
