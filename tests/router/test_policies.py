@@ -452,6 +452,7 @@ def test_of_an_earlier_run_the_latest_trade_is_corrected_and_canceled() -> None:
     assert changed is not None
     assert changed.record is not None
     assert (changed.record.id, changed.record.seq) == (77, 70)
+    assert sequencer.newest_ns() is None, "it is not of this run"
     route(sequencer, trade(8, 2))
     back = sequencer.cancel(cancel(8))
     assert back is not None
@@ -622,6 +623,12 @@ def test_a_bar_from_history_that_the_stream_repeats_is_dropped_uncounted() -> No
     assert ([one.updated for one in routed.accepted], routed.rejected) == ([True], 1)
 
 
+def test_a_version_that_history_and_the_stream_have_is_published_once() -> None:
+    sequencer = ReplaceSameTime(BARS)
+    accepted = filled(sequencer, [bar(1, 2.0)], [bar(1, 1.0), bar(1, 2.0)])
+    assert [(one.close, one.updated) for one in accepted] == [(1.0, False), (2.0, True)]
+
+
 def test_the_first_value_of_a_bar_may_be_a_newer_version_of_it() -> None:
     sequencer = ReplaceSameTime(BARS)
     route(sequencer, bar(1))
@@ -636,8 +643,9 @@ def test_a_bar_that_is_too_old_to_be_known_counts_as_published_and_memory_is_bou
     sequencer = ReplaceSameTime(BARS)
     route(sequencer, *(bar(number) for number in range(10, 500)))
     assert sum(map(len, sequencer._contents.values())) == MOST_BARS
-    assert sequencer.not_out_yet([bar(5), bar(200, 2.0), bar(499)]) == []
-    (late,) = route(sequencer, bar(200, 2.0)).accepted
+    forgotten = 499 - MOST_BARS
+    assert sequencer.not_out_yet([bar(5), bar(forgotten, 2.0), bar(499)]) == []
+    (late,) = route(sequencer, bar(forgotten, 2.0)).accepted
     assert (late.updated, late.newest) == (True, False)
 
 
