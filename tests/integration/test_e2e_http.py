@@ -19,7 +19,7 @@ TOKEN = "correct-horse-battery"
 T0 = 1_763_653_904_208_912_345
 COUNTERS = {
     "quotes_received", "quotes_accepted", "quotes_stale", "prices_written", "events_published",
-    "events_conflated", "decode_errors", "reconnects", "gaps", "gaps_repaired",
+    "events_conflated", "trades_dropped", "decode_errors", "reconnects", "gaps", "gaps_repaired",
     "quotes_backfilled", "history_symbols_refused", "prices_fetched", "price_fetches_failed",
     "unfollowed",
 }  # fmt: skip

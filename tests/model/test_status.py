@@ -93,6 +93,7 @@ def test_counters_of_the_contract_are_there() -> None:
         "prices_written",
         "events_published",
         "events_conflated",
+        "trades_dropped",
         "decode_errors",
         "reconnects",
         "gaps",
