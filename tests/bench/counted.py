@@ -26,6 +26,7 @@ from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.frame_reader import FrameReader
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.events import RecordBatch
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES, RecordDecoder
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
@@ -71,7 +72,7 @@ def _decode(encoding: Encoding) -> Prepare:
     def prepare(count: int) -> Work:
         frames = _frames(encoding, _quotes(count))
         followed = Followed()
-        followed.ask(f"S{number:03}" for number in range(_SYMBOLS))
+        followed.ask(Topic(QUOTES.channel, f"S{number:03}") for number in range(_SYMBOLS))
         codec = Codec(encoding, followed)
         if len(codec.decode(frames, _NOW_NS).of(QUOTES)) != count:
             raise RuntimeError("not every quote could be decoded")
