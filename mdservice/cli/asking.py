@@ -13,7 +13,8 @@ import click
 
 from mdservice.cli.options import FAILED, settings_from, settings_options
 from mdservice.client.http import Answer, NoAnswer, ask
-from mdservice.errors import InvalidSymbol, MDServiceError
+from mdservice.errors import InvalidChannel, InvalidSymbol, MDServiceError
+from mdservice.model.feeds import CHANNELS, parse_channels
 from mdservice.model.symbol import parse_symbols
 
 __all__ = ["WIDTH", "health", "status", "status_lines", "subscribe", "unsubscribe"]
@@ -83,36 +84,62 @@ def status(ctx: click.Context, config: Path | None, socket: str | None, *, as_js
         click.echo(line)
 
 
+_channels_option = click.option(
+    "--channels",
+    metavar="NAME,NAME",
+    help=f"Channels, with commas between: {', '.join(CHANNELS)}.",
+)
+
+
 @click.command(
     short_help="Subscribe to symbols.",
-    epilog="\b\nExamples:\n  mdservice subscribe AAPL MSFT\n  mdservice subscribe '*'\n",
+    epilog="\b\nExamples:\n  mdservice subscribe AAPL BTC/USD\n  mdservice subscribe '*'\n"
+    "  mdservice subscribe AAPL --channels quotes,trades\n",
 )
 @click.argument("symbols", metavar="SYM...", nargs=-1, required=True)
+@_channels_option
 @settings_options("socket")
 @click.pass_context
 def subscribe(
-    ctx: click.Context, config: Path | None, socket: str | None, symbols: tuple[str, ...]
+    ctx: click.Context,
+    config: Path | None,
+    socket: str | None,
+    symbols: tuple[str, ...],
+    channels: str | None,
 ) -> None:
-    """Subscribe to symbols while the service runs: to all of them, or to none."""
+    """Subscribe to symbols while the service runs: to all of them, or to none.
+
+    Without --channels, to the channels of the service's settings.
+    """
     path = settings_from(ctx, config, {"socket": socket}).socket
-    _change(path, "subscribe", symbols)
+    _change(path, "subscribe", symbols, channels)
 
 
 @click.command(
-    short_help="Unsubscribe from symbols.", epilog="\b\nExample:\n  mdservice unsubscribe MSFT\n"
+    short_help="Unsubscribe from symbols.",
+    epilog="\b\nExamples:\n  mdservice unsubscribe MSFT\n"
+    "  mdservice unsubscribe AAPL --channels trades\n",
 )
 @click.argument("symbols", metavar="SYM...", nargs=-1, required=True)
+@_channels_option
 @settings_options("socket")
 @click.pass_context
 def unsubscribe(
-    ctx: click.Context, config: Path | None, socket: str | None, symbols: tuple[str, ...]
+    ctx: click.Context,
+    config: Path | None,
+    socket: str | None,
+    symbols: tuple[str, ...],
+    channels: str | None,
 ) -> None:
-    """Unsubscribe from symbols. Symbols of open positions stay subscribed."""
+    """Unsubscribe from symbols, or with --channels from some of their channels.
+
+    Symbols of open positions stay subscribed.
+    """
     path = settings_from(ctx, config, {"socket": socket}).socket
-    _change(path, "unsubscribe", symbols)
+    _change(path, "unsubscribe", symbols, channels)
 
 
-def _change(path: Path, call: str, given: tuple[str, ...]) -> None:
+def _change(path: Path, call: str, given: tuple[str, ...], channels: str | None) -> None:
     texts = [text for argument in given for text in argument.split(",") if text.strip()]
     try:
         symbols = parse_symbols(texts)
@@ -120,12 +147,25 @@ def _change(path: Path, call: str, given: tuple[str, ...]) -> None:
         raise click.BadParameter(str(exc), param_hint="SYM") from exc
     if not symbols:
         raise click.BadParameter("no symbol was given", param_hint="SYM")
-    answer = ask(path, "POST", f"{_API}/{call}", {"symbols": symbols}, timeout_s=30.0)
+    body: dict[str, Any] = {"symbols": symbols}
+    if channels is not None:
+        body["channels"] = _named(channels)
+    answer = ask(path, "POST", f"{_API}/{call}", body, timeout_s=30.0)
     if not answer.ok:
         raise MDServiceError(f"{call} failed: {answer.reason}")
     done = answer.content.get("status", call)
     later = " (the feed is down: done when it is back)" if done == "pending" else ""
     click.echo(f"{done}: {', '.join(answer.content.get('symbols', symbols))}{later}")
+
+
+def _named(channels: str) -> tuple[str, ...]:
+    try:
+        named = parse_channels(text for text in channels.split(",") if text.strip())
+    except InvalidChannel as exc:
+        raise click.BadParameter(str(exc), param_hint="--channels") from exc
+    if not named:
+        raise click.BadParameter("no channel was given", param_hint="--channels")
+    return named
 
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
@@ -145,7 +185,10 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield from _row("", f"{_number(status['stale_symbols'])} symbols have a stale price")
     for reason in status.get("reasons") or ():
         yield from _row("", str(reason))
-    yield from _feed(_part(status, "feed"))
+    yield from _feed("feed", _part(status, "feed"))
+    for name, feed in _part(status, "feeds").items():
+        if name != "stocks" and isinstance(feed, Mapping) and _is_used(feed):
+            yield from _feed(str(name), feed)
     yield from _redis(_part(status, "redis"))
     yield from _positions(_part(status, "positions"))
     yield from _latencies(_part(status, "latency_ms"))
@@ -155,7 +198,12 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _actors(_part(status, "actors"))
 
 
-def _feed(feed: Mapping[str, Any]) -> Iterator[str]:
+def _is_used(feed: Mapping[str, Any]) -> bool:
+    """Whether something of a feed is wanted; the others are not connected."""
+    return bool(feed.get("wanted") or feed.get("connected"))
+
+
+def _feed(label: str, feed: Mapping[str, Any]) -> Iterator[str]:
     connected = "connected" if feed.get("connected") else "not connected"
     parts = [
         f"{feed.get('name', '-')} by {feed.get('driver', '-')}",
@@ -165,7 +213,7 @@ def _feed(feed: Mapping[str, Any]) -> Iterator[str]:
     phase = feed.get("phase")
     if phase and phase not in ("streaming", connected):
         parts.insert(2, str(phase).replace("_", " "))
-    yield from _row("feed", ", ".join(parts))
+    yield from _row(label, ", ".join(parts))
     if feed.get("last_error"):
         yield from _row("", f"last error: {feed['last_error']}")
     left_out = _part(feed, "left_out")

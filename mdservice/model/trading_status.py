@@ -16,6 +16,7 @@ __all__ = [
     "LimitBand",
     "TradingStatus",
     "imbalance_identity",
+    "is_halted",
     "limit_band_identity",
     "trading_status_identity",
 ]
@@ -98,6 +99,18 @@ class Imbalance:
     ts_recv_ns: int
     seq: int = 0
     newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
+
+
+def is_halted(status: TradingStatus) -> bool | None:
+    """Whether trading is halted or paused since this status; None if it does not say.
+
+    Source: Alpaca, "Real-time Stock Data", trading statuses of the CTA (tapes A and B) and UTP
+    plans. A resumption of quoting (``Q``) is not yet one of trading.
+    """
+    code, of_cta = status.status_code, status.tape in ("A", "B")
+    if code in (("2",) if of_cta else ("H", "P", "Q")):
+        return True
+    return False if code == ("3" if of_cta else "T") else None
 
 
 def trading_status_identity(status: TradingStatus) -> Hashable:

@@ -166,3 +166,12 @@ def test_what_another_version_leaves_out_is_a_dash() -> None:
 )
 def test_uptime_in_words(seconds: float, told: str) -> None:
     assert f"up {told}," in table({"uptime_s": seconds})[0]
+
+
+def test_each_feed_in_use_has_its_line() -> None:
+    crypto = FeedReport("us", "websockets", "streaming", True, True, 3, None, wanted=2)
+    idle = FeedReport("indicative", "websockets", "idle", False, False, 0, None)
+    feeds = {"stocks": STATUS.feed, "crypto": crypto, "options": idle}
+    rows = table(status_to_json(attrs.evolve(STATUS, feeds=feeds)))
+    assert "crypto    us by websockets, connected, 3 reconnects" in rows
+    assert not any(row.startswith(("options", "stocks")) for row in rows)

@@ -208,6 +208,28 @@ def test_symbols_are_sent_raised_and_without_repeats(service: Service, invoke) -
     assert service.bodies == [{"symbols": ["AAPL", "BRK.B"]}, {"symbols": ["AAPL"]}]
 
 
+def test_channels_are_sent_where_they_are_named(service: Service, invoke) -> None:
+    answer = {"symbols": ["AAPL"]}
+    service.answers = {
+        SUBSCRIBE: (200, {"status": "subscribed", **answer}),
+        UNSUBSCRIBE: (200, {"status": "unsubscribed", **answer}),
+    }
+    assert invoke("subscribe", "AAPL", "--channels", "quotes, trades").exit_code == 0
+    assert invoke("unsubscribe", "--channels=trades", "AAPL").exit_code == 0
+    assert service.bodies == [
+        {"symbols": ["AAPL"], "channels": ["quotes", "trades"]},
+        {"symbols": ["AAPL"], "channels": ["trades"]},
+    ]
+
+
+@pytest.mark.parametrize("given", ["tardes", "corrections", "news", "", ","])
+def test_a_channel_that_is_none_is_a_usage_error(service: Service, invoke, given: str) -> None:
+    result = invoke("subscribe", "AAPL", "--channels", given)
+    assert result.exit_code == 2
+    assert "--channels" in result.stderr
+    assert service.bodies == []
+
+
 def test_a_pending_subscription_says_so(service: Service, invoke) -> None:
     service.answers = {SUBSCRIBE: (200, {"status": "pending", "symbols": ["AAPL"]})}
     assert invoke("subscribe", "AAPL").stdout.startswith("pending: AAPL (the feed is down")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from operator import itemgetter
@@ -16,17 +17,23 @@ import attrs
 
 from mdservice.cli.watch.screen import Entry, EntryStatus, Lot, Sums, View, printable
 from mdservice.client.http import ask
+from mdservice.client.open import open_stream
+from mdservice.client.reader import Records
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError
 from mdservice.gateway.tracker import PnlTracker
+from mdservice.model.bar import Bar
 from mdservice.model.position import Position
-from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
+from mdservice.model.trade import Trade
+from mdservice.model.trading_status import TradingStatus, is_halted
 from mdservice.observability.logging import masked
 from mdservice.pnl.holding import Holding
 from mdservice.pnl.numbers import sums_up
 from mdservice.pnl.rows import Row
+from mdservice.settings import Settings
 
-__all__ = ["Flow", "Gatherer", "ServiceWatch", "about", "state", "warnings"]
+__all__ = ["Flow", "Gatherer", "MarketWatch", "ServiceWatch", "about", "state", "warnings"]
 
 _EVERY_S: Final = 2.0
 _TIMEOUT_S: Final = 3.0
@@ -52,6 +59,7 @@ class Gatherer:
         stale_after_s: The age at which the price of an other symbol counts as stale.
         delay_s: The intended delay of the feed, seconds.
         clock: The time.
+        market: The last trades, days and halts; None for none.
         errors: Returns further warnings.
     """
 
@@ -64,8 +72,10 @@ class Gatherer:
         stale_after_s: float,
         delay_s: float,
         clock: Clock,
+        market: MarketWatch | None = None,
         errors: Callable[[], Sequence[str]] = tuple,
     ) -> None:
+        self._market = market or MarketWatch(())
         self._errors = errors
         self._book = book
         self._engine = book.engine
@@ -80,7 +90,7 @@ class Gatherer:
         self._known: set[str] = set()
         self._held: list[tuple[str, int]] = []
         self._others: list[str] = []
-        self._reported: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
+        self._reported: dict[tuple[str, int], tuple[object, _Mark]] = {}
         self._now_s, self._now_ns, self._old = 0.0, 0, False
 
     def view(self, most: int | None = None) -> View:
@@ -112,10 +122,11 @@ class Gatherer:
     def changes(self) -> Iterator[tuple[tuple[str, int], Entry]]:
         """The entries that have changed since the last call, by symbol and number of the lot."""
         self._look()
-        reported: dict[tuple[str, int], tuple[object, EntryStatus]] = {}
+        reported: dict[tuple[str, int], tuple[object, _Mark]] = {}
         for place in self._held:
             row = self._row(*place)
-            reported[place] = mark = (row, self._status(row.status))
+            status, market = self._status(place[0], row.status), self._market.of(place[0])
+            reported[place] = mark = (row, (status, market))
             before = self._reported.get(place)
             # It is the same object until something changes, so its content need not be compared.
             if before is None or before[0] is not row or before[1] != mark[1]:
@@ -123,7 +134,8 @@ class Gatherer:
         for symbol in self._others:
             holding = self._engine.known(symbol)
             price = None if holding is None else holding.price
-            reported[symbol, -1] = other = (price, self._other_status(symbol, holding))
+            status = self._other_status(symbol, holding)
+            reported[symbol, -1] = other = (price, (status, self._market.of(symbol)))
             if self._reported.get((symbol, -1)) != other:
                 yield (symbol, -1), self._other(symbol, None)
         self._reported = reported
@@ -162,7 +174,7 @@ class Gatherer:
         row, holding = self._row(symbol, place), self._engine.holding(symbol)
         return self._entry(
             symbol,
-            self._status(row.status),
+            self._status(symbol, row.status),
             row.current_price,
             holding,
             fresh,
@@ -185,17 +197,18 @@ class Gatherer:
     ) -> Entry:
         quote = None if holding is None else holding.quote
         change = None if fresh is None else self._change(symbol, price, fresh)
+        last, day_pct, volume = self._market.of(symbol)
+        entry = Entry(
+            printable(symbol), status, price, lot=lot, last=last, day_pct=day_pct, volume=volume
+        )
         if quote is None:
-            return Entry(printable(symbol), status, price, lot=lot)
-        return Entry(
-            printable(symbol),
-            status,
-            price,
-            Decimal(repr(quote.bid)) if quote.bid else None,
-            Decimal(repr(quote.ask)) if quote.ask else None,
-            self._age_s(quote.ts_event_ns),
-            change,
-            lot,
+            return entry
+        return attrs.evolve(
+            entry,
+            bid=Decimal(repr(quote.bid)) if quote.bid else None,
+            ask=Decimal(repr(quote.ask)) if quote.ask else None,
+            age_s=self._age_s(quote.ts_event_ns),
+            change=change,
         )
 
     def _change(
@@ -215,14 +228,18 @@ class Gatherer:
     def _age_s(self, event_ns: int) -> float:
         return (self._now_ns - event_ns) / _S_NS - self._delay_s
 
-    def _status(self, status: EntryStatus) -> EntryStatus:
+    def _status(self, symbol: str, status: EntryStatus) -> EntryStatus:
+        if self._market.is_halted(symbol):
+            return "HALTED"
         return "old" if self._old and status == "live" else status
 
     def _other_status(self, symbol: str, holding: Holding | None) -> EntryStatus:
         if holding is None or holding.quote is None or holding.price is None:
-            return "unpriced" if self._service.asked_for(symbol) else "not asked"
+            status: EntryStatus = "unpriced" if self._service.asked_for(symbol) else "not asked"
+            return self._status(symbol, status)
         too_old = self._age_s(holding.quote.ts_event_ns) > self._stale_after_s
-        return "stale" if too_old or holding.quote is not holding.mark else self._status("live")
+        stale = too_old or holding.quote is not holding.mark
+        return self._status(symbol, "stale" if stale else "live")
 
     def _hints(self) -> tuple[str, ...]:
         missing = [s for s in self._chosen if not self._service.asked_for(s)]
@@ -232,9 +249,94 @@ class Gatherer:
                 f"not subscribed: {', '.join(missing)}; run mdservice subscribe "
                 + " ".join(missing)
             )
+        hints += self._market.halts()[:_HINTS]
         problems = [p for p in self._positions or () if p.problem is not None]
         hints += [f"{printable(p.symbol)}: {printable(p.problem or '')}" for p in problems[:_HINTS]]
         return tuple(hints)
+
+
+_Day = tuple[Decimal | None, Decimal | None, Decimal | None]
+_Mark = tuple[EntryStatus, _Day]
+_NO_DAY: Final[_Day] = (None, None, None)
+_MARKET: Final = ("trades", "dailyBars", "statuses")
+
+
+class MarketWatch:
+    """The last trade, the day and the halt of each symbol, where these channels are subscribed.
+
+    Args:
+        chosen: The symbols to read; empty for all.
+    """
+
+    def __init__(self, chosen: Sequence[str]) -> None:
+        self._chosen = tuple(chosen)
+        self._records: Records | None = None
+        self._halts: dict[str, TradingStatus] = {}
+        self._status_ns: dict[str, int] = {}
+        self._tried = anyio.Event()
+
+    async def known(self) -> None:
+        """Wait until the latest values have been read, or could not be."""
+        await self._tried.wait()
+
+    def of(self, symbol: str) -> _Day:
+        """The last trade's price, the change since the day's open in per cent, and the volume."""
+        if self._records is None or not is_symbol(symbol):
+            return _NO_DAY
+        trade: Trade | None = self._records.latest(symbol, "trades")
+        day: Bar | None = self._records.latest(symbol, "dailyBars")
+        last = None if trade is None else Decimal(repr(trade.price))
+        if day is None:
+            return last, None, None
+        opened, now = Decimal(repr(day.open)), last or Decimal(repr(day.close))
+        pct = (now - opened) / opened * 100 if opened else None
+        return last, pct, Decimal(repr(day.volume))
+
+    def is_halted(self, symbol: str) -> bool:
+        """Whether trading in a symbol is halted, as far as is known."""
+        return symbol in self._halts
+
+    def halts(self) -> list[str]:
+        """A sentence about each halted symbol, with the reason."""
+        return [_halt(self._halts[symbol]) for symbol in sorted(self._halts)]
+
+    def take(self, record: object) -> None:
+        """Note a halt or its end. A status that says nothing of either leaves it as it is."""
+        if not isinstance(record, TradingStatus):
+            return
+        symbol = record.symbol
+        if record.ts_event_ns < self._status_ns.get(symbol, 0):
+            return
+        self._status_ns[symbol] = record.ts_event_ns
+        halted = is_halted(record)
+        if halted:
+            self._halts[symbol] = record
+        elif halted is False:
+            self._halts.pop(symbol, None)
+
+    async def run(self, settings: Settings) -> None:
+        """Read until cancelled. Prices have their own reader, which reports its errors."""
+        while True:
+            with suppress(MDServiceError):
+                async with open_stream(
+                    settings.redis_url,
+                    self._chosen,
+                    _MARKET,
+                    prefix=settings.chosen_key_prefix,
+                    socket=settings.socket,
+                ) as records:
+                    self._records = records
+                    while True:
+                        if not records.status().waiting:
+                            self._tried.set()
+                        self.take(await anext(records))
+            self._tried.set()
+            await anyio.sleep(_EVERY_S)
+
+
+def _halt(status: TradingStatus) -> str:
+    reason = status.reason_message or status.reason_code or status.status_message or "no reason"
+    return printable(f"{status.symbol} is halted: {reason}")
 
 
 @attrs.frozen

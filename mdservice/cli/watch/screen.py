@@ -37,9 +37,9 @@ _CENTS: Final = Decimal("0.005")
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 _TENTHS_BELOW_S = 10
 
-EntryStatus = Literal["live", "stale", "unpriced", "old", "not asked"]
-"""As in a P&L report; besides: ``old``, known from before the prices went away, and ``not
-asked``, a symbol that is not subscribed to."""
+EntryStatus = Literal["live", "stale", "unpriced", "old", "not asked", "HALTED"]
+"""As in a P&L report; besides: ``old``, known from before the prices went away, ``not asked``, a
+symbol that is not subscribed to, and ``HALTED``, a symbol whose trading is halted."""
 
 GAP: Final = 2
 _STATUS_STYLES: Final = {
@@ -48,6 +48,7 @@ _STATUS_STYLES: Final = {
     "unpriced": "magenta",
     "old": "yellow",
     "not asked": "magenta",
+    "HALTED": "bold reverse red",
 }
 
 _END: Final = "Ctrl-C ends"
@@ -99,6 +100,9 @@ class Entry:
         age_s: The age of the quote.
         change: The change of the price in the last moment; None without a change.
         lot: None for a symbol that is not held.
+        last: The price of the last trade; None where trades are not subscribed.
+        day_pct: The change since the day's open, per cent; None without a bar of the day.
+        volume: The day's volume, likewise.
     """
 
     symbol: str
@@ -109,6 +113,9 @@ class Entry:
     age_s: float | None = None
     change: Decimal | None = None
     lot: Lot | None = None
+    last: Decimal | None = None
+    day_pct: Decimal | None = None
+    volume: Decimal | None = None
 
 
 @attrs.frozen
@@ -226,7 +233,9 @@ class Screen:
         columns = [
             column
             for column in COLUMNS
-            if (sums is not None or not column.of_lots) and column.name not in self._left_out
+            if (sums is not None or not column.of_lots)
+            and column.name not in self._left_out
+            and (not column.if_known or any(column.text(entry) for entry in entries))
         ]
         texts = {column.name: self._texts(column, entries) for column in columns}
         extra = {}
@@ -340,6 +349,7 @@ class Column:
             appear together.
         least: The minimum width, so that the width seldom changes.
         of_lots: Whether only held lots have it.
+        if_known: Whether it is left out where no entry has it.
         text: Returns the text of an entry.
         style: Returns the colour of an entry.
         align: ``point`` aligns the decimal points.
@@ -352,6 +362,7 @@ class Column:
     style: Callable[[Entry], str] = lambda _entry: ""
     align: Literal["left", "right", "point"] = "right"
     of_lots: bool = False
+    if_known: bool = False
 
 
 def sign_style(amount: Decimal | None) -> str:
@@ -373,6 +384,10 @@ def _change(entry: Entry) -> str:
     return f"{'+' if entry.change > 0 else ''}{price_text(entry.change)}"
 
 
+def _known(text: Callable[[Decimal], str], number: Decimal | None) -> str:
+    return "" if number is None else text(number)
+
+
 COLUMNS: Final = (
     Column("symbol", 0, 6, lambda e: e.symbol, lambda _e: "bold", "left"),
     Column(
@@ -391,6 +406,16 @@ COLUMNS: Final = (
     Column("bid", 8, 8, lambda e: price_text(e.bid), align="point"),
     Column("ask", 8, 8, lambda e: price_text(e.ask), align="point"),
     Column("age", 7, 6, lambda e: age_text(e.age_s)),
+    Column("last", 10, 9, lambda e: _known(price_text, e.last), align="point", if_known=True),
+    Column(
+        "day %",
+        11,
+        8,
+        lambda e: _known(percent_text, e.day_pct),
+        lambda e: sign_style(e.day_pct),
+        if_known=True,
+    ),
+    Column("volume", 12, 9, lambda e: _known(number_text, e.volume), if_known=True),
     Column(
         "P&L",
         2,

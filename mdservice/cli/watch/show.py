@@ -18,7 +18,7 @@ import attrs
 from rich.console import Console, Group
 from rich.live import Live
 
-from mdservice.cli.watch.gather import Gatherer, ServiceWatch
+from mdservice.cli.watch.gather import Gatherer, MarketWatch, ServiceWatch
 from mdservice.cli.watch.screen import (
     Entry,
     Screen,
@@ -99,6 +99,8 @@ async def _watch(
     book = make_tracker(source, settings, read_from="live", symbols=chosen, clock=clock)
     async with book.running(), anyio.create_task_group() as tasks:
         tasks.start_soon(service.poll)
+        market = MarketWatch(chosen)
+        tasks.start_soon(market.run, settings)
         gatherer = Gatherer(
             book,
             service,
@@ -106,10 +108,12 @@ async def _watch(
             stale_after_s=settings.stale_after,
             delay_s=feed_delay_s(settings.feed),
             clock=clock,
+            market=market,
             errors=errors.texts,
         )
         with anyio.move_on_after(_ONCE_S if once else _FIRST_S):
             await _known(book)
+            await market.known()
         console, well = Console(highlight=False), True
         with suppress(BrokenPipeError):  # the reader is gone
             if once:
@@ -249,7 +253,10 @@ class LineOutput:
 
 
 def entry_text(entry: Entry) -> str:
-    """``AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live``; ``-`` for unknown values."""
+    """``AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live``; ``-`` for unknown values.
+
+    With the day, where it is known: ``last 187.13 day +0.52 % volume 8,104,311``.
+    """
     parts = [entry.symbol, price_text(entry.price)]
     lot = entry.lot
     if lot is not None:
@@ -257,6 +264,12 @@ def entry_text(entry: Entry) -> str:
         parts += ["P&L", money_text(lot.pnl)]
         if lot.pnl_pct is not None:
             parts.append(f"({percent_text(lot.pnl_pct)})")
+    if entry.last is not None:
+        parts += ["last", price_text(entry.last)]
+    if entry.day_pct is not None:
+        parts += ["day", percent_text(entry.day_pct)]
+    if entry.volume is not None:
+        parts += ["volume", number_text(entry.volume)]
     parts.append(entry.status)
     if entry.status == "not asked":
         parts.append(f"(mdservice subscribe {entry.symbol})")

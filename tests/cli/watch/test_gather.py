@@ -6,17 +6,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from mdservice.cli.watch.gather import Flow, Gatherer, ServiceWatch
+from mdservice.cli.watch.gather import Flow, Gatherer, MarketWatch, ServiceWatch
 from mdservice.cli.watch.show import PlainLines, entry_text
 from mdservice.client.http import NoAnswer
 from mdservice.client.reader import PricesStatus
 from mdservice.gateway.make import make_tracker
+from mdservice.model.kinds import DAILY_BARS, TRADES
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
+from mdservice.model.trading_status import TradingStatus
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
+from tests.records import make_record
 
 START_NS = 1_795_543_200_000_000_000  # 2026-11-24T18:00:00Z
 S_NS = 1_000_000_000
@@ -36,9 +40,11 @@ class Desk:
         self.service = ServiceWatch(settings.socket, subscriptions=True)
         self.service.answered = True
         self.service.status = {"state": "running", "feed": {"name": "iex", "connected": True}}
+        self.market = MarketWatch(())
         self.gatherer = Gatherer(
-            self.book, self.service, chosen, stale_after_s=60, delay_s=delay_s, clock=self
-        )
+            self.book, self.service, chosen,
+            stale_after_s=60, delay_s=delay_s, clock=self, market=self.market,
+        )  # fmt: skip
 
     def monotonic(self) -> float:
         return self.now_s
@@ -275,3 +281,70 @@ def test_the_head_tells_the_feed_the_flow_and_the_last_event() -> None:
     desk.service.status = {"state": "running", "feed": feed, "simulator": True}
     assert "feed iex not connected" in desk.gatherer.view().about
     assert "simulated prices" in desk.gatherer.view().about
+
+
+# ---- Trades, days and halts
+
+
+class Latest:
+    """The latest records of a reader."""
+
+    def __init__(self, **of: dict[str, Any]) -> None:
+        self._of = of
+
+    def latest(self, symbol: str, channel: str) -> Any:
+        return self._of.get(channel, {}).get(symbol)
+
+
+def halt(symbol: str, code: str, tape: str = "C", at_ns: int = 1, **more: Any) -> TradingStatus:
+    reason = more.get("reason", "News Pending")
+    return TradingStatus(symbol, code, "Trading Halt", "T1", reason, tape, at_ns, at_ns)
+
+
+def test_the_last_trade_and_the_day_are_shown_where_they_are_known() -> None:
+    desk = Desk()
+    desk.hold(("AAPL", "10", "150"))
+    desk.quote("AAPL", 209.5, 210.5)
+    desk.quote("MSFT", 99, 101)
+    trade = make_record(TRADES, "AAPL")
+    trade.price = 210.02
+    day = make_record(DAILY_BARS, "AAPL")
+    day.open, day.close, day.volume = 200, 209.0, 8_104_311
+    days = {"AAPL": day, "MSFT": attrs.evolve(day, symbol="MSFT", open=110, close=99)}
+    desk.market._records = Latest(trades={"AAPL": trade}, dailyBars=days)  # type: ignore[assignment]
+    view = desk.gatherer.view()
+    shown = {
+        entry.symbol: (entry.last, entry.day_pct, entry.volume)
+        for entry in (*view.held, *view.others)
+    }
+    assert shown == {
+        "AAPL": (Decimal("210.02"), Decimal("5.01"), Decimal(8_104_311)),
+        "MSFT": (None, Decimal(-10), Decimal(8_104_311)),
+    }
+    lines = desk.texts()
+    assert any("last 210.02 day +5.01 % volume 8,104,311 live" in line for line in lines)
+    assert desk.texts() == []
+    trade.price = 211.0
+    assert len(desk.texts()) == 1, "a trade is a change"
+
+
+def test_a_halted_symbol_is_marked_until_trading_resumes() -> None:
+    desk = Desk()
+    desk.hold(("AAPL", "10", "150"))
+    desk.quote("AAPL", 209.5, 210.5)
+    desk.quote("MSFT", 99, 101)
+    for status in (halt("AAPL", "H", at_ns=5), halt("MSFT", "2", "A", at_ns=5)):
+        desk.market.take(status)
+    assert desk.statuses() == {"AAPL": "HALTED", "MSFT": "HALTED"}
+    assert desk.gatherer.view().hints[:2] == (
+        "AAPL is halted: News Pending", "MSFT is halted: News Pending",
+    )  # fmt: skip
+    assert any(line.endswith("HALTED") for line in desk.texts())
+    desk.market.take(halt("AAPL", "Q", at_ns=6))  # quotes resume, trading does not yet
+    desk.market.take(halt("AAPL", "T", at_ns=4))  # late: the end of an earlier halt
+    desk.market.take(halt("MSFT", "5", "A", at_ns=6))  # a price indication
+    assert desk.statuses() == {"AAPL": "HALTED", "MSFT": "HALTED"}
+    desk.market.take(halt("AAPL", "T", at_ns=7))
+    desk.market.take(halt("MSFT", "3", "A", at_ns=7))
+    assert desk.statuses() == {"AAPL": "live", "MSFT": "live"}
+    assert desk.gatherer.view().hints == ()

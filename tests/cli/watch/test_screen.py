@@ -98,6 +98,19 @@ def test_narrow_terminals_drop_columns_by_importance(width: int, left_out: set[s
     assert headings(drawn(view(), width, 20)) == [n for n in [*ALL, "status"] if n not in left_out]
 
 
+def test_trades_days_and_halts_have_columns_where_they_are_known() -> None:
+    known = {"last", "volume"}
+    assert not known & set(
+        next(line for line in drawn(view(), 200, 20) if "symbol" in line).split()
+    )
+    fields = {"last": Decimal("187.13"), "day_pct": Decimal("-0.52"), "volume": Decimal(8_104_311)}
+    entry = Entry("AAPL", "HALTED", Decimal(187), **fields)
+    shown = View("running", True, others=(entry,), others_count=1)
+    lines = drawn(shown, 200, 20)
+    (row,) = (line for line in lines if line.startswith("AAPL"))
+    assert re.search(r"187\.13 +-0\.52 % +8,104,311 +HALTED", row)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_numbers_are_whole_at_every_width(width: int) -> None:
     lines = drawn(view(), width, 20)
