@@ -85,15 +85,15 @@ def test_any_quote_reads_back_as_it_was(quote: Quote) -> None:
     [
         (
             FeedStatus("connected", T_NS, {"driver": "websockets"}),
-            b'{"state":"connected","at":"2026-11-20T15:51:44.208912345Z","driver":"websockets"}',
+            b'{"state":"connected","at":"2026-11-20T15:51:44.208912345Z","feed":"stocks","driver":"websockets"}',
         ),
         (
             FeedStatus("disconnected", T_NS),
-            b'{"state":"disconnected","at":"2026-11-20T15:51:44.208912345Z"}',
+            b'{"state":"disconnected","at":"2026-11-20T15:51:44.208912345Z","feed":"stocks"}',
         ),
         (
             FeedStatus("gap", 0, {"from": "A", "to": "B", "symbols": ["AAPL", "MSFT"]}),
-            b'{"state":"gap","at":"1970-01-01T00:00:00.000000000Z","from":"A","to":"B","symbols":["AAPL","MSFT"]}',
+            b'{"state":"gap","at":"1970-01-01T00:00:00.000000000Z","feed":"stocks","from":"A","to":"B","symbols":["AAPL","MSFT"]}',
         ),
     ],
 )
