@@ -351,11 +351,6 @@ class Settings:
             return True
         return feed == "stocks" and self.simulated
 
-    @property
-    def history_known(self) -> bool:
-        """Whether the REST API is known to have the history of the stocks."""
-        return self.history_known_of("stocks")
-
     def _own_url(self, feed: FeedName) -> str | None:
         url: str | None = getattr(self, url_setting(feed))
         return url
