@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick | curves | where | floor | guard … | repair | first-price]``: real parts.
+"""``python -m tests.bench [quick | curves | where | floor | mix | guard … | repair | first-price]``: real parts.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -18,6 +18,7 @@ is 1 when a price, an event or a count was not as it must be.
   lost. ``guard store`` stores it anew, ``guard store instructions`` only what does not depend on
   the machine's load.
 - ``repair``: something else, see :mod:`tests.bench.repair`.
+- ``mix``: quotes, trades and bars together, see :mod:`tests.bench.mix`.
 - ``first-price``: likewise, see :mod:`tests.bench.first_price`.
 """
 
@@ -40,6 +41,7 @@ from tests.bench import (
     floor,
     guard,
     instructions,
+    mix,
     repair,
     where,
 )
@@ -197,6 +199,13 @@ async def explained(plan: Plan) -> int:
     return 1 if benchmark.wrong else 0
 
 
+async def mixed(plan: Plan) -> int:
+    """Every stock channel on."""
+    async with opened(plan) as (benchmark, description):
+        _warn_of_load(description)
+        return mix.measure(benchmark.stage, benchmark.new_folder(), say)
+
+
 async def bare(plan: Plan) -> int:
     """The floor."""
     async with opened(plan) as (benchmark, description):
@@ -241,6 +250,8 @@ if __name__ == "__main__":
         case ["floor"]:
             signal.alarm(floor.LIMIT_S)
             code = anyio.run(bare, QUICK, backend="trio")
+        case ["mix"]:
+            code = anyio.run(mixed, QUICK, backend="trio")
         case ["guard"]:
             code = anyio.run(guarded, QUICK, backend="trio")
         case ["guard", "store"]:
@@ -256,6 +267,7 @@ if __name__ == "__main__":
         case _:
             sys.exit(
                 "usage: python -m tests.bench "
-                "[quick | curves | where | floor | guard [store [instructions]] | repair | first-price]"
+                "[quick | curves | where | floor | mix | guard [store [instructions]] | repair | "
+                "first-price]"
             )
     sys.exit(code)
