@@ -16,9 +16,10 @@ from mdservice.feed.connection import IDLE, FeedSnapshot
 from mdservice.feed.driver import Driver
 from mdservice.feed.liveness import Hours
 from mdservice.model.feeds import NEWS_FEED, STOCKS, FeedName
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import KINDS, QUOTES
 from mdservice.model.status import (
     ActorReport,
+    ChannelCounters,
     Counters,
     FeedReport,
     Inbox,
@@ -206,6 +207,7 @@ def status(
         uptime_s=round(clock.monotonic() - started_s, 3),
         actors=_actors(topology),
         counters=_counters(topology),
+        channels=_channel_counters(topology),
         latency_ms=publisher.latencies,
         positions=positions,
         loop_lag_ms=watchdog.loop_lag_ms,
@@ -328,15 +330,35 @@ def _actors(topology: Topology) -> dict[str, ActorReport]:
     return reports
 
 
-def _counters(topology: Topology) -> Counters:
-    """Collect each counter from the snapshot of the part that counts it."""
+def _snapshots(topology: Topology) -> dict[str, Sequence[Any]]:
+    """The snapshots of the parts that count something."""
     pipelines = topology.pipelines
-    snapshots: dict[str, Sequence[Any]] = {
+    return {
         "feed": [each.connection.snapshot() for each in pipelines],
         "router": [each.router.snapshot() for each in pipelines],
         "publisher": [topology.publisher.snapshot()],
         "first_prices": [first for each in pipelines for first in each.first_prices.values()],
     }
+
+
+def _channel_counters(topology: Topology) -> dict[str, ChannelCounters]:
+    """The totals of each channel, from the snapshots of the parts that count them."""
+    snapshots = _snapshots(topology)
+    found: dict[str, dict[str, int]] = {}
+    for counter in attrs.fields(ChannelCounters):
+        for place in counter.metadata["counted_by"]:
+            part, _, name = place.partition(".")
+            for snapshot in snapshots[part]:
+                for channel, count in getattr(snapshot, name or counter.name).items():
+                    counts = found.setdefault(channel, {})
+                    counts[counter.name] = counts.get(counter.name, 0) + count
+    named = (kind.channel for kind in KINDS)
+    return {c: ChannelCounters(**found[c]) for c in named if any(found.get(c, {}).values())}
+
+
+def _counters(topology: Topology) -> Counters:
+    """Collect each counter from the snapshot of the part that counts it."""
+    snapshots = _snapshots(topology)
 
     def total(counter: attrs.Attribute[int]) -> int:
         places = (place.partition(".") for place in counter.metadata["counted_by"])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActorReport",
+    "ChannelCounters",
     "Counters",
     "FeedReport",
     "Inbox",
@@ -214,6 +215,29 @@ class Counters:
     unfollowed: int = _counter(
         "Quotes dropped: symbol not subscribed, or beyond the 50,000 symbols of `*`.", "feed"
     )
+    trades_dropped: int = _counter(
+        "Events of trades dropped because the backlog was full.", "publisher"
+    )
+
+
+@attrs.frozen
+class ChannelCounters:
+    """Totals of one channel since the start, of all feeds together.
+
+    Each is also a metric with the label `channel`, `mdservice_records_<name>_total`. Bars and
+    updated bars are counted together, under `bars`.
+    """
+
+    received: int = _counter("Records that came over the websocket.", "feed.records_received")
+    accepted: int = _counter("Records that were accepted.", "router")
+    rejected: int = _counter("Repeats, and records older than their kind accepts.", "router")
+    backfilled: int = _counter("Records that a repair brought by REST.", "router")
+    fetched: int = _counter("First values of newly subscribed symbols, from REST.", "router")
+    published: int = _counter("Events that Redis acknowledged.", "publisher")
+    conflated: int = _counter(
+        "Events dropped because a newer one of their symbol replaced them.", "publisher"
+    )
+    dropped: int = _counter("Events dropped that nothing replaces.", "publisher")
 
 
 @attrs.frozen
@@ -258,6 +282,9 @@ class Status:
     simulator: bool = _shown("The prices are simulated.", default=False)
     feeds: Mapping[str, FeedReport] = _shown(
         "Every connection: `stocks`, `crypto`, `options`, `news`.", factory=dict
+    )
+    channels: Mapping[str, ChannelCounters] = _shown(
+        "Totals since the start of each channel that has any, in Alpaca's names.", factory=dict
     )
 
 

@@ -13,7 +13,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from mdservice.model.status import ActorReport, Counters, Latencies, Latency, ServiceState, Status
+from mdservice.model.status import (
+    ActorReport,
+    ChannelCounters,
+    Counters,
+    Latencies,
+    Latency,
+    ServiceState,
+    Status,
+)
 
 __all__ = ["StatusCollector", "metrics_registry", "package_version", "render_metrics"]
 
@@ -57,6 +65,8 @@ class StatusCollector(Collector):
             "Commands that failed inside executed writes.",
             value=status.redis.command_errors,
         )
+        yield from _channels(status)
+        yield from _connections(status)
         yield from _gauges(status)
         yield from _positions(status)
         yield from _actors(status)
@@ -76,6 +86,33 @@ def render_metrics(registry: CollectorRegistry, accept: str) -> tuple[bytes, str
     """The metrics as text, and its content type: OpenMetrics where ``accept`` names it."""
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
+
+
+def _channels(status: Status) -> Iterator[Metric]:
+    for counter in attrs.fields(ChannelCounters):
+        family = CounterMetricFamily(
+            f"mdservice_records_{counter.name}", counter.metadata["meaning"], labels=["channel"]
+        )
+        for channel, counts in status.channels.items():
+            family.add_metric([channel], getattr(counts, counter.name))
+        yield family
+
+
+def _connections(status: Status) -> Iterator[Metric]:
+    up = GaugeMetricFamily(
+        "mdservice_connection_up", "1 while the feed is connected and logged in.", labels=["feed"]
+    )
+    idle = GaugeMetricFamily(
+        "mdservice_connection_idle", "1 while nothing of the feed is wanted.", labels=["feed"]
+    )
+    reconnects = CounterMetricFamily(
+        "mdservice_connection_reconnects", "Connections after the first.", labels=["feed"]
+    )
+    for name, feed in status.feeds.items():
+        up.add_metric([name], float(feed.connected))
+        idle.add_metric([name], float(feed.phase == "idle"))
+        reconnects.add_metric([name], feed.reconnects)
+    yield from (up, idle, reconnects)
 
 
 def _gauges(status: Status) -> Iterator[Metric]:

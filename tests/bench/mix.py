@@ -330,7 +330,6 @@ class _Run:
         before, heard_before = self._counters(), self._heard()
         self._feed.tell({"rate": rate, "seconds": seconds})
         sent = self._feed.hear(seconds + _SETTLE_S)
-        ended = time.monotonic()
         after = self._settled(sent["frames_in_all"])
         report = self._heard()
         first, last = int((sent["started"] + 0.5) / _SLOT_S) + 1, int(sent["ended"] / _SLOT_S)
@@ -349,7 +348,7 @@ class _Run:
             lost,
             report["p50_ms"],
             report["p99_ms"],
-            wrong if ended else wrong,
+            wrong,
         )
 
     def _heard(self) -> dict[str, Any]:
@@ -435,7 +434,9 @@ def measure(stage: Stage, folder: Path, say: Any) -> int:
     wrong = []
 
     def told(name: str, result: Result) -> Result:
-        p50, p99 = (f"{ms:,.2f}" if ms is not None else "-" for ms in (result.p50_ms, result.p99_ms))
+        p50, p99 = (
+            f"{ms:,.2f}" if ms is not None else "-" for ms in (result.p50_ms, result.p99_ms)
+        )
         say(
             f"{name:36}: {result.sent_per_s:>9,.0f}/s in, {result.heard_per_s:>9,.0f}/s out, "
             f"{result.lost:,} conflated or dropped, latency of trades {p50} / {p99} ms"
