@@ -128,8 +128,11 @@ class FirstPrices(Generic[R]):
         )
 
     def fetch(self, symbols: Iterable[str]) -> None:
-        """Fetch the latest records of these symbols."""
-        self._add(symbol for symbol in symbols if self._is_wanted(symbol))
+        """Fetch the latest records of these symbols again; an answer under way is too old."""
+        wanted = [symbol for symbol in symbols if self._is_wanted(symbol)]
+        for symbol in wanted:
+            self._due.pop(symbol, None)
+        self._add(wanted)
 
     def forget(self, topics: Iterable[Topic]) -> None:
         """Stop fetching those of the symbols that no source wants any more."""
