@@ -195,9 +195,6 @@ class Counters:
     events_conflated: int = _counter(
         "Events dropped because a newer one of their symbol replaced them.", "publisher"
     )
-    trades_dropped: int = _counter(
-        "Events of trades dropped because the backlog was full.", "publisher"
-    )
     decode_errors: int = _counter(
         "Messages that could not be read, or broke the schema.", "feed", "router.future_records"
     )
