@@ -56,7 +56,7 @@ from mdservice.positions.sources import (
 from mdservice.redis_io.names import RedisNames
 from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.runtime.runtime_dir import can_serve_at
-from mdservice.settings.feeds import url_setting, url_variable
+from mdservice.settings.feeds import url_variable
 
 if TYPE_CHECKING:
     from mdservice.feed.driver import Driver
@@ -147,17 +147,12 @@ async def run_checks(
 
 
 def _wanted_feeds(settings: Settings) -> tuple[Feed, ...]:
-    """The feeds of the symbols and the news in the settings, and those that are set there.
-
-    Positions may bring symbols of any feed; most are stocks.
-    """
-    wanted = {feed_of(symbol).name for symbol in settings.symbols}
-    choosing = {"stocks": "feed", "crypto": "crypto_feed", "options": "options_feed"}
-    for feed in FEEDS:
-        if {choosing.get(feed.name, "news"), url_setting(feed.name)} & settings.sources.keys():
-            wanted.add(feed.name)
-    if not wanted or settings.positions != "none":
-        wanted.add("stocks")
+    """The stock feed, which is always connected; and the others that the settings name or want."""
+    wanted: set[str] = {"stocks", *(feed_of(symbol).name for symbol in settings.symbols)}
+    choosing = {"crypto": "crypto_feed", "options": "options_feed", "news": "news"}
+    for name, setting in choosing.items():
+        if {setting, f"{name}_url"} & settings.sources.keys():
+            wanted.add(name)
     return tuple(feed for feed in FEEDS if feed.name in wanted)
 
 

@@ -474,11 +474,11 @@ async def test_everything_is_tried_in_order_and_shown_at_once(tmp_path: Path) ->
     ("given", "feeds"),
     [
         ({}, ["feed"]),
-        ({"symbols": "BTC/USD"}, ["crypto"]),
+        ({"symbols": "BTC/USD"}, ["feed", "crypto"]),
         ({"symbols": f"AAPL,BTC/USD,{OPTION}", "news": "*"}, ["feed", "crypto", "options", "news"]),
         ({"symbols": "*"}, ["feed"]),
-        ({"symbols": "BTC/USD", "positions": "file:x.json"}, ["feed", "crypto"]),
-        ({"options_feed": "opra"}, ["options"]),
+        ({"options_feed": "opra"}, ["feed", "options"]),
+        ({"crypto_url": "ws://127.0.0.1:9/x"}, ["feed", "crypto"]),
         ({"feed": "iex", "news_url": "ws://127.0.0.1:9/x"}, ["feed", "news"]),
     ],
 )
