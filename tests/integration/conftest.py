@@ -419,12 +419,15 @@ class Stage:
     def account(self, simulator: Any, valkey: Any, **env: str) -> dict[str, str]:
         """The variables of an account at this simulator (or feed URL), and of this Redis."""
         feed_url, rest_url = simulator, _NOWHERE
+        others = dict.fromkeys(("crypto", "options", "news"), _NOWHERE.replace("http", "ws"))
         if not isinstance(simulator, str):
             feed_url, rest_url = simulator.url, simulator.rest_url
+            others = {feed: simulator.stream_url(feed) for feed in others}
         return {
             "ALPACA_API_KEY": KEY,
             "ALPACA_SECRET_KEY": SECRET,
             "MDSERVICE_FEED_URL": feed_url,
+            **{f"MDSERVICE_{feed.upper()}_URL": url for feed, url in others.items()},
             "MDSERVICE_REST_URL": rest_url,
             "MDSERVICE_TRADING_URL": rest_url,
             "MDSERVICE_DRIVER": "websockets",
