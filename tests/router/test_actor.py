@@ -284,6 +284,7 @@ async def test_ends_once_the_inbox_has_ended_and_closes_the_outbox(
         await bench.send(*(bench.batch(bid) for bid in range(1, 11)))
         bench.inbox.outbox.close()
         await bench.ended.wait()
+        await anyio.wait_all_tasks_blocked()
         assert len(bench.story) == 10
         with pytest.raises(anyio.ClosedResourceError):
             await bench.outbox.outbox.send(bench.status("connected"))
@@ -311,7 +312,7 @@ async def test_restart_in_the_middle_of_an_item_repeats_and_loses_nothing(
     autojump_clock: Any,
     open_bench: MakeBench,
 ) -> None:
-    async with open_bench(outbox_size=0, taking=False) as bench:
+    async with open_bench(outbox_size=1, taking=False) as bench:
         items = [
             bench.status("connected"),
             bench.batch(1, 2),

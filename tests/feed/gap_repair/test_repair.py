@@ -19,6 +19,7 @@ from mdservice.model.events import Backfill, FeedItem, FeedResumed, RecordBatch
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.router.sequencer import Sequencer
+from mdservice.runtime.actor import Channel, Heartbeat
 from mdservice.testing import FakeHistory, VirtualClock
 
 SECOND_NS = 10**9
@@ -29,13 +30,13 @@ REFUSED = HistoryRefused("403: 42210000 recent SIP data")
 class Bench:
     """A repair, the history that it asks, and what it sends."""
 
-    def __init__(self, tasks: anyio.abc.TaskGroup, *, size: float = 100) -> None:
+    def __init__(self, tasks: anyio.abc.TaskGroup, *, size: int = 100) -> None:
         self.clock = VirtualClock()
         self.start_ns = self.clock.utc_ns()
         self.history = FakeHistory()
         self.sequencer = Sequencer(QUOTES)
-        send, self.receive = anyio.create_memory_object_stream[FeedItem](size)
-        self.send_queue = SendQueue(send)
+        self.channel = Channel[FeedItem](size)
+        self.send_queue = SendQueue(self.channel.outbox)
         self.repair = GapRepair(
             QUOTES,
             HalvingHistory(self.history, QUOTES),
@@ -72,8 +73,9 @@ class Bench:
             await self.repair.keep_limit()
 
     async def take(self) -> None:
+        inbox = self.channel.inbox(Heartbeat(self.clock))
         while True:
-            item = await self.receive.receive()
+            item = await inbox.receive()
             self.taken.append((anyio.current_time(), item))
 
     async def lose(self, *, after_s: float = 1.0) -> None:
@@ -96,8 +98,7 @@ class Bench:
         await anyio.wait_all_tasks_blocked()
 
     def close(self) -> None:
-        self.send_queue.close()
-        self.receive.close()
+        self.channel.close()
 
     @property
     def items(self) -> list[FeedItem]:
@@ -117,7 +118,7 @@ def names(quotes: Any) -> list[tuple[str, float]]:
 
 
 @asynccontextmanager
-async def open_bench(*, taking: bool = True, size: float = 100) -> AsyncIterator[Bench]:
+async def open_bench(*, taking: bool = True, size: int = 100) -> AsyncIterator[Bench]:
     bench = None
     try:
         async with anyio.create_task_group() as tasks:
@@ -707,18 +708,19 @@ async def test_stopping_hands_on_what_waits(autojump_clock: Any) -> None:
         assert not bench.backfill.complete
 
 
-async def test_stopping_is_bounded_where_nobody_takes(autojump_clock: Any) -> None:
-    async with open_bench(taking=False, size=0) as bench:
+async def test_stopping_is_bounded_while_the_channel_is_full(autojump_clock: Any) -> None:
+    async with open_bench(taking=False, size=1) as bench:
+        await bench.live(bench.quote(0))
         await bench.lose()
         started_s = anyio.current_time()
         await bench.repair.stop()
         assert anyio.current_time() - started_s <= 1
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 100])
+@pytest.mark.parametrize("size", [1, 2, 100])
 @pytest.mark.parametrize("until_s", [0.0, 0.1, 0.3, 0.7, 1.6, 2.05, 3.0])
 async def test_cancelled_anywhere_nothing_that_waits_is_lost_or_repeated(
-    autojump_clock: Any, until_s: float, size: float
+    autojump_clock: Any, until_s: float, size: int
 ) -> None:
     """Also in the middle of sending, where there is no room."""
     async with open_bench(taking=False, size=size) as bench:
