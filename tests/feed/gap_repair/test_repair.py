@@ -291,6 +291,52 @@ async def test_one_that_somebody_asked_for_again_is_told_of_and_holds_up_nothing
         assert len(bench.items) == 2, "it is reported once"
 
 
+async def starts_of_the_next_repair(bench: Bench, *symbols: str) -> dict[str, float]:
+    """Seconds since the start from which history is asked for each symbol."""
+    bench.repair.lost(symbols)
+    bench.repair.begin()
+    bench.history.requests.clear()
+    await bench.fix(*symbols)
+    return {
+        symbol: min(
+            (asked.start_ns - bench.start_ns) / SECOND_NS
+            for asked in bench.history.requests
+            if symbol in asked.symbols
+        )
+        for symbol in symbols
+    }
+
+
+async def test_a_gap_that_was_reported_without_a_repair_is_fetched_by_the_next_one(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        await anyio.sleep(HOLD_LIMIT_S + 1)  # too long without a connection: nothing waits any more
+        await bench.repair.repair(["AAPL", "MSFT"])
+        await anyio.sleep(100)
+        bench.accept(bench.quote(3))
+        starts_s = await starts_of_the_next_repair(bench, "AAPL", "MSFT")
+        assert starts_s["MSFT"] < 0, "it has no record since the gap"
+        assert starts_s["AAPL"] > 100
+
+
+async def test_a_gap_of_a_symbol_that_a_request_brought_back_is_fetched_by_the_next_repair(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        bench.accept(bench.quote(1, "SPY"))
+        bench.repair.lost(["SPY"])
+        await bench.lose()
+        await bench.repair.repair(["AAPL"], ["MSFT", "SPY"])
+        await bench.repair.subscriptions_changed(["AAPL", "MSFT", "SPY"], [])
+        await anyio.sleep(100)
+        bench.accept(bench.quote(3, "SPY"))
+        starts_s = await starts_of_the_next_repair(bench, "AAPL", "MSFT", "SPY")
+        assert starts_s["MSFT"] < 0, "it has no record since the gap"
+        assert starts_s["SPY"] > 90
+
+
 # ---- nothing to repair
 
 
