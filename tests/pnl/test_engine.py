@@ -445,6 +445,17 @@ def test_positions_that_are_polled_again_change_nothing() -> None:
     assert all(row is known for row, known in zip(after.positions, before.positions, strict=True))
 
 
+def test_settings_of_the_service_that_are_known_already_change_nothing() -> None:
+    engine = holding(lot("1", "100"))
+    engine.update(quote(150.0, 150.0), T_NS)
+    now_ns = T_NS + 100 * S_NS
+    assert statuses(engine, now_ns) == ["stale"]
+    assert not engine.set_service(feed_delay_s=0.0, price_ttl_s=300, now_ns=now_ns)
+    assert engine.set_service(feed_delay_s=900.0, price_ttl_s=300, now_ns=now_ns)
+    assert not engine.set_service(feed_delay_s=900.0, price_ttl_s=300, now_ns=now_ns)
+    assert statuses(engine, now_ns) == ["live"]
+
+
 def test_a_changed_quantity_is_one_changed_row() -> None:
     engine = holding(lot("1", "100"), lot("2", "100", "MSFT"))
     version = engine.version

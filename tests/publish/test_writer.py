@@ -744,6 +744,18 @@ async def test_many_confirmed_keys_are_renewed_in_parts_without_a_pause(
         assert store.renewals[-1][0] - store.renewals[0][0] < 0.1
 
 
+async def test_a_key_that_has_expired_is_written_again_when_it_is_renewed(
+    autojump_clock: Any,
+) -> None:
+    async with confirming(3) as (writer, store, names):
+        await anyio.sleep(10_000)
+        assert store.price(names[0]) is None
+        writer.confirm(QUOTES, [names[0], "UNKNOWN"])
+        await anyio.sleep(5)
+        assert [store.price(name) for name in names] == [b"{}", None, None]
+        assert store.price("UNKNOWN") is None
+
+
 async def test_keys_to_renew_do_not_make_the_writer_try_an_absent_store_more_often(
     autojump_clock: Any,
 ) -> None:

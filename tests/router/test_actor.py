@@ -16,6 +16,7 @@ from mdservice.model.events import (
     FeedResumed,
     FeedState,
     FeedStatus,
+    FirstRecords,
     RecordBatch,
     RoutedItem,
 )
@@ -335,3 +336,19 @@ async def test_restart_in_the_middle_of_an_item_repeats_and_loses_nothing(
         ]
         assert story(bench.told) == bench.story
         assert bench.router.snapshot().gaps == 1
+
+
+async def test_first_prices_are_sent_and_counted_unless_they_are_from_the_future(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        limit_s = FUTURE_TOLERANCE_NS / SECOND_NS
+        late = bench.quote(3, "MSFT", at_s=limit_s)
+        late.ts_event_ns += 1
+        first = [bench.quote(1), bench.quote(2, "IBM", at_s=limit_s), late]
+        asked_ns = {each.symbol: bench.start_ns for each in first}
+        await bench.send(FirstRecords(QUOTES, first, asked_ns))
+        assert bench.story == [("AAPL", 1, 1), ("IBM", 2, 1)]
+        snapshot = bench.router.snapshot()
+        assert (snapshot.prices_fetched, snapshot.quotes_accepted) == (2, 2)
+        assert snapshot.future_records == 1

@@ -615,6 +615,16 @@ async def test_late_quotes_go_out_where_they_are_in_order_and_the_others_are_a_g
         assert gap.details["reason"] == "history was late"
 
 
+async def test_late_quotes_that_are_all_in_order_are_no_gap(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, feed_resumed(), backfill([]))
+        gaps, states = bench.router.snapshot().gaps, bench.states
+        late = [quote(5), quote(6)]
+        await bench.send(LateRecords(QUOTES, late, START_NS + 1, START_NS + 50))
+        assert [q.bid for q in bench.quotes] == [1, 5, 6]
+        assert (bench.router.snapshot().gaps, bench.states) == (gaps, states)
+
+
 async def test_late_quotes_in_the_next_outage_do_not_make_its_gap_one_for_good(
     autojump_clock: Any,
 ) -> None:
