@@ -458,15 +458,15 @@ async def test_service_readers_and_gateway_work_with_the_documented_acl_line(
         key_prefix=prefix,
         socket=tmp_path / "x.sock",
     )
-    book = make_tracker(FakePositions([Position("AAPL", Decimal(10), Decimal(1))]), settings)
+    tracker = make_tracker(FakePositions([Position("AAPL", Decimal(10), Decimal(1))]), settings)
     with anyio.fail_after(30):
         async with (
             mdservice.open_service(settings),
             mdservice.open_prices(url, prefix=prefix) as prices,
         ):
             assert (await anext(prices)).symbol == "AAPL"
-            async with book.running():
-                while (await book.report()).positions[0].status != "live":
+            async with tracker.running():
+                while (await tracker.report()).positions[0].status != "live":
                     await anyio.sleep(0.05)
     calls = RedisCalls(GivenServer(url, prefix))
     await calls.publish("pnl.alert", [b"{}"])

@@ -189,7 +189,7 @@ async def test_the_stream_tells_that_a_price_is_stale_and_live_again(valkey: Any
         gateway.write(gateway.quote("AAPL", 187.12, 187.15))
         await gateway.until(lambda found: found["priced"] == 1)
         done: list[bool] = []
-        events = Answers(gateway.book).stream(lambda: bool(done))
+        events = Answers(gateway.tracker).stream(lambda: bool(done))
         with anyio.fail_after(10):
 
             async def rows(status: str) -> tuple[str, Any, Any]:
@@ -449,18 +449,18 @@ def test_an_odd_row_costs_itself_at_most(run: Run, row: Any, qty: Any) -> None:
 def test_an_event_that_overtakes_the_keys_is_not_taken_back(run: Run) -> None:
     async def body(gateway: Gateway) -> None:
         first = gateway.write(gateway.quote("AAPL", 100, 100))
-        book = gateway.book
+        tracker = gateway.tracker
         await gateway.until(lambda found: found["priced"] == 1)
-        prices = book._redis.prices
+        prices = tracker._redis.prices
 
         async def slowly(symbols: Any) -> Any:
             found = await prices(symbols)
             gateway.write(attrs.evolve(first, bid=110, ask=110, seq=first.seq + 1))
-            while book.engine.holding("AAPL").price != 110:
+            while tracker.engine.holding("AAPL").price != 110:
                 await anyio.sleep(0.01)
             return found
 
-        book._redis.prices = slowly
+        tracker._redis.prices = slowly
         (row,) = (await gateway.pnl())["positions"]
         assert row["current_price"] == 110
 
