@@ -179,7 +179,7 @@ async def test_readers_end_with_the_service(autojump_clock: Any) -> None:
     assert [item.bid for item in seen] == [1, 2]
 
 
-async def test_lost_connection_is_told_with_its_gap(autojump_clock: Any) -> None:
+async def test_lost_connection_is_reported_with_its_gap(autojump_clock: Any) -> None:
     async with open_bench("AAPL") as bench:
         await bench.feed.subscribed("AAPL")
         bench.feed.send_quotes([quote(1)])
@@ -216,7 +216,7 @@ async def test_subscribes_and_unsubscribes(autojump_clock: Any) -> None:
         assert set(link.subscriptions["quotes"]) == {"AAPL", "TSLA"}
 
 
-async def test_tells_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: Any) -> None:
+async def test_shows_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: Any) -> None:
     feed = FakeDriver(rules=SessionRules(symbol_limit=3, invalid_symbols={"BAD"}))
     async with open_bench("AAPL,BAD,IBM,MSFT,TSLA", feed=feed) as bench:
         await bench.ready()
@@ -439,7 +439,7 @@ async def test_status_has_every_field_of_the_contract(autojump_clock: Any) -> No
             assert all(value >= 0 for value in status["latency_ms"][name].values())
 
 
-async def test_status_tells_of_symbols_that_never_come_and_of_times_that_stand_still(
+async def test_status_shows_symbols_that_never_come_and_times_that_stand_still(
     autojump_clock: Any,
 ) -> None:
     async with open_bench("AAPL", "MSFT", mute_after=30.0) as bench:

@@ -166,7 +166,7 @@ async def test_answers_are_the_callers_own(behind: Backend) -> None:
 
 
 @on_both
-async def test_a_refusal_is_told_apart_from_an_outage(behind: Backend) -> None:
+async def test_a_refusal_differs_from_an_outage(behind: Backend) -> None:
     for call in (
         lambda: behind.history.past(QUOTES, ["AAPL"], START_NS, START_NS + 9),
         lambda: behind.history.latest(QUOTES, ["AAPL"]),

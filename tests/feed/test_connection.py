@@ -41,7 +41,7 @@ def gaps(times: list[float]) -> list[float]:
 # ---- streaming
 
 
-async def test_tells_that_it_is_connected_then_hands_on_what_comes(
+async def test_reports_that_it_is_connected_then_sends_what_comes(
     autojump_clock: Any, open_desk: Any
 ) -> None:
     async with open_desk("AAPL", "MSFT") as desk:
@@ -236,7 +236,7 @@ async def test_error_that_ends_the_connection_makes_it_come_back(
         assert str(code) in desk.statuses[1].details["reason"]
 
 
-async def test_quotes_that_came_with_the_error_are_handed_on(
+async def test_quotes_that_came_with_the_error_are_sent(
     autojump_clock: Any, open_desk: Any
 ) -> None:
     async with open_desk("AAPL") as desk:
@@ -329,7 +329,7 @@ async def test_410_is_fatal_when_first_subscribing(autojump_clock: Any, open_des
 
 
 @pytest.mark.parametrize("code", [402, 409])
-async def test_refusal_for_good_after_data_is_told_and_retried_slowly(
+async def test_refusal_for_good_after_data_is_reported_and_retried_slowly(
     autojump_clock: Any, open_desk: Any, code: int
 ) -> None:
     async with open_desk("AAPL") as desk:
@@ -606,7 +606,7 @@ async def test_partial_acknowledgement_is_noticed_and_asked_for_again(
         assert desk.now.subscribed
 
 
-async def test_unanswered_first_subscription_makes_it_start_anew(
+async def test_unanswered_first_subscription_makes_it_reconnect(
     autojump_clock: Any, open_desk: Any
 ) -> None:
     driver = FakeDriver()
@@ -669,7 +669,7 @@ async def test_both_alternate_under_one_backoff_while_neither_works(
         assert desk.now.driver == "alpaca-py"
 
 
-async def test_fallback_is_told_only_once_raw_has_logged_in(
+async def test_fallback_is_published_only_once_raw_has_logged_in(
     autojump_clock: Any, open_desk: Any
 ) -> None:
     first, raw = FakeDriver("alpaca-py"), FakeDriver("websockets")
@@ -775,7 +775,9 @@ async def test_stop_is_prompt_at_any_moment(
         assert desk.outcome is None
 
 
-async def test_stop_is_bounded_where_nobody_takes(autojump_clock: Any, open_desk: Any) -> None:
+async def test_stop_is_bounded_while_the_channel_is_full(
+    autojump_clock: Any, open_desk: Any
+) -> None:
     async with open_desk("AAPL") as desk:
         await desk.driver.subscribed("AAPL")
         desk.stop_taking()

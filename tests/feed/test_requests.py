@@ -90,7 +90,7 @@ async def test_star_is_every_symbol(autojump_clock: Any, open_desk: Any) -> None
         await desk.until(lambda: desk.bids == [1, 2])
 
 
-async def test_unsubscribes_only_what_nobody_wants_any_more(
+async def test_unsubscribes_only_what_no_source_wants_any_more(
     autojump_clock: Any, open_desk: Any
 ) -> None:
     async with open_desk("AAPL", "MSFT") as desk:
@@ -346,7 +346,7 @@ async def test_request_whose_connection_is_lost_is_pending_and_done_on_the_next(
 
 
 @pytest.mark.parametrize("action", ["subscribe", "unsubscribe"])
-async def test_request_without_an_answer_makes_it_connect_anew(
+async def test_request_without_an_answer_makes_it_reconnect(
     autojump_clock: Any, open_desk: Any, action: Any
 ) -> None:
     async with open_desk("AAPL", "MSFT") as desk:
@@ -378,7 +378,7 @@ async def test_quotes_flow_while_a_request_waits(autojump_clock: Any, open_desk:
             assert desk.bids == [1]
 
 
-async def test_requester_that_gives_up_harms_nobody(autojump_clock: Any, open_desk: Any) -> None:
+async def test_requester_that_gives_up_harms_no_other(autojump_clock: Any, open_desk: Any) -> None:
     async with open_desk("AAPL") as desk:
         await desk.until_phase("streaming")
         with anyio.move_on_after(0):

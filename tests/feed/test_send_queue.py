@@ -38,7 +38,7 @@ async def opened(size: int) -> AsyncIterator[Open]:
     ends.channel.close()
 
 
-async def test_hands_on_in_order(autojump_clock: Any) -> None:
+async def test_sends_in_order(autojump_clock: Any) -> None:
     async with opened(10) as ends:
         ends.send_queue.add(fact(1))
         ends.send_queue.add(fact(2))

@@ -91,7 +91,7 @@ def test_a_message_never_has_an_exponent() -> None:
         ("total pct > 5", [0, 6, 4, 6], [6, 6]),
     ],
 )
-def test_each_crossing_is_told_once(rule: str, values: list[float], told: list[float]) -> None:
+def test_each_crossing_is_reported_once(rule: str, values: list[float], told: list[float]) -> None:
     assert Bench(rule).fires(*values) == told
 
 
@@ -164,7 +164,7 @@ def test_each_held_symbol_by_itself() -> None:
     assert [symbol for _, symbol, _ in bench.fired()] == ["B"]
 
 
-def test_stale_is_told_when_the_time_has_come_and_again_after_it_was_live() -> None:
+def test_stale_is_reported_when_the_time_has_come_and_again_after_it_was_live() -> None:
     bench = Bench("A stale")
     bench.quote(1)
     assert bench.check() == []
@@ -180,7 +180,7 @@ def test_stale_is_told_when_the_time_has_come_and_again_after_it_was_live() -> N
     assert [alert.value for alert in bench.check()] == [0]
 
 
-def test_a_stale_price_that_does_not_move_tells_nothing_of_the_level() -> None:
+def test_a_stale_price_that_does_not_move_crosses_no_level() -> None:
     bench = Bench("A pnl < -5")
     assert bench.fires(-6) == [-6]
     bench.now_ns += 100 * S_NS
@@ -329,7 +329,7 @@ class Past:
 
 @settings(max_examples=300)
 @given(st.lists(steps, max_size=40))
-def test_tells_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
+def test_reports_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
     bench = Bench(*RULES, held="AB")
     rules = list(map(parse_rule, RULES))
     known: dict[str, int | None] = {}

@@ -318,7 +318,7 @@ def test_an_unusable_quote_of_a_symbol_that_is_not_held_is_no_price_either() -> 
     assert (row.status, row.unrealized_pnl) == ("stale", 100)
 
 
-def test_setting_positions_tells_whether_anything_is_different() -> None:
+def test_setting_positions_returns_whether_anything_is_different() -> None:
     engine = holding()
     assert not engine.set_positions([])
     assert engine.set_positions([lot("1", "100")])
@@ -408,7 +408,7 @@ def test_what_one_looks_at_does_not_grow_with_quotes() -> None:
     assert len(engine._heap) <= 1
 
 
-def test_nobody_is_woken_for_what_is_not_held() -> None:
+def test_no_stream_is_woken_for_what_is_not_held() -> None:
     engine = holding()
     engine.update(quote(160.0, 160.0), T_NS)
     assert engine.wake_ns is None

@@ -163,7 +163,7 @@ def test_a_closed_one_is_followed_for_a_while_behind_the_others() -> None:
     assert symbols.update([], 100 + GRACE_S) == ()
 
 
-def test_one_that_is_opened_again_begins_anew() -> None:
+def test_one_that_is_opened_again_begins_again() -> None:
     symbols = HeldSymbols()
     symbols.update([lot("A")], 0)
     symbols.update([], 1)

@@ -601,7 +601,7 @@ async def test_a_store_that_does_not_close_does_not_keep_it_from_ending(
         assert anyio.current_time() - before_s <= 1.0
 
 
-async def test_copies_that_nobody_waits_for_do_not_keep_it_from_ending(
+async def test_copies_without_a_waiting_receiver_do_not_keep_it_from_ending(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
     """A publisher that was restarted hands a batch out again, and ends with its first answer."""
@@ -675,7 +675,7 @@ async def test_every_event_once_and_in_order_through_faults_and_restarts(
     assert publisher.snapshot().events_published == total
 
 
-async def test_command_that_fails_inside_a_batch_is_told(
+async def test_command_that_fails_inside_a_batch_is_reported(
     autojump_clock: Any, open_bench: MakeBench, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_bench() as bench:

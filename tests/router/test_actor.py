@@ -205,7 +205,7 @@ async def test_listener_hears_the_same_in_the_same_order(
         assert len(bench.items) == 6
 
 
-async def test_tells_the_gap_that_a_lost_connection_leaves(
+async def test_reports_the_gap_that_a_lost_connection_leaves(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
     async with open_bench() as bench:

@@ -477,7 +477,7 @@ async def test_after_a_mere_lag_nothing_is_restarted(autojump_clock: Any) -> Non
         assert bench.watchdog.snapshot().loop_lag_max_ms == pytest.approx(120_000, rel=0.01)
 
 
-async def test_lag_is_told_for_a_minute_and_its_maximum_for_ever(autojump_clock: Any) -> None:
+async def test_lag_is_reported_for_a_minute_and_its_maximum_for_ever(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         await anyio.sleep(5)
         assert bench.watchdog.snapshot().loop_lag_ms < 1

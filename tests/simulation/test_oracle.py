@@ -209,7 +209,7 @@ def test_finds_a_subscription_that_was_not_made(monkeypatch: pytest.MonkeyPatch)
     assert "wanted, " in violations("symbols_change")
 
 
-def test_finds_symbols_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_symbols_that_were_not_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     subscriptions = Service.subscriptions
     monkeypatch.setattr(
         Service, "subscriptions", lambda self: {**subscriptions(self), "ODD": ["api"]}

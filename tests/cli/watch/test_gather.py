@@ -150,7 +150,7 @@ def test_a_late_feed_is_not_stale() -> None:
     assert bench.gatherer.view().others[0].age_s == pytest.approx(10)
 
 
-def test_what_redis_told_before_it_went_away_is_marked() -> None:
+def test_what_redis_answered_before_it_went_away_is_marked() -> None:
     bench = Bench()
     bench.hold(("A", "1", "1"))
     bench.quote("A", 1, 1)
@@ -208,13 +208,13 @@ def test_chosen_symbols_are_shown_in_their_order_held_or_not() -> None:
     assert not bench.gatherer.view().hints
 
 
-def test_why_a_position_is_never_priced_is_told() -> None:
+def test_why_a_position_is_never_priced_is_reported() -> None:
     bench = Bench()
     bench.engine.set_positions([Position("A", None, Decimal(1), problem="qty is \x07 missing")])
     assert bench.gatherer.view().hints == ("A: qty is ? missing",)
 
 
-def test_changes_are_told_once_each() -> None:
+def test_changes_are_reported_once_each() -> None:
     bench = Bench()
     bench.hold(("AAPL", "10", "150.00"))
     bench.quote("AAPL", 187.12, 187.15)
@@ -247,7 +247,7 @@ def test_lines_begin_with_the_time_and_are_not_repeated() -> None:
     assert lines.changed(bench.gatherer.changes(), START_NS) == []
 
 
-def test_warnings_are_told_once_and_their_end() -> None:
+def test_warnings_are_reported_once_and_their_end() -> None:
     lines = PlainLines()
     assert lines.notes((), START_NS) == []
     assert lines.notes(("a",), START_NS) == ["2026-11-24T18:00:00Z # a"]
@@ -268,7 +268,7 @@ def test_the_flow_is_that_of_the_last_seconds() -> None:
     assert flow.per_s is None
 
 
-def test_the_head_tells_the_feed_the_flow_and_the_last_event() -> None:
+def test_the_head_shows_the_feed_the_flow_and_the_last_event() -> None:
     bench = Bench()
     bench.gatherer.view()
     bench.now_s += 1

@@ -241,7 +241,7 @@ async def test_what_was_missed_comes_before_what_came_since(
     assert repaired["quotes"] == 3
 
 
-async def test_a_loss_in_the_middle_of_a_repair_is_mended_by_the_next(
+async def test_a_loss_in_the_middle_of_a_repair_is_repaired_by_the_next(
     autojump_clock: Any, bench: Bench
 ) -> None:
     bench.history.lag_s = 3
@@ -307,7 +307,7 @@ async def test_a_quiet_market_whose_history_lags_is_looked_at_again(
     assert (counters.gaps, counters.gaps_repaired, counters.quotes_backfilled) == (2, 1, 1)
 
 
-async def test_a_history_that_told_everything_is_looked_at_again_without_a_word(
+async def test_a_history_that_was_complete_is_asked_again_and_nothing_is_reported(
     autojump_clock: Any, bench: Bench
 ) -> None:
     async with bench.service() as service:
@@ -428,7 +428,7 @@ async def test_stopping_in_the_middle_of_a_repair_writes_what_waited(
     bench.check_complete()
 
 
-async def test_a_restarted_actor_mends_what_it_missed_too(
+async def test_a_restarted_actor_repairs_what_it_missed_too(
     autojump_clock: Any, bench: Bench
 ) -> None:
     async with bench.service() as service:
@@ -606,7 +606,7 @@ async def test_a_store_that_does_not_answer_holds_up_the_start_for_a_moment(
     assert [event["seq"] for event in bench.published("AAPL")] == [1]
 
 
-async def test_quotes_of_one_time_are_not_told_again_by_the_next_run(
+async def test_quotes_of_one_time_are_not_published_again_by_the_next_run(
     autojump_clock: Any, bench: Bench
 ) -> None:
     """The key tells only the last of them."""

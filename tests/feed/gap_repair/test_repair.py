@@ -270,7 +270,7 @@ async def test_where_it_does_not_come_back_what_waited_goes_on_at_once(
         assert not bench.history.requests
 
 
-async def test_one_that_somebody_asked_for_again_is_told_of_and_holds_up_nothing(
+async def test_one_that_a_request_brought_back_is_reported_and_holds_up_nothing(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
@@ -458,7 +458,7 @@ async def test_it_waits_until_history_has_come_up_to_the_live_quotes(
         assert rate < 10, "history is not asked without pause"
 
 
-async def test_a_live_quote_that_came_before_all_was_subscribed_tells_nothing_of_the_lag(
+async def test_a_live_quote_that_came_before_all_was_subscribed_shows_nothing_of_the_lag(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
@@ -697,7 +697,7 @@ async def test_a_second_loss_in_the_middle_is_covered_by_the_next_repair(
         assert names(bench.backfill.live) == [("AAPL", 3), ("AAPL", 5)]
 
 
-async def test_what_waits_is_handed_on_in_time_also_while_disconnected(
+async def test_what_waits_is_sent_in_time_also_while_disconnected(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
@@ -741,7 +741,7 @@ async def test_the_limit_holds_after_a_restart(autojump_clock: Any) -> None:
 # ---- stopped, cancelled
 
 
-async def test_stopping_hands_on_what_waits(autojump_clock: Any) -> None:
+async def test_stopping_sends_what_waits(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         bench.history.lag_s = 9
         await bench.lose()

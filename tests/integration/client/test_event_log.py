@@ -172,7 +172,7 @@ async def test_entries_that_were_cut_while_the_program_was_away_are_noticed(
 
 
 @on_both_loops
-async def test_a_log_that_begins_anew_is_read_from_its_start(publisher: Publisher) -> None:
+async def test_a_log_that_begins_again_is_read_from_its_start(publisher: Publisher) -> None:
     """A server whose clock is behind, or an old position: the new ids are below ours."""
     await publisher.write("AAPL")
     async with open_log(publisher) as prices:
@@ -260,7 +260,7 @@ async def test_a_server_that_hangs_is_noticed_and_followed_once_it_answers(
 
 
 @on_both_loops
-async def test_a_key_that_is_no_stream_is_told(publisher: Publisher) -> None:
+async def test_a_key_that_is_no_stream_is_reported(publisher: Publisher) -> None:
     with publisher.server.client() as client:
         client.set("log", "text")
     with pytest.raises(StoreRefused, match="MDSERVICE_EVENT_LOG"):

@@ -35,7 +35,7 @@ async def refused(*args: Any, **options: Any) -> Exception:
 
 
 @on_both_loops
-async def test_a_wrong_password_is_told_at_once_and_never_shown(publisher: Publisher) -> None:
+async def test_a_wrong_password_is_reported_at_once_and_never_shown(publisher: Publisher) -> None:
     with publisher.server.client() as client:
         client.config_set("requirepass", "hunter2")
     started_s = time.monotonic()
@@ -197,7 +197,7 @@ async def test_several_tasks_may_take_updates(publisher: Publisher) -> None:
 
 
 @pytest.mark.parametrize("loop", ["trio", "asyncio"])
-def test_without_a_url_the_service_tells_where_its_prices_are(
+def test_without_a_url_the_service_says_where_its_prices_are(
     stage: Any, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An embedded server has another address after each start, so it is asked for each time."""
@@ -256,14 +256,16 @@ async def test_what_the_feed_brings_arrives_quote_by_quote(publisher: Publisher)
     shutil.rmtree(folder)
 
 
-async def test_without_a_url_and_without_a_service_it_is_told_what_to_do(tmp_path: Path) -> None:
+async def test_without_a_url_and_without_a_service_the_error_says_what_to_do(
+    tmp_path: Path,
+) -> None:
     error = await refused(socket=tmp_path / "none.sock", connect_limit_s=0.2)
     assert isinstance(error, ConfigurationError)
     assert "none.sock" in str(error)
     assert "MDSERVICE_SOCKET" in str(error)
 
 
-async def test_what_is_no_service_is_told(tmp_path: Path) -> None:
+async def test_what_is_no_service_is_reported(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()

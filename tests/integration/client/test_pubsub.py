@@ -70,7 +70,7 @@ async def test_nothing_is_lost_between_keys_and_events(publisher: Publisher) -> 
 
 
 @on_both_loops
-async def test_a_lost_connection_is_made_again_and_the_keys_tell_what_was_missed(
+async def test_a_lost_connection_is_made_again_and_the_keys_show_what_was_missed(
     publisher: Publisher,
 ) -> None:
     async with mdservice.open_prices(publisher.url) as prices:
@@ -138,7 +138,7 @@ async def test_silence_alone_does_not_end_a_connection(publisher: Publisher) -> 
 
 
 @on_both_loops
-async def test_a_service_that_starts_anew_is_noticed_and_the_keys_read_again(
+async def test_a_service_that_starts_again_is_noticed_and_the_keys_read_again(
     publisher: Publisher,
 ) -> None:
     await publisher.write("AAPL", "AAPL", "MSFT")
