@@ -92,7 +92,10 @@ async def open_gateway(
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         gateway = Gateway(valkey, source, client, tracker)
         if not lifespan:
-            yield gateway
+            try:
+                yield gateway
+            finally:
+                await tracker.aclose()
             return
         async with app.router.lifespan_context(app):
             yield gateway
