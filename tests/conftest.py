@@ -22,6 +22,8 @@ from mdservice.observability.masking import Masker
 from mdservice.redis_io.embedded import find_server
 
 _START_LIMIT_S = 10.0
+_CLOSE_LIMIT_S = 10.0
+"""Until the server has noticed that a connection is closed, on a busy machine."""
 
 # A busy machine makes no test fail: Hypothesis would measure the time of each example.
 settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -121,8 +123,10 @@ def shared_valkey() -> Iterator[RealServer]:
 
 
 @pytest.fixture
-def valkey(shared_valkey: RealServer) -> RealServer:
+def valkey(shared_valkey: RealServer) -> Iterator[RealServer]:
     """A real server, empty and with its default configuration, on a UNIX socket.
+
+    A test that leaves a connection to it open fails, since the next tests share the server.
 
     Attributes ``url``, ``path``, ``pid``; ``client()`` is a plain redis-py client.
     """
@@ -130,7 +134,14 @@ def valkey(shared_valkey: RealServer) -> RealServer:
         client.replicaof("NO", "ONE")
         client.config_set("maxmemory", "0")
         client.flushall()
-    return shared_valkey
+    yield shared_valkey
+    with shared_valkey.client() as client:
+        own, deadline = client.client_id(), time.monotonic() + _CLOSE_LIMIT_S
+        while left := [one for one in client.client_list() if one["id"] != str(own)]:
+            if time.monotonic() > deadline:
+                who = [f"{one['name'] or 'no name'} ({one['cmd']})" for one in left]
+                pytest.fail(f"{len(left)} connections to the shared Valkey are open: {who}")
+            time.sleep(0.01)
 
 
 @pytest.fixture

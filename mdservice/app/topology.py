@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from typing import Any
 
 import attrs
-from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
 from mdservice.errors import SubscriptionRefused
@@ -50,7 +49,7 @@ from mdservice.publish.readers import LocalReaders
 from mdservice.publish.store import PriceStore, WriteBatch
 from mdservice.publish.writer import RedisWriter
 from mdservice.router.actor import Router
-from mdservice.runtime.actor import Actor, Channel
+from mdservice.runtime.actor import Actor, Channel, Outbox
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.supervisor import HealthWatchdog, Supervisor
 
@@ -123,7 +122,7 @@ class Pipeline:
     first_prices: Mapping[Kind[Any], FirstPrices[Any]]
     commands: Channel[Command]
     feed_items: Channel[FeedItem]
-    events: MemoryObjectSendStream[RoutedItem]
+    events: Outbox[RoutedItem]
     """The router's end of the channel to the publisher."""
 
     async def request(self, command: Command) -> SubscriptionResult:

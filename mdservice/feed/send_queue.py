@@ -6,10 +6,9 @@ from collections import deque
 from contextlib import suppress
 
 import anyio
-from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.model.events import FeedItem
-from mdservice.runtime.actor import forward
+from mdservice.runtime.actor import Outbox
 
 __all__ = ["SendQueue"]
 
@@ -26,7 +25,7 @@ class SendQueue:
         outbox: The channel to the router.
     """
 
-    def __init__(self, outbox: MemoryObjectSendStream[FeedItem]) -> None:
+    def __init__(self, outbox: Outbox[FeedItem]) -> None:
         self._outbox = outbox
         self._waiting: deque[FeedItem] = deque()
         self._sending = anyio.Lock(fast_acquire=True)
@@ -48,7 +47,7 @@ class SendQueue:
             return
         async with self._sending:
             while self._waiting:
-                await forward(self._outbox, self._waiting[0])
+                await self._outbox.send(self._waiting[0])
                 self._waiting.popleft()
 
     async def send(self, item: FeedItem) -> None:

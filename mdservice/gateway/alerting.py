@@ -12,7 +12,7 @@ from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, MDServiceError
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.observability.logging import get_logger, masked
-from mdservice.pnl.alerts import AlertBook, encode_alert
+from mdservice.pnl.alerts import AlertRules, encode_alert
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rules import parse_rule
 from mdservice.redis_io.names import ALERT_CHANNEL
@@ -33,13 +33,13 @@ class Alerting:
     """Logs each crossing at once, and publishes it in order when Redis accepts it.
 
     Args:
-        book: The rules.
+        rules: The rules.
         redis: Where to publish.
         clock: The time.
     """
 
-    def __init__(self, book: AlertBook, redis: RedisCalls, clock: Clock) -> None:
-        self._book = book
+    def __init__(self, rules: AlertRules, redis: RedisCalls, clock: Clock) -> None:
+        self._rules = rules
         self._redis = redis
         self._clock = clock
         self._waiting: deque[bytes] = deque()
@@ -50,7 +50,7 @@ class Alerting:
     def look(self, engine: PnlEngine) -> None:
         """Check which rules were crossed, after a change or some time."""
         now_ns, complete = self._clock.utc_ns(), self._is_complete(engine)
-        for alert in self._book.check(engine, now_ns, total=complete):
+        for alert in self._rules.check(engine, now_ns, total=complete):
             _log.warning("pnl_alert", rule=alert.rule, symbol=alert.symbol, value=str(alert.value))
             if len(self._waiting) == _MOST_WAITING:
                 self._waiting.popleft()
@@ -100,4 +100,4 @@ def make_alerting(rules: Iterable[str], redis: RedisCalls, clock: Clock) -> Aler
         parsed = [parse_rule(rule) for rule in rules]
     except ValueError as exc:
         raise ConfigurationError(f"alerts: {exc}") from exc
-    return Alerting(AlertBook(parsed), redis, clock) if parsed else None
+    return Alerting(AlertRules(parsed), redis, clock) if parsed else None

@@ -82,23 +82,23 @@ def pnl_router(
     settings = settings or Settings()
     if max_spread is not None:
         settings = attrs.evolve(settings, max_spread=max_spread)
-    book = make_tracker(
+    tracker = make_tracker(
         positions,
         settings,
         redis_url=redis_url,
         read_from=read_from,
         alerts=alerts,
     )
-    return tracker_router(book)
+    return tracker_router(tracker)
 
 
-def tracker_router(book: PnlTracker) -> APIRouter:
+def tracker_router(tracker: PnlTracker) -> APIRouter:
     """The routes of a tracker, which runs as long as the application."""
-    answers = Answers(book)
+    answers = Answers(tracker)
 
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
-        async with book.running():
+        async with tracker.running():
             yield
 
     router = APIRouter(lifespan=lifespan, tags=["positions"])
@@ -112,7 +112,7 @@ def tracker_router(book: PnlTracker) -> APIRouter:
             return JSONResponse({"detail": str(exc)}, 503)
 
     async def only_while_running() -> None:
-        if not book.is_running:
+        if not tracker.is_running:
             raise HTTPException(503, "no stream: the application does not run its lifespan")
 
     @router.get(
@@ -129,7 +129,7 @@ def tracker_router(book: PnlTracker) -> APIRouter:
         closing: anyio.Event | None = request.scope.get("state", {}).get("closing")
 
         def ended() -> bool:
-            return not book.is_running or (closing is not None and closing.is_set())
+            return not tracker.is_running or (closing is not None and closing.is_set())
 
         async for name, data in answers.stream(ended):
             yield ServerSentEvent(event=name, raw_data=data)
@@ -138,10 +138,10 @@ def tracker_router(book: PnlTracker) -> APIRouter:
 
 
 class Answers:
-    """Encodes the reports of one book."""
+    """Encodes the reports of one tracker."""
 
-    def __init__(self, book: PnlTracker) -> None:
-        self._book = book
+    def __init__(self, tracker: PnlTracker) -> None:
+        self._tracker = tracker
         self._encoder = PnlEncoder()
 
     async def positions(self) -> bytes:
@@ -150,8 +150,8 @@ class Answers:
         Raises:
             PositionsUnavailable: They are not known yet.
         """
-        positions = await self._book.current_positions()
-        warning = self._book.positions.warning()
+        positions = await self._tracker.current_positions()
+        warning = self._tracker.positions.warning()
         return encode_positions(positions, [] if warning is None else [warning])
 
     async def whole(self) -> bytes:
@@ -160,7 +160,7 @@ class Answers:
         Raises:
             PositionsUnavailable: The positions are not known yet.
         """
-        return self._encode(await self._book.report())
+        return self._encode(await self._tracker.report())
 
     async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
         """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
@@ -171,7 +171,7 @@ class Answers:
         Args:
             ended: Returns whether the stream should end.
         """
-        async for report in self._book.updates(ended):
+        async for report in self._tracker.updates(ended):
             began_s = time.perf_counter()
             data = self._encode(report, live=True).decode()
             cost_s = time.perf_counter() - began_s
@@ -180,8 +180,8 @@ class Answers:
 
     def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
         body = self._encoder.encode(report)
-        warnings = self._book.warnings(live=live)
-        if (unusable := self._book.unusable()) is not None:
+        warnings = self._tracker.warnings(live=live)
+        if (unusable := self._tracker.unusable()) is not None:
             warnings.append(unusable)
         if not warnings:
             return body

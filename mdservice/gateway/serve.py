@@ -33,7 +33,7 @@ _SETTING: Final = "MDSERVICE_GATEWAY_HTTP"
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-def gateway_app(book: PnlTracker) -> FastAPI:
+def gateway_app(tracker: PnlTracker) -> FastAPI:
     """The gateway's application: the P&L router and the positions."""
     app = FastAPI(
         title="mdservice gateway",
@@ -43,7 +43,7 @@ def gateway_app(book: PnlTracker) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    answers = Answers(book)
+    answers = Answers(tracker)
 
     @app.get(
         "/api/v1/positions",
@@ -63,7 +63,7 @@ def gateway_app(book: PnlTracker) -> FastAPI:
         """Whether the gateway runs: `{"live": true}`."""
         return {"live": True}
 
-    app.include_router(tracker_router(book))
+    app.include_router(tracker_router(tracker))
     return app
 
 
@@ -123,7 +123,7 @@ def make_gateway(settings: Settings) -> PnlTracker:
 
 
 async def serve_gateway(
-    book: PnlTracker,
+    tracker: PnlTracker,
     settings: Settings,
     *,
     any_port: bool = False,
@@ -134,7 +134,7 @@ async def serve_gateway(
     Beyond loopback it requires the API's token, as the API does.
 
     Args:
-        book: The tracker to serve; it runs meanwhile.
+        tracker: The tracker to serve; it runs meanwhile.
         settings: The address and the token.
         any_port: Use a free port if the port of the settings is in use.
         task_status: Gets the address when connections are accepted.
@@ -147,11 +147,11 @@ async def serve_gateway(
         listeners = await _listeners(settings, any_port=any_port)
         for listener in listeners:
             stack.callback(listener.close)
-        app: App = gateway_app(book)
+        app: App = gateway_app(tracker)
         if settings.api_token is not None and not is_loopback(host):
             app = BearerGate(app, settings.api_token)
         address = tcp_address(listeners[0])
-        async with book.running():
+        async with tracker.running():
             await serve_apps([(app, listeners)], partial(task_status.started, address))
 
 

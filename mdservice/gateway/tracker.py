@@ -40,6 +40,8 @@ _LOOK_S: Final = 0.2
 """How often a stream checks for prices that became stale, and for its own end."""
 _MOST_NAMED: Final = 20
 """How many unusable positions a warning names."""
+_CLOSE_S: Final = 1.0
+"""How long closing the connections may take."""
 _TICK_S: Final = 1.0
 """How often the tracker checks for prices that became stale, and calls a program's function for
 positions without a request."""
@@ -198,19 +200,22 @@ class PnlTracker:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Poll positions, read live prices and check alerts inside this block."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._keep, self._poll)
-            tasks.start_soon(self._keep, self._followed.run)
-            tasks.start_soon(self._keep, self._tick)
-            if self._alerting is not None:
-                tasks.start_soon(self._keep, self._alerting.publish)
-            self._running = True
-            try:
-                yield
-            finally:
-                self._running = False
-                tasks.cancel_scope.cancel()
-        await self.aclose()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keep, self._poll)
+                tasks.start_soon(self._keep, self._followed.run)
+                tasks.start_soon(self._keep, self._tick)
+                if self._alerting is not None:
+                    tasks.start_soon(self._keep, self._alerting.publish)
+                self._running = True
+                try:
+                    yield
+                finally:
+                    self._running = False
+                    tasks.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(_CLOSE_S, shield=True):
+                await self.aclose()
 
     async def aclose(self) -> None:
         """Close all connections."""

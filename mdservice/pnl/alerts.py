@@ -21,7 +21,7 @@ from mdservice.pnl.holding import Holding
 from mdservice.pnl.numbers import EXACT, percentage, short
 from mdservice.pnl.rules import TOTAL, AlertRule, Direction, Kind
 
-__all__ = ["Alert", "AlertBook", "encode_alert"]
+__all__ = ["Alert", "AlertRules", "encode_alert"]
 
 _encode = msgspec.json.encode
 
@@ -50,7 +50,7 @@ class Alert:
     at_ns: int
 
 
-class AlertBook:
+class AlertRules:
     """The rules, and which of them are crossed for which symbol.
 
     The P&L of a symbol is the sum of its lots. A missing value, such as the P&L of an unpriced

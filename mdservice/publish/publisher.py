@@ -16,7 +16,6 @@ from typing import Any
 import anyio
 import attrs
 from anyio.abc import TaskStatus
-from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
 from mdservice.model.events import LatestChanged, RecordBatch, RoutedItem, encode_status
@@ -25,7 +24,7 @@ from mdservice.model.status import Latencies, Latency
 from mdservice.publish.conflation import ConflatingBuffer
 from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.names import STATUS_CHANNEL
-from mdservice.runtime.actor import Channel, Depth, Heartbeat
+from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
 
 __all__ = ["MOST_IN_BATCH", "EventPublisher", "LatencyWindow", "samples"]
 
@@ -57,7 +56,7 @@ class EventPublisher:
     def __init__(
         self,
         inbox: Channel[RoutedItem],
-        outbox: MemoryObjectSendStream[WriteBatch],
+        outbox: Outbox[WriteBatch],
         acknowledged: Channel[int],
         backlog: int,
         clock: Clock,

@@ -23,7 +23,6 @@ from typing import Any
 import anyio
 import attrs
 from anyio.abc import TaskStatus
-from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
@@ -32,7 +31,7 @@ from mdservice.model.kinds import KINDS, Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger, masked
 from mdservice.publish.store import PriceStore, RenewingStore, WriteBatch
-from mdservice.runtime.actor import Channel, Depth, Heartbeat, forward
+from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
 
 __all__ = ["RedisWriter", "WriterSnapshot"]
 
@@ -135,7 +134,7 @@ class RedisWriter:
     def __init__(
         self,
         inbox: Channel[WriteBatch],
-        acknowledged: MemoryObjectSendStream[int],
+        acknowledged: Outbox[int],
         store: PriceStore,
         clock: Clock,
         vouched: Callable[[Kind[Any]], Collection[str]] | None = None,
@@ -238,7 +237,7 @@ class RedisWriter:
 
     async def _acknowledge(self, number: int) -> None:
         if number > self._last_acknowledged:
-            await forward(self._acknowledged, number)
+            await self._acknowledged.send(number)
             self._last_acknowledged = number
             return
         # A batch that a restarted publisher has sent twice: it may no longer wait for the answer.

@@ -12,7 +12,6 @@ import anyio
 import attrs
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
-from anyio.streams.memory import MemoryObjectSendStream
 
 from mdservice.clock import Clock
 from mdservice.model.events import (
@@ -45,7 +44,7 @@ from mdservice.router.gaps import Gaps
 from mdservice.router.policies import TradeSequencer, make_sequencer
 from mdservice.router.sequencer import Echo, Routed, Sequencer
 from mdservice.router.time_checks import ClockCheck, TimeCheck
-from mdservice.runtime.actor import Channel, Depth, Heartbeat, forward
+from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
 
 __all__ = ["FUTURE_TOLERANCE_NS", "Router", "RouterSnapshot"]
 
@@ -133,7 +132,7 @@ class Router:
     def __init__(
         self,
         inbox: Channel[FeedItem],
-        outbox: MemoryObjectSendStream[RoutedItem],
+        outbox: Outbox[RoutedItem],
         listener: Callable[[RoutedItem], None],
         clock: Clock,
         confirmed: Callable[[Kind[Any], Sequence[str]], None] | None = None,
@@ -266,7 +265,7 @@ class Router:
         """Send the items that did not fit, also after a restart."""
         while self._unsent or self._filling:
             while self._unsent:
-                await forward(self._outbox, self._unsent[0])
+                await self._outbox.send(self._unsent[0])
                 self._unsent.popleft()
             if self._filling:
                 await checkpoint()

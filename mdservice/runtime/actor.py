@@ -10,11 +10,15 @@ import anyio
 import attrs
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import (
+    MemoryObjectReceiveStream,
+    MemoryObjectSendStream,
+    MemoryObjectStreamStatistics,
+)
 
 from mdservice.clock import Clock
 
-__all__ = ["BEAT_S", "Actor", "Answer", "Channel", "Heartbeat", "Inbox", "forward"]
+__all__ = ["BEAT_S", "Actor", "Answer", "Channel", "Heartbeat", "Inbox", "Outbox"]
 
 T = TypeVar("T")
 
@@ -89,13 +93,81 @@ class Depth:
     size: int
 
 
-class Inbox(AsyncIterator[T]):
-    """The receiving end of a channel, for one loop of one actor.
+class _Room:
+    """Wakes the senders that wait for room in a channel."""
 
-    Iteration skips an item that is the same object as the one before.
+    def __init__(self) -> None:
+        self._waiting: anyio.Event | None = None
+
+    async def wait(self) -> None:
+        """Wait until an item is received, or the channel is closed."""
+        if self._waiting is None:
+            self._waiting = anyio.Event()
+        await self._waiting.wait()
+
+    def freed(self) -> None:
+        """Let the waiting senders try again."""
+        if self._waiting is not None:
+            self._waiting.set()
+            self._waiting = None
+
+
+class Outbox(Generic[T]):
+    """The sending end of a channel.
+
+    A cancelled call has sent nothing, so a sender that keeps its items across a restart sends each
+    one once. The stream's own ``send`` does not promise that: it offers the item while it waits, so
+    the receiver may take it in the turn of the event loop in which the sender is cancelled.
+    :meth:`send` waits for room instead, and then adds the item without waiting.
 
     Args:
         stream: The stream of the items.
+        room: Wakes this end when an item was received.
+    """
+
+    def __init__(self, stream: MemoryObjectSendStream[T], room: _Room) -> None:
+        self._stream = stream
+        self._room = room
+
+    def send_nowait(self, item: T) -> None:
+        """Send an item.
+
+        Raises:
+            anyio.WouldBlock: The channel is full.
+            anyio.ClosedResourceError: The channel is closed.
+        """
+        self._stream.send_nowait(item)
+
+    async def send(self, item: T) -> None:
+        """Send an item, at once if there is room, otherwise as soon as there is.
+
+        With room, no other task runs meanwhile. So a loop that calls it must wait elsewhere, as a
+        receiver does. If it is cancelled, the item was not sent.
+
+        Raises:
+            anyio.ClosedResourceError: The channel is closed.
+        """
+        while True:
+            with suppress(anyio.WouldBlock):
+                return self._stream.send_nowait(item)
+            await self._room.wait()
+
+    def clone(self) -> Outbox[T]:
+        """Another sending end; the inbox ends when all of them are closed."""
+        return Outbox(self._stream.clone(), self._room)
+
+    def close(self) -> None:
+        """Close this end: the inbox ends after the items that are in the channel."""
+        self._stream.close()
+        self._room.freed()
+
+
+class Inbox(AsyncIterator[T]):
+    """The receiving end of a channel, for one loop of one actor.
+
+    Args:
+        stream: The stream of the items.
+        room: Wakes the senders when an item was received.
         size: The maximum number of items.
         heartbeat: Gets a beat on every item, and every :data:`BEAT_S` seconds without one.
         loop: The name of the loop that reads.
@@ -104,16 +176,16 @@ class Inbox(AsyncIterator[T]):
     def __init__(
         self,
         stream: MemoryObjectReceiveStream[T],
+        room: _Room,
         size: int,
         heartbeat: Heartbeat,
         loop: str = "main",
     ) -> None:
         self._stream = stream
+        self._room = room
         self._size = size
         self._heartbeat = heartbeat
         self._loop = loop
-        self._last: object = object()
-        """The item that the iteration gave last."""
 
     @property
     def depth(self) -> Depth:
@@ -129,11 +201,21 @@ class Inbox(AsyncIterator[T]):
         self._heartbeat.beat(self._loop)
         await checkpoint()
         with suppress(anyio.WouldBlock):  # most often something waits: no time limit is needed
-            return self._stream.receive_nowait()
+            return self._take()
         while True:
             with anyio.move_on_after(BEAT_S):
-                return await self._stream.receive()
+                return await self._wait()
             self._heartbeat.beat(self._loop)
+
+    def _take(self) -> T:
+        item = self._stream.receive_nowait()
+        self._room.freed()
+        return item
+
+    async def _wait(self) -> T:
+        item = await self._stream.receive()
+        self._room.freed()
+        return item
 
     async def receive_within(self, seconds: float) -> T | None:
         """The next item, or None if none came in time.
@@ -143,14 +225,14 @@ class Inbox(AsyncIterator[T]):
         """
         self._heartbeat.beat(self._loop)
         with anyio.move_on_after(seconds):
-            return await self._stream.receive()
+            return await self._wait()
         return None
 
     def take_waiting(self) -> Iterator[T]:
         """The items that already wait, without waiting for more."""
         with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
             while True:
-                yield self._stream.receive_nowait()
+                yield self._take()
 
     def rest(self) -> None:
         """Record that the loop works on something outside; it counts as alive meanwhile."""
@@ -163,48 +245,41 @@ class Inbox(AsyncIterator[T]):
 
     async def __anext__(self) -> T:
         try:
-            item = await self.receive()
-            # A sender that is cancelled as its item is taken cannot know, and sends it again.
-            while item is self._last:
-                item = await self.receive()
+            return await self.receive()
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
-        self._last = item
-        return item
 
 
 class Channel(Generic[T]):
     """A bounded memory channel between two actors.
 
     Args:
-        size: How many items may wait; 0 means that the sender waits for the receiver.
+        size: How many items may wait, at least one.
+
+    Attributes:
+        outbox: The sending end.
     """
 
     def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"a channel must have room for an item, not {size}")
         self.size = size
-        self.outbox: MemoryObjectSendStream[T]
-        self.outbox, self._receiving = anyio.create_memory_object_stream[T](size)
+        self._room = _Room()
+        sending, self._receiving = anyio.create_memory_object_stream[T](size)
+        self.outbox = Outbox(sending, self._room)
 
     def inbox(self, heartbeat: Heartbeat, loop: str = "main") -> Inbox[T]:
         """The receiving end."""
-        return Inbox(self._receiving, self.size, heartbeat, loop)
+        return Inbox(self._receiving, self._room, self.size, heartbeat, loop)
+
+    def statistics(self) -> MemoryObjectStreamStatistics:
+        """The number of items in it, and of its open ends."""
+        return self._receiving.statistics()
 
     def close(self) -> None:
         """Close both ends; items that still wait are lost."""
         self.outbox.close()
         self._receiving.close()
-
-
-async def forward(outbox: MemoryObjectSendStream[T], item: T) -> None:
-    """Send an item, at once if there is room, otherwise as soon as there is.
-
-    The stream's own ``send`` first lets all other tasks run while the item waits; this function
-    does not. So a loop that calls it must wait elsewhere, as a receiver does.
-    """
-    try:
-        outbox.send_nowait(item)
-    except anyio.WouldBlock:
-        await outbox.send(item)
 
 
 class Answer(Generic[T]):

@@ -90,7 +90,7 @@ class Mute:
 
 @attrs.frozen
 class Freeze:
-    """Nothing at all is sent, not even a pong; what is due waits in the send buffer."""
+    """Nothing is sent, not even a pong; frames wait in the send buffer."""
 
     for_s: float = _FOREVER
 
@@ -378,5 +378,5 @@ class RestFaults:
         return None
 
     def clear(self) -> None:
-        """Forget all that was planned."""
+        """Forget all planned faults."""
         self._planned.clear()

@@ -86,7 +86,7 @@ class RequestReader:
 
 @attrs.frozen
 class HttpAnswer:
-    """What goes back to a plain HTTP request, and after how many seconds.
+    """The answer to a plain HTTP request, and its delay in seconds.
 
     One that ``stalls`` is not ended: the client waits for the rest of it.
     """
@@ -121,7 +121,7 @@ def json_response(status: int, body: bytes, headers: Mapping[str, str] | None = 
 
 @attrs.frozen
 class Call:
-    """What an endpoint is asked.
+    """A request to an endpoint.
 
     Attributes:
         params: The query's parameters.

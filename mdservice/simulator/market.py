@@ -100,7 +100,7 @@ _COMPACT_FROM = 1_024
 
 
 class Market:
-    """Makes the quotes of the symbols that somebody follows.
+    """Makes the quotes of the subscribed symbols.
 
     The order of the symbols is drawn from the seed too, so for the same symbols the whole
     sequence is the same on every run; how it is cut into slices makes no difference.
@@ -145,7 +145,7 @@ class Market:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Those followed, the busiest first."""
+        """The subscribed symbols, the busiest first."""
         return self._symbols
 
     def follow(self, symbols: Iterable[str], *, without: AbstractSet[str] = frozenset()) -> None:
@@ -427,7 +427,7 @@ class _Series(Generic[S]):
         return found
 
     def forget(self, record: S) -> None:
-        """Forget one that came before all others of its time."""
+        """Forget the first record of its time."""
         place = bisect_left(self.times, record.ts_event_ns, self.first)
         if place > self.first:
             del self.times[place], self.records[place]

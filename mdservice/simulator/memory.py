@@ -16,7 +16,7 @@ _CAPACITY_BYTES = 64 * 1024
 
 
 class _Pipe:
-    """One direction; ``capacity`` bytes wait at most."""
+    """One direction; at most ``capacity`` bytes wait."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -100,7 +100,7 @@ class MemoryByteStream(ByteStream):
         self._outgoing.notify()
 
     def reset(self) -> None:
-        """Cut the line: what was not yet received is lost, and the other end gets an error."""
+        """Drop the connection: unreceived bytes are lost, and the other end gets an error."""
         for pipe in (self._incoming, self._outgoing):
             pipe.reset = True
             pipe.notify()
@@ -118,6 +118,6 @@ class MemoryByteStream(ByteStream):
 def memory_stream_pair(
     capacity_bytes: int = _CAPACITY_BYTES,
 ) -> tuple[MemoryByteStream, MemoryByteStream]:
-    """Two joined streams; so many bytes wait in each direction at most."""
+    """Two joined streams; ``capacity_bytes`` can wait in each direction."""
     one, other = _Pipe(capacity_bytes), _Pipe(capacity_bytes)
     return MemoryByteStream(one, other), MemoryByteStream(other, one)

@@ -41,7 +41,7 @@ DEMO_POSITIONS: Mapping[str, tuple[str, str]] = {
     "TSLA": ("-40", "349.85"),
     "SPY": ("25", "605.75"),
 }
-"""A portfolio to look at: long and short, ahead and behind, one with a part of a share."""
+"""An example portfolio: long and short, gains and losses, and one fraction of a share."""
 
 _KINDS = ("open", "add", "reduce", "flip", "close")
 _WEIGHTS = (2, 3, 3, 1, 2)
@@ -74,18 +74,18 @@ class PaperAccount:
     ) -> None:
         self.book = PositionBook(positions)
         self.trades: deque[Trade] = deque(maxlen=trades_size)
-        """The newest ones, the oldest first."""
+        """The newest trades, the oldest first."""
         self._record = record
         self._traded = traded
 
     def price(self, symbol: str) -> Decimal:
-        """Dollars a share: the middle of bid and ask, the only side, or the start price."""
+        """Dollars per share: the mid of bid and ask, the only side, or the start price."""
         bid, ask = self._sides(symbol)
         with localcontext(EXACT):
             return (bid + ask) / 2
 
     def fill_price(self, symbol: str, qty: Decimal) -> Decimal:
-        """Dollars a share for a market order: the ask for who buys, the bid for who sells."""
+        """Dollars per share for a market order: the ask to buy, the bid to sell."""
         bid, ask = self._sides(symbol)
         return ask if qty > 0 else bid
 
@@ -113,7 +113,7 @@ class PaperAccount:
         return trade
 
     def _sides(self, symbol: str) -> tuple[Decimal, Decimal]:
-        """Bid and ask; a side without a price has the other's, and both the start price."""
+        """Bid and ask: a missing side gets the other's price; without both, the start price."""
         quote = self._record.latest(symbol)
         bid, ask = (quote.bid, quote.ask) if quote is not None else (0.0, 0.0)
         if not bid and not ask:
@@ -123,7 +123,7 @@ class PaperAccount:
 
 @attrs.frozen
 class Trade:
-    """What was bought or sold.
+    """A trade of the account.
 
     Attributes:
         at_ns: When, UTC nanoseconds.
@@ -139,7 +139,7 @@ class Trade:
 
 
 def start_price(symbol: str) -> Decimal:
-    """Dollars a share before the first quote, which is also the last day's close."""
+    """Dollars per share before the first quote; also the close of the day before."""
     return Decimal(start_cents(symbol)) / 100
 
 
@@ -178,7 +178,7 @@ class PositionBook:
         return len(self._held)
 
     def get(self, symbol: str) -> Holding | None:
-        """The symbol's position; None where there is none."""
+        """The symbol's position, or None."""
         return self._held.get(symbol)
 
     def trade(self, symbol: str, qty: Decimal, price: Decimal) -> Holding | None:
@@ -269,7 +269,7 @@ class Trader:
         self._most = max(_MANY, start + _SPARE)
 
     def next(self, book: PositionBook) -> tuple[str, Decimal]:
-        """What to trade: a symbol, and shares, below 0 to sell them."""
+        """The next trade: a symbol and a number of shares; below 0 sells."""
         new = [symbol for symbol in self._symbols if book.get(symbol) is None]
         kind = self._kind(len(book), can_open=bool(new))
         if kind == "open":
@@ -286,7 +286,7 @@ class Trader:
         return "add" if kind == "open" and not can_open else kind
 
     def _size(self) -> Decimal:
-        """Shares to open with."""
+        """The number of shares to open a position with."""
         size = Decimal(_LOT * self._random.randint(1, _MOST_LOTS))
         if self._random.random() < _SHORT_RATIO:
             return -size
@@ -295,7 +295,7 @@ class Trader:
         return size
 
     def _change(self, kind: str, held: Holding) -> Decimal:
-        """Shares that do this to the position."""
+        """The number of shares for this change of the position."""
         sign = 1 if held.qty > 0 else -1
         match kind:
             case "add":

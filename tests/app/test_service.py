@@ -46,7 +46,7 @@ def settings(*symbols: str, **more: Any) -> Settings:
 
 
 @attrs.define
-class Desk:
+class Bench:
     """A service and both of its ends."""
 
     service: Service
@@ -84,13 +84,13 @@ def decode(payload: bytes) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_desk(
+async def open_bench(
     *symbols: str,
     feed: FakeDriver | None = None,
     store: MemoryPriceStore | None = None,
     feed_name: str | None = None,
     **more: Any,
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[Bench]:
     clock = VirtualClock()
     if feed_name is not None:
         more["feed"] = feed_name
@@ -99,20 +99,20 @@ async def open_desk(
     async with open_service(
         settings(*symbols, **more), drivers=[feed], store=store, clock=clock
     ) as service:
-        yield Desk(service, feed, store)
+        yield Bench(service, feed, store)
 
 
 # ---- from the feed to the readers
 
 
 async def test_quote_reaches_key_channel_stream_and_readers(autojump_clock: Any) -> None:
-    async with open_desk("AAPL", "MSFT") as desk:
-        async with desk.service.quotes("AAPL") as quotes:
-            await desk.feed.subscribed("AAPL", "MSFT")
-            desk.feed.send_quotes([quote(187.12, ap=187.15, t=VirtualClock().utc_ns() + 7)])
+    async with open_bench("AAPL", "MSFT") as bench:
+        async with bench.service.quotes("AAPL") as quotes:
+            await bench.feed.subscribed("AAPL", "MSFT")
+            bench.feed.send_quotes([quote(187.12, ap=187.15, t=VirtualClock().utc_ns() + 7)])
             seen = await anext(aiter(quotes))
-        await desk.written(1)
-        payload = desk.store.price("AAPL")
+        await bench.written(1)
+        payload = bench.store.price("AAPL")
         assert payload is not None
         assert decode(payload) == {
             "symbol": "AAPL",
@@ -124,14 +124,14 @@ async def test_quote_reaches_key_channel_stream_and_readers(autojump_clock: Any)
             "timestamp": "2026-11-20T15:00:00.000000007Z",
             "seq": 1,
         }
-        assert desk.store.published["price.updated"] == [payload]
-        assert list(desk.store.entries) == [("AAPL", payload)]
-        assert desk.states == ["connected"]
+        assert bench.store.published["price.updated"] == [payload]
+        assert list(bench.store.entries) == [("AAPL", payload)]
+        assert bench.states == ["connected"]
         assert isinstance(seen, Quote)
         assert (seen.symbol, seen.bid, seen.seq) == ("AAPL", 187.12, 1)
-        assert desk.service.latest("aapl") == seen
-        assert desk.service.latest("MSFT") is None
-        assert desk.service.prices() == desk.service.prices(["msft", "AAPL"]) == [seen]
+        assert bench.service.latest("aapl") == seen
+        assert bench.service.latest("MSFT") is None
+        assert bench.service.prices() == bench.service.prices(["msft", "AAPL"]) == [seen]
 
 
 def trade_message(number: int, symbol: str = "AAPL", **more: Any) -> dict[str, Any]:
@@ -143,11 +143,11 @@ def trade_message(number: int, symbol: str = "AAPL", **more: Any) -> dict[str, A
 async def test_stream_has_the_latest_values_first_and_then_each_record(
     autojump_clock: Any,
 ) -> None:
-    async with open_desk("AAPL", "MSFT", channels="quotes,trades") as desk:
-        await desk.feed.subscribed("AAPL", "MSFT")
-        desk.feed.send_messages([trade_message(5), trade_message(3), trade_message(6, "MSFT")])
-        await desk.until(lambda: len(desk.store.published.get("trade.updated", ())) == 3)
-        async with desk.service.stream("aapl", channels=("trades",)) as stream:
+    async with open_bench("AAPL", "MSFT", channels="quotes,trades") as bench:
+        await bench.feed.subscribed("AAPL", "MSFT")
+        bench.feed.send_messages([trade_message(5), trade_message(3), trade_message(6, "MSFT")])
+        await bench.until(lambda: len(bench.store.published.get("trade.updated", ())) == 3)
+        async with bench.service.stream("aapl", channels=("trades",)) as stream:
             records = aiter(stream)
             first = await anext(records)
             assert (first.id, first.seq) == (5, 1), "the late one is not the latest"
@@ -155,51 +155,51 @@ async def test_stream_has_the_latest_values_first_and_then_each_record(
                 "T": "c", "S": "AAPL", "x": "V", "oi": 5, "op": 5, "os": 10, "oc": ["@"],
                 "ci": 9, "cp": 4.5, "cs": 10, "cc": ["@"], "t": "2026-11-20T15:00:01Z", "z": "C",
             }  # fmt: skip
-            desk.feed.send_messages([trade_message(7, "MSFT"), correction])
+            bench.feed.send_messages([trade_message(7, "MSFT"), correction])
             changed = await anext(records)
-            desk.feed.send_messages([trade_message(8)])
-            desk.feed.send_quotes([quote(1)])
+            bench.feed.send_messages([trade_message(8)])
+            bench.feed.send_quotes([quote(1)])
             newest = await anext(records)
             assert isinstance(changed, Correction)
             assert (changed.corrected_price, changed.seq) == (4.5, 1)
             assert (newest.id, newest.seq) == (8, 3)
-            assert desk.service.latest_record(TRADES, "AAPL") == newest
-        async with desk.service.batches(channels=("trades", "quotes")) as batches:
+            assert bench.service.latest_record(TRADES, "AAPL") == newest
+        async with bench.service.batches(channels=("trades", "quotes")) as batches:
             items = aiter(batches)
             kinds = [(await anext(items)).kind for _ in range(2)]  # type: ignore[union-attr]
             assert kinds == [QUOTES, TRADES]
-            desk.feed.drop()
+            bench.feed.drop()
             lost = await anext(items)
             assert isinstance(lost, FeedStatus)
         with pytest.raises(InvalidChannel, match="tardes"):
-            async with desk.service.stream(channels=("tardes",)):
+            async with bench.service.stream(channels=("tardes",)):
                 pass
 
 
 async def test_every_accepted_quote_is_published_once_and_in_order(autojump_clock: Any) -> None:
-    async with open_desk("AAPL", "SPY") as desk:
-        await desk.feed.subscribed("AAPL", "SPY")
+    async with open_bench("AAPL", "SPY") as bench:
+        await bench.feed.subscribed("AAPL", "SPY")
         for number in range(1, 1_001):
-            desk.feed.send_quotes([quote(number), quote(number, "SPY")])
+            bench.feed.send_quotes([quote(number), quote(number, "SPY")])
             if number % 10 == 0:
                 await anyio.sleep(0.001)
-        await desk.written(2_000)
+        await bench.written(2_000)
         expected = [(symbol, n) for n in range(1, 1_001) for symbol in ("AAPL", "SPY")]
-        assert desk.seqs == expected
-        assert desk.service.status().counters.events_published == 2_000
+        assert bench.seqs == expected
+        assert bench.service.status().counters.events_published == 2_000
 
 
 async def test_reader_hears_states_and_the_latest_first(autojump_clock: Any) -> None:
-    async with open_desk("AAPL", "MSFT") as desk:
-        await desk.feed.subscribed("AAPL", "MSFT")
-        desk.feed.send_quotes([quote(1), quote(2), quote(9, "MSFT")])
-        await desk.written(3)
-        async with desk.service.events("AAPL") as events:
+    async with open_bench("AAPL", "MSFT") as bench:
+        await bench.feed.subscribed("AAPL", "MSFT")
+        bench.feed.send_quotes([quote(1), quote(2), quote(9, "MSFT")])
+        await bench.written(3)
+        async with bench.service.events("AAPL") as events:
             heard = aiter(events)
             first = await anext(heard)
             assert isinstance(first, Quote)
             assert first.bid == 2
-            desk.feed.drop()
+            bench.feed.drop()
             states = [await anext(heard) for _ in range(3)]
             assert [s.state for s in states if isinstance(s, FeedStatus)] == [
                 "disconnected",
@@ -210,33 +210,33 @@ async def test_reader_hears_states_and_the_latest_first(autojump_clock: Any) -> 
 
 async def test_readers_end_with_the_service(autojump_clock: Any) -> None:
     seen: list[Quote] = []
-    async with anyio.create_task_group() as tasks, open_desk("AAPL") as desk:
+    async with anyio.create_task_group() as tasks, open_bench("AAPL") as bench:
 
         async def read() -> None:
-            async with desk.service.quotes() as quotes:
+            async with bench.service.quotes() as quotes:
                 async for item in quotes:
                     seen.append(item)
 
         tasks.start_soon(read)
-        await desk.feed.subscribed("AAPL")
-        desk.feed.send_quotes([quote(1), quote(2)])
-        await desk.written(2)
+        await bench.feed.subscribed("AAPL")
+        bench.feed.send_quotes([quote(1), quote(2)])
+        await bench.written(2)
     assert [item.bid for item in seen] == [1, 2]
 
 
-async def test_lost_connection_is_told_with_its_gap(autojump_clock: Any) -> None:
-    async with open_desk("AAPL") as desk:
-        await desk.feed.subscribed("AAPL")
-        desk.feed.send_quotes([quote(1)])
-        await desk.written(1)
-        desk.feed.drop()
-        await desk.feed.opened(2)
-        await desk.feed.subscribed("AAPL")
-        desk.feed.send_quotes([quote(2)])
-        await desk.written(2)
-        assert desk.states == ["connected", "disconnected", "connected", "gap"]
-        assert desk.seqs == [("AAPL", 1), ("AAPL", 2)]
-        counters = desk.service.status().counters
+async def test_lost_connection_is_reported_with_its_gap(autojump_clock: Any) -> None:
+    async with open_bench("AAPL") as bench:
+        await bench.feed.subscribed("AAPL")
+        bench.feed.send_quotes([quote(1)])
+        await bench.written(1)
+        bench.feed.drop()
+        await bench.feed.opened(2)
+        await bench.feed.subscribed("AAPL")
+        bench.feed.send_quotes([quote(2)])
+        await bench.written(2)
+        assert bench.states == ["connected", "disconnected", "connected", "gap"]
+        assert bench.seqs == [("AAPL", 1), ("AAPL", 2)]
+        counters = bench.service.status().counters
         assert (counters.reconnects, counters.gaps) == (1, 1)
 
 
@@ -244,28 +244,28 @@ async def test_lost_connection_is_told_with_its_gap(autojump_clock: Any) -> None
 
 
 async def test_subscribes_and_unsubscribes(autojump_clock: Any) -> None:
-    async with open_desk("AAPL") as desk:
-        await desk.ready()
-        result = await desk.service.subscribe("msft", " TSLA ")
+    async with open_bench("AAPL") as bench:
+        await bench.ready()
+        result = await bench.service.subscribe("msft", " TSLA ")
         assert (result.status, result.symbols) == ("subscribed", ("MSFT", "TSLA"))
-        await desk.service.subscribe("AAPL", source="positions")
-        assert desk.service.subscriptions() == {
+        await bench.service.subscribe("AAPL", source="positions")
+        assert bench.service.subscriptions() == {
             "AAPL": ["positions", "settings"],
             "MSFT": ["api"],
             "TSLA": ["api"],
         }
-        result = await desk.service.unsubscribe("AAPL", "msft")
+        result = await bench.service.unsubscribe("AAPL", "msft")
         assert (result.status, result.symbols) == ("unsubscribed", ("AAPL", "MSFT"))
-        assert desk.service.subscriptions() == {"AAPL": ["positions"], "TSLA": ["api"]}
-        (link,) = desk.feed.connections
+        assert bench.service.subscriptions() == {"AAPL": ["positions"], "TSLA": ["api"]}
+        (link,) = bench.feed.connections
         assert set(link.subscriptions["quotes"]) == {"AAPL", "TSLA"}
 
 
-async def test_tells_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: Any) -> None:
+async def test_shows_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: Any) -> None:
     feed = FakeDriver(rules=SessionRules(symbol_limit=3, invalid_symbols={"BAD"}))
-    async with open_desk("AAPL,BAD,IBM,MSFT,TSLA", feed=feed) as desk:
-        await desk.ready()
-        service = desk.service
+    async with open_bench("AAPL,BAD,IBM,MSFT,TSLA", feed=feed) as bench:
+        await bench.ready()
+        service = bench.service
         quotes = ["quotes"]
         assert service.channels() == {"AAPL": quotes, "IBM": quotes, "MSFT": quotes}
         assert service.left_out() == {
@@ -281,46 +281,46 @@ async def test_tells_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: 
         while service.status().feed.connected:
             await anyio.sleep(0.001)
         assert service.channels() == service.left_out() == {}
-        await desk.ready()
+        await bench.ready()
         assert list(service.channels()) == ["AAPL", "MSFT", "TSLA"]
 
 
 async def test_every_symbol_is_one_channel(autojump_clock: Any) -> None:
-    async with open_desk("*") as desk:
-        await desk.ready()
-        assert desk.service.channels() == {"*": ["quotes"]}
-        assert desk.service.left_out() == {}
+    async with open_bench("*") as bench:
+        await bench.ready()
+        assert bench.service.channels() == {"*": ["quotes"]}
+        assert bench.service.left_out() == {}
 
 
 async def test_bad_symbol_changes_nothing(autojump_clock: Any) -> None:
-    async with open_desk("AAPL") as desk:
-        await desk.ready()
-        for ask in (desk.service.subscribe, desk.service.unsubscribe):
+    async with open_bench("AAPL") as bench:
+        await bench.ready()
+        for ask in (bench.service.subscribe, bench.service.unsubscribe):
             with pytest.raises(InvalidSymbol, match="'A B'"):
                 await ask("AAPL", "A B")
-        assert desk.service.subscriptions() == {"AAPL": ["settings"]}
+        assert bench.service.subscriptions() == {"AAPL": ["settings"]}
 
 
 async def test_symbol_limit_refuses_the_request(autojump_clock: Any) -> None:
     feed = FakeDriver(rules=SessionRules(symbol_limit=1))
-    async with open_desk("AAPL", feed=feed) as desk:
-        await desk.ready()
+    async with open_bench("AAPL", feed=feed) as bench:
+        await bench.ready()
         with pytest.raises(SubscriptionRefused) as caught:
-            await desk.service.subscribe("MSFT")
+            await bench.service.subscribe("MSFT")
         assert caught.value.code == 405
-        assert desk.service.readiness().ready
+        assert bench.service.readiness().ready
 
 
 async def test_request_in_the_drain_is_refused_at_once(autojump_clock: Any) -> None:
     refusals: list[str] = []
     feed = FakeDriver(closing_s=10)
-    async with anyio.create_task_group() as tasks, open_desk("AAPL", feed=feed) as desk:
-        await desk.ready()
+    async with anyio.create_task_group() as tasks, open_bench("AAPL", feed=feed) as bench:
+        await bench.ready()
 
         async def ask_later() -> None:
-            await desk.until(lambda: desk.service.status().state == "draining")
+            await bench.until(lambda: bench.service.status().state == "draining")
             try:
-                await desk.service.subscribe("MSFT")
+                await bench.service.subscribe("MSFT")
             except MDServiceError as exc:
                 refusals.append(str(exc))
 
@@ -336,95 +336,95 @@ async def test_readiness_names_what_is_in_the_way(autojump_clock: Any) -> None:
     feed, store = FakeDriver(), MemoryPriceStore(clock=VirtualClock())
     feed.fail(3)
     store.down = True
-    async with open_desk("AAPL", feed=feed, store=store) as desk:
+    async with open_bench("AAPL", feed=feed, store=store) as bench:
         await anyio.sleep(0.2)
-        first, second = desk.service.readiness().reasons
+        first, second = bench.service.readiness().reasons
         assert first == "the feed is waiting: fake: no server listens"
         assert second.startswith("Redis is not connected: No connection to the store")
-        assert desk.service.status().state == "starting"
+        assert bench.service.status().state == "starting"
 
         store.down = False
         feed.stall("subscribe")
         await feed.opened()
-        await desk.until(lambda: len(desk.service.readiness().reasons) == 1)
-        assert desk.service.readiness().reasons == (
+        await bench.until(lambda: len(bench.service.readiness().reasons) == 1)
+        assert bench.service.readiness().reasons == (
             "the feed has not acknowledged the subscriptions yet",
         )
-        assert desk.service.status().state == "degraded"
+        assert bench.service.status().state == "degraded"
 
-        await desk.ready()
-        assert desk.service.readiness().reasons == ()
-        assert desk.service.status().state == "running"
+        await bench.ready()
+        assert bench.service.readiness().reasons == ()
+        assert bench.service.status().state == "running"
 
         store.refusal = "READONLY no writes here"
-        await desk.until(lambda: not desk.service.readiness().ready)
-        assert "Redis refuses" in desk.service.readiness().reasons[0]
-        assert "READONLY" in desk.service.readiness().reasons[0]
+        await bench.until(lambda: not bench.service.readiness().ready)
+        assert "Redis refuses" in bench.service.readiness().reasons[0]
+        assert "READONLY" in bench.service.readiness().reasons[0]
         store.refusal = None
-        await desk.ready()
+        await bench.ready()
 
         feed.refuse_next(406)
         feed.drop()
-        await desk.until(lambda: "waiting for slot" in str(desk.service.readiness().reasons))
-        assert "old session" in desk.service.readiness().reasons[0]
-        assert desk.service.status().state == "degraded"
-        await desk.ready()
+        await bench.until(lambda: "waiting for slot" in str(bench.service.readiness().reasons))
+        assert "old session" in bench.service.readiness().reasons[0]
+        assert bench.service.status().state == "degraded"
+        await bench.ready()
 
 
 async def test_without_symbols_a_login_suffices(autojump_clock: Any) -> None:
-    async with open_desk() as desk:
-        await desk.ready()
-        assert desk.service.subscriptions() == {}
+    async with open_bench() as bench:
+        await bench.ready()
+        assert bench.service.subscriptions() == {}
 
 
 async def test_clock_that_is_behind_makes_it_degraded(autojump_clock: Any) -> None:
-    async with open_desk("AAPL") as desk:
-        await desk.ready()
+    async with open_bench("AAPL") as bench:
+        await bench.ready()
         ahead_ns = VirtualClock().utc_ns() + 300_000_000_000
         for number in range(150):
-            desk.feed.send_quotes([quote(number + 1, t=ahead_ns + number)])
+            bench.feed.send_quotes([quote(number + 1, t=ahead_ns + number)])
             await anyio.sleep(0.01)
-        (reason,) = desk.service.readiness().reasons
+        (reason,) = bench.service.readiness().reasons
         assert "clock is 29" in reason or "clock is 300" in reason
-        assert desk.service.status().state == "degraded"
-        assert desk.service.status().counters.decode_errors == 150
-        assert desk.events == []
+        assert bench.service.status().state == "degraded"
+        assert bench.service.status().counters.decode_errors == 150
+        assert bench.events == []
         for number in range(150):
-            desk.feed.send_quotes([quote(number + 1)])
+            bench.feed.send_quotes([quote(number + 1)])
             await anyio.sleep(0.01)
-        await desk.ready()
+        await bench.ready()
 
 
 async def test_actor_that_is_being_restarted_is_named(autojump_clock: Any) -> None:
     store = BrokenStore(clock=VirtualClock())
     store.failures = 3
-    async with open_desk("AAPL", store=store) as desk:
-        await desk.feed.subscribed("AAPL")
-        await desk.until(lambda: not desk.service.readiness().ready)
-        await desk.until(lambda: "redis_writer" in str(desk.service.readiness().reasons))
+    async with open_bench("AAPL", store=store) as bench:
+        await bench.feed.subscribed("AAPL")
+        await bench.until(lambda: not bench.service.readiness().ready)
+        await bench.until(lambda: "redis_writer" in str(bench.service.readiness().reasons))
         assert any(
             reason == "redis_writer is restarting: RuntimeError: a defect in the store"
-            for reason in desk.service.readiness().reasons
+            for reason in bench.service.readiness().reasons
         )
 
 
 async def test_a_feed_of_ones_own_needs_no_keys_and_is_not_called_a_simulator(
     autojump_clock: Any,
 ) -> None:
-    async with open_desk("AAPL", redis_url="redis://localhost:1") as desk:
-        await desk.feed.subscribed("AAPL")
-        status = desk.service.status()
+    async with open_bench("AAPL", redis_url="redis://localhost:1") as bench:
+        await bench.feed.subscribed("AAPL")
+        status = bench.service.status()
         assert (status.feed.name, status.simulator) == ("fake", False)
 
 
 async def test_a_driver_for_a_feed_that_the_settings_name_has_that_name(
     autojump_clock: Any,
 ) -> None:
-    async with open_desk("AAPL", feed_name="simulator") as desk:
-        status = desk.service.status()
+    async with open_bench("AAPL", feed_name="simulator") as bench:
+        status = bench.service.status()
         assert (status.feed.name, status.simulator) == ("simulator", True)
     with pytest.raises(ConfigurationError, match="api_key is missing"):
-        async with open_desk("AAPL", feed_name="sip"):
+        async with open_bench("AAPL", feed_name="sip"):
             pass
 
 
@@ -436,19 +436,19 @@ async def test_a_silent_feed_of_ones_own_does_not_ask_alpaca_for_its_hours(
         "mdservice.feed.alpaca.rest.AlpacaMarketClock.is_open",
         lambda self: asked.append(""),
     )
-    async with open_desk("AAPL", redis_url="redis://localhost:1", mute_after=5.0) as desk:
-        await desk.feed.opened(2)
+    async with open_bench("AAPL", redis_url="redis://localhost:1", mute_after=5.0) as bench:
+        await bench.feed.opened(2)
     assert asked == []
 
 
 async def test_status_has_every_field_of_the_contract(autojump_clock: Any) -> None:
-    async with open_desk("AAPL", "MSFT") as desk:
-        await desk.feed.subscribed("AAPL", "MSFT")
-        desk.feed.send_quotes([quote(1), quote(2), quote(3, "MSFT")])
-        desk.feed.send_raw(b"\xc1")
-        await desk.written(3)
+    async with open_bench("AAPL", "MSFT") as bench:
+        await bench.feed.subscribed("AAPL", "MSFT")
+        bench.feed.send_quotes([quote(1), quote(2), quote(3, "MSFT")])
+        bench.feed.send_raw(b"\xc1")
+        await bench.written(3)
         await anyio.sleep(2)
-        status = status_to_json(desk.service.status())
+        status = status_to_json(bench.service.status())
         assert msgspec.json.decode(msgspec.json.encode(status)) == status
         assert {
             *("state", "feed", "redis", "symbols", "uptime_s", "actors", "counters", "latency_ms")
@@ -484,29 +484,29 @@ async def test_status_has_every_field_of_the_contract(autojump_clock: Any) -> No
             assert all(value >= 0 for value in status["latency_ms"][name].values())
 
 
-async def test_status_tells_of_symbols_that_never_come_and_of_times_that_stand_still(
+async def test_status_shows_symbols_that_never_come_and_times_that_stand_still(
     autojump_clock: Any,
 ) -> None:
-    async with open_desk("AAPL", "MSFT", mute_after=30.0) as desk:
-        await desk.ready()
+    async with open_bench("AAPL", "MSFT", mute_after=30.0) as bench:
+        await bench.ready()
         same = quote(1, t="2026-11-20T15:00:00Z")
         for _ in range(50):
-            desk.feed.send_quotes([same])
+            bench.feed.send_quotes([same])
             await anyio.sleep(1)
-        feed = desk.service.status().feed
+        feed = bench.service.status().feed
         assert (feed.without_quotes, feed.without_quotes_first) == (1, ("MSFT",))
         assert feed.times_frozen_s == pytest.approx(48, abs=1)
-        desk.feed.send_quotes([quote(2), quote(1, symbol="MSFT")])
+        bench.feed.send_quotes([quote(2), quote(1, symbol="MSFT")])
         await anyio.sleep(1)
-        feed = desk.service.status().feed
+        feed = bench.service.status().feed
         assert (feed.without_quotes, feed.without_quotes_first) == (0, ())
         assert feed.times_frozen_s == 0
 
 
 async def test_is_alive(autojump_clock: Any) -> None:
-    async with open_desk("AAPL") as desk:
+    async with open_bench("AAPL") as bench:
         await anyio.sleep(100)
-        assert desk.service.liveness().ready
+        assert bench.service.liveness().ready
 
 
 # ---- the end
@@ -514,19 +514,19 @@ async def test_is_alive(autojump_clock: Any) -> None:
 
 async def test_what_was_accepted_is_written_before_it_ends(autojump_clock: Any) -> None:
     feed, store = FakeDriver(), MemoryPriceStore(clock=VirtualClock())
-    async with open_desk("AAPL", feed=feed, store=store) as desk:
+    async with open_bench("AAPL", feed=feed, store=store) as bench:
         await feed.subscribed("AAPL")
-        await desk.ready()
+        await bench.ready()
         store.script.append(Slow(0.5))
         for number in range(1, 5_001):
             feed.send_quotes([quote(number)])
             if number % 100 == 0:
                 await anyio.sleep(0.001)
-        await desk.until(lambda: desk.service.status().counters.quotes_accepted == 5_000)
-        assert len(desk.events) < 5_000, "nothing is left to drain"
+        await bench.until(lambda: bench.service.status().counters.quotes_accepted == 5_000)
+        assert len(bench.events) < 5_000, "nothing is left to drain"
         started_s = anyio.current_time()
-    assert [seq for _, seq in desk.seqs] == list(range(1, 5_001))
-    assert desk.states == ["connected", "disconnected"]
+    assert [seq for _, seq in bench.seqs] == list(range(1, 5_001))
+    assert bench.states == ["connected", "disconnected"]
     assert anyio.current_time() - started_s <= DRAIN_LIMIT_S
     assert feed.connections == ()
     assert not store.connected
@@ -536,9 +536,9 @@ async def test_end_is_bounded_where_the_store_is_away(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     feed, store = FakeDriver(closing_s=60), MemoryPriceStore(clock=VirtualClock())
-    async with open_desk("AAPL", feed=feed, store=store) as desk:
+    async with open_bench("AAPL", feed=feed, store=store) as bench:
         await feed.subscribed("AAPL")
-        await desk.ready()
+        await bench.ready()
         store.down = True
         feed.send_quotes([quote(number) for number in range(1, 101)])
         await anyio.sleep(5)
@@ -553,9 +553,9 @@ async def test_a_store_that_is_only_slow_is_not_said_to_refuse(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     feed, store = FakeDriver(), MemoryPriceStore(clock=VirtualClock())
-    async with open_desk("AAPL", feed=feed, store=store) as desk:
+    async with open_bench("AAPL", feed=feed, store=store) as bench:
         await feed.subscribed("AAPL")
-        await desk.ready()
+        await bench.ready()
         store.script.append(Slow(10))
         feed.send_quotes([quote(number) for number in range(1, 101)])
         await anyio.sleep(0.1)
@@ -564,8 +564,8 @@ async def test_a_store_that_is_only_slow_is_not_said_to_refuse(
 
 
 async def test_end_is_at_once_where_nothing_waits(autojump_clock: Any) -> None:
-    async with open_desk("AAPL") as desk:
-        await desk.ready()
+    async with open_bench("AAPL") as bench:
+        await bench.ready()
         started_s = anyio.current_time()
     assert anyio.current_time() - started_s <= 1.0
 
@@ -578,44 +578,44 @@ async def test_store_that_comes_back_in_the_drain_gets_everything(autojump_clock
         store.down = False
 
     async with anyio.create_task_group() as tasks:
-        async with open_desk("AAPL", feed=feed, store=store) as desk:
+        async with open_bench("AAPL", feed=feed, store=store) as bench:
             await feed.subscribed("AAPL")
-            await desk.ready()
+            await bench.ready()
             store.down = True
             tasks.start_soon(come_back)
             feed.send_quotes([quote(number) for number in range(1, 101)])
             await anyio.sleep(5)
-        assert [seq for _, seq in desk.seqs] == list(range(1, 101))
+        assert [seq for _, seq in bench.seqs] == list(range(1, 101))
 
 
 async def test_cancellation_drains_too(autojump_clock: Any) -> None:
     with anyio.CancelScope() as scope:
-        async with open_desk("AAPL") as desk:
-            await desk.feed.subscribed("AAPL")
-            await desk.ready()
-            desk.store.script.append(Slow(0.5))
-            desk.feed.send_quotes([quote(number) for number in range(1, 101)])
-            await desk.until(lambda: desk.service.status().counters.quotes_accepted == 100)
-            assert desk.events == [], "nothing is left to drain"
+        async with open_bench("AAPL") as bench:
+            await bench.feed.subscribed("AAPL")
+            await bench.ready()
+            bench.store.script.append(Slow(0.5))
+            bench.feed.send_quotes([quote(number) for number in range(1, 101)])
+            await bench.until(lambda: bench.service.status().counters.quotes_accepted == 100)
+            assert bench.events == [], "nothing is left to drain"
             scope.cancel()
             await anyio.sleep_forever()
     assert scope.cancelled_caught
-    assert len(desk.events) == 100
+    assert len(bench.events) == 100
 
 
 async def test_error_in_the_block_comes_out_as_it_is_after_the_drain(autojump_clock: Any) -> None:
     mine = ValueError("mine")
     with pytest.raises(ValueError, match="mine") as caught:
-        async with open_desk("AAPL") as desk:
-            await desk.feed.subscribed("AAPL")
-            await desk.ready()
-            desk.store.script.append(Slow(0.5))
-            desk.feed.send_quotes([quote(1)])
-            await desk.until(lambda: desk.service.status().counters.quotes_accepted == 1)
-            assert desk.events == [], "nothing is left to drain"
+        async with open_bench("AAPL") as bench:
+            await bench.feed.subscribed("AAPL")
+            await bench.ready()
+            bench.store.script.append(Slow(0.5))
+            bench.feed.send_quotes([quote(1)])
+            await bench.until(lambda: bench.service.status().counters.quotes_accepted == 1)
+            assert bench.events == [], "nothing is left to drain"
             raise mine
     assert caught.value is mine
-    assert len(desk.events) == 1
+    assert len(bench.events) == 1
 
 
 # ---- failures
@@ -626,11 +626,11 @@ async def test_refusal_at_start_ends_the_block_with_the_reason(autojump_clock: A
     feed.refuse_next(402)
     started_s = anyio.current_time()
     with pytest.raises(FeedRefused, match="ALPACA_API_KEY") as caught:
-        async with open_desk("AAPL", feed=feed) as desk:
+        async with open_bench("AAPL", feed=feed) as bench:
             await anyio.sleep_forever()
     assert caught.value.code == 402
     assert anyio.current_time() - started_s <= 1, "the last words, and no more"
-    told = [msgspec.json.decode(payload) for payload in desk.store.published["feed.status"]]
+    told = [msgspec.json.decode(payload) for payload in bench.store.published["feed.status"]]
     assert [status["state"] for status in told] == ["fatal"]
 
 
@@ -638,21 +638,21 @@ async def test_driver_that_cannot_work_ends_the_block_with_the_reason(autojump_c
     feed = FakeDriver("alpaca-py")
     feed.script.append(ConfigurationError("alpaca-py cannot be imported"))
     with pytest.raises(ConfigurationError, match="cannot be imported"):
-        async with open_desk("AAPL", feed=feed):
+        async with open_bench("AAPL", feed=feed):
             await anyio.sleep_forever()
 
 
 async def test_refusal_after_data_ends_nothing(autojump_clock: Any) -> None:
-    async with open_desk("AAPL") as desk:
-        await desk.feed.subscribed("AAPL")
-        desk.feed.send_quotes([quote(1)])
-        await desk.written(1)
-        desk.feed.refuse_next(402)
-        desk.feed.drop()
-        await desk.until(lambda: "fatal" in desk.states)
-        assert "402" in str(desk.service.status().feed.last_error)
-        assert not desk.service.readiness().ready
-        await desk.ready()
+    async with open_bench("AAPL") as bench:
+        await bench.feed.subscribed("AAPL")
+        bench.feed.send_quotes([quote(1)])
+        await bench.written(1)
+        bench.feed.refuse_next(402)
+        bench.feed.drop()
+        await bench.until(lambda: "fatal" in bench.states)
+        assert "402" in str(bench.service.status().feed.last_error)
+        assert not bench.service.readiness().ready
+        await bench.ready()
 
 
 class BrokenStore(MemoryPriceStore):
@@ -671,17 +671,17 @@ async def test_actor_that_crashes_is_restarted_and_no_event_is_lost_or_repeated(
     autojump_clock: Any,
 ) -> None:
     store = BrokenStore(clock=VirtualClock())
-    async with open_desk("AAPL", store=store) as desk:
-        await desk.feed.subscribed("AAPL")
-        await desk.ready()
+    async with open_bench("AAPL", store=store) as bench:
+        await bench.feed.subscribed("AAPL")
+        await bench.ready()
         store.failures = 2
         for number in range(1, 201):
-            desk.feed.send_quotes([quote(number)])
+            bench.feed.send_quotes([quote(number)])
             await anyio.sleep(0.01)
-        await desk.written(200)
+        await bench.written(200)
         await anyio.sleep(1)
-        assert [seq for _, seq in desk.seqs] == list(range(1, 201))
-        actor = desk.service.status().actors["redis_writer"]
+        assert [seq for _, seq in bench.seqs] == list(range(1, 201))
+        actor = bench.service.status().actors["redis_writer"]
         assert (actor.state, actor.restarts) == ("running", 2)
         assert actor.last_error == "RuntimeError: a defect in the store"
 
@@ -690,9 +690,9 @@ async def test_actor_that_crashes_for_ever_ends_the_block(autojump_clock: Any) -
     store = BrokenStore(clock=VirtualClock())
     store.failures = 1_000
     with pytest.raises(ActorFailed, match="redis_writer failed 6 times"):
-        async with open_desk("AAPL", store=store) as desk:
+        async with open_bench("AAPL", store=store) as bench:
             while True:
-                desk.feed.send_quotes([quote(anyio.current_time() + 1)])
+                bench.feed.send_quotes([quote(anyio.current_time() + 1)])
                 await anyio.sleep(0.1)
 
 
@@ -723,13 +723,13 @@ async def test_an_actor_that_ends_the_service_is_blamed_for_the_lost_events(
 ) -> None:
     store = DefectiveStore(clock=VirtualClock())
     with pytest.raises(ActorFailed, match="redis_writer"):
-        async with open_desk("AAPL", store=store) as desk:
-            await desk.feed.subscribed("AAPL")
-            await desk.ready()
+        async with open_bench("AAPL", store=store) as bench:
+            await bench.feed.subscribed("AAPL")
+            await bench.ready()
             await anyio.sleep(1)
             store.defect = defect
             await anyio.sleep(pause_s)
-            desk.feed.send_quotes([quote(1), quote(2), quote(3)])
+            bench.feed.send_quotes([quote(1), quote(2), quote(3)])
             await anyio.sleep(100)
     (record,) = [r for r in caplog.records if "events_lost_at_the_end" in r.getMessage()]
     assert said in record.getMessage()
@@ -744,14 +744,14 @@ async def test_an_actor_that_ends_the_service_while_all_is_written_loses_no_even
         raise RuntimeError("a defect in the router")
 
     with pytest.raises(ActorFailed, match="quote_router"):
-        async with open_desk("AAPL") as desk:
-            await desk.feed.subscribed("AAPL")
-            await desk.ready()
-            desk.feed.send_quotes([quote(1)])
-            await desk.written(1)
+        async with open_bench("AAPL") as bench:
+            await bench.feed.subscribed("AAPL")
+            await bench.ready()
+            bench.feed.send_quotes([quote(1)])
+            await bench.written(1)
             await anyio.sleep(1)
-            monkeypatch.setattr(desk.service._topology.router, "run", fail)
-            desk.service._topology.supervisor.restart("quote_router", "for the test")
+            monkeypatch.setattr(bench.service._topology.router, "run", fail)
+            bench.service._topology.supervisor.restart("quote_router", "for the test")
             await anyio.sleep_forever()
     assert "events_lost_at_the_end" not in caplog.text
 
@@ -760,85 +760,85 @@ async def test_actor_that_hangs_is_restarted_and_no_event_is_lost_or_repeated(
     autojump_clock: Any,
 ) -> None:
     store = MemoryPriceStore(clock=VirtualClock())
-    async with open_desk("AAPL", store=store) as desk:
-        await desk.feed.subscribed("AAPL")
-        await desk.ready()
+    async with open_bench("AAPL", store=store) as bench:
+        await bench.feed.subscribed("AAPL")
+        await bench.ready()
         store.script.append(Slow(100_000))
         for number in range(1, 401):
-            desk.feed.send_quotes([quote(number)])
+            bench.feed.send_quotes([quote(number)])
             await anyio.sleep(0.1)
-        await desk.written(400)
-        assert [seq for _, seq in desk.seqs] == list(range(1, 401))
-        actors = desk.service.status().actors
+        await bench.written(400)
+        assert [seq for _, seq in bench.seqs] == list(range(1, 401))
+        actors = bench.service.status().actors
         assert {name: actor.restarts for name, actor in actors.items() if actor.restarts} == {
             "redis_writer": 1
         }
 
 
 async def test_outage_of_the_store_loses_nothing_within_the_backlog(autojump_clock: Any) -> None:
-    async with open_desk("AAPL", backlog=10_000) as desk:
-        await desk.feed.subscribed("AAPL")
-        await desk.ready()
-        desk.store.down = True
+    async with open_bench("AAPL", backlog=10_000) as bench:
+        await bench.feed.subscribed("AAPL")
+        await bench.ready()
+        bench.store.down = True
         for number in range(1, 9_001):
-            desk.feed.send_quotes([quote(number)])
+            bench.feed.send_quotes([quote(number)])
             if number % 50 == 0:
                 await anyio.sleep(0.5)
-        assert desk.service.status().redis.backlog >= 8_900
-        desk.store.down = False
+        assert bench.service.status().redis.backlog >= 8_900
+        bench.store.down = False
         returned_s = anyio.current_time()
-        await desk.written(9_000)
+        await bench.written(9_000)
         assert anyio.current_time() - returned_s <= 1.0
-        assert [seq for _, seq in desk.seqs] == list(range(1, 9_001))
-        assert desk.service.status().counters.events_conflated == 0
+        assert [seq for _, seq in bench.seqs] == list(range(1, 9_001))
+        assert bench.service.status().counters.events_conflated == 0
 
 
 async def test_outage_beyond_the_backlog_conflates_counts_and_shows_as_steps(
     autojump_clock: Any,
 ) -> None:
-    async with open_desk("AAPL", "SPY", backlog=10_000) as desk:
-        await desk.feed.subscribed("AAPL", "SPY")
-        await desk.ready()
-        desk.feed.send_quotes([quote(1, "SPY")])
-        await desk.written(1)
-        desk.store.down = True
-        desk.feed.send_quotes([quote(2, "SPY")])
+    async with open_bench("AAPL", "SPY", backlog=10_000) as bench:
+        await bench.feed.subscribed("AAPL", "SPY")
+        await bench.ready()
+        bench.feed.send_quotes([quote(1, "SPY")])
+        await bench.written(1)
+        bench.store.down = True
+        bench.feed.send_quotes([quote(2, "SPY")])
         for number in range(1, 25_001):
-            desk.feed.send_quotes([quote(number)])
+            bench.feed.send_quotes([quote(number)])
             if number % 250 == 0:
                 await anyio.sleep(0.5)
-        desk.store.down = False
-        await desk.until(lambda: desk.service.status().redis.backlog == 0)
-        counters = desk.service.status().counters
+        bench.store.down = False
+        await bench.until(lambda: bench.service.status().redis.backlog == 0)
+        counters = bench.service.status().counters
         assert counters.quotes_received == counters.quotes_accepted == 25_002
         assert counters.events_conflated >= 15_000
-        assert len(desk.events) + counters.events_conflated == 25_002
-        aapl = [seq for symbol, seq in desk.seqs if symbol == "AAPL"]
+        assert len(bench.events) + counters.events_conflated == 25_002
+        aapl = [seq for symbol, seq in bench.seqs if symbol == "AAPL"]
         assert aapl == sorted(set(aapl)), "never back, never twice"
         assert aapl[-1] == 25_000
-        assert ("SPY", 2) in desk.seqs
-        assert decode(desk.store.price("AAPL") or b"")["seq"] == 25_000
+        assert ("SPY", 2) in bench.seqs
+        assert decode(bench.store.price("AAPL") or b"")["seq"] == 25_000
 
 
 @pytest.mark.parametrize("fault", list(StoreFault))
 async def test_fault_of_the_store_is_not_seen_by_readers(
     autojump_clock: Any, fault: StoreFault
 ) -> None:
-    async with open_desk("AAPL") as desk:
-        await desk.feed.subscribed("AAPL")
-        await desk.ready()
+    async with open_bench("AAPL") as bench:
+        await bench.feed.subscribed("AAPL")
+        await bench.ready()
         for number in range(1, 301):
-            desk.feed.send_quotes([quote(number)])
+            bench.feed.send_quotes([quote(number)])
             if number % 30 == 0:
-                desk.store.script.append(fault)
+                bench.store.script.append(fault)
                 if fault is StoreFault.REFUSE_CONNECT:
-                    desk.store.drop_connection()
+                    bench.store.drop_connection()
             await anyio.sleep(0.005)
-        await desk.written(300)
+        await bench.written(300)
         await anyio.sleep(1)
-        desk.store.deliver()
-        assert [seq for _, seq in desk.seqs] == list(range(1, 301))
-        assert not desk.store.script
+        bench.store.deliver()
+        assert [seq for _, seq in bench.seqs] == list(range(1, 301))
+        assert not bench.store.script
 
 
 async def test_store_without_any_answer_is_named(autojump_clock: Any) -> None:
@@ -847,10 +847,12 @@ async def test_store_without_any_answer_is_named(autojump_clock: Any) -> None:
             await anyio.sleep(3)
             raise StoreUnavailable("no answer within 3 s")
 
-    async with open_desk("AAPL", store=Unreachable(clock=VirtualClock())) as desk:
+    async with open_bench("AAPL", store=Unreachable(clock=VirtualClock())) as bench:
         await anyio.sleep(60)
-        assert desk.service.readiness().reasons == ("Redis is not connected: no answer within 3 s",)
-        assert desk.service.status().actors["redis_writer"].restarts == 0
+        assert bench.service.readiness().reasons == (
+            "Redis is not connected: no answer within 3 s",
+        )
+        assert bench.service.status().actors["redis_writer"].restarts == 0
 
 
 @pytest.mark.parametrize(("feed_name", "limit_s"), [("sip", 60), ("delayed_sip", 60 + 900)])
@@ -858,27 +860,27 @@ async def test_prices_beyond_the_age_limit_are_counted_as_stale(
     autojump_clock: Any, feed_name: str, limit_s: float
 ) -> None:
     keys = {"api_key": "key", "secret_key": "secret"}
-    async with open_desk("AAPL", "MSFT", feed_name=feed_name, **keys) as desk:
-        await desk.feed.subscribed("AAPL", "MSFT")
+    async with open_bench("AAPL", "MSFT", feed_name=feed_name, **keys) as bench:
+        await bench.feed.subscribed("AAPL", "MSFT")
         now_ns = VirtualClock().utc_ns()
-        desk.feed.send_quotes([quote(1, t=now_ns), quote(2, symbol="MSFT", t=now_ns)])
-        await desk.written(2)
-        assert desk.service.status().stale_symbols == 0
+        bench.feed.send_quotes([quote(1, t=now_ns), quote(2, symbol="MSFT", t=now_ns)])
+        await bench.written(2)
+        assert bench.service.status().stale_symbols == 0
         await anyio.sleep(limit_s - 1)
-        desk.feed.send_quotes([quote(3, t=VirtualClock().utc_ns())])
-        await desk.written(3)
-        assert desk.service.status().stale_symbols == 0
+        bench.feed.send_quotes([quote(3, t=VirtualClock().utc_ns())])
+        await bench.written(3)
+        assert bench.service.status().stale_symbols == 0
         await anyio.sleep(2)
-        assert desk.service.status().stale_symbols == 1
+        assert bench.service.status().stale_symbols == 1
 
 
 async def test_command_that_fails_inside_a_write_shows_in_the_status(autojump_clock: Any) -> None:
-    async with open_desk("AAPL") as desk:
-        desk.store.command_error = "WRONGTYPE the event log is no stream"
-        await desk.feed.subscribed("AAPL")
-        desk.feed.send_quotes([quote(1)])
-        await desk.written(1)
-        redis = status_to_json(desk.service.status())["redis"]
+    async with open_bench("AAPL") as bench:
+        bench.store.command_error = "WRONGTYPE the event log is no stream"
+        await bench.feed.subscribed("AAPL")
+        bench.feed.send_quotes([quote(1)])
+        await bench.written(1)
+        redis = status_to_json(bench.service.status())["redis"]
         assert (redis["command_errors"], redis["last_command_error"]) == (
             1,
             "WRONGTYPE the event log is no stream",

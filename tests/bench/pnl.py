@@ -26,7 +26,7 @@ import anyio
 import attrs
 
 from mdservice.redis_io.embedded import open_embedded_server
-from tests.bench.pnl_desk import Writer
+from tests.bench.pnl_account import Writer
 from tests.bench.pnl_events import Events, engine_alone, through_a_book
 from tests.bench.pnl_requests import Counts, Requests, in_process, over_http
 from tests.bench.pnl_stream import Latencies, from_quote_to_pnl
@@ -46,14 +46,14 @@ class Plan:
         requests: How many of each kind.
         engine_events: For the engine alone.
         book_events: Through Valkey.
-        desks: How many take turns on the stream.
+        accounts: How many take turns on the stream.
         quotes: How many are followed to the stream, by market.
     """
 
     requests: Counts
     engine_events: int
     book_events: int
-    desks: int
+    accounts: int
     quotes: dict[str, int]
 
 
@@ -63,7 +63,7 @@ FULL = Plan(
     ),
     engine_events=200_000,
     book_events=100_000,
-    desks=4,
+    accounts=4,
     quotes={"quiet": 200, "other symbols": 200, "held symbols": 60},
 )
 QUICK = Plan(
@@ -72,7 +72,7 @@ QUICK = Plan(
     ),
     engine_events=50_000,
     book_events=30_000,
-    desks=4,
+    accounts=4,
     quotes={"quiet": 40, "other symbols": 40, "held symbols": 20},
 )
 
@@ -112,7 +112,7 @@ async def main(plan: Plan) -> int:
             gc.collect()
             gc.freeze()  # from here on this process only measures, and must not hold that up
             measured.latencies, measured.wrong = await from_quote_to_pnl(
-                server.url, folder, plan.desks, plan.quotes
+                server.url, folder, plan.accounts, plan.quotes
             )
     measured.collect_wrong()
     for rows in (_requests(measured), _events(measured), _latencies(measured)):

@@ -1,7 +1,7 @@
-"""How many events per second the P&L takes: the engine alone, and a running book behind Valkey.
+"""How many events per second the P&L takes: the engine alone, and a running tracker behind Valkey.
 
 The engine alone is handed quotes, each with another price, one after the other; with rules, the
-alert book looks after each, as in a gateway. Through a book they are published into Valkey, so
+alert rules are checked after each, as in a gateway. Through a tracker they are published into Valkey, so
 many at a time that some always wait and none has to be conflated.
 """
 
@@ -20,13 +20,13 @@ from mdservice.gateway.make import make_tracker
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.payload import encode_quote
 from mdservice.model.position import Position
-from mdservice.pnl.alerts import AlertBook
+from mdservice.pnl.alerts import AlertRules
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rules import parse_rule
 from mdservice.positions.parse import parse_positions
 from mdservice.redis_io.commands import pack
 from mdservice.settings import Settings
-from tests.bench.pnl_desk import Desk, Writer
+from tests.bench.pnl_account import Account, Writer
 
 SIZES: Final = (100, 10_000)
 RULES: Final = (
@@ -48,7 +48,7 @@ class Events:
     """One measurement.
 
     Attributes:
-        where: ``engine`` or ``Valkey, book, engine``.
+        where: ``engine`` or ``Valkey, tracker, engine``.
         positions: Held symbols.
         rules: How many alert rules.
         events: How many were taken.
@@ -66,16 +66,16 @@ class Events:
 
 def engine_alone(events: int) -> list[Events]:
     """Without any input or output."""
-    return [_engine(Desk(0, count), rules, events) for count in SIZES for rules in ((), RULES)]
+    return [_engine(Account(0, count), rules, events) for count in SIZES for rules in ((), RULES)]
 
 
-def _engine(desk: Desk, rules: tuple[str, ...], events: int) -> Events:
+def _engine(account: Account, rules: tuple[str, ...], events: int) -> Events:
     engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
-    engine.set_positions(_positions(desk))
-    alerts = AlertBook(map(parse_rule, rules))
-    turns = max(2, events // desk.count + 1)
-    first = list(desk.quotes(1))
-    quotes = list(chain.from_iterable(desk.quotes(turn) for turn in range(2, turns + 1)))
+    engine.set_positions(_positions(account))
+    alerts = AlertRules(map(parse_rule, rules))
+    turns = max(2, events // account.count + 1)
+    first = list(account.quotes(1))
+    quotes = list(chain.from_iterable(account.quotes(turn) for turn in range(2, turns + 1)))
     now_ns = time.time_ns()
     for quote in first:
         engine.update(quote, now_ns)
@@ -90,10 +90,10 @@ def _engine(desk: Desk, rules: tuple[str, ...], events: int) -> Events:
         for quote in quotes:
             update(quote, time_ns())
     took_s = time.perf_counter() - started_s
-    wrong = _wrong(desk, engine, turns)
+    wrong = _wrong(account, engine, turns)
     if engine.version != version + len(quotes) or told:
         wrong.append(f"{engine.version - version} of {len(quotes)} changed a row, {told} alerts")
-    return Events("engine", desk.count, len(rules), len(quotes), len(quotes) / took_s, wrong)
+    return Events("engine", account.count, len(rules), len(quotes), len(quotes) / took_s, wrong)
 
 
 async def through_a_book(url: str, writer: Writer, events: int) -> list[Events]:
@@ -101,35 +101,35 @@ async def through_a_book(url: str, writer: Writer, events: int) -> list[Events]:
     found = []
     for count in SIZES:
         for rules in ((), RULES):
-            found.append(await _book(url, writer, Desk(0, count), rules, events))
+            found.append(await _book(url, writer, Account(0, count), rules, events))
     return found
 
 
 async def _book(
-    url: str, writer: Writer, desk: Desk, rules: tuple[str, ...], events: int
+    url: str, writer: Writer, account: Account, rules: tuple[str, ...], events: int
 ) -> Events:
-    turns = max(2, events // desk.count + 1)
-    writer.write(desk, 1, publish=False)
-    book = make_tracker(desk.rows().copy, Settings(), redis_url=url, alerts=rules)
-    commands = _commands(desk, turns)
-    async with book.running():
+    turns = max(2, events // account.count + 1)
+    writer.write(account, 1, publish=False)
+    tracker = make_tracker(account.rows().copy, Settings(), redis_url=url, alerts=rules)
+    commands = _commands(account, turns)
+    async with tracker.running():
         with anyio.fail_after(_LIMIT_S):
-            while book.totals().priced < desk.count:
+            while tracker.totals().priced < account.count:
                 await anyio.sleep(_POLL_S)
             started_s = time.perf_counter()
-            await _publish(writer, commands, book)
+            await _publish(writer, commands, tracker)
             took_s = time.perf_counter() - started_s
-        wrong = _wrong(desk, book._engine, turns)
-        status = book.prices_status()
+        wrong = _wrong(account, tracker._engine, turns)
+        status = tracker.prices_status()
         if status is None or status.missed or status.conflated:
             wrong.append(f"events were missed: {status}")
     per_s = len(commands) / took_s
-    return Events("Valkey, book, engine", desk.count, len(rules), len(commands), per_s, wrong)
+    return Events("Valkey, tracker, engine", account.count, len(rules), len(commands), per_s, wrong)
 
 
-async def _publish(writer: Writer, commands: list[bytes], book: PnlTracker) -> None:
+async def _publish(writer: Writer, commands: list[bytes], tracker: PnlTracker) -> None:
     """Until all are taken: each changes a row, and so the engine's version."""
-    engine, sent = book._engine, 0
+    engine, sent = tracker._engine, 0
     version = engine.version
     while (taken := engine.version - version) < len(commands):
         if sent < len(commands) and sent - taken < _MOST_WAITING:
@@ -139,25 +139,27 @@ async def _publish(writer: Writer, commands: list[bytes], book: PnlTracker) -> N
             await anyio.sleep(_POLL_S)
 
 
-def _commands(desk: Desk, turns: int) -> list[bytes]:
+def _commands(account: Account, turns: int) -> list[bytes]:
     """All events but those of the first turn, packed beforehand."""
-    payloads = [encode_quote(quote) for turn in range(2, turns + 1) for quote in desk.quotes(turn)]
+    payloads = [
+        encode_quote(quote) for turn in range(2, turns + 1) for quote in account.quotes(turn)
+    ]
     return [pack(b"PUBLISH", b"price.updated", payload) for payload in payloads]
 
 
-def _wrong(desk: Desk, engine: PnlEngine, turn: int) -> list[str]:
+def _wrong(account: Account, engine: PnlEngine, turn: int) -> list[str]:
     """Every symbol's last price, and the total, by hand."""
     found = []
-    for place, symbol in enumerate(desk.symbols):
+    for place, symbol in enumerate(account.symbols):
         holding = engine.holding(symbol)
         price = None if holding is None else holding.price
-        if price != desk.mid(place, turn) and not found:
-            found.append(f"{symbol}: {price} in place of {desk.mid(place, turn)}")
+        if price != account.mid(place, turn) and not found:
+            found.append(f"{symbol}: {price} in place of {account.mid(place, turn)}")
     total = engine.totals.unrealized_pnl
-    if total != desk.total(turn):
-        found.append(f"total {total} in place of {desk.total(turn)}")
+    if total != account.total(turn):
+        found.append(f"total {total} in place of {account.total(turn)}")
     return found
 
 
-def _positions(desk: Desk) -> list[Position]:
-    return parse_positions(msgspec.json.encode(desk.rows()))
+def _positions(account: Account) -> list[Position]:
+    return parse_positions(msgspec.json.encode(account.rows()))

@@ -1,6 +1,6 @@
 """The gateway under test, as a process: a program on uvicorn that has mounted the router.
 
-``python -m tests.bench.pnl_gateway REDIS_URL FIRST:COUNT…`` prints ``{"port": …}``. Each desk has
+``python -m tests.bench.pnl_gateway REDIS_URL FIRST:COUNT…`` prints ``{"port": …}``. Each account has
 positions in COUNT symbols from the FIRST on, given by a function as in the example, and its routes
 under ``/FIRST-COUNT``. It ends by a signal.
 """
@@ -16,23 +16,23 @@ from fastapi import FastAPI
 
 from mdservice.gateway import pnl_router
 from mdservice.settings import Settings
-from tests.bench.pnl_desk import Desk
+from tests.bench.pnl_account import Account
 
 PNL = "api/v1/positions/pnl/realtime"
 _SHUTDOWN_S = 1
 
 
-def path_of(desk: Desk) -> str:
-    """Where a desk's P&L is."""
-    return f"/{desk.first}-{desk.count}/{PNL}"
+def path_of(account: Account) -> str:
+    """Where an account's P&L is."""
+    return f"/{account.first}-{account.count}/{PNL}"
 
 
-def make_app(redis_url: str, desks: list[Desk]) -> FastAPI:
-    """One program, the router mounted once for each desk."""
+def make_app(redis_url: str, accounts: list[Account]) -> FastAPI:
+    """One program, the router mounted once for each account."""
     app = FastAPI()
-    for desk in desks:
-        router = pnl_router(desk.rows().copy, settings=Settings(), redis_url=redis_url)
-        app.include_router(router, prefix=f"/{desk.first}-{desk.count}")
+    for account in accounts:
+        router = pnl_router(account.rows().copy, settings=Settings(), redis_url=redis_url)
+        app.include_router(router, prefix=f"/{account.first}-{account.count}")
     return app
 
 
@@ -48,9 +48,9 @@ class _Server(uvicorn.Server):
 
 def main(redis_url: str, *texts: str) -> None:
     """Serve until a signal comes."""
-    desks = [Desk(*map(int, text.split(":"))) for text in texts]
+    accounts = [Account(*map(int, text.split(":"))) for text in texts]
     config = uvicorn.Config(
-        make_app(redis_url, desks),
+        make_app(redis_url, accounts),
         port=0,
         log_level="warning",
         access_log=False,

@@ -1,7 +1,7 @@
 """How long one answer takes: in the process itself, and over HTTP from another.
 
 Between two requests either every price is replaced, or none: the dearest and the cheapest case.
-In process that is the book's report and its JSON; over HTTP everything from the request's first
+In process that is the tracker's report and its JSON; over HTTP everything from the request's first
 byte to the answer's last, on a connection that is kept.
 """
 
@@ -22,7 +22,7 @@ from mdservice.gateway.make import make_tracker
 from mdservice.gateway.router import Answers
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.settings import Settings
-from tests.bench.pnl_desk import Desk, Writer, percentiles
+from tests.bench.pnl_account import Account, Writer, percentiles
 from tests.bench.pnl_gateway import path_of
 from tests.bench.processes import running
 
@@ -50,7 +50,7 @@ class Requests:
         way: Where it is measured, and where the answer takes its prices.
         positions: In the answer.
         prices: ``all new`` or ``the same`` as at the request before.
-        figures: Of :func:`tests.bench.pnl_desk.percentiles`.
+        figures: Of :func:`tests.bench.pnl_account.percentiles`.
         wrong: What was not as it must be.
     """
 
@@ -66,13 +66,13 @@ class Round:
 
     Args:
         way: As :attr:`Requests.way`.
-        desk: Whose positions are asked for.
+        account: Whose positions are asked for.
         changing: Whether all prices are new at each request.
     """
 
-    def __init__(self, way: Way, desk: Desk, *, changing: bool) -> None:
+    def __init__(self, way: Way, account: Account, *, changing: bool) -> None:
         self._way: Way = way
-        self._desk = desk
+        self._account = account
         self._changing = changing
         self._seconds: list[float] = []
         self._wrong: list[str] = []
@@ -85,13 +85,13 @@ class Round:
         """An answer has just come."""
         self._seconds.append(time.perf_counter() - started_s)
         if len(self._wrong) < _MOST_TOLD:
-            self._wrong += self._desk.wrong(body, turn)
+            self._wrong += self._account.wrong(body, turn)
 
     def result(self) -> Requests:
         """All of it."""
         return Requests(
             self._way,
-            self._desk.count,
+            self._account.count,
             "all new" if self._changing else "the same",
             percentiles(self._seconds),
             self._wrong,
@@ -99,56 +99,60 @@ class Round:
 
 
 async def in_process(url: str, writer: Writer, counts: Counts) -> list[Requests]:
-    """Ask books in this process; other than over HTTP nothing else goes on in it.
+    """Ask trackers in this process; other than over HTTP nothing else goes on in it.
 
     The garbage collector is set as ``mdservice gateway`` sets it.
     """
     gc.set_threshold(*GC_THRESHOLD)
     found: list[Requests] = []
     for count, requests in counts.keys.items():
-        desk = Desk(0, count)
-        book = make_tracker(desk.rows().copy, Settings(), redis_url=url)
-        found += await _ask_keys(book, desk, writer, requests)
-        await book.aclose()
+        account = Account(0, count)
+        tracker = make_tracker(account.rows().copy, Settings(), redis_url=url)
+        found += await _ask_keys(tracker, account, writer, requests)
+        await tracker.aclose()
     for count, requests in counts.live.items():
-        desk = Desk(0, count)
-        book = make_tracker(desk.rows().copy, Settings(), redis_url=url, read_from="live")
-        async with book.running():
-            found += await _ask_live(book, desk, writer, requests)
+        account = Account(0, count)
+        tracker = make_tracker(account.rows().copy, Settings(), redis_url=url, read_from="live")
+        async with tracker.running():
+            found += await _ask_live(tracker, account, writer, requests)
     return found
 
 
-async def _ask_keys(book: PnlTracker, desk: Desk, writer: Writer, count: int) -> list[Requests]:
-    writer.write(desk, 1, publish=False)
-    answers = Answers(book)
+async def _ask_keys(
+    tracker: PnlTracker, account: Account, writer: Writer, count: int
+) -> list[Requests]:
+    writer.write(account, 1, publish=False)
+    answers = Answers(tracker)
     await answers.whole()
 
     async def ask(these: Round, after: int) -> int:
         turn = after
         for turn in these.turns(after, count):
             if turn != after:
-                writer.write(desk, turn, publish=False)
+                writer.write(account, turn, publish=False)
             started_s = time.perf_counter()
             body = await answers.whole()
             these.note(started_s, body, turn)
         return turn
 
-    same = Round("in process, keys", desk, changing=False)
-    new = Round("in process, keys", desk, changing=True)
+    same = Round("in process, keys", account, changing=False)
+    new = Round("in process, keys", account, changing=True)
     await ask(new, await ask(same, 1))
     return [each.result() for each in (same, new)]
 
 
-async def _ask_live(book: PnlTracker, desk: Desk, writer: Writer, count: int) -> list[Requests]:
-    answers, found, turn = Answers(book), [], 1
-    writer.write(desk, turn, publish=True)
-    await _until_taken(book, desk, turn)
+async def _ask_live(
+    tracker: PnlTracker, account: Account, writer: Writer, count: int
+) -> list[Requests]:
+    answers, found, turn = Answers(tracker), [], 1
+    writer.write(account, turn, publish=True)
+    await _until_taken(tracker, account, turn)
     for changing in (False, True):
-        these = Round("in process, live", desk, changing=changing)
+        these = Round("in process, live", account, changing=changing)
         for turn in these.turns(turn, count):  # noqa: B020 - it goes on where it was
             if changing:
-                writer.write(desk, turn, publish=True)
-                await _until_taken(book, desk, turn)
+                writer.write(account, turn, publish=True)
+                await _until_taken(tracker, account, turn)
             started_s = time.perf_counter()
             body = await answers.whole()
             these.note(started_s, body, turn)
@@ -156,11 +160,11 @@ async def _ask_live(book: PnlTracker, desk: Desk, writer: Writer, count: int) ->
     return found
 
 
-async def _until_taken(book: PnlTracker, desk: Desk, turn: int) -> None:
+async def _until_taken(tracker: PnlTracker, account: Account, turn: int) -> None:
     """Until the subscriber has heard all prices of a turn."""
-    total = desk.total(turn)
+    total = account.total(turn)
     with anyio.fail_after(_TAKEN_LIMIT_S):
-        while book.totals().priced < desk.count or book.totals().unrealized_pnl != total:
+        while tracker.totals().priced < account.count or tracker.totals().unrealized_pnl != total:
             await anyio.sleep(_POLL_S)
 
 
@@ -168,10 +172,10 @@ def over_http(url: str, writer: Writer, folder: Path, counts: Counts) -> list[Re
     """Ask gateways in processes of their own, one for each number of positions."""
     found: list[Requests] = []
     for positions, count in counts.http.items():
-        desk = Desk(0, positions)
+        account = Account(0, positions)
         with running(
             "tests.bench.pnl_gateway",
-            *(url, f"{desk.first}:{desk.count}"),
+            *(url, f"{account.first}:{account.count}"),
             core=None,
             others_core=None,
             log=folder / "gateway.log",
@@ -179,7 +183,7 @@ def over_http(url: str, writer: Writer, folder: Path, counts: Counts) -> list[Re
             port = gateway.hear(_START_LIMIT_S)["port"]
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_LIMIT_S)
             try:
-                found += _ask_http(connection, desk, writer, count)
+                found += _ask_http(connection, account, writer, count)
             except Exception as exc:
                 exc.add_note(f"the gateway logged at last:\n{gateway.last_words()}")
                 raise
@@ -189,16 +193,16 @@ def over_http(url: str, writer: Writer, folder: Path, counts: Counts) -> list[Re
 
 
 def _ask_http(
-    connection: http.client.HTTPConnection, desk: Desk, writer: Writer, count: int
+    connection: http.client.HTTPConnection, account: Account, writer: Writer, count: int
 ) -> list[Requests]:
-    found, turn, path = [], 1, path_of(desk)
-    writer.write(desk, turn, publish=False)
+    found, turn, path = [], 1, path_of(account)
+    writer.write(account, turn, publish=False)
     _get(connection, path)
     for changing in (False, True):
-        these = Round("HTTP, keys", desk, changing=changing)
+        these = Round("HTTP, keys", account, changing=changing)
         for turn in these.turns(turn, count):  # noqa: B020 - it goes on where it was
             if changing:
-                writer.write(desk, turn, publish=False)
+                writer.write(account, turn, publish=False)
             started_s = time.perf_counter()
             body = _get(connection, path)
             these.note(started_s, body, turn)

@@ -2,8 +2,8 @@
 
 The simulator, in this process, sends a quote; the service (raw driver) writes and publishes it, a
 gateway on uvicorn computes, this process hears the event: four processes with Valkey. Quotes are
-sent one at a time, and each desk's next one later than its stream's pause, so that it is
-not measured; several desks, mounted side by side, take turns.
+sent one at a time, and each account's next one later than its stream's pause, so that it is
+not measured; several accounts, mounted side by side, take turns.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import httpx
 import msgspec
 
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
-from tests.bench.pnl_desk import Desk, Row, percentiles
+from tests.bench.pnl_account import Account, Row, percentiles
 from tests.bench.pnl_gateway import path_of
 from tests.bench.processes import Cores, running
 from tests.bench.programs import Service, Surroundings
 
 MARKETS: Final = ("quiet", "other symbols", "held symbols")
-"""What goes on besides: nothing; 1,000 quotes a second of symbols that no desk holds, or of those
-that the desks hold, so that their streams are nearly always in their pause."""
+"""What goes on besides: nothing; 1,000 quotes a second of symbols that no account holds, or of those
+that the accounts hold, so that their streams are nearly always in their pause."""
 _RATE = 1_000
 _TICK_S = 0.01
 _HELD, _MEASURED = 100, 10
-"""Positions of a desk; the first so many are those whose quotes are measured."""
+"""Positions of an account; the first so many are those whose quotes are measured."""
 _OTHERS = 500
 _PAUSE_S, _SPREAD_S = 0.11, 0.02
 """Between an event and the next quote: beyond the stream's pause, and never in step with it."""
@@ -51,7 +51,7 @@ class Latencies:
     Attributes:
         market: One of :data:`MARKETS`.
         background_per_s: What was sent besides.
-        figures: Of :func:`tests.bench.pnl_desk.percentiles`.
+        figures: Of :func:`tests.bench.pnl_account.percentiles`.
     """
 
     market: str
@@ -69,17 +69,17 @@ _decode = msgspec.json.Decoder(_Change).decode
 
 
 class Watcher:
-    """Follows the stream of one desk, and checks every event as it comes.
+    """Follows the stream of one account, and checks every event as it comes.
 
     Args:
-        desk: Whose.
+        account: Whose.
         simulator: Where its quotes are sent.
     """
 
-    def __init__(self, desk: Desk, simulator: Simulator) -> None:
-        self.desk = desk
+    def __init__(self, account: Account, simulator: Simulator) -> None:
+        self.account = account
         self.wrong: list[str] = []
-        self.turns = [1] * desk.count
+        self.turns = [1] * account.count
         """The last one sent of each symbol."""
         self._simulator = simulator
         self._rows: dict[str, Row] = {}
@@ -89,7 +89,7 @@ class Watcher:
 
     async def follow(self, client: httpx.AsyncClient) -> None:
         """Hear events until cancelled."""
-        async with client.stream("GET", path_of(self.desk) + "/stream") as answer:
+        async with client.stream("GET", path_of(self.account) + "/stream") as answer:
             async for line in answer.aiter_lines():
                 if line.startswith("data: "):
                     self._take(line.removeprefix("data: "), time.monotonic())
@@ -109,10 +109,10 @@ class Watcher:
 
     async def measure(self, place: int) -> float:
         """Send one quote; seconds until its event is heard."""
-        desk, symbol = self.desk, self.desk.symbols[place]
+        account, symbol = self.account, self.account.symbols[place]
         self.turns[place] += 1
         self._heard.clear()
-        self._wanted = (symbol, desk.mid(place, self.turns[place]))
+        self._wanted = (symbol, account.mid(place, self.turns[place]))
         sent_s = time.monotonic()
         self.send([place])
         async with asyncio.timeout(_HEARD_LIMIT_S):
@@ -121,9 +121,9 @@ class Watcher:
 
     def send(self, places: list[int]) -> None:
         """The quotes of these symbols in their turns, in one frame."""
-        desk = self.desk
+        account = self.account
         self._simulator.send_quotes(
-            SimQuote(desk.symbols[place], *desk.prices(place, self.turns[place]))
+            SimQuote(account.symbols[place], *account.prices(place, self.turns[place]))
             for place in places
         )
 
@@ -132,53 +132,53 @@ class Watcher:
         deadline_s = time.monotonic() + _SETTLE_LIMIT_S
         while missing := self._missing():
             if time.monotonic() > deadline_s:
-                self.wrong.append(f"{missing} of {self.desk.count} are not at their last price")
+                self.wrong.append(f"{missing} of {self.account.count} are not at their last price")
                 return
             await asyncio.sleep(_TICK_S)
 
     def _missing(self) -> int:
-        desk = self.desk
+        account = self.account
         return sum(
             (row := self._rows.get(symbol)) is None
-            or row.unrealized_pnl != desk.pnl(place, self.turns[place])
+            or row.unrealized_pnl != account.pnl(place, self.turns[place])
             or row.status != "live"
-            for place, symbol in enumerate(desk.symbols)
+            for place, symbol in enumerate(account.symbols)
         )
 
 
 async def from_quote_to_pnl(
-    url: str, folder: Path, desks: int, quotes: dict[str, int]
+    url: str, folder: Path, accounts: int, quotes: dict[str, int]
 ) -> tuple[list[Latencies], list[str]]:
     """Start everything, measure in each market.
 
     Args:
         url: Of the Valkey server.
         folder: For logs and sockets.
-        desks: How many take turns.
+        accounts: How many take turns.
         quotes: How many are sent, by market.
 
     Returns:
         The latencies, and what was not as it must be.
     """
-    held = [Desk(place * _HELD, _HELD) for place in range(desks)]
-    others = Desk(desks * _HELD, _OTHERS)
-    symbols = [symbol for desk in (*held, others) for symbol in desk.symbols]
+    held = [Account(place * _HELD, _HELD) for place in range(accounts)]
+    others = Account(accounts * _HELD, _OTHERS)
+    symbols = [symbol for account in (*held, others) for symbol in account.symbols]
     async with (
         open_simulator(SimulatorConfig(rate=0, rest_rate_limit=None)) as simulator,
         _programs(url, folder, simulator, symbols, held) as client,
         asyncio.TaskGroup() as tasks,
     ):
-        watchers = [Watcher(desk, simulator) for desk in held]
+        watchers = [Watcher(account, simulator) for account in held]
         following = [tasks.create_task(watcher.follow(client)) for watcher in watchers]
         other = Watcher(others, simulator)
         for watcher in (*watchers, other):
-            watcher.send(list(range(watcher.desk.count)))
+            watcher.send(list(range(watcher.account.count)))
         for watcher in watchers:
             await watcher.settled()
         found = []
         for market, count in quotes.items():
             background = _background(market, watchers, other)
-            found.append(await _measure(market, watchers, background, count // desks))
+            found.append(await _measure(market, watchers, background, count // accounts))
             for watcher in watchers:
                 await watcher.settled()
         for task in following:
@@ -188,12 +188,12 @@ async def from_quote_to_pnl(
 
 @asynccontextmanager
 async def _programs(
-    url: str, folder: Path, simulator: Simulator, symbols: list[str], held: list[Desk]
+    url: str, folder: Path, simulator: Simulator, symbols: list[str], held: list[Account]
 ) -> AsyncIterator[httpx.AsyncClient]:
     """The service, subscribed to all symbols, and the gateway; ended after the block."""
     cores = Cores(None, None)
     given = Surroundings(simulator.url, url, symbols, folder, cores, rest_url=simulator.rest_url)
-    names = [f"{desk.first}:{desk.count}" for desk in held]
+    names = [f"{account.first}:{account.count}" for account in held]
     gateway_running = running(
         "tests.bench.pnl_gateway",
         *(url, *names),
@@ -227,7 +227,7 @@ def _background(market: str, watchers: list[Watcher], other: Watcher) -> list[tu
     if market == "quiet":
         return []
     if market == "other symbols":
-        return [(other, place) for place in range(other.desk.count)]
+        return [(other, place) for place in range(other.account.count)]
     return [(watcher, place) for place in range(_MEASURED, _HELD) for watcher in watchers]
 
 
@@ -240,19 +240,19 @@ async def _measure(
     paced = asyncio.create_task(_keep_pace(background, sent))
     try:
         async with asyncio.TaskGroup() as tasks:
-            desks = [
+            accounts = [
                 tasks.create_task(_take_turns(watcher, each, spread_s, number / len(watchers)))
                 for number, watcher in enumerate(watchers)
             ]
     finally:
         paced.cancel()
     per_s = len(sent) / (time.monotonic() - started_s)
-    seconds = [latency for desk in desks for latency in desk.result()]
+    seconds = [latency for account in accounts for latency in account.result()]
     return Latencies(market, per_s, percentiles(seconds))
 
 
 async def _take_turns(watcher: Watcher, count: int, spread_s: float, offset: float) -> list[float]:
-    chance = random.Random(watcher.desk.first)
+    chance = random.Random(watcher.account.first)
     found = []
     await asyncio.sleep(_PAUSE_S * (1 + offset))
     for number in range(count):

@@ -121,7 +121,7 @@ class Repair:
 
 
 @attrs.frozen
-class Desk:
+class Scene:
     """A service with its market, and who listens."""
 
     driver: str
@@ -150,7 +150,7 @@ class Desk:
 
 
 @contextmanager
-def _desk(driver: str, store: redis.Redis, path: Path, folder: Path) -> Iterator[Desk]:
+def _scene(driver: str, store: redis.Redis, path: Path, folder: Path) -> Iterator[Scene]:
     """Start a market and a service; end both after the block."""
     store.flushall()
     cores = Cores.of_this_machine()
@@ -179,7 +179,7 @@ def _desk(driver: str, store: redis.Redis, path: Path, folder: Path) -> Iterator
             try:
                 ear.listen(lambda: "connected" in ear.heard_s)
                 service.counters(given)  # returns once it is ready
-                yield Desk(driver, exchange, ear)
+                yield Scene(driver, exchange, ear)
             except Exception as exc:
                 exc.add_note(f"{service.name} logged at last:\n{child.last_words()}")
                 raise
@@ -203,12 +203,12 @@ async def main(say: Callable[[str], None]) -> int:
         server = await stack.enter_async_context(open_embedded_server(folder / "redis.sock"))
         store = stack.enter_context(redis.Redis(unix_socket_path=str(server.path)))
         for driver in _DRIVERS:
-            with _desk(driver, store, server.path, folder / driver) as desk:
+            with _scene(driver, store, server.path, folder / driver) as scene:
                 for _ in range(_ROUNDS):
                     for market in _MARKETS:
-                        repairs.append(desk.outage(market))
+                        repairs.append(scene.outage(market))
                         say(_line(repairs[-1]))
-                wrong += [f"{driver}: {reason}" for reason in desk.ear.wrong]
+                wrong += [f"{driver}: {reason}" for reason in scene.ear.wrong]
     say("\n" + _table(repairs) + "\n")
     content = {"machine": description, "repairs": [attrs.asdict(r) for r in repairs]}
     say(str(write(REPOSITORY / "bench-results", {**content, "wrong": wrong})))

@@ -22,7 +22,7 @@ from mdservice.redis_io.embedded import open_embedded_server
 from tests.bench import starts
 from tests.bench.benchmark import ALPACA_PY, FLOOD, RAW, Benchmark, Plan, say
 from tests.bench.checks import Market
-from tests.bench.pnl_desk import Writer
+from tests.bench.pnl_account import Writer
 from tests.bench.pnl_requests import Counts, in_process
 from tests.bench.processes import Cores, pin
 from tests.bench.references import Flooded

@@ -60,7 +60,7 @@ def test_less_than_the_tolerance_is_kept() -> None:
 
 
 @pytest.mark.usefixtures("stored")
-def test_more_than_the_tolerance_is_lost_and_told() -> None:
+def test_more_than_the_tolerance_is_lost_and_reported() -> None:
     now = {"flood": 25.0, "latency": 3.0}
     assert guard.losses(now) == ["flood"]
     assert "LOST" in guard.guard_table(now)

@@ -59,7 +59,7 @@ def test_pace_that_was_not_held_is_missed() -> None:
 
 
 @pytest.mark.parametrize(("foreign_s", "told"), [(0.1, False), (3.0, True)])
-def test_what_was_disturbed_is_told(foreign_s: float, *, told: bool) -> None:
+def test_what_was_disturbed_is_reported(foreign_s: float, *, told: bool) -> None:
     row = _rows(100_000, attrs.evolve(_HELD, foreign_s=foreign_s))["every quote"]
     assert ("DISTURBED" in row.found) == told
 

@@ -65,7 +65,7 @@ def table(status: Mapping[str, Any]) -> list[str]:
     return [click.unstyle(line) for line in status_lines(status)]
 
 
-def test_the_table_tells_everything_within_80_columns() -> None:
+def test_the_table_shows_everything_within_80_columns() -> None:
     lines = table(status_to_json(STATUS))
     assert max(map(len, lines)) <= WIDTH
     text = " ".join("\n".join(lines).split())
@@ -96,7 +96,7 @@ def test_every_counter_and_actor_has_its_place() -> None:
         assert len(re.findall(rf"\b{counter} +[\d,]+", text)) == 1
 
 
-def test_a_quiet_service_is_told_without_errors() -> None:
+def test_a_quiet_service_is_reported_without_errors() -> None:
     status = attrs.evolve(
         STATUS,
         state="running",
@@ -113,7 +113,7 @@ def test_a_quiet_service_is_told_without_errors() -> None:
     assert lines[2] == "redis     connected, redis://db"
 
 
-def test_what_is_wrong_quietly_is_told() -> None:
+def test_what_is_wrong_quietly_is_reported() -> None:
     redis = attrs.evolve(STATUS.redis, command_errors=7, last_command_error="WRONGTYPE no stream")
     lines = table(status_to_json(attrs.evolve(STATUS, redis=redis, stale_symbols=3)))
     assert "          3 symbols have a stale price" in lines

@@ -114,7 +114,7 @@ async def test_an_unforeseen_error_is_not_hidden() -> None:
         await log_in("iex", [ScriptedDriver("a", ExceptionGroup("", [ZeroDivisionError()]))])
 
 
-async def test_settings_tell_where_they_come_from() -> None:
+async def test_settings_show_where_they_come_from() -> None:
     assert "all are defaults: simulated prices" in (await check_settings(Settings())).detail
     settings = load_settings(None, {"feed": "sip"}, {"ALPACA_API_KEY": "HIDDENKEY"})
     detail = (await check_settings(settings)).detail
@@ -133,7 +133,7 @@ async def test_a_socket_without_a_folder_is_configuration() -> None:
     assert (result.outcome, result.configuration) == ("FAIL", True)
 
 
-async def test_a_running_service_is_told() -> None:
+async def test_a_running_service_is_reported() -> None:
     result = await check_socket(Settings(socket=Path("x.sock")), "running, iex connected")
     assert result.detail.endswith("x.sock: running, iex connected")
 
@@ -182,7 +182,7 @@ async def test_a_file_of_positions_is_ok(document: Any) -> None:
         (json.dumps([POSITION, {**POSITION, "qty": "x"}]), "position 2 has a value in qty"),
     ],
 )
-async def test_a_wrong_file_of_positions_is_told(content: str | None, problem: str) -> None:
+async def test_a_wrong_file_of_positions_is_reported(content: str | None, problem: str) -> None:
     result = await check_positions(file_settings(content))
     assert result.outcome == "FAIL"
     assert problem in result.detail
@@ -201,7 +201,7 @@ async def test_a_pipe_is_no_file_of_positions_and_does_not_block() -> None:
     assert (result.outcome, "cannot be read" in result.detail) == ("FAIL", True)
 
 
-async def test_a_home_folder_of_nobody_is_configuration() -> None:
+async def test_a_home_folder_of_an_unknown_user_is_configuration() -> None:
     settings = Settings(feed="simulator", positions="file:~no-such-user-here/x.json")
     assert (await check_positions(settings)).configuration
 

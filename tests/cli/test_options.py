@@ -171,7 +171,7 @@ def test_what_only_a_person_can_fix_is_78(error: Exception) -> None:
     assert "mdservice: fix it\n" in result.stderr
 
 
-def test_an_error_told_twice_is_one_line() -> None:
+def test_an_error_reported_twice_is_one_line() -> None:
     error = ConfigurationError("fix it")
     assert failing(ExceptionGroup("", [error, error])).stderr == "mdservice: fix it\n"
 

@@ -193,3 +193,13 @@ def test_the_keys_are_read_again_after_a_step_and_not_too_often() -> None:
     assert not intake.keys_are_due(KEYS_AT_MOST_EVERY_S - 0.01)
     assert intake.keys_are_due(KEYS_AT_MOST_EVERY_S)
     assert (intake.states[QUOTES].events, intake.resyncs) == (2, 1)
+
+
+def test_a_step_that_the_keys_show_is_no_reason_to_read_them_again() -> None:
+    intake = Intake([QUOTES], ())
+    (first,) = quotes(1, 1)
+    intake.take_keys([attrs.evolve(first, seq=5)])
+    later = attrs.evolve(first, seq=9, ts_event_ns=first.ts_event_ns + 1)
+    assert intake.take_keys([later]) == [later]
+    assert intake.states[QUOTES].order.missed == 3
+    assert not intake.keys_are_due(1_000.0)

@@ -45,6 +45,7 @@ class Server:
         silent: While set, no PING is answered.
         refuse: Answers SUBSCRIBE with this error.
         pings: When a plain PING came.
+        markers: How many PINGs came that mark the end of reading the keys.
         record: The service that the database belongs to.
         held_up_s: How long the reader does not listen, once.
     """
@@ -56,6 +57,7 @@ class Server:
         self.silent = False
         self.refuse: str | None = None
         self.pings: list[float] = []
+        self.markers = 0
         self.connections = 0
         self.record: Instance | None = None
         self.held_up_s = 0.0
@@ -98,6 +100,8 @@ class Server:
             assert command[0] == b"PING"
             if command[1] == b"":
                 self.pings.append(trio.current_time())
+            else:
+                self.markers += 1
             if not self.silent:
                 self.say([b"pong", command[1]])
 
@@ -203,9 +207,10 @@ async def test_the_keys_come_first_and_then_the_events_that_waited(autojump_cloc
         server.publish(quote(4), quote(5), quote(6))
         assert await bench.taken() == []
         assert bench.connected == 0, "what is known has not been given out yet"
+        assert server.markers == 0, "the marker comes after the keys"
         server.hold_keys.set()
         assert await bench.taken() == [("AAPL", 5), ("MSFT", 3), ("AAPL", 6)]
-        assert bench.connected == 1
+        assert (bench.connected, server.markers) == (1, 1)
         server.publish(quote(7))
         assert await bench.taken() == [("AAPL", 7)]
         assert (bench.intake.states[QUOTES].order.missed, server.key_reads) == (0, 1)

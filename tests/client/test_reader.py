@@ -84,7 +84,7 @@ async def test_all_else_is_ridden_out(autojump_clock: trio.testing.MockClock) ->
         nursery.cancel_scope.cancel()
 
 
-async def test_waits_longer_after_each_failure_and_anew_after_a_steady_connection(
+async def test_waits_longer_after_each_failure_and_again_after_a_steady_connection(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     away = StoreUnavailable("away")

@@ -310,7 +310,7 @@ async def test_refused_upgrade_is_a_refusal_by_http_status(bench: Bench) -> None
 
 
 @pytest.mark.parametrize("place", REAL, ids=str)
-def test_port_where_nobody_listens_is_unavailable(place: Place) -> None:
+def test_port_without_a_server_is_unavailable(place: Place) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"ws://127.0.0.1:{unused.getsockname()[1]}/v2/iex"
@@ -738,7 +738,7 @@ def test_each_feed_has_a_connection_of_its_own(place: Place) -> None:
 
 @pytest.mark.parametrize("how", ["close", "half-close"])
 @pytest.mark.parametrize("place", ALL, ids=str)
-def test_end_is_told_after_all_frames_were_returned(place: Place, how: Any) -> None:
+def test_end_is_reported_after_all_frames_were_returned(place: Place, how: Any) -> None:
     async def scene(bench: Bench) -> None:
         async with subscribed(bench) as link:
             bench.server.send_quotes(quotes(2_000), frames=[1] * 2_000)

@@ -334,7 +334,7 @@ async def test_answers_are_the_callers_own(behind: Backend, case: Case) -> None:
 
 
 @on_both(WITH_PAST)
-async def test_a_refusal_is_told_apart_from_an_outage(behind: Backend, case: Case) -> None:
+async def test_a_refusal_differs_from_an_outage(behind: Backend, case: Case) -> None:
     symbols = case.symbols[:1]
     for call in (
         lambda: behind.history.past(case.kind, symbols, START_NS, START_NS + 9),

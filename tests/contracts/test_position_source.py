@@ -52,7 +52,7 @@ async def test_no_positions_are_an_answer(place: Place) -> None:
 
 
 @sources()
-async def test_every_fetch_tells_what_is_there_now(place: Place) -> None:
+async def test_every_fetch_returns_what_is_there_now(place: Place) -> None:
     for qty in ("1", "2", "3", "4"):
         place.hold([row(qty=qty)])
         assert list(await place.source.fetch()) == [position(qty=qty)]

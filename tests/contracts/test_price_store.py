@@ -498,7 +498,7 @@ async def test_before_connect_nothing_works(behind: Backend) -> None:
 
 
 @on_both_loops
-async def test_a_lost_connection_is_told_and_connect_heals_it(behind: Backend) -> None:
+async def test_a_lost_connection_is_reported_and_connect_heals_it(behind: Backend) -> None:
     store = behind.make()
     await store.connect()
     await store.write(batch(1, "A"))
@@ -530,7 +530,7 @@ async def test_a_refused_batch_leaves_nothing_and_may_be_tried_again(behind: Bac
 
 
 @on_both_loops
-async def test_ping_tells_whether_writes_are_taken(behind: Backend) -> None:
+async def test_ping_shows_whether_writes_are_taken(behind: Backend) -> None:
     store = behind.make()
     await store.connect()
     await store.ping()

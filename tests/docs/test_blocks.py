@@ -73,7 +73,7 @@ def test_blocks_are_found_with_their_line_and_language():
     ]
 
 
-def test_a_fence_that_is_not_closed_is_told():
+def test_a_fence_that_is_not_closed_is_reported():
     with pytest.raises(ValueError, match="not closed"):
         blocks_of("```sh\nls\n")
 
@@ -149,7 +149,7 @@ def test_answers_are_compared_by_structure(told, same):
         ('```toml\n[mdservice]\nfed = "iex"\n```', "fed"),
     ],
 )
-def test_the_reader_tells_what_does_not_work(text, why, reader):
+def test_the_reader_reports_what_does_not_work(text, why, reader):
     if why is None:
         reader.follow(blocks_of(text))
         return
@@ -157,7 +157,7 @@ def test_the_reader_tells_what_does_not_work(text, why, reader):
         reader.follow(blocks_of(text))
 
 
-def test_an_answer_in_another_form_is_told(reader, monkeypatch):
+def test_an_answer_in_another_form_is_reported(reader, monkeypatch):
     monkeypatch.setattr("tests.docs.reader.ANSWER_LIMIT_S", 0.0)
     with pytest.raises(DoesNotWork, match="another form"):
         reader.follow(blocks_of('```sh\necho \'{"a": 1}\'\n```\n```json\n{"b": 2}\n```'))

@@ -45,7 +45,7 @@ def _as_told(item: FeedItem) -> FeedItem:
     return item
 
 
-class Desk:
+class Bench:
     """A running connection, and everything that it has sent.
 
     Attributes:
@@ -173,29 +173,29 @@ class Desk:
         await self.ended.wait()
 
 
-MakeDesk = Callable[..., AbstractAsyncContextManager[Desk]]
+MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
 
 
 @pytest.fixture
-def open_desk() -> MakeDesk:
-    """``async with open_desk(*symbols, drivers=[...])``: a running connection."""
+def open_bench() -> MakeBench:
+    """``async with open_bench(*symbols, drivers=[...])``: a running connection."""
 
     @asynccontextmanager
-    async def opened(*symbols: str, drivers: Sequence[FakeDriver] = ()) -> AsyncIterator[Desk]:
-        desks: list[Desk] = []
+    async def opened(*symbols: str, drivers: Sequence[FakeDriver] = ()) -> AsyncIterator[Bench]:
+        benches: list[Bench] = []
         try:
             with anyio.fail_after(5_000):
                 async with anyio.create_task_group() as tasks:
-                    desks.append(Desk(drivers or [FakeDriver()], symbols, tasks))
-                    desks[0].take()
-                    await desks[0].start()
+                    benches.append(Bench(drivers or [FakeDriver()], symbols, tasks))
+                    benches[0].take()
+                    await benches[0].start()
                     try:
-                        yield desks[0]
+                        yield benches[0]
                     finally:
                         tasks.cancel_scope.cancel()
         finally:
-            for desk in desks:
-                desk.commands.close()
-                desk.channel.close()
+            for bench in benches:
+                bench.commands.close()
+                bench.channel.close()
 
     return opened

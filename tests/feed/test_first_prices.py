@@ -42,7 +42,7 @@ LIMIT_S = 3.0
 
 
 @attrs.define
-class Desk:
+class Bench:
     """A service, a market that is closed, and its REST API."""
 
     clock: VirtualClock
@@ -97,9 +97,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Desk:
+def bench() -> Bench:
     clock = VirtualClock()
-    return Desk(
+    return Bench(
         clock,
         FakeHistory(),
         MemoryPriceStore(clock=clock, price_ttl_s=300),
@@ -128,196 +128,198 @@ async def _by_the_api(service: Service) -> None:
     ("symbols", "subscribe"), [(("AAPL", "MSFT"), _by_the_settings), ((), _by_the_api)]
 )
 async def test_a_symbol_has_its_price_at_once_while_the_market_is_closed(
-    autojump_clock: Any, desk: Desk, symbols: tuple[str, ...], subscribe: Any
+    autojump_clock: Any, bench: Bench, symbols: tuple[str, ...], subscribe: Any
 ) -> None:
-    desk.closed_at("AAPL", "MSFT")
-    expected = desk.quote("AAPL")
-    desk.history.delay_s = 0.05
-    async with desk.service(*symbols) as service:
+    bench.closed_at("AAPL", "MSFT")
+    expected = bench.quote("AAPL")
+    bench.history.delay_s = 0.05
+    async with bench.service(*symbols) as service:
         began_s = anyio.current_time()
         await subscribe(service)
-        await until(lambda: desk.store.price("AAPL") and desk.store.price("MSFT"))
+        await until(lambda: bench.store.price("AAPL") and bench.store.price("MSFT"))
         assert anyio.current_time() - began_s < 0.15
-        (event,) = desk.events("AAPL")
+        (event,) = bench.events("AAPL")
         assert (event["seq"], event["timestamp"]) == (1, expected.timestamp)
         (quote,) = service.prices(["AAPL"])
-        assert desk.store.price("AAPL") == encode_quote(quote)
+        assert bench.store.price("AAPL") == encode_quote(quote)
         assert service.status().counters.prices_fetched == 2
-    assert desk.asked == [("AAPL", "MSFT")]
+    assert bench.asked == [("AAPL", "MSFT")]
 
 
 async def test_the_symbols_of_positions_have_their_price_at_once(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL")
+    bench.closed_at("AAPL")
     positions = FakePositions([Position("AAPL", Decimal(10), Decimal(9))])
-    async with desk.service(positions=positions):
-        await until(lambda: desk.store.price("AAPL"))
+    async with bench.service(positions=positions):
+        await until(lambda: bench.store.price("AAPL"))
 
 
-async def test_a_price_does_not_wait_for_the_feed(autojump_clock: Any, desk: Desk) -> None:
-    desk.closed_at("AAPL", "MSFT")
-    driver = FakeDriver(clock=desk.clock)
+async def test_a_price_does_not_wait_for_the_feed(autojump_clock: Any, bench: Bench) -> None:
+    bench.closed_at("AAPL", "MSFT")
+    driver = FakeDriver(clock=bench.clock)
     driver.fail(1_000)
-    async with desk.service("AAPL", feed=driver) as service:
-        await until(lambda: desk.store.price("AAPL"))
+    async with bench.service("AAPL", feed=driver) as service:
+        await until(lambda: bench.store.price("AAPL"))
         await service.subscribe("MSFT")
-        await until(lambda: desk.store.price("MSFT"))
+        await until(lambda: bench.store.price("MSFT"))
         assert not service.readiness().ready
 
 
-async def test_subscriptions_of_one_moment_are_one_request(autojump_clock: Any, desk: Desk) -> None:
-    desk.closed_at("A", "B", "C")
-    async with desk.service() as service:
+async def test_subscriptions_of_one_moment_are_one_request(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    bench.closed_at("A", "B", "C")
+    async with bench.service() as service:
         async with anyio.create_task_group() as tasks:
             for symbol in ("A", "B", "C"):
                 tasks.start_soon(service.subscribe, symbol)
                 await anyio.sleep(COALESCE_S / 10)
-        await until(lambda: desk.store.price("C"))
-    assert desk.asked == [("A", "B", "C")]
+        await until(lambda: bench.store.price("C"))
+    assert bench.asked == [("A", "B", "C")]
 
 
-async def test_many_symbols_are_a_few_requests(autojump_clock: Any, desk: Desk) -> None:
+async def test_many_symbols_are_a_few_requests(autojump_clock: Any, bench: Bench) -> None:
     names = [f"S{number}" for number in range(1_000)]
-    desk.closed_at(*names)
-    desk.history.delay_s = 0.05
-    async with desk.service(*names):
-        await until(lambda: len(desk.store.published.get("price.updated", [])) == 1_000)
-    assert [len(symbols) for symbols in desk.asked] == [200] * 5
+    bench.closed_at(*names)
+    bench.history.delay_s = 0.05
+    async with bench.service(*names):
+        await until(lambda: len(bench.store.published.get("price.updated", [])) == 1_000)
+    assert [len(symbols) for symbols in bench.asked] == [200] * 5
 
 
-async def test_every_symbol_of_the_feed_is_not_asked_for(autojump_clock: Any, desk: Desk) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("*") as service:
+async def test_every_symbol_of_the_feed_is_not_asked_for(autojump_clock: Any, bench: Bench) -> None:
+    bench.closed_at("AAPL")
+    async with bench.service("*") as service:
         await until(lambda: service.readiness().ready)
         await anyio.sleep(LIMIT_S)
-        assert desk.asked == []
+        assert bench.asked == []
         await service.subscribe("AAPL")
-        await until(lambda: desk.store.price("AAPL"))
+        await until(lambda: bench.store.price("AAPL"))
 
 
 # ---- order
 
 
-async def test_what_the_stream_brings_meanwhile_wins(autojump_clock: Any, desk: Desk) -> None:
-    desk.closed_at("AAPL", bid=10.0, ago_ns=2)
-    desk.history.delay_s = 1.0
-    async with desk.service("AAPL"):
-        await desk.feed.subscribed("AAPL")
-        desk.stream(desk.quote("AAPL", bid=20.0, ago_ns=1))
-        await until(lambda: desk.bids("AAPL") == [20.0])
+async def test_what_the_stream_brings_meanwhile_wins(autojump_clock: Any, bench: Bench) -> None:
+    bench.closed_at("AAPL", bid=10.0, ago_ns=2)
+    bench.history.delay_s = 1.0
+    async with bench.service("AAPL"):
+        await bench.feed.subscribed("AAPL")
+        bench.stream(bench.quote("AAPL", bid=20.0, ago_ns=1))
+        await until(lambda: bench.bids("AAPL") == [20.0])
         await anyio.sleep(2)
-        desk.stream(desk.quote("AAPL", bid=21.0, ago_ns=0))
-        await until(lambda: desk.bids("AAPL") == [20.0, 21.0])
+        bench.stream(bench.quote("AAPL", bid=21.0, ago_ns=0))
+        await until(lambda: bench.bids("AAPL") == [20.0, 21.0])
 
 
 async def test_what_rest_knows_before_the_stream_does_not_push_the_stream_aside(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
     """REST's quote is newer than one that the stream has brought: so is the stream's next one."""
-    async with desk.service("AAPL"):
-        desk.history.delay_s = 1.0
-        await desk.feed.subscribed("AAPL")
-        first, second, third = (desk.quote("AAPL", bid, ago_ns=3 - bid) for bid in (1, 2, 3))
-        desk.history.add([third])
-        desk.stream(first)
+    async with bench.service("AAPL"):
+        bench.history.delay_s = 1.0
+        await bench.feed.subscribed("AAPL")
+        first, second, third = (bench.quote("AAPL", bid, ago_ns=3 - bid) for bid in (1, 2, 3))
+        bench.history.add([third])
+        bench.stream(first)
         await anyio.sleep(2)
-        desk.stream(second, third)
-        await until(lambda: desk.bids("AAPL") == [1, 2, 3])
+        bench.stream(second, third)
+        await until(lambda: bench.bids("AAPL") == [1, 2, 3])
 
 
 async def test_the_streams_quotes_of_the_moment_go_before_rest(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
     """REST has answered already when the stream brings what came before."""
-    quotes = [desk.quote("AAPL", bid, ago_ns=3 - bid) for bid in (1, 2, 3)]
-    desk.history.add(quotes[-1:])
-    async with desk.service() as service:
+    quotes = [bench.quote("AAPL", bid, ago_ns=3 - bid) for bid in (1, 2, 3)]
+    bench.history.add(quotes[-1:])
+    async with bench.service() as service:
         await service.subscribe("AAPL")
-        await until(lambda: desk.asked)
+        await until(lambda: bench.asked)
         await anyio.sleep(STREAM_FIRST_S / 2)
-        desk.stream(*quotes)
-        await until(lambda: desk.bids("AAPL") == [1, 2, 3])
+        bench.stream(*quotes)
+        await until(lambda: bench.bids("AAPL") == [1, 2, 3])
 
 
 async def test_the_stream_brings_the_same_quote_and_it_is_one_event(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    quote = desk.quote("AAPL", bid=10.0, ago_ns=0)
+    quote = bench.quote("AAPL", bid=10.0, ago_ns=0)
     before = attrs.evolve(quote, bid=9.0)
     after = attrs.evolve(quote, bid=11.0)
-    desk.history.add([quote])
-    async with desk.service("AAPL") as service:
-        await until(lambda: desk.bids("AAPL") == [10.0])
-        await desk.feed.subscribed("AAPL")
-        desk.stream(before, quote, after)  # all of one time; REST told the second
+    bench.history.add([quote])
+    async with bench.service("AAPL") as service:
+        await until(lambda: bench.bids("AAPL") == [10.0])
+        await bench.feed.subscribed("AAPL")
+        bench.stream(before, quote, after)  # all of one time; REST told the second
         await until(lambda: service.status().counters.quotes_received == 3)
         await anyio.sleep(1)
-    assert desk.bids("AAPL") == [10.0, 11.0]
+    assert bench.bids("AAPL") == [10.0, 11.0]
 
 
 async def test_a_repair_brings_the_same_quote_and_it_is_one_event(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    async with desk.service("MSFT") as service:
-        await desk.feed.subscribed("MSFT")
-        msft = desk.quote("MSFT", ago_ns=0)
-        desk.history.add([msft])
-        desk.stream(msft)
-        await until(lambda: desk.bids("MSFT"))
-        desk.closed_at("AAPL", ago_ns=1_000_000)
+    async with bench.service("MSFT") as service:
+        await bench.feed.subscribed("MSFT")
+        msft = bench.quote("MSFT", ago_ns=0)
+        bench.history.add([msft])
+        bench.stream(msft)
+        await until(lambda: bench.bids("MSFT"))
+        bench.closed_at("AAPL", ago_ns=1_000_000)
         await service.subscribe("AAPL")
-        await until(lambda: desk.bids("AAPL") == [10.0])
-        desk.feed.drop()
-        await until(lambda: not desk.feed.connections)
-        desk.closed_at("AAPL", bid=12.0, ago_ns=0)
+        await until(lambda: bench.bids("AAPL") == [10.0])
+        bench.feed.drop()
+        await until(lambda: not bench.feed.connections)
+        bench.closed_at("AAPL", bid=12.0, ago_ns=0)
         await until(lambda: service.status().counters.gaps_repaired == 1, 30)
-    assert desk.bids("AAPL") == [10.0, 12.0]
-    states = [msgspec.json.decode(s) for s in desk.store.published["feed.status"]]
+    assert bench.bids("AAPL") == [10.0, 12.0]
+    states = [msgspec.json.decode(s) for s in bench.store.published["feed.status"]]
     told = [s["symbols"] for s in states if s["state"] == "gap"]
     repaired = [s["symbols"] for s in states if s["state"] == "gap_repaired"]
     assert told == repaired
 
 
 async def test_a_price_that_rest_gave_hides_nothing_that_an_earlier_run_missed(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    async with desk.service("MSFT"):
-        await desk.feed.subscribed("MSFT")
-        first = desk.quote("MSFT", bid=1.0, ago_ns=0)
-        desk.history.add([first])
-        desk.stream(first)
-        await until(lambda: desk.bids("MSFT"))
+    async with bench.service("MSFT"):
+        await bench.feed.subscribed("MSFT")
+        first = bench.quote("MSFT", bid=1.0, ago_ns=0)
+        bench.history.add([first])
+        bench.stream(first)
+        await until(lambda: bench.bids("MSFT"))
     await anyio.sleep(100)
-    desk.closed_at("MSFT", bid=2.0, ago_ns=80 * 1_000_000_000)
-    desk.closed_at("MSFT", bid=3.0, ago_ns=1)
-    desk.closed_at("AAPL", ago_ns=0)
-    driver = FakeDriver(clock=desk.clock)
+    bench.closed_at("MSFT", bid=2.0, ago_ns=80 * 1_000_000_000)
+    bench.closed_at("MSFT", bid=3.0, ago_ns=1)
+    bench.closed_at("AAPL", ago_ns=0)
+    driver = FakeDriver(clock=bench.clock)
     driver.fail(3)
-    async with desk.service("AAPL", "MSFT", feed=driver) as service:
-        await until(lambda: desk.store.price("AAPL"))
+    async with bench.service("AAPL", "MSFT", feed=driver) as service:
+        await until(lambda: bench.store.price("AAPL"))
         await until(lambda: service.status().counters.gaps_repaired == 1, 60)
-    assert desk.bids("MSFT") == [1.0, 2.0, 3.0]
+    assert bench.bids("MSFT") == [1.0, 2.0, 3.0]
 
 
 async def test_silence_after_a_price_from_rest_is_no_dead_socket(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
     """What came between REST's answer and the acknowledgement is not the stream's to bring."""
-    desk.closed_at("AAPL", ago_ns=1_000_000)
-    driver = FakeDriver(clock=desk.clock)
+    bench.closed_at("AAPL", ago_ns=1_000_000)
+    driver = FakeDriver(clock=bench.clock)
     driver.fail(1)
-    desk.feed = driver
+    bench.feed = driver
     async with open_service(
         Settings(symbols="AAPL", mute_after=10.0),
         drivers=[driver],
-        history=desk.history,
-        store=desk.store,
-        clock=desk.clock,
+        history=bench.history,
+        store=bench.store,
+        clock=bench.clock,
         rng=random.Random(7),
     ) as service:
-        await until(lambda: desk.bids("AAPL"))
-        desk.closed_at("AAPL", bid=11.0, ago_ns=0)
+        await until(lambda: bench.bids("AAPL"))
+        bench.closed_at("AAPL", bid=11.0, ago_ns=0)
         await until(lambda: service.readiness().ready, 10)
         await anyio.sleep(60)
         assert service.status().counters.reconnects == 0
@@ -330,103 +332,103 @@ async def test_silence_after_a_price_from_rest_is_no_dead_socket(
     "error", [HistoryUnavailable("HTTP 500"), HistoryRefused("HTTP 403"), None]
 )
 async def test_a_request_that_fails_is_tried_again(
-    autojump_clock: Any, desk: Desk, error: Exception | None
+    autojump_clock: Any, bench: Bench, error: Exception | None
 ) -> None:
-    desk.closed_at("AAPL")
+    bench.closed_at("AAPL")
     if error is None:
-        desk.history.delay_s = 1_000.0
+        bench.history.delay_s = 1_000.0
     else:
-        desk.history.script.extend([error, error])
-    async with desk.service("AAPL") as service:
+        bench.history.script.extend([error, error])
+    async with bench.service("AAPL") as service:
         await until(lambda: service.readiness().ready)  # which does not wait for REST
-        await until(lambda: len(desk.asked) > 1, 10)
-        desk.history.delay_s = 0.0
-        await until(lambda: desk.store.price("AAPL"), 30)
+        await until(lambda: len(bench.asked) > 1, 10)
+        bench.history.delay_s = 0.0
+        await until(lambda: bench.store.price("AAPL"), 30)
 
 
-async def test_tries_end_and_are_reported(autojump_clock: Any, desk: Desk) -> None:
-    desk.closed_at("AAPL")
-    desk.history.always = HistoryRefused("HTTP 400")
-    async with desk.service("AAPL") as service:
+async def test_tries_end_and_are_reported(autojump_clock: Any, bench: Bench) -> None:
+    bench.closed_at("AAPL")
+    bench.history.always = HistoryRefused("HTTP 400")
+    async with bench.service("AAPL") as service:
         await anyio.sleep(sum(PAUSES_S) + 60)
         assert service.status().counters.price_fetches_failed == 1
-        assert len(desk.asked) == len(PAUSES_S) + 1
-        desk.stream(desk.quote("AAPL", bid=20.0, ago_ns=0))
-        await until(lambda: desk.bids("AAPL") == [20.0])
-        desk.history.always = None
+        assert len(bench.asked) == len(PAUSES_S) + 1
+        bench.stream(bench.quote("AAPL", bid=20.0, ago_ns=0))
+        await until(lambda: bench.bids("AAPL") == [20.0])
+        bench.history.always = None
         await service.unsubscribe("AAPL")
         await service.subscribe("AAPL")
         await anyio.sleep(1)
-        assert len(desk.asked) == len(PAUSES_S) + 2
+        assert len(bench.asked) == len(PAUSES_S) + 2
 
 
 async def test_a_symbol_that_the_feed_refuses_is_not_priced(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL", "MSFT")
-    desk.history.delay_s = 1.0
-    driver = FakeDriver(clock=desk.clock, rules=SessionRules(symbol_limit=1))
-    async with desk.service("AAPL", feed=driver) as service:
+    bench.closed_at("AAPL", "MSFT")
+    bench.history.delay_s = 1.0
+    driver = FakeDriver(clock=bench.clock, rules=SessionRules(symbol_limit=1))
+    async with bench.service("AAPL", feed=driver) as service:
         await until(lambda: service.readiness().ready)
         with pytest.raises(SubscriptionRefused):
             await service.subscribe("MSFT")
         await anyio.sleep(LIMIT_S)
-        assert desk.store.price("AAPL")
-        assert not desk.store.price("MSFT")
+        assert bench.store.price("AAPL")
+        assert not bench.store.price("MSFT")
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["before it is asked for", "while it is"])
 async def test_a_symbol_that_is_unsubscribed_meanwhile_is_not_priced(
-    autojump_clock: Any, desk: Desk, asked: bool
+    autojump_clock: Any, bench: Bench, asked: bool
 ) -> None:
-    desk.closed_at("AAPL")
-    desk.history.delay_s = 1.0
-    async with desk.service() as service:
+    bench.closed_at("AAPL")
+    bench.history.delay_s = 1.0
+    async with bench.service() as service:
         await service.subscribe("AAPL")
         if asked:
-            await until(lambda: desk.asked)
+            await until(lambda: bench.asked)
         await service.unsubscribe("AAPL")
         await anyio.sleep(LIMIT_S)
-    assert not desk.events("AAPL")
+    assert not bench.events("AAPL")
 
 
-async def test_rest_answers_for_other_symbols_too(autojump_clock: Any, desk: Desk) -> None:
+async def test_rest_answers_for_other_symbols_too(autojump_clock: Any, bench: Bench) -> None:
     class Generous(FakeHistory):
         async def latest(self, kind: Any, symbols: Any) -> Any:
             return await super().latest(kind, ("AAPL", "MSFT"))
 
-    desk.history = Generous()
-    desk.closed_at("AAPL", "MSFT")
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
-    assert not desk.events("MSFT")
+    bench.history = Generous()
+    bench.closed_at("AAPL", "MSFT")
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
+    assert not bench.events("MSFT")
 
 
 # ---- a restart
 
 
-async def test_a_restart_publishes_no_price_twice(autojump_clock: Any, desk: Desk) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
+async def test_a_restart_publishes_no_price_twice(autojump_clock: Any, bench: Bench) -> None:
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
         await anyio.sleep(1)
     await anyio.sleep(200)
-    payload = desk.store.price("AAPL")
-    async with desk.service("AAPL"):
+    payload = bench.store.price("AAPL")
+    async with bench.service("AAPL"):
         await anyio.sleep(200)
-        assert desk.store.price("AAPL") == payload
-    assert len(desk.events("AAPL")) == 1
+        assert bench.store.price("AAPL") == payload
+    assert len(bench.events("AAPL")) == 1
 
 
 async def test_a_restart_at_night_shows_the_price_of_the_earlier_run(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
-    payload = desk.store.price("AAPL")
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
+    payload = bench.store.price("AAPL")
     assert payload is not None
-    async with desk.service("AAPL", "MSFT") as service:
+    async with bench.service("AAPL", "MSFT") as service:
         await until(service.prices)
         first = service.latest("AAPL")
         assert first is not None
@@ -436,10 +438,10 @@ async def test_a_restart_at_night_shows_the_price_of_the_earlier_run(
             assert await anext(events) == first
         assert service.status().counters.quotes_accepted == 0
         await until(service.channels)
-        desk.stream(desk.quote("AAPL", 12.0, ago_ns=0))
+        bench.stream(bench.quote("AAPL", 12.0, ago_ns=0))
         await until(lambda: service.prices()[0].bid == 12.0, limit_s=20.0)  # behind the repair
         assert service.prices()[0].seq == 1
-    assert desk.bids("AAPL") == [10.0, 12.0]
+    assert bench.bids("AAPL") == [10.0, 12.0]
 
 
 @pytest.mark.parametrize(
@@ -451,193 +453,195 @@ async def test_a_restart_at_night_shows_the_price_of_the_earlier_run(
     ],
 )
 async def test_a_price_of_the_earlier_run_that_may_be_old_is_not_shown(
-    autojump_clock: Any, desk: Desk, last_ns: int, rest_answers: bool, bids: list[float]
+    autojump_clock: Any, bench: Bench, last_ns: int, rest_answers: bool, bids: list[float]
 ) -> None:
-    desk.closed_at("AAPL", ago_ns=last_ns)
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
+    bench.closed_at("AAPL", ago_ns=last_ns)
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
     if rest_answers:
-        desk.closed_at("AAPL", bid=11.0, ago_ns=last_ns // 2)
+        bench.closed_at("AAPL", bid=11.0, ago_ns=last_ns // 2)
     else:
-        desk.history.always = HistoryUnavailable("down")
-    down = FakeDriver(clock=desk.clock)
+        bench.history.always = HistoryUnavailable("down")
+    down = FakeDriver(clock=bench.clock)
     down.script.extend([FeedUnavailable("down")] * 1_000)
-    async with desk.service("AAPL", feed=down) as service:
+    async with bench.service("AAPL", feed=down) as service:
         await anyio.sleep(60)
         assert [quote.bid for quote in service.prices()] == bids[1:]
-        assert msgspec.json.decode(desk.store.price("AAPL") or b"")["bid"] == bids[-1]
-        assert desk.bids("AAPL") == bids
+        assert msgspec.json.decode(bench.store.price("AAPL") or b"")["bid"] == bids[-1]
+        assert bench.bids("AAPL") == bids
 
 
 async def test_a_price_that_runs_out_while_the_service_starts_is_written_again(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
-    payload = desk.store.price("AAPL")
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
+    payload = bench.store.price("AAPL")
     await anyio.sleep(299.9)
-    assert desk.store.price("AAPL") == payload
-    desk.history.delay_s = 0.5
-    async with desk.service("AAPL"):
+    assert bench.store.price("AAPL") == payload
+    bench.history.delay_s = 0.5
+    async with bench.service("AAPL"):
         await anyio.sleep(0.2)
-        assert desk.store.price("AAPL") is None
-        await until(lambda: desk.store.price("AAPL") == payload)
-    assert len(desk.events("AAPL")) == 1
+        assert bench.store.price("AAPL") is None
+        await until(lambda: bench.store.price("AAPL") == payload)
+    assert len(bench.events("AAPL")) == 1
 
 
 async def test_an_earlier_price_that_the_server_forgets_is_written_again(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
-    payload = desk.store.price("AAPL")
-    async with desk.service("AAPL"):
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
+    payload = bench.store.price("AAPL")
+    async with bench.service("AAPL"):
         await anyio.sleep(5)
-        desk.store.restart()
-        await until(lambda: desk.store.price("AAPL") == payload)
-    assert len(desk.events("AAPL")) == 1
+        bench.store.restart()
+        await until(lambda: bench.store.price("AAPL") == payload)
+    assert len(bench.events("AAPL")) == 1
 
 
 async def test_an_earlier_price_is_not_written_again_while_the_feed_is_down(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL", "MSFT")
-    async with desk.service("AAPL", "MSFT"):
-        await until(lambda: desk.store.price("AAPL"))
-    desk.history.script.extend([HistoryUnavailable("down")] * 10)
-    down = FakeDriver(clock=desk.clock)
+    bench.closed_at("AAPL", "MSFT")
+    async with bench.service("AAPL", "MSFT"):
+        await until(lambda: bench.store.price("AAPL"))
+    bench.history.script.extend([HistoryUnavailable("down")] * 10)
+    down = FakeDriver(clock=bench.clock)
     down.script.extend([FeedUnavailable("down")] * 1_000)
-    async with desk.service("AAPL", feed=down):
+    async with bench.service("AAPL", feed=down):
         await anyio.sleep(2)
-        desk.store.restart()
+        bench.store.restart()
         await anyio.sleep(60)
-        assert desk.store.price("AAPL") is None
+        assert bench.store.price("AAPL") is None
 
 
 async def test_an_earlier_price_that_rest_confirms_lives_once_more_though_the_feed_is_down(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
-    payload = desk.store.price("AAPL")
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
+    payload = bench.store.price("AAPL")
     await anyio.sleep(250)
-    down = FakeDriver(clock=desk.clock)
+    down = FakeDriver(clock=bench.clock)
     down.script.extend([FeedUnavailable("down")] * 1_000)
-    async with desk.service("AAPL", feed=down):
+    async with bench.service("AAPL", feed=down):
         await anyio.sleep(290)
-        assert desk.store.price("AAPL") == payload
+        assert bench.store.price("AAPL") == payload
         await anyio.sleep(20)
-        assert desk.store.price("AAPL") is None
+        assert bench.store.price("AAPL") is None
 
 
 async def test_a_symbol_that_is_subscribed_again_at_night_has_its_price_again(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL") as service:
-        await until(lambda: desk.store.price("AAPL"))
-        payload = desk.store.price("AAPL")
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL") as service:
+        await until(lambda: bench.store.price("AAPL"))
+        payload = bench.store.price("AAPL")
         await service.unsubscribe("AAPL")
         await anyio.sleep(1_000)
-        assert desk.store.price("AAPL") is None
+        assert bench.store.price("AAPL") is None
         await service.subscribe("AAPL")
-        await until(lambda: desk.store.price("AAPL") == payload)
-    assert len(desk.events("AAPL")) == 1
+        await until(lambda: bench.store.price("AAPL") == payload)
+    assert len(bench.events("AAPL")) == 1
 
 
-async def test_a_quiet_price_lives_while_the_feed_does(autojump_clock: Any, desk: Desk) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
-        payload = desk.store.price("AAPL")
+async def test_a_quiet_price_lives_while_the_feed_does(autojump_clock: Any, bench: Bench) -> None:
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
+        payload = bench.store.price("AAPL")
         for _ in range(40):
             await anyio.sleep(50)
-            assert desk.store.price("AAPL") == payload
-        desk.feed.script.extend(ConnectionLost for _ in range(1_000))
-        desk.feed.drop()
+            assert bench.store.price("AAPL") == payload
+        bench.feed.script.extend(ConnectionLost for _ in range(1_000))
+        bench.feed.drop()
         await anyio.sleep(301)
-        assert desk.store.price("AAPL") is None
-    assert len(desk.events("AAPL")) == 1
-    assert sum("AAPL" in symbols for symbols in desk.store.renewed) < 30
+        assert bench.store.price("AAPL") is None
+    assert len(bench.events("AAPL")) == 1
+    assert sum("AAPL" in symbols for symbols in bench.store.renewed) < 30
 
 
 ConnectionLost = FeedUnavailable("nobody listens")
 
 
 async def test_a_price_that_was_evicted_or_ran_out_is_written_again(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL"):
-        await until(lambda: desk.store.price("AAPL"))
-        payload = desk.store.price("AAPL")
-        del desk.store._keys["price:AAPL"]
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL"):
+        await until(lambda: bench.store.price("AAPL"))
+        payload = bench.store.price("AAPL")
+        del bench.store._keys["price:AAPL"]
         await anyio.sleep(160)
-        assert desk.store.price("AAPL") == payload
-        desk.store.down = True
+        assert bench.store.price("AAPL") == payload
+        bench.store.down = True
         await anyio.sleep(1_000)
-        desk.store.down = False
-        await until(lambda: desk.store.price("AAPL") == payload)
+        bench.store.down = False
+        await until(lambda: bench.store.price("AAPL") == payload)
         await anyio.sleep(1_000)
-        assert desk.store.price("AAPL") == payload
-    assert len(desk.events("AAPL")) == 1
+        assert bench.store.price("AAPL") == payload
+    assert len(bench.events("AAPL")) == 1
 
 
-async def test_prices_expire_where_they_are_not_renewed(autojump_clock: Any, desk: Desk) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL", settings={"renew_prices": "off"}):
-        await until(lambda: desk.store.price("AAPL"))
+async def test_prices_expire_where_they_are_not_renewed(autojump_clock: Any, bench: Bench) -> None:
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL", settings={"renew_prices": "off"}):
+        await until(lambda: bench.store.price("AAPL"))
         await anyio.sleep(299)
-        assert desk.store.price("AAPL")
+        assert bench.store.price("AAPL")
         await anyio.sleep(2)
-        assert desk.store.price("AAPL") is None
+        assert bench.store.price("AAPL") is None
 
 
 @pytest.mark.parametrize("ttl_s", [1, 2, 5])
-async def test_a_short_life_is_renewed_in_time(autojump_clock: Any, desk: Desk, ttl_s: int) -> None:
-    desk.store._price_ttl_s = ttl_s
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL", settings={"price_ttl": ttl_s}):
-        await until(lambda: desk.store.price("AAPL"))
+async def test_a_short_life_is_renewed_in_time(
+    autojump_clock: Any, bench: Bench, ttl_s: int
+) -> None:
+    bench.store._price_ttl_s = ttl_s
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL", settings={"price_ttl": ttl_s}):
+        await until(lambda: bench.store.price("AAPL"))
         for _ in range(400):
             await anyio.sleep(0.05)
-            assert desk.store.price("AAPL")
+            assert bench.store.price("AAPL")
 
 
 async def test_a_user_without_the_right_to_renew_keeps_its_prices(
-    autojump_clock: Any, desk: Desk
+    autojump_clock: Any, bench: Bench
 ) -> None:
     class NoExpire(MemoryPriceStore):
         async def renew(self, kind: Any, symbols: Any) -> Any:
             raise StoreRefused("NOPERM this user has no permissions to run the 'expire' command")
 
-    desk.store = NoExpire(clock=desk.clock, price_ttl_s=300)
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL") as service:
-        await until(lambda: desk.store.price("AAPL"))
+    bench.store = NoExpire(clock=bench.clock, price_ttl_s=300)
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL") as service:
+        await until(lambda: bench.store.price("AAPL"))
         await anyio.sleep(1_000)
-        assert desk.store.price("AAPL")
+        assert bench.store.price("AAPL")
         assert service.readiness().ready
 
 
 @pytest.mark.parametrize("how", ["later", "before the answer", "while the feed is away"])
 async def test_a_symbol_that_rest_refuses_is_forgotten_when_it_is_unsubscribed(
-    autojump_clock: Any, desk: Desk, how: str
+    autojump_clock: Any, bench: Bench, how: str
 ) -> None:
-    desk.closed_at("AAPL")
-    async with desk.service("AAPL") as service:
-        await until(lambda: desk.bids("AAPL"))
+    bench.closed_at("AAPL")
+    async with bench.service("AAPL") as service:
+        await until(lambda: bench.bids("AAPL"))
         if how == "while the feed is away":
-            desk.feed.fail(100)
-            desk.feed.drop()
+            bench.feed.fail(100)
+            bench.feed.drop()
         if how == "before the answer":
-            desk.history.delay_s = 0.5
+            bench.history.delay_s = 0.5
         for number in range(20):
             symbol = f"BAD{number}"
-            desk.history.refuses = {symbol: f"invalid symbol: {symbol}"}
+            bench.history.refuses = {symbol: f"invalid symbol: {symbol}"}
             await service.subscribe(symbol)
             await anyio.sleep(0.2)
             await service.unsubscribe(symbol)

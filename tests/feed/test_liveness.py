@@ -97,7 +97,7 @@ class Bench:
 # ---- acknowledged, and never quoted
 
 
-async def test_a_symbol_without_a_quote_since_it_was_subscribed_is_told(
+async def test_a_symbol_without_a_quote_since_it_was_subscribed_is_reported(
     autojump_clock: Any,
 ) -> None:
     bench = Bench()
@@ -131,7 +131,7 @@ async def test_its_time_runs_from_its_own_subscription_and_ends_with_it(
 # ---- newer than ours: dead
 
 
-async def test_newer_than_ours_is_told_and_given_up(autojump_clock: Any) -> None:
+async def test_newer_than_ours_is_reported_and_given_up(autojump_clock: Any) -> None:
     bench = Bench()
     bench.connect("AAPL")
     bench.receive()
@@ -219,7 +219,7 @@ async def test_data_brings_the_limit_back(autojump_clock: Any) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_while_data_comes_nobody_is_asked(autojump_clock: Any) -> None:
+async def test_while_data_comes_nothing_is_requested(autojump_clock: Any) -> None:
     bench = Bench()
     bench.connect("AAPL")
     async with anyio.create_task_group() as tasks:
@@ -284,7 +284,7 @@ async def test_an_answer_that_does_not_come_is_none(autojump_clock: Any) -> None
     assert LIMIT_S < waited_s <= LIMIT_S + 5
 
 
-async def test_without_a_history_nobody_answers(autojump_clock: Any) -> None:
+async def test_without_a_history_there_is_no_answer(autojump_clock: Any) -> None:
     bench = Bench(history=False)
     bench.connect("AAPL")
     assert await bench.until_given_up(100) == LIMIT_S
@@ -305,7 +305,7 @@ async def test_a_closed_market_may_be_silent(autojump_clock: Any) -> None:
     assert len(bench.asked_if_open) < 10_000 / LIMIT_S + 1, "the hours are asked now and then"
 
 
-async def test_after_the_opening_silence_counts_anew(autojump_clock: Any) -> None:
+async def test_after_the_opening_silence_counts_again(autojump_clock: Any) -> None:
     bench = Bench()
     bench.hours = "closed"
     bench.connect("AAPL")

@@ -176,7 +176,7 @@ def many(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-async def test_hands_on_every_quote_in_order_with_its_reception(
+async def test_sends_every_quote_in_order_with_its_reception(
     encoding: Encoding, autojump_clock: MockClock
 ) -> None:
     feed = MemoryFeed(encoding=encoding)
@@ -193,7 +193,9 @@ async def test_hands_on_every_quote_in_order_with_its_reception(
         assert {q.ts_recv_ns for q in run.quotes} == {NOW_NS}
 
 
-async def test_a_broken_message_is_told_and_the_reading_goes_on(autojump_clock: MockClock) -> None:
+async def test_a_broken_message_is_reported_and_the_reading_goes_on(
+    autojump_clock: MockClock,
+) -> None:
     feed = MemoryFeed()
     async with reading(feed) as run:
         await run.session.subscribe(quotes("AAPL", "MSFT"))

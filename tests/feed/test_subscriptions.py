@@ -56,7 +56,7 @@ def test_sources_are_sorted_as_the_api_shows_them() -> None:
     ]
 
 
-def test_symbols_nobody_wants_are_no_error() -> None:
+def test_symbols_that_are_not_wanted_are_no_error() -> None:
     assert SubscriptionSet().remove(quotes("AAPL"), ["api"]) == []
 
 

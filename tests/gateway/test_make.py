@@ -107,7 +107,7 @@ class Scaled(dict[str, Any]):
         return 100 if name == "qty" else super().__getitem__(name)
 
 
-async def test_a_mapping_tells_its_values_itself() -> None:
+async def test_a_mapping_is_asked_for_its_values() -> None:
     row = Scaled(symbol="A", qty=1, avg_entry_price=1)
     assert await shown(FunctionPositions(lambda: [row])) == [("A", "100")]
 

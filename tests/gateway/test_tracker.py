@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +83,7 @@ class FakeKeys:
         self.service: Instance | None = None
         self.found: dict[str, Quote] = {}
         self.error: StoreUnavailable | None = None
+        self.closed = 0
 
     async def prices(self, symbols: Any) -> dict[str, Quote]:
         await anyio.sleep(0.01)
@@ -91,7 +92,7 @@ class FakeKeys:
         return {symbol: self.found[symbol] for symbol in symbols if symbol in self.found}
 
     def close(self) -> None:
-        pass
+        self.closed += 1
 
 
 @attrs.define
@@ -206,3 +207,18 @@ async def test_positions_that_are_never_priced_are_named(autojump_clock: Any, be
         assert named in text
         assert "S0 (not a stock)" in text
     assert "S20" not in text
+
+
+@pytest.mark.parametrize("way", ["end", "error", "cancelled"])
+async def test_it_closes_its_connections_however_the_block_ends(
+    autojump_clock: Any, bench: Bench, way: str
+) -> None:
+    with anyio.CancelScope() as scope, suppress(ExceptionGroup):
+        async with bench.tracker.running():
+            await anyio.sleep(1)
+            if way == "error":
+                raise LookupError
+            if way == "cancelled":
+                scope.cancel()
+                await anyio.sleep(1)
+    assert (bench.keys.closed, bench.source.closed) == (1, 1)

@@ -118,7 +118,7 @@ async def test_a_counter_means_the_same_in_the_status_and_the_metrics(
         assert metrics[counter.name] == schema[counter.name]["description"] == meaning
 
 
-async def test_metrics_are_read_anew_at_each_scrape(
+async def test_metrics_are_read_again_at_each_scrape(
     client: httpx.AsyncClient, service: FakeService
 ) -> None:
     assert "mdservice_quotes_accepted_total 0.0" in (await client.get("/metrics")).text
@@ -206,7 +206,7 @@ async def test_no_answer_invites_other_origins(client: httpx.AsyncClient) -> Non
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-async def test_positions_are_told_exactly_as_they_came(
+async def test_positions_are_reported_exactly_as_they_came(
     client: httpx.AsyncClient, service: FakeService
 ) -> None:
     service.held = [Position("AAPL", Decimal("-1.5"), Decimal("150.00")), NO_POSITION]
@@ -217,7 +217,7 @@ async def test_positions_are_told_exactly_as_they_came(
     )
 
 
-async def test_metrics_tell_of_the_positions(client: httpx.AsyncClient) -> None:
+async def test_metrics_show_the_positions(client: httpx.AsyncClient) -> None:
     text = (await client.get("/metrics")).text
     assert "mdservice_positions_up 1.0" in text
     assert "mdservice_positions_left_out 1.0" in text

@@ -160,7 +160,7 @@ def test_a_socket_left_behind_is_no_answer(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may use every socket")
-def test_another_users_socket_is_told(service: Service) -> None:
+def test_another_users_socket_is_reported(service: Service) -> None:
     service.path.chmod(0)
     with pytest.raises(NoAnswer, match="another user's"):
         ask(service.path, "GET", "/status")

@@ -132,7 +132,7 @@ async def test_wrong_keys_are_configuration(driver: Any, feed: Feed) -> None:
     assert "402" in told(result)
 
 
-async def test_a_connection_in_use_is_told() -> None:
+async def test_a_connection_in_use_is_reported() -> None:
     with anyio.fail_after(20):
         async with open_simulator(SimulatorConfig(rate=0)) as alpaca:
             settings = Settings(**KEYS, feed_url=alpaca.url, driver="websockets")
@@ -148,7 +148,7 @@ def connected(settings: Settings) -> Any:
 
 
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
-async def test_a_feed_that_is_away_is_told(feed: Feed) -> None:
+async def test_a_feed_that_is_away_is_reported(feed: Feed) -> None:
     settings = Settings(**KEYS, **{url_setting(feed.name): nowhere().replace("http", "ws")})
     with anyio.fail_after(20):
         result = await check_feed(settings, None, feed)
@@ -202,7 +202,9 @@ async def test_alpacas_history_is_not_asked_for_a_stream_of_ones_own(feed: Feed)
 
 
 @pytest.mark.parametrize(("status", "configuration"), [(401, True), (403, True), (500, False)])
-async def test_a_refused_history_is_told(alpaca: Alpaca, status: int, configuration: bool) -> None:
+async def test_a_refused_history_is_reported(
+    alpaca: Alpaca, status: int, configuration: bool
+) -> None:
     alpaca.answers["/v2/stocks/quotes/latest"] = (status, {})
     result = await check_history(Settings(**KEYS, rest_url=alpaca.url))
     assert (result.outcome, result.configuration) == ("FAIL", configuration)
@@ -216,7 +218,7 @@ async def test_a_redirect_does_not_get_the_keys(alpaca: Alpaca) -> None:
 
 
 @pytest.mark.parametrize("check", [check_history, check_clock])
-async def test_an_api_that_is_away_is_told(check: Any) -> None:
+async def test_an_api_that_is_away_is_reported(check: Any) -> None:
     url = nowhere().replace("//", "//me:hidden@")
     result = await check(Settings(**KEYS, rest_url=url, trading_url=url))
     assert result.outcome == "FAIL"
@@ -231,7 +233,7 @@ async def test_an_agreeing_clock_is_ok(alpaca: Alpaca) -> None:
 
 
 @pytest.mark.parametrize(("offset_s", "word"), [(-120, "fast"), (120, "slow")])
-async def test_a_clock_that_is_off_is_told(alpaca: Alpaca, offset_s: int, word: str) -> None:
+async def test_a_clock_that_is_off_is_reported(alpaca: Alpaca, offset_s: int, word: str) -> None:
     alpaca.answers["/v2/clock"] = (200, {})
     alpaca.date = formatdate(time.time() + offset_s, usegmt=True)
     result = await check_clock(Settings(**KEYS, trading_url=alpaca.url))
@@ -251,7 +253,7 @@ async def test_a_server_without_a_date_says_nothing_of_the_clock(
     assert "clock agrees" not in result.detail
 
 
-async def test_keys_of_the_other_kind_of_account_are_told(alpaca: Alpaca) -> None:
+async def test_keys_of_the_other_kind_of_account_are_reported(alpaca: Alpaca) -> None:
     alpaca.answers["/v2/clock"] = (401, {})
     result = await check_clock(Settings(**KEYS, trading_url=alpaca.url))
     assert result.configuration
@@ -277,7 +279,7 @@ async def test_a_gateways_positions_are_read_without_keys(alpaca: Alpaca) -> Non
     assert alpaca.asked == [("/mine?token=hidden", None)]
 
 
-async def test_wrong_answers_for_positions_are_told(alpaca: Alpaca) -> None:
+async def test_wrong_answers_for_positions_are_reported(alpaca: Alpaca) -> None:
     settings = Settings(**KEYS, positions=f"{alpaca.url}/mine")
     assert "HTTP 404" in told(await check_positions(settings))
     alpaca.answers["/mine"] = (200, {"data": []})
@@ -300,7 +302,7 @@ async def test_a_redis_that_takes_writes_is_ok(valkey: Any) -> None:
         assert not client.keys("price:*")
 
 
-async def test_a_replica_is_told(fresh_valkey: Any) -> None:
+async def test_a_replica_is_reported(fresh_valkey: Any) -> None:
     with fresh_valkey.client() as client:
         client.replicaof("127.0.0.1", "1")
     with anyio.fail_after(20):
@@ -308,7 +310,7 @@ async def test_a_replica_is_told(fresh_valkey: Any) -> None:
     assert result.outcome == "FAIL"
 
 
-async def test_a_redis_that_is_away_is_told(tmp_path: Path) -> None:
+async def test_a_redis_that_is_away_is_reported(tmp_path: Path) -> None:
     url = f"unix://me:hidden@{tmp_path}/none.sock"
     with anyio.fail_after(20):
         result = await check_redis(Settings(feed="simulator", redis_url=url))
@@ -327,7 +329,7 @@ async def test_the_embedded_servers_program_is_found() -> None:
     assert (await check_redis(Settings())).outcome == "ok"
 
 
-async def test_without_any_server_program_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_any_server_program_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdservice.redis_io.embedded._find_bundled", lambda: None)
     monkeypatch.setenv("PATH", "")
     result = await check_redis(Settings())
@@ -424,7 +426,7 @@ async def test_a_right_to_the_names_without_the_prefix_is_not_enough(fresh_valke
     assert "desk1:price.updated" in result.detail
 
 
-async def test_a_full_server_is_told(fresh_valkey: Any) -> None:
+async def test_a_full_server_is_reported(fresh_valkey: Any) -> None:
     with fresh_valkey.client() as client:
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("maxmemory", "1")
@@ -434,7 +436,7 @@ async def test_a_full_server_is_told(fresh_valkey: Any) -> None:
     assert "maxmemory" in told(result)
 
 
-async def test_a_server_that_cannot_save_is_told(fresh_valkey: Any) -> None:
+async def test_a_server_that_cannot_save_is_reported(fresh_valkey: Any) -> None:
     with fresh_valkey.client() as client:
         client.config_set("save", "3600 1")
         folder = (
@@ -552,15 +554,15 @@ async def test_service_readers_and_gateway_work_with_the_documented_acl_line(
         key_prefix=prefix,
         socket=tmp_path / "x.sock",
     )
-    book = make_tracker(FakePositions([Position("AAPL", Decimal(10), Decimal(1))]), settings)
+    tracker = make_tracker(FakePositions([Position("AAPL", Decimal(10), Decimal(1))]), settings)
     with anyio.fail_after(30):
         async with (
             mdservice.open_service(settings),
             mdservice.open_prices(url, prefix=prefix) as prices,
         ):
             assert (await anext(prices)).symbol == "AAPL"
-            async with book.running():
-                while (await book.report()).positions[0].status != "live":
+            async with tracker.running():
+                while (await tracker.report()).positions[0].status != "live":
                     await anyio.sleep(0.05)
     calls = RedisCalls(GivenServer(url, prefix))
     await calls.publish("pnl.alert", [b"{}"])

@@ -140,7 +140,7 @@ def test_check_ends_with_78_when_the_settings_are_to_blame(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_simulate_tells_how_to_use_it_and_ends_with_0(
+def test_simulate_says_how_to_use_it_and_ends_with_0(
     folder: Path, environ: dict[str, str], number: signal.Signals
 ) -> None:
     command = [sys.executable, "-u", "-m", "mdservice", "simulate", "--rate", "10", "--seed", "3"]

@@ -72,7 +72,7 @@ def lines(module_stage: Any) -> list[Line]:
 
 
 @pytest.mark.parametrize("how", ["reset", "half-close", "close"])
-def test_a_lost_connection_is_told_made_again_and_subscribed_again(
+def test_a_lost_connection_is_reported_made_again_and_subscribed_again(
     lines: list[Line], how: str
 ) -> None:
     def body(line: Line) -> None:

@@ -134,7 +134,7 @@ def test_several_symbols_are_named_without_a_single_one(served: Served) -> None:
     assert answer == {"status": "subscribed", "symbols": symbols}
 
 
-def test_a_symbol_of_the_settings_tells_every_source(served: Served) -> None:
+def test_a_symbol_of_the_settings_shows_every_source(served: Served) -> None:
     sources = served.service.get(f"{MARKET_DATA}/subscriptions")["sources"]
     assert "settings" in sources["AAPL"]
     served.service.subscribe("AAPL")
@@ -317,7 +317,7 @@ PROTECTED = [
 
 
 @pytest.mark.parametrize("path", PROTECTED)
-def test_over_tcp_nothing_is_told_without_the_token(served: Served, path: str) -> None:
+def test_over_tcp_nothing_is_reported_without_the_token(served: Served, path: str) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}):
         answer = httpx.get(served.tcp + path, headers=headers)
         assert answer.status_code == 401, f"{path} {headers} {answer.text}"
@@ -350,7 +350,7 @@ def test_over_tcp_everything_answers_with_the_token(served: Served) -> None:
             assert next(read_events(stream))[0] == "price.updated"
 
 
-def test_a_client_that_says_nothing_or_nonsense_holds_nobody_up(served: Served) -> None:
+def test_a_client_that_says_nothing_or_nonsense_delays_no_other(served: Served) -> None:
     with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as noisy:
         silent.connect(str(served.service.socket))
         noisy.connect(str(served.service.socket))
@@ -359,7 +359,7 @@ def test_a_client_that_says_nothing_or_nonsense_holds_nobody_up(served: Served) 
     assert served.service.ready()[0]
 
 
-def test_a_reader_of_the_stream_that_stops_reading_slows_nobody(served: Served) -> None:
+def test_a_reader_of_the_stream_that_stops_reading_slows_no_other(served: Served) -> None:
     symbol = served.stage.new_symbol()
     served.service.subscribe(symbol)
     with socket.socket(socket.AF_UNIX) as slow:

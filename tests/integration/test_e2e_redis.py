@@ -163,7 +163,7 @@ def test_killed_and_restarted_empty_it_converges_within_about_a_second(stage: An
     service.wait_ready(within=3)
 
 
-def test_a_wrong_password_is_a_reason_and_the_right_one_mends_it(stage: Any) -> None:
+def test_a_wrong_password_is_a_reason_and_the_right_one_ends_it(stage: Any) -> None:
     simulator, valkey = stage.simulator(), stage.valkey()
     with valkey.client() as client:
         client.config_set("requirepass", "right")
@@ -226,7 +226,7 @@ def test_a_redis_that_is_not_there_yet_is_waited_for(stage: Any) -> None:
     service.wait_ready(within=3)
 
 
-def test_an_older_price_of_a_former_run_is_replaced_and_counting_starts_anew(stage: Any) -> None:
+def test_an_older_price_of_a_former_run_is_replaced_and_counting_starts_again(stage: Any) -> None:
     simulator, valkey, first = a_service(stage)
     first.wait_ready()
     listener = stage.listener(valkey)

@@ -163,7 +163,7 @@ def run_with_troubles(case: tuple[str, str], stage: Any) -> None:
     gathered.check()
 
 
-def test_no_secret_comes_out_where_the_feed_tells_it_back(stage: Any) -> None:
+def test_no_secret_comes_out_where_the_feed_sends_it_back(stage: Any) -> None:
     simulator, valkey, gathered = stage.simulator(), stage.valkey(), Gathered()
     listener, port = stage.listener(valkey), free_port()
     env = secret_env(

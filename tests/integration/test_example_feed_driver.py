@@ -129,7 +129,7 @@ def test_a_refused_login_is_a_refusal(example: Any) -> None:
     with_exchange(refuse, scene)
 
 
-def test_lines_that_come_in_pieces_are_lost_to_nobody(example: Any) -> None:
+def test_lines_that_come_in_pieces_are_not_lost(example: Any) -> None:
     """Every second call is cancelled while it waits in the middle of a line."""
     told: list[float] = []
 

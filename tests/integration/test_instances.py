@@ -514,19 +514,19 @@ def test_the_gateway_never_shows_prices_of_another_database(
         real, simulated = Publisher(fresh_valkey), Publisher(fresh_valkey, 1, bid=999.0)
         async with running(real.instances, simulated.instances):
             await until(lambda: record(fresh_valkey) and record(fresh_valkey, 1), 5)
-            book = gateway_of(fresh_valkey, read_from=read_from)
-            async with book.running():
-                await until(lambda: book.prices_status() is not None, 5)
+            tracker = gateway_of(fresh_valkey, read_from=read_from)
+            async with tracker.running():
+                await until(lambda: tracker.prices_status() is not None, 5)
                 for _ in range(50):
                     await simulated.write("AAPL")
                     await real.write("AAPL")
-                    (row,) = (await book.report()).positions
+                    (row,) = (await tracker.report()).positions
                     assert row.current_price in (None, Decimal("10.5"))
-                await until(lambda: book.engine.totals.priced == 1, 5)
-                (row,) = (await book.report()).positions
+                await until(lambda: tracker.engine.totals.priced == 1, 5)
+                (row,) = (await tracker.report()).positions
                 assert row.status == "live"
                 assert row.current_price == Decimal("10.5")
-                assert book.warnings() == []
+                assert tracker.warnings() == []
         await real.aclose()
         await simulated.aclose()
 
@@ -539,14 +539,14 @@ def test_the_gateway_reports_two_services_in_its_database(backend: str, fresh_va
         one, other = Publisher(fresh_valkey), make(fresh_valkey)
         async with running(one.instances):
             await one.write("AAPL")
-            book = gateway_of(fresh_valkey)
-            async with book.running():
-                await until(lambda: book.prices_status() is not None, 5)
-                assert book.warnings() == []
+            tracker = gateway_of(fresh_valkey)
+            async with tracker.running():
+                await until(lambda: tracker.prices_status() is not None, 5)
+                assert tracker.warnings() == []
                 async with running(other):
-                    await until(lambda: book.warnings() != [], 5)
-                    assert "MDSERVICE_KEY_PREFIX" in book.warnings()[0]
-                await until(lambda: book.warnings() == [], 6)
+                    await until(lambda: tracker.warnings() != [], 5)
+                    assert "MDSERVICE_KEY_PREFIX" in tracker.warnings()[0]
+                await until(lambda: tracker.warnings() == [], 6)
         await one.aclose()
 
     run(body, backend)
@@ -575,10 +575,10 @@ def test_the_feeds_delay_comes_from_the_service(read_from: str, fresh_valkey: An
             assert (told.feed, told.delay_s, told.price_ttl_s) == ("delayed_sip", 900.0, 2_000)
             await store.connect()
             await store.write(write_batch(1, {"AAPL": payload}, []))
-            book = gateway_of(fresh_valkey, read_from=read_from)  # default settings
-            async with book.running():
-                await until(lambda: book.prices_status() is not None, 5)
-                (row,) = (await book.report()).positions
+            tracker = gateway_of(fresh_valkey, read_from=read_from)  # default settings
+            async with tracker.running():
+                await until(lambda: tracker.prices_status() is not None, 5)
+                (row,) = (await tracker.report()).positions
                 assert row.status == "live"
             await store.aclose()
 
@@ -592,10 +592,10 @@ def test_without_a_record_the_delay_is_that_of_the_settings(fresh_valkey: Any) -
         with fresh_valkey.client() as client:
             client.set("price:AAPL", payload)
         for feed, status in (("delayed_sip", "live"), ("iex", "stale")):
-            book = gateway_of(fresh_valkey, feed=feed)
-            (row,) = (await book.report()).positions
+            tracker = gateway_of(fresh_valkey, feed=feed)
+            (row,) = (await tracker.report()).positions
             assert row.status == status
-            await book.aclose()
+            await tracker.aclose()
 
     run(body, "trio")
 

@@ -123,10 +123,10 @@ def test_the_gateway_reads_behind_it(fresh_valkey: Any, tmp_path: Path) -> None:
             source = FakePositions([Position("AAPL", Decimal(10), Decimal(1))])
             for prefix, status in (("desk1:", "live"), ("", "unpriced")):
                 settings = mdservice.Settings(redis_url=fresh_valkey.url, key_prefix=prefix)
-                book = make_tracker(source, settings)
-                async with book.running():
-                    await until(lambda book=book: book.prices_status() is not None)
-                    (row,) = (await book.report()).positions
+                tracker = make_tracker(source, settings)
+                async with tracker.running():
+                    await until(lambda tracker=tracker: tracker.prices_status() is not None)
+                    (row,) = (await tracker.report()).positions
                     assert row.status == status
 
     run(body, "trio")
@@ -219,13 +219,13 @@ def test_a_gateway_without_a_url_learns_it(
         pubsub = names_published(fresh_valkey)
         with closing(pubsub):
             async with open_served_line(fresh_valkey, folder, key_prefix="desk1:"):
-                book = make_tracker(
+                tracker = make_tracker(
                     source, settings, read_from=read_from, alerts=["AAPL pnl > 0.01"]
                 )
-                async with book.running():
-                    await until(lambda: book.prices_status() is not None)
+                async with tracker.running():
+                    await until(lambda: tracker.prices_status() is not None)
                     with anyio.fail_after(10):
-                        while (await book.report()).positions[0].status != status:
+                        while (await tracker.report()).positions[0].status != status:
                             await anyio.sleep(0.02)
                     if status == "live":
                         await until(lambda: heard(pubsub, "desk1:pnl.alert"))
@@ -246,7 +246,7 @@ def test_readers_learn_another_prefix_when_they_connect_again(
     async def body() -> None:
         source = FakePositions([Position("AAPL", Decimal(10), Decimal(1))])
         socket = folder / "api"
-        book = make_tracker(source, mdservice.Settings(socket=socket))
+        tracker = make_tracker(source, mdservice.Settings(socket=socket))
         async with anyio.create_task_group() as tasks:
             readers: list[mdservice.Prices] = []
 
@@ -262,7 +262,7 @@ def test_readers_learn_another_prefix_when_they_connect_again(
                 tasks.start_soon(read, None)
                 tasks.start_soon(read, "log")
                 await until(lambda: len(readers) == 2 and all(r.latest("AAPL") for r in readers))
-                assert (await book.report()).positions[0].status == "live"
+                assert (await tracker.report()).positions[0].status == "live"
             with fresh_valkey.client() as client:
                 client.flushall()
             async with open_served_line(
@@ -279,7 +279,7 @@ def test_readers_learn_another_prefix_when_they_connect_again(
                         for reader, events in zip(readers, before, strict=True)
                     )
                 )
-                assert (await book.report()).positions[0].status == "live"
+                assert (await tracker.report()).positions[0].status == "live"
             tasks.cancel_scope.cancel()
 
     run(body, "trio")

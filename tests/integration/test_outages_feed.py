@@ -162,7 +162,7 @@ def of_code(code: int) -> str:
 
 
 @each_line
-def test_a_refusal_for_good_in_mid_run_is_told_and_what_is_known_stays(
+def test_a_refusal_for_good_in_mid_run_is_reported_and_what_is_known_stays(
     driver: str, backend: str, fresh_valkey: Any, folder: Path
 ) -> None:
     """Every refusal at once, each on a line of its own; the next try is half a minute away."""

@@ -529,7 +529,7 @@ def test_what_answers_otherwise_than_redis_counts_as_unavailable(
 
 
 @on_both_loops
-def test_an_address_where_nobody_listens_is_told_in_whole_sentences(backend: str) -> None:
+def test_an_address_without_a_server_is_reported_in_whole_sentences(backend: str) -> None:
     async def main() -> None:
         with pytest.raises(StoreUnavailable) as told:
             await opened("unix:///nowhere/valkey.sock")

@@ -326,7 +326,7 @@ async def test_a_server_that_hangs_up_in_the_middle_of_an_answer() -> None:
         assert "closed" in str(await greeted_by(b"+OK\r\n", b":7\r\n$100\r\nrun_"))
 
 
-async def test_the_reason_of_a_server_that_lets_nobody_in_is_told() -> None:
+async def test_the_reason_of_a_server_that_refuses_connections_is_reported() -> None:
     reason = b"-ERR max number of clients reached\r\n"
     with trio.fail_after(LIMIT_S):
         assert "max number of clients" in str(await greeted_by(reason))

@@ -175,7 +175,7 @@ async def test_without_the_permission_to_fence_a_batch_may_run_twice(
         await store.aclose()
 
 
-async def test_after_a_restart_nobody_else_is_cut_off(fresh_valkey: Any) -> None:
+async def test_after_a_restart_no_other_is_cut_off(fresh_valkey: Any) -> None:
     """A restarted server counts its clients from the start: the old id is a stranger's."""
     with trio.fail_after(LIMIT_S):
         store = RedisPriceStore(fresh_valkey.url, instance="one")

@@ -115,7 +115,7 @@ async def test_a_batch_through_tls(
         assert client.get("price:A") == b"x"
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(front: TlsFront) -> None:
+async def test_a_certificate_of_an_unknown_authority_is_not_trusted(front: TlsFront) -> None:
     store = RedisPriceStore(f"rediss://localhost:{front.port}", instance="one")
     with trio.fail_after(LIMIT_S):
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):

@@ -8,11 +8,13 @@ import anyio
 import pytest
 
 from mdservice import Settings, open_service
+from mdservice.errors import FeedUnavailable
 from mdservice.feed import driver as feeds_driver
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.driver import Driver
+from mdservice.feed.subscriptions import Followed
 from mdservice.testing import MemoryPriceStore
 from tests.integration.feed_server import LIMIT_S, Moment, PlainServer
 
@@ -52,4 +54,23 @@ def test_a_slow_login_succeeds_with_one_of_the_next_tries(
         assert 2 <= len(server.lines) <= 4
 
     with PlainServer(slow=slow) as server:
+        anyio.run(scene, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("moment", "words"), [("upgrade", "did not answer"), ("welcome", "did not finish the login")]
+)
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_the_error_says_whether_the_connection_was_open(
+    monkeypatch: pytest.MonkeyPatch, backend: str, moment: Moment, words: str
+) -> None:
+    monkeypatch.setattr(feeds_driver, "OPEN_TIMEOUT_S", FIRST_S)
+
+    async def scene() -> None:
+        driver = WebsocketsDriver(server.url, Credentials("key", "secret"))
+        with anyio.fail_after(LIMIT_S), pytest.raises(FeedUnavailable, match=words):
+            async with driver.connect(Followed(), lambda: 0):
+                pass
+
+    with PlainServer(slow={moment: SLOW_S}) as server:
         anyio.run(scene, backend=backend)

@@ -99,7 +99,7 @@ def test_ctrl_z_gives_the_terminal_back_for_a_while(watch: Any, stage: Any) -> N
     assert shown.text.rindex(LEFT) > shown.text.rindex(ENTERED)
 
 
-def test_colours_are_left_out_where_nobody_wants_them(watch: Any) -> None:
+def test_colours_are_left_out_where_they_are_not_wanted(watch: Any) -> None:
     coloured, plain = watch(terminal=(100, 30)), watch(terminal=(100, 30), NO_COLOR="1")
     for shown in (coloured, plain):
         shown.until(r"[▲▼] \d[^\n]*live")
@@ -133,7 +133,7 @@ def test_a_closed_pipe_ends_it_quietly(watch: Any) -> None:
 
 
 @pytest.mark.parametrize("end", ["signal", "close"])
-def test_a_pipe_that_nobody_reads_does_not_keep_it_from_ending(
+def test_a_pipe_that_is_not_read_does_not_keep_it_from_ending(
     stage: Any, watch: Any, end: str
 ) -> None:
     shown = watch()
@@ -232,7 +232,7 @@ def test_without_redis_once_fails(stage: Any) -> None:
     assert "Traceback" not in program.said
 
 
-def test_a_service_that_ends_is_told_and_waited_for(stage: Any) -> None:
+def test_a_service_that_ends_is_reported_and_waited_for(stage: Any) -> None:
     service = stage.program("run", MDSERVICE_GATEWAY_HTTP="127.0.0.1:0").wait_ready()
     screen = Watch(service, terminal=(100, 30))
     lines = Watch(service, terminal=None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
-from mdservice.pnl.alerts import Alert, AlertBook, encode_alert
+from mdservice.pnl.alerts import Alert, AlertRules, encode_alert
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rules import AlertRule, parse_rule
 
@@ -22,12 +22,12 @@ T_NS = 1_795_189_904_208_912_345
 AVG = 100
 
 
-class Desk:
+class Bench:
     """One share of each symbol, bought at 100, so that P&L and per cent are price less 100."""
 
     def __init__(self, *rules: str, held: str = "A") -> None:
         self.engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
-        self.book = AlertBook(map(parse_rule, rules))
+        self.rules = AlertRules(map(parse_rule, rules))
         self.now_ns = T_NS
         self.hold(held)
 
@@ -46,7 +46,7 @@ class Desk:
         self.engine.update(Quote(symbol, bid, ask, 1, 1, now_ns, now_ns), now_ns)
 
     def check(self) -> list[Alert]:
-        return self.book.check(self.engine, self.now_ns)
+        return self.rules.check(self.engine, self.now_ns)
 
     def fired(self) -> list[tuple[str, str, Decimal]]:
         return [(alert.rule, alert.symbol, alert.value) for alert in self.check()]
@@ -61,11 +61,11 @@ class Desk:
 
 
 def test_what_an_alert_says() -> None:
-    desk = Desk("A pnl < -5")
-    desk.quote(-5.25)
-    (alert,) = desk.check()
+    bench = Bench("A pnl < -5")
+    bench.quote(-5.25)
+    (alert,) = bench.check()
     assert alert == Alert(
-        "A pnl < -5", "A", "pnl", "below", Decimal(-5), Decimal("-5.25"), desk.now_ns
+        "A pnl < -5", "A", "pnl", "below", Decimal(-5), Decimal("-5.25"), bench.now_ns
     )
     assert encode_alert(alert) == (
         b'{"rule":"A pnl < -5","symbol":"A","kind":"pnl","direction":"below","level":-5,'
@@ -91,108 +91,108 @@ def test_a_message_never_has_an_exponent() -> None:
         ("total pct > 5", [0, 6, 4, 6], [6, 6]),
     ],
 )
-def test_each_crossing_is_told_once(rule: str, values: list[float], told: list[float]) -> None:
-    assert Desk(rule).fires(*values) == told
+def test_each_crossing_is_reported_once(rule: str, values: list[float], told: list[float]) -> None:
+    assert Bench(rule).fires(*values) == told
 
 
 def test_a_value_that_dances_on_the_level_has_crossed_once() -> None:
-    assert Desk("A pnl < -5").fires(-6, -5, -6, -5, -6, -5, -6) == [-6]
-    assert Desk("A pnl > 5").fires(6, 5, 6, 5, 6) == [6]
+    assert Bench("A pnl < -5").fires(-6, -5, -6, -5, -6, -5, -6) == [-6]
+    assert Bench("A pnl > 5").fires(6, 5, 6, 5, 6) == [6]
 
 
 def test_with_hysteresis_it_has_to_come_back_by_more_than_that() -> None:
-    assert Desk("A pnl < -5 hysteresis 3").fires(-6, -4, -6, -2, -6, -1, -6) == [-6, -6]
-    assert Desk("A pnl > 5 hysteresis 3").fires(6, 4, 6, 2, 6, 1, 6) == [6, 6]
+    assert Bench("A pnl < -5 hysteresis 3").fires(-6, -4, -6, -2, -6, -1, -6) == [-6, -6]
+    assert Bench("A pnl > 5 hysteresis 3").fires(6, 4, 6, 2, 6, 1, 6) == [6, 6]
 
 
 def test_beyond_the_level_when_first_looked_at_is_a_crossing() -> None:
-    assert Desk("A pnl < -5").fires(-6) == [-6]
+    assert Bench("A pnl < -5").fires(-6) == [-6]
 
 
 def test_a_price_that_is_gone_neither_crosses_nor_comes_back() -> None:
-    assert Desk("A pnl < -5").fires(None, -6, None, -6, None, 0, None, -6) == [-6, -6]
-    assert Desk("A pnl > -5", "total pnl > -5", "A price < 9", "A stale").fires(None) == []
+    assert Bench("A pnl < -5").fires(None, -6, None, -6, None, 0, None, -6) == [-6, -6]
+    assert Bench("A pnl > -5", "total pnl > -5", "A price < 9", "A stale").fires(None) == []
 
 
 def test_the_pnl_of_a_symbol_is_the_sum_of_its_lots() -> None:
-    desk = Desk("A pnl < -5", "A pct < -5")
+    bench = Bench("A pnl < -5", "A pct < -5")
     lots = [("10", "100"), ("-10", "99"), ("1", "100")]
-    desk.engine.set_positions([Position("A", Decimal(q), Decimal(avg)) for q, avg in lots])
-    desk.quote(-6)  # -60 + 50 - 6
-    assert desk.fired() == [("A pnl < -5", "A", Decimal(-16))]
+    bench.engine.set_positions([Position("A", Decimal(q), Decimal(avg)) for q, avg in lots])
+    bench.quote(-6)  # -60 + 50 - 6
+    assert bench.fired() == [("A pnl < -5", "A", Decimal(-16))]
 
 
 def test_a_closed_position_is_forgotten() -> None:
-    desk = Desk("A pnl < -5", "total pnl < -5")
-    assert len(desk.fires(-6)) == 2
-    desk.hold("")
-    assert desk.check() == []
-    assert desk.book._crossed == {}
-    desk.hold("A")
-    assert len(desk.check()) == 2
-    desk.hold("")
-    desk.hold("A")  # between two looks
-    assert desk.fired() == [("A pnl < -5", "A", Decimal(-6))]
+    bench = Bench("A pnl < -5", "total pnl < -5")
+    assert len(bench.fires(-6)) == 2
+    bench.hold("")
+    assert bench.check() == []
+    assert bench.rules._crossed == {}
+    bench.hold("A")
+    assert len(bench.check()) == 2
+    bench.hold("")
+    bench.hold("A")  # between two looks
+    assert bench.fired() == [("A pnl < -5", "A", Decimal(-6))]
 
 
 def test_a_changed_quantity_is_the_same_position() -> None:
-    desk = Desk("A pnl < -5")
-    assert desk.fires(-6) == [-6]
-    desk.hold("A", qty=2)
-    assert desk.check() == []
-    desk.hold("A", qty=0)
-    assert desk.check() == []
-    desk.hold("A", qty=2)
-    assert desk.fired() == [("A pnl < -5", "A", Decimal(-12))]
+    bench = Bench("A pnl < -5")
+    assert bench.fires(-6) == [-6]
+    bench.hold("A", qty=2)
+    assert bench.check() == []
+    bench.hold("A", qty=0)
+    assert bench.check() == []
+    bench.hold("A", qty=2)
+    assert bench.fired() == [("A pnl < -5", "A", Decimal(-12))]
 
 
 def test_rules_on_what_is_not_held_wait() -> None:
-    desk = Desk("B price > 0")
-    desk.quote(1, "B")
-    assert desk.check() == []
-    desk.hold("AB")
-    assert desk.fired() == [("B price > 0", "B", Decimal(101))]
+    bench = Bench("B price > 0")
+    bench.quote(1, "B")
+    assert bench.check() == []
+    bench.hold("AB")
+    assert bench.fired() == [("B price > 0", "B", Decimal(101))]
 
 
 def test_each_held_symbol_by_itself() -> None:
-    desk = Desk("* pnl < -5", held="ABC")
+    bench = Bench("* pnl < -5", held="ABC")
     for symbol, pnl in [("A", -6), ("B", -4), ("C", -7)]:
-        desk.quote(pnl, symbol)
-    assert [symbol for _, symbol, _ in desk.fired()] == ["A", "C"]
+        bench.quote(pnl, symbol)
+    assert [symbol for _, symbol, _ in bench.fired()] == ["A", "C"]
     for symbol, pnl in [("A", 0), ("B", -9), ("C", -8)]:
-        desk.quote(pnl, symbol)
-    assert [symbol for _, symbol, _ in desk.fired()] == ["B"]
+        bench.quote(pnl, symbol)
+    assert [symbol for _, symbol, _ in bench.fired()] == ["B"]
 
 
-def test_stale_is_told_when_the_time_has_come_and_again_after_it_was_live() -> None:
-    desk = Desk("A stale")
-    desk.quote(1)
-    assert desk.check() == []
-    assert desk.engine.wake_ns is not None
-    desk.now_ns = desk.engine.wake_ns
-    (alert,) = desk.check()
+def test_stale_is_reported_when_the_time_has_come_and_again_after_it_was_live() -> None:
+    bench = Bench("A stale")
+    bench.quote(1)
+    assert bench.check() == []
+    assert bench.engine.wake_ns is not None
+    bench.now_ns = bench.engine.wake_ns
+    (alert,) = bench.check()
     assert (alert.kind, alert.direction, alert.level) == ("stale", "stale", None)
     assert alert.value == Decimal("60.000000001")
-    assert desk.check() == []
-    desk.quote(2)
-    assert desk.check() == []
-    desk.engine.expire("A", desk.now_ns)
-    assert [alert.value for alert in desk.check()] == [0]
+    assert bench.check() == []
+    bench.quote(2)
+    assert bench.check() == []
+    bench.engine.expire("A", bench.now_ns)
+    assert [alert.value for alert in bench.check()] == [0]
 
 
-def test_a_stale_price_that_does_not_move_tells_nothing_of_the_level() -> None:
-    desk = Desk("A pnl < -5")
-    assert desk.fires(-6) == [-6]
-    desk.now_ns += 100 * S_NS
-    assert desk.check() == []
+def test_a_stale_price_that_does_not_move_crosses_no_level() -> None:
+    bench = Bench("A pnl < -5")
+    assert bench.fires(-6) == [-6]
+    bench.now_ns += 100 * S_NS
+    assert bench.check() == []
 
 
 def test_the_total_does_not_come_back_while_a_symbol_has_no_price() -> None:
-    desk = Desk("total pnl < -5", held="AB")
-    desk.quote(None, "B")
-    assert desk.fires(-9, 0, -9) == [-9]
-    desk.quote(1, "B")
-    assert desk.fires(0, -9) == [-9]
+    bench = Bench("total pnl < -5", held="AB")
+    bench.quote(None, "B")
+    assert bench.fires(-9, 0, -9) == [-9]
+    bench.quote(1, "B")
+    assert bench.fires(0, -9) == [-9]
 
 
 UNUSABLE = [(0.0, 0.0), (0.05, 199_999.99), (199_999.99, 0.05), (90.0, 110.0)]
@@ -208,15 +208,15 @@ EVERY_RULE = [
 def test_a_quote_that_is_no_price_neither_crosses_nor_comes_back(
     pnl: float, sides: tuple[float, float]
 ) -> None:
-    desk = Desk(*EVERY_RULE, held="AB")
-    desk.quote(0, "B")
-    desk.quote(pnl)
-    assert len(desk.check()) == (0 if pnl == 0 else 8)
+    bench = Bench(*EVERY_RULE, held="AB")
+    bench.quote(0, "B")
+    bench.quote(pnl)
+    assert len(bench.check()) == (0 if pnl == 0 else 8)
     for _ in range(2):
-        desk.sides(*sides)
-        assert desk.check() == []
-    desk.quote(pnl)
-    assert desk.check() == [], "it has been beyond, or not, all the time"
+        bench.sides(*sides)
+        assert bench.check() == []
+    bench.quote(pnl)
+    assert bench.check() == [], "it has been beyond, or not, all the time"
 
 
 @pytest.mark.parametrize("sides", UNUSABLE)
@@ -224,72 +224,72 @@ def test_a_quote_that_is_no_price_neither_crosses_nor_comes_back(
 def test_stale_goes_by_the_age_of_the_last_usable_quote(
     sides: tuple[float, float], told_meanwhile: bool
 ) -> None:
-    desk = Desk("A stale", "* stale")
-    desk.quote(1)
-    usable_ns = desk.now_ns
-    assert desk.check() == []
-    desk.now_ns += 30 * S_NS
-    desk.sides(*sides)
-    assert desk.check() == []
-    desk.now_ns = usable_ns + 60 * S_NS
-    desk.sides(*sides)
-    assert desk.check() == []
-    desk.now_ns = usable_ns + 60 * S_NS + 1
+    bench = Bench("A stale", "* stale")
+    bench.quote(1)
+    usable_ns = bench.now_ns
+    assert bench.check() == []
+    bench.now_ns += 30 * S_NS
+    bench.sides(*sides)
+    assert bench.check() == []
+    bench.now_ns = usable_ns + 60 * S_NS
+    bench.sides(*sides)
+    assert bench.check() == []
+    bench.now_ns = usable_ns + 60 * S_NS + 1
     if told_meanwhile:
-        desk.engine.report(desk.now_ns)
-    assert [alert.value for alert in desk.check()] == [Decimal("60.000000001")] * 2
-    desk.sides(*sides)
-    assert desk.check() == [], "it is no fresh price"
-    desk.now_ns += 100 * S_NS
-    assert desk.check() == []
-    desk.quote(1)
-    assert desk.check() == []
-    desk.sides(*sides)
-    desk.engine.expire("A", desk.now_ns)
-    assert len(desk.check()) == 2, "the key is gone"
+        bench.engine.report(bench.now_ns)
+    assert [alert.value for alert in bench.check()] == [Decimal("60.000000001")] * 2
+    bench.sides(*sides)
+    assert bench.check() == [], "it is no fresh price"
+    bench.now_ns += 100 * S_NS
+    assert bench.check() == []
+    bench.quote(1)
+    assert bench.check() == []
+    bench.sides(*sides)
+    bench.engine.expire("A", bench.now_ns)
+    assert len(bench.check()) == 2, "the key is gone"
 
 
 def test_a_closed_position_does_not_become_stale() -> None:
-    desk = Desk("* stale")
-    desk.quote(1)
-    desk.sides(0, 0)
-    assert desk.check() == []
-    desk.now_ns += 61 * S_NS
-    desk.engine.report(desk.now_ns)
-    desk.hold("")
-    assert desk.check() == []
+    bench = Bench("* stale")
+    bench.quote(1)
+    bench.sides(0, 0)
+    assert bench.check() == []
+    bench.now_ns += 61 * S_NS
+    bench.engine.report(bench.now_ns)
+    bench.hold("")
+    assert bench.check() == []
 
 
 def test_a_price_of_the_positions_source_is_in_the_total_alone() -> None:
-    desk = Desk(*EVERY_RULE, held="")
+    bench = Bench(*EVERY_RULE, held="")
     lots = [Position("A", Decimal(1), Decimal(AVG), previous_price=Decimal(AVG - 6))]
-    desk.engine.set_positions(lots)
-    assert desk.fired() == [
+    bench.engine.set_positions(lots)
+    assert bench.fired() == [
         ("total pnl < -5", "total", Decimal(-6)),
         ("total pct < -2", "total", Decimal(-6)),
     ]
 
 
 def test_the_percentage_of_the_total_is_of_what_the_positions_cost() -> None:
-    desk = Desk("total pct < -2", "total pct > 2", "total pnl < -20", held="")
+    bench = Bench("total pct < -2", "total pct > 2", "total pnl < -20", held="")
     lots = [("A", "10", "50"), ("B", "-5", "200")]
-    desk.engine.set_positions([Position(s, Decimal(q), Decimal(avg)) for s, q, avg in lots])
-    desk.price(50.0)
-    desk.price(206.0, "B")  # -30 of 1500, which is exactly -2 %
-    assert desk.fired() == [("total pnl < -20", "total", Decimal(-30))]
-    desk.price(206.03, "B")
-    assert desk.fired() == [("total pct < -2", "total", Decimal("-2.0100"))]
-    desk.price(56.1)
-    assert desk.fired() == [("total pct > 2", "total", Decimal("2.0567"))]
+    bench.engine.set_positions([Position(s, Decimal(q), Decimal(avg)) for s, q, avg in lots])
+    bench.price(50.0)
+    bench.price(206.0, "B")  # -30 of 1500, which is exactly -2 %
+    assert bench.fired() == [("total pnl < -20", "total", Decimal(-30))]
+    bench.price(206.03, "B")
+    assert bench.fired() == [("total pct < -2", "total", Decimal("-2.0100"))]
+    bench.price(56.1)
+    assert bench.fired() == [("total pct > 2", "total", Decimal("2.0567"))]
 
 
 def test_the_same_rule_twice_is_one() -> None:
-    assert len(AlertBook([parse_rule("A pnl < 5"), parse_rule("a  pnl<5")]).rules) == 1
-    assert Desk("A pnl < 5", "A PNL < 5").fires(0) == [0]
+    assert len(AlertRules([parse_rule("A pnl < 5"), parse_rule("a  pnl<5")]).rules) == 1
+    assert Bench("A pnl < 5", "A PNL < 5").fires(0) == [0]
 
 
 def test_without_rules_nothing_is_looked_at() -> None:
-    assert Desk().fires(1, 2) == []
+    assert Bench().fires(1, 2) == []
 
 
 RULES = [
@@ -329,8 +329,8 @@ class Past:
 
 @settings(max_examples=300)
 @given(st.lists(steps, max_size=40))
-def test_tells_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
-    desk = Desk(*RULES, held="AB")
+def test_reports_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
+    bench = Bench(*RULES, held="AB")
     rules = list(map(parse_rule, RULES))
     known: dict[str, int | None] = {}
     held = "AB"
@@ -338,11 +338,11 @@ def test_tells_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
     for what, value in coming:
         if what == "hold":
             held = str(value)
-            desk.hold(held)
+            bench.hold(held)
         else:
             pnl = value if isinstance(value, int) else None
             known[what] = known.get(what) if pnl is None else pnl
-            desk.quote(pnl, what)
+            bench.quote(pnl, what)
         past = {key: seen for key, seen in past.items() if key[1] in held or key[1] == "total"}
         if not held:
             past = {}
@@ -358,5 +358,5 @@ def test_tells_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
                 seen = past.setdefault((rule.text, symbol), Past())
                 if seen.crosses(rule, number, counts=symbol != "total" or not lost):
                     expected.add((rule.text, symbol, number))
-        assert sorted(desk.fired()) == sorted(expected)
-        assert desk.fired() == []
+        assert sorted(bench.fired()) == sorted(expected)
+        assert bench.fired() == []

@@ -98,7 +98,7 @@ def test_positions_alone() -> None:
     )
 
 
-def test_what_else_was_told_of_a_position_and_why_it_may_be_out_of_date() -> None:
+def test_what_else_is_known_of_a_position_and_why_it_may_be_out_of_date() -> None:
     lots = [Position("AAPL", Decimal(1), Decimal(2), multiplier=Decimal("1E+2"))]
     body = encode_positions(lots, ["it is away"])
     assert body == (

@@ -318,7 +318,7 @@ def test_an_unusable_quote_of_a_symbol_that_is_not_held_is_no_price_either() -> 
     assert (row.status, row.unrealized_pnl) == ("stale", 100)
 
 
-def test_setting_positions_tells_whether_anything_is_different() -> None:
+def test_setting_positions_returns_whether_anything_is_different() -> None:
     engine = holding()
     assert not engine.set_positions([])
     assert engine.set_positions([lot("1", "100")])
@@ -408,7 +408,7 @@ def test_what_one_looks_at_does_not_grow_with_quotes() -> None:
     assert len(engine._heap) <= 1
 
 
-def test_nobody_is_woken_for_what_is_not_held() -> None:
+def test_no_stream_is_woken_for_what_is_not_held() -> None:
     engine = holding()
     engine.update(quote(160.0, 160.0), T_NS)
     assert engine.wake_ns is None
@@ -443,6 +443,17 @@ def test_positions_that_are_polled_again_change_nothing() -> None:
     after = engine.report(T_NS)
     assert after == before
     assert all(row is known for row, known in zip(after.positions, before.positions, strict=True))
+
+
+def test_settings_of_the_service_that_are_known_already_change_nothing() -> None:
+    engine = holding(lot("1", "100"))
+    engine.update(quote(150.0, 150.0), T_NS)
+    now_ns = T_NS + 100 * S_NS
+    assert statuses(engine, now_ns) == ["stale"]
+    assert not engine.set_service(feed_delay_s=0.0, price_ttl_s=300, now_ns=now_ns)
+    assert engine.set_service(feed_delay_s=900.0, price_ttl_s=300, now_ns=now_ns)
+    assert not engine.set_service(feed_delay_s=900.0, price_ttl_s=300, now_ns=now_ns)
+    assert statuses(engine, now_ns) == ["live"]
 
 
 def test_a_changed_quantity_is_one_changed_row() -> None:

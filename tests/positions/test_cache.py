@@ -172,7 +172,7 @@ async def test_what_was_known_stays_while_the_source_fails(
     assert positions.last_error is None
 
 
-async def test_the_same_failure_and_the_same_problem_are_told_once(
+async def test_the_same_failure_and_the_same_problem_are_reported_once(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -106,7 +106,7 @@ def test_alpacas_own_row_is_read() -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("document", [[ROW], {"positions": [ROW], "n\u00e4me": "\u2028 NaN"}])
-def test_a_byte_order_mark_tells_the_encoding(document: Any, encoding: str) -> None:
+def test_a_byte_order_mark_shows_the_encoding(document: Any, encoding: str) -> None:
     text = json.dumps(document, ensure_ascii=False)
     assert parse_positions(text.encode(encoding)) == [Position("AAPL", Decimal(10), Decimal(150))]
     if encoding == "utf-16":
@@ -238,7 +238,7 @@ def test_a_price_below_0_is_a_problem() -> None:
         ("1.2345678901234567890123456789012345", "short", "-1.2345678901234567890123456789012345"),
     ],
 )
-def test_short_is_told_by_the_sign_or_the_side(qty: str, side: Any, expected: str) -> None:
+def test_short_is_given_by_the_sign_or_the_side(qty: str, side: Any, expected: str) -> None:
     position = one(qty=qty, side=side)
     assert (position.problem, str(position.qty)) == (None, expected)
 
@@ -397,14 +397,14 @@ def test_positions_that_differ_in_that_price_alone_are_equal() -> None:
 # Rows that cannot be used
 
 
-def test_a_problem_that_the_source_tells_is_kept_where_fields_are_missing() -> None:
+def test_a_problem_that_the_source_reports_is_kept_where_fields_are_missing() -> None:
     told = "has a value in qty that is no usable number"
     assert one(qty=None, avg_entry_price=None, problem=told).problem == told
     assert one(qty=None, problem="").problem == "has no qty"
 
 
 @pytest.mark.parametrize("told", [None, "", False, 0, {}, ["none"]])
-def test_a_field_named_problem_that_tells_none_costs_nothing(told: Any) -> None:
+def test_a_field_named_problem_without_a_text_costs_nothing(told: Any) -> None:
     assert one(problem=told) == Position("AAPL", Decimal(10), Decimal("150.00"))
 
 

@@ -290,7 +290,9 @@ async def test_a_file_that_did_not_change_is_read_once(path: Path, reads: list[b
     assert len(reads) == 1
 
 
-async def test_a_file_written_anew_in_place_is_read_again(path: Path, reads: list[bytes]) -> None:
+async def test_a_file_that_is_rewritten_in_place_is_read_again(
+    path: Path, reads: list[bytes]
+) -> None:
     source = FilePositions(path)
     write(path, "1")
     assert await quantities(source) == ["1"]
@@ -422,7 +424,7 @@ async def test_a_pipe_that_takes_the_files_place_does_not_block(
         await FilePositions(path).fetch()
 
 
-async def test_errors_of_the_file_system_are_told(
+async def test_errors_of_the_file_system_are_reported(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(error: OSError) -> None:
@@ -465,7 +467,7 @@ async def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert await quantities(source) == ["7"]
 
 
-def test_the_home_folder_of_nobody_is_a_wrong_setting() -> None:
+def test_the_home_folder_of_an_unknown_user_is_a_wrong_setting() -> None:
     with pytest.raises(ConfigurationError, match="home folder that is not known"):
         FilePositions("~no-such-user-here/x.json")
 

@@ -24,7 +24,7 @@ def held(symbol: str, qty: str = "1") -> Position:
     return Position(symbol, Decimal(qty), Decimal(10))
 
 
-class Desk:
+class Bench:
     """A tracker, and what it has had followed, with the seconds since the start."""
 
     def __init__(self, source: FakePositions) -> None:
@@ -43,29 +43,29 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(*positions: Position) -> AsyncIterator[Desk]:
-    desk = Desk(FakePositions(positions))
+async def open_bench(*positions: Position) -> AsyncIterator[Bench]:
+    bench = Bench(FakePositions(positions))
     async with anyio.create_task_group() as tasks:
-        await tasks.start(desk.tracker.run)
-        yield desk
+        await tasks.start(bench.tracker.run)
+        yield bench
         tasks.cancel_scope.cancel()
 
 
 async def test_follows_the_largest_first_and_says_nothing_where_nothing_changes(
     autojump_clock: Any,
 ) -> None:
-    async with open_desk(held("SMALL"), held("LARGE", "-9")) as desk:
+    async with open_bench(held("SMALL"), held("LARGE", "-9")) as bench:
         await anyio.sleep(60)
-        assert desk.followed == [(0, ("LARGE", "SMALL"))]
-        assert len(desk.source.fetches) in (12, 13)
+        assert bench.followed == [(0, ("LARGE", "SMALL"))]
+        assert len(bench.source.fetches) in (12, 13)
 
 
 async def test_a_closed_position_is_followed_for_the_grace_time(autojump_clock: Any) -> None:
-    async with open_desk(held("A"), held("B")) as desk:
+    async with open_bench(held("A"), held("B")) as bench:
         await anyio.sleep(1)
-        desk.source.set(held("B"))
+        bench.source.set(held("B"))
         await anyio.sleep(GRACE_S + 2 * EVERY_S)
-        assert desk.followed == [
+        assert bench.followed == [
             (0, ("A", "B")),
             (EVERY_S, ("B", "A")),
             (EVERY_S + GRACE_S, ("B",)),
@@ -73,12 +73,12 @@ async def test_a_closed_position_is_followed_for_the_grace_time(autojump_clock: 
 
 
 async def test_a_source_that_fails_changes_nothing(autojump_clock: Any) -> None:
-    async with open_desk(held("A")) as desk:
+    async with open_bench(held("A")) as bench:
         await anyio.sleep(1)
-        desk.source.always = PositionsUnavailable("away")
+        bench.source.always = PositionsUnavailable("away")
         await anyio.sleep(GRACE_S * 3)
-        assert desk.followed == [(0, ("A",))]
-        snapshot = desk.tracker.snapshot()
+        assert bench.followed == [(0, ("A",))]
+        snapshot = bench.tracker.snapshot()
         assert snapshot.last_error == "away"
         assert snapshot.followed == ("A",)
         assert snapshot.age_s is not None
@@ -86,42 +86,42 @@ async def test_a_source_that_fails_changes_nothing(autojump_clock: Any) -> None:
 
 
 async def test_the_grace_time_ends_also_while_the_source_fails(autojump_clock: Any) -> None:
-    async with open_desk(held("A"), held("B")) as desk:
+    async with open_bench(held("A"), held("B")) as bench:
         await anyio.sleep(1)
-        desk.source.set(held("B"))
+        bench.source.set(held("B"))
         await anyio.sleep(EVERY_S)
-        desk.source.always = PositionsUnavailable("away")
+        bench.source.always = PositionsUnavailable("away")
         await anyio.sleep(GRACE_S + EVERY_S)
-        assert desk.followed[-1][1] == ("B",)
+        assert bench.followed[-1][1] == ("B",)
 
 
 async def test_a_refusal_is_no_reason_to_ask_over_and_over(autojump_clock: Any) -> None:
-    async with open_desk(held("A")) as desk:
-        desk.refuse = True
+    async with open_bench(held("A")) as bench:
+        bench.refuse = True
         await anyio.sleep(1)
-        desk.source.set(held("A"), held("B"))
+        bench.source.set(held("A"), held("B"))
         await anyio.sleep(60)
-        assert len(desk.followed) <= 2
-        assert desk.tracker.snapshot().followed == ("A", "B")
+        assert len(bench.followed) <= 2
+        assert bench.tracker.snapshot().followed == ("A", "B")
 
 
 async def test_goes_on_where_it_was_after_a_restart(autojump_clock: Any) -> None:
-    async with open_desk(held("A"), held("B")) as desk:
+    async with open_bench(held("A"), held("B")) as bench:
         await anyio.sleep(1)
-    desk.source.set(held("B"))
+    bench.source.set(held("B"))
     async with anyio.create_task_group() as tasks:
-        await tasks.start(desk.tracker.run)
+        await tasks.start(bench.tracker.run)
         await anyio.sleep(1)
         tasks.cancel_scope.cancel()
-    assert [symbols for _, symbols in desk.followed] == [("A", "B"), ("B", "A")]
+    assert [symbols for _, symbols in bench.followed] == [("A", "B"), ("B", "A")]
 
 
 async def test_a_stalled_source_does_not_count_as_a_stalled_actor(autojump_clock: Any) -> None:
-    async with open_desk() as desk:
+    async with open_bench() as bench:
         await anyio.sleep(1)
-        desk.source.stall()
+        bench.source.stall()
         await anyio.sleep(6)
-        assert desk.tracker.heartbeat.age_s() == 0
+        assert bench.tracker.heartbeat.age_s() == 0
 
 
 def lot(symbol: str, qty: str = "1", price: str = "1", **more: object) -> Position:
@@ -163,7 +163,7 @@ def test_a_closed_one_is_followed_for_a_while_behind_the_others() -> None:
     assert symbols.update([], 100 + GRACE_S) == ()
 
 
-def test_one_that_is_opened_again_begins_anew() -> None:
+def test_one_that_is_opened_again_begins_again() -> None:
     symbols = HeldSymbols()
     symbols.update([lot("A")], 0)
     symbols.update([], 1)

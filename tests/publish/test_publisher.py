@@ -424,7 +424,7 @@ async def test_latencies_are_those_of_quotes_and_trades_alone(
 # ---- the end
 
 
-async def test_all_is_handed_out_before_it_ends(autojump_clock: Any, open_bench: MakeBench) -> None:
+async def test_all_is_sent_before_it_ends(autojump_clock: Any, open_bench: MakeBench) -> None:
     async with open_bench() as bench:
         await bench.send(*(bench.quotes(n, n) for n in range(1, 31)))
         bench.inbox.outbox.close()

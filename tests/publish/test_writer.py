@@ -602,7 +602,7 @@ async def test_a_store_that_does_not_close_does_not_keep_it_from_ending(
         assert anyio.current_time() - before_s <= 1.0
 
 
-async def test_copies_that_nobody_waits_for_do_not_keep_it_from_ending(
+async def test_copies_without_a_waiting_receiver_do_not_keep_it_from_ending(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
     """A publisher that was restarted hands a batch out again, and ends with its first answer."""
@@ -676,7 +676,7 @@ async def test_every_event_once_and_in_order_through_faults_and_restarts(
     assert publisher.snapshot().events_published == total
 
 
-async def test_command_that_fails_inside_a_batch_is_told(
+async def test_command_that_fails_inside_a_batch_is_reported(
     autojump_clock: Any, open_bench: MakeBench, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_bench() as bench:
@@ -743,6 +743,18 @@ async def test_many_confirmed_keys_are_renewed_in_parts_without_a_pause(
         assert sum(size for _, size in store.renewals) == 2_000
         assert len(store.renewals) > 1, "a batch that comes meanwhile does not wait for all of them"
         assert store.renewals[-1][0] - store.renewals[0][0] < 0.1
+
+
+async def test_a_key_that_has_expired_is_written_again_when_it_is_renewed(
+    autojump_clock: Any,
+) -> None:
+    async with confirming(3) as (writer, store, names):
+        await anyio.sleep(10_000)
+        assert store.price(names[0]) is None
+        writer.confirm(QUOTES, [names[0], "UNKNOWN"])
+        await anyio.sleep(5)
+        assert [store.price(name) for name in names] == [b"{}", None, None]
+        assert store.price("UNKNOWN") is None
 
 
 async def test_keys_to_renew_do_not_make_the_writer_try_an_absent_store_more_often(

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from mdservice.model.events import FeedResumed, FeedStatus, RecordBatch
+from mdservice.model.events import FeedResumed, FeedStatus, FirstRecords, RecordBatch
 from mdservice.model.kinds import QUOTES
 from mdservice.model.timestamps import format_ns
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
@@ -90,7 +90,7 @@ async def test_listener_hears_the_same_in_the_same_order(
         assert len(bench.items) == 6
 
 
-async def test_tells_the_gap_that_a_lost_connection_leaves(
+async def test_reports_the_gap_that_a_lost_connection_leaves(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
     async with open_bench() as bench:
@@ -171,6 +171,7 @@ async def test_ends_once_the_inbox_has_ended_and_closes_the_outbox(
         await bench.send(*(bench.batch(bid) for bid in range(1, 11)))
         bench.inbox.outbox.close()
         await bench.ended.wait()
+        await anyio.wait_all_tasks_blocked()
         assert len(bench.story) == 10
         with pytest.raises(anyio.ClosedResourceError):
             await bench.outbox.outbox.send(bench.status("connected"))
@@ -198,7 +199,7 @@ async def test_restart_in_the_middle_of_an_item_repeats_and_loses_nothing(
     autojump_clock: Any,
     open_bench: MakeBench,
 ) -> None:
-    async with open_bench(outbox_size=0, taking=False) as bench:
+    async with open_bench(outbox_size=1, taking=False) as bench:
         items = [
             bench.status("connected"),
             bench.batch(1, 2),
@@ -221,3 +222,19 @@ async def test_restart_in_the_middle_of_an_item_repeats_and_loses_nothing(
         ]
         assert story(bench.told) == bench.story
         assert bench.router.snapshot().gaps == 1
+
+
+async def test_first_prices_are_sent_and_counted_unless_they_are_from_the_future(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        limit_s = FUTURE_TOLERANCE_NS / SECOND_NS
+        late = bench.quote(3, "MSFT", at_s=limit_s)
+        late.ts_event_ns += 1
+        first = [bench.quote(1), bench.quote(2, "IBM", at_s=limit_s), late]
+        asked_ns = {each.symbol: bench.start_ns for each in first}
+        await bench.send(FirstRecords(QUOTES, first, asked_ns))
+        assert bench.story == [("AAPL", 1, 1), ("IBM", 2, 1)]
+        snapshot = bench.router.snapshot()
+        assert (snapshot.prices_fetched, snapshot.quotes_accepted) == (2, 2)
+        assert snapshot.future_records == 1

@@ -141,7 +141,7 @@ def test_nor_where_it_was_left_out_in_the_meantime() -> None:
     assert filled(gaps, 90, 85, ["MSFT"]) == []
 
 
-def test_a_symbol_that_comes_back_on_the_same_connection_is_told_at_once() -> None:
+def test_a_symbol_that_comes_back_on_the_same_connection_is_reported_at_once() -> None:
     gaps = Gaps("quotes")
     gaps.lost(10, ["AAPL", "MSFT"])
     resumed(gaps, 50, left_out=["MSFT"])
@@ -158,7 +158,7 @@ def test_only_the_symbols_that_are_complete_are_repaired() -> None:
     assert (gaps.reported, gaps.repaired) == (1, 0), "as a whole it stays one"
 
 
-def test_one_repair_mends_all_that_were_told_before_it() -> None:
+def test_one_repair_covers_all_gaps_that_were_reported_before_it() -> None:
     gaps = Gaps("quotes")
     gaps.lost(10, SYMBOLS)
     assert resumed(gaps, 50) == [told(10, 50)]
@@ -420,7 +420,7 @@ def test_no_time_has_more_of_the_same_than_history(
 # ---- what is reported and counted
 
 
-async def test_tells_gap_then_the_quotes_then_gap_repaired(autojump_clock: Any) -> None:
+async def test_publishes_gap_then_the_quotes_then_gap_repaired(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         await bench.send(
             RecordBatch(QUOTES, [quote(1), quote(2, "MSFT")]),
@@ -615,6 +615,16 @@ async def test_late_quotes_go_out_where_they_are_in_order_and_the_others_are_a_g
         assert gap.state == "gap"
         assert gap.details["symbols"] == ["AAPL", "MSFT"]
         assert gap.details["reason"] == "history was late"
+
+
+async def test_late_quotes_that_are_all_in_order_are_no_gap(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        await bench.send(RecordBatch(QUOTES, [quote(1)]), LOST, feed_resumed(), backfill([]))
+        gaps, states = bench.router.snapshot().gaps, bench.states
+        late = [quote(5), quote(6)]
+        await bench.send(LateRecords(QUOTES, late, START_NS + 1, START_NS + 50))
+        assert [q.bid for q in bench.quotes] == [1, 5, 6]
+        assert (bench.router.snapshot().gaps, bench.states) == (gaps, states)
 
 
 async def test_late_quotes_in_the_next_outage_do_not_make_its_gap_one_for_good(

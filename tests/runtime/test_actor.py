@@ -8,8 +8,9 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
-from mdservice.runtime.actor import Answer, Channel, Depth, Heartbeat, forward
+from mdservice.runtime.actor import Answer, Channel, Depth, Heartbeat
 from mdservice.testing import VirtualClock
 
 
@@ -199,17 +200,101 @@ async def test_a_receiver_lets_the_others_run_even_when_much_waits(
     assert at[0] < 100
 
 
-async def test_forwards_at_once_where_there_is_room_and_else_waits(
+async def test_sends_at_once_where_there_is_room_and_else_waits(
     autojump_clock: Any, open_channel: Any
 ) -> None:
     channel = open_channel(1)
     inbox = channel.inbox(Heartbeat(VirtualClock()))
-    await forward(channel.outbox, "a")
+    await channel.outbox.send("a")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(forward, channel.outbox, "b")
+        tasks.start_soon(channel.outbox.send, "b")
         await anyio.sleep(1)
         assert inbox.depth.used == 1
         assert [await inbox.receive(), await inbox.receive()] == ["a", "b"]
+
+
+def test_a_channel_has_room_for_an_item() -> None:
+    with pytest.raises(ValueError, match="room"):
+        Channel[int](0)
+
+
+@pytest.mark.parametrize("way", ["receive", "receive_within", "take_waiting", "iteration"])
+async def test_each_way_to_receive_makes_room_for_a_waiting_sender(
+    autojump_clock: Any, open_channel: Any, way: str
+) -> None:
+    channel = open_channel(1)
+    inbox = channel.inbox(Heartbeat(VirtualClock()))
+    channel.outbox.send_nowait(1)
+
+    async def receive() -> Any:
+        if way == "receive":
+            return await inbox.receive()
+        if way == "receive_within":
+            return await inbox.receive_within(1)
+        if way == "take_waiting":
+            return next(inbox.take_waiting())
+        return await anext(inbox)
+
+    async with anyio.create_task_group() as tasks:
+        for number in (2, 3, 4):
+            tasks.start_soon(channel.outbox.send, number)
+        received = []
+        for _ in range(4):
+            await anyio.wait_all_tasks_blocked()
+            received.append(await receive())
+    assert sorted(received) == [1, 2, 3, 4]
+    assert anyio.current_time() == 0
+
+
+async def test_the_same_object_sent_twice_arrives_twice(
+    autojump_clock: Any, open_channel: Any
+) -> None:
+    channel = open_channel(2)
+    same = object()
+    channel.outbox.send_nowait(same)
+    channel.outbox.send_nowait(same)
+    channel.outbox.close()
+    assert [item async for item in channel.inbox(Heartbeat(VirtualClock()))] == [same, same]
+
+
+async def test_a_sender_that_is_cancelled_as_room_comes_has_sent_nothing(
+    autojump_clock: Any, open_channel: Any
+) -> None:
+    """Whichever of both runs first: its item is in the channel only if its call returned."""
+    channel = open_channel(1)
+    inbox = channel.inbox(Heartbeat(VirtualClock()))
+    sent: list[int] = []
+    received: list[int] = []
+
+    async def send(number: int) -> None:
+        await channel.outbox.send(number)
+        sent.append(number)
+
+    await send(-1)
+    for number in range(50):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, number)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                if number % 3:
+                    await checkpoint()
+                received += inbox.take_waiting()
+        if not inbox.depth.used:
+            await send(-1)
+    received += inbox.take_waiting()
+    assert received == sent
+
+
+async def test_closing_ends_a_wait_for_room(autojump_clock: Any, open_channel: Any) -> None:
+    for whole in (False, True):
+        channel = open_channel(1)
+        channel.outbox.send_nowait("fills it")
+        with pytest.RaisesGroup(anyio.ClosedResourceError):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(channel.outbox.send, "waits")
+                await anyio.wait_all_tasks_blocked()
+                (channel if whole else channel.outbox).close()
 
 
 # ---- Answers

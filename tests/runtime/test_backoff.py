@@ -19,7 +19,7 @@ def test_each_delay_lies_between_half_and_all_of_a_bound_that_doubles(seed: int,
     assert all(bound / 2 <= s <= bound for s, bound in zip(delays, bounds, strict=True))
 
 
-def test_starts_anew_after_data_has_come() -> None:
+def test_starts_again_after_data_has_come() -> None:
     backoff = Backoff(first_s=1.0, limit_s=60.0)
     for _ in range(5):
         backoff.next_s()

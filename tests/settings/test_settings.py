@@ -228,7 +228,7 @@ def test_sections_of_others_are_left_to_them() -> None:
         "[mdservice]\nx = {hidden-value = 1, hidden-value = 2}\n",
     ],
 )
-def test_broken_toml_is_told_by_its_place_and_not_quoted(text: str) -> None:
+def test_broken_toml_is_reported_by_its_place_and_not_quoted(text: str) -> None:
     message = refused(file=text)
     assert "given.toml: is not valid TOML" in message
     assert "at line" in message or "at end of document" in message
@@ -546,7 +546,7 @@ def test_anything_that_points_at_the_real_world_turns_the_simulator_off(name: st
         assert ("ALPACA_SECRET_KEY" if name == "api_key" else "ALPACA_API_KEY") in str(caught.value)
 
 
-def test_the_missing_key_is_told_with_what_keeps_the_simulator_off() -> None:
+def test_the_missing_key_is_reported_with_what_keeps_the_simulator_off() -> None:
     with pytest.raises(ConfigurationError) as caught:
         load({"REDIS_URL": "redis://me:hidden@db"}).require_runnable()
     assert "redis_url (environment variable REDIS_URL)" in str(caught.value)

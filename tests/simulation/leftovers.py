@@ -80,7 +80,7 @@ class Leftovers:
         if still_open := [stream for stream in self._streams if not stream._closed]:
             violated(f"service {number} has left {len(still_open)} connections open")
         for channel in life.topology.channels if life.topology is not None else ():
-            left = channel.outbox.statistics()
+            left = channel.statistics()
             if left.open_send_streams or left.open_receive_streams:
                 violated(f"service {number} has left a channel open: {left}")
         self._world.parts.start_soon(self._await_hanging_up, number, self._streams)

@@ -209,7 +209,7 @@ def test_finds_a_subscription_that_was_not_made(monkeypatch: pytest.MonkeyPatch)
     assert "wanted, " in violations("symbols_change")
 
 
-def test_finds_symbols_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finds_symbols_that_were_not_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     subscriptions = Service.subscriptions
     monkeypatch.setattr(
         Service, "subscriptions", lambda self: {**subscriptions(self), "ODD": ["api"]}
@@ -225,7 +225,7 @@ def test_finds_positions_that_are_not_followed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_finds_closed_positions_that_are_followed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SubscriptionSet, "follow", lambda book, *args: book.add(*args) and [])
+    monkeypatch.setattr(SubscriptionSet, "follow", lambda self, *args: self.add(*args) and [])
     found = "".join(violations("positions_change", seed=seed) for seed in range(5, 8))
     assert "are followed" in found
 

@@ -160,7 +160,7 @@ class Watch:
             "readers": (len(topology.readers), 0),
         }
         for channel, size in zip(topology.channels, _SIZES, strict=True):
-            used = channel.outbox.statistics().current_buffer_used
+            used = channel.statistics().current_buffer_used
             kept[f"items in a channel of {size}"] = used, size
         return [
             f"{used} {what}, at most {most}" for what, (used, most) in kept.items() if used > most

@@ -111,7 +111,7 @@ def test_weights_rule_single_symbols() -> None:
     assert market("MSFT", weights={"MSFT": 0.0}).take(100, 0) == []
 
 
-def test_nothing_is_made_of_symbols_nobody_follows() -> None:
+def test_nothing_is_made_of_symbols_that_are_not_subscribed() -> None:
     made = market("AAPL", "FAKEPACA")
     assert made.symbols == ("AAPL", "FAKEPACA")
     made.follow(["*"], without={"AAPL"})

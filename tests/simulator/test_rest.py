@@ -63,7 +63,7 @@ async def bids(client: httpx.AsyncClient, **params: Any) -> dict[str, list[float
     return {s: [q["bp"] for q in quotes] for s, quotes in answer.json()["quotes"].items()}
 
 
-async def test_history_has_every_quote_also_those_that_nobody_heard(
+async def test_history_has_every_quote_also_those_that_were_not_sent(
     autojump_clock: MockClock,
 ) -> None:
     async with opened() as (simulator, client):
@@ -373,7 +373,7 @@ def test_the_transport_works_on_asyncio_too() -> None:
     anyio.run(main, backend="asyncio")
 
 
-def test_counts_down_and_starts_anew_after_a_minute() -> None:
+def test_counts_down_and_starts_again_after_a_minute() -> None:
     limit = RateLimit(2)
     quotas = [limit.take("key", now_s) for now_s in (10.0, 40.0, 69.0, 70.0)]
     assert [(q.allowed, q.remaining, q.reset_in_s) for q in quotas] == [
@@ -403,7 +403,7 @@ def test_each_key_has_its_own_calls_and_their_number_is_bounded() -> None:
         ("2026-07-01T12:00:00Z", False, "2026-07-01T09:30:00-04:00", "2026-07-01T16:00:00-04:00"),
     ],
 )
-def test_the_clock_tells_what_it_is_told_and_the_next_times(
+def test_the_clock_answers_what_it_was_set_to_and_the_next_times(
     now: str, is_open: bool, next_open: str, next_close: str
 ) -> None:
     answer = json.loads(encode_clock(parse_rfc3339(now), is_open=is_open))

@@ -476,7 +476,7 @@ async def test_the_rate_and_the_frames_are_kept(dial: Any, autojump_clock: MockC
         assert max(frames) == 200
 
 
-async def test_the_market_goes_on_while_nobody_is_there(
+async def test_the_market_goes_on_without_a_connection(
     dial: Any, autojump_clock: MockClock
 ) -> None:
     async with opened(rate=100, shape="flat") as simulator:
@@ -596,7 +596,7 @@ async def test_too_many_connections_get_503(dial: Any, autojump_clock: MockClock
         assert (await dial(simulator)).status == 503
 
 
-async def test_pongs_that_nobody_reads_do_not_pile_up(dial: Any, autojump_clock: MockClock) -> None:
+async def test_pongs_that_are_not_read_do_not_pile_up(dial: Any, autojump_clock: MockClock) -> None:
     async with opened() as simulator:
         client = await dial(simulator)
         await client.login()
@@ -649,7 +649,7 @@ async def stopped(**settings: Any) -> AsyncIterator[Simulator]:
         yield simulator
 
 
-async def test_starts_with_nothing_unless_told() -> None:
+async def test_starts_with_nothing_unless_configured() -> None:
     async with stopped() as simulator:
         assert simulator.positions == ()
     async with stopped(positions={"aapl": (2, 150.5)}) as simulator:

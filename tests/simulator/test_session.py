@@ -279,7 +279,7 @@ def test_a_lost_session_holds_its_slot_for_a_while() -> None:
     assert not refused(make(account=account, number=4).receive(AUTH, 200))
 
 
-def test_a_session_that_never_logged_in_frees_nobody_s_slot() -> None:
+def test_a_session_that_never_logged_in_frees_no_slot_of_another() -> None:
     account = Account()
     make(account=account).receive(AUTH, 0)
     second = make(account=account, number=2)

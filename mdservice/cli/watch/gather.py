@@ -53,7 +53,7 @@ class Gatherer:
     were chosen, or by name. A new price never moves a row.
 
     Args:
-        book: Positions and prices; must be running.
+        tracker: Positions and prices; must be running.
         service: The status of the service.
         chosen: The only symbols to show; none means all.
         stale_after_s: The age at which the price of an other symbol counts as stale.
@@ -65,7 +65,7 @@ class Gatherer:
 
     def __init__(
         self,
-        book: PnlTracker,
+        tracker: PnlTracker,
         service: ServiceWatch,
         chosen: Sequence[str],
         *,
@@ -77,8 +77,8 @@ class Gatherer:
     ) -> None:
         self._market = market or MarketWatch(())
         self._errors = errors
-        self._book = book
-        self._engine = book.engine
+        self._tracker = tracker
+        self._engine = tracker.engine
         self._service = service
         self._chosen = tuple(chosen)
         self._stale_after_s = stale_after_s
@@ -143,13 +143,13 @@ class Gatherer:
     def warnings(self) -> tuple[str, ...]:
         """Why prices or positions may be out of date, as of the last view."""
         inside = tuple(map(printable, self._errors()))
-        return warnings(self._service, self._book, old=self._old) + inside
+        return warnings(self._service, self._tracker, old=self._old) + inside
 
     def _look(self) -> None:
         """Update the time, the count of events, and the symbols."""
         self._now_s, self._now_ns = self._clock.monotonic(), self._clock.utc_ns()
         self._engine.pass_time(self._now_ns)
-        prices = self._book.prices_status()
+        prices = self._tracker.prices_status()
         if prices is not None:
             self._flow.note(prices.events, self._now_s, self._now_ns)
         gone = self._service.answered and self._service.failure is not None
@@ -471,7 +471,7 @@ def _feed(feed: Mapping[str, Any]) -> str:
     return printable(f"feed {feed.get('name', '-')}{connected}")
 
 
-def warnings(service: ServiceWatch, book: PnlTracker, *, old: bool) -> tuple[str, ...]:
+def warnings(service: ServiceWatch, tracker: PnlTracker, *, old: bool) -> tuple[str, ...]:
     """Why what is shown may be out of date."""
     found, reason = [], service.reason
     if reason is not None:
@@ -479,7 +479,7 @@ def warnings(service: ServiceWatch, book: PnlTracker, *, old: bool) -> tuple[str
         found.append(f"{reason}; what is shown is from before" if from_before else reason)
     elif service.status.get("state") != "running":
         found += [str(reason) for reason in service.status.get("reasons") or ()]
-    for warning in book.warnings():
+    for warning in tracker.warnings():
         # If the positions come from the service, the reason is the same.
         known = reason is not None and warning.endswith(reason)
         found += [warning.partition(":")[0]] if known else [warning]

@@ -96,13 +96,13 @@ async def _watch(
         raise service.failure
     settings = _of_the_service(settings, service)
     source = settings.gateway_positions or settings.positions
-    book = make_tracker(source, settings, read_from="live", symbols=chosen, clock=clock)
-    async with book.running(), anyio.create_task_group() as tasks:
+    tracker = make_tracker(source, settings, read_from="live", symbols=chosen, clock=clock)
+    async with tracker.running(), anyio.create_task_group() as tasks:
         tasks.start_soon(service.poll)
         market = MarketWatch(chosen)
         tasks.start_soon(market.run, settings)
         gatherer = Gatherer(
-            book,
+            tracker,
             service,
             chosen,
             stale_after_s=settings.stale_after,
@@ -112,12 +112,12 @@ async def _watch(
             errors=errors.texts,
         )
         with anyio.move_on_after(_ONCE_S if once else _FIRST_S):
-            await _known(book)
+            await _known(tracker)
             await market.known()
         console, well = Console(highlight=False), True
         with suppress(BrokenPipeError):  # the reader is gone
             if once:
-                well = await _once(gatherer, book, console)
+                well = await _once(gatherer, tracker, console)
             elif sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
                 await _on_terminal(gatherer, console)
             else:
@@ -136,21 +136,21 @@ def _of_the_service(settings: Settings, service: ServiceWatch) -> Settings:
     return attrs.evolve(settings, alerts=())
 
 
-async def _known(book: PnlTracker) -> None:
+async def _known(tracker: PnlTracker) -> None:
     """Wait for the first positions and prices, or for an error."""
     while True:
-        positions = book.positions
-        prices = book.prices_status()
+        positions = tracker.positions
+        prices = tracker.prices_status()
         answered = positions.answers > 0 or positions.last_error is not None
-        if answered and (book.prices_error() or (prices is not None and not prices.waiting)):
+        if answered and (tracker.prices_error() or (prices is not None and not prices.waiting)):
             return
         await anyio.sleep(_LOOK_S)
 
 
-async def _once(gatherer: Gatherer, book: PnlTracker, console: Console) -> bool:
+async def _once(gatherer: Gatherer, tracker: PnlTracker, console: Console) -> bool:
     view = gatherer.view()
-    if book.prices_status() is None:
-        raise StoreUnavailable(book.prices_error() or f"no prices came within {_ONCE_S:g} s")
+    if tracker.prices_status() is None:
+        raise StoreUnavailable(tracker.prices_error() or f"no prices came within {_ONCE_S:g} s")
     on_terminal = sys.stdout.isatty()
     width = console.width if on_terminal else _NO_END
     screen = Screen(plain_text=not console.encoding.startswith("utf"), moving=False)

@@ -26,7 +26,7 @@ START_NS = 1_795_543_200_000_000_000  # 2026-11-24T18:00:00Z
 S_NS = 1_000_000_000
 
 
-class Desk:
+class Bench:
     """A gatherer, its time, and a handle on all that it reads."""
 
     def __init__(self, *chosen: str, delay_s: float = 0.0) -> None:
@@ -34,15 +34,15 @@ class Desk:
         self.events = 0
         self.connected = True
         settings = Settings(socket=Path("/nowhere/x.sock"), redis_url="redis://127.0.0.1:1")
-        self.book = make_tracker(FakePositions(), settings, read_from="live", clock=self)
-        self.book.prices_status = self._prices  # type: ignore[method-assign]
-        self.engine = self.book.engine
+        self.tracker = make_tracker(FakePositions(), settings, read_from="live", clock=self)
+        self.tracker.prices_status = self._prices  # type: ignore[method-assign]
+        self.engine = self.tracker.engine
         self.service = ServiceWatch(settings.socket, subscriptions=True)
         self.service.answered = True
         self.service.status = {"state": "running", "feed": {"name": "iex", "connected": True}}
         self.market = MarketWatch(())
         self.gatherer = Gatherer(
-            self.book, self.service, chosen,
+            self.tracker, self.service, chosen,
             stale_after_s=60, delay_s=delay_s, clock=self, market=self.market,
         )  # fmt: skip
 
@@ -77,33 +77,33 @@ class Desk:
 
 
 def test_positions_come_first_what_cost_most_at_the_top_then_the_rest_by_name() -> None:
-    desk = Desk()
-    desk.hold(("A", "1", "5"), ("B", "-10", "5"), ("C", "2", "5"), ("A", "3", "5"))
+    bench = Bench()
+    bench.hold(("A", "1", "5"), ("B", "-10", "5"), ("C", "2", "5"), ("A", "3", "5"))
     for symbol in ("Z", "M", "C"):
-        desk.quote(symbol, 1, 2)
-    view = desk.gatherer.view()
+        bench.quote(symbol, 1, 2)
+    view = bench.gatherer.view()
     assert [(e.symbol, e.lot and e.lot.qty) for e in view.held] == [
         ("B", -10), ("A", 3), ("C", 2), ("A", 1),
     ]  # fmt: skip
     assert [entry.symbol for entry in view.others] == ["M", "Z"]
-    desk.quote("C", 1000, 2000)
-    again = desk.gatherer.view()
+    bench.quote("C", 1000, 2000)
+    again = bench.gatherer.view()
     assert [e.symbol for e in again.held] == [e.symbol for e in view.held], "prices move no row"
 
 
 def test_what_a_lot_cost_counts_its_multiplier() -> None:
-    desk = Desk()
+    bench = Bench()
     shares = Position("SHARES", Decimal(90), Decimal(1))
     contract = Position("CONTRACT", Decimal(1), Decimal(1), multiplier=Decimal(100))
-    desk.engine.set_positions([shares, contract])
-    assert [entry.symbol for entry in desk.gatherer.view().held] == ["CONTRACT", "SHARES"]
+    bench.engine.set_positions([shares, contract])
+    assert [entry.symbol for entry in bench.gatherer.view().held] == ["CONTRACT", "SHARES"]
 
 
 def test_sums_and_numbers_are_exact() -> None:
-    desk = Desk()
-    desk.hold(("AAPL", "10", "150.00"), ("MSFT", "1", "1"))
-    desk.quote("AAPL", 187.12, 187.15, age_s=0.5)
-    view = desk.gatherer.view()
+    bench = Bench()
+    bench.hold(("AAPL", "10", "150.00"), ("MSFT", "1", "1"))
+    bench.quote("AAPL", 187.12, 187.15, age_s=0.5)
+    view = bench.gatherer.view()
     apple = view.held[0]
     assert (apple.price, apple.bid, apple.ask) == (
         Decimal("187.135"), Decimal("187.12"), Decimal("187.15"),
@@ -113,144 +113,147 @@ def test_sums_and_numbers_are_exact() -> None:
     assert (apple.lot.pnl, apple.lot.pnl_pct) == (Decimal("371.35"), Decimal("24.7567"))
     assert view.sums is not None
     assert (view.sums.pnl, view.sums.priced, view.sums.unpriced) == (Decimal("371.35"), 1, 1)
-    assert desk.statuses() == {"AAPL": "live", "MSFT": "unpriced"}
+    assert bench.statuses() == {"AAPL": "live", "MSFT": "unpriced"}
 
 
 def test_a_change_is_shown_for_a_moment() -> None:
-    desk = Desk()
-    desk.quote("A", 10, 10)
-    assert desk.gatherer.view().others[0].change is None, "nothing was before"
-    desk.quote("A", 9, 9)
-    assert desk.gatherer.view().others[0].change == -1
-    desk.now_s += 1
-    assert desk.gatherer.view().others[0].change == -1
-    desk.now_s += 1
-    assert desk.gatherer.view().others[0].change is None
+    bench = Bench()
+    bench.quote("A", 10, 10)
+    assert bench.gatherer.view().others[0].change is None, "nothing was before"
+    bench.quote("A", 9, 9)
+    assert bench.gatherer.view().others[0].change == -1
+    bench.now_s += 1
+    assert bench.gatherer.view().others[0].change == -1
+    bench.now_s += 1
+    assert bench.gatherer.view().others[0].change is None
 
 
 def test_only_as_much_as_is_shown_is_made() -> None:
-    desk = Desk()
-    desk.hold(*((f"H{n}", "1", "1") for n in range(50)))
+    bench = Bench()
+    bench.hold(*((f"H{n}", "1", "1") for n in range(50)))
     for n in range(500):
-        desk.quote(f"S{n:03}", 1, 2)
-    view = desk.gatherer.view(10)
+        bench.quote(f"S{n:03}", 1, 2)
+    view = bench.gatherer.view(10)
     assert (len(view.held), view.held_count, len(view.others), view.others_count) == (
         10, 50, 10, 500,
     )  # fmt: skip
 
 
 def test_prices_become_stale_with_time_alone() -> None:
-    desk = Desk()
-    desk.hold(("A", "1", "1"))
-    desk.quote("A", 1, 1)
-    desk.quote("B", 1, 1)
-    assert desk.statuses() == {"A": "live", "B": "live"}
-    desk.now_s = 61
-    assert desk.statuses() == {"A": "stale", "B": "stale"}
+    bench = Bench()
+    bench.hold(("A", "1", "1"))
+    bench.quote("A", 1, 1)
+    bench.quote("B", 1, 1)
+    assert bench.statuses() == {"A": "live", "B": "live"}
+    bench.now_s = 61
+    assert bench.statuses() == {"A": "stale", "B": "stale"}
 
 
 def test_a_late_feed_is_not_stale() -> None:
-    desk = Desk(delay_s=900)
-    desk.quote("B", 1, 1, age_s=910)
-    assert desk.statuses() == {"B": "live"}
-    assert desk.gatherer.view().others[0].age_s == pytest.approx(10)
+    bench = Bench(delay_s=900)
+    bench.quote("B", 1, 1, age_s=910)
+    assert bench.statuses() == {"B": "live"}
+    assert bench.gatherer.view().others[0].age_s == pytest.approx(10)
 
 
-def test_what_redis_told_before_it_went_away_is_marked() -> None:
-    desk = Desk()
-    desk.hold(("A", "1", "1"))
-    desk.quote("A", 1, 1)
-    desk.quote("B", 1, 1)
-    desk.connected = False
-    assert desk.statuses() == {"A": "old", "B": "old"}
-    desk.connected = True
-    assert desk.statuses() == {"A": "live", "B": "live"}
+def test_what_redis_answered_before_it_went_away_is_marked() -> None:
+    bench = Bench()
+    bench.hold(("A", "1", "1"))
+    bench.quote("A", 1, 1)
+    bench.quote("B", 1, 1)
+    bench.connected = False
+    assert bench.statuses() == {"A": "old", "B": "old"}
+    bench.connected = True
+    assert bench.statuses() == {"A": "live", "B": "live"}
 
 
 def test_a_service_that_went_away_is_said_and_its_prices_are_marked() -> None:
-    desk = Desk()
-    desk.quote("B", 1, 1)
-    desk.gatherer.view()
-    desk.quote("B", 2, 2)
-    desk.service.failure = NoAnswer("no service answers at x")
-    assert desk.statuses() == {"B": "live"}, "events still come"
-    desk.now_s += 4
-    view = desk.gatherer.view()
+    bench = Bench()
+    bench.quote("B", 1, 1)
+    bench.gatherer.view()
+    bench.quote("B", 2, 2)
+    bench.service.failure = NoAnswer("no service answers at x")
+    assert bench.statuses() == {"B": "live"}, "events still come"
+    bench.now_s += 4
+    view = bench.gatherer.view()
     assert (view.state, view.well) == ("service away", False)
     assert view.warnings == ("no service answers at x; what is shown is from before",)
     assert view.others[0].status == "old"
-    desk.service.failure = None
-    assert desk.statuses() == {"B": "live"}
+    bench.service.failure = None
+    assert bench.statuses() == {"B": "live"}
 
 
 def test_a_service_that_was_never_there_marks_nothing() -> None:
-    desk = Desk()
-    desk.service.answered = False
-    desk.service.failure = NoAnswer("no service answers at x")
-    desk.quote("B", 1, 1)
-    desk.now_s += 10
-    view = desk.gatherer.view()
+    bench = Bench()
+    bench.service.answered = False
+    bench.service.failure = NoAnswer("no service answers at x")
+    bench.quote("B", 1, 1)
+    bench.now_s += 10
+    view = bench.gatherer.view()
     assert (view.state, view.others[0].status) == ("no service", "live")
 
 
 def test_the_reasons_of_a_degraded_service_are_warnings() -> None:
-    desk = Desk()
-    desk.service.status = {"state": "degraded", "reasons": ["the feed is\x1b[2J away"]}
-    view = desk.gatherer.view()
+    bench = Bench()
+    bench.service.status = {"state": "degraded", "reasons": ["the feed is\x1b[2J away"]}
+    view = bench.gatherer.view()
     assert (view.state, view.well) == ("degraded", False)
     assert view.warnings == ("the feed is?[2J away",)
 
 
 def test_chosen_symbols_are_shown_in_their_order_held_or_not() -> None:
-    desk = Desk("Z", "A", "H")
-    desk.service._subscribed = frozenset({"A", "H"})
-    desk.hold(("H", "1", "1"))
-    view = desk.gatherer.view()
+    bench = Bench("Z", "A", "H")
+    bench.service._subscribed = frozenset({"A", "H"})
+    bench.hold(("H", "1", "1"))
+    view = bench.gatherer.view()
     assert [entry.symbol for entry in (*view.held, *view.others)] == ["H", "Z", "A"]
-    assert desk.statuses() == {"H": "unpriced", "Z": "not asked", "A": "unpriced"}
+    assert bench.statuses() == {"H": "unpriced", "Z": "not asked", "A": "unpriced"}
     assert view.hints == ("not subscribed: Z; run mdservice subscribe Z",)
-    desk.service._subscribed = frozenset({"*"})
-    assert desk.statuses()["Z"] == "unpriced"
-    assert not desk.gatherer.view().hints
+    bench.service._subscribed = frozenset({"*"})
+    assert bench.statuses()["Z"] == "unpriced"
+    assert not bench.gatherer.view().hints
 
 
-def test_why_a_position_is_never_priced_is_told() -> None:
-    desk = Desk()
-    desk.engine.set_positions([Position("A", None, Decimal(1), problem="qty is \x07 missing")])
-    assert desk.gatherer.view().hints == ("A: qty is ? missing",)
+def test_why_a_position_is_never_priced_is_reported() -> None:
+    bench = Bench()
+    bench.engine.set_positions([Position("A", None, Decimal(1), problem="qty is \x07 missing")])
+    assert bench.gatherer.view().hints == ("A: qty is ? missing",)
 
 
-def test_changes_are_told_once_each() -> None:
-    desk = Desk()
-    desk.hold(("AAPL", "10", "150.00"))
-    desk.quote("AAPL", 187.12, 187.15)
-    desk.quote("IBM", 5, 5)
-    assert desk.texts() == ["AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live", "IBM 5.00 live"]
-    assert desk.texts() == []
-    desk.quote("IBM", 6, 6)
-    assert desk.texts() == ["IBM 6.00 live"]
-    desk.connected = False
-    assert desk.texts() == [
+def test_changes_are_reported_once_each() -> None:
+    bench = Bench()
+    bench.hold(("AAPL", "10", "150.00"))
+    bench.quote("AAPL", 187.12, 187.15)
+    bench.quote("IBM", 5, 5)
+    assert bench.texts() == [
+        "AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) live",
+        "IBM 5.00 live",
+    ]
+    assert bench.texts() == []
+    bench.quote("IBM", 6, 6)
+    assert bench.texts() == ["IBM 6.00 live"]
+    bench.connected = False
+    assert bench.texts() == [
         "AAPL 187.135 10 @ 150.00 P&L +371.35 (+24.76 %) old", "IBM 6.00 old",
     ]  # fmt: skip
-    desk.hold()
-    assert desk.texts() == ["AAPL 187.135 old"]
+    bench.hold()
+    assert bench.texts() == ["AAPL 187.135 old"]
 
 
 def test_lines_begin_with_the_time_and_are_not_repeated() -> None:
-    desk, lines = Desk("X"), PlainLines()
-    desk.service._subscribed = frozenset()
-    first = lines.changed(desk.gatherer.changes(), START_NS + 5)
+    bench, lines = Bench("X"), PlainLines()
+    bench.service._subscribed = frozenset()
+    first = lines.changed(bench.gatherer.changes(), START_NS + 5)
     assert first == ["2026-11-24T18:00:00Z X - not asked (mdservice subscribe X)"]
-    desk.hold(("X", "1", "1"))
-    desk.quote("X", 2, 2)
-    assert len(lines.changed(desk.gatherer.changes(), START_NS)) == 1
-    desk.now_s += 1
-    desk.quote("X", 2, 2)  # newer, and otherwise the same
-    assert lines.changed(desk.gatherer.changes(), START_NS) == []
+    bench.hold(("X", "1", "1"))
+    bench.quote("X", 2, 2)
+    assert len(lines.changed(bench.gatherer.changes(), START_NS)) == 1
+    bench.now_s += 1
+    bench.quote("X", 2, 2)  # newer, and otherwise the same
+    assert lines.changed(bench.gatherer.changes(), START_NS) == []
 
 
-def test_warnings_are_told_once_and_their_end() -> None:
+def test_warnings_are_reported_once_and_their_end() -> None:
     lines = PlainLines()
     assert lines.notes((), START_NS) == []
     assert lines.notes(("a",), START_NS) == ["2026-11-24T18:00:00Z # a"]
@@ -271,16 +274,16 @@ def test_the_flow_is_that_of_the_last_seconds() -> None:
     assert flow.per_s is None
 
 
-def test_the_head_tells_the_feed_the_flow_and_the_last_event() -> None:
-    desk = Desk()
-    desk.gatherer.view()
-    desk.now_s += 1
-    desk.events += 200
-    assert desk.gatherer.view().about == ("200 events/s", "feed iex", "last event 18:00:01 UTC")
+def test_the_head_shows_the_feed_the_flow_and_the_last_event() -> None:
+    bench = Bench()
+    bench.gatherer.view()
+    bench.now_s += 1
+    bench.events += 200
+    assert bench.gatherer.view().about == ("200 events/s", "feed iex", "last event 18:00:01 UTC")
     feed: dict[str, Any] = {"name": "iex", "connected": False}
-    desk.service.status = {"state": "running", "feed": feed, "simulator": True}
-    assert "feed iex not connected" in desk.gatherer.view().about
-    assert "simulated prices" in desk.gatherer.view().about
+    bench.service.status = {"state": "running", "feed": feed, "simulator": True}
+    assert "feed iex not connected" in bench.gatherer.view().about
+    assert "simulated prices" in bench.gatherer.view().about
 
 
 # ---- Trades, days and halts
@@ -302,17 +305,17 @@ def halt(symbol: str, code: str, tape: str = "C", at_ns: int = 1, **more: Any) -
 
 
 def test_the_last_trade_and_the_day_are_shown_where_they_are_known() -> None:
-    desk = Desk()
-    desk.hold(("AAPL", "10", "150"))
-    desk.quote("AAPL", 209.5, 210.5)
-    desk.quote("MSFT", 99, 101)
+    bench = Bench()
+    bench.hold(("AAPL", "10", "150"))
+    bench.quote("AAPL", 209.5, 210.5)
+    bench.quote("MSFT", 99, 101)
     trade = make_record(TRADES, "AAPL")
     trade.price = 210.02
     day = make_record(DAILY_BARS, "AAPL")
     day.open, day.close, day.volume = 200, 209.0, 8_104_311
     days = {"AAPL": day, "MSFT": attrs.evolve(day, symbol="MSFT", open=110, close=99)}
-    desk.market._records = Latest(trades={"AAPL": trade}, dailyBars=days)  # type: ignore[assignment]
-    view = desk.gatherer.view()
+    bench.market._records = Latest(trades={"AAPL": trade}, dailyBars=days)  # type: ignore[assignment]
+    view = bench.gatherer.view()
     shown = {
         entry.symbol: (entry.last, entry.day_pct, entry.volume)
         for entry in (*view.held, *view.others)
@@ -321,30 +324,30 @@ def test_the_last_trade_and_the_day_are_shown_where_they_are_known() -> None:
         "AAPL": (Decimal("210.02"), Decimal("5.01"), Decimal(8_104_311)),
         "MSFT": (None, Decimal(-10), Decimal(8_104_311)),
     }
-    lines = desk.texts()
+    lines = bench.texts()
     assert any("last 210.02 day +5.01 % volume 8,104,311 live" in line for line in lines)
-    assert desk.texts() == []
+    assert bench.texts() == []
     trade.price = 211.0
-    assert len(desk.texts()) == 1, "a trade is a change"
+    assert len(bench.texts()) == 1, "a trade is a change"
 
 
 def test_a_halted_symbol_is_marked_until_trading_resumes() -> None:
-    desk = Desk()
-    desk.hold(("AAPL", "10", "150"))
-    desk.quote("AAPL", 209.5, 210.5)
-    desk.quote("MSFT", 99, 101)
+    bench = Bench()
+    bench.hold(("AAPL", "10", "150"))
+    bench.quote("AAPL", 209.5, 210.5)
+    bench.quote("MSFT", 99, 101)
     for status in (halt("AAPL", "H", at_ns=5), halt("MSFT", "2", "A", at_ns=5)):
-        desk.market.take(status)
-    assert desk.statuses() == {"AAPL": "HALTED", "MSFT": "HALTED"}
-    assert desk.gatherer.view().hints[:2] == (
+        bench.market.take(status)
+    assert bench.statuses() == {"AAPL": "HALTED", "MSFT": "HALTED"}
+    assert bench.gatherer.view().hints[:2] == (
         "AAPL is halted: News Pending", "MSFT is halted: News Pending",
     )  # fmt: skip
-    assert any(line.endswith("HALTED") for line in desk.texts())
-    desk.market.take(halt("AAPL", "Q", at_ns=6))  # quotes resume, trading does not yet
-    desk.market.take(halt("AAPL", "T", at_ns=4))  # late: the end of an earlier halt
-    desk.market.take(halt("MSFT", "5", "A", at_ns=6))  # a price indication
-    assert desk.statuses() == {"AAPL": "HALTED", "MSFT": "HALTED"}
-    desk.market.take(halt("AAPL", "T", at_ns=7))
-    desk.market.take(halt("MSFT", "3", "A", at_ns=7))
-    assert desk.statuses() == {"AAPL": "live", "MSFT": "live"}
-    assert desk.gatherer.view().hints == ()
+    assert any(line.endswith("HALTED") for line in bench.texts())
+    bench.market.take(halt("AAPL", "Q", at_ns=6))  # quotes resume, trading does not yet
+    bench.market.take(halt("AAPL", "T", at_ns=4))  # late: the end of an earlier halt
+    bench.market.take(halt("MSFT", "5", "A", at_ns=6))  # a price indication
+    assert bench.statuses() == {"AAPL": "HALTED", "MSFT": "HALTED"}
+    bench.market.take(halt("AAPL", "T", at_ns=7))
+    bench.market.take(halt("MSFT", "3", "A", at_ns=7))
+    assert bench.statuses() == {"AAPL": "live", "MSFT": "live"}
+    assert bench.gatherer.view().hints == ()

@@ -166,7 +166,7 @@ def test_a_small_terminal_has_at_least_a_row_and_the_count() -> None:
     assert lines[-1].startswith("not shown: 9")
 
 
-def test_falling_and_rising_are_told_without_colour() -> None:
+def test_falling_and_rising_are_reported_without_colour() -> None:
     entries = (held("UP"), held("DOWN", change="-0.5"), held("SAME", change=None))
     lines = drawn(view(others=0, held=entries), 120, 12)
     told = {line.split()[0]: line for line in lines if line.split()}

@@ -27,7 +27,7 @@ def encode(request: pytest.FixtureRequest) -> Any:
     return json.dumps if request.param == "json" else msgspec.msgpack.encode
 
 
-def test_the_greeting_tells_the_encoding() -> None:
+def test_the_greeting_shows_the_encoding() -> None:
     assert encoding_of(json.dumps([CONNECTED])) == "json"
     assert encoding_of(msgspec.msgpack.encode([CONNECTED])) == "msgpack"
 

@@ -168,7 +168,7 @@ async def test_a_refused_symbol_costs_itself(autojump_clock: Any, call: str, sta
 @pytest.mark.parametrize(
     ("status", "code"), [(400, 0), (404, 0), (414, 0), (422, 0), (403, 0), (422, 42210000)]
 )
-async def test_refusals_that_a_symbol_may_cause_are_told_apart(
+async def test_refusals_that_a_symbol_may_cause_are_recognised(
     autojump_clock: Any, status: int, code: int
 ) -> None:
     async with opened() as (simulator, history):
@@ -259,7 +259,7 @@ async def test_a_no_is_a_refusal(autojump_clock: Any, call: str, status: int) ->
             await ask(history, call)
 
 
-async def test_wrong_keys_are_a_refusal_that_does_not_tell_them(autojump_clock: Any) -> None:
+async def test_wrong_keys_are_a_refusal_that_does_not_show_them(autojump_clock: Any) -> None:
     async with opened(key="PKWRONG", secret="right") as (_, history):
         with pytest.raises(HistoryRefused) as caught:
             await ask(history, "latest")
@@ -416,7 +416,7 @@ async def test_the_exchanges_hours_are_asked(autojump_clock: Any, feed: str) -> 
 
 
 @pytest.mark.parametrize("feed", ["test", "boats", "overnight", "simulator"])
-async def test_some_feeds_are_always_open_and_nobody_is_asked(
+async def test_some_feeds_are_always_open_and_need_no_request(
     autojump_clock: Any, feed: str
 ) -> None:
     config = SimulatorConfig(rate=0)
@@ -441,7 +441,7 @@ async def test_without_an_answer_it_counts_as_open(autojump_clock: Any, fault: s
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[::x", "paper"])
-async def test_where_nobody_can_be_asked_it_counts_as_open(url: str) -> None:
+async def test_where_no_answer_is_possible_it_counts_as_open(url: str) -> None:
     with anyio.fail_after(10):
         assert await AlpacaMarketClock(url, "iex", Credentials("key", "secret")).is_open()
 

@@ -91,7 +91,7 @@ async def test_last_frame_is_returned_though_it_came_with_the_end() -> None:
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-def test_reads_no_further_than_its_limit_while_nobody_takes(backend: str) -> None:
+def test_reads_no_further_than_its_limit_while_the_channel_is_full(backend: str) -> None:
     count = 50_000
 
     async def scene() -> None:

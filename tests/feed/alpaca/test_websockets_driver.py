@@ -77,7 +77,7 @@ async def test_reading_is_paused_while_too_many_wait(autojump_clock: Any) -> Non
     assert bench.log == ["pause", "resume"]
 
 
-async def test_what_waits_is_given_out_before_the_end_is_told(autojump_clock: Any) -> None:
+async def test_what_waits_is_returned_before_the_end_is_reported(autojump_clock: Any) -> None:
     bench = Bench()
     bench.put(b"1")
     bench.frame_queue.close()
@@ -138,7 +138,7 @@ async def test_others_run_between_two_calls_though_messages_wait(autojump_clock:
         assert other_ran.is_set()
 
 
-async def test_text_that_is_none_is_told_when_its_turn_comes(autojump_clock: Any) -> None:
+async def test_text_that_is_none_is_reported_when_its_turn_comes(autojump_clock: Any) -> None:
     bench = Bench()
     bench.put("good")
     bench.frame_queue.put(Frame(Opcode.TEXT, b"\xff"))

@@ -55,7 +55,7 @@ async def test_what_history_did_not_have_then_is_late(autojump_clock: Any) -> No
     assert await bench.next() is None, "once"
 
 
-async def test_what_came_first_over_the_stream_tells_better_than_the_clock(
+async def test_what_came_first_over_the_stream_counts_more_than_the_clock(
     autojump_clock: Any,
 ) -> None:
     bench = Bench()

@@ -20,6 +20,7 @@ from mdservice.model.kinds import NEWS, QUOTES, TRADES, Kind
 from mdservice.model.news import Article
 from mdservice.model.quote import Quote
 from mdservice.router.policies import make_sequencer
+from mdservice.runtime.actor import Channel, Heartbeat
 from mdservice.testing import FakeHistory, VirtualClock
 from tests.records import make_record
 
@@ -32,15 +33,15 @@ class Bench:
     """A repair, the history that it asks, and what it sends."""
 
     def __init__(
-        self, tasks: anyio.abc.TaskGroup, *, size: float = 100, kind: Kind[Any] = QUOTES
+        self, tasks: anyio.abc.TaskGroup, *, size: int = 100, kind: Kind[Any] = QUOTES
     ) -> None:
         self.kind = kind
         self.clock = VirtualClock()
         self.start_ns = self.clock.utc_ns()
         self.history = FakeHistory()
         self.sequencer = make_sequencer(kind)
-        send, self.receive = anyio.create_memory_object_stream[FeedItem](size)
-        self.send_queue = SendQueue(send)
+        self.channel = Channel[FeedItem](size)
+        self.send_queue = SendQueue(self.channel.outbox)
         self.repair = GapRepair(
             kind,
             HalvingHistory(self.history, kind),
@@ -82,8 +83,9 @@ class Bench:
             await self.repair.run()
 
     async def take(self) -> None:
+        inbox = self.channel.inbox(Heartbeat(self.clock))
         while True:
-            item = await self.receive.receive()
+            item = await inbox.receive()
             self.taken.append((anyio.current_time(), item))
 
     async def lose(self, *, after_s: float = 1.0) -> None:
@@ -106,8 +108,7 @@ class Bench:
         await anyio.wait_all_tasks_blocked()
 
     def close(self) -> None:
-        self.send_queue.close()
-        self.receive.close()
+        self.channel.close()
 
     @property
     def items(self) -> list[FeedItem]:
@@ -128,7 +129,7 @@ def names(quotes: Any) -> list[tuple[str, float]]:
 
 @asynccontextmanager
 async def open_bench(
-    *, taking: bool = True, size: float = 100, kind: Kind[Any] = QUOTES
+    *, taking: bool = True, size: int = 100, kind: Kind[Any] = QUOTES
 ) -> AsyncIterator[Bench]:
     bench = None
     try:
@@ -281,7 +282,7 @@ async def test_where_it_does_not_come_back_what_waited_goes_on_at_once(
         assert not bench.history.requests
 
 
-async def test_one_that_somebody_asked_for_again_is_told_of_and_holds_up_nothing(
+async def test_one_that_a_request_brought_back_is_reported_and_holds_up_nothing(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
@@ -300,6 +301,52 @@ async def test_one_that_somebody_asked_for_again_is_told_of_and_holds_up_nothing
         assert names(batch.records) == [("AAPL", 3)]
         await bench.repair.subscriptions_changed(["AAPL", "MSFT"], [])
         assert len(bench.items) == 2, "it is reported once"
+
+
+async def starts_of_the_next_repair(bench: Bench, *symbols: str) -> dict[str, float]:
+    """Seconds since the start from which history is asked for each symbol."""
+    bench.repair.lost(symbols)
+    bench.repair.begin()
+    bench.history.requests.clear()
+    await bench.fix(*symbols)
+    return {
+        symbol: min(
+            (asked.start_ns - bench.start_ns) / SECOND_NS
+            for asked in bench.history.requests
+            if symbol in asked.symbols
+        )
+        for symbol in symbols
+    }
+
+
+async def test_a_gap_that_was_reported_without_a_repair_is_fetched_by_the_next_one(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        await anyio.sleep(HOLD_LIMIT_S + 1)  # too long without a connection: nothing waits any more
+        await bench.repair.repair(["AAPL", "MSFT"])
+        await anyio.sleep(100)
+        bench.accept(bench.quote(3))
+        starts_s = await starts_of_the_next_repair(bench, "AAPL", "MSFT")
+        assert starts_s["MSFT"] < 0, "it has no record since the gap"
+        assert starts_s["AAPL"] > 100
+
+
+async def test_a_gap_of_a_symbol_that_a_request_brought_back_is_fetched_by_the_next_repair(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        bench.accept(bench.quote(1, "SPY"))
+        bench.repair.lost(["SPY"])
+        await bench.lose()
+        await bench.repair.repair(["AAPL"], ["MSFT", "SPY"])
+        await bench.repair.subscriptions_changed(["AAPL", "MSFT", "SPY"], [])
+        await anyio.sleep(100)
+        bench.accept(bench.quote(3, "SPY"))
+        starts_s = await starts_of_the_next_repair(bench, "AAPL", "MSFT", "SPY")
+        assert starts_s["MSFT"] < 0, "it has no record since the gap"
+        assert starts_s["SPY"] > 90
 
 
 # ---- nothing to repair
@@ -423,7 +470,7 @@ async def test_it_waits_until_history_has_come_up_to_the_live_quotes(
         assert rate < 10, "history is not asked without pause"
 
 
-async def test_a_live_quote_that_came_before_all_was_subscribed_tells_nothing_of_the_lag(
+async def test_a_live_quote_that_came_before_all_was_subscribed_shows_nothing_of_the_lag(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
@@ -677,7 +724,7 @@ async def test_a_second_loss_in_the_middle_is_covered_by_the_next_repair(
         assert names(bench.backfill.live) == [("AAPL", 3), ("AAPL", 5)]
 
 
-async def test_what_waits_is_handed_on_in_time_also_while_disconnected(
+async def test_what_waits_is_sent_in_time_also_while_disconnected(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
@@ -721,7 +768,7 @@ async def test_the_limit_holds_after_a_restart(autojump_clock: Any) -> None:
 # ---- stopped, cancelled
 
 
-async def test_stopping_hands_on_what_waits(autojump_clock: Any) -> None:
+async def test_stopping_sends_what_waits(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         bench.history.lag_s = 9
         await bench.lose()
@@ -735,10 +782,10 @@ async def test_stopping_hands_on_what_waits(autojump_clock: Any) -> None:
         assert not bench.backfill.complete
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 100])
+@pytest.mark.parametrize("size", [1, 2, 100])
 @pytest.mark.parametrize("until_s", [0.0, 0.1, 0.3, 0.7, 1.6, 2.05, 3.0])
 async def test_cancelled_anywhere_nothing_that_waits_is_lost_or_repeated(
-    autojump_clock: Any, until_s: float, size: float
+    autojump_clock: Any, until_s: float, size: int
 ) -> None:
     """Also in the middle of sending, where there is no room."""
     async with open_bench(taking=False, size=size) as bench:

@@ -1,4 +1,4 @@
-"""A desk with a server of its own, which a test may kill, pause and restart."""
+"""A publisher with a server of its own, which a test may kill, pause and restart."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.client.desk import Desk
+from tests.integration.client.publisher import Publisher
 
 
 @pytest.fixture
-def desk(fresh_valkey: Any) -> Desk:
-    return Desk(fresh_valkey)
+def publisher(fresh_valkey: Any) -> Publisher:
+    return Publisher(fresh_valkey)

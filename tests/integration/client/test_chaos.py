@@ -11,7 +11,7 @@ import mdservice
 from mdservice.client import intake
 from mdservice.client import pubsub as silence
 from mdservice.client.open import open_prices
-from tests.integration.client.desk import Desk, on_both_loops, until
+from tests.integration.client.publisher import Publisher, on_both_loops, until
 
 NAMES = [f"S{n}" for n in range(5)]
 
@@ -23,32 +23,32 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "KEYS_AT_MOST_EVERY_S", 0.05)
 
 
-async def disturb(desk: Desk, rng: random.Random, *, restarts: bool) -> None:
+async def disturb(publisher: Publisher, rng: random.Random, *, restarts: bool) -> None:
     what = rng.choice(["kill", "pause", "garbage", "nothing", "nothing"])
     if what == "kill":
-        await anyio.to_thread.run_sync(desk.kill_readers)
+        await anyio.to_thread.run_sync(publisher.kill_readers)
     elif what == "pause":
-        desk.server.stop_answering()
+        publisher.server.stop_answering()
         await anyio.sleep(rng.uniform(0.0, 0.5))
-        desk.server.answer_again()
+        publisher.server.answer_again()
     elif what == "garbage":
-        with desk.server.client() as client:
+        with publisher.server.client() as client:
             client.publish("price.updated", rng.randbytes(rng.randrange(200)))
             client.xadd("log", {"data": rng.randbytes(5)})
     elif restarts and rng.random() < 0.5:
-        await desk.close()
-        desk.service_starts_anew()
+        await publisher.close()
+        publisher.restart_service()
 
 
-async def write(desk: Desk, rng: random.Random, *, restarts: bool) -> None:
+async def write(publisher: Publisher, rng: random.Random, *, restarts: bool) -> None:
     for _ in range(25):
         for _ in range(rng.randrange(20)):
-            await desk.write(
+            await publisher.write(
                 *rng.choices(NAMES, k=rng.randrange(1, 30)), step=rng.choice([1, 1, 3])
             )
-        await disturb(desk, rng, restarts=restarts)
+        await disturb(publisher, rng, restarts=restarts)
         await anyio.sleep(rng.choice([0, 0, 0.05]))
-    await desk.write(*NAMES)
+    await publisher.write(*NAMES)
 
 
 def check_order(seen: list[mdservice.Quote]) -> None:
@@ -63,15 +63,15 @@ def check_order(seen: list[mdservice.Quote]) -> None:
 @pytest.mark.parametrize("log", [None, "log"])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_what_was_accepted_was_seen_or_is_counted(
-    desk: Desk, loop: str, seed: int, log: str | None, restarts: bool
+    publisher: Publisher, loop: str, seed: int, log: str | None, restarts: bool
 ) -> None:
     @on_both_loops
-    async def scene(desk: Desk) -> None:
+    async def scene(publisher: Publisher) -> None:
         rng = random.Random(seed)
         seen: list[mdservice.Quote] = []
-        await desk.write(*NAMES)
+        await publisher.write(*NAMES)
         async with (
-            open_prices(desk.url, event_log=log) as prices,
+            open_prices(publisher.url, event_log=log) as prices,
             anyio.create_task_group() as tasks,
         ):
 
@@ -82,8 +82,8 @@ def test_what_was_accepted_was_seen_or_is_counted(
                         await anyio.sleep(0.01)
 
             tasks.start_soon(read)
-            await write(desk, rng, restarts=restarts)
-            last = {quote.symbol: quote for quote in desk.written}
+            await write(publisher, rng, restarts=restarts)
+            last = {quote.symbol: quote for quote in publisher.written}
             await until(lambda: prices.prices() == [last[name] for name in NAMES])
             await until(lambda: not prices.status().waiting)
             status = prices.status()
@@ -92,9 +92,9 @@ def test_what_was_accepted_was_seen_or_is_counted(
         assert {quote.symbol: quote for quote in seen} == last
         assert status.conflated == status.trimmed == 0
         if log:
-            assert seen == desk.written
+            assert seen == publisher.written
         elif not restarts:
             accepted = sum(quote.seq - 1 for quote in last.values())
             assert len(seen) - len(NAMES) + status.missed == accepted
 
-    scene(desk, loop)
+    scene(publisher, loop)

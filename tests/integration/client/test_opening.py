@@ -22,7 +22,7 @@ from mdservice.errors import (
     StoreUnavailable,
 )
 from mdservice.simulator import SimQuote, SimulatorConfig, open_simulator
-from tests.integration.client.desk import Desk, known, on_both_loops, take, until
+from tests.integration.client.publisher import Publisher, known, on_both_loops, take, until
 from tests.integration.conftest import patient
 
 
@@ -35,18 +35,18 @@ async def refused(*args: Any, **options: Any) -> Exception:
 
 
 @on_both_loops
-async def test_a_wrong_password_is_told_at_once_and_never_shown(desk: Desk) -> None:
-    with desk.server.client() as client:
+async def test_a_wrong_password_is_reported_at_once_and_never_shown(publisher: Publisher) -> None:
+    with publisher.server.client() as client:
         client.config_set("requirepass", "hunter2")
     started_s = time.monotonic()
-    error = await refused(f"unix://{desk.server.path}?password=hunter3")
+    error = await refused(f"unix://{publisher.server.path}?password=hunter3")
     assert isinstance(error, StoreRefused)
     assert "hunter" not in str(error)
-    assert isinstance(await refused(desk.url), StoreRefused)
+    assert isinstance(await refused(publisher.url), StoreRefused)
     assert time.monotonic() - started_s < patient(2)
-    async with mdservice.open_prices(f"unix://{desk.server.path}?password=hunter2") as prices:
-        assert prices.status().url == desk.url
-    with desk.server.client(password="hunter2") as client:
+    async with mdservice.open_prices(f"unix://{publisher.server.path}?password=hunter2") as prices:
+        assert prices.status().url == publisher.url
+    with publisher.server.client(password="hunter2") as client:
         client.config_set("requirepass", "")
 
 
@@ -66,39 +66,41 @@ async def test_a_bad_symbol_is_refused(symbols: Any) -> None:
 
 
 @on_both_loops
-async def test_a_server_that_is_away_is_waited_for_within_the_limit(desk: Desk) -> None:
-    desk.server.kill()
-    error = await refused(desk.url, connect_limit_s=0.5)
+async def test_a_server_that_is_away_is_waited_for_within_the_limit(publisher: Publisher) -> None:
+    publisher.server.kill()
+    error = await refused(publisher.url, connect_limit_s=0.5)
     assert isinstance(error, StoreUnavailable)
     assert "0.5 s" in str(error)
     assert "running" in str(error)
 
     async def start() -> None:
         await anyio.sleep(0.3)
-        await anyio.to_thread.run_sync(desk.server.start)
+        await anyio.to_thread.run_sync(publisher.server.start)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(start)
-        async with mdservice.open_prices(desk.url) as prices:
+        async with mdservice.open_prices(publisher.url) as prices:
             assert prices.status().connected
             assert prices.status().reconnects == 0
 
 
 @on_both_loops
-async def test_a_server_that_says_nothing_is_given_up_at_the_limit(desk: Desk) -> None:
-    desk.server.stop_answering()
+async def test_a_server_that_says_nothing_is_given_up_at_the_limit(publisher: Publisher) -> None:
+    publisher.server.stop_answering()
     started_s = time.monotonic()
     try:
-        error = await refused(desk.url, connect_limit_s=0.5)
+        error = await refused(publisher.url, connect_limit_s=0.5)
     finally:
-        desk.server.answer_again()
+        publisher.server.answer_again()
     assert isinstance(error, StoreUnavailable)
     assert "does not answer" in str(error)
     assert time.monotonic() - started_s < patient(1.5)
 
 
 @on_both_loops
-async def test_a_server_that_speaks_something_else_is_given_up_at_the_limit(desk: Desk) -> None:
+async def test_a_server_that_speaks_something_else_is_given_up_at_the_limit(
+    publisher: Publisher,
+) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
 
@@ -120,18 +122,20 @@ async def test_a_server_that_speaks_something_else_is_given_up_at_the_limit(desk
 
 
 @on_both_loops
-async def test_an_error_in_the_block_comes_out_as_it_is(desk: Desk) -> None:
+async def test_an_error_in_the_block_comes_out_as_it_is(publisher: Publisher) -> None:
     for mine in (KeyError("mine"), ExceptionGroup("mine", [KeyError("one"), KeyError("two")])):
         with pytest.raises(type(mine)) as caught:
-            async with mdservice.open_prices(desk.url):
+            async with mdservice.open_prices(publisher.url):
                 raise mine
         assert caught.value is mine
 
 
 @on_both_loops
-async def test_after_the_block_what_has_come_is_given_out_and_then_it_ends(desk: Desk) -> None:
-    await desk.write("AAPL", "MSFT")
-    async with mdservice.open_prices(desk.url) as prices:
+async def test_after_the_block_what_has_come_is_given_out_and_then_it_ends(
+    publisher: Publisher,
+) -> None:
+    await publisher.write("AAPL", "MSFT")
+    async with mdservice.open_prices(publisher.url) as prices:
         pass
     assert known([quote async for quote in prices]) == [("AAPL", 1), ("MSFT", 1)]
     assert [quote async for quote in prices] == []
@@ -140,40 +144,40 @@ async def test_after_the_block_what_has_come_is_given_out_and_then_it_ends(desk:
 @pytest.mark.parametrize("log", [None, "log"])
 @pytest.mark.parametrize("loop", ["trio", "asyncio"])
 def test_cancelled_at_any_moment_it_ends_soon_and_leaves_nothing(
-    desk: Desk, loop: str, log: str | None
+    publisher: Publisher, loop: str, log: str | None
 ) -> None:
     @on_both_loops
-    async def scene(desk: Desk) -> None:
-        await desk.write("AAPL", "MSFT")
+    async def scene(publisher: Publisher) -> None:
+        await publisher.write("AAPL", "MSFT")
         before = len(list(Path("/proc/self/fd").iterdir()))
         for step in range(60):
             started_s = anyio.current_time()
             with anyio.move_on_after(step * 0.0005) as scope:
-                async with mdservice.open_prices(desk.url, event_log=log) as prices:
+                async with mdservice.open_prices(publisher.url, event_log=log) as prices:
                     await take(prices, 2)
                     await anyio.sleep_forever()
             assert scope.cancelled_caught
             assert anyio.current_time() - started_s < 0.5
-        await until(lambda: not desk.readers())
+        await until(lambda: not publisher.readers())
         await until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before + 2)
 
-    scene(desk, loop)
+    scene(publisher, loop)
 
 
 @on_both_loops
-async def test_it_ends_soon_while_the_server_hangs(desk: Desk) -> None:
+async def test_it_ends_soon_while_the_server_hangs(publisher: Publisher) -> None:
     for log in (None, "log"):
-        async with mdservice.open_prices(desk.url, event_log=log):
-            desk.server.stop_answering()
+        async with mdservice.open_prices(publisher.url, event_log=log):
+            publisher.server.stop_answering()
             started_s = anyio.current_time()
         assert anyio.current_time() - started_s < 0.5
-        desk.server.answer_again()
+        publisher.server.answer_again()
 
 
 @on_both_loops
-async def test_several_tasks_may_take_updates(desk: Desk) -> None:
+async def test_several_tasks_may_take_updates(publisher: Publisher) -> None:
     seen: list[mdservice.Quote] = []
-    async with mdservice.open_prices(desk.url) as prices:
+    async with mdservice.open_prices(publisher.url) as prices:
 
         async def listen() -> None:
             while True:
@@ -183,7 +187,7 @@ async def test_several_tasks_may_take_updates(desk: Desk) -> None:
             tasks.start_soon(listen)
             tasks.start_soon(listen)
             for count in range(1, 6):
-                await desk.write("AAPL")
+                await publisher.write("AAPL")
                 await until(lambda n=count: len(seen) == n)  # type: ignore[misc]
             tasks.cancel_scope.cancel()
     assert known(seen) == [("AAPL", n) for n in range(1, 6)]
@@ -193,7 +197,7 @@ async def test_several_tasks_may_take_updates(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("loop", ["trio", "asyncio"])
-def test_without_a_url_the_service_tells_where_its_prices_are(
+def test_without_a_url_the_service_says_where_its_prices_are(
     stage: Any, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An embedded server has another address after each start, so it is asked for each time."""
@@ -224,13 +228,13 @@ def test_without_a_url_the_service_tells_where_its_prices_are(
 
 
 @on_both_loops
-async def test_what_the_feed_brings_arrives_quote_by_quote(desk: Desk) -> None:
+async def test_what_the_feed_brings_arrives_quote_by_quote(publisher: Publisher) -> None:
     folder = Path(tempfile.mkdtemp(prefix="md-"))
     async with open_simulator(SimulatorConfig(rate=0)) as simulator:
         settings = mdservice.Settings(
             feed="simulator",
             feed_url=simulator.url,
-            redis_url=desk.url,
+            redis_url=publisher.url,
             symbols=("AAPL", "MSFT"),
             event_log="log",
             socket=folder / "md.sock",
@@ -238,7 +242,7 @@ async def test_what_the_feed_brings_arrives_quote_by_quote(desk: Desk) -> None:
         for log in (None, "log"):
             async with mdservice.open_service(settings) as service:
                 await until(lambda s=service: s.readiness().ready)  # type: ignore[misc]
-                async with mdservice.open_prices(desk.url, ["AAPL"], event_log=log) as prices:
+                async with mdservice.open_prices(publisher.url, ["AAPL"], event_log=log) as prices:
                     await until(lambda p=prices: p.status().connected)  # type: ignore[misc]
                     before = prices.status().waiting
                     await take(prices, before)
@@ -252,14 +256,16 @@ async def test_what_the_feed_brings_arrives_quote_by_quote(desk: Desk) -> None:
     shutil.rmtree(folder)
 
 
-async def test_without_a_url_and_without_a_service_it_is_told_what_to_do(tmp_path: Path) -> None:
+async def test_without_a_url_and_without_a_service_the_error_says_what_to_do(
+    tmp_path: Path,
+) -> None:
     error = await refused(socket=tmp_path / "none.sock", connect_limit_s=0.2)
     assert isinstance(error, ConfigurationError)
     assert "none.sock" in str(error)
     assert "MDSERVICE_SOCKET" in str(error)
 
 
-async def test_what_is_no_service_is_told(tmp_path: Path) -> None:
+async def test_what_is_no_service_is_reported(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()

@@ -12,7 +12,7 @@ from mdservice.client import intake
 from mdservice.client import pubsub as silence
 from mdservice.client.intake import BACKLOG
 from mdservice.errors import StoreRefused
-from tests.integration.client.desk import Desk, gapless, known, on_both_loops, take, until
+from tests.integration.client.publisher import Publisher, gapless, known, on_both_loops, take, until
 
 
 @pytest.fixture(autouse=True)
@@ -23,46 +23,46 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @on_both_loops
-async def test_the_keys_come_first_then_events(desk: Desk) -> None:
-    await desk.write("MSFT", "AAPL")
-    await desk.write("AAPL")
-    async with mdservice.open_prices(desk.url) as prices:
+async def test_the_keys_come_first_then_events(publisher: Publisher) -> None:
+    await publisher.write("MSFT", "AAPL")
+    await publisher.write("AAPL")
+    async with mdservice.open_prices(publisher.url) as prices:
         assert known(prices.prices()) == [("AAPL", 2), ("MSFT", 1)]
         assert known(await take(prices, 2)) == [("AAPL", 2), ("MSFT", 1)]
-        await desk.write("MSFT", "IBM", "MSFT")
+        await publisher.write("MSFT", "IBM", "MSFT")
         assert known(await take(prices, 3)) == [("MSFT", 2), ("IBM", 1), ("MSFT", 3)]
-        assert prices.latest("msft") == desk.written[-1]
+        assert prices.latest("msft") == publisher.written[-1]
         assert prices.latest("TSLA") is None
         assert known(prices.prices(["IBM", "TSLA"])) == [("IBM", 1)]
         status = prices.status()
-        assert (status.connected, status.url, status.position) == (True, desk.url, None)
+        assert (status.connected, status.url, status.position) == (True, publisher.url, None)
         assert (status.events, status.missed, status.resyncs, status.reconnects) == (3, 0, 0, 0)
         assert (status.symbols, status.waiting) == (3, 0)
 
 
 @on_both_loops
-async def test_only_the_symbols_that_were_asked_for(desk: Desk) -> None:
-    await desk.write("AAPL", "MSFT")
-    async with mdservice.open_prices(desk.url, ["msft", "BRK.B"]) as prices:
-        await desk.write("AAPL", "BRK.B", "AAPL", "MSFT")
+async def test_only_the_symbols_that_were_asked_for(publisher: Publisher) -> None:
+    await publisher.write("AAPL", "MSFT")
+    async with mdservice.open_prices(publisher.url, ["msft", "BRK.B"]) as prices:
+        await publisher.write("AAPL", "BRK.B", "AAPL", "MSFT")
         assert known(await take(prices, 3)) == [("MSFT", 1), ("BRK.B", 1), ("MSFT", 2)]
         assert prices.latest("AAPL") is None
 
 
 @on_both_loops
-async def test_nothing_is_lost_between_keys_and_events(desk: Desk) -> None:
+async def test_nothing_is_lost_between_keys_and_events(publisher: Publisher) -> None:
     names = [f"S{n}" for n in range(20)]
     stopped = anyio.Event()
 
     async def write() -> None:
         while not stopped.is_set():
-            await desk.write(*names)
+            await publisher.write(*names)
             await anyio.sleep(0)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(write)
         for _ in range(25):
-            async with mdservice.open_prices(desk.url) as prices:
+            async with mdservice.open_prices(publisher.url) as prices:
                 quotes = await take(prices, 200)
                 assert gapless(quotes), known(quotes)
                 assert prices.status().missed == 0
@@ -70,18 +70,18 @@ async def test_nothing_is_lost_between_keys_and_events(desk: Desk) -> None:
 
 
 @on_both_loops
-async def test_a_lost_connection_is_made_again_and_the_keys_tell_what_was_missed(
-    desk: Desk,
+async def test_a_lost_connection_is_made_again_and_the_keys_show_what_was_missed(
+    publisher: Publisher,
 ) -> None:
-    async with mdservice.open_prices(desk.url) as prices:
-        await desk.write("AAPL", "MSFT")
+    async with mdservice.open_prices(publisher.url) as prices:
+        await publisher.write("AAPL", "MSFT")
         await take(prices, 2)
         quotes: list[mdservice.Quote] = []
         for reconnects in (1, 2, 3):
-            assert desk.kill_readers()
+            assert publisher.kill_readers()
             # In a key there is only the last of them; the others may come as events.
-            await desk.write("AAPL", "AAPL", "AAPL")
-            while not quotes or quotes[-1] != desk.written[-1]:
+            await publisher.write("AAPL", "AAPL", "AAPL")
+            while not quotes or quotes[-1] != publisher.written[-1]:
                 quotes += await take(prices, 1)
             await until(lambda: prices.status().connected)
             assert prices.status().reconnects == reconnects
@@ -93,122 +93,128 @@ async def test_a_lost_connection_is_made_again_and_the_keys_tell_what_was_missed
 
 
 @on_both_loops
-async def test_a_server_that_restarts_empty_is_followed_again(desk: Desk) -> None:
-    await desk.write("AAPL")
-    async with mdservice.open_prices(desk.url) as prices:
+async def test_a_server_that_restarts_empty_is_followed_again(publisher: Publisher) -> None:
+    await publisher.write("AAPL")
+    async with mdservice.open_prices(publisher.url) as prices:
         await take(prices, 1)
-        desk.server.kill()
+        publisher.server.kill()
         await until(lambda: not prices.status().connected)
-        assert prices.latest("AAPL") == desk.written[0]
-        desk.server.start()
+        assert prices.latest("AAPL") == publisher.written[0]
+        publisher.server.start()
         await until(lambda: prices.status().connected)
-        desk.service_starts_anew()
-        await desk.write("AAPL", "AAPL")
+        publisher.restart_service()
+        await publisher.write("AAPL", "AAPL")
         assert known(await take(prices, 2)) == [("AAPL", 1), ("AAPL", 2)]
         status = prices.status()
         assert (status.starts, status.missed, status.reconnects) == (1, 0, 1)
 
 
 @on_both_loops
-async def test_a_server_that_hangs_is_noticed_and_followed_once_it_answers(desk: Desk) -> None:
-    await desk.write("AAPL")
-    async with mdservice.open_prices(desk.url) as prices:
+async def test_a_server_that_hangs_is_noticed_and_followed_once_it_answers(
+    publisher: Publisher,
+) -> None:
+    await publisher.write("AAPL")
+    async with mdservice.open_prices(publisher.url) as prices:
         await take(prices, 1)
-        desk.server.stop_answering()
+        publisher.server.stop_answering()
         try:
             await until(lambda: not prices.status().connected)
             assert "PING" in (prices.status().last_error or "")
         finally:
-            desk.server.answer_again()
+            publisher.server.answer_again()
         await until(lambda: prices.status().connected)
-        await desk.write("AAPL")
+        await publisher.write("AAPL")
         assert known(await take(prices, 1)) == [("AAPL", 2)]
 
 
 @on_both_loops
-async def test_silence_alone_does_not_end_a_connection(desk: Desk) -> None:
-    async with mdservice.open_prices(desk.url) as prices:
+async def test_silence_alone_does_not_end_a_connection(publisher: Publisher) -> None:
+    async with mdservice.open_prices(publisher.url) as prices:
         await anyio.sleep(3.2)
         assert prices.status().connected
         assert prices.status().reconnects == 0
-        await desk.write("AAPL")
+        await publisher.write("AAPL")
         await take(prices, 1)
 
 
 @on_both_loops
-async def test_a_service_that_starts_anew_is_noticed_and_the_keys_read_again(desk: Desk) -> None:
-    await desk.write("AAPL", "AAPL", "MSFT")
-    async with mdservice.open_prices(desk.url) as prices:
+async def test_a_service_that_starts_again_is_noticed_and_the_keys_read_again(
+    publisher: Publisher,
+) -> None:
+    await publisher.write("AAPL", "AAPL", "MSFT")
+    async with mdservice.open_prices(publisher.url) as prices:
         assert known(await take(prices, 2)) == [("AAPL", 2), ("MSFT", 1)]
-        desk.service_starts_anew()
-        await desk.write("MSFT", publish=False)
-        await desk.write("AAPL")
+        publisher.restart_service()
+        await publisher.write("MSFT", publish=False)
+        await publisher.write("AAPL")
         assert known(await take(prices, 2)) == [("AAPL", 1), ("MSFT", 1)]
         await until(lambda: prices.status().resyncs == 1)
         assert prices.status().starts == 2
 
 
 @on_both_loops
-async def test_a_step_has_the_keys_read_again_for_the_other_symbols(desk: Desk) -> None:
-    await desk.write("AAPL", "MSFT")
-    async with mdservice.open_prices(desk.url) as prices:
+async def test_a_step_has_the_keys_read_again_for_the_other_symbols(publisher: Publisher) -> None:
+    await publisher.write("AAPL", "MSFT")
+    async with mdservice.open_prices(publisher.url) as prices:
         await take(prices, 2)
-        await desk.write("MSFT", publish=False)
-        await desk.write("AAPL", step=3)
+        await publisher.write("MSFT", publish=False)
+        await publisher.write("AAPL", step=3)
         assert known(await take(prices, 2)) == [("AAPL", 4), ("MSFT", 2)]
         status = prices.status()
         assert (status.missed, status.resyncs, status.reconnects) == (2, 1, 0)
 
 
 @on_both_loops
-async def test_reading_the_keys_again_overtakes_no_event_that_is_on_its_way(desk: Desk) -> None:
+async def test_reading_the_keys_again_overtakes_no_event_that_is_on_its_way(
+    publisher: Publisher,
+) -> None:
     names = [f"S{n}" for n in range(50)]
     steps = 0
-    async with mdservice.open_prices(desk.url) as prices, anyio.create_task_group() as tasks:
+    async with mdservice.open_prices(publisher.url) as prices, anyio.create_task_group() as tasks:
 
         async def write() -> None:
             nonlocal steps
             for number in range(300):
                 step = 2 if number % 10 == 9 else 1
                 steps += step - 1
-                await desk.write("STEP", step=step)
-                await desk.write(*names)
+                await publisher.write("STEP", step=step)
+                await publisher.write(*names)
 
         tasks.start_soon(write)
         quotes = await take(prices, 300 * 51)
-        await until(lambda: len(desk.written) == 300 * 51)
-        assert known(quotes) == known(desk.written)
+        await until(lambda: len(publisher.written) == 300 * 51)
+        assert known(quotes) == known(publisher.written)
         status = prices.status()
         assert status.missed == steps == 30
         assert status.resyncs > 1
 
 
 @on_both_loops
-async def test_a_slow_program_gets_the_newest_of_each_symbol(desk: Desk) -> None:
+async def test_a_slow_program_gets_the_newest_of_each_symbol(publisher: Publisher) -> None:
     names = [f"S{n}" for n in range(100)]
-    async with mdservice.open_prices(desk.url) as prices:
+    async with mdservice.open_prices(publisher.url) as prices:
         for _ in range(250):
-            await desk.write(*names)
-        await until(lambda: prices.latest("S99") == desk.written[-1])
+            await publisher.write(*names)
+        await until(lambda: prices.latest("S99") == publisher.written[-1])
         status = prices.status()
         assert status.waiting == BACKLOG
         assert status.conflated == 25_000 - BACKLOG
         assert status.missed == 0
         quotes = await take(prices, BACKLOG)
         assert known(quotes[-100:]) == [(name, 250) for name in names]
-        await desk.write("S0")
+        await publisher.write("S0")
         assert known(await take(prices, 1)) == [("S0", 251)]
 
 
 @on_both_loops
-async def test_garbage_is_counted_and_passed_over(desk: Desk) -> None:
-    with desk.server.client() as client:
-        await desk.write("AAPL")
+async def test_garbage_is_counted_and_passed_over(publisher: Publisher) -> None:
+    with publisher.server.client() as client:
+        await publisher.write("AAPL")
         good = json.loads(client.get("price:AAPL"))
         client.set("price:BAD", b"\xff\x00")
         client.set("price:MSFT", json.dumps(good))  # of another symbol
         client.lpush("price:LIST", "1")
-        async with mdservice.open_prices(desk.url) as prices:
+        async with mdservice.open_prices(publisher.url) as prices:
             await take(prices, 1)
             assert prices.status().decode_errors == 2
             for bad in (
@@ -224,7 +230,7 @@ async def test_garbage_is_counted_and_passed_over(desk: Desk) -> None:
                 b'{"symbol":"AAPL","bid":1e999}',
             ):
                 client.publish("price.updated", bad)
-            await desk.write("AAPL")
+            await publisher.write("AAPL")
             assert known(await take(prices, 1)) == [("AAPL", 2)]
             status = prices.status()
             assert status.decode_errors == 12
@@ -233,27 +239,27 @@ async def test_garbage_is_counted_and_passed_over(desk: Desk) -> None:
 
 
 @on_both_loops
-async def test_a_refusal_in_mid_run_is_ridden_out(desk: Desk) -> None:
-    with desk.server.client() as client:
-        async with mdservice.open_prices(desk.url) as prices:
+async def test_a_refusal_in_mid_run_is_ridden_out(publisher: Publisher) -> None:
+    with publisher.server.client() as client:
+        async with mdservice.open_prices(publisher.url) as prices:
             client.execute_command("ACL", "SETUSER", "default", "resetchannels", "-subscribe")
-            desk.kill_readers()
+            publisher.kill_readers()
             await until(lambda: "NOPERM" in (prices.status().last_error or ""))
             assert not prices.status().connected
             client.execute_command("ACL", "SETUSER", "default", "allchannels", "+subscribe")
             await until(lambda: prices.status().connected)
-            await desk.write("AAPL")
+            await publisher.write("AAPL")
             await take(prices, 1)
 
 
 @on_both_loops
-async def test_the_rights_that_the_advice_names_suffice(desk: Desk) -> None:
+async def test_the_rights_that_the_advice_names_suffice(publisher: Publisher) -> None:
     rules = "on >pw ~price:* ~log resetchannels &price.updated"
     rules += " +subscribe +ping +mget +scan +xread +xrange +xinfo"
-    await desk.write("AAPL")
-    with desk.server.client() as client:
+    await publisher.write("AAPL")
+    with publisher.server.client() as client:
         client.execute_command("ACL", "SETUSER", "reader", *rules.split())
-        url = f"unix://reader@{desk.server.path}?password=pw"
+        url = f"unix://reader@{publisher.server.path}?password=pw"
         for more in ({}, {"event_log": "log"}):
             async with mdservice.open_prices(url, **more) as prices:
                 await take(prices, 1)

@@ -17,7 +17,14 @@ from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.names import Instance, RedisNames, encode_instance
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.runtime.backoff import Backoff
-from tests.integration.client.desk import START_NS, Desk, known, on_both_loops, take, until
+from tests.integration.client.publisher import (
+    START_NS,
+    Publisher,
+    known,
+    on_both_loops,
+    take,
+    until,
+)
 from tests.second_kind import DEPTHS, Depth
 
 
@@ -28,21 +35,21 @@ def depth(seq: int, symbol: str = "AAPL") -> Depth:
 class Writer:
     """A service's writing side, which writes both kinds in one batch."""
 
-    def __init__(self, desk: Desk, name: str, db: int = 0) -> None:
-        self._desk = desk
+    def __init__(self, publisher: Publisher, name: str, db: int = 0) -> None:
+        self._publisher = publisher
         self._name = name
-        self._store = RedisPriceStore(f"unix://{desk.server.path}?db={db}", instance=name)
+        self._store = RedisPriceStore(f"unix://{publisher.server.path}?db={db}", instance=name)
         self._batches = 0
 
     def own_the_database(self) -> None:
         mine = Instance(self._name, 0, "here", 1, "iex", 0.0, 300.0, "2026-11-20T15:51:44Z")
-        with self._desk.server.client() as client:
+        with self._publisher.server.client() as client:
             client.set(RedisNames().instance_key, encode_instance(mine))
 
     async def write(
         self, depths: Sequence[Depth], prices: Sequence[str] = (), *, publish: bool = True
     ) -> None:
-        quotes = [self._desk.quote(symbol) for symbol in prices]
+        quotes = [self._publisher.quote(symbol) for symbol in prices]
         latest: dict[Kind[object], dict[str, bytes]] = {}
         events = []
         for kind, records in ((QUOTES, quotes), (DEPTHS, depths)):
@@ -60,10 +67,10 @@ class Writer:
 
 
 @asynccontextmanager
-async def reading(desk: Desk, *symbols: str) -> AsyncIterator[Intake[Depth]]:
+async def reading(publisher: Publisher, *symbols: str) -> AsyncIterator[Intake[Depth]]:
     """A reader of the made-up kind."""
     intake = Intake([DEPTHS], symbols)
-    follower = Follower(GivenServer(desk.url), PubSubSource(intake), Backoff(0.01, 0.1))
+    follower = Follower(GivenServer(publisher.url), PubSubSource(intake), Backoff(0.01, 0.1))
     async with anyio.create_task_group() as tasks:
         await tasks.start(follower.run)
         yield intake
@@ -76,10 +83,10 @@ async def read(intake: Intake[Depth], count: int) -> list[tuple[str, int, int]]:
 
 
 @on_both_loops
-async def test_its_keys_come_first_then_its_events(desk: Desk) -> None:
-    writer = Writer(desk, "one")
+async def test_its_keys_come_first_then_its_events(publisher: Publisher) -> None:
+    writer = Writer(publisher, "one")
     await writer.write([depth(1), depth(4, "MSFT")], ["AAPL"])
-    async with reading(desk) as intake, mdservice.open_prices(desk.url) as prices:
+    async with reading(publisher) as intake, mdservice.open_prices(publisher.url) as prices:
         await writer.write([depth(2), depth(3)], ["AAPL", "IBM"])
         expected = [("AAPL", 10, 1), ("MSFT", 40, 4), ("AAPL", 20, 2), ("AAPL", 30, 3)]
         assert await read(intake, 4) == expected
@@ -89,9 +96,9 @@ async def test_its_keys_come_first_then_its_events(desk: Desk) -> None:
 
 
 @on_both_loops
-async def test_its_missed_records_come_from_its_keys(desk: Desk) -> None:
-    writer = Writer(desk, "one")
-    async with reading(desk, "AAPL", "MSFT") as intake:
+async def test_its_missed_records_come_from_its_keys(publisher: Publisher) -> None:
+    writer = Writer(publisher, "one")
+    async with reading(publisher, "AAPL", "MSFT") as intake:
         await writer.write([depth(1), depth(1, "MSFT"), depth(1, "IBM")])
         assert await read(intake, 2) == [("AAPL", 10, 1), ("MSFT", 10, 1)]
         await writer.write([depth(2), depth(2, "MSFT")], publish=False)
@@ -102,10 +109,10 @@ async def test_its_missed_records_come_from_its_keys(desk: Desk) -> None:
 
 
 @on_both_loops
-async def test_garbage_among_its_events_is_counted(desk: Desk) -> None:
-    writer = Writer(desk, "one")
-    async with reading(desk) as intake:
-        with desk.server.client() as client:
+async def test_garbage_among_its_events_is_counted(publisher: Publisher) -> None:
+    writer = Writer(publisher, "one")
+    async with reading(publisher) as intake:
+        with publisher.server.client() as client:
             client.publish(DEPTHS.event, b'{"symbol":"AAPL","price":1}')
             client.publish(QUOTES.event, b"not its channel")
         await writer.write([depth(1)])
@@ -115,10 +122,10 @@ async def test_garbage_among_its_events_is_counted(desk: Desk) -> None:
 
 
 @on_both_loops
-async def test_events_of_another_service_are_dropped(desk: Desk) -> None:
-    writer, other = Writer(desk, "one"), Writer(desk, "two", db=1)
+async def test_events_of_another_service_are_dropped(publisher: Publisher) -> None:
+    writer, other = Writer(publisher, "one"), Writer(publisher, "two", db=1)
     writer.own_the_database()
-    async with reading(desk) as intake:
+    async with reading(publisher) as intake:
         await writer.write([depth(1)])
         await other.write([depth(7, "IBM")], ["AAPL"])
         await until(lambda: intake.foreign == 1)

@@ -29,7 +29,7 @@ from mdservice.model.kinds import (
     TRADES,
 )
 from mdservice.model.trade import Cancel, Correction
-from tests.integration.client.desk import until
+from tests.integration.client.publisher import until
 from tests.integration.client.record_writer import RecordWriter
 
 LIMIT_S = 30.0

@@ -33,8 +33,8 @@ def exact(text: str | bytes) -> dict[str, Any]:
 class Gateway:
     """The program, its client, and access to its Redis and its positions."""
 
-    def __init__(self, valkey: Any, source: Any, client: httpx.AsyncClient, book: Any) -> None:
-        self.book = book
+    def __init__(self, valkey: Any, source: Any, client: httpx.AsyncClient, tracker: Any) -> None:
+        self.tracker = tracker
         self.valkey = valkey
         self.source = source
         self.http = client
@@ -86,13 +86,16 @@ async def open_gateway(
         max_spread=max_spread,
     )
     app = FastAPI()
-    book = make_tracker(source, settings, redis_url=valkey.url, **options)
-    app.include_router(tracker_router(book))
+    tracker = make_tracker(source, settings, redis_url=valkey.url, **options)
+    app.include_router(tracker_router(tracker))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        gateway = Gateway(valkey, source, client, book)
+        gateway = Gateway(valkey, source, client, tracker)
         if not lifespan:
-            yield gateway
+            try:
+                yield gateway
+            finally:
+                await tracker.aclose()
             return
         async with app.router.lifespan_context(app):
             yield gateway

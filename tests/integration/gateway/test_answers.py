@@ -184,12 +184,12 @@ def test_the_widest_spread_can_be_chosen(run: Run) -> None:
         pnl_router(list, max_spread=-1)
 
 
-async def test_the_stream_tells_that_a_price_is_stale_and_live_again(valkey: Any) -> None:
+async def test_the_stream_shows_that_a_price_is_stale_and_live_again(valkey: Any) -> None:
     async with open_gateway(valkey, FakePositions([held("AAPL")])) as gateway:
         gateway.write(gateway.quote("AAPL", 187.12, 187.15))
         await gateway.until(lambda found: found["priced"] == 1)
         done: list[bool] = []
-        events = Answers(gateway.book).stream(lambda: bool(done))
+        events = Answers(gateway.tracker).stream(lambda: bool(done))
         with anyio.fail_after(10):
 
             async def rows(status: str) -> tuple[str, Any, Any]:
@@ -256,7 +256,7 @@ def test_without_any_answer_of_the_source_nothing_is_made_up(run: Run) -> None:
     run(body, source)
 
 
-def test_a_source_that_fails_keeps_the_last_positions_and_is_told(run: Run) -> None:
+def test_a_source_that_fails_keeps_the_last_positions_and_is_reported(run: Run) -> None:
     async def body(gateway: Gateway) -> None:
         gateway.write(gateway.quote("AAPL", 151, 151))
         await gateway.until(lambda found: found["priced"] == 1)
@@ -342,14 +342,14 @@ def test_a_function_is_asked_for_each_answer(run: Run) -> None:
         run(body, lambda: rows, lifespan=lifespan)
 
 
-def test_a_function_that_fails_is_told(run: Run) -> None:
+def test_a_function_that_fails_is_reported(run: Run) -> None:
     async def body(gateway: Gateway) -> None:
         assert "ZeroDivisionError" in (await gateway.pnl(503))["detail"]
 
     run(body, lambda: 1 / 0)
 
 
-def test_what_a_programs_error_says_is_not_told_to_others(run: Run) -> None:
+def test_what_a_programs_error_says_is_not_shown_to_others(run: Run) -> None:
     def fail() -> list[Any]:
         raise OSError("could not connect to postgresql://me:hunter22@db/x")
 
@@ -359,7 +359,7 @@ def test_what_a_programs_error_says_is_not_told_to_others(run: Run) -> None:
     run(body, fail)
 
 
-def test_a_function_that_hangs_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_hangs_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "FETCH_LIMIT_S", 0.3)
     monkeypatch.setattr(cache, "PATIENCE_S", 0.2)
     hangs: list[bool] = []
@@ -381,7 +381,7 @@ def test_a_function_that_hangs_is_told(run: Run, monkeypatch: pytest.MonkeyPatch
         run(body, positions, lifespan=lifespan)
 
 
-def test_a_source_of_ones_own_that_is_broken_is_told(run: Run) -> None:
+def test_a_source_of_ones_own_that_is_broken_is_reported(run: Run) -> None:
     async def body(gateway: Gateway) -> None:
         gateway.source.script.append(None)
         await gateway.pnl()
@@ -449,18 +449,18 @@ def test_an_odd_row_costs_itself_at_most(run: Run, row: Any, qty: Any) -> None:
 def test_an_event_that_overtakes_the_keys_is_not_taken_back(run: Run) -> None:
     async def body(gateway: Gateway) -> None:
         first = gateway.write(gateway.quote("AAPL", 100, 100))
-        book = gateway.book
+        tracker = gateway.tracker
         await gateway.until(lambda found: found["priced"] == 1)
-        prices = book._redis.prices
+        prices = tracker._redis.prices
 
         async def slowly(symbols: Any) -> Any:
             found = await prices(symbols)
             gateway.write(attrs.evolve(first, bid=110, ask=110, seq=first.seq + 1))
-            while book.engine.holding("AAPL").price != 110:
+            while tracker.engine.holding("AAPL").price != 110:
                 await anyio.sleep(0.01)
             return found
 
-        book._redis.prices = slowly
+        tracker._redis.prices = slowly
         (row,) = (await gateway.pnl())["positions"]
         assert row["current_price"] == 110
 

@@ -1,4 +1,4 @@
-"""For the tests of readers. A desk: a writer that writes as the service does, readers that listen, on both event loops."""
+"""For the tests of readers: a publisher that writes as the service does, and both event loops."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LIMIT_S = 30.0
 START_NS = 1_700_000_000 * 10**9
 
 
-class Desk:
-    """A server, and the service's writing side; ``await write("AAPL", "MSFT")``."""
+class Publisher:
+    """A server, and what the service writes there; ``await write("AAPL", "MSFT")``."""
 
     def __init__(self, server: Any) -> None:
         self.server = server
@@ -38,7 +38,7 @@ class Desk:
         self._batches = 0
         self._runs = 0
 
-    def service_starts_anew(self) -> None:
+    def restart_service(self) -> None:
         """Count every symbol from 1 again; time goes on."""
         self._seqs.clear()
         self._runs += 1
@@ -130,19 +130,19 @@ def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None
         time.sleep(0.005)
 
 
-def on_both_loops(test: Callable[[Desk], Awaitable[None]]) -> Callable[..., None]:
+def on_both_loops(test: Callable[[Publisher], Awaitable[None]]) -> Callable[..., None]:
     """Run an async test on trio and on asyncio, within a limit; nothing may be left behind."""
 
     @pytest.mark.parametrize("loop", ["trio", "asyncio"])
-    def run(desk: Desk, loop: str) -> None:
+    def run(publisher: Publisher, loop: str) -> None:
         async def main() -> None:
             with anyio.fail_after(LIMIT_S):
-                await test(desk)
-                await desk.close()
+                await test(publisher)
+                await publisher.close()
 
         anyio.run(main, backend=loop)
         wait_until(lambda: not threads_at_work(), 1.5, "a thread was left behind")
-        wait_until(lambda: not desk.readers(), 1.5, "a connection was left behind")
+        wait_until(lambda: not publisher.readers(), 1.5, "a connection was left behind")
 
     run.__name__ = test.__name__
     run.__doc__ = test.__doc__

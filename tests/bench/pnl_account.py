@@ -31,7 +31,7 @@ _SPOTS = 5
 
 
 @attrs.frozen
-class Desk:
+class Account:
     """Positions in so many symbols, from a place in the list of all on.
 
     Attributes:
@@ -129,10 +129,10 @@ class Writer:
         self._socket.connect(url.removeprefix("unix://"))
         self._replies = hiredis.Reader(notEnoughData=None)
 
-    def write(self, desk: Desk, turn: int, *, publish: bool) -> None:
+    def write(self, account: Account, turn: int, *, publish: bool) -> None:
         """All prices of a turn."""
         commands: list[bytes] = []
-        for quote in desk.quotes(turn):
+        for quote in account.quotes(turn):
             payload = encode_quote(quote)
             commands.append(
                 pack(b"SET", RedisNames().price_key(quote.symbol), payload, b"EX", b"300")
