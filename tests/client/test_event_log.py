@@ -140,7 +140,7 @@ class Reader:
     """Follows the log, with a new connection after each lost one."""
 
     def __init__(self, server: Server, after: EntryId | None) -> None:
-        self.intake = Intake(QUOTES, ())
+        self.intake = Intake([QUOTES], ())
         self.names = RedisNames()
         self.connected = 0
         self._server = server
@@ -306,11 +306,11 @@ async def test_entries_that_the_keys_have_already_are_not_taken_for_a_new_run(
     server.before_scan = write
     async with reading(server, monkeypatch) as reader:
         assert await reader.taken() == [("AAPL", 6)]
-        assert reader.intake.order.starts == 0
+        assert reader.intake.states[QUOTES].order.starts == 0
         # Entries after that are in order: this one can only be of a new run.
         server.add(at(4), quote(1, at_ns=2_000))
         assert await reader.taken() == [("AAPL", 1)]
-        assert reader.intake.order.starts == 1
+        assert reader.intake.states[QUOTES].order.starts == 1
 
 
 async def test_all_entries_of_another_log_are_in_order(
@@ -323,7 +323,7 @@ async def test_all_entries_of_another_log_are_in_order(
         server.logs.clear()
         server.add(at(5), quote(1, at_ns=2_000))
         assert await reader.taken() == [("AAPL", 1)]
-        assert reader.intake.order.starts == 1
+        assert reader.intake.states[QUOTES].order.starts == 1
 
 
 async def test_keys_that_wait_for_a_log_go_with_it(

@@ -198,8 +198,8 @@ def test_the_keys_are_read_again_after_a_step_and_not_too_often() -> None:
 def test_a_step_that_the_keys_show_is_no_reason_to_read_them_again() -> None:
     intake = Intake([QUOTES], ())
     (first,) = quotes(1, 1)
-    intake.take_keys([attrs.evolve(first, seq=5)])
+    intake.take_keys(QUOTES, [attrs.evolve(first, seq=5)])
     later = attrs.evolve(first, seq=9, ts_event_ns=first.ts_event_ns + 1)
-    assert intake.take_keys([later]) == [later]
+    assert intake.take_keys(QUOTES, [later]) == [later]
     assert intake.states[QUOTES].order.missed == 3
     assert not intake.keys_are_due(1_000.0)
