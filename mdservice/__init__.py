@@ -1,4 +1,4 @@
-"""Hold an Alpaca account's one market-data connection, and share it with all programs.
+"""Hold an Alpaca account's market-data connections, and share them with all programs.
 
 ::
 
