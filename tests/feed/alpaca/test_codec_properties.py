@@ -53,7 +53,7 @@ def near_misses(junk: st.SearchStrategy[Any], times: st.SearchStrategy[Any]) -> 
         "t": times | junk,
         **dict.fromkeys(("p", "o", "h", "l", "op", "cp", "u", "d", "vw"), prices),
         **dict.fromkeys(("s", "v", "os", "cs"), sizes),
-        "i": texts | st.integers(0) | junk,
+        "i": texts | st.integers(0, 2**64 - 1) | junk,
         "c": prices | texts | st.lists(texts | junk, max_size=3),
         "b": st.lists(st.fixed_dictionaries({"p": prices, "s": sizes}), max_size=3) | junk,
         "r": st.booleans() | junk,
