@@ -268,6 +268,8 @@ class TradeCheck(ArrivalCheck[Trade]):
         """Symbol and ``seq`` of the latest trades that changed since the keys are being read."""
         self._canceled: set[str] = set()
         """The symbols whose latest trade was canceled; the key has another one, maybe known."""
+        self._canceled_since: set[str] = set()
+        """Those of them with one more cancellation since the keys are being read."""
 
     @property
     def reasons(self) -> int:
@@ -277,10 +279,11 @@ class TradeCheck(ArrivalCheck[Trade]):
     def reading_keys(self) -> None:
         """Note that the keys are being read from now on."""
         self._changed.clear()
+        self._canceled_since.clear()
 
     def _take_key(self, record: Trade, run: str | None) -> bool:
         symbol = record.symbol
-        if (symbol, record.seq) in self._changed:
+        if (symbol, record.seq) in self._changed or symbol in self._canceled_since:
             return False  # the key was perhaps read before the change
         if symbol in self._canceled:
             self._canceled.discard(symbol)
@@ -315,6 +318,9 @@ class TradeCheck(ArrivalCheck[Trade]):
                 del self._latest[one.symbol]
                 self._changed.add((trade.symbol, trade.seq))
                 self._canceled.add(one.symbol)
+                self._cancels += 1
+            elif one.symbol in self._canceled:  # perhaps of the trade that the key has
+                self._canceled_since.add(one.symbol)
                 self._cancels += 1
 
     def _latest_with(self, change: Correction | Cancel, id_: TradeId | None) -> Trade | None:

@@ -179,6 +179,19 @@ def test_after_a_cancellation_the_key_has_the_latest_trade_which_does_not_come_a
     assert seqs(check.newer([trade(4)], in_order=True, run="one")) == [4]
 
 
+def test_two_cancellations_in_a_row_wait_for_the_keys_after_both() -> None:
+    check = trades_until(3)
+    check.cancel([cancel(trade(3))])
+    check.reading_keys()
+    check.cancel([cancel(trade(2))])
+    assert check.reasons == 2
+    assert not check.newer_keys([trade(2)], run="one"), "it was read before the second one"
+    assert check.latest("A") is None
+    check.reading_keys()
+    assert not check.newer_keys([trade(1)], run="one")
+    assert check.latest("A") == trade(1)
+
+
 def test_a_late_trade_behind_a_cancellation_does_not_bring_known_ones_again() -> None:
     check = trades_until(3)
     check.cancel([cancel(trade(3))])
