@@ -279,13 +279,13 @@ async def _written(
 
 @on_both_loops
 async def test_names_have_the_prefix(writer: RecordWriter) -> None:
-    desk = RecordWriter(writer.server, "desk", prefix="desk1:")
-    desk.write((TRADES, desk.make(TRADES)), (NEWS, desk.make(NEWS)))
+    other = RecordWriter(writer.server, "other", prefix="desk1:")
+    other.write((TRADES, other.make(TRADES)), (NEWS, other.make(NEWS)))
     url = writer.server.url
     async with mdservice.open_stream(url, channels=["trades", "news"], prefix="desk1:") as records:
         await take(records, 2)
         writer.next(TRADES)
-        trade, article = desk.next(TRADES), desk.next(NEWS)
+        trade, article = other.next(TRADES), other.next(NEWS)
         assert await take(records, 2) == [trade, article]
 
 

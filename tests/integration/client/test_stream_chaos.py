@@ -16,7 +16,7 @@ from mdservice.client import pubsub as silence
 from mdservice.model.feeds import CHANNELS
 from mdservice.model.kinds import CANCELS, CORRECTIONS, KINDS, NEWS, TRADES, Kind
 from mdservice.model.trade import Cancel, Trade
-from tests.integration.client.desk import until
+from tests.integration.client.publisher import until
 from tests.integration.client.record_writer import RecordWriter
 
 SYMBOLS = ["AAPL", "MSFT", "IBM"]
