@@ -20,6 +20,7 @@ import trio.testing
 
 from mdservice.errors import FeedRefused, FeedUnavailable
 from mdservice.feed import driver as feeds_driver
+from mdservice.feed.alpaca import sdk_driver
 from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
@@ -98,6 +99,8 @@ class Place:
 
     def run(self, scene: Scene, config: dict[str, Any]) -> None:
         before = set(threading.enumerate())
+        if self.driver == "alpaca-py":
+            sdk_driver._import_sdk()  # takes seconds, which are not the server's
         if self.driver == "fake":
             clock = {"clock": trio.testing.MockClock(autojump_threshold=0)}
             anyio.run(self._on_fake, scene, config, backend="trio", backend_options=clock)
