@@ -18,6 +18,7 @@ from mdservice.feed.driver import Acknowledged, Link, Received, RequestRefused
 from mdservice.feed.subscriptions import Followed, SubscriptionSet, chunks
 from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 from mdservice.runtime.actor import Answer
 
@@ -242,11 +243,33 @@ class Session:
                     else:
                         self._not_known.add(chunk[0])
                         self._leave_out(chunk[0], answer.reason, answer.words)
+                        if self._lacks_channel(answer, chunk[0]):
+                            todo = self._without_channel(todo, chunk[0].channel, answer)
                 else:
                     await self._ask_again_for(set(chunk) - self.acknowledged)
                     for topic in self.acknowledged.intersection(chunk):
                         self.given(topic)
         return None
+
+    def _lacks_channel(self, refused: RequestRefused, topic: Topic) -> bool:
+        """Whether the feed has the refused topic's channel for no symbol."""
+        return (
+            refused.cause == "not_offered"
+            and topic.symbol != EVERY_SYMBOL
+            and all(given.channel != topic.channel for given in self.acknowledged)
+        )
+
+    def _without_channel(
+        self, todo: Iterable[Sequence[Topic]], channel: str, refused: RequestRefused
+    ) -> list[list[Topic]]:
+        """Leave out all topics of a channel: each would cost several requests to find."""
+        rest = []
+        for some in todo:
+            for topic in some:
+                if topic.channel == channel:
+                    self._leave_out(topic, refused.reason, refused.words)
+            rest.append([topic for topic in some if topic.channel != channel])
+        return [some for some in rest if some]
 
     async def _ask_again_for(self, missing: set[Topic]) -> None:
         """Request these once more: a feed may acknowledge a large request only in part."""

@@ -628,3 +628,23 @@ def test_works_on_asyncio_too(encoding: Encoding) -> None:
             assert len(run.quotes) == 1
 
     anyio.run(main, backend="asyncio")
+
+
+async def test_a_channel_that_the_feed_lacks_costs_few_requests(autojump_clock: MockClock) -> None:
+    def answer(feed: MemoryFeed, request: Request) -> Sequence[Mapping[str, Any]]:
+        if request.get("imbalances"):
+            return [error(410, "invalid subscribe action for this feed")]
+        for channel in ("quotes", "trades"):
+            state[channel] += request.get(channel, [])
+        return [{"T": "subscription", **state}]
+
+    state: dict[str, list[str]] = {"quotes": [], "trades": []}
+    symbols = many(CHUNK_SIZE)
+    wanted = [Topic(c, s) for s in symbols for c in ("quotes", "imbalances", "trades")]
+    feed = MemoryFeed(answer=answer)
+    async with reading(feed) as run:
+        assert await run.session.subscribe_what_fits(wanted) is None
+        assert len(feed.requests) < 30
+        assert len(run.session.acknowledged) == 2 * len(symbols)
+        assert {topic.channel for topic in run.session.left_out} == {"imbalances"}
+        assert len(run.session.left_out) == len(symbols)
