@@ -141,8 +141,9 @@ class Service:
     def _topics(self, symbols: Sequence[str], channels: Iterable[str] | None) -> tuple[Topic, ...]:
         named = parse_channels(self.settings.channels if channels is None else channels)
         topics = self._topology.topics(symbols, named)
+        served = set(symbols_of(topics))
         for symbol in symbols:
-            if not any(topic.symbol == symbol for topic in topics):
+            if symbol not in served:
                 has = self._topology.pipeline_of(symbol).feed.channels
                 raise InvalidChannel(
                     f"{symbol} has none of the channels {', '.join(named)}; it has {', '.join(has)}"

@@ -197,7 +197,8 @@ class Topology:
         results: list[SubscriptionResult] = []
         undo: list[tuple[Pipeline, Unsubscribe]] = []
         for pipeline, part in self._by_pipeline(topics).items():
-            new = tuple(t for t in part if t not in pipeline.connection.wanted_by(source))
+            before = pipeline.connection.wanted_by(source)
+            new = tuple(topic for topic in part if topic not in before)
             try:
                 results.append(await pipeline.request(Subscribe(part, source)))
             except SubscriptionRefused:

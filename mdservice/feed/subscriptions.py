@@ -75,7 +75,8 @@ class SubscriptionSet:
 
     def of_symbols(self, symbols: Collection[str]) -> tuple[Topic, ...]:
         """The wanted topics of these symbols."""
-        return tuple(topic for topic in self._sources if topic.symbol in symbols)
+        wanted = frozenset(symbols)
+        return tuple(topic for topic in self._sources if topic.symbol in wanted)
 
     @property
     def wanted(self) -> Sequence[Topic]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from mdservice.errors import (
     SubscriptionRefused,
 )
 from mdservice.feed.driver import CLOSE_TIMEOUT_S
+from mdservice.http_api.requests import MAX_SYMBOLS
 from mdservice.model.events import FeedStatus
 from mdservice.model.kinds import QUOTES, TRADES
 from mdservice.model.quote import Quote
@@ -174,6 +176,20 @@ async def test_stream_has_the_latest_values_first_and_then_each_record(
         with pytest.raises(InvalidChannel, match="tardes"):
             async with bench.service.stream(channels=("tardes",)):
                 pass
+
+
+async def test_a_request_for_a_whole_market_does_not_block_the_event_loop(
+    autojump_clock: Any,
+) -> None:
+    symbols = [f"S{number}" for number in range(MAX_SYMBOLS)]
+    feed = FakeDriver()
+    feed.fail(1_000)
+    async with open_desk(feed=feed, channels="quotes,trades") as desk:
+        began_s = time.perf_counter()
+        assert (await desk.service.subscribe(*symbols)).symbols == tuple(symbols)
+        assert (await desk.service.unsubscribe(*symbols)).symbols == tuple(symbols)
+        assert time.perf_counter() - began_s < 10, "it is linear in the number of symbols"
+        assert desk.service.subscriptions() == {}
 
 
 async def test_every_accepted_quote_is_published_once_and_in_order(autojump_clock: Any) -> None:
