@@ -132,7 +132,10 @@ class Service:
         sources = ("api", "settings") if source == "api" else (source,)
         chosen = parse_symbols(symbols)
         if channels is None:
-            topics = self._topology.wanted_topics(chosen) or self._topics(chosen, None)
+            topics = self._topology.wanted_topics(chosen)
+            wanted = set(symbols_of(topics))
+            # The answer names what was not wanted too.
+            topics += tuple(Topic(QUOTES.channel, s) for s in chosen if s not in wanted)
         else:
             topics = self._topics(chosen, channels)
         self._require_running()

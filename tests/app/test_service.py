@@ -192,6 +192,16 @@ async def test_a_request_for_a_whole_market_does_not_block_the_event_loop(
         assert desk.service.subscriptions() == {}
 
 
+async def test_unsubscribing_names_the_symbols_that_were_not_wanted_too(
+    autojump_clock: Any,
+) -> None:
+    async with open_desk("AAPL", channels="trades") as desk:
+        await desk.feed.subscribed()
+        result = await desk.service.unsubscribe("MSFT", "AAPL", "TSLA")
+        assert (result.status, set(result.symbols)) == ("unsubscribed", {"AAPL", "MSFT", "TSLA"})
+        assert desk.service.subscriptions() == {}
+
+
 async def test_every_accepted_quote_is_published_once_and_in_order(autojump_clock: Any) -> None:
     async with open_bench("AAPL", "SPY") as bench:
         await bench.feed.subscribed("AAPL", "SPY")
