@@ -430,13 +430,15 @@ class FeedConnection:
             recovery.expect(symbols_of(topics, kind))
 
     async def _recover(self, session: Session) -> None:
-        """Recover what is missing of each kind, all kinds at once."""
+        """Recover what is missing of each kind, all kinds at once.
+
+        A kind that nothing wants yet takes part: its symbols may be subscribed later.
+        """
         calls = []
         for kind, recovery in self._recoveries.items():
             followed = symbols_of(session.acknowledged, kind)
             left_out = symbols_of(session.left_out, kind)
-            if followed or left_out or recovery.symbols():
-                calls.append(partial(recovery.repair, followed, left_out))
+            calls.append(partial(recovery.repair, followed, left_out))
         await run_together(*calls)
 
     async def _subscriptions_changed(self, session: Session) -> None:

@@ -253,6 +253,8 @@ class GapRepair(Generic[R]):
         self._horizon = Horizon[R](0)
         self._resumed = False
         """Whether :class:`FeedResumed` was sent for this connection."""
+        self._follows = False
+        """Whether the last :class:`FeedResumed` had symbols."""
         self._left_out: frozenset[str] = frozenset()
         """The unfulfilled symbols of the last :class:`FeedResumed`."""
         # An article is of no single symbol, so history can be asked for all of them.
@@ -422,14 +424,15 @@ class GapRepair(Generic[R]):
     async def subscriptions_changed(
         self, followed: Collection[str], left_out: Collection[str]
     ) -> None:
-        """Report the gaps of unfulfilled symbols that a request has subscribed again.
+        """Report the first symbols, and the gaps of unfulfilled ones that a request has subscribed.
 
         It does not fetch their missing records, so that live records of other symbols do not wait.
         """
         if not self._resumed:
             return  # :meth:`repair` will report it
         self._missing.follow(followed, self._clock.utc_ns())
-        if self._left_out.intersection(followed):
+        began = bool(followed) and not self._follows
+        if began or self._left_out.intersection(followed):
             if not self._holding:
                 self._missing.reported(self._missing.back(followed, left_out), complete=())
             await self._resume(followed, left_out, repairing=False)
@@ -440,6 +443,7 @@ class GapRepair(Generic[R]):
         self, followed: Collection[str], left_out: Collection[str], *, repairing: bool
     ) -> int:
         now_ns = self._clock.utc_ns()
+        self._follows = bool(followed)
         self._left_out = frozenset(left_out)
         resumed = FeedResumed(self.kind, now_ns, frozenset(followed), repairing, self._left_out)
         await self._send_queue.send(resumed)

@@ -1,0 +1,102 @@
+"""Several channels and feeds joined as in the service, on virtual time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import msgspec
+
+from mdservice.app.topology import FeedParts, Topology, build
+from mdservice.feed.liveness import Hours
+from mdservice.model.feeds import CRYPTO, STOCKS, Topic
+from mdservice.model.kinds import TRADES
+from mdservice.runtime.task_groups import background
+from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, VirtualClock
+from tests.records import make_record
+from tests.topics import quotes, trades
+
+
+async def always_open() -> Hours:
+    return "open"
+
+
+class Account:
+    """The stock feed and the crypto feed of one account, each with its fakes."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.stocks = FakeDriver(clock=self.clock)
+        self.crypto = FakeDriver(clock=self.clock, feed=CRYPTO)
+        self.history = FakeHistory()
+        self.store = MemoryPriceStore(clock=self.clock, price_ttl_s=300)
+
+    @asynccontextmanager
+    async def running(self, *topics: Topic, last: Any = None) -> AsyncIterator[Topology]:
+        topology = build(
+            feeds=[
+                FeedParts(STOCKS, [self.stocks], self.history, always_open, on_demand=False),
+                FeedParts(CRYPTO, [self.crypto], self.history, always_open),
+            ],
+            mute_after_s=1e6,
+            store=self.store,
+            topics=topics,
+            backlog=1_000,
+            clock=self.clock,
+            rng=random.Random(7),
+            last_records=last,
+        )
+        with anyio.fail_after(3_600):
+            async with background(topology.supervisor.run):
+                try:
+                    yield topology
+                finally:
+                    topology.supervisor.drain()
+                    topology.stop_feeds()
+                    await topology.supervisor.drained()
+        topology.close()
+
+    def published(self, channel: str) -> list[dict[str, Any]]:
+        payloads = self.store.published.get(channel, ())
+        return [msgspec.json.decode(payload, type=dict[str, Any]) for payload in payloads]
+
+    def told(self, channel: str) -> Sequence[str]:
+        """The states of one channel's gaps, in order."""
+        told = self.published("feed.status")
+        return [status["state"] for status in told if status.get("channel") == channel]
+
+
+async def test_a_channel_subscribed_while_connected_is_repaired_from_its_subscription_on(
+    autojump_clock: Any,
+) -> None:
+    account = Account()
+    async with account.running(*quotes("AAPL")) as topology:
+        await account.stocks.subscribed("AAPL")
+        await topology.subscribe(trades("AAPL"), "api")
+        account.stocks.send_quotes([{"S": "AAPL", "bp": 1, "ap": 2}])
+        await anyio.sleep(5)
+        account.history.add([make_record(TRADES, at_ns=account.clock.utc_ns())], TRADES)
+        await anyio.sleep(20)  # the socket is dead, and nothing shows it yet
+        account.stocks.drop()
+        await anyio.sleep(30)
+        assert [trade["id"] for trade in account.published("trade.updated")] == [1]
+        assert account.told("trades") == ["gap", "gap_repaired"]
+
+
+async def test_a_channel_without_any_record_is_repaired_from_its_subscription_on(
+    autojump_clock: Any,
+) -> None:
+    account = Account()
+    async with account.running(*quotes("AAPL")) as topology:
+        await account.stocks.subscribed("AAPL")
+        await topology.subscribe(trades("AAPL"), "api")
+        await anyio.sleep(5)
+        account.history.add([make_record(TRADES, at_ns=account.clock.utc_ns())], TRADES)
+        await anyio.sleep(20)
+        account.stocks.drop()
+        await anyio.sleep(30)
+        assert [trade["id"] for trade in account.published("trade.updated")] == [1]
+        assert account.told("trades") == ["gap", "gap_repaired"]
