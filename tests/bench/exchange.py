@@ -3,13 +3,13 @@
 ``python -m tests.bench.exchange SYMBOLS`` prints ``{"port": …}``. Every line of its input is an
 order, and is answered when it is done; it ends with its input.
 
-- ``{"do": "lead"}``: one quote of each symbol; ``{"quotes": of each symbol so far}``.
-- ``{"do": "outage", "missed": n, "live": bool}``: cuts the connection, makes n quotes of each
-  symbol, takes connections again, then goes on at 1,000 quotes a second or is quiet;
+- ``{"do": "lead"}``: one quote of each symbol; ``{"quotes": …, "trades": …}`` of each symbol so far.
+- ``{"do": "outage", "missed": n, "trades": m, "live": bool}``: cuts the connection, makes n quotes
+  and m trades of each symbol, takes connections again, then goes on at 1,000 quotes a second or is quiet;
   ``{"ended": monotonic time at which connections were taken again}``.
-- ``{"do": "rest"}``: goes on no more; ``{"quotes": of each symbol so far}``.
+- ``{"do": "rest"}``: goes on no more; answered as a lead.
 
-A symbol's bids count its quotes. Times are the market's own: each lead comes ten seconds after
+A symbol's bids count its quotes, and its trades' ids its trades; a lead has a trade of each too. Times are the market's own: each lead comes ten seconds after
 what was before, so that no repair fetches what an earlier one was about.
 """
 
@@ -23,6 +23,8 @@ from typing import Any
 import msgspec
 
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
+from mdservice.simulator.stock_records import SimTrade
+from mdservice.simulator.stocks import TRADES
 from tests.bench.tape import symbol_names
 
 _PACE_S, _QUOTES_A_TICK = 0.01, 10
@@ -40,20 +42,23 @@ class Exchange:
         self._simulator = simulator
         self._symbols = symbols
         self._made = 0
+        self._trades = 0
         self._now_ns = time.time_ns() - _BEGAN_AGO_NS
         self._paced = False
 
     async def obey(self, order: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked for."""
         if order["do"] == "outage":
-            return {"ended": await self._outage(order["missed"], live=order["live"])}
+            missed = order["missed"], order["trades"]
+            return {"ended": await self._outage(*missed, live=order["live"])}
         self._paced = False
         if order["do"] == "lead":
             self._now_ns += _LEAP_NS
             self._make(len(self._symbols))
+            self._make_trades(1)
         else:
             self._make(-self._made % len(self._symbols))  # so that all symbols have as many
-        return {"quotes": self._made // len(self._symbols)}
+        return {"quotes": self._made // len(self._symbols), "trades": self._trades}
 
     async def keep_pace(self) -> None:
         """Make quotes while the market is live."""
@@ -62,12 +67,13 @@ class Exchange:
             if self._paced:
                 self._make(_QUOTES_A_TICK)
 
-    async def _outage(self, missed: int, *, live: bool) -> float:
+    async def _outage(self, missed: int, trades: int, *, live: bool) -> float:
         simulator = self._simulator
         simulator.refuse_upgrade(_UNAVAILABLE, times=_MANY)
         simulator.drop("reset")
         await simulator.until(lambda simulator: not simulator.connections)
         self._make(missed * len(self._symbols))
+        self._make_trades(trades)
         simulator.resume()
         self._paced = live
         return time.monotonic()
@@ -83,6 +89,16 @@ class Exchange:
             )
         self._made += count
         self._simulator.send_quotes(quotes)
+
+    def _make_trades(self, count: int) -> None:
+        """So many trades of each symbol."""
+        trades = []
+        for number in range(self._trades + 1, self._trades + count + 1):
+            for symbol in self._symbols:
+                self._now_ns += _STEP_NS
+                trades.append(SimTrade(symbol, 10.0, 100, number, self._now_ns))
+        self._trades += count
+        self._simulator.send_records(TRADES, trades)
 
 
 async def serve(symbols: list[str]) -> None:

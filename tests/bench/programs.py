@@ -79,10 +79,12 @@ class Service:
 
     Attributes:
         command: The module that is run, and its arguments.
+        channels: As in the settings.
     """
 
     driver: str
     lossless: bool = True
+    channels: str = "quotes"
     command: tuple[str, ...] = ("mdservice", "run")
 
     @property
@@ -99,6 +101,7 @@ class Service:
             "MDSERVICE_REDIS_URL": given.redis_url,
             "MDSERVICE_DRIVER": self.driver,
             "MDSERVICE_SYMBOLS": ",".join(given.symbols),
+            "MDSERVICE_CHANNELS": self.channels,
             "MDSERVICE_SOCKET": str(_socket(given)),
             "MDSERVICE_LOG_FORMAT": "json",
         }
