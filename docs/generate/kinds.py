@@ -22,12 +22,12 @@ from docs.generate.text import code, fence, paragraph, table
 from mdservice.model.bar import Bar
 from mdservice.model.feeds import FEEDS, Feed, feed_of
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
     DAILY_BARS,
     IMBALANCES,
+    KINDS,
     LULDS,
     NEWS,
     ORDERBOOKS,
@@ -150,7 +150,7 @@ _REPAIRS: Final = {
 def kind_names() -> str:
     """Each kind's names and where it comes from."""
     head = ("channel", "subscribed as", "of", "latest value", "event", "expires after")
-    return table(head, [_names(kind) for kind in ALL_KINDS])
+    return table(head, [_names(kind) for kind in KINDS])
 
 
 def _names(kind: Kind[Any]) -> tuple[str, ...]:
@@ -177,7 +177,7 @@ def _life(kind: Kind[Any]) -> str:
 def kind_rules() -> str:
     """Each kind's rules: order, identity, overflow and repair."""
     head = ("channel", "order", "a repeat has the same", "a full backlog", "missed records")
-    return table(head, [_rules(kind) for kind in ALL_KINDS])
+    return table(head, [_rules(kind) for kind in KINDS])
 
 
 def _rules(kind: Kind[Any]) -> tuple[str, ...]:
@@ -273,7 +273,7 @@ def _meanings(policy: type[Enum]) -> dict[str, str]:
 
 def kind_objects() -> str:
     """The fields of each kind's object, and examples."""
-    return "\n\n".join(part for kind in ALL_KINDS for part in _object(kind))
+    return "\n\n".join(part for kind in KINDS for part in _object(kind))
 
 
 def _object(kind: Kind[Any]) -> Iterator[str]:

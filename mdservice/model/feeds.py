@@ -12,12 +12,12 @@ import attrs
 
 from mdservice.errors import InvalidChannel
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
     DAILY_BARS,
     IMBALANCES,
+    KINDS,
     LULDS,
     NEWS,
     ORDERBOOKS,
@@ -116,7 +116,7 @@ def parse_channels(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def kinds_of(channels: Iterable[str]) -> tuple[Kind[Any], ...]:
-    """The kinds of record that channels bring, in the order of :data:`ALL_KINDS`.
+    """The kinds of record that channels bring, in the order of :data:`KINDS`.
 
     ``trades`` also brings corrections and cancellations; ``bars`` and ``updatedBars`` are one kind.
 
@@ -129,12 +129,12 @@ def kinds_of(channels: Iterable[str]) -> tuple[Kind[Any], ...]:
     texts = channels.split(",") if isinstance(channels, str) else channels
     names = {text.strip() for text in texts}
     parse_channels(name for name in names if name != NEWS.channel)
-    return tuple(kind for kind in ALL_KINDS if not names.isdisjoint(kind.topics))
+    return tuple(kind for kind in KINDS if not names.isdisjoint(kind.topics))
 
 
 def _not_subscribed(channel: str) -> str:
     shown = channel if len(channel) <= _SHOWN else channel[:_SHOWN] + "…"
-    kind = next((kind for kind in ALL_KINDS if kind.channel == channel), None)
+    kind = next((kind for kind in KINDS if kind.channel == channel), None)
     if kind is NEWS:
         return "news is not a channel of a symbol: set MDSERVICE_NEWS, to symbols or *"
     if kind is not None:

@@ -45,7 +45,6 @@ from mdservice.model.trading_status import (
 from mdservice.model.written import WrittenForm
 
 __all__ = [
-    "ALL_KINDS",
     "BARS",
     "CANCELS",
     "CORRECTIONS",
@@ -429,7 +428,6 @@ KINDS: Final[tuple[Kind[Any], ...]] = (
     NEWS,
 )
 """Every kind of record that the service carries."""
-ALL_KINDS = KINDS
 
 
 class RecordDecoder(Generic[R]):

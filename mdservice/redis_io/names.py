@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from mdservice.model.kinds import ALL_KINDS, QUOTES, Kind, Stream
+from mdservice.model.kinds import KINDS, QUOTES, Kind, Stream
 
 __all__ = [
     "ALERT_CHANNEL",
@@ -174,14 +174,14 @@ class RedisNames:
             event_log: The stream's name without the prefix, or None.
         """
         channels = (
-            *(kind.event for kind in ALL_KINDS),
+            *(kind.event for kind in KINDS),
             STATUS_CHANNEL,
             ALERT_CHANNEL,
-            *(kind.marker for kind in ALL_KINDS),
+            *(kind.marker for kind in KINDS),
             INSTANCES_CHANNEL,
         )
-        keys = [f"{kind.key_prefix}*" for kind in ALL_KINDS if kind.has_key]
-        keys += [kind.stream.name for kind in ALL_KINDS if kind.stream is not None]
+        keys = [f"{kind.key_prefix}*" for kind in KINDS if kind.has_key]
+        keys += [kind.stream.name for kind in KINDS if kind.stream is not None]
         keys += ["mdservice:*", *([] if event_log is None else [event_log])]
         rules = [f"~{self.prefix}{pattern}" for pattern in keys]
         rules.append("resetchannels")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import attrs
 
-from mdservice.model.kinds import ALL_KINDS, QUOTES, TRADES, Kind
+from mdservice.model.kinds import KINDS, QUOTES, TRADES, Kind
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
@@ -66,7 +66,7 @@ async def try_rights(
         StoreUnavailable, StoreRefused
     """
     needed, useful = _commands(names, event_log, kinds, renew_prices=renew_prices)
-    others = {kind: _of_kind(names, kind) for kind in ALL_KINDS if kind not in kinds}
+    others = {kind: _of_kind(names, kind) for kind in KINDS if kind not in kinds}
     connection = await RedisConnection.open(address, _CLIENT_NAME, limit_s=timeout_s)
     try:
         # Without MULTI, the server would execute the commands.

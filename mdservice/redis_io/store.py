@@ -14,7 +14,7 @@ import attrs
 import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.kinds import ALL_KINDS, Kind, Stream
+from mdservice.model.kinds import KINDS, Kind, Stream
 from mdservice.observability.logging import get_logger
 from mdservice.publish.store import WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
@@ -69,8 +69,8 @@ async def greet(
     )
     raise_refusal(connection.address, [multi, executed])
     # If this user may not publish one of these messages, the server would refuse the whole batch.
-    markers = [packer.marker(kind, database, 0) for kind in ALL_KINDS]
-    marked = zip(ALL_KINDS, await connection.call(*markers), strict=True)
+    markers = [packer.marker(kind, database, 0) for kind in KINDS]
+    marked = zip(KINDS, await connection.call(*markers), strict=True)
     packer.marks_db = database
     packer.unmarked = frozenset(kind for kind, reply in marked if is_error(reply))
     run_id = _run_id(info)

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from mdservice.errors import InvalidChannel, InvalidSymbol
 from mdservice.model.feeds import FeedName, parse_channels
-from mdservice.model.kinds import ALL_KINDS
+from mdservice.model.kinds import KINDS
 from mdservice.model.symbol import parse_symbols
 from mdservice.observability.masking import quoted
 from mdservice.settings.feeds import STREAM_HOST, STREAM_PATHS, is_alpacas, url_variable
@@ -53,8 +53,8 @@ SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """The size of the path in ``sockaddr_un``, without its closing zero."""
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _QUOTES = "\"'"
-_OWN_KEYS = (*(kind.key_prefix for kind in ALL_KINDS if kind.has_key), "mdservice:")
-_OWN_STREAMS = tuple(kind.stream.name for kind in ALL_KINDS if kind.stream is not None)
+_OWN_KEYS = (*(kind.key_prefix for kind in KINDS if kind.has_key), "mdservice:")
+_OWN_STREAMS = tuple(kind.stream.name for kind in KINDS if kind.stream is not None)
 
 
 def text(value: object) -> str:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from mdservice.client.sequence import IdentityCheck, SequenceCheck, TradeCheck, sequence_check
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
     IMBALANCES,
+    KINDS,
     NEWS,
     ORDERBOOKS,
     QUOTES,
@@ -37,7 +37,7 @@ def seqs(records: list[Any]) -> list[int]:
 
 
 def test_each_kind_has_the_check_of_its_order() -> None:
-    checks = {kind: type(sequence_check(kind)) for kind in ALL_KINDS}
+    checks = {kind: type(sequence_check(kind)) for kind in KINDS}
     assert checks[QUOTES] is SequenceCheck
     assert checks[TRADES] is TradeCheck
     assert checks[NEWS] is IdentityCheck

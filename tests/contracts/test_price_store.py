@@ -12,12 +12,12 @@ import pytest
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
     DAILY_BARS,
     IMBALANCES,
+    KINDS,
     LULDS,
     NEWS,
     ORDERBOOKS,
@@ -129,7 +129,7 @@ class RedisBackend:
 
     def listen(self) -> None:
         self.pubsub = self.client.pubsub(ignore_subscribe_messages=True)
-        channels = [*(kind.event for kind in ALL_KINDS), "feed.status", "end"]
+        channels = [*(kind.event for kind in KINDS), "feed.status", "end"]
         self.pubsub.subscribe(*channels)
         for _ in channels:
             self.pubsub.get_message(timeout=1.0)
@@ -309,7 +309,7 @@ EVENTS = {
 async def test_each_kind_has_its_key_and_its_time_to_live(behind: Backend) -> None:
     store = behind.make()
     await store.connect()
-    await store.write(kind_batch(1, *ALL_KINDS))
+    await store.write(kind_batch(1, *KINDS))
     for kind, (key, ttl_s) in KEYS.items():
         assert behind.get(key) == kind.encode(make_record(kind, "A", 1))
         assert ttl_s - 7 < behind.ttl_s(key) <= ttl_s
@@ -321,7 +321,7 @@ async def test_each_kind_has_its_key_and_its_time_to_live(behind: Backend) -> No
 async def test_events_of_every_kind_come_in_the_order_of_the_batch(behind: Backend) -> None:
     store = behind.make()
     await store.connect()
-    order = [*ALL_KINDS, TRADES, QUOTES, CANCELS, TRADES]
+    order = [*KINDS, TRADES, QUOTES, CANCELS, TRADES]
     await store.write(kind_batch(1, *order))
     assert behind.published() == [
         (EVENTS[kind], kind.encode(make_record(kind, "A", 1))) for kind in order

@@ -13,7 +13,7 @@ import pytest
 
 import mdservice
 from mdservice.http_api.server import create_app
-from mdservice.model.kinds import ALL_KINDS
+from mdservice.model.kinds import KINDS
 from mdservice.redis_io.names import BATCH_CHANNEL, INSTANCES_CHANNEL
 from mdservice.settings import SETTINGS
 from mdservice.testing.fake_service import FakeService
@@ -117,7 +117,7 @@ def unknown_dotted(text: str) -> list[str]:
     for dotted in DOTTED.findall(text):
         if dotted in {"mdservice.toml", "mdservice.sock", BATCH_CHANNEL, INSTANCES_CHANNEL}:
             continue
-        if dotted in {kind.marker for kind in ALL_KINDS}:
+        if dotted in {kind.marker for kind in KINDS}:
             continue
         parts = dotted.split(".")
         for end in range(len(parts), 0, -1):

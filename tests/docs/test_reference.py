@@ -21,7 +21,7 @@ from mdservice.gateway.serve import gateway_app
 from mdservice.http_api.server import create_app
 from mdservice.model.events import FeedState
 from mdservice.model.feeds import FEEDS
-from mdservice.model.kinds import ALL_KINDS, QUOTES
+from mdservice.model.kinds import KINDS, QUOTES
 from mdservice.settings import SETTINGS, Settings
 from mdservice.testing.fake_service import FakeService
 from tests.integration.test_repair_of_each_kind import named as case_of
@@ -190,15 +190,15 @@ def test_every_field_of_a_message_is_explained() -> None:
 def test_every_kind_is_there_with_examples() -> None:
     text = page("kinds")
     headings = re.findall(r"^### `(\w+)`$", text, re.MULTILINE)
-    assert headings == [kind.channel for kind in ALL_KINDS]
-    for kind in ALL_KINDS:
+    assert headings == [kind.channel for kind in KINDS]
+    for kind in KINDS:
         for example in EXAMPLES[kind]:
             assert kind.encode(kind.decode(kind.encode(example))) == kind.encode(example)
 
 
 def test_every_field_of_a_record_is_explained() -> None:
     text = page("kinds")
-    for kind in ALL_KINDS:
+    for kind in KINDS:
         part = text.split(f"### `{kind.channel}`\n")[1].partition("\n### ")[0]
         fields = set(re.findall(r'"(\w+)":', part)) - {"symbol", "timestamp", "seq"}
         explained = page("redis") if kind is QUOTES else part
@@ -211,7 +211,7 @@ def test_what_becomes_of_missed_records_stands_beside_its_tests() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]+) \| `(\S+)` \|$", table, re.MULTILINE)
     assert rows == [
         (kind.channel, feed.name, repair_in_words(kind, feed), case_of(kind, feed))
-        for kind in ALL_KINDS
+        for kind in KINDS
         for feed in FEEDS
         if kind in feed.kinds
     ]

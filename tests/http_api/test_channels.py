@@ -12,13 +12,13 @@ import trio.testing
 
 from mdservice.http_api import schemas
 from mdservice.model.feeds import CHANNELS, kinds_of
-from mdservice.model.kinds import ALL_KINDS, BARS, NEWS, ORDERBOOKS, QUOTES, TRADES
+from mdservice.model.kinds import BARS, KINDS, NEWS, ORDERBOOKS, QUOTES, TRADES
 from mdservice.testing.fake_service import FakeService
 from tests.http_api.test_market_data import BASE, SUBSCRIBE, UNSUBSCRIBE, opened
 from tests.records import make_record
 
 LATEST = f"{BASE}/latest"
-KEYED = [kind for kind in ALL_KINDS if kind.has_key]
+KEYED = [kind for kind in KINDS if kind.has_key]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ async def test_the_stream_sends_each_kind_under_its_event(
     async with opened(service, f"symbols=AAPL&channels={every}") as reader:
         names = [name for name, _ in await reader.events(3)]
         assert names == ["price.updated", "trade.updated", "orderbook.updated"]
-        for kind in ALL_KINDS:
+        for kind in KINDS:
             record = make_record(kind, number=2)
             service.publish_record(kind, record)
             service.publish_record(kind, make_record(kind, "MSFT", 3))

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.kinds import ALL_KINDS, BARS, QUOTES, TRADES
+from mdservice.model.kinds import BARS, KINDS, QUOTES, TRADES
 from mdservice.publish.store import Events, Message, WriteBatch
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
@@ -109,7 +109,7 @@ async def test_the_rights_that_the_advice_names_suffice(
 async def test_a_kind_whose_marker_is_not_allowed_goes_without_and_the_others_keep_theirs(
     fresh_valkey: Any,
 ) -> None:
-    channels = " ".join(f"&{kind.event}" for kind in ALL_KINDS)
+    channels = " ".join(f"&{kind.event}" for kind in KINDS)
     rules = f"on >pw ~* resetchannels {channels} &mdservice.batch &mdservice.batch.bars +@all"
     with fresh_valkey.client() as client:
         client.execute_command("ACL", "SETUSER", "writer", *rules.split())

@@ -17,7 +17,7 @@ from mdservice.model.feeds import (
     parse_channels,
     topics_of,
 )
-from mdservice.model.kinds import ALL_KINDS
+from mdservice.model.kinds import KINDS
 
 OPTION = "AAPL261218C00200000"
 
@@ -47,7 +47,7 @@ def test_channels_have_alpacas_names() -> None:
 
 
 def test_every_kind_is_of_a_feed() -> None:
-    assert {kind for feed in FEEDS for kind in feed.kinds} == set(ALL_KINDS)
+    assert {kind for feed in FEEDS for kind in feed.kinds} == set(KINDS)
 
 
 def test_a_channel_that_a_feed_lacks_is_skipped() -> None:

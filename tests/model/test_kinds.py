@@ -9,7 +9,6 @@ import pytest
 from mdservice.errors import InvalidChannel
 from mdservice.model.feeds import kinds_of
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
@@ -111,7 +110,7 @@ def test_what_is_no_record_is_an_error(kind: Kind[Any], payload: bytes) -> None:
         kind.decode(payload)
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS, ids=repr)
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
 def test_a_record_that_may_be_late_has_a_mark_that_is_not_written(kind: Kind[Any]) -> None:
     record = make_record(kind)
     assert hasattr(record, "newest") == kind.may_be_late

@@ -19,10 +19,10 @@ from mdservice.model.events import (
     RoutedItem,
 )
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CORRECTIONS,
     DAILY_BARS,
+    KINDS,
     NEWS,
     QUOTES,
     STATUSES,
@@ -280,7 +280,7 @@ async def test_it_always_takes(autojump_clock: Any, open_bench: MakeBench) -> No
 # ---- every kind
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS, ids=repr)
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
 async def test_each_kind_has_its_event_and_its_latest_value(
     kind: Kind[Any], autojump_clock: Any, open_bench: MakeBench
 ) -> None:
@@ -305,7 +305,7 @@ async def test_each_kind_has_its_event_and_its_latest_value(
         assert now.prices_written == (2 if kind is QUOTES else 0)
 
 
-@pytest.mark.parametrize("kind", [k for k in ALL_KINDS if k.may_be_late], ids=repr)
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.may_be_late], ids=repr)
 async def test_a_late_record_is_an_event_and_no_value_of_the_key(
     kind: Kind[Any], autojump_clock: Any, open_bench: MakeBench
 ) -> None:

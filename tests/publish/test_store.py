@@ -9,7 +9,7 @@ import anyio
 import attrs
 import pytest
 
-from mdservice.model.kinds import ALL_KINDS, NEWS, QUOTES
+from mdservice.model.kinds import KINDS, NEWS, QUOTES
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.publish.store import READ_LIMIT_S, WriteBatch, read_last_records
@@ -65,7 +65,7 @@ async def test_the_newest_articles_are_read_from_their_stream(autojump_clock: An
 async def test_every_kind_is_read_from_its_own_keys(autojump_clock: Any) -> None:
     store = MemoryPriceStore(clock=VirtualClock())
     await store.connect()
-    records = {kind: make_record(kind) for kind in ALL_KINDS if kind.has_key}
+    records = {kind: make_record(kind) for kind in KINDS if kind.has_key}
     latest = {kind: {"AAPL": kind.encode(record)} for kind, record in records.items()}
     await store.write(WriteBatch(1, latest, ()))
     wanted = dict.fromkeys(records, ("AAPL", "MSFT"))

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mdservice.model.events import RecordBatch, RoutedItem
-from mdservice.model.kinds import ALL_KINDS, DAILY_BARS, NEWS, QUOTES, TRADES, Kind
+from mdservice.model.kinds import DAILY_BARS, KINDS, NEWS, QUOTES, TRADES, Kind
 from mdservice.model.quote import Quote
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.store import Events, Message, WriteBatch
@@ -772,7 +772,7 @@ async def test_keys_to_renew_do_not_make_the_writer_try_an_absent_store_more_oft
 
 # ---- every kind
 
-KEYED = tuple(kind for kind in ALL_KINDS if kind.has_key)
+KEYED = tuple(kind for kind in KINDS if kind.has_key)
 
 
 def kind_batch(number: int, *kinds: Kind[Any], symbols: Sequence[str] = ("AAPL",)) -> WriteBatch:
@@ -811,7 +811,7 @@ class VouchedBench:
             self.store,
             self.clock,
             lambda kind: self.vouched.get(kind, frozenset()),
-            kinds=ALL_KINDS,
+            kinds=KINDS,
         )
 
     async def write(self, batch: WriteBatch) -> None:
@@ -851,7 +851,7 @@ async def test_a_vouched_key_of_each_kind_outlives_its_time_and_another_does_not
 ) -> None:
     ttl_s = kind.ttl_s or 300
     async with vouched_bench() as bench:
-        await bench.write(kind_batch(1, *ALL_KINDS, symbols=("AAPL", "MSFT")))
+        await bench.write(kind_batch(1, *KINDS, symbols=("AAPL", "MSFT")))
         bench.vouched[kind] = frozenset(["AAPL"])
         await bench.later(1.5 * ttl_s)
         assert bench.value(kind, "AAPL") == 1
@@ -875,7 +875,7 @@ async def test_a_server_that_forgot_gets_the_newest_value_of_every_kind_back(
     autojump_clock: Any,
 ) -> None:
     async with vouched_bench() as bench:
-        await bench.write(kind_batch(1, *ALL_KINDS))
+        await bench.write(kind_batch(1, *KINDS))
         await bench.write(kind_batch(2, TRADES, NEWS))
         published = {channel: len(all_) for channel, all_ in bench.store.published.items()}
         bench.store.restart()
@@ -890,7 +890,7 @@ async def test_values_written_again_expire_when_those_of_their_kind_would_have(
     autojump_clock: Any,
 ) -> None:
     async with vouched_bench() as bench:
-        await bench.write(kind_batch(1, *ALL_KINDS))
+        await bench.write(kind_batch(1, *KINDS))
         await anyio.sleep(200)
         bench.store.restart()
         await anyio.sleep(150)
@@ -907,7 +907,7 @@ async def test_a_removed_value_is_neither_renewed_nor_written_again(
 ) -> None:
     async with vouched_bench() as bench:
         bench.vouched = dict.fromkeys(KEYED, frozenset(["AAPL", "MSFT"]))
-        await bench.write(kind_batch(1, *ALL_KINDS, symbols=("AAPL", "MSFT")))
+        await bench.write(kind_batch(1, *KINDS, symbols=("AAPL", "MSFT")))
         bench.writer.confirm(TRADES, ["AAPL"])
         gone = WriteBatch(2, {}, (), deleted={TRADES: ["AAPL"]})
         if with_what == "a later batch":
@@ -947,7 +947,7 @@ async def test_values_of_an_earlier_run_and_of_kinds_without_keys_are_taken(
     autojump_clock: Any,
 ) -> None:
     async with vouched_bench() as bench:
-        for kind in ALL_KINDS:
+        for kind in KINDS:
             payload = kind.encode(make_record(kind, "AAPL", 9))
             bench.writer.start_from(kind, {"AAPL": payload})
             bench.writer.confirm(kind, ["AAPL"])

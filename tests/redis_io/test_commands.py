@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdservice.model.kinds import ALL_KINDS, BARS, NEWS, QUOTES, TRADES, Kind
+from mdservice.model.kinds import BARS, KINDS, NEWS, QUOTES, TRADES, Kind
 from mdservice.publish.store import Events, Message, WriteBatch
 from mdservice.redis_io.commands import BatchPacker, pack
 from mdservice.redis_io.names import RedisNames
@@ -60,7 +60,7 @@ def test_a_batch_is_keys_then_messages_then_its_number() -> None:
     assert packed.queued == 5
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS, ids=repr)
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
 @pytest.mark.parametrize("prefix", ["", "desk%d:"])
 def test_each_kind_has_its_key_its_stream_and_its_channel(kind: Kind[Any], prefix: str) -> None:
     packer = make_packer(prefix)

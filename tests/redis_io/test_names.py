@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdservice.model.kinds import ALL_KINDS, QUOTES
+from mdservice.model.kinds import KINDS, QUOTES
 from mdservice.redis_io.names import RedisNames
 
 
@@ -31,7 +31,7 @@ def test_the_rights_take_all_other_channels_away_first() -> None:
 
 def test_the_rights_have_the_names_of_every_kind() -> None:
     rules = set(RedisNames("desk1:").rights().split())
-    for kind in ALL_KINDS:
+    for kind in KINDS:
         assert {f"&desk1:{kind.event}", f"&desk1:{kind.marker}"} <= rules
         assert (f"~desk1:{kind.key_prefix}*" in rules) == kind.has_key
     assert {"~desk1:news", "+xadd", "+del"} <= rules

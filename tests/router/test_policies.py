@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mdservice.model.bar import Bar, bar_identity
 from mdservice.model.events import LatestChanged
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
+    KINDS,
     NEWS,
     ORDERBOOKS,
     STATUSES,
@@ -105,7 +105,7 @@ def ids(records: Iterable[Trade]) -> list[Any]:
     return [record.id for record in records]
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_a_sequencer_of_its_policy(kind: Kind[Any]) -> None:
     sequencer = make_sequencer(kind)
     assert sequencer.in_order == (kind.order in (Order.DROP_OLDER, Order.MERGE))

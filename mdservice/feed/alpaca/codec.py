@@ -48,12 +48,12 @@ from mdservice.feed.driver import Received, RequestRefused
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import STOCKS, Feed, Topic
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
     DAILY_BARS,
     IMBALANCES,
+    KINDS,
     LULDS,
     NEWS,
     ORDERBOOKS,
@@ -168,7 +168,7 @@ class Codec:
         """Decode frames that came together.
 
         The first error message that ends the connection is kept in ``ended``. The kinds are in
-        the order of ``ALL_KINDS``, so that a trade precedes its correction.
+        the order of ``KINDS``, so that a trade precedes its correction.
 
         Args:
             frames: Websocket messages as they came.
@@ -227,7 +227,7 @@ class Codec:
         if quotes:
             received.records[QUOTES] = quotes
         if records:
-            received.records |= {kind: records[kind] for kind in ALL_KINDS if kind in records}
+            received.records |= {kind: records[kind] for kind in KINDS if kind in records}
 
     def _sort_other(
         self,

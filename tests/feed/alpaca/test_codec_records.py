@@ -18,12 +18,12 @@ from mdservice.feed.subscriptions import Followed
 from mdservice.model.bar import Bar
 from mdservice.model.feeds import FEEDS, Topic
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
     DAILY_BARS,
     IMBALANCES,
+    KINDS,
     LULDS,
     NEWS,
     ORDERBOOKS,
@@ -327,8 +327,8 @@ def test_a_bad_symbol_of_an_article_costs_itself(encoding: Encoding) -> None:
 def test_each_kind_has_one_list_and_trades_precede_their_corrections(encoding: Encoding) -> None:
     messages = [message for message, _, _ in EXAMPLES.values()]
     received = decode(encoding, *reversed(messages), *messages)
-    assert list(received.records) == list(ALL_KINDS)
-    for kind in ALL_KINDS:
+    assert list(received.records) == list(KINDS)
+    for kind in KINDS:
         expected = [record for _, of, record in EXAMPLES.values() if of is kind]
         assert received.of(kind) == [*reversed(expected), *expected]
     assert (received.errors, received.others, received.unfollowed) == (0, 0, 0)

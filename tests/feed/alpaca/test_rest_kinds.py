@@ -17,9 +17,9 @@ from mdservice.feed.history import HalvingHistory
 from mdservice.model.bar import Bar
 from mdservice.model.feeds import CRYPTO, FEEDS, NEWS_FEED, OPTIONS, STOCKS, Feed
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     DAILY_BARS,
+    KINDS,
     NEWS,
     ORDERBOOKS,
     QUOTES,
@@ -310,7 +310,7 @@ async def test_a_kind_that_rest_does_not_have_is_not_asked_for(
     has_latest = {case.kind for case in CASES if case.feed is feed}
     case = next(case for case in CASES if case.feed is feed)
     api = Api(case, lambda _: {})
-    for kind in ALL_KINDS:
+    for kind in KINDS:
         if kind not in has_past:
             with pytest.raises(NoHistory, match=kind.channel):
                 await api.history.past(kind, ["AAPL"], START_NS, END_NS)

@@ -17,11 +17,11 @@ from mdservice.client import pubsub as silence
 from mdservice.client.intake import BACKLOG
 from mdservice.model.feeds import CHANNELS
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
     DAILY_BARS,
+    KINDS,
     NEWS,
     ORDERBOOKS,
     QUOTES,
@@ -75,19 +75,19 @@ async def reconnected(records: mdservice.Records, times: int = 1) -> None:
 async def test_every_kind_comes_from_its_key_first_and_then_in_the_order_of_all(
     writer: RecordWriter,
 ) -> None:
-    before = [(kind, writer.make(kind)) for kind in ALL_KINDS]
+    before = [(kind, writer.make(kind)) for kind in KINDS]
     writer.write(*before)
     channels = [*CHANNELS, "news"]
     async with mdservice.open_stream(writer.server.url, ["AAPL"], channels) as records:
         first = [record for kind, record in before if kind not in (CORRECTIONS, CANCELS)]
         assert await take(records, len(first)) == [_as_read(record) for record in first]
-        later = [(kind, writer.make(kind)) for kind in (*reversed(ALL_KINDS), *ALL_KINDS)]
+        later = [(kind, writer.make(kind)) for kind in (*reversed(KINDS), *KINDS)]
         writer.write(*later)
         assert await take(records, len(later)) == [_as_read(record) for _, record in later]
         status = records.status()
         assert (status.missed, status.decode_errors, status.starts) == (0, 0, 0)
         assert status.channels["trades"].events == 2
-        assert {kind.channel for kind in ALL_KINDS} == set(status.channels)
+        assert {kind.channel for kind in KINDS} == set(status.channels)
 
 
 def _as_read(record: Any) -> Any:
