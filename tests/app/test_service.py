@@ -184,22 +184,22 @@ async def test_a_request_for_a_whole_market_does_not_block_the_event_loop(
     symbols = [f"S{number}" for number in range(MAX_SYMBOLS)]
     feed = FakeDriver()
     feed.fail(1_000)
-    async with open_desk(feed=feed, channels="quotes,trades") as desk:
+    async with open_bench(feed=feed, channels="quotes,trades") as bench:
         began_s = time.perf_counter()
-        assert (await desk.service.subscribe(*symbols)).symbols == tuple(symbols)
-        assert (await desk.service.unsubscribe(*symbols)).symbols == tuple(symbols)
+        assert (await bench.service.subscribe(*symbols)).symbols == tuple(symbols)
+        assert (await bench.service.unsubscribe(*symbols)).symbols == tuple(symbols)
         assert time.perf_counter() - began_s < 10, "it is linear in the number of symbols"
-        assert desk.service.subscriptions() == {}
+        assert bench.service.subscriptions() == {}
 
 
 async def test_unsubscribing_names_the_symbols_that_were_not_wanted_too(
     autojump_clock: Any,
 ) -> None:
-    async with open_desk("AAPL", channels="trades") as desk:
-        await desk.feed.subscribed()
-        result = await desk.service.unsubscribe("MSFT", "AAPL", "TSLA")
+    async with open_bench("AAPL", channels="trades") as bench:
+        await bench.feed.subscribed()
+        result = await bench.service.unsubscribe("MSFT", "AAPL", "TSLA")
         assert (result.status, set(result.symbols)) == ("unsubscribed", {"AAPL", "MSFT", "TSLA"})
-        assert desk.service.subscriptions() == {}
+        assert bench.service.subscriptions() == {}
 
 
 async def test_every_accepted_quote_is_published_once_and_in_order(autojump_clock: Any) -> None:
