@@ -41,7 +41,7 @@ from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import FeedItem, FirstRecords, RoutedItem
 from mdservice.model.feeds import NEWS_FEED, Feed, Topic, feed_of
-from mdservice.model.kinds import NEWS, QUOTES, TRADES, Kind, R, Record, Repair
+from mdservice.model.kinds import FIRST_KINDS, NEWS, QUOTES, TRADES, Kind, R, Record, Repair
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.tracker import SOURCE, PositionTracker
 from mdservice.publish.publisher import EventPublisher
@@ -343,7 +343,7 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
             send_queue,
             clock,
         )
-        for kind in _FIRST_KINDS
+        for kind in FIRST_KINDS
         if kind in feed.kinds
     }
     for first in first_prices.values():
@@ -478,8 +478,6 @@ def build(
     return topology
 
 
-_FIRST_KINDS: tuple[Kind[Any], ...] = (QUOTES, TRADES)
-"""The kinds whose latest record a symbol gets from REST as soon as it is subscribed."""
 _JUDGING_KINDS: tuple[Kind[Any], ...] = (QUOTES, TRADES, NEWS)
 """The kinds by which the silence of a feed is judged."""
 

@@ -49,6 +49,7 @@ __all__ = [
     "CANCELS",
     "CORRECTIONS",
     "DAILY_BARS",
+    "FIRST_KINDS",
     "IMBALANCES",
     "KINDS",
     "LULDS",
@@ -428,6 +429,9 @@ KINDS: Final[tuple[Kind[Any], ...]] = (
     NEWS,
 )
 """Every kind of record that the service carries."""
+
+FIRST_KINDS: Final[tuple[Kind[Any], ...]] = (QUOTES, TRADES)
+"""The kinds whose latest record a symbol gets from REST as soon as it is subscribed."""
 
 
 class RecordDecoder(Generic[R]):

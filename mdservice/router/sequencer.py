@@ -18,7 +18,7 @@ from typing import ClassVar, Generic
 
 import attrs
 
-from mdservice.model.kinds import Kind, R, Record
+from mdservice.model.kinds import FIRST_KINDS, Kind, R, Record
 
 __all__ = ["Echo", "Fetched", "Routed", "Sequencer", "merge", "without_number"]
 
@@ -61,7 +61,8 @@ class Sequencer(Generic[R]):
         self._earlier: dict[str, R] = {}
         """The last records of an earlier run, with their numbers."""
         self._confirmed: set[str] = set()
-        """The symbols whose record of the earlier run REST has confirmed."""
+        """The symbols whose record of the earlier run counts as the latest one: REST has confirmed
+        it, or is not asked for records of this kind."""
         self._resuming = False
 
     def __len__(self) -> int:
@@ -123,6 +124,8 @@ class Sequencer(Generic[R]):
         for record in records:
             self._earlier[record.symbol] = record
             self._latest[record.symbol] = without_number(record)
+        if self._kind not in FIRST_KINDS:
+            self._confirmed.update(self._earlier)
         self._resuming = resuming
 
     def route(self, records: Iterable[R], now_ns: int, tolerance_ns: int) -> Routed[R]:

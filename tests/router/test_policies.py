@@ -614,6 +614,15 @@ def test_a_bar_of_an_earlier_run_is_known_by_its_start() -> None:
     ]
 
 
+def test_a_record_of_an_earlier_run_is_the_latest_where_rest_is_not_asked() -> None:
+    bars, trades = ReplaceSameTime(BARS), TradeSequencer()
+    last = attrs.evolve(bar(5), seq=9)
+    bars.start_from([last], resuming=False)
+    trades.start_from([trade(7, 1, seq=70)], resuming=False)
+    assert bars.all_latest() == (last,)
+    assert not trades.all_latest()  # until REST confirms it
+
+
 def test_a_bar_from_history_that_the_stream_repeats_is_dropped_uncounted() -> None:
     sequencer = ReplaceSameTime(BARS)
     route(sequencer, bar(1))
