@@ -92,7 +92,11 @@ def new_york_day(ns: int) -> int:
     return _day_of_hour(ns // _HOUR_NS)
 
 
+_FIRST_HOUR = EARLIEST_NS // _HOUR_NS + 24
+"""The zero time of a Go program, year 1 in UTC, is still year 0 in New York: no date has that."""
+
+
 @lru_cache(maxsize=256)
 def _day_of_hour(hour: int) -> int:
-    moment = datetime.fromtimestamp(hour * 3_600, ZoneInfo("America/New_York"))
+    moment = datetime.fromtimestamp(max(hour, _FIRST_HOUR) * 3_600, ZoneInfo("America/New_York"))
     return (moment.year * 100 + moment.month) * 100 + moment.day

@@ -178,6 +178,16 @@ async def test_stream_has_the_latest_values_first_and_then_each_record(
                 pass
 
 
+async def test_a_trade_without_a_usable_time_costs_only_itself(autojump_clock: Any) -> None:
+    async with open_bench("AAPL", channels="trades") as bench:
+        await bench.feed.subscribed()
+        await bench.ready()
+        zero = trade_message(1) | {"t": "0001-01-01T00:00:00Z"}
+        bench.feed.send_messages([zero, trade_message(2)])
+        await bench.until(lambda: len(bench.store.published.get("trade.updated", ())) == 2)
+        assert bench.service.status().actors["quote_router"].restarts == 0
+
+
 async def test_a_request_for_a_whole_market_does_not_block_the_event_loop(
     autojump_clock: Any,
 ) -> None:

@@ -10,7 +10,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mdservice.model import timestamps
-from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_ns, parse_rfc3339
+from mdservice.model.timestamps import (
+    EARLIEST_NS,
+    LATEST_NS,
+    format_ns,
+    new_york_day,
+    parse_rfc3339,
+)
 
 EXAMPLE = "2026-11-20T15:51:44.208912345Z"
 EXAMPLE_S = 1_795_189_904
@@ -144,3 +150,23 @@ def test_remembers_a_bounded_number_of_seconds() -> None:
 def test_a_time_that_is_no_integer_is_refused() -> None:
     with pytest.raises((TypeError, ValueError)):
         format_ns(1.7e18)  # type: ignore[arg-type]
+
+
+@given(any_ns)
+@example(EARLIEST_NS)
+@example(LATEST_NS)
+@quick
+def test_every_time_has_a_date_in_new_york(ns: int) -> None:
+    assert 1_01_01 <= new_york_day(ns) <= 9999_12_31
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("2026-11-20T04:59:59.999999999Z", 2026_11_19),
+        ("2026-11-20T05:00:00Z", 2026_11_20),
+        ("2026-07-01T03:59:59Z", 2026_06_30),
+    ],
+)
+def test_the_date_is_that_of_new_york(text: str, day: int) -> None:
+    assert new_york_day(parse_rfc3339(text)) == day
