@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import anyio
 import attrs
 
-from mdservice.errors import StoreError
+from mdservice.errors import StoreError, StoreRefused
 from mdservice.model.kinds import Kind, R, Stream
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
@@ -212,7 +212,7 @@ class Message:
 async def read_last_records(
     store: PriceStore, wanted: Mapping[Kind[Any], Sequence[str]], latest_ns: int
 ) -> Mapping[Kind[Any], Sequence[Any]]:
-    """The records in the symbols' keys, by kind; empty if the store does not answer.
+    """The records in the symbols' keys, by kind; without the kinds for which there is no answer.
 
     Of a kind with a stream, the newest records there, the oldest first.
 
@@ -232,28 +232,48 @@ async def read_last_records(
     if not streams and not any(named.values()):
         return {}
     found: dict[Kind[Any], Sequence[Any]] = {}
-    reason = f"no answer within {READ_LIMIT_S:g} s"
+    reason: str | None = f"no answer within {READ_LIMIT_S:g} s"
     try:
         with anyio.move_on_after(READ_LIMIT_S):
             await store.connect()
             for kind, symbols in named.items():
                 if symbols and kind.has_key:
-                    payloads = await store.read_latest(kind, symbols)
-                    read = (_read(kind, s, payload, latest_ns) for s, payload in payloads.items())
-                    found[kind] = [record for record in read if record is not None]
+                    found[kind] = await _read_keys(store, kind, symbols, latest_ns)
             for kind, stream in streams:
-                if not isinstance(store, StreamStore):
-                    break
-                entries = await store.read_newest(stream, _ENTRIES_READ)
-                read = (_read(kind, EVERY_SYMBOL, payload, latest_ns) for payload in entries)
-                found[kind] = [record for record in read if record is not None]
-            reason = ""
+                if isinstance(store, StreamStore):
+                    found[kind] = await _read_stream(store, kind, stream, latest_ns)
+            reason = None
     except StoreError as exc:
         reason = str(exc)
-    if reason:
+    if reason is not None:
         _log.warning("last_prices_not_read", url=store.address, reason=reason)
-        return {}
     return found
+
+
+async def _read_keys(
+    store: PriceStore, kind: Kind[R], symbols: Sequence[str], latest_ns: int
+) -> list[R]:
+    """The records in a kind's keys; none if the server refuses to read those, and no others."""
+    try:
+        payloads = await store.read_latest(kind, symbols)
+    except StoreRefused as exc:
+        _log.warning("last_prices_not_read", channel=kind.channel, reason=str(exc))
+        return []
+    read = (_read(kind, symbol, payload, latest_ns) for symbol, payload in payloads.items())
+    return [record for record in read if record is not None]
+
+
+async def _read_stream(
+    store: StreamStore, kind: Kind[R], stream: Stream, latest_ns: int
+) -> list[R]:
+    """The newest records of a kind's stream; likewise."""
+    try:
+        entries = await store.read_newest(stream, _ENTRIES_READ)
+    except StoreRefused as exc:
+        _log.warning("last_prices_not_read", channel=kind.channel, reason=str(exc))
+        return []
+    read = (_read(kind, EVERY_SYMBOL, payload, latest_ns) for payload in entries)
+    return [record for record in read if record is not None]
 
 
 def _read(kind: Kind[R], symbol: str, payload: bytes, latest_ns: int) -> R | None:

@@ -9,7 +9,8 @@ import anyio
 import attrs
 import pytest
 
-from mdservice.model.kinds import KINDS, NEWS, QUOTES
+from mdservice.errors import StoreRefused
+from mdservice.model.kinds import KINDS, NEWS, QUOTES, TRADES, Kind
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.publish.store import READ_LIMIT_S, WriteBatch, read_last_records
@@ -95,4 +96,42 @@ async def test_a_store_that_does_not_answer_is_left_after_the_limit(autojump_clo
             await anyio.sleep_forever()
 
     assert await read(Silent(), "AAPL") == []
+    assert anyio.current_time() == READ_LIMIT_S
+
+
+async def test_a_kind_that_the_server_refuses_to_read_costs_only_itself(
+    autojump_clock: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Partly(MemoryPriceStore):
+        async def read_latest(self, kind: Kind[Any], symbols: Any) -> dict[str, bytes]:
+            if kind is TRADES:
+                raise StoreRefused("NOPERM no access to the key trade:AAPL")
+            return await super().read_latest(kind, symbols)
+
+        async def read_newest(self, stream: Any, count: int) -> list[bytes]:
+            raise StoreRefused("WRONGTYPE the key news holds no stream")
+
+    store = Partly(clock=VirtualClock())
+    await store.connect()
+    await store.write(write_batch(1, {"AAPL": encode_quote(AAPL)}))
+    wanted = {TRADES: ("AAPL",), QUOTES: ("AAPL",), NEWS: ("*",)}
+    found = await read_last_records(store, wanted, NOW_NS)
+    assert list(found[QUOTES]) == [AAPL]
+    assert not found[TRADES]
+    assert not found[NEWS]
+    assert "NOPERM" in caplog.text
+    assert "WRONGTYPE" in caplog.text
+
+
+async def test_kinds_that_were_read_in_time_are_kept(autojump_clock: Any) -> None:
+    class Slow(MemoryPriceStore):
+        async def read_newest(self, stream: Any, count: int) -> list[bytes]:
+            await anyio.sleep_forever()
+            return []
+
+    store = Slow(clock=VirtualClock())
+    await store.connect()
+    await store.write(write_batch(1, {"AAPL": encode_quote(AAPL)}))
+    found = await read_last_records(store, {QUOTES: ("AAPL",), NEWS: ("*",)}, NOW_NS)
+    assert list(found[QUOTES]) == [AAPL]
     assert anyio.current_time() == READ_LIMIT_S
