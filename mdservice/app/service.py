@@ -132,10 +132,11 @@ class Service:
         sources = ("api", "settings") if source == "api" else (source,)
         chosen = parse_symbols(symbols)
         if channels is None:
-            topics = self._topology.wanted_topics(chosen)
-            wanted = set(symbols_of(topics))
+            places = {symbol: place for place, symbol in enumerate(chosen)}
+            wanted = self._topology.wanted_topics(chosen)
             # The answer names what was not wanted too.
-            topics += tuple(Topic(QUOTES.channel, s) for s in chosen if s not in wanted)
+            others = [Topic(QUOTES.channel, s) for s in places.keys() - set(symbols_of(wanted))]
+            topics = tuple(sorted((*wanted, *others), key=lambda topic: places[topic.symbol]))
         else:
             topics = self._topics(chosen, channels)
         self._require_running()

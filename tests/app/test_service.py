@@ -297,6 +297,15 @@ async def test_subscribes_and_unsubscribes(autojump_clock: Any) -> None:
         assert set(link.subscriptions["quotes"]) == {"AAPL", "TSLA"}
 
 
+async def test_unsubscribing_names_each_symbol_in_the_order_of_the_request(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench("AAPL") as bench:
+        await bench.ready()
+        result = await bench.service.unsubscribe("TSLA", "AAPL", "MSFT")
+        assert (result.status, result.symbols) == ("unsubscribed", ("TSLA", "AAPL", "MSFT"))
+
+
 async def test_shows_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: Any) -> None:
     feed = FakeDriver(rules=SessionRules(symbol_limit=3, invalid_symbols={"BAD"}))
     async with open_bench("AAPL,BAD,IBM,MSFT,TSLA", feed=feed) as bench:
