@@ -379,6 +379,7 @@ async def open_service(
     store: PriceStore | None = None,
     drivers: Sequence[Driver] | None = None,
     history: History | None = None,
+    feeds: Sequence[FeedParts] | None = None,
     positions: PositionSource | None = None,
     clock: Clock | None = None,
     rng: random.Random | None = None,
@@ -395,6 +396,7 @@ async def open_service(
         drivers: Replace the feed of the settings. If the settings name no feed, the drivers'
             feed needs no keys and has the name of the first driver.
         history: Replaces the REST API of the settings. With ``drivers``, None means no history.
+        feeds: Replace all feeds of the settings, with their drivers and histories; stocks first.
         positions: Replaces the source of positions of the settings.
         clock: The time, for tests.
         rng: The source of jitter, for tests.
@@ -420,21 +422,22 @@ async def open_service(
                 name = secrets.token_hex(8)
                 store = _open_store(resolved, name)
                 instances = _open_instances(resolved, name, facts, clock)
-            if drivers is None:
+            parts = list(feeds or ())
+            if drivers is not None:
+                parts = [FeedParts(STOCKS, drivers, history, facts.hours(clock), on_demand=False)]
+            elif not parts:
                 resolved = await start_simulator(resolved, stack, clock)
-                feeds = _feeds(resolved, facts, clock, http)
-            else:
-                feeds = [FeedParts(STOCKS, drivers, history, facts.hours(clock), on_demand=False)]
+                parts = _feeds(resolved, facts, clock, http)
             if history is not None:
-                feeds[0] = attrs.evolve(feeds[0], history=history)
-            topics = _settings_topics(resolved, several=len(feeds) > 1)
+                parts[0] = attrs.evolve(parts[0], history=history)
+            topics = _settings_topics(resolved, several=len(parts) > 1)
             latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
             wanted = {
                 kind: symbols_of(topics, kind) for kind in KINDS if kind.has_key or kind.stream
             }
             last_records = await read_last_records(store, wanted, latest_ns)
             topology = build(
-                feeds=feeds,
+                feeds=parts,
                 mute_after_s=settings.mute_after,
                 store=store,
                 topics=topics,
