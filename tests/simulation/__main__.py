@@ -20,11 +20,12 @@ from tests.simulation.worker import run_quietly
 from tests.simulation.world import simulate
 
 _SHOWN = 5
+_ACCOUNT = ("no", "yes")
 _TOLD_EVERY_S = 60.0
 """How often progress is printed where the output is no terminal."""
 
 
-def _loudly(only: tuple[str, ...], seed: int) -> Outcome:
+def _loudly(only: tuple[str, ...], account: bool | None, seed: int) -> Outcome:
     import anyio
 
     class Stamped(logging.Formatter):
@@ -39,13 +40,15 @@ def _loudly(only: tuple[str, ...], seed: int) -> Outcome:
     handler.setFormatter(Stamped())
     logging.getLogger("mdservice").addHandler(handler)
     logging.getLogger("mdservice").setLevel(logging.INFO)
-    print(Plan.draw(seed, only))
-    return simulate(seed, only=only, tell=print)
+    print(Plan.draw(seed, only, account=account))
+    return simulate(seed, only=only, account=account, tell=print)
 
 
-def _command(seed: int, only: tuple[str, ...]) -> str:
-    kinds = f" --only {','.join(only)}" if only else ""
-    return f"{sys.executable} -m tests.simulation --replay {seed}{kinds}"
+def _command(seed: int, only: tuple[str, ...], account: bool | None) -> str:
+    more = f" --only {','.join(only)}" if only else ""
+    if account is not None:
+        more += f" --account {_ACCOUNT[account]}"
+    return f"{sys.executable} -m tests.simulation --replay {seed}{more}"
 
 
 def main() -> int:
@@ -58,17 +61,21 @@ def main() -> int:
     )
     parser.add_argument("--replay", type=int, help="run this seed alone and tell everything")
     parser.add_argument("--only", default="", help="kinds of fault, by how their names begin")
+    parser.add_argument(
+        "--account", choices=_ACCOUNT, help="every stream of the account in each seed, or in none"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     only = tuple(filter(None, given.only.split(",")))
+    account = None if given.account is None else given.account == "yes"
     if given.replay is not None:
-        outcome = _loudly(only, given.replay)
+        outcome = _loudly(only, account, given.replay)
         print("\n".join(outcome.violations) or "every promise was kept", outcome.trace[:16])
         return bool(outcome.violations)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and the workers too
-    totals = _Totals(only)
+    totals = _Totals(only, account)
     for outcome in _outcomes(
-        range(given.first, given.first + given.count), only, given.jobs, given.seconds
+        range(given.first, given.first + given.count), only, account, given.jobs, given.seconds
     ):
         totals.add(outcome)
     totals.tell()
@@ -76,7 +83,11 @@ def main() -> int:
 
 
 def _outcomes(
-    seeds: Iterable[int], only: tuple[str, ...], jobs: int, limit_s: float
+    seeds: Iterable[int],
+    only: tuple[str, ...],
+    account: bool | None,
+    jobs: int,
+    limit_s: float,
 ) -> Iterator[Outcome]:
     """Of one seed after the other, as they end; the last ones end a moment after the limit."""
     until_s = time.monotonic() + limit_s
@@ -86,7 +97,7 @@ def _outcomes(
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
         while True:
             more = islice(left, jobs + 1 - len(running))
-            running |= {pool.submit(run_quietly, only, seed) for seed in more}
+            running |= {pool.submit(run_quietly, only, account, seed) for seed in more}
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -97,9 +108,10 @@ def _outcomes(
 class _Totals:
     """What the seeds came to."""
 
-    def __init__(self, only: tuple[str, ...]) -> None:
+    def __init__(self, only: tuple[str, ...], account: bool | None) -> None:
         self.failed = 0
         self._only = only
+        self._account = account
         self._started_s = self._told_s = time.monotonic()
         self._done = self._quotes = self._lives = self._calls = 0
         self._simulated_s = 0.0
@@ -115,7 +127,9 @@ class _Totals:
         self._calls += outcome.calls
         if outcome.violations:
             self.failed += 1
-            print(f"\rseed {outcome.seed} fails; replay: {_command(outcome.seed, self._only)}")
+            print(
+                f"\rseed {outcome.seed} fails; replay: {_command(outcome.seed, self._only, self._account)}"
+            )
             for violation in outcome.violations[:_SHOWN]:
                 print(f"    {violation}", flush=True)
         if sys.stderr.isatty():

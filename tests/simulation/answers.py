@@ -186,16 +186,18 @@ def _sources(life: Life) -> dict[str, Any]:
     }
 
 
-def _subscriptions_untrue(_: World, life: Life, answer: Answer) -> Iterator[str]:
+def _subscriptions_untrue(world: World, life: Life, answer: Answer) -> Iterator[str]:
     wanted, unsure = subscriptions_as_they_should_be(life)
     if set(answer.json["symbols"]) - unsure != wanted - unsure:
         yield f"{sorted(wanted)} are wanted, perhaps {sorted(unsure)}"
     given, left_out = answer.json["channels"], answer.json["left_out"]
-    if both := given.keys() & left_out.keys():
-        yield f"{sorted(both)} are given and left out"
-    if any(channels != ["quotes"] for channels in given.values()):
+    for symbol in given.keys() & left_out.keys():
+        if both := set(given[symbol]) & left_out[symbol].keys():
+            yield f"{sorted(both)} of {symbol} are given and left out"
+    if world.account is None and any(channels != ["quotes"] for channels in given.values()):
         yield "other channels than quotes are given"
-    if any(why.keys() != {"quotes"} or not why["quotes"] for why in left_out.values()):
+    others = world.account is None and any(why.keys() != {"quotes"} for why in left_out.values())
+    if others or any(not reason for why in left_out.values() for reason in why.values()):
         yield "it does not say why a symbol is left out"
 
 

@@ -10,10 +10,12 @@ import anyio
 import attrs
 
 from mdservice.app.service import Service
-from mdservice.app.topology import Topology
+from mdservice.app.topology import Pipeline, Topology
 from mdservice.feed.gap_repair.recheck import Believed
+from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.model.events import FeedStatus, FirstRecords, RecordBatch, RoutedItem
-from mdservice.model.kinds import QUOTES
+from mdservice.model.feeds import STOCKS, FeedName
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.quote import Quote
 from mdservice.publish.conflation import records_of
 from mdservice.publish.store import WriteBatch
@@ -38,7 +40,8 @@ class Life:
     """A service from its start to its end.
 
     Attributes:
-        routed: Every accepted quote and every state, in the order in which they were sent.
+        every: Every accepted record, with its feed and kind, and every state, with None as its
+            kind, in the order in which they were sent.
         wanted: Of each symbol, when it was wanted.
         first_batch: Where its batches begin in the store's record.
         ever_refused: Symbols that history has refused, as far as it was seen.
@@ -50,7 +53,9 @@ class Life:
     store: SimulatedStore
     first_batch: int = 0
     last_batch: int = 0
-    routed: list[Quote | FeedStatus] = attrs.field(factory=list)
+    every: list[tuple[FeedName, Kind[Any] | None, Any]] = attrs.field(factory=list)
+    resumed_ns: dict[tuple[FeedName, Kind[Any], str], int] = attrs.field(factory=dict)
+    """When a symbol of a feed was first acknowledged, by the market's clock."""
     wanted: dict[str, list[Interval]] = attrs.field(factory=dict)
     ever_refused: set[str] = attrs.field(factory=set)
     drained: bool = False
@@ -69,6 +74,10 @@ class Life:
     changing: Counter[str] = attrs.field(factory=Counter)
     earlier: dict[str, Quote] = attrs.field(factory=dict)
     """The last quotes of the run before, as it numbered them."""
+    earlier_payloads: dict[bytes, int] = attrs.field(factory=dict)
+    """What the keys of every kind held at the start, with its time."""
+    earlier_ns: dict[tuple[Kind[Any], str], int] = attrs.field(factory=dict)
+    """The same by kind and symbol."""
     fetched: set[int] = attrs.field(factory=set)
     """The ids of the accepted quotes that REST gave on subscribing."""
     future_fetched: int = 0
@@ -77,28 +86,48 @@ class Life:
     """Quotes of the feed that REST had given on subscribing: accepted then, and not again."""
 
     def begin(self, service: Service, symbols: tuple[str, ...]) -> None:
-        """Listen from the first quote on."""
+        """Listen from the first record on."""
         self.service = service
         self.topology = service._topology
-        router = service._topology.router
-        listener = router._listener
+        for pipeline in self.topology.pipelines:
+            self._listen(pipeline)
+        for symbol in symbols:
+            self.want(symbol)
+
+    def _listen(self, pipeline: Pipeline) -> None:
+        router, feed = pipeline.router, pipeline.feed.name
+        listener, resume = router._listener, router._resume
 
         def listen(item: RoutedItem) -> None:
             if isinstance(item, RecordBatch):
-                self.routed.extend(item.records)
-                self.accepted_count += len(item.records)
-                sequencer = service._topology.router.sequencer(QUOTES)
-                self.fetched.update(id(q) for q in item.records if sequencer.is_first(q.symbol))
-                self.newest.update((quote.symbol, quote) for quote in item.records)
-            else:
-                self.routed.append(item)
+                kind = item.kind
+                self.every.extend((feed, kind, record) for record in item.records)
+                sequencer = router.sequencer(kind)
+                self.fetched.update(id(r) for r in item.records if sequencer.is_first(r.symbol))
+                if kind is QUOTES:
+                    self.accepted_count += len(item.records)
+                    self.newest.update((quote.symbol, quote) for quote in item.records)
+            elif isinstance(item, FeedStatus):
+                self.every.append((feed, None, item))
             listener(item)
 
+        def resumed(routing: Any, item: Any) -> None:
+            now_ns = self.market_clock.utc_ns()
+            for symbol in item.symbols:
+                self.resumed_ns.setdefault((feed, item.kind, symbol), now_ns)
+            resume(routing, item)
+
         router._listener = listen
-        self.earlier = dict(router.sequencer(QUOTES)._earlier)
-        self._count_fetched(router)
-        for symbol in symbols:
-            self.want(symbol)
+        router._resume = resumed  # type: ignore[method-assign]
+        for kind in pipeline.feed.kinds:
+            if kind.has_key:
+                earlier = router.sequencer(kind)._earlier
+                for symbol, record in earlier.items():
+                    self.earlier_payloads[kind.encode(record)] = record.ts_event_ns
+                    self.earlier_ns[kind, symbol] = record.ts_event_ns
+        if QUOTES in pipeline.feed.kinds:
+            self.earlier |= router.sequencer(QUOTES)._earlier
+            self._count_fetched(router)
 
     def _count_fetched(self, router: Router) -> None:
         """Count what REST and the feed give apart."""
@@ -160,11 +189,33 @@ class Life:
         self.counters = self.service.status().counters
         self.future = self.service._topology.router.snapshot().future_records
         self.unchecked = self.service._topology.feed._recoveries[QUOTES]._recheck.waiting
+        self.dropped = sum(publisher.snapshot().dropped.values())
+        self.kinds_unchecked = {
+            (pipeline.feed.name, kind): recovery._recheck.waiting
+            for pipeline in self.service._topology.pipelines
+            for kind, recovery in pipeline.connection._recoveries.items()
+            if isinstance(recovery, GapRepair) and recovery._recheck is not None
+        }
         self.service = None
 
     future: int = 0
     unchecked: Sequence[Believed] = ()
     """Repairs whose second look at history was still to come: ended before, nobody knows."""
+
+    dropped: int = 0
+    """How many events were dropped because the backlog was full."""
+    kinds_unchecked: dict[tuple[FeedName, Kind[Any]], Sequence[Believed]] = attrs.field(
+        factory=dict
+    )
+
+    @property
+    def routed(self) -> list[Quote | FeedStatus]:
+        """The accepted quotes of stocks, and the states that concern them, in order."""
+        return [
+            item
+            for feed, kind, item in self.every
+            if feed == STOCKS.name and (kind is QUOTES or (kind is None and _concerns(item)))
+        ]
 
     @property
     def accepted(self) -> list[Quote]:
@@ -172,7 +223,15 @@ class Life:
 
     @property
     def statuses(self) -> list[FeedStatus]:
-        return [item for item in self.routed if isinstance(item, FeedStatus)]
+        return self.statuses_of(STOCKS.name, QUOTES)
+
+    def statuses_of(self, feed: FeedName, kind: Kind[Any]) -> list[FeedStatus]:
+        """The states of a feed that concern a kind, in order."""
+        return [
+            item
+            for its_feed, its_kind, item in self.every
+            if its_feed == feed and its_kind is None and _concerns(item, kind)
+        ]
 
     def batches(self) -> list[WriteBatch]:
         """What the store executed for it, in order.
@@ -192,3 +251,8 @@ class Life:
             for before, batch in zip([None, *executed], executed, strict=False)
             if before is None or before.number != batch.number
         ]
+
+
+def _concerns(status: FeedStatus, kind: Kind[Any] = QUOTES) -> bool:
+    """Whether a state is about this kind: about its channel, or about none."""
+    return status.details.get("channel", kind.channel) == kind.channel

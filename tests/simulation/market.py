@@ -10,6 +10,7 @@ import attrs
 
 from mdservice.simulator import SimQuote, Simulator
 from mdservice.simulator.connection import Connection
+from mdservice.simulator.feeds import STOCKS
 from mdservice.testing import VirtualClock
 
 Identity = tuple[str, int, float, float, float, float]
@@ -75,6 +76,8 @@ class Market:
         """Fewer quotes: long after the last fault more of them would tell nothing new."""
         self.lively = anyio.Event()
         """Set once it shall no longer fall silent."""
+        self.quoted: Callable[[list[SimQuote]], None] = lambda _: None
+        """Called with quotes before they are sent."""
         self._rng = rng
         self._clock = clock
         self._pace = pace
@@ -125,7 +128,9 @@ class Market:
             self._last_of[quote.symbol] = quote.ts_event_ns
             made.append(one)
         for connection in list(simulator._connections.values()):
-            self._mark(connection, made)
+            if connection.session is not None and connection.session.feed is STOCKS:
+                self._mark(connection, made)
+        self.quoted(quotes)
         frames = [self._rng.randrange(1, 20) for _ in range(self._rng.randrange(4))]
         simulator.send_quotes(quotes, frames=frames)
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
 
 from mdservice.feed.gap_repair.repair import QUIET_S
 from mdservice.model.events import FeedStatus
-from mdservice.model.kinds import QUOTES
+from mdservice.model.feeds import FeedName
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import Drop
 from tests.simulation.market import Identity, Made, identity_of
-from tests.simulation.plan import DYNAMIC, PRICE_TTL_S, STATIC
+from tests.simulation.plan import DYNAMIC, PRICE_TTL_S
 from tests.simulation.published import check_counters, check_keys, check_published
 
 if TYPE_CHECKING:
@@ -30,12 +32,12 @@ _SECOND_NS = 1_000_000_000
 _FOR_EVER_NS = 86_400 * _SECOND_NS
 _SETTLED_NS = 16 * _SECOND_NS
 """Longer than live quotes wait behind a repair."""
-_FAR_OFF_S = 50.0
+FAR_OFF_S = 50.0
 _LATE = "history was late"
 """Why a gap is reported without a lost connection; there is no repairing it."""
 _PRICE_LIMIT_S = 3.0
 """How soon a symbol that the feed gives has its price."""
-_HELD_AT_MOST_S = 60.0
+HELD_AT_MOST_S = 60.0
 """How long a quote may wait (a frozen line, a repair) before the service looks at its time."""
 
 
@@ -43,12 +45,18 @@ def check_life(world: World, life: Life, *, final: bool) -> Iterator[str]:
     """Everything about one run of the service, once it is over."""
     if life.counters is None:
         return
-    yield from _check_accepted(world, life)
-    yield from _check_nothing_missing(world, life, final=final)
+    yield from check_quotes(world, life, final=final)
     yield from check_published(life)
     yield from check_keys(life)
-    yield from _check_states(world, life)
+    yield from check_states(world, life)
+    yield from check_gap_after_the_faults(world, life)
     yield from check_counters(life)
+
+
+def check_quotes(world: World, life: Life, *, final: bool) -> Iterator[str]:
+    """Quotes of stocks are accepted in order, each once, and none is missing."""
+    yield from _check_accepted(world, life)
+    yield from _check_nothing_missing(world, life, final=final)
 
 
 async def check_at_end(world: World) -> None:
@@ -128,7 +136,7 @@ async def check_prices_run_out(world: World) -> None:
     world.network_down_until_s = inf
     world.sim.inject(Drop("reset", 1001))
     await anyio.sleep(PRICE_TTL_S + 1)
-    for symbol in (*STATIC, *DYNAMIC):
+    for symbol in world.symbols:
         if world.store.price(symbol) is not None:
             world.violated(f"the price of {symbol} is renewed without a feed")
 
@@ -164,29 +172,31 @@ def _check_accepted(world: World, life: Life) -> Iterator[str]:
 
 
 @attrs.frozen
-class _Gap:
+class Gap:
+    """A gap as it was reported."""
+
     start_ns: int
     end_ns: int
     symbols: frozenset[str]
 
-    def without(self, repaired: _Gap) -> _Gap:
+    def without(self, repaired: Gap) -> Gap:
         """What is left of it."""
         if repaired.start_ns <= self.start_ns and self.end_ns <= repaired.end_ns:
             return attrs.evolve(self, symbols=self.symbols - repaired.symbols)
         return self
 
 
-def _unrepaired(world: World, life: Life) -> list[_Gap]:
+def unrepaired(world: World, statuses: Sequence[FeedStatus]) -> list[Gap]:
     """The gaps that were reported and not taken back.
 
     A quiet market whose history lags is looked at again, as far as this machine's clock is right:
     where it was wrong, a gap counts as one although it was taken back.
     """
-    gaps: list[_Gap] = []
+    gaps: list[Gap] = []
     believed_wrongly = bool(world.skews) and world.plan.config.rest_lag_s > QUIET_S
-    for status in life.statuses:
+    for status in statuses:
         if status.state in ("gap", "gap_repaired"):
-            gap = _Gap(
+            gap = Gap(
                 parse_rfc3339(status.details["from"]),
                 parse_rfc3339(status.details["to"]),
                 frozenset(status.details["symbols"]),
@@ -207,7 +217,7 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
         # What comes between a price from REST and the feed's acknowledgement is not promised.
         if id(quote) not in life.fetched:
             came[quote.symbol].append(quote)
-    gaps = _unrepaired(world, life)
+    gaps = unrepaired(world, life.statuses)
     by_symbol = world.market.by_symbol
     for symbol, intervals in life.wanted.items():
         for interval in intervals:
@@ -243,11 +253,11 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
                 )
 
 
-def _excused(world: World, life: Life, made: Made, gaps: list[_Gap]) -> bool:
+def _excused(world: World, life: Life, made: Made, gaps: list[Gap]) -> bool:
     """Whether it was said that this quote may be missing."""
     if made.spoiled or made.reordered:
         return True
-    slack_ns = int(max((abs(s) for _, _, s in world.skews if abs(s) < _FAR_OFF_S), default=0) * 1e9)
+    slack_ns = int(max((abs(s) for _, _, s in world.skews if abs(s) < FAR_OFF_S), default=0) * 1e9)
     ts_ns, symbol = made.quote.ts_event_ns, made.quote.symbol
     if any(believed.concerned([made.quote]) for believed in life.unchecked):
         return True
@@ -257,18 +267,21 @@ def _excused(world: World, life: Life, made: Made, gaps: list[_Gap]) -> bool:
     ):
         return True
     return any(
-        start_s - _HELD_AT_MOST_S <= made.at_s <= end_s + _HELD_AT_MOST_S
+        start_s - HELD_AT_MOST_S <= made.at_s <= end_s + HELD_AT_MOST_S
         for start_s, end_s, skew_s in world.skews
-        if abs(skew_s) > _FAR_OFF_S
+        if abs(skew_s) > FAR_OFF_S
     )
 
 
-def _check_states(world: World, life: Life) -> Iterator[str]:
+def check_states(
+    world: World, life: Life, feed: FeedName = "stocks", kind: Kind[Any] = QUOTES
+) -> Iterator[str]:
+    """A feed connects before it disconnects, and a gap follows a lost connection."""
     connected = False
-    every = frozenset(world.market.symbols)
+    every = frozenset((*world.symbols, EVERY_SYMBOL))
     # The keys of the run before tell where it ended.
     lost, told = set(every if life.number else ()), set[str]()
-    for status in life.statuses:
+    for status in life.statuses_of(feed, kind):
         state = status.state
         symbols = set(status.details.get("symbols", ()))
         if state == "connected":
@@ -292,9 +305,8 @@ def _check_states(world: World, life: Life) -> Iterator[str]:
             told -= symbols
         elif state == "stale" and not connected:
             yield "stale without a connection"
-    if connected:
+    if connected and life.error is None:  # which another feed may have raised
         yield "the last state is connected"
-    yield from _check_gap_after_the_faults(world, life)
 
 
 def _refused(world: World, life: Life) -> set[str]:
@@ -313,7 +325,9 @@ def _went_on(life: Life, gap: FeedStatus) -> bool:
     return out.issuperset(gap.details["symbols"])
 
 
-def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
+def check_gap_after_the_faults(
+    world: World, life: Life, feed: FeedName = "stocks", kind: Kind[Any] = QUOTES
+) -> Iterator[str]:
     """When history works, a gap is repaired."""
     config = world.plan.config
     few_calls = config.rest_rate_limit == 10 or config.rest_page_size == 7
@@ -326,11 +340,16 @@ def _check_gap_after_the_faults(world: World, life: Life) -> Iterator[str]:
     )
     told = [
         status
-        for status in life.statuses
+        for status in life.statuses_of(feed, kind)
         if status.state in ("gap", "gap_repaired", "disconnected")
         and status.details.get("reason") != _LATE
     ]
-    refused = _refused(world, life)
+    quotes_of_stocks = kind is QUOTES and feed == "stocks"
+    refused = _refused(world, life) if quotes_of_stocks else set()
+    if not quotes_of_stocks and not {"rest_refuse_symbol", "login_refuse_subscribe"}.isdisjoint(
+        world.plan.faults
+    ):
+        return
     waiting_since_ns: int | None = None
     for status, after in zip(told, [*told[1:], None], strict=False):
         if status.state == "gap_repaired":

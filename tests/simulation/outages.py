@@ -9,7 +9,7 @@ import anyio
 import trio
 
 from mdservice.simulator import CutRest, RefuseRest
-from tests.simulation.faults import ACTORS, FAULTS, and_drop, fault, rest_path
+from tests.simulation.faults import FAULTS, actors, and_drop, fault, rest_path
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -78,18 +78,18 @@ async def alpaca_restart(world: World) -> str:
 @fault
 async def rest_half(world: World) -> str:
     """Half an answer, and then nothing."""
-    world.sim.inject(CutRest(rest_path(world), world.rng.randrange(1, 3), stalls=True))
+    world.inject(CutRest(rest_path(world), world.rng.randrange(1, 3), stalls=True))
     return await and_drop(world, "")
 
 
 @fault
 async def rest_refuse_symbol(world: World) -> str:
     """One symbol spoils every list that it is in."""
-    symbol = world.rng.choice(world.market.symbols)
+    symbol = world.rng.choice(world.symbols)
     status = world.rng.choice((400, 404, 422))
     words = world.rng.choice(("no", f"invalid symbol: {symbol}"))
     times = world.rng.randrange(1, 30)
-    world.sim.inject(RefuseRest(status, 0, words, rest_path(world), times, symbol))
+    world.inject(RefuseRest(status, 0, words, rest_path(world), times, symbol))
     return await and_drop(world, f"{symbol} {status}")
 
 
@@ -117,7 +117,7 @@ async def service_cancel(world: World) -> str | None:
 @fault
 async def service_actor_cancel(world: World) -> str | None:
     """One actor is restarted at any step."""
-    name = world.rng.choice(ACTORS)
+    name = world.rng.choice(actors(world))
     life, now_s = world.life, anyio.current_time()
     if life is None or life.service is None or now_s < world.no_restart_before_s:
         return None
@@ -143,5 +143,6 @@ async def service_restart_without_store(world: World) -> str | None:
 @fault
 async def symbols_limit(world: World) -> str:
     """From the next login on the plan allows fewer symbols, or more."""
-    world.sim.symbol_limit = world.rng.choice((1, 3, 4, 5, None, None))
+    limits = (1, 3, 4, 5) if world.account is None else (1, 5, 20, 30)
+    world.sim.symbol_limit = world.rng.choice((*limits, None, None))
     return await and_drop(world, str(world.sim.symbol_limit))

@@ -8,6 +8,7 @@ from collections import Counter
 import attrs
 
 from mdservice.simulator import SimulatorConfig
+from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD, Rates
 from tests.simulation.market import Pace
 from tests.simulation.positions import FAULTS, OLDER
 
@@ -15,6 +16,7 @@ PRICE_TTL_S = 8
 """Short, so that keys run out within a run unless the service renews them."""
 STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
+_WHOLE_ACCOUNT = 0.25
 _LATER = ("rest_refuse_symbol",)
 """Drawn apart too."""
 DYNAMIC = ("TSLA", "NVDA", "F", "KO")
@@ -34,10 +36,23 @@ class Plan:
     config: SimulatorConfig
     positions: bool = False
     """Whether positions are followed."""
+    account: Rates | None = None
+    """How lively the other streams are, where every stream of the account is followed."""
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols of the settings."""
+        return STATIC if self.account is None else (*STATIC, *PAIRS_HELD, *OPTIONS_HELD)
 
     @classmethod
-    def draw(cls, seed: int, only: tuple[str, ...] = ()) -> Plan:
-        """The seed's plan; ``only`` these kinds of fault, by the beginning of their names."""
+    def draw(cls, seed: int, only: tuple[str, ...] = (), *, account: bool | None = None) -> Plan:
+        """The seed's plan.
+
+        Args:
+            seed: Any.
+            only: Only these kinds of fault, by the beginning of their names.
+            account: Whether it is about every stream; None for a part of the seeds.
+        """
         rng = random.Random(f"{seed}/plan")
         share = rng.choice((0.15, 0.3, 1.0))
         names = tuple(name for name in OLDER if name not in _LATER and rng.random() < share)
@@ -50,6 +65,15 @@ class Plan:
         if only:
             names = tuple(name for name in FAULTS if name.startswith(only))
             positions = any(name not in OLDER for name in names)
+        drawn = random.Random(f"{seed}/whole account")  # apart, as above
+        if (drawn.random() < _WHOLE_ACCOUNT) if account is None else account:
+            return cls._draw_account(seed, names, rng, drawn)
+        return cls._draw(seed, names, rng, positions=positions)
+
+    @classmethod
+    def _draw(
+        cls, seed: int, names: tuple[str, ...], rng: random.Random, *, positions: bool
+    ) -> Plan:
         return cls(
             seed=seed,
             faults=names,
@@ -71,6 +95,29 @@ class Plan:
                 rest_rate_limit=rng.choice((None, 200, 200, 10)),
                 rest_lag_s=rng.choice((0.0, 0.5, 0.8, 4.0)),
                 send_buffer_bytes=rng.choice((20_000, 4_000_000)),
+            ),
+        )
+
+    @classmethod
+    def _draw_account(
+        cls, seed: int, names: tuple[str, ...], rng: random.Random, drawn: random.Random
+    ) -> Plan:
+        """A plan of every stream: there are more calls of REST, and fewer quotes of stocks."""
+        older = tuple(name for name in names if name in OLDER)
+        plan = cls._draw(seed, older, rng, positions=False)
+        return attrs.evolve(
+            plan,
+            pace=attrs.evolve(plan.pace, pause_s=max(0.3, plan.pace.pause_s)),
+            config=attrs.evolve(
+                plan.config,
+                rest_rate_limit=drawn.choice((None, None, 1_000)),
+                rest_page_size=max(100, plan.config.rest_page_size),
+            ),
+            account=Rates(
+                crypto=drawn.choice((0.5, 2.0, 8.0)),
+                options=drawn.choice((0.2, 1.0, 4.0)),
+                news_every_s=drawn.choice((2.0, 8.0, 30.0)),
+                pause_s=drawn.choice((0.25, 0.5, 1.0)),
             ),
         )
 

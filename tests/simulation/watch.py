@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from mdservice.app.topology import ACKNOWLEDGED, BATCHES, COMMANDS, EVENTS, FEED, Topology
 from mdservice.feed.driver import LONGEST_OPEN_TIMEOUT_S
-from mdservice.feed.gap_repair.repair import MOST_HELD
-from mdservice.model.kinds import QUOTES
-from mdservice.router.sequencer import _MOST_AT_ONE_TIME
+from mdservice.feed.gap_repair.repair import MOST_HELD, GapRepair
+from mdservice.model.feeds import STOCKS, feed_of
+from mdservice.router.policies import (
+    MOST_BARS,
+    MOST_RECENT,
+    MOST_REMEMBERED,
+    KeepAll,
+    ReplaceSameTime,
+    TradeSequencer,
+)
+from mdservice.router.sequencer import _MOST_AT_ONE_TIME, Sequencer
 from tests.simulation.answers import subscriptions_as_they_should_be
 
 if TYPE_CHECKING:
@@ -33,7 +41,9 @@ _MOST_IN_OUTLET = 20
 _MOST_TASKS = 60
 """Of one service: some twenty, and a few for each request that is under way."""
 _MOST_STATUSES = 1_000
-_SIZES = tuple(plan.size for plan in (COMMANDS, FEED, EVENTS, BATCHES, ACKNOWLEDGED))
+_MOST_KEPT = 10_000
+"""Records that are never conflated: more than the markets make in the longest outage."""
+_SHARED_SIZES = tuple(plan.size for plan in (EVENTS, BATCHES, ACKNOWLEDGED))
 
 
 class Watch:
@@ -99,7 +109,10 @@ class Watch:
         logins = len(world.lives), topology.feed.snapshot().logins if topology is not None else 0
         if logins != self._logins:  # one that came and went between two looks counts too
             self._logins, self._no_connection_since_s = logins, None
-        if any(connection.authenticated for connection in world.sim.connections):
+        if any(
+            connection.authenticated and connection.feed == "stocks"
+            for connection in world.sim.connections
+        ):
             self._no_connection_since_s = None
         elif self._no_connection_since_s is None:
             self._no_connection_since_s = anyio.current_time()
@@ -116,7 +129,7 @@ class Watch:
         for growth in self._grown(service._topology):
             world.violated(growth)
         tasks = world.leftovers.tasks_of_service()
-        if tasks > _MOST_TASKS:
+        if tasks > _MOST_TASKS * len(service._topology.pipelines):
             world.violated(f"{tasks} tasks of the service run")
 
     def _look_at_symbols(self, life: Life) -> None:
@@ -126,9 +139,11 @@ class Watch:
         subscribed = {
             symbol
             for connection in world.sim.connections
-            for symbol in connection.subscriptions["quotes"]
+            for symbol in connection.subscriptions.get("quotes", ())
+            if connection.feed == "stocks"
         }
-        odd = ((wanted ^ subscribed) - unsure) - set(world.left_out())
+        stocks = {symbol for symbol in wanted if feed_of(symbol) is STOCKS}
+        odd = ((stocks ^ subscribed) - unsure) - set(world.left_out())
         if not odd or not life.handle.readiness().ready:
             self._odd_symbols_since_s = None
         elif self._odd_symbols_since_s is None:
@@ -141,27 +156,51 @@ class Watch:
 
     def _grown(self, topology: Topology) -> list[str]:
         """What holds more than it says that it does."""
-        symbols = len(self._world.market.symbols)
-        sequencer, feed = topology.router.sequencer(QUOTES), topology.feed
+        symbols = len(self._world.symbols)
+        most_waiting = self._world.plan.backlog + symbols + _MOST_STATUSES
+        if self._world.account is not None:
+            most_waiting += _MOST_KEPT
         kept = {
             # One quote per symbol and the states come on top.
-            "events in the backlog": (
-                topology.publisher.unacknowledged,
-                self._world.plan.backlog + symbols + _MOST_STATUSES,
-            ),
-            "live quotes held": (len(feed._recoveries[QUOTES]._held), MOST_HELD),
-            "items in the outlet": (len(feed._send_queue), _MOST_IN_OUTLET),
-            "echoes": (sequencer._echoes.total(), MOST_HELD),
-            "quotes of one time": (
-                max(map(len, sequencer._before_at_same_time.values()), default=0),
-                _MOST_AT_ONE_TIME,
-            ),
-            "symbols": (len(sequencer), symbols),
+            "events in the backlog": (topology.publisher.unacknowledged, most_waiting),
             "readers": (len(topology.readers), 0),
         }
-        for channel, size in zip(topology.channels, _SIZES, strict=True):
+        for pipeline in topology.pipelines:
+            feed, name = pipeline.connection, pipeline.feed.name
+            kept[f"items in the outlet of {name}"] = len(feed._send_queue), _MOST_IN_OUTLET
+            for kind, recovery in feed._recoveries.items():
+                if isinstance(recovery, GapRepair):
+                    held = len(recovery._held) + len(recovery._held_companions)
+                    kept[f"live {kind.channel} held of {name}"] = held, MOST_HELD
+            for kind in pipeline.feed.kinds:
+                kept |= _kept_by(pipeline.router.sequencer(kind), f"{name} {kind.channel}", symbols)
+        several = len(topology.pipelines)
+        sizes = (COMMANDS.size,) * several + (FEED.size,) * several + _SHARED_SIZES
+        for channel, size in zip(topology.channels, sizes, strict=True):
             used = channel.statistics().current_buffer_used
             kept[f"items in a channel of {size}"] = used, size
         return [
             f"{used} {what}, at most {most}" for what, (used, most) in kept.items() if used > most
         ]
+
+
+def _kept_by(sequencer: Sequencer[Any], name: str, symbols: int) -> dict[str, tuple[int, int]]:
+    """What a sequencer holds, and how much it may hold."""
+    kept = {
+        f"{name}: echoes": (sequencer._echoes.total(), MOST_HELD),
+        f"{name}: records of one time": (
+            max(map(len, sequencer._before_at_same_time.values()), default=0),
+            _MOST_AT_ONE_TIME,
+        ),
+        f"{name}: symbols": (len(sequencer), symbols),
+    }
+    if isinstance(sequencer, KeepAll):
+        remembered = len(sequencer._young) + len(sequencer._old)
+        kept[f"{name}: remembered"] = remembered, 2 * MOST_REMEMBERED + MOST_HELD
+    if isinstance(sequencer, TradeSequencer):
+        most = max(map(len, sequencer._recent.values()), default=0)
+        kept[f"{name}: recent trades"] = most, MOST_RECENT
+    if isinstance(sequencer, ReplaceSameTime):
+        most = max(map(len, sequencer._contents.values()), default=0)
+        kept[f"{name}: bars"] = most, MOST_BARS
+    return kept

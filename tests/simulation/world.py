@@ -12,16 +12,31 @@ import anyio
 import trio
 
 from mdservice.app.service import open_service
+from mdservice.app.status import always_open, news_hours
+from mdservice.app.topology import FeedParts
 from mdservice.errors import FeedRefused
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S
+from mdservice.model.feeds import FEEDS, NEWS_FEED, STOCKS, Feed, FeedName, Topic
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.settings import Settings
-from mdservice.simulator import Simulator, open_simulator
+from mdservice.simulator import Fault, Simulator, open_simulator
 from mdservice.simulator.transport import SimulatorTransport
+from tests.simulation.account import (
+    CHANNELS,
+    FEED_NAMES,
+    AccountMarket,
+)
 from tests.simulation.clients import Clients
 from tests.simulation.clocks import SimulatedClock
+from tests.simulation.every_kind import (
+    check_account,
+    check_account_at_end,
+    check_keys_live,
+    check_keys_run_out,
+)
 from tests.simulation.leftovers import Leftovers
 from tests.simulation.life import Life
 from tests.simulation.market import Market
@@ -37,7 +52,6 @@ from tests.simulation.positions import FAULTS, HELD, SimulatedPositions
 from tests.simulation.store import SimulatedStore
 from tests.simulation.streams import TrioStream
 from tests.simulation.watch import Watch
-from tests.topics import names
 
 _CREDENTIALS = Credentials("key", "secret")
 _CLOSING_LIMIT_S = 5.0
@@ -63,6 +77,15 @@ class World:
             STATIC + DYNAMIC + held,
             plan.pace,
         )
+        self.account: AccountMarket | None = None
+        if plan.account is not None:
+            self.account = AccountMarket(
+                plan.seed, plan.config, plan.account, self.market_clock, self.market
+            )
+            self.market.quoted = self.account.quoted
+        self.aim: FeedName | None = None
+        """The feed that the faults of now are about; None for every one."""
+        self.account_rng = random.Random(f"{plan.seed}/account faults")
         self.lives: list[Life] = []
         self.scope: anyio.CancelScope | None = None
         self.violations: list[str] = []
@@ -84,17 +107,33 @@ class World:
         self._fault_tasks: Any = None
 
     @property
+    def symbols(self) -> tuple[str, ...]:
+        """Every symbol of the markets."""
+        others = self.plan.symbols[len(STATIC) :]
+        return (*self.market.symbols, *others)
+
+    @property
     def life(self) -> Life | None:
         """The service that runs now."""
         return self.lives[-1] if self.lives and self.lives[-1].service is not None else None
 
     def left_out(self) -> Collection[str]:
-        """The symbols of which the service says now that the feed does not give them."""
+        """The stocks of which the service says now that the feed does not give their quotes."""
+        return {topic.symbol for topic in self.topics_left_out() if topic.channel == "quotes"}
+
+    def topics_left_out(self, feed: FeedName = STOCKS.name) -> Collection[Topic]:
+        """The topics of which the service says now that a feed does not give them."""
         life = self.life
         if life is None or life.service is None:
             return ()
-        session = life.service._topology.feed._session
-        return names(session.left_out) if session is not None else ()
+        (connection,) = (
+            each.connection for each in life.service._topology.pipelines if each.feed.name == feed
+        )
+        return connection._session.left_out if connection._session is not None else ()
+
+    def inject(self, fault: Fault) -> None:
+        """Put a fault of the simulator into force, for the feed that it is aimed at."""
+        self.sim.inject(fault, feed=self.aim)
 
     def trace(self, what: str) -> None:
         """Goes into the digest by which two runs are compared."""
@@ -125,6 +164,8 @@ class World:
                 parts.start_soon(self.watch.run)
                 parts.start_soon(self.clients.run)
                 parts.start_soon(self.market.run, self.sim, self.left_out)
+                if self.account is not None:
+                    parts.start_soon(self.account.run, self.sim, self.topics_left_out)
                 await self._inject()
                 self._stop_faults()
                 await self.watch.until_ready()
@@ -137,9 +178,15 @@ class World:
                     await check_at_end(self)
                     if self.positions is not None:
                         self.positions.check_at_end(self)
+                    if self.account is not None:
+                        await check_account_at_end(self)
                     await check_first_price(self)
                     await check_prices_live(self)
+                    if self.account is not None:
+                        check_keys_live(self)
                     await check_prices_run_out(self)
+                    if self.account is not None:
+                        check_keys_run_out(self)
                 self._over = True
                 self._end.set()
                 await anyio.sleep(_CLOSING_LIMIT_S + 3)
@@ -147,7 +194,9 @@ class World:
             tasks.cancel_scope.cancel()
         self.leftovers.check_at_end()
         for life in self.lives:
-            for violation in check_life(self, life, final=life is self.lives[-1]):
+            final = life is self.lives[-1]
+            check = check_life if self.account is None else check_account
+            for violation in check(self, life, final=final):
                 self.violated(f"[run {life.number}] {violation}")
         return self._outcome()
 
@@ -190,19 +239,14 @@ class World:
                 async with open_service(
                     self._settings(),
                     store=self.store,
-                    drivers=[WebsocketsDriver(self.sim.url, _CREDENTIALS, self._dial)],
-                    history=AlpacaHistory(
-                        self.sim.rest_url,
-                        "simulator",
-                        _CREDENTIALS,
-                        self.service_clock,
-                        SimulatorTransport(self.sim),
-                    ),
+                    feeds=self._feeds() if self.account is not None else None,
+                    drivers=[self._driver(STOCKS)] if self.account is None else None,
+                    history=self._history(STOCKS),
                     positions=self.positions.source if self.positions is not None else None,
                     clock=self.service_clock,
                     rng=random.Random(f"{self.plan.seed}/jitter/{life.number}"),
                 ) as service:
-                    life.begin(service, STATIC)
+                    life.begin(service, self.plan.symbols)
                     try:
                         await self._end.wait()
                     finally:
@@ -221,12 +265,41 @@ class World:
         if error is not None and (data_came or not isinstance(error, FeedRefused)):
             self.violated(f"the service ended with {error!r}")
 
+    def _driver(self, feed: Feed) -> WebsocketsDriver:
+        url = self.sim.stream_url(feed.name) if self.account is not None else self.sim.url
+        return WebsocketsDriver(url, _CREDENTIALS, self._dial, feed=feed)
+
+    def _history(self, feed: Feed) -> AlpacaHistory:
+        variants = {"stocks": "simulator", "crypto": "us", "options": "indicative"}
+        return AlpacaHistory(
+            self.sim.rest_url,
+            variants.get(feed.name, feed.name),
+            _CREDENTIALS,
+            self.service_clock,
+            SimulatorTransport(self.sim),
+            feed=feed,
+        )
+
+    def _feeds(self) -> list[FeedParts]:
+        return [
+            FeedParts(
+                feed,
+                [self._driver(feed)],
+                self._history(feed),
+                news_hours if feed is NEWS_FEED else always_open,
+                on_demand=feed is not STOCKS,
+            )
+            for feed in FEEDS
+        ]
+
     def _settings(self) -> Settings:
         settings = Settings(
             feed="simulator",
             feed_url=self.sim.url,
             driver="websockets",
-            symbols=STATIC,
+            symbols=self.plan.symbols,
+            channels=CHANNELS if self.account is not None else ("quotes",),
+            news=(EVERY_SYMBOL,) if self.account is not None else (),
             mute_after=self.plan.mute_after_s,
             price_ttl=PRICE_TTL_S,
         )
@@ -258,6 +331,8 @@ class World:
             self._fault_tasks.cancel_scope.cancel()
 
     async def _inject_one(self, name: str) -> None:
+        if self.account is not None:
+            self.aim = self.account_rng.choice((None, *FEED_NAMES))
         if (what := await FAULTS[name](self)) is not None:
             self.trace(f"fault {name} {what}")
             self.faults_injected[name] += 1
@@ -308,12 +383,16 @@ class World:
 
 
 def simulate(
-    seed: int, *, only: tuple[str, ...] = (), tell: Callable[[str], None] | None = None
+    seed: int,
+    *,
+    only: tuple[str, ...] = (),
+    account: bool | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Run one seed."""
+    """Run one seed; see :meth:`tests.simulation.plan.Plan.draw`."""
     from tests.simulation.scheduling import run_seeded
 
     async def run() -> Outcome:
-        return await World(Plan.draw(seed, only), tell).run()
+        return await World(Plan.draw(seed, only, account=account), tell).run()
 
     return run_seeded(seed, run)
