@@ -223,7 +223,7 @@ class RedisWriter:
                 self._pending = None
             await self._renew()
             wait_s = self._retry_s() if self._failures else self._wait_s
-            if not self._failures and any(k.due or k.confirmed for k in self._keys.values()):
+            if not self._failures and self._renews_more():
                 wait_s = _NEXT_S
             try:
                 batch = await self._inbox.receive_within(wait_s)
@@ -345,12 +345,20 @@ class RedisWriter:
                 await self._renew_some(kind, keys, symbols)
                 return  # a waiting batch goes before the keys of the next kind
 
+    def _renews_more(self) -> bool:
+        """Whether there are keys to renew, or to look for, at once."""
+        now_s = self._clock.monotonic() if self._vouched is not None else -math.inf
+        return any(
+            keys.due or keys.confirmed or keys.next_scan_s <= now_s for keys in self._keys.values()
+        )
+
     def _scan(self) -> None:
         """Find the keys of vouched symbols that have lived half of their life."""
         now_s = self._clock.monotonic()
         if self._vouched is None or any(keys.due for keys in self._keys.values()):
             return
-        for kind, keys in self._keys.items():
+        # The one that has waited longest first: some kind may have due keys at every look.
+        for kind, keys in sorted(self._keys.items(), key=lambda each: each[1].next_scan_s):
             if now_s >= keys.next_scan_s:
                 keys.next_scan_s = now_s + keys.scan_s
                 keys.due = keys.old(self._vouched(kind), now_s)

@@ -803,7 +803,7 @@ class VouchedBench:
     def __init__(self) -> None:
         self.clock = SkippingClock()
         self.store = MemoryPriceStore(clock=self.clock)
-        self.batches, self.answers = Channel[WriteBatch](1), Channel[int](100)
+        self.batches, self.answers = Channel[WriteBatch](1), Channel[int](1_000)
         self.vouched: dict[Kind[Any], frozenset[str]] = {}
         self.writer = RedisWriter(
             self.batches,
@@ -860,6 +860,21 @@ async def test_a_vouched_key_of_each_kind_outlives_its_time_and_another_does_not
         others = [other for other in KEYED if other is not kind and other.ttl_s == kind.ttl_s]
         assert all(bench.value(other, "AAPL") is None for other in others)
         assert not any("MSFT" in renewed for renewed in bench.store.renewed)
+
+
+async def test_keys_that_are_always_due_do_not_hold_up_those_of_another_kind(
+    autojump_clock: Any,
+) -> None:
+    names = [f"S{number}" for number in range(320)]
+    async with vouched_bench() as bench:
+        bench.vouched = dict.fromkeys(KEYED, frozenset(["AAPL"]))
+        bench.vouched |= dict.fromkeys((QUOTES, TRADES), frozenset(names))
+        await bench.write(kind_batch(1, *ALL_KINDS))
+        for number, name in enumerate(names, 2):
+            await bench.write(kind_batch(number, QUOTES, TRADES, symbols=(name,)))
+            await anyio.sleep(0.4)
+        await anyio.sleep(400)
+        assert all(bench.value(kind) == 1 for kind in KEYED if kind not in (QUOTES, TRADES))
 
 
 async def test_every_symbol_is_those_of_stocks(autojump_clock: Any) -> None:
