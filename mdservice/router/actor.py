@@ -92,6 +92,8 @@ class _Routing(Generic[R]):
         self.gaps = Gaps(kind.channel, in_order=self.sequencer.in_order and self.repaired)
         self.subscribed_ns: int | None = None
         """When the feed first acknowledged symbols, UTC nanoseconds."""
+        self.resumed_ns: int | None = None
+        """When it last did."""
         self.accepted = 0
         self.rejected = 0
         self.future = 0
@@ -382,7 +384,9 @@ class Router:
                 from_ns = sequencer.newest_ns()
                 from_ns = sequencer.assumed_ns() if from_ns is None else from_ns
             else:
-                from_ns = lost.at_ns if newest_ns is None else newest_ns
+                # First values do not show how far the stream had come when it was lost.
+                known_ns = routing.resumed_ns if newest_ns is None else newest_ns
+                from_ns = lost.at_ns if known_ns is None else known_ns
             routing.gaps.lost(from_ns, symbols, sequencer.streamed_ns)
         self._send(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}, self._feed.name))
 
@@ -405,8 +409,10 @@ class Router:
         """Report the gap after a lost connection."""
         if routing.kind.is_companion:
             return
-        if routing.subscribed_ns is None and resumed.symbols:
-            routing.subscribed_ns = resumed.at_ns
+        if resumed.symbols:
+            routing.resumed_ns = resumed.at_ns
+            if routing.subscribed_ns is None:
+                routing.subscribed_ns = resumed.at_ns
         gaps = routing.gaps.resumed(
             resumed.at_ns,
             resumed.symbols,

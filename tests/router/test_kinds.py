@@ -332,6 +332,28 @@ async def test_without_any_record_it_is_told_from_the_loss_on(
         assert bench.gaps == [gap(bench, "statuses", 40.0)]
 
 
+async def test_after_a_refresh_alone_the_next_gap_begins_where_the_last_one_ended(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench(feed=OPTIONS) as bench:
+        topics = frozenset((Topic("quotes", OPTION),))
+        stream = made(bench, QUOTES, 1, 1.0, OPTION)
+        first = made(bench, QUOTES, 2, 49.0, OPTION)
+        await bench.send(
+            RecordBatch(QUOTES, [stream]),
+            FeedLost(bench.start_ns + 40 * SECOND_NS, topics, "reset"),
+            resumed(bench, QUOTES, OPTION, refreshing=True),
+            FirstRecords(QUOTES, [first], {OPTION: bench.start_ns + 50 * SECOND_NS}),
+            Refreshed(QUOTES, bench.start_ns, frozenset((OPTION,))),
+            FeedLost(bench.start_ns + 90 * SECOND_NS, topics, "reset"),  # nothing came before it
+            resumed(bench, QUOTES, OPTION),
+        )
+        assert bench.gaps == [
+            gap(bench, "quotes", 1.0, OPTION, refreshed=True),
+            gap(bench, "quotes", 50.0, OPTION),
+        ]
+
+
 async def test_a_kind_with_rare_records_is_repaired_from_its_subscription_on(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
