@@ -164,7 +164,7 @@ def _check_nothing_missing(world: World, life: Life, feed: Feed, *, final: bool)
                     and interval.holds(one.sent_ns)
                     and one.content not in out
                     and not _excused(world, life, one, gaps)
-                    and not _not_in_history(market, one, out, reported)
+                    and not _not_in_history(life, market, one, out, reported)
                 ]
                 if missing:
                     yield (
@@ -238,7 +238,11 @@ def _in_gap(world: World, one: MadeRecord, gaps: Sequence[Gap]) -> bool:
 
 
 def _not_in_history(
-    market: AccountMarket, one: MadeRecord, out: Mapping[bytes, bool], reported: Sequence[Gap]
+    life: Life,
+    market: AccountMarket,
+    one: MadeRecord,
+    out: Mapping[bytes, bool],
+    reported: Sequence[Gap],
 ) -> bool:
     """Whether it was lost in an outage, and REST does not give it.
 
@@ -250,15 +254,16 @@ def _not_in_history(
     if one.kind is TRADES:
         # History is asked from so long before the loss.
         late = one.sent_ns - one.ts_ns > int(TRADES.late_s * 1e9)
-        return late or (one.symbol, fields["id"]) in market.changed_ids
+        # Of an earlier run only the last trade is known: those before it count as published.
+        earlier = one.ts_ns <= life.earlier_ns.get((TRADES, one.symbol), -1)
+        return late or earlier or (one.symbol, fields["id"]) in market.changed_ids
     if one.kind not in _VERSIONS:
         return False
     name = "id" if one.kind is NEWS else "timestamp"
-    later = market.of[one.feed, one.kind, one.symbol]
+    made = market.of[one.feed, one.kind, one.symbol]
+    later = made[next(place for place, other in enumerate(made) if other is one) + 1 :]
     return any(
-        other.sent_ns > one.sent_ns
-        and other.content in out
-        and msgspec.json.decode(other.content)[name] == fields[name]
+        other.content in out and msgspec.json.decode(other.content)[name] == fields[name]
         for other in later
     )
 

@@ -189,6 +189,7 @@ class Life:
         self.counters = self.service.status().counters
         self.future = self.service._topology.router.snapshot().future_records
         self.unchecked = self.service._topology.feed._recoveries[QUOTES]._recheck.waiting
+        self.data_came = self.service._topology.feed._data_has_come
         self.dropped = sum(publisher.snapshot().dropped.values())
         self.kinds_unchecked = {
             (pipeline.feed.name, kind): recovery._recheck.waiting
@@ -202,6 +203,8 @@ class Life:
     unchecked: Sequence[Believed] = ()
     """Repairs whose second look at history was still to come: ended before, nobody knows."""
 
+    data_came: bool = False
+    """Whether there was data of stocks; a refusal before that ends the service."""
     dropped: int = 0
     """How many events were dropped because the backlog was full."""
     kinds_unchecked: dict[tuple[FeedName, Kind[Any]], Sequence[Believed]] = attrs.field(

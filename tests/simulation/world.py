@@ -261,8 +261,7 @@ class World:
             if took_s > _CLOSING_LIMIT_S:
                 self.violated(f"closing took {took_s:.3f} s")
         error = life.error
-        data_came = bool(life.counters and life.counters.quotes_received)
-        if error is not None and (data_came or not isinstance(error, FeedRefused)):
+        if error is not None and (life.data_came or not isinstance(error, FeedRefused)):
             self.violated(f"the service ended with {error!r}")
 
     def _driver(self, feed: Feed) -> WebsocketsDriver:
