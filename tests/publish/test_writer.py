@@ -869,7 +869,7 @@ async def test_keys_that_are_always_due_do_not_hold_up_those_of_another_kind(
     async with vouched_bench() as bench:
         bench.vouched = dict.fromkeys(KEYED, frozenset(["AAPL"]))
         bench.vouched |= dict.fromkeys((QUOTES, TRADES), frozenset(names))
-        await bench.write(kind_batch(1, *ALL_KINDS))
+        await bench.write(kind_batch(1, *KINDS))
         for number, name in enumerate(names, 2):
             await bench.write(kind_batch(number, QUOTES, TRADES, symbols=(name,)))
             await anyio.sleep(0.4)

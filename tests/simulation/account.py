@@ -16,7 +16,7 @@ import attrs
 import msgspec
 
 from mdservice.model.feeds import FEEDS, FeedName, Topic
-from mdservice.model.kinds import ALL_KINDS, ORDERBOOKS, QUOTES, Kind
+from mdservice.model.kinds import KINDS, ORDERBOOKS, QUOTES, Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
 from mdservice.simulator import Simulator, SimulatorConfig, crypto, news, options, stocks
@@ -51,7 +51,7 @@ _STOCK_KINDS: Final = {
 }
 _UPDATED: Final = {"updatedBars": "bars"}
 _WITH_TRADES: Final = frozenset(("corrections", "cancelErrors"))
-_BY_CHANNEL: Final = {kind.channel: kind for kind in ALL_KINDS}
+_BY_CHANNEL: Final = {kind.channel: kind for kind in KINDS}
 _TAKERS: Final = {"B": "buy", "S": "sell", "-": None}
 _ACTIONS: Final = {"C": "cancel", "E": "error"}
 _CALM: Final = 0.2

@@ -12,11 +12,11 @@ import msgspec
 from mdservice.model.events import encode_status
 from mdservice.model.feeds import FEEDS, STOCKS, Feed
 from mdservice.model.kinds import (
-    ALL_KINDS,
     BARS,
     CANCELS,
     CORRECTIONS,
     DAILY_BARS,
+    KINDS,
     LULDS,
     NEWS,
     ORDERBOOKS,
@@ -333,7 +333,7 @@ def _check_published(life: Life) -> Iterator[str]:
         yield f"{accepted} accepted, {told} published, conflated, dropped or waiting: {counters}"
     if not life.drained:
         return
-    for kind in ALL_KINDS:
+    for kind in KINDS:
         of_kind = expected[kind.event]
         if kind.overflow is Overflow.KEEP and counts[kind.event] != len(of_kind):
             yield f"{len(of_kind)} {kind.channel} accepted, {counts[kind.event]} published"
@@ -523,7 +523,7 @@ def check_keys_live(world: World) -> None:
         return
     service = life.service
     vouched = service.channels()
-    for kind in ALL_KINDS:
+    for kind in KINDS:
         if not kind.has_key:
             continue
         for record in service.latest_records(kind):
@@ -534,7 +534,7 @@ def check_keys_live(world: World) -> None:
 
 def check_keys_run_out(world: World) -> None:
     """Without the feeds, no key is renewed."""
-    for kind in ALL_KINDS:
+    for kind in KINDS:
         if not kind.has_key or kind.ttl_s is not None:
             continue
         for symbol in world.symbols:

@@ -60,8 +60,8 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
 def test_finds_a_quote_that_was_never_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     add_live = GapRepair.add_live
 
-    def lose_some(self: GapRepair, quotes: Sequence[Quote]) -> None:
-        add_live(self, [quote for quote in quotes if quote.bid_size % 100 != 99])
+    def lose_some(self: GapRepair, kind: Any, quotes: Sequence[Quote]) -> None:
+        add_live(self, kind, [quote for quote in quotes if quote.bid_size % 100 != 99])
 
     monkeypatch.setattr(GapRepair, "add_live", lose_some)
     assert "are missing" in violations()
@@ -114,7 +114,7 @@ def _change_batches(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any
 
 def test_finds_a_lost_event(monkeypatch: pytest.MonkeyPatch) -> None:
     _change_batches(monkeypatch, lambda b: rebuilt(b, b.messages[1:]))
-    assert "are in the store" in violations()
+    assert "published, conflated or waiting" in violations()
 
 
 def test_finds_a_doubled_event(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +195,12 @@ def test_finds_an_answer_that_differs_from_the_service(monkeypatch: pytest.Monke
 
 
 def test_finds_prices_that_are_not_the_last_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    prices = Service.prices
-    monkeypatch.setattr(Service, "prices", lambda self, symbols=None: prices(self, symbols)[1:])
+    latest = Service.latest_records
+
+    def without_one(self: Service, kind: Any, symbols: Any = None) -> list[Any]:
+        return latest(self, kind, symbols)[1:]
+
+    monkeypatch.setattr(Service, "latest_records", without_one)
     assert "/api/v1/market-data/prices answered" in violations()
 
 
@@ -307,7 +311,10 @@ def test_finds_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("limit", "what"),
-    [("MOST_HELD", "live quotes held"), ("_MOST_IN_OUTLET", "items in the outlet")],
+    [
+        ("MOST_HELD", "live quotes held of stocks"),
+        ("_MOST_IN_OUTLET", "items in the outlet of stocks"),
+    ],
 )
 def test_finds_what_grows(monkeypatch: pytest.MonkeyPatch, limit: str, what: str) -> None:
     monkeypatch.setattr(watch, limit, -1)
