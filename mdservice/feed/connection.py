@@ -200,7 +200,7 @@ class FeedConnection:
             reconnects=max(0, self._logins - 1),
             last_error=self._last_error,
             wanted=len(self._subscriptions.symbols()),
-            acknowledged=len(symbols_of(session.acknowledged)) if session else 0,
+            acknowledged=len(session.symbols()) if session else 0,
             left_out=_reasons(session.left_out) if session else {},
             quotes_received=self._received[QUOTES.channel],
             records_received=dict(self._received),
@@ -219,7 +219,7 @@ class FeedConnection:
 
     def vouched(self, kind: Kind[Any]) -> Collection[str]:
         """The symbols whose next record the open connection would bring; none without one."""
-        return symbols_of(self._session.acknowledged, kind) if self._session is not None else ()
+        return self._session.symbols(kind) if self._session is not None else ()
 
     def sources(self) -> dict[str, list[str]]:
         """Each wanted symbol with those who want it."""
@@ -436,7 +436,7 @@ class FeedConnection:
         """
         calls = []
         for kind, recovery in self._recoveries.items():
-            followed = symbols_of(session.acknowledged, kind)
+            followed = session.symbols(kind)
             left_out = symbols_of(session.left_out, kind)
             calls.append(partial(recovery.repair, followed, left_out))
         await run_together(*calls)
@@ -444,7 +444,7 @@ class FeedConnection:
     async def _subscriptions_changed(self, session: Session) -> None:
         for kind, recovery in self._recoveries.items():
             await recovery.subscriptions_changed(
-                symbols_of(session.acknowledged, kind), symbols_of(session.left_out, kind)
+                session.symbols(kind), symbols_of(session.left_out, kind)
             )
 
     async def _subscribe_wanted(self, session: Session) -> None:
@@ -465,9 +465,7 @@ class FeedConnection:
         self._opened.set()
         self._phase = "streaming"
         self._retries.subscribed(self._clock.monotonic())
-        _log.info(
-            "feed_subscribed", feed=self.feed.name, symbols=len(symbols_of(session.acknowledged))
-        )
+        _log.info("feed_subscribed", feed=self.feed.name, symbols=len(session.symbols()))
 
     async def _delay_after_refusal(self, exc: FeedRefused) -> float:
         self._failed(exc)

@@ -150,7 +150,8 @@ class Received:
         Records that are added from now on are of that state.
         """
         valid = frozenset(t for t in topics if t.symbol == EVERY_SYMBOL or is_symbol(t.symbol))
-        self.errors += sum(topic not in valid for topic in topics)
+        if len(valid) < len(topics):
+            self.errors += sum(topic not in valid for topic in topics)
         if followed is not None:
             followed.acknowledge(valid)
         self.controls.append(Acknowledged(valid))

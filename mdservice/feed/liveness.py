@@ -134,17 +134,21 @@ class Liveness:
             topics: As the feed acknowledged them.
             at_ns: When, UTC nanoseconds.
         """
-        before = self._subscribed_ns
-        self._subscribed_ns = {topic: before.get(topic, at_ns) for topic in topics}
-        quoted = set(symbols_of(self._subscribed_ns, QUOTES))
-        new = quoted.difference(symbols_of(before, QUOTES)) - {EVERY_SYMBOL}
-        self._unheard = (self._unheard & quoted) | new
-        for judge in self._judges:
-            if judge.history is not None:
-                gone = set(symbols_of(before, judge.kind))
-                judge.history.forget(gone.difference(symbols_of(self._subscribed_ns, judge.kind)))
-        if not before:
+        since_ns = self._subscribed_ns
+        if not since_ns:
             self._since_s = anyio.current_time()
+        all_of_them = frozenset(topics)
+        new = [topic for topic in all_of_them if topic not in since_ns]
+        since_ns.update(dict.fromkeys(new, at_ns))
+        gone = [topic for topic in since_ns if topic not in all_of_them]
+        for topic in gone:
+            del since_ns[topic]
+        self._unheard.difference_update(symbols_of(gone, QUOTES))
+        self._unheard.update(symbols_of(new, QUOTES))
+        self._unheard.discard(EVERY_SYMBOL)
+        for judge in self._judges:
+            if gone and judge.history is not None:
+                judge.history.forget(symbols_of(gone, judge.kind))
 
     def data_came(self, kind: Kind[Any], records: Iterable[Record]) -> None:
         """Market data: the feed lives."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 import attrs
@@ -16,8 +16,8 @@ import attrs
 from mdservice.errors import FeedUnavailable
 from mdservice.feed.driver import Acknowledged, Link, Received, RequestRefused
 from mdservice.feed.subscriptions import Followed, SubscriptionSet, chunks
-from mdservice.model.feeds import Topic
-from mdservice.model.kinds import QUOTES
+from mdservice.model.feeds import Topic, symbols_of
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 from mdservice.runtime.actor import Answer
@@ -78,6 +78,7 @@ class Session:
         self._reading = anyio.CancelScope()
         self._ended: FeedUnavailable | None = None
         self.acknowledged: frozenset[Topic] = frozenset()
+        self._followed_symbols: dict[Kind[Any] | None, tuple[str, ...]] = {}
         self.left_out: dict[Topic, str] = {}
         self._words: dict[Topic, str] = {}
         """The feed's own message for each unfulfilled topic, empty without one."""
@@ -109,6 +110,7 @@ class Session:
         for control in received.controls:
             if isinstance(control, Acknowledged):
                 self.acknowledged = control.topics
+                self._followed_symbols.clear()
             if self._request is not None:
                 self._request.give(control)
             elif isinstance(control, RequestRefused):
@@ -122,6 +124,13 @@ class Session:
             self._request.fail(self._ended)
 
     # Requests
+
+    def symbols(self, kind: Kind[Any] | None = None) -> tuple[str, ...]:
+        """The acknowledged symbols, of a kind or of all; asked for often, so computed once."""
+        symbols = self._followed_symbols.get(kind)
+        if symbols is None:
+            symbols = self._followed_symbols[kind] = symbols_of(self.acknowledged, kind)
+        return symbols
 
     def missing(self, wanted: Iterable[Topic]) -> list[Topic]:
         """The wanted topics that are neither acknowledged nor unfulfilled."""

@@ -19,7 +19,7 @@ from mdservice.feed.driver import RequestRefused
 from mdservice.feed.session import ACK_TIMEOUT_S, CHUNK_SIZE, NOT_ACKNOWLEDGED, Session
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import Topic
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import QUOTES, TRADES
 from mdservice.model.quote import Quote
 from tests.topics import names, quotes
 
@@ -648,3 +648,15 @@ async def test_a_channel_that_the_feed_lacks_costs_few_requests(autojump_clock: 
         assert len(run.session.acknowledged) == 2 * len(symbols)
         assert {topic.channel for topic in run.session.left_out} == {"imbalances"}
         assert len(run.session.left_out) == len(symbols)
+
+
+async def test_the_symbols_are_those_of_the_last_acknowledgement(
+    autojump_clock: MockClock,
+) -> None:
+    async with reading(MemoryFeed()) as run:
+        assert run.session.symbols() == run.session.symbols(QUOTES) == ()
+        await run.session.subscribe(quotes("AAPL", "MSFT"))
+        assert set(run.session.symbols()) == set(run.session.symbols(QUOTES)) == {"AAPL", "MSFT"}
+        assert run.session.symbols(TRADES) == ()
+        await run.session.unsubscribe(quotes("MSFT"))
+        assert run.session.symbols() == run.session.symbols(QUOTES) == ("AAPL",)
