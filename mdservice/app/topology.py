@@ -493,9 +493,9 @@ def _recovery(
     """What recovers the records of a kind that a lost connection has missed."""
     repair = feed.repair(kind)
     if repair is Repair.LATEST:
-        return Refresh(kind, history, send_queue, clock)
+        return Refresh(kind, history, router.sequencer(kind), send_queue, clock)
     if repair is Repair.SUBSCRIBE_AGAIN:
-        return Refresh(kind, None, send_queue, clock)
+        return Refresh(kind, None, router.sequencer(kind), send_queue, clock)
     past = history if repair is Repair.FROM_HISTORY else None
     return GapRepair(kind, past, router.sequencer(kind), send_queue, clock)
 

@@ -13,6 +13,7 @@ import anyio
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
+from mdservice.feed.gap_repair.missing import AcceptedRecords
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
 from mdservice.model.events import FeedResumed, FirstRecords, RecordBatch, Refreshed
@@ -101,6 +102,7 @@ class Refresh(Generic[R]):
         kind: The kind of the records.
         history: Where the latest records are fetched. None for records whose whole value comes
             after subscribing, as of an order book.
+        accepted: The accepted records.
         send_queue: Sends records and changes of state to the router.
         clock: The time.
     """
@@ -109,17 +111,20 @@ class Refresh(Generic[R]):
         self,
         kind: Kind[R],
         history: HalvingHistory[R] | None,
+        accepted: AcceptedRecords,
         send_queue: SendQueue,
         clock: Clock,
     ) -> None:
         self.kind = kind
         self._history = history
+        self._accepted = accepted
         self._send_queue = send_queue
         self._clock = clock
         self._missing: set[str] = set()
         self._awaited: set[str] = set()
         """Symbols whose whole value has not come since subscribing."""
         self._came = anyio.Event()
+        self._connected_before = False
         self._resumed = False
         self._left_out: frozenset[str] = frozenset()
         self._refused: str | None = None
@@ -151,6 +156,9 @@ class Refresh(Generic[R]):
 
     def begin(self) -> None:
         """Note that a connection is open."""
+        if not self._connected_before:  # the end of an earlier run counts as a lost connection
+            self._missing.update(self._accepted.symbols())
+            self._connected_before = True
         self._resumed = False
         self._awaited = set(self._missing) if self._history is None else set()
 

@@ -13,7 +13,7 @@ import msgspec
 from mdservice.app.topology import FeedParts, Topology, build
 from mdservice.feed.liveness import Hours
 from mdservice.model.feeds import CRYPTO, STOCKS, Topic
-from mdservice.model.kinds import TRADES
+from mdservice.model.kinds import DAILY_BARS, TRADES
 from mdservice.runtime.task_groups import background
 from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, VirtualClock
 from tests.records import make_record
@@ -100,3 +100,18 @@ async def test_a_channel_without_any_record_is_repaired_from_its_subscription_on
         await anyio.sleep(30)
         assert [trade["id"] for trade in account.published("trade.updated")] == [1]
         assert account.told("trades") == ["gap", "gap_repaired"]
+
+
+async def test_a_restart_refreshes_the_values_that_no_history_repairs(autojump_clock: Any) -> None:
+    account = Account()
+    now_ns = account.clock.utc_ns()
+    daily = [make_record(DAILY_BARS, symbol, 1, now_ns - 60 * 10**9) for symbol in ("AAPL", "MSFT")]
+    newer = make_record(DAILY_BARS, "AAPL", 2, now_ns)
+    wanted = [Topic("dailyBars", symbol) for symbol in ("AAPL", "MSFT")]
+    account.history.add([newer], DAILY_BARS)
+    async with account.running(*wanted, last={DAILY_BARS: daily}):
+        await anyio.sleep(30)
+        assert [bar["close"] for bar in account.published("daily_bar.updated")] == [newer.close]
+        (gap,) = [s for s in account.published("feed.status") if s["state"] == "gap"]
+        assert (gap["channel"], gap["refreshed"]) == ("dailyBars", True)
+        assert gap["symbols"] == ["AAPL", "MSFT"]

@@ -17,6 +17,7 @@ from mdservice.model.events import FeedItem, FeedResumed, FirstRecords, RecordBa
 from mdservice.model.kinds import ORDERBOOKS, QUOTES
 from mdservice.model.order_book import OrderBook
 from mdservice.model.quote import Quote
+from mdservice.router.sequencer import Sequencer
 from mdservice.testing import FakeHistory, VirtualClock
 
 OPTION = "AAPL261218C00200000"
@@ -29,7 +30,8 @@ class Bench:
         self.send, self.receive = anyio.create_memory_object_stream[FeedItem](100)
         kind: Any = ORDERBOOKS if books else QUOTES
         history = None if books else HalvingHistory(self.history, QUOTES)
-        self.refresh: Refresh[Any] = Refresh(kind, history, SendQueue(self.send), self.clock)
+        send_queue = SendQueue(self.send)
+        self.refresh: Refresh[Any] = Refresh(kind, history, Sequencer(kind), send_queue, self.clock)
 
     @property
     def sent(self) -> list[FeedItem]:
