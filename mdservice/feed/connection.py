@@ -343,6 +343,9 @@ class FeedConnection:
             if isinstance(exc, FeedUnavailable) and not logged_in:
                 self._selection.start_failed()
             raise
+        except _NotWanted:
+            self._last_error = "nothing is wanted of this feed any more"
+            raise
         finally:
             if logged_in:
                 await self._lost()

@@ -115,3 +115,16 @@ async def test_a_restart_refreshes_the_values_that_no_history_repairs(autojump_c
         (gap,) = [s for s in account.published("feed.status") if s["state"] == "gap"]
         assert (gap["channel"], gap["refreshed"]) == ("dailyBars", True)
         assert gap["symbols"] == ["AAPL", "MSFT"]
+
+
+async def test_a_feed_that_is_no_longer_wanted_says_so(autojump_clock: Any) -> None:
+    account = Account()
+    async with account.running() as topology:
+        account.crypto.fail(1)
+        await topology.subscribe(quotes("BTC/USD"), "api")
+        await account.crypto.subscribed("BTC/USD")
+        await topology.unsubscribe(quotes("BTC/USD"), ("api",))
+        await anyio.sleep(60)
+        (lost,) = [s for s in account.published("feed.status") if s["state"] == "disconnected"]
+        assert lost["reason"] == "nothing is wanted of this feed any more"
+        assert topology.pipelines[1].connection.snapshot().last_error is None
