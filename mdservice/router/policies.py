@@ -18,7 +18,6 @@ from mdservice.model.bar import Bar
 from mdservice.model.events import LatestChanged
 from mdservice.model.kinds import TRADES, Kind, Order, R
 from mdservice.model.order_book import Level, OrderBook
-from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.trade import Cancel, Correction, Trade, changed_trade, trade_identity
 from mdservice.router.sequencer import Fetched, Routed, Sequencer, merge, without_number
 
@@ -501,10 +500,9 @@ class Merge(Sequencer[OrderBook]):
         return Routed(accepted, rejected, ahead_ns)
 
     def lose(self, symbols: Collection[str]) -> None:
-        """Forget the books of these symbols, since changes of them are missing."""
+        """Forget all books, since changes are missing, also of those that are unsubscribed now."""
         super().lose(symbols)
-        for symbol in tuple(self._books) if EVERY_SYMBOL in symbols else symbols:
-            self._books.pop(symbol, None)
+        self._books.clear()
 
     def fill(
         self,

@@ -128,3 +128,26 @@ async def test_a_feed_that_is_no_longer_wanted_says_so(autojump_clock: Any) -> N
         (lost,) = [s for s in account.published("feed.status") if s["state"] == "disconnected"]
         assert lost["reason"] == "nothing is wanted of this feed any more"
         assert topology.pipelines[1].connection.snapshot().last_error is None
+
+
+async def test_an_order_book_of_an_earlier_connection_takes_no_changes(autojump_clock: Any) -> None:
+    account = Account()
+    book = {"T": "o", "S": "BTC/USD", "b": [{"p": 1, "s": 2}], "a": [{"p": 2, "s": 1}]}
+
+    def send(**more: Any) -> None:
+        account.crypto.send_messages([book | {"t": account.clock.utc_ns()} | more])
+
+    async with account.running() as topology:
+        wanted = [Topic("orderbooks", "BTC/USD")]
+        await topology.subscribe(wanted, "api")
+        await anyio.sleep(1)
+        send(r=True)
+        await anyio.sleep(1)
+        before = len(account.published("orderbook.updated"))
+        assert before
+        await topology.unsubscribe(wanted, ("api",))
+        await anyio.sleep(60)
+        await topology.subscribe(wanted, "api")
+        send(a=[{"p": 3, "s": 1}])
+        await anyio.sleep(1)
+        assert len(account.published("orderbook.updated")) == before
