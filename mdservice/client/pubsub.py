@@ -211,6 +211,8 @@ class PubSubSource(Generic[R]):
     async def follow(self, location: Location, connected: Callable[[], None]) -> None:
         """See :class:`~mdservice.client.intake.Source`."""
         names = self._intake.names = location.names
+        for state in self._intake.states.values() if self._intake.begun else ():
+            state.order.disconnected()
         async with self._connect(location.address) as connection:
             owner = await _read_record(connection, names)
             announcements = await _subscribe(connection, names, self._intake.states)

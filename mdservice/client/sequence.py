@@ -156,6 +156,9 @@ class SequenceCheck(Generic[R]):
     def reading_keys(self) -> None:
         """Note that the keys are being read from now on."""
 
+    def disconnected(self) -> None:
+        """Note that events may have been missed."""
+
     def _count(self, verdict: Verdict) -> bool:
         if not verdict.newer:
             self.left_out += 1
@@ -200,6 +203,10 @@ class ArrivalCheck(SequenceCheck[R]):
                 latest[symbol] = record
             found.append(record)
         return found
+
+    def disconnected(self) -> None:
+        """Note that events may have been missed: a step after a key counts from now on."""
+        self._begun_by_key.clear()
 
     def _judge(
         self, known: tuple[int, str | None], coming: R, run: str | None, *, in_order: bool
@@ -269,7 +276,7 @@ class TradeCheck(ArrivalCheck[Trade]):
         self._canceled: set[str] = set()
         """The symbols whose latest trade was canceled; the key has another one, maybe known."""
         self._canceled_since: set[str] = set()
-        """Those of them with one more cancellation since the keys are being read."""
+        """Those of them that were canceled since the keys are being read."""
 
     @property
     def reasons(self) -> int:
@@ -313,15 +320,13 @@ class TradeCheck(ArrivalCheck[Trade]):
     def cancel(self, cancels: Iterable[Cancel]) -> None:
         """Forget the latest trades that are canceled."""
         for one in cancels:
-            trade = self._latest_with(one, one.id)
-            if trade is not None:
+            if self._latest_with(one, one.id) is not None:
                 del self._latest[one.symbol]
-                self._changed.add((trade.symbol, trade.seq))
                 self._canceled.add(one.symbol)
-                self._cancels += 1
-            elif one.symbol in self._canceled:  # perhaps of the trade that the key has
-                self._canceled_since.add(one.symbol)
-                self._cancels += 1
+            elif one.symbol not in self._canceled:
+                continue  # otherwise it is perhaps of the trade that the key has
+            self._canceled_since.add(one.symbol)
+            self._cancels += 1
 
     def _latest_with(self, change: Correction | Cancel, id_: TradeId | None) -> Trade | None:
         """The symbol's latest trade, if it is the one that is changed."""

@@ -179,6 +179,19 @@ def test_after_a_cancellation_the_key_has_the_latest_trade_which_does_not_come_a
     assert seqs(check.newer([trade(4)], in_order=True, run="one")) == [4]
 
 
+def test_a_key_from_before_a_cancellation_does_not_bring_a_known_trade_again() -> None:
+    """Two latest trades are canceled while a key with an even older one is being read."""
+    check = trades_until(3)
+    check.cancel([cancel(trade(3))])
+    check.newer([trade(4), trade(5)], in_order=True, run="one")
+    check.cancel([cancel(trade(5))])
+    assert not check.newer_keys([trade(2)], run="one")
+    check.reading_keys()
+    assert not check.newer_keys([trade(4)], run="one")
+    assert check.latest("A") == trade(4)
+    assert check.missed == 0
+
+
 def test_two_cancellations_in_a_row_wait_for_the_keys_after_both() -> None:
     check = trades_until(3)
     check.cancel([cancel(trade(3))])

@@ -387,6 +387,7 @@ def test_a_reader_in_another_process_misses_nothing_silently(fresh_valkey: Any, 
                 await until(lambda: writer.cut_readers() > 0)
                 end = writer.next(TRADES)
                 await until(lambda: ["Trade", end.seq] in [line[:2] for line in lines])
+                await until(lambda: "Article" in [line[0] for line in lines if line[2] == 300])
                 process.terminate()
                 tasks.cancel_scope.cancel()
         return lines
