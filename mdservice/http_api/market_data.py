@@ -25,8 +25,8 @@ from mdservice.http_api.schemas import (
 from mdservice.model.events import FeedStatus, RecordBatch, encode_status
 from mdservice.model.feeds import CHANNELS, kinds_of
 from mdservice.model.kinds import NEWS, QUOTES, Kind
+from mdservice.model.news import ARTICLES_KEPT
 from mdservice.model.symbol import parse_symbol
-from mdservice.publish.readers import ARTICLES_KEPT
 
 __all__ = ["EventStream", "router"]
 

@@ -9,7 +9,10 @@ import attrs
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.written import NOT_WRITTEN, WrittenForm
 
-__all__ = ["NEWS_FORM", "Article", "article_identity"]
+__all__ = ["ARTICLES_KEPT", "NEWS_FORM", "Article", "article_identity"]
+
+ARTICLES_KEPT = 1_000
+"""How many of the newest articles the service can look up. Redis has more of them."""
 
 
 @attrs.define

@@ -13,15 +13,13 @@ from anyio.lowlevel import checkpoint
 
 from mdservice.model.events import FeedStatus, LatestChanged, RecordBatch, RoutedItem
 from mdservice.model.kinds import NEWS, QUOTES, Kind
-from mdservice.model.news import Article
+from mdservice.model.news import ARTICLES_KEPT, Article
 from mdservice.publish.conflation import ConflatingBuffer
 
-__all__ = ["ARTICLES_KEPT", "READER_BACKLOG", "LocalReader", "LocalReaders"]
+__all__ = ["READER_BACKLOG", "LocalReader", "LocalReaders"]
 
 READER_BACKLOG = 10_000
 """The size of a reader's buffer. Beyond it, its oldest records are conflated."""
-ARTICLES_KEPT = 1_000
-"""How many of the newest articles can be looked up. Redis has more of them."""
 _MOST_AT_ONCE = 500
 
 

@@ -12,8 +12,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from mdservice.model.events import FeedStatus, LatestChanged, RecordBatch
 from mdservice.model.kinds import BARS, CORRECTIONS, NEWS, QUOTES, TRADES
+from mdservice.model.news import ARTICLES_KEPT
 from mdservice.model.quote import Quote
-from mdservice.publish.readers import ARTICLES_KEPT, READER_BACKLOG, LocalReader, LocalReaders
+from mdservice.publish.readers import READER_BACKLOG, LocalReader, LocalReaders
 from tests.records import make_record
 
 CONNECTED = FeedStatus("connected", 1)
