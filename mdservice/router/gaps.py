@@ -121,6 +121,10 @@ class Gaps:
         Returns:
             The contents of ``gap``, one for each time from which symbols were missing.
         """
+        every_ns = self._missing.get(EVERY_SYMBOL)
+        if every_ns is not None and EVERY_SYMBOL not in followed:  # only some are wanted now
+            for symbol in followed:
+                self._missing.setdefault(symbol, every_ns)
         repairable: dict[int, set[str]] = {}
         too_late: dict[int, set[str]] = {}
         still_missing: dict[str, int] = {}

@@ -9,11 +9,12 @@ from typing import Any
 
 import anyio
 import msgspec
+import pytest
 
 from mdservice.app.topology import FeedParts, Topology, build
 from mdservice.feed.liveness import Hours
-from mdservice.model.feeds import CRYPTO, STOCKS, Topic
-from mdservice.model.kinds import DAILY_BARS, TRADES
+from mdservice.model.feeds import CRYPTO, NEWS_FEED, STOCKS, Topic
+from mdservice.model.kinds import DAILY_BARS, NEWS, TRADES
 from mdservice.runtime.task_groups import background
 from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, VirtualClock
 from tests.records import make_record
@@ -25,12 +26,13 @@ async def always_open() -> Hours:
 
 
 class Account:
-    """The stock feed and the crypto feed of one account, each with its fakes."""
+    """The feeds of one account, each with its fakes."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
         self.stocks = FakeDriver(clock=self.clock)
         self.crypto = FakeDriver(clock=self.clock, feed=CRYPTO)
+        self.news = FakeDriver(clock=self.clock, feed=NEWS_FEED)
         self.history = FakeHistory()
         self.store = MemoryPriceStore(clock=self.clock, price_ttl_s=300)
 
@@ -40,6 +42,7 @@ class Account:
             feeds=[
                 FeedParts(STOCKS, [self.stocks], self.history, always_open, on_demand=False),
                 FeedParts(CRYPTO, [self.crypto], self.history, always_open),
+                FeedParts(NEWS_FEED, [self.news], self.history, always_open),
             ],
             mute_after_s=1e6,
             store=self.store,
@@ -151,3 +154,20 @@ async def test_an_order_book_of_an_earlier_connection_takes_no_changes(autojump_
         send(a=[{"p": 3, "s": 1}])
         await anyio.sleep(1)
         assert len(account.published("orderbook.updated")) == before
+
+
+@pytest.mark.parametrize("followed", [("*",), ("AAPL", "MSFT")])
+async def test_news_between_two_runs_is_repaired(
+    autojump_clock: Any, followed: tuple[str, ...]
+) -> None:
+    account = Account()
+    now_ns = account.clock.utc_ns()
+    last, missed = (
+        make_record(NEWS, "AAPL", number, now_ns - 10**9 * (60 - number)) for number in (1, 30)
+    )
+    account.history.add([last, missed], NEWS)
+    wanted = [Topic("news", symbol) for symbol in followed]
+    async with account.running(*wanted, last={NEWS: [last]}):
+        await anyio.sleep(30)
+        assert [article["id"] for article in account.published("news.published")] == [30]
+        assert account.told("news") == ["gap", "gap_repaired"]

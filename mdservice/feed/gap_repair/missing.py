@@ -129,6 +129,10 @@ class MissingRecords:
             left_out: The unfulfilled symbols. Symbols in neither are no longer wanted; they are
                 forgotten.
         """
+        every_ns = self._since_ns.get(EVERY_SYMBOL)
+        if every_ns is not None and EVERY_SYMBOL not in followed:  # only some are wanted now
+            for symbol in followed:
+                self._since_ns.setdefault(symbol, every_ns)
         back: dict[int, list[str]] = {}
         for symbol in sorted(self._since_ns):
             if symbol in followed or EVERY_SYMBOL in followed:
