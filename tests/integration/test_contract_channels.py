@@ -419,7 +419,6 @@ def test_late_repeated_corrected_and_canceled_trades(desk: Account) -> None:
     cancel(3, "V", "C")
     found = desk.eventually(
         lambda: (k := key()) and k["id"] == 55 and k,
-        within=3,
         what=lambda: (desk.alpaca.rest[-4:], desk.ears.heard[-9:]),
     )
     assert (found["timestamp"], found["price"]) == (t, Decimal("98.5"))
