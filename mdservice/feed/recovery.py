@@ -27,6 +27,8 @@ _log = get_logger(__name__)
 
 REFRESH_LIMIT_S = 10.0
 """How long the latest values may take; after that the gap is reported without them."""
+_REQUEST_LIMIT_S = 3.0
+"""The same while a request to subscribe waits for it."""
 _PAUSE_S = 0.5
 
 
@@ -182,18 +184,23 @@ class Refresh(Generic[R]):
         self._send_queue.add(RecordBatch(kind, records))
         if self._awaited and kind is self.kind:
             self._awaited.difference_update(record.symbol for record in records)
-            if not self._awaited:
-                self._came.set()
+            self._came.set()
+            self._came = anyio.Event()
 
     async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
         """Report the subscribed symbols, and bring the latest values of the missing ones."""
+        await self._repair(followed, left_out, REFRESH_LIMIT_S)
+
+    async def _repair(
+        self, followed: Collection[str], left_out: Collection[str], limit_s: float
+    ) -> None:
         self._resumed = True
         back = sorted(self._missing.intersection(followed))
         self._missing.intersection_update(left_out)
         await self._resume(followed, left_out, refreshing=bool(back))
         if not back:
             return
-        with anyio.move_on_after(REFRESH_LIMIT_S):
+        with anyio.move_on_after(limit_s):
             if self._history is None:
                 await self._until_whole(frozenset(back))
             else:
@@ -209,9 +216,7 @@ class Refresh(Generic[R]):
 
     async def _until_whole(self, symbols: frozenset[str]) -> None:
         """Wait until each symbol's whole value has come."""
-        self._awaited &= symbols
-        while self._awaited:
-            self._came = anyio.Event()
+        while not self._awaited.isdisjoint(symbols):
             await self._came.wait()
 
     async def _fetch(self, history: HalvingHistory[R], symbols: Sequence[str]) -> None:
@@ -242,7 +247,7 @@ class Refresh(Generic[R]):
         if not self._resumed:
             return  # :meth:`repair` will report it
         if self._left_out.intersection(followed):
-            await self.repair(followed, left_out)
+            await self._repair(followed, left_out, _REQUEST_LIMIT_S)
         else:
             self._left_out = frozenset(left_out)
 

@@ -171,3 +171,39 @@ async def test_lost_again_in_the_middle_it_is_refreshed_by_the_next(autojump_clo
         await bench.refresh.repair([OPTION])
         refreshed = [item for item in bench.sent if isinstance(item, Refreshed)]
     assert [item.symbols for item in refreshed] == [{OPTION}]
+
+
+async def test_a_request_does_not_wait_long_for_a_history_that_is_down(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench()
+    async with outage(bench, OPTION):
+        await bench.refresh.repair([], [OPTION])
+        bench.history.always = HistoryUnavailable("down")
+        began_s = anyio.current_time()
+        await bench.refresh.subscriptions_changed([OPTION], [])
+        assert anyio.current_time() - began_s <= 4, "other requests wait behind it"
+        refreshed = bench.sent[-1]
+    assert isinstance(refreshed, Refreshed)
+    assert (refreshed.symbols, refreshed.failed) == (frozenset(), {OPTION})
+
+
+async def test_books_that_return_in_the_middle_of_a_refresh_are_awaited_apart(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench(books=True)
+    async with outage(bench, "BTC/USD", "ETH/USD"):
+        began_s = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(bench.refresh.repair, ["BTC/USD"], ["ETH/USD"])
+            await anyio.sleep(0.1)
+            tasks.start_soon(bench.refresh.subscriptions_changed, ["BTC/USD", "ETH/USD"], [])
+            await anyio.sleep(0.1)
+            bench.refresh.add_live(ORDERBOOKS, [bench.book("ETH/USD")])
+            await anyio.sleep(0.1)
+            done = [item for item in bench.sent if isinstance(item, Refreshed)]
+            assert [item.symbols for item in done] == [{"ETH/USD"}]
+            bench.refresh.add_live(ORDERBOOKS, [bench.book("BTC/USD")])
+        assert anyio.current_time() - began_s < 1
+        (last,) = [item for item in bench.sent if isinstance(item, Refreshed)]
+    assert (last.symbols, last.failed) == ({"BTC/USD"}, frozenset())
