@@ -129,7 +129,8 @@ class FirstPrices(Generic[R]):
 
     def fetch(self, symbols: Iterable[str]) -> None:
         """Fetch the latest records of these symbols again; an answer under way is too old."""
-        wanted = [symbol for symbol in symbols if self._is_wanted(symbol)]
+        every = self._is_wanted(EVERY_SYMBOL)
+        wanted = [symbol for symbol in symbols if every or self._is_wanted(symbol)]
         for symbol in wanted:
             self._due.pop(symbol, None)
         self._add(wanted)

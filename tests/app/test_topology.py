@@ -171,3 +171,22 @@ async def test_news_between_two_runs_is_repaired(
         await anyio.sleep(30)
         assert [article["id"] for article in account.published("news.published")] == [30]
         assert account.told("news") == ["gap", "gap_repaired"]
+
+
+async def test_under_star_a_canceled_trade_is_replaced_by_the_one_of_rest(
+    autojump_clock: Any,
+) -> None:
+    account = Account()
+    now_ns = account.clock.utc_ns()
+    account.history.add([make_record(TRADES, "AAPL", 1, now_ns - 10**9)], TRADES)
+    about = {"S": "AAPL", "i": 2, "x": "V", "p": 5, "s": 10, "z": "C"}
+    async with account.running(*trades("*")):
+        await account.stocks.subscribed()
+        await anyio.sleep(1)
+        for more in ({"T": "t", "c": ["@"]}, {"T": "x", "a": "C"}):
+            account.stocks.send_messages([about | more | {"t": account.clock.utc_ns()}])
+            await anyio.sleep(1)
+        assert [trade["id"] for trade in account.published("trade.updated")] == [2, 1]
+        key = account.store.get("trade:AAPL")
+        assert key is not None
+        assert msgspec.json.decode(key)["id"] == 1
