@@ -127,6 +127,7 @@ class Refresh(Generic[R]):
         """Symbols whose whole value has not come since subscribing."""
         self._came = anyio.Event()
         self._connected_before = False
+        self._losses = 0
         self._resumed = False
         self._left_out: frozenset[str] = frozenset()
         self._refused: str | None = None
@@ -170,6 +171,7 @@ class Refresh(Generic[R]):
 
     def lost(self, followed: Iterable[str]) -> None:
         """Note that records of these symbols are missing."""
+        self._losses += 1
         self._missing.update(symbol for symbol in followed if symbol != EVERY_SYMBOL)
 
     def expect(self, symbols: Iterable[str]) -> None:
@@ -195,6 +197,7 @@ class Refresh(Generic[R]):
         self, followed: Collection[str], left_out: Collection[str], limit_s: float
     ) -> None:
         self._resumed = True
+        losses = self._losses
         back = sorted(self._missing.intersection(followed))
         self._missing.intersection_update(left_out)
         await self._resume(followed, left_out, refreshing=bool(back))
@@ -205,6 +208,8 @@ class Refresh(Generic[R]):
                 await self._until_whole(frozenset(back))
             else:
                 await self._fetch(self._history, back)
+        if self._losses != losses:
+            return  # while a request waited; the next connection reports it
         refreshed = frozenset(back) - self._awaited
         if self._history is not None and self._refused is not None:
             refreshed = frozenset()

@@ -207,3 +207,22 @@ async def test_books_that_return_in_the_middle_of_a_refresh_are_awaited_apart(
         assert anyio.current_time() - began_s < 1
         (last,) = [item for item in bench.sent if isinstance(item, Refreshed)]
     assert (last.symbols, last.failed) == ({"BTC/USD"}, frozenset())
+
+
+async def test_a_request_reports_no_refresh_of_a_connection_that_is_lost(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench()
+    async with outage(bench, OPTION):
+        await bench.refresh.repair([], [OPTION])
+        bench.history.add([bench.quote()])
+        bench.history.delay_s = 2
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(bench.refresh.subscriptions_changed, [OPTION], [])
+            await anyio.sleep(1)
+            bench.refresh.lost([OPTION])
+        assert not [item for item in bench.sent if isinstance(item, Refreshed)]
+        bench.refresh.begin()
+        await bench.refresh.repair([OPTION])
+        refreshed = [item for item in bench.sent if isinstance(item, Refreshed)]
+    assert [item.symbols for item in refreshed] == [{OPTION}]
