@@ -262,7 +262,7 @@ def test_news_is_a_stream_of_entries_without_a_key(account: Account) -> None:
     article = {
         "T": "n", "id": 24918784, "headline": "A \u201cheadline\u201d", "summary": "s",
         "author": "a", "created_at": "2026-01-05T15:00:00Z",
-        "updated_at": at(), "content": "<p>c</p>", "url": "https://example.com/x",
+        "updated_at": at()[:-2] + "1Z", "content": "<p>c</p>", "url": "https://example.com/x",
         "symbols": ["AAPL", "MSFT"], "source": "benzinga",
     }  # fmt: skip
     account.alpaca.send("news", article)
