@@ -25,6 +25,7 @@ from tests.simulation.plan import DYNAMIC, PRICE_TTL_S
 from tests.simulation.published import check_counters, check_keys, check_published
 
 if TYPE_CHECKING:
+    from mdservice.app.service import Service
     from tests.simulation.life import Life
     from tests.simulation.world import World
 
@@ -73,12 +74,12 @@ async def check_at_end(world: World) -> None:
     if waiting := service._topology.publisher.unacknowledged:
         world.violated(f"{waiting} events are not written at the end")
     emptied_at_s = world.store.emptied_at_s
-    followed = service.channels()
+    followed = _quoted(service)
     if any(q.symbol in followed and not world.store.price(q.symbol) for q in service.prices()):
         await anyio.sleep(_PRICE_LIMIT_S)  # the feed may have given a refused symbol just now
     for quote in service.prices():
         stored = world.store.price(quote.symbol)
-        if stored is None and quote.symbol not in service.channels():
+        if stored is None and quote.symbol not in _quoted(service):
             continue  # no feed says that it is still right
         if stored != encode_quote(quote):
             told = f"the key of {quote.symbol} is {stored!r}, not {encode_quote(quote)!r}"
@@ -87,6 +88,11 @@ async def check_at_end(world: World) -> None:
     overdue = repair._holding and anyio.current_time() > repair._deadline_s
     if overdue or (repair._held and not repair._holding):
         world.violated("live quotes are still held")
+
+
+def _quoted(service: Service) -> set[str]:
+    """The symbols whose quotes a feed gives."""
+    return {symbol for symbol, given in service.channels().items() if "quotes" in given}
 
 
 async def check_first_price(world: World) -> None:
@@ -121,11 +127,11 @@ async def check_prices_live(world: World) -> None:
         return
     service = life.service
     connections = service.status().counters.reconnects
-    followed = set(service.channels())
+    followed = _quoted(service)
     await anyio.sleep(2 * PRICE_TTL_S)
     if service.status().counters.reconnects != connections:
         return
-    followed &= set(service.channels())
+    followed &= _quoted(service)
     for quote in service.prices():
         if quote.symbol in followed and world.store.price(quote.symbol) is None:
             world.violated(f"the price of {quote.symbol} ran out though the feed is connected")

@@ -21,15 +21,31 @@ from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.requests import SubscriptionRequests
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import RecordBatch
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import (
+    BARS,
+    CANCELS,
+    CORRECTIONS,
+    IMBALANCES,
+    LULDS,
+    NEWS,
+    ORDERBOOKS,
+    QUOTES,
+    STATUSES,
+    TRADES,
+    Kind,
+)
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness
 from mdservice.positions.tracker import HeldSymbols
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.store import Message, WriteBatch
+from mdservice.router import policies
 from mdservice.router.actor import Router
+from mdservice.router.gaps import Gaps
+from mdservice.router.policies import KeepAll, ReplaceSameTime
 from mdservice.router.sequencer import Routed, Sequencer
 from mdservice.simulator.connection import Connection
+from mdservice.testing import MemoryPriceStore
 from tests.batches import write_batch
 from tests.simulation import watch
 from tests.simulation.plan import PRICE_TTL_S
@@ -319,3 +335,136 @@ def test_finds_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_finds_what_grows(monkeypatch: pytest.MonkeyPatch, limit: str, what: str) -> None:
     monkeypatch.setattr(watch, limit, -1)
     assert f"0 {what}, at most -1" in violations()
+
+
+# Every stream of an account
+
+
+def of_account(*only: str, seed: int = 5_000_001) -> str:
+    outcome = simulate(seed, only=only or NO_FAULTS, account=True)
+    return "\n".join(outcome.violations)
+
+
+def test_nothing_is_found_where_nothing_is_wrong_with_an_account() -> None:
+    assert of_account() == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "one_in", "words"),
+    [
+        (TRADES, 7, "trades of"),
+        (CORRECTIONS, 1, "corrections of"),
+        (CANCELS, 1, "cancelErrors of"),
+        (BARS, 2, "bars of"),
+        (STATUSES, 2, "statuses of"),
+        (LULDS, 2, "lulds of"),
+        (IMBALANCES, 3, "imbalances of"),
+        (ORDERBOOKS, 5, "orderbooks of"),
+        (NEWS, 1, "news of"),
+    ],
+    ids=repr,
+)
+def test_finds_a_lost_record_of_each_kind(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind[Any], one_in: int, words: str
+) -> None:
+    route = Router._route
+    count = 0
+
+    def lossy(self: Router, routing: Any, records: Sequence[Any]) -> Any:
+        nonlocal count
+        kept = []
+        for record in records:
+            if routing.kind is kind:
+                count += 1
+                if count % one_in == 0:
+                    continue
+            kept.append(record)
+        return route(self, routing, kept)
+
+    monkeypatch.setattr(Router, "_route", lossy)
+    found = of_account(seed=5_000_002)
+    assert f"{words}" in found
+    assert "are missing" in found
+
+
+def test_finds_a_repeated_trade(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeepAll, "_is_new_again", lambda *_: True)
+    assert "accepted 2 times: trades" in of_account("data_duplicate", seed=5_000_003)
+
+
+def test_finds_a_bar_that_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = ReplaceSameTime._accept
+
+    def other(self: ReplaceSameTime, bar: Any) -> None:
+        bar.volume += 1
+        accept(self, bar)
+
+    monkeypatch.setattr(ReplaceSameTime, "_accept", other)
+    found = of_account(seed=5_000_002)
+    assert "the market never made bars" in found
+
+
+def test_finds_a_book_in_which_levels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "_apply", lambda side, levels: side.update(dict(levels)))
+    found = of_account()
+    assert "a crossed book" in found
+    assert "the book of" in found
+
+
+def test_finds_a_gap_that_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gaps, "resumed", lambda *_, **__: [])
+    found = of_account("feed_drop", seed=5_000_003)
+    assert "imbalances of" in found
+
+
+def test_finds_a_repair_of_what_was_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Router._report
+
+    def more(self: Router, state: Any, details: Sequence[Any]) -> None:
+        for each in details:
+            if state == "gap":
+                report(self, "gap", [each])
+            report(self, "gap_repaired", [each])
+
+    monkeypatch.setattr(Router, "_report", more)
+    found = of_account("feed_drop", seed=5_000_003)
+    assert "cannot be repaired" in found
+    assert "a gap is repaired that was not reported" in found
+
+
+def test_finds_a_gap_that_is_said_to_be_refreshed(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Router._report
+
+    def refreshed(self: Router, state: Any, details: Sequence[Any]) -> None:
+        report(self, state, [{**each, "refreshed": True} for each in details])
+
+    monkeypatch.setattr(Router, "_report", refreshed)
+    assert "is not refreshed" in of_account("feed_drop", seed=5_000_003)
+
+
+def test_finds_a_key_that_a_correction_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Router, "_change_trades", lambda *_: None)
+    found = "".join(of_account(seed=seed) for seed in range(5_000_001, 5_000_007))
+    assert "trade:" in found
+
+
+def test_finds_a_key_that_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    vouched = FeedConnection.vouched
+
+    def without_books(self: FeedConnection, kind: Kind[Any]) -> Any:
+        return () if kind is ORDERBOOKS else vouched(self, kind)
+
+    monkeypatch.setattr(FeedConnection, "vouched", without_books)
+    assert "orderbook:BTC/USD ran out" in of_account()
+
+
+def test_finds_news_that_are_not_in_their_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = MemoryPriceStore._execute
+
+    def without_last(self: MemoryPriceStore, batch: WriteBatch) -> None:
+        execute(self, batch)
+        if self.streams.get("news"):
+            self.streams["news"].pop()
+
+    monkeypatch.setattr(MemoryPriceStore, "_execute", without_last)
+    assert "the stream of news" in of_account()
