@@ -191,8 +191,9 @@ class FeedConnection:
         """The connection now."""
         session = self._session
         recoveries = self._recoveries.values()
+        unwanted = self._on_demand and session is None and not len(self._subscriptions)
         return FeedSnapshot(
-            phase=self._phase,
+            phase=IDLE if unwanted else self._phase,  # it may still be waiting after a failure
             driver=self._selection.current.name,
             connected=session is not None,
             subscribed=session is not None and self._synced,

@@ -11,6 +11,7 @@ import anyio
 import msgspec
 import pytest
 
+from mdservice.app.status import readiness
 from mdservice.app.topology import FeedParts, Topology, build
 from mdservice.feed.liveness import Hours
 from mdservice.model.feeds import CRYPTO, NEWS_FEED, STOCKS, Topic
@@ -190,3 +191,16 @@ async def test_under_star_a_canceled_trade_is_replaced_by_the_one_of_rest(
         key = account.store.get("trade:AAPL")
         assert key is not None
         assert msgspec.json.decode(key)["id"] == 1
+
+
+async def test_a_refused_feed_that_is_no_longer_wanted_leaves_the_service_ready(
+    autojump_clock: Any,
+) -> None:
+    account = Account()
+    account.crypto.refuse_next(409, times=1_000)
+    async with account.running(*quotes("AAPL")) as topology:
+        await topology.subscribe(quotes("BTC/USD"), "api")
+        await anyio.sleep(1)
+        assert not readiness(topology, draining=False).ready
+        await topology.unsubscribe(quotes("BTC/USD"), ("api",))
+        assert readiness(topology, draining=False).ready
