@@ -204,3 +204,62 @@ async def test_a_refused_feed_that_is_no_longer_wanted_leaves_the_service_ready(
         assert not readiness(topology, draining=False).ready
         await topology.unsubscribe(quotes("BTC/USD"), ("api",))
         assert readiness(topology, draining=False).ready
+
+
+async def test_a_feed_whose_history_hangs_does_not_delay_another(autojump_clock: Any) -> None:
+    account = Account()
+    async with account.running(*quotes("AAPL"), *trades("AAPL")) as topology:
+        await topology.subscribe([*quotes("BTC/USD"), *trades("BTC/USD")], "api")
+        await account.crypto.subscribed("BTC/USD")
+        for driver, symbol in ((account.stocks, "AAPL"), (account.crypto, "BTC/USD")):
+            driver.send_quotes([{"S": symbol, "bp": 1, "ap": 2}])
+        await anyio.sleep(1)
+        account.history.delay_s = 1e6
+        account.crypto.drop()
+        await anyio.sleep(0.1)
+        at = account.clock.utc_ns()
+        about = {"S": "AAPL", "i": 2, "x": "V", "p": 5, "s": 10, "z": "C", "t": at}
+        account.stocks.send_messages([about | {"T": "t", "c": ["@"]}, about | {"T": "x", "a": "C"}])
+        account.stocks.send_quotes([{"S": "AAPL", "bp": 3, "ap": 4}])
+        await anyio.sleep(0.5)
+        assert [p["bid"] for p in account.published("price.updated") if p["symbol"] == "AAPL"] == [
+            1,
+            3,
+        ]
+        assert len(account.published("trade.updated")) == 1
+        assert len(account.published("trade.canceled")) == 1
+        await anyio.sleep(30)
+        assert account.told("quotes") == ["gap"]
+
+
+async def test_changes_of_held_trades_come_after_them(autojump_clock: Any) -> None:
+    account = Account()
+    async with account.running(*trades("AAPL")):
+        await account.stocks.subscribed()
+
+        def send(number: int, **more: Any) -> None:
+            about = {"S": "AAPL", "i": number, "x": "V", "p": number, "s": 10, "z": "C"}
+            account.stocks.send_messages([about | {"t": account.clock.utc_ns()} | more])
+
+        await anyio.sleep(1)
+        send(1, T="t", c=["@"])
+        await anyio.sleep(1)
+        account.history.delay_s = 1
+        account.stocks.drop()
+        await anyio.sleep(0.1)
+        missed = make_record(TRADES, "AAPL", 2, account.clock.utc_ns())
+        account.history.add([missed], TRADES)
+        while len(account.stocks.links) < 2 or not account.stocks.connections:
+            await anyio.sleep(0.1)
+        await anyio.sleep(0.1)
+        send(3, T="t", c=["@"])
+        send(3, T="x", a="C")
+        send(2, T="x", a="C")
+        account.history.add([make_record(TRADES, "AAPL", 3, account.clock.utc_ns())], TRADES)
+        await anyio.sleep(30)
+        assert [trade["id"] for trade in account.published("trade.updated")] == [1, 2, 3]
+        assert [cancel["id"] for cancel in account.published("trade.canceled")] == [3, 2]
+        key = account.store.get("trade:AAPL")
+        assert key is not None
+        assert msgspec.json.decode(key)["id"] == 1
+        assert account.told("trades") == ["gap", "gap_repaired"]
