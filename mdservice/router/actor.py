@@ -230,6 +230,11 @@ class Router:
             self._take(item)
             if self._unsent or self._filling:
                 await self._finish()
+        for routing in self._routings.values():
+            if not routing.repaired and routing.resumed_ns is not None:
+                ended = routing.gaps.ended(self._clock.utc_ns(), routing.sequencer.streamed_ns)
+                self._report("gap", ended)
+        await self._finish()
         self._outbox.close()
 
     def _take(self, item: FeedItem) -> None:

@@ -173,6 +173,26 @@ class Gaps:
         self.reported += len(details)
         return details
 
+    def ended(self, at_ns: int, last_ns: Callable[[str], int | None]) -> list[dict[str, Any]]:
+        """Report gaps whose refresh did not end, behind which records were published.
+
+        The next run of the service takes what is missing from the last published record on.
+
+        Args:
+            at_ns: The time of the end, UTC nanoseconds.
+            last_ns: Returns the time of a symbol's last accepted record.
+
+        Returns:
+            The contents of ``gap``.
+        """
+        unreported: dict[int, set[str]] = {}
+        for symbol, from_ns in self._missing.items():
+            if (last_ns(symbol) or 0) > from_ns:
+                unreported.setdefault(from_ns, set()).add(symbol)
+        gaps = _gaps(unreported, at_ns)
+        self.reported += len(gaps)
+        return [gap.details(self._channel) for gap in gaps]
+
     def _replace(self, gaps: list[_Gap]) -> None:
         """Report these again with the next repair, which covers them."""
         before, self._being_repaired = self._being_repaired, gaps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import attrs
 import pytest
 
@@ -352,6 +353,27 @@ async def test_after_a_refresh_alone_the_next_gap_begins_where_the_last_one_ende
             gap(bench, "quotes", 1.0, OPTION, refreshed=True),
             gap(bench, "quotes", 50.0, OPTION),
         ]
+
+
+async def test_a_refresh_that_the_end_of_the_service_cuts_short_leaves_its_gap_reported(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench(feed=OPTIONS) as bench:
+        topics = frozenset((Topic("quotes", OPTION),))
+        await bench.send(
+            RecordBatch(QUOTES, [made(bench, QUOTES, 1, 1.0, OPTION)]),
+            FeedLost(bench.start_ns + 40 * SECOND_NS, topics, "reset"),
+            resumed(bench, QUOTES, OPTION, refreshing=True),
+            RecordBatch(QUOTES, [made(bench, QUOTES, 2, 51.0, OPTION)]),
+            FeedLost(bench.start_ns + 52 * SECOND_NS, topics, "stopped"),
+        )
+        assert bench.gaps == []
+        bench.inbox.outbox.close()
+        await anyio.wait_all_tasks_blocked()
+        (reported,) = bench.gaps
+        assert reported["from"] == gap(bench, "quotes", 1.0)["from"]
+        assert reported["symbols"] == [OPTION]
+        assert "refreshed" not in reported
 
 
 async def test_a_kind_with_rare_records_is_repaired_from_its_subscription_on(

@@ -66,6 +66,7 @@ FOUND = [
 FOUND_IN_ACCOUNTS = [
     5_000_110,  # The answer to unsubscribe left out a symbol that was not subscribed.
     5_000_229,  # After a refresh alone the next gap began at the loss, behind what was missing.
+    5_000_004,  # The service ended during a refresh: the gap was never reported.
     5_000_242,  # Quotes and trades were due at every look: keys of other kinds ran out.
 ]
 
