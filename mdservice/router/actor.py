@@ -89,6 +89,7 @@ class _Routing(Generic[R]):
         self.timed = kind is QUOTES or kind is TRADES
         """Whether its records come as they happen, so that their times check the clock."""
         self.repaired = repair is Repair.FROM_HISTORY
+        self.refreshed = repair in (Repair.LATEST, Repair.SUBSCRIBE_AGAIN)
         self.gaps = Gaps(kind.channel, in_order=self.sequencer.in_order and self.repaired)
         self.subscribed_ns: int | None = None
         """When the feed first acknowledged symbols, UTC nanoseconds."""
@@ -231,7 +232,7 @@ class Router:
             if self._unsent or self._filling:
                 await self._finish()
         for routing in self._routings.values():
-            if not routing.repaired and routing.resumed_ns is not None:
+            if routing.refreshed and routing.resumed_ns is not None:
                 ended = routing.gaps.ended(self._clock.utc_ns(), routing.sequencer.streamed_ns)
                 self._report("gap", ended)
         await self._finish()
