@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 
+from mdservice.model.kinds import KINDS
 from tests.integration.conftest import patient
 
 
@@ -67,7 +68,8 @@ def test_events_are_published(client: redis.Redis) -> None:
 
 def test_its_redis_holds_nothing_but_what_the_contract_names(client: redis.Redis) -> None:
     names = {key.decode().partition(":")[0] for key in client.scan_iter("*")}
-    assert names <= {"price", "mdservice"}
+    keys = {kind.key_prefix.removesuffix(":") for kind in KINDS if kind.has_key}
+    assert names <= keys | {"mdservice", "news"}
     own = {key.decode() for key in client.scan_iter("mdservice:*")}
     writers = own - {"mdservice:instance"}
     assert all(name.startswith("mdservice:writer:") for name in writers)

@@ -17,7 +17,7 @@ import mdservice
 EXAMPLES = Path(mdservice.__file__).parent.parent / "docs" / "examples"
 TESTED = {
     *("execution_gateway.py", "embed_trio.py", "embed_asyncio.py", "read_prices.py"),
-    *("my_prices.py", "my_pnl.py", "embed_fastapi.py"),
+    *("my_prices.py", "my_pnl.py", "my_records.py", "embed_fastapi.py"),
     *("line_exchange.py", "feed_driver.py"),  # test_example_feed_driver.py
     "sqlite_store.py",  # test_example_sqlite_store.py
 }
@@ -80,6 +80,15 @@ def test_programs_of_ones_own_find_the_service_of_this_machine(stage: Any) -> No
     assert found, service.said
     prices = stage.example("my_prices.py", "AAPL", folder=service.folder)
     both = stage.example("my_pnl.py", found[1], "AAPL", "MSFT", folder=service.folder)
+    records = stage.example("my_records.py", "AAPL", "BTC/USD", folder=service.folder)
+    for symbol in ("AAPL", "BTC/USD"):
+        stage.eventually(
+            lambda symbol=symbol: re.search(
+                rf"^{symbol} trade \S+ at \S+$", records.stdout, re.MULTILINE
+            ),
+            within=20,
+            what=lambda: records.said,
+        )
     stage.eventually(
         lambda: re.search(r"^AAPL \d+\S* 20\S+Z$", prices.stdout, re.MULTILINE),
         what=lambda: prices.said,
