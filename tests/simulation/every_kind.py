@@ -200,15 +200,15 @@ def _window(
         for content, streamed in out.items()
         if streamed and content in made and interval.holds(made[content].sent_ns)
     ]
+    leading = TRADES if kind.is_companion else kind
     if kind in _IN_ORDER or symbol not in (*world.plan.symbols, EVERY_SYMBOL):
         first_ns = min(sent, default=None)
     else:
-        leading = TRADES if kind.is_companion else kind
         first_ns = life.resumed_ns.get((feed.name, leading, symbol))
     if first_ns is None:
         return None
     # The gap of what is left out is reported when it comes again.
-    left_out = _market(world).of[feed.name, kind, symbol][-1].left_out
+    left_out = any(one.left_out for one in _market(world).of[feed.name, leading, symbol][-1:])
     if final and not life.cut_short and interval.end_ns is None and not left_out:
         return first_ns, world.market_clock.utc_ns()
     # Others of the last one's time may have been on their way at the end.
