@@ -32,6 +32,8 @@ LOOK_AGAIN_S = 20.0
 _MOST_TRIES = 5
 _ANSWER_LIMIT_S = 60.0
 _ENOUGH_FIRST = 1_000
+_LATE_NS = 1_000_000_000
+"""A record this much older than one before it, or than the connection, came late."""
 _AHEAD_NS = 60_000_000_000
 """How far into the future history is asked: this machine's clock may be behind the exchange's."""
 
@@ -42,10 +44,13 @@ class Horizon(Generic[R]):
 
     Attributes:
         opened_ns: When the connection was opened, by this machine's clock, UTC nanoseconds.
+        in_order: Whether records come in the order of their times. Otherwise the first live record
+            may be older than a missed one.
         first: The first records of the connection, a thousand or more if there were as many.
     """
 
     opened_ns: int
+    in_order: bool = True
     first: list[R] = attrs.field(factory=list)
 
     def came(self, records: Sequence[R]) -> None:
@@ -53,11 +58,26 @@ class Horizon(Generic[R]):
         if len(self.first) < _ENOUGH_FIRST:
             self.first.extend(records)
 
+    def timely(self, records: Iterable[R]) -> list[R]:
+        """The records that show how far the stream has come: those that did not come late."""
+        if self.in_order:
+            return list(records)
+        newest_ns = self.opened_ns
+        found = []
+        for record in records:
+            if record.ts_event_ns >= newest_ns - _LATE_NS:
+                found.append(record)
+                newest_ns = max(newest_ns, record.ts_event_ns)
+        return found
+
     def until_ns(self) -> tuple[int, dict[str, int]]:
         """The time of the first live record of all, and that of each symbol, UTC nanoseconds.
 
-        Without a live record, it is the time when the connection was opened.
+        Without a live record, or if records may come late, it is the time when the connection was
+        opened.
         """
+        if not self.in_order:
+            return self.opened_ns, {}
         firsts: dict[str, int] = {}
         for record in self.first:
             firsts[record.symbol] = min(

@@ -15,7 +15,7 @@ from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import chunks
 from mdservice.model.events import Backfill, FeedResumed, RecordBatch
-from mdservice.model.kinds import Kind, R
+from mdservice.model.kinds import Kind, Order, R
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 from mdservice.runtime.task_groups import run_together
@@ -250,7 +250,7 @@ class GapRepair(Generic[R]):
         self._deadline_s = 0.0
         self._work = anyio.CancelScope()
         self._recheck = Recheck(kind, history, clock) if history is not None else None
-        self._horizon = Horizon[R](0)
+        self._horizon = self._new_horizon(0)
         self._resumed = False
         """Whether :class:`FeedResumed` was sent for this connection."""
         self._follows = False
@@ -297,9 +297,12 @@ class GapRepair(Generic[R]):
             self._missing.lose(self._accepted.symbols(), now_ns)
             self._connected_before = True
         self._resumed = False
-        self._horizon = Horizon[R](now_ns)
+        self._horizon = self._new_horizon(now_ns)
         if self._missing:
             self._hold()
+
+    def _new_horizon(self, opened_ns: int) -> Horizon[R]:
+        return Horizon[R](opened_ns, in_order=self.kind.order is not Order.KEEP_ALL)
 
     def symbols(self) -> frozenset[str]:
         """The symbols whose missing records a repair will fetch."""
@@ -322,7 +325,7 @@ class GapRepair(Generic[R]):
         Call it before asking the feed again for unfulfilled symbols, and :meth:`repair` after.
         """
         if any(symbol in self._missing for symbol in symbols):
-            self._horizon = Horizon[R](self._clock.utc_ns())
+            self._horizon = self._new_horizon(self._clock.utc_ns())
             self._hold()
 
     def _hold(self) -> None:
@@ -376,7 +379,7 @@ class GapRepair(Generic[R]):
         before = len(self._held)
 
         def live() -> Sequence[R]:
-            return self._held[before : before + _ENOUGH_LIVE]
+            return self._horizon.timely(self._held[before : before + _ENOUGH_LIVE])
 
         catch_up = CatchUp(self.kind, self._history, back, live, self._clock)
         complete: frozenset[str] = frozenset()

@@ -12,10 +12,11 @@ import pytest
 
 import mdservice.feed.gap_repair.repair as repair_module
 from mdservice.errors import HistoryRefused, HistoryUnavailable
+from mdservice.feed.gap_repair.recheck import LOOK_AGAIN_S
 from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S, LATEST_LIMIT_S, QUIET_S, GapRepair
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
-from mdservice.model.events import Backfill, FeedItem, FeedResumed, RecordBatch
+from mdservice.model.events import Backfill, FeedItem, FeedResumed, LateRecords, RecordBatch
 from mdservice.model.kinds import NEWS, QUOTES, TRADES, Kind
 from mdservice.model.news import Article
 from mdservice.model.quote import Quote
@@ -828,3 +829,33 @@ async def test_a_trade_that_is_reported_late_in_the_outage_is_fetched_too(
         await bench.fix("AAPL")
         missing, _ = bench.sequencer.fill(bench.backfill.past, bench.backfill.live)
         assert [each.id for each in missing] == [3, 4]
+
+
+async def test_a_live_trade_that_came_late_does_not_show_that_history_is_up_to_date(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench(kind=TRADES) as bench:
+
+        def trade(number: int, at_s: float) -> Any:
+            return make_record(TRADES, "AAPL", number, bench.start_ns + int(at_s * SECOND_NS))
+
+        bench.accept(trade(1, -1))
+        await anyio.sleep(20)
+        bench.history.lag_s = 4
+        bench.accept(trade(2, 10))
+        bench.repair.lost(["AAPL"])
+        await anyio.sleep(1)
+        bench.miss(trade(3, 20.5))
+        await anyio.sleep(1)
+        bench.repair.begin()
+        await bench.live(trade(4, 5))
+        await bench.fix("AAPL")
+        assert 3 not in [each.id for each in bench.backfill.past], "history lags"
+        await anyio.sleep(LOOK_AGAIN_S + 1)
+        late = [
+            each.id
+            for item in bench.items
+            if isinstance(item, LateRecords)
+            for each in item.records
+        ]
+        assert late == [3]
