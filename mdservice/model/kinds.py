@@ -348,6 +348,7 @@ BARS: Final[Kind[Bar]] = _kind(
     repair=Repair.FROM_HISTORY,
     topics=("bars", "updatedBars"),
     span_s=60.0,
+    late_s=35.0,  # an updated bar comes half a minute after the bar itself
 )
 DAILY_BARS: Final[Kind[Bar]] = _kind(
     "dailyBars",

@@ -68,6 +68,8 @@ FOUND_IN_ACCOUNTS = [
     5_000_229,  # After a refresh alone the next gap began at the loss, behind what was missing.
     5_000_004,  # The service ended during a refresh: the gap was never reported.
     5_000_242,  # Quotes and trades were due at every look: keys of other kinds ran out.
+    5_000_612,  # A live trade that came late was taken as proof that history was up to date.
+    5_000_763,  # The update of a bar that began before it was subscribed was missed.
 ]
 
 

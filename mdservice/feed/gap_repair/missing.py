@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
@@ -26,6 +26,10 @@ class AcceptedRecords(Protocol):
 
     def latest(self, symbol: str) -> Record | None:
         """The symbol's last accepted record, or None."""
+        ...
+
+    def was_accepted(self, record: Any) -> bool:
+        """Whether an equal record was accepted lately."""
         ...
 
     def is_first(self, symbol: str) -> bool:

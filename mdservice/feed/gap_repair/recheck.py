@@ -8,7 +8,7 @@ In a quiet market there is no live record that history must have. So a repair wa
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Generic
 
 import anyio
@@ -96,12 +96,15 @@ class Believed(Generic[R]):
         lasts_ns: The time of each symbol's last published record before it, UTC nanoseconds; for
             a symbol without one, the time of the newest record in history.
         horizon: The time up to which history should have been complete.
+        slack_ns: How much earlier than a symbol's last published record a missed one may be: a
+            trade may come late, and a bar may be updated.
     """
 
     missed: Sequence[Missed]
     found: Sequence[R]
     lasts_ns: Mapping[str, int]
     horizon: Horizon[R]
+    slack_ns: int = -1
 
     def concerned(self, records: Iterable[R]) -> list[R]:
         """Those of the records that the repair should have fetched."""
@@ -110,8 +113,8 @@ class Believed(Generic[R]):
             record
             for record in records
             if record.symbol in self.lasts_ns
-            and self.lasts_ns[record.symbol]
-            < record.ts_event_ns
+            and self.lasts_ns[record.symbol] - self.slack_ns
+            <= record.ts_event_ns
             <= of_symbol.get(record.symbol, until_ns)
         ]
 
@@ -123,12 +126,20 @@ class Recheck(Generic[R]):
         kind: The kind of the records.
         history: The source of past records.
         clock: The time.
+        was_accepted: Whether an equal record was accepted lately.
     """
 
-    def __init__(self, kind: Kind[R], history: HalvingHistory[R], clock: Clock) -> None:
+    def __init__(
+        self,
+        kind: Kind[R],
+        history: HalvingHistory[R],
+        clock: Clock,
+        was_accepted: Callable[[R], bool] = lambda _record: False,
+    ) -> None:
         self._kind = kind
         self._history = history
         self._clock = clock
+        self._was_accepted = was_accepted
         self._waiting: deque[tuple[float, Believed[R]]] = deque()
         """The repairs to check, with the time of each check."""
         self._added = anyio.Event()
@@ -199,6 +210,6 @@ class Recheck(Generic[R]):
             for record in found.records:
                 if known[identity(record)]:
                     known[identity(record)] -= 1
-                else:
+                elif not self._was_accepted(record):
                     late.append(record)
         return believed.concerned(late), frozenset(refused & believed.lasts_ns.keys())

@@ -249,7 +249,7 @@ class GapRepair(Generic[R]):
         self._began = anyio.Event()
         self._deadline_s = 0.0
         self._work = anyio.CancelScope()
-        self._recheck = Recheck(kind, history, clock) if history is not None else None
+        self._recheck = self._new_recheck(history) if history is not None else None
         self._horizon = self._new_horizon(0)
         self._resumed = False
         """Whether :class:`FeedResumed` was sent for this connection."""
@@ -259,8 +259,9 @@ class GapRepair(Generic[R]):
         """The unfulfilled symbols of the last :class:`FeedResumed`."""
         # An article is of no single symbol, so history can be asked for all of them.
         self._every = kind.stream is not None
+        window_s = kind.late_s + kind.span_s
         self._missing = MissingRecords(
-            accepted, kind.late_s + kind.span_s, kind.span_s, every=self._every
+            accepted, window_s, window_s if kind.span_s else 0.0, every=self._every
         )
         self._connected_before = False
         self._refused: str | None = None
@@ -300,6 +301,16 @@ class GapRepair(Generic[R]):
         self._horizon = self._new_horizon(now_ns)
         if self._missing:
             self._hold()
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether no record is published behind a newer one of its symbol."""
+        return self.kind.order is Order.DROP_OLDER
+
+    def _new_recheck(self, history: HalvingHistory[R]) -> Recheck[R]:
+        if self._in_order:
+            return Recheck(self.kind, history, self._clock)
+        return Recheck(self.kind, history, self._clock, self._accepted.was_accepted)
 
     def _new_horizon(self, opened_ns: int) -> Horizon[R]:
         return Horizon[R](opened_ns, in_order=self.kind.order is not Order.KEEP_ALL)
@@ -421,6 +432,7 @@ class GapRepair(Generic[R]):
                 [*catch_up.found, *self._held],
                 {symbol: lasts_ns[symbol] for symbol in catch_up.complete},
                 self._horizon,
+                -1 if self._in_order else int((self.kind.late_s + self.kind.span_s) * 1e9),
             )
         )
 

@@ -17,7 +17,7 @@ from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S, LATEST_LIMIT_S, QUIET
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.send_queue import SendQueue
 from mdservice.model.events import Backfill, FeedItem, FeedResumed, LateRecords, RecordBatch
-from mdservice.model.kinds import NEWS, QUOTES, TRADES, Kind
+from mdservice.model.kinds import BARS, NEWS, QUOTES, TRADES, Kind
 from mdservice.model.news import Article
 from mdservice.model.quote import Quote
 from mdservice.router.policies import make_sequencer
@@ -859,3 +859,32 @@ async def test_a_live_trade_that_came_late_does_not_show_that_history_is_up_to_d
             for each in item.records
         ]
         assert late == [3]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_an_updated_bar_that_history_had_too_late_is_found_by_the_second_look(
+    autojump_clock: Any, accepted: bool
+) -> None:
+    """Also of a bar that began before it was subscribed: its update comes after the next one."""
+    async with open_bench(kind=BARS) as bench:
+
+        def bar(number: int, symbol: str = "AAPL") -> Any:
+            return make_record(BARS, symbol, number, bench.start_ns)
+
+        await anyio.sleep(85)
+        bench.accept(bar(1, "MSFT"))
+        if accepted:
+            bench.accept(bar(1))
+        bench.repair.begin()
+        await bench.fix("AAPL", "MSFT")
+        bench.taken.clear()
+        bench.history.lag_s = 4
+        bench.repair.lost(["AAPL", "MSFT"])
+        bench.miss(bar(2))
+        await anyio.sleep(0.5)
+        bench.repair.begin()
+        await bench.fix("AAPL", "MSFT")
+        assert bar(2) not in bench.backfill.past, "history lags"
+        await anyio.sleep(LOOK_AGAIN_S + 1)
+        late = [r for item in bench.items if isinstance(item, LateRecords) for r in item.records]
+        assert {(each.symbol, each.open) for each in late} == {("AAPL", bar(2).open)}
