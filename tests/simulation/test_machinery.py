@@ -90,7 +90,7 @@ async def test_an_application_is_called_with_what_was_asked() -> None:
 
 
 def test_a_seed_that_fails_shows_how_to_replay_it(capsys: pytest.CaptureFixture[str]) -> None:
-    totals = command._Totals(("feed",))
+    totals = command._Totals(("feed",), None)
     totals.add(Outcome(7, faults=Counter(feed_drop=2)))
     totals.add(Outcome(8, ["a promise was broken"], faults=Counter(feed_drop=1, feed_error=1)))
     totals.tell()
@@ -102,11 +102,11 @@ def test_a_seed_that_fails_shows_how_to_replay_it(capsys: pytest.CaptureFixture[
 
 
 def test_no_seed_begins_after_the_time_is_over() -> None:
-    assert list(command._outcomes(range(1, 1_000), (), 2, 0.0)) == []
+    assert list(command._outcomes(range(1, 1_000), (), None, 2, 0.0)) == []
 
 
 def test_every_seed_that_began_is_reported() -> None:
-    outcomes = list(command._outcomes(range(1, 4), ("none",), 1, float("inf")))
+    outcomes = list(command._outcomes(range(1, 4), ("none",), False, 1, float("inf")))
     assert sorted(outcome.seed for outcome in outcomes) == [1, 2, 3]
     assert not any(outcome.violations for outcome in outcomes)
 
