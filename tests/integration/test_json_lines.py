@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,24 @@ def lines_of(
     environment = {**kept, "XDG_RUNTIME_DIR": str(folder)} | environ
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     python = ("-c", before + _MAIN) if before else ("-m", "mdservice")
-    command = ["timeout", str(LIMIT_S), sys.executable, *python, *arguments]
+    command = [sys.executable, *python, *arguments]
     with subprocess.Popen(
         command, cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as program:  # fmt: skip
         assert program.stdout is not None
         lines = []
-        for line in program.stdout:
-            lines.append(json.loads(line))
-            if until is not None and until in line:
-                program.send_signal(signal.SIGTERM)
-                until = None
+        limit = threading.Timer(LIMIT_S, program.kill)
+        limit.start()
+        try:
+            for line in program.stdout:
+                lines.append(json.loads(line))
+                if until is not None and until in line:
+                    program.send_signal(signal.SIGTERM)
+                    until = None
+        finally:
+            limit.cancel()
+            limit.join()
     assert all(isinstance(line, dict) and "event" in line for line in lines)
     return program.returncode, lines
 
