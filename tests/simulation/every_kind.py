@@ -10,7 +10,7 @@ import attrs
 import msgspec
 
 from mdservice.model.events import encode_status
-from mdservice.model.feeds import FEEDS, STOCKS, Feed
+from mdservice.model.feeds import FEEDS, STOCKS, Feed, Topic
 from mdservice.model.kinds import (
     BARS,
     CANCELS,
@@ -208,7 +208,9 @@ def _window(
     if first_ns is None:
         return None
     # The gap of what is left out is reported when it comes again.
-    left_out = any(one.left_out for one in _market(world).of[feed.name, leading, symbol][-1:])
+    left_out = Topic(leading.channel, symbol) in world.left_out_at_end or any(
+        one.left_out for one in _market(world).of[feed.name, leading, symbol][-1:]
+    )
     if final and not life.cut_short and interval.end_ns is None and not left_out:
         return first_ns, world.market_clock.utc_ns()
     # Others of the last one's time may have been on their way at the end.

@@ -100,6 +100,8 @@ class World:
         self.sim: Simulator
         self.parts: Any
         self.store: SimulatedStore
+        self.left_out_at_end: set[Topic] = set()
+        """What a feed still does not give: its gap is reported only when it returns."""
         self._over = False
         self._end = anyio.Event()
         self._digest = hashlib.sha256()
@@ -130,6 +132,12 @@ class World:
             each.connection for each in life.service._topology.pipelines if each.feed.name == feed
         )
         return connection._session.left_out if connection._session is not None else ()
+
+    def _feed_names(self) -> list[FeedName]:
+        life = self.life
+        if life is None or life.service is None:
+            return []
+        return [each.feed.name for each in life.service._topology.pipelines]
 
     def inject(self, fault: Fault) -> None:
         """Put a fault of the simulator into force, for the feed that it is aimed at."""
@@ -176,6 +184,9 @@ class World:
                 await anyio.sleep(3)
                 if self.life is not None:
                     await check_at_end(self)
+                    self.left_out_at_end = {
+                        topic for feed in self._feed_names() for topic in self.topics_left_out(feed)
+                    }
                     if self.positions is not None:
                         self.positions.check_at_end(self)
                     if self.account is not None:
