@@ -152,7 +152,7 @@ class Kind(Generic[R]):
     Two kinds are never equal, so a kind is a cheap key of a dict.
 
     Attributes:
-        channel: Alpaca's name of its stream: ``quotes``. Gaps and counts are told under it.
+        channel: Alpaca's name of its stream: ``quotes``. Gaps and counts are reported under it.
         key_prefix: The part before the symbol in the key of the latest record: ``price:``. Empty
             for a kind without keys.
         event: The pub/sub channel of accepted records: ``price.updated``.

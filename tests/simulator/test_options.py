@@ -104,7 +104,7 @@ def test_a_quote_lies_around_the_models_price(
     assert quote.ask_size > 0
     intrinsic = max(0.0, spot - strike if is_call else strike - spot)
     if is_call or days <= 0:
-        assert quote.ask >= intrinsic - 1e-6, "nobody gives money away"
+        assert quote.ask >= intrinsic - 1e-6, "no one sells below the intrinsic value"
     for side in (quote.bid, quote.ask):
         assert round(side * 100) / 100 == side
 
