@@ -33,7 +33,7 @@ run *args: install
 # The folders that `just test` leaves out: whole programs, real servers, the commands of the documentation
 not_quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs"
 
-# Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
+# Run the fast tests: pure, or on virtual time (a minute and a half). With arguments: the tests that they name
 test *args: install
     {{python}} -m pytest {{ if args == "" { not_quick + " -m 'not thorough'" } else { "" } }} "$@"
 

@@ -97,6 +97,10 @@ async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) ->
         tasks.cancel_scope.cancel()
 
 
+_MOST_NAMED = 8
+"""How many symbols the announcement names."""
+
+
 def _pnl_line(address: str) -> str:
     return f"p&l    http://{address}{PNL_PATH}"
 
@@ -112,8 +116,10 @@ def _introduce(
     if settings.simulated:
         announce("This is the simulator. For a real account set ALPACA_API_KEY, ALPACA_SECRET_KEY.")
     embedded = " (embedded)" if settings.redis_url is None else ""
-    symbols = ", ".join(list(service.subscriptions())[:8]) or "none yet"
-    announce(f"feed   {status.feed.name}: {symbols}")
+    wanted = list(service.subscriptions())
+    more = f" and {len(wanted) - _MOST_NAMED} more" if len(wanted) > _MOST_NAMED else ""
+    symbols = ", ".join(wanted[:_MOST_NAMED]) or "none yet"
+    announce(f"feed   {status.feed.name}: {symbols}{more}")
     announce(f"redis  {status.redis.url}{embedded}")
     tcp = f" and http://{addresses.http}" if addresses.http else ""
     announce(f"api    {addresses.socket}{tcp}; ask with `mdservice status`")
