@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -38,9 +39,14 @@ from mdservice.settings.sources import (
     setting,
 )
 
+if TYPE_CHECKING:
+    import ssl
+
 __all__ = ["SETTINGS", "SIMULATOR", "Settings", "load_settings"]
 
 
+DEFAULT_RELAY = "127.0.0.1:8765"
+"""Where the relay listens on the simulator."""
 _DAY_S = 86_400.0
 _WIDEST_SPREAD = 200.0
 """Per cent of the mid: between two prices above 0 there is none that is wider."""
@@ -267,12 +273,40 @@ class Settings:
     )
     http: str | None = setting(
         None,
-        values.parse_http_address,
-        "Serve the API over TCP too; off loopback this needs an API token.",
+        values.parse_address_or_off,
+        "Serve the API over TCP too, or off; off loopback this needs an API token.",
         metavar="HOST:PORT",
     )
     api_token: str | None = setting(
         None, values.parse_secret, "Bearer token for the API over TCP.", secret=True
+    )
+    relay: str | None = setting(
+        DEFAULT_RELAY,
+        values.parse_address_or_off,
+        "Share the connection: serve Alpaca's streams to other programs at this address, or off; "
+        "off loopback this needs relay keys.",
+        metavar="HOST:PORT",
+        shown_default=f"`{DEFAULT_RELAY}` on the simulator, else `off`",
+    )
+    relay_cert: Path | None = setting(
+        None,
+        values.parse_file,
+        "The relay's certificate and its chain, a PEM file: clients then use wss://.",
+        metavar="FILE",
+    )
+    relay_key_file: Path | None = setting(
+        None,
+        values.parse_file,
+        "The private key of the relay's certificate, a PEM file without a passphrase.",
+        metavar="FILE",
+    )
+    relay_keys: Mapping[str, str] = setting(
+        attrs.Factory(dict),
+        values.parse_key_pairs,
+        "The key pairs that relay clients log in with: KEY:SECRET,KEY:SECRET. On loopback any pair "
+        "is accepted where not set.",
+        secret=True,
+        shown_default="not set",
     )
     log_format: Literal["console", "json"] = setting(
         attrs.Factory(values.default_log_format),
@@ -291,16 +325,43 @@ class Settings:
     """Where each value was found, by the setting's name. What is not here has its default."""
 
     def __attrs_post_init__(self) -> None:
-        if self.http is None or self.api_token is not None:
-            return
-        host, _port = values.host_and_port(self.http)
-        if not values.is_loopback(host):
-            raise bad_setting(
-                "http",
-                self.sources["http"],
-                f"{host} can be reached from other machines, so a token is needed: set "
-                "MDSERVICE_API_TOKEN, or serve on 127.0.0.1",
-            )
+        itself = self._stream_from(self.relay)
+        if self.relay_is_default and (itself is not None or not self.simulated):
+            object.__setattr__(self, "relay", None)
+        elif itself is not None:
+            self._refuse("relay", f"is also the address of {itself}: it would feed itself")
+        if self.api_token is None:
+            self._require_loopback("http", "a token is needed: set MDSERVICE_API_TOKEN")
+        if not self.relay_keys:
+            self._require_loopback("relay", "key pairs are needed: set MDSERVICE_RELAY_KEYS")
+        if self.relay_cert is not None and self.relay_key_file is None:
+            self._refuse("relay_cert", "needs its private key: set MDSERVICE_RELAY_KEY_FILE too")
+        if self.relay_key_file is not None and self.relay_cert is None:
+            self._refuse("relay_key_file", "needs its certificate: set MDSERVICE_RELAY_CERT too")
+
+    def _require_loopback(self, name: str, needed: str) -> None:
+        address = getattr(self, name)
+        if address is not None:
+            host, _port = values.host_and_port(address)
+            if not values.is_loopback(host):
+                reason = f"{host} can be reached from other machines, so {needed}"
+                self._refuse(name, f"{reason}, or serve on 127.0.0.1")
+
+    def _stream_from(self, relay: str | None) -> str | None:
+        """The setting of a stream's URL that has the relay's address."""
+        if relay is None:
+            return None
+        host, port = values.host_and_port(relay)
+        here = values.is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104 - compared
+        for name in map(url_setting, STREAM_PATHS):
+            parts = urlsplit(getattr(self, name) or "")
+            named = parts.hostname or ""
+            if parts.port == port and (named == host or (here and values.is_loopback(named))):
+                return name
+        return None
+
+    def _refuse(self, name: str, reason: str) -> NoReturn:
+        raise bad_setting(name, self.sources[name], reason)
 
     @property
     def simulated(self) -> bool:
@@ -321,6 +382,43 @@ class Settings:
     def chosen_key_prefix(self) -> str | None:
         """The key prefix; None where it was not given, unlike one that was given empty."""
         return self.key_prefix if "key_prefix" in self.sources else None
+
+    @property
+    def relay_is_default(self) -> bool:
+        """Whether the relay's address is the simulator's default, which may be in use."""
+        return self.relay is not None and "relay" not in self.sources
+
+    def relay_tls(self) -> ssl.SSLContext | None:
+        """The relay's certificate, read from its files; None where it serves plain ``ws://``.
+
+        Raises:
+            ConfigurationError: A file cannot be read, or the two are no pair.
+        """
+        cert, key = self.relay_cert, self.relay_key_file
+        if cert is None or key is None:
+            return None
+        import ssl
+
+        self._require_pem("relay_cert", cert, b"BEGIN CERTIFICATE", "certificate")
+        self._require_pem("relay_key_file", key, b"PRIVATE KEY", "private key")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(cert, key, password=_no_passphrase)
+        except _EncryptedKey:
+            self._refuse("relay_key_file", f"{key} has a passphrase: write it without one")
+        except ssl.SSLError as exc:
+            if exc.reason == "KEY_VALUES_MISMATCH":
+                self._refuse("relay_key_file", f"{key} does not belong to the certificate {cert}")
+            self._refuse("relay_cert", f"{cert} and {key} cannot be used: {exc}")
+        return context
+
+    def _require_pem(self, name: str, path: Path, mark: bytes, content: str) -> None:
+        try:
+            found = path.read_bytes()
+        except OSError as exc:
+            self._refuse(name, f"{path} cannot be read: {exc.strerror}")
+        if mark not in found:
+            self._refuse(name, f"{path} has no {content} in PEM form")
 
     def feed_name_of(self, feed: FeedName) -> str:
         """Alpaca's name of what a connection carries: ``iex``, ``us``, ``indicative``, ``news``.
@@ -375,8 +473,10 @@ class Settings:
             own_feed: Whether the caller has a feed of its own, which needs no key of Alpaca's.
 
         Raises:
-            ConfigurationError: A key is missing; the text names it and where to set it.
+            ConfigurationError: A key is missing, or the relay's certificate cannot be used; the
+                text names the setting.
         """
+        self.relay_tls()
         wanting = None
         if not self.simulated and not own_feed:
             wanting = ", ".join(self._real_world()) + " set, so the simulator stays off"
@@ -398,7 +498,8 @@ class Settings:
         for info in SETTINGS:
             value = getattr(self, info.name)
             if info.secret and value:
-                found.append(value)
+                pairs = value.items() if isinstance(value, Mapping) else ((value,),)
+                found.extend(secret for pair in pairs for secret in pair)
             elif info.address and value is not None:
                 found.extend(secrets_in_url(value))
         return tuple(dict.fromkeys(found))
@@ -409,11 +510,11 @@ class Settings:
 
     def _shown(self, info: SettingInfo) -> object:
         value = getattr(self, info.name)
+        if info.secret:
+            return MASK if value else None
         if isinstance(value, tuple):
             return list(value)
-        if isinstance(value, (str, Path)):
-            return MASK if info.secret else mask_url(str(value))
-        return value
+        return mask_url(str(value)) if isinstance(value, (str, Path)) else value
 
     def _real_world(self) -> list[str]:
         """The settings that point at the real world, as they were given."""
@@ -422,6 +523,14 @@ class Settings:
             for info in SETTINGS
             if info.real_world and info.name in self.sources
         ]
+
+
+class _EncryptedKey(Exception):
+    """OpenSSL asks for the passphrase of a private key."""
+
+
+def _no_passphrase() -> str:
+    raise _EncryptedKey
 
 
 SETTINGS: tuple[SettingInfo, ...] = infos(Settings)

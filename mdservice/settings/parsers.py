@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -29,10 +29,13 @@ __all__ = [
     "host_and_port",
     "is_loopback",
     "one_of",
+    "parse_address_or_off",
     "parse_alerts",
     "parse_channel_list",
     "parse_event_log",
+    "parse_file",
     "parse_http_address",
+    "parse_key_pairs",
     "parse_key_prefix",
     "parse_optional",
     "parse_positions",
@@ -252,6 +255,35 @@ def parse_secret(value: object) -> str:
     return given
 
 
+def parse_key_pairs(value: object) -> dict[str, str]:
+    """``key:secret,key:secret``, a list of such pairs, or secrets by their keys.
+
+    A key has no colon, and neither has a comma where all are one text.
+    """
+    pairs = list(value.items()) if isinstance(value, Mapping) else _pairs(value)
+    found: dict[str, str] = {}
+    for number, (key, secret) in enumerate(pairs, 1):
+        try:
+            parsed = parse_secret(key)
+            if ":" in parsed:
+                raise ValueError("must be without a colon (the value is not shown)")  # noqa: TRY301 - reported with its pair
+            if parsed in found:
+                raise ValueError("has the key of an earlier pair")  # noqa: TRY301 - likewise
+            found[parsed] = parse_secret(secret)
+        except ValueError as exc:
+            raise ValueError(f"pair {number} of KEY:SECRET: {exc}") from None
+    return found
+
+
+def _pairs(value: object) -> list[tuple[str, str]]:
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    if not isinstance(value, Sequence) or not value:
+        raise ValueError("must name pairs of KEY:SECRET, with commas between")
+    parts = (str(pair).partition(":") for pair in value)
+    return [(key, secret) for key, _colon, secret in parts]
+
+
 def parse_symbol_list(value: object) -> tuple[str, ...]:
     """``AAPL,MSFT``, or a list of symbols; ``*`` is every symbol of the feed."""
     try:
@@ -351,11 +383,7 @@ def parse_event_log(value: object) -> str:
 
 def parse_socket(value: object) -> Path:
     """An absolute path, short enough for the address of a UNIX socket."""
-    given = value if isinstance(value, Path) else Path(text(value))
-    try:
-        path = given.expanduser().absolute()
-    except RuntimeError:
-        raise ValueError(f"{quoted(str(given))} names a home folder that is not known") from None
+    path = parse_file(value)
     encoded = os.fsencode(path)
     if b"\0" in encoded or len(encoded) > SOCKET_PATH_BYTES:
         raise ValueError(
@@ -365,11 +393,27 @@ def parse_socket(value: object) -> Path:
     return path
 
 
+def parse_file(value: object) -> Path:
+    """The absolute path of a file, which need not be there."""
+    given = value if isinstance(value, Path) else Path(text(value))
+    try:
+        return given.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{quoted(str(given))} names a home folder that is not known") from None
+
+
 def parse_http_address(value: object) -> str:
     """``host:port``; an IPv6 host in brackets."""
     given = text(value)
     host_and_port(given)
     return given
+
+
+def parse_address_or_off(value: object) -> str | None:
+    """``host:port``, or ``off``."""
+    if value is None or text(value).lower() == "off":
+        return None
+    return parse_http_address(value)
 
 
 def default_log_format() -> str:

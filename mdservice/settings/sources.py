@@ -252,6 +252,7 @@ def setting(
     return attrs.field(
         default=default,
         repr=_repr_secret if secret else _repr_address if address else True,
+        hash=False if secret else None,  # pairs of keys cannot be hashed
         metadata={"info": info},
     )
 
@@ -329,8 +330,8 @@ def _checked(value: object, field: attrs.Attribute[Any]) -> object:
         raise bad_setting(info.name, _IN_PYTHON, exc) from None
 
 
-def _repr_secret(value: str | None) -> str:
-    return repr(None if value is None else MASK)
+def _repr_secret(value: object) -> str:
+    return repr(MASK if value else None)
 
 
 def _repr_address(value: str | None) -> str:

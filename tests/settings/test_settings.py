@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -88,6 +90,10 @@ def test_defaults_are_the_contracts(tmp_path: Path) -> None:
         api_token=None,
         log_format=settings.log_format,
         gateway_http="127.0.0.1:8002",
+        relay="127.0.0.1:8765",
+        relay_cert=None,
+        relay_key_file=None,
+        relay_keys={},
     )
 
 
@@ -193,7 +199,9 @@ def test_a_variable_that_only_resembles_kubernetes_is_refused() -> None:
     assert "MDSERVICE_HTTP_PORT" in refused({"MDSERVICE_HTTP_PORT": "8000"})
 
 
-@pytest.mark.parametrize("name", ["api_key", "secret_key", "api_token", "nonsense", "sources"])
+@pytest.mark.parametrize(
+    "name", ["api_key", "secret_key", "api_token", "relay_keys", "nonsense", "sources"]
+)
 def test_there_is_no_flag_for_a_secret(name: str) -> None:
     assert repr(name) in refused(flags={name: "x"})
 
@@ -287,7 +295,10 @@ BAD = {
     "socket": ["/" + "x" * 108, "~nobody-of-this-name/x.sock"],
     "http": ["8000", ":8000", "localhost", "localhost:99999", "http://localhost:80", "::1:80"],
     "log_format": ["text", "JSON"],
-    "gateway_http": ["8002", "x:y"],
+    "gateway_http": ["8002", "x:y", "off"],
+    "relay": ["8765", ":8765", "localhost", "ws://localhost:8765", "on", "0.0.0.0:8765"],
+    "relay_cert": ["~nobody-of-this-name/cert.pem", "cert.pem"],
+    "relay_key_file": ["~nobody-of-this-name/key.pem", "key.pem"],
 }
 CASES = [(name, value) for name, texts in BAD.items() for value in texts]
 
@@ -367,6 +378,7 @@ GOOD = {
     "http": ("[::1]:8000", "[::1]:8000"),
     "log_format": ("json", "json"),
     "gateway_http": ("0.0.0.0:9", "0.0.0.0:9"),
+    "relay": ("localhost:8765", "localhost:8765"),
 }
 
 
@@ -420,6 +432,7 @@ SECRET_SETTINGS = {
     "MDSERVICE_FEED_URL": "wss://me:hidden6@stream.example/v2/iex?token=hidden7",
     "MDSERVICE_REST_URL": "https://me:hidden8@data.example",
     "MDSERVICE_POSITIONS": "https://desk.example/positions?key=hidden9",
+    "MDSERVICE_RELAY_KEYS": "hidden10:hidden11,hidden12:hidden:13",
 }
 
 
@@ -433,7 +446,8 @@ def test_secrets_are_in_no_view_of_the_settings() -> None:
 
 def test_all_secret_values_are_known() -> None:
     settings = load({**SECRET_SETTINGS, "MDSERVICE_TRADING_URL": "https://u:hi%2Fdden@x"})
-    expected = {"PK0hidden1", "hi/dden", "hi%2Fdden"} | {f"hidden{n}" for n in range(2, 10)}
+    expected = {"PK0hidden1", "hi/dden", "hi%2Fdden", "hidden:13"}
+    expected |= {f"hidden{n}" for n in range(2, 13)}
     assert set(settings.secret_values()) == expected
 
 
@@ -444,6 +458,7 @@ def test_what_is_shown_is_json_of_every_setting() -> None:
     assert shown["symbols"] == ["AAPL"]
     assert shown["api_key"] == "***"
     assert shown["api_token"] is None
+    assert shown["relay_keys"] is None
 
 
 @pytest.mark.parametrize(
@@ -463,6 +478,14 @@ def test_what_is_shown_is_json_of_every_setting() -> None:
         ("MDSERVICE_HTTP", "me:hidden@localhost:80"),
         ("MDSERVICE_GATEWAY_HTTP", "http://me:hidden@localhost:80"),
         ("MDSERVICE_FEED", "wss://me:hidden@db"),
+        ("MDSERVICE_RELAY", "ws://me:hidden@localhost:80"),
+        ("MDSERVICE_RELAY_KEYS", "hidden"),
+        ("MDSERVICE_RELAY_KEYS", "hidden:"),
+        ("MDSERVICE_RELAY_KEYS", ":hidden"),
+        ("MDSERVICE_RELAY_KEYS", "good:hidden,hidden"),
+        ("MDSERVICE_RELAY_KEYS", "good:hidden value"),
+        ("MDSERVICE_RELAY_KEYS", "hidden:one,hidden:two"),
+        ("MDSERVICE_RELAY_KEYS", ","),
     ],
 )
 def test_a_bad_value_that_may_hold_a_secret_is_not_quoted(variable: str, value: str) -> None:
@@ -487,6 +510,139 @@ def test_no_bad_secret_is_ever_quoted(value: str) -> None:
             with pytest.raises(ConfigurationError) as other:
                 Settings(**{name: codecs.encode(value, "rot13")})
             assert str(other.value) == message
+
+
+# The relay
+
+
+def test_the_relay_is_on_with_the_simulator_and_off_otherwise() -> None:
+    for settings in (load(), load({"MDSERVICE_FEED": "simulator", "REDIS_URL": "redis://db"})):
+        assert settings.relay == "127.0.0.1:8765"
+        assert settings.relay_is_default
+    real = load(KEYS)
+    assert real.relay is None
+    assert not real.relay_is_default
+    assert load({**KEYS, "MDSERVICE_RELAY": "127.0.0.1:8765"}).relay == "127.0.0.1:8765"
+
+
+def test_a_changed_copy_has_the_default_relay_only_with_the_simulator() -> None:
+    simulated = attrs.evolve(Settings(), feed="simulator", redis_url="redis://db")
+    assert simulated.relay_is_default
+    assert attrs.evolve(Settings(), redis_url="redis://db").relay is None
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", " off "])
+def test_the_relay_can_be_switched_off_on_the_simulator(word: str) -> None:
+    for settings in (
+        load({"MDSERVICE_RELAY": word}),
+        load(file=f'[mdservice]\nrelay = "{word}"\n'),
+        load(flags={"relay": word}),
+        load({"MDSERVICE_RELAY": "127.0.0.1:9"}, flags={"relay": word}),
+        Settings(relay=None),
+    ):
+        assert settings.simulated
+        assert settings.relay is None
+        assert not settings.relay_is_default
+        assert attrs.evolve(settings, symbols=("AAPL",)).relay is None
+
+
+def test_http_can_be_switched_off_likewise() -> None:
+    assert load({"MDSERVICE_HTTP": "127.0.0.1:9"}, flags={"http": "off"}).http is None
+
+
+def test_a_chosen_relay_is_not_the_default_also_at_its_address() -> None:
+    assert not load({"MDSERVICE_RELAY": "127.0.0.1:8765"}).relay_is_default
+    assert not Settings(relay="127.0.0.1:8765").relay_is_default
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8765", "[::]:8765", "10.0.0.1:8765", "desk:8765"])
+def test_a_relay_off_loopback_needs_keys(address: str) -> None:
+    message = refused({"MDSERVICE_RELAY": address})
+    assert message.startswith("setting relay (environment variable MDSERVICE_RELAY)")
+    assert "MDSERVICE_RELAY_KEYS" in message
+    assert load({"MDSERVICE_RELAY": address, "MDSERVICE_RELAY_KEYS": "k:s"}).relay == address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_relay_is_no_feed_of_its_own(host: str) -> None:
+    feed = {"MDSERVICE_FEED": "simulator", "MDSERVICE_FEED_URL": f"ws://{host}:8765/v2/iex"}
+    assert load(feed).relay is None
+    chosen = {**feed, "MDSERVICE_RELAY": "127.0.0.1:8765"}
+    assert "feed_url" in refused(chosen)
+    assert load({**feed, "MDSERVICE_RELAY": "127.0.0.1:8766"}).relay == "127.0.0.1:8766"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'relay_keys = "bot:one, notebook:t:w:o,"',
+        'relay_keys = ["bot:one", "notebook:t:w:o"]',
+        'relay_keys = { bot = "one", notebook = "t:w:o" }',
+    ],
+)
+def test_relay_keys_are_pairs_of_key_and_secret(line: str) -> None:
+    keys = {"bot": "one", "notebook": "t:w:o"}
+    settings = load(file=f"[mdservice]\n{line}\n")
+    assert settings.relay_keys == keys
+    assert attrs.evolve(settings, relay="127.0.0.1:1").relay_keys == keys
+    assert load().relay_keys == {}
+
+
+def test_settings_with_relay_keys_can_be_compared_hashed_and_copied() -> None:
+    settings = Settings(relay_keys="bot:one")
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert hash(settings) == hash(attrs.evolve(settings))
+    assert settings != Settings(relay_keys="bot:two")
+
+
+def _certificate(folder: Path, name: str) -> tuple[str, str]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made = [*command, "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(made, check=True, capture_output=True, timeout=60)
+    return str(cert), str(key)
+
+
+def test_the_relays_certificate_and_key_are_loaded(tmp_path: Path) -> None:
+    cert, key = _certificate(tmp_path, "one")
+    given = {"MDSERVICE_RELAY_CERT": cert, "MDSERVICE_RELAY_KEY_FILE": key}
+    settings = load({**given, "MDSERVICE_RELAY": "127.0.0.1:0"})
+    assert (settings.relay_cert, settings.relay_key_file) == (Path(cert), Path(key))
+    settings.require_runnable()
+    assert settings.relay_tls() is not None
+    assert Settings().relay_tls() is None
+
+
+def test_a_pair_that_cannot_serve_is_refused_with_its_setting(tmp_path: Path) -> None:
+    cert, key = _certificate(tmp_path, "one")
+    other_cert, other_key = _certificate(tmp_path, "other")
+    locked = str(tmp_path / "locked.key")
+    command = ["openssl", "ec", "-in", key, "-aes128", "-passout", "pass:hidden", "-out", locked]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    for given_cert, given_key, named, reason in (
+        (cert, str(tmp_path / "none.key"), "relay_key_file", "No such file"),
+        (str(tmp_path / "none.pem"), key, "relay_cert", "No such file"),
+        (str(tmp_path), key, "relay_cert", "Is a directory"),
+        (key, key, "relay_cert", "no certificate"),
+        (cert, cert, "relay_key_file", "no private key"),
+        (cert, other_key, "relay_key_file", "does not belong to"),
+        (other_cert, key, "relay_key_file", "does not belong to"),
+        (cert, locked, "relay_key_file", "passphrase"),
+    ):
+        settings = Settings(relay_cert=given_cert, relay_key_file=given_key)
+        with pytest.raises(ConfigurationError, match=rf"^setting {named} ") as caught:
+            settings.require_runnable()
+        assert reason in str(caught.value)
+
+
+def test_the_relays_certificate_and_key_are_given_together(tmp_path: Path) -> None:
+    message = refused({"MDSERVICE_RELAY_CERT": "cert.pem"})
+    assert message.startswith("setting relay_cert (environment variable MDSERVICE_RELAY_CERT)")
+    assert "MDSERVICE_RELAY_KEY_FILE" in message
+    assert "MDSERVICE_RELAY_CERT" in refused({"MDSERVICE_RELAY_KEY_FILE": "key.pem"})
 
 
 # The simulator's rule
@@ -562,7 +718,7 @@ def test_the_default_feed_set_openly_counts_as_set() -> None:
 def test_a_default_given_openly_in_python_counts_as_set() -> None:
     settings = Settings(feed="iex", positions="none", key_prefix="")
     assert settings.sources == dict.fromkeys(("feed", "positions", "key_prefix"), "given in Python")
-    assert settings == Settings()
+    assert (settings.feed, settings.positions, settings.key_prefix) == ("iex", "none", "")
     assert not settings.simulated
 
 
