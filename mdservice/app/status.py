@@ -26,6 +26,7 @@ from mdservice.model.status import (
     PositionsReport,
     Readiness,
     RedisReport,
+    RelayStatus,
     ServiceState,
     Status,
 )
@@ -182,6 +183,7 @@ def status(
     key_prefix: str,
     draining: bool,
     conflicts: Sequence[str] = (),
+    relay: RelayStatus | None = None,
 ) -> Status:
     """A snapshot of the whole service; ``names`` has Alpaca's name of what each feed carries."""
     ready = readiness(topology, draining=draining)
@@ -214,6 +216,7 @@ def status(
         loop_lag_max_ms=watchdog.loop_lag_max_ms,
         stale_symbols=_stale(stale_after_s + facts.delay_s, topology, clock.utc_ns()),
         simulator=facts.simulated,
+        relay=relay,
     )
 
 

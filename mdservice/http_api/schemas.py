@@ -240,7 +240,11 @@ def _described(kind: type[Any], name: str) -> type[Answer]:
     fields: dict[str, Any] = {
         field.name: (
             _schema_type(types[field.name]),
-            Field(description=field.metadata["meaning"], examples=field.metadata["examples"]),
+            Field(
+                None if field.metadata["omitted"] else ...,
+                description=field.metadata["meaning"],
+                examples=field.metadata["examples"],
+            ),
         )
         for field in attrs.fields(kind)
     }
@@ -251,6 +255,8 @@ def _schema_type(kind: Any) -> Any:
     """The JSON type of a type in the status."""
     if attrs.has(kind):
         return _described(kind, "_" + kind.__name__.removesuffix("Report"))
+    if get_origin(kind) is tuple:
+        return list[_schema_type(get_args(kind)[0])]  # type: ignore[misc]
     if get_origin(kind) is Mapping:
         return dict[str, _schema_type(get_args(kind)[1])]  # type: ignore[misc]
     if get_origin(kind) is UnionType:

@@ -27,6 +27,8 @@ __all__ = [
     "PositionsReport",
     "Readiness",
     "RedisReport",
+    "RelayClient",
+    "RelayStatus",
     "ServiceState",
     "Status",
     "status_to_json",
@@ -36,7 +38,12 @@ ServiceState = Literal["starting", "running", "degraded", "draining"]
 
 
 def _shown(
-    meaning: str, *, default: Any = attrs.NOTHING, factory: Any = None, example: Any = None
+    meaning: str,
+    *,
+    default: Any = attrs.NOTHING,
+    factory: Any = None,
+    example: Any = None,
+    omitted: bool = False,
 ) -> Any:
     """A field of the status.
 
@@ -45,8 +52,13 @@ def _shown(
         default: Its default value.
         factory: Makes the default, in place of ``default``.
         example: A value for the description of the API.
+        omitted: Whether the JSON has the field only where it is not None.
     """
-    metadata = {"meaning": meaning, "examples": None if example is None else [example]}
+    metadata = {
+        "meaning": meaning,
+        "examples": None if example is None else [example],
+        "omitted": omitted,
+    }
     if factory is not None:
         return attrs.field(factory=factory, metadata=metadata)
     return attrs.field(default=default, metadata=metadata)
@@ -62,7 +74,13 @@ def _counter(meaning: str, *counted_by: str) -> Any:
             the name after a dot. The counter is the sum over all named parts.
     """
     return attrs.field(
-        default=0, metadata={"meaning": meaning, "examples": None, "counted_by": counted_by}
+        default=0,
+        metadata={
+            "meaning": meaning,
+            "examples": None,
+            "omitted": False,
+            "counted_by": counted_by,
+        },
     )
 
 
@@ -154,6 +172,35 @@ class PositionsReport:
     problems: Mapping[str, str] = _shown("Positions whose price is not followed.")
     age_s: float | None = _shown("Seconds since the source last answered.")
     last_error: str | None = _shown("Why the last try failed.")
+
+
+@attrs.frozen
+class RelayClient:
+    """A program that is connected to the relay."""
+
+    name: str = _shown("What the client calls itself.", example="alpaca-py")
+    address: str = _shown("Where it connects from.", example="127.0.0.1:50412")
+    path: str = _shown("The stream that it connected to.", example="/v2/iex")
+    encoding: Literal["json", "msgpack"] = _shown("The encoding of its messages.")
+    connected_s: float = _shown("Seconds since it connected.")
+    symbols: int = _shown("Subscribed pairs of a channel and a symbol.")
+    sent: int = _shown("Messages sent to it.")
+    rate: float = _shown("Messages a second, recently.")
+    backlog: int = _shown("Messages that wait for it.")
+    conflated: int = _shown(
+        "Messages dropped because it was slow and a newer one of their symbol replaced them."
+    )
+
+
+@attrs.frozen
+class RelayStatus:
+    """The relay: Alpaca's streams, served to other programs."""
+
+    address: str = _shown("Where it listens.", example="127.0.0.1:8765")
+    clients: tuple[RelayClient, ...] = _shown("Those connected now, in the order of connecting.")
+    cut: int = _shown("Clients cut off since the start because they were too slow.")
+    messages: int = _shown("Messages sent to all clients since the start.")
+    conflated: int = _shown("Messages to slow clients dropped since the start, likewise.")
 
 
 @attrs.frozen
@@ -283,11 +330,15 @@ class Status:
     channels: Mapping[str, ChannelCounters] = _shown(
         "Totals since the start of each channel that has any, in Alpaca's names.", factory=dict
     )
+    relay: RelayStatus | None = _shown("Only where the relay is on.", default=None, omitted=True)
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
     """The status as plain JSON types, as ``/status`` shows it."""
     plain: dict[str, Any] = _converter().unstructure(status)
+    for field in attrs.fields(Status):
+        if field.metadata["omitted"] and plain[field.name] is None:
+            del plain[field.name]
     return plain
 
 

@@ -17,6 +17,8 @@ from mdservice.model.status import (
     Latency,
     Readiness,
     RedisReport,
+    RelayClient,
+    RelayStatus,
     Status,
     status_to_json,
 )
@@ -83,6 +85,45 @@ def test_has_the_fields_of_the_contract_in_plain_json() -> None:
     assert part_of(plain, CONTRACT) == CONTRACT
     assert plain == status_to_json(STATUS), "no tuple, no object"
     assert plain["reasons"] == ["Redis is not connected"]
+
+
+def test_the_relay_appears_only_where_it_is_on() -> None:
+    assert "relay" not in status_to_json(STATUS)
+    client = RelayClient(
+        name="bot",
+        address="127.0.0.1:50412",
+        path="/v2/iex",
+        encoding="msgpack",
+        connected_s=12.5,
+        symbols=3,
+        sent=700,
+        rate=20.5,
+        backlog=1,
+        conflated=2,
+    )
+    relay = RelayStatus("127.0.0.1:8765", (client,), cut=1, messages=900, conflated=4)
+    plain = status_to_json(attrs.evolve(STATUS, relay=relay))["relay"]
+    assert plain == json.loads(json.dumps(plain)), "no tuple, no object"
+    assert plain == {
+        "address": "127.0.0.1:8765",
+        "clients": [
+            {
+                "name": "bot",
+                "address": "127.0.0.1:50412",
+                "path": "/v2/iex",
+                "encoding": "msgpack",
+                "connected_s": 12.5,
+                "symbols": 3,
+                "sent": 700,
+                "rate": 20.5,
+                "backlog": 1,
+                "conflated": 2,
+            }
+        ],
+        "cut": 1,
+        "messages": 900,
+        "conflated": 4,
+    }
 
 
 def test_counters_of_the_contract_are_there() -> None:
