@@ -41,7 +41,18 @@ from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import FeedItem, FirstRecords, RoutedItem
 from mdservice.model.feeds import NEWS_FEED, Feed, Topic, feed_of
-from mdservice.model.kinds import FIRST_KINDS, NEWS, QUOTES, TRADES, Kind, R, Record, Repair
+from mdservice.model.kinds import (
+    BARS,
+    FIRST_KINDS,
+    NEWS,
+    ORDERBOOKS,
+    QUOTES,
+    TRADES,
+    Kind,
+    R,
+    Record,
+    Repair,
+)
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.tracker import SOURCE, PositionTracker
 from mdservice.publish.publisher import EventPublisher
@@ -478,8 +489,8 @@ def build(
     return topology
 
 
-_JUDGING_KINDS: tuple[Kind[Any], ...] = (QUOTES, TRADES, NEWS)
-"""The kinds by which the silence of a feed is judged."""
+_JUDGING_KINDS: tuple[Kind[Any], ...] = (QUOTES, TRADES, BARS, ORDERBOOKS, NEWS)
+"""The kinds by which the silence of a feed is judged: the first that is subscribed."""
 
 
 def _recovery(

@@ -1,7 +1,9 @@
 """A socket that is open and says nothing: dead, or is the market quiet?
 
 Pings prove the transport, market data proves the feed. After the limit, history is asked for
-the newest quotes: newer than ours means that the socket is dead.
+the newest quotes: newer than ours means that the socket is dead. Without quotes it is asked for
+trades, bars, order books or news. The other kinds may rightly be silent for days, and nothing in
+REST shows that the stream owes one: there the drivers' pings alone judge.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from mdservice.errors import (
 from mdservice.feed.gap_repair.missing import AcceptedRecords
 from mdservice.feed.history import HalvingHistory
 from mdservice.model.feeds import Topic, symbols_of
-from mdservice.model.kinds import NEWS, QUOTES, Kind, R, Record
+from mdservice.model.kinds import NEWS, ORDERBOOKS, QUOTES, Kind, R, Record
+from mdservice.model.order_book import OrderBook
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 from mdservice.runtime.task_groups import run_together
@@ -41,6 +44,8 @@ _SYMBOL_CHECK_S = 60.0
 _ON_ITS_WAY_NS = 5_000_000_000
 """A record that is younger than this may still be on its way over the stream."""
 _MOST_NAMED = 10
+_NOT_BY_SYMBOL = (NEWS, ORDERBOOKS)
+"""Kinds whose single symbols are not checked: news has none, and a book comes by subscribing."""
 
 
 @attrs.frozen
@@ -78,6 +83,18 @@ class Judge(Generic[R]):
     kind: Kind[R]
     history: HalvingHistory[R] | None
     accepted: AcceptedRecords
+
+    def is_on_its_way(self, record: R, now_ns: int) -> bool:
+        """Whether the stream may still send it: a bar comes after its minute."""
+        ended_ns = record.ts_event_ns + int(self.kind.span_s * 1e9)
+        return ended_ns > now_ns - _ON_ITS_WAY_NS
+
+    def is_known(self, record: R) -> bool:
+        """Whether it is a book that looks like ours: its time may be that of REST's answer."""
+        ours = self.accepted.latest(record.symbol)
+        if not (isinstance(record, OrderBook) and isinstance(ours, OrderBook)):
+            return False
+        return (record.bids[:1], record.asks[:1]) == (ours.bids[:1], ours.asks[:1])
 
 
 class Liveness:
@@ -166,17 +183,17 @@ class Liveness:
         return sorted(s for s in self._unheard if since_ns.get(s, before_ns) <= before_ns)
 
     def _since_ns(self, kind: Kind[Any]) -> dict[str, int]:
-        """Since when each symbol of a kind is subscribed."""
+        """Since when each symbol of a kind is subscribed; updated bars alone owe nothing."""
         return {
             topic.symbol: at_ns
             for topic, at_ns in self._subscribed_ns.items()
-            if topic.channel in kind.topics
+            if topic.channel == kind.channel
         }
 
     def _judge(self) -> Judge[Any] | None:
         """The first kind that is subscribed."""
         channels = {topic.channel for topic in self._subscribed_ns}
-        return next((j for j in self._judges if not channels.isdisjoint(j.kind.topics)), None)
+        return next((j for j in self._judges if j.kind.channel in channels), None)
 
     async def watch(self, tell_stale: Callable[..., Awaitable[None]]) -> None:
         """Watch one connection until cancelled; while nothing is subscribed silence is right.
@@ -203,7 +220,7 @@ class Liveness:
                 continue  # data came
             looked = None
             if self._subscribed_ns:
-                looked = await self._look(await self._hours())
+                looked = await self._look(await self._hours(), limit_s)
             if self._since_s != since_s:
                 continue
             self._since_s = anyio.current_time()
@@ -216,7 +233,7 @@ class Liveness:
                 raise FeedUnavailable(reason)
             _log.info("feed_is_quiet", silent_s=limit_s, next_look_s=self._limit_s)
 
-    async def _look(self, hours: Hours) -> _Look | None:
+    async def _look(self, hours: Hours, silent_s: float) -> _Look | None:
         """Ask history whether the market is quiet; None if silence means nothing now."""
         judge = self._judge()
         if hours == "closed":
@@ -224,7 +241,8 @@ class Liveness:
         if judge is None:
             return _Look(None)  # a status or a price limit may not come for days
         looked = await self._ask_whether_quiet(judge)
-        if hours == "extended" and not looked.certain:
+        usual = silent_s < self._first_s + judge.kind.span_s  # of bars, that come each minute
+        if (hours == "extended" or usual) and not looked.certain:
             return _Look(None)
         return looked
 
@@ -244,11 +262,15 @@ class Liveness:
         except (HistoryRefused, HistoryUnavailable) as exc:
             return _Look(f"and history does not show whether the market is quiet ({exc})")
         newest = found.records
+        if judge.kind.span_s:
+            now_ns = self._utc_ns()
+            newest = [record for record in newest if not judge.is_on_its_way(record, now_ns)]
         since_ns = self._since_ns(judge.kind)
         newer = [
             record.symbol
             for record in newest
             if record.ts_event_ns > self._ours_ns(judge, since_ns, record)
+            and not judge.is_known(record)
         ]
         self._known_ns = {record.symbol: record.ts_event_ns for record in newest}
         if newer:
@@ -282,9 +304,11 @@ class Liveness:
             await anyio.sleep(every_s)
             judge = self._judge()
             flowing = anyio.current_time() - self._data_s < self._first_s
-            if judge is None or judge.history is None or judge.kind is NEWS or not flowing:
+            if judge is None or judge.history is None or not flowing:
                 continue
-            silent = self._silent(judge, every_s)
+            if judge.kind in _NOT_BY_SYMBOL:
+                continue
+            silent = self._silent(judge, every_s + judge.kind.span_s)
             if silent and await self._hours() != "closed":
                 await self._refresh_silent(judge, silent, tell_stale)
 
@@ -327,7 +351,7 @@ class Liveness:
             record
             for record in found
             if judge.accepted.last_ns(record.symbol) == began_ns[record.symbol]
-            and record.ts_event_ns < asked_ns - _ON_ITS_WAY_NS
+            and not judge.is_on_its_way(record, asked_ns)
             and record.ts_event_ns > self._ours_ns(judge, since_ns, record)
         ]
         if not missed:

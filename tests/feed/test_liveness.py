@@ -12,10 +12,13 @@ import pytest
 from mdservice.errors import FeedUnavailable, HistoryRefused, HistoryUnavailable
 from mdservice.feed.history import HalvingHistory
 from mdservice.feed.liveness import LONGEST_S, Hours, Judge, Liveness
+from mdservice.model.bar import Bar
 from mdservice.model.feeds import Topic
-from mdservice.model.kinds import QUOTES, TRADES, Kind
+from mdservice.model.kinds import BARS, ORDERBOOKS, QUOTES, TRADES, Kind
+from mdservice.model.order_book import OrderBook
 from mdservice.model.quote import Quote
 from mdservice.model.trade import Trade
+from mdservice.router.policies import Merge, ReplaceSameTime
 from mdservice.router.sequencer import Sequencer
 from mdservice.testing import FakeHistory, VirtualClock
 from tests.topics import quotes, trades
@@ -547,3 +550,113 @@ async def test_silence_of_statuses_alone_shows_nothing(autojump_clock: Any) -> N
     bench.watch.begin()
     bench.watch.subscribed([Topic("statuses", "AAPL")], bench.clock.utc_ns())
     assert await bench.until_given_up(5_000) is None
+
+
+# ---- bars: each has the time of its start, and comes after its minute
+
+MINUTE_S = 60
+S_NS = 1_000_000_000
+
+
+class BarBench(Bench):
+    """Only bars are subscribed."""
+
+    def __init__(self, *channels: str) -> None:
+        super().__init__()
+        self.bars = ReplaceSameTime(BARS)
+        self.watch = Liveness(
+            LIMIT_S,
+            [
+                Judge(QUOTES, HalvingHistory(self.history, QUOTES), self.sequencer),
+                Judge(BARS, HalvingHistory(self.history, BARS), self.bars),
+            ],
+            self._hours,
+            self.clock.utc_ns,
+            self._refresh,
+        )
+        self.watch.begin()
+        topics = [Topic(channel, "AAPL") for channel in channels or ("bars",)]
+        self.watch.subscribed(topics, self.clock.utc_ns())
+
+    def bar(self, ended_s: float) -> Bar:
+        """A bar whose minute ended that long ago."""
+        now_ns = self.clock.utc_ns()
+        start_ns = now_ns - int((MINUTE_S + ended_s) * S_NS)
+        return Bar("AAPL", 1.0, 1.0, 1.0, 1.0, 100, 1, 1.0, start_ns, now_ns)
+
+    def receive_bar(self) -> None:
+        bar = self.bar(ended_s=1)
+        self.history.add([bar], BARS)
+        self.bars.route([attrs.evolve(bar)], self.clock.utc_ns(), 0)
+        self.watch.data_came(BARS, [bar])
+
+
+async def test_silence_of_bars_alone_is_judged_by_bars(autojump_clock: Any) -> None:
+    bench = BarBench()
+    bench.receive_bar()
+    await anyio.sleep(MINUTE_S + 10)
+    bench.history.add([bench.bar(ended_s=10)], BARS)
+    assert await bench.until_given_up(1) is not None
+    assert bench.told == ["no market data for 30 s, while AAPL has a newer record than ours"]
+
+
+async def test_a_bar_on_its_way_shows_nothing_until_it_is_overdue(autojump_clock: Any) -> None:
+    bench = BarBench()
+    bench.receive_bar()
+    await anyio.sleep(MINUTE_S + 1)
+    bench.history.add([bench.bar(ended_s=1)], BARS)
+    assert await bench.until_given_up(2 * LIMIT_S - 1) is None
+    assert await bench.until_given_up(2 * LIMIT_S) is not None
+
+
+async def test_bars_of_each_minute_are_no_silence_although_history_does_not_answer(
+    autojump_clock: Any,
+) -> None:
+    bench = BarBench()
+    bench.history.always = HistoryUnavailable("down")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.until_given_up, 10_000)
+        for _ in range(20):
+            bench.receive_bar()
+            await anyio.sleep(MINUTE_S)
+        assert bench.told == []
+        await anyio.sleep(5 * MINUTE_S)
+        assert len(bench.told) == 1, "several minutes without a bar, and no answer"
+        tasks.cancel_scope.cancel()
+
+
+async def test_silence_of_updated_bars_alone_shows_nothing(autojump_clock: Any) -> None:
+    bench = BarBench("updatedBars")
+    await anyio.sleep(3 * MINUTE_S)
+    bench.history.add([bench.bar(ended_s=10)], BARS)
+    assert await bench.until_given_up(5_000) is None
+
+
+# ---- order books
+
+
+@pytest.mark.parametrize(("bid", "dead"), [(1.0, False), (1.5, True)])
+async def test_silence_of_order_books_alone_is_judged_by_a_newer_book_that_differs(
+    autojump_clock: Any, bid: float, dead: bool
+) -> None:
+    bench = Bench()
+    books = Merge(ORDERBOOKS)
+    halving = HalvingHistory(bench.history, ORDERBOOKS)
+    bench.watch = Liveness(
+        LIMIT_S,
+        [Judge(ORDERBOOKS, halving, books)],
+        bench._hours,
+        bench.clock.utc_ns,
+        bench._refresh,
+    )
+
+    def book(bid: float) -> OrderBook:
+        now_ns = bench.clock.utc_ns()
+        return OrderBook("BTC/USD", ((bid, 1),), ((2.0, 1),), now_ns, now_ns)
+
+    bench.watch.begin()
+    bench.watch.subscribed([Topic("orderbooks", "BTC/USD")], bench.clock.utc_ns())
+    books.route([book(1.0)], bench.clock.utc_ns(), 0)
+    await anyio.sleep(1)
+    bench.history.add([book(bid)], ORDERBOOKS)
+    assert (await bench.until_given_up(1_000) is not None) == dead

@@ -5,6 +5,7 @@ Each test ends with every event that a real listener has heard compared to the m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,10 @@ import anyio
 import pytest
 
 from mdservice.errors import FeedRefused
-from mdservice.simulator import Simulator
+from mdservice.feed.alpaca import sdk_driver, websockets_driver
+from mdservice.simulator import Simulator, crypto, stocks
+from mdservice.simulator.bars import MINUTE_NS, SimBar
+from mdservice.simulator.kinds import SimKind
 from tests.integration.outages import LINES, Ear, Line, open_line, restart_heard, run, until
 
 each_line = pytest.mark.parametrize(("driver", "backend"), LINES)
@@ -93,6 +97,87 @@ def test_a_frozen_connection_is_given_up_and_its_gap_filled(
                 assert told == ["stale", "gap", "gap_repaired"]
 
     run(body, backend)
+
+
+@each_line
+def test_a_peer_that_is_gone_is_found_by_pings_where_silence_is_right(
+    driver: str,
+    backend: str,
+    fresh_valkey: Any,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Statuses may not come for days, so nothing else shows that the socket is half open."""
+    for module in (websockets_driver, sdk_driver):
+        monkeypatch.setattr(module, "_PING_INTERVAL_S", 0.5)
+        monkeypatch.setattr(module, "_PING_TIMEOUT_S", 0.4)
+
+    async def body() -> None:
+        with closing(Ear(fresh_valkey.path)) as ear:
+            async with open_line(
+                fresh_valkey,
+                folder,
+                driver,
+                mute_after=1,
+                channels=("statuses",),
+                config={"connection_limit": None},
+            ) as line:
+                line.network.freeze()
+                await until(lambda: line.service.status().counters.reconnects == 1)
+                await line.ready()
+                assert ear.told("stale") == []
+
+    run(body, backend)
+
+
+SILENT: dict[str, tuple[str, SimKind[Any], Callable[[int], Any]]] = {
+    "bars of stocks": ("AAPL", stocks.BARS, lambda at_ns: a_bar("AAPL", at_ns)),
+    "bars of crypto": ("BTC/USD", crypto.BARS, lambda at_ns: a_bar("BTC/USD", at_ns)),
+    "order books": (
+        "BTC/USD",
+        crypto.ORDERBOOKS,
+        lambda at_ns: crypto.SimBook("BTC/USD", ((at_ns % 97, 1),), ((99, 1),), True, at_ns),
+    ),
+}
+"""The only kind that is subscribed, and its record of a time, UTC nanoseconds."""
+
+
+def a_bar(symbol: str, at_ns: int) -> SimBar:
+    return SimBar(symbol, 10, 12, 9, 11, 100, 5, 10.5, at_ns - at_ns % MINUTE_NS)
+
+
+@pytest.mark.parametrize("silent", SILENT)
+def test_a_mute_socket_without_quotes_is_given_up_by_what_rest_has(
+    silent: str, fresh_valkey: Any, folder: Path
+) -> None:
+    symbol, kind, record = SILENT[silent]
+
+    async def body() -> None:
+        with closing(Ear(fresh_valkey.path)) as ear:
+            async with open_line(
+                fresh_valkey,
+                folder,
+                "websockets",
+                symbols=symbol,
+                mute_after=1,
+                channels=(kind.channel,),
+                feed="simulator",
+                config={"connection_limit": None},
+            ) as line:
+                simulator = line.simulator
+                await simulator.until(
+                    lambda s: any(
+                        symbol in c.subscriptions.get(kind.channel, ()) for c in s.connections
+                    )
+                )
+                now_ns = time.time_ns()
+                simulator.send_records(kind, [record(now_ns - 3 * MINUTE_NS)])
+                await until(lambda: line.service.status().counters.events_published == 1)
+                simulator.mute(feed=kind.feed.name)
+                simulator.send_records(kind, [record(now_ns - 2 * MINUTE_NS + 1)])
+                await until(lambda: "stale" in ear.told("stale"))
+
+    run(body, "trio")
 
 
 # ---- out of reach

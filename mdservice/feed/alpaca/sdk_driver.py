@@ -55,6 +55,8 @@ _MOST_AT_ONCE = 64
 
 _IMPORT_LIMIT_S = 8.0
 """The import takes one to three seconds, longer on a slow disk."""
+_PING_INTERVAL_S, _PING_TIMEOUT_S = 10.0, 20.0
+"""A peer that is gone without a word is found within their sum."""
 _DIRECT = Route()
 _LONGEST_CONSENT_BYTES = 64 * 1024
 _MEND = "install alpaca-py, or set MDSERVICE_DRIVER=websockets"
@@ -161,8 +163,8 @@ class _LentStream:
             "create_protocol": protocol_class,
             "open_timeout": limit_s,
             "close_timeout": CLOSE_TIMEOUT_S / 5,  # the library waits for five of these
-            "ping_interval": 10,
-            "ping_timeout": 20,
+            "ping_interval": _PING_INTERVAL_S,
+            "ping_timeout": _PING_TIMEOUT_S,
             "max_size": MAX_FRAME_BYTES,
             "max_queue": MAX_QUEUED_FRAMES,
             "compression": None,

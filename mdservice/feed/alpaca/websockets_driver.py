@@ -56,7 +56,8 @@ MAX_QUEUED_FRAMES = 1024
 _PING_INTERVAL_S = 20.0
 _PING_TIMEOUT_S = 15.0
 """Below the interval: websockets 17 on trio stops asking, with an error in the log, once an answer
-has taken longer than that. Pings prove the transport alone; market data is watched beside them."""
+has taken longer than that. A peer that is gone without a word is found within the sum of the two.
+Pings prove the transport alone; market data is watched beside them."""
 
 
 class WebsocketsDriver:
