@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -63,6 +64,7 @@ from mdservice.router.actor import Router
 from mdservice.runtime.actor import Actor, Channel, Outbox
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.supervisor import HealthWatchdog, Supervisor
+from mdservice.runtime.task_groups import run_together
 
 __all__ = ["ChannelPlan", "FeedParts", "Pipeline", "Topology", "build"]
 
@@ -205,29 +207,29 @@ class Topology:
         Raises:
             SubscriptionRefused: A feed refused its part; the others are as before.
         """
-        results: list[SubscriptionResult] = []
-        undo: list[tuple[Pipeline, Unsubscribe]] = []
-        for pipeline, part in self._by_pipeline(topics).items():
-            before = pipeline.connection.wanted_by(source)
-            new = tuple(topic for topic in part if topic not in before)
-            try:
-                results.append(await pipeline.request(Subscribe(part, source)))
-            except SubscriptionRefused:
-                for earlier, command in undo:
-                    await earlier.request(command)
-                raise
-            undo.append((pipeline, Unsubscribe(new, (source,))))
-        return _joined(results, "subscribed")
+        parts = self._by_pipeline(topics)
+        before = {pipeline: pipeline.connection.wanted_by(source) for pipeline in parts}
+        results, refused = await _at_once(
+            {pipeline: Subscribe(part, source) for pipeline, part in parts.items()}
+        )
+        if refused is not None:
+            undo = {}
+            for pipeline in results:
+                new = tuple(topic for topic in parts[pipeline] if topic not in before[pipeline])
+                undo[pipeline] = Unsubscribe(new, (source,))
+            await _at_once(undo)
+            raise refused
+        return _joined(tuple(results.values()), "subscribed")
 
     async def unsubscribe(
         self, topics: Iterable[Topic], sources: tuple[str, ...]
     ) -> SubscriptionResult:
         """Remove topics from those that some sources want."""
-        results = [
-            await pipeline.request(Unsubscribe(part, sources))
-            for pipeline, part in self._by_pipeline(topics).items()
-        ]
-        return _joined(results, "unsubscribed")
+        parts = self._by_pipeline(topics)
+        results, _ = await _at_once(
+            {pipeline: Unsubscribe(part, sources) for pipeline, part in parts.items()}
+        )
+        return _joined(tuple(results.values()), "unsubscribed")
 
     async def follow(self, topics: Iterable[Topic], source: str) -> None:
         """Follow exactly these topics for a source, the most important first.
@@ -237,14 +239,15 @@ class Topology:
                 other feeds follow their part.
         """
         wanted = self._by_pipeline(topics)
-        refused: SubscriptionRefused | None = None
-        for pipeline in self.pipelines:
-            part = wanted.get(pipeline, ())
-            if part or pipeline.connection.wanted_by(source) or pipeline is self.pipelines[0]:
-                try:
-                    await pipeline.request(Follow(part, source))
-                except SubscriptionRefused as exc:
-                    refused = exc
+        _, refused = await _at_once(
+            {
+                pipeline: Follow(wanted.get(pipeline, ()), source)
+                for pipeline in self.pipelines
+                if pipeline in wanted
+                or pipeline.connection.wanted_by(source)
+                or pipeline is self.pipelines[0]
+            }
+        )
         if refused is not None:
             raise refused
 
@@ -274,6 +277,28 @@ class Topology:
             pipeline.events.close()
         for channel in self.channels:
             channel.close()
+
+
+async def _at_once(
+    commands: Mapping[Pipeline, Command],
+) -> tuple[Mapping[Pipeline, SubscriptionResult], SubscriptionRefused | None]:
+    """Send each feed its request, and wait for every answer.
+
+    Returns:
+        The results, and the first refusal. A refusal ends no other request.
+    """
+    results: dict[Pipeline, SubscriptionResult] = {}
+    refusals: dict[Pipeline, SubscriptionRefused] = {}
+
+    async def ask(pipeline: Pipeline, command: Command) -> None:
+        try:
+            results[pipeline] = await pipeline.request(command)
+        except SubscriptionRefused as exc:
+            refusals[pipeline] = exc
+
+    await run_together(*(partial(ask, each, command) for each, command in commands.items()))
+    in_order = {pipeline: results[pipeline] for pipeline in commands if pipeline in results}
+    return in_order, next((refusals[each] for each in commands if each in refusals), None)
 
 
 def _joined(results: Sequence[SubscriptionResult], done: Outcome) -> SubscriptionResult:

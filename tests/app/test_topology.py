@@ -13,6 +13,7 @@ import pytest
 
 from mdservice.app.status import readiness
 from mdservice.app.topology import FeedParts, Topology, build
+from mdservice.errors import SubscriptionRefused
 from mdservice.feed.liveness import Hours
 from mdservice.model.feeds import CRYPTO, NEWS_FEED, STOCKS, Topic
 from mdservice.model.kinds import DAILY_BARS, NEWS, TRADES
@@ -263,3 +264,38 @@ async def test_changes_of_held_trades_come_after_them(autojump_clock: Any) -> No
         assert key is not None
         assert msgspec.json.decode(key)["id"] == 1
         assert account.told("trades") == ["gap", "gap_repaired"]
+
+
+async def test_feeds_that_do_not_answer_are_waited_for_at_once(autojump_clock: Any) -> None:
+    account = Account()
+    for driver in (account.crypto, account.news):
+        driver.stall(times=1_000)
+    topics = (*quotes("BTC/USD"), Topic("news", "*"))
+    async with account.running(*quotes("AAPL")) as topology:
+        began_s = anyio.current_time()
+        result = await topology.subscribe((*quotes("AAPL"), *topics), "api")
+        assert (result.status, result.symbols) == ("pending", ("AAPL", "BTC/USD", "*"))
+        assert anyio.current_time() - began_s <= 4.5
+        began_s = anyio.current_time()
+        assert (await topology.unsubscribe(topics, ("api",))).status == "pending"
+        await topology.follow((*quotes("AAPL"), *topics), "positions")
+        assert anyio.current_time() - began_s <= 9
+
+
+@pytest.mark.parametrize("refusing", ["stocks", "crypto"])
+async def test_a_refusal_of_one_feed_undoes_the_part_of_every_other(
+    autojump_clock: Any, refusing: str
+) -> None:
+    account = Account()
+    async with account.running(*quotes("AAPL", "ETH/USD")) as topology:
+        for driver, symbol in ((account.stocks, "AAPL"), (account.crypto, "ETH/USD")):
+            await driver.subscribed(symbol)
+        await anyio.sleep(1)
+        before = [topology.pipelines[0].connection.sources()]
+        before.append(topology.pipelines[1].connection.sources())
+        getattr(account, refusing).refuse_next(405, when="subscribe")
+        with pytest.raises(SubscriptionRefused):
+            await topology.subscribe([*quotes("MSFT"), *quotes("BTC/USD")], "api")
+        assert [each.connection.sources() for each in topology.pipelines[:2]] == before
+        acknowledged = [each.connection.acknowledged() for each in topology.pipelines[:2]]
+        assert acknowledged == [list(quotes("AAPL")), list(quotes("ETH/USD"))]
