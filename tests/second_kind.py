@@ -22,6 +22,7 @@ class Depth(msgspec.Struct):
     ts_event_ns: int
     ts_recv_ns: int
     seq: int = 0
+    wire: bytes | None = None
 
 
 def encode(depth: Depth) -> bytes:

@@ -137,7 +137,7 @@ EXAMPLES: Final[Mapping[Kind[Any], tuple[Any, ...]]] = {
 """Records of each kind, one for each asset class or form of it."""
 
 _NONE: Final = "–"  # noqa: RUF001 - as the other tables write it
-_COMMON: Final = ("symbol", "ts_event_ns", "ts_recv_ns", "seq")
+_COMMON: Final = ("symbol", "ts_event_ns", "ts_recv_ns", "seq", "wire")
 _REPAIRS: Final = {
     Repair.FROM_HISTORY: "repaired",
     Repair.LATEST: "refreshed",

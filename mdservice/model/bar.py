@@ -29,6 +29,7 @@ class Bar:
         newest: Whether no known bar of its symbol began later when it was accepted. A late bar is
             published, but is not its symbol's latest value.
         daily: Whether it is the bar of a day, from the channel ``dailyBars``, and not of a minute.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -45,6 +46,7 @@ class Bar:
     updated: bool = False
     newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
     daily: bool = attrs.field(default=False, eq=False, metadata=NOT_WRITTEN)
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 def bar_identity(bar: Bar) -> Hashable:

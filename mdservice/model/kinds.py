@@ -78,12 +78,15 @@ class Record(Protocol):
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: Its number among the accepted records of its symbol and kind since the service
             started, from 1; 0 until it is accepted. The sequencer sets it in place.
+        wire: The message as the feed sent it, a JSON object or a msgpack map; a row of the REST API
+            as a message, a JSON object. None unless the feed keeps messages for the relay.
     """
 
     symbol: str
     ts_event_ns: int
     ts_recv_ns: int
     seq: int
+    wire: bytes | None
 
 
 R = TypeVar("R", bound=Record)

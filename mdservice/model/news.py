@@ -29,6 +29,7 @@ class Article:
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: Counts accepted articles since the service started; not written.
         symbol: ``*``: an article is of no single symbol, so all articles are in one order.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     id: int
@@ -45,6 +46,7 @@ class Article:
     ts_recv_ns: int
     seq: int = attrs.field(default=0, eq=False, metadata=NOT_WRITTEN)
     symbol: str = attrs.field(default=EVERY_SYMBOL, eq=False, metadata=NOT_WRITTEN)
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 def article_identity(article: Article) -> Hashable:

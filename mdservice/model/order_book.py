@@ -29,6 +29,7 @@ class OrderBook:
         seq: Its number among the accepted books of its symbol since the service started, from 1;
             0 until it is accepted.
         whole: Whether it is the whole book and replaces what was known. False for a change.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -38,6 +39,7 @@ class OrderBook:
     ts_recv_ns: int
     seq: int = 0
     whole: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 def order_book_identity(book: OrderBook) -> Hashable:

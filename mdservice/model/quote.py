@@ -7,6 +7,7 @@ from decimal import Context, Decimal
 import attrs
 
 from mdservice.model.timestamps import format_ns
+from mdservice.model.written import NOT_WRITTEN
 
 __all__ = ["Identity", "Quote", "exact_mid", "identity", "mid_number"]
 
@@ -28,6 +29,7 @@ class Quote:
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: Its number among the accepted quotes of its symbol since the service started, from
             1; 0 until it is accepted.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -38,6 +40,7 @@ class Quote:
     ts_event_ns: int
     ts_recv_ns: int
     seq: int = 0
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
     @property
     def price(self) -> Decimal | None:

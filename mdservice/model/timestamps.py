@@ -7,7 +7,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-__all__ = ["EARLIEST_NS", "LATEST_NS", "format_ns", "new_york_day", "parse_rfc3339"]
+__all__ = [
+    "EARLIEST_NS",
+    "LATEST_NS",
+    "format_ns",
+    "format_short_ns",
+    "new_york_day",
+    "parse_rfc3339",
+]
 
 _SECOND_NS = 1_000_000_000
 _DECIMALS = 9
@@ -44,6 +51,11 @@ def format_ns(ns: int) -> str:
     if second > 0:
         return f"{prefix}{_digits(ns)[-_DECIMALS:]}Z"  # half the cost of formatting the remainder
     return f"{prefix}{ns % _SECOND_NS:09d}Z"
+
+
+def format_short_ns(ns: int) -> str:
+    """The same as Alpaca writes it, without zeros at the end: ``2026-11-20T15:51:44.2Z``."""
+    return format_ns(ns)[:-1].rstrip("0").rstrip(".") + "Z"
 
 
 def parse_rfc3339(text: str) -> int:

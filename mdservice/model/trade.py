@@ -48,6 +48,7 @@ class Trade:
             where the asset class has none.
         newest: Whether it was its symbol's newest trade by time when it was accepted. A late trade
             is published, but is not its symbol's latest value.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -62,6 +63,7 @@ class Trade:
     seq: int = 0
     taker_side: Literal["buy", "sell"] | msgspec.UnsetType | None = msgspec.UNSET
     newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 def trade_identity(trade: Trade) -> Hashable:
@@ -104,6 +106,7 @@ class Correction:
         ts_event_ns: The exchange's time of the correction, UTC nanoseconds.
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: As for every record.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -120,6 +123,7 @@ class Correction:
     ts_event_ns: int
     ts_recv_ns: int
     seq: int = 0
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 @attrs.define
@@ -136,6 +140,7 @@ class Cancel:
         ts_event_ns: The exchange's time of the cancellation, UTC nanoseconds.
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: As for every record.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -148,6 +153,7 @@ class Cancel:
     ts_event_ns: int
     ts_recv_ns: int
     seq: int = 0
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 def correction_identity(correction: Correction) -> Hashable:

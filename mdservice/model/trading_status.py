@@ -39,6 +39,7 @@ class TradingStatus:
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: As for every record.
         newest: Whether it was its symbol's newest status by time when it was accepted.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -51,6 +52,7 @@ class TradingStatus:
     ts_recv_ns: int
     seq: int = 0
     newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 @attrs.define
@@ -66,6 +68,7 @@ class LimitBand:
         ts_event_ns: The exchange's time, UTC nanoseconds.
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: As for every record.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -76,6 +79,7 @@ class LimitBand:
     ts_event_ns: int
     ts_recv_ns: int
     seq: int = 0
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 @attrs.define
@@ -90,6 +94,7 @@ class Imbalance:
         ts_recv_ns: When this machine received it, UTC nanoseconds.
         seq: As for every record.
         newest: Whether it was its symbol's newest imbalance by time when it was accepted.
+        wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
     """
 
     symbol: str
@@ -99,6 +104,7 @@ class Imbalance:
     ts_recv_ns: int
     seq: int = 0
     newest: bool = attrs.field(default=True, eq=False, metadata=NOT_WRITTEN)
+    wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
 
 
 def is_halted(status: TradingStatus) -> bool | None:

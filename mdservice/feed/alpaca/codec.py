@@ -64,9 +64,18 @@ from mdservice.model.kinds import (
 )
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
-from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_ns, parse_rfc3339
+from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_short_ns, parse_rfc3339
 
-__all__ = ["CHANNELS", "Codec", "ControlMessage", "Encoding", "Frame", "json_time_text", "request"]
+__all__ = [
+    "CHANNELS",
+    "Codec",
+    "ControlMessage",
+    "Encoding",
+    "Frame",
+    "json_time_text",
+    "msgpack_time_text",
+    "request",
+]
 
 Encoding = Literal["json", "msgpack"]
 Frame = bytes | str
@@ -157,7 +166,7 @@ class Codec:
         self._decode_acknowledgement = module.Decoder(_Acknowledgement).decode
         self._decode_text = module.Decoder(str).decode
         self._time_ns = _json_time_ns if encoding == "json" else _msgpack_time_ns
-        self._time_text = json_time_text if encoding == "json" else _msgpack_time_text
+        self._time_text = json_time_text if encoding == "json" else msgpack_time_text
 
     def encode(self, message: Mapping[str, Any]) -> Frame:
         """A control message as a frame of this connection."""
@@ -414,10 +423,14 @@ def _other_msgpack_time_ns(data: bytes) -> int:
     return parse_rfc3339(msgspec.msgpack.decode(data, type=str))
 
 
-def _msgpack_time_text(raw: msgspec.Raw) -> str | None:
-    """The time as Alpaca writes it in JSON, without trailing zeros; None where none was sent."""
+def msgpack_time_text(raw: msgspec.Raw) -> str | None:
+    """A msgpack timestamp as Alpaca writes it in JSON; a text as it is; None where none was sent.
+
+    Raises:
+        ValueError: It is something else, or no time of the years 1 to 9999.
+    """
     data = bytes(raw)
     if data.startswith(_TIMESTAMPS):
-        return format_ns(_msgpack_time_ns(raw))[:-1].rstrip("0").rstrip(".") + "Z"
+        return format_short_ns(_msgpack_time_ns(raw))
     text: str | None = msgspec.msgpack.decode(data, type=str | None) if data else None
     return text

@@ -1,0 +1,1 @@
+"""Alpaca's streaming protocol for other programs, over the service's own connections."""
