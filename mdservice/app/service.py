@@ -12,6 +12,7 @@ import anyio
 import attrs
 
 from mdservice.app.dev_stack import start_embedded_server, start_simulator
+from mdservice.app.relay import open_relay
 from mdservice.app.status import (
     FeedFacts,
     always_open,
@@ -87,8 +88,10 @@ class Service:
         self.settings = settings
         self._instances = instances
         self._facts = facts
+        if topology.relay is not None:
+            resolved = attrs.evolve(resolved, relay=topology.relay.config.address)
         self.resolved = resolved
-        """The settings, with the addresses of a simulator and a server that were started here."""
+        """The settings, with the addresses of what was started here: simulator, server, relay."""
         self._topology = topology
         self._clock = clock
         self._started_s = clock.monotonic()
@@ -163,7 +166,8 @@ class Service:
         found: dict[str, list[str]] = {}
         for pipeline in self._topology.pipelines:
             if pipeline.feed is not NEWS_FEED:
-                found |= pipeline.connection.sources()
+                for symbol, sources in pipeline.connection.sources().items():
+                    found[symbol] = sorted({*found.get(symbol, ()), *sources})  # * of two feeds
         return dict(sorted(found.items()))
 
     def channels(self) -> dict[str, list[str]]:
@@ -321,6 +325,7 @@ class Service:
             key_prefix=str(self.settings.key_prefix),  # JSON accepts no subclass of str
             draining=self._draining,
             conflicts=self._conflicts(),
+            relay=self._topology.relay.status() if self._topology.relay is not None else None,
         )
 
     def readiness(self) -> Readiness:
@@ -340,11 +345,15 @@ class Service:
         """Close the feed and write all accepted quotes to the store, within a time limit."""
         self._draining = True
         topology = self._topology
+        if topology.relay is not None:
+            topology.relay.refuse()
         topology.supervisor.drain()
         topology.stop_feeds()
         with anyio.move_on_after(DRAIN_LIMIT_S):
             await topology.supervisor.drained()
         topology.readers.close()
+        if topology.relay is not None:
+            await topology.relay.stop()
         self._log_lost()
         _log.info(
             "service_stopped", events_published=topology.publisher.snapshot().events_published
@@ -430,6 +439,7 @@ async def open_service(
                 parts = _feeds(resolved, facts, clock, http)
             if history is not None:
                 parts[0] = attrs.evolve(parts[0], history=history)
+            make_relay = await open_relay(resolved, parts, stack, clock, simulated=facts.simulated)
             topics = _settings_topics(resolved, several=len(parts) > 1)
             latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
             wanted = {
@@ -449,6 +459,7 @@ async def open_service(
                 last_records=last_records,
                 price_ttl_s=settings.price_ttl,
                 renew_prices=settings.renew_prices,
+                make_relay=make_relay,
             )
             topology.readers.keep(last_records.get(NEWS, ()))
             stack.callback(topology.close)

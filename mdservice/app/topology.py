@@ -6,7 +6,8 @@
            │
     commands ──▶ FeedConnection ──feed──▶ Router ──events──▶ EventPublisher ──batches──▶ RedisWriter
                                             │                      ▲                          │
-                                            └──▶ LocalReaders      └──────acknowledged────────┘
+                                            ├──▶ LocalReaders      └──────acknowledged────────┘
+                                            └──▶ Relay ──▶ its clients
 
 Each feed (stocks, crypto, options, news) has a connection and a router of its own.
 """
@@ -60,13 +61,14 @@ from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.readers import LocalReaders
 from mdservice.publish.store import PriceStore, WriteBatch
 from mdservice.publish.writer import RedisWriter
+from mdservice.relay.server import Relay
 from mdservice.router.actor import Router
 from mdservice.runtime.actor import Actor, Channel, Outbox
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.supervisor import HealthWatchdog, Supervisor
 from mdservice.runtime.task_groups import run_together
 
-__all__ = ["ChannelPlan", "FeedParts", "Pipeline", "Topology", "build"]
+__all__ = ["ChannelPlan", "FeedParts", "MakeRelay", "Pipeline", "Topology", "build"]
 
 
 @attrs.frozen
@@ -164,6 +166,7 @@ class Topology:
     writer: RedisWriter
     watchdog: HealthWatchdog
     readers: LocalReaders
+    relay: Relay | None
     tracker: PositionTracker | None
     supervisor: Supervisor
     channels: Sequence[Channel[Any]]
@@ -301,6 +304,10 @@ async def _at_once(
     return in_order, next((refusals[each] for each in commands if each in refusals), None)
 
 
+MakeRelay = Callable[[Mapping[Feed, Pipeline], Callable[[], bool]], Relay]
+"""Makes the relay of the pipelines, which are built after it, and of what says that they run."""
+
+
 def _joined(results: Sequence[SubscriptionResult], done: Outcome) -> SubscriptionResult:
     """One result of the parts of a request: pending where one of them is."""
     status: Outcome = "pending" if any(one.status == "pending" for one in results) else done
@@ -313,6 +320,7 @@ class _Shared:
 
     events: Channel[RoutedItem]
     readers: LocalReaders
+    relay: Relay | None
     clock: Clock
     rng: random.Random
     mute_after_s: float
@@ -320,6 +328,18 @@ class _Shared:
     last: Mapping[Kind[Any], Sequence[Any]]
     confirmed: Callable[[Kind[Any], Sequence[str]], None]
     several: bool
+
+    def listener(self, feed: Feed) -> Callable[[RoutedItem], None]:
+        """What takes the items of a feed's router in this process."""
+        relay, readers = self.relay, self.readers
+        if relay is None:
+            return readers.offer
+
+        def offer(item: RoutedItem) -> None:
+            readers.offer(item)
+            relay.offer(feed, item)
+
+        return offer
 
     def carries(self, feed: Feed, topic: Topic) -> bool:
         """Whether a topic is of this feed; without other feeds, every topic is."""
@@ -347,7 +367,7 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
     router = Router(
         feed_items,
         outbox,
-        shared.readers.offer,
+        shared.listener(feed),
         clock,
         shared.confirmed,
         feed=feed,
@@ -407,6 +427,7 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
         tuple(first_prices.values()),
         lambda: history.rows_skipped if history is not None else 0,
         on_demand=parts.on_demand,
+        keep_wire=shared.relay is not None,
     )
     return Pipeline(feed, connection, router, first_prices, commands, feed_items, outbox)
 
@@ -425,6 +446,7 @@ def build(
     last_records: Mapping[Kind[Any], Sequence[Any]] | None = None,
     price_ttl_s: int = 300,
     renew_prices: bool = True,
+    make_relay: MakeRelay | None = None,
 ) -> Topology:
     """Join the parts of one service.
 
@@ -441,6 +463,7 @@ def build(
         last_records: The last record of each symbol from an earlier run, by kind.
         price_ttl_s: How long a price lives in the store, seconds.
         renew_prices: Whether the writer renews the keys of quiet symbols while connected.
+        make_relay: Makes the relay; None for none.
     """
     events = Channel[RoutedItem](EVENTS.size)
     batches = Channel[WriteBatch](BATCHES.size)
@@ -455,9 +478,14 @@ def build(
         found = [each.connection.vouched(kind) for each in pipelines if kind in each.feed.kinds]
         return frozenset().union(*found)
 
+    by_feed: dict[Feed, Pipeline] = {}
+    relay = None
+    if make_relay is not None:
+        relay = make_relay(by_feed, lambda: supervisor.started)
     shared = _Shared(
         events,
         readers,
+        relay,
         clock,
         rng,
         mute_after_s,
@@ -467,6 +495,7 @@ def build(
         several=len(feeds) > 1,
     )
     pipelines = [_build_pipeline(parts, shared) for parts in feeds]
+    by_feed.update({each.feed: each for each in pipelines})
     events.outbox.close()  # each router has its own end
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(
@@ -487,7 +516,10 @@ def build(
 
     tracker = None
     # They start in this order, so the receiver of each channel is ready before the sender.
-    actors: list[Actor] = [watchdog, writer, publisher]
+    actors: list[Actor] = [watchdog]
+    if relay is not None:
+        actors.append(relay)  # it answers before the others are ready
+    actors += [writer, publisher]
     actors += [each.router for each in pipelines]
     actors += [each.connection for each in pipelines]
     if positions is not None:
@@ -501,6 +533,7 @@ def build(
         writer,
         watchdog,
         readers,
+        relay,
         tracker,
         supervisor,
         channels=(

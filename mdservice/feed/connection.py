@@ -120,6 +120,7 @@ class FeedConnection:
         first_prices: Fetch the latest records of symbols that become wanted.
         rows_skipped: Returns how many of the history's rows could not be read.
         on_demand: Whether to connect only while something is wanted.
+        keep_wire: Whether each record keeps the bytes of its message.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class FeedConnection:
         rows_skipped: Callable[[], int] = lambda: 0,
         *,
         on_demand: bool = False,
+        keep_wire: bool = False,
     ) -> None:
         self.name = "feed_connection" if feed is STOCKS else f"{feed.name}_connection"
         self.feed = feed
@@ -163,6 +165,7 @@ class FeedConnection:
         self._first_prices = first_prices
         self._rows_skipped = rows_skipped
         self._on_demand = on_demand
+        self._keep_wire = keep_wire
         self._wanted = anyio.Event()
         """Set when the wanted topics change."""
         self._opened = anyio.Event()
@@ -335,6 +338,7 @@ class FeedConnection:
         driver = self._selection.current
         logged_in = False
         followed = Followed(self._under_every)
+        followed.keep_wire = self._keep_wire
         try:
             async with driver.connect(followed, self._clock.utc_ns) as link:
                 logged_in = True

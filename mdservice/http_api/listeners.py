@@ -176,14 +176,19 @@ def _is_at(path: Path, identity: os.stat_result) -> bool:
 
 
 async def tcp_listeners(
-    http: str, *, token: str | None, setting: str = "MDSERVICE_HTTP"
+    http: str,
+    *,
+    token: str | None,
+    setting: str = "MDSERVICE_HTTP",
+    needed: str = "MDSERVICE_API_TOKEN",
 ) -> list[socket.socket]:
     """Listen at every address of the host, with the same port.
 
     Args:
         http: ``host:port``, an IPv6 address in brackets; port 0 uses a free one.
-        setting: The name that errors use.
         token: The API's token. Without it, only loopback addresses are allowed.
+        setting: The name that errors use.
+        needed: The setting without which other addresses are refused.
 
     Raises:
         ConfigurationError: ``http`` is not host:port, the host is unknown, the port is in use or
@@ -201,8 +206,7 @@ async def tcp_listeners(
     names = (str(address[0]).partition("%")[0] for _, address in addresses)
     if token is None and not all(map(is_loopback, names)):
         raise ConfigurationError(
-            f"{setting}: {http} is open to other machines, so it needs a token: set "
-            "MDSERVICE_API_TOKEN, or listen on 127.0.0.1"
+            f"{setting}: {http} is open to other machines: set {needed}, or listen on 127.0.0.1"
         )
     return _listen(addresses, http, setting)
 

@@ -290,6 +290,11 @@ class Answer(Generic[T]):
         self._value: T | None = None
         self._error: Exception | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether there is an answer."""
+        return self._event.is_set()
+
     def give(self, value: T) -> None:
         """Answer; further answers are ignored."""
         if not self._event.is_set():

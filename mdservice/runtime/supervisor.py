@@ -60,6 +60,8 @@ class Supervisor:
         self._wards = {actor.name: _Ward(actor) for actor in actors}
         self._clock = clock
         self._policy = policy or RestartPolicy()
+        self.started = False
+        """Whether every actor has been ready."""
         self._draining = False
         self._ended = anyio.Event()
 
@@ -106,6 +108,7 @@ class Supervisor:
             async with anyio.create_task_group() as tasks:
                 for ward in self._wards.values():
                     await tasks.start(self._keep, ward)
+                self.started = True
                 task_status.started()
         finally:
             self._ended.set()
