@@ -142,9 +142,13 @@ class Followed:
     Args:
         under_every: The symbols that records have come of under ``*``. Kept over all connections
             of a feed, since what they fill is kept too: no more than :data:`MOST_SYMBOLS`.
+
+    Attributes:
+        keep_wire: Whether each record keeps the bytes of its message, for the relay.
     """
 
     def __init__(self, under_every: set[str] | None = None) -> None:
+        self.keep_wire = False
         self._passed: dict[str, dict[str, str]] = {}
         self._under_every = set() if under_every is None else under_every
         self._requested: set[Topic] = set()
