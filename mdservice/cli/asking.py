@@ -22,6 +22,7 @@ __all__ = ["WIDTH", "health", "status", "status_lines", "subscribe", "unsubscrib
 WIDTH = 80
 _LABEL = 10
 _SHOWN = 8
+_CLIENTS_SHOWN = 40
 _COLOURS = {"running": "green", "starting": "yellow", "degraded": "red", "draining": "yellow"}
 _MINUTE_S = 60
 _HOUR_S = 3_600
@@ -191,11 +192,17 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
             yield from _feed(str(name), feed)
     yield from _redis(_part(status, "redis"))
     yield from _positions(_part(status, "positions"))
+    relay = _part(status, "relay")
+    clients = [each for each in relay.get("clients") or () if isinstance(each, Mapping)]
+    yield from _relay(relay, len(clients))
     yield from _latencies(_part(status, "latency_ms"))
     yield ""
     yield from _counters(_part(status, "counters"))
     yield ""
     yield from _actors(_part(status, "actors"))
+    if clients:
+        yield ""
+        yield from _relay_clients(clients)
 
 
 def _is_used(feed: Mapping[str, Any]) -> bool:
@@ -263,6 +270,42 @@ def _positions(positions: Mapping[str, Any]) -> Iterator[str]:
         yield from _row("", f"not subscribed, the feed allows no more: {_names(left_out)}")
     for symbol, problem in list(_part(positions, "problems").items())[:_SHOWN]:
         yield from _row("", f"{symbol}: {problem}")
+
+
+def _relay(relay: Mapping[str, Any], clients: int) -> Iterator[str]:
+    if not relay:
+        return
+    connected = f"{_number(clients)} client{'s' * (clients > 1)}" if clients else "no clients"
+    totals = f"{_number(relay.get('messages'))} messages, {_number(relay.get('conflated'))} "
+    totals += f"conflated, {_number(relay.get('cut'))} cut off"
+    yield from _row("relay", f"{relay.get('address', '-')}, {connected}, {totals}")
+
+
+def _relay_clients(clients: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each client, those with the largest backlog first."""
+    yield f"{'client':<21}{'address':<22}{'stream':<13}{'pairs':>7}{'rate/s':>9}{'waiting':>8}"
+    slowest = sorted(clients, key=lambda client: -int(client.get("backlog") or 0))
+    for client in slowest[:_CLIENTS_SHOWN]:
+        stream = str(client.get("path", "-")).split("/", 2)[-1]  # without the version
+        yield (
+            f"{_cut(str(client.get('name', '-')), 20):<21}"
+            f"{_cut(str(client.get('address', '-')), 21):<22}"
+            f"{_cut(stream, 12):<13}"
+            f"{_number(client.get('symbols')):>7}"
+            f"{_rate(client.get('rate')):>9}"
+            f"{_number(client.get('backlog')):>8}"
+        )
+        if client.get("conflated"):
+            yield from _row("", f"slow: {_number(client['conflated'])} messages conflated")
+    if len(clients) > _CLIENTS_SHOWN:
+        more = len(clients) - _CLIENTS_SHOWN
+        yield from _row("", f"and {_number(more)} more; mdservice status --json has all of them")
+
+
+def _rate(rate: object) -> str:
+    if not isinstance(rate, (int, float)):
+        return "-"
+    return f"{rate:,.1f}" if rate < 1_000 else f"{rate:,.0f}"  # noqa: PLR2004 - enough digits
 
 
 def _names(symbols: Sequence[Any]) -> str:

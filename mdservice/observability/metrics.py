@@ -19,6 +19,7 @@ from mdservice.model.status import (
     Counters,
     Latencies,
     Latency,
+    RelayStatus,
     ServiceState,
     Status,
 )
@@ -69,6 +70,7 @@ class StatusCollector(Collector):
         yield from _connections(status)
         yield from _gauges(status)
         yield from _positions(status)
+        yield from _relay(status)
         yield from _actors(status)
         yield _latencies(status)
         yield from _labelled(status)
@@ -158,6 +160,18 @@ def _positions(status: Status) -> Iterator[Metric]:
     if positions.age_s is not None:
         text = "Time since the source of positions last answered."
         yield GaugeMetricFamily("mdservice_positions_age_seconds", text, value=positions.age_s)
+
+
+def _relay(status: Status) -> Iterator[Metric]:
+    relay = status.relay
+    if relay is None:
+        return
+    yield GaugeMetricFamily(
+        "mdservice_relay_clients", "Programs connected to the relay.", value=len(relay.clients)
+    )
+    for name in ("messages", "conflated", "cut"):
+        meaning = attrs.fields_dict(RelayStatus)[name].metadata["meaning"]
+        yield CounterMetricFamily(f"mdservice_relay_{name}", meaning, value=getattr(relay, name))
 
 
 def _actors(status: Status) -> Iterator[Metric]:

@@ -26,6 +26,8 @@ from mdservice.model.status import (
     PositionsReport,
     Readiness,
     RedisReport,
+    RelayClient,
+    RelayStatus,
     Status,
 )
 from mdservice.model.symbol import parse_symbols
@@ -296,5 +298,25 @@ class FakeService:
                 problems={"N/A": "not a stock"},
                 age_s=1.5,
                 last_error=None,
+            ),
+            relay=RelayStatus(
+                address="127.0.0.1:8765",
+                clients=(
+                    RelayClient(
+                        name="bot",
+                        address="127.0.0.1:50412",
+                        path="/v2/test",
+                        encoding="msgpack",
+                        connected_s=8.5,
+                        symbols=symbols,
+                        sent=700,
+                        rate=20.5,
+                        backlog=1,
+                        conflated=3,
+                    ),
+                ),
+                cut=2,
+                messages=900,
+                conflated=4,
             ),
         )

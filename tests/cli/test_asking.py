@@ -20,6 +20,8 @@ from mdservice.model.status import (
     Latency,
     PositionsReport,
     RedisReport,
+    RelayClient,
+    RelayStatus,
     Status,
     status_to_json,
 )
@@ -175,3 +177,62 @@ def test_each_feed_in_use_has_its_line() -> None:
     rows = table(status_to_json(attrs.evolve(STATUS, feeds=feeds)))
     assert "crypto    us by websockets, connected, 3 reconnects" in rows
     assert not any(row.startswith(("options", "stocks")) for row in rows)
+
+
+def relay_of(*clients: RelayClient, **more: int) -> list[str]:
+    totals = {"cut": 0, "messages": 0, "conflated": 0, **more}
+    relay = RelayStatus("127.0.0.1:8765", clients, **totals)
+    return table(status_to_json(attrs.evolve(STATUS, relay=relay)))
+
+
+BOT = RelayClient(
+    name="bot",
+    address="127.0.0.1:50412",
+    path="/v1beta3/crypto/us-1",
+    encoding="msgpack",
+    connected_s=75.0,
+    symbols=3,
+    sent=700,
+    rate=20.54,
+    backlog=1,
+    conflated=0,
+)
+
+
+def test_the_relay_has_a_row_and_a_line_for_each_client() -> None:
+    slow = attrs.evolve(
+        BOT,
+        name="a-name-that-is-longer-than-its-column",
+        address="[2001:db8::1234:5678]:50413",
+        symbols=11_000,
+        rate=123_456.7,
+        backlog=10_001,
+        conflated=5_000,
+    )
+    lines = relay_of(BOT, slow, cut=1, messages=12_345, conflated=4)
+    assert max(map(len, lines)) <= WIDTH
+    rows = [" ".join(line.split()) for line in lines]
+    assert "relay 127.0.0.1:8765, 2 clients, 12,345 messages, 4 conflated, 1 cut off" in rows
+    assert "bot 127.0.0.1:50412 crypto/us-1 3 20.5 1" in rows
+    cut = next(number for number, row in enumerate(rows) if row.startswith("a-name-that"))
+    assert rows[cut].endswith("11,000 123,457 10,001")
+    assert rows[cut + 1] == "slow: 5,000 messages conflated"
+
+
+def test_the_slowest_of_many_relay_clients_are_shown() -> None:
+    many = [attrs.evolve(BOT, name=f"client{n}", backlog=n) for n in range(60)]
+    rows = [" ".join(line.split()) for line in relay_of(*many)]
+    shown = [row.split()[0] for row in rows if row.startswith("client") and "crypto/us-1" in row]
+    assert shown[0] == "client59"
+    assert len(shown) == 40
+    assert "and 20 more; mdservice status --json has all of them" in rows
+
+
+def test_a_relay_without_clients_has_only_its_row() -> None:
+    rows = [" ".join(line.split()) for line in relay_of()]
+    assert "relay 127.0.0.1:8765, no clients, 0 messages, 0 conflated, 0 cut off" in rows
+    assert not any(row.startswith("client") for row in rows)
+
+
+def test_without_a_relay_there_is_no_row_for_it() -> None:
+    assert not any(line.startswith("relay") for line in table(status_to_json(STATUS)))

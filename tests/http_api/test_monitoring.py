@@ -222,3 +222,14 @@ async def test_metrics_show_the_positions(client: httpx.AsyncClient) -> None:
     assert "mdservice_positions_up 1.0" in text
     assert "mdservice_positions_left_out 1.0" in text
     assert "mdservice_positions_age_seconds 1.5" in text
+
+
+async def test_metrics_show_the_relay(client: httpx.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text
+    for line in (
+        "mdservice_relay_clients 1.0",
+        "mdservice_relay_messages_total 900.0",
+        "mdservice_relay_conflated_total 4.0",
+        "mdservice_relay_cut_total 2.0",
+    ):
+        assert line in text
