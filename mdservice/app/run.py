@@ -18,8 +18,9 @@ from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.stop_signals import stop_on_signal
 from mdservice.settings import Settings
+from mdservice.settings.feeds import STREAM_PATHS
 
-__all__ = ["GC_THRESHOLD", "run_gateway", "serve"]
+__all__ = ["GC_THRESHOLD", "relay_line", "run_gateway", "serve"]
 
 _log = get_logger(__name__)
 
@@ -123,3 +124,21 @@ def _introduce(
     announce(f"redis  {status.redis.url}{embedded}")
     tcp = f" and http://{addresses.http}" if addresses.http else ""
     announce(f"api    {addresses.socket}{tcp}; ask with `mdservice status`")
+    relay = relay_line(settings, service.resolved)
+    if relay is not None:
+        announce(relay)
+
+
+def relay_line(settings: Settings, resolved: Settings) -> str | None:
+    """What the start says about the relay; None where it is switched off.
+
+    Args:
+        settings: As they were given.
+        resolved: With the address where the relay listens; None if the default was in use.
+    """
+    if resolved.relay_url is not None:
+        url = resolved.relay_url + STREAM_PATHS["stocks"].get(resolved.feed, "/v2/iex")
+        return f"relay  {url} (the URL for any Alpaca client)"
+    if settings.relay is not None:
+        return f"relay  off: {settings.relay} is in use; set MDSERVICE_RELAY to another address"
+    return None

@@ -30,8 +30,8 @@ Examples:
 def check(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
     """Test every setting, and say what is wrong and how to fix it.
 
-    Connects to the feed, the REST APIs, Redis and the source of positions. Does not connect to
-    the feed while a service runs at the socket.
+    Connects to the feed, the REST APIs, Redis and the source of positions. While a service runs at
+    the socket, connects to its relay and not to the feed.
     """
     settings = settings_from(ctx, config, flags)
     settings.require_runnable()

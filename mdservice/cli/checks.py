@@ -1,4 +1,4 @@
-"""What ``mdservice check`` tries, in order: settings, socket, feed, REST, Redis and positions.
+"""What ``mdservice check`` tries, in order: settings, socket, relay, feed, REST, Redis, positions.
 
 A check does not raise for what it looks at; what it found is in its result.
 """
@@ -56,7 +56,8 @@ from mdservice.positions.sources import (
 from mdservice.redis_io.names import RedisNames
 from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.runtime.runtime_dir import can_serve_at
-from mdservice.settings.feeds import url_variable
+from mdservice.settings.feeds import STREAM_PATHS, url_variable
+from mdservice.settings.parsers import host_and_port, is_loopback
 
 if TYPE_CHECKING:
     from mdservice.feed.driver import Driver
@@ -71,6 +72,7 @@ __all__ = [
     "check_history",
     "check_positions",
     "check_redis",
+    "check_relay",
     "check_settings",
     "check_socket",
     "failed",
@@ -100,6 +102,7 @@ _MOST_BYTES = 4 * 1024 * 1024
 _MOST_SKEW_S = 5.0
 _NOT_FOUND = 404
 _REFUSED = (401, 403)
+_UNAVAILABLE = 503
 _LATEST_FEEDS = ("iex", "sip", "delayed_sip", "boats", "overnight")
 _GIVE = 'give a list or {"positions": [...]}'
 
@@ -123,6 +126,7 @@ async def run_checks(
     checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
         "settings": partial(check_settings, settings),
         "socket": partial(check_socket, settings, running),
+        "relay": partial(check_relay, settings, running),
         **{_NAMES[feed.name]: partial(check_feed, settings, running, feed) for feed in feeds},
         **{_REST_NAMES[feed.name]: partial(check_history, settings, http, feed) for feed in feeds},
         "clock": partial(check_clock, settings, http),
@@ -233,6 +237,130 @@ async def check_socket(settings: Settings, running: str | None) -> CheckResult:
     except ConfigurationError as exc:
         return failed(name, str(exc), configuration=True)
     return passed(name, f"{settings.socket} is free")
+
+
+async def check_relay(settings: Settings, running: str | None) -> CheckResult:
+    """Log in to the relay as its clients do, or find its address free where no service runs."""
+    name = "relay"
+    if settings.relay is None:
+        return skipped(name, "is off; MDSERVICE_RELAY switches it on")
+    found = await anyio.to_thread.run_sync(_try_relay, settings, running, abandon_on_cancel=True)
+    exposed = not is_loopback(host_and_port(settings.relay)[0]) and settings.relay_cert is None
+    if found.outcome == "ok" and exposed:
+        advice = "set MDSERVICE_RELAY_CERT and MDSERVICE_RELAY_KEY_FILE, or use a private network"
+        return warned(name, f"{found.detail}; keys and prices travel without encryption", advice)
+    return found
+
+
+def _try_relay(settings: Settings, running: str | None) -> CheckResult:
+    from websockets.exceptions import InvalidStatus, WebSocketException
+
+    name, shown = "relay", f"{settings.relay_url}"
+    restart = "restart the service if its settings have changed since its start"
+    trouble = _listening_trouble(str(settings.relay))
+    if trouble is None and running is None:
+        return passed(name, f"{shown} is free")
+    if trouble is None:
+        return warned(name, f"nothing listens at {shown}, though a service runs", restart)
+    if running is None:
+        return _not_to_be_had(settings, f"cannot listen at {shown}: {trouble.strerror or trouble}")
+    path = STREAM_PATHS["stocks"].get(settings.feed, "/v2/iex")
+    try:
+        answer = _relay_answer(settings, path)
+    except InvalidStatus as exc:
+        status = exc.response.status_code
+        if status == _UNAVAILABLE:
+            return warned(name, f"{shown} answers HTTP 503", "wait until the service has started")
+        answer = f"answers HTTP {status}"
+    except (OSError, WebSocketException, ValueError) as exc:
+        answer = f"is no stream of Alpaca's: {exc}"
+    if answer is None:
+        return passed(name, f"{shown}{path}: logged in")
+    return failed(name, f"{shown}{path} {answer}", restart)
+
+
+def _listening_trouble(address: str) -> OSError | None:
+    """Why a server could not listen at the address; None if it is free."""
+    import socket
+
+    try:
+        host, port = host_and_port(address)
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(where)
+    except OSError as exc:
+        return exc
+    return None
+
+
+def _relay_answer(settings: Settings, path: str) -> str | None:
+    """Log in to the relay with the first of its keys.
+
+    Returns:
+        None if it accepts the login; otherwise what it answers.
+
+    Raises:
+        OSError
+        WebSocketException
+        ValueError: Its messages are not Alpaca's.
+    """
+    import json
+    import ssl
+
+    from websockets.sync.client import connect
+
+    address = str(settings.relay)
+    for every, own in (("0.0.0.0:", "127.0.0.1:"), ("[::]:", "[::1]:")):
+        address = own + address.removeprefix(every) if address.startswith(every) else address
+    tls = None
+    if settings.relay_cert is not None:
+        # Its name need not be that of this address: the certificate itself is compared.
+        tls = ssl.create_default_context()
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    key, secret = next(iter(settings.relay_keys.items()), ("mdservice", "check"))
+    with connect(
+        f"{'ws' if tls is None else 'wss'}://{address}{path}",
+        ssl=tls,
+        proxy=None,
+        open_timeout=_ASK_TIMEOUT_S,
+        close_timeout=_ASK_TIMEOUT_S,
+    ) as client:
+        if settings.relay_cert is not None:
+            served = client.socket.getpeercert(binary_form=True)  # type: ignore[attr-defined]
+            own_cert = settings.relay_cert.read_text()
+            own_cert = own_cert[own_cert.index("-----BEGIN CERTIFICATE") :]
+            end = "-----END CERTIFICATE-----"
+            first = own_cert.partition(end)[0] + end
+            if served != ssl.PEM_cert_to_DER_cert(first):
+                return f"has another certificate than that of {settings.relay_cert}"
+        _control(client.recv(_ASK_TIMEOUT_S))
+        client.send(json.dumps({"action": "auth", "key": key, "secret": secret}))
+        return _control(client.recv(_ASK_TIMEOUT_S))
+
+
+def _control(frame: str | bytes) -> str | None:
+    """None for a success; otherwise the error of a control message of Alpaca's.
+
+    Raises:
+        ValueError: It is none.
+    """
+    import json
+
+    content = json.loads(frame)
+    message = content[0] if isinstance(content, list) and content else {}
+    if isinstance(message, dict) and message.get("T") == "success":
+        return None
+    if isinstance(message, dict) and message.get("T") == "error":
+        return f"refuses the login with {message.get('code')}: {message.get('msg')}"
+    raise ValueError("its first messages are not Alpaca's")
+
+
+def _not_to_be_had(settings: Settings, reason: str) -> CheckResult:
+    advice = "set MDSERVICE_RELAY to another address, or to off"
+    if settings.relay_is_default:
+        return warned("relay", f"{reason}, so the service would run without a relay", advice)
+    return failed("relay", reason, advice, configuration=True)
 
 
 async def check_feed(settings: Settings, running: str | None, feed: Feed = STOCKS) -> CheckResult:

@@ -47,15 +47,15 @@ Examples:
   mdservice run --symbols AAPL,MSFT --redis-url redis://localhost:6379
 
 \b
-Keys, secrets and the API token have no flags: set ALPACA_API_KEY,
-ALPACA_SECRET_KEY and MDSERVICE_API_TOKEN, or put them into the file.
+Secrets have no flags: set ALPACA_API_KEY, ALPACA_SECRET_KEY, MDSERVICE_API_TOKEN
+and MDSERVICE_RELAY_KEYS, or put them into the file.
 Ctrl-C, SIGTERM or SIGHUP writes pending events and ends; a second one ends at once.
 """
 
 _SIMULATE_EPILOG = """\b
 Example, in two terminals:
-  mdservice simulate --port 8765 --rate 1000
-  MDSERVICE_FEED=simulator MDSERVICE_FEED_URL=ws://127.0.0.1:8765/v2/iex \\
+  mdservice simulate --port 8770 --rate 1000
+  MDSERVICE_FEED=simulator MDSERVICE_FEED_URL=ws://127.0.0.1:8770/v2/iex \\
     mdservice run --symbols AAPL
 """
 _TERMINAL_PERIOD_S = 1.0

@@ -388,6 +388,13 @@ class Settings:
         """Whether the relay's address is the simulator's default, which may be in use."""
         return self.relay is not None and "relay" not in self.sources
 
+    @property
+    def relay_url(self) -> str | None:
+        """The relay's URL without a path: ``ws://127.0.0.1:8765``; None where it is off."""
+        if self.relay is None:
+            return None
+        return f"{'ws' if self.relay_cert is None else 'wss'}://{self.relay}"
+
     def relay_tls(self) -> ssl.SSLContext | None:
         """The relay's certificate, read from its files; None where it serves plain ``ws://``.
 

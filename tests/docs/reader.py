@@ -205,12 +205,12 @@ def open_reader(server: Any, simulated_account: tuple[str, str]) -> Iterator[Rea
         server.start()
         stack.callback(server.close)
         ports = {named: str(free_port()) for named in PORTS}
-        shell = Shell(folder, _environment(folder, ports["8002"]))
+        shell = Shell(folder, _environment(folder, ports))
         stack.callback(shell.close)
         yield Reader(shell, Places(server.url, *simulated_account, ports))
 
 
-def _environment(folder: Path, gateway_port: str) -> dict[str, str]:
+def _environment(folder: Path, ports: dict[str, str]) -> dict[str, str]:
     """A login's, without the environment of the tests: a page has to name what it needs."""
     own = f"{sys.prefix}/bin"
     path = [part for part in os.environ.get("PATH", "").split(os.pathsep) if part != own]
@@ -225,5 +225,6 @@ def _environment(folder: Path, gateway_port: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
         "MDSERVICE_LOG_FORMAT": "console",  # as on the reader's terminal
-        "MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{gateway_port}",
+        "MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{ports['8002']}",
+        "MDSERVICE_RELAY": f"127.0.0.1:{ports['8765']}",
     }

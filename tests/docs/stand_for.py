@@ -28,7 +28,7 @@ class Places:
     ports: dict[str, str]
 
 
-PORTS = ("7001", "8001", "8002", "8080")
+PORTS = ("7001", "8001", "8002", "8080", "8765")
 """Every port that a page may name for a program to listen at."""
 
 

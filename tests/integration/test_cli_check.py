@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from decimal import Decimal
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
 
 import mdservice
 from mdservice.cli.checks import (
@@ -24,6 +29,7 @@ from mdservice.cli.checks import (
     check_history,
     check_positions,
     check_redis,
+    check_relay,
     passed,
     run_checks,
 )
@@ -100,6 +106,163 @@ def told(result: CheckResult) -> str:
     text = f"{result.detail} {result.advice}"
     assert "hidden" not in text.lower()
     return text
+
+
+# Relay
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    made = [*command, "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(made, check=True, capture_output=True, timeout=60)
+    return cert, key
+
+
+class Relay:
+    """A websocket server that answers each login with a scripted message.
+
+    Args:
+        answer: The answer to a login; an HTTP status refuses the upgrade.
+        tls: Its certificate and key.
+    """
+
+    def __init__(self, answer: dict[str, Any] | int, tls: ssl.SSLContext | None = None) -> None:
+        self.logins: list[dict[str, str]] = []
+        self._answer = answer
+        self._server = serve(
+            self._serve, "127.0.0.1", 0, ssl=tls, process_request=self._process_request
+        )
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self.address = f"127.0.0.1:{self._server.socket.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join(10)
+
+    def _process_request(self, connection: ServerConnection, _request: Any) -> Any:
+        if isinstance(self._answer, int):
+            return connection.respond(self._answer, "")
+        return None
+
+    def _serve(self, connection: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            connection.send('[{"T":"success","msg":"connected"}]')
+            self.logins.append(json.loads(connection.recv(10)))
+            connection.send(json.dumps([self._answer]))
+            connection.recv(10)
+
+
+IN = {"T": "success", "msg": "authenticated"}
+RUNNING = "running, simulator connected"
+RELAY_KEYS = "bot:hidden-one,other:hidden-two"
+
+
+async def test_the_relay_of_a_running_service_is_logged_in_to() -> None:
+    with Relay(IN) as relay:
+        result = await check_relay(Settings(relay=relay.address), RUNNING)
+        assert result == passed("relay", f"ws://{relay.address}/v2/iex: logged in")
+        keys = Settings(relay=relay.address, relay_keys=RELAY_KEYS)
+        assert (await check_relay(keys, RUNNING)).outcome == "ok"
+    assert relay.logins[1] == {"action": "auth", "key": "bot", "secret": "hidden-one"}
+
+
+async def test_a_relay_that_refuses_the_login_fails_with_its_code() -> None:
+    with Relay({"T": "error", "code": 402, "msg": "auth failed"}) as relay:
+        settings = Settings(relay=relay.address, relay_keys=RELAY_KEYS)
+        result = await check_relay(settings, RUNNING)
+    assert result.outcome == "FAIL"
+    assert "402: auth failed" in told(result)
+
+
+async def test_a_relay_that_starts_or_drains_is_a_warning() -> None:
+    with Relay(503) as relay:
+        result = await check_relay(Settings(relay=relay.address), RUNNING)
+    assert result.outcome == "warn"
+    assert "503" in told(result)
+
+
+async def test_another_path_than_a_relays_fails() -> None:
+    with Relay(404) as relay:
+        result = await check_relay(Settings(relay=relay.address), RUNNING)
+    assert result.outcome == "FAIL"
+    assert "404" in told(result)
+
+
+async def test_a_free_address_of_the_relay_is_ok_without_a_service() -> None:
+    address = nowhere().removeprefix("http://")
+    result = await check_relay(Settings(relay=address), None)
+    assert result == passed("relay", f"ws://{address} is free")
+    result = await check_relay(Settings(relay=address), RUNNING)
+    assert result.outcome == "warn"
+    assert "nothing listens" in told(result)
+
+
+async def test_a_relay_that_is_off_is_skipped() -> None:
+    assert (await check_relay(Settings(relay=None), None)).outcome == "skip"
+
+
+async def test_an_address_in_use_is_configuration(alpaca: Alpaca) -> None:
+    address = alpaca.url.removeprefix("http://")
+    result = await check_relay(Settings(relay=address), None)
+    assert (result.outcome, result.configuration) == ("FAIL", True)
+    assert "MDSERVICE_RELAY" in told(result)
+    with Relay(IN) as relay:
+        assert (await check_relay(Settings(relay=relay.address), None)).outcome == "FAIL"
+    by_service = await check_relay(Settings(relay=address), RUNNING)
+    assert by_service.outcome == "FAIL"
+
+
+async def test_an_address_of_another_machine_is_configuration() -> None:
+    settings = Settings(relay="192.0.2.1:0", relay_keys=RELAY_KEYS)
+    with anyio.fail_after(20):
+        result = await check_relay(settings, None)
+    assert (result.outcome, result.configuration) == ("FAIL", True)
+    assert "cannot listen" in told(result)
+
+
+async def test_a_default_address_in_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Relay(IN) as relay:
+        monkeypatch.setattr(Settings, "relay_is_default", True)
+        result = await check_relay(Settings(relay=relay.address), None)
+    assert result.outcome == "warn"
+    assert "without a relay" in told(result)
+
+
+def _tls_relay(pair: tuple[Path, Path]) -> Relay:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair)
+    return Relay(IN, context)
+
+
+async def test_the_relays_own_certificate_is_compared(tmp_path: Path) -> None:
+    one, other = (certificate(tmp_path, name) for name in ("one", "other"))
+    with _tls_relay(one) as relay:
+        for pair, outcome in ((one, "ok"), (other, "FAIL")):
+            settings = Settings(
+                relay=relay.address, relay_cert=pair[0], relay_key_file=pair[1], relay_keys="k:s"
+            )
+            result = await check_relay(settings, RUNNING)
+            assert result.outcome == outcome
+    assert "another certificate" in told(result)
+    assert len(relay.logins) == 1, "the keys are not sent to another server"
+
+
+async def test_a_relay_for_other_machines_without_tls_is_a_warning() -> None:
+    with Relay(IN) as relay:
+        address = relay.address.replace("127.0.0.1", "0.0.0.0")
+        result = await check_relay(Settings(relay=address, relay_keys=RELAY_KEYS), RUNNING)
+    assert result.outcome == "warn"
+    assert "MDSERVICE_RELAY_CERT" in told(result)
+    assert relay.logins
 
 
 # Feed
@@ -464,10 +627,11 @@ async def test_a_server_that_cannot_save_is_reported(fresh_valkey: Any) -> None:
 async def test_everything_is_tried_in_order_and_shown_at_once(tmp_path: Path) -> None:
     shown: list[CheckResult] = []
     with anyio.fail_after(30):
-        results = await run_checks(Settings(socket=tmp_path / "x.sock"), show=shown.append)
+        settings = Settings(socket=tmp_path / "x.sock", relay=None)
+        results = await run_checks(settings, show=shown.append)
     assert results == shown
     assert [result.name for result in results] == (
-        ["settings", "socket", "feed", "data REST", "clock", "redis", "positions"]
+        ["settings", "socket", "relay", "feed", "data REST", "clock", "redis", "positions"]
     )
     assert {result.outcome for result in results} == {"ok", "skip"}
 
