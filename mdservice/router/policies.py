@@ -284,6 +284,7 @@ class TradeSequencer(KeepAll[Trade]):
             size=trade.size if correction.corrected_size is None else correction.corrected_size,
             conditions=correction.corrected_conditions,
             newest=True,
+            wire=None,
         )
         if trade is self._earlier.get(symbol):
             self._earlier[symbol] = corrected
@@ -455,11 +456,15 @@ class Merge(Sequencer[OrderBook]):
         super().__init__(kind)
         self._books: dict[str, tuple[_Side, _Side]] = {}
         """The bids and the asks of each known book."""
+        self._unsent: set[str] = set()
+        """The symbols of which the last change was kept, but not returned."""
 
     def route(
         self, records: Iterable[OrderBook], now_ns: int, tolerance_ns: int
     ) -> Routed[OrderBook]:
         """Apply changes; return the whole books, numbered.
+
+        The ``wire`` of a book is that of its change.
 
         A book that equals the last one, also in its time, is rejected. A book with the time of a
         future record is not returned, but its change is kept: otherwise the next ones would be
@@ -480,6 +485,7 @@ class Merge(Sequencer[OrderBook]):
                 _apply(side, levels)
             if change.ts_event_ns > now_ns + tolerance_ns:
                 ahead_ns.append(change.ts_event_ns - now_ns)
+                self._unsent.add(symbol)
                 continue
             last = latest.get(symbol)
             whole = OrderBook(
@@ -489,6 +495,10 @@ class Merge(Sequencer[OrderBook]):
                 change.ts_event_ns if last is None else max(change.ts_event_ns, last.ts_event_ns),
                 change.ts_recv_ns,
             )
+            # Without its own wire, a book is sent as a whole: it also has the change before.
+            if change.whole or symbol not in self._unsent:
+                whole.wire = change.wire
+            self._unsent.discard(symbol)
             if last is not None and self._identity(whole) == self._identity(last):
                 rejected += symbol not in self._firsts
                 self._firsts.discard(symbol)
@@ -503,6 +513,7 @@ class Merge(Sequencer[OrderBook]):
         """Forget all books, since changes are missing, also of those that are unsubscribed now."""
         super().lose(symbols)
         self._books.clear()
+        self._unsent.clear()
 
     def fill(
         self,

@@ -718,6 +718,43 @@ def test_a_book_is_what_its_changes_since_the_last_whole_one_make(
             assert sequencer.latest("BTC/USD") is whole
 
 
+@settings(max_examples=300)
+@given(st.lists(changes_of_books, max_size=15))
+def test_who_applies_the_feeds_own_changes_has_the_book(arriving: list[OrderBook]) -> None:
+    sequencer = Merge(ORDERBOOKS)
+    copy: list[dict[float, Any]] = [{}, {}]
+    by_wire: dict[bytes | None, OrderBook] = {}
+    for number, change in enumerate(arriving):
+        wire = b"%d" % number
+        by_wire[wire] = change
+        for whole in route(sequencer, attrs.evolve(change, wire=wire)).accepted:
+            assert whole.wire in (wire, None), "its own change's"
+            sent = by_wire.get(whole.wire, whole)  # without a wire, the whole book
+            if sent.whole:
+                copy = [{}, {}]
+            for side, part in zip(copy, (sent.bids, sent.asks), strict=True):
+                side.update(part)
+            bids = tuple((p, size) for p, size in sorted(copy[0].items(), reverse=True) if size)
+            asks = tuple((p, size) for p, size in sorted(copy[1].items()) if size)
+            assert (bids, asks) == (whole.bids, whole.asks)
+
+
+def test_only_a_change_after_one_from_the_future_is_sent_as_a_whole_book() -> None:
+    sequencer = Merge(ORDERBOOKS)
+    future = attrs.evolve(book(TOLERANCE_NS + 1, [(1.5, 1)]), wire=b"future")
+    arriving = [
+        attrs.evolve(book(0, [(1.0, 2)], whole=True), wire=b"whole"),
+        attrs.evolve(book(1, [(1.0, 3)]), wire=b"change"),
+        future,
+        attrs.evolve(book(2, [(2.0, 3)]), wire=b"change"),
+        attrs.evolve(book(3, [(2.0, 4)]), wire=b"change"),
+        future,
+        attrs.evolve(book(4, [(2.0, 5)], whole=True), wire=b"whole"),
+    ]
+    accepted = route(sequencer, *arriving).accepted
+    assert [one.wire for one in accepted] == [b"whole", b"change", None, b"change", b"whole"]
+
+
 def test_a_change_does_not_touch_the_book_that_is_published_already() -> None:
     sequencer = Merge(ORDERBOOKS)
     (whole,) = route(sequencer, book(0, [(1.0, 2), (1.5, 3)], [(2.0, 4)], whole=True)).accepted
