@@ -152,9 +152,13 @@ class Received:
         valid = frozenset(t for t in topics if t.symbol == EVERY_SYMBOL or is_symbol(t.symbol))
         if len(valid) < len(topics):
             self.errors += sum(topic not in valid for topic in topics)
+        self.acknowledged(valid, followed)
+
+    def acknowledged(self, topics: frozenset[Topic], followed: Followed | None) -> None:
+        """The same for topics that the driver has checked."""
         if followed is not None:
-            followed.acknowledge(valid)
-        self.controls.append(Acknowledged(valid))
+            followed.acknowledge(topics)
+        self.controls.append(Acknowledged(topics))
 
 
 def _is_valid(quote: Quote) -> bool:

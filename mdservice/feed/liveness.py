@@ -155,9 +155,9 @@ class Liveness:
         if not since_ns:
             self._since_s = anyio.current_time()
         all_of_them = frozenset(topics)
-        new = [topic for topic in all_of_them if topic not in since_ns]
+        new = all_of_them.difference(since_ns)
         since_ns.update(dict.fromkeys(new, at_ns))
-        gone = [topic for topic in since_ns if topic not in all_of_them]
+        gone = since_ns.keys() - all_of_them if len(since_ns) > len(all_of_them) else ()
         for topic in gone:
             del since_ns[topic]
         self._unheard.difference_update(symbols_of(gone, QUOTES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -299,3 +300,29 @@ async def test_a_refusal_of_one_feed_undoes_the_part_of_every_other(
         assert [each.connection.sources() for each in topology.pipelines[:2]] == before
         acknowledged = [each.connection.acknowledged() for each in topology.pipelines[:2]]
         assert acknowledged == [list(quotes("AAPL")), list(quotes("ETH/USD"))]
+
+
+async def test_each_topic_of_a_large_request_costs_the_same(autojump_clock: Any) -> None:
+    """Each answer of the feed names all topics so far, and only the new ones may cost calls."""
+    account = Account()
+    calls = 0
+
+    def count(_frame: Any, event: str, _arg: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    async def calls_for(topics: Sequence[Topic]) -> int:
+        nonlocal calls
+        calls = 0
+        sys.setprofile(count)
+        try:
+            await topology.subscribe(topics, "api")
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    async with account.running(*quotes("AAPL")) as topology:
+        await account.stocks.subscribed("AAPL")
+        first = await calls_for(quotes(*(f"A{number:04}" for number in range(4_000))))
+        second = await calls_for(quotes(*(f"B{number:04}" for number in range(4_000))))
+        assert second < 1.3 * first

@@ -152,6 +152,8 @@ class Codec:
         self.ended: FeedError | None = None
         self._followed = followed
         self._feed = feed
+        self._acknowledged: dict[str, dict[str, Topic]] = {channel: {} for channel in CHANNELS}
+        """By channel and symbol what the last acknowledgement had."""
         self._passed = self._passed_of(QUOTES.channel)
         self._readings = {
             message: (channel, self._passed_of(channel), kind, record_of)
@@ -310,16 +312,31 @@ class Codec:
             return  # it is of a connection that has ended
         if isinstance(message, Subscription):
             # At once, since the quotes after it belong to the new subscription.
-            received.acknowledge(
-                [Topic(c, symbol) for c in CHANNELS for symbol in getattr(message, c) or ()],
-                self._followed,
-            )
+            received.acknowledged(self._subscribed_by(message, received), self._followed)
         elif isinstance(message, ErrorMessage):
             error = error_in_stream(message.code, message.msg, self._feed)
             if isinstance(error, RequestRefused):
                 received.controls.append(error)
             else:
                 self.ended = error
+
+    def _subscribed_by(self, message: Subscription, received: Received) -> frozenset[Topic]:
+        """All topics of an acknowledgement.
+
+        A large subscription takes many requests, and each answer names all topics so far. So only
+        those that have changed are looked at one by one.
+        """
+        for channel, known in self._acknowledged.items():
+            symbols = frozenset(getattr(message, channel) or ())
+            gone = known.keys() - symbols
+            for symbol in gone:
+                del known[symbol]
+            for symbol in symbols.difference(known):
+                if symbol == EVERY_SYMBOL or is_symbol(symbol):
+                    known[symbol] = Topic(channel, symbol)
+                else:
+                    received.errors += 1
+        return frozenset().union(*(known.values() for known in self._acknowledged.values()))
 
     def _decode_piecewise(self, frame: Frame, received: Received) -> list[Message]:
         """The good messages of a frame that does not decode as a whole."""
