@@ -58,8 +58,8 @@ class MissingRecords:
     Args:
         accepted: The accepted records.
         overlap_s: How long before the last accepted record history is asked from, seconds.
-        span_s: How much earlier than its arrival the time of a record is by its kind, seconds: a
-            bar has the time of its start.
+        early_s: How much earlier than its arrival the time of a record may be by its kind, seconds:
+            a bar has the time of its start, and a trade may be reported late.
         every: Whether ``*`` is missed and fetched as a symbol is. Otherwise it stands for the
             symbols that were seen.
     """
@@ -68,13 +68,13 @@ class MissingRecords:
         self,
         accepted: AcceptedRecords,
         overlap_s: float = 5.0,
-        span_s: float = 0.0,
+        early_s: float = 0.0,
         *,
         every: bool = False,
     ) -> None:
         self._accepted = accepted
         self._overlap_ns = int(overlap_s * 1e9)
-        self._span_ns = int(span_s * 1e9)
+        self._early_ns = int(early_s * 1e9)
         self._since_ns: dict[str, int] = {}
         self._every = every
         self._followed_ns: dict[str, int] = {}
@@ -104,8 +104,9 @@ class MissingRecords:
     def lose(self, symbols: Iterable[str], now_ns: int) -> None:
         """Note that the connection is lost. Symbols that are missing already do not change.
 
-        For a symbol without a record, records are missing since its subscription. Before the first
-        accepted record of any symbol, nothing is known to be missing.
+        For a symbol without a record, records are missing that may have come since its
+        subscription. Before the first accepted record of any symbol, nothing is known to be
+        missing.
         """
         complete_ns = self._accepted.complete_until_ns()
         if complete_ns is None:
@@ -119,7 +120,7 @@ class MissingRecords:
             since_ns = complete_ns
             last_ns = self._accepted.last_ns(symbol)
             if last_ns is None:
-                since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns) - self._span_ns)
+                since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns) - self._early_ns)
             elif symbol in self._unrepaired and last_ns < complete_ns:
                 # Rounded to few different times, because each different time needs its own request.
                 since_ns = complete_ns - (1 << (complete_ns - last_ns).bit_length())

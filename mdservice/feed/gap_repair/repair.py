@@ -261,7 +261,7 @@ class GapRepair(Generic[R]):
         self._every = kind.stream is not None
         window_s = kind.late_s + kind.span_s
         self._missing = MissingRecords(
-            accepted, window_s, window_s if kind.span_s else 0.0, every=self._every
+            accepted, window_s, 0.0 if self._in_order else window_s, every=self._every
         )
         self._connected_before = False
         self._refused: str | None = None

@@ -888,3 +888,24 @@ async def test_an_updated_bar_that_history_had_too_late_is_found_by_the_second_l
         await anyio.sleep(LOOK_AGAIN_S + 1)
         late = [r for item in bench.items if isinstance(item, LateRecords) for r in item.records]
         assert {(each.symbol, each.open) for each in late} == {("AAPL", bar(2).open)}
+
+
+async def test_of_a_symbol_without_a_trade_those_that_came_late_after_it_was_subscribed_are_fetched(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench(kind=TRADES) as bench:
+
+        def trade(number: int, symbol: str, at_s: float) -> Any:
+            return make_record(TRADES, symbol, number, bench.start_ns + int(at_s * SECOND_NS))
+
+        bench.accept(trade(1, "AAPL", 0))
+        bench.repair.begin()
+        await anyio.sleep(40)
+        await bench.fix("AAPL", "MSFT")
+        bench.accept(trade(2, "AAPL", 40))
+        bench.taken.clear()
+        bench.repair.lost(["AAPL", "MSFT"])
+        bench.miss(trade(3, "MSFT", 11))
+        bench.repair.begin()
+        await bench.fix("AAPL", "MSFT")
+        assert 3 in [each.id for each in bench.backfill.past]
