@@ -35,6 +35,7 @@ from mdservice.model.kinds import (
     TRADES,
     Kind,
     R,
+    Record,
     Repair,
 )
 from mdservice.model.symbol import EVERY_SYMBOL
@@ -157,11 +158,15 @@ class Router:
             kind: _Routing(kind, feed.repair(kind)) for kind in feed.kinds
         }
         for routing in self._routings.values():
-            routing.sequencer.assumed_ns = partial(self._assumed_ns, routing)
+            routing.sequencer.complete_ns = partial(self._complete_ns, routing)
         self._unsent: deque[RoutedItem] = deque()
         """Items that did not fit into the outbox. A restart sends them first."""
         self._filling: _Fill[Any] | None = None
         """The repair that is being sent in parts."""
+        self._streamed_ns: int | None = None
+        """The time of the newest record that this connection has brought, as far as noted."""
+        self._history_ns: int | None = None
+        """The time of the newest record from history, while the stream has brought none as new."""
 
     @property
     def depth(self) -> Depth:
@@ -213,15 +218,26 @@ class Router:
         times = (each.sequencer.newest_ns() for each in self._routings.values())
         return max((ns for ns in times if ns is not None), default=None)
 
-    def _assumed_ns(self, routing: _Routing[Any]) -> int | None:
-        """The time up to which a kind counts as complete before it had a record.
+    def _complete_ns(self, routing: _Routing[Any], newest_ns: int | None) -> int | None:
+        """The time up to which a kind is complete whose newest record has this time.
 
         All kinds come over one connection. Between the records of some kinds hours may pass.
         """
-        newest_ns = self._newest_ns()
-        if newest_ns is None and not routing.sequencer.in_order:
-            return routing.subscribed_ns
-        return newest_ns
+        if newest_ns is None:
+            newest_ns = self._newest_ns()
+        if newest_ns is None:
+            return None if routing.sequencer.in_order else routing.subscribed_ns
+        reached_ns = self._reached_ns(routing)
+        return newest_ns if reached_ns is None else min(newest_ns, reached_ns)
+
+    def _reached_ns(self, routing: _Routing[Any]) -> int | None:
+        """The time that the stream has reached, UTC nanoseconds, if history is ahead of it.
+
+        History does not show how far the stream has come: the connection may be dead.
+        """
+        if self._history_ns is None:
+            return None
+        return routing.resumed_ns if self._streamed_ns is None else self._streamed_ns
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Route until the inbox is closed; then close the outbox."""
@@ -232,9 +248,10 @@ class Router:
             if self._unsent or self._filling:
                 await self._finish()
         for routing in self._routings.values():
-            if routing.refreshed and routing.resumed_ns is not None:
-                ended = routing.gaps.ended(self._clock.utc_ns(), routing.sequencer.streamed_ns)
-                self._report("gap", ended)
+            if routing.resumed_ns is not None:
+                own = routing.repaired
+                newest_ns = routing.sequencer.newest_ns() if own else self._newest_ns()
+                self._report("gap", routing.gaps.ended(self._clock.utc_ns(), newest_ns))
         await self._finish()
         self._outbox.close()
 
@@ -242,6 +259,8 @@ class Router:
         if isinstance(item, RecordBatch):
             routing = self._routings[item.kind]
             routed = self._route(routing, item.records)
+            if routed.accepted:
+                self._note_streamed(routed.accepted[-1])
             if routing.timed:
                 self._check_times(item.records, routed)
         elif isinstance(item, Backfill):
@@ -335,10 +354,13 @@ class Router:
         """Route the next part of the repair."""
         routing = fill.routing
         if fill.parts:
-            accepted = self._route(routing, fill.parts.popleft()).accepted
-            from_history = [record.symbol for record in accepted if id(record) in fill.past]
-            fill.backfilled.update(from_history)
-            routing.backfilled += len(from_history)
+            for record in self._route(routing, fill.parts.popleft()).accepted:
+                if id(record) in fill.past:
+                    fill.backfilled[record.symbol] += 1
+                    routing.backfilled += 1
+                    self._note_from_history(record)
+                else:
+                    self._note_streamed(record)
             return
         self._filling = None
         routing.sequencer.expect_again(fill.echoes, fill.echoes_before)
@@ -357,6 +379,8 @@ class Router:
         known = {id(record) for record in late.records if sequencer.was_accepted(record)}
         accepted = self._route(routing, sequencer.not_out_yet(late.records)).accepted
         sequencer.expect_again(accepted, sequencer.take_echoes())
+        for record in accepted:
+            self._note_from_history(record)
         routing.backfilled += len(accepted)
         out = known | {id(record) for record in accepted}
         lost = {record.symbol for record in late.records if id(record) not in out}
@@ -378,6 +402,15 @@ class Router:
         if fetched.accepted:
             self._send(RecordBatch(routing.kind, fetched.accepted))
 
+    def _note_streamed(self, record: Record) -> None:
+        self._streamed_ns = max(self._streamed_ns or 0, record.ts_event_ns)
+        if self._history_ns is not None and self._streamed_ns > self._history_ns:
+            self._history_ns = None
+
+    def _note_from_history(self, record: Record) -> None:
+        if record.ts_event_ns > (self._streamed_ns or 0):
+            self._history_ns = max(self._history_ns or 0, record.ts_event_ns)
+
     def _lose(self, lost: FeedLost) -> None:
         newest_ns = self._newest_ns()
         for routing in self._routings.values():
@@ -388,12 +421,14 @@ class Router:
                 continue  # its gap is that of the kind with which it comes
             if routing.repaired:
                 from_ns = sequencer.newest_ns()
-                from_ns = sequencer.assumed_ns() if from_ns is None else from_ns
+                from_ns = self._complete_ns(routing, None) if from_ns is None else from_ns
             else:
                 # First values do not show how far the stream had come when it was lost.
                 known_ns = routing.resumed_ns if newest_ns is None else newest_ns
                 from_ns = lost.at_ns if known_ns is None else known_ns
-            routing.gaps.lost(from_ns, symbols, sequencer.streamed_ns)
+            reached_ns = self._reached_ns(routing)
+            routing.gaps.lost(from_ns, symbols, sequencer.streamed_ns, reached_ns)
+        self._streamed_ns = None
         self._send(FeedStatus("disconnected", lost.at_ns, {"reason": lost.reason}, self._feed.name))
 
     def _lost_symbols(self, routing: _Routing[Any], lost: FeedLost) -> set[str]:

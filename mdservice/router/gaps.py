@@ -75,6 +75,7 @@ class Gaps:
         newest_ns: int | None,
         symbols: Collection[str],
         last_ns: Callable[[str], int | None] = lambda _symbol: None,
+        reached_ns: int | None = None,
     ) -> None:
         """Note that the records of these symbols are missing from now on.
 
@@ -84,6 +85,8 @@ class Gaps:
             symbols: The subscribed symbols.
             last_ns: Returns the time of a symbol's last accepted record. An unrepaired symbol is
                 missing from this time, since history may have advanced the other symbols.
+            reached_ns: The time that the stream had reached, UTC nanoseconds, if history was ahead
+                of it; None if it had come as far as the last accepted record.
         """
         unfinished = (*self._being_repaired, *self._being_refreshed)
         since = {symbol: gap.from_ns for gap in unfinished for symbol in gap.symbols}
@@ -91,8 +94,14 @@ class Gaps:
         self._refreshes = 0
         for symbol in symbols:
             complete_ns = newest_ns
-            if symbol in self._unrepaired and newest_ns is not None:
-                complete_ns = min(newest_ns, last_ns(symbol) or newest_ns)
+            if newest_ns is not None:
+                its_last_ns = last_ns(symbol)
+                if symbol in self._unrepaired:
+                    complete_ns = min(newest_ns, its_last_ns or newest_ns)
+                elif reached_ns is not None and (
+                    not self._in_order or (its_last_ns or 0) <= reached_ns
+                ):
+                    complete_ns = min(newest_ns, reached_ns)
             from_ns = since.get(symbol, complete_ns)
             if from_ns is not None:
                 self._missing.setdefault(symbol, from_ns)
@@ -173,21 +182,22 @@ class Gaps:
         self.reported += len(details)
         return details
 
-    def ended(self, at_ns: int, last_ns: Callable[[str], int | None]) -> list[dict[str, Any]]:
-        """Report gaps whose refresh did not end, behind which records were published.
+    def ended(self, at_ns: int, newest_ns: int | None) -> list[dict[str, Any]]:
+        """Report gaps that begin before the last accepted record.
 
-        The next run of the service takes what is missing from the last published record on.
+        The next run of the service takes what is missing from that record on.
 
         Args:
             at_ns: The time of the end, UTC nanoseconds.
-            last_ns: Returns the time of a symbol's last accepted record.
+            newest_ns: The time of the last accepted record, UTC nanoseconds, or None.
 
         Returns:
             The contents of ``gap``.
         """
         unreported: dict[int, set[str]] = {}
         for symbol, from_ns in self._missing.items():
-            if (last_ns(symbol) or 0) > from_ns:
+            reported = symbol in self._unrepaired
+            if newest_ns is not None and newest_ns > from_ns and not reported:
                 unreported.setdefault(from_ns, set()).add(symbol)
         gaps = _gaps(unreported, at_ns)
         self.reported += len(gaps)

@@ -40,15 +40,15 @@ class Sequencer(Generic[R]):
         kind: The kind of its records.
 
     Attributes:
-        assumed_ns: Returns the time up to which records count as complete before the first one was
-            accepted, UTC nanoseconds, or None.
+        complete_ns: Returns the time up to which received records were accepted, UTC nanoseconds,
+            or None. Its argument is the time of the newest accepted record, or None without any.
     """
 
     in_order: ClassVar[bool] = True
     """Whether it rejects records that are older than the last one of their symbol."""
 
     def __init__(self, kind: Kind[R]) -> None:
-        self.assumed_ns: Callable[[], int | None] = lambda: None
+        self.complete_ns: Callable[[int | None], int | None] = lambda newest_ns: newest_ns
         self._kind = kind
         self._identity = kind.identity
         self._latest: dict[str, R] = {}
@@ -103,12 +103,10 @@ class Sequencer(Generic[R]):
     def complete_until_ns(self) -> int | None:
         """The time up to which received records were accepted, UTC nanoseconds.
 
-        If the time of a record is later than its arrival, its arrival counts. Without any record,
-        it is :attr:`assumed_ns`.
+        If the time of a record is later than its arrival, its arrival counts.
         """
         times = (min(record.ts_event_ns, record.ts_recv_ns) for record in self._resumable())
-        until_ns = max(times, default=None)
-        return self.assumed_ns() if until_ns is None else until_ns
+        return self.complete_ns(max(times, default=None))
 
     def symbols(self) -> Sequence[str]:
         """The symbols with an accepted record at which a repair can begin, so no first price."""

@@ -355,6 +355,78 @@ async def test_after_a_refresh_alone_the_next_gap_begins_where_the_last_one_ende
         ]
 
 
+def ahead(bench: Bench) -> list[FeedItem]:
+    """A connection that has brought a luld at 51 s, and a repair that history takes to 59 s."""
+    past = [made(bench, QUOTES, 2, 45.0), made(bench, QUOTES, 3, 59.0)]
+    trades = [made(bench, TRADES, 2, 58.0)]
+    complete = frozenset(("AAPL",))
+    return [
+        batch(bench, QUOTES, (1, 10.0)),
+        batch(bench, TRADES, (1, 9.0)),
+        lost(bench, "quotes", "trades", "lulds", "statuses"),
+        *(resumed(bench, kind, repairing=True) for kind in (QUOTES, TRADES)),
+        *(resumed(bench, kind) for kind in (LULDS, STATUSES)),
+        RecordBatch(LULDS, [made(bench, LULDS, 1, 51.0)]),
+        Backfill(QUOTES, past, [], bench.start_ns, complete),
+        Backfill(TRADES, trades, [], bench.start_ns, complete),
+    ]
+
+
+async def test_a_gap_begins_where_the_stream_was_and_not_where_history_was(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(*ahead(bench))
+        before = len(bench.gaps)
+        quotes = bench.router.sequencer(QUOTES)
+        assert quotes.complete_until_ns() == bench.start_ns + 51 * SECOND_NS
+        topics = [Topic(channel, "AAPL") for channel in ("quotes", "trades", "lulds", "statuses")]
+        await bench.send(
+            FeedLost(bench.start_ns, frozenset((*topics, Topic("quotes", "MSFT"))), "reset"),
+            resumed(bench, QUOTES, "AAPL", "MSFT"),
+            *(resumed(bench, kind) for kind in (TRADES, LULDS, STATUSES)),
+        )
+        starts = {(each["channel"], *each["symbols"]): each["from"] for each in bench.gaps[before:]}
+        assert starts == {
+            (channel, symbol): format_ns(bench.start_ns + at_s * SECOND_NS)
+            for channel, symbol, at_s in (
+                ("quotes", "AAPL", 59),  # none before it can be published any more
+                ("quotes", "MSFT", 51),
+                ("trades", "AAPL", 51),  # their corrections are not in history
+                ("lulds", "AAPL", 51),
+                ("statuses", "AAPL", 51),
+            )
+        }
+
+
+async def test_what_only_history_has_brought_at_the_end_leaves_a_gap_of_the_others(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(*ahead(bench))
+        before = len(bench.gaps)
+        await bench.send(lost(bench, "quotes", "trades", "lulds", "statuses", at_s=61))
+        bench.inbox.outbox.close()
+        await anyio.wait_all_tasks_blocked()
+        at_end = [(each["channel"], each["from"]) for each in bench.gaps[before:]]
+        reached = format_ns(bench.start_ns + 51 * SECOND_NS)
+        assert at_end == [(channel, reached) for channel in ("trades", "statuses", "lulds")]
+
+
+@pytest.mark.parametrize("symbol", ["AAPL", "*"])
+async def test_a_stream_that_has_passed_history_leaves_no_gap_at_the_end(
+    autojump_clock: Any, open_bench: MakeBench, symbol: str
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(*ahead(bench))
+        before = len(bench.gaps)
+        await bench.send(batch(bench, QUOTES, (4, 59.5)))
+        await bench.send(lost(bench, "quotes", "trades", "lulds", symbol=symbol, at_s=61))
+        bench.inbox.outbox.close()
+        await anyio.wait_all_tasks_blocked()
+        assert bench.gaps[before:] == []
+
+
 async def test_a_refresh_that_the_end_of_the_service_cuts_short_leaves_its_gap_reported(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:

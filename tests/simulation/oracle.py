@@ -13,8 +13,8 @@ import attrs
 
 from mdservice.feed.gap_repair.repair import QUIET_S
 from mdservice.model.events import FeedStatus
-from mdservice.model.feeds import FEEDS, FeedName
-from mdservice.model.kinds import QUOTES, Kind, Repair
+from mdservice.model.feeds import FeedName
+from mdservice.model.kinds import QUOTES, Kind
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL
@@ -284,12 +284,12 @@ def check_states(
 ) -> Iterator[str]:
     """A feed connects before it disconnects, and a gap follows a lost connection."""
     connected = False
-    (repair,) = (each.repair(kind) for each in FEEDS if each.name == feed)
-    at_the_end_too = repair in (Repair.LATEST, Repair.SUBSCRIBE_AGAIN)
     every = frozenset((*world.symbols, EVERY_SYMBOL))
     # The keys of the run before tell where it ended.
     lost, told = set(every if life.number else ()), set[str]()
-    for status in life.statuses_of(feed, kind):
+    statuses = life.statuses_of(feed, kind)
+    connections = [place for place, each in enumerate(statuses) if each.state == "connected"]
+    for place, status in enumerate(statuses):
         state = status.state
         symbols = set(status.details.get("symbols", ()))
         if state == "connected":
@@ -303,8 +303,9 @@ def check_states(
         elif state == "gap":
             if status.details.get("reason") == _LATE:
                 continue  # a repair's history told it after all
-            # One whose refresh the end of the service cuts short is reported then.
-            if not (connected or at_the_end_too) or not symbols <= lost:
+            # What the next run of the service cannot know is reported at the end.
+            at_the_end = place > max(connections, default=-1)
+            if not (connected or at_the_end) or not symbols <= lost:
                 yield f"a gap without a lost connection: {sorted(symbols - lost)}"
             lost -= symbols
             told |= symbols
