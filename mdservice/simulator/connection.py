@@ -396,8 +396,11 @@ class Outbox:
         return bool(self._items)
 
     def put(self, frame: OutFrame) -> bool:
-        """Add a frame; False, and nothing is added, where there is no room for it."""
-        if self.pending_bytes + len(frame.data) > self._limit_bytes:
+        """Add a frame; False, and nothing is added, where there is no room for it.
+
+        One that nothing waits before is added however large it is: it shows no slow client.
+        """
+        if self._items and self.pending_bytes + len(frame.data) > self._limit_bytes:
             return False
         self._items.append(frame)
         self.pending_bytes += len(frame.data)

@@ -239,6 +239,21 @@ async def test_a_client_that_does_not_read_is_cut_off_with_407(
         assert client.protocol.close_rcvd.code == 1008
 
 
+async def test_a_message_larger_than_the_buffer_does_not_make_its_client_slow(
+    dial: Any, autojump_clock: MockClock
+) -> None:
+    async with opened(send_buffer_bytes=1_000, compression=False) as simulator:
+        client = await dial(simulator)
+        await client.login("A")
+        large = '[{"T":"' + "x" * 5_000 + '"}]'
+        for _ in range(2):
+            simulator.send_raw(large)
+            assert len((await client.receive())[0]["T"]) == 5_000
+        simulator.send_raw('[{"T":"x"}]')
+        simulator.send_raw(large)  # behind one that waits
+        assert await client.receive() == [error(407)]
+
+
 async def test_a_slow_client_that_never_reads_again_is_dropped(
     dial: Any, autojump_clock: MockClock
 ) -> None:
