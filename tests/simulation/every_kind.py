@@ -135,6 +135,8 @@ def _check_records(world: World, life: Life) -> Iterator[str]:
 def _check_nothing_missing(world: World, life: Life, feed: Feed, *, final: bool) -> Iterator[str]:
     market = _market(world)
     came: dict[tuple[Kind[Any], str], dict[bytes, bool]] = defaultdict(dict)
+    for kind, record in life.earlier_records:  # an exact repeat of what its key holds adds nothing
+        came[kind, record.symbol][content_of(fields_of(kind, record))] = False
     for its_feed, kind, record in _records(life):
         if its_feed == feed.name:
             content = content_of(fields_of(kind, record))

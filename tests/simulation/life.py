@@ -74,8 +74,10 @@ class Life:
     changing: Counter[str] = attrs.field(factory=Counter)
     earlier: dict[str, Quote] = attrs.field(factory=dict)
     """The last quotes of the run before, as it numbered them."""
+    earlier_records: list[tuple[Kind[Any], Any]] = attrs.field(factory=list)
+    """What the keys of every kind held at the start."""
     earlier_payloads: dict[bytes, int] = attrs.field(factory=dict)
-    """What the keys of every kind held at the start, with its time."""
+    """The same as they were written, each with its time."""
     earlier_ns: dict[tuple[Kind[Any], str], int] = attrs.field(factory=dict)
     """The same by kind and symbol."""
     fetched: set[int] = attrs.field(factory=set)
@@ -123,6 +125,7 @@ class Life:
             if kind.has_key:
                 earlier = router.sequencer(kind)._earlier
                 for symbol, record in earlier.items():
+                    self.earlier_records.append((kind, record))
                     self.earlier_payloads[kind.encode(record)] = record.ts_event_ns
                     self.earlier_ns[kind, symbol] = record.ts_event_ns
         if QUOTES in pipeline.feed.kinds:
