@@ -34,6 +34,8 @@ _STALLED_LOGIN_S = LONGEST_OPEN_TIMEOUT_S
 _LONGEST_WAIT_S = 30.0
 """… and a wait follows: 30 s at most after failures, and for a slot that stays taken for more than
 a minute. In the first minute a slot is tried for every 4 to 6 s."""
+_LONGEST_REFUSED_S = 300.0
+"""How long a feed that refused for good is left alone."""
 _SETTLING_S = 5.0
 """Login, subscription and repair, once the feed answers."""
 _MOST_IN_OUTLET = 20
@@ -69,14 +71,15 @@ class Watch:
         world = self._world
         limit_s = _STALLED_LOGIN_S + _LONGEST_WAIT_S + _SETTLING_S
         limit_s += 2 * world.plan.config.slot_hold_s
-        life = world.life
-        service = life.service if life is not None else None
-        if service is not None and service._topology.feed.snapshot().phase == "refused":
-            limit_s += 300.0
         if any(abs(skew_s) > 60 for _, _, skew_s in world.skews):
             limit_s += 120.0  # it is believed right again once fifty quotes say so
-        with anyio.move_on_after(limit_s):
+        refused = False
+        with anyio.move_on_after(limit_s) as scope:
             while not (world.life and world.life.service and world.life.service.readiness().ready):
+                if not refused and _is_refused(world.life):
+                    refused = True
+                    limit_s += _LONGEST_REFUSED_S
+                    scope.deadline += _LONGEST_REFUSED_S
                 await anyio.sleep(0.1)
             world.trace("ready again")
             return
@@ -182,6 +185,14 @@ class Watch:
         return [
             f"{used} {what}, at most {most}" for what, (used, most) in kept.items() if used > most
         ]
+
+
+def _is_refused(life: Life | None) -> bool:
+    """Whether a feed has refused for good, and is asked again only later."""
+    if life is None or life.service is None:
+        return False
+    pipelines = life.service._topology.pipelines
+    return any(each.connection.snapshot().phase == "refused" for each in pipelines)
 
 
 def _kept_by(sequencer: Sequencer[Any], name: str, symbols: int) -> dict[str, tuple[int, int]]:
