@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import attrs
 
@@ -103,6 +103,14 @@ class Backlog:
         items = self._items
         if not items:
             return self._take_latest(most, most_bytes)
+        if not (self.slow or self.controls or self._records > most or self._bytes > most_bytes):
+            everything = cast("list[Message]", list(items))  # the usual, fast path
+            items.clear()
+            self._records = self._bytes = 0
+            return everything
+        if self._latest:  # half of the frame, so that quotes do not wait behind endless trades
+            most //= 2
+            most_bytes //= 2
         first = items.popleft()
         if isinstance(first, Control):
             self.controls -= 1
@@ -117,9 +125,8 @@ class Backlog:
             size += item.size
         self._records -= len(taken)
         self._bytes -= size
-        if self._latest and len(taken) < most and size < most_bytes:
-            # also while trades keep coming, so that quotes do not wait behind them without end
-            taken += self._take_latest(most - len(taken), most_bytes - size) or ()
+        if self._latest:
+            taken += self._take_latest(most, most_bytes) or ()
         if not items and not self._latest:
             self.slow = False
         return taken
