@@ -312,6 +312,7 @@ class World:
             news=(EVERY_SYMBOL,) if self.account is not None else (),
             mute_after=self.plan.mute_after_s,
             price_ttl=PRICE_TTL_S,
+            relay=None,  # a socket of this machine, with its real time
         )
         # Smaller than the settings allow, so that conflation is met in minutes.
         object.__setattr__(settings, "backlog", self.plan.backlog)
