@@ -495,7 +495,7 @@ def _feeds(settings: Settings, facts: FeedFacts, clock: Clock, http: HttpClient)
         FeedParts(
             feed,
             make_drivers(settings, feed),
-            make_history(settings, feed, clock, http),
+            make_history(settings, feed, clock, http, keep_wire=settings.relay is not None),
             meanings[feed.name],
             on_demand=feed is not STOCKS,
         )

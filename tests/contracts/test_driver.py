@@ -53,6 +53,7 @@ from mdservice.model.kinds import (
 )
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 from mdservice.simulator.session import Account, SessionRules
+from mdservice.simulator.wire import encode_messages
 from mdservice.testing import FakeDriver
 
 LIMIT_S = 20.0
@@ -609,6 +610,7 @@ def test_every_channel_of_a_feed_brings_its_records(place: Place, feed: Feed) ->
     async def scene(bench: Bench) -> None:
         topics = [Topic(channel, SYMBOLS[feed.name]) for channel in feed.channels]
         followed = Followed()
+        followed.keep_wire = True
         followed.ask(topics)
         driver = bench.make(KEY, SECRET, feed=feed)
         async with driver.connect(followed, lambda: RECEIVED_NS) as link:
@@ -626,6 +628,10 @@ def test_every_channel_of_a_feed_brings_its_records(place: Place, feed: Feed) ->
                 ]
                 assert {record.ts_event_ns for record in received.of(kind)} == {TIME_NS}
                 assert {record.ts_recv_ns for record in received.of(kind)} == {RECEIVED_NS}
+                wires = [encode_messages([one], link.encoding).data[1:] for one in own]
+                if link.encoding == "json":
+                    wires = [wire.removesuffix(b"]") for wire in wires]
+                assert [record.wire for record in received.of(kind)] == wires
             assert (received.errors, received.others, received.unfollowed) == (0, 0, 0)
 
     place.run(scene, {})

@@ -6,7 +6,7 @@ Pure: no event loop, no clock. Only a broken message or a broken frame itself is
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -62,6 +62,7 @@ from mdservice.model.kinds import (
     TRADES,
     Kind,
 )
+from mdservice.model.news import Article
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_short_ns, parse_rfc3339
@@ -186,7 +187,10 @@ class Codec:
             received_ns: When they came, UTC nanoseconds; stamped on every record.
         """
         received = Received()
-        self._sort(self._messages(frames, received), received_ns, received)
+        if self._followed is not None and self._followed.keep_wire:
+            self._sort_with_wire(self._with_wire(frames, received), received_ns, received)
+        else:
+            self._sort(self._messages(frames, received), received_ns, received)
         return received
 
     def control_messages(self, frame: Frame) -> list[ControlMessage]:
@@ -200,7 +204,7 @@ class Codec:
             try:
                 messages += self._decode_frame(frame)
             except _BROKEN:
-                messages += self._decode_piecewise(frame, received)
+                messages += [message for message, _ in self._decode_piecewise(frame, received)]
         return messages
 
     def _sort(self, messages: list[Message], received_ns: int, received: Received) -> None:
@@ -235,6 +239,70 @@ class Codec:
                 )
             else:
                 self._sort_other(message, received_ns, received, records)
+        self._put(quotes, records, received)
+
+    def _with_wire(
+        self, frames: Sequence[Frame], received: Received
+    ) -> Iterator[tuple[Message, msgspec.Raw]]:
+        """The messages, and the bytes of each in its frame."""
+        for frame in frames:
+            try:
+                messages = self._decode_frame(frame)
+            except _BROKEN:
+                yield from self._decode_piecewise(frame, received)
+            else:
+                yield from zip(messages, self._decode_parts(frame), strict=True)
+
+    def _sort_with_wire(
+        self,
+        messages: Iterable[tuple[Message, msgspec.Raw]],
+        received_ns: int,
+        received: Received,
+    ) -> None:
+        """The same as :meth:`_sort`; each record keeps the bytes of its message as its ``wire``.
+
+        It copies them, since a ``Raw`` keeps its whole frame in memory. It repeats the way of
+        quotes: a loop for both would slow down the one without bytes.
+        """
+        time_ns = self._time_ns
+        quotes: list[Quote] = []
+        append = quotes.append
+        passed = self._passed
+        records: dict[Kind[Any], list[Any]] = {}
+        for message, raw in messages:
+            if type(message) is QuoteMessage:
+                try:
+                    symbol = passed[message.S]
+                except KeyError:
+                    symbol = message.S
+                    if not self._pass(QUOTES.channel, symbol, received):
+                        continue
+                try:
+                    event_ns = time_ns(message.t)
+                except _NO_TIME:
+                    received.errors += 1
+                    continue
+                append(
+                    Quote(
+                        symbol,
+                        message.bp,
+                        message.ap,
+                        message.bs,
+                        message.ask_size,
+                        event_ns,
+                        received_ns,
+                        0,
+                        bytes(raw),
+                    )
+                )
+            else:
+                record = self._sort_other(message, received_ns, received, records)
+                if record is not None:
+                    record.wire = bytes(raw)
+        self._put(quotes, records, received)
+
+    @staticmethod
+    def _put(quotes: list[Quote], records: dict[Kind[Any], list[Any]], received: Received) -> None:
         if quotes:
             received.records[QUOTES] = quotes
         if records:
@@ -246,26 +314,28 @@ class Codec:
         received_ns: int,
         received: Received,
         records: dict[Kind[Any], list[Any]],
-    ) -> None:
+    ) -> Any:
+        """Take a message; return its record, or None where it has none or is not accepted."""
         reading = self._readings.get(type(message))
         if reading is None:
             if isinstance(message, ArticleMessage):
-                self._take_article(message, received_ns, received, records)
-            else:
-                self._take_control(message, received)
-            return
+                return self._take_article(message, received_ns, received, records)
+            self._take_control(message, received)
+            return None
         channel, passed, kind, record_of = reading
         symbol = passed.get(message.S)
         if symbol is None:
             symbol = message.S
             if not self._pass(channel, symbol, received):
-                return
+                return None
         try:
             event_ns = self._time_ns(message.t)
         except _NO_TIME:
             received.errors += 1
-            return
-        records.setdefault(kind, []).append(record_of(message, symbol, event_ns, received_ns))
+            return None
+        record = record_of(message, symbol, event_ns, received_ns)
+        records.setdefault(kind, []).append(record)
+        return record
 
     def _passed_of(self, channel: str) -> dict[str, str]:
         return {} if self._followed is None else self._followed.passed(channel)
@@ -286,7 +356,7 @@ class Codec:
         received_ns: int,
         received: Received,
         records: dict[Kind[Any], list[Any]],
-    ) -> None:
+    ) -> Article | None:
         """Take an article if one of its symbols, or every symbol, is followed."""
         try:
             article = article_of(
@@ -297,15 +367,16 @@ class Codec:
             )
         except _NO_TIME:
             received.errors += 1
-            return
+            return None
         received.errors += len(message.symbols or ()) - len(article.symbols)
         takes = None if self._followed is None else self._followed.takes
         if takes is None or any(
             takes(NEWS.channel, one) for one in (EVERY_SYMBOL, *article.symbols)
         ):
             records.setdefault(NEWS, []).append(article)
-        else:
-            received.unfollowed += 1
+            return article
+        received.unfollowed += 1
+        return None
 
     def _take_control(self, message: ControlMessage, received: Received) -> None:
         if self.ended is not None:
@@ -338,21 +409,23 @@ class Codec:
                     received.errors += 1
         return frozenset().union(*(known.values() for known in self._acknowledged.values()))
 
-    def _decode_piecewise(self, frame: Frame, received: Received) -> list[Message]:
-        """The good messages of a frame that does not decode as a whole."""
+    def _decode_piecewise(
+        self, frame: Frame, received: Received
+    ) -> list[tuple[Message, msgspec.Raw]]:
+        """The good messages of a frame that does not decode as a whole, with their bytes."""
         try:
             parts = self._parts(frame)
         except (*_BROKEN, ValueError):
             received.errors += 1
             return []
-        messages: list[Message] = []
+        messages: list[tuple[Message, msgspec.Raw]] = []
         for part in parts:
             try:
-                messages.append(self._decode_one(part))
+                messages.append((self._decode_one(part), part))
             except _BROKEN:
                 acknowledgement = self._readable(part, received)
                 if acknowledgement is not None:
-                    messages.append(acknowledgement)
+                    messages.append((acknowledgement, part))
                 elif self._is_of_unknown_type(part):
                     received.others += 1
                 else:

@@ -62,12 +62,19 @@ def make_drivers(
 
 
 def make_history(
-    settings: Settings, feed: Feed, clock: Clock, http: HttpClient
+    settings: Settings, feed: Feed, clock: Clock, http: HttpClient, *, keep_wire: bool = False
 ) -> AlpacaHistory | None:
     """The history of a feed; connects nothing.
 
     None if the feed has its own URL and no history URL is set: Alpaca's records must not get
     between those of another feed.
+
+    Args:
+        settings: The history's URL, the feed's variant and the keys.
+        feed: Whose history.
+        clock: Stamps received records.
+        http: The client, closed by its owner.
+        keep_wire: Whether each record is to keep its row as its ``wire``.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -81,6 +88,7 @@ def make_history(
         clock,
         http=http,
         feed=feed,
+        keep_wire=keep_wire,
     )
 
 

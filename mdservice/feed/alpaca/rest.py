@@ -97,6 +97,7 @@ class AlpacaHistory:
         transport: Replaces the network in tests.
         http: A client shared with other parts and closed by its owner.
         feed: Whose history it is.
+        keep_wire: Whether each record is to keep its row as its ``wire``.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -111,9 +112,12 @@ class AlpacaHistory:
         transport: httpx.AsyncBaseTransport | None = None,
         http: HttpClient | None = None,
         feed: Feed = STOCKS,
+        *,
+        keep_wire: bool = False,
     ) -> None:
         self._base_url = base_url.rstrip("/").removesuffix("/v2")
         self._feed = feed
+        self._keep_wire = keep_wire
         self._variant = variant
         self._headers = credentials.as_headers()
         self._clock = clock
@@ -176,7 +180,7 @@ class AlpacaHistory:
         return list({record.symbol: record for record in past}.values())
 
     async def _get(
-        self, path: str, query: Mapping[str, str], decode: Callable[[bytes, int], Answer[R]]
+        self, path: str, query: Mapping[str, str], decode: Callable[..., Answer[R]]
     ) -> Answer[R]:
         for _ in range(_MOST_TRIES):
             await self._wait_for_room()
@@ -205,7 +209,7 @@ class AlpacaHistory:
             raise HistoryRefused(f"the API's calls of this minute are used up ({wait_s:.0f} s)")
         await anyio.sleep(wait_s)
 
-    def _read(self, answer: HttpAnswer, decode: Callable[[bytes, int], Answer[R]]) -> Answer[R]:
+    def _read(self, answer: HttpAnswer, decode: Callable[..., Answer[R]]) -> Answer[R]:
         status = answer.status
         if status != _OK:
             reason = decode_refusal(answer.body)
@@ -216,7 +220,7 @@ class AlpacaHistory:
                 raise SymbolsRefused(message)
             raise HistoryRefused(message)
         try:
-            found = decode(answer.body, self._clock.utc_ns())
+            found = decode(answer.body, self._clock.utc_ns(), keep_wire=self._keep_wire)
         except ValueError as exc:
             raise HistoryUnavailable(f"history's answer cannot be read: {exc}") from exc
         if found.broken:

@@ -8,6 +8,7 @@ Source: Alpaca's OpenAPI description of the market-data API: stocks, crypto, opt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import attrs
@@ -103,24 +104,27 @@ class _Refusal(msgspec.Struct):
 class Answers(Protocol[R]):
     """Decodes answers with records of one kind."""
 
-    def page(self, content: bytes, received_ns: int) -> Answer[R]:
+    def page(self, content: bytes, received_ns: int, *, keep_wire: bool = False) -> Answer[R]:
         """One page of records.
 
         Args:
             content: ``{"quotes":{"AAPL":[row, …]},"next_page_token":"…"}``; both may be null.
             received_ns: When it came, UTC nanoseconds.
+            keep_wire: Whether each record is to keep its row as its ``wire``: as the message that
+                the stream would send, ``{"T":"q","S":"AAPL","t":"…"}``.
 
         Raises:
             ValueError: The content is not such a page.
         """
         ...
 
-    def latest(self, content: bytes, received_ns: int) -> Answer[R]:
+    def latest(self, content: bytes, received_ns: int, *, keep_wire: bool = False) -> Answer[R]:
         """The newest record of each symbol.
 
         Args:
             content: ``{"quotes":{"AAPL":row}}``.
             received_ns: When it came, UTC nanoseconds.
+            keep_wire: As for :meth:`page`.
 
         Raises:
             ValueError: The content is not such an answer.
@@ -133,15 +137,17 @@ class Rows(Generic[R]):
 
     Args:
         name: The field of the answers that has the rows.
+        tag: The ``T`` of the stream's messages of this kind.
         row: The msgspec type of a row.
         to_record: Makes a record from a symbol, a row and the time of reception; None for a row
             that is to be left out.
     """
 
     def __init__(
-        self, name: str, row: type[_T], to_record: Callable[[str, _T, int], R | None]
+        self, name: str, tag: str, row: type[_T], to_record: Callable[[str, _T, int], R | None]
     ) -> None:
         self._name = name
+        self._tag = tag
         self._row: Any = row
         self._to_record: Callable[[str, Any, int], R | None] = to_record
         self._page = self._answer("Page", dict[str, list[row]])  # type: ignore[valid-type]
@@ -157,33 +163,44 @@ class Rows(Generic[R]):
             ],
         )
 
-    def page(self, content: bytes, received_ns: int) -> Answer[R]:
+    def page(self, content: bytes, received_ns: int, *, keep_wire: bool = False) -> Answer[R]:
         """See :meth:`Answers.page`."""
-        to_record = self._to_record
-        try:
-            page = msgspec.json.decode(content, type=self._page)
-            return Answer(
-                [
-                    record
-                    for symbol, rows in (page.rows or {}).items()
-                    for row in rows
-                    if (record := to_record(symbol, row, received_ns)) is not None
-                ],
-                0,
-                page.next_page_token or None,
-            )
-        except ValueError:  # of msgspec, or of a time: look at each row
-            raw = _decode(content, self._raw_page)
+        if not keep_wire:
+            with suppress(ValueError):  # of msgspec, or of a time: look at each row
+                return self._page_of_good_rows(content, received_ns)
+        raw = _decode(content, self._raw_page)
         pairs = ((symbol, row) for symbol, rows in (raw.rows or {}).items() for row in rows)
-        return self._row_by_row(pairs, received_ns, raw.next_page_token or None)
+        return self._row_by_row(
+            pairs, received_ns, raw.next_page_token or None, keep_wire=keep_wire
+        )
 
-    def latest(self, content: bytes, received_ns: int) -> Answer[R]:
+    def _page_of_good_rows(self, content: bytes, received_ns: int) -> Answer[R]:
+        to_record = self._to_record
+        page = msgspec.json.decode(content, type=self._page)
+        return Answer(
+            [
+                record
+                for symbol, rows in (page.rows or {}).items()
+                for row in rows
+                if (record := to_record(symbol, row, received_ns)) is not None
+            ],
+            0,
+            page.next_page_token or None,
+        )
+
+    def latest(self, content: bytes, received_ns: int, *, keep_wire: bool = False) -> Answer[R]:
         """See :meth:`Answers.latest`."""
         latest = _decode(content, self._latest)
-        return self._row_by_row(iter((latest.rows or {}).items()), received_ns, None)
+        rows = iter((latest.rows or {}).items())
+        return self._row_by_row(rows, received_ns, None, keep_wire=keep_wire)
 
     def _row_by_row(
-        self, rows: Iterator[tuple[str, msgspec.Raw]], received_ns: int, next_page: str | None
+        self,
+        rows: Iterator[tuple[str, msgspec.Raw]],
+        received_ns: int,
+        next_page: str | None,
+        *,
+        keep_wire: bool,
     ) -> Answer[R]:
         records, left_out, broken = [], 0, 0
         for symbol, raw in rows:
@@ -195,8 +212,10 @@ class Rows(Generic[R]):
                 continue
             if record is None:
                 left_out += 1
-            else:
-                records.append(record)
+                continue
+            if keep_wire:
+                record.wire = _as_message(raw, self._tag, symbol)
+            records.append(record)
         if broken and not records and not left_out:
             raise ValueError(f"none of its rows is one of {self._name}")
         return Answer(records, broken, next_page)
@@ -205,7 +224,7 @@ class Rows(Generic[R]):
 class _Articles:
     """Decodes ``{"news":[row, …],"next_page_token":"…"}``."""
 
-    def page(self, content: bytes, received_ns: int) -> Answer[Article]:
+    def page(self, content: bytes, received_ns: int, *, keep_wire: bool = False) -> Answer[Article]:
         """See :meth:`Answers.page`."""
         page = _decode(content, _ArticlePage)
         records, broken = [], 0
@@ -213,16 +232,22 @@ class _Articles:
             try:
                 row = msgspec.json.decode(raw, type=ArticleFields)
                 created_at, updated_at = map(json_time_text, (row.created_at, row.updated_at))
-                records.append(article_of(row, created_at, updated_at, received_ns))
+                record = article_of(row, created_at, updated_at, received_ns)
             except ValueError:
                 broken += 1
+                continue
+            if keep_wire:
+                record.wire = _as_message(raw, "n")
+            records.append(record)
         if broken and not records:
             raise ValueError("none of its rows is an article")
         return Answer(records, broken, page.next_page_token or None)
 
-    def latest(self, content: bytes, received_ns: int) -> Answer[Article]:
+    def latest(
+        self, content: bytes, received_ns: int, *, keep_wire: bool = False
+    ) -> Answer[Article]:
         """The same as a page, whose only row is the newest article."""
-        return self.page(content, received_ns)
+        return self.page(content, received_ns, keep_wire=keep_wire)
 
 
 class _ArticlePage(msgspec.Struct):
@@ -245,6 +270,14 @@ def _decode(content: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(content, type=kind)
     except ValueError:
         return msgspec.json.decode(without_lone_surrogates(content), type=kind)
+
+
+def _as_message(row: msgspec.Raw, tag: str, symbol: str | None = None) -> bytes:
+    """A row as the message that the stream would send: the same object with ``T`` and ``S``."""
+    added: dict[str, Any] = {"T": tag} if symbol is None else {"T": tag, "S": symbol}
+    if tag == "o":
+        added["r"] = True  # REST has whole books
+    return msgspec.json.encode(added)[:-1] + b"," + bytes(row)[1:]
 
 
 def _to_quote(symbol: str, row: _QuoteRow, received_ns: int) -> Quote:
@@ -274,11 +307,11 @@ def _to_book(symbol: str, row: _BookRow, received_ns: int) -> OrderBook:
     return whole_book_of(row, symbol, parse_rfc3339(row.t), received_ns)
 
 
-QUOTE_ROWS: Final = Rows("quotes", _QuoteRow, _to_quote)
-TRADE_ROWS: Final = Rows("trades", _TradeRow, _to_trade)
+QUOTE_ROWS: Final = Rows("quotes", "q", _QuoteRow, _to_quote)
+TRADE_ROWS: Final = Rows("trades", "t", _TradeRow, _to_trade)
 """Without the trades that did not take place: those that were canceled, or replaced by a correct
 one."""
-BAR_ROWS: Final = Rows("bars", _BarRow, _to_bar)
-DAILY_BAR_ROWS: Final = Rows("bars", _BarRow, _to_daily_bar)
-BOOK_ROWS: Final = Rows("orderbooks", _BookRow, _to_book)
+BAR_ROWS: Final = Rows("bars", "b", _BarRow, _to_bar)
+DAILY_BAR_ROWS: Final = Rows("bars", "d", _BarRow, _to_daily_bar)
+BOOK_ROWS: Final = Rows("orderbooks", "o", _BookRow, _to_book)
 ARTICLES: Final = _Articles()

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
+from mdservice.feed.alpaca.codec import CHANNELS, Codec, Encoding, Frame
 from mdservice.feed.driver import Received
+from mdservice.feed.subscriptions import Followed
+from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS
+from mdservice.relay.messages import Message
 
 quick = settings(max_examples=80)
 both = pytest.mark.parametrize("encoding", ["json", "msgpack"])
@@ -125,6 +128,44 @@ def test_no_good_message_is_lost_next_to_others(encoding: Encoding, data: st.Dat
         sum(map(len, decoded.records.values())) + len(controls) + decoded.errors + decoded.others
     ), "each message is counted once"
     check_fit_for_the_sinks(decoded)
+
+
+def codec_that_keeps(encoding: Encoding, *, keep_wire: bool) -> Codec:
+    followed = Followed()
+    followed.keep_wire = keep_wire
+    topics = [Topic(channel, EVERY_SYMBOL) for channel in CHANNELS]
+    followed.ask(topics)
+    followed.acknowledge(topics)
+    return Codec(encoding, followed)
+
+
+@both
+@quick
+@given(data=st.data())
+def test_keeping_messages_changes_nothing_else(encoding: Encoding, data: st.DataObject) -> None:
+    messages = json_messages if encoding == "json" else msgpack_messages
+    good = {"T": "q", "S": "GOOD", "bp": 1, "bs": 1, "ap": 2, "as": 1, "t": TIME}
+    sent = data.draw(st.lists(messages | st.just(good), max_size=6))
+    frames = [make_frame(encoding, part) for part in (sent, [good], sent)]
+    without = codec_that_keeps(encoding, keep_wire=False).decode(frames, 0)
+    kept = codec_that_keeps(encoding, keep_wire=True).decode(frames, 0)
+    assert kept == without
+    assert list(kept.records) == list(without.records)
+    for kind, records in kept.records.items():
+        for record in records:
+            assert record.wire is not None
+            head = b"[" if encoding == "json" else b"\x91"
+            alone = head + record.wire + (b"]" if encoding == "json" else b"")
+            assert Codec(encoding).decode([alone], 0).of(kind) == [record]
+            check_message(Message(kind, record))
+
+
+def check_message(message: Message) -> None:
+    """Whatever was accepted can be sent in both encodings, with its tag first."""
+    raw = dict[str, msgspec.Raw]
+    as_json = msgspec.json.decode(message.encoded("json"), type=raw)
+    as_msgpack = msgspec.msgpack.decode(message.encoded("msgpack"), type=raw)
+    assert next(iter(as_json)) == next(iter(as_msgpack)) == "T"
 
 
 @both

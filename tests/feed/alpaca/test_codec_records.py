@@ -388,9 +388,10 @@ CHANNEL_OF_TYPE = {
 }  # fmt: skip
 
 
-def open_codec(encoding: Encoding, *topics: Topic) -> Codec:
+def open_codec(encoding: Encoding, *topics: Topic, keep_wire: bool = False) -> Codec:
     """A codec of a connection that has asked for the topics, and got them."""
     followed = Followed()
+    followed.keep_wire = keep_wire
     codec = Codec(encoding, followed)
     followed.ask(topics)
     state = {topic.channel: [] for topic in topics} | {"T": "subscription"}
@@ -426,6 +427,68 @@ def test_news_without_symbols_is_taken_where_all_news_is_followed(encoding: Enco
         codec = open_codec(encoding, Topic("news", symbol))
         received = codec.decode([frame(encoding, message)], RECEIVED_NS)
         assert (len(received.of(NEWS)), received.unfollowed) == (taken, 1 - taken)
+
+
+# Messages that are kept
+
+
+def codec_that_keeps(encoding: Encoding, *, keep_wire: bool = True) -> Codec:
+    topics = [Topic(channel, "*") for channel in dict.fromkeys(CHANNEL_OF_TYPE.values())]
+    return open_codec(encoding, *topics, keep_wire=keep_wire)
+
+
+def one(encoding: Encoding, message: dict[str, Any]) -> bytes:
+    """The bytes of one message in its frame."""
+    sent = frame(encoding, message)
+    return sent.encode()[1:-1] if isinstance(sent, str) else sent[1:]
+
+
+@every_kind
+def test_a_record_may_keep_its_message(name: str, encoding: Encoding) -> None:
+    message, kind, expected = EXAMPLES[name]
+    messages = [message, {**message, "new": 1}, message]
+    frames = [frame(encoding, *messages), frame(encoding, message)]
+    found = codec_that_keeps(encoding).decode(frames, RECEIVED_NS).of(kind)
+    assert [record.wire for record in found] == [one(encoding, m) for m in [*messages, message]]
+    assert found == [expected] * 4
+    assert {type(record.wire) for record in found} == {bytes}
+    for record in codec_that_keeps(encoding, keep_wire=False).decode(frames, RECEIVED_NS).of(kind):
+        assert record.wire is None
+
+
+@pytest.mark.parametrize("spoil", [(), ({"T": "?"}, {"T": "q"}, {})], ids=["whole", "piecewise"])
+def test_each_record_keeps_its_own_message(
+    spoil: tuple[dict[str, Any], ...], encoding: Encoding
+) -> None:
+    examples = list(EXAMPLES.values())
+    messages: list[dict[str, Any]] = []
+    for number, (message, _, _) in enumerate(examples * 2):
+        messages += [
+            {**message, "new": number},
+            {**message, "S": "../x", "symbols": []},
+            {"T": "success", "msg": "connected"},
+            *spoil,
+        ]
+    codec = open_codec(
+        encoding,
+        *(Topic(CHANNEL_OF_TYPE[m["T"]], m.get("S", "AAPL")) for m, _, _ in examples),
+        keep_wire=True,
+    )
+    received = codec.decode([frame(encoding, *messages)], RECEIVED_NS)
+    for kind in KINDS:
+        expected = [m for m in messages[:: 3 + len(spoil)] if kind is kind_of(m)]
+        assert [record.wire for record in received.of(kind)] == [one(encoding, m) for m in expected]
+
+
+def kind_of(message: dict[str, Any]) -> Kind[Any]:
+    return next(kind for sent, kind, _ in EXAMPLES.values() if sent["T"] == message["T"])
+
+
+def test_a_kept_message_has_the_feeds_digits() -> None:
+    wire = '{"S" : "AAPL", "T":"q", "bp":1.10,"bs":2e0, "ap":1.200,"as":3,"t":"%s"}'
+    text = wire % text_of(T_NS)
+    (quote,) = codec_that_keeps("json").decode([f"[ {text} ]"], RECEIVED_NS).of(QUOTES)
+    assert quote.wire == text.encode()
 
 
 # Requests and acknowledgements

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from mdservice.errors import HistoryUnavailable, NoHistory
+from mdservice.feed.alpaca.codec import Codec
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory, AlpacaMarketClock
 from mdservice.feed.history import HalvingHistory
@@ -146,7 +147,14 @@ def answer(case: Case, *rows: dict[str, Any], latest: bool = False) -> dict[str,
 class Api:
     """Answers requests and remembers them."""
 
-    def __init__(self, case: Case, answering: Answering, base: str = "http://data") -> None:
+    def __init__(
+        self,
+        case: Case,
+        answering: Answering,
+        base: str = "http://data",
+        *,
+        keep_wire: bool = False,
+    ) -> None:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self._answering = answering
         self.history = AlpacaHistory(
@@ -156,6 +164,7 @@ class Api:
             VirtualClock(),
             httpx.MockTransport(self._answer),
             feed=case.feed,
+            keep_wire=keep_wire,
         )
 
     def _answer(self, asked: httpx.Request) -> httpx.Response:
@@ -201,6 +210,55 @@ async def test_the_latest_record_is_that_of_the_stream(case: Case, autojump_cloc
         )
     else:
         assert (path, query) == (case.latest, {"symbols": case.symbol, **case.latest_query})
+
+
+TAGS = {QUOTES: "q", TRADES: "t", BARS: "b", DAILY_BARS: "d", ORDERBOOKS: "o", NEWS: "n"}
+
+
+@all_cases
+async def test_a_record_may_keep_its_row_as_the_message_of_a_stream(
+    case: Case, autojump_clock: Any
+) -> None:
+    expected: dict[str, Any] = {"T": TAGS[case.kind]}
+    if case.kind is not NEWS:
+        expected["S"] = case.symbol
+    if case.kind is ORDERBOOKS:
+        expected["r"] = True
+    expected |= case.row
+    bad = [] if case.past is None else [{}]
+    for rows in ([case.row], [case.row, *bad]):
+        api = Api(case, lambda _, rows=rows: answer(case, *rows, latest=True), keep_wire=True)
+        found = [*await api.history.latest(case.kind, [case.symbol])]
+        if case.past is not None:
+            api = Api(case, lambda _, rows=rows: answer(case, *rows), keep_wire=True)
+            found += await api.past(case)
+        for record in found:
+            assert record == case.record
+            assert list(json.loads(record.wire).items()) == list(expected.items())
+            (again,) = Codec("json").decode([b"[" + record.wire + b"]"], START_NS).of(case.kind)
+            assert again == record
+
+
+@all_cases
+async def test_a_record_keeps_no_row_without_being_asked(case: Case, autojump_clock: Any) -> None:
+    api = Api(case, lambda _: answer(case, case.row, latest=True))
+    (record,) = await api.history.latest(case.kind, [case.symbol])
+    assert record.wire is None
+
+
+async def test_a_kept_row_has_the_digits_of_the_answer(autojump_clock: Any) -> None:
+    row = b'{ "t":"%s", "bp":1.10, "bs":2, "ap":1.200, "as":3e0 }' % T.encode()
+    content = b'{"quotes":{"BRK.B":[%s]}}' % row
+    history = AlpacaHistory(
+        "http://data",
+        "iex",
+        Credentials("key", "secret"),
+        VirtualClock(),
+        httpx.MockTransport(lambda _: httpx.Response(200, content=content)),
+        keep_wire=True,
+    )
+    (quote,) = await history.past(QUOTES, ["BRK.B"], START_NS, END_NS)
+    assert quote.wire == b'{"T":"q","S":"BRK.B",' + row[1:]
 
 
 @pytest.mark.parametrize("missing", ["null", "left out"])
