@@ -124,21 +124,18 @@ def _introduce(
     announce(f"redis  {status.redis.url}{embedded}")
     tcp = f" and http://{addresses.http}" if addresses.http else ""
     announce(f"api    {addresses.socket}{tcp}; ask with `mdservice status`")
-    relay = relay_line(settings, service.resolved)
+    relay = relay_line(service.resolved)
     if relay is not None:
         announce(relay)
 
 
-def relay_line(settings: Settings, resolved: Settings) -> str | None:
-    """What the start says about the relay; None where it is switched off.
+def relay_line(resolved: Settings) -> str | None:
+    """What the start says about the relay; None where it is off.
 
     Args:
-        settings: As they were given.
-        resolved: With the address where the relay listens; None if the default was in use.
+        resolved: The settings, with the address where the relay listens.
     """
-    if resolved.relay_url is not None:
-        url = resolved.relay_url + STREAM_PATHS["stocks"].get(resolved.feed, "/v2/iex")
-        return f"relay  {url} (the URL for any Alpaca client)"
-    if settings.relay is not None:
-        return f"relay  off: {settings.relay} is in use; set MDSERVICE_RELAY to another address"
-    return None
+    if resolved.relay_url is None:
+        return None
+    path = STREAM_PATHS["stocks"].get(resolved.feed, "/v2/iex")
+    return f"relay  {resolved.relay_url}{path} (the URL for any Alpaca client)"

@@ -288,7 +288,7 @@ def _relay_clients(clients: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for client in slowest[:_CLIENTS_SHOWN]:
         stream = str(client.get("path", "-")).split("/", 2)[-1]  # without the version
         yield (
-            f"{_cut(str(client.get('name', '-')), 20):<21}"
+            f"{_cut_within(str(client.get('name', '-')), 20):<21}"
             f"{_cut(str(client.get('address', '-')), 21):<22}"
             f"{_cut(stream, 12):<13}"
             f"{_number(client.get('symbols')):>7}"
@@ -357,6 +357,11 @@ def _part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _cut_within(text: str, width: int) -> str:
+    """The text without a part before its end, which may be a number."""
+    return text if len(text) <= width else f"{text[: width - 6]}…{text[-5:]}"
 
 
 def _number(value: object) -> str:

@@ -359,7 +359,7 @@ def _control(frame: str | bytes) -> str | None:
 def _not_to_be_had(settings: Settings, reason: str) -> CheckResult:
     advice = "set MDSERVICE_RELAY to another address, or to off"
     if settings.relay_is_default:
-        return warned("relay", f"{reason}, so the service would run without a relay", advice)
+        return warned("relay", f"{reason}, so the service would take another port", advice)
     return failed("relay", reason, advice, configuration=True)
 
 

@@ -178,7 +178,9 @@ class PositionsReport:
 class RelayClient:
     """A program that is connected to the relay."""
 
-    name: str = _shown("What the client calls itself.", example="alpaca-py")
+    name: str = _shown(
+        "The `User-Agent` of its program, with a number.", example="Python/3.11 websockets/15.0 (3)"
+    )
     address: str = _shown("Where it connects from.", example="127.0.0.1:50412")
     path: str = _shown("The stream that it connected to.", example="/v2/iex")
     encoding: Literal["json", "msgpack"] = _shown("The encoding of its messages.")

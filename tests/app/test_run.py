@@ -9,31 +9,21 @@ from mdservice.settings import Settings
 
 
 def test_the_relays_url_is_that_of_the_stock_feed() -> None:
-    simulated = Settings()
-    line = relay_line(simulated, attrs.evolve(simulated, feed="simulator"))
+    line = relay_line(attrs.evolve(Settings(), feed="simulator"))
     assert line is not None
     assert line.split()[:2] == ["relay", "ws://127.0.0.1:8765/v2/iex"]
-    real = Settings(feed="boats", relay="127.0.0.1:0")
-    line = relay_line(real, attrs.evolve(real, relay="127.0.0.1:40123"))
+    line = relay_line(Settings(feed="boats", relay="127.0.0.1:40123"))
     assert line is not None
     assert line.split()[1] == "ws://127.0.0.1:40123/v1beta1/boats"
 
 
 def test_with_a_certificate_the_relays_url_is_wss() -> None:
     settings = Settings(relay="[::1]:8765", relay_cert="cert.pem", relay_key_file="key.pem")
-    line = relay_line(settings, settings)
+    line = relay_line(settings)
     assert line is not None
     assert line.split()[1] == "wss://[::1]:8765/v2/iex"
 
 
-def test_a_default_that_is_in_use_is_reported() -> None:
-    settings = Settings()
-    line = relay_line(settings, attrs.evolve(settings, relay=None))
-    assert line is not None
-    assert "127.0.0.1:8765 is in use" in line
-    assert "MDSERVICE_RELAY" in line
-
-
 def test_a_relay_that_is_off_is_not_mentioned() -> None:
     for settings in (Settings(relay=None), Settings(feed="iex")):
-        assert relay_line(settings, settings) is None
+        assert relay_line(settings) is None

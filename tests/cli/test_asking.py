@@ -202,7 +202,7 @@ BOT = RelayClient(
 def test_the_relay_has_a_row_and_a_line_for_each_client() -> None:
     slow = attrs.evolve(
         BOT,
-        name="a-name-that-is-longer-than-its-column",
+        name="a-name-that-is-longer-than-its-column (7)",
         address="[2001:db8::1234:5678]:50413",
         symbols=11_000,
         rate=123_456.7,
@@ -215,6 +215,7 @@ def test_the_relay_has_a_row_and_a_line_for_each_client() -> None:
     assert "relay 127.0.0.1:8765, 2 clients, 12,345 messages, 4 conflated, 1 cut off" in rows
     assert "bot 127.0.0.1:50412 crypto/us-1 3 20.5 1" in rows
     cut = next(number for number, row in enumerate(rows) if row.startswith("a-name-that"))
+    assert "(7)" in rows[cut]
     assert rows[cut].endswith("11,000 123,457 10,001")
     assert rows[cut + 1] == "slow: 5,000 messages conflated"
 
