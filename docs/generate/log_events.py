@@ -91,6 +91,18 @@ _MEANINGS: Final = {
     "It is asked again.",
     "refresh_refused": "REST refuses the latest values of `channel` after a lost connection. The "
     "gap stays without them.",
+    "relay_cannot_accept": "The relay cannot take another connection: the machine or the process "
+    "has no socket left. It tries again.",
+    "relay_client_connected": "A client of the relay has logged in.",
+    "relay_client_cut": "A client of the relay was too slow, and was cut off.",
+    "relay_client_left": "A client of the relay has left.",
+    "relay_client_refused": "A program connected to the relay and did not finish the TLS or "
+    "websocket handshake.",
+    "relay_port_in_use": "The relay's default address is in use. The relay takes another port.",
+    "relay_request_refused_late": "The feed refused what a client of the relay had subscribed, "
+    "after the relay had acknowledged it. The client gets an error.",
+    "relay_topics_released": "Channels of symbols that no client of the relay has wanted for 30 s "
+    "are unsubscribed.",
     "service_stopped": "The service has stopped in order.",
     "silent_symbols_not_checked": "REST could not say whether symbols that are silent have newer "
     "records. They are checked again later.",
