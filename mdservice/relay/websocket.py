@@ -39,6 +39,8 @@ _SEND_BUFFER_BYTES: Final = 128 * 1024
 _UNACKNOWLEDGED_MS: Final = 60_000
 """How long a client's machine may leave sent bytes without an acknowledgement."""
 _LEAST_COMPRESSED_BYTES: Final = 512
+_CLIENT_WINDOW_BITS: Final = 10
+"""1 KB of memory for a client that offers to limit its window."""
 _DATA = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
 _SHORT, _MEDIUM, _LONG = struct.Struct("!BB"), struct.Struct("!BBH"), struct.Struct("!BBQ")
 _MEDIUM_MARK, _LONG_MARK, _LEAST_LONG = 126, 127, 65_536
@@ -197,9 +199,11 @@ class Line:
 class WebSocket:
     """A client's connection: the handshake, then messages.
 
-    Compression is accepted without context takeover, which keeps a client below 60 KB. Frames are
-    compressed only if ``compresses``, since on the same machine that costs more than it saves; a
-    message of either form is right at any time (RFC 7692, section 6).
+    Compression is accepted without the server's context takeover and with a small window of the
+    client's, which keeps a client below 60 KB. A client keeps its own context if it wants to:
+    Alpaca's JavaScript SDK 3 refuses an answer that forbids it. Frames are compressed only if
+    ``compresses``, since on the same machine that costs more than it saves; a message of either
+    form is right at any time (RFC 7692, section 6).
 
     Args:
         line: The bytes.
@@ -212,7 +216,7 @@ class WebSocket:
         self._protocol = ServerProtocol(
             extensions=[
                 ServerPerMessageDeflateFactory(
-                    server_no_context_takeover=True, client_no_context_takeover=True
+                    server_no_context_takeover=True, client_max_window_bits=_CLIENT_WINDOW_BITS
                 )
             ],
             max_size=(MOST_MESSAGE_BYTES, _MOST_FRAGMENT_BYTES),
