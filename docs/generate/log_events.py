@@ -87,6 +87,8 @@ _MEANINGS: Final = {
     "redis_connected": "Connected to Redis.",
     "redis_failed": "Redis did not take a write, or could not be reached. It is tried again.",
     "redis_has_forgotten": "Redis came back without the last prices. They are written again.",
+    "redis_rights_missing": "This Redis user may not write some of the wanted channels. The others "
+    "are written.",
     "refresh_failed": "REST did not give the latest values of `channel` after a lost connection. "
     "It is asked again.",
     "refresh_refused": "REST refuses the latest values of `channel` after a lost connection. The "

@@ -524,6 +524,7 @@ def _open_store(settings: Settings, instance: str) -> PriceStore:
         prefix=settings.key_prefix,
         instance=instance,
         timeout_s=_STORE_TIMEOUT_S,
+        kinds=kinds_of((QUOTES.channel, *settings.channels, *(settings.news and (NEWS.channel,)))),
     )
 
 

@@ -190,7 +190,7 @@ def status(
     positions = _positions(topology)
     snapshots = {each.feed.name: each.connection.snapshot() for each in topology.pipelines}
     why = _why_degraded(snapshots.values(), positions, facts.hours_refused())
-    degraded = (*why, *conflicts)
+    degraded = (*why, *_not_written(topology), *conflicts)
     publisher = topology.publisher.snapshot()
     watchdog = topology.watchdog.snapshot()
     feeds: dict[str, FeedReport] = {
@@ -293,6 +293,23 @@ def _why_degraded(
     if hours_refused is not None:
         reasons.append(f"the market's hours are not known, so it counts as open: {hours_refused}")
     return tuple(reasons)
+
+
+def _not_written(topology: Topology) -> tuple[str, ...]:
+    """What the service does not write although it is wanted, because the Redis user may not."""
+    missing = [
+        (kind.channel, rights)
+        for kind, rights in topology.writer.snapshot().refused.items()
+        if any(each.connection.wants(kind) for each in topology.pipelines)
+    ]
+    if not missing:
+        return ()
+    channels, rights = zip(*missing, strict=True)
+    reason = (
+        f"the Redis user has no right to {', '.join(rights)}, so these are not written: "
+        f"{', '.join(channels)}; `mdservice check` prints the ACL line"
+    )
+    return (reason,)
 
 
 def _redis(topology: Topology, backlog: int, key_prefix: str) -> RedisReport:

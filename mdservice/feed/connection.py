@@ -233,6 +233,12 @@ class FeedConnection:
         """The topics that a source wants."""
         return self._subscriptions.wanted_by(source)
 
+    def wants(self, kind: Kind[Any]) -> bool:
+        """Whether a topic that brings records of the kind is wanted."""
+        if kind not in self.feed.kinds:
+            return False
+        return any(topic.channel in kind.topics for topic in self._subscriptions.wanted)
+
     def topics_of(self, symbols: Collection[str]) -> tuple[Topic, ...]:
         """The wanted topics of these symbols."""
         return self._subscriptions.of_symbols(symbols)

@@ -146,7 +146,10 @@ class RedisReport:
     url: str = _shown("Its URL, without any secret.")
     last_error: str | None = _shown("Why the last failed write or connection failed.")
     backlog: int = _shown("Events that it has not acknowledged.", default=0)
-    command_errors: int = _shown("Commands that failed inside executed writes.", default=0)
+    command_errors: int = _shown(
+        "Commands that failed inside executed writes, and events that its user may not write.",
+        default=0,
+    )
     last_command_error: str | None = _shown(
         "The server's message for the last of them.", default=None
     )

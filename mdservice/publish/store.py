@@ -18,6 +18,7 @@ from mdservice.observability.logging import get_logger
 __all__ = [
     "READ_LIMIT_S",
     "Events",
+    "LimitedStore",
     "Message",
     "PriceStore",
     "RenewingStore",
@@ -126,6 +127,19 @@ class RenewingStore(Protocol):
         Raises:
             StoreUnavailable, StoreRefused
         """
+        ...
+
+
+@runtime_checkable
+class LimitedStore(Protocol):
+    """A price store that may be refused some kinds of record, and writes the others.
+
+    It leaves out what a batch has of them, and counts each event in ``command_errors``.
+    """
+
+    @property
+    def refused(self) -> Mapping[Kind[Any], str]:
+        """The kinds that it cannot write now, each with the missing rights."""
         ...
 
 

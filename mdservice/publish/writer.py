@@ -30,7 +30,7 @@ from mdservice.model.feeds import STOCKS, feed_of
 from mdservice.model.kinds import KINDS, Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger, masked
-from mdservice.publish.store import PriceStore, RenewingStore, WriteBatch
+from mdservice.publish.store import LimitedStore, PriceStore, RenewingStore, WriteBatch
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
 
 __all__ = ["RedisWriter", "WriterSnapshot"]
@@ -64,6 +64,8 @@ class WriterSnapshot:
     reconnects: int
     command_errors: int
     last_command_error: str | None
+    refused: Mapping[Kind[Any], str]
+    """The kinds that the store cannot write now, each with the missing rights."""
 
 
 @attrs.define
@@ -201,6 +203,7 @@ class RedisWriter:
             max(0, self._connects - 1),
             self._store.command_errors,
             self._store.last_command_error,
+            self._store.refused if isinstance(self._store, LimitedStore) else {},
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:

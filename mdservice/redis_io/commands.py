@@ -6,7 +6,7 @@ templates takes well under 1 µs, and there are two commands for every quote.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -78,6 +78,9 @@ class BatchPacker:
         """The database to name at the head of each batch; None for no such message."""
         self.unmarked: frozenset[Kind[Any]] = frozenset()
         """The kinds whose batches have no such message."""
+        self.refused: Mapping[Kind[Any], str] = {}
+        """The kinds that the server does not let this user write, each with the missing rights.
+        What a batch has of them is left out."""
         self._price_ttl_s = price_ttl_s
         self._set: dict[Kind[Any], tuple[bytes, bytes]] = {}
         """How a key is written, and the part before the symbol."""
@@ -104,6 +107,8 @@ class BatchPacker:
     def _old_values(self, batch: WriteBatch) -> Iterator[bytes]:
         """The commands for old values, each with its remaining time to live; skips expired ones."""
         for kind, ages_s in batch.ages_s.items():
+            if kind in self.refused:
+                continue
             prefix = self._names.key_prefix(kind)
             for symbol, age_s in ages_s.items():
                 left_s = self.ttl_s(kind) - age_s
@@ -119,7 +124,7 @@ class BatchPacker:
     def _markers(self, batch: WriteBatch, db: int) -> Iterator[bytes]:
         counts: dict[Kind[Any], int] = {QUOTES: 0}  # in front of feed states too
         for events in batch.events:
-            if events.kind is not None:
+            if events.kind is not None and events.kind not in self.refused:
                 counts[events.kind] = counts.get(events.kind, 0) + len(events.payloads)
         for kind, count in counts.items():
             if kind not in self.unmarked:
@@ -166,7 +171,10 @@ class BatchPacker:
         if self.marks_db is not None and batch.events:
             parts += self._markers(batch, self.marks_db)
         parts += self._old_values(batch)
+        refused = self.refused
         for kind, latest in batch.latest.items():
+            if kind in refused:
+                continue
             set_, prefix = self._set.get(kind) or self._set_of(kind)
             old = batch.ages_s.get(kind, ())
             for symbol, payload in latest.items():
@@ -174,10 +182,13 @@ class BatchPacker:
                     key = prefix + symbol.encode()
                     add(set_ % (len(key), key, len(payload), payload))
         for kind, symbols in batch.deleted.items():
+            if kind in refused:
+                continue
             prefix = self._names.key_prefix(kind)
             parts += [pack(b"DEL", prefix + symbol.encode()) for symbol in symbols]
         for events in batch.events:
-            parts += self._messages(events)
+            if events.kind not in refused:
+                parts += self._messages(events)
         add(self.number(batch.number))
         queued = len(parts) - 1
         add(_EXEC)

@@ -1,13 +1,14 @@
 """Checks the rights of the service on a Redis server, without effect.
 
 A server checks a user's rights, its memory, its role and its disk when it queues a command of a
-transaction. Commands are therefore queued as ``run`` sends them, with the real names, and the
-connection is closed before ``EXEC``: nothing is executed.
+transaction. Commands are therefore queued as ``run`` sends them, with the real names. Nothing is
+executed: ``mdservice check`` closes its connection before ``EXEC``, and the writer queues a broken
+command too, so that the server drops the transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -20,11 +21,13 @@ from mdservice.redis_io.names import (
     STATUS_CHANNEL,
     RedisNames,
 )
-from mdservice.redis_io.replies import is_error, refusal_code
+from mdservice.redis_io.replies import is_error, refusal, refusal_code
 
-__all__ = ["RedisRights", "try_rights"]
+__all__ = ["MissingRights", "RedisRights", "missing_rights", "try_rights"]
 
 _CLIENT_NAME: Final = "mdservice-check"
+_BROKEN: Final = pack(b"GET")
+"""A command without its key."""
 
 
 @attrs.frozen
@@ -40,6 +43,49 @@ class RedisRights:
     missing: tuple[str, ...] = ()
     reduced: tuple[str, ...] = ()
     refused: str | None = None
+
+
+@attrs.frozen
+class MissingRights:
+    """The rights that the writer's user lacks.
+
+    Attributes:
+        needed: Those without which the server refuses every write: ``PUBLISH price.updated``.
+        kinds: The kinds that cannot be written, each with what is missing. Never quotes.
+    """
+
+    needed: str = ""
+    kinds: Mapping[Kind[Any], str] = attrs.field(factory=dict)
+
+
+async def missing_rights(
+    connection: RedisConnection, names: RedisNames, event_log: str | None
+) -> MissingRights:
+    """Try the rights to write each kind, on a connection that may use ``MULTI`` and ``EXEC``.
+
+    Raises:
+        StoreUnavailable, StoreRefused
+    """
+    needed = {**_to_write(names, QUOTES), **_to_write_any(names, event_log)}
+    kinds = {kind: _to_write(names, kind) for kind in KINDS if kind is not QUOTES}
+    # Without MULTI, the server would execute the commands.
+    (multi,) = await connection.call(pack(b"MULTI"))
+    if is_error(multi):
+        raise refusal(connection.address, str(multi))
+    commands = [command for each in (needed, *kinds.values()) for command in each.values()]
+    replies = iter(await connection.call(*commands, _BROKEN, pack(b"EXEC")))
+
+    def refused(rights: Iterable[str]) -> str:
+        answers = [(right, next(replies)) for right in rights]
+        return ", ".join(
+            right
+            for right, reply in answers
+            if is_error(reply) and refusal_code(str(reply)) == "NOPERM"
+        )
+
+    missing = refused(needed)
+    of_kinds = {kind: refused(rights) for kind, rights in kinds.items()}
+    return MissingRights(missing, {kind: rights for kind, rights in of_kinds.items() if rights})
 
 
 async def try_rights(
@@ -106,19 +152,27 @@ def _reduced_kind(kind: Kind[Any], replies: dict[str, Any]) -> list[tuple[str, s
     refused = {name: str(reply) for name, reply in replies.items() if is_error(reply)}
     if not refused:
         return []
-    without = f"without these, a subscription of {kind.channel} makes the server refuse all writes"
+    without = f"without these, {kind.channel} are not written"
     text = next((t for t in refused.values() if refusal_code(t) != "NOPERM"), None)
     return [(f"{', '.join(refused)} ({without})", text or next(iter(refused.values())))]
 
 
 def _of_kind(names: RedisNames, kind: Kind[Any]) -> dict[str, bytes]:
-    """The commands without which records of a kind cannot be written, by the name of each right."""
+    """The commands that records of a kind need, by the name of each right."""
+    commands = _to_write(names, kind)
+    if kind.has_key:
+        key = names.key_prefix(kind) + b"AAPL"
+        commands[f"MGET {names.keys(kind).decode()}"] = pack(b"MGET", key)
+    return commands
+
+
+def _to_write(names: RedisNames, kind: Kind[Any]) -> dict[str, bytes]:
+    """The commands without which records of a kind cannot be written, likewise."""
     channel = names.channel(kind.event)
     commands = {}
     if kind.has_key:
         keys, key = names.keys(kind).decode(), names.key_prefix(kind) + b"AAPL"
         commands[f"SET {keys}"] = pack(b"SET", key, b"{}", b"EX", b"300")
-        commands[f"MGET {keys}"] = pack(b"MGET", key)
         if kind is TRADES:
             commands[f"DEL {keys}"] = pack(b"DEL", key)
     if kind.stream is not None:
@@ -127,6 +181,22 @@ def _of_kind(names: RedisNames, kind: Kind[Any]) -> dict[str, bytes]:
         words = (b"XADD", stream, *limit, b"*", b"id", b"1", b"data", b"{}")
         commands[f"XADD {stream.decode()}"] = pack(*words)
     commands[f"PUBLISH {channel.decode()}"] = pack(b"PUBLISH", channel, b"{}")
+    return commands
+
+
+def _to_write_any(names: RedisNames, event_log: str | None) -> dict[str, bytes]:
+    """The commands of every batch, likewise."""
+    writer, writers = names.writer_key("check"), names.writer_key("*").decode()
+    status = names.channel(STATUS_CHANNEL)
+    commands = {
+        f"SET {writers}": pack(b"SET", writer, b"0", b"EX", b"1"),
+        f"GET {writers}": pack(b"GET", writer),
+        f"PUBLISH {status.decode()}": pack(b"PUBLISH", status, b"{}"),
+    }
+    if event_log is not None:
+        log = names.event_log(event_log)
+        words = (b"XADD", log, b"MAXLEN", b"~", b"100000", b"*", b"symbol", b"AAPL", b"data", b"{}")
+        commands[f"XADD {log.decode()}"] = pack(*words)
     return commands
 
 
@@ -143,19 +213,11 @@ def _commands(
     names: RedisNames, event_log: str | None, kinds: Collection[Kind[Any]], *, renew_prices: bool
 ) -> tuple[dict[str, bytes], dict[str, tuple[bytes, str]]]:
     """The required and the optional commands, by the name of each right."""
-    writer, instance = names.writer_key("check"), names.instance_key
-    writers = names.writer_key("*").decode()
-    status = names.channel(STATUS_CHANNEL)
+    instance = names.instance_key
     needed: dict[str, bytes] = {}
     for kind in kinds:
         needed.update(_of_kind(names, kind))
-    needed[f"SET {writers}"] = pack(b"SET", writer, b"0", b"EX", b"1")
-    needed[f"GET {writers}"] = pack(b"GET", writer)
-    needed[f"PUBLISH {status.decode()}"] = pack(b"PUBLISH", status, b"{}")
-    if event_log is not None:
-        log = names.event_log(event_log)
-        words = (b"XADD", log, b"MAXLEN", b"~", b"100000", b"*", b"symbol", b"AAPL", b"data", b"{}")
-        needed[f"XADD {log.decode()}"] = pack(*words)
+    needed.update(_to_write_any(names, event_log))
 
     fence = "without it a write whose connection broke may be executed twice"
     notice = "without it other services on this server are not noticed"
@@ -180,6 +242,12 @@ def _commands(
             pack(b"PUBLISH", marker, b"check 0 0"),
             "without it readers cannot separate the events of two services",
         )
+        if kind.stream is not None:
+            stream = names.stream(kind.stream)
+            useful[f"XREVRANGE {stream.decode()}"] = (
+                pack(b"XREVRANGE", stream, b"+", b"-", b"COUNT", b"1"),
+                "without it a new run publishes what the last one has published again",
+            )
         if renew_prices and kind.has_key:
             useful[f"EXPIRE {names.keys(kind).decode()}"] = (
                 pack(b"EXPIRE", names.key_prefix(kind) + b"AAPL", b"300"),

@@ -5,7 +5,7 @@ A cancelled call closes the connection, since the server may or may not execute 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -21,9 +21,11 @@ from mdservice.redis_io.commands import BatchPacker, pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.replies import array, describe_refusal, is_error, malformed, refusal
+from mdservice.redis_io.rights import MissingRights, missing_rights
 
 __all__ = [
     "CLIENT_NAME",
+    "LOOK_AGAIN_S",
     "Identity",
     "RedisPriceStore",
     "greet",
@@ -126,6 +128,8 @@ def raise_refusal(address: str, replies: Iterable[object]) -> None:
             raise refusal(address, str(reply))
 
 
+LOOK_AGAIN_S: Final = 10.0
+"""How often to try again the rights of kinds that this user may not write, seconds."""
 _KEYS_PER_READ: Final = 1_000
 
 _log = get_logger(__name__)
@@ -141,6 +145,10 @@ class RedisPriceStore:
     a connection broke may then be executed twice, or after a newer one. The same holds where
     one address leads to several servers in turn.
 
+    A kind that the user may not write is left out, and :attr:`command_errors` counts its events.
+    The others are written. Its rights are tried again every :data:`LOOK_AGAIN_S`. Without the
+    rights to write quotes, every write is refused.
+
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
         price_ttl_s: Seconds until a key expires, for kinds that set no time of their own.
@@ -150,6 +158,7 @@ class RedisPriceStore:
             are counted from 1 again.
         prefix: The prefix of every key, channel and stream name.
         timeout_s: How long connecting, and each wait for the server, may take.
+        kinds: The kinds that will be written; their missing rights are logged at connecting.
 
     Raises:
         ConfigurationError: The URL cannot be used.
@@ -165,6 +174,7 @@ class RedisPriceStore:
         event_log_maxlen: int = 100_000,
         prefix: str = "",
         timeout_s: float = 5.0,
+        kinds: Collection[Kind[Any]] = KINDS,
     ) -> None:
         self._address = RedisAddress(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
@@ -176,6 +186,11 @@ class RedisPriceStore:
             instance=instance,
             prefix=prefix,
         )
+        self._event_log = event_log
+        self._kinds = kinds
+        self._missing = MissingRights()
+        self._said_missing: Mapping[Kind[Any], str] = {}
+        self._looked_s = 0.0
         self._number_key = self._names.writer_key(instance)
         self._connection: RedisConnection | None = None
         self._unfenced: Identity | None = None
@@ -201,7 +216,7 @@ class RedisPriceStore:
 
     @property
     def command_errors(self) -> int:
-        """How many commands failed inside an executed transaction.
+        """How many commands failed inside an executed transaction, with the events left out.
 
         For instance an ``XADD`` to a key that is no stream.
         """
@@ -211,6 +226,11 @@ class RedisPriceStore:
     def last_command_error(self) -> str | None:
         """The server's message for the last of them."""
         return self._last_command_error
+
+    @property
+    def refused(self) -> Mapping[Kind[Any], str]:
+        """The kinds that this user may not write, each with the missing rights."""
+        return self._missing.kinds
 
     async def connect(self) -> None:
         """Open a connection, after ending the previous one where the server still holds it.
@@ -226,6 +246,7 @@ class RedisPriceStore:
                 self._unfenced = await greet(
                     connection, self._unfenced, self._packer, self._address.database
                 )
+                await self._look(connection)
                 self._connection = connection
             finally:
                 if self._connection is None:
@@ -274,8 +295,16 @@ class RedisPriceStore:
         """
         self._number = None
         with self._conversation() as connection:
-            failed = await write_batch(connection, self._packer, batch)
+            await self._look_again(connection)
+            try:
+                failed = await write_batch(connection, self._packer, batch)
+            except StoreRefused as exc:
+                if self._missing.needed:
+                    words = f"{exc}. Missing: {self._missing.needed}"
+                    raise StoreRefused(words, reconnect=exc.reconnect) from exc
+                raise
         self._number = batch.number
+        failed += self._left_out(batch)
         if failed:
             self._command_errors += len(failed)
             self._last_command_error = failed[-1]
@@ -289,6 +318,8 @@ class RedisPriceStore:
         Raises:
             StoreUnavailable, StoreRefused
         """
+        with self._conversation() as connection:
+            await self._look_again(connection)
         if self._number is None:
             # The number is not known, so a stored one must stay.
             await self._call(self._packer.number(0, b"NX"))
@@ -334,7 +365,7 @@ class RedisPriceStore:
             StoreUnavailable, StoreRefused
         """
         names = list(symbols)
-        if not names:
+        if not names or kind in self.refused:
             return ()
         prefix = self._names.key_prefix(kind)
         ttl = b"%d" % self._packer.ttl_s(kind)
@@ -354,6 +385,36 @@ class RedisPriceStore:
     async def aclose(self) -> None:
         """Close the connection; never raises for a broken one."""
         self._drop()
+
+    async def _look(self, connection: RedisConnection) -> None:
+        """Try which kinds may be written."""
+        self._missing = await missing_rights(connection, self._names, self._event_log)
+        self._looked_s = anyio.current_time()
+        self._packer.refused = self.refused
+        shown = {kind: self.refused[kind] for kind in self._kinds if kind in self.refused}
+        if shown and shown != self._said_missing:
+            _log.error(
+                "redis_rights_missing",
+                url=self.address,
+                rights=", ".join(shown.values()),
+                not_written=[kind.channel for kind in shown],
+                fix="`mdservice check` prints the ACL line",
+            )
+        self._said_missing = shown
+
+    async def _look_again(self, connection: RedisConnection) -> None:
+        if self.refused and anyio.current_time() - self._looked_s >= LOOK_AGAIN_S:
+            await self._look(connection)
+
+    def _left_out(self, batch: WriteBatch) -> list[str]:
+        """The reason for each event of a kind that may not be written."""
+        return [
+            f"no {events.kind.channel} are written, because this user has no right to "
+            f"{self.refused[events.kind]}; `mdservice check` prints the ACL line"
+            for events in batch.events
+            if events.kind is not None and events.kind in self.refused
+            for _ in events.payloads
+        ]
 
     async def _call(self, *commands: bytes) -> list[Any]:
         """Send commands and return their replies; raise for an error among them."""

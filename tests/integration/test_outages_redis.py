@@ -19,6 +19,7 @@ import attrs
 import pytest
 import redis
 
+from mdservice.redis_io.names import RedisNames
 from tests.integration.outages import LINES, Ear, Line, open_line, restart_heard, run, until
 
 each_line = pytest.mark.parametrize(("driver", "backend"), LINES)
@@ -279,5 +280,29 @@ def test_restarted_empty_it_has_the_prices_that_did_not_change_too(
 
     def keys(line: Line) -> list[str]:
         return [f"price:{symbol}" for symbol in line.symbols]
+
+    run(body, backend)
+
+
+@each_line
+def test_a_kind_that_the_user_may_not_write_degrades_the_service_and_quotes_go_on(
+    driver: str, backend: str, fresh_valkey: Any, folder: Path
+) -> None:
+    async def body() -> None:
+        with fresh_valkey.client() as client, closing(Ear(fresh_valkey.path)) as ear:
+            rules = f"on nopass {RedisNames().rights()} -del"
+            client.execute_command("ACL", "SETUSER", "desk", *rules.split())
+            url = fresh_valkey.url.replace("unix://", "unix://desk:any@")
+            async with open_line(fresh_valkey, folder, driver, redis_url=url) as line:
+                await line.more()
+                status = line.service.status()
+                assert (status.state, status.reasons) == ("running", ())
+                await line.service.subscribe("AAPL", channels=["trades"])
+                await line.more()
+                status = line.service.status()
+                assert (status.state, line.service.readiness().ready) == ("degraded", True)
+                assert "DEL trade:*" in status.reasons[0]
+                await line.stop(ear)
+                line.check_complete(ear)
 
     run(body, backend)

@@ -11,8 +11,9 @@ import pytest
 import trio
 
 from mdservice.errors import StoreRefused, StoreUnavailable
-from mdservice.model.kinds import BARS, KINDS, QUOTES, TRADES
+from mdservice.model.kinds import BARS, KINDS, NEWS, QUOTES, TRADES
 from mdservice.publish.store import Events, Message, WriteBatch
+from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
 
@@ -129,6 +130,66 @@ async def test_a_kind_whose_marker_is_not_allowed_goes_without_and_the_others_ke
         b"trade.updated",
         b"bar.updated",
     ]
+    await store.aclose()
+
+
+def mixed_batch(number: int) -> WriteBatch:
+    """A quote, a trade and an article."""
+    news = Events(NEWS.event, [b"{}"], NEWS, ["AAPL"], ["1"])
+    events = [Events(kind.event, [b"{}"], kind, ["AAPL"]) for kind in (QUOTES, TRADES)]
+    values = {kind: {"AAPL": b"{}"} for kind in (QUOTES, TRADES)}
+    return WriteBatch(number, values, [*events, news])
+
+
+LIMITED = {
+    "-del": (TRADES, "DEL trade:*"),
+    "resetkeys ~price:* ~mdservice:* ~news": (TRADES, "SET trade:*, DEL trade:*"),
+    "resetchannels &price.updated &feed.status &news.published": (TRADES, "PUBLISH trade.updated"),
+    "-xadd": (NEWS, "XADD news"),
+}
+"""What is taken from a user, the kind that it then may not write, and the rights that are named."""
+
+
+@pytest.mark.parametrize("change", LIMITED)
+async def test_a_kind_that_may_not_be_written_goes_without_and_the_others_go_on(
+    fresh_valkey: Any, change: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr("mdservice.redis_io.store.LOOK_AGAIN_S", 0.0)
+    kind, rights = LIMITED[change]
+    other = TRADES if kind is NEWS else NEWS
+    with fresh_valkey.client() as client:
+        line = f"on >pw {RedisNames().rights()} {change}"
+        client.execute_command("ACL", "SETUSER", "writer", *line.split())
+        url = f"unix://writer@{fresh_valkey.path}?password=pw"
+        store = RedisPriceStore(url, instance="i", kinds=(QUOTES, TRADES, NEWS))
+        await store.connect()
+        assert client.keys() == []
+        assert rights in store.refused[kind]
+        assert not {QUOTES, other} & store.refused.keys()
+        assert caplog.text.count("redis_rights_missing") == 1
+        await store.write(mixed_batch(1))
+        written = {b"price:AAPL", b"mdservice:writer:i", b"trade:AAPL" if kind is NEWS else b"news"}
+        assert set(client.keys()) == written
+        assert store.command_errors == 1
+        assert rights in (store.last_command_error or "")
+        assert not await store.renew(kind, ["AAPL"])
+
+        line = f"on >pw {RedisNames().rights()}"
+        client.execute_command("ACL", "SETUSER", "writer", *line.split())
+        await store.write(mixed_batch(2))
+        assert {b"trade:AAPL", b"news"} <= set(client.keys())
+        assert (store.refused, store.command_errors) == ({}, 1)
+    await store.aclose()
+
+
+async def test_a_missing_right_that_stops_all_writes_is_named(fresh_valkey: Any) -> None:
+    with fresh_valkey.client() as client:
+        rules = f"on >pw {RedisNames().rights()} resetchannels &price.updated"
+        client.execute_command("ACL", "SETUSER", "writer", *rules.split())
+        store = make(f"unix://writer@{fresh_valkey.path}?password=pw", event_log="log")
+        await store.connect()
+        with pytest.raises(StoreRefused, match=r"NOPERM.*PUBLISH feed\.status, XADD log"):
+            await store.write(batch(1))
     await store.aclose()
 
 
