@@ -247,13 +247,16 @@ class Session:
         """The topics of a request."""
         if self.feed is OPTIONS and self.encoding != "msgpack":
             raise RelayError(412)
-        asked = {name: value for name, value in message.items() if name != "action"}
+        # The Go SDK names every channel of every feed, most of them with null or without symbols.
+        asked = {
+            name: symbols
+            for name, symbols in message.items()
+            if name != "action" and symbols is not None and symbols != []
+        }
         if not _EVERY_CHANNEL.difference(_CHANNELS[self.feed]).isdisjoint(asked):
             raise RelayError(410)
         topics: dict[Topic, None] = {}
         for channel, symbols in asked.items():
-            if symbols is None:  # some SDKs send null for a channel without symbols
-                continue
             if channel not in _CHANNELS[self.feed] or not isinstance(symbols, Sequence):
                 raise RelayError(400)
             if isinstance(symbols, str | bytes):
@@ -261,7 +264,7 @@ class Session:
             parsed = list(map(self._symbol, symbols))
             if channel not in _COMPANIONS[self.feed]:  # these come with the trades
                 topics |= dict.fromkeys(Topic(channel, symbol) for symbol in parsed)
-        if not asked:
+        if len(message) == 1:
             raise RelayError(400)
         if adding and self.feed is OPTIONS and Topic(QUOTES.channel, EVERY_SYMBOL) in topics:
             raise RelayError(413)
