@@ -105,6 +105,7 @@ class MadeRecord:
         reordered: It was sent behind a newer one.
         duplicated: It was sent twice.
         left_out: The service said that the feed does not give it this topic.
+        subscribed: The newest connection had subscribed to its topic.
     """
 
     feed: FeedName
@@ -119,6 +120,7 @@ class MadeRecord:
     reordered: bool = False
     duplicated: bool = False
     left_out: bool = False
+    subscribed: bool = False
 
     @property
     def ts_event_ns(self) -> int:
@@ -289,21 +291,23 @@ class AccountMarket:
         channel = "trades" if kind.channel in _WITH_TRADES else kind.channel
         left_out = self._left_out(feed)
         flags: Counter[str] = Counter()
+        subscribed: Collection[str] = ()
         for connection in list(simulator._connections.values()):
             if connection.session is not None and connection.session.feed is kind.feed:
+                subscribed = connection._wanted.get(kind, ())
                 faults = connection.faults
                 muted = faults.muted(anyio.current_time())
                 flags["spoiled"] += muted or faults._garble > 0
                 flags["reordered"] += faults._reorder > 0 or bool(faults._held.get(kind.channel))
                 flags["duplicated"] += faults._duplicate > 0
         for record in sent:
-            self._note(kind, record, flags, left_out=Topic(channel, record.symbol) in left_out)
+            one = self._note(kind, record, flags)
+            one.left_out = Topic(channel, record.symbol) in left_out
+            one.subscribed = not {record.symbol, EVERY_SYMBOL}.isdisjoint(subscribed)
         frames = [self._rng.randrange(1, 8) for _ in range(self._rng.randrange(3))]
         simulator.send_records(kind, sent, frames=frames)
 
-    def _note(
-        self, sim_kind: SimKind[Any], record: Any, flags: Counter[str], *, left_out: bool
-    ) -> None:
+    def _note(self, sim_kind: SimKind[Any], record: Any, flags: Counter[str]) -> MadeRecord:
         kind = _kind_of(sim_kind.channel)
         fields = _FIELDS[sim_kind](record)
         if sim_kind.channel == "corrections":
@@ -333,13 +337,13 @@ class AccountMarket:
             spoiled=flags["spoiled"] > 0,
             reordered=flags["reordered"] > 0,
             duplicated=flags["duplicated"] > 0,
-            left_out=left_out,
         )
         if known is not None:
             known.duplicated |= one.duplicated
         else:
             self.made[kind][content] = one
         self.of[one.feed, kind, one.symbol].append(one)
+        return one
 
 
 def fields_of(kind: Kind[Any], record: Any) -> dict[str, Any]:

@@ -204,7 +204,11 @@ def _window(
     ]
     leading = TRADES if kind.is_companion else kind
     if kind in _IN_ORDER or symbol not in (*world.plan.symbols, EVERY_SYMBOL):
-        first_ns = min(sent, default=None)
+        # A repair may also bring what was sent before it was subscribed.
+        asked = [
+            one.sent_ns for one in _market(world).of[feed.name, kind, symbol] if one.subscribed
+        ]
+        first_ns = min(set(sent).intersection(asked), default=None)
     else:
         first_ns = life.resumed_ns.get((feed.name, leading, symbol))
     if first_ns is None:
