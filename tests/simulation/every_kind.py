@@ -27,6 +27,7 @@ from mdservice.model.kinds import (
     Repair,
 )
 from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.timestamps import parse_rfc3339
 from mdservice.model.trade import Trade, changed_trade, trade_identity
 from mdservice.redis_io.names import STATUS_CHANNEL
 from tests.simulation.account import MadeRecord, content_of, fields_of
@@ -368,26 +369,31 @@ def _check_published(life: Life) -> Iterator[str]:
 
 
 def _check_keys(life: Life) -> Iterator[str]:
-    """Once an event is out, its key has that record or a newer one."""
+    """Once an event is out, its key has that record or a newer one.
+
+    Not where the trade was corrected or canceled: its key may have changed with its own event.
+    """
     own: dict[Kind[Any], dict[bytes, int]] = defaultdict(dict)
+    changed = {
+        changed_trade(item) for _, kind, item in life.every if kind in (CANCELS, CORRECTIONS)
+    }
+    changed_payloads: set[bytes] = set()
     for _, kind, item in life.every:
         if kind is not None:
-            own[kind][kind.encode(item)] = item.ts_event_ns
+            payload = kind.encode(item)
+            own[kind][payload] = item.ts_event_ns
+            if kind is TRADES and item.id is not None and trade_identity(item) in changed:
+                changed_payloads.add(payload)
     times = dict(life.earlier_ns)
-    canceled: set[str] = set()
     for batch in life.store.executed[life.first_batch : life.last_batch]:
-        canceled.update(
-            message.symbol or ""
-            for message in batch.messages
-            if message.channel in (CANCELS.event, CORRECTIONS.event)
-        )
         for kind, latest in batch.latest.items():
             for symbol, payload in latest.items():
                 ts_ns = own[kind].get(payload, life.earlier_payloads.get(payload))
-                if ts_ns is None:
-                    if kind is not TRADES:  # a corrected one has other content than any event
-                        yield f"the key {kind.key_prefix}{symbol} holds {payload[:300]!r}"
+                if ts_ns is None and kind is not TRADES:
+                    yield f"the key {kind.key_prefix}{symbol} holds {payload[:300]!r}"
                     continue
+                if ts_ns is None:  # a corrected one has other content than any event
+                    ts_ns = parse_rfc3339(msgspec.json.decode(payload)["timestamp"])
                 before_ns = times.get((kind, symbol), 0)
                 if ts_ns < before_ns and kind is not TRADES:
                     yield f"the key {kind.key_prefix}{symbol} went back to {payload[:300]!r}"
@@ -397,7 +403,7 @@ def _check_keys(life: Life) -> Iterator[str]:
             if its_kind is None or not its_kind.has_key:
                 continue
             for symbol, payload in zip(events.symbols, events.payloads, strict=True):
-                if its_kind is TRADES and symbol in canceled:
+                if payload in changed_payloads:
                     continue
                 if own[its_kind].get(payload, 0) > times.get((its_kind, symbol), 0):
                     yield f"an event came before its key: {payload[:300]!r}"
