@@ -55,7 +55,8 @@ def format_ns(ns: int) -> str:
 
 def format_short_ns(ns: int) -> str:
     """The same as Alpaca writes it, without zeros at the end: ``2026-11-20T15:51:44.2Z``."""
-    return format_ns(ns)[:-1].rstrip("0").rstrip(".") + "Z"
+    text = format_ns(ns)
+    return text if ns % 10 else text[:-1].rstrip("0").rstrip(".") + "Z"
 
 
 def parse_rfc3339(text: str) -> int:

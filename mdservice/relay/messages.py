@@ -303,19 +303,23 @@ def _values_of(wire: bytes) -> dict[str, Any]:
     return message
 
 
-def _json_of(message: Mapping[str, Any]) -> bytes:
-    return _encode_json({name: _whole_number(value) for name, value in message.items()})
+def _json_of(message: dict[str, Any]) -> bytes:
+    """A message in JSON, with 187.0 as 187, as Alpaca writes it."""
+    for name, value in message.items():
+        kind = type(value)
+        if kind is float or kind is list:
+            message[name] = _whole_number(value)
+    return _encode_json(message)
 
 
 def _whole_number(value: Any) -> Any:
-    """A value with 187.0 as 187, as Alpaca writes it in JSON; also in a list of levels."""
-    kind = type(value)
-    if kind is float:
-        if value.is_integer() and -_LEAST_EXPONENT < value < _LEAST_EXPONENT:
-            return int(value)
-    elif kind is list:
+    """A number as JSON has it, also those in a list of levels."""
+    if isinstance(value, float):
+        whole = value.is_integer() and -_LEAST_EXPONENT < value < _LEAST_EXPONENT
+        return int(value) if whole else value
+    if isinstance(value, list):
         return [_whole_number(one) for one in value]
-    elif kind is dict:
+    if isinstance(value, dict):
         return {name: _whole_number(one) for name, one in value.items()}
     return value
 
