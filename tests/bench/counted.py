@@ -3,7 +3,8 @@
 ``python -m tests.bench.counted`` prepares fixed inputs, warms up, then does each task with
 :data:`FEW` quotes and with :data:`MANY`. Before and after each it enters ``getppid``, which the
 counting tool takes as the sign to write down what it has counted and to start from zero. The tasks are
-the pure parts of a quote's way: cut, decode, order, wait, conflate, encode, pack, and a reader's decoding.
+the pure parts of a quote's way: cut, decode, order, wait, conflate, encode, pack, and a reader's decoding;
+and what the relay adds to them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from mdservice.publish.conflation import ConflatingBuffer
 from mdservice.publish.publisher import MOST_IN_BATCH
 from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.commands import BatchPacker
+from mdservice.relay.messages import messages_of, payload
 from mdservice.router.sequencer import Sequencer
 
 FEW, MANY = 1000, 3000
@@ -68,15 +70,31 @@ def _quotes(count: int) -> list[Quote]:
     return quotes
 
 
-def _decode(encoding: Encoding) -> Prepare:
+def _decode(encoding: Encoding, *, keep_wire: bool = False) -> Prepare:
     def prepare(count: int) -> Work:
         frames = _frames(encoding, _quotes(count))
-        followed = Followed()
-        followed.ask(Topic(QUOTES.channel, f"S{number:03}") for number in range(_SYMBOLS))
-        codec = Codec(encoding, followed)
+        codec = _codec(encoding, keep_wire=keep_wire)
         if len(codec.decode(frames, _NOW_NS).of(QUOTES)) != count:
             raise RuntimeError("not every quote could be decoded")
         return lambda: codec.decode(frames, _NOW_NS)
+
+    return prepare
+
+
+def _codec(encoding: Encoding, *, keep_wire: bool) -> Codec:
+    followed = Followed()
+    followed.keep_wire = keep_wire
+    followed.ask(Topic(QUOTES.channel, f"S{number:03}") for number in range(_SYMBOLS))
+    return Codec(encoding, followed)
+
+
+def _relay(feed: Encoding, clients: Encoding) -> Prepare:
+    """The feed's messages as one frame of the relay."""
+
+    def prepare(count: int) -> Work:
+        frames = _frames(feed, _quotes(count))
+        quotes = _codec(feed, keep_wire=True).decode(frames, _NOW_NS).of(QUOTES)
+        return lambda: payload(messages_of(QUOTES, quotes), clients)
 
     return prepare
 
@@ -188,6 +206,11 @@ TASKS: dict[str, Prepare] = {
     "encode": _encode,
     "pack": _pack,
     "decode, reader": _read,
+    "decode and keep, msgpack": _decode("msgpack", keep_wire=True),
+    "decode and keep, json": _decode("json", keep_wire=True),
+    "relay, msgpack": _relay("msgpack", "msgpack"),
+    "relay, msgpack to json": _relay("msgpack", "json"),
+    "relay, json to msgpack": _relay("json", "msgpack"),
 }
 
 
