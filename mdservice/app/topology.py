@@ -558,7 +558,7 @@ def _recovery(
     router: Router,
     send_queue: SendQueue,
     clock: Clock,
-) -> Recovery:
+) -> Recovery[R]:
     """What recovers the records of a kind that a lost connection has missed."""
     repair = feed.repair(kind)
     if repair is Repair.LATEST:

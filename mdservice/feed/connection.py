@@ -88,7 +88,7 @@ class _NotWanted(Exception):
     """Nothing is wanted of the connection."""
 
 
-def _leading(kind: Kind[Any], recoveries: Mapping[Kind[Any], Recovery]) -> Recovery:
+def _leading(kind: Kind[Any], recoveries: Mapping[Kind[Any], Recovery[Any]]) -> Recovery[Any]:
     """The recovery of the kind, or of the kind with whose topics it comes."""
     if kind in recoveries:
         return recoveries[kind]
@@ -132,7 +132,7 @@ class FeedConnection:
         send_queue: SendQueue,
         clock: Clock,
         backoff: Backoff,
-        recoveries: Mapping[Kind[Any], Recovery],
+        recoveries: Mapping[Kind[Any], Recovery[Any]],
         liveness: Liveness,
         first_prices: Sequence[FirstPrices[Any]] = (),
         rows_skipped: Callable[[], int] = lambda: 0,

@@ -97,7 +97,7 @@ class FirstPrices(Generic[R]):
         kind: Kind[R],
         history: HalvingHistory[R] | None,
         subscriptions: SubscriptionSet,
-        repair: Recovery,
+        repair: Recovery[R],
         accepted: AcceptedRecords,
         send_queue: SendQueue,
         clock: Clock,

@@ -6,8 +6,9 @@ history it only reports the gap. :class:`Refresh` brings the latest values up to
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 import anyio
 
@@ -32,72 +33,101 @@ _REQUEST_LIMIT_S = 3.0
 _PAUSE_S = 0.5
 
 
-class Recovery(Protocol):
+class Recovery(ABC, Generic[R]):
     """Recovers one kind over all connections of a feed.
 
-    Attributes:
-        decode_errors: The number of fetched records with an invalid symbol.
-        unfollowed: The number of fetched records of symbols that were not requested.
-        refused: Why history refused the last recovery as a whole, or None.
-        set_aside: The symbols that history refuses, with the reason.
-        symbols_refused: How often history refused a symbol.
+    Args:
+        kind: The kind of the records.
+        history: The source of past and latest records; None if the feed has none of this kind.
+        accepted: The accepted records.
+        send_queue: Sends records and changes of state to the router.
+        clock: The time.
     """
 
-    @property
-    def decode_errors(self) -> int: ...  # noqa: D102 - as above
-    @property
-    def unfollowed(self) -> int: ...  # noqa: D102
-    @property
-    def refused(self) -> str | None: ...  # noqa: D102
-    @property
-    def set_aside(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def symbols_refused(self) -> int: ...  # noqa: D102
+    def __init__(
+        self,
+        kind: Kind[R],
+        history: HalvingHistory[R] | None,
+        accepted: AcceptedRecords,
+        send_queue: SendQueue,
+        clock: Clock,
+    ) -> None:
+        self.kind = kind
+        self._history = history
+        self._accepted = accepted
+        self._send_queue = send_queue
+        self._clock = clock
+        self._refused: str | None = None
 
-    def begin(self) -> None:
-        """Note that a connection is open."""
-        ...
+    @property
+    def refused(self) -> str | None:
+        """Why history refused the last recovery as a whole, or None."""
+        return self._refused
 
-    def symbols(self) -> frozenset[str]:
-        """The symbols with missing records."""
-        ...
+    @property
+    def set_aside(self) -> Mapping[str, str]:
+        """The symbols that history refuses, with the reason. Their gaps remain."""
+        return self._history.set_aside if self._history is not None else {}
 
-    def lost(self, followed: Iterable[str]) -> None:
-        """Note that the connection has ended, and that records of its symbols are missing."""
-        ...
+    @property
+    def symbols_refused(self) -> int:
+        """How often history refused a symbol."""
+        return self._history.symbols_refused if self._history is not None else 0
 
-    def expect(self, symbols: Iterable[str]) -> None:
-        """Note that these symbols are about to be asked for again."""
-        ...
+    @property
+    def decode_errors(self) -> int:
+        """The number of fetched records with an invalid symbol."""
+        return self._history.decode_errors if self._history is not None else 0
+
+    @property
+    def unfollowed(self) -> int:
+        """The number of fetched records of symbols that were not requested."""
+        return self._history.unfollowed if self._history is not None else 0
 
     def brings(self, kind: Kind[Any]) -> bool:
         """Whether records of this kind come with its topics."""
-        ...
+        return not set(kind.topics).isdisjoint(self.kind.topics)
 
+    @abstractmethod
+    def begin(self) -> None:
+        """Note that a connection is open."""
+
+    @abstractmethod
+    def symbols(self) -> frozenset[str]:
+        """The symbols with missing records."""
+
+    @abstractmethod
+    def lost(self, followed: Iterable[str]) -> None:
+        """Note that the connection has ended, and that records of its symbols are missing."""
+
+    @abstractmethod
+    def expect(self, symbols: Iterable[str]) -> None:
+        """Note that these symbols are about to be asked for again."""
+
+    @abstractmethod
     def add_live(self, kind: Kind[Any], records: Sequence[Any]) -> None:
         """Send live records, at once or after those that are being recovered."""
-        ...
 
+    @abstractmethod
     async def repair(self, followed: Collection[str], left_out: Collection[str] = ()) -> None:
         """Recover what is missing of the followed symbols, and report it."""
-        ...
 
+    @abstractmethod
     async def subscriptions_changed(
         self, followed: Collection[str], left_out: Collection[str]
     ) -> None:
         """Report what a request has changed while the connection is open."""
-        ...
 
+    @abstractmethod
     async def run(self) -> None:
         """Do what remains after a recovery, until cancelled or done."""
-        ...
 
+    @abstractmethod
     def stop(self) -> None:
         """Add everything that waits to the send queue."""
-        ...
 
 
-class Refresh(Generic[R]):
+class Refresh(Recovery[R]):
     """Brings the latest values up to date after a lost connection; the gap between them stays.
 
     Args:
@@ -117,11 +147,7 @@ class Refresh(Generic[R]):
         send_queue: SendQueue,
         clock: Clock,
     ) -> None:
-        self.kind = kind
-        self._history = history
-        self._accepted = accepted
-        self._send_queue = send_queue
-        self._clock = clock
+        super().__init__(kind, history, accepted, send_queue, clock)
         self._missing: set[str] = set()
         self._awaited: set[str] = set()
         """Symbols whose whole value has not come since subscribing."""
@@ -130,32 +156,6 @@ class Refresh(Generic[R]):
         self._losses = 0
         self._resumed = False
         self._left_out: frozenset[str] = frozenset()
-        self._refused: str | None = None
-
-    @property
-    def decode_errors(self) -> int:
-        """The number of fetched records with an invalid symbol."""
-        return self._history.decode_errors if self._history is not None else 0
-
-    @property
-    def unfollowed(self) -> int:
-        """The number of fetched records of symbols that were not requested."""
-        return self._history.unfollowed if self._history is not None else 0
-
-    @property
-    def refused(self) -> str | None:
-        """Why history refused the last refresh, or None."""
-        return self._refused
-
-    @property
-    def set_aside(self) -> Mapping[str, str]:
-        """The symbols that history refuses, with the reason."""
-        return self._history.set_aside if self._history is not None else {}
-
-    @property
-    def symbols_refused(self) -> int:
-        """How often history refused a symbol."""
-        return self._history.symbols_refused if self._history is not None else 0
 
     def begin(self) -> None:
         """Note that a connection is open."""
@@ -176,10 +176,6 @@ class Refresh(Generic[R]):
 
     def expect(self, symbols: Iterable[str]) -> None:
         """Note that these symbols are about to be asked for again."""
-
-    def brings(self, kind: Kind[Any]) -> bool:
-        """Whether records of this kind come with its topics."""
-        return not set(kind.topics).isdisjoint(self.kind.topics)
 
     def add_live(self, kind: Kind[Any], records: Sequence[Any]) -> None:
         """Send live records at once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Generic
 
 import anyio
@@ -12,6 +12,7 @@ from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory
 from mdservice.feed.gap_repair.missing import AcceptedRecords, Missed, MissingRecords
 from mdservice.feed.gap_repair.recheck import Believed, Horizon, Recheck
 from mdservice.feed.history import HalvingHistory
+from mdservice.feed.recovery import Recovery
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import chunks
 from mdservice.model.events import Backfill, FeedResumed, RecordBatch
@@ -214,7 +215,7 @@ _ENOUGH_LIVE = 1_000
 _MOST_NAMED = 50
 
 
-class GapRepair(Generic[R]):
+class GapRepair(Recovery[R]):
     """Holds live records, fetches past ones, and sends both together.
 
     If the connection is lost again during a repair, the held records stay held, and the next
@@ -237,11 +238,7 @@ class GapRepair(Generic[R]):
         send_queue: SendQueue,
         clock: Clock,
     ) -> None:
-        self.kind = kind
-        self._history = history
-        self._accepted = accepted
-        self._send_queue = send_queue
-        self._clock = clock
+        super().__init__(kind, history, accepted, send_queue, clock)
         self._held: list[R] = []
         self._held_companions: list[RecordBatch[Any]] = []
         """Live records of other kinds that come with these, such as corrections of trades."""
@@ -264,32 +261,6 @@ class GapRepair(Generic[R]):
             accepted, window_s, 0.0 if self._in_order else window_s, every=self._every
         )
         self._connected_before = False
-        self._refused: str | None = None
-
-    @property
-    def refused(self) -> str | None:
-        """Why history refused the last repair as a whole, or None."""
-        return self._refused
-
-    @property
-    def set_aside(self) -> Mapping[str, str]:
-        """The symbols that history refuses, with the reason. Their gaps remain."""
-        return self._history.set_aside if self._history is not None else {}
-
-    @property
-    def symbols_refused(self) -> int:
-        """How often history refused a symbol."""
-        return self._history.symbols_refused if self._history is not None else 0
-
-    @property
-    def decode_errors(self) -> int:
-        """The number of quotes from history with an invalid symbol."""
-        return self._history.decode_errors if self._history is not None else 0
-
-    @property
-    def unfollowed(self) -> int:
-        """The number of quotes from history of symbols that were not requested."""
-        return self._history.unfollowed if self._history is not None else 0
 
     def begin(self) -> None:
         """Note that a connection is open. From now on live records wait if any are missing."""
@@ -346,10 +317,6 @@ class GapRepair(Generic[R]):
         self._deadline_s = anyio.current_time() + HOLD_LIMIT_S
         self._began.set()
         self._began = anyio.Event()
-
-    def brings(self, kind: Kind[Any]) -> bool:
-        """Whether the kind's records come with the topics of this one."""
-        return not set(kind.topics).isdisjoint(self.kind.topics)
 
     def add_live(self, kind: Kind[Any], records: Sequence[Any]) -> None:
         """Hold live records during a repair; otherwise add them to the send queue.
