@@ -26,10 +26,10 @@ from mdservice.errors import SubscriptionRefused
 from mdservice.feed.connection import FeedConnection
 from mdservice.feed.driver import Driver
 from mdservice.feed.first_prices import FirstPrices
+from mdservice.feed.gap_repair.recovery import Recovery, Refresh
 from mdservice.feed.gap_repair.repair import GapRepair
 from mdservice.feed.history import HalvingHistory, History
 from mdservice.feed.liveness import Hours, Judge, Liveness
-from mdservice.feed.recovery import Recovery, Refresh
 from mdservice.feed.requests import (
     Command,
     Follow,

@@ -28,8 +28,8 @@ from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, FeedError, FeedRefused, FeedUnavailable
 from mdservice.feed.driver import Acknowledged, Received
 from mdservice.feed.first_prices import FirstPrices
+from mdservice.feed.gap_repair.recovery import Recovery
 from mdservice.feed.liveness import Liveness
-from mdservice.feed.recovery import Recovery
 from mdservice.feed.requests import Command, SubscriptionRequests
 from mdservice.feed.retries import DriverSelection, Retries
 from mdservice.feed.send_queue import SendQueue

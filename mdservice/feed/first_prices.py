@@ -21,8 +21,8 @@ import attrs
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
 from mdservice.feed.gap_repair.missing import AcceptedRecords
+from mdservice.feed.gap_repair.recovery import Recovery
 from mdservice.feed.history import HalvingHistory
-from mdservice.feed.recovery import Recovery
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import FirstRecords

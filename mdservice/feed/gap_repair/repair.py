@@ -11,8 +11,8 @@ from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory
 from mdservice.feed.gap_repair.missing import AcceptedRecords, Missed, MissingRecords
 from mdservice.feed.gap_repair.recheck import Believed, Horizon, Recheck
+from mdservice.feed.gap_repair.recovery import Recovery
 from mdservice.feed.history import HalvingHistory
-from mdservice.feed.recovery import Recovery
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import chunks
 from mdservice.model.events import Backfill, FeedResumed, RecordBatch

@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 from mdservice.errors import HistoryRefused, HistoryUnavailable
+from mdservice.feed.gap_repair.recovery import REFRESH_LIMIT_S, Refresh
 from mdservice.feed.history import HalvingHistory
-from mdservice.feed.recovery import REFRESH_LIMIT_S, Refresh
 from mdservice.feed.send_queue import SendQueue
 from mdservice.model.events import FeedItem, FeedResumed, FirstRecords, RecordBatch, Refreshed
 from mdservice.model.kinds import ORDERBOOKS, QUOTES
