@@ -30,12 +30,16 @@ install:
 run *args: install
     @exec {{python}} -m mdservice run "$@"
 
-# The folders that `just test` leaves out: whole programs, real servers, the commands of the documentation
-not_quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs"
+# Cache the byte code, also of the tests' rewritten asserts, where the environment turns that off
+export PYTHONDONTWRITEBYTECODE := ""
 
-# Run the fast tests: pure, or on virtual time (a minute and a half). With arguments: the tests that they name
+# What makes `just test` fast: no whole programs, real servers and commands of the documentation; few seeds;
+# a quarter of the examples of each property; as many workers as processors, since these tests hardly wait
+quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs -m 'not thorough' --hypothesis-profile=quick -n auto"
+
+# Run the fast tests: pure, or on virtual time (under a minute). With arguments: the tests that they name
 test *args: install
-    {{python}} -m pytest {{ if args == "" { not_quick + " -m 'not thorough'" } else { "" } }} "$@"
+    {{python}} -m pytest {{ if args == "" { quick } else { "" } }} "$@"
 
 # Run all tests but the slowest: also whole programs, real servers, the commands of the documentation
 test-all *args: install

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 
 import attrs
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mdservice.feed.alpaca.drivers import make_drivers
@@ -17,6 +16,7 @@ from mdservice.feed.retries import DriverSelection, Retries
 from mdservice.feed.subscriptions import Followed
 from mdservice.runtime.backoff import Backoff
 from mdservice.settings import Settings
+from tests.examples import examples
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 404, 405, 410, 426])
@@ -166,7 +166,7 @@ class Auto(RuleBasedStateMachine):
                 in_a_row = 0
 
 
-Auto.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
+Auto.TestCase.settings = examples(60, stateful_step_count=25)
 TestAuto = Auto.TestCase
 
 

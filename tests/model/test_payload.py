@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.events import FeedStatus, encode_status
@@ -16,6 +16,7 @@ from mdservice.model.kinds import QUOTES, RecordDecoder
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_ns
+from tests.examples import examples
 
 T_NS = 1_795_189_904_208_912_345
 QUOTE = Quote("AAPL", 187.12, 187.15, 2, 3, T_NS, T_NS + 1, 1042)
@@ -50,7 +51,7 @@ def test_fields_as_the_contract_has_them(changes: dict[str, object], expected: b
     assert expected in encode_quote(attrs.evolve(QUOTE, **changes))
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     st.builds(
         Quote,

@@ -7,12 +7,13 @@ from fractions import Fraction
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mdservice.model.quote import Quote, exact_mid, mid_number
+from tests.examples import examples
 
-quick = settings(max_examples=300)
+quick = examples(300)
 as_json = msgspec.json.Encoder(decimal_format="number").encode
 
 exchange_prices = st.integers(0, 10**7).map(lambda cents: cents / 100) | st.integers(0, 10**10).map(

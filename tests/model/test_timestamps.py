@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mdservice.model import timestamps
@@ -17,13 +17,14 @@ from mdservice.model.timestamps import (
     new_york_day,
     parse_rfc3339,
 )
+from tests.examples import examples
 
 EXAMPLE = "2026-11-20T15:51:44.208912345Z"
 EXAMPLE_S = 1_795_189_904
 EXAMPLE_NS = EXAMPLE_S * 10**9 + 208_912_345
 WHOLE_FORM = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", re.ASCII)
 
-quick = settings(max_examples=200)
+quick = examples(200)
 any_ns = st.integers(EARLIEST_NS, LATEST_NS)
 
 

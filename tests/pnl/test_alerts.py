@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.position import Position
@@ -15,6 +15,7 @@ from mdservice.model.quote import Quote
 from mdservice.pnl.alerts import Alert, AlertRules, encode_alert
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rules import AlertRule, parse_rule
+from tests.examples import examples
 
 from .reference import S_NS
 
@@ -327,7 +328,7 @@ class Past:
         return True
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(steps, max_size=40))
 def test_reports_exactly_the_crossings(coming: list[tuple[str, object]]) -> None:
     bench = Bench(*RULES, held="AB")

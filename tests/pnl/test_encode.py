@@ -6,7 +6,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.position import Position
@@ -16,6 +16,7 @@ from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.numbers import plain, short
 from mdservice.pnl.rows import PnlReport, Row
 from mdservice.positions.parse import parse_positions
+from tests.examples import examples
 
 T_NS = 1_795_189_904_208_912_345
 
@@ -127,7 +128,7 @@ def test_numbers_are_plain(number: str, as_given: str, shortened: str) -> None:
     assert short(Decimal(number)) == shortened
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(st.lists(rows, max_size=4).map(tuple), min_size=1, max_size=4), any_decimals)
 def test_always_json_with_the_exact_numbers(several: list[tuple[Row, ...]], total: Decimal) -> None:
     encoder = PnlEncoder()

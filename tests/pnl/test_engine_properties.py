@@ -7,13 +7,14 @@ from decimal import Decimal
 from fractions import Fraction
 
 import attrs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl.encode import PnlEncoder
 from mdservice.pnl.engine import PnlEngine
+from tests.examples import examples
 
 from .reference import S_NS, PlainRow, Reference, Whole, plain_row
 
@@ -148,7 +149,7 @@ def by_symbol(rows: list[PlainRow]) -> dict[object, list[PlainRow]]:
     return found
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(positions, st.lists(events, max_size=30))
 def test_agrees_with_the_contract_asked_often_or_once(
     first: list[Position], coming: list[Event]
@@ -167,7 +168,7 @@ def test_agrees_with_the_contract_asked_often_or_once(
         assert position.problem in {None, row.problem}
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(positions, st.lists(st.tuples(events, st.booleans()), max_size=30))
 def test_one_who_follows_the_changes_has_the_whole(
     first: list[Position], coming: list[tuple[Event, bool]]
@@ -198,7 +199,7 @@ def test_one_who_follows_the_changes_has_the_whole(
         )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(positions, st.lists(events, max_size=20))
 def test_only_what_is_different_counts_as_changed(
     first: list[Position], coming: list[Event]
@@ -224,7 +225,7 @@ def test_only_what_is_different_counts_as_changed(
             assert wake_ns <= told.now_ns
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(positions, st.lists(events, max_size=20))
 def test_an_encoder_that_remembers_says_what_a_new_one_says(
     first: list[Position], coming: list[Event]

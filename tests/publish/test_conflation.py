@@ -10,7 +10,6 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -29,6 +28,7 @@ from mdservice.model.kinds import (
 )
 from mdservice.model.quote import Quote
 from mdservice.publish.conflation import ConflatingBuffer, records_of
+from tests.examples import examples
 from tests.records import make_record
 
 Item = Quote | FeedStatus
@@ -166,7 +166,7 @@ class Buffers(RuleBasedStateMachine):
         assert sum(isinstance(item, FeedStatus) for item in everything) == states
 
 
-Buffers.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
+Buffers.TestCase.settings = examples(100, stateful_step_count=30)
 TestBuffers = Buffers.TestCase
 
 
@@ -447,7 +447,7 @@ def seen_of(kind: Kind[Any], record: Any, *, event: bool) -> Seen:
     return Seen(kind, record.symbol, record.seq, time_ns, late, event)
 
 
-BuffersOfKinds.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
+BuffersOfKinds.TestCase.settings = examples(100, stateful_step_count=30)
 TestBuffersOfKinds = BuffersOfKinds.TestCase
 
 

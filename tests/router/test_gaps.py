@@ -11,7 +11,7 @@ import anyio
 import attrs
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -33,6 +33,7 @@ from mdservice.router.actor import Router
 from mdservice.router.gaps import Gaps
 from mdservice.runtime.actor import Channel
 from mdservice.testing import VirtualClock
+from tests.examples import examples
 
 SYMBOLS = ["AAPL"]
 
@@ -376,7 +377,7 @@ def feed(
     return trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(splits(), st.integers(1, 5))
 def test_each_quote_comes_once_and_in_order(
     split: tuple[list[Quote], int, int, int, int], at_once: int
@@ -390,7 +391,7 @@ def test_each_quote_comes_once_and_in_order(
         )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(splits(), st.data())
 def test_a_history_that_lags_costs_only_what_it_has_not(
     split: tuple[list[Quote], int, int, int, int], data: Any
@@ -402,7 +403,7 @@ def test_a_history_that_lags_costs_only_what_it_has_not(
         assert of(symbol, out) == of(symbol, [*market[:known], *market[back:]])
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(splits(contents=2), st.integers(1, 5))
 def test_no_time_has_more_of_the_same_than_history(
     split: tuple[list[Quote], int, int, int, int], at_once: int

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.bar import Bar, bar_identity
@@ -38,6 +38,7 @@ from mdservice.router.policies import (
     make_sequencer,
 )
 from mdservice.router.sequencer import Routed, Sequencer
+from tests.examples import examples
 from tests.records import make_record
 
 S_NS = 10**9
@@ -150,7 +151,7 @@ def newest_of(accepted: Iterable[Any]) -> dict[str, Any]:
     return newest
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.lists(trades, max_size=8), max_size=8))
 def test_each_trade_is_accepted_once_and_late_ones_too(batches: list[list[Trade]]) -> None:
     expected, repeats, future = kept(one for batch in batches for one in batch)
@@ -166,14 +167,14 @@ def test_each_trade_is_accepted_once_and_late_ones_too(batches: list[list[Trade]
     assert len(sequencer) == len(latest)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.lists(trades.map(lambda one: attrs.evolve(one, id=None)), max_size=20))
 def test_option_trades_of_the_stream_are_all_accepted(arriving: list[Trade]) -> None:
     expected, _, _ = kept(arriving)
     assert route(TradeSequencer(), *copies(arriving)).accepted == expected
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=20))
 def test_the_newest_status_by_time_is_the_latest(pairs: list[tuple[int, int]]) -> None:
     arriving = [make_record(STATUSES, "AAPL", 1 + n, NOW_NS + at) for n, at in pairs]
@@ -260,7 +261,7 @@ def counted(records: Iterable[Trade]) -> Counter[Hashable]:
     return Counter(map(trade_identity, records))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.booleans().flatmap(lambda options: outages(options=options)), st.integers(0, 3))
 def test_a_repair_brings_each_trade_once_also_with_a_history_that_lags(
     parts: tuple[list[Trade], list[Trade], list[Trade]], lag: int
@@ -283,7 +284,7 @@ def test_a_repair_brings_each_trade_once_also_with_a_history_that_lags(
     assert {s: sequencer.latest(s) for s in latest} == latest
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.booleans().flatmap(lambda options: outages(options=options)))
 def test_the_stream_may_still_send_what_history_gave(
     parts: tuple[list[Trade], list[Trade], list[Trade]],
@@ -299,7 +300,7 @@ def test_the_stream_may_still_send_what_history_gave(
     assert counted(out) == counted([*before, *missed, *live])
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=12), st.randoms())
 def test_through_many_outages_each_trade_is_out_once_with_a_bounded_memory(
     parts: list[tuple[bool, int]], rng: Any
@@ -479,7 +480,7 @@ changes = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(changes, max_size=8))
 def test_corrections_and_cancellations_agree_with_a_table_of_all_trades(
     arriving: list[Trade | Correction | Cancel],
@@ -560,7 +561,7 @@ def replaced(arriving: Iterable[Bar]) -> tuple[list[Bar], int, int]:
     return accepted, repeats, future
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.lists(bars, max_size=8), max_size=8))
 def test_each_version_of_a_bar_is_accepted_once(batches: list[list[Bar]]) -> None:
     expected, repeats, future = replaced(one for batch in batches for one in batch)
@@ -575,7 +576,7 @@ def test_each_version_of_a_bar_is_accepted_once(batches: list[list[Bar]]) -> Non
     assert {symbol: sequencer.latest(symbol) for symbol in latest} == latest
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(bars, max_size=12), st.lists(bars, max_size=6), st.data())
 def test_after_a_repair_the_stream_has_the_last_word_on_each_bar(
     before: list[Bar], live: list[Bar], data: Any
@@ -673,7 +674,7 @@ changes_of_books = st.builds(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(st.one_of(changes_of_books, st.none()), max_size=15))
 def test_a_book_is_what_its_changes_since_the_last_whole_one_make(
     arriving: list[OrderBook | None],
@@ -718,7 +719,7 @@ def test_a_book_is_what_its_changes_since_the_last_whole_one_make(
             assert sequencer.latest("BTC/USD") is whole
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(changes_of_books, max_size=15))
 def test_who_applies_the_feeds_own_changes_has_the_book(arriving: list[OrderBook]) -> None:
     sequencer = Merge(ORDERBOOKS)

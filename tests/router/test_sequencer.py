@@ -7,12 +7,13 @@ from collections import Counter
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote, identity
 from mdservice.router.sequencer import Sequencer, merge
+from tests.examples import examples
 
 S_NS = 10**9
 NOW_NS = 1_795_189_904 * S_NS
@@ -63,7 +64,7 @@ def reference(arriving: list[Quote]) -> tuple[list[Quote], int, int]:
     return accepted, stale, future
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.lists(quotes, max_size=8), max_size=8))
 def test_agrees_with_the_contract_however_the_quotes_are_batched(
     batches: list[list[Quote]],
@@ -87,7 +88,7 @@ def test_agrees_with_the_contract_however_the_quotes_are_batched(
     assert len(sequencer) == len(last)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.lists(quotes, max_size=40))
 def test_events_of_a_symbol_never_go_back_nor_leave_a_step(arriving: list[Quote]) -> None:
     accepted = Sequencer(QUOTES).route(map(attrs.evolve, arriving), NOW_NS, TOLERANCE_NS).accepted
@@ -162,7 +163,7 @@ def test_symbols_do_not_touch_each_other() -> None:
     assert sequencer.latest("QQQ") is None
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(quotes, max_size=20), st.lists(quotes, max_size=20))
 def test_of_history_what_is_out_is_left_out_as_often_as_it_is_out(
     arriving: list[Quote], missed: list[Quote]
@@ -288,7 +289,7 @@ def by_symbol_and_time(found: list[Quote]) -> list[Quote]:
     return sorted(found, key=lambda quote: (quote.symbol, quote.ts_event_ns))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(few_quotes, max_size=12), st.lists(few_quotes, max_size=12))
 def test_has_each_quote_as_often_as_the_side_that_has_it_more(
     history: list[Quote], live: list[Quote]
@@ -300,7 +301,7 @@ def test_has_each_quote_as_often_as_the_side_that_has_it_more(
     assert [q.ts_event_ns for q in merged] == sorted(q.ts_event_ns for q in merged)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(few_quotes, max_size=12), st.lists(few_quotes, max_size=12))
 def test_what_both_have_is_taken_from_the_stream(history: list[Quote], live: list[Quote]) -> None:
     past = by_symbol_and_time(history)
@@ -310,7 +311,7 @@ def test_what_both_have_is_taken_from_the_stream(history: list[Quote], live: lis
     assert Counter(from_past) == Counter(map(identity, past)) - Counter(map(identity, live))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.lists(few_quotes, max_size=14), st.integers(0, 2**32), st.booleans())
 def test_a_history_that_has_all_of_the_stream_decides_the_order(
     history: list[Quote], seed: int, shuffled: bool

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.quote import Quote
 from mdservice.router.time_checks import FROZEN_AFTER_S, ClockCheck, TimeCheck
+from tests.examples import examples
 
 AHEAD_NS = 90 * 10**9
 
@@ -42,7 +43,7 @@ def test_most_of_the_last_hundred(reads: list[tuple[int, int]], behind: bool) ->
     assert check(*reads).behind_s() == (90.0 if behind else None)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.tuples(st.integers(0, 150), st.booleans()), max_size=40))
 def test_agrees_with_looking_at_the_last_hundred(reads: list[tuple[int, bool]]) -> None:
     """Each read all good or all from the future, as a clock that steps makes them."""

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.timestamps import parse_rfc3339
@@ -21,6 +21,7 @@ from mdservice.simulator.crypto import (
     SimPairTrade,
     apply_change,
 )
+from tests.examples import examples
 
 START_NS = parse_rfc3339("2026-11-21T23:57:13.5Z")
 SECOND_NS = 1_000_000_000
@@ -73,7 +74,7 @@ def rebuilt(trades: list[SimPairTrade], start_ns: int, length_ns: int) -> SimBar
     )
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 1 << 40))
 def test_quotes_are_the_top_of_the_book_and_trades_the_price_of_its_best_level(seed: int) -> None:
     made = run(seed, 30)
@@ -106,7 +107,7 @@ def test_quotes_are_the_top_of_the_book_and_trades_the_price_of_its_best_level(s
         assert trade.price == (ask if trade.taker == "B" else bid)
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(seed=st.integers(0, 1 << 40))
 def test_bars_add_up_from_the_trades_late_ones_included(seed: int) -> None:
     made = run(seed, 400)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.symbol import is_option
@@ -28,6 +28,7 @@ from mdservice.simulator.options import (
     theoretical_quote,
     volatility,
 )
+from tests.examples import examples
 
 NOW_NS = parse_rfc3339("2026-11-20T15:51:44Z")
 SECOND_NS = 1_000_000_000
@@ -139,7 +140,7 @@ def run(
     return made[TRADES], made[QUOTES]
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 1 << 40))
 def test_trades_have_prices_between_bid_and_ask(seed: int) -> None:
     trades, quotes = run(seed, 20, CALL, PUT, FAR)

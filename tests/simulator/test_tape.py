@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.simulator.bars import MINUTE_NS, SimBar
@@ -16,6 +16,7 @@ from mdservice.simulator.market import Market
 from mdservice.simulator.stock_records import SimTrade
 from mdservice.simulator.tape import Tape, TapeRules
 from mdservice.simulator.wire import SimQuote
+from tests.examples import examples
 
 SECOND_NS = 1_000_000_000
 START_NS = 1_795_186_800 * SECOND_NS + 17 * SECOND_NS
@@ -85,7 +86,7 @@ seeds = given(st.integers(0, 2**32))
 
 
 @seeds
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_trades_lie_within_the_spread_before_them(seed: int) -> None:
     run = Run(seed)
     assert len(run.made["trades"]) > 500
@@ -104,7 +105,7 @@ def test_trades_lie_within_the_spread_before_them(seed: int) -> None:
 
 
 @seeds
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_ids_rise_per_symbol_and_exchange_in_the_order_of_the_reports(seed: int) -> None:
     run = Run(seed)
     last: dict[tuple[str, str], int] = {}
@@ -128,7 +129,7 @@ def test_ids_rise_per_symbol_and_exchange_in_the_order_of_the_reports(seed: int)
 
 
 @seeds
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_bars_are_those_rebuilt_from_the_trades_reported_by_then(seed: int) -> None:
     run = Run(seed)
     bars = run.made["bars"]
@@ -151,7 +152,7 @@ def test_bars_are_those_rebuilt_from_the_trades_reported_by_then(seed: int) -> N
 
 
 @seeds
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_a_late_trade_brings_an_updated_bar_at_half_past(seed: int) -> None:
     run = Run(seed)
     expected = set()
@@ -169,7 +170,7 @@ def test_a_late_trade_brings_an_updated_bar_at_half_past(seed: int) -> None:
 
 
 @seeds
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_no_trade_takes_place_in_a_halt(seed: int) -> None:
     run = Run(seed)
     opening, statuses = run.made["statuses"][: len(SYMBOLS)], run.made["statuses"][len(SYMBOLS) :]
@@ -196,7 +197,7 @@ def test_no_trade_takes_place_in_a_halt(seed: int) -> None:
 
 
 @seeds
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_trades_lie_within_the_latest_price_band(seed: int) -> None:
     run = Run(seed)
     bands = run.made["lulds"]

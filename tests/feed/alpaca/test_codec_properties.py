@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.feed.alpaca.codec import CHANNELS, Codec, Encoding, Frame
@@ -18,8 +18,9 @@ from mdservice.model.kinds import QUOTES
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS
 from mdservice.relay.messages import Message
+from tests.examples import examples
 
-quick = settings(max_examples=80)
+quick = examples(80)
 both = pytest.mark.parametrize("encoding", ["json", "msgpack"])
 
 texts = st.text(max_size=10)
@@ -181,7 +182,7 @@ def test_arbitrary_frames_never_raise(encoding: Encoding, frames: list[Frame]) -
 
 
 @both
-@settings(max_examples=300)
+@examples(300)
 @given(data=st.data())
 def test_damaged_frames_never_raise(encoding: Encoding, data: st.DataObject) -> None:
     """A few bytes of a real frame changed, cut or added: nearer to the schema than noise."""

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame, request
@@ -38,6 +38,7 @@ from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.model.trade import Cancel, Correction, Trade
 from mdservice.model.trading_status import Imbalance, LimitBand, TradingStatus
+from tests.examples import examples
 
 T_S = 1_795_189_904
 T_NS = T_S * 10**9 + 208_912_345
@@ -535,7 +536,7 @@ def test_a_garbled_entry_of_an_acknowledgement_costs_itself(
 
 # Any record, as Alpaca would send it
 
-quick = settings(max_examples=60)
+quick = examples(60)
 prices = st.floats(0, 1e15, exclude_max=True, allow_subnormal=False)
 sizes = st.integers(0, 2**63) | st.floats(0, 1e18, exclude_max=True, allow_subnormal=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
