@@ -33,7 +33,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!mdservice).*"),  # other projects' names
     # Types of arguments that nobody has to make.
-    ("py:class", r"mdservice\.app\.topology\.FeedParts"),
     ("py:class", r"mdservice\.client\.(intake\.Intake|reader\.(Follower|_Reader))"),
     ("py:class", r"mdservice\.feed\.alpaca\.link\.AlpacaLink"),
     ("py:class", r"mdservice\.model\.events\.RecordBatch"),

@@ -35,6 +35,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "mdservice.positions.sources",
     ),
     "extending": (
+        "mdservice.app.topology.FeedParts",
         "mdservice.clock",
         "mdservice.feed.driver",
         "mdservice.feed.subscriptions.Followed",

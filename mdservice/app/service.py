@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +34,7 @@ from mdservice.model.feeds import (
     FEEDS,
     NEWS_FEED,
     STOCKS,
+    Feed,
     FeedName,
     Topic,
     kinds_of,
@@ -317,7 +318,7 @@ class Service:
         names = {feed.name: self.resolved.feed_name_of(feed.name) for feed in FEEDS}
         return status(
             self._facts,
-            names | {STOCKS.name: self._facts.name},
+            names | {STOCKS.name: self._facts.name, **self._facts.own_names},
             self._topology,
             self._clock,
             started_s=self._started_s,
@@ -406,6 +407,8 @@ async def open_service(
             feed needs no keys and has the name of the first driver.
         history: Replaces the REST API of the settings. With ``drivers``, None means no history.
         feeds: Replace all feeds of the settings, with their drivers and histories; stocks first.
+            If the settings name no feed, they need no keys, and each has the name of its first
+            driver.
         positions: Replaces the source of positions of the settings.
         clock: The time, for tests.
         rng: The source of jitter, for tests.
@@ -417,7 +420,7 @@ async def open_service(
         ActorFailed: An actor failed too often.
     """
     http = HttpClient()
-    facts = feed_facts(settings, drivers, http)
+    facts = feed_facts(settings, _own_drivers(drivers, feeds), http)
     settings.require_runnable(own_feed=facts.own)
     hide_secrets(settings.secret_values())
     clock = clock or SystemClock()
@@ -440,7 +443,7 @@ async def open_service(
             if history is not None:
                 parts[0] = attrs.evolve(parts[0], history=history)
             make_relay = await open_relay(resolved, parts, stack, clock, simulated=facts.simulated)
-            topics = _settings_topics(resolved, several=len(parts) > 1)
+            topics = _settings_topics(resolved, [each.feed for each in parts])
             latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
             wanted = {
                 kind: symbols_of(topics, kind) for kind in KINDS if kind.has_key or kind.stream
@@ -482,6 +485,17 @@ async def open_service(
         raise errors[0] from errors[0].__cause__
 
 
+def _own_drivers(
+    drivers: Sequence[Driver] | None, feeds: Sequence[FeedParts] | None
+) -> Mapping[FeedName, Sequence[Driver]]:
+    """The embedder's drivers, by feed."""
+    if drivers is not None and feeds is not None:
+        raise ConfigurationError("open_service takes drivers= or feeds=, and not both")
+    if drivers is not None:
+        return {STOCKS.name: drivers}
+    return {each.feed.name: each.drivers for each in feeds or ()}
+
+
 def _feeds(settings: Settings, facts: FeedFacts, clock: Clock, http: HttpClient) -> list[FeedParts]:
     """The feeds of the account; the stock feed is always connected, the others on demand."""
     hours = facts.hours(clock)
@@ -503,10 +517,10 @@ def _feeds(settings: Settings, facts: FeedFacts, clock: Clock, http: HttpClient)
     ]
 
 
-def _settings_topics(settings: Settings, *, several: bool) -> tuple[Topic, ...]:
+def _settings_topics(settings: Settings, feeds: Sequence[Feed]) -> tuple[Topic, ...]:
     """What the settings want: their channels of their symbols, and news."""
-    if not several:
-        channels = [channel for channel in settings.channels if channel in STOCKS.channels]
+    if len(feeds) == 1:
+        channels = [channel for channel in settings.channels if channel in feeds[0].channels]
         return tuple(Topic(c, symbol) for symbol in settings.symbols for c in channels)
     news = (Topic(NEWS.channel, symbol) for symbol in settings.news)
     return (*topics_of(settings.symbols, settings.channels), *news)

@@ -47,10 +47,11 @@ __all__ = [
 
 @attrs.frozen
 class FeedFacts:
-    """The facts of the stock feed of one service, from the settings or an embedder's drivers.
+    """The facts of the first feed of one service, from the settings or an embedder's drivers.
 
     Attributes:
         name: Its name in the status.
+        own_names: The name of each feed of an embedder; none of Alpaca's.
         simulated: Whether its prices are simulated.
         own: Whether it is the embedder's own feed and not one of Alpaca's.
         delay_s: The intended delay of its quotes, seconds.
@@ -59,6 +60,7 @@ class FeedFacts:
     """
 
     name: str
+    own_names: Mapping[FeedName, str]
     simulated: bool
     own: bool
     delay_s: float
@@ -104,17 +106,26 @@ def _in_extended_hours(utc_ns: int) -> bool:
     return moment.weekday() < _SATURDAY and _FIRST_HOUR <= moment.hour < _LAST_HOUR
 
 
-def feed_facts(settings: Settings, drivers: Sequence[Driver] | None, http: HttpClient) -> FeedFacts:
+def feed_facts(
+    settings: Settings, drivers: Mapping[FeedName, Sequence[Driver]], http: HttpClient
+) -> FeedFacts:
     """The facts of the feed that the drivers connect to, or that the settings name.
 
-    An embedder's drivers have their own feed, with the name of the first driver and always open,
-    unless the settings name a feed of Alpaca's or the simulator.
+    An embedder's drivers have their own feeds, each with the name of its first driver and always
+    open, unless the settings name a feed of Alpaca's or the simulator.
+
+    Args:
+        settings: The settings.
+        drivers: The embedder's, by feed, in order.
+        http: Asks for the market's hours.
     """
     named = "feed" in settings.sources or settings.feed_url is not None
-    own = bool(drivers) and not named
+    own_names = {} if named else {feed: some[0].name for feed, some in drivers.items() if some}
+    own = bool(own_names)
     market = None if own else make_market_clock(settings, http)
     return FeedFacts(
-        name=drivers[0].name if drivers and own else settings.feed_name,
+        name=next(iter(own_names.values()), settings.feed_name),
+        own_names=own_names,
         simulated=settings.simulated and not own,
         own=own,
         delay_s=feed_delay_s(settings.feed),

@@ -13,7 +13,10 @@ import msgspec
 import pytest
 
 from mdservice.app.service import Service, open_service
-from mdservice.errors import InvalidChannel
+from mdservice.app.topology import FeedParts
+from mdservice.errors import ConfigurationError, InvalidChannel
+from mdservice.feed.liveness import Hours
+from mdservice.model.feeds import CRYPTO, STOCKS
 from mdservice.model.kinds import STATUSES, TRADES
 from mdservice.observability.metrics import metrics_registry, render_metrics
 from mdservice.settings import Settings
@@ -216,3 +219,50 @@ async def test_each_channel_is_counted_in_the_status_and_the_metrics(
         text, _ = render_metrics(metrics_registry(service.status), "")
         assert b'mdservice_records_published_total{channel="trades"} 2.0' in text
         assert b'mdservice_connection_up{feed="stocks"} 1.0' in text
+
+
+async def always_open() -> Hours:
+    return "open"
+
+
+async def test_feeds_of_ones_own_need_no_keys_and_have_their_drivers_names(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    stocks = FakeDriver("desk", clock=bench.clock)
+    crypto = FakeDriver("pairs", clock=bench.clock, feed=CRYPTO)
+    async with open_service(
+        Settings(symbols="AAPL,BTC/USD", redis_url="redis://127.0.0.1:9", mute_after=80_000.0),
+        feeds=[
+            FeedParts(STOCKS, [stocks], None, always_open, on_demand=False),
+            FeedParts(CRYPTO, [crypto], None, always_open),
+        ],
+        store=bench.store,
+        clock=bench.clock,
+    ) as service:
+        await stocks.subscribed("AAPL")
+        await crypto.subscribed("BTC/USD")
+        status = service.status()
+        assert (status.simulator, status.feed.name) == (False, "desk")
+        assert {name: feed.name for name, feed in status.feeds.items()} == {
+            "stocks": "desk",
+            "crypto": "pairs",
+        }
+
+
+async def test_one_feed_of_ones_own_may_be_any(autojump_clock: Any, bench: Bench) -> None:
+    crypto = FakeDriver("pairs", clock=bench.clock, feed=CRYPTO)
+    async with open_service(
+        Settings(symbols="BTC/USD", channels="orderbooks", mute_after=80_000.0),
+        feeds=[FeedParts(CRYPTO, [crypto], None, always_open)],
+        store=bench.store,
+        clock=bench.clock,
+    ) as service:
+        await until(service.channels)
+        assert service.channels() == {"BTC/USD": ["orderbooks"]}
+        assert service.status().feed.name == "pairs"
+
+
+async def test_drivers_and_feeds_together_are_refused(bench: Bench) -> None:
+    with pytest.raises(ConfigurationError, match="feeds"):
+        async with open_service(Settings(), drivers=[FakeDriver()], feeds=[], store=bench.store):
+            pass
