@@ -288,7 +288,7 @@ def _relay_clients(clients: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for client in slowest[:_CLIENTS_SHOWN]:
         stream = str(client.get("path", "-")).split("/", 2)[-1]  # without the version
         yield (
-            f"{_cut_within(str(client.get('name', '-')), 20):<21}"
+            f"{_cut_name(str(client.get('name', '-')), 20):<21}"
             f"{_cut(str(client.get('address', '-')), 21):<22}"
             f"{_cut(stream, 12):<13}"
             f"{_number(client.get('symbols')):>7}"
@@ -359,9 +359,12 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _cut_within(text: str, width: int) -> str:
-    """The text without a part before its end, which may be a number."""
-    return text if len(text) <= width else f"{text[: width - 6]}…{text[-5:]}"
+def _cut_name(name: str, width: int) -> str:
+    """A client's name, cut in front of the number at its end."""
+    if len(name) <= width:
+        return name
+    number = "".join(name.rpartition(" (")[1:])[: width // 2]
+    return f"{name[: width - 1 - len(number)]}…{number}"
 
 
 def _number(value: object) -> str:

@@ -182,7 +182,8 @@ class RelayClient:
     """A program that is connected to the relay."""
 
     name: str = _shown(
-        "The `User-Agent` of its program, with a number.", example="Python/3.11 websockets/15.0 (3)"
+        "The `User-Agent` of its program, with a number.",
+        example="APCA-PY/0.44.0 Python/3.11.7 (3)",
     )
     address: str = _shown("Where it connects from.", example="127.0.0.1:50412")
     path: str = _shown("The stream that it connected to.", example="/v2/iex")

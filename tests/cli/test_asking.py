@@ -215,7 +215,7 @@ def test_the_relay_has_a_row_and_a_line_for_each_client() -> None:
     assert "relay 127.0.0.1:8765, 2 clients, 12,345 messages, 4 conflated, 1 cut off" in rows
     assert "bot 127.0.0.1:50412 crypto/us-1 3 20.5 1" in rows
     cut = next(number for number, row in enumerate(rows) if row.startswith("a-name-that"))
-    assert "(7)" in rows[cut]
+    assert rows[cut].startswith("a-name-that-is-… (7) ")
     assert rows[cut].endswith("11,000 123,457 10,001")
     assert rows[cut + 1] == "slow: 5,000 messages conflated"
 
