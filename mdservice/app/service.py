@@ -47,7 +47,7 @@ from mdservice.model.news import Article
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness, Status
-from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, parse_symbols
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, parse_symbols, without_slash
 from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.sources import PositionSource, open_source
@@ -522,7 +522,7 @@ def _settings_topics(settings: Settings, feeds: Sequence[Feed]) -> tuple[Topic, 
     if len(feeds) == 1:
         channels = [channel for channel in settings.channels if channel in feeds[0].channels]
         return tuple(Topic(c, symbol) for symbol in settings.symbols for c in channels)
-    news = (Topic(NEWS.channel, symbol) for symbol in settings.news)
+    news = (Topic(NEWS.channel, without_slash(symbol)) for symbol in settings.news)
     return (*topics_of(settings.symbols, settings.channels), *news)
 
 

@@ -8,6 +8,7 @@ class, an entry here, an encoder and a decoder (CONTRIBUTING.md, "… a kind of 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Set as AbstractSet
 from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from mdservice.model.news import NEWS_FORM, Article, article_identity
 from mdservice.model.order_book import ORDERBOOKS_FORM, OrderBook, order_book_identity
 from mdservice.model.payload import encode_quote, parse_price, quote_of
 from mdservice.model.quote import Quote, identity
-from mdservice.model.symbol import is_symbol
+from mdservice.model.symbol import is_symbol, without_slash
 from mdservice.model.trade import (
     CANCELS_FORM,
     CORRECTIONS_FORM,
@@ -213,9 +214,13 @@ class Kind(Generic[R]):
         return self.stream is not None
 
     def of_symbols(self, records: Iterable[R], symbols: frozenset[str]) -> list[R]:
-        """The records that are about at least one of the symbols, in order."""
+        """The records that are about at least one of the symbols, in order.
+
+        Alpaca's news writes pairs without a slash, so it is found by ``BTC/USD`` and ``BTCUSD``.
+        """
         if self.lists_symbols:
-            return [one for one in records if not symbols.isdisjoint(one.symbols)]  # type: ignore[attr-defined]  # an article
+            wanted = frozenset(map(without_slash, symbols))
+            return [one for one in records if _is_about(one, wanted)]
         return [record for record in records if record.symbol in symbols]
 
     @property
@@ -489,13 +494,21 @@ class RecordDecoder(Generic[R]):
         self._known.add(symbol)
 
 
+def _is_about(record: Any, wanted: AbstractSet[str]) -> bool:
+    """Whether it lists one of the symbols, which are without slashes."""
+    return not wanted.isdisjoint(map(without_slash, record.symbols))
+
+
 class _ListedDecoder(RecordDecoder[R]):
     """Selects the records that are about at least one of the symbols."""
+
+    def __init__(self, kind: Kind[R], symbols: Iterable[str] = ()) -> None:
+        super().__init__(kind, map(without_slash, symbols))
 
     def decode(self, payload: object) -> R | None:
         try:
             fields = self._parse(payload)  # type: ignore[arg-type]  # anything else is a TypeError
-            if self._only_known and self._known.isdisjoint(fields.symbols):
+            if self._only_known and not _is_about(fields, self._known):
                 return None
             return self._build(fields)
         except (ValueError, TypeError) as exc:

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 from mdservice.errors import InvalidSymbol
 
-__all__ = ["EVERY_SYMBOL", "is_option", "is_symbol", "parse_symbol", "parse_symbols"]
+__all__ = [
+    "EVERY_SYMBOL",
+    "is_option",
+    "is_symbol",
+    "parse_symbol",
+    "parse_symbols",
+    "without_slash",
+]
 
 EVERY_SYMBOL = "*"
 """Alpaca's name for every symbol of the feed."""
@@ -42,6 +49,11 @@ def parse_symbol(text: str) -> str:
         f"{shown!r} is not a symbol: letters, digits, '.', '/', '-' or '_', at most 32 of them, "
         "for instance AAPL or BRK.B"
     )
+
+
+def without_slash(symbol: str) -> str:
+    """The symbol as Alpaca's news and trading API write it: ``BTC/USD`` → ``BTCUSD``."""
+    return symbol.replace("/", "")
 
 
 def is_option(symbol: str) -> bool:

@@ -181,7 +181,8 @@ class Settings:
     news: tuple[str, ...] = setting(
         (),
         values.parse_symbol_list,
-        "Symbols whose news to follow, with commas between; * is all news.",
+        "Symbols whose news to follow, with commas between; * is all news. News names pairs "
+        "without the slash; BTC/USD and BTCUSD mean the same here.",
         metavar="SYM,SYM",
     )
     positions: str = setting(

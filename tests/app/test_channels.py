@@ -16,7 +16,7 @@ from mdservice.app.service import Service, open_service
 from mdservice.app.topology import FeedParts
 from mdservice.errors import ConfigurationError, InvalidChannel
 from mdservice.feed.liveness import Hours
-from mdservice.model.feeds import CRYPTO, STOCKS
+from mdservice.model.feeds import CRYPTO, NEWS_FEED, STOCKS
 from mdservice.model.kinds import STATUSES, TRADES
 from mdservice.observability.metrics import metrics_registry, render_metrics
 from mdservice.settings import Settings
@@ -266,3 +266,26 @@ async def test_drivers_and_feeds_together_are_refused(bench: Bench) -> None:
     with pytest.raises(ConfigurationError, match="feeds"):
         async with open_service(Settings(), drivers=[FakeDriver()], feeds=[], store=bench.store):
             pass
+
+
+@pytest.mark.parametrize("written", ["BTCUSD", "BTC/USD"])
+async def test_news_of_a_pair_is_subscribed_as_alpaca_names_it(
+    autojump_clock: Any, bench: Bench, written: str
+) -> None:
+    stocks = FakeDriver(clock=bench.clock)
+    news = FakeDriver(clock=bench.clock, feed=NEWS_FEED)
+    async with open_service(
+        Settings(news="BTC/USD", mute_after=80_000.0),
+        feeds=[
+            FeedParts(STOCKS, [stocks], None, always_open, on_demand=False),
+            FeedParts(NEWS_FEED, [news], None, always_open),
+        ],
+        store=bench.store,
+        clock=bench.clock,
+    ) as service:
+        await until(lambda: [link for link in news.connections if link.subscriptions["news"]])
+        assert [link.subscriptions["news"] for link in news.connections] == [("BTCUSD",)]
+        at = "2026-11-20T15:00:00Z"
+        news.send_messages([{"T": "n", "id": 1, "symbols": [written], "created_at": at}])
+        await until(lambda: service.news(["BTC/USD"]))
+        assert [article.symbols for article in service.news(["btcusd"])] == [(written,)]

@@ -82,6 +82,16 @@ def test_a_decoder_selects_the_records_of_its_symbols(
     )
 
 
+@pytest.mark.parametrize("written", ["BTCUSD", "BTC/USD"])
+@pytest.mark.parametrize("wanted", ["BTCUSD", "BTC/USD"])
+def test_news_of_a_pair_is_found_with_and_without_its_slash(written: str, wanted: str) -> None:
+    articles = [make_record(NEWS, "AAPL", 1), make_record(NEWS, written, 2)]
+    payloads = [NEWS.encode(article) for article in articles]
+    assert NEWS.of_symbols(articles, frozenset([wanted])) == articles[1:]
+    found = RecordDecoder.of(NEWS, [wanted]).decode_all(payloads)
+    assert [NEWS.encode(article) for article in found] == payloads[1:]
+
+
 @pytest.mark.parametrize(
     ("channels", "kinds"),
     [

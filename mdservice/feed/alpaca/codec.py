@@ -64,7 +64,7 @@ from mdservice.model.kinds import (
 )
 from mdservice.model.news import Article
 from mdservice.model.quote import Quote
-from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
+from mdservice.model.symbol import EVERY_SYMBOL, is_symbol, without_slash
 from mdservice.model.timestamps import EARLIEST_NS, LATEST_NS, format_short_ns, parse_rfc3339
 
 __all__ = [
@@ -371,7 +371,8 @@ class Codec:
         received.errors += len(message.symbols or ()) - len(article.symbols)
         takes = None if self._followed is None else self._followed.takes
         if takes is None or any(
-            takes(NEWS.channel, one) for one in (EVERY_SYMBOL, *article.symbols)
+            takes(NEWS.channel, one) or takes(NEWS.channel, without_slash(one))
+            for one in (EVERY_SYMBOL, *article.symbols)
         ):
             records.setdefault(NEWS, []).append(article)
             return article
