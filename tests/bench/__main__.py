@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick | curves | where | floor | mix | guard … | repair | first-price]``: real parts.
+"""``python -m tests.bench [quick | curves | where | floor | mix | guard … | repair | relay … | first-price]``.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -19,6 +19,7 @@ is 1 when a price, an event or a count was not as it must be.
   the machine's load.
 - ``repair``: something else, see :mod:`tests.bench.repair`.
 - ``mix``: quotes, trades and bars together, see :mod:`tests.bench.mix`.
+- ``relay``, all of it or the parts named: many clients, see :mod:`tests.bench.relay`.
 - ``first-price``: likewise, see :mod:`tests.bench.first_price`.
 """
 
@@ -27,6 +28,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +44,7 @@ from tests.bench import (
     guard,
     instructions,
     mix,
+    relay,
     repair,
     where,
 )
@@ -206,6 +209,16 @@ async def mixed(plan: Plan) -> int:
         return mix.measure(benchmark.stage, benchmark.new_folder(), say)
 
 
+async def relayed(plan: Plan, parts: Sequence[str]) -> int:
+    """The relay and its clients."""
+    started = time.monotonic()
+    async with opened(plan) as (benchmark, description):
+        _warn_of_load(description)
+        table = relay.Relay(benchmark).measure(parts)
+    say(table + "\n")
+    return _end(benchmark, f"{time.monotonic() - started:.0f} s")
+
+
 async def bare(plan: Plan) -> int:
     """The floor."""
     async with opened(plan) as (benchmark, description):
@@ -252,6 +265,9 @@ if __name__ == "__main__":
             code = anyio.run(bare, QUICK, backend="trio")
         case ["mix"]:
             code = anyio.run(mixed, QUICK, backend="trio")
+        case ["relay", *parts]:
+            signal.alarm(relay.LIMIT_S)
+            code = anyio.run(relayed, QUICK, parts, backend="trio")
         case ["guard"]:
             code = anyio.run(guarded, QUICK, backend="trio")
         case ["guard", "store"]:
@@ -268,6 +284,6 @@ if __name__ == "__main__":
             sys.exit(
                 "usage: python -m tests.bench "
                 "[quick | curves | where | floor | mix | guard [store [instructions]] | repair | "
-                "first-price]"
+                "relay [crowd | few | deaf | redis]… | first-price]"
             )
     sys.exit(code)

@@ -80,16 +80,18 @@ class Service:
     Attributes:
         command: The module that is run, and its arguments.
         channels: As in the settings.
+        relay: The address of the relay; without, there is none.
     """
 
     driver: str
     lossless: bool = True
     channels: str = "quotes"
     command: tuple[str, ...] = ("mdservice", "run")
+    relay: str | None = None
 
     @property
     def name(self) -> str:
-        return f"mdservice, {self.driver}"
+        return f"mdservice, {self.driver}" + (", relay" if self.relay else "")
 
     @contextmanager
     def running(self, given: Surroundings) -> Iterator[Child]:
@@ -105,6 +107,8 @@ class Service:
             "MDSERVICE_SOCKET": str(_socket(given)),
             "MDSERVICE_LOG_FORMAT": "json",
         }
+        if self.relay is not None:
+            environment["MDSERVICE_RELAY"] = self.relay
         if given.rest_url is not None:
             environment |= {
                 "MDSERVICE_REST_URL": given.rest_url,
@@ -120,14 +124,20 @@ class Service:
             yield child
 
     def counters(self, given: Surroundings) -> dict[str, int]:
+        counters: dict[str, int] = self.status(given)["counters"]
+        return counters
+
+    def status(self, given: Surroundings) -> dict[str, Any]:
+        """Its whole status; waits until it is ready."""
         transport = httpx.HTTPTransport(uds=str(_socket(given)))
         deadline = time.monotonic() + _READY_LIMIT_S
         with httpx.Client(transport=transport, timeout=_STATUS_LIMIT_S) as client:
             while True:
-                status = client.get("http://service/status").raise_for_status().json()
+                status: dict[str, Any] = (
+                    client.get("http://service/status").raise_for_status().json()
+                )
                 if status["state"] == "running":
-                    counters: dict[str, int] = status["counters"]
-                    return counters
+                    return status
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{self.name} is not ready: {status}")
                 time.sleep(_POLL_S)
