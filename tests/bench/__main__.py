@@ -265,7 +265,7 @@ if __name__ == "__main__":
             code = anyio.run(bare, QUICK, backend="trio")
         case ["mix"]:
             code = anyio.run(mixed, QUICK, backend="trio")
-        case ["relay", *parts]:
+        case ["relay", *parts] if relay.PARTS.issuperset(parts):
             signal.alarm(relay.LIMIT_S)
             code = anyio.run(relayed, QUICK, parts, backend="trio")
         case ["guard"]:

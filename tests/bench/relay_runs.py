@@ -222,7 +222,7 @@ class Run:
             cpu_us=1e6 * (self._used_s(clients)[0] - before[0]) / max(1, sum(report["counts"])),
             rss_mb=rss_mb,
             others_busy=others,
-            foreign=max(0.0, program_core - program, others_core - others),
+            foreign=max(0.0, program_core - program if self.child else 0.0, others_core - others),
             wrong=wrong,
         )
 
