@@ -61,7 +61,7 @@ async def on_connection(subscriber: ServerConnection) -> None:
     async for data in subscriber:
         request = msgpack.unpackb(data)
         if request["action"] == "auth":
-            answer = {"T": "success", "msg": "authenticated"}
+            answer: dict[str, Any] = {"T": "success", "msg": "authenticated"}
         else:
             _subscribers.setdefault(subscriber, []).extend(request["quotes"])
             answer = {"T": "subscription", "quotes": _subscribers[subscriber]}
