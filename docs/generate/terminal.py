@@ -27,7 +27,7 @@ __all__ = ["picture_of"]
 _PICTURES: Final = Path(__file__).parents[1] / "pictures"
 _FOLDER: Final = Path(tempfile.gettempdir()) / "mdservice"
 """Where the sockets are: their paths stand on the screen."""
-_WAIT_S: Final = 30.0
+_WAIT_S: Final = 90.0
 _LOOK_S: Final = 0.25
 _SETTLE_S: Final = 4.0
 
@@ -123,12 +123,13 @@ def _tmux() -> Iterator[_Tmux]:
 
 def _record() -> None:
     with _tmux() as tmux:
-        tmux.start("run", 104, 14)
+        tmux.start("run", 132, 24)
         tmux.wait_for("run", lambda screen: "running | " in screen)
-        tmux.start("watch", 96, 14)
-        tmux.wait_for("watch", lambda screen: screen.count(" live") > 7)  # noqa: PLR2004
+        tmux.start("watch", 164, 17)
+        # A daily bar, which comes each minute, brings the columns of the day.
+        tmux.wait_for("watch", lambda screen: "volume" in screen)
         time.sleep(_SETTLE_S)
-        for name, columns in (("run", 104), ("watch", 96)):
+        for name, columns in (("run", 132), ("watch", 164)):
             picture = picture_of(tmux.screen(name), columns, f"mdservice {name}")
             (_PICTURES / f"{name}.svg").write_text(picture)
             print(f"{name}.svg has changed")
