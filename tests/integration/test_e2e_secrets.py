@@ -6,13 +6,18 @@ import contextlib
 import json
 import socket
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import httpx
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 KEY, SECRET = "PKRECOGNISABLEKEY", "recognisable-secret-0123456789"
+RELAY_KEY, RELAY_SECRET = "recognisable-relay-key", "recognisable:relay-secret"
 TOKEN, PASSWORD = "recognisable-token-abcdef", "recognisable/pass:word@e2e"
 QUOTED = urllib.parse.quote(PASSWORD, safe="")
 MARKET_DATA = "/api/v1/market-data"
@@ -38,6 +43,7 @@ class Gathered:
     def check(self) -> None:
         """Fail with every place and secret that came out there."""
         secrets = {"key": KEY, "secret": SECRET, "token": TOKEN, "password": PASSWORD}
+        secrets |= {"relay key": RELAY_KEY, "relay secret": RELAY_SECRET}
         secrets |= {"quoted password": QUOTED, "JSON password": json.dumps(PASSWORD)[1:-1]}
         leaks = {
             f"{name} in {where}": text[max(0, text.find(secret) - 120) :][:240]
@@ -74,6 +80,7 @@ def secret_env(simulator: Any, valkey: Any, **more: str) -> dict[str, str]:
         "ALPACA_SECRET_KEY": SECRET,
         "MDSERVICE_API_TOKEN": TOKEN,
         "MDSERVICE_REDIS_URL": f"unix://:{QUOTED}@{valkey.path}",
+        "MDSERVICE_RELAY_KEYS": f"{RELAY_KEY}:{RELAY_SECRET},other:{RELAY_SECRET}",
         "MDSERVICE_SYMBOLS": "AAPL",
         "MDSERVICE_REST_URL": simulator.rest_url,
         "MDSERVICE_TRADING_URL": simulator.rest_url,
@@ -109,6 +116,20 @@ def ask_by_command(stage: Any, service: Any, env: dict[str, str], gathered: Gath
         gathered.program(name, program)
 
 
+@contextmanager
+def relay_clients(address: str, gathered: Gathered) -> Iterator[None]:
+    """A program with the right keys that asks badly, and one with a wrong secret."""
+    with ExitStack() as stack:
+        for secret, known in ((RELAY_SECRET, True), (KEY, False)):
+            client = stack.enter_context(connect(f"ws://{address}/v2/iex", proxy=None))
+            login = {"action": "auth", "key": RELAY_KEY, "secret": secret}
+            for asked in (login, {"action": "subscribe", "quotes": ["AAPL", RELAY_KEY]}, login):
+                with contextlib.suppress(ConnectionClosed):
+                    gathered.add(f"relay, known: {known}", str(client.recv(10)))
+                    client.send(json.dumps(asked))
+        yield
+
+
 def test_no_secret_comes_out_of_a_run_with_troubles(stage: Any) -> None:
     cases = [("websockets", "console"), ("alpaca-py", "json")]
     stage.together(run_with_troubles, cases, stage=stage)
@@ -124,13 +145,15 @@ def run_with_troubles(case: tuple[str, str], stage: Any) -> None:
     env = secret_env(
         simulator, valkey, MDSERVICE_FEED_URL=simulator.url, MDSERVICE_DRIVER=driver,
         MDSERVICE_HTTP=f"127.0.0.1:{port}", MDSERVICE_LOG_FORMAT=log_format,
-        MDSERVICE_EVENT_LOG="log",
+        MDSERVICE_EVENT_LOG="log", MDSERVICE_RELAY=f"127.0.0.1:{free_port()}",
     )  # fmt: skip
     service = stage.program("run", **env).wait_ready()
     simulator.quotes(("AAPL", 1, 2))
     listener.wait("AAPL", 1)
     tcp = f"http://127.0.0.1:{port}"
-    ask_everything(service, tcp, gathered)
+    with relay_clients(env["MDSERVICE_RELAY"], gathered):
+        ask_everything(service, tcp, gathered)
+        gathered.program("status beside", stage.beside(service, "status", "--json"))
     for pid in [service.pid, *children(service.pid)]:
         gathered.add(f"argv of {pid}", argv(pid))
     with service.http.stream("GET", f"{MARKET_DATA}/stream") as stream:
@@ -199,6 +222,10 @@ def test_no_secret_comes_out_of_a_start_that_fails(stage: Any) -> None:
         "bad key": {"ALPACA_API_KEY": KEY + "\nX: y"},
         "bad secret": {"ALPACA_SECRET_KEY": SECRET + "\x00"[:0] + " é\n"},
         "bad ttl": {"MDSERVICE_PRICE_TTL": "soon"},
+        "bad relay keys": {"MDSERVICE_RELAY_KEYS": f"{RELAY_KEY}:{RELAY_SECRET},{RELAY_KEY}"},
+        "key twice": {"MDSERVICE_RELAY_KEYS": f"{RELAY_KEY}:{RELAY_SECRET},{RELAY_KEY}:x"},
+        "bad relay": {"MDSERVICE_RELAY": f"{RELAY_KEY}:{RELAY_SECRET}@127.0.0.1:9"},
+        "no certificate": {"MDSERVICE_RELAY_CERT": "/nowhere", "MDSERVICE_RELAY_KEY_FILE": "/x"},
     }
     programs = {
         name: stage.program(
