@@ -57,6 +57,8 @@ class Wishes:
         self._counts: Counter[Topic] = Counter()
         self._held: dict[Topic, float | None] = {}
         """The topics that were asked of the feed; with the time at which they are released."""
+        self._unknown: set[Topic] = set()
+        """Those of which the last request was cancelled, so that the feed may have them."""
         self._changing = anyio.Lock()
 
     def count(self, topics: Iterable[Topic]) -> None:
@@ -76,17 +78,16 @@ class Wishes:
             new = tuple(topic for topic in topics if topic not in self._held)
             if not new:
                 return
-            # If this is cancelled, the feed may have them: they are released like any other.
-            self._held |= dict.fromkeys(new, anyio.current_time() + RELEASED_AFTER_S)
+            self._unknown.update(new)
             try:
                 await self._upstream.subscribe(self._feed, new)
             except SubscriptionRefused:
-                for topic in new:
-                    del self._held[topic]
+                self._unknown.difference_update(new)
                 raise
-            for topic in new:
-                if topic in self._counts:  # otherwise the client has left meanwhile
-                    self._held[topic] = None
+            self._unknown.difference_update(new)
+            released_s = anyio.current_time() + RELEASED_AFTER_S
+            for topic in new:  # the client may have left meanwhile
+                self._held[topic] = None if topic in self._counts else released_s
 
     def remove(self, topics: Iterable[Topic]) -> None:
         """Count topics for one client less; those of the last client are released later."""
@@ -103,12 +104,19 @@ class Wishes:
 
     async def release(self) -> None:
         """Unsubscribe the topics whose time has come."""
-        now = anyio.current_time()
-        if not any(at is not None and at <= now for at in self._held.values()):
+        if not self._unknown and not self._due():
             return
         async with self._changing:
-            due = tuple(t for t, at in self._held.items() if at is not None and at <= now)
+            due = self._due()
+            self._unknown.update(due)
+            if not self._unknown:
+                return
             for topic in due:
                 del self._held[topic]
-            await self._upstream.unsubscribe(self._feed, due)
-            _log.info("relay_topics_released", feed=self._feed.name, count=len(due))
+            await self._upstream.unsubscribe(self._feed, tuple(self._unknown))
+            _log.info("relay_topics_released", feed=self._feed.name, count=len(self._unknown))
+            self._unknown.clear()
+
+    def _due(self) -> Sequence[Topic]:
+        now_s = anyio.current_time()
+        return [topic for topic, at in self._held.items() if at is not None and at <= now_s]
