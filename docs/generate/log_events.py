@@ -97,9 +97,13 @@ _MEANINGS: Final = {
     "has no socket left. It tries again.",
     "relay_client_connected": "A client of the relay has logged in.",
     "relay_client_cut": "A client of the relay was too slow, and was cut off.",
+    "relay_client_failed": "Serving a client of the relay has failed; its connection ends. Report "
+    "it, with the traceback.",
     "relay_client_left": "A client of the relay has left.",
     "relay_client_refused": "A program connected to the relay and did not finish the TLS or "
     "websocket handshake.",
+    "relay_offer_failed": "Records could not be given to the clients of the relay. Report it, with "
+    "the traceback.",
     "relay_port_in_use": "The relay's default address is in use. The relay takes another port.",
     "relay_request_refused_late": "The feed refused what a client of the relay had subscribed, "
     "after the relay had acknowledged it. The client gets an error.",

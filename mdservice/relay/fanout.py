@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, cast
 
 import attrs
@@ -131,17 +131,27 @@ class Backlog:
             self.slow = False
         return taken
 
-    def drop(self, topics: Iterable[Topic]) -> None:
-        """Remove the waiting records of topics that the client has unsubscribed."""
-        gone = frozenset(topics)
-        for key in [key for key in self._latest if key in gone]:
+    def drop(self, channels: Container[str], subscribed: Container[Topic]) -> None:
+        """Remove waiting records that the client has unsubscribed.
+
+        Args:
+            channels: Of the request.
+            subscribed: What the client still gets.
+        """
+
+        def wanted(channel: str, symbol: str) -> bool:
+            return (
+                channel not in channels
+                or Topic(channel, symbol) in subscribed
+                or Topic(channel, EVERY_SYMBOL) in subscribed
+            )
+
+        for key in [key for key in self._latest if not wanted(*key)]:
             del self._latest[key]
-        if not self._records:
-            return
         kept = deque(
             item
             for item in self._items
-            if isinstance(item, Control) or (item.channel, item.symbol) not in gone
+            if isinstance(item, Control) or wanted(item.channel, item.symbol)
         )
         self._count(kept)
 
@@ -196,6 +206,7 @@ class Backlog:
         self._records = len(records)
         self.controls = len(items) - len(records)
         self._bytes = sum(record.size for record in records)
+        self.slow &= bool(self)
 
 
 class Receiver(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import resource
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from websockets.http11 import Request
 from mdservice.clock import Clock
 from mdservice.errors import SubscriptionRefused
 from mdservice.model.events import RecordBatch, RoutedItem
-from mdservice.model.feeds import Feed, Topic
+from mdservice.model.feeds import NEWS_FEED, Feed, Topic
 from mdservice.model.kinds import ORDERBOOKS, QUOTES, Kind
 from mdservice.model.status import RelayClient, RelayStatus
 from mdservice.model.symbol import EVERY_SYMBOL
@@ -46,13 +47,20 @@ __all__ = ["AUTH_TIMEOUT_S", "MOST_CLIENTS", "Relay", "RelayConfig"]
 _log = get_logger(__name__)
 
 MOST_CLIENTS: Final = 4_000
-"""The most connections at once; a further one gets HTTP 503."""
+"""The most clients at once; a further one gets HTTP 503."""
+_MOST_CONNECTIONS: Final = 2 * MOST_CLIENTS
+"""The most connections, with those that log in; a further one is closed without a word."""
+_OWN_FILES: Final = 256
+"""Of the files that the process may open, the relay leaves so many to the feeds and to Redis."""
 AUTH_TIMEOUT_S: Final = 10.0
 """The time for TLS, upgrade and login together; then the client gets 404."""
 _ANSWER_S: Final = 1.0
 """How long a subscription waits for the feed's answer. The Go SDK gives up after 3 s."""
 _REQUESTS_PER_S: Final = 100
-"""A client that sends more is read more slowly."""
+"""A client that sends more is read more slowly. A ping counts as one; a large request as more."""
+_REQUEST_BYTES: Final = 8 * 1024
+_REQUEST_TOPICS: Final = 8 * 1024
+"""A request counts once more for each such part, and for as many topics in its answer."""
 _MOST_ANSWERS: Final = 4
 """Likewise one that leaves more control messages unread."""
 _CLOSE_S: Final = 2.0
@@ -151,7 +159,9 @@ class Client:
 
     def receive(self, message: Message) -> None:
         """Take a record that the client has subscribed."""
-        if not self.cut and not self.backlog.add(message):
+        if self.cut:
+            return
+        if not self.backlog.add(message):
             self.cut = True
             self.backlog.clear()
             self.control(RelayError(407).message(), closes=True)
@@ -242,6 +252,8 @@ class Relay:
         self._wishes = {feed: Wishes(feed, upstream) for feed in config.served}
         self._clients: dict[int, Client] = {}
         self._connections = 0
+        self._most_connections = _most_connections()
+        self._most_clients = min(MOST_CLIENTS, self._most_connections * 7 // 8)
         self._number = 0
         self._ready = ready
         self._refusing = False
@@ -262,9 +274,12 @@ class Relay:
     # Called by others; none of these waits.
 
     def offer(self, feed: Feed, item: RoutedItem) -> None:
-        """Give the accepted records of a feed to the clients."""
+        """Give the accepted records of a feed to the clients. Never fails."""
         if isinstance(item, RecordBatch):
-            self._fan_outs[feed].offer(item.kind, item.records)
+            try:
+                self._fan_outs[feed].offer(item.kind, item.records)
+            except Exception:  # noqa: BLE001 - the router, which calls this, must go on
+                _log.exception("relay_offer_failed", feed=feed.name, channel=item.kind.channel)
 
     def status(self) -> RelayStatus:
         """The clients, and the counters since the service started."""
@@ -342,6 +357,7 @@ class Relay:
                 await self._left.wait()
 
     async def _accept(self, listener: socket.socket) -> None:
+        full = False
         while True:
             try:
                 sock, address = listener.accept()
@@ -350,18 +366,22 @@ class Relay:
                 continue
             except OSError as error:  # the client has left, or there is no room for its socket
                 if error.errno in _NO_FILES:
-                    _log.warning("relay_cannot_accept", reason=error.strerror)
-                await anyio.sleep(0.1)
+                    if not full:
+                        full = True
+                        _log.warning("relay_cannot_accept", reason=error.strerror)
+                    await anyio.sleep(0.1)
+                await checkpoint()
                 continue
-            if self._tasks is None or self._connections >= MOST_CLIENTS * 2:
-                sock.close()  # far beyond the limit not even a refusal is affordable
+            full = False
+            if self._tasks is None or self._connections >= self._most_connections:
+                sock.close()  # not even a refusal is affordable
             else:
                 self._connections += 1
                 self._tasks.start_soon(self._serve, sock, _shown(address))
             await checkpoint()
 
     async def _serve(self, sock: socket.socket, address: str) -> None:
-        """Serve one connection until it ends."""
+        """Serve one connection until it ends. Its failure ends no other."""
         line = Line(sock, self.config.tls)
         websocket = WebSocket(line, compresses=not _is_loopback(sock))
         client: Client | None = None
@@ -373,10 +393,9 @@ class Relay:
                     await self._read(client)
             if login.cancelled_caught and client is not None:
                 client.control(RelayError(404).message(), closes=True)
-            if client is not None:
-                await self._end(client)
-        except ConnectionError as error:
-            _log.info("relay_client_refused", address=address, reason=str(error))
+            await self._end(line, client)
+        except Exception:  # noqa: BLE001 - what one client causes must end no other
+            _log.exception("relay_client_failed", address=address)
         finally:
             self._connections -= 1
             if client is not None:
@@ -384,14 +403,18 @@ class Relay:
             line.close()
 
     async def _open(self, websocket: WebSocket, address: str) -> Client | None:
-        request = await websocket.handshake(self._refusal)
+        try:
+            request = await websocket.handshake(self._refusal)
+        except ConnectionError as error:
+            _log.info("relay_client_refused", address=address, reason=str(error))
+            return None
         if request is None:
             return None
         path = _path(request)
         feed, served = feed_at(path, self.config.served) or (None, False)
         if feed is None:
             return None
-        content_type = request.headers.get("Content-Type", "")
+        content_type = _header(request, "Content-Type") or ""
         encoding: Encoding = "msgpack" if "msgpack" in content_type.lower() else "json"
         self._number += 1
         client = Client(
@@ -406,21 +429,28 @@ class Relay:
         )
         self._clients[client.number] = client
         client.control({"T": "success", "msg": "connected"})
-        key = request.headers.get("APCA-API-KEY-ID")
-        secret = request.headers.get("APCA-API-SECRET-KEY")
+        key = _header(request, "APCA-API-KEY-ID")
+        secret = _header(request, "APCA-API-SECRET-KEY")
         if key is not None and secret is not None:
-            self._try(client, lambda: client.session.log_in(Credentials(key, secret)))
+            try:
+                client.session.log_in(Credentials(key, secret))
+            except RelayError as error:
+                client.control(error.message(), closes=error.closes)
+            else:
+                client.control({"T": "success", "msg": "authenticated"})
         return client
 
     def _refusal(self, request: Request) -> tuple[HTTPStatus, str] | None:
         if self._refusing or not self._ready():
             return HTTPStatus.SERVICE_UNAVAILABLE, "the service starts or stops: try again"
-        if feed_at(_path(request), self.config.served) is None:
-            return HTTPStatus.NOT_FOUND, f"no stream of Alpaca's has the path {_path(request)}"
-        if len(self._clients) >= MOST_CLIENTS:
+        path = _path(request)
+        if feed_at(path, self.config.served) is None:
+            shown = _UNPRINTABLE.sub("?", path)
+            return HTTPStatus.NOT_FOUND, f"no stream of Alpaca's has the path {shown}"
+        if len(self._clients) >= self._most_clients:
             return (
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{MOST_CLIENTS} programs are connected, which is the limit",
+                f"{self._most_clients} programs are connected, which is the limit",
             )
         return None
 
@@ -429,6 +459,7 @@ class Relay:
         while not client.session.authenticated:
             if not client.websocket.open or not await self._take_next(client):
                 return False
+        client.websocket.trust()
         _log.info("relay_client_connected", client=client.name, path=client.path)
         return True
 
@@ -438,76 +469,85 @@ class Relay:
             pass
 
     async def _take_next(self, client: Client) -> bool:
-        """Take the client's next message; False at the end.
+        """Take the client's next messages; False at the end.
 
         A client that sends many requests, or does not read the answers, is read more slowly.
         """
-        client.requests += 1
+        before = client.websocket.frames
+        messages = await client.websocket.receive()
+        if messages is None:
+            return False
+        client.requests += client.websocket.frames - before - len(messages)
+        for data, text in messages:
+            client.requests += 1 + len(data) // _REQUEST_BYTES
+            await self._pace(client)
+            if not await self._answer(client, read_message(data, text=text)):
+                return False
+            client.requests += len(client.session.subscribed) // _REQUEST_TOPICS
+        await self._pace(client)
+        return True
+
+    async def _pace(self, client: Client) -> None:
         while client.requests > _REQUESTS_PER_S:
             await self._second.wait()
         while client.backlog.controls > _MOST_ANSWERS:
             await client.flushed()
-        received = await client.websocket.receive()
-        if received is None:
-            return False
-        data, text = received
+
+    async def _answer(self, client: Client, message: Mapping[str, Any] | None) -> bool:
+        """Answer a message; False where that ends the connection."""
         try:
-            asked = client.session.receive(read_message(data, text=text))
+            asked = client.session.receive(message)
             if isinstance(asked, Ack):
                 client.control({"T": "success", "msg": "authenticated"})
             else:
                 await self._change(client, asked)
         except RelayError as error:
             client.control(error.message(), closes=error.closes)
+            return not error.closes
         return True
-
-    def _try(self, client: Client, log_in: Callable[[], None]) -> None:
-        try:
-            log_in()
-        except RelayError as error:
-            client.control(error.message(), closes=error.closes)
-        else:
-            client.control({"T": "success", "msg": "authenticated"})
 
     async def _change(self, client: Client, change: Change) -> None:
         """Apply a request, acknowledge it, and send the latest values of what is new."""
-        feed, topics = client.session.feed, change.topics
-        wishes, fan_out = self._wishes[feed], self._fan_outs[feed]
+        session, topics = client.session, change.topics
+        wishes, fan_out = self._wishes[session.feed], self._fan_outs[session.feed]
         if not change.adding:
-            client.session.apply(change)
+            session.apply(change)
             fan_out.remove(client, topics)
             wishes.remove(topics)
-            client.backlog.drop(topics)
-            client.control(client.session.acknowledgement())
+            if session.feed is not NEWS_FEED:  # articles are about several symbols
+                client.backlog.drop({topic.channel for topic in topics}, session.subscribed)
+            client.control(session.acknowledgement())
             return
         wishes.count(topics)
         if topics and self._tasks is not None:
             answer = Answer[None]()
-            self._tasks.start_soon(self._ask, client, topics, answer)
+            self._tasks.start_soon(self._ask, client, change, answer)
             try:
                 with anyio.move_on_after(_ANSWER_S):
                     await answer.wait()
+                answer.give(None)  # from now on a refusal is late
+                await answer.wait()  # it may have come together with the end of the wait
             except SubscriptionRefused as refused:
                 wishes.remove(topics)
                 raise RelayError(refused.code) from refused
-            answer.give(None)  # from now on a refusal is late
-        known = frozenset(client.session.subscribed)
-        client.session.apply(change)
-        client.control(client.session.acknowledgement())
+        known = frozenset(session.subscribed)
+        session.apply(change)
+        client.control(session.acknowledgement())
         for kind in _FIRST_KINDS:
-            for topic in topics:
-                if (
-                    topic.channel == kind.channel
-                    and Topic(topic.channel, EVERY_SYMBOL) not in known
-                ):
-                    self._send_latest(client, kind, topic.symbol, known)
+            every = Topic(kind.channel, EVERY_SYMBOL)
+            if every in known:
+                continue
+            new = [topic.symbol for topic in topics if topic.channel == kind.channel]
+            for symbol in [EVERY_SYMBOL] if every in topics else new:
+                self._send_latest(client, kind, symbol, known)
         fan_out.add(client, topics)
 
-    async def _ask(self, client: Client, topics: Sequence[Topic], answer: Answer[None]) -> None:
-        """Ask the feed for topics."""
-        feed = client.session.feed
+    async def _ask(self, client: Client, change: Change, answer: Answer[None]) -> None:
+        """Ask the feed for the topics of a request."""
+        session = client.session
+        feed, wishes = session.feed, self._wishes[session.feed]
         try:
-            await self._wishes[feed].ask(topics)
+            await wishes.ask(change.topics)
         except SubscriptionRefused as refused:
             if not answer.given:
                 answer.fail(refused)
@@ -518,15 +558,16 @@ class Relay:
                 feed=feed.name,
                 code=refused.code,
                 reason=str(refused),
-                count=len(topics),
+                count=len(change.topics),
             )
             if client.number in self._clients:
-                left = [topic for topic in topics if topic in client.session.subscribed]
-                client.session.apply(Change(adding=False, topics=tuple(left)))
+                # without those that the client has unsubscribed, and perhaps asked for again
+                left = [each for each in change.topics if session.subscribed.get(each) is change]
+                session.apply(Change(adding=False, topics=tuple(left)))
                 self._fan_outs[feed].remove(client, left)
-                self._wishes[feed].remove(left)
+                wishes.remove(left)
                 client.control(RelayError(refused.code).message())
-                client.control(client.session.acknowledgement())
+                client.control(session.acknowledgement())
         else:
             answer.give(None)
 
@@ -540,14 +581,16 @@ class Relay:
         for message in messages_of(kind, records):
             client.receive(message.whole())
 
-    async def _end(self, client: Client) -> None:
+    async def _end(self, line: Line, client: Client | None) -> None:
         """Let the client take its last bytes and answer the closing handshake."""
         with anyio.move_on_after(_CLOSE_S):
-            while client.unsent:
-                await client.flushed()
-            client.websocket.close()
-            while client.websocket.open or await client.websocket.receive() is not None:
-                pass
+            if client is not None:
+                while client.unsent:
+                    await client.flushed()
+                client.websocket.close()
+                while await client.websocket.receive() is not None:
+                    pass
+            await line.finish()
 
     def _forget(self, client: Client) -> None:
         if self._clients.pop(client.number, None) is None:
@@ -586,7 +629,11 @@ class Relay:
             await checkpoint()
 
     def _flush(self, client: Client, frames: _Frames) -> None:
-        client.flush(frames)
+        try:
+            client.flush(frames)
+        except Exception:  # noqa: BLE001 - the others must get their messages
+            _log.exception("relay_client_failed", address=client.address)
+            client.websocket.line.cut()
         if client.websocket.line.blocked and not client.draining and self._tasks is not None:
             client.draining = True
             self._tasks.start_soon(self._drain, client)
@@ -596,7 +643,7 @@ class Relay:
         try:
             while client.websocket.line.blocked:
                 await client.websocket.line.drain()
-                client.flush({})
+                self._flush(client, {})
         finally:
             client.draining = False
 
@@ -630,8 +677,13 @@ def _path(request: Request) -> str:
     return request.path.partition("?")[0]
 
 
+def _header(request: Request, name: str) -> str | None:
+    """The first of a header's values; a client may send several."""
+    return next(iter(request.headers.get_all(name)), None)
+
+
 def _name(request: Request, number: int) -> str:
-    agent = request.headers.get("User-Agent", "") or "client"
+    agent = _header(request, "User-Agent") or "client"
     return f"{_UNPRINTABLE.sub('', agent)[:_NAME_CHARACTERS]} ({number})"
 
 
@@ -646,3 +698,10 @@ def _is_loopback(sock: socket.socket) -> bool:
     except OSError:
         return True
     return host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1")
+
+
+def _most_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return min(_MOST_CONNECTIONS, max(files - _OWN_FILES, files // 2))

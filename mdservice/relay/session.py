@@ -169,7 +169,7 @@ class Session:
         keys: Key pairs that may log in; empty for any.
 
     Attributes:
-        subscribed: The client's topics.
+        subscribed: The client's topics, each with the request that has subscribed it.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Session:
         self.feed = feed
         self.encoding = encoding
         self.authenticated = False
-        self.subscribed: dict[Topic, None] = {}
+        self.subscribed: dict[Topic, Change] = {}
         self._served = served
         self._keys = keys
 
@@ -229,7 +229,7 @@ class Session:
     def apply(self, change: Change) -> None:
         """Apply a change; the acknowledgement then has it."""
         if change.adding:
-            self.subscribed |= dict.fromkeys(change.topics)
+            self.subscribed |= dict.fromkeys(change.topics, change)
         else:
             for topic in change.topics:
                 self.subscribed.pop(topic, None)

@@ -10,8 +10,7 @@ import socket
 import ssl
 import struct
 import zlib
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
@@ -32,12 +31,15 @@ __all__ = ["MOST_MESSAGE_BYTES", "Line", "WebSocket", "data_frame"]
 
 MOST_MESSAGE_BYTES: Final = 1024 * 1024
 """The largest message of a client; a larger one ends the connection with code 1009."""
-_MOST_FRAGMENT_BYTES: Final = 1024 * 1024
+_MOST_LOGIN_BYTES: Final = 16 * 1024
+"""Likewise before it has logged in."""
 _READ_BYTES: Final = 16 * 1024
 _SEND_BUFFER_BYTES: Final = 128 * 1024
 """Of the socket. A larger one would hide that a client does not read."""
-_UNACKNOWLEDGED_MS: Final = 60_000
-"""How long a client's machine may leave sent bytes without an acknowledgement."""
+_UNSENT_MS: Final = 300_000
+"""After so long the kernel ends a connection whose client takes no byte of what waits for it."""
+_SILENT_S: Final = 30
+"""After so long without a byte the kernel asks the client's machine whether it is still there."""
 _LEAST_COMPRESSED_BYTES: Final = 512
 _CLIENT_WINDOW_BITS: Final = 10
 """1 KB of memory for a client that offers to limit its window."""
@@ -74,9 +76,15 @@ class Line:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNSENT_MS)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_S)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _SILENT_S)
         self._socket = sock
         self._unsent = bytearray()
+        self._draining: anyio.Event | None = None
+        """Set when the task that waits for the socket has written to it."""
+        self._ended = False
+        """Whether the client has ended its direction of TLS."""
         self._closed = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = tls.wrap_bio(self._incoming, self._outgoing, server_side=True) if tls else None
@@ -105,6 +113,7 @@ class Line:
                     raise ConnectionError("the client left during the TLS handshake") from None
                 self._incoming.write(data)
             except ssl.SSLError as error:
+                self._send(self._outgoing.read())  # the alert, which says what is wrong
                 raise ConnectionError(f"TLS: {error.reason or error}") from error
             else:
                 self._send(self._outgoing.read())
@@ -138,32 +147,62 @@ class Line:
     async def drain(self) -> None:
         """Wait until the socket has taken what waits, or the client is gone."""
         while self._unsent:
+            if self._draining is not None:  # only one task can wait for a socket
+                await self._draining.wait()
+                continue
+            self._draining = anyio.Event()
             try:
                 await anyio.wait_writable(self._socket)
                 with suppress(BlockingIOError):
                     del self._unsent[: self._socket.send(self._unsent)]
-            except (OSError, ValueError, anyio.ClosedResourceError, anyio.BusyResourceError):
+            except (OSError, ValueError, anyio.ClosedResourceError):
                 self.cut()
+            finally:
+                self._draining.set()
+                self._draining = None
 
     async def receive(self) -> bytes:
         """The next bytes; ``b""`` at the end."""
-        while True:
+        while not self._ended:
+            if self._tls is not None and self._incoming.pending:  # some come with the handshake
+                plain = await self._decrypt(self._tls)
+                if plain or self._ended:
+                    return plain
             data = await self._receive()
             if self._tls is None or not data:
                 return data
             self._incoming.write(data)
-            plain = bytearray()
-            try:
-                while part := self._tls.read(_READ_BYTES):
-                    plain += part
-                return bytes(plain)  # the client has ended its direction
-            except ssl.SSLWantReadError:
-                if self._outgoing.pending:
-                    self._send(self._outgoing.read())
-                if plain:
-                    return bytes(plain)
-            except ssl.SSLError:
-                return bytes(plain)
+        return b""
+
+    async def _decrypt(self, tls: ssl.SSLObject) -> bytes:
+        plain = bytearray()
+        try:
+            while part := tls.read(_READ_BYTES):
+                plain += part
+            self._ended = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            self._ended = True
+        if self._outgoing.pending:  # TLS itself has an answer
+            self._send(self._outgoing.read())
+            await self.drain()
+        return bytes(plain)
+
+    async def finish(self) -> None:
+        """End the relay's direction, and wait until the client has ended its own.
+
+        A socket that is closed while bytes of the client are unread loses what it has sent last.
+        """
+        if self._tls is not None:
+            with suppress(ssl.SSLError, ValueError):  # also where the handshake has failed
+                self._tls.unwrap()
+            self._send(self._outgoing.read())
+        await self.drain()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        while await self._receive():
+            pass
 
     async def _receive(self) -> bytes:
         while True:
@@ -219,12 +258,15 @@ class WebSocket:
                     server_no_context_takeover=True, client_max_window_bits=_CLIENT_WINDOW_BITS
                 )
             ],
-            max_size=(MOST_MESSAGE_BYTES, _MOST_FRAGMENT_BYTES),
+            max_size=(_MOST_LOGIN_BYTES, _MOST_LOGIN_BYTES),
         )
-        self._fragments: list[bytes] = []
+        self._window_bits = 0
+        self._message = bytearray()
+        """The fragments of a message that is not complete."""
         self._text = True
-        self._messages: deque[tuple[bytes, bool]] = deque()
         self._ended = False
+        self.frames = 0
+        """How many frames of the client have come."""
 
     async def handshake(
         self, refuse: Callable[[Request], tuple[HTTPStatus, str] | None]
@@ -244,9 +286,12 @@ class WebSocket:
         )
         self._protocol.send_response(response)
         self._send_protocol()
-        self._compresses &= any(
-            isinstance(each, PerMessageDeflate) for each in self._protocol.extensions
-        )
+        deflate = [
+            each for each in self._protocol.extensions if isinstance(each, PerMessageDeflate)
+        ]
+        self._compresses &= bool(deflate)
+        if deflate:
+            self._window_bits = deflate[0].local_max_window_bits
         if self._protocol.state is State.OPEN:
             return request
         await self.line.drain()
@@ -274,6 +319,10 @@ class WebSocket:
                 self._send_protocol()
                 return None
 
+    def trust(self) -> None:
+        """Accept larger messages: the client has logged in."""
+        self._protocol.max_message_size = self._protocol.max_fragment_size = MOST_MESSAGE_BYTES
+
     def send(self, payload: bytes, *, text: bool) -> None:
         """Send a message of its own."""
         self.line.send(self.frame(payload, text=text))
@@ -281,7 +330,8 @@ class WebSocket:
     def frame(self, payload: bytes, *, text: bool) -> bytes:
         """The frame of a message for this client."""
         if self._compresses and len(payload) >= _LEAST_COMPRESSED_BYTES:
-            return data_frame(_deflate(payload), text=text, compressed=True)
+            compressed = _deflate(payload, self._window_bits)
+            return data_frame(compressed, text=text, compressed=True)
         return data_frame(payload, text=text)
 
     @property
@@ -289,23 +339,28 @@ class WebSocket:
         """Whether its frames are as every other client's of the same encoding."""
         return not self._compresses
 
-    async def receive(self) -> tuple[bytes, bool] | None:
-        """The client's next message, and whether it is text; None at the end. Answers pings."""
-        while not self._messages:
-            if self._ended:
-                return None
-            data = await self.line.receive()
-            if data:
-                self._protocol.receive_data(data)
-            else:
-                self._protocol.receive_eof()
-                self._ended = True
-            for event in self._protocol.events_received():
-                if isinstance(event, Frame) and event.opcode in _DATA:
-                    self._take(event)
-            self._send_protocol()
-            self._ended |= self._protocol.close_expected() or self._protocol.state is State.CLOSED
-        return self._messages.popleft()
+    async def receive(self) -> Sequence[tuple[bytes, bool]] | None:
+        """The messages that the client's next bytes complete, each with whether it is text.
+
+        None at the end. Pings are answered; a client that does not read the answers is not read.
+        """
+        if self._ended:
+            return None
+        data = await self.line.receive()
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+        messages: list[tuple[bytes, bool]] = []
+        for event in self._protocol.events_received():
+            if isinstance(event, Frame):
+                self.frames += 1
+                if event.opcode in _DATA:
+                    messages += self._completed(event)
+        if self._send_protocol():
+            await self.line.drain()
+        self._ended = not data or self._protocol.close_expected()
+        return messages
 
     def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
         """Begin the closing handshake; nothing can be sent after it."""
@@ -319,22 +374,28 @@ class WebSocket:
         """Whether messages can be sent."""
         return self._protocol.state is State.OPEN
 
-    def _take(self, frame: Frame) -> None:
+    def _completed(self, frame: Frame) -> Sequence[tuple[bytes, bool]]:
+        """The message that a frame completes, if it does."""
         if frame.opcode is not Opcode.CONT:
-            self._fragments.clear()
             self._text = frame.opcode is Opcode.TEXT
-        self._fragments.append(bytes(frame.data))
-        if frame.fin:
-            self._messages.append((b"".join(self._fragments), self._text))
-            self._fragments.clear()
+        self._message += frame.data
+        if not frame.fin:
+            return ()
+        message = bytes(self._message)
+        self._message.clear()
+        return ((message, self._text),)
 
-    def _send_protocol(self) -> None:
+    def _send_protocol(self) -> bool:
+        """Send what the protocol has to say, such as a pong; whether there was something."""
+        sent = False
         for data in self._protocol.data_to_send():
             if data:
                 self.line.send(data)
+                sent = True
+        return sent
 
 
-def _deflate(payload: bytes) -> bytes:
+def _deflate(payload: bytes, window_bits: int) -> bytes:
     """Compress a message without context. Source: RFC 7692, section 7.2.1."""
-    compressor = zlib.compressobj(level=1, wbits=-15, memLevel=5)
+    compressor = zlib.compressobj(level=1, wbits=-window_bits, memLevel=5)
     return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]

@@ -34,12 +34,12 @@ async def _exchanged(client: ClientProtocol) -> tuple[str, list[bytes]]:
         for request in REQUESTS:
             client.send_text(request.encode())
         theirs.sendall(b"".join(client.data_to_send()))
-        read = []
-        for _ in REQUESTS:
+        read: list[bytes] = []
+        while len(read) < len(REQUESTS):
             with anyio.fail_after(10):
                 received = await websocket.receive()
             assert received is not None
-            read.append(received[0])
+            read += [payload for payload, _ in received]
     finally:
         theirs.close()
         websocket.line.close()
