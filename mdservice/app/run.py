@@ -19,6 +19,7 @@ from mdservice.observability.masking import mask_url
 from mdservice.runtime.stop_signals import stop_on_signal
 from mdservice.settings import Settings
 from mdservice.settings.feeds import STREAM_PATHS
+from mdservice.settings.parsers import EVERY_HOST, host_and_port
 
 __all__ = ["GC_THRESHOLD", "relay_line", "run_gateway", "serve"]
 
@@ -138,4 +139,6 @@ def relay_line(resolved: Settings) -> str | None:
     if resolved.relay_url is None:
         return None
     path = STREAM_PATHS["stocks"].get(resolved.feed, "/v2/iex")
-    return f"relay  {resolved.relay_url}{path} (the URL for any Alpaca client)"
+    host, _port = host_and_port(str(resolved.relay))
+    named = ", with this machine's name" if host in EVERY_HOST else ""
+    return f"relay  {resolved.relay_url}{path} (the URL for any Alpaca client{named})"

@@ -353,7 +353,7 @@ class Settings:
         if relay is None:
             return None
         host, port = values.host_and_port(relay)
-        here = values.is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104 - compared
+        here = values.is_loopback(host) or host in values.EVERY_HOST
         for name in map(url_setting, STREAM_PATHS):
             parts = urlsplit(getattr(self, name) or "")
             named = parts.hostname or ""

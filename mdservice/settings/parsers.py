@@ -22,6 +22,7 @@ from mdservice.observability.masking import quoted
 from mdservice.settings.feeds import STREAM_HOST, STREAM_PATHS, is_alpacas, url_variable
 
 __all__ = [
+    "EVERY_HOST",
     "SOCKET_PATH_BYTES",
     "api_base",
     "default_log_format",
@@ -52,6 +53,8 @@ __all__ = [
 Parser = Callable[[object], object]
 
 _SECRET = re.compile(r"[!-~]{1,512}", re.ASCII)
+EVERY_HOST = ("0.0.0.0", "::")  # noqa: S104 - compared with
+"""A server at one of these listens at every address of the machine."""
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """The size of the path in ``sockaddr_un``, without its closing zero."""
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")

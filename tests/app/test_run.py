@@ -24,6 +24,12 @@ def test_with_a_certificate_the_relays_url_is_wss() -> None:
     assert line.split()[1] == "wss://[::1]:8765/v2/iex"
 
 
+def test_an_address_of_every_host_is_no_url_for_other_machines() -> None:
+    line = relay_line(Settings(relay="0.0.0.0:8765", relay_keys="k:s"))
+    assert line is not None
+    assert "this machine's name" in line
+
+
 def test_a_relay_that_is_off_is_not_mentioned() -> None:
     for settings in (Settings(relay=None), Settings(feed="iex")):
         assert relay_line(settings) is None
