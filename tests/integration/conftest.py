@@ -44,7 +44,7 @@ def patient(seconds: float) -> float:
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: Any = "") -> Any:
+def eventually(condition: Callable[[], Any], *, within: float = 20.0, what: Any = "") -> Any:
     """Poll until the condition gives something true; that is returned."""
     within = patient(within)
     deadline = time.monotonic() + within
@@ -67,6 +67,20 @@ def exact(text: bytes | str) -> dict[str, Any]:
     """A JSON object, its fractions as decimals."""
     decoded: dict[str, Any] = json.loads(text, parse_float=Decimal)
     return decoded
+
+
+def published_so_far(pubsub: Any) -> list[dict[str, Any]]:
+    """The messages up to now: the answer to a PING comes behind all that was published before it."""
+    pubsub.ping()
+    messages: list[dict[str, Any]] = []
+    deadline = time.monotonic() + patient(20)
+    while time.monotonic() < deadline:
+        if (message := pubsub.get_message(timeout=1)) is None:
+            continue
+        if message["type"] == "pong":
+            return messages
+        messages.append(message)
+    pytest.fail("the server does not answer the listener's PING")
 
 
 def new_symbol() -> str:
@@ -146,7 +160,7 @@ class Program:
         """A client of its API over its UNIX socket."""
         if self._http is None:
             transport = httpx.HTTPTransport(uds=str(self.socket))
-            self._http = httpx.Client(transport=transport, base_url="http://mdservice", timeout=10)
+            self._http = httpx.Client(transport=transport, base_url="http://mdservice", timeout=30)
         return self._http
 
     def get(self, path: str, status: int = 200, **options: Any) -> Any:
@@ -164,8 +178,11 @@ class Program:
         return exact(answer.text)
 
     def subscribe(self, *symbols: str) -> None:
+        """Subscribe, and wait for the acknowledgement, which a busy machine answers late."""
         answer = self.post("subscribe", json={"symbols": list(symbols)})
-        assert answer["status"] == "subscribed", answer
+        assert answer["status"] in {"subscribed", "pending"}, answer
+        path = "/api/v1/market-data/subscriptions"
+        eventually(lambda: self.get(path)["channels"].keys() >= set(symbols), what=answer)
 
     def status(self) -> Any:
         return self.get("/status")
@@ -192,7 +209,7 @@ class Program:
         except httpx.TransportError:
             return False
 
-    def wait_answers(self, within: float = 20.0) -> Program:
+    def wait_answers(self, within: float = 30.0) -> Program:
         def look() -> bool:
             assert self.process.poll() is None, f"it ended: {self.said}"
             return self.answers()
@@ -200,18 +217,18 @@ class Program:
         eventually(look, within=within, what=lambda: f"an answer {self.said}")
         return self
 
-    def wait_ready(self, within: float = 20.0) -> Program:
+    def wait_ready(self, within: float = 30.0) -> Program:
         self.wait_answers(within)
         eventually(lambda: self.ready()[0], within=within, what=lambda: f"ready {self.said}")
         return self
 
-    def until(self, condition: Callable[[Any], Any], *, within: float = 10.0) -> Any:
+    def until(self, condition: Callable[[Any], Any], *, within: float = 20.0) -> Any:
         """Poll the status until the condition holds for it."""
         return eventually(
             lambda: condition(self.status()), within=within, what=lambda: f"{self.status()}"
         )
 
-    def code(self, within: float = 15.0) -> int:
+    def code(self, within: float = 30.0) -> int:
         """Wait for the end; the exit code."""
         within = patient(within)
         try:
@@ -219,7 +236,7 @@ class Program:
         except subprocess.TimeoutExpired:
             pytest.fail(f"still runs after {within} s: {self.said}")
 
-    def end(self, by: signal.Signals = signal.SIGTERM, within: float = 5.0) -> int:
+    def end(self, by: signal.Signals = signal.SIGTERM, within: float = 15.0) -> int:
         """Send the signal and wait for the end."""
         self.process.send_signal(by)
         return self.code(within)
@@ -286,7 +303,7 @@ class Listener:
         self._pubsub = self._client.pubsub()
         self._pubsub.subscribe("price.updated", "feed.status")
         for _ in range(2):
-            assert self._pubsub.get_message(timeout=5)["type"] == "subscribe"
+            assert self._pubsub.get_message(timeout=20)["type"] == "subscribe"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
@@ -307,7 +324,7 @@ class Listener:
         heard = [exact(raw) for raw in list(self.raw)]
         return [event for event in heard if not symbols or event["symbol"] in symbols]
 
-    def wait(self, symbol: str, seq: int, within: float = 5.0) -> list[dict[str, Any]]:
+    def wait(self, symbol: str, seq: int, within: float = 20.0) -> list[dict[str, Any]]:
         """The symbol's events once the one with this number has been heard."""
 
         def look() -> list[dict[str, Any]]:
@@ -328,7 +345,7 @@ class Listener:
         told = iter([message["state"] for message in self.states])
         return all(state in told for state in states)
 
-    def state(self, name: str, within: float = 5.0) -> dict[str, Any]:
+    def state(self, name: str, within: float = 20.0) -> dict[str, Any]:
         """The first message of this state, waited for."""
         found: dict[str, Any] = eventually(
             lambda: next((m for m in list(self.states) if m["state"] == name), None),

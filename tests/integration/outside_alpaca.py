@@ -88,7 +88,7 @@ class OutsideAlpaca:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        assert self._started.wait(5)
+        assert self._started.wait(20)
         outside = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -262,7 +262,7 @@ class OutsideAlpaca:
                 await client.say(*messages)
             return len(told)
 
-        assert asyncio.run_coroutine_threadsafe(go(), self._loop).result(5), f"no client of {feed}"
+        assert asyncio.run_coroutine_threadsafe(go(), self._loop).result(20), f"no client of {feed}"
 
     def cut(self, *feeds: str) -> None:
         """Break these connections without a close frame."""
@@ -275,7 +275,7 @@ class OutsideAlpaca:
 
         done = threading.Event()
         self._loop.call_soon_threadsafe(lambda: (go(), done.set()))
-        assert done.wait(5)
+        assert done.wait(20)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)

@@ -100,13 +100,20 @@ def test_the_status_has_every_field_of_the_contract(served: Served) -> None:
 
 
 def test_the_metrics_have_the_counters_names_and_values(served: Served) -> None:
-    answer = served.service.http.get("/metrics")
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain")
-    values = dict(re.findall(r"^(\w+)(?:\{[^}]*\})? ([0-9.e+-]+)$", answer.text, re.MULTILINE))
-    assert {name.partition("_")[0] for name in values} <= {"mdservice", "process", "python"}
-    for name, count in served.service.status()["counters"].items():
-        assert float(values[f"mdservice_{name}_total"]) == count
+    def values() -> dict[str, str]:
+        answer = served.service.http.get("/metrics")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/plain")
+        return dict(re.findall(r"^(\w+)(?:\{[^}]*\})? ([0-9.e+-]+)$", answer.text, re.MULTILINE))
+
+    assert {name.partition("_")[0] for name in values()} <= {"mdservice", "process", "python"}
+
+    def agree() -> bool:
+        """Between two looks at the status that has not changed."""
+        counters, found = served.service.status()["counters"], values()
+        return all(float(found[f"mdservice_{name}_total"]) == n for name, n in counters.items())
+
+    served.stage.eventually(agree, what=lambda: (values(), served.service.status()["counters"]))
 
 
 @pytest.mark.parametrize("how", ["query", "body"])
