@@ -21,9 +21,9 @@ import mdservice
 from mdservice.errors import FeedRefused, InvalidSymbol, SubscriptionRefused
 from mdservice.feed.alpaca import sdk_driver as sdk
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
-from tests.integration.conftest import patient
+from tests.integration.conftest import patient, published_so_far
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 STOP_LIMIT_S = 5.0
 BACKENDS = ["trio", "asyncio"]
 DRIVERS = ["alpaca-py", "websockets"]
@@ -45,7 +45,7 @@ def nothing_left_behind() -> Iterator[None]:
     """Each test ends without a thread of ours, and without an open descriptor more."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     yield
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     while any(thread.name == "alpaca-py" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "a thread was left behind"
         time.sleep(0.005)
@@ -74,21 +74,18 @@ def quotes(count: int, symbol: str = "AAPL") -> list[SimQuote]:
 
 
 class Listener:
-    """Hears what a Redis server publishes; it is read afterwards."""
+    """Hears what a Redis server publishes; it is read afterwards, once."""
 
     def __init__(self, server: Any) -> None:
         self._client = server.client()
         self._pubsub = self._client.pubsub()
         self._pubsub.subscribe("price.updated", "feed.status")
         for _ in range(2):
-            assert self._pubsub.get_message(timeout=1)["type"] == "subscribe"
+            assert self._pubsub.get_message(timeout=20)["type"] == "subscribe"
 
     def heard(self, channel: str) -> list[dict[str, Any]]:
-        found = []
-        while (message := self._pubsub.get_message(timeout=0.2)) is not None:
-            if message["channel"].decode() == channel:
-                found.append(json.loads(message["data"]))
-        return found
+        messages = published_so_far(self._pubsub)
+        return [json.loads(m["data"]) for m in messages if m["channel"].decode() == channel]
 
     def close(self) -> None:
         self._pubsub.close()
@@ -136,7 +133,7 @@ def test_without_any_setting_simulated_prices_flow_into_an_embedded_server(
             assert service.liveness().ready
 
     run(backend, scene)
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     while Path(f"/proc/{pids[0]}").exists():
         assert time.monotonic() < deadline, "the embedded server is still there"
         time.sleep(0.01)
@@ -163,7 +160,7 @@ def test_every_quote_of_a_flood_is_published_in_order(
                 assert service.status().feed.driver == driver
                 simulator.send_quotes(quotes(count), frames=[10] * (count // 10))
                 await until(lambda: service.status().counters.quotes_accepted == count)
-            with anyio.fail_after(2):
+            with anyio.fail_after(20):
                 await simulator.until(lambda s: not s.connections)
 
     run(backend, scene)
@@ -341,7 +338,7 @@ def test_cancellation_writes_what_was_accepted_and_is_prompt(
                     scope.cancel()
                     await anyio.sleep_forever()
             assert scope.cancelled_caught
-            assert anyio.current_time() - started_s < STOP_LIMIT_S
+            assert anyio.current_time() - started_s < patient(STOP_LIMIT_S)
 
     run(backend, scene)
     assert len(listener.heard("price.updated")) == count
@@ -365,8 +362,8 @@ def test_task_of_asyncio_itself_can_be_cancelled(folder: Path, valkey: Any) -> N
             await asyncio.wait_for(running.wait(), LIMIT_S)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await asyncio.wait_for(task, STOP_LIMIT_S)
-            await asyncio.wait_for(simulator.until(lambda s: not s.connections), 2)
+                await asyncio.wait_for(task, LIMIT_S)
+            await asyncio.wait_for(simulator.until(lambda s: not s.connections), LIMIT_S)
 
     asyncio.run(main())
 
@@ -416,7 +413,7 @@ def test_redis_that_is_away_at_start_is_waited_for(
                 await anyio.to_thread.run_sync(fresh_valkey.start)
                 returned_s = anyio.current_time()
                 await until(lambda: service.status().counters.events_published == 10)
-                assert anyio.current_time() - returned_s <= 1.5
+                assert anyio.current_time() - returned_s <= patient(1.5)
                 await ready(service)
 
     run(backend, scene)

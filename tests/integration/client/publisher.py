@@ -20,7 +20,7 @@ from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
 from tests.integration.conftest import patient
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 START_NS = 1_700_000_000 * 10**9
 
 
@@ -141,8 +141,8 @@ def on_both_loops(test: Callable[[Publisher], Awaitable[None]]) -> Callable[...,
                 await publisher.close()
 
         anyio.run(main, backend=loop)
-        wait_until(lambda: not threads_at_work(), 1.5, "a thread was left behind")
-        wait_until(lambda: not publisher.readers(), 1.5, "a connection was left behind")
+        wait_until(lambda: not threads_at_work(), 15, "a thread was left behind")
+        wait_until(lambda: not publisher.readers(), 15, "a connection was left behind")
 
     run.__name__ = test.__name__
     run.__doc__ = test.__doc__

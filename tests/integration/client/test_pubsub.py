@@ -18,7 +18,6 @@ from tests.integration.client.publisher import Publisher, gapless, known, on_bot
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silence, "PING_AFTER_S", 0.1)
-    monkeypatch.setattr(silence, "ANSWER_LIMIT_S", 0.3)
     monkeypatch.setattr(intake, "KEYS_AT_MOST_EVERY_S", 0.05)
 
 
