@@ -51,21 +51,21 @@ class FeedFacts:
 
     Attributes:
         name: Its name in the status.
-        own_names: The name of each feed of an embedder; none of Alpaca's.
         simulated: Whether its prices are simulated.
         own: Whether it is the embedder's own feed and not one of Alpaca's.
         delay_s: The intended delay of its quotes, seconds.
         is_open: Returns whether its market is open.
         hours_refused: Why the trading API refuses to give the market's hours, or None.
+        own_names: The name of each feed of an embedder; none of Alpaca's.
     """
 
     name: str
-    own_names: Mapping[FeedName, str]
     simulated: bool
     own: bool
     delay_s: float
     is_open: Callable[[], Awaitable[bool]]
     hours_refused: Callable[[], str | None]
+    own_names: Mapping[FeedName, str] = attrs.field(factory=dict)
 
     def hours(self, clock: Clock) -> Callable[[], Awaitable[Hours]]:
         """Returns what the silence of the feed means, also before the open and after the close."""
