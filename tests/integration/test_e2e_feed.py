@@ -173,15 +173,15 @@ def test_thousands_of_symbols_are_all_subscribed(lines: list[Line]) -> None:
         letters = "ABCDEFGHIJKLMNOPQRST"
         symbols = ["".join(t) for t in itertools.islice(itertools.product(letters, repeat=4), 3000)]
         line.service.subscribe(*symbols)
-        assert line.simulator.subscribed() >= set(symbols)
+        line.stage.eventually(lambda: line.simulator.subscribed() >= set(symbols))
         reconnects = line.service.counter("reconnects")
         line.simulator.drop("close")
         line.service.until(lambda s: s["counters"]["reconnects"] == reconnects + 1)
         line.service.wait_ready()
-        assert line.simulator.subscribed() >= set(symbols)
+        line.stage.eventually(lambda: line.simulator.subscribed() >= set(symbols))
         answer = line.service.post("unsubscribe", json={"symbols": symbols})
-        assert answer["status"] == "unsubscribed"
-        assert not line.simulator.subscribed() & set(symbols)
+        assert answer["status"] in {"pending", "unsubscribed"}
+        line.stage.eventually(lambda: not line.simulator.subscribed() & set(symbols))
 
     lines[0].stage.together(body, lines)
 

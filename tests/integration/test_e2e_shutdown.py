@@ -47,7 +47,7 @@ def test_what_was_accepted_is_written_before_the_end(stage: Any, by: signal.Sign
     time.sleep(0.5)
     assert service.process.poll() is None, f"it did not wait: {service.said}"
     valkey.answer_again()
-    assert service.code(within=5) == 0, service.said
+    assert service.code() == 0, service.said
     assert time.monotonic() - started < patient(5)
     with valkey.client() as client:
         assert log_of(client, "AAPL", stage.exact) == list(range(1, count + 1))
@@ -83,9 +83,9 @@ def test_it_ends_within_5_s_where_redis_never_answers_and_at_once_on_a_second_si
     assert hurried.process.poll() is None
     hurried.process.send_signal(signal.SIGTERM)
     again = time.monotonic()
-    hurried.code(within=5)
-    assert time.monotonic() - again < patient(0.5), hurried.said
-    assert waiting.code(within=6) == 0, waiting.said
+    hurried.code()
+    assert time.monotonic() - again < patient(1.5), hurried.said
+    assert waiting.code() == 0, waiting.said
     assert time.monotonic() - started < patient(5.1)
     for _, valkey, _ in made:
         valkey.answer_again()
@@ -99,14 +99,31 @@ _EXECUTE = (
 )
 
 
-def started(stage: Any, command: str, before: str = "", terminal: int | None = None) -> Any:
-    """A command at work; ``before`` is Python that the process runs first."""
-    service = stage.program("run").wait_ready()
-    env = {"MDSERVICE_REDIS_URL": service.status()["redis"]["url"]}
-    if command == "watch":
-        env["MDSERVICE_SOCKET"] = str(service.socket)
+@pytest.fixture(scope="module")
+def desk(module_stage: Any) -> Any:
+    """The service that the other commands are beside."""
+    return module_stage.program("run").wait_ready()
+
+
+@pytest.fixture(params=LONG_RUNNING)
+def command(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def beside(request: pytest.FixtureRequest, command: str) -> dict[str, str]:
+    """The variables of a command that asks a service."""
     if command in ("run", "simulate"):
-        env = {}
+        return {}
+    desk = request.getfixturevalue("desk")
+    env = {"MDSERVICE_REDIS_URL": desk.status()["redis"]["url"]}
+    return env | ({"MDSERVICE_SOCKET": str(desk.socket)} if command == "watch" else {})
+
+
+def started(
+    stage: Any, command: str, env: dict[str, str], before: str = "", terminal: int | None = None
+) -> Any:
+    """A command at work; ``before`` is Python that the process runs first."""
     folder = stage.folder()
     options = {"MDSERVICE_GATEWAY_HTTP": "127.0.0.1:0", "PYTHONUNBUFFERED": "1", **env}
     program = stage.python(
@@ -123,29 +140,30 @@ def started(stage: Any, command: str, before: str = "", terminal: int | None = N
     return program
 
 
-@pytest.mark.parametrize("command", LONG_RUNNING)
-def test_a_hangup_ends_every_command_that_runs_on(stage: Any, command: str) -> None:
-    program = started(stage, command)
-    assert program.end(signal.SIGHUP, within=5) == 0, program.said
+def test_a_hangup_ends_every_command_that_runs_on(
+    stage: Any, command: str, beside: dict[str, str]
+) -> None:
+    program = started(stage, command, beside)
+    assert program.end(signal.SIGHUP) == 0, program.said
     assert not program.socket.exists()
     assert "Traceback" not in program.stderr
 
 
-@pytest.mark.parametrize("command", LONG_RUNNING)
-def test_a_hangup_that_is_ignored_stays_ignored(stage: Any, command: str) -> None:
-    program = started(stage, command, _IGNORING)
+def test_a_hangup_that_is_ignored_stays_ignored(
+    stage: Any, command: str, beside: dict[str, str]
+) -> None:
+    program = started(stage, command, beside, _IGNORING)
     program.process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         program.process.wait(0.7)
-    assert program.end(signal.SIGTERM, within=5) == 0, program.said
+    assert program.end(signal.SIGTERM) == 0, program.said
 
 
-@pytest.mark.parametrize("command", LONG_RUNNING)
 def test_an_interrupt_ends_a_background_job_whose_shell_ignores_it(
-    stage: Any, command: str
+    stage: Any, command: str, beside: dict[str, str]
 ) -> None:
-    program = started(stage, command, _IGNORING.replace("SIGHUP", "SIGINT"))
-    assert program.end(signal.SIGINT, within=5) == 0, program.said
+    program = started(stage, command, beside, _IGNORING.replace("SIGHUP", "SIGINT"))
+    assert program.end(signal.SIGINT) == 0, program.said
 
 
 _NEVER_ENDS = """
@@ -180,7 +198,7 @@ def test_a_second_signal_ends_a_watch_at_once(
     def until(text: bytes) -> None:
         nonlocal shown
         while text not in shown:
-            assert select.select([ours], [], [], 15)[0], shown
+            assert select.select([ours], [], [], 60)[0], shown
             shown += os.read(ours, 65_536)
 
     until(b"shown")
@@ -188,7 +206,7 @@ def test_a_second_signal_ends_a_watch_at_once(
     until(b"ending")
     time.sleep(0.1)  # a signal that comes at once after the first counts as the same
     program.process.send_signal(second)
-    assert program.code(within=1) == 1
+    assert program.code() == 1
     if on_terminal:
         until(b"\x1b[?1049l\x1b[?25h")
     os.close(ours)
@@ -215,21 +233,22 @@ def test_sigterm_makes_the_service_leave_the_feed_by_a_close_frame(
         )
         program.wait_ready()
         time.sleep(0.5)  # a flood fills the buffers of both sides
-        assert program.end(signal.SIGTERM, within=5) == 0, program.said
+        assert program.end(signal.SIGTERM) == 0, program.said
         feed.assert_left()
         assert len(feed.lines) == 1
 
 
-@pytest.mark.parametrize("command", LONG_RUNNING)
-def test_a_closed_terminal_ends_it_in_order(stage: Any, command: str) -> None:
+def test_a_closed_terminal_ends_it_in_order(
+    stage: Any, command: str, beside: dict[str, str]
+) -> None:
     ours, theirs = pty.openpty()
-    program = started(stage, command, _WITH_TERMINAL, terminal=theirs)
+    program = started(stage, command, beside, _WITH_TERMINAL, terminal=theirs)
     os.close(theirs)
     shown = b""
     text = {"run": b"api ", "gateway": b"positions from", "simulate": b"positions at"}
     while text.get(command, b"AAPL") not in shown:
-        assert select.select([ours], [], [], 15)[0], shown
+        assert select.select([ours], [], [], 60)[0], shown
         shown += os.read(ours, 65_536)
     os.close(ours)
-    assert program.code(within=5) == 0
+    assert program.code() == 0
     assert not program.socket.exists()

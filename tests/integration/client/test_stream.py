@@ -32,13 +32,12 @@ from mdservice.model.trade import Cancel, Correction
 from tests.integration.client.publisher import until
 from tests.integration.client.record_writer import RecordWriter
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silence, "PING_AFTER_S", 0.1)
-    monkeypatch.setattr(silence, "ANSWER_LIMIT_S", 0.3)
     monkeypatch.setattr(intake, "KEYS_AT_MOST_EVERY_S", 0.05)
 
 
