@@ -17,6 +17,8 @@ PRICE_TTL_S = 8
 STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
 _WHOLE_ACCOUNT = 0.25
+_ARTICLES_BYTES = 250_000
+"""Room for two large articles that come at once: their client is not slow."""
 _LATER = ("rest_refuse_symbol",)
 """Drawn apart too."""
 DYNAMIC = ("TSLA", "NVDA", "F", "KO")
@@ -112,6 +114,7 @@ class Plan:
                 plan.config,
                 rest_rate_limit=drawn.choice((None, None, 1_000)),
                 rest_page_size=max(100, plan.config.rest_page_size),
+                send_buffer_bytes=max(_ARTICLES_BYTES, plan.config.send_buffer_bytes),
             ),
             account=Rates(
                 crypto=drawn.choice((0.5, 2.0, 8.0)),
