@@ -126,7 +126,7 @@ async def run_checks(
     checks: dict[str, Callable[[], Awaitable[CheckResult]]] = {
         "settings": partial(check_settings, settings),
         "socket": partial(check_socket, settings, running),
-        "relay": partial(check_relay, settings, running),
+        **({"relay": partial(check_relay, settings, running)} if settings.relay else {}),
         **{_NAMES[feed.name]: partial(check_feed, settings, running, feed) for feed in feeds},
         **{_REST_NAMES[feed.name]: partial(check_history, settings, http, feed) for feed in feeds},
         "clock": partial(check_clock, settings, http),
@@ -241,14 +241,11 @@ async def check_socket(settings: Settings, running: str | None) -> CheckResult:
 
 async def check_relay(settings: Settings, running: str | None) -> CheckResult:
     """Log in to the relay as its clients do, or find its address free where no service runs."""
-    name = "relay"
-    if settings.relay is None:
-        return skipped(name, "is off; MDSERVICE_RELAY switches it on")
     found = await anyio.to_thread.run_sync(_try_relay, settings, running, abandon_on_cancel=True)
-    exposed = not is_loopback(host_and_port(settings.relay)[0]) and settings.relay_cert is None
+    exposed = not is_loopback(host_and_port(str(settings.relay))[0]) and settings.relay_cert is None
     if found.outcome == "ok" and exposed:
         advice = "set MDSERVICE_RELAY_CERT and MDSERVICE_RELAY_KEY_FILE, or use a private network"
-        return warned(name, f"{found.detail}; keys and prices travel without encryption", advice)
+        return warned("relay", f"{found.detail}; keys and prices travel without encryption", advice)
     return found
 
 

@@ -206,10 +206,6 @@ async def test_a_free_address_of_the_relay_is_ok_without_a_service() -> None:
     assert "nothing listens" in told(result)
 
 
-async def test_a_relay_that_is_off_is_skipped() -> None:
-    assert (await check_relay(Settings(relay=None), None)).outcome == "skip"
-
-
 async def test_an_address_in_use_is_configuration(alpaca: Alpaca) -> None:
     address = alpaca.url.removeprefix("http://")
     result = await check_relay(Settings(relay=address), None)
@@ -627,13 +623,20 @@ async def test_a_server_that_cannot_save_is_reported(fresh_valkey: Any) -> None:
 async def test_everything_is_tried_in_order_and_shown_at_once(tmp_path: Path) -> None:
     shown: list[CheckResult] = []
     with anyio.fail_after(30):
-        settings = Settings(socket=tmp_path / "x.sock", relay=None)
+        settings = Settings(socket=tmp_path / "x.sock", relay="127.0.0.1:0")
         results = await run_checks(settings, show=shown.append)
     assert results == shown
     assert [result.name for result in results] == (
         ["settings", "socket", "relay", "feed", "data REST", "clock", "redis", "positions"]
     )
     assert {result.outcome for result in results} == {"ok", "skip"}
+
+
+async def test_a_relay_that_is_off_is_not_checked(tmp_path: Path) -> None:
+    settings = Settings(socket=tmp_path / "x.sock", relay=None)
+    with anyio.fail_after(30):
+        results = await run_checks(settings, show=lambda _: None)
+    assert "relay" not in [result.name for result in results]
 
 
 @pytest.mark.parametrize(
