@@ -30,6 +30,7 @@ import pytest
 
 import mdservice
 from mdservice.clock import Clock
+from mdservice.feed.alpaca import sdk_driver
 from mdservice.simulator import SimulatorConfig, open_simulator
 
 KEY, SECRET = "PKE2E", "e2e-secret"
@@ -458,6 +459,12 @@ class Stage:
 
     def close(self) -> None:
         self._stack.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def alpaca_py() -> None:
+    """Import it before the tests: on a busy machine this takes longer than a driver waits for it."""
+    sdk_driver._import_sdk()
 
 
 @pytest.fixture(scope="session")

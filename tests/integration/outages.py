@@ -161,6 +161,12 @@ class Line:
         end = self.sent + count
         await until(lambda: self.sent >= end)
 
+    async def written(self) -> None:
+        """Wait until some quotes of each symbol are written."""
+        await self.more()
+        end = self.sent * len(self.symbols)
+        await until(lambda: self.service.status().counters.events_published >= end)
+
     async def more_accepted(self, count: int = 100) -> None:
         """Let the service accept so many more, which it does whatever Redis does."""
         counters = self.service.status().counters

@@ -29,6 +29,7 @@ from mdservice.publish.store import Message
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import FakePositions
 from tests.batches import write_batch
+from tests.integration.conftest import published_so_far
 from tests.integration.outages import Line, open_line, run, until
 
 PREFIXES = ["desk1:", "a%d.", "x-"]
@@ -37,7 +38,7 @@ PREFIXES = ["desk1:", "a%d.", "x-"]
 def names_published(server: Any) -> Any:
     pubsub = server.client().pubsub(ignore_subscribe_messages=True)
     pubsub.psubscribe("*")
-    pubsub.get_message(timeout=1.0)
+    assert not published_so_far(pubsub)
     return pubsub
 
 
@@ -52,7 +53,7 @@ def test_every_key_channel_and_stream_has_it(
             async with open_line(
                 fresh_valkey, tmp_path, "websockets", "AAPL", key_prefix=prefix, event_log="log"
             ) as line:
-                await line.more()
+                await line.written()
                 keys = [key.decode() for key in client.keys("*")]
                 url = fresh_valkey.url
                 async with (
@@ -68,9 +69,8 @@ def test_every_key_channel_and_stream_has_it(
                 assert set(await calls.prices(["AAPL"])) == {"AAPL"}
                 await calls.publish("pnl.alert", [b"{}"])
                 calls.close()
-            channels = set()
-            while (message := await anyio.to_thread.run_sync(pubsub.get_message)) is not None:
-                channels.add(message["channel"].decode())
+            messages = await anyio.to_thread.run_sync(published_so_far, pubsub)
+            channels = {message["channel"].decode() for message in messages}
         assert f"{prefix}price:AAPL" in keys
         assert f"{prefix}log" in keys
         assert {f"{prefix}{name}" for name in ("price.updated", "feed.status", "pnl.alert")} <= (
@@ -119,7 +119,7 @@ def test_the_gateway_reads_behind_it(fresh_valkey: Any, tmp_path: Path) -> None:
         async with open_line(
             fresh_valkey, tmp_path, "websockets", "AAPL", key_prefix="desk1:"
         ) as line:
-            await line.more()
+            await line.written()
             source = FakePositions([Position("AAPL", Decimal(10), Decimal(1))])
             for prefix, status in (("desk1:", "live"), ("", "unpriced")):
                 settings = mdservice.Settings(redis_url=fresh_valkey.url, key_prefix=prefix)
@@ -155,7 +155,7 @@ async def open_served_line(server: Any, folder: Path, **more: Any) -> AsyncItera
             await serve_api(line.service, socket=folder / "api", task_status=task_status)
 
         await tasks.start(serve)
-        await line.more()
+        await line.written()
         yield line
         tasks.cancel_scope.cancel()
 
@@ -224,7 +224,7 @@ def test_a_gateway_without_a_url_learns_it(
                 )
                 async with tracker.running():
                     await until(lambda: tracker.prices_status() is not None)
-                    with anyio.fail_after(10):
+                    with anyio.fail_after(30):
                         while (await tracker.report()).positions[0].status != status:
                             await anyio.sleep(0.02)
                     if status == "live":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -16,8 +16,9 @@ from mdservice.publish.store import Events, Message, WriteBatch
 from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
+from tests.integration.conftest import published_so_far
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 
 
 def batch(number: int, size: int = 1) -> WriteBatch:
@@ -116,15 +117,13 @@ async def test_a_kind_whose_marker_is_not_allowed_goes_without_and_the_others_ke
         client.execute_command("ACL", "SETUSER", "writer", *rules.split())
         with client.pubsub(ignore_subscribe_messages=True) as heard:
             heard.psubscribe("*")
-            heard.get_message(timeout=1.0)
             store = make(f"unix://writer@{fresh_valkey.path}?password=pw")
             await store.connect()
             events = [Events(kind.event, [b"{}"], kind, ["A"]) for kind in (TRADES, BARS)]
-            while heard.get_message(timeout=0.2):
-                pass  # of the greeting
+            published_so_far(heard)  # of the greeting
             await store.write(WriteBatch(1, {}, events))
-            messages = [heard.get_message(timeout=1.0) for _ in range(4)]
-    assert [message["channel"] for message in messages if message] == [
+            messages = published_so_far(heard)
+    assert [message["channel"] for message in messages] == [
         b"mdservice.batch",
         b"mdservice.batch.bars",
         b"trade.updated",
@@ -289,7 +288,7 @@ async def test_who_hears_an_event_finds_that_price_or_a_newer_one(valkey: Any) -
     def read(started: Callable[[], None]) -> None:
         with valkey.client() as client, client.pubsub(ignore_subscribe_messages=True) as pubsub:
             pubsub.subscribe("price.updated")
-            pubsub.get_message(timeout=1.0)
+            assert not published_so_far(pubsub)
             started()
             heard = 0
             while heard < last:
@@ -330,8 +329,10 @@ async def test_a_server_that_does_not_answer_is_given_up(fresh_valkey: Any) -> N
                 await store.write(batch(1))
             with pytest.raises(StoreUnavailable):
                 await store.connect()
-        await store.connect()
-        await store.ping()
+        while not store.connected:  # within 0.2 s, which a busy machine does not always manage
+            with suppress(StoreUnavailable):
+                await store.connect()
+                await store.ping()
     await store.aclose()
 
 
