@@ -157,5 +157,5 @@ class PlainServer:
 
     def assert_left(self, number: int = 0) -> None:
         line = self.lines[number]
-        assert line.over.wait(CLOSED_S), "the connection is still open"
+        assert line.over.wait(LIMIT_S), "the connection is still open"
         assert line.left_by == CloseCode.NORMAL_CLOSURE, "no close frame came"

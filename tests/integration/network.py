@@ -14,7 +14,7 @@ from pathlib import Path
 
 _LINGER_NONE = struct.pack("ii", 1, 0)
 _READ_BYTES = 65_536
-_LIMIT_S = 5.0
+_LIMIT_S = 20.0
 
 
 class Network:

@@ -41,7 +41,7 @@ def test_at_start_as_many_symbols_as_the_limit_allows_are_subscribed_and_the_res
         assert len(side.simulator.subscribed()) == 3
         for symbol in wanted - side.simulator.subscribed():
             assert f'"{symbol}"' in side.service.http.get("/status").text
-            assert symbol in side.service.stderr
+            stage.eventually(lambda symbol=symbol: symbol in side.service.stderr, what=symbol)
             assert symbol in stage.beside(side.service, "status").stdout
 
     stage.together(body, both(stage, ",".join(sorted(wanted)), symbol_limit=3))
