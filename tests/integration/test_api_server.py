@@ -26,7 +26,7 @@ from tests.integration.conftest import patient
 
 BASE = "/api/v1/market-data"
 TOKEN = "s3cret-token"
-LIMIT_S = 15
+LIMIT_S = 60
 
 
 @pytest.fixture(params=["trio", "asyncio"])
@@ -66,12 +66,12 @@ async def serving(
 
 def over_socket(path: Path) -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(uds=str(path))
-    return httpx.AsyncClient(transport=transport, base_url="http://mdservice", timeout=5)
+    return httpx.AsyncClient(transport=transport, base_url="http://mdservice", timeout=30)
 
 
 def over_tcp(addresses: ApiAddresses, token: str | None = None) -> httpx.AsyncClient:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return httpx.AsyncClient(base_url=f"http://{addresses.http}", headers=headers, timeout=5)
+    return httpx.AsyncClient(base_url=f"http://{addresses.http}", headers=headers, timeout=30)
 
 
 async def next_event(lines: AsyncIterator[str]) -> tuple[str, dict[str, Any]]:

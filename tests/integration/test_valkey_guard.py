@@ -18,7 +18,7 @@ import redis
 from mdservice.redis_io import valkey_guard
 from mdservice.redis_io.embedded import find_server
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -34,7 +34,7 @@ def start(socket_path: Path) -> Iterator[Start]:
     guards: list[subprocess.Popen[bytes]] = []
 
     def start(
-        binary: Path | None = None, *, limit_s: float = 5.0, service: int | None = None
+        binary: Path | None = None, *, limit_s: float = 30.0, service: int | None = None
     ) -> subprocess.Popen[bytes]:
         pid = os.getpid() if service is None else service
         command = [sys.executable, valkey_guard.__file__, str(pid), str(limit_s)]

@@ -23,7 +23,7 @@ from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 
 PNL = "/api/v1/positions/pnl/realtime"
-LIMIT_S = 30
+LIMIT_S = 60
 
 
 def exact(text: str | bytes) -> dict[str, Any]:
@@ -45,11 +45,11 @@ class Gateway:
         at_ns = SystemClock().utc_ns() - int(age_s * 1e9)
         return Quote(symbol, bid, ask, 1, 1, at_ns, at_ns, self._seq)
 
-    def write(self, quote: Quote, *, ttl_ms: int = 300_000, publish: bool = True) -> Quote:
+    def write(self, quote: Quote, *, publish: bool = True) -> Quote:
         """As the service does: the key, then the event."""
         payload = encode_quote(quote)
         with self.valkey.client() as client:
-            client.set(f"price:{quote.symbol}", payload, px=ttl_ms)
+            client.set(f"price:{quote.symbol}", payload, px=300_000)
             if publish:
                 client.publish("price.updated", payload)
         return quote
