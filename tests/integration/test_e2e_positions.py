@@ -73,7 +73,9 @@ def test_reasons_are_counted_by_symbol(stage: Any) -> None:
         "MSFT": ["positions"],
         "SPY": ["settings"],
     }
-    assert simulator.subscribed() == {"AAPL", "MSFT", "SPY"}
+    stage.eventually(
+        lambda: simulator.subscribed() == {"AAPL", "MSFT", "SPY"}, what=simulator.subscribed
+    )
 
 
 def test_at_the_symbol_limit_the_largest_are_followed_and_the_others_named(stage: Any) -> None:

@@ -28,7 +28,14 @@ def service(module_stage: Any, _services: list[Any]) -> Any:
     """The simulated desk, shared; started again where a test ended it."""
     if not _services or _services[-1].process.poll() is not None:
         _services.append(module_stage.program("run", MDSERVICE_GATEWAY_HTTP="127.0.0.1:0"))
-    return _services[-1].wait_ready()
+    started = _services[-1].wait_ready()
+
+    def priced() -> bool:
+        found = started.get("/api/v1/market-data/prices")["prices"]
+        return {price["symbol"] for price in found} >= set(held_by(started))
+
+    module_stage.eventually(lambda: len(held_by(started)) >= 6 and priced(), what="prices")
+    return started
 
 
 @pytest.fixture(scope="module")
