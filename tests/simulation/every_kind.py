@@ -30,6 +30,7 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.model.trade import Trade, changed_trade, trade_identity
 from mdservice.redis_io.names import STATUS_CHANNEL
+from mdservice.router.policies import Merge
 from tests.simulation.account import MadeRecord, content_of, fields_of
 from tests.simulation.life import Interval
 from tests.simulation.oracle import (
@@ -481,6 +482,9 @@ async def check_account_at_end(world: World) -> None:
             stored = world.store.get(f"{ORDERBOOKS.key_prefix}{symbol}")
             if "orderbooks" not in vouched.get(symbol, ()):
                 continue
+            books = life.service._topology.pipeline_of(symbol).router.sequencer(ORDERBOOKS)
+            if isinstance(books, Merge) and symbol in books._unsent:
+                continue  # by its clock, the last change was from the future: it is counted
             fields = msgspec.json.decode(stored) if stored is not None else {}
             sides = [[list(level) for level in side] for side in (book.bids, book.asks)]
             if [fields.get("bids"), fields.get("asks")] != sides:
