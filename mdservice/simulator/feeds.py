@@ -68,7 +68,10 @@ STOCKS: Final = SimFeed(
 )
 CRYPTO: Final = SimFeed(
     "crypto",
-    ("/v1beta3/crypto/us", "/v1beta3/crypto/us-1", "/v1beta3/crypto/eu-1"),
+    (
+        *("/v1beta3/crypto/us", "/v1beta3/crypto/us-1", "/v1beta3/crypto/eu-1"),
+        "/v1beta2/crypto",  # of the older Python SDK
+    ),
     ("trades", "quotes", "orderbooks", "bars", "updatedBars", "dailyBars"),
     _is_pair,
 )
