@@ -1,0 +1,54 @@
+"""The older alpaca-trade-api, unchanged. The lines are those of ``plain.py``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgpack
+from alpaca_trade_api.stream import URL, Stream
+
+METHODS = {"updatedBars": "updated_bars", "dailyBars": "daily_bars"}
+
+
+def plain(value: Any) -> Any:
+    return value.to_unix_nano() if isinstance(value, msgpack.Timestamp) else value._raw
+
+
+def handler(name: str, channel: str) -> Callable[[Any], Awaitable[None]]:
+    async def handle(record: Any) -> None:
+        line = [name, channel, {type(record).__name__: record}]
+        sys.stdout.write(json.dumps(line, default=plain) + "\n")
+        sys.stdout.flush()
+
+    return handle
+
+
+streams: dict[str, Stream] = {}
+for line in sys.stdin:
+    command = json.loads(line)
+    name, channel, symbols = command["stream"], command["channel"], command["symbols"]
+    new = name not in streams
+    if new:
+        base = URL(command["base"])
+        streams[name] = Stream("key", "secret", base, base)
+    stream = streams[name]
+    method = METHODS.get(channel, channel)
+    if command["feed"] == "crypto":
+        method = f"crypto_{method}"
+    if command["do"] == "unsubscribe":
+        getattr(stream, f"unsubscribe_{method}")(*symbols)
+    elif method == "trades":
+        stream.subscribe_trades(
+            handler(name, "trades"),
+            *symbols,
+            handler_cancel_errors=handler(name, "cancelErrors"),
+            handler_corrections=handler(name, "corrections"),
+        )
+    else:
+        getattr(stream, f"subscribe_{method}")(handler(name, channel), *symbols)
+    if new:
+        threading.Thread(target=stream.run, daemon=True).start()
