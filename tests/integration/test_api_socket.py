@@ -141,14 +141,14 @@ def test_of_many_that_start_together_exactly_one_wins(path: Path) -> None:
     outcomes: list[str] = []
 
     def contend() -> None:
-        start.wait(60)
+        start.wait(10)
         try:
             with unix_listener(path):
                 outcomes.append("won")
-                tried.wait(60)
+                tried.wait(10)
         except SocketInUse:
             outcomes.append("refused")
-            tried.wait(60)
+            tried.wait(10)
 
     for _ in range(10):
         outcomes.clear()
@@ -156,7 +156,7 @@ def test_of_many_that_start_together_exactly_one_wins(path: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(120)
+            thread.join(20)
         assert sorted(outcomes) == ["refused"] * (count - 1) + ["won"]
 
 
