@@ -68,7 +68,7 @@ def test_later_sources_of_a_setting_win(stage: Any) -> None:
     assert set(first.get("/api/v1/market-data/subscriptions")["symbols"]) == {"FILE", "TOML"}
     with redis.Redis.from_url(first.status()["redis"]["url"]) as client:
         stage.eventually(lambda: client.exists("price:FILE"), what="a price")
-        assert 22 < client.ttl("price:FILE") <= 33
+        stage.eventually(lambda: 22 < client.ttl("price:FILE") <= 33, what="the life of the flag")
         assert client.exists("environment")
         assert not client.exists("file")
     assert first.end() == 0

@@ -19,7 +19,7 @@ from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 
 PNL = "/api/v1/positions/pnl/realtime"
-WITHIN_S = 20.0
+WITHIN_S = 30.0
 
 
 class Gateway:
@@ -31,7 +31,7 @@ class Gateway:
             "execution_gateway.py", str(self.port), MDSERVICE_REDIS_URL=valkey.url
         )
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=10)
+        self.http = httpx.Client(base_url=self.url, timeout=30)
         self._stage = stage
         stage.eventually(self._answers, within=WITHIN_S, what=lambda: self.program.said)
 
@@ -88,7 +88,7 @@ def rest(stage: Any) -> Any:
         within=WITHIN_S,
         what=lambda: simulator.said,
     )
-    with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", timeout=10) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{found[1]}", timeout=30) as client:
         yield client
 
 
@@ -164,7 +164,7 @@ def test_pnl_follows_a_position_from_its_opening_to_its_end_and_a_restart_of_the
     rows = gateway.pnl()["positions"]
     assert [row["status"] for row in rows] == ["live", "unpriced"]
     assert rows[1]["unrealized_pnl"] is None
-    assert gateway.program.end(within=10) in (0, -signal.SIGTERM)
+    assert gateway.program.end() in (0, -signal.SIGTERM)
 
 
 # ---- `mdservice gateway`
@@ -213,7 +213,7 @@ class Alone:
             client.publish("price.updated", payload)
 
     def get(self, path: str) -> Any:
-        return self.stage.exact(httpx.get(f"http://127.0.0.1:{self.port}{path}").text)
+        return self.stage.exact(httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=30).text)
 
     def events(self, response: httpx.Response) -> Iterator[tuple[str, Any]]:
         name = ""
@@ -236,7 +236,7 @@ def test_the_gateway_alone_serves_positions_pnl_and_its_stream(stage: Any) -> No
     ]
     alone.price("AAPL", 151)
     url = f"http://127.0.0.1:{alone.port}{PNL}/stream"
-    with httpx.stream("GET", url, timeout=10) as response:
+    with httpx.stream("GET", url, timeout=60) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         events = alone.events(response)
         name, whole = next(events)
@@ -252,7 +252,7 @@ def test_the_gateway_alone_serves_positions_pnl_and_its_stream(stage: Any) -> No
         assert name == "pnl"
         assert whole["total_unrealized_pnl"] == 2
         # It ends in time, the stream with it.
-        assert alone.program.end(within=5) == 0
+        assert alone.program.end() == 0
         assert not [event for event in events if event[0] not in ("pnl", "pnl.changed")]
 
 
@@ -263,7 +263,7 @@ def test_a_crossed_rule_is_published_once(stage: Any) -> None:
     with alone.valkey.client() as client:
         heard = client.pubsub()
         heard.subscribe("pnl.alert")
-        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        assert heard.get_message(timeout=20)["type"] == "subscribe"
         for price in (149, 145.5, 144, 143, 144.9, 146, 144, 170, 171):
             alone.price("AAPL", price)
             stage.eventually(
@@ -272,7 +272,7 @@ def test_a_crossed_rule_is_published_once(stage: Any) -> None:
                 )
             )
         alerts = []
-        while message := heard.get_message(timeout=1):
+        while message := heard.get_message(timeout=20 if len(alerts) < 3 else 1):
             alerts.append(stage.exact(message["data"]))
         heard.close()
     assert [(alert["rule"], alert["symbol"], alert["value"]) for alert in alerts] == [
@@ -295,7 +295,7 @@ def test_a_total_that_lacks_a_position_crosses_nothing(stage: Any) -> None:
     with alone.valkey.client() as client:
         heard = client.pubsub()
         heard.subscribe("pnl.alert")
-        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        assert heard.get_message(timeout=20)["type"] == "subscribe"
         alone.price("IBM", 2)
         stage.eventually(lambda: heard.get_message(timeout=0.1))
         alone.hold(*rows)
@@ -341,7 +341,7 @@ def test_the_simulated_desk_has_positions_a_gateway_and_their_pnl(stage: Any) ->
         assert address not in said[1], "that port is taken"
 
         def all_live() -> Any:
-            found = stage.exact(httpx.get(said[1]).text)
+            found = stage.exact(httpx.get(said[1], timeout=30).text)
             rows = found["positions"]
             return found if rows and all(row["status"] == "live" for row in rows) else None
 
@@ -361,8 +361,8 @@ def test_the_simulated_desk_has_positions_a_gateway_and_their_pnl(stage: Any) ->
         url = stage.eventually(lambda: re.search(r"p&l +(http\S+)", other.stdout), within=WITHIN_S)
         again = stage.eventually(
             lambda: (
-                (found := stage.exact(httpx.get(url[1]).text))["priced"] == 8 and found
-                if httpx.get(url[1]).status_code == 200
+                (found := stage.exact(httpx.get(url[1], timeout=30).text))["priced"] == 8 and found
+                if httpx.get(url[1], timeout=30).status_code == 200
                 else None
             ),
             within=WITHIN_S,
@@ -395,7 +395,7 @@ def test_positions_of_the_service_come_whole_and_with_what_is_wrong(stage: Any) 
         **env,
     )
     url = stage.eventually(lambda: re.search(r"p&l +(http\S+)", gateway.stdout), within=WITHIN_S)[1]
-    answer = httpx.get(url)
+    answer = httpx.get(url, timeout=30)
     assert answer.status_code == 503, answer.text
     assert f"there is no file {file}" in answer.text
     rows = [
@@ -405,7 +405,7 @@ def test_positions_of_the_service_come_whole_and_with_what_is_wrong(stage: Any) 
     file.write_text(json.dumps(rows))
 
     def priced() -> Any:
-        found = stage.exact(httpx.get(url).text)
+        found = stage.exact(httpx.get(url, timeout=30).text)
         return found.get("priced") and found
 
     aapl, crypto = stage.eventually(priced, within=WITHIN_S)["positions"]
@@ -413,7 +413,9 @@ def test_positions_of_the_service_come_whole_and_with_what_is_wrong(stage: Any) 
     assert (crypto["status"], crypto["problem"]) == ("unpriced", "not a stock")
     file.unlink()
     missing = f"there is no file {file}"
-    stage.eventually(lambda: missing in str(stage.exact(httpx.get(url).text)["warnings"]))
+    stage.eventually(
+        lambda: missing in str(stage.exact(httpx.get(url, timeout=30).text)["warnings"])
+    )
     assert service.end() == 0
 
 
@@ -423,7 +425,7 @@ def test_where_no_service_runs_there_are_no_positions_and_a_warning(stage: Any) 
         "gateway", MDSERVICE_GATEWAY_HTTP="127.0.0.1:0", MDSERVICE_REDIS_URL=valkey.url
     )
     url = stage.eventually(lambda: re.search(r"p&l +(http\S+)", gateway.stdout), within=WITHIN_S)[1]
-    found = httpx.get(url).json()
+    found = httpx.get(url, timeout=30).json()
     assert found["positions"] == []
     assert "no service answers" in found["warnings"][0]
 
@@ -442,6 +444,6 @@ def test_with_symbols_of_ones_own_the_simulated_desk_follows_nothing_else(stage:
     assert told["sources"] == {"AAPL": ["settings"], "IBM": ["settings"]}
     said = stage.eventually(lambda: re.search(r"p&l +(http\S+)", service.stdout))
     found = stage.eventually(
-        lambda: (found := stage.exact(httpx.get(said[1]).text)).get("priced") and found
+        lambda: (found := stage.exact(httpx.get(said[1], timeout=30).text)).get("priced") and found
     )
     assert [row["symbol"] for row in found["positions"]] == ["AAPL"]
