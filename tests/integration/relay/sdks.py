@@ -93,8 +93,8 @@ class Sdk:
         name: For the test's name.
         script: The program that uses it, with its arguments.
         runner: What runs the program; it skips the test where the client cannot be had.
-        channels: Which channels it knows, by feed; the first feed's first symbol to last.
-        tls: Whether it is tried over TLS; the older JavaScript SDK knows nothing else.
+        channels: Which channels are tried, by feed.
+        tls: Whether it is tried over TLS.
     """
 
     name: str
@@ -129,8 +129,10 @@ SDKS = (
         _old_python,
         {"stocks": (*_STOCKS, "lulds"), "crypto": _CRYPTO, "news": ("news",)},
     ),
-    Sdk("javascript-3", ("sdk3.cjs",), _node, {"stocks": (*_STOCKS, "lulds"), **_EACH}, tls=True),
-    Sdk("javascript-4", ("sdk4.cjs",), _node, {"stocks": _ALL_STOCKS, **_EACH}, tls=True),
+    Sdk("javascript-3", ("sdk3.cjs",), _node, {"stocks": (*_STOCKS, "lulds"), **_EACH}),
+    Sdk("javascript-3-tls", ("sdk3.cjs",), _node, {"stocks": ("trades",), **_EACH}, tls=True),
+    Sdk("javascript-4", ("sdk4.cjs",), _node, {"stocks": _ALL_STOCKS, **_EACH}),
+    Sdk("javascript-4-tls", ("sdk4.cjs",), _node, {"stocks": ("trades",), **_EACH}, tls=True),
 )
 
 

@@ -3,27 +3,33 @@
 const Alpaca = require("sdk3");
 const readline = require("readline");
 
-// The SDK's stream, and the listener of each channel.
+// The SDK's stream, its path, and the listener of each channel.
 const STREAMS = {
-  stocks: ["data_stream_v2", {
+  stocks: ["data_stream_v2", "/v2/iex", {
     trades: "onStockTrade", quotes: "onStockQuote", bars: "onStockBar",
     updatedBars: "onStockUpdatedBar", dailyBars: "onStockDailyBar", statuses: "onStatuses",
     lulds: "onLulds", corrections: "onCorrections", cancelErrors: "onCancelErrors",
   }],
-  crypto: ["crypto_stream_v1beta3", {
+  crypto: ["crypto_stream_v1beta3", "/v1beta3/crypto/us", {
     trades: "onCryptoTrade", quotes: "onCryptoQuote", bars: "onCryptoBar",
     updatedBars: "onCryptoUpdatedBar", dailyBars: "onCryptoDailyBar",
     orderbooks: "onCryptoOrderbook",
   }],
-  options: ["option_stream", { trades: "onOptionTrade", quotes: "onOptionQuote" }],
-  news: ["news_stream", { news: "onNews" }],
+  options: ["option_stream", "/v1beta1/indicative", {
+    trades: "onOptionTrade", quotes: "onOptionQuote",
+  }],
+  news: ["news_stream", "/v1beta1/news", { news: "onNews" }],
 };
 const streams = new Map();
 
 function open(name, base, feed) {
-  const [attribute, listeners] = STREAMS[feed];
-  const alpaca = new Alpaca({ keyId: "key", secretKey: "secret", dataStreamUrl: base });
+  const [attribute, path, listeners] = STREAMS[feed];
+  const secure = base.startsWith("wss:");
+  const address = secure ? { dataStreamUrl: base.replace("wss:", "https:") } : {};
+  const alpaca = new Alpaca({ keyId: "key", secretKey: "secret", ...address });
   const stream = alpaca[attribute];
+  // The SDK makes wss:// of every address: without TLS a program sets it itself.
+  if (!secure) stream.session.url = base + path;
   stream.setMaxListeners(100);
   const opened = { stream, connected: false, waiting: [] };
   for (const [channel, listen] of Object.entries(listeners)) {

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgpack
-from alpaca_trade_api.stream import URL, Stream
+from alpaca_trade_api.stream import Stream
 
 METHODS = {"updatedBars": "updated_bars", "dailyBars": "daily_bars"}
 
@@ -33,8 +33,7 @@ for line in sys.stdin:
     name, channel, symbols = command["stream"], command["channel"], command["symbols"]
     new = name not in streams
     if new:
-        base = URL(command["base"])
-        streams[name] = Stream("key", "secret", base, base)
+        streams[name] = Stream("key", "secret", data_stream_url=command["base"], data_feed="iex")
     stream = streams[name]
     method = METHODS.get(channel, channel)
     if command["feed"] == "crypto":
