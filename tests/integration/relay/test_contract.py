@@ -8,13 +8,16 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import msgpack
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
+import mdservice
 from tests.integration.conftest import eventually
-from tests.integration.outside_alpaca import CHANNELS
+from tests.integration.outside_alpaca import CHANNELS, OutsideAlpaca
 from tests.integration.relay.conftest import PREFIX, RelayService
 from tests.integration.relay.relay_client import (
     AUTHENTICATED,
@@ -611,6 +614,37 @@ def test_the_simulator_serves_every_path_of_stocks(stage: Any) -> None:
     finally:
         for client in clients:
             client.close()
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_an_embedded_service_relays_too(stage: Any, backend: str) -> None:
+    alpaca = OutsideAlpaca()
+    stage._stack.callback(alpaca.close)
+    address = f"127.0.0.1:{stage.free_port()}"
+    env = alpaca.env(stage.valkey(), MDSERVICE_RELAY=address)
+    settings = mdservice.load_settings(
+        None, {}, {**env, "MDSERVICE_SOCKET": str(stage.folder() / "s")}
+    )
+    sent = trade("AAPL", next(_ids))
+
+    def talk() -> list[dict[str, Any]]:
+        client = RelayClient(f"ws://{address}/v2/iex", encoding="msgpack")
+        try:
+            client.ready().subscribe(trades=["AAPL"])
+            eventually(lambda: "AAPL" in alpaca.wants("stocks", "trades"))
+            alpaca.send("stocks", sent)
+            return client.wait("t", "AAPL", 1)
+        finally:
+            client.close()
+
+    async def embed() -> list[dict[str, Any]]:
+        with anyio.fail_after(60):
+            async with mdservice.open_service(settings) as service:
+                while not service.readiness().ready:
+                    await anyio.sleep(0.02)
+                return await anyio.to_thread.run_sync(talk)
+
+    assert anyio.run(embed, backend=backend) == [comparable(sent)]
 
 
 # Access.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import eventually
-from tests.integration.relay.relay_client import House, RelayClient, comparable, quote, trade
+from tests.integration.relay.relay_client import House, RelayClient, at, comparable, quote, trade
 
 BOUND = 10_000
 FRAME = 500
@@ -30,13 +30,13 @@ def house(shared: House) -> Iterator[House]:
     shared.let_go()
 
 
-def sleeper(house: House, **channels: list[str]) -> RelayClient:
+def sleeper(house: House, feed: str = "stocks", **channels: list[str]) -> RelayClient:
     """A client that subscribes and then does not read, with hardly a buffer of its own."""
     host, _, port = house.service.address.partition(":")
     line = socket.socket()
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     line.connect((host, int(port)))
-    client = house.client(ready=False, reading=False, sock=line, max_queue=1)
+    client = house.client(feed, ready=False, reading=False, sock=line, max_queue=1)
     # Read what comes before the records, and no more.
     client.login("key", "secret")
     client.send(action="subscribe", **channels)
@@ -52,12 +52,19 @@ def shown(house: House, slow: bool) -> dict[str, Any]:
     return found
 
 
-def send(house: House, messages: list[dict[str, Any]], reader: RelayClient) -> None:
+def send(
+    house: House,
+    messages: list[dict[str, Any]],
+    reader: RelayClient,
+    *,
+    feed: str = "stocks",
+    frame: int = FRAME,
+) -> None:
     """Send what the reader gets too, no faster than it reads."""
     had = len(reader.messages)
-    for start in range(0, len(messages), FRAME):
-        house.alpaca.send("stocks", *messages[start : start + FRAME])
-        reader.until(lambda n=start: len(reader.messages) - had > n - 4 * FRAME)
+    for start in range(0, len(messages), frame):
+        house.alpaca.send(feed, *messages[start : start + frame])
+        reader.until(lambda n=start: len(reader.messages) - had > n - 4 * frame)
     reader.until(lambda: len(reader.messages) - had >= len(messages))
 
 
@@ -111,6 +118,55 @@ def test_a_slow_clients_quotes_are_conflated_and_others_do_not_notice(house: Hou
         mine = [comparable(m) for m in again if m["S"] == symbol]
         assert client.heard("q", symbol)[-len(mine) :] == mine
     assert client.open
+
+
+def test_four_mebibytes_make_a_client_slow_too(house: House) -> None:
+    symbol = house.symbol()
+    client = sleeper(house, quotes=[symbol])
+    reader = house.client(encoding="msgpack")
+    reader.subscribe(quotes=[symbol])
+    house.until_wanted("stocks", ("quotes", symbol))
+    sent = [quote(symbol, number, later="x" * 20_000) for number in range(1, 1_001)]
+    send(house, sent, reader, frame=20)
+    assert shown(house, slow=True)["conflated"] > 0
+    client.read()
+    client.until(lambda: client.messages[-1].get("bp") == 1_000)
+    assert len(client.heard("q")) < 1_000
+    assert client.open
+
+
+def test_a_slow_client_still_ends_with_the_right_book(house: House) -> None:
+    symbol = house.symbol("crypto")
+    client = sleeper(house, "crypto", orderbooks=[symbol])
+    reader = house.client("crypto", encoding="msgpack")
+    reader.subscribe(orderbooks=[symbol])
+    house.until_wanted("crypto", ("orderbooks", symbol))
+    sent = [book(symbol, 0, r=True), *(book(symbol, number) for number in range(1, MANY))]
+    send(house, sent, reader, feed="crypto")
+    assert shown(house, slow=True)["conflated"] > 0
+    client.read()
+    client.until(lambda: client.messages[-1].get("t") == sent[-1]["t"], within=20)
+    assert len(client.heard("o")) < len(sent)
+    assert levels_after(client) == levels_after(reader)
+    assert client.open
+
+
+def book(symbol: str, number: int, **fields: Any) -> dict[str, Any]:
+    """A change of an order book: some levels are new, some are removed."""
+    bids = [{"p": 100 - (number * 7 + i) % 50, "s": (number + i) % 5} for i in range(10)]
+    asks = [{"p": 101 + (number * 11 + i) % 50, "s": (number + i) % 7} for i in range(10)]
+    return {"T": "o", "S": symbol, "t": at(), "b": bids, "a": asks, **fields}
+
+
+def levels_after(client: RelayClient) -> dict[str, dict[float, float]]:
+    """The book of a client that applied everything that it got."""
+    sides: dict[str, dict[float, float]] = {"b": {}, "a": {}}
+    for message in client.heard("o"):
+        for side, levels in sides.items():
+            if message.get("r"):
+                levels.clear()
+            levels.update((level["p"], level["s"]) for level in message[side])
+    return {side: {p: s for p, s in levels.items() if s} for side, levels in sides.items()}
 
 
 @pytest.mark.parametrize("channel", ["trades", "bars"])

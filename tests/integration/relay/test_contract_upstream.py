@@ -112,6 +112,17 @@ def test_clients_stay_and_come_and_subscribe_in_an_outage(
         assert not [m for m in each.said() if m["T"] == "error"]
 
 
+def test_the_latest_quote_comes_at_once_in_an_outage(house: House, outage: Any) -> None:
+    symbol = house.symbol()
+    client = house.subscriber("stocks", symbol, "quotes")
+    house.alpaca.send("stocks", latest := quote(symbol, 15.5))
+    client.wait("q", symbol, 1)
+    outage()
+    newcomer = house.client(encoding="msgpack")
+    newcomer.subscribe(quotes=[symbol])
+    assert newcomer.wait("q", symbol, 1) == [comparable(latest)]
+
+
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
 def test_what_a_repair_brings_comes_in_order_with_the_rest(
     house: House, outage: Any, encoding: str
