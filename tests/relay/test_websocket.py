@@ -140,8 +140,8 @@ async def test_compressed_frames_keep_to_the_window_of_the_client(
     client = ClientProtocol(parse_uri("ws://x/v2/iex"), extensions=[offer], max_size=None)
     websocket = await opened(pair, client)
     assert not websocket.shares_frames
-    unlike = b"".join(n.to_bytes(4, "big") for n in range(5_000))
-    for payload in (unlike * 3, b"short"):
+    twice = bytes(range(1, 256))  # so far apart that only a large window finds it again
+    for payload in (bytes(20_000) + twice + bytes(20_000) + twice, b"short"):
         client.receive_data(websocket.frame(payload, text=False))
         (frame,) = client.events_received()
         assert client.parser_exc is None
