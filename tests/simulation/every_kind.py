@@ -430,7 +430,8 @@ def _check_minutes(life: Life, market: AccountMarket) -> Iterator[str]:
     reported_ns: dict[tuple[str, int], int] = {}
     for one in market.made[TRADES].values():
         minute = one.symbol, one.ts_ns // _MINUTE_NS * _MINUTE_NS
-        made[minute].add(msgspec.json.decode(one.content)["id"])
+        fields = msgspec.json.decode(one.content)
+        made[minute].add((fields["exchange"], fields["id"]))  # exchanges share ids
         reported_ns[minute] = max(one.sent_ns, reported_ns.get(minute, 0))
     for feed in FEEDS:
         for (its_feed, kind, _), each in market.of.items():
@@ -438,7 +439,8 @@ def _check_minutes(life: Life, market: AccountMarket) -> Iterator[str]:
                 last.update({(one.symbol, one.ts_ns): one for one in each})
     for (symbol, start_ns), bar in bars.items():
         came = trades[symbol, start_ns]
-        if {trade.id for trade in came} != made[symbol, start_ns] or not bar.trade_count:
+        ids = {(trade.exchange, trade.id) for trade in came}
+        if ids != made[symbol, start_ns] or not bar.trade_count:
             continue
         version = last[symbol, start_ns]
         if content_of(fields_of(BARS, bar)) != version.content:

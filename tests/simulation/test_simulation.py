@@ -83,6 +83,7 @@ FOUND_AMONG_ALL = [
     4_000_740,  # An article larger than the simulator's send buffer made its client a slow one.
     4_000_345,  # A daily bar came again as the run before had left it: it counted as missing.
     7_000_233,  # The last change of a book was from the future by the clock: it is not out.
+    7_000_409,  # Two exchanges gave the same id: a canceled trade seemed to have come.
     4_002_290,  # Another feed than that of stocks was refused for good, and waited for long.
 ]
 
