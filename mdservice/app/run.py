@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 from collections.abc import Callable
 from functools import partial
 
@@ -21,13 +22,15 @@ from mdservice.settings import Settings
 from mdservice.settings.feeds import STREAM_PATHS
 from mdservice.settings.parsers import EVERY_HOST, host_and_port
 
-__all__ = ["GC_THRESHOLD", "relay_line", "run_gateway", "serve"]
+__all__ = ["GC_THRESHOLD", "raise_file_limit", "relay_line", "run_gateway", "serve"]
 
 _log = get_logger(__name__)
 
 GC_THRESHOLD = (50_000, 20, 50)
 """Objects between two searches for cycles. Quotes and rows form none; searching every 700 objects
 costs a third of the throughput and delays answers with ten thousand positions."""
+
+_MOST_FILES = 65_536
 
 
 async def serve(
@@ -48,6 +51,7 @@ async def serve(
         MDServiceError: As :func:`mdservice.open_service` does.
     """
     gc.set_threshold(*GC_THRESHOLD)
+    raise_file_limit()
     with unix_listener(settings.socket) as listener:
         async with anyio.create_task_group() as tasks:
             running = anyio.CancelScope()
@@ -73,6 +77,17 @@ async def serve(
                         announce(_pnl_line(await gateway.start(serve)))
                     await live_line.show(service, book.totals if book is not None else None)
             tasks.cancel_scope.cancel()
+
+
+def raise_file_limit() -> None:
+    """Let the process open as many files as it may, since each client of the relay is one.
+
+    The usual soft limit, 1,024, is meant for programs that call ``select``.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import anyio
 import attrs
@@ -41,6 +42,7 @@ from mdservice.relay.session import (
 from mdservice.relay.websocket import Line, WebSocket
 from mdservice.relay.wishes import Upstream, Wishes
 from mdservice.runtime.actor import BEAT_S, Answer, Depth, Heartbeat
+from mdservice.settings.parsers import is_loopback
 
 __all__ = ["AUTH_TIMEOUT_S", "MOST_CLIENTS", "Relay", "RelayConfig"]
 
@@ -447,6 +449,11 @@ class Relay:
         if feed_at(path, self.config.served) is None:
             shown = _UNPRINTABLE.sub("?", path)
             return HTTPStatus.NOT_FOUND, f"no stream of Alpaca's has the path {shown}"
+        if not self.config.keys and not all(map(_is_local_page, request.headers.get_all("Origin"))):
+            return (
+                HTTPStatus.FORBIDDEN,
+                "a page of another host may connect only where MDSERVICE_RELAY_KEYS is set",
+            )
         if len(self._clients) >= self._most_clients:
             return (
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -698,6 +705,15 @@ def _is_loopback(sock: socket.socket) -> bool:
     except OSError:
         return True
     return host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1")
+
+
+def _is_local_page(origin: str) -> bool:
+    """Whether the ``Origin`` of a browser's request is a page of this machine."""
+    try:
+        host = urlsplit(origin).hostname or ""
+    except ValueError:
+        return False
+    return host.endswith(".localhost") or is_loopback(host)
 
 
 def _most_connections() -> int:

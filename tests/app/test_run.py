@@ -1,10 +1,13 @@
-"""What ``mdservice run`` says at its start."""
+"""What ``mdservice run`` does and says at its start."""
 
 from __future__ import annotations
 
-import attrs
+import resource
 
-from mdservice.app.run import relay_line
+import attrs
+import pytest
+
+from mdservice.app.run import raise_file_limit, relay_line
 from mdservice.settings import Settings
 
 
@@ -33,3 +36,19 @@ def test_an_address_of_every_host_is_no_url_for_other_machines() -> None:
 def test_a_relay_that_is_off_is_not_mentioned() -> None:
     for settings in (Settings(relay=None), Settings(feed="iex")):
         assert relay_line(settings) is None
+
+
+def test_the_process_may_open_as_many_files_as_it_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = {"now": (1_024, 524_288)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, now: limits.update(now=now))
+    raise_file_limit()
+    assert limits["now"] == (65_536, 524_288)
+    limits["now"] = (1_024, 4_096)
+    raise_file_limit()
+    assert limits["now"] == (4_096, 4_096)
+    limits["now"] = (100_000, resource.RLIM_INFINITY)
+    raise_file_limit()
+    assert limits["now"] == (100_000, resource.RLIM_INFINITY)

@@ -175,6 +175,20 @@ async def test_an_unknown_path_is_not_found() -> None:
 
 
 @on_both
+async def test_a_page_of_another_host_may_not_use_a_relay_without_keys() -> None:
+    """A browser lets any page connect to this machine, and says whose page it is."""
+    others = ("https://example.com", "null", "http://[::1", "http://127.0.0.1.example.com")
+    ours = ("http://localhost:3000", "http://127.0.0.1:8080", "http://[::1]:80")
+    async with serve() as served:
+        for origin in others:
+            assert (await served.connect(headers={"Origin": origin})).status == 403
+        for origin in ours:
+            assert (await served.connect(headers={"Origin": origin})).status == 101
+    async with serve(keys={"key": "secret"}) as served:
+        assert (await served.connect(headers={"Origin": others[0]})).status == 101
+
+
+@on_both
 async def test_until_the_service_has_started_it_is_unavailable() -> None:
     started = False
     async with serve(ready=lambda: started) as served:
