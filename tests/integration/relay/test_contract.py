@@ -405,6 +405,48 @@ def test_a_star_brings_every_symbol_of_the_channel(house: House, encoding: str) 
     client.unsubscribe(statuses=["*"])
 
 
+@pytest.mark.parametrize("feed", ["stocks", "crypto", "news"])
+def test_a_record_comes_once_where_a_star_and_a_symbol_want_it(house: House, feed: str) -> None:
+    one, two = house.symbol(feed), house.symbol(feed)
+    channel = "news" if feed == "news" else "trades"
+
+    def record(*symbols: str) -> dict[str, Any]:
+        made = article(next(_ids), *symbols) if feed == "news" else trade(symbols[0], next(_ids))
+        house.alpaca.send(feed, made)
+        return comparable(made)
+
+    client = house.client(feed, encoding="msgpack")
+    assert set(client.subscribe(**{channel: ["*", one, two]})[channel]) == {"*", one, two}
+    house.until_wanted(feed, (channel, "*"))
+    sent = [record(one, two), record(house.symbol(feed))]
+    client.until(lambda: len(client.heard()) >= 2)
+    assert set(client.unsubscribe(**{channel: ["*"]})[channel]) == {one, two}
+    house.until_wanted(feed, (channel, one), (channel, two))
+    record(house.symbol(feed))
+    sent.append(record(two, one))
+    client.until(lambda: len(client.heard()) >= 3)
+    assert client.heard() == sent
+
+
+def test_each_kind_of_bar_comes_to_those_who_want_that_kind(house: House) -> None:
+    symbol = house.symbol()
+    letters = {"bars": "b", "updatedBars": "u", "dailyBars": "d"}
+    clients = {kind: house.subscriber("stocks", symbol, kind) for kind in letters}
+    for number, letter in enumerate(letters.values()):
+        bar = {"T": letter, "S": symbol, **BAR, "n": number, "t": minute(3)}
+        house.alpaca.send("stocks", bar)
+    for channel, client in clients.items():
+        client.wait(letters[channel], symbol, 1)
+    end = trade(symbol, next(_ids))
+    for client in clients.values():
+        client.subscribe(trades=[symbol])
+    house.until_wanted("stocks", ("trades", symbol))
+    house.alpaca.send("stocks", end)
+    for channel, client in clients.items():
+        client.wait("t", symbol, 1)
+        assert {m["T"] for m in client.heard()} == {letters[channel], "t"}
+
+
 def test_a_star_brings_all_news(house: House) -> None:
     client = house.subscriber("news", "*", "news")
     sent = [article(next(_ids)), article(next(_ids), house.symbol())]
@@ -538,6 +580,16 @@ def test_a_client_counts_among_the_sources_of_a_symbol(house: House) -> None:
     channels = house.service.program.get(f"{PREFIX}/subscriptions")["channels"]
     eventually(lambda: house.wanted("stocks", "quotes", symbol))
     assert "trades" in channels[symbol]
+
+
+def test_what_others_unsubscribe_stays_with_a_client(house: House) -> None:
+    symbol = house.symbol()
+    client = house.subscriber("stocks", symbol, "quotes")
+    house.service.program.subscribe(symbol)
+    house.service.program.post("unsubscribe", json={"symbols": [symbol]})
+    assert house.service.sources(symbol) == ["relay"]
+    house.alpaca.send("stocks", sent := quote(symbol, 11.5))
+    assert client.wait("q", symbol, 1) == [comparable(sent)]
 
 
 @pytest.mark.parametrize("feed", ["crypto", "options", "news"])
