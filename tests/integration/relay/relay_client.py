@@ -139,6 +139,7 @@ class RelayClient:
         )
         self.socket = self._block.enter_context(connection)
         self._violations: list[Any] = []
+        self._subscribed = False
         self._reader = threading.Thread(target=self._read)
         if reading:
             self.read()
@@ -168,6 +169,9 @@ class RelayClient:
         for message in messages:
             if next(iter(message)) != "T":
                 self._violations.append(("T is not the first key", message))
+            if message["T"] not in CONTROL and not self._subscribed:
+                self._violations.append(("a record before the first acknowledgement", message))
+            self._subscribed |= message["T"] == "subscription"
             if message["T"] in CONTROL and len(messages) > 1:
                 self._violations.append(("a control message is not alone", messages))
             for name in _TIMES:
