@@ -7,7 +7,7 @@ import re
 import resource
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -219,6 +219,40 @@ class Client:
                 payload(messages, self.session.encoding), text=self._text
             )
         return frame
+
+
+class _EarlyRecords:
+    """The records that the feed sends between its acknowledgement and the client's own.
+
+    The client gets them behind its acknowledgement, since the Go SDK allows no data before it.
+
+    Args:
+        known: What the client has already, so that it gets those records anyway.
+
+    Attributes:
+        quoted: The symbols of the quotes among them: the client needs no other latest quote.
+    """
+
+    def __init__(self, known: frozenset[Topic]) -> None:
+        self.quoted: set[Topic] = set()
+        self._known = known
+        self._backlog = Backlog()
+        self._full = False
+
+    def receive(self, message: Message) -> None:
+        """Take a record."""
+        channel, symbols = message.channel, message.symbols or (message.symbol,)
+        if self._full or channel == ORDERBOOKS.channel:
+            return  # the client is cut for the number of these; or it gets the whole book
+        if not any(Topic(channel, each) in self._known for each in (EVERY_SYMBOL, *symbols)):
+            self._full = not self._backlog.add(message)
+            if channel == QUOTES.channel:
+                self.quoted.add(Topic(channel, message.symbol))
+
+    def messages(self) -> Iterator[Message]:
+        """The records, in order."""
+        while isinstance(taken := self._backlog.take(_MOST_IN_FRAME, _MOST_FRAME_BYTES), list):
+            yield from taken
 
 
 class Relay:
@@ -526,8 +560,11 @@ class Relay:
             client.control(session.acknowledgement())
             return
         wishes.count(topics)
+        known = frozenset(session.subscribed)
+        early = _EarlyRecords(known)
         if topics and self._tasks is not None:
             answer = Answer[None]()
+            fan_out.add(early, topics)
             self._tasks.start_soon(self._ask, client, change, answer)
             try:
                 with anyio.move_on_after(_ANSWER_S):
@@ -537,14 +574,22 @@ class Relay:
             except SubscriptionRefused as refused:
                 wishes.remove(topics)
                 raise RelayError(refused.code) from refused
-        known = frozenset(session.subscribed)
+            finally:
+                fan_out.discard(early)
         session.apply(change)
         client.control(session.acknowledgement())
+        for message in early.messages():
+            client.receive(message)
+        known |= early.quoted
         for kind in _FIRST_KINDS:
             every = Topic(kind.channel, EVERY_SYMBOL)
             if every in known:
                 continue
-            new = [topic.symbol for topic in topics if topic.channel == kind.channel]
+            new = [
+                topic.symbol
+                for topic in topics
+                if topic.channel == kind.channel and topic not in early.quoted
+            ]
             for symbol in [EVERY_SYMBOL] if every in topics else new:
                 self._send_latest(client, kind, symbol, known)
         fan_out.add(client, topics)

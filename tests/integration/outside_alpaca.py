@@ -85,6 +85,8 @@ class OutsideAlpaca:
         self.history: dict[tuple[str, str], dict[str, list[Any]]] = defaultdict(dict)
         self.latest: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
         self.news: list[dict[str, Any]] = []
+        # what a client gets right behind the acknowledgement of a symbol
+        self.behind: dict[str, list[dict[str, Any]]] = {}
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -245,6 +247,10 @@ class OutsideAlpaca:
         client.wants = wants
         state = {c: sorted(s) for c, s in wants.items()}
         await client.say({"T": "subscription", **state})
+        if action == "subscribe":
+            asked_for = {symbol for symbols in asked.values() for symbol in symbols}
+            if sent := [m for s in asked_for & self.behind.keys() for m in self.behind[s]]:
+                await client.say(*sent)
         if "orderbooks" in asked and action == "subscribe":
             for symbol in asked["orderbooks"]:
                 if book := self.latest["crypto", "orderbooks"].get(symbol):

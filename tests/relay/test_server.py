@@ -536,6 +536,49 @@ async def test_a_refusal_at_the_end_of_the_wait_is_not_lost(
 
 
 @on_both
+async def test_what_comes_right_behind_the_feeds_answer_is_not_missed() -> None:
+    quotes = [quote("AAPL", number) for number in (1, 2, 3)]
+    async with serve() as served:
+        peer = await served.log_in()
+        await peer.subscribe(trades=["MSFT"])
+
+        async def answer() -> None:
+            served.offer(QUOTES, *quotes, quote("TSLA", 7))
+            served.offer(TRADES, trade("MSFT", 1), trade("AAPL", 2))
+            served.upstream.records[QUOTES, "AAPL"] = quotes[-1]
+            served.upstream.records[QUOTES, "IBM"] = quote("IBM", 5)
+
+        served.upstream.answer = answer
+        await peer.send(
+            {"action": "subscribe", "quotes": ["AAPL", "IBM"], "trades": ["MSFT", "AAPL"]}
+        )
+        before, *after = await peer.take(7)
+        assert (before["T"], before["S"]) == ("t", "MSFT")  # it was subscribed already
+        assert after[0]["T"] == "subscription"
+        came = [(each["T"], each["S"], each.get("bp")) for each in after[1:]]
+        assert came[:3] == [("q", "AAPL", quotes[n].bid) for n in range(3)]
+        assert came[3:] == [("t", "AAPL", None), ("q", "IBM", quote("IBM", 5).bid)]
+        served.offer(QUOTES, quote("AAPL", 4))
+        assert [each["bp"] for each in await peer.take(1)] == [quote("AAPL", 4).bid]
+
+
+@on_both
+async def test_what_comes_before_a_refusal_is_not_sent() -> None:
+    async with serve() as served:
+        peer = await served.log_in()
+
+        async def answer() -> None:
+            served.offer(QUOTES, quote("AAPL", 1))
+
+        served.upstream.answer, served.upstream.refused = answer, 405
+        await peer.send({"action": "subscribe", "quotes": ["AAPL"]})
+        assert await peer.receive() == error(405, "symbol limit exceeded")
+        served.offer(QUOTES, quote("AAPL", 2))
+        served.upstream.refused = 0
+        assert (await peer.subscribe(quotes=["MSFT"]))["quotes"] == ["MSFT"]
+
+
+@on_both
 async def test_nothing_comes_twice_and_nothing_is_missed_between_latest_and_live() -> None:
     async with serve() as served:
         peer = await served.log_in()
@@ -999,7 +1042,7 @@ async def test_stop_does_not_wait_long_for_clients_that_do_not_read(
             await served.relay.stop()
             flooding = False
         assert good.close_code == 1001
-        assert served.relay._connections == 0
+        await until(lambda: served.relay._connections == 0)
         silent.close()
 
 

@@ -476,6 +476,16 @@ def test_the_order_is_the_feeds_per_symbol_and_channel(house: House, encoding: s
         ]
 
 
+@ENCODINGS
+def test_nothing_is_missed_behind_the_feeds_acknowledgement(house: House, encoding: str) -> None:
+    symbol = house.symbol()
+    sent = [trade(symbol, next(_ids)) for _ in range(10)]
+    house.alpaca.behind[symbol] = sent
+    client = house.client(encoding=encoding)
+    client.subscribe(trades=[symbol])
+    assert client.wait("t", symbol, len(sent)) == [comparable(m) for m in sent]
+
+
 def test_what_the_service_rejects_is_not_relayed(house: House) -> None:
     symbol = house.symbol()
     client = house.subscriber("stocks", symbol, "quotes", "trades")
