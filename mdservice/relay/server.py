@@ -22,7 +22,7 @@ from websockets.http11 import Request
 from mdservice.clock import Clock
 from mdservice.errors import SubscriptionRefused
 from mdservice.model.events import RecordBatch, RoutedItem
-from mdservice.model.feeds import NEWS_FEED, Feed, Topic
+from mdservice.model.feeds import NEWS_FEED, OPTIONS, Feed, Topic
 from mdservice.model.kinds import ORDERBOOKS, QUOTES, Kind
 from mdservice.model.status import RelayClient, RelayStatus
 from mdservice.model.symbol import EVERY_SYMBOL
@@ -37,6 +37,7 @@ from mdservice.relay.session import (
     Session,
     encode_control,
     feed_at,
+    is_msgpack,
     read_message,
 )
 from mdservice.relay.websocket import Line, WebSocket
@@ -147,6 +148,11 @@ class Client:
         self._ready = ready
         self._queued = False
         self._text = session.encoding == "json"
+
+    def use_msgpack(self) -> None:
+        """Send msgpack from now on."""
+        self.session.encoding = "msgpack"
+        self._text = False
 
     @property
     def unsent(self) -> bool:
@@ -522,6 +528,8 @@ class Relay:
         for data, text in messages:
             client.requests += 1 + len(data) // _REQUEST_BYTES
             await self._pace(client)
+            if is_msgpack(data, text=text) and client.session.feed is OPTIONS:
+                client.use_msgpack()  # Alpaca's C# SDK cannot name it in the upgrade
             if not await self._answer(client, read_message(data, text=text)):
                 return False
             client.requests += len(client.session.subscribed) // _REQUEST_TOPICS

@@ -29,6 +29,7 @@ __all__ = [
     "Session",
     "encode_control",
     "feed_at",
+    "is_msgpack",
     "read_message",
 ]
 
@@ -291,9 +292,14 @@ _encoders: Final = {
 }
 
 
+def is_msgpack(payload: bytes, *, text: bool) -> bool:
+    """Whether a client's message is msgpack. No map of msgpack begins as a JSON object does."""
+    return not text and payload[:1] not in b"{ \t\r\n"
+
+
 def read_message(payload: bytes, *, text: bool) -> dict[str, Any] | None:
     """A client's message, or None where it cannot be read. Text frames are JSON, binary either."""
-    decode = _decode_json if text or payload[:1] in b"{ \t\r\n" else _decode_msgpack
+    decode = _decode_msgpack if is_msgpack(payload, text=text) else _decode_json
     try:
         return decode(payload)
     except (msgspec.DecodeError, UnicodeError, RecursionError):

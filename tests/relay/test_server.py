@@ -536,6 +536,22 @@ async def test_a_refusal_at_the_end_of_the_wait_is_not_lost(
 
 
 @on_both
+@pytest.mark.parametrize(("login", "answer"), [("msgpack", "subscription"), ("json", "error")])
+async def test_a_client_of_options_may_log_in_with_msgpack_that_it_has_not_named(
+    login: str, answer: str
+) -> None:
+    """Alpaca's C# SDK sends msgpack, and has no way to set the header ``Content-Type``."""
+    async with serve(served={OPTIONS: "indicative"}) as served:
+        peer = await served.connect("/v1beta1/indicative")
+        assert await peer.receive() == CONNECTED
+        peer.encoding = login
+        await peer.send(LOGIN)
+        assert (await peer.receive())[0]["msg"] == "authenticated"
+        await peer.send({"action": "subscribe", "trades": ["AAPL261218C00200000"]})
+        assert (await peer.receive())[0]["T"] == answer
+
+
+@on_both
 async def test_what_comes_right_behind_the_feeds_answer_is_not_missed() -> None:
     quotes = [quote("AAPL", number) for number in (1, 2, 3)]
     async with serve() as served:
