@@ -84,6 +84,7 @@ FOUND_AMONG_ALL = [
     4_000_345,  # A daily bar came again as the run before had left it: it counted as missing.
     7_000_233,  # The last change of a book was from the future by the clock: it is not out.
     7_000_409,  # Two exchanges gave the same id: a canceled trade seemed to have come.
+    7_102_488,  # An option's trade was held back, and came in a frame that was sent twice.
     4_002_290,  # Another feed than that of stocks was refused for good, and waited for long.
 ]
 
