@@ -15,7 +15,6 @@ from mdservice.model.feeds import NEWS_FEED, STOCKS, Feed, Topic
 from mdservice.model.kinds import Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
-from mdservice.relay.server import Relay, RelayConfig
 from mdservice.relay.wishes import SOURCE
 from mdservice.settings import Settings
 
@@ -81,6 +80,9 @@ async def open_relay(
     address = settings.relay
     if address is None or (settings.relay_is_default and not simulated):
         return None
+    # Without the relay the service also runs where websockets, one of two drivers, is broken.
+    from mdservice.relay.server import Relay, RelayConfig
+
     tls = settings.relay_tls()
     token = "keys" if settings.relay_keys else None
     try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -61,12 +61,14 @@ from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.readers import LocalReaders
 from mdservice.publish.store import PriceStore, WriteBatch
 from mdservice.publish.writer import RedisWriter
-from mdservice.relay.server import Relay
 from mdservice.router.actor import Router
 from mdservice.runtime.actor import Actor, Channel, Outbox
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.supervisor import HealthWatchdog, Supervisor
 from mdservice.runtime.task_groups import run_together
+
+if TYPE_CHECKING:
+    from mdservice.relay.server import Relay
 
 __all__ = ["ChannelPlan", "FeedParts", "MakeRelay", "Pipeline", "Topology", "build"]
 
@@ -304,7 +306,7 @@ async def _at_once(
     return in_order, next((refusals[each] for each in commands if each in refusals), None)
 
 
-MakeRelay = Callable[[Mapping[Feed, Pipeline], Callable[[], bool]], Relay]
+MakeRelay = Callable[[Mapping[Feed, Pipeline], Callable[[], bool]], "Relay"]
 """Makes the relay of the pipelines, which are built after it, and of what says that they run."""
 
 

@@ -55,8 +55,9 @@ from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simul
 from mdservice.simulator.session import Account, SessionRules
 from mdservice.simulator.wire import encode_messages
 from mdservice.testing import FakeDriver
+from tests.integration.conftest import patient
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 KEY, SECRET = "PK-right", "right-secret"
 SHORT_OPEN_S = 0.25
 """In the place of the real limit, where a test waits for it."""
@@ -138,7 +139,7 @@ class Place:
                 await anyio.sleep(STEP_S)  # the server's own tasks are started now
                 before = _asyncio_tasks()
                 await scene(Bench(server, make, feeds_driver.OPEN_TIMEOUT_S, real=True))
-                with anyio.fail_after(3):
+                with anyio.fail_after(30):
                     await server.until(lambda s: not s._connections)
                     while any(t.name == "alpaca-py" for t in threading.enumerate()):
                         await anyio.sleep(STEP_S)
@@ -375,7 +376,7 @@ async def test_server_that_hangs_up_at_login_is_unavailable(bench: Bench) -> Non
         server.stall("connect")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hang_up, how)
-            with pytest.raises(FeedUnavailable), anyio.fail_after(2):
+            with pytest.raises(FeedUnavailable), anyio.fail_after(30):
                 async with opened(bench.driver):
                     pytest.fail("it opened")
         await server.until(lambda s: not s.connections)
@@ -821,7 +822,7 @@ async def test_end_wakes_a_waiting_receive(bench: Bench) -> None:
             tasks.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
             bench.server.drop(how)
-            with anyio.fail_after(2):
+            with anyio.fail_after(30):
                 await ended.wait()
 
 
@@ -830,7 +831,7 @@ async def test_closing_is_bounded_where_the_peer_never_closes(bench: Bench) -> N
     async with subscribed(bench):
         bench.server.freeze()
         started_s = anyio.current_time()
-    assert anyio.current_time() - started_s <= CLOSE_TIMEOUT_S + 0.5
+    assert anyio.current_time() - started_s <= CLOSE_TIMEOUT_S + patient(2)
 
 
 @drivers(connection_limit=None)
@@ -869,10 +870,10 @@ async def test_cancelling_the_wait_for_a_silent_server_is_prompt(bench: Bench) -
             async with opened(bench.driver):
                 pytest.fail("it opened")
         assert scope.cancelled_caught
-        assert anyio.current_time() - started_s <= 0.1 + CLOSE_TIMEOUT_S + 0.5, when
+        assert anyio.current_time() - started_s <= 0.1 + CLOSE_TIMEOUT_S + patient(0.5), when
     # At once, not when the opening would have been given up.
     await anyio.wait_all_tasks_blocked()
-    with anyio.fail_after(CLOSE_TIMEOUT_S):
+    with anyio.fail_after(patient(CLOSE_TIMEOUT_S)):
         while bench.real and (bench.server._connections or _sdk_threads()):
             await anyio.sleep(STEP_S)
 
@@ -903,4 +904,4 @@ async def test_cancelled_in_a_flood_it_closes_promptly(bench: Bench) -> None:
             scope.cancel()
             await link.receive()
             await anyio.lowlevel.checkpoint()
-    assert anyio.current_time() - started_s <= CLOSE_TIMEOUT_S + 0.7
+    assert anyio.current_time() - started_s <= CLOSE_TIMEOUT_S + patient(0.7)

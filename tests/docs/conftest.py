@@ -18,7 +18,7 @@ import pytest
 from tests.docs.fences import ROOT, blocks_of_page
 from tests.docs.reader import open_reader
 
-_START_LIMIT_S = 20.0
+_START_LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

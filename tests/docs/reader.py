@@ -27,7 +27,7 @@ from tests.docs.shell import LIMIT_S, DoesNotWork, Running, Shell
 from tests.docs.stand_for import ASKS, MAKES_SERVICE, PORTS, Places, in_place
 
 EXAMPLES = {path: path.read_text() for path in (ROOT / "docs" / "examples").glob("*.py")}
-ANSWER_LIMIT_S, ASK_AGAIN_S = 20.0, 0.2
+ANSWER_LIMIT_S, ASK_AGAIN_S = 60.0, 0.2
 GENERATED = "docs/reference/"
 """Pages whose payloads are the program's own: made from its code, and compared with it."""
 LINES_OF_A_PROGRAM = 3

@@ -21,7 +21,7 @@ from anyio.streams.tls import TLSListener
 
 from tests.positions.web import open_web
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 BYTES = 65_536
 FAR = "alpaca.example"
 HELD = {"AAPL": (10, "150.00")}

@@ -21,7 +21,7 @@ from mdservice.publish.store import Message, WriteBatch
 from tests.batches import write_batch
 
 FILE = Path(mdservice.__file__).parent.parent / "docs" / "examples" / "sqlite_store.py"
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture

@@ -267,7 +267,7 @@ def test_restarted_empty_it_has_the_prices_that_did_not_change_too(
                 await line.not_ready()
                 with closing(restart_heard(fresh_valkey)) as second:
                     with fresh_valkey.client() as client:
-                        await until(lambda: client.exists(*keys(line)) == 3, within_s=5)
+                        await until(lambda: client.exists(*keys(line)) == 3)
                         prices = [json.loads(value) for value in client.mget(keys(line))]
                         left_s = [client.ttl(key) for key in keys(line)]
                     assert prices == [ear.events(s)[-1] for s in line.symbols]

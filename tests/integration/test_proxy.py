@@ -19,7 +19,7 @@ from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import Topic
 from mdservice.simulator import SimulatorConfig, open_simulator
 
-LIMIT_S = 30
+LIMIT_S = 60
 FAR = "ws://feed.example:8765/v2/iex"
 CREDENTIALS = Credentials("key", "secret")
 DRIVERS = [WebsocketsDriver, AlpacaPyDriver]

@@ -18,7 +18,7 @@ from mdservice.publish.store import Message, WriteBatch
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 EXECUTED = b"*5\r\n"  # EXEC's answer: the marker, a key, a message, an entry, the number
 
 

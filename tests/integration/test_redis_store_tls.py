@@ -25,7 +25,7 @@ from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 _CA_FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")

@@ -18,7 +18,7 @@ from alpaca.data.models import Quote
 
 from mdservice.simulator import Simulator, SimulatorConfig, open_simulator
 
-LIMIT_S = 15
+LIMIT_S = 60
 RATE = 400
 
 

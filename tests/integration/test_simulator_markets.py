@@ -47,7 +47,7 @@ from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import Simulator, SimulatorConfig, crypto, open_simulator, options
 from mdservice.simulator.news import ARTICLES
 
-LIMIT_S = 30
+LIMIT_S = 60
 START = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
 PAIRS = ("BTC/USD", "DOGE/USD")
 CALL, PUT = "AAPL261218C00190000", "AAPL261218P00190000"

@@ -22,7 +22,7 @@ from alpaca.trading.client import TradingClient
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 
-LIMIT_S = 20
+LIMIT_S = 60
 START = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
 START_NS = parse_rfc3339("2026-11-20T15:00:00Z")
 

@@ -30,7 +30,7 @@ from alpaca.data.timeframe import TimeFrame
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import Simulator, SimulatorConfig, open_simulator
 
-LIMIT_S = 30
+LIMIT_S = 60
 SYMBOLS = ("AAPL", "JPM")
 START = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
 LIVELY: dict[str, Any] = {

@@ -22,7 +22,7 @@ from mdservice.simulator import (
     open_simulator,
 )
 
-LIMIT_S = 20
+LIMIT_S = 60
 DEMO = {symbol: qty for symbol, (qty, _) in DEMO_POSITIONS.items()}
 
 

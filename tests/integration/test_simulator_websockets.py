@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from mdservice.errors import ConfigurationError
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
 
-LIMIT_S = 10
+LIMIT_S = 60
 AUTH = {"action": "auth", "key": "key", "secret": "secret"}
 
 

@@ -96,11 +96,10 @@ class FakeUpstream:
         self.wanted.difference_update(topics)
 
     def latest(self, feed: Feed, kind: Kind[Any], symbol: str) -> Sequence[Any]:
-        return [
-            record
-            for (each, name), record in self.records.items()
-            if each is kind and symbol in ("*", name)
-        ]
+        if symbol == "*":
+            return [record for (each, _), record in self.records.items() if each is kind]
+        record = self.records.get((kind, symbol))
+        return () if record is None else (record,)
 
 
 class Served:
