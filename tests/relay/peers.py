@@ -276,6 +276,8 @@ class Peer:
                 self._frames.append(event)
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
             await self._send()
+        if self.protocol.state is State.CLOSED:  # as every client: the relay waits for this
+            await anyio.aclose_forcefully(self.stream)
         if self.response is None and self.protocol.handshake_exc is not None:
             raise self.protocol.handshake_exc
 
