@@ -646,7 +646,10 @@ async def stuck(served: Served, encoding: str = "json", **channels: Any) -> tupl
 
 @on_both
 @pytest.mark.parametrize("encoding", ["json", "msgpack"])
-async def test_a_client_that_does_not_read_trades_is_cut(encoding: str) -> None:
+async def test_a_client_that_does_not_read_trades_is_cut(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "BEAT_S", 0.1)
     async with serve() as served:
         _, client = await stuck(served, encoding, trades=["AAPL"])
         good = await served.log_in(encoding=encoding)
