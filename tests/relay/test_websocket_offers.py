@@ -52,7 +52,7 @@ def _client(*offers: ClientPerMessageDeflateFactory) -> ClientProtocol:
 
 @pytest.mark.parametrize("window", [None, True, 12])
 async def test_a_client_that_keeps_its_context_may_do_so(window: bool | int | None) -> None:
-    """Alpaca's JavaScript SDK 3 ends the connection where it is told not to."""
+    """Alpaca's JavaScript SDK 3 ends the connection if the answer forbids a context."""
     offer = ClientPerMessageDeflateFactory(client_max_window_bits=window)
     answer, read = await _exchanged(_client(offer))
     assert "permessage-deflate" in answer

@@ -292,13 +292,13 @@ BAD = {
     "mute_after": ["0", "x"],
     "stale_after": ["-0.1", "x"],
     "backlog": ["9999", "many", "-100000"],
-    "socket": ["/" + "x" * 108, "~nobody-of-this-name/x.sock"],
+    "socket": ["/" + "x" * 108, "~no-user-of-this-name/x.sock"],
     "http": ["8000", ":8000", "localhost", "localhost:99999", "http://localhost:80", "::1:80"],
     "log_format": ["text", "JSON"],
     "gateway_http": ["8002", "x:y", "off"],
     "relay": ["8765", ":8765", "localhost", "ws://localhost:8765", "on", "0.0.0.0:8765"],
-    "relay_cert": ["~nobody-of-this-name/cert.pem", "cert.pem"],
-    "relay_key_file": ["~nobody-of-this-name/key.pem", "key.pem"],
+    "relay_cert": ["~no-user-of-this-name/cert.pem", "cert.pem"],
+    "relay_key_file": ["~no-user-of-this-name/key.pem", "key.pem"],
 }
 CASES = [(name, value) for name, texts in BAD.items() for value in texts]
 
