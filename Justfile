@@ -37,7 +37,7 @@ export PYTHONDONTWRITEBYTECODE := ""
 # a quarter of the examples of each property; as many workers as processors, since these tests hardly wait
 quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs -m 'not thorough' --hypothesis-profile=quick -n auto"
 
-# Run the fast tests: pure, or on virtual time (under a minute). With arguments: the tests that they name
+# Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
 test *args: install
     {{python}} -m pytest {{ if args == "" { quick } else { "" } }} "$@"
 
