@@ -41,7 +41,11 @@ nitpick_ignore_regex = [
     ("py:class", r"mdservice\.positions\.sources\._Result"),
     ("py:(class|obj)", r"mdservice\.model\.kinds\..*"),
     ("py:class", r"mdservice\.pnl\.holding\..*"),
-    ("py:class", r"mdservice\.simulator\.(bars|feeds|http|market|memory|paper_account)\..*"),
+    (
+        "py:class",
+        r"mdservice\.simulator\.(bars|feeds|http|market|memory)\..*",
+    ),
+    ("py:class", r"mdservice\.simulator\.(orders|paper_account|positions)\..*"),
     ("py:class", r"mdservice\.simulator\.(stock_records|tape)\..*"),
     ("py:(class|obj)", r"mdservice\.simulator\.(kinds|rest_history|session|stocks|wire)\..*"),
 ]

@@ -140,7 +140,7 @@ def simulate(
     """Run only the simulator: Alpaca's protocol on a port of this machine.
 
     Any key and secret are accepted. The same port has Alpaca's REST: past and latest quotes, trades
-    and bars, the clock, a small portfolio's positions, and market orders.
+    and bars, the clock, and a small account with its positions, orders and trade updates.
     """
     as_json = use_json_lines(ctx, config)  # the only setting of the simulator
 

@@ -20,13 +20,23 @@ kind::
     simulator.send_records(TRADES, [SimTrade("AAPL", 187.13, 100, id=1)])
 
 The same port has the REST side, at ``simulator.rest_url``: the past and latest records, the
-market's clock, the account's positions and market orders, which change them as ``trade`` does.
+market's clock, and the account: its positions in stocks, crypto and options, market, limit and
+multi-leg orders, activities and configurations.
 
 ::
 
     config = SimulatorConfig(positions=DEMO_POSITIONS, trade_every_s=20)
     async with open_simulator(config) as simulator:
         simulator.trade("AAPL", -20, "187.5")
+
+Orders and trades are reported on the stream of trade updates, at
+``simulator.stream_url("trading")``. Its faults are asked for by name, and others leave it alone::
+
+    simulator.inject(Lose(2), feed="trading")  # or Duplicate, Reorder, Slow, Mute
+    simulator.refuse_next(402, feed="trading")  # the next login
+    simulator.drop(feed="trading")
+    simulator.reject_orders()
+    simulator.end_day()  # orders expire; last_equity, lastday_price and average prices change
 
 Crypto, options and news have their own streams and markets, which make the records of whatever
 clients subscribe to: ``mdservice.simulator.crypto``, ``options`` and ``news``.
@@ -53,6 +63,7 @@ from mdservice.simulator.faults import (
     Garble,
     GarbleRest,
     Halt,
+    Lose,
     Mute,
     Planned,
     Refuse,
@@ -67,7 +78,9 @@ from mdservice.simulator.faults import (
 )
 from mdservice.simulator.market import UNIVERSE
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
-from mdservice.simulator.paper_account import DEMO_POSITIONS, Holding, Trade
+from mdservice.simulator.orders import Order
+from mdservice.simulator.paper_account import Activity, Trade
+from mdservice.simulator.positions import DEMO_POSITIONS, Holding
 from mdservice.simulator.rest import RestRequest
 from mdservice.simulator.server import ConnectionInfo, ReceivedMessage, Simulator, open_simulator
 from mdservice.simulator.session import SILENCE
@@ -77,6 +90,7 @@ __all__ = [
     "DEMO_POSITIONS",
     "SILENCE",
     "UNIVERSE",
+    "Activity",
     "CancelTrade",
     "ConnectionInfo",
     "CorrectTrade",
@@ -89,8 +103,10 @@ __all__ = [
     "GarbleRest",
     "Halt",
     "Holding",
+    "Lose",
     "MemoryByteStream",
     "Mute",
+    "Order",
     "Planned",
     "ReceivedMessage",
     "Refuse",

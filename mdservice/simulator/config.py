@@ -12,10 +12,11 @@ from attrs import validators
 
 from mdservice.simulator.faults import Planned
 from mdservice.simulator.market import UNIVERSE, Market, Shape
-from mdservice.simulator.paper_account import Trader, parse_positions
+from mdservice.simulator.positions import Trader, parse_positions
 from mdservice.simulator.rest_history import HISTORY_FEEDS, LATEST_FEEDS, RestRules
 from mdservice.simulator.session import Account, SessionRules
 from mdservice.simulator.tape import TapeRules
+from mdservice.simulator.wire import to_decimal
 
 __all__ = ["SimulatorConfig"]
 
@@ -115,6 +116,12 @@ class SimulatorConfig:
             plan (403, 42210000).
         positions: The account's at the start, by symbol: shares, below 0 for a short position,
             and average price in dollars.
+        cash: The account's at the start, dollars.
+        sale_fee: The fee of each sale, as a part of its value; rounded up to the cent.
+        fills_per_order: In how many parts each order is filled.
+        fill_every_s: Seconds between the parts, and before the first; None for all at once.
+        text_updates: Whether trade updates come in text frames, as on the live account, and not
+            in binary ones, as on paper.
         trade_every_s: Seconds between seeded trades that open, change and close positions; None
             for none.
         faults: The script.
@@ -172,6 +179,17 @@ class SimulatorConfig:
     positions: Mapping[str, tuple[Decimal, Decimal]] = attrs.field(
         default=(), converter=parse_positions
     )
+    cash: Decimal = attrs.field(default=Decimal(100_000), converter=to_decimal)
+    sale_fee: Decimal = attrs.field(
+        default=Decimal(0),
+        converter=to_decimal,
+        validator=[validators.ge(Decimal(0)), validators.le(Decimal(1))],
+    )
+    fills_per_order: int = attrs.field(
+        default=1, validator=[validators.ge(1), validators.le(1_000)]
+    )
+    fill_every_s: float | None = _every(None)
+    text_updates: bool = False
     trade_every_s: float | None = _every(None)
     faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple)
 

@@ -35,6 +35,7 @@ from mdservice.simulator.http import HttpAnswer, RequestReader
 from mdservice.simulator.kinds import SimKind
 from mdservice.simulator.memory import MemoryByteStream
 from mdservice.simulator.session import Reply, Session, Silence
+from mdservice.simulator.trade_updates import TRADE_UPDATES, TradingSession
 from mdservice.simulator.wire import (
     Encoding,
     OutFrame,
@@ -66,7 +67,7 @@ class Connection:
 
     def __init__(self, number: int, stream: ByteStream, venue: Venue) -> None:
         self.number = number
-        self.session: Session | None = None
+        self.session: Session | TradingSession | None = None
         self.encoding: Encoding = "json"
         self.faults = DataFaults()
         self.sent: Counter[SimKind[Any]] = Counter()
@@ -137,8 +138,24 @@ class Connection:
         return sent
 
     def send_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Send these messages in one frame."""
-        self.send_frame(encode_messages(messages, self.encoding))
+        """Send these messages in one frame; on the trading stream each in its own."""
+        if isinstance(self.session, TradingSession):
+            for message in messages:
+                self.send_frame(self.session.encode(message))
+        else:
+            self.send_frame(encode_messages(messages, self.encoding))
+
+    def send_update(self, update: Mapping[str, Any]) -> None:
+        """Send a trade update if the client listens, unless a fault is in the way."""
+        session = self.session
+        if not isinstance(session, TradingSession) or not session.listens:
+            return
+        if self.faults.muted(anyio.current_time()):
+            return
+        message = {"stream": TRADE_UPDATES, "data": update}
+        for frame in self.faults.reorder(TRADE_UPDATES, [session.encode(message)]):
+            for copy in self.faults.copies(frame):
+                self.send_frame(copy)
 
     def send_frame(self, frame: OutFrame) -> None:
         """Put a frame into the send buffer; a client whose buffer overflows is cut off."""
@@ -147,7 +164,8 @@ class Connection:
         if not self._outbox.put(frame):
             self._slow = True
             last = encode_messages([error_message(407)], self.encoding)
-            self._outbox.replace(last, CloseCode.POLICY_VIOLATION)
+            is_trading = isinstance(self.session, TradingSession)
+            self._outbox.replace(None if is_trading else last, CloseCode.POLICY_VIOLATION)
             self._limit_closing()
         self._wake.set()
 
@@ -256,6 +274,8 @@ class Connection:
         content_type = request.headers.get("Content-Type", "")
         self.encoding = "msgpack" if "msgpack" in content_type.lower() else "json"
         self.session, reply = self._venue.open_session(self.number, request, self.encoding)
+        if isinstance(self.session, TradingSession):
+            self.encoding = "json"
         self._answer(reply)
 
     def _take_frame(self, frame: WebsocketFrame) -> None:
@@ -273,7 +293,7 @@ class Connection:
             self.send_messages([message])
         if reply.close_code is not None:
             self.hang_up(reply.close_code)
-        if self.session is not None:
+        if isinstance(self.session, Session):
             session, subscribed = self.session, self.session.subscriptions
             wanted: dict[SimKind[Any], AbstractSet[str]] = {
                 kind: frozenset(subscribed[kind.channel])
@@ -353,7 +373,7 @@ class Venue(Protocol):
 
     def open_session(
         self, number: int, request: Request, encoding: Encoding
-    ) -> tuple[Session, Reply]:
+    ) -> tuple[Session | TradingSession, Reply]:
         """Begin the session of an upgraded connection."""
         ...
 
@@ -410,11 +430,12 @@ class Outbox:
         """End after what waits: by a closing handshake, or by an end of file for None."""
         self._items.append(_HangUp(code))
 
-    def replace(self, last: OutFrame, code: int) -> None:
+    def replace(self, last: OutFrame | None, code: int) -> None:
         """Throw away what waits; send this frame and the closing handshake in its place."""
         self._items.clear()
-        self._items.append(last)
-        self.pending_bytes = len(last.data)
+        self.pending_bytes = 0
+        if last is not None:
+            self.put(last)
         self.hang_up(code)
 
     def take(self, *, single: bool = False) -> list[bytes]:

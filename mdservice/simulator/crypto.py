@@ -273,7 +273,7 @@ class PairWalk:
 
     def __init__(self, symbol: str, seed: int, ts_ns: int, late_ratio: float = 0.0) -> None:
         self.symbol = symbol
-        start = _start_price(symbol)
+        start = start_price(symbol)
         magnitude = math.floor(math.log10(start))
         self.price_scale: int = 10 ** max(0, _DIGITS - 1 - magnitude)
         """Ticks in one unit of the quote currency."""
@@ -478,7 +478,7 @@ def _changed(before: Mapping[int, int], after: Mapping[int, int]) -> Iterator[tu
             yield price, after.get(price, 0)
 
 
-def _start_price(symbol: str) -> float:
+def start_price(symbol: str) -> float:
     """From the table, else from the name: between 0.1 and 1,000."""
     known = PAIRS.get(symbol)
     if known is not None:

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeVar
 import attrs
 from attrs import validators
 
-from mdservice.model.feeds import FeedName
+from mdservice.simulator.feeds import StreamName
 from mdservice.simulator.http import RECENT_SIP, RECENT_SIP_MESSAGE
 from mdservice.simulator.session import Silence, When
-from mdservice.simulator.wire import OutFrame, S
+from mdservice.simulator.wire import OutFrame
 
 __all__ = [
     "CancelTrade",
@@ -28,6 +28,7 @@ __all__ = [
     "Garble",
     "GarbleRest",
     "Halt",
+    "Lose",
     "MarketEvent",
     "Mute",
     "Planned",
@@ -125,6 +126,13 @@ class Duplicate:
 
 
 @attrs.frozen
+class Lose:
+    """The next data frames are not sent."""
+
+    frames: int = 1
+
+
+@attrs.frozen
 class Reorder:
     """The next data frames hold their records in the reverse order.
 
@@ -208,13 +216,14 @@ class GarbleRest:
 
 RestFault = RefuseRest | SlowRest | CutRest | GarbleRest
 """What is done to the answer of a REST request."""
-DataFault = Mute | Freeze | Slow | Garble | Spoil | Duplicate | Reorder
+DataFault = Mute | Freeze | Slow | Garble | Spoil | Duplicate | Lose | Reorder
 """What is done to the data of a connection that stays open."""
 MarketEvent = Halt | CorrectTrade | CancelTrade
 """What happens in the market of stocks, whoever is connected."""
 Fault = Drop | Refuse | SendError | DataFault | RestFault | MarketEvent
 
 _Kind = TypeVar("_Kind", bound=RestFault)
+_Record = TypeVar("_Record")
 
 
 @attrs.frozen
@@ -226,14 +235,14 @@ class Planned:
             that come next.
         after_s: Seconds after the simulator was opened; or
         after_quotes: once the market of stocks has made so many quotes.
-        feed: Only for connections of this stream; None for all. REST requests are named by the
-            fault's own ``path``.
+        feed: Only for connections of this stream; None for all of market data. REST requests are
+            named by the fault's own ``path``.
     """
 
     fault: Fault
     after_s: float | None = None
     after_quotes: int | None = None
-    feed: FeedName | None = None
+    feed: StreamName | None = None
 
     def __attrs_post_init__(self) -> None:
         """Check that exactly one moment is given."""
@@ -276,6 +285,7 @@ class DataFaults:
     _garble: int = 0
     _spoil: int = 0
     _duplicate: int = 0
+    _lose: int = 0
     _reorder: int = 0
     _held: dict[str, list[Any]] = attrs.field(factory=dict)
     """Records that wait for the next frame of their channel."""
@@ -295,6 +305,8 @@ class DataFaults:
                 self._spoil += frames
             case Duplicate(frames):
                 self._duplicate += frames
+            case Lose(frames):
+                self._lose += frames
             case Reorder(frames):
                 self._reorder += frames
 
@@ -310,7 +322,7 @@ class DataFaults:
         """How long to wait before the next frame."""
         return self._delay_s if now_s < self._slow_until_s else 0.0
 
-    def reorder(self, channel: str, records: list[S]) -> list[S]:
+    def reorder(self, channel: str, records: list[_Record]) -> list[_Record]:
         """The records of the channel's next frame in their new order; empty while they wait."""
         held = self._held.pop(channel, None)
         if held:
@@ -332,6 +344,9 @@ class DataFaults:
 
     def copies(self, frame: OutFrame) -> list[OutFrame]:
         """What is sent in the place of this frame."""
+        if self._lose:
+            self._lose -= 1
+            return []
         if self._garble:
             self._garble -= 1
             # Half of an array is still valid UTF-8 as all of it is ASCII, and no array.

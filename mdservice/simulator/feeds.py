@@ -1,4 +1,4 @@
-"""Alpaca's streams, one for each asset class and one for news: their paths, channels and symbols.
+"""Alpaca's streams of market data and of the account: their paths, channels and symbols.
 
 Source: Alpaca's streaming documentation; see also :mod:`mdservice.model.feeds`, which is the
 service's own list.
@@ -7,14 +7,27 @@ service's own list.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 
 from mdservice.model.feeds import FeedName
 from mdservice.model.symbol import EVERY_SYMBOL, is_option
 
-__all__ = ["CRYPTO", "FEEDS", "NEWS", "OPTIONS", "STOCKS", "SimFeed", "feed_at"]
+__all__ = [
+    "CRYPTO",
+    "FEEDS",
+    "NEWS",
+    "OPTIONS",
+    "STOCKS",
+    "TRADING",
+    "SimFeed",
+    "StreamName",
+    "feed_at",
+]
+
+StreamName = FeedName | Literal["trading"]
+"""A feed of market data, or the stream of the account's trade updates."""
 
 
 @attrs.frozen(eq=False)
@@ -22,7 +35,7 @@ class SimFeed:
     """One of Alpaca's streams; a session belongs to one.
 
     Attributes:
-        name: ``stocks``, ``crypto``, ``options`` or ``news``.
+        name: ``stocks``, ``crypto``, ``options``, ``news`` or ``trading``.
         paths: Of the upgrade request; an account may have one connection on each.
         channels: In the order of the acknowledgement.
         has_symbol: Whether a symbol has the form of this asset class.
@@ -31,7 +44,7 @@ class SimFeed:
         msgpack_only: Whether clients that use JSON get 412.
     """
 
-    name: FeedName
+    name: StreamName
     paths: tuple[str, ...]
     channels: tuple[str, ...]
     has_symbol: Callable[[str], bool]
@@ -85,8 +98,10 @@ OPTIONS: Final = SimFeed(
 )
 NEWS: Final = SimFeed("news", ("/v1beta1/news",), ("news",), lambda _: True)
 FEEDS: Final = (STOCKS, CRYPTO, OPTIONS, NEWS)
+"""Those of market data."""
+TRADING: Final = SimFeed("trading", ("/stream",), (), lambda _: False)
 
-_BY_PATH = {path: feed for feed in FEEDS for path in feed.paths}
+_BY_PATH = {path: feed for feed in (*FEEDS, TRADING) for path in feed.paths}
 
 
 def feed_at(path: str) -> SimFeed:

@@ -305,6 +305,11 @@ class MarketRecord(Generic[S]):
         self._size = size
         self._series: dict[str, _Series[S]] = {}
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Of the records."""
+        return tuple(self._series)
+
     def add(self, records: Sequence[S]) -> None:
         """Keep these, in order."""
         if len(records) > self._size:

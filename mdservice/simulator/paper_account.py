@@ -1,124 +1,259 @@
-"""The account's positions, the trades that change them, and a trader that draws them from a seed.
+"""The account: its cash, its positions, and what changed them.
 
-Pure: prices and the time are arguments.
+Pure: the time is an argument.
 """
 
 from __future__ import annotations
 
-import random
+import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from decimal import Decimal, localcontext
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from decimal import ROUND_UP, Decimal, localcontext
+from zoneinfo import ZoneInfo
 
 import attrs
 
-from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.simulator.market import MarketRecord, start_cents
-from mdservice.simulator.wire import EXACT, PLACES, TOO_LARGE, Number, SimQuote, to_decimal
+from mdservice.simulator.assets import QUOTES, asset_of
+from mdservice.simulator.kinds import Records
+from mdservice.simulator.positions import Holding, PositionBook
+from mdservice.simulator.wire import EXACT, TOO_LARGE, Number, plain, to_decimal
 
-__all__ = [
-    "DEMO_POSITIONS",
-    "Holding",
-    "PaperAccount",
-    "PositionBook",
-    "StartPositions",
-    "Trade",
-    "Trader",
-    "parse_positions",
-    "start_price",
-]
+__all__ = ["CENT", "Activity", "Balances", "PaperAccount", "Trade"]
 
-StartPositions = Mapping[str, tuple[Number, Number]] | Iterable[tuple[str, tuple[Number, Number]]]
-"""Shares and average price in dollars by symbol; shares below 0 are a short position."""
-
-DEMO_POSITIONS: Mapping[str, tuple[str, str]] = {
-    "AAPL": ("120", "182.4"),
-    "MSFT": ("-35", "431.2"),
-    "NVDA": ("200", "171.255"),
-    "AMZN": ("75", "205.1"),
-    "GOOGL": ("-60", "174.9"),
-    "META": ("12.5", "590.25"),
-    "TSLA": ("-40", "349.85"),
-    "SPY": ("25", "605.75"),
-}
-"""An example portfolio: long and short, gains and losses, and one fraction of a share."""
-
-_KINDS = ("open", "add", "reduce", "flip", "close")
-_WEIGHTS = (2, 3, 3, 1, 2)
-_FEW, _MANY = 4, 10
-_SPARE = 2
-_LOT = 5
-_MOST_LOTS = 20
-_MOST_ADDED = 20
-_SHORT_RATIO, _FRACTION_RATIO = 0.4, 0.25
-_QUARTER = Decimal("0.25")
+CENT = Decimal("0.01")
+_NEW_YORK = ZoneInfo("America/New_York")
+_ACTIVITY_IDS = 2 << 64
 
 
 class PaperAccount:
     """Trades at the market's prices.
 
+    Dollars are kept with every digit; answers round them to the cent.
+
     Args:
-        positions: Those that are open at the start.
-        record: The market's quotes.
+        positions: Those that are open at the start: shares and average price by symbol.
+        records: The markets' records, of which the quotes are read.
+        cash: Dollars at the start.
+        sale_fee: The fee of a sale, as a part of its value.
         trades_size: How many trades are kept.
-        traded: Called after each trade.
+        activities_size: How many activities are kept.
+        traded: Called after each change.
     """
 
     def __init__(
         self,
-        positions: StartPositions,
-        record: MarketRecord[SimQuote],
+        positions: Mapping[str, tuple[Decimal, Decimal]],
+        records: Records,
         *,
+        cash: Decimal = Decimal(0),
+        sale_fee: Decimal = Decimal(0),
         trades_size: int,
+        activities_size: int,
         traded: Callable[[], None],
     ) -> None:
-        self.book = PositionBook(positions)
+        self.book = PositionBook({asset_of(name).symbol: held for name, held in positions.items()})
         self.trades: deque[Trade] = deque(maxlen=trades_size)
         """The newest trades, the oldest first."""
-        self._record = record
+        self.activities: deque[Activity] = deque(maxlen=activities_size)
+        """The newest ones, the oldest first."""
+        self.cash = cash
+        """Dollars; below 0 is a debt."""
+        self._records = records
+        self._sale_fee = sale_fee
         self._traded = traded
+        self._numbered = 0
+        self._closes: dict[str, Decimal] = {}
+        with localcontext(EXACT):
+            self.last_equity = cash + sum(
+                held.qty * self.lastday_price(held.symbol) * asset_of(held.symbol).multiplier
+                for held in self.book
+            )
+        """Dollars at the end of the last day."""
 
     def price(self, symbol: str) -> Decimal:
-        """Dollars per share: the mid of bid and ask, the only side, or the start price."""
-        bid, ask = self._sides(symbol)
+        """Dollars per share: the mid of bid and ask, the only side, or the last day's close."""
+        bid, ask = self._quote(symbol)
         with localcontext(EXACT):
-            return (bid + ask) / 2
+            return ((bid or ask) + (ask or bid)) / 2 or self.lastday_price(symbol)
 
     def fill_price(self, symbol: str, qty: Decimal) -> Decimal:
         """Dollars per share for a market order: the ask to buy, the bid to sell."""
-        bid, ask = self._sides(symbol)
-        return ask if qty > 0 else bid
+        bid, ask = self._quote(symbol)
+        return (ask or bid if qty > 0 else bid or ask) or self.lastday_price(symbol)
 
-    def trade(self, symbol: str, qty: Number, price: Number | None, now_ns: int) -> Trade:
+    def is_offered(self, symbol: str, qty: Decimal) -> bool:
+        """Whether the market has the side that a trade needs; so it has before any quote."""
+        bid, ask = self._quote(symbol)
+        return bool(ask if qty > 0 else bid) or not (bid or ask)
+
+    def lastday_price(self, symbol: str) -> Decimal:
+        """Dollars per share at the end of the last day."""
+        return self._closes.get(symbol, asset_of(symbol).start_price)
+
+    def trade(self, symbol: str, qty: Decimal, price: Decimal, now_ns: int) -> Trade:
         """Buy shares, or sell them where ``qty`` is below 0; done at once.
 
         Args:
-            symbol: Any; a position need not be open.
-            qty: Shares, not 0.
-            price: Dollars a share; None for :meth:`price`.
+            symbol: As in :class:`~mdservice.simulator.assets.Asset`; a position need not be open.
+            qty: Shares, coins or contracts, not 0.
+            price: Dollars a share.
             now_ns: UTC nanoseconds.
 
         Raises:
-            InvalidSymbol: There is no such symbol.
-            ValueError: ``qty`` is 0, the price is below 0, one of them is no number, or the
-                position would be too large.
+            ValueError: ``qty`` is 0, the price is below 0, or the position would be too large.
         """
-        name = parse_symbol(symbol)
-        shares = to_decimal(qty)
-        dollars = self.price(name) if price is None else to_decimal(price)
-        self.book.trade(name, shares, dollars)
-        trade = Trade(now_ns, name, shares, dollars)
+        self.book.trade(symbol, qty, price)
+        with localcontext(EXACT):
+            paid = qty * price * asset_of(symbol).multiplier
+            self.cash -= paid
+        trade = Trade(now_ns, symbol, qty, price)
         self.trades.append(trade)
         self._traded()
         return trade
 
-    def _sides(self, symbol: str) -> tuple[Decimal, Decimal]:
-        """Bid and ask: a missing side gets the other's price; without both, the start price."""
-        quote = self._record.latest(symbol)
-        bid, ask = (quote.bid, quote.ask) if quote is not None else (0.0, 0.0)
-        if not bid and not ask:
-            return start_price(symbol), start_price(symbol)
-        return Decimal(str(bid or ask)), Decimal(str(ask or bid))
+    def charge_sale(self, trade: Trade) -> None:
+        """Charge the fee of a trade that sold something."""
+        if trade.qty < 0 and self._sale_fee:
+            with localcontext(EXACT):
+                value = -trade.qty * trade.price * asset_of(trade.symbol).multiplier
+                fee = (value * self._sale_fee).quantize(CENT, ROUND_UP)
+            self.move_cash(-fee, "FEE", trade.at_ns, description="fee of a sale")
+
+    def move_cash(
+        self,
+        amount: Number,
+        activity_type: str,
+        now_ns: int,
+        *,
+        symbol: str | None = None,
+        description: str = "",
+    ) -> None:
+        """Pay in dollars, or take them out where ``amount`` is below 0.
+
+        Args:
+            amount: Dollars.
+            activity_type: Alpaca's name: ``CSD`` cash deposit, ``CSW`` withdrawal, ``DIV``
+                dividend, ``INT`` interest, ``FEE``.
+            now_ns: UTC nanoseconds.
+            symbol: What it is for.
+            description: Any text.
+
+        Raises:
+            ValueError: The amount is no number, or too large.
+        """
+        dollars = to_decimal(amount)
+        with localcontext(EXACT):
+            if abs(self.cash + dollars) >= TOO_LARGE:
+                raise ValueError(f"{dollars} dollars are too many")
+            self.cash += dollars
+        fields: dict[str, object] = {
+            "date": f"{_new_york(now_ns):%Y-%m-%d}",
+            "net_amount": plain(dollars),
+            "description": description,
+            "status": "executed",
+        }
+        if symbol is not None:
+            fields["symbol"] = asset_of(symbol).position_symbol
+        self.add_activity(activity_type, now_ns, fields)
+        self._traded()
+
+    def add_activity(self, activity_type: str, at_ns: int, fields: Mapping[str, object]) -> None:
+        """Keep an activity with Alpaca's fields.
+
+        Its id begins with New York's time; that of one without a time with midnight.
+        """
+        self._numbered += 1
+        stamp = _new_york(at_ns)
+        clock = f"{stamp:%H%M%S}{at_ns // 1_000_000 % 1000:03d}"
+        if "date" in fields:
+            clock = "0" * len(clock)
+        name = uuid.UUID(int=_ACTIVITY_IDS + self._numbered, version=4)
+        activity_id = f"{stamp:%Y%m%d}{clock}::{name}"
+        row = {"id": activity_id, "activity_type": activity_type, **fields}
+        self.activities.append(Activity(activity_id, activity_type, at_ns, row))
+
+    def end_day(self) -> None:
+        """Take the prices of now as the last day's, and the average prices of overnight."""
+        for symbol in self._priced():
+            self._closes[symbol] = self.price(symbol)
+        self.book.end_day()
+        self.last_equity = self.balances().exact_equity
+        self._traded()
+
+    def balances(self) -> Balances:
+        """What the account is worth now."""
+        long = short = Decimal(0)
+        with localcontext(EXACT):
+            for held in self.book:
+                value = self.value(held)
+                long, short = (long + value, short) if held.qty > 0 else (long, short + value)
+            return Balances(self.cash, long, short, self.last_equity)
+
+    def value(self, holding: Holding) -> Decimal:
+        """Dollars; below 0 for a short position."""
+        with localcontext(EXACT):
+            price = self.price(holding.symbol)
+            return holding.qty * price * asset_of(holding.symbol).multiplier
+
+    def _priced(self) -> Iterable[str]:
+        """All that has had a quote, or is held."""
+        kinds = self._records.keys() & QUOTES.values()
+        quoted = (self._records[kind].symbols for kind in kinds)
+        return {held.symbol for held in self.book}.union(*quoted)
+
+    def _quote(self, symbol: str) -> tuple[Decimal, Decimal]:
+        """Bid and ask, 0 where there is none."""
+        record = self._records.get(asset_of(symbol).quotes)
+        quote = None if record is None else record.latest(symbol)
+        if quote is None:
+            return Decimal(0), Decimal(0)
+        return Decimal(str(quote.bid)), Decimal(str(quote.ask))
+
+
+@attrs.frozen
+class Balances:
+    """What the account is worth, with every digit.
+
+    Attributes:
+        cash: Dollars.
+        long_value: Dollars, of the long positions.
+        short_value: Dollars, of the short ones, 0 or less.
+        last_equity: Dollars at the end of the last day.
+    """
+
+    cash: Decimal
+    long_value: Decimal
+    short_value: Decimal
+    last_equity: Decimal
+
+    @property
+    def exact_equity(self) -> Decimal:
+        """Dollars: cash and positions."""
+        with localcontext(EXACT):
+            return self.cash + self.long_value + self.short_value
+
+
+@attrs.frozen
+class Activity:
+    """A row of ``/v2/account/activities``.
+
+    Attributes:
+        id: ``20261120105144208::…``: New York's time, and a UUID.
+        activity_type: ``FILL``, ``FEE``, ``CSD``….
+        at_ns: UTC nanoseconds.
+        row: As it is answered.
+    """
+
+    id: str
+    activity_type: str
+    at_ns: int
+    row: Mapping[str, object]
+
+    @property
+    def date(self) -> str:
+        """New York's: ``2026-11-20``."""
+        return f"{_new_york(self.at_ns):%Y-%m-%d}"
 
 
 @attrs.frozen
@@ -128,7 +263,7 @@ class Trade:
     Attributes:
         at_ns: When, UTC nanoseconds.
         symbol: Its name.
-        qty: Shares, below 0 for those sold.
+        qty: Shares, coins or contracts, below 0 for those sold.
         price: Dollars a share.
     """
 
@@ -138,173 +273,5 @@ class Trade:
     price: Decimal
 
 
-def start_price(symbol: str) -> Decimal:
-    """Dollars per share before the first quote; also the close of the day before."""
-    return Decimal(start_cents(symbol)) / 100
-
-
-@attrs.frozen
-class Holding:
-    """One open position.
-
-    Attributes:
-        symbol: Its name.
-        qty: Shares, never 0; below 0 for a short position.
-        avg_entry_price: Dollars a share, to 9 places.
-    """
-
-    symbol: str
-    qty: Decimal
-    avg_entry_price: Decimal
-
-
-class PositionBook:
-    """The open positions, in the order in which they were opened.
-
-    Args:
-        positions: Those that are open already.
-    """
-
-    def __init__(self, positions: StartPositions = ()) -> None:
-        self._held = {
-            symbol: Holding(symbol, qty, price)
-            for symbol, (qty, price) in parse_positions(positions).items()
-        }
-
-    def __iter__(self) -> Iterator[Holding]:
-        return iter(tuple(self._held.values()))
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def get(self, symbol: str) -> Holding | None:
-        """The symbol's position, or None."""
-        return self._held.get(symbol)
-
-    def trade(self, symbol: str, qty: Decimal, price: Decimal) -> Holding | None:
-        """Buy shares, or sell them where ``qty`` is below 0.
-
-        What adds to a position averages its price; what reduces it leaves the average alone;
-        what goes through 0 opens the rest at the trade's price.
-
-        Args:
-            symbol: In upper case.
-            qty: Shares, not 0.
-            price: Dollars a share, not below 0.
-
-        Returns:
-            The position after it; None where it is closed.
-
-        Raises:
-            ValueError: The symbol is ``*``, ``qty`` is 0, the price is below 0, or the position
-                would grow to 10^12 shares.
-
-        Source: Alpaca's "Position average entry price calculation": weighted average within
-        the day. What it does at the end of the day, first in, first out, is not simulated.
-        """
-        _check(symbol, qty, price)
-        before = self._held.get(symbol)
-        with localcontext(EXACT):
-            after = qty if before is None else before.qty + qty
-            if not after:
-                del self._held[symbol]
-                return None
-            if abs(after) >= TOO_LARGE:
-                raise ValueError(f"{after} shares of {symbol} are too many")
-            average = _average(before, qty, price, after)
-        self._held[symbol] = holding = Holding(symbol, after, average)
-        return holding
-
-
-def parse_positions(positions: StartPositions) -> dict[str, tuple[Decimal, Decimal]]:
-    """Positions to start with, in exact numbers.
-
-    Raises:
-        InvalidSymbol: A name is no symbol.
-        ValueError: The symbol is ``*``, there are no shares, or the price is below 0.
-    """
-    parsed: dict[str, tuple[Decimal, Decimal]] = {}
-    for name, (shares, average) in dict(positions).items():
-        symbol, qty, price = parse_symbol(name), to_decimal(shares), to_decimal(average)
-        _check(symbol, qty, price)
-        parsed[symbol] = qty, price
-    return parsed
-
-
-def _average(before: Holding | None, qty: Decimal, price: Decimal, after: Decimal) -> Decimal:
-    """The position's average price after the trade."""
-    if before is None or (before.qty > 0) != (after > 0):
-        return price
-    if (before.qty > 0) != (qty > 0):
-        return before.avg_entry_price
-    cost = before.qty * before.avg_entry_price + qty * price
-    return (cost / after).quantize(PLACES)
-
-
-def _check(symbol: str, qty: Decimal, price: Decimal) -> None:
-    if symbol == EVERY_SYMBOL:
-        raise ValueError("a position is of one symbol, not of '*'")
-    if not qty:
-        raise ValueError(f"0 shares of {symbol} are no position and no trade")
-    if price < 0:
-        raise ValueError(f"the price {price} of {symbol} is below 0")
-
-
-class Trader:
-    """Opens, adds to, reduces, flips and closes positions, drawn from a seed.
-
-    It keeps between 4 and 10 positions open, or up to two more than at the start where that
-    is more. The same seed and the same positions give the same trades. Short positions that it
-    opens are of whole shares, as Alpaca wants them.
-
-    Args:
-        seed: The simulator's seed.
-        symbols: What it may open positions of, besides what is held.
-        start: How many positions are open at the start.
-    """
-
-    def __init__(self, seed: int, symbols: Iterable[str], start: int = 0) -> None:
-        self._random = random.Random(f"{seed}/trades")  # noqa: S311 - reproducible, no secret
-        self._symbols = tuple(dict.fromkeys(symbols))
-        self._most = max(_MANY, start + _SPARE)
-
-    def next(self, book: PositionBook) -> tuple[str, Decimal]:
-        """The next trade: a symbol and a number of shares; below 0 sells."""
-        new = [symbol for symbol in self._symbols if book.get(symbol) is None]
-        kind = self._kind(len(book), can_open=bool(new))
-        if kind == "open":
-            return self._random.choice(new), self._size()
-        held = self._random.choice(sorted(book, key=lambda holding: holding.symbol))
-        return held.symbol, self._change(kind, held)
-
-    def _kind(self, count: int, *, can_open: bool) -> str:
-        if can_open and count < _FEW:
-            return "open"
-        if count >= self._most:
-            return self._random.choice(("reduce", "close"))
-        kind = self._random.choices(_KINDS, _WEIGHTS)[0]
-        return "add" if kind == "open" and not can_open else kind
-
-    def _size(self) -> Decimal:
-        """The number of shares to open a position with."""
-        size = Decimal(_LOT * self._random.randint(1, _MOST_LOTS))
-        if self._random.random() < _SHORT_RATIO:
-            return -size
-        if self._random.random() < _FRACTION_RATIO:
-            size += _QUARTER * self._random.randint(1, 3)
-        return size
-
-    def _change(self, kind: str, held: Holding) -> Decimal:
-        """The number of shares for this change of the position."""
-        sign = 1 if held.qty > 0 else -1
-        match kind:
-            case "add":
-                return Decimal(sign * self._random.randint(1, _MOST_ADDED))
-            case "reduce":
-                part = abs(held.qty) * self._random.randint(1, 3) // 4
-                # Too little to be parted is closed.
-                return -sign * part if part else -held.qty
-            case "flip":
-                return -held.qty - sign * _LOT * self._random.randint(1, _MOST_LOTS)
-            case _:
-                return -held.qty
+def _new_york(at_ns: int) -> datetime:
+    return datetime.fromtimestamp(at_ns // 1_000_000_000, UTC).astimezone(_NEW_YORK)

@@ -1,7 +1,7 @@
 """Alpaca's REST side: a request in, its answer out.
 
-Past and latest records are in ``rest_history``, positions and orders in ``rest_trading``. What
-every request meets is here: the login, the calls of a minute, planned faults, and the clock of the
+Past and latest records are in ``rest_history``, the account in ``rest_trading``. What every
+request meets is here: the login, the calls of a minute, planned faults, and the clock of the
 market.
 
 Pure: the time is an argument.
@@ -37,7 +37,6 @@ from mdservice.simulator.http import (
     json_response,
     malformed,
 )
-from mdservice.simulator.paper_account import PaperAccount
 from mdservice.simulator.rest_trading import TradingApi
 from mdservice.simulator.session import Account
 
@@ -48,10 +47,9 @@ _SATURDAY = 5
 _WINDOW_S = 60.0
 _MOST_KEYS = 1_000
 
-_MULTI, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _WRONG_METHOD = 207, 401, 403, 404, 405
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _WRONG_METHOD = 401, 403, 404, 405
 _TOO_MANY, _RATE_CODE = 429, 42910000
 _MOST_PARAMETERS = 100
-_ONE_POSITION = "/v2/positions/"
 
 _Params = Mapping[str, str]
 _Headers = dict[str, str]
@@ -61,11 +59,11 @@ class RestApi:
     """Answers for the data host and for the trading host.
 
     The one has what the markets answer, such as ``/v2/stocks/quotes``, the other ``/v2/clock``,
-    ``/v2/positions`` and ``/v2/orders``.
+    ``/v2/account``, ``/v2/positions`` and ``/v2/orders``.
 
     Args:
         routes: The markets' answers to GET requests, by path.
-        paper_account: The account's positions.
+        trading: Answers about the account.
         account: Whose key and secret are asked for, where it has any.
         rate_limit: Calls per key and minute; None for any number, without the headers.
         requests_size: How many requests are kept.
@@ -74,7 +72,7 @@ class RestApi:
     def __init__(
         self,
         routes: Mapping[str, Answer],
-        paper_account: PaperAccount,
+        trading: TradingApi,
         account: Account,
         *,
         rate_limit: int | None,
@@ -85,18 +83,9 @@ class RestApi:
         self.requests: deque[RestRequest] = deque(maxlen=requests_size)
         self._account = account
         self._limit = None if rate_limit is None else RateLimit(rate_limit)
-        trading = TradingApi(paper_account)
         self._endpoints: dict[str, dict[str, Endpoint]] = {
             "/v2/clock": {"GET": Endpoint(self._clock)},
-            "/v2/positions": {
-                "GET": Endpoint(trading.positions),
-                "DELETE": Endpoint(trading.close_all, _MULTI),
-            },
-            _ONE_POSITION: {
-                "GET": Endpoint(trading.position),
-                "DELETE": Endpoint(trading.close),
-            },
-            "/v2/orders": {"POST": Endpoint(trading.order)},
+            **{path: dict(methods) for path, methods in trading.endpoints().items()},
         }
         self._endpoints |= {path: {"GET": Endpoint(route)} for path, route in routes.items()}
         self._prefixes = tuple(path for path in self._endpoints if path.endswith("/"))
@@ -185,7 +174,7 @@ class RestRequest:
 
     Attributes:
         at_ns: When, UTC nanoseconds.
-        method: ``GET``, ``POST`` or ``DELETE``.
+        method: ``GET``, ``POST``, ``PATCH`` or ``DELETE``.
         path: ``/v2/stocks/quotes``.
         params: The query's parameters.
         status: The answer's HTTP status.

@@ -1,77 +1,166 @@
-"""The endpoints of the trading API that see and change positions.
+"""The endpoints of the trading API: the account, its positions, its orders and its activities.
 
-Only market orders are simulated, which are filled at once and whole.
-
-Source: Alpaca's OpenAPI description of "Orders"; codes and texts from users' reports.
+Source: Alpaca's OpenAPI descriptions of "Positions", "Orders" and "Account activities"; codes and
+texts from users' reports.
 """
 
 from __future__ import annotations
 
-import uuid
-from decimal import ROUND_DOWN, Decimal, localcontext
-from typing import Literal, NoReturn
+import re
+from collections.abc import Mapping
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Decimal, localcontext
+from itertools import islice
+from typing import Final, Literal
 
 import msgspec
 
 from mdservice.errors import InvalidSymbol
-from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.model.timestamps import format_ns
-from mdservice.simulator.http import Call, RefusedRequest, malformed
-from mdservice.simulator.market import tape_of
-from mdservice.simulator.paper_account import Holding, PaperAccount, Trade, start_price
-from mdservice.simulator.wire import EXACT, PLACES, plain, to_decimal
+from mdservice.model.timestamps import LATEST_NS
+from mdservice.simulator.assets import asset_of
+from mdservice.simulator.http import Call, Endpoint, RefusedRequest, malformed
+from mdservice.simulator.orders import (
+    Configuration,
+    Order,
+    OrderChange,
+    OrderRequest,
+    Orders,
+    describe_order,
+    parse_order,
+    parse_qty,
+    unusable,
+)
+from mdservice.simulator.paper_account import CENT, Activity, PaperAccount
+from mdservice.simulator.positions import Holding
+from mdservice.simulator.rest_history import limit_parameter, time_parameter
+from mdservice.simulator.wire import EXACT, PLACES, plain
 
-__all__ = [
-    "OrderRequest",
-    "TradingApi",
-    "asset_id",
-    "check_order",
-    "describe_order",
-    "describe_position",
-    "parse_order",
-    "parse_qty",
-    "unusable",
-]
+__all__ = ["TradingApi", "describe_account", "describe_position"]
 
-_ASSETS = uuid.UUID("6f1d3f0e-5d0b-5c36-9a52-7c0c5f3f6b11")
-_EXCHANGES = {"A": "NYSE", "B": "ARCA", "C": "NASDAQ"}
+_ACCOUNT_ID: Final = "3f1c8e02-7a52-5d0e-9b6c-51d2c0a4e7f9"
 _RATIO_PLACES = Decimal("1e-16")
-_FORBIDDEN, _UNPROCESSABLE = 403, 422
-_INSUFFICIENT, _UNUSABLE = 40310000, 42210000
 _NOT_FOUND, _NO_POSITION = 404, 40410000
-_OK = 200
+_OK, _NO_CONTENT, _MULTI = 200, 204, 207
 _WHOLE = 100
+_DAY_NS = 86_400_000_000_000
+_DEFAULT_ORDERS, _MOST_ORDERS = 50, 500
+_MOST_ACTIVITIES = 100
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_TRADES = "FILL"
+_MARGIN, _MAINTENANCE = Decimal("0.5"), Decimal("0.3")
+_MULTIPLIER = 2
 
 
 class TradingApi:
-    """Answers ``/v2/positions``, ``/v2/positions/AAPL`` and ``/v2/orders``.
+    """Answers ``/v2/account``, ``/v2/positions``, ``/v2/orders`` and what is below them.
 
-    Every method raises ``RefusedRequest`` for what Alpaca would refuse. Market orders are
-    filled at once, at the ask or the bid, also while the market is closed.
+    Every method raises ``RefusedRequest`` for what Alpaca would refuse.
 
     Args:
         paper_account: Whose positions they are.
+        orders: The account's.
     """
 
-    def __init__(self, paper_account: PaperAccount) -> None:
+    def __init__(self, paper_account: PaperAccount, orders: Orders) -> None:
         self._paper_account = paper_account
-        self._orders = 0
+        self._orders = orders
 
-    def positions(self, _call: Call) -> bytes:
+    def endpoints(self) -> Mapping[str, Mapping[str, Endpoint]]:
+        """What answers, by path and method; a path that ends with ``/`` has a name behind it."""
+        return {
+            "/v2/account": {"GET": Endpoint(self._account)},
+            "/v2/account/configurations": {
+                "GET": Endpoint(self._configuration),
+                "PATCH": Endpoint(self._configure),
+            },
+            "/v2/account/activities": {"GET": Endpoint(self._activities)},
+            "/v2/account/activities/": {"GET": Endpoint(self._activities)},
+            "/v2/positions": {
+                "GET": Endpoint(self._positions),
+                "DELETE": Endpoint(self._close_all, _MULTI),
+            },
+            "/v2/positions/": {
+                "GET": Endpoint(self._position),
+                "DELETE": Endpoint(self._close),
+            },
+            "/v2/orders": {
+                "GET": Endpoint(self._list_orders),
+                "POST": Endpoint(self._submit),
+                "DELETE": Endpoint(self._cancel_all, _MULTI),
+            },
+            "/v2/orders/": {
+                "GET": Endpoint(self._order),
+                "PATCH": Endpoint(self._replace),
+                "DELETE": Endpoint(self._cancel, _NO_CONTENT),
+            },
+            "/v2/orders:by_client_order_id": {"GET": Endpoint(self._order_of_client)},
+        }
+
+    # The account.
+
+    def _account(self, _call: Call) -> bytes:
+        return msgspec.json.encode(
+            describe_account(self._paper_account, self._orders.configuration)
+        )
+
+    def _configuration(self, _call: Call) -> bytes:
+        return msgspec.json.encode(self._orders.configuration)
+
+    def _configure(self, call: Call) -> bytes:
+        """Change what the body names."""
+        try:
+            changed = msgspec.json.decode(call.body, type=dict[str, object])
+            self._orders.configuration = msgspec.convert(
+                {**msgspec.to_builtins(self._orders.configuration), **changed}, Configuration
+            )
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            malformed("request body format is invalid")
+        return self._configuration(call)
+
+    def _activities(self, call: Call) -> bytes:
+        """A page, the newest first unless ``direction=asc``."""
+        params = call.params
+        named = call.name or params.get("activity_types", "")
+        types = frozenset(filter(None, named.split(",")))
+        category = params.get("category", "")
+        date = params.get("date")
+        if date and not _DATE.fullmatch(date):
+            malformed(f"invalid date: {date[:40]}")
+        after_ns = time_parameter(params, "after", -1, day_ns=_DAY_NS - 1)
+        until_ns = time_parameter(params, "until", LATEST_NS, day_ns=0)
+        limit = limit_parameter(
+            {"limit": params.get("page_size", "")}, _MOST_ACTIVITIES, _MOST_ACTIVITIES
+        )
+
+        def wanted(activity: Activity) -> bool:
+            is_trade = activity.activity_type == _TRADES
+            return (
+                (not types or activity.activity_type in types)
+                and (not category or is_trade == (category == "trade_activity"))
+                and (not date or activity.date == date)
+                and after_ns < activity.at_ns < until_ns
+            )
+
+        kept = self._paper_account.activities
+        every = iter(kept if _direction(params) == "asc" else reversed(kept))
+        token = params.get("page_token")
+        if token and not any(activity.id == token for activity in every):
+            malformed("invalid page_token")
+        rows = [activity.row for activity in islice(filter(wanted, every), limit)]
+        return msgspec.json.encode(rows)
+
+    # Positions.
+
+    def _positions(self, _call: Call) -> bytes:
         """All of them, in the order in which they were opened."""
         return msgspec.json.encode(
             [self._describe(holding) for holding in self._paper_account.book]
         )
 
-    def position(self, call: Call) -> bytes:
+    def _position(self, call: Call) -> bytes:
         """The one named by its symbol or its asset."""
         return msgspec.json.encode(self._describe(self._holding(call.name)))
 
-    def order(self, call: Call) -> bytes:
-        """Do the order of the body."""
-        return msgspec.json.encode(self._fill(parse_order(call.body), call.now_ns))
-
-    def close(self, call: Call) -> bytes:
+    def _close(self, call: Call) -> bytes:
         """Close the position named, or so many shares (``qty``) or per cent of it."""
         holding = self._holding(call.name)
         size = abs(holding.qty)
@@ -81,60 +170,189 @@ class TradingApi:
             percentage = parse_qty(call.params["percentage"], "percentage")
             if percentage > _WHOLE:
                 unusable("percentage must be <= 100")
+            unit = Decimal(1) if asset_of(holding.symbol).is_whole else PLACES
             with localcontext(EXACT):
-                size = (size * percentage / _WHOLE).quantize(PLACES, ROUND_DOWN)
+                size = (size * percentage / _WHOLE).quantize(unit, ROUND_DOWN)
             size = parse_qty(size)
-        return msgspec.json.encode(self._close(holding, size, call.now_ns))
+        return msgspec.json.encode(self._close_part(holding, size, call.now_ns))
 
-    def close_all(self, call: Call) -> bytes:
-        """Close every position."""
+    def _close_all(self, call: Call) -> bytes:
+        """Close every position, after canceling the orders where that is asked for."""
+        if call.params.get("cancel_orders", "").lower() == "true":
+            self._cancel_all(call)
         return msgspec.json.encode(
             [
                 {
-                    "symbol": holding.symbol,
-                    "status": _OK,
-                    "body": self._close(holding, abs(holding.qty), call.now_ns),
+                    "symbol": asset_of(holding.symbol).position_symbol,
+                    **self._try_to_close(holding, call.now_ns),
                 }
                 for holding in self._paper_account.book
             ]
         )
 
+    def _try_to_close(self, holding: Holding, now_ns: int) -> dict[str, object]:
+        try:
+            body = self._close_part(holding, abs(holding.qty), now_ns)
+        except RefusedRequest as refused:
+            return {"status": refused.status, "body": msgspec.json.decode(refused.body())}
+        return {"status": _OK, "body": body}
+
+    def _close_part(self, holding: Holding, size: Decimal, now_ns: int) -> dict[str, object]:
+        side: Literal["buy", "sell"] = "sell" if holding.qty > 0 else "buy"
+        is_crypto = asset_of(holding.symbol).asset_class == "crypto"
+        request = OrderRequest(
+            symbol=holding.symbol,
+            side=side,
+            type="market",
+            time_in_force="gtc" if is_crypto else "day",
+            qty=size,
+        )
+        return describe_order(self._orders.submit(request, now_ns))
+
     def _describe(self, holding: Holding) -> dict[str, object]:
-        symbol = holding.symbol
-        return describe_position(holding, self._paper_account.price(symbol), start_price(symbol))
+        account, symbol = self._paper_account, holding.symbol
+        return describe_position(
+            holding,
+            account.price(symbol),
+            account.lastday_price(symbol),
+            self._orders.reserved(symbol),
+        )
 
     def _holding(self, name: str) -> Holding:
-        holding = self._paper_account.book.get(name)
+        try:
+            holding = self._paper_account.book.get(asset_of(name).symbol)
+        except InvalidSymbol:
+            holding = None
         if holding is not None:
             return holding
         for holding in self._paper_account.book:
-            if asset_id(holding.symbol) == name:
+            if asset_of(holding.symbol).id == name:
                 return holding
         raise RefusedRequest(_NOT_FOUND, _NO_POSITION, "position does not exist")
 
-    def _close(self, holding: Holding, size: Decimal, now_ns: int) -> dict[str, object]:
-        side: Literal["buy", "sell"] = "sell" if holding.qty > 0 else "buy"
-        return self._fill(OrderRequest(holding.symbol, side, "market", "day", size), now_ns)
+    # Orders.
 
-    def _fill(self, order: OrderRequest, now_ns: int) -> dict[str, object]:
-        symbol = order.symbol
-        price = self._paper_account.fill_price(symbol, Decimal(1 if order.side == "buy" else -1))
-        qty = order.shares(price)
-        check_order(self._paper_account.book.get(symbol), qty)
+    def _submit(self, call: Call) -> bytes:
+        """Do the order of the body."""
+        order = self._orders.submit(parse_order(call.body), call.now_ns)
+        return msgspec.json.encode(describe_order(order))
+
+    def _list_orders(self, call: Call) -> bytes:
+        """The open ones, or those with the status asked for; the newest first."""
+        params = call.params
+        status = params.get("status") or "open"
+        if status not in {"open", "closed", "all"}:
+            malformed(f"invalid status: {status[:40]}")
+        limit = limit_parameter(params, _DEFAULT_ORDERS, _MOST_ORDERS)
+        after_ns = time_parameter(params, "after", -1, day_ns=0)
+        until_ns = time_parameter(params, "until", LATEST_NS, day_ns=0)
+        symbols = frozenset(filter(None, params.get("symbols", "").upper().split(",")))
+
+        def wanted(order: Order) -> bool:
+            return (
+                (status == "all" or order.is_open == (status == "open"))
+                and after_ns < order.created_ns < until_ns
+                and (not symbols or not symbols.isdisjoint(_names(order)))
+                and params.get("side", order.request.side) == order.request.side
+            )
+
+        every = list(self._orders)
+        chosen = filter(wanted, every if _direction(params) == "asc" else reversed(every))
+        return msgspec.json.encode([describe_order(order) for order in islice(chosen, limit)])
+
+    def _order(self, call: Call) -> bytes:
+        """The one named by its id."""
+        return msgspec.json.encode(describe_order(self._orders.get(call.name)))
+
+    def _order_of_client(self, call: Call) -> bytes:
+        order = self._orders.by_client_id(call.params.get("client_order_id", ""))
+        return msgspec.json.encode(describe_order(order))
+
+    def _replace(self, call: Call) -> bytes:
+        """Change the order named."""
+        order = self._orders.get(call.name)
         try:
-            trade = self._paper_account.trade(symbol, qty, price, now_ns)
-        except ValueError as exc:
-            unusable(str(exc))
-        self._orders += 1
-        return describe_order(self._orders, order, trade)
+            change = msgspec.json.decode(call.body, type=OrderChange)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            malformed("request body format is invalid")
+        return msgspec.json.encode(describe_order(self._orders.replace(order, change, call.now_ns)))
+
+    def _cancel(self, call: Call) -> bytes:
+        """Cancel the order named."""
+        self._orders.cancel(self._orders.get(call.name), call.now_ns)
+        return b""
+
+    def _cancel_all(self, call: Call) -> bytes:
+        """Cancel every open order."""
+        answer = []
+        for order in self._orders.open:
+            self._orders.cancel(order, call.now_ns)
+            answer.append({"id": order.id, "status": _OK})
+        return msgspec.json.encode(answer)
 
 
-def asset_id(symbol: str) -> str:
-    """The symbol's asset: a UUID, always the same."""
-    return str(uuid.uuid5(_ASSETS, symbol))
+def describe_account(account: PaperAccount, configuration: Configuration) -> dict[str, object]:
+    """``/v2/account`` as JSON; every number is a string.
+
+    ``equity`` is the cash and what the positions are worth, rounded to the cent. Margin is half of
+    what stocks and options are worth, long or short; buying power is twice what is left.
+
+    Source: Alpaca's OpenAPI description of "Account"; its margin rules are simplified.
+    """
+    balances = account.balances()
+    with localcontext(EXACT):
+        gross = balances.long_value - balances.short_value
+        crypto = sum(
+            abs(account.value(held))
+            for held in account.book
+            if asset_of(held.symbol).asset_class == "crypto"
+        )
+        initial = (gross - crypto) * _MARGIN + crypto
+        free = max(Decimal(0), balances.exact_equity - initial)
+        buying = free * _MULTIPLIER
+        maintenance = (gross - crypto) * _MAINTENANCE + crypto
+    return {
+        "id": _ACCOUNT_ID,
+        "account_number": "PA0000000001",
+        "status": "ACTIVE",
+        "crypto_status": "ACTIVE",
+        "currency": "USD",
+        "cash": _cents(balances.cash),
+        "equity": _cents(balances.exact_equity),
+        "portfolio_value": _cents(balances.exact_equity),
+        "last_equity": _cents(balances.last_equity),
+        "long_market_value": _cents(balances.long_value),
+        "short_market_value": _cents(balances.short_value),
+        "position_market_value": _cents(gross),
+        "initial_margin": _cents(initial),
+        "maintenance_margin": _cents(maintenance),
+        "last_maintenance_margin": "0",
+        "sma": "0",
+        "buying_power": _cents(buying),
+        "regt_buying_power": _cents(buying),
+        "daytrading_buying_power": "0",
+        "non_marginable_buying_power": _cents(free),
+        "options_buying_power": _cents(free),
+        "multiplier": str(_MULTIPLIER),
+        "accrued_fees": "0",
+        "pending_transfer_in": "0",
+        "pending_transfer_out": "0",
+        "shorting_enabled": not configuration.no_shorting,
+        "trade_suspended_by_user": configuration.suspend_trade,
+        "trading_blocked": False,
+        "transfers_blocked": False,
+        "account_blocked": False,
+        "pattern_day_trader": False,
+        "daytrade_count": 0,
+        "options_approved_level": 3,
+        "options_trading_level": configuration.max_options_trading_level,
+        "created_at": "2020-01-02T15:04:05Z",
+    }
 
 
-def describe_position(holding: Holding, price: Decimal, lastday: Decimal) -> dict[str, object]:
+def describe_position(
+    holding: Holding, price: Decimal, lastday: Decimal, reserved: Decimal = Decimal(0)
+) -> dict[str, object]:
     """One position as JSON; every number is a string.
 
     A short position has ``qty``, ``market_value`` and ``cost_basis`` below 0. The shares count
@@ -144,20 +362,24 @@ def describe_position(holding: Holding, price: Decimal, lastday: Decimal) -> dic
         holding: The position.
         price: Dollars a share now.
         lastday: Dollars a share at the last day's close.
+        reserved: How much of it open orders may close.
 
     Source: Alpaca's OpenAPI description of "Positions", and the negative numbers of a short
     position from its users' reports. That ratios have up to 16 places is inferred.
     """
+    asset = asset_of(holding.symbol)
     with localcontext(EXACT):
-        value = holding.qty * price
-        cost = holding.qty * holding.avg_entry_price
-        close = holding.qty * lastday
+        size = holding.qty * asset.multiplier
+        value = size * price
+        cost = size * holding.avg_entry_price
+        close = size * lastday
+        available = max(Decimal(0), abs(holding.qty) - reserved).copy_sign(holding.qty)
         return {
-            "asset_id": asset_id(holding.symbol),
-            "symbol": holding.symbol,
-            "exchange": _EXCHANGES[tape_of(holding.symbol)],
-            "asset_class": "us_equity",
-            "asset_marginable": True,
+            "asset_id": asset.id,
+            "symbol": asset.position_symbol,
+            "exchange": asset.exchange,
+            "asset_class": asset.asset_class,
+            "asset_marginable": asset.asset_class == "us_equity",
             "qty": plain(holding.qty),
             "avg_entry_price": plain(holding.avg_entry_price),
             "side": "long" if holding.qty > 0 else "short",
@@ -170,8 +392,20 @@ def describe_position(holding: Holding, price: Decimal, lastday: Decimal) -> dic
             "current_price": plain(price),
             "lastday_price": plain(lastday),
             "change_today": _ratio(price - lastday, lastday),
-            "qty_available": plain(holding.qty),
+            "qty_available": plain(available),
         }
+
+
+def _names(order: Order) -> set[str]:
+    """The order's symbols, with and without their slash."""
+    return {name for symbol in order.symbols for name in (symbol, symbol.replace("/", ""))}
+
+
+def _direction(params: Mapping[str, str]) -> str:
+    direction = params.get("direction") or "desc"
+    if direction not in {"asc", "desc"}:
+        malformed(f"invalid direction: {direction[:40]}")
+    return direction
 
 
 def _ratio(part: Decimal, whole: Decimal) -> str:
@@ -179,135 +413,6 @@ def _ratio(part: Decimal, whole: Decimal) -> str:
     return plain((part / abs(whole)).quantize(_RATIO_PLACES)) if whole else "0"
 
 
-class OrderRequest(msgspec.Struct, frozen=True):
-    """``{"symbol":"AAPL","qty":"5","side":"buy","type":"market","time_in_force":"day"}``.
-
-    Either ``qty``, in shares, or ``notional``, in dollars; both above 0.
-    """
-
-    symbol: str
-    side: Literal["buy", "sell"]
-    type: str
-    time_in_force: Literal["day", "gtc", "opg", "cls", "ioc", "fok"]
-    qty: Decimal | None = None
-    notional: Decimal | None = None
-    order_class: str | None = None
-    extended_hours: bool | None = None
-    client_order_id: str | None = None
-
-    def shares(self, price: Decimal) -> Decimal:
-        """Shares at this price in dollars, below 0 to sell them.
-
-        Raises:
-            RefusedRequest: The money is for too few shares, or for too many.
-        """
-        size = self.qty
-        if size is None:
-            with localcontext(EXACT):
-                size = ((self.notional or 0) / price).quantize(PLACES, ROUND_DOWN)
-            size = parse_qty(size)
-        return size if self.side == "buy" else -size
-
-
-def parse_order(body: bytes) -> OrderRequest:
-    """The order that a request's body asks for.
-
-    Raises:
-        RefusedRequest: It cannot be understood, or it is none that is simulated.
-    """
-    try:
-        order = msgspec.json.decode(body, type=OrderRequest)
-    except msgspec.DecodeError:
-        malformed("request body format is invalid")
-    try:
-        symbol = parse_symbol(order.symbol)
-    except InvalidSymbol:
-        symbol = EVERY_SYMBOL
-    if symbol == EVERY_SYMBOL:
-        unusable(f'asset "{order.symbol[:32]}" not found')
-    if order.type != "market" or order.order_class not in {None, "", "simple"}:
-        unusable("only simple market orders are simulated")
-    if (order.qty is None) == (order.notional is None):
-        unusable("either qty or notional is required")
-    qty = None if order.qty is None else parse_qty(order.qty)
-    notional = None if order.notional is None else parse_qty(order.notional, "notional")
-    return msgspec.structs.replace(order, symbol=symbol, qty=qty, notional=notional)
-
-
-def parse_qty(text: Decimal | str, name: str = "qty") -> Decimal:
-    """An amount above 0.
-
-    Raises:
-        RefusedRequest: It is none.
-    """
-    try:
-        qty = to_decimal(text)
-    except ValueError:
-        malformed(f"{name} is invalid")
-    if qty <= 0:
-        unusable(f"{name} must be > 0")
-    return qty
-
-
-def check_order(holding: Holding | None, qty: Decimal) -> None:
-    """Refuse what would go through 0, or sell a part of a share short.
-
-    Raises:
-        RefusedRequest: As Alpaca, whose users turn a position with two orders.
-    """
-    if holding is not None and (holding.qty > 0) != (qty > 0):
-        if abs(qty) > abs(holding.qty):
-            asked, there = plain(abs(qty)), plain(abs(holding.qty))
-            raise RefusedRequest(
-                _FORBIDDEN,
-                _INSUFFICIENT,
-                f"insufficient qty available for order (requested: {asked}, available: {there})",
-            )
-    elif qty < 0 and qty % 1:
-        unusable("fractional orders cannot be sold short")
-
-
-def describe_order(number: int, order: OrderRequest, trade: Trade) -> dict[str, object]:
-    """A filled order as JSON; every number is a string.
-
-    Args:
-        number: Counts the orders; its id follows from it.
-        order: What was asked for.
-        trade: What came of it.
-    """
-    order_id = str(uuid.UUID(int=number, version=4))
-    at = format_ns(trade.at_ns)
-    stamps = ("created_at", "updated_at", "submitted_at", "filled_at")
-    empty = (
-        *("expired_at", "canceled_at", "failed_at", "replaced_at", "replaced_by", "replaces"),
-        *("limit_price", "stop_price", "legs", "trail_percent", "trail_price", "hwm"),
-    )
-    return {
-        "id": order_id,
-        "client_order_id": order.client_order_id or order_id,
-        **dict.fromkeys(stamps, at),
-        "asset_id": asset_id(trade.symbol),
-        "symbol": trade.symbol,
-        "asset_class": "us_equity",
-        "notional": None if order.notional is None else plain(order.notional),
-        "qty": None if order.qty is None else plain(order.qty),
-        "filled_qty": plain(abs(trade.qty)),
-        "filled_avg_price": plain(trade.price),
-        "order_class": "",
-        "order_type": "market",
-        "type": "market",
-        "side": order.side,
-        "time_in_force": order.time_in_force,
-        "status": "filled",
-        "extended_hours": bool(order.extended_hours),
-        **dict.fromkeys(empty),
-    }
-
-
-def unusable(message: str) -> NoReturn:
-    """Refuse an order that can be understood, but not be done.
-
-    Raises:
-        RefusedRequest: Always, 422.
-    """
-    raise RefusedRequest(_UNPROCESSABLE, _UNUSABLE, message)
+def _cents(dollars: Decimal) -> str:
+    with localcontext(EXACT):
+        return plain(dollars.quantize(CENT, ROUND_HALF_EVEN))

@@ -16,7 +16,8 @@ from websockets.http11 import Request
 
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError
-from mdservice.model.feeds import FeedName
+from mdservice.simulator.assets import QUOTES as PRICED
+from mdservice.simulator.assets import asset_of
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.connection import Connection
 from mdservice.simulator.faults import (
@@ -36,7 +37,7 @@ from mdservice.simulator.faults import (
     SendError,
     SlowRest,
 )
-from mdservice.simulator.feeds import FEEDS, SimFeed, feed_at
+from mdservice.simulator.feeds import FEEDS, TRADING, SimFeed, StreamName, feed_at
 from mdservice.simulator.http import (
     RECENT_SIP,
     RECENT_SIP_MESSAGE,
@@ -48,18 +49,30 @@ from mdservice.simulator.kinds import Batch, SimKind, SimMarket, Source
 from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.markets import MARKETS
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
-from mdservice.simulator.paper_account import Holding, PaperAccount, Trade
+from mdservice.simulator.orders import Order, Orders, Update
+from mdservice.simulator.paper_account import Activity, PaperAccount, Trade
+from mdservice.simulator.positions import Holding
 from mdservice.simulator.rest import RestApi, RestRequest
+from mdservice.simulator.rest_trading import TradingApi
 from mdservice.simulator.session import SILENCE, Refusals, Reply, Session, Silence, When
 from mdservice.simulator.stocks import QUOTES, StockSource
-from mdservice.simulator.wire import Encoding, Number, OutFrame, S, SimQuote, error_message
+from mdservice.simulator.trade_updates import TradingSession
+from mdservice.simulator.wire import (
+    Encoding,
+    Number,
+    OutFrame,
+    S,
+    SimQuote,
+    error_message,
+    to_decimal,
+)
 
 __all__ = ["ConnectionInfo", "ReceivedMessage", "Simulator", "open_simulator"]
 
 _FEED_PATH = "/v2/iex"
 _GOING_AWAY = 1001
 _FAREWELL_S = 0.5
-_MASKED = ("key", "secret")
+_MASKED = ("key", "secret", "key_id", "secret_key")
 
 
 @asynccontextmanager
@@ -94,6 +107,7 @@ async def open_simulator(
             tasks.start_soon(_accept, listener, simulator, tasks)
         tasks.start_soon(simulator.run_script)
         tasks.start_soon(simulator.run_trader)
+        tasks.start_soon(simulator.run_fills)
         try:
             yield simulator
         except Exception as exc:  # noqa: BLE001 - raised again below, out of the task group
@@ -125,7 +139,8 @@ class Simulator:
 
     Its methods are called from the event loop that it runs on. Where one takes ``connection``,
     it means that connection's number, and None all that are open; where one takes ``feed``,
-    only the connections of that stream.
+    only the connections of that stream. Without either, those of market data are meant:
+    the trading stream is only meant where ``feed="trading"`` or a number names it.
     """
 
     def __init__(
@@ -161,10 +176,22 @@ class Simulator:
         self._running: set[SimMarket] = set()
         self._paper_account = PaperAccount(
             config.positions,
-            self._records[QUOTES],
+            self._records,
+            cash=config.cash,
+            sale_fee=config.sale_fee,
             trades_size=config.received_size,
+            activities_size=config.history_size,
             traded=self.notify,
         )
+        self._orders = Orders(
+            self._paper_account,
+            fills_per_order=config.fills_per_order,
+            waits=config.fill_every_s is not None,
+            size=config.received_size,
+            updated=self._send_update,
+        )
+        self.trade_updates: deque[Update] = deque(maxlen=config.received_size)
+        """The newest updates of orders, the oldest first, sent to a client or not."""
         rules = config.rest_rules()
         self._rest = RestApi(
             {
@@ -172,7 +199,7 @@ class Simulator:
                 for market in self.markets
                 for path, route in market.routes(self._records, rules).items()
             },
-            self._paper_account,
+            TradingApi(self._paper_account, self._orders),
             self._account,
             rate_limit=config.rest_rate_limit,
             requests_size=config.received_size,
@@ -194,9 +221,9 @@ class Simulator:
         host = self.host or "simulator"
         return f"ws://{f'[{host}]' if ':' in host else host}:{self.port or 80}{_FEED_PATH}"
 
-    def stream_url(self, feed: FeedName) -> str:
+    def stream_url(self, feed: StreamName) -> str:
         """The URL of a stream: ``ws://127.0.0.1:PORT/v1beta3/crypto/us`` of ``crypto``."""
-        (path,) = (each.paths[0] for each in FEEDS if each.name == feed)
+        (path,) = (each.paths[0] for each in (*FEEDS, TRADING) if each.name == feed)
         return self.url.removesuffix(_FEED_PATH) + path
 
     @property
@@ -298,8 +325,16 @@ class Simulator:
 
     @property
     def connections(self) -> tuple[ConnectionInfo, ...]:
-        """Those whose upgrade was accepted and whose line is still there."""
-        return tuple(
+        """Those to streams of market data that were upgraded and whose line is still there."""
+        return tuple(one for one in self._infos() if one.feed != TRADING.name)
+
+    @property
+    def trading_connections(self) -> tuple[ConnectionInfo, ...]:
+        """Those to the stream of trade updates; ``subscriptions`` has the ``streams``."""
+        return tuple(one for one in self._infos() if one.feed == TRADING.name)
+
+    def _infos(self) -> Iterator[ConnectionInfo]:
+        return (
             ConnectionInfo(
                 number=connection.number,
                 feed=connection.session.feed.name,
@@ -319,7 +354,7 @@ class Simulator:
         messages: Sequence[Mapping[str, Any]],
         *,
         connection: int | None = None,
-        feed: FeedName | None = None,
+        feed: StreamName | None = None,
     ) -> None:
         """Send any messages in one frame, subscribed to or not.
 
@@ -333,7 +368,7 @@ class Simulator:
         payload: bytes | str,
         *,
         connection: int | None = None,
-        feed: FeedName | None = None,
+        feed: StreamName | None = None,
     ) -> None:
         """Send one frame with this payload, text for ``str``, binary for ``bytes``."""
         text = isinstance(payload, str)
@@ -342,7 +377,7 @@ class Simulator:
             chosen.send_frame(frame)
 
     def send_error(
-        self, code: int, *, connection: int | None = None, feed: FeedName | None = None
+        self, code: int, *, connection: int | None = None, feed: StreamName | None = None
     ) -> None:
         """Send an error message, unasked."""
         self.send_messages([error_message(code)], connection=connection, feed=feed)
@@ -353,7 +388,7 @@ class Simulator:
         *,
         code: int = 1001,
         connection: int | None = None,
-        feed: FeedName | None = None,
+        feed: StreamName | None = None,
     ) -> None:
         """End connections; see :class:`~mdservice.simulator.faults.Drop`."""
         for chosen in self._chosen(connection, feed):
@@ -363,7 +398,7 @@ class Simulator:
                 chosen.hang_up(code if how == "close" else None)
 
     def refuse_next(
-        self, code: int, *, when: When = "auth", times: int = 1, feed: FeedName | None = None
+        self, code: int, *, when: When = "auth", times: int = 1, feed: StreamName | None = None
     ) -> None:
         """Answer the next of this moment with an error.
 
@@ -371,12 +406,14 @@ class Simulator:
         """
         self._refusals.plan(when, code, times, feed)
 
-    def refuse_upgrade(self, status: int, *, times: int = 1, feed: FeedName | None = None) -> None:
+    def refuse_upgrade(
+        self, status: int, *, times: int = 1, feed: StreamName | None = None
+    ) -> None:
         """Answer the next upgrade requests with this HTTP status."""
         self._refusals.plan("upgrade", status, times, feed)
 
     def stall(
-        self, when: When = "upgrade", *, times: int = 1, feed: FeedName | None = None
+        self, when: When = "upgrade", *, times: int = 1, feed: StreamName | None = None
     ) -> None:
         """Accept, and from this moment on never answer.
 
@@ -390,7 +427,7 @@ class Simulator:
         for_s: float = float("inf"),
         *,
         connection: int | None = None,
-        feed: FeedName | None = None,
+        feed: StreamName | None = None,
     ) -> None:
         """Data stops on open connections; they stay open and answer."""
         self._add(Mute(for_s), connection, feed)
@@ -400,7 +437,7 @@ class Simulator:
         for_s: float = float("inf"),
         *,
         connection: int | None = None,
-        feed: FeedName | None = None,
+        feed: StreamName | None = None,
     ) -> None:
         """Nothing at all is sent on open connections, not even a pong."""
         self._add(Freeze(for_s), connection, feed)
@@ -455,7 +492,90 @@ class Simulator:
             ValueError: ``qty`` is 0, the price is below 0, one of them is no number, or the
                 position would be too large.
         """
-        return self._paper_account.trade(symbol, qty, price, self._clock.utc_ns())
+        name = asset_of(symbol).symbol
+        dollars = self._paper_account.price(name) if price is None else to_decimal(price)
+        return self._orders.trade(name, to_decimal(qty), dollars, self._clock.utc_ns())
+
+    def fill_order(
+        self, order_id: str, qty: Number | None = None, price: Number | None = None
+    ) -> None:
+        """Fill an open order, or a part of it, whatever its limit.
+
+        Args:
+            order_id: The order's id.
+            qty: How much; None for what is left.
+            price: Dollars a share; None for the market's.
+
+        Raises:
+            RefusedRequest: There is no such order.
+            ValueError: It is not open, there is less of it left, the position would be too
+                large, or a price is given for one with legs.
+        """
+        order = self._orders.get(order_id)
+        self._orders.fill(
+            order,
+            order.left if qty is None else to_decimal(qty),
+            None if price is None else to_decimal(price),
+            self._clock.utc_ns(),
+        )
+
+    def reject_orders(self, times: int = 1) -> None:
+        """Take the next orders over REST, and then reject them on the stream."""
+        self._orders.reject_next(times)
+
+    def move_cash(
+        self,
+        amount: Number,
+        activity_type: str = "CSD",
+        *,
+        symbol: str | None = None,
+        description: str = "",
+    ) -> None:
+        """Pay dollars into the account, or take them out where ``amount`` is below 0.
+
+        Args:
+            amount: Dollars.
+            activity_type: Alpaca's name: ``CSD`` deposit, ``CSW`` withdrawal, ``DIV`` dividend,
+                ``INT`` interest, ``FEE``.
+            symbol: What it is for.
+            description: Any text.
+
+        Raises:
+            InvalidSymbol: There is no such symbol.
+            ValueError: The amount is no number, or too large.
+        """
+        self._paper_account.move_cash(
+            amount, activity_type, self._clock.utc_ns(), symbol=symbol, description=description
+        )
+
+    def end_day(self) -> None:
+        """End the account's day: orders for the day expire, and its prices become the last day's.
+
+        ``lastday_price`` and ``last_equity`` are those of now, and average entry prices become
+        those of Alpaca's overnight rule. :attr:`market_open` is not changed.
+        """
+        self._orders.expire_day(self._clock.utc_ns())
+        self._paper_account.end_day()
+
+    def send_trade_update(self, update: Update) -> None:
+        """Send any trade update to those who listen; the account does not change."""
+        self._send_update(update)
+
+    def _send_update(self, update: Update) -> None:
+        self.trade_updates.append(update)
+        for connection in list(self._connections.values()):
+            connection.send_update(update)
+        self.notify()
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """The newest orders, the oldest first, open or not."""
+        return tuple(self._orders)
+
+    @property
+    def activities(self) -> Sequence[Activity]:
+        """The account's fills, fees and movements of cash, the oldest first."""
+        return self._paper_account.activities
 
     @property
     def positions(self) -> tuple[Holding, ...]:
@@ -530,7 +650,7 @@ class Simulator:
             connection.poke()
 
     def inject(
-        self, fault: Fault, *, connection: int | None = None, feed: FeedName | None = None
+        self, fault: Fault, *, connection: int | None = None, feed: StreamName | None = None
     ) -> None:
         """Put a fault of ``mdservice.simulator`` into force now."""
         match fault:
@@ -551,17 +671,18 @@ class Simulator:
             case _:
                 self._add(fault, connection, feed)
 
-    def _add(self, fault: DataFault, number: int | None, feed: FeedName | None) -> None:
+    def _add(self, fault: DataFault, number: int | None, feed: StreamName | None) -> None:
         for chosen in self._chosen(number, feed):
             chosen.faults.add(fault, anyio.current_time())
             chosen.poke()
 
-    def _chosen(self, number: int | None, feed: FeedName | None) -> Iterator[Connection]:
+    def _chosen(self, number: int | None, feed: StreamName | None) -> Iterator[Connection]:
         for connection in list(self._connections.values()):
             session = connection.session
             if session is None or number not in {None, connection.number}:
                 continue
-            if feed in {None, session.feed.name}:
+            name = session.feed.name
+            if name == feed or (feed is None and (number is not None or name != TRADING.name)):
                 yield connection
 
     # What its connections ask of it.
@@ -582,11 +703,20 @@ class Simulator:
 
     def open_session(
         self, number: int, request: Request, encoding: Encoding
-    ) -> tuple[Session, Reply]:
+    ) -> tuple[Session | TradingSession, Reply]:
         """Begin a session, with the login of the request's headers where it has one."""
+        path = request.path.partition("?")[0]
+        if feed_at(path) is TRADING:
+            trading = TradingSession(
+                path,
+                account=self._account,
+                refusals=self._refusals,
+                as_text=self.config.text_updates,
+            )
+            return trading, trading.open()
         session = Session(
             number,
-            request.path.partition("?")[0],
+            path,
             account=self._account,
             refusals=self._refusals,
             rules=attrs.evolve(self.config.rules(), symbol_limit=self.symbol_limit),
@@ -600,7 +730,7 @@ class Simulator:
     def message_came(self, number: int, message: Mapping[str, Any] | None) -> None:
         """Keep the message, its secrets masked."""
         if message is not None:
-            message = {name: "***" if name in _MASKED else value for name, value in message.items()}
+            message = _mask(message)
         self.received.append(ReceivedMessage(number, self._clock.utc_ns(), message))
 
     def subscriptions_changed(self, feed: SimFeed) -> None:
@@ -663,14 +793,25 @@ class Simulator:
         trader = self.config.trader()
         while True:
             await anyio.sleep(self.config.trade_every_s)
+            if self._orders.configuration.suspend_trade:
+                continue
             symbol, qty = trader.next(self._paper_account.book)
             self.trade(symbol, qty, self._paper_account.fill_price(symbol, qty))
+
+    async def run_fills(self) -> None:
+        """Fill the next part of every order that the market fills, for ever."""
+        if self.config.fill_every_s is None:
+            return
+        while True:
+            await anyio.sleep(self.config.fill_every_s)
+            self._orders.fill_next(self._clock.utc_ns())
 
     async def say_farewell(self) -> None:
         """Close what is open, within half a second."""
         self.drop("close", code=_GOING_AWAY)
+        self.drop("close", code=_GOING_AWAY, feed=TRADING.name)
         with anyio.move_on_after(_FAREWELL_S):
-            await self.until(lambda simulator: not simulator.connections)
+            await self.until(lambda _: not any(self._infos()))
 
     def _publish_all(self, batches: Iterable[Batch]) -> None:
         size = self.config.quotes_per_frame
@@ -690,6 +831,8 @@ class Simulator:
             reached += bool(out)
             sent.update((id(record), record) for record in out)
         self._sent[kind].extend(sent.values())
+        if kind in PRICED.values():
+            self._orders.match((record.symbol for record in records), self._clock.utc_ns())
         while self._by_quotes and (self._by_quotes[0].after_quotes or 0) <= self.quotes_made:
             planned = self._by_quotes.pop(0)
             self.inject(planned.fault, feed=planned.feed)
@@ -703,7 +846,7 @@ class ConnectionInfo:
 
     Attributes:
         number: Counts the connections, from 1.
-        feed: ``stocks``, ``crypto``, ``options`` or ``news``.
+        feed: ``stocks``, ``crypto``, ``options``, ``news`` or ``trading``.
         endpoint: The path that it asked for, ``/v2/iex``.
         encoding: How its frames are encoded.
         authenticated: It has logged in.
@@ -713,7 +856,7 @@ class ConnectionInfo:
     """
 
     number: int
-    feed: FeedName
+    feed: StreamName
     endpoint: str
     encoding: Encoding
     authenticated: bool
@@ -735,6 +878,13 @@ class ReceivedMessage:
     connection: int
     at_ns: int
     message: Mapping[str, Any] | None
+
+
+def _mask(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: "***" if name in _MASKED else _mask(value) if isinstance(value, dict) else value
+        for name, value in message.items()
+    }
 
 
 def _stamp(record: S, now_ns: int) -> S:

@@ -14,9 +14,8 @@ from typing import Any, Final, Literal
 import attrs
 
 from mdservice.errors import InvalidSymbol
-from mdservice.model.feeds import FeedName
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
-from mdservice.simulator.feeds import FEEDS, OPTIONS, feed_at
+from mdservice.simulator.feeds import FEEDS, OPTIONS, TRADING, StreamName, feed_at
 from mdservice.simulator.wire import Encoding, error_message
 
 __all__ = [
@@ -301,23 +300,23 @@ class Refusals:
     """Answers planned by a test or a script of faults, in the order planned."""
 
     def __init__(self) -> None:
-        self._planned: dict[When, list[tuple[int | Silence, FeedName | None]]] = {}
+        self._planned: dict[When, list[tuple[int | Silence, StreamName | None]]] = {}
 
     def plan(
-        self, when: When, answer: int | Silence, times: int = 1, feed: FeedName | None = None
+        self, when: When, answer: int | Silence, times: int = 1, feed: StreamName | None = None
     ) -> None:
         """Answer the next ``times`` of ``when`` with this code, or not at all.
 
-        With ``feed``, only those of this stream.
+        With ``feed``, only those of this stream; else those of any stream of market data.
         """
         planned = self._planned.setdefault(when, [])
         planned.extend([(answer, feed)] * min(times, _MOST_PLANNED - len(planned)))
 
-    def take(self, when: When, feed: FeedName = "stocks") -> int | Silence | None:
+    def take(self, when: When, feed: StreamName = "stocks") -> int | Silence | None:
         """The answer planned for this one; None where none is."""
         planned = self._planned.get(when, [])
         for place, (answer, of_feed) in enumerate(planned):
-            if of_feed in {None, feed}:
+            if of_feed == feed or (of_feed is None and feed != TRADING.name):
                 del planned[place]
                 return answer
         return None

@@ -12,7 +12,7 @@ import pytest
 from alpaca.common.exceptions import APIError
 from alpaca.trading.client import TradingClient
 from alpaca.trading.enums import OrderSide, OrderStatus, PositionSide, TimeInForce
-from alpaca.trading.requests import ClosePositionRequest, LimitOrderRequest, MarketOrderRequest
+from alpaca.trading.requests import ClosePositionRequest, MarketOrderRequest, StopOrderRequest
 
 from mdservice.simulator import (
     DEMO_POSITIONS,
@@ -113,11 +113,11 @@ def test_submit_order_is_refused_as_by_alpaca(run: Callable[..., None]) -> None:
             await call(client.submit_order, market("META", OrderSide.SELL, qty=20))
         assert (caught.value.status_code, caught.value.code) == (403, 40310000)
         assert "(requested: 20, available: 12.5)" in caught.value.message
-        limit = LimitOrderRequest(
-            symbol="META", qty=1, side="buy", time_in_force="day", limit_price=5
+        stop = StopOrderRequest(
+            symbol="META", qty=1, side="buy", time_in_force="day", stop_price=900
         )
         with pytest.raises(APIError) as caught:
-            await call(client.submit_order, limit)
+            await call(client.submit_order, stop)
         assert caught.value.status_code == 422
         assert not simulator.trades
 

@@ -105,7 +105,7 @@ async def test_a_position_that_is_not_there_is_404(autojump_clock: MockClock) ->
                 404,
                 {"code": 40410000, "message": "position does not exist"},
             )
-        assert (await client.get(f"{POSITIONS}/BTC%2FUSD")).json()["symbol"] == "BTC/USD"
+        assert (await client.get(f"{POSITIONS}/BTC%2FUSD")).json()["symbol"] == "BTCUSD"
 
 
 async def test_trades_show_at_once(autojump_clock: MockClock) -> None:
@@ -154,7 +154,20 @@ async def test_an_order_of_money_buys_what_it_is_good_for(autojump_clock: MockCl
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [
-        ({"qty": 1, "type": "limit", "limit_price": "5"}, 422, 42210000),
+        ({"qty": 1, "type": "stop", "stop_price": "5"}, 422, 42210000),
+        ({"qty": 1, "type": "limit"}, 422, 42210000),
+        ({"qty": 1, "type": "limit", "limit_price": "0"}, 422, 42210000),
+        ({"qty": 1, "type": "limit", "limit_price": "x"}, 400, 40010001),
+        ({"qty": 1, "limit_price": "5"}, 422, 42210000),
+        ({"qty": "0.5", "symbol": "AAPL261218C00200000"}, 422, 42210000),
+        ({"notional": 5, "symbol": "AAPL261218C00200000"}, 422, 42210000),
+        ({"qty": 1, "symbol": "BTCUSD"}, 422, 42210000),
+        ({"qty": 1, "symbol": "ETH/BTC", "time_in_force": "gtc"}, 422, 42210000),
+        (
+            {"qty": 1, "symbol": "BTCUSD", "time_in_force": "gtc", "side": "sell"},
+            403,
+            40310000,
+        ),
         ({"qty": 1, "order_class": "bracket"}, 422, 42210000),
         ({"qty": 1, "symbol": "no symbol"}, 422, 42210000),
         ({"qty": 1, "symbol": "*"}, 422, 42210000),
@@ -264,7 +277,8 @@ async def test_other_methods_are_405(autojump_clock: MockClock) -> None:
         for method, path in [
             ("POST", POSITIONS),
             ("POST", f"{POSITIONS}/AAPL"),
-            ("GET", ORDERS),
+            ("PUT", ORDERS),
+            ("POST", "/v2/account"),
             ("POST", "/v2/clock"),
         ]:
             assert (await client.request(method, path)).status_code == 405, (method, path)

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdservice.simulator.feeds import CRYPTO, FEEDS, NEWS, OPTIONS, STOCKS, SimFeed, feed_at
+from mdservice.simulator.feeds import (
+    CRYPTO,
+    FEEDS,
+    NEWS,
+    OPTIONS,
+    STOCKS,
+    TRADING,
+    SimFeed,
+    feed_at,
+)
 from mdservice.simulator.session import (
     NOTHING,
     SILENCE,
@@ -208,7 +217,8 @@ def test_each_stream_has_its_paths_channels_and_symbols(feed: SimFeed) -> None:
 
 
 def test_any_other_path_is_one_for_stocks() -> None:
-    assert feed_at("/stream") is STOCKS
+    assert feed_at("/v9/any") is STOCKS
+    assert feed_at("/stream") is TRADING
 
 
 def test_options_are_msgpack_only_without_wildcard_and_limited() -> None:

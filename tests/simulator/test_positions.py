@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mdservice.errors import InvalidSymbol
 from mdservice.simulator.market import UNIVERSE
-from mdservice.simulator.paper_account import (
+from mdservice.simulator.positions import (
     DEMO_POSITIONS,
     Holding,
     PositionBook,
@@ -109,6 +109,71 @@ def test_what_closes_leaves_nothing(qty: Decimal, price: Decimal, last: Decimal)
     book = PositionBook({"A": (qty, price)})
     assert book.trade("A", -qty, last) is None
     assert not list(book)
+
+
+@pytest.mark.parametrize(
+    ("days", "intraday", "overnight"),
+    [
+        # What was bought first is sold first, so the dearer shares are left.
+        ([[("100", "10")], [("100", "12"), ("-150", "15")]], "11", "12"),
+        ([[("100", "10")], [("50", "12")], [("-120", "15")]], "10.666666667", "12"),
+        # All that a day adds is one lot.
+        ([[("10", "1")], [("10", "2"), ("10", "4"), ("-20", "5")]], "2.333333333", "3"),
+        ([[("10", "1"), ("10", "3"), ("-15", "5")]], "2", "2"),
+        ([[("-10", "1")], [("-10", "2"), ("15", "5")]], "1.5", "2"),
+        # What went through 0 has nothing left of the days before.
+        ([[("10", "1")], [("-15", "2"), ("-5", "4"), ("5", "1")]], "3", "3"),
+    ],
+)
+def test_the_average_is_weighted_within_the_day_and_first_in_first_out_overnight(
+    days: list[list[tuple[str, str]]], intraday: str, overnight: str
+) -> None:
+    book = PositionBook()
+    for trades in days:
+        book.end_day()
+        for qty, price in trades:
+            book.trade("A", D(qty), D(price))
+    for expected in (intraday, overnight):
+        held = book.get("A")
+        assert held is not None
+        assert held.avg_entry_price == D(expected)
+        book.end_day()
+
+
+_day = st.lists(st.tuples(_shares, _prices), max_size=6)
+
+
+@given(st.lists(_day, min_size=1, max_size=6))
+def test_overnight_averages_follow_a_reference_that_looks_at_all_trades(
+    days: list[list[tuple[Decimal, Decimal]]],
+) -> None:
+    book = PositionBook()
+    lots: list[tuple[int, Fraction, Fraction]] = []  # day, shares, price
+    for day, trades in enumerate(days):
+        for shares, price in trades:
+            book.trade("A", shares, price)
+            qty = Fraction(shares)
+            while qty and lots and (lots[0][1] > 0) != (qty > 0):
+                first, held, paid = lots.pop(0)
+                if abs(held) > abs(qty):
+                    lots.insert(0, (first, held + qty, paid))
+                    qty = Fraction(0)
+                else:
+                    qty += held
+            if qty and lots and lots[-1][0] == day:
+                _, held, paid = lots.pop()
+                cost = held * paid + qty * Fraction(price)
+                lots.append((day, held + qty, cost / (held + qty)))
+            elif qty:
+                lots.append((day, qty, Fraction(price)))
+        book.end_day()
+        holding = book.get("A")
+        assert (holding is None) == (not lots)
+        if holding is not None:
+            total = sum(qty for _, qty, _ in lots)
+            assert Fraction(holding.qty) == total
+            average = sum((qty * price for _, qty, price in lots), Fraction(0)) / total
+            assert abs(Fraction(holding.avg_entry_price) - average) <= Fraction(1, 10**9)
 
 
 def test_the_book_keeps_the_order_of_opening() -> None:
