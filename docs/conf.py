@@ -45,7 +45,7 @@ nitpick_ignore_regex = [
         "py:class",
         r"mdservice\.simulator\.(bars|feeds|http|market|memory)\..*",
     ),
-    ("py:class", r"mdservice\.simulator\.(orders|paper_account|positions)\..*"),
+    ("py:class", r"mdservice\.simulator\.(orders|paper_account|positions|trade_updates)\..*"),
     ("py:class", r"mdservice\.simulator\.(stock_records|tape)\..*"),
     ("py:(class|obj)", r"mdservice\.simulator\.(kinds|rest_history|session|stocks|wire)\..*"),
 ]

@@ -41,7 +41,6 @@ _RATIO_PLACES = Decimal("1e-16")
 _NOT_FOUND, _NO_POSITION = 404, 40410000
 _OK, _NO_CONTENT, _MULTI = 200, 204, 207
 _WHOLE = 100
-_DAY_NS = 86_400_000_000_000
 _DEFAULT_ORDERS, _MOST_ORDERS = 50, 500
 _MOST_ACTIVITIES = 100
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
@@ -117,7 +116,10 @@ class TradingApi:
         return self._configuration(call)
 
     def _activities(self, call: Call) -> bytes:
-        """A page, the newest first unless ``direction=asc``."""
+        """A page, the newest first unless ``direction=asc``.
+
+        A date in ``after`` or ``until`` is its midnight in UTC (inferred).
+        """
         params = call.params
         named = call.name or params.get("activity_types", "")
         types = frozenset(filter(None, named.split(",")))
@@ -125,7 +127,7 @@ class TradingApi:
         date = params.get("date")
         if date and not _DATE.fullmatch(date):
             malformed(f"invalid date: {date[:40]}")
-        after_ns = time_parameter(params, "after", -1, day_ns=_DAY_NS - 1)
+        after_ns = time_parameter(params, "after", -1, day_ns=0)
         until_ns = time_parameter(params, "until", LATEST_NS, day_ns=0)
         limit = limit_parameter(
             {"limit": params.get("page_size", "")}, _MOST_ACTIVITIES, _MOST_ACTIVITIES

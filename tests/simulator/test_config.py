@@ -31,6 +31,10 @@ from mdservice.simulator import SimulatorConfig
         {"rest_page_size": 0},
         {"rest_page_size": 10_001},
         {"trade_every_s": 0},
+        {"fill_every_s": 0},
+        {"fills_per_order": 0},
+        {"sale_fee": "-0.1"},
+        {"sale_fee": 2},
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:
@@ -58,6 +62,10 @@ def test_a_position_without_shares_is_refused() -> None:
         {"rest_page_size": 1},
         {"rest_page_size": 10_000},
         {"trade_every_s": None},
+        {"fill_every_s": None},
+        {"fills_per_order": 1},
+        {"sale_fee": 1},
+        {"cash": -5},
         {"history_size": 0},
     ],
 )

@@ -12,6 +12,7 @@ from mdservice.simulator.faults import (
     Freeze,
     Garble,
     GarbleRest,
+    Lose,
     Mute,
     Planned,
     RefuseRest,
@@ -78,6 +79,8 @@ def test_counted_faults_are_used_up() -> None:
     faults.add(Garble(2), 0)
     faults.add(Duplicate(), 0)
     faults.add(Spoil(), 0)
+    faults.add(Lose(2), 0)
+    assert faults.copies(frame) == faults.copies(frame) == []
     first, second = faults.copies(frame)
     assert first == second
     assert first.data == frame.data[: len(frame.data) // 2]

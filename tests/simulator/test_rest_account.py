@@ -170,6 +170,7 @@ async def test_activities_come_in_pages_by_type_and_time(autojump_clock: MockClo
         assert await ask(client, ACTIVITIES, date="2026-11-21", **asc) == every[6:12]
         assert await ask(client, ACTIVITIES, after="2026-11-20T15:51:44.208Z", **asc) == every[6:]
         assert await ask(client, ACTIVITIES, until="2026-11-21", **asc) == every[:6]
+        assert await ask(client, ACTIVITIES, after="2026-11-21", **asc) == every[6:]
         first = {"activity_types": "FILL", "page_size": 3, **asc}
         page = await ask(client, ACTIVITIES, **first)
         assert page == fills[:3]

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 import trio
 from trio.testing import MockClock
@@ -24,6 +25,7 @@ from mdservice.simulator import (
 )
 from mdservice.simulator.session import Account, Refusals
 from mdservice.simulator.trade_updates import TradingSession
+from mdservice.simulator.transport import SimulatorTransport
 
 LIMIT_S = 600
 LOGIN = {"action": "authenticate", "data": {"key_id": "key", "secret_key": "secret"}}
@@ -219,7 +221,7 @@ async def test_updates_are_lost_repeated_late_and_out_of_order(
         assert len(simulator.trade_updates) == 12
 
 
-async def test_a_garbled_update_is_no_json(listen: Any, autojump_clock: MockClock) -> None:
+async def test_a_script_names_the_stream_it_means(listen: Any, autojump_clock: MockClock) -> None:
     async with opened(
         faults=[Planned(Lose(), after_s=1, feed="trading"), Planned(Duplicate(), after_s=1)]
     ) as simulator:
@@ -227,6 +229,25 @@ async def test_a_garbled_update_is_no_json(listen: Any, autojump_clock: MockCloc
         await trio.sleep(2)
         simulator.trade("AAPL", 1)
         assert await listener.position() == ("fill", "1")
+
+
+async def test_orders_are_filled_in_parts_as_time_goes(
+    listen: Any, autojump_clock: MockClock
+) -> None:
+    async with opened(fills_per_order=3, fill_every_s=10, trade_every_s=None) as simulator:
+        listener = await listen(simulator)
+        async with httpx.AsyncClient(
+            transport=SimulatorTransport(simulator), base_url=simulator.rest_url
+        ) as client:
+            body = {"symbol": "AAPL", "qty": 7, "side": "sell", "type": "market"}
+            answer = await client.post("/v2/orders", json={**body, "time_in_force": "day"})
+        assert answer.json()["status"] == "new"
+        assert await listener.position() == ("new", None)
+        for count, expected in enumerate(
+            [("partial_fill", "-2"), ("partial_fill", "-4"), ("fill", "-7")], start=1
+        ):
+            assert await listener.position() == expected
+            assert trio.current_time() == pytest.approx(10 * count)
 
 
 @pytest.mark.parametrize("how", ["reset", "half-close", "close"])
