@@ -361,3 +361,58 @@ def test_cash_positions_and_activities_add_up(
             sign = 1 if update["order"]["side"] == "buy" else -1
             totals[symbol] = totals.get(symbol, D(0)) + sign * D(update["qty"])
             assert D(update["position_qty"]) == totals[symbol]
+
+
+def test_an_order_may_be_filled_by_hand_whatever_its_limit() -> None:
+    bench = Bench()
+    order = bench.submit("A", "buy", 5, limit_price=1)
+    bench.orders.fill(order, D(2), D("7.5"), NOW_NS)
+    bench.orders.fill(order, D(1), None, NOW_NS)
+    assert bench.events == [("new", None), ("partial_fill", "2"), ("partial_fill", "3")]
+    for qty in (D(0), D(3)):
+        with pytest.raises(ValueError, match="cannot be filled"):
+            bench.orders.fill(order, qty, None, NOW_NS)
+    bench.orders.fill(order, D(2), D(9), NOW_NS)
+    assert order.status == "filled"
+    waiting = Bench(waits=True)
+    market = waiting.submit("A", "buy", 1)
+    with pytest.raises(RefusedRequest, match="limit_price"):
+        waiting.orders.replace(market, OrderChange(limit_price=D(1)), NOW_NS)
+
+
+def test_an_order_that_would_make_a_position_too_large_rests() -> None:
+    bench = Bench()
+    bench.quote("A", 9, 10)
+    order = bench.submit("A", "buy", "999999999999", limit_price=5)
+    bench.orders.trade("A", D(1), D(1), NOW_NS)
+    bench.quote("A", 3, 4)
+    assert order.is_open
+    bench.orders.trade("A", D(-1), D(1), NOW_NS)
+    bench.quote("A", 3, 4)
+    assert order.status == "filled"
+
+
+def test_a_multi_leg_order_is_filled_in_parts_and_canceled_with_its_legs() -> None:
+    bench = Bench(waits=True, fills_per_order=3)
+    legs = [
+        {"symbol": CALL, "ratio_qty": "1", "position_intent": "buy_to_open"},
+        {"symbol": PUT, "ratio_qty": "2", "position_intent": "sell_to_open"},
+    ]
+    body = {
+        "order_class": "mleg",
+        "qty": "3",
+        "type": "market",
+        "time_in_force": "day",
+        "legs": legs,
+    }
+    order = bench.orders.submit(parse_order(json.dumps(body).encode()), NOW_NS)
+    bench.orders.fill_next(NOW_NS)
+    part = bench.updates[-1]
+    assert (part["event"], part["position_qtys"]) == ("partial_fill", {CALL: "1", PUT: "-2"})
+    assert [leg["status"] for leg in part["order"]["legs"]] == ["partially_filled"] * 2
+    with pytest.raises(ValueError, match="legs"):
+        bench.orders.fill(order, D(1), D(1), NOW_NS)
+    bench.orders.cancel(order, NOW_NS)
+    canceled = bench.updates[-1]
+    assert [leg["status"] for leg in canceled["order"]["legs"]] == ["canceled"] * 2
+    assert (bench.held(CALL), bench.held(PUT)) == (1, -2)

@@ -172,6 +172,26 @@ async def test_a_client_that_does_not_log_in_is_cut(dial: Any, autojump_clock: M
         assert trio.current_time() == pytest.approx(10)
 
 
+@pytest.mark.parametrize("when", ["upgrade", "connect", "auth", "subscribe"])
+async def test_a_login_may_never_be_answered(
+    when: Any, dial: Any, autojump_clock: MockClock
+) -> None:
+    async with opened() as simulator:
+        simulator.stall(when, feed="trading")
+        with anyio.move_on_after(300) as waiting:
+            listener = Listener(await dial(simulator, path="/stream"))
+            assert await listener.ask(LOGIN) == AUTHORIZED
+            await listener.ask(LISTEN)
+        assert waiting.cancelled_caught
+
+
+async def test_a_refused_connection_is_closed(dial: Any, autojump_clock: MockClock) -> None:
+    async with opened() as simulator:
+        simulator.refuse_next(500, when="connect", feed="trading")
+        client = await dial(simulator, path="/stream")
+        assert await client.closed() == 1011
+
+
 async def test_only_who_listens_gets_updates(
     dial: Any, listen: Any, autojump_clock: MockClock
 ) -> None:
