@@ -67,7 +67,7 @@ _STAMP: Final[Mapping[Status, str]] = {
 }
 
 
-class Configuration(msgspec.Struct, omit_defaults=False, forbid_unknown_fields=False):
+class Configuration(msgspec.Struct):
     """``/v2/account/configurations``, of which the two that refuse orders are simulated."""
 
     suspend_trade: bool = False
@@ -261,6 +261,7 @@ class Orders:
         Raises:
             ValueError: As :meth:`PaperAccount.trade`.
         """
+        price = to_decimal(price)
         self._account.book.qty_after(symbol, qty, price)
         request = OrderRequest(
             symbol=symbol,
@@ -461,9 +462,13 @@ class Orders:
     # What is filled.
 
     def _prices(self, order: Order) -> dict[str, Decimal]:
-        """The market's price of each symbol for a trade in the order's direction."""
+        """The market's price of each symbol for a trade in the order's direction.
+
+        Raises:
+            ValueError: One is too large to trade at.
+        """
         return {
-            symbol: self._account.fill_price(symbol, qty)
+            symbol: to_decimal(self._account.fill_price(symbol, qty))
             for symbol, qty in _signed(order.request, order.left)
         }
 
@@ -486,13 +491,13 @@ class Orders:
 
     def _fill_part(self, order: Order, now_ns: int) -> bool:
         """Fill the next part; False where the market does not fill the order now."""
-        prices = self._prices(order)
-        if not self._is_within_limit(order, prices):
-            return False
         qty = self._part(order)
         try:
+            prices = self._prices(order)
             self._check_size(order, qty, prices)
         except ValueError:
+            return False
+        if not self._is_within_limit(order, prices):
             return False
         self._fill(order, qty, now_ns, prices)
         return True
@@ -504,7 +509,7 @@ class Orders:
             ValueError: One cannot.
         """
         for symbol, signed in _signed(order.request, qty):
-            self._account.book.qty_after(symbol, signed, to_decimal(prices[symbol]))
+            self._account.book.qty_after(symbol, signed, prices[symbol])
 
     def _part(self, order: Order) -> Decimal:
         """How much the next fill is for: equal parts, whole ones of a whole number."""
@@ -541,7 +546,7 @@ class Orders:
         self, order: Order, qty: Decimal, now_ns: int, prices: Mapping[str, Decimal]
     ) -> dict[str, Any]:
         symbol = order.request.symbol
-        price = to_decimal(prices[symbol])
+        price = prices[symbol]
         before = self._account.book.get(symbol)
         trade = self._account.trade(symbol, order.sign * qty, price, now_ns)
         self._count(order, qty, price, now_ns)

@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import ROUND_UP, Decimal, localcontext
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import attrs
 
 from mdservice.simulator.assets import QUOTES, asset_of
 from mdservice.simulator.kinds import Records
+from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.positions import Holding, PositionBook
 from mdservice.simulator.wire import EXACT, TOO_LARGE, Number, plain, to_decimal
 
@@ -24,6 +26,8 @@ __all__ = ["CENT", "Activity", "Balances", "PaperAccount", "Trade"]
 CENT = Decimal("0.01")
 _NEW_YORK = ZoneInfo("America/New_York")
 _ACTIVITY_IDS = 2 << 64
+_NONE: Final[MarketRecord[Any]] = MarketRecord(0)
+"""Of a market that this simulation does not have."""
 
 
 class PaperAccount:
@@ -72,20 +76,23 @@ class PaperAccount:
         """Dollars at the end of the last day."""
 
     def price(self, symbol: str) -> Decimal:
-        """Dollars per share: the mid of bid and ask, the only side, or the last day's close."""
-        bid, ask = self._quote(symbol)
+        """Dollars per share: the mid of bid and ask, the only side, or the last day's close.
+
+        A quote without both sides leaves the price of the one before it.
+        """
+        bid, ask = self._usable_quote(symbol)
         with localcontext(EXACT):
             return ((bid or ask) + (ask or bid)) / 2 or self.lastday_price(symbol)
 
     def fill_price(self, symbol: str, qty: Decimal) -> Decimal:
         """Dollars per share for a market order: the ask to buy, the bid to sell."""
-        bid, ask = self._quote(symbol)
+        bid, ask = self._usable_quote(symbol)
         return (ask or bid if qty > 0 else bid or ask) or self.lastday_price(symbol)
 
     def is_offered(self, symbol: str, qty: Decimal) -> bool:
         """Whether the market has the side that a trade needs; so it has before any quote."""
-        bid, ask = self._quote(symbol)
-        return bool(ask if qty > 0 else bid) or not (bid or ask)
+        quote = self._quotes(symbol).latest(symbol)
+        return quote is None or bool(quote.ask if qty > 0 else quote.bid)
 
     def lastday_price(self, symbol: str) -> Decimal:
         """Dollars per share at the end of the last day."""
@@ -202,13 +209,18 @@ class PaperAccount:
         quoted = (self._records[kind].symbols for kind in kinds)
         return {held.symbol for held in self.book}.union(*quoted)
 
-    def _quote(self, symbol: str) -> tuple[Decimal, Decimal]:
-        """Bid and ask, 0 where there is none."""
-        record = self._records.get(asset_of(symbol).quotes)
-        quote = None if record is None else record.latest(symbol)
+    def _usable_quote(self, symbol: str) -> tuple[Decimal, Decimal]:
+        """Bid and ask of the newest quote that has one of them; 0 where there is none."""
+        record = self._quotes(symbol)
+        quote = record.latest(symbol)
+        if quote is not None and not (quote.bid or quote.ask):
+            quote = record.latest(symbol, lambda one: bool(one.bid or one.ask))
         if quote is None:
             return Decimal(0), Decimal(0)
         return Decimal(str(quote.bid)), Decimal(str(quote.ask))
+
+    def _quotes(self, symbol: str) -> MarketRecord[Any]:
+        return self._records.get(asset_of(symbol).quotes, _NONE)
 
 
 @attrs.frozen

@@ -392,6 +392,17 @@ def test_an_order_that_would_make_a_position_too_large_rests() -> None:
     assert order.status == "filled"
 
 
+def test_prices_have_nine_places_everywhere_and_a_bound() -> None:
+    bench = Bench()
+    bench.quote("A", 0.000_000_001, 0.000_000_002)
+    resting = bench.submit("A", "buy", 1, limit_price="0.000000001")
+    trade = bench.orders.trade("A", D(1), bench.account.price("A"), NOW_NS)
+    assert trade.price == D("0.000000002")
+    assert bench.updates[-1]["price"] == bench.account.activities[-1].row["price"] == "0.000000002"
+    bench.quote("A", 1e15, 1e15)
+    assert resting.is_open
+
+
 def test_a_multi_leg_order_is_filled_in_parts_and_canceled_with_its_legs() -> None:
     bench = Bench(waits=True, fills_per_order=3)
     legs = [

@@ -86,6 +86,18 @@ async def test_equity_is_cash_and_positions_at_the_markets_prices(
         assert abs(change - day) <= D("0.01")
 
 
+async def test_a_market_without_quotes_leaves_equity_and_fills_no_limit_order(
+    autojump_clock: MockClock,
+) -> None:
+    async with opened(positions={"AAPL": (10, 150)}, cash=0) as (simulator, client):
+        simulator.send_quotes([SimQuote("AAPL", 190, 192)])
+        simulator.send_quotes([SimQuote("AAPL", 0, 0)])
+        assert (await ask(client, ACCOUNT))["equity"] == "1910"
+        limit = {"symbol": "AAPL", "qty": 1, "side": "buy", "type": "limit", "limit_price": 200}
+        answer = await client.post("/v2/orders", json={**limit, "time_in_force": "gtc"})
+        assert answer.json()["status"] == "new"
+
+
 async def test_the_end_of_the_day_moves_last_prices_and_averages(
     autojump_clock: MockClock,
 ) -> None:

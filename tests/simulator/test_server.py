@@ -681,7 +681,7 @@ async def test_a_trade_without_a_price_is_done_at_the_middle_of_the_market() -> 
         simulator.send_quotes([SimQuote("AAPL", 0.3, 0)])
         assert simulator.trade("AAPL", 1).price == D("0.3")
         simulator.send_quotes([SimQuote("AAPL", 0, 0)])
-        assert simulator.trade("AAPL", 1).price == D("187.13")
+        assert simulator.trade("AAPL", 1).price == D("0.3")
         assert simulator.positions[0].qty == 5
 
 
