@@ -18,7 +18,8 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding
-from mdservice.pnl.numbers import EXACT, percentage, short
+from mdservice.pnl.measures import age_s, of_holding, of_totals
+from mdservice.pnl.numbers import short
 from mdservice.pnl.rules import TOTAL, AlertRule, Direction, Kind
 
 __all__ = ["Alert", "AlertRules", "encode_alert"]
@@ -33,11 +34,11 @@ class Alert:
     Attributes:
         rule: The rule's text.
         symbol: The symbol, or ``total``.
-        kind: ``pnl``, ``pct``, ``price`` or ``stale``.
+        kind: What the rule measures.
         direction: ``above``, ``below`` or ``stale``.
         level: The crossed level; None for ``stale``.
-        value: The value beyond it: money, per cent or a price; for ``stale`` the age of the quote
-            in seconds.
+        value: The value beyond it: money, per cent, a price or a quantity; for ``stale`` the age
+            of the quote in seconds.
         at_ns: The time of the check, UTC nanoseconds.
     """
 
@@ -48,6 +49,11 @@ class Alert:
     level: Decimal | None
     value: Decimal
     at_ns: int
+
+    @classmethod
+    def of(cls, rule: AlertRule, symbol: str, value: Decimal, at_ns: int) -> Alert:
+        """The crossing of a rule."""
+        return cls(rule.text, symbol, rule.kind, rule.direction, rule.level, value, at_ns)
 
 
 class AlertRules:
@@ -120,14 +126,14 @@ class AlertRules:
             return
         if rule.kind == "stale":
             beyond, back = not holding.live, status == "live"
-            value = EXACT.scaleb(Decimal(now_ns - mark.ts_event_ns), -9)
+            value = age_s(mark.ts_event_ns, now_ns)
         else:
-            found = holding.price if rule.kind == "price" else _pnl(rule, holding)
+            found = of_holding(rule.kind, holding)
             if found is None:
                 return
             value, beyond, back = found, rule.beyond(found), rule.back(found)
         if self._crosses(rule, holding.symbol, beyond=beyond, back=back):
-            alerts.append(_alert(rule, holding.symbol, value, now_ns))
+            alerts.append(Alert.of(rule, holding.symbol, value, now_ns))
 
     def _check_total(self, engine: PnlEngine, now_ns: int, alerts: list[Alert]) -> None:
         if not engine.positions:
@@ -136,12 +142,12 @@ class AlertRules:
         if not totals.priced:
             return
         for rule in self._of_total:
-            value = totals.unrealized_pnl if rule.kind == "pnl" else totals.unrealized_pnl_pct
+            value = of_totals(rule.kind, totals)
             if value is None:
                 continue
             back = rule.back(value) and not totals.lost
             if self._crosses(rule, TOTAL, beyond=rule.beyond(value), back=back):
-                alerts.append(_alert(rule, TOTAL, value, now_ns))
+                alerts.append(Alert.of(rule, TOTAL, value, now_ns))
 
     def _crosses(self, rule: AlertRule, symbol: str, *, beyond: bool, back: bool) -> bool:
         """Note the side of the value; return whether it has just crossed."""
@@ -156,14 +162,6 @@ class AlertRules:
         if back and crossed is not None:
             crossed.discard(rule.text)
         return False
-
-
-def _pnl(rule: AlertRule, holding: Holding) -> Decimal | None:
-    return holding.pnl if rule.kind == "pnl" else percentage(holding.pnl, holding.hundredth)
-
-
-def _alert(rule: AlertRule, symbol: str, value: Decimal, at_ns: int) -> Alert:
-    return Alert(rule.text, symbol, rule.kind, rule.direction, rule.level, value, at_ns)
 
 
 def encode_alert(alert: Alert) -> bytes:

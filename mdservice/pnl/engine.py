@@ -148,10 +148,29 @@ class PnlEngine:
         """The holding of a symbol that is held or had a quote, or None. Read only."""
         return self._held.get(symbol) or self._remembered.get(symbol)
 
+    def at(self, symbol: str, now_ns: int) -> Holding | None:
+        """As :meth:`known`, with the age of its price judged at that time."""
+        self.pass_time(now_ns)
+        holding = self.known(symbol)
+        # The heap has only the prices of held symbols.
+        if (
+            holding is not None
+            and not holding.positions
+            and holding.mark is not None
+            and now_ns >= self._live_until_ns(holding.mark, holding.heard_ns)
+        ):
+            holding.live = False
+        return holding
+
     @property
     def known_symbols(self) -> list[str]:
         """All symbols that are held or had a quote, in no order."""
         return [*self._held, *self._remembered]
+
+    @property
+    def held_symbols(self) -> list[str]:
+        """All symbols that are held, in the order of their source."""
+        return list(dict.fromkeys(holding.symbol for holding, _ in self._places))
 
     def set_positions(self, positions: Sequence[Position]) -> bool:
         """Replace all lots; whether a row was added, removed, moved or changed.

@@ -35,6 +35,7 @@ class Holding:
         price: The exact mid of the mark; without a mark the price from the lots' source, or None.
         units: Shares in the priceable lots.
         hundredth: One per cent of their cost.
+        day_pnl: Its P&L since the last close; None where that is not known.
         opened: The version at which it became held.
         version: The version of the last change of a row.
         fresh: Whether the last rows are still right.
@@ -52,6 +53,7 @@ class Holding:
     price: Decimal | None = None
     units: Decimal = ZERO
     hundredth: Decimal = ZERO
+    day_pnl: Decimal | None = None
     opened: int = 0
     version: int = 0
     fresh: bool = False
@@ -65,6 +67,22 @@ class Holding:
         if self.price is None:
             return ZERO
         return _fma(self.units, self.price, self._minus_paid) or ZERO
+
+    @property
+    def qty(self) -> Decimal:
+        """The exact sum over the priceable lots, negative for a short position."""
+        qty = ZERO
+        for lot in self._lots:
+            if lot.problem is None and lot.qty is not None:
+                qty = EXACT.add(qty, lot.qty)
+        return qty
+
+    @property
+    def market_value(self) -> Decimal:
+        """The exact value of the priceable lots, negative if short; 0 without a price."""
+        if self.price is None:
+            return ZERO
+        return EXACT.multiply(self.units, self.price) or ZERO
 
     @property
     def lost(self) -> bool:
@@ -143,6 +161,9 @@ class Totals:
             the price from the positions' source.
         lost: Held symbols whose quotes were all unusable, so the sums omit them.
         hundredth: One per cent of the cost of the priced rows.
+        market_value: The exact sum of the symbols' market values.
+        exposure: The exact sum of their absolute market values.
+        day_pnl: The sum of the symbols' P&L since the last close; None where one is not known.
     """
 
     unrealized_pnl: Decimal = ZERO
@@ -151,6 +172,9 @@ class Totals:
     waiting: int = 0
     lost: int = 0
     hundredth: Decimal = ZERO
+    market_value: Decimal = ZERO
+    exposure: Decimal = ZERO
+    day_pnl: Decimal | None = None
 
     @property
     def unrealized_pnl_pct(self) -> Decimal | None:
@@ -168,6 +192,9 @@ class Totals:
         self.unpriced -= holding.priceable
         self.unrealized_pnl = EXACT.add(self.unrealized_pnl, holding.pnl)
         self.hundredth = EXACT.add(self.hundredth, holding.hundredth)
+        value = holding.market_value
+        self.market_value = EXACT.add(self.market_value, value)
+        self.exposure = EXACT.add(self.exposure, EXACT.abs(value))
 
     def leave(self, holding: Holding) -> None:
         """Remove a holding."""
@@ -180,10 +207,19 @@ class Totals:
         self.unpriced += holding.priceable
         self.unrealized_pnl = EXACT.subtract(self.unrealized_pnl, holding.pnl)
         self.hundredth = EXACT.subtract(self.hundredth, holding.hundredth)
+        value = holding.market_value
+        self.market_value = EXACT.subtract(self.market_value, value)
+        self.exposure = EXACT.subtract(self.exposure, EXACT.abs(value))
 
     def step(self, holding: Holding, before: Decimal, price: Decimal) -> None:
         """Change the price of a holding in the sums."""
-        self.unrealized_pnl = _fma(holding.units, _subtract(price, before), self.unrealized_pnl)
+        units = holding.units
+        change = EXACT.multiply(units, _subtract(price, before))
+        self.unrealized_pnl = EXACT.add(self.unrealized_pnl, change)
+        self.market_value = EXACT.add(self.market_value, change)
+        after = EXACT.abs(EXACT.multiply(units, price))
+        change = _subtract(after, EXACT.abs(EXACT.multiply(units, before)))
+        self.exposure = EXACT.add(self.exposure, change)
 
 
 @attrs.frozen

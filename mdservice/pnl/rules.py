@@ -1,10 +1,10 @@
-"""Parses alert rules."""
+"""Parses the rules of alerts and limits."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import attrs
 
@@ -17,11 +17,14 @@ __all__ = ["TOTAL", "AlertRule", "Direction", "Kind", "parse_rule"]
 TOTAL: Final = "total"
 """The word for the total of all positions, in place of a symbol, in any case."""
 
-Kind = Literal["pnl", "pct", "price", "stale"]
+Kind = Literal["pnl", "pct", "price", "stale", "qty", "value", "day_pnl", "exposure"]
 Direction = Literal["above", "below", "stale"]
 
 _EXAMPLES = "AAPL pnl < -500, total pct < -2.5, TSLA price > 300 hysteresis 5, * stale"
-_KINDS: Final[dict[str, Kind]] = {"pnl": "pnl", "pct": "pct", "price": "price", "stale": "stale"}
+_KINDS: Final[dict[str, Kind]] = {kind: kind for kind in get_args(Kind)}
+_NAMES: Final = ", ".join(_KINDS)
+_OF_TOTAL: Final = frozenset({"pnl", "pct", "value", "day_pnl", "exposure"})
+_TRIP: Final = "trip"
 _DIRECTIONS: Final[dict[str, Direction]] = {"<": "below", ">": "above"}
 _NUMBER = re.compile(r"[+-]?(\d{1,30}(\.\d{0,30})?|\.\d{1,30})", re.ASCII)
 _OPERATOR = re.compile(r"[<>=]+")
@@ -30,15 +33,18 @@ _SHOWN = 80
 
 @attrs.frozen
 class AlertRule:
-    """An alert rule.
+    """A rule of an alert or a limit.
 
     Attributes:
         text: The rule as written, with normal spaces and case.
         symbol: ``AAPL``, :data:`TOTAL`, or ``*`` for each held symbol.
-        kind: ``pnl`` (money), ``pct`` (as it is reported, 4 places), ``price`` or ``stale``.
+        kind: What it measures: ``pnl`` (money), ``pct`` (as it is reported, 4 places), ``price``,
+            ``stale``, ``qty`` (signed), ``value`` (the absolute market value), ``day_pnl``, or
+            ``exposure`` (the total's sum of absolute market values).
         direction: ``below`` or ``above`` the level; ``stale`` for that kind.
         level: The level to cross; None for ``stale``.
         hysteresis: How far a value must come back over the level before it can cross again.
+        trip: Whether the rule says that a crossing trips the breaker; of a limit, each does.
     """
 
     text: str
@@ -47,6 +53,7 @@ class AlertRule:
     direction: Direction
     level: Decimal | None = None
     hysteresis: Decimal = ZERO
+    trip: bool = False
 
     def beyond(self, value: Decimal) -> bool:
         """Whether the value is beyond the level. The level itself is not."""
@@ -67,8 +74,12 @@ class AlertRule:
         return value < EXACT.subtract(self.level, self.hysteresis)
 
 
-def parse_rule(text: str) -> AlertRule:
-    """``AAPL pnl < -500``, ``total pct < -2.5 hysteresis 1``, ``TSLA price > 300``, ``* stale``.
+def parse_rule(text: str, what: str = "alert rule") -> AlertRule:
+    """``AAPL pnl < -500``, ``total pct < -2.5 hysteresis 1``, ``* value > 5000 trip``, ``* stale``.
+
+    Args:
+        text: The rule.
+        what: What the error calls it.
 
     Raises:
         ValueError: The rule is invalid; the text has examples.
@@ -78,7 +89,7 @@ def parse_rule(text: str) -> AlertRule:
         return _parse(words)
     except (ValueError, InvalidSymbol) as exc:
         shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-        raise ValueError(f"alert rule {shown!r}: {exc}; for instance: {_EXAMPLES}") from exc
+        raise ValueError(f"{what} {shown!r}: {exc}; for instance: {_EXAMPLES}") from exc
 
 
 def _parse(words: list[str]) -> AlertRule:
@@ -86,17 +97,25 @@ def _parse(words: list[str]) -> AlertRule:
         raise ValueError("it is empty")
     symbol = TOTAL if words[0].lower() == TOTAL else parse_symbol(words[0])
     if len(words) == 1:
-        raise ValueError("pnl, pct, price or stale is expected after the symbol")
+        raise ValueError(f"one of {_NAMES} is expected after the symbol")
     kind = _KINDS.get(words[1].lower())
     if kind is None:
-        raise ValueError(f"{_cut(words[1])} is not one of pnl, pct, price, stale")
-    if symbol == TOTAL and kind in {"price", "stale"}:
+        raise ValueError(f"{_cut(words[1])} is not one of {_NAMES}")
+    if symbol == TOTAL and kind not in _OF_TOTAL:
         raise ValueError(f"the total has no {kind}; * {kind} is for each held symbol")
+    if symbol != TOTAL and kind == "exposure":
+        raise ValueError("only the total has an exposure; value is that of a symbol")
+    rest = words[2:]
+    trip = bool(rest) and rest[-1].lower() == _TRIP
+    if trip:
+        del rest[-1]
     if kind == "stale":
-        if len(words) > 2:  # noqa: PLR2004  # symbol and kind
-            raise ValueError(f"nothing comes after stale, not {_cut(words[2])}")
-        return AlertRule(f"{symbol} {kind}", symbol, kind, "stale")
-    return _parse_level(symbol, kind, words[2:])
+        if rest:
+            raise ValueError(f"nothing but trip comes after stale, not {_cut(rest[0])}")
+        rule = AlertRule(f"{symbol} {kind}", symbol, kind, "stale")
+    else:
+        rule = _parse_level(symbol, kind, rest)
+    return attrs.evolve(rule, text=f"{rule.text} {_TRIP}", trip=True) if trip else rule
 
 
 def _parse_level(symbol: str, kind: Kind, words: list[str]) -> AlertRule:
@@ -111,7 +130,7 @@ def _parse_level(symbol: str, kind: Kind, words: list[str]) -> AlertRule:
     if not words[1:]:
         return AlertRule(text, symbol, kind, _DIRECTIONS[operator], level)
     if words[1].lower() != "hysteresis":
-        raise ValueError(f"only hysteresis may come after the level, not {_cut(words[1])}")
+        raise ValueError(f"only hysteresis or trip may follow the level, not {_cut(words[1])}")
     if len(words) != 3:  # noqa: PLR2004  # level, the word, its number
         raise ValueError("one number is expected after hysteresis")
     hysteresis = _number(words[2])

@@ -30,6 +30,15 @@ from mdservice.pnl.rules import AlertRule, parse_rule
         ("BRK.B price < +.5", AlertRule("BRK.B price < 0.5", "BRK.B", "price", "below", Decimal("0.5"))),
         ("A pnl > -0.0", AlertRule("A pnl > 0", "A", "pnl", "above", Decimal(0))),
         ("AAPL stale", AlertRule("AAPL stale", "AAPL", "stale", "stale")),
+        ("* Stale TRIP", AlertRule("* stale trip", "*", "stale", "stale", trip=True)),
+        ("A qty > 5", AlertRule("A qty > 5", "A", "qty", "above", Decimal(5))),
+        (
+            "total exposure>5 hysteresis 1 Trip",
+            AlertRule("total exposure > 5 hysteresis 1 trip", "total", "exposure", "above", Decimal(5), Decimal(1), True),
+        ),
+        ("total value > 5", AlertRule("total value > 5", "total", "value", "above", Decimal(5))),
+        ("total day_pnl < 5", AlertRule("total day_pnl < 5", "total", "day_pnl", "below", Decimal(5))),
+        ("trip pnl < 5", AlertRule("TRIP pnl < 5", "TRIP", "pnl", "below", Decimal(5))),
     ],
 )  # fmt: skip
 def test_rules_that_are_understood(text: str, rule: AlertRule) -> None:
@@ -42,9 +51,15 @@ def test_rules_that_are_understood(text: str, rule: AlertRule) -> None:
     ("text", "wrong"),
     [
         ("", "it is empty"),
-        ("AAPL", "pnl, pct, price or stale is expected"),
+        ("AAPL", "one of pnl, pct, price, stale, qty"),
         ("AA$PL pnl < 1", "'AA$PL' is not a symbol"),
         ("AAPL volume > 1", "'volume' is not one of pnl, pct, price, stale"),
+        ("total qty > 1", "the total has no qty"),
+        ("* exposure > 1", "only the total has an exposure"),
+        ("AAPL trip", "'trip' is not one of pnl"),
+        ("AAPL pnl trip", "< or > is expected after pnl"),
+        ("AAPL pnl < trip", "a number is expected after <"),
+        ("AAPL pnl < 1 trip trip", "only hysteresis or trip may follow the level, not 'trip'"),
         ("total price > 1", "the total has no price"),
         ("total stale", "the total has no stale"),
         ("AAPL pnl", "< or > is expected after pnl"),
@@ -56,11 +71,11 @@ def test_rules_that_are_understood(text: str, rule: AlertRule) -> None:
         ("AAPL pnl < 1e3", "'1e3' is not a plain number"),
         ("AAPL pnl < nan", "'nan' is not a plain number"),
         ("AAPL pnl < 1_000", "'1_000' is not a plain number"),
-        ("AAPL pnl < 1 twice", "only hysteresis may come after the level, not 'twice'"),
+        ("AAPL pnl < 1 twice", "only hysteresis or trip may follow the level, not 'twice'"),
         ("AAPL pnl < 1 hysteresis", "one number is expected after hysteresis"),
         ("AAPL pnl < 1 hysteresis 2 3", "one number is expected after hysteresis"),
         ("AAPL pnl < 1 hysteresis -2", "the hysteresis is below 0"),
-        ("AAPL stale > 5", "nothing comes after stale, not '>'"),
+        ("AAPL stale > 5", "nothing but trip comes after stale, not '>'"),
     ],
 )
 def test_what_is_wrong_is_said_with_an_example(text: str, wrong: str) -> None:
