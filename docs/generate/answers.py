@@ -16,8 +16,11 @@ from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import Status
 from mdservice.model.timestamps import parse_rfc3339
+from mdservice.pnl.breaker import CLOSED
 from mdservice.pnl.encode import PnlEncoder, encode_positions
 from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.limits import Limits, encode_risk
+from mdservice.pnl.rules import parse_rule
 from mdservice.testing.fake_service import FakeService
 
 __all__ = ["AT_NS", "QUOTE", "answers"]
@@ -42,6 +45,9 @@ def answers() -> dict[str, str]:
     found = trio.run(_ask)
     found["GET /api/v1/positions"] = _pretty(encode_positions([_HELD]))
     found["GET /api/v1/positions/pnl/realtime"] = _pretty(_pnl())
+    found["GET /api/v1/risk"] = _pretty(_risk())
+    check = {"allowed": False, "reasons": ["AAPL qty > 100: AAPL would be at 120"]}
+    found["POST /api/v1/risk/check"] = _pretty(msgspec.json.encode(check))
     return found
 
 
@@ -68,6 +74,15 @@ def _pnl() -> bytes:
     engine.set_positions([_HELD])
     engine.update(QUOTE, AT_NS)
     return PnlEncoder().encode(engine.report(AT_NS))
+
+
+def _risk() -> bytes:
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+    engine.set_positions([_HELD])
+    engine.update(QUOTE, AT_NS)
+    limits = Limits(map(parse_rule, ("AAPL qty > 100", "total exposure > 50000")))
+    limits.check(engine, AT_NS)
+    return encode_risk(CLOSED, limits.states(engine, AT_NS), limits.blind())
 
 
 def _pretty(body: bytes) -> str:

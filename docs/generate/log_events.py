@@ -21,6 +21,11 @@ _MEANINGS: Final = {
     "actor_stalled": "An actor showed no sign of life for too long. It is restarted.",
     "announcement": "A line for the person who started the program, in `message`.",
     "another_service_publishes_here": "Another service writes the same keys and channels.",
+    "breaker_is_back": "The breaker in Redis can be read and written again.",
+    "breaker_not_reached": "The breaker in Redis cannot be read or written. It is tried again. "
+    "Trading is not allowed meanwhile.",
+    "breaker_reset": "The circuit breaker was closed by a reset.",
+    "breaker_tripped": "A limit was crossed, and this gateway has tripped the circuit breaker.",
     "embedded_server_died": "The embedded Valkey server ended. A new one is started.",
     "event_log_begins_anew": "A reader found another event log under the name. It reads all of it.",
     "event_log_lost_its_end": "The event log lost its newest entries, as after a server's crash. "
@@ -57,6 +62,8 @@ _MEANINGS: Final = {
     "last_prices_not_read": "The prices of the earlier run could not be read. The service starts "
     "without them.",
     "latest_quotes_failed": "A request for the latest quotes of quiet symbols failed.",
+    "limit_crossed": "A rule of `MDSERVICE_LIMITS` was crossed, or one of `MDSERVICE_ALERTS` "
+    "with `trip`.",
     "market_hours_known": "The trading API gives the market's hours again.",
     "market_hours_unknown": "The trading API does not give the market's hours. The market counts "
     "as open.",
@@ -117,6 +124,9 @@ _MEANINGS: Final = {
     "third_party_log": "A warning or an error of a library or of the HTTP server, in `message`.",
     "throughput": "Every ten seconds: what the service has done.",
     "unexpected_error": "An error that the program does not foresee, with its traceback.",
+    "webhook_failed": "The webhook fails or cannot be reached. The message is sent again.",
+    "webhook_message_dropped": "The webhook did not get a message: too many wait, it was refused, "
+    "or five tries have failed.",
 }
 
 

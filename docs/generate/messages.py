@@ -13,13 +13,21 @@ from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.pnl.alerts import Alert, encode_alert
+from mdservice.pnl.breaker import encode_breaker, reset_at, tripped_by
 from mdservice.pnl.rules import parse_rule
 from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.commands import BatchPacker
 from mdservice.redis_io.names import RedisNames
 from mdservice.router.gaps import Gaps
 
-__all__ = ["alert_message", "price_message", "rights", "status_messages", "transaction"]
+__all__ = [
+    "alert_message",
+    "breaker_messages",
+    "price_message",
+    "rights",
+    "status_messages",
+    "transaction",
+]
 
 _S = 1_000_000_000
 _OPTION = "AAPL261218C00200000"
@@ -81,11 +89,15 @@ def alert_message() -> str:
     messages = []
     for text, symbol, value in found:
         rule = parse_rule(text)
-        alert = Alert(
-            rule.text, symbol, rule.kind, rule.direction, rule.level, Decimal(value), AT_NS
-        )
-        messages.append(encode_alert(alert))
+        messages.append(encode_alert(Alert.of(rule, symbol, Decimal(value), AT_NS)))
     return _fences(messages)
+
+
+def breaker_messages() -> str:
+    """A tripped breaker, and one that was reset."""
+    rule = parse_rule("AAPL qty > 100")
+    tripped = tripped_by(Alert.of(rule, "AAPL", Decimal(120), AT_NS))
+    return _fences(map(encode_breaker, (tripped, reset_at(AT_NS + 600 * _S))))
 
 
 def transaction() -> str:

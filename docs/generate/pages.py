@@ -21,6 +21,7 @@ from docs.generate.kinds import kind_names, kind_objects, kind_policies, kind_ru
 from docs.generate.log_events import log_events
 from docs.generate.messages import (
     alert_message,
+    breaker_messages,
     price_message,
     rights,
     status_messages,
@@ -44,6 +45,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "price message": price_message,
     "status messages": status_messages,
     "alert message": alert_message,
+    "breaker messages": breaker_messages,
     "transaction": transaction,
     "rights": rights,
     "kinds: names": kind_names,

@@ -1,5 +1,6 @@
-"""Real-time P&L for an execution gateway: a router to mount, and a small gateway that mounts it."""
+"""Real-time P&L and limits for an execution gateway, and a small gateway that serves them."""
 
+from mdservice.gateway.risk_routes import trading_allowed
 from mdservice.gateway.router import pnl_router
 
-__all__ = ["pnl_router"]
+__all__ = ["pnl_router", "trading_allowed"]

@@ -11,9 +11,11 @@ import anyio
 from mdservice.clock import Clock
 from mdservice.errors import ConfigurationError, MDServiceError
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.gateway.webhook import Webhook
 from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.alerts import AlertRules, encode_alert
 from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.numbers import short
 from mdservice.pnl.rules import parse_rule
 from mdservice.redis_io.names import ALERT_CHANNEL
 from mdservice.runtime.backoff import Backoff
@@ -36,9 +38,17 @@ class Alerting:
         rules: The rules.
         redis: Where to publish.
         clock: The time.
+        webhook: Gets each crossing too, or None.
     """
 
-    def __init__(self, rules: AlertRules, redis: RedisCalls, clock: Clock) -> None:
+    def __init__(
+        self,
+        rules: AlertRules,
+        redis: RedisCalls,
+        clock: Clock,
+        webhook: Webhook | None = None,
+    ) -> None:
+        self._webhook = webhook
         self._rules = rules
         self._redis = redis
         self._clock = clock
@@ -55,8 +65,12 @@ class Alerting:
             if len(self._waiting) == _MOST_WAITING:
                 self._waiting.popleft()
                 _log.error("pnl_alert_not_published", reason="Redis takes none")
-            self._waiting.append(encode_alert(alert))
+            message = encode_alert(alert)
+            self._waiting.append(message)
             self._added.set()
+            if self._webhook is not None:
+                text = f"mdservice: {alert.rule}; {alert.symbol} is at {short(alert.value)}"
+                self._webhook.send(message, text)
 
     def _is_complete(self, engine: PnlEngine) -> bool:
         """Whether the total includes every position, or the wait for it is over.
@@ -90,7 +104,9 @@ class Alerting:
                 self._waiting.popleft()
 
 
-def make_alerting(rules: Iterable[str], redis: RedisCalls, clock: Clock) -> Alerting | None:
+def make_alerting(
+    rules: Iterable[str], redis: RedisCalls, clock: Clock, webhook: Webhook | None = None
+) -> Alerting | None:
     """The alerting for these rules; None without rules.
 
     Raises:
@@ -100,4 +116,4 @@ def make_alerting(rules: Iterable[str], redis: RedisCalls, clock: Clock) -> Aler
         parsed = [parse_rule(rule) for rule in rules]
     except ValueError as exc:
         raise ConfigurationError(f"alerts: {exc}") from exc
-    return Alerting(AlertRules(parsed), redis, clock) if parsed else None
+    return Alerting(AlertRules(parsed), redis, clock, webhook) if parsed else None

@@ -19,7 +19,9 @@ from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway.alerting import make_alerting
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.gateway.risk import Risk, make_limits
 from mdservice.gateway.tracker import PnlTracker, ReadFrom
+from mdservice.gateway.webhook import Webhook
 from mdservice.model.position import Position
 from mdservice.observability.logging import get_logger
 from mdservice.pnl.engine import PnlEngine
@@ -27,6 +29,7 @@ from mdservice.positions import sources
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.sources import PositionSource, ServicePositions, open_source
+from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
 
@@ -66,6 +69,8 @@ def make_tracker(
     read_from: ReadFrom = "keys",
     symbols: Sequence[str] = (),
     alerts: Sequence[str] = (),
+    limits: Sequence[str] = (),
+    judges: bool = True,
     clock: Clock | None = None,
 ) -> PnlTracker:
     """The tracker for the routes. It does not connect yet.
@@ -78,6 +83,9 @@ def make_tracker(
         read_from: The source of an answer's prices.
         symbols: The only symbols to use; empty for all.
         alerts: Rules in addition to those of the settings.
+        limits: Limits in addition to those of the settings.
+        judges: Whether to judge the limits, and to call the webhook; False for a program that only
+            shows positions.
         clock: The time, for tests.
 
     Raises:
@@ -100,14 +108,22 @@ def make_tracker(
         feed_delay_s=feed_delay_s(settings.feed),
         max_spread=settings.max_spread,
     )
+    webhook = None
+    if judges and settings.alert_webhook is not None:
+        webhook = Webhook(settings.alert_webhook, settings.api_token, HttpClient())
+    all_alerts = (*settings.alerts, *alerts)
+    alerting = make_alerting(all_alerts, calls, clock, webhook)
+    judged = make_limits((*settings.limits, *limits), all_alerts) if judges else make_limits((), ())
     return PnlTracker(
         PositionCache(source, _AT_ONCE_S if own else settings.positions_interval, clock, symbols),
         calls,
         partial(open_prices, redis_url, symbols, prefix=prefix, socket=settings.socket),
         engine,
-        make_alerting((*settings.alerts, *alerts), calls, clock),
+        alerting,
         read_from,
         clock,
+        Risk(judged, engine, calls, clock, webhook, settings.api_token),
+        webhook,
     )
 
 

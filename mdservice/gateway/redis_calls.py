@@ -14,9 +14,10 @@ from mdservice.client.http import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.model.kinds import QUOTES, RecordDecoder
 from mdservice.model.quote import Quote
+from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection
-from mdservice.redis_io.names import Instance, RedisNames, decode_instance
+from mdservice.redis_io.names import BREAKER_CHANNEL, Instance, RedisNames, decode_instance
 from mdservice.redis_io.replies import array
 
 __all__ = ["RedisCalls"]
@@ -24,6 +25,10 @@ __all__ = ["RedisCalls"]
 _WAIT_S: Final = 5.0
 """How long a call waits for those before it."""
 _ROLE: Final = pack(b"ROLE")
+_UNWATCH: Final = pack(b"UNWATCH")
+_MULTI, _EXEC = pack(b"MULTI"), pack(b"EXEC")
+_MOST_TRIES: Final = 20
+"""How often a change of the breaker is tried while others change it."""
 _T = TypeVar("_T")
 
 
@@ -83,6 +88,35 @@ class RedisCalls:
             StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
         """
         await self._call(partial(self._publish, channel, messages))
+
+    async def breaker(self) -> Breaker | None:
+        """The circuit breaker as its key has it; None without a key.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`; refused also
+                where the key holds anything else.
+        """
+        return await self._call(self._read_breaker)
+
+    async def change_breaker(
+        self, decide: Callable[[Breaker | None], Breaker | None]
+    ) -> tuple[Breaker | None, bool]:
+        """Change the circuit breaker in one step, so that no change of another gateway is lost.
+
+        The key and the message on the channel ``risk.breaker`` come in one transaction.
+
+        Args:
+            decide: Gets the breaker as the key has it, and returns the new one, or None to leave
+                it. Called again if another gateway was faster, or the connection was lost.
+
+        Returns:
+            The breaker that the key has now, and whether this call has changed it.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`breaker`.
+        """
+        tried: list[Breaker] = []
+        return await self._call(partial(self._change_breaker, decide, tried))
 
     def close(self) -> None:
         """End the connection."""
@@ -169,3 +203,52 @@ class RedisCalls:
         name = self._names.channel(channel)
         commands = (pack(b"PUBLISH", name, message) for message in messages)
         refuse_errors(self._address, await connection.call(*commands))
+
+    async def _read_breaker(self, connection: RedisConnection) -> Breaker | None:
+        get = pack(b"GET", self._names.breaker_key)
+        role, payload = await connection.call(_ROLE, get)
+        self._refuse_demoted(role)
+        return self._breaker_in(payload)
+
+    async def _change_breaker(
+        self,
+        decide: Callable[[Breaker | None], Breaker | None],
+        tried: list[Breaker],
+        connection: RedisConnection,
+    ) -> tuple[Breaker | None, bool]:
+        key = self._names.breaker_key
+        watch = pack(b"WATCH", key)
+        for _ in range(_MOST_TRIES):
+            role, watched, payload = await connection.call(_ROLE, watch, pack(b"GET", key))
+            self._refuse_demoted(role)
+            refuse_errors(self._address, (watched,))
+            standing = self._breaker_in(payload)
+            wanted = decide(standing)
+            if wanted is None:
+                await connection.call(_UNWATCH)
+                # An earlier try may have been executed before its connection was lost.
+                return standing, standing in tried
+            tried.append(wanted)
+            content = encode_breaker(wanted)
+            set_ = pack(b"SET", key, content)
+            publish = pack(b"PUBLISH", self._names.channel(BREAKER_CHANNEL), content)
+            replies = await connection.call(_MULTI, set_, publish, _EXEC)
+            refuse_errors(self._address, replies)
+            done = replies[-1]
+            if done is not None:
+                refuse_errors(self._address, array(self._address, done, 2))
+                return wanted, True
+        raise StoreUnavailable("the breaker is changed by others all the time; try again")
+
+    def _breaker_in(self, payload: object) -> Breaker | None:
+        refuse_errors(self._address, (payload,))
+        if payload is None:
+            return None
+        try:
+            return decode_breaker(payload if isinstance(payload, bytes) else b"")
+        except ValueError as exc:
+            key = self._names.breaker_key.decode()
+            raise StoreRefused(
+                f"the key {key} in Redis at {self._address} is not a breaker ({exc}); delete it, "
+                "or write what the documentation shows"
+            ) from exc

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from mdservice.errors import PositionsError
 from mdservice.gateway.make import PositionsGiven, make_tracker
+from mdservice.gateway.risk_routes import judging, risk_router
 from mdservice.gateway.tracker import PnlTracker, ReadFrom
 from mdservice.http_api.schemas import Answer, HeldPosition, Problem
 from mdservice.pnl.encode import PnlEncoder, encode_positions
@@ -46,6 +47,7 @@ def pnl_router(
     redis_url: str | None = None,
     read_from: ReadFrom = "keys",
     alerts: Sequence[str] = (),
+    limits: Sequence[str] = (),
     max_spread: float | None = None,
 ) -> APIRouter:
     """Real-time P&L for an existing FastAPI application, on asyncio or trio.
@@ -55,10 +57,10 @@ def pnl_router(
         app = FastAPI()
         app.include_router(pnl_router(my_positions, redis_url="redis://localhost:6379"))
 
-    It adds ``GET /api/v1/positions/pnl/realtime``, and a stream of server-sent events at
-    ``…/realtime/stream``. The stream and the alerts need the application's lifespan, which every
-    server runs; the first call works without it. uvicorn waits for open streams when it stops, so
-    give it a ``timeout_graceful_shutdown`` of a few seconds.
+    It adds ``GET /api/v1/positions/pnl/realtime``, a stream of server-sent events at
+    ``…/realtime/stream``, and the limits under ``/api/v1/risk``. All but the first call need the
+    application's lifespan, which every server runs, and so do the alerts. uvicorn waits for open
+    streams when it stops, so give it a ``timeout_graceful_shutdown`` of a few seconds.
 
     Args:
         positions: A function, async or not, that returns the current positions: each a
@@ -73,6 +75,8 @@ def pnl_router(
             expired ``price_ttl`` after the last event, not when Redis removes it.
         alerts: Rules such as ``AAPL pnl < -500``, published on the channel ``pnl.alert``; in
             addition to those of the settings.
+        limits: Rules such as ``AAPL qty > 100`` that trip the circuit breaker; in addition to those
+            of the settings. See :func:`mdservice.gateway.trading_allowed`.
         max_spread: Per cent of the mid. A quote with a wider spread is not a price; 0 allows any.
             By default that of the settings.
 
@@ -88,6 +92,7 @@ def pnl_router(
         redis_url=redis_url,
         read_from=read_from,
         alerts=alerts,
+        limits=limits,
     )
     return tracker_router(tracker)
 
@@ -97,9 +102,10 @@ def tracker_router(tracker: PnlTracker) -> APIRouter:
     answers = Answers(tracker)
 
     @asynccontextmanager
-    async def lifespan(_app: Any) -> AsyncIterator[None]:
+    async def lifespan(app: Any) -> AsyncIterator[None]:
         async with tracker.running():
-            yield
+            with judging(app, tracker):
+                yield
 
     router = APIRouter(lifespan=lifespan, tags=["positions"])
 
@@ -134,6 +140,7 @@ def tracker_router(tracker: PnlTracker) -> APIRouter:
         async for name, data in answers.stream(ended):
             yield ServerSentEvent(event=name, raw_data=data)
 
+    router.include_router(risk_router(tracker))
     return router
 
 

@@ -10,9 +10,11 @@ import anyio
 
 from mdservice.client.reader import Prices, PricesStatus
 from mdservice.clock import Clock
-from mdservice.errors import MDServiceError
+from mdservice.errors import MDServiceError, PositionsError
 from mdservice.gateway.alerting import Alerting
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.gateway.risk import Risk
+from mdservice.gateway.webhook import Webhook
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.observability.logging import get_logger, masked
@@ -62,6 +64,11 @@ class PnlTracker:
         alerting: Checks the alert rules, or None.
         read_from: The source of an answer's prices.
         clock: The time.
+        risk: Judges the limits.
+        webhook: Gets alerts and changes of the breaker, or None; closed with the tracker.
+
+    Attributes:
+        risk: As given.
     """
 
     def __init__(
@@ -73,7 +80,11 @@ class PnlTracker:
         alerting: Alerting | None,
         read_from: ReadFrom,
         clock: Clock,
+        risk: Risk,
+        webhook: Webhook | None = None,
     ) -> None:
+        self.risk = risk
+        self._webhook = webhook
         self._positions = positions
         self._followed = FollowedPrices(open_prices, self._quote_came)
         self._redis = redis
@@ -127,6 +138,8 @@ class PnlTracker:
             found.append(f"the prices are out of date: {reason}")
         if (reason := self._followed.conflict()) is not None:
             found.append(reason)
+        if self._webhook is not None and self._webhook.dropped:
+            found.append(f"{self._webhook.dropped} messages did not reach the webhook, see the log")
         return found
 
     def unusable(self) -> str | None:
@@ -150,6 +163,28 @@ class PnlTracker:
         positions = await self._positions.current(polled=self._running)
         self._take(positions)
         return positions
+
+    async def problems(self) -> list[str]:
+        """Why positions or prices are not known, so that limits cannot be judged.
+
+        Takes the current positions first. Empty without limits.
+        """
+        if not self.risk.has_limits:
+            return []
+        found = []
+        try:
+            await self.current_positions()
+        except PositionsError as exc:
+            found.append(str(exc))
+        else:
+            if (reason := self._positions.warning()) is not None:
+                found.append(f"the positions are out of date: {reason}")
+        reason = self._followed.error()
+        if reason is None and self._followed.status() is None:
+            reason = "not connected to Redis yet"
+        if reason is not None:
+            found.append(f"the prices are out of date: {reason}")
+        return found
 
     async def report(self) -> PnlReport:
         """All positions at their current prices.
@@ -207,6 +242,9 @@ class PnlTracker:
                 tasks.start_soon(self._keep, self._tick)
                 if self._alerting is not None:
                     tasks.start_soon(self._keep, self._alerting.publish)
+                if self._webhook is not None:
+                    tasks.start_soon(self._keep, self._webhook.run)
+                tasks.start_soon(self._keep, self.risk.run)
                 self._running = True
                 try:
                     yield
@@ -221,6 +259,8 @@ class PnlTracker:
         """Close all connections."""
         self._redis.close()
         await self._positions.aclose()
+        if self._webhook is not None:
+            await self._webhook.aclose()
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
         """Log an unexpected failure of one part, so that it does not end the gateway."""
@@ -285,13 +325,16 @@ class PnlTracker:
         while True:
             await anyio.sleep(_TICK_S)
             self._learn(self._followed.service())
-            if self._alerting is not None:
-                self._alerting.look(self._engine)
+            self._judge()
+
+    def _judge(self) -> None:
+        if self._alerting is not None:
+            self._alerting.look(self._engine)
+        self.risk.look()
 
     def _notify(self) -> None:
         """Wake the streams after a change."""
-        if self._alerting is not None:
-            self._alerting.look(self._engine)
+        self._judge()
         if self._waiting:
             self._changed.set()
             self._changed = anyio.Event()

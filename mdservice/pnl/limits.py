@@ -5,24 +5,25 @@ Numbers are exact. A limit is crossed beyond its level; the level itself is with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 from itertools import chain
 from typing import Any, Final, Literal
 
 import attrs
+import msgspec
 
 from mdservice.model.symbol import EVERY_SYMBOL, is_option
 from mdservice.pnl.alerts import Alert
-from mdservice.pnl.breaker import Breaker
+from mdservice.pnl.breaker import Breaker, encode_breaker
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding, Totals
 from mdservice.pnl.measures import age_s, of_holding, of_totals
 from mdservice.pnl.numbers import EXACT, ZERO, percentage, short
 from mdservice.pnl.rules import TOTAL, AlertRule, Kind, parse_rule
 
-__all__ = ["LimitState", "Limits", "Order"]
+__all__ = ["LimitState", "Limits", "Order", "encode_risk"]
 
 _SIZES: Final = frozenset({"qty", "value"})
 _OPTION_MULTIPLIER: Final = Decimal(100)
@@ -139,15 +140,12 @@ class Limits:
         """The limits that hold: crossed, and not come back."""
         return [crossing for of in self._crossed.values() for crossing in of.values()]
 
-    def is_judged(self, rule: str, subject: str) -> bool:
-        """Whether a limit can be judged, or does not exist any more.
+    def has(self, rule: str) -> bool:
+        """Whether there is a limit with this text."""
+        return any(rule == one.text for one in self.rules)
 
-        Args:
-            rule: The text of the limit.
-            subject: Its symbol, or ``total``.
-        """
-        if all(rule != one.text for one in self.rules):
-            return True
+    def is_judged(self, subject: str) -> bool:
+        """Whether the limits of a symbol, or of the ``total``, can be judged."""
         if subject == TOTAL:
             return not self._unusable and not self._day_unknown
         return subject not in self._blind
@@ -277,6 +275,22 @@ class Limits:
             level = Fraction(rule.level)
             if value < level if rule.direction == "below" else value > level:
                 yield f"{rule.text}: {subject} would be at {_shown(value)}"
+
+
+def encode_risk(breaker: Breaker, states: Sequence[LimitState], blind: Sequence[str]) -> bytes:
+    """``{"breaker":{…},"limits":[{"rule":…,"subject":…,"value":…,"used":…}],"blind":[…]}``."""
+    limits = [
+        {
+            "rule": state.rule,
+            "subject": state.subject,
+            "value": None if state.value is None else msgspec.Raw(short(state.value).encode()),
+            "used": None if state.used is None else msgspec.Raw(short(state.used).encode()),
+        }
+        for state in states
+    ]
+    return msgspec.json.encode(
+        {"breaker": msgspec.Raw(encode_breaker(breaker)), "limits": limits, "blind": blind}
+    )
 
 
 @attrs.frozen

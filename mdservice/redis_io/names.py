@@ -16,6 +16,8 @@ __all__ = [
     "ALERT_CHANNEL",
     "ANNOUNCE_EVERY_S",
     "BATCH_CHANNEL",
+    "BREAKER_CHANNEL",
+    "BREAKER_KEY",
     "GONE_AFTER_S",
     "INSTANCES_CHANNEL",
     "PRICE_CHANNEL",
@@ -32,6 +34,9 @@ __all__ = [
 PRICE_CHANNEL: Final = QUOTES.event
 STATUS_CHANNEL: Final = "feed.status"
 ALERT_CHANNEL: Final = "pnl.alert"
+BREAKER_KEY: Final = "risk:breaker"
+"""The state of the gateway's circuit breaker. It has no time to live."""
+BREAKER_CHANNEL: Final = "risk.breaker"
 BATCH_CHANNEL: Final = QUOTES.marker
 """The channel of the message before each batch of events: which service sent how many prices."""
 INSTANCES_CHANNEL: Final = "mdservice.instances"
@@ -42,7 +47,20 @@ GONE_AFTER_S: Final = 3.5
 """A service whose last announcement is older than this has ended: it missed three."""
 
 _COMMANDS: Final = (
-    *("multi", "exec", "set", "get", "mget", "expire", "del", "scan", "publish", "subscribe"),
+    *(
+        "multi",
+        "exec",
+        "watch",
+        "unwatch",
+        "set",
+        "get",
+        "mget",
+        "expire",
+        "del",
+        "scan",
+        "publish",
+        "subscribe",
+    ),
     *("xadd", "xread", "xrange", "xrevrange", "xinfo"),
     *("ping", "select", "client", "info", "role"),
 )
@@ -155,6 +173,11 @@ class RedisNames:
         """The key that names the service which writes to this database."""
         return f"{self.prefix}mdservice:instance".encode()
 
+    @property
+    def breaker_key(self) -> bytes:
+        """The key of the circuit breaker: ``b"risk:breaker"``."""
+        return f"{self.prefix}{BREAKER_KEY}".encode()
+
     def channel(self, name: str) -> bytes:
         """A channel's full name: ``price.updated`` → ``b"desk1:price.updated"``."""
         return f"{self.prefix}{name}".encode()
@@ -177,12 +200,13 @@ class RedisNames:
             *(kind.event for kind in KINDS),
             STATUS_CHANNEL,
             ALERT_CHANNEL,
+            BREAKER_CHANNEL,
             *(kind.marker for kind in KINDS),
             INSTANCES_CHANNEL,
         )
         keys = [f"{kind.key_prefix}*" for kind in KINDS if kind.has_key]
         keys += [kind.stream.name for kind in KINDS if kind.stream is not None]
-        keys += ["mdservice:*", *([] if event_log is None else [event_log])]
+        keys += ["mdservice:*", BREAKER_KEY, *([] if event_log is None else [event_log])]
         rules = [f"~{self.prefix}{pattern}" for pattern in keys]
         rules.append("resetchannels")
         rules += [f"&{self.prefix}{channel}" for channel in channels]

@@ -54,6 +54,8 @@ _CA_FILES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _CA_FOLDER: Final = "SSL_CERT_DIR"
 _CLOSE_LIMIT_S: Final = 2.0
 _MOST_CONNECTIONS: Final = 20
+_SHORT_BYTES: Final = 65_536
+"""The limit of an answer whose body is not wanted."""
 _WRONG_HOST: Final = "use a host name that the certificate is made for"
 _WRONG_TIME: Final = "check this machine's clock, and the certificate's dates"
 _CERTIFICATE_ADVICE: Final = {9: _WRONG_TIME, 10: _WRONG_TIME, 62: _WRONG_HOST, 64: _WRONG_HOST}
@@ -314,7 +316,7 @@ class HttpAnswer:
 
 
 class HttpClient:
-    """GET requests for every REST use of one program; any failure is one :class:`HttpFailed`.
+    """Requests for every HTTP use of one program; any failure is one :class:`HttpFailed`.
 
     Each part calls :meth:`prepare` with its URL in its constructor, so that a bad environment
     variable is a configuration error at the start. Redirects are not followed, so headers and
@@ -378,19 +380,66 @@ class HttpClient:
         Raises:
             HttpFailed
         """
+        encodings = "gzip" if compressed else "identity"
+        response = await self._ask(
+            "GET",
+            url,
+            params=params,
+            headers={"Accept-Encoding": encodings, **(headers or {})},
+            auth=auth,
+            timeout_s=timeout_s,
+            most_bytes=most_bytes,
+            any_status=any_status,
+            ask_twice=ask_twice,
+        )
+        return _decompressed(response, most_bytes, compressed=compressed)
+
+    async def post(
+        self, url: str, content: bytes, *, headers: Mapping[str, str], timeout_s: float
+    ) -> int:
+        """Send a POST request; return the status of the answer, without its body.
+
+        Args:
+            url: The URL, without a login.
+            content: The body.
+            headers: Headers of the request.
+            timeout_s: The limit of each wait for the network.
+
+        Raises:
+            HttpFailed
+        """
+        answer = await self._ask(
+            "POST",
+            url,
+            content=content,
+            headers=headers,
+            timeout_s=timeout_s,
+            most_bytes=_SHORT_BYTES,
+        )
+        return answer.status
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str],
+        auth: tuple[str, str] | None = None,
+        timeout_s: float,
+        most_bytes: int,
+        any_status: bool = False,
+        ask_twice: bool = False,
+    ) -> HttpAnswer:
         import httpx
 
         found = _DIRECT
-        encodings = "gzip" if compressed else "identity"
         try:
             found = self.prepare(url)
             client = self._client_for(found.proxy, secure=_by_tls(url))
             request = client.build_request(
-                "GET",
-                url,
-                params=params,
-                headers={"Accept-Encoding": encodings, **(headers or {})},
-                timeout=timeout_s,
+                method, url, params=params, content=content, headers=headers, timeout=timeout_s
             )
             way = (found.proxy, _by_tls(url), request.url.netloc)
             try:
@@ -415,7 +464,7 @@ class HttpClient:
             raise HttpFailed(f"does not answer in time{found.hint}", "timeout") from exc
         except Exception as exc:  # whatever the library raises is a request that failed
             raise HttpFailed(f"{root_cause(exc)}{tls_advice(exc)}{found.hint}", "network") from exc
-        return _decompressed(response, most_bytes, compressed=compressed)
+        return response
 
     def _client_for(self, proxy: str | None, *, secure: bool) -> httpx.AsyncClient:
         client = self._clients.get((proxy, secure))

@@ -207,8 +207,23 @@ class Settings:
     alerts: tuple[str, ...] = setting(
         (),
         values.parse_alerts,
-        "Rules of the gateway's, with ; between: 'AAPL pnl < -500; total pct < -2; TSLA stale'.",
+        "Rules of the gateway's, with ; between: 'AAPL pnl < -500; total pct < -2; TSLA stale'. "
+        "With trip behind a rule, it is a limit too.",
         metavar="RULE;RULE",
+    )
+    limits: tuple[str, ...] = setting(
+        (),
+        values.parse_limits,
+        "Rules that trip the gateway's circuit breaker, with ; between: 'AAPL qty > 100; * value > "
+        "20000; total day_pnl < -2000; total exposure > 100000'.",
+        metavar="RULE;RULE",
+    )
+    alert_webhook: str | None = setting(
+        None,
+        values.url("http", "https"),
+        "Where the gateway sends alerts and changes of the breaker, as JSON by POST.",
+        metavar="URL",
+        secret=True,
     )
     redis_url: str | None = setting(
         None,

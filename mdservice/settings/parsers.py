@@ -38,6 +38,7 @@ __all__ = [
     "parse_http_address",
     "parse_key_pairs",
     "parse_key_prefix",
+    "parse_limits",
     "parse_optional",
     "parse_positions",
     "parse_secret",
@@ -337,6 +338,15 @@ def parse_positions(value: object) -> str:
 
 def parse_alerts(value: object) -> tuple[str, ...]:
     """``AAPL pnl < -500; total pct < -2``, or a list of such rules."""
+    return _rules(value, "alert rule")
+
+
+def parse_limits(value: object) -> tuple[str, ...]:
+    """``AAPL qty > 100; total day_pnl < -2000``, or a list of such rules."""
+    return _rules(value, "limit")
+
+
+def _rules(value: object, what: str) -> tuple[str, ...]:
     from mdservice.pnl.rules import parse_rule
 
     rules = value.split(";") if isinstance(value, str) else value
@@ -344,7 +354,7 @@ def parse_alerts(value: object) -> tuple[str, ...]:
         raise ValueError("must be a list of rules, such as 'AAPL pnl < -500'")  # noqa: TRY004 - a bad value, to the caller
     found = [str(rule).strip() for rule in rules if str(rule).strip()]
     for rule in found:
-        parse_rule(rule)
+        parse_rule(rule, what)
     return tuple(found)
 
 

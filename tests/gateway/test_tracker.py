@@ -13,10 +13,12 @@ import attrs
 import pytest
 
 from mdservice.errors import StoreUnavailable
+from mdservice.gateway.risk import Risk
 from mdservice.gateway.tracker import FollowedPrices, PnlTracker
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.limits import Limits
 from mdservice.positions.cache import PositionCache
 from mdservice.redis_io.names import Instance
 from mdservice.testing import FakePositions, VirtualClock
@@ -112,14 +114,16 @@ class Bench:
 def bench() -> Iterator[Bench]:
     clock, prices, keys = VirtualClock(), FakePrices(), FakeKeys()
     source = FakePositions([Position("AAPL", Decimal(10), Decimal(150))])
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
     tracker = PnlTracker(
         PositionCache(source, 5.0, clock),
         keys,  # type: ignore[arg-type]
         prices.open,  # type: ignore[arg-type]
-        PnlEngine(stale_after_s=60, price_ttl_s=300),
+        engine,
         None,
         "live",
         clock,
+        Risk(Limits(()), engine, keys, clock),  # type: ignore[arg-type]
     )
     yield Bench(tracker, source, prices, keys, clock)
     prices.close()

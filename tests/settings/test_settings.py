@@ -79,6 +79,8 @@ def test_defaults_are_the_contracts(tmp_path: Path) -> None:
         max_spread=10.0,
         gateway_positions=None,
         alerts=(),
+        limits=(),
+        alert_webhook=None,
         redis_url=None,
         price_ttl=300,
         event_log=None,
@@ -284,6 +286,12 @@ BAD = {
     "positions_interval": ["0", "-1", "nan", "inf", "soon", "1e400"],
     "gateway_positions": ["x", "https://"],
     "alerts": ["AAPL", "AAPL pnl < -500; AAPL pnl", "total stale"],
+    "limits": [
+        "AAPL",
+        "AAPL value > 5 trip; AAPL exposure > 5",
+        "total qty > 1",
+        "A qty > 1 tripp",
+    ],
     "redis_url": ["localhost:6379", "http://x", "unix://", "redis://x:port"],
     "renew_prices": ["maybe", "2", "on off"],
     "price_ttl": ["0", "-3", "1.5", "five", "1e3", "9" * 30],
@@ -366,6 +374,7 @@ GOOD = {
     "max_spread": (" 2.5 % ", 2.5),
     "gateway_positions": ("http://localhost:8000/api/v1/positions",) * 2,
     "alerts": ("aapl pnl<-500 ;; * stale;", ("aapl pnl<-500", "* stale")),
+    "limits": ("aapl qty>5 ;; total exposure > 9 trip", ("aapl qty>5", "total exposure > 9 trip")),
     "redis_url": ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
     "renew_prices": ("Off", False),
     "price_ttl": ("1", 1),
@@ -992,3 +1001,16 @@ def test_a_single_quotation_mark_of_a_key_is_refused(value: str) -> None:
 
 def test_a_redis_url_needs_no_host() -> None:
     assert parse_url("redis://", "redis") == "redis://"
+
+
+def test_the_webhook_is_a_url_and_a_secret() -> None:
+    url = "https://hooks.example/T0/SECRET"
+    settings = load({"MDSERVICE_ALERT_WEBHOOK": url})
+    assert settings.alert_webhook == url
+    assert url in settings.secret_values()
+    assert "SECRET" not in repr(settings) + repr(settings.shown())
+    for bad in ("hooks.example/SECRET", "ftp://x/SECRET", "https:///SECRET"):
+        with pytest.raises(ConfigurationError) as raised:
+            load({"MDSERVICE_ALERT_WEBHOOK": bad})
+        assert "SECRET" not in str(raised.value)
+        assert "alert_webhook" in str(raised.value)

@@ -96,7 +96,9 @@ async def _watch(
         raise service.failure
     settings = _of_the_service(settings, service)
     source = settings.gateway_positions or settings.positions
-    tracker = make_tracker(source, settings, read_from="live", symbols=chosen, clock=clock)
+    tracker = make_tracker(
+        source, settings, read_from="live", symbols=chosen, judges=False, clock=clock
+    )
     async with tracker.running(), anyio.create_task_group() as tasks:
         tasks.start_soon(service.poll)
         market = MarketWatch(chosen)

@@ -12,9 +12,10 @@ import anyio
 import attrs
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from mdservice.clock import SystemClock
+from mdservice.gateway import trading_allowed
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.router import tracker_router
 from mdservice.model.payload import encode_quote
@@ -76,6 +77,7 @@ async def open_gateway(
     price_ttl: int = 300,
     positions_interval: float = 0.05,
     max_spread: float = 10.0,
+    api_token: str | None = None,
     **options: Any,
 ) -> AsyncIterator[Gateway]:
     source = source if source is not None else FakePositions()
@@ -84,8 +86,14 @@ async def open_gateway(
         price_ttl=price_ttl,
         positions_interval=positions_interval,
         max_spread=max_spread,
+        api_token=api_token,
     )
     app = FastAPI()
+
+    @app.post("/orders", dependencies=[Depends(trading_allowed)])
+    async def place_order() -> str:
+        return "placed"
+
     tracker = make_tracker(source, settings, redis_url=valkey.url, **options)
     app.include_router(tracker_router(tracker))
     transport = httpx.ASGITransport(app=app)
