@@ -15,7 +15,7 @@ from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.alerts import Alert
 from mdservice.pnl.breaker import CLOSED, Breaker, encode_breaker, reset_at, tripped_by
 from mdservice.pnl.engine import PnlEngine
-from mdservice.pnl.limits import Limits, Order, encode_risk
+from mdservice.pnl.limits import Limits, Order, encode_risk, has_price
 from mdservice.pnl.numbers import short
 from mdservice.pnl.rules import parse_rule
 from mdservice.runtime.backoff import Backoff
@@ -112,6 +112,10 @@ class Risk:
         """The breaker, the limits now, and why they cannot be judged; see :func:`encode_risk`."""
         states = self._limits.states(self._engine, self._clock.utc_ns())
         return encode_risk(breaker, states, blind)
+
+    def has_price(self, symbol: str) -> bool:
+        """Whether the price of a symbol can be used, or need not be."""
+        return not self.has_limits or has_price(self._engine.at(symbol, self._clock.utc_ns()))
 
     def objections(self, order: Order, breaker: Breaker) -> list[str]:
         """Why an order is not allowed; empty if it is."""

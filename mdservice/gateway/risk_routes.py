@@ -64,6 +64,9 @@ class _OwnJudge:
             breaker = await tracker.risk.breaker()
         except (StoreError, ConfigurationError) as exc:
             raise HTTPException(503, f"the breaker is not known: {exc}") from exc
+        if tracker.risk.blind():
+            # Events of a price may have been missed, or not have come yet.
+            await tracker.read_keys()
         return breaker, problems + tracker.risk.blind()
 
 
@@ -160,6 +163,8 @@ def risk_router(tracker: PnlTracker) -> APIRouter:
         """
         order = _read_order(await request.body())
         breaker, blind = await judge.verdict()
+        if not tracker.risk.has_price(order.symbol):
+            await tracker.read_keys([order.symbol])
         reasons = list(dict.fromkeys([*blind, *tracker.risk.objections(order, breaker)]))
         answer = {"allowed": not reasons, "reasons": reasons}
         return Response(msgspec.json.encode(answer), media_type=_JSON)

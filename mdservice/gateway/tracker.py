@@ -196,7 +196,7 @@ class PnlTracker:
         """
         self._take(await self._positions.current(polled=self._running))
         if not self._live:
-            await self._read_keys()
+            await self.read_keys()
         return self._engine.report(self._clock.utc_ns())
 
     async def updates(self, ended: Callable[[], bool]) -> AsyncIterator[PnlReport]:
@@ -282,8 +282,14 @@ class PnlTracker:
             self._unusable = _unusable(self._engine.problems())
             self._notify()
 
-    async def _read_keys(self) -> None:
-        symbols, asked_ns = self._engine.symbols, self._clock.utc_ns()
+    async def read_keys(self, symbols: Sequence[str] | None = None) -> None:
+        """Take the prices that stand in the keys; a failure is in :meth:`warnings`.
+
+        Args:
+            symbols: Whose keys; None for those of all positions.
+        """
+        symbols = self._engine.symbols if symbols is None else symbols
+        asked_ns = self._clock.utc_ns()
         try:
             found = await self._redis.prices(symbols)
         except MDServiceError as exc:
@@ -292,7 +298,7 @@ class PnlTracker:
         self._keys_error = None
         self._learn(self._redis.service)
         now_ns = self._clock.utc_ns()
-        holding_of, update, gone = self._engine.holding, self._engine.update, []
+        holding_of, update, gone = self._engine.known, self._engine.update, []
         for symbol in symbols:
             holding = holding_of(symbol)
             if holding is not None and holding.heard_ns >= asked_ns:

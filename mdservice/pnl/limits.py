@@ -23,7 +23,7 @@ from mdservice.pnl.measures import age_s, of_holding, of_totals
 from mdservice.pnl.numbers import EXACT, ZERO, percentage, short
 from mdservice.pnl.rules import TOTAL, AlertRule, Kind, parse_rule
 
-__all__ = ["LimitState", "Limits", "Order", "encode_risk"]
+__all__ = ["LimitState", "Limits", "Order", "encode_risk", "has_price"]
 
 _SIZES: Final = frozenset({"qty", "value"})
 _OPTION_MULTIPLIER: Final = Decimal(100)
@@ -275,6 +275,11 @@ class Limits:
             level = Fraction(rule.level)
             if value < level if rule.direction == "below" else value > level:
                 yield f"{rule.text}: {subject} would be at {_shown(value)}"
+
+
+def has_price(holding: Holding | None) -> bool:
+    """Whether the price of a symbol can be used for limits."""
+    return holding is not None and _unusable(holding) is None
 
 
 def encode_risk(breaker: Breaker, states: Sequence[LimitState], blind: Sequence[str]) -> bytes:

@@ -122,6 +122,18 @@ def test_a_size_that_has_tripped_can_be_reduced(run: Run) -> None:
     run(body, FakePositions([held("AAPL")]), limits=["* value > 900"])
 
 
+def test_a_price_that_stands_only_in_its_key_is_used(run: Run) -> None:
+    async def body(gateway: Gateway) -> None:
+        await until(gateway, lambda found: found["blind"] == ["AAPL: no price is known"])
+        gateway.write(gateway.quote("AAPL", 100, 100), publish=False)
+        gateway.write(gateway.quote("MSFT", 100, 100), publish=False)
+        assert await placed(gateway) == 200
+        assert await check(gateway, "buy", 1, symbol="MSFT") == []
+        assert await check(gateway, "buy", 1, symbol="NVDA") == ["NVDA: no price is known"]
+
+    run(body, FakePositions([held("AAPL")]), limits=["* value > 5000"])
+
+
 @pytest.mark.parametrize(
     "order",
     [
