@@ -20,6 +20,7 @@ TESTED = {
     *("my_prices.py", "my_pnl.py", "my_records.py", "embed_fastapi.py"),
     *("line_exchange.py", "feed_driver.py"),  # test_example_feed_driver.py
     "sqlite_store.py",  # test_example_sqlite_store.py
+    "place_orders.py",  # test_e2e_orders.py
 }
 
 
