@@ -78,6 +78,7 @@ async def open_gateway(
     positions_interval: float = 0.05,
     max_spread: float = 10.0,
     api_token: str | None = None,
+    alert_webhook: str | None = None,
     **options: Any,
 ) -> AsyncIterator[Gateway]:
     source = source if source is not None else FakePositions()
@@ -87,6 +88,7 @@ async def open_gateway(
         positions_interval=positions_interval,
         max_spread=max_spread,
         api_token=api_token,
+        alert_webhook=alert_webhook,
     )
     app = FastAPI()
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
+import threading
 from collections.abc import Callable
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import anyio
@@ -12,12 +16,15 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI
 
+from mdservice.client.discovery import GivenServer
 from mdservice.errors import PositionsUnavailable
 from mdservice.gateway import trading_allowed
 from mdservice.gateway.make import make_tracker
+from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk_routes import BreakerAnswer, CheckAnswer, RiskAnswer
 from mdservice.gateway.serve import serve_gateway
 from mdservice.model.position import Position
+from mdservice.pnl.breaker import Breaker
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 from tests.integration.gateway.conftest import Gateway, exact, open_gateway
@@ -261,6 +268,84 @@ def test_two_gateways_share_a_breaker_which_a_restart_keeps(run: Run, valkey: An
         assert len(messages) == 1
 
     run(body, FakePositions([held("AAPL")]), limits=["AAPL qty > 5"])
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_many_gateways_change_the_breaker_once(valkey: Any, backend: str) -> None:
+    tripped_by_one = Breaker("tripped", "A qty > 1", "A", Decimal(2), "2026-11-20T15:51:44Z")
+    changes: list[bool] = []
+
+    def trip(found: Breaker | None) -> Breaker | None:
+        return None if found is not None and found.tripped else tripped_by_one
+
+    async def one_gateway() -> None:
+        calls = RedisCalls(GivenServer(valkey.url))
+        try:
+            standing, changed = await calls.change_breaker(trip)
+        finally:
+            calls.close()
+        assert standing == tripped_by_one
+        changes.append(changed)
+
+    async def main() -> None:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(20):
+                    tasks.start_soon(one_gateway)
+
+    anyio.run(main, backend=backend)
+    assert sorted(changes) == [False] * 19 + [True]
+
+
+class Hook(BaseHTTPRequestHandler):
+    """Fails once, then keeps what is posted."""
+
+    def do_POST(self) -> None:
+        received: list[tuple[str | None, bytes]] = self.server.received  # type: ignore[attr-defined]
+        body = self.rfile.read(int(self.headers["content-length"]))
+        received.append((self.headers["x-mdservice-signature"], body))
+        self.send_response(503 if len(received) == 1 else 200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_alerts_and_the_breaker_go_to_the_webhook(run: Run, valkey: Any) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    received: list[tuple[str | None, bytes]] = []
+    server.received = received  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    async def body(gateway: Gateway) -> None:
+        gateway.write(gateway.quote("AAPL", 140, 140))
+        await until(gateway, tripped)
+        while len(received) < 3:
+            await anyio.sleep(0.02)
+        with valkey.client() as client:
+            content = client.get("risk:breaker")
+        bodies = [body for _, body in received]
+        assert bodies[0] == bodies[1]
+        assert set(bodies) > {content}
+        assert {json.loads(body).get("kind") for body in bodies} == {"pnl", None}
+        for signature, body in received:
+            digest = hmac.new(b"token", body, hashlib.sha256).hexdigest()
+            assert signature == f"sha256={digest}"
+
+    try:
+        run(
+            body,
+            FakePositions([held("AAPL")]),
+            alerts=["AAPL pnl < -50 trip"],
+            alert_webhook=f"http://127.0.0.1:{server.server_port}/hook",
+            api_token="token",
+        )
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_a_key_that_is_no_breaker_stops_trading(run: Run, valkey: Any) -> None:
