@@ -130,3 +130,14 @@ class Reference:
         priced = [row for row in rows if row[-1] != "unpriced"]
         total = sum((Fraction(str(row[4])) for row in priced), Fraction())
         return Whole(rows, total, len(priced), len(rows) - len(priced))
+
+    def values(self) -> tuple[Fraction, Fraction]:
+        """The market value of all positions, and the sum of the symbols' absolute ones."""
+        of_symbol: dict[str, Fraction] = {}
+        for position in self.positions:
+            row = self.row(position, 0)
+            qty, price = row[1], row[3]
+            if isinstance(qty, Fraction) and isinstance(price, Fraction):
+                value = qty * price * Fraction(position.multiplier)
+                of_symbol[position.symbol] = of_symbol.get(position.symbol, Fraction()) + value
+        return sum(of_symbol.values(), Fraction()), sum(map(abs, of_symbol.values()), Fraction())

@@ -90,6 +90,12 @@ def test_a_message_never_has_an_exponent() -> None:
         ("* price < 95", [0, -5, -6, -4, -6], [-6, -6]),
         ("total pnl < -5", [0, -6, -4, -6], [-6, -6]),
         ("total pct > 5", [0, 6, 4, 6], [6, 6]),
+        ("A value > 105 trip", [0, 5, 6, 7, 4, 6], [6, 6]),
+        ("A qty > 0", [0, 5], [0]),
+        ("total exposure > 105", [0, 6, 4, 6], [6, 6]),
+        ("total value > 105", [0, 6, 4, 6], [6, 6]),
+        ("* day_pnl > 0", [5], []),
+        ("total day_pnl > 0", [5], []),
     ],
 )
 def test_each_crossing_is_reported_once(rule: str, values: list[float], told: list[float]) -> None:

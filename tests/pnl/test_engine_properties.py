@@ -142,6 +142,11 @@ def without_problem(whole: Whole) -> Whole:
     return attrs.evolve(whole, rows=[row[:8] for row in whole.rows])
 
 
+def values(engine: PnlEngine) -> tuple[Fraction, Fraction]:
+    """The market value and the exposure of all."""
+    return Fraction(engine.totals.market_value), Fraction(engine.totals.exposure)
+
+
 def by_symbol(rows: list[PlainRow]) -> dict[object, list[PlainRow]]:
     found = defaultdict(list)
     for row in rows:
@@ -162,6 +167,7 @@ def test_agrees_with_the_contract_asked_often_or_once(
         assert without_problem(Whole.of(often.report(told.now_ns))) == expected
     report = once.report(told.now_ns)
     assert without_problem(Whole.of(report)) == told.reference.whole(told.now_ns)
+    assert values(often) == told.reference.values()
     for row, position in zip(report.positions, told.reference.positions, strict=True):
         unreadable = None in (row.qty, row.avg_entry_price)
         assert (row.problem is not None) == (position.problem is not None or unreadable)
