@@ -38,6 +38,16 @@ Orders and trades are reported on the stream of trade updates, at
     simulator.reject_orders()
     simulator.end_day()  # orders expire; last_equity, lastday_price and average prices change
 
+A day of the account, whose figures can be counted again from ``activities``, ``trades``,
+``balances``, ``positions`` and ``history``::
+
+    simulator.trade("AAPL", 10, "187.5")
+    simulator.halt("AAPL")
+    simulator.market_open = False  # the close: stocks and options stop, crypto goes on
+    simulator.set_market_hours("2026-11-27T09:30:00-05:00", "2026-11-27T13:00:00-05:00")
+    simulator.end_day()
+    simulator.market_open = True
+
 Crypto, options and news have their own streams and markets, which make the records of whatever
 clients subscribe to: ``mdservice.simulator.crypto``, ``options`` and ``news``.
 

@@ -80,6 +80,8 @@ class RestApi:
     ) -> None:
         self.faults = RestFaults()
         self.market_open = True
+        self.market_hours: tuple[str, str] | None = None
+        """Next open and next close; None for the usual ones."""
         self.requests: deque[RestRequest] = deque(maxlen=requests_size)
         self._account = account
         self._limit = None if rate_limit is None else RateLimit(rate_limit)
@@ -165,7 +167,7 @@ class RestApi:
             raise RefusedRequest(_FORBIDDEN, 0, "forbidden.")
 
     def _clock(self, call: Call) -> bytes:
-        return encode_clock(call.now_ns, is_open=self.market_open)
+        return encode_clock(call.now_ns, is_open=self.market_open, hours=self.market_hours)
 
 
 @attrs.frozen
@@ -205,11 +207,11 @@ def _cut(response: Response) -> None:
     response.body = _half(bytes(response.body))
 
 
-def encode_clock(now_ns: int, *, is_open: bool) -> bytes:
+def encode_clock(now_ns: int, *, is_open: bool, hours: tuple[str, str] | None = None) -> bytes:
     """``{"timestamp":"…","is_open":true,"next_open":"…","next_close":"…"}``, New York's time.
 
-    ``is_open`` is the configured state; the next times fit it, by the usual hours of
-    the days from Monday to Friday, without holidays.
+    ``is_open`` is the configured state. Unless ``hours`` has the next open and close, they fit
+    it, by the usual hours of the days from Monday to Friday, without holidays.
     """
     second, fraction = divmod(now_ns, 1_000_000_000)
     now = datetime.fromtimestamp(second, UTC).astimezone(ZoneInfo("America/New_York"))
@@ -219,6 +221,7 @@ def encode_clock(now_ns: int, *, is_open: bool) -> bytes:
     else:
         next_open = _next(now, _OPENS)
         next_close = _next(next_open, _CLOSES)
+    opens, closes = hours or (next_open.isoformat(), next_close.isoformat())
     # Python's text ends with microseconds; the offset follows the nanoseconds.
     text = now.isoformat()
     stamp = f"{text[:19]}.{fraction:09d}{text[19:]}"
@@ -226,8 +229,8 @@ def encode_clock(now_ns: int, *, is_open: bool) -> bytes:
         {
             "timestamp": stamp,
             "is_open": is_open,
-            "next_open": next_open.isoformat(),
-            "next_close": next_close.isoformat(),
+            "next_open": opens,
+            "next_close": closes,
         }
     )
 

@@ -37,7 +37,15 @@ from mdservice.simulator.faults import (
     SendError,
     SlowRest,
 )
-from mdservice.simulator.feeds import FEEDS, TRADING, SimFeed, StreamName, feed_at
+from mdservice.simulator.feeds import (
+    FEEDS,
+    OPTIONS,
+    STOCKS,
+    TRADING,
+    SimFeed,
+    StreamName,
+    feed_at,
+)
 from mdservice.simulator.http import (
     RECENT_SIP,
     RECENT_SIP_MESSAGE,
@@ -50,7 +58,7 @@ from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.markets import MARKETS
 from mdservice.simulator.memory import MemoryByteStream, memory_stream_pair
 from mdservice.simulator.orders import Order, Orders, Update
-from mdservice.simulator.paper_account import Activity, PaperAccount, Trade
+from mdservice.simulator.paper_account import Activity, Balances, PaperAccount, Trade
 from mdservice.simulator.positions import Holding
 from mdservice.simulator.rest import RestApi, RestRequest
 from mdservice.simulator.rest_trading import TradingApi
@@ -70,6 +78,7 @@ from mdservice.simulator.wire import (
 __all__ = ["ConnectionInfo", "ReceivedMessage", "Simulator", "open_simulator"]
 
 _FEED_PATH = "/v2/iex"
+_WITH_HOURS = (STOCKS, OPTIONS)
 _GOING_AWAY = 1001
 _FAREWELL_S = 0.5
 _MASKED = ("key", "secret", "key_id", "secret_key")
@@ -578,6 +587,11 @@ class Simulator:
         return self._paper_account.activities
 
     @property
+    def balances(self) -> Balances:
+        """The account's cash, what its positions are worth, and its last day's equity."""
+        return self._paper_account.balances()
+
+    @property
     def positions(self) -> tuple[Holding, ...]:
         """The open ones, in the order in which they were opened."""
         return tuple(self._paper_account.book)
@@ -589,12 +603,25 @@ class Simulator:
 
     @property
     def market_open(self) -> bool:
-        """The answer of ``/v2/clock``, which may be set. It does not affect quotes."""
+        """The answer of ``/v2/clock``, which may be set.
+
+        While it is False, the markets of stocks and options make no records by themselves;
+        crypto and news go on, and so does what a test sends.
+        """
         return self._rest.market_open
 
     @market_open.setter
     def market_open(self, is_open: bool) -> None:
         self._rest.market_open = is_open
+
+    def set_market_hours(self, next_open: str, next_close: str) -> None:
+        """Answer ``/v2/clock`` with these times in the place of the usual hours.
+
+        Args:
+            next_open: RFC 3339, ``2026-11-27T09:30:00-05:00``.
+            next_close: Likewise.
+        """
+        self._rest.market_hours = next_open, next_close
 
     @property
     def rest_requests(self) -> Sequence[RestRequest]:
@@ -756,7 +783,7 @@ class Simulator:
             source.follow(wanted)
             if source.symbols and market not in self._running:
                 self._running.add(market)
-                self._tasks.start_soon(self._run_market, source)
+                self._tasks.start_soon(self._run_market, market, source)
 
     def first_records(self, kind: SimKind[S], symbols: AbstractSet[str]) -> Sequence[S]:
         """What a request to subscribe to these symbols brings at once."""
@@ -770,11 +797,13 @@ class Simulator:
 
     # Its tasks.
 
-    async def _run_market(self, source: Source) -> None:
-        """Make a market's records and send them, for ever."""
+    async def _run_market(self, market: SimMarket, source: Source) -> None:
+        """Make a market's records and send them, for ever; none while its exchanges are closed."""
         started_s = anyio.current_time()
         while True:
             await anyio.sleep(self.config.slice_s)
+            if market.feed in _WITH_HOURS and not self.market_open:
+                continue
             elapsed_s = anyio.current_time() - started_s
             self._publish_all(source.make(elapsed_s, self._clock.utc_ns()))
 

@@ -167,6 +167,10 @@ async def test_the_clock_is_set_by_the_test(autojump_clock: MockClock) -> None:
         }
         simulator.market_open = False
         assert (await client.get(CLOCK)).json()["is_open"] is False
+        simulator.set_market_hours("2026-11-27T09:30:00-05:00", "2026-11-27T13:00:00-05:00")
+        clock = (await client.get(CLOCK)).json()
+        assert clock["next_open"] == "2026-11-27T09:30:00-05:00"
+        assert clock["next_close"] == "2026-11-27T13:00:00-05:00"
 
 
 @pytest.mark.parametrize("path", [f"{QUOTES}?symbols=A", f"{LATEST}?symbols=A", CLOCK])

@@ -115,6 +115,9 @@ async def test_the_end_of_the_day_moves_last_prices_and_averages(
         assert (row["qty"], row["current_price"], row["change_today"]) == ("10", "140", "0")
         account = await ask(client, ACCOUNT)
         assert account["equity"] == account["last_equity"] == "100500"
+        balances = simulator.balances
+        assert (balances.cash, balances.long_value) == (D(99_100), D(1_400))
+        assert balances.exact_equity == balances.last_equity == D(100_500)
         simulator.trade("KO", 1, 62)
         assert (await ask(client, "/v2/positions/KO"))["lastday_price"] == "60.5"
 

@@ -33,8 +33,11 @@ from mdservice.simulator import (
     Slow,
     Spoil,
     Trade,
+    crypto,
     open_simulator,
+    options,
 )
+from mdservice.simulator.stocks import QUOTES
 
 NOW_NS = 1_795_189_904_000_000_000
 
@@ -751,3 +754,29 @@ async def test_there_are_no_trades_unasked(autojump_clock: MockClock) -> None:
     async with stopped(positions=DEMO_POSITIONS) as simulator:
         await trio.sleep(1_000)
         assert not simulator.trades
+
+
+async def test_stocks_and_options_stop_while_the_market_is_closed(
+    dial: Any, autojump_clock: MockClock
+) -> None:
+    async with opened(rate=200, crypto_rate=200, options_rate=200) as simulator:
+        kinds = {"stocks": QUOTES, "crypto": crypto.QUOTES, "options": options.QUOTES}
+        followed = {
+            "/v2/iex": "AAPL",
+            "/v1beta3/crypto/us": "BTC/USD",
+            "/v1beta1/indicative": "AAPL261218C00200000",
+        }
+        for path, symbol in followed.items():
+            websocket = await dial(simulator, msgpack=True, path=path)
+            await websocket.login(symbol)
+        await simulator.until(lambda s: all(s.made[kind] for kind in kinds.values()))
+        simulator.market_open = False
+        before = {feed: simulator.made[kind] for feed, kind in kinds.items()}
+        await trio.sleep(60)
+        after = {feed: simulator.made[kind] for feed, kind in kinds.items()}
+        assert after == {**before, "crypto": after["crypto"]}
+        assert after["crypto"] > before["crypto"] + 1_000
+        simulator.market_open = True
+        await simulator.until(
+            lambda s: all(s.made[kind] > after[feed] for feed, kind in kinds.items())
+        )
