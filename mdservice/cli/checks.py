@@ -44,7 +44,7 @@ from mdservice.model.kinds import NEWS, QUOTES
 from mdservice.model.position import Position
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.masking import mask_url
-from mdservice.positions.parse import NOT_A_STOCK
+from mdservice.positions.parse import NOT_FOLLOWED
 from mdservice.positions.sources import (
     NO_CONTENT,
     OK,
@@ -552,7 +552,7 @@ def _judged(positions: Sequence[Position], where: str) -> CheckResult:
     """Accept every position with a valid format, also those whose symbols are not subscribed."""
     others = 0
     for number, position in enumerate(positions, 1):
-        if position.problem == NOT_A_STOCK:
+        if position.problem == NOT_FOLLOWED:
             others += 1
         elif position.problem is not None:
             return failed(
@@ -560,7 +560,7 @@ def _judged(positions: Sequence[Position], where: str) -> CheckResult:
                 f"{where}: position {number} {position.problem}",
                 "give each position its symbol, qty and avg_entry_price",
             )
-    not_followed = f", {others} of them {NOT_A_STOCK} and not followed" if others else ""
+    not_followed = f", {others} of them of an asset class without a feed" if others else ""
     return passed("positions", f"{where} holds {len(positions)}{not_followed}")
 
 

@@ -23,6 +23,7 @@ from mdservice.gateway.risk import Risk, make_limits
 from mdservice.gateway.tracker import PnlTracker, ReadFrom
 from mdservice.gateway.webhook import Webhook
 from mdservice.model.position import Position
+from mdservice.model.symbol import spellings
 from mdservice.observability.logging import get_logger
 from mdservice.pnl.engine import PnlEngine
 from mdservice.positions import sources
@@ -46,12 +47,15 @@ _FIELDS: Final = (
     "avg_entry_price",
     "side",
     "multiplier",
+    "asset_class",
+    "current_price",
+    "lastday_price",
     "currency",
     "swap_rate",
     "usd",
     "problem",
 )
-_PRICE: Final = "avg_entry_price"
+_PRICES: Final = ("avg_entry_price", "current_price", "lastday_price")
 _UNREADABLE: Final = b'{"symbol":"?"}'
 _ABSENT: Final = object()
 _DICT: Final = frozenset({dict})
@@ -81,7 +85,7 @@ def make_tracker(
         redis_url: The Redis with the prices; by default that of the settings, or else that of the
             service, with its key prefix if the settings have none.
         read_from: The source of an answer's prices.
-        symbols: The only symbols to use; empty for all.
+        symbols: The only symbols to use, pairs with their slash or without; empty for all.
         alerts: Rules in addition to those of the settings.
         limits: Limits in addition to those of the settings.
         judges: Whether to judge the limits, and to call the webhook; False for a program that only
@@ -102,6 +106,7 @@ def make_tracker(
     calls = RedisCalls(server)
     source = _source(positions, settings)
     own = isinstance(source, FunctionPositions)
+    priced = tuple(dict.fromkeys(chain.from_iterable(map(spellings, symbols))))
     engine = PnlEngine(
         stale_after_s=settings.stale_after,
         price_ttl_s=settings.price_ttl,
@@ -117,7 +122,7 @@ def make_tracker(
     return PnlTracker(
         PositionCache(source, _AT_ONCE_S if own else settings.positions_interval, clock, symbols),
         calls,
-        partial(open_prices, redis_url, symbols, prefix=prefix, socket=settings.socket),
+        partial(open_prices, redis_url, priced, prefix=prefix, socket=settings.socket),
         engine,
         alerting,
         read_from,
@@ -255,9 +260,9 @@ def _values(row: object, fields: Sequence[str]) -> Sequence[object]:
 
 
 def _in_dollars(block: object) -> object:
-    """The values of ``usd``, a mapping or an object; None if it has no price."""
-    (price,) = _values(block, (_PRICE,))
-    return None if price is _ABSENT else {_PRICE: _plain(price)}
+    """The prices of ``usd``, a mapping or an object; None if it has none."""
+    prices = zip(_PRICES, _values(block, _PRICES), strict=True)
+    return {name: _plain(price) for name, price in prices if price is not _ABSENT} or None
 
 
 def _plain(value: object) -> object:

@@ -18,7 +18,7 @@ from mdservice.errors import ConfigurationError, InvalidSymbol, StoreError
 from mdservice.gateway.risk import StillHolds
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.http_api.schemas import Answer, Problem
-from mdservice.model.symbol import parse_symbol
+from mdservice.model.symbol import parse_symbol, spellings
 from mdservice.pnl.breaker import Breaker, encode_breaker
 from mdservice.pnl.limits import Order
 from mdservice.pnl.numbers import sums_up
@@ -164,7 +164,7 @@ def risk_router(tracker: PnlTracker) -> APIRouter:
         order = _read_order(await request.body())
         breaker, blind = await judge.verdict()
         if not tracker.risk.has_price(order.symbol):
-            await tracker.read_keys([order.symbol])
+            await tracker.read_keys(spellings(order.symbol))
         reasons = list(dict.fromkeys([*blind, *tracker.risk.objections(order, breaker)]))
         answer = {"allowed": not reasons, "reasons": reasons}
         return Response(msgspec.json.encode(answer), media_type=_JSON)

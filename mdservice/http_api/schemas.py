@@ -218,9 +218,22 @@ class HeldPosition(Answer):
 
 
 class ToldPosition(HeldPosition):
-    """A position with its optional fields."""
+    """A position with everything that its source says of it."""
 
-    multiplier: float = Field(default=1, description="Only if it is not 1.")
+    asset_class: Literal["us_equity", "crypto", "us_option"] = Field(
+        description="The source's, or that of the symbol's form.", examples=["us_equity"]
+    )
+    multiplier: float | None = Field(
+        description="Shares in one unit of `qty`; null if unreadable.", examples=[1]
+    )
+    current_price: float | None = Field(
+        description="What the source has as the price now; null if it gives none.",
+        examples=[187.13],
+    )
+    lastday_price: float | None = Field(
+        description="The price at the last close; null if the source gives none.",
+        examples=[185.4],
+    )
     problem: str | None = Field(default=None, description="Why its symbol is not subscribed.")
 
 

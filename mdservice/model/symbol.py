@@ -11,8 +11,10 @@ __all__ = [
     "EVERY_SYMBOL",
     "is_option",
     "is_symbol",
+    "pair_of",
     "parse_symbol",
     "parse_symbols",
+    "spellings",
     "without_slash",
 ]
 
@@ -22,6 +24,8 @@ EVERY_SYMBOL = "*"
 _SYMBOL = re.compile(r"[A-Z0-9][A-Z0-9./_-]{0,31}", re.ASCII)
 _OPTION = re.compile(r"[A-Z][A-Z0-9]{0,5}[0-9]{6}[CP][0-9]{8}", re.ASCII)
 """Root, expiry, call or put, strike in thousandths. Source: OCC, Options Symbology Initiative."""
+_CURRENCIES = ("USDT", "USDC", "USDG", "USD", "EUR", "GBP", "BTC", "ETH")
+"""What pairs are quoted in, the longest first. Source: Alpaca, crypto trading, supported pairs."""
 _SHOWN = 32
 _IN_RECORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]{0,31}", re.ASCII)
 
@@ -54,6 +58,20 @@ def parse_symbol(text: str) -> str:
 def without_slash(symbol: str) -> str:
     """The symbol as Alpaca's news and trading API write it: ``BTC/USD`` → ``BTCUSD``."""
     return symbol.replace("/", "")
+
+
+def pair_of(symbol: str) -> str | None:
+    """The pair that a name without a slash stands for, or None: ``BTCUSD`` → ``BTC/USD``."""
+    for currency in _CURRENCIES:
+        if symbol.endswith(currency) and (base := symbol.removesuffix(currency)):
+            return None if "/" in base else f"{base}/{currency}"
+    return None
+
+
+def spellings(symbol: str) -> tuple[str, ...]:
+    """The symbols of the feed that a name may stand for: itself, and the pair, if it is one."""
+    pair = pair_of(symbol)
+    return (symbol,) if pair is None else (symbol, pair)
 
 
 def is_option(symbol: str) -> bool:

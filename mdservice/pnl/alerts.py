@@ -14,7 +14,7 @@ from itertools import chain
 import attrs
 import msgspec
 
-from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.symbol import EVERY_SYMBOL, spellings
 from mdservice.model.timestamps import format_ns
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding
@@ -79,7 +79,8 @@ class AlertRules:
         self.rules = tuple({rule.text: rule for rule in rules}.values())
         self._of_symbol: dict[str, list[AlertRule]] = {}
         for rule in self.rules:
-            self._of_symbol.setdefault(rule.symbol, []).append(rule)
+            for symbol in spellings(rule.symbol):
+                self._of_symbol.setdefault(symbol, []).append(rule)
         self._of_total = self._of_symbol.pop(TOTAL, [])
         self._of_each = self._of_symbol.pop(EVERY_SYMBOL, [])
         self._crossed: dict[str, set[str]] = {}

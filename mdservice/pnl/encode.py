@@ -98,10 +98,11 @@ class PnlEncoder:
 
 
 def encode_positions(positions: Iterable[Position], warnings: Sequence[str] = ()) -> bytes:
-    """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``, in their order.
+    """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00,…}]}``, in their order.
 
-    A value that is unreadable, not a JSON number or far too long is null. ``multiplier`` is present
-    if it is not 1, ``problem`` if there is one. Parsing the JSON gives the same positions.
+    The other fields are ``asset_class``, ``multiplier``, ``current_price``, ``lastday_price``, and
+    ``problem`` if there is one. A value that is unknown, not a JSON number or far too long is null.
+    Parsing the JSON gives the same positions.
 
     Args:
         positions: As their source sent them.
@@ -116,6 +117,10 @@ def encode_positions(positions: Iterable[Position], warnings: Sequence[str] = ()
 
 
 def _more(position: Position) -> str:
-    multiplier, problem = position.multiplier, position.problem
-    found = "" if multiplier == 1 else f',"multiplier":{_given(shown(multiplier))}'
-    return found if problem is None else f'{found},"problem":{_json(problem)}'
+    problem = "" if position.problem is None else f',"problem":{_json(position.problem)}'
+    return (
+        f',"asset_class":"{position.asset_class}","multiplier":{_given(shown(position.multiplier))}'
+        f',"current_price":{_given(shown(position.current_price))}'
+        f',"lastday_price":{_given(shown(position.lastday_price))}'
+        f"{problem}"
+    )

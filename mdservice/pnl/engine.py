@@ -15,7 +15,7 @@ from typing import Final
 
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote, mid_number
-from mdservice.model.symbol import is_option
+from mdservice.model.symbol import is_option, pair_of
 from mdservice.pnl.holding import Holding, Totals
 from mdservice.pnl.numbers import EXACT, to_price
 from mdservice.pnl.rows import PnlReport, Row
@@ -43,7 +43,7 @@ class PnlEngine:
 
     A quote with neither side, or with too wide a spread, is not usable: the last usable quote, the
     mark, stays the price, and its row is stale until the next usable quote. Without a mark, the
-    price is the ``previous_price`` of the position, and stale.
+    price is the ``current_price`` or ``lastday_price`` of the position, and stale.
 
     Quotes of symbols without a position are accepted too. The newest of each is kept, so that a
     new position has its price at once. Prices of closed positions are kept as well.
@@ -141,12 +141,18 @@ class PnlEngine:
         return self.version != version
 
     def holding(self, symbol: str) -> Holding | None:
-        """The holding of a symbol, or None if it is not held. Read only."""
-        return self._held.get(symbol)
+        """The holding of a symbol, or None if it is not held. Read only.
+
+        Like the next two methods, it takes a pair with its slash or without.
+        """
+        return self._held.get(symbol) or self._held.get(pair_of(symbol) or symbol)
 
     def known(self, symbol: str) -> Holding | None:
         """The holding of a symbol that is held or had a quote, or None. Read only."""
-        return self._held.get(symbol) or self._remembered.get(symbol)
+        found = self._held.get(symbol) or self._remembered.get(symbol)
+        if found is None and (pair := pair_of(symbol)) is not None:
+            found = self._held.get(pair) or self._remembered.get(pair)
+        return found
 
     def at(self, symbol: str, now_ns: int) -> Holding | None:
         """As :meth:`known`, with the age of its price judged at that time."""
@@ -169,7 +175,7 @@ class PnlEngine:
 
     @property
     def held_symbols(self) -> list[str]:
-        """All symbols that are held, in the order of their source."""
+        """The feed's symbols of all that is held, in the order of their source."""
         return list(dict.fromkeys(holding.symbol for holding, _ in self._places))
 
     def set_positions(self, positions: Sequence[Position]) -> bool:
@@ -188,10 +194,10 @@ class PnlEngine:
         lots: dict[str, list[Position]] = {}
         places: list[tuple[str, int]] = []
         for position in positions:
-            of_symbol = lots.setdefault(position.symbol, [])
-            places.append((position.symbol, len(of_symbol)))
+            of_symbol = lots.setdefault(position.priced_by, [])
+            places.append((position.priced_by, len(of_symbol)))
             of_symbol.append(position)
-        moved = places != [(holding.symbol, place) for holding, place in self._places]
+        moved = _names(positions) != _names(self._positions)
         for symbol in self._held.keys() - lots.keys():
             self._close(self._held.pop(symbol))
         for symbol, of_symbol in lots.items():
@@ -428,3 +434,8 @@ class PnlEngine:
                 self._touch(holding)
             else:
                 self._aged[holding.symbol] = holding
+
+
+def _names(positions: Sequence[Position]) -> list[tuple[str, str]]:
+    """What says to which row and to which price each lot belongs."""
+    return [(position.symbol, position.priced_by) for position in positions]

@@ -23,7 +23,7 @@ class Holding:
     """One symbol. Only the engine changes it.
 
     Attributes:
-        symbol: ``AAPL``.
+        symbol: That of the feed: ``AAPL``, ``BTC/USD``.
         positions: Its lots in the source's order; empty if it is not held.
         priceable: The number of lots without a problem.
         quote: The newest quote, or None.
@@ -104,7 +104,7 @@ class Holding:
     def has_other_prices(self, positions: Sequence[Position]) -> bool:
         """Whether its price is from the source, and equal lots now have another price."""
         return self.mark is None and any(
-            known.previous_price != position.previous_price
+            known.current_price != position.current_price
             for known, position in zip(self.positions, positions, strict=True)
         )
 
@@ -139,7 +139,7 @@ class Holding:
         return rows
 
     def _row(self, lot: _Lot, when: str | None) -> Row:
-        symbol, qty, avg, price = self.symbol, lot.qty, lot.avg_entry_price, self.price
+        symbol, qty, avg, price = lot.symbol, lot.qty, lot.avg_entry_price, self.price
         if lot.problem is not None:
             return Row(symbol, qty, avg, None, None, None, None, "unpriced", lot.problem)
         if price is None:
@@ -227,7 +227,8 @@ class _Lot:
     """A position with the parts of its P&L that do not depend on the price.
 
     Attributes:
-        qty: That of the position, with 0 without its sign.
+        symbol: That of the position.
+        qty: Likewise, with 0 without its sign.
         avg_entry_price: Likewise.
         problem: Why it is never priced, or None. With a problem, the following are 0.
         units: Shares: ``qty`` x multiplier.
@@ -235,6 +236,7 @@ class _Lot:
         hundredth: One per cent of ``|qty|`` x ``avg_entry_price`` x multiplier.
     """
 
+    symbol: str
     qty: Decimal | None
     avg_entry_price: Decimal | None
     problem: str | None
@@ -247,11 +249,11 @@ def _lot(position: Position) -> _Lot:
     qty, avg = shown(position.qty), shown(position.avg_entry_price)
     problem = position.problem or _problem(position)
     if problem is not None or qty is None or avg is None:
-        return _Lot(qty, avg, problem)
+        return _Lot(position.symbol, qty, avg, problem)
     units = EXACT.multiply(qty, position.multiplier)
     minus_paid = EXACT.minus(EXACT.multiply(units, avg))
     hundredth = EXACT.scaleb(minus_paid if qty < 0 else EXACT.minus(minus_paid), -2)
-    return _Lot(qty, avg, None, units, minus_paid, hundredth)
+    return _Lot(position.symbol, qty, avg, None, units, minus_paid, hundredth)
 
 
 def _problem(position: Position) -> str | None:
@@ -268,9 +270,10 @@ def _problem(position: Position) -> str | None:
 
 
 def _previous_price(positions: Sequence[Position], lots: Sequence[_Lot]) -> Decimal | None:
-    """The price of a share from the source of the lots."""
-    for position, lot in zip(positions, lots, strict=True):
-        price = position.previous_price
-        if lot.problem is None and price is not None and sums_up(price):
-            return price
+    """The price of a share from the source of the lots: the present one, else the last close."""
+    good = [each for each, lot in zip(positions, lots, strict=True) if lot.problem is None]
+    for prices in ((each.current_price for each in good), (each.lastday_price for each in good)):
+        for price in prices:
+            if price is not None and sums_up(price):
+                return price
     return None

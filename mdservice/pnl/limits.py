@@ -14,7 +14,8 @@ from typing import Any, Final, Literal
 import attrs
 import msgspec
 
-from mdservice.model.symbol import EVERY_SYMBOL, is_option
+from mdservice.model.position import asset_class_of, default_multiplier
+from mdservice.model.symbol import EVERY_SYMBOL, spellings
 from mdservice.pnl.alerts import Alert
 from mdservice.pnl.breaker import Breaker, encode_breaker
 from mdservice.pnl.engine import PnlEngine
@@ -26,7 +27,6 @@ from mdservice.pnl.rules import TOTAL, AlertRule, Kind, parse_rule
 __all__ = ["LimitState", "Limits", "Order", "encode_risk", "has_price"]
 
 _SIZES: Final = frozenset({"qty", "value"})
-_OPTION_MULTIPLIER: Final = Decimal(100)
 _MOST_NAMED: Final = 20
 """How many symbols the reasons for blindness name."""
 _SHOWN: Final = Context(prec=30, rounding=ROUND_HALF_EVEN)
@@ -85,7 +85,8 @@ class Limits:
         self.rules = tuple({rule.text: rule for rule in rules}.values())
         self._of_symbol: dict[str, list[AlertRule]] = {}
         for rule in self.rules:
-            self._of_symbol.setdefault(rule.symbol, []).append(rule)
+            for symbol in spellings(rule.symbol):
+                self._of_symbol.setdefault(symbol, []).append(rule)
         self._of_total = self._of_symbol.pop(TOTAL, [])
         self._of_each = self._of_symbol.pop(EVERY_SYMBOL, [])
         self._crossed: dict[str, dict[str, Alert]] = {}
@@ -263,12 +264,12 @@ class Limits:
         """The limits that the position, or the total, would be beyond."""
         would, totals = _would_be(order, holding), engine.totals
         day = holding.day_pnl if holding.positions else holding.day_pnl or ZERO
-        measures = {order.symbol: _measures(would, _Rest(day_pnl=day))}
+        measures = {holding.symbol: _measures(would, _Rest(day_pnl=day))}
         if self._of_total:
             day = totals.day_pnl if engine.positions else ZERO
             measures[TOTAL] = _measures(would, _rest(holding, totals, day))
-        for rule in chain(self._rules_of(order.symbol), self._of_total):
-            subject = TOTAL if rule.symbol == TOTAL else order.symbol
+        for rule in chain(self._rules_of(holding.symbol), self._of_total):
+            subject = TOTAL if rule.symbol == TOTAL else holding.symbol
             value = measures[subject].get(rule.kind)
             if value is None or rule.level is None:
                 continue
@@ -386,12 +387,12 @@ def _would_be(order: Order, holding: Holding) -> _WouldBe:
 def _multiplier(holding: Holding) -> Decimal:
     if holding.positions:
         return holding.positions[0].multiplier
-    return _OPTION_MULTIPLIER if is_option(holding.symbol) else Decimal(1)
+    return default_multiplier(asset_class_of(holding.symbol))
 
 
 def _reduces(order: Order, holding: Holding, breaker: Breaker) -> bool:
     """Whether an order reduces the position whose size has tripped the breaker."""
-    if breaker.subject != order.symbol or breaker.rule is None:
+    if breaker.subject != holding.symbol or breaker.rule is None:
         return False
     try:
         kind = parse_rule(breaker.rule).kind

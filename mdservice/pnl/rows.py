@@ -16,7 +16,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """One lot at its symbol's price. All amounts are exact, in the currency of the feed.
 
     Attributes:
-        symbol: ``AAPL``.
+        symbol: As the source wrote it: ``AAPL``, ``BTCUSD``.
         qty: Negative for a short position; None if unreadable.
         avg_entry_price: None if unreadable.
         current_price: The mid of the newest usable quote, or else the price from the position's

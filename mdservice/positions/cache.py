@@ -32,7 +32,8 @@ class PositionCache:
         source: The source of the positions.
         interval_s: How old they may be, seconds; if 0, each :meth:`current` asks the source.
         clock: The time.
-        symbols: Keep only positions in these symbols; empty means all.
+        symbols: Keep only positions in these symbols, as the source or the feed writes them; empty
+            means all.
 
     Attributes:
         interval_s: As given.
@@ -132,7 +133,11 @@ class PositionCache:
     def _chosen(self, positions: Sequence[Position]) -> tuple[Position, ...]:
         if not self._symbols:
             return tuple(positions)
-        return tuple(each for each in positions if each.symbol in self._symbols)
+        return tuple(
+            each
+            for each in positions
+            if not self._symbols.isdisjoint((each.symbol, each.priced_by))
+        )
 
     def _keep(self, positions: tuple[Position, ...]) -> None:
         before, self.positions = self.positions, positions

@@ -6,9 +6,12 @@ A row of an account in another currency has a ``swap_rate`` and a ``usd`` block.
 from that block, since the feed's prices are in dollars. Without the block the row has a problem,
 because today's rate is not the rate of the day on which the position was opened.
 
+A symbol with a slash is crypto, one in the OCC form an option. Any other is of the row's class, or
+a stock if the row has none.
+
 Source: Alpaca, trading API, "All open positions": a bare list, numbers as strings, ``side``
-``long`` or ``short``, ``asset_class`` ``us_equity`` for stocks; ``swap_rate`` and ``usd`` for
-local-currency accounts.
+``long`` or ``short``, ``asset_class`` ``us_equity``, ``us_option`` or ``crypto``; ``swap_rate`` and
+``usd`` for local-currency accounts.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from typing import Final, TypeVar
 import msgspec
 
 from mdservice.errors import InvalidSymbol, PositionsRefused, PositionsUnavailable
-from mdservice.model.position import Position
-from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol
+from mdservice.model.position import AssetClass, Position, asset_class_of, default_multiplier
+from mdservice.model.symbol import EVERY_SYMBOL, is_option, parse_symbol
 
 __all__ = [
     "MOST_BYTES",
     "MOST_ROWS",
-    "NOT_A_STOCK",
+    "NOT_FOLLOWED",
     "NotJson",
     "parse_positions",
 ]
@@ -34,15 +37,24 @@ __all__ = [
 MOST_BYTES: Final = 16 * 1024 * 1024
 """Of one answer or file."""
 MOST_ROWS: Final = 20_000
-NOT_A_STOCK: Final = "not a stock"
-"""The problem of a valid position in something other than a stock."""
+NOT_FOLLOWED: Final = "is of an asset class without a feed"
+"""The problem of a valid position in something else than stocks, crypto and options."""
 
 _MOST_FIELDS = 50
 """Of a row, on average; bounds the memory that a huge list of trifles takes."""
 _MOST_DIGITS_BEFORE, _MOST_DIGITS_AFTER = 30, 60
 """The decimal point; beyond any quantity, and sums of them stay exact and short."""
 _SHOWN = 32
-_SIDES, _STOCKS = ("", "long", "short"), ("", "us_equity", "equity", "stock")
+_SIDES = ("", "long", "short")
+_CLASSES: Final[dict[str, AssetClass]] = {
+    "us_equity": "us_equity",
+    "equity": "us_equity",
+    "stock": "us_equity",
+    "": "us_equity",
+    "crypto": "crypto",
+    "us_option": "us_option",
+    "option": "us_option",
+}
 _FIELDS = ("symbol", "qty", "avg_entry_price")
 _NUMBERS = ("qty", "avg_entry_price", "multiplier")
 _FORM = 'a list of positions or {"positions": [...]}'
@@ -181,23 +193,26 @@ def _position(raw: msgspec.Raw) -> Position:
         row = found
     qty, multiplier = row.qty, row.multiplier
     price, problem = row.avg_entry_price, None
-    prices: _Row | _Dollars = row
+    prices: _Row | _Dollars | None = row
     if row.usd is not _NULL or row.swap_rate is not _NULL or row.currency is not None:
         price, problem, block = _in_dollars(price, row.usd, row.swap_rate, row.currency)
-        prices = block or row
+        prices = block or (row if problem is None else None)
     if price is None or not (
         _is_usable(qty) and _is_usable(price) and (multiplier is None or _is_usable(multiplier))
     ):
         return _position_of_broken(raw)
     qty = _signed(qty, row.side)
     symbol, wrong_symbol = _symbol(row.symbol)
+    asset_class, wrong_class = _class(symbol, row.asset_class)
     return Position(
         symbol,
         qty,
         price,
-        _ONE if multiplier is None else multiplier,
-        wrong_symbol or _problem_of(row, qty, price) or problem,
-        _previous(prices.current_price) or _previous(prices.lastday_price),
+        default_multiplier(asset_class) if multiplier is None else multiplier,
+        wrong_symbol or _problem_of(row, qty, price) or wrong_class or problem,
+        None if prices is None else _price(prices.current_price),
+        None if prices is None else _price(prices.lastday_price),
+        asset_class,
     )
 
 
@@ -238,7 +253,7 @@ def _in_dollars(
     return price, problem, None
 
 
-def _previous(raw: msgspec.Raw) -> Decimal | None:
+def _price(raw: msgspec.Raw) -> Decimal | None:
     price = None if raw is _NULL else _number(raw)
     return price if price is not None and price > 0 else None
 
@@ -263,6 +278,15 @@ def _symbol(written: str) -> tuple[str, str | None]:
     return _shown(written), "has no valid symbol"
 
 
+def _class(symbol: str, written: str | None) -> tuple[AssetClass, str | None]:
+    """The class, and why a position of it cannot be priced."""
+    found = _CLASSES.get(_word(written))
+    asset_class = asset_class_of(symbol, found or "us_equity")
+    if asset_class == "us_option" and not is_option(symbol):  # or its price would be the stock's
+        return asset_class, "is an option whose symbol has not the OCC form"
+    return asset_class, NOT_FOLLOWED if found is None else None
+
+
 def _signed(qty: Decimal, side: str | None) -> Decimal:
     """The quantity, below 0 for a short position; exact, unlike ``-qty`` and ``abs(qty)``."""
     if not qty:
@@ -279,8 +303,6 @@ def _problem_of(row: _Row, qty: Decimal, price: Decimal) -> str | None:
         return "has a multiplier that is not above 0"
     if qty > 0 and _word(row.side) not in _SIDES:
         return "has a side that is neither long nor short"
-    if _word(row.asset_class) not in _STOCKS:
-        return NOT_A_STOCK
     return None
 
 
@@ -305,12 +327,15 @@ def _position_of_broken(raw: msgspec.Raw) -> Position:
         problem = _wrong_field(given, symbol, numbers)
     written = bytes(given.get("symbol", b"")).decode("utf-8", "replace")
     qty = numbers["qty"]
+    symbol = _shown(written) if symbol is None else _symbol(symbol)[0]
+    asset_class, _ = _class(symbol, _as(str, given.get("asset_class")))
     return Position(
-        _shown(written) if symbol is None else _symbol(symbol)[0],
+        symbol,
         qty if qty is None else _signed(qty, side),
         numbers["avg_entry_price"],
-        numbers["multiplier"] or _ONE,
+        numbers["multiplier"] or default_multiplier(asset_class),
         problem,
+        asset_class=asset_class,
     )
 
 

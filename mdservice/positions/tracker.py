@@ -110,7 +110,7 @@ class HeldSymbols:
         """The symbols of closed positions, with the time until which they stay followed."""
 
     def update(self, positions: Iterable[Position], now_s: float) -> tuple[str, ...]:
-        """The symbols to follow now, the most important first.
+        """The feed's symbols to follow now, the most important first.
 
         Args:
             positions: All positions; those with a problem, or with a quantity of 0, are not
@@ -121,7 +121,7 @@ class HeldSymbols:
         for position in positions:
             if position.problem is None and position.qty:
                 cost = position.qty * (position.avg_entry_price or 0) * position.multiplier
-                sizes[position.symbol] += abs(cost)
+                sizes[position.priced_by] += abs(cost)
         for symbol in self._held:
             if symbol not in sizes:
                 self._closed.setdefault(symbol, now_s + self._grace_s)

@@ -207,10 +207,11 @@ async def test_a_home_folder_of_an_unknown_user_is_configuration() -> None:
 
 
 async def test_alpacas_own_list_is_right() -> None:
-    rows = [{**POSITION, "side": "long", "asset_class": kind} for kind in ("us_equity", "crypto")]
+    kinds = ("us_equity", "crypto", "crypto_perp")
+    rows = [{**POSITION, "side": "long", "asset_class": kind} for kind in kinds]
     result = await check_positions(file_settings(json.dumps(rows)))
     assert result.outcome == "ok"
-    assert result.detail.endswith("holds 2, 1 of them not a stock and not followed")
+    assert result.detail.endswith("holds 3, 1 of them of an asset class without a feed")
 
 
 def test_a_result_is_frozen() -> None:

@@ -77,7 +77,8 @@ async def test_numbers_keep_every_digit(place: Place) -> None:
 async def test_a_row_in_another_currency_is_read_in_dollars(place: Place) -> None:
     place.hold([OF_ALPACA_IN_YEN, row("MSFT", swap_rate="150")])
     first, last = await place.source.fetch()
-    assert first == Position("AAPL", Decimal(10), Decimal(150))
+    assert first == Position("AAPL", Decimal(10), Decimal(150), lastday_price=Decimal(187))
+    assert first.current_price == Decimal("187.135")
     assert last.problem is not None
 
 

@@ -72,6 +72,8 @@ async def test_rows_in_another_currency_are_read_in_dollars() -> None:
     found = await FunctionPositions(lambda: rows).fetch()
     assert [each.avg_entry_price for each in found[:2]] == [150, 150]
     assert [each.problem is None for each in found] == [True, True, False, False]
+    prices = [(each.current_price, each.lastday_price) for each in found]
+    assert prices == [(Decimal("187.135"), 187), *[(None, None)] * 3]
 
 
 class Detached:

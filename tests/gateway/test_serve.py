@@ -47,7 +47,9 @@ async def test_positions_are_answered_once_they_are_known(autojump_clock: Any) -
     source.always = None
     async with opened(source) as client:
         found = (await client.get(POSITIONS)).json()
-        assert found == {"positions": [{"symbol": "AAPL", "qty": 10, "avg_entry_price": 150}]}
+        row = {"symbol": "AAPL", "qty": 10, "avg_entry_price": 150, "asset_class": "us_equity"}
+        row |= {"multiplier": 1, "current_price": None, "lastday_price": None}
+        assert found == {"positions": [row]}
 
 
 async def test_old_positions_come_with_a_warning(autojump_clock: Any, monkeypatch: Any) -> None:

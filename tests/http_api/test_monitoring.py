@@ -209,11 +209,15 @@ async def test_no_answer_invites_other_origins(client: httpx.AsyncClient) -> Non
 async def test_positions_are_reported_exactly_as_they_came(
     client: httpx.AsyncClient, service: FakeService
 ) -> None:
-    service.held = [Position("AAPL", Decimal("-1.5"), Decimal("150.00")), NO_POSITION]
+    held = Position("AAPL", Decimal("-1.5"), Decimal("150.00"), current_price=Decimal("187.130"))
+    service.held = [held, NO_POSITION]
     answer = await client.get("/api/v1/positions")
     assert answer.content == (
-        b'{"positions":[{"symbol":"AAPL","qty":-1.5,"avg_entry_price":150.00},'
-        b'{"symbol":"?!","qty":null,"avg_entry_price":null,"problem":"has no valid symbol"}]}'
+        b'{"positions":[{"symbol":"AAPL","qty":-1.5,"avg_entry_price":150.00,'
+        b'"asset_class":"us_equity","multiplier":1,"current_price":187.130,"lastday_price":null},'
+        b'{"symbol":"?!","qty":null,"avg_entry_price":null,"asset_class":"us_equity",'
+        b'"multiplier":1,"current_price":null,"lastday_price":null,'
+        b'"problem":"has no valid symbol"}]}'
     )
 
 

@@ -400,7 +400,7 @@ def test_positions_of_the_service_come_whole_and_with_what_is_wrong(stage: Any) 
     assert f"there is no file {file}" in answer.text
     rows = [
         {"symbol": "AAPL", "qty": 2, "avg_entry_price": 100, "multiplier": 100},
-        {"symbol": "BTCUSD", "qty": 1, "avg_entry_price": 1, "asset_class": "crypto"},
+        {"symbol": "BTCUSDT", "qty": 1, "avg_entry_price": 1, "asset_class": "crypto_perp"},
     ]
     file.write_text(json.dumps(rows))
 
@@ -408,9 +408,12 @@ def test_positions_of_the_service_come_whole_and_with_what_is_wrong(stage: Any) 
         found = stage.exact(httpx.get(url, timeout=30).text)
         return found.get("priced") and found
 
-    aapl, crypto = stage.eventually(priced, within=WITHIN_S)["positions"]
+    aapl, other = stage.eventually(priced, within=WITHIN_S)["positions"]
     assert aapl["unrealized_pnl"] == 200 * (aapl["current_price"] - 100)
-    assert (crypto["status"], crypto["problem"]) == ("unpriced", "not a stock")
+    assert (other["status"], other["problem"]) == (
+        "unpriced",
+        "is of an asset class without a feed",
+    )
     file.unlink()
     missing = f"there is no file {file}"
     stage.eventually(

@@ -88,13 +88,16 @@ class Reference:
         return of_symbol[-1] if of_symbol else None
 
     def previous(self, symbol: str) -> Fraction | None:
-        for position in self.positions:
-            known = readable(position.qty), readable(position.avg_entry_price)
-            if position.symbol == symbol and position.problem is None and None not in known:
-                price = readable(position.previous_price)
-                if price is not None:
-                    return price
-        return None
+        good = [
+            position
+            for position in self.positions
+            if position.priced_by == symbol
+            and position.problem is None
+            and None not in (readable(position.qty), readable(position.avg_entry_price))
+        ]
+        prices = [each.current_price for each in good] + [each.lastday_price for each in good]
+        known = [price for price in map(readable, prices) if price is not None]
+        return known[0] if known else None
 
     def live(self, symbol: str, now_ns: int) -> bool:
         quote, heard_ns = self.newest(symbol) or (None, 0)
@@ -110,11 +113,12 @@ class Reference:
     def row(self, position: Position, now_ns: int) -> PlainRow:
         symbol = position.symbol
         qty, avg = readable(position.qty), readable(position.avg_entry_price)
-        quote, _ = self.newest(symbol) or (None, 0)
+        priced_by = position.priced_by
+        quote, _ = self.newest(priced_by) or (None, 0)
         if position.problem is not None or qty is None or avg is None:
             return symbol, qty, avg, None, None, None, None, "unpriced"
-        mark = self.mark(symbol)
-        price = self.previous(symbol) if mark is None else mid(mark)
+        mark = self.mark(priced_by)
+        price = self.previous(priced_by) if mark is None else mid(mark)
         of = quote if price is None else mark
         when = None if of is None else format_ns(of.ts_event_ns)
         if price is None:
@@ -122,7 +126,7 @@ class Reference:
         pnl = (price - avg) * qty * Fraction(position.multiplier)
         base = abs(qty) * avg * Fraction(position.multiplier)
         percent = round(pnl * 100 / base, 4) if base else None
-        status = "live" if self.live(symbol, now_ns) else "stale"
+        status = "live" if self.live(priced_by, now_ns) else "stale"
         return symbol, qty, avg, price, pnl, percent, when, status
 
     def whole(self, now_ns: int) -> Whole:
@@ -139,5 +143,6 @@ class Reference:
             qty, price = row[1], row[3]
             if isinstance(qty, Fraction) and isinstance(price, Fraction):
                 value = qty * price * Fraction(position.multiplier)
-                of_symbol[position.symbol] = of_symbol.get(position.symbol, Fraction()) + value
+                key = position.priced_by
+                of_symbol[key] = of_symbol.get(key, Fraction()) + value
         return sum(of_symbol.values(), Fraction()), sum(map(abs, of_symbol.values()), Fraction())

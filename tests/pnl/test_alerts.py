@@ -269,7 +269,7 @@ def test_a_closed_position_does_not_become_stale() -> None:
 
 def test_a_price_of_the_positions_source_is_in_the_total_alone() -> None:
     bench = Bench(*EVERY_RULE, held="")
-    lots = [Position("A", Decimal(1), Decimal(AVG), previous_price=Decimal(AVG - 6))]
+    lots = [Position("A", Decimal(1), Decimal(AVG), current_price=Decimal(AVG - 6))]
     bench.engine.set_positions(lots)
     assert bench.fired() == [
         ("total pnl < -5", "total", Decimal(-6)),
@@ -367,3 +367,16 @@ def test_reports_exactly_the_crossings(coming: list[tuple[str, object]]) -> None
                     expected.add((rule.text, symbol, number))
         assert sorted(bench.fired()) == sorted(expected)
         assert bench.fired() == []
+
+
+@pytest.mark.parametrize("name", ["BTCUSD", "BTC/USD"])
+def test_a_rule_matches_either_spelling_of_a_pair(name: str) -> None:
+    bench = Bench(f"{name} pnl < -5")
+    for asset_class, symbol in (("crypto", "BTCUSD"), ("crypto", "BTC/USD")):
+        bench.engine.set_positions(
+            [Position(symbol, Decimal(1), Decimal(AVG), asset_class=asset_class)]  # type: ignore[arg-type]
+        )
+        bench.quote(0, "BTC/USD")
+        assert bench.check() == []
+        bench.quote(-6, "BTC/USD")
+        assert len(bench.check()) == 1

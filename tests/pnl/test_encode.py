@@ -87,26 +87,42 @@ def test_no_positions() -> None:
 def test_positions_alone() -> None:
     lots = [
         Position("AAPL", Decimal(10), Decimal("150.00")),
-        Position("BTC/USD", Decimal("-1E-9"), Decimal("1E+5")),
+        Position("BTC/USD", Decimal("-1E-9"), Decimal("1E+5"), lastday_price=Decimal("65000.50")),
         Position("?", None, None, problem="unreadable"),
         Position("X", Decimal("NaN"), Decimal("1e999999")),
     ]
     assert encode_positions(lots) == (
-        b'{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00},'
-        b'{"symbol":"BTC/USD","qty":-0.000000001,"avg_entry_price":100000},'
-        b'{"symbol":"?","qty":null,"avg_entry_price":null,"problem":"unreadable"},'
-        b'{"symbol":"X","qty":null,"avg_entry_price":null}]}'
+        b'{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00,'
+        b'"asset_class":"us_equity","multiplier":1,"current_price":null,"lastday_price":null},'
+        b'{"symbol":"BTC/USD","qty":-0.000000001,"avg_entry_price":100000,'
+        b'"asset_class":"crypto","multiplier":1,"current_price":null,"lastday_price":65000.50},'
+        b'{"symbol":"?","qty":null,"avg_entry_price":null,"asset_class":"us_equity",'
+        b'"multiplier":1,"current_price":null,"lastday_price":null,"problem":"unreadable"},'
+        b'{"symbol":"X","qty":null,"avg_entry_price":null,"asset_class":"us_equity",'
+        b'"multiplier":1,"current_price":null,"lastday_price":null}]}'
     )
 
 
 def test_what_else_is_known_of_a_position_and_why_it_may_be_out_of_date() -> None:
-    lots = [Position("AAPL", Decimal(1), Decimal(2), multiplier=Decimal("1E+2"))]
+    lots = [
+        Position(
+            "BTCUSD",
+            Decimal(1),
+            Decimal(2),
+            multiplier=Decimal("1E+2"),
+            current_price=Decimal("2.50"),
+            lastday_price=Decimal("2.1"),
+            asset_class="crypto",
+        ),
+        Position("AAPL261218C00200000", Decimal(-1), Decimal(2)),
+        Position("?!", None, None, problem="has no valid symbol"),
+    ]
     body = encode_positions(lots, ["it is away"])
-    assert body == (
-        b'{"positions":[{"symbol":"AAPL","qty":1,"avg_entry_price":2,"multiplier":100}],'
-        b'"warnings":["it is away"]}'
-    )
-    assert parse_positions(body) == lots
+    assert b'"multiplier":100,"current_price":2.50,"lastday_price":2.1}' in body
+    assert body.endswith(b'],"warnings":["it is away"]}')
+    found = parse_positions(body)
+    assert found == lots
+    assert found[0].current_price == Decimal("2.50")
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_without_any_usable_quote_the_sources_price_counts_as_stale(
 ) -> None:
     def told(price: str | None) -> list[Position]:
         previous = None if price is None else Decimal(price)
-        return [attrs.evolve(lot("10", "150"), previous_price=previous), lot("-4", "150")]
+        return [attrs.evolve(lot("10", "150"), current_price=previous), lot("-4", "150")]
 
     engine = holding(*told("160"))
     for sides in quotes:
@@ -529,3 +529,42 @@ def test_what_is_held_and_what_was_heard_of_can_be_looked_up() -> None:
     assert engine.holding("IBM") is None
     assert engine.known("AAPL") is engine.holding("AAPL")
     assert engine.known("X") is None
+
+
+def test_a_pair_is_found_with_its_slash_or_without() -> None:
+    coins = attrs.evolve(lot("0.5", "60000", "BTCUSD"), asset_class="crypto")
+    engine = holding(coins, lot("0.25", "60000", "BTC/USD"))
+    assert engine.symbols == ("BTC/USD",)
+    engine.update(quote(62_000, 62_000, symbol="BTC/USD"), T_NS)
+    engine.update(quote(3_000, 3_000, symbol="ETH/USD"), T_NS)
+    rows = engine.report(T_NS).positions
+    assert [(row.symbol, row.unrealized_pnl) for row in rows] == [
+        ("BTCUSD", 1000),
+        ("BTC/USD", 500),
+    ]
+    for name in ("BTCUSD", "BTC/USD"):
+        found = engine.holding(name)
+        assert found is not None
+        assert found is engine.known(name) is engine.at(name, T_NS)
+        assert found.qty == Decimal("0.75")
+    assert engine.holding("ETHUSD") is None
+    assert engine.known("ETHUSD") is engine.at("ETH/USD", T_NS) is not None
+
+
+def test_a_stock_and_a_pair_of_one_name_have_each_their_price() -> None:
+    pair = attrs.evolve(lot("1", "1", "BTCUSD"), asset_class="crypto")
+    engine = holding(lot("1", "1", "BTCUSD"), pair)
+    engine.update(quote(2, 2, symbol="BTCUSD"), T_NS)
+    engine.update(quote(7, 7, symbol="BTC/USD"), T_NS)
+    assert [row.current_price for row in engine.report(T_NS).positions] == [2, 7]
+    stock = engine.holding("BTCUSD")
+    assert stock is not None
+    assert stock.price == 2
+
+
+def test_the_last_close_is_the_price_where_the_source_has_no_other() -> None:
+    lots = [attrs.evolve(lot("1", "150"), lastday_price=Decimal(160)), lot("1", "150")]
+    engine = holding(*lots)
+    assert [row.current_price for row in engine.report(T_NS).positions] == [160, 160]
+    engine.set_positions([lots[0], attrs.evolve(lots[1], current_price=Decimal(161))])
+    assert [row.current_price for row in engine.report(T_NS).positions] == [161, 161]

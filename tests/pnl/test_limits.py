@@ -551,3 +551,22 @@ def test_agrees_with_a_full_recount(
             order.symbol,
         )
         assert (reasons == []) is recount.allows(order, now_ns)
+
+
+@pytest.mark.parametrize("name", ["BTCUSD", "BTC/USD"])
+@pytest.mark.parametrize("ordered", ["BTCUSD", "BTC/USD"])
+def test_limits_and_orders_match_either_spelling_of_a_pair(name: str, ordered: str) -> None:
+    bench = Bench(f"{name} qty > 2")
+    pair = Position("BTCUSD", Decimal(1), Decimal(AVG), asset_class="crypto")
+    bench.engine.set_positions([pair])
+    bench.price("BTC/USD", 100)
+    assert bench.check() == []
+    assert [(value, used) for _, value, used in bench.used()] == [(1, Decimal("0.5"))]
+    assert bench.objections("buy", "1", symbol=ordered) == []
+    assert len(bench.objections("buy", "1.5", symbol=ordered)) == 1
+    bench.engine.set_positions([attrs.evolve(pair, qty=Decimal(3))])
+    [(_, subject, value)] = bench.check()
+    assert value == 3
+    tripped = Breaker("tripped", f"{name} qty > 2", subject, value, "")
+    assert bench.objections("sell", "1", symbol=ordered, breaker=tripped) == []
+    assert len(bench.objections("buy", "1", symbol=ordered, breaker=tripped)) == 1

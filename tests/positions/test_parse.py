@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mdservice.errors import PositionsError, PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
-from mdservice.positions.parse import MOST_BYTES, MOST_ROWS, NOT_A_STOCK, NotJson, parse_positions
+from mdservice.positions.parse import MOST_BYTES, MOST_ROWS, NOT_FOLLOWED, NotJson, parse_positions
 
 ROW = {"symbol": "AAPL", "qty": "10", "avg_entry_price": "150.00"}
 OF_ALPACA = {
@@ -101,7 +101,9 @@ def test_the_order_is_kept_and_a_symbol_may_come_twice() -> None:
 
 
 def test_alpacas_own_row_is_read() -> None:
-    assert parsed([OF_ALPACA]) == [Position("AAPL", Decimal(5), Decimal("100.0"))]
+    (position,) = parsed([OF_ALPACA])
+    assert position == Position("AAPL", Decimal(5), Decimal("100.0"), lastday_price=Decimal(119))
+    assert position.current_price == 120
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -260,10 +262,44 @@ def test_a_multiplier_is_kept() -> None:
         assert one(multiplier=value).problem == "has a multiplier that is not above 0"
 
 
-@pytest.mark.parametrize("kind", ["crypto", "us_option", "CRYPTO", "AssetClass.CRYPTO"])
-def test_what_is_no_stock_is_kept_with_that_problem(kind: str) -> None:
+OPTION = "AAPL261218C00200000"
+
+
+@pytest.mark.parametrize("kind", ["crypto", "CRYPTO", " Crypto", "AssetClass.CRYPTO"])
+def test_crypto_is_priced_by_its_pair(kind: str) -> None:
+    for symbol in ("BTCUSD", "btcusd", "BTC/USD"):
+        position = one(symbol=symbol, asset_class=kind)
+        assert position.problem is None
+        assert (position.symbol, position.asset_class) == (symbol.upper(), "crypto")
+        assert (position.priced_by, position.multiplier) == ("BTC/USD", 1)
+
+
+@pytest.mark.parametrize("kind", ["us_option", "US_OPTION", "AssetClass.US_OPTION", "option"])
+def test_an_option_has_a_hundred_shares_unless_the_row_says_otherwise(kind: str) -> None:
+    position = one(symbol=OPTION, asset_class=kind)
+    assert position.problem is None
+    assert (position.asset_class, position.multiplier) == ("us_option", 100)
+    assert position.priced_by == OPTION
+    assert one(symbol=OPTION, asset_class=kind, multiplier="10").multiplier == 10
+
+
+@pytest.mark.parametrize("kind", [None, "", ..., "us_equity"])
+def test_the_form_of_a_symbol_is_its_class(kind: Any) -> None:
+    found = [one(symbol=s, asset_class=kind) for s in ("BTC/USD", OPTION, "BTCUSD", "BRK.B")]
+    assert [each.asset_class for each in found] == ["crypto", "us_option", "us_equity", "us_equity"]
+    assert [each.multiplier for each in found] == [1, 100, 1, 1]
+    assert [each.priced_by for each in found] == [each.symbol for each in found]
+
+
+def test_an_option_under_the_name_of_its_stock_is_not_priced_by_it() -> None:
+    position = one(asset_class="us_option")
+    assert position.problem == "is an option whose symbol has not the OCC form"
+
+
+@pytest.mark.parametrize("kind", ["crypto_perp", "CRYPTO_PERP", "bond", "us_equity_x"])
+def test_what_has_no_feed_is_kept_with_that_problem(kind: str) -> None:
     position = one(symbol="BTCUSD", asset_class=kind)
-    assert position == Position("BTCUSD", Decimal(10), Decimal("150.00"), problem=NOT_A_STOCK)
+    assert position == Position("BTCUSD", Decimal(10), Decimal("150.00"), problem=NOT_FOLLOWED)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +317,9 @@ DOLLARS = {"avg_entry_price": "150"}
 
 
 def test_a_row_in_another_currency_is_read_from_its_usd_block() -> None:
-    assert parsed([OF_ALPACA_IN_YEN]) == [Position("AAPL", Decimal(10), Decimal(150))]
+    (position,) = parsed([OF_ALPACA_IN_YEN])
+    assert position == Position("AAPL", Decimal(10), Decimal(150), lastday_price=Decimal(187))
+    assert position.current_price == Decimal("187.135")
 
 
 @pytest.mark.parametrize(
@@ -367,27 +405,30 @@ def test_a_price_that_is_not_in_dollars_is_never_used(fields: Any, problem: str)
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"),
+    ("fields", "current", "lastday"),
     [
-        ({}, None),
-        ({"current_price": "187.135"}, "187.135"),
-        ({"current_price": 187.135, "lastday_price": "1"}, "187.135"),
-        ({"lastday_price": "187"}, "187"),
-        ({"current_price": None, "lastday_price": "187"}, "187"),
-        ({"current_price": "0", "lastday_price": "187"}, "187"),
-        ({"current_price": "0.0001", "lastday_price": "187"}, "0.0001"),
-        ({"current_price": "-1"}, None),
-        ({"current_price": "NaN", "lastday_price": [1]}, None),
-        ({"current_price": True, "lastday_price": ""}, None),
-        ({"current_price": "28070", "usd": {**DOLLARS, "current_price": "187"}}, "187"),
-        ({"current_price": "28070", "usd": {**DOLLARS, "lastday_price": "186"}}, "186"),
-        ({"current_price": "28070", "usd": DOLLARS}, None),
+        ({}, None, None),
+        ({"current_price": "187.135"}, "187.135", None),
+        ({"current_price": 187.135, "lastday_price": "1"}, "187.135", "1"),
+        ({"lastday_price": "187"}, None, "187"),
+        ({"current_price": None, "lastday_price": 187}, None, "187"),
+        ({"current_price": "0", "lastday_price": "187"}, None, "187"),
+        ({"current_price": "0.0001", "lastday_price": "-1"}, "0.0001", None),
+        ({"current_price": "-1"}, None, None),
+        ({"current_price": "NaN", "lastday_price": [1]}, None, None),
+        ({"current_price": True, "lastday_price": ""}, None, None),
+        ({"current_price": "28070", "usd": {**DOLLARS, "current_price": "187"}}, "187", None),
+        ({"lastday_price": "28070", "usd": {**DOLLARS, "lastday_price": "186"}}, None, "186"),
+        ({"current_price": "28070", "lastday_price": "1", "usd": DOLLARS}, None, None),
     ],
 )
-def test_the_sources_own_price_is_kept_and_never_spoils_a_row(fields: Any, expected: Any) -> None:
+def test_the_sources_own_prices_are_kept_and_never_spoil_a_row(
+    fields: Any, current: Any, lastday: Any
+) -> None:
     position = one(**fields)
     assert position.problem is None
-    assert position.previous_price == (None if expected is None else Decimal(expected))
+    assert position.current_price == (None if current is None else Decimal(current))
+    assert position.lastday_price == (None if lastday is None else Decimal(lastday))
 
 
 def test_positions_that_differ_in_that_price_alone_are_equal() -> None:

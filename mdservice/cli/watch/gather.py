@@ -491,11 +491,11 @@ def _by_cost(positions: Sequence[Position]) -> list[tuple[str, int]]:
     counts: dict[str, int] = {}
     places: list[tuple[Decimal, tuple[str, int]]] = []
     for position in positions:
-        number = counts.get(position.symbol, 0)
-        counts[position.symbol] = number + 1
+        number = counts.get(position.priced_by, 0)
+        counts[position.priced_by] = number + 1
         qty, price, multiplier = position.qty, position.avg_entry_price, position.multiplier
         cost = Decimal(0)
         if qty is not None and price is not None and all(map(sums_up, (qty, price, multiplier))):
             cost = abs(qty * price * multiplier)
-        places.append((cost, (position.symbol, number)))
+        places.append((cost, (position.priced_by, number)))
     return [place for _cost, place in sorted(places, key=itemgetter(0), reverse=True)]

@@ -140,7 +140,7 @@ def test_a_gateway_that_starts_at_night_has_the_price_of_the_positions_source(
         assert told == [("stale", 160), ("unpriced", None)]
         assert found["total_unrealized_pnl"] == 100
 
-    known = held("AAPL", previous_price=Decimal(160))
+    known = held("AAPL", current_price=Decimal(160))
     run(body, FakePositions([known, held("MSFT")]), lifespan=lifespan)
 
 
