@@ -473,7 +473,10 @@ def test_the_home_folder_of_an_unknown_user_is_a_wrong_setting() -> None:
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-def test_a_few_may_hang_and_then_none_is_begun(backend: str) -> None:
+def test_a_few_may_hang_and_then_none_is_begun(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_module, "_LOOK_S", 0.001)
     ended = threading.Event()
 
     async def main() -> None:

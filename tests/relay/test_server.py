@@ -240,11 +240,11 @@ WRONG = {
 async def test_a_wrong_upgrade_ends_no_other_client(
     request_: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "_CLOSE_S", 0.5)
+    monkeypatch.setattr(server, "_CLOSE_S", 0.1)
     async with serve(keys={"key": "secret"}) as served:
         with caplog.at_level(logging.INFO, "mdservice"):
             peer = await served.log_in()
-            monkeypatch.setattr(server, "AUTH_TIMEOUT_S", 0.5)
+            monkeypatch.setattr(server, "AUTH_TIMEOUT_S", 0.1)
             sock = await served.dial()
             sock.send(request_)
             while True:
@@ -728,6 +728,15 @@ async def test_a_client_that_reads_slowly_gets_everything() -> None:
         await until(lambda: not served.clients)
 
 
+async def flood(peer: Peer, data: bytes) -> None:
+    """Send until the relay has not read for a while."""
+    while True:
+        with anyio.move_on_after(0.2) as scope:
+            await peer.stream.send(data)
+        if scope.cancelled_caught:
+            return
+
+
 @on_both
 async def test_pings_are_answered_and_a_flood_of_them_fills_no_memory(
     monkeypatch: pytest.MonkeyPatch,
@@ -740,10 +749,7 @@ async def test_pings_are_answered_and_a_flood_of_them_fills_no_memory(
         assert frame is not None
         assert (frame.opcode, bytes(frame.data)) == (Opcode.PONG, b"hello")
         (client,) = served.clients
-        flood = Frame(Opcode.PING, b"x" * 125).serialize(mask=True) * 1_000
-        with anyio.move_on_after(1):
-            while True:
-                await peer.stream.send(flood)
+        await flood(peer, Frame(Opcode.PING, b"x" * 125).serialize(mask=True) * 1_000)
         assert len(client.websocket.line._unsent) < 1_000_000
         other = await served.log_in()
         assert await other.subscribe(quotes=["AAPL"])
@@ -824,9 +830,7 @@ async def test_a_client_that_does_not_read_its_answers_is_not_read() -> None:
         names = [f"S{n}" for n in range(20_000)]
         await peer.subscribe(quotes=names)
         request = Frame(Opcode.TEXT, b'{"action":"subscribe","bars":[]}').serialize(mask=True)
-        with anyio.move_on_after(1):
-            while True:
-                await peer.stream.send(request * 1_000)
+        await flood(peer, request * 1_000)
         assert client.backlog.controls <= server._MOST_ANSWERS + 1
         other = await served.log_in()
         assert await other.subscribe(quotes=["AAPL"])
@@ -892,6 +896,7 @@ async def test_a_client_that_ends_only_its_direction_is_let_go() -> None:
 @on_both
 async def test_a_client_that_does_not_close_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_CLOSE_S", 0.1)
+    monkeypatch.setattr(server, "BEAT_S", 0.05)
     async with serve(keys={"key": "secret"}) as served:
         sock = await served.dial()
         sock.send(REQUEST % (b"/v2/iex", b"APCA-API-KEY-ID: a\r\nAPCA-API-SECRET-KEY: b\r\n"))

@@ -301,10 +301,10 @@ async def test_a_client_of_tls_that_does_not_read_fills_no_memory(tls: Any) -> N
 async def test_a_failed_tls_handshake_ends_no_other_client(
     tls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_CLOSE_S", 0.5)
+    monkeypatch.setattr(server, "_CLOSE_S", 0.1)
     async with serve(tls=tls) as served:
         good = await served.log_in()
-        monkeypatch.setattr(server, "AUTH_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(server, "AUTH_TIMEOUT_S", 0.1)
         for data in (b"", HELLO[:3], REQUEST % (b"/v2/iex", b""), b"\x16\x03\x01" * 1_000, HELLO):
             sock = await served.dial()
             if data:

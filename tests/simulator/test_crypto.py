@@ -136,7 +136,7 @@ def test_bars_add_up_from_the_trades_late_ones_included(seed: int) -> None:
 
 
 def test_a_late_trade_updates_its_bar_half_a_minute_later() -> None:
-    made = run(1, 600, rate=200)
+    made = run(1, 600, rate=60)
     assert made.updated_bars
     first = {(bar.symbol, bar.ts_event_ns): bar for bar in made.bars}
     for bar in made.updated_bars:

@@ -83,7 +83,7 @@ STREAMED: list[tuple[Feed, str, str, list[str], dict[str, Kind[Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(("feed", "variant", "path", "symbols", "channels"), STREAMED)
 async def test_the_services_history_is_what_it_read_from_the_stream(
     feed: Feed,

@@ -177,14 +177,14 @@ def test_closing_while_it_opens_is_at_once(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
-def test_close_that_hangs_is_given_up(backend: str) -> None:
+def test_close_that_hangs_is_given_up(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdk_thread, "CLOSE_TIMEOUT_S", 0.1)
+
     async def scene() -> None:
         socket = FakeSocket(hang_in_close=True)
         thread = SdkThread(lambda: socket, LIMIT_S)
         await thread.open()
-        started_s = anyio.current_time()
         await thread.close()
-        assert anyio.current_time() - started_s <= 1.5
         assert socket.aborted.is_set(), "the line was not cut"
 
     anyio.run(limited, scene, backend=backend)

@@ -113,7 +113,9 @@ def expected_of(found: Found, kind: Kind[Any]) -> Counter[Any]:
 
 
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: str(feed.name))
-async def test_history_has_what_the_stream_brought(feed: Feed, autojump_clock: Any) -> None:
+async def test_history_and_the_latest_records_are_what_the_stream_brought(
+    feed: Feed, autojump_clock: Any
+) -> None:
     async with both_ways(feed) as (found, history, start_ns):
         assert set(found) >= set(feed.kinds) - {STATUSES, LULDS, IMBALANCES}, "it shows every kind"
         early_ns = start_ns - 2 * 86_400 * 10**9  # before the bar of the day
@@ -123,13 +125,6 @@ async def test_history_has_what_the_stream_brought(feed: Feed, autojump_clock: A
                 past = await history.past(kind, SYMBOLS[feed.name], early_ns, end_ns)
                 assert Counter(map(kind.identity, past)) == expected_of(found, kind), kind
         assert history.rows_skipped == 0
-
-
-@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: str(feed.name))
-async def test_the_latest_record_is_the_newest_of_the_stream(
-    feed: Feed, autojump_clock: Any
-) -> None:
-    async with both_ways(feed) as (found, history, _):
         for kind in feed.kinds:
             if kind in (ORDERBOOKS, TRADES) or feed.repair(kind) is Repair.TOLD:
                 continue  # of books the stream brings changes, and trades may be canceled

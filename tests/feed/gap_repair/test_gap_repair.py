@@ -27,7 +27,7 @@ from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, Virtual
 from mdservice.testing.fake_feed import FakeLink
 
 SYMBOLS = ("AAPL", "MSFT", "SPY")
-_QUICK_SEEDS = 6
+_QUICK_SEEDS = 4
 
 
 def seeds(count: int) -> list[Any]:
