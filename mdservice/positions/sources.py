@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
@@ -19,7 +20,7 @@ import msgspec
 
 from mdservice.client.http import NoAnswer, fetch
 from mdservice.errors import ConfigurationError, PositionsRefused, PositionsUnavailable
-from mdservice.model.position import Position
+from mdservice.model.position import Position, default_multiplier
 from mdservice.observability.masking import mask_url, quoted
 from mdservice.positions.parse import MOST_BYTES, NotJson, parse_positions
 from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
@@ -67,6 +68,17 @@ _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK
 
 _CALL: Final = "/api/v1/positions"
 _CALL_TIMEOUT_S: Final = 3.0
+
+_CONTRACTS_LIMIT_S: Final = 1.0
+"""How long one fetch waits for contracts."""
+_CONTRACTS_AT_ONCE: Final = 10
+"""How many contracts one fetch asks for: with positions every 5 s, 120 a minute; Alpaca allows 200
+calls a minute."""
+_CONTRACTS_PAUSE_S: Final = 60.0
+"""After a contract that did not come, the next try."""
+_MOST_OF_CONTRACT: Final = 64 * 1024
+_MOST_SHARES: Final = 10**6
+_USUAL: Final = default_multiplier("us_option")
 
 _MOST_HANGING: Final = 4
 _LOOKS, _LOOK_S = 100, 0.02
@@ -241,7 +253,11 @@ class HttpPositions:
 class AlpacaPositions(HttpPositions):
     """A :class:`~mdservice.positions.sources.PositionSource` at Alpaca's trading API.
 
-    Source: Alpaca, trading API, ``GET /v2/positions``.
+    Its rows have no multiplier. So it asks once for the contract of each option that is held, a few
+    at a time and for a short time; until the answer, and without one, an option has 100 shares.
+
+    Source: Alpaca, trading API, ``GET /v2/positions``, ``GET /v2/options/contracts/{symbol}``:
+    "multiplier", "size" where that is missing.
 
     Args:
         trading_url: ``https://paper-api.alpaca.markets``.
@@ -256,12 +272,76 @@ class AlpacaPositions(HttpPositions):
     def __init__(
         self, trading_url: str, api_key: str, secret_key: str, http: HttpClient | None = None
     ) -> None:
+        base = trading_url.rstrip("/")
         super().__init__(
-            f"{trading_url.rstrip('/')}/v2/positions",
+            f"{base}/v2/positions",
             {"APCA-API-KEY-ID": api_key, "APCA-API-SECRET-KEY": secret_key},
             http,
             check=_CHECK_ALPACA,
         )
+        self._contracts_url = f"{base}/v2/options/contracts"
+        self._multipliers: dict[str, Decimal] = {}
+        """Those of the options that are held and were asked for."""
+        self._ask_after_s = 0.0
+
+    async def fetch(self) -> list[Position]:
+        """See :meth:`mdservice.positions.sources.PositionSource.fetch`."""
+        positions = await super().fetch()
+        held = {
+            position.symbol
+            for position in positions
+            if position.asset_class == "us_option" and position.problem is None
+        }
+        known = {symbol: self._multipliers[symbol] for symbol in held & self._multipliers.keys()}
+        self._multipliers = known
+        unknown = sorted(held - known.keys())
+        if unknown and anyio.current_time() >= self._ask_after_s:
+            with anyio.move_on_after(_CONTRACTS_LIMIT_S) as limit:
+                async with anyio.create_task_group() as tasks:
+                    for symbol in unknown[:_CONTRACTS_AT_ONCE]:
+                        tasks.start_soon(self._ask_contract, symbol, known)
+            if limit.cancelled_caught:
+                self._ask_after_s = anyio.current_time() + _CONTRACTS_PAUSE_S
+        return [
+            attrs.evolve(position, multiplier=known[position.symbol])
+            if position.symbol in known and position.multiplier == _USUAL
+            else position
+            for position in positions
+        ]
+
+    async def _ask_contract(self, symbol: str, known: dict[str, Decimal]) -> None:
+        """Note the multiplier of an option; 100 if Alpaca does not know the contract."""
+        try:
+            answer = await self._http.get(
+                f"{self._contracts_url}/{symbol}",
+                headers=self._headers,
+                timeout_s=_CONTRACTS_LIMIT_S,
+                most_bytes=_MOST_OF_CONTRACT,
+                compressed=False,
+            )
+        except HttpFailed:
+            answer = None
+        if answer is None or answer.status >= _SERVER_ERROR or answer.status in _WORTH_ANOTHER_TRY:
+            self._ask_after_s = anyio.current_time() + _CONTRACTS_PAUSE_S
+        else:
+            known[symbol] = _multiplier(answer.body)
+
+
+class _Contract(msgspec.Struct):
+    multiplier: Decimal | None = None
+    size: Decimal | None = None
+
+
+def _multiplier(body: bytes) -> Decimal:
+    """That of a contract; 100 if it has none that can be used, or is none."""
+    try:
+        contract = msgspec.json.decode(body, type=_Contract)
+    except (ValueError, RecursionError):
+        return _USUAL
+    for found in (contract.multiplier, contract.size):
+        if found is not None and found.is_finite() and 0 < found < _MOST_SHARES:
+            return found
+    return _USUAL
 
 
 def read_answer(

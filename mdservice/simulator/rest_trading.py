@@ -18,6 +18,7 @@ from mdservice.errors import InvalidSymbol
 from mdservice.model.timestamps import LATEST_NS
 from mdservice.simulator.assets import asset_of
 from mdservice.simulator.http import Call, Endpoint, RefusedRequest, malformed
+from mdservice.simulator.options import Contract
 from mdservice.simulator.orders import (
     Configuration,
     Order,
@@ -38,7 +39,7 @@ __all__ = ["TradingApi", "describe_account", "describe_position"]
 
 _ACCOUNT_ID: Final = "3f1c8e02-7a52-5d0e-9b6c-51d2c0a4e7f9"
 _RATIO_PLACES = Decimal("1e-16")
-_NOT_FOUND, _NO_POSITION = 404, 40410000
+_NOT_FOUND, _NO_POSITION, _NO_CONTRACT = 404, 40410000, 40410000
 _OK, _NO_CONTENT, _MULTI = 200, 204, 207
 _WHOLE = 100
 _DEFAULT_ORDERS, _MOST_ORDERS = 50, 500
@@ -52,7 +53,7 @@ _MULTIPLIER = 2
 class TradingApi:
     """Answers ``/v2/account``, ``/v2/positions``, ``/v2/orders`` and what is below them.
 
-    Every method raises ``RefusedRequest`` for what Alpaca would refuse.
+    Options' contracts too. Every method raises ``RefusedRequest`` for what Alpaca would refuse.
 
     Args:
         paper_account: Whose positions they are.
@@ -91,6 +92,7 @@ class TradingApi:
                 "PATCH": Endpoint(self._replace),
                 "DELETE": Endpoint(self._cancel, _NO_CONTENT),
             },
+            "/v2/options/contracts/": {"GET": Endpoint(_contract)},
             "/v2/orders:by_client_order_id": {"GET": Endpoint(self._order_of_client)},
         }
 
@@ -396,6 +398,35 @@ def describe_position(
             "change_today": _ratio(price - lastday, lastday),
             "qty_available": plain(available),
         }
+
+
+def _contract(call: Call) -> bytes:
+    """The option named.
+
+    Source: Alpaca's OpenAPI description of "Option contracts".
+    """
+    try:
+        contract = Contract.parse(call.name)
+    except ValueError:
+        raise RefusedRequest(_NOT_FOUND, _NO_CONTRACT, "option contract not found") from None
+    asset = asset_of(contract.symbol)
+    return msgspec.json.encode(
+        {
+            "id": asset.id,
+            "symbol": contract.symbol,
+            "name": f"{contract.root} {contract.expiry} {'Call' if contract.is_call else 'Put'}",
+            "status": "active",
+            "tradable": True,
+            "expiration_date": str(contract.expiry),
+            "root_symbol": contract.root,
+            "underlying_symbol": contract.root,
+            "type": "call" if contract.is_call else "put",
+            "style": "american",
+            "strike_price": f"{contract.strike:g}",
+            "multiplier": str(asset.multiplier),
+            "size": str(asset.multiplier),
+        }
+    )
 
 
 def _names(order: Order) -> set[str]:

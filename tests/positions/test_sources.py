@@ -225,6 +225,131 @@ async def test_numbers_of_a_stand_in_keep_every_digit(web: Web) -> None:
     assert str(position.qty) == "0.12345678901234567890123"
 
 
+CALLS = tuple(f"A{day:02}1218C00200000" for day in range(26, 38))
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for contracts as long as it takes."""
+    monkeypatch.setattr(sources_module, "_CONTRACTS_LIMIT_S", 60.0)
+
+
+class Options:
+    """Alpaca's account of options, and their contracts."""
+
+    def __init__(self, web: Web, *held: str) -> None:
+        self.contracts: dict[str, Any] = {}
+        self.status = 200
+        self.rows: list[dict[str, Any]] = [
+            {"symbol": each, "qty": "-2", "avg_entry_price": "5", "asset_class": "us_option"}
+            for each in held
+        ]
+        self.web = web
+        web.behaviour = self.answer
+
+    def answer(self, asked: webs.Asked) -> None:
+        # Not through the web's body: contracts are asked for at the same time
+        name = asked.path.rpartition("/")[2]
+        document, status = self.contracts.get(name), self.status
+        if name == "positions":
+            document, status = self.rows, 200
+        body = json.dumps(document).encode()
+        asked.send_response_only(status)
+        asked.send_header("Content-Length", str(len(body)))
+        asked.end_headers()
+        asked.write(body)
+
+    @property
+    def asked(self) -> list[str]:
+        return [path.rpartition("/")[2] for path in self.web.paths if "contracts" in path]
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    ("contract", "expected"),
+    [
+        ({"multiplier": "10", "size": "100"}, "10"),
+        ({"multiplier": 10}, "10"),
+        ({"size": "150"}, "150"),
+        ({"multiplier": None, "size": "100"}, "100"),
+        ({"multiplier": "0"}, "100"),
+        ({"multiplier": "-1", "size": "10"}, "10"),
+        ({"multiplier": "1e99"}, "100"),
+        ({"multiplier": "what"}, "100"),
+        ([], "100"),
+        (None, "100"),
+    ],
+)
+async def test_an_options_multiplier_is_that_of_its_contract(
+    web: Web, contract: Any, expected: str
+) -> None:
+    options = Options(web, CALLS[0])
+    options.contracts[CALLS[0]] = contract
+    options.rows.append({"symbol": "AAPL", "qty": "1", "avg_entry_price": "5"})
+    source = AlpacaPositions(web.url, KEY, SECRET)
+    for _ in range(3):
+        option, stock = await source.fetch()
+        assert (option.multiplier, stock.multiplier) == (int(expected), 1)
+    options.rows[0]["multiplier"] = "7"
+    option, _ = await source.fetch()
+    assert option.multiplier == 7
+    await source.aclose()
+    assert options.asked == [CALLS[0]]
+    assert web.headers[1]["APCA-API-KEY-ID"] == KEY
+
+
+@pytest.mark.usefixtures("patient")
+async def test_many_contracts_are_asked_for_a_few_at_a_time(web: Web) -> None:
+    options = Options(web, *CALLS)
+    options.contracts = {each: {"multiplier": "10"} for each in CALLS}
+    source = AlpacaPositions(web.url, KEY, SECRET)
+    found = []
+    for _ in range(3):
+        positions = await source.fetch()
+        found.append([int(each.multiplier) for each in positions].count(10))
+    await source.aclose()
+    assert found == [10, 12, 12]
+    assert sorted(options.asked) == list(CALLS)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_contracts_that_do_not_come_are_left_alone_for_a_while(
+    web: Web, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(web, CALLS[0])
+    options.status = status
+    options.contracts[CALLS[0]] = {"multiplier": "10"}
+    source = AlpacaPositions(web.url, KEY, SECRET)
+    for _ in range(3):
+        (option,) = await source.fetch()
+        assert option.multiplier == 100
+    assert options.asked == [CALLS[0]]
+    options.status = 200
+    monkeypatch.setattr(source, "_ask_after_s", 0.0)
+    (option,) = await source.fetch()
+    assert option.multiplier == 10
+    await source.aclose()
+
+
+async def test_a_contract_that_never_comes_does_not_hold_up_the_positions(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_module, "_CONTRACTS_LIMIT_S", 0.1)
+    options = Options(web, CALLS[0])
+
+    def answer_positions(asked: webs.Asked) -> None:
+        (webs.stall if "contracts" in asked.path else options.answer)(asked)
+
+    web.behaviour = answer_positions
+    source = AlpacaPositions(web.url, KEY, SECRET)
+    for _ in range(2):
+        (option,) = await source.fetch()
+        assert option.multiplier == 100
+    await source.aclose()
+    assert options.asked == [CALLS[0]]
+
+
 async def test_a_busy_server_is_asked_once_a_fetch(web: Web) -> None:
     source = AlpacaPositions(web.url, KEY, SECRET)
     for status in (429, 504):

@@ -19,6 +19,7 @@ class Web(ThreadingHTTPServer):
     """What it was asked is in ``paths`` and ``headers``."""
 
     daemon_threads = True
+    request_queue_size = 32
 
     def __init__(self) -> None:
         self.body = b"[]"

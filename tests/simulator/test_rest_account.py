@@ -278,3 +278,13 @@ async def test_orders_are_listed_changed_and_canceled(autojump_clock: MockClock)
         )
         assert (await client.delete("/v2/orders")).status_code == 207
         assert simulator.positions == ()
+
+
+async def test_a_contract_says_what_an_option_is(autojump_clock: MockClock) -> None:
+    async with opened() as (_, client):
+        found = await ask(client, f"/v2/options/contracts/{CALL}")
+        assert (found["symbol"], found["type"], found["strike_price"]) == (CALL, "call", "200")
+        assert (found["expiration_date"], found["underlying_symbol"]) == ("2026-12-18", "AAPL")
+        assert (found["multiplier"], found["size"]) == ("100", "100")
+        for name in ("AAPL", "AAPL269918C00200000", CALL.replace("C00200000", "C00000000")):
+            assert (await client.get(f"/v2/options/contracts/{name}")).status_code == 404
