@@ -21,6 +21,9 @@
     ├── PositionsError
     │   ├── PositionsUnavailable  no answer, or an unreadable one; known positions stay
     │   └── PositionsRefused      the source refused: a wrong key, path or format
+    ├── AccountError
+    │   ├── AccountUnavailable  no answer, or an unreadable one
+    │   └── AccountRefused      the trading API refused: a wrong key, host or request
     ├── EmbeddedServerError     the embedded Valkey server could not be started
     ├── SocketInUse             another service answers at the API's socket
     └── ActorFailed             an actor was restarted too often; the service ends
@@ -34,6 +37,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 __all__ = [
+    "AccountError",
+    "AccountRefused",
+    "AccountUnavailable",
     "ActorFailed",
     "ConfigurationError",
     "EmbeddedServerError",
@@ -184,6 +190,26 @@ class PositionsUnavailable(PositionsError):
 
 class PositionsRefused(PositionsError):
     """The source refused, or its answer has no positions. A person must look at it."""
+
+
+class AccountError(MDServiceError):
+    """The account at the trading API."""
+
+
+class AccountUnavailable(AccountError):
+    """The account is not available now. A retry may help; what is known stays."""
+
+
+class AccountRefused(AccountError):
+    """The trading API refused. A person must look at it.
+
+    Attributes:
+        status: The HTTP status; 0 without one.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class EmbeddedServerError(MDServiceError):

@@ -146,3 +146,58 @@ class Reference:
                 key = position.priced_by
                 of_symbol[key] = of_symbol.get(key, Fraction()) + value
         return sum(of_symbol.values(), Fraction()), sum(map(abs, of_symbol.values()), Fraction())
+
+
+Traded = tuple[Fraction, Fraction]
+"""A signed quantity and its price."""
+
+
+def realized(trades: Sequence[Traded], qty: Fraction, average: Fraction) -> Fraction:
+    """What the trades of one day realise, against the weighted average of what is open."""
+    total = Fraction()
+    for traded, price in trades:
+        closed = Fraction()
+        if qty * traded < 0:
+            closed = min(abs(qty), abs(traded)) * (1 if qty > 0 else -1)
+            total += closed * (price - average)
+            qty -= closed
+        opened = traded + closed
+        if opened:
+            average = (qty * average + opened * price) / (qty + opened)
+            qty += opened
+    return total
+
+
+def overnight(days: Sequence[Sequence[Traded]]) -> tuple[Fraction, Fraction]:
+    """The quantity, and the average price on the next morning, from days that begin with nothing.
+
+    Each day, all that was bought since the position was last closed is one lot; then what was sold
+    leaves the oldest lots.
+    """
+    lots: list[Traded] = []
+    for day in days:
+        held = sum((qty for qty, _ in lots), Fraction())
+        bought: list[Traded] = []
+        sold = Fraction()
+        for traded, price in day:
+            closed = Fraction()
+            if held * traded < 0:
+                closed = min(abs(held), abs(traded)) * (1 if held > 0 else -1)
+                sold, held = sold + closed, held - closed
+                if not held:
+                    lots, bought, sold = [], [], Fraction()
+            if traded + closed:
+                bought.append((traded + closed, price))
+                held += traded + closed
+        if bought:
+            qty = sum((qty for qty, _ in bought), Fraction())
+            lots.append((qty, sum((part * price for part, price in bought), Fraction()) / qty))
+        while sold:
+            qty, price = lots.pop(0)
+            if abs(qty) > abs(sold):
+                lots.insert(0, (qty - sold, price))
+                break
+            sold -= qty
+    qty = sum((qty for qty, _ in lots), Fraction())
+    cost = sum((part * price for part, price in lots), Fraction())
+    return qty, cost / qty if qty else Fraction()
