@@ -374,6 +374,10 @@ class Stage:
         self.exact = exact
         self.is_gone = is_gone
 
+    def defer(self, close: Callable[[], Any]) -> None:
+        """Call this at the test's end."""
+        self._stack.callback(close)
+
     def folder(self) -> Path:
         # Short: a UNIX socket's path has about a hundred bytes, pytest's folders need more.
         folder = Path(tempfile.mkdtemp(prefix="e2e-"))
