@@ -75,6 +75,8 @@ _MEANINGS: Final = {
     "position_is_unreadable": "A row from the program's own function for positions cannot be read.",
     "position_not_followed": "The price of a position cannot be followed, for the given reason.",
     "positions_are_back": "The source of positions answers again.",
+    "positions_differed": "The source of positions has another quantity than the fills of the "
+    "trading stream. The source's counts.",
     "positions_are_not_followed": "The feed refused the positions' symbols. The next connection "
     "asks again.",
     "positions_failed": "The source of positions did not answer. The last known ones stay.",

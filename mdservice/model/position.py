@@ -9,7 +9,7 @@ import attrs
 
 from mdservice.model.symbol import is_option, pair_of
 
-__all__ = ["AssetClass", "Position", "asset_class_of", "default_multiplier"]
+__all__ = ["AssetClass", "Position", "asset_class_of", "default_multiplier", "feed_symbol"]
 
 AssetClass = Literal["us_equity", "crypto", "us_option"]
 """Alpaca's names."""
@@ -34,6 +34,13 @@ def asset_class_of(symbol: str, asset_class: AssetClass = "us_equity") -> AssetC
 def default_multiplier(asset_class: AssetClass) -> Decimal:
     """Shares in one unit of a position, where its source does not say: 100 for an option."""
     return _OPTION_MULTIPLIER if asset_class == "us_option" else _ONE
+
+
+def feed_symbol(symbol: str, asset_class: AssetClass) -> str:
+    """The symbol under which the feed has the prices: ``BTC/USD`` for ``BTCUSD`` in crypto."""
+    if asset_class != "crypto" or "/" in symbol:
+        return symbol
+    return pair_of(symbol) or f"{symbol}{_DOLLARS}"
 
 
 @attrs.frozen
@@ -75,6 +82,4 @@ class Position:
 
     @priced_by.default
     def _in_feed(self) -> str:
-        if self.asset_class != "crypto" or "/" in self.symbol:
-            return self.symbol
-        return pair_of(self.symbol) or f"{self.symbol}{_DOLLARS}"
+        return feed_symbol(self.symbol, self.asset_class)

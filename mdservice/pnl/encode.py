@@ -12,7 +12,7 @@ from mdservice.model.position import Position
 from mdservice.pnl.numbers import plain, short, shown
 from mdservice.pnl.rows import PnlReport, Row
 
-__all__ = ["PnlEncoder", "encode_positions"]
+__all__ = ["PnlEncoder", "encode_position", "encode_positions"]
 
 _encode = msgspec.json.encode
 
@@ -108,12 +108,14 @@ def encode_positions(positions: Iterable[Position], warnings: Sequence[str] = ()
         positions: As their source sent them.
         warnings: Why they may be out of date; included if there are any.
     """
-    texts = [
-        f"{_position(lot.symbol, shown(lot.qty), shown(lot.avg_entry_price))}{_more(lot)}}}"
-        for lot in positions
-    ]
     suffix = f',"warnings":{_encode(warnings).decode()}' if warnings else ""
-    return f'{{"positions":[{",".join(texts)}]{suffix}}}'.encode()
+    return f'{{"positions":[{",".join(map(encode_position, positions))}]{suffix}}}'.encode()
+
+
+def encode_position(position: Position) -> str:
+    """One row of :func:`encode_positions`."""
+    head = _position(position.symbol, shown(position.qty), shown(position.avg_entry_price))
+    return f"{head}{_more(position)}}}"
 
 
 def _more(position: Position) -> str:
