@@ -118,6 +118,7 @@ class SimulatorConfig:
             and average price in dollars.
         cash: The account's at the start, dollars.
         sale_fee: The fee of each sale, as a part of its value; rounded up to the cent.
+        coin_fee: The fee of each purchase of crypto, as a part of the coins, which it takes.
         fills_per_order: In how many parts each order is filled.
         fill_every_s: Seconds between the parts, and before the first; None for all at once.
         text_updates: Whether trade updates come in text frames, as on the live account, and not
@@ -181,6 +182,11 @@ class SimulatorConfig:
     )
     cash: Decimal = attrs.field(default=Decimal(100_000), converter=to_decimal)
     sale_fee: Decimal = attrs.field(
+        default=Decimal(0),
+        converter=to_decimal,
+        validator=[validators.ge(Decimal(0)), validators.le(Decimal(1))],
+    )
+    coin_fee: Decimal = attrs.field(
         default=Decimal(0),
         converter=to_decimal,
         validator=[validators.ge(Decimal(0)), validators.le(Decimal(1))],

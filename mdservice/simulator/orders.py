@@ -567,7 +567,7 @@ class Orders:
                 "order_status": order.status,
             },
         )
-        self._account.charge_sale(trade)
+        self._account.charge(trade)
         return {
             "order_id": order.id,
             "symbol": symbol,

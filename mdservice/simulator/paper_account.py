@@ -19,7 +19,7 @@ from mdservice.simulator.assets import QUOTES, asset_of
 from mdservice.simulator.kinds import Records
 from mdservice.simulator.market import MarketRecord
 from mdservice.simulator.positions import Holding, PositionBook
-from mdservice.simulator.wire import EXACT, TOO_LARGE, Number, plain, to_decimal
+from mdservice.simulator.wire import EXACT, PLACES, TOO_LARGE, Number, plain, to_decimal
 
 __all__ = ["CENT", "Activity", "Balances", "PaperAccount", "Trade"]
 
@@ -40,6 +40,7 @@ class PaperAccount:
         records: The markets' records, of which the quotes are read.
         cash: Dollars at the start.
         sale_fee: The fee of a sale, as a part of its value.
+        coin_fee: The fee of a purchase of crypto, as a part of the coins.
         trades_size: How many trades are kept.
         activities_size: How many activities are kept.
         traded: Called after each change.
@@ -52,6 +53,7 @@ class PaperAccount:
         *,
         cash: Decimal = Decimal(0),
         sale_fee: Decimal = Decimal(0),
+        coin_fee: Decimal = Decimal(0),
         trades_size: int,
         activities_size: int,
         traded: Callable[[], None],
@@ -65,6 +67,7 @@ class PaperAccount:
         """Dollars; below 0 is a debt."""
         self._records = records
         self._sale_fee = sale_fee
+        self._coin_fee = coin_fee
         self._traded = traded
         self._numbered = 0
         self._closes: dict[str, Decimal] = {}
@@ -119,13 +122,37 @@ class PaperAccount:
         self._traded()
         return trade
 
-    def charge_sale(self, trade: Trade) -> None:
-        """Charge the fee of a trade that sold something."""
+    def charge(self, trade: Trade) -> None:
+        """Charge the fee of a trade: dollars if it sold something, coins if it bought them.
+
+        Source: Alpaca, "Crypto fees", for ``CFEE``.
+        """
         if trade.qty < 0 and self._sale_fee:
             with localcontext(EXACT):
                 value = -trade.qty * trade.price * asset_of(trade.symbol).multiplier
                 fee = (value * self._sale_fee).quantize(CENT, ROUND_UP)
             self.move_cash(-fee, "FEE", trade.at_ns, description="fee of a sale")
+        elif trade.qty > 0 and self._coin_fee and asset_of(trade.symbol).asset_class == "crypto":
+            self._charge_coins(trade)
+
+    def _charge_coins(self, trade: Trade) -> None:
+        with localcontext(EXACT):
+            coins = (trade.qty * self._coin_fee).quantize(PLACES, ROUND_UP)
+        held = self.book.get(trade.symbol)
+        if held is None or held.qty < coins:
+            return
+        self.book.trade(trade.symbol, -coins, trade.price)
+        fields = {
+            "date": f"{_new_york(trade.at_ns):%Y-%m-%d}",
+            "net_amount": "0",
+            "description": "Coin Pair Transaction Fee (Non USD)",
+            "symbol": asset_of(trade.symbol).position_symbol,
+            "qty": plain(-coins),
+            "price": plain(trade.price),
+            "status": "executed",
+        }
+        self.add_activity("CFEE", trade.at_ns, fields)
+        self._traded()
 
     def move_cash(
         self,

@@ -77,7 +77,7 @@ class PositionBook:
             for symbol, (qty, price) in parse_positions(positions).items()
         }
         self._lots = {
-            held.symbol: [_Lot(held.qty, held.avg_entry_price)] for held in self._held.values()
+            held.symbol: _Lots([(held.qty, held.avg_entry_price)]) for held in self._held.values()
         }
 
     def __iter__(self) -> Iterator[Holding]:
@@ -119,11 +119,12 @@ class PositionBook:
         with localcontext(EXACT):
             average = _average(before, qty, price, after)
             if before is None or (before.qty > 0) != (after > 0):
-                self._lots[symbol] = [_Lot(after, price, today=True)]
+                self._lots[symbol] = _Lots([], after, after * price)
             elif (before.qty > 0) == (qty > 0):
-                self._add_lot(symbol, qty, price)
+                self._lots[symbol].added += qty
+                self._lots[symbol].cost += qty * price
             else:
-                self._take_from_lots(symbol, qty)
+                self._lots[symbol].closed += qty
         self._held[symbol] = holding = Holding(symbol, after, average)
         return holding
 
@@ -144,46 +145,47 @@ class PositionBook:
     def end_day(self) -> None:
         """Set every average price to that of the lots that are left, first in, first out.
 
-        All that one day added to a position is one lot at its average price.
+        All that one day added to a position is one lot at its average price, also what came after
+        a sale of that day.
 
         Source: Alpaca's "Position average entry price calculation": compressed FIFO for
-        positions of earlier days. That a sale in the course of a day takes from that day's lot
-        what it has so far is inferred.
+        positions of earlier days, as in its example 2.
         """
         for symbol, lots in self._lots.items():
             with localcontext(EXACT):
-                cost = sum((lot.qty * lot.price for lot in lots), Decimal(0))
-                average = (cost / sum(lot.qty for lot in lots)).quantize(PLACES)
+                lots.end_day()
+                cost = sum((qty * price for qty, price in lots.old), Decimal(0))
+                average = (cost / sum(qty for qty, _ in lots.old)).quantize(PLACES)
             self._held[symbol] = attrs.evolve(self._held[symbol], avg_entry_price=average)
-            for lot in lots:
-                lot.today = False
-
-    def _add_lot(self, symbol: str, qty: Decimal, price: Decimal) -> None:
-        lots = self._lots[symbol]
-        if not lots[-1].today:
-            lots.append(_Lot(qty, price, today=True))
-            return
-        lot = lots[-1]
-        lot.price = (lot.qty * lot.price + qty * price) / (lot.qty + qty)
-        lot.qty += qty
-
-    def _take_from_lots(self, symbol: str, qty: Decimal) -> None:
-        """Take from the oldest lots; ``qty`` has the opposite sign."""
-        lots = self._lots[symbol]
-        while qty:
-            if abs(qty) < abs(lots[0].qty):
-                lots[0].qty += qty
-                return
-            qty += lots.pop(0).qty
 
 
 @attrs.define
-class _Lot:
-    """Shares that came on one day, at their average price."""
+class _Lots:
+    """A position by the days on which it came.
 
-    qty: Decimal
-    price: Decimal
-    today: bool = False
+    Attributes:
+        old: Shares and average price of each earlier day, the oldest first.
+        added: Shares that this day added since the position was last opened.
+        cost: What they cost.
+        closed: Shares that it took away since then, with the opposite sign.
+    """
+
+    old: list[tuple[Decimal, Decimal]]
+    added: Decimal = Decimal(0)
+    cost: Decimal = Decimal(0)
+    closed: Decimal = Decimal(0)
+
+    def end_day(self) -> None:
+        """Make one lot of what the day added, and take what it closed from the oldest."""
+        if self.added:
+            self.old.append((self.added, self.cost / self.added))
+        while self.closed:
+            qty, price = self.old.pop(0)
+            if abs(self.closed) < abs(qty):
+                self.old.insert(0, (qty + self.closed, price))
+                break
+            self.closed += qty
+        self.added = self.cost = self.closed = Decimal(0)
 
 
 def parse_positions(positions: StartPositions) -> dict[str, tuple[Decimal, Decimal]]:

@@ -188,6 +188,7 @@ class Simulator:
             self._records,
             cash=config.cash,
             sale_fee=config.sale_fee,
+            coin_fee=config.coin_fee,
             trades_size=config.received_size,
             activities_size=config.history_size,
             traded=self.notify,

@@ -35,6 +35,7 @@ from mdservice.simulator import SimulatorConfig
         {"fills_per_order": 0},
         {"sale_fee": "-0.1"},
         {"sale_fee": 2},
+        {"coin_fee": 2},
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:
@@ -65,6 +66,7 @@ def test_a_position_without_shares_is_refused() -> None:
         {"fill_every_s": None},
         {"fills_per_order": 1},
         {"sale_fee": 1},
+        {"coin_fee": 1},
         {"cash": -5},
         {"history_size": 0},
     ],

@@ -21,6 +21,7 @@ from mdservice.simulator.positions import (
     parse_positions,
 )
 from mdservice.simulator.wire import plain, to_decimal
+from tests.pnl.reference import overnight
 
 D = Decimal
 
@@ -121,6 +122,8 @@ def test_what_closes_leaves_nothing(qty: Decimal, price: Decimal, last: Decimal)
         ([[("10", "1")], [("10", "2"), ("10", "4"), ("-20", "5")]], "2.333333333", "3"),
         ([[("10", "1"), ("10", "3"), ("-15", "5")]], "2", "2"),
         ([[("-10", "1")], [("-10", "2"), ("15", "5")]], "1.5", "2"),
+        # Also what it adds after a sale.
+        ([[("100", "10"), ("50", "9"), ("-50", "20"), ("50", "11")]], "10.111111111", "10"),
         # What went through 0 has nothing left of the days before.
         ([[("10", "1")], [("-15", "2"), ("-5", "4"), ("5", "1")]], "3", "3"),
     ],
@@ -148,31 +151,15 @@ def test_overnight_averages_follow_a_reference_that_looks_at_all_trades(
     days: list[list[tuple[Decimal, Decimal]]],
 ) -> None:
     book = PositionBook()
-    lots: list[tuple[int, Fraction, Fraction]] = []  # day, shares, price
-    for day, trades in enumerate(days):
+    for number, trades in enumerate(days, 1):
         for shares, price in trades:
             book.trade("A", shares, price)
-            qty = Fraction(shares)
-            while qty and lots and (lots[0][1] > 0) != (qty > 0):
-                first, held, paid = lots.pop(0)
-                if abs(held) > abs(qty):
-                    lots.insert(0, (first, held + qty, paid))
-                    qty = Fraction(0)
-                else:
-                    qty += held
-            if qty and lots and lots[-1][0] == day:
-                _, held, paid = lots.pop()
-                cost = held * paid + qty * Fraction(price)
-                lots.append((day, held + qty, cost / (held + qty)))
-            elif qty:
-                lots.append((day, qty, Fraction(price)))
         book.end_day()
         holding = book.get("A")
-        assert (holding is None) == (not lots)
+        past = [[(Fraction(qty), Fraction(price)) for qty, price in day] for day in days[:number]]
+        total, average = overnight(past)
+        assert (Fraction(0) if holding is None else Fraction(holding.qty)) == total
         if holding is not None:
-            total = sum(qty for _, qty, _ in lots)
-            assert Fraction(holding.qty) == total
-            average = sum((qty * price for _, qty, price in lots), Fraction(0)) / total
             assert abs(Fraction(holding.avg_entry_price) - average) <= Fraction(1, 10**9)
 
 

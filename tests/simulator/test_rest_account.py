@@ -151,6 +151,22 @@ async def test_what_moves_cash_is_an_activity(autojump_clock: MockClock) -> None
         assert (rows[4]["date"], rows[4]["symbol"]) == ("2026-11-20", "AAPL")
 
 
+async def test_a_purchase_of_crypto_costs_coins(autojump_clock: MockClock) -> None:
+    async with opened(coin_fee="0.0025", sale_fee="0.0025") as (simulator, client):
+        simulator.trade("BTC/USD", "0.5", 90_000)
+        simulator.trade("BTC/USD", "-0.1", 90_000)
+        simulator.trade("AAPL", 1, 100)
+        rows = await ask(client, ACTIVITIES, direction="asc", category="non_trade_activity")
+        assert [(row["activity_type"], row["net_amount"]) for row in rows] == [
+            ("CFEE", "0"),
+            ("FEE", "-22.5"),
+        ]
+        fee = rows[0]
+        assert (fee["symbol"], fee["qty"], fee["price"]) == ("BTCUSD", "-0.00125", "90000")
+        coins, _ = await ask(client, "/v2/positions")
+        assert (coins["qty"], coins["avg_entry_price"]) == ("0.39875", "90000")
+
+
 async def test_activities_come_in_pages_by_type_and_time(autojump_clock: MockClock) -> None:
     clock = SetClock()
     async with opened(clock) as (simulator, client):
