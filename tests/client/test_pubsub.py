@@ -47,6 +47,8 @@ class Server:
         pings: When a plain PING came.
         markers: How many PINGs came that mark the end of reading the keys.
         record: The service that the database belongs to.
+        record_reads: How often that was asked for.
+        while_subscribing: A message that comes before the last answer to SUBSCRIBE.
         held_up_s: How long the reader does not listen, once.
     """
 
@@ -60,6 +62,8 @@ class Server:
         self.markers = 0
         self.connections = 0
         self.record: Instance | None = None
+        self.record_reads = 0
+        self.while_subscribing: list[bytes] | None = None
         self.held_up_s = 0.0
         self._to_subscriber: deque[Any] = deque()
         self._news = trio.Event()
@@ -108,6 +112,7 @@ class Server:
     async def answer(self, data: bytes) -> Any:
         ((name, *words),) = commands_in(data)
         if name == b"GET":
+            self.record_reads += 1
             return None if self.record is None else encode_instance(self.record)
         if name == b"SCAN":
             self.key_reads += 1
@@ -144,10 +149,17 @@ class Connection:
 
     async def exchange(self, data: bytes, replies: int) -> list[Any]:
         await trio.lowlevel.checkpoint()
-        assert b"SUBSCRIBE" in data
-        if self._server.refuse:
-            return [hiredis.ReplyError(self._server.refuse)] * replies
-        return [[b"subscribe", b"", 1]] * replies
+        refuse, message = self._server.refuse, self._server.while_subscribing
+        answer = [b"subscribe", b"", 1] if refuse is None else hiredis.ReplyError(refuse)
+        if message is None:
+            assert b"SUBSCRIBE" in data
+            return [answer] * replies
+        if data:
+            return [*[[b"subscribe", b"", 1]] * (replies - 1), message]
+        self._server.while_subscribing = None
+        if replies > 1:
+            await trio.sleep_forever()  # only one is left
+        return [answer]
 
     async def receive(self, wait_s: float, data: bytes = b"") -> list[Any]:
         server = self._server
@@ -327,8 +339,8 @@ async def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(autojump_cloc
         assert bench.intake.states[QUOTES].event_decoder.errors == 1
 
 
-def service(name: str, **more: Any) -> Instance:
-    return Instance(name, 0, "host", 1, "iex", 0.0, 300.0, "", **more)
+def service(name: str, *, db: int = 0, **more: Any) -> Instance:
+    return Instance(name, db, "host", 1, "iex", 0.0, 300.0, "", **more)
 
 
 async def test_a_reader_that_was_held_up_does_not_leave_a_server_that_works(
@@ -409,6 +421,106 @@ async def test_events_of_a_live_rival_wait_for_one_announcement_and_are_passed_o
         await trio.sleep(1)
         assert await bench.taken() == []
         assert bench.intake.foreign == 100
+
+
+async def test_without_a_record_the_events_of_a_service_are_taken(autojump_clock: Any) -> None:
+    server = Server()
+    async with open_bench(server) as bench:
+        server.publish_as(service("first"), quote(1))
+        assert await bench.taken() == [("AAPL", 1)]
+        assert bench.intake.foreign == 0
+
+
+async def test_a_batch_is_as_long_as_its_owner_says(autojump_clock: Any) -> None:
+    """Another program may publish too, without saying who it is."""
+    server = Server()
+    server.record = service("first")
+    elsewhere = service("elsewhere", db=1)
+    async with open_bench(server) as bench:
+        await bench.taken()
+        server.publish_as(elsewhere, quote(1, "MSFT"), quote(2, "MSFT"))
+        server.publish(quote(1), quote(2))
+        server.publish_as(elsewhere, quote(3, "MSFT"))
+        assert await bench.taken() == [("AAPL", 1), ("AAPL", 2)]
+        assert bench.intake.foreign == 3
+
+
+async def test_a_service_in_another_database_puts_nothing_in_doubt(autojump_clock: Any) -> None:
+    server = Server()
+    server.record = first = service("first")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        await bench.taken()
+        asked = server.record_reads
+        for _ in range(10):
+            server.announce(first)
+            server.announce(service("elsewhere", db=1))
+            await trio.sleep(1)
+        assert server.record_reads == asked
+        server.announce(service("rival"))
+        await trio.sleep(1)
+        assert server.record_reads == asked + 1
+
+
+async def test_the_record_is_read_at_once_for_the_first_event_that_waits(
+    autojump_clock: Any,
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    second = service("second")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        server.announce(second)  # the record is read for this, and is not due again
+        await trio.sleep(0.1)
+        server.record = second
+        server.publish_as(second, quote(1))
+        assert await bench.taken() == [("AAPL", 1)]
+
+
+async def test_events_that_wait_are_decided_without_a_further_word(autojump_clock: Any) -> None:
+    server = Server()
+    server.record = first = service("first")
+    second = service("second")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        await bench.taken()
+        server.publish_as(second, quote(1))
+        assert await bench.taken() == []
+        server.record = second
+        await trio.sleep(2)
+        assert await bench.taken() == [("AAPL", 1)]
+        assert bench.error is None
+
+
+async def test_whom_it_passed_over_it_takes_as_the_owner_of_the_database(
+    autojump_clock: Any,
+) -> None:
+    server = Server()
+    server.record = first = service("first")
+    second, third = service("second"), service("third")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        server.publish_as(second, quote(1))
+        while not bench.intake.foreign:
+            await trio.sleep(0.1)
+            server.announce(first)
+        server.keys.clear()
+        await bench.taken()
+        for owner, seq in ((third, 2), (second, 3)):  # killed, and followed by another
+            server.record = owner
+            server.publish_as(owner, quote(seq))
+            assert await bench.taken() == [("AAPL", seq)]
+
+
+async def test_a_subscription_that_is_mixed_with_events_is_read_to_its_end(
+    autojump_clock: Any,
+) -> None:
+    server = Server()
+    server.while_subscribing = [b"message", b"price.updated", encode_quote(quote(1))]
+    server.refuse = "NOPERM No permissions to access a channel"
+    async with open_bench(server) as bench:
+        await trio.sleep(1)
+        assert isinstance(bench.error, StoreRefused)
 
 
 def test_asks_once_after_a_while() -> None:
