@@ -15,7 +15,7 @@ from mdservice.pnl.rows import Row, Status
 
 __all__ = ["Holding", "Totals"]
 
-_fma, _subtract = EXACT.fma, EXACT.subtract
+_fma, _add, _subtract, _multiply = EXACT.fma, EXACT.add, EXACT.subtract, EXACT.multiply
 
 
 @attrs.define(eq=False)
@@ -34,6 +34,8 @@ class Holding:
         due_ns: When the engine checks it next, or None for never.
         price: The exact mid of the mark; without a mark the price from the lots' source, or None.
         units: Shares in the priceable lots.
+        short: Whether they are fewer than 0.
+        minus_paid: Minus their cost.
         hundredth: One per cent of their cost.
         day_pnl: Its P&L since the last close; None where that is not known.
         opened: The version at which it became held.
@@ -52,12 +54,13 @@ class Holding:
     due_ns: int | None = None
     price: Decimal | None = None
     units: Decimal = ZERO
+    short: bool = False
+    minus_paid: Decimal = ZERO
     hundredth: Decimal = ZERO
     day_pnl: Decimal | None = None
     opened: int = 0
     version: int = 0
     fresh: bool = False
-    _minus_paid: Decimal = ZERO
     _lots: tuple[_Lot, ...] = ()
     _rows: list[Row] = attrs.Factory(list)
 
@@ -66,7 +69,7 @@ class Holding:
         """The exact sum over the priceable lots; 0 without a price."""
         if self.price is None:
             return ZERO
-        return _fma(self.units, self.price, self._minus_paid) or ZERO
+        return _fma(self.units, self.price, self.minus_paid) or ZERO
 
     @property
     def qty(self) -> Decimal:
@@ -121,7 +124,8 @@ class Holding:
             units = EXACT.add(units, lot.units)
             minus_paid = EXACT.add(minus_paid, lot.minus_paid)
             hundredth = EXACT.add(hundredth, lot.hundredth)
-        self.units, self._minus_paid, self.hundredth = units, minus_paid, hundredth
+        self.units, self.short = units, units < 0
+        self.minus_paid, self.hundredth = minus_paid, hundredth
         self.fresh = False
 
     def rows(self) -> list[Row]:
@@ -154,7 +158,7 @@ class Totals:
     """Sums over all holdings, kept up to date by what each event changes; the engine alone does it.
 
     Attributes:
-        unrealized_pnl: The exact sum over the priced rows, live and stale.
+        minus_paid: Minus the exact cost of the priced rows, live and stale.
         priced: The number of rows with a price, live and stale.
         unpriced: The number of rows without a price.
         waiting: Held symbols without a usable quote yet. The sums omit them, or include them at
@@ -166,7 +170,7 @@ class Totals:
         day_pnl: The sum of the symbols' P&L since the last close; None where one is not known.
     """
 
-    unrealized_pnl: Decimal = ZERO
+    minus_paid: Decimal = ZERO
     priced: int = 0
     unpriced: int = 0
     waiting: int = 0
@@ -175,6 +179,11 @@ class Totals:
     market_value: Decimal = ZERO
     exposure: Decimal = ZERO
     day_pnl: Decimal | None = None
+
+    @property
+    def unrealized_pnl(self) -> Decimal:
+        """The exact sum over the priced rows, live and stale."""
+        return _add(self.market_value, self.minus_paid) or ZERO
 
     @property
     def unrealized_pnl_pct(self) -> Decimal | None:
@@ -190,7 +199,7 @@ class Totals:
             return
         self.priced += holding.priceable
         self.unpriced -= holding.priceable
-        self.unrealized_pnl = EXACT.add(self.unrealized_pnl, holding.pnl)
+        self.minus_paid = EXACT.add(self.minus_paid, holding.minus_paid)
         self.hundredth = EXACT.add(self.hundredth, holding.hundredth)
         value = holding.market_value
         self.market_value = EXACT.add(self.market_value, value)
@@ -205,21 +214,17 @@ class Totals:
             return
         self.priced -= holding.priceable
         self.unpriced += holding.priceable
-        self.unrealized_pnl = EXACT.subtract(self.unrealized_pnl, holding.pnl)
+        self.minus_paid = EXACT.subtract(self.minus_paid, holding.minus_paid)
         self.hundredth = EXACT.subtract(self.hundredth, holding.hundredth)
         value = holding.market_value
         self.market_value = EXACT.subtract(self.market_value, value)
         self.exposure = EXACT.subtract(self.exposure, EXACT.abs(value))
 
     def step(self, holding: Holding, before: Decimal, price: Decimal) -> None:
-        """Change the price of a holding in the sums."""
-        units = holding.units
-        change = EXACT.multiply(units, _subtract(price, before))
-        self.unrealized_pnl = EXACT.add(self.unrealized_pnl, change)
-        self.market_value = EXACT.add(self.market_value, change)
-        after = EXACT.abs(EXACT.multiply(units, price))
-        change = _subtract(after, EXACT.abs(EXACT.multiply(units, before)))
-        self.exposure = EXACT.add(self.exposure, change)
+        """Change the price of a holding in the sums; neither price is below 0."""
+        change = _multiply(holding.units, _subtract(price, before))
+        self.market_value = _add(self.market_value, change)
+        self.exposure = (_subtract if holding.short else _add)(self.exposure, change)
 
 
 @attrs.frozen
