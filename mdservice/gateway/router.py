@@ -202,6 +202,11 @@ class PnlAnswer(Answer):
     total_unrealized_pnl: float = Field(
         description="The sum over the priced positions, live and stale.", examples=[371.35]
     )
+    total_market_value: float = Field(description="Likewise.", examples=[1871.35])
+    total_day_pnl: float | None = Field(
+        description="The sum over all positions; null if that of one is not known.",
+        examples=[17.35],
+    )
     priced: int = Field(description="The number of rows with a price, live or stale.")
     unpriced: int = Field(description="Rows without one.")
     warnings: list[str] | None = Field(
@@ -225,10 +230,22 @@ class _Row(HeldPosition):
     unrealized_pnl_pct: float | None = Field(
         description="Of |qty| times avg_entry_price, to 4 places, half-even.", examples=[24.7567]
     )
+    market_value: float | None = Field(
+        description="Negative for a short position; null if it is unpriced.", examples=[1871.35]
+    )
+    day_pnl: float | None = Field(
+        description="The P&L of its symbol since the last close; of several lots of a symbol, each "
+        "has its own part. Null if it is unpriced, or if the price at the last close is not known.",
+        examples=[17.35],
+    )
     last_updated: str | None = Field(
         description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds; null for a "
         "price from the position's source.",
         examples=["2026-11-20T15:51:44.208912345Z"],
+    )
+    mark: Literal["mid", "previous"] | None = Field(
+        description="What `current_price` is: `mid`, or `previous`, the price from the position's "
+        "source. Null if it is unpriced.",
     )
     status: Literal["live", "stale", "unpriced"] = Field(
         description="`stale`: the price is older than the age limit, its key has expired, a newer "

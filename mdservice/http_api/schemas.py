@@ -215,17 +215,17 @@ class HeldPosition(Answer):
         description="Negative for a short position; null if unreadable.", examples=[10]
     )
     avg_entry_price: float | None = Field(description="Null if unreadable.", examples=[150.0])
-
-
-class ToldPosition(HeldPosition):
-    """A position with everything that its source says of it."""
-
     asset_class: Literal["us_equity", "crypto", "us_option"] = Field(
         description="The source's, or that of the symbol's form.", examples=["us_equity"]
     )
     multiplier: float | None = Field(
         description="Shares in one unit of `qty`; null if unreadable.", examples=[1]
     )
+
+
+class ToldPosition(HeldPosition):
+    """A position with everything that its source says of it."""
+
     current_price: float | None = Field(
         description="What the source has as the price now; null if it gives none.",
         examples=[187.13],

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from operator import add
+from typing import Final, get_args
 
 import msgspec
 
 from mdservice.model.position import Position
 from mdservice.pnl.numbers import plain, short, shown
-from mdservice.pnl.rows import PnlReport, Row
+from mdservice.pnl.rows import MarkName, PnlReport, Row
 
 __all__ = ["PnlEncoder", "encode_position", "encode_positions"]
 
 _encode = msgspec.json.encode
+_MARKS: Final = {None: "null", **{name: f'"{name}"' for name in get_args(MarkName)}}
 
 
 def _json(text: str) -> str:
@@ -35,18 +37,22 @@ def _position(symbol: str, qty: Decimal | None, avg_entry_price: Decimal | None)
 
 def _head(row: Row) -> str:
     """What does not follow the price."""
-    return _position(row.symbol, row.qty, row.avg_entry_price)
+    position = _position(row.symbol, row.qty, row.avg_entry_price)
+    return f'{position},"asset_class":"{row.asset_class}","multiplier":{_given(row.multiplier)}'
 
 
 def _tail(row: Row) -> str:
     price, pnl, percent = row.current_price, row.unrealized_pnl, row.unrealized_pnl_pct
+    value, day = row.market_value, row.day_pnl
     updated = "null" if row.last_updated is None else f'"{row.last_updated}"'
     problem = "" if row.problem is None else f',"problem":{_json(row.problem)}'
     return (
         f',"current_price":{"null" if price is None else short(price)}'
         f',"unrealized_pnl":{"null" if pnl is None else short(pnl)}'
         f',"unrealized_pnl_pct":{"null" if percent is None else short(percent)}'
-        f',"last_updated":{updated},"status":"{row.status}"{problem}}}'
+        f',"market_value":{"null" if value is None else short(value)}'
+        f',"day_pnl":{"null" if day is None else short(day)}'
+        f',"last_updated":{updated},"mark":{_MARKS[row.mark]},"status":"{row.status}"{problem}}}'
     )
 
 
@@ -68,7 +74,7 @@ class PnlEncoder:
         ``{"symbol":"AAPL","qty":10,…,"status":"live"}``, with ``problem`` only if there is
         one. Computed numbers have no trailing zeros, and no number has an exponent.
         """
-        rows = report.positions
+        rows, day = report.positions, report.total_day_pnl
         if report.whole:
             self._learn(rows)
             texts = map(add, self._heads, self._tails)
@@ -77,6 +83,8 @@ class PnlEncoder:
         return (
             f'{{"positions":[{",".join(texts)}]'
             f',"total_unrealized_pnl":{short(report.total_unrealized_pnl)}'
+            f',"total_market_value":{short(report.total_market_value)}'
+            f',"total_day_pnl":{"null" if day is None else short(day)}'
             f',"priced":{report.priced},"unpriced":{report.unpriced}}}'
         ).encode()
 
@@ -92,6 +100,8 @@ class PnlEncoder:
                     row.qty is not known.qty
                     or row.symbol is not known.symbol
                     or row.avg_entry_price is not known.avg_entry_price
+                    or row.asset_class != known.asset_class
+                    or row.multiplier is not known.multiplier
                 ):
                     self._heads[place] = _head(row)
         self._rows = rows

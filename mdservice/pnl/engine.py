@@ -355,6 +355,8 @@ class PnlEngine:
         return PnlReport(
             tuple(rows),
             totals.unrealized_pnl,
+            totals.market_value,
+            totals.day_pnl,
             totals.priced,
             totals.unpriced,
             self.version,

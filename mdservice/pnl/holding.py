@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from typing import Final
 
 import attrs
 
-from mdservice.model.position import Position
+from mdservice.model.position import AssetClass, Position
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.pnl.numbers import EXACT, MOST_DIGITS, ZERO, percentage, shown, sums_up
-from mdservice.pnl.rows import Row, Status
+from mdservice.pnl.rows import MarkName, Row, Status
 
 __all__ = ["Holding", "Totals"]
 
@@ -37,7 +38,7 @@ class Holding:
         short: Whether they are fewer than 0.
         minus_paid: Minus their cost.
         hundredth: One per cent of their cost.
-        day_pnl: Its P&L since the last close; None where that is not known.
+        traded: What today's fills add to the P&L since the last close of the shares held now.
         opened: The version at which it became held.
         version: The version of the last change of a row.
         fresh: Whether the last rows are still right.
@@ -57,11 +58,15 @@ class Holding:
     short: bool = False
     minus_paid: Decimal = ZERO
     hundredth: Decimal = ZERO
-    day_pnl: Decimal | None = None
+    traded: Decimal = ZERO
     opened: int = 0
     version: int = 0
     fresh: bool = False
+    _minus_lastday: Decimal | None = None
+    """Minus the value of its shares at the last close."""
     _lots: tuple[_Lot, ...] = ()
+    _first: _Lot | None = None
+    """The lot whose row has what today's fills add."""
     _rows: list[Row] = attrs.Factory(list)
 
     @property
@@ -86,6 +91,28 @@ class Holding:
         if self.price is None:
             return ZERO
         return EXACT.multiply(self.units, self.price) or ZERO
+
+    @property
+    def minus_lastday(self) -> Decimal | None:
+        """What its market value lacks to its P&L since the last close; None if not known."""
+        return None if self._minus_lastday is None else _add(self._minus_lastday, self.traded)
+
+    @property
+    def day_pnl(self) -> Decimal | None:
+        """Its P&L since the last close; None without a price, or where the close is not known."""
+        minus_lastday = self.minus_lastday
+        if self.price is None or minus_lastday is None:
+            return None
+        return _fma(self.units, self.price, minus_lastday) or ZERO
+
+    @property
+    def knows_day(self) -> bool:
+        """Whether the P&L since the last close of all its lots is known."""
+        return (
+            self.price is not None
+            and self._minus_lastday is not None
+            and self.priceable == len(self.positions)
+        )
 
     @property
     def lost(self) -> bool:
@@ -114,18 +141,23 @@ class Holding:
     def hold(self, positions: Sequence[Position]) -> None:
         """Replace the lots."""
         self.positions = tuple(positions)
-        self._lots = tuple(_lot(position) for position in positions)
+        good = _good(positions)
+        lastday = _known(each.lastday_price for each in good)
+        self._lots = tuple(_lot(position, lastday) for position in positions)
         lots = [lot for lot in self._lots if lot.problem is None]
         self.priceable = len(lots)
+        self._first = lots[0] if lots else None
         if self.mark is None:
-            self.price = _previous_price(self.positions, self._lots)
+            price = _known(each.current_price for each in good)
+            self.price = lastday if price is None else price
         units = minus_paid = hundredth = ZERO
         for lot in lots:
-            units = EXACT.add(units, lot.units)
-            minus_paid = EXACT.add(minus_paid, lot.minus_paid)
-            hundredth = EXACT.add(hundredth, lot.hundredth)
+            units = _add(units, lot.units)
+            minus_paid = _add(minus_paid, lot.minus_paid)
+            hundredth = _add(hundredth, lot.hundredth)
         self.units, self.short = units, units < 0
         self.minus_paid, self.hundredth = minus_paid, hundredth
+        self._minus_lastday = None if lastday is None else EXACT.minus(_multiply(units, lastday))
         self.fresh = False
 
     def rows(self) -> list[Row]:
@@ -143,14 +175,20 @@ class Holding:
         return rows
 
     def _row(self, lot: _Lot, when: str | None) -> Row:
-        symbol, qty, avg, price = lot.symbol, lot.qty, lot.avg_entry_price, self.price
+        price = self.price
         if lot.problem is not None:
-            return Row(symbol, qty, avg, None, None, None, None, "unpriced", lot.problem)
+            return Row(*lot.head, *_NO_PRICE, None, None, "unpriced", lot.problem)
         if price is None:
-            return Row(symbol, qty, avg, None, None, None, when, "unpriced")
-        pnl = _fma(lot.units, price, lot.minus_paid) or ZERO
+            return Row(*lot.head, *_NO_PRICE, when, None, "unpriced")
+        value = _multiply(lot.units, price)
+        pnl = _add(value, lot.minus_paid) or ZERO
         percent = percentage(pnl, lot.hundredth)
-        return Row(symbol, qty, avg, price, pnl, percent, when, self.status)
+        minus_lastday = lot.minus_lastday
+        if minus_lastday is not None and self.traded and lot is self._first:
+            minus_lastday = _add(minus_lastday, self.traded)
+        day_pnl = None if minus_lastday is None else _add(value, minus_lastday) or ZERO
+        mark: MarkName = "previous" if self.mark is None else "mid"
+        return Row(*lot.head, price, pnl, percent, value or ZERO, day_pnl, when, mark, self.status)
 
 
 @attrs.define(eq=False)
@@ -167,7 +205,8 @@ class Totals:
         hundredth: One per cent of the cost of the priced rows.
         market_value: The exact sum of the symbols' market values.
         exposure: The exact sum of their absolute market values.
-        day_pnl: The sum of the symbols' P&L since the last close; None where one is not known.
+        minus_lastday: What the market value lacks to the P&L since the last close.
+        day_unknown: Held symbols whose P&L since the last close is not known.
     """
 
     minus_paid: Decimal = ZERO
@@ -178,7 +217,13 @@ class Totals:
     hundredth: Decimal = ZERO
     market_value: Decimal = ZERO
     exposure: Decimal = ZERO
-    day_pnl: Decimal | None = None
+    minus_lastday: Decimal = ZERO
+    day_unknown: int = 0
+
+    @property
+    def day_pnl(self) -> Decimal | None:
+        """The exact sum of the symbols' P&L since the last close; None if one is not known."""
+        return None if self.day_unknown else _add(self.market_value, self.minus_lastday) or ZERO
 
     @property
     def unrealized_pnl(self) -> Decimal:
@@ -194,6 +239,10 @@ class Totals:
         """Add a holding. Its lots and price must not change until it is removed."""
         self.unpriced += len(holding.positions)
         self.waiting += holding.waiting
+        if holding.knows_day:
+            self.minus_lastday = _add(self.minus_lastday, holding.minus_lastday or ZERO)
+        else:
+            self.day_unknown += 1
         if holding.price is None:
             self.lost += holding.lost
             return
@@ -209,6 +258,10 @@ class Totals:
         """Remove a holding."""
         self.unpriced -= len(holding.positions)
         self.waiting -= holding.waiting
+        if holding.knows_day:
+            self.minus_lastday = _subtract(self.minus_lastday, holding.minus_lastday or ZERO)
+        else:
+            self.day_unknown -= 1
         if holding.price is None:
             self.lost -= holding.lost
             return
@@ -232,33 +285,39 @@ class _Lot:
     """A position with the parts of its P&L that do not depend on the price.
 
     Attributes:
-        symbol: That of the position.
-        qty: Likewise, with 0 without its sign.
-        avg_entry_price: Likewise.
+        head: The first fields of its row, which do not depend on the price.
+        qty: That of the position, with 0 without its sign.
         problem: Why it is never priced, or None. With a problem, the following are 0.
         units: Shares: ``qty`` x multiplier.
         minus_paid: -``units`` x ``avg_entry_price``; P&L is ``units`` x price + ``minus_paid``.
         hundredth: One per cent of ``|qty|`` x ``avg_entry_price`` x multiplier.
+        minus_lastday: -``units`` x the price at the last close; None if that is not known.
     """
 
-    symbol: str
+    head: tuple[str, Decimal | None, Decimal | None, AssetClass, Decimal | None]
     qty: Decimal | None
-    avg_entry_price: Decimal | None
     problem: str | None
     units: Decimal = ZERO
     minus_paid: Decimal = ZERO
     hundredth: Decimal = ZERO
+    minus_lastday: Decimal | None = None
 
 
-def _lot(position: Position) -> _Lot:
-    qty, avg = shown(position.qty), shown(position.avg_entry_price)
+_NO_PRICE: Final = (None,) * 5
+"""The fields of a row from the price on, without one."""
+
+
+def _lot(position: Position, lastday: Decimal | None) -> _Lot:
+    qty, avg, multiplier = map(shown, (position.qty, position.avg_entry_price, position.multiplier))
+    head = position.symbol, qty, avg, position.asset_class, multiplier
     problem = position.problem or _problem(position)
     if problem is not None or qty is None or avg is None:
-        return _Lot(position.symbol, qty, avg, problem)
-    units = EXACT.multiply(qty, position.multiplier)
-    minus_paid = EXACT.minus(EXACT.multiply(units, avg))
+        return _Lot(head, qty, problem)
+    units = _multiply(qty, position.multiplier)
+    minus_paid = EXACT.minus(_multiply(units, avg))
     hundredth = EXACT.scaleb(minus_paid if qty < 0 else EXACT.minus(minus_paid), -2)
-    return _Lot(position.symbol, qty, avg, None, units, minus_paid, hundredth)
+    minus_lastday = None if lastday is None else EXACT.minus(_multiply(units, lastday))
+    return _Lot(head, qty, None, units, minus_paid, hundredth, minus_lastday)
 
 
 def _problem(position: Position) -> str | None:
@@ -274,11 +333,11 @@ def _problem(position: Position) -> str | None:
     return None
 
 
-def _previous_price(positions: Sequence[Position], lots: Sequence[_Lot]) -> Decimal | None:
-    """The price of a share from the source of the lots: the present one, else the last close."""
-    good = [each for each, lot in zip(positions, lots, strict=True) if lot.problem is None]
-    for prices in ((each.current_price for each in good), (each.lastday_price for each in good)):
-        for price in prices:
-            if price is not None and sums_up(price):
-                return price
-    return None
+def _good(positions: Iterable[Position]) -> list[Position]:
+    """Those that can be priced."""
+    return [each for each in positions if each.problem is None and _problem(each) is None]
+
+
+def _known(prices: Iterable[Decimal | None]) -> Decimal | None:
+    """The first price that is known."""
+    return next((each for each in prices if each is not None and sums_up(each)), None)

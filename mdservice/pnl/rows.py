@@ -7,9 +7,13 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["PnlReport", "Row", "Status"]
+from mdservice.model.position import AssetClass
+
+__all__ = ["MarkName", "PnlReport", "Row", "Status"]
 
 Status = Literal["live", "stale", "unpriced"]
+MarkName = Literal["mid", "previous"]
+"""What a price is: the mid of a quote, or the price of the position's source."""
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -19,12 +23,19 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         symbol: As the source wrote it: ``AAPL``, ``BTCUSD``.
         qty: Negative for a short position; None if unreadable.
         avg_entry_price: None if unreadable.
+        asset_class: ``us_equity``, ``crypto`` or ``us_option``.
+        multiplier: Shares in one unit of ``qty``; None if unreadable.
         current_price: The mid of the newest usable quote, or else the price from the position's
             source; None if unpriced.
         unrealized_pnl: (``current_price`` - ``avg_entry_price``) x ``qty`` x multiplier; None
             if unpriced.
         unrealized_pnl_pct: Of ``|qty|`` x ``avg_entry_price`` x multiplier, rounded half-even to
             4 places; None if that is 0 or the row is unpriced.
+        market_value: ``current_price`` x ``qty`` x multiplier, negative if short; None if
+            unpriced.
+        day_pnl: The P&L of its symbol since the last close; of several lots of a symbol, each has
+            its own part. None if unpriced, or if the price at the last close is not known.
+        mark: What ``current_price`` is; None if unpriced.
         last_updated: The time of that quote, RFC 3339; None for a price from the source. If
             unpriced, the time of the newest quote, or None.
         status: ``live``; ``stale``: the price is too old, its key is gone, the newest quote is not
@@ -35,10 +46,15 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     symbol: str
     qty: Decimal | None
     avg_entry_price: Decimal | None
+    asset_class: AssetClass
+    multiplier: Decimal | None
     current_price: Decimal | None
     unrealized_pnl: Decimal | None
     unrealized_pnl_pct: Decimal | None
+    market_value: Decimal | None
+    day_pnl: Decimal | None
     last_updated: str | None
+    mark: MarkName | None
     status: Status
     problem: str | None = None
 
@@ -50,6 +66,8 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
         positions: The rows. If the report is not whole, it has each changed symbol with all its
             lots, in their order; they replace all earlier rows of that symbol.
         total_unrealized_pnl: The exact sum over the priced rows, live and stale.
+        total_market_value: Likewise.
+        total_day_pnl: The exact sum over all rows; None if that of one is not known.
         priced: The number of rows with a price, live and stale.
         unpriced: The number of rows without a price.
         version: Pass it to get the changes since this report.
@@ -58,6 +76,8 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
 
     positions: tuple[Row, ...]
     total_unrealized_pnl: Decimal
+    total_market_value: Decimal
+    total_day_pnl: Decimal | None
     priced: int
     unpriced: int
     version: int

@@ -30,6 +30,8 @@ def plain_row(row: Row) -> PlainRow:
 class Whole:
     rows: list[PlainRow]
     total: Fraction
+    value: Fraction
+    day: Fraction | None
     priced: int
     unpriced: int
 
@@ -37,7 +39,9 @@ class Whole:
     def of(cls, report: PnlReport) -> Whole:
         rows = [plain_row(row) for row in report.positions]
         total = Fraction(report.total_unrealized_pnl)
-        return cls(rows, total, report.priced, report.unpriced)
+        value, day = Fraction(report.total_market_value), report.total_day_pnl
+        whole_day = None if day is None else Fraction(day)
+        return cls(rows, total, value, whole_day, report.priced, report.unpriced)
 
 
 def mid(quote: Quote) -> Fraction | None:
@@ -87,16 +91,23 @@ class Reference:
         of_symbol = [quote for quote, _ in self.heard if quote.symbol == symbol and usable(quote)]
         return of_symbol[-1] if of_symbol else None
 
-    def previous(self, symbol: str) -> Fraction | None:
-        good = [
+    def good(self, symbol: str) -> list[Position]:
+        return [
             position
             for position in self.positions
             if position.priced_by == symbol
             and position.problem is None
             and None not in (readable(position.qty), readable(position.avg_entry_price))
         ]
-        prices = [each.current_price for each in good] + [each.lastday_price for each in good]
-        known = [price for price in map(readable, prices) if price is not None]
+
+    def previous(self, symbol: str) -> Fraction | None:
+        current = [readable(each.current_price) for each in self.good(symbol)]
+        known = [price for price in current if price is not None]
+        return known[0] if known else self.lastday(symbol)
+
+    def lastday(self, symbol: str) -> Fraction | None:
+        closes = [readable(each.lastday_price) for each in self.good(symbol)]
+        known = [price for price in closes if price is not None]
         return known[0] if known else None
 
     def live(self, symbol: str, now_ns: int) -> bool:
@@ -115,37 +126,44 @@ class Reference:
         qty, avg = readable(position.qty), readable(position.avg_entry_price)
         priced_by = position.priced_by
         quote, _ = self.newest(priced_by) or (None, 0)
-        if position.problem is not None or qty is None or avg is None:
-            return symbol, qty, avg, None, None, None, None, "unpriced"
+        multiplier = readable(position.multiplier)
+        head = symbol, qty, avg, position.asset_class, multiplier
+        if position.problem is not None or qty is None or avg is None or multiplier is None:
+            return *head, None, None, None, None, None, None, None, "unpriced"
         mark = self.mark(priced_by)
         price = self.previous(priced_by) if mark is None else mid(mark)
         of = quote if price is None else mark
         when = None if of is None else format_ns(of.ts_event_ns)
         if price is None:
-            return symbol, qty, avg, None, None, None, when, "unpriced"
-        pnl = (price - avg) * qty * Fraction(position.multiplier)
-        base = abs(qty) * avg * Fraction(position.multiplier)
+            return *head, None, None, None, None, None, when, None, "unpriced"
+        pnl = (price - avg) * qty * multiplier
+        base = abs(qty) * avg * multiplier
         percent = round(pnl * 100 / base, 4) if base else None
+        value = price * qty * multiplier
+        lastday = self.lastday(priced_by)
+        day = None if lastday is None else (price - lastday) * qty * multiplier
+        name = "previous" if mark is None else "mid"
         status = "live" if self.live(priced_by, now_ns) else "stale"
-        return symbol, qty, avg, price, pnl, percent, when, status
+        return *head, price, pnl, percent, value, day, when, name, status
 
     def whole(self, now_ns: int) -> Whole:
         rows = [self.row(position, now_ns) for position in self.positions]
         priced = [row for row in rows if row[-1] != "unpriced"]
-        total = sum((Fraction(str(row[4])) for row in priced), Fraction())
-        return Whole(rows, total, len(priced), len(rows) - len(priced))
+        total = sum((Fraction(str(row[6])) for row in priced), Fraction())
+        value = sum((Fraction(str(row[8])) for row in priced), Fraction())
+        days = [row[9] for row in rows]
+        day = None if None in days else sum(map(Fraction, map(str, days)), Fraction())
+        return Whole(rows, total, value, day, len(priced), len(rows) - len(priced))
 
-    def values(self) -> tuple[Fraction, Fraction]:
-        """The market value of all positions, and the sum of the symbols' absolute ones."""
+    def exposure(self) -> Fraction:
+        """The sum of the symbols' absolute market values."""
         of_symbol: dict[str, Fraction] = {}
         for position in self.positions:
-            row = self.row(position, 0)
-            qty, price = row[1], row[3]
-            if isinstance(qty, Fraction) and isinstance(price, Fraction):
-                value = qty * price * Fraction(position.multiplier)
+            value = self.row(position, 0)[8]
+            if isinstance(value, Fraction):
                 key = position.priced_by
                 of_symbol[key] = of_symbol.get(key, Fraction()) + value
-        return sum(of_symbol.values(), Fraction()), sum(map(abs, of_symbol.values()), Fraction())
+        return sum(map(abs, of_symbol.values()), Fraction())
 
 
 Traded = tuple[Fraction, Fraction]

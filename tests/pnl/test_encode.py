@@ -33,10 +33,15 @@ rows = st.builds(
     symbol=st.text(max_size=5),
     qty=perhaps,
     avg_entry_price=perhaps,
+    asset_class=st.sampled_from(["us_equity", "crypto", "us_option"]),
+    multiplier=perhaps,
     current_price=perhaps,
     unrealized_pnl=perhaps,
     unrealized_pnl_pct=perhaps,
+    market_value=perhaps,
+    day_pnl=perhaps,
     last_updated=st.sampled_from([None, "2026-11-20T15:51:44.208912345Z"]),
+    mark=st.sampled_from([None, "mid", "previous"]),
     status=st.sampled_from(["live", "stale", "unpriced"]),
     problem=st.none() | st.text(max_size=5),
 )
@@ -55,13 +60,17 @@ def decoded(payload: bytes) -> dict[str, object]:
 
 def test_the_example_of_the_contract_byte_for_byte() -> None:
     engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
-    engine.set_positions([Position("AAPL", Decimal(10), Decimal("150.00"))])
+    lastday = Decimal("185.40")
+    engine.set_positions([Position("AAPL", Decimal(10), Decimal("150.00"), lastday_price=lastday)])
     engine.update(Quote("AAPL", 187.12, 187.15, 2, 3, T_NS, T_NS), T_NS)
     assert PnlEncoder().encode(engine.report(T_NS)) == (
         b'{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00,'
+        b'"asset_class":"us_equity","multiplier":1,'
         b'"current_price":187.135,"unrealized_pnl":371.35,"unrealized_pnl_pct":24.7567,'
-        b'"last_updated":"2026-11-20T15:51:44.208912345Z","status":"live"}],'
-        b'"total_unrealized_pnl":371.35,"priced":1,"unpriced":0}'
+        b'"market_value":1871.35,"day_pnl":17.35,'
+        b'"last_updated":"2026-11-20T15:51:44.208912345Z","mark":"mid","status":"live"}],'
+        b'"total_unrealized_pnl":371.35,"total_market_value":1871.35,"total_day_pnl":17.35,'
+        b'"priced":1,"unpriced":0}'
     )
 
 
@@ -69,17 +78,20 @@ def test_an_unpriced_row_with_a_problem() -> None:
     engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
     engine.set_positions([Position('ß"', None, Decimal("-0.00"), problem='no "symbol"\n')])
     assert PnlEncoder().encode(engine.report(T_NS)).decode() == (
-        '{"positions":[{"symbol":"ß\\"","qty":null,"avg_entry_price":0,'
+        '{"positions":[{"symbol":"ß\\"","qty":null,"avg_entry_price":0,"asset_class":"us_equity","multiplier":1,'
         '"current_price":null,"unrealized_pnl":null,"unrealized_pnl_pct":null,'
-        '"last_updated":null,"status":"unpriced","problem":"no \\"symbol\\"\\n"}],'
-        '"total_unrealized_pnl":0,"priced":0,"unpriced":1}'
+        '"market_value":null,"day_pnl":null,'
+        '"last_updated":null,"mark":null,"status":"unpriced","problem":"no \\"symbol\\"\\n"}],'
+        '"total_unrealized_pnl":0,"total_market_value":0,"total_day_pnl":null,'
+        '"priced":0,"unpriced":1}'
     )
 
 
 def test_no_positions() -> None:
     engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
     assert PnlEncoder().encode(engine.report(T_NS)) == (
-        b'{"positions":[],"total_unrealized_pnl":0,"priced":0,"unpriced":0}'
+        b'{"positions":[],"total_unrealized_pnl":0,"total_market_value":0,"total_day_pnl":0,'
+        b'"priced":0,"unpriced":0}'
     )
     assert encode_positions([]) == b'{"positions":[]}'
 
@@ -150,7 +162,8 @@ def test_always_json_with_the_exact_numbers(several: list[tuple[Row, ...]], tota
     encoder = PnlEncoder()
     for told in several:
         for whole in (True, False):
-            answer = decoded(encoder.encode(PnlReport(told, total, 1, 2, 3, whole)))
+            report = PnlReport(told, total, total, None, 1, 2, 3, whole)
+            answer = decoded(encoder.encode(report))
             names = list(Row.__struct_fields__)
             assert answer == {
                 "positions": [
@@ -162,10 +175,11 @@ def test_always_json_with_the_exact_numbers(several: list[tuple[Row, ...]], tota
                     for row in told
                 ],
                 "total_unrealized_pnl": total,
+                "total_market_value": total,
+                "total_day_pnl": None,
                 "priced": 1,
                 "unpriced": 2,
             }
-            assert list(answer) == ["positions", "total_unrealized_pnl", "priced", "unpriced"]
             assert all(list(row) == names[: len(row)] for row in answer["positions"])
 
 

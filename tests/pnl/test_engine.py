@@ -46,14 +46,20 @@ def test_the_example_of_the_contract() -> None:
             "AAPL",
             Decimal(10),
             Decimal("150.00"),
+            "us_equity",
+            Decimal(1),
             Decimal("187.135"),
             Decimal("371.35"),
             Decimal("24.7567"),
+            Decimal("1871.35"),
+            None,
             T,
+            "mid",
             "live",
         ),
     )
     assert report.total_unrealized_pnl == Decimal("371.35")
+    assert (report.total_market_value, report.total_day_pnl) == (Decimal("1871.35"), None)
     assert (report.priced, report.unpriced, report.whole) == (1, 0, True)
 
 

@@ -23,6 +23,7 @@ from .reference import S_NS, usable
 
 T_NS = 1_795_189_904 * S_NS
 AVG = 100
+LASTDAY = 99
 STALE_S = 60
 CALL = "AAPL261218C00200000"
 
@@ -34,10 +35,14 @@ class Bench:
         self.engine = PnlEngine(stale_after_s=STALE_S, price_ttl_s=3_000)
         self.limits = Limits(map(parse_rule, rules))
         self.now_ns = T_NS
+        self.lastday: Decimal | None = None
         self.hold(**held)
 
     def hold(self, **held: float) -> None:
-        lots = [Position(s, Decimal(str(q)), Decimal(AVG)) for s, q in held.items()]
+        lots = [
+            Position(s, Decimal(str(q)), Decimal(AVG), lastday_price=self.lastday)
+            for s, q in held.items()
+        ]
         self.engine.set_positions(lots)
 
     def sides(self, symbol: str, bid: float, ask: float) -> None:
@@ -220,16 +225,14 @@ def test_the_day_is_blind_without_the_last_close(rule: str) -> None:
 
 
 def test_the_day_is_judged_where_the_last_close_is_known() -> None:
-    bench = Bench("A day_pnl < -5", "total day_pnl < -5", A=1)
-    holding = bench.engine.holding("A")
-    assert holding is not None
-    holding.day_pnl = bench.engine.totals.day_pnl = Decimal(-4)
+    bench = Bench("A day_pnl < -5", "total day_pnl < -5")
+    bench.lastday = Decimal(104)
+    bench.hold(A=1)
     bench.price("A", 100)
     assert (bench.check(), bench.blind()) == ([], [])
     assert bench.objections("buy", "1", "101") == []
     assert len(bench.objections("buy", "1", "102")) == 2
-    holding.day_pnl = bench.engine.totals.day_pnl = Decimal(-6)
-    bench.price("A", 99)
+    bench.price("A", 98)
     assert [subject for _, subject, _ in bench.check()] == ["A", "total"]
 
 
@@ -348,7 +351,7 @@ def test_while_tripped_by_anything_else_every_order_is_refused(
 RULES = [
     "A pnl < -1", "* pnl > 1 hysteresis 1", "B pct < -1", "* price > 101", "A qty > 2", "* qty < -1",
     "* value > 205", "total pnl < -2", "total pct > 1", "total exposure > 405", "total value > 205",
-    "B stale",
+    "B stale", "A day_pnl < -1", "total day_pnl > 3",
 ]  # fmt: skip
 
 symbols = st.sampled_from("AB")
@@ -419,6 +422,8 @@ class Recount:
         values = [self.held[symbol] * self.price(symbol) for symbol in of]
         if rule.kind in {"exposure", "value"}:
             return abs(sum(map(abs, values) if rule.kind == "exposure" else values, Fraction()))
+        if rule.kind == "day_pnl":
+            return sum(values, Fraction()) - sum((self.held[s] * LASTDAY for s in of), Fraction())
         pnl = sum(values, Fraction()) - sum((self.paid[symbol] for symbol in of), Fraction())
         if rule.kind == "pnl":
             return pnl
@@ -489,6 +494,11 @@ class Recount:
             would = Recount([rule], {**self.held, symbol: after}, {**self.paid, symbol: paid})
             would.quotes = self.quotes
             value = would.measure(rule, subject, now_ns)
+            if rule.kind == "day_pnl":
+                known = subject == "total" or symbol in self.held
+                value = self.measure(rule, subject, now_ns) if known else Fraction()
+                assert value is not None
+                value += qty * (price - fill)
             if rule.kind in {"value", "exposure"}:
                 own, of_own = after * price, after * dearer
                 if rule.kind == "exposure":
@@ -511,6 +521,7 @@ def test_agrees_with_a_full_recount(
 ) -> None:
     chosen = [rule for rule in RULES if rule in rules]
     bench, recount = Bench(*chosen), Recount(list(map(parse_rule, chosen)))
+    bench.lastday = Decimal(LASTDAY)
     for (what, value), order in coming:
         bench.now_ns += 1
         if isinstance(value, Mapping):

@@ -63,9 +63,12 @@ def test_the_answer_is_the_contracts(run: Run) -> None:
         assert answer.headers["content-type"] == "application/json"
         assert answer.text == (
             '{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00,'
+            '"asset_class":"us_equity","multiplier":1,'
             '"current_price":187.135,"unrealized_pnl":371.35,"unrealized_pnl_pct":24.7567,'
-            f'"last_updated":"{quote.timestamp}","status":"live"}}],'
-            '"total_unrealized_pnl":371.35,"priced":1,"unpriced":0}'
+            '"market_value":1871.35,"day_pnl":null,'
+            f'"last_updated":"{quote.timestamp}","mark":"mid","status":"live"}}],'
+            '"total_unrealized_pnl":371.35,"total_market_value":1871.35,"total_day_pnl":null,'
+            '"priced":1,"unpriced":0}'
         )
         PnlAnswer.model_validate_json(answer.text)
 
