@@ -69,6 +69,16 @@ _MEANINGS: Final = {
     "as open.",
     "mdservice_failed": "The program ends. `reason` says why and what to do.",
     "other_services_cannot_be_noticed": "Redis does not allow the check for other services.",
+    "on_trip_begins": "This gateway has tripped the breaker, and does at the broker what "
+    "`MDSERVICE_ON_TRIP` names.",
+    "on_trip_done": "An action of a trip is done at the broker. A reset does not undo it.",
+    "on_trip_not_done": "An action of a trip has `failed`, or was `left` because the breaker was "
+    "reset before. Act at the broker yourself.",
+    "on_trip_not_saved": "Redis did not take what a trip does at the broker, or its outcome. It is "
+    "done all the same, and done again if the gateway dies.",
+    "on_trip_taken_over": "The gateway that had tripped the breaker has died. This one does the "
+    "rest.",
+    "on_trip_tried_again": "The broker failed, or could not be reached. The action is tried again.",
     "pnl_alert": "A rule of `MDSERVICE_ALERTS` was crossed.",
     "pnl_alert_not_published": "Too many alerts wait for Redis. The oldest one was dropped.",
     "pnl_alerts_wait": "Redis does not take the alerts. They are sent again.",

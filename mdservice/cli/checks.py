@@ -1,4 +1,4 @@
-"""What ``mdservice check`` tries, in order: settings, socket, relay, feed, REST, Redis, positions.
+"""What ``mdservice check`` tries: settings, socket, relay, feed, REST, Redis, positions, on trip.
 
 A check does not raise for what it looks at; what it found is in its result.
 """
@@ -16,6 +16,7 @@ from urllib.parse import quote
 import anyio
 import anyio.to_thread
 import attrs
+import msgspec
 
 from mdservice.cli.options import causes
 from mdservice.client.http import NoAnswer, ask
@@ -70,6 +71,7 @@ __all__ = [
     "check_clock",
     "check_feed",
     "check_history",
+    "check_on_trip",
     "check_positions",
     "check_redis",
     "check_relay",
@@ -104,6 +106,12 @@ _NOT_FOUND = 404
 _REFUSED = (401, 403)
 _UNAVAILABLE = 503
 _LATEST_FEEDS = ("iex", "sip", "delayed_sip", "boats", "overnight")
+_MOST_ORDERS = 500
+_ACCOUNT = (
+    "/v2/account",
+    "/v2/account/configurations",
+    f"/v2/orders?status=open&limit={_MOST_ORDERS}",
+)
 _GIVE = 'give a list or {"positions": [...]}'
 
 
@@ -132,6 +140,7 @@ async def run_checks(
         "clock": partial(check_clock, settings, http),
         "redis": partial(check_redis, settings),
         "positions": partial(check_positions, settings, http),
+        **({"on trip": partial(check_on_trip, settings, http)} if settings.on_trip else {}),
     }
     results = []
     try:
@@ -562,6 +571,64 @@ def _judged(positions: Sequence[Position], where: str) -> CheckResult:
             )
     not_followed = f", {others} of them of an asset class without a feed" if others else ""
     return passed("positions", f"{where} holds {len(positions)}{not_followed}")
+
+
+async def check_on_trip(settings: Settings, http: HttpClient | None = None) -> CheckResult:
+    """Say what a trip of the breaker would do at the broker, and change nothing there."""
+    from mdservice.gateway.on_trip import TradingAccount
+    from mdservice.gateway.risk import make_limits
+
+    name, client = "on trip", http or HttpClient()
+    try:
+        account = TradingAccount(settings, client)
+        answers = [await _get(account.url + path, account.headers, client) for path in _ACCOUNT]
+    except ConfigurationError as exc:
+        return failed(name, str(exc), configuration=True)
+    except _Unreachable as exc:
+        return _no_answer(name, exc, "MDSERVICE_TRADING_URL")
+    finally:
+        if http is None:
+            await client.aclose()
+    for path, page in zip(_ACCOUNT, answers, strict=True):
+        if page.status != OK:
+            shown = account.url + path.partition("?")[0]
+            return _http_refused(name, shown, page, "the keys and MDSERVICE_TRADING_URL")
+    bodies = [page.body for page in answers]
+    try:
+        state, configuration = map(_decode_account, bodies[:2])
+        orders = len(_decode_orders(bodies[2]))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        advice = "check MDSERVICE_TRADING_URL"
+        return failed(name, f"{mask_url(account.url)} answers otherwise than Alpaca", advice)
+    count = f"{'at least ' if orders == _MOST_ORDERS else ''}{orders} open orders"
+    would = {"suspend_trade": "suspend trading", "cancel_orders": f"cancel {count}"}
+    what = " and ".join(would[action] for action in would if action in settings.on_trip)
+    detail = f"a trip would {what} at {mask_url(account.url)}; now nothing was changed"
+    has_limits = bool(make_limits(settings.limits, settings.alerts).rules)
+    for is_so, problem, advice in (
+        (state.account_blocked or state.trading_blocked, "the account is blocked", "ask Alpaca"),
+        (
+            configuration.suspend_trade,
+            "trading is suspended already",
+            "allow it again at the broker; a reset of the breaker does not",
+        ),
+        (not has_limits, "no limit is set, so nothing trips", "set MDSERVICE_LIMITS"),
+    ):
+        if is_so:
+            return warned(name, f"{detail}; {problem}", advice)
+    return passed(name, detail)
+
+
+class _Account(msgspec.Struct):
+    """A part of the account, or of its configurations."""
+
+    account_blocked: bool = False
+    trading_blocked: bool = False
+    suspend_trade: bool = False
+
+
+_decode_account = msgspec.json.Decoder(_Account).decode
+_decode_orders = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 async def check_redis(settings: Settings) -> CheckResult:

@@ -18,6 +18,7 @@ from mdservice.client.open import open_prices
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway.alerting import make_alerting
+from mdservice.gateway.on_trip import OnTrip, TradingAccount
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk, make_limits
 from mdservice.gateway.tracker import PnlTracker, ReadFrom
@@ -88,12 +89,13 @@ def make_tracker(
         symbols: The only symbols to use, pairs with their slash or without; empty for all.
         alerts: Rules in addition to those of the settings.
         limits: Limits in addition to those of the settings.
-        judges: Whether to judge the limits, and to call the webhook; False for a program that only
-            shows positions.
+        judges: Whether to judge the limits, to call the webhook, and to act on trips; False for a
+            program that only shows positions.
         clock: The time, for tests.
 
     Raises:
-        ConfigurationError: The URL, a rule or the text of the source is invalid.
+        ConfigurationError: The URL, a rule or the text of the source is invalid, or ``on_trip`` has
+            no account to act on.
     """
     clock = clock or SystemClock()
     redis_url = redis_url or settings.redis_url
@@ -119,6 +121,11 @@ def make_tracker(
     all_alerts = (*settings.alerts, *alerts)
     alerting = make_alerting(all_alerts, calls, clock, webhook)
     judged = make_limits((*settings.limits, *limits), all_alerts) if judges else make_limits((), ())
+    http = on_trip = None
+    if judges and settings.on_trip:
+        http = HttpClient()
+        account = TradingAccount(settings, http)
+        on_trip = OnTrip(settings.on_trip, account, calls, clock, webhook)
     return PnlTracker(
         PositionCache(source, _AT_ONCE_S if own else settings.positions_interval, clock, symbols),
         calls,
@@ -127,8 +134,9 @@ def make_tracker(
         alerting,
         read_from,
         clock,
-        Risk(judged, engine, calls, clock, webhook, settings.api_token),
+        Risk(judged, engine, calls, clock, webhook, settings.api_token, on_trip),
         webhook,
+        http,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import starmap
+from secrets import token_hex
 from typing import Final, TypeVar
 
 import anyio
@@ -20,7 +22,7 @@ from mdservice.redis_io.connection import RedisConnection
 from mdservice.redis_io.names import BREAKER_CHANNEL, Instance, RedisNames, decode_instance
 from mdservice.redis_io.replies import array
 
-__all__ = ["RedisCalls"]
+__all__ = ["HOLD_MS", "RedisCalls"]
 
 _WAIT_S: Final = 5.0
 """How long a call waits for those before it."""
@@ -29,6 +31,8 @@ _UNWATCH: Final = pack(b"UNWATCH")
 _MULTI, _EXEC = pack(b"MULTI"), pack(b"EXEC")
 _MOST_TRIES: Final = 20
 """How often a change of the breaker is tried while others change it."""
+HOLD_MS: Final = 3_000
+"""How long a gateway holds the actions of a trip; a dead one is replaced after this time."""
 _T = TypeVar("_T")
 
 
@@ -48,6 +52,8 @@ class RedisCalls:
     def __init__(self, discovery: Discovery) -> None:
         self._discovery = discovery
         self._names = RedisNames()
+        self._id = token_hex(8).encode()
+        """Names this gateway where it holds the actions of a trip."""
         self._record = b""
         """The question for the service's record."""
         self.service: Instance | None = None
@@ -99,7 +105,9 @@ class RedisCalls:
         return await self._call(self._read_breaker)
 
     async def change_breaker(
-        self, decide: Callable[[Breaker | None], Breaker | None]
+        self,
+        decide: Callable[[Breaker | None], Breaker | None],
+        actions: Callable[[Breaker], bytes | None] = lambda _breaker: None,
     ) -> tuple[Breaker | None, bool]:
         """Change the circuit breaker in one step, so that no change of another gateway is lost.
 
@@ -108,6 +116,8 @@ class RedisCalls:
         Args:
             decide: Gets the breaker as the key has it, and returns the new one, or None to leave
                 it. Called again if another gateway was faster, or the connection was lost.
+            actions: Returns what to write with the new breaker as the actions of its trip, or None.
+                This gateway holds them then, as after :meth:`hold_actions`.
 
         Returns:
             The breaker that the key has now, and whether this call has changed it.
@@ -116,7 +126,85 @@ class RedisCalls:
             StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`breaker`.
         """
         tried: list[Breaker] = []
-        return await self._call(partial(self._change_breaker, decide, tried))
+
+        async def change(connection: RedisConnection) -> tuple[Breaker | None, bool]:
+            names, wanted = self._names, None
+
+            def decided(payload: object) -> list[tuple[bytes, ...]]:
+                nonlocal wanted
+                wanted = decide(self._breaker_in(payload))
+                if wanted is None:
+                    return []
+                tried.append(wanted)
+                content = encode_breaker(wanted)
+                also = actions(wanted)
+                return [
+                    (b"SET", names.breaker_key, content),
+                    (b"PUBLISH", names.channel(BREAKER_CHANNEL), content),
+                    *([] if also is None else [(b"SET", names.actions_key, also), self._hold()]),
+                ]
+
+            standing = self._breaker_in(await self._change(names.breaker_key, decided, connection))
+            # An earlier try may have been executed before its connection was lost.
+            return (standing, standing in tried) if wanted is None else (wanted, True)
+
+        return await self._call(change)
+
+    async def actions(self) -> bytes | None:
+        """The actions of the last trip, as their key has them; None without a key.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
+        """
+
+        async def read(connection: RedisConnection) -> bytes | None:
+            role, payload = await connection.call(_ROLE, pack(b"GET", self._names.actions_key))
+            self._refuse_demoted(role)
+            refuse_errors(self._address, (payload,))
+            return payload if isinstance(payload, bytes) else None
+
+        return await self._call(read)
+
+    async def change_actions(self, decide: Callable[[bytes | None], bytes | None]) -> None:
+        """Change the actions of the last trip in one step; as :meth:`change_breaker`."""
+
+        async def change(connection: RedisConnection) -> None:
+            key = self._names.actions_key
+
+            def decided(payload: object) -> list[tuple[bytes, ...]]:
+                content = decide(payload if isinstance(payload, bytes) else None)
+                return [] if content is None else [(b"SET", key, content)]
+
+            await self._change(key, decided, connection)
+
+        await self._call(change)
+
+    async def hold_actions(self) -> bool:
+        """Hold the actions of the last trip for 3 s, so that only one gateway executes them.
+
+        Returns:
+            Whether this gateway holds them, and not another one.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
+        """
+
+        async def hold(connection: RedisConnection) -> bool:
+            take, get = self._hold(b"NX"), pack(b"GET", self._names.actions_holder_key)
+            role, taken, holder = await connection.call(_ROLE, pack(*take), get)
+            self._refuse_demoted(role)
+            refuse_errors(self._address, (taken, holder))
+            if holder != self._id:
+                return False
+            if taken is None:
+                refuse_errors(self._address, await connection.call(pack(*self._hold(b"XX"))))
+            return True
+
+        return await self._call(hold)
+
+    def _hold(self, *condition: bytes) -> tuple[bytes, ...]:
+        key = self._names.actions_holder_key
+        return (b"SET", key, self._id, b"PX", b"%d" % HOLD_MS, *condition)
 
     def close(self) -> None:
         """End the connection."""
@@ -210,35 +298,36 @@ class RedisCalls:
         self._refuse_demoted(role)
         return self._breaker_in(payload)
 
-    async def _change_breaker(
+    async def _change(
         self,
-        decide: Callable[[Breaker | None], Breaker | None],
-        tried: list[Breaker],
+        key: bytes,
+        decide: Callable[[object], list[tuple[bytes, ...]]],
         connection: RedisConnection,
-    ) -> tuple[Breaker | None, bool]:
-        key = self._names.breaker_key
-        watch = pack(b"WATCH", key)
+    ) -> object:
+        """Execute the commands for a key's content in one transaction; return that content.
+
+        Args:
+            key: The key.
+            decide: Gets the content, and returns the commands; none leave all as it is. Called
+                again if the content has changed meanwhile.
+            connection: The connection.
+        """
+        watch, get = pack(b"WATCH", key), pack(b"GET", key)
         for _ in range(_MOST_TRIES):
-            role, watched, payload = await connection.call(_ROLE, watch, pack(b"GET", key))
+            role, watched, payload = await connection.call(_ROLE, watch, get)
             self._refuse_demoted(role)
-            refuse_errors(self._address, (watched,))
-            standing = self._breaker_in(payload)
-            wanted = decide(standing)
-            if wanted is None:
+            refuse_errors(self._address, (watched, payload))
+            commands = decide(payload)
+            if not commands:
                 await connection.call(_UNWATCH)
-                # An earlier try may have been executed before its connection was lost.
-                return standing, standing in tried
-            tried.append(wanted)
-            content = encode_breaker(wanted)
-            set_ = pack(b"SET", key, content)
-            publish = pack(b"PUBLISH", self._names.channel(BREAKER_CHANNEL), content)
-            replies = await connection.call(_MULTI, set_, publish, _EXEC)
+                return payload
+            replies = await connection.call(_MULTI, *starmap(pack, commands), _EXEC)
             refuse_errors(self._address, replies)
             done = replies[-1]
             if done is not None:
-                refuse_errors(self._address, array(self._address, done, 2))
-                return wanted, True
-        raise StoreUnavailable("the breaker is changed by others all the time; try again")
+                refuse_errors(self._address, array(self._address, done, len(commands)))
+                return payload
+        raise StoreUnavailable(f"{key.decode()} is changed by others all the time; try again")
 
     def _breaker_in(self, payload: object) -> Breaker | None:
         refuse_errors(self._address, (payload,))

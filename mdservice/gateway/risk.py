@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import anyio
 
 from mdservice.clock import Clock
-from mdservice.errors import ConfigurationError, MDServiceError
+from mdservice.errors import ConfigurationError, MDServiceError, StoreRefused
+from mdservice.gateway.on_trip import OnTrip
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.webhook import Webhook
 from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.alerts import Alert
-from mdservice.pnl.breaker import CLOSED, Breaker, encode_breaker, reset_at, tripped_by
+from mdservice.pnl.breaker import (
+    CLOSED,
+    Breaker,
+    encode_breaker,
+    has_lost,
+    reset_at,
+    tripped_by,
+)
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.limits import Limits, Order, encode_risk, has_price
 from mdservice.pnl.numbers import short
@@ -38,8 +46,8 @@ class Risk:
 
     The key in Redis is the breaker of all gateways. A crossing counts here at once, also while
     Redis cannot be reached, and is written as soon as it can. The breaker trips while a limit
-    holds, so it cannot stay closed because another gateway has reset it. A tripped breaker whose
-    key is lost is written again.
+    holds, so it cannot stay closed because another gateway has reset it. A tripped breaker that
+    Redis has lost is written again.
 
     Args:
         limits: The limits.
@@ -48,9 +56,11 @@ class Risk:
         clock: The time.
         webhook: Gets each change that this gateway makes, or None.
         token: What a reset over TCP needs, or None for nothing.
+        on_trip: Executes the actions of the trips that this gateway makes, or None.
 
     Attributes:
         token: As given.
+        on_trip: As given.
     """
 
     def __init__(
@@ -61,8 +71,10 @@ class Risk:
         clock: Clock,
         webhook: Webhook | None = None,
         token: str | None = None,
+        on_trip: OnTrip | None = None,
     ) -> None:
         self.token = token
+        self.on_trip = on_trip
         self._limits = limits
         self._engine = engine
         self._redis = redis
@@ -70,6 +82,7 @@ class Risk:
         self._webhook = webhook
         self._known = CLOSED
         """The breaker as it was last read or written."""
+        self._is_known = False
         self._crossing: Alert | None = None
         """The crossing that is not in Redis yet."""
         self._came = anyio.Event()
@@ -104,14 +117,20 @@ class Risk:
             StoreUnavailable, StoreRefused, ConfigurationError: Redis cannot be asked.
         """
         self.look()
-        self._learn(await self._redis.breaker() or CLOSED)
+        self._learn(await self._redis.breaker())
         crossing = self._next_crossing()
         return self._known if self._known.tripped or crossing is None else tripped_by(crossing)
 
-    def encode(self, breaker: Breaker, blind: list[str]) -> bytes:
-        """The breaker, the limits now, and why they cannot be judged; see :func:`encode_risk`."""
+    async def encode(self, breaker: Breaker, blind: list[str]) -> bytes:
+        """The breaker, the limits now, and why they cannot be judged; see :func:`encode_risk`.
+
+        With ``on_trip``, the actions and their outcome, where there are some.
+        """
         states = self._limits.states(self._engine, self._clock.utc_ns())
-        return encode_risk(breaker, states, blind)
+        body = encode_risk(breaker, states, blind)
+        if self.on_trip is None:
+            return body
+        return b'%b,"on_trip":%b}' % (body[:-1], await self.on_trip.report())
 
     def has_price(self, symbol: str) -> bool:
         """Whether the price of a symbol can be used, or need not be."""
@@ -138,13 +157,15 @@ class Risk:
         def close(found: Breaker | None) -> Breaker | None:
             # Another gateway may have tripped it by another limit meanwhile.
             mine = found is None or not found.tripped or found == breaker
-            return reset_at(self._clock.utc_ns()) if mine else None
+            return reset_at(self._clock.utc_ns(), breaker, found or CLOSED) if mine else None
 
         if not breaker.tripped:
             return breaker
         self._crossing = None
         standing, changed = await self._redis.change_breaker(close)
-        self._changed_to(standing, changed=changed)
+        self._known = standing or CLOSED
+        if changed:
+            self._report(self._known)
         if self._known.tripped:
             raise StillHolds(f"the breaker tripped again: {self._known.rule}")
         return self._known
@@ -179,6 +200,9 @@ class Risk:
                 if not failed:
                     _log.warning("breaker_not_reached", reason=masked(str(exc)))
                 failed = True
+                # Whether a breaker that was never read is closed is not known.
+                if self.on_trip is not None and self._crossing is not None and self._is_known:
+                    self.on_trip.begin(self._standing(), self._crossing, in_redis=False)
                 await anyio.sleep(backoff.next_s())
                 continue
             if failed:
@@ -189,39 +213,68 @@ class Risk:
                 await self._came.wait()
             self._came = anyio.Event()
 
+    async def act(self) -> None:
+        """Execute the actions of trips until cancelled."""
+        if self.on_trip is not None:
+            await self.on_trip.run(self._standing)
+
+    def _standing(self) -> Breaker:
+        """The breaker as it is known here, with a crossing that is not in Redis yet."""
+        crossing = self._crossing
+        return self._known if self._known.tripped or crossing is None else tripped_by(crossing)
+
     async def _keep(self) -> None:
-        """Trip the breaker if a limit holds; write it again if its key is lost."""
+        """Trip the breaker if a limit holds; write it again if Redis has lost it."""
         if not self.has_limits:
             return
         crossing, known = self._next_crossing(), self._known
 
         def decide(found: Breaker | None) -> Breaker | None:
-            if found is not None and found.tripped:
-                return None
-            if crossing is not None:
-                return tripped_by(crossing)
-            return known if found is None and known.tripped else None
+            if has_lost(found, known):
+                return known
+            tripped = found is not None and found.tripped
+            return None if tripped or crossing is None else tripped_by(crossing, found or CLOSED)
 
         if crossing is None and not known.tripped:
-            self._learn(await self._redis.breaker() or CLOSED)
+            self._learn(await self._redis.breaker())
             return
-        standing, changed = await self._redis.change_breaker(decide)
+        standing, changed = await self._change(decide, crossing)
         if self._crossing is crossing:
             self._crossing = None
-        self._changed_to(standing, changed=changed)
+        self._learn(standing)
+        if changed and standing is not None and standing != known:
+            if self.on_trip is not None and crossing is not None:
+                self.on_trip.begin(standing, crossing, in_redis=True)
+            self._report(standing)
 
-    def _learn(self, breaker: Breaker) -> None:
-        """Note what is in Redis, but for a tripped breaker whose key is lost."""
-        if breaker is not CLOSED or not self._known.tripped:
-            self._known = breaker
-        if breaker.tripped:
+    async def _change(
+        self, decide: Callable[[Breaker | None], Breaker | None], crossing: Alert | None
+    ) -> tuple[Breaker | None, bool]:
+        on_trip, known = self.on_trip, self._known
+        if on_trip is None or crossing is None:
+            return await self._redis.change_breaker(decide)
+
+        def actions(trip: Breaker) -> bytes | None:
+            return None if trip == known else on_trip.of_trip(trip, crossing)
+
+        try:
+            return await self._redis.change_breaker(decide, actions)
+        except StoreRefused as exc:
+            # The breaker matters more: the user may lack the right for the key of the actions.
+            _log.error("on_trip_not_saved", reason=masked(str(exc)))
+            return await self._redis.change_breaker(decide)
+
+    def _learn(self, found: Breaker | None) -> None:
+        """Note what is in Redis, unless it has lost a trip."""
+        self._is_known = True
+        if has_lost(found, self._known):
+            return
+        self._known = found or CLOSED
+        if self._known.tripped:
             self._crossing = None
 
-    def _changed_to(self, standing: Breaker | None, *, changed: bool) -> None:
-        breaker = standing or CLOSED
-        self._known = breaker
-        if not changed:
-            return
+    def _report(self, breaker: Breaker) -> None:
+        """Log a change that this gateway has made, and send it to the webhook."""
         if breaker.tripped:
             _log.error("breaker_tripped", rule=breaker.rule, symbol=breaker.subject)
         else:

@@ -147,7 +147,7 @@ def risk_router(tracker: PnlTracker) -> APIRouter:
     async def risk() -> Response:
         """The circuit breaker, every limit and how far it is used, and what cannot be judged."""
         breaker, blind = await judge.verdict()
-        return Response(tracker.risk.encode(breaker, blind), media_type=_JSON)
+        return Response(await tracker.risk.encode(breaker, blind), media_type=_JSON)
 
     @router.post(
         f"{RISK_PATH}/check",
@@ -242,6 +242,35 @@ class RiskAnswer(Answer):
         description="Why limits cannot be judged; trading is not allowed meanwhile.",
         examples=[["MSFT: the price is stale"]],
     )
+    on_trip: _OnTrip | None = Field(
+        default=None, description="Absent if the gateway has no actions for a trip."
+    )
+
+
+class _Action(Answer):
+    """An action of a trip."""
+
+    action: Literal["suspend_trade", "cancel_orders"] = Field(description="Its name.")
+    state: Literal["pending", "done", "failed", "left"] = Field(
+        description="`failed`: refused, or not done after the last try. `left`: the breaker was "
+        "reset before it was done."
+    )
+    detail: str | None = Field(description="Why; null if nothing is to be said.")
+    at: str | None = Field(description="When it got this state; null while it is pending.")
+
+
+class _OnTrip(Answer):
+    """What a trip does at the broker."""
+
+    actions: list[str] = Field(
+        description="What this gateway does after a trip that it makes.",
+        examples=[["suspend_trade", "cancel_orders"]],
+    )
+    trip: str | None = Field(
+        description="The breaker's `at` of the last trip with actions; null if there was none.",
+        examples=["2026-11-20T15:51:44.208912345Z"],
+    )
+    outcomes: list[_Action] = Field(description="The actions of that trip.")
 
 
 class _Limit(Answer):

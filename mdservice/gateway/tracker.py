@@ -24,6 +24,7 @@ from mdservice.pnl.rows import PnlReport
 from mdservice.positions.cache import PositionCache
 from mdservice.redis_io.names import Instance
 from mdservice.runtime.backoff import Backoff
+from mdservice.runtime.network import HttpClient
 
 __all__ = ["FollowedPrices", "PnlTracker", "ReadFrom"]
 
@@ -66,6 +67,7 @@ class PnlTracker:
         clock: The time.
         risk: Judges the limits.
         webhook: Gets alerts and changes of the breaker, or None; closed with the tracker.
+        http: What the actions of a trip use, or None; closed with the tracker.
 
     Attributes:
         risk: As given.
@@ -82,9 +84,11 @@ class PnlTracker:
         clock: Clock,
         risk: Risk,
         webhook: Webhook | None = None,
+        http: HttpClient | None = None,
     ) -> None:
         self.risk = risk
         self._webhook = webhook
+        self._http = http
         self._positions = positions
         self._followed = FollowedPrices(open_prices, self._quote_came)
         self._redis = redis
@@ -245,6 +249,7 @@ class PnlTracker:
                 if self._webhook is not None:
                     tasks.start_soon(self._keep, self._webhook.run)
                 tasks.start_soon(self._keep, self.risk.run)
+                tasks.start_soon(self._keep, self.risk.act)
                 self._running = True
                 try:
                     yield
@@ -261,6 +266,8 @@ class PnlTracker:
         await self._positions.aclose()
         if self._webhook is not None:
             await self._webhook.aclose()
+        if self._http is not None:
+            await self._http.aclose()
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
         """Log an unexpected failure of one part, so that it does not end the gateway."""

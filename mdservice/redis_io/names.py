@@ -13,6 +13,8 @@ import msgspec
 from mdservice.model.kinds import KINDS, QUOTES, Kind, Stream
 
 __all__ = [
+    "ACTIONS_HOLDER_KEY",
+    "ACTIONS_KEY",
     "ALERT_CHANNEL",
     "ANNOUNCE_EVERY_S",
     "BATCH_CHANNEL",
@@ -36,6 +38,10 @@ STATUS_CHANNEL: Final = "feed.status"
 ALERT_CHANNEL: Final = "pnl.alert"
 BREAKER_KEY: Final = "risk:breaker"
 """The state of the gateway's circuit breaker. It has no time to live."""
+ACTIONS_KEY: Final = "risk:on_trip"
+"""The actions of the last trip that has some, and their outcome. It has no time to live."""
+ACTIONS_HOLDER_KEY: Final = "risk:on_trip:holder"
+"""The gateway that executes them."""
 BREAKER_CHANNEL: Final = "risk.breaker"
 BATCH_CHANNEL: Final = QUOTES.marker
 """The channel of the message before each batch of events: which service sent how many prices."""
@@ -178,6 +184,16 @@ class RedisNames:
         """The key of the circuit breaker: ``b"risk:breaker"``."""
         return f"{self.prefix}{BREAKER_KEY}".encode()
 
+    @property
+    def actions_key(self) -> bytes:
+        """The key of the actions of the last trip: ``b"risk:on_trip"``."""
+        return f"{self.prefix}{ACTIONS_KEY}".encode()
+
+    @property
+    def actions_holder_key(self) -> bytes:
+        """The key that names the gateway which executes them."""
+        return f"{self.prefix}{ACTIONS_HOLDER_KEY}".encode()
+
     def channel(self, name: str) -> bytes:
         """A channel's full name: ``price.updated`` → ``b"desk1:price.updated"``."""
         return f"{self.prefix}{name}".encode()
@@ -206,7 +222,13 @@ class RedisNames:
         )
         keys = [f"{kind.key_prefix}*" for kind in KINDS if kind.has_key]
         keys += [kind.stream.name for kind in KINDS if kind.stream is not None]
-        keys += ["mdservice:*", BREAKER_KEY, *([] if event_log is None else [event_log])]
+        keys += [
+            "mdservice:*",
+            BREAKER_KEY,
+            ACTIONS_KEY,
+            ACTIONS_HOLDER_KEY,
+            *([] if event_log is None else [event_log]),
+        ]
         rules = [f"~{self.prefix}{pattern}" for pattern in keys]
         rules.append("resetchannels")
         rules += [f"&{self.prefix}{channel}" for channel in channels]

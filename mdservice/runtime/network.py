@@ -418,6 +418,40 @@ class HttpClient:
         )
         return answer.status
 
+    async def request(
+        self,
+        method: str,
+        url: str,
+        content: bytes | None,
+        *,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        most_bytes: int,
+    ) -> HttpAnswer:
+        """Send any request that may be repeated; return the answer, whatever its status.
+
+        Args:
+            method: ``PATCH``.
+            url: The URL, without a login.
+            content: The body, or None.
+            headers: Headers of the request.
+            timeout_s: The limit of each wait for the network.
+            most_bytes: The limit of the answer's body.
+
+        Raises:
+            HttpFailed
+        """
+        answer = await self._ask(
+            method,
+            url,
+            content=content,
+            headers={"Accept-Encoding": "identity", **headers},
+            timeout_s=timeout_s,
+            most_bytes=most_bytes,
+            any_status=True,
+        )
+        return _decompressed(answer, most_bytes, compressed=False)
+
     async def _ask(
         self,
         method: str,

@@ -218,6 +218,13 @@ class Settings:
         "20000; total day_pnl < -2000; total exposure > 100000'.",
         metavar="RULE;RULE",
     )
+    on_trip: tuple[Literal["suspend_trade", "cancel_orders"], ...] = setting(
+        (),
+        values.parse_on_trip,
+        "What the gateway does at the trading URL after a trip that it makes: suspend_trade, "
+        "cancel_orders, or both with a comma between. A reset does not undo it. Needs the keys.",
+        metavar="NAME,NAME",
+    )
     alert_webhook: str | None = setting(
         None,
         values.url("http", "https"),

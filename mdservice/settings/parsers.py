@@ -39,6 +39,7 @@ __all__ = [
     "parse_key_pairs",
     "parse_key_prefix",
     "parse_limits",
+    "parse_on_trip",
     "parse_optional",
     "parse_positions",
     "parse_secret",
@@ -61,6 +62,7 @@ SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
 _QUOTES = "\"'"
 _OWN_KEYS = (*(kind.key_prefix for kind in KINDS if kind.has_key), "mdservice:")
+_ACTIONS = "suspend_trade,cancel_orders"
 _OWN_STREAMS = tuple(kind.stream.name for kind in KINDS if kind.stream is not None)
 
 
@@ -356,6 +358,17 @@ def _rules(value: object, what: str) -> tuple[str, ...]:
     for rule in found:
         parse_rule(rule, what)
     return tuple(found)
+
+
+def parse_on_trip(value: object) -> tuple[str, ...]:
+    """``suspend_trade,cancel_orders``, or a list of these words; ``off`` is none."""
+    words = tuple(dict.fromkeys(word.strip() for word in _texts(value, "action", _ACTIONS)))
+    if words == ("off",):
+        return ()
+    for word in words:
+        if word not in _ACTIONS.split(","):
+            raise ValueError(f"{quoted(word)} is not one of {_ACTIONS.replace(',', ', ')}")
+    return words
 
 
 def parse_key_prefix(value: object) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -11,91 +9,15 @@ import anyio
 import pytest
 
 from mdservice.errors import ConfigurationError, StoreUnavailable
-from mdservice.gateway.risk import Risk, StillHolds, make_limits
-from mdservice.model.position import Position
-from mdservice.model.quote import Quote
+from mdservice.gateway.risk import StillHolds, make_limits
 from mdservice.pnl.breaker import CLOSED, Breaker
-from mdservice.pnl.engine import PnlEngine
-from mdservice.testing import VirtualClock
-
-
-class FakeBreakerKey:
-    """The key of the breaker, for several gateways."""
-
-    def __init__(self) -> None:
-        self.value: Breaker | None = None
-        self.changes: list[str] = []
-        self.away = False
-
-    async def breaker(self) -> Breaker | None:
-        await anyio.sleep(0.001)
-        if self.away:
-            raise StoreUnavailable("Redis is away")
-        return self.value
-
-    async def change_breaker(self, decide: Any) -> tuple[Breaker | None, bool]:
-        await self.breaker()
-        wanted = decide(self.value)
-        if wanted is None:
-            return self.value, False
-        self.value = wanted
-        self.changes.append(wanted.state)
-        return wanted, True
-
-
-class FakeWebhook:
-    def __init__(self) -> None:
-        self.sent: list[str] = []
-
-    def send(self, _content: bytes, text: str) -> None:
-        self.sent.append(text)
-
-
-class Gateway:
-    """One gateway's judge, with one position in A, bought at 100."""
-
-    def __init__(self, key: FakeBreakerKey, *limits: str) -> None:
-        self.clock = VirtualClock()
-        self.engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
-        self.engine.set_positions([Position("A", Decimal(1), Decimal(100))])
-        self.webhook = FakeWebhook()
-        self.risk = Risk(
-            make_limits(limits, ()),
-            self.engine,
-            key,  # type: ignore[arg-type]
-            self.clock,
-            self.webhook,  # type: ignore[arg-type]
-        )
-
-    def price(self, price: float) -> None:
-        now_ns = self.clock.utc_ns()
-        self.engine.update(Quote("A", price, price, 1, 1, now_ns, now_ns), now_ns)
-        self.risk.look()
-
-    async def state(self) -> str:
-        return (await self.risk.breaker()).state
-
-
-@asynccontextmanager
-async def running(*gateways: Gateway) -> AsyncIterator[None]:
-    async with anyio.create_task_group() as tasks:
-        for gateway in gateways:
-            tasks.start_soon(gateway.risk.run)
-        yield
-        tasks.cancel_scope.cancel()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    with anyio.fail_after(100):
-        while not condition():
-            await anyio.sleep(0.01)
-
+from tests.gateway.judging import FakeKeys, Gateway, running, until
 
 RULE = "A pnl < -5"
 
 
 async def test_a_crossing_trips_the_breaker_once_for_all_gateways(autojump_clock: Any) -> None:
-    key = FakeBreakerKey()
+    key = FakeKeys()
     one, two = Gateway(key, RULE), Gateway(key, RULE)
     async with running(one, two):
         assert await one.state() == "closed"
@@ -111,7 +33,7 @@ async def test_a_crossing_trips_the_breaker_once_for_all_gateways(autojump_clock
 
 
 async def test_a_crossing_that_came_back_has_tripped_it_all_the_same(autojump_clock: Any) -> None:
-    key = FakeBreakerKey()
+    key = FakeKeys()
     gateway = Gateway(key, RULE)
     async with running(gateway):
         key.away = True
@@ -127,7 +49,7 @@ async def test_a_crossing_that_came_back_has_tripped_it_all_the_same(autojump_cl
 
 
 async def test_a_tripped_breaker_survives_the_gateway_and_its_limits(autojump_clock: Any) -> None:
-    key = FakeBreakerKey()
+    key = FakeKeys()
     gateway = Gateway(key, RULE)
     async with running(gateway):
         gateway.price(94)
@@ -141,7 +63,7 @@ async def test_a_tripped_breaker_survives_the_gateway_and_its_limits(autojump_cl
 
 
 async def test_a_key_that_is_lost_is_written_again(autojump_clock: Any) -> None:
-    key = FakeBreakerKey()
+    key = FakeKeys()
     gateway = Gateway(key, RULE)
     async with running(gateway):
         gateway.price(94)
@@ -154,7 +76,7 @@ async def test_a_key_that_is_lost_is_written_again(autojump_clock: Any) -> None:
 
 
 async def test_a_reset_has_to_wait_until_the_limit_no_longer_holds(autojump_clock: Any) -> None:
-    key = FakeBreakerKey()
+    key = FakeKeys()
     gateway = Gateway(key, RULE, "A price > 200")
     assert await gateway.risk.reset([]) == CLOSED
     async with running(gateway):
@@ -183,7 +105,7 @@ async def test_a_reset_has_to_wait_until_the_limit_no_longer_holds(autojump_cloc
 
 
 async def test_a_limit_that_cannot_be_judged_may_still_hold(autojump_clock: Any) -> None:
-    key = FakeBreakerKey()
+    key = FakeKeys()
     key.value = Breaker("tripped", RULE, "A", Decimal(-6), "2026-11-20T15:51:44.208912345Z")
     gateway = Gateway(key, RULE)
     with pytest.raises(StillHolds):
@@ -195,7 +117,7 @@ async def test_a_limit_that_cannot_be_judged_may_still_hold(autojump_clock: Any)
 async def test_a_reset_by_another_gateway_does_not_last_while_a_limit_holds(
     autojump_clock: Any,
 ) -> None:
-    key = FakeBreakerKey()
+    key = FakeKeys()
     one, two = Gateway(key, RULE), Gateway(key)
     async with running(one, two):
         one.price(94)
@@ -206,7 +128,7 @@ async def test_a_reset_by_another_gateway_does_not_last_while_a_limit_holds(
 
 
 async def test_a_reset_leaves_a_trip_that_came_meanwhile(autojump_clock: Any) -> None:
-    key = FakeBreakerKey()
+    key = FakeKeys()
     gateway = Gateway(key, RULE)
     key.value = Breaker("tripped", "gone", "A")
     breaker = key.breaker
@@ -223,7 +145,7 @@ async def test_a_reset_leaves_a_trip_that_came_meanwhile(autojump_clock: Any) ->
 
 
 async def test_without_limits_nothing_is_blind() -> None:
-    gateway = Gateway(FakeBreakerKey())
+    gateway = Gateway(FakeKeys())
     assert gateway.risk.blind() == []
     assert not gateway.risk.has_limits
 
@@ -233,3 +155,76 @@ def test_alert_rules_that_say_so_are_limits_too() -> None:
     assert [rule.text for rule in limits.rules] == ["A qty > 1", "total pnl < -5 trip"]
     with pytest.raises(ConfigurationError):
         make_limits(["A"], ())
+
+
+async def test_a_lost_key_is_no_second_trip(autojump_clock: Any) -> None:
+    key = FakeKeys()
+    gateway = Gateway(key, RULE)
+    gateway.price(94)
+    async with running(gateway):
+        await until(lambda: key.value)
+    again = Gateway(key, RULE)
+    again.clock.step(60)
+    again.price(93)
+    async with running(again):
+        await until(lambda: again.risk._known.tripped)
+        known, key.value = key.value, None
+        await until(lambda: key.value)
+        await anyio.sleep(5)
+    assert key.value == known
+    assert again.webhook.sent == []
+
+
+async def test_a_failover_to_an_older_copy_does_not_close_the_breaker(autojump_clock: Any) -> None:
+    key = FakeKeys()
+    gateway = Gateway(key, RULE)
+    async with running(gateway):
+        gateway.price(94)
+        await until(lambda: key.value)
+        gateway.price(100)
+        await gateway.risk.reset([])
+        older = key.value
+        gateway.price(94)
+        await until(lambda: key.value != older)
+        gateway.price(100)
+        trip, key.value = key.value, older
+        assert await gateway.state() == "tripped"
+        await until(lambda: key.value == trip)
+    assert len(gateway.webhook.sent) == 3
+
+
+@pytest.mark.parametrize("step_s", [-86_400, 86_400])
+async def test_a_reset_counts_whatever_the_other_gateways_clock_says(
+    autojump_clock: Any, step_s: int
+) -> None:
+    key = FakeKeys()
+    one, two = Gateway(key, RULE), Gateway(key)
+    two.clock.step(step_s)
+    async with running(one, two):
+        one.price(94)
+        await until(lambda: key.value)
+        one.price(100)
+        await one.risk.breaker()
+        assert not (await two.risk.reset([])).tripped
+        await anyio.sleep(5)
+        assert await one.state() == "closed"
+        one.price(94)
+        await until(lambda: len(key.changes) == 3)
+        one.price(100)
+        await two.risk.reset([])
+        await anyio.sleep(5)
+        assert await one.state() == "closed"
+    assert key.changes == ["tripped", "closed"] * 2
+
+
+@pytest.mark.parametrize("at", ["yesterday", "9999-12-31T23:59:59.999999999Z", None])
+async def test_a_trip_written_by_hand_can_be_reset(autojump_clock: Any, at: str | None) -> None:
+    key = FakeKeys()
+    key.value = Breaker("tripped", at=at)
+    gateway = Gateway(key, RULE)
+    gateway.price(100)
+    async with running(gateway):
+        assert await gateway.state() == "tripped"
+        await gateway.risk.reset([])
+        await anyio.sleep(5)
+        assert await gateway.state() == "closed"

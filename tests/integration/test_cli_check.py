@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import anyio
+import attrs
+import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
@@ -27,6 +29,7 @@ from mdservice.cli.checks import (
     check_clock,
     check_feed,
     check_history,
+    check_on_trip,
     check_positions,
     check_redis,
     check_relay,
@@ -40,6 +43,7 @@ from mdservice.gateway.make import make_tracker
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.model.feeds import CRYPTO, FEEDS, NEWS_FEED, OPTIONS, Feed
 from mdservice.model.position import Position
+from mdservice.pnl.breaker import Breaker
 from mdservice.redis_io.names import RedisNames
 from mdservice.settings import Settings
 from mdservice.settings.feeds import url_setting
@@ -454,6 +458,69 @@ async def test_wrong_answers_for_positions_are_reported(alpaca: Alpaca) -> None:
 # Redis
 
 
+# On trip
+
+
+ACTING = {**KEYS, "on_trip": ("suspend_trade", "cancel_orders"), "limits": ("A qty > 1",)}
+
+
+async def test_what_a_trip_would_do_is_said_and_not_done() -> None:
+    async with open_simulator(SimulatorConfig(rate=0)) as simulator:
+        order = {"symbol": "AAPL", "qty": "1", "side": "buy", "type": "limit", "limit_price": "1"}
+        async with httpx.AsyncClient(base_url=simulator.rest_url) as client:
+            keys = {"APCA-API-KEY-ID": "key", "APCA-API-SECRET-KEY": "secret"}
+            for _ in range(2):
+                answer = await client.post(
+                    "/v2/orders", json={**order, "time_in_force": "day"}, headers=keys
+                )
+                assert answer.status_code == 200, answer.text
+            settings = Settings(trading_url=simulator.rest_url, **ACTING)
+            for _ in range(2):
+                result = await check_on_trip(settings)
+                assert result.outcome == "ok", result
+                assert "suspend trading and cancel 2 open orders" in told(result)
+            only = await check_on_trip(attrs.evolve(settings, on_trip=("cancel_orders",)))
+            assert "suspend" not in told(only)
+            no_limits = await check_on_trip(attrs.evolve(settings, limits=()))
+            assert (no_limits.outcome, no_limits.advice) == ("warn", "set MDSERVICE_LIMITS")
+            by_alert = attrs.evolve(settings, limits=(), alerts=("A pnl < -5 trip",))
+            assert (await check_on_trip(by_alert)).outcome == "ok"
+            configuration = "/v2/account/configurations"
+            await client.patch(configuration, json={"suspend_trade": True}, headers=keys)
+            result = await check_on_trip(settings)
+            assert result.outcome == "warn"
+            assert "already" in told(result)
+
+
+async def test_an_account_that_would_refuse_a_trip_is_reported(alpaca: Alpaca) -> None:
+    settings = Settings(trading_url=alpaca.url, **ACTING)
+    alpaca.answers = {
+        "/v2/account": (200, {"account_blocked": True}),
+        "/v2/account/configurations": (200, {"suspend_trade": False}),
+        "/v2/orders": (200, []),
+    }
+    result = await check_on_trip(settings)
+    assert result.outcome == "warn"
+    assert "blocked" in told(result)
+    for status, configuration in ((403, True), (404, False), (500, False)):
+        alpaca.answers["/v2/account/configurations"] = (status, {})
+        result = await check_on_trip(settings)
+        assert (result.outcome, result.configuration) == ("FAIL", configuration)
+        assert f"HTTP {status}" in told(result)
+    for body in (b"no JSON", [], {"suspend_trade": "no"}):
+        alpaca.answers["/v2/account/configurations"] = (200, body)
+        assert (await check_on_trip(settings)).outcome == "FAIL"
+    result = await check_on_trip(attrs.evolve(settings, trading_url=nowhere()))
+    assert "MDSERVICE_TRADING_URL" in told(result)
+
+
+async def test_a_trip_without_an_account_to_act_on_is_configuration() -> None:
+    for given in ({"api_key": None}, {"feed": "simulator"}):
+        result = await check_on_trip(Settings(**{**ACTING, "feed": "iex", **given}))
+        assert (result.outcome, result.configuration) == ("FAIL", True)
+        assert "on_trip" in told(result)
+
+
 async def test_a_redis_that_takes_writes_is_ok(valkey: Any) -> None:
     with anyio.fail_after(60):
         result = await check_redis(Settings(feed="simulator", redis_url=valkey.url))
@@ -734,6 +801,11 @@ async def test_service_readers_and_gateway_work_with_the_documented_acl_line(
                     await anyio.sleep(0.05)
     calls = RedisCalls(GivenServer(url, prefix))
     await calls.publish("pnl.alert", [b"{}"])
+    tripped = Breaker("tripped", at="2026-11-20T15:51:44Z")
+    assert await calls.change_breaker(lambda _: tripped, lambda _: b"{}") == (tripped, True)
+    assert await calls.hold_actions()
+    await calls.change_actions(lambda found: b"[]" if found == b"{}" else None)
+    assert (await calls.breaker(), await calls.actions()) == (tripped, b"[]")
     calls.close()
     with fresh_valkey.client() as client:
         assert client.acl_log() == []
