@@ -492,6 +492,21 @@ async def test_events_that_wait_are_decided_without_a_further_word(autojump_cloc
         assert bench.error is None
 
 
+async def test_the_keys_of_another_owner_are_read(autojump_clock: Any) -> None:
+    server = Server()
+    server.record = first = service("first")
+    second = service("second")
+    async with open_bench(server) as bench:
+        server.announce(first)
+        await bench.taken()
+        server.announce(service("first", gone=True))
+        server.record = second
+        server.write(quote(7, "MSFT"), lost=True)  # before the reader knows of the second one
+        server.announce(service("first", gone=True))
+        await trio.sleep(2)
+        assert await bench.taken() == [("MSFT", 7)]
+
+
 async def test_whom_it_passed_over_it_takes_as_the_owner_of_the_database(
     autojump_clock: Any,
 ) -> None:
