@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick | curves | where | floor | mix | guard … | repair | relay … | first-price]``.
+"""``python -m tests.bench [quick | curves | where | floor | mix | guard … | repair | relay … | first-price | pnl …]``.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -21,6 +21,7 @@ is 1 when a price, an event or a count was not as it must be.
 - ``mix``: quotes, trades and bars together, see :mod:`tests.bench.mix`.
 - ``relay``, all of it or the parts named: many clients, see :mod:`tests.bench.relay`.
 - ``first-price``: likewise, see :mod:`tests.bench.first_price`.
+- ``pnl``: real-time P&L, as ``just bench-pnl``, see :mod:`tests.bench.pnl`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from tests.bench import (
     guard,
     instructions,
     mix,
+    pnl,
     relay,
     repair,
     where,
@@ -280,10 +282,12 @@ if __name__ == "__main__":
         case ["first-price"]:
             signal.alarm(first_price.LIMIT_S)
             code = anyio.run(first_price.main, say, backend="asyncio")
+        case ["pnl", *arguments]:
+            code = pnl.run(arguments)
         case _:
             sys.exit(
                 "usage: python -m tests.bench "
                 "[quick | curves | where | floor | mix | guard [store [instructions]] | repair | "
-                "relay [crowd | few | deaf | redis]… | first-price]"
+                "relay [crowd | few | deaf | redis]… | first-price | pnl [quick]]"
             )
     sys.exit(code)

@@ -1,7 +1,8 @@
 """``python -m tests.bench.pnl [quick]``: what real-time P&L costs, with real parts.
 
 - One answer with 100 and with 10,000 positions, in process and over HTTP from another process.
-- How many events per second the engine takes, alone and behind Valkey.
+- One order judged by 20 limits, in process.
+- How many events per second the engine takes, alone and behind Valkey, with alert rules or limits.
 - From a quote at the exchange to the changed P&L at a reader of the gateway's stream.
 
 Valkey, the service and the gateway on uvicorn are processes of their own; nothing is pinned to a
@@ -27,6 +28,7 @@ import attrs
 
 from mdservice.redis_io.embedded import open_embedded_server
 from tests.bench.pnl_account import Writer
+from tests.bench.pnl_checks import Checks, checks
 from tests.bench.pnl_events import Events, engine_alone, through_a_book
 from tests.bench.pnl_requests import Counts, Requests, in_process, over_http
 from tests.bench.pnl_stream import Latencies, from_quote_to_pnl
@@ -44,6 +46,7 @@ class Plan:
 
     Attributes:
         requests: How many of each kind.
+        checks: How many orders are judged, by the number of positions.
         engine_events: For the engine alone.
         book_events: Through Valkey.
         accounts: How many take turns on the stream.
@@ -51,6 +54,7 @@ class Plan:
     """
 
     requests: Counts
+    checks: dict[int, int]
     engine_events: int
     book_events: int
     accounts: int
@@ -61,6 +65,7 @@ FULL = Plan(
     requests=Counts(
         keys={100: 500, 10_000: 40}, live={100: 500, 10_000: 8}, http={100: 400, 10_000: 60}
     ),
+    checks={100: 1_000, 10_000: 1_000},
     engine_events=200_000,
     book_events=100_000,
     accounts=4,
@@ -70,6 +75,7 @@ QUICK = Plan(
     requests=Counts(
         keys={100: 100, 10_000: 10}, live={100: 100, 10_000: 3}, http={100: 100, 10_000: 10}
     ),
+    checks={100: 200, 10_000: 200},
     engine_events=50_000,
     book_events=30_000,
     accounts=4,
@@ -82,13 +88,14 @@ class Measured:
     """Everything."""
 
     requests: list[Requests] = attrs.Factory(list)
+    checks: list[Checks] = attrs.Factory(list)
     events: list[Events] = attrs.Factory(list)
     latencies: list[Latencies] = attrs.Factory(list)
     wrong: list[str] = attrs.Factory(list)
 
     def collect_wrong(self) -> None:
         """What the parts found."""
-        for each in (*self.requests, *self.events):
+        for each in (*self.requests, *self.checks, *self.events):
             self.wrong += [f"{_name(each)}: {reason}" for reason in each.wrong]
 
 
@@ -106,6 +113,7 @@ async def main(plan: Plan) -> int:
             with closing(Writer(server.url)) as writer:
                 measured.requests += await in_process(server.url, writer, plan.requests)
                 measured.requests += over_http(server.url, writer, folder, plan.requests)
+                measured.checks += await checks(server.url, writer, plan.checks)
                 measured.events += engine_alone(plan.engine_events)
                 measured.events += await through_a_book(server.url, writer, plan.book_events)
                 writer.forget()
@@ -115,8 +123,8 @@ async def main(plan: Plan) -> int:
                 server.url, folder, plan.accounts, plan.quotes
             )
     measured.collect_wrong()
-    for rows in (_requests(measured), _events(measured), _latencies(measured)):
-        say("\n" + aligned(list(rows)))
+    for rows in (_requests, _checks, _events, _latencies):
+        say("\n" + aligned(list(rows(measured))))
     content = {"machine": description, "plan": attrs.asdict(plan), **attrs.asdict(measured)}
     say(f"\n{time.monotonic() - started_s:.0f} s; {write(REPOSITORY / 'bench-results', content)}")
     for reason in measured.wrong:
@@ -124,10 +132,13 @@ async def main(plan: Plan) -> int:
     return 1 if measured.wrong else 0
 
 
-def _name(each: Requests | Events) -> str:
+def _name(each: Requests | Checks | Events) -> str:
+    if isinstance(each, Checks):
+        return f"{each.way}, {each.positions} positions, {each.limits} limits"
     if isinstance(each, Requests):
         return f"{each.way}, {each.positions} positions, prices {each.prices}"
-    return f"{each.where}, {each.positions} positions, {each.rules} rules"
+    judged = f"{each.rules} rules, {each.limits} limits"
+    return f"{each.where}, {each.positions} positions, {judged}"
 
 
 def _requests(measured: Measured) -> Iterator[tuple[str, ...]]:
@@ -136,10 +147,16 @@ def _requests(measured: Measured) -> Iterator[tuple[str, ...]]:
         yield (each.way, f"{each.positions:,}", each.prices, *_figures(each.figures))
 
 
+def _checks(measured: Measured) -> Iterator[tuple[str, ...]]:
+    yield ("one order", "positions", "limits", "orders", "p50 ms", "p99 ms", "max ms")
+    for each in measured.checks:
+        yield (each.way, f"{each.positions:,}", str(each.limits), *_figures(each.figures))
+
+
 def _events(measured: Measured) -> Iterator[tuple[str, ...]]:
-    yield ("events", "positions", "rules", "taken", "per second")
+    yield ("events", "positions", "alert rules", "limits", "taken", "per second")
     for each in measured.events:
-        numbers = (each.positions, each.rules, each.events, round(each.per_s))
+        numbers = (each.positions, each.rules, each.limits, each.events, round(each.per_s))
         yield (each.where, *(f"{number:,}" for number in numbers))
 
 
@@ -166,11 +183,15 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     sys.exit(f"ended by {signal.Signals(number).name}")
 
 
-if __name__ == "__main__":
-    arguments = sys.argv[1:]
+def run(arguments: list[str]) -> int:
+    """Measure; the exit code."""
     if arguments not in ([], ["quick"]):
         sys.exit("usage: python -m tests.bench.pnl [quick]")
     for ending in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(ending, _stop)
     signal.alarm(LIMIT_S)
-    sys.exit(anyio.run(main, QUICK if arguments else FULL, backend="asyncio"))
+    return anyio.run(main, QUICK if arguments else FULL, backend="asyncio")
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """How many events per second the P&L takes: the engine alone, and a running tracker behind Valkey.
 
-The engine alone is handed quotes, each with another price, one after the other; with rules, the
-alert rules are checked after each, as in a gateway. Through a tracker they are published into Valkey, so
+The engine alone is handed quotes, each with another price, one after the other; with rules or
+limits, they are checked after each, as in a gateway. Through a tracker they are published into Valkey, so
 many at a time that some always wait and none has to be conflated.
 """
 
@@ -22,11 +22,13 @@ from mdservice.model.payload import encode_quote
 from mdservice.model.position import Position
 from mdservice.pnl.alerts import AlertRules
 from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.limits import Limits
 from mdservice.pnl.rules import parse_rule
 from mdservice.positions.parse import parse_positions
 from mdservice.redis_io.commands import pack
 from mdservice.settings import Settings
 from tests.bench.pnl_account import Account, Writer
+from tests.bench.pnl_checks import LIMITS
 
 SIZES: Final = (100, 10_000)
 RULES: Final = (
@@ -38,6 +40,8 @@ RULES: Final = (
     "total pct < -99",
 )
 """None is ever crossed; three of them are looked at for each event's symbol, two for the total."""
+_JUDGED: Final = (((), ()), (RULES, ()), ((), LIMITS))
+"""The alert rules and the limits of each measurement."""
 _LIMIT_S = 20.0
 _CHUNK, _MOST_WAITING = 1_000, 4_000
 _POLL_S = 0.002
@@ -51,6 +55,7 @@ class Events:
         where: ``engine`` or ``Valkey, tracker, engine``.
         positions: Held symbols.
         rules: How many alert rules.
+        limits: How many limits.
         events: How many were taken.
         per_s: Events per second.
         wrong: What was not as it must be.
@@ -59,6 +64,7 @@ class Events:
     where: str
     positions: int
     rules: int
+    limits: int
     events: int
     per_s: float
     wrong: list[str]
@@ -66,23 +72,25 @@ class Events:
 
 def engine_alone(events: int) -> list[Events]:
     """Without any input or output."""
-    return [_engine(Account(0, count), rules, events) for count in SIZES for rules in ((), RULES)]
+    return [_engine(Account(0, count), *judged, events) for count in SIZES for judged in _JUDGED]
 
 
-def _engine(account: Account, rules: tuple[str, ...], events: int) -> Events:
+def _engine(
+    account: Account, rules: tuple[str, ...], limits: tuple[str, ...], events: int
+) -> Events:
     engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
     engine.set_positions(_positions(account))
-    alerts = AlertRules(map(parse_rule, rules))
+    judge = Limits(map(parse_rule, limits)) if limits else AlertRules(map(parse_rule, rules))
     turns = max(2, events // account.count + 1)
     first = list(account.quotes(1))
     quotes = list(chain.from_iterable(account.quotes(turn) for turn in range(2, turns + 1)))
     now_ns = time.time_ns()
     for quote in first:
         engine.update(quote, now_ns)
-    told = len(alerts.check(engine, now_ns))
-    version, update, check, time_ns = engine.version, engine.update, alerts.check, time.time_ns
+    told = len(judge.check(engine, now_ns))
+    version, update, check, time_ns = engine.version, engine.update, judge.check, time.time_ns
     started_s = time.perf_counter()
-    if rules:
+    if rules or limits:
         for quote in quotes:
             if update(quote, time_ns()):
                 told += len(check(engine, time_ns()))
@@ -93,24 +101,31 @@ def _engine(account: Account, rules: tuple[str, ...], events: int) -> Events:
     wrong = _wrong(account, engine, turns)
     if engine.version != version + len(quotes) or told:
         wrong.append(f"{engine.version - version} of {len(quotes)} changed a row, {told} alerts")
-    return Events("engine", account.count, len(rules), len(quotes), len(quotes) / took_s, wrong)
+    sizes = account.count, len(rules), len(limits), len(quotes)
+    return Events("engine", *sizes, len(quotes) / took_s, wrong)
 
 
 async def through_a_book(url: str, writer: Writer, events: int) -> list[Events]:
     """From Valkey, in this process, the writer too."""
     found = []
     for count in SIZES:
-        for rules in ((), RULES):
-            found.append(await _book(url, writer, Account(0, count), rules, events))
+        for judged in _JUDGED:
+            found.append(await _book(url, writer, Account(0, count), *judged, events))
     return found
 
 
 async def _book(
-    url: str, writer: Writer, account: Account, rules: tuple[str, ...], events: int
+    url: str,
+    writer: Writer,
+    account: Account,
+    rules: tuple[str, ...],
+    limits: tuple[str, ...],
+    events: int,
 ) -> Events:
     turns = max(2, events // account.count + 1)
     writer.write(account, 1, publish=False)
-    tracker = make_tracker(account.rows().copy, Settings(), redis_url=url, alerts=rules)
+    rows = account.rows()
+    tracker = make_tracker(rows.copy, Settings(), redis_url=url, alerts=rules, limits=limits)
     commands = _commands(account, turns)
     async with tracker.running():
         with anyio.fail_after(_LIMIT_S):
@@ -123,8 +138,8 @@ async def _book(
         status = tracker.prices_status()
         if status is None or status.missed or status.conflated:
             wrong.append(f"events were missed: {status}")
-    per_s = len(commands) / took_s
-    return Events("Valkey, tracker, engine", account.count, len(rules), len(commands), per_s, wrong)
+    sizes = account.count, len(rules), len(limits), len(commands)
+    return Events("Valkey, tracker, engine", *sizes, len(commands) / took_s, wrong)
 
 
 async def _publish(writer: Writer, commands: list[bytes], tracker: PnlTracker) -> None:
