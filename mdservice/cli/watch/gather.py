@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ from mdservice.errors import MDServiceError
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.bar import Bar
 from mdservice.model.position import Position
-from mdservice.model.symbol import EVERY_SYMBOL, is_symbol
+from mdservice.model.symbol import EVERY_SYMBOL, is_symbol, spellings
 from mdservice.model.trade import Trade
 from mdservice.model.trading_status import TradingStatus, is_halted
 from mdservice.observability.logging import masked
@@ -162,7 +163,8 @@ class Gatherer:
         self._known, self._positions = known, self._engine.positions
         self._held = _by_cost(self._positions)
         held = {symbol for symbol, _place in self._held}
-        self._others = [s for s in self._chosen or sorted(known) if s not in held]
+        others = self._chosen or sorted(known)
+        self._others = [s for s in others if held.isdisjoint(spellings(s))]
 
     def _row(self, symbol: str, place: int) -> Row:
         holding = self._engine.holding(symbol)
@@ -242,7 +244,7 @@ class Gatherer:
         return self._status(symbol, "stale" if stale else "live")
 
     def _hints(self) -> tuple[str, ...]:
-        missing = [s for s in self._chosen if not self._service.asked_for(s)]
+        missing = [s for s in self._chosen if not any(map(self._service.asked_for, spellings(s)))]
         hints = []
         if missing:
             hints.append(
@@ -265,11 +267,11 @@ class MarketWatch:
     """The last trade, the day and the halt of each symbol, where these channels are subscribed.
 
     Args:
-        chosen: The symbols to read; empty for all.
+        chosen: The symbols to read, pairs with their slash or without; empty for all.
     """
 
     def __init__(self, chosen: Sequence[str]) -> None:
-        self._chosen = tuple(chosen)
+        self._chosen = tuple(chain.from_iterable(map(spellings, chosen)))
         self._records: Records | None = None
         self._halts: dict[str, TradingStatus] = {}
         self._status_ns: dict[str, int] = {}

@@ -214,6 +214,22 @@ def test_chosen_symbols_are_shown_in_their_order_held_or_not() -> None:
     assert not bench.gatherer.view().hints
 
 
+@pytest.mark.parametrize("chosen", ["BTCUSD", "BTC/USD"])
+def test_a_pair_is_chosen_with_its_slash_or_without(chosen: str) -> None:
+    bench = Bench(chosen, "ETHUSD")
+    bench.service._subscribed = frozenset({"BTC/USD", "ETH/USD"})
+    coins = Position("BTCUSD", Decimal("0.5"), Decimal(60_000), asset_class="crypto")
+    bench.engine.set_positions([coins])
+    bench.quote("BTC/USD", 62_000, 62_000)
+    bench.quote("ETH/USD", 3_000, 3_000)
+    view = bench.gatherer.view()
+    assert [(e.symbol, e.price, e.lot and e.lot.pnl) for e in view.held] == [
+        ("BTC/USD", 62_000, 1_000)
+    ]
+    assert [(entry.symbol, entry.price) for entry in view.others] == [("ETHUSD", 3_000)]
+    assert view.hints == ()
+
+
 def test_why_a_position_is_never_priced_is_reported() -> None:
     bench = Bench()
     bench.engine.set_positions([Position("A", None, Decimal(1), problem="qty is \x07 missing")])
