@@ -4,6 +4,7 @@
 
     MDServiceError
     ├── ConfigurationError      a setting, a file or a flag is wrong; exit code 78
+    │   └── JournalInUse        another service records into the journal's folder
     ├── FeedError
     │   ├── FeedUnavailable     no connection, or it ended; trying again may help
     │   ├── FeedRefused         the feed refused, by code or HTTP status
@@ -26,6 +27,7 @@
     │   └── AccountRefused      the trading API refused: a wrong key, host or request
     ├── EmbeddedServerError     the embedded Valkey server could not be started
     ├── SocketInUse             another service answers at the API's socket
+    ├── JournalError            a journal cannot be read, or has nothing of what is asked for
     └── ActorFailed             an actor was restarted too often; the service ends
 
 Errors of other libraries are translated into these once, where they arrive, ``from exc``.
@@ -50,6 +52,8 @@ __all__ = [
     "HistoryUnavailable",
     "InvalidChannel",
     "InvalidSymbol",
+    "JournalError",
+    "JournalInUse",
     "MDServiceError",
     "NoHistory",
     "PositionsError",
@@ -214,6 +218,14 @@ class AccountRefused(AccountError):
 
 class EmbeddedServerError(MDServiceError):
     """The embedded Valkey server did not start."""
+
+
+class JournalInUse(ConfigurationError):
+    """Another running service records into the journal's folder."""
+
+
+class JournalError(MDServiceError):
+    """A journal cannot be read, or has nothing of what is asked for."""
 
 
 class SocketInUse(MDServiceError):

@@ -112,6 +112,13 @@ _MEANINGS: Final = {
     "It is asked again.",
     "refresh_refused": "REST refuses the latest values of `channel` after a lost connection. The "
     "gap stays without them.",
+    "journal_failed": "The journal is not complete from now on. `reason` is why: the disk is full, "
+    "slow or fails. The service goes on.",
+    "journal_recovered": "The journal is written again. `dropped` messages are missing in it.",
+    "journal_segment_damaged": "A file of the journal cannot be compressed. It stays as it is.",
+    "journal_segment_deleted": "A file of the journal was too old, or the journal too large.",
+    "journal_tail_cut": "A crash had left the last entry of a file of the journal incomplete. It "
+    "was cut off.",
     "relay_cannot_accept": "The relay cannot take another connection: the machine or the process "
     "has no socket left. It tries again.",
     "relay_client_connected": "A client of the relay has logged in.",

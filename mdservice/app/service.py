@@ -59,6 +59,7 @@ from mdservice.runtime.task_groups import background, leaves
 from mdservice.settings import Settings
 
 if TYPE_CHECKING:
+    from mdservice.journal.recorder import Recorder
     from mdservice.publish.instances import Instances
 
 __all__ = ["DRAIN_LIMIT_S", "Service", "open_service"]
@@ -327,6 +328,7 @@ class Service:
             draining=self._draining,
             conflicts=self._conflicts(),
             relay=self._topology.relay.status() if self._topology.relay is not None else None,
+            journal=self._topology.journal.status() if self._topology.journal is not None else None,
         )
 
     def readiness(self) -> Readiness:
@@ -355,6 +357,8 @@ class Service:
         topology.readers.close()
         if topology.relay is not None:
             await topology.relay.stop()
+        if topology.journal is not None:
+            await topology.journal.stop()
         self._log_lost()
         _log.info(
             "service_stopped", events_published=topology.publisher.snapshot().events_published
@@ -463,6 +467,7 @@ async def open_service(
                 price_ttl_s=settings.price_ttl,
                 renew_prices=settings.renew_prices,
                 make_relay=make_relay,
+                journal=_open_journal(resolved, clock),
             )
             topology.readers.keep(last_records.get(NEWS, ()))
             stack.callback(topology.close)
@@ -557,6 +562,22 @@ def _open_instances(
         price_ttl_s=settings.price_ttl,
         prefix=settings.key_prefix,
         clock=clock,
+    )
+
+
+def _open_journal(settings: Settings, clock: Clock) -> Recorder | None:
+    if settings.journal is None:
+        return None
+    from mdservice.journal.recorder import JournalConfig, Recorder
+
+    return Recorder(
+        JournalConfig(
+            settings.journal,
+            settings.journal_days,
+            settings.journal_bytes,
+            settings.secret_values(),
+        ),
+        clock,
     )
 
 

@@ -23,6 +23,7 @@ from mdservice.model.status import (
     Counters,
     FeedReport,
     Inbox,
+    JournalStatus,
     PositionsReport,
     Readiness,
     RedisReport,
@@ -195,13 +196,15 @@ def status(
     draining: bool,
     conflicts: Sequence[str] = (),
     relay: RelayStatus | None = None,
+    journal: JournalStatus | None = None,
 ) -> Status:
     """A snapshot of the whole service; ``names`` has Alpaca's name of what each feed carries."""
     ready = readiness(topology, draining=draining)
     positions = _positions(topology)
     snapshots = {each.feed.name: each.connection.snapshot() for each in topology.pipelines}
     why = _why_degraded(snapshots.values(), positions, facts.hours_refused())
-    degraded = (*why, *_not_written(topology), *conflicts)
+    unrecorded = (journal.last_error,) if journal is not None and journal.last_error else ()
+    degraded = (*why, *_not_written(topology), *conflicts, *unrecorded)
     publisher = topology.publisher.snapshot()
     watchdog = topology.watchdog.snapshot()
     feeds: dict[str, FeedReport] = {
@@ -228,6 +231,7 @@ def status(
         stale_symbols=_stale(stale_after_s + facts.delay_s, topology, clock.utc_ns()),
         simulator=facts.simulated,
         relay=relay,
+        journal=journal,
     )
 
 

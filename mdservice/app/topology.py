@@ -68,6 +68,7 @@ from mdservice.runtime.supervisor import HealthWatchdog, Supervisor
 from mdservice.runtime.task_groups import run_together
 
 if TYPE_CHECKING:
+    from mdservice.journal.recorder import Recorder
     from mdservice.relay.server import Relay
 
 __all__ = ["ChannelPlan", "FeedParts", "MakeRelay", "Pipeline", "Topology", "build"]
@@ -169,6 +170,7 @@ class Topology:
     watchdog: HealthWatchdog
     readers: LocalReaders
     relay: Relay | None
+    journal: Recorder | None
     tracker: PositionTracker | None
     supervisor: Supervisor
     channels: Sequence[Channel[Any]]
@@ -323,6 +325,7 @@ class _Shared:
     events: Channel[RoutedItem]
     readers: LocalReaders
     relay: Relay | None
+    journal: Recorder | None
     clock: Clock
     rng: random.Random
     mute_after_s: float
@@ -359,7 +362,8 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
     feed_items = Channel[FeedItem](FEED.size)
     subscriptions = SubscriptionSet()
     subscriptions.add([t for t in shared.topics if shared.carries(feed, t)], "settings")
-    send_queue = SendQueue(feed_items.outbox)
+    tap = None if shared.journal is None else shared.journal.tap(feed)
+    send_queue = SendQueue(feed_items.outbox, tap)
 
     def fetch_latest(kind: Kind[Any], symbol: str) -> None:
         if kind in first_prices:
@@ -430,6 +434,7 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
         lambda: history.rows_skipped if history is not None else 0,
         on_demand=parts.on_demand,
         keep_wire=shared.relay is not None,
+        tap=tap,
     )
     return Pipeline(feed, connection, router, first_prices, commands, feed_items, outbox)
 
@@ -449,6 +454,7 @@ def build(
     price_ttl_s: int = 300,
     renew_prices: bool = True,
     make_relay: MakeRelay | None = None,
+    journal: Recorder | None = None,
 ) -> Topology:
     """Join the parts of one service.
 
@@ -466,6 +472,7 @@ def build(
         price_ttl_s: How long a price lives in the store, seconds.
         renew_prices: Whether the writer renews the keys of quiet symbols while connected.
         make_relay: Makes the relay; None for none.
+        journal: Records the connections; None for none.
     """
     events = Channel[RoutedItem](EVENTS.size)
     batches = Channel[WriteBatch](BATCHES.size)
@@ -488,6 +495,7 @@ def build(
         events,
         readers,
         relay,
+        journal,
         clock,
         rng,
         mute_after_s,
@@ -521,6 +529,8 @@ def build(
     actors: list[Actor] = [watchdog]
     if relay is not None:
         actors.append(relay)  # it answers before the others are ready
+    if journal is not None:
+        actors.append(journal)
     actors += [writer, publisher]
     actors += [each.router for each in pipelines]
     actors += [each.connection for each in pipelines]
@@ -536,6 +546,7 @@ def build(
         watchdog,
         readers,
         relay,
+        journal,
         tracker,
         supervisor,
         channels=(

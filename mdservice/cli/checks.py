@@ -1,15 +1,18 @@
-"""What ``mdservice check`` tries: settings, socket, relay, feed, REST, Redis, positions, on trip.
+"""What ``mdservice check`` tries: settings, socket, relay, journal, feed, REST, Redis and more.
 
 A check does not raise for what it looks at; what it found is in its result.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from email.utils import parsedate_to_datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
@@ -25,6 +28,7 @@ from mdservice.errors import (
     EmbeddedServerError,
     FeedError,
     FeedRefused,
+    JournalInUse,
     MDServiceError,
     PositionsError,
     StoreError,
@@ -71,6 +75,7 @@ __all__ = [
     "check_clock",
     "check_feed",
     "check_history",
+    "check_journal",
     "check_on_trip",
     "check_positions",
     "check_redis",
@@ -102,6 +107,7 @@ _ASK_TIMEOUT_S = 3.0
 _HTTP_TIMEOUT_S = 8.0
 _MOST_BYTES = 4 * 1024 * 1024
 _MOST_SKEW_S = 5.0
+_LEAST_FREE_BYTES = 1_000_000_000
 _NOT_FOUND = 404
 _REFUSED = (401, 403)
 _UNAVAILABLE = 503
@@ -135,6 +141,11 @@ async def run_checks(
         "settings": partial(check_settings, settings),
         "socket": partial(check_socket, settings, running),
         **({"relay": partial(check_relay, settings, running)} if settings.relay else {}),
+        **(
+            {"journal": partial(check_journal, settings.journal, running)}
+            if settings.journal
+            else {}
+        ),
         **{_NAMES[feed.name]: partial(check_feed, settings, running, feed) for feed in feeds},
         **{_REST_NAMES[feed.name]: partial(check_history, settings, http, feed) for feed in feeds},
         "clock": partial(check_clock, settings, http),
@@ -283,6 +294,39 @@ def _try_relay(settings: Settings, running: str | None) -> CheckResult:
     if answer is None:
         return passed(name, f"{shown}{path}: logged in")
     return failed(name, f"{shown}{path} {answer}", restart)
+
+
+async def check_journal(folder: Path, running: str | None) -> CheckResult:
+    """Check that the journal can be written to the folder."""
+    return await anyio.to_thread.run_sync(_try_journal, folder, running, abandon_on_cancel=True)
+
+
+def _try_journal(folder: Path, running: str | None) -> CheckResult:
+    from mdservice.journal.recorder import open_folder
+
+    name = "journal"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        if there == folder:
+            open_folder(folder).close()
+        elif not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            return failed(
+                name,
+                f"{folder} cannot be made: no right to write to {there}",
+                "choose another folder in MDSERVICE_JOURNAL",
+                configuration=True,
+            )
+    except JournalInUse as exc:
+        if running is not None:
+            return passed(name, f"a service records into {folder}")
+        return failed(name, str(exc), configuration=True)
+    except ConfigurationError as exc:
+        return failed(name, str(exc), configuration=True)
+    free_bytes = shutil.disk_usage(there).free
+    found = f"{folder} can be written; {free_bytes / 1e9:.1f} GB are free"
+    if free_bytes < _LEAST_FREE_BYTES:
+        return warned(name, found, "free some space, or set MDSERVICE_JOURNAL_BYTES")
+    return passed(name, found)
 
 
 def _listening_trouble(address: str) -> OSError | None:

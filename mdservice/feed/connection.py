@@ -34,7 +34,7 @@ from mdservice.feed.requests import Command, SubscriptionRequests
 from mdservice.feed.retries import DriverSelection, Retries
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.session import Session, named
-from mdservice.feed.subscriptions import Followed, SubscriptionSet
+from mdservice.feed.subscriptions import FeedTap, Followed, SubscriptionSet
 from mdservice.feed.unfulfilled import UnfulfilledTopics
 from mdservice.model.events import FeedLost, FeedState, FeedStatus
 from mdservice.model.feeds import STOCKS, Feed, Topic, symbols_of
@@ -121,6 +121,7 @@ class FeedConnection:
         rows_skipped: Returns how many of the history's rows could not be read.
         on_demand: Whether to connect only while something is wanted.
         keep_wire: Whether each record keeps the bytes of its message.
+        tap: Gets what the connections carry, for the journal; None without one.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class FeedConnection:
         *,
         on_demand: bool = False,
         keep_wire: bool = False,
+        tap: FeedTap | None = None,
     ) -> None:
         self.name = "feed_connection" if feed is STOCKS else f"{feed.name}_connection"
         self.feed = feed
@@ -166,6 +168,7 @@ class FeedConnection:
         self._rows_skipped = rows_skipped
         self._on_demand = on_demand
         self._keep_wire = keep_wire
+        self._tap = tap
         self._wanted = anyio.Event()
         """Set when the wanted topics change."""
         self._opened = anyio.Event()
@@ -345,6 +348,9 @@ class FeedConnection:
         logged_in = False
         followed = Followed(self._under_every)
         followed.keep_wire = self._keep_wire
+        followed.tap = self._tap
+        if self._tap is not None:
+            self._tap.connecting(driver.name)
         try:
             async with driver.connect(followed, self._clock.utc_ns) as link:
                 logged_in = True
@@ -494,6 +500,8 @@ class FeedConnection:
 
     def _failed(self, exc: Exception) -> None:
         self._last_error = masked(str(exc))
+        if self._tap is not None:
+            self._tap.failed(self._last_error)
         _log.warning(
             "feed_failed",
             feed=self.feed.name,

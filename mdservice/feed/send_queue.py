@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
+from typing import Any
 
 import anyio
 
+from mdservice.feed.subscriptions import FeedTap
 from mdservice.model.events import FeedItem
+from mdservice.model.kinds import Kind
 from mdservice.runtime.actor import Outbox
 
 __all__ = ["SendQueue"]
@@ -23,10 +26,12 @@ class SendQueue:
 
     Args:
         outbox: The channel to the router.
+        tap: Gets every item too, for the journal.
     """
 
-    def __init__(self, outbox: Outbox[FeedItem]) -> None:
+    def __init__(self, outbox: Outbox[FeedItem], tap: FeedTap | None = None) -> None:
         self._outbox = outbox
+        self._tap = tap
         self._waiting: deque[FeedItem] = deque()
         self._sending = anyio.Lock(fast_acquire=True)
 
@@ -35,11 +40,18 @@ class SendQueue:
 
     def add(self, item: FeedItem) -> None:
         """Send an item, or keep it for :meth:`flush` where others wait or there is no room."""
+        if self._tap is not None:
+            self._tap.item(item)
         if not self._waiting:
             with suppress(anyio.WouldBlock):
                 self._outbox.send_nowait(item)
                 return
         self._waiting.append(item)
+
+    def holding(self, kind: Kind[Any]) -> None:
+        """Note that records of a kind are held back until the items of its repair are added."""
+        if self._tap is not None:
+            self._tap.holding(kind)
 
     async def flush(self) -> None:
         """Wait until everything is sent."""

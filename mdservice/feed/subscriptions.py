@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
+from mdservice.model.events import FeedItem
 from mdservice.model.feeds import Topic
+from mdservice.model.kinds import Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 
-__all__ = ["MOST_SYMBOLS", "Followed", "SubscriptionSet", "chunks"]
+__all__ = ["MOST_SYMBOLS", "FeedTap", "Followed", "SubscriptionSet", "chunks"]
 
 
 class SubscriptionSet:
@@ -125,6 +127,49 @@ def chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
         yield chunk
 
 
+class FeedTap(Protocol):
+    """Gets a copy of what a feed's connections carry, in order; the journal has one for each feed.
+
+    No method waits or fails.
+    """
+
+    def connecting(self, driver: str) -> None:
+        """Another connection is tried."""
+        ...
+
+    def failed(self, reason: str) -> None:
+        """It could not be opened, or has ended."""
+        ...
+
+    def opened(self, encoding: str) -> None:
+        """The feed has accepted the login."""
+        ...
+
+    def asked(self, topics: Iterable[Topic]) -> None:
+        """A request to subscribe these topics is sent."""
+        ...
+
+    def gave_up(self, topics: Iterable[Topic]) -> None:
+        """These topics are unsubscribed."""
+        ...
+
+    def acknowledged(self, count: int) -> None:
+        """The feed says that it sends so many topics; the message itself is among the frames."""
+        ...
+
+    def frames(self, frames: Sequence[bytes | str], received_ns: int) -> None:
+        """What one read of the connection has brought, UTC nanoseconds. Never the login."""
+        ...
+
+    def holding(self, kind: Kind[Any]) -> None:
+        """From now on records of a kind wait for a repair."""
+        ...
+
+    def item(self, item: FeedItem) -> None:
+        """What goes to the router; records that came in :meth:`frames` too."""
+        ...
+
+
 MOST_SYMBOLS = 50_000
 """The maximum number of symbols accepted under ``*``, several times as many as a feed has.
 
@@ -145,10 +190,12 @@ class Followed:
 
     Attributes:
         keep_wire: Whether each record keeps the bytes of its message, for the relay.
+        tap: Gets what the connection carries, for the journal; None without one.
     """
 
     def __init__(self, under_every: set[str] | None = None) -> None:
         self.keep_wire = False
+        self.tap: FeedTap | None = None
         self._passed: dict[str, dict[str, str]] = {}
         self._under_every = set() if under_every is None else under_every
         self._requested: set[Topic] = set()
@@ -167,6 +214,8 @@ class Followed:
         """Note that a request to subscribe these topics is sent."""
         self._asked = frozenset(topics)
         self._requested |= self._asked
+        if self.tap is not None:
+            self.tap.asked(self._asked)
 
     def answered(self) -> None:
         """Note that the request is answered. From now on only acknowledged topics count."""
@@ -175,12 +224,17 @@ class Followed:
 
     def give_up(self, topics: Iterable[Topic]) -> None:
         """Note that these topics are unsubscribed."""
-        self._requested.difference_update(topics)
+        given_up = frozenset(topics)
+        self._requested -= given_up
         self._forget_passed()
+        if self.tap is not None:
+            self.tap.gave_up(given_up)
 
     def acknowledge(self, topics: Iterable[Topic]) -> None:
         """The feed says that it sends these."""
         before, self._acknowledged = self._acknowledged, frozenset(topics)
+        if self.tap is not None:
+            self.tap.acknowledged(len(self._acknowledged))
         if before - self._acknowledged:
             self._forget_passed()
 

@@ -22,6 +22,7 @@ __all__ = [
     "Counters",
     "FeedReport",
     "Inbox",
+    "JournalStatus",
     "Latencies",
     "Latency",
     "PositionsReport",
@@ -210,6 +211,18 @@ class RelayStatus:
 
 
 @attrs.frozen
+class JournalStatus:
+    """The journal: what came from the feeds, recorded as it came."""
+
+    folder: str = _shown("Where its files are.", example="/var/lib/mdservice/journal")
+    written: int = _shown("Messages of the feeds recorded since the start.")
+    dropped: int = _shown("Messages not recorded since the start, because the disk was too slow.")
+    waiting_bytes: int = _shown("Bytes that wait for the disk.")
+    bytes: int = _shown("The size of its files.")
+    last_error: str | None = _shown("Why the journal is not complete now; null while it is.")
+
+
+@attrs.frozen
 class Inbox:
     """How many items are in an actor's channel."""
 
@@ -337,6 +350,9 @@ class Status:
         "Totals since the start of each channel that has any, in Alpaca's names.", factory=dict
     )
     relay: RelayStatus | None = _shown("Only where the relay is on.", default=None, omitted=True)
+    journal: JournalStatus | None = _shown(
+        "Only where the journal is on.", default=None, omitted=True
+    )
 
 
 def status_to_json(status: Status) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mdservice.model.status import (
     ActorReport,
     ChannelCounters,
     Counters,
+    JournalStatus,
     Latencies,
     Latency,
     RelayStatus,
@@ -71,6 +72,7 @@ class StatusCollector(Collector):
         yield from _gauges(status)
         yield from _positions(status)
         yield from _relay(status)
+        yield from _journal(status)
         yield from _actors(status)
         yield _latencies(status)
         yield from _labelled(status)
@@ -172,6 +174,21 @@ def _relay(status: Status) -> Iterator[Metric]:
     for name in ("messages", "conflated", "cut"):
         meaning = attrs.fields_dict(RelayStatus)[name].metadata["meaning"]
         yield CounterMetricFamily(f"mdservice_relay_{name}", meaning, value=getattr(relay, name))
+
+
+def _journal(status: Status) -> Iterator[Metric]:
+    journal = status.journal
+    if journal is None:
+        return
+    meanings = {name: f.metadata["meaning"] for name, f in attrs.fields_dict(JournalStatus).items()}
+    for name in ("written", "dropped"):
+        text, value = meanings[name], getattr(journal, name)
+        yield CounterMetricFamily(f"mdservice_journal_{name}", text, value=value)
+    for name in ("waiting_bytes", "bytes"):
+        text, value = meanings[name], getattr(journal, name)
+        yield GaugeMetricFamily(f"mdservice_journal_{name}", text, value=value)
+    text = "1 while the journal is complete; 0 where its disk is full, slow or fails."
+    yield GaugeMetricFamily("mdservice_journal_up", text, value=float(journal.last_error is None))
 
 
 def _actors(status: Status) -> Iterator[Metric]:

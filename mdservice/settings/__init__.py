@@ -51,6 +51,8 @@ _DAY_S = 86_400.0
 _WIDEST_SPREAD = 200.0
 """Per cent of the mid: between two prices above 0 there is none that is wider."""
 _TEN_YEARS_S = 315_360_000
+_MOST_DAYS = 36_500
+_MOST_BYTES = 10**17
 
 
 @record_sources
@@ -330,6 +332,25 @@ class Settings:
         "is accepted where not set.",
         secret=True,
         shown_default="not set",
+    )
+    journal: Path | None = setting(
+        None,
+        values.parse_folder_or_off,
+        "Record every message of the feeds into this folder, which has nothing else, for mdservice "
+        "replay and export; or off.",
+        metavar="DIR",
+    )
+    journal_days: int = setting(
+        30,
+        values.whole_number(0, _MOST_DAYS),
+        "Delete recordings that are older; 0: keep them.",
+        metavar="DAYS",
+    )
+    journal_bytes: int = setting(
+        100_000_000_000,
+        values.whole_number(0, _MOST_BYTES),
+        "Delete the oldest recordings beyond this size; 0: keep them.",
+        metavar="N",
     )
     log_format: Literal["console", "json"] = setting(
         attrs.Factory(values.default_log_format),

@@ -35,6 +35,7 @@ __all__ = [
     "parse_channel_list",
     "parse_event_log",
     "parse_file",
+    "parse_folder_or_off",
     "parse_http_address",
     "parse_key_pairs",
     "parse_key_prefix",
@@ -426,6 +427,13 @@ def parse_file(value: object) -> Path:
         return given.expanduser().absolute()
     except RuntimeError:
         raise ValueError(f"{quoted(str(given))} names a home folder that is not known") from None
+
+
+def parse_folder_or_off(value: object) -> Path | None:
+    """The absolute path of a folder, which need not be there, or ``off``."""
+    if value is None or (isinstance(value, str) and value.strip().lower() == "off"):
+        return None
+    return parse_file(value)
 
 
 def parse_http_address(value: object) -> str:

@@ -21,6 +21,7 @@ from mdservice.model.status import (
     Counters,
     FeedReport,
     Inbox,
+    JournalStatus,
     Latencies,
     Latency,
     PositionsReport,
@@ -318,5 +319,13 @@ class FakeService:
                 cut=2,
                 messages=900,
                 conflated=4,
+            ),
+            journal=JournalStatus(
+                folder="/var/lib/journal",
+                written=1_000,
+                dropped=5,
+                waiting_bytes=64,
+                bytes=4_096,
+                last_error=None,
             ),
         )

@@ -228,6 +228,18 @@ async def test_metrics_show_the_positions(client: httpx.AsyncClient) -> None:
     assert "mdservice_positions_age_seconds 1.5" in text
 
 
+async def test_metrics_show_the_journal(client: httpx.AsyncClient) -> None:
+    text = (await client.get("/metrics")).text
+    for line in (
+        "mdservice_journal_written_total 1000.0",
+        "mdservice_journal_dropped_total 5.0",
+        "mdservice_journal_waiting_bytes 64.0",
+        "mdservice_journal_bytes 4096.0",
+        "mdservice_journal_up 1.0",
+    ):
+        assert line in text
+
+
 async def test_metrics_show_the_relay(client: httpx.AsyncClient) -> None:
     text = (await client.get("/metrics")).text
     for line in (

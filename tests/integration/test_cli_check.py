@@ -29,6 +29,7 @@ from mdservice.cli.checks import (
     check_clock,
     check_feed,
     check_history,
+    check_journal,
     check_on_trip,
     check_positions,
     check_redis,
@@ -41,6 +42,7 @@ from mdservice.feed.alpaca.drivers import make_drivers
 from mdservice.feed.subscriptions import Followed
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.journal.recorder import open_folder
 from mdservice.model.feeds import CRYPTO, FEEDS, NEWS_FEED, OPTIONS, Feed
 from mdservice.model.position import Position
 from mdservice.pnl.breaker import Breaker
@@ -111,6 +113,26 @@ def told(result: CheckResult) -> str:
     text = f"{result.detail} {result.advice}"
     assert "hidden" not in text.lower()
     return text
+
+
+# Journal
+
+
+async def test_the_journals_folder_is_tried(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    found = await check_journal(folder, None)
+    assert (found.outcome, folder.exists()) in {("ok", False), ("warn", False)}
+    folder.mkdir()
+    held = open_folder(folder)
+    assert (await check_journal(folder, "running")).outcome == "ok"
+    in_use = await check_journal(folder, None)
+    assert (in_use.outcome, in_use.configuration) == ("FAIL", True)
+    assert "another service records" in told(in_use)
+    held.close()
+    assert (await check_journal(folder, None)).outcome in {"ok", "warn"}
+    (folder / "letter.txt").touch()
+    assert "letter.txt" in told(await check_journal(folder, None))
+    assert (await check_journal(tmp_path / "journal/letter.txt/x", None)).outcome == "FAIL"
 
 
 # Relay

@@ -307,6 +307,9 @@ BAD = {
     "log_format": ["text", "JSON"],
     "gateway_http": ["8002", "x:y", "off"],
     "relay": ["8765", ":8765", "localhost", "ws://localhost:8765", "on", "0.0.0.0:8765"],
+    "journal": ["~no-user-of-this-name/journal"],
+    "journal_days": ["-1", "30d", "1.5"],
+    "journal_bytes": ["-1", "5GB"],
     "relay_cert": ["~no-user-of-this-name/cert.pem", "cert.pem"],
     "relay_key_file": ["~no-user-of-this-name/key.pem", "key.pem"],
 }
@@ -391,6 +394,9 @@ GOOD = {
     "log_format": ("json", "json"),
     "gateway_http": ("0.0.0.0:9", "0.0.0.0:9"),
     "relay": ("localhost:8765", "localhost:8765"),
+    "journal": ("/var/lib/journal", Path("/var/lib/journal")),
+    "journal_days": ("0", 0),
+    "journal_bytes": ("5000", 5_000),
 }
 
 

@@ -33,6 +33,9 @@ class AlpacaLink(ABC):
     ) -> None:
         self._codec = Codec(encoding, followed, feed)
         self._utc_ns = utc_ns
+        self._tap = followed.tap
+        if self._tap is not None:
+            self._tap.opened(encoding)
 
     @property
     def encoding(self) -> Encoding:
@@ -73,4 +76,8 @@ class AlpacaLink(ABC):
         """See :meth:`mdservice.feed.driver.Link.receive`."""
         if self._codec.ended is not None:
             raise self._codec.ended
-        return self._codec.decode(await self.receive_frames(), self._utc_ns())
+        frames = await self.receive_frames()
+        received_ns = self._utc_ns()
+        if self._tap is not None:
+            self._tap.frames(frames, received_ns)
+        return self._codec.decode(frames, received_ns)

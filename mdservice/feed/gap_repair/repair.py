@@ -314,6 +314,7 @@ class GapRepair(Recovery[R]):
         if self._history is None or self._holding:
             return
         self._holding = True
+        self._send_queue.holding(self.kind)
         self._deadline_s = anyio.current_time() + HOLD_LIMIT_S
         self._began.set()
         self._began = anyio.Event()
