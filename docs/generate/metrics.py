@@ -21,5 +21,6 @@ def _rows() -> list[tuple[str, str, str, str]]:
             continue  # of the process, by the client library, and only on Linux
         name = metric.name + ("_total" if metric.type == "counter" else "")
         labels = dict.fromkeys(label for sample in metric.samples for label in sample.labels)
+        labels.pop("le", None)
         rows.append((code(name), metric.type, ", ".join(map(code, labels)), metric.documentation))
     return rows

@@ -225,6 +225,7 @@ def status(
         counters=_counters(topology),
         channels=_channel_counters(topology),
         latency_ms=publisher.latencies,
+        histograms=publisher.histograms,
         positions=positions,
         loop_lag_ms=watchdog.loop_lag_ms,
         loop_lag_max_ms=watchdog.loop_lag_max_ms,

@@ -260,6 +260,7 @@ def _described(kind: type[Any], name: str) -> type[Answer]:
             ),
         )
         for field in attrs.fields(kind)
+        if "metrics_only" not in field.metadata
     }
     return create_model(name, __base__=Answer, __doc__=kind.__doc__, **fields)
 

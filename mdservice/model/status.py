@@ -21,6 +21,7 @@ __all__ = [
     "ChannelCounters",
     "Counters",
     "FeedReport",
+    "Histogram",
     "Inbox",
     "JournalStatus",
     "Latencies",
@@ -322,6 +323,19 @@ class Latencies:
 
 
 @attrs.frozen
+class Histogram:
+    """Durations since the start, as Prometheus counts them.
+
+    Attributes:
+        counts: How many took no longer than each bound, in seconds; the last bound is infinity.
+        sum_s: Their sum, seconds.
+    """
+
+    counts: Mapping[float, int]
+    sum_s: float
+
+
+@attrs.frozen
 class Status:
     """The status of the whole service at this moment."""
 
@@ -353,13 +367,17 @@ class Status:
     journal: JournalStatus | None = _shown(
         "Only where the journal is on.", default=None, omitted=True
     )
+    histograms: Mapping[str, Histogram] = attrs.field(factory=dict, metadata={"metrics_only": True})
+    """By the name in ``latency_ms``; in the metrics, not in the JSON."""
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
     """The status as plain JSON types, as ``/status`` shows it."""
     plain: dict[str, Any] = _converter().unstructure(status)
     for field in attrs.fields(Status):
-        if field.metadata["omitted"] and plain[field.name] is None:
+        if "metrics_only" in field.metadata or (
+            field.metadata["omitted"] and plain[field.name] is None
+        ):
             del plain[field.name]
     return plain
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from typing import Final, get_args
 
 import attrs
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -75,6 +81,7 @@ class StatusCollector(Collector):
         yield from _journal(status)
         yield from _actors(status)
         yield _latencies(status)
+        yield from _histograms(status)
         yield from _labelled(status)
 
 
@@ -223,6 +230,22 @@ def _latencies(status: Status) -> Metric:
             if value is not None:
                 gauge.add_metric([path, quantile], value / _MS)
     return gauge
+
+
+def _histograms(status: Status) -> Iterator[Metric]:
+    for path in attrs.fields(Latencies):
+        family = HistogramMetricFamily(
+            f"mdservice_{path.name}_seconds",
+            f"{path.metadata['meaning']} Of samples: up to 16 quotes and trades of each write.",
+            labels=[],
+        )
+        if (histogram := status.histograms.get(path.name)) is not None:
+            buckets = [
+                (str(le) if isfinite(le) else "+Inf", count)
+                for le, count in histogram.counts.items()
+            ]
+            family.add_metric([], buckets, histogram.sum_s)
+        yield family
 
 
 def _labelled(status: Status) -> Iterator[Metric]:

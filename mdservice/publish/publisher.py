@@ -7,11 +7,12 @@ previous one is acknowledged, so batches grow with the load.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, islice
-from typing import Any
+from itertools import accumulate, chain, islice
+from typing import Any, Final
 
 import anyio
 import attrs
@@ -20,7 +21,7 @@ from anyio.abc import TaskStatus
 from mdservice.clock import Clock
 from mdservice.model.events import LatestChanged, RecordBatch, RoutedItem, encode_status
 from mdservice.model.kinds import QUOTES, TRADES, Kind, Record
-from mdservice.model.status import Latencies, Latency
+from mdservice.model.status import Histogram, Latencies, Latency
 from mdservice.publish.conflation import ConflatingBuffer
 from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.names import STATUS_CHANNEL
@@ -31,6 +32,9 @@ __all__ = ["MOST_IN_BATCH", "EventPublisher", "LatencyWindow", "samples"]
 _WINDOW = 4096
 _SAMPLES_PER_BATCH = 16
 _MS_NS = 1e6
+_MS_S = 1000.0
+_BOUNDS_MS: Final = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 60_000)
+_BOUNDS_S: Final = (*(bound / _MS_S for bound in _BOUNDS_MS), float("inf"))
 _TIMED = frozenset((QUOTES, TRADES))
 """The kinds whose times are those of the market's events. Those of bars are old."""
 
@@ -108,6 +112,7 @@ class EventPublisher:
             events_conflated=self._waiting.conflated,
             trades_dropped=self._waiting.dropped_of[TRADES],
             latencies=self._latency.summary(),
+            histograms=self._latency.histograms(),
             published=dict(self._published),
             written=dict(self._written),
             conflated=_by_channel(self._waiting.conflated_of),
@@ -221,6 +226,7 @@ class PublisherSnapshot:
         events_conflated: Events that a newer one has replaced.
         trades_dropped: Events of trades that were dropped because the backlog was full.
         latencies: Of quotes and trades.
+        histograms: Their distributions since the start.
         published: ``events_published``, by channel.
         written: Keys that the store has acknowledged, by channel.
         conflated: ``events_conflated`` by channel, without feed states.
@@ -233,6 +239,7 @@ class PublisherSnapshot:
     events_conflated: int
     trades_dropped: int
     latencies: Latencies
+    histograms: Mapping[str, Histogram]
     published: Mapping[str, int]
     written: Mapping[str, int]
     conflated: Mapping[str, int]
@@ -251,15 +258,13 @@ class _InFlight:
 
 
 class LatencyWindow:
-    """How long records take to the store: the last few thousand latencies.
+    """How long records take to the store: the last few thousand latencies, and all in buckets.
 
     Of a large batch, it samples some evenly spaced records.
     """
 
     def __init__(self) -> None:
-        self._feed: deque[float] = deque(maxlen=_WINDOW)
-        self._receive: deque[float] = deque(maxlen=_WINDOW)
-        self._lag: deque[float] = deque(maxlen=_WINDOW)
+        self._paths = {path.name: _Path() for path in attrs.fields(Latencies)}
 
     def add(self, records: Iterable[Record], written_ns: int) -> None:
         """Note records whose write was acknowledged.
@@ -268,14 +273,40 @@ class LatencyWindow:
             records: The samples that :func:`samples` chose.
             written_ns: The time of the acknowledgement, UTC nanoseconds.
         """
+        feed, receive, lag = self._paths.values()
         for record in records:
-            self._feed.append((written_ns - record.ts_event_ns) / _MS_NS)
-            self._receive.append((written_ns - record.ts_recv_ns) / _MS_NS)
-            self._lag.append((record.ts_recv_ns - record.ts_event_ns) / _MS_NS)
+            feed.add((written_ns - record.ts_event_ns) / _MS_NS)
+            receive.add((written_ns - record.ts_recv_ns) / _MS_NS)
+            lag.add((record.ts_recv_ns - record.ts_event_ns) / _MS_NS)
 
     def summary(self) -> Latencies:
         """Percentiles of the window, in milliseconds."""
-        return Latencies(*map(_percentiles, (self._feed, self._receive, self._lag)))
+        return Latencies(*(_percentiles(path.window) for path in self._paths.values()))
+
+    def histograms(self) -> dict[str, Histogram]:
+        """All samples since the start, by the name of their path.
+
+        A time below 0, of a clock that is behind, counts in the first bucket and as 0 in the sum.
+        """
+        return {name: path.histogram() for name, path in self._paths.items()}
+
+
+class _Path:
+    """The latencies of one path."""
+
+    def __init__(self) -> None:
+        self.window: deque[float] = deque(maxlen=_WINDOW)
+        self._buckets = [0] * len(_BOUNDS_S)
+        self._sum_ms = 0.0
+
+    def add(self, ms: float) -> None:
+        self.window.append(ms)
+        self._buckets[bisect_left(_BOUNDS_MS, ms)] += 1
+        self._sum_ms += max(0.0, ms)
+
+    def histogram(self) -> Histogram:
+        counts = dict(zip(_BOUNDS_S, accumulate(self._buckets), strict=True))
+        return Histogram(counts, self._sum_ms / _MS_S)
 
 
 def _percentiles(samples: deque[float]) -> Latency:

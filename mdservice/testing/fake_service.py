@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any, Literal
 
 import anyio
@@ -20,6 +21,7 @@ from mdservice.model.status import (
     ActorReport,
     Counters,
     FeedReport,
+    Histogram,
     Inbox,
     JournalStatus,
     Latencies,
@@ -289,6 +291,7 @@ class FakeService:
                 quotes_received=self._accepted + 5, quotes_accepted=self._accepted, gaps=2
             ),
             latency_ms=Latencies(Latency(1.5, 4.0, 9.0), Latency()),
+            histograms={"feed_to_redis": Histogram({0.002: 7, 0.01: 9, inf: 10}, 0.25)},
             loop_lag_ms=2.0,
             positions=PositionsReport(
                 source="fake positions",

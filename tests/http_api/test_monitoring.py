@@ -96,6 +96,10 @@ async def test_metrics_have_every_counter_and_gauge(
     latency = "mdservice_latency_seconds"
     assert found[latency, ("path", "feed_to_redis"), ("quantile", "0.99")] == 0.004
     assert (latency, ("path", "receive_to_redis"), ("quantile", "0.5")) not in found
+    bucket = "mdservice_feed_to_redis_seconds_bucket"
+    assert [found[bucket, ("le", le)] for le in ("0.002", "0.01", "+Inf")] == [7, 9, 10]
+    assert found["mdservice_feed_to_redis_seconds_count",] == 10
+    assert found["mdservice_feed_to_redis_seconds_sum",] == 0.25
     assert ("process_resident_memory_bytes",) in found
     assert [key for key in found if key[0] == "mdservice_build_info"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import inf
 from typing import Any
 
 import anyio
@@ -626,3 +627,26 @@ def test_one_large_batch_does_not_fill_the_window() -> None:
         window.add([quote(5, 5)], WRITTEN_NS)
     window.add(samples([[quote(1, 1)] * 2000]), WRITTEN_NS)
     assert window.summary().feed_to_redis.p50 == 5.0
+
+
+def test_every_sample_counts_in_the_buckets_that_hold_it() -> None:
+    window = LatencyWindow()
+    assert window.histograms()["receive_to_redis"].counts[inf] == 0
+    for ms in (0.5, 0.6, 100.0, 3_600_000.0, -3.0):  # the last one by a clock that is behind
+        window.add([quote(0, ms)], WRITTEN_NS)
+    found = window.histograms()["receive_to_redis"]
+    assert found.counts[0.0005] == 2
+    assert found.counts[0.001] == 3
+    assert found.counts[0.05] == 3
+    assert found.counts[0.1] == 4
+    assert found.counts[60.0] == 4
+    assert found.counts[inf] == 5
+    assert found.sum_s == pytest.approx(3600.1011)
+    assert list(found.counts) == sorted(found.counts)
+
+
+def test_a_histogram_forgets_nothing() -> None:
+    window = LatencyWindow()
+    for _ in range(6000):
+        window.add([quote(1, 1)], WRITTEN_NS)
+    assert window.histograms()["feed_to_redis"].counts[inf] == 6000
