@@ -29,9 +29,11 @@ _RFC3339 = re.compile(
 )
 
 _prefix_of_second: dict[int, str] = {}
-_second_of_prefix: dict[str, int] = {}
+_ns_of_prefix: dict[str, int] = {}
 _CACHED_SECONDS = 256
 _PREFIX_LENGTH = len("2026-11-20T15:51:44")
+_POINT = _PREFIX_LENGTH + 1
+_WHOLE = _POINT + _DECIMALS
 
 
 def format_ns(ns: int) -> str:
@@ -68,18 +70,18 @@ def parse_rfc3339(text: str) -> int:
         ValueError: The text is not a date and time with an offset, or its UTC time is outside
             the years 1 to 9999.
     """
-    prefix = text[:_PREFIX_LENGTH]
-    second = _second_of_prefix.get(prefix)
-    if second is not None and text.endswith("Z"):
-        fraction = text[_PREFIX_LENGTH + 1 : -1]
-        if text[_PREFIX_LENGTH] == "." and fraction.isdecimal() and fraction.isascii():
-            if len(fraction) != _DECIMALS:
-                fraction = fraction[:_DECIMALS].ljust(_DECIMALS, "0")
-            return second * _SECOND_NS + int(fraction)
-    return _parse_slowly(text, prefix)
+    second_ns = _ns_of_prefix.get(text[:_POINT])
+    if second_ns is not None and text[-1] == "Z" and text.isascii():
+        if text[_WHOLE:] == "Z":
+            fraction = text[_POINT:_WHOLE]
+            if fraction.isdecimal():
+                return second_ns + int(fraction)
+        elif (fraction := text[_POINT:-1]).isdecimal():
+            return second_ns + int(fraction[:_DECIMALS].ljust(_DECIMALS, "0"))
+    return _parse_slowly(text)
 
 
-def _parse_slowly(text: str, prefix: str) -> int:
+def _parse_slowly(text: str) -> int:
     match = _RFC3339.fullmatch(text)
     if match is None:
         raise ValueError(f"not an RFC 3339 time: {text[:40]!r}")
@@ -87,10 +89,10 @@ def _parse_slowly(text: str, prefix: str) -> int:
     moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if offset in 'Zz' else offset}")
     elapsed = moment - _EPOCH
     second = elapsed.days * 86_400 + elapsed.seconds
-    if offset == "Z":
-        if len(_second_of_prefix) >= _CACHED_SECONDS:
-            _second_of_prefix.clear()
-        _second_of_prefix[prefix] = second
+    if offset == "Z" and fraction is not None:
+        if len(_ns_of_prefix) >= _CACHED_SECONDS:
+            _ns_of_prefix.clear()
+        _ns_of_prefix[text[:_POINT]] = second * _SECOND_NS
     ns = second * _SECOND_NS + int((fraction or "").ljust(9, "0"))
     if not EARLIEST_NS <= ns <= LATEST_NS:  # by its offset
         raise ValueError(f"not a time of the years 1 to 9999 in UTC: {text[:40]!r}")

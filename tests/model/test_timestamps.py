@@ -145,7 +145,7 @@ def test_remembers_a_bounded_number_of_seconds() -> None:
     for second in range(2000):
         parse_rfc3339(format_ns(second * 10**9))
     assert len(timestamps._prefix_of_second) <= 256
-    assert len(timestamps._second_of_prefix) <= 256
+    assert len(timestamps._ns_of_prefix) <= 256
 
 
 def test_a_time_that_is_no_integer_is_refused() -> None:
