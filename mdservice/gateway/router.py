@@ -204,8 +204,12 @@ class PnlAnswer(Answer):
     )
     total_market_value: float = Field(description="Likewise.", examples=[1871.35])
     total_day_pnl: float | None = Field(
-        description="The sum over all positions; null if that of one is not known.",
+        description="The sum over all positions, and over what was closed today; null if that of "
+        "one is not known. Without fees.",
         examples=[17.35],
+    )
+    realized_day_pnl: float | None = Field(
+        description="What today's fills realised; null where they are not known.", examples=[12.5]
     )
     priced: int = Field(description="The number of rows with a price, live or stale.")
     unpriced: int = Field(description="Rows without one.")

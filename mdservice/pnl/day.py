@@ -30,6 +30,8 @@ from mdservice.model.timestamps import new_york_day
 from mdservice.pnl.numbers import EXACT, ZERO, sums_up
 
 __all__ = [
+    "NOTHING_TODAY",
+    "NOT_KNOWN",
     "Booking",
     "DayBook",
     "Fill",
@@ -161,6 +163,12 @@ class SymbolDay:
         if self.lastday_price is None:
             return None
         return EXACT.subtract(EXACT.multiply(self.units, self.lastday_price), self.spent)
+
+
+NOTHING_TODAY: Final = SymbolDay("")
+"""Of a symbol without fills."""
+NOT_KNOWN: Final = SymbolDay("", realized=None, problem="today's fills are not known")
+"""Of every symbol while the fills are not known."""
 
 
 class DayBook:

@@ -74,7 +74,7 @@ class PnlEncoder:
         ``{"symbol":"AAPL","qty":10,…,"status":"live"}``, with ``problem`` only if there is
         one. Computed numbers have no trailing zeros, and no number has an exponent.
         """
-        rows, day = report.positions, report.total_day_pnl
+        rows, day, realized = report.positions, report.total_day_pnl, report.realized_day_pnl
         if report.whole:
             self._learn(rows)
             texts = map(add, self._heads, self._tails)
@@ -85,6 +85,7 @@ class PnlEncoder:
             f',"total_unrealized_pnl":{short(report.total_unrealized_pnl)}'
             f',"total_market_value":{short(report.total_market_value)}'
             f',"total_day_pnl":{"null" if day is None else short(day)}'
+            f',"realized_day_pnl":{"null" if realized is None else short(realized)}'
             f',"priced":{report.priced},"unpriced":{report.unpriced}}}'
         ).encode()
 

@@ -7,7 +7,7 @@ ten thousand positions are as fast as ten while only a few prices change.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from heapq import heappop, heappush, heapreplace
 from math import isfinite
@@ -15,7 +15,8 @@ from typing import Final
 
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote, mid_number
-from mdservice.model.symbol import is_option, pair_of
+from mdservice.model.symbol import is_option, pair_of, without_slash
+from mdservice.pnl.day import NOT_KNOWN, NOTHING_TODAY, SymbolDay
 from mdservice.pnl.holding import Holding, Totals
 from mdservice.pnl.numbers import EXACT, to_price
 from mdservice.pnl.rows import PnlReport, Row
@@ -75,6 +76,10 @@ class PnlEngine:
         """Each position's holding, and the index of its lot."""
         self._held: OrderedDict[str, Holding] = OrderedDict()
         """The holdings by the version of their last change."""
+        self._held_keys: dict[str, Holding] = {}
+        """The same without a slash in the symbol."""
+        self._days: dict[str, SymbolDay] | None = {}
+        """What today's fills changed, by the symbol without a slash; None if that is unknown."""
         self._remembered: dict[str, Holding] = {}
         self._heap: list[tuple[int, str]] = []
         """When to check live holdings: only the entry at a holding's ``due_ns`` counts, and it may
@@ -177,6 +182,67 @@ class PnlEngine:
     def held_symbols(self) -> list[str]:
         """The feed's symbols of all that is held, in the order of their source."""
         return list(dict.fromkeys(holding.symbol for holding, _ in self._places))
+
+    def lots(self, key: str) -> tuple[Position, ...]:
+        """The positions in a symbol, which is given without a slash; empty if it is not held."""
+        holding = self._held_keys.get(key)
+        return () if holding is None else holding.positions
+
+    def set_day(self, days: Mapping[str, SymbolDay] | None) -> None:
+        """Replace what today's fills changed in all symbols.
+
+        Until the first call, the day's P&L is that of positions without fills today, and what was
+        realised is not known.
+
+        Args:
+            days: By symbols without a slash; None if the fills are not known.
+        """
+        for key, day in (self._days or {}).items():
+            self.totals.leave_day(day, held=key in self._held_keys)
+        self._days = None if days is None else dict(days)
+        self.totals.fills_known = days is not None
+        for key, day in (days or {}).items():
+            self.totals.enter_day(day, held=key in self._held_keys)
+        for key, holding in self._held_keys.items():
+            self._set_day_of(holding, self._day_of(key))
+        for symbol, holding in self._remembered.items():
+            holding.set_day(self._day_of(without_slash(symbol)))
+        self.version += 1
+
+    def update_day(self, key: str, day: SymbolDay) -> bool:
+        """Replace what today's fills changed in one symbol; return whether that is new.
+
+        Args:
+            key: The symbol without a slash.
+            day: What they changed.
+        """
+        days = self._days
+        if days is None or days.get(key, NOTHING_TODAY) == day:
+            return False
+        held = key in self._held_keys
+        if key in days:
+            self.totals.leave_day(days[key], held=held)
+        days[key] = day
+        self.totals.enter_day(day, held=held)
+        if held:
+            self._set_day_of(self._held_keys[key], day)
+        elif (closed := self.known(key)) is not None:
+            closed.set_day(day)
+        self.version += 1
+        return True
+
+    def _day_of(self, key: str) -> SymbolDay:
+        return NOT_KNOWN if self._days is None else self._days.get(key, NOTHING_TODAY)
+
+    def _set_day_of(self, holding: Holding, day: SymbolDay) -> None:
+        if holding.day == day:
+            return
+        before = holding.day_base
+        self.totals.leave(holding)
+        holding.set_day(day)
+        self.totals.enter(holding)
+        if holding.day_base != before:
+            self._touch(holding)
 
     def set_positions(self, positions: Sequence[Position]) -> bool:
         """Replace all lots; whether a row was added, removed, moved or changed.
@@ -357,6 +423,7 @@ class PnlEngine:
             totals.unrealized_pnl,
             totals.market_value,
             totals.day_pnl,
+            totals.realized_day_pnl,
             totals.priced,
             totals.unpriced,
             self.version,
@@ -365,8 +432,12 @@ class PnlEngine:
 
     def _open(self, symbol: str, lots: Sequence[Position]) -> None:
         holding = self._remembered.pop(symbol, None) or Holding(symbol)
+        key = without_slash(symbol)
+        self._held_keys[key] = holding
+        holding.day = self._day_of(key)
         holding.hold(lots)
         self._held[symbol] = holding
+        self._hold_day(key, held=True)
         self.totals.enter(holding)
         self._touch(holding)
         holding.opened = holding.version
@@ -374,22 +445,33 @@ class PnlEngine:
             self._watch(holding, self._live_until_ns(holding.mark, holding.heard_ns))
 
     def _replace(self, holding: Holding, lots: Sequence[Position]) -> None:
-        before = list(holding.rows())
+        before, base = list(holding.rows()), holding.day_base
         self.totals.leave(holding)
         holding.hold(lots)
         self.totals.enter(holding)
-        if holding.rows() != before:
+        if holding.rows() != before or holding.day_base != base:
             self._touch(holding)
 
     def _close(self, holding: Holding) -> None:
         self.totals.leave(holding)
+        key = without_slash(holding.symbol)
+        del self._held_keys[key]
+        self._hold_day(key, held=False)
         holding.hold(())
         self._aged.pop(holding.symbol, None)
         if holding.quote is not None:
             self._keep(holding)
 
+    def _hold_day(self, key: str, *, held: bool) -> None:
+        """Count the day of a symbol that was opened or closed as that of a held one, or not."""
+        if self._days and (day := self._days.get(key)) is not None:
+            self.totals.leave_day(day, held=not held)
+            self.totals.enter_day(day, held=held)
+
     def _remember(self, symbol: str) -> Holding:
-        return self._keep(Holding(symbol))
+        holding = self._keep(Holding(symbol))
+        holding.set_day(self._day_of(without_slash(symbol)))
+        return holding
 
     def _keep(self, holding: Holding) -> Holding:
         if len(self._remembered) >= MOST_REMEMBERED:

@@ -11,6 +11,7 @@ import attrs
 from mdservice.model.position import AssetClass, Position
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
+from mdservice.pnl.day import NOTHING_TODAY, SymbolDay
 from mdservice.pnl.numbers import EXACT, MOST_DIGITS, ZERO, percentage, shown, sums_up
 from mdservice.pnl.rows import MarkName, Row, Status
 
@@ -38,7 +39,9 @@ class Holding:
         short: Whether they are fewer than 0.
         minus_paid: Minus their cost.
         hundredth: One per cent of their cost.
-        traded: What today's fills add to the P&L since the last close of the shares held now.
+        day: What today's fills changed.
+        day_base: What its market value is measured against for the day's P&L: the value at the last
+            close of what was held then, and the money spent since. None if it is not known.
         opened: The version at which it became held.
         version: The version of the last change of a row.
         fresh: Whether the last rows are still right.
@@ -58,15 +61,16 @@ class Holding:
     short: bool = False
     minus_paid: Decimal = ZERO
     hundredth: Decimal = ZERO
-    traded: Decimal = ZERO
+    day: SymbolDay = NOTHING_TODAY
+    day_base: Decimal | None = ZERO
     opened: int = 0
     version: int = 0
     fresh: bool = False
-    _minus_lastday: Decimal | None = None
-    """Minus the value of its shares at the last close."""
     _lots: tuple[_Lot, ...] = ()
     _first: _Lot | None = None
     """The lot whose row has what today's fills add."""
+    _first_base: Decimal | None = None
+    """The part of :attr:`day_base` for that lot."""
     _rows: list[Row] = attrs.Factory(list)
 
     @property
@@ -93,26 +97,14 @@ class Holding:
         return EXACT.multiply(self.units, self.price) or ZERO
 
     @property
-    def minus_lastday(self) -> Decimal | None:
-        """What its market value lacks to its P&L since the last close; None if not known."""
-        return None if self._minus_lastday is None else _add(self._minus_lastday, self.traded)
-
-    @property
     def day_pnl(self) -> Decimal | None:
-        """Its P&L since the last close; None without a price, or where the close is not known."""
-        minus_lastday = self.minus_lastday
-        if self.price is None or minus_lastday is None:
-            return None
-        return _fma(self.units, self.price, minus_lastday) or ZERO
+        """Its P&L since the last close, with what was realised.
 
-    @property
-    def knows_day(self) -> bool:
-        """Whether the P&L since the last close of all its lots is known."""
-        return (
-            self.price is not None
-            and self._minus_lastday is not None
-            and self.priceable == len(self.positions)
-        )
+        None without a price, or where the close or today's fills are not known.
+        """
+        if self.price is None or self.day_base is None:
+            return None
+        return _subtract(_multiply(self.units, self.price), self.day_base) or ZERO
 
     @property
     def lost(self) -> bool:
@@ -157,8 +149,32 @@ class Holding:
             hundredth = _add(hundredth, lot.hundredth)
         self.units, self.short = units, units < 0
         self.minus_paid, self.hundredth = minus_paid, hundredth
-        self._minus_lastday = None if lastday is None else EXACT.minus(_multiply(units, lastday))
-        self.fresh = False
+        self.set_day(self.day)
+
+    def set_day(self, day: SymbolDay) -> None:
+        """Replace what today's fills changed."""
+        self.day, self.fresh = day, False
+        self._first_base = self.day_base = None
+        if day.problem is not None:
+            return
+        first = self._first
+        if first is None:
+            pnl = None if self.positions else day.closed_pnl
+            self.day_base = None if pnl is None else EXACT.minus(pnl)
+            return
+        before = _subtract(first.units, day.units)
+        if first.lastday is not None:
+            self._first_base = _fma(before, first.lastday, day.spent)
+        elif day.lastday_price is not None and day.units:
+            self._first_base = _fma(before, day.lastday_price, day.spent)
+        elif day.units and not before:
+            self._first_base = day.spent  # all of it was bought today
+        bases = [lot.base for lot in self._lots if lot.problem is None and lot is not first]
+        bases.append(self._first_base)
+        if self.priceable == len(self.positions) and None not in bases:
+            self.day_base = ZERO
+            for base in bases:
+                self.day_base = _add(self.day_base, base or ZERO)
 
     def rows(self) -> list[Row]:
         """One row per lot, not to be changed: the same objects until something changes."""
@@ -183,10 +199,10 @@ class Holding:
         value = _multiply(lot.units, price)
         pnl = _add(value, lot.minus_paid) or ZERO
         percent = percentage(pnl, lot.hundredth)
-        minus_lastday = lot.minus_lastday
-        if minus_lastday is not None and self.traded and lot is self._first:
-            minus_lastday = _add(minus_lastday, self.traded)
-        day_pnl = None if minus_lastday is None else _add(value, minus_lastday) or ZERO
+        base = self._first_base if lot is self._first else lot.base
+        day_pnl = None
+        if base is not None and self.day.problem is None:
+            day_pnl = _subtract(value, base) or ZERO
         mark: MarkName = "previous" if self.mark is None else "mid"
         return Row(*lot.head, price, pnl, percent, value or ZERO, day_pnl, when, mark, self.status)
 
@@ -205,8 +221,10 @@ class Totals:
         hundredth: One per cent of the cost of the priced rows.
         market_value: The exact sum of the symbols' market values.
         exposure: The exact sum of their absolute market values.
-        minus_lastday: What the market value lacks to the P&L since the last close.
-        day_unknown: Held symbols whose P&L since the last close is not known.
+        day_base: What the market value is measured against for the day's P&L.
+        day_unknown: Symbols whose P&L since the last close is not known.
+        fills_known: Whether today's fills are known; None where they are not followed, so that the
+            day's P&L is that of positions without any.
     """
 
     minus_paid: Decimal = ZERO
@@ -217,13 +235,54 @@ class Totals:
     hundredth: Decimal = ZERO
     market_value: Decimal = ZERO
     exposure: Decimal = ZERO
-    minus_lastday: Decimal = ZERO
+    day_base: Decimal = ZERO
     day_unknown: int = 0
+    fills_known: bool | None = None
+    _realized: Decimal = ZERO
+    _unknown_realized: int = 0
 
     @property
     def day_pnl(self) -> Decimal | None:
-        """The exact sum of the symbols' P&L since the last close; None if one is not known."""
-        return None if self.day_unknown else _add(self.market_value, self.minus_lastday) or ZERO
+        """The exact sum of the symbols' P&L since the last close; None if one is not known.
+
+        It includes symbols that were closed today, and no fees.
+        """
+        if self.day_unknown or self.fills_known is False:
+            return None
+        return _subtract(self.market_value, self.day_base) or ZERO
+
+    @property
+    def realized_day_pnl(self) -> Decimal | None:
+        """The exact sum of what today's fills realised; None where that is not known."""
+        if self._unknown_realized or not self.fills_known:
+            return None
+        return self._realized or ZERO
+
+    def enter_day(self, day: SymbolDay, *, held: bool) -> None:
+        """Add what today's fills of a symbol realised; without a position, its whole day."""
+        if day.realized is None:
+            self._unknown_realized += 1
+        else:
+            self._realized = _add(self._realized, day.realized)
+        if held:
+            return
+        if (pnl := day.closed_pnl) is None:
+            self.day_unknown += 1
+        else:
+            self.day_base = _subtract(self.day_base, pnl)
+
+    def leave_day(self, day: SymbolDay, *, held: bool) -> None:
+        """Remove it."""
+        if day.realized is None:
+            self._unknown_realized -= 1
+        else:
+            self._realized = _subtract(self._realized, day.realized)
+        if held:
+            return
+        if (pnl := day.closed_pnl) is None:
+            self.day_unknown -= 1
+        else:
+            self.day_base = _add(self.day_base, pnl)
 
     @property
     def unrealized_pnl(self) -> Decimal:
@@ -239,10 +298,8 @@ class Totals:
         """Add a holding. Its lots and price must not change until it is removed."""
         self.unpriced += len(holding.positions)
         self.waiting += holding.waiting
-        if holding.knows_day:
-            self.minus_lastday = _add(self.minus_lastday, holding.minus_lastday or ZERO)
-        else:
-            self.day_unknown += 1
+        if holding.positions:
+            self._enter_base(holding, 1)
         if holding.price is None:
             self.lost += holding.lost
             return
@@ -254,14 +311,19 @@ class Totals:
         self.market_value = EXACT.add(self.market_value, value)
         self.exposure = EXACT.add(self.exposure, EXACT.abs(value))
 
+    def _enter_base(self, holding: Holding, sign: int) -> None:
+        base = holding.day_base
+        if holding.price is None or base is None:
+            self.day_unknown += sign
+        else:
+            self.day_base = (_add if sign > 0 else _subtract)(self.day_base, base)
+
     def leave(self, holding: Holding) -> None:
         """Remove a holding."""
         self.unpriced -= len(holding.positions)
         self.waiting -= holding.waiting
-        if holding.knows_day:
-            self.minus_lastday = _subtract(self.minus_lastday, holding.minus_lastday or ZERO)
-        else:
-            self.day_unknown -= 1
+        if holding.positions:
+            self._enter_base(holding, -1)
         if holding.price is None:
             self.lost -= holding.lost
             return
@@ -291,7 +353,8 @@ class _Lot:
         units: Shares: ``qty`` x multiplier.
         minus_paid: -``units`` x ``avg_entry_price``; P&L is ``units`` x price + ``minus_paid``.
         hundredth: One per cent of ``|qty|`` x ``avg_entry_price`` x multiplier.
-        minus_lastday: -``units`` x the price at the last close; None if that is not known.
+        lastday: The price of a share at the last close; None if it is not known.
+        base: ``units`` x ``lastday``.
     """
 
     head: tuple[str, Decimal | None, Decimal | None, AssetClass, Decimal | None]
@@ -300,7 +363,8 @@ class _Lot:
     units: Decimal = ZERO
     minus_paid: Decimal = ZERO
     hundredth: Decimal = ZERO
-    minus_lastday: Decimal | None = None
+    lastday: Decimal | None = None
+    base: Decimal | None = None
 
 
 _NO_PRICE: Final = (None,) * 5
@@ -316,8 +380,8 @@ def _lot(position: Position, lastday: Decimal | None) -> _Lot:
     units = _multiply(qty, position.multiplier)
     minus_paid = EXACT.minus(_multiply(units, avg))
     hundredth = EXACT.scaleb(minus_paid if qty < 0 else EXACT.minus(minus_paid), -2)
-    minus_lastday = None if lastday is None else EXACT.minus(_multiply(units, lastday))
-    return _Lot(head, qty, None, units, minus_paid, hundredth, minus_lastday)
+    base = None if lastday is None else _multiply(units, lastday)
+    return _Lot(head, qty, None, units, minus_paid, hundredth, lastday, base)
 
 
 def _problem(position: Position) -> str | None:

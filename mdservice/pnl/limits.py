@@ -97,7 +97,8 @@ class Limits:
         """Held symbols that make the limits of the total blind, and the reason."""
         self._ageing: dict[str, Holding] = {}
         """Held symbols whose price can become too old without a changed row."""
-        self._day_unknown = False
+        self._day_unknown: str | None = None
+        """Why the limits of the total's day cannot be judged, or None."""
         self._seen = 0
 
     def check(self, engine: PnlEngine, now_ns: int) -> list[Alert]:
@@ -134,7 +135,7 @@ class Limits:
         if len(reasons) > _MOST_NAMED:
             reasons[_MOST_NAMED:] = [f"and {len(reasons) - _MOST_NAMED} more symbols"]
         if self._day_unknown:
-            reasons.append("total: the last close of a position is not known")
+            reasons.append(f"total: {self._day_unknown}")
         return reasons
 
     def crossed(self) -> list[Alert]:
@@ -225,14 +226,16 @@ class Limits:
             self._ageing.pop(symbol, None)
 
     def _check_total(self, engine: PnlEngine, now_ns: int, crossings: list[Alert]) -> None:
-        self._day_unknown = False
-        if not engine.positions:
-            self._crossed.pop(TOTAL, None)
-            return
+        self._day_unknown = None
         for rule in self._of_total:
             value = of_totals(rule.kind, engine.totals)
+            # What positions lost that were closed today still counts for the day.
             if rule.kind == "day_pnl" and value is None:
-                self._day_unknown = True
+                known = engine.totals.fills_known is not False
+                what = "the last close of a position is" if known else "today's fills are"
+                self._day_unknown = f"{what} not known"
+            elif rule.kind != "day_pnl" and not engine.positions:
+                self._crossed.get(TOTAL, {}).pop(rule.text, None)
             elif self._unusable or value is None:
                 continue
             elif self._crosses(rule, TOTAL, value, beyond=rule.beyond(value)):
@@ -255,7 +258,7 @@ class Limits:
         return chain(self._of_symbol.get(symbol, ()), self._of_each)
 
     def _state_of_total(self, rule: AlertRule, engine: PnlEngine) -> LimitState:
-        if not engine.positions:
+        if not engine.positions and rule.kind != "day_pnl":
             return LimitState(rule.text, TOTAL, None if rule.kind == "pct" else ZERO, ZERO)
         value = None if self._unusable else of_totals(rule.kind, engine.totals)
         return LimitState(rule.text, TOTAL, value, None if value is None else _used(rule, value))
@@ -266,8 +269,7 @@ class Limits:
         day = holding.day_pnl if holding.positions else holding.day_pnl or ZERO
         measures = {holding.symbol: _measures(would, _Rest(day_pnl=day))}
         if self._of_total:
-            day = totals.day_pnl if engine.positions else ZERO
-            measures[TOTAL] = _measures(would, _rest(holding, totals, day))
+            measures[TOTAL] = _measures(would, _rest(holding, totals, totals.day_pnl))
         for rule in chain(self._rules_of(holding.symbol), self._of_total):
             subject = TOTAL if rule.symbol == TOTAL else holding.symbol
             value = measures[subject].get(rule.kind)
@@ -434,7 +436,7 @@ def _blindness(rule: AlertRule, holding: Holding) -> str | None:
         return "no price is known" if holding.mark is None else None
     reason = _unusable(holding)
     if reason is None and rule.kind == "day_pnl" and holding.day_pnl is None:
-        return "the last close is not known"
+        return holding.day.problem or "the last close is not known"
     return reason
 
 

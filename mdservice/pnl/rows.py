@@ -67,7 +67,9 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
             lots, in their order; they replace all earlier rows of that symbol.
         total_unrealized_pnl: The exact sum over the priced rows, live and stale.
         total_market_value: Likewise.
-        total_day_pnl: The exact sum over all rows; None if that of one is not known.
+        total_day_pnl: The exact sum over all rows and over what was closed today; None if one is
+            not known.
+        realized_day_pnl: What today's fills realised; None where that is not known.
         priced: The number of rows with a price, live and stale.
         unpriced: The number of rows without a price.
         version: Pass it to get the changes since this report.
@@ -78,6 +80,7 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
     total_unrealized_pnl: Decimal
     total_market_value: Decimal
     total_day_pnl: Decimal | None
+    realized_day_pnl: Decimal | None
     priced: int
     unpriced: int
     version: int

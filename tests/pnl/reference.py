@@ -11,6 +11,7 @@ import attrs
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
+from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.rows import PnlReport, Row
 
 S_NS = 10**9
@@ -154,6 +155,53 @@ class Reference:
         days = [row[9] for row in rows]
         day = None if None in days else sum(map(Fraction, map(str, days)), Fraction())
         return Whole(rows, total, value, day, len(priced), len(rows) - len(priced))
+
+    def day(
+        self, days: dict[str, SymbolDay] | None
+    ) -> tuple[dict[str, Fraction | None], Fraction | None, Fraction | None]:
+        """The day's P&L by symbol without a slash, its sum, and what was realised.
+
+        A value now, less that at the last close, less what was spent since.
+        """
+        lots: dict[str, list[Position]] = {}
+        for position in self.positions:
+            lots.setdefault(position.priced_by.replace("/", ""), []).append(position)
+        keys = {*lots, *(days or {})}
+        if days is None:
+            return dict.fromkeys(keys), None, None
+        found: dict[str, Fraction | None] = {}
+        for key in keys:
+            day = days.get(key, SymbolDay(key))
+            rows = [self.row(position, 0) for position in lots.get(key, [])]
+            units = Fraction()
+            for row in rows:
+                units += Fraction(str(row[1] or 0)) * Fraction(str(row[4] or 0))
+            closes = [self.lastday(each.priced_by) for each in lots.get(key, [])]
+            if day.units:
+                closes.append(readable(day.lastday_price))
+            close = next((one for one in closes if one is not None), None)
+            before = units - Fraction(day.units)
+            value = sum((Fraction(str(row[8] or 0)) for row in rows), Fraction())
+            bought = len(rows) < 2 and day.units and not before
+            if not rows and not day.units:
+                bought = True
+            if (
+                day.problem is not None
+                or any(row[5] is None for row in rows)
+                or (close is None and not bought)
+            ):
+                found[key] = None
+            elif len(rows) > 1 and self.lastday(lots[key][0].priced_by) is None:
+                found[key] = None  # each row has a part of its own
+            else:
+                found[key] = value - before * (close or 0) - Fraction(day.spent)
+        total = None
+        if None not in found.values():
+            total = sum((pnl or Fraction() for pnl in found.values()), Fraction())
+        realized = [day.realized for day in days.values()]
+        if None in realized:
+            return found, total, None
+        return found, total, sum((Fraction(str(one)) for one in realized), Fraction())
 
     def exposure(self) -> Fraction:
         """The sum of the symbols' absolute market values."""

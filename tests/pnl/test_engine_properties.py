@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
+from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.encode import PnlEncoder
 from mdservice.pnl.engine import PnlEngine
 from tests.examples import examples
@@ -242,3 +243,76 @@ def test_an_encoder_that_remembers_says_what_a_new_one_says(
         told.tell(event)
         report = engine.report(told.now_ns)
         assert encoder.encode(report) == PnlEncoder().encode(report)
+
+
+amounts = st.sampled_from([Decimal(0), Decimal(10), Decimal(-3)]) | st.decimals(-100, 100, places=2)
+symbol_days = st.builds(
+    SymbolDay,
+    st.just("X"),
+    amounts,
+    amounts,
+    amounts | st.none(),
+    lastday_price=st.sampled_from([None, Decimal("186.5"), Decimal(2)]),
+    problem=st.sampled_from([None, None, None, "SPLIT changed the position"]),
+)
+keys = st.sampled_from(["A", "B", "C", "DUSD"])
+day_events = (
+    events
+    | st.none()
+    | st.dictionaries(keys, symbol_days, max_size=4)
+    | st.tuples(keys, symbol_days)
+)
+
+
+@examples(400)
+@given(positions, st.lists(day_events, max_size=25))
+def test_the_day_follows_the_reference(
+    first: list[Position], coming: list[Event | dict[str, SymbolDay] | tuple[str, SymbolDay] | None]
+) -> None:
+    told = Told(engines=1)
+    (engine,) = told.engines
+    known: dict[str, SymbolDay] | None = {}
+    engine.set_day(known)
+    for event in [Set(first), *coming]:
+        since, before = engine.version, engine.totals.day_pnl
+        if event is None or isinstance(event, dict):
+            known = None if event is None else dict(event)
+            engine.set_day(event)
+        elif isinstance(event, tuple):
+            engine.update_day(*event)
+            if known is not None:
+                known[event[0]] = event[1]
+        else:
+            told.tell(event)
+        of_symbol, total, realized = told.reference.day(known)
+        for holding in (engine.holding(symbol) for symbol in engine.held_symbols):
+            assert holding is not None
+            expected = of_symbol[holding.symbol.replace("/", "")]
+            assert holding.day_pnl == expected
+            assert holding.day_pnl is None or holding.version <= engine.version
+        assert engine.totals.day_pnl == total
+        assert engine.totals.realized_day_pnl == realized
+        if engine.totals.day_pnl != before:
+            assert engine.version != since
+
+
+def test_without_a_list_of_fills_the_day_is_that_of_what_is_held() -> None:
+    engine = PnlEngine(stale_after_s=5, price_ttl_s=5)
+    assert (engine.totals.day_pnl, engine.totals.realized_day_pnl) == (0, None)
+    engine.set_positions([Position("A", Decimal(2), Decimal(5), lastday_price=Decimal(7))])
+    engine.update(Quote("A", 8, 8, 1, 1, START_NS, START_NS), START_NS)
+    assert (engine.totals.day_pnl, engine.totals.realized_day_pnl) == (2, None)
+
+
+def test_a_day_that_ended_leaves_nothing_behind() -> None:
+    engine = PnlEngine(stale_after_s=5, price_ttl_s=5)
+    engine.set_positions([Position("A", Decimal(2), Decimal(5))])
+    engine.set_day(
+        {"A": SymbolDay("A", Decimal(2), Decimal(10)), "B": SymbolDay("B", realized=None)}
+    )
+    engine.update(Quote("A", 8, 8, 1, 1, START_NS, START_NS), START_NS)
+    assert (engine.totals.day_pnl, engine.totals.realized_day_pnl) == (6, None)
+    engine.set_positions([])
+    assert engine.totals.day_pnl is None, "of what is sold without a last close, nothing is known"
+    engine.set_day({})
+    assert (engine.totals.day_pnl, engine.totals.realized_day_pnl) == (0, 0)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl.breaker import CLOSED, Breaker
+from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.limits import Limits, Order
 from mdservice.pnl.rules import AlertRule, parse_rule
@@ -234,6 +235,38 @@ def test_the_day_is_judged_where_the_last_close_is_known() -> None:
     assert len(bench.objections("buy", "1", "102")) == 2
     bench.price("A", 98)
     assert [subject for _, subject, _ in bench.check()] == ["A", "total"]
+
+
+def test_the_loss_of_a_position_that_was_closed_today_still_counts() -> None:
+    bench = Bench("A day_pnl < -5", "total day_pnl < -5", "total pnl < -5")
+    bench.lastday = Decimal(104)
+    bench.hold(A=1)
+    bench.price("A", 90)
+    assert len(bench.check()) == 3
+    sold = SymbolDay("A", Decimal(-1), Decimal(-90), Decimal(-10), 1, lastday_price=Decimal(104))
+    bench.engine.set_day({"A": sold})
+    bench.hold()
+    assert bench.check() == []
+    assert [(one.rule, one.symbol) for one in bench.limits.crossed()] == [
+        ("total day_pnl < -5", "total")
+    ]
+    assert bench.used()[-2] == ("total", Decimal(-14), Decimal("2.8"))
+    assert len(bench.objections("buy", "1", "90")) == 2
+    bench.engine.set_day({})
+    assert (bench.check(), bench.limits.crossed()) == ([], [])
+
+
+def test_the_day_is_blind_without_todays_fills() -> None:
+    bench = Bench("A day_pnl < -5", "total day_pnl < -5")
+    bench.lastday = Decimal(104)
+    bench.hold(A=1)
+    bench.price("A", 90)
+    bench.engine.set_day(None)
+    assert bench.check() == []
+    unknown = "today's fills are not known"
+    assert bench.blind() == [f"A: {unknown}", f"total: {unknown}"]
+    bench.engine.set_day({})
+    assert len(bench.check()) == 2
 
 
 def test_many_blind_symbols_are_not_all_named() -> None:
