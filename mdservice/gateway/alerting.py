@@ -70,7 +70,7 @@ class Alerting:
             self._added.set()
             if self._webhook is not None:
                 text = f"mdservice: {alert.rule}; {alert.symbol} is at {short(alert.value)}"
-                self._webhook.send(message, text)
+                self._webhook.send(message, text, urgent=False)
 
     def _is_complete(self, engine: PnlEngine) -> bool:
         """Whether the total includes every position, or the wait for it is over.

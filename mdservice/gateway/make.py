@@ -25,7 +25,7 @@ from mdservice.gateway.tracker import PnlTracker, ReadFrom
 from mdservice.gateway.webhook import Webhook
 from mdservice.model.position import Position
 from mdservice.model.symbol import spellings
-from mdservice.observability.logging import get_logger
+from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.pnl.engine import PnlEngine
 from mdservice.positions import sources
 from mdservice.positions.cache import PositionCache
@@ -97,6 +97,7 @@ def make_tracker(
         ConfigurationError: The URL, a rule or the text of the source is invalid, or ``on_trip`` has
             no account to act on.
     """
+    hide_secrets(settings.secret_values())
     clock = clock or SystemClock()
     redis_url = redis_url or settings.redis_url
     prefix = settings.chosen_key_prefix

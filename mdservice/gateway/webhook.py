@@ -24,7 +24,7 @@ _MOST_TRIES: Final = 5
 _FIRST_WAIT_S: Final = 1.0
 """Between the first two tries; each further wait is twice as long."""
 _TIMEOUT_S: Final = 10.0
-_SLACK: Final = "hooks.slack.com"
+_SLACK: Final = ("hooks.slack.com", "hooks.slack-gov.com")
 _OK, _REDIRECTS, _BROKEN = 200, 300, 500
 
 
@@ -35,10 +35,11 @@ class _Message:
 
 
 class Webhook:
-    """Sends each message in order, up to five times while the server fails or cannot be reached.
+    """Sends each message, up to five times while the server fails or cannot be reached.
 
-    A message that is refused, or not delivered after the last try, is dropped and counted, and so
-    is the oldest one where too many wait.
+    Changes of the breaker and what trips do come before alerts, else messages keep their order. A
+    message that is refused, or not delivered after the last try, is dropped and counted; and so is
+    the oldest one where too many wait, an alert if there is one.
 
     Args:
         url: Where to send; it may hold a secret, so that no output has it.
@@ -46,48 +47,68 @@ class Webhook:
         http: The client; closed with the webhook.
 
     Attributes:
-        dropped: The number of messages that were not delivered.
+        sent: The number of messages that were delivered.
+        dropped: The number of messages that were not.
     """
 
     def __init__(self, url: str, token: str | None, http: HttpClient) -> None:
         self._url = url
         self._token = token
         self._http = http
-        self._is_slack = (urlsplit(url).hostname or "").lower() == _SLACK
-        self._waiting: deque[_Message] = deque()
+        host = (urlsplit(url).hostname or "").lower().rstrip(".")
+        self._is_slack = host in _SLACK
+        self._urgent: deque[_Message] = deque()
+        self._alerts: deque[_Message] = deque()
         self._added = anyio.Event()
+        self.sent = 0
         self.dropped = 0
+        http.hide(url)
         http.prepare(url)
 
-    def send(self, content: bytes, text: str) -> None:
+    @property
+    def waiting(self) -> int:
+        """The number of messages in the queue."""
+        return len(self._urgent) + len(self._alerts)
+
+    def send(self, content: bytes, text: str, *, urgent: bool = True) -> None:
         """Queue a message.
 
         Args:
             content: The JSON.
             text: The same for people; sent to Slack.
+            urgent: Whether it comes before those that are not.
         """
-        if len(self._waiting) == _MOST_WAITING:
-            self._waiting.popleft()
+        if self.waiting == _MOST_WAITING:
+            (self._alerts or self._urgent).popleft()
             self._drop("too many messages wait")
-        self._waiting.append(_Message(content, text))
+        (self._urgent if urgent else self._alerts).append(_Message(content, text))
         self._added.set()
 
     async def run(self) -> None:
         """Send until cancelled."""
         while True:
-            while not self._waiting:
+            while not self.waiting:
                 self._added = anyio.Event()
                 await self._added.wait()
-            message = self._waiting[0]
-            reason = await self._deliver(message)
-            if reason is not None:
+            message = (self._urgent or self._alerts).popleft()
+            settled = False
+            try:
+                reason = await self._deliver(message)
+                settled = True
+            finally:
+                if not settled:
+                    self._drop("the gateway ends")
+            if reason is None:
+                self.sent += 1
+            else:
                 self._drop(reason)
-            # A full queue may have dropped the message meanwhile.
-            if self._waiting and self._waiting[0] is message:
-                self._waiting.popleft()
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections, and count what waits as dropped."""
+        for queue in (self._urgent, self._alerts):
+            while queue:
+                queue.popleft()
+                self._drop("the gateway ends")
         await self._http.aclose()
 
     def _drop(self, reason: str) -> None:
@@ -96,7 +117,9 @@ class Webhook:
 
     async def _deliver(self, message: _Message) -> str | None:
         """Send one message; return why it was not delivered, or None."""
-        body = msgspec.json.encode({"text": message.text}) if self._is_slack else message.content
+        body = message.content
+        if self._is_slack:
+            body = msgspec.json.encode({"text": _in_slack(message.text)})
         headers = {"Content-Type": "application/json"}
         if self._token is not None:
             digest = hmac.new(self._token.encode(), body, hashlib.sha256).hexdigest()
@@ -120,3 +143,11 @@ class Webhook:
         if _OK <= status < _REDIRECTS:
             return None, False
         return f"the server answered {status}", status >= _BROKEN
+
+
+def _in_slack(text: str) -> str:
+    """The text with the characters escaped that begin Slack's links.
+
+    Source: Slack, "Formatting text for app surfaces".
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import logging
 import math
 import os
 import re
 import ssl
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -26,7 +28,7 @@ import anyio
 import attrs
 
 from mdservice.errors import ConfigurationError, MDServiceError
-from mdservice.observability.logging import hide_secrets
+from mdservice.observability.logging import hide_secrets, masked
 from mdservice.observability.masking import secrets_in_url
 
 if TYPE_CHECKING:
@@ -54,12 +56,16 @@ _CA_FILES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _CA_FOLDER: Final = "SSL_CERT_DIR"
 _CLOSE_LIMIT_S: Final = 2.0
 _MOST_CONNECTIONS: Final = 20
+_DRAIN_S: Final = 0.5
+"""How long to wait for the rest of an answer whose body is not wanted."""
 _SHORT_BYTES: Final = 65_536
 """The limit of an answer whose body is not wanted."""
 _WRONG_HOST: Final = "use a host name that the certificate is made for"
 _WRONG_TIME: Final = "check this machine's clock, and the certificate's dates"
 _CERTIFICATE_ADVICE: Final = {9: _WRONG_TIME, 10: _WRONG_TIME, 62: _WRONG_HOST, 64: _WRONG_HOST}
 """By OpenSSL's verify code. Source: OpenSSL, ``X509_STORE_CTX_get_error``."""
+_Body = Literal["ok", "any", "ignored"]
+"""Which answers' bodies are wanted: those of 200, all, or none."""
 _IN_THE_BODY: Final = "the connection ended in the middle of the answer"
 
 
@@ -290,6 +296,20 @@ def tls_context(environ: Mapping[str, str] | None = None) -> ssl.SSLContext:
     return context
 
 
+class _WithoutSecrets(logging.Filter):
+    """Hides secrets in httpx's own log line of each request, which names the whole URL."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        shown = masked(text)
+        if shown != text:
+            record.msg, record.args = shown, ()
+        return True
+
+
+_WITHOUT_SECRETS: Final = _WithoutSecrets()
+
+
 class HttpFailed(MDServiceError):
     """A request that has failed, or whose answer cannot be used.
 
@@ -337,6 +357,13 @@ class HttpClient:
         self._context: ssl.SSLContext | None = None
         self._clients: dict[tuple[str | None, bool], httpx.AsyncClient] = {}
         self._kept: set[tuple[str | None, bool, bytes]] = set()
+        logging.getLogger("httpx").addFilter(_WITHOUT_SECRETS)
+
+    def hide(self, url: str) -> None:
+        """Show ``***`` for a URL in all log lines, also as httpx writes it."""
+        import httpx
+
+        hide_secrets((url, str(httpx.URL(url))))
 
     def prepare(self, url: str) -> Route:
         """The route to a URL, checked together with the certificates that it needs.
@@ -389,7 +416,7 @@ class HttpClient:
             auth=auth,
             timeout_s=timeout_s,
             most_bytes=most_bytes,
-            any_status=any_status,
+            body="any" if any_status else "ok",
             ask_twice=ask_twice,
         )
         return _decompressed(response, most_bytes, compressed=compressed)
@@ -397,25 +424,31 @@ class HttpClient:
     async def post(
         self, url: str, content: bytes, *, headers: Mapping[str, str], timeout_s: float
     ) -> int:
-        """Send a POST request; return the status of the answer, without its body.
+        """Send a POST request once; return the status of the answer, whatever its body.
 
         Args:
-            url: The URL, without a login.
+            url: The URL.
             content: The body.
             headers: Headers of the request.
-            timeout_s: The limit of each wait for the network.
+            timeout_s: The limit until the status is known, however slowly the answer comes.
 
         Raises:
             HttpFailed
         """
-        answer = await self._ask(
-            "POST",
-            url,
-            content=content,
-            headers=headers,
-            timeout_s=timeout_s,
-            most_bytes=_SHORT_BYTES,
-        )
+        answer = None
+        with anyio.move_on_after(timeout_s):
+            answer = await self._ask(
+                "POST",
+                url,
+                content=content,
+                headers=headers,
+                timeout_s=timeout_s,
+                most_bytes=_SHORT_BYTES,
+                body="ignored",
+                ask_once=True,
+            )
+        if answer is None:
+            raise HttpFailed("does not answer in time", "timeout")
         return answer.status
 
     async def request(
@@ -448,7 +481,7 @@ class HttpClient:
             headers={"Accept-Encoding": "identity", **headers},
             timeout_s=timeout_s,
             most_bytes=most_bytes,
-            any_status=True,
+            body="any",
         )
         return _decompressed(answer, most_bytes, compressed=False)
 
@@ -463,8 +496,9 @@ class HttpClient:
         auth: tuple[str, str] | None = None,
         timeout_s: float,
         most_bytes: int,
-        any_status: bool = False,
+        body: _Body = "ok",
         ask_twice: bool = False,
+        ask_once: bool = False,
     ) -> HttpAnswer:
         import httpx
 
@@ -477,14 +511,14 @@ class HttpClient:
             )
             way = (found.proxy, _by_tls(url), request.url.netloc)
             try:
-                response = await _send(client, request, auth, most_bytes, any_status=any_status)
+                response = await _send(client, request, auth, most_bytes, body)
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as exc:
                 # A server may close a kept connection at any time, also just as it is used again.
                 kept = self._transport is None and way in self._kept
-                if not ask_twice and (not kept or _IN_THE_BODY in exc.args):
+                if ask_once or (not ask_twice and (not kept or _IN_THE_BODY in exc.args)):
                     raise
                 self._kept.discard(way)
-                response = await _send(client, request, auth, most_bytes, any_status=any_status)
+                response = await _send(client, request, auth, most_bytes, body)
             if len(self._kept) < _MOST_CONNECTIONS:
                 self._kept.add(way)
         except HttpFailed:
@@ -537,32 +571,42 @@ async def _send(
     request: httpx.Request,
     auth: tuple[str, str] | None,
     most_bytes: int,
-    *,
-    any_status: bool,
+    wanted: _Body,
 ) -> HttpAnswer:
     import httpx
 
     response = await client.send(request, auth=auth, stream=True, follow_redirects=False)
-    body = bytearray()
+    body = b""
     try:
-        if response.status_code == 200 or any_status:  # noqa: PLR2004 - OK
-            if response.is_stream_consumed:  # a test's transport has read it
-                body += response.content
-            else:
-                # Raw, and ended by cancelling: a break, or a decompression error, would leave
-                # httpx's generators to the garbage collector, and trio warns about that.
-                with anyio.CancelScope() as reading:
-                    async for chunk in response.aiter_raw():
-                        body += chunk
-                        if len(body) > most_bytes:
-                            reading.cancel()
+        if wanted == "ignored":
+            # Read all the same, so that the connection can be kept.
+            with anyio.move_on_after(_DRAIN_S, shield=True), suppress(httpx.HTTPError):
+                await _read(response, most_bytes)
+            client.cookies.clear()  # or a server could fill the memory with them
+        elif response.status_code == 200 or wanted == "any":  # noqa: PLR2004 - OK
+            body = await _read(response, most_bytes)
     except (httpx.RemoteProtocolError, httpx.ReadError) as exc:
         raise type(exc)(_IN_THE_BODY) from exc
     finally:
         with anyio.move_on_after(_CLOSE_LIMIT_S, shield=True):
             await response.aclose()
     headers = response.headers
-    return HttpAnswer(response.status_code, headers, bytes(body))
+    return HttpAnswer(response.status_code, headers, body)
+
+
+async def _read(response: httpx.Response, most_bytes: int) -> bytes:
+    """The body, and of one that is too long a little more than ``most_bytes``."""
+    if response.is_stream_consumed:  # a test's transport has read it
+        return response.content
+    body = bytearray()
+    # Raw, and ended by cancelling: a break, or a decompression error, would leave httpx's
+    # generators to the garbage collector, and trio warns about that.
+    with anyio.CancelScope() as reading:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > most_bytes:
+                reading.cancel()
+    return bytes(body)
 
 
 def _decompressed(answer: HttpAnswer, most_bytes: int, *, compressed: bool) -> HttpAnswer:

@@ -229,7 +229,7 @@ class Settings:
     )
     alert_webhook: str | None = setting(
         None,
-        values.url("http", "https"),
+        values.url("http", "https", as_written=True),
         "Where the gateway sends alerts and changes of the breaker, as JSON by POST.",
         metavar="URL",
         secret=True,

@@ -140,11 +140,12 @@ def _split(given: str, schemes: Sequence[str]) -> SplitResult:
     return parts
 
 
-def url(*schemes: str) -> Callable[[object], str]:
-    """A URL of one of these schemes."""
+def url(*schemes: str, as_written: bool = False) -> Callable[[object], str]:
+    """A URL of one of these schemes; a ``/`` at its end is kept only where it is as written."""
 
     def parse_given(value: object) -> str:
-        return parse_url(value, *schemes)
+        parsed = parse_url(value, *schemes)
+        return text(value) if as_written else parsed
 
     return parse_given
 

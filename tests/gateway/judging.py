@@ -88,7 +88,7 @@ class FakeWebhook:
     def __init__(self) -> None:
         self.sent: list[str] = []
 
-    def send(self, _content: bytes, text: str) -> None:
+    def send(self, _content: bytes, text: str, *, urgent: bool = True) -> None:
         self.sent.append(text)
 
 

@@ -81,14 +81,17 @@ async def test_without_a_token_there_is_no_signature(autojump_clock: Any) -> Non
     assert "x-mdservice-signature" not in server.requests[0].headers
 
 
-@pytest.mark.parametrize("host", ["hooks.slack.com", "HOOKS.slack.com:443"])
+@pytest.mark.parametrize(
+    "host", ["hooks.slack.com", "HOOKS.slack.com:443", "hooks.slack-gov.com", "hooks.slack.com."]
+)
 async def test_slack_gets_its_own_form(autojump_clock: Any, host: str) -> None:
     server = Server()
     async with running(server, f"https://{host}/services/T0/B0/x", "token") as webhook:
-        webhook.send(b"{}", 'the "breaker" tripped')
+        webhook.send(b"{}", '"A & B" pnl < -5 > x')
         await until(lambda: server.requests)
     (request,) = server.requests
-    assert json.loads(request.content) == {"text": 'the "breaker" tripped'}
+    # Slack takes what is between < and > for a link.
+    assert json.loads(request.content) == {"text": '"A &amp; B" pnl &lt; -5 &gt; x'}
     digest = hmac.new(b"token", request.content, hashlib.sha256).hexdigest()
     assert request.headers["x-mdservice-signature"] == f"sha256={digest}"
 
@@ -115,6 +118,15 @@ async def test_after_five_tries_a_message_is_dropped_and_counted(autojump_clock:
     assert server.contents() == [b"1"] * 5 + [b"2"]
 
 
+@pytest.mark.parametrize("host", ["hooks.slack.com.example.test", "nothooks.slack.com.test"])
+async def test_a_host_that_looks_like_slack_gets_the_json(autojump_clock: Any, host: str) -> None:
+    server = Server()
+    async with running(server, f"https://{host}/hooks.slack.com") as webhook:
+        webhook.send(b"{}", "text")
+        await until(lambda: server.requests)
+    assert server.contents() == [b"{}"]
+
+
 @pytest.mark.parametrize("status", [301, 400, 404, 429])
 async def test_a_refused_message_is_not_sent_again(autojump_clock: Any, status: int) -> None:
     server = Server(status)
@@ -136,7 +148,34 @@ async def test_the_queue_is_bounded_and_the_oldest_are_dropped(
         await until(lambda: server.requests)  # now it waits to try again
         for number in range(1, 6):
             webhook.send(b"%d" % number, "")
-        assert webhook.dropped == 3
+        assert (webhook.dropped, webhook.waiting) == (2, 3)
         await until(lambda: len(server.requests) == 5)
-        assert webhook.dropped == 3
+        await until(lambda: webhook.sent == 4)
+        assert (webhook.dropped, webhook.waiting) == (2, 0)
     assert server.contents() == [b"0", b"0", b"3", b"4", b"5"]
+
+
+async def test_a_flood_of_alerts_neither_delays_nor_drops_a_trip(
+    autojump_clock: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(module, "_MOST_WAITING", 3)
+    server = Server(500)
+    async with running(server) as webhook:
+        webhook.send(b"0", "", urgent=False)
+        await until(lambda: server.requests)
+        webhook.send(b"trip", "")
+        for number in range(1, 6):
+            webhook.send(b"%d" % number, "", urgent=False)
+        webhook.send(b"reset", "")
+        await until(lambda: webhook.sent == 4)
+    assert server.contents() == [b"0", b"0", b"trip", b"reset", b"5"]
+    assert webhook.dropped == 4
+
+
+async def test_what_waits_at_the_end_counts_as_dropped(autojump_clock: Any) -> None:
+    server = Server(*[500] * 5)
+    async with running(server) as webhook:
+        for _ in range(3):
+            webhook.send(b"1", "")
+        await until(lambda: server.requests)
+    assert (webhook.dropped, webhook.waiting) == (3, 0)

@@ -1017,6 +1017,7 @@ def test_the_webhook_is_a_url_and_a_secret() -> None:
     settings = load({"MDSERVICE_ALERT_WEBHOOK": url})
     assert settings.alert_webhook == url
     assert url in settings.secret_values()
+    assert load({"MDSERVICE_ALERT_WEBHOOK": f" {url}/ "}).alert_webhook == f"{url}/"
     assert "SECRET" not in repr(settings) + repr(settings.shown())
     for bad in ("hooks.example/SECRET", "ftp://x/SECRET", "https:///SECRET"):
         with pytest.raises(ConfigurationError) as raised:
