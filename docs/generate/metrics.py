@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from fastapi import FastAPI
+
 from docs.generate.text import code, table
+from mdservice.gateway.make import make_tracker
+from mdservice.gateway.serve import gateway_app
 from mdservice.http_api.server import create_app
+from mdservice.settings import Settings
 from mdservice.testing.fake_service import FakeService
 
-__all__ = ["metrics"]
+__all__ = ["gateway_metrics", "metrics"]
 
 
 def metrics() -> str:
     """Each metric as Prometheus names it: of a counter that is with ``_total``."""
-    return table(("name", "type", "labels", "meaning"), _rows())
+    return table(("name", "type", "labels", "meaning"), _rows(create_app(FakeService())))
 
 
-def _rows() -> list[tuple[str, str, str, str]]:
+def gateway_metrics() -> str:
+    """Each metric of a gateway."""
+    tracker = make_tracker(list, Settings(), redis_url="redis://localhost:1")
+    return table(("name", "type", "labels", "meaning"), _rows(gateway_app(tracker)))
+
+
+def _rows(app: FastAPI) -> list[tuple[str, str, str, str]]:
     rows = []
-    for metric in create_app(FakeService()).state.metrics.collect():
+    for metric in app.state.metrics.collect():
         if not metric.name.startswith("mdservice_"):
             continue  # of the process, by the client library, and only on Linux
         name = metric.name + ("_total" if metric.type == "counter" else "")

@@ -27,7 +27,7 @@ from docs.generate.messages import (
     status_messages,
     transaction,
 )
-from docs.generate.metrics import metrics
+from docs.generate.metrics import gateway_metrics, metrics
 from docs.generate.names import GROUPS, errors, names
 from docs.generate.settings import settings
 
@@ -52,6 +52,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "kinds: rules": kind_rules,
     "kinds: words": kind_policies,
     "kinds: objects": kind_objects,
+    "gateway metrics": gateway_metrics,
     "metrics": metrics,
     "log events": log_events,
     "errors": errors,

@@ -92,6 +92,11 @@ class Risk:
         """Whether there is anything to judge."""
         return bool(self._limits.rules)
 
+    @property
+    def is_tripped(self) -> bool:
+        """Whether the breaker is tripped, as far as this gateway knows."""
+        return self._standing().tripped
+
     def look(self) -> None:
         """Judge the limits, after a change or some time."""
         for crossing in self._limits.check(self._engine, self._clock.utc_ns()):

@@ -12,18 +12,19 @@ from urllib.parse import urlsplit
 
 import anyio
 from anyio.abc import TaskStatus
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from mdservice.errors import ConfigurationError, PositionsError
 from mdservice.gateway.make import make_tracker
+from mdservice.gateway.metrics import TrackerCollector
 from mdservice.gateway.router import NOT_KNOWN, Answers, tracker_router
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.listeners import tcp_address, tcp_listeners
 from mdservice.http_api.requests import App, BearerGate
-from mdservice.http_api.schemas import PositionsAnswer
-from mdservice.observability.metrics import package_version
+from mdservice.http_api.schemas import METRICS, PositionsAnswer
+from mdservice.observability.metrics import metrics_registry, package_version, render_metrics
 from mdservice.settings import Settings
 from mdservice.settings.parsers import host_and_port, is_loopback
 
@@ -62,6 +63,15 @@ def gateway_app(tracker: PnlTracker) -> FastAPI:
     async def live() -> dict[str, bool]:
         """Whether the gateway runs: `{"live": true}`."""
         return {"live": True}
+
+    app.state.metrics = metrics_registry(TrackerCollector(tracker))
+
+    @app.get("/metrics", response_class=Response, responses=METRICS, tags=["monitoring"])
+    async def metrics(request: Request) -> Response:
+        """The metrics of the gateway for Prometheus, named `mdservice_*`."""
+        accept = request.headers.get("accept", "")
+        text, content_type = render_metrics(request.app.state.metrics, accept)
+        return Response(text, headers={"content-type": content_type})
 
     app.include_router(tracker_router(tracker))
     return app

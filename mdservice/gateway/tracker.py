@@ -71,6 +71,7 @@ class PnlTracker:
 
     Attributes:
         risk: As given.
+        webhook: As given.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class PnlTracker:
         http: HttpClient | None = None,
     ) -> None:
         self.risk = risk
-        self._webhook = webhook
+        self.webhook = webhook
         self._http = http
         self._positions = positions
         self._followed = FollowedPrices(open_prices, self._quote_came)
@@ -142,8 +143,8 @@ class PnlTracker:
             found.append(f"the prices are out of date: {reason}")
         if (reason := self._followed.conflict()) is not None:
             found.append(reason)
-        if self._webhook is not None and self._webhook.dropped:
-            found.append(f"{self._webhook.dropped} messages did not reach the webhook, see the log")
+        if self.webhook is not None and self.webhook.dropped:
+            found.append(f"{self.webhook.dropped} messages did not reach the webhook, see the log")
         return found
 
     def unusable(self) -> str | None:
@@ -246,8 +247,8 @@ class PnlTracker:
                 tasks.start_soon(self._keep, self._tick)
                 if self._alerting is not None:
                     tasks.start_soon(self._keep, self._alerting.publish)
-                if self._webhook is not None:
-                    tasks.start_soon(self._keep, self._webhook.run)
+                if self.webhook is not None:
+                    tasks.start_soon(self._keep, self.webhook.run)
                 tasks.start_soon(self._keep, self.risk.run)
                 tasks.start_soon(self._keep, self.risk.act)
                 self._running = True
@@ -264,8 +265,8 @@ class PnlTracker:
         """Close all connections."""
         self._redis.close()
         await self._positions.aclose()
-        if self._webhook is not None:
-            await self._webhook.aclose()
+        if self.webhook is not None:
+            await self.webhook.aclose()
         if self._http is not None:
             await self._http.aclose()
 

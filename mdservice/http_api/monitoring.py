@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from mdservice.http_api.handle import ServiceHandle
-from mdservice.http_api.schemas import HealthAnswer, PositionsAnswer, Problem, StatusAnswer
+from mdservice.http_api.schemas import METRICS, HealthAnswer, PositionsAnswer, Problem, StatusAnswer
 from mdservice.model.status import Readiness, status_to_json
 from mdservice.observability.metrics import render_metrics
 from mdservice.pnl.encode import encode_positions
@@ -66,16 +66,7 @@ async def status(service: Service) -> Response:
     return json_answer(status_to_json(service.status()))
 
 
-@router.get(
-    "/metrics",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "Prometheus text, or OpenMetrics if `Accept` names it.",
-            "content": {"text/plain": {"example": "mdservice_quotes_received_total 1042.0\n"}},
-        }
-    },
-)
+@router.get("/metrics", response_class=Response, responses=METRICS)
 async def metrics(request: Request) -> Response:
     """All counters and gauges for Prometheus, named `mdservice_*`."""
     accept = request.headers.get("accept", "")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache, reduce
 from operator import or_
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import attrs
 import msgspec
@@ -25,6 +25,7 @@ from mdservice.model.trade import Trade
 from mdservice.model.trading_status import Imbalance, LimitBand, TradingStatus
 
 __all__ = [
+    "METRICS",
     "Answer",
     "HealthAnswer",
     "HeldPosition",
@@ -40,6 +41,15 @@ __all__ = [
     "SubscriptionsAnswer",
     "ToldPosition",
 ]
+
+
+METRICS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "Prometheus text, or OpenMetrics if `Accept` names it.",
+        "content": {"text/plain": {"example": "mdservice_quotes_received_total 1042.0\n"}},
+    }
+}
+"""The answer of ``/metrics``."""
 
 
 class Answer(BaseModel):

@@ -19,7 +19,7 @@ from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.handle import ServiceHandle
 from mdservice.http_api.listeners import tcp_address, tcp_listeners, unix_listener
 from mdservice.http_api.requests import App, BearerGate, BodyLimit
-from mdservice.observability.metrics import metrics_registry, package_version
+from mdservice.observability.metrics import StatusCollector, metrics_registry, package_version
 
 __all__ = ["ApiAddresses", "create_app", "serve_api"]
 
@@ -48,7 +48,7 @@ def create_app(service: ServiceHandle) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.state.metrics = metrics_registry(service.status)
+    app.state.metrics = metrics_registry(StatusCollector(service.status))
     app.include_router(monitoring.router)
     app.include_router(market_data.router)
     app.include_router(monitoring.positions_router)

@@ -85,10 +85,10 @@ class StatusCollector(Collector):
         yield from _labelled(status)
 
 
-def metrics_registry(read: Callable[[], Status]) -> CollectorRegistry:
-    """A registry of this service alone, with the figures of its process."""
+def metrics_registry(collector: Collector) -> CollectorRegistry:
+    """A registry of this collector alone, with the figures of its process."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatusCollector(read))
+    registry.register(collector)
     ProcessCollector(registry=registry)
     return registry
 

@@ -18,7 +18,7 @@ from mdservice.errors import ConfigurationError, InvalidChannel
 from mdservice.feed.liveness import Hours
 from mdservice.model.feeds import CRYPTO, NEWS_FEED, STOCKS
 from mdservice.model.kinds import STATUSES, TRADES
-from mdservice.observability.metrics import metrics_registry, render_metrics
+from mdservice.observability.metrics import StatusCollector, metrics_registry, render_metrics
 from mdservice.settings import Settings
 from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, VirtualClock
 
@@ -216,7 +216,7 @@ async def test_each_channel_is_counted_in_the_status_and_the_metrics(
         assert (trades.received, trades.accepted, trades.rejected, trades.published) == (3, 2, 1, 2)
         assert (bars.received, bars.accepted, bars.published, bars.dropped) == (1, 1, 1, 0)
         assert "quotes" not in service.status().channels
-        text, _ = render_metrics(metrics_registry(service.status), "")
+        text, _ = render_metrics(metrics_registry(StatusCollector(service.status)), "")
         assert b'mdservice_records_published_total{channel="trades"} 2.0' in text
         assert b'mdservice_connection_up{feed="stocks"} 1.0' in text
 

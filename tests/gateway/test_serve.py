@@ -61,3 +61,28 @@ async def test_old_positions_come_with_a_warning(autojump_clock: Any, monkeypatc
         found = (await client.get(POSITIONS)).json()
         assert [row["symbol"] for row in found["positions"]] == ["AAPL"]
         assert found["warnings"] == ["the source is away"]
+
+
+async def test_metrics_have_the_breaker_and_the_webhook(autojump_clock: Any) -> None:
+    tracker = make_tracker(
+        FakePositions([Position("AAPL", Decimal(10), Decimal(150))]),
+        Settings(alert_webhook="http://127.0.0.1:1/hook"),
+        redis_url="redis://127.0.0.1:1",
+        limits=["total pnl < -5"],
+    )
+    assert tracker.webhook is not None
+    transport = httpx.ASGITransport(app=gateway_app(tracker))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        await tracker.current_positions()
+        tracker.webhook.send(b"{}", "")
+        text = (await client.get("/metrics")).text
+        for line in (
+            "mdservice_gateway_rows_unpriced 1.0",
+            "mdservice_breaker_tripped 0.0",
+            "mdservice_limits_blind 1.0",
+            "mdservice_webhook_waiting 1.0",
+            "mdservice_webhook_dropped_total 0.0",
+        ):
+            assert f"\n{line}\n" in text
+        await tracker.aclose()
+        assert "\nmdservice_webhook_dropped_total 1.0\n" in (await client.get("/metrics")).text

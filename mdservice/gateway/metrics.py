@@ -1,0 +1,41 @@
+"""The gateway's Prometheus metrics, read from its tracker at each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mdservice.gateway.tracker import PnlTracker
+
+__all__ = ["TrackerCollector"]
+
+
+class TrackerCollector(Collector):
+    """Turns what a tracker knows into metrics.
+
+    Args:
+        tracker: The tracker.
+    """
+
+    def __init__(self, tracker: PnlTracker) -> None:
+        self._tracker = tracker
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of one moment."""
+        tracker, webhook = self._tracker, self._tracker.webhook
+        totals, risk = tracker.totals(), tracker.risk
+        for name, text, value in (
+            ("gateway_rows_priced", "Positions with a price.", totals.priced),
+            ("gateway_rows_unpriced", "Positions without one.", totals.unpriced),
+            ("breaker_tripped", "1 while the circuit breaker is tripped.", risk.is_tripped),
+            ("limits_blind", "Reasons why limits cannot be judged.", len(risk.blind())),
+            ("webhook_waiting", "Messages that wait.", webhook.waiting if webhook else 0),
+        ):
+            yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
+        for name, text, count in (
+            ("sent", "Messages that the webhook has taken.", webhook.sent if webhook else 0),
+            ("dropped", "Messages that it did not get.", webhook.dropped if webhook else 0),
+        ):
+            yield CounterMetricFamily(f"mdservice_webhook_{name}", text, value=count)
