@@ -139,6 +139,8 @@ _MEANINGS: Final = {
     "silent_symbols_not_checked": "REST could not say whether symbols that are silent have newer "
     "records. They are checked again later.",
     "stopping": "A signal asked the program to stop.",
+    "systemd_not_reached": "systemd asked for notifications, but its socket cannot be reached. "
+    "It is tried again.",
     "the_other_service_is_gone": "The other service on the same names has stopped.",
     "third_party_log": "A warning or an error of a library or of the HTTP server, in `message`.",
     "throughput": "Every ten seconds: what the service has done.",

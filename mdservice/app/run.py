@@ -18,6 +18,7 @@ from mdservice.http_api.server import ApiAddresses, serve_api
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.stop_signals import stop_on_signal
+from mdservice.runtime.systemd import Systemd
 from mdservice.settings import Settings
 from mdservice.settings.feeds import STREAM_PATHS
 from mdservice.settings.parsers import EVERY_HOST, host_and_port
@@ -58,7 +59,7 @@ async def serve(
             await tasks.start(stop_on_signal, running)
             with running:
                 # The gateway ends before the service, the API after it.
-                async with open_service(settings) as service, anyio.create_task_group() as gateway:
+                async with open_service(settings) as service, anyio.create_task_group() as beside:
                     addresses = await tasks.start(
                         partial(
                             serve_api,
@@ -70,11 +71,16 @@ async def serve(
                         )
                     )
                     _introduce(service, settings, addresses, announce)
+                    beside.start_soon(
+                        Systemd().keep_informed,
+                        partial(_is_alive, service),
+                        partial(_line, service),
+                    )
                     book = None
                     if settings.simulated:
                         book = make_gateway(service.resolved)
                         serve = partial(serve_gateway, book, service.resolved, any_port=True)
-                        announce(_pnl_line(await gateway.start(serve)))
+                        announce(_pnl_line(await beside.start(serve)))
                     await live_line.show(service, book.totals if book is not None else None)
             tasks.cancel_scope.cancel()
 
@@ -110,8 +116,22 @@ async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) ->
                 address = await serving.start(serve_gateway, book, settings)
                 announce(_pnl_line(address))
                 source = gateway_positions(settings)
-                announce(f"positions from {_shown_source(source, settings)}")
+                shown = f"positions from {_shown_source(source, settings)}"
+                announce(shown)
+                # The event loop runs, else this would not be asked.
+                serving.start_soon(Systemd().keep_informed, lambda: True, lambda: shown)
         tasks.cancel_scope.cancel()
+
+
+def _is_alive(service: Service) -> bool:
+    return service.liveness().ready
+
+
+def _line(service: Service) -> str:
+    """The state for ``systemctl status``."""
+    status = service.status()
+    reasons = f": {'; '.join(status.reasons)}" if status.reasons else f", symbols: {status.symbols}"
+    return f"{status.state}{reasons}"
 
 
 _MOST_NAMED = 8
