@@ -25,7 +25,6 @@ from mdservice.model.status import (
     Counters,
     JournalStatus,
     Latencies,
-    Latency,
     RelayStatus,
     ServiceState,
     Status,
@@ -80,7 +79,6 @@ class StatusCollector(Collector):
         yield from _relay(status)
         yield from _journal(status)
         yield from _actors(status)
-        yield _latencies(status)
         yield from _histograms(status)
         yield from _labelled(status)
 
@@ -216,20 +214,6 @@ def _actors(status: Status) -> Iterator[Metric]:
     for actor, report in status.actors.items():
         restarts.add_metric([actor], report.restarts)
     yield restarts
-
-
-def _latencies(status: Status) -> Metric:
-    gauge = GaugeMetricFamily(
-        "mdservice_latency_seconds",
-        "Over the last events, between the quote's time, its reception and its write in Redis.",
-        labels=["path", "quantile"],
-    )
-    for path in attrs.fields_dict(Latencies):
-        latency: Latency = getattr(status.latency_ms, path)
-        for quantile, value in (("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)):
-            if value is not None:
-                gauge.add_metric([path, quantile], value / _MS)
-    return gauge
 
 
 def _histograms(status: Status) -> Iterator[Metric]:
