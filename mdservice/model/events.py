@@ -13,7 +13,6 @@ from mdservice.model.kinds import Kind, R
 from mdservice.model.timestamps import format_ns
 
 __all__ = [
-    "AccountEvent",
     "Backfill",
     "FeedItem",
     "FeedLost",
@@ -194,20 +193,8 @@ class FirstRecords(Generic[R]):
     asked_ns: Mapping[str, int]
 
 
-@attrs.frozen
-class AccountEvent:
-    """An event of the account, as readers of ``account.updated`` get it.
-
-    Attributes:
-        payload: Its JSON.
-    """
-
-    payload: bytes
-
-
-RoutedItem = RecordBatch[Any] | LatestChanged[Any] | FeedStatus | AccountEvent
-"""What the publisher takes: accepted records, changed latest values, changes of the feed's state;
-and, not from a router, events of the account."""
+RoutedItem = RecordBatch[Any] | LatestChanged[Any] | FeedStatus
+"""What a router sends: accepted records, changed latest values, and changes of the feed's state."""
 FeedItem = (
     RoutedItem
     | FeedLost
