@@ -145,6 +145,11 @@ _MEANINGS: Final = {
     "third_party_log": "A warning or an error of a library or of the HTTP server, in `message`.",
     "throughput": "Every ten seconds: what the service has done.",
     "unexpected_error": "An error that the program does not foresee, with its traceback.",
+    "trade_update_unreadable": "A message of the trading stream cannot be used. The positions are "
+    "asked for at once.",
+    "trade_updates_followed": "The trading stream is connected: fills change positions at once.",
+    "trade_updates_lost": "The trading stream is lost or refused. It is tried again, and positions "
+    "are asked for as before.",
     "webhook_failed": "The webhook fails or cannot be reached. The message is sent again.",
     "webhook_message_dropped": "The webhook did not get a message: too many wait, it was refused, "
     "or five tries have failed.",

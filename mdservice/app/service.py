@@ -50,9 +50,11 @@ from mdservice.model.status import Readiness, Status
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, parse_symbols, without_slash
 from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.positions.cache import PositionCache
-from mdservice.positions.sources import PositionSource, open_source
+from mdservice.positions.sources import ALPACA, PositionSource, open_source
+from mdservice.positions.trading_stream import open_trading_stream
 from mdservice.publish.readers import LocalReader
 from mdservice.publish.store import PriceStore, read_last_records
+from mdservice.redis_io.names import ACCOUNT_CHANNEL
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
 from mdservice.runtime.network import HttpClient
 from mdservice.runtime.task_groups import background, leaves
@@ -462,6 +464,9 @@ async def open_service(
                 clock=clock,
                 channels=resolved.channels,
                 positions=_follow_positions(resolved, positions, stack, clock, http),
+                trading_stream=open_trading_stream(
+                    "none" if positions is not None else resolved.positions, resolved
+                ),
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
                 last_records=last_records,
                 price_ttl_s=settings.price_ttl,
@@ -543,7 +548,10 @@ def _open_store(settings: Settings, instance: str) -> PriceStore:
         prefix=settings.key_prefix,
         instance=instance,
         timeout_s=_STORE_TIMEOUT_S,
-        kinds=kinds_of((QUOTES.channel, *settings.channels, *(settings.news and (NEWS.channel,)))),
+        kinds=(
+            *kinds_of((QUOTES.channel, *settings.channels, *(settings.news and (NEWS.channel,)))),
+            *((ACCOUNT_CHANNEL,) if settings.positions == ALPACA else ()),
+        ),
     )
 
 

@@ -30,8 +30,10 @@ from mdservice.model.status import (
     RelayStatus,
     ServiceState,
     Status,
+    TradeUpdatesReport,
 )
 from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.publish.store import Refusable, channel_of
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
@@ -202,7 +204,8 @@ def status(
     ready = readiness(topology, draining=draining)
     positions = _positions(topology)
     snapshots = {each.feed.name: each.connection.snapshot() for each in topology.pipelines}
-    why = _why_degraded(snapshots.values(), positions, facts.hours_refused())
+    late = None if topology.trade_updates is None else topology.trade_updates.snapshot().warning
+    why = _why_degraded(snapshots.values(), positions, late, facts.hours_refused())
     unrecorded = (journal.last_error,) if journal is not None and journal.last_error else ()
     degraded = (*why, *_not_written(topology), *conflicts, *unrecorded)
     publisher = topology.publisher.snapshot()
@@ -286,16 +289,35 @@ def _positions(topology: Topology) -> PositionsReport | None:
         problems={p.symbol: p.problem for p in tracker.positions if p.problem is not None},
         age_s=None if tracker.age_s is None else round(tracker.age_s, 3),
         last_error=tracker.last_error,
+        differences=tuple(tracker.differences),
+        updates=_updates(topology),
+    )
+
+
+def _updates(topology: Topology) -> TradeUpdatesReport | None:
+    if topology.trade_updates is None:
+        return None
+    updates = topology.trade_updates.snapshot()
+    return TradeUpdatesReport(
+        url=updates.address,
+        state=updates.state,
+        reconnects=updates.reconnects,
+        last_error=updates.last_error,
     )
 
 
 def _why_degraded(
-    feeds: Iterable[FeedSnapshot], positions: PositionsReport | None, hours_refused: str | None
+    feeds: Iterable[FeedSnapshot],
+    positions: PositionsReport | None,
+    late: str | None,
+    hours_refused: str | None,
 ) -> tuple[str, ...]:
     """The reasons for ``degraded`` that do not affect live prices: the service stays ready."""
     reasons = []
     if positions is not None and positions.last_error is not None:
         reasons.append(f"the positions are out of date: {positions.last_error}")
+    if late is not None:
+        reasons.append(late)
     for feed in feeds:
         if feed.history_refused is not None:
             reasons.append(f"repairs are refused: {feed.history_refused}")
@@ -313,10 +335,16 @@ def _why_degraded(
 
 def _not_written(topology: Topology) -> tuple[str, ...]:
     """What the service does not write although it is wanted, because the Redis user may not."""
+
+    def is_wanted(one: Refusable) -> bool:
+        if isinstance(one, str):
+            return topology.trade_updates is not None
+        return any(each.connection.wants(one) for each in topology.pipelines)
+
     missing = [
-        (kind.channel, rights)
-        for kind, rights in topology.writer.snapshot().refused.items()
-        if any(each.connection.wants(kind) for each in topology.pipelines)
+        (channel_of(one), rights)
+        for one, rights in topology.writer.snapshot().refused.items()
+        if is_wanted(one)
     ]
     if not missing:
         return ()
@@ -368,11 +396,12 @@ def _actors(topology: Topology) -> dict[str, ActorReport]:
 
 def _snapshots(topology: Topology) -> dict[str, Sequence[Any]]:
     """The snapshots of the parts that count something."""
-    pipelines = topology.pipelines
+    pipelines, updates = topology.pipelines, topology.trade_updates
     return {
         "feed": [each.connection.snapshot() for each in pipelines],
         "router": [each.router.snapshot() for each in pipelines],
         "publisher": [topology.publisher.snapshot()],
+        "trade_updates": [] if updates is None else [updates.snapshot()],
         "first_prices": [first for each in pipelines for first in each.first_prices.values()],
     }
 

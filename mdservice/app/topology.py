@@ -2,6 +2,8 @@
 
 ::
 
+    TradeUpdatesFollower ──▶ events
+           │
     PositionTracker
            │
     commands ──▶ FeedConnection ──feed──▶ Router ──events──▶ EventPublisher ──batches──▶ RedisWriter
@@ -16,9 +18,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import attrs
 
 from mdservice.clock import Clock
@@ -41,7 +45,7 @@ from mdservice.feed.requests import (
 from mdservice.feed.retries import DriverSelection
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
-from mdservice.model.events import FeedItem, FirstRecords, RoutedItem
+from mdservice.model.events import AccountEvent, FeedItem, FirstRecords, RoutedItem
 from mdservice.model.feeds import NEWS_FEED, Feed, Topic, feed_of
 from mdservice.model.kinds import (
     BARS,
@@ -57,6 +61,8 @@ from mdservice.model.kinds import (
 )
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.tracker import SOURCE, PositionTracker
+from mdservice.positions.trade_updates import TradeUpdate, encode_account_update
+from mdservice.positions.trading_stream import TradeUpdatesFollower, TradingStream
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.readers import LocalReaders
 from mdservice.publish.store import PriceStore, WriteBatch
@@ -172,6 +178,9 @@ class Topology:
     relay: Relay | None
     journal: Recorder | None
     tracker: PositionTracker | None
+    trade_updates: TradeUpdatesFollower | None
+    account: Outbox[RoutedItem]
+    """The end of the channel to the publisher for events of the account."""
     supervisor: Supervisor
     channels: Sequence[Channel[Any]]
 
@@ -275,6 +284,7 @@ class Topology:
 
     def stop_feeds(self) -> None:
         """Close every connection; the actors below then drain."""
+        self.account.close()
         for pipeline in self.pipelines:
             pipeline.connection.stop()
 
@@ -282,6 +292,7 @@ class Topology:
         """Close every channel after the actors have ended."""
         for pipeline in self.pipelines:
             pipeline.events.close()
+        self.account.close()
         for channel in self.channels:
             channel.close()
 
@@ -450,6 +461,7 @@ def build(
     rng: random.Random,
     channels: Sequence[str] = (QUOTES.channel,),
     positions: PositionCache | None = None,
+    trading_stream: TradingStream | None = None,
     last_records: Mapping[Kind[Any], Sequence[Any]] | None = None,
     price_ttl_s: int = 300,
     renew_prices: bool = True,
@@ -468,6 +480,7 @@ def build(
         rng: The source of random numbers for the back-off's jitter.
         channels: The channels of the settings, which the symbols of positions get, with quotes.
         positions: The positions whose symbols are subscribed, or None.
+        trading_stream: The stream whose fills change them, or None.
         last_records: The last record of each symbol from an earlier run, by kind.
         price_ttl_s: How long a price lives in the store, seconds.
         renew_prices: Whether the writer renews the keys of quiet symbols while connected.
@@ -506,7 +519,8 @@ def build(
     )
     pipelines = [_build_pipeline(parts, shared) for parts in feeds]
     by_feed.update({each.feed: each for each in pipelines})
-    events.outbox.close()  # each router has its own end
+    account = events.outbox.clone()
+    events.outbox.close()  # each sender has its own end
     publisher = EventPublisher(events, batches.outbox, acknowledged, backlog, clock)
     writer = RedisWriter(
         batches,
@@ -524,7 +538,7 @@ def build(
     async def follow(symbols: tuple[str, ...]) -> None:
         await topology.follow(topology.topics(symbols, held_channels), SOURCE)
 
-    tracker = None
+    tracker = trade_updates = None
     # They start in this order, so the receiver of each channel is ready before the sender.
     actors: list[Actor] = [watchdog]
     if relay is not None:
@@ -537,6 +551,10 @@ def build(
     if positions is not None:
         tracker = PositionTracker(positions, follow, clock)
         actors.append(tracker)
+        if trading_stream is not None:
+            publish = partial(_publish_update, positions, account)
+            trade_updates = TradeUpdatesFollower(trading_stream, positions, publish, clock)
+            actors.append(trade_updates)
     supervisor = Supervisor(actors, clock)
     watchdog.watch(supervisor)
     topology = Topology(
@@ -548,6 +566,8 @@ def build(
         relay,
         journal,
         tracker,
+        trade_updates,
+        account,
         supervisor,
         channels=(
             *(each.commands for each in pipelines),
@@ -558,6 +578,15 @@ def build(
         ),
     )
     return topology
+
+
+async def _publish_update(
+    positions: PositionCache, outbox: Outbox[RoutedItem], update: TradeUpdate
+) -> None:
+    """Publish an event of the account with the position after it; not while the service stops."""
+    message = encode_account_update(update, positions.position(update.priced_by))
+    with suppress(anyio.ClosedResourceError):
+        await outbox.send(AccountEvent(message))
 
 
 _JUDGING_KINDS: tuple[Kind[Any], ...] = (QUOTES, TRADES, BARS, ORDERBOOKS, NEWS)

@@ -13,6 +13,7 @@ from mdservice.model.kinds import Kind, R
 from mdservice.model.timestamps import format_ns
 
 __all__ = [
+    "AccountEvent",
     "Backfill",
     "FeedItem",
     "FeedLost",
@@ -193,8 +194,20 @@ class FirstRecords(Generic[R]):
     asked_ns: Mapping[str, int]
 
 
-RoutedItem = RecordBatch[Any] | LatestChanged[Any] | FeedStatus
-"""What a router sends: accepted records, changed latest values, and changes of the feed's state."""
+@attrs.frozen
+class AccountEvent:
+    """An event of the account, as readers of ``account.updated`` get it.
+
+    Attributes:
+        payload: Its JSON.
+    """
+
+    payload: bytes
+
+
+RoutedItem = RecordBatch[Any] | LatestChanged[Any] | FeedStatus | AccountEvent
+"""What the publisher takes: accepted records, changed latest values, changes of the feed's state;
+and, not from a router, events of the account."""
 FeedItem = (
     RoutedItem
     | FeedLost

@@ -33,6 +33,7 @@ __all__ = [
     "RelayStatus",
     "ServiceState",
     "Status",
+    "TradeUpdatesReport",
     "status_to_json",
 ]
 
@@ -71,9 +72,9 @@ def _counter(meaning: str, *counted_by: str) -> Any:
 
     Args:
         meaning: What it counts.
-        counted_by: The part of the service that counts it: ``feed``, ``router``, ``publisher``
-            or ``first_prices``. Its snapshot has the number under the counter's name, or under
-            the name after a dot. The counter is the sum over all named parts.
+        counted_by: The part of the service that counts it: ``feed``, ``router``, ``publisher``,
+            ``first_prices`` or ``trade_updates``. Its snapshot has the number under the counter's
+            name, or under the name after a dot. The counter is the sum over all named parts.
     """
     return attrs.field(
         default=0,
@@ -161,6 +162,22 @@ class RedisReport:
 
 
 @attrs.frozen
+class TradeUpdatesReport:
+    """The stream of the account's trade updates, by which fills change positions at once."""
+
+    url: str = _shown(
+        "Its URL, without any secret.", example="wss://paper-api.alpaca.markets/stream"
+    )
+    state: Literal["connecting", "following", "waiting", "refused"] = _shown(
+        "`following`: logged in. `waiting`: lost, until the next try. `refused`: tried again "
+        "slowly, while positions are asked for as before.",
+        example="following",
+    )
+    reconnects: int = _shown("Connections after the first.")
+    last_error: str | None = _shown("Why the last one ended; null while it is followed.")
+
+
+@attrs.frozen
 class PositionsReport:
     """The positions whose symbols are followed."""
 
@@ -177,6 +194,14 @@ class PositionsReport:
     problems: Mapping[str, str] = _shown("Positions whose price is not followed.")
     age_s: float | None = _shown("Seconds since the source last answered.")
     last_error: str | None = _shown("Why the last try failed.")
+    differences: tuple[str, ...] = _shown(
+        "What the source's answer has corrected in the last minute: quantities that it has and the "
+        "fills of the stream had not.",
+        default=(),
+    )
+    updates: TradeUpdatesReport | None = _shown(
+        "The stream of trade updates; null where the positions are not Alpaca's.", default=None
+    )
 
 
 @attrs.frozen
@@ -281,6 +306,33 @@ class Counters:
     )
     trades_dropped: int = _counter(
         "Events of trades dropped because the backlog was full.", "publisher"
+    )
+    trade_updates_received: int = _counter(
+        "Events that came on the trading stream.", "trade_updates.received"
+    )
+    trade_updates_applied: int = _counter(
+        "Events of the trading stream that changed a position.", "trade_updates.applied"
+    )
+    trade_updates_late: int = _counter(
+        "Events of the trading stream that changed nothing: repeated, late, or in the last answer "
+        "of the positions' source already.",
+        "trade_updates.late",
+    )
+    trade_updates_unreadable: int = _counter(
+        "Messages of the trading stream that could not be used.", "trade_updates.unreadable"
+    )
+    trade_updates_unknown: int = _counter(
+        "Events of the trading stream of an unknown kind.", "trade_updates.unknown"
+    )
+    position_differences: int = _counter(
+        "Quantities that the positions' source had and the trading stream had not.",
+        "trade_updates.differed",
+    )
+    account_updates_published: int = _counter(
+        "Events on `account.updated` that Redis acknowledged.", "publisher"
+    )
+    account_updates_dropped: int = _counter(
+        "Events for `account.updated` dropped because the backlog was full.", "publisher"
     )
 
 

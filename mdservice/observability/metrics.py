@@ -164,6 +164,12 @@ def _positions(status: Status) -> Iterator[Metric]:
         ("positions_up", "1 where the source answered the last time.", positions.state == "ok"),
     ):
         yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
+    if positions.updates is not None:
+        yield GaugeMetricFamily(
+            "mdservice_trade_updates_up",
+            "1 while the trading stream is followed.",
+            value=float(positions.updates.state == "following"),
+        )
     if positions.age_s is not None:
         text = "Time since the source of positions last answered."
         yield GaugeMetricFamily("mdservice_positions_age_seconds", text, value=positions.age_s)

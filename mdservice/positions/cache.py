@@ -68,6 +68,7 @@ class PositionCache:
             answer.
         last_error: Why the last request failed, or why its answer may be out of date; else None.
         answers: The number of answers.
+        version: Grows with each change of the positions, and with the first answer.
         applied: Events that changed a position.
         late: Events that did not, because they were repeated, late, or in the last answer already.
         differed: Quantities that an answer had and the events had not.
@@ -84,6 +85,7 @@ class PositionCache:
         self.positions: tuple[Position, ...] = ()
         self.last_error: str | None = None
         self.answers = 0
+        self.version = 0
         self.applied = 0
         self.late = 0
         self.differed = 0
@@ -184,10 +186,11 @@ class PositionCache:
         self._behind_ns = 0
         self.want()
 
-    async def change(self, limit_s: float) -> None:
-        """Wait until the positions change, or for so many seconds."""
+    async def change(self, since: int, limit_s: float) -> None:
+        """Wait until the positions have another :attr:`version`, or for so many seconds."""
         with anyio.move_on_after(limit_s):
-            await self._changed.wait()
+            while self.version == since:
+                await self._changed.wait()
 
     def apply(self, update: TradeUpdate, given: Sequence[Position | None] = ()) -> bool:
         """Apply an event; return whether the positions have changed.
@@ -386,6 +389,7 @@ class PositionCache:
                 del self._shown[key]
 
     def _notify(self) -> None:
+        self.version += 1
         self._changed.set()
         self._changed = anyio.Event()
 

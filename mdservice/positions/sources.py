@@ -27,6 +27,8 @@ from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
 from mdservice.settings.parsers import parse_url
 
 __all__ = [
+    "ALPACA",
+    "CHECK_ALPACA",
     "FETCH_LIMIT_S",
     "NO_CONTENT",
     "OK",
@@ -52,7 +54,9 @@ _UNAVAILABLE: Final = 503
 _WORTH_ANOTHER_TRY: Final = frozenset((408, 425, 429))
 
 _CHECK: Final = "check that URL and the login it needs"
-_CHECK_ALPACA: Final = (
+ALPACA: Final = "alpaca"
+"""The name of the account's own positions, in settings."""
+CHECK_ALPACA: Final = (
     "check ALPACA_API_KEY, ALPACA_SECRET_KEY and MDSERVICE_TRADING_URL: keys of a live account "
     "need https://api.alpaca.markets, those of a paper account https://paper-api.alpaca.markets"
 )
@@ -108,7 +112,7 @@ def open_source(
     """
     if text == "none":
         return None
-    if text == "alpaca":
+    if text == ALPACA:
         return _of_alpaca(trading_url, api_key, secret_key, http)
     if text.startswith(_FILE):
         return FilePositions(text.removeprefix(_FILE))
@@ -277,7 +281,7 @@ class AlpacaPositions(HttpPositions):
             f"{base}/v2/positions",
             {"APCA-API-KEY-ID": api_key, "APCA-API-SECRET-KEY": secret_key},
             http,
-            check=_CHECK_ALPACA,
+            check=CHECK_ALPACA,
         )
         self._contracts_url = f"{base}/v2/options/contracts"
         self._multipliers: dict[str, Decimal] = {}

@@ -25,12 +25,17 @@ _log = get_logger(__name__)
 GRACE_S = 30.0
 """How long a symbol stays followed after its position was closed, since it may be reopened."""
 
+_LEAST_S: Final = 1.0
+"""How often to fetch where the interval is 0."""
+
 SOURCE: Final = "positions"
 """The source of these subscriptions, as ``/subscriptions`` shows it."""
 
 
 class PositionTracker:
     """Fetches the positions regularly and subscribes to their symbols, the largest first.
+
+    It subscribes to the symbol of a fill at once, without waiting for the next fetch.
 
     It never changes the subscriptions of settings or API: the feed counts the sources of each
     symbol. If the positions cannot be fetched, the last known ones stay followed.
@@ -66,16 +71,26 @@ class PositionTracker:
             followed=self._followed,
             age_s=self._positions.age_s(),
             last_error=self._positions.last_error,
+            differences=tuple(self._positions.differences()),
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Fetch and follow until cancelled."""
         task_status.started()
         self.heartbeat.rest()  # it waits for its source, and each request has a limit
+        known = self._positions
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._poll)
+            while True:
+                version = known.version
+                symbols = self._held.update(known.positions, self._clock.monotonic())
+                await self._follow(symbols)
+                await known.change(version, known.interval_s or _LEAST_S)
+
+    async def _poll(self) -> None:
+        await self._positions.refresh()
         while True:
-            positions = await self._positions.refresh()
-            await self._follow(self._held.update(positions, self._clock.monotonic()))
-            await anyio.sleep(self._positions.interval_s)
+            await self._positions.refresh_when_due(_LEAST_S)
 
     async def _follow(self, symbols: tuple[str, ...]) -> None:
         if symbols == self._followed:
@@ -144,6 +159,7 @@ class TrackerSnapshot:
         followed: The symbols to follow, the most important first.
         age_s: Seconds since the last answer; None before the first.
         last_error: Why the last request failed, or None. If set, ``positions`` may be outdated.
+        differences: What an answer has corrected lately.
     """
 
     source: str
@@ -151,3 +167,4 @@ class TrackerSnapshot:
     followed: Sequence[str]
     age_s: float | None
     last_error: str | None
+    differences: Sequence[str] = ()

@@ -13,7 +13,7 @@ from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any, Final
 
-from mdservice.model.events import LatestChanged, RecordBatch, RoutedItem
+from mdservice.model.events import AccountEvent, LatestChanged, RecordBatch, RoutedItem
 from mdservice.model.kinds import Kind, Overflow
 
 __all__ = ["ConflatingBuffer", "records_of"]
@@ -23,6 +23,8 @@ _MOST_KEPT: Final = 100_000
 Statuses, corrections, cancels and news do not reach it in days; the bars of a whole market do so in
 a quarter of an hour."""
 _MOST_STATUSES: Final = 1000
+_MOST_ACCOUNT: Final = 10_000
+"""How many events of the account are kept beyond the limit."""
 
 # Local names: an enum's members are slow to look up.
 _LATEST_PER_SYMBOL: Final = Overflow.LATEST_PER_SYMBOL
@@ -48,6 +50,7 @@ class ConflatingBuffer:
     Attributes:
         conflated_of: How many records were lost to newer ones, by kind.
         dropped_of: How many events were dropped although no newer one replaces them, by kind.
+        account_dropped: How many events of the account were dropped.
     """
 
     def __init__(self, limit: int, most_kept: int = _MOST_KEPT) -> None:
@@ -55,6 +58,7 @@ class ConflatingBuffer:
         self._most_kept = most_kept
         self.conflated_of: dict[Kind[Any], int] = {}
         self.dropped_of: Counter[Kind[Any]] = Counter()
+        self.account_dropped = 0
         self._values: dict[tuple[Kind[Any], str], LatestChanged[Any]] = {}
         """The latest values of dropped records that were kept until there were too many. Of their
         kind, everything else is newer."""
@@ -69,6 +73,7 @@ class ConflatingBuffer:
         """How many records of the queue's first batch are no longer there."""
         self._statuses = 0
         self._statuses_lost = 0
+        self._account_events = 0
         self._number = 0
 
     def __len__(self) -> int:
@@ -106,6 +111,10 @@ class ConflatingBuffer:
                 self._keep(head.kind, some)
         elif isinstance(head, LatestChanged):
             self._put((None, head.kind, head.symbol), head)
+        elif isinstance(head, AccountEvent):
+            self._account_events += 1
+            key = (None, AccountEvent, self._account_events % _MOST_ACCOUNT)
+            self.account_dropped += self._put(key, head)
         else:
             self._statuses += 1  # all are kept, within reason
             self._statuses_lost += self._put((None, self._statuses % _MOST_STATUSES), head)

@@ -19,12 +19,18 @@ import attrs
 from anyio.abc import TaskStatus
 
 from mdservice.clock import Clock
-from mdservice.model.events import LatestChanged, RecordBatch, RoutedItem, encode_status
+from mdservice.model.events import (
+    AccountEvent,
+    LatestChanged,
+    RecordBatch,
+    RoutedItem,
+    encode_status,
+)
 from mdservice.model.kinds import QUOTES, TRADES, Kind, Record
 from mdservice.model.status import Histogram, Latencies, Latency
 from mdservice.publish.conflation import ConflatingBuffer
 from mdservice.publish.store import Events, WriteBatch
-from mdservice.redis_io.names import STATUS_CHANNEL
+from mdservice.redis_io.names import ACCOUNT_CHANNEL, STATUS_CHANNEL
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
 
 __all__ = ["MOST_IN_BATCH", "EventPublisher", "LatencyWindow", "samples"]
@@ -77,6 +83,7 @@ class EventPublisher:
         self._clock = clock
         self._written: Counter[str] = Counter()
         self._published: Counter[str] = Counter()
+        self._account_published = 0
         self._latency = LatencyWindow()
 
     @property
@@ -111,6 +118,8 @@ class EventPublisher:
             events_published=self._published.total(),
             events_conflated=self._waiting.conflated,
             trades_dropped=self._waiting.dropped_of[TRADES],
+            account_updates_published=self._account_published,
+            account_updates_dropped=self._waiting.account_dropped,
             latencies=self._latency.summary(),
             histograms=self._latency.histograms(),
             published=dict(self._published),
@@ -189,6 +198,8 @@ class EventPublisher:
                 else:
                     values.pop(item.symbol, None)
                     deleted.setdefault(item.kind, {})[item.symbol] = None
+            elif isinstance(item, AccountEvent):
+                events.append(Events(ACCOUNT_CHANNEL, (item.payload,)))
             else:
                 events.append(Events(STATUS_CHANNEL, (encode_status(item),)))
         gone = {
@@ -206,6 +217,8 @@ class EventPublisher:
         for events in in_flight.batch.events:
             if events.kind is not None:
                 self._published[events.kind.channel] += len(events.payloads)
+            elif events.channel == ACCOUNT_CHANNEL:
+                self._account_published += len(events.payloads)
         self._latency.add(in_flight.samples, self._clock.utc_ns())
         self._waiting.limit = self._backlog
         self._in_flight = None
@@ -225,6 +238,8 @@ class PublisherSnapshot:
         events_published: Events of records of every kind that it has acknowledged.
         events_conflated: Events that a newer one has replaced.
         trades_dropped: Events of trades that were dropped because the backlog was full.
+        account_updates_published: Events of the account that the store has acknowledged.
+        account_updates_dropped: Events of the account that were dropped, likewise.
         latencies: Of quotes and trades.
         histograms: Their distributions since the start.
         published: ``events_published``, by channel.
@@ -238,6 +253,8 @@ class PublisherSnapshot:
     events_published: int
     events_conflated: int
     trades_dropped: int
+    account_updates_published: int
+    account_updates_dropped: int
     latencies: Latencies
     histograms: Mapping[str, Histogram]
     published: Mapping[str, int]

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from mdservice.model.events import FeedStatus, LatestChanged, RecordBatch, RoutedItem
+from mdservice.model.events import AccountEvent, FeedStatus, LatestChanged, RecordBatch, RoutedItem
 from mdservice.model.kinds import NEWS, QUOTES, Kind
 from mdservice.model.news import ARTICLES_KEPT, Article
 from mdservice.publish.conflation import ConflatingBuffer
@@ -53,7 +53,7 @@ class LocalReader:
         if isinstance(item, FeedStatus):
             if not self._statuses:
                 return
-        elif item.kind not in self._kinds or isinstance(item, LatestChanged):
+        elif isinstance(item, (LatestChanged, AccountEvent)) or item.kind not in self._kinds:
             return  # a changed latest value is no event: the correction or cancellation is
         elif self.symbols:
             records = item.kind.of_symbols(item.records, self.symbols)
@@ -121,14 +121,14 @@ class _Batches:
     async def __anext__(self) -> RecordBatch[Any] | FeedStatus:
         while not self._taken:
             items = await self._reader.take()
-            self._taken.extend(one for one in items if not isinstance(one, LatestChanged))
+            self._taken.extend(one for one in items if isinstance(one, (RecordBatch, FeedStatus)))
         return self._taken.popleft()
 
 
 def _items(item: RoutedItem) -> Sequence[Any]:
     if isinstance(item, RecordBatch):
         return item.records
-    return () if isinstance(item, LatestChanged) else (item,)
+    return () if isinstance(item, (LatestChanged, AccountEvent)) else (item,)
 
 
 class LocalReaders:

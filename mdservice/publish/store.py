@@ -21,9 +21,11 @@ __all__ = [
     "LimitedStore",
     "Message",
     "PriceStore",
+    "Refusable",
     "RenewingStore",
     "StreamStore",
     "WriteBatch",
+    "channel_of",
     "read_last_records",
 ]
 
@@ -32,6 +34,15 @@ _log = get_logger(__name__)
 READ_LIMIT_S = 2.0
 """The limit for reading, so that an unreachable store does not delay the start."""
 _ENTRIES_READ = 1_000
+
+
+Refusable = Kind[Any] | str
+"""What a store may not be allowed to write: a kind, or the messages of another channel."""
+
+
+def channel_of(refusable: Refusable) -> str:
+    """Alpaca's name of a kind's channel; of other messages the channel in Redis."""
+    return refusable if isinstance(refusable, str) else refusable.channel
 
 
 class PriceStore(Protocol):
@@ -132,14 +143,14 @@ class RenewingStore(Protocol):
 
 @runtime_checkable
 class LimitedStore(Protocol):
-    """A price store that may be refused some kinds of record, and writes the others.
+    """A price store that may be refused some kinds or channels, and writes the others.
 
     It leaves out what a batch has of them, and counts each event in ``command_errors``.
     """
 
     @property
-    def refused(self) -> Mapping[Kind[Any], str]:
-        """The kinds that it cannot write now, each with the missing rights."""
+    def refused(self) -> Mapping[Refusable, str]:
+        """What it cannot write now, each with the missing rights."""
         ...
 
 
@@ -199,7 +210,7 @@ class Events:
     """Messages of one channel, in order.
 
     Attributes:
-        channel: A kind's event, such as ``price.updated``, or ``feed.status``.
+        channel: A kind's event, such as ``price.updated``; ``feed.status``, ``account.updated``.
         payloads: The JSON texts, encoded once: key, channel and log have the same bytes.
         kind: The kind of the records; None for any other message.
         symbols: The symbol of each record; empty for any other message.
@@ -212,6 +223,11 @@ class Events:
     kind: Kind[Any] | None = None
     symbols: Sequence[str] = ()
     entry_ids: Sequence[str] = ()
+
+    @property
+    def refusable(self) -> Refusable:
+        """What a store may not be allowed to write of it."""
+        return self.channel if self.kind is None else self.kind
 
 
 @attrs.frozen

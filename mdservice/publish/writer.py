@@ -30,7 +30,7 @@ from mdservice.model.feeds import STOCKS, feed_of
 from mdservice.model.kinds import KINDS, Kind
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger, masked
-from mdservice.publish.store import LimitedStore, PriceStore, RenewingStore, WriteBatch
+from mdservice.publish.store import LimitedStore, PriceStore, Refusable, RenewingStore, WriteBatch
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
 
 __all__ = ["RedisWriter", "WriterSnapshot"]
@@ -64,7 +64,7 @@ class WriterSnapshot:
     reconnects: int
     command_errors: int
     last_command_error: str | None
-    refused: Mapping[Kind[Any], str]
+    refused: Mapping[Refusable, str]
     """The kinds that the store cannot write now, each with the missing rights."""
 
 

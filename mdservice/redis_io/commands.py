@@ -13,7 +13,7 @@ import attrs
 import hiredis
 
 from mdservice.model.kinds import QUOTES, Kind, Stream
-from mdservice.publish.store import Events, WriteBatch
+from mdservice.publish.store import Events, Refusable, WriteBatch
 from mdservice.redis_io.names import RedisNames, encode_marker
 
 __all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "pack"]
@@ -78,8 +78,8 @@ class BatchPacker:
         """The database to name at the head of each batch; None for no such message."""
         self.unmarked: frozenset[Kind[Any]] = frozenset()
         """The kinds whose batches have no such message."""
-        self.refused: Mapping[Kind[Any], str] = {}
-        """The kinds that the server does not let this user write, each with the missing rights.
+        self.refused: Mapping[Refusable, str] = {}
+        """What the server does not let this user write, each with the missing rights.
         What a batch has of them is left out."""
         self._price_ttl_s = price_ttl_s
         self._set: dict[Kind[Any], tuple[bytes, bytes]] = {}
@@ -187,7 +187,7 @@ class BatchPacker:
             prefix = self._names.key_prefix(kind)
             parts += [pack(b"DEL", prefix + symbol.encode()) for symbol in symbols]
         for events in batch.events:
-            if events.kind not in refused:
+            if events.refusable not in refused:
                 parts += self._messages(events)
         add(self.number(batch.number))
         queued = len(parts) - 1

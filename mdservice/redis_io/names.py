@@ -13,6 +13,7 @@ import msgspec
 from mdservice.model.kinds import KINDS, QUOTES, Kind, Stream
 
 __all__ = [
+    "ACCOUNT_CHANNEL",
     "ACTIONS_HOLDER_KEY",
     "ACTIONS_KEY",
     "ALERT_CHANNEL",
@@ -35,6 +36,8 @@ __all__ = [
 
 PRICE_CHANNEL: Final = QUOTES.event
 STATUS_CHANNEL: Final = "feed.status"
+ACCOUNT_CHANNEL: Final = "account.updated"
+"""Each event of the account's orders, with the position after it."""
 ALERT_CHANNEL: Final = "pnl.alert"
 BREAKER_KEY: Final = "risk:breaker"
 """The state of the gateway's circuit breaker. It has no time to live."""
@@ -215,6 +218,7 @@ class RedisNames:
         channels = (
             *(kind.event for kind in KINDS),
             STATUS_CHANNEL,
+            ACCOUNT_CHANNEL,
             ALERT_CHANNEL,
             BREAKER_CHANNEL,
             *(kind.marker for kind in KINDS),

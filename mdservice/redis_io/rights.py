@@ -14,9 +14,11 @@ from typing import Any, Final
 import attrs
 
 from mdservice.model.kinds import KINDS, QUOTES, TRADES, Kind
+from mdservice.publish.store import Refusable
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import (
+    ACCOUNT_CHANNEL,
     INSTANCES_CHANNEL,
     STATUS_CHANNEL,
     RedisNames,
@@ -51,11 +53,12 @@ class MissingRights:
 
     Attributes:
         needed: Those without which the server refuses every write: ``PUBLISH price.updated``.
-        kinds: The kinds that cannot be written, each with what is missing. Never quotes.
+        others: The kinds and channels that cannot be written, each with what is missing. Never
+            quotes.
     """
 
     needed: str = ""
-    kinds: Mapping[Kind[Any], str] = attrs.field(factory=dict)
+    others: Mapping[Refusable, str] = attrs.field(factory=dict)
 
 
 async def missing_rights(
@@ -67,12 +70,15 @@ async def missing_rights(
         StoreUnavailable, StoreRefused
     """
     needed = {**_to_write(names, QUOTES), **_to_write_any(names, event_log)}
-    kinds = {kind: _to_write(names, kind) for kind in KINDS if kind is not QUOTES}
+    others: dict[Refusable, dict[str, bytes]] = {
+        kind: _to_write(names, kind) for kind in KINDS if kind is not QUOTES
+    }
+    others[ACCOUNT_CHANNEL] = _to_publish(names, ACCOUNT_CHANNEL)
     # Without MULTI, the server would execute the commands.
     (multi,) = await connection.call(pack(b"MULTI"))
     if is_error(multi):
         raise refusal(connection.address, str(multi))
-    commands = [command for each in (needed, *kinds.values()) for command in each.values()]
+    commands = [command for each in (needed, *others.values()) for command in each.values()]
     replies = iter(await connection.call(*commands, _BROKEN, pack(b"EXEC")))
 
     def refused(rights: Iterable[str]) -> str:
@@ -84,8 +90,8 @@ async def missing_rights(
         )
 
     missing = refused(needed)
-    of_kinds = {kind: refused(rights) for kind, rights in kinds.items()}
-    return MissingRights(missing, {kind: rights for kind, rights in of_kinds.items() if rights})
+    found = {one: refused(rights) for one, rights in others.items()}
+    return MissingRights(missing, {one: rights for one, rights in found.items() if rights})
 
 
 async def try_rights(
@@ -96,6 +102,7 @@ async def try_rights(
     renew_prices: bool,
     timeout_s: float,
     kinds: Collection[Kind[Any]] = (QUOTES,),
+    account: bool = False,
 ) -> RedisRights:
     """Queue each command that ``run`` sends, and execute none.
 
@@ -107,11 +114,16 @@ async def try_rights(
         timeout_s: How long connecting, and each wait for the server, may take.
         kinds: The kinds of records that the settings want, quotes among them. The service can do
             without the rights for the others until a program subscribes them.
+        account: Whether the service publishes the events of the account.
 
     Raises:
         StoreUnavailable, StoreRefused
     """
     needed, useful = _commands(names, event_log, kinds, renew_prices=renew_prices)
+    if account:
+        late = "without it the gateway sees fills only when it asks for positions"
+        for right, command in _to_publish(names, ACCOUNT_CHANNEL).items():
+            useful[right] = command, late
     others = {kind: _of_kind(names, kind) for kind in KINDS if kind not in kinds}
     connection = await RedisConnection.open(address, _CLIENT_NAME, limit_s=timeout_s)
     try:
@@ -168,7 +180,6 @@ def _of_kind(names: RedisNames, kind: Kind[Any]) -> dict[str, bytes]:
 
 def _to_write(names: RedisNames, kind: Kind[Any]) -> dict[str, bytes]:
     """The commands without which records of a kind cannot be written, likewise."""
-    channel = names.channel(kind.event)
     commands = {}
     if kind.has_key:
         keys, key = names.keys(kind).decode(), names.key_prefix(kind) + b"AAPL"
@@ -180,18 +191,21 @@ def _to_write(names: RedisNames, kind: Kind[Any]) -> dict[str, bytes]:
         limit = (b"MAXLEN", b"~", b"%d" % kind.stream.maxlen)
         words = (b"XADD", stream, *limit, b"*", b"id", b"1", b"data", b"{}")
         commands[f"XADD {stream.decode()}"] = pack(*words)
-    commands[f"PUBLISH {channel.decode()}"] = pack(b"PUBLISH", channel, b"{}")
-    return commands
+    return commands | _to_publish(names, kind.event)
+
+
+def _to_publish(names: RedisNames, name: str) -> dict[str, bytes]:
+    channel = names.channel(name)
+    return {f"PUBLISH {channel.decode()}": pack(b"PUBLISH", channel, b"{}")}
 
 
 def _to_write_any(names: RedisNames, event_log: str | None) -> dict[str, bytes]:
     """The commands of every batch, likewise."""
     writer, writers = names.writer_key("check"), names.writer_key("*").decode()
-    status = names.channel(STATUS_CHANNEL)
     commands = {
         f"SET {writers}": pack(b"SET", writer, b"0", b"EX", b"1"),
         f"GET {writers}": pack(b"GET", writer),
-        f"PUBLISH {status.decode()}": pack(b"PUBLISH", status, b"{}"),
+        **_to_publish(names, STATUS_CHANNEL),
     }
     if event_log is not None:
         log = names.event_log(event_log)

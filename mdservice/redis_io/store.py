@@ -16,10 +16,10 @@ import hiredis
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.kinds import KINDS, Kind, Stream
 from mdservice.observability.logging import get_logger
-from mdservice.publish.store import WriteBatch
+from mdservice.publish.store import Refusable, WriteBatch, channel_of
 from mdservice.redis_io.commands import BatchPacker, pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
-from mdservice.redis_io.names import RedisNames
+from mdservice.redis_io.names import ACCOUNT_CHANNEL, RedisNames
 from mdservice.redis_io.replies import array, describe_refusal, is_error, malformed, refusal
 from mdservice.redis_io.rights import MissingRights, missing_rights
 
@@ -145,9 +145,9 @@ class RedisPriceStore:
     a connection broke may then be executed twice, or after a newer one. The same holds where
     one address leads to several servers in turn.
 
-    A kind that the user may not write is left out, and :attr:`command_errors` counts its events.
-    The others are written. Its rights are tried again every :data:`LOOK_AGAIN_S`. Without the
-    rights to write quotes, every write is refused.
+    A kind or channel that the user may not write is left out, and :attr:`command_errors` counts
+    its events. The others are written. Its rights are tried again every :data:`LOOK_AGAIN_S`.
+    Without the rights to write quotes, every write is refused.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it.
@@ -158,7 +158,8 @@ class RedisPriceStore:
             are counted from 1 again.
         prefix: The prefix of every key, channel and stream name.
         timeout_s: How long connecting, and each wait for the server, may take.
-        kinds: The kinds that will be written; their missing rights are logged at connecting.
+        kinds: The kinds, and the channels of other messages, that will be written; their missing
+            rights are logged at connecting.
 
     Raises:
         ConfigurationError: The URL cannot be used.
@@ -174,7 +175,7 @@ class RedisPriceStore:
         event_log_maxlen: int = 100_000,
         prefix: str = "",
         timeout_s: float = 5.0,
-        kinds: Collection[Kind[Any]] = KINDS,
+        kinds: Collection[Refusable] = (*KINDS, ACCOUNT_CHANNEL),
     ) -> None:
         self._address = RedisAddress(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
@@ -189,7 +190,7 @@ class RedisPriceStore:
         self._event_log = event_log
         self._kinds = kinds
         self._missing = MissingRights()
-        self._said_missing: Mapping[Kind[Any], str] = {}
+        self._said_missing: Mapping[Refusable, str] = {}
         self._looked_s = 0.0
         self._number_key = self._names.writer_key(instance)
         self._connection: RedisConnection | None = None
@@ -228,9 +229,9 @@ class RedisPriceStore:
         return self._last_command_error
 
     @property
-    def refused(self) -> Mapping[Kind[Any], str]:
-        """The kinds that this user may not write, each with the missing rights."""
-        return self._missing.kinds
+    def refused(self) -> Mapping[Refusable, str]:
+        """The kinds and channels that this user may not write, each with the missing rights."""
+        return self._missing.others
 
     async def connect(self) -> None:
         """Open a connection, after ending the previous one where the server still holds it.
@@ -397,7 +398,7 @@ class RedisPriceStore:
                 "redis_rights_missing",
                 url=self.address,
                 rights=", ".join(shown.values()),
-                not_written=[kind.channel for kind in shown],
+                not_written=list(map(channel_of, shown)),
                 fix="`mdservice check` prints the ACL line",
             )
         self._said_missing = shown
@@ -409,10 +410,10 @@ class RedisPriceStore:
     def _left_out(self, batch: WriteBatch) -> list[str]:
         """The reason for each event of a kind that may not be written."""
         return [
-            f"no {events.kind.channel} are written, because this user has no right to "
-            f"{self.refused[events.kind]}; `mdservice check` prints the ACL line"
+            f"no {channel_of(events.refusable)} are written, because this user has no right to "
+            f"{self.refused[events.refusable]}; `mdservice check` prints the ACL line"
             for events in batch.events
-            if events.kind is not None and events.kind in self.refused
+            if events.refusable in self.refused
             for _ in events.payloads
         ]
 

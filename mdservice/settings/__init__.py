@@ -160,6 +160,15 @@ class Settings:
         metavar="URL",
         address=True,
     )
+    trading_stream_url: str | None = setting(
+        None,
+        values.trading_stream_url,
+        "The stream of trade updates, for positions of alpaca: a ws:// or wss:// URL that speaks "
+        "Alpaca's protocol; else /stream at the trading URL.",
+        metavar="URL",
+        address=True,
+        real_world=True,
+    )
     driver: Literal["auto", "alpaca-py", "websockets"] = setting(
         "auto",
         values.one_of("auto", "alpaca-py", "websockets"),
@@ -511,6 +520,12 @@ class Settings:
     def resolved_trading_url(self) -> str:
         """Return the base of the trading REST API; a simulator has it on its own port."""
         return self._base_url("trading_url")
+
+    def resolved_trading_stream_url(self) -> str:
+        """Return the URL of the stream of trade updates."""
+        if self.trading_stream_url is not None:
+            return self.trading_stream_url
+        return f"ws{self.resolved_trading_url().removeprefix('http')}/stream"
 
     def _base_url(self, name: str) -> str:
         if name in self.sources or not self.simulated or self.feed_url is None:

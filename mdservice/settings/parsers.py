@@ -49,6 +49,7 @@ __all__ = [
     "parse_url",
     "real_number",
     "text",
+    "trading_stream_url",
     "url",
     "whole_number",
 ]
@@ -167,6 +168,18 @@ def api_base(*, wrong_hosts: Sequence[str], instead: str) -> Callable[[object], 
         return given
 
     return parse_base
+
+
+def trading_stream_url(value: object) -> str:
+    """The URL of the stream of trade updates, which market data has not."""
+    given = parse_url(value, "ws", "wss")
+    parts = urlsplit(given)
+    if is_alpacas(given) and (".data." in (parts.hostname or "") or not parts.path.strip("/")):
+        raise ValueError(
+            "does not name the stream of trade updates: write the whole URL, such as "
+            "wss://paper-api.alpaca.markets/stream, or leave it out"
+        )
+    return given
 
 
 def feed_url(feed: FeedName) -> Callable[[object], str]:

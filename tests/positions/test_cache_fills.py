@@ -276,7 +276,7 @@ async def test_a_change_wakes_those_who_wait_for_one(autojump_clock: Any) -> Non
     bench = Bench(held("AAPL", "10"))
     await bench.answered()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(bench.cache.change, 1000)
+        tasks.start_soon(bench.cache.change, bench.cache.version, 1000)
         await anyio.sleep(1)
         bench.cache.apply(bench.fill("AAPL", "5", "15"))
     assert anyio.current_time() < 10

@@ -65,6 +65,7 @@ def test_defaults_are_the_contracts(tmp_path: Path) -> None:
         feed_url=None,
         rest_url="https://data.alpaca.markets",
         trading_url="https://paper-api.alpaca.markets",
+        trading_stream_url=None,
         driver="auto",
         crypto_feed="us",
         options_feed="indicative",
@@ -273,6 +274,11 @@ BAD = {
     "feed_url": ["https://x", "stream.data.alpaca.markets", "ws://", "ws://x:99999", "ws://x:0"],
     "rest_url": ["ftp://x", "data.alpaca.markets", "https://"],
     "trading_url": ["ws://x", "https:///v2"],
+    "trading_stream_url": [
+        "https://x",
+        "wss://stream.data.alpaca.markets/v2/iex",
+        "wss://api.alpaca.markets",
+    ],
     "driver": ["alpaca", "raw"],
     "crypto_feed": ["eu", "US", "us,eu-1", "simulator"],
     "options_feed": ["iex", "OPRA"],
@@ -359,6 +365,10 @@ GOOD = {
     "feed_url": ("ws://127.0.0.1:9000/stream/", "ws://127.0.0.1:9000/stream"),
     "rest_url": ("http://[::1]:80/", "http://[::1]:80"),
     "trading_url": ("https://api.alpaca.markets", "https://api.alpaca.markets"),
+    "trading_stream_url": (
+        "wss://paper-api.alpaca.markets/stream",
+        "wss://paper-api.alpaca.markets/stream",
+    ),
     "driver": ("websockets", "websockets"),
     "crypto_feed": (" eu-1 ", "eu-1"),
     "options_feed": ("opra", "opra"),
@@ -698,6 +708,7 @@ REAL = {
     "crypto_url": "ws://localhost:1",
     "options_url": "ws://localhost:1",
     "news_url": "ws://localhost:1",
+    "trading_stream_url": "ws://localhost:1/stream",
     "redis_url": "redis://localhost",
     "positions": "file:x.json",
 }
@@ -1024,3 +1035,21 @@ def test_the_webhook_is_a_url_and_a_secret() -> None:
             load({"MDSERVICE_ALERT_WEBHOOK": bad})
         assert "SECRET" not in str(raised.value)
         assert "alert_webhook" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "stream"),
+    [
+        ({}, "wss://paper-api.alpaca.markets/stream"),
+        ({"TRADING_URL": "https://api.alpaca.markets/v2"}, "wss://api.alpaca.markets/stream"),
+        ({"TRADING_URL": "http://127.0.0.1:9/desk"}, "ws://127.0.0.1:9/desk/stream"),
+        ({"TRADING_STREAM_URL": "ws://127.0.0.1:9/any"}, "ws://127.0.0.1:9/any"),
+        (
+            {"FEED": "simulator", "FEED_URL": "ws://127.0.0.1:9/v2/iex"},
+            "ws://127.0.0.1:9/stream",
+        ),
+    ],
+)
+def test_the_trading_stream_is_beside_the_trading_api(given: dict[str, str], stream: str) -> None:
+    settings = load({f"MDSERVICE_{name}": value for name, value in given.items()} | KEYS)
+    assert settings.resolved_trading_stream_url() == stream

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import sniffio
-from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -28,7 +27,8 @@ from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import STOCKS, Feed
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
-from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_context
+from mdservice.runtime.network import root_cause, tls_advice
+from mdservice.runtime.websocket import HeldWebsocket, WebsocketRoute, held_websocket
 
 if TYPE_CHECKING:
     import trio
@@ -95,46 +95,22 @@ class WebsocketsDriver:
         self._credentials = credentials
         self._open_stream = open_stream
         self._limit = limit or LoginLimit()
-        self._route = route(url) if open_stream is None else Route()
-        by_tls = url.startswith("wss:") or (self._route.proxy or "").startswith("https:")
-        self._tls = tls_context() if by_tls else None
+        self._route = WebsocketRoute(url, direct=open_stream is not None)
 
     @asynccontextmanager
     async def connect(
         self, followed: Followed, utc_ns: Callable[[], int]
     ) -> AsyncIterator[AlpacaLink]:
         """See :meth:`mdservice.feed.driver.Driver.connect`."""
-        held = _HeldWebsocket()
-        error: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            try:
-                with self._limit.one_try(anyio.current_time) as limit_s:
-                    websocket, encoding = await self._open(held, tasks, limit_s)
-                yield _WebsocketLink(websocket, encoding, followed, utc_ns, self._feed)
-            except Exception as exc:  # noqa: BLE001 - raised below, out of the task group
-                error = exc
-            finally:
-                held.leave()
-        if error is not None:
-            raise error
+        async with held_websocket(CLOSE_TIMEOUT_S) as held:
+            with self._limit.one_try(anyio.current_time) as limit_s:
+                websocket, encoding = await self._open(held, limit_s)
+            yield _WebsocketLink(websocket, encoding, followed, utc_ns, self._feed)
 
-    def _way(self) -> dict[str, Any]:
-        """The library's arguments for proxy and TLS, so that it does not read the environment."""
-        proxy = self._route.proxy
-        way: dict[str, Any] = {"proxy": proxy}
-        if self._url.startswith("wss:"):
-            way["ssl"] = self._tls
-        if proxy is not None and proxy.startswith("https:"):
-            way["proxy_ssl"] = self._tls
-        return way
-
-    async def _open(
-        self, held: _HeldWebsocket, tasks: TaskGroup, limit_s: float
-    ) -> tuple[ClientConnection, Encoding]:
+    async def _open(self, held: HeldWebsocket, limit_s: float) -> tuple[ClientConnection, Encoding]:
         try:
             with anyio.fail_after(limit_s):
-                tasks.start_soon(held.hold, await self._opening(limit_s))
-                websocket = await held.opened()
+                websocket = await held.open(await self._opening(limit_s))
                 return websocket, await self._log_in(websocket)
         except ConnectionClosed as exc:
             raise FeedUnavailable(f"{self._shown} closed the connection at login: {exc}") from exc
@@ -174,7 +150,7 @@ class WebsocketsDriver:
             ping_timeout=_PING_TIMEOUT_S,
             max_size=MAX_FRAME_BYTES,
             compression=None,
-            **self._way(),
+            **self._route.options(),
             **stream,
         )
 
@@ -212,64 +188,6 @@ class _WebsocketLink(AlpacaLink):
             return await receive_some(self._websocket)
         except ConnectionClosed as exc:
             raise FeedUnavailable(f"the feed closed the connection: {exc}") from exc
-
-
-class _HeldWebsocket:
-    """Holds the library's connection in a task that the user's cancellation does not reach.
-
-    On trio the library reads in a nursery inside its ``connect``. A cancellation from outside would
-    end that nursery, and with it the socket, before a close frame is sent. Here it ends only the
-    user's task, and this task then closes the connection.
-    """
-
-    def __init__(self) -> None:
-        self._scope = anyio.CancelScope(shield=True)
-        self._settled = anyio.Event()
-        self._leaving = anyio.Event()
-        self._websocket: ClientConnection | None = None
-        self._error: Exception | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the upgrade was accepted."""
-        return self._websocket is not None
-
-    async def opened(self) -> ClientConnection:
-        """Wait for the connection; raise the error if it could not be opened."""
-        await self._settled.wait()
-        if self._websocket is None:
-            raise self._error or EOFError("the connection was not opened")
-        return self._websocket
-
-    def leave(self) -> None:
-        """Close the connection, or stop opening it; :meth:`hold` then returns."""
-        self._leaving.set()
-        if self._websocket is None:
-            self._scope.cancel()
-
-    async def hold(self, opening: Any) -> None:
-        """Enter the library's ``connect``, and stay in it until :meth:`leave`."""
-        try:
-            with self._scope:
-                async with opening as self._websocket:
-                    self._settled.set()
-                    await self._leaving.wait()
-                    await _close(self._websocket)
-        except Exception as exc:  # noqa: BLE001 - raised where the connection is used
-            self._error = exc
-        finally:
-            self._settled.set()
-
-
-async def _close(websocket: Any) -> None:
-    """Send a close frame, and wait for the peer's; after the limit, drop the socket.
-
-    The two versions of the library name it differently. Frames that still come are discarded,
-    since a full queue would keep the peer's close frame from being read.
-    """
-    websocket.recv_messages.discard()
-    with anyio.move_on_after(CLOSE_TIMEOUT_S):
-        await (websocket.aclose if hasattr(websocket, "aclose") else websocket.close)()
 
 
 class FrameQueue:
