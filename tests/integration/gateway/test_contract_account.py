@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.integration.gateway.outside import (
     Broker,
     Outside,
     held,
+    rfc3339,
 )
 
 D = Decimal
@@ -98,6 +100,66 @@ def test_a_price_that_only_stands_in_redis_is_used(by_day: Outside) -> None:
     by_day.quote("QUIET", "49", "51", "50", publish=False)
     by_day.hold(held("QUIET", "2", "40"))
     by_day.until("QUIET", status="live", current_price=50, unrealized_pnl=20)
+
+
+# ---- Fills.
+
+
+def test_a_refused_trading_login_is_degraded_and_not_repeated_at_once(stage: Any) -> None:
+    broker = Broker()
+    stage.defer(broker.close)
+    broker.refuse = True
+    simulator = stage.simulator()
+    env = {
+        "MDSERVICE_POSITIONS": "alpaca",
+        "MDSERVICE_POSITIONS_INTERVAL": "0.1",
+        "MDSERVICE_TRADING_URL": broker.url,
+    }
+    service = stage.service(simulator, stage.valkey(), **env).wait_answers()
+    status = service.until(
+        lambda status: status["state"] == "degraded" and broker.logins and status
+    )
+    assert status["reasons"]
+    asked = len(broker.targets)
+    stage.eventually(lambda: len(broker.targets) > asked + 3)
+    assert len(broker.logins) <= 2, "at most once in each form"
+    assert service.ready() == (True, [])
+
+
+def test_events_of_the_account_are_published_with_the_position_as_it_is_then(stage: Any) -> None:
+    broker, valkey = Broker(), stage.valkey()
+    stage.defer(broker.close)
+    broker.answers["/v2/positions"] = [held("AAPL", "10", "100", lastday="99")]
+    env = {
+        "MDSERVICE_POSITIONS": "alpaca",
+        "MDSERVICE_POSITIONS_INTERVAL": "60",
+        "MDSERVICE_TRADING_URL": broker.url,
+    }
+    with valkey.client() as client:
+        heard = client.pubsub()
+        heard.subscribe("account.updated")
+        assert heard.get_message(timeout=20)["type"] == "subscribe"
+        service = stage.service(stage.simulator(), valkey, **env).wait_ready()
+        stage.eventually(lambda: broker.listeners, what=lambda: service.said)
+        at_ns = time.time_ns()
+        broker.push(broker.update("AAPL", "buy", "5", "110.5", "15", at_ns))
+        broker.push(broker.update("AAPL", "sell", "15", "111", "0", at_ns + 1_000))
+
+        def next_one() -> dict[str, Any]:
+            message = stage.eventually(lambda: heard.get_message(timeout=0.1))
+            return dict(stage.exact(message["data"]))
+
+        bought, sold = next_one(), next_one()
+        heard.close()
+    assert (bought["event"], bought["symbol"], bought["side"]) == ("fill", "AAPL", "buy")
+    assert [D(bought[name]) for name in ("qty", "price", "position_qty")] == [5, D("110.5"), 15]
+    assert bought["timestamp"] == rfc3339(at_ns)
+    assert {"order_id", "execution_id"} <= bought.keys()
+    assert (bought["position"]["symbol"], bought["position"]["qty"]) == ("AAPL", 15)
+    assert (D(sold["position_qty"]), sold["position"]) == (0, None)
+    broker.push(broker.update("TSLA", "sell", "1", "340", "-1", at_ns + 2_000))
+    path = "/api/v1/market-data/subscriptions"
+    stage.eventually(lambda: service.get(path)["sources"].get("TSLA") == ["positions"])
 
 
 # ---- Positions from outside, read generously.
