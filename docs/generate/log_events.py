@@ -119,6 +119,7 @@ _MEANINGS: Final = {
     "journal_segment_deleted": "A file of the journal was too old, or the journal too large.",
     "journal_tail_cut": "A crash had left the last entry of a file of the journal incomplete. It "
     "was cut off.",
+    "replay_failed": "A journal cannot be read to its end. `reason` names the file.",
     "relay_cannot_accept": "The relay cannot take another connection: the machine or the process "
     "has no socket left. It tries again.",
     "relay_client_connected": "A client of the relay has logged in.",

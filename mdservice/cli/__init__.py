@@ -15,6 +15,7 @@ import click
 from mdservice import __version__
 from mdservice.cli.asking import health, status, subscribe, unsubscribe
 from mdservice.cli.check import check
+from mdservice.cli.journals import replay
 from mdservice.cli.options import (
     FAILED,
     config_option,
@@ -43,7 +44,7 @@ Settings come from mdservice.toml, the environment, then flags.
 Exit codes: 0 fine, 1 failed, 2 usage (health: no answer), 78 configuration.
 """
 
-LONG_RUNNING = frozenset({"run", "gateway", "simulate"})
+LONG_RUNNING = frozenset({"run", "gateway", "simulate", "replay"})
 """Commands that log: with the format ``json`` they print only JSON objects."""
 
 
@@ -131,7 +132,10 @@ def cli(ctx: click.Context, config: Path | None) -> None:
     ctx.obj = config
 
 
-for _command in (run, health, status, subscribe, unsubscribe, watch, check, simulate, gateway):
+for _command in (
+    *(run, health, status, subscribe, unsubscribe, watch, check, simulate, gateway),
+    *(replay,),
+):
     cli.add_command(_command)
 
 

@@ -204,29 +204,59 @@ class _Tap:
         self._event("login", feed=self._feed.name, encoding=encoding)
 
     def asked(self, topics: Iterable[Topic]) -> None:
-        self._event("subscribe", topics=_by_channel(topics))
+        self._event("subscribe", feed=self._feed.name, topics=_by_channel(topics))
 
     def gave_up(self, topics: Iterable[Topic]) -> None:
-        self._event("unsubscribed", topics=_by_channel(topics))
+        self._event("unsubscribed", feed=self._feed.name, topics=_by_channel(topics))
 
     def acknowledged(self, count: int) -> None:
-        self._event("acknowledged", topics=count)
+        self._event("acknowledged", feed=self._feed.name, count=count)
 
     def holding(self, kind: Kind[Any]) -> None:
-        self._event("hold", kind=kind.channel)
+        self._event("hold", feed=self._feed.name, kind=kind.channel)
 
     def frames(self, frames: Sequence[bytes | str], received_ns: int) -> None:
         self._queue.add(self._connection, received_ns, frames)
 
     def item(self, item: FeedItem) -> None:
         if isinstance(item, (Backfill, LateRecords, FirstRecords, FeedLost)):
-            self._queue.add_event(self._connection, self._clock.utc_ns(), item)
+            found = _RouterItem(self._feed, item)
+            self._queue.add_event(self._connection, self._clock.utc_ns(), found)
 
     def _event(self, name: str, **fields: Any) -> None:
         self._queue.add_event(self._connection, self._clock.utc_ns(), {"event": name, **fields})
 
 
-_Queued = Sequence[bytes | str] | Mapping[str, Any] | FeedItem
+@attrs.frozen
+class _RouterItem:
+    """What a feed has sent to its router, other than records of the stream."""
+
+    feed: Feed
+    item: Backfill[Any] | LateRecords[Any] | FirstRecords[Any] | FeedLost
+
+    def encode(self) -> bytes:
+        """The payload of its event; records are in it as messages of the stream."""
+        item, feed = self.item, self.feed.name
+        if isinstance(item, FeedLost):
+            lost = _by_channel(item.topics)
+            return encode_event("disconnected", feed=feed, reason=item.reason, topics=lost)
+        records = item.past if isinstance(item, Backfill) else item.records
+        fields = {
+            "feed": feed,
+            "kind": item.kind.channel,
+            "messages": [msgspec.Raw(m.encoded("json")) for m in messages_of(item.kind, records)],
+        }
+        if isinstance(item, Backfill):
+            complete = sorted(item.complete)
+            return encode_event("backfill", **fields, until_ns=item.until_ns, complete=complete)
+        if isinstance(item, LateRecords):
+            unknown = sorted(item.unknown)
+            times = {"from_ns": item.from_ns, "to_ns": item.to_ns}
+            return encode_event("late", **fields, **times, unknown=unknown)
+        return encode_event("first", **fields, asked_ns=dict(item.asked_ns))
+
+
+_Queued = Sequence[bytes | str] | Mapping[str, Any] | _RouterItem
 
 
 class _Queue:
@@ -266,7 +296,9 @@ class _Queue:
         self._added_bytes += size
         self._items.append((connection, time_ns, frames))
 
-    def add_event(self, connection: int, time_ns: int, event: Mapping[str, Any] | FeedItem) -> None:
+    def add_event(
+        self, connection: int, time_ns: int, event: Mapping[str, Any] | _RouterItem
+    ) -> None:
         """Add an event; there is room for them, since they are few."""
         if len(self._items) > 2 * _MOST_WAITING:
             self.dropped += 1
@@ -444,13 +476,10 @@ class _Writer:
 
     def _event(self, connection: int, item: Any) -> bytes:
         """The payload of an event; notes what it changes about the connection."""
-        if not isinstance(item, Mapping):
-            if isinstance(item, FeedLost):
+        if isinstance(item, _RouterItem):
+            if isinstance(item.item, FeedLost):
                 self._connections.pop(connection, None)
-                return encode_event(
-                    "disconnected", reason=item.reason, topics=_by_channel(item.topics)
-                )
-            return _rest_event(item)
+            return item.encode()
         name = item["event"]
         if name == "login":
             self._connections[connection] = {**item, "topics": {}}
@@ -606,23 +635,6 @@ def _by_channel(topics: Iterable[Topic]) -> dict[str, list[str]]:
     for topic in sorted(topics):
         found.setdefault(topic.channel, []).append(topic.symbol)
     return found
-
-
-def _rest_event(item: Backfill[Any] | LateRecords[Any] | FirstRecords[Any]) -> bytes:
-    """What REST has brought, its records as messages of the stream."""
-    records = item.past if isinstance(item, Backfill) else item.records
-    messages = [msgspec.Raw(m.encoded("json")) for m in messages_of(item.kind, records)]
-    fields: dict[str, Any] = {"kind": item.kind.channel}
-    if isinstance(item, Backfill):
-        name = "backfill"
-        fields |= {"until_ns": item.until_ns, "complete": sorted(item.complete)}
-    elif isinstance(item, LateRecords):
-        name = "late"
-        fields |= {"from_ns": item.from_ns, "to_ns": item.to_ns, "unknown": sorted(item.unknown)}
-    else:
-        name = "first"
-        fields |= {"asked_ns": dict(item.asked_ns)}
-    return encode_event(name, **fields, messages=messages)
 
 
 def _next_number(folder: Path) -> int:

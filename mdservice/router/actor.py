@@ -255,6 +255,13 @@ class Router:
         await self._finish()
         self._outbox.close()
 
+    def route_now(self, item: FeedItem) -> None:
+        """Route an item at once, for the listener alone: in a replay, in place of :meth:`run`."""
+        self._take(item)
+        while self._filling:
+            self._fill_on(self._filling)
+        self._unsent.clear()
+
     def _take(self, item: FeedItem) -> None:
         if isinstance(item, RecordBatch):
             routing = self._routings[item.kind]

@@ -1,0 +1,236 @@
+"""What the recorded service made of a journal: the same decoding and routing, entry by entry.
+
+A replay cannot repeat outages and REST: their times depend on the machine, and history would have
+to answer as it did then. So it repeats the decisions instead, with the codec and the router of the
+service, and sends what was accepted. An accepted record is accepted again without REST: it was new
+to the sequencer that knew more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import msgspec
+
+from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
+from mdservice.feed.subscriptions import Followed
+from mdservice.journal.format import Entry, EntryType
+from mdservice.model.events import (
+    Backfill,
+    FeedItem,
+    FeedLost,
+    FirstRecords,
+    LateRecords,
+    RecordBatch,
+    RoutedItem,
+)
+from mdservice.model.feeds import Feed, Topic
+from mdservice.model.kinds import KINDS, Kind
+from mdservice.router.actor import FUTURE_TOLERANCE_NS, Router
+from mdservice.runtime.actor import Channel
+
+__all__ = ["Decisions", "Step", "recorded_topics", "topics_of_event"]
+
+_BY_CHANNEL: Final[Mapping[str, Kind[Any]]] = {kind.channel: kind for kind in KINDS}
+
+
+@attrs.frozen
+class Step:
+    """What one entry brings to a client.
+
+    Attributes:
+        time_ns: When it came, UTC nanoseconds.
+        batches: The records to send, in order.
+        frames: The frames that have exactly these, as they came; empty where they had more.
+        encoding: Of the frames.
+    """
+
+    time_ns: int
+    batches: Sequence[RecordBatch[Any]]
+    frames: Sequence[Frame] = ()
+    encoding: Encoding = "json"
+
+
+class _EntryClock:
+    """The time of the entry that is being decided."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def monotonic(self) -> float:
+        return self.now_ns / 1e9
+
+    def utc_ns(self) -> int:
+        return self.now_ns
+
+
+class Decisions:
+    """Decides what a feed's clients get of a journal; its entries are taken in order.
+
+    Args:
+        feed: Which feed. Entries of others are left out.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._clock = _EntryClock()
+        self._channels: tuple[Channel[FeedItem], Channel[RoutedItem]] | None = None
+        self._begin_run()
+
+    def close(self) -> None:
+        """Close the router's channels."""
+        for channel in self._channels or ():
+            channel.close()
+
+    def _begin_run(self) -> None:
+        self._accepted: list[RecordBatch[Any]] = []
+        self._connection = 0
+        self._codec: Codec | None = None
+        self._followed = Followed()
+        self._under_every: set[str] = set()
+        self._held: dict[Kind[Any], list[Any]] = {}
+        """The records that wait for a repair, by kind."""
+        self._companions: dict[Kind[Any], list[RecordBatch[Any]]] = {}
+        """What came with them, such as corrections of trades, by the kind that waits."""
+        self._by_rest: set[Kind[Any]] = set()
+        """The kinds of which REST has brought something, or a connection was lost."""
+        self.close()
+        inbox, outbox = self._channels = Channel[FeedItem](1), Channel[RoutedItem](1)
+        self._router = Router(inbox, outbox.outbox, self._listen, self._clock, feed=self._feed)
+
+    def _listen(self, item: RoutedItem) -> None:
+        if isinstance(item, RecordBatch):
+            self._accepted.append(item)
+
+    def take(self, entry: Entry) -> Step | None:
+        """What an entry brings; None for nothing."""
+        self._clock.now_ns = entry.time_ns
+        if entry.type is EntryType.FRAMES:
+            if entry.connection != self._connection or self._codec is None:
+                return None
+            return self._take_frames(entry, self._codec)
+        event = entry.event
+        if event["event"] == "run":
+            self._begin_run()
+        elif event.get("feed") == self._feed.name:
+            self._take_event(event, entry)
+            if accepted := self._take_accepted():
+                return Step(entry.time_ns, accepted)
+        return None
+
+    def _take_accepted(self) -> list[RecordBatch[Any]]:
+        accepted, self._accepted = self._accepted, []
+        return accepted
+
+    def _take_event(self, event: Mapping[str, Any], entry: Entry) -> None:
+        name = event["event"]
+        if name in ("login", "open"):
+            self._connection = entry.connection
+            self._followed = Followed(self._under_every)
+            self._followed.keep_wire = True
+            self._codec = Codec(event["encoding"], self._followed, self._feed)
+            self._followed.ask(topics_of_event(event))
+        elif name == "subscribe":
+            self._followed.ask(topics_of_event(event))
+        elif name == "unsubscribed":
+            self._followed.give_up(topics_of_event(event))
+        elif name == "hold":
+            self._held.setdefault(_BY_CHANNEL[event["kind"]], [])
+        elif name == "disconnected":
+            self._by_rest.update(self._feed.kinds)
+            lost = frozenset(topics_of_event(event))
+            self._route(FeedLost(entry.time_ns, lost, event["reason"]))
+        elif name in ("backfill", "late", "first"):
+            self._take_rest(event, entry)
+
+    def _take_rest(self, event: Mapping[str, Any], entry: Entry) -> None:
+        """Route what REST has brought, with the records that waited for it."""
+        kind = _BY_CHANNEL[event["kind"]]
+        codec = Codec("json", None, self._feed)
+        text = msgspec.json.encode(event["messages"]).decode()
+        records = codec.decode([text], entry.time_ns).of(kind)
+        self._by_rest.add(kind)
+        item: FeedItem
+        if event["event"] == "first":
+            item = FirstRecords(kind, records, event["asked_ns"])
+        elif event["event"] == "late":
+            unknown = frozenset(event["unknown"])
+            item = LateRecords(kind, records, event["from_ns"], event["to_ns"], unknown)
+        else:
+            live = self._held.pop(kind, [])
+            complete = frozenset(event["complete"])
+            item = Backfill(kind, records, live, event["until_ns"], complete)
+        self._route(item)
+        if isinstance(item, Backfill):
+            for batch in self._companions.pop(kind, []):
+                self._route(batch)
+
+    def _take_frames(self, entry: Entry, codec: Codec) -> Step | None:
+        frames = entry.frames
+        received = codec.decode(frames, entry.time_ns)
+        control = bool(received.controls) or codec.ended is not None
+        codec.ended = None
+        if received.controls:
+            self._followed.answered()
+        as_sent = not (control or received.unfollowed)
+        for kind, records in received.records.items():
+            leading = self._leading(kind)
+            if leading in self._held:
+                as_sent = False
+                if kind is leading:
+                    self._held[kind] += records
+                else:
+                    batch = RecordBatch(kind, records)
+                    self._companions.setdefault(leading, []).append(batch)
+                continue
+            before = len(self._accepted)
+            self._route(RecordBatch(kind, records))
+            accepted = sum(len(batch.records) for batch in self._accepted[before:])
+            if accepted < len(records):
+                horizon_ns = entry.time_ns + FUTURE_TOLERANCE_NS
+                as_sent &= kind not in self._by_rest and all(
+                    record.ts_event_ns <= horizon_ns for record in records
+                )
+        accepted_batches = self._take_accepted()
+        if as_sent:
+            batches = [RecordBatch(kind, some) for kind, some in received.records.items()]
+            return Step(entry.time_ns, batches, frames, codec.encoding)
+        return Step(entry.time_ns, accepted_batches) if accepted_batches else None
+
+    def _leading(self, kind: Kind[Any]) -> Kind[Any]:
+        """The kind with whose topics a companion comes; any other kind itself."""
+        if not kind.is_companion:
+            return kind
+        return next(
+            each
+            for each in self._feed.kinds
+            if not each.is_companion and not set(each.topics).isdisjoint(kind.topics)
+        )
+
+    def _route(self, item: FeedItem) -> None:
+        self._router.route_now(item)
+
+
+def topics_of_event(event: Mapping[str, Any]) -> set[Topic]:
+    """The topics that an event names; a login has none yet."""
+    named = event.get("topics", {}).items()
+    return {Topic(channel, symbol) for channel, symbols in named for symbol in symbols}
+
+
+def recorded_topics(entries: Iterable[Entry]) -> dict[str, set[Topic]]:
+    """The topics that were subscribed at any time, by feed.
+
+    Args:
+        entries: Events; frames are left out.
+    """
+    found: dict[str, set[Topic]] = {}
+    for event in _events(entries):
+        if event["event"] in ("subscribe", "open"):
+            found.setdefault(event["feed"], set()).update(topics_of_event(event))
+    return found
+
+
+def _events(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
+    return (entry.event for entry in entries if entry.type is EntryType.EVENT)

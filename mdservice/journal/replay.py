@@ -1,0 +1,407 @@
+"""Serves a journal through Alpaca's protocol: each connection gets its feed's part from the start.
+
+The protocol is that of the simulator's connections and sessions; only the data is another. The same
+port answers Alpaca's REST without any record, so that the service takes nothing but the journal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import attrs
+import msgspec
+from anyio.abc import ByteStream, SocketAttribute, TaskGroup
+from anyio.lowlevel import checkpoint
+from websockets.http11 import Request
+
+from mdservice.clock import Clock, SystemClock
+from mdservice.errors import ConfigurationError, JournalError
+from mdservice.feed.alpaca.codec import Encoding
+from mdservice.journal.decisions import Decisions, Step, recorded_topics
+from mdservice.journal.segments import Extent, extent, read, segments_of
+from mdservice.model.events import RecordBatch
+from mdservice.model.feeds import FEEDS, Feed, Topic
+from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.observability.logging import get_logger
+from mdservice.relay.messages import Message, messages_of, payload
+from mdservice.simulator.config import SimulatorConfig
+from mdservice.simulator.connection import Connection
+from mdservice.simulator.feeds import SimFeed
+from mdservice.simulator.http import HttpAnswer, json_response, wants_websocket
+from mdservice.simulator.kinds import SimKind
+from mdservice.simulator.rest import encode_clock
+from mdservice.simulator.session import Account, Refusals, Reply, Session
+from mdservice.simulator.wire import OutFrame, S
+
+__all__ = ["MAX_SPEED", "Journal", "Player", "Replay", "open_journal", "open_replay"]
+
+_log = get_logger(__name__)
+
+MAX_SPEED: Final = math.inf
+_QUIET_S: Final = 1.0
+"""A client that subscribes less than was recorded gets data so long after its last request."""
+_MOST_PENDING_BYTES: Final = 512 * 1024
+_WAIT_S: Final = 0.001
+_MOST_IN_FRAME: Final = 500
+_STEPS_AT_ONCE: Final = 50
+"""Entries between two turns of the event loop."""
+_BY_NAME: Final[Mapping[str, Feed]] = {feed.name: feed for feed in FEEDS}
+_NO_RECORDS: Final = msgspec.json.encode(
+    {
+        **{name: {} for name in ("quotes", "trades", "bars", "orderbooks", "snapshots")},
+        "news": [],
+        "next_page_token": None,
+    }
+)
+
+
+@attrs.frozen
+class Journal:
+    """Some journals in turn, and the part of them that is wanted.
+
+    Attributes:
+        segments: Their files, in order.
+        from_ns: The time from which on frames are wanted, UTC nanoseconds; None for all.
+        to_ns: The time before which they are wanted.
+        first_ns: The time of the first entry.
+        last_ns: The time of the last.
+        topics: What was subscribed, by feed.
+    """
+
+    segments: Sequence[Path]
+    from_ns: int | None
+    to_ns: int | None
+    first_ns: int
+    last_ns: int
+    topics: Mapping[str, AbstractSet[Topic]]
+
+
+def open_journal(
+    folders: Sequence[Path], from_ns: int | None = None, to_ns: int | None = None
+) -> Journal:
+    """Look at journals.
+
+    Raises:
+        JournalError: One cannot be read, or there is nothing of that time.
+    """
+    segments: list[Path] = []
+    extents: list[Extent] = []
+    for folder in folders:
+        try:
+            found = segments_of(folder)
+        except OSError as exc:
+            raise JournalError(f"{folder} cannot be read: {exc.strerror}") from exc
+        if not found:
+            raise JournalError(f"{folder} has no journal: MDSERVICE_JOURNAL=DIR records one")
+        for path in found:
+            covered = extent(path)
+            if covered.first_ns is not None and _overlaps(covered, from_ns, to_ns):
+                segments.append(path)
+                extents.append(covered)
+    times = [ns for each in extents for ns in (each.first_ns, each.last_ns) if ns is not None]
+    if not times:
+        raise JournalError("the journal has nothing of that time")
+    first_ns = max(min(times), from_ns or 0)
+    last_ns = max(times) if to_ns is None else min(max(times), to_ns)
+    topics = recorded_topics(read(segments, to_ns=to_ns, frames=False))
+    return Journal(segments, from_ns, to_ns, first_ns, last_ns, topics)
+
+
+def _overlaps(covered: Extent, from_ns: int | None, to_ns: int | None) -> bool:
+    first_ns, last_ns = covered.first_ns or 0, covered.last_ns or 0
+    return (from_ns is None or last_ns >= from_ns) and (to_ns is None or first_ns < to_ns)
+
+
+@asynccontextmanager
+async def open_replay(
+    journal: Journal,
+    *,
+    speed: float = 1.0,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    clock: Clock | None = None,
+) -> AsyncGenerator[Replay, None]:
+    """Serve a journal for the length of the block.
+
+    Args:
+        journal: What to serve.
+        speed: How many times faster than it was recorded; :data:`MAX_SPEED` for as fast as it is
+            read.
+        host: Where to listen.
+        port: 0 for a free one.
+        clock: The time, for REST.
+
+    Raises:
+        ConfigurationError: The address cannot be listened on.
+    """
+    try:
+        listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
+    except (OSError, OverflowError) as exc:
+        raise ConfigurationError(
+            f"the replay cannot listen on {host}:{port} ({exc}): choose another port, or 0"
+        ) from exc
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"{shown}:{listener.extra(SocketAttribute.local_port)}"  # noqa: S610 - no Django
+        replay = Replay(journal, speed, address, clock or SystemClock(), tasks)
+
+        async def accept() -> None:
+            async with listener:
+                await listener.serve(replay.serve, tasks)
+
+        tasks.start_soon(accept)
+        try:
+            yield replay
+        except Exception as exc:  # noqa: BLE001 - raised again below, out of the task group
+            failure = exc
+        else:
+            await replay.close()
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+class Replay:
+    """A server of a journal; made by :func:`open_replay`.
+
+    Attributes:
+        players: What is being sent, and was, one for each connection that has subscribed something.
+    """
+
+    kinds: tuple[SimKind[Any], ...] = ()
+
+    def __init__(
+        self, journal: Journal, speed: float, address: str, clock: Clock, tasks: TaskGroup
+    ) -> None:
+        self.config = SimulatorConfig(
+            connection_limit=None, option_quotes_limit=None, send_buffer_bytes=1 << 30
+        )
+        self.journal = journal
+        self.speed = speed
+        self.address = address
+        self.players: list[Player] = []
+        self._clock = clock
+        self._tasks = tasks
+        self._account = Account(connection_limit=None)
+        self._refusals = Refusals()
+        self._connections: dict[int, Connection] = {}
+        self._numbers = 0
+
+    @property
+    def url(self) -> str:
+        """``ws://127.0.0.1:PORT/v2/iex``, the stream of stocks; the others have Alpaca's paths."""
+        return f"ws://{self.address}/v2/iex"
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Serve one client until it is gone."""
+        self._numbers += 1
+        connection = Connection(self._numbers, stream, self)
+        self._connections[connection.number] = connection
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._play, connection)
+                await connection.serve()
+                tasks.cancel_scope.cancel()
+        finally:
+            del self._connections[connection.number]
+            if connection.session is not None:
+                connection.session.end(anyio.current_time(), clean=connection.clean)
+
+    async def close(self) -> None:
+        """Close every connection with code 1001, within half a second."""
+        for connection in list(self._connections.values()):
+            connection.hang_up(1001)
+        with anyio.move_on_after(0.5):
+            await _until(lambda: not self._connections)
+
+    async def _play(self, connection: Connection) -> None:
+        session = await self._session_that_subscribes(connection)
+        feed = _BY_NAME.get(session.feed.name)
+        if feed is None:
+            return
+        player = Player(self.journal, feed, self.speed)
+        await self._until_all_is_subscribed(player, session)
+        self.players.append(player)
+        try:
+            await player.play(connection, session)
+        except JournalError as exc:
+            player.error = str(exc)
+            _log.error("replay_failed", feed=feed.name, reason=str(exc))
+            connection.hang_up(1011)
+
+    async def _session_that_subscribes(self, connection: Connection) -> Session:
+        await _until(lambda: connection.session is not None)
+        session = connection.session
+        while not isinstance(session, Session):
+            await anyio.sleep_forever()
+        await _until(lambda: any(session.subscriptions.values()))
+        return session
+
+    async def _until_all_is_subscribed(self, player: Player, session: Session) -> None:
+        """Return when the client has all that was recorded, or asks for no more."""
+        subscribed, since_s = session.subscriptions, anyio.current_time()
+
+        def ready() -> bool:
+            nonlocal subscribed, since_s
+            if session.subscriptions != subscribed:
+                subscribed, since_s = session.subscriptions, anyio.current_time()
+            return player.covered(session) or anyio.current_time() >= since_s + _QUIET_S
+
+        await _until(ready)
+
+    # What the simulator's connections ask of it.
+
+    def answer_http(self, request: Request, body: bytes) -> HttpAnswer | None:  # noqa: ARG002 - Venue
+        """Answer REST: nothing but what is in the journal is known."""
+        if wants_websocket(request):
+            return None
+        path = request.path.partition("?")[0]
+        if path == "/v2/clock":
+            content = encode_clock(self._clock.utc_ns(), is_open=False)
+        elif path.startswith(("/v2/positions", "/v2/account/activities", "/v2/orders")):
+            content = b"[]"
+        elif path.startswith(("/v2/stocks/", "/v1beta3/crypto/", "/v1beta1/")):
+            content = _NO_RECORDS
+        else:
+            return HttpAnswer(json_response(404, b'{"message":"not found"}'))
+        return HttpAnswer(json_response(200, content))
+
+    def refuse_upgrade_now(self, path: str) -> None:
+        """Every upgrade is accepted."""
+
+    def open_session(
+        self, number: int, request: Request, encoding: Encoding
+    ) -> tuple[Session, Reply]:
+        """Begin a session, with the login of the request's headers where it has one."""
+        session = Session(
+            number,
+            request.path.partition("?")[0],
+            account=self._account,
+            refusals=self._refusals,
+            rules=self.config.rules(),
+            encoding=encoding,
+        )
+        key = request.headers.get("APCA-API-KEY-ID")
+        secret = request.headers.get("APCA-API-SECRET-KEY")
+        credentials = None if key is None and secret is None else (key or "", secret or "")
+        return session, session.open(anyio.current_time(), credentials)
+
+    def message_came(self, number: int, message: Mapping[str, Any] | None) -> None:
+        """Nothing is kept of what clients send."""
+
+    def subscriptions_changed(self, feed: SimFeed) -> None:
+        """The players look themselves."""
+
+    def first_records(self, kind: SimKind[S], symbols: AbstractSet[str]) -> Sequence[S]:  # noqa: ARG002 - Venue
+        """There are none."""
+        return ()
+
+    def notify(self) -> None:
+        """The players look themselves."""
+
+
+class Player:
+    """Sends a feed's part of a journal to one client.
+
+    Args:
+        journal: The journal.
+        feed: The client's feed.
+        speed: See :func:`open_replay`.
+
+    Attributes:
+        at_ns: The time in the journal that was reached, UTC nanoseconds.
+        messages: The messages sent.
+        ended: Whether all is sent.
+        error: Why it has ended early, or None.
+    """
+
+    def __init__(self, journal: Journal, feed: Feed, speed: float) -> None:
+        self.feed = feed
+        self.at_ns = journal.first_ns
+        self.messages = 0
+        self.ended = False
+        self.error: str | None = None
+        self._journal = journal
+        self._speed = speed
+        self._wanted = journal.topics.get(feed.name, frozenset())
+
+    @property
+    def share(self) -> float:
+        """The part of the journal's time that is over, 0 to 1."""
+        length_ns = self._journal.last_ns - self._journal.first_ns
+        done = (self.at_ns - self._journal.first_ns) / length_ns if length_ns > 0 else 1.0
+        return 1.0 if self.ended else min(max(done, 0.0), 1.0)
+
+    def covered(self, session: Session) -> bool:
+        """Whether a client has subscribed all that was recorded."""
+        return all(session.wants(topic.symbol, topic.channel) for topic in self._wanted)
+
+    async def play(self, connection: Connection, session: Session) -> None:
+        """Send everything; the connection stays open.
+
+        Raises:
+            JournalError: The journal cannot be read to its end.
+        """
+        started_s = anyio.current_time()
+        subscribed, covered = session.subscriptions, self.covered(session)
+        with closing(self._steps()) as steps:
+            for count, step in enumerate(steps):
+                due_s = started_s + (step.time_ns - self._journal.first_ns) / 1e9 / self._speed
+                if (wait_s := due_s - anyio.current_time()) > _WAIT_S:
+                    await anyio.sleep(wait_s)
+                elif not count % _STEPS_AT_ONCE:
+                    await checkpoint()
+                if connection.pending_bytes > _MOST_PENDING_BYTES:
+                    await _until(lambda: connection.pending_bytes <= _MOST_PENDING_BYTES)
+                if session.subscriptions != subscribed:
+                    subscribed, covered = session.subscriptions, self.covered(session)
+                self._send(connection, session, step, as_sent=covered)
+                self.at_ns = max(self.at_ns, step.time_ns)
+        await _until(lambda: not connection.pending_bytes)
+        self.ended = True
+
+    def _steps(self) -> Generator[Step]:
+        journal = self._journal
+        with closing(Decisions(self.feed)) as decisions:
+            for entry in read(journal.segments, journal.from_ns, journal.to_ns):
+                step = decisions.take(entry)
+                if step is not None and step.time_ns >= (journal.from_ns or 0):
+                    yield step
+
+    def _send(self, connection: Connection, session: Session, step: Step, *, as_sent: bool) -> None:
+        if as_sent and step.frames and step.encoding == connection.encoding:
+            for frame in step.frames:
+                text = isinstance(frame, str)
+                data = frame.encode("utf-8", "surrogatepass") if isinstance(frame, str) else frame
+                connection.send_frame(OutFrame(data, text))
+            self.messages += sum(len(batch.records) for batch in step.batches)
+            return
+        for batch in step.batches:
+            messages = [each for each in _messages(batch) if as_sent or _wants(session, each)]
+            self.messages += len(messages)
+            for start in range(0, len(messages), _MOST_IN_FRAME):
+                content = payload(messages[start : start + _MOST_IN_FRAME], connection.encoding)
+                connection.send_frame(OutFrame(content, connection.encoding == "json"))
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    """Wait for a change of a connection, which has no event for it."""
+    while not condition():  # noqa: ASYNC110
+        await anyio.sleep(_WAIT_S)
+
+
+def _messages(batch: RecordBatch[Any]) -> list[Message]:
+    return messages_of(batch.kind, batch.records)
+
+
+def _wants(session: Session, message: Message) -> bool:
+    symbols = message.symbols or (message.symbol,)
+    return any(session.wants(symbol, message.channel) for symbol in (*symbols, EVERY_SYMBOL))
