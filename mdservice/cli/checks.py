@@ -31,6 +31,7 @@ from mdservice.errors import (
     JournalInUse,
     MDServiceError,
     PositionsError,
+    PositionsRefused,
     StoreError,
 )
 from mdservice.feed.alpaca.rest import clock_refusal
@@ -51,6 +52,7 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.masking import mask_url
 from mdservice.positions.parse import NOT_FOLLOWED
 from mdservice.positions.sources import (
+    ALPACA,
     NO_CONTENT,
     OK,
     FileAbsent,
@@ -82,6 +84,7 @@ __all__ = [
     "check_relay",
     "check_settings",
     "check_socket",
+    "check_trading_stream",
     "failed",
     "log_in",
     "passed",
@@ -98,6 +101,7 @@ _REST_NAMES: Mapping[FeedName, str] = {
     feed.name: "data REST" if feed is STOCKS else f"{feed.name} REST" for feed in FEEDS
 }
 """The name of the check of each feed's REST API."""
+_STREAM = "trading stream"
 _TIMEOUT_S = 20.0
 _FEED_TIMEOUT_S = 35.0
 """Two drivers, each with 15 s to log in."""
@@ -151,6 +155,7 @@ async def run_checks(
         "clock": partial(check_clock, settings, http),
         "redis": partial(check_redis, settings),
         "positions": partial(check_positions, settings, http),
+        **({_STREAM: partial(check_trading_stream, settings)} if _is_alpacas(settings) else {}),
         **({"on trip": partial(check_on_trip, settings, http)} if settings.on_trip else {}),
     }
     results = []
@@ -569,7 +574,7 @@ async def check_positions(settings: Settings, http: HttpClient | None = None) ->
         return skipped(name, "none are followed")
     if source.startswith("file:"):
         return await _check_file(source.removeprefix("file:"))
-    alpaca = source == "alpaca"
+    alpaca = source == ALPACA
     url = f"{settings.resolved_trading_url()}/v2/positions" if alpaca else source
     try:
         page = await _get(url, _keys(settings) if alpaca else {}, http)
@@ -581,6 +586,31 @@ async def check_positions(settings: Settings, http: HttpClient | None = None) ->
         return _judged(read_answer(page.status, page.body, mask_url(url), _GIVE), mask_url(url))
     except PositionsError as exc:
         return failed(name, str(exc), _GIVE)
+
+
+def _is_alpacas(settings: Settings) -> bool:
+    """Whether the service or the gateway follows the trading stream."""
+    return ALPACA in (settings.positions, settings.gateway_positions)
+
+
+async def check_trading_stream(settings: Settings) -> CheckResult:
+    """Log in to the stream of trade updates as the service would, then disconnect."""
+    from mdservice.positions.trading_stream import open_trading_stream
+
+    advice = "until it can be followed, fills show only when the positions are asked for"
+    try:
+        stream = open_trading_stream(ALPACA, settings)
+    except ConfigurationError as exc:
+        return failed(_STREAM, str(exc), configuration=True)
+    if stream is None:
+        return skipped(_STREAM, "there is no key")
+    try:
+        async with stream.connect():
+            return passed(_STREAM, f"{stream.address}: logged in")
+    except PositionsRefused as exc:
+        return failed(_STREAM, str(exc), advice)
+    except PositionsError as exc:
+        return warned(_STREAM, str(exc), advice)
 
 
 async def _check_file(path: str) -> CheckResult:
@@ -699,6 +729,7 @@ async def check_redis(settings: Settings) -> CheckResult:
             renew_prices=settings.renew_prices,
             timeout_s=_ASK_TIMEOUT_S,
             kinds=kinds_of((QUOTES.channel, *settings.channels, *news)),
+            account=settings.positions == ALPACA,
         )
     except StoreError as exc:
         return failed(name, str(exc), advice)
