@@ -14,6 +14,7 @@ from anyio.abc import TaskStatus
 
 from mdservice.clock import Clock
 from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.positions.sources import ALPACA
 from mdservice.runtime.runtime_dir import prepare_socket_folder
 from mdservice.runtime.task_groups import background
 from mdservice.settings import SIMULATOR, Settings
@@ -31,6 +32,8 @@ SIMULATED_SYMBOLS = (
 SIMULATED_CHANNELS = ("quotes", "trades", "bars", "dailyBars", "statuses")
 """Their channels, likewise."""
 _TRADE_EVERY_S = 20.0
+_KEY = "key-of-the-simulated-account"
+"""The simulator takes any."""
 
 
 async def start_embedded_server(settings: Settings, stack: AsyncExitStack) -> Settings:
@@ -56,13 +59,13 @@ async def start_simulator(settings: Settings, stack: AsyncExitStack, clock: Cloc
     """Start a simulator if the settings ask for one; return the settings with its addresses.
 
     Without symbols and positions in the settings, the simulator has some of both, with several
-    channels and news. With symbols in the settings, the positions are only in these.
+    channels and news. With symbols in the settings, the positions are only in these. A trade every
+    20 s changes them, and shows as an event of the trading stream.
     """
     if not settings.simulator_embedded:
         return settings
     run = partial(_run_simulator, clock, settings.symbols)
     simulator = await stack.enter_async_context(background(run))
-    held = f"{simulator.rest_url}/v2/positions"
     unchosen = "positions" not in settings.sources
     first_run = not settings.symbols and "channels" not in settings.sources
     return attrs.evolve(
@@ -72,8 +75,10 @@ async def start_simulator(settings: Settings, stack: AsyncExitStack, clock: Cloc
         symbols=settings.symbols or SIMULATED_SYMBOLS,
         channels=SIMULATED_CHANNELS if first_run else settings.channels,
         news=(EVERY_SYMBOL,) if first_run and "news" not in settings.sources else settings.news,
-        positions=held if unchosen and not settings.symbols else settings.positions,
-        gateway_positions=settings.gateway_positions or (held if unchosen else None),
+        positions=ALPACA if unchosen and not settings.symbols else settings.positions,
+        gateway_positions=settings.gateway_positions or (ALPACA if unchosen else None),
+        api_key=settings.api_key or _KEY,
+        secret_key=settings.secret_key or _KEY,
     )
 
 
