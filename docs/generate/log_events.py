@@ -17,6 +17,10 @@ _PACKAGE: Final = Path(mdservice.__file__).parent
 _LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
 
 _MEANINGS: Final = {
+    "account_update_unreadable": "A message of `account.updated` cannot be read. The positions are "
+    "asked for at once.",
+    "account_updates_lost": "The gateway has lost the channel `account.updated`. It connects "
+    "again, and asks for the positions.",
     "actor_restarts": "An actor failed and is restarted after a pause. `reason` is its error.",
     "actor_stalled": "An actor showed no sign of life for too long. It is restarted.",
     "announcement": "A line for the person who started the program, in `message`.",

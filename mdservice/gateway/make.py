@@ -13,15 +13,16 @@ from typing import Any, Final, cast
 import anyio
 import msgspec
 
-from mdservice.client.discovery import GivenServer, ServiceServer
+from mdservice.client.discovery import Discovery, GivenServer, ServiceServer
 from mdservice.client.open import open_prices
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError, PositionsUnavailable
+from mdservice.gateway.account_updates import AccountUpdates
 from mdservice.gateway.alerting import make_alerting
 from mdservice.gateway.on_trip import OnTrip, TradingAccount
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk, make_limits
-from mdservice.gateway.tracker import PnlTracker, ReadFrom
+from mdservice.gateway.tracker import Came, Fills, PnlTracker, ReadFrom
 from mdservice.gateway.webhook import Webhook
 from mdservice.model.position import Position
 from mdservice.model.symbol import spellings
@@ -31,6 +32,7 @@ from mdservice.positions import sources
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.sources import PositionSource, ServicePositions, open_source
+from mdservice.positions.trading_stream import TradeUpdatesFollower, open_trading_stream
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
@@ -127,8 +129,10 @@ def make_tracker(
         http = HttpClient()
         account = TradingAccount(settings, http)
         on_trip = OnTrip(settings.on_trip, account, calls, clock, webhook)
+    interval_s = _AT_ONCE_S if own else settings.positions_interval
+    cache = PositionCache(source, interval_s, clock, symbols)
     return PnlTracker(
-        PositionCache(source, _AT_ONCE_S if own else settings.positions_interval, clock, symbols),
+        cache,
         calls,
         partial(open_prices, redis_url, priced, prefix=prefix, socket=settings.socket),
         engine,
@@ -138,7 +142,25 @@ def make_tracker(
         Risk(judged, engine, calls, clock, webhook, settings.api_token, on_trip),
         webhook,
         http,
+        _fills(positions, source, cache, server, settings, clock),
     )
+
+
+def _fills(
+    positions: PositionsGiven,
+    source: PositionSource,
+    cache: PositionCache,
+    discovery: Discovery,
+    settings: Settings,
+    clock: Clock,
+) -> Callable[[Came], Fills] | None:
+    """What follows the account's events: Alpaca's own, or those of the service."""
+    stream = open_trading_stream(positions, settings) if isinstance(positions, str) else None
+    if stream is not None:
+        return lambda came: TradeUpdatesFollower(stream, cache, came, clock)
+    if isinstance(source, ServicePositions):
+        return lambda came: AccountUpdates(discovery, cache, came)
+    return None
 
 
 def _source(positions: PositionsGiven, settings: Settings) -> PositionSource:

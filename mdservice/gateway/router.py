@@ -158,8 +158,10 @@ class Answers:
             PositionsUnavailable: They are not known yet.
         """
         positions = await self._tracker.current_positions()
-        warning = self._tracker.positions.warning()
-        return encode_positions(positions, [] if warning is None else [warning])
+        known = self._tracker.positions
+        warning = known.warning()
+        warnings = [] if warning is None else [warning]
+        return encode_positions(positions, warnings, known.differences())
 
     async def whole(self) -> bytes:
         """Every position at its price, with ``warnings`` where something may be out of date.
@@ -173,17 +175,24 @@ class Answers:
         """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
 
         A pause follows each event, and changes during the pause go out in one event. The pause is
-        longer after a large event, so that a reader takes only a small part of the event loop.
+        longer after a large event, so that a reader takes only a small part of the event loop. A
+        change of the positions ends it, but not two pauses in a row.
 
         Args:
             ended: Returns whether the stream should end.
         """
+        cut_short = False
         async for report in self._tracker.updates(ended):
             began_s = time.perf_counter()
             data = self._encode(report, live=True).decode()
             cost_s = time.perf_counter() - began_s
             yield "pnl" if report.whole else "pnl.changed", data
-            await anyio.sleep(max(_PAUSE_S, cost_s * _PAUSE_PER_COST))
+            pause_s = max(_PAUSE_S, cost_s * _PAUSE_PER_COST)
+            if cut_short:
+                await anyio.sleep(pause_s)
+                cut_short = False
+            else:
+                cut_short = await self._tracker.pause(pause_s)
 
     def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
         body = self._encoder.encode(report)

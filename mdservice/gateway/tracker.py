@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import anyio
 
@@ -22,11 +22,12 @@ from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Totals
 from mdservice.pnl.rows import PnlReport
 from mdservice.positions.cache import PositionCache
+from mdservice.positions.trade_updates import TradeUpdate
 from mdservice.redis_io.names import Instance
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.network import HttpClient
 
-__all__ = ["FollowedPrices", "PnlTracker", "ReadFrom"]
+__all__ = ["Came", "Fills", "FollowedPrices", "PnlTracker", "ReadFrom"]
 
 _log = get_logger(__name__)
 
@@ -50,6 +51,22 @@ _TICK_S: Final = 1.0
 positions without a request."""
 
 
+class Fills(Protocol):
+    """Follows the account's events, and applies them to the positions."""
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        ...
+
+    def warning(self) -> str | None:
+        """Why fills may come late, or None."""
+        ...
+
+
+Came = Callable[[TradeUpdate], Awaitable[None]]
+"""Called with each event of the account after it was applied."""
+
+
 class PnlTracker:
     """Tracks the value of positions.
 
@@ -68,6 +85,8 @@ class PnlTracker:
         risk: Judges the limits.
         webhook: Gets alerts and changes of the breaker, or None; closed with the tracker.
         http: What the actions of a trip use, or None; closed with the tracker.
+        follow_fills: Makes what follows the account's events and applies them to the positions,
+            with a function to call after each; None if there are no events.
 
     Attributes:
         risk: As given.
@@ -86,6 +105,7 @@ class PnlTracker:
         risk: Risk,
         webhook: Webhook | None = None,
         http: HttpClient | None = None,
+        follow_fills: Callable[[Came], Fills] | None = None,
     ) -> None:
         self.risk = risk
         self.webhook = webhook
@@ -102,7 +122,9 @@ class PnlTracker:
         self._keys_error: str | None = None
         self._unusable: str | None = None
         self._changed = anyio.Event()
+        self._moved = anyio.Event()
         self._waiting = 0
+        self._fills = None if follow_fills is None else follow_fills(self._fill_came)
 
     @property
     def is_running(self) -> bool:
@@ -136,6 +158,9 @@ class PnlTracker:
         found = []
         if (reason := self._positions.warning()) is not None:
             found.append(f"the positions are out of date: {reason}")
+        found += self._positions.differences()
+        if self._fills is not None and (reason := self._fills.warning()) is not None:
+            found.append(reason)
         reason = self.prices_error(live=live)
         if reason is None and (live or self._live):
             reason = self._followed.delay()
@@ -243,6 +268,8 @@ class PnlTracker:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._keep, self._poll)
+                if self._fills is not None:
+                    tasks.start_soon(self._keep, self._fills.run)
                 tasks.start_soon(self._keep, self._followed.run)
                 tasks.start_soon(self._keep, self._tick)
                 if self._alerting is not None:
@@ -280,15 +307,28 @@ class PnlTracker:
             await anyio.sleep(_TICK_S)
 
     async def _poll(self) -> None:
+        self._take(await self._positions.refresh())
         while True:
-            self._take(await self._positions.refresh())
-            await anyio.sleep(self._positions.interval_s or _TICK_S)
+            self._take(await self._positions.refresh_when_due(_TICK_S))
+
+    async def _fill_came(self, _update: TradeUpdate) -> None:
+        if self._positions.answers:
+            self._take(self._positions.positions)
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait; return early, with True, if the positions change."""
+        with anyio.move_on_after(seconds):
+            await self._moved.wait()
+            return True
+        return False
 
     def _take(self, positions: Sequence[Position]) -> None:
         """The one way of positions into the P&L: what an await of the cache has returned."""
         if self._engine.set_positions(positions):
             self._unusable = _unusable(self._engine.problems())
             self._notify()
+            self._moved.set()
+            self._moved = anyio.Event()
 
     async def read_keys(self, symbols: Sequence[str] | None = None) -> None:
         """Take the prices that stand in the keys; a failure is in :meth:`warnings`.

@@ -82,5 +82,7 @@ async def positions(service: Service) -> Response:
     if report is not None and report.age_s is None:
         reason = error or f"{report.source} has not answered yet"
         return json_answer({"detail": f"the positions are not known: {reason}"}, 503)
-    body = encode_positions(service.positions(), [] if error is None else [error])
+    warnings = [] if error is None else [error]
+    differences = () if report is None else report.differences
+    body = encode_positions(service.positions(), warnings, differences)
     return Response(body, media_type=_JSON)

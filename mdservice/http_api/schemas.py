@@ -254,6 +254,11 @@ class PositionsAnswer(Answer):
     warnings: list[str] | None = Field(
         default=None, description="Why they may be out of date; absent if they are current."
     )
+    differences: list[str] | None = Field(
+        default=None,
+        description="Quantities that the source's answer has corrected in the last minute, since "
+        "the fills of the trading stream had others; absent without any.",
+    )
 
 
 @cache

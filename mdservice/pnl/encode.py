@@ -108,7 +108,11 @@ class PnlEncoder:
         self._rows = rows
 
 
-def encode_positions(positions: Iterable[Position], warnings: Sequence[str] = ()) -> bytes:
+def encode_positions(
+    positions: Iterable[Position],
+    warnings: Sequence[str] = (),
+    differences: Sequence[str] = (),
+) -> bytes:
     """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00,…}]}``, in their order.
 
     The other fields are ``asset_class``, ``multiplier``, ``current_price``, ``lastday_price``, and
@@ -118,8 +122,13 @@ def encode_positions(positions: Iterable[Position], warnings: Sequence[str] = ()
     Args:
         positions: As their source sent them.
         warnings: Why they may be out of date; included if there are any.
+        differences: What their source has corrected lately; likewise.
     """
-    suffix = f',"warnings":{_encode(warnings).decode()}' if warnings else ""
+    suffix = "".join(
+        f',"{name}":{_encode(texts).decode()}'
+        for name, texts in (("warnings", warnings), ("differences", differences))
+        if texts
+    )
     return f'{{"positions":[{",".join(map(encode_position, positions))}]{suffix}}}'.encode()
 
 

@@ -525,6 +525,7 @@ class ServicePositions:
 
     Attributes:
         out_of_date: Why the last known positions may be outdated, or None.
+        differences: What the service's source has corrected lately.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -532,6 +533,7 @@ class ServicePositions:
         self._socket = socket
         self._has_answered = False
         self.out_of_date: str | None = None
+        self.differences: tuple[str, ...] = ()
 
     async def fetch(self) -> Sequence[Position]:
         """Ask the service over its UNIX socket; an empty list if it follows no positions.
@@ -560,7 +562,9 @@ class ServicePositions:
             )
         found = parse_positions(body)
         self._has_answered = True
-        self.out_of_date = "; ".join(_decode_warnings(body).warnings) or None
+        said = _decode_warnings(body)
+        self.out_of_date = "; ".join(said.warnings) or None
+        self.differences = tuple(said.differences)
         return found
 
     async def aclose(self) -> None:
@@ -569,6 +573,7 @@ class ServicePositions:
 
 class _Warnings(msgspec.Struct):
     warnings: list[str] = []
+    differences: list[str] = []
     detail: str = "it does not know them"
 
 
