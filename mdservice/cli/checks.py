@@ -34,7 +34,6 @@ from mdservice.errors import (
     PositionsRefused,
     StoreError,
 )
-from mdservice.feed.alpaca.rest import clock_refusal
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import (
     CRYPTO,
@@ -61,6 +60,7 @@ from mdservice.positions.sources import (
     without_login,
 )
 from mdservice.redis_io.names import RedisNames
+from mdservice.runtime.market_clock import clock_refusal
 from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.runtime.runtime_dir import can_serve_at
 from mdservice.settings.feeds import STREAM_PATHS, url_variable

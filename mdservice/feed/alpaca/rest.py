@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Generic
 
 import anyio
 import attrs
-import msgspec
 
 from mdservice.clock import Clock
 from mdservice.errors import HistoryRefused, HistoryUnavailable, NoHistory, SymbolsRefused
@@ -45,20 +44,17 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
+from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
 from mdservice.settings.feeds import SIMULATOR
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["AlpacaHistory", "AlpacaMarketClock", "clock_refusal"]
+__all__ = ["AlpacaHistory", "AlpacaMarketClock"]
 
 _log = get_logger(__name__)
 
-_CLOCK_TIMEOUT_S = 5.0
-_CLOCK_MOST_BYTES = 64 * 1024
-_KEYS_REFUSED = (401, 403)
-_BUSY = (408, 425, 429)
 _ALWAYS_OPEN = frozenset(("test", "boats", "overnight", "simulator"))
 """Feeds with quotes outside the exchange's hours, or with invented quotes."""
 
@@ -230,9 +226,7 @@ class AlpacaHistory:
 
 
 class AlpacaMarketClock:
-    """The exchange's hours. Without an answer the market counts as open, which is logged once.
-
-    Source: Alpaca, trading API, ``GET /v2/clock``: ``{"is_open": true, "next_close": "…"}``.
+    """The exchange's hours, for a feed. Without an answer the market counts as open.
 
     Args:
         base_url: ``https://paper-api.alpaca.markets``.
@@ -240,9 +234,6 @@ class AlpacaMarketClock:
         credentials: Sent as headers.
         transport: Replaces the network in tests.
         http: A client shared with other parts and closed by its owner.
-
-    Attributes:
-        refused: Why the hours stay unknown until a setting changes, or None.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -256,77 +247,20 @@ class AlpacaMarketClock:
         transport: httpx.AsyncBaseTransport | None = None,
         http: HttpClient | None = None,
     ) -> None:
-        self.refused: str | None = None
-        self._url = f"{base_url.rstrip('/').removesuffix('/v2')}/v2/clock"
-        self._shown = mask_url(self._url)
-        self._always_open = feed in _ALWAYS_OPEN
-        self._headers = credentials.as_headers()
-        self._http = http or HttpClient(transport)
-        self._logged: str | None = None
-        if not self._always_open:
-            self._http.prepare(self._url)
+        self._clock: MarketClock | None = None
+        if feed not in _ALWAYS_OPEN:
+            http = http or HttpClient(transport)
+            self._clock = MarketClock(base_url, credentials.as_headers(), http, "counts as open")
+
+    @property
+    def refused(self) -> str | None:
+        """Why the hours stay unknown until a setting changes, or None."""
+        return None if self._clock is None else self._clock.refused
 
     async def is_open(self) -> bool:
         """Ask; never raises."""
-        if self._always_open:
-            return True
-        try:
-            with anyio.fail_after(_CLOCK_TIMEOUT_S):
-                answer = await self._http.get(
-                    self._url,
-                    headers=self._headers,
-                    timeout_s=_CLOCK_TIMEOUT_S,
-                    most_bytes=_CLOCK_MOST_BYTES,
-                )
-        except HttpFailed as exc:
-            return self._unknown(f"{self._shown}: {exc}")
-        except TimeoutError:
-            return self._unknown(f"{self._shown} does not answer within {_CLOCK_TIMEOUT_S:g} s")
-        return self._read(answer)
-
-    def _read(self, answer: HttpAnswer) -> bool:
-        status = answer.status
-        if status != _OK:
-            reason = f"{self._shown} answers HTTP {status}"
-            if status >= _SERVER_ERROR or status in _BUSY:
-                return self._unknown(reason)
-            return self._unknown(f"{reason}: {clock_refusal(status)}", refused=True)
-        try:
-            is_open = msgspec.json.decode(answer.body, type=_Clock).is_open
-        except msgspec.DecodeError:
-            return self._unknown(
-                f"{self._shown} does not answer as Alpaca's clock does: {clock_refusal(status)}",
-                refused=True,
-            )
-        if self._logged is not None:
-            _log.info("market_hours_known", url=self._shown)
-        self.refused = self._logged = None
-        return is_open
-
-    def _unknown(self, reason: str, *, refused: bool = False) -> bool:
-        if reason != self._logged:
-            _log.warning("market_hours_unknown", reason=reason, market="counts as open")
-        self._logged = reason
-        self.refused = reason if refused else None
-        return True
-
-
-def clock_refusal(status: int) -> str:
-    """What to do about an error status of the trading API."""
-    if status in _KEYS_REFUSED:
-        return (
-            "check ALPACA_API_KEY, ALPACA_SECRET_KEY and MDSERVICE_TRADING_URL: keys of a live "
-            "account need https://api.alpaca.markets, those of a paper account "
-            "https://paper-api.alpaca.markets"
-        )
-    return (
-        "set MDSERVICE_TRADING_URL to the base of the trading API: https://api.alpaca.markets, "
-        "or https://paper-api.alpaca.markets for a paper account"
-    )
-
-
-class _Clock(msgspec.Struct):
-    is_open: bool
+        market = None if self._clock is None else await self._clock.ask()
+        return market is None or market.is_open
 
 
 @attrs.define

@@ -1,0 +1,115 @@
+"""Asks Alpaca's trading API for the hours of the stock market."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import anyio
+import msgspec
+
+from mdservice.model.market import Market
+from mdservice.observability.logging import get_logger
+from mdservice.observability.masking import mask_url
+from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
+
+__all__ = ["MarketClock", "clock_refusal"]
+
+_log = get_logger(__name__)
+
+_TIMEOUT_S = 5.0
+_MOST_BYTES = 64 * 1024
+_OK = 200
+_SERVER_ERROR = 500
+_KEYS_REFUSED = (401, 403)
+_BUSY = (408, 425, 429)
+
+
+class MarketClock:
+    """The market's hours. A failure is logged once, until its reason changes.
+
+    Source: Alpaca, trading API, ``GET /v2/clock``:
+    ``{"is_open": true, "next_open": "…", "next_close": "…"}``.
+
+    Args:
+        base_url: ``https://paper-api.alpaca.markets``.
+        headers: Sent with each request; never shown.
+        http: A client shared with other parts, and closed by its owner.
+        without: What the log says that the market is without an answer: ``counts as open``.
+
+    Attributes:
+        refused: Why the hours stay unknown until a setting changes, or None.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+
+    def __init__(
+        self, base_url: str, headers: Mapping[str, str], http: HttpClient, without: str
+    ) -> None:
+        self.refused: str | None = None
+        self._url = f"{base_url.rstrip('/').removesuffix('/v2')}/v2/clock"
+        self._shown = mask_url(self._url)
+        self._headers = headers
+        self._http = http
+        self._without = without
+        self._logged: str | None = None
+        http.prepare(self._url)
+
+    async def ask(self) -> Market | None:
+        """What the clock says; None if it cannot be had. Never raises."""
+        try:
+            with anyio.fail_after(_TIMEOUT_S):
+                answer = await self._http.get(
+                    self._url,
+                    headers=self._headers,
+                    timeout_s=_TIMEOUT_S,
+                    most_bytes=_MOST_BYTES,
+                )
+        except HttpFailed as exc:
+            self._note(f"{self._shown}: {exc}")
+            return None
+        except TimeoutError:
+            self._note(f"{self._shown} does not answer within {_TIMEOUT_S:g} s")
+            return None
+        return self._read(answer)
+
+    def _read(self, answer: HttpAnswer) -> Market | None:
+        status, reason = answer.status, ""
+        if status == _OK:
+            try:
+                market = msgspec.json.decode(answer.body, type=Market)
+            except msgspec.DecodeError:
+                reason = f"{self._shown} does not answer as Alpaca's clock does"
+            else:
+                self._note(None)
+                return market
+        reason = reason or f"{self._shown} answers HTTP {status}"
+        if status >= _SERVER_ERROR or status in _BUSY:
+            self._note(reason)
+        else:
+            self._note(f"{reason}: {clock_refusal(status)}", refused=True)
+        return None
+
+    def _note(self, reason: str | None, *, refused: bool = False) -> None:
+        """Store and log why there is no answer, or that there is one."""
+        if reason is None:
+            if self._logged is not None:
+                _log.info("market_hours_known", url=self._shown)
+        elif reason != self._logged:
+            _log.warning("market_hours_unknown", reason=reason, market=self._without)
+        self._logged = reason
+        self.refused = reason if refused else None
+
+
+def clock_refusal(status: int) -> str:
+    """What to do about an error status of the trading API."""
+    if status in _KEYS_REFUSED:
+        return (
+            "check ALPACA_API_KEY, ALPACA_SECRET_KEY and MDSERVICE_TRADING_URL: keys of a live "
+            "account need https://api.alpaca.markets, those of a paper account "
+            "https://paper-api.alpaca.markets"
+        )
+    return (
+        "set MDSERVICE_TRADING_URL to the base of the trading API: https://api.alpaca.markets, "
+        "or https://paper-api.alpaca.markets for a paper account"
+    )
