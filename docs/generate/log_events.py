@@ -69,8 +69,8 @@ _MEANINGS: Final = {
     "limit_crossed": "A rule of `MDSERVICE_LIMITS` was crossed, or one of `MDSERVICE_ALERTS` "
     "with `trip`.",
     "market_hours_known": "The trading API gives the market's hours again.",
-    "market_hours_unknown": "The trading API does not give the market's hours. The market counts "
-    "as open.",
+    "market_hours_unknown": "The trading API does not give the market's hours. The service takes "
+    "the market for open; to a gateway it is not known.",
     "mdservice_failed": "The program ends. `reason` says why and what to do.",
     "other_services_cannot_be_noticed": "Redis does not allow the check for other services.",
     "on_trip_begins": "This gateway has tripped the breaker, and does at the broker what "

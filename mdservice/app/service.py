@@ -6,6 +6,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -56,6 +57,7 @@ from mdservice.publish.readers import LocalReader
 from mdservice.publish.store import PriceStore, read_last_records
 from mdservice.redis_io.names import ACCOUNT_CHANNEL
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
+from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 from mdservice.runtime.task_groups import background, leaves
 from mdservice.settings import Settings
@@ -478,7 +480,8 @@ async def open_service(
             stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))
             if instances is not None:
-                await stack.enter_async_context(background(instances.run))
+                market = facts.stock_clock(resolved, http)
+                await _start_announcing(instances, market, clock, stack)
             service = Service(settings, topology, clock, resolved, facts, instances)
             try:
                 yield service
@@ -587,6 +590,16 @@ def _open_journal(settings: Settings, clock: Clock) -> Recorder | None:
         ),
         clock,
     )
+
+
+async def _start_announcing(
+    instances: Instances, market: MarketClock | None, clock: Clock, stack: AsyncExitStack
+) -> None:
+    """Announce the service, and the stock market's hours where they have a clock."""
+    await stack.enter_async_context(background(instances.run))
+    if market is not None:
+        follow = partial(market.follow, clock, instances.set_market)
+        await stack.enter_async_context(background(follow))
 
 
 def _follow_positions(

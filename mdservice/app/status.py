@@ -11,7 +11,7 @@ import attrs
 
 from mdservice.app.topology import Pipeline, Topology
 from mdservice.clock import Clock
-from mdservice.feed.alpaca.drivers import make_market_clock
+from mdservice.feed.alpaca.drivers import make_market_clock, make_stock_clock
 from mdservice.feed.connection import IDLE, FeedSnapshot
 from mdservice.feed.driver import Driver
 from mdservice.feed.liveness import Hours
@@ -34,6 +34,7 @@ from mdservice.model.status import (
 )
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.publish.store import Refusable, channel_of
+from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
@@ -60,6 +61,7 @@ class FeedFacts:
         is_open: Returns whether its market is open.
         hours_refused: Why the trading API refuses to give the market's hours, or None.
         own_names: The name of each feed of an embedder; none of Alpaca's.
+        market_clock: The clock of the stock market that ``is_open`` asks, or None.
     """
 
     name: str
@@ -69,6 +71,7 @@ class FeedFacts:
     is_open: Callable[[], Awaitable[bool]]
     hours_refused: Callable[[], str | None]
     own_names: Mapping[FeedName, str] = attrs.field(factory=dict)
+    market_clock: MarketClock | None = None
 
     def hours(self, clock: Clock) -> Callable[[], Awaitable[Hours]]:
         """Returns what the silence of the feed means, also before the open and after the close."""
@@ -79,6 +82,17 @@ class FeedFacts:
             return "extended" if _in_extended_hours(clock.utc_ns()) else "closed"
 
         return hours
+
+    def stock_clock(self, settings: Settings, http: HttpClient) -> MarketClock | None:
+        """The clock of the stock market, also for a feed that is always open; None without one.
+
+        Args:
+            settings: With the addresses of a simulator that was started here.
+            http: What it uses.
+        """
+        if self.market_clock is not None or self.own:
+            return self.market_clock
+        return make_stock_clock(settings, http)
 
     async def regular_hours(self) -> Hours:
         """What silence means for a market without trading before the open and after the close."""
@@ -134,6 +148,7 @@ def feed_facts(
         delay_s=feed_delay_s(settings.feed),
         is_open=_always if market is None else market.is_open,
         hours_refused=lambda: None if market is None else market.refused,
+        market_clock=None if market is None else market.clock,
     )
 
 

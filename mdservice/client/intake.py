@@ -189,6 +189,8 @@ class Intake(Generic[R]):
         for id_, (_, heard_s) in list(self.heard.items()):
             if now_s - heard_s > GONE_AFTER_S:
                 del self.heard[id_]
+        if self.following is not None and instance.id == self.following.id:
+            self.following = instance
         if instance.gone:
             self.heard.pop(instance.id, None)
         elif instance.id in self.heard or len(self.heard) < _MOST_HEARD:

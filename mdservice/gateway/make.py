@@ -33,6 +33,7 @@ from mdservice.positions.cache import PositionCache
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.sources import PositionSource, ServicePositions, open_source
 from mdservice.positions.trading_stream import TradeUpdatesFollower, open_trading_stream
+from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings.feeds import feed_delay_s
@@ -124,9 +125,11 @@ def make_tracker(
     all_alerts = (*settings.alerts, *alerts)
     alerting = make_alerting(all_alerts, calls, clock, webhook)
     judged = make_limits((*settings.limits, *limits), all_alerts) if judges else make_limits((), ())
-    http = on_trip = None
+    http, on_trip, market_clock = HttpClient(), None, None
+    if settings.api_key is not None and settings.secret_key is not None:
+        keys = {"APCA-API-KEY-ID": settings.api_key, "APCA-API-SECRET-KEY": settings.secret_key}
+        market_clock = MarketClock(settings.resolved_trading_url(), keys, http, "is not known")
     if judges and settings.on_trip:
-        http = HttpClient()
         account = TradingAccount(settings, http)
         on_trip = OnTrip(settings.on_trip, account, calls, clock, webhook)
     interval_s = _AT_ONCE_S if own else settings.positions_interval
@@ -143,6 +146,7 @@ def make_tracker(
         webhook,
         http,
         _fills(positions, source, cache, server, settings, clock),
+        market_clock,
     )
 
 

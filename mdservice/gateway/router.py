@@ -204,12 +204,24 @@ class Answers:
         return b'%b,"warnings":%b}' % (body[:-1], msgspec.json.encode(warnings))
 
 
+class MarketHours(Answer):
+    """The stock market's hours, as Alpaca's clock gives them."""
+
+    is_open: bool = Field(description="Whether the regular session is on.")
+    next_open: str | None = Field(
+        description="RFC 3339; null if the clock does not say.",
+        examples=["2026-11-23T09:30:00-05:00"],
+    )
+    next_close: str | None = Field(description="Likewise.", examples=["2026-11-20T16:00:00-05:00"])
+
+
 class PnlAnswer(Answer):
     """Every position at its latest price. Numbers are exact decimals."""
 
     positions: list[_Row] = Field(description="In the source's order; none is omitted.")
     total_unrealized_pnl: float = Field(
-        description="The sum over the priced positions, live and stale.", examples=[371.35]
+        description="The sum over the priced positions, whatever their status.",
+        examples=[371.35],
     )
     total_market_value: float = Field(description="Likewise.", examples=[1871.35])
     total_day_pnl: float | None = Field(
@@ -220,7 +232,11 @@ class PnlAnswer(Answer):
     realized_day_pnl: float | None = Field(
         description="What today's fills realised; null where they are not known.", examples=[12.5]
     )
-    priced: int = Field(description="The number of rows with a price, live or stale.")
+    market: MarketHours | None = Field(
+        description="The stock market's hours, which are those of options too; null if they are "
+        "not known.",
+    )
+    priced: int = Field(description="The number of rows with a price, whatever their status.")
     unpriced: int = Field(description="Rows without one.")
     warnings: list[str] | None = Field(
         default=None,
@@ -260,8 +276,10 @@ class _Row(HeldPosition):
         description="What `current_price` is: `mid`, or `previous`, the price from the position's "
         "source. Null if it is unpriced.",
     )
-    status: Literal["live", "stale", "unpriced"] = Field(
-        description="`stale`: the price is older than the age limit, its key has expired, a newer "
-        "quote has no side or too wide a spread, or it comes from the position's source."
+    status: Literal["live", "closed", "stale", "unpriced"] = Field(
+        description="`live`: the price is not older than the age limit, at any hour. `closed`: it "
+        "is older, its market is closed, and it is the last session's last price. `stale`: it is "
+        "too old otherwise, its key has expired, a newer quote has no side or too wide a spread, "
+        "or it comes from the position's source."
     )
     problem: str | None = Field(default=None, description="Why it is never priced.")

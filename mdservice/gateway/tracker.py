@@ -15,6 +15,7 @@ from mdservice.gateway.alerting import Alerting
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk
 from mdservice.gateway.webhook import Webhook
+from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.observability.logging import get_logger, masked
@@ -23,8 +24,9 @@ from mdservice.pnl.holding import Totals
 from mdservice.pnl.rows import PnlReport
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate
-from mdservice.redis_io.names import Instance
+from mdservice.redis_io.names import GONE_AFTER_S, Instance
 from mdservice.runtime.backoff import Backoff
+from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 
 __all__ = ["Came", "Fills", "FollowedPrices", "PnlTracker", "ReadFrom"]
@@ -46,6 +48,7 @@ _MOST_NAMED: Final = 20
 """How many unusable positions a warning names."""
 _CLOSE_S: Final = 1.0
 """How long closing the connections may take."""
+_CONFIRM_S: Final = 5.0
 _TICK_S: Final = 1.0
 """How often the tracker checks for prices that became stale, and calls a program's function for
 positions without a request."""
@@ -84,9 +87,12 @@ class PnlTracker:
         clock: The time.
         risk: Judges the limits.
         webhook: Gets alerts and changes of the breaker, or None; closed with the tracker.
-        http: What the actions of a trip use, or None; closed with the tracker.
+        http: What the actions of a trip and the market's clock use, or None; closed with the
+            tracker.
         follow_fills: Makes what follows the account's events and applies them to the positions,
             with a function to call after each; None if there are no events.
+        market_clock: Gives the stock market's hours. Without it, or while it does not answer, they
+            are those that the service announces.
 
     Attributes:
         risk: As given.
@@ -106,9 +112,13 @@ class PnlTracker:
         webhook: Webhook | None = None,
         http: HttpClient | None = None,
         follow_fills: Callable[[Came], Fills] | None = None,
+        market_clock: MarketClock | None = None,
     ) -> None:
         self.risk = risk
         self.webhook = webhook
+        self._market_clock = market_clock
+        self._market: Market | None = None
+        """What the market's own clock says."""
         self._http = http
         self._positions = positions
         self._followed = FollowedPrices(open_prices, self._quote_came)
@@ -119,6 +129,9 @@ class PnlTracker:
         self._clock = clock
         self._running = False
         self._service: Instance | None = None
+        self._announced: Market | None = None
+        """The hours that the service announced last."""
+        self._announced_s = 0.0
         self._keys_error: str | None = None
         self._unusable: str | None = None
         self._changed = anyio.Event()
@@ -277,6 +290,9 @@ class PnlTracker:
                 if self.webhook is not None:
                     tasks.start_soon(self._keep, self.webhook.run)
                 tasks.start_soon(self._keep, self.risk.run)
+                tasks.start_soon(self._keep, self._confirm)
+                if self._market_clock is not None:
+                    tasks.start_soon(self._keep, self._follow_market)
                 tasks.start_soon(self._keep, self.risk.act)
                 self._running = True
                 try:
@@ -363,6 +379,9 @@ class PnlTracker:
         if service is None or service is self._service:
             return
         self._service = service
+        if service.market is not None:
+            self._announced, self._announced_s = service.market, self._clock.monotonic()
+            self._set_market()
         if self._engine.set_service(
             feed_delay_s=service.delay_s,
             price_ttl_s=service.price_ttl_s,
@@ -379,7 +398,35 @@ class PnlTracker:
         while True:
             await anyio.sleep(_TICK_S)
             self._learn(self._followed.service())
+            self._set_market()
             self._judge()
+
+    async def _follow_market(self) -> None:
+        if self._market_clock is not None:
+            await self._market_clock.follow(self._clock, self._market_came)
+
+    def _market_came(self, market: Market | None) -> None:
+        self._market = market
+        self._set_market()
+
+    def _set_market(self) -> None:
+        """Use the hours of the market's own clock, or else those that the service announces."""
+        now_ns, market = self._clock.utc_ns(), self._market
+        if market is None and (market := self._announced) is not None:
+            # What a service that has ended said counts until the market opens or closes by it.
+            gone = self._clock.monotonic() - self._announced_s > GONE_AFTER_S
+            changes_ns = market.changes_ns
+            if gone and (changes_ns is None or now_ns >= changes_ns):
+                market = None
+        if self._engine.set_market(market, now_ns):
+            self._notify()
+
+    async def _confirm(self) -> None:
+        """Ask the keys after the close whether the last prices are still the newest ones."""
+        while True:
+            if symbols := self._engine.unconfirmed():
+                await self.read_keys(symbols)
+            await anyio.sleep(_CONFIRM_S)
 
     def _judge(self) -> None:
         if self._alerting is not None:

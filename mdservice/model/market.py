@@ -9,7 +9,7 @@ Source: Alpaca, trading API, ``GET /v2/clock``; NYSE, "Holidays & Trading Hours"
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -24,7 +24,6 @@ __all__ = ["Market", "Session", "last_session"]
 _S_NS: Final = 1_000_000_000
 _NEW_YORK: Final = ZoneInfo("America/New_York")
 _DAY: Final = timedelta(days=1)
-_EARLY_TRADES: Final = time(4)
 _CLOSE, _EARLY_CLOSE = time(16), time(13)
 _MON, _THU, _FRI, _SAT, _SUN = 0, 3, 4, 5, 6
 _JUNETEENTH_SINCE: Final = 2022
@@ -66,7 +65,8 @@ class Session:
 
     Attributes:
         date: In New York.
-        begins_ns: When its first trades may come, before the open; UTC nanoseconds.
+        begins_ns: The close of the session before, UTC nanoseconds: trades from then on, in the
+            hours before the open too, belong to this one.
         closes_ns: Its regular close, UTC nanoseconds.
     """
 
@@ -77,14 +77,21 @@ class Session:
 
 def last_session(at_ns: int) -> Session:
     """The session whose close is the last one at or before a moment."""
-    day = datetime.fromtimestamp(at_ns // _S_NS, _NEW_YORK).date()
-    while not _is_trading_day(day) or _ns(day, _close_of(day)) > at_ns:
+    day = _trading_day(datetime.fromtimestamp(at_ns // _S_NS, _NEW_YORK).date())
+    if _close_ns(day) > at_ns:
+        day = _trading_day(day - _DAY)
+    return Session(day, _close_ns(_trading_day(day - _DAY)), _close_ns(day))
+
+
+def _trading_day(day: date) -> date:
+    """The day, or the last one before it with a session."""
+    while not _is_trading_day(day):
         day -= _DAY
-    return Session(day, _ns(day, _EARLY_TRADES), _ns(day, _close_of(day)))
+    return day
 
 
-def _ns(day: date, at: time) -> int:
-    return int(datetime.combine(day, at, _NEW_YORK).astimezone(UTC).timestamp()) * _S_NS
+def _close_ns(day: date) -> int:
+    return int(datetime.combine(day, _close_of(day), _NEW_YORK).timestamp()) * _S_NS
 
 
 def _is_trading_day(day: date) -> bool:

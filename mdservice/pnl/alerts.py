@@ -64,8 +64,9 @@ class AlertRules:
     again, it crosses again. A rule on a symbol that is not held waits.
 
     Unusable quotes (neither side, or too wide a spread) are ignored: no rule crosses or comes back
-    because of them. ``stale`` depends on the age of the last usable quote. A price from the
-    position's source counts only in the total.
+    because of them. ``stale`` depends on the age of the last usable quote. A price that is
+    ``closed`` is as good as a live one. Another price from the position's source counts only in the
+    total.
 
     The total is that of the priced rows, as reported. While a symbol has no price because none of
     its quotes was usable, the total can cross but not come back, since it might not have come back
@@ -123,10 +124,13 @@ class AlertRules:
         self, rule: AlertRule, holding: Holding, now_ns: int, alerts: list[Alert]
     ) -> None:
         status, mark = holding.status, holding.mark
-        if status == "unpriced" or mark is None or holding.price is None:
+        if status == "unpriced" or (mark is None and not holding.closed):
             return
         if rule.kind == "stale":
-            beyond, back = not holding.live, status == "live"
+            if mark is None:
+                return
+            beyond = not holding.live and not holding.closed
+            back = status in {"live", "closed"}
             value = age_s(mark.ts_event_ns, now_ns)
         else:
             found = of_holding(rule.kind, holding)

@@ -86,6 +86,7 @@ class PnlEncoder:
             f',"total_market_value":{short(report.total_market_value)}'
             f',"total_day_pnl":{"null" if day is None else short(day)}'
             f',"realized_day_pnl":{"null" if realized is None else short(realized)}'
+            f',"market":{_encode(report.market).decode()}'
             f',"priced":{report.priced},"unpriced":{report.unpriced}}}'
         ).encode()
 

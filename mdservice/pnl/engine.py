@@ -13,6 +13,9 @@ from heapq import heappop, heappush, heapreplace
 from math import isfinite
 from typing import Final
 
+import attrs
+
+from mdservice.model.market import Market, Session, last_session
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote, mid_number
 from mdservice.model.symbol import is_option, pair_of, without_slash
@@ -31,6 +34,8 @@ DEFAULT_MAX_SPREAD: Final = 10.0
 """Per cent of the mid."""
 
 _S_NS = 1_000_000_000
+_CLOCKS_DIFFER_NS: Final = 60 * _S_NS
+"""By how much the market's clock may be ahead of this machine's."""
 _200: Final = Decimal(200)
 
 
@@ -45,6 +50,11 @@ class PnlEngine:
     A quote with neither side, or with too wide a spread, is not usable: the last usable quote, the
     mark, stays the price, and its row is stale until the next usable quote. Without a mark, the
     price is the ``current_price`` or ``lastday_price`` of the position, and stale.
+
+    While the market is closed, a price that is no longer live is ``closed`` instead of stale if it
+    is the last one of the last session: it is of that session, and the service had no newer one
+    after the close. A quote that came after the close and is not usable leaves it so. The source's
+    price counts as such too. Crypto is always open.
 
     Quotes of symbols without a position are accepted too. The newest of each is kept, so that a
     new position has its price at once. Prices of closed positions are kept as well.
@@ -91,6 +101,12 @@ class PnlEngine:
         """Increases by one with each change."""
         self.totals = Totals()
         """The totals of all rows. Read only."""
+        self.market: Market | None = None
+        """The market's hours, as they were set. Read only."""
+        self._session: Session | None = None
+        """The last session, while the market is closed."""
+        self._closed: tuple[str | None, Session] | None = None
+        """The last session, and the open that ends the time without one."""
         self._aged: dict[str, Holding] = {}
         """Held symbols whose mark became too old after an unusable quote, which no row shows."""
 
@@ -141,9 +157,45 @@ class PnlEngine:
                 self._watch(holding, live_until_ns)
             if live is not holding.live:
                 holding.live = live
+                self._judge_rest(holding)
                 if holding.priceable:
                     self._touch(holding)
         return self.version != version
+
+    def set_market(self, market: Market | None, now_ns: int) -> bool:
+        """Use the market's hours; return whether they changed.
+
+        Args:
+            market: What its clock says; None if that is not known.
+            now_ns: The time at which the clock said so.
+        """
+        if market == self.market:
+            return False
+        self.pass_time(now_ns)
+        self.market, self._session = market, None
+        if market is not None and not market.is_open:
+            if self._closed is None or self._closed[0] != market.next_open:
+                session = last_session(now_ns + _CLOCKS_DIFFER_NS)
+                session = attrs.evolve(session, closes_ns=min(session.closes_ns, now_ns))
+                self._closed = market.next_open, session
+            self._session = self._closed[1]
+        self.version += 1
+        for holding in list(self._held.values()):
+            if self._judge_rest(holding) and holding.priceable:
+                self._touch(holding)
+        return True
+
+    def unconfirmed(self) -> list[str]:
+        """The symbols whose last price is to be confirmed, since the market has closed."""
+        session = self._session
+        if session is None:
+            return []
+        return [
+            holding.symbol
+            for holding in self._held.values()
+            if holding.heard_ns < session.closes_ns and holding.mark is not None
+            if holding.has_hours
+        ]
 
     def holding(self, symbol: str) -> Holding | None:
         """The holding of a symbol, or None if it is not held. Read only.
@@ -164,13 +216,10 @@ class PnlEngine:
         self.pass_time(now_ns)
         holding = self.known(symbol)
         # The heap has only the prices of held symbols.
-        if (
-            holding is not None
-            and not holding.positions
-            and holding.mark is not None
-            and now_ns >= self._live_until_ns(holding.mark, holding.heard_ns)
-        ):
-            holding.live = False
+        if holding is not None and not holding.positions and holding.mark is not None:
+            if now_ns >= self._live_until_ns(holding.mark, holding.heard_ns):
+                holding.live = False
+            self._judge_rest(holding)
         return holding
 
     @property
@@ -313,6 +362,8 @@ class PnlEngine:
         holding.live = live = now_ns < live_until_ns
         if live is not was_live:
             changed = True
+        if self._session is not None and self._judge_rest(holding):
+            changed = True
         if live and holding.positions:
             self._watch(holding, live_until_ns)
         if changed and holding.priceable:
@@ -339,7 +390,8 @@ class PnlEngine:
             changed = known is None or known.ts_event_ns != quote.ts_event_ns
         else:
             holding.quote = quote
-            changed = was == "live"
+            self._judge_rest(holding)
+            changed = holding.status != was
         if changed and holding.priceable:
             self._touch(holding)
             return True
@@ -424,6 +476,7 @@ class PnlEngine:
             totals.market_value,
             totals.day_pnl,
             totals.realized_day_pnl,
+            self.market,
             totals.priced,
             totals.unpriced,
             self.version,
@@ -436,6 +489,7 @@ class PnlEngine:
         self._held_keys[key] = holding
         holding.day = self._day_of(key)
         holding.hold(lots)
+        self._judge_rest(holding)
         self._held[symbol] = holding
         self._hold_day(key, held=True)
         self.totals.enter(holding)
@@ -448,6 +502,7 @@ class PnlEngine:
         before, base = list(holding.rows()), holding.day_base
         self.totals.leave(holding)
         holding.hold(lots)
+        self._judge_rest(holding)
         self.totals.enter(holding)
         if holding.rows() != before or holding.day_base != base:
             self._touch(holding)
@@ -509,12 +564,30 @@ class PnlEngine:
             holding.due_ns = at_ns
             heappush(self._heap, (at_ns, holding.symbol))
 
+    def _judge_rest(self, holding: Holding) -> bool:
+        """Note whether its price is the last session's last one; return whether that changed."""
+        was, holding.closed = holding.closed, self._rests(holding)
+        return holding.closed is not was
+
+    def _rests(self, holding: Holding) -> bool:
+        session, mark, quote = self._session, holding.mark, holding.quote
+        if session is None or holding.live or not holding.has_hours:
+            return False
+        if mark is None or quote is None:
+            return holding.price is not None
+        return (
+            mark.ts_event_ns >= session.begins_ns
+            and holding.heard_ns >= session.closes_ns
+            and (quote is mark or quote.ts_event_ns >= session.closes_ns)
+        )
+
     def _end_live(self, holding: Holding) -> None:
         if holding.live:
             holding.live = False
+            self._judge_rest(holding)
             if not holding.priceable:
                 return
-            if holding.quote is holding.mark:
+            if holding.quote is holding.mark or holding.closed:
                 self._touch(holding)
             else:
                 self._aged[holding.symbol] = holding

@@ -8,7 +8,7 @@ from typing import Final
 
 import attrs
 
-from mdservice.model.position import AssetClass, Position
+from mdservice.model.position import AssetClass, Position, asset_class_of
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.pnl.day import NOTHING_TODAY, SymbolDay
@@ -33,6 +33,7 @@ class Holding:
         number: Its mid from :func:`mdservice.model.quote.mid_number`.
         heard_ns: When the last quote came, or the known one was confirmed.
         live: Whether the mark was young enough at the last check.
+        closed: Whether the price is the last one of the last session, and its market is closed.
         due_ns: When the engine checks it next, or None for never.
         price: The exact mid of the mark; without a mark the price from the lots' source, or None.
         units: Shares in the priceable lots.
@@ -55,6 +56,7 @@ class Holding:
     number: float | Decimal | None = None
     heard_ns: int = 0
     live: bool = False
+    closed: bool = False
     due_ns: int | None = None
     price: Decimal | None = None
     units: Decimal = ZERO
@@ -121,7 +123,16 @@ class Holding:
         """What its priceable lots are."""
         if self.price is None or not self.priceable:
             return "unpriced"
-        return "live" if self.live and self.quote is self.mark else "stale"
+        if self.live and self.quote is self.mark:
+            return "live"
+        return "closed" if self.closed else "stale"
+
+    @property
+    def has_hours(self) -> bool:
+        """Whether its market closes; that of crypto never does."""
+        if self.positions:
+            return self.positions[0].asset_class != "crypto"
+        return asset_class_of(self.symbol) != "crypto"
 
     def has_other_prices(self, positions: Sequence[Position]) -> bool:
         """Whether its price is from the source, and equal lots now have another price."""
@@ -212,8 +223,8 @@ class Totals:
     """Sums over all holdings, kept up to date by what each event changes; the engine alone does it.
 
     Attributes:
-        minus_paid: Minus the exact cost of the priced rows, live and stale.
-        priced: The number of rows with a price, live and stale.
+        minus_paid: Minus the exact cost of the priced rows, whatever their status.
+        priced: The number of rows with a price, whatever their status.
         unpriced: The number of rows without a price.
         waiting: Held symbols without a usable quote yet. The sums omit them, or include them at
             the price from the positions' source.
@@ -286,7 +297,7 @@ class Totals:
 
     @property
     def unrealized_pnl(self) -> Decimal:
-        """The exact sum over the priced rows, live and stale."""
+        """The exact sum over the priced rows, whatever their status."""
         return _add(self.market_value, self.minus_paid) or ZERO
 
     @property

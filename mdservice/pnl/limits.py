@@ -57,7 +57,7 @@ class LimitState:
         rule: The limit's text.
         subject: The symbol or ``total``; ``*`` for such a limit if nothing is held.
         value: What it measures now; of ``stale`` the age of the price in seconds. None where that
-            is not known.
+            is not known, or where the price is the source's.
         used: ``value`` as a fraction of the limit, half-even to 10 places: above 1 it is crossed.
             Never below 0. Of a limit towards 0, such as ``price < 100``, the limit as a fraction of
             the value. None if the limit is blind.
@@ -416,8 +416,10 @@ def _unreadable(holding: Holding) -> str | None:
 
 
 def _unusable(holding: Holding) -> str | None:
-    """Why the price of a symbol must not be used, or None."""
+    """Why the price of a symbol must not be used, or None. One that is ``closed`` may be."""
     mark = holding.mark
+    if holding.closed:
+        return None
     if mark is None:
         return "no price is known" if holding.quote is None else "no quote was usable yet"
     if holding.quote is not mark:
@@ -433,7 +435,7 @@ def _blindness(rule: AlertRule, holding: Holding) -> str | None:
     if reason is not None or rule.kind == "qty":
         return reason
     if rule.kind == "stale":
-        return "no price is known" if holding.mark is None else None
+        return "no price is known" if holding.mark is None and not holding.closed else None
     reason = _unusable(holding)
     if reason is None and rule.kind == "day_pnl" and holding.day_pnl is None:
         return holding.day.problem or "the last close is not known"
@@ -447,16 +449,23 @@ def _value(rule: AlertRule, holding: Holding, now_ns: int) -> Decimal | None:
 
 
 def _is_beyond(rule: AlertRule, value: Decimal, holding: Holding) -> bool:
-    return not holding.live if rule.kind == "stale" else rule.beyond(value)
+    return _is_stale(holding) if rule.kind == "stale" else rule.beyond(value)
+
+
+def _is_stale(holding: Holding) -> bool:
+    return not holding.live and not holding.closed
 
 
 def _state(rule: AlertRule, holding: Holding, now_ns: int) -> LimitState:
     value = None
-    if _blindness(rule, holding) is None:
+    blind = _blindness(rule, holding) is not None
+    if not blind:
         value = _value(rule, holding, now_ns)
     if value is None:
-        return LimitState(rule.text, holding.symbol, None, None)
-    used = Decimal(not holding.live) if rule.kind == "stale" else _used(rule, value)
+        # The source's price has no age, and is not stale while the market is closed.
+        used = ZERO if rule.kind == "stale" and not blind else None
+        return LimitState(rule.text, holding.symbol, None, used)
+    used = Decimal(_is_stale(holding)) if rule.kind == "stale" else _used(rule, value)
     return LimitState(rule.text, holding.symbol, value, used)
 
 

@@ -7,11 +7,12 @@ from typing import Literal
 
 import msgspec
 
+from mdservice.model.market import Market
 from mdservice.model.position import AssetClass
 
 __all__ = ["MarkName", "PnlReport", "Row", "Status"]
 
-Status = Literal["live", "stale", "unpriced"]
+Status = Literal["live", "closed", "stale", "unpriced"]
 MarkName = Literal["mid", "previous"]
 """What a price is: the mid of a quote, or the price of the position's source."""
 
@@ -38,8 +39,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         mark: What ``current_price`` is; None if unpriced.
         last_updated: The time of that quote, RFC 3339; None for a price from the source. If
             unpriced, the time of the newest quote, or None.
-        status: ``live``; ``stale``: the price is too old, its key is gone, the newest quote is not
-            usable, or the price is from the position's source; ``unpriced``.
+        status: ``live``: the price is young enough; ``closed``: it is older, its market is closed,
+            and it is the last session's last price; ``stale``: it is too old otherwise, its key is
+            gone, the newest quote is not usable, or the price is from the position's source;
+            ``unpriced``.
         problem: Why the lot is never priced, or None.
     """
 
@@ -65,12 +68,13 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         positions: The rows. If the report is not whole, it has each changed symbol with all its
             lots, in their order; they replace all earlier rows of that symbol.
-        total_unrealized_pnl: The exact sum over the priced rows, live and stale.
+        total_unrealized_pnl: The exact sum over the priced rows, whatever their status.
         total_market_value: Likewise.
         total_day_pnl: The exact sum over all rows and over what was closed today; None if one is
             not known.
         realized_day_pnl: What today's fills realised; None where that is not known.
-        priced: The number of rows with a price, live and stale.
+        market: The market's hours; None if they are not known.
+        priced: The number of rows with a price, whatever their status.
         unpriced: The number of rows without a price.
         version: Pass it to get the changes since this report.
         whole: Whether it has all rows, in the order of their source.
@@ -81,6 +85,7 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
     total_market_value: Decimal
     total_day_pnl: Decimal | None
     realized_day_pnl: Decimal | None
+    market: Market | None
     priced: int
     unpriced: int
     version: int

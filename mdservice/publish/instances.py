@@ -26,6 +26,7 @@ from anyio.abc import TaskStatus
 
 from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
+from mdservice.model.market import Market
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 from mdservice.redis_io.commands import pack
@@ -100,6 +101,10 @@ class Instances:
             price_ttl_s=price_ttl_s,
             since=format_ns(clock.utc_ns()),
         )
+
+    def set_market(self, market: Market | None) -> None:
+        """Announce the stock market's hours from now on; None if they are not known."""
+        self.own = msgspec.structs.replace(self.own, market=market)
 
     def others(self) -> list[Instance]:
         """The other services that publish the same names now, the longest running first."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from mdservice.model.kinds import KINDS, QUOTES, Kind, Stream
+from mdservice.model.market import Market
 
 __all__ = [
     "ACCOUNT_CHANNEL",
@@ -89,6 +90,7 @@ class Instance(msgspec.Struct, frozen=True):
         price_ttl_s: How many seconds the key of a price lives.
         since: When it started, RFC 3339.
         gone: Whether it is ending.
+        market: The stock market's hours; None if they are not known to it.
     """
 
     id: str
@@ -101,6 +103,7 @@ class Instance(msgspec.Struct, frozen=True):
     since: str
     pid_space: str = ""
     gone: bool = False
+    market: Market | None = None
 
 
 _encoder = msgspec.json.Encoder()

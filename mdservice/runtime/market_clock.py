@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
+from anyio.abc import TaskStatus
 
+from mdservice.clock import Clock
 from mdservice.model.market import Market
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
@@ -17,6 +20,7 @@ __all__ = ["MarketClock", "clock_refusal"]
 _log = get_logger(__name__)
 
 _TIMEOUT_S = 5.0
+_EVERY_S, _EVERY_S_HERE = 10.0, 1.0
 _MOST_BYTES = 64 * 1024
 _OK = 200
 _SERVER_ERROR = 500
@@ -53,7 +57,36 @@ class MarketClock:
         self._http = http
         self._without = without
         self._logged: str | None = None
+        self._last: Market | None = None
+        self._every_s = _EVERY_S_HERE if _is_here(self._url) else _EVERY_S
         http.prepare(self._url)
+
+    async def follow(
+        self,
+        clock: Clock,
+        came: Callable[[Market | None], None],
+        *,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Ask until cancelled: a server on this machine each second, another each ten seconds.
+
+        Args:
+            clock: The time.
+            task_status: Started at once.
+            came: Called with what the clock says; None if that is not known. After a failure, the
+                last answer counts until the market opens or closes by it.
+        """
+        task_status.started()
+        while True:
+            market = await self.ask()
+            if market is not None:
+                self._last = market
+            elif self._last is not None:
+                changes_ns = self._last.changes_ns
+                if changes_ns is None or clock.utc_ns() >= changes_ns:
+                    self._last = None
+            came(self._last)
+            await anyio.sleep(self._every_s)
 
     async def ask(self) -> Market | None:
         """What the clock says; None if it cannot be had. Never raises."""
@@ -99,6 +132,12 @@ class MarketClock:
             _log.warning("market_hours_unknown", reason=reason, market=self._without)
         self._logged = reason
         self.refused = reason if refused else None
+
+
+def _is_here(url: str) -> bool:
+    """Whether the server is on this machine, so that no rate limit is to be spared."""
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def clock_refusal(status: int) -> str:

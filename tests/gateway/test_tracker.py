@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import attrs
+import msgspec
 import pytest
 
 from mdservice.errors import StoreUnavailable
 from mdservice.gateway.risk import Risk
 from mdservice.gateway.tracker import FollowedPrices, PnlTracker
+from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
+from mdservice.model.timestamps import format_ns
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.limits import Limits
 from mdservice.positions.cache import PositionCache
 from mdservice.redis_io.names import Instance
+from mdservice.runtime.market_clock import MarketClock
+from mdservice.runtime.network import HttpClient
+from mdservice.simulator import SimulatorConfig, open_simulator
+from mdservice.simulator.transport import SimulatorTransport
 from mdservice.testing import FakePositions, VirtualClock
 
 FAILS_AFTER_S = 5.0
@@ -112,7 +119,13 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    clock, prices, keys = VirtualClock(), FakePrices(), FakeKeys()
+    with open_bench(VirtualClock()) as found:
+        yield found
+
+
+@contextmanager
+def open_bench(clock: VirtualClock, market_clock: MarketClock | None = None) -> Iterator[Bench]:
+    prices, keys = FakePrices(), FakeKeys()
     source = FakePositions([Position("AAPL", Decimal(10), Decimal(150))])
     engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
     tracker = PnlTracker(
@@ -124,6 +137,7 @@ def bench() -> Iterator[Bench]:
         "live",
         clock,
         Risk(Limits(()), engine, keys, clock),  # type: ignore[arg-type]
+        market_clock=market_clock,
     )
     yield Bench(tracker, source, prices, keys, clock)
     prices.close()
@@ -226,3 +240,85 @@ async def test_it_closes_its_connections_however_the_block_ends(
                 scope.cancel()
                 await anyio.sleep(1)
     assert (bench.keys.closed, bench.source.closed) == (1, 1)
+
+
+S_NS = 10**9
+CLOSES_NS = 1_795_208_400 * S_NS
+"""The close of 20 November 2026."""
+
+
+def announcing(market: Market | None, name: str = "a") -> Instance:
+    return msgspec.structs.replace(instance(name), market=market)
+
+
+def hours(clock: VirtualClock, *, is_open: bool, change_in_s: int) -> Market:
+    soon, later = (format_ns(clock.utc_ns() + s * S_NS) for s in (change_in_s, 86_400))
+    return Market(is_open, later, soon) if is_open else Market(is_open, soon, later)
+
+
+async def test_the_markets_hours_are_those_that_the_service_announces(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    async with bench.tracker.running():
+        await anyio.sleep(0.1)
+        bench.prices.send("AAPL", 100, bench.clock.utc_ns())
+        await anyio.sleep(62)
+        assert (await bench.tracker.report()).market is None
+        assert await bench.row() == ("stale", 100)
+        market = hours(bench.clock, is_open=False, change_in_s=300)
+        bench.prices.service = announcing(market)
+        await anyio.sleep(2)
+        assert (await bench.tracker.report()).market == market
+        bench.prices.service = announcing(None, "b")
+        await anyio.sleep(200)
+        assert (await bench.tracker.report()).market == market, "until the market opens by it"
+        await anyio.sleep(100)
+        assert (await bench.tracker.report()).market is None
+
+
+async def test_the_last_prices_are_confirmed_after_the_close(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    """A live subscriber does not see that the key of a quiet symbol is still there."""
+    bench.clock.step((CLOSES_NS - bench.clock.utc_ns()) / S_NS - 60)
+    async with bench.tracker.running():
+        await anyio.sleep(0.1)
+        at_ns = bench.clock.utc_ns()
+        bench.prices.send("AAPL", 100, at_ns)
+        await anyio.sleep(120)
+        bench.prices.service = announcing(hours(bench.clock, is_open=False, change_in_s=3_600))
+        await anyio.sleep(10)
+        assert await bench.row() == ("stale", 100), "nothing says that it is the last price"
+        bench.keys.found["AAPL"] = Quote("AAPL", 100, 100, 1, 1, at_ns, at_ns)
+        await anyio.sleep(10)
+        assert await bench.row() == ("closed", 100)
+
+
+async def test_the_markets_own_clock_comes_first(autojump_clock: Any) -> None:
+    clock = VirtualClock()
+    async with open_simulator(SimulatorConfig(rate=0), port=None, clock=clock) as simulator:
+        http = HttpClient(SimulatorTransport(simulator))
+        market_clock = MarketClock(simulator.rest_url, {}, http, "is not known")
+        simulator.market_open = False
+        simulator.refuse_rest(503)
+        with open_bench(clock, market_clock) as bench:
+            async with bench.tracker.running():
+                others = hours(clock, is_open=True, change_in_s=300)
+                bench.prices.service = announcing(others)
+                await anyio.sleep(5)
+                assert (await bench.tracker.report()).market == others
+                await anyio.sleep(10)
+                found = (await bench.tracker.report()).market
+                assert found is not None
+                assert not found.is_open
+                bench.prices.service = None
+                own = hours(clock, is_open=False, change_in_s=300)
+                assert own.next_open is not None
+                assert own.next_close is not None
+                simulator.set_market_hours(own.next_open, own.next_close)
+                await anyio.sleep(15)
+                simulator.refuse_rest(503, times=1_000)
+                await anyio.sleep(200)
+                assert (await bench.tracker.report()).market == own, "until it opens by it"
+                await anyio.sleep(400)
+                assert (await bench.tracker.report()).market is None

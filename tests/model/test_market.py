@@ -11,10 +11,32 @@ import pytest
 from mdservice.model.market import Market, last_session
 
 NEW_YORK = ZoneInfo("America/New_York")
-HOLIDAYS_OF_2026 = """2026-01-01 2026-01-19 2026-02-16 2026-04-03 2026-05-25 2026-06-19 2026-07-03
-2026-09-07 2026-11-26 2026-12-25""".split()
-OTHER_HOLIDAYS = """2024-03-29 2025-04-18 2027-03-26 2028-04-14 2022-12-26 2023-01-02 2021-07-05
-2021-12-24 2024-12-25 2022-06-20 2027-06-18 2028-07-04""".split()
+HOLIDAYS_OF_2026 = [
+    "2026-01-01",
+    "2026-01-19",
+    "2026-02-16",
+    "2026-04-03",
+    "2026-05-25",
+    "2026-06-19",
+    "2026-07-03",
+    "2026-09-07",
+    "2026-11-26",
+    "2026-12-25",
+]
+OTHER_HOLIDAYS = [
+    "2024-03-29",
+    "2025-04-18",
+    "2027-03-26",
+    "2028-04-14",
+    "2022-12-26",
+    "2023-01-02",
+    "2021-07-05",
+    "2021-12-24",
+    "2024-12-25",
+    "2022-06-20",
+    "2027-06-18",
+    "2028-07-04",
+]
 
 
 def ns(text: str) -> int:
@@ -51,7 +73,7 @@ def test_the_last_session_is_the_one_that_closed_last(at: str, date: str, close:
     session = last_session(ns(at))
     assert str(session.date) == date
     assert session.closes_ns == ns(f"{date}T{close}")
-    assert session.begins_ns == ns(f"{date}T04:00")
+    assert session.begins_ns == last_session(session.closes_ns - 1).closes_ns
 
 
 def test_a_clock_says_when_it_changes() -> None:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import attrs
 
+from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
@@ -15,6 +16,9 @@ from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.rows import PnlReport, Row
 
 S_NS = 10**9
+DAY_NS = 86_400 * S_NS
+CLOSES_NS = 1_795_208_400 * S_NS
+"""The close of 20 November 2026, a Friday; the day before was a session too."""
 
 PlainRow = tuple[object, ...]
 
@@ -33,6 +37,7 @@ class Whole:
     total: Fraction
     value: Fraction
     day: Fraction | None
+    market: Market | None
     priced: int
     unpriced: int
 
@@ -42,7 +47,7 @@ class Whole:
         total = Fraction(report.total_unrealized_pnl)
         value, day = Fraction(report.total_market_value), report.total_day_pnl
         whole_day = None if day is None else Fraction(day)
-        return cls(rows, total, value, whole_day, report.priced, report.unpriced)
+        return cls(rows, total, value, whole_day, report.market, report.priced, report.unpriced)
 
 
 def mid(quote: Quote) -> Fraction | None:
@@ -74,6 +79,11 @@ class Reference:
     heard: list[tuple[Quote, int]] = attrs.Factory(list)
     gone: dict[str, int] = attrs.Factory(dict)
     """How much of ``heard`` there was when the symbol's key was last told to be gone."""
+    market: Market | None = None
+    session: tuple[int, int] | None = None
+    """When the last session began and closed, while the market is closed."""
+    sessions: dict[str | None, tuple[int, int]] = attrs.Factory(dict)
+    """That of each time without a session, by the open that ends it."""
 
     def update(self, quote: Quote, now_ns: int) -> None:
         known = self.newest(quote.symbol)
@@ -83,6 +93,14 @@ class Reference:
     def expire(self, symbols: Sequence[str]) -> None:
         for symbol in symbols:
             self.gone[symbol] = len(self.heard)
+
+    def set_market(self, market: Market | None, now_ns: int) -> None:
+        self.market, self.session = market, None
+        if market is not None and not market.is_open:
+            if market.next_open not in self.sessions:
+                closes_ns = CLOSES_NS if now_ns + 60 * S_NS >= CLOSES_NS else CLOSES_NS - DAY_NS
+                self.sessions = {market.next_open: (closes_ns - DAY_NS, min(closes_ns, now_ns))}
+            self.session = self.sessions[market.next_open]
 
     def newest(self, symbol: str) -> tuple[Quote, int] | None:
         of_symbol = [entry for entry in self.heard if entry[0].symbol == symbol]
@@ -111,16 +129,30 @@ class Reference:
         known = [price for price in closes if price is not None]
         return known[0] if known else None
 
-    def live(self, symbol: str, now_ns: int) -> bool:
-        quote, heard_ns = self.newest(symbol) or (None, 0)
+    def young(self, symbol: str, now_ns: int) -> bool:
+        mark, (_, heard_ns) = self.mark(symbol), self.newest(symbol) or (None, 0)
         later = self.heard[self.gone.get(symbol, 0) :]
         return (
-            quote is not None
-            and quote is self.mark(symbol)
-            and any(other.symbol == symbol for other, _ in later)
-            and now_ns - quote.ts_event_ns <= self.stale_after_s * S_NS
+            mark is not None
+            and any(other is mark for other, _ in later)
+            and now_ns - mark.ts_event_ns <= self.stale_after_s * S_NS
             and now_ns - heard_ns < self.ttl_s * S_NS
         )
+
+    def status(self, position: Position, now_ns: int) -> str:
+        symbol = position.priced_by
+        mark, (quote, heard_ns) = self.mark(symbol), self.newest(symbol) or (None, 0)
+        young = self.young(symbol, now_ns)
+        if young and quote is mark:
+            return "live"
+        if self.session is None or position.asset_class == "crypto" or young:
+            return "stale"
+        if mark is None or quote is None:
+            return "closed"
+        begins_ns, closes_ns = self.session
+        of_session = mark.ts_event_ns >= begins_ns and heard_ns >= closes_ns
+        is_last = quote is mark or quote.ts_event_ns >= closes_ns
+        return "closed" if of_session and is_last else "stale"
 
     def row(self, position: Position, now_ns: int) -> PlainRow:
         symbol = position.symbol
@@ -144,7 +176,7 @@ class Reference:
         lastday = self.lastday(priced_by)
         day = None if lastday is None else (price - lastday) * qty * multiplier
         name = "previous" if mark is None else "mid"
-        status = "live" if self.live(priced_by, now_ns) else "stale"
+        status = self.status(position, now_ns)
         return *head, price, pnl, percent, value, day, when, name, status
 
     def whole(self, now_ns: int) -> Whole:
@@ -154,7 +186,8 @@ class Reference:
         value = sum((Fraction(str(row[8])) for row in priced), Fraction())
         days = [row[9] for row in rows]
         day = None if None in days else sum(map(Fraction, map(str, days)), Fraction())
-        return Whole(rows, total, value, day, len(priced), len(rows) - len(priced))
+        unpriced = len(rows) - len(priced)
+        return Whole(rows, total, value, day, self.market, len(priced), unpriced)
 
     def day(
         self, days: dict[str, SymbolDay] | None

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl.alerts import Alert, AlertRules, encode_alert
@@ -380,3 +381,18 @@ def test_a_rule_matches_either_spelling_of_a_pair(name: str) -> None:
         assert bench.check() == []
         bench.quote(-6, "BTC/USD")
         assert len(bench.check()) == 1
+
+
+def test_a_price_is_not_stale_while_its_market_is_closed() -> None:
+    bench = Bench("A stale")
+    bench.quote(0)
+    bench.now_ns += 1_000 * 10**9
+    bench.engine.set_market(Market(False), bench.now_ns)
+    bench.engine.update(attrs.evolve(bench.engine.known("A").quote), bench.now_ns)  # type: ignore[union-attr, type-var]
+    assert bench.check() == []
+    bench.engine.set_market(Market(True), bench.now_ns)
+    assert len(bench.check()) == 1
+    bench.engine.set_market(Market(False), bench.now_ns)
+    assert bench.check() == []
+    bench.engine.set_market(None, bench.now_ns)
+    assert len(bench.check()) == 1

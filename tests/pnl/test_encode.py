@@ -42,7 +42,7 @@ rows = st.builds(
     day_pnl=perhaps,
     last_updated=st.sampled_from([None, "2026-11-20T15:51:44.208912345Z"]),
     mark=st.sampled_from([None, "mid", "previous"]),
-    status=st.sampled_from(["live", "stale", "unpriced"]),
+    status=st.sampled_from(["live", "closed", "stale", "unpriced"]),
     problem=st.none() | st.text(max_size=5),
 )
 
@@ -69,8 +69,8 @@ def test_the_example_of_the_contract_byte_for_byte() -> None:
         b'"current_price":187.135,"unrealized_pnl":371.35,"unrealized_pnl_pct":24.7567,'
         b'"market_value":1871.35,"day_pnl":17.35,'
         b'"last_updated":"2026-11-20T15:51:44.208912345Z","mark":"mid","status":"live"}],'
-        b'"total_unrealized_pnl":371.35,"total_market_value":1871.35,"total_day_pnl":17.35,"realized_day_pnl":null,'
-        b'"priced":1,"unpriced":0}'
+        b'"total_unrealized_pnl":371.35,"total_market_value":1871.35,"total_day_pnl":17.35,'
+        b'"realized_day_pnl":null,"market":null,"priced":1,"unpriced":0}'
     )
 
 
@@ -82,16 +82,16 @@ def test_an_unpriced_row_with_a_problem() -> None:
         '"current_price":null,"unrealized_pnl":null,"unrealized_pnl_pct":null,'
         '"market_value":null,"day_pnl":null,'
         '"last_updated":null,"mark":null,"status":"unpriced","problem":"no \\"symbol\\"\\n"}],'
-        '"total_unrealized_pnl":0,"total_market_value":0,"total_day_pnl":null,"realized_day_pnl":null,'
-        '"priced":0,"unpriced":1}'
+        '"total_unrealized_pnl":0,"total_market_value":0,"total_day_pnl":null,'
+        '"realized_day_pnl":null,"market":null,"priced":0,"unpriced":1}'
     )
 
 
 def test_no_positions() -> None:
     engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
     assert PnlEncoder().encode(engine.report(T_NS)) == (
-        b'{"positions":[],"total_unrealized_pnl":0,"total_market_value":0,"total_day_pnl":0,"realized_day_pnl":null,'
-        b'"priced":0,"unpriced":0}'
+        b'{"positions":[],"total_unrealized_pnl":0,"total_market_value":0,"total_day_pnl":0,'
+        b'"realized_day_pnl":null,"market":null,"priced":0,"unpriced":0}'
     )
     assert encode_positions([]) == b'{"positions":[]}'
 
@@ -162,7 +162,7 @@ def test_always_json_with_the_exact_numbers(several: list[tuple[Row, ...]], tota
     encoder = PnlEncoder()
     for told in several:
         for whole, realized in ((True, total), (False, None)):
-            report = PnlReport(told, total, total, None, realized, 1, 2, 3, whole)
+            report = PnlReport(told, total, total, None, realized, None, 1, 2, 3, whole)
             answer = decoded(encoder.encode(report))
             names = list(Row.__struct_fields__)
             assert answer == {
@@ -178,6 +178,7 @@ def test_always_json_with_the_exact_numbers(several: list[tuple[Row, ...]], tota
                 "total_market_value": total,
                 "total_day_pnl": None,
                 "realized_day_pnl": realized,
+                "market": None,
                 "priced": 1,
                 "unpriced": 2,
             }

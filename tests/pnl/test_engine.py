@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import attrs
 import pytest
 
+from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl import engine as engine_module
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rows import Row
 
+from .reference import CLOSES_NS as CLOSE_NS
 from .reference import S_NS
 
 T_NS = 1_795_189_904_208_912_345
@@ -574,3 +577,128 @@ def test_the_last_close_is_the_price_where_the_source_has_no_other() -> None:
     assert [row.current_price for row in engine.report(T_NS).positions] == [160, 160]
     engine.set_positions([lots[0], attrs.evolve(lots[1], current_price=Decimal(161))])
     assert [row.current_price for row in engine.report(T_NS).positions] == [161, 161]
+
+
+MONDAY = "2026-11-23T09:30:00-05:00", "2026-11-23T16:00:00-05:00"
+OPEN, CLOSED = Market(True, *MONDAY), Market(False, *MONDAY)
+HOUR_NS = 3_600 * 10**9
+
+
+def at_night(**more: Any) -> PnlEngine:
+    """A position whose last quote is of the close, after a restart in the evening."""
+    engine = holding(attrs.evolve(lot("10", "150"), **more))
+    engine.update(quote(187, 187, at_ns=CLOSE_NS - 10**9), CLOSE_NS + HOUR_NS)
+    return engine
+
+
+def test_an_old_price_is_closed_while_its_market_is() -> None:
+    engine = at_night()
+    now_ns = CLOSE_NS + HOUR_NS
+    seen = []
+    for market in (None, OPEN, CLOSED, None, CLOSED, OPEN):
+        engine.set_market(market, now_ns)
+        report = engine.report(now_ns)
+        assert report.market == market
+        seen += [row.status for row in report.positions]
+    assert seen == ["stale", "stale", "closed", "stale", "closed", "stale"]
+
+
+def test_a_change_of_the_hours_is_a_change_of_the_rows() -> None:
+    engine = at_night()
+    now_ns = CLOSE_NS + HOUR_NS
+    before = engine.report(now_ns)
+    assert engine.set_market(CLOSED, now_ns)
+    changes = engine.changes(before.version, now_ns)
+    assert (changes.whole, [row.status for row in changes.positions]) == (False, ["closed"])
+    assert not engine.set_market(Market(False, *MONDAY), now_ns)
+    assert engine.changes(changes.version, now_ns).positions == ()
+
+
+def test_a_young_price_is_live_at_any_hour() -> None:
+    engine = at_night()
+    now_ns = CLOSE_NS + HOUR_NS
+    engine.set_market(CLOSED, now_ns)
+    engine.update(quote(188, 188, at_ns=now_ns), now_ns)
+    assert statuses(engine, now_ns) == ["live"]
+    assert statuses(engine, now_ns + 61 * 10**9) == ["closed"]
+
+
+def test_crypto_never_closes_and_options_do() -> None:
+    names = "BTC/USD", "AAPL261218C00200000"
+    engine = holding(*(lot("1", "1", name) for name in names))
+    for name in names:
+        engine.update(quote(2, 2, symbol=name, at_ns=CLOSE_NS - 10**9), CLOSE_NS + HOUR_NS)
+    engine.set_market(CLOSED, CLOSE_NS + HOUR_NS)
+    assert statuses(engine, CLOSE_NS + HOUR_NS) == ["stale", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("age_h", "status"), [(0, "closed"), (23.9, "closed"), (24.1, "stale"), (72, "stale")]
+)
+def test_a_price_from_before_the_last_session_is_stale(age_h: float, status: str) -> None:
+    engine = holding(lot("1", "1"))
+    now_ns = CLOSE_NS + 30 * HOUR_NS
+    engine.update(quote(2, 2, at_ns=CLOSE_NS - round(age_h * HOUR_NS)), now_ns)
+    engine.set_market(CLOSED, now_ns)
+    assert statuses(engine, now_ns) == [status]
+
+
+def test_the_last_price_is_confirmed_after_the_close() -> None:
+    engine = holding(lot("1", "1"), lot("1", "1", "BTC/USD"), lot("1", "1", "NONE"))
+    last = quote(2, 2, at_ns=CLOSE_NS - HOUR_NS)
+    engine.update(last, CLOSE_NS - HOUR_NS)
+    engine.update(attrs.evolve(last, symbol="BTC/USD"), CLOSE_NS - HOUR_NS)
+    now_ns = CLOSE_NS + HOUR_NS
+    assert engine.unconfirmed() == []
+    engine.set_market(CLOSED, now_ns)
+    assert statuses(engine, now_ns)[0] == "stale"
+    assert engine.unconfirmed() == ["AAPL"]
+    engine.expire(["AAPL"], now_ns)
+    assert statuses(engine, now_ns)[0] == "stale"
+    engine.update(attrs.evolve(last), now_ns)
+    assert statuses(engine, now_ns)[0] == "closed"
+    assert engine.unconfirmed() == []
+    engine.expire(["AAPL"], now_ns + 10**9)
+    assert statuses(engine, now_ns)[0] == "closed", "it was the last one when it was confirmed"
+
+
+@pytest.mark.parametrize("sides", [(0, 0), (100, 200)])
+def test_a_quote_after_the_close_that_is_not_usable_leaves_the_price_closed(
+    sides: tuple[float, float],
+) -> None:
+    engine = at_night()
+    now_ns = CLOSE_NS + HOUR_NS
+    engine.set_market(CLOSED, now_ns)
+    engine.update(quote(*sides, at_ns=CLOSE_NS + 1), now_ns)
+    (row,) = engine.report(now_ns).positions
+    assert (row.status, row.current_price) == ("closed", 187)
+
+
+def test_a_session_that_ends_without_a_usable_quote_leaves_the_price_stale() -> None:
+    engine = holding(lot("1", "1"))
+    engine.update(quote(2, 2, at_ns=CLOSE_NS - HOUR_NS), CLOSE_NS - HOUR_NS)
+    engine.update(quote(0, 0, at_ns=CLOSE_NS - 1), CLOSE_NS + 1)
+    engine.set_market(CLOSED, CLOSE_NS + HOUR_NS)
+    assert statuses(engine, CLOSE_NS + HOUR_NS) == ["stale"]
+
+
+def test_the_sources_price_is_closed_while_the_market_is() -> None:
+    engine = holding(
+        attrs.evolve(lot("1", "1"), current_price=Decimal(2)),
+        attrs.evolve(lot("1", "1", "BTC/USD"), lastday_price=Decimal(2)),
+    )
+    engine.set_market(CLOSED, T_NS)
+    assert [(row.status, row.mark) for row in engine.report(T_NS).positions] == [
+        ("closed", "previous"),
+        ("stale", "previous"),
+    ]
+
+
+def test_a_closure_of_the_market_that_was_not_planned_keeps_the_last_session() -> None:
+    """Alpaca's clock stays closed on a weekday, so that no session was in between."""
+    engine = at_night()
+    for hours in (1, 24, 48):
+        now_ns = CLOSE_NS + hours * HOUR_NS
+        engine.set_market(None, now_ns)
+        engine.set_market(CLOSED, now_ns)
+        assert statuses(engine, now_ns) == ["closed"]

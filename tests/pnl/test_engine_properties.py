@@ -10,6 +10,7 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl.day import SymbolDay
@@ -17,9 +18,9 @@ from mdservice.pnl.encode import PnlEncoder
 from mdservice.pnl.engine import PnlEngine
 from tests.examples import examples
 
-from .reference import S_NS, PlainRow, Reference, Whole, plain_row
+from .reference import CLOSES_NS, S_NS, PlainRow, Reference, Whole, plain_row
 
-START_NS = 1_795_189_904 * S_NS
+START_NS = CLOSES_NS - 65 * S_NS
 STALE_AFTER_S, TTL_S = 6, 10
 
 symbols = st.sampled_from(["A", "B", "C", "D/USD"])
@@ -81,8 +82,19 @@ class Again:
     symbol: str
 
 
-Event = Set | Update | Expire | Wait | Again
+@attrs.frozen
+class Clock:
+    """The market's clock was asked."""
+
+    market: Market | None
+
+
+Event = Set | Update | Expire | Wait | Again | Clock
 ages = st.sampled_from([0, 1, S_NS, 5 * S_NS, 6 * S_NS - 1, 6 * S_NS, 7 * S_NS, -2 * S_NS])
+_MONDAY = "2026-11-23T09:30:00-05:00", "2026-11-23T16:00:00-05:00"
+clocks = st.sampled_from([None, Market(True, *_MONDAY), Market(False, *_MONDAY), Market(False)])
+ages |= st.integers(86_325, 86_345).map(lambda age_s: age_s * S_NS)
+"""Since the close before, when the prices of the session begin."""
 AT_THE_LIMIT = [(95.0, 105.0), (105.0, 95.0), (0.95, 1.05), (0.95, 1.0501), (105.01, 95.0)]
 """Spreads of 10 % of the mid, and of a little more."""
 NARROW = [(187.12, 187.15), (0.1, 0.1), (0.0, 187.12), (0.1, 0.0), *AT_THE_LIMIT]
@@ -102,6 +114,7 @@ events = st.one_of(
     st.builds(Expire, st.lists(symbols, max_size=2)),
     st.builds(Wait, st.sampled_from([1, S_NS, 3 * S_NS, 6 * S_NS, 6 * S_NS + 1, 10 * S_NS])),
     st.builds(Again, symbols),
+    st.builds(Clock, clocks),
 )
 
 
@@ -135,6 +148,10 @@ class Told:
                     engine.expire(event.symbols, self.now_ns)
             case Wait():
                 self.now_ns += event.ns
+            case Clock(market):
+                self.reference.set_market(market, self.now_ns)
+                for engine in self.engines:
+                    engine.set_market(market, self.now_ns)
 
     def update(self, quote: Quote) -> None:
         self.reference.update(quote, self.now_ns)
@@ -225,7 +242,8 @@ def test_only_what_is_different_counts_as_changed(
             old, new = by_symbol(then), by_symbol(now)
             changed = by_symbol([plain_row(row) for row in changes.positions])
             assert set(changed) == {symbol for symbol in new if new[symbol] != old[symbol]}
-            assert (changes.version == report.version) == (not changed)
+            same_clock = changes.market == report.market
+            assert (changes.version == report.version) == (not changed and same_clock)
         if isinstance(event, Wait) and changes.version != report.version:
             assert wake_ns is not None
             assert wake_ns <= told.now_ns

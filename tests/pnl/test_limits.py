@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl.breaker import CLOSED, Breaker
@@ -614,3 +615,26 @@ def test_limits_and_orders_match_either_spelling_of_a_pair(name: str, ordered: s
     tripped = Breaker("tripped", f"{name} qty > 2", subject, value, "")
     assert bench.objections("sell", "1", symbol=ordered, breaker=tripped) == []
     assert len(bench.objections("buy", "1", symbol=ordered, breaker=tripped)) == 1
+
+
+@pytest.mark.parametrize("price", [None, Decimal(94)])
+def test_a_closed_price_is_as_good_as_a_live_one(price: Decimal | None) -> None:
+    bench = Bench("A pnl < -5", "A stale", "total exposure > 900")
+    bench.engine.set_positions([Position("A", Decimal(1), Decimal(AVG), current_price=price)])
+    if price is None:
+        bench.price("A", 94)
+    bench.now_ns += 2 * STALE_S * S_NS
+    bench.check()
+    assert len(bench.blind()) == 1
+    bench.engine.set_market(Market(False), bench.now_ns)
+    bench.engine.update(Quote("A", 0, 0, 1, 1, bench.now_ns, bench.now_ns), bench.now_ns)
+    found = [rule for rule, _, _ in bench.check()]
+    assert bench.blind() == []
+    assert ("A pnl < -5" in found) or bench.limits.crossed()
+    assert bench.objections("buy", "20") != []
+    assert bench.objections("sell", "1") == []
+    (state,) = [s for s in bench.limits.states(bench.engine, bench.now_ns) if s.rule == "A stale"]
+    assert state.used == 0
+    bench.engine.set_market(Market(True), bench.now_ns)
+    bench.check()
+    assert len(bench.blind()) == 1

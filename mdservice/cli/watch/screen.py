@@ -37,13 +37,14 @@ _CENTS: Final = Decimal("0.005")
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 _TENTHS_BELOW_S = 10
 
-EntryStatus = Literal["live", "stale", "unpriced", "old", "not asked", "HALTED"]
+EntryStatus = Literal["live", "closed", "stale", "unpriced", "old", "not asked", "HALTED"]
 """As in a P&L report; besides: ``old``, known from before the prices went away, ``not asked``, a
 symbol that is not subscribed to, and ``HALTED``, a symbol whose trading is halted."""
 
 GAP: Final = 2
 _STATUS_STYLES: Final = {
     "live": "green",
+    "closed": "cyan",
     "stale": "yellow",
     "unpriced": "magenta",
     "old": "yellow",
@@ -142,7 +143,7 @@ class Sums:
     Attributes:
         pnl: The P&L of the priced lots.
         pnl_pct: Per cent of their cost; None if that is 0.
-        priced: The number of lots with a price, live or stale.
+        priced: The number of lots with a price, whatever their status.
         unpriced: The number of lots without a price.
     """
 

@@ -10,11 +10,12 @@ from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory, AlpacaMarketClock
 from mdservice.feed.driver import Driver, LoginLimit
 from mdservice.model.feeds import STOCKS, Feed
+from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.settings.feeds import url_variable
 
-__all__ = ["make_drivers", "make_history", "make_market_clock"]
+__all__ = ["make_drivers", "make_history", "make_market_clock", "make_stock_clock"]
 
 _AUTO = ("alpaca-py", "websockets")
 """The drivers that ``auto`` tries, in this order."""
@@ -101,6 +102,18 @@ def make_market_clock(settings: Settings, http: HttpClient) -> AlpacaMarketClock
     return AlpacaMarketClock(
         settings.trading_url, settings.feed_name, _credentials(settings), http=http
     )
+
+
+def make_stock_clock(settings: Settings, http: HttpClient) -> MarketClock | None:
+    """The clock of the stock market, also for a feed that is always open; None without keys.
+
+    Raises:
+        ConfigurationError: As :func:`make_market_clock`.
+    """
+    if settings.api_key is None and not settings.simulated:
+        return None
+    headers = _credentials(settings).as_headers()
+    return MarketClock(settings.resolved_trading_url(), headers, http, "is not known")
 
 
 def _credentials(settings: Settings) -> Credentials:

@@ -247,19 +247,20 @@ class AlpacaMarketClock:
         transport: httpx.AsyncBaseTransport | None = None,
         http: HttpClient | None = None,
     ) -> None:
-        self._clock: MarketClock | None = None
+        self.clock: MarketClock | None = None
+        """The market's clock; None for a feed that is always open."""
         if feed not in _ALWAYS_OPEN:
             http = http or HttpClient(transport)
-            self._clock = MarketClock(base_url, credentials.as_headers(), http, "counts as open")
+            self.clock = MarketClock(base_url, credentials.as_headers(), http, "counts as open")
 
     @property
     def refused(self) -> str | None:
         """Why the hours stay unknown until a setting changes, or None."""
-        return None if self._clock is None else self._clock.refused
+        return None if self.clock is None else self.clock.refused
 
     async def is_open(self) -> bool:
         """Ask; never raises."""
-        market = None if self._clock is None else await self._clock.ask()
+        market = None if self.clock is None else await self.clock.ask()
         return market is None or market.is_open
 
 

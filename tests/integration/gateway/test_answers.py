@@ -67,8 +67,8 @@ def test_the_answer_is_the_contracts(run: Run) -> None:
             '"current_price":187.135,"unrealized_pnl":371.35,"unrealized_pnl_pct":24.7567,'
             '"market_value":1871.35,"day_pnl":null,'
             f'"last_updated":"{quote.timestamp}","mark":"mid","status":"live"}}],'
-            '"total_unrealized_pnl":371.35,"total_market_value":1871.35,"total_day_pnl":null,"realized_day_pnl":null,'
-            '"priced":1,"unpriced":0}'
+            '"total_unrealized_pnl":371.35,"total_market_value":1871.35,"total_day_pnl":null,'
+            '"realized_day_pnl":null,"market":null,"priced":1,"unpriced":0}'
         )
         PnlAnswer.model_validate_json(answer.text)
 

@@ -13,6 +13,7 @@ import pytest
 
 from mdservice.app.service import open_service
 from mdservice.model.position import Position
+from mdservice.model.timestamps import format_ns
 from mdservice.settings import Settings
 from mdservice.simulator import Refuse, SimQuote, SimulatorConfig, open_simulator
 from mdservice.testing import FakePositions
@@ -73,7 +74,13 @@ async def _priced_at_night(
 
 async def _until_priced(gateway: Gateway, count: int) -> dict[str, Any]:
     with anyio.fail_after(LIMIT_S / 3):
-        return await gateway.until(lambda found: found["priced"] == count)
+        return await gateway.until(
+            lambda found: (
+                found["priced"] == count
+                and found["market"] is not None
+                and {row["status"] for row in found["positions"]} <= {"closed"}
+            )
+        )
 
 
 CASES = [
@@ -101,7 +108,8 @@ def test_positions_are_priced_at_night(
                 Decimal("187.135"),
                 Decimal("371.35"),
             )
-            assert row["status"] == "stale"  # its time is the quote's own
+            assert row["status"] == "closed"
+            assert row["last_updated"] == format_ns(_CLOSE_NS)
 
     anyio.run(main, backend=backend)
 
