@@ -15,7 +15,7 @@ import click
 from mdservice import __version__
 from mdservice.cli.asking import health, status, subscribe, unsubscribe
 from mdservice.cli.check import check
-from mdservice.cli.journals import replay
+from mdservice.cli.journals import export, replay
 from mdservice.cli.options import (
     FAILED,
     config_option,
@@ -134,7 +134,7 @@ def cli(ctx: click.Context, config: Path | None) -> None:
 
 for _command in (
     *(run, health, status, subscribe, unsubscribe, watch, check, simulate, gateway),
-    *(replay,),
+    *(replay, export),
 ):
     cli.add_command(_command)
 

@@ -17,7 +17,7 @@ from mdservice.observability.logging import configure_logging
 if TYPE_CHECKING:
     from mdservice.journal.replay import Journal, Replay
 
-__all__ = ["Moment", "replay"]
+__all__ = ["Moment", "export", "replay"]
 
 _REPLAY_EPILOG = """\b
 Example, in two terminals:
@@ -27,6 +27,12 @@ Example, in two terminals:
 
 \b
 A TIME is UTC unless it says otherwise: 2026-11-27T14:30, 2026-11-27T14:30:00.5-05:00.
+"""
+_EXPORT_EPILOG = """\b
+Examples:
+  mdservice export journal --out day.parquet
+  mdservice export journal --out trades.parquet --channel trades --symbols AAPL,MSFT
+  duckdb -c "SELECT symbol, count(*) FROM 'trades.parquet' GROUP BY symbol"
 """
 _PERIOD_S = 0.5
 _LOGGED_TURNS = 10
@@ -117,6 +123,67 @@ def replay(
     journal = open_journal(folders, from_ns, to_ns)
     serve = partial(_replay, journal, speed, host, port, as_json=as_json)
     anyio.run(serve, backend="trio")
+
+
+@click.command(epilog=_EXPORT_EPILOG, short_help="Turn a recorded journal into Parquet.")
+@click.argument("folders", metavar="DIR…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.parquet",
+    help="The file to write; an existing one is replaced.",
+)
+@click.option(
+    "--channel",
+    "channels",
+    metavar="NAME,NAME",
+    help="Only these, in Alpaca's names; by default all.",
+)
+@click.option("--symbols", metavar="SYM,SYM", help="Only these; by default all.")
+@click.option("--from", "from_ns", type=Moment(), help="Begin here.")
+@click.option("--to", "to_ns", type=Moment(), help="End before this time.")
+def export(
+    folders: tuple[Path, ...],
+    out: Path,
+    channels: str | None,
+    symbols: str | None,
+    from_ns: int | None,
+    to_ns: int | None,
+) -> None:
+    """Turn journals into a Parquet file: one row for each record, every field as it was sent.
+
+    It needs pyarrow: pip install 'mdservice[export]'.
+    """
+    from mdservice.journal.export import CHANNELS
+    from mdservice.journal.export import export as write
+    from mdservice.journal.replay import open_journal
+    from mdservice.model.symbol import parse_symbols
+
+    journal = open_journal(folders, from_ns, to_ns)
+    terminal = sys.stderr.isatty()
+    length_ns = max(1, journal.last_ns - journal.first_ns)
+
+    def progress(ns: int) -> None:
+        if terminal:
+            share = min(1.0, (ns - journal.first_ns) / length_ns)
+            click.echo(f"\r{share:4.0%}, {_text(ns)}", nl=False, err=True)
+
+    done = write(
+        journal,
+        out,
+        channels=CHANNELS if channels is None else _listed(channels),
+        symbols=parse_symbols(_listed(symbols or "")),
+        progress=progress,
+    )
+    unreadable = f", {done.unreadable:,} messages could not be read" if done.unreadable else ""
+    if terminal:
+        click.echo("\r", nl=False, err=True)
+    click.echo(f"{done.rows:,} rows in {out}{unreadable}")
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 async def _replay(journal: Journal, speed: float, host: str, port: int, *, as_json: bool) -> None:

@@ -73,7 +73,9 @@ __all__ = [
     "ControlMessage",
     "Encoding",
     "Frame",
+    "json_time_ns",
     "json_time_text",
+    "msgpack_time_ns",
     "msgpack_time_text",
     "request",
 ]
@@ -168,7 +170,7 @@ class Codec:
         self._decode_any = module.Decoder().decode
         self._decode_acknowledgement = module.Decoder(_Acknowledgement).decode
         self._decode_text = module.Decoder(str).decode
-        self._time_ns = _json_time_ns if encoding == "json" else _msgpack_time_ns
+        self._time_ns = json_time_ns if encoding == "json" else msgpack_time_ns
         self._time_text = json_time_text if encoding == "json" else msgpack_time_text
 
     def encode(self, message: Mapping[str, Any]) -> Frame:
@@ -472,7 +474,13 @@ class Codec:
         return isinstance(tag, str) and tag not in _KNOWN_TAGS
 
 
-def _json_time_ns(raw: msgspec.Raw) -> int:
+def json_time_ns(raw: msgspec.Raw) -> int:
+    """The JSON text of a time as UTC nanoseconds.
+
+    Raises:
+        ValueError: It is no time.
+        msgspec.DecodeError: It is no text.
+    """
     return parse_rfc3339(msgspec.json.decode(raw, type=str))
 
 
@@ -486,7 +494,7 @@ def json_time_text(raw: msgspec.Raw) -> str | None:
     return text
 
 
-def _msgpack_time_ns(raw: msgspec.Raw) -> int:
+def msgpack_time_ns(raw: msgspec.Raw) -> int:
     """A msgpack timestamp as UTC nanoseconds; the 64-bit form is what Alpaca sends.
 
     Source: MessagePack specification, "Timestamp extension type".
@@ -522,6 +530,6 @@ def msgpack_time_text(raw: msgspec.Raw) -> str | None:
     """
     data = bytes(raw)
     if data.startswith(_TIMESTAMPS):
-        return format_short_ns(_msgpack_time_ns(raw))
+        return format_short_ns(msgpack_time_ns(raw))
     text: str | None = msgspec.msgpack.decode(data, type=str | None) if data else None
     return text
