@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
@@ -102,8 +103,13 @@ class Broker:
         return Response(status, http.HTTPStatus(status).phrase, headers, body)
 
     def _page(self, query: dict[str, str]) -> list[dict[str, Any]]:
-        types = query.get("activity_types", "FILL").split(",")
-        rows = [row for row in self.activities if row["activity_type"] in types]
+        rows = list(self.activities)
+        if "activity_types" in query:
+            types = query["activity_types"].split(",")
+            rows = [row for row in rows if row["activity_type"] in types]
+        if "category" in query:
+            trades = query["category"] == "trade_activity"
+            rows = [row for row in rows if (row["activity_type"] == "FILL") is trades]
         if "date" in query:
             rows = [row for row in rows if _day(row) == query["date"]]
         if "after" in query:
@@ -152,6 +158,47 @@ class Broker:
         }
         return _frame("trade_updates", data)
 
+    def legs_update(self, legs: dict[str, tuple[str, str, str]], at_ns: int) -> bytes:
+        """A frame with the fill of a multi-leg order: side, quantity and position of each leg."""
+        self._executions += 1
+        order_id, price = f"order-{self._executions}", "1.5"
+        rows = [
+            {
+                "order_id": f"{order_id}-{symbol}",
+                "symbol": symbol,
+                "side": side,
+                "price": price,
+                "qty": qty,
+                "position_qty": position_qty,
+            }
+            for symbol, (side, qty, position_qty) in legs.items()
+        ]
+        order = {"id": order_id, "symbol": "", "side": "", "qty": "1", "order_class": "mleg"}
+        data = {
+            "event": "fill",
+            "execution_id": f"execution-{self._executions}",
+            "order": {
+                **order,
+                "legs": [
+                    {
+                        "id": row["order_id"],
+                        "symbol": row["symbol"],
+                        "side": row["side"],
+                        "qty": row["qty"],
+                        "filled_qty": row["qty"],
+                        "filled_avg_price": price,
+                    }
+                    for row in rows
+                ],
+            },
+            "timestamp": rfc3339(at_ns),
+            "price": price,
+            "qty": "1",
+            "position_qtys": {row["symbol"]: row["position_qty"] for row in rows},
+            "legs": rows,
+        }
+        return _frame("trade_updates", data)
+
     def fill_activity(
         self, symbol: str, side: str, qty: str, price: str, at_ns: int, **more: Any
     ) -> None:
@@ -173,7 +220,7 @@ class Broker:
         }
         self.activities.append({**row, **more})
 
-    def push(self, *frames: bytes) -> None:
+    def push(self, *frames: bytes | str) -> None:
         """Send frames to everybody who listens."""
         assert self.listeners, "nobody listens"
         for connection in list(self.listeners):
@@ -218,6 +265,7 @@ class Outside:
         *,
         broker: Broker | None = None,
         clock: MachineClock | None = None,
+        folder: Path | None = None,
         **env: str,
     ) -> None:
         self.stage, self.valkey = stage, valkey
@@ -230,6 +278,7 @@ class Outside:
         self.utc_ns = time.time_ns if clock is None else clock.utc_ns
         self.program = stage.program(
             "gateway",
+            folder=folder,
             **{
                 "ALPACA_API_KEY": "PKE2E",
                 "ALPACA_SECRET_KEY": "e2e-secret",

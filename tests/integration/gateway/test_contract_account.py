@@ -18,7 +18,8 @@ from tests.integration.gateway.outside import (
 )
 
 D = Decimal
-CALL, ADJUSTED = "AAPL261218C00200000", "AAPL1261218C00200000"
+CALL, PUT = "AAPL261218C00200000", "AAPL261218P00180000"
+ADJUSTED = "AAPL1261218C00200000"
 
 
 def opened(stage: Any, *, clock: Any = OPEN_CLOCK, **env: str) -> Outside:
@@ -105,6 +106,73 @@ def test_a_price_that_only_stands_in_redis_is_used(by_day: Outside) -> None:
 # ---- Fills.
 
 
+@pytest.fixture
+def by_event(stage: Any) -> Outside:
+    """A gateway that asks for the positions once a minute."""
+    broker = Broker()
+    broker.answers["/v2/positions"] = [held("AAPL", "10", "100"), held("MSFT", "5", "400")]
+    at = Outside(stage, stage.valkey(), broker=broker, MDSERVICE_POSITIONS_INTERVAL="60").ready()
+    stage.eventually(lambda: broker.listeners, what=lambda: at.program.said)
+    return at
+
+
+def test_a_fill_shows_at_once_and_a_late_or_repeated_event_changes_nothing(
+    by_event: Outside,
+) -> None:
+    broker, now_ns = by_event.broker, by_event.utc_ns()
+    assert {key for said in broker.logins for key in said} <= {"action", "data", "key", "secret"}
+    first = broker.update("AAPL", "buy", "5", "110", "15", now_ns)
+    second = broker.update("AAPL", "buy", "5", "120", "20", now_ns + 1_000)
+    broker.push(first)
+    by_event.until("AAPL", qty=15)
+    broker.push(second.decode(), first, second, first)  # text frames too
+    broker.push(broker.update("MSFT", "sell", "7", "400", "-2", now_ns + 2_000))
+    by_event.until("MSFT", qty=-2)  # it came behind all of them
+    assert by_event.row("AAPL")["qty"] == 20
+    broker.push(broker.update("MSFT", "buy", "2", "400", "0", now_ns + 3_000))
+    by_event.stage.eventually(
+        lambda: [row["symbol"] for row in by_event.pnl()["positions"]] == ["AAPL"],
+        what=by_event.pnl,
+    )
+    broker.push(broker.update("TSLA", "sell", "1", "340", "-1", now_ns + 4_000))
+    by_event.stage.eventually(
+        lambda: any(row["symbol"] == "TSLA" for row in by_event.pnl()["positions"]),
+        what=by_event.pnl,
+    )
+    assert by_event.row("TSLA")["qty"] == -1
+    broker.push(broker.legs_update({CALL: ("buy", "2", "2"), PUT: ("sell", "4", "-4")}, now_ns))
+    by_event.stage.eventually(
+        lambda: {CALL, PUT} <= {row["symbol"] for row in by_event.pnl()["positions"]},
+        what=by_event.pnl,
+    )
+    assert [by_event.row(symbol)["qty"] for symbol in (CALL, PUT)] == [2, -4]
+    assert by_event.row(PUT)["multiplier"] == 100
+
+
+def test_a_fill_that_was_lost_is_found_at_the_next_connection(by_event: Outside) -> None:
+    broker = by_event.broker
+    broker.answers["/v2/positions"] = [held("AAPL", "12", "101"), held("MSFT", "5", "400")]
+    broker.drop()
+    by_event.until("AAPL", qty=12, avg_entry_price=101)
+    by_event.stage.eventually(
+        lambda: any("AAPL" in text for text in by_event.pnl().get("warnings", ())),
+        what=by_event.pnl,
+    )
+
+
+def test_a_difference_found_by_reconciling_is_logged_and_shown(by_day: Outside) -> None:
+    symbol = by_day.stage.new_symbol()
+    by_day.hold(held(symbol, "10", "100"))
+    by_day.stage.eventually(lambda: by_day.broker.listeners)
+    by_day.hold(held(symbol, "11", "100"))
+    by_day.until(symbol, qty=11)
+    by_day.stage.eventually(
+        lambda: any(symbol in text for text in by_day.pnl().get("warnings", ())),
+        what=by_day.pnl,
+    )
+    assert symbol in by_day.program.stderr
+
+
 def test_a_refused_trading_login_is_degraded_and_not_repeated_at_once(stage: Any) -> None:
     broker = Broker()
     stage.defer(broker.close)
@@ -133,7 +201,7 @@ def test_events_of_the_account_are_published_with_the_position_as_it_is_then(sta
     env = {
         "MDSERVICE_POSITIONS": "alpaca",
         "MDSERVICE_POSITIONS_INTERVAL": "60",
-        "MDSERVICE_TRADING_URL": broker.url,
+        "MDSERVICE_TRADING_URL": f"{broker.url}/v2",
     }
     with valkey.client() as client:
         heard = client.pubsub()
