@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import anyio
@@ -39,6 +39,8 @@ class Leftovers:
         self._tasks = 0
         self._system_tasks = 0
         self._threads: set[threading.Thread] = set()
+        self.connect: Callable[[], MemoryByteStream]
+        """Opens a stream of another program than the service."""
 
     def begin(self) -> None:
         """Nothing runs yet."""
@@ -54,13 +56,18 @@ class Leftovers:
         """Note every stream that the simulator gives away, and give none while it is away."""
         connect = simulator.connect
 
-        def noted() -> MemoryByteStream:
+        def unnoted() -> MemoryByteStream:
             if self._world.network_is_down:
                 raise ConnectionRefusedError("the network is down")
-            self._streams = [stream for stream in self._streams if not stream._closed]
-            self._streams.append(connect())
-            return self._streams[-1]
+            return connect()
 
+        def noted() -> MemoryByteStream:
+            opened = unnoted()
+            self._streams = [stream for stream in self._streams if not stream._closed]
+            self._streams.append(opened)
+            return opened
+
+        self.connect = unnoted
         object.__setattr__(simulator, "connect", noted)
 
     def tasks_of_service(self) -> int:

@@ -17,6 +17,7 @@ PRICE_TTL_S = 8
 STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
 _WHOLE_ACCOUNT = 0.25
+_WITH_GATEWAY = 0.15
 _ARTICLES_BYTES = 250_000
 """Room for two large articles that come at once: their client is not slow."""
 _LATER = ("rest_refuse_symbol",)
@@ -38,6 +39,8 @@ class Plan:
     config: SimulatorConfig
     positions: bool = False
     """Whether positions are followed."""
+    gateway: bool = False
+    """Whether an account trades, and a gateway follows it."""
     account: Rates | None = None
     """How lively the other streams are, where every stream of the account is followed."""
 
@@ -47,13 +50,21 @@ class Plan:
         return STATIC if self.account is None else (*STATIC, *PAIRS_HELD, *OPTIONS_HELD)
 
     @classmethod
-    def draw(cls, seed: int, only: tuple[str, ...] = (), *, account: bool | None = None) -> Plan:
+    def draw(
+        cls,
+        seed: int,
+        only: tuple[str, ...] = (),
+        *,
+        account: bool | None = None,
+        gateway: bool | None = None,
+    ) -> Plan:
         """The seed's plan.
 
         Args:
             seed: Any.
             only: Only these kinds of fault, by the beginning of their names.
             account: Whether it is about every stream; None for a part of the seeds.
+            gateway: Whether a gateway runs; None for a part of the seeds without every stream.
         """
         rng = random.Random(f"{seed}/plan")
         share = rng.choice((0.15, 0.3, 1.0))
@@ -70,7 +81,14 @@ class Plan:
         drawn = random.Random(f"{seed}/whole account")  # apart, as above
         if (drawn.random() < _WHOLE_ACCOUNT) if account is None else account:
             return cls._draw_account(seed, names, rng, drawn)
-        return cls._draw(seed, names, rng, positions=positions)
+        plan = cls._draw(seed, names, rng, positions=positions)
+        if gateway is None:
+            gateway = random.Random(f"{seed}/with a gateway").random() < _WITH_GATEWAY
+        if not gateway:
+            return plan
+        # The gateway asks for positions by the same account.
+        config = attrs.evolve(plan.config, rest_rate_limit=None)
+        return attrs.evolve(plan, gateway=True, config=config)
 
     @classmethod
     def _draw(

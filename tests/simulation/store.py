@@ -8,6 +8,7 @@ from typing import Any, Literal
 import anyio
 
 from mdservice.errors import StoreUnavailable
+from mdservice.model.kinds import QUOTES
 from mdservice.publish.store import WriteBatch
 from mdservice.testing import MemoryPriceStore, VirtualClock
 
@@ -23,6 +24,8 @@ class SimulatedStore(MemoryPriceStore):
         self._rng = rng
         self._emptied_at_s: list[float] = []
         self._writing = False
+        self.readers: list[Any] = []
+        """Get the payloads of prices as they are published, and learn of a restart."""
         self.not_working_since_s: float | None = None
         self.empties_at_write: Literal["before", "after"] | None = None
         """When to restart empty with the next batch: it is then not executed, or executed in
@@ -47,6 +50,10 @@ class SimulatedStore(MemoryPriceStore):
         when = self.empties_at_write if self._writing else None
         if when != "before":
             super()._execute(batch)
+            for events in batch.events if self.readers else ():
+                if events.channel == QUOTES.event:
+                    for reader in self.readers:
+                        reader.take(events.payloads)
         if when is not None:
             self.empties_at_write = None
             self.restart()
@@ -58,7 +65,13 @@ class SimulatedStore(MemoryPriceStore):
 
     def restart(self) -> None:
         super().restart()
+        for reader in self.readers:
+            reader.lose()
         self._emptied_at_s.append(anyio.current_time())
+
+    def put(self, key: str, payload: bytes) -> None:
+        """Write a key that does not expire."""
+        self._keys[key] = payload, float("inf")
 
     @property
     def emptied_at_s(self) -> float | None:

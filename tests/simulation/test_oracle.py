@@ -36,6 +36,9 @@ from mdservice.model.kinds import (
 )
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness
+from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.holding import Totals
+from mdservice.positions.cache import PositionCache
 from mdservice.positions.tracker import HeldSymbols
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.store import Message, WriteBatch
@@ -469,3 +472,49 @@ def test_finds_news_that_are_not_in_their_stream(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(MemoryPriceStore, "_execute", without_last)
     assert "the stream of news" in of_account()
+
+
+# A gateway
+
+
+def of_gateway(seed: int = 8_100_001) -> str:
+    """The violations of a seed with a gateway and its faults, and without those of the service."""
+    outcome = simulate(seed, only=NO_FAULTS, account=False, gateway=True)
+    return "\n".join(outcome.violations)
+
+
+def test_nothing_is_found_where_nothing_is_wrong_with_a_gateway() -> None:
+    assert of_gateway() == ""
+
+
+def test_finds_a_fill_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PositionCache, "apply", lambda *_: False)
+    assert "a second after its fill" in of_gateway()
+
+
+def test_finds_a_difference_that_no_poll_corrects(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = PositionCache._keep
+
+    def first_only(self: PositionCache, positions: Any, began_s: float) -> None:
+        keep(self, self.positions if self.answers else positions, began_s)
+
+    monkeypatch.setattr(PositionCache, "_keep", first_only)
+    assert "after the last poll" in of_gateway()
+
+
+def test_finds_a_sum_that_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Totals, "step", lambda *_: None)
+    found = of_gateway()
+    assert "the gateway's report is" in found
+    assert "the exposure is" in found
+
+
+def test_finds_a_price_that_a_gateway_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = PnlEngine.update
+
+    def without_some(self: PnlEngine, quote: Quote, now_ns: int) -> bool:
+        return quote.bid_size % 10 != 0 and update(self, quote, now_ns)
+
+    monkeypatch.setattr(PnlEngine, "update", without_some)
+    found = "".join(of_gateway(seed) for seed in range(8_100_001, 8_100_007))
+    assert "the gateway's report is" in found

@@ -105,7 +105,7 @@ def test_every_promise_is_kept_whatever_goes_wrong(seed: int) -> None:
 
 @pytest.mark.parametrize(("seed", "only"), FOUND)
 def test_what_a_seed_found_stays_fixed(seed: int, only: tuple[str, ...]) -> None:
-    assert simulate(seed, only=only, account=False).violations == []
+    assert simulate(seed, only=only, account=False, gateway=False).violations == []
 
 
 @pytest.mark.parametrize("seed", range(5_000_001, 5_000_004))
@@ -122,19 +122,29 @@ def test_what_a_seed_found_in_an_account_stays_fixed(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", FOUND_AMONG_ALL)
 def test_what_a_seed_found_among_all_stays_fixed(seed: int) -> None:
-    assert simulate(seed).violations == []
+    assert simulate(seed, gateway=False).violations == []
+
+
+@pytest.mark.parametrize("seed", range(8_100_001, 8_100_005))
+def test_a_gateway_has_what_the_account_has(seed: int) -> None:
+    outcome = simulate(seed, account=False, gateway=True)
+    assert outcome.violations == []
+    assert outcome.faults
 
 
 def test_a_part_of_the_seeds_has_every_stream() -> None:
     plans = [Plan.draw(seed) for seed in range(100)]
     assert 10 < sum(plan.account is not None for plan in plans) < 40
+    assert 5 < sum(plan.gateway for plan in plans) < 25
+    assert not any(plan.gateway and plan.account is not None for plan in plans)
 
 
 def test_a_seed_replays_exactly() -> None:
     first, second = simulate(3), simulate(3)
     assert first.trace == second.trace
     assert simulate(4).trace != first.trace
-    assert simulate(3, account=True).trace == simulate(3, account=True).trace
+    for more in ({"account": True}, {"account": False, "gateway": True}):
+        assert simulate(3, **more).trace == simulate(3, **more).trace
 
 
 def test_no_thread_runs() -> None:

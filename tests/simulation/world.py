@@ -37,6 +37,7 @@ from tests.simulation.every_kind import (
     check_keys_live,
     check_keys_run_out,
 )
+from tests.simulation.gateway import SimulatedGateway
 from tests.simulation.leftovers import Leftovers
 from tests.simulation.life import Life
 from tests.simulation.market import Market
@@ -97,6 +98,7 @@ class World:
         self.watch = Watch(self)
         self.clients = Clients(self)
         self.leftovers = Leftovers(self)
+        self.gateway = SimulatedGateway(self) if plan.gateway else None
         self.sim: Simulator
         self.parts: Any
         self.store: SimulatedStore
@@ -174,12 +176,17 @@ class World:
                 parts.start_soon(self.market.run, self.sim, self.left_out)
                 if self.account is not None:
                     parts.start_soon(self.account.run, self.sim, self.topics_left_out)
+                if self.gateway is not None:
+                    parts.start_soon(self.gateway.run)
                 await self._inject()
                 self._stop_faults()
                 await self.watch.until_ready()
                 await anyio.sleep(HOLD_LIMIT_S + 1)
                 self.market.calm = True
-                await anyio.sleep(_CALM_S)
+                if self.gateway is None:
+                    await anyio.sleep(_CALM_S)
+                else:
+                    await self.gateway.check_at_end(_CALM_S)
                 self.market.open = False
                 await anyio.sleep(3)
                 if self.life is not None:
@@ -398,12 +405,13 @@ def simulate(
     *,
     only: tuple[str, ...] = (),
     account: bool | None = None,
+    gateway: bool | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Run one seed; see :meth:`tests.simulation.plan.Plan.draw`."""
     from tests.simulation.scheduling import run_seeded
 
     async def run() -> Outcome:
-        return await World(Plan.draw(seed, only, account=account), tell).run()
+        return await World(Plan.draw(seed, only, account=account, gateway=gateway), tell).run()
 
     return run_seeded(seed, run)
