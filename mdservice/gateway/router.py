@@ -28,6 +28,9 @@ __all__ = ["NOT_KNOWN", "PNL_PATH", "Answers", "PnlAnswer", "pnl_router", "track
 
 _PAUSE_S: Final = 0.02
 _PAUSE_PER_COST: Final = 20.0
+_LEAST_PAUSE_S: Final = 0.003
+_LEAST_PAUSE_PER_COST: Final = 4.0
+"""Likewise before a change of the positions, which does not wait for the whole pause."""
 
 PNL_PATH: Final = "/api/v1/positions/pnl/realtime"
 _JSON: Final = "application/json"
@@ -176,23 +179,19 @@ class Answers:
 
         A pause follows each event, and changes during the pause go out in one event. The pause is
         longer after a large event, so that a reader takes only a small part of the event loop. A
-        change of the positions ends it, but not two pauses in a row.
+        change of the positions ends most of it.
 
         Args:
             ended: Returns whether the stream should end.
         """
-        cut_short = False
         async for report in self._tracker.updates(ended):
-            began_s = time.perf_counter()
+            moved, began_s = self._tracker.moved, time.perf_counter()
             data = self._encode(report, live=True).decode()
             cost_s = time.perf_counter() - began_s
             yield "pnl" if report.whole else "pnl.changed", data
-            pause_s = max(_PAUSE_S, cost_s * _PAUSE_PER_COST)
-            if cut_short:
-                await anyio.sleep(pause_s)
-                cut_short = False
-            else:
-                cut_short = await self._tracker.pause(pause_s)
+            with anyio.move_on_after(max(_PAUSE_S, cost_s * _PAUSE_PER_COST)):
+                await anyio.sleep(max(_LEAST_PAUSE_S, cost_s * _LEAST_PAUSE_PER_COST))
+                await moved.wait()
 
     def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
         body = self._encoder.encode(report)

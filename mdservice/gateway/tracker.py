@@ -331,12 +331,10 @@ class PnlTracker:
         if self._positions.answers:
             self._take(self._positions.positions)
 
-    async def pause(self, seconds: float) -> bool:
-        """Wait; return early, with True, if the positions change."""
-        with anyio.move_on_after(seconds):
-            await self._moved.wait()
-            return True
-        return False
+    @property
+    def moved(self) -> anyio.Event:
+        """Set at the next change of the positions."""
+        return self._moved
 
     def _take(self, positions: Sequence[Position]) -> None:
         """The one way of positions into the P&L: what an await of the cache has returned."""

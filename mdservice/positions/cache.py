@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from decimal import Decimal
+from math import inf
 from typing import Final
 
 import anyio
@@ -99,6 +100,8 @@ class PositionCache:
         """Whether a caller has waited in full since the source last answered or failed."""
         self._changed = anyio.Event()
         self._wanted = anyio.Event()
+        self._next_wanted_s = -inf
+        """When an event may have the source asked again, monotonic seconds."""
         self._has_events = False
         """Whether events were followed once, so that an answer can differ from them."""
         self._heard: dict[str, _Heard] = {}
@@ -172,8 +175,8 @@ class PositionCache:
         if self._asked_s is not None:
             with anyio.move_on_after(self.interval_s or least_s):
                 await self._wanted.wait()
-                since_s = self._clock.monotonic() - self._asked_s
-                await anyio.sleep(max(0.0, _LEAST_PAUSE_S - since_s))
+                await anyio.sleep(max(0.0, self._next_wanted_s - self._clock.monotonic()))
+                self._next_wanted_s = self._clock.monotonic() + _LEAST_PAUSE_S
         return await self.refresh()
 
     def want(self) -> None:
