@@ -73,6 +73,7 @@ _MEANINGS: Final = {
     "the market for open; to a gateway it is not known.",
     "mdservice_failed": "The program ends. `reason` says why and what to do.",
     "other_services_cannot_be_noticed": "Redis does not allow the check for other services.",
+    "missing_prices_failed": "A gateway cannot ask for prices that Redis has not. It tries again.",
     "on_trip_begins": "This gateway has tripped the breaker, and does at the broker what "
     "`MDSERVICE_ON_TRIP` names.",
     "on_trip_done": "An action of a trip is done at the broker. A reset does not undo it.",

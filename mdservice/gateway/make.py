@@ -19,6 +19,7 @@ from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway.account_updates import AccountUpdates
 from mdservice.gateway.alerting import make_alerting
+from mdservice.gateway.missing_prices import MissingPrices, price_sources
 from mdservice.gateway.on_trip import OnTrip, TradingAccount
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk, make_limits
@@ -147,6 +148,7 @@ def make_tracker(
         http,
         _fills(positions, source, cache, server, settings, clock),
         market_clock,
+        MissingPrices(engine, price_sources(settings, server, clock, http)),
     )
 
 

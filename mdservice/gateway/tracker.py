@@ -12,6 +12,7 @@ from mdservice.client.reader import Prices, PricesStatus
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError, PositionsError
 from mdservice.gateway.alerting import Alerting
+from mdservice.gateway.missing_prices import MissingPrices
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk
 from mdservice.gateway.webhook import Webhook
@@ -87,12 +88,12 @@ class PnlTracker:
         clock: The time.
         risk: Judges the limits.
         webhook: Gets alerts and changes of the breaker, or None; closed with the tracker.
-        http: What the actions of a trip and the market's clock use, or None; closed with the
-            tracker.
+        http: What the other parts use for HTTP, or None; closed with the tracker.
         follow_fills: Makes what follows the account's events and applies them to the positions,
             with a function to call after each; None if there are no events.
         market_clock: Gives the stock market's hours. Without it, or while it does not answer, they
             are those that the service announces.
+        missing: Finds prices that Redis has not, or None.
 
     Attributes:
         risk: As given.
@@ -113,6 +114,7 @@ class PnlTracker:
         http: HttpClient | None = None,
         follow_fills: Callable[[Came], Fills] | None = None,
         market_clock: MarketClock | None = None,
+        missing: MissingPrices | None = None,
     ) -> None:
         self.risk = risk
         self.webhook = webhook
@@ -120,6 +122,7 @@ class PnlTracker:
         self._market: Market | None = None
         """What the market's own clock says."""
         self._http = http
+        self._missing = missing
         self._positions = positions
         self._followed = FollowedPrices(open_prices, self._quote_came)
         self._redis = redis
@@ -183,6 +186,8 @@ class PnlTracker:
             found.append(reason)
         if self.webhook is not None and self.webhook.dropped:
             found.append(f"{self.webhook.dropped} messages did not reach the webhook, see the log")
+        if self._missing is not None and (reason := self._missing.warning()) is not None:
+            found.append(reason)
         return found
 
     def unusable(self) -> str | None:
@@ -285,6 +290,8 @@ class PnlTracker:
                     tasks.start_soon(self._keep, self._fills.run)
                 tasks.start_soon(self._keep, self._followed.run)
                 tasks.start_soon(self._keep, self._tick)
+                if self._missing is not None:
+                    tasks.start_soon(self._keep, self._find_missing)
                 if self._alerting is not None:
                     tasks.start_soon(self._keep, self._alerting.publish)
                 if self.webhook is not None:
@@ -391,6 +398,10 @@ class PnlTracker:
         self._learn(self._followed.service())
         if self._engine.update(quote, self._clock.utc_ns()):
             self._notify()
+
+    async def _find_missing(self) -> None:
+        if self._missing is not None:
+            await self._missing.run(self._quote_came)
 
     async def _tick(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from decimal import Decimal
 from typing import Any
@@ -54,7 +55,7 @@ def test_every_position_is_priced_and_the_sums_are_exact(stage: Any, source: str
     if source == "alpaca":
         env["MDSERVICE_POSITIONS"] = "alpaca"
     gateway = stage.program("gateway", folder=service.folder, **env)
-    url = stage.eventually(lambda: re.search(r"p&l +(http\S+)", gateway.stdout), within=WITHIN_S)[1]
+    url = gateway_url(stage, gateway)
 
     def all_live() -> Any:
         found = stage.exact(httpx.get(url, timeout=30).text)
@@ -102,3 +103,73 @@ def test_every_position_is_priced_and_the_sums_are_exact(stage: Any, source: str
 def simulator_positions(simulator: Any) -> Any:
     headers = {"APCA-API-KEY-ID": "k", "APCA-API-SECRET-KEY": "s"}
     return httpx.get(f"{simulator.rest_url}/v2/positions", headers=headers, timeout=30).json()
+
+
+def gateway_url(stage: Any, gateway: Any) -> Any:
+    return stage.eventually(lambda: re.search(r"p&l +(http\S+)", gateway.stdout), within=WITHIN_S)[
+        1
+    ]
+
+
+def write_positions(stage: Any) -> str:
+    """Positions whose source knows no prices."""
+    file = stage.folder() / "positions.json"
+    rows = [
+        {"symbol": symbol, "qty": qty, "avg_entry_price": avg}
+        for symbol, (qty, avg) in HELD.items()
+    ]
+    file.write_text(json.dumps(rows))
+    return f"file:{file}"
+
+
+def service_with_prices(stage: Any, simulator: Any, valkey: Any, positions: str) -> Any:
+    """A service that has a price of each position."""
+    env = {"MDSERVICE_POSITIONS": positions, "MDSERVICE_RENEW_PRICES": "off"}
+    service = stage.service(simulator, valkey, **env).wait_ready()
+    latest = "/api/v1/market-data/latest/quotes"
+    stage.eventually(lambda: len(service.get(latest)["records"]) == len(HELD), within=WITHIN_S)
+    return service
+
+
+def when_priced(stage: Any, gateway: Any) -> Any:
+    """The first answer in which no position is without a price."""
+    url = gateway_url(stage, gateway)
+
+    def all_priced() -> Any:
+        found = stage.exact(httpx.get(url, timeout=30).text)
+        return found.get("priced") == len(HELD) and found
+
+    return stage.eventually(all_priced, within=WITHIN_S, what=lambda: httpx.get(url).text)
+
+
+def test_after_the_service_ended_prices_come_from_alpaca(stage: Any) -> None:
+    simulator, valkey = stage.simulator(rate=40), stage.valkey()
+    positions = write_positions(stage)
+    assert service_with_prices(stage, simulator, valkey, positions).end() == 0
+    with valkey.client() as client:
+        client.flushall()
+    env = stage.account(simulator, valkey, MDSERVICE_POSITIONS=positions)
+    gateway = stage.program("gateway", **env, MDSERVICE_GATEWAY_HTTP="127.0.0.1:0")
+    for row in when_priced(stage, gateway)["positions"]:
+        _, kind, _ = CLASSES.get(row["symbol"].replace("/", ""), STOCK)
+        hand = price_by_hand(simulator, kind, row["symbol"], row["last_updated"])
+        assert row["current_price"] in hand
+        assert row["mark"] == "mid"
+
+
+def test_a_price_whose_key_is_gone_comes_from_the_service(stage: Any) -> None:
+    simulator, valkey = stage.simulator(rate=40), stage.valkey()
+    positions = write_positions(stage)
+    service = service_with_prices(stage, simulator, valkey, positions)
+    for feed in ("stocks", "crypto", "options"):
+        simulator.mute(feed=feed)
+    with valkey.client() as client:
+        client.delete(*client.keys("price:*"))
+    gateway = stage.program(
+        "gateway",
+        folder=service.folder,
+        MDSERVICE_REDIS_URL=valkey.url,
+        MDSERVICE_POSITIONS=positions,
+        MDSERVICE_GATEWAY_HTTP="127.0.0.1:0",
+    )
+    when_priced(stage, gateway)

@@ -1,0 +1,277 @@
+"""Finds prices of held symbols that Redis has not: at the service, or at Alpaca's REST APIs.
+
+::
+
+    held, without a price ──1 s──▶ the service ──quote──▶ the P&L
+               └─────────────3 s──▶ Alpaca ───────quote──────▲
+
+Answers never wait for it. A quote from Redis comes first most often, and the symbol is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+from urllib.parse import quote as url_quote
+
+import anyio
+import anyio.to_thread
+import attrs
+import msgspec
+
+from mdservice.client.discovery import Discovery
+from mdservice.client.http import NoAnswer, ask, fetch
+from mdservice.clock import Clock
+from mdservice.errors import MDServiceError
+from mdservice.feed.alpaca.drivers import make_history
+from mdservice.feed.history import HalvingHistory
+from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed, feed_of
+from mdservice.model.kinds import QUOTES, RecordDecoder
+from mdservice.model.quote import Quote
+from mdservice.observability.logging import get_logger, masked
+from mdservice.pnl.engine import PnlEngine
+from mdservice.runtime.backoff import Backoff
+from mdservice.runtime.network import HttpClient
+from mdservice.settings import Settings
+
+__all__ = ["AlpacaPrices", "MissingPrices", "PriceSource", "ServicePrices", "price_sources"]
+
+_log = get_logger(__name__)
+
+_LOOK_S: Final = 1.0
+"""How often each source may be asked: with 200 symbols a call, 10,000 prices take 50 s, and most
+calls of Alpaca's minute stay with the service."""
+_MOST_SYMBOLS: Final = 200
+_ANSWER_LIMIT_S: Final = 10.0
+_PAUSES_S: Final = (2.0, 10.0, 60.0, 300.0)
+"""The waits until a source that had no price of a symbol is asked for it again."""
+_FIRST_S, _LIMIT_S = 2.0, 300.0
+"""The bounds of the wait after a failure of a source."""
+_SERVICE_AFTER_S, _ALPACA_AFTER_S = 1.0, 3.0
+"""How long a symbol has been without a price when it is asked for. The service has the price of a
+new symbol within 3 s."""
+_SERVICE_TIMEOUT_S: Final = 3.0
+_LATEST: Final = "/api/v1/market-data/latest/quotes"
+_OK: Final = 200
+
+
+class PriceSource(Protocol):
+    """A source of latest quotes.
+
+    Attributes:
+        name: Whose prices they are, for people.
+        after_s: How long a symbol has been without a price when it is asked for, seconds.
+    """
+
+    name: str
+    after_s: float
+
+    def has(self, symbol: str) -> bool:
+        """Whether it may have a price of this symbol."""
+        ...
+
+    async def latest(self, symbols: Sequence[str]) -> Iterable[Quote]:
+        """The latest quotes; symbols without one are omitted.
+
+        Raises:
+            MDServiceError: It does not answer, or refuses.
+        """
+        ...
+
+
+class MissingPrices:
+    """Asks the sources for the price of each held symbol that has no usable quote.
+
+    Each source is asked by itself, for a limited number of symbols a second, and less often after
+    each failure. A symbol that a source does not know is asked for again, less and less often.
+
+    Args:
+        engine: Knows which prices are missing.
+        sources: Where prices may be.
+    """
+
+    def __init__(self, engine: PnlEngine, sources: Sequence[PriceSource]) -> None:
+        self._engine = engine
+        self._sources = sources
+        self._errors: dict[str, str] = {}
+        self._listed: tuple[Sequence[str], int, list[str]] = ((), 0, [])
+        """The held symbols, how many of them wait, and which."""
+
+    def warning(self) -> str | None:
+        """Why prices that are missing cannot be found, or None."""
+        if not self._errors or not self._engine.totals.unpriced:
+            return None
+        reasons = [f"{name}: {reason}" for name, reason in self._errors.items()]
+        return f"missing prices cannot be asked for: {'; '.join(reasons)}"
+
+    async def run(self, came: Callable[[Quote], None]) -> None:
+        """Search until cancelled.
+
+        Args:
+            came: Called with each quote that was found.
+        """
+        async with anyio.create_task_group() as tasks:
+            for source in self._sources:
+                tasks.start_soon(self._search, source, came)
+
+    async def _search(self, source: PriceSource, came: Callable[[Quote], None]) -> None:
+        due: dict[str, _Due] = {}
+        backoff = Backoff(_FIRST_S, _LIMIT_S)
+        while True:
+            await anyio.sleep(_LOOK_S)
+            now_s = anyio.current_time()
+            due = {
+                symbol: due.get(symbol) or _Due(now_s + source.after_s)
+                for symbol in self._missing()
+                if source.has(symbol)
+            }
+            symbols = [symbol for symbol, each in due.items() if each.at_s <= now_s]
+            symbols = symbols[:_MOST_SYMBOLS]
+            if not symbols:
+                self._errors.pop(source.name, None)
+                continue
+            try:
+                with anyio.fail_after(_ANSWER_LIMIT_S):
+                    found = await source.latest(symbols)
+            except NoAnswer:  # no service runs here, or it is reported elsewhere
+                await anyio.sleep(backoff.next_s())
+            except (MDServiceError, TimeoutError) as exc:
+                self._fail(source, masked(str(exc)) or f"no answer within {_ANSWER_LIMIT_S:g} s")
+                await anyio.sleep(backoff.next_s())
+            else:
+                self._errors.pop(source.name, None)
+                backoff.reset()
+                for quote in found:
+                    came(quote)
+                for symbol in symbols:
+                    due[symbol].put_off(anyio.current_time())
+
+    def _missing(self) -> list[str]:
+        """The held symbols without a usable quote."""
+        engine = self._engine
+        symbols, waiting = engine.symbols, engine.totals.waiting
+        if self._listed[0] is not symbols or self._listed[1] != waiting:
+            found = []
+            if waiting:
+                holdings = ((symbol, engine.holding(symbol)) for symbol in symbols)
+                found = [symbol for symbol, held in holdings if held is not None and held.waiting]
+            self._listed = symbols, waiting, found
+        return self._listed[2]
+
+    def _fail(self, source: PriceSource, reason: str) -> None:
+        if self._errors.get(source.name) != reason:
+            _log.warning("missing_prices_failed", source=source.name, reason=reason)
+        self._errors[source.name] = reason
+
+
+@attrs.define
+class _Due:
+    """When a symbol is asked for next, by the event loop's clock, and how often it was."""
+
+    at_s: float
+    tries: int = 0
+
+    def put_off(self, now_s: float) -> None:
+        self.at_s = now_s + _PAUSES_S[min(self.tries, len(_PAUSES_S) - 1)]
+        self.tries += 1
+
+
+class ServicePrices:
+    """A :class:`PriceSource`: the service whose Redis the gateway reads.
+
+    A service that writes to another Redis is not asked: its prices may be simulated ones.
+
+    Args:
+        socket: The service's UNIX socket.
+        discovery: Finds the Redis that the gateway reads.
+    """
+
+    after_s = _SERVICE_AFTER_S
+
+    def __init__(self, socket: Path, discovery: Discovery) -> None:
+        self.name = f"the service at {socket}"
+        self._socket = socket
+        self._discovery = discovery
+        self._decoder = RecordDecoder(QUOTES)
+
+    def has(self, symbol: str) -> bool:
+        """Always, since only the service knows what it subscribes to."""
+        return bool(symbol)
+
+    async def latest(self, symbols: Sequence[str]) -> Iterable[Quote]:
+        """See :meth:`PriceSource.latest`."""
+        location = await self._discovery.find()
+        redis = location.address.shown, location.names.prefix
+        payloads = await anyio.to_thread.run_sync(
+            partial(self._ask, symbols, redis), abandon_on_cancel=True
+        )
+        quotes = map(self._decoder.decode, payloads)
+        return [each for each in quotes if each is not None and each.symbol in symbols]
+
+    def _ask(self, symbols: Sequence[str], redis: tuple[str, str]) -> Sequence[msgspec.Raw]:
+        """The records; runs in a thread."""
+        status = ask(self._socket, "GET", "/status", timeout_s=_SERVICE_TIMEOUT_S)
+        report = status.content.get("redis")
+        if not isinstance(report, dict) or redis != (report.get("url"), report.get("key_prefix")):
+            return ()
+        call = f"{_LATEST}?symbols={url_quote(','.join(symbols))}"
+        code, body = fetch(self._socket, "GET", call, timeout_s=_SERVICE_TIMEOUT_S)
+        if code != _OK:
+            raise NoAnswer(f"{self.name} answers HTTP {code}")
+        try:
+            return msgspec.json.decode(body, type=_Records).records
+        except ValueError as exc:
+            raise NoAnswer(f"what answers at {self._socket} is not mdservice") from exc
+
+
+class _Records(msgspec.Struct):
+    records: list[msgspec.Raw]
+
+
+class AlpacaPrices:
+    """A :class:`PriceSource`: Alpaca's REST API of one feed.
+
+    Args:
+        feed: Which one.
+        history: Its latest quotes.
+    """
+
+    after_s = _ALPACA_AFTER_S
+
+    def __init__(self, feed: Feed, history: HalvingHistory[Quote]) -> None:
+        self.name = f"Alpaca's {feed.name}"
+        self._feed = feed
+        self._history = history
+
+    def has(self, symbol: str) -> bool:
+        """Whether it is a symbol of this feed."""
+        return feed_of(symbol) is self._feed
+
+    async def latest(self, symbols: Sequence[str]) -> Iterable[Quote]:
+        """See :meth:`PriceSource.latest`."""
+        return (await self._history.latest(symbols)).records
+
+
+def price_sources(
+    settings: Settings, discovery: Discovery, clock: Clock, http: HttpClient
+) -> list[PriceSource]:
+    """The service, and Alpaca if there are keys.
+
+    Args:
+        settings: The socket, the keys, the URLs and the feeds.
+        discovery: Finds the Redis that the gateway reads.
+        clock: Stamps the quotes.
+        http: For Alpaca; closed by its owner.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+    found: list[PriceSource] = [ServicePrices(settings.socket, discovery)]
+    if settings.api_key is not None and settings.secret_key is not None:
+        for feed in (STOCKS, CRYPTO, OPTIONS):
+            history = make_history(settings, feed, clock, http)
+            if history is not None:
+                found.append(AlpacaPrices(feed, HalvingHistory(history, QUOTES)))
+    return found
