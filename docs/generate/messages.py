@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
+import attrs
+
 from docs.generate.answers import AT_NS, QUOTE
 from docs.generate.text import fence
 from mdservice.feed.alpaca.error_codes import refusal
 from mdservice.model.events import FeedState, FeedStatus, encode_status
 from mdservice.model.kinds import QUOTES
 from mdservice.model.payload import encode_quote
+from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl.alerts import Alert, encode_alert
 from mdservice.pnl.breaker import encode_breaker, reset_at, tripped_by
 from mdservice.pnl.rules import parse_rule
+from mdservice.positions.trade_updates import TradeUpdate, encode_account_update
 from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.commands import BatchPacker
 from mdservice.redis_io.names import RedisNames
 from mdservice.router.gaps import Gaps
 
 __all__ = [
+    "account_messages",
     "alert_message",
     "breaker_messages",
     "price_message",
@@ -77,6 +82,33 @@ def status_messages() -> str:
 def rights() -> str:
     """The rules of a user who may do all that the service, its readers and the gateway do."""
     return fence("text", f"ACL SETUSER desk on >PASSWORD {RedisNames().rights()}")
+
+
+def account_messages() -> str:
+    """A fill that adds to a position, and one that closes one."""
+    bought = TradeUpdate(
+        event="fill",
+        timestamp_ns=AT_NS,
+        symbol="AAPL",
+        order_id="904837e3-3b76-47ec-b432-046db621571b",
+        execution_id="cd6f0d24-0b9c-4a6e-a06c-6a4c1f9f0fd2",
+        side="buy",
+        qty=Decimal(10),
+        price=Decimal("187.13"),
+        position_qty=Decimal(30),
+    )
+    sold = attrs.evolve(
+        bought,
+        symbol="BTC/USD",
+        order_id="61e69015-8549-4bfd-b9c3-01e75843f47d",
+        execution_id="2f63ea93-423d-4169-b3f6-3fdafc10c418",
+        side="sell",
+        qty=Decimal("0.5"),
+        price=Decimal("60412.5"),
+        position_qty=Decimal(0),
+    )
+    held = Position("AAPL", Decimal(30), Decimal("162.376666667"), lastday_price=Decimal("185.40"))
+    return _fences((encode_account_update(bought, held), encode_account_update(sold, None)))
 
 
 def alert_message() -> str:

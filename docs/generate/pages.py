@@ -20,6 +20,7 @@ from docs.generate.commands import commands
 from docs.generate.kinds import kind_names, kind_objects, kind_policies, kind_rules
 from docs.generate.log_events import log_events
 from docs.generate.messages import (
+    account_messages,
     alert_message,
     breaker_messages,
     price_message,
@@ -44,6 +45,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "answers of the gateway": gateway_schemas,
     "price message": price_message,
     "status messages": status_messages,
+    "account messages": account_messages,
     "alert message": alert_message,
     "breaker messages": breaker_messages,
     "transaction": transaction,
