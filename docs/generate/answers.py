@@ -17,7 +17,8 @@ from mdservice.model.quote import Quote
 from mdservice.model.status import Status
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.pnl.breaker import CLOSED
-from mdservice.pnl.encode import PnlEncoder, encode_positions
+from mdservice.pnl.day import DayBook, Fill, Start, new_york_date
+from mdservice.pnl.encode import PnlEncoder, encode_day, encode_positions
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.limits import Limits, encode_risk
 from mdservice.pnl.rules import parse_rule
@@ -45,6 +46,7 @@ def answers() -> dict[str, str]:
     found = trio.run(_ask)
     found["GET /api/v1/positions"] = _pretty(encode_positions([_HELD]))
     found["GET /api/v1/positions/pnl/realtime"] = _pretty(_pnl())
+    found["GET /api/v1/account/pnl/day"] = _pretty(_day())
     found["GET /api/v1/risk"] = _pretty(_risk())
     check = {"allowed": False, "reasons": ["AAPL qty > 100: AAPL would be at 120"]}
     found["POST /api/v1/risk/check"] = _pretty(msgspec.json.encode(check))
@@ -74,6 +76,20 @@ def _pnl() -> bytes:
     engine.set_positions([_HELD])
     engine.update(QUOTE, AT_NS)
     return PnlEncoder().encode(engine.report(AT_NS))
+
+
+def _day() -> bytes:
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+    held = Position("AAPL", Decimal(10), Decimal(150), lastday_price=Decimal("185.40"))
+    engine.set_positions([held])
+    engine.update(QUOTE, AT_NS)
+    book = DayBook(new_york_date(AT_NS))
+    book.add(Fill("AAPL", Decimal(5), Decimal("186.20"), AT_NS, "1"))
+    book.add(Fill("AAPL", Decimal(-5), Decimal("186.90"), AT_NS, "2"))
+    book.starts["AAPL"] = Start("AAPL", Decimal(10), Decimal("131.90"))
+    day = book.symbol_day("AAPL", [held])
+    engine.set_day({"AAPL": day})
+    return encode_day(book.date, engine.totals, Decimal("0.02"), [day])
 
 
 def _risk() -> bytes:

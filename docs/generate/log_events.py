@@ -17,6 +17,9 @@ _PACKAGE: Final = Path(mdservice.__file__).parent
 _LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
 
 _MEANINGS: Final = {
+    "account_failed": "The balances or the activities of the account cannot be read. They are read "
+    "again later; `GET /api/v1/account/pnl/day` says why.",
+    "account_is_back": "The account can be read again.",
     "account_update_unreadable": "A message of `account.updated` cannot be read. The positions are "
     "asked for at once.",
     "account_updates_lost": "The gateway has lost the channel `account.updated`. It connects "
@@ -30,7 +33,13 @@ _MEANINGS: Final = {
     "Trading is not allowed meanwhile.",
     "breaker_reset": "The circuit breaker was closed by a reset.",
     "breaker_tripped": "A limit was crossed, and this gateway has tripped the circuit breaker.",
+    "day_start_not_kept": "Redis does not keep what the account held at the start of the day. A "
+    "gateway that starts later may not know what was realised.",
+    "day_start_not_read": "What Redis kept of the start of the day cannot be read.",
     "embedded_server_died": "The embedded Valkey server ended. A new one is started.",
+    "equity_agrees_again": "The change of the equity is that of the day's P&L again.",
+    "equity_differs": "The equity changed by `dollars` more than the day's P&L and the activities "
+    "explain. Logged once for each difference.",
     "event_log_begins_anew": "A reader found another event log under the name. It reads all of it.",
     "event_log_lost_its_end": "The event log lost its newest entries, as after a server's crash. "
     "The reader reads the keys again.",

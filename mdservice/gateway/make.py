@@ -30,6 +30,7 @@ from mdservice.model.symbol import spellings
 from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.pnl.engine import PnlEngine
 from mdservice.positions import sources
+from mdservice.positions.activities import AlpacaAccount
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.sources import PositionSource, ServicePositions, open_source
@@ -135,6 +136,7 @@ def make_tracker(
         on_trip = OnTrip(settings.on_trip, account, calls, clock, webhook)
     interval_s = _AT_ONCE_S if own else settings.positions_interval
     cache = PositionCache(source, interval_s, clock, symbols)
+    has_own = isinstance(positions, str) and positions not in {"alpaca", "none"}
     return PnlTracker(
         cache,
         calls,
@@ -149,6 +151,7 @@ def make_tracker(
         _fills(positions, source, cache, server, settings, clock),
         market_clock,
         MissingPrices(engine, price_sources(settings, server, clock, http)),
+        None if has_own else _account(settings),
     )
 
 
@@ -167,6 +170,19 @@ def _fills(
     if isinstance(source, ServicePositions):
         return lambda came: AccountUpdates(discovery, cache, came)
     return None
+
+
+def _account(settings: Settings) -> AlpacaAccount | None:
+    """The account whose fills and fees are the day's; None without keys.
+
+    None too where prices are simulated and the account is not.
+    """
+    if settings.simulator_embedded and "trading_url" not in settings.sources:
+        return None
+    key, secret = settings.api_key, settings.secret_key
+    if key is None or secret is None:
+        return None
+    return AlpacaAccount(settings.resolved_trading_url(), key, secret)
 
 
 def _source(positions: PositionsGiven, settings: Settings) -> PositionSource:

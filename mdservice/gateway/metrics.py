@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -34,6 +35,13 @@ class TrackerCollector(Collector):
             ("webhook_waiting", "Messages that wait.", webhook.waiting if webhook else 0),
         ):
             yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
+        difference = None if tracker.day is None else tracker.day.difference
+        yield GaugeMetricFamily(
+            "mdservice_equity_difference_dollars",
+            "Dollars of the day's change of the equity that neither P&L nor activities explain; "
+            "NaN while they are not compared.",
+            value=math.nan if difference is None else float(difference),
+        )
         for name, text, count in (
             ("sent", "Messages that the webhook has taken.", webhook.sent if webhook else 0),
             ("dropped", "Messages that it did not get.", webhook.dropped if webhook else 0),

@@ -33,6 +33,7 @@ _MOST_TRIES: Final = 20
 """How often a change of the breaker is tried while others change it."""
 HOLD_MS: Final = 3_000
 """How long a gateway holds the actions of a trip; a dead one is replaced after this time."""
+_DAY_START_TTL_S: Final = 2 * 86_400
 _T = TypeVar("_T")
 
 
@@ -149,6 +150,37 @@ class RedisCalls:
             return (standing, standing in tried) if wanted is None else (wanted, True)
 
         return await self._call(change)
+
+    async def day_start(self, account: str) -> bytes | None:
+        """What the account held at the start of the day, as :meth:`keep_day_start` kept it.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
+        """
+
+        async def read(connection: RedisConnection) -> bytes | None:
+            key = self._names.day_start_key(account)
+            (payload,) = await connection.call(pack(b"GET", key))
+            refuse_errors(self._address, (payload,))
+            return payload if isinstance(payload, bytes) else None
+
+        return await self._call(read)
+
+    async def keep_day_start(self, account: str, content: bytes) -> None:
+        """Keep what the account held at the start of the day, for two days.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
+        """
+
+        async def write(connection: RedisConnection) -> None:
+            key = self._names.day_start_key(account)
+            answers = await connection.call(
+                pack(b"SET", key, content, b"EX", b"%d" % _DAY_START_TTL_S)
+            )
+            refuse_errors(self._address, answers)
+
+        await self._call(write)
 
     async def actions(self) -> bytes | None:
         """The actions of the last trip, as their key has them; None without a key.

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
 
-from mdservice.errors import PositionsError
+from mdservice.errors import AccountError, AccountUnavailable, PositionsError
 from mdservice.gateway.make import PositionsGiven, make_tracker
 from mdservice.gateway.risk_routes import judging, risk_router
 from mdservice.gateway.tracker import PnlTracker, ReadFrom
@@ -24,7 +24,16 @@ from mdservice.pnl.encode import PnlEncoder, encode_positions
 from mdservice.pnl.rows import PnlReport
 from mdservice.settings import Settings
 
-__all__ = ["NOT_KNOWN", "PNL_PATH", "Answers", "PnlAnswer", "pnl_router", "tracker_router"]
+__all__ = [
+    "DAY_PATH",
+    "NOT_KNOWN",
+    "PNL_PATH",
+    "Answers",
+    "DayAnswer",
+    "PnlAnswer",
+    "pnl_router",
+    "tracker_router",
+]
 
 _PAUSE_S: Final = 0.02
 _PAUSE_PER_COST: Final = 20.0
@@ -32,12 +41,16 @@ _LEAST_PAUSE_S: Final = 0.003
 _LEAST_PAUSE_PER_COST: Final = 4.0
 """Likewise before a change of the positions, which does not wait for the whole pause."""
 
+DAY_PATH: Final = "/api/v1/account/pnl/day"
 PNL_PATH: Final = "/api/v1/positions/pnl/realtime"
 _JSON: Final = "application/json"
 NOT_KNOWN: Final[dict[int | str, dict[str, Any]]] = {
     503: {"model": Problem, "description": "The positions are not known yet."}
 }
 """The answer of these calls before the positions are known for the first time."""
+_NO_ACTIVITIES: Final[dict[int | str, dict[str, Any]]] = {
+    503: {"model": Problem, "description": "The activities of the account cannot be had."}
+}
 _NOT_RUNNING: Final[dict[int | str, dict[str, Any]]] = {
     503: {"model": Problem, "description": "The application does not run its lifespan."}
 }
@@ -60,10 +73,11 @@ def pnl_router(
         app = FastAPI()
         app.include_router(pnl_router(my_positions, redis_url="redis://localhost:6379"))
 
-    It adds ``GET /api/v1/positions/pnl/realtime``, a stream of server-sent events at
-    ``…/realtime/stream``, and the limits under ``/api/v1/risk``. All but the first call need the
-    application's lifespan, which every server runs, and so do the alerts. uvicorn waits for open
-    streams when it stops, so give it a ``timeout_graceful_shutdown`` of a few seconds.
+    It adds ``GET /api/v1/positions/pnl/realtime``, ``GET /api/v1/account/pnl/day``, a stream of
+    server-sent events at ``…/realtime/stream``, and the limits under ``/api/v1/risk``. All but the
+    first two calls need the application's lifespan, which every server runs, and so do the alerts.
+    uvicorn waits for open streams when it stops, so give it a ``timeout_graceful_shutdown`` of a
+    few seconds.
 
     Args:
         positions: A function, async or not, that returns the current positions: each a
@@ -143,8 +157,19 @@ def tracker_router(tracker: PnlTracker) -> APIRouter:
         async for name, data in answers.stream(ended):
             yield ServerSentEvent(event=name, raw_data=data)
 
+    _add_day(router, answers)
     router.include_router(risk_router(tracker))
     return router
+
+
+def _add_day(router: APIRouter, answers: Answers) -> None:
+    @router.get(DAY_PATH, response_model=DayAnswer, responses=_NO_ACTIVITIES, tags=["account"])
+    async def day_pnl() -> Response:
+        """The P&L of today in New York: realised, unrealised, fees, and what was traded."""
+        try:
+            return Response(await answers.day(), media_type=_JSON)
+        except (AccountError, PositionsError) as exc:
+            return JSONResponse({"detail": str(exc)}, 503)
 
 
 class Answers:
@@ -173,6 +198,26 @@ class Answers:
             PositionsUnavailable: The positions are not known yet.
         """
         return self._encode(await self._tracker.report())
+
+    async def day(self) -> bytes:
+        """The account's day; see :func:`mdservice.pnl.encode.encode_day`.
+
+        Raises:
+            AccountUnavailable: The activities cannot be had.
+            PositionsUnavailable: The positions are not known yet.
+        """
+        day = self._tracker.day
+        if day is None:
+            raise AccountUnavailable(
+                "the activities of the account are not known: the gateway has no account, set "
+                "ALPACA_API_KEY and ALPACA_SECRET_KEY"
+            )
+        await self._tracker.report()
+        await day.current(polled=self._tracker.is_running)
+        warnings = self._tracker.warnings()
+        if (unusable := self._tracker.unusable()) is not None:
+            warnings.append(unusable)
+        return day.encode(warnings)
 
     async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
         """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
@@ -242,6 +287,46 @@ class PnlAnswer(Answer):
         description="Why the answer may be out of date, and which positions are unusable; absent "
         "without warnings.",
     )
+
+
+class DayAnswer(Answer):
+    """The P&L of one day. Numbers are exact decimals, in dollars."""
+
+    date: str = Field(description="New York's.", examples=["2026-11-20"])
+    realized_pnl: float | None = Field(
+        description="Of what was reduced today, against the average entry price by Alpaca's rule; "
+        "null if that of one symbol is not known.",
+        examples=[12.5],
+    )
+    unrealized_change: float | None = Field(
+        description="How much the unrealised P&L changed since the last close; null if that is not "
+        "known.",
+        examples=[4.85],
+    )
+    fees: float | None = Field(
+        description="At least 0; null if one cannot be read.", examples=[0.02]
+    )
+    total: float | None = Field(
+        description="What was realised and the change, less the fees; null if that is not known.",
+        examples=[17.33],
+    )
+    symbols: list[_TradedSymbol] = Field(
+        description="What was traded today, in the order of the first fills."
+    )
+    warnings: list[str] | None = Field(
+        default=None,
+        description="What is not known, what else changed the equity, and whether it differs; "
+        "absent without warnings.",
+    )
+
+
+class _TradedSymbol(Answer):
+    """What was traded of one symbol."""
+
+    symbol: str = Field(description="As the positions write it.", examples=["AAPL"])
+    realized_pnl: float | None = Field(description="Null if it is not known.", examples=[12.5])
+    fills: int = Field(description="How many trades there were.", examples=[3])
+    qty: float = Field(description="What is held now; negative if short.", examples=[10])
 
 
 class _Row(HeldPosition):

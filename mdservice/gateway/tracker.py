@@ -12,6 +12,7 @@ from mdservice.client.reader import Prices, PricesStatus
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError, PositionsError
 from mdservice.gateway.alerting import Alerting
+from mdservice.gateway.day import AccountDay
 from mdservice.gateway.missing_prices import MissingPrices
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk
@@ -23,6 +24,7 @@ from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Totals
 from mdservice.pnl.rows import PnlReport
+from mdservice.positions.activities import AlpacaAccount
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate
 from mdservice.redis_io.names import GONE_AFTER_S, Instance
@@ -94,8 +96,10 @@ class PnlTracker:
         market_clock: Gives the stock market's hours. Without it, or while it does not answer, they
             are those that the service announces.
         missing: Finds prices that Redis has not, or None.
+        account: Reads the account's balances and activities, or None; closed with the tracker.
 
     Attributes:
+        day: The account's day; None without an account.
         risk: As given.
         webhook: As given.
     """
@@ -115,6 +119,7 @@ class PnlTracker:
         follow_fills: Callable[[Came], Fills] | None = None,
         market_clock: MarketClock | None = None,
         missing: MissingPrices | None = None,
+        account: AlpacaAccount | None = None,
     ) -> None:
         self.risk = risk
         self.webhook = webhook
@@ -141,6 +146,9 @@ class PnlTracker:
         self._moved = anyio.Event()
         self._waiting = 0
         self._fills = None if follow_fills is None else follow_fills(self._fill_came)
+        self.day = None
+        if account is not None:
+            self.day = AccountDay(account, positions, engine, redis, clock, self._notify)
 
     @property
     def is_running(self) -> bool:
@@ -296,6 +304,8 @@ class PnlTracker:
                     tasks.start_soon(self._keep, self._alerting.publish)
                 if self.webhook is not None:
                     tasks.start_soon(self._keep, self.webhook.run)
+                if self.day is not None:
+                    tasks.start_soon(self._keep, self.day.run)
                 tasks.start_soon(self._keep, self.risk.run)
                 tasks.start_soon(self._keep, self._confirm)
                 if self._market_clock is not None:
@@ -319,6 +329,8 @@ class PnlTracker:
             await self.webhook.aclose()
         if self._http is not None:
             await self._http.aclose()
+        if self.day is not None:
+            await self.day.aclose()
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
         """Log an unexpected failure of one part, so that it does not end the gateway."""
@@ -334,7 +346,9 @@ class PnlTracker:
         while True:
             self._take(await self._positions.refresh_when_due(_TICK_S))
 
-    async def _fill_came(self, _update: TradeUpdate) -> None:
+    async def _fill_came(self, update: TradeUpdate) -> None:
+        if self.day is not None:
+            self.day.take_fill(update)
         if self._positions.answers:
             self._take(self._positions.positions)
 
@@ -347,6 +361,8 @@ class PnlTracker:
         """The one way of positions into the P&L: what an await of the cache has returned."""
         if self._engine.set_positions(positions):
             self._unusable = _unusable(self._engine.problems())
+            if self.day is not None:
+                self.day.take_positions()
             self._notify()
             self._moved.set()
             self._moved = anyio.Event()

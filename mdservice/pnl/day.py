@@ -75,6 +75,7 @@ class Fill:
         price: Dollars a share.
         at_ns: UTC nanoseconds.
         id: Its source's own: of the activity, or of the execution.
+        realizes: Whether what it reduces is realised; not so for coins that were taken as a fee.
     """
 
     symbol: str
@@ -82,6 +83,7 @@ class Fill:
     price: Decimal
     at_ns: int
     id: str
+    realizes: bool = True
 
 
 @attrs.frozen
@@ -199,9 +201,9 @@ class DayBook:
         """Counted fills from the stream that the list did not have yet."""
 
     @property
-    def keys(self) -> frozenset[str]:
-        """The keys of the symbols that changed today."""
-        return frozenset(self._symbols.keys() | self._changed_by.keys())
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the symbols that changed today, in the order of their first change."""
+        return tuple(dict.fromkeys([*self._symbols, *self._changed_by]))
 
     def add(self, fill: Fill, *, streamed: bool = False) -> bool:
         """Count a fill; return whether it is new, and of this date.
@@ -374,10 +376,10 @@ class _Replay:
                 of_average = _divide(_ROUNDED.multiply(of_average, closed), self.qty)
                 of_cost = _divide(_ROUNDED.multiply(of_cost, closed), self.qty)
             received = _ROUNDED.multiply(closed, price)
-            self.realized_per_average = _ROUNDED.subtract(self.realized_per_average, of_average)
-            self.realized_cost = _ROUNDED.add(
-                self.realized_cost, _ROUNDED.subtract(received, of_cost)
-            )
+            if fill.realizes:
+                gain = _ROUNDED.subtract(received, of_cost)
+                self.realized_cost = _ROUNDED.add(self.realized_cost, gain)
+                self.realized_per_average = _ROUNDED.subtract(self.realized_per_average, of_average)
             self.per_average = _ROUNDED.subtract(self.per_average, of_average)
             self.cost = _ROUNDED.subtract(self.cost, of_cost)
             self.qty = EXACT.subtract(self.qty, closed)

@@ -10,7 +10,9 @@ from typing import Final, get_args
 import msgspec
 
 from mdservice.model.position import Position
-from mdservice.pnl.numbers import plain, short, shown
+from mdservice.pnl.day import SymbolDay
+from mdservice.pnl.holding import Totals
+from mdservice.pnl.numbers import EXACT, plain, short, shown
 from mdservice.pnl.rows import MarkName, PnlReport, Row
 
 __all__ = ["PnlEncoder", "encode_position", "encode_positions"]
@@ -107,6 +109,46 @@ class PnlEncoder:
                 ):
                     self._heads[place] = _head(row)
         self._rows = rows
+
+
+def encode_day(
+    date: str,
+    totals: Totals,
+    fees: Decimal | None,
+    days: Iterable[SymbolDay],
+    warnings: Sequence[str] = (),
+) -> bytes:
+    """``{"date":"2026-11-20","realized_pnl":12.5,"unrealized_change":4.85,"fees":0.02,…}``.
+
+    The others are ``total``, which is what was realised and the change less the fees, and
+    ``symbols``: ``{"symbol":"AAPL","realized_pnl":12.5,"fills":3,"qty":10}``. What is not known is
+    null.
+
+    Args:
+        date: New York's.
+        totals: Those of the engine.
+        fees: Dollars; None if they are not known.
+        days: The symbols that changed today.
+        warnings: Included if there are any.
+    """
+    realized, day = totals.realized_day_pnl, totals.day_pnl
+    change = None if realized is None or day is None else EXACT.subtract(day, realized)
+    total = None if fees is None or day is None else EXACT.subtract(day, fees)
+    symbols = ",".join(
+        f'{{"symbol":{_json(one.symbol)},"realized_pnl":{_computed(one.realized)}'
+        f',"fills":{one.fills},"qty":{short(one.qty)}}}'
+        for one in days
+    )
+    suffix = f',"warnings":{_encode(warnings).decode()}' if warnings else ""
+    return (
+        f'{{"date":"{date}","realized_pnl":{_computed(realized)}'
+        f',"unrealized_change":{_computed(change)},"fees":{_computed(fees)}'
+        f',"total":{_computed(total)},"symbols":[{symbols}]{suffix}}}'
+    ).encode()
+
+
+def _computed(number: Decimal | None) -> str:
+    return "null" if number is None else short(number)
 
 
 def encode_positions(

@@ -237,19 +237,18 @@ class PnlEngine:
         holding = self._held_keys.get(key)
         return () if holding is None else holding.positions
 
-    def set_day(self, days: Mapping[str, SymbolDay] | None) -> None:
+    def set_day(self, days: Mapping[str, SymbolDay] | None, *, followed: bool = True) -> None:
         """Replace what today's fills changed in all symbols.
-
-        Until the first call, the day's P&L is that of positions without fills today, and what was
-        realised is not known.
 
         Args:
             days: By symbols without a slash; None if the fills are not known.
+            followed: Whether anything tells the fills. If not, as before the first call, the day's
+                P&L is that of positions without any, and what was realised is not known.
         """
         for key, day in (self._days or {}).items():
             self.totals.leave_day(day, held=key in self._held_keys)
         self._days = None if days is None else dict(days)
-        self.totals.fills_known = days is not None
+        self.totals.fills_known = days is not None if followed else None
         for key, day in (days or {}).items():
             self.totals.enter_day(day, held=key in self._held_keys)
         for key, holding in self._held_keys.items():

@@ -379,7 +379,8 @@ def _booking(row: _Row, currency: str) -> Booking:
         # A fee in coins: as if they were sold at that price, and the dollars were the fee.
         price = _price(row, currency) or ZERO
         fee = None if fee is None else fee - qty * price
-        return attrs.evolve(plain, fee=fee, fill=Fill(symbol, qty, price, _end_ns(row), row.id))
+        coins = Fill(symbol, qty, price, _end_ns(row), row.id, realizes=False)
+        return attrs.evolve(plain, fee=fee, fill=coins)
     plain = attrs.evolve(plain, amount=amount or ZERO)
     if not symbol or not qty or kind.startswith(_PAID_FOR_SHARES):
         return plain

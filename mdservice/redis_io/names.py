@@ -185,6 +185,10 @@ class RedisNames:
         """The key that names the service which writes to this database."""
         return f"{self.prefix}mdservice:instance".encode()
 
+    def day_start_key(self, account: str) -> bytes:
+        """The key that keeps what an account held at the start of the day."""
+        return f"{self.prefix}mdservice:day_start:{account}".encode()
+
     @property
     def breaker_key(self) -> bytes:
         """The key of the circuit breaker: ``b"risk:breaker"``."""

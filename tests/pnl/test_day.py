@@ -181,7 +181,7 @@ def test_a_fill_of_another_date_does_not_count() -> None:
 
 def test_fees_and_what_else_moved_the_cash() -> None:
     book = DayBook(DATE)
-    coins = Fill("BTC/USD", D("-0.001"), D(90_000), OPEN_NS, "c")
+    coins = Fill("BTC/USD", D("-0.001"), D(90_000), OPEN_NS, "c", realizes=False)
     changed = book.book(
         [
             Booking("a", "FEE", fee=D("0.02")),
@@ -196,7 +196,7 @@ def test_fees_and_what_else_moved_the_cash() -> None:
     assert book.moved() == {"CSD": 500, "DIV": D("1.50")}
     day = book.symbol_day("BTCUSD", [Position("BTCUSD", D("0.999"), D(80_000))])
     assert (day.fills, day.spent, day.start_qty) == (0, -90, 1)
-    assert day.realized == 10, "the coins were worth more than they had cost"
+    assert day.realized == 0
     book.book([Booking("e", "FEE", fee=D(-100))])
     assert (book.fees, book.moved()["FEE"]) == (0, D("9.98"))
     book.book([Booking("f", "FEE", fee=None)])
