@@ -4,6 +4,7 @@
 - One order judged by 20 limits, in process.
 - How many events per second the engine takes, alone and behind Valkey, with alert rules or limits.
 - From a quote at the exchange to the changed P&L at a reader of the gateway's stream.
+- From a fill at the broker to the same, and to the subscription of a new symbol.
 
 Valkey, the service and the gateway on uvicorn are processes of their own; nothing is pinned to a
 core. What is measured is checked against decimals computed by hand; the exit code is 1 where
@@ -30,12 +31,13 @@ from mdservice.redis_io.embedded import open_embedded_server
 from tests.bench.pnl_account import Writer
 from tests.bench.pnl_checks import Checks, checks
 from tests.bench.pnl_events import Events, engine_alone, through_a_book
+from tests.bench.pnl_fills import Fills, from_fills
 from tests.bench.pnl_requests import Counts, Requests, in_process, over_http
 from tests.bench.pnl_stream import Latencies, from_quote_to_pnl
 from tests.bench.processes import REPOSITORY, Cores
 from tests.bench.results import aligned, machine, write
 
-LIMIT_S = 120
+LIMIT_S = 300
 """Nothing here may take longer."""
 _BUSY = 0.7
 
@@ -51,6 +53,8 @@ class Plan:
         book_events: Through Valkey.
         accounts: How many take turns on the stream.
         quotes: How many are followed to the stream, by market.
+        fills: How many are followed to the stream, for each source of a gateway.
+        opened: How many open a position in a new symbol.
     """
 
     requests: Counts
@@ -59,6 +63,8 @@ class Plan:
     book_events: int
     accounts: int
     quotes: dict[str, int]
+    fills: int
+    opened: int
 
 
 FULL = Plan(
@@ -70,6 +76,8 @@ FULL = Plan(
     book_events=100_000,
     accounts=4,
     quotes={"quiet": 200, "other symbols": 200, "held symbols": 60},
+    fills=200,
+    opened=100,
 )
 QUICK = Plan(
     requests=Counts(
@@ -80,6 +88,8 @@ QUICK = Plan(
     book_events=30_000,
     accounts=4,
     quotes={"quiet": 40, "other symbols": 40, "held symbols": 20},
+    fills=40,
+    opened=20,
 )
 
 
@@ -91,6 +101,7 @@ class Measured:
     checks: list[Checks] = attrs.Factory(list)
     events: list[Events] = attrs.Factory(list)
     latencies: list[Latencies] = attrs.Factory(list)
+    fills: list[Fills] = attrs.Factory(list)
     wrong: list[str] = attrs.Factory(list)
 
     def collect_wrong(self) -> None:
@@ -122,8 +133,10 @@ async def main(plan: Plan) -> int:
             measured.latencies, measured.wrong = await from_quote_to_pnl(
                 server.url, folder, plan.accounts, plan.quotes
             )
+            measured.fills, wrong = await from_fills(server.url, folder, plan.fills, plan.opened)
+            measured.wrong += wrong
     measured.collect_wrong()
-    for rows in (_requests, _checks, _events, _latencies):
+    for rows in (_requests, _checks, _events, _latencies, _fills):
         say("\n" + aligned(list(rows(measured))))
     content = {"machine": description, "plan": attrs.asdict(plan), **attrs.asdict(measured)}
     say(f"\n{time.monotonic() - started_s:.0f} s; {write(REPOSITORY / 'bench-results', content)}")
@@ -164,6 +177,12 @@ def _latencies(measured: Measured) -> Iterator[tuple[str, ...]]:
     yield ("quote to P&L, besides", "quotes/s", "quotes", "p50 ms", "p99 ms", "max ms")
     for each in measured.latencies:
         yield (each.market, f"{each.background_per_s:,.0f}", *_figures(each.figures))
+
+
+def _fills(measured: Measured) -> Iterator[tuple[str, ...]]:
+    yield ("from a fill to", "fills", "p50 ms", "p99 ms", "max ms")
+    for each in measured.fills:
+        yield (each.what, *_figures(each.figures))
 
 
 def _figures(figures: dict[str, Any]) -> Iterator[str]:

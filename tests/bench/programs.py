@@ -30,6 +30,11 @@ class Surroundings:
     rest_url: str | None = None
     """Where the feed has a history."""
 
+    @property
+    def socket(self) -> Path:
+        """The service's."""
+        return self.folder / "api.sock"
+
 
 class Program(Protocol):
     """Something that takes quotes from a websocket and writes them to Redis."""
@@ -81,6 +86,7 @@ class Service:
         command: The module that is run, and its arguments.
         channels: As in the settings.
         relay: The address of the relay; without, there is none.
+        environment: More settings.
     """
 
     driver: str
@@ -88,6 +94,7 @@ class Service:
     channels: str = "quotes"
     command: tuple[str, ...] = ("mdservice", "run")
     relay: str | None = None
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -104,8 +111,9 @@ class Service:
             "MDSERVICE_DRIVER": self.driver,
             "MDSERVICE_SYMBOLS": ",".join(given.symbols),
             "MDSERVICE_CHANNELS": self.channels,
-            "MDSERVICE_SOCKET": str(_socket(given)),
+            "MDSERVICE_SOCKET": str(given.socket),
             "MDSERVICE_LOG_FORMAT": "json",
+            **dict(self.environment),
         }
         if self.relay is not None:
             environment["MDSERVICE_RELAY"] = self.relay
@@ -129,7 +137,7 @@ class Service:
 
     def status(self, given: Surroundings) -> dict[str, Any]:
         """Its whole status; waits until it is ready."""
-        transport = httpx.HTTPTransport(uds=str(_socket(given)))
+        transport = httpx.HTTPTransport(uds=str(given.socket))
         deadline = time.monotonic() + _READY_LIMIT_S
         with httpx.Client(transport=transport, timeout=_STATUS_LIMIT_S) as client:
             while True:
@@ -141,7 +149,3 @@ class Service:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{self.name} is not ready: {status}")
                 time.sleep(_POLL_S)
-
-
-def _socket(given: Surroundings) -> Path:
-    return given.folder / "api.sock"

@@ -1,0 +1,269 @@
+"""From a fill at the broker to the followed symbol, and to the P&L event at a reader.
+
+The simulator, in this process, fills orders. The service follows its trading stream, subscribes to
+what is new and publishes ``account.updated``. A gateway, ``mdservice gateway``, has its positions
+from the same stream, or from the service; this process reads its stream of P&L. Each is a process,
+and so is Valkey. Fills come one at a time, and not in a stream's pause after its last event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import attrs
+import httpx
+import msgspec
+
+from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
+from tests.bench.pnl_account import percentiles
+from tests.bench.pnl_gateway import PNL
+from tests.bench.processes import Child, Cores, running
+from tests.bench.programs import Service, Surroundings
+from tests.bench.tape import symbol_names
+
+Source = Literal["Alpaca's stream", "the service"]
+SOURCES: Final[tuple[Source, ...]] = ("Alpaca's stream", "the service")
+"""Where a gateway's fills come from."""
+_HELD: Final = 100
+"""Positions at the start; the fills change these."""
+_PAUSE_S, _SPREAD_S = 0.05, 0.02
+"""Between an event and the next fill: beyond the stream's pause, and never in step with it."""
+_QUOTES_EVERY_S: Final = 5.0
+_START_LIMIT_S, _HEARD_LIMIT_S = 20.0, 5.0
+_MOST_TOLD: Final = 3
+_SERVING: Final = re.compile(r"http://127\.0\.0\.1:\d+")
+_PAID: Final = Decimal(100)
+_POLL_S: Final = 0.05
+
+
+@attrs.frozen
+class Fills:
+    """From fills to what follows them.
+
+    Attributes:
+        what: Until what.
+        figures: Of :func:`tests.bench.pnl_account.percentiles`.
+    """
+
+    what: str
+    figures: dict[str, Any]
+
+
+class _Row(msgspec.Struct):
+    symbol: str
+    qty: Decimal | None
+    current_price: Decimal | None
+    unrealized_pnl: Decimal | None
+
+
+class _Change(msgspec.Struct):
+    positions: list[_Row]
+
+
+_decode = msgspec.json.Decoder(_Change).decode
+
+
+class Watcher:
+    """Follows the stream of one gateway."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, _Row] = {}
+        self.following = asyncio.Event()
+        self._wanted: tuple[str, Decimal] | None = None
+        self._heard = asyncio.Event()
+        self._heard_s = 0.0
+
+    async def follow(self, client: httpx.AsyncClient) -> None:
+        """Hear events until cancelled."""
+        async with client.stream("GET", f"/{PNL}/stream") as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    now_s = time.monotonic()
+                    for row in _decode(line.removeprefix("data: ")).positions:
+                        self.rows[row.symbol] = row
+                        if (row.symbol, row.qty) == self._wanted:
+                            self._wanted, self._heard_s = None, now_s
+                            self._heard.set()
+                    self.following.set()
+
+    def want(self, symbol: str, qty: Decimal) -> None:
+        """Note when this position comes."""
+        self._heard.clear()
+        self._wanted = symbol, qty
+
+    async def heard(self) -> float:
+        """When it came, monotonic seconds."""
+        async with asyncio.timeout(_HEARD_LIMIT_S):
+            await self._heard.wait()
+        return self._heard_s
+
+
+async def from_fills(
+    url: str, folder: Path, fills: int, opened: int
+) -> tuple[list[Fills], list[str]]:
+    """Start everything, and measure.
+
+    Args:
+        url: Of the Valkey server.
+        folder: For logs and sockets.
+        fills: How many change a position, for each source.
+        opened: How many open one.
+
+    Returns:
+        The times, and what was not as it must be.
+    """
+    symbols = symbol_names(_HELD + opened)
+    held, new = symbols[:_HELD], symbols[_HELD:]
+    positions = dict.fromkeys(held, ("10", "100"))
+    config = SimulatorConfig(rate=0, rest_rate_limit=None, positions=positions)
+    found: list[Fills] = []
+    async with open_simulator(config) as simulator:
+        given = Surroundings(
+            simulator.url, url, [], folder, Cores(None, None), rest_url=simulator.rest_url
+        )
+        service = Service("websockets", environment=(("MDSERVICE_POSITIONS", "alpaca"),))
+        with service.running(given) as child:
+            async with asyncio.timeout(_START_LIMIT_S):
+                await simulator.until(lambda simulator: _subscribed(simulator) >= {*held})
+            async with _running_gateways(given, simulator) as gateways:
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        quoting = tasks.create_task(_quote(simulator, held))
+                        wrong = []
+                        for source, gateway in gateways.items():
+                            seconds, reasons = await _changed(simulator, gateway, held, fills)
+                            found.append(Fills(f"P&L event, {source}", percentiles(seconds)))
+                            wrong += reasons
+                        seconds = [await _opened(simulator, symbol) for symbol in new]
+                        found.append(Fills("symbol subscribed", percentiles(seconds)))
+                        quoting.cancel()
+                except Exception as exc:
+                    for each in (child, *gateways.values()):
+                        exc.add_note(f"it logged at last:\n{each.last_words()}")
+                    raise
+    return found, wrong
+
+
+@attrs.define
+class _Gateway:
+    """A running gateway and the reader of its stream."""
+
+    child: Child
+    watcher: Watcher
+
+    def last_words(self) -> str:
+        return self.child.last_words()
+
+
+@asynccontextmanager
+async def _running_gateways(
+    given: Surroundings, simulator: Simulator
+) -> AsyncIterator[dict[Source, _Gateway]]:
+    """One for each source, with a reader each; ended after the block."""
+    found: dict[Source, _Gateway] = {}
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        for source in SOURCES:
+            environment = {
+                "ALPACA_API_KEY": "key",
+                "ALPACA_SECRET_KEY": "secret",
+                "MDSERVICE_REDIS_URL": given.redis_url,
+                "MDSERVICE_SOCKET": str(given.socket),
+                "MDSERVICE_TRADING_URL": simulator.rest_url,
+                "MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{_free_port()}",
+                "MDSERVICE_LOG_FORMAT": "json",
+            }
+            if source == SOURCES[0]:
+                environment["MDSERVICE_GATEWAY_POSITIONS"] = "alpaca"
+            gateway = stack.enter_context(
+                running(
+                    *("mdservice", "gateway"),
+                    core=None,
+                    others_core=None,
+                    log=given.folder / f"fills_{len(found)}.log",
+                    environment=environment,
+                )
+            )
+            message = (await asyncio.to_thread(gateway.hear, _START_LIMIT_S))["message"]
+            address = _SERVING.search(message)
+            if address is None:
+                raise RuntimeError(f"the gateway announces {message!r}")
+            client = await stack.enter_async_context(
+                httpx.AsyncClient(base_url=address[0], timeout=_START_LIMIT_S)
+            )
+            found[source] = _Gateway(gateway, Watcher())
+            following = tasks.create_task(found[source].watcher.follow(client))
+            stack.callback(following.cancel)
+        yield found
+
+
+async def _changed(
+    simulator: Simulator, gateway: _Gateway, held: list[str], count: int
+) -> tuple[list[float], list[str]]:
+    """Buy a share of one after the other; seconds until each is in an event."""
+    watcher, chance = gateway.watcher, random.Random(count)
+    async with asyncio.timeout(_START_LIMIT_S):
+        while len(watcher.rows) < len(held) or None in (
+            row.unrealized_pnl for row in watcher.rows.values()
+        ):
+            await asyncio.sleep(_POLL_S)
+    seconds, wrong = [], []
+    for number in range(count):
+        symbol = held[number % len(held)]
+        quantity = (watcher.rows[symbol].qty or 0) + 1
+        watcher.want(symbol, quantity)
+        filled_s = time.monotonic()
+        simulator.trade(symbol, 1, _PAID)
+        seconds.append(await watcher.heard() - filled_s)
+        row = watcher.rows[symbol]
+        right = ((row.current_price or 0) - _PAID) * quantity
+        if row.unrealized_pnl != right and len(wrong) < _MOST_TOLD:
+            wrong.append(f"{symbol}: {row} with a P&L in place of {right}")
+        await asyncio.sleep(_PAUSE_S + chance.random() * _SPREAD_S)
+    return seconds, wrong
+
+
+async def _opened(simulator: Simulator, symbol: str) -> float:
+    """Buy what is new; seconds until the service has subscribed to it."""
+    filled_s = time.monotonic()
+    simulator.trade(symbol, 1, _PAID)
+    async with asyncio.timeout(_HEARD_LIMIT_S):
+        await simulator.until(lambda simulator: symbol in _subscribed(simulator))
+    seconds = time.monotonic() - filled_s
+    await asyncio.sleep(_PAUSE_S)
+    return seconds
+
+
+async def _quote(simulator: Simulator, symbols: list[str]) -> None:
+    """Keep the prices young."""
+    turn = 0
+    while True:
+        turn += 1
+        simulator.send_quotes(
+            SimQuote(symbol, 100 + turn / 100, 100 + turn / 50) for symbol in symbols
+        )
+        await asyncio.sleep(_QUOTES_EVERY_S)
+
+
+def _subscribed(simulator: Simulator) -> set[str]:
+    return {
+        symbol
+        for connection in simulator.connections
+        for symbol in connection.subscriptions.get("quotes", ())
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
