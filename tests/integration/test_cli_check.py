@@ -669,6 +669,16 @@ async def test_a_right_for_another_kind_is_required_once_the_settings_want_that_
     assert missing in result.detail
 
 
+@pytest.mark.parametrize("positions", ["none", "alpaca"])
+async def test_the_right_to_the_accounts_channel_is_for_alpacas_positions(
+    fresh_valkey: Any, positions: str
+) -> None:
+    line = RedisNames().rights().replace(" &account.updated", "")
+    result = await check_as(fresh_valkey, line, positions=positions)
+    assert result.outcome == ("warn" if positions == "alpaca" else "ok"), result
+    assert ("PUBLISH account.updated" in result.detail) is (positions == "alpaca")
+
+
 async def test_a_right_to_the_names_without_the_prefix_is_not_enough(fresh_valkey: Any) -> None:
     result = await check_as(fresh_valkey, RedisNames().rights(), key_prefix="desk1:")
     assert result.outcome == "FAIL"

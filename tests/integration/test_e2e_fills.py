@@ -238,6 +238,20 @@ def test_fills_during_an_outage_of_redis_are_published_after_it(stage: Any) -> N
     assert service.counter("account_updates_dropped") == 0
 
 
+def test_a_gateway_that_has_missed_a_fill_asks_when_redis_is_back(stage: Any) -> None:
+    simulator = stage.simulator(positions={"AAPL": (10, "100")})
+    valkey = stage.valkey()
+    service, env = start(stage, simulator, valkey)
+    gateway = Gateway(stage, service, env, MDSERVICE_POSITIONS="none")
+    simulator.trade("AAPL", 5, 130)
+    stage.eventually(lambda: gateway.held() == {"AAPL": 15}, what=gateway.pnl)
+    valkey.kill()
+    simulator.trade("AAPL", 5, 130)
+    service.until(lambda s: s["counters"]["trade_updates_applied"] == 2)
+    valkey.start()
+    stage.eventually(lambda: gateway.held() == {"AAPL": 20}, what=gateway.pnl)
+
+
 def test_check_tries_the_login(stage: Any) -> None:
     simulator = stage.simulator(positions={"AAPL": (10, "100")})
     env = stage.account(simulator, stage.valkey(), MDSERVICE_POSITIONS="alpaca")

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 import trio
 
@@ -178,6 +179,25 @@ async def test_a_kind_that_may_not_be_written_goes_without_and_the_others_go_on(
         await store.write(mixed_batch(2))
         assert {b"trade:AAPL", b"news"} <= set(client.keys())
         assert (store.refused, store.command_errors) == ({}, 1)
+    await store.aclose()
+
+
+async def test_without_the_right_to_the_accounts_channel_everything_else_is_written(
+    fresh_valkey: Any, caplog: Any
+) -> None:
+    with fresh_valkey.client() as client:
+        rules = RedisNames().rights().replace(" &account.updated", "")
+        client.execute_command("ACL", "SETUSER", "writer", "on", ">pw", *rules.split())
+        store = make(f"unix://writer@{fresh_valkey.path}?password=pw")
+        await store.connect()
+        assert store.refused == {"account.updated": "PUBLISH account.updated"}
+        assert "not_written=['account.updated']" in caplog.text
+        mixed = mixed_batch(1)
+        await store.write(
+            attrs.evolve(mixed, events=[*mixed.events, Events("account.updated", [b"{}"])])
+        )
+        assert {b"price:AAPL", b"trade:AAPL", b"news"} <= set(client.keys())
+        assert store.command_errors == 1
     await store.aclose()
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mdservice.model.events import FeedStatus, LatestChanged, RecordBatch, RoutedItem
+from mdservice.model.events import AccountEvent, FeedStatus, LatestChanged, RecordBatch, RoutedItem
 from mdservice.model.kinds import (
     BARS,
     CANCELS,
@@ -212,6 +212,26 @@ def test_states_alone_are_bounded_too_and_counted() -> None:
     taken = take(buffer, 5000)
     assert taken[-1] == status(4999)
     assert buffer.conflated + len(taken) == 5000
+
+
+def test_events_of_the_account_are_kept_while_quotes_give() -> None:
+    buffer = ConflatingBuffer(3)
+    events = [AccountEvent(b"%d" % number) for number in range(5)]
+    for event in events:
+        buffer.add(event)
+        buffer.add(RecordBatch(QUOTES, [quote("AAPL", int(event.payload))]))
+    assert [item for item in buffer.take(99) if isinstance(item, AccountEvent)] == events
+    assert buffer.account_dropped == 0
+
+
+def test_events_of_the_account_are_bounded_too_and_counted() -> None:
+    buffer = ConflatingBuffer(10)
+    for number in range(25_000):
+        buffer.add(AccountEvent(b"%d" % number))
+    taken = buffer.take(99_999)
+    assert taken == [AccountEvent(b"%d" % number) for number in range(15_000, 25_000)]
+    assert buffer.account_dropped == 15_000
+    assert buffer.conflated == 0
 
 
 def test_taking_nothing_takes_nothing() -> None:

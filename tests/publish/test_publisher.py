@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from mdservice.model.events import (
+    AccountEvent,
     FeedState,
     FeedStatus,
     LatestChanged,
@@ -133,6 +134,20 @@ def open_bench() -> MakeBench:
 
 
 # ---- batches
+
+
+async def test_events_of_the_account_are_published_in_order_and_counted(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.send(AccountEvent(b"1"), bench.quotes(1, 1), AccountEvent(b"2"))
+        messages = []
+        while len(messages) < 3:
+            messages += (await bench.take()).messages
+        of_account = [each.payload for each in messages if each.channel == "account.updated"]
+        assert of_account == [b"1", b"2"]
+        snapshot = bench.publisher.snapshot()
+        assert (snapshot.account_updates_published, snapshot.events_published) == (2, 1)
 
 
 async def test_batch_holds_newest_price_of_each_symbol_and_every_event(
