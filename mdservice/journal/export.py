@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import reduce
-from operator import or_
+from operator import attrgetter, or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -459,8 +459,9 @@ class _Rows:
 
     def _values(self, column: str, kind: str, *, only: bool) -> Iterator[Any]:
         read_one = _READ.get(kind)
+        values: Iterator[Any]
         if only:
-            values: Iterator[Any] = (getattr(message, column) for message in self.messages)
+            values = map(attrgetter(column), self.messages)
         else:
             values = (getattr(message, column, None) for message in self.messages)
         return values if read_one is None else map(read_one, values)

@@ -352,7 +352,9 @@ class Player:
         """
         started_s = anyio.current_time()
         subscribed, covered = session.subscriptions, self.covered(session)
-        with closing(self._steps()) as steps:
+        decisions = Decisions(self.feed)
+        decisions.as_sent_in = connection.encoding if covered else None
+        with closing(self._steps(decisions)) as steps:
             for count, step in enumerate(steps):
                 due_s = started_s + (step.time_ns - self._journal.first_ns) / 1e9 / self._speed
                 if (wait_s := due_s - anyio.current_time()) > _WAIT_S:
@@ -363,14 +365,15 @@ class Player:
                     await _until(lambda: connection.pending_bytes <= _MOST_PENDING_BYTES)
                 if session.subscriptions != subscribed:
                     subscribed, covered = session.subscriptions, self.covered(session)
+                    decisions.as_sent_in = connection.encoding if covered else None
                 self._send(connection, session, step, as_sent=covered)
                 self.at_ns = max(self.at_ns, step.time_ns)
         await _until(lambda: not connection.pending_bytes)
         self.ended = True
 
-    def _steps(self) -> Generator[Step]:
+    def _steps(self, decisions: Decisions) -> Generator[Step]:
         journal = self._journal
-        with closing(Decisions(self.feed)) as decisions:
+        with closing(decisions):
             for entry in read(journal.segments, journal.from_ns, journal.to_ns):
                 step = decisions.take(entry)
                 if step is not None and step.time_ns >= (journal.from_ns or 0):

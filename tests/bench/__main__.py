@@ -20,6 +20,7 @@ is 1 when a price, an event or a count was not as it must be.
 - ``repair``: something else, see :mod:`tests.bench.repair`.
 - ``mix``: quotes, trades and bars together, see :mod:`tests.bench.mix`.
 - ``relay``, all of it or the parts named: many clients, see :mod:`tests.bench.relay`.
+- ``journal``: its cost, its size, replay and export, see :mod:`tests.bench.journal`.
 - ``first-price``: likewise, see :mod:`tests.bench.first_price`.
 - ``pnl``: real-time P&L, as ``just bench-pnl``, see :mod:`tests.bench.pnl`.
 """
@@ -44,6 +45,7 @@ from tests.bench import (
     floor,
     guard,
     instructions,
+    journal,
     mix,
     pnl,
     relay,
@@ -221,6 +223,16 @@ async def relayed(plan: Plan, parts: Sequence[str]) -> int:
     return _end(benchmark, f"{time.monotonic() - started:.0f} s")
 
 
+async def recorded(plan: Plan) -> int:
+    """The journal."""
+    started = time.monotonic()
+    async with opened(plan) as (benchmark, description):
+        _warn_of_load(description)
+        figures = await journal.measure(benchmark)
+    say("\n" + figures.table() + "\n")
+    return _end(benchmark, f"{time.monotonic() - started:.0f} s")
+
+
 async def bare(plan: Plan) -> int:
     """The floor."""
     async with opened(plan) as (benchmark, description):
@@ -270,6 +282,9 @@ if __name__ == "__main__":
         case ["relay", *parts] if relay.PARTS.issuperset(parts):
             signal.alarm(relay.LIMIT_S)
             code = anyio.run(relayed, QUICK, parts, backend="trio")
+        case ["journal"]:
+            signal.alarm(journal.LIMIT_S)
+            code = anyio.run(recorded, QUICK, backend="trio")
         case ["guard"]:
             code = anyio.run(guarded, QUICK, backend="trio")
         case ["guard", "store"]:
@@ -288,6 +303,6 @@ if __name__ == "__main__":
             sys.exit(
                 "usage: python -m tests.bench "
                 "[quick | curves | where | floor | mix | guard [store [instructions]] | repair | "
-                "relay [crowd | few | deaf | redis]… | first-price | pnl [quick]]"
+                "relay [crowd | few | deaf | redis]… | journal | first-price | pnl [quick]]"
             )
     sys.exit(code)

@@ -87,6 +87,7 @@ class Service:
         channels: As in the settings.
         relay: The address of the relay; without, there is none.
         environment: More settings.
+        journal: The folder of the journal; without, there is none.
     """
 
     driver: str
@@ -95,10 +96,12 @@ class Service:
     command: tuple[str, ...] = ("mdservice", "run")
     relay: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    journal: Path | None = None
 
     @property
     def name(self) -> str:
-        return f"mdservice, {self.driver}" + (", relay" if self.relay else "")
+        more = (", relay" if self.relay else "") + (", journal" if self.journal else "")
+        return f"mdservice, {self.driver}{more}"
 
     @contextmanager
     def running(self, given: Surroundings) -> Iterator[Child]:
@@ -117,6 +120,8 @@ class Service:
         }
         if self.relay is not None:
             environment["MDSERVICE_RELAY"] = self.relay
+        if self.journal is not None:
+            environment["MDSERVICE_JOURNAL"] = str(self.journal)
         if given.rest_url is not None:
             environment |= {
                 "MDSERVICE_REST_URL": given.rest_url,
