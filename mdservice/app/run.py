@@ -163,6 +163,8 @@ def _introduce(
     relay = relay_line(service.resolved)
     if relay is not None:
         announce(relay)
+    if settings.journal is not None:
+        announce(f"record {settings.journal}; read it with `mdservice replay` and `export`")
 
 
 def relay_line(resolved: Settings) -> str | None:

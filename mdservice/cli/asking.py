@@ -195,6 +195,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     relay = _part(status, "relay")
     clients = [each for each in relay.get("clients") or () if isinstance(each, Mapping)]
     yield from _relay(relay, len(clients))
+    yield from _journal(_part(status, "journal"))
     yield from _latencies(_part(status, "latency_ms"))
     yield ""
     yield from _counters(_part(status, "counters"))
@@ -279,6 +280,18 @@ def _relay(relay: Mapping[str, Any], clients: int) -> Iterator[str]:
     totals = f"{_number(relay.get('messages'))} messages, {_number(relay.get('conflated'))} "
     totals += f"conflated, {_number(relay.get('cut'))} cut off"
     yield from _row("relay", f"{relay.get('address', '-')}, {connected}, {totals}")
+
+
+def _journal(journal: Mapping[str, Any]) -> Iterator[str]:
+    if not journal:
+        return
+    size = journal.get("bytes")
+    megabytes = f"{size / 1e6:,.1f}" if isinstance(size, (int, float)) else "-"
+    yield from _row(
+        "journal",
+        f"{journal.get('folder', '-')}, {_number(journal.get('written'))} messages, "
+        f"{megabytes} MB, {_number(journal.get('dropped'))} dropped",
+    )
 
 
 def _relay_clients(clients: Sequence[Mapping[str, Any]]) -> Iterator[str]:

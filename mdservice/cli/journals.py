@@ -84,6 +84,7 @@ class _Speed(click.ParamType[float]):
 @click.option(
     "--speed",
     type=_Speed(),
+    metavar="N|max",
     default="1",
     show_default=True,
     help="How many times faster than recorded; max: as fast as it is read.",
@@ -136,18 +137,18 @@ def replay(
 )
 @click.option(
     "--channel",
-    "channels",
+    "chosen",
     metavar="NAME,NAME",
     help="Only these, in Alpaca's names; by default all.",
 )
-@click.option("--symbols", metavar="SYM,SYM", help="Only these; by default all.")
+@click.option("--symbols", "of", metavar="SYM,SYM", help="Only these; by default all.")
 @click.option("--from", "from_ns", type=Moment(), help="Begin here.")
 @click.option("--to", "to_ns", type=Moment(), help="End before this time.")
 def export(
     folders: tuple[Path, ...],
     out: Path,
-    channels: str | None,
-    symbols: str | None,
+    chosen: str | None,
+    of: str | None,
     from_ns: int | None,
     to_ns: int | None,
 ) -> None:
@@ -172,8 +173,8 @@ def export(
     done = write(
         journal,
         out,
-        channels=CHANNELS if channels is None else _listed(channels),
-        symbols=parse_symbols(_listed(symbols or "")),
+        channels=CHANNELS if chosen is None else _listed(chosen),
+        symbols=parse_symbols(_listed(of or "")),
         progress=progress,
     )
     unreadable = f", {done.unreadable:,} messages could not be read" if done.unreadable else ""

@@ -215,6 +215,16 @@ class Replay:
             if connection.session is not None:
                 connection.session.end(anyio.current_time(), clean=connection.clean)
 
+    async def finished(self, feeds: int = 1) -> None:
+        """Wait until clients of so many feeds were sent everything; they may not have read all."""
+
+        def ended() -> bool:
+            return len(self.players) >= feeds and all(
+                player.ended or player.error is not None for player in self.players
+            )
+
+        await _until(ended)
+
     async def close(self) -> None:
         """Close every connection with code 1001, within half a second."""
         for connection in list(self._connections.values()):

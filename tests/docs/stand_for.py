@@ -28,7 +28,7 @@ class Places:
     ports: dict[str, str]
 
 
-PORTS = ("7001", "8001", "8002", "8080", "8765")
+PORTS = ("7001", "8001", "8002", "8080", "8765", "8771")
 """Every port that a page may name for a program to listen at."""
 
 
@@ -65,6 +65,7 @@ LASTING: dict[str, str] = {
     r"\bjust --no-deps run\b": r"^p&l ",
     r"\bmdservice gateway\b": r"^p&l ",
     r"\bmdservice simulate\b": r"ws://",
+    r"\bmdservice replay\b": r"to use it",
     r"\bmdservice watch\b(?!.*--once)": r"live",
     r"\bcurl .*(/stream\b|-N\b)": r"^event: ",
     r"\bpython\S* (?:docs/examples/)?\w+\.py\b": r".",

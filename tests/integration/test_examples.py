@@ -21,6 +21,7 @@ TESTED = {
     *("line_exchange.py", "feed_driver.py"),  # test_example_feed_driver.py
     "sqlite_store.py",  # test_example_sqlite_store.py
     "place_orders.py",  # test_e2e_orders.py
+    "recorded_day.py",  # test_journal_replay.py
 }
 
 

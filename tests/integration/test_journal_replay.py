@@ -283,3 +283,23 @@ def test_the_program_replays_a_day_after_a_kill_into_another_redis(stage: Any) -
     stage.eventually(lambda: "messages sent" in replay.stdout)
     assert again.end() == 0
     assert replay.end() == 0
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_recorded_fault_is_a_test_that_fails_while_the_fault_is_there(
+    stage: Any, broken: bool
+) -> None:
+    simulator, valkey, folder = stage.simulator(), stage.valkey(), stage.folder()
+    journal = str(folder / "journal")
+    service = stage.service(
+        simulator, valkey, MDSERVICE_JOURNAL=journal, MDSERVICE_SYMBOLS="AAPL"
+    ).wait_ready()
+    if broken:
+        simulator.send_raw(b"broken")
+    simulator.quotes(("AAPL", 187.12, 187.15))
+    service.until(lambda status: status["counters"]["quotes_accepted"])
+    assert service.end() == 0
+    program = stage.example("recorded_day.py", journal)
+    assert program.code() == int(broken)
+    assert program.stdout == "AAPL 187.12 187.15 seq 1\n"
+    assert ("decode_errors == 0" in program.stderr) == broken
