@@ -33,6 +33,8 @@ ones that were closed or first seen longest ago are dropped."""
 DEFAULT_MAX_SPREAD: Final = 10.0
 """Per cent of the mid."""
 
+_FEW: Final = 16
+"""How many other positions are replaced one by one."""
 _S_NS = 1_000_000_000
 _CLOCKS_DIFFER_NS: Final = 60 * _S_NS
 """By how much the market's clock may be ahead of this machine's."""
@@ -297,7 +299,7 @@ class PnlEngine:
 
         What is known of prices stays. Rows that stay the same do not count as changed, and where
         no row was added, removed or moved, no whole report is due. Costs as much as there are
-        positions.
+        positions, but little if nearly all are the same objects as before, as after a fill.
         """
         positions = tuple(positions)
         if positions is self._positions:
@@ -305,6 +307,9 @@ class PnlEngine:
         if positions == self._positions and not self.totals.waiting:
             return False
         version = self.version
+        if (few := self._few_changed(positions)) is not None:
+            self._replace_lots(few, positions)
+            return self.version != version
         lots: dict[str, list[Position]] = {}
         places: list[tuple[str, int]] = []
         for position in positions:
@@ -327,6 +332,36 @@ class PnlEngine:
             self.version += 1
             self._whole_version = self.version
         return self.version != version
+
+    def _few_changed(self, positions: tuple[Position, ...]) -> list[int] | None:
+        """The places of few other objects in the same symbols; None if more has changed."""
+        known = self._positions
+        if len(positions) != len(known):
+            return None
+        places = [place for place, now in enumerate(positions) if now is not known[place]]
+        if len(places) > _FEW:
+            return None
+        for place in places:
+            now, before = positions[place], known[place]
+            if now.symbol != before.symbol or now.priced_by != before.priced_by:
+                return None
+        return places
+
+    def _replace_lots(self, places: Sequence[int], positions: tuple[Position, ...]) -> None:
+        """Replace the lots at these places, whose symbols stay."""
+        priceable = True
+        for place in places:
+            holding, index = self._places[place]
+            lots = list(holding.positions)
+            lots[index] = positions[place]
+            if holding.positions != tuple(lots) or holding.has_other_prices(lots):
+                was = bool(holding.priceable)
+                self._replace(holding, lots)
+                priceable = priceable and was == bool(holding.priceable)
+        self._positions = positions
+        if not priceable:
+            held = dict.fromkeys(holding.symbol for holding, _ in self._places)
+            self.symbols = tuple(symbol for symbol in held if self._held[symbol].priceable)
 
     def update(self, quote: Quote, now_ns: int) -> bool:
         """Apply a quote from an event or a key; return whether a row changed.

@@ -58,6 +58,15 @@ class Set:
 
 
 @attrs.frozen
+class Fill:
+    """One lot changes, and all others are the same objects as before."""
+
+    place: int
+    qty: Decimal | None
+    avg_entry_price: Decimal | None
+
+
+@attrs.frozen
 class Update:
     symbol: str
     bid: float
@@ -89,7 +98,7 @@ class Clock:
     market: Market | None
 
 
-Event = Set | Update | Expire | Wait | Again | Clock
+Event = Set | Fill | Update | Expire | Wait | Again | Clock
 ages = st.sampled_from([0, 1, S_NS, 5 * S_NS, 6 * S_NS - 1, 6 * S_NS, 7 * S_NS, -2 * S_NS])
 _MONDAY = "2026-11-23T09:30:00-05:00", "2026-11-23T16:00:00-05:00"
 clocks = st.sampled_from([None, Market(True, *_MONDAY), Market(False, *_MONDAY), Market(False)])
@@ -108,6 +117,7 @@ def updates(pairs: st.SearchStrategy[tuple[float, float]]) -> st.SearchStrategy[
 
 events = st.one_of(
     st.builds(Set, positions),
+    st.builds(Fill, st.integers(0, 5), perhaps, perhaps),
     updates(st.sampled_from(NARROW)),
     updates(sides.map(lambda side: (side, side))),
     updates(st.tuples(sides, sides)),
@@ -135,6 +145,14 @@ class Told:
                 self.reference.positions = lots
                 for engine in self.engines:
                     engine.set_positions(lots)
+            case Fill(place, qty, price):
+                lots = list(self.reference.positions)
+                if lots:
+                    lot = lots[place % len(lots)]
+                    lots[place % len(lots)] = attrs.evolve(lot, qty=qty, avg_entry_price=price)
+                    self.reference.positions = lots
+                    for engine in self.engines:
+                        engine.set_positions(lots)
             case Update():
                 at_ns = self.now_ns - event.age_ns
                 self.update(Quote(event.symbol, event.bid, event.ask, 1, 1, at_ns, self.now_ns))
