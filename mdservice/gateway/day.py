@@ -193,6 +193,9 @@ class AccountDay:
         if quantities != self._quantities:
             self._quantities = quantities
             self.want()
+        elif self._is_known and self._book.note(self._positions.positions, newer=True):
+            # Average prices and last closes change overnight, some time after the date.
+            self._unsaved = True
         if self._is_known:
             lots = self._engine.lots
             self._compute(key for key, known in self._lots.items() if lots(key) is not known)
@@ -219,7 +222,8 @@ class AccountDay:
     async def poll(self) -> None:
         """Read the activities and the balances now; a failure is in :attr:`error`."""
         async with self._polling:
-            self._wanted = anyio.Event()
+            if self._wanted.is_set():  # else run() may wait for it
+                self._wanted = anyio.Event()
             positions = self._positions.positions if self._positions.answers else None
             try:
                 read = await self._read()

@@ -287,11 +287,15 @@ class DayBook:
             total = EXACT.add(total, booking.fee)
         return total
 
-    def note(self, positions: Iterable[Position]) -> bool:
+    def note(self, positions: Iterable[Position], *, newer: bool = False) -> bool:
         """Remember what positions are at the start of the day; return whether that changed.
 
-        Call it with positions that are older than the fills: a position without a fill today is
-        still as it was at the start.
+        A position without a fill today is still as it was at the start.
+
+        Args:
+            positions: All of them.
+            newer: Whether they may include a fill that the book does not have yet. Then a position
+                counts only if its quantity is that of the start.
         """
         changed = False
         for key, lots in _by_key(positions).items():
@@ -301,6 +305,8 @@ class DayBook:
                 now = msgspec.structs.replace(known, lastday_price=lastday)
             else:
                 qty, cost = _held(lots)
+                if newer and qty != known.qty:
+                    continue
                 average = _divide(cost, qty) if qty else None
                 now = Start(lots[0].symbol, qty, average, lastday, lots[0].multiplier)
             if now != known:

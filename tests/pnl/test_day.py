@@ -139,6 +139,16 @@ def test_positions_without_fills_are_remembered_as_they_were_at_the_start() -> N
     assert again.symbol_day("AAPL", []) == day
 
 
+def test_what_changes_overnight_without_a_fill_is_the_new_start() -> None:
+    book = DayBook("2026-11-20")
+    book.note([row(10, 100, lastday=120)])
+    assert not book.note([row(15, 110, lastday=120)], newer=True)  # a fill that is still to come
+    assert book.note([row(10, 104, lastday=125)], newer=True)
+    assert book.add(fill(-4, 130))
+    day = book.symbol_day("AAPL", [row(6, 104, lastday=125)])
+    assert (day.realized, day.lastday_price) == (104, 125)
+
+
 def test_a_start_of_another_quantity_is_not_believed() -> None:
     book = DayBook(DATE)
     book.note([row(15, 110, lastday=120)])  # it holds a fill that the activities lacked
