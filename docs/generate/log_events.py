@@ -72,6 +72,7 @@ _MEANINGS: Final = {
     "history_was_late": "History brought quotes after a repair had ended. They are published, or "
     "reported as a gap.",
     "last_price_ignored": "A price of the earlier run cannot be used.",
+    "gateway_has_no_trades": "`MDSERVICE_MARK` is `last`, and the service does not follow trades.",
     "last_prices_not_read": "The prices of the earlier run could not be read. The service starts "
     "without them.",
     "latest_quotes_failed": "A request for the latest quotes of quiet symbols failed.",

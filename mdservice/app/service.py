@@ -572,6 +572,7 @@ def _open_instances(
         delay_s=facts.delay_s,
         price_ttl_s=settings.price_ttl,
         prefix=settings.key_prefix,
+        channels=settings.channels,
         clock=clock,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
 from functools import partial
 from inspect import isawaitable
@@ -14,7 +15,8 @@ import anyio
 import msgspec
 
 from mdservice.client.discovery import Discovery, GivenServer, ServiceServer
-from mdservice.client.open import open_prices
+from mdservice.client.open import open_prices, open_stream
+from mdservice.client.reader import Prices, Records
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway.account_updates import AccountUpdates
@@ -25,6 +27,7 @@ from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk, make_limits
 from mdservice.gateway.tracker import Came, Fills, PnlTracker, ReadFrom
 from mdservice.gateway.webhook import Webhook
+from mdservice.model.kinds import QUOTES, TRADES
 from mdservice.model.position import Position
 from mdservice.model.symbol import spellings
 from mdservice.observability.logging import get_logger, hide_secrets
@@ -120,7 +123,15 @@ def make_tracker(
         price_ttl_s=settings.price_ttl,
         feed_delay_s=feed_delay_s(settings.feed),
         max_spread=settings.max_spread,
+        mark=settings.mark,
     )
+    reads: Callable[[], AbstractAsyncContextManager[Prices | Records]]
+    reads = partial(open_prices, redis_url, priced, prefix=prefix, socket=settings.socket)
+    if settings.mark == "last":
+        channels = QUOTES.channel, TRADES.channel
+        reads = partial(
+            open_stream, redis_url, priced, channels, prefix=prefix, socket=settings.socket
+        )
     webhook = None
     if judges and settings.alert_webhook is not None:
         webhook = Webhook(settings.alert_webhook, settings.api_token, HttpClient())
@@ -140,7 +151,7 @@ def make_tracker(
     return PnlTracker(
         cache,
         calls,
-        partial(open_prices, redis_url, priced, prefix=prefix, socket=settings.socket),
+        reads,
         engine,
         alerting,
         read_from,

@@ -6,16 +6,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import starmap
 from secrets import token_hex
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 import anyio
+import attrs
 
 from mdservice.client.connection import CLIENT_NAME, refuse_errors
 from mdservice.client.discovery import Discovery
 from mdservice.client.http import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
-from mdservice.model.kinds import QUOTES, RecordDecoder
+from mdservice.model.kinds import QUOTES, TRADES, Kind, R, RecordDecoder
 from mdservice.model.quote import Quote
+from mdservice.model.trade import Trade
 from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection
@@ -41,6 +43,25 @@ def _is_replica(role: object) -> bool:
     return isinstance(role, list) and role[:1] == [b"slave"]
 
 
+@attrs.define(eq=False)
+class _Keys(Generic[R]):
+    """The latest records of a kind.
+
+    Attributes:
+        kind: The kind.
+        decoder: Decodes them.
+        asked: The symbols of the last question, and the question.
+        seen: Each key's last content, decoded: most are read more often than they change.
+    """
+
+    kind: Kind[R]
+    decoder: RecordDecoder[R] = attrs.field(
+        default=attrs.Factory(lambda keys: RecordDecoder(keys.kind), takes_self=True)
+    )
+    asked: tuple[Sequence[str], bytes] = ((), b"")
+    seen: dict[str, tuple[bytes, R]] = attrs.Factory(dict)
+
+
 class RedisCalls:
     """Reads prices and publishes, one call at a time; reconnects after a failure.
 
@@ -64,11 +85,8 @@ class RedisCalls:
         self._was_primary = False
         """Whether the server was a primary when the connection was opened."""
         self._address = ""
-        self._decoder = RecordDecoder(QUOTES)
-        self._asked: tuple[Sequence[str], bytes] = ((), b"")
-        """The symbols of the last question, and the question."""
-        self._seen: dict[str, tuple[bytes, Quote]] = {}
-        """Each key's last content, decoded: most prices are read more often than they change."""
+        self._prices = _Keys(QUOTES)
+        self._trades = _Keys(TRADES)
 
     def __del__(self) -> None:
         # A gateway without a running tracker has no moment at which to close it.
@@ -84,7 +102,15 @@ class RedisCalls:
             StoreRefused: The server refuses the login or the command.
             ConfigurationError: The address cannot be used.
         """
-        return await self._call(partial(self._read, symbols)) if symbols else {}
+        return await self._call(partial(self._read, self._prices, symbols)) if symbols else {}
+
+    async def trades(self, symbols: Sequence[str]) -> dict[str, Trade]:
+        """The same for the latest trades of these symbols.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
+        """
+        return await self._call(partial(self._read, self._trades, symbols)) if symbols else {}
 
     async def publish(self, channel: str, messages: Sequence[bytes]) -> None:
         """Publish the messages in order, on the channel behind the prefix.
@@ -278,33 +304,39 @@ class RedisCalls:
         except NoAnswer as exc:
             raise StoreUnavailable(str(exc)) from exc
         self._address, self._names = location.address.shown, location.names
-        self._record, self._asked = pack(b"GET", self._names.instance_key), ((), b"")
+        self._record = pack(b"GET", self._names.instance_key)
+        self._prices.asked = self._trades.asked = ((), b"")
         self._connection = await RedisConnection.open(location.address, CLIENT_NAME)
         (role,) = await self._connection.call(_ROLE)
         # Not known where this user may not ask.
         self._was_primary = isinstance(role, list) and not _is_replica(role)
         return self._connection
 
-    async def _read(self, symbols: Sequence[str], connection: RedisConnection) -> dict[str, Quote]:
-        if symbols != self._asked[0]:
-            self._asked = symbols, pack(b"MGET", *map(self._names.price_key, symbols))
-        role, record, values = await connection.call(_ROLE, self._record, self._asked[1])
+    async def _read(
+        self, keys: _Keys[R], symbols: Sequence[str], connection: RedisConnection
+    ) -> dict[str, R]:
+        if symbols != keys.asked[0]:
+            prefix = self._names.key_prefix(keys.kind)
+            names = (prefix + symbol.encode() for symbol in symbols)
+            keys.asked = symbols, pack(b"MGET", *names)
+        role, record, values = await connection.call(_ROLE, self._record, keys.asked[1])
         self._refuse_demoted(role)
         refuse_errors(self._address, (values,))
         array(self._address, values, len(symbols))
         self.service = decode_instance(record) or self.service
-        found: dict[str, Quote] = {}
+        found: dict[str, R] = {}
+        all_seen, decode = keys.seen, keys.decoder.decode
         for symbol, payload in zip(symbols, values, strict=True):
             if payload is None:
                 continue
-            seen = self._seen.get(symbol)
+            seen = all_seen.get(symbol)
             if seen is not None and seen[0] == payload:
                 found[symbol] = seen[1]
                 continue
-            quote = self._decoder.decode(payload)
-            if quote is not None and quote.symbol == symbol:
-                self._seen[symbol] = (payload, quote)
-                found[symbol] = quote
+            one = decode(payload)
+            if one is not None and one.symbol == symbol:
+                all_seen[symbol] = (payload, one)
+                found[symbol] = one
         return found
 
     def _refuse_demoted(self, role: object) -> None:

@@ -65,6 +65,7 @@ def pnl_router(
     alerts: Sequence[str] = (),
     limits: Sequence[str] = (),
     max_spread: float | None = None,
+    mark: Literal["mid", "last", "exit"] | None = None,
 ) -> APIRouter:
     """Real-time P&L for an existing FastAPI application, on asyncio or trio.
 
@@ -96,6 +97,8 @@ def pnl_router(
             of the settings. See :func:`mdservice.gateway.trading_allowed`.
         max_spread: Per cent of the mid. A quote with a wider spread is not a price; 0 allows any.
             By default that of the settings.
+        mark: The price: ``mid``, ``last`` (the last trade; the service must follow ``trades``) or
+            ``exit`` (bid for long, ask for short). By default that of the settings.
 
     Raises:
         ConfigurationError: The URL, the spread, a rule or the text of the source is invalid.
@@ -103,6 +106,8 @@ def pnl_router(
     settings = settings or Settings()
     if max_spread is not None:
         settings = attrs.evolve(settings, max_spread=max_spread)
+    if mark is not None:
+        settings = attrs.evolve(settings, mark=mark)
     tracker = make_tracker(
         positions,
         settings,
@@ -333,7 +338,8 @@ class _Row(HeldPosition):
     """A position at its latest price."""
 
     current_price: float | None = Field(
-        description="The mid of its latest usable quote, or else the price from the position's "
+        description="By MDSERVICE_MARK the mid of its latest usable quote, its last trade, or the "
+        "side of the quote at which it can be closed; without one the price from the position's "
         "source; null if it is unpriced.",
         examples=[187.135],
     )
@@ -352,13 +358,14 @@ class _Row(HeldPosition):
         examples=[17.35],
     )
     last_updated: str | None = Field(
-        description="The exchange's time of that quote, UTC, RFC 3339 with nanoseconds; null for a "
-        "price from the position's source.",
+        description="The exchange's time of that quote or trade, UTC, RFC 3339 with nanoseconds; "
+        "null for a price from the position's source.",
         examples=["2026-11-20T15:51:44.208912345Z"],
     )
-    mark: Literal["mid", "previous"] | None = Field(
-        description="What `current_price` is: `mid`, or `previous`, the price from the position's "
-        "source. Null if it is unpriced.",
+    mark: Literal["mid", "last", "bid", "ask", "previous"] | None = Field(
+        description="What `current_price` is: `previous` is the price from the position's source. "
+        "Null if it is unpriced.",
+        examples=["mid"],
     )
     status: Literal["live", "closed", "stale", "unpriced"] = Field(
         description="`live`: the price is not older than the age limit, at any hour. `closed`: it "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import anyio
 
-from mdservice.client.reader import Prices, PricesStatus
+from mdservice.client.reader import Prices, PricesStatus, Records
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError, PositionsError
 from mdservice.gateway.alerting import Alerting
@@ -17,9 +17,11 @@ from mdservice.gateway.missing_prices import MissingPrices
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk
 from mdservice.gateway.webhook import Webhook
+from mdservice.model.kinds import TRADES
 from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
+from mdservice.model.trade import Cancel, Correction, Trade
 from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Totals
@@ -108,7 +110,7 @@ class PnlTracker:
         self,
         positions: PositionCache,
         redis: RedisCalls,
-        open_prices: Callable[[], AbstractAsyncContextManager[Prices]],
+        open_prices: Callable[[], AbstractAsyncContextManager[Prices | Records]],
         engine: PnlEngine,
         alerting: Alerting | None,
         read_from: ReadFrom,
@@ -129,7 +131,13 @@ class PnlTracker:
         self._http = http
         self._missing = missing
         self._positions = positions
-        self._followed = FollowedPrices(open_prices, self._quote_came)
+        came = self._record_came if engine.mark == "last" else self._quote_came
+        self._followed = FollowedPrices(open_prices, came)
+        self._wanted: set[str] = set()
+        """Symbols whose last trades were all canceled, so that their keys are to be read."""
+        self._wants = anyio.Event()
+        self._no_trades: str | None = None
+        """Why there are no last trades to price by."""
         self._redis = redis
         self._engine = engine
         self._alerting = alerting
@@ -192,6 +200,8 @@ class PnlTracker:
             found.append(f"the prices are out of date: {reason}")
         if (reason := self._followed.conflict()) is not None:
             found.append(reason)
+        if self._no_trades is not None:
+            found.append(self._no_trades)
         if self.webhook is not None and self.webhook.dropped:
             found.append(f"{self.webhook.dropped} messages did not reach the webhook, see the log")
         if self._missing is not None and (reason := self._missing.warning()) is not None:
@@ -377,6 +387,7 @@ class PnlTracker:
         asked_ns = self._clock.utc_ns()
         try:
             found = await self._redis.prices(symbols)
+            trades = await self._redis.trades(symbols) if self._engine.mark == "last" else None
         except MDServiceError as exc:
             self._keys_error = masked(str(exc))
             return
@@ -390,7 +401,10 @@ class PnlTracker:
                 continue  # an event came before this answer, with a newer price
             if (quote := found.get(symbol)) is not None:
                 update(quote, now_ns)
-            else:
+            trade = None if trades is None else trades.get(symbol)
+            if trade is not None:
+                self._engine.trade(trade, now_ns, from_key=True)
+            if (quote if trades is None else trade) is None:
                 gone.append(symbol)
         self._engine.expire(gone, now_ns)
         self._notify()
@@ -400,6 +414,7 @@ class PnlTracker:
         if service is None or service is self._service:
             return
         self._service = service
+        self._look_for_trades(service)
         if service.market is not None:
             self._announced, self._announced_s = service.market, self._clock.monotonic()
             self._set_market()
@@ -410,6 +425,20 @@ class PnlTracker:
         ):
             self._notify()
 
+    def _look_for_trades(self, service: Instance) -> None:
+        """Warn if last trades are to be the price, and the service does not follow trades."""
+        channels = service.channels
+        reason = None
+        if self._engine.mark == "last" and channels and TRADES.channel not in channels:
+            followed = ",".join((*channels, TRADES.channel))
+            reason = (
+                "MDSERVICE_MARK=last needs trades, which the service does not follow: set "
+                f"MDSERVICE_CHANNELS={followed} for it"
+            )
+        if reason is not None and self._no_trades is None:
+            _log.warning("gateway_has_no_trades", reason=reason)
+        self._no_trades = reason
+
     def _quote_came(self, quote: Quote) -> None:
         self._learn(self._followed.service())
         if self._engine.update(quote, self._clock.utc_ns()):
@@ -418,6 +447,26 @@ class PnlTracker:
     async def _find_missing(self) -> None:
         if self._missing is not None:
             await self._missing.run(self._quote_came)
+
+    def _record_came(self, record: Any) -> None:
+        """Apply a record where last trades are the price."""
+        self._learn(self._followed.service())
+        engine, now_ns, changed = self._engine, self._clock.utc_ns(), False
+        match record:
+            case Trade():
+                changed = engine.trade(record, now_ns)
+            case Quote():
+                changed = engine.update(record, now_ns)
+            case Correction():
+                changed = engine.correct(record, now_ns)
+            case Cancel():
+                changed = engine.cancel(record, now_ns)
+                holding = engine.known(record.symbol)
+                if changed and holding is not None and not holding.trades:
+                    self._wanted.add(record.symbol)
+                    self._wants.set()
+        if changed:
+            self._notify()
 
     async def _tick(self) -> None:
         while True:
@@ -447,11 +496,19 @@ class PnlTracker:
             self._notify()
 
     async def _confirm(self) -> None:
-        """Ask the keys after the close whether the last prices are still the newest ones."""
+        """Ask the keys after the close whether the last prices are still the newest ones.
+
+        Ask them too for the last trades before those that were canceled.
+        """
         while True:
             if symbols := self._engine.unconfirmed():
                 await self.read_keys(symbols)
-            await anyio.sleep(_CONFIRM_S)
+            with anyio.move_on_after(_CONFIRM_S):
+                await self._wants.wait()
+            self._wants = anyio.Event()
+            if self._wanted:
+                symbols, self._wanted = list(self._wanted), set()
+                await self.read_keys(symbols)
 
     def _judge(self) -> None:
         if self._alerting is not None:
@@ -467,21 +524,21 @@ class PnlTracker:
 
 
 class FollowedPrices:
-    """Reads all events, and passes each quote on; reopened as long as the tracker runs.
+    """Reads all events, and passes each record on; reopened as long as the tracker runs.
 
     Args:
         open_prices: Opens a reader of all events.
-        came: Called with each quote.
+        came: Called with each record.
     """
 
     def __init__(
         self,
-        open_prices: Callable[[], AbstractAsyncContextManager[Prices]],
-        came: Callable[[Quote], None],
+        open_prices: Callable[[], AbstractAsyncContextManager[Prices | Records]],
+        came: Callable[[Any], None],
     ) -> None:
         self._open_prices = open_prices
         self._came = came
-        self._prices: Prices | None = None
+        self._prices: Prices | Records | None = None
         self._error: str | None = None
         self._since_s: float | None = None
 

@@ -6,21 +6,25 @@ ten thousand positions are as fast as ten while only a few prices change.
 
 from __future__ import annotations
 
+from bisect import insort_right
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from heapq import heappop, heappush, heapreplace
 from math import isfinite
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 
 from mdservice.model.market import Market, Session, last_session
-from mdservice.model.position import Position
+from mdservice.model.position import Position, asset_class_of
 from mdservice.model.quote import Quote, mid_number
 from mdservice.model.symbol import is_option, pair_of, without_slash
+from mdservice.model.timestamps import new_york_day
+from mdservice.model.trade import Cancel, Correction, Trade, TradeId
 from mdservice.pnl.day import NOT_KNOWN, NOTHING_TODAY, SymbolDay
 from mdservice.pnl.holding import Holding, Totals
+from mdservice.pnl.last_sale import updates_last
 from mdservice.pnl.numbers import EXACT, to_price
 from mdservice.pnl.rows import PnlReport, Row
 
@@ -36,6 +40,8 @@ DEFAULT_MAX_SPREAD: Final = 10.0
 _FEW: Final = 16
 """How many other positions are replaced one by one."""
 _S_NS = 1_000_000_000
+_MOST_TRADES: Final = 8
+"""How many last trades of a symbol are kept, in case the newest ones are canceled."""
 _CLOCKS_DIFFER_NS: Final = 60 * _S_NS
 """By how much the market's clock may be ahead of this machine's."""
 _200: Final = Decimal(200)
@@ -58,6 +64,12 @@ class PnlEngine:
     after the close. A quote that came after the close and is not usable leaves it so. The source's
     price counts as such too. Crypto is always open.
 
+    With ``mark`` ``last``, the price is the last trade that counts as such by
+    :func:`mdservice.pnl.last_sale.updates_last`; with ``exit`` it is the bid for a long lot and the
+    ask for a short one. If a symbol has lots in both directions, it takes quotes with both sides.
+    As long as there is no such price, nor one of the source, the mid of the newest usable quote
+    stands in, and is stale.
+
     Quotes of symbols without a position are accepted too. The newest of each is kept, so that a
     new position has its price at once. Prices of closed positions are kept as well.
 
@@ -68,6 +80,10 @@ class PnlEngine:
         max_spread: The widest usable spread, whichever side is higher, in per cent of the mid; 0
             allows any. A quote with one side has no spread. The spread of an option is not
             limited, because wide spreads are usual there.
+        mark: What the price is: ``mid``, ``last`` or ``exit``.
+
+    Attributes:
+        mark: As given.
     """
 
     def __init__(
@@ -77,7 +93,9 @@ class PnlEngine:
         price_ttl_s: float,
         feed_delay_s: float = 0.0,
         max_spread: float = DEFAULT_MAX_SPREAD,
+        mark: Literal["mid", "last", "exit"] = "mid",
     ) -> None:
+        self.mark = mark
         self._stale_after_s = stale_after_s
         self._set_ages(feed_delay_s, price_ttl_s)
         self._max_spread = Decimal(repr(float(max_spread)))
@@ -371,6 +389,8 @@ class PnlEngine:
         """
         symbol = quote.symbol
         holding = self._held.get(symbol) or self._remembered.get(symbol) or self._remember(symbol)
+        if self.mark != "mid":
+            return self._update_other(holding, quote, now_ns)
         known, mark, event_ns = holding.quote, holding.mark, quote.ts_event_ns
         if known is not None and event_ns < known.ts_event_ns:
             return False
@@ -404,6 +424,154 @@ class PnlEngine:
             self._touch(holding)
             return True
         return False
+
+    def _is_usable(self, quote: Quote) -> bool:
+        """Whether a quote may be a price."""
+        price = to_price(mid_number(quote.bid, quote.ask))
+        return price is not None and (
+            self._is_narrow(quote.bid, quote.ask) or is_option(quote.symbol)
+        )
+
+    def _update_other(self, holding: Holding, quote: Quote, now_ns: int) -> bool:
+        """Apply a quote where its mid is not the price."""
+        if self.mark == "exit":
+            return self._update_exit(holding, quote, now_ns)
+        return self._update_spare(holding, quote)
+
+    def _update_exit(self, holding: Holding, quote: Quote, now_ns: int) -> bool:
+        known, before = holding.quote, holding.shown
+        if known is not None and quote.ts_event_ns < known.ts_event_ns:
+            return False
+        holding.heard_ns = now_ns
+        usable = self._is_usable(quote)
+        self.totals.leave(holding)
+        holding.quote = quote
+        if usable:
+            holding.take_exit(quote)
+        self.totals.enter(holding)
+        if holding.mark is quote:
+            self._set_live(holding, now_ns)
+        self._judge_rest(holding)
+        return self._touch_if(holding, before)
+
+    def _update_spare(self, holding: Holding, quote: Quote) -> bool:
+        """Keep a quote where last trades are the price."""
+        known, before = holding.spare, holding.shown
+        if known is not None and quote.ts_event_ns < known.ts_event_ns:
+            return False
+        if not self._is_usable(quote):
+            return False
+        if holding.mark is not None or holding.source_price is not None:
+            holding.spare = quote
+            return False
+        self.totals.leave(holding)
+        holding.spare = quote
+        holding.set_unmarked()
+        self.totals.enter(holding)
+        return self._touch_if(holding, before)
+
+    def trade(self, trade: Trade, now_ns: int, *, from_key: bool = False) -> bool:
+        """Apply a trade where last trades are the price; return whether a row changed.
+
+        Args:
+            trade: From an event, or the latest one in its key.
+            now_ns: The time.
+            from_key: Whether it was the latest one just now: newer ones were then canceled.
+        """
+        if self.mark != "last":
+            return False
+        symbol = trade.symbol
+        holding = self._held.get(symbol) or self._remembered.get(symbol) or self._remember(symbol)
+        holding.heard_ns = now_ns
+        trades, is_stock = holding.trades, asset_class_of(symbol) == "us_equity"
+        while from_key and trades and _comes_after(trades[-1], trade):
+            trades.pop()
+        for place, known in enumerate(trades):
+            if (known.ts_event_ns, known.seq) == (trade.ts_event_ns, trade.seq):
+                del trades[place]  # the same one, perhaps corrected
+                break
+        last = trades[-1] if trades else None
+        if trade.price > 0 and updates_last(trade, last, is_stock=is_stock):
+            insort_right(trades, trade, key=_event_ns)
+            del trades[:-_MOST_TRADES]
+        return self._set_last(holding, now_ns)
+
+    def correct(self, correction: Correction, now_ns: int) -> bool:
+        """Change a known last trade that was corrected; return whether a row changed."""
+        found = self._find_trade(correction, correction.original_id)
+        if found is None:
+            return False
+        holding, place = found
+        trade = holding.trades[place]
+        price, size = correction.corrected_price, correction.corrected_size
+        right = attrs.evolve(
+            trade,
+            id=correction.corrected_id,
+            price=trade.price if price is None else price,
+            size=trade.size if size is None else size,
+            conditions=correction.corrected_conditions,
+        )
+        last = holding.trades[place - 1] if place else None
+        if right.price > 0 and updates_last(right, last, is_stock=True):
+            holding.trades[place] = right
+        else:
+            del holding.trades[place]
+        return self._set_last(holding, now_ns)
+
+    def cancel(self, cancel: Cancel, now_ns: int) -> bool:
+        """Forget a known last trade that was canceled; return whether a row changed."""
+        found = self._find_trade(cancel, cancel.id)
+        if found is None:
+            return False
+        holding, place = found
+        del holding.trades[place]
+        return self._set_last(holding, now_ns)
+
+    def _find_trade(
+        self, change: Correction | Cancel, trade_id: TradeId | None
+    ) -> tuple[Holding, int] | None:
+        """The holding and the place of the trade that is changed."""
+        holding = self.known(change.symbol)
+        meant = trade_id, change.exchange, change.tape, new_york_day(change.ts_event_ns)
+        for place, trade in enumerate(() if holding is None else holding.trades):
+            day = new_york_day(trade.ts_event_ns)
+            if holding is not None and meant == (trade.id, trade.exchange, trade.tape, day):
+                return holding, place
+        return None
+
+    def _set_last(self, holding: Holding, now_ns: int) -> bool:
+        """Take the newest of the last trades as the price; return whether a row changed."""
+        before, trades = holding.shown, holding.trades
+        if not trades:
+            if holding.mark is not None:
+                self.totals.leave(holding)
+                holding.quote = None
+                holding.set_unmarked()
+                self.totals.enter(holding)
+                holding.live = False
+        elif (price := to_price(trades[-1].price)) is not None:
+            if holding.mark is None or price != holding.price:
+                self._reprice(holding, trades[-1], trades[-1].price, price)
+            holding.quote = holding.mark = trades[-1]
+            self._set_live(holding, now_ns)
+        self._judge_rest(holding)
+        return self._touch_if(holding, before)
+
+    def _set_live(self, holding: Holding, now_ns: int) -> None:
+        """Judge the age of the mark, which is new or confirmed."""
+        if holding.mark is None:
+            return
+        live_until_ns = self._live_until_ns(holding.mark, holding.heard_ns)
+        holding.live = now_ns < live_until_ns
+        if holding.live and holding.positions:
+            self._watch(holding, live_until_ns)
+
+    def _touch_if(self, holding: Holding, before: object) -> bool:
+        """Note a change of the rows, if they show something else than before."""
+        if holding.shown == before or not holding.priceable:
+            return False
+        self._touch(holding)
+        return True
 
     def _is_narrow(self, bid: float, ask: float) -> bool:
         """Whether the spread is usable, computed exactly; true if it is unknown."""
@@ -522,8 +690,7 @@ class PnlEngine:
         key = without_slash(symbol)
         self._held_keys[key] = holding
         holding.day = self._day_of(key)
-        holding.hold(lots)
-        self._judge_rest(holding)
+        self._hold(holding, lots)
         self._held[symbol] = holding
         self._hold_day(key, held=True)
         self.totals.enter(holding)
@@ -535,11 +702,19 @@ class PnlEngine:
     def _replace(self, holding: Holding, lots: Sequence[Position]) -> None:
         before, base = list(holding.rows()), holding.day_base
         self.totals.leave(holding)
-        holding.hold(lots)
-        self._judge_rest(holding)
+        self._hold(holding, lots)
         self.totals.enter(holding)
         if holding.rows() != before or holding.day_base != base:
             self._touch(holding)
+
+    def _hold(self, holding: Holding, lots: Sequence[Position]) -> None:
+        """Replace the lots of a holding, which is in no sum meanwhile."""
+        mark = holding.mark
+        holding.hold(lots)
+        if holding.mark is not mark:  # of the other side: its age is judged at the next look
+            holding.live, holding.due_ns = holding.mark is not None, None
+            self._watch(holding, 0)
+        self._judge_rest(holding)
 
     def _close(self, holding: Holding) -> None:
         self.totals.leave(holding)
@@ -548,7 +723,7 @@ class PnlEngine:
         self._hold_day(key, held=False)
         holding.hold(())
         self._aged.pop(holding.symbol, None)
-        if holding.quote is not None:
+        if holding.quote is not None or holding.spare is not None:
             self._keep(holding)
 
     def _hold_day(self, key: str, *, held: bool) -> None:
@@ -569,7 +744,7 @@ class PnlEngine:
         return holding
 
     def _reprice(
-        self, holding: Holding, quote: Quote, number: float | Decimal, price: Decimal
+        self, holding: Holding, quote: Quote | Trade, number: float | Decimal, price: Decimal
     ) -> None:
         before = holding.price
         if before is not None and holding.mark is not None:  # the usual, fast path
@@ -588,7 +763,7 @@ class PnlEngine:
         holding.fresh = False
         self._held.move_to_end(holding.symbol)
 
-    def _live_until_ns(self, quote: Quote, heard_ns: int) -> int:
+    def _live_until_ns(self, quote: Quote | Trade, heard_ns: int) -> int:
         """The first nanosecond at which the price is no longer live."""
         stale_ns, gone_ns = quote.ts_event_ns + self._first_stale_age_ns, heard_ns + self._ttl_ns
         return stale_ns if stale_ns < gone_ns else gone_ns  # noqa: FURB136 - min() takes thrice as long
@@ -608,7 +783,7 @@ class PnlEngine:
         if session is None or holding.live or not holding.has_hours:
             return False
         if mark is None or quote is None:
-            return holding.price is not None
+            return holding.source_price is not None
         return (
             mark.ts_event_ns >= session.begins_ns
             and holding.heard_ns >= session.closes_ns
@@ -625,6 +800,15 @@ class PnlEngine:
                 self._touch(holding)
             else:
                 self._aged[holding.symbol] = holding
+
+
+def _event_ns(trade: Trade) -> int:
+    return trade.ts_event_ns
+
+
+def _comes_after(trade: Trade, other: Trade) -> bool:
+    """Whether a trade is newer, by its time and by its number in the service's run."""
+    return trade.ts_event_ns > other.ts_event_ns and trade.seq > other.seq
 
 
 def _names(positions: Sequence[Position]) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import attrs
 from mdservice.model.position import AssetClass, Position, asset_class_of
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
+from mdservice.model.trade import Trade
 from mdservice.pnl.day import NOTHING_TODAY, SymbolDay
 from mdservice.pnl.numbers import EXACT, MOST_DIGITS, ZERO, percentage, shown, sums_up
 from mdservice.pnl.rows import MarkName, Row, Status
@@ -18,6 +19,9 @@ from mdservice.pnl.rows import MarkName, Row, Status
 __all__ = ["Holding", "Totals"]
 
 _fma, _add, _subtract, _multiply = EXACT.fma, EXACT.add, EXACT.subtract, EXACT.multiply
+
+
+_BID, _ASK, _BOTH = range(3)
 
 
 @attrs.define(eq=False)
@@ -28,14 +32,20 @@ class Holding:
         symbol: That of the feed: ``AAPL``, ``BTC/USD``.
         positions: Its lots in the source's order; empty if it is not held.
         priceable: The number of lots without a problem.
-        quote: The newest quote, or None.
-        mark: The newest usable quote, which is the price; or None.
-        number: Its mid from :func:`mdservice.model.quote.mid_number`.
+        quote: The newest quote, or None; with last trades as prices, that of ``mark``.
+        mark: The newest usable quote, or last trade, which is the price; or None.
+        number: Its mid from :func:`mdservice.model.quote.mid_number`, or the trade's price.
+        spare: The newest usable quote, whose mid is the price as long as there is neither a mark
+            nor a price from the source. Only where the mid is not the price anyway.
+        trades: The newest trades that count as last ones, by time; only where they are the price.
         heard_ns: When the last quote came, or the known one was confirmed.
         live: Whether the mark was young enough at the last check.
         closed: Whether the price is the last one of the last session, and its market is closed.
         due_ns: When the engine checks it next, or None for never.
-        price: The exact mid of the mark; without a mark the price from the lots' source, or None.
+        price: The exact price of the mark; without a mark that of the lots' source, or None. With
+            lots in both directions, that of the long ones.
+        gap: By how much the price of the short lots is higher, if it is another one.
+        source_price: The price from the lots' source, or None.
         units: Shares in the priceable lots.
         short: Whether they are fewer than 0.
         minus_paid: Minus their cost.
@@ -51,14 +61,18 @@ class Holding:
     symbol: str
     positions: tuple[Position, ...] = ()
     priceable: int = 0
-    quote: Quote | None = None
-    mark: Quote | None = None
+    quote: Quote | Trade | None = None
+    mark: Quote | Trade | None = None
     number: float | Decimal | None = None
+    spare: Quote | None = None
+    trades: list[Trade] = attrs.Factory(list)
     heard_ns: int = 0
     live: bool = False
     closed: bool = False
     due_ns: int | None = None
     price: Decimal | None = None
+    gap: Decimal = ZERO
+    source_price: Decimal | None = None
     units: Decimal = ZERO
     short: bool = False
     minus_paid: Decimal = ZERO
@@ -73,6 +87,12 @@ class Holding:
     """The lot whose row has what today's fills add."""
     _first_base: Decimal | None = None
     """The part of :attr:`day_base` for that lot."""
+    _exits: list[Quote | None] | None = None
+    """The newest usable quotes with a bid, with an ask, and with both; only where the price is that
+    at which a position can be closed."""
+    _exit: int = _BOTH
+    """Which of them its lots need."""
+    _short_units: Decimal = ZERO
     _rows: list[Row] = attrs.Factory(list)
 
     @property
@@ -80,7 +100,7 @@ class Holding:
         """The exact sum over the priceable lots; 0 without a price."""
         if self.price is None:
             return ZERO
-        return _fma(self.units, self.price, self.minus_paid) or ZERO
+        return _add(self.market_value, self.minus_paid) or ZERO
 
     @property
     def qty(self) -> Decimal:
@@ -96,7 +116,8 @@ class Holding:
         """The exact value of the priceable lots, negative if short; 0 without a price."""
         if self.price is None:
             return ZERO
-        return EXACT.multiply(self.units, self.price) or ZERO
+        value = _multiply(self.units, self.price)
+        return (_fma(self._short_units, self.gap, value) if self.gap else value) or ZERO
 
     @property
     def day_pnl(self) -> Decimal | None:
@@ -106,7 +127,13 @@ class Holding:
         """
         if self.price is None or self.day_base is None:
             return None
-        return _subtract(_multiply(self.units, self.price), self.day_base) or ZERO
+        return _subtract(self.market_value, self.day_base) or ZERO
+
+    @property
+    def shown(self) -> object:
+        """What its rows show of the price; equal as long as they stay the same."""
+        of = (self.quote if self.price is None else self.mark) or self.spare
+        return self.price, self.gap, self.status, None if of is None else of.ts_event_ns
 
     @property
     def lost(self) -> bool:
@@ -150,17 +177,63 @@ class Holding:
         lots = [lot for lot in self._lots if lot.problem is None]
         self.priceable = len(lots)
         self._first = lots[0] if lots else None
-        if self.mark is None:
-            price = _known(each.current_price for each in good)
-            self.price = lastday if price is None else price
-        units = minus_paid = hundredth = ZERO
+        price = _known(each.current_price for each in good)
+        self.source_price = lastday if price is None else price
+        units = short_units = minus_paid = hundredth = ZERO
         for lot in lots:
+            if lot.units < 0:
+                short_units = _add(short_units, lot.units)
             units = _add(units, lot.units)
             minus_paid = _add(minus_paid, lot.minus_paid)
             hundredth = _add(hundredth, lot.hundredth)
         self.units, self.short = units, units < 0
         self.minus_paid, self.hundredth = minus_paid, hundredth
+        self._short_units = short_units
+        if self._exits is not None:
+            self._choose_exit()
+        if self.mark is None:
+            self.set_unmarked()
         self.set_day(self.day)
+
+    def set_unmarked(self) -> None:
+        """Take the price of the source, or else the mid of a quote, since there is no mark."""
+        self.mark, self.number, self.gap, self.price = None, None, ZERO, self.source_price
+        if self.price is None and self.spare is not None:
+            self.price = self.spare.price
+
+    def take_exit(self, quote: Quote) -> None:
+        """Take the newest usable quote where the price is that at which to close a position."""
+        self.spare = quote
+        exits = self._exits or [None, None, None]
+        for place, has in enumerate((quote.bid, quote.ask, quote.bid and quote.ask)):
+            if has:
+                exits[place] = quote
+        self._exits = exits
+        self._choose_exit()
+        if self.mark is None:
+            self.set_unmarked()
+
+    def _choose_exit(self) -> None:
+        long = any(lot.problem is None and lot.units > 0 for lot in self._lots)
+        short = bool(self._short_units)
+        self._exit = _BOTH if long is short else _ASK if short else _BID
+        mark = None if self._exits is None else self._exits[self._exit]
+        if mark is None:
+            self.mark = None
+            return
+        bid, ask = Decimal(repr(mark.bid)), Decimal(repr(mark.ask))
+        self.mark, self.number, self.gap = mark, None, ZERO
+        self.price = ask if self._exit == _ASK else bid
+        if long and short:
+            self.gap = _subtract(ask, bid)
+
+    def price_if(self, *, short: bool) -> Decimal | None:
+        """The price if the position were short, or long."""
+        mark = self.mark
+        if self._exits is None or not isinstance(mark, Quote):
+            return self.price
+        side = mark.ask if short else mark.bid
+        return Decimal(repr(side)) if side else self.price
 
     def set_day(self, day: SymbolDay) -> None:
         """Replace what today's fills changed."""
@@ -192,8 +265,10 @@ class Holding:
         rows = self._rows
         if not self.fresh:
             # In place: many new lists would make the garbage collector scan all objects.
-            quote = self.quote if self.price is None else self.mark
-            when = None if quote is None else format_ns(quote.ts_event_ns)
+            of = self.quote if self.price is None else self.mark
+            if of is None and self.source_price is None:
+                of = self.spare
+            when = None if of is None else format_ns(of.ts_event_ns)
             if len(rows) == len(self._lots) == 1:
                 rows[0] = self._row(self._lots[0], when)
             else:
@@ -207,6 +282,8 @@ class Holding:
             return Row(*lot.head, *_NO_PRICE, None, None, "unpriced", lot.problem)
         if price is None:
             return Row(*lot.head, *_NO_PRICE, when, None, "unpriced")
+        if self.gap and lot.units < 0:
+            price = _add(price, self.gap)
         value = _multiply(lot.units, price)
         pnl = _add(value, lot.minus_paid) or ZERO
         percent = percentage(pnl, lot.hundredth)
@@ -214,8 +291,15 @@ class Holding:
         day_pnl = None
         if base is not None and self.day.problem is None:
             day_pnl = _subtract(value, base) or ZERO
-        mark: MarkName = "previous" if self.mark is None else "mid"
+        mark = self._name_of(lot)
         return Row(*lot.head, price, pnl, percent, value or ZERO, day_pnl, when, mark, self.status)
+
+    def _name_of(self, lot: _Lot) -> MarkName:
+        if self.mark is None:
+            return "mid" if self.source_price is None else "previous"
+        if self._exits is not None:
+            return "ask" if self._exit == _ASK or lot.units < 0 else "bid"
+        return "last" if self.trades else "mid"
 
 
 @attrs.define(eq=False)

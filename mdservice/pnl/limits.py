@@ -15,6 +15,7 @@ import attrs
 import msgspec
 
 from mdservice.model.position import asset_class_of, default_multiplier
+from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL, spellings
 from mdservice.pnl.alerts import Alert
 from mdservice.pnl.breaker import Breaker, encode_breaker
@@ -363,13 +364,13 @@ def _measures(would: _WouldBe, rest: _Rest) -> Mapping[Kind, Fraction | None]:
 
 
 def _would_be(order: Order, holding: Holding) -> _WouldBe:
-    price = Fraction(holding.price or ZERO)
-    fill = price if order.price is None else Fraction(order.price)
     qty = Fraction(order.qty if order.side == "buy" else EXACT.minus(order.qty))
     change = qty * Fraction(_multiplier(holding))
     units = Fraction(holding.units) if holding.positions else Fraction(0)
-    paid = units * price - Fraction(holding.pnl) if holding.positions else Fraction(0)
+    paid = -Fraction(holding.minus_paid) if holding.positions else Fraction(0)
     after = units + change
+    price = Fraction(holding.price_if(short=after < 0) or ZERO)
+    fill = price if order.price is None else Fraction(order.price)
     if units * change >= 0:
         paid += change * fill
     elif abs(change) <= abs(units):
@@ -424,7 +425,7 @@ def _unusable(holding: Holding) -> str | None:
         return "no price is known" if holding.quote is None else "no quote was usable yet"
     if holding.quote is not mark:
         return "the newest quote has no side, or too wide a spread"
-    if not (mark.bid and mark.ask):
+    if isinstance(mark, Quote) and not (mark.bid and mark.ask):
         return "the newest quote has one side only"
     return None if holding.live else "the price is stale"
 

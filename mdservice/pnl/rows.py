@@ -13,8 +13,9 @@ from mdservice.model.position import AssetClass
 __all__ = ["MarkName", "PnlReport", "Row", "Status"]
 
 Status = Literal["live", "closed", "stale", "unpriced"]
-MarkName = Literal["mid", "previous"]
-"""What a price is: the mid of a quote, or the price of the position's source."""
+MarkName = Literal["mid", "last", "bid", "ask", "previous"]
+"""What a price is: the mid, bid or ask of a quote, a last trade, or the price of the position's
+source."""
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -26,8 +27,9 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         avg_entry_price: None if unreadable.
         asset_class: ``us_equity``, ``crypto`` or ``us_option``.
         multiplier: Shares in one unit of ``qty``; None if unreadable.
-        current_price: The mid of the newest usable quote, or else the price from the position's
-            source; None if unpriced.
+        current_price: That of the mark: by the setting the mid of the newest usable quote, the last
+            trade, or the side of the quote at which the position can be closed. Without one, the
+            price from the position's source; None if unpriced.
         unrealized_pnl: (``current_price`` - ``avg_entry_price``) x ``qty`` x multiplier; None
             if unpriced.
         unrealized_pnl_pct: Of ``|qty|`` x ``avg_entry_price`` x multiplier, rounded half-even to
@@ -37,8 +39,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         day_pnl: The P&L of its symbol since the last close; of several lots of a symbol, each has
             its own part. None if unpriced, or if the price at the last close is not known.
         mark: What ``current_price`` is; None if unpriced.
-        last_updated: The time of that quote, RFC 3339; None for a price from the source. If
-            unpriced, the time of the newest quote, or None.
+        last_updated: The time of that quote or trade, RFC 3339; None for a price from the source.
+            If unpriced, the time of the newest quote, or None.
         status: ``live``: the price is young enough; ``closed``: it is older, its market is closed,
             and it is the last session's last price; ``stale``: it is too old otherwise, its key is
             gone, the newest quote is not usable, or the price is from the position's source;

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -69,6 +69,7 @@ class Instances:
         price_ttl_s: How long the key of a price exists, seconds.
         prefix: The prefix of every key and channel.
         clock: The time.
+        channels: Which channels a followed symbol gets; None if that is not to be announced.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Instances:
         price_ttl_s: float,
         prefix: str,
         clock: Clock,
+        channels: Sequence[str] | None = None,
     ) -> None:
         self._address = RedisAddress(url, timeout_s=_TIMEOUT_S)
         self._names = RedisNames(prefix)
@@ -100,6 +102,7 @@ class Instances:
             delay_s=delay_s,
             price_ttl_s=price_ttl_s,
             since=format_ns(clock.utc_ns()),
+            channels=None if channels is None else tuple(channels),
         )
 
     def set_market(self, market: Market | None) -> None:

@@ -91,6 +91,7 @@ class Instance(msgspec.Struct, frozen=True):
         since: When it started, RFC 3339.
         gone: Whether it is ending.
         market: The stock market's hours; None if they are not known to it.
+        channels: Which channels a followed symbol gets; None if the service does not say.
     """
 
     id: str
@@ -104,6 +105,7 @@ class Instance(msgspec.Struct, frozen=True):
     pid_space: str = ""
     gone: bool = False
     market: Market | None = None
+    channels: tuple[str, ...] | None = None
 
 
 _encoder = msgspec.json.Encoder()

@@ -284,6 +284,14 @@ class Settings:
     stale_after: float = setting(
         60.0, values.real_number(_DAY_S), "Age at which a price counts as stale.", metavar="SECONDS"
     )
+    mark: Literal["mid", "last", "exit"] = setting(
+        "mid",
+        values.one_of("mid", "last", "exit"),
+        "The price that P&L uses: mid of the quote, last (the last trade that updates the "
+        "consolidated last price; needs the trades channel), or exit (bid for long, ask for "
+        "short).",
+        metavar="NAME",
+    )
     max_spread: float = setting(
         10.0,
         values.per_cent(_WIDEST_SPREAD),

@@ -12,6 +12,7 @@ from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
+from mdservice.model.trade import Trade
 from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.rows import PnlReport, Row
 
@@ -63,6 +64,11 @@ def usable(quote: Quote) -> bool:
     return abs(Fraction(repr(quote.ask)) - Fraction(repr(quote.bid))) <= price / 10
 
 
+def counts(trade: Trade) -> bool:
+    """Of the conditions that the tests use, all but odd lots are of a last trade."""
+    return "I" not in trade.conditions
+
+
 def readable(number: Decimal | None) -> Fraction | None:
     if number is None or not number.is_finite() or abs(number.adjusted()) > 100:
         return None
@@ -75,10 +81,15 @@ class Reference:
 
     stale_after_s: int
     ttl_s: int
+    kind: str = "mid"
     positions: list[Position] = attrs.Factory(list)
+    trades: list[Trade] = attrs.Factory(list)
+    """Those that count, in the order in which they came."""
+    trades_heard: list[tuple[str, int]] = attrs.Factory(list)
     heard: list[tuple[Quote, int]] = attrs.Factory(list)
     gone: dict[str, int] = attrs.Factory(dict)
     """How much of ``heard`` there was when the symbol's key was last told to be gone."""
+    gone_trades: dict[str, int] = attrs.Factory(dict)
     market: Market | None = None
     session: tuple[int, int] | None = None
     """When the last session began and closed, while the market is closed."""
@@ -93,6 +104,19 @@ class Reference:
     def expire(self, symbols: Sequence[str]) -> None:
         for symbol in symbols:
             self.gone[symbol] = len(self.heard)
+            self.gone_trades[symbol] = len(self.trades_heard)
+
+    def trade(self, trade: Trade, now_ns: int) -> None:
+        self.trades_heard.append((trade.symbol, now_ns))
+        if counts(trade):
+            self.trades.append(trade)
+
+    def change(self, seq: int, right: Trade | None) -> None:
+        """A trade was canceled, or corrected."""
+        known = [trade for trade in self.trades if trade.seq == seq]
+        for trade in known:
+            place = self.trades.index(trade)
+            self.trades[place : place + 1] = [right] if right is not None and counts(right) else []
 
     def set_market(self, market: Market | None, now_ns: int) -> None:
         self.market, self.session = market, None
@@ -106,9 +130,59 @@ class Reference:
         of_symbol = [entry for entry in self.heard if entry[0].symbol == symbol]
         return of_symbol[-1] if of_symbol else None
 
-    def mark(self, symbol: str) -> Quote | None:
-        of_symbol = [quote for quote, _ in self.heard if quote.symbol == symbol and usable(quote)]
-        return of_symbol[-1] if of_symbol else None
+    def usable_of(self, symbol: str) -> list[Quote]:
+        return [quote for quote, _ in self.heard if quote.symbol == symbol and usable(quote)]
+
+    def mark(self, symbol: str) -> Quote | Trade | None:
+        if self.kind == "last":
+            trades = [trade for trade in self.trades if trade.symbol == symbol]
+            return max(reversed(trades), key=lambda trade: trade.ts_event_ns, default=None)
+        found = self.usable_of(symbol)
+        if self.kind == "exit":
+            found = [quote for quote in found if 0 not in self.needed(symbol, quote)]
+        return found[-1] if found else None
+
+    def needed(self, symbol: str, quote: Quote) -> list[float]:
+        """The sides that its lots can be closed at; both without any lots."""
+        signs = [(each.qty or 0) * each.multiplier for each in self.good(symbol)]
+        long, short = any(sign > 0 for sign in signs), any(sign < 0 for sign in signs)
+        if long is short:
+            return [quote.bid, quote.ask]
+        return [quote.bid if long else quote.ask]
+
+    def newest_record(self, symbol: str) -> tuple[Quote | Trade | None, int]:
+        """What the price depends on, and when something of that kind last came."""
+        if self.kind != "last":
+            return self.newest(symbol) or (None, 0)
+        heard = [heard_ns for name, heard_ns in self.trades_heard if name == symbol]
+        return self.mark(symbol), heard[-1] if heard else 0
+
+    def spare(self, symbol: str) -> Quote | None:
+        found = self.usable_of(symbol)
+        return found[-1] if found and self.kind != "mid" else None
+
+    def price(self, position: Position) -> tuple[Fraction | None, str | None]:
+        """The price of a lot, and what it is."""
+        symbol = position.priced_by
+        mark = self.mark(symbol)
+        if isinstance(mark, Trade):
+            return Fraction(repr(mark.price)), "last"
+        if mark is not None and self.kind == "exit":
+            sign = (position.qty or 0) * position.multiplier
+            needs_ask = sign < 0 or self.needed(symbol, mark) == [mark.ask]
+            if sign < 0 or (sign == 0 and needs_ask and self.only_short(symbol)):
+                return Fraction(repr(mark.ask)), "ask"
+            return Fraction(repr(mark.bid)), "bid"
+        if mark is not None:
+            return mid(mark), "mid"
+        if (previous := self.previous(symbol)) is not None:
+            return previous, "previous"
+        spare = self.spare(symbol)
+        return (None, None) if spare is None else (mid(spare), "mid")
+
+    def only_short(self, symbol: str) -> bool:
+        signs = [(each.qty or 0) * each.multiplier for each in self.good(symbol)]
+        return any(sign < 0 for sign in signs) and not any(sign > 0 for sign in signs)
 
     def good(self, symbol: str) -> list[Position]:
         return [
@@ -130,25 +204,26 @@ class Reference:
         return known[0] if known else None
 
     def young(self, symbol: str, now_ns: int) -> bool:
-        mark, (_, heard_ns) = self.mark(symbol), self.newest(symbol) or (None, 0)
+        mark, (_, heard_ns) = self.mark(symbol), self.newest_record(symbol)
         later = self.heard[self.gone.get(symbol, 0) :]
+        names = self.trades_heard[self.gone_trades.get(symbol, 0) :]
         return (
             mark is not None
-            and any(other is mark for other, _ in later)
+            and (any(other is mark for other, _ in later) or symbol in dict(names))
             and now_ns - mark.ts_event_ns <= self.stale_after_s * S_NS
             and now_ns - heard_ns < self.ttl_s * S_NS
         )
 
     def status(self, position: Position, now_ns: int) -> str:
         symbol = position.priced_by
-        mark, (quote, heard_ns) = self.mark(symbol), self.newest(symbol) or (None, 0)
+        mark, (quote, heard_ns) = self.mark(symbol), self.newest_record(symbol)
         young = self.young(symbol, now_ns)
         if young and quote is mark:
             return "live"
         if self.session is None or position.asset_class == "crypto" or young:
             return "stale"
         if mark is None or quote is None:
-            return "closed"
+            return "closed" if self.previous(symbol) is not None else "stale"
         begins_ns, closes_ns = self.session
         of_session = mark.ts_event_ns >= begins_ns and heard_ns >= closes_ns
         is_last = quote is mark or quote.ts_event_ns >= closes_ns
@@ -158,14 +233,16 @@ class Reference:
         symbol = position.symbol
         qty, avg = readable(position.qty), readable(position.avg_entry_price)
         priced_by = position.priced_by
-        quote, _ = self.newest(priced_by) or (None, 0)
+        quote, _ = self.newest_record(priced_by)
         multiplier = readable(position.multiplier)
         head = symbol, qty, avg, position.asset_class, multiplier
         if position.problem is not None or qty is None or avg is None or multiplier is None:
             return *head, None, None, None, None, None, None, None, "unpriced"
         mark = self.mark(priced_by)
-        price = self.previous(priced_by) if mark is None else mid(mark)
-        of = quote if price is None else mark
+        price, name = self.price(position)
+        of: Quote | Trade | None = quote if price is None else mark
+        if price is not None and mark is None and name == "mid":
+            of = self.spare(priced_by)
         when = None if of is None else format_ns(of.ts_event_ns)
         if price is None:
             return *head, None, None, None, None, None, when, None, "unpriced"
@@ -175,7 +252,6 @@ class Reference:
         value = price * qty * multiplier
         lastday = self.lastday(priced_by)
         day = None if lastday is None else (price - lastday) * qty * multiplier
-        name = "previous" if mark is None else "mid"
         status = self.status(position, now_ns)
         return *head, price, pnl, percent, value, day, when, name, status
 

@@ -11,6 +11,7 @@ import pytest
 from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
+from mdservice.model.trade import Cancel, Correction, Trade
 from mdservice.pnl import engine as engine_module
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.rows import Row
@@ -702,3 +703,115 @@ def test_a_closure_of_the_market_that_was_not_planned_keeps_the_last_session() -
         engine.set_market(None, now_ns)
         engine.set_market(CLOSED, now_ns)
         assert statuses(engine, now_ns) == ["closed"]
+
+
+def marked(mark: Any, *lots: Position) -> PnlEngine:
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300, mark=mark)
+    engine.set_positions(lots)
+    return engine
+
+
+def seen(engine: PnlEngine, now_ns: int = T_NS) -> list[tuple[object, ...]]:
+    rows = engine.report(now_ns).positions
+    return [(row.mark, row.current_price, row.status) for row in rows]
+
+
+def sale(
+    price: float, *, seq: int, at_ns: int = T_NS, code: str = "@", symbol: str = "AAPL"
+) -> Trade:
+    return Trade(symbol, price, 1, "V", (code,), "C", seq, at_ns, at_ns, seq)
+
+
+def test_a_position_is_worth_what_its_exit_brings() -> None:
+    engine = marked("exit", lot("10", "150"), lot("-4", "200", "MSFT"))
+    engine.update(quote(187, 188), T_NS)
+    engine.update(quote(210, 211, symbol="MSFT"), T_NS)
+    assert seen(engine) == [("bid", 187, "live"), ("ask", 211, "live")]
+    assert engine.totals.market_value == 10 * 187 - 4 * 211
+    assert engine.totals.unrealized_pnl == 10 * 37 - 4 * 11
+
+
+def test_lots_in_both_directions_have_each_its_side() -> None:
+    engine = marked("exit", lot("10", "150"), lot("-4", "150"))
+    engine.update(quote(187, 188), T_NS)
+    assert seen(engine) == [("bid", 187, "live"), ("ask", 188, "live")]
+    assert engine.totals.market_value == 10 * 187 - 4 * 188
+    assert engine.totals.exposure == 10 * 187 - 4 * 188
+    engine.set_positions([lot("-4", "150")])
+    assert seen(engine) == [("ask", 188, "live")]
+
+
+@pytest.mark.parametrize("sides", [(0, 189), (0, 0), (100, 200)])
+def test_without_its_side_the_last_usable_exit_stays_as_stale(sides: tuple[float, float]) -> None:
+    engine = marked("exit", lot("10", "150"))
+    engine.update(quote(187, 188), T_NS)
+    engine.update(quote(*sides, at_ns=T_NS + 1), T_NS + 1)
+    assert seen(engine, T_NS + 1) == [("bid", 187, "stale")]
+    engine.update(quote(186, 0, at_ns=T_NS + 2), T_NS + 2)
+    assert seen(engine, T_NS + 2) == [("bid", 186, "live")]
+
+
+def test_a_position_that_turns_round_is_priced_by_the_other_side_at_once() -> None:
+    engine = marked("exit", lot("10", "150"))
+    engine.update(quote(187, 188), T_NS)
+    assert engine.set_positions([lot("-10", "187")])
+    assert seen(engine) == [("ask", 188, "live")]
+    assert seen(engine, T_NS + 61 * S_NS) == [("ask", 188, "stale")]
+
+
+def test_the_last_trade_that_counts_is_the_price() -> None:
+    engine = marked("last", lot("10", "150"))
+    engine.update(quote(190, 191), T_NS)
+    assert seen(engine) == [("mid", Decimal("190.5"), "stale")]
+    assert engine.trade(sale(187, seq=1), T_NS)
+    assert not engine.trade(sale(150, seq=2, at_ns=T_NS + 1, code="I"), T_NS)
+    assert not engine.update(quote(0, 0, at_ns=T_NS + 1), T_NS)
+    assert not engine.trade(sale(99, seq=3, at_ns=T_NS - 1), T_NS), "it came late"
+    assert seen(engine) == [("last", 187, "live")]
+    assert engine.trade(sale(188, seq=4, at_ns=T_NS + 2), T_NS)
+    assert seen(engine, T_NS + 62 * S_NS) == [("last", 188, "stale")]
+
+
+@pytest.mark.parametrize("symbol", ["BTC/USD", "AAPL261218C00200000"])
+def test_every_trade_of_crypto_and_options_is_a_last_one(symbol: str) -> None:
+    engine = marked("last", lot("1", "1", symbol))
+    assert engine.trade(sale(3, seq=1, code="I", symbol=symbol), T_NS)
+    assert seen(engine) == [("last", 3, "live")]
+
+
+def test_a_canceled_trade_gives_way_to_the_one_before() -> None:
+    engine = marked("last", attrs.evolve(lot("10", "150"), current_price=Decimal(180)))
+    for seq, price in enumerate((186, 187), 1):
+        engine.trade(sale(price, seq=seq, at_ns=T_NS + seq), T_NS)
+    cancels = [Cancel("AAPL", "V", "C", seq, 1.0, 1, "cancel", T_NS + 10, 0) for seq in (2, 1, 7)]
+    found = []
+    for cancel in cancels:
+        engine.cancel(cancel, T_NS)
+        found += seen(engine)
+    assert found == [("last", 186, "live"), *2 * [("previous", 180, "stale")]]
+
+
+def test_a_corrected_trade_is_the_price_if_it_still_counts() -> None:
+    engine = marked("last", lot("10", "150"))
+    engine.trade(sale(186, seq=1), T_NS)
+    engine.trade(sale(187, seq=2, at_ns=T_NS + 1), T_NS)
+
+    def correct(old: int, price: float, code: str, new: int) -> None:
+        right = (old, None, None, (), new, price, 1, (code,), T_NS + 9, 0)
+        engine.correct(Correction("AAPL", "V", "C", *right), T_NS)
+
+    correct(2, 188, "@", 3)
+    assert seen(engine) == [("last", 188, "live")]
+    correct(3, 189, "I", 4)
+    assert seen(engine) == [("last", 186, "live")]
+
+
+def test_a_key_that_has_an_older_trade_shows_that_newer_ones_were_canceled() -> None:
+    engine = marked("last", lot("10", "150"))
+    older = sale(186, seq=1)
+    for each in (older, sale(187, seq=2, at_ns=T_NS + 1)):
+        engine.trade(each, T_NS)
+    engine.trade(attrs.evolve(older), T_NS, from_key=True)
+    assert seen(engine) == [("last", 186, "live")]
+    engine.trade(attrs.evolve(older, price=185.5), T_NS, from_key=True)
+    assert seen(engine) == [("last", Decimal("185.5"), "live")], "its key shows the corrected one"

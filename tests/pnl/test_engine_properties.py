@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import attrs
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
+from mdservice.model.trade import Cancel, Correction, Trade
 from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.encode import PnlEncoder
 from mdservice.pnl.engine import PnlEngine
@@ -98,7 +100,26 @@ class Clock:
     market: Market | None
 
 
-Event = Set | Fill | Update | Expire | Wait | Again | Clock
+@attrs.frozen
+class Sold:
+    """A trade came."""
+
+    symbol: str
+    price: float
+    age_ns: int
+    condition: str
+
+
+@attrs.frozen
+class Changed:
+    """An earlier trade was canceled, or corrected."""
+
+    which: int
+    price: float | None
+    condition: str
+
+
+Event = Set | Fill | Update | Expire | Wait | Again | Clock | Sold | Changed
 ages = st.sampled_from([0, 1, S_NS, 5 * S_NS, 6 * S_NS - 1, 6 * S_NS, 7 * S_NS, -2 * S_NS])
 _MONDAY = "2026-11-23T09:30:00-05:00", "2026-11-23T16:00:00-05:00"
 clocks = st.sampled_from([None, Market(True, *_MONDAY), Market(False, *_MONDAY), Market(False)])
@@ -126,18 +147,30 @@ events = st.one_of(
     st.builds(Again, symbols),
     st.builds(Clock, clocks),
 )
+conditions = st.sampled_from(["@", "@", "@", "I"])
+sale_prices = st.sampled_from([187.12, 187.13, 0.1, 1e-7, 5e-324, 1.7e308])
+sales = st.one_of(
+    st.builds(Sold, symbols, sale_prices, ages, conditions),
+    st.builds(Changed, st.integers(0, 3), st.none() | sale_prices, conditions),
+)
+kinds: st.SearchStrategy[Any] = st.sampled_from(["mid", "mid", "last", "exit"])
+
+
+def coming_to(kind: str, max_size: int) -> st.SearchStrategy[list[Event]]:
+    return st.lists(events | sales if kind == "last" else events, max_size=max_size)
 
 
 class Told:
     """Tells the reference and engines of the same events."""
 
-    def __init__(self, engines: int) -> None:
+    def __init__(self, engines: int, kind: Any = "mid") -> None:
         self.now_ns = START_NS
-        self.reference = Reference(STALE_AFTER_S, TTL_S)
+        self.reference = Reference(STALE_AFTER_S, TTL_S, kind)
         self.engines = [
-            PnlEngine(stale_after_s=STALE_AFTER_S - 1, price_ttl_s=TTL_S, feed_delay_s=1)
+            PnlEngine(stale_after_s=STALE_AFTER_S - 1, price_ttl_s=TTL_S, feed_delay_s=1, mark=kind)
             for _ in range(engines)
         ]
+        self.sold: list[Trade] = []
 
     def tell(self, event: Event) -> None:
         match event:
@@ -164,12 +197,37 @@ class Told:
                 self.reference.expire(event.symbols)
                 for engine in self.engines:
                     engine.expire(event.symbols, self.now_ns)
+            case Sold(symbol, price, age_ns, condition):
+                at_ns, seq = self.now_ns - age_ns, len(self.sold) + 1
+                sold = Trade(symbol, price, 1, "V", (condition,), "C", seq, at_ns, at_ns, seq)
+                self.sold.append(sold)
+                self.reference.trade(sold, self.now_ns)
+                for engine in self.engines:
+                    engine.trade(sold, self.now_ns)
+            case Changed() if self.sold:
+                self.change(event, self.sold[-1 - event.which % len(self.sold)])
             case Wait():
                 self.now_ns += event.ns
             case Clock(market):
                 self.reference.set_market(market, self.now_ns)
                 for engine in self.engines:
                     engine.set_market(market, self.now_ns)
+
+    def change(self, event: Changed, old: Trade) -> None:
+        ids = old.symbol, old.exchange, old.tape, old.id
+        if event.price is None:
+            self.reference.change(old.seq, None)
+            cancel = Cancel(*ids, old.price, 1, "cancel", old.ts_event_ns, 0)
+            for engine in self.engines:
+                engine.cancel(cancel, self.now_ns)
+            return
+        right = attrs.evolve(old, price=event.price, conditions=(event.condition,))
+        self.reference.change(old.seq, right)
+        correction = Correction(
+            *ids, old.price, 1, (), old.id, right.price, 1, right.conditions, old.ts_event_ns, 0
+        )
+        for engine in self.engines:
+            engine.correct(correction, self.now_ns)
 
     def update(self, quote: Quote) -> None:
         self.reference.update(quote, self.now_ns)
@@ -190,11 +248,12 @@ def by_symbol(rows: list[PlainRow]) -> dict[object, list[PlainRow]]:
 
 
 @examples(300)
-@given(positions, st.lists(events, max_size=30))
+@given(kinds, positions, st.data())
 def test_agrees_with_the_contract_asked_often_or_once(
-    first: list[Position], coming: list[Event]
+    kind: str, first: list[Position], data: st.DataObject
 ) -> None:
-    told = Told(engines=2)
+    coming = data.draw(coming_to(kind, 30))
+    told = Told(2, kind)
     often, once = told.engines
     for event in [Set(first), *coming]:
         told.tell(event)
@@ -210,11 +269,12 @@ def test_agrees_with_the_contract_asked_often_or_once(
 
 
 @examples(300)
-@given(positions, st.lists(st.tuples(events, st.booleans()), max_size=30))
+@given(kinds, positions, st.data())
 def test_one_who_follows_the_changes_has_the_whole(
-    first: list[Position], coming: list[tuple[Event, bool]]
+    kind: str, first: list[Position], data: st.DataObject
 ) -> None:
-    told = Told(engines=2)
+    coming = [(event, data.draw(st.booleans())) for event in data.draw(coming_to(kind, 30))]
+    told = Told(2, kind)
     engine, twin = told.engines
     version = 0
     followed: list[PlainRow] = []
@@ -241,11 +301,12 @@ def test_one_who_follows_the_changes_has_the_whole(
 
 
 @examples(300)
-@given(positions, st.lists(events, max_size=20))
+@given(kinds, positions, st.data())
 def test_only_what_is_different_counts_as_changed(
-    first: list[Position], coming: list[Event]
+    kind: str, first: list[Position], data: st.DataObject
 ) -> None:
-    told = Told(engines=1)
+    coming = data.draw(coming_to(kind, 20))
+    told = Told(1, kind)
     (engine,) = told.engines
     for event in [Set(first), *coming]:
         report = engine.report(told.now_ns)

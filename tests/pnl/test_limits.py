@@ -638,3 +638,17 @@ def test_a_closed_price_is_as_good_as_a_live_one(price: Decimal | None) -> None:
     bench.engine.set_market(Market(True), bench.now_ns)
     bench.check()
     assert len(bench.blind()) == 1
+
+
+@pytest.mark.parametrize(
+    ("held", "side", "qty", "value"),
+    [(1, "buy", "1", 200), (0, "sell", "2", 202), (1, "sell", "3", 202), (-1, "sell", "1", 202)],
+)
+def test_an_order_is_judged_by_the_exit_of_the_position_that_it_makes(
+    held: int, side: str, qty: str, value: int
+) -> None:
+    bench = Bench(f"A value > {value - 1}", f"* value > {value}")
+    bench.engine = PnlEngine(stale_after_s=STALE_S, price_ttl_s=3_000, mark="exit")
+    bench.hold(**({"A": held} if held else {}))
+    bench.sides("A", 100, 101)
+    assert bench.objections(side, qty) == [f"A value > {value - 1}: A would be at {value}"]

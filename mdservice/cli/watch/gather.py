@@ -25,6 +25,7 @@ from mdservice.errors import MDServiceError
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.bar import Bar
 from mdservice.model.position import Position
+from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL, is_symbol, spellings
 from mdservice.model.trade import Trade
 from mdservice.model.trading_status import TradingStatus, is_halted
@@ -197,19 +198,21 @@ class Gatherer:
         fresh: dict[str, _Seen] | None,
         lot: Lot | None,
     ) -> Entry:
-        quote = None if holding is None else holding.quote
+        newest = None if holding is None else holding.quote or holding.spare
+        spare = None if holding is None else holding.spare
+        quote = newest if isinstance(newest, Quote) else spare
         change = None if fresh is None else self._change(symbol, price, fresh)
         last, day_pct, volume = self._market.of(symbol)
         entry = Entry(
             printable(symbol), status, price, lot=lot, last=last, day_pct=day_pct, volume=volume
         )
-        if quote is None:
+        if newest is None:
             return entry
         return attrs.evolve(
             entry,
-            bid=Decimal(repr(quote.bid)) if quote.bid else None,
-            ask=Decimal(repr(quote.ask)) if quote.ask else None,
-            age_s=self._age_s(quote.ts_event_ns),
+            bid=Decimal(repr(quote.bid)) if quote is not None and quote.bid else None,
+            ask=Decimal(repr(quote.ask)) if quote is not None and quote.ask else None,
+            age_s=self._age_s(newest.ts_event_ns),
             change=change,
         )
 

@@ -77,6 +77,7 @@ async def open_gateway(
     price_ttl: int = 300,
     positions_interval: float = 0.05,
     max_spread: float = 10.0,
+    mark: Any = "mid",
     api_token: str | None = None,
     alert_webhook: str | None = None,
     **options: Any,
@@ -87,6 +88,7 @@ async def open_gateway(
         price_ttl=price_ttl,
         positions_interval=positions_interval,
         max_spread=max_spread,
+        mark=mark,
         api_token=api_token,
         alert_webhook=alert_webhook,
     )
