@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from mdservice.simulator import crypto, options
 from tests.integration.gateway.outside import (
+    DAY,
+    NIGHT_CLOCK,
     OPEN_CLOCK,
     Broker,
     Outside,
     held,
     rfc3339,
 )
+from tests.integration.machine_clock import MachineClock
 
 D = Decimal
 CALL, PUT = "AAPL261218C00200000", "AAPL261218P00180000"
 ADJUSTED = "AAPL1261218C00200000"
+OLD_S = 3_600
+MINUTE_NS = 60 * 10**9
 
 
 def opened(stage: Any, *, clock: Any = OPEN_CLOCK, **env: str) -> Outside:
@@ -32,6 +39,65 @@ def opened(stage: Any, *, clock: Any = OPEN_CLOCK, **env: str) -> Outside:
 @pytest.fixture(scope="module")
 def by_day(module_stage: Any) -> Outside:
     return opened(module_stage).ready()
+
+
+@pytest.fixture(scope="module")
+def by_night(module_stage: Any) -> Outside:
+    return opened(module_stage, clock=NIGHT_CLOCK).ready()
+
+
+@pytest.fixture(scope="module")
+def without_clock(module_stage: Any) -> Outside:
+    return opened(module_stage, clock=500).ready()
+
+
+def known(at: Outside, is_open: bool | None) -> None:
+    """Wait until the gateway knows the market's clock."""
+    at.stage.eventually(lambda: (at.pnl()["market"] or {}).get("is_open") is is_open, what=at.pnl)
+
+
+# ---- Rows and totals.
+
+
+def test_rows_and_totals_keep_their_fields_and_add_those_of_the_account(by_day: Outside) -> None:
+    by_day.hold(held("AAPL", "10", "150", current="160", lastday="155"))
+    by_day.quote("AAPL", "169", "171", "170")
+    row = by_day.until("AAPL", status="live")
+    assert row.pop("last_updated")
+    wanted = {
+        "symbol": "AAPL",
+        "qty": 10,
+        "avg_entry_price": 150,
+        "current_price": 170,
+        "unrealized_pnl": 200,
+        "unrealized_pnl_pct": D("13.3333"),
+        "status": "live",
+        "asset_class": "us_equity",
+        "multiplier": 1,
+        "market_value": 1700,
+        "mark": "mid",
+    }
+    assert {name: row[name] for name in wanted} == wanted
+    assert "day_pnl" in row
+    found = by_day.pnl()
+    assert found["total_unrealized_pnl"] == 200
+    assert found["total_market_value"] == 1700
+    assert (found["priced"], found["unpriced"]) == (1, 0)
+    assert {"total_day_pnl", "realized_day_pnl", "market"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("world", "clock"), [("by_day", OPEN_CLOCK), ("by_night", NIGHT_CLOCK)], ids=["day", "night"]
+)
+def test_totals_have_the_markets_hours(
+    world: str, clock: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    at: Outside = request.getfixturevalue(world)
+    known(at, clock["is_open"])
+    market = at.pnl()["market"]
+    assert market.keys() == {"is_open", "next_open", "next_close"}
+    for name in ("next_open", "next_close"):
+        assert datetime.fromisoformat(market[name]) == datetime.fromisoformat(clock[name])
 
 
 # ---- Asset classes.
@@ -71,6 +137,44 @@ def test_quantity_and_market_value_of_a_short_position_are_below_0(by_day: Outsi
 # ---- Status and mark.
 
 
+def test_a_young_price_is_live_at_any_hour(by_night: Outside) -> None:
+    known(by_night, False)
+    by_night.hold(held("AAPL", "1", "100"))
+    by_night.quote("AAPL", "99", "101", "100")
+    by_night.until("AAPL", status="live", current_price=100)
+
+
+def test_an_old_price_is_closed_where_its_market_is(by_night: Outside) -> None:
+    known(by_night, False)
+    by_night.hold(
+        held("KO", "1", "60"),
+        held(CALL, "1", "5", asset_class="us_option"),
+        held("ETHUSD", "1", "3000", asset_class="crypto"),
+    )
+    by_night.quote("KO", "61", "63", "62", age_s=OLD_S)
+    by_night.quote(CALL, "5.9", "6.1", "6.0", age_s=OLD_S)
+    by_night.quote("ETH/USD", "3100", "3102", "3101", age_s=OLD_S)
+    row = by_night.until("KO", status="closed")
+    assert (row["current_price"], row["unrealized_pnl"], row["mark"]) == (62, 2, "mid")
+    by_night.until(CALL, status="closed")
+    by_night.until("ETHUSD", status="stale", current_price=3101)
+
+
+def test_an_old_price_is_stale_while_its_market_is_open(by_day: Outside) -> None:
+    known(by_day, True)
+    by_day.hold(held("KO", "1", "60"))
+    by_day.quote("KO", "61", "63", "62", age_s=OLD_S)
+    by_day.until("KO", status="stale", current_price=62, unrealized_pnl=2)
+
+
+def test_an_old_price_is_stale_while_the_clock_is_unknown(without_clock: Outside) -> None:
+    without_clock.hold(held("KO", "1", "60"), held("PEP", "1", "60", current="61"))
+    without_clock.quote("KO", "61", "63", "62", age_s=OLD_S)
+    without_clock.until("KO", status="stale", current_price=62)
+    without_clock.until("PEP", status="stale", current_price=61, mark="previous")
+    assert without_clock.pnl()["market"] is None
+
+
 def test_a_position_without_any_price_is_unpriced(by_day: Outside) -> None:
     by_day.hold(held("NONE", "1", "60"))
     row = by_day.until("NONE", status="unpriced")
@@ -97,10 +201,49 @@ def test_a_quote_that_cannot_be_used_leaves_the_last_usable_mark(
     by_day.until(symbol, status="live", current_price=106)
 
 
+@pytest.mark.parametrize(
+    ("world", "status"), [("by_day", "stale"), ("by_night", "closed")], ids=["day", "night"]
+)
+def test_the_previous_mark_is_the_rows_own_price(
+    world: str, status: str, request: pytest.FixtureRequest
+) -> None:
+    at: Outside = request.getfixturevalue(world)
+    known(at, status == "stale")
+    at.hold(
+        held("CURR", "10", "100", current="103", lastday="101"),
+        held("LAST", "10", "100", lastday="101"),
+    )
+    at.until("CURR", status=status, current_price=103, mark="previous", unrealized_pnl=30)
+    at.until("LAST", status=status, current_price=101, mark="previous", unrealized_pnl=10)
+
+
 def test_a_price_that_only_stands_in_redis_is_used(by_day: Outside) -> None:
     by_day.quote("QUIET", "49", "51", "50", publish=False)
     by_day.hold(held("QUIET", "2", "40"))
     by_day.until("QUIET", status="live", current_price=50, unrealized_pnl=20)
+
+
+@pytest.mark.parametrize("with_service", [True, False], ids=["a service", "REST alone"])
+def test_a_price_that_the_market_knows_is_used(stage: Any, with_service: bool) -> None:
+    simulator, valkey, folder = stage.simulator(), stage.valkey(), stage.folder()
+    simulator.send_quotes([{"S": "AAPL", "bp": 99, "ap": 101}])
+    simulator.send_records(crypto.QUOTES, [crypto.SimPairQuote("BTC/USD", 64_000, 64_100)])
+    simulator.send_records(options.QUOTES, [options.SimOptionQuote(CALL, 5.9, 6.1)])
+    env = stage.account(simulator, valkey)
+    if with_service:
+        stage.program("run", folder=folder, **env).wait_ready()
+    del env["MDSERVICE_TRADING_URL"], env["MDSERVICE_REDIS_URL"]
+    broker = Broker()
+    broker.answers["/v2/positions"] = [
+        held("AAPL", "1", "90"),
+        held("BTCUSD", "1", "60000", asset_class="crypto"),
+        held(CALL, "1", "5", asset_class="us_option"),
+    ]
+    at = Outside(stage, valkey, broker=broker, folder=folder, **env).ready()
+    at.until("AAPL", current_price=100, unrealized_pnl=10)
+    at.until("BTCUSD", current_price=64_050, unrealized_pnl=4_050)
+    at.until(CALL, current_price=6, unrealized_pnl=100)
+    assert at.pnl()["unpriced"] == 0
 
 
 # ---- Fills.
@@ -228,6 +371,80 @@ def test_events_of_the_account_are_published_with_the_position_as_it_is_then(sta
     broker.push(broker.update("TSLA", "sell", "1", "340", "-1", at_ns + 2_000))
     path = "/api/v1/market-data/subscriptions"
     stage.eventually(lambda: service.get(path)["sources"].get("TSLA") == ["positions"])
+
+
+# ---- The day.
+
+MORNING = "2026-11-20T10:00:00-05:00"
+
+
+@pytest.fixture
+def at_ten(stage: Any) -> Outside:
+    """A gateway at ten o'clock in New York; to be started with its broker's activities."""
+    clock = MachineClock(stage.folder(), MORNING)
+    return Outside(stage, stage.valkey(), clock=clock)
+
+
+def dollars(row: dict[str, Any], *names: str) -> list[Any]:
+    return [None if row[name] is None else D(row[name]) for name in names]
+
+
+def test_the_day_counts_every_fill_against_the_last_close(at_ten: Outside) -> None:
+    broker, now_ns = at_ten.broker, at_ten.utc_ns()
+    # Held since yesterday, 15 bought at 90; 5 of them sold today.
+    broker.fill_activity("HELD", "sell", "5", "110", now_ns - 20 * MINUTE_NS)
+    # Bought today.
+    broker.fill_activity("NEWS", "buy", "10", "103", now_ns - 15 * MINUTE_NS)
+    # Opened and closed today, in two fills.
+    broker.fill_activity("DONE", "buy", "4", "20", now_ns - 14 * MINUTE_NS)
+    broker.fill_activity("DONE", "sell", "1", "21", now_ns - 13 * MINUTE_NS)
+    broker.fill_activity("DONE", "sell", "3", "22.5", now_ns - 12 * MINUTE_NS)
+    # Of yesterday, which counts for nothing.
+    broker.fill_activity("HELD", "buy", "1", "1", now_ns - 20 * 60 * MINUTE_NS)
+    broker.activities.append(
+        {
+            "id": "20261120000000000::fee00000-0000-4000-8000-000000000000",
+            "activity_type": "FEE",
+            "date": "2026-11-20",
+            "net_amount": "-0.07",
+            "description": "fee",
+            "status": "executed",
+        }
+    )
+    at_ten.ready()
+    at_ten.hold(
+        held("HELD", "10", "90", current="105", lastday="100"),
+        held("NEWS", "10", "103", current="105", lastday="100"),
+    )
+    at_ten.quote("HELD", "104", "106", "105")
+    at_ten.quote("NEWS", "104", "106", "105")
+    for symbol in ("HELD", "NEWS"):
+        at_ten.until(symbol, status="live")
+    day = at_ten.stage.eventually(
+        lambda: (found := at_ten.get(DAY)) and len(found["symbols"]) >= 3 and found,
+        what=lambda: at_ten.get(DAY),
+    )
+    assert day["date"] == "2026-11-20"
+    by_symbol = {row["symbol"]: row for row in day["symbols"]}
+    # 5 * (110 - 90), by the average entry price; 1 * 1 + 3 * 2.5.
+    assert dollars(by_symbol["HELD"], "realized_pnl", "fills", "qty") == [100, 1, 10]
+    assert dollars(by_symbol["NEWS"], "realized_pnl", "fills", "qty") == [0, 1, 10]
+    assert dollars(by_symbol["DONE"], "realized_pnl", "fills", "qty") == [D("8.5"), 3, 0]
+    assert dollars(day, "realized_pnl", "fees") == [D("108.5"), D("0.07")]
+    assert D(day["total"]) == D(day["realized_pnl"]) + D(day["unrealized_change"]) - D(day["fees"])
+    # What HELD made against its last close: 10 * 5 now and 5 * 10 sold; NEWS 10 * 2.
+    at_ten.until("HELD", day_pnl=100)
+    at_ten.until("NEWS", day_pnl=20)
+    at_ten.hold(held("DARK", "1", "50", current="51"))
+    at_ten.quote("DARK", "51", "53", "52")
+    at_ten.until("DARK", status="live", day_pnl=None)
+
+
+def test_the_day_is_not_answered_without_the_activities(at_ten: Outside) -> None:
+    at_ten.broker.answers["/v2/account/activities"] = 500
+    at_ten.ready()
+    at_ten.hold(held("AAPL", "1", "100", current="101", lastday="100"))
+    assert at_ten.get(DAY, 503)["detail"]
 
 
 # ---- Positions from outside, read generously.
