@@ -26,6 +26,7 @@ _OPTION = re.compile(r"[A-Z][A-Z0-9]{0,5}[0-9]{6}[CP][0-9]{8}", re.ASCII)
 """Root, expiry, call or put, strike in thousandths. Source: OCC, Options Symbology Initiative."""
 _CURRENCIES = ("USDT", "USDC", "USDG", "USD", "EUR", "GBP", "BTC", "ETH")
 """What pairs are quoted in, the longest first. Source: Alpaca, crypto trading, supported pairs."""
+_SHORTER_THAN_OPTIONS = 15
 _SHOWN = 32
 _IN_RECORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]{0,31}", re.ASCII)
 
@@ -76,7 +77,7 @@ def spellings(symbol: str) -> tuple[str, ...]:
 
 def is_option(symbol: str) -> bool:
     """Whether it is an option's symbol in the OCC form, such as ``AAPL261218C00200000``."""
-    return _OPTION.fullmatch(symbol) is not None
+    return len(symbol) > _SHORTER_THAN_OPTIONS and _OPTION.fullmatch(symbol) is not None
 
 
 def parse_symbols(texts: Iterable[str]) -> tuple[str, ...]:

@@ -102,6 +102,8 @@ class PnlEngine:
         # As a part of the sum of both sides: within it usable, beyond it checked exactly.
         self._surely_narrow = max_spread / 200 * (1 - 1e-9) if max_spread else float("inf")
         self._positions: tuple[Position, ...] = ()
+        self._names: list[tuple[str, str]] = []
+        """Each position's symbol, and that of its price."""
         self._places: list[tuple[Holding, int]] = []
         """Each position's holding, and the index of its lot."""
         self._held: OrderedDict[str, Holding] = OrderedDict()
@@ -334,7 +336,9 @@ class PnlEngine:
             of_symbol = lots.setdefault(position.priced_by, [])
             places.append((position.priced_by, len(of_symbol)))
             of_symbol.append(position)
-        moved = _names(positions) != _names(self._positions)
+        names = [(position.symbol, position.priced_by) for position in positions]
+        moved = names != self._names
+        self._names = names
         for symbol in self._held.keys() - lots.keys():
             self._close(self._held.pop(symbol))
         for symbol, of_symbol in lots.items():
@@ -809,8 +813,3 @@ def _event_ns(trade: Trade) -> int:
 def _comes_after(trade: Trade, other: Trade) -> bool:
     """Whether a trade is newer, by its time and by its number in the service's run."""
     return trade.ts_event_ns > other.ts_event_ns and trade.seq > other.seq
-
-
-def _names(positions: Sequence[Position]) -> list[tuple[str, str]]:
-    """What says to which row and to which price each lot belongs."""
-    return [(position.symbol, position.priced_by) for position in positions]

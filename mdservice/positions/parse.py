@@ -107,6 +107,7 @@ class _Dollars(msgspec.Struct, gc=False):
 
 
 _document_decoder = msgspec.json.Decoder(list[msgspec.Raw] | _Document | None)
+_decimal_decoder = msgspec.json.Decoder(Decimal)
 _row_decoder = msgspec.json.Decoder(_Row)
 
 
@@ -254,8 +255,13 @@ def _in_dollars(
 
 
 def _price(raw: msgspec.Raw) -> Decimal | None:
-    price = None if raw is _NULL else _number(raw)
-    return price if price is not None and price > 0 else None
+    if raw is _NULL:
+        return None
+    try:
+        price = _decimal_decoder.decode(raw)
+    except (ValueError, RecursionError):
+        return None
+    return price if _is_usable(price) and price > 0 else None
 
 
 def _block(usd: msgspec.Raw) -> _Dollars | None:
@@ -280,7 +286,7 @@ def _symbol(written: str) -> tuple[str, str | None]:
 
 def _class(symbol: str, written: str | None) -> tuple[AssetClass, str | None]:
     """The class, and why a position of it cannot be priced."""
-    found = _CLASSES.get(_word(written))
+    found = _CLASSES.get(written or "") or _CLASSES.get(_word(written))
     asset_class = asset_class_of(symbol, found or "us_equity")
     if asset_class == "us_option" and not is_option(symbol):  # or its price would be the stock's
         return asset_class, "is an option whose symbol has not the OCC form"
