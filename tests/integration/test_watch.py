@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import termios
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -90,6 +91,73 @@ def test_a_terminal_shows_positions_follows_its_size_and_is_restored(watch: Any)
     assert (code, errors) == (0, "")
     assert shown.text.rindex(LEFT) > shown.text.rindex(ENTERED)
     assert "\x1b[?25h" in shown.text[shown.text.rindex(ENTERED) :], "the cursor is back"
+
+
+def local_modes(descriptor: int) -> int:
+    """The terminal's flags for keys: whether they are shown, and sent at once."""
+    modes: int = termios.tcgetattr(descriptor)[3]
+    return modes
+
+
+def test_keys_scroll_sort_and_end(watch: Any, stage: Any) -> None:
+    shown = watch(terminal=(80, 12))
+    before = local_modes(shown.end)
+    shown.until(r"AAPL[^\n]*live")
+    assert not local_modes(shown.end) & (termios.ICANON | termios.ECHO)
+    shown.until("s sorts")
+    os.write(shown.end, b"\x1b[B")
+    shown.until(r"[ m]2-\d+ of")
+    os.write(shown.end, b"\x1b[")
+    os.write(shown.end, b"F")
+    shown.until(r"\d-(\d+) of \1\D")
+    shown.resize(80, 9)
+    shown.until(r"\d-(\d+) of \1\D[^\n]*\x1b\[H")
+    os.write(shown.end, b"g")
+    shown.until("not shown")
+    os.write(shown.end, b"s")
+    shown.until("P&L ▼")
+    os.write(shown.end, b"r")
+    shown.until("P&L ▲")
+    os.write(shown.end, b"q")
+    assert shown.ended() == (0, "")
+    assert shown.text.rindex(LEFT) > shown.text.rindex(ENTERED)
+    assert local_modes(shown.end) == before
+
+
+@pytest.mark.parametrize("end", [b"\x03", b"\x1aq"])
+def test_the_keys_of_the_terminal_are_given_back(watch: Any, stage: Any, end: bytes) -> None:
+    shown = watch(terminal=(80, 24))
+    before = local_modes(shown.end)
+    shown.until(r"AAPL[^\n]*live")
+    stage.eventually(lambda: local_modes(shown.end) != before)
+    os.write(shown.end, end[:1])
+    stage.eventually(lambda: local_modes(shown.end) == before)
+    if len(end) > 1:
+        stage.eventually(lambda: process_state(shown.process.pid) == "T")
+        shown.process.send_signal(signal.SIGCONT)
+        stage.eventually(lambda: local_modes(shown.end) != before)
+        os.write(shown.end, end[1:])
+    assert shown.ended() == (0, "")
+    assert local_modes(shown.end) == before
+
+
+def test_limits_and_a_trip_are_shown(stage: Any) -> None:
+    port = stage.free_port()
+    env = {"MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{port}"}
+    limits = "* value > 1000000; AAPL qty > 100"
+    service = stage.program("run", MDSERVICE_LIMITS=limits, **env).wait_ready()
+    own = Watch(service, terminal=(80, 24))
+    asks = Watch(service, terminal=(100, 40), MDSERVICE_LIMITS="")
+    try:
+        for shown in (own, asks):
+            shown.until(r"BREAKER TRIPPED: AAPL qty > 100")
+            shown.until(r"AAPL qty > 100 [^\n]*█+[^\n]*1\d\d %")
+        asks.until(f"judged by the gateway at 127.0.0.1:{port}")
+        lines = stage.beside(service, "watch", "--once").stdout.splitlines()
+        assert any(line.startswith("BREAKER TRIPPED") for line in lines)
+    finally:
+        own.close()
+        asks.close()
 
 
 def test_ctrl_z_gives_the_terminal_back_for_a_while(watch: Any, stage: Any) -> None:
@@ -183,12 +251,13 @@ def test_once_shows_everything_once(stage: Any, service: Any) -> None:
     lines = program.stdout.splitlines()
     assert "\x1b" not in program.stdout
     known = "( last)?( day %)?( volume)?"  # as far as the simulator's first seconds have them
-    headings = f"symbol qty avg price price bid ask age{known} P&L P&L % status"
+    headings = f"symbol qty avg price price bid ask age{known} value P&L P&L % day P&L status"
     assert re.fullmatch(headings, re.sub(" +", " ", lines[2]))
     assert sum(line.endswith("  live") for line in lines) >= 8, program.stdout
     (total,) = (index for index, line in enumerate(lines) if line.startswith("total"))
     assert {line.split()[0] for line in lines[3:total]} == set(held)
     assert lines[total].startswith(f"total  {len(held)} priced, 0 unpriced")
+    assert re.match(r"day (of positions )?[-+\d]", lines[total + 1])
 
 
 def test_chosen_symbols_alone_are_shown(stage: Any, service: Any) -> None:
@@ -199,7 +268,7 @@ def test_chosen_symbols_alone_are_shown(stage: Any, service: Any) -> None:
     assert chosen in held, "closed that very moment"
     assert program.code() == 0, program.said
     rows = {line.split()[0]: line for line in program.stdout.splitlines() if line.split()}
-    assert rows.keys() - {"running", "symbol", "not"} == {chosen, "ZZZ", "IBM", "total"}
+    assert rows.keys() - {"running", "symbol", "not", "day"} == {chosen, "ZZZ", "IBM", "total"}
     assert rows["ZZZ"].endswith("not asked")
     assert "not subscribed: ZZZ; run mdservice subscribe ZZZ" in program.stdout
     assert "1 priced, 0 unpriced" in rows["total"]

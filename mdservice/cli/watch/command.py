@@ -44,7 +44,9 @@ def watch(
 ) -> None:
     """Show live prices and P&L of a running service in the terminal.
 
-    Positions come first, the largest at the top. Ctrl-C ends it.
+    Positions come first, the largest at the top, with their sums, the limits and the breaker. The
+    arrow keys, PgUp, PgDn, Home and End scroll, s sorts by the next column, r reverses the order, q
+    or Ctrl-C ends it. Limits are those of the settings; without any, those of the gateway.
     """
     chosen = _symbols((*shown, flags.get("symbols") or ""))
     settings = settings_from(ctx, config, flags)

@@ -10,18 +10,31 @@ from decimal import Decimal
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
 import attrs
+import msgspec
 
-from mdservice.cli.watch.screen import Entry, EntryStatus, Lot, Sums, View, printable
+from mdservice.cli.watch.keys import FROM_THE_SMALLEST, ORDERS, Browse, OrderName
+from mdservice.cli.watch.screen import (
+    Account,
+    Entry,
+    EntryStatus,
+    Lot,
+    Risk,
+    Sums,
+    View,
+    printable,
+)
 from mdservice.client.http import ask
 from mdservice.client.open import open_stream
 from mdservice.client.reader import Records
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError
+from mdservice.gateway.risk import make_limits
+from mdservice.gateway.risk_routes import RISK_PATH, Verdict
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.bar import Bar
 from mdservice.model.position import Position
@@ -30,18 +43,34 @@ from mdservice.model.symbol import EVERY_SYMBOL, is_symbol, spellings
 from mdservice.model.trade import Trade
 from mdservice.model.trading_status import TradingStatus, is_halted
 from mdservice.observability.logging import masked
+from mdservice.pnl.breaker import CLOSED, Breaker
 from mdservice.pnl.holding import Holding
+from mdservice.pnl.limits import LimitState
 from mdservice.pnl.numbers import sums_up
 from mdservice.pnl.rows import Row
+from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.settings import Settings
 
-__all__ = ["Flow", "Gatherer", "MarketWatch", "ServiceWatch", "about", "state", "warnings"]
+__all__ = [
+    "Flow",
+    "Gatherer",
+    "MarketWatch",
+    "RiskWatch",
+    "ServiceWatch",
+    "about",
+    "state",
+    "warnings",
+]
 
 _EVERY_S: Final = 2.0
 _TIMEOUT_S: Final = 3.0
 _SUBSCRIPTIONS: Final = "/api/v1/market-data/subscriptions"
 _WINDOW_S: Final = 3.0
 _QUIET_S: Final = 3.0
+_LIMITS_EVERY_S: Final = 1.0
+_GATEWAY_TIMEOUT_S: Final = 1.0
+_MOST_BYTES: Final = 16 * 2**20
+_Place = TypeVar("_Place")
 _MOMENT_S: Final = 1.5
 """How long a change of a price is shown."""
 _HINTS: Final = 3
@@ -52,7 +81,8 @@ class Gatherer:
     """Makes views. The cost depends only on the number of rows that are shown.
 
     Held lots come first, the largest at the top. Other symbols follow in the order in which they
-    were chosen, or by name. A new price never moves a row.
+    were chosen, or by name. A new price never moves a row, unless another order is asked for: then
+    rows move every two seconds.
 
     Args:
         tracker: Positions and prices; must be running.
@@ -62,6 +92,7 @@ class Gatherer:
         delay_s: The intended delay of the feed, seconds.
         clock: The time.
         market: The last trades, days and halts; None for none.
+        risk: The breaker and the limits; None for none.
         errors: Returns further warnings.
     """
 
@@ -75,9 +106,11 @@ class Gatherer:
         delay_s: float,
         clock: Clock,
         market: MarketWatch | None = None,
+        risk: RiskWatch | None = None,
         errors: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._market = market or MarketWatch(())
+        self._risk = risk
         self._errors = errors
         self._tracker = tracker
         self._engine = tracker.engine
@@ -92,22 +125,29 @@ class Gatherer:
         self._known: set[str] = set()
         self._held: list[tuple[str, int]] = []
         self._others: list[str] = []
+        self._sorted: _Sorted | None = None
         self._reported: dict[tuple[str, int], tuple[object, _Mark]] = {}
         self._now_s, self._now_ns, self._old = 0.0, 0, False
 
-    def view(self, most: int | None = None) -> View:
+    def view(self, most: int | None = None, browse: Browse | None = None) -> View:
         """The current view.
 
         Args:
             most: The maximum number of lots, and of other symbols.
+            browse: Where to begin, and the order of the rows.
         """
         self._look()
+        browse = browse or Browse()
+        held_places, other_symbols = self._arranged(browse)
+        start = min(browse.start, max(0, len(held_places) + len(other_symbols) - 1))
+        others_start = max(0, start - len(held_places))
         fresh: dict[str, _Seen] = {}
-        held = tuple(self._lot(*place, fresh) for place in self._held[:most])
-        others = tuple(self._other(symbol, fresh) for symbol in self._others[:most])
+        held = tuple(self._lot(*place, fresh) for place in held_places[start:][:most])
+        others = tuple(self._other(s, fresh) for s in other_symbols[others_start:][:most])
         self._seen = fresh
         totals = self._engine.totals
         word, well = state(self._service)
+        is_usual = browse.order == ORDERS[0]
         return View(
             word,
             well,
@@ -119,7 +159,49 @@ class Gatherer:
             Sums(totals.unrealized_pnl, totals.unrealized_pnl_pct, totals.priced, totals.unpriced),
             others,
             len(self._others),
+            start,
+            Account(totals.day_pnl, totals.realized_day_pnl, totals.market_value, totals.exposure),
+            None if self._risk is None else self._risk.now(self._now_ns),
+            None if is_usual else browse.order,
+            browse.reverse,
         )
+
+    def _arranged(self, browse: Browse) -> tuple[list[tuple[str, int]], list[str]]:
+        """The lots and the other symbols in the order that is asked for."""
+        if browse.order == ORDERS[0]:
+            self._sorted = None
+            step = -1 if browse.reverse else 1
+            return self._held[::step], self._others[::step]
+        known, wanted = self._sorted, (browse.order, browse.reverse, self._held, self._others)
+        if known is None or known.of != wanted or self._now_s >= known.until_s:
+            held = _sort(self._held, lambda place: self._key(browse.order, *place), browse)
+            others = _sort(self._others, lambda symbol: self._key(browse.order, symbol), browse)
+            known = self._sorted = _Sorted(wanted, self._now_s + _EVERY_S, held, others)
+        return known.held, known.others
+
+    def _key(self, order: OrderName, symbol: str, place: int | None = None) -> Any:
+        """What a lot, or another symbol, is sorted by; None if it is not known."""
+        holding = self._engine.known(symbol)
+        row = None if place is None else self._row(symbol, place)
+        if order == "symbol":
+            return symbol
+        if order == "status":
+            status = self._other_status(symbol, holding) if row is None else row.status
+            return self._status(symbol, status)
+        if order == "age":
+            quote = None if holding is None else holding.quote
+            return None if quote is None else -quote.ts_event_ns
+        if order == "price":
+            return None if holding is None else holding.price
+        if row is None:
+            return None
+        return {
+            "qty": row.qty,
+            "value": row.market_value,
+            "P&L": row.unrealized_pnl,
+            "P&L %": row.unrealized_pnl_pct,
+            "day P&L": row.day_pnl,
+        }[order]
 
     def changes(self) -> Iterator[tuple[tuple[str, int], Entry]]:
         """The entries that have changed since the last call, by symbol and number of the lot."""
@@ -146,6 +228,11 @@ class Gatherer:
         """Why prices or positions may be out of date, as of the last view."""
         inside = tuple(map(printable, self._errors()))
         return warnings(self._service, self._tracker, old=self._old) + inside
+
+    def notes(self) -> tuple[str, ...]:
+        """As :meth:`warnings`, and whether the breaker is tripped, for output in lines."""
+        tripped = None if self._risk is None else self._risk.tripped()
+        return self.warnings() if tripped is None else (*self.warnings(), tripped)
 
     def _look(self) -> None:
         """Update the time, the count of events, and the symbols."""
@@ -181,7 +268,14 @@ class Gatherer:
             row.current_price,
             holding,
             fresh,
-            Lot(row.qty, row.avg_entry_price, row.unrealized_pnl, row.unrealized_pnl_pct),
+            Lot(
+                row.qty,
+                row.avg_entry_price,
+                row.unrealized_pnl,
+                row.unrealized_pnl_pct,
+                row.market_value,
+                row.day_pnl,
+            ),
         )
 
     def _other(self, symbol: str, fresh: dict[str, _Seen] | None) -> Entry:
@@ -258,6 +352,23 @@ class Gatherer:
         problems = [p for p in self._positions or () if p.problem is not None]
         hints += [f"{printable(p.symbol)}: {printable(p.problem or '')}" for p in problems[:_HINTS]]
         return tuple(hints)
+
+
+@attrs.frozen
+class _Sorted:
+    of: tuple[object, ...]
+    until_s: float
+    held: list[tuple[str, int]]
+    others: list[str]
+
+
+def _sort(rows: Sequence[_Place], key: Callable[[_Place], Any], browse: Browse) -> list[_Place]:
+    """Numbers from the largest, texts from A to Z, or the other way; what is unknown at the end."""
+    keys = [(row, key(row)) for row in rows]
+    known = [pair for pair in keys if pair[1] is not None]
+    from_the_largest = browse.order not in FROM_THE_SMALLEST
+    known.sort(key=itemgetter(1), reverse=from_the_largest is not browse.reverse)
+    return [row for row, _ in known] + [row for row, found in keys if found is None]
 
 
 _Day = tuple[Decimal | None, Decimal | None, Decimal | None]
@@ -349,6 +460,93 @@ class _Seen:
     price: Decimal | None
     change: Decimal | None
     until_s: float
+
+
+class RiskWatch:
+    """The breaker in Redis, and the limits.
+
+    The limits of the settings are judged here, which never trips the breaker. Without any, those of
+    the gateway at the settings' address are shown, if it answers and has the same breaker.
+
+    Args:
+        tracker: Positions and prices; must be running.
+        settings: The limits, the gateway and its token.
+        clock: The time.
+        http: What to ask the gateway with; closed by its owner.
+    """
+
+    def __init__(
+        self, tracker: PnlTracker, settings: Settings, clock: Clock, http: HttpClient
+    ) -> None:
+        self._tracker = tracker
+        self._clock = clock
+        self._limits = make_limits(settings.limits, settings.alerts)
+        self._gateway = settings.gateway_http
+        token = settings.api_token
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._http = http
+        self._breaker: Breaker | None = None
+        self._theirs: Verdict | None = None
+        self._shown: Risk | None = None
+        self._until_ns = 0
+
+    async def poll(self) -> None:
+        """Ask Redis, and the gateway, again and again until cancelled."""
+        while True:
+            await self.refresh()
+            await anyio.sleep(_LIMITS_EVERY_S)
+
+    async def refresh(self) -> None:
+        """Ask once."""
+        try:
+            self._breaker = await self._tracker.risk.breaker()
+        except MDServiceError:
+            self._breaker = None
+        self._theirs = None if self._limits.rules else await self._ask()
+        self._until_ns = 0
+
+    def now(self, now_ns: int) -> Risk | None:
+        """What is to be shown; None if there are no limits, and the breaker has never tripped."""
+        if self._limits.rules and not self._until_ns - _S_NS <= now_ns < self._until_ns:
+            engine = self._tracker.engine
+            self._limits.check(engine, now_ns)
+            states = self._limits.states(engine, now_ns)
+            self._shown = Risk(self._breaker, _most_used(states), tuple(self._limits.blind()))
+            self._until_ns = now_ns + _S_NS
+        elif not self._limits.rules and self._theirs is not None:
+            theirs, judge = self._theirs, f"the gateway at {self._gateway}"
+            self._shown = Risk(self._breaker, _most_used(theirs.limits), tuple(theirs.blind), judge)
+        elif not self._limits.rules:
+            never = self._breaker is None or self._breaker == CLOSED
+            self._shown = None if never else Risk(self._breaker)
+        return self._shown
+
+    def tripped(self) -> str | None:
+        """What has tripped the breaker; None while it is closed, or not known."""
+        breaker = self._breaker
+        if breaker is None or not breaker.tripped:
+            return None
+        return printable(f"the breaker is tripped: {breaker.rule} by {breaker.subject}")
+
+    async def _ask(self) -> Verdict | None:
+        """What the gateway judges; None without limits, or if it is one of another Redis."""
+        try:
+            answer = await self._http.get(
+                f"http://{self._gateway}{RISK_PATH}",
+                headers=self._headers,
+                timeout_s=_GATEWAY_TIMEOUT_S,
+                most_bytes=_MOST_BYTES,
+            )
+            found = msgspec.json.decode(answer.body, type=Verdict)
+        except (HttpFailed, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        return found if found.limits and found.breaker == self._breaker else None
+
+
+def _most_used(states: Sequence[LimitState]) -> tuple[LimitState, ...]:
+    """Those that cannot be judged first, then the most used."""
+    one = Decimal(1)
+    return tuple(sorted(states, key=lambda s: (s.used is not None, -(s.used or one))))
 
 
 class ServiceWatch:

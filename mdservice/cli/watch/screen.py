@@ -11,13 +11,19 @@ import attrs
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from mdservice.cli.watch.keys import FROM_THE_SMALLEST
+from mdservice.pnl.breaker import Breaker
+from mdservice.pnl.limits import LimitState
+
 __all__ = [
     "COLUMNS",
     "GAP",
+    "Account",
     "Column",
     "Entry",
     "EntryStatus",
     "Lot",
+    "Risk",
     "Screen",
     "Sums",
     "View",
@@ -53,6 +59,15 @@ _STATUS_STYLES: Final = {
 }
 
 _END: Final = "Ctrl-C ends"
+_END_BY_KEY: Final = "q or Ctrl-C ends"
+_PER_LIMIT: Final = 8
+"""A screen shows a limit for each so many lines."""
+_WIDEST_BAR, _NARROWEST_BAR = 24, 4
+_PER_CENT: Final = 7
+_NARROW: Final = 60
+"""On a narrower screen, the rows that have no room are named before the keys."""
+_MUCH: Final = Decimal("0.8")
+_LARGE_FRACTION: Final = Decimal("9.995")
 _WARNINGS, _WARNINGS_WHERE_LOW = 3, 1
 _LOW: Final = 14
 _LINES_OF_A_TEXT: Final = 2
@@ -74,6 +89,11 @@ class View:
         sums: None without positions.
         others: The first other symbols.
         others_count: The number of all other symbols.
+        start: How many lots and other symbols are above those.
+        account: What is known of the whole account.
+        risk: The breaker and the limits; None where they are not known.
+        order: The column by which rows are sorted; None for the usual order.
+        reverse: Whether the other way round.
     """
 
     state: str
@@ -86,6 +106,46 @@ class View:
     sums: Sums | None = None
     others: tuple[Entry, ...] = ()
     others_count: int = 0
+    start: int = 0
+    account: Account | None = None
+    risk: Risk | None = None
+    order: str | None = None
+    reverse: bool = False
+
+
+@attrs.frozen
+class Account:
+    """The sums over the account; unknown values are None.
+
+    Attributes:
+        day_pnl: The P&L since the last close.
+        realized: What today's fills realised; None also where fills are not followed, so that the
+            P&L of the day is that of the positions alone.
+        market_value: Of the priced lots.
+        exposure: The sum of their absolute market values.
+    """
+
+    day_pnl: Decimal | None = None
+    realized: Decimal | None = None
+    market_value: Decimal | None = None
+    exposure: Decimal | None = None
+
+
+@attrs.frozen
+class Risk:
+    """The circuit breaker and the limits.
+
+    Attributes:
+        breaker: None if it is not known.
+        limits: Every limit, those used most first.
+        blind: Why limits cannot be judged.
+        judge: Who judges them, where that is another program.
+    """
+
+    breaker: Breaker | None
+    limits: tuple[LimitState, ...] = ()
+    blind: tuple[str, ...] = ()
+    judge: str | None = None
 
 
 @attrs.frozen
@@ -128,12 +188,16 @@ class Lot:
         avg_entry_price: Price per share.
         pnl: Exact.
         pnl_pct: Per cent of its cost.
+        market_value: Negative if short.
+        day_pnl: The P&L since the last close.
     """
 
     qty: Decimal | None
     avg_entry_price: Decimal | None
     pnl: Decimal | None
     pnl_pct: Decimal | None
+    market_value: Decimal | None = None
+    day_pnl: Decimal | None = None
 
 
 @attrs.frozen
@@ -159,9 +223,17 @@ class Screen:
     Args:
         plain_text: Use only ASCII, for terminals without other characters.
         moving: Whether several views are shown in turn, so that changes can be marked.
+        keys: Whether the user can press keys.
+
+    Attributes:
+        rows: How many lots and other symbols the last lines show.
     """
 
-    def __init__(self, *, plain_text: bool = False, moving: bool = True) -> None:
+    def __init__(
+        self, *, plain_text: bool = False, moving: bool = True, keys: bool = False
+    ) -> None:
+        self.rows = 0
+        self._keys = keys
         self._plain_text = plain_text
         self._left_out = () if moving else ("change",)
         self._room: int | None = None
@@ -183,20 +255,21 @@ class Screen:
             self._decimals.clear()
         head = self._head(view, width, height)
         hints = _paragraphs(view.hints, width, "cyan")
-        sums = view.sums if view.held_count else None
         if height is None:
-            table = self._table(view.held, sums, view.others, width)
-            return [*head, *table, *hints]
-        for spare in (0, 1):  # on a narrow screen, the sums need one more line
-            room = max(1, height - len(head) - len(hints) - 2 - bool(sums) - spare)
+            self.rows = len(view.held) + len(view.others)
+            return [*head, *self._table(view, view.held, view.others, width), *hints]
+        sums = bool(view.sums and view.held_count)
+        for spare in range(4):  # on a narrow screen, the sums need more lines
+            room = max(1, height - len(head) - len(hints) - 2 - sums - spare)
             held = view.held[:room]
             others = view.others[: max(0, room - len(held) - bool(held))]
-            body = [*head, *self._table(held, sums, others, width), *hints]
+            body = [*head, *self._table(view, held, others, width), *hints]
             if len(body) < height:
                 break
-        more = (view.held_count - len(held), view.others_count - len(others))
+        self.rows = len(held) + len(others)
+        foot = self._foot(view, len(held), len(others), width)
         space = [Text()] * (height - len(body) - 1)
-        return [*body[: max(0, height - 1)], *space, _foot(more, width)][:height]
+        return [*body[: max(0, height - 1)], *space, foot][:height]
 
     def _head(self, view: View, width: int, height: int | None) -> list[Text]:
         low = height is not None and height < _LOW
@@ -210,27 +283,96 @@ class Screen:
             left_out = len(warnings) - most
             warnings[most:] = [f"{left_out} more {'warning' if left_out == 1 else 'warnings'}"]
         space = [] if low else [Text()]
-        return [*lines, *_paragraphs(warnings, width, "yellow"), *space]
+        risk = self._risk(view.risk, width, height)
+        return [*lines, *_paragraphs(warnings, width, "yellow"), *risk, *space]
+
+    def _risk(self, risk: Risk | None, width: int, height: int | None) -> list[Text]:
+        """The breaker, and the limits that are used most, as many as have room."""
+        if risk is None:
+            return []
+        low = height is not None and height < _LOW
+        room = len(risk.limits) if height is None else 0 if low else max(1, height // _PER_LIMIT)
+        shown = risk.limits[:room]
+        lines = [] if low and not _is_tripped(risk) else _breaker(risk, len(shown), width)
+        names = [_limit_name(limit) for limit in shown]
+        values = [_limit_value(limit) for limit in shown]
+        wide = min(max(map(cell_len, names), default=0), max(8, width - _PER_CENT - GAP))
+        value_wide = max(map(len, values), default=0)
+        used = wide + GAP + _PER_CENT
+        with_values = used + GAP + value_wide <= width
+        used += (GAP + value_wide) * with_values
+        bar = min(_WIDEST_BAR, width - used - GAP)
+        for limit, name, value in zip(shown, names, values, strict=True):
+            style = _used_style(limit.used)
+            line = Text(no_wrap=True, overflow="crop")
+            line.append(self._cut(name, wide).ljust(wide))
+            if with_values:
+                line.append(" " * GAP + value.rjust(value_wide))
+            if bar >= _NARROWEST_BAR:
+                line.append(" " * GAP)
+                full = min(bar, int((limit.used or 0) * bar + Decimal("0.5")))
+                full_char, rest_char = ("#", "-") if self._plain_text else ("█", "░")
+                line.append(full_char * full, style)
+                line.append(rest_char * (bar - full), "dim")
+            line.append(" " * GAP + _used_text(limit.used).rjust(_PER_CENT), style)
+            line.truncate(width)
+            lines.append(line)
+        return lines
+
+    def _foot(self, view: View, held: int, others: int, width: int) -> Text:
+        """What is not shown, and the keys; the most important first."""
+        ways = _not_shown(view.held_count - held, view.others_count - others)
+        if view.start:
+            total = view.held_count + view.others_count
+            text = f"{view.start + 1:,}-{view.start + held + others:,} of {total:,}"
+            ways = [f"rows {text}", text]
+        texts = [*(f"{way}  {_END}" for way in ways[:1]), *ways, _END]
+        if self._keys:
+            arrows, order = "up/down" if self._plain_text else "↑↓", view.order or "size"
+            every = f"{arrows} PgUp PgDn Home End"
+            keys = (
+                f"{every}  s sorts by {order}  r reverses  {_END_BY_KEY}",
+                f"{arrows}  s sorts: {order}  r reverses  q ends",
+                f"{arrows}  s {order}  r  q ends",
+                "q ends",
+            )
+            clear, shortest = ways[:-1] or [""], ways[-1:]
+            texts = [f"{way}  {some}".strip() for some in keys for way in clear]
+            texts += [f"{way}  {some}" for some in keys for way in shortest] + ways
+            if width < _NARROW:
+                texts = ways[:1] + texts
+        return Text(next((text for text in texts if len(text) <= width), ""), "dim")
 
     def _table(
-        self, held: Sequence[Entry], sums: Sums | None, others: Sequence[Entry], width: int
+        self, view: View, held: Sequence[Entry], others: Sequence[Entry], width: int
     ) -> list[Text]:
+        sums = view.sums if view.held_count else None
         entries = [*held, *others]
         if not entries and sums is None:
             return [Text("no prices yet", style="dim")]
-        placed = self._placed(entries, sums, width)
+        placed = self._placed(entries, view, width)
         headings = Text()
         for at in placed:
-            name = at.column.name[: at.width]
+            name = self._heading(at.column, view)[: at.width]
             left = at.column.align == "left"
             headings.append(" " * (at.start - headings.cell_len))
             headings.append(name.ljust(at.width) if left else name.rjust(at.width), "dim")
         rows = [self._row(entry, index, placed) for index, entry in enumerate(entries)]
         total = [] if sums is None else _total(sums, placed, width)
+        account = [] if sums is None or view.account is None else _account(view.account, width)
         gap = [Text()] if held and others else []
-        return [headings, *rows[: len(held)], *total, *gap, *rows[len(held) :]]
+        return [headings, *rows[: len(held)], *total, *account, *gap, *rows[len(held) :]]
 
-    def _placed(self, entries: Sequence[Entry], sums: Sums | None, width: int) -> list[_Placed]:
+    def _heading(self, column: Column, view: View) -> str:
+        if column.name != view.order:
+            return column.name
+        down = (column.name in FROM_THE_SMALLEST) is view.reverse
+        return (
+            f"{column.name} {('v' if down else '^') if self._plain_text else '▼' if down else '▲'}"
+        )
+
+    def _placed(self, entries: Sequence[Entry], view: View, width: int) -> list[_Placed]:
+        sums = view.sums if view.held_count else None
         columns = [
             column
             for column in COLUMNS
@@ -243,7 +385,8 @@ class Screen:
         if sums is not None:
             extra = {"P&L": money_text(sums.pnl), "P&L %": percent_text(sums.pnl_pct)}
         for column in columns:
-            cells = (*texts[column.name], column.name, extra.get(column.name, ""))
+            heading = self._heading(column, view)
+            cells = (*texts[column.name], heading, extra.get(column.name, ""))
             longest = max(map(cell_len, cells))
             known = self._widths.get(column.name, column.least)
             self._widths[column.name] = max(longest, known)
@@ -272,15 +415,18 @@ class Screen:
         line = Text(no_wrap=True, overflow="crop")
         dim = "dim" if entry.status == "old" else ""
         for at in placed:
-            text = at.texts[index]
-            if cell_len(text) > at.width:
-                text = set_cell_size(text, at.width - 1) + ("~" if self._plain_text else "…")
+            text = self._cut(at.texts[index], at.width)
             fill = " " * (at.width - cell_len(text))
             line.append(" " * (at.start - line.cell_len))
             style = f"{dim} {at.column.style(entry)}".strip()
             line.append(text + fill if at.column.align == "left" else fill + text, style)
         line.rstrip()
         return line
+
+    def _cut(self, text: str, width: int) -> str:
+        if cell_len(text) <= width:
+            return text
+        return set_cell_size(text, width - 1) + ("~" if self._plain_text else "…")
 
 
 def number_text(number: Decimal | None) -> str:
@@ -385,6 +531,11 @@ def _change(entry: Entry) -> str:
     return f"{'+' if entry.change > 0 else ''}{price_text(entry.change)}"
 
 
+def _cents_text(amount: Decimal) -> str:
+    """``12,000.50``, ``-300.00``: an amount without a sign for more than 0."""
+    return money_text(amount).removeprefix("+")
+
+
 def _known(text: Callable[[Decimal], str], number: Decimal | None) -> str:
     return "" if number is None else text(number)
 
@@ -396,27 +547,35 @@ COLUMNS: Final = (
     ),
     Column(
         "avg price",
-        6,
+        7,
         9,
         lambda e: price_text(e.lot.avg_entry_price) if e.lot else "",
         align="point",
         of_lots=True,
     ),
     Column("price", 1, 10, _price, lambda e: sign_style(e.change), "point"),
-    Column("change", 9, 7, _change, lambda e: sign_style(e.change), "point"),
-    Column("bid", 8, 8, lambda e: price_text(e.bid), align="point"),
-    Column("ask", 8, 8, lambda e: price_text(e.ask), align="point"),
-    Column("age", 7, 6, lambda e: age_text(e.age_s)),
-    Column("last", 10, 9, lambda e: _known(price_text, e.last), align="point", if_known=True),
+    Column("change", 11, 7, _change, lambda e: sign_style(e.change), "point"),
+    Column("bid", 10, 8, lambda e: price_text(e.bid), align="point"),
+    Column("ask", 10, 8, lambda e: price_text(e.ask), align="point"),
+    Column("age", 9, 6, lambda e: age_text(e.age_s)),
+    Column("last", 12, 9, lambda e: _known(price_text, e.last), align="point", if_known=True),
     Column(
         "day %",
-        11,
+        13,
         8,
         lambda e: _known(percent_text, e.day_pct),
         lambda e: sign_style(e.day_pct),
         if_known=True,
     ),
-    Column("volume", 12, 9, lambda e: _known(number_text, e.volume), if_known=True),
+    Column("volume", 14, 9, lambda e: _known(number_text, e.volume), if_known=True),
+    Column(
+        "value",
+        8,
+        9,
+        lambda e: _known(_cents_text, e.lot.market_value) if e.lot else "",
+        of_lots=True,
+        if_known=True,
+    ),
     Column(
         "P&L",
         2,
@@ -427,11 +586,20 @@ COLUMNS: Final = (
     ),
     Column(
         "P&L %",
-        4,
+        6,
         9,
         lambda e: percent_text(e.lot.pnl_pct) if e.lot else "",
         lambda e: sign_style(e.lot.pnl_pct) if e.lot else "",
         of_lots=True,
+    ),
+    Column(
+        "day P&L",
+        4,
+        9,
+        lambda e: _known(money_text, e.lot.day_pnl) if e.lot else "",
+        lambda e: sign_style(e.lot.day_pnl) if e.lot else "",
+        of_lots=True,
+        if_known=True,
     ),
     Column("status", 3, 8, lambda e: e.status, lambda e: _STATUS_STYLES[e.status], "left"),
 )
@@ -491,20 +659,100 @@ def _total(sums: Sums, placed: Sequence[_Placed], width: int) -> list[Text]:
     return [line, *(Text(f"{text}", "bold") for text in rest)]
 
 
+def _account(account: Account, width: int) -> list[Text]:
+    """``day +123.45  realised +50.00  value 12,000.00  exposure 45,000.00``, of what is known."""
+    parts = [
+        (f"{name} {text(amount)}", amount if signed else None)
+        for name, amount, text, signed in (
+            (
+                "day of positions" if account.realized is None else "day",
+                account.day_pnl,
+                money_text,
+                True,
+            ),
+            ("realised", account.realized, money_text, True),
+            ("value", account.market_value, _cents_text, False),
+            ("exposure", account.exposure, _cents_text, False),
+        )
+        if amount is not None
+    ]
+    lines = [Text(no_wrap=True, overflow="crop")]
+    for part, amount in parts:
+        gap = GAP if lines[-1] else 0
+        if lines[-1] and lines[-1].cell_len + gap + len(part) > width:
+            lines.append(Text(no_wrap=True, overflow="crop"))
+            gap = 0
+        lines[-1].append(" " * gap).append(part[:width], f"bold {sign_style(amount)}".strip())
+    return [line for line in lines if line]
+
+
+def _is_tripped(risk: Risk) -> bool:
+    return risk.breaker is not None and risk.breaker.tripped
+
+
+def _breaker(risk: Risk, shown: int, width: int) -> list[Text]:
+    """The state of the breaker, the number of limits, and why they are blind."""
+    breaker, count = risk.breaker, len(risk.limits)
+    if breaker is None:
+        lines = [Text("breaker not known", "yellow")]
+    elif breaker.tripped:
+        value = "" if breaker.value is None else f" at {number_text(breaker.value)}"
+        at = f", {breaker.at[:19]}Z" if breaker.at else ""
+        text = printable(f"BREAKER TRIPPED: {breaker.rule}; {breaker.subject}{value}{at}")
+        lines = _paragraphs([text], width, "bold reverse red")
+    else:
+        lines = [Text("breaker closed", "green")]
+    if count:
+        left_out = f", {shown} shown" if shown < count else ""
+        judge = "" if risk.judge is None else f", judged by {risk.judge}"
+        part = f"{count} {'limit' if count == 1 else 'limits'}{left_out}{judge}"
+        if lines[-1].cell_len + GAP + len(part) <= width:
+            lines[-1].append(" " * GAP).append(part, "dim not bold not reverse")
+        elif judge:
+            lines += _paragraphs([part], width, "dim")
+    lines[-1].truncate(width)
+    blind = [printable(reason) for reason in risk.blind]
+    if len(blind) > 1:
+        blind[1:] = [f"and {len(blind) - 1} more"]
+    return lines + (_paragraphs([f"blind: {', '.join(blind)}"], width, "yellow") if blind else [])
+
+
+def _limit_name(limit: LimitState) -> str:
+    """The rule, with the symbol of one that is for each."""
+    if limit.rule.startswith("* ") and limit.subject != "*":
+        return printable(f"{limit.subject} {limit.rule[2:]}")
+    return printable(limit.rule)
+
+
+def _limit_value(limit: LimitState) -> str:
+    if limit.value is not None and limit.rule.removesuffix(" trip").endswith(" stale"):
+        return age_text(float(limit.value))
+    return _exact(limit.value, 0, 4)
+
+
+def _used_style(used: Decimal | None) -> str:
+    if used is None:
+        return "magenta"
+    return "bold red" if used > 1 else "yellow" if used >= _MUCH else "green"
+
+
+def _used_text(used: Decimal | None) -> str:
+    if used is None:
+        return "blind"
+    return f"{used * 100:.0f} %" if used < _LARGE_FRACTION else "> 999 %"
+
+
 def _put(line: Text, text: str, start: int, style: str) -> None:
     line.append(" " * (start - line.cell_len))
     line.append(text, f"bold {style}".strip())
 
 
-def _foot(more: tuple[int, int], width: int) -> Text:
-    held, others = more
+def _not_shown(held: int, others: int) -> list[str]:
+    """How many rows have no room: a long text and shorter ones; empty if all have."""
     kinds = ((held, "position"), (others, "symbol"))
     counts = ", ".join(f"{n:,} {kind}{'' if n == 1 else 's'}" for n, kind in kinds if n > 0)
     count = f"{held + others:,}"
-    ways = [f"not shown: {counts}", f"not shown: {count}", f"+{count}"] if counts else []
-    parts = [way for way in ways if len(way) <= width][:1]
-    lines = _flow([*parts, _END], width)
-    return Text(lines[0] if lines else "", "dim")
+    return [f"not shown: {counts}", f"not shown: {count}", f"+{count}"] if counts else []
 
 
 def _flow(parts: Iterable[str], width: int, most: int = 2) -> list[str]:

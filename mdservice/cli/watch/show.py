@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, nullcontext, suppress
+from functools import partial
 from typing import Final, TextIO
 
 import anyio
@@ -18,7 +19,8 @@ import attrs
 from rich.console import Console, Group
 from rich.live import Live
 
-from mdservice.cli.watch.gather import Gatherer, MarketWatch, ServiceWatch
+from mdservice.cli.watch.gather import Gatherer, MarketWatch, RiskWatch, ServiceWatch
+from mdservice.cli.watch.keys import Browse, Key, Keyboard
 from mdservice.cli.watch.screen import (
     Entry,
     Screen,
@@ -32,6 +34,7 @@ from mdservice.errors import StoreUnavailable
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.timestamps import format_ns
+from mdservice.runtime.network import HttpClient
 from mdservice.runtime.stop_signals import stop_on_signal
 from mdservice.settings import Settings
 from mdservice.settings.feeds import STREAM_PATHS, feed_delay_s
@@ -43,6 +46,8 @@ _SHOWN_S: Final = 30.0
 _REDRAW_S: Final = 0.25
 _LINES_EVERY_S: Final = 1.0
 _LOOK_S: Final = 0.02
+_FITTING: Final = 4
+"""How often a screen is laid out again, since other rows may leave another number of lines."""
 _FIRST_S: Final = 1.0
 """How long the first screen waits, so that it does not appear without prices."""
 _ONCE_S: Final = 8.0
@@ -69,16 +74,17 @@ async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> boo
         ConfigurationError: The settings cannot be used.
     """
     clock, errors = SystemClock(), LastError()
+    keyboard = None if sys.stdin is None else Keyboard.of(sys.stdin.fileno())
     # The screen shows errors; log lines would destroy its layout.
     logging.getLogger("mdservice").addHandler(errors)
     async with anyio.create_task_group() as tasks:
         running = anyio.CancelScope()
-        await tasks.start(stop_on_signal, running, _restore_terminal)
+        await tasks.start(stop_on_signal, running, partial(_restore_terminal, keyboard))
         well = True
         error: Exception | None = None
         with running:
             try:
-                well = await _watch(settings, chosen, clock, errors, once=once)
+                well = await _watch(settings, chosen, clock, errors, keyboard, once=once)
             except Exception as exc:  # noqa: BLE001 - raised below, outside the group, as it is
                 error = exc
         tasks.cancel_scope.cancel()
@@ -88,21 +94,32 @@ async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> boo
 
 
 async def _watch(
-    settings: Settings, chosen: Sequence[str], clock: Clock, errors: LastError, *, once: bool
+    settings: Settings,
+    chosen: Sequence[str],
+    clock: Clock,
+    errors: LastError,
+    keyboard: Keyboard | None,
+    *,
+    once: bool,
 ) -> bool:
     service = ServiceWatch(settings.socket, subscriptions=bool(chosen))
     await service.refresh()
     if service.failure is not None and settings.redis_url is None:
         raise service.failure
-    settings = _of_the_service(settings, service)
+    given, settings = settings, _of_the_service(settings, service)
     source = settings.gateway_positions or settings.positions
     tracker = make_tracker(
         source, settings, read_from="live", symbols=chosen, judges=False, clock=clock
     )
-    async with tracker.running(), anyio.create_task_group() as tasks:
+    http = HttpClient()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(http.aclose)
+        await stack.enter_async_context(tracker.running())
+        tasks = await stack.enter_async_context(anyio.create_task_group())
         tasks.start_soon(service.poll)
         market = MarketWatch(chosen)
         tasks.start_soon(market.run, settings)
+        risk = RiskWatch(tracker, given, clock, http)
         gatherer = Gatherer(
             tracker,
             service,
@@ -111,17 +128,20 @@ async def _watch(
             delay_s=feed_delay_s(settings.feed),
             clock=clock,
             market=market,
+            risk=risk,
             errors=errors.texts,
         )
         with anyio.move_on_after(_ONCE_S if once else _FIRST_S):
             await _known(tracker)
             await market.known()
+            await risk.refresh()
+        tasks.start_soon(risk.poll)
         console, well = Console(highlight=False), True
         with suppress(BrokenPipeError):  # the reader is gone
             if once:
                 well = await _once(gatherer, tracker, console)
             elif sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
-                await _on_terminal(gatherer, console)
+                await _on_terminal(gatherer, console, keyboard)
             else:
                 await _in_lines(gatherer, clock)
         tasks.cancel_scope.cancel()
@@ -164,9 +184,10 @@ async def _once(gatherer: Gatherer, tracker: PnlTracker, console: Console) -> bo
     return not view.warnings
 
 
-async def _on_terminal(gatherer: Gatherer, console: Console) -> None:
-    """Redraw the screen until cancelled, then restore the terminal."""
-    screen = Screen(plain_text=not console.encoding.startswith("utf"))
+async def _on_terminal(gatherer: Gatherer, console: Console, keyboard: Keyboard | None) -> None:
+    """Redraw the screen until cancelled or a key ends it, then restore the terminal."""
+    plain_text = not console.encoding.startswith("utf")
+    screen = Screen(plain_text=plain_text, keys=keyboard is not None)
     live = Live(
         console=console,
         screen=True,
@@ -174,31 +195,70 @@ async def _on_terminal(gatherer: Gatherer, console: Console) -> None:
         redirect_stdout=False,
         redirect_stderr=False,
     )
+    drawing = _Drawing(gatherer, screen, console, live)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_let_suspend, live)
-        with live:
-            await _redraw(gatherer, screen, console, live)
+        tasks.start_soon(_let_suspend, live, keyboard)
+        with live, nullcontext() if keyboard is None else keyboard.reading():
+            if keyboard is not None:
+                tasks.start_soon(keyboard.read, drawing.press)
+            await drawing.run()
+        tasks.cancel_scope.cancel()
 
 
-async def _redraw(gatherer: Gatherer, screen: Screen, console: Console, live: Live) -> None:
-    while True:
-        width, height = console.size
-        lines = screen.lines(gatherer.view(height), width, height)
-        live.update(Group(*lines), refresh=True)
-        await anyio.sleep(_REDRAW_S)
+class _Drawing:
+    """Draws the screen again and again, and at each key."""
+
+    def __init__(self, gatherer: Gatherer, screen: Screen, console: Console, live: Live) -> None:
+        self._gatherer = gatherer
+        self._screen = screen
+        self._console = console
+        self._live = live
+        self._browse = Browse()
+        self._total = 0
+        self._ended = False
+        self._pressed = anyio.Event()
+
+    def press(self, key: Key) -> None:
+        """Act on a key."""
+        if key == "quit":
+            self._ended = True
+        else:
+            self._browse.press(key, self._screen.rows, self._total)
+        self._pressed.set()
+
+    async def run(self) -> None:
+        """Draw until cancelled, or until a key ends it."""
+        while not self._ended:
+            width, height = self._console.size
+            for _ in range(_FITTING):
+                view = self._gatherer.view(height, self._browse)
+                lines = self._screen.lines(view, width, height)
+                self._total = view.held_count + view.others_count
+                if not self._browse.fit(self._screen.rows, self._total):
+                    break
+            self._live.update(Group(*lines), refresh=True)
+            with anyio.move_on_after(_REDRAW_S):
+                await self._pressed.wait()
+            self._pressed = anyio.Event()
 
 
-async def _let_suspend(live: Live) -> None:
+async def _let_suspend(live: Live, keyboard: Keyboard | None) -> None:
     """Restore the terminal while Ctrl-Z stops this process."""
     with anyio.open_signal_receiver(signal.SIGTSTP) as signals:
         async for _number in signals:
             live.stop()
+            if keyboard is not None:
+                keyboard.give_back()
             os.kill(os.getpid(), signal.SIGSTOP)
+            if keyboard is not None:
+                keyboard.take()
             live.start()
 
 
-def _restore_terminal() -> None:
+def _restore_terminal(keyboard: Keyboard | None) -> None:
     """Leave the full screen and show the cursor, if the terminal accepts it at once."""
+    if keyboard is not None:
+        keyboard.give_back()
     if not os.isatty(1):
         return
     os.set_blocking(1, False)
@@ -213,7 +273,7 @@ async def _in_lines(gatherer: Gatherer, clock: Clock) -> None:
     while not output.reader_gone():
         now_ns = clock.utc_ns()
         changed = lines.changed(gatherer.changes(), now_ns)
-        await notes.write(lines.notes(gatherer.warnings(), now_ns))
+        await notes.write(lines.notes(gatherer.notes(), now_ns))
         await output.write(changed)
         await anyio.sleep(_LINES_EVERY_S)
 

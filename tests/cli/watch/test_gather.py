@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import httpx
 import pytest
 
-from mdservice.cli.watch.gather import Flow, Gatherer, MarketWatch, ServiceWatch
+from mdservice.cli.watch.gather import Flow, Gatherer, MarketWatch, RiskWatch, ServiceWatch
+from mdservice.cli.watch.keys import Browse
 from mdservice.cli.watch.show import PlainLines, entry_text
 from mdservice.client.http import NoAnswer
 from mdservice.client.reader import PricesStatus
+from mdservice.errors import StoreUnavailable
 from mdservice.gateway.make import make_tracker
 from mdservice.model.kinds import DAILY_BARS, TRADES
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.trading_status import TradingStatus
+from mdservice.pnl.breaker import CLOSED, Breaker
+from mdservice.pnl.limits import LimitState
+from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 from tests.records import make_record
@@ -367,3 +373,168 @@ def test_a_halted_symbol_is_marked_until_trading_resumes() -> None:
     bench.market.take(halt("MSFT", "3", "A", at_ns=7))
     assert bench.statuses() == {"AAPL": "live", "MSFT": "live"}
     assert bench.gatherer.view().hints == ()
+
+
+def order(bench: Bench, column: Any, *, reverse: bool = False) -> list[str]:
+    view = bench.gatherer.view(10, Browse(order=column, reverse=reverse))
+    assert view.order == (None if column == "size" else column)
+    return [entry.symbol for entry in (*view.held, *view.others)]
+
+
+def three_lots() -> Bench:
+    bench = Bench()
+    bench.hold(("A", "1", "10"), ("B", "-5", "10"), ("C", "3", "10"), ("D", "1", "1"))
+    for symbol, price in (("A", 30), ("B", 9), ("C", 8), ("Y", 2), ("Z", 1)):
+        bench.quote(symbol, price, price)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("column", "symbols"),
+    [
+        ("size", "BCADYZ"),
+        ("symbol", "ABCDYZ"),
+        ("P&L", "ABCDYZ"),
+        ("P&L %", "ABCDYZ"),
+        ("qty", "CADBYZ"),
+        ("price", "ABCDYZ"),
+        ("value", "ACBDYZ"),
+    ],
+)
+def test_rows_are_sorted_by_a_column_what_is_unknown_comes_last(column: Any, symbols: str) -> None:
+    assert "".join(order(three_lots(), column)) == symbols
+
+
+def test_an_order_can_be_reversed_and_follows_prices_every_two_seconds() -> None:
+    bench = three_lots()
+    assert order(bench, "P&L", reverse=True) == ["C", "B", "A", "D", "Y", "Z"]
+    bench.quote("C", 100, 100)
+    assert order(bench, "P&L", reverse=True) == ["C", "B", "A", "D", "Y", "Z"]
+    bench.now_s += 2
+    assert order(bench, "P&L", reverse=True) == ["B", "A", "C", "D", "Y", "Z"]
+    assert order(bench, "size", reverse=True) == ["D", "A", "C", "B", "Z", "Y"]
+    assert order(bench, "status") == ["B", "C", "A", "D", "Y", "Z"]
+    bench.now_s += 61
+    bench.quote("B", 9, 9)
+    assert order(bench, "age") == ["C", "A", "B", "D", "Y", "Z"]
+
+
+@pytest.mark.parametrize(
+    ("start", "shown"), [(0, "ABC"), (2, "CDY"), (4, "YZ"), (5, "Z"), (99, "Z")]
+)
+def test_a_view_begins_at_any_row(start: int, shown: str) -> None:
+    view = three_lots().gatherer.view(3, Browse(start=start, order="symbol"))
+    assert "".join(e.symbol for e in (*view.held, *view.others))[: len(shown)] == shown
+    assert (view.held_count, view.others_count, view.start) == (4, 2, min(start, 5))
+
+
+def test_the_day_and_the_exposure_are_those_of_the_positions() -> None:
+    bench = Bench()
+    ten = Decimal(10)
+    bench.engine.set_positions(
+        [Position("A", ten, ten, lastday_price=Decimal(9)), Position("B", -ten, ten)]
+    )
+    bench.quote("A", 12, 12)
+    bench.quote("B", 11, 11)
+    view = bench.gatherer.view()
+    assert view.account is not None
+    assert (view.account.market_value, view.account.exposure) == (10, 230)
+    assert (view.account.day_pnl, view.account.realized) == (None, None)
+    by_symbol = {entry.symbol: entry.lot for entry in view.held}
+    assert by_symbol["A"] is not None
+    assert (by_symbol["A"].market_value, by_symbol["A"].day_pnl) == (120, 30)
+
+
+class RiskBench(Bench):
+    """With a breaker in Redis, and a gateway that answers."""
+
+    def __init__(self, answer: Any = None, **settings: Any) -> None:
+        super().__init__()
+        self.breaker: Breaker | None = CLOSED
+        self.asked: list[httpx.Request] = []
+
+        async def breaker() -> Breaker:
+            if self.breaker is None:
+                raise StoreUnavailable("Redis is away")
+            return self.breaker
+
+        def respond(request: httpx.Request) -> httpx.Response:
+            self.asked.append(request)
+            if answer is None:
+                raise httpx.ConnectError("refused")
+            return (
+                answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
+            )
+
+        self.tracker.risk.breaker = breaker  # type: ignore[method-assign]
+        given = Settings(gateway_http="127.0.0.1:8002", **settings)
+        http = HttpClient(httpx.MockTransport(respond))
+        self.risk = RiskWatch(self.tracker, given, self, http)
+
+    async def shown(self) -> Any:
+        await self.risk.refresh()
+        return self.risk.now(self.utc_ns())
+
+
+async def test_own_limits_are_judged_for_showing_alone() -> None:
+    bench = RiskBench(limits=("total pnl < -100", "* qty > 4"), alerts=("A price > 9 trip",))
+    bench.hold(("A", "5", "10"), ("B", "1", "10"))
+    bench.quote("A", 8, 8)
+    found = await bench.shown()
+    assert [(one.rule, one.subject, one.used) for one in found.limits] == [
+        ("total pnl < -100", "total", None),
+        ("* qty > 4", "A", Decimal("1.25")),
+        ("A price > 9 trip", "A", Decimal("0.8888888889")),
+        ("* qty > 4", "B", Decimal("0.25")),
+    ]
+    assert (found.breaker, found.judge) == (CLOSED, None)
+    assert found.blind == ("B: no price is known",)
+    assert bench.asked == []
+    bench.quote("B", 10, 10)
+    assert bench.risk.now(bench.utc_ns()) is found, "once a second"
+    bench.now_s += 1
+    assert bench.risk.now(bench.utc_ns()).blind == ()
+    bench.now_s -= 100
+    assert bench.risk.now(bench.utc_ns()) is not found, "a clock that was set back"
+
+
+THEIRS = {
+    "breaker": {"state": "closed", "rule": None, "subject": None, "value": None, "at": None},
+    "limits": [{"rule": "A qty > 4", "subject": "A", "value": 1, "used": 0.25}],
+    "blind": ["B: stale"],
+    "on_trip": {},
+}
+
+
+async def test_without_own_limits_those_of_the_gateway_are_shown() -> None:
+    bench = RiskBench(THEIRS, api_token="token")
+    found = await bench.shown()
+    assert found.limits == (LimitState("A qty > 4", "A", Decimal(1), Decimal("0.25")),)
+    assert found.blind == ("B: stale",)
+    assert "127.0.0.1:8002" in found.judge
+    assert bench.asked[0].headers["authorization"] == "Bearer token"
+    bench.breaker = Breaker("tripped", "x", "A", None, "2026-11-24T18:00:00Z")
+    found = await bench.shown()
+    assert (found.breaker, found.limits) == (bench.breaker, ()), "a gateway of another Redis"
+    assert "x by A" in (bench.risk.tripped() or "")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        {},
+        {**THEIRS, "limits": []},
+        {**THEIRS, "limits": [{"rule": 1}]},
+        httpx.Response(401),
+        httpx.Response(200, content=b"\xff"),
+    ],
+)
+async def test_without_limits_nothing_is_shown_until_the_breaker_has_tripped(answer: Any) -> None:
+    bench = RiskBench(answer)
+    assert await bench.shown() is None
+    bench.breaker = None
+    assert await bench.shown() is None
+    bench.breaker = Breaker("tripped")
+    assert (await bench.shown()).breaker == bench.breaker

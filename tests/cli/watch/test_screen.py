@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from mdservice.cli.watch.screen import (
+    Account,
     Entry,
     Lot,
+    Risk,
     Screen,
     Sums,
     View,
@@ -23,6 +25,8 @@ from mdservice.cli.watch.screen import (
     price_text,
     printable,
 )
+from mdservice.pnl.breaker import Breaker
+from mdservice.pnl.limits import LimitState
 
 ALL = ["symbol", "qty", "avg price", "price", "change", "bid", "ask", "age", "P&L", "P&L %"]
 WIDTHS = [40, 60, 80, 120, 200]
@@ -306,3 +310,130 @@ def test_ages_are_short(seconds: float, text: str) -> None:
 
 def test_nothing_steers_the_terminal() -> None:
     assert printable("A\x1b[2J\nB\t C\x07") == "A?[2J B C?"
+
+
+RISK_AT = "2026-11-24T18:00:00.123456789Z"
+CLOSED_BREAKER = Breaker("closed", at=RISK_AT)
+TRIPPED = Breaker("tripped", "AAPL qty > 100", "AAPL", Decimal(120), RISK_AT)
+LIMITS = (
+    LimitState("AAPL qty > 100", "AAPL", Decimal(120), Decimal("1.2")),
+    LimitState("* value > 20000", "MSFT", Decimal("16999.5"), Decimal("0.849975")),
+    LimitState("total pnl < -2000", "total", Decimal(-500), Decimal("0.25")),
+    LimitState("* stale", "SPY", Decimal("3.25"), Decimal(0)),
+    LimitState("TSLA pnl < -5", "TSLA", None, None),
+)
+ACCOUNT = Account(Decimal("35.51"), Decimal("-12.5"), Decimal("-56885.61"), Decimal("135291.36"))
+
+
+def risky(breaker: Any = CLOSED_BREAKER, *limits: LimitState, **more: Any) -> View:
+    return view(account=ACCOUNT, risk=Risk(breaker, limits), **more)
+
+
+def test_limits_are_bars_with_the_part_that_is_used() -> None:
+    lines = drawn(risky(CLOSED_BREAKER, *LIMITS), 80, 40)
+    (first,) = (index for index, line in enumerate(lines) if line.startswith("breaker closed"))
+    told = lines[first + 1 : first + 6]
+    assert "5 limits" in lines[first]
+    assert [line.split("  ")[0] for line in told] == [
+        "AAPL qty > 100", "MSFT value > 20000", "total pnl < -2000", "SPY stale", "TSLA pnl < -5",
+    ]  # fmt: skip
+    assert [line.split()[-2:] for line in told[:3]] == [["120", "%"], ["85", "%"], ["25", "%"]]
+    assert told[4].endswith("blind")
+    bars = [line.count("█") for line in told]
+    whole = told[0].count("█")
+    assert bars == [whole, round(whole * 0.85), round(whole / 4), 0, 0]
+    assert {line.count("█") + line.count("░") for line in told} == {whole}
+    assert "16,999.5" in told[1]
+    assert "3.2 s" in told[3]
+
+
+@pytest.mark.parametrize(("width", "height", "shown"), [(60, 15, 1), (80, 24, 3), (120, 40, 5)])
+@pytest.mark.parametrize("breaker", [CLOSED_BREAKER, TRIPPED, None])
+def test_the_account_and_the_breaker_fit_every_usual_terminal(
+    width: int, height: int, shown: int, breaker: Any
+) -> None:
+    lines = drawn(risky(breaker, *LIMITS, lots=30, others=9), width, height)
+    text = "\n".join(lines)
+    assert sum(line.endswith("%") and "value" not in line[:4] for line in lines) >= shown - 2
+    assert "day +35.51" in text
+    assert "realised -12.50" in text
+    assert "exposure 135,291.36" in text
+    assert "value -56,885.61" in text
+    assert sum(line.startswith("H") for line in lines) >= 3
+    assert ("BREAKER TRIPPED: AAPL qty > 100" in text) is (breaker is TRIPPED)
+    assert ("breaker not known" in text) is (breaker is None)
+    for limit in LIMITS[:shown]:
+        assert limit.rule.split()[-1] in text
+
+
+def test_a_tripped_breaker_is_red_and_seen_without_colour() -> None:
+    (line,) = (
+        line
+        for line in Screen().lines(risky(TRIPPED), 120, 24)
+        if line.plain.startswith("BREAKER TRIPPED")
+    )
+    assert "red" in str(line.style)
+    assert "AAPL at 120" in line.plain
+    assert "2026-11-24T18:00:00Z" in line.plain
+    low = drawn(risky(TRIPPED, *LIMITS), 80, 10)
+    assert any(line.startswith("BREAKER TRIPPED") for line in low)
+    assert not any("breaker" in line for line in drawn(risky(CLOSED_BREAKER, *LIMITS), 80, 10))
+
+
+def test_what_blinds_the_limits_is_said() -> None:
+    shown = View("running", True, risk=Risk(CLOSED_BREAKER, LIMITS, ("A: stale", "B", "C")))
+    assert "blind: A: stale, and 2 more" in drawn(shown, 80, 24)
+
+
+def test_limits_in_ascii() -> None:
+    text = "".join(drawn(risky(TRIPPED, *LIMITS), 80, 24, Screen(plain_text=True, keys=True)))
+    assert text.replace("▲", "").isascii()
+    assert "#" in text
+
+
+@pytest.mark.parametrize("height", range(1, 16))
+@pytest.mark.parametrize("width", [1, 5, 10, 25, 40, 60])
+@pytest.mark.parametrize("breaker", [CLOSED_BREAKER, TRIPPED])
+def test_no_terminal_is_too_small_for_limits(width: int, height: int, breaker: Any) -> None:
+    shown = risky(breaker, *LIMITS, lots=50, others=50, start=7, order="P&L")
+    drawn(shown, width, height, Screen(keys=True))
+
+
+def test_unknown_sums_of_the_account_are_left_out() -> None:
+    lines = drawn(view(account=Account(Decimal(1), None, Decimal(5), None)), 80, 24)
+    assert "day of positions +1.00  value 5.00" in lines
+    assert not any("day" in line for line in drawn(view(account=Account()), 80, 24))
+
+
+def test_values_and_the_day_have_columns_where_they_are_known() -> None:
+    lot = Lot(Decimal(-1), Decimal(5), Decimal(1), Decimal(2), Decimal(-300), Decimal("-4.5"))
+    shown = view(held=(held(), other("S", lot=lot)), held_count=2, others=0)
+    lines = drawn(shown, 130, 20)
+    (heading,) = (line for line in lines if line.startswith("symbol"))
+    assert re.search(r"value +P&L +P&L % +day P&L +status", heading)
+    (row,) = (line for line in lines if line.startswith("S "))
+    assert re.search(r"-300\.00 +\+1\.00 +\+2\.00 % +-4\.50 +live", row)
+
+
+def test_the_heading_shows_the_order_and_the_foot_the_keys() -> None:
+    for order, reverse, heading in (
+        ("P&L", False, "P&L ▼"),
+        ("P&L", True, "P&L ▲"),
+        ("symbol", False, "symbol ▲"),
+        ("symbol", True, "symbol ▼"),
+    ):
+        lines = drawn(view(order=order, reverse=reverse), 100, 24, Screen(keys=True))
+        assert any(heading in line for line in lines if "status" in line)
+        assert f"s sorts by {order}" in lines[-1]
+        assert "q or Ctrl-C ends" in lines[-1]
+    assert "size" in drawn(view(), 60, 15, Screen(keys=True))[-1]
+    assert drawn(view(30), 60, 15, Screen(keys=True))[-1].endswith("q ends")
+
+
+def test_rows_further_down_are_numbered() -> None:
+    screen = Screen(keys=True)
+    rows = tuple(held(f"H{n}") for n in range(20, 30))
+    lines = drawn(view(30, 5, held=rows, start=20), 100, 15, screen)
+    shown = [line for line in lines if line.startswith(("H2", "S"))]
+    assert screen.rows == len(shown)
+    assert lines[-1].startswith(f"rows 21-{20 + len(shown)} of 35")
