@@ -155,14 +155,14 @@ class RedisCalls:
         tried: list[Breaker] = []
 
         async def change(connection: RedisConnection) -> tuple[Breaker | None, bool]:
-            names, wanted = self._names, None
+            names, wanted, before = self._names, None, tuple(tried)
 
             def decided(payload: object) -> list[tuple[bytes, ...]]:
                 nonlocal wanted
                 wanted = decide(self._breaker_in(payload))
                 if wanted is None:
                     return []
-                tried.append(wanted)
+                tried[:] = *before, wanted  # none of this connection's earlier tries took effect
                 content = encode_breaker(wanted)
                 also = actions(wanted)
                 return [
@@ -173,7 +173,7 @@ class RedisCalls:
 
             standing = self._breaker_in(await self._change(names.breaker_key, decided, connection))
             # An earlier try may have been executed before its connection was lost.
-            return (standing, standing in tried) if wanted is None else (wanted, True)
+            return (standing, standing in before) if wanted is None else (wanted, True)
 
         return await self._call(change)
 

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Protocol
 
+import anyio
 import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, Field, ValidationError
+from starlette.routing import NoMatchFound
 
 from mdservice.errors import ConfigurationError, InvalidSymbol, StoreError
 from mdservice.gateway.risk import StillHolds
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.http_api.schemas import Answer, Problem
-from mdservice.model.symbol import parse_symbol, spellings
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, spellings
 from mdservice.pnl.breaker import Breaker, encode_breaker
-from mdservice.pnl.limits import Order
+from mdservice.pnl.limits import LimitState, Order
 from mdservice.pnl.numbers import sums_up
 from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.settings import Settings, load_settings
 
-__all__ = ["RISK_PATH", "judging", "risk_router", "trading_allowed"]
+__all__ = ["RISK_PATH", "Verdict", "judging", "risk_router", "trading_allowed"]
 
 RISK_PATH: Final = "/api/v1/risk"
 _JSON: Final = "application/json"
-_STATE: Final = "mdservice_judge"
-"""The attribute of an application's state that holds its judge."""
+_STATE: Final = "mdservice_judges"
+"""The attribute of an application's state that holds its judges: one for each router."""
+_NAME: Final = "mdservice_risk"
+"""The name of the route that shows the limits."""
 _ASK_S: Final = 2.0
 _MOST_BYTES: Final = 16 * 2**20
+_MOST_ORDER_BYTES: Final = 4_096
 _OK: Final = 200
 _NOT_KNOWN: Final[dict[int | str, dict[str, Any]]] = {
     503: {"model": Problem, "description": "Redis cannot be asked, or the gateway does not run."}
@@ -80,17 +85,21 @@ class _OtherJudge:
 
     async def verdict(self) -> tuple[Breaker, list[str]]:
         http = HttpClient()
+        answer = None
         try:
-            answer = await http.get(
-                self._url,
-                headers=self._headers,
-                timeout_s=_ASK_S,
-                most_bytes=_MOST_BYTES,
-                any_status=True,
-            )
+            with anyio.move_on_after(_ASK_S):
+                answer = await http.get(
+                    self._url,
+                    headers=self._headers,
+                    timeout_s=_ASK_S,
+                    most_bytes=_MOST_BYTES,
+                    any_status=True,
+                )
+            if answer is None:
+                raise HTTPException(503, f"the gateway at {self._url} does not answer in time")
             if answer.status != _OK:
                 raise HTTPException(503, f"the gateway at {self._url}: HTTP {answer.status}")
-            found = msgspec.json.decode(answer.body, type=_Verdict)
+            found = msgspec.json.decode(answer.body, type=Verdict)
         except HttpFailed as exc:
             raise HTTPException(503, f"the gateway at {self._url} {exc}") from exc
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
@@ -100,42 +109,62 @@ class _OtherJudge:
         return found.breaker, found.blind
 
 
-class _Verdict(msgspec.Struct):
+class Verdict(msgspec.Struct):
+    """What other programs read of a gateway's ``GET /api/v1/risk``."""
+
     breaker: Breaker
     blind: list[str]
+    limits: list[LimitState] = []
 
 
 @contextmanager
 def judging(app: Any, tracker: PnlTracker) -> Iterator[None]:
-    """Make the tracker the judge of an application inside this block."""
-    setattr(app.state, _STATE, _OwnJudge(tracker))
+    """Make the tracker a judge of an application inside this block."""
+    judge = _OwnJudge(tracker)
+    setattr(app.state, _STATE, [*getattr(app.state, _STATE, ()), judge])
     try:
         yield
     finally:
-        delattr(app.state, _STATE)
+        left = [one for one in getattr(app.state, _STATE) if one is not judge]
+        setattr(app.state, _STATE, left)
 
 
 async def trading_allowed(request: Request) -> None:
     """A FastAPI dependency for routes that place orders: ``Depends(trading_allowed)``.
 
     It asks the limits of the application itself, where it mounts
-    :func:`~mdservice.gateway.pnl_router`; otherwise the gateway at ``MDSERVICE_GATEWAY_HTTP``.
+    :func:`~mdservice.gateway.pnl_router`, of several routers all; otherwise the gateway at
+    ``MDSERVICE_GATEWAY_HTTP``.
 
     Raises:
         HTTPException: 423 while the breaker is tripped. 503 while limits cannot be judged, Redis
             cannot be asked, or the gateway does not answer.
     """
-    judge: _Judge | None = getattr(request.app.state, _STATE, None)
-    if judge is None:
+    judges: Sequence[_Judge] = getattr(request.app.state, _STATE, ())
+    if not judges:
+        if _is_mounted(request.app):
+            raise HTTPException(503, "the limits are not judged: the application does not run")
         try:
-            judge = _OtherJudge(load_settings(None, {}, os.environ))
+            judges = [_OtherJudge(load_settings(None, {}, os.environ))]
         except ConfigurationError as exc:
             raise HTTPException(503, f"the settings cannot be used: {exc}") from exc
-    breaker, blind = await judge.verdict()
-    if breaker.tripped:
-        raise HTTPException(423, f"trading is stopped: {breaker.rule} by {breaker.subject}")
+    blind: list[str] = []
+    for judge in judges:
+        breaker, reasons = await judge.verdict()
+        if breaker.tripped:
+            raise HTTPException(423, f"trading is stopped: {breaker.rule} by {breaker.subject}")
+        blind += reasons
     if blind:
         raise HTTPException(503, f"the limits cannot be judged: {'; '.join(blind)}")
+
+
+def _is_mounted(app: Any) -> bool:
+    """Whether the application has a router that judges, which does not run."""
+    try:
+        app.url_path_for(_NAME)
+    except NoMatchFound:
+        return False
+    return True
 
 
 def risk_router(tracker: PnlTracker) -> APIRouter:
@@ -143,7 +172,7 @@ def risk_router(tracker: PnlTracker) -> APIRouter:
     router = APIRouter(tags=["risk"])
     judge = _OwnJudge(tracker)
 
-    @router.get(RISK_PATH, response_model=RiskAnswer, responses=_NOT_KNOWN)
+    @router.get(RISK_PATH, name=_NAME, response_model=RiskAnswer, responses=_NOT_KNOWN)
     async def risk() -> Response:
         """The circuit breaker, every limit and how far it is used, and what cannot be judged."""
         breaker, blind = await judge.verdict()
@@ -152,7 +181,11 @@ def risk_router(tracker: PnlTracker) -> APIRouter:
     @router.post(
         f"{RISK_PATH}/check",
         response_model=CheckAnswer,
-        responses={**_NOT_KNOWN, 422: {"model": Problem, "description": "It is not an order."}},
+        responses={
+            **_NOT_KNOWN,
+            413: {"model": Problem, "description": "The body is too long."},
+            422: {"model": Problem, "description": "It is not an order."},
+        },
         openapi_extra={"requestBody": _ORDER_BODY},
     )
     async def check(request: Request) -> Response:
@@ -161,7 +194,7 @@ def risk_router(tracker: PnlTracker) -> APIRouter:
         While limits cannot be judged, no order is allowed. While the breaker is tripped, only an
         order that reduces the position whose `qty` or `value` has tripped it is.
         """
-        order = _read_order(await request.body())
+        order = _read_order(await _body(request))
         breaker, blind = await judge.verdict()
         if not tracker.risk.has_price(order.symbol):
             await tracker.read_keys(spellings(order.symbol))
@@ -195,6 +228,17 @@ def risk_router(tracker: PnlTracker) -> APIRouter:
         return Response(encode_breaker(breaker), media_type=_JSON)
 
     return router
+
+
+async def _body(request: Request) -> bytes:
+    """The body, of which no more is kept than an order has."""
+    body = b""
+    async with aclosing(request.stream()) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > _MOST_ORDER_BYTES:
+                raise HTTPException(413, f"an order has at most {_MOST_ORDER_BYTES} bytes")
+    return body
 
 
 def _read_order(body: bytes) -> Order:
@@ -300,9 +344,12 @@ class CheckAnswer(Answer):
 
 def _symbol(given: str) -> str:
     try:
-        return parse_symbol(given)
+        symbol = parse_symbol(given)
     except InvalidSymbol as exc:
         raise ValueError(str(exc)) from exc
+    if symbol == EVERY_SYMBOL:
+        raise ValueError("is not one symbol")
+    return symbol
 
 
 def _usable(number: Decimal) -> Decimal:

@@ -22,7 +22,7 @@ from mdservice.gateway.router import NOT_KNOWN, Answers, tracker_router
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.listeners import tcp_address, tcp_listeners
-from mdservice.http_api.requests import App, BearerGate
+from mdservice.http_api.requests import App, BearerGate, BodyLimit
 from mdservice.http_api.schemas import METRICS, PositionsAnswer
 from mdservice.observability.metrics import metrics_registry, package_version, render_metrics
 from mdservice.settings import Settings
@@ -157,7 +157,7 @@ async def serve_gateway(
         listeners = await _listeners(settings, any_port=any_port)
         for listener in listeners:
             stack.callback(listener.close)
-        app: App = gateway_app(tracker)
+        app: App = BodyLimit(gateway_app(tracker))
         if settings.api_token is not None and not is_loopback(host):
             app = BearerGate(app, settings.api_token)
         address = tcp_address(listeners[0])

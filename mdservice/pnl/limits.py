@@ -395,7 +395,9 @@ def _multiplier(holding: Holding) -> Decimal:
 
 def _reduces(order: Order, holding: Holding, breaker: Breaker) -> bool:
     """Whether an order reduces the position whose size has tripped the breaker."""
-    if breaker.subject != holding.symbol or breaker.rule is None:
+    if breaker.subject is None or breaker.rule is None:
+        return False
+    if holding.symbol not in spellings(breaker.subject):
         return False
     try:
         kind = parse_rule(breaker.rule).kind

@@ -218,7 +218,9 @@ def test_without_the_lifespan_nothing_is_judged(run: Run, lifespan: bool) -> Non
     async def body(gateway: Gateway) -> None:
         assert (await gateway.http.get(RISK)).status_code == 503
         assert (await gateway.http.post(f"{RISK}/reset")).status_code == 503
-        assert await placed(gateway) == 503
+        refused = await gateway.http.post("/orders")
+        assert refused.status_code == 503
+        assert "does not run" in refused.text, "another gateway was asked"
 
     run(body, lifespan=lifespan, limits=["AAPL qty > 20"])
 
