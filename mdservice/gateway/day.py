@@ -129,8 +129,10 @@ class AccountDay:
         self._requesting = anyio.Lock()
         self._polled_s: float | None = None
         self._account: Account | None = None
-        self._searched: frozenset[str] = frozenset()
-        """Symbols for whose average price the older activities were read in vain."""
+        self._searched: frozenset[tuple[str, Decimal]] = frozenset()
+        """Symbols, and quantities at the start of the day, that the older activities were read for.
+
+        The quantity changes when the positions come after the first fills."""
         self._suspect: tuple[Decimal, float] | None = None
         """A difference that is not confirmed, and since when."""
         self._difference: Decimal | None = None
@@ -325,9 +327,9 @@ class AccountDay:
             for key, day in self._days.items()
             if day.needs_average and day.start_qty
         }
-        if not wanted or self._searched.issuperset(wanted):
+        if not wanted or self._searched.issuperset(wanted.items()):
             return
-        searched = frozenset(wanted)
+        searched = frozenset(wanted.items())
         start_ns = midnight_ns(self._book.date)
         older: dict[str, list[Fill]] = {key: [] for key in wanted}
         async with aclosing(self._source.before(self._book.date, _MOST_PAGES_BACK)) as pages:

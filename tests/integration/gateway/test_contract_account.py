@@ -440,6 +440,26 @@ def test_the_day_counts_every_fill_against_the_last_close(at_ten: Outside) -> No
     at_ten.until("DARK", status="live", day_pnl=None)
 
 
+def test_the_average_of_a_position_that_turned_is_found_though_positions_come_late(
+    at_ten: Outside,
+) -> None:
+    broker, now_ns = at_ten.broker, at_ten.utc_ns()
+    broker.fill_activity("MSFT", "sell_short", "20", "430", now_ns - 20 * 60 * MINUTE_NS)
+    broker.fill_activity("MSFT", "buy", "30", "428", now_ns - 5 * MINUTE_NS)
+    broker.answers["/v2/positions"] = 500
+    at_ten.stage.eventually(
+        lambda: any("activities" in target and "until" in target for target in broker.targets),
+        within=30,
+        what=lambda: at_ten.program.said,
+    )
+    broker.answers["/v2/positions"] = [held("MSFT", "10", "428", current="429", lastday="431")]
+    at_ten.ready()
+    at_ten.stage.eventually(
+        lambda: [D(row["realized_pnl"] or 0) for row in at_ten.get(DAY)["symbols"]] == [40],
+        what=lambda: at_ten.get(DAY),
+    )
+
+
 def test_the_day_is_not_answered_without_the_activities(at_ten: Outside) -> None:
     at_ten.broker.answers["/v2/account/activities"] = 500
     at_ten.ready()
