@@ -50,6 +50,7 @@ from mdservice.simulator import (
 )
 from mdservice.simulator.assets import asset_of
 from mdservice.simulator.transport import SimulatorTransport
+from tests.pnl.limits_reference import LimitsReference, plain_state
 from tests.pnl.reference import Reference, Whole
 from tests.simulation.plan import PRICE_TTL_S, STATIC
 from tests.simulation.streams import TrioStream
@@ -261,6 +262,26 @@ class SimulatedGateway:
         exposure = Fraction(engine.totals.exposure)
         if exposure != reference.exposure():
             world.violated(f"the exposure is {exposure}, by the recount {reference.exposure()}")
+
+        await self._check_limits(reference, now_ns)
+
+    async def _check_limits(self, book: Reference, now_ns: int) -> None:
+        """The limits at the same moment; and soon the breaker, which stays tripped."""
+        world, limits = self._world, self.tracker.risk._limits
+        reference = LimitsReference(list(limits.rules), book, now_ns)
+        limits.check(self.tracker.engine, now_ns)
+        told = [plain_state(each) for each in limits.states(self.tracker.engine, now_ns)]
+        if told != reference.states():
+            world.violated(f"the limits are {told}, by the recount {reference.states()}")
+        if limits.is_blind != reference.is_blind():
+            world.violated(f"the limits are blind for {limits.blind()}")
+        crossed = reference.crossed()
+        if not {(one.rule, one.symbol) for one in limits.crossed()} >= crossed:
+            world.violated(f"{limits.crossed()} are crossed, by the recount {crossed}")
+        await anyio.sleep(2.0)
+        payload = world.store.get(BREAKER_KEY)
+        if crossed and (payload is None or not decode_breaker(payload).tripped):
+            world.violated(f"{crossed} are crossed, and the breaker is {payload!r}")
 
     def _recounted(self) -> list[Position]:
         """The positions by the account's own book, in its order.

@@ -1,0 +1,73 @@
+"""Limits against a slow reading of the contract, whatever comes in whatever order."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mdservice.model.position import Position
+from mdservice.pnl.breaker import CLOSED
+from mdservice.pnl.limits import Limits, Order
+from mdservice.pnl.rules import parse_rule
+from tests.examples import examples
+
+from .limits_reference import LimitsReference, plain_state
+from .test_engine_properties import Event, Set, Told, events, positions
+
+RULES = [
+    parse_rule(text)
+    for text in (
+        *("A pnl < -500", "* pnl > 900", "A pct < -2.5", "B pct > 0", "* price > 150"),
+        *("C price < 100", "* qty > 10", "B qty < -3", "* value > 1500", "D value < 20"),
+        *("A stale", "* stale", "total pnl < -1000", "total pct > 3", "total value > 2000"),
+        *("total exposure > 2500", "A day_pnl < 0"),
+    )
+]
+rules = st.one_of(st.just(RULES), st.lists(st.sampled_from(RULES), max_size=4, unique=True))
+orders = st.builds(
+    Order,
+    symbol=st.sampled_from(["A", "B", "C", "D"]),
+    side=st.sampled_from(["buy", "sell"]),
+    qty=st.sampled_from(["1", "2.5", "10", "40"]).map(Decimal),
+    price=st.sampled_from([None, None, Decimal(100), Decimal("187.5")]),
+)
+
+
+@examples(300)
+@given(rules, positions, st.lists(events, max_size=20))
+def test_states_and_crossings_agree_with_the_contract(
+    chosen: list[object], first: list[Position], coming: list[Event]
+) -> None:
+    told, limits = Told(engines=1), Limits(chosen)  # type: ignore[arg-type]
+    (engine,) = told.engines
+    for event in [Set(first), *coming]:
+        told.tell(event)
+        limits.check(engine, told.now_ns)
+        reference = LimitsReference(list(limits.rules), told.reference, told.now_ns)
+        states = list(map(plain_state, limits.states(engine, told.now_ns)))
+        assert states == reference.states()
+        assert limits.is_blind == reference.is_blind()
+        # A crossed limit that has become blind stays crossed.
+        assert {(one.rule, one.symbol) for one in limits.crossed()} >= reference.crossed()
+
+
+@examples(300)
+@given(rules, positions, st.lists(events, max_size=12), orders)
+def test_objections_agree_with_the_contract(
+    chosen: list[object], first: list[Position], coming: list[Event], order: Order
+) -> None:
+    told, limits = Told(engines=1), Limits(chosen)  # type: ignore[arg-type]
+    (engine,) = told.engines
+    for event in [Set(first), *coming]:
+        told.tell(event)
+        limits.check(engine, told.now_ns)
+        reference = LimitsReference(list(limits.rules), told.reference, told.now_ns)
+        reasons = limits.objections(order, CLOSED, engine, told.now_ns)
+        if not limits.rules:
+            assert reasons == []
+        elif reference.is_blind() or not reference.usable(order.symbol):
+            assert reasons
+        else:
+            assert {reason.partition(": ")[0] for reason in reasons} == reference.beyond(order)
