@@ -474,7 +474,7 @@ async def open_service(
                 price_ttl_s=settings.price_ttl,
                 renew_prices=settings.renew_prices,
                 make_relay=make_relay,
-                journal=_open_journal(resolved, clock),
+                journal=_open_journal(resolved, stack, clock),
             )
             topology.readers.keep(last_records.get(NEWS, ()))
             stack.callback(topology.close)
@@ -577,20 +577,16 @@ def _open_instances(
     )
 
 
-def _open_journal(settings: Settings, clock: Clock) -> Recorder | None:
+def _open_journal(settings: Settings, stack: AsyncExitStack, clock: Clock) -> Recorder | None:
     if settings.journal is None:
         return None
     from mdservice.journal.recorder import JournalConfig, Recorder
 
-    return Recorder(
-        JournalConfig(
-            settings.journal,
-            settings.journal_days,
-            settings.journal_bytes,
-            settings.secret_values(),
-        ),
-        clock,
-    )
+    days, most_bytes = settings.journal_days, settings.journal_bytes
+    config = JournalConfig(settings.journal, days, most_bytes, settings.secret_values())
+    recorder = Recorder(config, clock)
+    stack.callback(recorder.close)
+    return recorder
 
 
 async def _start_announcing(

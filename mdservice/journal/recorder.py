@@ -75,6 +75,10 @@ _LEAST_SECRET: Final = 8
 _FLUSHED_BYTES: Final = 1 << 20
 """How much is encoded before it is written."""
 _CHUNKS_AT_ONCE: Final = 4
+_MUCH_BYTES: Final = 256 * 1024
+"""While more comes in one turn, compression waits: its time is the feed's on a busy machine …"""
+_MOST_TO_PACK: Final = 8
+"""… unless so many segments wait, half a gigabyte."""
 _DAY_NS: Final = 86_400 * 1_000_000_000
 _LOCK: Final = "lock"
 
@@ -171,6 +175,11 @@ class Recorder:
         self._writer.end()
         await anyio.to_thread.run_sync(self._writer.join, _CLOSE_S)
         self._log_problem()
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the folder; the thread ends by itself. For a service that has not started."""
+        self._writer.end()
         self._lock.close()
 
     def _log_problem(self) -> None:
@@ -437,11 +446,13 @@ class _Writer:
         self._since_s = self._clock.monotonic()
         try:
             self._taken += self.queue.take()
+            before = self._size
             while self._taken:
                 self._add(*self._taken[0])
                 self._taken.popleft()
             self._flush()
-            self._pack_on()
+            if self._size - before < _MUCH_BYTES or len(self._to_pack) > _MOST_TO_PACK:
+                self._pack_on()
             self._tidy()
         except OSError as exc:
             self._error = (

@@ -36,6 +36,7 @@ from mdservice.simulator.markets import MARKETS
 from mdservice.simulator.stocks import QUOTES
 from tests.bench.benchmark import FLOOD, Benchmark
 from tests.bench.checks import Market
+from tests.bench.processes import usage_of
 from tests.bench.programs import Service
 from tests.bench.results import aligned
 from tests.bench.runs import Load
@@ -67,6 +68,8 @@ class Figures:
         quotes: How many quotes the market of the other figures has.
         bytes_a_quote: Of its compressed files.
         replay_s: How long its replay through a service took.
+        replay_cpu_s: The processor time that the busier of the two took for it.
+        cpu: Microseconds of the program's processor time for a quote, without and with the journal.
         rows_per_s: How fast it was exported.
     """
 
@@ -75,7 +78,9 @@ class Figures:
     quotes: int
     bytes_a_quote: float
     replay_s: float
+    replay_cpu_s: float
     rows_per_s: float
+    cpu: tuple[float, float]
 
     @property
     def cost(self) -> float:
@@ -93,8 +98,18 @@ class Figures:
             [
                 ("the journal", "measured", "target"),
                 ("cost, of the throughput", f"{self.cost:.1%}", "<= 5 %"),
+                (
+                    "the same, in processor time",
+                    f"{self.cpu[1] / self.cpu[0] - 1:.1%} of {self.cpu[0]:.2f} us",
+                    "-",
+                ),
                 ("size, bytes a quote", f"{self.bytes_a_quote:.1f}", "-"),
                 (f"replay at {_RATE:,} quotes/s", f"{self.speed:.1f} x", ">= 20 x"),
+                (
+                    "the same, by processor time",
+                    f"{self.quotes / _RATE / self.replay_cpu_s:.1f} x",
+                    "-",
+                ),
                 ("export, rows/s", f"{self.rows_per_s:,.0f}", "-"),
             ]
         )
@@ -102,7 +117,7 @@ class Figures:
 
 async def measure(benchmark: Benchmark) -> Figures:
     """All of it, within a folder that is deleted."""
-    plain, recording = _cost(benchmark)
+    plain, recording, cpu = _cost(benchmark)
     with tempfile.TemporaryDirectory(prefix="mdbench-") as name:
         folder = Path(name) / "journal"
         quotes = await _record(folder)
@@ -113,12 +128,22 @@ async def measure(benchmark: Benchmark) -> Figures:
         began = time.perf_counter()
         rows = export(open_journal([folder]), Path(name) / "day.parquet").rows
         export_s = time.perf_counter() - began
-        replay_s = await _replay(folder, Path(name), quotes)
-    return Figures(plain, recording, quotes, size / quotes, replay_s, rows / export_s)
+        replay_s, replay_cpu_s = await _replay(folder, Path(name), quotes)
+    return Figures(
+        plain,
+        recording,
+        quotes,
+        size / quotes,
+        replay_s,
+        replay_cpu_s,
+        rows / export_s,
+        cpu,
+    )
 
 
-def _cost(benchmark: Benchmark) -> tuple[list[float], list[float]]:
+def _cost(benchmark: Benchmark) -> tuple[list[float], list[float], tuple[float, float]]:
     figures: dict[bool, list[float]] = {False: [], True: []}
+    cpu: dict[bool, list[float]] = {False: [], True: []}
     for number in range(_ROUNDS):
         for journal in (False, True) if number % 2 else (True, False):
             folder = Path(tempfile.mkdtemp(prefix="mdbench-journal-"))
@@ -128,7 +153,8 @@ def _cost(benchmark: Benchmark) -> tuple[list[float], list[float]]:
             finally:
                 shutil.rmtree(folder)
             figures[journal].append(flood.out_per_s)
-    return figures[False], figures[True]
+            cpu[journal].append(1e6 * flood.cpu_s.get("program", 0.0) / flood.sent)
+    return figures[False], figures[True], (median(cpu[False]), median(cpu[True]))
 
 
 async def _record(folder: Path) -> int:
@@ -163,8 +189,11 @@ async def _record(folder: Path) -> int:
     return quotes
 
 
-async def _replay(folder: Path, others: Path, quotes: int) -> float:
-    """Seconds from the first to the last quote that a service gets of ``mdservice replay``."""
+async def _replay(folder: Path, others: Path, quotes: int) -> tuple[float, float]:
+    """Seconds from the first to the last quote that a service gets of ``mdservice replay``.
+
+    The second is the processor time of the server or of the service, whichever is more.
+    """
     command = [sys.executable, "-m", "mdservice", "replay", str(folder), "--speed", "max"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as replay:
         try:
@@ -189,9 +218,14 @@ async def _replay(folder: Path, others: Path, quotes: int) -> float:
                     while not received():
                         await anyio.sleep(0.001)
                 began, before = time.perf_counter(), received()
+                served_s, own_s = usage_of(replay.pid).cpu_s or 0.0, time.process_time()
                 with anyio.fail_after(_REPLAY_LIMIT_S):
                     while received() < quotes:
                         await anyio.sleep(0.01)
-                return (time.perf_counter() - began) * quotes / (quotes - before)
+                whole = quotes / (quotes - before)
+                took_s = time.perf_counter() - began
+                served_s = (usage_of(replay.pid).cpu_s or 0.0) - served_s
+                own_s = time.process_time() - own_s
+                return took_s * whole, max(served_s, own_s) * whole
         finally:
             replay.terminate()

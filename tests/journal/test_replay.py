@@ -192,7 +192,8 @@ def test_subscriptions_of_the_recorded_service_are_not_sent(tmp_path):
     run(main)
 
 
-def test_data_waits_until_a_client_has_subscribed_all(tmp_path):
+def test_data_waits_until_a_client_has_subscribed_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("mdservice.journal.replay._QUIET_S", 3_600)
     with journal_at(tmp_path) as writer:
         writer.frame([quote("MSFT", 1), trade("AAPL", 1)])
 
@@ -265,14 +266,13 @@ def test_the_pace_is_that_of_the_recording_times_the_speed(tmp_path):
             writer.frame([quote("AAPL", writer.second)])
 
     async def main():
+        began_s = time.monotonic()
         async with (
             open_replay(open_journal([tmp_path]), speed=20) as replay,
             client_of(replay, ALL) as client,
         ):
-            await messages_of(client, 1)
-            first_s = time.monotonic()
-            await messages_of(client, 1)
-            assert time.monotonic() - first_s > 0.3  # half a second, less what came late
+            await messages_of(client, 2)
+            assert time.monotonic() - began_s > 0.49
 
     run(main)
 
