@@ -11,8 +11,10 @@ import anyio
 
 from mdservice.app.live_line import LiveLine
 from mdservice.app.service import Service, open_service
-from mdservice.gateway.router import PNL_PATH
+from mdservice.gateway.make import make_tracker
+from mdservice.gateway.router import PNL_PATH, Answers
 from mdservice.gateway.serve import gateway_positions, make_gateway, serve_gateway
+from mdservice.gateway.tracker import PnlTracker
 from mdservice.http_api.listeners import unix_listener
 from mdservice.http_api.server import ApiAddresses, serve_api
 from mdservice.observability.logging import get_logger
@@ -32,6 +34,10 @@ GC_THRESHOLD = (50_000, 20, 50)
 costs a third of the throughput and delays answers with ten thousand positions."""
 
 _MOST_FILES = 65_536
+_CLOSE_S = 1.0
+
+SIMULATOR_HTTP = "127.0.0.1:8001"
+"""Where the API and its page are served on the simulator; on a free port if this one is in use."""
 
 
 async def serve(
@@ -60,14 +66,26 @@ async def serve(
             with running:
                 # The gateway ends before the service, the API after it.
                 async with open_service(settings) as service, anyio.create_task_group() as beside:
+                    book = _book(service, settings)
+                    if book is not None and not settings.simulated:
+                        beside.start_soon(_close_at_the_end, book)
+                    http = settings.http
+                    if (
+                        settings.http is None
+                        and settings.simulator_embedded
+                        and "http" not in settings.sources
+                    ):
+                        http = SIMULATOR_HTTP
                     addresses = await tasks.start(
                         partial(
                             serve_api,
                             service,
                             socket=settings.socket,
                             listener=listener,
-                            http=settings.http,
+                            http=http,
                             token=settings.api_token,
+                            account=Answers(book) if book is not None else None,
+                            any_port=settings.http is None,
                         )
                     )
                     _introduce(service, settings, addresses, announce)
@@ -76,13 +94,31 @@ async def serve(
                         partial(_is_alive, service),
                         partial(_line, service),
                     )
-                    book = None
-                    if settings.simulated:
-                        book = make_gateway(service.resolved)
+                    if book is not None and settings.simulated:
                         serve = partial(serve_gateway, book, service.resolved, any_port=True)
                         announce(_pnl_line(await beside.start(serve)))
                     await live_line.show(service, book.totals if book is not None else None)
             tasks.cancel_scope.cancel()
+
+
+def _book(service: Service, settings: Settings) -> PnlTracker | None:
+    """What the page shows of positions: on the simulator the gateway's own P&L.
+
+    With a real account it only shows positions and judges no limits. Without positions, None.
+    """
+    if settings.simulated:
+        return make_gateway(service.resolved)
+    if settings.positions == "none":
+        return None
+    return make_tracker("none", service.resolved, judges=False)
+
+
+async def _close_at_the_end(book: PnlTracker) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.move_on_after(_CLOSE_S, shield=True):
+            await book.aclose()
 
 
 def raise_file_limit() -> None:
@@ -160,6 +196,8 @@ def _introduce(
     announce(f"redis  {status.redis.url}{embedded}")
     tcp = f" and http://{addresses.http}" if addresses.http else ""
     announce(f"api    {addresses.socket}{tcp}; ask with `mdservice status`")
+    if addresses.http:
+        announce(f"page   http://{addresses.http}/")
     relay = relay_line(service.resolved)
     if relay is not None:
         announce(relay)

@@ -224,6 +224,17 @@ class Answers:
             warnings.append(unusable)
         return day.encode(warnings)
 
+    async def risk(self) -> bytes | None:
+        """The breaker and the limits at the last prices; None without limits.
+
+        Raises:
+            StoreUnavailable, StoreRefused, ConfigurationError: Redis cannot be asked.
+        """
+        risk = self._tracker.risk
+        if not risk.has_limits:
+            return None
+        return await risk.encode(await risk.breaker(), risk.blind())
+
     async def stream(self, ended: Callable[[], bool]) -> AsyncIterator[tuple[str, str]]:
         """The names and the data of events: ``pnl`` with everything, then ``pnl.changed``.
 

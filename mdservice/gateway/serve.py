@@ -22,7 +22,7 @@ from mdservice.gateway.router import NOT_KNOWN, Answers, tracker_router
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.listeners import tcp_address, tcp_listeners
-from mdservice.http_api.requests import App, BearerGate, BodyLimit
+from mdservice.http_api.requests import App, BearerGate, BodyLimit, OwnPagesOnly
 from mdservice.http_api.schemas import METRICS, PositionsAnswer
 from mdservice.observability.metrics import metrics_registry, package_version, render_metrics
 from mdservice.settings import Settings
@@ -154,22 +154,16 @@ async def serve_gateway(
     """
     host, _port = host_and_port(settings.gateway_http)
     with ExitStack() as stack:
-        listeners = await _listeners(settings, any_port=any_port)
+        listeners = await tcp_listeners(
+            settings.gateway_http, token=settings.api_token, setting=_SETTING, any_port=any_port
+        )
         for listener in listeners:
             stack.callback(listener.close)
         app: App = BodyLimit(gateway_app(tracker))
         if settings.api_token is not None and not is_loopback(host):
             app = BearerGate(app, settings.api_token)
+        else:
+            app = OwnPagesOnly(app, settings.gateway_http)
         address = tcp_address(listeners[0])
         async with tracker.running():
             await serve_apps([(app, listeners)], partial(task_status.started, address))
-
-
-async def _listeners(settings: Settings, *, any_port: bool) -> list[socket.socket]:
-    listen = partial(tcp_listeners, token=settings.api_token, setting=_SETTING)
-    try:
-        return await listen(settings.gateway_http)
-    except ConfigurationError:
-        if not any_port:
-            raise
-        return await listen(f"{settings.gateway_http.rpartition(':')[0]}:0")

@@ -181,6 +181,7 @@ async def tcp_listeners(
     token: str | None,
     setting: str = "MDSERVICE_HTTP",
     needed: str = "MDSERVICE_API_TOKEN",
+    any_port: bool = False,
 ) -> list[socket.socket]:
     """Listen at every address of the host, with the same port.
 
@@ -189,6 +190,7 @@ async def tcp_listeners(
         token: The API's token. Without it, only loopback addresses are allowed.
         setting: The name that errors use.
         needed: The setting without which other addresses are refused.
+        any_port: Use a free port if this one cannot be used.
 
     Raises:
         ConfigurationError: ``http`` is not host:port, the host is unknown, the port is in use or
@@ -208,7 +210,12 @@ async def tcp_listeners(
         raise ConfigurationError(
             f"{setting}: {http} is open to other machines: set {needed}, or listen on 127.0.0.1"
         )
-    return _listen(addresses, http, setting)
+    try:
+        return _listen(addresses, http, setting)
+    except ConfigurationError:
+        if not any_port:
+            raise
+    return _listen([(family, (at[0], 0, *at[2:])) for family, at in addresses], http, setting)
 
 
 def tcp_address(listener: socket.socket) -> str:

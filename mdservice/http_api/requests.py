@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -18,10 +20,12 @@ __all__ = [
     "MAX_BODY_BYTES",
     "MAX_SYMBOLS",
     "OPEN_PATHS",
+    "PAGE_FILES",
     "App",
     "BearerGate",
     "BodyLimit",
     "Message",
+    "OwnPagesOnly",
     "Receive",
     "Send",
     "asked",
@@ -41,7 +45,17 @@ MAX_SYMBOLS = 20_000
 """More than any feed has. Bounds the time that one request takes."""
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""The calls that need no token, for load balancers."""
+"""The calls that need no token, for load balancers. Nor do the files of the page, which hold no
+data."""
+
+PAGE_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page/view.js": ("view.js", "text/javascript; charset=utf-8"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+"""The files of the page and their types, by path."""
 
 _BODY_TIME_S = 10.0
 _DISCARD_TIME_S = 2.0
@@ -241,7 +255,9 @@ class BearerGate:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request; with 401 if the token is missing or wrong."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._allows(scope):
+        path = scope.get("path")
+        is_open = path in OPEN_PATHS or path in PAGE_FILES
+        if scope["type"] != "http" or is_open or self._allows(scope):
             await self._app(scope, receive, send)
             return
         detail = "this address requires a token: send the header 'Authorization: Bearer <token>'"
@@ -256,3 +272,49 @@ class BearerGate:
         scheme, _, credentials = given[0].partition(b" ")
         matches = secrets.compare_digest(credentials.strip(), self._token)
         return scheme.lower() == b"bearer" and matches
+
+
+class OwnPagesOnly:
+    """An ASGI layer for an address without a token: it refuses the pages of other sites.
+
+    A browser on this machine sends requests for any site that it shows. So the request must come
+    from a page of this address, if from a page at all (``Origin``), and must not have been led here
+    by another site's name (``Host``).
+
+    Args:
+        app: The application.
+        http: The address where it listens, ``host:port``; its host is a name of this machine.
+    """
+
+    def __init__(self, app: App, http: str) -> None:
+        self._app = app
+        self._own = http.rpartition(":")[0].strip("[]").lower()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request; with 403 if another site's page has sent it."""
+        if scope["type"] != "http" or self._allows(scope):
+            await self._app(scope, receive, send)
+            return
+        detail = "this address answers no pages of other sites: open it by its address or localhost"
+        await refuse(JSONResponse({"detail": detail}, 403), scope, receive, send)
+
+    def _allows(self, scope: MutableMapping[str, Any]) -> bool:
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+        origins = [value.decode("latin-1").lower() for name, value in headers if name == b"origin"]
+        if not all(urlsplit(origin).netloc in hosts for origin in origins):
+            return False
+        return all(map(self._is_here, hosts))
+
+    def _is_here(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name in {"", "localhost", self._own} or name.endswith(".localhost"):
+            return True
+        try:
+            ip_address(name)
+        except ValueError:
+            return False
+        return True

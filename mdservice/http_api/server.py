@@ -14,11 +14,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from mdservice.errors import InvalidChannel, InvalidSymbol, MDServiceError, SubscriptionRefused
-from mdservice.http_api import market_data, monitoring
+from mdservice.http_api import market_data, monitoring, page
 from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.handle import ServiceHandle
 from mdservice.http_api.listeners import tcp_address, tcp_listeners, unix_listener
-from mdservice.http_api.requests import App, BearerGate, BodyLimit
+from mdservice.http_api.page import Account, RecentFeedStates
+from mdservice.http_api.requests import App, BearerGate, BodyLimit, OwnPagesOnly
 from mdservice.observability.metrics import StatusCollector, metrics_registry, package_version
 
 __all__ = ["ApiAddresses", "create_app", "serve_api"]
@@ -30,7 +31,7 @@ The UNIX socket needs no token. Over TCP, if a token is set, every call except t
 needs `Authorization: Bearer <token>`."""
 
 
-def create_app(service: ServiceHandle) -> FastAPI:
+def create_app(service: ServiceHandle, account: Account | None = None) -> FastAPI:
     """The HTTP API of a running service.
 
     ``/openapi.json`` describes it. There is no page at ``/docs``, because FastAPI's page loads
@@ -38,6 +39,7 @@ def create_app(service: ServiceHandle) -> FastAPI:
 
     Args:
         service: The service that is served.
+        account: The positions and limits that the page at ``/`` shows, or None.
     """
     app = FastAPI(
         title="mdservice",
@@ -48,10 +50,13 @@ def create_app(service: ServiceHandle) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.account = account
+    app.state.feed_states = RecentFeedStates(service)
     app.state.metrics = metrics_registry(StatusCollector(service.status))
     app.include_router(monitoring.router)
     app.include_router(market_data.router)
     app.include_router(monitoring.positions_router)
+    app.include_router(page.router)
     app.add_exception_handler(InvalidSymbol, _invalid)
     app.add_exception_handler(InvalidChannel, _invalid)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
@@ -108,6 +113,8 @@ async def serve_api(
     listener: Socket | None = None,
     http: str | None = None,
     token: str | None = None,
+    account: Account | None = None,
+    any_port: bool = False,
     task_status: TaskStatus[ApiAddresses] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the API until it is cancelled; ``started()`` gives the addresses.
@@ -122,6 +129,8 @@ async def serve_api(
             (:func:`mdservice.http_api.listeners.unix_listener`); the caller then removes its file.
         http: ``host:port`` to listen on too, port 0 for a free one, or None.
         token: The token that TCP clients must send, or None.
+        account: The positions and limits that the page shows, or None.
+        any_port: Use a free port if the port of ``http`` is in use.
         task_status: Gets the addresses when connections are accepted.
 
     Raises:
@@ -131,10 +140,15 @@ async def serve_api(
     token = token or None
     with ExitStack() as stack:
         unix = listener or stack.enter_context(unix_listener(socket))
-        tcp = await tcp_listeners(http, token=token) if http is not None else []
+        tcp = []
+        if http is not None:
+            tcp = await tcp_listeners(http, token=token, any_port=any_port)
         for bound in tcp:
             stack.enter_context(bound)
-        app: App = create_app(service)
-        gated = app if token is None else BearerGate(app, token)
+        app = create_app(service, account)
+        gated: App = OwnPagesOnly(app, http or "") if token is None else BearerGate(app, token)
         addresses = ApiAddresses(socket, tcp_address(tcp[0]) if tcp else None)
-        await serve_apps([(app, [unix]), (gated, tcp)], lambda: task_status.started(addresses))
+        served: list[tuple[App, list[Socket]]] = [(app, [unix]), (gated, tcp)]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(app.state.feed_states.run)
+            await serve_apps(served, lambda: task_status.started(addresses))

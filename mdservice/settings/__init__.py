@@ -316,8 +316,9 @@ class Settings:
     http: str | None = setting(
         None,
         values.parse_address_or_off,
-        "Serve the API over TCP too, or off; off loopback this needs an API token.",
+        "Serve the API and its page over TCP too, or off; off loopback this needs an API token.",
         metavar="HOST:PORT",
+        shown_default="`127.0.0.1:8001` on the simulator, else `off`",
     )
     api_token: str | None = setting(
         None, values.parse_secret, "Bearer token for the API over TCP.", secret=True

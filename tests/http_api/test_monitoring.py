@@ -204,7 +204,7 @@ async def test_every_answer_has_the_described_fields(
     schemas.SubscriptionAnswer.model_validate_json(answer.content, strict=True)
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/redoc", "/status/", "/api/v1/market-data"])
+@pytest.mark.parametrize("path", ["/page", "/docs", "/redoc", "/status/", "/api/v1/market-data"])
 async def test_unknown_paths_are_404(client: httpx.AsyncClient, path: str) -> None:
     answer = await client.get(path)
     assert answer.status_code == 404
