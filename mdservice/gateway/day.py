@@ -278,8 +278,10 @@ class AccountDay:
         changed = {without_slash(fill.symbol) for fill in read.fills.fills if book.add(fill)}
         changed |= book.book(read.others.bookings)
         changed |= book.drop_unlisted(read.asked_ns - round(_UNLISTED_S * 1e9))
-        if positions is not None and book.note(positions):
-            self._unsaved = True
+        if positions is not None:
+            # Those before the fills were read, and what has changed without a fill meanwhile.
+            noted = book.note(positions), book.note(self._positions.positions, newer=True)
+            self._unsaved = self._unsaved or any(noted)
         self._listed |= {fill.id for fill in read.fills.fills}
         self._listed |= {one.id for one in read.others.bookings}
         self._last_id = read.fills.last_id or self._last_id
