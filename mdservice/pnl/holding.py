@@ -132,8 +132,14 @@ class Holding:
     @property
     def shown(self) -> object:
         """What its rows show of the price; equal as long as they stay the same."""
-        of = (self.quote if self.price is None else self.mark) or self.spare
+        of = self._of
         return self.price, self.gap, self.status, None if of is None else of.ts_event_ns
+
+    @property
+    def _of(self) -> Quote | Trade | None:
+        """The record whose time the rows show."""
+        of = self.quote if self.price is None else self.mark
+        return self.spare if of is None and self.source_price is None else of
 
     @property
     def lost(self) -> bool:
@@ -265,25 +271,24 @@ class Holding:
         rows = self._rows
         if not self.fresh:
             # In place: many new lists would make the garbage collector scan all objects.
-            of = self.quote if self.price is None else self.mark
-            if of is None and self.source_price is None:
-                of = self.spare
+            of = self._of
             when = None if of is None else format_ns(of.ts_event_ns)
+            status, mark = self.status, self._mark_name()
             if len(rows) == len(self._lots) == 1:
-                rows[0] = self._row(self._lots[0], when)
+                rows[0] = self._row(self._lots[0], when, status, mark)
             else:
-                rows[:] = [self._row(lot, when) for lot in self._lots]
+                rows[:] = [self._row(lot, when, status, mark) for lot in self._lots]
             self.fresh = True
         return rows
 
-    def _row(self, lot: _Lot, when: str | None) -> Row:
+    def _row(self, lot: _Lot, when: str | None, status: Status, mark: MarkName) -> Row:
         price = self.price
         if lot.problem is not None:
             return Row(*lot.head, *_NO_PRICE, None, None, "unpriced", lot.problem)
         if price is None:
             return Row(*lot.head, *_NO_PRICE, when, None, "unpriced")
-        if self.gap and lot.units < 0:
-            price = _add(price, self.gap)
+        if mark == "bid" and lot.units < 0:  # a short lot beside long ones
+            price, mark = _add(price, self.gap), "ask"
         value = _multiply(lot.units, price)
         pnl = _add(value, lot.minus_paid) or ZERO
         percent = percentage(pnl, lot.hundredth)
@@ -291,14 +296,14 @@ class Holding:
         day_pnl = None
         if base is not None and self.day.problem is None:
             day_pnl = _subtract(value, base) or ZERO
-        mark = self._name_of(lot)
-        return Row(*lot.head, price, pnl, percent, value or ZERO, day_pnl, when, mark, self.status)
+        return Row(*lot.head, price, pnl, percent, value or ZERO, day_pnl, when, mark, status)
 
-    def _name_of(self, lot: _Lot) -> MarkName:
+    def _mark_name(self) -> MarkName:
+        """What :attr:`price` is."""
         if self.mark is None:
             return "mid" if self.source_price is None else "previous"
         if self._exits is not None:
-            return "ask" if self._exit == _ASK or lot.units < 0 else "bid"
+            return "ask" if self._exit == _ASK else "bid"
         return "last" if self.trades else "mid"
 
 

@@ -815,3 +815,18 @@ def test_a_key_that_has_an_older_trade_shows_that_newer_ones_were_canceled() -> 
     assert seen(engine) == [("last", 186, "live")]
     engine.trade(attrs.evolve(older, price=185.5), T_NS, from_key=True)
     assert seen(engine) == [("last", Decimal("185.5"), "live")], "its key shows the corrected one"
+
+
+@pytest.mark.parametrize("mark", ["last", "exit"])
+def test_a_quote_that_is_not_the_price_changes_no_row(mark: str) -> None:
+    engine = marked(mark, attrs.evolve(lot("10", "150"), current_price=Decimal(180)))
+    before = engine.report(T_NS)
+    assert not engine.update(quote(0, 188), T_NS)
+    assert engine.changes(before.version, T_NS).positions == ()
+    assert seen(engine) == [("previous", 180, "stale")]
+
+
+def test_lots_in_both_directions_are_named_by_their_sides_without_a_spread() -> None:
+    engine = marked("exit", lot("10", "150"), lot("-4", "150"))
+    engine.update(quote(187, 187), T_NS)
+    assert seen(engine) == [("bid", 187, "live"), ("ask", 187, "live")]
