@@ -78,7 +78,6 @@ class _Read:
     account: Account
     fills: Activities
     others: Activities
-    whole: bool
 
 
 class AccountDay:
@@ -114,14 +113,15 @@ class AccountDay:
         self._redis = redis
         self._clock = clock
         self._changed = changed
-        self._book = DayBook(new_york_date(clock.utc_ns()))
+        self._book = DayBook("")
         self._days: dict[str, SymbolDay] = {}
         self._lots: dict[str, tuple[Position, ...]] = {}
         """The positions for which each day was computed."""
-        self._quantities: list[Decimal | None] = []
+        self._held: list[tuple[Decimal | None, Decimal | None]] = []
         self._is_known = False
         self._error: str | None = "the account has not answered yet"
         self._listed: set[str] = set()
+        self._booked: set[str] = set()
         self._last_id = ""
         self._polls = 0
         self._wanted = anyio.Event()
@@ -189,11 +189,12 @@ class AccountDay:
     def take_positions(self) -> None:
         """Compute the day of symbols whose positions in the engine have changed.
 
-        A changed quantity may be a fill that the stream has lost, so the activities are read soon.
+        A changed quantity may be a fill that the stream has lost, and another last close a new day,
+        so the activities are read soon.
         """
-        quantities = [position.qty for position in self._engine.positions]
-        if quantities != self._quantities:
-            self._quantities = quantities
+        held = [(position.qty, position.lastday_price) for position in self._engine.positions]
+        if held != self._held:
+            self._held = held
             self.want()
         elif self._is_known and self._book.note(self._positions.positions, newer=True):
             # Average prices and last closes change overnight, some time after the date.
@@ -230,6 +231,8 @@ class AccountDay:
             try:
                 read = await self._read()
                 book, is_new = self._book_for(read)
+                if is_new and not read.fills.whole:
+                    read.fills = await self._source.fills(read.date)
                 if is_new:
                     book.starts |= await self._load(read.account.id, read.date)
                 self._take(read, book, is_new=is_new, positions=positions)
@@ -256,18 +259,22 @@ class AccountDay:
         whole = not known or self._polls % _FULL_EVERY == 0
         fills = await self._source.fills(date, "" if whole else self._last_id)
         others = await self._source.others(date)
-        return _Read(date, asked_ns, account, fills, others, whole)
+        return _Read(date, asked_ns, account, fills, others)
 
     def _book_for(self, read: _Read) -> tuple[DayBook, bool]:
         """The book to add what was read to, and whether it is a new one."""
         same = self._account is not None and self._account.id == read.account.id
         if not self._is_known or not same or read.date != self._book.date:
             return DayBook(read.date), True
-        ids = {one.id for one in read.others.bookings}
-        ids |= {one.id for one in read.fills.fills} if read.whole else self._listed
-        if self._listed <= ids:
-            return self._book, False
-        return DayBook(read.date), True  # the broker has taken something back
+        if self._is_taken_back(read):
+            return DayBook(read.date), True
+        return self._book, False
+
+    def _is_taken_back(self, read: _Read) -> bool:
+        """Whether the list lacks what it had before."""
+        if not self._booked <= {one.id for one in read.others.bookings}:
+            return True
+        return read.fills.whole and not self._listed <= {one.id for one in read.fills.fills}
 
     def _take(
         self, read: _Read, book: DayBook, *, is_new: bool, positions: tuple[Position, ...] | None
@@ -283,7 +290,7 @@ class AccountDay:
             noted = book.note(positions), book.note(self._positions.positions, newer=True)
             self._unsaved = self._unsaved or any(noted)
         self._listed |= {fill.id for fill in read.fills.fills}
-        self._listed |= {one.id for one in read.others.bookings}
+        self._booked = {one.id for one in read.others.bookings}
         self._last_id = read.fills.last_id or self._last_id
         self._account = read.account
         self._polls += 1
@@ -315,7 +322,8 @@ class AccountDay:
             self._is_known = False
             self._engine.set_day({}, followed=False)
             self._changed()
-        elif self._is_known and date != self._book.date:
+        elif date != self._book.date:
+            self._book = DayBook(date)
             self._is_known = False
             self._engine.set_day(None)
             self._changed()

@@ -85,11 +85,13 @@ class Activities:
         fills: The trades.
         bookings: The others.
         last_id: The id of the last one; empty without any.
+        whole: Whether they are all, and not only those after a known one.
     """
 
     fills: list[Fill] = attrs.Factory(list)
     bookings: list[Booking] = attrs.Factory(list)
     last_id: str = ""
+    whole: bool = True
 
     def extend(self, more: Activities) -> None:
         """Append those of the next page."""
@@ -193,7 +195,7 @@ class AlpacaAccount:
         if not token:
             return await self._all(params)
         try:
-            return await self._all(params, token)
+            return attrs.evolve(await self._all(params, token), whole=False)
         except AccountRefused as exc:
             if exc.status not in _REFUSED_TOKEN:
                 raise

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import attrs
 
+from mdservice.model.timestamps import format_ns
 from mdservice.simulator.assets import QUOTES, asset_of
 from mdservice.simulator.kinds import Records
 from mdservice.simulator.market import MarketRecord
@@ -25,6 +26,7 @@ __all__ = ["CENT", "Activity", "Balances", "PaperAccount", "Trade"]
 
 CENT = Decimal("0.01")
 _NEW_YORK = ZoneInfo("America/New_York")
+_DAY_NS = 86_400 * 10**9
 _ACTIVITY_IDS = 2 << 64
 _NONE: Final[MarketRecord[Any]] = MarketRecord(0)
 """Of a market that this simulation does not have."""
@@ -207,6 +209,15 @@ class PaperAccount:
         row = {"id": activity_id, "activity_type": activity_type, **fields}
         self.activities.append(Activity(activity_id, activity_type, at_ns, row))
 
+    def date_back(self, now_ns: int) -> None:
+        """Date all activities a day earlier if the newest has the date of that time.
+
+        So a day can end at any hour, and what comes after it belongs to the next one.
+        """
+        if self.activities and self.activities[-1].date == f"{_new_york(now_ns):%Y-%m-%d}":
+            for place, activity in enumerate(self.activities):
+                self.activities[place] = _a_day_earlier(activity)
+
     def end_day(self) -> None:
         """Take the prices of now as the last day's, and the average prices of overnight."""
         for symbol in self._priced():
@@ -310,6 +321,17 @@ class Trade:
     symbol: str
     qty: Decimal
     price: Decimal
+
+
+def _a_day_earlier(activity: Activity) -> Activity:
+    at_ns = activity.at_ns - _DAY_NS
+    stamp = f"{_new_york(at_ns):%Y%m%d}"
+    row = {**activity.row, "id": stamp + activity.id[len(stamp) :]}
+    if "transaction_time" in row:
+        row["transaction_time"] = format_ns(at_ns)
+    if "date" in row:
+        row["date"] = f"{_new_york(at_ns):%Y-%m-%d}"
+    return Activity(str(row["id"]), activity.activity_type, at_ns, row)
 
 
 def _new_york(at_ns: int) -> datetime:

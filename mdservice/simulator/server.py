@@ -562,10 +562,13 @@ class Simulator:
         """End the account's day: orders for the day expire, and its prices become the last day's.
 
         ``lastday_price`` and ``last_equity`` are those of now, and average entry prices become
-        those of Alpaca's overnight rule. :attr:`market_open` is not changed.
+        those of Alpaca's overnight rule. Activities of today's date are those of yesterday then, so
+        that a day can end at any hour. :attr:`market_open` is not changed.
         """
-        self._orders.expire_day(self._clock.utc_ns())
+        now_ns = self._clock.utc_ns()
+        self._orders.expire_day(now_ns)
         self._paper_account.end_day()
+        self._paper_account.date_back(now_ns)
 
     def send_trade_update(self, update: Update) -> None:
         """Send any trade update to those who listen; the account does not change."""

@@ -122,6 +122,23 @@ async def test_the_end_of_the_day_moves_last_prices_and_averages(
         assert (await ask(client, "/v2/positions/KO"))["lastday_price"] == "60.5"
 
 
+async def test_a_day_can_end_at_any_hour(autojump_clock: MockClock) -> None:
+    async with opened() as (simulator, client):
+        simulator.trade("AAPL", 1, 100)
+        simulator.move_cash(5)
+        simulator.end_day()
+        simulator.trade("AAPL", 1, 100)
+        simulator.end_day()
+        simulator.end_day()
+        simulator.trade("AAPL", 1, 100)
+        rows = await ask(client, ACTIVITIES, direction="asc")
+        dates = [row["id"][:8] for row in rows]
+        assert dates == ["20261118", "20261118", "20261119", "20261120"]
+        assert rows[0]["transaction_time"] == "2026-11-18T15:51:44.208000000Z"
+        assert rows[1]["date"] == "2026-11-18"
+        assert await ask(client, ACTIVITIES, date="2026-11-20") == rows[3:]
+
+
 async def test_what_moves_cash_is_an_activity(autojump_clock: MockClock) -> None:
     async with opened(sale_fee="0.00002") as (simulator, client):
         simulator.trade("AAPL", 3, 100)

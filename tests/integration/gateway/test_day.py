@@ -28,22 +28,12 @@ POSITIONS = {"AAPL": (10, "180.5"), "MSFT": (-20, "430"), "BTC/USD": ("0.5", 80_
 CALL = "AAPL261218C00200000"
 
 
-class ShiftedClock(SystemClock):
-    """The machine's clock, some days earlier or later."""
-
-    days = 0
-
-    def utc_ns(self) -> int:
-        return super().utc_ns() + self.days * 86_400 * 10**9
-
-
 class Desk:
     """A simulated account, and gateways of it."""
 
-    def __init__(self, valkey: Any, simulator: Simulator, clock: ShiftedClock) -> None:
+    def __init__(self, valkey: Any, simulator: Simulator) -> None:
         self.valkey = valkey
         self.simulator = simulator
-        self.clock = clock
         self.settings = Settings(
             positions="alpaca",
             positions_interval=0.05,
@@ -85,10 +75,8 @@ def run(request: pytest.FixtureRequest, valkey: Any) -> Callable[..., None]:
         async def main() -> None:
             config = {"rate": 0, "crypto_rate": 0, "options_rate": 0, "rest_rate_limit": None}
             with anyio.fail_after(LIMIT_S):
-                clock = ShiftedClock()
-                made = SimulatorConfig(**{**config, **settings})
-                async with open_simulator(made, clock=clock) as simulator:
-                    await body(Desk(valkey, simulator, clock))
+                async with open_simulator(SimulatorConfig(**{**config, **settings})) as simulator:
+                    await body(Desk(valkey, simulator))
 
         anyio.run(main, backend=request.param)
 
@@ -221,11 +209,9 @@ def test_the_average_comes_from_the_fills_of_the_days_before(run: Callable[..., 
 
     async def body(desk: Desk) -> None:
         simulator = desk.simulator
-        desk.clock.days = -1
         for qty, price in ((100, 10), (50, 9), (-50, 20), (50, 11)):
             simulator.trade("KO", qty, price)
         simulator.end_day()
-        desk.clock.days = 0
         simulator.trade("KO", -150, 12)
         async with desk.gateway() as gateway:
             found = await until(gateway, settled(desk, 1))
@@ -345,3 +331,24 @@ def test_random_days_agree_with_the_accounts_own_equity(
             )
 
     run(body, positions=POSITIONS, sale_fee="0.0000278", coin_fee="0.0025", fills_per_order=3)
+
+
+def test_a_night_between_two_days(run: Callable[..., None]) -> None:
+    async def body(desk: Desk) -> None:
+        simulator = desk.simulator
+        async with desk.gateway() as gateway:
+            await until(gateway, lambda _: True)
+            simulator.trade("AAPL", -4, 200)
+            simulator.trade("KO", 10, 60)
+            await until(gateway, settled(desk, 2))
+            simulator.end_day()
+            found = await until(gateway, lambda found: not found["symbols"])
+            assert (found["realized_pnl"], found["total"]) == (0, desk.gained)
+            simulator.trade("KO", -10, 66)
+            found = await until(gateway, settled(desk, 1))
+            assert (found["realized_pnl"], found["total"]) == (60, desk.gained)
+        async with desk.gateway() as gateway:
+            found = await until(gateway, settled(desk, 1))
+            assert (found["realized_pnl"], found["total"]) == (60, desk.gained)
+
+    run(body, positions=POSITIONS)
