@@ -125,11 +125,11 @@ def _record() -> None:
     with _tmux() as tmux:
         tmux.start("run", 132, 24)
         tmux.wait_for("run", lambda screen: "running | " in screen)
-        tmux.start("watch", 164, 17)
+        tmux.start("watch", 190, 20)
         # A daily bar, which comes each minute, brings the columns of the day.
         tmux.wait_for("watch", lambda screen: "volume" in screen)
         time.sleep(_SETTLE_S)
-        for name, columns in (("run", 132), ("watch", 164)):
+        for name, columns in (("run", 132), ("watch", 190)):
             picture = picture_of(tmux.screen(name), columns, f"mdservice {name}")
             (_PICTURES / f"{name}.svg").write_text(picture)
             print(f"{name}.svg has changed")

@@ -674,10 +674,11 @@ async def check_on_trip(settings: Settings, http: HttpClient | None = None) -> C
     except (msgspec.MsgspecError, UnicodeDecodeError):
         advice = "check MDSERVICE_TRADING_URL"
         return failed(name, f"{mask_url(account.url)} answers otherwise than Alpaca", advice)
-    count = f"{'at least ' if orders == _MOST_ORDERS else ''}{orders} open orders"
+    more = "at least " if orders == _MOST_ORDERS else ""
+    count = f"{more}{orders} open {'order' if orders == 1 else 'orders'}"
     would = {"suspend_trade": "suspend trading", "cancel_orders": f"cancel {count}"}
     what = " and ".join(would[action] for action in would if action in settings.on_trip)
-    detail = f"a trip would {what} at {mask_url(account.url)}; now nothing was changed"
+    detail = f"a trip would {what} at {mask_url(account.url)}; this check changes nothing"
     has_limits = bool(make_limits(settings.limits, settings.alerts).rules)
     for is_so, problem, advice in (
         (state.account_blocked or state.trading_blocked, "the account is blocked", "ask Alpaca"),

@@ -59,7 +59,8 @@ def test_every_picture_is_shown_with_a_description() -> None:
 def test_classes_that_a_picture_names_exist() -> None:
     names = CAMEL_CASE.findall("\n".join(w for p in PICTURES for w in words_of(p.stem)))
     assert ("FeedConnection", "") in names
-    assert unknown_classes(names) == []
+    keys = {"PgUp", "PgDn"}
+    assert [name for name in unknown_classes(names) if name not in keys] == []
 
 
 def phases() -> set[str]:

@@ -257,7 +257,7 @@ def test_once_shows_everything_once(stage: Any, service: Any) -> None:
     (total,) = (index for index, line in enumerate(lines) if line.startswith("total"))
     assert {line.split()[0] for line in lines[3:total]} == set(held)
     assert lines[total].startswith(f"total  {len(held)} priced, 0 unpriced")
-    assert re.match(r"day (of positions )?[-+\d]", lines[total + 1])
+    assert re.match(r"day (of held )?[-+\d]", lines[total + 1])
 
 
 def test_chosen_symbols_alone_are_shown(stage: Any, service: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -133,6 +134,14 @@ class Keyboard:
         except OSError:
             usable = False
         return cls(descriptor) if usable else None
+
+    @classmethod
+    def of_stdin(cls) -> Keyboard | None:
+        """That of the program's input; None if that is no terminal."""
+        try:
+            return None if sys.stdin is None else cls.of(sys.stdin.fileno())
+        except (OSError, ValueError):  # closed, or without a descriptor
+            return None
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -665,7 +665,7 @@ def _account(account: Account, width: int) -> list[Text]:
         (f"{name} {text(amount)}", amount if signed else None)
         for name, amount, text, signed in (
             (
-                "day of positions" if account.realized is None else "day",
+                "day of held" if account.realized is None else "day",
                 account.day_pnl,
                 money_text,
                 True,

@@ -74,7 +74,7 @@ async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> boo
         ConfigurationError: The settings cannot be used.
     """
     clock, errors = SystemClock(), LastError()
-    keyboard = None if sys.stdin is None else Keyboard.of(sys.stdin.fileno())
+    keyboard = Keyboard.of_stdin()
     # The screen shows errors; log lines would destroy its layout.
     logging.getLogger("mdservice").addHandler(errors)
     async with anyio.create_task_group() as tasks:

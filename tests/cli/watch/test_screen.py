@@ -401,7 +401,7 @@ def test_no_terminal_is_too_small_for_limits(width: int, height: int, breaker: A
 
 def test_unknown_sums_of_the_account_are_left_out() -> None:
     lines = drawn(view(account=Account(Decimal(1), None, Decimal(5), None)), 80, 24)
-    assert "day of positions +1.00  value 5.00" in lines
+    assert "day of held +1.00  value 5.00" in lines
     assert not any("day" in line for line in drawn(view(account=Account()), 80, 24))
 
 
