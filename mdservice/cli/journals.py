@@ -117,10 +117,14 @@ def replay(
     as_json = use_json_lines(ctx, config)
     if as_json:
         configure_logging("json")
+    import gc
+
     import anyio
 
+    from mdservice.app.run import GC_THRESHOLD
     from mdservice.journal.replay import open_journal
 
+    gc.set_threshold(*GC_THRESHOLD)
     journal = open_journal(folders, from_ns, to_ns)
     serve = partial(_replay, journal, speed, host, port, as_json=as_json)
     anyio.run(serve, backend="trio")
@@ -156,11 +160,15 @@ def export(
 
     It needs pyarrow: pip install 'mdservice[export]'.
     """
+    import gc
+
+    from mdservice.app.run import GC_THRESHOLD
     from mdservice.journal.export import CHANNELS
     from mdservice.journal.export import export as write
     from mdservice.journal.replay import open_journal
     from mdservice.model.symbol import parse_symbols
 
+    gc.set_threshold(*GC_THRESHOLD)
     journal = open_journal(folders, from_ns, to_ns)
     terminal = sys.stderr.isatty()
     length_ns = max(1, journal.last_ns - journal.first_ns)

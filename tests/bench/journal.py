@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 import shutil
@@ -24,6 +25,7 @@ import anyio
 import attrs
 
 import mdservice
+from mdservice.app.run import GC_THRESHOLD
 from mdservice.clock import SystemClock
 from mdservice.journal.export import export
 from mdservice.journal.recorder import JournalConfig, Recorder
@@ -118,6 +120,7 @@ class Figures:
 async def measure(benchmark: Benchmark) -> Figures:
     """All of it, within a folder that is deleted."""
     plain, recording, cpu = _cost(benchmark)
+    gc.set_threshold(*GC_THRESHOLD)  # as in the programs
     with tempfile.TemporaryDirectory(prefix="mdbench-") as name:
         folder = Path(name) / "journal"
         quotes = await _record(folder)
