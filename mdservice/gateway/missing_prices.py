@@ -2,10 +2,10 @@
 
 ::
 
-    held, without a price ──1 s──▶ the service ──quote──▶ the P&L
-               └─────────────3 s──▶ Alpaca ───────quote──────▲
+    held, without a price ──1 s──▶ the service ──▶ quote, else the last trade ──▶ the P&L
+               └─────────────3 s──▶ Alpaca ─────────▲
 
-Answers never wait for it. A quote from Redis comes first most often, and the symbol is left alone.
+Answers never wait for it. A price from Redis comes first most often, and the symbol is left alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import quote as url_quote
 
 import anyio
@@ -26,10 +26,11 @@ from mdservice.client.http import NoAnswer, ask, fetch
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError
 from mdservice.feed.alpaca.drivers import make_history
-from mdservice.feed.history import HalvingHistory
+from mdservice.feed.history import HalvingHistory, History
 from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed, feed_of
-from mdservice.model.kinds import QUOTES, RecordDecoder
+from mdservice.model.kinds import QUOTES, TRADES, Kind, R, RecordDecoder
 from mdservice.model.quote import Quote
+from mdservice.model.trade import Trade
 from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.engine import PnlEngine
 from mdservice.runtime.backoff import Backoff
@@ -53,12 +54,12 @@ _SERVICE_AFTER_S, _ALPACA_AFTER_S = 1.0, 3.0
 """How long a symbol has been without a price when it is asked for. The service has the price of a
 new symbol within 3 s."""
 _SERVICE_TIMEOUT_S: Final = 3.0
-_LATEST: Final = "/api/v1/market-data/latest/quotes"
+_LATEST: Final = "/api/v1/market-data/latest"
 _OK: Final = 200
 
 
 class PriceSource(Protocol):
-    """A source of latest quotes.
+    """A source of latest quotes and trades.
 
     Attributes:
         name: Whose prices they are, for people.
@@ -72,8 +73,8 @@ class PriceSource(Protocol):
         """Whether it may have a price of this symbol."""
         ...
 
-    async def latest(self, symbols: Sequence[str]) -> Iterable[Quote]:
-        """The latest quotes; symbols without one are omitted.
+    async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Iterable[R]:
+        """The latest records; symbols without one are omitted.
 
         Raises:
             MDServiceError: It does not answer, or refuses.
@@ -82,7 +83,7 @@ class PriceSource(Protocol):
 
 
 class MissingPrices:
-    """Asks the sources for the price of each held symbol that has no usable quote.
+    """Asks the sources for the price of each held symbol that has none of its own kind.
 
     Each source is asked by itself, for a limited number of symbols a second, and less often after
     each failure. A symbol that a source does not know is asked for again, less and less often.
@@ -106,17 +107,17 @@ class MissingPrices:
         reasons = [f"{name}: {reason}" for name, reason in self._errors.items()]
         return f"missing prices cannot be asked for: {'; '.join(reasons)}"
 
-    async def run(self, came: Callable[[Quote], None]) -> None:
+    async def run(self, came: Callable[[Quote | Trade], None]) -> None:
         """Search until cancelled.
 
         Args:
-            came: Called with each quote that was found.
+            came: Called with each quote, and each last trade where quotes are not enough.
         """
         async with anyio.create_task_group() as tasks:
             for source in self._sources:
                 tasks.start_soon(self._search, source, came)
 
-    async def _search(self, source: PriceSource, came: Callable[[Quote], None]) -> None:
+    async def _search(self, source: PriceSource, came: Callable[[Quote | Trade], None]) -> None:
         due: dict[str, _Due] = {}
         backoff = Backoff(_FIRST_S, _LIMIT_S)
         while True:
@@ -134,7 +135,11 @@ class MissingPrices:
                 continue
             try:
                 with anyio.fail_after(_ANSWER_LIMIT_S):
-                    found = await source.latest(symbols)
+                    for quote in await source.latest(QUOTES, symbols):
+                        came(quote)
+                    if poor := [symbol for symbol in symbols if self._needs_trade(symbol)]:
+                        for trade in await source.latest(TRADES, poor):
+                            came(trade)
             except NoAnswer:  # no service runs here, or it is reported elsewhere
                 await anyio.sleep(backoff.next_s())
             except (MDServiceError, TimeoutError) as exc:
@@ -143,13 +148,17 @@ class MissingPrices:
             else:
                 self._errors.pop(source.name, None)
                 backoff.reset()
-                for quote in found:
-                    came(quote)
                 for symbol in symbols:
                     due[symbol].put_off(anyio.current_time())
 
+    def _needs_trade(self, symbol: str) -> bool:
+        holding = self._engine.holding(symbol)
+        if holding is None:
+            return False
+        return holding.waiting if self._engine.mark == "last" else holding.price is None
+
     def _missing(self) -> list[str]:
-        """The held symbols without a usable quote."""
+        """The held symbols that are not priced as they should be."""
         engine = self._engine
         symbols, waiting = engine.symbols, engine.totals.waiting
         if self._listed[0] is not symbols or self._listed[1] != waiting:
@@ -194,29 +203,29 @@ class ServicePrices:
         self.name = f"the service at {socket}"
         self._socket = socket
         self._discovery = discovery
-        self._decoder = RecordDecoder(QUOTES)
 
     def has(self, symbol: str) -> bool:
         """Always, since only the service knows what it subscribes to."""
         return bool(symbol)
 
-    async def latest(self, symbols: Sequence[str]) -> Iterable[Quote]:
+    async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Iterable[R]:
         """See :meth:`PriceSource.latest`."""
         location = await self._discovery.find()
         redis = location.address.shown, location.names.prefix
         payloads = await anyio.to_thread.run_sync(
-            partial(self._ask, symbols, redis), abandon_on_cancel=True
+            partial(self._ask, kind.channel, symbols, redis), abandon_on_cancel=True
         )
-        quotes = map(self._decoder.decode, payloads)
-        return [each for each in quotes if each is not None and each.symbol in symbols]
+        return RecordDecoder(kind, symbols).decode_all(payloads)
 
-    def _ask(self, symbols: Sequence[str], redis: tuple[str, str]) -> Sequence[msgspec.Raw]:
+    def _ask(
+        self, channel: str, symbols: Sequence[str], redis: tuple[str, str]
+    ) -> Sequence[msgspec.Raw]:
         """The records; runs in a thread."""
         status = ask(self._socket, "GET", "/status", timeout_s=_SERVICE_TIMEOUT_S)
         report = status.content.get("redis")
         if not isinstance(report, dict) or redis != (report.get("url"), report.get("key_prefix")):
             return ()
-        call = f"{_LATEST}?symbols={url_quote(','.join(symbols))}"
+        call = f"{_LATEST}/{channel}?symbols={url_quote(','.join(symbols))}"
         code, body = fetch(self._socket, "GET", call, timeout_s=_SERVICE_TIMEOUT_S)
         if code != _OK:
             raise NoAnswer(f"{self.name} answers HTTP {code}")
@@ -235,23 +244,25 @@ class AlpacaPrices:
 
     Args:
         feed: Which one.
-        history: Its latest quotes.
+        history: Its latest records.
     """
 
     after_s = _ALPACA_AFTER_S
 
-    def __init__(self, feed: Feed, history: HalvingHistory[Quote]) -> None:
+    def __init__(self, feed: Feed, history: History) -> None:
         self.name = f"Alpaca's {feed.name}"
         self._feed = feed
-        self._history = history
+        self._of_kind: dict[Kind[Any], HalvingHistory[Any]] = {
+            kind: HalvingHistory(history, kind) for kind in (QUOTES, TRADES)
+        }
 
     def has(self, symbol: str) -> bool:
         """Whether it is a symbol of this feed."""
         return feed_of(symbol) is self._feed
 
-    async def latest(self, symbols: Sequence[str]) -> Iterable[Quote]:
+    async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Iterable[R]:
         """See :meth:`PriceSource.latest`."""
-        return (await self._history.latest(symbols)).records
+        return (await self._of_kind[kind].latest(symbols)).records
 
 
 def price_sources(
@@ -273,5 +284,5 @@ def price_sources(
         for feed in (STOCKS, CRYPTO, OPTIONS):
             history = make_history(settings, feed, clock, http)
             if history is not None:
-                found.append(AlpacaPrices(feed, HalvingHistory(history, QUOTES)))
+                found.append(AlpacaPrices(feed, history))
     return found

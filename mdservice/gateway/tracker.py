@@ -446,15 +446,16 @@ class PnlTracker:
 
     async def _find_missing(self) -> None:
         if self._missing is not None:
-            await self._missing.run(self._quote_came)
+            await self._missing.run(self._record_came)
 
     def _record_came(self, record: Any) -> None:
-        """Apply a record where last trades are the price."""
+        """Apply a record where last trades are the price, or that was missing."""
         self._learn(self._followed.service())
         engine, now_ns, changed = self._engine, self._clock.utc_ns(), False
         match record:
             case Trade():
-                changed = engine.trade(record, now_ns)
+                stands_in = engine.mark != "last"
+                changed = engine.stand_in(record) if stands_in else engine.trade(record, now_ns)
             case Quote():
                 changed = engine.update(record, now_ns)
             case Correction():

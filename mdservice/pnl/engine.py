@@ -500,6 +500,21 @@ class PnlEngine:
             del trades[:-_MOST_TRADES]
         return self._set_last(holding, now_ns)
 
+    def stand_in(self, trade: Trade) -> bool:
+        """Take the last trade as the price of a symbol without one; return whether a row changed.
+
+        The row is stale until there is a price of the usual kind.
+        """
+        holding, price = self._held.get(trade.symbol), to_price(trade.price)
+        if holding is None or holding.price is not None or price is None or price <= 0:
+            return False
+        before = holding.shown
+        self.totals.leave(holding)
+        holding.spare = trade
+        holding.set_unmarked()
+        self.totals.enter(holding)
+        return self._touch_if(holding, before)
+
     def correct(self, correction: Correction, now_ns: int) -> bool:
         """Change a known last trade that was corrected; return whether a row changed."""
         found = self._find_trade(correction, correction.original_id)

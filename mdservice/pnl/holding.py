@@ -13,7 +13,7 @@ from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.model.trade import Trade
 from mdservice.pnl.day import NOTHING_TODAY, SymbolDay
-from mdservice.pnl.numbers import EXACT, MOST_DIGITS, ZERO, percentage, shown, sums_up
+from mdservice.pnl.numbers import EXACT, MOST_DIGITS, ZERO, percentage, shown, sums_up, to_price
 from mdservice.pnl.rows import MarkName, Row, Status
 
 __all__ = ["Holding", "Totals"]
@@ -35,8 +35,9 @@ class Holding:
         quote: The newest quote, or None; with last trades as prices, that of ``mark``.
         mark: The newest usable quote, or last trade, which is the price; or None.
         number: Its mid from :func:`mdservice.model.quote.mid_number`, or the trade's price.
-        spare: The newest usable quote, whose mid is the price as long as there is neither a mark
-            nor a price from the source. Only where the mid is not the price anyway.
+        spare: The newest usable quote where the mid is not the price anyway, or the last trade
+            where no quote was usable. It is the price as long as there is neither a mark nor a
+            price from the source.
         trades: The newest trades that count as last ones, by time; only where they are the price.
         heard_ns: When the last quote came, or the known one was confirmed.
         live: Whether the mark was young enough at the last check.
@@ -64,7 +65,7 @@ class Holding:
     quote: Quote | Trade | None = None
     mark: Quote | Trade | None = None
     number: float | Decimal | None = None
-    spare: Quote | None = None
+    spare: Quote | Trade | None = None
     trades: list[Trade] = attrs.Factory(list)
     heard_ns: int = 0
     live: bool = False
@@ -202,10 +203,11 @@ class Holding:
         self.set_day(self.day)
 
     def set_unmarked(self) -> None:
-        """Take the price of the source, or else the mid of a quote, since there is no mark."""
+        """Take the price of the source, or else that of the spare, since there is no mark."""
         self.mark, self.number, self.gap, self.price = None, None, ZERO, self.source_price
         if self.price is None and self.spare is not None:
-            self.price = self.spare.price
+            spare = self.spare
+            self.price = spare.price if isinstance(spare, Quote) else to_price(spare.price)
 
     def take_exit(self, quote: Quote) -> None:
         """Take the newest usable quote where the price is that at which to close a position."""
@@ -301,7 +303,9 @@ class Holding:
     def _mark_name(self) -> MarkName:
         """What :attr:`price` is."""
         if self.mark is None:
-            return "mid" if self.source_price is None else "previous"
+            if self.source_price is not None:
+                return "previous"
+            return "last" if isinstance(self.spare, Trade) else "mid"
         if self._exits is not None:
             return "ask" if self._exit == _ASK else "bid"
         return "last" if self.trades else "mid"

@@ -13,12 +13,12 @@ import pytest
 from mdservice.client.http import NoAnswer
 from mdservice.clock import SystemClock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.feed.history import HalvingHistory
 from mdservice.gateway.missing_prices import AlpacaPrices, MissingPrices, price_sources
 from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import TRADES
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
+from mdservice.model.trade import Trade
 from mdservice.pnl.engine import PnlEngine
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
@@ -30,6 +30,10 @@ HOUR_S = 3_600
 
 def quote(symbol: str, price: float, at_ns: int = 1) -> Quote:
     return Quote(symbol, price, price, 1, 1, at_ns, at_ns)
+
+
+def last_trade(symbol: str, price: float) -> Trade:
+    return Trade(symbol, price, 1, "V", (), "C", 1, 1, 1)
 
 
 def held(*symbols: str) -> list[Position]:
@@ -46,6 +50,7 @@ class FakeSource:
         self.name = f"the fake after {after_s:g} s"
         self.after_s = after_s
         self.prices = prices
+        self.trades: dict[str, float] = {}
         self.error: Exception | None = None
         self.delay_s = 0.0
         self.asked: list[tuple[float, tuple[str, ...]]] = []
@@ -53,7 +58,9 @@ class FakeSource:
     def has(self, symbol: str) -> bool:
         return symbol != "OTHER"
 
-    async def latest(self, symbols: Sequence[str]) -> Iterable[Quote]:
+    async def latest(self, kind: Any, symbols: Sequence[str]) -> Iterable[Any]:
+        if kind is TRADES:
+            return [last_trade(s, self.trades[s]) for s in symbols if s in self.trades]
         self.asked.append((round(anyio.current_time()), tuple(symbols)))
         await anyio.sleep(self.delay_s)
         if self.error is not None:
@@ -67,8 +74,11 @@ class Bench:
         self.engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
         self.missing = MissingPrices(self.engine, sources)
 
-    def came(self, found: Quote) -> None:
-        self.engine.update(found, self.clock.utc_ns())
+    def came(self, found: Quote | Trade) -> None:
+        if isinstance(found, Quote):
+            self.engine.update(found, self.clock.utc_ns())
+        else:
+            self.engine.stand_in(found)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -106,6 +116,26 @@ async def test_the_first_source_that_has_a_price_is_used_and_the_others_left_alo
     assert bench.rows() == {"A": ("stale", 1), "B": ("stale", 3)}
     assert near.asked[0][1] == ("A", "B")
     assert [symbols for _, symbols in far.asked] == [("B",)]
+
+
+async def test_the_last_trade_stands_in_where_no_quote_is_usable(autojump_clock: Any) -> None:
+    source = FakeSource(EMPTY=0.0, GOOD=7)
+    source.trades = {"EMPTY": 4.5, "GOOD": 6, "NONE": 0}
+    bench = Bench(source)
+    bench.engine.set_positions(held("EMPTY", "GOOD", "NONE"))
+    async with bench.running():
+        await anyio.sleep(5)
+    assert bench.rows() == {
+        "EMPTY": ("stale", Decimal("4.5")),
+        "GOOD": ("stale", 7),
+        "NONE": ("unpriced", None),
+    }
+    report = bench.engine.report(bench.clock.utc_ns())
+    assert [row.mark for row in report.positions] == ["last", "mid", None]
+    assert report.total_unrealized_pnl == Decimal("3.5") + 6
+    bench.came(quote("EMPTY", 5, bench.clock.utc_ns()))
+    row, *_ = bench.engine.report(bench.clock.utc_ns()).positions
+    assert (row.current_price, row.mark, row.status) == (5, "mid", "live")
 
 
 async def test_what_no_source_knows_is_asked_for_less_and_less_often(autojump_clock: Any) -> None:
@@ -191,9 +221,7 @@ async def test_each_class_is_asked_for_at_its_own_feed(autojump_clock: Any) -> N
         histories[feed].add([quote(symbol, 5)])
     histories[STOCKS].refuses["BAD"] = "invalid symbol: BAD"
     histories[OPTIONS].script.append(HistoryRefused("not in the plan"))
-    bench = Bench(
-        *(AlpacaPrices(feed, HalvingHistory(each, QUOTES)) for feed, each in histories.items())
-    )
+    bench = Bench(*(AlpacaPrices(feed, each) for feed, each in histories.items()))
     bench.engine.set_positions(held("A", "BTCUSD", CALL, "BAD"))
     async with bench.running():
         await anyio.sleep(5)

@@ -294,7 +294,7 @@ class Gatherer:
     ) -> Entry:
         newest = None if holding is None else holding.quote or holding.spare
         spare = None if holding is None else holding.spare
-        quote = newest if isinstance(newest, Quote) else spare
+        quote = next((each for each in (newest, spare) if isinstance(each, Quote)), None)
         change = None if fresh is None else self._change(symbol, price, fresh)
         last, day_pct, volume = self._market.of(symbol)
         entry = Entry(
