@@ -72,10 +72,13 @@ class LimitsReference:
     def readable(self, symbol: str) -> bool:
         return len(self.rows(symbol)) == len(self.lots(symbol))
 
+    def is_closed(self, symbol: str) -> bool:
+        """Whether its price is the last one of a market that is closed."""
+        return any(row[-1] == "closed" for row in self.rows(symbol))
+
     def usable(self, symbol: str) -> bool:
         """Whether the price may be used."""
-        lots = self.lots(symbol)
-        if lots and self.book.status(lots[0], self.now_ns) == "closed":
+        if self.is_closed(symbol):
             return True
         mark, (quote, _) = self.book.mark(symbol), self.book.newest(symbol) or (None, 0)
         return (
@@ -104,9 +107,8 @@ class LimitsReference:
         if rule.kind == "qty":
             return False, sum((_f(row[1]) for row in rows), Fraction())
         if rule.kind == "stale":
-            closed = self.book.status(self.lots(symbol)[0], self.now_ns) == "closed"
             if mark is None:
-                return not closed, None
+                return not self.is_closed(symbol), None
             return False, Fraction(self.now_ns - mark.ts_event_ns, S_NS)
         if not self.usable(symbol):
             return True, None
@@ -141,8 +143,7 @@ class LimitsReference:
     def _state(self, rule: AlertRule, symbol: str) -> State:
         blind, value = self.value(rule, symbol)
         if rule.kind == "stale" and not blind:
-            closed = self.book.status(self.lots(symbol)[0], self.now_ns) == "closed"
-            old = not closed and not self.book.young(symbol, self.now_ns)
+            old = not self.is_closed(symbol) and not self.book.young(symbol, self.now_ns)
             return rule.text, symbol, value, Fraction(old)
         return rule.text, symbol, value, None if value is None else used(rule, value)
 
