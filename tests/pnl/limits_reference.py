@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from fractions import Fraction
 
 import attrs
@@ -74,7 +75,11 @@ class LimitsReference:
 
     def is_closed(self, symbol: str) -> bool:
         """Whether its price is the last one of a market that is closed."""
-        return any(row[-1] == "closed" for row in self.rows(symbol))
+        if self.lots(symbol):
+            return any(row[-1] == "closed" for row in self.rows(symbol))
+        known = self.book.mark(symbol) is not None
+        as_held = Position(symbol, Decimal(1), Decimal(1))
+        return known and self.book.status(as_held, self.now_ns) == "closed"
 
     def usable(self, symbol: str) -> bool:
         """Whether the price may be used."""
