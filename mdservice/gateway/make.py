@@ -34,7 +34,7 @@ from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.pnl.engine import PnlEngine
 from mdservice.positions import sources
 from mdservice.positions.activities import AlpacaAccount
-from mdservice.positions.cache import PositionCache
+from mdservice.positions.cache import PAUSE_S, PositionCache
 from mdservice.positions.parse import parse_positions
 from mdservice.positions.sources import PositionSource, ServicePositions, open_source
 from mdservice.positions.trading_stream import TradeUpdatesFollower, open_trading_stream
@@ -72,6 +72,8 @@ _NEVER_CHANGE: Final = frozenset({str, int, float, bool, Decimal, type(None), ty
 
 PositionsGiven = str | PositionSource | PositionsFunction
 _AT_ONCE_S: Final = 0.0
+_SERVICE_PAUSE_S: Final = 0.05
+"""Between two requests that events ask for: the service is on this machine, and has no limit."""
 
 
 def make_tracker(
@@ -146,7 +148,8 @@ def make_tracker(
         account = TradingAccount(settings, http)
         on_trip = OnTrip(settings.on_trip, account, calls, clock, webhook)
     interval_s = _AT_ONCE_S if own else settings.positions_interval
-    cache = PositionCache(source, interval_s, clock, symbols)
+    pause_s = _SERVICE_PAUSE_S if isinstance(source, ServicePositions) else PAUSE_S
+    cache = PositionCache(source, interval_s, clock, symbols, pause_s)
     has_own = isinstance(positions, str) and positions not in {"alpaca", "none"}
     return PnlTracker(
         cache,

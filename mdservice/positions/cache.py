@@ -20,7 +20,7 @@ from mdservice.pnl.numbers import EXACT, ZERO, plain, sums_up
 from mdservice.positions.sources import PositionSource
 from mdservice.positions.trade_updates import TradeUpdate, position_after
 
-__all__ = ["PATIENCE_S", "SHOWN_S", "PositionCache"]
+__all__ = ["PATIENCE_S", "PAUSE_S", "SHOWN_S", "PositionCache"]
 
 _log = get_logger(__name__)
 
@@ -32,7 +32,7 @@ _GRACE_S: Final = 2.0
 """How long the event of a fill may take that an answer of the source has already."""
 _SETTLED_S: Final = 1.0
 """How long an answer of the source may miss a fill whose event has come before it was asked."""
-_LEAST_PAUSE_S: Final = 0.5
+PAUSE_S: Final = 0.5
 """Between two requests that events ask for. Alpaca answers 200 calls a minute on its free plan."""
 _MOST_HEARD: Final = 50_000
 _MOST_SHOWN: Final = 20
@@ -62,6 +62,7 @@ class PositionCache:
         clock: The time.
         symbols: Keep only positions in these symbols, as the source or the feed writes them; empty
             means all.
+        pause_s: The least time between two requests that events ask for, seconds.
 
     Attributes:
         interval_s: As given.
@@ -81,6 +82,7 @@ class PositionCache:
         interval_s: float,
         clock: Clock,
         symbols: Collection[str] = (),
+        pause_s: float = PAUSE_S,
     ) -> None:
         self.interval_s = interval_s
         self.positions: tuple[Position, ...] = ()
@@ -93,6 +95,7 @@ class PositionCache:
         self._source = source
         self._clock = clock
         self._symbols = frozenset(symbols)
+        self._pause_s = pause_s
         self._asking = anyio.Lock()
         self._asked_s: float | None = None
         self._answered_s: float | None = None
@@ -176,7 +179,7 @@ class PositionCache:
             with anyio.move_on_after(self.interval_s or least_s):
                 await self._wanted.wait()
                 await anyio.sleep(max(0.0, self._next_wanted_s - self._clock.monotonic()))
-                self._next_wanted_s = self._clock.monotonic() + _LEAST_PAUSE_S
+                self._next_wanted_s = self._clock.monotonic() + self._pause_s
         return await self.refresh()
 
     def want(self) -> None:
@@ -200,7 +203,8 @@ class PositionCache:
 
         Args:
             update: The event.
-            given: The position after it, where the sender knows it, or None if it is closed.
+            given: The position after it, where the sender knows it, or None if it is closed. It
+                is not taken if the event does not follow the known position.
         """
         if update.position_qty is None or not self._is_chosen(update):
             return False
@@ -210,6 +214,12 @@ class PositionCache:
         if not self._is_new(key, update, held):
             self.late += 1
             return False
+        before = held[0] if held else None
+        follows = _follows(before, update)
+        if not follows or before is None:
+            self.want()  # an event is missing, and with it the right price; or a row has more
+        if given and not follows:
+            return False  # the sender may be another service, on the same channel
         seen = self._heard.pop(key, None)
         self._heard[key] = _Heard.after(seen, update, self._clock.monotonic())
         if len(self._heard) > _MOST_HEARD:
@@ -217,12 +227,7 @@ class PositionCache:
         if not self.answers or len(held) > 1 or any(each.problem for each in held):
             self.want()  # the next answer has it
             return False
-        before = held[0] if held else None
         after = given[0] if given else position_after(before, update)
-        if not given and not _follows(before, update):
-            self.want()  # an event is missing, and with it the right average price
-        if before is None and not given:
-            self.want()  # what else a row has
         known = after is None or after.avg_entry_price is not None
         if not known or _quantity([] if after is None else [after]) != update.position_qty:
             self.want()  # the sender knows a later event, or no price is known
@@ -306,9 +311,8 @@ class PositionCache:
 
     def _keep(self, positions: tuple[Position, ...], began_s: float) -> None:
         before = self.positions
-        later = {
-            key: heard for key, heard in self._heard.items() if heard.came_s + _SETTLED_S >= began_s
-        }
+        since_s = began_s - _SETTLED_S
+        later = {key: heard for key, heard in self._heard.items() if heard.came_s >= since_s}
         if later:
             positions = self._with_events(positions, later)
         is_new = before is not positions and before != positions
@@ -336,7 +340,8 @@ class PositionCache:
                 continue
             self.want()
             if self.answers:
-                kept[key] = known[key]
+                if _quantity(known[key]) == heard.quantity:  # the event was applied
+                    kept[key] = known[key]
             elif len(rows[key]) <= 1:
                 row = rows[key][0] if rows[key] else None
                 after = position_after(row, heard.update)

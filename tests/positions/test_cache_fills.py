@@ -268,8 +268,42 @@ async def test_the_senders_position_is_taken_as_it_is(autojump_clock: Any) -> No
     await anyio.sleep(0.1)
     assert not bench.cache.apply(bench.fill("AAPL", "5", "20"), [newer]), "it knows a later event"
     await anyio.sleep(0.1)
-    assert bench.cache.apply(bench.fill("AAPL", "-20", "0"), [None])
+    assert bench.cache.apply(bench.fill("AAPL", "-15", "0"), [None])
     assert bench.cache.positions == ()
+
+
+async def test_a_senders_position_that_does_not_follow_is_asked_for(autojump_clock: Any) -> None:
+    bench = Bench(held("AAPL", "10"))
+    await bench.answered()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.poll)
+        await anyio.sleep(1)
+        fetches = len(bench.source.fetches)
+        of_another = held("AAPL", "505")
+        assert not bench.cache.apply(bench.fill("AAPL", "5", "505"), [of_another])
+        assert bench.qty("AAPL") == "10"
+        bench.source.set(held("AAPL", "25"))
+        await anyio.sleep(0.01)
+        assert len(bench.source.fetches) == fetches + 1
+        assert bench.qty("AAPL") == "25", "the answer counts at once"
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_sender_that_does_not_have_its_event_yet_is_asked_until_it_has(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench(held("AAPL", "10"))
+    await bench.answered()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.poll)
+        await anyio.sleep(1)
+        update = bench.fill("AAPL", "5", "15")
+        assert not bench.cache.apply(update, [held("AAPL", "10")])
+        await anyio.sleep(0.1)
+        bench.source.set(held("AAPL", "15"))
+        await anyio.sleep(0.6)
+        assert bench.qty("AAPL") == "15"
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_change_wakes_those_who_wait_for_one(autojump_clock: Any) -> None:
