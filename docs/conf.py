@@ -40,7 +40,9 @@ nitpick_ignore_regex = [
     ("py:class", r"mdservice\.runtime\.network\.HttpClient"),
     ("py:class", r"mdservice\.positions\.sources\._Result"),
     ("py:(class|obj)", r"mdservice\.model\.kinds\..*"),
-    ("py:class", r"mdservice\.pnl\.holding\..*"),
+    ("py:class", r"mdservice\.pnl\.(holding|day)\..*"),
+    ("py:func", r"mdservice\.pnl\.last_sale\.updates_last"),
+    ("py:class", r"mdservice\.model\.market\.Market"),
     (
         "py:class",
         r"mdservice\.simulator\.(bars|feeds|http|market|memory)\..*",
