@@ -251,7 +251,7 @@ class SimulatedGateway:
             payload, heard = world.store.price(symbol), self._heard.get(symbol)
             if payload is not None and (heard is None or heard[0] != QUOTES.decode(payload)):
                 world.violated(f"the gateway has {heard} of {symbol}, the store {payload!r}")
-        reference = Reference(_STALE_AFTER_S, PRICE_TTL_S, self._recounted())
+        reference = Reference(_STALE_AFTER_S, PRICE_TTL_S, positions=self._recounted())
         for quote, heard_ns in self._heard.values():
             reference.update(quote, heard_ns)
         told = Whole.of(engine.report(now_ns))
