@@ -285,8 +285,8 @@ class PnlAnswer(Answer):
     )
     total_market_value: float = Field(description="Likewise.", examples=[1871.35])
     total_day_pnl: float | None = Field(
-        description="The sum over all positions, and over what was closed today; null if that of "
-        "one is not known. Without fees.",
+        description="The sum over all positions; null if that of one is not known. What was closed "
+        "today, and fees, are in `/api/v1/account/pnl/day`.",
         examples=[17.35],
     )
     realized_day_pnl: float | None = Field(

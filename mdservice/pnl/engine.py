@@ -695,7 +695,7 @@ class PnlEngine:
             tuple(rows),
             totals.unrealized_pnl,
             totals.market_value,
-            totals.day_pnl,
+            totals.rows_day_pnl,
             totals.realized_day_pnl,
             self.market,
             totals.priced,

@@ -326,7 +326,7 @@ class Totals:
         market_value: The exact sum of the symbols' market values.
         exposure: The exact sum of their absolute market values.
         day_base: What the market value is measured against for the day's P&L.
-        day_unknown: Symbols whose P&L since the last close is not known.
+        day_unknown: Held symbols whose P&L since the last close is not known.
         fills_known: Whether today's fills are known; None where they are not followed, so that the
             day's P&L is that of positions without any.
     """
@@ -344,16 +344,23 @@ class Totals:
     fills_known: bool | None = None
     _realized: Decimal = ZERO
     _unknown_realized: int = 0
+    _closed: Decimal = ZERO
+    _unknown_closed: int = 0
 
     @property
-    def day_pnl(self) -> Decimal | None:
-        """The exact sum of the symbols' P&L since the last close; None if one is not known.
-
-        It includes symbols that were closed today, and no fees.
-        """
+    def rows_day_pnl(self) -> Decimal | None:
+        """The exact sum of the held symbols' P&L since the last close; None if one is not known."""
         if self.day_unknown or self.fills_known is False:
             return None
         return _subtract(self.market_value, self.day_base) or ZERO
+
+    @property
+    def day_pnl(self) -> Decimal | None:
+        """The same with the symbols that were closed today; without fees."""
+        rows = self.rows_day_pnl
+        if rows is None or self._unknown_closed:
+            return None
+        return _add(rows, self._closed) or ZERO
 
     @property
     def realized_day_pnl(self) -> Decimal | None:
@@ -371,9 +378,9 @@ class Totals:
         if held:
             return
         if (pnl := day.closed_pnl) is None:
-            self.day_unknown += 1
+            self._unknown_closed += 1
         else:
-            self.day_base = _subtract(self.day_base, pnl)
+            self._closed = _add(self._closed, pnl)
 
     def leave_day(self, day: SymbolDay, *, held: bool) -> None:
         """Remove it."""
@@ -384,9 +391,9 @@ class Totals:
         if held:
             return
         if (pnl := day.closed_pnl) is None:
-            self.day_unknown -= 1
+            self._unknown_closed -= 1
         else:
-            self.day_base = _add(self.day_base, pnl)
+            self._closed = _subtract(self._closed, pnl)
 
     @property
     def unrealized_pnl(self) -> Decimal:

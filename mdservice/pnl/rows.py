@@ -72,8 +72,8 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
             lots, in their order; they replace all earlier rows of that symbol.
         total_unrealized_pnl: The exact sum over the priced rows, whatever their status.
         total_market_value: Likewise.
-        total_day_pnl: The exact sum over all rows and over what was closed today; None if one is
-            not known.
+        total_day_pnl: The exact sum over all rows; None if one is not known. What was closed today
+            has no row.
         realized_day_pnl: What today's fills realised; None where that is not known.
         market: The market's hours; None if they are not known.
         priced: The number of rows with a price, whatever their status.

@@ -195,7 +195,7 @@ class Recount:
         return {
             "total_unrealized_pnl": sum(row["unrealized_pnl"] for row in rows),
             "total_market_value": sum(row["market_value"] for row in rows),
-            "total_day_pnl": sum(map(self.day_pnl, self.accounts)),
+            "total_day_pnl": sum(row["day_pnl"] for row in rows),
             "realized_day_pnl": sum(account.realized for account in self.accounts.values()),
             "priced": len(rows),
             "unpriced": 0,
