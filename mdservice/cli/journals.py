@@ -148,18 +148,24 @@ def replay(
 @click.option("--symbols", "of", metavar="SYM,SYM", help="Only these; by default all.")
 @click.option("--from", "from_ns", type=Moment(), help="Begin here.")
 @click.option("--to", "to_ns", type=Moment(), help="End before this time.")
+@config_option
+@click.pass_context
 def export(
+    ctx: click.Context,
+    /,
     folders: tuple[Path, ...],
     out: Path,
     chosen: str | None,
     of: str | None,
     from_ns: int | None,
     to_ns: int | None,
+    config: Path | None,
 ) -> None:
     """Turn journals into a Parquet file: one row for each record, every field as it was sent.
 
     It needs pyarrow: pip install 'mdservice[export]'.
     """
+    use_json_lines(ctx, config)
     import gc
 
     from mdservice.app.run import GC_THRESHOLD

@@ -25,9 +25,12 @@ COMMANDS = [
     "simulate",
     "gateway",
     "watch",
+    "replay",
+    "export",
 ]
 WITH_ARGUMENT = {"subscribe": ["AAPL"], "unsubscribe": ["AAPL"]}
-WITH_SETTINGS = [command for command in COMMANDS if command != "simulate"]
+WITHOUT_SETTINGS = {"simulate", "replay", "export"}
+WITH_SETTINGS = [command for command in COMMANDS if command not in WITHOUT_SETTINGS]
 
 
 def test_every_command_is_listed(invoke) -> None:
