@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from mdservice.cli import cli
+from mdservice.cli import cli, options
 from mdservice.observability import logging as logs
 from mdservice.observability.masking import Masker
 
@@ -23,6 +26,15 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.startswith(("MDSERVICE_", "ALPACA_", "APCA_", "REDIS_", "XDG_RUNTIME")):
             monkeypatch.delenv(name)
     monkeypatch.setattr(logs, "_masker", Masker())
+    # What a command that prints JSON lines changes for its whole process
+    monkeypatch.setattr(options._Lines, "json", False)
+    for module, name in (
+        (sys, "excepthook"),
+        (sys, "unraisablehook"),
+        (threading, "excepthook"),
+        (warnings, "showwarning"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
     # Short, since a UNIX socket's path has about a hundred bytes.
     with tempfile.TemporaryDirectory(prefix="md-") as folder:
         monkeypatch.chdir(folder)
