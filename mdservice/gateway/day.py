@@ -118,6 +118,7 @@ class AccountDay:
         self._lots: dict[str, tuple[Position, ...]] = {}
         """The positions for which each day was computed."""
         self._held: list[tuple[Decimal | None, Decimal | None]] = []
+        self._noted: tuple[Position, ...] = ()
         self._is_known = False
         self._error: str | None = "the account has not answered yet"
         self._listed: set[str] = set()
@@ -196,10 +197,12 @@ class AccountDay:
         if held != self._held:
             self._held = held
             self.want()
-        elif self._is_known and self._book.note(self._positions.positions, newer=True):
-            # Average prices and last closes change overnight, some time after the date.
-            self._unsaved = True
         if self._is_known:
+            # Average prices and last closes change overnight, some time after the date.
+            before, self._noted = set(map(id, self._noted)), self._positions.positions
+            changed = [position for position in self._noted if id(position) not in before]
+            if self._book.note(changed, newer=True):
+                self._unsaved = True
             lots = self._engine.lots
             self._compute(key for key, known in self._lots.items() if lots(key) is not known)
 
