@@ -133,8 +133,8 @@ class Broker:
                     answer = {"status": status, "action": "authenticate"}
                     connection.send(_frame("authorization", answer))
                 elif said["action"] == "listen":
-                    self.listeners.append(connection)
                     connection.send(_frame("listening", {"streams": ["trade_updates"]}))
+                    self.listeners.append(connection)
         except ConnectionClosed:
             pass
         finally:
@@ -229,7 +229,8 @@ class Broker:
 
     def drop(self) -> None:
         """End the connections of those who listen."""
-        for connection in list(self.listeners):
+        ended, self.listeners = self.listeners, []
+        for connection in ended:
             connection.close()
 
     def close(self) -> None:

@@ -253,8 +253,13 @@ def test_a_price_that_the_market_knows_is_used(stage: Any, with_service: bool) -
 def by_event(stage: Any) -> Outside:
     """A gateway that asks for the positions once a minute."""
     broker = Broker()
-    broker.answers["/v2/positions"] = [held("AAPL", "10", "100"), held("MSFT", "5", "400")]
+    broker.answers["/v2/positions"] = [held("AAPL", "9", "100"), held("MSFT", "5", "400")]
     at = Outside(stage, stage.valkey(), broker=broker, MDSERVICE_POSITIONS_INTERVAL="60").ready()
+    stage.eventually(lambda: broker.listeners, what=lambda: at.program.said)
+    # No answer of before the first event is under way once that after a reconnection is there.
+    broker.answers["/v2/positions"] = [held("AAPL", "10", "100"), held("MSFT", "5", "400")]
+    broker.drop()
+    at.until("AAPL", qty=10)
     stage.eventually(lambda: broker.listeners, what=lambda: at.program.said)
     return at
 
@@ -340,7 +345,7 @@ def test_a_refused_trading_login_is_degraded_and_not_repeated_at_once(stage: Any
 def test_events_of_the_account_are_published_with_the_position_as_it_is_then(stage: Any) -> None:
     broker, valkey = Broker(), stage.valkey()
     stage.defer(broker.close)
-    broker.answers["/v2/positions"] = [held("AAPL", "10", "100", lastday="99")]
+    broker.answers["/v2/positions"] = [held("AAPL", "9", "100")]
     env = {
         "MDSERVICE_POSITIONS": "alpaca",
         "MDSERVICE_POSITIONS_INTERVAL": "60",
@@ -351,6 +356,13 @@ def test_events_of_the_account_are_published_with_the_position_as_it_is_then(sta
         heard.subscribe("account.updated")
         assert heard.get_message(timeout=20)["type"] == "subscribe"
         service = stage.service(stage.simulator(), valkey, **env).wait_ready()
+        stage.eventually(lambda: broker.listeners, what=lambda: service.said)
+        # No answer of before the first event is under way once that after a reconnection is there.
+        broker.answers["/v2/positions"] = [held("AAPL", "10", "100")]
+        broker.drop()
+        stage.eventually(
+            lambda: [row["qty"] for row in service.get("/api/v1/positions")["positions"]] == [10]
+        )
         stage.eventually(lambda: broker.listeners, what=lambda: service.said)
         at_ns = time.time_ns()
         broker.push(broker.update("AAPL", "buy", "5", "110.5", "15", at_ns))
