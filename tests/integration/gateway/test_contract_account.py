@@ -201,6 +201,32 @@ def test_a_quote_that_cannot_be_used_leaves_the_last_usable_mark(
     by_day.until(symbol, status="live", current_price=106)
 
 
+def test_the_exit_mark_is_the_bid_of_a_long_and_the_ask_of_a_short_position(
+    module_stage: Any,
+) -> None:
+    at = opened(module_stage, MDSERVICE_MARK="exit").ready()
+    at.hold(held("LONG", "10", "100"), held("SHRT", "-10", "100"))
+    for symbol in ("LONG", "SHRT"):
+        at.quote(symbol, "104", "106", "105")
+    at.until("LONG", status="live", current_price=104, mark="bid", unrealized_pnl=40)
+    at.until("SHRT", status="live", current_price=106, mark="ask", unrealized_pnl=-60)
+    at.quote("LONG", "0", "107", "107")
+    at.quote("SHRT", "103", "0", "103")
+    at.until("LONG", status="stale", current_price=104, mark="bid")
+    at.until("SHRT", status="stale", current_price=106, mark="ask")
+
+
+def test_the_last_mark_is_the_last_trade_that_updates_the_last_price(module_stage: Any) -> None:
+    at = opened(module_stage, MDSERVICE_MARK="last", MDSERVICE_CHANNELS="quotes,trades").ready()
+    at.hold(held("AAPL", "10", "100"))
+    at.quote("AAPL", "104", "106", "105")
+    at.trade("AAPL", "104.5")
+    at.until("AAPL", status="live", current_price=D("104.5"), mark="last", unrealized_pnl=45)
+    at.trade("AAPL", "90", '["@","I"]')  # an odd lot
+    at.trade("AAPL", "104.75")
+    at.until("AAPL", current_price=D("104.75"), mark="last")
+
+
 @pytest.mark.parametrize(
     ("world", "status"), [("by_day", "stale"), ("by_night", "closed")], ids=["day", "night"]
 )
