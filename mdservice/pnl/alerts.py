@@ -22,7 +22,7 @@ from mdservice.pnl.measures import age_s, of_holding, of_totals
 from mdservice.pnl.numbers import short
 from mdservice.pnl.rules import TOTAL, AlertRule, Direction, Kind
 
-__all__ = ["Alert", "AlertRules", "encode_alert"]
+__all__ = ["Alert", "AlertRules", "encode_alert", "subject_of"]
 
 _encode = msgspec.json.encode
 
@@ -138,7 +138,7 @@ class AlertRules:
                 return
             value, beyond, back = found, rule.beyond(found), rule.back(found)
         if self._crosses(rule, holding.symbol, beyond=beyond, back=back):
-            alerts.append(Alert.of(rule, holding.symbol, value, now_ns))
+            alerts.append(Alert.of(rule, subject_of(rule, holding), value, now_ns))
 
     def _check_total(self, engine: PnlEngine, now_ns: int, alerts: list[Alert]) -> None:
         if not engine.positions:
@@ -167,6 +167,11 @@ class AlertRules:
         if back and crossed is not None:
             crossed.discard(rule.text)
         return False
+
+
+def subject_of(rule: AlertRule, holding: Holding) -> str:
+    """The symbol that the rule names; of a rule for each, as the source of the lots writes it."""
+    return holding.name if rule.symbol == EVERY_SYMBOL else rule.symbol
 
 
 def encode_alert(alert: Alert) -> bytes:

@@ -104,6 +104,11 @@ class Holding:
         return _add(self.market_value, self.minus_paid) or ZERO
 
     @property
+    def name(self) -> str:
+        """Its symbol as the source of its lots writes it, such as ``BTCUSD``."""
+        return self.positions[0].symbol if self.positions else self.symbol
+
+    @property
     def qty(self) -> Decimal:
         """The exact sum over the priceable lots, negative for a short position."""
         qty = ZERO

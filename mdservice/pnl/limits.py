@@ -17,7 +17,7 @@ import msgspec
 from mdservice.model.position import asset_class_of, default_multiplier
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import EVERY_SYMBOL, spellings
-from mdservice.pnl.alerts import Alert
+from mdservice.pnl.alerts import Alert, subject_of
 from mdservice.pnl.breaker import Breaker, encode_breaker
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding, Totals
@@ -151,7 +151,7 @@ class Limits:
         """Whether the limits of a symbol, or of the ``total``, can be judged."""
         if subject == TOTAL:
             return not self._unusable and not self._day_unknown
-        return subject not in self._blind
+        return self._blind.keys().isdisjoint(spellings(subject))
 
     def states(self, engine: PnlEngine, now_ns: int) -> list[LimitState]:
         """Every limit, with one entry for each symbol that it is for."""
@@ -219,7 +219,8 @@ class Limits:
             if why is None and (value := _value(rule, holding, now_ns)) is not None:
                 beyond = _is_beyond(rule, value, holding)
                 if self._crosses(rule, symbol, value, beyond=beyond):
-                    self._cross(Alert.of(rule, symbol, value, now_ns), crossings)
+                    crossing = Alert.of(rule, subject_of(rule, holding), value, now_ns)
+                    self._cross(symbol, crossing, crossings)
         _note(self._blind, symbol, reason)
         if ages and holding.live and holding.quote is not holding.mark:
             self._ageing[symbol] = holding
@@ -240,7 +241,7 @@ class Limits:
             elif self._unusable or value is None:
                 continue
             elif self._crosses(rule, TOTAL, value, beyond=rule.beyond(value)):
-                self._cross(Alert.of(rule, TOTAL, value, now_ns), crossings)
+                self._cross(TOTAL, Alert.of(rule, TOTAL, value, now_ns), crossings)
 
     def _crosses(self, rule: AlertRule, subject: str, value: Decimal, *, beyond: bool) -> bool:
         """Whether the value has just crossed; a value that is back is forgotten."""
@@ -251,8 +252,8 @@ class Limits:
             crossed.pop(rule.text, None)
         return False
 
-    def _cross(self, crossing: Alert, crossings: list[Alert]) -> None:
-        self._crossed.setdefault(crossing.symbol, {})[crossing.rule] = crossing
+    def _cross(self, symbol: str, crossing: Alert, crossings: list[Alert]) -> None:
+        self._crossed.setdefault(symbol, {})[crossing.rule] = crossing
         crossings.append(crossing)
 
     def _rules_of(self, symbol: str) -> Iterator[AlertRule]:
@@ -278,7 +279,8 @@ class Limits:
                 continue
             level = Fraction(rule.level)
             if value < level if rule.direction == "below" else value > level:
-                yield f"{rule.text}: {subject} would be at {_shown(value)}"
+                told = TOTAL if subject == TOTAL else subject_of(rule, holding)
+                yield f"{rule.text}: {told} would be at {_shown(value)}"
 
 
 def has_price(holding: Holding | None) -> bool:
@@ -467,9 +469,9 @@ def _state(rule: AlertRule, holding: Holding, now_ns: int) -> LimitState:
     if value is None:
         # The source's price has no age, and is not stale while the market is closed.
         used = ZERO if rule.kind == "stale" and not blind else None
-        return LimitState(rule.text, holding.symbol, None, used)
+        return LimitState(rule.text, subject_of(rule, holding), None, used)
     used = Decimal(_is_stale(holding)) if rule.kind == "stale" else _used(rule, value)
-    return LimitState(rule.text, holding.symbol, value, used)
+    return LimitState(rule.text, subject_of(rule, holding), value, used)
 
 
 def _used(rule: AlertRule, value: Decimal) -> Decimal:

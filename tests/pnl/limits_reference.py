@@ -60,6 +60,10 @@ class LimitsReference:
     def lots(self, symbol: str) -> list[Position]:
         return [lot for lot in self.book.positions if lot.priced_by == symbol]
 
+    def name(self, symbol: str) -> str:
+        """As the source of its lots writes it."""
+        return self.lots(symbol)[0].symbol
+
     def held(self) -> list[str]:
         return list(dict.fromkeys(lot.priced_by for lot in self.book.positions))
 
@@ -135,22 +139,22 @@ class LimitsReference:
             if rule.symbol == TOTAL:
                 found.append(self._state_of_total(rule))
             elif rule.symbol == "*":
-                found += [self._state(rule, symbol) for symbol in held]
+                found += [self._state(rule, symbol, self.name(symbol)) for symbol in held]
                 if not held:
                     found.append((rule.text, "*", None, Fraction()))
             elif rule.symbol in held:
-                found.append(self._state(rule, rule.symbol))
+                found.append(self._state(rule, rule.symbol, rule.symbol))
             else:
                 value = None if rule.kind in {"price", "stale", "pct"} else Fraction()
                 found.append((rule.text, rule.symbol, value, Fraction()))
         return found
 
-    def _state(self, rule: AlertRule, symbol: str) -> State:
+    def _state(self, rule: AlertRule, symbol: str, subject: str) -> State:
         blind, value = self.value(rule, symbol)
         if rule.kind == "stale" and not blind:
             old = not self.is_closed(symbol) and not self.book.young(symbol, self.now_ns)
-            return rule.text, symbol, value, Fraction(old)
-        return rule.text, symbol, value, None if value is None else used(rule, value)
+            return rule.text, subject, value, Fraction(old)
+        return rule.text, subject, value, None if value is None else used(rule, value)
 
     def _state_of_total(self, rule: AlertRule) -> State:
         if not self.book.positions:
@@ -163,7 +167,8 @@ class LimitsReference:
 
     def crossed(self) -> set[tuple[str, str]]:
         """The limits of what is held that are beyond their level now."""
-        held = {*self.held(), TOTAL} if self.book.positions else set()
+        names = map(self.name, self.held())
+        held = {*self.held(), *names, TOTAL} if self.book.positions else set()
         by_text = {rule.text: rule for rule in self.rules}
         return {
             (text, subject)

@@ -65,8 +65,8 @@ def usable(quote: Quote) -> bool:
 
 
 def counts(trade: Trade) -> bool:
-    """Of the conditions that the tests use, all but odd lots are of a last trade."""
-    return "I" not in trade.conditions
+    """Of the conditions that the tests use, all but odd lots are of a stock's last trade."""
+    return "I" not in trade.conditions or "/" in trade.symbol
 
 
 def readable(number: Decimal | None) -> Fraction | None:
@@ -97,8 +97,9 @@ class Reference:
     """That of each time without a session, by the open that ends it."""
 
     def update(self, quote: Quote, now_ns: int) -> None:
-        known = self.newest(quote.symbol)
-        if known is None or quote.ts_event_ns >= known[0].ts_event_ns:
+        newest, _ = self.newest(quote.symbol) or (None, 0)
+        known = self.spare(quote.symbol) if self.kind == "last" else newest
+        if known is None or quote.ts_event_ns >= known.ts_event_ns:
             self.heard.append((quote, now_ns))
 
     def expire(self, symbols: Sequence[str]) -> None:
