@@ -318,6 +318,14 @@ class Service:
         """
         return self._topology.readers.articles(parse_symbols(symbols), limit)
 
+    def states_since(self, count: int) -> tuple[list[FeedStatus], int]:
+        """The last changes of the feeds' states after the first ``count``, the oldest first.
+
+        Returns:
+            Those that are kept, 200 at most, and how many there have been since the start.
+        """
+        return self._topology.readers.states_since(count)
+
     def status(self) -> Status:
         """A snapshot of the whole service."""
         names = {feed.name: self.resolved.feed_name_of(feed.name) for feed in FEEDS}

@@ -101,6 +101,14 @@ class ServiceHandle(Protocol):
         """
         ...
 
+    def states_since(self, count: int) -> tuple[list[FeedStatus], int]:
+        """The last changes of the feeds' states after the first ``count``, the oldest first.
+
+        Returns:
+            Those that are kept, and how many there have been since the start.
+        """
+        ...
+
     def status(self) -> Status:
         """A snapshot of the whole service."""
         ...

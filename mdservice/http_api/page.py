@@ -8,8 +8,7 @@ the number of symbols and not on the rate of quotes.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from importlib.resources import files
 from typing import Annotated, Any, Final, Protocol
 
@@ -22,11 +21,11 @@ from mdservice.errors import MDServiceError
 from mdservice.http_api.handle import ServiceHandle
 from mdservice.http_api.monitoring import Service
 from mdservice.http_api.requests import PAGE_FILES
-from mdservice.model.events import FeedStatus, encode_status
+from mdservice.model.events import encode_status
 from mdservice.model.kinds import QUOTES, STATUSES, Kind
 from mdservice.model.status import status_to_json
 
-__all__ = ["Account", "RecentFeedStates", "router"]
+__all__ = ["Account", "router"]
 
 router = APIRouter(tags=["page"])
 
@@ -49,7 +48,6 @@ _PER_COST: Final = 20.0
 """A look that took long is followed by a pause that is this many times longer."""
 _MOST_ROWS: Final = 2000
 """The symbols that one page gets; more are reached by the filter."""
-_STATES_KEPT: Final = 200
 
 Match = Annotated[
     str,
@@ -79,36 +77,6 @@ class Account(Protocol):
         ...
 
 
-class RecentFeedStates:
-    """The last changes of the feeds' states, so that a page that is opened later shows them.
-
-    Args:
-        service: The service.
-    """
-
-    def __init__(self, service: ServiceHandle) -> None:
-        self._service = service
-        self._states: deque[FeedStatus] = deque(maxlen=_STATES_KEPT)
-        self._count = 0
-
-    async def run(self) -> None:
-        """Collect them until the service closes its events."""
-        async with self._service.batches(channels=()) as items:
-            try:
-                async for item in items:
-                    if isinstance(item, FeedStatus):
-                        self._states.append(item)
-                        self._count += 1
-            finally:
-                if isinstance(items, AsyncGenerator):
-                    await items.aclose()
-
-    def since(self, count: int) -> tuple[list[FeedStatus], int]:
-        """The kept ones after the first ``count``, the oldest first, and how many there were."""
-        new = min(self._count - count, len(self._states))
-        return list(self._states)[len(self._states) - new :], self._count
-
-
 def _serve_file(name: str, media_type: str) -> Callable[[], Any]:
     async def serve() -> Response:
         content = files(__package__).joinpath("static", name).read_bytes()
@@ -133,8 +101,7 @@ async def page_stream(
     at their prices, and the limits. `feed`: each change of a feed's state.
     """
     closing: anyio.Event | None = request.scope.get("state", {}).get("closing")
-    state = request.app.state
-    shown = _Shown(service, state.feed_states, state.account, match.upper())
+    shown = _Shown(service, request.app.state.account, match.upper())
     while closing is None or not closing.is_set():
         began_s = time.perf_counter()
         events = list(shown.changes())
@@ -150,12 +117,10 @@ class _Shown:
     def __init__(
         self,
         service: ServiceHandle,
-        states: RecentFeedStates,
         account: Account | None,
         match: str,
     ) -> None:
         self._service = service
-        self._states = states
         self._account = account
         self._match = match
         self._sent: dict[str, dict[str, Any]] = {}
@@ -170,7 +135,7 @@ class _Shown:
         for name, kind in (("prices", QUOTES), ("halts", STATUSES)):
             if records := self._changed(name, kind):
                 yield name, b"[%b]" % b",".join(map(kind.encode, records))
-        new, self._seen = self._states.since(self._seen)
+        new, self._seen = self._service.states_since(self._seen)
         for state in new:
             yield "feed", encode_status(state)
 

@@ -257,8 +257,11 @@ class BearerGate:
         """Answer one request; with 401 if the token is missing or wrong."""
         path = scope.get("path")
         is_open = path in OPEN_PATHS or path in PAGE_FILES
-        if scope["type"] != "http" or is_open or self._allows(scope):
+        if scope["type"] != "http" or self._allows(scope) or (is_open and path != "/"):
             await self._app(scope, receive, send)
+            return
+        if path == "/":
+            await self._app(scope, receive, _as_refusal(send))  # the page asks for the token
             return
         detail = "this address requires a token: send the header 'Authorization: Bearer <token>'"
         challenge = {"WWW-Authenticate": 'Bearer realm="mdservice"'}
@@ -272,6 +275,18 @@ class BearerGate:
         scheme, _, credentials = given[0].partition(b" ")
         matches = secrets.compare_digest(credentials.strip(), self._token)
         return scheme.lower() == b"bearer" and matches
+
+
+def _as_refusal(send: Send) -> Send:
+    """The same answer with status 401."""
+
+    async def refusing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            challenge = (b"www-authenticate", b'Bearer realm="mdservice"')
+            message = {**message, "status": 401, "headers": [*message["headers"], challenge]}
+        await send(message)
+
+    return refusing
 
 
 class OwnPagesOnly:

@@ -18,7 +18,7 @@ from mdservice.http_api import market_data, monitoring, page
 from mdservice.http_api.connections import serve_apps
 from mdservice.http_api.handle import ServiceHandle
 from mdservice.http_api.listeners import tcp_address, tcp_listeners, unix_listener
-from mdservice.http_api.page import Account, RecentFeedStates
+from mdservice.http_api.page import Account
 from mdservice.http_api.requests import App, BearerGate, BodyLimit, OwnPagesOnly
 from mdservice.observability.metrics import StatusCollector, metrics_registry, package_version
 
@@ -51,7 +51,6 @@ def create_app(service: ServiceHandle, account: Account | None = None) -> FastAP
     )
     app.state.service = service
     app.state.account = account
-    app.state.feed_states = RecentFeedStates(service)
     app.state.metrics = metrics_registry(StatusCollector(service.status))
     app.include_router(monitoring.router)
     app.include_router(market_data.router)
@@ -149,6 +148,4 @@ async def serve_api(
         gated: App = OwnPagesOnly(app, http or "") if token is None else BearerGate(app, token)
         addresses = ApiAddresses(socket, tcp_address(tcp[0]) if tcp else None)
         served: list[tuple[App, list[Socket]]] = [(app, [unix]), (gated, tcp)]
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(app.state.feed_states.run)
-            await serve_apps(served, lambda: task_status.started(addresses))
+        await serve_apps(served, lambda: task_status.started(addresses))

@@ -16,10 +16,12 @@ from mdservice.model.kinds import NEWS, QUOTES, Kind
 from mdservice.model.news import ARTICLES_KEPT, Article
 from mdservice.publish.conflation import ConflatingBuffer
 
-__all__ = ["READER_BACKLOG", "LocalReader", "LocalReaders"]
+__all__ = ["READER_BACKLOG", "STATES_KEPT", "LocalReader", "LocalReaders"]
 
 READER_BACKLOG = 10_000
 """The size of a reader's buffer. Beyond it, its oldest records are conflated."""
+STATES_KEPT = 200
+"""Changes of the feeds' states that are kept for those who ask later."""
 _MOST_AT_ONCE = 500
 
 
@@ -132,11 +134,13 @@ def _items(item: RoutedItem) -> Sequence[Any]:
 
 
 class LocalReaders:
-    """All readers in this process, and the newest articles."""
+    """All readers in this process, the newest articles and the last changes of feeds' states."""
 
     def __init__(self) -> None:
         self._readers: set[LocalReader] = set()
         self._articles: deque[Article] = deque(maxlen=ARTICLES_KEPT)
+        self._states: deque[FeedStatus] = deque(maxlen=STATES_KEPT)
+        self._state_count = 0
 
     def __len__(self) -> int:
         return len(self._readers)
@@ -145,8 +149,16 @@ class LocalReaders:
         """Offer an item to every reader, without waiting."""
         if isinstance(item, RecordBatch) and item.kind is NEWS:
             self._articles.extend(item.records)
+        elif isinstance(item, FeedStatus):
+            self._states.append(item)
+            self._state_count += 1
         for reader in self._readers:
             reader.offer(item)
+
+    def states_since(self, count: int) -> tuple[list[FeedStatus], int]:
+        """The kept changes of state after the first ``count``, and how many there were."""
+        new = min(self._state_count - count, len(self._states))
+        return list(self._states)[len(self._states) - new :], self._state_count
 
     def keep(self, articles: Iterable[Article]) -> None:
         """Keep articles of an earlier run, the oldest first."""

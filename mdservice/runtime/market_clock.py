@@ -136,7 +136,10 @@ class MarketClock:
 
 def _is_here(url: str) -> bool:
     """Whether the server is on this machine, so that no rate limit is to be spared."""
-    host = urlsplit(url).hostname or ""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:  # it is no URL, which the first request reports
+        return False
     return host in {"localhost", "::1"} or host.startswith("127.")
 
 

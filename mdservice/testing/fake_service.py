@@ -115,6 +115,7 @@ class FakeService:
         self._latest: dict[Kind[Any], dict[str, Any]] = {}
         self._articles: list[Article] = []
         self._readers: set[_Reader] = set()
+        self._states: list[FeedStatus] = []
         self._accepted = 0
 
     @property
@@ -141,7 +142,12 @@ class FakeService:
 
     def announce(self, status: FeedStatus) -> None:
         """Send a change of the feed's state to the readers."""
+        self._states.append(status)
         self._offer(status)
+
+    def states_since(self, count: int) -> tuple[list[FeedStatus], int]:
+        """The changes of the feeds' states after the first ``count``, and how many there were."""
+        return self._states[count:], len(self._states)
 
     def close(self) -> None:
         """End the readers' streams."""

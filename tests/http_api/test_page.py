@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from mdservice.errors import StoreUnavailable
-from mdservice.http_api.page import RecentFeedStates, _Shown
+from mdservice.http_api.page import _Shown
 from mdservice.http_api.requests import OwnPagesOnly
 from mdservice.http_api.server import create_app
 from mdservice.testing.fake_service import FakeService
@@ -43,7 +43,7 @@ async def looks(shown: _Shown, times: int) -> AsyncIterator[Events]:
 
 
 def a_page(service: FakeService, account: FakeAccount | None = None, match: str = "") -> _Shown:
-    return _Shown(service, RecentFeedStates(service), account, match)
+    return _Shown(service, account, match)
 
 
 async def test_only_changed_prices_are_sent(autojump_clock: Any, service: FakeService) -> None:

@@ -145,6 +145,7 @@ async def test_the_second_one_that_ends_leaves_the_record_of_the_first(
         async with running(other):
             await anyio.sleep(5)
             assert server.record() == one.own
+        await anyio.sleep(1)  # it hears that the other one has ended
         assert server.record() == one.own
         assert one.others() == []
     assert server.record() is None

@@ -499,7 +499,7 @@ def test_finds_a_difference_that_no_poll_corrects(monkeypatch: pytest.MonkeyPatc
         keep(self, self.positions if self.answers else positions, began_s)
 
     monkeypatch.setattr(PositionCache, "_keep", first_only)
-    assert "after the last poll" in of_gateway()
+    assert "the gateway's report is" in of_gateway()
 
 
 def test_finds_a_sum_that_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
