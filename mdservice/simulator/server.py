@@ -355,7 +355,7 @@ class Simulator:
                 quotes_sent=connection.sent[QUOTES],
                 pending_bytes=connection.pending_bytes,
             )
-            for connection in self._connections.values()
+            for connection in tuple(self._connections.values())  # a test's thread may ask
             if connection.session is not None
         )
 

@@ -160,7 +160,9 @@ class Program:
     def http(self) -> httpx.Client:
         """A client of its API over its UNIX socket."""
         if self._http is None:
-            transport = httpx.HTTPTransport(uds=str(self.socket))
+            # Below the time after which the server closes an idle connection.
+            limits = httpx.Limits(keepalive_expiry=2)
+            transport = httpx.HTTPTransport(uds=str(self.socket), limits=limits)
             self._http = httpx.Client(transport=transport, base_url="http://mdservice", timeout=30)
         return self._http
 

@@ -16,6 +16,7 @@ from typing import Final, TextIO
 import anyio
 import anyio.to_thread
 import attrs
+from anyio.abc import TaskStatus
 from rich.console import Console, Group
 from rich.live import Live
 
@@ -197,7 +198,7 @@ async def _on_terminal(gatherer: Gatherer, console: Console, keyboard: Keyboard 
     )
     drawing = _Drawing(gatherer, screen, console, live)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_let_suspend, live, keyboard)
+        await tasks.start(_let_suspend, live, keyboard)  # before the terminal is changed
         with live, nullcontext() if keyboard is None else keyboard.reading():
             if keyboard is not None:
                 tasks.start_soon(keyboard.read, drawing.press)
@@ -242,9 +243,12 @@ class _Drawing:
             self._pressed = anyio.Event()
 
 
-async def _let_suspend(live: Live, keyboard: Keyboard | None) -> None:
+async def _let_suspend(
+    live: Live, keyboard: Keyboard | None, *, task_status: TaskStatus[None]
+) -> None:
     """Restore the terminal while Ctrl-Z stops this process."""
     with anyio.open_signal_receiver(signal.SIGTSTP) as signals:
+        task_status.started()
         async for _number in signals:
             live.stop()
             if keyboard is not None:
