@@ -326,7 +326,7 @@ def test_a_flood_of_announcements_leaves_other_tasks_their_turn(
                 while not server.ended.is_set():
                     await anyio.sleep(0.001)
                     turns += server.started.is_set()
-        assert turns > 10
+        assert turns > 1  # a task that never lets go gives none, a busy machine few
 
     run(body, backend)
 

@@ -297,23 +297,33 @@ def test_a_fill_shows_at_once_and_a_late_or_repeated_event_changes_nothing(
     assert {key for said in broker.logins for key in said} <= {"action", "data", "key", "secret"}
     first = broker.update("AAPL", "buy", "5", "110", "15", now_ns)
     second = broker.update("AAPL", "buy", "5", "120", "20", now_ns + 1_000)
+    # A late event may have the gateway ask: the broker's answer has all fills that it has sent.
+    aapl = held("AAPL", "20", "105")
+    broker.answers["/v2/positions"] = [held("AAPL", "15", "103"), held("MSFT", "5", "400")]
     broker.push(first)
     by_event.until("AAPL", qty=15)
+    broker.answers["/v2/positions"] = [aapl, held("MSFT", "-2", "400")]
     broker.push(second.decode(), first, second, first)  # text frames too
     broker.push(broker.update("MSFT", "sell", "7", "400", "-2", now_ns + 2_000))
     by_event.until("MSFT", qty=-2)  # it came behind all of them
     assert by_event.row("AAPL")["qty"] == 20
+    broker.answers["/v2/positions"] = [aapl]
     broker.push(broker.update("MSFT", "buy", "2", "400", "0", now_ns + 3_000))
     by_event.stage.eventually(
         lambda: [row["symbol"] for row in by_event.pnl()["positions"]] == ["AAPL"],
         what=by_event.pnl,
     )
+    tsla = held("TSLA", "-1", "340")
+    broker.answers["/v2/positions"] = [aapl, tsla]
     broker.push(broker.update("TSLA", "sell", "1", "340", "-1", now_ns + 4_000))
     by_event.stage.eventually(
         lambda: any(row["symbol"] == "TSLA" for row in by_event.pnl()["positions"]),
         what=by_event.pnl,
     )
     assert by_event.row("TSLA")["qty"] == -1
+    legs = [held(CALL, "2", "1.5", asset_class="us_option")]
+    legs.append(held(PUT, "-4", "1.5", asset_class="us_option"))
+    broker.answers["/v2/positions"] = [aapl, tsla, *legs]
     broker.push(broker.legs_update({CALL: ("buy", "2", "2"), PUT: ("sell", "4", "-4")}, now_ns))
     by_event.stage.eventually(
         lambda: {CALL, PUT} <= {row["symbol"] for row in by_event.pnl()["positions"]},
