@@ -36,9 +36,6 @@ costs a third of the throughput and delays answers with ten thousand positions."
 _MOST_FILES = 65_536
 _CLOSE_S = 1.0
 
-SIMULATOR_HTTP = "127.0.0.1:8001"
-"""Where the API and its page are served on the simulator; on a free port if this one is in use."""
-
 
 async def serve(
     settings: Settings, *, announce: Callable[[str], None], live_line: LiveLine
@@ -69,23 +66,16 @@ async def serve(
                     book = _book(service, settings)
                     if book is not None and not settings.simulated:
                         beside.start_soon(_close_at_the_end, book)
-                    http = settings.http
-                    if (
-                        settings.http is None
-                        and settings.simulator_embedded
-                        and "http" not in settings.sources
-                    ):
-                        http = SIMULATOR_HTTP
                     addresses = await tasks.start(
                         partial(
                             serve_api,
                             service,
                             socket=settings.socket,
                             listener=listener,
-                            http=http,
+                            http=settings.served_http,
                             token=settings.api_token,
                             account=Answers(book) if book is not None else None,
-                            any_port=settings.http is None,
+                            any_port=settings.http_is_default,
                         )
                     )
                     _introduce(service, settings, addresses, announce)
@@ -94,10 +84,12 @@ async def serve(
                         partial(_is_alive, service),
                         partial(_line, service),
                     )
+                    totals = None
                     if book is not None and settings.simulated:
                         serve = partial(serve_gateway, book, service.resolved, any_port=True)
                         announce(_pnl_line(await beside.start(serve)))
-                    await live_line.show(service, book.totals if book is not None else None)
+                        totals = book.totals
+                    await live_line.show(service, totals)
             tasks.cancel_scope.cancel()
 
 

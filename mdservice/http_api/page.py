@@ -1,4 +1,4 @@
-"""The page at ``/``: three static files, and one stream of all that they show.
+"""The page at ``/``: static files, and one stream of all that they show.
 
 The page asks nothing of other hosts, and its content security policy allows nothing else. The
 stream looks at the service a few times a second and sends what has changed, so its cost depends on
@@ -8,8 +8,9 @@ the number of symbols and not on the rate of quotes.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from importlib.resources import files
+from itertools import islice
 from typing import Annotated, Any, Final, Protocol
 
 import anyio
@@ -24,8 +25,9 @@ from mdservice.http_api.requests import PAGE_FILES
 from mdservice.model.events import encode_status
 from mdservice.model.kinds import QUOTES, STATUSES, Kind
 from mdservice.model.status import status_to_json
+from mdservice.model.symbol import EVERY_SYMBOL
 
-__all__ = ["Account", "router"]
+__all__ = ["Account", "PageView", "router"]
 
 router = APIRouter(tags=["page"])
 
@@ -101,7 +103,7 @@ async def page_stream(
     at their prices, and the limits. `feed`: each change of a feed's state.
     """
     closing: anyio.Event | None = request.scope.get("state", {}).get("closing")
-    shown = _Shown(service, request.app.state.account, match.upper())
+    shown = PageView(service, request.app.state.account, match.upper())
     while closing is None or not closing.is_set():
         began_s = time.perf_counter()
         events = list(shown.changes())
@@ -111,7 +113,7 @@ async def page_stream(
         await anyio.sleep(pause_s)
 
 
-class _Shown:
+class PageView:
     """What one page has got, and what it has not."""
 
     def __init__(
@@ -123,6 +125,8 @@ class _Shown:
         self._service = service
         self._account = account
         self._match = match
+        self._wanted: Mapping[str, object] = {}
+        """The symbols that the page shows, of the last status."""
         self._sent: dict[str, dict[str, Any]] = {}
         self._last: dict[str, bytes] = {}
         self._next_s: dict[str, float] = {}
@@ -166,15 +170,23 @@ class _Shown:
     def _status(self) -> bytes:
         sources = self._service.subscriptions()
         chosen = [symbol for symbol in sorted(sources) if self._match in symbol]
+        self._wanted = sources
+        for sent in self._sent.values():
+            for symbol in [symbol for symbol in sent if not self._shows(symbol)]:
+                del sent[symbol]  # the page has removed its row
         return msgspec.json.encode(
             {
                 "status": status_to_json(self._service.status()),
                 "symbols": {symbol: sources[symbol] for symbol in chosen[:_MOST_ROWS]},
                 "more": max(0, len(chosen) - _MOST_ROWS),
-                "left_out": dict(_first(self._service.left_out().items(), _MOST_ROWS)),
+                "left_out": dict(islice(self._service.left_out().items(), _MOST_ROWS)),
                 "account": self._account is not None,
             }
         )
+
+    def _shows(self, symbol: str) -> bool:
+        wanted = symbol in self._wanted or EVERY_SYMBOL in self._wanted
+        return wanted and self._match in symbol
 
     def _changed(self, name: str, kind: Kind[Any]) -> list[Any]:
         """The records that the page does not have yet, of at most so many symbols."""
@@ -183,14 +195,10 @@ class _Shown:
         for record in self._service.latest_records(kind):
             symbol = record.symbol
             known = sent.get(symbol)
-            if known is record or self._match not in symbol:
+            if known is record or not self._shows(symbol):
                 continue
             if known is None and len(sent) >= _MOST_ROWS:
                 continue
             sent[symbol] = record
             changed.append(record)
         return changed
-
-
-def _first(items: Iterable[Any], count: int) -> list[Any]:
-    return [item for item, _ in zip(items, range(count), strict=False)]

@@ -47,6 +47,8 @@ __all__ = ["SETTINGS", "SIMULATOR", "Settings", "load_settings"]
 
 DEFAULT_RELAY = "127.0.0.1:8765"
 """Where the relay listens on the simulator."""
+DEFAULT_HTTP = "127.0.0.1:8001"
+"""Where the API and its page are served over TCP on the embedded simulator."""
 _DAY_S = 86_400.0
 _WIDEST_SPREAD = 200.0
 """Per cent of the mid: between two prices above 0 there is none that is wider."""
@@ -318,7 +320,7 @@ class Settings:
         values.parse_address_or_off,
         "Serve the API and its page over TCP too, or off; off loopback this needs an API token.",
         metavar="HOST:PORT",
-        shown_default="`127.0.0.1:8001` on the simulator, else `off`",
+        shown_default=f"`{DEFAULT_HTTP}` on the simulator, else `off`",
     )
     api_token: str | None = setting(
         None, values.parse_secret, "Bearer token for the API over TCP.", secret=True
@@ -444,6 +446,16 @@ class Settings:
     def chosen_key_prefix(self) -> str | None:
         """The key prefix; None where it was not given, unlike one that was given empty."""
         return self.key_prefix if "key_prefix" in self.sources else None
+
+    @property
+    def http_is_default(self) -> bool:
+        """Whether the API's TCP address is the embedded simulator's, which may be in use."""
+        return self.simulator_embedded and "http" not in self.sources and self.http is None
+
+    @property
+    def served_http(self) -> str | None:
+        """Where the API and its page are served over TCP; None where they are not."""
+        return DEFAULT_HTTP if self.http_is_default else self.http
 
     @property
     def relay_is_default(self) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from mdservice.errors import StoreUnavailable
-from mdservice.http_api.page import _Shown
+from mdservice.http_api.page import PageView
 from mdservice.http_api.requests import OwnPagesOnly
 from mdservice.http_api.server import create_app
 from mdservice.testing.fake_service import FakeService
@@ -34,7 +34,7 @@ class FakeAccount:
         raise StoreUnavailable("Redis does not answer")
 
 
-async def looks(shown: _Shown, times: int) -> AsyncIterator[Events]:
+async def looks(shown: PageView, times: int) -> AsyncIterator[Events]:
     """What each look at the service gives."""
     for _ in range(times):
         events = [*shown.changes(), *await shown.account_changes()]
@@ -42,11 +42,12 @@ async def looks(shown: _Shown, times: int) -> AsyncIterator[Events]:
         await anyio.sleep(0.2)
 
 
-def a_page(service: FakeService, account: FakeAccount | None = None, match: str = "") -> _Shown:
-    return _Shown(service, account, match)
+def a_page(service: FakeService, account: FakeAccount | None = None, match: str = "") -> PageView:
+    return PageView(service, account, match)
 
 
 async def test_only_changed_prices_are_sent(autojump_clock: Any, service: FakeService) -> None:
+    await service.subscribe("AAPL", "MSFT")
     service.publish("AAPL", 1.0, 2.0)
     service.publish("MSFT", 3.0, 4.0)
     async with aclosing(looks(a_page(service), 3)) as each:
@@ -66,6 +67,21 @@ async def test_the_filter_chooses_symbols(autojump_clock: Any, service: FakeServ
         found = dict(await anext(each))
     assert [record["symbol"] for record in found["prices"]] == ["MSFT"]
     assert list(found["status"]["symbols"]) == ["MSFT"]
+
+
+async def test_a_symbol_that_comes_back_has_its_price_again(
+    autojump_clock: Any, service: FakeService
+) -> None:
+    await service.subscribe("AAPL")
+    service.publish("AAPL", 1.0, 2.0)
+    async with aclosing(looks(a_page(service), 99)) as each:
+        assert "prices" in dict(await anext(each))
+        await service.unsubscribe("AAPL")
+        left = [event for _ in range(7) for event in await anext(each)]
+        assert [name for name, _ in left if name == "prices"] == []
+        await service.subscribe("AAPL")
+        back = [event for _ in range(7) for event in await anext(each)]
+        assert [data[0]["symbol"] for name, data in back if name == "prices"] == ["AAPL"]
 
 
 async def test_positions_and_what_redis_does_not_give(

@@ -1055,3 +1055,22 @@ def test_the_webhook_is_a_url_and_a_secret() -> None:
 def test_the_trading_stream_is_beside_the_trading_api(given: dict[str, str], stream: str) -> None:
     settings = load({f"MDSERVICE_{name}": value for name, value in given.items()} | KEYS)
     assert settings.resolved_trading_stream_url() == stream
+
+
+@pytest.mark.parametrize(
+    ("environ", "served"),
+    [
+        ({}, "127.0.0.1:8001"),
+        ({"MDSERVICE_FEED": "simulator", "MDSERVICE_REDIS_URL": "redis://x"}, "127.0.0.1:8001"),
+        ({"MDSERVICE_HTTP": "127.0.0.1:9000"}, "127.0.0.1:9000"),
+        ({"MDSERVICE_HTTP": "off"}, None),
+        (KEYS, None),
+        ({"MDSERVICE_FEED_URL": "ws://127.0.0.1:1/v2/iex", **KEYS}, None),
+    ],
+)
+def test_only_the_embedded_simulator_serves_the_page_by_itself(
+    environ: dict[str, str], served: str | None
+) -> None:
+    settings = load(environ)
+    assert settings.served_http == served
+    assert settings.http_is_default is (served == "127.0.0.1:8001")

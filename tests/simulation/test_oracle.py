@@ -500,6 +500,8 @@ def test_finds_a_difference_that_no_poll_corrects(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(PositionCache, "_keep", first_only)
     assert "the gateway's report is" in of_gateway()
+    monkeypatch.setattr(PositionCache, "apply", lambda *_: False)
+    assert "after the last poll" in of_gateway()
 
 
 def test_finds_a_sum_that_drifts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,8 @@ def test_a_restart_knows_what_was_sold_before(run: Callable[..., None], valkey: 
                 "AAPL: its average entry price at the start of the day is not known"
             ]
             rows = await gateway.pnl()
+            assert "AAPL" not in [row["symbol"] for row in rows["positions"]]
+            assert rows["total_day_pnl"] == sum(row["day_pnl"] for row in rows["positions"])
             assert rows["realized_day_pnl"] is None
 
     run(body, positions=POSITIONS)
