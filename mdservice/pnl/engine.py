@@ -531,7 +531,8 @@ class PnlEngine:
             conditions=correction.corrected_conditions,
         )
         last = holding.trades[place - 1] if place else None
-        if right.price > 0 and updates_last(right, last, is_stock=True):
+        is_stock = asset_class_of(right.symbol) == "us_equity"
+        if right.price > 0 and updates_last(right, last, is_stock=is_stock):
             holding.trades[place] = right
         else:
             del holding.trades[place]

@@ -806,6 +806,18 @@ def test_a_corrected_trade_is_the_price_if_it_still_counts() -> None:
     assert seen(engine) == [("last", 186, "live")]
 
 
+@pytest.mark.parametrize(("symbol", "tape"), [("BTC/USD", None), ("AAPL261218C00200000", "")])
+def test_the_conditions_of_stocks_are_nothing_to_other_corrected_trades(
+    symbol: str, tape: str | None
+) -> None:
+    held = attrs.evolve(lot("10", "150"), symbol=symbol)
+    engine = marked("last", held)
+    engine.trade(attrs.evolve(sale(186, seq=1), symbol=symbol, tape=tape, id=1), T_NS)
+    right = (1, None, None, (), 2, 188, 1, ("I",), T_NS + 9, 0)
+    engine.correct(Correction(symbol, "V", tape, *right), T_NS)
+    assert seen(engine) == [("last", 188, "live")]
+
+
 def test_a_key_that_has_an_older_trade_shows_that_newer_ones_were_canceled() -> None:
     engine = marked("last", lot("10", "150"))
     older = sale(186, seq=1)
