@@ -72,7 +72,7 @@ async def serve(
                             service,
                             socket=settings.socket,
                             listener=listener,
-                            http=settings.served_http,
+                            http=settings.http,
                             token=settings.api_token,
                             account=Answers(book) if book is not None else None,
                             any_port=settings.http_is_default,

@@ -316,7 +316,7 @@ class Settings:
         "temporary folder",
     )
     http: str | None = setting(
-        None,
+        DEFAULT_HTTP,
         values.parse_address_or_off,
         "Serve the API and its page over TCP too, or off; off loopback this needs an API token.",
         metavar="HOST:PORT",
@@ -389,6 +389,8 @@ class Settings:
     """Where each value was found, by the setting's name. What is not here has its default."""
 
     def __attrs_post_init__(self) -> None:
+        if self.http_is_default and not self.simulator_embedded:
+            object.__setattr__(self, "http", None)
         itself = self._stream_from(self.relay)
         if self.relay_is_default and (itself is not None or not self.simulated):
             object.__setattr__(self, "relay", None)
@@ -449,13 +451,8 @@ class Settings:
 
     @property
     def http_is_default(self) -> bool:
-        """Whether the API's TCP address is the embedded simulator's, which may be in use."""
-        return self.simulator_embedded and "http" not in self.sources and self.http is None
-
-    @property
-    def served_http(self) -> str | None:
-        """Where the API and its page are served over TCP; None where they are not."""
-        return DEFAULT_HTTP if self.http_is_default else self.http
+        """Whether the API's TCP address is the simulator's default, which may be in use."""
+        return self.http is not None and "http" not in self.sources
 
     @property
     def relay_is_default(self) -> bool:

@@ -90,7 +90,7 @@ def test_defaults_are_the_contracts(tmp_path: Path) -> None:
         stale_after=60.0,
         backlog=100_000,
         socket=tmp_path / "mdservice.sock",
-        http=None,
+        http="127.0.0.1:8001",
         api_token=None,
         log_format=settings.log_format,
         gateway_http="127.0.0.1:8002",
@@ -1072,5 +1072,6 @@ def test_only_the_embedded_simulator_serves_the_page_by_itself(
     environ: dict[str, str], served: str | None
 ) -> None:
     settings = load(environ)
-    assert settings.served_http == served
+    assert settings.http == served
     assert settings.http_is_default is (served == "127.0.0.1:8001")
+    assert attrs.evolve(settings, symbols=("AAPL",)).http == served
