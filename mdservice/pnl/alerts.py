@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from decimal import Decimal
-from itertools import chain
 
 import attrs
 import msgspec
 
-from mdservice.model.symbol import EVERY_SYMBOL, spellings
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding
 from mdservice.pnl.measures import age_s, of_holding, of_totals
 from mdservice.pnl.numbers import short
-from mdservice.pnl.rules import TOTAL, AlertRule, Direction, Kind
+from mdservice.pnl.rules import TOTAL, AlertRule, Direction, Kind, RuleTable
 
 __all__ = ["Alert", "AlertRules", "encode_alert", "subject_of"]
 
@@ -77,13 +76,8 @@ class AlertRules:
     """
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:
-        self.rules = tuple({rule.text: rule for rule in rules}.values())
-        self._of_symbol: dict[str, list[AlertRule]] = {}
-        for rule in self.rules:
-            for symbol in spellings(rule.symbol):
-                self._of_symbol.setdefault(symbol, []).append(rule)
-        self._of_total = self._of_symbol.pop(TOTAL, [])
-        self._of_each = self._of_symbol.pop(EVERY_SYMBOL, [])
+        self._table = RuleTable(rules)
+        self.rules = self._table.rules
         self._crossed: dict[str, set[str]] = {}
         """The texts of the crossed rules by symbol or ``total``."""
         self._seen = 0
@@ -113,7 +107,7 @@ class AlertRules:
         for holding in changed:
             if holding.opened > self._seen:
                 self._crossed.pop(holding.symbol, None)
-            for rule in chain(self._of_symbol.get(holding.symbol, ()), self._of_each):
+            for rule in self._table.of_symbol(holding.symbol):
                 self._check_holding(rule, holding, now_ns, alerts)
         if total:
             self._check_total(engine, now_ns, alerts)
@@ -146,7 +140,7 @@ class AlertRules:
         totals = engine.totals
         if not totals.priced:
             return
-        for rule in self._of_total:
+        for rule in self._table.of_total:
             value = of_totals(rule.kind, totals)
             if value is None:
                 continue

@@ -23,7 +23,7 @@ from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding, Totals
 from mdservice.pnl.measures import age_s, of_holding, of_totals
 from mdservice.pnl.numbers import EXACT, ZERO, percentage, short
-from mdservice.pnl.rules import TOTAL, AlertRule, Kind, parse_rule
+from mdservice.pnl.rules import TOTAL, AlertRule, Kind, RuleTable, parse_rule
 
 __all__ = ["LimitState", "Limits", "Order", "encode_risk", "has_price"]
 
@@ -83,13 +83,8 @@ class Limits:
     """
 
     def __init__(self, rules: Iterable[AlertRule]) -> None:
-        self.rules = tuple({rule.text: rule for rule in rules}.values())
-        self._of_symbol: dict[str, list[AlertRule]] = {}
-        for rule in self.rules:
-            for symbol in spellings(rule.symbol):
-                self._of_symbol.setdefault(symbol, []).append(rule)
-        self._of_total = self._of_symbol.pop(TOTAL, [])
-        self._of_each = self._of_symbol.pop(EVERY_SYMBOL, [])
+        self._table = RuleTable(rules)
+        self.rules = self._table.rules
         self._crossed: dict[str, dict[str, Alert]] = {}
         """The last crossing by symbol or ``total``, and by rule."""
         self._blind: dict[str, str] = {}
@@ -127,11 +122,11 @@ class Limits:
     @property
     def is_blind(self) -> bool:
         """Whether a limit cannot be judged."""
-        return bool(self._blind or (self._of_total and self._unusable) or self._day_unknown)
+        return bool(self._blind or (self._table.of_total and self._unusable) or self._day_unknown)
 
     def blind(self) -> list[str]:
         """Why limits cannot be judged; empty if all can be."""
-        found = {**(self._unusable if self._of_total else {}), **self._blind}
+        found = {**(self._unusable if self._table.of_total else {}), **self._blind}
         reasons = [f"{symbol}: {reason}" for symbol, reason in found.items()]
         if len(reasons) > _MOST_NAMED:
             reasons[_MOST_NAMED:] = [f"and {len(reasons) - _MOST_NAMED} more symbols"]
@@ -212,7 +207,7 @@ class Limits:
         _note(self._unusable, symbol, _unreadable(holding) or _unusable(holding))
         reason = None
         ages = False
-        for rule in self._rules_of(symbol):
+        for rule in self._table.of_symbol(symbol):
             why = _blindness(rule, holding)
             reason = reason or why
             ages = ages or rule.kind == "stale"
@@ -229,7 +224,7 @@ class Limits:
 
     def _check_total(self, engine: PnlEngine, now_ns: int, crossings: list[Alert]) -> None:
         self._day_unknown = None
-        for rule in self._of_total:
+        for rule in self._table.of_total:
             value = of_totals(rule.kind, engine.totals)
             # What positions lost that were closed today still counts for the day.
             if rule.kind == "day_pnl" and value is None:
@@ -256,9 +251,6 @@ class Limits:
         self._crossed.setdefault(symbol, {})[crossing.rule] = crossing
         crossings.append(crossing)
 
-    def _rules_of(self, symbol: str) -> Iterator[AlertRule]:
-        return chain(self._of_symbol.get(symbol, ()), self._of_each)
-
     def _state_of_total(self, rule: AlertRule, engine: PnlEngine) -> LimitState:
         if not engine.positions and rule.kind != "day_pnl":
             return LimitState(rule.text, TOTAL, None if rule.kind == "pct" else ZERO, ZERO)
@@ -270,17 +262,17 @@ class Limits:
         would, totals = _would_be(order, holding), engine.totals
         day = holding.day_pnl if holding.positions else holding.day_pnl or ZERO
         measures = {holding.symbol: _measures(would, _Rest(day_pnl=day))}
-        if self._of_total:
+        if self._table.of_total:
             measures[TOTAL] = _measures(would, _rest(holding, totals, totals.day_pnl))
-        for rule in chain(self._rules_of(holding.symbol), self._of_total):
+        for rule in chain(self._table.of_symbol(holding.symbol), self._table.of_total):
             subject = TOTAL if rule.symbol == TOTAL else holding.symbol
             value = measures[subject].get(rule.kind)
             if value is None or rule.level is None:
                 continue
             level = Fraction(rule.level)
             if value < level if rule.direction == "below" else value > level:
-                told = TOTAL if subject == TOTAL else subject_of(rule, holding)
-                yield f"{rule.text}: {told} would be at {_shown(value)}"
+                shown = TOTAL if subject == TOTAL else subject_of(rule, holding)
+                yield f"{rule.text}: {shown} would be at {_shown(value)}"
 
 
 def has_price(holding: Holding | None) -> bool:

@@ -1,18 +1,20 @@
-"""Parses the rules of alerts and limits."""
+"""Parses the rules of alerts and limits, and finds those of a symbol."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
+from itertools import chain
 from typing import Final, Literal, get_args
 
 import attrs
 
 from mdservice.errors import InvalidSymbol
-from mdservice.model.symbol import parse_symbol
+from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, spellings
 from mdservice.pnl.numbers import EXACT, ZERO, plain
 
-__all__ = ["TOTAL", "AlertRule", "Direction", "Kind", "parse_rule"]
+__all__ = ["TOTAL", "AlertRule", "Direction", "Kind", "RuleTable", "parse_rule"]
 
 TOTAL: Final = "total"
 """The word for the total of all positions, in place of a symbol, in any case."""
@@ -72,6 +74,31 @@ class AlertRule:
         if self.direction == "below":
             return value > EXACT.add(self.level, self.hysteresis)
         return value < EXACT.subtract(self.level, self.hysteresis)
+
+
+class RuleTable:
+    """Rules by their symbol.
+
+    Args:
+        rules: From :func:`parse_rule`; repeats are dropped.
+
+    Attributes:
+        rules: In their order.
+        of_total: Those of the total.
+    """
+
+    def __init__(self, rules: Iterable[AlertRule]) -> None:
+        self.rules = tuple({rule.text: rule for rule in rules}.values())
+        self._of_symbol: dict[str, list[AlertRule]] = {}
+        for rule in self.rules:
+            for symbol in spellings(rule.symbol):
+                self._of_symbol.setdefault(symbol, []).append(rule)
+        self.of_total = self._of_symbol.pop(TOTAL, [])
+        self._of_each = self._of_symbol.pop(EVERY_SYMBOL, [])
+
+    def of_symbol(self, symbol: str) -> Iterator[AlertRule]:
+        """Those of a symbol of the feed, its own first."""
+        return chain(self._of_symbol.get(symbol, ()), self._of_each)
 
 
 def parse_rule(text: str, what: str = "alert rule") -> AlertRule:
