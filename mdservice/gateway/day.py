@@ -305,7 +305,7 @@ class AccountDay:
         self._compute(changed)
 
     def _compute(self, keys: Iterable[str]) -> None:
-        """Compute the day of these symbols anew."""
+        """Update the day of these symbols in the engine."""
         changed = False
         for key in list(keys):
             self._lots[key] = lots = self._engine.lots(key)

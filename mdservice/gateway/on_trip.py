@@ -368,7 +368,7 @@ _canceled = msgspec.json.Decoder(list[_Canceled])
 
 
 def _unfinished(name: ActionName, body: bytes) -> str | None:
-    """What the answer says is not done; None also if it says nothing of it."""
+    """What the answer says is not done; None also if it does not say."""
     try:
         if name == "suspend_trade":
             suspended = _configurations.decode(body).suspend_trade
