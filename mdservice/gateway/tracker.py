@@ -357,19 +357,26 @@ class PnlTracker:
             self._take(await self._positions.refresh_when_due(_TICK_S))
 
     async def _fill_came(self, update: TradeUpdate) -> None:
-        if self.day is not None:
-            self.day.take_fill(update)
-        if self._positions.answers:
-            self._take(self._positions.positions)
+        known = self._positions if self._positions.answers else self._engine
+        self._take(known.positions, update)
 
     @property
     def moved(self) -> anyio.Event:
         """Set at the next change of the positions."""
         return self._moved
 
-    def _take(self, positions: Sequence[Position]) -> None:
-        """The one way of positions into the P&L: what an await of the cache has returned."""
-        if self._engine.set_positions(positions):
+    def _take(self, positions: Sequence[Position], update: TradeUpdate | None = None) -> None:
+        """The one way of positions into the P&L: what an await of the cache has returned.
+
+        Args:
+            positions: All of them.
+            update: The event after which they are so. Limits are judged when both are in the P&L,
+                because one without the other is another P&L of the day.
+        """
+        has_moved = self._engine.set_positions(positions)
+        if update is not None and self.day is not None:
+            self.day.take_fill(update)
+        if has_moved:
             self._unusable = _unusable(self._engine.problems())
             if self.day is not None:
                 self.day.take_positions()

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mdservice.errors import StoreUnavailable
-from mdservice.gateway.risk import Risk
+from mdservice.gateway.risk import Risk, make_limits
 from mdservice.gateway.tracker import FollowedPrices, PnlTracker
 from mdservice.model.market import Market
 from mdservice.model.position import Position
@@ -23,12 +23,14 @@ from mdservice.model.timestamps import format_ns
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.limits import Limits
 from mdservice.positions.cache import PositionCache
+from mdservice.positions.trade_updates import TradeUpdate
 from mdservice.redis_io.names import Instance
 from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.simulator.transport import SimulatorTransport
 from mdservice.testing import FakePositions, VirtualClock
+from tests.gateway.test_day import FakeAccount, FakeStarts
 
 FAILS_AFTER_S = 5.0
 
@@ -322,3 +324,48 @@ async def test_the_markets_own_clock_comes_first(autojump_clock: Any) -> None:
                 assert (await bench.tracker.report()).market == own, "until it opens by it"
                 await anyio.sleep(400)
                 assert (await bench.tracker.report()).market is None
+
+
+@pytest.mark.parametrize(("qty", "limit"), [(100, "AAPL day_pnl < 0"), (-5, "AAPL day_pnl > 200")])
+async def test_limits_see_a_fill_and_its_position_together(
+    autojump_clock: Any, qty: int, limit: str
+) -> None:
+    clock, events = VirtualClock(), []
+    held = Position("AAPL", Decimal(10), Decimal(150), lastday_price=Decimal(100))
+    cache = PositionCache(FakePositions([held]), 5.0, clock)
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+    redis: Any = FakeStarts()
+    tracker = PnlTracker(
+        cache,
+        redis,
+        nothing_answers,
+        engine,
+        None,
+        "live",
+        clock,
+        Risk(make_limits([limit], ()), engine, redis, clock),
+        follow_fills=events.append,  # type: ignore[arg-type]
+        account=FakeAccount(),  # type: ignore[arg-type]
+    )
+    (fill_came,) = events
+    assert tracker.day is not None
+    await tracker.current_positions()
+    await tracker.day.poll()
+    now_ns = clock.utc_ns()
+    engine.update(Quote("AAPL", 120, 120, 1, 1, now_ns, now_ns), now_ns)
+    await anyio.sleep(1)
+    update = TradeUpdate(
+        "fill",
+        clock.utc_ns(),
+        "AAPL",
+        "order",
+        "execution",
+        "buy" if qty > 0 else "sell",
+        Decimal(abs(qty)),
+        Decimal(120),
+        Decimal(10 + qty),
+    )
+    cache.apply(update)
+    await fill_came(update)
+    assert (engine.totals.day_pnl, engine.positions[0].qty) == (200, 10 + qty)
+    assert not tracker.risk.is_tripped
