@@ -161,7 +161,7 @@ class AccountDay:
         backoff = Backoff(_FIRST_S, _POLL_S)
         while True:
             await self.poll()
-            if self._error is None:
+            if self._error is None and self._is_known:
                 backoff.reset()
                 wait_s = _POLL_S
             else:
@@ -297,16 +297,17 @@ class AccountDay:
         self._last_id = read.fills.last_id or self._last_id
         self._account = read.account
         self._polls += 1
-        self._is_known = True
+        # Fills without the positions after them are another P&L, which limits must not see.
+        self._is_known = self._positions.answers > 0
+        if not self._is_known:
+            return
         if is_new:
             self._engine.set_day({})
             changed = set(book.keys)
-            self._changed()
-        self._compute(changed)
+        self._compute(changed, changed=is_new)
 
-    def _compute(self, keys: Iterable[str]) -> None:
-        """Update the day of these symbols in the engine."""
-        changed = False
+    def _compute(self, keys: Iterable[str], *, changed: bool = False) -> None:
+        """Update the day of these symbols in the engine, and report if anything has changed."""
         for key in list(keys):
             self._lots[key] = lots = self._engine.lots(key)
             self._days[key] = day = self._book.symbol_day(key, lots)
@@ -405,7 +406,7 @@ class AccountDay:
         found = self._unexplained(account)
         if found is None or abs(found) <= _CENT:
             self._suspect = None
-            if self._difference and found is not None:
+            if found is not None and abs(self._difference or ZERO) > _CENT:
                 _log.info("equity_agrees_again")
             self._difference = found
         elif self._suspect is not None and found == self._suspect[0]:

@@ -95,7 +95,8 @@ class Bench:
     cache: PositionCache = attrs.field(init=False)
     engine: PnlEngine = attrs.field(init=False)
     day: AccountDay = attrs.field(init=False)
-    changes: int = 0
+    seen: list[Decimal | None] = attrs.Factory(list)
+    """The day's P&L after each change."""
 
     def __attrs_post_init__(self) -> None:
         self.cache = PositionCache(self.source, 5.0, self.clock)
@@ -116,7 +117,7 @@ class Bench:
         )
 
     def _changed(self) -> None:
-        self.changes += 1
+        self.seen.append(self.engine.totals.day_pnl)
 
     async def hold(self, qty: int, avg: object = 150, lastday: int = 160) -> None:
         price = D(str(avg))
@@ -172,11 +173,11 @@ async def test_a_fill_from_the_stream_counts_at_once_and_once(
 ) -> None:
     await bench.hold(10)
     await bench.day.poll()
-    changes = bench.changes
+    changes = len(bench.seen)
     update = bench.update(-4, 180, 6, "execution")
     bench.day.take_fill(update)
     await bench.hold(6)
-    assert bench.changes > changes
+    assert len(bench.seen) > changes
     figures = bench.figures()
     assert (figures["realized_pnl"], figures["total"]) == (120, 6 * 10 + 4 * 20)
     bench.day.take_fill(update)
@@ -185,6 +186,29 @@ async def test_a_fill_from_the_stream_counts_at_once_and_once(
     assert bench.figures()["symbols"] == [
         {"symbol": "AAPL", "realized_pnl": 120, "fills": 1, "qty": 6}
     ]
+
+
+async def test_the_first_answer_counts_as_a_whole(autojump_clock: Any, bench: Bench) -> None:
+    bench.account.listed = [bench.fill(100, 170, "a")]
+    await bench.hold(110)
+    await bench.day.poll()
+    assert set(bench.seen) == {D(100)}
+    bench.account.listed = [bench.fill(50, 170, "b"), bench.fill(50, 170, "c")]
+    await bench.day.poll()
+    assert set(bench.seen) == {D(100)}, "the broker has taken a fill back, and has others"
+
+
+async def test_fills_without_positions_are_no_day(autojump_clock: Any, bench: Bench) -> None:
+    await bench.hold(10)
+    await bench.day.poll()
+    bench.cache = PositionCache(bench.source, 5.0, bench.clock)
+    bench.open()
+    bench.account.listed = [bench.fill(-4, 150, "a")]
+    await bench.day.poll()
+    assert bench.engine.totals.day_pnl is None
+    await bench.hold(6)
+    await bench.day.poll()
+    assert bench.engine.totals.day_pnl == 6 * 10 - 4 * 10
 
 
 async def test_events_that_are_no_fills_change_nothing(autojump_clock: Any, bench: Bench) -> None:
@@ -358,6 +382,7 @@ async def test_a_split_before_makes_the_average_unknown(autojump_clock: Any, ben
         Activities([], [Booking("s", "SPLIT", changes="AAPL")]),
         Activities([bought]),
     ]
+    await bench.hold(0)
     await bench.day.poll()
     assert bench.figures()["realized_pnl"] is None
 
