@@ -410,11 +410,14 @@ class Stage:
         return program
 
     def free_port(self) -> int:
-        """A port without a listener; it may be taken before it is used."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
+        """A port without a listener; only a server that sets SO_REUSEADDR gets it."""
+        # Bound and not listening: the system gives it to no other socket that asks for any port.
+        place = socket.socket()
+        self._stack.callback(place.close)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        port: int = place.getsockname()[1]
+        return port
 
     def beside(self, service: Program, *args: str, **env: str) -> Program:
         """Run a command in the folder of a service until it ends."""

@@ -27,13 +27,6 @@ COUNTERS = {
 }  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @attrs.frozen
 class Served:
     stage: Any
@@ -52,7 +45,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(module_stage: Any) -> Served:
     simulator, valkey = module_stage.simulator(), module_stage.valkey()
-    listener, port = module_stage.listener(valkey), free_port()
+    listener, port = module_stage.listener(valkey), module_stage.free_port()
     service = module_stage.service(
         simulator, valkey, MDSERVICE_SYMBOLS="AAPL", MDSERVICE_HTTP=f"127.0.0.1:{port}",
         MDSERVICE_API_TOKEN=TOKEN,
@@ -386,7 +379,7 @@ def test_a_reader_of_the_stream_that_stops_reading_slows_no_other(served: Served
 
 
 def test_over_loopback_tcp_without_a_token_everything_answers(stage: Any) -> None:
-    port = free_port()
+    port = stage.free_port()
     service = stage.program("run", MDSERVICE_HTTP=f"127.0.0.1:{port}").wait_ready()
     assert httpx.get(f"http://127.0.0.1:{port}/status").status_code == 200
     taken = stage.program("run", MDSERVICE_HTTP=f"127.0.0.1:{port}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -52,13 +51,6 @@ class Gathered:
             if secret in text or secret in "".join(text.split())
         }
         assert not leaks, "\n".join(f"{place}: …{text}…" for place, text in leaks.items())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def children(pid: int) -> list[int]:
@@ -141,11 +133,11 @@ def run_with_troubles(case: tuple[str, str], stage: Any) -> None:
     listener = stage.listener(valkey)
     with valkey.client() as client:
         client.config_set("requirepass", PASSWORD)
-    port = free_port()
+    port = stage.free_port()
     env = secret_env(
         simulator, valkey, MDSERVICE_FEED_URL=simulator.url, MDSERVICE_DRIVER=driver,
         MDSERVICE_HTTP=f"127.0.0.1:{port}", MDSERVICE_LOG_FORMAT=log_format,
-        MDSERVICE_EVENT_LOG="log", MDSERVICE_RELAY=f"127.0.0.1:{free_port()}",
+        MDSERVICE_EVENT_LOG="log", MDSERVICE_RELAY=f"127.0.0.1:{stage.free_port()}",
     )  # fmt: skip
     service = stage.program("run", **env).wait_ready()
     simulator.quotes(("AAPL", 1, 2))
@@ -188,7 +180,7 @@ def run_with_troubles(case: tuple[str, str], stage: Any) -> None:
 
 def test_no_secret_comes_out_where_the_feed_sends_it_back(stage: Any) -> None:
     simulator, valkey, gathered = stage.simulator(), stage.valkey(), Gathered()
-    listener, port = stage.listener(valkey), free_port()
+    listener, port = stage.listener(valkey), stage.free_port()
     env = secret_env(
         simulator, valkey, MDSERVICE_FEED_URL=simulator.url, MDSERVICE_DRIVER="websockets",
         MDSERVICE_HTTP=f"127.0.0.1:{port}", MDSERVICE_REDIS_URL=valkey.url,
@@ -248,7 +240,7 @@ def test_no_secret_comes_out_of_a_start_that_fails(stage: Any) -> None:
 def test_no_secret_comes_out_of_a_run_whose_urls_carry_them(stage: Any) -> None:
     """A feed URL with a password in it, nobody there; TLS where there is none."""
     valkey, simulator, gathered = stage.valkey(), stage.simulator(), Gathered()
-    port = free_port()
+    port = stage.free_port()
     env = secret_env(
         simulator, valkey, MDSERVICE_FEED_URL=f"ws://user:{QUOTED}@127.0.0.1:9/v2/iex?k={KEY}",
         MDSERVICE_REST_URL=f"http://user:{QUOTED}@127.0.0.1:9",
