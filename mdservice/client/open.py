@@ -26,6 +26,7 @@ from mdservice.model.feeds import kinds_of
 from mdservice.model.kinds import QUOTES
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbols
 from mdservice.runtime.backoff import Backoff
+from mdservice.runtime.task_groups import block_tasks
 from mdservice.settings.parsers import parse_event_log, parse_key_prefix
 
 __all__ = ["CONNECT_LIMIT_S", "open_prices", "open_stream"]
@@ -160,18 +161,12 @@ async def _reading(
 ) -> AsyncIterator[Follower]:
     """Read in the background; an error of the block is raised as it is, outside any group."""
     follower = Follower(discovery, source, Backoff(_FIRST_S, _LIMIT_S))
-    error: Exception | None = None
-    async with anyio.create_task_group() as tasks:
+    async with block_tasks() as tasks:
         try:
             await _start(tasks, follower, limit_s)
             yield follower
-        except Exception as exc:  # noqa: BLE001 - raised below, outside the group, as it is
-            error = exc
         finally:
             intake.handover.close()
-            tasks.cancel_scope.cancel()
-    if error is not None:
-        raise error
 
 
 def _checked_prefix(prefix: str | None) -> str | None:

@@ -31,6 +31,7 @@ from mdservice.model.feeds import FEEDS, Feed, Topic
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 from mdservice.relay.messages import Message, messages_of, payload
+from mdservice.runtime.task_groups import block_tasks
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.connection import Connection
 from mdservice.simulator.feeds import SimFeed
@@ -147,8 +148,7 @@ async def open_replay(
         raise ConfigurationError(
             f"the replay cannot listen on {host}:{port} ({exc}): choose another port, or 0"
         ) from exc
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
+    async with block_tasks() as tasks:
         shown = f"[{host}]" if ":" in host else host
         address = f"{shown}:{listener.extra(SocketAttribute.local_port)}"  # noqa: S610 - no Django
         replay = Replay(journal, speed, address, clock or SystemClock(), tasks)
@@ -158,15 +158,8 @@ async def open_replay(
                 await listener.serve(replay.serve, tasks)
 
         tasks.start_soon(accept)
-        try:
-            yield replay
-        except Exception as exc:  # noqa: BLE001 - raised again below, out of the task group
-            failure = exc
-        else:
-            await replay.close()
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield replay
+        await replay.close()
 
 
 class Replay:

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
-__all__ = ["Runnable", "background", "first_error", "leaves", "run_together"]
+__all__ = ["Runnable", "background", "block_tasks", "first_error", "leaves", "run_together"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -60,6 +60,24 @@ class Runnable(Protocol[T_co]):
     def __call__(self, *, task_status: TaskStatus[T_co]) -> Awaitable[None]:
         """Run."""
         ...
+
+
+@asynccontextmanager
+async def block_tasks() -> AsyncIterator[TaskGroup]:
+    """A task group whose tasks are cancelled when its block ends.
+
+    An error of the block is raised as it is, outside any group. An error of a task ends the block
+    and is raised in a group, as by any task group.
+    """
+    error: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield tasks
+        except Exception as exc:  # noqa: BLE001 - raised below, outside the group
+            error = exc
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ import sniffio
 from anyio.abc import TaskGroup
 
 from mdservice.runtime.network import Route, route, tls_context
+from mdservice.runtime.task_groups import block_tasks
 
 __all__ = ["HeldWebsocket", "WebsocketRoute", "held_websocket", "library_connect"]
 
@@ -66,17 +67,12 @@ async def held_websocket(close_timeout_s: float) -> AsyncIterator[HeldWebsocket]
     Args:
         close_timeout_s: How long closing may take before the socket is dropped.
     """
-    error: Exception | None = None
-    async with anyio.create_task_group() as tasks:
+    async with block_tasks() as tasks:
         held = HeldWebsocket(tasks, close_timeout_s)
         try:
             yield held
-        except Exception as exc:  # noqa: BLE001 - raised below, out of the task group
-            error = exc
         finally:
             held.leave()
-    if error is not None:
-        raise error
 
 
 class HeldWebsocket:

@@ -16,6 +16,7 @@ from websockets.http11 import Request
 
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError
+from mdservice.runtime.task_groups import block_tasks
 from mdservice.simulator.assets import QUOTES as PRICED
 from mdservice.simulator.assets import asset_of
 from mdservice.simulator.config import SimulatorConfig
@@ -107,8 +108,7 @@ async def open_simulator(
         ConfigurationError: The address cannot be listened on.
     """
     listener = None if port is None else await _listen(host, port)
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
+    async with block_tasks() as tasks:
         simulator = Simulator(config or SimulatorConfig(), clock or SystemClock(), tasks, markets)
         if listener is not None:
             simulator.host = host
@@ -117,15 +117,8 @@ async def open_simulator(
         tasks.start_soon(simulator.run_script)
         tasks.start_soon(simulator.run_trader)
         tasks.start_soon(simulator.run_fills)
-        try:
-            yield simulator
-        except Exception as exc:  # noqa: BLE001 - raised again below, out of the task group
-            failure = exc
-        else:
-            await simulator.say_farewell()
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield simulator
+        await simulator.say_farewell()
 
 
 async def _listen(host: str, port: int) -> Listener[SocketStream]:

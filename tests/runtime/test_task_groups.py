@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import anyio
 import pytest
 from anyio.abc import TaskStatus
 
-from mdservice.runtime.task_groups import background, first_error, leaves, run_together
+from mdservice.runtime.task_groups import (
+    background,
+    block_tasks,
+    first_error,
+    leaves,
+    run_together,
+)
 
 
 async def test_runs_all_at_once_until_the_last_has_returned(autojump_clock: Any) -> None:
@@ -93,6 +100,38 @@ async def test_the_error_of_a_background_task_ends_the_block(autojump_clock: Any
 
     with anyio.fail_after(5), pytest.raises(ExceptionGroup) as caught:
         async with background(work):
+            await anyio.sleep_forever()
+    assert isinstance(first_error(caught.value), LookupError)
+
+
+@pytest.mark.parametrize("error", [None, LookupError("mine")])
+async def test_the_tasks_of_a_block_end_with_it_and_its_error_is_in_no_group(
+    autojump_clock: Any, error: Exception | None
+) -> None:
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("the task")
+
+    with nullcontext() if error is None else pytest.raises(LookupError, match="mine"):
+        async with block_tasks() as tasks:
+            tasks.start_soon(work)
+            await anyio.sleep(1)
+            if error is not None:
+                raise error
+    assert ended == ["the task"]
+
+
+async def test_the_error_of_a_task_ends_its_block(autojump_clock: Any) -> None:
+    async def work() -> None:
+        raise LookupError("mine")
+
+    with anyio.fail_after(5), pytest.raises(ExceptionGroup) as caught:
+        async with block_tasks() as tasks:
+            tasks.start_soon(work)
             await anyio.sleep_forever()
     assert isinstance(first_error(caught.value), LookupError)
 

@@ -37,6 +37,7 @@ from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.timestamps import format_ns
 from mdservice.runtime.network import HttpClient
 from mdservice.runtime.stop_signals import stop_on_signal
+from mdservice.runtime.task_groups import block_tasks
 from mdservice.settings import Settings
 from mdservice.settings.feeds import STREAM_PATHS, feed_delay_s
 
@@ -78,19 +79,12 @@ async def watch(settings: Settings, chosen: Sequence[str], *, once: bool) -> boo
     keyboard = Keyboard.of_stdin()
     # The screen shows errors; log lines would destroy its layout.
     logging.getLogger("mdservice").addHandler(errors)
-    async with anyio.create_task_group() as tasks:
+    well = True
+    async with block_tasks() as tasks:
         running = anyio.CancelScope()
         await tasks.start(stop_on_signal, running, partial(_restore_terminal, keyboard))
-        well = True
-        error: Exception | None = None
         with running:
-            try:
-                well = await _watch(settings, chosen, clock, errors, keyboard, once=once)
-            except Exception as exc:  # noqa: BLE001 - raised below, outside the group, as it is
-                error = exc
-        tasks.cancel_scope.cancel()
-    if error is not None:
-        raise error
+            well = await _watch(settings, chosen, clock, errors, keyboard, once=once)
     return well
 
 
