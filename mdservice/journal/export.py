@@ -29,6 +29,8 @@ __all__ = ["CHANNELS", "Exported", "export"]
 _ROWS: Final = 100_000
 """Rows of one row group; so many are in memory."""
 
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, TypeError, RecursionError)
+
 _Columns = tuple[tuple[str, str, str], ...]
 _BAR: Final[_Columns] = (
     ("o", "open", "number"),
@@ -356,17 +358,17 @@ class _Reader:
         whole, one, parts, tag_of = self._decoders[encoding]
         try:
             found: list[Any] = whole(frame)
-        except (msgspec.DecodeError, UnicodeError, TypeError):
+        except _UNREADABLE:
             found = []
             try:
                 pieces = parts(frame)
-            except (msgspec.DecodeError, UnicodeError, TypeError):
+            except _UNREADABLE:
                 self.unreadable += 1
                 return []
             for piece in pieces:
                 try:
                     found.append(one(piece))
-                except (msgspec.DecodeError, UnicodeError):
+                except _UNREADABLE:
                     self._count_unreadable(piece, tag_of)
         return found
 
@@ -374,7 +376,7 @@ class _Reader:
         """Count a message that should have been readable: not one of another channel."""
         try:
             tag = tag_of(piece).T
-        except (msgspec.DecodeError, UnicodeError):
+        except _UNREADABLE:
             self.unreadable += 1
         else:
             self.unreadable += tag in self._tags

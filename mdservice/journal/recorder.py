@@ -126,7 +126,6 @@ class Recorder:
         self._writer = _Writer(config, clock)
         self._connections = 0
         self._stopping = anyio.Event()
-        self._stopped = anyio.Event()
         self._reported: str | None = None
 
     def tap(self, feed: Feed) -> _Tap:
@@ -167,7 +166,6 @@ class Recorder:
                 raise RuntimeError(f"the journal's thread has ended: {self._writer.failure}")
             with anyio.move_on_after(BEAT_S):
                 await self._stopping.wait()
-        self._stopped.set()
 
     async def stop(self) -> None:
         """Write what waits, within a time limit; close the segment and unlock the folder."""
@@ -494,6 +492,8 @@ class _Writer:
         name = item["event"]
         if name == "login":
             self._connections[connection] = {**item, "topics": {}}
+        elif name == "failed":
+            self._connections.pop(connection, None)  # a refused login is followed by no FeedLost
         elif name in ("subscribe", "unsubscribed") and connection in self._connections:
             topics = self._connections[connection]["topics"]
             for channel, symbols in item["topics"].items():
@@ -591,7 +591,7 @@ class _Writer:
                     self._packing = None
                     self._to_pack.popleft()
                     self._tidied_s = float("-inf")
-            except JournalError as exc:
+            except (JournalError, FileNotFoundError) as exc:
                 self._packing = None
                 _log.warning("journal_segment_damaged", reason=str(exc))
                 self._to_pack.popleft()

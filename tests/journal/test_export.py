@@ -163,9 +163,10 @@ def test_broken_messages_are_counted_and_cost_only_themselves(tmp_path):
     with journal_at(tmp_path / "journal") as writer:
         writer.frame([{**quote("AAPL", 1), "bp": "much"}, quote("AAPL", 2), {"T": "new"}])
         writer.frame("no array")
+        writer.frame("[" * 100_000)
         writer.frame([{**quote("AAPL", 3), "t": "later"}])
     done, out = exported(tmp_path)
-    assert (done.rows, done.unreadable) == (1, 3)
+    assert (done.rows, done.unreadable) == (1, 4)
     assert rows(out, "bid") == [{"bid": 2.0}]
 
 

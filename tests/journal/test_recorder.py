@@ -15,9 +15,9 @@ import pytest
 from mdservice.clock import SystemClock
 from mdservice.errors import ConfigurationError, JournalInUse
 from mdservice.journal import recorder as module
-from mdservice.journal.format import EntryType
+from mdservice.journal.format import MAGIC, EntryType
 from mdservice.journal.recorder import JournalConfig, Recorder
-from mdservice.journal.segments import read, segments_of
+from mdservice.journal.segments import cut_tail, read, segments_of
 from mdservice.model.events import Backfill, FeedLost, FirstRecords, RecordBatch
 from mdservice.model.feeds import STOCKS, Topic
 from mdservice.model.kinds import QUOTES
@@ -197,6 +197,21 @@ def test_segments_are_rotated_by_size_compressed_and_begin_with_what_is_subscrib
     assert opens[0]["encoding"] == "msgpack"
 
 
+def test_a_refused_login_is_no_open_connection_of_the_next_segment(tmp_path, on):
+    async def main():
+        async with recording(tmp_path, segment_bytes=1) as recorder:
+            tap = opened(recorder)
+            tap.failed("the feed refuses the login")
+            tap = opened(recorder)
+            for number in range(3):
+                tap.frames([b"x"], NOON_NS + number)
+                await until(lambda: recorder.status().waiting_bytes == 0)
+
+    on(main)
+    found = [each for each in entries(tmp_path) if each.type is EntryType.EVENT]
+    assert {each.connection for each in found if each.event["event"] == "open"} == {2}
+
+
 def test_segments_are_rotated_at_midnight_utc(tmp_path, on):
     async def main():
         async with recording(tmp_path) as recorder:
@@ -276,6 +291,24 @@ def test_a_damaged_segment_does_not_stop_the_recording(tmp_path, on):
 
     on(main)
     assert frames_of_last(tmp_path) == [b"x", b"y"]
+
+
+def test_a_segment_that_somebody_deletes_does_not_stop_the_compression(tmp_path, on, monkeypatch):
+    for number in (1, 2):
+        (tmp_path / f"{number:08d}-2027-01-01.journal").write_bytes(MAGIC)
+
+    def cut_after_deletion(path):
+        if "00000001" in path.name:
+            path.unlink()
+        return cut_tail(path)
+
+    async def main():
+        monkeypatch.setattr(module, "cut_tail", cut_after_deletion)
+        async with recording(tmp_path):
+            await until(lambda: list(tmp_path.glob("00000002*.zst")))
+
+    on(main)
+    assert not list(tmp_path.glob("00000001*"))
 
 
 def frames_of_last(folder):
