@@ -442,6 +442,8 @@ class Orders:
 
     def _check(self, request: OrderRequest, size: Decimal, without: Order | None = None) -> None:
         """Refuse what the positions do not allow, besides those that ``without`` reserves."""
+        if size % 1 and any(asset_of(symbol).is_whole for symbol, _ in _signed(request, size)):
+            unusable("options orders need a whole qty")
         for symbol, qty in _signed(request, size):
             held = self._account.book.get(symbol)
             check_order(asset_of(symbol), held, qty, self.reserved(symbol, without))
@@ -622,7 +624,7 @@ def parse_order(body: bytes) -> OrderRequest:
     """
     try:
         order = msgspec.json.decode(body, type=OrderRequest)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         malformed("request body format is invalid")
     if order.type not in {"market", "limit"}:
         unusable("only market and limit orders are simulated")
@@ -637,8 +639,8 @@ def parse_order(body: bytes) -> OrderRequest:
         unusable("either qty or notional is required")
     qty = None if order.qty is None else parse_qty(order.qty)
     notional = None if order.notional is None else parse_qty(order.notional, "notional")
-    if asset.is_whole and (qty is None or qty % 1):
-        unusable("options orders need a whole qty")
+    if asset.is_whole and qty is None:
+        unusable("options orders need a qty")
     if asset.asset_class == "crypto" and order.time_in_force not in {"gtc", "ioc"}:
         unusable("invalid crypto time_in_force")
     return msgspec.structs.replace(

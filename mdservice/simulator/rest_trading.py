@@ -113,7 +113,7 @@ class TradingApi:
             self._orders.configuration = msgspec.convert(
                 {**msgspec.to_builtins(self._orders.configuration), **changed}, Configuration
             )
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             malformed("request body format is invalid")
         return self._configuration(call)
 
@@ -277,7 +277,7 @@ class TradingApi:
         order = self._orders.get(call.name)
         try:
             change = msgspec.json.decode(call.body, type=OrderChange)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             malformed("request body format is invalid")
         return msgspec.json.encode(describe_order(self._orders.replace(order, change, call.now_ns)))
 

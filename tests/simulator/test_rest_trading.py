@@ -198,12 +198,38 @@ async def test_an_order_that_cannot_be_done_is_refused(
         assert (await client.get(POSITIONS)).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"\xff"', b"null"])
+DEEP = b'{"symbol":%b}' % (b"[" * 20_000 + b"]" * 20_000)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"\xff"', b"null", b'{"symbol":"\xff"}', DEEP])
 async def test_a_body_that_is_no_order_is_400(body: bytes, autojump_clock: MockClock) -> None:
     async with opened() as (_, client):
         answer = await client.post(ORDERS, content=body)
         assert answer.status_code == 400
         assert answer.json() == {"code": 40010001, "message": "request body format is invalid"}
+
+
+async def test_other_bodies_that_cannot_be_read_are_400_too(autojump_clock: MockClock) -> None:
+    async with opened() as (_, client):
+        deep = b'{"x":%b}' % (b"[" * 20_000 + b"]" * 20_000)
+        answer = await client.patch("/v2/account/configurations", content=deep)
+        assert answer.status_code == 400
+        limit = {**MARKET, "qty": 1, "type": "limit", "limit_price": 1}
+        order = (await client.post(ORDERS, json=limit)).json()
+        answer = await client.patch(f"{ORDERS}/{order['id']}", content=deep)
+        assert answer.status_code == 400
+
+
+async def test_a_part_of_a_contract_is_never_traded(autojump_clock: MockClock) -> None:
+    option = "AAPL261218C00200000"
+    async with opened(positions={option: (3, 1)}) as (simulator, client):
+        answer = await client.delete(f"{POSITIONS}/{option}", params={"qty": "0.5"})
+        assert (answer.status_code, answer.json()["code"]) == (422, 42210000)
+        limit = {**MARKET, "qty": 1, "symbol": option, "type": "limit", "limit_price": "0.01"}
+        order = (await client.post(ORDERS, json=limit)).json()
+        answer = await client.patch(f"{ORDERS}/{order['id']}", json={"qty": "1.5"})
+        assert (answer.status_code, answer.json()["code"]) == (422, 42210000)
+        assert held(simulator) == {option: "3"}
 
 
 async def test_a_position_is_closed_whole_or_in_part(autojump_clock: MockClock) -> None:
