@@ -163,9 +163,10 @@ _MEANINGS: Final = {
     "unexpected_error": "An error that the program does not foresee, with its traceback.",
     "trade_update_unreadable": "A message of the trading stream cannot be used. The positions are "
     "asked for at once.",
-    "trade_updates_followed": "The trading stream is connected: fills change positions at once.",
-    "trade_updates_lost": "The trading stream is lost or refused. It is tried again, and positions "
-    "are asked for as before.",
+    "trade_updates_followed": "The trading stream is connected: fills change positions at once. "
+    "`part` says for whom: the `service` and the `gateway` each follow it.",
+    "trade_updates_lost": "The trading stream is lost or refused, for the `part` that it names. It "
+    "is tried again, and positions are asked for as before.",
     "webhook_failed": "The webhook fails or cannot be reached. The message is sent again.",
     "webhook_message_dropped": "The webhook did not get a message: too many wait, it was refused, "
     "or five tries have failed.",

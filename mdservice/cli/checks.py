@@ -310,7 +310,8 @@ def _try_journal(folder: Path, running: str | None) -> CheckResult:
     from mdservice.journal.recorder import open_folder
 
     name = "journal"
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    # Unlike Path.exists, this does not raise for a folder that may not be looked into.
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
     try:
         if there == folder:
             open_folder(folder).close()
@@ -671,7 +672,7 @@ async def check_on_trip(settings: Settings, http: HttpClient | None = None) -> C
     try:
         state, configuration = map(_decode_account, bodies[:2])
         orders = len(_decode_orders(bodies[2]))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         advice = "check MDSERVICE_TRADING_URL"
         return failed(name, f"{mask_url(account.url)} answers otherwise than Alpaca", advice)
     more = "at least " if orders == _MOST_ORDERS else ""

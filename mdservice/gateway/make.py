@@ -180,7 +180,7 @@ def _fills(
     """What follows the account's events: Alpaca's own, or those of the service."""
     stream = open_trading_stream(positions, settings) if isinstance(positions, str) else None
     if stream is not None:
-        return lambda came: TradeUpdatesFollower(stream, cache, came, clock)
+        return lambda came: TradeUpdatesFollower(stream, cache, came, clock, "gateway")
     if isinstance(source, ServicePositions):
         return lambda came: AccountUpdates(discovery, cache, came)
     return None

@@ -119,7 +119,7 @@ def parse_trade_updates(data: msgspec.Raw) -> list[TradeUpdate]:
     """
     try:
         event = _decode_event(data)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc
     order = event.order
     if not 0 < len(event.event) <= _MOST_TEXT:
@@ -239,7 +239,7 @@ def decode_account_update(payload: bytes) -> tuple[TradeUpdate, Position | None]
     """
     try:
         message = _decode_message(payload)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc
     position = None
     if bytes(message.position) != b"null":

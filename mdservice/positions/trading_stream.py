@@ -229,14 +229,20 @@ class TradingLink:
             PositionsRefused: None is.
             PositionsUnavailable: There is no answer to any.
         """
+        from websockets.exceptions import ConnectionClosed
+
         refused = False
-        for form in forms:
-            await self._websocket.send(msgspec.json.encode(form).decode())
-            with anyio.move_on_after(_LOGIN_S / (len(forms) + 1)):
-                message = await self._expect("authorization")
-                if _as(_Authorization, message).status == "authorized":
-                    return
-                refused = True
+        try:
+            for form in forms:
+                await self._websocket.send(msgspec.json.encode(form).decode())
+                with anyio.move_on_after(_LOGIN_S / (len(forms) + 1)):
+                    message = await self._expect("authorization")
+                    if _as(_Authorization, message).status == "authorized":
+                        return
+                    refused = True
+        except ConnectionClosed:
+            if not refused:
+                raise
         if refused:
             raise PositionsRefused(f"{self._address} refuses the login: {CHECK_ALPACA}")
         raise PositionsUnavailable(
@@ -293,13 +299,17 @@ class TradingLink:
                 self._early.append(message)
 
     async def _next(self) -> _Envelope:
-        return _decode_envelope(await self._websocket.recv())
+        message = await self._websocket.recv()
+        try:
+            return _decode_envelope(message)
+        except RecursionError as exc:
+            raise ValueError(str(exc)) from exc
 
 
 def _as(kind: Any, message: _Envelope) -> Any:
     try:
         return msgspec.json.decode(message.data, type=kind)
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
         return kind()
 
 
@@ -314,6 +324,7 @@ class TradeUpdatesFollower:
         positions: The positions; asked for again after each connection.
         came: Called with each event after it was applied.
         clock: The time.
+        part: ``service`` or ``gateway``, for the log: both may follow in one process.
     """
 
     name = "trade_updates"
@@ -325,7 +336,9 @@ class TradeUpdatesFollower:
         positions: PositionCache,
         came: Callable[[TradeUpdate], Awaitable[None]],
         clock: Clock,
+        part: Literal["service", "gateway"] = "service",
     ) -> None:
+        self._part = part
         self.heartbeat = Heartbeat(clock)
         self._stream = stream
         self._positions = positions
@@ -382,7 +395,7 @@ class TradeUpdatesFollower:
             self._connects += 1
             self._refusals.reset()
             self._positions.follow_events()
-            _log.info("trade_updates_followed", url=self._stream.address)
+            _log.info("trade_updates_followed", part=self._part, url=self._stream.address)
             while True:
                 try:
                     message = await link.receive()
@@ -408,13 +421,20 @@ class TradeUpdatesFollower:
     def _skip(self, reason: str) -> None:
         """Count a message that cannot be used. It may have been a fill."""
         self._unreadable += 1
-        _log.warning("trade_update_unreadable", reason=reason[:200], count=self._unreadable)
+        _log.warning(
+            "trade_update_unreadable",
+            part=self._part,
+            reason=reason[:200],
+            count=self._unreadable,
+        )
         self._positions.want()
 
     def _note(self, exc: PositionsError, state: StreamState) -> None:
         reason = masked(str(exc))
         if reason != self._last_error:
-            _log.warning("trade_updates_lost", url=self._stream.address, reason=reason)
+            _log.warning(
+                "trade_updates_lost", part=self._part, url=self._stream.address, reason=reason
+            )
         self._state, self._last_error = state, reason
 
 

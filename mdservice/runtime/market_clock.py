@@ -111,7 +111,7 @@ class MarketClock:
         if status == _OK:
             try:
                 market = msgspec.json.decode(answer.body, type=Market)
-            except msgspec.DecodeError:
+            except (ValueError, RecursionError):
                 reason = f"{self._shown} does not answer as Alpaca's clock does"
             else:
                 self._note(None)

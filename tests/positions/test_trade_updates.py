@@ -23,6 +23,7 @@ from mdservice.positions.trade_updates import (
 )
 
 WHEN = "2026-11-20T15:51:44.208912345Z"
+DEEP = b"[" * 100_000 + b"]" * 100_000
 ORDER = {"id": "order-1", "symbol": "AAPL", "side": "buy", "asset_class": "us_equity"}
 FILL: dict[str, Any] = {
     "event": "fill",
@@ -115,6 +116,11 @@ def test_the_orders_own_legs_say_what_the_event_does_not() -> None:
 def test_what_cannot_be_used_is_an_error(broken: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse(broken)
+
+
+def test_an_event_that_is_nested_too_deeply_is_an_error() -> None:
+    with pytest.raises(ValueError, match="recursion"):
+        parse_trade_updates(msgspec.Raw(b'{"event":"new","x":%b}' % DEEP))
 
 
 def test_a_time_is_found_where_there_is_one() -> None:
@@ -216,7 +222,9 @@ def test_a_message_has_the_row_of_the_positions_answer() -> None:
     }
 
 
-@pytest.mark.parametrize("payload", [b"", b"{}", b"[]", b'{"event":"fill","timestamp":"now"}'])
+@pytest.mark.parametrize(
+    "payload", [b"", b"{}", b"[]", b'{"event":"fill","timestamp":"now"}', b'{"x":%b}' % DEEP]
+)
 def test_another_message_is_an_error(payload: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_account_update(payload)

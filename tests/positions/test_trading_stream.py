@@ -8,13 +8,14 @@ from typing import Any
 
 import anyio
 import pytest
+from websockets.exceptions import ConnectionClosedOK
 
 from mdservice.errors import PositionsRefused, PositionsUnavailable
 from mdservice.model.position import Position
 from mdservice.pnl.numbers import short
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate
-from mdservice.positions.trading_stream import TradeUpdatesFollower, TradingStream
+from mdservice.positions.trading_stream import TradeUpdatesFollower, TradingLink, TradingStream
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.testing import VirtualClock
 from tests.simulation.streams import TrioStream
@@ -129,6 +130,27 @@ async def test_a_refused_login_is_tried_again_slowly(autojump_clock: Any) -> Non
         assert bench.qty("AAPL") == "10", "polling goes on"
 
 
+class RefusingWebsocket:
+    """A server that refuses the login and closes the connection."""
+
+    def __init__(self) -> None:
+        self._answers = [b'{"stream":"authorization","data":{"status":"unauthorized"}}']
+
+    async def send(self, _message: str) -> None:
+        """Nothing reads it."""
+
+    async def recv(self) -> bytes:
+        if not self._answers:
+            raise ConnectionClosedOK(None, None)
+        return self._answers.pop()
+
+
+async def test_a_refused_login_that_closes_the_connection_is_a_refusal() -> None:
+    link = TradingLink(RefusingWebsocket(), "ws://here")
+    with pytest.raises(PositionsRefused, match="refuses the login"):
+        await link.log_in(({"action": "authenticate"}, {"action": "auth"}))
+
+
 async def test_a_login_that_is_refused_for_a_while_is_found_again(autojump_clock: Any) -> None:
     async with following() as bench:
         bench.simulator.refuse_next(402, feed="trading", times=4)
@@ -176,7 +198,8 @@ async def test_a_peer_that_is_gone_without_a_word_is_found(autojump_clock: Any) 
 async def test_what_cannot_be_read_costs_only_itself(autojump_clock: Any) -> None:
     async with following() as bench:
         asked = bench.source.asked
-        for broken in (b"{", b"[]", b'{"stream":"trade_updates","data":{"event":"fill"}}'):
+        deep = b'{"stream":"trade_updates","data":%b}' % (b"[" * 100_000 + b"]" * 100_000)
+        for broken in (b"{", b"[]", deep, b'{"stream":"trade_updates","data":{"event":"fill"}}'):
             bench.simulator.send_raw(broken, feed="trading")
         bench.simulator.send_raw(b'{"stream":"account_updates","data":{}}', feed="trading")
         await anyio.sleep(1)
@@ -185,7 +208,7 @@ async def test_what_cannot_be_read_costs_only_itself(autojump_clock: Any) -> Non
         await anyio.sleep(0.1)
         assert bench.qty("AAPL") == "15"
         snapshot = bench.follower.snapshot()
-        assert (snapshot.unreadable, snapshot.reconnects, snapshot.state) == (3, 0, "following")
+        assert (snapshot.unreadable, snapshot.reconnects, snapshot.state) == (4, 0, "following")
 
 
 async def test_an_unknown_event_is_counted_and_passed_on(autojump_clock: Any) -> None:
