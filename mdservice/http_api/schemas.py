@@ -45,7 +45,8 @@ __all__ = [
 
 METRICS: Final[dict[int | str, dict[str, Any]]] = {
     200: {
-        "description": "Prometheus text, or OpenMetrics if `Accept` names it.",
+        "description": "Prometheus text; OpenMetrics if `Accept` names it; protobuf, with native "
+        "histograms, if `Accept` prefers it.",
         "content": {"text/plain": {"example": "mdservice_quotes_received_total 1042.0\n"}},
     }
 }

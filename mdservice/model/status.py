@@ -26,6 +26,7 @@ __all__ = [
     "JournalStatus",
     "Latencies",
     "Latency",
+    "NativeBuckets",
     "PositionsReport",
     "Readiness",
     "RedisReport",
@@ -375,16 +376,34 @@ class Latencies:
 
 
 @attrs.frozen
+class NativeBuckets:
+    """The buckets of a Prometheus native histogram.
+
+    Attributes:
+        counts: How many durations each bucket has, by its number, without empty ones. Bucket ``n``
+            ends with ``2 ** (n / 2 ** schema)`` seconds, and begins where ``n - 1`` ends.
+        schema: See ``counts``; with 3, each bucket is 9 % wider than the one below.
+        zero_threshold_s: Shorter durations are in no bucket.
+    """
+
+    counts: Mapping[int, int] = attrs.field(factory=dict)
+    schema: int = 3
+    zero_threshold_s: float = 2.0**-20
+
+
+@attrs.frozen
 class Histogram:
     """Durations since the start, as Prometheus counts them.
 
     Attributes:
         counts: How many took no longer than each bound, in seconds; the last bound is infinity.
         sum_s: Their sum, seconds.
+        native: The same durations in finer buckets.
     """
 
     counts: Mapping[float, int]
     sum_s: float
+    native: NativeBuckets = NativeBuckets()
 
 
 @attrs.frozen

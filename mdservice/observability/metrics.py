@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from typing import Final, get_args
 
 import attrs
@@ -13,7 +12,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
-    HistogramMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import choose_encoder
@@ -28,6 +26,12 @@ from mdservice.model.status import (
     RelayStatus,
     ServiceState,
     Status,
+)
+from mdservice.observability.protobuf import (
+    CONTENT_TYPE,
+    LatencyFamily,
+    encode_protobuf,
+    prefers_protobuf,
 )
 
 __all__ = ["StatusCollector", "metrics_registry", "package_version", "render_metrics"]
@@ -92,7 +96,15 @@ def metrics_registry(collector: Collector) -> CollectorRegistry:
 
 
 def render_metrics(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """The metrics as text, and its content type: OpenMetrics where ``accept`` names it."""
+    """The metrics and their content type.
+
+    Args:
+        registry: The metrics.
+        accept: The header of the request. Text in Prometheus' format, in OpenMetrics' where it
+            names that, or protobuf with native histograms where it prefers that.
+    """
+    if prefers_protobuf(accept):
+        return encode_protobuf(registry.collect()), CONTENT_TYPE
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
@@ -224,18 +236,11 @@ def _actors(status: Status) -> Iterator[Metric]:
 
 def _histograms(status: Status) -> Iterator[Metric]:
     for path in attrs.fields(Latencies):
-        family = HistogramMetricFamily(
+        yield LatencyFamily(
             f"mdservice_{path.name}_seconds",
             f"{path.metadata['meaning']} Of samples: up to 16 quotes and trades of each write.",
-            labels=[],
+            status.histograms.get(path.name),
         )
-        if (histogram := status.histograms.get(path.name)) is not None:
-            buckets = [
-                (str(le) if isfinite(le) else "+Inf", count)
-                for le, count in histogram.counts.items()
-            ]
-            family.add_metric([], buckets, histogram.sum_s)
-        yield family
 
 
 def _labelled(status: Status) -> Iterator[Metric]:

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, chain, islice
+from math import frexp
 from typing import Any, Final
 
 import anyio
@@ -27,7 +28,7 @@ from mdservice.model.events import (
     encode_status,
 )
 from mdservice.model.kinds import QUOTES, TRADES, Kind, Record
-from mdservice.model.status import Histogram, Latencies, Latency
+from mdservice.model.status import Histogram, Latencies, Latency, NativeBuckets
 from mdservice.publish.conflation import ConflatingBuffer
 from mdservice.publish.store import Events, WriteBatch
 from mdservice.redis_io.names import ACCOUNT_CHANNEL, STATUS_CHANNEL
@@ -41,6 +42,12 @@ _MS_NS = 1e6
 _MS_S = 1000.0
 _BOUNDS_MS: Final = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 60_000)
 _BOUNDS_S: Final = (*(bound / _MS_S for bound in _BOUNDS_MS), float("inf"))
+_NATIVE: Final = NativeBuckets()
+_FRACTIONS: Final = tuple(
+    2.0 ** (step / 2**_NATIVE.schema - 1) for step in range(2**_NATIVE.schema)
+)
+"""The bounds of the native buckets between two powers of two, as :func:`math.frexp` has them."""
+_ZERO_MS: Final = _NATIVE.zero_threshold_s * _MS_S
 _TIMED = frozenset((QUOTES, TRADES))
 """The kinds whose times are those of the market's events. Those of bars are old."""
 
@@ -314,16 +321,21 @@ class _Path:
     def __init__(self) -> None:
         self.window: deque[float] = deque(maxlen=_WINDOW)
         self._buckets = [0] * len(_BOUNDS_S)
+        self._native: dict[int, int] = {}
         self._sum_ms = 0.0
 
     def add(self, ms: float) -> None:
         self.window.append(ms)
         self._buckets[bisect_left(_BOUNDS_MS, ms)] += 1
         self._sum_ms += max(0.0, ms)
+        if ms > _ZERO_MS:
+            fraction, exponent = frexp(ms / _MS_S)
+            bucket = bisect_left(_FRACTIONS, fraction) + (exponent - 1) * len(_FRACTIONS)
+            self._native[bucket] = self._native.get(bucket, 0) + 1
 
     def histogram(self) -> Histogram:
         counts = dict(zip(_BOUNDS_S, accumulate(self._buckets), strict=True))
-        return Histogram(counts, self._sum_ms / _MS_S)
+        return Histogram(counts, self._sum_ms / _MS_S, NativeBuckets(dict(self._native)))
 
 
 def _percentiles(samples: deque[float]) -> Latency:

@@ -26,6 +26,7 @@ from mdservice.model.status import (
     JournalStatus,
     Latencies,
     Latency,
+    NativeBuckets,
     PositionsReport,
     Readiness,
     RedisReport,
@@ -297,7 +298,11 @@ class FakeService:
                 quotes_received=self._accepted + 5, quotes_accepted=self._accepted, gaps=2
             ),
             latency_ms=Latencies(Latency(1.5, 4.0, 9.0), Latency()),
-            histograms={"feed_to_redis": Histogram({0.002: 7, 0.01: 9, inf: 10}, 0.25)},
+            histograms={
+                "feed_to_redis": Histogram(
+                    {0.002: 7, 0.01: 9, inf: 10}, 0.25, NativeBuckets({-72: 6, -54: 2, -18: 1})
+                )
+            },
             loop_lag_ms=2.0,
             positions=PositionsReport(
                 source="fake positions",

@@ -148,6 +148,18 @@ async def test_metrics_come_as_openmetrics_where_asked_for(client: httpx.AsyncCl
     assert "mdservice_quotes_received" in names
 
 
+async def test_metrics_come_as_protobuf_where_the_scraper_prefers_that(
+    client: httpx.AsyncClient,
+) -> None:
+    accept = (
+        "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;"
+        "encoding=delimited,text/plain;version=0.0.4;q=0.5"
+    )
+    answer = await client.get("/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("application/vnd.google.protobuf; proto=")
+    assert b"mdservice_quotes_received_total" in answer.content
+
+
 async def test_the_description_lists_every_call_with_examples(client: httpx.AsyncClient) -> None:
     answer = await client.get("/openapi.json")
     description = json.loads(answer.content)

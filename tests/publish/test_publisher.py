@@ -660,6 +660,22 @@ def test_every_sample_counts_in_the_buckets_that_hold_it() -> None:
     assert list(found.counts) == sorted(found.counts)
 
 
+def test_every_sample_counts_in_its_native_bucket() -> None:
+    window = LatencyWindow()
+    width = 2 ** (1 / 8)
+    for ms in (1000.0, 1000.001, 999.999, 2000.0, 1000 / 1024, 0.0005, 0.0, -3.0):
+        window.add([quote(0, ms)], WRITTEN_NS)
+    found = window.histograms()["receive_to_redis"]
+    assert found.native.counts == {0: 2, 1: 1, 8: 1, -80: 1}
+    assert found.counts[inf] - sum(found.native.counts.values()) == 3
+    for s in (0.00001, 0.0123, 0.9, 1.1, 77.7, 90_000.0):
+        window = LatencyWindow()
+        window.add([quote(0, 1000 * s)], WRITTEN_NS)
+        ((bucket, count),) = window.histograms()["receive_to_redis"].native.counts.items()
+        assert count == 1
+        assert width ** (bucket - 1) < s < width**bucket
+
+
 def test_a_histogram_forgets_nothing() -> None:
     window = LatencyWindow()
     for _ in range(6000):
