@@ -21,7 +21,8 @@ def metrics() -> str:
 
 def gateway_metrics() -> str:
     """Each metric of a gateway."""
-    tracker = make_tracker(list, Settings(), redis_url="redis://localhost:1")
+    limits = ["total pnl < -1"]
+    tracker = make_tracker(list, Settings(), redis_url="redis://localhost:1", limits=limits)
     return table(("name", "type", "labels", "meaning"), _rows(gateway_app(tracker)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from decimal import Decimal
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -30,20 +31,53 @@ class TrackerCollector(Collector):
         for name, text, value in (
             ("gateway_rows_priced", "Positions with a price.", totals.priced),
             ("gateway_rows_unpriced", "Positions without one.", totals.unpriced),
+            (
+                "gateway_unrealized_pnl_dollars",
+                "Unrealised P&L of the positions with a price.",
+                totals.unrealized_pnl,
+            ),
+            (
+                "gateway_day_pnl_dollars",
+                "P&L since the last close, without fees; NaN while it is not known.",
+                _or_nan(totals.day_pnl),
+            ),
+            (
+                "gateway_market_value_dollars",
+                "Market value of the positions with a price; that of short positions is negative.",
+                totals.market_value,
+            ),
+            (
+                "gateway_exposure_dollars",
+                "The sum of the absolute market values of all symbols.",
+                totals.exposure,
+            ),
             ("breaker_tripped", "1 while the circuit breaker is tripped.", risk.is_tripped),
             ("limits_blind", "Reasons why limits cannot be judged.", len(risk.blind())),
             ("webhook_waiting", "Messages that wait.", webhook.waiting if webhook else 0),
         ):
             yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
+        used = GaugeMetricFamily(
+            "mdservice_limit_used_ratio",
+            "The largest fraction of the limit that is used; above 1 it is crossed. NaN while none "
+            "is known.",
+            labels=["rule"],
+        )
+        for rule, fraction in risk.used().items():
+            used.add_metric([rule], _or_nan(fraction))
+        yield used
         difference = None if tracker.day is None else tracker.day.difference
         yield GaugeMetricFamily(
             "mdservice_equity_difference_dollars",
             "Dollars of the day's change of the equity that neither P&L nor activities explain; "
             "NaN while they are not compared.",
-            value=math.nan if difference is None else float(difference),
+            value=_or_nan(difference),
         )
         for name, text, count in (
             ("sent", "Messages that the webhook has taken.", webhook.sent if webhook else 0),
             ("dropped", "Messages that it did not get.", webhook.dropped if webhook else 0),
         ):
             yield CounterMetricFamily(f"mdservice_webhook_{name}", text, value=count)
+
+
+def _or_nan(value: Decimal | None) -> float:
+    return math.nan if value is None else float(value)

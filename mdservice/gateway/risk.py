@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from typing import Final
 
 import anyio
@@ -114,6 +115,15 @@ class Risk:
         """Why limits cannot be judged at the last prices; empty if all can be."""
         self.look()
         return self._limits.blind()
+
+    def used(self) -> dict[str, Decimal | None]:
+        """The largest fraction that is used of each limit, by its text; None if none is known."""
+        self.look()
+        found: dict[str, Decimal | None] = {}
+        for state in self._limits.states(self._engine, self._clock.utc_ns()):
+            known = [x for x in (found.get(state.rule), state.used) if x is not None]
+            found[state.rule] = max(known, default=None)
+        return found
 
     async def breaker(self) -> Breaker:
         """The breaker now.

@@ -63,12 +63,17 @@ async def test_old_positions_come_with_a_warning(autojump_clock: Any, monkeypatc
         assert found["warnings"] == ["the source is away"]
 
 
-async def test_metrics_have_the_breaker_and_the_webhook(autojump_clock: Any) -> None:
+async def test_metrics_have_limits_breaker_webhook_and_sums(autojump_clock: Any) -> None:
     tracker = make_tracker(
-        FakePositions([Position("AAPL", Decimal(10), Decimal(150))]),
+        FakePositions(
+            [
+                Position("AAPL", Decimal(10), Decimal(150)),
+                Position("MSFT", Decimal(-15), Decimal(9)),
+            ]
+        ),
         Settings(alert_webhook="http://127.0.0.1:1/hook"),
         redis_url="redis://127.0.0.1:1",
-        limits=["total pnl < -5"],
+        limits=["total pnl < -5", "AAPL qty > 40", "* qty < -20"],
     )
     assert tracker.webhook is not None
     transport = httpx.ASGITransport(app=gateway_app(tracker))
@@ -77,9 +82,16 @@ async def test_metrics_have_the_breaker_and_the_webhook(autojump_clock: Any) -> 
         tracker.webhook.send(b"{}", "")
         text = (await client.get("/metrics")).text
         for line in (
-            "mdservice_gateway_rows_unpriced 1.0",
+            "mdservice_gateway_rows_unpriced 2.0",
             "mdservice_breaker_tripped 0.0",
-            "mdservice_limits_blind 1.0",
+            "mdservice_limits_blind 2.0",
+            'mdservice_limit_used_ratio{rule="total pnl < -5"} NaN',
+            'mdservice_limit_used_ratio{rule="AAPL qty > 40"} 0.25',
+            'mdservice_limit_used_ratio{rule="* qty < -20"} 0.75',
+            "mdservice_gateway_unrealized_pnl_dollars 0.0",
+            "mdservice_gateway_market_value_dollars 0.0",
+            "mdservice_gateway_exposure_dollars 0.0",
+            "mdservice_gateway_day_pnl_dollars NaN",
             "mdservice_webhook_waiting 1.0",
             "mdservice_webhook_dropped_total 0.0",
         ):
