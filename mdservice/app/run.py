@@ -11,7 +11,9 @@ import anyio
 
 from mdservice.app.live_line import LiveLine
 from mdservice.app.service import Service, open_service
+from mdservice.clock import SystemClock
 from mdservice.gateway.make import make_tracker
+from mdservice.gateway.risk_observer import RiskObserver
 from mdservice.gateway.router import PNL_PATH, Answers
 from mdservice.gateway.serve import gateway_positions, make_gateway, serve_gateway
 from mdservice.gateway.tracker import PnlTracker
@@ -19,6 +21,7 @@ from mdservice.http_api.listeners import unix_listener
 from mdservice.http_api.server import ApiAddresses, serve_api
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
+from mdservice.runtime.network import HttpClient
 from mdservice.runtime.stop_signals import stop_on_signal
 from mdservice.runtime.systemd import Systemd
 from mdservice.settings import Settings
@@ -64,8 +67,12 @@ async def serve(
                 # The gateway ends before the service, the API after it.
                 async with open_service(settings) as service, anyio.create_task_group() as beside:
                     book = _book(service, settings)
+                    account = None if book is None else Answers(book)
                     if book is not None and not settings.simulated:
-                        beside.start_soon(_close_at_the_end, book)
+                        http = HttpClient()
+                        beside.start_soon(_close_at_the_end, book, http)
+                        observer = RiskObserver(book, service.resolved, SystemClock(), http)
+                        account = Answers(book, observer)
                     addresses = await tasks.start(
                         partial(
                             serve_api,
@@ -74,7 +81,7 @@ async def serve(
                             listener=listener,
                             http=settings.http,
                             token=settings.api_token,
-                            account=Answers(book) if book is not None else None,
+                            account=account,
                             any_port=settings.http_is_default,
                         )
                     )
@@ -96,7 +103,8 @@ async def serve(
 def _book(service: Service, settings: Settings) -> PnlTracker | None:
     """What the page shows of positions: on the simulator the gateway's own P&L.
 
-    With a real account it only shows positions and judges no limits. Without positions, None.
+    With a real account it shows the limits and the breaker, and another program, the gateway, trips
+    it. Without positions, None.
     """
     if settings.simulated:
         return make_gateway(service.resolved)
@@ -105,12 +113,13 @@ def _book(service: Service, settings: Settings) -> PnlTracker | None:
     return make_tracker("none", service.resolved, judges=False)
 
 
-async def _close_at_the_end(book: PnlTracker) -> None:
+async def _close_at_the_end(book: PnlTracker, http: HttpClient) -> None:
     try:
         await anyio.sleep_forever()
     finally:
         with anyio.move_on_after(_CLOSE_S, shield=True):
             await book.aclose()
+            await http.aclose()
 
 
 def raise_file_limit() -> None:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from mdservice.errors import AccountError, AccountUnavailable, PositionsError
 from mdservice.gateway.make import PositionsGiven, make_tracker
+from mdservice.gateway.risk_observer import RiskObserver
 from mdservice.gateway.risk_routes import judging, risk_router
 from mdservice.gateway.tracker import PnlTracker, ReadFrom
 from mdservice.http_api.schemas import Answer, HeldPosition, Problem
@@ -178,10 +179,16 @@ def _add_day(router: APIRouter, answers: Answers) -> None:
 
 
 class Answers:
-    """Encodes the reports of one tracker."""
+    """Encodes the reports of one tracker.
 
-    def __init__(self, tracker: PnlTracker) -> None:
+    Args:
+        tracker: The tracker.
+        observer: Sees the limits that another program judges; None if the tracker's are shown.
+    """
+
+    def __init__(self, tracker: PnlTracker, observer: RiskObserver | None = None) -> None:
         self._tracker = tracker
+        self._observer = observer
         self._encoder = PnlEncoder()
 
     async def positions(self) -> bytes:
@@ -230,6 +237,8 @@ class Answers:
         Raises:
             StoreUnavailable, StoreRefused, ConfigurationError: Redis cannot be asked.
         """
+        if self._observer is not None:
+            return await self._observer.encode()
         risk = self._tracker.risk
         if not risk.has_limits:
             return None

@@ -71,7 +71,7 @@ class Account(Protocol):
         ...
 
     async def risk(self) -> bytes | None:
-        """The breaker and the limits, as JSON; None where no limits are judged.
+        """The breaker and the limits, as JSON; None where there are no limits.
 
         Raises:
             MDServiceError: Redis cannot be asked.
@@ -153,7 +153,8 @@ class PageView:
                 data = await read()
             except MDServiceError as exc:
                 data = msgspec.json.encode({"error": str(exc)})
-            if data is not None and data != self._last.get(name):
+            data = b"null" if data is None else data
+            if data != self._last.get(name, b"null"):
                 self._last[name] = data
                 found.append((name, data))
         cost_s = (time.thread_time() - began_s) * _PER_COST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,25 @@ def test_the_policy_forbids_other_hosts_and_scripts_in_the_page(stage: Any) -> N
     assert "unsafe" not in answer.headers["content-security-policy"]
     for name in ("page.css", "page.js", "view.js", "icon.svg"):
         assert httpx.get(f"{url}page/{name}", trust_env=False).status_code == 200
+
+
+def test_limits_that_another_gateway_judges_are_shown(stage: Any, browser: Browser) -> None:
+    held, gateway_port = stage.folder() / "held.json", stage.free_port()
+    held.write_text('[{"symbol": "AAPL", "qty": 10, "avg_entry_price": "100"}]')
+    shared = {
+        "MDSERVICE_POSITIONS": f"file:{held}",
+        "MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{gateway_port}",
+    }
+    simulator, service, url = a_service(stage, **shared)
+    browser.open(url)
+    browser.until("document.querySelector('#position-table').innerText.includes('AAPL')")
+    assert browser.value("document.getElementById('breaker').hidden")
+    limits = "AAPL qty > 15; AAPL price > 150"
+    stage.program("gateway", folder=service.folder, MDSERVICE_LIMITS=limits, **shared)
+    browser.until("document.getElementById('blind').innerText.includes('AAPL')")
+    simulator.quotes(("AAPL", 120, 120, time.time_ns()))
+    browser.until("document.getElementById('breaker').innerText === 'the breaker is closed'")
+    browser.until("document.getElementById('limits').innerText.includes('80 %')")
+    simulator.quotes(("AAPL", 160, 160, time.time_ns()))
+    browser.until("document.getElementById('breaker').innerText.includes('tripped: AAPL price')")
+    assert browser.faults == []

@@ -15,7 +15,6 @@ from typing import Any, Final, TypeVar
 import anyio
 import anyio.to_thread
 import attrs
-import msgspec
 
 from mdservice.cli.watch.keys import FROM_THE_SMALLEST, ORDERS, Browse, OrderName
 from mdservice.cli.watch.screen import (
@@ -23,7 +22,6 @@ from mdservice.cli.watch.screen import (
     Entry,
     EntryStatus,
     Lot,
-    Risk,
     Sums,
     View,
     printable,
@@ -33,8 +31,7 @@ from mdservice.client.open import open_stream
 from mdservice.client.reader import Records
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError
-from mdservice.gateway.risk import make_limits
-from mdservice.gateway.risk_routes import RISK_PATH, Verdict
+from mdservice.gateway.risk_observer import RiskObserver
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.bar import Bar
 from mdservice.model.position import Position
@@ -43,19 +40,15 @@ from mdservice.model.symbol import EVERY_SYMBOL, is_symbol, spellings
 from mdservice.model.trade import Trade
 from mdservice.model.trading_status import TradingStatus, is_halted
 from mdservice.observability.logging import masked
-from mdservice.pnl.breaker import CLOSED, Breaker
 from mdservice.pnl.holding import Holding
-from mdservice.pnl.limits import LimitState
 from mdservice.pnl.numbers import sums_up
 from mdservice.pnl.rows import Row
-from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.settings import Settings
 
 __all__ = [
     "Flow",
     "Gatherer",
     "MarketWatch",
-    "RiskWatch",
     "ServiceWatch",
     "about",
     "state",
@@ -67,9 +60,6 @@ _TIMEOUT_S: Final = 3.0
 _SUBSCRIPTIONS: Final = "/api/v1/market-data/subscriptions"
 _WINDOW_S: Final = 3.0
 _QUIET_S: Final = 3.0
-_LIMITS_EVERY_S: Final = 1.0
-_GATEWAY_TIMEOUT_S: Final = 1.0
-_MOST_BYTES: Final = 16 * 2**20
 _Place = TypeVar("_Place")
 _MOMENT_S: Final = 1.5
 """How long a change of a price is shown."""
@@ -106,7 +96,7 @@ class Gatherer:
         delay_s: float,
         clock: Clock,
         market: MarketWatch | None = None,
-        risk: RiskWatch | None = None,
+        risk: RiskObserver | None = None,
         errors: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._market = market or MarketWatch(())
@@ -231,8 +221,11 @@ class Gatherer:
 
     def notes(self) -> tuple[str, ...]:
         """As :meth:`warnings`, and whether the breaker is tripped, for output in lines."""
-        tripped = None if self._risk is None else self._risk.tripped()
-        return self.warnings() if tripped is None else (*self.warnings(), tripped)
+        breaker = None if self._risk is None else self._risk.breaker
+        if breaker is None or not breaker.tripped:
+            return self.warnings()
+        text = f"the breaker is tripped: {breaker.rule} by {breaker.subject}"
+        return (*self.warnings(), printable(text))
 
     def _look(self) -> None:
         """Update the time, the count of events, and the symbols."""
@@ -460,93 +453,6 @@ class _Seen:
     price: Decimal | None
     change: Decimal | None
     until_s: float
-
-
-class RiskWatch:
-    """The breaker in Redis, and the limits.
-
-    The limits of the settings are judged here, which never trips the breaker. Without any, those of
-    the gateway at the settings' address are shown, if it answers and has the same breaker.
-
-    Args:
-        tracker: Positions and prices; must be running.
-        settings: The limits, the gateway and its token.
-        clock: The time.
-        http: What to ask the gateway with; closed by its owner.
-    """
-
-    def __init__(
-        self, tracker: PnlTracker, settings: Settings, clock: Clock, http: HttpClient
-    ) -> None:
-        self._tracker = tracker
-        self._clock = clock
-        self._limits = make_limits(settings.limits, settings.alerts)
-        self._gateway = settings.gateway_http
-        token = settings.api_token
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._http = http
-        self._breaker: Breaker | None = None
-        self._theirs: Verdict | None = None
-        self._shown: Risk | None = None
-        self._until_ns = 0
-
-    async def poll(self) -> None:
-        """Ask Redis, and the gateway, again and again until cancelled."""
-        while True:
-            await self.refresh()
-            await anyio.sleep(_LIMITS_EVERY_S)
-
-    async def refresh(self) -> None:
-        """Ask once."""
-        try:
-            self._breaker = await self._tracker.risk.breaker()
-        except MDServiceError:
-            self._breaker = None
-        self._theirs = None if self._limits.rules else await self._ask()
-        self._until_ns = 0
-
-    def now(self, now_ns: int) -> Risk | None:
-        """What is to be shown; None if there are no limits, and the breaker has never tripped."""
-        if self._limits.rules and not self._until_ns - _S_NS <= now_ns < self._until_ns:
-            engine = self._tracker.engine
-            self._limits.check(engine, now_ns)
-            states = self._limits.states(engine, now_ns)
-            self._shown = Risk(self._breaker, _most_used(states), tuple(self._limits.blind()))
-            self._until_ns = now_ns + _S_NS
-        elif not self._limits.rules and self._theirs is not None:
-            theirs, judge = self._theirs, f"the gateway at {self._gateway}"
-            self._shown = Risk(self._breaker, _most_used(theirs.limits), tuple(theirs.blind), judge)
-        elif not self._limits.rules:
-            never = self._breaker is None or self._breaker == CLOSED
-            self._shown = None if never else Risk(self._breaker)
-        return self._shown
-
-    def tripped(self) -> str | None:
-        """What has tripped the breaker; None while it is closed, or not known."""
-        breaker = self._breaker
-        if breaker is None or not breaker.tripped:
-            return None
-        return printable(f"the breaker is tripped: {breaker.rule} by {breaker.subject}")
-
-    async def _ask(self) -> Verdict | None:
-        """What the gateway judges; None without limits, or if it is one of another Redis."""
-        try:
-            answer = await self._http.get(
-                f"http://{self._gateway}{RISK_PATH}",
-                headers=self._headers,
-                timeout_s=_GATEWAY_TIMEOUT_S,
-                most_bytes=_MOST_BYTES,
-            )
-            found = msgspec.json.decode(answer.body, type=Verdict)
-        except (HttpFailed, msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        return found if found.limits and found.breaker == self._breaker else None
-
-
-def _most_used(states: Sequence[LimitState]) -> tuple[LimitState, ...]:
-    """Those that cannot be judged first, then the most used."""
-    one = Decimal(1)
-    return tuple(sorted(states, key=lambda s: (s.used is not None, -(s.used or one))))
 
 
 class ServiceWatch:

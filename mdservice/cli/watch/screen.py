@@ -12,7 +12,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from mdservice.cli.watch.keys import FROM_THE_SMALLEST
-from mdservice.pnl.breaker import Breaker
+from mdservice.gateway.risk_observer import SeenRisk
 from mdservice.pnl.limits import LimitState
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Entry",
     "EntryStatus",
     "Lot",
-    "Risk",
     "Screen",
     "Sums",
     "View",
@@ -108,7 +107,7 @@ class View:
     others_count: int = 0
     start: int = 0
     account: Account | None = None
-    risk: Risk | None = None
+    risk: SeenRisk | None = None
     order: str | None = None
     reverse: bool = False
 
@@ -129,23 +128,6 @@ class Account:
     realized: Decimal | None = None
     market_value: Decimal | None = None
     exposure: Decimal | None = None
-
-
-@attrs.frozen
-class Risk:
-    """The circuit breaker and the limits.
-
-    Attributes:
-        breaker: None if it is not known.
-        limits: Every limit, those used most first.
-        blind: Why limits cannot be judged.
-        judge: Who judges them, where that is another program.
-    """
-
-    breaker: Breaker | None
-    limits: tuple[LimitState, ...] = ()
-    blind: tuple[str, ...] = ()
-    judge: str | None = None
 
 
 @attrs.frozen
@@ -286,7 +268,7 @@ class Screen:
         risk = self._risk(view.risk, width, height)
         return [*lines, *_paragraphs(warnings, width, "yellow"), *risk, *space]
 
-    def _risk(self, risk: Risk | None, width: int, height: int | None) -> list[Text]:
+    def _risk(self, risk: SeenRisk | None, width: int, height: int | None) -> list[Text]:
         """The breaker, and the limits that are used most, as many as have room."""
         if risk is None:
             return []
@@ -686,11 +668,11 @@ def _account(account: Account, width: int) -> list[Text]:
     return [line for line in lines if line]
 
 
-def _is_tripped(risk: Risk) -> bool:
+def _is_tripped(risk: SeenRisk) -> bool:
     return risk.breaker is not None and risk.breaker.tripped
 
 
-def _breaker(risk: Risk, shown: int, width: int) -> list[Text]:
+def _breaker(risk: SeenRisk, shown: int, width: int) -> list[Text]:
     """The state of the breaker, the number of limits, and why they are blind."""
     breaker, count = risk.breaker, len(risk.limits)
     if breaker is None:

@@ -20,7 +20,7 @@ from anyio.abc import TaskStatus
 from rich.console import Console, Group
 from rich.live import Live
 
-from mdservice.cli.watch.gather import Gatherer, MarketWatch, RiskWatch, ServiceWatch
+from mdservice.cli.watch.gather import Gatherer, MarketWatch, ServiceWatch
 from mdservice.cli.watch.keys import Browse, Key, Keyboard
 from mdservice.cli.watch.screen import (
     Entry,
@@ -33,6 +33,7 @@ from mdservice.cli.watch.screen import (
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import StoreUnavailable
 from mdservice.gateway.make import make_tracker
+from mdservice.gateway.risk_observer import RiskObserver
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.timestamps import format_ns
 from mdservice.runtime.network import HttpClient
@@ -114,7 +115,7 @@ async def _watch(
         tasks.start_soon(service.poll)
         market = MarketWatch(chosen)
         tasks.start_soon(market.run, settings)
-        risk = RiskWatch(tracker, given, clock, http)
+        risk = RiskObserver(tracker, given, clock, http)
         gatherer = Gatherer(
             tracker,
             service,

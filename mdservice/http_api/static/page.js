@@ -190,13 +190,19 @@ function showAccount(account) {
 }
 
 function showRisk(risk) {
-  const pill = find("breaker");
-  pill.hidden = false;
+  const [pill, blind] = [find("breaker"), find("blind")];
+  pill.hidden = risk === null;
+  blind.hidden = !risk?.blind?.length;
+  if (risk === null) {
+    find("limits").replaceChildren();
+    return;
+  }
   if (risk.error) {
     pill.className = "pill bad";
     view.write(pill, `the breaker is not known: ${risk.error}`);
     return;
   }
+  if (!blind.hidden) view.write(blind, `limits that cannot be judged: ${risk.blind.slice(0, 5).join("; ")}`);
   const { breaker } = risk;
   const tripped = breaker.state === "tripped";
   pill.className = `pill ${tripped ? "bad" : "good"}`;

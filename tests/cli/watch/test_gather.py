@@ -7,23 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import httpx
 import pytest
 
-from mdservice.cli.watch.gather import Flow, Gatherer, MarketWatch, RiskWatch, ServiceWatch
+from mdservice.cli.watch.gather import Flow, Gatherer, MarketWatch, ServiceWatch
 from mdservice.cli.watch.keys import Browse
 from mdservice.cli.watch.show import PlainLines, entry_text
 from mdservice.client.http import NoAnswer
 from mdservice.client.reader import PricesStatus
-from mdservice.errors import StoreUnavailable
 from mdservice.gateway.make import make_tracker
 from mdservice.model.kinds import DAILY_BARS, TRADES
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.trading_status import TradingStatus
-from mdservice.pnl.breaker import CLOSED, Breaker
-from mdservice.pnl.limits import LimitState
-from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 from tests.records import make_record
@@ -443,98 +438,3 @@ def test_the_day_and_the_exposure_are_those_of_the_positions() -> None:
     by_symbol = {entry.symbol: entry.lot for entry in view.held}
     assert by_symbol["A"] is not None
     assert (by_symbol["A"].market_value, by_symbol["A"].day_pnl) == (120, 30)
-
-
-class RiskBench(Bench):
-    """With a breaker in Redis, and a gateway that answers."""
-
-    def __init__(self, answer: Any = None, **settings: Any) -> None:
-        super().__init__()
-        self.breaker: Breaker | None = CLOSED
-        self.asked: list[httpx.Request] = []
-
-        async def breaker() -> Breaker:
-            if self.breaker is None:
-                raise StoreUnavailable("Redis is away")
-            return self.breaker
-
-        def respond(request: httpx.Request) -> httpx.Response:
-            self.asked.append(request)
-            if answer is None:
-                raise httpx.ConnectError("refused")
-            return (
-                answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
-            )
-
-        self.tracker.risk.breaker = breaker  # type: ignore[method-assign]
-        given = Settings(gateway_http="127.0.0.1:8002", **settings)
-        http = HttpClient(httpx.MockTransport(respond))
-        self.risk = RiskWatch(self.tracker, given, self, http)
-
-    async def shown(self) -> Any:
-        await self.risk.refresh()
-        return self.risk.now(self.utc_ns())
-
-
-async def test_own_limits_are_judged_for_showing_alone() -> None:
-    bench = RiskBench(limits=("total pnl < -100", "* qty > 4"), alerts=("A price > 9 trip",))
-    bench.hold(("A", "5", "10"), ("B", "1", "10"))
-    bench.quote("A", 8, 8)
-    found = await bench.shown()
-    assert [(one.rule, one.subject, one.used) for one in found.limits] == [
-        ("total pnl < -100", "total", None),
-        ("* qty > 4", "A", Decimal("1.25")),
-        ("A price > 9 trip", "A", Decimal("0.8888888889")),
-        ("* qty > 4", "B", Decimal("0.25")),
-    ]
-    assert (found.breaker, found.judge) == (CLOSED, None)
-    assert found.blind == ("B: no price is known",)
-    assert bench.asked == []
-    bench.quote("B", 10, 10)
-    assert bench.risk.now(bench.utc_ns()) is found, "once a second"
-    bench.now_s += 1
-    assert bench.risk.now(bench.utc_ns()).blind == ()
-    bench.now_s -= 100
-    assert bench.risk.now(bench.utc_ns()) is not found, "a clock that was set back"
-
-
-THEIRS = {
-    "breaker": {"state": "closed", "rule": None, "subject": None, "value": None, "at": None},
-    "limits": [{"rule": "A qty > 4", "subject": "A", "value": 1, "used": 0.25}],
-    "blind": ["B: stale"],
-    "on_trip": {},
-}
-
-
-async def test_without_own_limits_those_of_the_gateway_are_shown() -> None:
-    bench = RiskBench(THEIRS, api_token="token")
-    found = await bench.shown()
-    assert found.limits == (LimitState("A qty > 4", "A", Decimal(1), Decimal("0.25")),)
-    assert found.blind == ("B: stale",)
-    assert "127.0.0.1:8002" in found.judge
-    assert bench.asked[0].headers["authorization"] == "Bearer token"
-    bench.breaker = Breaker("tripped", "x", "A", None, "2026-11-24T18:00:00Z")
-    found = await bench.shown()
-    assert (found.breaker, found.limits) == (bench.breaker, ()), "a gateway of another Redis"
-    assert "x by A" in (bench.risk.tripped() or "")
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        None,
-        [],
-        {},
-        {**THEIRS, "limits": []},
-        {**THEIRS, "limits": [{"rule": 1}]},
-        httpx.Response(401),
-        httpx.Response(200, content=b"\xff"),
-    ],
-)
-async def test_without_limits_nothing_is_shown_until_the_breaker_has_tripped(answer: Any) -> None:
-    bench = RiskBench(answer)
-    assert await bench.shown() is None
-    bench.breaker = None
-    assert await bench.shown() is None
-    bench.breaker = Breaker("tripped")
-    assert (await bench.shown()).breaker == bench.breaker

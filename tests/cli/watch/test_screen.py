@@ -14,7 +14,6 @@ from mdservice.cli.watch.screen import (
     Account,
     Entry,
     Lot,
-    Risk,
     Screen,
     Sums,
     View,
@@ -25,6 +24,7 @@ from mdservice.cli.watch.screen import (
     price_text,
     printable,
 )
+from mdservice.gateway.risk_observer import SeenRisk
 from mdservice.pnl.breaker import Breaker
 from mdservice.pnl.limits import LimitState
 
@@ -326,7 +326,7 @@ ACCOUNT = Account(Decimal("35.51"), Decimal("-12.5"), Decimal("-56885.61"), Deci
 
 
 def risky(breaker: Any = CLOSED_BREAKER, *limits: LimitState, **more: Any) -> View:
-    return view(account=ACCOUNT, risk=Risk(breaker, limits), **more)
+    return view(account=ACCOUNT, risk=SeenRisk(breaker, limits), **more)
 
 
 def test_limits_are_bars_with_the_part_that_is_used() -> None:
@@ -381,7 +381,7 @@ def test_a_tripped_breaker_is_red_and_seen_without_colour() -> None:
 
 
 def test_what_blinds_the_limits_is_said() -> None:
-    shown = View("running", True, risk=Risk(CLOSED_BREAKER, LIMITS, ("A: stale", "B", "C")))
+    shown = View("running", True, risk=SeenRisk(CLOSED_BREAKER, LIMITS, ("A: stale", "B", "C")))
     assert "blind: A: stale, and 2 more" in drawn(shown, 80, 24)
 
 
