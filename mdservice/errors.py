@@ -177,11 +177,13 @@ class StoreRefused(StoreError):
         message: What happened and what to do.
         reconnect: Whether a new connection to the same address may reach a server that does
             not refuse: the primary behind a forwarder, a DNS name or a Kubernetes service.
+        code: The code of the server's error, such as ``READONLY``.
     """
 
-    def __init__(self, message: str, *, reconnect: bool = False) -> None:
+    def __init__(self, message: str, *, reconnect: bool = False, code: str = "ERR") -> None:
         super().__init__(message)
         self.reconnect = reconnect
+        self.code = code
 
 
 class PositionsError(MDServiceError):

@@ -33,7 +33,9 @@ from mdservice.model.status import (
     TradeUpdatesReport,
 )
 from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.publish.publisher import PublisherSnapshot
 from mdservice.publish.store import Refusable, channel_of
+from mdservice.publish.writer import WriterSnapshot
 from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
@@ -223,7 +225,7 @@ def status(
     why = _why_degraded(snapshots.values(), positions, late, facts.hours_refused())
     unrecorded = (journal.last_error,) if journal is not None and journal.last_error else ()
     degraded = (*why, *_not_written(topology), *conflicts, *unrecorded)
-    publisher = topology.publisher.snapshot()
+    publisher, writer = topology.publisher.snapshot(), topology.writer.snapshot()
     watchdog = topology.watchdog.snapshot()
     feeds: dict[str, FeedReport] = {
         each.feed.name: _feed(names[each.feed.name], snapshots[each.feed.name], each)
@@ -236,14 +238,14 @@ def status(
         reasons=(*ready.reasons, *degraded),
         feed=feeds[topology.pipelines[0].feed.name],
         feeds=feeds,
-        redis=_redis(topology, publisher.backlog, key_prefix),
+        redis=_redis(writer, publisher, key_prefix),
         symbols=wanted,
         uptime_s=round(clock.monotonic() - started_s, 3),
         actors=_actors(topology),
         counters=_counters(topology),
         channels=_channel_counters(topology),
         latency_ms=publisher.latencies,
-        histograms=publisher.histograms,
+        histograms={**publisher.histograms, "redis_write": writer.write_times},
         positions=positions,
         loop_lag_ms=watchdog.loop_lag_ms,
         loop_lag_max_ms=watchdog.loop_lag_max_ms,
@@ -273,6 +275,7 @@ def _feed(name: str, feed: FeedSnapshot, pipeline: Pipeline) -> FeedReport:
         repair_error=feed.history_refused,
         times_frozen_s=pipeline.router.snapshot().times_frozen_s,
         received=feed.records_received,
+        silent=feed.silent,
     )
 
 
@@ -371,16 +374,17 @@ def _not_written(topology: Topology) -> tuple[str, ...]:
     return (reason,)
 
 
-def _redis(topology: Topology, backlog: int, key_prefix: str) -> RedisReport:
-    writer = topology.writer.snapshot()
+def _redis(writer: WriterSnapshot, publisher: PublisherSnapshot, key_prefix: str) -> RedisReport:
     return RedisReport(
         connected=writer.connected,
         url=writer.address,
         last_error=writer.last_error,
-        backlog=backlog,
+        backlog=publisher.backlog,
+        backlog_limit=publisher.backlog_limit,
         command_errors=writer.command_errors,
         last_command_error=writer.last_command_error,
         key_prefix=key_prefix,
+        refusal=writer.refusal,
     )
 
 

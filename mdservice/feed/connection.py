@@ -39,6 +39,7 @@ from mdservice.feed.unfulfilled import UnfulfilledTopics
 from mdservice.model.events import FeedLost, FeedState, FeedStatus
 from mdservice.model.feeds import STOCKS, Feed, Topic, symbols_of
 from mdservice.model.kinds import QUOTES, Kind
+from mdservice.model.status import FeedPhase
 from mdservice.observability.logging import get_logger, masked
 from mdservice.runtime.actor import Channel, Depth, Heartbeat
 from mdservice.runtime.backoff import Backoff
@@ -54,7 +55,7 @@ __all__ = ["IDLE", "FeedConnection", "FeedSnapshot"]
 class FeedSnapshot:
     """The connection at one moment; the names are those of ``/status``."""
 
-    phase: str
+    phase: FeedPhase
     driver: str
     connected: bool
     subscribed: bool
@@ -73,6 +74,7 @@ class FeedSnapshot:
     history_refused: str | None
     history_set_aside: Mapping[str, str]
     history_symbols_refused: int
+    silent: int
 
 
 _log = get_logger(__name__)
@@ -177,8 +179,9 @@ class FeedConnection:
             self._opened.set()
         self._session: Session | None = None
         self._synced = False
-        self._phase = "connecting"
+        self._phase: FeedPhase = "connecting"
         self._last_error: str | None = None
+        self._silent = 0
         self._logins = 0
         self._data_has_come = False
         self._received: Counter[str] = Counter()
@@ -222,6 +225,7 @@ class FeedConnection:
             history_refused=next((each.refused for each in recoveries if each.refused), None),
             history_set_aside={s: why for each in recoveries for s, why in each.set_aside.items()},
             history_symbols_refused=sum(each.symbols_refused for each in recoveries),
+            silent=self._silent,
         )
 
     def vouched(self, kind: Kind[Any]) -> Collection[str]:
@@ -510,6 +514,7 @@ class FeedConnection:
         )
 
     async def _send_stale(self, reason: str, **details: Any) -> None:
+        self._silent += "symbols" not in details  # else the connection stays
         _log.warning("feed_is_mute", feed=self.feed.name, reason=reason, **details)
         await self._send_status("stale", reason=reason, **details)
 

@@ -9,6 +9,7 @@ import attrs
 
 from mdservice.errors import FeedRefused
 from mdservice.feed.driver import Driver
+from mdservice.model.status import FeedPhase
 from mdservice.runtime.backoff import Backoff
 
 __all__ = ["HELD_S", "DriverSelection", "Retries", "Retry"]
@@ -108,7 +109,7 @@ class Retry:
         for_good: Trying again will hardly fix it.
     """
 
-    phase: str
+    phase: FeedPhase
     delay_s: float
     for_good: bool = False
 

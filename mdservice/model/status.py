@@ -20,6 +20,7 @@ __all__ = [
     "ActorReport",
     "ChannelCounters",
     "Counters",
+    "FeedPhase",
     "FeedReport",
     "Histogram",
     "Inbox",
@@ -39,6 +40,16 @@ __all__ = [
 ]
 
 ServiceState = Literal["starting", "running", "degraded", "draining"]
+FeedPhase = Literal[
+    "idle",
+    "connecting",
+    "subscribing",
+    "streaming",
+    "waiting",
+    "waiting_for_slot",
+    "refused",
+    "stopped",
+]
 
 
 def _shown(
@@ -102,7 +113,7 @@ class FeedReport:
 
     name: str = _shown("Alpaca's name of it, as in the settings.", example="iex")
     driver: str = _shown("The one in use: `alpaca-py` or `websockets`.", example="alpaca-py")
-    phase: str = _shown(
+    phase: FeedPhase = _shown(
         "`idle` (nothing is wanted of it), `connecting`, `subscribing`, `streaming`, `waiting`, "
         "`waiting_for_slot`, `refused` or `stopped`.",
         example="streaming",
@@ -140,6 +151,10 @@ class FeedReport:
         factory=dict,
         example={"quotes": 1042, "trades": 160},
     )
+    silent: int = _shown(
+        "Connections closed because they brought nothing although the market was not quiet.",
+        default=0,
+    )
 
 
 @attrs.frozen
@@ -159,6 +174,16 @@ class RedisReport:
     )
     key_prefix: str = _shown(
         "The prefix of every key, channel and stream name.", default="", example="desk1:"
+    )
+    backlog_limit: int = _shown(
+        "As many events are kept in order; of more, the oldest are conflated or dropped.",
+        default=0,
+        example=100_000,
+    )
+    refusal: str | None = _shown(
+        "The code of the error with which it refuses to write; null while it does not.",
+        default=None,
+        example="READONLY",
     )
 
 
@@ -439,7 +464,7 @@ class Status:
         "Only where the journal is on.", default=None, omitted=True
     )
     histograms: Mapping[str, Histogram] = attrs.field(factory=dict, metadata={"metrics_only": True})
-    """By the name in ``latency_ms``; in the metrics, not in the JSON."""
+    """By the name in ``latency_ms``, and ``redis_write``; in the metrics, not in the JSON."""
 
 
 def status_to_json(status: Status) -> dict[str, Any]:

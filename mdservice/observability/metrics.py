@@ -21,6 +21,7 @@ from mdservice.model.status import (
     ActorReport,
     ChannelCounters,
     Counters,
+    FeedPhase,
     JournalStatus,
     Latencies,
     RelayStatus,
@@ -129,11 +130,22 @@ def _connections(status: Status) -> Iterator[Metric]:
     reconnects = CounterMetricFamily(
         "mdservice_connection_reconnects", "Connections after the first.", labels=["feed"]
     )
+    silent = CounterMetricFamily(
+        "mdservice_connection_silent",
+        "Connections closed because they brought nothing although the market was not quiet.",
+        labels=["feed"],
+    )
+    phase = GaugeMetricFamily(
+        "mdservice_connection_phase", "1 for the present phase.", labels=["feed", "phase"]
+    )
     for name, feed in status.feeds.items():
         up.add_metric([name], float(feed.connected))
         idle.add_metric([name], float(feed.phase == "idle"))
         reconnects.add_metric([name], feed.reconnects)
-    yield from (up, idle, reconnects)
+        silent.add_metric([name], feed.silent)
+        for each in get_args(FeedPhase):
+            phase.add_metric([name, each], float(feed.phase == each))
+    yield from (up, idle, reconnects, silent, phase)
 
 
 def _gauges(status: Status) -> Iterator[Metric]:
@@ -156,12 +168,25 @@ def _gauges(status: Status) -> Iterator[Metric]:
             feed.times_frozen_s,
         ),
         ("backlog_events", "Events that Redis has not acknowledged yet.", redis.backlog),
+        (
+            "backlog_limit_events",
+            "As many are kept in order; of more, the oldest are conflated or dropped.",
+            redis.backlog_limit,
+        ),
         ("stale_symbols", "Symbols with a price beyond the age limit.", status.stale_symbols),
         ("event_loop_lag_seconds", "How late the event loop runs.", status.loop_lag_ms / _MS),
         ("uptime_seconds", "Time since the start.", status.uptime_s),
         ("simulator", "1 where the prices are simulated.", status.simulator),
     ):
         yield GaugeMetricFamily(f"mdservice_{name}", text, value=float(value))
+    refuses = GaugeMetricFamily(
+        "mdservice_redis_refuses",
+        "1 while Redis refuses to write, with the code of its error; else there is none.",
+        labels=["code"],
+    )
+    if redis.refusal is not None:
+        refuses.add_metric([redis.refusal], 1)
+    yield refuses
 
 
 def _positions(status: Status) -> Iterator[Metric]:
@@ -235,12 +260,11 @@ def _actors(status: Status) -> Iterator[Metric]:
 
 
 def _histograms(status: Status) -> Iterator[Metric]:
-    for path in attrs.fields(Latencies):
-        yield LatencyFamily(
-            f"mdservice_{path.name}_seconds",
-            f"{path.metadata['meaning']} Of samples: up to 16 quotes and trades of each write.",
-            status.histograms.get(path.name),
-        )
+    samples = "Of samples: up to 16 quotes and trades of each write."
+    meanings = {f.name: f"{f.metadata['meaning']} {samples}" for f in attrs.fields(Latencies)}
+    meanings["redis_write"] = "From sending a batch to Redis to its answer."
+    for name, meaning in meanings.items():
+        yield LatencyFamily(f"mdservice_{name}_seconds", meaning, status.histograms.get(name))
 
 
 def _labelled(status: Status) -> Iterator[Metric]:

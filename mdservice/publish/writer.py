@@ -28,8 +28,10 @@ from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
 from mdservice.model.feeds import STOCKS, feed_of
 from mdservice.model.kinds import KINDS, Kind
+from mdservice.model.status import Histogram
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger, masked
+from mdservice.publish.latencies import Durations
 from mdservice.publish.store import LimitedStore, PriceStore, Refusable, RenewingStore, WriteBatch
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
 
@@ -37,6 +39,7 @@ __all__ = ["RedisWriter", "WriterSnapshot"]
 
 _log = get_logger(__name__)
 
+_MS_S = 1000.0
 _PING_S = 0.5
 """How long a writer without batches waits before it checks the store."""
 _RETRY_FIRST_S, _RETRY_LIMIT_S = 0.05, 0.5
@@ -66,6 +69,10 @@ class WriterSnapshot:
     last_command_error: str | None
     refused: Mapping[Refusable, str]
     """The kinds that the store cannot write now, each with the missing rights."""
+    refusal: str | None
+    """The code of the error with which the store refuses; None while it does not."""
+    write_times: Histogram
+    """From sending a batch to its answer."""
 
 
 @attrs.define
@@ -153,6 +160,8 @@ class RedisWriter:
         """Whether to reconnect although the connection works, because the server refuses."""
         self._refused_since_s: float | None = None
         self._last_error: str | None = None
+        self._refusal: str | None = None
+        self._write_times = Durations()
         self._connects = 0
         self._failures = 0
         """The number of failures since the store last answered."""
@@ -204,6 +213,8 @@ class RedisWriter:
             self._store.command_errors,
             self._store.last_command_error,
             self._store.refused if isinstance(self._store, LimitedStore) else {},
+            self._refusal,
+            self._write_times.histogram(),
         )
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -265,11 +276,13 @@ class RedisWriter:
         else:
             self._uncertain = True
             failed_before = self._store.command_errors
+            began_s = self._clock.monotonic()
             try:
                 await self._store.write(batch)
             except StoreRefused:
                 self._uncertain = False
                 raise
+            self._write_times.add((self._clock.monotonic() - began_s) * _MS_S)
             self._answered()
             self._log_failed_commands(self._store.command_errors - failed_before)
         self._uncertain = False
@@ -399,6 +412,7 @@ class RedisWriter:
 
     def _answered(self) -> None:
         self._last_error = None
+        self._refusal = None
         self._refused_since_s = None
         self._failures = 0
 
@@ -416,6 +430,7 @@ class RedisWriter:
         else:
             self._connected = False
         self._failures += 1
+        self._refusal = exc.code if isinstance(exc, StoreRefused) else None
         self._last_error = masked(str(exc))
         _log.warning("redis_failed", url=self._store.address, reason=str(exc))
 

@@ -462,4 +462,5 @@ def _login_refused(address: str, text: str) -> StoreRefused:
         f"Redis at {address} refused the login: {reason}; set user and password in the Redis "
         "URL (MDSERVICE_REDIS_URL)",
         reconnect=needs_new_connection(text),
+        code=code,
     )

@@ -96,7 +96,11 @@ def refusal(address: str, text: str) -> StoreRefused:
         address: The server's address, without a secret.
         text: The error reply.
     """
-    return StoreRefused(describe_refusal(address, text), reconnect=needs_new_connection(text))
+    return StoreRefused(
+        describe_refusal(address, text),
+        reconnect=needs_new_connection(text),
+        code=refusal_code(text),
+    )
 
 
 def describe_refusal(address: str, text: str) -> str:

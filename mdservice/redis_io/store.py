@@ -302,7 +302,7 @@ class RedisPriceStore:
             except StoreRefused as exc:
                 if self._missing.needed:
                     words = f"{exc}. Missing: {self._missing.needed}"
-                    raise StoreRefused(words, reconnect=exc.reconnect) from exc
+                    raise StoreRefused(words, reconnect=exc.reconnect, code=exc.code) from exc
                 raise
         self._number = batch.number
         failed += self._left_out(batch)

@@ -239,6 +239,10 @@ class FakeDriver:
         """Never answer again on the next connections, from the step ``when`` on."""
         self._refusals.plan(when, SILENCE, times)
 
+    def accept(self) -> None:
+        """Forget the planned refusals and stalls: the next attempts succeed."""
+        self._refusals.clear()
+
     def fail(self, times: int = 1) -> None:
         """Let the next attempts fail to connect."""
         self.script.extend(FeedUnavailable(f"{self.name}: no server listens") for _ in range(times))

@@ -97,6 +97,7 @@ class FakeService:
     Attributes:
         feed_connected: While it is false, changes are ``pending`` and it is not ready.
         redis_connected: While it is false, it is not ready.
+        redis_accepts: While it is false, Redis refuses to write.
         alive: The result of :meth:`liveness`.
         closed: Set by :meth:`close`.
         held: Its positions.
@@ -106,6 +107,7 @@ class FakeService:
     def __init__(self, *, limit: int = 30) -> None:
         self.feed_connected = True
         self.redis_connected = True
+        self.redis_accepts = True
         self.alive = True
         self.closed = False
         self._limit = limit
@@ -272,22 +274,32 @@ class FakeService:
         """A status with a figure in every field."""
         readiness = self.readiness()
         symbols = len(self._wanted)
+        feed = FeedReport(
+            name="test",
+            driver="websockets",
+            phase="streaming" if self.feed_connected else "waiting",
+            connected=self.feed_connected,
+            subscribed=self.feed_connected,
+            reconnects=1,
+            last_error=None if self.feed_connected else "the connection was lost",
+            wanted=symbols,
+            acknowledged=symbols,
+            left_out={"NOPE": "invalid symbol"},
+            silent=3,
+        )
         return Status(
             state="running" if readiness.ready else "degraded",
             reasons=readiness.reasons,
-            feed=FeedReport(
-                name="test",
-                driver="websockets",
-                phase="streaming" if self.feed_connected else "waiting",
-                connected=self.feed_connected,
-                subscribed=self.feed_connected,
-                reconnects=1,
-                last_error=None if self.feed_connected else "the connection was lost",
-                wanted=symbols,
-                acknowledged=symbols,
-                left_out={"NOPE": "invalid symbol"},
+            feed=feed,
+            feeds={"stocks": feed},
+            redis=RedisReport(
+                self.redis_connected,
+                "unix:///run/redis.sock",
+                None,
+                backlog=7,
+                backlog_limit=100_000,
+                refusal=None if self.redis_accepts else "READONLY",
             ),
-            redis=RedisReport(self.redis_connected, "unix:///run/redis.sock", None, backlog=7),
             symbols=symbols,
             uptime_s=12.5,
             actors={
@@ -301,7 +313,8 @@ class FakeService:
             histograms={
                 "feed_to_redis": Histogram(
                     {0.002: 7, 0.01: 9, inf: 10}, 0.25, NativeBuckets({-72: 6, -54: 2, -18: 1})
-                )
+                ),
+                "redis_write": Histogram({0.002: 3, inf: 4}, 0.5),
             },
             loop_lag_ms=2.0,
             positions=PositionsReport(

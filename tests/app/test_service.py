@@ -33,7 +33,14 @@ from mdservice.model.trade import Correction
 from mdservice.publish.store import WriteBatch
 from mdservice.settings import Settings
 from mdservice.simulator.session import SessionRules
-from mdservice.testing import FakeDriver, MemoryPriceStore, Slow, StoreFault, VirtualClock
+from mdservice.testing import (
+    FakeDriver,
+    FakeHistory,
+    MemoryPriceStore,
+    Slow,
+    StoreFault,
+    VirtualClock,
+)
 
 STOP_LIMIT_S = 5.0
 """From the signal to the end, says the contract."""
@@ -898,6 +905,27 @@ async def test_store_without_any_answer_is_named(autojump_clock: Any) -> None:
             "Redis is not connected: no answer within 3 s",
         )
         assert bench.service.status().actors["redis_writer"].restarts == 0
+
+
+async def test_connections_closed_because_they_were_silent_are_counted(
+    autojump_clock: Any,
+) -> None:
+    clock, feed, history = VirtualClock(), FakeDriver(), FakeHistory()
+    async with open_service(
+        settings("AAPL", mute_after=30.0),
+        drivers=[feed],
+        history=history,
+        store=MemoryPriceStore(clock=clock),
+        clock=clock,
+    ) as service:
+        await feed.subscribed("AAPL")
+        feed.drop()
+        await feed.opened(2)
+        assert service.status().feed.silent == 0, "it ended for another reason"
+        await anyio.sleep(20)
+        history.add([Quote("AAPL", 1.0, 2.0, 1, 1, clock.utc_ns(), clock.utc_ns())])
+        await feed.opened(3)
+        assert service.status().feed.silent == 1
 
 
 @pytest.mark.parametrize(("feed_name", "limit_s"), [("sip", 60), ("delayed_sip", 60 + 900)])

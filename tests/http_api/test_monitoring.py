@@ -99,6 +99,12 @@ async def test_metrics_have_every_counter_and_gauge(
     assert [found[bucket, ("le", le)] for le in ("0.002", "0.01", "+Inf")] == [7, 9, 10]
     assert found["mdservice_feed_to_redis_seconds_count",] == 10
     assert found["mdservice_feed_to_redis_seconds_sum",] == 0.25
+    assert found["mdservice_redis_write_seconds_count",] == 4
+    assert found["mdservice_backlog_limit_events",] == 100_000
+    assert found["mdservice_connection_silent_total", ("feed", "stocks")] == 3
+    phase = "mdservice_connection_phase"
+    assert found[phase, ("feed", "stocks"), ("phase", "streaming")] == 1
+    assert found[phase, ("feed", "stocks"), ("phase", "waiting")] == 0
     assert ("process_resident_memory_bytes",) in found
     assert [key for key in found if key[0] == "mdservice_build_info"]
 
@@ -130,6 +136,15 @@ async def test_a_counter_means_the_same_in_the_status_and_the_metrics(
     for counter in attrs.fields(Counters):
         meaning = counter.metadata["meaning"]
         assert metrics[counter.name] == schema[counter.name]["description"] == meaning
+
+
+async def test_metrics_name_the_error_with_which_redis_refuses(
+    client: httpx.AsyncClient, service: FakeService
+) -> None:
+    assert "mdservice_redis_refuses{" not in (await client.get("/metrics")).text
+    service.redis_accepts = False
+    text = (await client.get("/metrics")).text
+    assert 'mdservice_redis_refuses{code="READONLY"} 1.0' in text
 
 
 async def test_metrics_are_read_again_at_each_scrape(

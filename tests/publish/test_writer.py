@@ -143,6 +143,9 @@ async def test_acknowledges_only_what_is_written(
         started_s = anyio.current_time()
         await bench.write()
         assert anyio.current_time() - started_s == pytest.approx(2.0)
+        times = bench.writer.snapshot().write_times
+        assert (times.counts[1.0], times.counts[2.0]) == (0, 1)
+        assert times.sum_s == pytest.approx(2.0)
 
 
 async def test_closes_the_store_once_the_inbox_has_ended(
@@ -228,6 +231,8 @@ async def test_refused_write_keeps_the_connection_and_is_tried_again(
         now = bench.writer.snapshot()
         assert now.connected
         assert "OOM" in str(now.last_error)
+        assert now.refusal == "OOM"
+        assert now.write_times.sum_s == 0, "of writes that were executed"
         assert bench.executed == bench.acknowledged == []
         bench.store.refusal = None
         returned_s = anyio.current_time()
@@ -236,6 +241,7 @@ async def test_refused_write_keeps_the_connection_and_is_tried_again(
         assert bench.executed == [1]
         assert bench.store.connects == 1
         assert bench.writer.snapshot().last_error is None
+        assert bench.writer.snapshot().refusal is None
 
 
 class Address:

@@ -6,7 +6,7 @@ import pytest
 
 from mdservice.errors import ConfigurationError
 from mdservice.redis_io.connection import RedisAddress
-from mdservice.redis_io.replies import describe_refusal
+from mdservice.redis_io.replies import describe_refusal, refusal
 from mdservice.redis_io.store import RedisPriceStore
 
 
@@ -66,6 +66,11 @@ def test_a_refusal_names_server_reason_and_remedy(reply: str, advice: str) -> No
     assert "redis://db:6379/0" in text
     assert reply.rstrip(".") in text
     assert advice in text
+
+
+def test_a_refusal_has_the_code_of_its_reason() -> None:
+    aborted = "EXECABORT Transaction discarded because of: OOM command not allowed"
+    assert refusal("redis://db", aborted).code == "OOM"
 
 
 def test_an_unknown_refusal_is_quoted_as_it_is() -> None:
