@@ -44,6 +44,7 @@ class Bench:
         targets: By the name of its job: what a scrape asks for the text of its metrics, and None
             where it does not answer. A fault may add one.
         quotes_every_s: How often each symbol has a new quote; None for a market without any.
+        quotes_at_once: How many quotes these are.
         muted: Whether the feed sends none of them.
         hours: What the silence of the feed means now.
     """
@@ -59,6 +60,7 @@ class Bench:
         self.restart_after_s: float | None = None
         self.targets: dict[str, Callable[[], Awaitable[str | None]]] = {SERVICE: self._metrics}
         self.quotes_every_s: float | None = 1.0
+        self.quotes_at_once = 1
         self.muted = False
         self.hours: Hours = "open"
         self.scrapes = Scrapes()
@@ -106,7 +108,7 @@ class Bench:
         """Run the market until cancelled."""
         while True:
             if self.quotes_every_s is not None:
-                self.quote()
+                self.quote(count=self.quotes_at_once)
             await anyio.sleep(self.quotes_every_s or 1.0)
 
     async def serve(self) -> None:
@@ -126,8 +128,11 @@ class Bench:
         async def hours() -> Hours:
             return self.hours
 
+        settings = Settings(symbols=",".join(SYMBOLS), relay=None)
+        for name, value in self._settings.items():
+            object.__setattr__(settings, name, value)  # also beyond the limits of the settings
         async with open_service(
-            Settings(symbols=",".join(SYMBOLS), relay=None, **self._settings),
+            settings,
             feeds=[FeedParts(STOCKS, [self.feed], self.history, hours, on_demand=False)],
             store=self.store,
             positions=self.positions,

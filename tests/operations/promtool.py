@@ -64,22 +64,30 @@ class Scrapes:
 
     def _note(self, series: str, value: str) -> None:
         values = self._series.setdefault(series, [])
-        values.extend("_" * (self.count - len(values)))
+        self._fill(values)
         values.append(value)
+
+    def _fill(self, values: list[str]) -> None:
+        """Where the last scrapes had no value, as Prometheus does: the series is stale."""
+        if missing := self.count - len(values):
+            values.append("stale" if values else "_")
+            values.extend("_" * (missing - 1))
 
     def again(self, parts: Iterable[range]) -> Scrapes:
         """These scrapes, part after part."""
         new = Scrapes()
+        for values in self._series.values():
+            self._fill(values)
         for part in parts:
             for series, values in self._series.items():
-                some = values[part.start : part.stop]
-                known = new._series.setdefault(series, ["_"] * new.count)
-                known.extend(some + ["_"] * (len(part) - len(some)))
+                new._series.setdefault(series, []).extend(values[part.start : part.stop])
             new.count += len(part)
         return new
 
     def as_input(self) -> list[dict[str, str]]:
         """The ``input_series`` of promtool."""
+        for values in self._series.values():
+            self._fill(values)
         return [
             {"series": series, "values": " ".join(_repeated(values))}
             for series, values in self._series.items()
@@ -91,11 +99,11 @@ def _repeated(values: Sequence[str]) -> Iterable[str]:
     start = 0
     for place in range(1, len(values) + 1):
         if place == len(values) or values[place] != values[start]:
-            more = place - start - 1
-            if values[start] == "_":
-                yield f"_x{more + 1}"
+            value, count = values[start], place - start
+            if count == 1 or value == "stale":
+                yield from [value] * count
             else:
-                yield f"{values[start]}+0x{more}" if more else values[start]
+                yield f"_x{count}" if value == "_" else f"{value}+0x{count - 1}"
             start = place
 
 

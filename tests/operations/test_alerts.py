@@ -35,7 +35,8 @@ async def scrape(row: Row) -> tuple[Scrapes, list[tuple[int, Firing]]]:
 @pytest.mark.parametrize("row", FAULTS, ids=lambda row: row.name)
 def test_a_fault_raises_its_own_alert_and_no_other(row: Row, tmp_path: Path) -> None:
     scrapes, cases = trio.run(scrape, row, clock=jumping_clock())
-    assert judge(scrapes, cases, tmp_path) == ""
+    if wrong := judge(scrapes, cases, tmp_path):
+        pytest.fail(wrong)
 
 
 @needs_promtool
