@@ -257,6 +257,7 @@ def status(
 
 
 def _feed(name: str, feed: FeedSnapshot, pipeline: Pipeline) -> FeedReport:
+    router = pipeline.router.snapshot()
     return FeedReport(
         name=name,
         driver=feed.driver,
@@ -273,9 +274,13 @@ def _feed(name: str, feed: FeedSnapshot, pipeline: Pipeline) -> FeedReport:
         without_quotes_first=tuple(feed.without_quotes[:_SHOWN]),
         repairs_refused=feed.history_set_aside,
         repair_error=feed.history_refused,
-        times_frozen_s=pipeline.router.snapshot().times_frozen_s,
+        times_frozen_s=router.times_frozen_s,
         received=feed.records_received,
         silent=feed.silent,
+        decode_errors=feed.decode_errors + router.future_records,
+        gaps=router.gaps,
+        gaps_repaired=router.gaps_repaired,
+        clock_behind_s=router.clock_behind_s,
     )
 
 
@@ -409,6 +414,7 @@ def _actors(topology: Topology) -> dict[str, ActorReport]:
             heartbeat_age_s=round(actor.heartbeat.age_s(), 3),
             inbox=Inbox(actor.depth.used, actor.depth.size),
             last_error=seen.last_error,
+            stalls=seen.stalls,
         )
     return reports
 

@@ -72,11 +72,15 @@ class TrackerCollector(Collector):
             "NaN while they are not compared.",
             value=_or_nan(difference),
         )
+        sent, dropped = (webhook.sent, webhook.dropped) if webhook else (0, 0)
         for name, text, count in (
-            ("sent", "Messages that the webhook has taken.", webhook.sent if webhook else 0),
-            ("dropped", "Messages that it did not get.", webhook.dropped if webhook else 0),
+            ("limit_crossings", "Crossings of limits, also of a tripped breaker.", risk.crossings),
+            ("breaker_trips", "Trips of the breaker by this gateway.", risk.trips),
+            ("breaker_resets", "Its resets by this gateway.", risk.resets),
+            ("webhook_sent", "Messages that the webhook has taken.", sent),
+            ("webhook_dropped", "Messages that it did not get.", dropped),
         ):
-            yield CounterMetricFamily(f"mdservice_webhook_{name}", text, value=count)
+            yield CounterMetricFamily(f"mdservice_{name}", text, value=count)
 
 
 def _or_nan(value: Decimal | None) -> float:

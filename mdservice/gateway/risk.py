@@ -62,6 +62,9 @@ class Risk:
     Attributes:
         token: As given.
         on_trip: As given.
+        trips: How often this gateway has tripped the breaker.
+        resets: How often it has reset it.
+        crossings: How often a limit was crossed, also while the breaker was tripped.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Risk:
     ) -> None:
         self.token = token
         self.on_trip = on_trip
+        self.trips = self.resets = self.crossings = 0
         self._limits = limits
         self._engine = engine
         self._redis = redis
@@ -101,6 +105,7 @@ class Risk:
     def look(self) -> None:
         """Judge the limits, after a change or some time."""
         for crossing in self._limits.check(self._engine, self._clock.utc_ns()):
+            self.crossings += 1
             _log.warning(
                 "limit_crossed",
                 rule=crossing.rule,
@@ -289,7 +294,9 @@ class Risk:
             self._crossing = None
 
     def _report(self, breaker: Breaker) -> None:
-        """Log a change that this gateway has made, and send it to the webhook."""
+        """Count and log a change that this gateway has made, and send it to the webhook."""
+        self.trips += breaker.tripped
+        self.resets += not breaker.tripped
         if breaker.tripped:
             _log.error("breaker_tripped", rule=breaker.rule, symbol=breaker.subject)
         else:

@@ -13,6 +13,7 @@ machine what the operating system had not written yet.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -46,7 +47,7 @@ from mdservice.journal.segments import cut_tail, pack, segments_of
 from mdservice.model.events import Backfill, FeedItem, FeedLost, FirstRecords, LateRecords
 from mdservice.model.feeds import Feed, Topic
 from mdservice.model.kinds import Kind
-from mdservice.model.status import JournalStatus
+from mdservice.model.status import JournalProblem, JournalStatus
 from mdservice.observability.logging import get_logger
 from mdservice.relay.messages import messages_of
 from mdservice.runtime.actor import BEAT_S, Depth, Heartbeat
@@ -79,6 +80,7 @@ _MUCH_BYTES: Final = 256 * 1024
 """While more comes in one turn, compression waits: its time is the feed's on a busy machine …"""
 _MOST_TO_PACK: Final = 8
 """… unless so many segments wait, half a gigabyte."""
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _DAY_NS: Final = 86_400 * 1_000_000_000
 _LOCK: Final = "lock"
 
@@ -365,6 +367,9 @@ class _Writer:
         """Of the closed segments."""
         self._written = 0
         self._error: str | None = None
+        self._problem: JournalProblem | None = None
+        """The kind of the last error."""
+        self._failures = 0
         self._since_s: float | None = None
         """When the present write began, monotonic seconds."""
         self._dropped_before, self._dropped_s = 0, float("-inf")
@@ -398,11 +403,13 @@ class _Writer:
         dropped, since_s = self.queue.dropped, self._since_s
         if dropped > self._dropped_before:
             self._dropped_before, self._dropped_s = dropped, now_s
-        error = self._error
+        error, problem = self._error, self._problem
         if error is None and since_s is not None and now_s - since_s > _STUCK_S:
             error = f"the disk has not taken anything for {now_s - since_s:.0f} s"
+            problem = "stuck"
         if error is None and now_s - self._dropped_s < _RECENT_S:
             error = "the disk was too slow, so that messages were dropped"
+            problem = "slow"
         return JournalStatus(
             folder=str(self._config.folder),
             written=self._written,
@@ -410,6 +417,8 @@ class _Writer:
             waiting_bytes=self.queue.waiting_bytes,
             bytes=self._others_bytes + self._size,
             last_error=error,
+            problem=None if error is None else problem,
+            failures=self._failures,
         )
 
     # The thread
@@ -453,6 +462,8 @@ class _Writer:
                 self._pack_on()
             self._tidy()
         except OSError as exc:
+            self._failures += 1
+            self._problem = "full" if exc.errno in _FULL else "failing"
             self._error = (
                 f"the journal in {self._config.folder} is not written: {exc.strerror or exc}"
             )

@@ -24,6 +24,7 @@ __all__ = [
     "FeedReport",
     "Histogram",
     "Inbox",
+    "JournalProblem",
     "JournalStatus",
     "Latencies",
     "Latency",
@@ -31,6 +32,8 @@ __all__ = [
     "PositionsReport",
     "Readiness",
     "RedisReport",
+    "RelayClass",
+    "RelayClassReport",
     "RelayClient",
     "RelayStatus",
     "ServiceState",
@@ -59,6 +62,7 @@ def _shown(
     factory: Any = None,
     example: Any = None,
     omitted: bool = False,
+    metric: Literal["counter", "gauge"] | None = None,
 ) -> Any:
     """A field of the status.
 
@@ -68,11 +72,14 @@ def _shown(
         factory: Makes the default, in place of ``default``.
         example: A value for the description of the API.
         omitted: Whether the JSON has the field only where it is not None.
+        metric: Whether it is also a metric, and of which type. The metric has the same meaning,
+            and is named after the report and the field.
     """
     metadata = {
         "meaning": meaning,
         "examples": None if example is None else [example],
         "omitted": omitted,
+        "metric": metric,
     }
     if factory is not None:
         return attrs.field(factory=factory, metadata=metadata)
@@ -120,15 +127,18 @@ class FeedReport:
     )
     connected: bool = _shown("Connected and logged in.")
     subscribed: bool = _shown("Every wanted symbol is acknowledged, or named as left out.")
-    reconnects: int = _shown("Connections after the first.")
+    reconnects: int = _shown("Connections after the first.", metric="counter")
     last_error: str | None = _shown("Why the last attempt or connection ended.")
-    wanted: int = _shown("Symbols asked for.", default=0)
-    acknowledged: int = _shown("Of these, acknowledged by the feed.", default=0)
+    wanted: int = _shown("Symbols asked for.", default=0, metric="gauge")
+    acknowledged: int = _shown("Of these, acknowledged by the feed.", default=0, metric="gauge")
     left_out: Mapping[str, str] = _shown("Symbols not subscribed, with the reason.", factory=dict)
-    other_messages: int = _shown("Messages other than quotes, ignored.", default=0)
+    other_messages: int = _shown(
+        "Messages other than quotes, ignored.", default=0, metric="counter"
+    )
     without_quotes: int = _shown(
         "Symbols without a quote on this connection for longer than MDSERVICE_MUTE_AFTER.",
         default=0,
+        metric="gauge",
     )
     without_quotes_first: tuple[str, ...] = _shown("A hundred of them at most.", default=())
     repairs_refused: Mapping[str, str] = _shown(
@@ -144,7 +154,9 @@ class FeedReport:
         example="history was refused with HTTP 403: forbidden.",
     )
     times_frozen_s: float = _shown(
-        "How long the exchange times of incoming quotes have stood still.", default=0.0
+        "How long the exchange times of incoming quotes have stood still.",
+        default=0.0,
+        metric="gauge",
     )
     received: Mapping[str, int] = _shown(
         "Records that came over the websocket, by channel.",
@@ -154,6 +166,20 @@ class FeedReport:
     silent: int = _shown(
         "Connections closed because they brought nothing although the market was not quiet.",
         default=0,
+        metric="counter",
+    )
+    decode_errors: int = _shown(
+        "Its messages that could not be read, or broke the schema.", default=0, metric="counter"
+    )
+    gaps: int = _shown(
+        "Its reported gaps: quotes were missing, or may have been.", default=0, metric="counter"
+    )
+    gaps_repaired: int = _shown("Of these, filled from the history.", default=0, metric="counter")
+    clock_behind_s: float | None = _shown(
+        "How far this machine's clock is behind the feed's, while that makes the service refuse "
+        "most of its quotes.",
+        default=None,
+        metric="gauge",
     )
 
 
@@ -251,15 +277,49 @@ class RelayClient:
     )
 
 
+RelayClass = Literal["local", "remote"]
+"""Where a client of the relay runs: on this machine, or on another."""
+
+
+@attrs.frozen
+class RelayClassReport:
+    """The clients of the relay that run on this machine, or on others."""
+
+    clients: int = _shown(
+        "Clients of this class that are connected now.", default=0, metric="gauge"
+    )
+    cut: int = _shown(
+        "Clients of this class that were cut off because they were too slow.",
+        default=0,
+        metric="counter",
+    )
+    messages: int = _shown("Messages sent to them.", default=0, metric="counter")
+    conflated: int = _shown(
+        "Messages to slow ones of them, dropped for newer ones.", default=0, metric="counter"
+    )
+
+
 @attrs.frozen
 class RelayStatus:
     """The relay: Alpaca's streams, served to other programs."""
 
     address: str = _shown("Where it listens.", example="127.0.0.1:8765")
     clients: tuple[RelayClient, ...] = _shown("Those connected now, in the order of connecting.")
-    cut: int = _shown("Clients cut off since the start because they were too slow.")
-    messages: int = _shown("Messages sent to all clients since the start.")
-    conflated: int = _shown("Messages to slow clients dropped since the start, likewise.")
+    cut: int = _shown(
+        "Clients cut off since the start because they were too slow.", metric="counter"
+    )
+    messages: int = _shown("Messages sent to all clients since the start.", metric="counter")
+    conflated: int = _shown(
+        "Messages to slow clients dropped since the start, likewise.", metric="counter"
+    )
+    classes: Mapping[RelayClass, RelayClassReport] = attrs.field(
+        factory=dict, metadata={"metrics_only": True}
+    )
+    """The same for each class of clients; in the metrics, not in the JSON."""
+
+
+JournalProblem = Literal["full", "failing", "stuck", "slow"]
+"""Why a journal is not complete."""
 
 
 @attrs.frozen
@@ -267,11 +327,21 @@ class JournalStatus:
     """The journal: what came from the feeds, recorded as it came."""
 
     folder: str = _shown("Where its files are.", example="/var/lib/mdservice/journal")
-    written: int = _shown("Messages of the feeds recorded since the start.")
-    dropped: int = _shown("Messages not recorded since the start, because the disk was too slow.")
-    waiting_bytes: int = _shown("Bytes that wait for the disk.")
-    bytes: int = _shown("The size of its files.")
+    written: int = _shown("Messages of the feeds recorded since the start.", metric="counter")
+    dropped: int = _shown(
+        "Messages not recorded since the start, because the disk was too slow.", metric="counter"
+    )
+    waiting_bytes: int = _shown("Bytes that wait for the disk.", metric="gauge")
+    bytes: int = _shown("The size of its files.", metric="gauge")
     last_error: str | None = _shown("Why the journal is not complete now; null while it is.")
+    problem: JournalProblem | None = _shown(
+        "The kind of `last_error`: the disk is `full`, refuses writes (`failing`), does not answer "
+        "(`stuck`) or was too `slow`; null without one.",
+        default=None,
+    )
+    failures: int = _shown(
+        "Writes that failed since the start; each is tried again.", default=0, metric="counter"
+    )
 
 
 @attrs.frozen
@@ -289,12 +359,16 @@ class ActorReport:
     state: str = _shown(
         "`starting`, `running`, `restarting`, `stopped` or `failed`.", example="running"
     )
-    restarts: int = _shown("Since the start of the service.")
+    restarts: int = _shown("Restarts since the start of the service.", metric="counter")
     heartbeat_age_s: float = _shown(
-        "Seconds since the oldest heartbeat of its loops; resting loops do not count."
+        "Seconds since the oldest heartbeat of its loops; resting loops do not count.",
+        metric="gauge",
     )
     inbox: Inbox = _shown("The channel that it reads.")
     last_error: str | None = _shown("Why it was last restarted.", default=None)
+    stalls: int = _shown(
+        "Of the restarts, those because its loops no longer moved.", default=0, metric="counter"
+    )
 
 
 @attrs.frozen
@@ -470,11 +544,12 @@ class Status:
 def status_to_json(status: Status) -> dict[str, Any]:
     """The status as plain JSON types, as ``/status`` shows it."""
     plain: dict[str, Any] = _converter().unstructure(status)
-    for field in attrs.fields(Status):
-        if "metrics_only" in field.metadata or (
-            field.metadata["omitted"] and plain[field.name] is None
-        ):
-            del plain[field.name]
+    for report, shown in ((RelayStatus, plain["relay"]), (Status, plain)):
+        for field in attrs.fields(report) if shown is not None else ():
+            if "metrics_only" in field.metadata or (
+                field.metadata["omitted"] and shown[field.name] is None
+            ):
+                del shown[field.name]
     return plain
 
 

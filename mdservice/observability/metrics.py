@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, get_args
 
@@ -22,8 +22,11 @@ from mdservice.model.status import (
     ChannelCounters,
     Counters,
     FeedPhase,
+    FeedReport,
+    JournalProblem,
     JournalStatus,
     Latencies,
+    RelayClassReport,
     RelayStatus,
     ServiceState,
     Status,
@@ -120,6 +123,31 @@ def _channels(status: Status) -> Iterator[Metric]:
         yield family
 
 
+def _declared(
+    thing: str, reports: Mapping[str, object], report: type[attrs.AttrsInstance], label: str = ""
+) -> Iterator[Metric]:
+    """The metrics that a class of reports declares.
+
+    Args:
+        thing: The beginning of their names.
+        reports: By the value of the label.
+        report: The class.
+        label: Its name, or nothing for a single report.
+    """
+    for field in attrs.fields(report):
+        metric = field.metadata.get("metric")
+        if metric is None:
+            continue
+        make = CounterMetricFamily if metric == "counter" else GaugeMetricFamily
+        name = field.name.removesuffix("_s") + ("_seconds" if field.name.endswith("_s") else "")
+        family = make(
+            f"mdservice_{thing}_{name}", field.metadata["meaning"], labels=[label] if label else []
+        )
+        for value, one in reports.items():
+            family.add_metric([value] if label else [], getattr(one, field.name) or 0)
+        yield family
+
+
 def _connections(status: Status) -> Iterator[Metric]:
     up = GaugeMetricFamily(
         "mdservice_connection_up", "1 while the feed is connected and logged in.", labels=["feed"]
@@ -127,13 +155,13 @@ def _connections(status: Status) -> Iterator[Metric]:
     idle = GaugeMetricFamily(
         "mdservice_connection_idle", "1 while nothing of the feed is wanted.", labels=["feed"]
     )
-    reconnects = CounterMetricFamily(
-        "mdservice_connection_reconnects", "Connections after the first.", labels=["feed"]
+    left_out = GaugeMetricFamily(
+        "mdservice_connection_left_out", "Symbols that it does not grant.", labels=["feed"]
     )
-    silent = CounterMetricFamily(
-        "mdservice_connection_silent",
-        "Connections closed because they brought nothing although the market was not quiet.",
-        labels=["feed"],
+    received = CounterMetricFamily(
+        "mdservice_connection_records_received",
+        "Records that came over its websocket.",
+        labels=["feed", "channel"],
     )
     phase = GaugeMetricFamily(
         "mdservice_connection_phase", "1 for the present phase.", labels=["feed", "phase"]
@@ -141,11 +169,13 @@ def _connections(status: Status) -> Iterator[Metric]:
     for name, feed in status.feeds.items():
         up.add_metric([name], float(feed.connected))
         idle.add_metric([name], float(feed.phase == "idle"))
-        reconnects.add_metric([name], feed.reconnects)
-        silent.add_metric([name], feed.silent)
+        left_out.add_metric([name], len(feed.left_out))
+        for channel, count in feed.received.items():
+            received.add_metric([name, channel], count)
         for each in get_args(FeedPhase):
             phase.add_metric([name, each], float(feed.phase == each))
-    yield from (up, idle, reconnects, silent, phase)
+    yield from (up, idle, left_out, received, phase)
+    yield from _declared("connection", status.feeds, FeedReport, "feed")
 
 
 def _gauges(status: Status) -> Iterator[Metric]:
@@ -219,30 +249,28 @@ def _relay(status: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "mdservice_relay_clients", "Programs connected to the relay.", value=len(relay.clients)
     )
-    for name in ("messages", "conflated", "cut"):
-        meaning = attrs.fields_dict(RelayStatus)[name].metadata["meaning"]
-        yield CounterMetricFamily(f"mdservice_relay_{name}", meaning, value=getattr(relay, name))
+    yield from _declared("relay", {"": relay}, RelayStatus)
+    yield from _declared("relay_class", dict(relay.classes.items()), RelayClassReport, "class")
 
 
 def _journal(status: Status) -> Iterator[Metric]:
     journal = status.journal
     if journal is None:
         return
-    meanings = {name: f.metadata["meaning"] for name, f in attrs.fields_dict(JournalStatus).items()}
-    for name in ("written", "dropped"):
-        text, value = meanings[name], getattr(journal, name)
-        yield CounterMetricFamily(f"mdservice_journal_{name}", text, value=value)
-    for name in ("waiting_bytes", "bytes"):
-        text, value = meanings[name], getattr(journal, name)
-        yield GaugeMetricFamily(f"mdservice_journal_{name}", text, value=value)
+    yield from _declared("journal", {"": journal}, JournalStatus)
     text = "1 while the journal is complete; 0 where its disk is full, slow or fails."
     yield GaugeMetricFamily("mdservice_journal_up", text, value=float(journal.last_error is None))
+    problem = GaugeMetricFamily(
+        "mdservice_journal_problem", "1 for the reason why it is not complete.", labels=["problem"]
+    )
+    for name in get_args(JournalProblem):
+        problem.add_metric([name], float(journal.problem == name))
+    yield problem
 
 
 def _actors(status: Status) -> Iterator[Metric]:
     gauges: tuple[tuple[str, str, Callable[[ActorReport], float]], ...] = (
         ("running", "1 while the actor runs.", lambda actor: actor.state == "running"),
-        ("heartbeat_age_seconds", "Time since its last heartbeat.", lambda a: a.heartbeat_age_s),
         ("inbox_used", "Items that wait in its inbox.", lambda actor: actor.inbox.used),
         ("inbox_size", "Items that its inbox holds.", lambda actor: actor.inbox.size),
     )
@@ -251,12 +279,7 @@ def _actors(status: Status) -> Iterator[Metric]:
         for actor, report in status.actors.items():
             gauge.add_metric([actor], read(report))
         yield gauge
-    restarts = CounterMetricFamily(
-        "mdservice_actor_restarts", "Restarts of the actor.", labels=["actor"]
-    )
-    for actor, report in status.actors.items():
-        restarts.add_metric([actor], report.restarts)
-    yield restarts
+    yield from _declared("actor", status.actors, ActorReport, "actor")
 
 
 def _histograms(status: Status) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
 import anyio
@@ -24,7 +24,7 @@ from mdservice.errors import SubscriptionRefused
 from mdservice.model.events import RecordBatch, RoutedItem
 from mdservice.model.feeds import NEWS_FEED, OPTIONS, Feed, Topic
 from mdservice.model.kinds import ORDERBOOKS, QUOTES, Kind
-from mdservice.model.status import RelayClient, RelayStatus
+from mdservice.model.status import RelayClass, RelayClassReport, RelayClient, RelayStatus
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.observability.logging import get_logger
 from mdservice.relay.fanout import Backlog, Control, FanOut
@@ -74,6 +74,7 @@ _AT_ONCE: Final = 32
 """How many clients are sent to before other tasks run."""
 _FIRST_KINDS: Final[tuple[Kind[Any], ...]] = (QUOTES, ORDERBOOKS)
 """The kinds whose latest value a new subscriber gets at once."""
+_CLASSES: Final[tuple[RelayClass, ...]] = get_args(RelayClass)
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 _NAME_CHARACTERS: Final = 64
 _NO_FILES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -106,6 +107,7 @@ class Client:
         name: Names its program: the ``User-Agent``.
         address: Its own address.
         path: What it has asked for.
+        runs: Where its program runs.
         websocket: Its connection.
         session: The protocol's state.
         ready: Called when something waits for it that was not there before.
@@ -118,6 +120,7 @@ class Client:
         name: str,
         address: str,
         path: str,
+        runs: RelayClass,
         websocket: WebSocket,
         session: Session,
         ready: Callable[[Client], None],
@@ -127,6 +130,7 @@ class Client:
         self.name = name
         self.address = address
         self.path = path
+        self.runs: RelayClass = runs
         self.websocket = websocket
         self.session = session
         self.backlog = Backlog()
@@ -227,6 +231,22 @@ class Client:
         return frame
 
 
+@attrs.define
+class _Totals:
+    """Sums over clients; their meanings are those of :class:`RelayClassReport`."""
+
+    clients: int = 0
+    cut: int = 0
+    messages: int = 0
+    conflated: int = 0
+
+    def add(self, client: Client) -> None:
+        """Add what a client counts."""
+        self.cut += client.cut
+        self.messages += client.sent
+        self.conflated += client.backlog.conflated
+
+
 class _EarlyRecords:
     """The records that the feed sends between its acknowledgement and the client's own.
 
@@ -308,10 +328,8 @@ class Relay:
         self._left = anyio.Event()
         """Set when a client has left."""
         self._tasks: TaskGroup | None = None
-        self._cut = 0
-        self._messages = 0
-        """Records that were sent to clients that have left."""
-        self._conflated = 0
+        self._left_totals = {name: _Totals() for name in _CLASSES}
+        """Of the clients that have left."""
 
     # Called by others; none of these waits.
 
@@ -341,12 +359,17 @@ class Relay:
             )
             for each in self._clients.values()
         )
+        totals = {name: attrs.evolve(left) for name, left in self._left_totals.items()}
+        for client in self._clients.values():
+            totals[client.runs].add(client)
+            totals[client.runs].clients += 1
         return RelayStatus(
             address=self.config.address,
             clients=clients,
-            cut=self._cut,
-            messages=self._messages + sum(each.sent for each in clients),
-            conflated=self._conflated + sum(each.conflated for each in clients),
+            cut=sum(each.cut for each in totals.values()),
+            messages=sum(each.messages for each in totals.values()),
+            conflated=sum(each.conflated for each in totals.values()),
+            classes={name: RelayClassReport(**attrs.asdict(each)) for name, each in totals.items()},
         )
 
     async def stop(self) -> None:
@@ -425,11 +448,12 @@ class Relay:
     async def _serve(self, sock: socket.socket, address: str) -> None:
         """Serve one connection until it ends. Its failure ends no other."""
         line = Line(sock, self.config.tls)
-        websocket = WebSocket(line, compresses=not _is_loopback(sock))
+        runs: RelayClass = "local" if _is_loopback(sock) else "remote"
+        websocket = WebSocket(line, compresses=runs == "remote")
         client: Client | None = None
         try:
             with anyio.CancelScope(deadline=anyio.current_time() + AUTH_TIMEOUT_S) as login:
-                client = await self._open(websocket, address)
+                client = await self._open(websocket, address, runs)
                 if client is not None and await self._log_in(client):
                     login.deadline = float("inf")
                     await self._read(client)
@@ -444,7 +468,7 @@ class Relay:
                 self._forget(client)
             line.close()
 
-    async def _open(self, websocket: WebSocket, address: str) -> Client | None:
+    async def _open(self, websocket: WebSocket, address: str, runs: RelayClass) -> Client | None:
         try:
             request = await websocket.handshake(self._refusal)
         except ConnectionError as error:
@@ -464,6 +488,7 @@ class Relay:
             name=_name(request, self._number),
             address=address,
             path=path,
+            runs=runs,
             websocket=websocket,
             session=Session(feed, served=served, encoding=encoding, keys=self.config.keys),
             ready=self._enqueue,
@@ -661,9 +686,7 @@ class Relay:
         if feed in self._fan_outs:
             self._fan_outs[feed].discard(client)
             self._wishes[feed].remove(client.session.subscribed)
-        self._cut += client.cut
-        self._messages += client.sent
-        self._conflated += client.backlog.conflated
+        self._left_totals[client.runs].add(client)
         if client.cut:
             _log.warning("relay_client_cut", client=client.name, reason="slow client")
         elif client.session.authenticated:

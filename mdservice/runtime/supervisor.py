@@ -76,15 +76,16 @@ class Supervisor:
         return next((name for name, ward in self._wards.items() if ward.state == "failed"), None)
 
     def look_at(self, name: str) -> Supervision:
-        """One actor's state, restarts and last error."""
+        """One actor's state, restarts, last error, and restarts because it did not move."""
         ward = self._wards[name]
-        return Supervision(ward.state, ward.restarts, ward.last_error)
+        return Supervision(ward.state, ward.restarts, ward.last_error, ward.stalls)
 
     def restart(self, name: str, reason: str) -> None:
         """Restart an actor that has stopped moving."""
         ward = self._wards[name]
         if ward.scope is not None and ward.state == "running":
             ward.stalled = reason
+            ward.stalls += 1
             ward.scope.cancel()
 
     def drain(self) -> None:
@@ -264,6 +265,7 @@ class Supervision:
     state: ActorState
     restarts: int
     last_error: str | None
+    stalls: int
 
 
 @attrs.define
@@ -271,6 +273,7 @@ class _Ward:
     actor: Actor
     state: ActorState = "starting"
     restarts: int = 0
+    stalls: int = 0
     last_error: str | None = None
     scope: anyio.CancelScope | None = None
     stalled: str | None = None

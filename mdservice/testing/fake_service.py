@@ -19,6 +19,7 @@ from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.status import (
     ActorReport,
+    ChannelCounters,
     Counters,
     FeedReport,
     Histogram,
@@ -30,6 +31,7 @@ from mdservice.model.status import (
     PositionsReport,
     Readiness,
     RedisReport,
+    RelayClassReport,
     RelayClient,
     RelayStatus,
     Status,
@@ -286,12 +288,19 @@ class FakeService:
             acknowledged=symbols,
             left_out={"NOPE": "invalid symbol"},
             silent=3,
+            received={"quotes": self._accepted + 5},
+            decode_errors=3,
+            gaps=2,
+            gaps_repaired=1,
         )
         return Status(
             state="running" if readiness.ready else "degraded",
             reasons=readiness.reasons,
             feed=feed,
             feeds={"stocks": feed},
+            channels={
+                "quotes": ChannelCounters(received=self._accepted + 5, accepted=self._accepted)
+            },
             redis=RedisReport(
                 self.redis_connected,
                 "unix:///run/redis.sock",
@@ -346,6 +355,10 @@ class FakeService:
                 cut=2,
                 messages=900,
                 conflated=4,
+                classes={
+                    "local": RelayClassReport(clients=1, cut=1, messages=800, conflated=4),
+                    "remote": RelayClassReport(cut=1, messages=100),
+                },
             ),
             journal=JournalStatus(
                 folder="/var/lib/journal",

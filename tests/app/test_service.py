@@ -440,6 +440,9 @@ async def test_clock_that_is_behind_makes_it_degraded(autojump_clock: Any) -> No
         assert "clock is 29" in reason or "clock is 300" in reason
         assert bench.service.status().state == "degraded"
         assert bench.service.status().counters.decode_errors == 150
+        feed = bench.service.status().feeds["stocks"]
+        assert feed.decode_errors == 150
+        assert feed.clock_behind_s == pytest.approx(300, abs=10)
         assert bench.events == []
         for number in range(150):
             bench.feed.send_quotes([quote(number + 1)])

@@ -30,6 +30,9 @@ async def test_a_crossing_trips_the_breaker_once_for_all_gateways(autojump_clock
     assert key.value is not None
     assert (key.value.rule, key.value.subject, key.value.value) == (RULE, "A", Decimal(-6))
     assert len(one.webhook.sent + two.webhook.sent) == 1
+    assert one.risk.trips + two.risk.trips == 1
+    assert (one.risk.crossings, two.risk.crossings) == (1, 1)
+    assert one.risk.resets + two.risk.resets == 0
 
 
 async def test_a_crossing_that_came_back_has_tripped_it_all_the_same(autojump_clock: Any) -> None:
@@ -59,6 +62,7 @@ async def test_a_tripped_breaker_survives_the_gateway_and_its_limits(autojump_cl
             again.price(100)
             assert await again.state() == "tripped"
     assert await again.risk.reset([]) == key.value
+    assert (again.risk.trips, again.risk.resets) == (0, 1)
     assert key.changes == ["tripped", "closed"]
 
 

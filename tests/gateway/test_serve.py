@@ -94,6 +94,9 @@ async def test_metrics_have_limits_breaker_webhook_and_sums(autojump_clock: Any)
             "mdservice_gateway_day_pnl_dollars NaN",
             "mdservice_webhook_waiting 1.0",
             "mdservice_webhook_dropped_total 0.0",
+            "mdservice_breaker_trips_total 0.0",
+            "mdservice_breaker_resets_total 0.0",
+            "mdservice_limit_crossings_total 0.0",
         ):
             assert f"\n{line}\n" in text
         await tracker.aclose()

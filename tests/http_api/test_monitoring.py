@@ -277,6 +277,8 @@ async def test_metrics_show_the_journal(client: httpx.AsyncClient) -> None:
         "mdservice_journal_waiting_bytes 64.0",
         "mdservice_journal_bytes 4096.0",
         "mdservice_journal_up 1.0",
+        "mdservice_journal_failures_total 0.0",
+        'mdservice_journal_problem{problem="full"} 0.0',
     ):
         assert line in text
 
@@ -288,5 +290,25 @@ async def test_metrics_show_the_relay(client: httpx.AsyncClient) -> None:
         "mdservice_relay_messages_total 900.0",
         "mdservice_relay_conflated_total 4.0",
         "mdservice_relay_cut_total 2.0",
+        'mdservice_relay_class_clients{class="local"} 1.0',
+        'mdservice_relay_class_clients{class="remote"} 0.0',
+        'mdservice_relay_class_messages_total{class="remote"} 100.0',
+        'mdservice_relay_class_cut_total{class="local"} 1.0',
+    ):
+        assert line in text
+
+
+async def test_metrics_show_each_feed(client: httpx.AsyncClient, service: FakeService) -> None:
+    service.publish("AAPL", 1.0, 2.0)
+    text = (await client.get("/metrics")).text
+    for line in (
+        'mdservice_connection_up{feed="stocks"} 1.0',
+        'mdservice_connection_left_out{feed="stocks"} 1.0',
+        'mdservice_connection_reconnects_total{feed="stocks"} 1.0',
+        'mdservice_connection_records_received_total{channel="quotes",feed="stocks"} 6.0',
+        'mdservice_connection_decode_errors_total{feed="stocks"} 3.0',
+        'mdservice_connection_gaps_total{feed="stocks"} 2.0',
+        'mdservice_connection_gaps_repaired_total{feed="stocks"} 1.0',
+        'mdservice_connection_clock_behind_seconds{feed="stocks"} 0.0',
     ):
         assert line in text

@@ -369,10 +369,15 @@ def test_a_full_disk_is_reported_and_the_recording_goes_on_when_there_is_room(
             tap.frames([b"meanwhile"], NOON_NS + 1)
             await until(lambda: recorder.status().last_error is not None)
             assert "No space left on device" in recorder.status().last_error
+            assert recorder.status().problem == "full"
+            disk.error = OSError(5, "Input/output error")
+            await until(lambda: recorder.status().problem == "failing")
+            assert recorder.status().failures >= 2
             assert frames(tmp_path) == [b"before"]  # no half of an entry in between
             disk.error = None
             tap.frames([b"after"], NOON_NS + 2)
             await until(lambda: recorder.status().last_error is None)
+            assert recorder.status().problem is None
             await until(lambda: recorder.status().waiting_bytes == 0)
 
     on(main)
@@ -394,6 +399,7 @@ def test_a_slow_disk_costs_messages_which_are_counted_and_never_waits(tmp_path, 
             assert status.dropped == 200 - 2 * (status.waiting_bytes // 101)
             assert status.waiting_bytes <= 1_101
             assert "too slow" in status.last_error
+            assert status.problem == "slow"
             disk.gate.set()
             await until(lambda: recorder.status().waiting_bytes == 0)
             tap.frames([b"last"], NOON_NS + 200)

@@ -446,6 +446,8 @@ async def test_stalled_actor_is_found_and_restarted_and_only_that(autojump_clock
         look = bench.supervisor.look_at("one")
         assert look.state == "running"
         assert "one has not moved for 1" in str(look.last_error)
+        assert look.stalls == 1
+        assert bench.supervisor.look_at("two").stalls == 0
         await anyio.sleep(600)
         assert bench.restarts == [1, 0], "it moves again"
 

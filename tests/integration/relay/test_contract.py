@@ -656,6 +656,12 @@ def test_status_and_metrics_show_the_clients(house: House) -> None:
     )
     assert metrics["mdservice_relay_conflated_total"] == 0
     assert metrics["mdservice_relay_cut_total"] == 0
+    assert metrics['mdservice_relay_class_clients{class="local"}'] == 2
+    assert metrics['mdservice_relay_class_clients{class="remote"}'] == 0
+    assert (
+        metrics['mdservice_relay_class_messages_total{class="local"}']
+        == metrics["mdservice_relay_messages_total"]
+    )
     other.close()
     client.close()
     eventually(lambda: not house.service.status["clients"], what=lambda: house.service.status)
