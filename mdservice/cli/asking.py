@@ -15,7 +15,7 @@ from mdservice.cli.options import FAILED, settings_from, settings_options
 from mdservice.client.http import Answer, NoAnswer, ask
 from mdservice.errors import InvalidChannel, InvalidSymbol, MDServiceError
 from mdservice.model.feeds import CHANNELS, parse_channels
-from mdservice.model.symbol import parse_symbols
+from mdservice.model.symbol import pair_without_slash, parse_symbols
 
 __all__ = ["WIDTH", "health", "status", "status_lines", "subscribe", "unsubscribe"]
 
@@ -113,7 +113,13 @@ def subscribe(
     Without --channels, to the channels of the service's settings.
     """
     path = settings_from(ctx, config, {"socket": socket}).socket
-    _change(path, "subscribe", symbols, channels)
+    for symbol in _change(path, "subscribe", symbols, channels):
+        if pair := pair_without_slash(symbol):
+            click.echo(
+                f"note: {symbol} is taken for a stock's symbol; the crypto pair is {pair}: "
+                f"mdservice subscribe {pair}",
+                err=True,
+            )
 
 
 @click.command(
@@ -140,7 +146,8 @@ def unsubscribe(
     _change(path, "unsubscribe", symbols, channels)
 
 
-def _change(path: Path, call: str, given: tuple[str, ...], channels: str | None) -> None:
+def _change(path: Path, call: str, given: tuple[str, ...], channels: str | None) -> tuple[str, ...]:
+    """Make the call and print its answer; return the symbols that were given."""
     texts = [text for argument in given for text in argument.split(",") if text.strip()]
     try:
         symbols = parse_symbols(texts)
@@ -157,6 +164,7 @@ def _change(path: Path, call: str, given: tuple[str, ...], channels: str | None)
     done = answer.content.get("status", call)
     later = " (the feed is down: done when it is back)" if done == "pending" else ""
     click.echo(f"{done}: {', '.join(answer.content.get('symbols', symbols))}{later}")
+    return symbols
 
 
 def _named(channels: str) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ from mdservice.model.feeds import (
 )
 from mdservice.model.kinds import NEWS, QUOTES
 from mdservice.model.position import Position
-from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.symbol import EVERY_SYMBOL, pair_without_slash
 from mdservice.observability.masking import mask_url
 from mdservice.positions.parse import NOT_FOLLOWED
 from mdservice.positions.sources import (
@@ -249,6 +249,10 @@ async def check_settings(settings: Settings) -> CheckResult:
     if not settings.sources:
         return passed(name, f"all are defaults: {kind}, set ALPACA_API_KEY for real ones")
     found = ", ".join(f"{key} ({source})" for key, source in settings.sources.items())
+    for symbol in settings.symbols:
+        if pair := pair_without_slash(symbol):
+            detail = f"{kind}; {found}; {symbol} is taken for a stock's symbol"
+            return warned(name, detail, f"write the crypto pair with its slash: {pair}")
     return passed(name, f"{kind}; {found}")
 
 

@@ -55,7 +55,7 @@ class Moment(click.ParamType[int]):
         try:
             moment = datetime.fromisoformat(str(value))
         except ValueError:
-            self.fail(f"{value!r} is no time such as 2026-11-27T14:30", param, ctx)
+            self.fail(f"{value!r} is not a time, such as 2026-11-27T14:30", param, ctx)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         whole = int(moment.replace(microsecond=0).timestamp())

@@ -100,7 +100,7 @@ class ServiceServer:
         except NoAnswer as exc:
             if self._last is None:
                 raise NoAnswer(
-                    f"open_prices() was given no Redis URL, and the service cannot be asked: {exc}"
+                    f"no Redis URL was given, and the service cannot be asked for its own: {exc}"
                     " (MDSERVICE_SOCKET)"
                 ) from exc
         else:

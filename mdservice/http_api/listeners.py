@@ -20,6 +20,7 @@ from secrets import token_hex
 import anyio
 
 from mdservice.errors import ConfigurationError, SocketInUse
+from mdservice.runtime.network import cannot_listen
 from mdservice.runtime.runtime_dir import prepare_socket_folder
 from mdservice.settings.parsers import SOCKET_PATH_BYTES, host_and_port, is_loopback
 
@@ -203,7 +204,7 @@ async def tcp_listeners(
     try:
         found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"{setting}: the host {host} is unknown: {error}") from error
+        raise cannot_listen(setting, http, error) from error
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     names = (str(address[0]).partition("%")[0] for _, address in addresses)
     if token is None and not all(map(is_loopback, names)):
@@ -234,7 +235,7 @@ def _listen(addresses: Sequence[_Address], http: str, setting: str) -> list[sock
                 listener = _listen_at(family, (address[0], port or address[1], *address[2:]))
             except OSError as error:
                 if error.errno not in _ABSENT:
-                    raise _cannot_listen(http, error, setting) from error
+                    raise cannot_listen(setting, http, error) from error
                 absent = error  # `localhost` may mean an IPv6 address on a machine without IPv6.
                 continue
             stack.callback(listener.close)
@@ -242,7 +243,7 @@ def _listen(addresses: Sequence[_Address], http: str, setting: str) -> list[sock
             port = listener.getsockname()[1]
         if not listeners:
             reason = absent or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-            raise _cannot_listen(http, reason, setting) from absent
+            raise cannot_listen(setting, http, reason) from absent
         stack.pop_all()
     return listeners
 
@@ -260,13 +261,3 @@ def _listen_at(family: socket.AddressFamily, address: tuple[str | int, ...]) -> 
         listener.close()
         raise
     return listener
-
-
-def _cannot_listen(http: str, error: OSError, setting: str) -> ConfigurationError:
-    reasons = {
-        errno.EADDRINUSE: "the port is in use: stop the program that uses it, or choose another",
-        errno.EACCES: "ports below 1024 need special rights: choose a higher one",
-        errno.EADDRNOTAVAIL: "this machine has no such address: use 127.0.0.1 or one of its own",
-    }
-    reason = reasons.get(error.errno or 0, error.strerror or str(error))
-    return ConfigurationError(f"{setting}: cannot listen at {http}: {reason}")

@@ -233,6 +233,11 @@ def export(
     tags = [tag for tag, (channel, _) in _FORMS.items() if channel in channels]
     schema = _schema(pa, tags)
     reader = _Reader(tags, frozenset(symbols))
+    if not out.parent.is_dir():
+        raise JournalError(
+            f"{out} cannot be written: there is no folder {out.parent}; create it, or name another "
+            "file"
+        )
     temporary = out.with_name(out.name + ".tmp")
     rows = 0
     try:

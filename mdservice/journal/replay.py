@@ -22,15 +22,17 @@ from anyio.lowlevel import checkpoint
 from websockets.http11 import Request
 
 from mdservice.clock import Clock, SystemClock
-from mdservice.errors import ConfigurationError, JournalError
+from mdservice.errors import JournalError
 from mdservice.feed.alpaca.codec import Encoding
 from mdservice.journal.decisions import Decisions, Step, recorded_topics
 from mdservice.journal.segments import Extent, extent, read, segments_of
 from mdservice.model.events import RecordBatch
 from mdservice.model.feeds import FEEDS, Feed, Topic
 from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 from mdservice.relay.messages import Message, messages_of, payload
+from mdservice.runtime.network import cannot_listen
 from mdservice.runtime.task_groups import block_tasks
 from mdservice.simulator.config import SimulatorConfig
 from mdservice.simulator.connection import Connection
@@ -94,21 +96,33 @@ def open_journal(
     """
     segments: list[Path] = []
     extents: list[Extent] = []
+    recorded: list[int] = []
     for folder in folders:
         try:
             found = segments_of(folder)
         except OSError as exc:
-            raise JournalError(f"{folder} cannot be read: {exc.strerror}") from exc
+            raise JournalError(
+                f"{folder} cannot be read: {exc.strerror}; name the folder of a journal"
+            ) from exc
         if not found:
-            raise JournalError(f"{folder} has no journal: MDSERVICE_JOURNAL=DIR records one")
+            raise JournalError(
+                f"{folder} has no journal: name another folder, or record one there with "
+                f"MDSERVICE_JOURNAL={folder}"
+            )
         for path in found:
             covered = extent(path)
+            recorded += [ns for ns in (covered.first_ns, covered.last_ns) if ns is not None]
             if covered.first_ns is not None and _overlaps(covered, from_ns, to_ns):
                 segments.append(path)
                 extents.append(covered)
     times = [ns for each in extents for ns in (each.first_ns, each.last_ns) if ns is not None]
     if not times:
-        raise JournalError("the journal has nothing of that time")
+        if not recorded:
+            raise JournalError("the journal is empty: let the service run for a while")
+        raise JournalError(
+            f"the journal has nothing of that time: it was recorded from "
+            f"{format_ns(min(recorded))} to {format_ns(max(recorded))}"
+        )
     first_ns = max(min(times), from_ns or 0)
     last_ns = max(times) if to_ns is None else min(max(times), to_ns)
     topics = recorded_topics(read(segments, to_ns=to_ns, frames=False))
@@ -145,9 +159,7 @@ async def open_replay(
     try:
         listener = await anyio.create_tcp_listener(local_host=host, local_port=port)
     except (OSError, OverflowError) as exc:
-        raise ConfigurationError(
-            f"the replay cannot listen on {host}:{port} ({exc}): choose another port, or 0"
-        ) from exc
+        raise cannot_listen("the replay", f"{host}:{port}", exc) from exc
     async with block_tasks() as tasks:
         shown = f"[{host}]" if ":" in host else host
         address = f"{shown}:{listener.extra(SocketAttribute.local_port)}"  # noqa: S610 - no Django

@@ -12,6 +12,7 @@ __all__ = [
     "is_option",
     "is_symbol",
     "pair_of",
+    "pair_without_slash",
     "parse_symbol",
     "parse_symbols",
     "spellings",
@@ -27,6 +28,7 @@ _OPTION = re.compile(r"[A-Z][A-Z0-9]{0,5}[0-9]{6}[CP][0-9]{8}", re.ASCII)
 _CURRENCIES = ("USDT", "USDC", "USDG", "USD", "EUR", "GBP", "BTC", "ETH")
 """What pairs are quoted in, the longest first. Source: Alpaca, crypto trading, supported pairs."""
 _SHORTER_THAN_OPTIONS = 15
+_LONGEST_TICKER = 5
 _SHOWN = 32
 _IN_RECORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]{0,31}", re.ASCII)
 
@@ -50,9 +52,10 @@ def parse_symbol(text: str) -> str:
     if text.isascii() and (symbol == EVERY_SYMBOL or _SYMBOL.fullmatch(symbol)):
         return symbol
     shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    several = "; put commas between symbols" if len(text.split()) > 1 else ""
     raise InvalidSymbol(
         f"{shown!r} is not a symbol: letters, digits, '.', '/', '-' or '_', at most 32 of them, "
-        "for instance AAPL or BRK.B"
+        f"for instance AAPL, BRK.B or BTC/USD{several}"
     )
 
 
@@ -67,6 +70,14 @@ def pair_of(symbol: str) -> str | None:
         if symbol.endswith(currency) and (base := symbol.removesuffix(currency)):
             return None if "/" in base else f"{base}/{currency}"
     return None
+
+
+def pair_without_slash(symbol: str) -> str | None:
+    """The pair that is meant by a symbol too long for a stock's, or None: ``BTCUSD`` → ``BTC/USD``.
+
+    Alpaca's streams take ``BTCUSD`` for a stock's symbol.
+    """
+    return pair_of(symbol) if len(symbol) > _LONGEST_TICKER and symbol.isalpha() else None
 
 
 def spellings(symbol: str) -> tuple[str, ...]:

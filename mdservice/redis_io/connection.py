@@ -55,7 +55,7 @@ _ROOM_S: Final = 0.01
 """Seconds before the next try where a UNIX socket's queue of connections is full."""
 _LOST: Final = (OSError, hiredis.ProtocolError, anyio.ClosedResourceError)
 """The errors that mean that the connection is lost."""
-_ADVICE: Final = " Is the server running, and the address right?"
+_ADVICE: Final = "; start a server there, or correct the URL (MDSERVICE_REDIS_URL)"
 _T = TypeVar("_T")
 
 
@@ -235,14 +235,11 @@ class RedisConnection:
             except (*_LOST, ValueError) as exc:  # a name or a certificate that cannot be used
                 advice = tls_advice(exc)
                 raise StoreUnavailable(
-                    f"No connection to Redis at {address.shown}: {_reason(exc)}{advice}; it is "
-                    "tried again." + ("" if advice else _ADVICE)
+                    f"cannot connect to Redis at {address.shown}: {_reason(exc)}{advice or _ADVICE}"
                 ) from exc
             undo.pop_all()
             return connection
-        raise StoreUnavailable(
-            f"Redis at {address.shown} did not answer within {limit_s:g} s; it is tried again"
-        )
+        raise StoreUnavailable(f"Redis at {address.shown} did not answer within {limit_s:g} s")
 
     async def call(self, *commands: bytes) -> list[Any]:
         """Send packed commands and return their replies, the server's errors included.

@@ -254,8 +254,7 @@ class RedisPriceStore:
                     connection.close()
         if scope.cancelled_caught:
             raise StoreUnavailable(
-                f"Redis at {self.address} did not answer within {self._timeout_s:g} s; "
-                "it is tried again"
+                f"Redis at {self.address} did not answer within {self._timeout_s:g} s"
             )
         if self.can_fence:
             self._said_unfenced = False

@@ -10,12 +10,14 @@ Source: curl's manual, "Environment"; OpenSSL's ``SSL_CERT_FILE`` and ``SSL_CERT
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import ipaddress
 import logging
 import math
 import os
 import re
+import socket
 import ssl
 import zlib
 from collections.abc import Mapping
@@ -40,6 +42,7 @@ __all__ = [
     "HttpFailed",
     "Route",
     "ca_file",
+    "cannot_listen",
     "root_cause",
     "route",
     "tls_advice",
@@ -632,11 +635,41 @@ def _size(count: int) -> str:
 
 
 def root_cause(exc: BaseException) -> str:
-    """The text of the innermost error, since libraries wrap it, often without a text."""
-    if str(exc):
-        return str(exc)
-    exc = _chain(exc)[-1]
-    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+    """The reason in words: ``Connection refused``.
+
+    Libraries wrap the system's error, often without a text, or in a text such as ``all attempts
+    failed``.
+    """
+    inner = _chain(exc)[-1]
+    if isinstance(exc, OSError) and isinstance(inner, OSError) and (words := _in_words(inner)):
+        return words
+    return str(exc) or str(inner) or type(inner).__name__
+
+
+def cannot_listen(who: str, address: str, exc: Exception) -> ConfigurationError:
+    """The error of a program that cannot listen at an address.
+
+    Args:
+        who: The setting with the address, or the program.
+        address: ``host:port``.
+        exc: The system's error.
+    """
+    advice = {
+        errno.EADDRINUSE: "the port is in use: stop the program that uses it, or choose another",
+        errno.EACCES: "ports below 1024 need special rights: choose a higher one",
+        errno.EADDRNOTAVAIL: "this machine has no such address: use 127.0.0.1 or one of its own",
+    }
+    reason = advice.get(getattr(exc, "errno", None) or 0, root_cause(exc))
+    if isinstance(exc, (socket.gaierror, UnicodeError)):
+        reason = f"the host is unknown ({reason}): use 127.0.0.1 or an address of this machine"
+    return ConfigurationError(f"{who}: cannot listen at {address}: {reason}")
+
+
+def _in_words(exc: OSError) -> str | None:
+    """The system's text for the error's number; None without one."""
+    if exc.errno is None or isinstance(exc, ssl.SSLError):
+        return None
+    return exc.strerror if isinstance(exc, socket.gaierror) else os.strerror(exc.errno)
 
 
 def tls_advice(exc: BaseException) -> str:

@@ -15,7 +15,7 @@ from anyio.abc import ByteStream, Listener, SocketAttribute, SocketStream, TaskG
 from websockets.http11 import Request
 
 from mdservice.clock import Clock, SystemClock
-from mdservice.errors import ConfigurationError
+from mdservice.runtime.network import cannot_listen
 from mdservice.runtime.task_groups import block_tasks
 from mdservice.simulator.assets import QUOTES as PRICED
 from mdservice.simulator.assets import asset_of
@@ -125,10 +125,7 @@ async def _listen(host: str, port: int) -> Listener[SocketStream]:
     try:
         return await anyio.create_tcp_listener(local_host=host, local_port=port)
     except (OSError, OverflowError) as exc:
-        raise ConfigurationError(
-            f"the simulator cannot listen on {host}:{port} ({exc}): choose another port, "
-            "or 0 for a free one"
-        ) from exc
+        raise cannot_listen("the simulator", f"{host}:{port}", exc) from exc
 
 
 async def _accept(listener: Listener[SocketStream], simulator: Simulator, tasks: TaskGroup) -> None:

@@ -122,6 +122,12 @@ async def test_settings_show_where_they_come_from() -> None:
     assert "HIDDEN" not in detail
 
 
+async def test_a_pair_without_its_slash_is_a_warning() -> None:
+    result = await check_settings(load_settings(None, {"symbols": "AAPL,BTCUSD"}, {}))
+    assert result.outcome == "warn"
+    assert "BTC/USD" in str(result.advice)
+
+
 async def test_a_socket_that_can_be_made_is_ok() -> None:
     result = await check_socket(Settings(socket=Path("x.sock")), None)
     assert result.outcome == "ok"

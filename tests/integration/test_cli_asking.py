@@ -208,6 +208,14 @@ def test_symbols_are_sent_raised_and_without_repeats(service: Service, invoke) -
     assert service.bodies == [{"symbols": ["AAPL", "BRK.B"]}, {"symbols": ["AAPL"]}]
 
 
+def test_a_pair_without_its_slash_is_subscribed_with_a_note(service: Service, invoke) -> None:
+    service.answers = {SUBSCRIBE: (200, {"status": "subscribed", "symbols": ["BTCUSD", "AAPL"]})}
+    result = invoke("subscribe", "BTCUSD", "AAPL")
+    assert (result.exit_code, result.stdout) == (0, "subscribed: BTCUSD, AAPL\n")
+    assert "BTC/USD" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_channels_are_sent_where_they_are_named(service: Service, invoke) -> None:
     answer = {"symbols": ["AAPL"]}
     service.answers = {

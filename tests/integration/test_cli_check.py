@@ -565,6 +565,7 @@ async def test_a_redis_that_is_away_is_reported(tmp_path: Path) -> None:
         result = await check_redis(Settings(feed="simulator", redis_url=url))
     assert result.outcome == "FAIL"
     assert "MDSERVICE_REDIS_URL" in told(result)
+    assert "again" not in told(result), "a check tries once"
 
 
 async def test_a_redis_url_that_cannot_be_used_is_configuration() -> None:

@@ -196,8 +196,14 @@ def test_an_unknown_channel_is_named(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     many(tmp_path)
-    with pytest.raises(JournalError, match=r"none/x\.parquet cannot be written"):
-        export(open_journal([tmp_path / "journal"]), tmp_path / "none" / "x.parquet")
+    journal = open_journal([tmp_path / "journal"])
+    with pytest.raises(
+        JournalError, match=r"none/x\.parquet cannot be written: there is no folder"
+    ):
+        export(journal, tmp_path / "none" / "x.parquet")
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(JournalError, match=r"folder\.parquet cannot be written"):
+        export(journal, tmp_path / "folder.parquet")
 
 
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):

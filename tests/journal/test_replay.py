@@ -342,5 +342,6 @@ def test_a_folder_without_a_journal_is_named(tmp_path):
 def test_a_time_without_entries_is_an_error(tmp_path):
     with journal_at(tmp_path) as writer:
         writer.frame([quote("AAPL", 1)])
-    with pytest.raises(JournalError, match="nothing of that time"):
+    with pytest.raises(JournalError, match="nothing of that time") as error:
         open_journal([tmp_path], from_ns=BEGIN_NS + 60 * SECOND_NS)
+    assert format_ns(BEGIN_NS) in str(error.value)

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.errors import InvalidSymbol
-from mdservice.model.symbol import EVERY_SYMBOL, is_symbol, parse_symbol, parse_symbols
+from mdservice.model.symbol import (
+    EVERY_SYMBOL,
+    is_symbol,
+    pair_without_slash,
+    parse_symbol,
+    parse_symbols,
+)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +107,25 @@ def test_a_record_may_have_it(text: str) -> None:
 )  # fmt: skip
 def test_no_record_may_have_it(text: str) -> None:
     assert not is_symbol(text)
+
+
+def test_symbols_with_blanks_between_are_told_to_have_commas() -> None:
+    with pytest.raises(InvalidSymbol, match="comma"):
+        parse_symbol("AAPL MSFT")
+
+
+@pytest.mark.parametrize(
+    ("symbol", "pair"),
+    [
+        ("BTCUSD", "BTC/USD"),
+        ("ETHBTC", "ETH/BTC"),
+        ("BTC/USD", None),
+        ("IUSD", None),
+        ("AAPL", None),
+        ("FAKEPACA", None),
+        ("AAPL261218C00200000", None),
+        ("*", None),
+    ],
+)
+def test_a_pair_without_its_slash_is_recognised(symbol: str, pair: str | None) -> None:
+    assert pair_without_slash(symbol) == pair

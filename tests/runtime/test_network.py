@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,15 @@ import pytest
 
 from mdservice.errors import ConfigurationError
 from mdservice.runtime import network
-from mdservice.runtime.network import HttpClient, HttpFailed, ca_file, route, tls_context
+from mdservice.runtime.network import (
+    HttpClient,
+    HttpFailed,
+    ca_file,
+    cannot_listen,
+    root_cause,
+    route,
+    tls_context,
+)
 from tests.positions import web as webs
 from tests.positions.web import Web, open_web
 
@@ -324,3 +334,38 @@ async def test_compression_that_ends_too_early_is_a_request_that_failed(web: Web
     with pytest.raises(HttpFailed) as caught:
         await get(HttpClient(environ={}), web.url)
     assert caught.value.kind == "encoding"
+
+
+def test_the_reason_of_a_failed_connection_is_in_words() -> None:
+    refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('::1', 9)")
+    words = os.strerror(errno.ECONNREFUSED)
+    assert root_cause(refused) == words
+    every = OSError("all attempts to connect to localhost:9 failed")
+    every.__cause__ = refused
+    assert root_cause(every) == words
+    assert root_cause(socket.gaierror(socket.EAI_NONAME, "unknown name")) == "unknown name"
+    two = OSError("Multiple exceptions: [Errno 111] one, [Errno 111] another")
+    assert root_cause(two) == str(two)
+
+
+def test_another_errors_text_is_kept() -> None:
+    answer = ValueError("the server answered HTTP 502")
+    answer.__context__ = ConnectionResetError(errno.ECONNRESET, "reset")
+    assert root_cause(answer) == "the server answered HTTP 502"
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.EADDRINUSE, "in use"), "stop the program"),
+        (OSError(errno.EADDRNOTAVAIL, "no such"), "use 127.0.0.1"),
+        (socket.gaierror(socket.EAI_NONAME, "unknown name"), "use 127.0.0.1"),
+        (UnicodeError("label too long"), "use 127.0.0.1"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_at_is_named_with_advice(
+    error: Exception, advice: str
+) -> None:
+    text = str(cannot_listen("the simulator", "host:80", error))
+    assert text.startswith("the simulator: cannot listen at host:80: ")
+    assert advice in text
