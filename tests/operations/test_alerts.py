@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,15 @@ import trio
 from mdservice.feed.liveness import Hours
 from tests.operations.bench import open_bench
 from tests.operations.faults import FAULTS, Row
-from tests.operations.promtool import RULES, SCRAPE_S, Firing, Scrapes, judge, needs_promtool
+from tests.operations.promtool import (
+    ALERTS,
+    RULES,
+    SCRAPE_S,
+    Firing,
+    Scrapes,
+    judge,
+    needs_promtool,
+)
 from tests.simulation.clocks import jumping_clock
 
 _CALM_S = 120
@@ -99,6 +108,20 @@ def test_a_quiet_week_raises_none(longest_h: float, tmp_path: Path) -> None:
     assert week.count == 7 * 24 * _HOUR_S / SCRAPE_S
     if wrong := judge(week, [], tmp_path, every_s=60):
         pytest.fail(wrong)
+
+
+def test_every_alert_is_raised_by_a_fault() -> None:
+    assert {name for row in FAULTS for name in row.firing} == set(ALERTS)
+
+
+def test_the_runbook_explains_every_alert_and_no_other() -> None:
+    runbook = RULES.parents[1] / "runbook.md"
+    assert re.findall(r"^### (\w+)$", runbook.read_text(), re.MULTILINE) == list(ALERTS)
+    for name, rule in ALERTS.items():
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["annotations"].keys() == {"summary", "runbook"}
+        place = f"{runbook.relative_to(RULES.parents[3])}#{name.lower()}"
+        assert rule["annotations"]["runbook"] == place
 
 
 @needs_promtool
