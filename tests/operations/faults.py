@@ -41,6 +41,7 @@ class Row:
         fault: Holds while its block is open.
         firing: The alerts that fire ``within_s`` after its begin, and no other ever does.
         within_s: Seconds, a multiple of the scrapes' 15.
+        lasts_s: So long the fault goes on after that, without another alert.
         over_s: So long after the fault has ended no alert fires.
         settings: Settings of the service, besides the usual.
         prepare: What is there from before the fault until after it.
@@ -49,6 +50,7 @@ class Row:
     fault: Callable[[Bench], AbstractAsyncContextManager[None]]
     firing: Firing
     within_s: int
+    lasts_s: int = 300
     over_s: int = 300
     settings: Mapping[str, Any] = attrs.field(factory=dict)
     prepare: Callable[[Bench], AbstractAsyncContextManager[None]] = _prepared
@@ -174,6 +176,6 @@ FAULTS: Final = (
     Row(redis_read_only, {"MdserviceRedisReadOnly": _refused("READONLY")}, 60),
     Row(redis_full, {"MdserviceRedisFull": _refused("OOM")}, 60),
     Row(redis_without_rights, {"MdserviceRedisRefuses": _refused("NOPERM")}, 60),
-    Row(backlog, {"MdserviceBacklog": _ONE}, 90, settings={"backlog": _BACKLOG}),
+    Row(backlog, {"MdserviceBacklog": _ONE}, 90, lasts_s=30, settings={"backlog": _BACKLOG}),
     Row(conflation, {"MdserviceConflation": _ONE}, 15, settings={"backlog": _BACKLOG}),
 )

@@ -37,6 +37,7 @@ async def scrape(row: Row) -> tuple[Scrapes, list[tuple[int, Firing]]]:
         async with row.fault(bench):
             await bench.scrape_for(row.within_s)
             cases.append((bench.now_s, row.firing))
+            await bench.scrape_for(row.lasts_s)
         await bench.scrape_for(row.over_s)
         cases.append((bench.now_s, {}))
     return bench.scrapes, cases
