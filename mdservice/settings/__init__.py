@@ -480,6 +480,9 @@ class Settings:
         self._require_pem("relay_cert", cert, b"BEGIN CERTIFICATE", "certificate")
         self._require_pem("relay_key_file", key, b"PRIVATE KEY", "private key")
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # A client that reads and writes in two threads, as Python's websockets.sync does, reads a
+        # ticket while it writes its upgrade: before Python 3.12.8 that breaks its connection.
+        context.num_tickets = 0
         try:
             context.load_cert_chain(cert, key, password=_no_passphrase)
         except _EncryptedKey:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import ssl
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -644,6 +645,25 @@ def test_the_relays_certificate_and_key_are_loaded(tmp_path: Path) -> None:
     settings.require_runnable()
     assert settings.relay_tls() is not None
     assert Settings().relay_tls() is None
+
+
+def test_the_relay_sends_no_tls_record_before_the_clients_request(tmp_path: Path) -> None:
+    """One would race with the request in a client that reads and writes in two threads."""
+    cert, key = _certificate(tmp_path, "one")
+    server_tls = Settings(relay_cert=Path(cert), relay_key_file=Path(key)).relay_tls()
+    assert server_tls is not None
+    client_tls = ssl.create_default_context(cafile=cert)
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_tls.wrap_bio(to_client, to_server, server_hostname="localhost")
+    server = server_tls.wrap_bio(to_server, to_client, server_side=True)
+    for end in (client, server):
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    client.do_handshake()
+    assert not to_client.pending
+    server.do_handshake()
+    assert client.version() == "TLSv1.3"
+    assert not to_client.pending
 
 
 def test_a_pair_that_cannot_serve_is_refused_with_its_setting(tmp_path: Path) -> None:
