@@ -305,6 +305,8 @@ def test_a_fill_shows_at_once_and_a_late_or_repeated_event_changes_nothing(
     broker.answers["/v2/positions"] = [aapl, held("MSFT", "-2", "400")]
     broker.push(second.decode(), first, second, first)  # text frames too
     broker.push(broker.update("MSFT", "sell", "7", "400", "-2", now_ns + 2_000))
+    # Where an answer was under way, both come with the next ones, and for a second not together.
+    by_event.until("AAPL", qty=20)
     by_event.until("MSFT", qty=-2)  # it came behind all of them
     assert by_event.row("AAPL")["qty"] == 20
     broker.answers["/v2/positions"] = [aapl]
