@@ -21,7 +21,7 @@ _ELSEWHERE: Final = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contrib
 _HANDLES: Final = {"Prices", "Service", "Simulator", "FakeLink"}
 """Classes that are given to a program and not made by it: what they are made of is nobody's."""
 
-_CONTENTS: Final = {"ADRs/README": "0*", "how-to/index": "*"}
+_CONTENTS: Final = {"ADRs/README": "0*", "how-to/index": "*", "operations/index": "*"}
 """Pages whose own list of links is what a reader on GitHub needs, and what belongs below them."""
 
 _LOADED: Final = re.compile(

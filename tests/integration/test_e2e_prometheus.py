@@ -6,6 +6,7 @@ import contextlib
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ PROMETHEUS = shutil.which("prometheus")
 LIMIT_S = 90.0
 
 
-def run(stage: Stage, command: list[str], log: Path) -> None:
-    """Run a program until the end of the test."""
+def run(stage: Stage, command: list[str], log: Path) -> Callable[[], None]:
+    """Run a program until the end of the test, or until the returned function is called."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
@@ -38,6 +39,7 @@ def run(stage: Stage, command: list[str], log: Path) -> None:
         process.wait()
 
     stage.defer(end)
+    return end
 
 
 def make_secrets(folder: Path) -> dict[str, str]:
@@ -48,21 +50,21 @@ def make_secrets(folder: Path) -> dict[str, str]:
     return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
 
 
-def start_valkey(stage: Stage, folder: Path, url: str) -> str:
-    """Run Valkey as the container does, on a UNIX socket; return the URL with its password."""
+def start_valkey(stage: Stage, folder: Path, url: str) -> tuple[str, Callable[[], None]]:
+    """Run Valkey as the container does, on a UNIX socket; its URL with the password, and its end."""
     config = (OPERATIONS / "docker" / "valkey.conf").read_text()
     file, socket = folder / "valkey.conf", folder / "v"
     file.write_text(config.replace("/run/secrets", str(folder / "secrets")))
     command = [str(find_server()), str(file), "--port", "0", "--unixsocket", str(socket)]
-    run(stage, command, folder / "valkey.log")
+    end = run(stage, command, folder / "valkey.log")
     eventually(socket.exists, what=(folder / "valkey.log").read_text)
     password = url.partition("://:")[2].partition("@")[0]
-    return f"unix://:{password}@{socket}"
+    return f"unix://:{password}@{socket}", end
 
 
 def test_valkey_asks_for_the_password_and_keeps_nothing(stage: Stage) -> None:
     folder = stage.folder()
-    url = start_valkey(stage, folder, make_secrets(folder)["MDSERVICE_REDIS_URL"])
+    url, _ = start_valkey(stage, folder, make_secrets(folder)["MDSERVICE_REDIS_URL"])
     with redis.Redis.from_url(url) as client:
         assert client.ping()
         assert client.config_get("save") == {"save": ""}
@@ -129,10 +131,10 @@ def missing_labels(target: dict[str, Any], found: list[dict[str, Any]]) -> set[s
 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="needs Debian's package `prometheus`")
-def test_prometheus_fills_the_board_and_an_alert_fires(stage: Stage) -> None:
+def test_prometheus_fills_the_board_and_alerts_fire(stage: Stage) -> None:
     folder = stage.folder()
     given = make_secrets(folder)
-    url = start_valkey(stage, folder, given["MDSERVICE_REDIS_URL"])
+    url, stop_valkey = start_valkey(stage, folder, given["MDSERVICE_REDIS_URL"])
     simulator = stage.simulator(rate=200, positions={"AAPL": (Decimal(10), Decimal(150))})
     http, gateway = (f"127.0.0.1:{stage.free_port()}" for _ in range(2))
     given = stage.account(simulator, url, MDSERVICE_API_TOKEN=given["MDSERVICE_API_TOKEN"])
@@ -180,14 +182,16 @@ def test_prometheus_fills_the_board_and_an_alert_fires(stage: Stage) -> None:
         found = prometheus.get("/alerts").json()["data"]["alerts"]
         return {a["labels"]["alertname"] for a in found if a["state"] == "firing"}
 
-    assert "MdserviceFeedDown" not in firing()
-    simulator.close()
-    eventually(lambda: "MdserviceFeedDown" in firing(), within=LIMIT_S, what=firing)
     (table,) = (target for _, target in TARGETS if "ALERTS" in target["expr"])
-    eventually(
-        lambda: any(
-            series["metric"]["alertname"] == "MdserviceFeedDown"
-            for series in query(prometheus, expression(table))
-        ),
-        what=firing,
-    )
+
+    def listed() -> set[str]:
+        return {found["metric"]["alertname"] for found in query(prometheus, expression(table))}
+
+    for alert, stop in (
+        ("MdserviceFeedDown", simulator.close),
+        ("MdserviceRedisDown", stop_valkey),
+    ):
+        assert alert not in firing()
+        stop()
+        eventually(lambda name=alert: name in firing(), within=LIMIT_S, what=firing)
+        eventually(lambda name=alert: name in listed(), within=LIMIT_S, what=listed)
