@@ -57,6 +57,7 @@ from mdservice.publish.readers import LocalReader
 from mdservice.publish.store import PriceStore, read_last_records
 from mdservice.redis_io.names import ACCOUNT_CHANNEL
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
+from mdservice.runtime.backoff import JITTER
 from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 from mdservice.runtime.task_groups import background, leaves
@@ -447,7 +448,7 @@ async def open_service(
             instances = None
             if store is None:
                 resolved = await start_embedded_server(resolved, stack)
-                name = secrets.token_hex(8)
+                name = secrets.token_hex(8)  # noqa: TID251 - with a real Redis alone
                 store = _open_store(resolved, name)
                 instances = _open_instances(resolved, name, facts, clock)
             parts = list(feeds or ())
@@ -477,7 +478,7 @@ async def open_service(
                 trading_stream=open_trading_stream(
                     "none" if positions is not None else resolved.positions, resolved
                 ),
-                rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret,
+                rng=rng or JITTER,
                 last_records=last_records,
                 price_ttl_s=settings.price_ttl,
                 renew_prices=settings.renew_prices,

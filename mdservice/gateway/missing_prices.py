@@ -212,7 +212,7 @@ class ServicePrices:
         """See :meth:`PriceSource.latest`."""
         location = await self._discovery.find()
         redis = location.address.shown, location.names.prefix
-        payloads = await anyio.to_thread.run_sync(
+        payloads = await anyio.to_thread.run_sync(  # noqa: TID251 - a UNIX socket
             partial(self._ask, kind.channel, symbols, redis), abandon_on_cancel=True
         )
         return RecordDecoder(kind, symbols).decode_all(payloads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import starmap
-from secrets import token_hex
+from secrets import token_hex  # noqa: TID251 - for a name, which decides nothing
 from typing import Final, Generic, TypeVar
 
 import anyio

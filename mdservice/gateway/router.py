@@ -255,9 +255,9 @@ class Answers:
             ended: Returns whether the stream should end.
         """
         async for report in self._tracker.updates(ended):
-            moved, began_s = self._tracker.moved, time.perf_counter()
+            moved, began_s = self._tracker.moved, time.perf_counter()  # noqa: TID251 - a cost
             data = self._encode(report, live=True).decode()
-            cost_s = time.perf_counter() - began_s
+            cost_s = time.perf_counter() - began_s  # noqa: TID251 - a cost
             yield "pnl" if report.whole else "pnl.changed", data
             with anyio.move_on_after(max(_PAUSE_S, cost_s * _PAUSE_PER_COST)):
                 await anyio.sleep(max(_LEAST_PAUSE_S, cost_s * _LEAST_PAUSE_PER_COST))

@@ -113,7 +113,7 @@ def _is_own(url: str, http: str) -> bool:
 def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
     """The addresses of a host name; empty if it is unknown."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)  # noqa: TID251 - at start
     except (OSError, UnicodeError):
         return set()
     addresses = set()

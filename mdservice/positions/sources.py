@@ -217,7 +217,7 @@ class HttpPositions:
                 )
                 if len(answer.body) <= _PARSED_AT_ONCE_BYTES:
                     return read()
-                return await anyio.to_thread.run_sync(read)
+                return await anyio.to_thread.run_sync(read)  # noqa: TID251 - large answers
         except TimeoutError as exc:
             raise PositionsUnavailable(
                 f"{self.address} does not answer within {limit_s:g} s"
@@ -507,7 +507,7 @@ class _Version:
 
     @property
     def is_settled(self) -> bool:
-        return time.time_ns() - self.mtime_ns > _YOUNG_NS
+        return time.time_ns() - self.mtime_ns > _YOUNG_NS  # noqa: TID251 - a file's clock
 
 
 def _reason(exc: Exception) -> str:
@@ -542,7 +542,8 @@ class ServicePositions:
             PositionsUnavailable: The service does not answer any more.
             PositionsRefused: It is an older service, or another program.
         """
-        return await anyio.to_thread.run_sync(self._fetch, abandon_on_cancel=True)
+        fetch = anyio.to_thread.run_sync  # noqa: TID251 - a UNIX socket
+        return await fetch(self._fetch, abandon_on_cancel=True)
 
     def _fetch(self) -> Sequence[Position]:
         try:
@@ -618,6 +619,6 @@ class Threads:
                 with self._lock:
                     self._running -= 1
 
-        return await anyio.to_thread.run_sync(
+        return await anyio.to_thread.run_sync(  # noqa: TID251 - the caller's function
             counted, abandon_on_cancel=True, limiter=self._limiter
         )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Final
 
 import attrs
 
-__all__ = ["Backoff"]
+__all__ = ["JITTER", "Backoff"]
+
+JITTER: Final = random.Random()  # noqa: S311 - jitter, not a secret
+"""The random numbers of everything that is given no others. Whoever seeds it, repeats a run."""
 
 
 @attrs.define
@@ -24,7 +28,7 @@ class Backoff:
 
     first_s: float = 0.5
     limit_s: float = 30.0
-    rng: random.Random = attrs.field(factory=random.Random)
+    rng: random.Random = JITTER
     failures: int = attrs.field(default=0, init=False)
 
     def next_s(self) -> float:

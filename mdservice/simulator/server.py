@@ -123,7 +123,9 @@ async def open_simulator(
 
 async def _listen(host: str, port: int) -> Listener[SocketStream]:
     try:
-        return await anyio.create_tcp_listener(local_host=host, local_port=port)
+        return await anyio.create_tcp_listener(  # noqa: TID251 - only with a port
+            local_host=host, local_port=port
+        )
     except (OSError, OverflowError) as exc:
         raise cannot_listen("the simulator", f"{host}:{port}", exc) from exc
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from mdservice.runtime.backoff import JITTER
 from tests.simulation.clocks import jumping_clock
 
 T = TypeVar("T")
@@ -49,5 +50,6 @@ def _no_collection_in_the_middle() -> Iterator[None]:
 
 def run_seeded(seed: int, function: Callable[[], Awaitable[T]]) -> T:
     """Run an async function; time goes on only when every task waits for it."""
+    JITTER.seed(seed)
     with seeded_scheduling(seed), _no_collection_in_the_middle():
         return trio.run(function, clock=jumping_clock())

@@ -78,6 +78,12 @@ def test_a_seed_of_the_newer_faults_replays_exactly(only: str) -> None:
     assert first.faults.total()
 
 
+def test_a_seed_with_a_gateway_replays_exactly() -> None:
+    first, second = simulate(11, gateway=True), simulate(11, gateway=True)
+    assert first.trace == second.trace
+    assert first.trace
+
+
 async def test_an_application_is_called_with_what_was_asked() -> None:
     async def echo(scope: dict, receive: trio.abc.Instrument, send: trio.abc.Instrument) -> None:
         body = (await receive())["body"]
