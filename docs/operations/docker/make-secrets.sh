@@ -4,7 +4,11 @@
 set -eu
 cd "$(dirname "$0")"
 umask 077
-mkdir secrets || { echo "remove the folder secrets for new ones; see the settings in it" >&2; exit 1; }
+if [ -e secrets ]; then
+    echo "secrets/ is there already. For new ones, save your settings from it, and remove it." >&2
+    exit 1
+fi
+mkdir secrets
 
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 valkey=$(random)
