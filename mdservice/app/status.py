@@ -220,7 +220,10 @@ def status(
     """A snapshot of the whole service; ``names`` has Alpaca's name of what each feed carries."""
     ready = readiness(topology, draining=draining)
     positions = _positions(topology)
-    snapshots = {each.feed.name: each.connection.snapshot() for each in topology.pipelines}
+    parts = _snapshots(topology)
+    snapshots = {
+        each.feed.name: found for each, found in zip(topology.pipelines, parts["feed"], strict=True)
+    }
     late = None if topology.trade_updates is None else topology.trade_updates.snapshot().warning
     why = _why_degraded(snapshots.values(), positions, late, facts.hours_refused())
     unrecorded = (journal.last_error,) if journal is not None and journal.last_error else ()
@@ -242,8 +245,8 @@ def status(
         symbols=wanted,
         uptime_s=round(clock.monotonic() - started_s, 3),
         actors=_actors(topology),
-        counters=_counters(topology),
-        channels=_channel_counters(topology),
+        counters=_counters(parts),
+        channels=_channel_counters(parts),
         latency_ms=publisher.latencies,
         histograms={**publisher.histograms, "redis_write": writer.write_times},
         positions=positions,
@@ -431,9 +434,8 @@ def _snapshots(topology: Topology) -> dict[str, Sequence[Any]]:
     }
 
 
-def _channel_counters(topology: Topology) -> dict[str, ChannelCounters]:
+def _channel_counters(snapshots: Mapping[str, Sequence[Any]]) -> dict[str, ChannelCounters]:
     """The totals of each channel, from the snapshots of the parts that count them."""
-    snapshots = _snapshots(topology)
     found: dict[str, dict[str, int]] = {}
     for counter in attrs.fields(ChannelCounters):
         for place in counter.metadata["counted_by"]:
@@ -446,9 +448,8 @@ def _channel_counters(topology: Topology) -> dict[str, ChannelCounters]:
     return {c: ChannelCounters(**found[c]) for c in named if any(found.get(c, {}).values())}
 
 
-def _counters(topology: Topology) -> Counters:
+def _counters(snapshots: Mapping[str, Sequence[Any]]) -> Counters:
     """Collect each counter from the snapshot of the part that counts it."""
-    snapshots = _snapshots(topology)
 
     def total(counter: attrs.Attribute[int]) -> int:
         places = (place.partition(".") for place in counter.metadata["counted_by"])

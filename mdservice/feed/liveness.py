@@ -179,8 +179,12 @@ class Liveness:
     def without_quotes(self, now_ns: int) -> list[str]:
         """Symbols without a quote for the limit since they were subscribed."""
         before_ns = now_ns - int(self._first_s * 1e9)
-        since_ns = self._since_ns(QUOTES)
-        return sorted(s for s in self._unheard if since_ns.get(s, before_ns) <= before_ns)
+        since_ns, channel = self._subscribed_ns, QUOTES.channel
+        return sorted(
+            symbol
+            for symbol in self._unheard
+            if since_ns.get(Topic(channel, symbol), before_ns) <= before_ns
+        )
 
     def _since_ns(self, kind: Kind[Any]) -> dict[str, int]:
         """Since when each symbol of a kind is subscribed; updated bars alone owe nothing."""

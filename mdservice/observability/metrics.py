@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, get_args
 
@@ -43,6 +44,7 @@ __all__ = ["StatusCollector", "metrics_registry", "package_version", "render_met
 _MS: Final = 1000.0
 
 
+@cache
 def package_version() -> str:
     """The installed version, or ``unknown`` where the package runs without being installed."""
     try:

@@ -1,4 +1,4 @@
-"""``python -m tests.bench [quick | curves | where | floor | mix | guard … | repair | relay … | first-price | pnl …]``.
+"""``python -m tests.bench [quick | curves | where | floor | mix | guard … | repair | relay … | page | first-price | pnl …]``.
 
 Compares the service, with each of its drivers, with what users write today: an alpaca-py
 handler that awaits SET and PUBLISH for each quote (program A). Everything runs on loopback
@@ -21,6 +21,7 @@ is 1 when a price, an event or a count was not as it must be.
 - ``mix``: quotes, trades and bars together, see :mod:`tests.bench.mix`.
 - ``relay``, all of it or the parts named: many clients, see :mod:`tests.bench.relay`.
 - ``journal``: its cost, its size, replay and export, see :mod:`tests.bench.journal`.
+- ``page``: what an open page and a scrape cost, see :mod:`tests.bench.page`.
 - ``first-price``: likewise, see :mod:`tests.bench.first_price`.
 - ``pnl``: real-time P&L, as ``just bench-pnl``, see :mod:`tests.bench.pnl`.
 """
@@ -47,6 +48,7 @@ from tests.bench import (
     instructions,
     journal,
     mix,
+    page,
     pnl,
     relay,
     repair,
@@ -233,6 +235,17 @@ async def recorded(plan: Plan) -> int:
     return _end(benchmark, f"{time.monotonic() - started:.0f} s")
 
 
+async def looked_at(plan: Plan) -> int:
+    """The page and a scrape."""
+    started = time.monotonic()
+    async with opened(plan) as (benchmark, description):
+        _warn_of_load(description)
+        figures = page.measure(benchmark)
+    say("\n" + figures.table() + "\n")
+    code = _end(benchmark, f"{time.monotonic() - started:.0f} s")
+    return code if figures.reached else 1
+
+
 async def bare(plan: Plan) -> int:
     """The floor."""
     async with opened(plan) as (benchmark, description):
@@ -285,6 +298,9 @@ if __name__ == "__main__":
         case ["journal"]:
             signal.alarm(journal.LIMIT_S)
             code = anyio.run(recorded, QUICK, backend="trio")
+        case ["page"]:
+            signal.alarm(page.LIMIT_S)
+            code = anyio.run(looked_at, QUICK, backend="trio")
         case ["guard"]:
             code = anyio.run(guarded, QUICK, backend="trio")
         case ["guard", "store"]:
@@ -303,6 +319,6 @@ if __name__ == "__main__":
             sys.exit(
                 "usage: python -m tests.bench "
                 "[quick | curves | where | floor | mix | guard [store [instructions]] | repair | "
-                "relay [crowd | few | deaf | redis]… | journal | first-price | pnl [quick]]"
+                "relay [crowd | few | deaf | redis]… | journal | page | first-price | pnl [quick]]"
             )
     sys.exit(code)
