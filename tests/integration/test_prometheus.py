@@ -17,6 +17,7 @@ from anyio.streams.text import TextReceiveStream
 
 from mdservice.http_api.server import serve_api
 from mdservice.testing.fake_service import FakeService
+from tests.operations.promtool import RECORDS
 
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus")
 
@@ -103,6 +104,7 @@ QUERIES = {
     "labelled": 'mdservice_actor_restarts_total{actor="writer"}',
     "gauge": "mdservice_uptime_seconds",
     "process": "process_cpu_seconds_total",
+    "recorded": f"count({RECORDS['mdservice:redis_write_seconds:mean2m']})",
     "classic": "count(mdservice_feed_to_redis_seconds_bucket) or vector(0)",
 }
 
@@ -126,6 +128,7 @@ async def test_takes_native_histograms_where_it_wants_them(tmp_path: Path) -> No
     assert (found["counter"], found["labelled"], found["gauge"]) == (6, 2, 12.5)
     assert found["process"] > 0
     assert found["classic"] == 0
+    assert found["recorded"] == 1
 
 
 async def test_takes_classic_buckets_otherwise(tmp_path: Path) -> None:
@@ -136,3 +139,4 @@ async def test_takes_classic_buckets_otherwise(tmp_path: Path) -> None:
     assert found["median"] == pytest.approx(0.01)
     assert (found["counter"], found["labelled"], found["gauge"]) == (6, 2, 12.5)
     assert found["classic"] == 3
+    assert found["recorded"] == 1

@@ -12,22 +12,35 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-__all__ = ["ALERTS", "RULES", "SCRAPE_S", "Firing", "Scrapes", "judge", "needs_promtool"]
+__all__ = [
+    "ALERTS",
+    "EXPRESSIONS",
+    "RECORDS",
+    "RULES",
+    "SCRAPE_S",
+    "Firing",
+    "Scrapes",
+    "judge",
+    "needs_promtool",
+]
 
 RULES: Final = Path(__file__).parents[2] / "docs" / "operations" / "prometheus" / "alerts.yml"
-ALERTS: Final[Mapping[str, dict[str, Any]]] = {
-    rule["alert"]: rule
-    for group in msgspec.yaml.decode(RULES.read_bytes())["groups"]
-    for rule in group["rules"]
-}
-"""The rules by the name of their alert."""
+_RULES: Final[Sequence[dict[str, Any]]] = [
+    rule for group in msgspec.yaml.decode(RULES.read_bytes())["groups"] for rule in group["rules"]
+]
+ALERTS: Final = {rule["alert"]: rule for rule in _RULES if "alert" in rule}
+"""The alerting rules by the name of their alert."""
+RECORDS: Final = {rule["record"]: rule["expr"] for rule in _RULES if "record" in rule}
+"""The expressions of the recorded series by their name."""
 SCRAPE_S: Final = 15
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="needs promtool of Debian's package `prometheus`"
 )
 
-_NAMED: Final = frozenset(re.findall(r"[a-z_]+\w*", " ".join(r["expr"] for r in ALERTS.values())))
+EXPRESSIONS: Final = [rule["expr"] for rule in _RULES]
+"""Those of all rules."""
+_NAMED: Final = frozenset(re.findall(r"[a-z_]+\w*", " ".join(EXPRESSIONS)))
 _LIMIT_S: Final = 120.0
 Firing = Mapping[str, Sequence[Mapping[str, str]]]
 """The alerts that fire, each with the labels of its instances, without those of the target."""

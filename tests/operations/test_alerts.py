@@ -115,6 +115,13 @@ def test_every_alert_is_raised_by_a_fault() -> None:
     assert {name for row in FAULTS for name in row.firing} == set(ALERTS)
 
 
+def test_the_rules_name_metrics_that_exist() -> None:
+    reference = (RULES.parents[2] / "reference" / "metrics.md").read_text()
+    known = set(re.findall(r"^\| `(mdservice_\w+)` \|", reference, re.MULTILINE))
+    named = set(re.findall(r"\bmdservice_\w+", " ".join(EXPRESSIONS)))
+    assert {re.sub("_(sum|count|bucket)$", "", name) for name in named} <= known
+
+
 def test_the_runbook_explains_every_alert_and_no_other() -> None:
     runbook = RULES.parents[1] / "runbook.md"
     assert re.findall(r"^### (\w+)$", runbook.read_text(), re.MULTILINE) == list(ALERTS)
