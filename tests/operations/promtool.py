@@ -32,14 +32,14 @@ ALERTS: Final = {rule["alert"]: rule for rule in _RULES if "alert" in rule}
 """The alerting rules by the name of their alert."""
 RECORDS: Final = {rule["record"]: rule["expr"] for rule in _RULES if "record" in rule}
 """The expressions of the recorded series by their name."""
+EXPRESSIONS: Final = [rule["expr"] for rule in _RULES]
+"""Those of all rules."""
 SCRAPE_S: Final = 15
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="needs promtool of Debian's package `prometheus`"
 )
 
-EXPRESSIONS: Final = [rule["expr"] for rule in _RULES]
-"""Those of all rules."""
 _NAMED: Final = frozenset(re.findall(r"[a-z_]+\w*", " ".join(EXPRESSIONS)))
 _LIMIT_S: Final = 120.0
 Firing = Mapping[str, Sequence[Mapping[str, str]]]

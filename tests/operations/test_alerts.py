@@ -15,6 +15,7 @@ from tests.operations.bench import open_bench
 from tests.operations.faults import FAULTS, Row
 from tests.operations.promtool import (
     ALERTS,
+    EXPRESSIONS,
     RULES,
     SCRAPE_S,
     Firing,
