@@ -300,15 +300,15 @@ class DayBook:
         changed = False
         for key, lots in _by_key(positions).items():
             known = self.starts.get(key, Start(lots[0].symbol))
-            lastday = _lastday_price(lots) or known.lastday_price
+            lastday, multiplier = _lastday_price(lots) or known.lastday_price, lots[0].multiplier
             if key in self._symbols or key in self._changed_by:
-                now = msgspec.structs.replace(known, lastday_price=lastday)
+                now = msgspec.structs.replace(known, lastday_price=lastday, multiplier=multiplier)
             else:
                 qty, cost = _held(lots)
                 if newer and qty != known.qty:
                     continue
                 average = _divide(cost, qty) if qty else None
-                now = Start(lots[0].symbol, qty, average, lastday, lots[0].multiplier)
+                now = Start(lots[0].symbol, qty, average, lastday, multiplier)
             if now != known:
                 self.starts[key] = now
                 changed = True
@@ -316,7 +316,10 @@ class DayBook:
 
     def learn_average(self, key: str, qty: Decimal, average: Decimal) -> None:
         """Remember the average price at the start of the day of a symbol that has fills."""
-        known = self.starts.get(key, Start(self._symbols[key].symbol))
+        known = self.starts.get(key)
+        if known is None:
+            symbol = self._symbols[key].symbol
+            known = Start(symbol, multiplier=default_multiplier(asset_class_of(symbol)))
         self.starts[key] = msgspec.structs.replace(known, qty=qty, avg_entry_price=average)
 
     def symbol_day(self, key: str, lots: Sequence[Position]) -> SymbolDay:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 
+import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,23 @@ def test_dates_are_those_of_new_york() -> None:
     assert new_york_date(midnight_ns(DATE) - 1) == "2026-11-19"
     assert new_york_date(midnight_ns(DATE)) == DATE
     assert midnight_ns("2026-11-02") - midnight_ns("2026-11-01") == 25 * 3600 * 10**9
+
+
+OPTION = "AAPL261218C00200000"
+
+
+def test_an_option_that_was_bought_and_sold_today_counts_a_hundred_shares() -> None:
+    book = book_of(fill(2, "1.5", symbol=OPTION))
+    book.note([attrs.evolve(row(2, "1.5", OPTION, "1.4"), multiplier=D(100))])
+    assert book.add(fill(-2, "1.75", 1, OPTION))
+    day = book.symbol_day(OPTION, [])
+    assert (day.realized, day.closed_pnl) == (50, 50)
+
+
+def test_an_option_whose_average_was_found_late_counts_a_hundred_shares() -> None:
+    book = book_of(fill(-2, "1.75", symbol=OPTION))
+    book.learn_average(OPTION, D(2), D("1.5"))
+    assert book.symbol_day(OPTION, []).realized == 50
 
 
 def test_alpacas_first_example_of_compressed_fifo() -> None:
