@@ -424,11 +424,13 @@ class AccountDay:
         """Dollars of the change of the equity that are not explained; None if that is unknown."""
         totals, fees = self._engine.totals, self._book.fees
         equity, last_equity = account.equity, account.last_equity
-        if totals.day_pnl is None or fees is None or equity is None or last_equity is None:
+        pnl = totals.day_pnl
+        if pnl is None or fees is None or equity is None or last_equity is None:
             return None
         if account.currency != _DOLLARS:
             return None
-        expected = EXACT.subtract(ZERO, EXACT.add(totals.day_base, fees))
+        # What the cash must have gained: the P&L that is not in what is still held.
+        expected = EXACT.subtract(EXACT.subtract(pnl, totals.market_value), fees)
         for amount in self._book.moved().values():
             expected = EXACT.add(expected, amount)
         cash, value = account.cash, account.positions_value

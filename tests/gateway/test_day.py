@@ -406,6 +406,19 @@ async def test_the_equity_is_compared(autojump_clock: Any, bench: Bench) -> None
     assert "CSW -5" in bench.figures()["warnings"][0]
 
 
+async def test_what_was_closed_today_is_a_part_of_the_equity(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    bench.account.listed = [bench.fill(10, 160, "a"), bench.fill(-10, 163, "b")]
+    await bench.hold(0)
+    bench.account.balances = Account("id", "USD", D(2630), D(2600), D(2630), D(0))
+    for _ in range(2):
+        await bench.day.poll()
+        await anyio.sleep(5)
+    assert bench.figures()["total"] == 30
+    assert bench.day.difference == 0
+
+
 async def test_without_the_cash_the_positions_own_prices_count(
     autojump_clock: Any, bench: Bench
 ) -> None:
