@@ -9,6 +9,7 @@ from fractions import Fraction
 import attrs
 
 from mdservice.model.position import Position
+from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.limits import LimitState, Order
 from mdservice.pnl.rules import TOTAL, AlertRule
 
@@ -51,11 +52,19 @@ class Sum:
 
 @attrs.frozen
 class LimitsReference:
-    """Judges the positions of a reference at a time."""
+    """Judges the positions of a reference at a time.
+
+    Attributes:
+        rules: The limits.
+        book: The positions and their prices.
+        now_ns: The time.
+        days: What today's fills changed, by the symbol without a slash; None if that is unknown.
+    """
 
     rules: list[AlertRule]
     book: Reference
     now_ns: int
+    days: dict[str, SymbolDay] | None = attrs.Factory(dict)
 
     def lots(self, symbol: str) -> list[Position]:
         return [lot for lot in self.book.positions if lot.priced_by == symbol]
@@ -101,12 +110,13 @@ class LimitsReference:
         rows = [row for row in self.rows(symbol) if row[5] is not None]
         cost = sum((abs(_f(row[1])) * _f(row[2]) * _f(row[4]) for row in rows), Fraction())
         value = sum((_f(row[8]) for row in rows), Fraction())
-        days = [row[9] for row in rows]
-        day = None if None in days or not rows else sum(map(_f, days), Fraction())
+        day = self.book.day(self.days)[0][symbol.replace("/", "")]
         return Sum(sum((_f(row[6]) for row in rows), Fraction()), cost, value, abs(value), day)
 
     def total(self) -> Sum:
-        return sum(map(self.sum, self.held()), Sum())
+        """That of all that is held; its day has what was closed today too."""
+        total = sum(map(self.sum, self.held()), Sum())
+        return attrs.evolve(total, day=self.book.day(self.days)[1])
 
     def value(self, rule: AlertRule, symbol: str) -> tuple[bool, Fraction | None]:
         """Whether a limit of a symbol is blind, and what it measures."""
@@ -157,7 +167,7 @@ class LimitsReference:
         return rule.text, subject, value, None if value is None else used(rule, value)
 
     def _state_of_total(self, rule: AlertRule) -> State:
-        if not self.book.positions:
+        if not self.book.positions and rule.kind != "day_pnl":
             value = None if rule.kind == "pct" else Fraction()
             return rule.text, TOTAL, value, Fraction()
         value = None
@@ -182,7 +192,7 @@ class LimitsReference:
         """Whether any limit cannot be judged."""
         held = self.held()
         for rule in self.rules:
-            if rule.symbol == TOTAL and held:
+            if rule.symbol == TOTAL:
                 if not all(self.readable(symbol) and self.usable(symbol) for symbol in held):
                     return True
                 if rule.kind == "day_pnl" and self.total().day is None:

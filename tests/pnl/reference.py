@@ -11,6 +11,7 @@ import attrs
 from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
+from mdservice.model.symbol import is_option
 from mdservice.model.timestamps import format_ns
 from mdservice.model.trade import Trade
 from mdservice.pnl.day import SymbolDay
@@ -57,9 +58,12 @@ def mid(quote: Quote) -> Fraction | None:
 
 
 def usable(quote: Quote) -> bool:
-    """Not one with neither side, nor with sides that are more than 10 % of the mid apart."""
+    """Not one with neither side, nor with sides that are more than 10 % of the mid apart.
+
+    The spread of an option is not limited.
+    """
     price = mid(quote)
-    if price is None or 0 in (quote.bid, quote.ask):
+    if price is None or 0 in (quote.bid, quote.ask) or is_option(quote.symbol):
         return price is not None
     return abs(Fraction(repr(quote.ask)) - Fraction(repr(quote.bid))) <= price / 10
 

@@ -1,8 +1,10 @@
 """A gateway in the simulation: the account trades, and P&L and limits follow its fills.
 
-The tracker is the gateway's own. It has positions from the simulated REST and trade updates from
-the simulated stream, both with faults, and prices from the simulated store. At the end every figure
-is recounted from the account's own records and the prices in the store.
+The tracker is the gateway's own. It has positions, balances and activities from the simulated REST
+and trade updates from the simulated stream, all with faults, and prices from the simulated store:
+those of the simulated service, and where that follows only stocks, quotes of crypto and options as
+another service writes them. At the end every figure is recounted from the account's own records and
+the prices in the store.
 """
 
 from __future__ import annotations
@@ -11,24 +13,32 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal, localcontext
 from fractions import Fraction
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import anyio
 import attrs
+import httpx
 
 from mdservice.client.reader import Prices
 from mdservice.errors import StoreUnavailable
+from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.rest import AlpacaHistory
+from mdservice.gateway.missing_prices import AlpacaPrices, MissingPrices
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk, make_limits
 from mdservice.gateway.tracker import Came, PnlTracker
-from mdservice.model.kinds import QUOTES, RecordDecoder
+from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed
+from mdservice.model.kinds import QUOTES, Kind, R, RecordDecoder
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import without_slash
 from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
+from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.engine import PnlEngine
+from mdservice.positions.activities import AlpacaAccount
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.sources import AlpacaPositions
 from mdservice.positions.trading_stream import TradeUpdatesFollower, TradingStream
@@ -47,12 +57,16 @@ from mdservice.simulator import (
     Reorder,
     Simulator,
     SlowRest,
+    crypto,
+    options,
 )
 from mdservice.simulator.assets import asset_of
 from mdservice.simulator.transport import SimulatorTransport
+from mdservice.simulator.wire import EXACT
 from tests.pnl.limits_reference import LimitsReference, plain_state
-from tests.pnl.reference import Reference, Whole
-from tests.simulation.plan import PRICE_TTL_S, STATIC
+from tests.pnl.reference import PlainRow, Reference, Whole, realized, usable
+from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD
+from tests.simulation.plan import PRICE_TTL_S, STATIC, Trading
 from tests.simulation.streams import TrioStream
 
 if TYPE_CHECKING:
@@ -66,41 +80,76 @@ _REFUSED_AT_MOST_S: Final = 330.0
 """A refused login is tried again after five minutes at the latest."""
 _LOOK_S: Final = 1.0
 _STALE_AFTER_S: Final = 60
-_TRADED: Final = (*STATIC, "BTC/USD")
-"""What the account trades; the last one has no price but that of its position."""
-LIMITS: Final = (
-    *("* qty > 60", "* value > 20000", "* pnl < -400", "* price > 450", "SPY day_pnl < -150"),
-    *("total pnl < -900", "total exposure > 60000", "total value > 40000", "total pct < -5"),
-)
+_PAIR: Final = PAIRS_HELD[0]
+_OPTION: Final = OPTIONS_HELD[0]
+_TRADED: Final = (*STATIC, _PAIR, _OPTION)
+"""What the account trades."""
+_SIZES: Final = {
+    _PAIR: tuple(map(Decimal, ("0.01", "0.002", "0.1", "0.0375"))),
+    _OPTION: tuple(map(Decimal, (1, 2, 5))),
+}
 _SHARES: Final = (Decimal(1), Decimal(10), Decimal(40), Decimal("0.5"))
-_PAUSE_S: Final = 4.0
+LIMITS: Final = (
+    *("* qty > 60", "* value > 8000", "* pnl < -150", "* day_pnl < -150", "SPY price > 250"),
+    *("SPY day_pnl < -50", "total pnl < -400", "total exposure > 25000", "total value > 20000"),
+    *("total pct < -2", "total day_pnl < -400"),
+)
+_QUOTED_EVERY_S: Final = 1.5
+"""Mean time between two quotes of another service."""
+_EVENING_S, _MORNING_S = 12.0, 60.0
+"""Before the account's day ends, every event and activity of its trades comes; and how soon a
+gateway has the last closes afterwards, unless something is wrong with it."""
+_DAY_KNOWN_S: Final = 130.0
+"""How soon the day is known and agrees with the equity: its source may be asked only once a minute,
+and its answers may be slow."""
+_CENT: Final = Fraction(1, 100)
+_CENTS: Final = Decimal("0.01")
+_ZERO: Final = Decimal(0)
 _POSITIONS: Final = "/v2/positions"
+_ACTIVITIES: Final = "/v2/account/activities"
+_CREDENTIALS: Final = Credentials("key", "secret")
+_DAY_START: Final = "day start"
 
 
 class SimulatedGateway:
     """The account's trades, the gateway that follows them, and the recount."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, trading: Trading) -> None:
         self.fixed = False
         """Whether the account trades no more."""
         self.tracker: PnlTracker
         self.cache: PositionCache
         self.reader: _Reader | None = None
         self._world = world
+        self._trading = trading
         self._rng = random.Random(f"{world.plan.seed}/gateway")
         self._qty: dict[str, Decimal] = {}
         """What the account holds by its own trades."""
+        self._today: dict[str, list[tuple[Decimal, Decimal]]] = {}
+        """The quantities and prices of its trades since the last day's end."""
+        self._start: dict[str, tuple[Decimal, Decimal]] = {}
+        """Quantities and average prices at the last day's end."""
+        self._fees = _ZERO
+        """Dollars since then."""
+        self._night = False
+        """Whether the day ends, so that the account does not trade."""
+        self._knows_closes = True
+        """Whether the gateway had the last closes before the first trade after them."""
+        self._forgot = False
+        """Whether the gateway, or the store, began with nothing since the last day's end."""
         self._scope: anyio.CancelScope | None = None
         self._follower: TradeUpdatesFollower | None = None
-        self._heard: dict[str, tuple[Quote, int]] = {}
-        """The newest quote that the present gateway has got of each symbol, and when."""
+        self._heard: dict[str, _Heard] = {}
         self._calls = _Calls(world)
+        self._tasks: Any = None
 
     async def run(self) -> None:
         """Trade, break things and run gateways until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._trade_on)
-            tasks.start_soon(self._break_things)
+        async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._trade_on)
+            self._tasks.start_soon(self._break_things)
+            if self._world.account is None:
+                self._tasks.start_soon(self._quote_others)
             while True:
                 with anyio.CancelScope() as self._scope:
                     await self._live()
@@ -111,13 +160,17 @@ class SimulatedGateway:
     async def _live(self) -> None:
         world = self._world
         clock = world.market_clock
-        http = HttpClient(transport=SimulatorTransport(cast("Simulator", world.leftovers)))
-        source = AlpacaPositions(world.sim.rest_url, "key", "secret", http)
+        transport = _Transport(cast("Simulator", world.leftovers))
+        http, url = HttpClient(transport=transport), world.sim.rest_url
+        source = AlpacaPositions(url, "key", "secret", http)
         cache = PositionCache(source, _INTERVAL_S, clock)
-        engine = PnlEngine(stale_after_s=_STALE_AFTER_S, price_ttl_s=PRICE_TTL_S)
+        engine = PnlEngine(
+            stale_after_s=_STALE_AFTER_S, price_ttl_s=PRICE_TTL_S, mark=self._trading.mark
+        )
         calls = cast("RedisCalls", self._calls)
         risk = Risk(make_limits(LIMITS, ()), engine, calls, clock)
         self._heard = {}
+        self._forgot = True
         stream = TradingStream(
             world.sim.stream_url("trading"), "key", "secret", open_stream=self._dial
         )
@@ -126,8 +179,16 @@ class SimulatedGateway:
             self._follower = TradeUpdatesFollower(stream, cache, came, clock)
             return self._follower
 
+        histories = (
+            (feed, AlpacaHistory(url, variant, _CREDENTIALS, clock, http=http, feed=feed))
+            for feed, variant in ((STOCKS, "simulator"), (CRYPTO, "us"), (OPTIONS, "indicative"))
+        )
         tracker = PnlTracker(
-            cache, calls, self._open_prices, engine, None, "live", clock, risk, follow_fills=follow
+            *(cache, calls, self._open_prices, engine, None, "live", clock, risk),
+            http=http,
+            follow_fills=follow,
+            missing=MissingPrices(engine, [_Noted(*each, self._note) for each in histories]),
+            account=AlpacaAccount(url, "key", "secret", http),
         )
         self.tracker, self.cache = tracker, cache
         async with tracker.running():
@@ -145,33 +206,60 @@ class SimulatedGateway:
             yield cast("Prices", reader)
 
     def _note(self, quote: Quote) -> None:
-        known = self._heard.get(quote.symbol)
-        if known is None or quote.ts_event_ns >= known[0].ts_event_ns:
-            self._heard[quote.symbol] = quote, self._world.market_clock.utc_ns()
+        heard = self._heard.setdefault(quote.symbol, _Heard())
+        heard.add(quote, self._world.market_clock.utc_ns())
 
     # The account
 
     async def _trade_on(self) -> None:
         while True:
-            await anyio.sleep(self._rng.expovariate(1 / _PAUSE_S))
+            await anyio.sleep(self._rng.expovariate(1 / self._trading.pause_s))
             if not self.fixed and not self._world.market.calm:
                 self.trade(self._rng.choice(_TRADED))
 
     def trade(self, symbol: str) -> None:
         """One order, filled at once: it opens, adds, reduces, closes or turns a position."""
         held = self._qty.get(symbol, Decimal(0))
-        changes = [sign * shares for shares in _SHARES for sign in (1, -1)]
+        changes = [sign * size for size in _SIZES.get(symbol, _SHARES) for sign in (1, -1)]
         if held:
             changes += [-held, -held, -2 * held]
         qty = self._rng.choice(changes)
-        if symbol != "BTC/USD" and (held + qty) % 1 and held + qty < 0:
+        if symbol in STATIC and (held + qty) % 1 and held + qty < 0:
             return  # a fraction of a share cannot be short
+        if self._night:
+            return
         try:
-            self._world.sim.trade(symbol, qty)
+            trade = self._world.sim.trade(symbol, qty)
         except ValueError:
             return
         self._qty[symbol] = held + qty
+        self._today.setdefault(symbol, []).append((qty, trade.price))
+        if qty < 0:
+            value = -qty * trade.price * asset_of(symbol).multiplier
+            self._fees += (value * self._trading.sale_fee).quantize(_CENTS, ROUND_UP)
         self._world.trace(f"trade {symbol} {qty}")
+
+    async def _quote_others(self) -> None:
+        """Quote what the service does not follow, as another service does."""
+        rng, world = self._rng, self._world
+        cents = {symbol: int(asset_of(symbol).start_price * 100) for symbol in (_PAIR, _OPTION)}
+        for number in count(1):
+            await anyio.sleep(rng.expovariate(1 / _QUOTED_EVERY_S))
+            symbol = rng.choice((_PAIR, _OPTION))
+            step = max(1, cents[symbol] // 500)
+            cents[symbol] = max(5, cents[symbol] + rng.randrange(-step, step + 1))
+            bid, ask = cents[symbol] / 100, (cents[symbol] + rng.randrange(step + 1)) / 100
+            bid, ask = rng.choice(
+                [(bid, ask)] * 16 + [(0.0, ask), (bid, 0.0), (0.0, 0.0), (bid, 2 * ask)]
+            )
+            now_ns = world.market_clock.utc_ns()
+            if symbol == _PAIR:
+                pair = crypto.SimPairQuote(symbol, bid, ask, ts_event_ns=now_ns)
+                world.sim.send_records(crypto.QUOTES, [pair])
+            else:
+                option = options.SimOptionQuote(symbol, bid, ask, ts_event_ns=now_ns)
+                world.sim.send_records(options.QUOTES, [option])
+            world.store.put_quote(Quote(symbol, bid, ask, 1, 1, now_ns, now_ns, number))
 
     # What goes wrong
 
@@ -203,7 +291,50 @@ class SimulatedGateway:
 
     def end_day(self) -> None:
         """The account's day ends: average prices and the last closes change without an event."""
-        self._world.sim.end_day()
+        if not self._night:
+            self._night = True
+            self._tasks.start_soon(self._end_day)
+
+    async def _end_day(self) -> None:
+        """End the day between its last event and the first of the next one, as a night does.
+
+        The date stays the same, so that a fill of which only the stream told would count today.
+        """
+        world = self._world
+        await anyio.sleep(_EVENING_S)
+        day = self.tracker.day
+        if day is not None and not any(day._book._unlisted.values()):
+            world.sim.end_day()
+            world.trace("the day has ended")
+            world.store.forget(_DAY_START)  # it has another date in the morning
+            self._today.clear()
+            self._fees = _ZERO
+            self._forgot = False
+            self._start = {
+                held.symbol: (held.qty, held.avg_entry_price) for held in world.sim.positions
+            }
+            with anyio.move_on_after(_MORNING_S) as scope:
+                while not self._has_closes():
+                    await anyio.sleep(_LOOK_S)
+            self._knows_closes = not scope.cancelled_caught
+        self._night = False
+
+    def _has_closes(self) -> bool:
+        """Whether the gateway has noted and kept what the account holds in the morning."""
+        day, account = self.tracker.day, self._world.sim._paper_account
+        if day is None or not day.is_known or day._unsaved:
+            return False
+        held = {asset_of(each.symbol).position_symbol: each for each in self._world.sim.positions}
+        starts = day._book.starts
+        return (
+            all(
+                key in starts
+                and starts[key].lastday_price == account.lastday_price(each.symbol)
+                and starts[key].qty == each.qty
+                for key, each in held.items()
+            )
+            and not day._book.keys
+        )
 
     def restart(self) -> None:
         """Another gateway takes the place of this one."""
@@ -216,6 +347,8 @@ class SimulatedGateway:
         """All is as the account's own records and the store say; takes as long as said."""
         began_s = anyio.current_time()
         await self._until_it_follows()
+        while self._night:
+            await anyio.sleep(_LOOK_S)
         await anyio.sleep(_INTERVAL_S + 0.5)
         for _ in range(4):
             self.trade(self._rng.choice(_TRADED))
@@ -224,6 +357,7 @@ class SimulatedGateway:
         self.fixed = True
         await anyio.sleep(_INTERVAL_S + 0.5)
         self._check_quantities("after the last poll")
+        await self._until_the_day_agrees()
         await self._check_figures()
         await anyio.sleep(max(0.0, began_s + within_s - anyio.current_time()))
 
@@ -242,18 +376,79 @@ class SimulatedGateway:
         if told != own:
             self._world.violated(f"the gateway has {told} {when}, the account {own}")
 
+    async def _until_the_day_agrees(self) -> None:
+        """Wait for the day as the account's own records have it."""
+        with anyio.move_on_after(_DAY_KNOWN_S):
+            while (wrong := self._wrong_day()) is not None:
+                await anyio.sleep(_LOOK_S)
+            return
+        self._world.violated(f"the day: {wrong}")
+
+    def _wrong_day(self) -> str | None:
+        """What is wrong with the day's figures now, or None."""
+        day, told = self.tracker.day, self.tracker.engine._days
+        if day is None or told is None or not day.is_known or day.error is not None:
+            return f"it is not known: {day and day.error}"
+        if not self._knows_closes:
+            return None
+        own = self._days()
+        for key in dict.fromkeys((*told, *own)):
+            mine, recount = (days.get(key, SymbolDay(key)) for days in (told, own))
+            if _of_day(mine) != _of_day(recount) or not _agree(mine.realized, recount.realized):
+                return f"{mine}, by the recount {recount}"
+        if day._book.fees != self._fees:
+            return f"the fees are {day._book.fees}, by the recount {self._fees}"
+        if not self._lacks_a_close() and not _agree(day.difference, _ZERO):
+            return f"it differs by {day.difference} from the equity"
+        return None
+
+    def _lacks_a_close(self) -> bool:
+        """Whether a gateway that began later cannot know the last close of what is gone."""
+        days = self.tracker.engine._days or {}
+        return self._forgot and any(
+            not day.qty and day.units and day.lastday_price is None for day in days.values()
+        )
+
+    def _days(self) -> dict[str, SymbolDay]:
+        """What the day's trades have changed, by the account's own records."""
+        account, days = self._world.sim._paper_account, {}
+        for symbol, trades in self._today.items():
+            asset, (qty, average) = asset_of(symbol), self._start.get(symbol, (_ZERO, _ZERO))
+            exact = [(Fraction(traded), Fraction(price)) for traded, price in trades]
+            gain = realized(exact, Fraction(qty), Fraction(average)) * asset.multiplier
+            traded = sum((each for each, _ in trades), _ZERO)
+            with localcontext(EXACT):
+                days[asset.position_symbol] = SymbolDay(
+                    asset.position_symbol,
+                    traded * asset.multiplier,
+                    sum((each * price for each, price in trades), _ZERO) * asset.multiplier,
+                    cast("Decimal", gain),
+                    len(trades),
+                    self._qty[symbol],
+                    account.lastday_price(symbol),
+                    start_qty=qty,
+                )
+        return days
+
     async def _check_figures(self) -> None:
         world = self._world
         while self.reader is None or not self.reader.is_done:
             await anyio.sleep(0.001)
         engine, now_ns = self.tracker.engine, world.market_clock.utc_ns()
-        for symbol in STATIC:
+        for symbol in _TRADED:
             payload, heard = world.store.price(symbol), self._heard.get(symbol)
-            if payload is not None and (heard is None or heard[0] != QUOTES.decode(payload)):
+            if payload is not None and not (heard and heard.has(QUOTES.decode(payload))):
                 world.violated(f"the gateway has {heard} of {symbol}, the store {payload!r}")
-        reference = Reference(_STALE_AFTER_S, PRICE_TTL_S, positions=self._recounted())
-        for quote, heard_ns in self._heard.values():
-            reference.update(quote, heard_ns)
+        reference = _Recount(
+            _STALE_AFTER_S,
+            PRICE_TTL_S,
+            self._trading.mark,
+            self._recounted(),
+            days=None if engine._days is None else dict(engine._days),
+        )
+        for heard in self._heard.values():
+            for quote, heard_ns in heard.in_order():
+                reference.update(quote, heard_ns)
         told = Whole.of(engine.report(now_ns))
         told = attrs.evolve(told, rows=[row[:-1] for row in told.rows])  # no problem
         expected = reference.whole(now_ns)
@@ -262,13 +457,16 @@ class SimulatedGateway:
         exposure = Fraction(engine.totals.exposure)
         if exposure != reference.exposure():
             world.violated(f"the exposure is {exposure}, by the recount {reference.exposure()}")
-
+        if self._knows_closes and not self._lacks_a_close():
+            pnl, own = engine.totals.day_pnl, reference.day(self._days())[1]
+            if pnl is None or Fraction(pnl) != own:
+                world.violated(f"the day's P&L is {pnl}, by the recount {own}")
         await self._check_limits(reference, now_ns)
 
-    async def _check_limits(self, book: Reference, now_ns: int) -> None:
+    async def _check_limits(self, book: _Recount, now_ns: int) -> None:
         """The limits at the same moment; and soon the breaker, which stays tripped."""
         world, limits = self._world, self.tracker.risk._limits
-        reference = LimitsReference(list(limits.rules), book, now_ns)
+        reference = LimitsReference(list(limits.rules), book, now_ns, book.days)
         limits.check(self.tracker.engine, now_ns)
         told = [plain_state(each) for each in limits.states(self.tracker.engine, now_ns)]
         if told != reference.states():
@@ -319,9 +517,102 @@ _FAULTS: Final[Sequence[tuple[str, Callable[[SimulatedGateway], None]]]] = (
     ("positions_slow", lambda gateway: gateway.inject(SlowRest(3.0, _POSITIONS, 2))),
     ("positions_cut", lambda gateway: gateway.inject(CutRest(_POSITIONS, 1))),
     ("positions_garbled", lambda gateway: gateway.inject(GarbleRest(_POSITIONS, 1))),
+    (
+        "activities_refused",
+        lambda gateway: gateway.inject(RefuseRest(503, 0, "no", _ACTIVITIES, 4)),
+    ),
+    ("activities_slow", lambda gateway: gateway.inject(SlowRest(3.0, _ACTIVITIES, 2))),
+    ("activities_garbled", lambda gateway: gateway.inject(GarbleRest(_ACTIVITIES, 1))),
     ("positions_overnight", lambda gateway: gateway.end_day()),
     ("gateway_restart", lambda gateway: gateway.restart()),
 )
+
+
+@attrs.define
+class _Heard:
+    """The quotes of a symbol that a gateway has got and on which its price may depend."""
+
+    _kept: dict[str, tuple[int, Quote, int]] = attrs.Factory(dict)
+    _count: int = 0
+
+    def add(self, quote: Quote, now_ns: int) -> None:
+        """Keep it if it is the newest."""
+        newest = self._kept.get("newest")
+        if newest is not None and quote.ts_event_ns < newest[1].ts_event_ns:
+            return
+        self._count += 1
+        sides = {"bid": quote.bid, "ask": quote.ask, "both": quote.bid and quote.ask, "any": True}
+        names = [name for name, has in sides.items() if has] if usable(quote) else []
+        self._kept.update(dict.fromkeys(("newest", *names), (self._count, quote, now_ns)))
+
+    def has(self, quote: Quote) -> bool:
+        """Whether it is the newest, or REST has brought a newer one."""
+        _, newest, _ = self._kept["newest"]
+        return newest == quote or (not newest.seq and newest.ts_event_ns >= quote.ts_event_ns)
+
+    def in_order(self) -> list[tuple[Quote, int]]:
+        """Those quotes in the order in which they came, and when they did."""
+        kept = {number: (quote, heard_ns) for number, quote, heard_ns in self._kept.values()}
+        return [kept[number] for number in sorted(kept)]
+
+
+@attrs.define
+class _Recount(Reference):
+    """With what today's fills add to the rows; each row is worked out once."""
+
+    days: dict[str, SymbolDay] | None = attrs.Factory(dict)
+    _rows: dict[tuple[int, int], PlainRow] = attrs.Factory(dict)
+
+    def row(self, position: Position, now_ns: int) -> PlainRow:
+        key = id(position), now_ns
+        if key not in self._rows:
+            self._rows[key] = Reference.row(self, position, now_ns)
+        return self._rows[key]
+
+    def whole(self, now_ns: int) -> Whole:
+        whole, (days, _, _) = Reference.whole(self, now_ns), self.day(self.days)
+        rows = [(*row[:9], days[str(row[0])], *row[10:]) for row in whole.rows]
+        of_rows = [days[str(row[0])] for row in rows]
+        day = None if None in of_rows else sum(map(Fraction, map(str, of_rows)), Fraction())
+        return attrs.evolve(whole, rows=rows, day=day)
+
+
+def _of_day(day: SymbolDay) -> tuple[object, ...]:
+    return day.units, day.spent, day.fills, day.qty, day.start_qty
+
+
+def _agree(told: Decimal | None, expected: Decimal | None) -> bool:
+    """Whether both are known, and within a cent."""
+    if told is None or expected is None:
+        return False
+    return abs(Fraction(told) - Fraction(expected)) <= _CENT
+
+
+class _Transport(SimulatorTransport):
+    """Each call is of another key: the trading API's do not count as the service's of data."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        super().__init__(simulator)
+        self._numbers = count()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.headers["APCA-API-KEY-ID"] = f"key {next(self._numbers)}"
+        return await super().handle_async_request(request)
+
+
+class _Noted(AlpacaPrices):
+    """Notes the quotes that it finds."""
+
+    def __init__(self, feed: Feed, history: AlpacaHistory, note: Callable[[Quote], None]) -> None:
+        super().__init__(feed, history)
+        self._note = note
+
+    async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Iterable[R]:
+        found = list(await super().latest(kind, symbols))
+        for record in found:
+            if isinstance(record, Quote):
+                self._note(record)
+        return found
 
 
 class _Reader:
@@ -332,7 +623,7 @@ class _Reader:
     def __init__(self, world: World, note: Callable[[Quote], None]) -> None:
         self._world = world
         self._note = note
-        self._decoder = RecordDecoder(QUOTES, STATIC)
+        self._decoder = RecordDecoder(QUOTES, _TRADED)
         self._quotes: deque[Quote] = deque()
         self._came = anyio.Event()
         self._lost = False
@@ -347,7 +638,7 @@ class _Reader:
         if store.down:
             raise StoreUnavailable("the store is down")
         store.readers.append(self)
-        for payload in map(store.price, STATIC):
+        for payload in map(store.price, _TRADED):
             self.take([] if payload is None else [payload])
         return self
 
@@ -428,6 +719,14 @@ class _Calls:
             return known, False
         self._world.store.put(BREAKER_KEY, encode_breaker(changed))
         return changed, True
+
+    async def day_start(self, _account: str) -> bytes | None:
+        await self._round_trip()
+        return self._world.store.get(_DAY_START)
+
+    async def keep_day_start(self, _account: str, content: bytes) -> None:
+        await self._round_trip()
+        self._world.store.put(_DAY_START, content)
 
     def close(self) -> None:
         pass

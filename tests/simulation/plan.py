@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from decimal import Decimal
+from typing import Literal
 
 import attrs
 
@@ -17,12 +19,26 @@ PRICE_TTL_S = 8
 STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
 _WHOLE_ACCOUNT = 0.25
-_WITH_GATEWAY = 0.15
 _ARTICLES_BYTES = 250_000
 """Room for two large articles that come at once: their client is not slow."""
 _LATER = ("rest_refuse_symbol",)
 """Drawn apart too."""
 DYNAMIC = ("TSLA", "NVDA", "F", "KO")
+
+
+@attrs.frozen
+class Trading:
+    """How an account trades, and how its gateway prices what it holds.
+
+    Attributes:
+        pause_s: Mean time between two orders.
+        mark: The price: the mid, or the side at which a position can be closed.
+        sale_fee: The fee of each sale, as a part of its value.
+    """
+
+    pause_s: float
+    mark: Literal["mid", "exit"]
+    sale_fee: Decimal
 
 
 @attrs.frozen
@@ -39,8 +55,8 @@ class Plan:
     config: SimulatorConfig
     positions: bool = False
     """Whether positions are followed."""
-    gateway: bool = False
-    """Whether an account trades, and a gateway follows it."""
+    trading: Trading | None = None
+    """How the account trades that a gateway follows; None without a gateway."""
     account: Rates | None = None
     """How lively the other streams are, where every stream of the account is followed."""
 
@@ -56,7 +72,7 @@ class Plan:
         only: tuple[str, ...] = (),
         *,
         account: bool | None = None,
-        gateway: bool | None = None,
+        gateway: bool = True,
     ) -> Plan:
         """The seed's plan.
 
@@ -64,7 +80,7 @@ class Plan:
             seed: Any.
             only: Only these kinds of fault, by the beginning of their names.
             account: Whether it is about every stream; None for a part of the seeds.
-            gateway: Whether a gateway runs; None for a part of the seeds without every stream.
+            gateway: Whether an account trades, and a gateway follows it.
         """
         rng = random.Random(f"{seed}/plan")
         share = rng.choice((0.15, 0.3, 1.0))
@@ -80,15 +96,21 @@ class Plan:
             positions = any(name not in OLDER for name in names)
         drawn = random.Random(f"{seed}/whole account")  # apart, as above
         if (drawn.random() < _WHOLE_ACCOUNT) if account is None else account:
-            return cls._draw_account(seed, names, rng, drawn)
-        plan = cls._draw(seed, names, rng, positions=positions)
-        if gateway is None:
-            gateway = random.Random(f"{seed}/with a gateway").random() < _WITH_GATEWAY
-        if not gateway:
-            return plan
-        # The gateway asks for positions by the same account.
-        config = attrs.evolve(plan.config, rest_rate_limit=None)
-        return attrs.evolve(plan, gateway=True, config=config)
+            plan = cls._draw_account(seed, names, rng, drawn)
+        else:
+            plan = cls._draw(seed, names, rng, positions=positions)
+        return plan._with_gateway() if gateway else plan
+
+    def _with_gateway(self) -> Plan:
+        """The plan with an account that trades."""
+        rng = random.Random(f"{self.seed}/trading")
+        trading = Trading(
+            pause_s=rng.choice((4.0, 10.0, 25.0)),
+            mark=rng.choice(("mid", "mid", "exit")),
+            sale_fee=rng.choice((Decimal(0), Decimal("0.0000278"))),
+        )
+        config = attrs.evolve(self.config, sale_fee=trading.sale_fee)
+        return attrs.evolve(self, trading=trading, config=config)
 
     @classmethod
     def _draw(

@@ -9,6 +9,7 @@ import anyio
 
 from mdservice.errors import StoreUnavailable
 from mdservice.model.kinds import QUOTES
+from mdservice.model.quote import Quote
 from mdservice.publish.store import WriteBatch
 from mdservice.testing import MemoryPriceStore, VirtualClock
 
@@ -72,6 +73,20 @@ class SimulatedStore(MemoryPriceStore):
     def put(self, key: str, payload: bytes) -> None:
         """Write a key that does not expire."""
         self._keys[key] = payload, float("inf")
+
+    def forget(self, key: str) -> None:
+        """Delete a key."""
+        self._keys.pop(key, None)
+
+    def put_quote(self, quote: Quote) -> None:
+        """Write and publish a quote as another service does; nothing happens while it refuses."""
+        if self.down or self.refusal is not None:
+            return
+        payload = QUOTES.encode(quote)
+        expires_s = self._clock.monotonic() + self._price_ttl_s
+        self._keys[f"{QUOTES.key_prefix}{quote.symbol}"] = payload, expires_s
+        for reader in self.readers:
+            reader.take([payload])
 
     @property
     def emptied_at_s(self) -> float | None:

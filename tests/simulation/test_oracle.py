@@ -36,8 +36,10 @@ from mdservice.model.kinds import (
 )
 from mdservice.model.quote import Quote
 from mdservice.model.status import Readiness
+from mdservice.pnl.day import DayBook, Fill
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Totals
+from mdservice.pnl.limits import Limits
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.tracker import HeldSymbols
 from mdservice.publish.publisher import EventPublisher
@@ -51,7 +53,7 @@ from mdservice.simulator.connection import Connection
 from mdservice.testing import MemoryPriceStore
 from tests.batches import write_batch
 from tests.simulation import watch
-from tests.simulation.plan import PRICE_TTL_S
+from tests.simulation.plan import PRICE_TTL_S, Plan
 from tests.simulation.streams import TrioStream
 from tests.simulation.world import simulate
 
@@ -66,7 +68,7 @@ def _silent() -> Iterator[None]:
 
 
 def violations(*only: str, seed: int = 1) -> str:
-    return "\n".join(simulate(seed, only=only or NO_FAULTS).violations)
+    return "\n".join(simulate(seed, only=only or NO_FAULTS, gateway=False).violations)
 
 
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
@@ -344,7 +346,7 @@ def test_finds_what_grows(monkeypatch: pytest.MonkeyPatch, limit: str, what: str
 
 
 def of_account(*only: str, seed: int = 5_000_001) -> str:
-    outcome = simulate(seed, only=only or NO_FAULTS, account=True)
+    outcome = simulate(seed, only=only or NO_FAULTS, account=True, gateway=False)
     return "\n".join(outcome.violations)
 
 
@@ -477,10 +479,13 @@ def test_finds_news_that_are_not_in_their_stream(monkeypatch: pytest.MonkeyPatch
 # A gateway
 
 
-def of_gateway(seed: int = 8_100_001) -> str:
-    """The violations of a seed with a gateway and its faults, and without those of the service."""
-    outcome = simulate(seed, only=NO_FAULTS, account=False, gateway=True)
-    return "\n".join(outcome.violations)
+def of_gateway(*seeds: int) -> str:
+    """The violations of seeds with the faults of a gateway, and without those of the service."""
+    outcomes = [
+        simulate(seed, only=NO_FAULTS, account=False)
+        for seed in seeds or (8_100_002, 8_100_003, 8_100_006)
+    ]
+    return "\n".join(violation for outcome in outcomes for violation in outcome.violations)
 
 
 def test_nothing_is_found_where_nothing_is_wrong_with_a_gateway() -> None:
@@ -518,5 +523,30 @@ def test_finds_a_price_that_a_gateway_missed(monkeypatch: pytest.MonkeyPatch) ->
         return quote.bid_size % 10 != 0 and update(self, quote, now_ns)
 
     monkeypatch.setattr(PnlEngine, "update", without_some)
-    found = "".join(of_gateway(seed) for seed in range(8_100_001, 8_100_007))
-    assert "the gateway's report is" in found
+    assert "the gateway's report is" in of_gateway(*range(8_100_001, 8_100_010))
+
+
+def test_finds_a_fill_that_a_day_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = DayBook.add
+
+    def without_some(self: DayBook, fill: Fill, *, streamed: bool = False) -> bool:
+        return abs(fill.qty) != 10 and add(self, fill, streamed=streamed)
+
+    monkeypatch.setattr(DayBook, "add", without_some)
+    assert "the day: SymbolDay" in of_gateway()
+
+
+def test_finds_a_fee_that_a_day_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DayBook, "book", lambda *_: set())
+    seeds = (seed for seed in range(8_100_001, 8_100_099) if _charges(seed))
+    assert "the day: the fees are 0" in of_gateway(next(seeds))
+
+
+def _charges(seed: int) -> bool:
+    trading = Plan.draw(seed, NO_FAULTS, account=False).trading
+    return trading is not None and trading.sale_fee > 0
+
+
+def test_finds_a_limit_that_is_never_crossed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "_crosses", lambda *_, **__: False)
+    assert "are crossed, by the recount" in of_gateway()

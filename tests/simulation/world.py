@@ -98,7 +98,7 @@ class World:
         self.watch = Watch(self)
         self.clients = Clients(self)
         self.leftovers = Leftovers(self)
-        self.gateway = SimulatedGateway(self) if plan.gateway else None
+        self.gateway = SimulatedGateway(self, plan.trading) if plan.trading else None
         self.sim: Simulator
         self.parts: Any
         self.store: SimulatedStore
@@ -405,7 +405,7 @@ def simulate(
     *,
     only: tuple[str, ...] = (),
     account: bool | None = None,
-    gateway: bool | None = None,
+    gateway: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Run one seed; see :meth:`tests.simulation.plan.Plan.draw`."""
