@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -137,6 +138,7 @@ class Bench:
             store=self.store,
             positions=self.positions,
             clock=self.service_clock,
+            rng=random.Random(1),
         ) as service:
             yield service
 
