@@ -56,8 +56,9 @@ async def test_memory_that_runs_out_between_queueing_and_exec_refuses_the_batch(
         used = client.info("memory")["used_memory"]
         client.config_set("maxmemory", used + 400_000)
         large = write_batch(1, {f"S{i}": b"x" * 1_000 for i in range(5_000)}, [])
-        with pytest.raises(StoreRefused, match="OOM"):
+        with pytest.raises(StoreRefused, match="OOM") as refused:
             await store.write(large)
+        assert refused.value.code == "OOM"
         client.config_set("maxmemory", "0")
         assert client.dbsize() == 0
     await store.aclose()
@@ -72,6 +73,7 @@ async def test_a_login_is_asked_for_and_its_password_never_shown(fresh_valkey: A
     store = make(f"unix://{path}?password=hunter3")
     with pytest.raises(StoreRefused, match="refused the login") as caught:
         await store.connect()
+    assert caught.value.code == "WRONGPASS"
     assert "hunter" not in str(caught.value)
     store = make(f"unix://{path}?password=hunter2")
     await store.connect()
