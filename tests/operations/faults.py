@@ -10,9 +10,11 @@ from contextlib import (
     nullcontext,
 )
 from typing import Any, Final
+from unittest.mock import patch
 
 import attrs
 
+from mdservice.redis_io.replies import refusal
 from mdservice.testing import Slow
 from tests.operations.bench import Bench
 from tests.operations.promtool import Firing
@@ -138,6 +140,16 @@ async def redis_without_rights(bench: Bench) -> AsyncIterator[None]:
     bench.store.refusal = None
 
 
+@asynccontextmanager
+async def redis_login_refused(bench: Bench) -> AsyncIterator[None]:
+    async def refuse() -> None:
+        raise refusal("memory://", "WRONGPASS invalid username-password pair")
+
+    with patch.object(bench.store, "connect", refuse):
+        bench.store.drop_connection()
+        yield
+
+
 # Between feed and Redis
 
 
@@ -176,6 +188,7 @@ FAULTS: Final = (
     Row(redis_read_only, {"MdserviceRedisReadOnly": _refused("READONLY")}, 60),
     Row(redis_full, {"MdserviceRedisFull": _refused("OOM")}, 60),
     Row(redis_without_rights, {"MdserviceRedisRefuses": _refused("NOPERM")}, 60),
+    Row(redis_login_refused, {"MdserviceRedisRefuses": _refused("WRONGPASS")}, 60),
     Row(backlog, {"MdserviceBacklog": _ONE}, 90, lasts_s=30, settings={"backlog": _BACKLOG}),
     Row(conflation, {"MdserviceConflation": _ONE}, 15, settings={"backlog": _BACKLOG}),
 )
