@@ -80,7 +80,7 @@ class FeedSnapshot:
 _log = get_logger(__name__)
 
 IDLE: Final = "idle"
-"""The phase of a connection of which nothing is wanted."""
+"""The phase of a connection while none of its topics is wanted."""
 _LAST_WORDS_S = 0.5
 _UNWANTED_S = 30.0
 """How long a connection stays open although nothing is wanted of it, when it opens on demand."""
@@ -91,7 +91,7 @@ class _NotWanted(Exception):
 
 
 def _leading(kind: Kind[Any], recoveries: Mapping[Kind[Any], Recovery[Any]]) -> Recovery[Any]:
-    """The recovery of the kind, or of the kind with whose topics it comes."""
+    """The kind's own recovery, or that of the kind whose topics bring it, as trades corrections."""
     if kind in recoveries:
         return recoveries[kind]
     return next(each for each in recoveries.values() if each.brings(kind))
@@ -117,7 +117,8 @@ class FeedConnection:
         clock: The time.
         backoff: The delays between tries.
         recoveries: For each kind, what recovers the records that a lost connection has missed. A
-            kind without one is of another kind's topics, and waits while that one is repaired.
+            kind without one comes with another kind's topics: its records wait while that kind is
+            repaired.
         liveness: Judges the silence of an open connection.
         first_prices: Fetch the latest records of symbols that become wanted.
         rows_skipped: Returns how many of the history's rows could not be read.
@@ -257,7 +258,7 @@ class FeedConnection:
         return sorted(topics, key=lambda topic: (topic.symbol, channels.index(topic.channel)))
 
     def left_out(self) -> dict[Topic, str]:
-        """The wanted topics that the feed does not give, with its words; none in an outage."""
+        """The wanted topics that the feed does not give, with its reason; empty in an outage."""
         why = self._session.why_left_out() if self._session else {}
         return {topic: why[topic] for topic in sorted(why) if topic in self._subscriptions}
 
@@ -426,7 +427,10 @@ class FeedConnection:
             self._retries.reset()
 
     async def _lost(self) -> None:
-        """The link has ended, also by cancellation: say so, within a moment, else later."""
+        """Report that the link has ended, also by cancellation.
+
+        Without room in the queue within a moment, the queue sends the report later.
+        """
         followed = self._session.acknowledged if self._session else frozenset()
         self._session = None
         self._synced = False

@@ -67,8 +67,8 @@ class TripActions(msgspec.Struct, frozen=True):
 
     Attributes:
         trip: The breaker's ``at`` of the trip.
-        account: Names the account, without its key: other gateways of the same account may go on
-            where the one that has tripped the breaker has died.
+        account: A hash that names the account and does not show its key. If the gateway that has
+            tripped the breaker dies, another gateway of the same account continues.
         actions: The actions.
     """
 
@@ -157,7 +157,7 @@ class TradingAccount:
 
 
 class OnTrip:
-    """Executes the actions of the trips that this gateway makes; each trip's once.
+    """Executes the actions of each trip that this gateway makes, once per trip.
 
     What is to be done is in Redis, written in one transaction with the trip. So if the gateway dies
     before an action is settled, it executes the action after its restart, or another gateway of the
@@ -186,15 +186,15 @@ class OnTrip:
         self._clock = clock
         self._webhook = webhook
         self._last: TripActions | None = None
-        """Of the last trip that this gateway has executed, or executes."""
+        """The actions of the last trip that this gateway has executed or is executing."""
         self._not_in_redis: Alert | None = None
-        """The crossing for which they began before the trip was in Redis."""
+        """The crossing whose actions began before its trip was in Redis."""
         self._saved = True
         self._tries = 0
         self._begun = anyio.Event()
 
     def of_trip(self, trip: Breaker, crossing: Alert) -> bytes:
-        """What the key gets together with a trip."""
+        """The content of the key ``risk:on_trip`` for a new trip."""
         return _encode(self._of(trip, crossing))
 
     def begin(self, trip: Breaker, crossing: Alert, *, in_redis: bool) -> None:

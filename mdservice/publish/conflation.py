@@ -1,7 +1,7 @@
 """A bounded buffer that drops old records before new ones, and counts them. Pure.
 
-Up to its limit it is a queue. Beyond the limit it makes the oldest records fewer, by the policy of
-their kind (:class:`~mdservice.model.kinds.Overflow`): quotes are conflated to the newest of each
+Up to its limit it is a queue. Beyond the limit it reduces the oldest records as the policy of their
+kind says (:class:`~mdservice.model.kinds.Overflow`): quotes are conflated to the newest of each
 symbol, trades are dropped, and statuses are kept. What stays keeps its place in the order.
 """
 
@@ -44,11 +44,11 @@ class ConflatingBuffer:
     is kept as a :class:`~mdservice.model.events.LatestChanged`.
 
     Args:
-        limit: How many are kept before the oldest become fewer.
+        limit: How many are kept before the oldest are reduced.
         most_kept: How many records of one kind are then kept, where the policy keeps each one.
 
     Attributes:
-        conflated_of: How many records were lost to newer ones, by kind.
+        conflated_of: How many records were replaced by newer ones, by kind.
         dropped_of: How many events were dropped although no newer one replaces them, by kind.
         account_dropped: How many events of the account were dropped.
     """
@@ -60,8 +60,8 @@ class ConflatingBuffer:
         self.dropped_of: Counter[Kind[Any]] = Counter()
         self.account_dropped = 0
         self._values: dict[tuple[Kind[Any], str], LatestChanged[Any]] = {}
-        """The latest values of dropped records that were kept until there were too many. Of their
-        kind, everything else is newer."""
+        """The latest values of records that were dropped because too many were kept. Everything
+        else of their kind is newer."""
         self._oldest: dict[_Key, Any] = {}
         """What is left of the oldest items, all older than the queue."""
         self._kept: dict[Kind[Any], OrderedDict[_Key, None]] = {}
@@ -81,11 +81,11 @@ class ConflatingBuffer:
 
     @property
     def conflated(self) -> int:
-        """How many events were lost to newer ones, feed states among them."""
+        """How many events were replaced by newer ones, feed states among them."""
         return sum(self.conflated_of.values()) + self._statuses_lost
 
     def add(self, item: RoutedItem) -> None:
-        """Append an item; without room, make the oldest fewer."""
+        """Append an item; without room, reduce the oldest."""
         count = len(item.records) if isinstance(item, RecordBatch) else 1
         if count:
             self._queue.append(item)

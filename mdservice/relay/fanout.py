@@ -1,4 +1,4 @@
-"""Who gets which record, and what waits for each client. Nothing here waits."""
+"""Who gets which record, and the backlog of each client. No function here blocks."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ MOST_WAITING: Final = 10_000
 MOST_BYTES: Final = 4 * 1024 * 1024
 """A client for which more records or bytes wait is slow."""
 MOST_BEHIND: Final = 10_000
-"""A slow client for which more trades, bars and other records wait, that is not quotes and order
-books, is cut off."""
+"""A slow client is cut off when more records wait for it, not counting quotes and order books."""
 MOST_KEPT_BYTES: Final = 64 * 1024 * 1024
-"""Likewise with more bytes of them, which only very large articles reach. The bytes of a record
-are in memory once for all clients."""
+"""A slow client is also cut off when more bytes of these records wait, which only very large
+articles reach. The bytes of a record are in memory once for all clients."""
 
 
 @attrs.frozen
@@ -46,9 +45,9 @@ class Control:
 class Backlog:
     """What waits for one client, in order; bounded.
 
-    A client is slow from the moment at which more than :data:`MOST_WAITING` records or
-    :data:`MOST_BYTES` wait until it has received all of them. For a slow client only the newest
-    quote and order book of each symbol is kept.
+    A client becomes slow when more than :data:`MOST_WAITING` records or :data:`MOST_BYTES` wait,
+    and stays slow until it has received all of them. For a slow client only the newest quote and
+    order book of each symbol is kept.
 
     Attributes:
         slow: Whether the client is slow.
@@ -228,7 +227,7 @@ class FanOut:
         self._feed = feed
         self._by_topic: dict[Topic, dict[Receiver, None]] = {}
         self._every: dict[str, dict[Receiver, None]] = {}
-        """The receivers of ``*`` of each channel. They are not under the symbols too."""
+        """The receivers of ``*`` of each channel. They are not listed under the symbols too."""
         self._named: dict[Receiver, set[Topic]] = {}
         """What each receiver has asked for by name."""
 
@@ -286,7 +285,7 @@ class FanOut:
                     receiver.receive(message)
 
     def _wanted(self, kind: Kind[Any], records: Sequence[Any]) -> Sequence[Any]:
-        """The records that somebody may want; most often few symbols of many are wanted."""
+        """The records that a receiver may want; most often few symbols of many are wanted."""
         if kind is NEWS or any(channel in self._every for channel in kind.topics):
             return records
         by_topic, topics = self._by_topic, kind.topics

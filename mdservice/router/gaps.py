@@ -128,7 +128,7 @@ class Gaps:
             refreshing: Whether :meth:`refreshed` will be called, which then reports the gaps.
 
         Returns:
-            The contents of ``gap``, one for each time from which symbols were missing.
+            The contents of the ``gap`` messages, one for each time from which symbols were missing.
         """
         every_ns = self._missing.get(EVERY_SYMBOL)
         if every_ns is not None and EVERY_SYMBOL not in followed:  # only some are wanted now
@@ -163,7 +163,7 @@ class Gaps:
             failed: The symbols whose latest value could not be had.
 
         Returns:
-            The contents of ``gap``.
+            The contents of the ``gap`` messages.
         """
         self._refreshes -= 1
         details = []
@@ -192,7 +192,7 @@ class Gaps:
             newest_ns: The time of the last accepted record, UTC nanoseconds, or None.
 
         Returns:
-            The contents of ``gap``.
+            The contents of the ``gap`` messages.
         """
         unreported: dict[int, set[str]] = {}
         for symbol, from_ns in self._missing.items():
@@ -235,7 +235,7 @@ class Gaps:
             symbols: The symbols whose records are, or may be, permanently missing.
 
         Returns:
-            The content of ``gap``; empty if all records could still be sent.
+            The content of the ``gap`` message; empty if all records could still be sent.
         """
         if not symbols:
             return []
@@ -260,7 +260,7 @@ class Gaps:
             complete: The completely repaired symbols.
 
         Returns:
-            The content of ``gap_repaired``; empty if no reported gap is repaired.
+            The contents of the ``gap_repaired`` messages; empty if no reported gap is repaired.
         """
         details = []
         of_all = counts.get(EVERY_SYMBOL, 0)
@@ -285,7 +285,7 @@ class Gaps:
 
 
 def _gaps(symbols: Mapping[int, Collection[str]], at_ns: int) -> list[_Gap]:
-    """One content for each time from which symbols are missing.
+    """One gap for each time from which symbols are missing.
 
     A gap never ends before it begins, even if this machine's clock is behind the exchange's.
     """

@@ -10,9 +10,9 @@
         simulator.send_quotes([{"S": "AAPL", "bp": 187.12, "ap": 187.15}])
         simulator.drop("half-close")
 
-Trades of stocks follow from the quotes, and bars from the trades; ``simulator.halt("AAPL")``,
-``correct_trade`` and ``cancel_trade`` make the rare happen. Records of your own, of any
-kind::
+Trades of stocks follow from the quotes, and bars from the trades. ``simulator.halt("AAPL")``,
+``correct_trade`` and ``cancel_trade`` make rare events happen. To send records of your own, of
+any kind::
 
     from mdservice.simulator.stock_records import SimTrade
     from mdservice.simulator.stocks import TRADES
@@ -30,7 +30,7 @@ multi-leg orders, activities and configurations.
         simulator.trade("AAPL", -20, "187.5")
 
 Orders and trades are reported on the stream of trade updates, at
-``simulator.stream_url("trading")``. Its faults are asked for by name, and others leave it alone::
+``simulator.stream_url("trading")``. Faults reach this stream only with ``feed="trading"``::
 
     simulator.inject(Lose(2), feed="trading")  # or Duplicate, Reorder, Slow, Mute
     simulator.refuse_next(402, feed="trading")  # the next login
@@ -38,7 +38,7 @@ Orders and trades are reported on the stream of trade updates, at
     simulator.reject_orders()
     simulator.end_day()  # orders expire; last_equity, lastday_price and average prices change
 
-A day of the account, whose figures can be counted again from ``activities``, ``trades``,
+A day of the account. Its figures can be computed again from ``activities``, ``trades``,
 ``balances``, ``positions`` and ``history``::
 
     simulator.trade("AAPL", 10, "187.5")

@@ -59,9 +59,9 @@ class SimulatorConfig:
 
     Attributes:
         seed: Of all prices, and of the order of the symbols.
-        rate: Mean quotes per second, shared by the symbols that anybody subscribes to; 0 for
-            markets, of whatever feed, that are driven by :meth:`Simulator.send_quotes` and
-            :meth:`Simulator.send_records` alone.
+        rate: Mean quotes per second, shared by the subscribed symbols. With 0, no market of any
+            feed makes records by itself; only :meth:`Simulator.send_quotes` and
+            :meth:`Simulator.send_records` do.
         crypto_rate: Mean changes of order books per second, likewise; about three in ten are
             trades. 0 for none.
         options_rate: Mean quotes and trades of options per second, likewise.
@@ -75,15 +75,15 @@ class SimulatorConfig:
         exchanges: Exchange codes to draw from.
         trades_per_quote: Trades of a symbol for each of its quotes, 0 to 1, while a client
             subscribes to it in any other channel than ``quotes``.
-        late_trade_ratio: Which part of them is reported 1 to 20 s late; which part of the trades
-            of crypto after the bar of their minute.
-        correction_ratio: Which part is corrected, some seconds later.
-        cancel_ratio: Which part is canceled, likewise.
-        imbalance_ratio: Which part comes with an imbalance.
-        halt_every_s: Mean seconds between halts of one symbol or another; None for none but those
-            of the script.
+        late_trade_ratio: The fraction of these trades that is reported 1 to 20 s late. Of the
+            trades of crypto, the fraction that comes after the bar of its minute.
+        correction_ratio: The fraction of trades that is corrected, some seconds later.
+        cancel_ratio: The fraction of trades that is canceled, likewise.
+        imbalance_ratio: The fraction of trades that comes with an imbalance.
+        halt_every_s: Mean seconds between two halts, of any symbols; None for no halts but those of
+            the script.
         halt_s: How long a halt takes.
-        zero_side_ratio: Which part of the quotes has one side without a price, 0 to 1.
+        zero_side_ratio: The fraction of quotes that has one side without a price.
         silent_symbols: Acknowledged when subscribed to, yet never quoted.
         key: The key that is accepted; None accepts any that is not empty.
         secret: Likewise.
@@ -94,7 +94,7 @@ class SimulatorConfig:
         option_quotes_limit: Options of which a session may subscribe to quotes (200 on Alpaca's
             free plan); None for any number.
         invalid_symbols: Symbols that make a request invalid syntax (400).
-        ignored_symbols: Symbols left out of the subscription without a word.
+        ignored_symbols: Symbols that are left out of the acknowledgement, without an error.
         closing_codes: Errors after which the server hangs up (inferred from reports).
         auth_timeout_s: Time for the login, from the connection on.
         close_timeout_s: Time for a closing handshake before the line is cut.

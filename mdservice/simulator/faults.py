@@ -77,7 +77,7 @@ class Refuse:
 
 @attrs.frozen
 class SendError:
-    """Send an error message, unasked."""
+    """Send an error message that answers no request."""
 
     code: int
 

@@ -48,9 +48,9 @@ class SimKind(Generic[S]):
             their kind: a correction changes the record of the trades.
         wants: Whether a subscription to these symbols of the channel includes a record; None
             where that is decided by the record's symbol.
-        record: Returns what keeps so many records for REST.
-        first: What each request to subscribe to these symbols brings at once, from what is kept:
-            whole order books. None for nothing.
+        record: Makes the memory that keeps so many records for REST.
+        first: Returns the kept records that each subscription to these symbols brings at once:
+            whole order books. None for a kind without such records.
     """
 
     feed: SimFeed

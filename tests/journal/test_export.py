@@ -11,6 +11,7 @@ from mdservice.cli import cli
 from mdservice.errors import ConfigurationError, JournalError
 from mdservice.journal.export import CHANNELS, export
 from mdservice.journal.replay import open_journal
+from mdservice.model.feeds import FEEDS
 from tests.journal.test_replay import BEGIN_NS, SECOND_NS, Writer, journal_at, quote, trade
 
 AT = "2027-01-15T08:00:00.123456789Z"
@@ -186,6 +187,12 @@ def test_without_rows_there_is_a_file_with_columns(tmp_path):
     done, out = exported(tmp_path, channels=["lulds"])
     assert done.rows == 0
     assert "limit_up" in duckdb.sql(f"SELECT * FROM '{out}'").columns
+
+
+def test_every_channel_of_every_feed_can_be_exported():
+    streamed = {channel for feed in FEEDS for channel in feed.channels}
+    companions = {kind.channel for feed in FEEDS for kind in feed.kinds if kind.is_companion}
+    assert set(CHANNELS) == streamed | companions
 
 
 def test_an_unknown_channel_is_named(tmp_path):

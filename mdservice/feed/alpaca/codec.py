@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
@@ -88,7 +88,7 @@ ControlMessage = Success | ErrorMessage | Subscription
 CHANNELS: Final = Subscription.__struct_fields__
 """The channels that can be subscribed, in the order in which requests name them."""
 
-_KNOWN_TAGS = frozenset("qtbduslcxion") | {"success", "error", "subscription"}
+_KNOWN_TAGS = frozenset(message.__struct_config__.tag for message in get_args(Message))
 # TypeError: a text frame on a msgpack connection
 _BROKEN = (msgspec.DecodeError, UnicodeError, RecursionError, TypeError)
 _NO_TIME = (ValueError, OverflowError, msgspec.DecodeError)
