@@ -134,6 +134,9 @@ class Liveness:
         """The symbols that have had no quote on this connection."""
         self._known_ns: dict[str, int] = {}
         """The times that the last look found: the same times again show nothing new."""
+        self._awaited_ns: dict[str, int] = {}
+        """The times of records that may have been on their way at the last check of their symbol:
+        where the stream has not brought them by the next check, it has missed them."""
         self._asked: deque[str] = deque()
         """The symbols in the order in which they are checked for silence of their own."""
         self._sooner = anyio.Event()
@@ -142,6 +145,7 @@ class Liveness:
     def begin(self) -> None:
         """A connection is open: nothing is subscribed on it yet."""
         self._subscribed_ns = {}
+        self._awaited_ns = {}
         self._unheard = set()
 
     def subscribed(self, topics: Iterable[Topic], at_ns: int) -> None:
@@ -351,13 +355,16 @@ class Liveness:
         except (TimeoutError, HistoryRefused, HistoryUnavailable) as exc:
             _log.info("silent_symbols_not_checked", reason=str(exc) or "no answer in time")
             return
-        missed = [
-            record
-            for record in found
-            if judge.accepted.last_ns(record.symbol) == began_ns[record.symbol]
-            and not judge.is_on_its_way(record, asked_ns)
-            and record.ts_event_ns > self._ours_ns(judge, since_ns, record)
-        ]
+        missed = []
+        for record in found:
+            ours_ns = self._ours_ns(judge, since_ns, record)
+            awaited_ns = self._awaited_ns.pop(record.symbol, ours_ns)
+            if judge.accepted.last_ns(record.symbol) != began_ns[record.symbol]:
+                continue
+            if awaited_ns <= ours_ns < record.ts_event_ns and judge.is_on_its_way(record, asked_ns):
+                self._awaited_ns[record.symbol] = record.ts_event_ns
+            elif record.ts_event_ns > ours_ns:
+                missed.append(record)
         if not missed:
             return
         symbols = sorted(record.symbol for record in missed)

@@ -501,6 +501,41 @@ async def test_a_record_on_its_way_is_not_reported(autojump_clock: Any) -> None:
     assert len(bench.looks) == 1
 
 
+async def test_a_silent_symbol_that_is_quoted_all_the_time_is_found(autojump_clock: Any) -> None:
+    """Its newest quote is always young, so that it may be on its way at each look."""
+    bench = Bench()
+    bench.connect("AAPL", "MSFT")
+    bench.receive("MSFT")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.until_given_up, 1_000)
+        for _ in range(190):
+            bench.receive("AAPL")
+            bench.miss("MSFT")
+            await anyio.sleep(1)
+        assert bench.silent == [["MSFT"]], "the second look has shown it"
+        assert len(bench.looks) == 3
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_symbol_whose_quotes_come_late_is_not_reported(autojump_clock: Any) -> None:
+    bench = Bench()
+    bench.connect("AAPL", "MSFT")
+    bench.receive("MSFT")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.until_given_up, 1_000)
+        for _ in range(6):  # at each look it is quiet, but for a quote that comes after the look
+            await flow(bench, 55)
+            await anyio.sleep(4.9)
+            late = bench.quote("MSFT")
+            bench.history.add([late])
+            bench.receive("AAPL")
+            await anyio.sleep(0.2)
+            bench.sequencer.route([late], bench.clock.utc_ns(), 0)
+        tasks.cancel_scope.cancel()
+    assert bench.silent == []
+    assert len(bench.looks) >= 3
+
+
 @pytest.mark.parametrize("hours", ["extended", "closed"])
 async def test_before_the_open_a_socket_is_dead_only_if_history_shows_it(
     autojump_clock: Any, hours: Hours
