@@ -280,6 +280,7 @@ def _feed(name: str, feed: FeedSnapshot, pipeline: Pipeline) -> FeedReport:
         times_frozen_s=router.times_frozen_s,
         received=feed.records_received,
         silent=feed.silent,
+        silent_symbols=feed.silent_symbols,
         decode_errors=feed.decode_errors + router.future_records,
         gaps=router.gaps,
         gaps_repaired=router.gaps_repaired,

@@ -75,6 +75,7 @@ class FeedSnapshot:
     history_set_aside: Mapping[str, str]
     history_symbols_refused: int
     silent: int
+    silent_symbols: int
 
 
 _log = get_logger(__name__)
@@ -183,6 +184,7 @@ class FeedConnection:
         self._phase: FeedPhase = "connecting"
         self._last_error: str | None = None
         self._silent = 0
+        self._silent_symbols = 0
         self._logins = 0
         self._data_has_come = False
         self._received: Counter[str] = Counter()
@@ -227,6 +229,7 @@ class FeedConnection:
             history_set_aside={s: why for each in recoveries for s, why in each.set_aside.items()},
             history_symbols_refused=sum(each.symbols_refused for each in recoveries),
             silent=self._silent,
+            silent_symbols=self._silent_symbols,
         )
 
     def vouched(self, kind: Kind[Any]) -> Collection[str]:
@@ -519,6 +522,7 @@ class FeedConnection:
 
     async def _send_stale(self, reason: str, **details: Any) -> None:
         self._silent += "symbols" not in details  # else the connection stays
+        self._silent_symbols += len(details.get("symbols", ()))
         _log.warning("feed_is_mute", feed=self.feed.name, reason=reason, **details)
         await self._send_status("stale", reason=reason, **details)
 

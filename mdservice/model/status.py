@@ -168,6 +168,12 @@ class FeedReport:
         default=0,
         metric="counter",
     )
+    silent_symbols: int = _shown(
+        "Symbols that the stream had stopped sending although others came: REST had newer records. "
+        "They are counted again at each check, once a minute.",
+        default=0,
+        metric="counter",
+    )
     decode_errors: int = _shown(
         "Its messages that could not be read, or broke the schema.", default=0, metric="counter"
     )

@@ -288,6 +288,7 @@ class FakeService:
             acknowledged=symbols,
             left_out={"NOPE": "invalid symbol"},
             silent=3,
+            silent_symbols=4,
             received={"quotes": self._accepted + 5},
             decode_errors=3,
             gaps=2,

@@ -306,6 +306,7 @@ async def test_metrics_show_each_feed(client: httpx.AsyncClient, service: FakeSe
         'mdservice_connection_left_out{feed="stocks"} 1.0',
         'mdservice_connection_reconnects_total{feed="stocks"} 1.0',
         'mdservice_connection_records_received_total{channel="quotes",feed="stocks"} 6.0',
+        'mdservice_connection_silent_symbols_total{feed="stocks"} 4.0',
         'mdservice_connection_decode_errors_total{feed="stocks"} 3.0',
         'mdservice_connection_gaps_total{feed="stocks"} 2.0',
         'mdservice_connection_gaps_repaired_total{feed="stocks"} 1.0',

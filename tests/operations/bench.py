@@ -47,6 +47,9 @@ class Bench:
         quotes_every_s: How often each symbol has a new quote; None for a market without any.
         quotes_at_once: How many quotes these are.
         muted: Whether the feed sends none of them.
+        muted_symbols: The symbols of which it sends none.
+        settings: Settings of the service, besides the usual.
+        parts: What a row of the faults has prepared for its fault.
         hours: What the silence of the feed means now.
     """
 
@@ -63,10 +66,12 @@ class Bench:
         self.quotes_every_s: float | None = 1.0
         self.quotes_at_once = 1
         self.muted = False
+        self.muted_symbols: frozenset[str] = frozenset()
+        self.settings = dict(settings)
+        self.parts: dict[str, Any] = {}
         self.hours: Hours = "open"
         self.scrapes = Scrapes()
         self._app: Any = None
-        self._settings = dict(settings)
         self._quotes = 0
 
     @property
@@ -94,7 +99,7 @@ class Bench:
             for q in made[-len(SYMBOLS) :]
         )
         if not self.muted:
-            self.feed.send_quotes(made)
+            self.feed.send_quotes([one for one in made if one.symbol not in self.muted_symbols])
 
     # Inside
 
@@ -129,8 +134,8 @@ class Bench:
         async def hours() -> Hours:
             return self.hours
 
-        settings = Settings(symbols=",".join(SYMBOLS), relay=None)
-        for name, value in self._settings.items():
+        settings = Settings(symbols=",".join(SYMBOLS), relay=self.settings.get("relay"))
+        for name, value in self.settings.items():
             object.__setattr__(settings, name, value)  # also beyond the limits of the settings
         async with open_service(
             settings,

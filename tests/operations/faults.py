@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -12,11 +13,15 @@ from contextlib import (
 from typing import Any, Final
 from unittest.mock import patch
 
+import anyio
 import attrs
+import trio
 
+from mdservice.errors import PositionsUnavailable
 from mdservice.redis_io.replies import refusal
 from mdservice.testing import Slow
-from tests.operations.bench import Bench
+from tests.operations.bench import SERVICE, Bench
+from tests.operations.parts import GATEWAY, Gateway, connect_deaf_client, gateway, journal
 from tests.operations.promtool import Firing
 
 __all__ = ["FAULTS", "Row"]
@@ -170,6 +175,109 @@ async def conflation(bench: Bench) -> AsyncIterator[None]:
     yield
 
 
+@asynccontextmanager
+async def price_stale(bench: Bench) -> AsyncIterator[None]:
+    """The feed stops sending one symbol."""
+    bench.muted_symbols = frozenset(("AAPL",))
+    yield
+    bench.muted_symbols = frozenset()
+
+
+# The process and its machine
+
+
+@asynccontextmanager
+async def service_down(bench: Bench) -> AsyncIterator[None]:
+    answers = bench.targets[SERVICE]
+    bench.targets[SERVICE] = _no_answer
+    yield
+    bench.targets[SERVICE] = answers
+
+
+async def _no_answer() -> None:
+    return None
+
+
+@asynccontextmanager
+async def restart_loop(bench: Bench) -> AsyncIterator[None]:
+    bench.restart_after_s = 20
+    yield
+    bench.restart_after_s = None
+
+
+@asynccontextmanager
+async def stalled_actor(bench: Bench) -> AsyncIterator[None]:
+    """The store neither answers nor gives up."""
+    bench.store.script.extend([Slow(100_000)] * _MANY)
+    yield
+    bench.store.script.clear()
+
+
+@asynccontextmanager
+async def loop_lag(bench: Bench) -> AsyncIterator[None]:
+    """Something blocks the event loop for two seconds, six times a minute."""
+
+    async def block() -> None:
+        clock: Any = trio.lowlevel.current_clock()
+        while True:
+            await anyio.sleep(8)
+            clock.jump(2)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(block)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def clock_off(bench: Bench) -> AsyncIterator[None]:
+    bench.service_clock.step(-300)
+    yield
+    bench.service_clock.step(300)
+
+
+# The account
+
+
+@asynccontextmanager
+async def positions_out_of_date(bench: Bench) -> AsyncIterator[None]:
+    bench.positions.always = PositionsUnavailable("fake positions are away")
+    yield
+    bench.positions.always = None
+
+
+@asynccontextmanager
+async def breaker_tripped(bench: Bench) -> AsyncIterator[None]:
+    beside: Gateway = bench.parts[GATEWAY]
+    beside.price(-10)
+    yield
+    beside.price(0)
+    await beside.reset()
+
+
+# The journal and the relay
+
+
+@asynccontextmanager
+async def disk_full(bench: Bench) -> AsyncIterator[None]:
+    bench.parts["disk"].error = OSError(errno.ENOSPC, "No space left on device")
+    yield
+    bench.parts["disk"].error = None
+
+
+@asynccontextmanager
+async def journal_failing(bench: Bench) -> AsyncIterator[None]:
+    bench.parts["disk"].error = OSError(errno.EIO, "Input/output error")
+    yield
+    bench.parts["disk"].error = None
+
+
+@asynccontextmanager
+async def relay_client_cut(bench: Bench) -> AsyncIterator[None]:
+    connect_deaf_client(bench)
+    yield
+
+
 def _in_phase(phase: str) -> Sequence[Mapping[str, str]]:
     return ({"feed": "stocks", "phase": phase},)
 
@@ -191,4 +299,27 @@ FAULTS: Final = (
     Row(redis_login_refused, {"MdserviceRedisRefuses": _refused("WRONGPASS")}, 60),
     Row(backlog, {"MdserviceBacklog": _ONE}, 90, lasts_s=30, settings={"backlog": _BACKLOG}),
     Row(conflation, {"MdserviceConflation": _ONE}, 15, settings={"backlog": _BACKLOG}),
+    Row(price_stale, {"MdservicePriceStale": _STOCKS}, 330, over_s=660),
+    Row(service_down, {"MdserviceDown": _ONE}, 90),
+    Row(restart_loop, {"MdserviceRestartLoop": _ONE}, 90, over_s=660),
+    Row(stalled_actor, {"MdserviceActorStalled": ({"actor": "redis_writer"},)}, 45, over_s=360),
+    Row(loop_lag, {"MdserviceEventLoopLag": _ONE}, 150),
+    Row(clock_off, {"MdserviceClockBehind": _STOCKS}, 120),
+    Row(positions_out_of_date, {"MdservicePositionsOld": _ONE}, 180),
+    Row(breaker_tripped, {"MdserviceBreakerTripped": ({"job": GATEWAY},)}, 15, prepare=gateway),
+    Row(disk_full, {"MdserviceJournalDiskFull": _ONE}, 60, prepare=journal),
+    Row(
+        journal_failing,
+        {"MdserviceJournalFailing": ({"problem": "failing"},)},
+        60,
+        prepare=journal,
+    ),
+    Row(
+        relay_client_cut,
+        {"MdserviceRelayClientCut": ({"class": "remote"},)},
+        30,
+        lasts_s=0,
+        over_s=330,
+        settings={"relay": "127.0.0.1:0"},
+    ),
 )
