@@ -117,6 +117,10 @@ class ServiceServer:
         url = report.get("url") if isinstance(report, dict) else None
         if not answer.ok or not isinstance(report, dict) or not isinstance(url, str):
             raise NoAnswer(f"what answers at {self._socket} does not tell where its Redis is")
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise NoAnswer(
+                f"the service at {self._socket} writes to {url}, and readers read only from Redis"
+            )
         if self._prefix is not None:
             return url, self._prefix
         try:
