@@ -21,6 +21,7 @@ __all__ = ["WIDTH", "health", "status", "status_lines", "subscribe", "unsubscrib
 
 WIDTH = 80
 _LABEL = 10
+_CELL = 36
 _SHOWN = 8
 _CLIENTS_SHOWN = 40
 _COLOURS = {"running": "green", "starting": "yellow", "degraded": "red", "draining": "yellow"}
@@ -343,7 +344,9 @@ def _latencies(latencies: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _counters(counters: Mapping[str, Any]) -> Iterator[str]:
-    cells = [f"{name:<24}{_number(value):>12}" for name, value in counters.items()]
+    cells = [
+        f"{name} {_number(value):>{_CELL - 1 - len(name)}}" for name, value in counters.items()
+    ]
     for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=""):
         yield f"{left}    {right}".rstrip()
 

@@ -98,6 +98,13 @@ def test_every_counter_and_actor_has_its_place() -> None:
         assert len(re.findall(rf"\b{counter} +[\d,]+", text)) == 1
 
 
+def test_the_counters_stand_in_two_columns() -> None:
+    lines = list(status_lines(status_to_json(attrs.evolve(STATUS, counters=Counters()))))
+    rows = [line for line in lines if re.fullmatch(r"\w+ +0( +\w+ +0)?", line)]
+    assert len(rows) == (len(attrs.fields(Counters)) + 1) // 2
+    assert {len(line) for line in rows} <= {36, 76}
+
+
 def test_a_quiet_service_is_reported_without_errors() -> None:
     status = attrs.evolve(
         STATUS,
