@@ -18,7 +18,7 @@ from mdservice.model.status import Status
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.pnl.breaker import CLOSED
 from mdservice.pnl.day import DayBook, Fill, Start, new_york_date
-from mdservice.pnl.encode import PnlEncoder, encode_day, encode_positions
+from mdservice.pnl.encode import encode_day, encode_positions, encode_report, row_texts
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.limits import Limits, encode_risk
 from mdservice.pnl.rules import parse_rule
@@ -75,7 +75,7 @@ def _pnl() -> bytes:
     engine = PnlEngine(stale_after_s=60, price_ttl_s=300, feed_delay_s=0)
     engine.set_positions([_HELD])
     engine.update(QUOTE, AT_NS)
-    return PnlEncoder().encode(engine.report(AT_NS))
+    return encode_report(engine.report_of(row_texts, AT_NS))
 
 
 def _day() -> bytes:

@@ -15,7 +15,7 @@ from mdservice.client.connection import CLIENT_NAME, refuse_errors
 from mdservice.client.discovery import Discovery
 from mdservice.client.http import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
-from mdservice.model.kinds import QUOTES, TRADES, Kind, R, RecordDecoder
+from mdservice.model.kinds import QUOTES, TRADES, Kind, R
 from mdservice.model.quote import Quote
 from mdservice.model.trade import Trade
 from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
@@ -49,17 +49,50 @@ class _Keys(Generic[R]):
 
     Attributes:
         kind: The kind.
-        decoder: Decodes them.
-        asked: The symbols of the last question, and the question.
-        seen: Each key's last content, decoded: most are read more often than they change.
+        symbols: Those of the last question.
+        question: The question; empty if it has to be made.
+        contents: What the keys of these symbols held; most are read more often than they change.
+        records: The same, decoded; None for a key that is gone or holds anything else.
+        others: Content and record of other symbols.
     """
 
     kind: Kind[R]
-    decoder: RecordDecoder[R] = attrs.field(
-        default=attrs.Factory(lambda keys: RecordDecoder(keys.kind), takes_self=True)
-    )
-    asked: tuple[Sequence[str], bytes] = ((), b"")
-    seen: dict[str, tuple[bytes, R]] = attrs.Factory(dict)
+    symbols: Sequence[str] = ()
+    question: bytes = b""
+    contents: list[object] = attrs.Factory(list)
+    records: list[R | None] = attrs.Factory(list)
+    others: dict[str, tuple[object, R | None]] = attrs.Factory(dict)
+
+    def ask(self, symbols: Sequence[str], prefix: bytes) -> bytes:
+        """The question for the keys of these symbols."""
+        if symbols != self.symbols:
+            known = zip(self.contents, self.records, strict=True)
+            self.others.update(zip(self.symbols, known, strict=True))
+            found = [self.others.pop(symbol, (None, None)) for symbol in symbols]
+            self.contents = [content for content, _ in found]
+            self.records = [record for _, record in found]
+            self.symbols, self.question = symbols, b""
+        if not self.question:
+            self.question = pack(b"MGET", *(prefix + symbol.encode() for symbol in symbols))
+        return self.question
+
+    def take(self, contents: Sequence[object]) -> list[R | None]:
+        """The records of the answer."""
+        parse, build = self.kind.parse, self.kind.build
+        symbols, known, records = self.symbols, self.contents, self.records
+        for place, content in enumerate(contents):
+            if content != known[place]:
+                record = None
+                try:
+                    fields = parse(content)  # type: ignore[arg-type]  # else it is a TypeError
+                    symbol = symbols[place]
+                    if fields.symbol == symbol:
+                        fields.symbol = symbol  # the known object, which dictionaries find sooner
+                        record = build(fields)
+                except (ValueError, TypeError):  # the key is gone, or holds anything else
+                    pass
+                known[place], records[place] = content, record
+        return records.copy()
 
 
 class RedisCalls:
@@ -92,25 +125,26 @@ class RedisCalls:
         # A gateway without a running tracker has no moment at which to close it.
         self.close()
 
-    async def prices(self, symbols: Sequence[str]) -> dict[str, Quote]:
+    async def prices(self, symbols: Sequence[str]) -> list[Quote | None]:
         """The prices that stand in the keys of these symbols, in one round trip.
 
-        Symbols whose key is gone, or holds anything else, are left out.
+        None for a symbol whose key is gone, or holds anything else. The same objects as long as
+        the keys do not change.
 
         Raises:
             StoreUnavailable: No connection, or no answer in time.
             StoreRefused: The server refuses the login or the command.
             ConfigurationError: The address cannot be used.
         """
-        return await self._call(partial(self._read, self._prices, symbols)) if symbols else {}
+        return await self._call(partial(self._read, self._prices, symbols)) if symbols else []
 
-    async def trades(self, symbols: Sequence[str]) -> dict[str, Trade]:
+    async def trades(self, symbols: Sequence[str]) -> list[Trade | None]:
         """The same for the latest trades of these symbols.
 
         Raises:
             StoreUnavailable, StoreRefused, ConfigurationError: As :meth:`prices`.
         """
-        return await self._call(partial(self._read, self._trades, symbols)) if symbols else {}
+        return await self._call(partial(self._read, self._trades, symbols)) if symbols else []
 
     async def publish(self, channel: str, messages: Sequence[bytes]) -> None:
         """Publish the messages in order, on the channel behind the prefix.
@@ -305,7 +339,7 @@ class RedisCalls:
             raise StoreUnavailable(str(exc)) from exc
         self._address, self._names = location.address.shown, location.names
         self._record = pack(b"GET", self._names.instance_key)
-        self._prices.asked = self._trades.asked = ((), b"")
+        self._prices.question = self._trades.question = b""
         self._connection = await RedisConnection.open(location.address, CLIENT_NAME)
         (role,) = await self._connection.call(_ROLE)
         # Not known where this user may not ask.
@@ -314,30 +348,14 @@ class RedisCalls:
 
     async def _read(
         self, keys: _Keys[R], symbols: Sequence[str], connection: RedisConnection
-    ) -> dict[str, R]:
-        if symbols != keys.asked[0]:
-            prefix = self._names.key_prefix(keys.kind)
-            names = (prefix + symbol.encode() for symbol in symbols)
-            keys.asked = symbols, pack(b"MGET", *names)
-        role, record, values = await connection.call(_ROLE, self._record, keys.asked[1])
+    ) -> list[R | None]:
+        question = keys.ask(symbols, self._names.key_prefix(keys.kind))
+        role, record, values = await connection.call(_ROLE, self._record, question)
         self._refuse_demoted(role)
         refuse_errors(self._address, (values,))
         array(self._address, values, len(symbols))
         self.service = decode_instance(record) or self.service
-        found: dict[str, R] = {}
-        all_seen, decode = keys.seen, keys.decoder.decode
-        for symbol, payload in zip(symbols, values, strict=True):
-            if payload is None:
-                continue
-            seen = all_seen.get(symbol)
-            if seen is not None and seen[0] == payload:
-                found[symbol] = seen[1]
-                continue
-            one = decode(payload)
-            if one is not None and one.symbol == symbol:
-                all_seen[symbol] = (payload, one)
-                found[symbol] = one
-        return found
+        return keys.take(values)
 
     def _refuse_demoted(self, role: object) -> None:
         """A replica answers reads, and takes messages that only its own subscribers hear."""

@@ -21,7 +21,7 @@ from mdservice.gateway.risk_observer import RiskObserver
 from mdservice.gateway.risk_routes import judging, risk_router
 from mdservice.gateway.tracker import PnlTracker, ReadFrom
 from mdservice.http_api.schemas import Answer, HeldPosition, Problem
-from mdservice.pnl.encode import PnlEncoder, encode_positions
+from mdservice.pnl.encode import encode_positions, encode_report, row_texts
 from mdservice.pnl.rows import PnlReport
 from mdservice.settings import Settings
 
@@ -189,7 +189,6 @@ class Answers:
     def __init__(self, tracker: PnlTracker, observer: RiskObserver | None = None) -> None:
         self._tracker = tracker
         self._observer = observer
-        self._encoder = PnlEncoder()
 
     async def positions(self) -> bytes:
         """``{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00}]}``.
@@ -209,7 +208,7 @@ class Answers:
         Raises:
             PositionsUnavailable: The positions are not known yet.
         """
-        return self._encode(await self._tracker.report())
+        return self._encode(await self._tracker.report_of(row_texts))
 
     async def day(self) -> bytes:
         """The account's day; see :func:`mdservice.pnl.encode.encode_day`.
@@ -224,7 +223,7 @@ class Answers:
                 "the activities of the account are not known: the gateway has no account, set "
                 "ALPACA_API_KEY and ALPACA_SECRET_KEY"
             )
-        await self._tracker.report()
+        await self._tracker.refresh()
         await day.current(polled=self._tracker.is_running)
         warnings = self._tracker.warnings()
         if (unusable := self._tracker.unusable()) is not None:
@@ -254,7 +253,7 @@ class Answers:
         Args:
             ended: Returns whether the stream should end.
         """
-        async for report in self._tracker.updates(ended):
+        async for report in self._tracker.updates(row_texts, ended):
             moved, began_s = self._tracker.moved, time.perf_counter()  # noqa: TID251 - a cost
             data = self._encode(report, live=True).decode()
             cost_s = time.perf_counter() - began_s  # noqa: TID251 - a cost
@@ -263,8 +262,8 @@ class Answers:
                 await anyio.sleep(max(_LEAST_PAUSE_S, cost_s * _LEAST_PAUSE_PER_COST))
                 await moved.wait()
 
-    def _encode(self, report: PnlReport, *, live: bool = False) -> bytes:
-        body = self._encoder.encode(report)
+    def _encode(self, report: PnlReport[str], *, live: bool = False) -> bytes:
+        body = encode_report(report)
         warnings = self._tracker.warnings(live=live)
         if (unusable := self._tracker.unusable()) is not None:
             warnings.append(unusable)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import anyio
 
@@ -24,8 +24,8 @@ from mdservice.model.quote import Quote
 from mdservice.model.trade import Cancel, Correction, Trade
 from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.engine import PnlEngine
-from mdservice.pnl.holding import Totals
-from mdservice.pnl.rows import PnlReport
+from mdservice.pnl.holding import Holding, Totals
+from mdservice.pnl.rows import PnlReport, Row
 from mdservice.positions.activities import AlpacaAccount
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate
@@ -43,6 +43,7 @@ _LIMIT_S: Final = 5.0
 _SOON_S: Final = 1.0
 """After the start, a missing connection is reported only after this time."""
 
+_T = TypeVar("_T")
 ReadFrom = Literal["keys", "live"]
 """The source of an answer's prices: the keys, read in one round trip per answer, or the live
 subscriber."""
@@ -252,10 +253,8 @@ class PnlTracker:
             found.append(f"the prices are out of date: {reason}")
         return found
 
-    async def report(self) -> PnlReport:
-        """All positions at their current prices.
-
-        Without Redis, at the last known prices, which become stale with age.
+    async def refresh(self) -> None:
+        """Take the current positions and prices.
 
         Raises:
             PositionsUnavailable: As :meth:`current_positions`.
@@ -263,14 +262,34 @@ class PnlTracker:
         self._take(await self._positions.current(polled=self._running))
         if not self._live:
             await self.read_keys()
-        return self._engine.report(self._clock.utc_ns())
 
-    async def updates(self, ended: Callable[[], bool]) -> AsyncIterator[PnlReport]:
+    async def report_of(self, rows_of: Callable[[Holding], Sequence[_T]]) -> PnlReport[_T]:
+        """All positions at their current prices.
+
+        Without Redis, at the last known prices, which become stale with age.
+
+        Args:
+            rows_of: Returns a row for each lot of a holding.
+
+        Raises:
+            PositionsUnavailable: As :meth:`current_positions`.
+        """
+        await self.refresh()
+        return self._engine.report_of(rows_of, self._clock.utc_ns())
+
+    async def report(self) -> PnlReport[Row]:
+        """As :meth:`report_of`, with rows that a program can use."""
+        return await self.report_of(Holding.rows)
+
+    async def updates(
+        self, rows_of: Callable[[Holding], Sequence[_T]], ended: Callable[[], bool]
+    ) -> AsyncIterator[PnlReport[_T]]:
         """The whole report once the positions are known, then each change.
 
         Only while :meth:`running`.
 
         Args:
+            rows_of: Returns a row for each lot of a holding.
             ended: Returns whether the stream should end; called a few times a second.
         """
         since: int | None = None
@@ -278,11 +297,7 @@ class PnlTracker:
             if since is None and not self._positions.answers:
                 await self._change()
                 continue
-            now_ns = self._clock.utc_ns()
-            if since is None:
-                report = self._engine.report(now_ns)
-            else:
-                report = self._engine.changes(since, now_ns)
+            report = self._engine.report_of(rows_of, self._clock.utc_ns(), since)
             if report.version == since:
                 await self._change()
             else:
@@ -393,7 +408,7 @@ class PnlTracker:
         symbols = self._engine.symbols if symbols is None else symbols
         asked_ns = self._clock.utc_ns()
         try:
-            found = await self._redis.prices(symbols)
+            quotes = await self._redis.prices(symbols)
             trades = await self._redis.trades(symbols) if self._engine.mark == "last" else None
         except MDServiceError as exc:
             self._keys_error = masked(str(exc))
@@ -401,19 +416,20 @@ class PnlTracker:
         self._keys_error = None
         self._learn(self._redis.service)
         now_ns = self._clock.utc_ns()
-        holding_of, update, gone = self._engine.known, self._engine.update, []
-        for symbol in symbols:
-            holding = holding_of(symbol)
-            if holding is not None and holding.heard_ns >= asked_ns:
-                continue  # an event came before this answer, with a newer price
-            if (quote := found.get(symbol)) is not None:
-                update(quote, now_ns)
-            trade = None if trades is None else trades.get(symbol)
-            if trade is not None:
-                self._engine.trade(trade, now_ns, from_key=True)
-            if (quote if trades is None else trade) is None:
+        engine, gone = self._engine, []
+        for symbol, quote in zip(symbols, quotes, strict=True):
+            if quote is None:
                 gone.append(symbol)
-        self._engine.expire(gone, now_ns)
+            else:
+                engine.update(quote, now_ns, asked_ns)
+        if trades is not None:
+            gone = []
+            for symbol, trade in zip(symbols, trades, strict=True):
+                if trade is None:
+                    gone.append(symbol)
+                else:
+                    engine.trade(trade, now_ns, asked_ns)
+        engine.expire(gone, now_ns, asked_ns)
         self._notify()
 
     def _learn(self, service: Instance | None) -> None:

@@ -51,7 +51,7 @@ class _Price(msgspec.Struct, gc=False):
     seq: int
 
 
-class WrittenPrice(msgspec.Struct):
+class WrittenPrice(msgspec.Struct, gc=False):
     """The fields to read from a price object; the price follows from them."""
 
     symbol: str

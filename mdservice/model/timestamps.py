@@ -33,7 +33,6 @@ _ns_of_prefix: dict[str, int] = {}
 _CACHED_SECONDS = 256
 _PREFIX_LENGTH = len("2026-11-20T15:51:44")
 _POINT = _PREFIX_LENGTH + 1
-_WHOLE = _POINT + _DECIMALS
 
 
 def format_ns(ns: int) -> str:
@@ -42,16 +41,16 @@ def format_ns(ns: int) -> str:
     Texts of this form sort in the order of their times. The time must lie between
     :data:`EARLIEST_NS` and :data:`LATEST_NS`.
     """
+    prefix = _prefix_of_second.get(ns // _SECOND_NS)
+    if prefix is not None:
+        return f"{prefix}{_digits(ns)[-_DECIMALS:]}Z"  # half the cost of formatting the remainder
     second = ns // _SECOND_NS
-    prefix = _prefix_of_second.get(second)
-    if prefix is None:
-        # isoformat, since strftime does not fill up the years before 1000 with zeros
-        prefix = datetime.fromtimestamp(second, UTC).isoformat()[:_PREFIX_LENGTH] + "."
+    # isoformat, since strftime does not fill up the years before 1000 with zeros
+    prefix = datetime.fromtimestamp(second, UTC).isoformat()[:_PREFIX_LENGTH] + "."
+    if second > 0:
         if len(_prefix_of_second) >= _CACHED_SECONDS:
             _prefix_of_second.clear()
         _prefix_of_second[second] = prefix
-    if second > 0:
-        return f"{prefix}{_digits(ns)[-_DECIMALS:]}Z"  # half the cost of formatting the remainder
     return f"{prefix}{ns % _SECOND_NS:09d}Z"
 
 
@@ -72,12 +71,11 @@ def parse_rfc3339(text: str) -> int:
     """
     second_ns = _ns_of_prefix.get(text[:_POINT])
     if second_ns is not None and text[-1] == "Z" and text.isascii():
-        if text[_WHOLE:] == "Z":
-            fraction = text[_POINT:_WHOLE]
-            if fraction.isdecimal():
-                return second_ns + int(fraction)
-        elif (fraction := text[_POINT:-1]).isdecimal():
-            return second_ns + int(fraction[:_DECIMALS].ljust(_DECIMALS, "0"))
+        fraction = text[_POINT:-1]
+        if fraction.isdecimal():
+            if len(fraction) != _DECIMALS:
+                fraction = fraction[:_DECIMALS].ljust(_DECIMALS, "0")
+            return second_ns + int(fraction)
     return _parse_slowly(text)
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from operator import add
 from typing import Final, get_args
 
 import msgspec
 
-from mdservice.model.position import Position
+from mdservice.model.position import AssetClass, Position
 from mdservice.pnl.day import SymbolDay
-from mdservice.pnl.holding import Totals
+from mdservice.pnl.holding import Holding, Totals
 from mdservice.pnl.numbers import EXACT, plain, short, shown
-from mdservice.pnl.rows import MarkName, PnlReport, Row
+from mdservice.pnl.rows import MarkName, PnlReport, Status
 
-__all__ = ["PnlEncoder", "encode_position", "encode_positions"]
+__all__ = ["encode_position", "encode_positions", "encode_report", "row_texts"]
 
 _encode = msgspec.json.encode
 _MARKS: Final = {None: "null", **{name: f'"{name}"' for name in get_args(MarkName)}}
@@ -23,6 +22,10 @@ _MARKS: Final = {None: "null", **{name: f'"{name}"' for name in get_args(MarkNam
 
 def _json(text: str) -> str:
     return _encode(text).decode()
+
+
+def _problem(text: str) -> str:
+    return f',"problem":{_json(text)}'
 
 
 def _given(number: Decimal | None) -> str:
@@ -37,78 +40,80 @@ def _position(symbol: str, qty: Decimal | None, avg_entry_price: Decimal | None)
     )
 
 
-def _head(row: Row) -> str:
-    """What does not follow the price."""
-    position = _position(row.symbol, row.qty, row.avg_entry_price)
-    return f'{position},"asset_class":"{row.asset_class}","multiplier":{_given(row.multiplier)}'
+def row_texts(holding: Holding) -> list[str]:
+    """The JSON of a symbol's rows, not to be changed: the same objects until something changes.
+
+    A row is ``{"symbol":"AAPL","qty":10,…,"status":"live"}``; ``problem`` is only there if there is
+    one. Computed numbers have no trailing zeros, and no number has an exponent.
+    """
+    texts = holding.texts
+    if not holding.fresh_texts:
+        lots, heads = holding.lots, holding.heads
+        if not heads:
+            heads = holding.heads = tuple(_head(*lot.head) for lot in lots)
+        if len(heads) == len(texts) == 1:  # the usual, fast path
+            texts[0] = _row(heads[0], *holding.figures(lots[0]))
+        else:
+            pairs = zip(heads, lots, strict=True)
+            texts[:] = [_row(head, *holding.figures(lot)) for head, lot in pairs]
+        holding.fresh_texts = True
+    return texts
 
 
-def _tail(row: Row) -> str:
-    price, pnl, percent = row.current_price, row.unrealized_pnl, row.unrealized_pnl_pct
-    value, day = row.market_value, row.day_pnl
-    updated = "null" if row.last_updated is None else f'"{row.last_updated}"'
-    problem = "" if row.problem is None else f',"problem":{_json(row.problem)}'
+def _head(
+    symbol: str,
+    qty: Decimal | None,
+    avg_entry_price: Decimal | None,
+    asset_class: AssetClass,
+    multiplier: Decimal | None,
+) -> str:
+    position = _position(symbol, qty, avg_entry_price)
+    return f'{position},"asset_class":"{asset_class}","multiplier":{_given(multiplier)}'
+
+
+def _row(
+    head: str,
+    price: Decimal | None,
+    pnl: Decimal | None,
+    percent: Decimal | None,
+    value: Decimal | None,
+    day: Decimal | None,
+    updated: str | None,
+    mark: MarkName | None,
+    status: Status,
+    problem: str | None,
+) -> str:
+    when = "null" if updated is None else f'"{updated}"'
     return (
-        f',"current_price":{"null" if price is None else short(price)}'
+        f'{head},"current_price":{"null" if price is None else short(price)}'
         f',"unrealized_pnl":{"null" if pnl is None else short(pnl)}'
         f',"unrealized_pnl_pct":{"null" if percent is None else short(percent)}'
         f',"market_value":{"null" if value is None else short(value)}'
         f',"day_pnl":{"null" if day is None else short(day)}'
-        f',"last_updated":{updated},"mark":{_MARKS[row.mark]},"status":"{row.status}"{problem}}}'
+        f',"last_updated":{when},"mark":{_MARKS[mark]},"status":"{status}"'
+        f"{'' if problem is None else _problem(problem)}}}"
     )
 
 
-class PnlEncoder:
-    """Encodes the reports of one engine. Rows that have not changed are encoded once.
+def encode_report(report: PnlReport[str]) -> bytes:
+    """``{"positions":[…],"total_unrealized_pnl":371.35,…,"priced":1,"unpriced":0}``.
 
-    It keeps the bytes of one whole report.
+    A whole report and one of changes have the same form.
+
+    Args:
+        report: With the rows of :func:`row_texts`.
     """
-
-    def __init__(self) -> None:
-        self._rows: Sequence[Row] = ()
-        self._heads: list[str] = []
-        self._tails: list[str] = []
-
-    def encode(self, report: PnlReport) -> bytes:
-        """``{"positions":[…],"total_unrealized_pnl":371.35,"priced":1,"unpriced":0}``.
-
-        A whole report and one of changes have the same form. A row is
-        ``{"symbol":"AAPL","qty":10,…,"status":"live"}``, with ``problem`` only if there is
-        one. Computed numbers have no trailing zeros, and no number has an exponent.
-        """
-        rows, day, realized = report.positions, report.total_day_pnl, report.realized_day_pnl
-        if report.whole:
-            self._learn(rows)
-            texts = map(add, self._heads, self._tails)
-        else:
-            texts = map(add, map(_head, rows), map(_tail, rows))
-        return (
-            f'{{"positions":[{",".join(texts)}]'
-            f',"total_unrealized_pnl":{short(report.total_unrealized_pnl)}'
-            f',"total_market_value":{short(report.total_market_value)}'
-            f',"total_day_pnl":{"null" if day is None else short(day)}'
-            f',"realized_day_pnl":{"null" if realized is None else short(realized)}'
-            f',"market":{_encode(report.market).decode()}'
-            f',"priced":{report.priced},"unpriced":{report.unpriced}}}'
-        ).encode()
-
-    def _learn(self, rows: Sequence[Row]) -> None:
-        if len(rows) != len(self._rows):
-            self._heads, self._tails = list(map(_head, rows)), list(map(_tail, rows))
-        else:
-            for place, (row, known) in enumerate(zip(rows, self._rows, strict=True)):
-                if row is known:
-                    continue
-                self._tails[place] = _tail(row)
-                if (
-                    row.qty is not known.qty
-                    or row.symbol is not known.symbol
-                    or row.avg_entry_price is not known.avg_entry_price
-                    or row.asset_class != known.asset_class
-                    or row.multiplier is not known.multiplier
-                ):
-                    self._heads[place] = _head(row)
-        self._rows = rows
+    day, realized = report.total_day_pnl, report.realized_day_pnl
+    texts = list(report.positions) or [""]
+    texts[0] = f'{{"positions":[{texts[0]}'
+    texts[-1] += (
+        f'],"total_unrealized_pnl":{short(report.total_unrealized_pnl)}'
+        f',"total_market_value":{short(report.total_market_value)}'
+        f',"total_day_pnl":{_computed(day)},"realized_day_pnl":{_computed(realized)}'
+        f',"market":{_encode(report.market).decode()}'
+        f',"priced":{report.priced},"unpriced":{report.unpriced}}}'
+    )
+    return ",".join(texts).encode()
 
 
 def encode_day(
@@ -182,7 +187,7 @@ def encode_position(position: Position) -> str:
 
 
 def _more(position: Position) -> str:
-    problem = "" if position.problem is None else f',"problem":{_json(position.problem)}'
+    problem = "" if position.problem is None else _problem(position.problem)
     return (
         f',"asset_class":"{position.asset_class}","multiplier":{_given(shown(position.multiplier))}'
         f',"current_price":{_given(shown(position.current_price))}'

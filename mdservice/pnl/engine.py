@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from bisect import insort_right
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from heapq import heappop, heappush, heapreplace
 from math import isfinite
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import attrs
 
@@ -37,6 +37,7 @@ ones that were closed or first seen longest ago are dropped."""
 DEFAULT_MAX_SPREAD: Final = 10.0
 """Per cent of the mid."""
 
+_T = TypeVar("_T")
 _FEW: Final = 16
 """How many other positions are replaced one by one."""
 _S_NS = 1_000_000_000
@@ -385,37 +386,51 @@ class PnlEngine:
             held = dict.fromkeys(holding.symbol for holding, _ in self._places)
             self.symbols = tuple(symbol for symbol in held if self._held[symbol].priceable)
 
-    def update(self, quote: Quote, now_ns: int) -> bool:
+    def update(self, quote: Quote, now_ns: int, asked_ns: int | None = None) -> bool:
         """Apply a quote from an event or a key; return whether a row changed.
 
         An older quote is ignored. A repeat of the known quote shows that its key exists. An
         unusable quote leaves the price as it is, and makes its rows stale.
+
+        Args:
+            quote: The quote.
+            now_ns: The time.
+            asked_ns: When its key was asked for; None for an event. An event that came since then
+                is newer, so that the key changes nothing.
         """
         symbol = quote.symbol
         holding = self._held.get(symbol) or self._remembered.get(symbol) or self._remember(symbol)
-        if self.mark != "mid":
-            return self._update_other(holding, quote, now_ns)
+        if asked_ns is not None and holding.heard_ns >= asked_ns:
+            return False
+        if self.mark == "mid":
+            return self._update_mid(holding, quote, now_ns)
+        if self.mark == "exit":
+            return self._update_exit(holding, quote, now_ns)
+        return self._update_spare(holding, quote)
+
+    def _update_mid(self, holding: Holding, quote: Quote, now_ns: int) -> bool:
         known, mark, event_ns = holding.quote, holding.mark, quote.ts_event_ns
         if known is not None and event_ns < known.ts_event_ns:
             return False
         holding.heard_ns = now_ns
-        bid, ask = quote.bid, quote.ask
-        number, factor = mid_number(bid, ask), self._surely_narrow
-        limit = bid * factor + ask * factor
-        if number is None or not (
-            -limit <= ask - bid <= limit or self._is_narrow(bid, ask) or is_option(symbol)
-        ):
-            return self._set_aside(holding, quote)
-        was_live = holding.live and known is mark
-        if mark is None or number != holding.number:
-            price = to_price(number)
-            if price is None:
+        was_live, changed = holding.live and known is mark, False
+        if not (quote is known is mark):  # else it is a key that was read before
+            bid, ask = quote.bid, quote.ask
+            number, factor = mid_number(bid, ask), self._surely_narrow
+            limit = bid * factor + ask * factor
+            if number is None or not (
+                -limit <= ask - bid <= limit or self._is_narrow(bid, ask) or is_option(quote.symbol)
+            ):
                 return self._set_aside(holding, quote)
-            self._reprice(holding, quote, number, price)
-            changed = True
-        else:
-            changed = event_ns != mark.ts_event_ns
-            holding.quote = holding.mark = quote
+            if mark is None or number != holding.number:
+                price = to_price(number)
+                if price is None:
+                    return self._set_aside(holding, quote)
+                self._reprice(holding, quote, number, price)
+                changed = True
+            else:
+                changed = event_ns != mark.ts_event_ns
+                holding.quote = holding.mark = quote
         live_until_ns = self._live_until_ns(quote, now_ns)
         holding.live = live = now_ns < live_until_ns
         if live is not was_live:
@@ -435,12 +450,6 @@ class PnlEngine:
         return price is not None and (
             self._is_narrow(quote.bid, quote.ask) or is_option(quote.symbol)
         )
-
-    def _update_other(self, holding: Holding, quote: Quote, now_ns: int) -> bool:
-        """Apply a quote where its mid is not the price."""
-        if self.mark == "exit":
-            return self._update_exit(holding, quote, now_ns)
-        return self._update_spare(holding, quote)
 
     def _update_exit(self, holding: Holding, quote: Quote, now_ns: int) -> bool:
         known, before = holding.quote, holding.shown
@@ -474,21 +483,23 @@ class PnlEngine:
         self.totals.enter(holding)
         return self._touch_if(holding, before)
 
-    def trade(self, trade: Trade, now_ns: int, *, from_key: bool = False) -> bool:
+    def trade(self, trade: Trade, now_ns: int, asked_ns: int | None = None) -> bool:
         """Apply a trade where last trades are the price; return whether a row changed.
 
         Args:
             trade: From an event, or the latest one in its key.
             now_ns: The time.
-            from_key: Whether it was the latest one just now: newer ones were then canceled.
+            asked_ns: As for :meth:`update`. The key has the latest trade: newer ones were canceled.
         """
         if self.mark != "last":
             return False
         symbol = trade.symbol
         holding = self._held.get(symbol) or self._remembered.get(symbol) or self._remember(symbol)
+        if asked_ns is not None and holding.heard_ns >= asked_ns:
+            return False
         holding.heard_ns = now_ns
         trades, is_stock = holding.trades, asset_class_of(symbol) == "us_equity"
-        while from_key and trades and _comes_after(trades[-1], trade):
+        while asked_ns is not None and trades and _comes_after(trades[-1], trade):
             trades.pop()
         for place, known in enumerate(trades):
             if (known.ts_event_ns, known.seq) == (trade.ts_event_ns, trade.seq):
@@ -619,12 +630,18 @@ class PnlEngine:
             return True
         return False
 
-    def expire(self, symbols: Iterable[str], now_ns: int) -> None:
-        """Mark prices whose keys are gone as stale, until the next or the same quote comes."""
+    def expire(self, symbols: Iterable[str], now_ns: int, asked_ns: int | None = None) -> None:
+        """Mark prices whose keys are gone as stale, until the next or the same quote comes.
+
+        Args:
+            symbols: Those whose keys are gone.
+            now_ns: The time.
+            asked_ns: When the keys were asked for. A price that came since then stays.
+        """
         self.pass_time(now_ns)
         for symbol in symbols:
             holding = self._held.get(symbol) or self._remembered.get(symbol)
-            if holding is not None:
+            if holding is not None and (asked_ns is None or holding.heard_ns < asked_ns):
                 self._end_live(holding)
 
     def pass_time(self, now_ns: int) -> None:
@@ -646,21 +663,33 @@ class PnlEngine:
             holding.due_ns = None
             heappop(heap)
 
-    def report(self, now_ns: int) -> PnlReport:
+    def report(self, now_ns: int) -> PnlReport[Row]:
         """All rows, in the order of their source."""
-        self.pass_time(now_ns)
-        return self._report([holding.rows()[place] for holding, place in self._places], whole=True)
+        return self.report_of(Holding.rows, now_ns)
 
-    def changes(self, since: int, now_ns: int) -> PnlReport:
+    def changes(self, since: int, now_ns: int) -> PnlReport[Row]:
         """The rows that changed after a report of version ``since``, and the totals.
 
         The cost is proportional to the number of changed rows. If rows were added, removed or
         moved, or ``since`` is from another engine, it returns the whole report.
         """
-        if self.whole_due(since):
-            return self.report(now_ns)
+        return self.report_of(Holding.rows, now_ns, since)
+
+    def report_of(
+        self, rows_of: Callable[[Holding], Sequence[_T]], now_ns: int, since: int | None = None
+    ) -> PnlReport[_T]:
+        """As :meth:`changes`, or :meth:`report` without ``since``, with rows in another form.
+
+        Args:
+            rows_of: Returns a row for each lot of a holding.
+            now_ns: The time.
+            since: The version of an earlier report.
+        """
+        self.pass_time(now_ns)
+        if since is None or self.whole_due(since):
+            return self._report([rows_of(one)[place] for one, place in self._places], whole=True)
         changed = self.changed(since, now_ns)
-        return self._report([row for holding in changed for row in holding.rows()], whole=False)
+        return self._report([row for holding in changed for row in rows_of(holding)], whole=False)
 
     def changed(self, since: int, now_ns: int) -> list[Holding]:
         """The held symbols that changed after version ``since``, in the order of their change."""
@@ -690,7 +719,7 @@ class PnlEngine:
         """Whether rows were added, removed or moved after version ``since``."""
         return not self._whole_version <= since <= self.version
 
-    def _report(self, rows: list[Row], *, whole: bool) -> PnlReport:
+    def _report(self, rows: list[_T], *, whole: bool) -> PnlReport[_T]:
         totals = self.totals
         return PnlReport(
             tuple(rows),
@@ -780,7 +809,7 @@ class PnlEngine:
     def _touch(self, holding: Holding) -> None:
         self.version += 1
         holding.version = self.version
-        holding.fresh = False
+        holding.fresh = holding.fresh_texts = False
         self._held.move_to_end(holding.symbol)
 
     def _live_until_ns(self, quote: Quote | Trade, heard_ns: int) -> int:

@@ -16,7 +16,22 @@ from mdservice.pnl.day import NOTHING_TODAY, SymbolDay
 from mdservice.pnl.numbers import EXACT, MOST_DIGITS, ZERO, percentage, shown, sums_up, to_price
 from mdservice.pnl.rows import MarkName, Row, Status
 
-__all__ = ["Holding", "Totals"]
+__all__ = ["Figures", "Holding", "Lot", "RowHead", "Totals"]
+
+RowHead = tuple[str, Decimal | None, Decimal | None, AssetClass, Decimal | None]
+"""Symbol, quantity, entry price, class and multiplier of a :class:`~mdservice.pnl.rows.Row`."""
+Figures = tuple[
+    Decimal | None,
+    Decimal | None,
+    Decimal | None,
+    Decimal | None,
+    Decimal | None,
+    str | None,
+    MarkName | None,
+    Status,
+    str | None,
+]
+"""The other fields of a row, from its price on."""
 
 _fma, _add, _subtract, _multiply = EXACT.fma, EXACT.add, EXACT.subtract, EXACT.multiply
 
@@ -57,6 +72,10 @@ class Holding:
         opened: The version at which it became held.
         version: The version of the last change of a row.
         fresh: Whether the last rows are still right.
+        texts: The rows as text, if something has written them.
+        fresh_texts: Whether these are still right.
+        heads: The parts of the texts that do not depend on the price; empty if the lots have
+            changed.
     """
 
     symbol: str
@@ -83,8 +102,11 @@ class Holding:
     opened: int = 0
     version: int = 0
     fresh: bool = False
-    _lots: tuple[_Lot, ...] = ()
-    _first: _Lot | None = None
+    texts: list[str] = attrs.Factory(list)
+    fresh_texts: bool = False
+    heads: tuple[str, ...] = ()
+    _lots: tuple[Lot, ...] = ()
+    _first: Lot | None = None
     """The lot whose row has what today's fills add."""
     _first_base: Decimal | None = None
     """The part of :attr:`day_base` for that lot."""
@@ -186,6 +208,7 @@ class Holding:
         good = _good(positions)
         lastday = _known(each.lastday_price for each in good)
         self._lots = tuple(_lot(position, lastday) for position in positions)
+        self.heads = ()
         lots = [lot for lot in self._lots if lot.problem is None]
         self.priceable = len(lots)
         self._first = lots[0] if lots else None
@@ -250,7 +273,7 @@ class Holding:
 
     def set_day(self, day: SymbolDay) -> None:
         """Replace what today's fills changed."""
-        self.day, self.fresh = day, False
+        self.day, self.fresh, self.fresh_texts = day, False, False
         self._first_base = self.day_base = None
         if day.problem is not None:
             return
@@ -278,22 +301,24 @@ class Holding:
         rows = self._rows
         if not self.fresh:
             # In place: many new lists would make the garbage collector scan all objects.
-            of = self._of
-            when = None if of is None else format_ns(of.ts_event_ns)
-            status, mark = self.status, self._mark_name()
-            if len(rows) == len(self._lots) == 1:
-                rows[0] = self._row(self._lots[0], when, status, mark)
-            else:
-                rows[:] = [self._row(lot, when, status, mark) for lot in self._lots]
+            rows[:] = [Row(*lot.head + self.figures(lot)) for lot in self._lots]
             self.fresh = True
         return rows
 
-    def _row(self, lot: _Lot, when: str | None, status: Status, mark: MarkName) -> Row:
-        price = self.price
+    @property
+    def lots(self) -> tuple[Lot, ...]:
+        """Its lots."""
+        return self._lots
+
+    def figures(self, lot: Lot) -> Figures:
+        """The fields of a lot's row that depend on the price."""
         if lot.problem is not None:
-            return Row(*lot.head, *_NO_PRICE, None, None, "unpriced", lot.problem)
+            return (*_NO_PRICE, None, None, "unpriced", lot.problem)
+        of, price = self._of, self.price
+        when = None if of is None else format_ns(of.ts_event_ns)
         if price is None:
-            return Row(*lot.head, *_NO_PRICE, when, None, "unpriced")
+            return (*_NO_PRICE, when, None, "unpriced", None)
+        mark = self._mark_name()
         if mark == "bid" and lot.units < 0:  # a short lot beside long ones
             price, mark = _add(price, self.gap), "ask"
         value = _multiply(lot.units, price)
@@ -303,7 +328,7 @@ class Holding:
         day_pnl = None
         if base is not None and self.day.problem is None:
             day_pnl = _subtract(value, base) or ZERO
-        return Row(*lot.head, price, pnl, percent, value or ZERO, day_pnl, when, mark, status)
+        return price, pnl, percent, value or ZERO, day_pnl, when, mark, self.status, None
 
     def _mark_name(self) -> MarkName:
         """What :attr:`price` is."""
@@ -328,8 +353,8 @@ class Totals:
             the price from the positions' source.
         lost: Held symbols whose quotes were all unusable, so the sums omit them.
         hundredth: One per cent of the cost of the priced rows.
-        market_value: The exact sum of the symbols' market values.
-        exposure: The exact sum of their absolute market values.
+        long_value: The exact sum of the symbols' market values that are not below 0.
+        short_value: That of those below 0.
         day_base: What the market value is measured against for the day's P&L.
         day_unknown: Held symbols whose P&L since the last close is not known.
         fills_known: Whether today's fills are known; None where they are not followed, so that the
@@ -342,8 +367,8 @@ class Totals:
     waiting: int = 0
     lost: int = 0
     hundredth: Decimal = ZERO
-    market_value: Decimal = ZERO
-    exposure: Decimal = ZERO
+    long_value: Decimal = ZERO
+    short_value: Decimal = ZERO
     day_base: Decimal = ZERO
     day_unknown: int = 0
     fills_known: bool | None = None
@@ -351,6 +376,16 @@ class Totals:
     _unknown_realized: int = 0
     _closed: Decimal = ZERO
     _unknown_closed: int = 0
+
+    @property
+    def market_value(self) -> Decimal:
+        """The exact sum of the symbols' market values."""
+        return _add(self.long_value, self.short_value) or ZERO
+
+    @property
+    def exposure(self) -> Decimal:
+        """The exact sum of their absolute market values."""
+        return _subtract(self.long_value, self.short_value) or ZERO
 
     @property
     def rows_day_pnl(self) -> Decimal | None:
@@ -424,8 +459,10 @@ class Totals:
         self.minus_paid = EXACT.add(self.minus_paid, holding.minus_paid)
         self.hundredth = EXACT.add(self.hundredth, holding.hundredth)
         value = holding.market_value
-        self.market_value = EXACT.add(self.market_value, value)
-        self.exposure = EXACT.add(self.exposure, EXACT.abs(value))
+        if value < 0:
+            self.short_value = _add(self.short_value, value)
+        else:
+            self.long_value = _add(self.long_value, value)
 
     def _enter_base(self, holding: Holding, sign: int) -> None:
         base = holding.day_base
@@ -448,18 +485,22 @@ class Totals:
         self.minus_paid = EXACT.subtract(self.minus_paid, holding.minus_paid)
         self.hundredth = EXACT.subtract(self.hundredth, holding.hundredth)
         value = holding.market_value
-        self.market_value = EXACT.subtract(self.market_value, value)
-        self.exposure = EXACT.subtract(self.exposure, EXACT.abs(value))
+        if value < 0:
+            self.short_value = _subtract(self.short_value, value)
+        else:
+            self.long_value = _subtract(self.long_value, value)
 
     def step(self, holding: Holding, before: Decimal, price: Decimal) -> None:
         """Change the price of a holding in the sums; neither price is below 0."""
-        change = _multiply(holding.units, _subtract(price, before))
-        self.market_value = _add(self.market_value, change)
-        self.exposure = (_subtract if holding.short else _add)(self.exposure, change)
+        units, change = holding.units, _subtract(price, before)
+        if holding.short:
+            self.short_value = _fma(units, change, self.short_value)
+        else:
+            self.long_value = _fma(units, change, self.long_value)
 
 
 @attrs.frozen
-class _Lot:
+class Lot:
     """A position with the parts of its P&L that do not depend on the price.
 
     Attributes:
@@ -473,7 +514,7 @@ class _Lot:
         base: ``units`` x ``lastday``.
     """
 
-    head: tuple[str, Decimal | None, Decimal | None, AssetClass, Decimal | None]
+    head: RowHead
     qty: Decimal | None
     problem: str | None
     units: Decimal = ZERO
@@ -487,17 +528,17 @@ _NO_PRICE: Final = (None,) * 5
 """The fields of a row from the price on, without one."""
 
 
-def _lot(position: Position, lastday: Decimal | None) -> _Lot:
+def _lot(position: Position, lastday: Decimal | None) -> Lot:
     qty, avg, multiplier = map(shown, (position.qty, position.avg_entry_price, position.multiplier))
     head = position.symbol, qty, avg, position.asset_class, multiplier
     problem = position.problem or _problem(position)
     if problem is not None or qty is None or avg is None:
-        return _Lot(head, qty, problem)
+        return Lot(head, qty, problem)
     units = _multiply(qty, position.multiplier)
     minus_paid = EXACT.minus(_multiply(units, avg))
     hundredth = EXACT.scaleb(minus_paid if qty < 0 else EXACT.minus(minus_paid), -2)
     base = None if lastday is None else _multiply(units, lastday)
-    return _Lot(head, qty, None, units, minus_paid, hundredth, lastday, base)
+    return Lot(head, qty, None, units, minus_paid, hundredth, lastday, base)
 
 
 def _problem(position: Position) -> str | None:

@@ -12,6 +12,7 @@ from decimal import (
     InvalidOperation,
     Overflow,
 )
+from math import inf
 from typing import Final
 
 __all__ = [
@@ -85,6 +86,8 @@ def shown(number: Decimal | None) -> Decimal | None:
 
 def to_price(number: float | Decimal | None) -> Decimal | None:
     """The result of :func:`mdservice.model.quote.mid_number` as a decimal; None for None."""
+    if type(number) is float and 0.0 < number < inf:  # the usual, fast path
+        return Decimal(repr(number))
     if number is None:
         return None
     price = Decimal(repr(number)) if isinstance(number, float) else Decimal(number)
@@ -101,12 +104,8 @@ def plain(number: Decimal) -> str:
 
 def short(number: Decimal) -> str:
     """A JSON number without an exponent and without trailing zeros."""
-    # Does not use plain(): three calls per row and event are a large part of their cost.
-    if not number:
-        return "0"
     text = str(number)
-    if "E" in text:
-        text = format(number, "f")
-    if text[-1] == "0" and "." in text:
-        return text.rstrip("0").rstrip(".")
-    return text
+    if text[-1] != "0" and "E" not in text:  # the usual, fast path
+        return text
+    text = plain(number)
+    return text.rstrip("0").rstrip(".") if "." in text else text

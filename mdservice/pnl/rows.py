@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -12,6 +12,7 @@ from mdservice.model.position import AssetClass
 
 __all__ = ["MarkName", "PnlReport", "Row", "Status"]
 
+_T = TypeVar("_T")
 Status = Literal["live", "closed", "stale", "unpriced"]
 MarkName = Literal["mid", "last", "bid", "ask", "previous"]
 """What a price is: the mid, bid or ask of a quote, a last trade, or the price of the position's
@@ -64,12 +65,13 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     problem: str | None = None
 
 
-class PnlReport(msgspec.Struct, frozen=True, gc=False):
+class PnlReport(msgspec.Struct, Generic[_T], frozen=True, gc=False):
     """All rows, or those that changed, and the totals of all.
 
     Attributes:
-        positions: The rows. If the report is not whole, it has each changed symbol with all its
-            lots, in their order; they replace all earlier rows of that symbol.
+        positions: The rows, each as a :class:`Row` or as its text. If the report is not whole, it
+            has each changed symbol with all its lots, in their order; they replace all earlier rows
+            of that symbol.
         total_unrealized_pnl: The exact sum over the priced rows, whatever their status.
         total_market_value: Likewise.
         total_day_pnl: The exact sum over all rows; None if one is not known. What was closed today
@@ -82,7 +84,7 @@ class PnlReport(msgspec.Struct, frozen=True, gc=False):
         whole: Whether it has all rows, in the order of their source.
     """
 
-    positions: tuple[Row, ...]
+    positions: tuple[_T, ...]
     total_unrealized_pnl: Decimal
     total_market_value: Decimal
     total_day_pnl: Decimal | None

@@ -21,6 +21,7 @@ from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.holding import Holding
 from mdservice.pnl.limits import Limits
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate
@@ -96,11 +97,11 @@ class FakeKeys:
         self.error: StoreUnavailable | None = None
         self.closed = 0
 
-    async def prices(self, symbols: Any) -> dict[str, Quote]:
+    async def prices(self, symbols: Any) -> list[Quote | None]:
         await anyio.sleep(0.01)
         if self.error is not None:
             raise self.error
-        return {symbol: self.found[symbol] for symbol in symbols if symbol in self.found}
+        return [self.found.get(symbol) for symbol in symbols]
 
     def close(self) -> None:
         self.closed += 1
@@ -193,7 +194,7 @@ async def test_a_stream_hears_at_once_that_the_service_is_delayed(
         await anyio.sleep(0.1)
         bench.prices.send("AAPL", 100, bench.clock.utc_ns() - 100 * 1_000_000_000)
         await anyio.sleep(0.1)
-        updates = bench.tracker.updates(lambda: False)
+        updates = bench.tracker.updates(Holding.rows, lambda: False)
         assert [row.status for row in (await anext(updates)).positions] == ["stale"]
         bench.prices.service = instance("a", delay_s=900)
         with anyio.fail_after(2):

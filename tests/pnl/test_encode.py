@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
-from mdservice.pnl.encode import PnlEncoder, encode_positions
+from mdservice.pnl.encode import encode_positions, encode_report, row_texts
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.numbers import plain, short
-from mdservice.pnl.rows import PnlReport, Row
+from mdservice.pnl.rows import Row
 from mdservice.positions.parse import parse_positions
 from tests.examples import examples
 
@@ -28,23 +28,26 @@ any_decimals = st.builds(
     st.integers(-60, 60),
 )
 perhaps = st.none() | any_decimals
-rows = st.builds(
-    Row,
+prices = st.floats(0, 1e300, allow_subnormal=False) | st.sampled_from([0.0, 0.01, 187.135, 1e22])
+positions = st.builds(
+    Position,
     symbol=st.text(max_size=5),
     qty=perhaps,
     avg_entry_price=perhaps,
-    asset_class=st.sampled_from(["us_equity", "crypto", "us_option"]),
-    multiplier=perhaps,
-    current_price=perhaps,
-    unrealized_pnl=perhaps,
-    unrealized_pnl_pct=perhaps,
-    market_value=perhaps,
-    day_pnl=perhaps,
-    last_updated=st.sampled_from([None, "2026-11-20T15:51:44.208912345Z"]),
-    mark=st.sampled_from([None, "mid", "previous"]),
-    status=st.sampled_from(["live", "closed", "stale", "unpriced"]),
+    multiplier=any_decimals,
     problem=st.none() | st.text(max_size=5),
+    current_price=perhaps,
+    lastday_price=perhaps,
+    asset_class=st.sampled_from(["us_equity", "crypto", "us_option"]),
 )
+
+
+def new_engine() -> PnlEngine:
+    return PnlEngine(stale_after_s=60, price_ttl_s=300, max_spread=0)
+
+
+def encoded(engine: PnlEngine) -> bytes:
+    return encode_report(engine.report_of(row_texts, T_NS))
 
 
 def decoded(payload: bytes) -> dict[str, object]:
@@ -59,11 +62,11 @@ def decoded(payload: bytes) -> dict[str, object]:
 
 
 def test_the_example_of_the_contract_byte_for_byte() -> None:
-    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+    engine = new_engine()
     lastday = Decimal("185.40")
     engine.set_positions([Position("AAPL", Decimal(10), Decimal("150.00"), lastday_price=lastday)])
     engine.update(Quote("AAPL", 187.12, 187.15, 2, 3, T_NS, T_NS), T_NS)
-    assert PnlEncoder().encode(engine.report(T_NS)) == (
+    assert encoded(engine) == (
         b'{"positions":[{"symbol":"AAPL","qty":10,"avg_entry_price":150.00,'
         b'"asset_class":"us_equity","multiplier":1,'
         b'"current_price":187.135,"unrealized_pnl":371.35,"unrealized_pnl_pct":24.7567,'
@@ -75,9 +78,9 @@ def test_the_example_of_the_contract_byte_for_byte() -> None:
 
 
 def test_an_unpriced_row_with_a_problem() -> None:
-    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+    engine = new_engine()
     engine.set_positions([Position('ß"', None, Decimal("-0.00"), problem='no "symbol"\n')])
-    assert PnlEncoder().encode(engine.report(T_NS)).decode() == (
+    assert encoded(engine).decode() == (
         '{"positions":[{"symbol":"ß\\"","qty":null,"avg_entry_price":0,"asset_class":"us_equity","multiplier":1,'
         '"current_price":null,"unrealized_pnl":null,"unrealized_pnl_pct":null,'
         '"market_value":null,"day_pnl":null,'
@@ -88,8 +91,8 @@ def test_an_unpriced_row_with_a_problem() -> None:
 
 
 def test_no_positions() -> None:
-    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
-    assert PnlEncoder().encode(engine.report(T_NS)) == (
+    engine = new_engine()
+    assert encoded(engine) == (
         b'{"positions":[],"total_unrealized_pnl":0,"total_market_value":0,"total_day_pnl":0,'
         b'"realized_day_pnl":null,"market":null,"priced":0,"unpriced":0}'
     )
@@ -157,44 +160,45 @@ def test_numbers_are_plain(number: str, as_given: str, shortened: str) -> None:
 
 
 @examples(300)
-@given(st.lists(st.lists(rows, max_size=4).map(tuple), min_size=1, max_size=4), any_decimals)
-def test_always_json_with_the_exact_numbers(several: list[tuple[Row, ...]], total: Decimal) -> None:
-    encoder = PnlEncoder()
-    for told in several:
-        for whole, realized in ((True, total), (False, None)):
-            report = PnlReport(told, total, total, None, realized, None, 1, 2, 3, whole)
-            answer = decoded(encoder.encode(report))
-            names = list(Row.__struct_fields__)
-            assert answer == {
-                "positions": [
-                    {
-                        name: getattr(row, name)
-                        for name in names
-                        if name != "problem" or row.problem is not None
-                    }
-                    for row in told
-                ],
-                "total_unrealized_pnl": total,
-                "total_market_value": total,
-                "total_day_pnl": None,
-                "realized_day_pnl": realized,
-                "market": None,
-                "priced": 1,
-                "unpriced": 2,
+@given(st.lists(positions, max_size=4), prices, prices)
+def test_always_json_with_the_exact_numbers(lots: list[Position], bid: float, ask: float) -> None:
+    engine = new_engine()
+    engine.set_positions(lots)
+    for symbol in engine.symbols:
+        engine.update(Quote(symbol, bid, ask, 1, 1, T_NS, T_NS), T_NS)
+    report, answer = engine.report(T_NS), decoded(encoded(engine))
+    names = list(Row.__struct_fields__)
+    assert answer == {
+        "positions": [
+            {
+                name: getattr(row, name)
+                for name in names
+                if name != "problem" or row.problem is not None
             }
-            assert all(list(row) == names[: len(row)] for row in answer["positions"])
+            for row in report.positions
+        ],
+        "total_unrealized_pnl": report.total_unrealized_pnl,
+        "total_market_value": report.total_market_value,
+        "total_day_pnl": report.total_day_pnl,
+        "realized_day_pnl": None,
+        "market": None,
+        "priced": report.priced,
+        "unpriced": report.unpriced,
+    }
+    assert all(list(row) == names[: len(row)] for row in answer["positions"])
 
 
-def test_only_changed_rows_are_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+def test_only_changed_rows_are_written_again() -> None:
+    engine = new_engine()
     engine.set_positions([Position(s, Decimal(1), Decimal(1)) for s in ("A", "B", "C")])
-    encoder = PnlEncoder()
-    encoder.encode(engine.report(T_NS))
+    before = engine.report_of(row_texts, T_NS).positions
     engine.update(Quote("B", 2.0, 2.0, 1, 1, T_NS, T_NS), T_NS)
-    before = list(encoder._tails)
-    encoder.encode(engine.report(T_NS))
-    assert [new is old for new, old in zip(encoder._tails, before, strict=True)] == [
-        True,
-        False,
-        True,
-    ]
+    after = engine.report_of(row_texts, T_NS).positions
+    assert [new is old for new, old in zip(after, before, strict=True)] == [True, False, True]
+
+
+def test_a_row_has_the_lot_that_it_shows_now() -> None:
+    engine = new_engine()
+    for qty in (1, 2):
+        engine.set_positions([Position("A", Decimal(qty), Decimal(1))])
+        assert b'"qty":%d,' % qty in encoded(engine)

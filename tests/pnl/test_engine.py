@@ -823,9 +823,9 @@ def test_a_key_that_has_an_older_trade_shows_that_newer_ones_were_canceled() -> 
     older = sale(186, seq=1)
     for each in (older, sale(187, seq=2, at_ns=T_NS + 1)):
         engine.trade(each, T_NS)
-    engine.trade(attrs.evolve(older), T_NS, from_key=True)
+    engine.trade(attrs.evolve(older), T_NS + 1, T_NS + 1)
     assert seen(engine) == [("last", 186, "live")]
-    engine.trade(attrs.evolve(older, price=185.5), T_NS, from_key=True)
+    engine.trade(attrs.evolve(older, price=185.5), T_NS + 2, T_NS + 2)
     assert seen(engine) == [("last", Decimal("185.5"), "live")], "its key shows the corrected one"
 
 

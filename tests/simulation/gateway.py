@@ -699,11 +699,10 @@ class _Calls:
         if self._world.store.down:
             raise StoreUnavailable("the store is down")
 
-    async def prices(self, symbols: Sequence[str]) -> dict[str, Quote]:
+    async def prices(self, symbols: Sequence[str]) -> list[Quote | None]:
         await self._round_trip()
-        found = {symbol: self._world.store.price(symbol) for symbol in symbols}
-        decoded = ((name, self._decoder.decode(data)) for name, data in found.items() if data)
-        return {name: quote for name, quote in decoded if quote is not None}
+        found = map(self._world.store.price, symbols)
+        return [self._decoder.decode(data) if data else None for data in found]
 
     async def breaker(self) -> Breaker | None:
         await self._round_trip()
