@@ -91,7 +91,7 @@ class Connection:
 
     @property
     def pending_bytes(self) -> int:
-        """What waits to be sent."""
+        """The bytes that wait to be sent."""
         return self._outbox.pending_bytes
 
     @property
@@ -104,7 +104,7 @@ class Connection:
     def send_records(
         self, kind: SimKind[S], records: Sequence[S], sizes: Sequence[int] | None = None
     ) -> list[S]:
-        """Send those that the client wants, unless a fault is in the way.
+        """Send the records that the client has subscribed to, unless a fault prevents it.
 
         Args:
             kind: Their kind.
@@ -146,7 +146,7 @@ class Connection:
             self.send_frame(encode_messages(messages, self.encoding))
 
     def send_update(self, update: Mapping[str, Any]) -> None:
-        """Send a trade update if the client listens, unless a fault is in the way."""
+        """Send a trade update if the client listens, unless a fault prevents it."""
         session = self.session
         if not isinstance(session, TradingSession) or not session.listens:
             return
@@ -190,7 +190,7 @@ class Connection:
         self._scope.cancel()
 
     def poke(self) -> None:
-        """Look again whether something may be sent."""
+        """Check again whether something may be sent."""
         self._wake.set()
 
     # Its life.
@@ -332,7 +332,7 @@ class Connection:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Wait as the faults in force want it."""
+        """Wait as long as the active faults say."""
         while (pause_s := self.faults.frozen_for(anyio.current_time())) > 0:
             with anyio.move_on_after(pause_s):
                 await self._wake.wait()
@@ -386,11 +386,11 @@ class Venue(Protocol):
         ...
 
     def first_records(self, kind: SimKind[S], symbols: AbstractSet[str]) -> Sequence[S]:
-        """What a request to subscribe to these symbols brings at once."""
+        """The records that a subscription to these symbols brings at once."""
         ...
 
     def notify(self) -> None:
-        """Something about a connection may have changed."""
+        """Report that something about a connection may have changed."""
         ...
 
 
@@ -463,6 +463,6 @@ class Outbox:
 
 @attrs.frozen
 class _HangUp:
-    """Here this direction ends; with a closing handshake where there is a code."""
+    """Marks the end of this direction; with a code, by a closing handshake."""
 
     code: int | None

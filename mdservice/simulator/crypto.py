@@ -268,7 +268,7 @@ class PairWalk:
         symbol: ``BTC/USD``; one that :data:`PAIRS` does not have starts at a price from its name.
         seed: The simulator's seed.
         ts_ns: When it opens, UTC nanoseconds.
-        late_ratio: Which part of the trades arrives after the bar of its minute, 0 to 1.
+        late_ratio: The fraction of trades that arrives after the bar of its minute.
     """
 
     def __init__(self, symbol: str, seed: int, ts_ns: int, late_ratio: float = 0.0) -> None:
@@ -304,7 +304,7 @@ class PairWalk:
         made.orderbooks.append(self._whole(ts_ns))
 
     def step(self, ts_ns: int, made: Made) -> None:
-        """Make what happens next, at this time (UTC nanoseconds)."""
+        """Make the next step, at this time (UTC nanoseconds)."""
         before = dict(self._bids), dict(self._asks)
         top = self._top()
         bits = self._random.getrandbits(48)
@@ -324,7 +324,7 @@ class PairWalk:
         )
 
     def pass_time(self, now_ns: int, made: Made) -> None:
-        """Make what the clock brings: late trades, the bars of past minutes, updated bars."""
+        """Make what is due by the clock: late trades, bars of past minutes, updated bars."""
         minutes = max(0, now_ns - self._next_minute_ns) // _MINUTE_NS
         self._next_minute_ns += max(0, minutes - _MOST_BARS) * _MINUTE_NS
         while self._next_minute_ns <= now_ns:
@@ -488,7 +488,7 @@ def start_price(symbol: str) -> float:
 
 
 class CryptoSource:
-    """Makes the records of the pairs that somebody follows, around the clock.
+    """Makes the records of the followed pairs, around the clock.
 
     For the same pairs the whole sequence of steps is the same on every run; how it is cut into
     slices makes no difference. Bars depend on the clock's minutes, as they must.
@@ -574,7 +574,7 @@ class BookRecord(MarketRecord[SimBook]):
         self._books: dict[str, SimBook] = {}
 
     def add(self, records: Sequence[SimBook]) -> None:
-        """Apply these, in order."""
+        """Apply these changes, in order."""
         self.records.extend(records)
         for change in records:
             book = apply_change(self._books.get(change.symbol), change)

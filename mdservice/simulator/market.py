@@ -113,7 +113,7 @@ class Market:
         zipf: How uneven the symbols are: 0 all alike, 1 the n-th busiest has 1/n.
         weights: Shares of single symbols in the place of those.
         exchanges: Exchange codes of the quotes.
-        zero_side_ratio: Which part of the quotes lacks one side.
+        zero_side_ratio: The fraction of quotes that lacks one side, 0 to 1.
     """
 
     def __init__(
@@ -226,7 +226,7 @@ class PriceWalk:
         symbol: Its name, hashed into the seed and into an unknown symbol's start price.
         seed: The simulator's seed.
         exchanges: Exchange codes to choose from.
-        zero_side_ratio: Which part of the quotes has one side without a price, 0 to 1.
+        zero_side_ratio: The fraction of quotes that has one side without a price, 0 to 1.
     """
 
     def __init__(
@@ -307,11 +307,11 @@ class MarketRecord(Generic[S]):
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Of the records."""
+        """The symbols of the records."""
         return tuple(self._series)
 
     def add(self, records: Sequence[S]) -> None:
-        """Keep these, in order."""
+        """Keep these records, in order."""
         if len(records) > self._size:
             records = records[len(records) - self._size :]
         for _ in range(len(self.records) + len(records) - self._size):
@@ -324,7 +324,7 @@ class MarketRecord(Generic[S]):
             series.add(record)
 
     def replace(self, record: S) -> None:
-        """Keep this in the place of the symbol's last record of the same time, or add it."""
+        """Replace the symbol's last record of the same time by this one, or add it."""
         series = self._series.get(record.symbol)
         if series is None or not series.replace(record):
             self.add([record])
@@ -472,7 +472,7 @@ def tape_of(symbol: str) -> str:
 
 
 def day_multiplier(moment: float) -> float:
-    """By what the mean rate is multiplied at this part of the trading day, 0 to 1.
+    """The factor of the mean rate at this part of the trading day, 0 to 1.
 
     About 3.75 at the open, 0.75 at midday and 2.75 at the close; 1 on average.
     """
@@ -484,7 +484,7 @@ def day_multiplier(moment: float) -> float:
 
 
 def day_fraction(moment: float) -> float:
-    """Which part of the day's quotes has come by then: the multiplier's integral, 0 to 1."""
+    """The fraction of the day's quotes made by then: the multiplier's integral."""
     return (
         _BASE * moment
         + _OPEN_PEAK * _WIDTH * (1 - math.exp(-moment / _WIDTH))

@@ -120,7 +120,7 @@ class SimArticle(msgspec.Struct, frozen=True):
 
 
 class NewsSource:
-    """Writes articles about the symbols that somebody follows.
+    """Writes articles about the followed symbols.
 
     The n-th article of the same symbols depends on the seed alone.
 
@@ -157,7 +157,7 @@ class NewsSource:
         self._symbols = tuple(sorted(symbols - self._silent))
 
     def make(self, elapsed_s: float, now_ns: int) -> Iterable[Batch]:
-        """What has come due."""
+        """The articles that are due."""
         articles = self.take(elapsed_s, now_ns)
         return [(ARTICLES, articles)] if articles else []
 

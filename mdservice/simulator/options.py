@@ -285,7 +285,7 @@ def swing(root: str, ts_ns: int) -> float:
 
 
 class OptionsSource:
-    """Makes quotes and trades of the contracts that somebody follows.
+    """Makes quotes and trades of the followed contracts.
 
     Args:
         config: The seed of every random choice, the mean records per second of all followed
@@ -405,7 +405,7 @@ _quote_row = rower(_QUOTE, ("bp", "ap"))
 
 
 def _spot(records: Records) -> Callable[[str, int], float]:
-    """The middle of the stock's last quote, where it has been quoted."""
+    """The middle of the stock's last quote; without a quote, :func:`swing`."""
     stocks = records.get(STOCK_QUOTES)
 
     def price(root: str, ts_ns: int) -> float:

@@ -164,7 +164,7 @@ class Order:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """What it trades."""
+        """The symbols that it trades."""
         return tuple(leg.request.symbol for leg, _ in self.legs) or (self.request.symbol,)
 
     @property
@@ -285,7 +285,7 @@ class Orders:
         self._end(order, "canceled", now_ns)
 
     def replace(self, order: Order, change: OrderChange, now_ns: int) -> Order:
-        """Put an order with these changes in the place of one.
+        """Replace an order by one with these changes.
 
         Raises:
             RefusedRequest: It is not open, or the new one is not taken.
@@ -359,7 +359,7 @@ class Orders:
                 self._fill_all(order, now_ns)
 
     def reserved(self, symbol: str, without: Order | None = None) -> Decimal:
-        """How much of a position open orders may close, but for those of one order."""
+        """How much of a position the open orders may close, without those of one order."""
         held = self._account.book.get(symbol)
         return sum(
             (
@@ -524,7 +524,7 @@ class Orders:
         return order.left
 
     def _fill(self, order: Order, qty: Decimal, now_ns: int, prices: Mapping[str, Decimal]) -> None:
-        """Do it, and report it."""
+        """Fill the order, and report it."""
         parts = [(leg, abs(ratio) * qty) for leg, ratio in order.legs] or [(order, qty)]
         rows = [self._fill_one(one, part, now_ns, prices) for one, part in parts]
         price = _net(order, prices)
@@ -597,7 +597,7 @@ class Orders:
         self._update(status, order, now_ns)
 
     def _close(self, order: Order) -> None:
-        """Keep it with those that came to an end, and forget the oldest of too many."""
+        """Move the order to the ended ones, of which only the newest are kept."""
         del self._open[order.id]
         if len(self._all) - len(self._open) > self._size:
             del self._all[next(old.id for old in self._all.values() if not old.is_open)]
@@ -721,7 +721,7 @@ def parse_qty(text: Decimal | str, name: str = "qty") -> Decimal:
 
 
 def check_order(asset: Asset, holding: Holding | None, qty: Decimal, reserved: Decimal) -> None:
-    """Refuse what would go through 0, or sell short what cannot be.
+    """Refuse an order that would take a position through 0, or sell short what cannot be.
 
     Args:
         asset: What is traded.
@@ -801,7 +801,7 @@ def forbidden(message: str) -> NoReturn:
 
 
 def unusable(message: str) -> NoReturn:
-    """Refuse an order that can be understood, but not be done.
+    """Refuse an order that is well formed but cannot be executed.
 
     Raises:
         RefusedRequest: Always, 422.

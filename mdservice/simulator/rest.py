@@ -1,7 +1,7 @@
 """Alpaca's REST side: a request in, its answer out.
 
-Past and latest records are in ``rest_history``, the account in ``rest_trading``. What every
-request meets is here: the login, the calls of a minute, planned faults, and the clock of the
+Past and latest records are in ``rest_history``, the account in ``rest_trading``. What all
+requests share is here: the login, the calls of a minute, planned faults, and the clock of the
 market.
 
 Pure: the time is an argument.
@@ -93,7 +93,7 @@ class RestApi:
         self._prefixes = tuple(path for path in self._endpoints if path.endswith("/"))
 
     def answer(self, request: Request, body: bytes, now_s: float, now_ns: int) -> HttpAnswer:
-        """Answer a request, unless a fault is in the way.
+        """Answer a request, unless a fault prevents it.
 
         Args:
             request: Its line and headers.
@@ -247,7 +247,7 @@ def _next(after: datetime, at: time) -> datetime:
 
 @attrs.frozen
 class Quota:
-    """What a key has left after a call.
+    """The remaining calls of a key.
 
     Attributes:
         allowed: Whether the call may be answered.

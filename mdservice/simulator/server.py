@@ -1,4 +1,4 @@
-"""The simulator: connections, the market that feeds them, and the handle that tests hold."""
+"""The simulator: its connections, its markets, and the object by which tests control it."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ class Simulator:
 
     @property
     def sent(self) -> deque[SimQuote]:
-        """The quotes that went to at least one connection."""
+        """The quotes that were sent to at least one connection."""
         return self.sent_of(QUOTES)
 
     def sent_of(self, kind: SimKind[S]) -> deque[S]:
@@ -276,7 +276,7 @@ class Simulator:
         return theirs
 
     async def until(self, condition: Callable[[Simulator], bool]) -> None:
-        """Wait until the condition holds; it is looked at on every change, without polling."""
+        """Wait until the condition holds. Every change checks it again, without polling."""
         while not condition(self):
             if self._changed is None:
                 self._changed = anyio.Event()
@@ -358,7 +358,7 @@ class Simulator:
         connection: int | None = None,
         feed: StreamName | None = None,
     ) -> None:
-        """Send any messages in one frame, subscribed to or not.
+        """Send any messages in one frame, also to clients that have not subscribed to them.
 
         A whole number under ``t`` is sent as a timestamp.
         """
@@ -381,7 +381,7 @@ class Simulator:
     def send_error(
         self, code: int, *, connection: int | None = None, feed: StreamName | None = None
     ) -> None:
-        """Send an error message, unasked."""
+        """Send an error message that answers no request."""
         self.send_messages([error_message(code)], connection=connection, feed=feed)
 
     def drop(
@@ -402,9 +402,10 @@ class Simulator:
     def refuse_next(
         self, code: int, *, when: When = "auth", times: int = 1, feed: StreamName | None = None
     ) -> None:
-        """Answer the next of this moment with an error.
+        """Answer the next messages of one kind with an error.
 
-        ``connect`` in the place of the greeting, ``auth``, ``subscribe`` or ``unsubscribe``.
+        ``connect`` answers instead of the greeting, ``auth``, ``subscribe`` and ``unsubscribe``
+        instead of the usual answer to such a message.
         """
         self._refusals.plan(when, code, times, feed)
 
@@ -417,9 +418,9 @@ class Simulator:
     def stall(
         self, when: When = "upgrade", *, times: int = 1, feed: StreamName | None = None
     ) -> None:
-        """Accept, and from this moment on never answer.
+        """Accept the next connections, but stop answering at some step.
 
-        ``upgrade`` after the TCP connection, ``connect`` after the upgrade, ``auth`` or
+        ``upgrade`` stops after the TCP connection, ``connect`` after the upgrade, ``auth`` and
         ``subscribe`` after such a message.
         """
         self._refusals.plan(when, SILENCE, times, feed)
@@ -445,9 +446,9 @@ class Simulator:
         self._add(Freeze(for_s), connection, feed)
 
     def halt(self, symbol: str, for_s: float = float("inf")) -> None:
-        """Halt trading in a stock, for so many seconds or until :meth:`resume_trading`.
+        """Halt trading in a stock, for some seconds or until :meth:`resume_trading`.
 
-        Its quotes go on; the market makes no trades of it meanwhile.
+        Its quotes continue; the market makes no trades of it during the halt.
         """
         self._publish_all(self._stocks.halt(symbol, self._clock.utc_ns(), for_s))
         if for_s < float("inf"):
@@ -522,7 +523,7 @@ class Simulator:
         )
 
     def reject_orders(self, times: int = 1) -> None:
-        """Take the next orders over REST, and then reject them on the stream."""
+        """Accept the next orders over REST, and then reject them on the stream."""
         self._orders.reject_next(times)
 
     def move_cash(
@@ -563,7 +564,7 @@ class Simulator:
         self._paper_account.date_back(now_ns)
 
     def send_trade_update(self, update: Update) -> None:
-        """Send any trade update to those who listen; the account does not change."""
+        """Send any trade update to the listening clients; the account does not change."""
         self._send_update(update)
 
     def _send_update(self, update: Update) -> None:
@@ -611,7 +612,7 @@ class Simulator:
         self._rest.market_open = is_open
 
     def set_market_hours(self, next_open: str, next_close: str) -> None:
-        """Answer ``/v2/clock`` with these times in the place of the usual hours.
+        """Answer ``/v2/clock`` with these times instead of the usual hours.
 
         Args:
             next_open: RFC 3339, ``2026-11-27T09:30:00-05:00``.
@@ -650,11 +651,11 @@ class Simulator:
         self._rest.faults.plan(RefuseRest(status, code, message, path, times, symbol))
 
     def slow_rest(self, delay_s: float, *, path: str | None = None, times: int = 1) -> None:
-        """Answer the next REST requests so many seconds later, with ``inf`` never."""
+        """Delay the next REST answers by this many seconds; ``inf`` never answers."""
         self._rest.faults.plan(SlowRest(delay_s, path, times))
 
     def cut_rest(self, *, path: str | None = None, times: int = 1, stalls: bool = False) -> None:
-        """End the connection in the middle of the next REST answers, or let them stall there."""
+        """End the connection in the middle of the next REST answers, or stop sending there."""
         self._rest.faults.plan(CutRest(path, times, stalls))
 
     def garble_rest(self, *, path: str | None = None, times: int = 1) -> None:
@@ -662,9 +663,9 @@ class Simulator:
         self._rest.faults.plan(GarbleRest(path, times))
 
     def resume(self) -> None:
-        """End every data fault in force, and forget the refusals that are still to come.
+        """End every active data fault, and cancel the planned refusals.
 
-        REST answers that were to come later come now.
+        Delayed REST answers are sent now.
         """
         self._refusals.clear()
         self._rest.faults.clear()
@@ -675,7 +676,7 @@ class Simulator:
     def inject(
         self, fault: Fault, *, connection: int | None = None, feed: StreamName | None = None
     ) -> None:
-        """Put a fault of ``mdservice.simulator`` into force now."""
+        """Start a fault of ``mdservice.simulator`` now."""
         match fault:
             case Drop(how, code):
                 self.drop(how, code=code, connection=connection, feed=feed)
@@ -782,7 +783,7 @@ class Simulator:
                 self._tasks.start_soon(self._run_market, market, source)
 
     def first_records(self, kind: SimKind[S], symbols: AbstractSet[str]) -> Sequence[S]:
-        """What a request to subscribe to these symbols brings at once."""
+        """The records that a subscription to these symbols brings at once."""
         return kind.first(self._records[kind], symbols) if kind.first else ()
 
     def notify(self) -> None:
@@ -804,7 +805,7 @@ class Simulator:
             self._publish_all(source.make(elapsed_s, self._clock.utc_ns()))
 
     async def run_script(self) -> None:
-        """Put the script's timed faults into force."""
+        """Start the script's faults at their times."""
         opened_s = anyio.current_time()
         timed = (planned for planned in self.config.faults if planned.after_s is not None)
         for planned in sorted(timed, key=lambda planned: planned.after_s or 0.0):

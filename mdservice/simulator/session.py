@@ -1,4 +1,4 @@
-"""What Alpaca answers to a client's messages, and what it knows of the account.
+"""Alpaca's answers to a client's messages, and its state of the account.
 
 Pure: messages in, replies out; no socket, no event loop, no clock.
 """
@@ -89,7 +89,7 @@ class Session:
         return symbol in symbols or EVERY_SYMBOL in symbols
 
     def open(self, now_s: float, credentials: tuple[str, str] | None = None) -> Reply:
-        """What the server says first.
+        """The server's first messages.
 
         Args:
             now_s: Monotonic seconds.
@@ -125,7 +125,7 @@ class Session:
         return self._error(400)
 
     def time_out(self) -> Reply:
-        """The time for the login is over."""
+        """End the session if the client has not logged in by now."""
         return NOTHING if self.authenticated or self.silent else self._error(404)
 
     def end(self, now_s: float, *, clean: bool) -> None:
@@ -170,7 +170,7 @@ class Session:
         return Reply(({"T": "subscription", **state},), subscribed=added)
 
     def _refusal(self, asked: Mapping[str, Any]) -> int | None:
-        """The code of what is wrong with a request, whatever is subscribed to already."""
+        """The error code of an invalid request, or None; subscriptions do not matter."""
         if self.feed.msgpack_only and self._encoding != "msgpack":
             return 412
         if not _EVERY_CHANNEL.difference(self.feed.channels).isdisjoint(asked):
@@ -264,7 +264,7 @@ class Account:
     _slots: dict[tuple[str, str], dict[int, float]] = attrs.field(factory=dict, init=False)
 
     def accepts(self, key: object, secret: object) -> bool:
-        """Whether these are the account's key and secret."""
+        """Whether these are the key and secret of the account."""
         return self._fits(key, self.key) and self._fits(secret, self.secret)
 
     @staticmethod
@@ -297,7 +297,7 @@ class Account:
 
 
 class Refusals:
-    """Answers planned by a test or a script of faults, in the order planned."""
+    """The answers that a test or a script of faults has planned, in order."""
 
     def __init__(self) -> None:
         self._planned: dict[When, list[tuple[int | Silence, StreamName | None]]] = {}
@@ -313,7 +313,7 @@ class Refusals:
         planned.extend([(answer, feed)] * min(times, _MOST_PLANNED - len(planned)))
 
     def take(self, when: When, feed: StreamName = "stocks") -> int | Silence | None:
-        """The answer planned for this one; None where none is."""
+        """Take the next planned answer; None without one."""
         planned = self._planned.get(when, [])
         for place, (answer, of_feed) in enumerate(planned):
             if of_feed == feed or (of_feed is None and feed != TRADING.name):
@@ -322,12 +322,12 @@ class Refusals:
         return None
 
     def clear(self) -> None:
-        """Forget all that was planned."""
+        """Remove all planned answers."""
         self._planned.clear()
 
 
 class Silence(Enum):
-    """The answer that is none."""
+    """Stands for no answer at all."""
 
     SILENCE = "silence"
 

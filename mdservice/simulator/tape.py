@@ -1,4 +1,4 @@
-"""The tape: trades at the running quotes, what is said about them later, halts, and bars.
+"""The tape: trades at the current quotes, their corrections, halts, and bars.
 
 Pure: the time is an argument.
 
@@ -108,7 +108,7 @@ class Tape:
 
     @property
     def active(self) -> bool:
-        """Whether something is to be made, now or later."""
+        """Whether there is something to make, now or later."""
         return bool(self.symbols or self._later or self._halted or self._bars.pending)
 
     def follow(self, symbols: AbstractSet[str]) -> None:
@@ -118,7 +118,7 @@ class Tape:
         self._opened |= symbols
 
     def make(self, quotes: Iterable[SimQuote], now_ns: int) -> Iterator[Made]:
-        """What follows from these quotes, and what has come due since the last call."""
+        """The records that follow from these quotes, and those due since the last call."""
         if self._opening:
             yield "statuses", [_resumption(symbol, ("", ""), now_ns) for symbol in self._opening]
             self._opening = []
@@ -143,7 +143,7 @@ class Tape:
         yield from self._report_bars(now_ns)
 
     def halt(self, symbol: str, now_ns: int, for_s: float) -> Iterator[Made]:
-        """Halt a symbol, unless it is halted, for so many seconds."""
+        """Halt a symbol for some seconds, unless it is halted already."""
         if symbol in self._halted:
             return
         until_ns = now_ns + round(for_s * _SECOND_NS) if for_s < _NEVER_NS else _NEVER_NS
@@ -306,7 +306,7 @@ class Tape:
 
 @attrs.frozen
 class _Later:
-    """What is reported of a trade later; ``price`` is the right one."""
+    """A report about a trade that is sent later; ``price`` is the right one."""
 
     what: Literal["report", "correct", "cancel"]
     trade: SimTrade

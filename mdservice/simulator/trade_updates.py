@@ -62,7 +62,7 @@ class TradingSession:
         return {"streams": self.streams}
 
     def open(self) -> Reply:
-        """What the server says first: nothing, unless something else was planned."""
+        """The server's first messages: none, unless others were planned."""
         return self._planned("connect", Reply((), _INTERNAL_ERROR)) or NOTHING
 
     def receive(self, message: Mapping[str, Any] | None, now_s: float) -> Reply:  # noqa: ARG002 - as Session
@@ -87,7 +87,7 @@ class TradingSession:
                 return NOTHING
 
     def time_out(self) -> Reply:
-        """The time for the login is over."""
+        """End the session if the client has not logged in by now."""
         if self.authenticated or self.silent:
             return NOTHING
         return Reply((), _NORMAL_CLOSURE)

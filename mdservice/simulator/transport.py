@@ -77,7 +77,7 @@ _ERRORS: dict[type[Exception], type[httpx.TransportError]] = {
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """A stream in memory, as httpcore wants it."""
+    """A stream in memory, with the interface of httpcore."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -110,7 +110,7 @@ class _Stream(httpcore.AsyncNetworkStream):
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    """Connects to the simulator alone."""
+    """Connects only to the simulator."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator

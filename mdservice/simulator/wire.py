@@ -132,8 +132,8 @@ class SimQuote(msgspec.Struct, frozen=True, gc=False):
         ask: Best offer; 0 means that no offer is active.
         bid_size: Shares.
         ask_size: Shares.
-        ts_event_ns: The exchange's time, UTC nanoseconds; 0 where :meth:`Simulator.send_quotes`
-            shall stamp it.
+        ts_event_ns: The exchange's time, UTC nanoseconds; 0 if :meth:`Simulator.send_quotes`
+            is to set it.
         bid_exchange: One letter.
         ask_exchange: One letter.
         conditions: Condition codes.
