@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import attrs
-
 from docs.generate.text import code, paragraph
-from mdservice.settings import SETTINGS, Settings
+from mdservice.settings import SETTINGS
 from mdservice.settings.sources import SettingInfo
 
 __all__ = ["settings"]
@@ -23,19 +19,6 @@ def _setting(info: SettingInfo) -> str:
     facts = (
         f"- Environment: {', '.join(map(code, info.environment))}",
         f"- Flag: {flag}",
-        f"- Default: {_default(info)}",
+        f"- Default: {info.default or 'not set'}",
     )
     return "\n\n".join((f"### `{info.name}`", paragraph(info.help), "\n".join(facts)))
-
-
-def _default(info: SettingInfo) -> str:
-    if info.default is not None:
-        return info.default
-    value = attrs.fields_dict(Settings)[info.name].default
-    if isinstance(value, (str, int, float, Path)):
-        return code(f"{value:g}" if isinstance(value, float) else str(value))
-    if value in (None, ()):
-        return "not set"
-    if isinstance(value, tuple):
-        return code(",".join(value))
-    raise LookupError(f"say by shown_default what the default of {info.name} is")

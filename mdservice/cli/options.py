@@ -22,7 +22,7 @@ from mdservice.errors import ConfigurationError, FeedRefused, MDServiceError
 from mdservice.observability.logging import get_logger, hide_secrets, is_configured, masked
 from mdservice.settings import SETTINGS, Settings, load_settings
 from mdservice.settings.parsers import default_log_format
-from mdservice.settings.sources import CONFIG_FILE, SECTION
+from mdservice.settings.sources import CONFIG_FILE, SECTION, SettingInfo
 
 __all__ = [
     "CONFIGURATION",
@@ -72,11 +72,18 @@ def settings_options(*names: str) -> Callable[[_Command], _Command]:
                 info.flag,
                 info.name,
                 metavar=info.metavar,
-                help=f"{info.help} [{info.environment[0]}]",
+                help=f"{info.help} [{'; '.join(_notes(info))}]",
             )(command)
         return config_option(command)
 
     return add
+
+
+def _notes(info: SettingInfo) -> Iterator[str]:
+    """What stands behind a flag's help: its variable and its default."""
+    yield info.environment[0]
+    if info.default is not None:
+        yield f"default: {info.default.replace('`', '')}"
 
 
 def settings_from(

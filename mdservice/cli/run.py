@@ -83,11 +83,11 @@ def run(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None
     anyio.run(partial(serve, settings, announce=announce, live_line=live_line), backend="trio")
 
 
-@click.command(epilog=_GATEWAY_EPILOG, short_help="Positions and real-time P&L over HTTP.")
+@click.command(epilog=_GATEWAY_EPILOG, short_help="Serve positions and real-time P&L over HTTP.")
 @settings_options()
 @click.pass_context
 def gateway(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None:
-    """A small execution gateway: positions and their real-time P&L over HTTP.
+    """Serve positions and their real-time P&L over HTTP: a small execution gateway.
 
     To serve the same from your own application, mount mdservice.gateway.pnl_router.
     """

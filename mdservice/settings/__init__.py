@@ -93,6 +93,8 @@ class Settings:
         "stream) or simulator, which simulates crypto, options and news too.",
         metavar="NAME",
         real_world=True,
+        shown_default="`iex`; `simulator` if no setting names a key, feed, stream, Redis or "
+        "positions",
     )
     crypto_feed: str = setting(
         "us",
@@ -111,8 +113,8 @@ class Settings:
     feed_url: str | None = setting(
         None,
         values.feed_url("stocks"),
-        "The stream of stocks: a ws:// or wss:// URL that speaks Alpaca's protocol; else by the "
-        "feed's name.",
+        "The stream of stocks: a ws:// or wss:// URL of a server that speaks Alpaca's protocol. "
+        "Without it, Alpaca's own stream of the feed.",
         metavar="URL",
         address=True,
         real_world=True,
@@ -120,7 +122,7 @@ class Settings:
     crypto_url: str | None = setting(
         None,
         values.feed_url("crypto"),
-        "The stream of crypto, likewise.",
+        "The stream of crypto, as for stocks.",
         metavar="URL",
         address=True,
         real_world=True,
@@ -128,7 +130,7 @@ class Settings:
     options_url: str | None = setting(
         None,
         values.feed_url("options"),
-        "The stream of options, likewise.",
+        "The stream of options, as for stocks.",
         metavar="URL",
         address=True,
         real_world=True,
@@ -136,7 +138,7 @@ class Settings:
     news_url: str | None = setting(
         None,
         values.feed_url("news"),
-        "The stream of news, likewise.",
+        "The stream of news, as for stocks.",
         metavar="URL",
         address=True,
         real_world=True,
@@ -174,7 +176,8 @@ class Settings:
     driver: Literal["auto", "alpaca-py", "websockets"] = setting(
         "auto",
         values.one_of("auto", "alpaca-py", "websockets"),
-        "alpaca-py, websockets (the raw protocol), or auto: the first, else the second.",
+        "alpaca-py, websockets (the raw protocol), or auto: alpaca-py, and if that fails, "
+        "websockets.",
         metavar="NAME",
     )
     symbols: tuple[str, ...] = setting(
@@ -201,18 +204,21 @@ class Settings:
     positions: str = setting(
         "none",
         values.parse_positions,
-        "Positions to follow: none, alpaca, an http(s):// URL of a gateway's, or file:PATH.",
+        "Positions to follow: none, alpaca, the http(s):// URL of a gateway, or file:PATH.",
         metavar="SOURCE",
         address=True,
         real_world=True,
     )
     positions_interval: float = setting(
-        5.0, values.real_number(_DAY_S), "How often positions are asked for.", metavar="SECONDS"
+        5.0,
+        values.real_number(_DAY_S),
+        "Time between two requests for positions.",
+        metavar="SECONDS",
     )
     gateway_positions: str | None = setting(
         None,
         values.parse_positions,
-        "Where the gateway takes positions from; as --positions where not set.",
+        "Positions of the gateway, in the same form; without it, those of --positions.",
         metavar="SOURCE",
         address=True,
         real_world=True,
@@ -220,8 +226,8 @@ class Settings:
     alerts: tuple[str, ...] = setting(
         (),
         values.parse_alerts,
-        "Rules of the gateway's, with ; between: 'AAPL pnl < -500; total pct < -2; TSLA stale'. "
-        "With trip behind a rule, it is a limit too.",
+        "Alert rules of the gateway, with ; between: 'AAPL pnl < -500; total pct < -2; TSLA "
+        "stale'. With trip behind a rule, it is a limit too.",
         metavar="RULE;RULE",
     )
     limits: tuple[str, ...] = setting(
@@ -248,7 +254,7 @@ class Settings:
     redis_url: str | None = setting(
         None,
         values.url("redis", "rediss", "unix"),
-        "redis://, rediss:// or unix://; an embedded server where not set. One with a password "
+        "redis://, rediss:// or unix://; without it, an embedded server. A URL with a password "
         "belongs in the environment or the file, since flags are seen by all users.",
         metavar="URL",
         environment=("MDSERVICE_REDIS_URL", "REDIS_URL"),
@@ -280,7 +286,7 @@ class Settings:
     mute_after: float = setting(
         30.0,
         values.real_number(_DAY_S),
-        "Silence after which the feed is questioned.",
+        "Silence after which the service checks whether the connection is dead.",
         metavar="SECONDS",
     )
     stale_after: float = setting(

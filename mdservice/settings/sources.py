@@ -57,7 +57,7 @@ class SettingInfo:
         parse: Turns text or a TOML value into the checked value; raises ValueError with the reason.
         help: One line for ``--help``.
         metavar: The placeholder for its value there.
-        default: Its default in words; None if it is the field's default.
+        default: Its default in words, values in backticks; None if it is not set by default.
         secret: Whether it has no flag, and messages never show its value.
         address: Whether it may be a URL, whose login is a secret.
         real_world: Whether prices must not be simulated if it is set.
@@ -244,7 +244,7 @@ def setting(
         parse=parse_optional(parse) if default is None else parse,
         help=help,
         metavar=metavar,
-        default=shown_default,
+        default=shown_default or _in_words(default),
         secret=secret,
         address=address,
         real_world=real_world,
@@ -255,6 +255,17 @@ def setting(
         hash=False if secret else None,  # pairs of keys cannot be hashed
         metadata={"info": info},
     )
+
+
+def _in_words(default: object) -> str | None:
+    """A default as one writes it, in backticks; None for a setting that is not set."""
+    if default in (None, (), ""):
+        return None
+    if isinstance(default, bool):
+        return "`on`" if default else "`off`"
+    if isinstance(default, tuple):
+        return f"`{','.join(default)}`"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 
 def describe(_owner: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:

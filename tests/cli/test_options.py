@@ -58,6 +58,14 @@ def test_every_setting_but_secrets_has_a_flag(invoke, command: str) -> None:
     assert "key KEY" not in output.lower()
 
 
+def test_the_help_of_a_flag_has_its_variable_and_its_default(invoke) -> None:
+    output = " ".join(invoke("run", "--help").output.split())
+    assert "[MDSERVICE_PRICE_TTL; default: 300]" in output
+    assert "[MDSERVICE_RENEW_PRICES; default: on]" in output
+    assert "[MDSERVICE_CHANNELS; default: quotes]" in output
+    assert "[MDSERVICE_SYMBOLS]" in output
+
+
 def test_version(invoke) -> None:
     result = invoke("--version")
     assert (result.exit_code, result.output) == (0, f"mdservice {__version__}\n")

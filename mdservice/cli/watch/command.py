@@ -28,7 +28,7 @@ With --once, exit code 1 means that the prices shown may be out of date.
 """
 
 
-@click.command(epilog=_EPILOG, short_help="Live prices and P&L in the terminal.")
+@click.command(epilog=_EPILOG, short_help="Show live prices and P&L in the terminal.")
 @click.argument("shown", metavar="[SYM]...", nargs=-1)
 @click.option("--once", is_flag=True, help="Show the table once and exit.")
 @settings_options()
