@@ -295,7 +295,8 @@ class DayBook:
         Args:
             positions: All of them.
             newer: Whether they may include a fill that the book does not have yet. Then a position
-                counts only if its quantity is that of the start.
+                counts only if its quantity is that of the start, and its last close another one:
+                fills that add up to nothing leave another average price too.
         """
         changed = False
         for key, lots in _by_key(positions).items():
@@ -305,7 +306,7 @@ class DayBook:
                 now = msgspec.structs.replace(known, lastday_price=lastday, multiplier=multiplier)
             else:
                 qty, cost = _held(lots)
-                if newer and qty != known.qty:
+                if newer and (qty != known.qty or lastday == known.lastday_price):
                     continue
                 average = _divide(cost, qty) if qty else None
                 now = Start(lots[0].symbol, qty, average, lastday, multiplier)

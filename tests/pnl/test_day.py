@@ -81,6 +81,15 @@ def test_an_option_whose_average_was_found_late_counts_a_hundred_shares() -> Non
     assert book.symbol_day(OPTION, []).realized == 50
 
 
+def test_fills_that_add_up_to_nothing_leave_the_average_of_the_start() -> None:
+    book = DayBook(DATE)
+    book.note([row(10, 100, lastday=120)])
+    assert not book.note([row(10, 130, lastday=120)], newer=True)  # sold and bought again
+    assert book.add(fill(-10, 125))
+    assert book.add(fill(10, 130, 1))
+    assert book.symbol_day("AAPL", [row(10, 130, lastday=120)]).realized == 250
+
+
 def test_alpacas_first_example_of_compressed_fifo() -> None:
     bought = [fill(100, 10, 0), fill(50, 12, 1), fill(30, 15, 2, days=1)]
     before = average_at_start(bought, D(180))
