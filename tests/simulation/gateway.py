@@ -79,6 +79,7 @@ _INTERVAL_S: Final = 8.0
 _REFUSED_AT_MOST_S: Final = 330.0
 """A refused login is tried again after five minutes at the latest."""
 _LOOK_S: Final = 1.0
+_WATCH_S: Final = 0.25
 _STALE_AFTER_S: Final = 60
 _PAIR: Final = PAIRS_HELD[0]
 _OPTION: Final = OPTIONS_HELD[0]
@@ -99,9 +100,10 @@ _QUOTED_EVERY_S: Final = 1.5
 _EVENING_S, _MORNING_S = 12.0, 60.0
 """Before the account's day ends, every event and activity of its trades comes; and how soon a
 gateway has the last closes afterwards, unless something is wrong with it."""
-_DAY_KNOWN_S: Final = 130.0
-"""How soon the day is known and agrees with the equity: its source may be asked only once a minute,
-and its answers may be slow."""
+_DAY_KNOWN_S: Final = 40.0
+"""How soon after the last fill the day is known and agrees with the equity: the activities are read
+after 5 s, and a difference of the equity is looked at twice. Fills from the stream that no list has
+would be dropped only after 120 s."""
 _CENT: Final = Fraction(1, 100)
 _CENTS: Final = Decimal("0.01")
 _ZERO: Final = Decimal(0)
@@ -125,6 +127,12 @@ class SimulatedGateway:
         self._rng = random.Random(f"{world.plan.seed}/gateway")
         self._qty: dict[str, Decimal] = {}
         """What the account holds by its own trades."""
+        self._past: dict[str, list[Decimal]] = {symbol: [_ZERO] for symbol in _TRADED}
+        """What it has held, the oldest first."""
+        self._reached: dict[str, int] = {}
+        """How far in it the present gateway is."""
+        self._tripped = False
+        """Whether the present gateway's breaker was tripped."""
         self._today: dict[str, list[tuple[Decimal, Decimal]]] = {}
         """The quantities and prices of its trades since the last day's end."""
         self._start: dict[str, tuple[Decimal, Decimal]] = {}
@@ -148,6 +156,7 @@ class SimulatedGateway:
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._trade_on)
             self._tasks.start_soon(self._break_things)
+            self._tasks.start_soon(self._watch)
             if self._world.account is None:
                 self._tasks.start_soon(self._quote_others)
             while True:
@@ -169,7 +178,7 @@ class SimulatedGateway:
         )
         calls = cast("RedisCalls", self._calls)
         risk = Risk(make_limits(LIMITS, ()), engine, calls, clock)
-        self._heard = {}
+        self._heard, self._reached, self._tripped = {}, {}, False
         self._forgot = True
         stream = TradingStream(
             world.sim.stream_url("trading"), "key", "secret", open_stream=self._dial
@@ -233,6 +242,7 @@ class SimulatedGateway:
         except ValueError:
             return
         self._qty[symbol] = held + qty
+        self._past[symbol].append(held + qty)
         self._today.setdefault(symbol, []).append((qty, trade.price))
         if qty < 0:
             value = -qty * trade.price * asset_of(symbol).multiplier
@@ -342,6 +352,22 @@ class SimulatedGateway:
             self._scope.cancel()
 
     # The recount
+
+    async def _watch(self) -> None:
+        """No quantity is one that the account never had, or goes back to an earlier one."""
+        while True:
+            await anyio.sleep(_WATCH_S)
+            self._tripped = self._tripped or self.tracker.risk.is_tripped
+            if not self.cache.answers:
+                continue
+            told = {each.symbol: each.qty for each in self.cache.positions}
+            for symbol, past in self._past.items():
+                qty, since = told.get(without_slash(symbol), _ZERO), self._reached.get(symbol, 0)
+                if qty in past[since:]:
+                    self._reached[symbol] = past.index(qty, since)
+                else:
+                    self._world.violated(f"the gateway has {qty} of {symbol} after {past[since]}")
+                    self._reached[symbol] = 0
 
     async def check_at_end(self, within_s: float) -> None:
         """All is as the account's own records and the store say; takes as long as said."""
@@ -464,7 +490,7 @@ class SimulatedGateway:
         await self._check_limits(reference, now_ns)
 
     async def _check_limits(self, book: _Recount, now_ns: int) -> None:
-        """The limits at the same moment; and soon the breaker, which stays tripped."""
+        """The limits at the same moment; and soon the breaker, which stays tripped in the store."""
         world, limits = self._world, self.tracker.risk._limits
         reference = LimitsReference(list(limits.rules), book, now_ns, book.days)
         limits.check(self.tracker.engine, now_ns)
@@ -478,7 +504,8 @@ class SimulatedGateway:
             world.violated(f"{limits.crossed()} are crossed, by the recount {crossed}")
         await anyio.sleep(2.0)
         payload = world.store.get(BREAKER_KEY)
-        if crossed and (payload is None or not decode_breaker(payload).tripped):
+        is_tripped = payload is not None and decode_breaker(payload).tripped
+        if (crossed or self._tripped) and not is_tripped:
             world.violated(f"{crossed} are crossed, and the breaker is {payload!r}")
 
     def _recounted(self) -> list[Position]:

@@ -89,6 +89,12 @@ FOUND_AMONG_ALL = [
 ]
 
 
+# The same, with a gateway.
+FOUND_WITH_GATEWAYS = [
+    9_310_035,  # Sold and bought again before a fill came: the new average counted as the start's.
+]
+
+
 @pytest.fixture(autouse=True)
 def _silent() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
@@ -123,6 +129,11 @@ def test_what_a_seed_found_in_an_account_stays_fixed(seed: int) -> None:
 @pytest.mark.parametrize("seed", FOUND_AMONG_ALL)
 def test_what_a_seed_found_among_all_stays_fixed(seed: int) -> None:
     assert simulate(seed, gateway=False).violations == []
+
+
+@pytest.mark.parametrize("seed", FOUND_WITH_GATEWAYS)
+def test_what_a_seed_found_with_a_gateway_stays_fixed(seed: int) -> None:
+    assert simulate(seed).violations == []
 
 
 @pytest.mark.parametrize("seed", range(8_100_001, 8_100_004))
