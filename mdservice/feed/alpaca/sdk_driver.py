@@ -26,7 +26,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -54,6 +54,7 @@ _MOST_AT_ONCE = 64
 """The most frames of one batch, since one turn of the shared event loop decodes all of them."""
 
 _IMPORT_LIMIT_S = 8.0
+_importing: Final = threading.Lock()
 """The import takes one to three seconds, longer on a slow disk."""
 _PING_INTERVAL_S, _PING_TIMEOUT_S = 10.0, 20.0
 """A peer that is gone without a word is found within their sum."""
@@ -509,14 +510,23 @@ async def _read_consent(sock: socket.socket) -> None:
 
 
 async def _sdk() -> tuple[Mapping[FeedName, Any], Any]:
-    """Run :func:`_import_sdk` in a thread, since it takes seconds."""
+    """Run :func:`_import_sdk` in a thread, since it takes seconds.
+
+    Raises:
+        FeedUnavailable: It takes longer, and goes on. The machine is busy, or its disk is slow.
+    """
     try:
         with anyio.fail_after(_IMPORT_LIMIT_S):
-            return await anyio.to_thread.run_sync(_import_sdk, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(_import_alone, abandon_on_cancel=True)
     except TimeoutError as exc:
-        raise ConfigurationError(
-            f"alpaca-py was not imported within {_IMPORT_LIMIT_S:g} s; {_MEND}"
+        raise FeedUnavailable(
+            f"alpaca-py is not imported after {_IMPORT_LIMIT_S:g} s; the import goes on"
         ) from exc
+
+
+def _import_alone() -> tuple[Mapping[FeedName, Any], Any]:
+    with _importing:
+        return _import_sdk()
 
 
 @cache
@@ -524,7 +534,7 @@ def _import_sdk() -> tuple[Mapping[FeedName, Any], Any]:
     """alpaca-py's stream class of each feed, and a websocket class that remembers its last frame.
 
     Runs once per process: it changes the warning filters, and must not do so while another thread,
-    such as an abandoned import, does the same.
+    such as an abandoned import, does the same. See :func:`_import_alone`.
 
     The SDK reports a refused login as text; the last frame has the code.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -174,6 +175,30 @@ def test_closing_while_it_opens_is_at_once(backend: str) -> None:
         assert socket.aborted.is_set()
 
     anyio.run(limited, scene, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_an_import_that_takes_long_goes_on_and_is_tried_again(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, runs = threading.Event(), []
+
+    def slow_import() -> tuple[dict[str, Any], Any]:
+        runs.append(1)
+        may_end.wait(60)
+        return {}, object
+
+    async def main() -> None:
+        with pytest.raises(FeedUnavailable, match="goes on"):
+            await sdk_thread._sdk()
+        monkeypatch.setattr(sdk_thread, "_IMPORT_LIMIT_S", 60.0)
+        may_end.set()
+        assert await sdk_thread._sdk() == ({}, object)
+
+    monkeypatch.setattr(sdk_thread, "_IMPORT_LIMIT_S", 0.01)
+    monkeypatch.setattr(sdk_thread, "_import_sdk", cache(slow_import))
+    anyio.run(main, backend=backend)
+    assert runs == [1]
 
 
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
