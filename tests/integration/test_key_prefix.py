@@ -178,7 +178,7 @@ def test_a_reader_without_a_url_learns_it(
                 assert (await anext(prices)).symbol == "AAPL"
                 assert (await anext(log)).seq == 1
                 await until(lambda: prices.status().events > 0)
-                assert prices.service is not None
+                await until(lambda: prices.service is not None)
 
     run(body, backend)
 

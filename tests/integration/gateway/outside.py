@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http
 import json
 import threading
@@ -267,6 +268,7 @@ class Outside:
         broker: Broker | None = None,
         clock: MachineClock | None = None,
         folder: Path | None = None,
+        begins: bool = True,
         **env: str,
     ) -> None:
         self.stage, self.valkey = stage, valkey
@@ -277,7 +279,8 @@ class Outside:
         stage.defer(self.http.close)
         self._seq = 0
         self.utc_ns = time.time_ns if clock is None else clock.utc_ns
-        self.program = stage.program(
+        self._start = functools.partial(
+            stage.program,
             "gateway",
             folder=folder,
             **{
@@ -293,6 +296,12 @@ class Outside:
                 **env,
             },
         )
+        if begins:
+            self.begin()
+
+    def begin(self) -> None:
+        """Start the gateway."""
+        self.program = self._start()
 
     def ready(self) -> Outside:
         def look() -> bool:

@@ -432,7 +432,7 @@ MORNING = "2026-11-20T10:00:00-05:00"
 def at_ten(stage: Any) -> Outside:
     """A gateway at ten o'clock in New York; to be started with its broker's activities."""
     clock = MachineClock(stage.folder(), MORNING)
-    return Outside(stage, stage.valkey(), clock=clock)
+    return Outside(stage, stage.valkey(), clock=clock, begins=False)
 
 
 def dollars(row: dict[str, Any], *names: str) -> list[Any]:
@@ -461,6 +461,7 @@ def test_the_day_counts_every_fill_against_the_last_close(at_ten: Outside) -> No
             "status": "executed",
         }
     )
+    at_ten.begin()
     at_ten.ready()
     at_ten.hold(
         held("HELD", "10", "90", current="105", lastday="100"),
@@ -497,8 +498,9 @@ def test_the_average_of_a_position_that_turned_is_found_though_positions_come_la
     broker.fill_activity("MSFT", "sell_short", "20", "430", now_ns - 20 * 60 * MINUTE_NS)
     broker.fill_activity("MSFT", "buy", "30", "428", now_ns - 5 * MINUTE_NS)
     broker.answers["/v2/positions"] = 500
+    at_ten.begin()
     at_ten.stage.eventually(
-        lambda: any("activities" in target and "until" in target for target in broker.targets),
+        lambda: any("activities" in target for target in broker.targets),
         within=30,
         what=lambda: at_ten.program.said,
     )
@@ -512,6 +514,7 @@ def test_the_average_of_a_position_that_turned_is_found_though_positions_come_la
 
 def test_the_day_is_not_answered_without_the_activities(at_ten: Outside) -> None:
     at_ten.broker.answers["/v2/account/activities"] = 500
+    at_ten.begin()
     at_ten.ready()
     at_ten.hold(held("AAPL", "1", "100", current="101", lastday="100"))
     assert at_ten.get(DAY, 503)["detail"]
