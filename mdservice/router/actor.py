@@ -299,7 +299,7 @@ class Router:
         """Send the items that did not fit, also after a restart."""
         while self._unsent or self._filling:
             while self._unsent:
-                await self._outbox.send(self._unsent[0])
+                await self._outbox.send(self._unsent[0], self.heartbeat)
                 self._unsent.popleft()
             if self._filling:
                 await checkpoint()

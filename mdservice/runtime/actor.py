@@ -57,8 +57,9 @@ class Actor(Protocol):
 class Heartbeat:
     """When each loop of an actor last ran.
 
-    A loop beats at least every second while it waits for its inbox. A loop that waits for
-    the outside world, such as a socket, rests instead: its silence is normal.
+    A loop beats at least every second while it waits for its inbox, or for room in the next
+    actor's: if that one stalls, a restart of this one helps nothing. A loop that waits for the
+    outside world, such as a socket, rests instead: its silence is normal.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -138,11 +139,15 @@ class Outbox(Generic[T]):
         """
         self._stream.send_nowait(item)
 
-    async def send(self, item: T) -> None:
+    async def send(self, item: T, heartbeat: Heartbeat | None = None) -> None:
         """Send an item, at once if there is room, otherwise as soon as there is.
 
         With room, no other task runs meanwhile. So a loop that calls it must wait elsewhere, as a
         receiver does. If it is cancelled, the item was not sent.
+
+        Args:
+            item: The item.
+            heartbeat: Gets a beat every :data:`BEAT_S` seconds of the wait.
 
         Raises:
             anyio.ClosedResourceError: The channel is closed.
@@ -150,7 +155,12 @@ class Outbox(Generic[T]):
         while True:
             with suppress(anyio.WouldBlock):
                 return self._stream.send_nowait(item)
-            await self._room.wait()
+            if heartbeat is None:
+                await self._room.wait()
+                continue
+            with anyio.move_on_after(BEAT_S):
+                await self._room.wait()
+            heartbeat.beat()
 
     def clone(self) -> Outbox[T]:
         """Another sending end; the inbox ends when all of them are closed."""

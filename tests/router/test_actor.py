@@ -164,6 +164,19 @@ async def test_waits_for_the_next_actor_and_loses_nothing(
         assert bench.story == [("AAPL", bid, bid) for bid in bids]
 
 
+async def test_a_wait_for_the_next_actor_is_no_stall(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench(outbox_size=1, taking=False) as bench:
+        await bench.send(*(bench.batch(bid) for bid in range(1, 6)))
+        for _ in range(100):
+            await anyio.sleep(0.37)
+            assert bench.router.heartbeat.age_s() <= 1.0
+        bench.take()
+        await anyio.wait_all_tasks_blocked()
+        assert len(bench.story) == 5
+
+
 async def test_ends_once_the_inbox_has_ended_and_closes_the_outbox(
     autojump_clock: Any, open_bench: MakeBench
 ) -> None:
