@@ -234,10 +234,9 @@ def _feed(label: str, feed: Mapping[str, Any]) -> Iterator[str]:
     if feed.get("last_error"):
         yield from _row("", f"last error: {feed['last_error']}")
     left_out = _part(feed, "left_out")
-    if left_out:
-        yield from _row("", f"without {', '.join(map(str, left_out))}")
-        for reason in dict.fromkeys(left_out.values()):
-            yield from _row("", f"left out: {reason}")
+    for reason in dict.fromkeys(left_out.values()):
+        symbols = ", ".join(str(one) for one in left_out if left_out[one] == reason)
+        yield from _row("", f"left out: {symbols} ({reason})")
     for symbol, reason in list(_part(feed, "repairs_refused").items())[:_SHOWN]:
         yield from _row("", f"no repairs of {symbol}: {reason}")
     if feed.get("repair_error"):

@@ -98,11 +98,19 @@ def _leading(kind: Kind[Any], recoveries: Mapping[Kind[Any], Recovery[Any]]) -> 
     return next(each for each in recoveries.values() if each.brings(kind))
 
 
-def _reasons(left_out: Mapping[Topic, str]) -> dict[str, str]:
-    """Why each symbol lacks something: the reason for its first channel."""
+def _reasons(left_out: Mapping[Topic, str], acknowledged: Collection[Topic]) -> dict[str, str]:
+    """Why each symbol lacks something: the reason for its first channel.
+
+    If the feed gives other channels of the symbol, the missing ones are named:
+    ``bars: not acknowledged``.
+    """
     reasons: dict[str, str] = {}
+    channels: dict[str, list[str]] = {}
     for topic in left_out:
         reasons.setdefault(topic.symbol, left_out[topic])
+        channels.setdefault(topic.symbol, []).append(topic.channel)
+    for symbol in {topic.symbol for topic in acknowledged}.intersection(reasons):
+        reasons[symbol] = f"{', '.join(channels[symbol])}: {reasons[symbol]}"
     return reasons
 
 
@@ -214,7 +222,7 @@ class FeedConnection:
             last_error=self._last_error,
             wanted=len(self._subscriptions.symbols()),
             acknowledged=len(session.symbols()) if session else 0,
-            left_out=_reasons(session.left_out) if session else {},
+            left_out=_reasons(session.left_out, session.acknowledged) if session else {},
             quotes_received=self._received[QUOTES.channel],
             records_received=dict(self._received),
             decode_errors=(

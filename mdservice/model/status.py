@@ -131,7 +131,11 @@ class FeedReport:
     last_error: str | None = _shown("Why the last attempt or connection ended.")
     wanted: int = _shown("Symbols asked for.", default=0, metric="gauge")
     acknowledged: int = _shown("Of these, acknowledged by the feed.", default=0, metric="gauge")
-    left_out: Mapping[str, str] = _shown("Symbols not subscribed, with the reason.", factory=dict)
+    left_out: Mapping[str, str] = _shown(
+        "Symbols not subscribed, with the reason. If only some channels of a symbol are missing, "
+        "it begins with their names.",
+        factory=dict,
+    )
     other_messages: int = _shown(
         "Messages other than quotes, ignored.", default=0, metric="counter"
     )

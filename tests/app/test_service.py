@@ -313,6 +313,17 @@ async def test_unsubscribing_names_each_symbol_in_the_order_of_the_request(
         assert (result.status, result.symbols) == ("unsubscribed", ("TSLA", "AAPL", "MSFT"))
 
 
+async def test_a_symbol_that_lacks_only_some_channels_is_reported_with_them(
+    autojump_clock: Any,
+) -> None:
+    feed = FakeDriver(rules=SessionRules(symbol_limit=3))
+    async with open_bench("AAPL", "MSFT", feed=feed, channels="quotes,bars") as bench:
+        await bench.ready()
+        assert [*bench.service.left_out()] == ["MSFT"]
+        (channel,) = bench.service.left_out()["MSFT"]
+        assert bench.service.status().feed.left_out["MSFT"].startswith(f"{channel}: ")
+
+
 async def test_shows_what_the_feed_gives_and_what_it_leaves_out(autojump_clock: Any) -> None:
     feed = FakeDriver(rules=SessionRules(symbol_limit=3, invalid_symbols={"BAD"}))
     async with open_bench("AAPL,BAD,IBM,MSFT,TSLA", feed=feed) as bench:

@@ -77,7 +77,7 @@ def test_the_table_shows_everything_within_80_columns() -> None:
         "the feed is not connected",
         "delayed_sip by alpaca-py, not connected, waiting for slot, 12,345 reconnects",
         "last error: the feed refused with 406",
-        "without FAKEPACA",
+        "left out: FAKEPACA (unknown)",
         "1,200 symbols have had no quote yet: S0, S1, S2, S3, S4, S5, S6, S7, …",
         "their times have stood still for 1 min 15 s",
         "not connected, 99,999 events waiting",
