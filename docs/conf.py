@@ -41,6 +41,7 @@ nitpick_ignore_regex = [
     ("py:class", r"mdservice\.positions\.sources\._Result"),
     ("py:(class|obj)", r"mdservice\.model\.kinds\..*"),
     ("py:class", r"mdservice\.pnl\.(holding|day)\..*"),
+    ("py:(class|obj)", r"mdservice\.pnl\.(engine|rows)\._T"),
     ("py:func", r"mdservice\.pnl\.last_sale\.updates_last"),
     ("py:class", r"mdservice\.model\.market\.Market"),
     (

@@ -469,7 +469,12 @@ class PnlTracker:
 
     async def _find_missing(self) -> None:
         if self._missing is not None:
-            await self._missing.run(self._record_came)
+            await self._missing.run(self._missing_came)
+
+    def _missing_came(self, record: Quote | Trade) -> None:
+        """Apply a record that is not from Redis, so that it does not need a key to be live."""
+        self._record_came(record)
+        self._engine.need_no_key(record)
 
     def _record_came(self, record: Any) -> None:
         """Apply a record where last trades are the price, or that was missing."""

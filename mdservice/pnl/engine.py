@@ -636,13 +636,26 @@ class PnlEngine:
         Args:
             symbols: Those whose keys are gone.
             now_ns: The time.
-            asked_ns: When the keys were asked for. A price that came since then stays.
+            asked_ns: When the keys were asked for. A price that came since then stays, and so does
+                one that needs no key.
         """
         self.pass_time(now_ns)
         for symbol in symbols:
             holding = self._held.get(symbol) or self._remembered.get(symbol)
-            if holding is not None and (asked_ns is None or holding.heard_ns < asked_ns):
+            if holding is None or holding.mark is None or holding.mark is holding.from_elsewhere:
+                continue
+            if asked_ns is None or holding.heard_ns < asked_ns:
                 self._end_live(holding)
+
+    def need_no_key(self, record: Quote | Trade) -> None:
+        """Let the age alone decide whether a price is live, if it is that of this record.
+
+        Args:
+            record: It was applied, and is from elsewhere than Redis.
+        """
+        holding = self._held.get(record.symbol)
+        if holding is not None and holding.mark is record:
+            holding.from_elsewhere = record
 
     def pass_time(self, now_ns: int) -> None:
         """Make prices stale that are too old at that time. Reports call this too."""

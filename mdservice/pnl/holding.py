@@ -54,6 +54,7 @@ class Holding:
             where no quote was usable. It is the price as long as there is neither a mark nor a
             price from the source.
         trades: The newest trades that count as last ones, by time; only where they are the price.
+        from_elsewhere: The last mark that was not from Redis, or None.
         heard_ns: When the last quote came, or the known one was confirmed.
         live: Whether the mark was young enough at the last check.
         closed: Whether the price is the last one of the last session, and its market is closed.
@@ -86,6 +87,7 @@ class Holding:
     number: float | Decimal | None = None
     spare: Quote | Trade | None = None
     trades: list[Trade] = attrs.Factory(list)
+    from_elsewhere: Quote | Trade | None = None
     heard_ns: int = 0
     live: bool = False
     closed: bool = False

@@ -43,9 +43,9 @@ class Row(msgspec.Struct, frozen=True, gc=False):
         last_updated: The time of that quote or trade, RFC 3339; None for a price from the source.
             If unpriced, the time of the newest quote, or None.
         status: ``live``: the price is young enough; ``closed``: it is older, its market is closed,
-            and it is the last session's last price; ``stale``: it is too old otherwise, its key is
-            gone, the newest quote is not usable, or the price is from the position's source;
-            ``unpriced``.
+            and it is the last session's last price; ``stale``: it is too old otherwise, the key
+            that it had is gone, the newest quote is not usable, or the price is from the position's
+            source; ``unpriced``.
         problem: Why the lot is never priced, or None.
     """
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from decimal import Decimal
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import attrs
@@ -14,12 +14,15 @@ import msgspec
 import pytest
 
 from mdservice.errors import StoreUnavailable
+from mdservice.gateway.missing_prices import MissingPrices
 from mdservice.gateway.risk import Risk, make_limits
 from mdservice.gateway.tracker import FollowedPrices, PnlTracker
+from mdservice.model.kinds import QUOTES
 from mdservice.model.market import Market
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
+from mdservice.model.trade import Trade
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding
 from mdservice.pnl.limits import Limits
@@ -103,8 +106,29 @@ class FakeKeys:
             raise self.error
         return [self.found.get(symbol) for symbol in symbols]
 
+    async def trades(self, symbols: Any) -> list[Trade | None]:
+        return [None] * len(symbols)
+
     def close(self) -> None:
         self.closed += 1
+
+
+class Elsewhere:
+    """Another source of prices than Redis."""
+
+    name = "elsewhere"
+    after_s = 1.0
+
+    def __init__(self) -> None:
+        self.quotes: list[Quote] = []
+        self.trades: list[Trade] = []
+
+    def has(self, symbol: str) -> bool:
+        return bool(symbol)
+
+    async def latest(self, kind: Any, symbols: Sequence[str]) -> Iterable[Any]:
+        found: list[Any] = [*self.quotes] if kind is QUOTES else [*self.trades]
+        return [one for one in found if one.symbol in symbols]
 
 
 @attrs.define
@@ -114,6 +138,7 @@ class Bench:
     prices: FakePrices
     keys: FakeKeys
     clock: VirtualClock
+    elsewhere: Elsewhere
 
     async def row(self) -> tuple[str, Any]:
         (row,) = (await self.tracker.report()).positions
@@ -127,10 +152,14 @@ def bench() -> Iterator[Bench]:
 
 
 @contextmanager
-def open_bench(clock: VirtualClock, market_clock: MarketClock | None = None) -> Iterator[Bench]:
-    prices, keys = FakePrices(), FakeKeys()
+def open_bench(
+    clock: VirtualClock,
+    market_clock: MarketClock | None = None,
+    mark: Literal["mid", "last", "exit"] = "mid",
+) -> Iterator[Bench]:
+    prices, keys, elsewhere = FakePrices(), FakeKeys(), Elsewhere()
     source = FakePositions([Position("AAPL", Decimal(10), Decimal(150))])
-    engine = PnlEngine(stale_after_s=60, price_ttl_s=300)
+    engine = PnlEngine(stale_after_s=60, price_ttl_s=300, mark=mark)
     tracker = PnlTracker(
         PositionCache(source, 5.0, clock),
         keys,  # type: ignore[arg-type]
@@ -141,8 +170,9 @@ def open_bench(clock: VirtualClock, market_clock: MarketClock | None = None) -> 
         clock,
         Risk(Limits(()), engine, keys, clock),  # type: ignore[arg-type]
         market_clock=market_clock,
+        missing=MissingPrices(engine, [elsewhere]),
     )
-    yield Bench(tracker, source, prices, keys, clock)
+    yield Bench(tracker, source, prices, keys, clock, elsewhere)
     prices.close()
 
 
@@ -177,6 +207,39 @@ async def test_outside_of_running_an_answer_reads_the_keys(
     del bench.keys.found["AAPL"]
     assert await bench.row() == ("stale", 100)
     assert bench.tracker.warnings() == []
+
+
+@pytest.mark.parametrize("mark", ["mid", "last", "exit"])
+async def test_a_price_that_redis_never_had_is_live_by_its_age(
+    autojump_clock: Any, mark: Literal["mid", "last", "exit"]
+) -> None:
+    with open_bench(VirtualClock(), mark=mark) as bench:
+        at_ns = bench.clock.utc_ns()
+        bench.elsewhere.quotes.append(Quote("AAPL", 100, 100, 1, 1, at_ns, at_ns))
+        bench.elsewhere.trades.append(Trade("AAPL", 100.0, 1, "V", ("@",), "C", 1, at_ns, at_ns))
+        async with bench.tracker.running():
+            await anyio.sleep(30)
+            for _ in range(2):
+                await bench.tracker.read_keys()
+                assert await bench.row() == ("live", 100)
+            await anyio.sleep(31)
+            assert await bench.row() == ("stale", 100)
+
+
+async def test_a_price_is_stale_once_its_key_has_gone(autojump_clock: Any) -> None:
+    with open_bench(VirtualClock()) as bench:
+        at_ns = bench.clock.utc_ns()
+        quote = Quote("AAPL", 100, 100, 1, 1, at_ns, at_ns)
+        bench.elsewhere.quotes.append(quote)
+        async with bench.tracker.running():
+            await anyio.sleep(10)
+            bench.keys.found["AAPL"] = attrs.evolve(quote)
+            await bench.tracker.read_keys()
+            assert await bench.row() == ("live", 100)
+            await anyio.sleep(1)
+            del bench.keys.found["AAPL"]
+            await bench.tracker.read_keys()
+            assert await bench.row() == ("stale", 100)
 
 
 async def test_the_services_delay_is_allowed_for(autojump_clock: Any, bench: Bench) -> None:
