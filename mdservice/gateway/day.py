@@ -13,6 +13,7 @@ import msgspec
 
 from mdservice.clock import Clock
 from mdservice.errors import AccountError, AccountRefused, AccountUnavailable, MDServiceError
+from mdservice.gateway.missing_prices import LastCloses
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.model.position import Position
 from mdservice.model.symbol import without_slash
@@ -43,6 +44,8 @@ _LEAST_S: Final = 5.0
 """Between two polls. Each is four requests, and Alpaca answers 200 a minute on its free plan."""
 _PATIENCE_S: Final = 5.0
 """How long a request waits for a poll."""
+_CLOSES_LIMIT_S: Final = 3.0
+"""How long last closes may take, less than a request waits; then the next poll asks again."""
 _CONFIRM_S: Final = 4.0
 """How long the equity must differ; less than the time between two polls."""
 _FIRST_S: Final = 1.0
@@ -96,6 +99,8 @@ class AccountDay:
         redis: Keeps the start of the day.
         clock: The time.
         changed: Called after each change of the engine.
+        closes: Knows the last closes of stocks that are gone before the first gateway of the day
+            starts; None if nothing does.
     """
 
     def __init__(
@@ -106,7 +111,10 @@ class AccountDay:
         redis: RedisCalls,
         clock: Clock,
         changed: Callable[[], None],
+        closes: LastCloses | None = None,
     ) -> None:
+        self._closes = closes
+        self._closes_error: str | None = None
         self._source = source
         self._positions = positions
         self._engine = engine
@@ -240,6 +248,7 @@ class AccountDay:
                     book.starts |= await self._load(read.account.id, read.date)
                 self._take(read, book, is_new=is_new, positions=positions)
                 await self._find_averages()
+                await self._find_closes()
             except AccountError as exc:
                 self._fail(exc)
             else:
@@ -370,6 +379,33 @@ class AccountDay:
                 self._book.learn_average(key, qty, average)
                 self._unsaved = True
                 self._compute((key,))
+
+    async def _find_closes(self) -> None:
+        """Find the last closes of what is gone and was never seen as a position."""
+        wanted = [
+            day.symbol
+            for day in self._days.values()
+            if not day.qty and day.problem is None and day.closed_pnl is None
+        ]
+        if self._closes is None or not wanted:
+            return
+        date, found = self._book.date, {}
+        try:
+            with anyio.move_on_after(_CLOSES_LIMIT_S):
+                found = await self._closes.before(date, wanted)
+        except MDServiceError as exc:
+            reason = masked(str(exc))
+            if reason != self._closes_error:
+                _log.warning("last_closes_not_read", reason=reason)
+            self._closes_error = reason
+            return
+        self._closes_error = None
+        if date != self._book.date:
+            return
+        for symbol, price in found.items():
+            self._book.learn_close(without_slash(symbol), price)
+            self._unsaved = True
+        self._compute(map(without_slash, found))
 
     async def _load(self, account: str, date: str) -> Mapping[str, Start]:
         try:

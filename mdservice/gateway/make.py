@@ -21,7 +21,7 @@ from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError, PositionsUnavailable
 from mdservice.gateway.account_updates import AccountUpdates
 from mdservice.gateway.alerting import make_alerting
-from mdservice.gateway.missing_prices import MissingPrices, price_sources
+from mdservice.gateway.missing_prices import MissingPrices, last_closes, price_sources
 from mdservice.gateway.on_trip import OnTrip, TradingAccount
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk, make_limits
@@ -166,6 +166,7 @@ def make_tracker(
         market_clock,
         MissingPrices(engine, price_sources(settings, server, clock, http)),
         None if has_own else _account(settings),
+        last_closes(settings, clock, http),
     )
 
 

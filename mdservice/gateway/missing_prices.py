@@ -11,6 +11,7 @@ Answers never wait for it. A price from Redis comes first most often, and the sy
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -28,16 +29,26 @@ from mdservice.errors import MDServiceError
 from mdservice.feed.alpaca.drivers import make_history
 from mdservice.feed.history import HalvingHistory, History
 from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed, feed_of
-from mdservice.model.kinds import QUOTES, TRADES, Kind, R, RecordDecoder
+from mdservice.model.kinds import DAILY_BARS, QUOTES, TRADES, Kind, R, RecordDecoder
 from mdservice.model.quote import Quote
 from mdservice.model.trade import Trade
 from mdservice.observability.logging import get_logger, masked
+from mdservice.pnl.day import midnight_ns
 from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.numbers import to_price
 from mdservice.runtime.backoff import Backoff
 from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 
-__all__ = ["AlpacaPrices", "MissingPrices", "PriceSource", "ServicePrices", "price_sources"]
+__all__ = [
+    "AlpacaPrices",
+    "LastCloses",
+    "MissingPrices",
+    "PriceSource",
+    "ServicePrices",
+    "last_closes",
+    "price_sources",
+]
 
 _log = get_logger(__name__)
 
@@ -56,6 +67,10 @@ new symbol within 3 s."""
 _SERVICE_TIMEOUT_S: Final = 3.0
 _LATEST: Final = "/api/v1/market-data/latest"
 _OK: Final = 200
+_LONGEST_BREAK_DAYS: Final = 7
+"""Longer than any holidays of the exchange."""
+_OF_SOME_EXCHANGES: Final = ("iex", "delayed_sip", "boats", "overnight")
+"""Feeds whose daily bars are not those of all exchanges, or that have none."""
 
 
 class PriceSource(Protocol):
@@ -263,6 +278,52 @@ class AlpacaPrices:
     async def latest(self, kind: Kind[R], symbols: Sequence[str]) -> Iterable[R]:
         """See :meth:`PriceSource.latest`."""
         return (await self._of_kind[kind].latest(symbols)).records
+
+
+class LastCloses:
+    """The prices of stocks at the last close before a day, from their daily bars.
+
+    Args:
+        history: Of stocks.
+    """
+
+    def __init__(self, history: History) -> None:
+        self._bars = HalvingHistory(history, DAILY_BARS)
+
+    async def before(self, date: str, symbols: Sequence[str]) -> dict[str, Decimal]:
+        """Dollars a share; symbols without a bar, and all but stocks, are omitted.
+
+        Args:
+            date: New York's: ``2026-11-20``.
+            symbols: As positions write them.
+
+        Raises:
+            HistoryRefused, HistoryUnavailable: As :meth:`mdservice.feed.history.History.past`.
+        """
+        stocks = [symbol for symbol in symbols if feed_of(symbol) is STOCKS]
+        if not stocks:
+            return {}
+        start_ns, end_ns = midnight_ns(date, -_LONGEST_BREAK_DAYS), midnight_ns(date) - 1
+        bars = (await self._bars.past(stocks, start_ns, end_ns)).records
+        bars = sorted(bars, key=lambda bar: bar.ts_event_ns)
+        prices = ((bar.symbol, to_price(bar.close)) for bar in bars)
+        return {symbol: price for symbol, price in prices if price is not None and price > 0}
+
+
+def last_closes(settings: Settings, clock: Clock, http: HttpClient) -> LastCloses | None:
+    """Those of Alpaca; None without keys, or without a history. The arguments are as below.
+
+    The bars are of all exchanges, which every plan has of the days before.
+
+    Raises:
+        ConfigurationError: The environment has a proxy or certificates that cannot be used.
+    """
+    if settings.api_key is None or settings.secret_key is None:
+        return None
+    if settings.feed in _OF_SOME_EXCHANGES:
+        settings = attrs.evolve(settings, feed="sip")
+    history = make_history(settings, STOCKS, clock, http)
+    return None if history is None else LastCloses(history)
 
 
 def price_sources(

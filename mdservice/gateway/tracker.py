@@ -13,7 +13,7 @@ from mdservice.clock import Clock
 from mdservice.errors import MDServiceError, PositionsError
 from mdservice.gateway.alerting import Alerting
 from mdservice.gateway.day import AccountDay
-from mdservice.gateway.missing_prices import MissingPrices
+from mdservice.gateway.missing_prices import LastCloses, MissingPrices
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk
 from mdservice.gateway.webhook import Webhook
@@ -100,6 +100,7 @@ class PnlTracker:
             are those that the service announces.
         missing: Finds prices that Redis has not, or None.
         account: Reads the account's balances and activities, or None; closed with the tracker.
+        closes: Knows the last closes of stocks, or None.
 
     Attributes:
         day: The account's day; None without an account.
@@ -123,6 +124,7 @@ class PnlTracker:
         market_clock: MarketClock | None = None,
         missing: MissingPrices | None = None,
         account: AlpacaAccount | None = None,
+        closes: LastCloses | None = None,
     ) -> None:
         self.risk = risk
         self.webhook = webhook
@@ -157,7 +159,7 @@ class PnlTracker:
         self._fills = None if follow_fills is None else follow_fills(self._fill_came)
         self.day = None
         if account is not None:
-            self.day = AccountDay(account, positions, engine, redis, clock, self._notify)
+            self.day = AccountDay(account, positions, engine, redis, clock, self._notify, closes)
 
     @property
     def is_running(self) -> bool:

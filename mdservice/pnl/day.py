@@ -317,11 +317,19 @@ class DayBook:
 
     def learn_average(self, key: str, qty: Decimal, average: Decimal) -> None:
         """Remember the average price at the start of the day of a symbol that has fills."""
-        known = self.starts.get(key)
-        if known is None:
-            symbol = self._symbols[key].symbol
-            known = Start(symbol, multiplier=default_multiplier(asset_class_of(symbol)))
+        known = self._start_of(key)
         self.starts[key] = msgspec.structs.replace(known, qty=qty, avg_entry_price=average)
+
+    def learn_close(self, key: str, price: Decimal) -> None:
+        """Remember the price at the last close of a symbol that has fills; dollars a share."""
+        self.starts[key] = msgspec.structs.replace(self._start_of(key), lastday_price=price)
+
+    def _start_of(self, key: str) -> Start:
+        known = self.starts.get(key)
+        if known is not None:
+            return known
+        symbol = self._symbols[key].symbol
+        return Start(symbol, multiplier=default_multiplier(asset_class_of(symbol)))
 
     def symbol_day(self, key: str, lots: Sequence[Position]) -> SymbolDay:
         """The day of one symbol, given all its positions now; empty for none."""

@@ -12,8 +12,17 @@ import anyio
 import attrs
 import pytest
 
-from mdservice.errors import AccountError, AccountRefused, AccountUnavailable, StoreUnavailable
+from mdservice.errors import (
+    AccountError,
+    AccountRefused,
+    AccountUnavailable,
+    HistoryUnavailable,
+    StoreUnavailable,
+)
 from mdservice.gateway.day import AccountDay
+from mdservice.gateway.missing_prices import LastCloses
+from mdservice.model.bar import Bar
+from mdservice.model.kinds import DAILY_BARS
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.pnl.day import Booking, Fill, midnight_ns, new_york_date
@@ -21,7 +30,7 @@ from mdservice.pnl.engine import PnlEngine
 from mdservice.positions.activities import Account, Activities
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate
-from mdservice.testing import FakePositions, VirtualClock
+from mdservice.testing import FakeHistory, FakePositions, VirtualClock
 
 D = Decimal
 
@@ -95,6 +104,7 @@ class Bench:
     cache: PositionCache = attrs.field(init=False)
     engine: PnlEngine = attrs.field(init=False)
     day: AccountDay = attrs.field(init=False)
+    closes: LastCloses | None = None
     seen: list[Decimal | None] = attrs.Factory(list)
     """The day's P&L after each change."""
 
@@ -114,6 +124,7 @@ class Bench:
             self.starts,  # type: ignore[arg-type]
             self.clock,
             self._changed,
+            self.closes,
         )
 
     def _changed(self) -> None:
@@ -372,6 +383,47 @@ async def test_older_activities_are_searched_once(autojump_clock: Any, bench: Be
     figures = bench.figures()
     assert figures["realized_pnl"] == 10 * (180 - 130)
     assert figures["warnings"] == ["AAPL: its price at the last close is not known"]
+
+
+async def test_what_was_sold_before_the_first_start_has_the_close_of_its_last_daily_bar(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    date = new_york_date(bench.clock.utc_ns())
+    history = FakeHistory()
+    for days, close in ((-2, 155.0), (-1, 160.0), (0, 999.0)):
+        start_ns = midnight_ns(date, days)
+        history.add(
+            [Bar("AAPL", 1.0, 1.0, 1.0, close, 1, 1, 1.0, start_ns, start_ns, daily=True)],
+            DAILY_BARS,
+        )
+    history.script.append(HistoryUnavailable("not now"))
+    bench.closes = LastCloses(history)
+    bench.open()
+    bench.account.listed = [bench.fill(-10, 180, "a")]
+    bought = attrs.evolve(bench.fill(10, 100, "o"), at_ns=midnight_ns(date) - 1)
+    bench.account.older = [Activities([bought])]
+    # Ten shares at 160 became 1,800 dollars.
+    bench.account.balances = Account("id", "USD", D(2800), D(2600), D(2800), D(0))
+    await bench.hold(0)
+    await bench.day.poll()
+    assert bench.figures()["total"] is None, "history does not answer"
+    await bench.day.poll()
+    figures = bench.figures()
+    assert (figures["realized_pnl"], figures["total"]) == (800, 200)
+    assert (bench.day.difference, figures.get("warnings")) == (0, None)
+    requests = len(history.requests)
+    bench.open()
+    await bench.day.poll()
+    assert bench.figures()["total"] == 200, "it is kept in Redis"
+    assert len(history.requests) == requests
+
+
+async def test_the_last_close_is_that_of_stocks_alone(autojump_clock: Any, bench: Bench) -> None:
+    history = FakeHistory()
+    closes = LastCloses(history)
+    assert await closes.before("2026-11-20", ["BTC/USD", "AAPL261218C00200000"]) == {}
+    assert await closes.before("2026-11-20", ["AAPL"]) == {}
+    assert [request.symbols for request in history.requests] == [("AAPL",)]
 
 
 async def test_a_split_before_makes_the_average_unknown(autojump_clock: Any, bench: Bench) -> None:

@@ -13,14 +13,14 @@ import pytest
 from mdservice.client.http import NoAnswer
 from mdservice.clock import SystemClock
 from mdservice.errors import HistoryRefused, HistoryUnavailable
-from mdservice.gateway.missing_prices import AlpacaPrices, MissingPrices, price_sources
+from mdservice.gateway.missing_prices import AlpacaPrices, MissingPrices, last_closes, price_sources
 from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS
 from mdservice.model.kinds import TRADES
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.trade import Trade
 from mdservice.pnl.engine import PnlEngine
-from mdservice.runtime.network import HttpClient
+from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.settings import Settings
 from mdservice.testing import FakeHistory, VirtualClock
 
@@ -254,3 +254,27 @@ def test_alpaca_is_asked_where_there_are_keys(settings: Any, names: list[str]) -
         HttpClient(),  # type: ignore[arg-type]
     )
     assert [source.name for source in found[1:]] == [f"Alpaca's {name}" for name in names]
+
+
+@pytest.mark.parametrize("feed", ["iex", "sip", "delayed_sip", "overnight"])
+async def test_last_closes_are_those_of_all_exchanges(
+    monkeypatch: pytest.MonkeyPatch, feed: str
+) -> None:
+    asked: list[Any] = []
+
+    async def get(_self: Any, _url: str, *, params: Any, **_: Any) -> Any:
+        asked.append(params)
+        raise HttpFailed("not here", "network")
+
+    monkeypatch.setattr(HttpClient, "get", get)
+    settings = Settings(redis_url="redis://127.0.0.1:1", feed=feed, api_key="k", secret_key="s")
+    closes = last_closes(settings, SystemClock(), HttpClient())
+    assert closes is not None
+    with pytest.raises(HistoryUnavailable):
+        await closes.before("2026-11-20", ["AAPL"])
+    assert (asked[0]["timeframe"], asked[0]["feed"]) == ("1Day", "sip")
+    assert asked[0]["end"] < "2026-11-20T05:00:00Z", "midnight in New York"
+
+
+def test_without_keys_no_last_closes_are_asked_for() -> None:
+    assert last_closes(Settings(), SystemClock(), HttpClient()) is None
