@@ -6,10 +6,12 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,16 @@ def logging_as_it_was() -> Iterator[None]:
     logging.captureWarnings(False)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def free_port(stack: ExitStack) -> int:
+    """A port without a listener until the stack ends; only a server with SO_REUSEADDR gets it."""
+    # Bound and not listening: the system gives it to no other socket that asks for any port.
+    place = stack.enter_context(socket.socket())
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(("127.0.0.1", 0))
+    port: int = place.getsockname()[1]
+    return port
 
 
 class RealServer:

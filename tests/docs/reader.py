@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ import httpx
 
 from mdservice.errors import MDServiceError
 from mdservice.settings import load_settings
+from tests.conftest import free_port
 from tests.docs.commands import commands_of, missing, same_structure
 from tests.docs.fences import ROOT, Block
 from tests.docs.shell import LIMIT_S, DoesNotWork, Running, Shell
@@ -129,13 +129,14 @@ class Reader:
         running.stop()
 
     def _serve(self, module: str) -> None:
-        port = free_port()
-        running = self.shell.run(f"{sys.executable} -m uvicorn --port {port} {module}:app")
-        url = f"http://127.0.0.1:{port}/api/v1/positions/pnl/realtime"
-        rows = json.loads(self.shell.run(f"curl -s {url}").stdout)["positions"]
-        if not rows:
-            raise DoesNotWork(f"no position is served: {running.output}")
-        running.stop()
+        with ExitStack() as stack:
+            port = free_port(stack)
+            running = self.shell.run(f"{sys.executable} -m uvicorn --port {port} {module}:app")
+            url = f"http://127.0.0.1:{port}/api/v1/positions/pnl/realtime"
+            rows = json.loads(self.shell.run(f"curl -s {url}").stdout)["positions"]
+            if not rows:
+                raise DoesNotWork(f"no position is served: {running.output}")
+            running.stop()
 
     def _check_examples(self, blocks: list[Block]) -> None:
         """Every example that a page shows is run by it."""
@@ -183,13 +184,6 @@ def _check_comment(text: str, stdout: str) -> None:
             raise DoesNotWork(f"it prints another form: {told}")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def open_reader(server: Any, simulated_account: tuple[str, str]) -> Iterator[Reader]:
     """A reader in a fresh checkout, with a Redis and an account; nothing is left of it."""
@@ -204,7 +198,7 @@ def open_reader(server: Any, simulated_account: tuple[str, str]) -> Iterator[Rea
         (folder / ".venv").symlink_to(sys.prefix)
         server.start()
         stack.callback(server.close)
-        ports = {named: str(free_port()) for named in PORTS}
+        ports = {named: str(free_port(stack)) for named in PORTS}
         shell = Shell(folder, _environment(folder, ports))
         stack.callback(shell.close)
         yield Reader(shell, Places(server.url, *simulated_account, ports))

@@ -32,6 +32,7 @@ import mdservice
 from mdservice.clock import Clock
 from mdservice.feed.alpaca import sdk_driver
 from mdservice.simulator import SimulatorConfig, open_simulator
+from tests.conftest import free_port
 
 KEY, SECRET = "PKE2E", "e2e-secret"
 _ROOT = Path(mdservice.__file__).parent.parent
@@ -411,13 +412,7 @@ class Stage:
 
     def free_port(self) -> int:
         """A port without a listener; only a server that sets SO_REUSEADDR gets it."""
-        # Bound and not listening: the system gives it to no other socket that asks for any port.
-        place = socket.socket()
-        self._stack.callback(place.close)
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind(("127.0.0.1", 0))
-        port: int = place.getsockname()[1]
-        return port
+        return free_port(self._stack)
 
     def beside(self, service: Program, *args: str, **env: str) -> Program:
         """Run a command in the folder of a service until it ends."""
