@@ -26,6 +26,7 @@ from mdservice.app.service import Service, open_service
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.settings import Settings
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
+from tests.integration.conftest import patient
 from tests.integration.network import Network
 
 LIMIT_S = 60
@@ -75,7 +76,7 @@ class Ear:
         self._thread = threading.Thread(target=self._listen)
         self._thread.start()
         for _ in range(3):
-            assert self._subscribed.acquire(timeout=10)
+            assert self._subscribed.acquire(timeout=patient(10))
 
     def _listen(self) -> None:
         reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -193,7 +194,7 @@ class Line:
     async def stop(self, ear: Ear) -> None:
         """End the market, and wait until all of it is out and heard."""
         self.going = False
-        with anyio.move_on_after(20):
+        with anyio.move_on_after(patient(20)):
             await until(lambda: all(ear.last_seq(s) >= self.sent for s in self.symbols))
             await until(lambda: self.service.status().redis.backlog == 0)
             await ear.hear_all(self.server)

@@ -18,7 +18,7 @@ def exact(text: str) -> Any:
 
 def test_a_gateway_and_its_successor_agree_with_the_broker(stage: Any, fresh_valkey: Any) -> None:
     broker = stage.simulator(positions={"AAPL": (10, "180.5")}, sale_fee="0.0000278")
-    http = httpx.Client(timeout=10)
+    http = httpx.Client(timeout=30)
 
     def gained() -> Decimal:
         account = http.get(f"{broker.rest_url}/v2/account", headers={}).json()

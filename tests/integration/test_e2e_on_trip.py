@@ -27,7 +27,7 @@ class Desk:
         self.held = stage.folder() / "positions.json"
         row = {"symbol": "AAPL", "qty": 10, "avg_entry_price": "100"}
         self.held.write_text(json.dumps([row]))
-        self.http = httpx.Client(timeout=10)
+        self.http = httpx.Client(timeout=30)
         order = {"symbol": "AAPL", "qty": "1", "side": "buy", "type": "limit", "limit_price": "1"}
         for _ in range(2):
             self.ask("POST", ORDERS, json={**order, "time_in_force": "day"})

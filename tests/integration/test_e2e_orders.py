@@ -59,7 +59,7 @@ def test_orders_are_placed_only_within_the_limits(
         MDSERVICE_TRADING_URL=broker.rest_url,
         **KEYS,
     )
-    http = httpx.Client(timeout=10)
+    http = httpx.Client(timeout=30)
     risk = f"http://127.0.0.1:{port}/api/v1/risk"
 
     def place(qty: str) -> httpx.Response | None:

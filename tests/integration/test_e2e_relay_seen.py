@@ -22,7 +22,7 @@ def relay_url(service: Any) -> str:
 
 @contextmanager
 def logged_in(url: str) -> Iterator[ClientConnection]:
-    with connect(url, proxy=None, open_timeout=10, user_agent_header="desk-bot/1") as client:
+    with connect(url, proxy=None, open_timeout=30, user_agent_header="desk-bot/1") as client:
         client.recv(10)
         client.send(json.dumps({"action": "auth", "key": "any", "secret": "any"}))
         assert json.loads(client.recv(10)) == [{"T": "success", "msg": "authenticated"}]

@@ -45,7 +45,7 @@ def nothing_left_behind() -> Iterator[None]:
     """Each test ends without a thread of ours, and without an open descriptor more."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     yield
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while any(thread.name == "alpaca-py" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "a thread was left behind"
         time.sleep(0.005)
@@ -133,7 +133,7 @@ def test_without_any_setting_simulated_prices_flow_into_an_embedded_server(
             assert service.liveness().ready
 
     run(backend, scene)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patient(20)
     while Path(f"/proc/{pids[0]}").exists():
         assert time.monotonic() < deadline, "the embedded server is still there"
         time.sleep(0.01)

@@ -15,7 +15,7 @@ import msgpack
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from tests.integration.conftest import eventually, new_symbol
+from tests.integration.conftest import eventually, new_symbol, patient
 from tests.integration.outside_alpaca import OutsideAlpaca, nanoseconds
 from tests.integration.relay.conftest import RelayService
 
@@ -131,7 +131,7 @@ class RelayClient:
                 "max_size": None,
                 "max_queue": None,
                 "ping_interval": None,
-                "open_timeout": 20,
+                "open_timeout": patient(20),
                 "close_timeout": 2,
                 "proxy": None,
                 **options,

@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 import mdservice
-from tests.integration.conftest import eventually
+from tests.integration.conftest import eventually, patient
 from tests.integration.outside_alpaca import CHANNELS, OutsideAlpaca
 from tests.integration.relay.conftest import PREFIX, RelayService
 from tests.integration.relay.relay_client import (
@@ -142,7 +142,7 @@ def test_deflate_is_negotiated(house: House) -> None:
 @ENCODINGS
 def test_pings_are_answered(house: House, encoding: str) -> None:
     client = house.client(encoding=encoding)
-    assert client.socket.ping().wait(10)
+    assert client.socket.ping().wait(patient(10))
 
 
 @ENCODINGS

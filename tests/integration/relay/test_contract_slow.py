@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import eventually
+from tests.integration.conftest import eventually, patient
 from tests.integration.relay.relay_client import House, RelayClient, at, comparable, quote, trade
 
 BOUND = 10_000
@@ -41,7 +41,7 @@ def sleeper(house: House, feed: str = "stocks", **channels: list[str]) -> RelayC
     client.login("key", "secret")
     client.send(action="subscribe", **channels)
     while not client.messages or client.messages[-1]["T"] != "subscription":
-        client._take(client.socket.recv(timeout=10))
+        client._take(client.socket.recv(timeout=patient(10)))
     return client
 
 

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from tests.integration.conftest import eventually
+from tests.integration.conftest import eventually, patient
 from tests.integration.relay.relay_client import (
     CONNECTED,
     PATHS,
@@ -94,7 +94,7 @@ def test_clients_stay_and_come_and_subscribe_in_an_outage(
     newcomer = house.client(encoding=encoding)
     assert newcomer.subscribe(trades=[three])["trades"] == [three]
     assert newcomer.subscribe(quotes=[one])["quotes"] == [one]
-    assert client.socket.ping().wait(10)
+    assert client.socket.ping().wait(patient(10))
     outage(ends=True)
     house.until_wanted("stocks", ("trades", one), ("trades", two), ("trades", three),
                        ("quotes", one))  # fmt: skip
