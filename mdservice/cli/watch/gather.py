@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import anyio
 import anyio.to_thread
 import attrs
+import msgspec
 
 from mdservice.cli.watch.keys import FROM_THE_SMALLEST, ORDERS, Browse, OrderName
 from mdservice.cli.watch.screen import (
@@ -32,6 +33,7 @@ from mdservice.client.reader import Records
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError
 from mdservice.gateway.risk_observer import RiskObserver
+from mdservice.gateway.router import DAY_PATH
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.bar import Bar
 from mdservice.model.position import Position
@@ -41,12 +43,14 @@ from mdservice.model.trade import Trade
 from mdservice.model.trading_status import TradingStatus, is_halted
 from mdservice.observability.logging import masked
 from mdservice.pnl.holding import Holding
-from mdservice.pnl.numbers import sums_up
+from mdservice.pnl.numbers import EXACT, sums_up
 from mdservice.pnl.rows import Row
+from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.settings import Settings
 
 __all__ = [
     "Flow",
+    "GatewayDay",
     "Gatherer",
     "MarketWatch",
     "ServiceWatch",
@@ -57,6 +61,7 @@ __all__ = [
 
 _EVERY_S: Final = 2.0
 _TIMEOUT_S: Final = 3.0
+_MOST_BYTES: Final = 16 * 2**20
 _SUBSCRIPTIONS: Final = "/api/v1/market-data/subscriptions"
 _WINDOW_S: Final = 3.0
 _QUIET_S: Final = 3.0
@@ -83,6 +88,7 @@ class Gatherer:
         clock: The time.
         market: The last trades, days and halts; None for none.
         risk: The breaker and the limits; None for none.
+        day: The account's day, as the gateway knows it; None for none.
         errors: Returns further warnings.
     """
 
@@ -97,10 +103,12 @@ class Gatherer:
         clock: Clock,
         market: MarketWatch | None = None,
         risk: RiskObserver | None = None,
+        day: GatewayDay | None = None,
         errors: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._market = market or MarketWatch(())
         self._risk = risk
+        self._day = day
         self._errors = errors
         self._tracker = tracker
         self._engine = tracker.engine
@@ -150,11 +158,17 @@ class Gatherer:
             others,
             len(self._others),
             start,
-            Account(totals.day_pnl, totals.realized_day_pnl, totals.market_value, totals.exposure),
+            Account(*self._day_of_account(), totals.market_value, totals.exposure),
             None if self._risk is None else self._risk.now(self._now_ns),
             None if is_usual else browse.order,
             browse.reverse,
         )
+
+    def _day_of_account(self) -> tuple[Decimal | None, Decimal | None]:
+        """The P&L of the day, and what of it was realised."""
+        totals = self._engine.totals
+        found = None if self._day is None or self._tracker.day is not None else self._day.known()
+        return found or (totals.day_pnl, totals.realized_day_pnl)
 
     def _arranged(self, browse: Browse) -> tuple[list[tuple[str, int]], list[str]]:
         """The lots and the other symbols in the order that is asked for."""
@@ -345,6 +359,65 @@ class Gatherer:
         problems = [p for p in self._positions or () if p.problem is not None]
         hints += [f"{printable(p.symbol)}: {printable(p.problem or '')}" for p in problems[:_HINTS]]
         return tuple(hints)
+
+
+class GatewayDay:
+    """The P&L of the account's day, as the gateway at the settings' address knows it.
+
+    For a program without keys, which cannot read the fills itself. A gateway of another account is
+    not believed: what it holds of the symbols that were traded today must be what is held here.
+
+    Args:
+        tracker: The positions.
+        settings: The gateway and its token.
+        http: What to ask with; closed by its owner.
+    """
+
+    def __init__(self, tracker: PnlTracker, settings: Settings, http: HttpClient) -> None:
+        self._tracker = tracker
+        self._url = f"http://{settings.gateway_http}{DAY_PATH}"
+        token = settings.api_token
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._http = http
+        self._found: _DayAnswer | None = None
+
+    async def poll(self) -> None:
+        """Ask again and again until cancelled."""
+        while True:
+            await self.refresh()
+            await anyio.sleep(_EVERY_S)
+
+    async def refresh(self) -> None:
+        """Ask once."""
+        try:
+            answer = await self._http.get(
+                self._url, headers=self._headers, timeout_s=_TIMEOUT_S, most_bytes=_MOST_BYTES
+            )
+            self._found = msgspec.json.decode(answer.body, type=_DayAnswer)
+        except (HttpFailed, msgspec.MsgspecError, UnicodeDecodeError):
+            self._found = None
+
+    def known(self) -> tuple[Decimal, Decimal] | None:
+        """The P&L without fees, and what of it was realised; None if they are not known."""
+        day = self._found
+        if day is None or day.realized_pnl is None or day.unrealized_change is None:
+            return None
+        for each in day.symbols:
+            holding = self._tracker.engine.holding(each.symbol)
+            if each.qty != (0 if holding is None else holding.qty):
+                return None
+        return EXACT.add(day.realized_pnl, day.unrealized_change), day.realized_pnl
+
+
+class _Traded(msgspec.Struct):
+    symbol: str
+    qty: Decimal
+
+
+class _DayAnswer(msgspec.Struct):
+    realized_pnl: Decimal | None
+    unrealized_change: Decimal | None
+    symbols: list[_Traded]
 
 
 @attrs.frozen

@@ -20,7 +20,7 @@ from anyio.abc import TaskStatus
 from rich.console import Console, Group
 from rich.live import Live
 
-from mdservice.cli.watch.gather import Gatherer, MarketWatch, ServiceWatch
+from mdservice.cli.watch.gather import GatewayDay, Gatherer, MarketWatch, ServiceWatch
 from mdservice.cli.watch.keys import Browse, Key, Keyboard
 from mdservice.cli.watch.screen import (
     Entry,
@@ -116,6 +116,7 @@ async def _watch(
         market = MarketWatch(chosen)
         tasks.start_soon(market.run, settings)
         risk = RiskObserver(tracker, given, clock, http)
+        day = GatewayDay(tracker, given, http) if tracker.day is None and not chosen else None
         gatherer = Gatherer(
             tracker,
             service,
@@ -125,13 +126,18 @@ async def _watch(
             clock=clock,
             market=market,
             risk=risk,
+            day=day,
             errors=errors.texts,
         )
         with anyio.move_on_after(_ONCE_S if once else _FIRST_S):
             await _known(tracker)
             await market.known()
             await risk.refresh()
+            if day is not None:
+                await day.refresh()
         tasks.start_soon(risk.poll)
+        if day is not None:
+            tasks.start_soon(day.poll)
         console, well = Console(highlight=False), True
         with suppress(BrokenPipeError):  # the reader is gone
             if once:

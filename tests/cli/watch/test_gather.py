@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
 import pytest
 
-from mdservice.cli.watch.gather import Flow, Gatherer, MarketWatch, ServiceWatch
+from mdservice.cli.watch.gather import Flow, GatewayDay, Gatherer, MarketWatch, ServiceWatch
 from mdservice.cli.watch.keys import Browse
 from mdservice.cli.watch.show import PlainLines, entry_text
 from mdservice.client.http import NoAnswer
@@ -19,6 +20,7 @@ from mdservice.model.kinds import DAILY_BARS, TRADES
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.trading_status import TradingStatus
+from mdservice.runtime.network import HttpFailed
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 from tests.records import make_record
@@ -30,7 +32,7 @@ S_NS = 1_000_000_000
 class Bench:
     """A gatherer, its time, and a handle on all that it reads."""
 
-    def __init__(self, *chosen: str, delay_s: float = 0.0) -> None:
+    def __init__(self, *chosen: str, delay_s: float = 0.0, gateway: Any = None) -> None:
         self.now_s = 0.0
         self.events = 0
         self.connected = True
@@ -42,9 +44,11 @@ class Bench:
         self.service.answered = True
         self.service.status = {"state": "running", "feed": {"name": "iex", "connected": True}}
         self.market = MarketWatch(())
+        self.day = None if gateway is None else GatewayDay(self.tracker, settings, gateway)
         self.gatherer = Gatherer(
             self.tracker, self.service, chosen,
             stale_after_s=60, delay_s=delay_s, clock=self, market=self.market,
+            day=self.day,
         )  # fmt: skip
 
     def monotonic(self) -> float:
@@ -438,3 +442,49 @@ def test_the_day_and_the_exposure_are_those_of_the_positions() -> None:
     by_symbol = {entry.symbol: entry.lot for entry in view.held}
     assert by_symbol["A"] is not None
     assert (by_symbol["A"].market_value, by_symbol["A"].day_pnl) == (120, 30)
+
+
+class FakeGateway:
+    """Answers as a gateway's HTTP API, or not at all."""
+
+    def __init__(self) -> None:
+        self.body: bytes | None = None
+
+    async def get(self, url: str, **_: Any) -> Any:
+        assert url == "http://127.0.0.1:8002/api/v1/account/pnl/day"
+        if self.body is None:
+            raise HttpFailed("nothing listens", "network")
+        return SimpleNamespace(body=self.body)
+
+
+SOLD = b'{"date":"2026-11-20","realized_pnl":12.50,"unrealized_change":-2,"symbols":[%b]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "known"),
+    [
+        (SOLD % b'{"symbol":"A","qty":10},{"symbol":"GONE","qty":0}', True),
+        (SOLD % b"", True),
+        (SOLD % b'{"symbol":"A","qty":9}', False),
+        (SOLD % b'{"symbol":"OTHER","qty":1}', False),
+        (SOLD.replace(b"12.50", b"null") % b"", False),
+        (b'{"detail":"the activities of the account are not known"}', False),
+        (None, False),
+    ],
+    ids=["same", "no trades", "other quantity", "not held", "not known", "503", "no gateway"],
+)
+async def test_the_day_is_that_of_the_gateway_of_the_same_account(
+    body: bytes | None, known: bool
+) -> None:
+    gateway = FakeGateway()
+    bench = Bench(gateway=gateway)
+    bench.hold(("A", "10", "10"))
+    bench.quote("A", 12, 12)
+    day = bench.day
+    assert day is not None
+    for gateway.body, shown in ((body, known), (None, False)):
+        await day.refresh()
+        account = bench.gatherer.view().account
+        assert account is not None
+        found = account.day_pnl, account.realized
+        assert found == ((Decimal("10.5"), Decimal("12.5")) if shown else (None, None))
