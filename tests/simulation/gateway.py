@@ -35,6 +35,7 @@ from mdservice.model.kinds import QUOTES, Kind, R, RecordDecoder
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import without_slash
+from mdservice.model.timestamps import format_ns
 from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
 from mdservice.pnl.day import SymbolDay
 from mdservice.pnl.engine import PnlEngine
@@ -135,6 +136,8 @@ class SimulatedGateway:
         """Whether the present gateway's breaker was tripped."""
         self._today: dict[str, list[tuple[Decimal, Decimal]]] = {}
         """The quantities and prices of its trades since the last day's end."""
+        self._morning = ""
+        """When the last day ended, RFC 3339."""
         self._start: dict[str, tuple[Decimal, Decimal]] = {}
         """Quantities and average prices at the last day's end."""
         self._fees = _ZERO
@@ -294,6 +297,13 @@ class SimulatedGateway:
         for _ in range(self._rng.randrange(3)):
             self.trade(self._rng.choice(_TRADED))
 
+    def repeat(self) -> None:
+        """Send an event again that has come today, behind newer ones."""
+        sim = self._world.sim
+        today = [each for each in sim.trade_updates if each["timestamp"] > self._morning]
+        if today:
+            sim.send_trade_update(self._rng.choice(today))
+
     def refuse(self) -> None:
         """Refuse the next login, and end the connection."""
         self.inject(Refuse(402, "auth", 2))
@@ -318,6 +328,7 @@ class SimulatedGateway:
             world.trace("the day has ended")
             world.store.forget(_DAY_START)  # it has another date in the morning
             self._today.clear()
+            self._morning = format_ns(world.market_clock.utc_ns())
             self._fees = _ZERO
             self._forgot = False
             self._start = {
@@ -536,6 +547,7 @@ _FAULTS: Final[Sequence[tuple[str, Callable[[SimulatedGateway], None]]]] = (
     ("trading_lost", lambda gateway: gateway.spoil(Lose(2))),
     ("trading_twice", lambda gateway: gateway.spoil(Duplicate(3))),
     ("trading_late", lambda gateway: gateway.spoil(Reorder(2))),
+    ("trading_again", lambda gateway: gateway.repeat()),
     ("trading_mute", lambda gateway: gateway.spoil(Mute(6.0))),
     ("trading_freeze", lambda gateway: gateway.spoil(Freeze(6.0))),
     ("trading_refused", lambda gateway: gateway.refuse()),
