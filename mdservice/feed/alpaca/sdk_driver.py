@@ -53,7 +53,8 @@ _MOST_FRAMES = 2048
 _MOST_AT_ONCE = 64
 """The most frames of one batch, since one turn of the shared event loop decodes all of them."""
 
-_IMPORT_LIMIT_S = 8.0
+_IMPORT_LIMIT_S = 15.0
+"""As long as a slow login: a busy machine is no reason to change the driver."""
 _importing: Final = threading.Lock()
 """The import takes one to three seconds, longer on a slow disk."""
 _PING_INTERVAL_S, _PING_TIMEOUT_S = 10.0, 20.0
@@ -102,8 +103,8 @@ class AlpacaPyDriver:
                 f"The driver alpaca-py cannot use the proxy of {self._route.variable}: it knows "
                 "http:// proxies only. Set MDSERVICE_DRIVER=websockets, which can use it"
             )
+        stream_classes, protocol_class = await _sdk()
         limit_s = self._limit.seconds
-        stream_classes, protocol_class = await _sdk(limit_s)
 
         def make_socket() -> _LentStream:
             return _LentStream(
@@ -509,22 +510,18 @@ async def _read_consent(sock: socket.socket) -> None:
         raise ConnectionRefusedError(f"the proxy refuses: {line!r}")
 
 
-async def _sdk(login_s: float) -> tuple[Mapping[FeedName, Any], Any]:
+async def _sdk() -> tuple[Mapping[FeedName, Any], Any]:
     """Run :func:`_import_sdk` in a thread, since it takes seconds.
-
-    Args:
-        login_s: What the login may take, seconds. An import may take as long.
 
     Raises:
         FeedUnavailable: It takes longer, and goes on. The machine is busy, or its disk is slow.
     """
-    limit_s = max(_IMPORT_LIMIT_S, login_s)
     try:
-        with anyio.fail_after(limit_s):
+        with anyio.fail_after(_IMPORT_LIMIT_S):
             return await anyio.to_thread.run_sync(_import_alone, abandon_on_cancel=True)
     except TimeoutError as exc:
         raise FeedUnavailable(
-            f"alpaca-py is not imported after {limit_s:g} s; the import goes on"
+            f"alpaca-py is not imported after {_IMPORT_LIMIT_S:g} s; the import goes on"
         ) from exc
 
 
