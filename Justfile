@@ -35,7 +35,7 @@ export PYTHONDONTWRITEBYTECODE := ""
 
 # What makes `just test` fast: no whole programs, real servers and commands of the documentation; few seeds;
 # a quarter of the examples of each property; as many workers as processors, since these tests hardly wait
-quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs -m 'not thorough' --hypothesis-profile=quick -n auto"
+quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations -m 'not thorough' --hypothesis-profile=quick -n auto"
 
 # Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
 test *args: install
