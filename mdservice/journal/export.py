@@ -29,6 +29,7 @@ __all__ = ["CHANNELS", "Exported", "export"]
 _ROWS: Final = 100_000
 """Rows of one row group; so many are in memory."""
 
+_OTHER_FORMATS: Final = frozenset((".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".feather", ".db"))
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, TypeError, RecursionError)
 
 _Columns = tuple[tuple[str, str, str], ...]
@@ -216,13 +217,18 @@ def export(
         progress: Called with the time that was reached, UTC nanoseconds.
 
     Raises:
-        ConfigurationError: pyarrow is not installed, or a channel is unknown.
+        ConfigurationError: pyarrow is not installed, a channel is unknown, or the file is named as
+            one of another format.
         JournalError: The journal cannot be read, or the file not be written.
     """
     unknown = sorted(set(channels).difference(CHANNELS))
     if unknown:
         known = ", ".join(CHANNELS)
         raise ConfigurationError(f"{unknown[0]!r} is not a channel; known are {known}")
+    if out.suffix.lower() in _OTHER_FORMATS:
+        raise ConfigurationError(
+            f"{out}: Parquet is written, not {out.suffix}; name the file {out.stem}.parquet"
+        )
     try:
         import pyarrow as pa
         from pyarrow import parquet

@@ -213,6 +213,13 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
         export(journal, tmp_path / "folder.parquet")
 
 
+def test_a_file_that_is_named_as_another_format_is_refused(tmp_path):
+    many(tmp_path)
+    journal = open_journal([tmp_path / "journal"])
+    with pytest.raises(ConfigurationError, match=r"not \.csv; name the file day\.parquet"):
+        export(journal, tmp_path / "day.csv")
+
+
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path, monkeypatch):
     many(tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
