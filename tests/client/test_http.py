@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import tempfile
 import threading
@@ -40,7 +41,7 @@ def serve(path: Path) -> Iterator[Serve]:
                 client, _ = listener.accept()
                 with client:
                     client.settimeout(LIMIT_S)
-                    requests.append(client.recv(65_536))
+                    requests.append(whole(client))
                     client.sendall(answer)
 
             threads.append(threading.Thread(target=run))
@@ -50,6 +51,18 @@ def serve(path: Path) -> Iterator[Serve]:
         yield start
         for thread in threads:
             thread.join(LIMIT_S)
+
+
+def whole(client: socket.socket) -> bytes:
+    """A request with its body, which is sent by itself."""
+    request = b""
+    while b"\r\n\r\n" not in request:
+        request += client.recv(65_536)
+    head, _, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    while length is not None and len(body) < int(length[1]):
+        body += client.recv(65_536)
+    return head + b"\r\n\r\n" + body
 
 
 def answer(status: str, body: bytes) -> bytes:

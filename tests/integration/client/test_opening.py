@@ -71,7 +71,7 @@ async def test_a_server_that_is_away_is_waited_for_within_the_limit(publisher: P
     error = await refused(publisher.url, connect_limit_s=0.5)
     assert isinstance(error, StoreUnavailable)
     assert "0.5 s" in str(error)
-    assert "running" in str(error)
+    assert "start a server there" in str(error)
 
     async def start() -> None:
         await anyio.sleep(0.3)
