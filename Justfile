@@ -34,8 +34,9 @@ run *args: install
 export PYTHONDONTWRITEBYTECODE := ""
 
 # What makes `just test` fast: no whole programs, real servers and commands of the documentation; few seeds;
-# a quarter of the examples of each property; as many workers as processors, since these tests hardly wait
-quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations -m 'not thorough' --hypothesis-profile=quick -n auto"
+# a quarter of the examples of each property; one worker more than processors, since a few tests wait
+workers := `python3 -c 'import os; print((os.cpu_count() or 1) + 1)'`
+quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations -m 'not thorough' --hypothesis-profile=quick --dist worksteal -n " + workers
 
 # Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
 test *args: install

@@ -443,6 +443,7 @@ anyio.run(main, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.thorough  # a whole process, which takes seconds
 def test_where_files_may_not_grow_another_segment_begins(tmp_path):
     """With the limit of the operating system, in a process of its own."""
     root = Path(__file__).parents[2]
