@@ -230,7 +230,10 @@ class AccountDay:
             return False
         age_s = self._clock.monotonic() - self._polled_s
         if not self.is_known:
-            return self._book.date == new_york_date(self._clock.utc_ns()) and age_s < _PATIENCE_S
+            # Where only positions were missing, and are known now, there is nothing to wait for.
+            may_be_known = self._error is None and self._positions.answers > 0
+            is_today = self._book.date == new_york_date(self._clock.utc_ns())
+            return is_today and age_s < _PATIENCE_S and not may_be_known
         return polled or age_s < _POLL_S
 
     async def poll(self) -> None:

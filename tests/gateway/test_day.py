@@ -222,6 +222,17 @@ async def test_fills_without_positions_are_no_day(autojump_clock: Any, bench: Be
     assert bench.engine.totals.day_pnl == 6 * 10 - 4 * 10
 
 
+async def test_the_day_is_known_as_soon_as_its_positions_are(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    bench.account.listed = [bench.fill(-4, 150, "a")]
+    await bench.day.poll()
+    assert not bench.day.is_known
+    await bench.hold(6)
+    await bench.day.current(polled=True)
+    assert bench.day.is_known
+
+
 async def test_events_that_are_no_fills_change_nothing(autojump_clock: Any, bench: Bench) -> None:
     await bench.hold(10)
     await bench.day.poll()
