@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import attrs
@@ -21,12 +21,36 @@ from mdservice.pnl.limits import LimitState, encode_risk
 from mdservice.runtime.network import HttpClient, HttpFailed
 from mdservice.settings import Settings
 
-__all__ = ["RiskObserver", "SeenRisk"]
+__all__ = ["RiskObserver", "SeenRisk", "ask_gateway"]
 
 _EVERY_S: Final = 1.0
 _GATEWAY_TIMEOUT_S: Final = 1.0
 _MOST_BYTES: Final = 16 * 2**20
 _S_NS: Final = 1_000_000_000
+_T = TypeVar("_T")
+
+
+async def ask_gateway(
+    http: HttpClient, settings: Settings, path: str, type_: type[_T]
+) -> _T | None:
+    """The answer of the gateway of the settings; None if it has none that can be read.
+
+    Args:
+        http: What to ask with.
+        settings: The gateway's address and token.
+        path: What to ask for.
+        type_: What the JSON of the answer is decoded as.
+    """
+    token = settings.api_token
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    url = f"http://{settings.gateway_http}{path}"
+    try:
+        answer = await http.get(
+            url, headers=headers, timeout_s=_GATEWAY_TIMEOUT_S, most_bytes=_MOST_BYTES
+        )
+        return msgspec.json.decode(answer.body, type=type_)
+    except (HttpFailed, ValueError, RecursionError):
+        return None
 
 
 @attrs.frozen
@@ -68,9 +92,7 @@ class RiskObserver:
         self._tracker = tracker
         self._clock = clock
         self._limits = make_limits(settings.limits, settings.alerts)
-        self._gateway = settings.gateway_http
-        token = settings.api_token
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._settings = settings
         self._http = http
         self.breaker: Breaker | None = None
         self._failure = ""
@@ -104,7 +126,7 @@ class RiskObserver:
             self._until_ns = now_ns + _S_NS
         elif not self._limits.rules and self._theirs is not None:
             limits, blind = _most_used(self._theirs.limits), tuple(self._theirs.blind)
-            judge = f"the gateway at {self._gateway}"
+            judge = f"the gateway at {self._settings.gateway_http}"
             self._shown = SeenRisk(self.breaker, limits, blind, judge)
         elif not self._limits.rules:
             never = self.breaker is None or self.breaker == CLOSED
@@ -132,17 +154,9 @@ class RiskObserver:
 
     async def _ask(self) -> Verdict | None:
         """What the gateway judges; None without limits, or if it is one of another Redis."""
-        try:
-            answer = await self._http.get(
-                f"http://{self._gateway}{RISK_PATH}",
-                headers=self._headers,
-                timeout_s=_GATEWAY_TIMEOUT_S,
-                most_bytes=_MOST_BYTES,
-            )
-            found = msgspec.json.decode(answer.body, type=Verdict)
-        except (HttpFailed, msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        return found if found.limits and found.breaker == self.breaker else None
+        found = await ask_gateway(self._http, self._settings, RISK_PATH, Verdict)
+        usable = found is not None and found.limits and found.breaker == self.breaker
+        return found if usable else None
 
 
 def _most_used(states: Sequence[LimitState]) -> tuple[LimitState, ...]:

@@ -102,7 +102,7 @@ class _OtherJudge:
             found = msgspec.json.decode(answer.body, type=Verdict)
         except HttpFailed as exc:
             raise HTTPException(503, f"the gateway at {self._url} {exc}") from exc
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        except (ValueError, RecursionError) as exc:
             raise HTTPException(503, f"the gateway at {self._url} answers otherwise") from exc
         finally:
             await http.aclose()

@@ -122,6 +122,7 @@ async def test_without_own_limits_those_of_the_gateway_are_shown() -> None:
         {**THEIRS, "limits": [{"rule": 1}]},
         httpx.Response(401),
         httpx.Response(200, content=b"\xff"),
+        httpx.Response(200, content=b'{"x":' + b"[" * 100_000),
     ],
 )
 async def test_without_limits_nothing_is_shown_until_the_breaker_has_tripped(answer: Any) -> None:

@@ -32,7 +32,7 @@ from mdservice.client.open import open_stream
 from mdservice.client.reader import Records
 from mdservice.clock import Clock
 from mdservice.errors import MDServiceError
-from mdservice.gateway.risk_observer import RiskObserver
+from mdservice.gateway.risk_observer import RiskObserver, ask_gateway
 from mdservice.gateway.router import DAY_PATH
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.bar import Bar
@@ -45,7 +45,7 @@ from mdservice.observability.logging import masked
 from mdservice.pnl.holding import Holding
 from mdservice.pnl.numbers import EXACT, sums_up
 from mdservice.pnl.rows import Row
-from mdservice.runtime.network import HttpClient, HttpFailed
+from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 
 __all__ = [
@@ -61,7 +61,6 @@ __all__ = [
 
 _EVERY_S: Final = 2.0
 _TIMEOUT_S: Final = 3.0
-_MOST_BYTES: Final = 16 * 2**20
 _SUBSCRIPTIONS: Final = "/api/v1/market-data/subscriptions"
 _WINDOW_S: Final = 3.0
 _QUIET_S: Final = 3.0
@@ -375,9 +374,7 @@ class GatewayDay:
 
     def __init__(self, tracker: PnlTracker, settings: Settings, http: HttpClient) -> None:
         self._tracker = tracker
-        self._url = f"http://{settings.gateway_http}{DAY_PATH}"
-        token = settings.api_token
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._settings = settings
         self._http = http
         self._found: _DayAnswer | None = None
 
@@ -389,13 +386,7 @@ class GatewayDay:
 
     async def refresh(self) -> None:
         """Ask once."""
-        try:
-            answer = await self._http.get(
-                self._url, headers=self._headers, timeout_s=_TIMEOUT_S, most_bytes=_MOST_BYTES
-            )
-            self._found = msgspec.json.decode(answer.body, type=_DayAnswer)
-        except (HttpFailed, msgspec.MsgspecError, UnicodeDecodeError):
-            self._found = None
+        self._found = await ask_gateway(self._http, self._settings, DAY_PATH, _DayAnswer)
 
     def known(self) -> tuple[Decimal, Decimal] | None:
         """The P&L without fees, and what of it was realised; None if they are not known."""
