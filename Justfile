@@ -101,6 +101,10 @@ simulate-faults count="200" first="1" *args: install
 simulate-faults-ci: install
     {{python}} -m tests.simulation 100000 50001 --seconds 110
 
+# Run the service for hours under load and faults: `just soak 2`. Memory, descriptors, threads and latency become a picture in soak-results
+soak hours *args: install
+    {{python}} -m tests.soak "$@"
+
 # Build the documentation site and check it: links, names, the reference against the code
 docs: site
     {{python}} -m pytest tests/docs -q
