@@ -105,6 +105,14 @@ simulate-faults-ci: install
 soak hours *args: install
     {{python}} -m tests.soak "$@"
 
+# Change the program in many small ways, one at a time, and see whether the tests notice (an hour): `just mutants router --count 50`
+mutants *args: install
+    #!/usr/bin/env bash
+    set -euo pipefail
+    .venv/bin/uv venv -q --allow-existing --python {{python}} .venv-references/cosmic-ray
+    .venv/bin/uv pip install -q --python .venv-references/cosmic-ray/bin/python cosmic-ray==8.7.0 attrs==26.1.0
+    exec .venv-references/cosmic-ray/bin/python -m tests.mutants "$@"
+
 # Build the documentation site and check it: links, names, the reference against the code
 docs: site
     {{python}} -m pytest tests/docs -q
