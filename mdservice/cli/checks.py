@@ -68,7 +68,7 @@ from mdservice.settings.parsers import host_and_port, is_loopback
 
 if TYPE_CHECKING:
     from mdservice.feed.driver import Driver
-    from mdservice.redis_io.connection import RedisAddress
+    from mdservice.redis_io.connection import RedisLocator
     from mdservice.redis_io.rights import RedisRights
     from mdservice.settings import Settings
 
@@ -716,7 +716,7 @@ async def check_redis(settings: Settings) -> CheckResult:
     if settings.redis_url is None:
         return await _check_embedded_server()
 
-    from mdservice.redis_io.connection import RedisAddress
+    from mdservice.redis_io.locator import locator_of
     from mdservice.redis_io.rights import try_rights
 
     name = "redis"
@@ -724,7 +724,7 @@ async def check_redis(settings: Settings) -> CheckResult:
     advice = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
     names = RedisNames(settings.key_prefix)
     try:
-        address = RedisAddress(settings.redis_url, timeout_s=_ASK_TIMEOUT_S)
+        address = locator_of(settings.redis_url, timeout_s=_ASK_TIMEOUT_S)
     except ConfigurationError as exc:
         return failed(name, str(exc), configuration=True)
     try:
@@ -754,7 +754,7 @@ async def _check_embedded_server() -> CheckResult:
     return passed("redis", f"an embedded server will be started ({binary.name})")
 
 
-def _describe_rights(rights: RedisRights, address: RedisAddress, allow: str) -> CheckResult:
+def _describe_rights(rights: RedisRights, address: RedisLocator, allow: str) -> CheckResult:
     from mdservice.redis_io.replies import describe_refusal
 
     name = "redis"

@@ -12,7 +12,7 @@ import attrs
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.kinds import KINDS, Kind, R, RecordDecoder
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.connection import RedisConnection, RedisLocator
 from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.replies import array, is_error, malformed, refusal
 
@@ -45,13 +45,13 @@ _RIGHTS = (
 
 
 @asynccontextmanager
-async def connected_to(address: RedisAddress) -> AsyncIterator[RedisConnection]:
+async def connected_to(address: RedisLocator) -> AsyncIterator[RedisConnection]:
     """A connection that is closed at the end of the block.
 
     Raises:
         StoreUnavailable, StoreRefused
     """
-    connection = await RedisConnection.open(address, CLIENT_NAME)
+    connection = await RedisConnection.open(address, CLIENT_NAME, reads=True)
     try:
         yield connection
     finally:

@@ -14,7 +14,8 @@ import attrs
 from mdservice.client.connection import TIMEOUT_S
 from mdservice.client.http import NoAnswer, ask
 from mdservice.errors import ConfigurationError
-from mdservice.redis_io.connection import RedisAddress
+from mdservice.redis_io.connection import RedisLocator
+from mdservice.redis_io.locator import locator_of
 from mdservice.redis_io.names import RedisNames
 from mdservice.runtime.runtime_dir import default_socket
 from mdservice.settings.parsers import parse_key_prefix, parse_socket
@@ -33,7 +34,7 @@ class Location:
         names: The keys and channels there.
     """
 
-    address: RedisAddress
+    address: RedisLocator
     names: RedisNames
 
 
@@ -51,10 +52,10 @@ class Discovery(Protocol):
 
 
 class GivenServer:
-    """A server at a URL.
+    """The server that a URL leads to.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
+        url: As :func:`~mdservice.redis_io.locator.locator_of` reads it.
         prefix: The prefix of every name there.
 
     Raises:
@@ -62,7 +63,7 @@ class GivenServer:
     """
 
     def __init__(self, url: str, prefix: str = "") -> None:
-        self._location = Location(RedisAddress(url, timeout_s=TIMEOUT_S), RedisNames(prefix))
+        self._location = Location(locator_of(url, timeout_s=TIMEOUT_S), RedisNames(prefix))
 
     async def find(self) -> Location:
         """The server, and the names there."""
@@ -106,7 +107,7 @@ class ServiceServer:
         else:
             # The address keeps its certificates, whose loading holds up the event loop.
             if self._last is None or self._answer != (url, prefix):
-                address = RedisAddress(url, timeout_s=TIMEOUT_S)
+                address = locator_of(url, timeout_s=TIMEOUT_S)
                 self._answer, self._last = (url, prefix), Location(address, RedisNames(prefix))
         return self._last
 
@@ -117,7 +118,7 @@ class ServiceServer:
         url = report.get("url") if isinstance(report, dict) else None
         if not answer.ok or not isinstance(report, dict) or not isinstance(url, str):
             raise NoAnswer(f"what answers at {self._socket} does not tell where its Redis is")
-        if not url.startswith(("redis://", "rediss://", "unix://")):
+        if not url.startswith(("redis://", "rediss://", "unix://", "redis+sentinel://")):
             raise NoAnswer(
                 f"the service at {self._socket} writes to {url}, and readers read only from Redis"
             )

@@ -33,7 +33,7 @@ from mdservice.client.sequence import IdentityCheck
 from mdservice.errors import StoreUnavailable
 from mdservice.model.kinds import Kind, Order, R
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.connection import RedisConnection, RedisLocator
 from mdservice.redis_io.names import (
     GONE_AFTER_S,
     INSTANCES_CHANNEL,
@@ -106,7 +106,7 @@ _MARKER: Final = b"keys-were-read"
 _PING: Final = pack(b"PING", b"")
 
 
-Connect = Callable[[RedisAddress], AbstractAsyncContextManager[RedisConnection]]
+Connect = Callable[[RedisLocator], AbstractAsyncContextManager[RedisConnection]]
 """Opens a connection that is closed at the end of the block."""
 
 
@@ -218,7 +218,7 @@ class PubSubSource(Generic[R]):
             announcements = await _subscribe(connection, names, self._intake.states)
             subscription = _Subscription(
                 self._intake,
-                location.address,
+                connection.server,  # further connections lead to the same one
                 self._connect,
                 connection,
                 connected,
@@ -236,7 +236,7 @@ class _Subscription(Generic[R]):
     def __init__(
         self,
         intake: Intake[R],
-        address: RedisAddress,
+        address: RedisLocator,
         connect: Connect,
         connection: RedisConnection,
         connected: Callable[[], None],

@@ -30,7 +30,8 @@ from mdservice.model.market import Market
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.connection import RedisConnection
+from mdservice.redis_io.locator import locator_of
 from mdservice.redis_io.names import (
     ANNOUNCE_EVERY_S,
     GONE_AFTER_S,
@@ -84,7 +85,7 @@ class Instances:
         clock: Clock,
         channels: Sequence[str] | None = None,
     ) -> None:
-        self._address = RedisAddress(url, timeout_s=_TIMEOUT_S)
+        self._address = locator_of(url, timeout_s=_TIMEOUT_S)
         self._names = RedisNames(prefix)
         self._clock = clock
         self._heard: dict[str, tuple[Instance, float]] = {}

@@ -13,9 +13,10 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 import anyio
@@ -30,6 +31,7 @@ from mdservice.redis_io.commands import pack
 from mdservice.redis_io.replies import (
     MISSING,
     READ_BYTES,
+    Role,
     collect,
     hung_up,
     is_error,
@@ -37,10 +39,11 @@ from mdservice.redis_io.replies import (
     new_reader,
     refusal,
     refusal_code,
+    role_of,
 )
 from mdservice.runtime.network import ca_file, tls_advice
 
-__all__ = ["RedisAddress", "RedisConnection"]
+__all__ = ["Opener", "RedisAddress", "RedisConnection", "RedisLocator"]
 
 _POOL_ONLY: Final = ("max_connections", "timeout")
 _NOT_IN_A_URL: Final = frozenset(
@@ -59,18 +62,62 @@ _ADVICE: Final = "; start a server there, or correct the URL (MDSERVICE_REDIS_UR
 _T = TypeVar("_T")
 
 
+class RedisLocator(Protocol):
+    """Finds the server, before each new connection.
+
+    Most URLs name one server, a :class:`RedisAddress`. Others name those who know it.
+    :func:`mdservice.redis_io.locator.locator_of` makes one from a URL.
+    """
+
+    @property
+    def shown(self) -> str:
+        """The URL without user and password; it can be used where no login is needed."""
+        ...
+
+    @property
+    def database(self) -> int:
+        """The number of the database."""
+        ...
+
+    @property
+    def user(self) -> str:
+        """Who logs in."""
+        ...
+
+    @property
+    def timeout_s(self) -> float:
+        """How long connecting, and each wait for the server, may take."""
+        ...
+
+    async def reach(self, connect: Opener, *, reads: bool) -> RedisConnection:
+        """Find the server, and connect to it.
+
+        Args:
+            connect: Connects and logs in to one server. It may be called several times.
+            reads: Whether the connection only reads, so that a replica will do.
+
+        Raises:
+            StoreUnavailable: The server is not found, or cannot be reached.
+            StoreRefused: A server refuses the login or the database.
+        """
+        ...
+
+
 class RedisAddress:
     """Where a server is and how to log in, from a ``redis://``, ``rediss://`` or ``unix://`` URL.
 
     Args:
         url: As redis-py reads it, query arguments included.
         timeout_s: How long connecting, and each wait for the server, may take.
+        must_be: The role without which a connection is refused; None for any.
 
     Raises:
         ConfigurationError: The URL cannot be used. It is not quoted: it may hold a password.
     """
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, must_be: Role | None = None) -> None:
+        self.must_be = must_be
+        """The role without which a connection is refused; None for any."""
         try:
             options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         except ValueError:
@@ -110,6 +157,10 @@ class RedisAddress:
         except (TypeError, ValueError, redis.RedisError) as exc:
             raise _bad_argument(self.shown) from exc
         self._tls: tuple[ssl.SSLContext, list[int]] | None = None
+
+    async def reach(self, connect: Opener, *, reads: bool) -> RedisConnection:  # noqa: ARG002 - one server
+        """See :class:`RedisLocator`: connect to this server."""
+        return await connect(self)
 
     def tls_context(self) -> ssl.SSLContext | None:
         """How to verify the server, None without TLS.
@@ -193,53 +244,62 @@ class RedisConnection:
 
     Args:
         sock: Connected; with TLS, after the handshake.
-        address: The server's address without user and password, for errors.
-        timeout_s: How long each wait for the server may take.
+        server: The server.
     """
 
-    def __init__(self, sock: socket.socket, address: str, timeout_s: float) -> None:
+    def __init__(self, sock: socket.socket, server: RedisAddress) -> None:
         sock.setblocking(False)
-        self.address = address
+        self.server = server
+        """The server, for further connections to the same one."""
+        self.address = server.shown
         """Where the server is, without user and password."""
         self._socket = sock
-        self._timeout_s = timeout_s
+        self._timeout_s = server.timeout_s
         self._reader = new_reader()
         self._buffer = bytearray(READ_BYTES)
 
     @classmethod
     async def open(
-        cls, address: RedisAddress, name: str, *, limit_s: float = inf
+        cls, address: RedisLocator, name: str, *, limit_s: float = inf, reads: bool = False
     ) -> RedisConnection:
-        """Connect and log in.
+        """Find the server, connect and log in.
 
         After a cancellation only a name resolution may still run for a while.
 
         Args:
-            address: The server.
+            address: The server, or what finds it.
             name: The connection's name in the server's ``CLIENT LIST``.
             limit_s: The limit for all steps together, in seconds. Each step, such as connecting
                 to one of a name's addresses, has the limit ``address.timeout_s``.
+            reads: Whether the connection only reads, so that a replica will do.
 
         Raises:
             StoreUnavailable: No connection.
             StoreRefused: The server refuses the login or the database.
         """
-        with anyio.move_on_after(limit_s), ExitStack() as undo:
+        with anyio.move_on_after(limit_s):
+            return await address.reach(partial(cls._to, name=name), reads=reads)
+        raise StoreUnavailable(f"Redis at {address.shown} did not answer within {limit_s:g} s")
+
+    @classmethod
+    async def _to(cls, server: RedisAddress, name: str) -> RedisConnection:
+        with ExitStack() as undo:
             try:
-                connection = cls(await _connect(address), address.shown, address.timeout_s)
+                connection = cls(await _connect(server), server)
                 undo.callback(connection.close)
-                await connection._secure(address)
-                await connection._log_in(address.options, name)
+                await connection._secure(server)
+                await connection._log_in(server.options, name)
+                if server.must_be is not None:
+                    await connection._check_role(server.must_be)
             except StoreError:
                 raise
             except (*_LOST, ValueError) as exc:  # a name or a certificate that cannot be used
                 advice = tls_advice(exc)
                 raise StoreUnavailable(
-                    f"cannot connect to Redis at {address.shown}: {_reason(exc)}{advice or _ADVICE}"
+                    f"cannot connect to Redis at {server.shown}: {_reason(exc)}{advice or _ADVICE}"
                 ) from exc
             undo.pop_all()
             return connection
-        raise StoreUnavailable(f"Redis at {address.shown} did not answer within {limit_s:g} s")
 
     async def call(self, *commands: bytes) -> list[Any]:
         """Send packed commands and return their replies, the server's errors included.
@@ -323,6 +383,12 @@ class RedisConnection:
             if is_error(reply):
                 raise refusal(self.address, str(reply))
 
+    async def _check_role(self, wanted: Role) -> None:
+        (reply,) = await self._exchange(pack(b"ROLE"), 1)
+        role = role_of(reply)
+        if role is not None and role.name != wanted:  # None where this user may not ask
+            raise StoreUnavailable(f"Redis at {self.address} is no {wanted}: it is a {role.name}")
+
     async def _exchange(self, data: bytes, count: int) -> list[Any]:
         await self._send(data)
         replies: list[Any] = []
@@ -384,6 +450,10 @@ class RedisConnection:
         return StoreUnavailable(
             f"The connection to Redis at {self.address} was lost: {_reason(exc)}; connecting again"
         )
+
+
+Opener = Callable[[RedisAddress], Awaitable[RedisConnection]]
+"""Connects and logs in to one server."""
 
 
 async def _connect(address: RedisAddress) -> socket.socket:

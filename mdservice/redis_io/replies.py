@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import attrs
 import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
@@ -12,6 +13,8 @@ from mdservice.errors import StoreRefused, StoreUnavailable
 __all__ = [
     "MISSING",
     "READ_BYTES",
+    "Role",
+    "ServerRole",
     "array",
     "collect",
     "describe_refusal",
@@ -22,6 +25,7 @@ __all__ = [
     "new_reader",
     "refusal",
     "refusal_code",
+    "role_of",
 ]
 
 
@@ -153,6 +157,32 @@ def array(address: str, reply: object, length: int) -> list[Any]:
     if not isinstance(reply, list) or len(reply) != length:
         raise malformed(address)
     return reply
+
+
+Role = Literal["primary", "replica"]
+"""What a server is to the others that hold the same data."""
+
+
+@attrs.frozen
+class ServerRole:
+    """What a server is to the others that hold the same data.
+
+    Attributes:
+        name: Its role.
+        follows: Whether it is in step with its primary; always for a primary itself.
+    """
+
+    name: Role
+    follows: bool = True
+
+
+def role_of(reply: object) -> ServerRole | None:
+    """The answer to ``ROLE``; None if it tells nothing, as where the user may not ask."""
+    if not isinstance(reply, list) or not reply:
+        return None
+    if reply[0] == b"slave":
+        return ServerRole("replica", follows=reply[3:4] == [b"connected"])
+    return ServerRole("primary") if reply[0] == b"master" else None
 
 
 def malformed(address: str) -> StoreUnavailable:

@@ -16,7 +16,7 @@ import attrs
 from mdservice.model.kinds import KINDS, QUOTES, TRADES, Kind
 from mdservice.publish.store import Refusable
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.connection import RedisConnection, RedisLocator
 from mdservice.redis_io.names import (
     ACCOUNT_CHANNEL,
     INSTANCES_CHANNEL,
@@ -95,7 +95,7 @@ async def missing_rights(
 
 
 async def try_rights(
-    address: RedisAddress,
+    address: RedisLocator,
     names: RedisNames,
     *,
     event_log: str | None,

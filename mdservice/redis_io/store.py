@@ -18,7 +18,8 @@ from mdservice.model.kinds import KINDS, Kind, Stream
 from mdservice.observability.logging import get_logger
 from mdservice.publish.store import Refusable, WriteBatch, channel_of
 from mdservice.redis_io.commands import BatchPacker, pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.connection import RedisConnection
+from mdservice.redis_io.locator import locator_of
 from mdservice.redis_io.names import ACCOUNT_CHANNEL, RedisNames
 from mdservice.redis_io.replies import array, describe_refusal, is_error, malformed, refusal
 from mdservice.redis_io.rights import MissingRights, missing_rights
@@ -177,7 +178,7 @@ class RedisPriceStore:
         timeout_s: float = 5.0,
         kinds: Collection[Refusable] = (*KINDS, ACCOUNT_CHANNEL),
     ) -> None:
-        self._address = RedisAddress(url, timeout_s=timeout_s)
+        self._address = locator_of(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
         self._names = RedisNames(prefix)
         self._packer = BatchPacker(

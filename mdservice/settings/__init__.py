@@ -253,9 +253,9 @@ class Settings:
     )
     redis_url: str | None = setting(
         None,
-        values.url("redis", "rediss", "unix"),
-        "redis://, rediss:// or unix://; without it, an embedded server. A URL with a password "
-        "belongs in the environment or the file, since flags are seen by all users.",
+        values.parse_redis_url,
+        "redis://, rediss://, unix:// or redis+sentinel://; without it, an embedded server. A URL "
+        "with a password belongs in the environment or the file: all users see flags.",
         metavar="URL",
         environment=("MDSERVICE_REDIS_URL", "REDIS_URL"),
         address=True,

@@ -12,7 +12,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+import attrs
 
 from mdservice.errors import InvalidChannel, InvalidSymbol
 from mdservice.model.feeds import FeedName, parse_channels
@@ -24,6 +26,7 @@ from mdservice.settings.feeds import STREAM_HOST, STREAM_PATHS, is_alpacas, url_
 __all__ = [
     "EVERY_HOST",
     "SOCKET_PATH_BYTES",
+    "SeveralServers",
     "api_base",
     "default_log_format",
     "feed_url",
@@ -43,11 +46,13 @@ __all__ = [
     "parse_on_trip",
     "parse_optional",
     "parse_positions",
+    "parse_redis_url",
     "parse_secret",
     "parse_socket",
     "parse_symbol_list",
     "parse_url",
     "real_number",
+    "split_several",
     "text",
     "trading_stream_url",
     "url",
@@ -123,6 +128,83 @@ def parse_url(value: object, *schemes: str) -> str:
     return given.rstrip("/") if parts.hostname and not parts.query else given
 
 
+_MALFORMED = (
+    "is not a URL: its host or port is malformed (in a password, '/', '#', '?' and '@' must be "
+    "written as %2F, %23, %3F and %40)"
+)
+_REDIS = ("redis", "rediss", "unix")
+_SEVERAL_REDIS = {"redis+sentinel": 26379, "rediss+sentinel": 26379}
+"""The schemes of URLs with several servers, each with the usual port."""
+
+
+@attrs.frozen
+class SeveralServers:
+    """The parts of a URL that names several servers.
+
+    Attributes:
+        scheme: In lower case.
+        login: User and password as the URL has them; None without a login.
+        servers: Host and port of each.
+        path: The parts of its path, decoded.
+        query: The arguments of its query.
+    """
+
+    scheme: str
+    login: str | None = attrs.field(repr=False)
+    servers: tuple[tuple[str, int], ...]
+    path: tuple[str, ...]
+    query: Mapping[str, str] = attrs.field(repr=False)
+
+
+def split_several(url: str) -> SeveralServers | None:
+    """The parts of a Redis URL with several servers; None if its scheme is for one server.
+
+    ``redis+sentinel://me:secret@a:26379,b/prices/2``: two servers, ``b`` at the usual port.
+
+    Raises:
+        ValueError: The reason, without any part of the URL.
+    """
+    scheme, colon, rest = url.partition("://")
+    scheme = scheme.lower()
+    usual_port = _SEVERAL_REDIS.get(scheme) if colon else None
+    if usual_port is None:
+        return None
+    rest, _, query = rest.partition("?")
+    authority, _, path = rest.partition("/")
+    login, at, hosts = authority.rpartition("@")
+    if "@" in login + path or "#" in url:
+        raise ValueError(_MALFORMED)
+    servers = []
+    for host in hosts.split(","):
+        parts = _split(f"x://{host}", ("x",))
+        if not parts.hostname:
+            raise ValueError(f"does not name a host: write {scheme}://host:port,host:port")
+        servers.append((parts.hostname, parts.port or usual_port))
+    names = tuple(unquote(part) for part in path.rstrip("/").split("/")) if path else ()
+    if len(names) not in (1, 2) or not names[0]:
+        raise ValueError(f"does not name the service: write {scheme}://host:port/service")
+    if names[1:] and not names[1].isdecimal():
+        raise ValueError(f"has a database that is no number: write {scheme}://host/service/0")
+    arguments = dict(parse_qsl(query, keep_blank_values=True))
+    return SeveralServers(scheme, login if at else None, tuple(servers), names, arguments)
+
+
+def parse_redis_url(value: object) -> str:
+    """The URL of a Redis server, or of those that know it.
+
+    Raises:
+        ValueError: The reason, without any part of the URL.
+    """
+    given = text(value)
+    if split_several(given) is not None:
+        return given
+    scheme = given.partition("://")[0].lower()
+    if scheme in _REDIS:
+        return parse_url(given, *_REDIS)
+    allowed = " or ".join(f"{scheme}://" for scheme in (*_REDIS, *_SEVERAL_REDIS))
+    raise ValueError(f"must be a URL that starts with {allowed}")
+
+
 def _split(given: str, schemes: Sequence[str]) -> SplitResult:
     allowed = " or ".join(f"{scheme}://" for scheme in schemes)
     try:
@@ -130,10 +212,7 @@ def _split(given: str, schemes: Sequence[str]) -> SplitResult:
         port = parts.port
     except ValueError:
         # urllib's message would quote a part of the URL, perhaps of its password.
-        raise ValueError(
-            "is not a URL: its host or port is malformed (in a password, '/', '#', '?' and '@' "
-            "must be written as %2F, %23, %3F and %40)"
-        ) from None
+        raise ValueError(_MALFORMED) from None
     if parts.scheme not in schemes or not given.lower().startswith(f"{parts.scheme}://"):
         raise ValueError(f"must be a URL that starts with {allowed}")
     if port == 0:

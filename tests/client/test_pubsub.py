@@ -138,6 +138,7 @@ class Server:
 class Connection:
     """What a :class:`~mdservice.redis_io.connection.RedisConnection` does, by the server's script."""
 
+    server = LOCATION.address
     address = LOCATION.address.shown
 
     def __init__(self, server: Server) -> None:

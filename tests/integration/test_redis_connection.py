@@ -101,7 +101,7 @@ def test_sends_more_than_the_system_takes_at_once(pair: Any, backend: str) -> No
         theirs.send(b"+OK\r\n")
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, LIMIT_S)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=LIMIT_S))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(serve)
             assert await connection.exchange(data, 1) == [b"OK"]
@@ -115,7 +115,7 @@ def test_a_send_that_first_has_to_read_waits_for_that(pair: Any, backend: str) -
     moody = Moody(ours, send=[ssl.SSLWantReadError])
 
     async def main() -> None:
-        connection = RedisConnection(moody, SHOWN, LIMIT_S)  # type: ignore[arg-type]
+        connection = RedisConnection(moody, RedisAddress(SHOWN, timeout_s=LIMIT_S))  # type: ignore[arg-type]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(connection.exchange, b"PING\r\n", 1)
             for _ in range(20):
@@ -137,7 +137,7 @@ def test_a_read_that_first_has_to_write_waits_for_that(
     theirs.send(b"+PONG\r\n")
 
     async def main() -> None:
-        connection = RedisConnection(moody, SHOWN, LIMIT_S)  # type: ignore[arg-type]
+        connection = RedisConnection(moody, RedisAddress(SHOWN, timeout_s=LIMIT_S))  # type: ignore[arg-type]
         if method == "exchange":
             assert await connection.exchange(b"PING\r\n", 1) == [b"PONG"]
         else:
@@ -153,7 +153,7 @@ def test_closing_ends_a_call_that_waits(pair: Any, backend: str, method: str) ->
     ours, _ = pair
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, LIMIT_S * 2)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=LIMIT_S * 2))
 
         async def call() -> None:
             with pytest.raises(StoreUnavailable):
@@ -178,7 +178,7 @@ def test_a_server_that_is_mute_is_given_up(pair: Any, backend: str) -> None:
     ours, _ = pair
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, 0.05)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=0.05))
         with pytest.raises(StoreUnavailable, match="no answer in time"):
             await connection.exchange(b"PING\r\n", 1)
 
@@ -244,7 +244,7 @@ def test_half_a_message_is_waited_for_and_kept(pair: Any, backend: str) -> None:
     ours, theirs = pair
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, LIMIT_S)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=LIMIT_S))
         theirs.sendall(b"*1\r\n$3\r\n")
         assert await connection.receive(0.05) == []
         theirs.sendall(b"abc\r\n*1\r\n$1\r\n")
@@ -260,7 +260,7 @@ def test_a_cancelled_wait_loses_nothing(pair: Any, backend: str) -> None:
     ours, theirs = pair
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, LIMIT_S)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=LIMIT_S))
         theirs.sendall(b"*1\r\n$3\r\na")
         with anyio.move_on_after(0.05) as limit:
             await connection.receive(LIMIT_S)
@@ -281,7 +281,7 @@ def test_bytes_that_trickle_do_not_make_it_wait_longer(pair: Any, backend: str) 
             await anyio.sleep(0.01)
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, LIMIT_S)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=LIMIT_S))
         theirs.sendall(b"$1000\r\n")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(trickle)
@@ -302,7 +302,7 @@ def test_what_came_while_the_event_loop_was_held_up_counts(pair: Any, backend: s
         theirs.sendall(b"+PONG\r\n")
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, LIMIT_S)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=LIMIT_S))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hold_up)
             assert await connection.receive(0.1) == [b"PONG"]
@@ -322,7 +322,7 @@ def test_a_flood_leaves_the_other_tasks_their_turn(pair: Any, backend: str) -> N
             await anyio.lowlevel.checkpoint()
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, LIMIT_S)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=LIMIT_S))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(count)
             for _ in range(100):
@@ -342,7 +342,7 @@ def test_a_connection_that_ends_or_talks_nonsense_is_lost(
     ours, theirs = pair
 
     async def main() -> None:
-        connection = RedisConnection(ours, SHOWN, LIMIT_S)
+        connection = RedisConnection(ours, RedisAddress(SHOWN, timeout_s=LIMIT_S))
         if end == "garbage":
             theirs.sendall(b"HTTP/1.1 200\r\n")
         else:

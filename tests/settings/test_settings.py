@@ -302,7 +302,7 @@ BAD = {
         "A qty > 1 tripp",
     ],
     "on_trip": ["suspend", "cancel_orders,close_positions", "SUSPEND_TRADE", "off,cancel_orders"],
-    "redis_url": ["localhost:6379", "http://x", "unix://", "redis://x:port"],
+    "redis_url": ["localhost:6379", "http://x", "unix://", "redis://x:port", "redis+sentinel://a"],
     "renew_prices": ["maybe", "2", "on off"],
     "price_ttl": ["0", "-3", "1.5", "five", "1e3", "9" * 30],
     "event_log": ["news", "trade:AAPL", "price:AAPL", "mdservice:writer:1", "a\nb", "x" * 600],
