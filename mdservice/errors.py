@@ -18,6 +18,7 @@
     │   └── SubscriptionRefused the feed, or its limit, refused these symbols
     ├── StoreError
     │   ├── StoreUnavailable    no connection, or it was lost: a batch may have been written
+    │   │   └── Deposed         another service of the group has claimed the lease
     │   └── StoreRefused        the server answered and executed nothing
     ├── PositionsError
     │   ├── PositionsUnavailable  no answer, or an unreadable one; known positions stay
@@ -44,6 +45,7 @@ __all__ = [
     "AccountUnavailable",
     "ActorFailed",
     "ConfigurationError",
+    "Deposed",
     "EmbeddedServerError",
     "FeedError",
     "FeedRefused",
@@ -168,6 +170,10 @@ class StoreError(MDServiceError):
 
 class StoreUnavailable(StoreError):
     """No connection, or it broke. The last batch may have been executed."""
+
+
+class Deposed(StoreUnavailable):
+    """Another service of the group leads now. This one writes nothing more, and stands by."""
 
 
 class StoreRefused(StoreError):

@@ -182,6 +182,11 @@ class RedisNames:
         """The key that holds the number of the instance's last batch."""
         return f"{self.prefix}mdservice:writer:{instance}".encode()
 
+    def group_keys(self, group: str) -> tuple[bytes, bytes, bytes, bytes]:
+        """The keys of a group: its lease, last term, standby and subscriptions."""
+        lease = f"{self.prefix}mdservice:group:{{{group}}}".encode()
+        return lease, lease + b":term", lease + b":standby", lease + b":subscriptions"
+
     @property
     def instance_key(self) -> bytes:
         """The key that names the service which writes to this database."""
@@ -218,11 +223,12 @@ class RedisNames:
         """The stream to which events are appended."""
         return f"{self.prefix}{name}".encode()
 
-    def rights(self, event_log: str | None = None) -> str:
+    def rights(self, event_log: str | None = None, *, group: bool = False) -> str:
         """The ACL rules for the service, its readers and the gateway, as ``ACL SETUSER`` has them.
 
         Args:
             event_log: The stream's name without the prefix, or None.
+            group: Whether the service is in a group, whose lease needs scripts.
         """
         channels = (
             *(kind.event for kind in KINDS),
@@ -242,7 +248,8 @@ class RedisNames:
             ACTIONS_HOLDER_KEY,
             *([] if event_log is None else [event_log]),
         ]
+        commands = (*_COMMANDS, *(("eval",) if group else ()))
         rules = [f"~{self.prefix}{pattern}" for pattern in keys]
         rules.append("resetchannels")
         rules += [f"&{self.prefix}{channel}" for channel in channels]
-        return " ".join(rules + [f"+{command}" for command in _COMMANDS])
+        return " ".join(rules + [f"+{command}" for command in commands])

@@ -5,7 +5,7 @@ A cancelled call closes the connection, since the server may or may not execute 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ __all__ = [
     "Identity",
     "RedisPriceStore",
     "greet",
+    "identify",
     "raise_refusal",
     "write_batch",
 ]
@@ -50,12 +51,30 @@ class Identity:
     client_id: int
 
 
+async def identify(connection: RedisConnection) -> Identity | None:
+    """The connection as its server knows it; None if this user may not ask.
+
+    Raises:
+        StoreUnavailable
+    """
+    client_id, info = await connection.call(pack(b"CLIENT", b"ID"), pack(b"INFO", b"server"))
+    run_id = _run_id(info)
+    if run_id is None or not isinstance(client_id, int):
+        return None
+    return Identity(run_id, client_id)
+
+
 async def greet(
-    connection: RedisConnection, previous: Identity | None, packer: BatchPacker, database: int
+    connection: RedisConnection,
+    previous: Identity | None,
+    packer: BatchPacker,
+    database: int,
+    admit: Callable[[RedisConnection], Awaitable[None]] | None = None,
 ) -> Identity | None:
     """Fence the previous connection; return the server's identity of this one.
 
-    Also sets in the packer for which kinds it may name the owner of a batch.
+    Also sets in the packer for which kinds it may name the owner of a batch. In a group, ``admit``
+    registers the connection before anything is published on it.
 
     Returns None if the server gives no identity or refuses the fence;
     :class:`~mdservice.redis_io.store.RedisPriceStore` says what follows from that.
@@ -63,28 +82,23 @@ async def greet(
     Raises:
         StoreUnavailable, StoreRefused
     """
-    client_id, info, multi, executed = await connection.call(
-        pack(b"CLIENT", b"ID"),
-        pack(b"INFO", b"server"),
-        # If this user may not use MULTI, the server would execute a batch's commands one by one.
-        pack(b"MULTI"),
-        pack(b"EXEC"),
-    )
+    identity = await identify(connection)
+    # If this user may not use MULTI, the server would execute a batch's commands one by one.
+    multi, executed = await connection.call(pack(b"MULTI"), pack(b"EXEC"))
     raise_refusal(connection.address, [multi, executed])
+    if identity is not None and previous is not None and previous.run_id == identity.run_id:
+        kill = pack(b"CLIENT", b"KILL", b"ID", b"%d" % previous.client_id)
+        (killed,) = await connection.call(kill)
+        if is_error(killed):
+            identity = None
+    if admit is not None:
+        await admit(connection)
     # If this user may not publish one of these messages, the server would refuse the whole batch.
     markers = [packer.marker(kind, database, 0) for kind in KINDS]
     marked = zip(KINDS, await connection.call(*markers), strict=True)
     packer.marks_db = database
     packer.unmarked = frozenset(kind for kind, reply in marked if is_error(reply))
-    run_id = _run_id(info)
-    if run_id is None or not isinstance(client_id, int):
-        return None
-    if previous is not None and previous.run_id == run_id:
-        kill = pack(b"CLIENT", b"KILL", b"ID", b"%d" % previous.client_id)
-        (killed,) = await connection.call(kill)
-        if is_error(killed):
-            return None
-    return Identity(run_id, client_id)
+    return identity
 
 
 def _run_id(info: object) -> bytes | None:
@@ -161,6 +175,9 @@ class RedisPriceStore:
         timeout_s: How long connecting, and each wait for the server, may take.
         kinds: The kinds, and the channels of other messages, that will be written; their missing
             rights are logged at connecting.
+        admit: Registers each new connection in a group before anything is written on it
+            (:meth:`mdservice.redis_io.lease.RedisLease.admit`). It raises if the service no longer
+            leads.
 
     Raises:
         ConfigurationError: The URL cannot be used.
@@ -177,6 +194,7 @@ class RedisPriceStore:
         prefix: str = "",
         timeout_s: float = 5.0,
         kinds: Collection[Refusable] = (*KINDS, ACCOUNT_CHANNEL),
+        admit: Callable[[RedisConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._address = locator_of(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
@@ -190,6 +208,7 @@ class RedisPriceStore:
         )
         self._event_log = event_log
         self._kinds = kinds
+        self._admit = admit
         self._missing = MissingRights()
         self._said_missing: Mapping[Refusable, str] = {}
         self._looked_s = 0.0
@@ -246,7 +265,7 @@ class RedisPriceStore:
             connection = await RedisConnection.open(self._address, CLIENT_NAME)
             try:
                 self._unfenced = await greet(
-                    connection, self._unfenced, self._packer, self._address.database
+                    connection, self._unfenced, self._packer, self._address.database, self._admit
                 )
                 await self._look(connection)
                 self._connection = connection

@@ -2,6 +2,7 @@
 
 from mdservice.testing.fake_feed import FakeDriver, FakeHistory, FakeLink, VirtualClock
 from mdservice.testing.fake_positions import FakePositions
+from mdservice.testing.memory_lease import MemoryGroup, MemoryLease
 from mdservice.testing.memory_store import MemoryPriceStore, Slow, StoreFault
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "FakeHistory",
     "FakeLink",
     "FakePositions",
+    "MemoryGroup",
+    "MemoryLease",
     "MemoryPriceStore",
     "Slow",
     "StoreFault",
