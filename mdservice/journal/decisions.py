@@ -30,6 +30,7 @@ from mdservice.model.events import (
 from mdservice.model.feeds import Feed, Topic
 from mdservice.model.kinds import KINDS, ORDERBOOKS, Kind
 from mdservice.router.actor import FUTURE_TOLERANCE_NS, Router
+from mdservice.router.sequencer import Routed
 from mdservice.runtime.actor import Channel
 
 __all__ = ["Decisions", "Step", "recorded_topics", "topics_of_event"]
@@ -65,6 +66,16 @@ class _EntryClock:
 
     def utc_ns(self) -> int:
         return self.now_ns
+
+
+class _Decider(Router):
+    """A router that its listener alone hears, and whose clock is never wrong."""
+
+    def _send(self, item: RoutedItem) -> None:
+        self._listener(item)
+
+    def _check_times(self, records: Sequence[Any], routed: Routed[Any]) -> None:
+        """The clock is that of the entries."""
 
 
 class Decisions:
@@ -104,7 +115,7 @@ class Decisions:
         """The kinds of which REST has brought something, or a connection was lost."""
         self.close()
         inbox, outbox = self._channels = Channel[FeedItem](1), Channel[RoutedItem](1)
-        self._router = Router(inbox, outbox.outbox, self._listen, self._clock, feed=self._feed)
+        self._router = _Decider(inbox, outbox.outbox, self._listen, self._clock, feed=self._feed)
 
     def _listen(self, item: RoutedItem) -> None:
         if isinstance(item, RecordBatch):
@@ -181,7 +192,7 @@ class Decisions:
         control = bool(received.controls) or codec.ended is not None
         as_sent = not (control or received.unfollowed)
         for kind, records in received.records.items():
-            leading = self._leading(kind)
+            leading = self._leading(kind) if self._held else kind
             if leading in self._held:
                 as_sent = False
                 if kind is leading:
@@ -192,8 +203,10 @@ class Decisions:
                 continue
             before = len(self._accepted)
             self._route(RecordBatch(kind, records))
-            accepted = sum(len(batch.records) for batch in self._accepted[before:])
-            if accepted < len(records):
+            missing = len(records)
+            for batch in self._accepted[before:]:
+                missing -= len(batch.records)
+            if missing > 0:
                 horizon_ns = entry.time_ns + FUTURE_TOLERANCE_NS
                 as_sent &= kind not in self._by_rest and all(
                     record.ts_event_ns <= horizon_ns for record in records

@@ -53,6 +53,7 @@ CHUNK_BYTES: Final = 1 << 20
 _SECOND_NS: Final = 1_000_000_000
 
 _HEAD: Final = struct.Struct("<IIBIq")
+_HEAD_BYTES: Final = _HEAD.size
 _CHECKED: Final = struct.Struct("<BIq")
 """The part of the head that the checksum covers, with the payload."""
 _SUM_END: Final = 8
@@ -73,11 +74,10 @@ class EntryType(IntEnum):
     """A JSON object: a connection's change, a request, or what REST has brought."""
 
 
-_TYPES: Final = frozenset(EntryType)
+_TYPES: Final = {int(type_): type_ for type_ in EntryType}
 
 
-@attrs.frozen
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One entry.
 
     Attributes:
@@ -153,13 +153,13 @@ def spans(data: bytes, start: int = 0, *, check: bool = True) -> Iterator[Span]:
         start: Where an entry begins.
         check: Whether to compare the checksums.
     """
-    size = len(data)
-    while size - start >= _HEAD.size:
+    size, view = len(data), memoryview(data)
+    while size - start >= _HEAD_BYTES:
         length, total, kind, connection, time_ns = _HEAD.unpack_from(data, start)
-        end = start + _HEAD.size + length
+        end = start + _HEAD_BYTES + length
         if end > size or kind not in _TYPES:
             return
-        if check and crc32(memoryview(data)[start + _SUM_END : end]) != total:
+        if check and crc32(view[start + _SUM_END : end]) != total:
             return
         yield Span(start, end, kind, connection, time_ns)
         start = end
@@ -167,9 +167,8 @@ def spans(data: bytes, start: int = 0, *, check: bool = True) -> Iterator[Span]:
 
 def split(data: bytes, start: int = 0) -> Iterator[Entry]:
     """The entries of :func:`spans`."""
-    for span in spans(data, start):
-        payload = data[span.start + _HEAD.size : span.end]
-        yield Entry(EntryType(span.type), span.connection, span.time_ns, payload)
+    for begin, end, kind, connection, time_ns in spans(data, start):
+        yield Entry(_TYPES[kind], connection, time_ns, data[begin + _HEAD_BYTES : end])
 
 
 class Chunk(msgspec.Struct, array_like=True):

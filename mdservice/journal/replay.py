@@ -32,6 +32,7 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
 from mdservice.relay.messages import Message, messages_of, payload
+from mdservice.relay.websocket import data_frame
 from mdservice.runtime.network import cannot_listen
 from mdservice.runtime.task_groups import block_tasks
 from mdservice.simulator.config import SimulatorConfig
@@ -53,8 +54,10 @@ _QUIET_S: Final = 1.0
 _MOST_PENDING_BYTES: Final = 512 * 1024
 _WAIT_S: Final = 0.001
 _MOST_IN_FRAME: Final = 500
-_STEPS_AT_ONCE: Final = 50
-"""Entries between two turns of the event loop."""
+_TURN_BYTES: Final = 64 * 1024
+"""What is sent at once …"""
+_TURN_STEPS: Final = 200
+"""… and the entries of one turn of the event loop: some milliseconds."""
 _BY_NAME: Final[Mapping[str, Feed]] = {feed.name: feed for feed in FEEDS}
 _NO_RECORDS: Final = msgspec.json.encode(
     {
@@ -187,7 +190,10 @@ class Replay:
         self, journal: Journal, speed: float, address: str, clock: Clock, tasks: TaskGroup
     ) -> None:
         self.config = SimulatorConfig(
-            connection_limit=None, option_quotes_limit=None, send_buffer_bytes=1 << 30
+            connection_limit=None,
+            option_quotes_limit=None,
+            send_buffer_bytes=1 << 30,
+            compression=False,  # the frames go as they were recorded
         )
         self.journal = journal
         self.speed = speed
@@ -365,25 +371,27 @@ class Player:
         Raises:
             JournalError: The journal cannot be read to its end.
         """
-        started_s = anyio.current_time()
-        subscribed, covered = session.subscriptions, self.covered(session)
         decisions = Decisions(self.feed)
-        decisions.as_sent_in = connection.encoding if covered else None
+        sending = _Sending(connection, session, self, decisions)
+        started_s, first_ns = anyio.current_time(), self._journal.first_ns
+        reached_ns = math.inf if self._speed == MAX_SPEED else first_ns
         with closing(self._steps(decisions)) as steps:
-            for count, step in enumerate(steps):
-                due_s = started_s + (step.time_ns - self._journal.first_ns) / 1e9 / self._speed
-                if (wait_s := due_s - anyio.current_time()) > _WAIT_S:
-                    await anyio.sleep(wait_s)
-                elif not count % _STEPS_AT_ONCE:
-                    await checkpoint()
-                if connection.pending_bytes > _MOST_PENDING_BYTES:
-                    await _until(lambda: connection.pending_bytes <= _MOST_PENDING_BYTES)
-                if session.subscriptions != subscribed:
-                    subscribed, covered = session.subscriptions, self.covered(session)
-                    decisions.as_sent_in = connection.encoding if covered else None
-                self._send(connection, session, step, as_sent=covered)
-                self.at_ns = max(self.at_ns, step.time_ns)
-        await _until(lambda: not connection.pending_bytes)
+            try:
+                for step in steps:
+                    if step.time_ns > reached_ns:
+                        due_s = started_s + (step.time_ns - first_ns) / 1e9 / self._speed
+                        if (wait_s := due_s - anyio.current_time()) > _WAIT_S:
+                            await sending.turn(wait_s)
+                        passed_s = anyio.current_time() + _WAIT_S - started_s
+                        reached_ns = first_ns + passed_s * self._speed * 1e9
+                    if sending.full:
+                        await sending.turn()
+                    sending.add(step)
+                    self.at_ns = max(self.at_ns, step.time_ns)
+            finally:
+                sending.flush()
+        await sending.turn()
+        await connection.wait_for_room(0)
         self.ended = True
 
     def _steps(self, decisions: Decisions) -> Generator[Step]:
@@ -394,20 +402,75 @@ class Player:
                 if step is not None and step.time_ns >= (journal.from_ns or 0):
                     yield step
 
-    def _send(self, connection: Connection, session: Session, step: Step, *, as_sent: bool) -> None:
-        if as_sent and step.frames and step.encoding == connection.encoding:
+
+class _Sending:
+    """What a player sends in one turn of the event loop; subscriptions change only between two."""
+
+    def __init__(
+        self, connection: Connection, session: Session, player: Player, decisions: Decisions
+    ) -> None:
+        self._connection = connection
+        self._session = session
+        self._player = player
+        self._decisions = decisions
+        self._framed: list[bytes] = []
+        self._framed_bytes = 0
+        self._steps = 0
+        self._subscribed: Mapping[str, Sequence[str]] | None = None
+        self._look()
+
+    def _look(self) -> None:
+        subscribed = self._session.subscriptions
+        if subscribed != self._subscribed:
+            self._subscribed = subscribed
+            self._covered = self._player.covered(self._session)
+            self._decisions.as_sent_in = self._connection.encoding if self._covered else None
+
+    @property
+    def full(self) -> bool:
+        """Whether the turn should end."""
+        return self._framed_bytes >= _TURN_BYTES or self._steps >= _TURN_STEPS
+
+    async def turn(self, pause_s: float = 0.0) -> None:
+        """Send what was added, and pause at least until the client has read most of it."""
+        self.flush()
+        self._steps = 0
+        if pause_s:
+            await anyio.sleep(pause_s)
+        else:
+            await checkpoint()
+        await self._connection.wait_for_room(_MOST_PENDING_BYTES)
+        self._look()
+
+    def add(self, step: Step) -> None:
+        """Add what an entry brings: its frames, or the part of its records that is wanted."""
+        self._steps += 1
+        player, encoding = self._player, self._connection.encoding
+        if self._covered and step.frames and step.encoding == encoding:
             for frame in step.frames:
                 text = isinstance(frame, str)
                 data = frame.encode("utf-8", "surrogatepass") if isinstance(frame, str) else frame
-                connection.send_frame(OutFrame(data, text))
-            self.messages += sum(len(batch.records) for batch in step.batches)
+                framed = data_frame(data, text=text)
+                self._framed.append(framed)
+                self._framed_bytes += len(framed)
+            player.messages += sum(len(batch.records) for batch in step.batches)
             return
+        self.flush()
         for batch in step.batches:
-            messages = [each for each in _messages(batch) if as_sent or _wants(session, each)]
-            self.messages += len(messages)
+            messages = _messages(batch)
+            if not self._covered:
+                messages = [each for each in messages if _wants(self._session, each)]
+            player.messages += len(messages)
             for start in range(0, len(messages), _MOST_IN_FRAME):
-                content = payload(messages[start : start + _MOST_IN_FRAME], connection.encoding)
-                connection.send_frame(OutFrame(content, connection.encoding == "json"))
+                content = payload(messages[start : start + _MOST_IN_FRAME], encoding)
+                self._connection.send_frame(OutFrame(content, encoding == "json"))
+
+    def flush(self) -> None:
+        """Give the connection what was added."""
+        if self._framed:
+            self._connection.send_framed(b"".join(self._framed))
+            self._framed.clear()
+            self._framed_bytes = 0
 
 
 async def _until(condition: Callable[[], object]) -> None:

@@ -256,11 +256,10 @@ class Router:
         self._outbox.close()
 
     def route_now(self, item: FeedItem) -> None:
-        """Route an item at once, for the listener alone: in a replay, in place of :meth:`run`."""
+        """Route an item at once, in place of :meth:`run`: in a replay, which has no outbox."""
         self._take(item)
         while self._filling:
             self._fill_on(self._filling)
-        self._unsent.clear()
 
     def _take(self, item: FeedItem) -> None:
         if isinstance(item, RecordBatch):

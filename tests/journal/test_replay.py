@@ -318,6 +318,67 @@ def test_a_journal_that_breaks_off_ends_the_connection_alone(tmp_path):
     run(main)
 
 
+def test_what_precedes_the_place_where_a_journal_breaks_off_is_sent(tmp_path):
+    for number in (1, 2):
+        with journal_at(tmp_path, number=number) as writer:
+            writer.frame([quote("AAPL", number)])
+    journal = open_journal([tmp_path])
+    max(tmp_path.iterdir()).unlink()
+
+    async def main():
+        async with (
+            open_replay(journal, speed=MAX_SPEED) as replay,
+            client_of(replay, ALL) as client,
+        ):
+            assert await messages_of(client, 1) == [quote("AAPL", 1)]
+            with anyio.fail_after(LIMIT_S):
+                await client.wait_closed()
+
+    run(main)
+
+
+def test_what_is_due_does_not_wait_for_what_comes_later(tmp_path):
+    with journal_at(tmp_path) as writer:
+        writer.frame([quote("AAPL", 1)])
+        writer.second = 3600
+        writer.frame([quote("AAPL", 2)])
+
+    async def main():
+        async with (
+            open_replay(open_journal([tmp_path]), speed=1) as replay,
+            client_of(replay, ALL) as client,
+        ):
+            assert await messages_of(client, 1) == [quote("AAPL", 1)]
+
+    run(main)
+
+
+def test_a_client_that_does_not_read_holds_up_the_reading_of_the_journal(tmp_path):
+    count = 400
+    with journal_at(tmp_path) as writer:
+        for writer.second in range(count):
+            writer.frame([quote("AAPL", writer.second, more="x" * 100_000)])
+
+    async def main():
+        async with (
+            open_replay(open_journal([tmp_path]), speed=MAX_SPEED) as replay,
+            client_of(replay, ALL) as client,
+        ):
+            assert await messages_of(client, 1)
+            client.transport.pause_reading()
+            player, before = replay.players[0], -1
+            with anyio.fail_after(LIMIT_S):
+                while player.messages > before:
+                    before = player.messages
+                    await anyio.sleep(0.3)
+            assert player.messages < count
+            client.transport.resume_reading()
+            found = await messages_of(client, count - 1)
+            assert [each["bp"] for each in found] == [*range(1, count)]
+
+    run(main)
+
+
 def test_a_port_in_use_is_named(tmp_path):
     with journal_at(tmp_path) as writer:
         writer.frame([quote("AAPL", 1)])
