@@ -14,7 +14,7 @@ from mdservice.model.kinds import KINDS, Kind, R, RecordDecoder
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection, RedisLocator
 from mdservice.redis_io.names import RedisNames
-from mdservice.redis_io.replies import array, is_error, malformed, refusal
+from mdservice.redis_io.replies import array, is_error, malformed, refusal, role_of
 
 __all__ = [
     "CLIENT_NAME",
@@ -25,6 +25,7 @@ __all__ = [
     "payload_of",
     "read_keys",
     "read_new_entries",
+    "refuse_cut_off",
     "refuse_errors",
 ]
 
@@ -38,8 +39,8 @@ _KEYS = (
     *(kind.stream.name for kind in KINDS if kind.stream is not None),
 )
 _RIGHTS = (
-    "allow this user SUBSCRIBE, PING, GET, MGET, SCAN (XREVRANGE for news; XREAD, XRANGE and XINFO "
-    f"for an event log) on the keys {', '.join(_KEYS)} and the channels "
+    "allow this user SUBSCRIBE, PING, ROLE, GET, MGET, SCAN (XREVRANGE for news; XREAD, XRANGE "
+    f"and XINFO for an event log) on the keys {', '.join(_KEYS)} and the channels "
     f"{', '.join(kind.event for kind in KINDS)}, with MDSERVICE_KEY_PREFIX in front"
 )
 
@@ -70,6 +71,20 @@ def refuse_errors(address: str, replies: Iterable[object]) -> None:
             if text.startswith("NOPERM"):
                 raise StoreRefused(f"Redis at {address} refused: {text.rstrip('.')}; {_RIGHTS}")
             raise refusal(address, text)
+
+
+def refuse_cut_off(address: str, role: object) -> None:
+    """Raise for the role of a replica that gets nothing new; ``role`` is the answer to ``ROLE``.
+
+    Raises:
+        StoreUnavailable
+    """
+    found = role_of(role)
+    if found is not None and not found.follows:
+        raise StoreUnavailable(
+            f"Redis at {address} is a replica without a connection to its primary, so nothing new "
+            "comes there; connecting again"
+        )
 
 
 # Reading the keys.

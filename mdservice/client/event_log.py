@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final, Generic
 
 import anyio
@@ -19,6 +20,7 @@ from mdservice.client.connection import (
     connected_to,
     payload_of,
     read_keys,
+    refuse_cut_off,
     refuse_errors,
 )
 from mdservice.client.discovery import Location
@@ -159,6 +161,11 @@ _LOST_AT_MOST_MS: Final = 60_000
 """Ids are the server's time: a log that ends this much before our position is the same log."""
 
 
+_RESTORED_AFTER_S: Final = 5.0
+"""After this time the service has written the values again that a new primary had lost; the keys
+are read once more then."""
+
+
 @attrs.frozen
 class _Keys(Generic[R]):
     """Keys, and the end of the log after they were read."""
@@ -207,6 +214,10 @@ class EventLogSource(Generic[R]):
         if after is not None:
             intake.begun = True
             intake.handover.position = str(after)
+        self._has_read = False
+        """Whether the cursor is the id of an entry that was read."""
+        self._lost_s = inf
+        """When it was noticed that the log had lost its end, the event loop's time."""
         self._keys: _Keys[R] | None = None
         # The id up to which entries may be older than the keys.
         self._unordered_to = START
@@ -217,11 +228,14 @@ class EventLogSource(Generic[R]):
         intake.names = location.names
         self._log = location.names.event_log(self._name)
         async with connected_to(location.address) as connection:
+            (role,) = await connection.call(pack(b"ROLE"))
+            refuse_cut_off(connection.address, role)
             end = await look(connection, self._log)
             if self._cursor is None:
                 await self._begin(connection, end or START)
             elif end is not None:
                 self._check_end(end)
+                await self._check_last_entry(connection)
             connected()
             while True:
                 await intake.handover.emptied()
@@ -247,6 +261,9 @@ class EventLogSource(Generic[R]):
     async def _step(self, connection: RedisConnection) -> None:
         intake = self._intake
         cursor = self._cursor or START
+        if anyio.current_time() - self._lost_s >= _RESTORED_AFTER_S:
+            self._lost_s = inf
+            intake.lost += 1
         if self._keys is None and intake.keys_are_due(anyio.current_time()):
             self._keys = await self._ask_keys(connection)
         if self._keys is not None and cursor >= self._keys.end:
@@ -258,6 +275,8 @@ class EventLogSource(Generic[R]):
         if read.cut:
             self._note("event_log_was_cut", cursor)
         if read.end == cursor:
+            (role,) = await connection.call(pack(b"ROLE"))
+            refuse_cut_off(connection.address, role)
             end = await look(connection, self._log)
             if end is not None:
                 self._check_end(end)
@@ -265,7 +284,7 @@ class EventLogSource(Generic[R]):
         self._forward(read, in_order=cursor >= self._unordered_to)
 
     def _forward(self, read: _Entries[R], *, in_order: bool) -> None:
-        self._cursor = read.end
+        self._cursor, self._has_read = read.end, True
         newer = self._intake.take_events(self._state.kind, read.records, in_order=in_order)
         # Both are in the same order; known records are skipped.
         ids = {id(record): str(entry) for record, entry in zip(read.records, read.ids, strict=True)}
@@ -285,9 +304,25 @@ class EventLogSource(Generic[R]):
         if cursor.ms - end.ms <= _LOST_AT_MOST_MS:
             self._note("event_log_lost_its_end", cursor)
             self._cursor = end
+            self._lost_s = anyio.current_time()
         else:
             self._note("event_log_begins_anew", cursor)
             self._cursor = self._unordered_to = START
+
+    async def _check_last_entry(self, connection: RedisConnection) -> None:
+        """Detect a log that went on without its last entries: a replica that became the primary."""
+        cursor = self._cursor
+        if cursor is None or not self._has_read:
+            return
+        id_, count = cursor.encode(), (b"COUNT", b"1")
+        replies = await connection.call(
+            pack(b"XRANGE", self._log, id_, id_), pack(b"XRANGE", self._log, b"-", id_, *count)
+        )
+        _refuse(connection.address, self._log, replies)
+        found, earlier = replies
+        if earlier and not found:
+            self._note("event_log_lost_its_end", cursor)
+            self._lost_s = anyio.current_time()
 
     def _note(self, event: str, cursor: EntryId) -> None:
         self._intake.trimmed += 1

@@ -161,6 +161,7 @@ class Intake(Generic[R]):
         resyncs: How often the keys were read again.
         trimmed: How often entries of the event log, or of a kind's stream, were deleted before
             they were read.
+        lost: How often events were lost before they reached the server.
         following: The service that is read; None if the service does not announce itself.
         foreign: Events of other services, which were dropped.
         heard: The services that announce themselves, by id, with the time of the last
@@ -176,6 +177,7 @@ class Intake(Generic[R]):
         self.handover: ReaderQueue[R] = ReaderQueue()
         self.resyncs = 0
         self.trimmed = 0
+        self.lost = 0
         self.following: Instance | None = None
         self.foreign = 0
         self.heard: dict[str, tuple[Instance, float]] = {}
@@ -208,7 +210,7 @@ class Intake(Generic[R]):
         ]
 
     def _reasons(self) -> int:
-        return sum(state.order.reasons for state in self.states.values()) + self.trimmed
+        return sum(state.order.reasons for state in self.states.values()) + self.trimmed + self.lost
 
     def keys_are_due(self, now_s: float) -> bool:
         """Whether records were missed since the keys were read, and reading them is allowed again.

@@ -25,6 +25,7 @@ from mdservice.client.connection import (
     connected_to,
     read_keys,
     read_new_entries,
+    refuse_cut_off,
     refuse_errors,
 )
 from mdservice.client.discovery import Location
@@ -100,6 +101,10 @@ _RECORD_EVERY_S: Final = 0.5
 """How often the record is read while another service publishes to the same database."""
 _MISSED_AFTER_S: Final = GONE_AFTER_S + 1.0
 """A live service announces itself once a second."""
+_ROLE_AFTER_S: Final = 2.5
+"""After this time without an announcement, the server may be a replica that is cut off."""
+_ROLE_EVERY_S: Final = 3.0
+"""How often the server is asked for its role where there are no announcements."""
 _HELD_UP_S: Final = 2 * _WAIT_S
 """After a pause this long, the reader was blocked, and unread announcements may wait."""
 _MARKER: Final = b"keys-were-read"
@@ -134,8 +139,13 @@ def _is_message(reply: object) -> bool:
 
 
 async def _read_record(connection: RedisConnection, names: RedisNames) -> Instance | None:
-    """The service that the database belongs to."""
-    (record,) = await connection.call(pack(b"GET", names.instance_key))
+    """The service that the database belongs to.
+
+    Raises:
+        StoreUnavailable: The connection was lost, or the server gets no events.
+    """
+    role, record = await connection.call(pack(b"ROLE"), pack(b"GET", names.instance_key))
+    refuse_cut_off(connection.address, role)
     return decode_instance(record)
 
 
@@ -154,6 +164,7 @@ class _Announced:
     kind: Kind[Any]
     owner: BatchMarker | None = None
     left: int = 0
+    last: BatchMarker | None = None
 
 
 class _Sorter:
@@ -165,8 +176,19 @@ class _Sorter:
         self._by_marker = {names.channel(one.kind.marker): one for one in announced}
         self._instances = names.channel(INSTANCES_CHANNEL)
 
-    def sort(self, messages: list[tuple[bytes, bytes]], instances: list[Instance]) -> list[_Lot]:
-        """The payloads of the events with their owners, in order."""
+    def sort(
+        self,
+        messages: list[tuple[bytes, bytes]],
+        instances: list[Instance],
+        losses: list[BatchMarker],
+    ) -> list[_Lot]:
+        """The payloads of the events with their owners, in order.
+
+        Args:
+            messages: Channel and payload of each.
+            instances: Gets the announcements among them.
+            losses: Gets the markers before which events are missing.
+        """
         lots: list[_Lot] = []
         by_event = self._by_event
         current: _Announced | None = None
@@ -175,7 +197,11 @@ class _Sorter:
             announced = by_event.get(channel)
             if announced is None:
                 if (announced := self._by_marker.get(channel)) is not None:
-                    announced.owner = decode_marker(payload)
+                    marker = announced.owner = decode_marker(payload)
+                    if marker is not None:
+                        if marker.shows_loss_after(announced.last):
+                            losses.append(marker)
+                        announced.last = marker
                     announced.left = 0 if announced.owner is None else announced.owner.events
                     current = None
                 elif (
@@ -261,7 +287,7 @@ class _Subscription(Generic[R]):
         self._passed_over: dict[str, float] = {}
         """Services that are known to be others, and since when, the event loop's time."""
         self._record_wanted = anyio.Event()
-        self._record_wanted_s = -inf
+        self._record_wanted_s = anyio.current_time()
         self._reading_record = False
         self._connection = connection
         self._connected = connected
@@ -312,7 +338,10 @@ class _Subscription(Generic[R]):
             elif reply == [b"pong", _MARKER]:
                 marker = True
         instances: list[Instance] = []
-        lots = self._sorter.sort(messages, instances)
+        losses: list[BatchMarker] = []
+        lots = self._sorter.sort(messages, instances, losses)
+        for loss in losses:
+            self._note_loss(loss)
         for instance in instances:
             self._hear(instance, now_s)
         states = self._intake.states
@@ -320,6 +349,12 @@ class _Subscription(Generic[R]):
             records = states[lot.kind].event_decoder.decode_all(lot.payloads)
             self._sift(lot.owner, lot.kind, records, now_s)
         return marker
+
+    def _note_loss(self, marker: BatchMarker) -> None:
+        following = self._intake.following
+        of_followed = following is None or marker.id == following.id
+        if of_followed and marker.db == self._address.database:
+            self._intake.lost += 1
 
     async def read_keys(self) -> None:
         """Read the keys whenever needed."""
@@ -384,6 +419,12 @@ class _Subscription(Generic[R]):
         if self._undecided:
             self._want_record(now_s)
         following = self._intake.following
+        # Whether the server still gets events is asked along with the record.
+        if following is None or not self._announcements:
+            if now_s - self._record_wanted_s >= _ROLE_EVERY_S:
+                self._want_record(now_s)
+        elif now_s - self._followed_heard_s >= _ROLE_AFTER_S:
+            self._want_record(now_s)
         if self._announcements and following is not None and now_s > self._missed_from_s:
             self._followed_is_missed = True
             self._want_record(now_s)

@@ -129,6 +129,8 @@ class PricesStatus:
         position: With an event log, the id of the last entry that the program was given.
         service: The id of the service that is read; None if the service does not announce itself.
         foreign: Events that other services published on the same channels, which were dropped.
+        lost: How often events were lost on the way to this reader's server: it is a replica that
+            was cut off, or was one until its primary failed. The keys were read again.
     """
 
     connected: bool
@@ -149,6 +151,7 @@ class PricesStatus:
     position: str | None
     service: str | None = None
     foreign: int = 0
+    lost: int = 0
 
 
 @attrs.frozen
@@ -237,6 +240,7 @@ class _Reader(Generic[R]):
             "position": intake.handover.position,
             "service": None if intake.following is None else intake.following.id,
             "foreign": intake.foreign,
+            "lost": intake.lost,
         }
 
 

@@ -8,7 +8,12 @@ from typing import Any, Final
 
 import anyio
 
-from mdservice.client.connection import CLIENT_NAME, refuse_errors
+from mdservice.client.connection import (
+    CLIENT_NAME,
+    connected_to,
+    refuse_cut_off,
+    refuse_errors,
+)
 from mdservice.client.discovery import Discovery
 from mdservice.client.pubsub import Silence
 from mdservice.errors import MDServiceError, StoreUnavailable
@@ -16,7 +21,7 @@ from mdservice.observability.logging import get_logger, masked
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate, decode_account_update
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisConnection
+from mdservice.redis_io.connection import RedisConnection, RedisLocator
 from mdservice.redis_io.names import ACCOUNT_CHANNEL
 from mdservice.runtime.backoff import Backoff
 
@@ -26,6 +31,9 @@ _log = get_logger(__name__)
 
 _WAIT_S: Final = 1.0
 _FIRST_S, _LIMIT_S = 0.2, 5.0
+_ROLE_EVERY_S: Final = 3.0
+"""How often the server is asked whether it still gets events. A subscribed connection cannot ask.
+"""
 _PING: Final = pack(b"PING")
 
 
@@ -72,14 +80,20 @@ class AccountUpdates:
         """One connection, until it is lost."""
         location = await self._discovery.find()
         channel = location.names.channel(ACCOUNT_CHANNEL)
-        with closing(await RedisConnection.open(location.address, CLIENT_NAME)) as connection:
+        with closing(
+            await RedisConnection.open(location.address, CLIENT_NAME, reads=True)
+        ) as connection:
             answers = await connection.exchange(pack(b"SUBSCRIBE", channel), 1)
             refuse_errors(location.address.shown, answers)
             self._error = None
             backoff.reset()
             self._positions.want()
             silence = Silence(anyio.current_time())
+            role_s = anyio.current_time()
             while True:
+                if anyio.current_time() - role_s >= _ROLE_EVERY_S:
+                    await _refuse_cut_off(connection.server)
+                    role_s = anyio.current_time()
                 ping = _PING if silence.ask(anyio.current_time()) else b""
                 replies = await connection.receive(_WAIT_S, ping)
                 if silence.too_long(anyio.current_time(), anything=bool(replies)):
@@ -100,3 +114,9 @@ class AccountUpdates:
                 continue
             self._positions.apply(update, [position])
             await self._came(update)
+
+
+async def _refuse_cut_off(server: RedisLocator) -> None:
+    async with connected_to(server) as connection:
+        (role,) = await connection.call(pack(b"ROLE"))
+        refuse_cut_off(connection.address, role)

@@ -163,6 +163,8 @@ class Instances:
             speaker.close()
 
     def _note_refusal(self, exc: StoreRefused) -> None:
+        if exc.reconnect:  # a demoted server, which is left at once
+            return
         self._refusals += 1
         if str(exc) != self._refused:
             self._refused = str(exc)

@@ -182,6 +182,9 @@ class WriteBatch:
             They expire that much sooner. Values without an age are new.
         deleted: The symbols whose latest value does not hold any more, by kind. Their keys are
             removed. None of them is in ``latest``.
+        restored: Whether it ends the writing of values that the store had lost. Readers then read
+            the keys again. Its number is that of the last batch, as is that of each batch with
+            ``ages_s``.
     """
 
     number: int
@@ -189,6 +192,7 @@ class WriteBatch:
     events: Sequence[Events]
     ages_s: Mapping[Kind[Any], Mapping[str, int]] = attrs.field(factory=dict)
     deleted: Mapping[Kind[Any], Sequence[str]] = attrs.field(factory=dict)
+    restored: bool = False
 
     @property
     def count(self) -> int:

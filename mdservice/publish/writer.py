@@ -10,12 +10,14 @@
                       may reach another server (a demoted primary behind one address)
 
 If a server has lost earlier writes (it restarted empty, or it is a replica that lagged), the writer
-first writes the newest value of each key again.
+first writes the newest value of each key again, and has readers read the keys. The lost events of a
+replica that lagged become gaps on ``feed.status``.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,13 +28,23 @@ from anyio.abc import TaskStatus
 
 from mdservice.clock import Clock
 from mdservice.errors import StoreError, StoreRefused
-from mdservice.model.feeds import STOCKS, feed_of
+from mdservice.model.events import FeedStatus, encode_status
+from mdservice.model.feeds import NEWS_FEED, STOCKS, FeedName, feed_of
 from mdservice.model.kinds import KINDS, Kind
 from mdservice.model.status import Histogram
 from mdservice.model.symbol import EVERY_SYMBOL
+from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger, masked
 from mdservice.publish.latencies import Durations
-from mdservice.publish.store import LimitedStore, PriceStore, Refusable, RenewingStore, WriteBatch
+from mdservice.publish.store import (
+    Events,
+    LimitedStore,
+    PriceStore,
+    Refusable,
+    RenewingStore,
+    WriteBatch,
+)
+from mdservice.redis_io.names import STATUS_CHANNEL
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
 
 __all__ = ["RedisWriter", "WriterSnapshot"]
@@ -53,6 +65,8 @@ _MOST_RENEWED = 500
 """The maximum number of keys renewed between two batches, in a millisecond or two."""
 _NEXT_S = 0.001
 """The pause between two parts of a renewal, in which a waiting batch is written first."""
+_MOST_REMEMBERED = 100_000
+"""The symbols of how many events are kept, to know which a replica has lost: a second's at most."""
 _MOST_RESTORED = 2_000
 """How many values one transaction writes again."""
 
@@ -88,6 +102,7 @@ class _Keys:
         confirmed: The symbols whose value REST has confirmed, in order. Their keys are renewed
             before those that are due.
         forgotten: The symbols whose values the server has lost.
+        removed: The symbols whose keys are to be removed again.
     """
 
     ttl_s: float
@@ -97,6 +112,12 @@ class _Keys:
     due: list[str] = attrs.field(factory=list)
     confirmed: dict[str, None] = attrs.field(factory=dict)
     forgotten: list[str] = attrs.field(factory=list)
+    removed: list[str] = attrs.field(factory=list)
+
+    @property
+    def without(self) -> list[str]:
+        """The symbols whose keys were removed, and not written since."""
+        return [symbol for symbol, at_s in self.written_s.items() if at_s == math.inf]
 
     @property
     def scan_s(self) -> float:
@@ -122,6 +143,23 @@ class _Keys:
             self.latest.pop(symbol, None)
             self.confirmed.pop(symbol, None)
             self.written_s[symbol] = math.inf  # never old, until it is written
+
+
+@attrs.frozen
+class _Written:
+    """A batch that was written.
+
+    Attributes:
+        number: Its number.
+        at_ns: When, UTC nanoseconds.
+        symbols: Of each kind among its events.
+        count: How many events it had, and one.
+    """
+
+    number: int
+    at_ns: int
+    symbols: Sequence[tuple[Kind[Any], Sequence[str]]]
+    count: int
 
 
 class RedisWriter:
@@ -177,6 +215,10 @@ class RedisWriter:
         self._can_renew = isinstance(store, RenewingStore)
         self._memory_in_doubt = False
         """Whether the server may have lost the writes before this connection."""
+        self._recent: deque[_Written] = deque()
+        self._recent_count = 0
+        self._losses: list[FeedStatus] | None = None
+        """The gaps to publish once the lost values are written; None if nothing was lost."""
 
     def start_from(self, kind: Kind[Any], latest: Mapping[str, bytes]) -> None:
         """Take an earlier run's values, to write again what is confirmed and has expired."""
@@ -287,6 +329,7 @@ class RedisWriter:
             self._log_failed_commands(self._store.command_errors - failed_before)
         self._uncertain = False
         self._written = batch.number
+        self._remember(batch)
         now_s = self._clock.monotonic()
         for kind, latest in batch.latest.items():
             keys = self._keys[kind]
@@ -323,7 +366,8 @@ class RedisWriter:
     async def _restore(self) -> None:
         """Write lost values again, also those of quiet symbols."""
         if self._memory_in_doubt:
-            if await self._store.last_batch() < self._written:
+            last = await self._store.last_batch()
+            if last < self._written:
                 for kind, keys in self._keys.items():
                     # The pending batch has newer values, and may be executed already.
                     newer = set[str]()
@@ -332,8 +376,12 @@ class RedisWriter:
                         newer.update(self._pending.deleted.get(kind, ()))
                     ours = keys.latest.keys() & keys.written_s.keys()  # not an earlier run's
                     keys.forgotten = [symbol for symbol in ours if symbol not in newer]
+                    keys.removed = [symbol for symbol in keys.without if symbol not in newer]
                 count = sum(len(keys.forgotten) for keys in self._keys.values())
-                _log.warning("redis_has_forgotten", prices=count)
+                self._losses = self._gaps_after(last)
+                _log.warning(
+                    "redis_has_forgotten", prices=count, batches=self._written - last, last=last
+                )
             self._memory_in_doubt = False
         for kind, keys in self._keys.items():
             while keys.forgotten:
@@ -342,6 +390,58 @@ class RedisWriter:
                 ages_s = {symbol: math.ceil(now_s - keys.written_s[symbol]) for symbol in some}
                 await self._write_values(kind, ages_s)
                 del keys.forgotten[-_MOST_RESTORED:]
+        if self._losses is not None:
+            gaps = [encode_status(gap) for gap in self._losses]
+            events = [Events(STATUS_CHANNEL, gaps)] if gaps else []
+            removed = {kind: keys.removed for kind, keys in self._keys.items() if keys.removed}
+            await self._store.write(
+                WriteBatch(self._written, {}, events, deleted=removed, restored=True)
+            )
+            self._losses = None
+
+    def _remember(self, batch: WriteBatch) -> None:
+        """Keep which symbols the last events were of."""
+        symbols = [(one.kind, one.symbols) for one in batch.events if one.kind is not None]
+        written = _Written(batch.number, self._clock.utc_ns(), symbols, batch.count + 1)
+        self._recent.append(written)
+        self._recent_count += written.count
+        while self._recent_count > _MOST_REMEMBERED and len(self._recent) > 1:
+            self._recent_count -= self._recent.popleft().count
+
+    def _gaps_after(self, last: int) -> list[FeedStatus]:
+        """The gaps of a server that has the batches up to ``last``, and none of the later ones.
+
+        None of a server without any, which has restarted: its subscribers got the events.
+        """
+        if not last:
+            return []
+        symbols: dict[Kind[Any], set[str]] = {}
+        if not self._recent or self._recent[0].number > last + 1:  # it goes back further than known
+            for kind, keys in self._keys.items():
+                symbols[kind] = set(keys.written_s)
+        for written in self._recent:
+            if written.number > last:
+                for kind, names in written.symbols:
+                    symbols.setdefault(kind, set()).update(names)
+        from_ns = next((one.at_ns for one in self._recent if one.number >= last), 0)
+        now_ns = self._clock.utc_ns()
+        gaps = []
+        for kind, lost in symbols.items():
+            by_feed: dict[FeedName, list[str]] = {}
+            for name in sorted(lost):
+                feed = NEWS_FEED if kind.stream is not None else feed_of(name)
+                by_feed.setdefault(feed.name, []).append(name)
+            for feed_name, of_feed in by_feed.items():
+                details = {
+                    "channel": kind.channel,
+                    "from": format_ns(from_ns),
+                    "to": format_ns(now_ns),
+                    "symbols": of_feed,
+                    **({"refreshed": True} if kind.has_key else {}),
+                    "reason": "Redis failed over to a replica that did not have these events",
+                }
+                gaps.append(FeedStatus("gap", now_ns, details, feed_name))
+        return gaps
 
     async def _write_values(self, kind: Kind[Any], ages_s: Mapping[str, int]) -> None:
         """Write the latest values of these symbols again, without an event."""

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import hiredis
 
-from mdservice.model.kinds import QUOTES, Kind, Stream
+from mdservice.model.kinds import KINDS, QUOTES, Kind, Stream
 from mdservice.publish.store import Events, Refusable, WriteBatch
 from mdservice.redis_io.names import RedisNames, encode_marker
 
@@ -81,6 +81,12 @@ class BatchPacker:
         self.refused: Mapping[Refusable, str] = {}
         """What the server does not let this user write, each with the missing rights.
         What a batch has of them is left out."""
+        self.marks_all = False
+        """Whether the next batch names the owner for each kind that ever had events."""
+        self._numbers: dict[Kind[Any], int] = {}
+        """How many batches had events of a kind."""
+        self._counted = 0
+        """The last batch that is counted: one without an answer is packed again."""
         self._price_ttl_s = price_ttl_s
         self._set: dict[Kind[Any], tuple[bytes, bytes]] = {}
         """How a key is written, and the part before the symbol."""
@@ -116,19 +122,35 @@ class BatchPacker:
                     payload = batch.latest[kind][symbol]
                     yield pack(b"SET", prefix + symbol.encode(), payload, b"EX", b"%d" % left_s)
 
-    def marker(self, kind: Kind[Any], db: int, events: int) -> bytes:
+    def marker(self, kind: Kind[Any], db: int, events: int, *, restored: bool = False) -> bytes:
         """The command that announces the owner of the next events of a kind to readers."""
-        channel = self._names.channel(kind.marker)
-        return pack(b"PUBLISH", channel, encode_marker(self._instance, db, events))
+        channel, number = self._names.channel(kind.marker), self._numbers.get(kind, 0)
+        message = encode_marker(self._instance, db, events, number, restored=restored)
+        return pack(b"PUBLISH", channel, message)
+
+    def idle_markers(self) -> list[bytes]:
+        """The commands that show readers how many batches there were, while there is no new one."""
+        if self.marks_db is None:
+            return []
+        kinds = [kind for kind in self._numbers if kind not in self.unmarked]
+        return [self.marker(kind, self.marks_db, 0) for kind in kinds]
 
     def _markers(self, batch: WriteBatch, db: int) -> Iterator[bytes]:
         counts: dict[Kind[Any], int] = {QUOTES: 0}  # in front of feed states too
+        if self.marks_all or batch.restored:
+            counts.update(dict.fromkeys(KINDS if batch.restored else self._numbers, 0))
+            self.marks_all = False
         for events in batch.events:
             if events.kind is not None and events.kind not in self.refused:
                 counts[events.kind] = counts.get(events.kind, 0) + len(events.payloads)
+        if batch.number > self._counted:
+            self._counted = batch.number
+            for kind, count in counts.items():
+                if count:
+                    self._numbers[kind] = self._numbers.get(kind, 0) + 1
         for kind, count in counts.items():
             if kind not in self.unmarked:
-                yield self.marker(kind, db, count)
+                yield self.marker(kind, db, count, restored=batch.restored)
 
     def _set_of(self, kind: Kind[Any]) -> tuple[bytes, bytes]:
         ttl = b"%d" % self.ttl_s(kind)
@@ -168,7 +190,7 @@ class BatchPacker:
         """Pack a batch: its owner, every key, every message in order, then the batch number."""
         parts = [_MULTI]
         add = parts.append
-        if self.marks_db is not None and batch.events:
+        if self.marks_db is not None and (batch.events or batch.restored):
             parts += self._markers(batch, self.marks_db)
         parts += self._old_values(batch)
         refused = self.refused

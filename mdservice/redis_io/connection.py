@@ -386,8 +386,14 @@ class RedisConnection:
     async def _check_role(self, wanted: Role) -> None:
         (reply,) = await self._exchange(pack(b"ROLE"), 1)
         role = role_of(reply)
-        if role is not None and role.name != wanted:  # None where this user may not ask
+        if role is None:
+            return  # this user may not ask
+        if role.name != wanted:
             raise StoreUnavailable(f"Redis at {self.address} is no {wanted}: it is a {role.name}")
+        if not role.follows:
+            raise StoreUnavailable(
+                f"Redis at {self.address} is a replica without a connection to its primary"
+            )
 
     async def _exchange(self, data: bytes, count: int) -> list[Any]:
         await self._send(data)

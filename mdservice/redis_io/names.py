@@ -132,25 +132,46 @@ class BatchMarker(msgspec.Struct, frozen=True):
         id: The service's :attr:`Instance.id`.
         db: The database that it writes to.
         events: How many events of the kind follow.
+        number: Counts the service's batches with events of the kind, this one included if it has
+            some; None from a service that does not count them.
+        restored: Whether the service has written values again that the server had lost.
     """
 
     id: str
     db: int
     events: int
+    number: int | None = None
+    restored: bool = False
+
+    def shows_loss_after(self, before: BatchMarker | None) -> bool:
+        """Whether events are missing between the marker before, on the same connection, and this.
+
+        The marker of a batch that was sent again, without an answer to the first time, shows none.
+        """
+        if self.restored:
+            return True
+        if before is None or before.id != self.id or before.number is None or self.number is None:
+            return False
+        return self.number > before.number + (self.events > 0)
 
 
-def encode_marker(instance: str, db: int, events: int) -> bytes:
-    """``1f0c… 0 25``."""
-    return b"%b %d %d" % (instance.encode(), db, events)
+def encode_marker(
+    instance: str, db: int, events: int, number: int | None = None, *, restored: bool = False
+) -> bytes:
+    """``1f0c… 0 25 7``: 25 events follow, which are the 7th batch of their kind."""
+    words = b"%b %d %d" % (instance.encode(), db, events)
+    if number is not None:
+        words += b" %d" % number
+    return words + b" restored" if restored else words
 
 
 def decode_marker(payload: object) -> BatchMarker | None:
     """Decode the text of :func:`encode_marker`; None for any other text."""
     words = payload.split() if isinstance(payload, bytes) else []
-    if len(words) != 3:  # noqa: PLR2004 - id, database, number of events
-        return None
     try:
-        return BatchMarker(words[0].decode(), int(words[1]), int(words[2]))
+        id_, db, events, *more = words  # an older service sends no more
+        number = int(more[0]) if more else None
+        return BatchMarker(id_.decode(), int(db), int(events), number, bool(more[1:]))
     except ValueError:
         return None
 

@@ -146,6 +146,8 @@ def raise_refusal(address: str, replies: Iterable[object]) -> None:
 LOOK_AGAIN_S: Final = 10.0
 """How often to try again the rights of kinds that this user may not write, seconds."""
 _KEYS_PER_READ: Final = 1_000
+_MARK_EVERY_S: Final = 1.0
+"""How often readers of every kind learn how many batches there were, under load."""
 
 _log = get_logger(__name__)
 
@@ -217,6 +219,7 @@ class RedisPriceStore:
         self._unfenced: Identity | None = None
         self._said_unfenced = False
         self._number: int | None = None
+        self._marked_s = 0.0
         self._command_errors = 0
         self._last_command_error: str | None = None
 
@@ -314,6 +317,8 @@ class RedisPriceStore:
             StoreRefused: Nothing was executed; the connection can be used again.
         """
         self._number = None
+        if (now_s := anyio.current_time()) - self._marked_s >= _MARK_EVERY_S:
+            self._packer.marks_all, self._marked_s = True, now_s
         with self._conversation() as connection:
             await self._look_again(connection)
             try:
@@ -333,7 +338,8 @@ class RedisPriceStore:
         """Check that the server answers and accepts writes.
 
         It stores the last batch's number again. A replica, a full or a misconfigured server
-        refuses that, but would answer a plain ``PING``.
+        refuses that, but would answer a plain ``PING``. Readers learn how many batches there
+        were: a replica may have lost the last one.
 
         Raises:
             StoreUnavailable, StoreRefused
@@ -342,9 +348,10 @@ class RedisPriceStore:
             await self._look_again(connection)
         if self._number is None:
             # The number is not known, so a stored one must stay.
-            await self._call(self._packer.number(0, b"NX"))
+            number = self._packer.number(0, b"NX")
         else:
-            await self._call(self._packer.number(self._number))
+            number = self._packer.number(self._number)
+        await self._call(number, *self._packer.idle_markers())
 
     async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> dict[str, bytes]:
         """The latest values by symbol; symbols without a value are left out.

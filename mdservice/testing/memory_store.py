@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -111,6 +112,7 @@ class MemoryPriceStore:
         self.published: dict[str, list[bytes]] = {}
         self.entries: deque[tuple[str, bytes]] = deque(maxlen=event_log_maxlen)
         self.streams: dict[str, deque[tuple[str, bytes]]] = {}
+        self.replicate()
 
     # ---- as the writer sees it
 
@@ -285,6 +287,21 @@ class MemoryPriceStore:
         self._keys.clear()
         self.entries.clear()
         self.streams.clear()
+
+    def replicate(self) -> None:
+        """Bring the replica up to date, to which :meth:`fail_over` leads."""
+        self._replica = dict(self._keys), self.entries.copy(), deepcopy(self.streams)
+
+    def fail_over(self) -> None:
+        """Break the connection, and lead to the replica: what came after :meth:`replicate` is gone.
+
+        :attr:`published` and :attr:`executed` stay.
+        """
+        self.restart()
+        keys, entries, streams = self._replica
+        self._keys.update(keys)
+        self.entries.extend(entries)
+        self.streams.update(deepcopy(streams))
 
     # ---- inside
 

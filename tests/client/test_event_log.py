@@ -70,6 +70,7 @@ class Server:
         self.last_ids: dict[str, EntryId] = {}
         self.asked: list[tuple[str, ...]] = []
         self.before_scan: Callable[[], None] = lambda: None
+        self.role: Any = [b"master", 0, []]
         self._lost = trio.Event()
 
     def add(self, entry: EntryId, quote: Quote, *, key: bool = True, prefix: str = "") -> None:
@@ -101,8 +102,16 @@ class Server:
                 raise StoreUnavailable("the connection is lost")
         return replies
 
-    async def _answer(self, words: list[str]) -> Any:
+    def _range(self, log: str, first: str, last: str) -> list[Any]:
+        start = START if first == "-" else parse_entry_id(first)
+        end = None if last == "+" else parse_entry_id(last)
+        entries = [(parse_entry_id(one[0].decode()), one) for one in self._entries(log, START)]
+        return [one for id_, one in entries if start <= id_ and (end is None or id_ <= end)]
+
+    async def _answer(self, words: list[str]) -> Any:  # noqa: PLR0911 - one for each command
         name, *rest = words
+        if name == "ROLE":
+            return self.role
         if name == "XINFO":
             self.asked.append((name, rest[1]))
             last = self.last_ids.get(rest[1])
@@ -118,7 +127,7 @@ class Server:
                 found = self._entries(log, after)
             return [[log.encode(), found[: int(rest[1])]]] if found else None
         if name == "XRANGE":
-            return self._entries(rest[0], START)[:1]
+            return self._range(*rest[:3])[:1]
         if name == "SCAN":
             self.asked.append((name, rest[2]))
             before_scan, self.before_scan = self.before_scan, lambda: None
@@ -261,6 +270,27 @@ async def test_a_log_that_lost_its_end_is_read_on_and_the_keys_say_the_rest(
         assert reader.position == str(at(2, 5))
 
 
+async def test_a_log_that_went_on_without_its_last_entries_makes_it_read_the_keys(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failover: the new primary has newer entries already, and is being restored."""
+    server = Server()
+    for seq in (1, 2, 3):
+        server.add(at(seq), quote(seq))
+    async with reading(server, monkeypatch, after=START) as reader:
+        assert len(await reader.taken()) == 3
+        del server.logs["log"][1:]
+        server.add(at(4), quote(4))
+        server.lose_connections()
+        assert await reader.taken(0.5) == [("AAPL", 4)]
+        assert reader.intake.trimmed == 1
+        server.keys["price:MSFT"] = quote(7, "MSFT")  # the service writes it again
+        assert await reader.taken(10) == [("MSFT", 7)]
+        resyncs = reader.intake.resyncs
+        await reader.taken(10)
+        assert reader.intake.resyncs == resyncs
+
+
 @pytest.mark.parametrize(("behind_s", "fresh"), [(60, False), (61, True)])
 async def test_a_log_that_ends_much_earlier_is_another_one_and_read_from_its_start(
     autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, behind_s: int, fresh: bool
@@ -343,3 +373,19 @@ async def test_keys_that_wait_for_a_log_go_with_it(
         server.keys["price:MSFT"] = quote(3, "MSFT")
         rest = await reader.taken()
         assert rest[-2:] == [("AAPL", 1_506), ("MSFT", 3)]
+
+
+async def test_it_leaves_a_replica_that_is_cut_off(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    server.add(at(1), quote(1))
+    async with reading(server, monkeypatch, after=START) as reader:
+        assert await reader.taken() == [("AAPL", 1)]
+        server.role = [b"slave", b"db", 6379, b"connect", -1]
+        connected = reader.connected
+        await reader.taken(10)
+        assert reader.connected == connected, "there is no use in reading it"
+        server.role[3] = b"connected"
+        server.add(at(2), quote(2))
+        assert await reader.taken(10) == [("AAPL", 2)]

@@ -62,6 +62,7 @@ class Server:
         self.markers = 0
         self.connections = 0
         self.record: Instance | None = None
+        self.role: Any = [b"master", 0, []]
         self.record_reads = 0
         self.while_subscribing: list[bytes] | None = None
         self.held_up_s = 0.0
@@ -95,6 +96,10 @@ class Server:
         self.say([b"message", b"mdservice.batch", marker])
         self.write(*quotes)
 
+    def mark(self, service: Instance, events: int, number: int, *, restored: bool = False) -> None:
+        marker = encode_marker(service.id, service.db, events, number, restored=restored)
+        self.say([b"message", b"mdservice.batch", marker])
+
     def say(self, reply: Any) -> None:
         self._to_subscriber.append(reply)
         self._news.set()
@@ -111,6 +116,8 @@ class Server:
 
     async def answer(self, data: bytes) -> Any:
         ((name, *words),) = commands_in(data)
+        if name == b"ROLE":
+            return self.role
         if name == b"GET":
             self.record_reads += 1
             return None if self.record is None else encode_instance(self.record)
@@ -559,3 +566,99 @@ def test_whatever_is_heard_counts() -> None:
     assert silence.ask(10.0)
     assert not silence.too_long(10.0 + 2 * ANSWER_LIMIT_S, anything=True)
     assert not silence.ask(10.0 + 2 * ANSWER_LIMIT_S + PING_AFTER_S - 0.1)
+
+
+# ---- events that were lost before they reached the server
+
+
+@pytest.mark.parametrize(
+    ("then", "lost"),
+    [
+        ((2, 3, 8), 0),
+        ((2, 2, 8), 0),  # a batch that was sent again
+        ((2, 4, 8), 1),
+        ((2, 0, 7), 0),  # while the service is idle
+        ((2, 0, 8), 1),
+        ((2, 0, 6), 0),
+    ],
+)
+async def test_a_step_between_batches_makes_it_read_the_keys(
+    then: tuple[int, int, int], lost: int, autojump_clock: Any
+) -> None:
+    events, number = then[1] and 1, {3: 8, 2: 7, 4: 9}.get(then[1], then[2])
+    server = Server()
+    server.record = one = service("first")
+    async with open_bench(server) as bench:
+        server.mark(one, 1, 7)
+        server.publish(quote(1))
+        assert await bench.taken() == [("AAPL", 1)]
+        server.write(quote(5, "MSFT"), lost=True)
+        server.mark(one, events, number)
+        await trio.sleep(2)
+        assert await bench.taken() == [("MSFT", 5)] * lost
+        assert (bench.intake.lost, bench.intake.resyncs) == (lost, lost)
+
+
+async def test_it_reads_the_keys_once_the_service_has_written_lost_values_again(
+    autojump_clock: Any,
+) -> None:
+    server = Server()
+    server.record = one = service("first")
+    async with open_bench(server) as bench:
+        assert await bench.taken() == []
+        server.write(quote(5, "MSFT"), lost=True)
+        server.mark(service("another"), 0, 7, restored=True)
+        await trio.sleep(2)
+        assert await bench.taken() == []
+        server.mark(one, 0, 7, restored=True)
+        await trio.sleep(2)
+        assert await bench.taken() == [("MSFT", 5)]
+        assert bench.intake.lost == 1
+
+
+async def test_another_run_and_another_database_show_no_loss(autojump_clock: Any) -> None:
+    server = Server()
+    server.record = one = service("first")
+    async with open_bench(server) as bench:
+        server.mark(one, 0, 7)
+        server.mark(service("elsewhere", db=1), 0, 3, restored=True)
+        server.mark(one, 0, 9)  # the one before is of another service
+        server.mark(service("first"), 0, 9)
+        await trio.sleep(2)
+        assert bench.intake.lost == 0
+
+
+# ---- a server that is a replica
+
+
+CUT_OFF = [b"slave", b"db", 6379, b"connect", -1]
+FOLLOWS = [b"slave", b"db", 6379, b"connected", 1]
+
+
+async def test_a_replica_that_is_cut_off_is_not_read(autojump_clock: Any) -> None:
+    server = Server()
+    server.role = CUT_OFF
+    async with open_bench(server) as bench:
+        await trio.sleep(1)
+        assert "without a connection to its primary" in str(bench.error)
+        assert bench.connected == 0
+
+
+@pytest.mark.parametrize("record", [None, "first"])
+async def test_a_server_that_is_cut_off_later_is_left_within_5_s(
+    record: str | None, autojump_clock: Any
+) -> None:
+    server = Server()
+    server.record = None if record is None else service(record)
+    async with open_bench(server) as bench:
+        for _ in range(10):
+            await trio.sleep(1)
+            if server.record is not None:
+                server.announce(server.record)
+        assert bench.error is None
+        server.role = FOLLOWS
+        await trio.sleep(20 if record is None else 2)
+        assert bench.error is None
+        server.role = CUT_OFF
+        await trio.sleep(5)
+        assert "without a connection to its primary" in str(bench.error)

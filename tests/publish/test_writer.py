@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mdservice.model.events import RecordBatch, RoutedItem
-from mdservice.model.kinds import DAILY_BARS, KINDS, NEWS, QUOTES, TRADES, Kind
+from mdservice.model.kinds import CANCELS, DAILY_BARS, KINDS, NEWS, QUOTES, TRADES, Kind
 from mdservice.model.quote import Quote
 from mdservice.publish.publisher import EventPublisher
 from mdservice.publish.store import Events, Message, WriteBatch
@@ -93,7 +93,9 @@ class Bench:
 
     @property
     def executed(self) -> list[int]:
-        return [batch.number for batch in self.store.executed if not batch.ages_s]
+        return [
+            batch.number for batch in self.store.executed if not batch.ages_s and not batch.restored
+        ]
 
     @property
     def reminders(self) -> list[WriteBatch]:
@@ -433,7 +435,7 @@ async def test_it_has_them_before_anything_new(autojump_clock: Any, open_bench: 
         await bench.write(symbols=["AAPL", "MSFT"])
         bench.store.restart()
         await bench.write(symbols=["AAPL"])
-        assert [batch.number for batch in bench.store.executed] == [1, 1, 2]
+        assert [batch.number for batch in bench.store.executed] == [1, 1, 1, 2]
         assert bench.store.price("AAPL") == b'{"n":2}'
         assert bench.store.price("MSFT") == b'{"n":1}'
 
@@ -951,6 +953,129 @@ async def test_a_removed_value_is_neither_renewed_nor_written_again(
         await bench.write(kind_batch(3, TRADES))
         await anyio.sleep(1_000)
         assert bench.value(TRADES, "AAPL") == 3, "a new value lives again"
+
+
+# ---- a replica that lagged
+
+
+async def test_a_replica_that_lagged_gets_the_newest_value_of_each_symbol(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL", "MSFT"])
+        await bench.write(symbols=["AAPL"])
+        bench.store.replicate()
+        await bench.write(symbols=["MSFT"])
+        await bench.write(symbols=["SPY"])
+        bench.store.fail_over()
+        await bench.write(symbols=["QQQ"])
+        prices = [bench.store.price(symbol) for symbol in ("AAPL", "MSFT", "SPY", "QQQ")]
+        assert prices == [b'{"n":2}', b'{"n":3}', b'{"n":4}', b'{"n":5}']
+        assert bench.executed == [1, 2, 3, 4, 5], "no event is published again"
+        restored = [batch.restored for batch in bench.store.executed]
+        assert restored == [*[False] * 5, True, False], "readers read the keys before anything new"
+
+
+async def test_a_batch_that_the_replica_has_is_not_written_again(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench() as bench:
+        await bench.write(symbols=["AAPL"])
+        bench.store.script.append(StoreFault.LOSE_REPLY)
+        await bench.hand_in("AAPL")
+        while len(bench.store.executed) < 2:
+            await anyio.sleep(0.001)
+        bench.store.replicate()
+        bench.store.fail_over()
+        await bench.answer()
+        assert bench.executed == [1, 2]
+        assert not bench.reminders
+
+
+async def test_events_that_a_replica_lacks_are_gaps(autojump_clock: Any) -> None:
+    symbols = ("AAPL", "BTC/USD")
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, *KINDS, symbols=("MSFT",)))
+        bench.store.replicate()
+        await bench.write(kind_batch(2, QUOTES, NEWS, symbols=symbols))
+        await bench.write(kind_batch(3, CANCELS))
+        bench.store.fail_over()
+        await anyio.sleep(RETURN_LIMIT_S)
+        gaps = list(map(msgspec.json.decode, bench.store.published["feed.status"]))
+        assert {gap["state"] for gap in gaps} == {"gap"}
+        assert {gap["from"] < gap["to"] <= gap["at"] for gap in gaps} == {True}
+        found = {
+            (gap["feed"], gap["channel"]): (gap["symbols"], gap.get("refreshed")) for gap in gaps
+        }
+        assert found == {
+            ("stocks", "quotes"): (["AAPL"], True),
+            ("crypto", "quotes"): (["BTC/USD"], True),
+            ("news", "news"): (["AAPL", "BTC/USD"], None),
+            ("stocks", "cancelErrors"): (["AAPL"], None),
+        }
+        assert len(gaps) == len(found), "each once"
+        bench.store.drop_connection()
+        await anyio.sleep(RETURN_LIMIT_S)
+        assert len(bench.store.published["feed.status"]) == len(gaps)
+
+
+async def test_a_loss_that_goes_back_further_than_it_remembers_is_of_every_symbol(
+    autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdservice.publish.writer._MOST_REMEMBERED", 4)
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, QUOTES, symbols=("AAPL", "MSFT")))
+        bench.store.replicate()
+        for number in range(2, 6):
+            await bench.write(kind_batch(number, QUOTES))
+        bench.store.fail_over()
+        await anyio.sleep(RETURN_LIMIT_S)
+        (gap,) = map(msgspec.json.decode, bench.store.published["feed.status"])
+        assert gap["symbols"] == ["AAPL", "MSFT"]
+
+
+async def test_an_empty_server_is_restored_and_no_gap(autojump_clock: Any) -> None:
+    """A server that restarts has lost no event: its subscribers got them."""
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, QUOTES))
+        bench.store.restart()
+        await anyio.sleep(RETURN_LIMIT_S)
+        assert bench.store.executed[-1].restored
+        assert "feed.status" not in bench.store.published
+
+
+async def test_a_removed_value_that_a_replica_still_has_is_removed_again(
+    autojump_clock: Any,
+) -> None:
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, TRADES, symbols=("AAPL", "MSFT", "SPY")))
+        bench.store.replicate()
+        await bench.write(WriteBatch(2, {}, (), deleted={TRADES: ["AAPL", "MSFT", "SPY"]}))
+        await bench.write(kind_batch(3, TRADES, symbols=("MSFT",)))
+        bench.store.fail_over()
+        bench.store.down = True
+        await anyio.sleep(RETURN_LIMIT_S)
+        await bench.batches.outbox.send(kind_batch(4, TRADES, symbols=("SPY",)))
+        bench.store.down = False
+        await anyio.sleep(RETURN_LIMIT_S)
+        assert bench.value(TRADES, "AAPL") is None
+        assert bench.value(TRADES, "MSFT") == 3
+        assert bench.value(TRADES, "SPY") == 4
+
+
+async def test_what_could_not_be_restored_is_tried_until_it_is(autojump_clock: Any) -> None:
+    async with vouched_bench() as bench:
+        await bench.write(kind_batch(1, QUOTES))
+        bench.store.replicate()
+        await bench.write(kind_batch(2, QUOTES))
+        bench.store.fail_over()
+        bench.store.script.extend(
+            [StoreFault.LOSE_REQUEST, Slow(0.01), StoreFault.LOSE_REQUEST, StoreFault.REFUSE_WRITE]
+        )
+        await anyio.sleep(5)
+        assert bench.value(QUOTES) == 2
+        assert bench.store.executed[-1].restored
+        assert len(bench.store.published["feed.status"]) == 1
 
 
 async def test_the_store_is_not_asked_to_renew_a_removed_value(autojump_clock: Any) -> None:

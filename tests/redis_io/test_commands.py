@@ -101,13 +101,42 @@ def test_each_kind_in_a_batch_is_announced_by_its_own_marker() -> None:
     ]
     batch = WriteBatch(1, {}, events)
     assert parsed(packer.batch(batch).data)[1:4] == [
-        [b"PUBLISH", b"mdservice.batch", b"me 3 0"],
-        [b"PUBLISH", b"mdservice.batch.trades", b"me 3 3"],
-        [b"PUBLISH", b"mdservice.batch.bars", b"me 3 1"],
+        [b"PUBLISH", b"mdservice.batch", b"me 3 0 0"],
+        [b"PUBLISH", b"mdservice.batch.trades", b"me 3 3 1"],
+        [b"PUBLISH", b"mdservice.batch.bars", b"me 3 1 1"],
     ]
     packer.unmarked = frozenset([TRADES])
     assert b"mdservice.batch.trades" not in packer.batch(batch).data
     assert b"mdservice.batch.bars" in packer.batch(batch).data
+
+
+def test_markers_count_the_batches_of_each_kind_and_a_repeated_batch_once() -> None:
+    packer = make_packer()
+    packer.marks_db = 0
+
+    def marks(batch: WriteBatch) -> dict[bytes, bytes]:
+        commands = parsed(packer.batch(batch).data)
+        found = [command[1:] for command in commands if command[:1] == [b"PUBLISH"]]
+        return {name: word for name, word in found if name.startswith(b"mdservice.batch")}
+
+    quotes = [Events(QUOTES.event, [b"{}"], QUOTES, ["A"])]
+    trades = [Events(TRADES.event, [b"{}"], TRADES, ["A"])]
+    assert marks(WriteBatch(1, {}, quotes)) == {b"mdservice.batch": b"me 0 1 1"}
+    assert marks(WriteBatch(2, {}, quotes)) == {b"mdservice.batch": b"me 0 1 2"}
+    assert marks(WriteBatch(2, {}, quotes)) == {b"mdservice.batch": b"me 0 1 2"}
+    both = {b"mdservice.batch": b"me 0 0 2", b"mdservice.batch.trades": b"me 0 1 1"}
+    assert marks(WriteBatch(3, {}, trades)) == both
+    packer.marks_all = True
+    idle = {b"mdservice.batch": b"me 0 1 3", b"mdservice.batch.trades": b"me 0 0 1"}
+    assert marks(WriteBatch(4, {}, quotes)) == idle
+    assert marks(WriteBatch(5, {}, quotes)) == {b"mdservice.batch": b"me 0 1 4"}
+    restored = marks(WriteBatch(5, {}, (), restored=True))
+    assert len(restored) == len(KINDS)
+    assert restored[b"mdservice.batch.trades"] == b"me 0 0 1 restored"
+    assert [command.split(b"\r\n")[-2] for command in packer.idle_markers()] == [
+        b"me 0 0 4",
+        b"me 0 0 1",
+    ]
 
 
 @given(
