@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,38 @@ def usage_of(pid: int) -> Usage:
     folder = Path("/proc", str(pid))
     if not folder.exists():
         return Usage(None, None, None)
-    # The program's name, in brackets, may hold anything.
-    times = (folder / "stat").read_text().rpartition(")")[2].split()
-    ticks = int(times[11]) + int(times[12])
+    ticks = _ticks(folder / "stat")
     status = (folder / "status").read_text().splitlines()
     words = dict(line.split(":", 1) for line in status if line.startswith("Vm"))
     peak_mb, rss_mb = (int(words[name].split()[0]) / 1024 for name in ("VmHWM", "VmRSS"))
     return Usage(ticks / os.sysconf("SC_CLK_TCK"), peak_mb, rss_mb)
+
+
+def other_threads_s(pid: int) -> float:
+    """The processor time of a living process's threads but the main one, seconds; 0 if not known."""
+    tasks = Path("/proc", str(pid), "task")
+    found = [each / "stat" for each in tasks.glob("*") if each.name != str(pid)]
+    ticks = 0
+    for path in found:
+        with suppress(OSError):  # it has ended meanwhile
+            ticks += _ticks(path)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that these have; none if not known."""
+    found: list[int] = []
+    for path in Path("/proc", str(pid), "task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, path.read_text().split()):
+                found += (child, *descendants(child))
+    return found
+
+
+def _ticks(stat: Path) -> int:
+    # The program's name, in brackets, may hold anything.
+    times = stat.read_text().rpartition(")")[2].split()
+    return int(times[11]) + int(times[12])
 
 
 def core_busy_s(core: int | None) -> float | None:
