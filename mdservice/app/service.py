@@ -91,9 +91,11 @@ class Service:
         resolved: Settings,
         facts: FeedFacts,
         instances: Instances | None = None,
+        market_clock: MarketClock | None = None,
     ) -> None:
         self.settings = settings
         self._instances = instances
+        self._market_clock = market_clock
         self._facts = facts
         if topology.relay is not None:
             resolved = attrs.evolve(resolved, relay=topology.relay.config.address)
@@ -342,6 +344,9 @@ class Service:
             conflicts=self._conflicts(),
             relay=self._topology.relay.status() if self._topology.relay is not None else None,
             journal=self._topology.journal.status() if self._topology.journal is not None else None,
+            clock_ahead_s=None
+            if (market := self._market_clock) is None
+            else market.check.seconds(),
         )
 
     def readiness(self) -> Readiness:
@@ -488,10 +493,10 @@ async def open_service(
             topology.readers.keep(last_records.get(NEWS, ()))
             stack.callback(topology.close)
             await stack.enter_async_context(background(topology.supervisor.run))
+            market = None if instances is None else facts.stock_clock(resolved, http)
             if instances is not None:
-                market = facts.stock_clock(resolved, http)
                 await _start_announcing(instances, market, clock, stack)
-            service = Service(settings, topology, clock, resolved, facts, instances)
+            service = Service(settings, topology, clock, resolved, facts, instances, market)
             try:
                 yield service
             finally:

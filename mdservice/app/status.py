@@ -216,6 +216,7 @@ def status(
     conflicts: Sequence[str] = (),
     relay: RelayStatus | None = None,
     journal: JournalStatus | None = None,
+    clock_ahead_s: float | None = None,
 ) -> Status:
     """A snapshot of the whole service; ``names`` has Alpaca's name of what each feed carries."""
     ready = readiness(topology, draining=draining)
@@ -253,6 +254,7 @@ def status(
         loop_lag_ms=watchdog.loop_lag_ms,
         loop_lag_max_ms=watchdog.loop_lag_max_ms,
         stale_symbols=_stale(stale_after_s + facts.delay_s, topology, clock.utc_ns()),
+        clock_ahead_s=clock_ahead_s,
         simulator=facts.simulated,
         relay=relay,
         journal=journal,

@@ -536,6 +536,11 @@ class Status:
     )
     loop_lag_max_ms: float = _shown("The same since the start.", default=0.0)
     stale_symbols: int = _shown("Symbols whose price is older than the age limit.", default=0)
+    clock_ahead_s: float | None = _shown(
+        "By how much at least this machine's clock is ahead of Alpaca's, as the trading API's "
+        "answers say; null for 5 s or less, or without answers.",
+        default=None,
+    )
     simulator: bool = _shown("The prices are simulated.", default=False)
     feeds: Mapping[str, FeedReport] = _shown(
         "Every connection: `stocks`, `crypto`, `options`, `news`.", factory=dict

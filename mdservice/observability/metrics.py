@@ -206,6 +206,11 @@ def _gauges(status: Status) -> Iterator[Metric]:
             redis.backlog_limit,
         ),
         ("stale_symbols", "Symbols with a price beyond the age limit.", status.stale_symbols),
+        (
+            "clock_ahead_seconds",
+            "By how much at least this machine's clock is ahead of Alpaca's; 0 for 5 s or less.",
+            status.clock_ahead_s or 0,
+        ),
         ("event_loop_lag_seconds", "How late the event loop runs.", status.loop_lag_ms / _MS),
         ("uptime_seconds", "Time since the start.", status.uptime_s),
         ("simulator", "1 where the prices are simulated.", status.simulator),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from statistics import median
+from typing import Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -15,7 +19,7 @@ from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import HttpAnswer, HttpClient, HttpFailed
 
-__all__ = ["MarketClock", "clock_refusal"]
+__all__ = ["ClockAhead", "MarketClock", "clock_refusal"]
 
 _log = get_logger(__name__)
 
@@ -26,6 +30,42 @@ _OK = 200
 _SERVER_ERROR = 500
 _KEYS_REFUSED = (401, 403)
 _BUSY = (408, 425, 429)
+_MOST_AHEAD_S: Final = 5.0
+"""As much may be the reason of no late price: networks and servers have such delays too."""
+_ANSWERS: Final = 3
+"""As many answers in turn must say it, since a clock that is set jumps between two of them."""
+
+
+class ClockAhead:
+    """Tells a machine whose clock is ahead, by the times that a server puts on its answers. Pure.
+
+    The times of records cannot tell it: a clock that is ahead looks like a slow feed. An answer
+    cannot be older than its request, however slow the network is.
+    """
+
+    def __init__(self) -> None:
+        self._ahead_s: deque[float] = deque(maxlen=_ANSWERS)
+
+    def add(self, asked_ns: int, date: str | None) -> None:
+        """Note an answer.
+
+        Args:
+            asked_ns: When it was asked for, by this machine's clock, UTC nanoseconds.
+            date: Its ``Date`` header, which has whole seconds; None if it has none.
+        """
+        if date is None:
+            return
+        try:
+            server_s = parsedate_to_datetime(date).timestamp()
+        except (ValueError, OverflowError):
+            return
+        self._ahead_s.append(asked_ns / 1e9 - server_s - 1)
+
+    def seconds(self) -> float | None:
+        """By how much at least the clock is ahead; None if that is not known, or 5 s at most."""
+        if len(self._ahead_s) < _ANSWERS or min(self._ahead_s) <= _MOST_AHEAD_S:
+            return None
+        return round(median(self._ahead_s), 1)
 
 
 class MarketClock:
@@ -42,6 +82,7 @@ class MarketClock:
 
     Attributes:
         refused: Why the hours stay unknown until a setting changes, or None.
+        check: Compares this machine's clock with the server's, while :meth:`follow` runs.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -51,6 +92,7 @@ class MarketClock:
         self, base_url: str, headers: Mapping[str, str], http: HttpClient, without: str
     ) -> None:
         self.refused: str | None = None
+        self.check = ClockAhead()
         self._url = f"{base_url.rstrip('/').removesuffix('/v2')}/v2/clock"
         self._shown = mask_url(self._url)
         self._headers = headers
@@ -58,6 +100,8 @@ class MarketClock:
         self._without = without
         self._logged: str | None = None
         self._last: Market | None = None
+        self._date: str | None = None
+        """The ``Date`` of the last answer; None if none came."""
         self._every_s = _EVERY_S_HERE if _is_here(self._url) else _EVERY_S
         http.prepare(self._url)
 
@@ -78,7 +122,9 @@ class MarketClock:
         """
         task_status.started()
         while True:
+            asked_ns = clock.utc_ns()
             market = await self.ask()
+            self.check.add(asked_ns, self._date)
             if market is not None:
                 self._last = market
             elif self._last is not None:
@@ -90,6 +136,7 @@ class MarketClock:
 
     async def ask(self) -> Market | None:
         """What the clock says; None if it cannot be had. Never raises."""
+        self._date = None
         try:
             with anyio.fail_after(_TIMEOUT_S):
                 answer = await self._http.get(
@@ -104,6 +151,7 @@ class MarketClock:
         except TimeoutError:
             self._note(f"{self._shown} does not answer within {_TIMEOUT_S:g} s")
             return None
+        self._date = answer.headers.get("Date")
         return self._read(answer)
 
     def _read(self, answer: HttpAnswer) -> Market | None:

@@ -21,7 +21,14 @@ from mdservice.errors import PositionsUnavailable
 from mdservice.redis_io.replies import refusal
 from mdservice.testing import Slow
 from tests.operations.bench import SERVICE, Bench
-from tests.operations.parts import GATEWAY, Gateway, connect_deaf_client, gateway, journal
+from tests.operations.parts import (
+    GATEWAY,
+    Gateway,
+    connect_deaf_client,
+    gateway,
+    journal,
+    market_clock,
+)
 from tests.operations.promtool import Firing
 
 __all__ = ["FAULTS", "Row"]
@@ -236,6 +243,14 @@ async def clock_off(bench: Bench) -> AsyncIterator[None]:
     bench.service_clock.step(300)
 
 
+@asynccontextmanager
+async def clock_ahead(bench: Bench) -> AsyncIterator[None]:
+    """Not so far that prices become stale."""
+    bench.service_clock.step(20)
+    yield
+    bench.service_clock.step(-20)
+
+
 # The account
 
 
@@ -305,6 +320,7 @@ FAULTS: Final = (
     Row(stalled_actor, {"MdserviceActorStalled": ({"actor": "redis_writer"},)}, 45, over_s=360),
     Row(loop_lag, {"MdserviceEventLoopLag": _ONE}, 150),
     Row(clock_off, {"MdserviceClockBehind": _STOCKS}, 120),
+    Row(clock_ahead, {"MdserviceClockAhead": _ONE}, 120, prepare=market_clock),
     Row(positions_out_of_date, {"MdservicePositionsOld": _ONE}, 180),
     Row(breaker_tripped, {"MdserviceBreakerTripped": ({"job": GATEWAY},)}, 15, prepare=gateway),
     Row(disk_full, {"MdserviceJournalDiskFull": _ONE}, 60, prepare=journal),

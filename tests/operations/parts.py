@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
 import anyio
+import httpx
 
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.serve import gateway_app
@@ -24,6 +26,8 @@ from mdservice.model.quote import Quote
 from mdservice.relay.fanout import MOST_BEHIND, MOST_WAITING
 from mdservice.relay.server import Client, Relay
 from mdservice.relay.session import Session
+from mdservice.runtime.market_clock import MarketClock
+from mdservice.runtime.network import HttpClient
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
 from tests.gateway.judging import FakeKeys
@@ -31,7 +35,15 @@ from tests.operations.bench import Bench
 from tests.records import make_record
 from tests.simulation.asgi import call
 
-__all__ = ["GATEWAY", "Disk", "Gateway", "connect_deaf_client", "gateway", "journal"]
+__all__ = [
+    "GATEWAY",
+    "Disk",
+    "Gateway",
+    "connect_deaf_client",
+    "gateway",
+    "journal",
+    "market_clock",
+]
 
 GATEWAY: Final = "mdservice-gateway"
 _COST: Final = 150
@@ -134,6 +146,25 @@ async def _write(bench: Bench) -> None:
     finally:
         if topology is not None:
             topology.journal._writer._close()
+
+
+@asynccontextmanager
+async def market_clock(bench: Bench) -> AsyncIterator[None]:
+    """Alpaca's trading API, whose answers have the right time, for a service that has not begun."""
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        date = formatdate(bench.clock.utc_ns() / 1e9, usegmt=True)
+        return httpx.Response(200, headers={"Date": date}, content=b'{"is_open":true}')
+
+    http = HttpClient(httpx.MockTransport(answer))
+    market = MarketClock("https://paper-api.alpaca.markets", {}, http, "is not known")
+    async with aclosing(http), anyio.create_task_group() as tasks:
+        tasks.start_soon(market.follow, bench.service_clock, lambda _: None)
+        while bench.service is None:
+            await anyio.sleep(1)
+        bench.service._market_clock = market
+        yield
+        tasks.cancel_scope.cancel()
 
 
 class _FullSocket:
