@@ -166,3 +166,26 @@ def fresh_valkey() -> Iterator[RealServer]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[Any]:
+    """One cluster of three servers for the whole run; use ``cluster``, which empties it."""
+    from tests.cluster import RealCluster
+
+    cluster = RealCluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def cluster(shared_cluster: Any) -> Any:
+    """A real cluster of three servers, empty and with its default configuration.
+
+    A test may kill or move what it wants, if it puts it back.
+    """
+    shared_cluster.flush()
+    return shared_cluster

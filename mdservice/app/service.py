@@ -554,11 +554,11 @@ def _settings_topics(settings: Settings, feeds: Sequence[Feed]) -> tuple[Topic, 
 
 
 def _open_store(settings: Settings, instance: str) -> PriceStore:
-    from mdservice.redis_io.store import RedisPriceStore
+    from mdservice.redis_io.cluster_store import open_price_store
 
     if settings.redis_url is None:
         raise ConfigurationError("there is no Redis: set MDSERVICE_REDIS_URL")
-    return RedisPriceStore(
+    return open_price_store(
         settings.redis_url,
         price_ttl_s=settings.price_ttl,
         event_log=settings.event_log,

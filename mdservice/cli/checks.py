@@ -722,11 +722,11 @@ async def check_redis(settings: Settings) -> CheckResult:
     name = "redis"
     news = (NEWS.channel,) if settings.news else ()
     advice = "check that the server runs, MDSERVICE_REDIS_URL and the password in it"
-    names = RedisNames(settings.key_prefix)
     try:
         address = locator_of(settings.redis_url, timeout_s=_ASK_TIMEOUT_S)
     except ConfigurationError as exc:
         return failed(name, str(exc), configuration=True)
+    names = RedisNames(settings.key_prefix, clustered=address.clustered)
     try:
         rights = await try_rights(
             address,

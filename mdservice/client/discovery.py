@@ -38,6 +38,11 @@ class Location:
     names: RedisNames
 
 
+def _location(url: str, prefix: str) -> Location:
+    address = locator_of(url, timeout_s=TIMEOUT_S)
+    return Location(address, RedisNames(prefix, clustered=address.clustered))
+
+
 class Discovery(Protocol):
     """Finds the server before each attempt to connect."""
 
@@ -63,7 +68,7 @@ class GivenServer:
     """
 
     def __init__(self, url: str, prefix: str = "") -> None:
-        self._location = Location(locator_of(url, timeout_s=TIMEOUT_S), RedisNames(prefix))
+        self._location = _location(url, prefix)
 
     async def find(self) -> Location:
         """The server, and the names there."""
@@ -107,8 +112,7 @@ class ServiceServer:
         else:
             # The address keeps its certificates, whose loading holds up the event loop.
             if self._last is None or self._answer != (url, prefix):
-                address = locator_of(url, timeout_s=TIMEOUT_S)
-                self._answer, self._last = (url, prefix), Location(address, RedisNames(prefix))
+                self._answer, self._last = (url, prefix), _location(url, prefix)
         return self._last
 
     def _ask(self) -> tuple[str, str]:
@@ -118,7 +122,9 @@ class ServiceServer:
         url = report.get("url") if isinstance(report, dict) else None
         if not answer.ok or not isinstance(report, dict) or not isinstance(url, str):
             raise NoAnswer(f"what answers at {self._socket} does not tell where its Redis is")
-        if not url.startswith(("redis://", "rediss://", "unix://", "redis+sentinel://")):
+        if not url.startswith(
+            ("redis://", "rediss://", "unix://", "redis+sentinel://", "redis+cluster://")
+        ):
             raise NoAnswer(
                 f"the service at {self._socket} writes to {url}, and readers read only from Redis"
             )

@@ -256,6 +256,8 @@ class EventLogSource(Generic[R]):
         records = await read_keys(
             connection, state.kind, intake.symbols, state.key_decoder, intake.names
         )
+        if connection.settle_s:  # an entry that comes after its key is not missed
+            await anyio.sleep(connection.settle_s)
         return _Keys(records, await look(connection, self._log) or START)
 
     async def _step(self, connection: RedisConnection) -> None:

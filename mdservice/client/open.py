@@ -64,7 +64,8 @@ async def open_prices(
     symbol. With ``event_log`` it loses none as long as the log has them.
 
     Args:
-        redis_url: ``redis://``, ``rediss://`` or ``unix://``. Without one, the service at
+        redis_url: As ``MDSERVICE_REDIS_URL``: ``redis://``, ``rediss://``, ``unix://``,
+            ``redis+sentinel://`` or ``redis+cluster://``. Without one, the service at
             ``socket`` is asked for its Redis and its key prefix. It reports the URL without a
             password.
         symbols: The symbols to read, in upper or lower case; none, or ``*``, for all.

@@ -363,7 +363,10 @@ class _Subscription(Generic[R]):
             self._keys_wanted = anyio.Event()
             async with self._connect(self._address) as connection:
                 states = self._intake.states.values()
-                self._keys = [(state, await self._read(connection, state)) for state in states]
+                keys = [(state, await self._read(connection, state)) for state in states]
+                if connection.settle_s:  # an event that comes out after its key is not missed
+                    await anyio.sleep(connection.settle_s)
+                self._keys = keys
 
     async def _read(
         self, connection: RedisConnection, state: KindState[R]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ __all__ = [
     "Events",
     "LimitedStore",
     "Message",
+    "PartedStore",
     "PriceStore",
     "Refusable",
     "RenewingStore",
@@ -137,6 +138,18 @@ class RenewingStore(Protocol):
 
         Raises:
             StoreUnavailable, StoreRefused
+        """
+        ...
+
+
+@runtime_checkable
+class PartedStore(Protocol):
+    """A price store with parts that can lose their last writes alone."""
+
+    def take_lost(self) -> Callable[[Kind[Any], str], bool] | None:
+        """What the store may have lost since the last call: whether the value of a symbol.
+
+        None if nothing is lost, or :meth:`PriceStore.last_batch` shows that everything is.
         """
         ...
 

@@ -39,6 +39,7 @@ from mdservice.publish.latencies import Durations
 from mdservice.publish.store import (
     Events,
     LimitedStore,
+    PartedStore,
     PriceStore,
     Refusable,
     RenewingStore,
@@ -367,7 +368,8 @@ class RedisWriter:
         """Write lost values again, also those of quiet symbols."""
         if self._memory_in_doubt:
             last = await self._store.last_batch()
-            if last < self._written:
+            lost = self._store.take_lost() if isinstance(self._store, PartedStore) else None
+            if last < self._written or lost is not None:
                 for kind, keys in self._keys.items():
                     # The pending batch has newer values, and may be executed already.
                     newer = set[str]()
@@ -375,12 +377,17 @@ class RedisWriter:
                         newer.update(self._pending.latest.get(kind, ()))
                         newer.update(self._pending.deleted.get(kind, ()))
                     ours = keys.latest.keys() & keys.written_s.keys()  # not an earlier run's
+                    ours = {symbol for symbol in ours if lost is None or lost(kind, symbol)}
+                    ours.update(keys.forgotten)
                     keys.forgotten = [symbol for symbol in ours if symbol not in newer]
                     keys.removed = [symbol for symbol in keys.without if symbol not in newer]
                 count = sum(len(keys.forgotten) for keys in self._keys.values())
-                self._losses = self._gaps_after(last)
+                self._losses = self._gaps_after(last) or self._losses or []
                 _log.warning(
-                    "redis_has_forgotten", prices=count, batches=self._written - last, last=last
+                    "redis_has_forgotten",
+                    prices=count,
+                    batches=max(0, self._written - last),
+                    last=last,
                 )
             self._memory_in_doubt = False
         for kind, keys in self._keys.items():

@@ -6,7 +6,7 @@ templates takes well under 1 µs, and there are two commands for every quote.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -61,6 +61,7 @@ class BatchPacker:
         event_log_maxlen: About how many entries the stream keeps.
         instance: The service instance whose batch number is stored.
         prefix: The prefix of every name.
+        clustered: Whether the server is a cluster.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class BatchPacker:
         event_log_maxlen: int,
         instance: str,
         prefix: str = "",
+        clustered: bool = False,
     ) -> None:
-        self._names = names = RedisNames(prefix)
+        self._names = names = RedisNames(prefix, clustered=clustered)
         self._instance = instance
         self.marks_db: int | None = None
         """The database to name at the head of each batch; None for no such message."""
@@ -95,9 +97,11 @@ class BatchPacker:
         self._entry: dict[Kind[Any], bytes] = {}
         """How an entry of a kind's own stream is appended."""
         self._xadd: bytes | None = None
+        self._log = b""
         if event_log is not None:
+            self._log = names.event_log(event_log)
             limit = (b"MAXLEN", b"~", b"%d" % event_log_maxlen)
-            head = (b"XADD", names.event_log(event_log), *limit, b"*")
+            head = (b"XADD", self._log, *limit, b"*")
             self._xadd = b"*10\r\n" + _words(*head, b"symbol") + _WORD + _words(b"data") + _WORD
         self._number_key = names.writer_key(instance)
 
@@ -110,8 +114,8 @@ class BatchPacker:
         """After how many seconds a key of this kind expires."""
         return kind.ttl_s or self._price_ttl_s
 
-    def _old_values(self, batch: WriteBatch) -> Iterator[bytes]:
-        """The commands for old values, each with its remaining time to live; skips expired ones."""
+    def _old_values(self, batch: WriteBatch) -> Iterator[tuple[bytes, bytes]]:
+        """The keys of old values that have not expired, each with its command."""
         for kind, ages_s in batch.ages_s.items():
             if kind in self.refused:
                 continue
@@ -120,7 +124,8 @@ class BatchPacker:
                 left_s = self.ttl_s(kind) - age_s
                 if left_s > 0:
                     payload = batch.latest[kind][symbol]
-                    yield pack(b"SET", prefix + symbol.encode(), payload, b"EX", b"%d" % left_s)
+                    key = prefix + symbol.encode()
+                    yield key, pack(b"SET", key, payload, b"EX", b"%d" % left_s)
 
     def marker(self, kind: Kind[Any], db: int, events: int, *, restored: bool = False) -> bytes:
         """The command that announces the owner of the next events of a kind to readers."""
@@ -169,17 +174,22 @@ class BatchPacker:
         self._publish[channel] = template
         return template
 
+    def _entries(self, events: Events) -> tuple[bytes, Sequence[str]] | None:
+        """How to append these events to the event log or the kind's stream, and their names."""
+        kind = events.kind
+        if kind is not None and kind.stream is not None:
+            return self._entry.get(kind) or self._entry_of(kind, kind.stream), events.entry_ids
+        if kind is not None and kind.logged and self._xadd is not None:
+            return self._xadd, events.symbols
+        return None
+
     def _messages(self, events: Events) -> list[bytes]:
         """The messages in order; with each its entry in the event log or the kind's stream."""
         publish = self._publish.get(events.channel) or self._publish_on(events.channel)
-        kind, payloads = events.kind, events.payloads
-        if kind is not None and kind.stream is not None:
-            entry = self._entry.get(kind) or self._entry_of(kind, kind.stream)
-            names = events.entry_ids
-        elif kind is not None and kind.logged and self._xadd is not None:
-            entry, names = self._xadd, events.symbols
-        else:
+        payloads, entries = events.payloads, self._entries(events)
+        if entries is None:
             return [publish % (len(payload), payload) for payload in payloads]
+        entry, names = entries
         parts = []
         for name, payload in zip(map(str.encode, names), payloads, strict=True):
             parts.append(publish % (len(payload), payload))
@@ -192,7 +202,7 @@ class BatchPacker:
         add = parts.append
         if self.marks_db is not None and (batch.events or batch.restored):
             parts += self._markers(batch, self.marks_db)
-        parts += self._old_values(batch)
+        parts += (command for _, command in self._old_values(batch))
         refused = self.refused
         for kind, latest in batch.latest.items():
             if kind in refused:

@@ -89,6 +89,11 @@ class RedisLocator(Protocol):
         """How long connecting, and each wait for the server, may take."""
         ...
 
+    @property
+    def clustered(self) -> bool:
+        """Whether it leads to a cluster, where each key has its node."""
+        ...
+
     async def reach(self, connect: Opener, *, reads: bool) -> RedisConnection:
         """Find the server, and connect to it.
 
@@ -116,6 +121,8 @@ class RedisAddress:
     """
 
     def __init__(self, url: str, *, timeout_s: float, must_be: Role | None = None) -> None:
+        self.clustered = False
+        """Whether it leads to a cluster, where each key has its node."""
         self.must_be = must_be
         """The role without which a connection is refused; None for any."""
         try:
@@ -247,9 +254,12 @@ class RedisConnection:
         server: The server.
     """
 
+    settle_s = 0.0
+    """How long after its key the event of a record may come out, seconds."""
+
     def __init__(self, sock: socket.socket, server: RedisAddress) -> None:
         sock.setblocking(False)
-        self.server = server
+        self.server: RedisLocator = server
         """The server, for further connections to the same one."""
         self.address = server.shown
         """Where the server is, without user and password."""
@@ -301,6 +311,10 @@ class RedisConnection:
             undo.pop_all()
             return connection
 
+    async def servers(self) -> list[RedisConnection]:
+        """A connection to each server: itself, or those of a cluster."""
+        return [self]
+
     async def call(self, *commands: bytes) -> list[Any]:
         """Send packed commands and return their replies, the server's errors included.
 
@@ -318,6 +332,17 @@ class RedisConnection:
         await anyio.lowlevel.checkpoint_if_cancelled()
         try:
             return await self._exchange(data, count)
+        except _LOST as exc:
+            raise self._lost(exc) from exc
+
+    async def send(self, data: bytes) -> None:
+        """Send ``data``, whose replies a later :meth:`exchange` of no data returns.
+
+        Raises:
+            StoreUnavailable: The connection was lost.
+        """
+        try:
+            await self._send(data)
         except _LOST as exc:
             raise self._lost(exc) from exc
 

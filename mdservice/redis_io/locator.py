@@ -16,6 +16,7 @@ import anyio
 import attrs
 
 from mdservice.errors import ConfigurationError, StoreError, StoreRefused, StoreUnavailable
+from mdservice.redis_io.cluster import ClusterLocator
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import Opener, RedisAddress, RedisConnection, RedisLocator
 from mdservice.redis_io.replies import Role, is_error, refusal_code
@@ -38,7 +39,8 @@ def locator_of(url: str, *, timeout_s: float) -> RedisLocator:
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, as redis-py reads it;
-            ``redis+sentinel://`` as :class:`SentinelLocator` has it.
+            ``redis+sentinel://`` as :class:`SentinelLocator` has it; ``redis+cluster://`` as
+            :class:`~mdservice.redis_io.cluster.ClusterLocator` has it.
         timeout_s: How long connecting, and each wait for the server, may take.
 
     Raises:
@@ -46,6 +48,8 @@ def locator_of(url: str, *, timeout_s: float) -> RedisLocator:
     """
     try:
         several = split_several(url)
+        if several is not None and several.scheme.endswith("cluster"):
+            return ClusterLocator(several, timeout_s=timeout_s)
         if several is not None:
             return SentinelLocator(several, timeout_s=timeout_s)
     except ValueError as exc:
@@ -118,6 +122,8 @@ class SentinelLocator:
         """Whether connections that only read prefer a replica."""
         self.timeout_s = timeout_s
         """How long each wait for the server may take."""
+        self.clustered = False
+        """Whether it leads to a cluster, where each key has its node."""
         user, password = (quote(part, safe="") for part in sentinel_login)
         login = f"{user}:{password}@" if user or password else ""
         limit_s = min(timeout_s, _SENTINEL_LIMIT_S)

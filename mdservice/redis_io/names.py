@@ -22,6 +22,7 @@ __all__ = [
     "BATCH_CHANNEL",
     "BREAKER_CHANNEL",
     "BREAKER_KEY",
+    "EVENTS_TAG",
     "GONE_AFTER_S",
     "INSTANCES_CHANNEL",
     "PRICE_CHANNEL",
@@ -51,6 +52,8 @@ BATCH_CHANNEL: Final = QUOTES.marker
 """The channel of the message before each batch of events: which service sent how many prices."""
 INSTANCES_CHANNEL: Final = "mdservice.instances"
 """Each service announces itself here."""
+EVENTS_TAG: Final = "{mdservice}"
+"""In a cluster, all events are published by the node that serves the slot of this hash tag."""
 
 ANNOUNCE_EVERY_S: Final = 1.0
 GONE_AFTER_S: Final = 3.5
@@ -74,6 +77,7 @@ _COMMANDS: Final = (
     *("xadd", "xread", "xrange", "xrevrange", "xinfo"),
     *("ping", "select", "client", "info", "role"),
 )
+_CLUSTER_COMMANDS: Final = ("cluster", "asking")
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -181,10 +185,13 @@ class RedisNames:
 
     Args:
         prefix: The prefix of every name, ``MDSERVICE_KEY_PREFIX``.
+        clustered: Whether the server is a cluster, which executes a transaction only on keys of
+            one slot. Names of mdservice's own then have a hash tag, the part in braces.
     """
 
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, prefix: str = "", *, clustered: bool = False) -> None:
         self.prefix = prefix
+        self._clustered = clustered
         self._price = self.key_prefix(QUOTES)
 
     def key_prefix(self, kind: Kind[Any]) -> bytes:
@@ -201,7 +208,17 @@ class RedisNames:
 
     def writer_key(self, instance: str) -> bytes:
         """The key that holds the number of the instance's last batch."""
-        return f"{self.prefix}mdservice:writer:{instance}".encode()
+        tag = f"{EVENTS_TAG}:" if self._clustered else ""
+        return f"{self.prefix}mdservice:writer:{tag}{instance}".encode()
+
+    def stream_writer_key(self, instance: str, stream: bytes) -> bytes:
+        """In a cluster, the key that holds the number of the last batch that wrote a stream.
+
+        It is in the slot of the stream.
+        """
+        tag = stream.decode()
+        tag = tag if "{" in tag else f"{{{tag}}}"
+        return f"{self.prefix}mdservice:writer:{tag}:{instance}".encode()
 
     def group_keys(self, group: str) -> tuple[bytes, bytes, bytes, bytes]:
         """The keys of a group: its lease, last term, standby and subscriptions."""
@@ -225,12 +242,17 @@ class RedisNames:
     @property
     def actions_key(self) -> bytes:
         """The key of the actions of the last trip: ``b"risk:on_trip"``."""
-        return f"{self.prefix}{ACTIONS_KEY}".encode()
+        return f"{self.prefix}{ACTIONS_KEY}{self._with_breaker}".encode()
 
     @property
     def actions_holder_key(self) -> bytes:
         """The key that names the gateway which executes them."""
-        return f"{self.prefix}{ACTIONS_HOLDER_KEY}".encode()
+        return f"{self.prefix}{ACTIONS_HOLDER_KEY}{self._with_breaker}".encode()
+
+    @property
+    def _with_breaker(self) -> str:
+        """Puts a key into the slot of the breaker, for a change of both in one step."""
+        return f":{{{self.prefix}{BREAKER_KEY}}}" if self._clustered else ""
 
     def channel(self, name: str) -> bytes:
         """A channel's full name: ``price.updated`` → ``b"desk1:price.updated"``."""
@@ -265,11 +287,11 @@ class RedisNames:
         keys += [
             "mdservice:*",
             BREAKER_KEY,
-            ACTIONS_KEY,
-            ACTIONS_HOLDER_KEY,
+            *(f"{key}:*" if self._clustered else key for key in (ACTIONS_KEY, ACTIONS_HOLDER_KEY)),
             *([] if event_log is None else [event_log]),
         ]
-        commands = (*_COMMANDS, *(("eval",) if group else ()))
+        commands = [*_COMMANDS, *(_CLUSTER_COMMANDS if self._clustered else ())]
+        commands += ["eval"] if group else []
         rules = [f"~{self.prefix}{pattern}" for pattern in keys]
         rules.append("resetchannels")
         rules += [f"&{self.prefix}{channel}" for channel in channels]

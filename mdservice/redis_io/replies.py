@@ -11,8 +11,10 @@ import hiredis
 from mdservice.errors import StoreRefused, StoreUnavailable
 
 __all__ = [
+    "ANY_ERROR",
     "MISSING",
     "READ_BYTES",
+    "REDIRECTIONS",
     "Role",
     "ServerRole",
     "array",
@@ -32,7 +34,10 @@ __all__ = [
 # What a Redis server's error replies mean, and what to do about them.
 
 
-_CLUSTER = "Redis Cluster cannot hold one transaction over all symbols; use a single server"
+_CLUSTER = (
+    "this server is a node of a cluster; write redis+cluster:// instead of redis:// "
+    "(MDSERVICE_REDIS_URL)"
+)
 _LOGIN = "set user and password in the Redis URL (MDSERVICE_REDIS_URL)"
 _ADVICE = {
     "OOM": "raise the server's maxmemory or let it evict keys; prices are kept here until then",
@@ -53,7 +58,11 @@ _ADVICE = {
     "WRONGPASS": _LOGIN,
     "CROSSSLOT": _CLUSTER,
     "MOVED": _CLUSTER,
-    "CLUSTERDOWN": _CLUSTER,
+    "CLUSTERDOWN": (
+        "a part of the cluster has no working node; start the failed node, or wait until its "
+        "replica takes over"
+    ),
+    "TRYAGAIN": "a slot of the cluster is on its way to another node; it is tried again",
     "UNBLOCKED": "the server became a replica; connecting again",
 }
 _RECONNECT: Final = frozenset(
@@ -80,6 +89,8 @@ them: ``NOPERM``, ``WRONGPASS``, ``OOM``, ``BUSY``, ``CROSSSLOT``, ``MOVED``, ``
 ``TRYAGAIN``, ``WRONGTYPE``. The writer connects again for these as well, but only after a few
 seconds.
 """
+REDIRECTIONS: Final = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+"""Refusals of a cluster's node for a key that another node serves, now or soon."""
 _ABORTED: Final = "EXECABORT Transaction discarded because of: "
 
 
@@ -141,6 +152,10 @@ def collect(reader: hiredis.Reader, replies: list[Any], count: int) -> bool:
             return False
         replies.append(reply)
     return True
+
+
+ANY_ERROR: Final = hiredis.ReplyError
+"""The type of a server's errors, for a look at thousands of replies."""
 
 
 def is_error(reply: object) -> bool:

@@ -23,7 +23,7 @@ from mdservice.redis_io.names import (
     STATUS_CHANNEL,
     RedisNames,
 )
-from mdservice.redis_io.replies import is_error, refusal, refusal_code
+from mdservice.redis_io.replies import REDIRECTIONS, is_error, refusal, refusal_code
 
 __all__ = ["MissingRights", "RedisRights", "missing_rights", "try_rights"]
 
@@ -126,40 +126,67 @@ async def try_rights(
             useful[right] = command, late
     others = {kind: _of_kind(names, kind) for kind in KINDS if kind not in kinds}
     connection = await RedisConnection.open(address, _CLIENT_NAME, limit_s=timeout_s)
+    found: list[RedisRights] = []
     try:
-        # Without MULTI, the server would execute the commands.
-        (multi,) = await connection.exchange(pack(b"MULTI"), 1)
-        if is_error(multi):
-            return _result([("MULTI", str(multi))], [])
-        # A refused EXEC ends the transaction too, and the server would execute further commands.
-        (executed,) = await connection.exchange(pack(b"EXEC"), 1)
-        if is_error(executed):
-            return _result([("EXEC", str(executed))], [])
-        (multi,) = await connection.exchange(pack(b"MULTI"), 1)
-        if is_error(multi):
-            return _result([("MULTI", str(multi))], [])
-        replies = await connection.exchange(b"".join(needed.values()), len(needed))
-        refused = [
-            (name, str(reply))
-            for name, reply in zip(needed, replies, strict=True)
-            if is_error(reply)
-        ]
-        commands = [command for command, _ in useful.values()]
-        replies = await connection.exchange(b"".join(commands), len(commands))
-        reduced = [
-            (f"{name} ({without})", str(reply))
-            for (name, (_, without)), reply in zip(useful.items(), replies, strict=True)
-            if is_error(reply)
-        ]
-        for kind, commands_of in others.items():
-            replies = await connection.exchange(b"".join(commands_of.values()), len(commands_of))
-            reduced += _reduced_kind(kind, dict(zip(commands_of, replies, strict=True)))
+        for server in await connection.servers():  # each node of a cluster has its own users
+            refused, reduced = await _try_on(server, needed, useful, others)
+            if address.clustered:
+                refused, reduced = _not_redirected(refused), _not_redirected(reduced)
+            found.append(_result(refused, reduced))
     finally:
         connection.close()
-    return _result(refused, reduced)
+    return RedisRights(
+        tuple(dict.fromkeys(name for rights in found for name in rights.missing)),
+        tuple(dict.fromkeys(name for rights in found for name in rights.reduced)),
+        next((rights.refused for rights in found if rights.refused is not None), None),
+    )
 
 
-def _reduced_kind(kind: Kind[Any], replies: dict[str, Any]) -> list[tuple[str, str]]:
+_Refusals = list[tuple[str, str]]
+"""The names of rights, each with the server's message."""
+
+
+async def _try_on(
+    connection: RedisConnection,
+    needed: Mapping[str, bytes],
+    useful: Mapping[str, tuple[bytes, str]],
+    others: Mapping[Kind[Any], dict[str, bytes]],
+) -> tuple[_Refusals, _Refusals]:
+    """Which of the needed, and of the other rights, a server refuses."""
+    # Without MULTI, the server would execute the commands.
+    (multi,) = await connection.exchange(pack(b"MULTI"), 1)
+    if is_error(multi):
+        return [("MULTI", str(multi))], []
+    # A refused EXEC ends the transaction too, and the server would execute further commands.
+    (executed,) = await connection.exchange(pack(b"EXEC"), 1)
+    if is_error(executed):
+        return [("EXEC", str(executed))], []
+    (multi,) = await connection.exchange(pack(b"MULTI"), 1)
+    if is_error(multi):
+        return [("MULTI", str(multi))], []
+    replies = await connection.exchange(b"".join(needed.values()), len(needed))
+    refused = [
+        (name, str(reply)) for name, reply in zip(needed, replies, strict=True) if is_error(reply)
+    ]
+    commands = [command for command, _ in useful.values()]
+    replies = await connection.exchange(b"".join(commands), len(commands))
+    reduced = [
+        (f"{name} ({without})", str(reply))
+        for (name, (_, without)), reply in zip(useful.items(), replies, strict=True)
+        if is_error(reply)
+    ]
+    for kind, commands_of in others.items():
+        replies = await connection.exchange(b"".join(commands_of.values()), len(commands_of))
+        reduced += _reduced_kind(kind, dict(zip(commands_of, replies, strict=True)))
+    return refused, reduced
+
+
+def _not_redirected(refusals: _Refusals) -> _Refusals:
+    """Without those that only say that another node of the cluster serves the key."""
+    return [(name, text) for name, text in refusals if refusal_code(text) not in REDIRECTIONS]
+
+
+def _reduced_kind(kind: Kind[Any], replies: dict[str, Any]) -> _Refusals:
     """One entry for all rights of a kind that nothing in the settings wants."""
     refused = {name: str(reply) for name, reply in replies.items() if is_error(reply)}
     if not refused:
@@ -214,7 +241,7 @@ def _to_write_any(names: RedisNames, event_log: str | None) -> dict[str, bytes]:
     return commands
 
 
-def _result(refused: list[tuple[str, str]], reduced: list[tuple[str, str]]) -> RedisRights:
+def _result(refused: _Refusals, reduced: _Refusals) -> RedisRights:
     others = [text for _, text in refused if refusal_code(text) != "NOPERM"]
     return RedisRights(
         missing=tuple(name for name, text in refused if refusal_code(text) == "NOPERM"),

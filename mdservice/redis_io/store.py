@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import anyio
 import attrs
-import hiredis
 
 from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.kinds import KINDS, Kind, Stream
@@ -21,7 +20,14 @@ from mdservice.redis_io.commands import BatchPacker, pack
 from mdservice.redis_io.connection import RedisConnection
 from mdservice.redis_io.locator import locator_of
 from mdservice.redis_io.names import ACCOUNT_CHANNEL, RedisNames
-from mdservice.redis_io.replies import array, describe_refusal, is_error, malformed, refusal
+from mdservice.redis_io.replies import (
+    ANY_ERROR,
+    array,
+    describe_refusal,
+    is_error,
+    malformed,
+    refusal,
+)
 from mdservice.redis_io.rights import MissingRights, missing_rights
 
 __all__ = [
@@ -29,9 +35,12 @@ __all__ = [
     "LOOK_AGAIN_S",
     "Identity",
     "RedisPriceStore",
+    "failed_commands",
+    "fence",
     "greet",
     "identify",
     "raise_refusal",
+    "try_markers",
     "write_batch",
 ]
 
@@ -76,6 +85,19 @@ async def greet(
     Also sets in the packer for which kinds it may name the owner of a batch. In a group, ``admit``
     registers the connection before anything is published on it.
 
+    Raises:
+        StoreUnavailable, StoreRefused
+    """
+    identity = await fence(connection, previous)
+    if admit is not None:
+        await admit(connection)
+    await try_markers(connection, packer, database)
+    return identity
+
+
+async def fence(connection: RedisConnection, previous: Identity | None) -> Identity | None:
+    """Fence the previous connection; return the server's identity of this one.
+
     Returns None if the server gives no identity or refuses the fence;
     :class:`~mdservice.redis_io.store.RedisPriceStore` says what follows from that.
 
@@ -91,14 +113,20 @@ async def greet(
         (killed,) = await connection.call(kill)
         if is_error(killed):
             identity = None
-    if admit is not None:
-        await admit(connection)
+    return identity
+
+
+async def try_markers(connection: RedisConnection, packer: BatchPacker, database: int) -> None:
+    """Set in the packer for which kinds it may name the owner of a batch.
+
+    Raises:
+        StoreUnavailable
+    """
     # If this user may not publish one of these messages, the server would refuse the whole batch.
     markers = [packer.marker(kind, database, 0) for kind in KINDS]
     marked = zip(KINDS, await connection.call(*markers), strict=True)
     packer.marks_db = database
     packer.unmarked = frozenset(kind for kind, reply in marked if is_error(reply))
-    return identity
 
 
 def _run_id(info: object) -> bytes | None:
@@ -119,11 +147,24 @@ async def write_batch(
     Raises:
         StoreUnavailable, StoreRefused
     """
-    packed, address = packer.batch(batch), connection.address
+    packed = packer.batch(batch)
     replies = await connection.exchange(packed.data, packed.queued + 2)
+    return failed_commands(connection.address, replies)
+
+
+def failed_commands(address: str, replies: Sequence[Any]) -> list[str]:
+    """The texts of the commands that failed inside an executed transaction.
+
+    Args:
+        address: The server, without a secret.
+        replies: Those from ``MULTI`` to ``EXEC``.
+
+    Raises:
+        StoreUnavailable, StoreRefused: It was not executed as a transaction.
+    """
     results = replies[-1]
     if isinstance(results, list):
-        if hiredis.ReplyError not in set(map(type, results)):  # thousands of results, no errors
+        if ANY_ERROR not in set(map(type, results)):  # thousands of results, no errors
             return []
         return [str(result) for result in results if is_error(result)]
     if is_error(replies[0]) and not all(map(is_error, replies)):
@@ -185,6 +226,8 @@ class RedisPriceStore:
         ConfigurationError: The URL cannot be used.
     """
 
+    _packs: ClassVar[type[BatchPacker]] = BatchPacker
+
     def __init__(
         self,
         url: str,
@@ -200,13 +243,14 @@ class RedisPriceStore:
     ) -> None:
         self._address = locator_of(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
-        self._names = RedisNames(prefix)
-        self._packer = BatchPacker(
+        self._names = RedisNames(prefix, clustered=self._address.clustered)
+        self._packer = self._packs(
             price_ttl_s=price_ttl_s,
             event_log=event_log,
             event_log_maxlen=event_log_maxlen,
             instance=instance,
             prefix=prefix,
+            clustered=self._address.clustered,
         )
         self._event_log = event_log
         self._kinds = kinds
@@ -265,11 +309,9 @@ class RedisPriceStore:
         """
         self._drop()
         with anyio.move_on_after(self._timeout_s) as scope:
-            connection = await RedisConnection.open(self._address, CLIENT_NAME)
+            connection = await self._open()
             try:
-                self._unfenced = await greet(
-                    connection, self._unfenced, self._packer, self._address.database, self._admit
-                )
+                await self._greet(connection)
                 await self._look(connection)
                 self._connection = connection
             finally:
@@ -290,21 +332,32 @@ class RedisPriceStore:
                 "be executed twice",
             )
 
+    async def _open(self) -> RedisConnection:
+        return await RedisConnection.open(self._address, CLIENT_NAME)
+
+    async def _greet(self, connection: RedisConnection) -> None:
+        """Fence the previous connection, and identify this one."""
+        self._unfenced = await greet(
+            connection, self._unfenced, self._packer, self._address.database, self._admit
+        )
+
     async def last_batch(self) -> int:
         """The number of this instance's last executed batch, or 0.
 
         Raises:
             StoreUnavailable, StoreRefused
         """
-        (reply,) = await self._call(pack(b"GET", self._number_key))
-        try:
-            self._number = int(reply or 0)
-        except (TypeError, ValueError) as exc:
-            key = self._number_key.decode()
-            raise StoreRefused(
-                f"The key {key} at {self.address} holds no batch number; delete it"
-            ) from exc
+        self._number = await self._read_number(self._number_key)
         return self._number
+
+    async def _read_number(self, key: bytes) -> int:
+        (reply,) = await self._call(pack(b"GET", key))
+        try:
+            return int(reply or 0)
+        except (TypeError, ValueError) as exc:
+            raise StoreRefused(
+                f"The key {key.decode()} at {self.address} holds no batch number; delete it"
+            ) from exc
 
     async def write(self, batch: WriteBatch) -> None:
         """Execute the batch as one transaction: every key, every message, then the number.
@@ -322,17 +375,21 @@ class RedisPriceStore:
         with self._conversation() as connection:
             await self._look_again(connection)
             try:
-                failed = await write_batch(connection, self._packer, batch)
+                failed = await self._write(connection, batch)
             except StoreRefused as exc:
                 if self._missing.needed:
                     words = f"{exc}. Missing: {self._missing.needed}"
                     raise StoreRefused(words, reconnect=exc.reconnect, code=exc.code) from exc
                 raise
-        self._number = batch.number
         failed += self._left_out(batch)
         if failed:
             self._command_errors += len(failed)
             self._last_command_error = failed[-1]
+
+    async def _write(self, connection: RedisConnection, batch: WriteBatch) -> list[str]:
+        failed = await write_batch(connection, self._packer, batch)
+        self._number = batch.number
+        return failed
 
     async def ping(self) -> None:
         """Check that the server answers and accepts writes.

@@ -254,8 +254,9 @@ class Settings:
     redis_url: str | None = setting(
         None,
         values.parse_redis_url,
-        "redis://, rediss://, unix:// or redis+sentinel://; without it, an embedded server. A URL "
-        "with a password belongs in the environment or the file: all users see flags.",
+        "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; without it, an "
+        "embedded server. A URL with a password belongs in the environment or the file: all users "
+        "see flags.",
         metavar="URL",
         environment=("MDSERVICE_REDIS_URL", "REDIS_URL"),
         address=True,

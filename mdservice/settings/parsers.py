@@ -133,7 +133,12 @@ _MALFORMED = (
     "written as %2F, %23, %3F and %40)"
 )
 _REDIS = ("redis", "rediss", "unix")
-_SEVERAL_REDIS = {"redis+sentinel": 26379, "rediss+sentinel": 26379}
+_SEVERAL_REDIS = {
+    "redis+sentinel": 26379,
+    "rediss+sentinel": 26379,
+    "redis+cluster": 6379,
+    "rediss+cluster": 6379,
+}
 """The schemes of URLs with several servers, each with the usual port."""
 
 
@@ -181,9 +186,11 @@ def split_several(url: str) -> SeveralServers | None:
             raise ValueError(f"does not name a host: write {scheme}://host:port,host:port")
         servers.append((parts.hostname, parts.port or usual_port))
     names = tuple(unquote(part) for part in path.rstrip("/").split("/")) if path else ()
-    if len(names) not in (1, 2) or not names[0]:
+    if scheme.endswith("cluster"):
+        names = () if names == ("",) else names
+    elif len(names) not in (1, 2) or not names[0]:
         raise ValueError(f"does not name the service: write {scheme}://host:port/service")
-    if names[1:] and not names[1].isdecimal():
+    elif names[1:] and not names[1].isdecimal():
         raise ValueError(f"has a database that is no number: write {scheme}://host/service/0")
     arguments = dict(parse_qsl(query, keep_blank_values=True))
     return SeveralServers(scheme, login if at else None, tuple(servers), names, arguments)

@@ -21,6 +21,7 @@ is 1 when a price, an event or a count was not as it must be.
 - ``mix``: quotes, trades and bars together, see :mod:`tests.bench.mix`.
 - ``relay``, all of it or the parts named: many clients, see :mod:`tests.bench.relay`.
 - ``journal``: its cost, its size, replay and export, see :mod:`tests.bench.journal`.
+- ``cluster``: one server and a cluster, see :mod:`tests.bench.cluster`.
 - ``page``: what an open page and a scrape cost, see :mod:`tests.bench.page`.
 - ``first-price``: likewise, see :mod:`tests.bench.first_price`.
 - ``pnl``: real-time P&L, as ``just bench-pnl``, see :mod:`tests.bench.pnl`.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +42,7 @@ import anyio
 import attrs
 
 from tests.bench import (
+    cluster,
     curves,
     curves_picture,
     first_price,
@@ -298,6 +301,10 @@ if __name__ == "__main__":
         case ["journal"]:
             signal.alarm(journal.LIMIT_S)
             code = anyio.run(recorded, QUICK, backend="trio")
+        case ["cluster"]:
+            signal.alarm(cluster.LIMIT_S)
+            with tempfile.TemporaryDirectory() as folder:
+                code = cluster.main(say, Path(folder))
         case ["page"]:
             signal.alarm(page.LIMIT_S)
             code = anyio.run(looked_at, QUICK, backend="trio")
@@ -319,6 +326,6 @@ if __name__ == "__main__":
             sys.exit(
                 "usage: python -m tests.bench "
                 "[quick | curves | where | floor | mix | guard [store [instructions]] | repair | "
-                "relay [crowd | few | deaf | redis]… | journal | page | first-price | pnl [quick]]"
+                "relay [crowd | few | deaf | redis]… | journal | cluster | page | first-price | pnl [quick]]"
             )
     sys.exit(code)

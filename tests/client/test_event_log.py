@@ -90,6 +90,7 @@ class Server:
         yield self
 
     address = "redis://db"
+    settle_s = 0.0
 
     async def call(self, *commands: bytes) -> list[Any]:
         await trio.lowlevel.checkpoint()

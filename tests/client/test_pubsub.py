@@ -146,6 +146,7 @@ class Connection:
     """What a :class:`~mdservice.redis_io.connection.RedisConnection` does, by the server's script."""
 
     server = LOCATION.address
+    settle_s = 0.0
     address = LOCATION.address.shown
 
     def __init__(self, server: Server) -> None:

@@ -1,4 +1,4 @@
-"""What every price store does, on both event loops; the Redis one against a real Valkey."""
+"""What every price store does, on both event loops; Redis ones against real servers."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from mdservice.publish.store import (
     StreamStore,
     WriteBatch,
 )
+from mdservice.redis_io.cluster_store import open_price_store
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import MemoryPriceStore, Slow
 from tests.batches import write_batch
@@ -41,10 +42,14 @@ from tests.records import make_record
 
 LIMIT_S = 60.0
 READ_ONLY = "READONLY You can't write against a read only replica."
+EVENTS_NODE_KEY = "{mdservice}"
 
 
 class Backend(Protocol):
     """A store and what is behind it."""
+
+    refusal: str
+    number_key: str
 
     def make(self, *, instance: str = ..., event_log: str | None = ...) -> PriceStore: ...
     def get(self, key: str) -> bytes | None: ...
@@ -70,6 +75,9 @@ class SettableClock:
 
 
 class MemoryBackend:
+    refusal = "READONLY"
+    number_key = "mdservice:writer:one"
+
     def __init__(self) -> None:
         self.store = MemoryPriceStore()
 
@@ -122,6 +130,9 @@ class MemoryBackend:
 
 
 class RedisBackend:
+    refusal = "READONLY"
+    number_key = "mdservice:writer:one"
+
     def __init__(self, server: Any) -> None:
         self.server = server
         self.client = server.client()
@@ -200,12 +211,94 @@ class RedisBackend:
             self.server.answer_again()
 
 
-@pytest.fixture(params=["memory", "redis"])
+class ClusterBackend(RedisBackend):
+    refusal = "NOREPLICAS"
+    number_key = "mdservice:writer:{mdservice}:one"
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server)
+        self.cluster = server.client()
+        self.set_up("0")
+
+    def listen(self) -> None:
+        # Messages of one node come in order.
+        self.client = self.server.owner(EVENTS_NODE_KEY).client()
+        super().listen()
+
+    def close(self) -> None:
+        super().close()
+        self.cluster.close()
+        self.set_up("0")
+
+    def set_up(self, replicas: str) -> None:
+        for node in self.server.primaries:
+            node.ask("CONFIG", "SET", "min-replicas-to-write", replicas)
+
+    def make(self, *, instance: str = "one", event_log: str | None = None) -> PriceStore:
+        return open_price_store(
+            self.server.url, price_ttl_s=77, event_log=event_log, instance=instance
+        )
+
+    def get(self, key: str) -> bytes | None:
+        value: bytes | None = self.cluster.get(key)
+        return value
+
+    def ttl_s(self, key: str) -> float:
+        return float(self.cluster.ttl(key))
+
+    def entries(self) -> list[tuple[str, bytes]]:
+        found = self.cluster.xrange("log")
+        return [(fields[b"symbol"].decode(), fields[b"data"]) for _, fields in found]
+
+    def stream(self, name: str) -> list[dict[str, bytes]]:
+        return [
+            {field.decode(): value for field, value in fields.items()}
+            for _, fields in self.cluster.xrange(name)
+        ]
+
+    def drop_connection(self) -> None:
+        for node in self.server.primaries:
+            with node.client() as client:
+                for one in client.client_list():
+                    if one["name"] == "mdservice-writer":
+                        client.client_kill_filter(_id=one["id"])
+
+    def stop(self) -> None:
+        self.pubsub.close()
+        for node in self.server.primaries:
+            node.kill()
+
+    def start(self) -> None:
+        self.server.restart()
+        self.listen()
+
+    def refuse_writes(self) -> None:
+        self.set_up("1")
+
+    def accept_writes(self) -> None:
+        self.set_up("0")
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        for node in self.server.primaries:
+            node.stop_answering()
+        try:
+            yield
+        finally:
+            for node in self.server.primaries:
+                node.answer_again()
+
+
+@pytest.fixture(params=["memory", "redis", "cluster"])
 def behind(request: pytest.FixtureRequest) -> Iterator[Backend]:
     if request.param == "memory":
         yield MemoryBackend()
         return
-    backend = RedisBackend(request.getfixturevalue("fresh_valkey"))
+    backend = (
+        ClusterBackend(request.getfixturevalue("cluster"))
+        if request.param == "cluster"
+        else RedisBackend(request.getfixturevalue("fresh_valkey"))
+    )
     try:
         yield backend
     finally:
@@ -394,7 +487,7 @@ async def test_keys_expire(behind: Backend) -> None:
     await store.connect()
     await store.write(batch(1, "A"))
     assert 70 < behind.ttl_s("price:A") <= 77
-    assert 86_000 < behind.ttl_s("mdservice:writer:one") <= 86_400
+    assert 86_000 < behind.ttl_s(behind.number_key) <= 86_400
     await store.aclose()
 
 
@@ -517,7 +610,7 @@ async def test_a_refused_batch_leaves_nothing_and_may_be_tried_again(behind: Bac
     await store.connect()
     await store.write(batch(1, "A"))
     behind.refuse_writes()
-    with pytest.raises(StoreRefused, match="READONLY"):
+    with pytest.raises(StoreRefused, match=behind.refusal):
         await store.write(batch(2, "A", "B"))
     assert await store.last_batch() == 1
     behind.accept_writes()
@@ -534,7 +627,7 @@ async def test_ping_shows_whether_writes_are_taken(behind: Backend) -> None:
     await store.connect()
     await store.ping()
     behind.refuse_writes()
-    with pytest.raises(StoreRefused, match="READONLY"):
+    with pytest.raises(StoreRefused, match=behind.refusal):
         await store.ping()
     behind.accept_writes()
     await store.ping()

@@ -57,7 +57,7 @@ def test_a_bad_url_is_a_configuration_error_that_does_not_quote_it(url: str) -> 
         ("OOM command not allowed when used memory > 'maxmemory'.", "raise the server's maxmemory"),
         ("READONLY You can't write against a read only replica.", "primary"),
         ("NOPERM User default has no permissions to run the 'set' command", "allow this user"),
-        ("CROSSSLOT Keys in request don't hash to the same slot", "Cluster"),
+        ("CROSSSLOT Keys in request don't hash to the same slot", "redis+cluster://"),
         ("NOAUTH Authentication required.", "MDSERVICE_REDIS_URL"),
     ],
 )
