@@ -23,8 +23,8 @@ from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.trade import Cancel, Correction, Trade
 from mdservice.observability.logging import get_logger, masked
-from mdservice.pnl.engine import PnlEngine
-from mdservice.pnl.holding import Holding, Totals
+from mdservice.pnl.engine import PnlEngine, RowsOf, rows_of
+from mdservice.pnl.holding import Totals
 from mdservice.pnl.rows import PnlReport, Row
 from mdservice.positions.activities import AlpacaAccount
 from mdservice.positions.cache import PositionCache
@@ -265,13 +265,13 @@ class PnlTracker:
         if not self._live:
             await self.read_keys()
 
-    async def report_of(self, rows_of: Callable[[Holding], Sequence[_T]]) -> PnlReport[_T]:
+    async def report_of(self, rows_of: RowsOf[_T]) -> PnlReport[_T]:
         """All positions at their current prices.
 
         Without Redis, at the last known prices, which become stale with age.
 
         Args:
-            rows_of: Returns a row for each lot of a holding.
+            rows_of: Returns the rows of each holding, one for each lot.
 
         Raises:
             PositionsUnavailable: As :meth:`current_positions`.
@@ -281,17 +281,17 @@ class PnlTracker:
 
     async def report(self) -> PnlReport[Row]:
         """As :meth:`report_of`, with rows that a program can use."""
-        return await self.report_of(Holding.rows)
+        return await self.report_of(rows_of)
 
     async def updates(
-        self, rows_of: Callable[[Holding], Sequence[_T]], ended: Callable[[], bool]
+        self, rows_of: RowsOf[_T], ended: Callable[[], bool]
     ) -> AsyncIterator[PnlReport[_T]]:
         """The whole report once the positions are known, then each change.
 
         Only while :meth:`running`.
 
         Args:
-            rows_of: Returns a row for each lot of a holding.
+            rows_of: Returns the rows of each holding, one for each lot.
             ended: Returns whether the stream should end; called a few times a second.
         """
         since: int | None = None

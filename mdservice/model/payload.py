@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from mdservice.model.quote import Quote, mid_number
-from mdservice.model.timestamps import format_ns, parse_rfc3339
+from mdservice.model.timestamps import format_ns, parse_rfc3339, parse_written
 
 __all__ = ["WrittenPrice", "encode_quote", "parse_price", "quote_of"]
 
@@ -73,8 +73,10 @@ def quote_of(price: WrittenPrice) -> Quote:
     Raises:
         ValueError: The timestamp is not valid.
     """
-    event_ns = parse_rfc3339(price.timestamp)
-    return Quote(
+    timestamp = price.timestamp
+    written_ns = parse_written(timestamp)
+    event_ns = parse_rfc3339(timestamp) if written_ns is None else written_ns
+    quote = Quote(
         price.symbol,
         price.bid,
         price.ask,
@@ -84,3 +86,6 @@ def quote_of(price: WrittenPrice) -> Quote:
         event_ns,
         price.seq,
     )
+    if written_ns is not None:
+        quote.written_time = timestamp
+    return quote

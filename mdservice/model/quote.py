@@ -9,7 +9,7 @@ import attrs
 from mdservice.model.timestamps import format_ns
 from mdservice.model.written import NOT_WRITTEN
 
-__all__ = ["Identity", "Quote", "exact_mid", "identity", "mid_number"]
+__all__ = ["Identity", "Quote", "exact_mid", "identity", "mid_e5", "mid_number"]
 
 
 @attrs.define(eq=True)
@@ -30,6 +30,7 @@ class Quote:
         seq: Its number among the accepted quotes of its symbol since the service started, from
             1; 0 until it is accepted.
         wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
+        written_time: ``timestamp``, if the quote was read from a text that has it in that form.
     """
 
     symbol: str
@@ -41,6 +42,9 @@ class Quote:
     ts_recv_ns: int
     seq: int = 0
     wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
+    written_time: str | None = attrs.field(
+        default=None, init=False, eq=False, repr=False, metadata=NOT_WRITTEN
+    )
 
     @property
     def price(self) -> Decimal | None:
@@ -50,7 +54,7 @@ class Quote:
     @property
     def timestamp(self) -> str:
         """``ts_event_ns`` as RFC 3339 text with all nanoseconds."""
-        return format_ns(self.ts_event_ns)
+        return self.written_time or format_ns(self.ts_event_ns)
 
 
 Identity = tuple[str, int, float, float, int | float, int | float]
@@ -109,3 +113,17 @@ def mid_number(bid: float, ask: float) -> float | Decimal | None:
                 return (scaled_bid + scaled_ask) / _DOUBLE_SCALE
         return exact_mid(bid, ask)
     return bid or ask or None
+
+
+def mid_e5(bid: float, ask: float) -> int | None:
+    """:func:`exact_mid` in hundred-thousandths, which are integers for all that an exchange sends.
+
+    None for other prices: more than four decimals, a thousand million or more, or both 0.
+    """
+    if 0.0 <= bid < _EXACT_BELOW and 0.0 <= ask < _EXACT_BELOW:
+        scaled_bid = bid * _SCALE + _ROUND - _ROUND
+        scaled_ask = ask * _SCALE + _ROUND - _ROUND
+        if scaled_bid / _SCALE == bid and scaled_ask / _SCALE == ask:
+            scaled = int(scaled_bid + scaled_ask)
+            return (scaled * 5 if bid and ask else scaled * 10) or None
+    return None

@@ -14,6 +14,7 @@ __all__ = [
     "format_short_ns",
     "new_york_day",
     "parse_rfc3339",
+    "parse_written",
 ]
 
 _SECOND_NS = 1_000_000_000
@@ -32,7 +33,9 @@ _prefix_of_second: dict[int, str] = {}
 _ns_of_prefix: dict[str, int] = {}
 _CACHED_SECONDS = 256
 _PREFIX_LENGTH = len("2026-11-20T15:51:44")
+_SEPARATOR = len("2026-11-20")
 _POINT = _PREFIX_LENGTH + 1
+_WRITTEN_LENGTH = _POINT + _DECIMALS + 1
 
 
 def format_ns(ns: int) -> str:
@@ -79,6 +82,18 @@ def parse_rfc3339(text: str) -> int:
     return _parse_slowly(text)
 
 
+def parse_written(text: str) -> int | None:
+    """UTC nanoseconds of a text that is exactly as :func:`format_ns` writes it.
+
+    None for any other text, and for one whose second :func:`parse_rfc3339` has not read lately.
+    """
+    second_ns = _ns_of_prefix.get(text[:_POINT])
+    fraction = text[_POINT:-1]
+    if second_ns is None or len(text) != _WRITTEN_LENGTH or text[-1] != "Z":
+        return None
+    return second_ns + int(fraction) if fraction.isdecimal() and fraction.isascii() else None
+
+
 def _parse_slowly(text: str) -> int:
     match = _RFC3339.fullmatch(text)
     if match is None:
@@ -87,7 +102,7 @@ def _parse_slowly(text: str) -> int:
     moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if offset in 'Zz' else offset}")
     elapsed = moment - _EPOCH
     second = elapsed.days * 86_400 + elapsed.seconds
-    if offset == "Z" and fraction is not None:
+    if offset == "Z" and fraction is not None and text[_SEPARATOR] == "T":
         if len(_ns_of_prefix) >= _CACHED_SECONDS:
             _ns_of_prefix.clear()
         _ns_of_prefix[text[:_POINT]] = second * _SECOND_NS

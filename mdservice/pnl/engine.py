@@ -18,7 +18,7 @@ import attrs
 
 from mdservice.model.market import Market, Session, last_session
 from mdservice.model.position import Position, asset_class_of
-from mdservice.model.quote import Quote, mid_number
+from mdservice.model.quote import Quote, mid_e5, mid_number
 from mdservice.model.symbol import is_option, pair_of, without_slash
 from mdservice.model.timestamps import new_york_day
 from mdservice.model.trade import Cancel, Correction, Trade, TradeId
@@ -28,7 +28,7 @@ from mdservice.pnl.last_sale import updates_last
 from mdservice.pnl.numbers import EXACT, to_price
 from mdservice.pnl.rows import PnlReport, Row
 
-__all__ = ["DEFAULT_MAX_SPREAD", "MOST_REMEMBERED", "PnlEngine"]
+__all__ = ["DEFAULT_MAX_SPREAD", "MOST_REMEMBERED", "PnlEngine", "RowsOf", "rows_of"]
 
 MOST_REMEMBERED: Final = 20_000
 """Symbols without a position whose newest quote is kept; more than any feed has. Beyond it, the
@@ -38,6 +38,8 @@ DEFAULT_MAX_SPREAD: Final = 10.0
 """Per cent of the mid."""
 
 _T = TypeVar("_T")
+RowsOf = Callable[[Sequence[Holding]], Sequence[Sequence[_T]]]
+"""Returns the rows of each holding, one for each lot."""
 _FEW: Final = 16
 """How many other positions are replaced one by one."""
 _S_NS = 1_000_000_000
@@ -408,55 +410,55 @@ class PnlEngine:
             return self._update_exit(holding, quote, now_ns)
         return self._update_spare(holding, quote)
 
-    def _update_mid(self, holding: Holding, quote: Quote, now_ns: int) -> bool:
+    def _update_mid(self, holding: Holding, quote: Quote, now_ns: int) -> bool:  # noqa: C901 - calls cost more
         known, mark, event_ns = holding.quote, holding.mark, quote.ts_event_ns
         if known is not None and event_ns < known.ts_event_ns:
             return False
         holding.heard_ns = now_ns
         was_live, changed = holding.live and known is mark, False
         if not (quote is known is mark):  # else it is a key that was read before
-            bid, ask = quote.bid, quote.ask
-            number, factor = mid_number(bid, ask), self._surely_narrow
+            bid, ask, factor = quote.bid, quote.ask, self._surely_narrow
+            price_e5, price = mid_e5(bid, ask), None
             limit = bid * factor + ask * factor
-            if number is None or not (
-                -limit <= ask - bid <= limit or self._is_narrow(bid, ask) or is_option(quote.symbol)
-            ):
-                return self._set_aside(holding, quote)
-            if mark is None or number != holding.number:
-                price = to_price(number)
+            if price_e5 is None or not -limit <= ask - bid <= limit:
+                price = self._usable_mid(quote)
                 if price is None:
                     return self._set_aside(holding, quote)
-                self._reprice(holding, quote, number, price)
+            if mark is None or not holding.has_price(price, price_e5):
+                self._reprice(holding, quote, price, price_e5)
                 changed = True
             else:
                 changed = event_ns != mark.ts_event_ns
                 holding.quote = holding.mark = quote
-        live_until_ns = self._live_until_ns(quote, now_ns)
+        live_until_ns, gone_ns = event_ns + self._first_stale_age_ns, now_ns + self._ttl_ns
+        if gone_ns < live_until_ns:  # noqa: PLR1730 - min() takes thrice as long
+            live_until_ns = gone_ns
         holding.live = live = now_ns < live_until_ns
         if live is not was_live:
             changed = True
         if self._session is not None and self._judge_rest(holding):
             changed = True
         if live and holding.positions:
-            self._watch(holding, live_until_ns)
+            due_ns = holding.due_ns
+            if due_ns is None or live_until_ns < due_ns:
+                self._watch(holding, live_until_ns)
         if changed and holding.priceable:
             self._touch(holding)
             return True
         return False
 
-    def _is_usable(self, quote: Quote) -> bool:
-        """Whether a quote may be a price."""
+    def _usable_mid(self, quote: Quote) -> Decimal | None:
+        """The price of a quote, or None if it may not be one."""
         price = to_price(mid_number(quote.bid, quote.ask))
-        return price is not None and (
-            self._is_narrow(quote.bid, quote.ask) or is_option(quote.symbol)
-        )
+        usable = self._is_narrow(quote.bid, quote.ask) or is_option(quote.symbol)
+        return price if usable else None
 
     def _update_exit(self, holding: Holding, quote: Quote, now_ns: int) -> bool:
         known, before = holding.quote, holding.shown
         if known is not None and quote.ts_event_ns < known.ts_event_ns:
             return False
         holding.heard_ns = now_ns
-        usable = self._is_usable(quote)
+        usable = self._usable_mid(quote) is not None
         self.totals.leave(holding)
         holding.quote = quote
         if usable:
@@ -472,7 +474,7 @@ class PnlEngine:
         known, before = holding.spare, holding.shown
         if known is not None and quote.ts_event_ns < known.ts_event_ns:
             return False
-        if not self._is_usable(quote):
+        if self._usable_mid(quote) is None:
             return False
         if holding.mark is not None or holding.source_price is not None:
             holding.spare = quote
@@ -582,7 +584,7 @@ class PnlEngine:
                 holding.live = False
         elif (price := to_price(trades[-1].price)) is not None:
             if holding.mark is None or price != holding.price:
-                self._reprice(holding, trades[-1], trades[-1].price, price)
+                self._reprice(holding, trades[-1], price, None)
             holding.quote = holding.mark = trades[-1]
             self._set_live(holding, now_ns)
         self._judge_rest(holding)
@@ -678,7 +680,7 @@ class PnlEngine:
 
     def report(self, now_ns: int) -> PnlReport[Row]:
         """All rows, in the order of their source."""
-        return self.report_of(Holding.rows, now_ns)
+        return self.report_of(rows_of, now_ns)
 
     def changes(self, since: int, now_ns: int) -> PnlReport[Row]:
         """The rows that changed after a report of version ``since``, and the totals.
@@ -686,23 +688,25 @@ class PnlEngine:
         The cost is proportional to the number of changed rows. If rows were added, removed or
         moved, or ``since`` is from another engine, it returns the whole report.
         """
-        return self.report_of(Holding.rows, now_ns, since)
+        return self.report_of(rows_of, now_ns, since)
 
     def report_of(
-        self, rows_of: Callable[[Holding], Sequence[_T]], now_ns: int, since: int | None = None
+        self, rows_of: RowsOf[_T], now_ns: int, since: int | None = None
     ) -> PnlReport[_T]:
         """As :meth:`changes`, or :meth:`report` without ``since``, with rows in another form.
 
         Args:
-            rows_of: Returns a row for each lot of a holding.
+            rows_of: Returns the rows of each holding, one for each lot.
             now_ns: The time.
             since: The version of an earlier report.
         """
         self.pass_time(now_ns)
         if since is None or self.whole_due(since):
-            return self._report([rows_of(one)[place] for one, place in self._places], whole=True)
+            found = rows_of([one for one, _ in self._places])
+            places = zip(found, self._places, strict=True)
+            return self._report([rows[place] for rows, (_, place) in places], whole=True)
         changed = self.changed(since, now_ns)
-        return self._report([row for holding in changed for row in rows_of(holding)], whole=False)
+        return self._report([row for rows in rows_of(changed) for row in rows], whole=False)
 
     def changed(self, since: int, now_ns: int) -> list[Holding]:
         """The held symbols that changed after version ``since``, in the order of their change."""
@@ -806,18 +810,36 @@ class PnlEngine:
         return holding
 
     def _reprice(
-        self, holding: Holding, quote: Quote | Trade, number: float | Decimal, price: Decimal
+        self, holding: Holding, quote: Quote | Trade, price: Decimal | None, price_e5: int | None
     ) -> None:
-        before = holding.price
-        if before is not None and holding.mark is not None:  # the usual, fast path
-            self.totals.step(holding, before, price)
+        """Take a mark with another price.
+
+        Args:
+            holding: Whose.
+            quote: The mark.
+            price: Its price; None for that of ``price_e5``.
+            price_e5: The same in hundred-thousandths, if :func:`mid_e5` knows it.
+        """
+        if holding.mark is None:
+            self.totals.leave(holding)
             holding.quote = holding.mark = quote
-            holding.number, holding.price = number, price
+            holding.set_price(price, price_e5)
+            self.totals.enter(holding)
             return
-        self.totals.leave(holding)
+        before_e5, units_e9 = holding.price_e5, holding.units_e9
+        if price_e5 is None or before_e5 is None or units_e9 is None:
+            before = holding.price
+            holding.set_price(price, price_e5)
+            if before is not None and holding.price is not None:
+                self.totals.step(holding, before, holding.price)
+        else:
+            holding.set_price(price, price_e5)
+            step_e14 = units_e9 * (price_e5 - before_e5)
+            if holding.short:
+                self.totals.short_steps_e14 += step_e14
+            else:
+                self.totals.long_steps_e14 += step_e14
         holding.quote = holding.mark = quote
-        holding.number, holding.price = number, price
-        self.totals.enter(holding)
 
     def _touch(self, holding: Holding) -> None:
         self.version += 1
@@ -862,6 +884,11 @@ class PnlEngine:
                 self._touch(holding)
             else:
                 self._aged[holding.symbol] = holding
+
+
+def rows_of(holdings: Iterable[Holding]) -> list[list[Row]]:
+    """Each symbol's rows, not to be changed."""
+    return [holding.rows() for holding in holdings]
 
 
 def _event_ns(trade: Trade) -> int:

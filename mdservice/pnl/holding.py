@@ -13,7 +13,17 @@ from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.model.trade import Trade
 from mdservice.pnl.day import NOTHING_TODAY, SymbolDay
-from mdservice.pnl.numbers import EXACT, MOST_DIGITS, ZERO, percentage, shown, sums_up, to_price
+from mdservice.pnl.numbers import (
+    EXACT,
+    MOST_DIGITS,
+    ZERO,
+    from_e5,
+    in_units,
+    percentage,
+    shown,
+    sums_up,
+    to_price,
+)
 from mdservice.pnl.rows import MarkName, Row, Status
 
 __all__ = ["Figures", "Holding", "Lot", "RowHead", "Totals"]
@@ -49,7 +59,6 @@ class Holding:
         priceable: The number of lots without a problem.
         quote: The newest quote, or None; with last trades as prices, that of ``mark``.
         mark: The newest usable quote, or last trade, which is the price; or None.
-        number: Its mid from :func:`mdservice.model.quote.mid_number`, or the trade's price.
         spare: The newest usable quote where the mid is not the price anyway, or the last trade
             where no quote was usable. It is the price as long as there is neither a mark nor a
             price from the source.
@@ -59,11 +68,12 @@ class Holding:
         live: Whether the mark was young enough at the last check.
         closed: Whether the price is the last one of the last session, and its market is closed.
         due_ns: When the engine checks it next, or None for never.
-        price: The exact price of the mark; without a mark that of the lots' source, or None. With
-            lots in both directions, that of the long ones.
+        price_e5: Its price in hundred-thousandths, if it is a mid that
+            :func:`mdservice.model.quote.mid_e5` knows.
         gap: By how much the price of the short lots is higher, if it is another one.
         source_price: The price from the lots' source, or None.
         units: Shares in the priceable lots.
+        units_e9: The same in thousand-millionths, where that is a small enough integer, or None.
         short: Whether they are fewer than 0.
         minus_paid: Minus their cost.
         hundredth: One per cent of their cost.
@@ -77,6 +87,10 @@ class Holding:
         fresh_texts: Whether these are still right.
         heads: The parts of the texts that do not depend on the price; empty if the lots have
             changed.
+        sole: Its lot, if it has only one, without a problem.
+        first_base: The part of :attr:`day_base` for the first lot without a problem.
+        exits: The newest usable quotes with a bid, with an ask, and with both; only where the price
+            is that at which a position can be closed.
     """
 
     symbol: str
@@ -84,7 +98,6 @@ class Holding:
     priceable: int = 0
     quote: Quote | Trade | None = None
     mark: Quote | Trade | None = None
-    number: float | Decimal | None = None
     spare: Quote | Trade | None = None
     trades: list[Trade] = attrs.Factory(list)
     from_elsewhere: Quote | Trade | None = None
@@ -92,10 +105,11 @@ class Holding:
     live: bool = False
     closed: bool = False
     due_ns: int | None = None
-    price: Decimal | None = None
+    price_e5: int | None = None
     gap: Decimal = ZERO
     source_price: Decimal | None = None
     units: Decimal = ZERO
+    units_e9: int | None = 0
     short: bool = False
     minus_paid: Decimal = ZERO
     hundredth: Decimal = ZERO
@@ -107,18 +121,43 @@ class Holding:
     texts: list[str] = attrs.Factory(list)
     fresh_texts: bool = False
     heads: tuple[str, ...] = ()
+    sole: Lot | None = None
+    first_base: Decimal | None = None
+    exits: list[Quote | None] | None = None
+    _price: Decimal | None = None
     _lots: tuple[Lot, ...] = ()
     _first: Lot | None = None
     """The lot whose row has what today's fills add."""
-    _first_base: Decimal | None = None
-    """The part of :attr:`day_base` for that lot."""
-    _exits: list[Quote | None] | None = None
-    """The newest usable quotes with a bid, with an ask, and with both; only where the price is that
-    at which a position can be closed."""
     _exit: int = _BOTH
     """Which of them its lots need."""
     _short_units: Decimal = ZERO
     _rows: list[Row] = attrs.Factory(list)
+
+    @property
+    def price(self) -> Decimal | None:
+        """The exact price of the mark; without a mark that of the lots' source, or None.
+
+        With lots in both directions, that of the long ones.
+        """
+        if self._price is None and self.price_e5 is not None:
+            self._price = from_e5(self.price_e5)
+        return self._price
+
+    def has_price(self, price: Decimal | None, price_e5: int | None) -> bool:
+        """Whether its price is this one; as :meth:`set_price`."""
+        if price_e5 is None or self.price_e5 is None:
+            wanted = from_e5(price_e5) if price is None and price_e5 is not None else price
+            return wanted == self.price
+        return price_e5 == self.price_e5
+
+    def set_price(self, price: Decimal | None, price_e5: int | None = None) -> None:
+        """Replace the price.
+
+        Args:
+            price: The price; None for that of ``price_e5``, or if there is none.
+            price_e5: As the attribute.
+        """
+        self._price, self.price_e5 = price, price_e5
 
     @property
     def pnl(self) -> Decimal:
@@ -214,6 +253,7 @@ class Holding:
         lots = [lot for lot in self._lots if lot.problem is None]
         self.priceable = len(lots)
         self._first = lots[0] if lots else None
+        self.sole = self._first if len(self._lots) == 1 else None
         price = _known(each.current_price for each in good)
         self.source_price = lastday if price is None else price
         units = short_units = minus_paid = hundredth = ZERO
@@ -224,9 +264,10 @@ class Holding:
             minus_paid = _add(minus_paid, lot.minus_paid)
             hundredth = _add(hundredth, lot.hundredth)
         self.units, self.short = units, units < 0
+        self.units_e9 = in_units(units, 9)
         self.minus_paid, self.hundredth = minus_paid, hundredth
         self._short_units = short_units
-        if self._exits is not None:
+        if self.exits is not None:
             self._choose_exit()
         if self.mark is None:
             self.set_unmarked()
@@ -234,19 +275,19 @@ class Holding:
 
     def set_unmarked(self) -> None:
         """Take the price of the source, or else that of the spare, since there is no mark."""
-        self.mark, self.number, self.gap, self.price = None, None, ZERO, self.source_price
-        if self.price is None and self.spare is not None:
-            spare = self.spare
-            self.price = spare.price if isinstance(spare, Quote) else to_price(spare.price)
+        self.mark, self.gap, price, spare = None, ZERO, self.source_price, self.spare
+        if price is None and spare is not None:
+            price = spare.price if isinstance(spare, Quote) else to_price(spare.price)
+        self.set_price(price)
 
     def take_exit(self, quote: Quote) -> None:
         """Take the newest usable quote where the price is that at which to close a position."""
         self.spare = quote
-        exits = self._exits or [None, None, None]
+        exits = self.exits or [None, None, None]
         for place, has in enumerate((quote.bid, quote.ask, quote.bid and quote.ask)):
             if has:
                 exits[place] = quote
-        self._exits = exits
+        self.exits = exits
         self._choose_exit()
         if self.mark is None:
             self.set_unmarked()
@@ -255,20 +296,20 @@ class Holding:
         long = any(lot.problem is None and lot.units > 0 for lot in self._lots)
         short = bool(self._short_units)
         self._exit = _BOTH if long is short else _ASK if short else _BID
-        mark = None if self._exits is None else self._exits[self._exit]
+        mark = None if self.exits is None else self.exits[self._exit]
         if mark is None:
             self.mark = None
             return
         bid, ask = Decimal(repr(mark.bid)), Decimal(repr(mark.ask))
-        self.mark, self.number, self.gap = mark, None, ZERO
-        self.price = ask if self._exit == _ASK else bid
+        self.mark, self.gap = mark, ZERO
+        self.set_price(ask if self._exit == _ASK else bid)
         if long and short:
             self.gap = _subtract(ask, bid)
 
     def price_if(self, *, short: bool) -> Decimal | None:
         """The price if the position were short, or long."""
         mark = self.mark
-        if self._exits is None or not isinstance(mark, Quote):
+        if self.exits is None or not isinstance(mark, Quote):
             return self.price
         side = mark.ask if short else mark.bid
         return Decimal(repr(side)) if side else self.price
@@ -276,7 +317,7 @@ class Holding:
     def set_day(self, day: SymbolDay) -> None:
         """Replace what today's fills changed."""
         self.day, self.fresh, self.fresh_texts = day, False, False
-        self._first_base = self.day_base = None
+        self.first_base = self.day_base = None
         if day.problem is not None:
             return
         first = self._first
@@ -286,13 +327,13 @@ class Holding:
             return
         before = _subtract(first.units, day.units)
         if first.lastday is not None:
-            self._first_base = _fma(before, first.lastday, day.spent)
+            self.first_base = _fma(before, first.lastday, day.spent)
         elif day.lastday_price is not None and day.units:
-            self._first_base = _fma(before, day.lastday_price, day.spent)
+            self.first_base = _fma(before, day.lastday_price, day.spent)
         elif day.units and not before:
-            self._first_base = day.spent  # all of it was bought today
+            self.first_base = day.spent  # all of it was bought today
         bases = [lot.base for lot in self._lots if lot.problem is None and lot is not first]
-        bases.append(self._first_base)
+        bases.append(self.first_base)
         if self.priceable == len(self.positions) and None not in bases:
             self.day_base = ZERO
             for base in bases:
@@ -326,7 +367,7 @@ class Holding:
         value = _multiply(lot.units, price)
         pnl = _add(value, lot.minus_paid) or ZERO
         percent = percentage(pnl, lot.hundredth)
-        base = self._first_base if lot is self._first else lot.base
+        base = self.first_base if lot is self._first else lot.base
         day_pnl = None
         if base is not None and self.day.problem is None:
             day_pnl = _subtract(value, base) or ZERO
@@ -338,7 +379,7 @@ class Holding:
             if self.source_price is not None:
                 return "previous"
             return "last" if isinstance(self.spare, Trade) else "mid"
-        if self._exits is not None:
+        if self.exits is not None:
             return "ask" if self._exit == _ASK else "bid"
         return "last" if self.trades else "mid"
 
@@ -355,8 +396,8 @@ class Totals:
             the price from the positions' source.
         lost: Held symbols whose quotes were all unusable, so the sums omit them.
         hundredth: One per cent of the cost of the priced rows.
-        long_value: The exact sum of the symbols' market values that are not below 0.
-        short_value: That of those below 0.
+        long_steps_e14: By how much prices have changed the first of the two sums since it was read.
+        short_steps_e14: Likewise the second.
         day_base: What the market value is measured against for the day's P&L.
         day_unknown: Held symbols whose P&L since the last close is not known.
         fills_known: Whether today's fills are known; None where they are not followed, so that the
@@ -369,11 +410,13 @@ class Totals:
     waiting: int = 0
     lost: int = 0
     hundredth: Decimal = ZERO
-    long_value: Decimal = ZERO
-    short_value: Decimal = ZERO
+    long_steps_e14: int = 0
+    short_steps_e14: int = 0
     day_base: Decimal = ZERO
     day_unknown: int = 0
     fills_known: bool | None = None
+    _long_value: Decimal = ZERO
+    _short_value: Decimal = ZERO
     _realized: Decimal = ZERO
     _unknown_realized: int = 0
     _closed: Decimal = ZERO
@@ -499,6 +542,30 @@ class Totals:
             self.short_value = _fma(units, change, self.short_value)
         else:
             self.long_value = _fma(units, change, self.long_value)
+
+    @property
+    def long_value(self) -> Decimal:
+        """The exact sum of the symbols' market values that are not below 0."""
+        if self.long_steps_e14:
+            steps = EXACT.scaleb(Decimal(self.long_steps_e14), -14)
+            self._long_value, self.long_steps_e14 = _add(self._long_value, steps), 0
+        return self._long_value
+
+    @long_value.setter
+    def long_value(self, value: Decimal) -> None:
+        self._long_value, self.long_steps_e14 = value, 0
+
+    @property
+    def short_value(self) -> Decimal:
+        """That of those below 0."""
+        if self.short_steps_e14:
+            steps = EXACT.scaleb(Decimal(self.short_steps_e14), -14)
+            self._short_value, self.short_steps_e14 = _add(self._short_value, steps), 0
+        return self._short_value
+
+    @short_value.setter
+    def short_value(self, value: Decimal) -> None:
+        self._short_value, self.short_steps_e14 = value, 0
 
 
 @attrs.frozen

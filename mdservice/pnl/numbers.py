@@ -19,9 +19,12 @@ __all__ = [
     "EXACT",
     "MOST_DIGITS",
     "ZERO",
+    "from_e5",
+    "in_units",
     "percentage",
     "plain",
     "short",
+    "shortened",
     "shown",
     "sums_up",
     "to_price",
@@ -43,10 +46,14 @@ the mid of any two doubles (309 digits before the point, 341 behind it) need few
 digits, and so do the sums of as many of them as fit into memory. If the digits did not suffice,
 it would raise instead of rounding. Unused digits cost nothing."""
 
-_PLACES: Final = Decimal("0.0001")
+PLACES: Final = Decimal("0.0001")
+_CENT, _TENTH_CENT, _E5 = Decimal("0.01"), Decimal("0.001"), Decimal("0.00001")
+_multiply = EXACT.multiply
+_MOST_UNITS: Final = 18
+"""Digits."""
 # 05UP keeps a trace of dropped digits, so that rounding a second time, to fewer digits, is right.
-_divide = Context(prec=50, rounding=ROUND_05UP).divide
-_quantize = Context(prec=45, rounding=ROUND_HALF_EVEN).quantize
+divide = Context(prec=50, rounding=ROUND_05UP).divide
+quantize = Context(prec=45, rounding=ROUND_HALF_EVEN).quantize
 _divide_long = Context(prec=2000, rounding=ROUND_05UP).divide
 _quantize_long = Context(prec=1995, rounding=ROUND_HALF_EVEN).quantize
 
@@ -61,9 +68,25 @@ def percentage(amount: Decimal, hundredth: Decimal) -> Decimal | None:
     if not hundredth:
         return None
     try:
-        return _quantize(_divide(amount, hundredth), _PLACES) or ZERO
+        return quantize(divide(amount, hundredth), PLACES) or ZERO
     except InvalidOperation:  # more digits than the context allows
-        return _quantize_long(_divide_long(amount, hundredth), _PLACES) or ZERO
+        return _quantize_long(_divide_long(amount, hundredth), PLACES) or ZERO
+
+
+def in_units(number: Decimal, decimals: int) -> int | None:
+    """A number of so many decimals as an integer; None where that is not one of few digits."""
+    if number and not 0 <= number.adjusted() + decimals < _MOST_UNITS:
+        return None
+    scaled = EXACT.scaleb(number, decimals)
+    return int(scaled) if scaled == EXACT.to_integral_value(scaled) else None
+
+
+def from_e5(price: int) -> Decimal:
+    """A price in hundred-thousandths as a decimal, with two decimals, three or five."""
+    cents, rest = divmod(price, 1_000)
+    if not rest:
+        return _multiply(_CENT, cents)
+    return _multiply(_E5, price) if rest % 100 else _multiply(_TENTH_CENT, price // 100)
 
 
 def sums_up(number: Decimal) -> bool:
@@ -105,7 +128,13 @@ def plain(number: Decimal) -> str:
 def short(number: Decimal) -> str:
     """A JSON number without an exponent and without trailing zeros."""
     text = str(number)
-    if text[-1] != "0" and "E" not in text:  # the usual, fast path
-        return text
-    text = plain(number)
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return shortened(text) if text[-1] == "0" or "E" in text else text
+
+
+def shortened(text: str) -> str:
+    """The text of a decimal as :func:`short` has it."""
+    if "E" in text:
+        text = plain(Decimal(text))
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

@@ -23,8 +23,7 @@ from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import format_ns
 from mdservice.model.trade import Trade
-from mdservice.pnl.engine import PnlEngine
-from mdservice.pnl.holding import Holding
+from mdservice.pnl.engine import PnlEngine, rows_of
 from mdservice.pnl.limits import Limits
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate
@@ -257,7 +256,7 @@ async def test_a_stream_hears_at_once_that_the_service_is_delayed(
         await anyio.sleep(0.1)
         bench.prices.send("AAPL", 100, bench.clock.utc_ns() - 100 * 1_000_000_000)
         await anyio.sleep(0.1)
-        updates = bench.tracker.updates(Holding.rows, lambda: False)
+        updates = bench.tracker.updates(rows_of, lambda: False)
         assert [row.status for row in (await anext(updates)).positions] == ["stale"]
         bench.prices.service = instance("a", delay_s=900)
         with anyio.fail_after(2):

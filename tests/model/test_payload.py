@@ -165,3 +165,15 @@ def test_a_decoder_takes_no_symbol_that_is_none(symbol: str) -> None:
     decoder = RecordDecoder(QUOTES)
     assert decoder.decode(payload) is None
     assert decoder.errors == 1
+
+
+@pytest.mark.parametrize("separator", ["T", "t", " "])
+@pytest.mark.parametrize("fraction", ["208912345", "2089", "2089123456"])
+def test_a_quote_that_was_read_has_its_time_in_one_form(separator: str, fraction: str) -> None:
+    text = f"2026-11-20{separator}15:51:44.{fraction}Z"
+    payload = b'{"symbol":"A","bid":1,"ask":2,"bid_size":1,"ask_size":1,"timestamp":"%b","seq":1}'
+    for _ in range(2):  # the second is remembered from the first
+        quote = QUOTES.build(QUOTES.parse(payload % text.encode()))
+        assert quote.timestamp == format_ns(quote.ts_event_ns)
+    later = attrs.evolve(quote, ts_event_ns=quote.ts_event_ns + 1)
+    assert later.timestamp == format_ns(later.ts_event_ns)

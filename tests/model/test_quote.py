@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mdservice.model.quote import Quote, exact_mid, mid_number
+from mdservice.model.quote import Quote, exact_mid, mid_e5, mid_number
 from tests.examples import examples
 
 quick = examples(300)
@@ -72,6 +72,16 @@ def test_prices_of_four_decimals_need_no_decimal_arithmetic(bid: int, ask: int) 
     number = mid_number(bid / 10_000, ask / 10_000)
     assert isinstance(number, float)
     assert Fraction(repr(number)) == Fraction(bid + ask, 20_000)
+    assert mid_e5(bid / 10_000, ask / 10_000) == (bid + ask) * 5
+
+
+@quick
+@prices_at_the_edges
+@given(prices, prices)
+def test_mid_in_hundred_thousandths_is_exact_where_it_is_known(bid: float, ask: float) -> None:
+    mid = mid_e5(bid, ask)
+    if mid is not None:
+        assert Fraction(mid, 100_000) == reference(bid, ask)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from mdservice.model.timestamps import (
     format_ns,
     new_york_day,
     parse_rfc3339,
+    parse_written,
 )
 from tests.examples import examples
 
@@ -171,3 +172,25 @@ def test_every_time_has_a_date_in_new_york(ns: int) -> None:
 )
 def test_the_date_is_that_of_new_york(text: str, day: int) -> None:
     assert new_york_day(parse_rfc3339(text)) == day
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-20T15:51:44.208912345Z",
+        "2026-11-20t15:51:44.208912345Z",
+        "2026-11-20 15:51:44.208912345Z",
+        "2026-11-20T15:51:44.208912345z",
+        "2026-11-20T15:51:44.20891234Z",
+        "2026-11-20T15:51:44.2089123451Z",
+        "2026-11-20T15:51:44.208912345+00:00",
+        "2026-11-20T15:51:44.20891234\u0665Z",
+    ],
+)
+def test_only_a_text_in_its_own_form_is_read_as_written(text: str) -> None:
+    try:
+        ns = parse_rfc3339(text)
+    except ValueError:
+        assert parse_written(text) is None
+        return
+    assert parse_written(text) == (ns if format_ns(ns) == text else None)
