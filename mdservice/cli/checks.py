@@ -726,7 +726,7 @@ async def check_redis(settings: Settings) -> CheckResult:
         address = locator_of(settings.redis_url, timeout_s=_ASK_TIMEOUT_S)
     except ConfigurationError as exc:
         return failed(name, str(exc), configuration=True)
-    names = RedisNames(settings.key_prefix, clustered=address.clustered)
+    names = RedisNames(settings.key_prefix, clustered=address.clustered, sharded=address.sharded)
     try:
         rights = await try_rights(
             address,

@@ -40,7 +40,8 @@ class Location:
 
 def _location(url: str, prefix: str) -> Location:
     address = locator_of(url, timeout_s=TIMEOUT_S)
-    return Location(address, RedisNames(prefix, clustered=address.clustered))
+    names = RedisNames(prefix, clustered=address.clustered, sharded=address.sharded)
+    return Location(address, names)
 
 
 class Discovery(Protocol):

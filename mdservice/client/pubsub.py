@@ -31,7 +31,7 @@ from mdservice.client.connection import (
 from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake, KindState
 from mdservice.client.sequence import IdentityCheck
-from mdservice.errors import StoreUnavailable
+from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.model.kinds import Kind, Order, R
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection, RedisLocator
@@ -116,22 +116,28 @@ Connect = Callable[[RedisLocator], AbstractAsyncContextManager[RedisConnection]]
 
 
 async def _subscribe(
-    connection: RedisConnection, names: RedisNames, kinds: Collection[Kind[Any]]
+    connection: RedisConnection,
+    names: RedisNames,
+    kinds: Collection[Kind[Any]],
+    symbols: Collection[str],
 ) -> bool:
     """Subscribe to the events, and to the channels of their owners if this user may.
 
     Returns:
         Whether the announcements of the services are heard.
     """
-    markers, events = [kind.marker for kind in kinds], [kind.event for kind in kinds]
-    channels = (*markers, INSTANCES_CHANNEL, *events)
+    wanted = [one for kind in kinds for one in names.subscriptions(kind, symbols)]
+    commands = [
+        *(pack(command, marker) for command, marker, _ in wanted),
+        pack(b"SUBSCRIBE", names.channel(INSTANCES_CHANNEL)),
+        *(pack(command, event) for command, _, event in wanted),
+    ]
     # The markers first, and all at once: no batch may come between.
-    data = b"".join(pack(b"SUBSCRIBE", names.channel(channel)) for channel in channels)
-    replies = await connection.exchange(data, len(channels))
-    while len(answers := [reply for reply in replies if not _is_message(reply)]) < len(channels):
+    replies = await connection.exchange(b"".join(commands), len(commands))
+    while len(answers := [reply for reply in replies if not _is_message(reply)]) < len(commands):
         replies += await connection.exchange(b"", 1)
-    refuse_errors(connection.address, answers[-len(events) :])
-    return not is_error(answers[len(markers)])
+    refuse_errors(connection.address, answers[-len(wanted) :])
+    return not is_error(answers[len(wanted)])
 
 
 def _is_message(reply: object) -> bool:
@@ -147,6 +153,17 @@ async def _read_record(connection: RedisConnection, names: RedisNames) -> Instan
     role, record = await connection.call(pack(b"ROLE"), pack(b"GET", names.instance_key))
     refuse_cut_off(connection.address, role)
     return decode_instance(record)
+
+
+def _check_channels(owner: Instance, names: RedisNames, address: RedisLocator) -> None:
+    """Refuse to wait for events on channels that the service does not use."""
+    sharded = owner.sharded is True
+    if sharded != bool(names.shards):
+        change = "add publish=sharded to" if sharded else "remove publish=sharded from"
+        raise StoreRefused(
+            f"The service at {address.shown} publishes on other channels: {change} the query of "
+            "the Redis URL"
+        )
 
 
 class _Lot(NamedTuple):
@@ -171,9 +188,11 @@ class _Sorter:
     """Assigns an owner to each event, across reads."""
 
     def __init__(self, names: RedisNames, kinds: Collection[Kind[Any]]) -> None:
-        announced = [_Announced(kind) for kind in kinds]
-        self._by_event = {names.channel(one.kind.event): one for one in announced}
-        self._by_marker = {names.channel(one.kind.marker): one for one in announced}
+        self._by_event: dict[bytes, _Announced] = {}
+        self._by_marker: dict[bytes, _Announced] = {}
+        for kind in kinds:
+            for _, marker, event in names.subscriptions(kind):
+                self._by_event[event] = self._by_marker[marker] = _Announced(kind)
         self._instances = names.channel(INSTANCES_CHANNEL)
 
     def sort(
@@ -241,7 +260,11 @@ class PubSubSource(Generic[R]):
             state.order.disconnected()
         async with self._connect(location.address) as connection:
             owner = await _read_record(connection, names)
-            announcements = await _subscribe(connection, names, self._intake.states)
+            if owner is not None and location.address.clustered:
+                _check_channels(owner, names, location.address)
+            announcements = await _subscribe(
+                connection, names, self._intake.states, self._intake.symbols
+            )
             subscription = _Subscription(
                 self._intake,
                 connection.server,  # further connections lead to the same one
@@ -361,12 +384,22 @@ class _Subscription(Generic[R]):
         while True:
             await self._keys_wanted.wait()
             self._keys_wanted = anyio.Event()
-            async with self._connect(self._address) as connection:
-                states = self._intake.states.values()
-                keys = [(state, await self._read(connection, state)) for state in states]
-                if connection.settle_s:  # an event that comes out after its key is not missed
-                    await anyio.sleep(connection.settle_s)
-                self._keys = keys
+            try:
+                self._keys = await self._read_all()
+            except StoreError:
+                if not (self._address.clustered and self._up_to_date):
+                    raise
+                # A part of the cluster is down. The events still come from another one.
+                await anyio.sleep(_RECORD_EVERY_S)
+                self._keys_wanted.set()
+
+    async def _read_all(self) -> list[tuple[KindState[R], list[R] | NewEntries[R]]]:
+        async with self._connect(self._address) as connection:
+            states = self._intake.states.values()
+            keys = [(state, await self._read(connection, state)) for state in states]
+            if connection.settle_s:  # an event that comes out after its key is not missed
+                await anyio.sleep(connection.settle_s)
+            return keys
 
     async def _read(
         self, connection: RedisConnection, state: KindState[R]
@@ -388,8 +421,16 @@ class _Subscription(Generic[R]):
         while True:
             await self._record_wanted.wait()
             self._record_wanted = anyio.Event()
-            async with self._connect(self._address) as connection:
-                owner = await _read_record(connection, self._intake.names)
+            try:
+                async with self._connect(self._address) as connection:
+                    owner = await _read_record(connection, self._intake.names)
+            except StoreError:
+                if not self._address.clustered:
+                    raise
+                # A part of the cluster is down: likewise, and no service can announce itself.
+                self._reading_record = False
+                self._note_followed(anyio.current_time())
+                continue
             self._reading_record = False
             self._decide(owner)
 
@@ -453,6 +494,8 @@ class _Subscription(Generic[R]):
                 "address leads to another server now; connecting again"
             )
         if not same:
+            if owner is not None and self._address.clustered:
+                _check_channels(owner, intake.names, self._address)
             intake.following = owner
             self._note_followed(now_s)
             self._passed_over.clear()

@@ -21,7 +21,7 @@ _DEPTH = 6
 _PLAIN = (bool, int, float, type(None))
 _QUOTED_AT_MOST = 40
 _URL_START = re.compile(r"[a-z][a-z0-9+.-]*://", re.ASCII | re.IGNORECASE)
-_PLAIN_QUERY = frozenset({"db", "feed", "protocol", "read_from", "ssl", "symbols"})
+_PLAIN_QUERY = frozenset({"db", "feed", "protocol", "publish", "read_from", "ssl", "symbols"})
 
 
 class Masker:

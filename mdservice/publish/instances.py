@@ -104,6 +104,7 @@ class Instances:
             price_ttl_s=price_ttl_s,
             since=format_ns(clock.utc_ns()),
             channels=None if channels is None else tuple(channels),
+            sharded=True if self._address.sharded else msgspec.UNSET,
         )
 
     def set_market(self, market: Market | None) -> None:

@@ -65,6 +65,9 @@ _TRY_AGAIN_S: Final = 0.03
 _ASKING: Final = pack(b"ASKING")
 _LOOK: Final = pack(b"CLUSTER", b"INFO"), pack(b"CLUSTER", b"SLOTS")
 _SETTLE_S: Final = 0.25
+_OWN_PING: Final = b"node"
+_PING_AFTER_S: Final = 2.0
+_ANSWER_LIMIT_S: Final = 3.0
 
 
 class ClusterLocator:
@@ -72,7 +75,8 @@ class ClusterLocator:
 
     ``redis+cluster://[user:pass@]host:port[,host:port…]``: some nodes, which know the others. The
     login and the arguments of the query, which are redis-py's, apply to every node. ``ssl=true``,
-    or the scheme ``rediss+cluster``, is TLS to every node.
+    or the scheme ``rediss+cluster``, is TLS to every node. With ``publish=sharded``, the events of
+    a symbol are published with ``SPUBLISH`` at one of the nodes; readers need the same argument.
 
     Args:
         url: The parts of the URL.
@@ -92,6 +96,11 @@ class ClusterLocator:
         if url.path not in ((), ("0",)) or query.pop("db", "0") != "0":
             raise ValueError("names a database, and a cluster is used with database 0 alone")
         self._scheme = "rediss" if tls else "redis"
+        publish = query.pop("publish", "all")
+        if publish not in ("all", "sharded"):
+            raise ValueError("has a publish that is neither all nor sharded")
+        self.sharded = publish == "sharded"
+        """Whether events are published to the nodes by symbol."""
         self._login = "" if url.login is None else f"{url.login}@"
         self._query = f"?{urlencode(query)}" if query else ""
         self.timeout_s = timeout_s
@@ -105,7 +114,11 @@ class ClusterLocator:
         self.user = self.address_of(url.servers[0]).user
         """Who logs in."""
         hosts = ",".join(_joined(node) for node in url.servers)
-        self.shown = f"redis+cluster://{hosts}" + ("?ssl=true" if tls else "")
+        shown = {
+            **({"ssl": "true"} if tls else {}),
+            **({"publish": publish} if self.sharded else {}),
+        }
+        self.shown = f"redis+cluster://{hosts}" + (f"?{urlencode(shown)}" if shown else "")
         """The URL without user and password; it can be used where no login is needed."""
 
     def address_of(self, node: Node) -> RedisAddress:
@@ -201,6 +214,9 @@ class ClusterConnection(RedisConnection):
         self.owners: list[Node | None] = [None] * _SLOTS
         """The node that serves each slot."""
         self._subscribed: RedisConnection | None = None
+        """The node of the events, once something is subscribed."""
+        self._shards: _Shards | None = None
+        """The nodes of sharded events, once those are subscribed."""
         self._watched: int | None = None
         """The slot of the watched key."""
         self._works = True
@@ -337,7 +353,10 @@ class ClusterConnection(RedisConnection):
         if self._subscribed is not None:
             return await self._subscribed.exchange(data, count)
         commands = _parsed(data)
-        if commands and commands[0][0] == b"SUBSCRIBE":
+        names = {words[0] for words in commands}
+        if b"SSUBSCRIBE" in names:
+            return await self._subscribe_shards(commands)
+        if b"SUBSCRIBE" in names:
             self._subscribed = await self.node(self.owner(EVENTS_SLOT))
             return await self._subscribed.exchange(data, count)
         parts = list(self._parts(commands))
@@ -348,7 +367,42 @@ class ClusterConnection(RedisConnection):
         """Wait for messages at the node of the subscription; see :class:`RedisConnection`."""
         if self._subscribed is None:
             raise StoreUnavailable(f"nothing is subscribed at {self.address}; connecting again")
+        if self._shards is not None:
+            return await self._shards.receive(wait_s, data)
         return await self._subscribed.receive(wait_s, data)
+
+    async def _subscribe_shards(self, commands: list[list[bytes]]) -> list[Any]:
+        """Subscribe at the nodes of the channels; one answer to each command."""
+        home = self.owner(EVENTS_SLOT)
+        lanes: dict[Node, list[int]] = {home: []}
+        for place, (name, channel) in enumerate(commands):
+            node = self.owner(slot_of(channel)) if name == b"SSUBSCRIBE" else home
+            lanes.setdefault(node, []).append(place)
+        answers: list[Any] = [None] * len(commands)
+        connections = []
+        for node, places in lanes.items():
+            connection = await self.node(node)
+            connections.append(connection)
+            await connection.send(b"".join(pack(*commands[place]) for place in places))
+            left = iter(places)
+            missing = len(places)
+            while missing:
+                # Events that come before all is subscribed are in the keys.
+                replies = await connection.exchange(b"", missing)
+                for reply in (one for one in replies if not _is_event(one)):
+                    answers[next(left)] = reply
+                    missing -= 1
+        for reply in answers:
+            if is_error(reply) and refusal_code(str(reply)) in REDIRECTIONS:
+                raise self._slot_moved()
+        self._subscribed = connections[0]
+        self._shards = _Shards(connections, self.address)
+        return answers
+
+    def _slot_moved(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"A slot of the cluster at {self.address} has moved; connecting again"
+        )
 
     async def send(self, data: bytes) -> None:
         """Send to the node of the subscription; see :class:`RedisConnection`."""
@@ -484,6 +538,90 @@ class ClusterConnection(RedisConnection):
         slots = (_slot_in(words) for words in commands)
         slot = next((slot for slot in slots if slot is not None), self._watched)
         return Unit(slot, b"".join(pack(*words) for words in commands), len(commands))
+
+
+def _is_event(reply: object) -> bool:
+    return isinstance(reply, list) and reply[:1] in ([b"message"], [b"smessage"])
+
+
+class _Shards:
+    """Subscribed connections to several nodes, received from as from one."""
+
+    def __init__(self, connections: list[RedisConnection], address: str) -> None:
+        self._connections = connections
+        self._address = address
+        now_s = anyio.current_time()
+        self._heard_s = dict.fromkeys(connections, now_s)
+        self._asked_s: dict[RedisConnection, float] = {}
+        """When a silent node got a PING."""
+        self._pongs: dict[bytes, int] = {}
+        """How many nodes have answered each PING of the caller."""
+
+    async def receive(self, wait_s: float, data: bytes) -> list[Any]:
+        """Send ``data``, a PING, to every node; return what has come.
+
+        The answer to a PING is returned when every node has answered.
+
+        Raises:
+            StoreUnavailable: A node is lost or silent, or serves a channel no longer.
+        """
+        if data:
+            for connection in self._connections:
+                await connection.send(data)
+        until_s = anyio.current_time() + wait_s
+        found: list[Any] = []
+        while True:
+            for connection in self._connections:
+                replies = await connection.receive(0.0)
+                if replies:
+                    self._heard_s[connection] = anyio.current_time()
+                    self._asked_s.pop(connection, None)
+                    found += self._taken(replies)
+            if found or anyio.current_time() >= until_s:
+                break
+            async with anyio.create_task_group() as tasks:
+                tasks.cancel_scope.deadline = until_s
+                for connection in self._connections:
+                    tasks.start_soon(self._wait, connection, tasks.cancel_scope)
+        await self._ask_silent(anyio.current_time())
+        return found
+
+    async def _wait(self, connection: RedisConnection, scope: anyio.CancelScope) -> None:
+        await connection.readable()
+        scope.cancel()
+
+    def _taken(self, replies: list[Any]) -> list[Any]:
+        taken = []
+        for reply in replies:
+            if isinstance(reply, list):
+                if reply[0] == b"smessage":
+                    reply[0] = b"message"
+                elif reply[0] == b"sunsubscribe":
+                    raise StoreUnavailable(
+                        f"A slot of the cluster at {self._address} has moved; connecting again"
+                    )
+                elif reply[0] == b"pong":
+                    if reply[1] == _OWN_PING:
+                        continue
+                    self._pongs[reply[1]] = self._pongs.get(reply[1], 0) + 1
+                    if self._pongs[reply[1]] < len(self._connections):
+                        continue
+                    del self._pongs[reply[1]]
+            taken.append(reply)
+        return taken
+
+    async def _ask_silent(self, now_s: float) -> None:
+        """Send PING to each silent node; the caller only notices when all are silent."""
+        for connection in self._connections:
+            asked_s = self._asked_s.get(connection)
+            if asked_s is not None and now_s - asked_s >= _ANSWER_LIMIT_S:
+                raise StoreUnavailable(
+                    f"Redis at {connection.address} does not answer a PING within "
+                    f"{_ANSWER_LIMIT_S:g} s; connecting again"
+                )
+            if asked_s is None and now_s - self._heard_s[connection] >= _PING_AFTER_S:
+                self._asked_s[connection] = now_s
+                await connection.send(pack(b"PING", _OWN_PING))
 
 
 _KEYLESS: Final = frozenset(

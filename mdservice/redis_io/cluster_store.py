@@ -20,12 +20,13 @@ from typing import Any, ClassVar, cast
 import attrs
 
 from mdservice.errors import ConfigurationError, StoreUnavailable
-from mdservice.model.kinds import Kind
-from mdservice.publish.store import PriceStore, WriteBatch
+from mdservice.model.kinds import KINDS, Kind
+from mdservice.publish.store import Events, PriceStore, WriteBatch
 from mdservice.redis_io.cluster import EVENTS_SLOT, ClusterConnection, Unit, slot_of
-from mdservice.redis_io.commands import NUMBER_TTL_S, BatchPacker, pack
+from mdservice.redis_io.commands import NUMBER_TTL_S, BatchPacker, pack, publish_template
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.locator import locator_of
+from mdservice.redis_io.names import encode_marker
 from mdservice.redis_io.replies import ANY_ERROR, REDIRECTIONS, is_error, refusal_code
 from mdservice.redis_io.store import (
     CLIENT_NAME,
@@ -48,17 +49,37 @@ class Transaction:
 
     Attributes:
         key: The key of its number.
-        data: All its commands, ``MULTI`` and ``EXEC`` included.
-        count: How many replies they have.
+        commands: What stands between ``MULTI`` and the number.
     """
 
     key: bytes
-    data: bytes
-    count: int
+    commands: list[bytes]
+
+    def unit(self, number: int) -> Unit:
+        """The transaction, with the number to store."""
+        stored = pack(b"SET", self.key, b"%d" % number, b"EX", b"%d" % NUMBER_TTL_S)
+        data = b"".join((pack(b"MULTI"), *self.commands, stored, pack(b"EXEC")))
+        return Unit(slot_of(self.key), data, len(self.commands) + 3)
 
 
 class ClusterPacker(BatchPacker):
     """Turns a batch into commands for the nodes of a cluster; see :class:`BatchPacker`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._shards: dict[str, str] = {}
+        """The shard of each symbol."""
+        self._spublish: dict[tuple[str, str], bytes] = {}
+        """By channel and shard."""
+
+    def _shard_of(self, symbol: str) -> str:
+        self._shards[symbol] = self._names.shard_of(symbol)
+        return self._shards[symbol]
+
+    def _spublish_on(self, channel: str, shard: str) -> bytes:
+        template = publish_template(b"SPUBLISH", self._names.channel(channel, shard))
+        self._spublish[channel, shard] = template
+        return template
 
     def keys(self, batch: WriteBatch) -> tuple[list[int], list[bytes]]:
         """The slots and the commands of the keys, which may be executed in any order."""
@@ -101,28 +122,61 @@ class ClusterPacker(BatchPacker):
             for name, payload in zip(map(str.encode, names), events.payloads, strict=True):
                 parts.append(entry % (len(name), name, len(payload), payload))
         for stream_key, parts in by_stream.items():
-            yield _transaction(self.stream_number_key(stream_key), parts, batch.number)
+            yield Transaction(self.stream_number_key(stream_key), parts)
 
-    def events(self, batch: WriteBatch, number: int) -> Transaction:
-        """The messages in order, with the owner in front."""
+    def messages(self, batch: WriteBatch) -> Iterator[Transaction]:
+        """The messages in order, with the owner in front; those of each shard by themselves."""
+        events = batch.events
+        if self._names.shards:
+            yield from self._sharded(batch)
+            events = [one for one in events if not _is_sharded(one)]
         parts: list[bytes] = []
         if self.marks_db is not None and (batch.events or batch.restored):
-            parts += self._markers(batch, self.marks_db)
+            parts += self._markers(attrs.evolve(batch, events=events), self.marks_db)
+        for one in events:
+            if one.refusable not in self.refused:
+                publish = self._publish.get(one.channel) or self._publish_on(one.channel)
+                parts += [publish % (len(payload), payload) for payload in one.payloads]
+        yield Transaction(self._number_key, parts)
+
+    def _sharded(self, batch: WriteBatch) -> Iterator[Transaction]:
+        """The records' events, by the shard of their symbol."""
+        counts: dict[str, dict[Kind[Any], int]] = {}
+        found: dict[str, list[bytes]] = {}
+        if batch.restored:
+            for shard in self._names.shards:
+                counts[shard] = {kind: 0 for kind in KINDS if kind.stream is None}
         for events in batch.events:
-            if events.refusable not in self.refused:
-                publish = self._publish.get(events.channel) or self._publish_on(events.channel)
-                parts += [publish % (len(payload), payload) for payload in events.payloads]
-        return _transaction(self._number_key, parts, number)
+            kind = events.kind
+            if kind is None or not _is_sharded(events) or kind in self.refused:
+                continue
+            for symbol, payload in zip(events.symbols, events.payloads, strict=True):
+                shard = self._shards.get(symbol) or self._shard_of(symbol)
+                of_shard = counts.setdefault(shard, {})
+                of_shard[kind] = of_shard.get(kind, 0) + 1
+                publish = self._spublish.get((events.channel, shard))
+                if publish is None:
+                    publish = self._spublish_on(events.channel, shard)
+                found.setdefault(shard, []).append(publish % (len(payload), payload))
+        for shard, of_shard in counts.items():
+            parts = []
+            for kind, count in of_shard.items():
+                if self.marks_db is not None and kind not in self.unmarked:
+                    marker = encode_marker(
+                        self._instance, self.marks_db, count, restored=batch.restored
+                    )
+                    channel = self._names.channel(kind.marker, shard)
+                    parts.append(pack(b"SPUBLISH", channel, marker))
+            key = self._names.shard_writer_key(self._instance, shard)
+            yield Transaction(key, parts + found.get(shard, []))
 
     def stream_number_key(self, stream: bytes) -> bytes:
         """The key of the number of the last batch that wrote this stream."""
         return self._names.stream_writer_key(self._instance, stream)
 
 
-def _transaction(key: bytes, parts: list[bytes], number: int) -> Transaction:
-    stored = pack(b"SET", key, b"%d" % number, b"EX", b"%d" % NUMBER_TTL_S)
-    data = b"".join((pack(b"MULTI"), *parts, stored, pack(b"EXEC")))
-    return Transaction(key, data, len(parts) + 3)
+def _is_sharded(events: Events) -> bool:
+    return events.kind is not None and events.kind.stream is None
 
 
 class ClusterPriceStore(RedisPriceStore):
@@ -242,24 +296,27 @@ class ClusterPriceStore(RedisPriceStore):
 
     async def _write(self, connection: RedisConnection, batch: WriteBatch) -> list[str]:
         cluster, failed = cast("ClusterConnection", connection), list[str]()
-        # What is written again has an earlier number, and must not lower the stored one.
-        number = max(batch.number, self._numbers.get(self._number_key, 0))
-        streams, events = [*self._packer.streams(batch)], self._packer.events(batch, number)
+        streams, messages = [*self._packer.streams(batch)], [*self._packer.messages(batch)]
         done = set[bytes]()
         settles = bool(batch.events) and not batch.restored
         if settles:
-            wanted = {each.key: batch.number for each in (*streams, events)}
+            wanted = {each.key: batch.number for each in (*streams, *messages)}
             if wanted == self._unsettled:
                 done = {key for key in wanted if self._numbers.get(key, 0) >= batch.number}
             self._unsettled = wanted
         await self._write_keys(cluster, batch)
-        for step in (streams, [events]):
-            some = [each for each in step if each.key not in done]
-            units = [Unit(slot_of(each.key), each.data, each.count) for each in some]
+        for step in (streams, messages):
+            # What is written again has an earlier number, and must not lower the stored one.
+            numbers = {
+                each.key: max(batch.number, self._numbers.get(each.key, 0))
+                for each in step
+                if each.key not in done
+            }
+            units = [each.unit(numbers[each.key]) for each in step if each.key in numbers]
             await cluster.execute(units)
-            for each, unit in zip(some, units, strict=True):
+            for unit in units:
                 failed += failed_commands(self.address, unit.replies)
-                self._numbers[each.key] = max(batch.number, self._numbers.get(each.key, 0))
+            self._numbers.update(numbers)
         if settles:
             self._unsettled, self._keys_in_doubt = {}, False
         self._number = self._numbers[self._number_key]

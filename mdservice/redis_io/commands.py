@@ -7,6 +7,7 @@ templates takes well under 1 µs, and there are two commands for every quote.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import attrs
@@ -16,7 +17,7 @@ from mdservice.model.kinds import KINDS, QUOTES, Kind, Stream
 from mdservice.publish.store import Events, Refusable, WriteBatch
 from mdservice.redis_io.names import RedisNames, encode_marker
 
-__all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "pack"]
+__all__ = ["NUMBER_TTL_S", "BatchPacker", "PackedBatch", "pack", "publish_template"]
 
 NUMBER_TTL_S = 86_400
 """How many seconds Redis keeps the number of a writer's last batch."""
@@ -37,6 +38,11 @@ def _words(*words: bytes) -> bytes:
 _WORD = b"$%d\r\n%b\r\n"
 _MULTI = pack(b"MULTI")
 _EXEC = pack(b"EXEC")
+
+
+def publish_template(command: bytes, channel: bytes) -> bytes:
+    """A message on a channel, to be filled with the length of its payload and the payload."""
+    return b"*3\r\n" + _words(command, channel) + _WORD
 
 
 @attrs.frozen
@@ -61,7 +67,7 @@ class BatchPacker:
         event_log_maxlen: About how many entries the stream keeps.
         instance: The service instance whose batch number is stored.
         prefix: The prefix of every name.
-        clustered: Whether the server is a cluster.
+        names: The names, in place of the prefix.
     """
 
     def __init__(
@@ -72,9 +78,9 @@ class BatchPacker:
         event_log_maxlen: int,
         instance: str,
         prefix: str = "",
-        clustered: bool = False,
+        names: RedisNames | None = None,
     ) -> None:
-        self._names = names = RedisNames(prefix, clustered=clustered)
+        self._names = names = names or RedisNames(prefix)
         self._instance = instance
         self.marks_db: int | None = None
         """The database to name at the head of each batch; None for no such message."""
@@ -170,7 +176,7 @@ class BatchPacker:
         return template
 
     def _publish_on(self, channel: str) -> bytes:
-        template = b"*3\r\n" + _words(b"PUBLISH", self._names.channel(channel)) + _WORD
+        template = publish_template(b"PUBLISH", self._names.channel(channel))
         self._publish[channel] = template
         return template
 
@@ -202,7 +208,7 @@ class BatchPacker:
         add = parts.append
         if self.marks_db is not None and (batch.events or batch.restored):
             parts += self._markers(batch, self.marks_db)
-        parts += (command for _, command in self._old_values(batch))
+        parts += map(itemgetter(1), self._old_values(batch)) if batch.ages_s else ()
         refused = self.refused
         for kind, latest in batch.latest.items():
             if kind in refused:

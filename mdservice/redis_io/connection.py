@@ -94,6 +94,11 @@ class RedisLocator(Protocol):
         """Whether it leads to a cluster, where each key has its node."""
         ...
 
+    @property
+    def sharded(self) -> bool:
+        """Whether events are published to the nodes of a cluster by symbol."""
+        ...
+
     async def reach(self, connect: Opener, *, reads: bool) -> RedisConnection:
         """Find the server, and connect to it.
 
@@ -121,8 +126,8 @@ class RedisAddress:
     """
 
     def __init__(self, url: str, *, timeout_s: float, must_be: Role | None = None) -> None:
-        self.clustered = False
-        """Whether it leads to a cluster, where each key has its node."""
+        self.clustered = self.sharded = False
+        """Whether it leads to a cluster, where each key has its node; and so do events."""
         self.must_be = must_be
         """The role without which a connection is refused; None for any."""
         try:
@@ -370,6 +375,11 @@ class RedisConnection:
             return await self._receive(anyio.current_time() + wait_s)
         except _LOST as exc:
             raise self._lost(exc) from exc
+
+    async def readable(self) -> None:
+        """Wait until data comes, or the connection is lost."""
+        with suppress(*_LOST):  # the next call reports it
+            await anyio.wait_readable(self._socket)
 
     def close(self) -> None:
         """Close the connection and end a call that waits for it; never raises."""

@@ -122,8 +122,8 @@ class SentinelLocator:
         """Whether connections that only read prefer a replica."""
         self.timeout_s = timeout_s
         """How long each wait for the server may take."""
-        self.clustered = False
-        """Whether it leads to a cluster, where each key has its node."""
+        self.clustered = self.sharded = False
+        """Whether it leads to a cluster, where each key has its node; and so do events."""
         user, password = (quote(part, safe="") for part in sentinel_login)
         login = f"{user}:{password}@" if user or password else ""
         limit_s = min(timeout_s, _SENTINEL_LIMIT_S)

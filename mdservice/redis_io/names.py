@@ -6,6 +6,8 @@ The writer, the readers, the gateway and ``mdservice check`` take their names fr
 
 from __future__ import annotations
 
+from binascii import crc_hqx
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
@@ -55,6 +57,11 @@ INSTANCES_CHANNEL: Final = "mdservice.instances"
 EVENTS_TAG: Final = "{mdservice}"
 """In a cluster, all events are published by the node that serves the slot of this hash tag."""
 
+_SHARDS: Final = tuple(
+    f"{{{tag}}}" for tag in (10, 3, 61, 43, 11, 2, 60, 42, 12, 1, 63, 41, 13, 0, 62, 40)
+)
+"""Hash tags whose slots are spread evenly: the first is in the first sixteenth of the slots."""
+
 ANNOUNCE_EVERY_S: Final = 1.0
 GONE_AFTER_S: Final = 3.5
 """A service whose last announcement is older than this has ended: it missed three."""
@@ -96,6 +103,7 @@ class Instance(msgspec.Struct, frozen=True):
         gone: Whether it is ending.
         market: The stock market's hours; None if they are not known to it.
         channels: Which channels a followed symbol gets; None if the service does not say.
+        sharded: Whether its events are on the channels of shards; left out where they are not.
     """
 
     id: str
@@ -110,6 +118,7 @@ class Instance(msgspec.Struct, frozen=True):
     gone: bool = False
     market: Market | None = None
     channels: tuple[str, ...] | None = None
+    sharded: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.json.Encoder()
@@ -187,11 +196,14 @@ class RedisNames:
         prefix: The prefix of every name, ``MDSERVICE_KEY_PREFIX``.
         clustered: Whether the server is a cluster, which executes a transaction only on keys of
             one slot. Names of mdservice's own then have a hash tag, the part in braces.
+        sharded: Whether its events are published to the nodes of 16 hash tags, by symbol.
     """
 
-    def __init__(self, prefix: str = "", *, clustered: bool = False) -> None:
+    def __init__(self, prefix: str = "", *, clustered: bool = False, sharded: bool = False) -> None:
         self.prefix = prefix
         self._clustered = clustered
+        self.shards = _SHARDS if sharded else ()
+        """The hash tags of the events' channels; empty if there is one channel of a kind."""
         self._price = self.key_prefix(QUOTES)
 
     def key_prefix(self, kind: Kind[Any]) -> bytes:
@@ -219,6 +231,31 @@ class RedisNames:
         tag = stream.decode()
         tag = tag if "{" in tag else f"{{{tag}}}"
         return f"{self.prefix}mdservice:writer:{tag}:{instance}".encode()
+
+    def shard_writer_key(self, instance: str, shard: str) -> bytes:
+        """Likewise the number of the last batch that published to a shard."""
+        return f"{self.prefix}mdservice:writer:{shard}:{instance}".encode()
+
+    def shard_of(self, symbol: str) -> str:
+        """The hash tag of the channels with the events of a symbol."""
+        return self.shards[crc_hqx(symbol.encode(), 0) % len(self.shards)]
+
+    def subscriptions(
+        self, kind: Kind[Any], symbols: Collection[str] = ()
+    ) -> list[tuple[bytes, bytes, bytes]]:
+        """How to subscribe to a kind: the command, the markers' channel, the events' channel.
+
+        Args:
+            kind: The kind.
+            symbols: The wanted symbols; empty for all.
+        """
+        if not self.shards or kind.stream is not None:
+            return [(b"SUBSCRIBE", self.channel(kind.marker), self.channel(kind.event))]
+        shards = dict.fromkeys(map(self.shard_of, symbols)) or self.shards
+        return [
+            (b"SSUBSCRIBE", self.channel(kind.marker, shard), self.channel(kind.event, shard))
+            for shard in shards
+        ]
 
     def group_keys(self, group: str) -> tuple[bytes, bytes, bytes, bytes]:
         """The keys of a group: its lease, last term, standby and subscriptions."""
@@ -254,9 +291,12 @@ class RedisNames:
         """Puts a key into the slot of the breaker, for a change of both in one step."""
         return f":{{{self.prefix}{BREAKER_KEY}}}" if self._clustered else ""
 
-    def channel(self, name: str) -> bytes:
-        """A channel's full name: ``price.updated`` → ``b"desk1:price.updated"``."""
-        return f"{self.prefix}{name}".encode()
+    def channel(self, name: str, shard: str = "") -> bytes:
+        """A channel's full name: ``price.updated`` → ``b"desk1:price.updated"``.
+
+        With the hash tag of a shard: ``b"desk1:price.updated:{10}"``.
+        """
+        return f"{self.prefix}{name}{shard and ':'}{shard}".encode()
 
     def stream(self, stream: Stream) -> bytes:
         """The stream that keeps the records of a kind: ``b"news"``."""
@@ -295,4 +335,8 @@ class RedisNames:
         rules = [f"~{self.prefix}{pattern}" for pattern in keys]
         rules.append("resetchannels")
         rules += [f"&{self.prefix}{channel}" for channel in channels]
+        if self.shards:
+            sharded = (name for kind in KINDS for name in (kind.event, kind.marker))
+            rules += [f"&{self.prefix}{name}:*" for name in sharded]
+            commands += ["spublish", "ssubscribe"]
         return " ".join(rules + [f"+{command}" for command in commands])

@@ -243,14 +243,15 @@ class RedisPriceStore:
     ) -> None:
         self._address = locator_of(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
-        self._names = RedisNames(prefix, clustered=self._address.clustered)
+        self._names = RedisNames(
+            prefix, clustered=self._address.clustered, sharded=self._address.sharded
+        )
         self._packer = self._packs(
             price_ttl_s=price_ttl_s,
             event_log=event_log,
             event_log_maxlen=event_log_maxlen,
             instance=instance,
-            prefix=prefix,
-            clustered=self._address.clustered,
+            names=self._names,
         )
         self._event_log = event_log
         self._kinds = kinds

@@ -22,6 +22,7 @@ import attrs
 from mdservice.model.kinds import QUOTES
 from mdservice.publish.store import Events, PriceStore, WriteBatch
 from mdservice.redis_io.cluster_store import open_price_store
+from mdservice.redis_io.names import RedisNames
 from tests.bench.processes import running
 from tests.bench.results import aligned
 from tests.bench.tape import symbol_names
@@ -54,12 +55,15 @@ class Servers:
         name: For the table.
         url: Of the store.
         paths: The UNIX sockets of the servers.
+        shards: The shard channels of each server that a reader subscribes to there; empty for the
+            channel of all, at one of the servers.
         ask: The reply of each server to a command.
     """
 
     name: str
     url: str
     paths: Sequence[Path]
+    shards: Sequence[Sequence[str]]
     ask: Callable[..., list[Any]]
 
     def cpu_s(self) -> list[float]:
@@ -105,19 +109,27 @@ def _opened() -> Iterator[list[Servers]]:
         stack.callback(cluster.close)
         cluster.start()
         client = stack.enter_context(single.client())
+        names = RedisNames(clustered=True, sharded=True)
+        channels = [event.decode() for _, _, event in names.subscriptions(QUOTES)]
+        shards = [
+            [channel for channel in channels if cluster.owner(channel) is node]
+            for node in cluster.primaries
+        ]
+        paths = [node.path for node in cluster.primaries]
+
+        def ask_all(*words: Any) -> list[Any]:
+            return [node.ask(*words) for node in cluster.primaries]
+
         yield [
             Servers(
                 "one server",
                 f"redis://127.0.0.1:{port}",
                 [single.path],
+                [],
                 lambda *words: [client.execute_command(*words)],
             ),
-            Servers(
-                "cluster of three",
-                cluster.url,
-                [node.path for node in cluster.primaries],
-                lambda *words: [node.ask(*words) for node in cluster.primaries],
-            ),
+            Servers("cluster of three", cluster.url, paths, [], ask_all),
+            Servers("the same, sharded", f"{cluster.url}?publish=sharded", paths, shards, ask_all),
         ]
 
 
@@ -157,10 +169,15 @@ async def _measure(servers: Servers) -> Figures:
 
 def _round(servers: Servers, readers: int, log: Path) -> Figures:
     with ExitStack() as stack:
-        for path in servers.paths if readers else ():
-            share = str(readers // len(servers.paths))
+        for place, path in enumerate(servers.paths if readers else ()):
+            # A reader of shards is connected to every node, any other to one.
+            count = readers if servers.shards else readers // len(servers.paths)
+            shards = servers.shards[place] if servers.shards else ()
             child = running(
-                "tests.bench.readers", str(path), share, core=None, others_core=None, log=log
+                *("tests.bench.readers", str(path), str(count), *shards),
+                core=None,
+                others_core=None,
+                log=log,
             )
             stack.enter_context(child).hear(_START_S)
         return anyio.run(_measure, servers, backend="trio")

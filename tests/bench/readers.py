@@ -1,7 +1,8 @@
 """Many readers, as a process: subscribers of ``price.updated`` that read and do nothing else.
 
 ``python -m tests.bench.readers REDIS_SOCKET COUNT`` prints ``{"ready": true}`` when all have
-subscribed. It ends with its input.
+subscribed. It ends with its input. Further arguments are shard channels, in place of
+``price.updated``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import selectors
 import socket
 import sys
+from collections.abc import Sequence
 
 from mdservice.redis_io.names import PRICE_CHANNEL
 
@@ -16,14 +18,16 @@ _READ_BYTES = 262_144
 _SUBSCRIBE = f"SUBSCRIBE {PRICE_CHANNEL}\r\n".encode()
 
 
-def read(path: str, count: int) -> None:
+def read(path: str, count: int, shards: Sequence[str] = ()) -> None:
     """Subscribe with some connections, then read from all of them until the input ends."""
     chooser = selectors.DefaultSelector()
     for _ in range(count):
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(path)
-        sock.sendall(_SUBSCRIBE)
-        sock.recv(_READ_BYTES)  # the confirmation
+        # One command for each channel, and so one confirmation.
+        for command in [f"SSUBSCRIBE {shard}\r\n".encode() for shard in shards] or [_SUBSCRIBE]:
+            sock.sendall(command)
+            sock.recv(_READ_BYTES)
         chooser.register(sock, selectors.EVENT_READ)
     chooser.register(sys.stdin, selectors.EVENT_READ)
     sys.stdout.write('{"ready": true}\n')
@@ -37,4 +41,4 @@ def read(path: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    read(sys.argv[1], int(sys.argv[2]))
+    read(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 import mdservice
-from mdservice.redis_io.names import EVENTS_TAG
+from mdservice.app.service import open_service
+from mdservice.client.discovery import GivenServer
+from mdservice.errors import StoreRefused
+from mdservice.gateway.redis_calls import RedisCalls
+from mdservice.model.kinds import QUOTES
+from mdservice.pnl.breaker import Breaker
+from mdservice.redis_io.names import EVENTS_TAG, RedisNames
 from tests.cluster import ClusterNode, RealCluster, wait_for
 from tests.integration.outages import LINES, Ear, open_line, run, until
+from tests.records import make_record
 
 EVENTS_PLACE, OTHER_PLACE, LAST_PLACE = 2, 0, 1
 """Which primary has the slot of the events, and the other two."""
@@ -170,16 +181,18 @@ def test_a_part_that_fails_over_loses_nothing_and_a_part_that_is_gone_is_reporte
     run(body, "trio")
 
 
-def test_readers_get_nothing_twice_when_the_node_of_the_events_fails_over(
-    failing: RealCluster, folder: Path
+@pytest.mark.parametrize("publish", ["all", "sharded"])
+def test_readers_get_nothing_twice_when_a_node_of_events_fails_over(
+    failing: RealCluster, folder: Path, publish: str
 ) -> None:
     symbols = one_symbol_each(failing)
+    url = f"{failing.url}?publish={publish}"
 
     async def body() -> None:
         heard: list[mdservice.Quote] = []
         async with (
-            open_line(failing, folder, "websockets", symbols, every_s=0.02) as line,
-            mdservice.open_prices(failing.url, symbols.split(",")) as prices,
+            open_line(failing, folder, "websockets", symbols, every_s=0.02, redis_url=url) as line,
+            mdservice.open_prices(url, symbols.split(",")) as prices,
             anyio.create_task_group() as tasks,
         ):
 
@@ -210,3 +223,167 @@ def test_readers_get_nothing_twice_when_the_node_of_the_events_fails_over(
         assert prices.status().missed == total
 
     run(body, "asyncio")
+
+
+def test_every_kind_of_reader_and_two_services_at_one_cluster(
+    cluster: RealCluster, folder: Path
+) -> None:
+    symbols = one_symbol_each(cluster)
+    first = symbols.split(",")[0]
+
+    async def body() -> None:
+        async with open_line(cluster, folder, "websockets", symbols, event_log="log") as line:
+            await line.written()
+            async with mdservice.open_prices(cluster.url, event_log="log", after="0") as logged:
+                async for quote in logged:
+                    if (quote.symbol, quote.seq) == (first, 30):
+                        break
+                assert logged.status().missed == 0
+            async with mdservice.open_stream(cluster.url, [first], ["quotes"]) as records:
+                numbers = []
+                async for record in records:
+                    numbers.append(record.seq)
+                    if len(numbers) == 30:
+                        break
+                assert numbers == list(range(numbers[0], numbers[0] + 30))
+                assert records.status().missed == 0
+            settings = attrs.evolve(line.service.settings, socket=folder / "other")
+            async with open_service(settings) as other:
+                for service in (line.service, other):
+                    await until(lambda one=service: "another" in "; ".join(one.status().reasons))
+
+    run(body, "trio")
+
+
+def test_a_gateway_keeps_its_breaker_in_the_cluster(cluster: RealCluster) -> None:
+    tripped = Breaker("tripped", "A qty > 1", "A", Decimal(2), "2026-11-20T15:51:44Z")
+    symbols = one_symbol_each(cluster).split(",")
+
+    async def body() -> None:
+        calls, others = RedisCalls(GivenServer(cluster.url)), RedisCalls(GivenServer(cluster.url))
+        with cluster.client() as client:
+            for symbol in symbols:
+                quote = make_record(QUOTES, symbol, 1)
+                client.set(f"price:{symbol}", QUOTES.encode(quote))
+        found = await calls.prices([*symbols, "NONE"])
+        assert [None if quote is None else quote.symbol for quote in found] == [*symbols, None]
+        changed = await calls.change_breaker(lambda _: tripped, lambda _: b"sell all")
+        assert changed == (tripped, True)
+        assert await others.breaker() == tripped
+        assert await others.actions() == b"sell all"
+        assert await calls.hold_actions()
+        assert not await others.hold_actions()
+        await calls.keep_day_start("account", b"{}")
+        assert await others.day_start("account") == b"{}"
+        with cluster.client() as client:
+            assert json.loads(client.get("risk:breaker"))["state"] == "tripped"
+        calls.close()
+        others.close()
+
+    run(body, "asyncio")
+
+
+def test_a_user_with_the_printed_rights_suffices_and_its_password_stays_secret(
+    cluster: RealCluster, stage: Any
+) -> None:
+    rights = RedisNames("d:", clustered=True).rights("log")
+    url = cluster.url_with("desk:hunter2@")
+    simulator = stage.simulator()
+    env = {"MDSERVICE_KEY_PREFIX": "d:", "MDSERVICE_EVENT_LOG": "log"}
+
+    def check(expected: int) -> str:
+        program = stage.program("check", **stage.account(simulator, url, **env))
+        assert program.code() == expected, program.said
+        return str(program.stdout + program.stderr)
+
+    try:
+        for node in cluster.primaries:
+            node.ask("ACL", "SETUSER", "desk", "reset", "on", ">hunter2", *rights.split())
+        output = check(0)
+        cluster.primaries[1].ask("ACL", "SETUSER", "desk", "-xadd")
+        refused = check(1)
+        assert f"ACL SETUSER desk {rights}" in refused
+        cluster.primaries[1].ask("ACL", "SETUSER", "desk", "+xadd")
+        service = stage.service(simulator, url, MDSERVICE_SYMBOLS="AAPL,MSFT,SPY", **env)
+        service.wait_answers()
+        stage.eventually(lambda: service.status()["redis"]["connected"])
+        status = json.dumps(service.status(), default=str)
+        service.end()
+        for text in (output, refused, status, service.stdout, service.stderr):
+            assert "hunter2" not in text
+        assert cluster.url in status
+    finally:
+        for node in cluster.primaries:
+            node.ask("ACL", "DELUSER", "desk")
+
+
+def test_sharded_events_reach_those_who_subscribe_to_their_shard(
+    cluster: RealCluster, folder: Path
+) -> None:
+    url = f"{cluster.url}?publish=sharded"
+    symbols = [chr(letter) * 2 for letter in range(ord("A"), ord("A") + 12)]
+    names = RedisNames(clustered=True, sharded=True)
+    channel = names.channel("price.updated", names.shard_of("AA")).decode()
+    home = cluster.owner(channel)
+    target = next(node for node in cluster.primaries if node is not home)
+    heard: list[mdservice.Quote] = []
+
+    async def body() -> None:
+        with ExitStack() as stack:
+            plain = stack.enter_context(home.client(protocol=2).pubsub())
+            plain.ssubscribe(channel)
+            states = stack.enter_context(home.client().pubsub())
+            states.subscribe("feed.status")
+            async with (
+                open_line(
+                    cluster, folder, "websockets", ",".join(symbols), redis_url=url, event_log="log"
+                ) as line,
+                mdservice.open_prices(url) as prices,
+                mdservice.open_stream(url, ["AA", "BB"], ["quotes"]) as records,
+                anyio.create_task_group() as tasks,
+            ):
+
+                async def read(source: Any) -> None:
+                    async for quote in source:
+                        heard.append(quote)
+
+                tasks.start_soon(read, prices)
+                with pytest.raises(StoreRefused, match="publish=sharded"):
+                    async with mdservice.open_prices(cluster.url):
+                        pass
+                some = []
+                async for record in records:
+                    some.append((record.symbol, record.seq))
+                    if len(some) >= 40:
+                        break
+                for symbol in ("AA", "BB"):
+                    numbers = [seq for name, seq in some if name == symbol]
+                    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+                assert records.status().missed == prices.status().missed == 0
+                assert plain.get_sharded_message(timeout=20)["type"] == "ssubscribe"
+                first = plain.get_sharded_message(timeout=20)
+                assert json.loads(first["data"])["symbol"] in symbols
+                kinds = [states.get_message(timeout=20)["type"] for _ in range(2)]
+                assert kinds == ["subscribe", "message"]
+
+                await anyio.to_thread.run_sync(cluster.move, channel, target)
+                await line.more(20)
+                line.going = False
+                await line.all_accepted()
+                await until(lambda: {q.symbol for q in heard if q.seq == line.sent} == set(symbols))
+                await until(lambda: line.service.status().redis.backlog == 0)
+                tasks.cancel_scope.cancel()
+            gone = 0
+            for symbol in symbols:
+                numbers = [quote.seq for quote in heard if quote.symbol == symbol]
+                assert numbers == sorted(set(numbers))
+                gone += line.sent - numbers[0] + 1 - len(numbers)
+            assert prices.status().missed == gone
+            with cluster.client() as client:
+                assert client.xlen("log") == line.sent * len(symbols)
+
+    try:
+        run(body, "trio")
+    finally:
+        if cluster.owner(channel) is target:
+            cluster.move(channel, home)
