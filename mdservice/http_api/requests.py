@@ -317,14 +317,12 @@ class OwnPagesOnly:
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
         origins = [value.decode("latin-1").lower() for name, value in headers if name == b"origin"]
-        if not all(urlsplit(origin).netloc in hosts for origin in origins):
-            return False
-        return all(map(self._is_here, hosts))
+        return all(_place(origin) in hosts for origin in origins) and all(map(self._is_here, hosts))
 
     def _is_here(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+        except ValueError:  # such as a bracket that is not closed
             return False
         if name in {"", "localhost", self._own} or name.endswith(".localhost"):
             return True
@@ -333,3 +331,11 @@ class OwnPagesOnly:
         except ValueError:
             return False
         return True
+
+
+def _place(origin: str) -> str | None:
+    """The host and port of an ``Origin``; None where it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from mdservice.http_api.requests import MAX_BODY_BYTES, BearerGate, BodyLimit
+from mdservice.http_api.requests import MAX_BODY_BYTES, BearerGate, BodyLimit, OwnPagesOnly
 from mdservice.http_api.server import create_app
 from mdservice.testing.fake_service import FakeService
 
@@ -169,3 +169,11 @@ async def test_a_change_without_the_token_is_not_made() -> None:
         answer = await client.post("/api/v1/market-data/subscribe?symbol=AAPL")
     assert answer.status_code == 401
     assert service.subscriptions() == {}
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://a]", "http://\u2100", "null", "x", ""])
+async def test_a_malformed_origin_is_refused_as_that_of_another_site(origin: str) -> None:
+    transport = httpx.ASGITransport(OwnPagesOnly(create_app(FakeService()), "127.0.0.1:8001"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8001") as client:
+        headers = {b"origin": origin.encode("latin-1", "replace")}
+        assert (await client.get("/status", headers=headers)).status_code == 403
