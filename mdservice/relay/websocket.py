@@ -313,10 +313,10 @@ class WebSocket:
                 return None
             self._protocol.receive_data(data)
             for event in self._protocol.events_received():
-                if isinstance(event, Request):
+                if isinstance(event, Request) and not self._protocol.eof_sent:
                     return event
-            if self._protocol.handshake_exc is not None:
-                self._send_protocol()
+            if self._protocol.handshake_exc is not None or self._protocol.eof_sent:
+                self._send_protocol()  # it is no request, or no frame follows it
                 return None
 
     def trust(self) -> None:

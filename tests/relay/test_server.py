@@ -232,6 +232,8 @@ WRONG = {
         ),
     ),
     "frames with the upgrade": REQUEST % (b"/v2/iex", b"") + b"\x89\x80abcd\xff\xff\xff\xff",
+    "no frames behind a plain request": b"GET /v2/iex HTTP/1.1\r\nHost: a\r\n\r\noVZp4K065g==\r\n",
+    "no frames behind an unknown path": REQUEST % (b"/v2/x", b"") + b"\xff\xff\xff\xff",
 }  # fmt: skip
 
 
