@@ -150,6 +150,8 @@ async def read_keys(
         replies = await connection.call(pack(*words))
         refuse_errors(connection.address, replies)
         cursor, keys = array(connection.address, replies[0], 2)
+        if not isinstance(keys, list) or not {type(cursor), *map(type, keys)} <= {bytes}:
+            raise malformed(connection.address)
         await read(keys)
         cursor = None if cursor == b"0" else cursor
     return [found[symbol] for symbol in sorted(found)]

@@ -44,7 +44,7 @@ from mdservice.redis_io.names import (
     decode_instance,
     decode_marker,
 )
-from mdservice.redis_io.replies import is_error
+from mdservice.redis_io.replies import is_error, malformed
 from mdservice.runtime.task_groups import run_together
 
 __all__ = ["ANSWER_LIMIT_S", "PING_AFTER_S", "PubSubSource", "Silence"]
@@ -353,16 +353,20 @@ class _Subscription(Generic[R]):
         """Take what one read has brought; whether the marker is among it."""
         messages: list[tuple[bytes, bytes]] = []
         marker = False
-        for reply in replies:
-            if not isinstance(reply, list):
-                refuse_errors(self._address.shown, (reply,))
-            elif reply and reply[0] == b"message":
-                messages.append((reply[1], reply[2]))
-            elif reply == [b"pong", _MARKER]:
-                marker = True
         instances: list[Instance] = []
         losses: list[BatchMarker] = []
-        lots = self._sorter.sort(messages, instances, losses)
+        try:
+            for reply in replies:
+                if not isinstance(reply, list):
+                    refuse_errors(self._address.shown, (reply,))
+                elif reply and reply[0] == b"message":
+                    _, channel, payload = reply
+                    messages.append((channel, payload))
+                elif reply == [b"pong", _MARKER]:
+                    marker = True
+            lots = self._sorter.sort(messages, instances, losses)
+        except (TypeError, ValueError) as exc:  # a message without a channel
+            raise malformed(self._address.shown) from exc
         for loss in losses:
             self._note_loss(loss)
         for instance in instances:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -29,7 +30,6 @@ from redis.maint_notifications import MaintNotificationsConfig
 from mdservice.errors import ConfigurationError, StoreError, StoreRefused, StoreUnavailable
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.replies import (
-    MISSING,
     READ_BYTES,
     Role,
     collect,
@@ -442,11 +442,10 @@ class RedisConnection:
         return replies
 
     async def _receive(self, until_s: float) -> list[Any]:
-        gets, buffer, over = self._reader.gets, self._buffer, False
+        reader, buffer, over = self._reader, self._buffer, False
         heard: list[Any] = []
         while True:
-            while (reply := gets()) is not MISSING:
-                heard.append(reply)
+            collect(reader, heard, sys.maxsize)
             if heard or over:
                 return heard
             left_s = until_s - anyio.current_time()
@@ -460,7 +459,7 @@ class RedisConnection:
             else:
                 if size == 0:
                     raise hung_up(())
-                self._reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
+                reader.feed(buffer, 0, size)  # type: ignore[arg-type]  # any buffer will do
                 continue
             with anyio.move_on_after(left_s):
                 await ready(self._socket)

@@ -132,6 +132,8 @@ def describe_refusal(address: str, text: str) -> str:
 
 READ_BYTES: Final = 65_536
 """The most bytes of one read."""
+_NO_OBJECT: Final = (TypeError, ValueError, OverflowError, RecursionError)
+"""The errors of hiredis for replies that are right, but no objects, such as a map by lists."""
 MISSING: Final = object()
 """What a reader returns while it has no whole reply."""
 
@@ -145,12 +147,18 @@ def collect(reader: hiredis.Reader, replies: list[Any], count: int) -> bool:
     """Append the whole replies that have come, up to ``count``; return whether that is reached.
 
     Further replies stay in the reader.
+
+    Raises:
+        hiredis.ProtocolError: What has come is no reply.
     """
     gets = reader.gets
-    while len(replies) < count:
-        if (reply := gets()) is MISSING:
-            return False
-        replies.append(reply)
+    try:
+        while len(replies) < count:
+            if (reply := gets()) is MISSING:
+                return False
+            replies.append(reply)
+    except _NO_OBJECT as exc:
+        raise hiredis.ProtocolError(f"a reply that cannot be read: {exc}") from exc
     return True
 
 

@@ -337,6 +337,31 @@ async def test_the_servers_error_ends_it_with_its_words(autojump_clock: Any, whe
         assert "NOPERM" in str(bench.error)
 
 
+@pytest.mark.parametrize(
+    "message", [[b"message"], [b"message", b"a"], [b"message", [b"a"], b"b"], [b"message"] * 4]
+)
+async def test_a_message_of_another_form_is_no_answer_of_redis(
+    autojump_clock: Any, message: list[Any]
+) -> None:
+    server = Server()
+    async with open_bench(server) as bench:
+        await bench.taken()
+        server.say(message)
+        await trio.sleep(1)
+        assert isinstance(bench.error, StoreUnavailable)
+
+
+@pytest.mark.parametrize("keys", [7, b"price:A", [7], [[b"price:A"]], None])
+async def test_keys_of_another_form_are_no_answer_of_redis(autojump_clock: Any, keys: Any) -> None:
+    class Odd(Server):
+        async def answer(self, data: bytes) -> Any:
+            return [b"0", keys] if b"SCAN" in data else await super().answer(data)
+
+    async with open_bench(Odd()) as bench:
+        await trio.sleep(1)
+        assert isinstance(bench.error, StoreUnavailable)
+
+
 async def test_what_cannot_be_read_is_counted_and_the_rest_goes_on(autojump_clock: Any) -> None:
     server = Server()
     async with open_bench(server) as bench:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import closing
+
 import pytest
 
-from mdservice.errors import ConfigurationError
-from mdservice.redis_io.connection import RedisAddress
+from mdservice.errors import ConfigurationError, StoreUnavailable
+from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.replies import describe_refusal, refusal
 from mdservice.redis_io.store import RedisPriceStore
 
@@ -75,3 +78,19 @@ def test_a_refusal_has_the_code_of_its_reason() -> None:
 
 def test_an_unknown_refusal_is_quoted_as_it_is() -> None:
     assert describe_refusal("redis://db", "ERR odd.") == "Redis at redis://db refused: ERR odd"
+
+
+@pytest.mark.parametrize("reply", [b"%1\r\n*0\r\n:1\r\n", b"(x\r\n", b"what\r\n", b":x\r\n"])
+@pytest.mark.parametrize("listens", [True, False])
+async def test_a_reply_that_cannot_be_read_is_a_lost_connection(
+    reply: bytes, listens: bool
+) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, closing(RedisConnection(ours, "redis://db", 60.0)) as connection:
+        theirs.sendall(b"+OK\r\n" + reply)
+        with pytest.raises(StoreUnavailable):
+            if listens:
+                await connection.receive(60.0)
+                await connection.receive(60.0)
+            else:
+                await connection.exchange(b"", 2)
