@@ -8,7 +8,7 @@ to the sequencer that knew more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -17,7 +17,7 @@ import msgspec
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.driver import Received
 from mdservice.feed.subscriptions import Followed
-from mdservice.journal.format import Entry, EntryType
+from mdservice.journal.format import OTHER_FORM, Entry, EntryType, damaged
 from mdservice.model.events import (
     Backfill,
     FeedItem,
@@ -122,7 +122,17 @@ class Decisions:
             self._accepted.append(item)
 
     def take(self, entry: Entry) -> Step | None:
-        """What an entry brings; None for nothing."""
+        """What an entry brings; None for nothing.
+
+        Raises:
+            JournalError: It has another form than the service writes.
+        """
+        try:
+            return self._take(entry)
+        except OTHER_FORM as exc:
+            raise damaged(entry, repr(exc)) from exc
+
+    def _take(self, entry: Entry) -> Step | None:
         self._clock.now_ns = entry.time_ns
         if entry.type is EntryType.FRAMES:
             if entry.connection != self._connection or self._codec is None:
@@ -257,13 +267,18 @@ def recorded_topics(entries: Iterable[Entry]) -> dict[str, set[Topic]]:
 
     Args:
         entries: Events; frames are left out.
+
+    Raises:
+        JournalError: An event has another form than the service writes.
     """
     found: dict[str, set[Topic]] = {}
-    for event in _events(entries):
+    for entry in entries:
+        if entry.type is not EntryType.EVENT:
+            continue
+        event = entry.event
         if event["event"] in ("subscribe", "open"):
-            found.setdefault(event["feed"], set()).update(topics_of_event(event))
+            try:
+                found.setdefault(event["feed"], set()).update(topics_of_event(event))
+            except OTHER_FORM as exc:
+                raise damaged(entry, repr(exc)) from exc
     return found
-
-
-def _events(entries: Iterable[Entry]) -> Iterator[dict[str, Any]]:
-    return (entry.event for entry in entries if entry.type is EntryType.EVENT)

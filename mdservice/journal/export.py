@@ -17,7 +17,7 @@ import msgspec
 
 from mdservice.errors import ConfigurationError, JournalError
 from mdservice.feed.alpaca.codec import Frame, json_time_ns, msgpack_time_ns
-from mdservice.journal.format import Entry, EntryType
+from mdservice.journal.format import OTHER_FORM, Entry, EntryType, damaged
 from mdservice.journal.replay import Journal
 from mdservice.journal.segments import read
 
@@ -332,11 +332,27 @@ class _Reader:
         if event["event"] == "run":
             self._connections.clear()
         elif event["event"] in ("login", "open"):
-            self._connections[entry.connection] = (event["feed"], event["encoding"])
+            try:
+                feed, encoding = str(event["feed"]), event["encoding"]
+                if encoding not in self._decoders:
+                    raise damaged(entry, "a connection in another encoding")
+            except OTHER_FORM as exc:
+                raise damaged(entry, repr(exc)) from exc
+            self._connections[entry.connection] = (feed, encoding)
         return event
 
     def take(self, entry: Entry) -> None:
-        """Take the wanted messages of an entry."""
+        """Take the wanted messages of an entry.
+
+        Raises:
+            JournalError: It has another form than the service writes.
+        """
+        try:
+            self._take(entry)
+        except OTHER_FORM as exc:
+            raise damaged(entry, repr(exc)) from exc
+
+    def _take(self, entry: Entry) -> None:
         event = self.note(entry)
         if event is None:
             feed, encoding = self._connections.get(entry.connection, ("", "json"))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -26,15 +26,19 @@ from zlib import crc32
 import attrs
 import msgspec
 
+from mdservice.errors import JournalError
+
 __all__ = [
     "CHUNK_BYTES",
     "COMPRESSED",
     "MAGIC",
+    "OTHER_FORM",
     "Chunk",
     "Entry",
     "EntryType",
     "SegmentName",
     "Span",
+    "damaged",
     "day_of",
     "encode_entry",
     "encode_event",
@@ -94,22 +98,48 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def frames(self) -> Sequence[bytes | str]:
-        """The messages of an entry of frames, text for JSON."""
+        """The messages of an entry of frames, text for JSON.
+
+        Raises:
+            JournalError: The payload has another form.
+        """
         found: list[bytes | str] = []
         data, place = self.payload, 0
-        while place < len(data):
-            (mark,) = _LENGTH.unpack_from(data, place)
-            start = place + _LENGTH.size
-            place = start + (mark >> 1)
-            part = data[start:place]
-            found.append(part.decode("utf-8", "surrogatepass") if mark & 1 else part)
+        try:
+            while place < len(data):
+                (mark,) = _LENGTH.unpack_from(data, place)
+                start = place + _LENGTH.size
+                place = start + (mark >> 1)
+                part = data[start:place]
+                found.append(part.decode("utf-8", "surrogatepass") if mark & 1 else part)
+        except (struct.error, UnicodeDecodeError) as exc:
+            raise damaged(self, exc) from exc
         return found
 
     @property
     def event(self) -> dict[str, Any]:
-        """The object of an entry of an event; ``event`` names it."""
-        found: dict[str, Any] = msgspec.json.decode(self.payload)
+        """The object of an entry of an event; ``event`` names it.
+
+        Raises:
+            JournalError: The payload has another form.
+        """
+        try:
+            found: dict[str, Any] = msgspec.json.decode(self.payload, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            raise damaged(self, exc) from exc
+        if not isinstance(found.get("event"), str):
+            raise damaged(self, "an event without a name")
         return found
+
+
+OTHER_FORM: Final = (AttributeError, LookupError, TypeError, ValueError)
+"""How reading an event fails that the service does not write."""
+
+
+def damaged(entry: Entry, reason: object) -> JournalError:
+    """The error for an entry that the service does not write so, although its sum is right."""
+    moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=entry.time_ns // 1_000)
+    return JournalError(f"the journal is damaged: its entry of {moment.isoformat()}: {reason}")
 
 
 def encode_frames(frames: Sequence[bytes | str]) -> bytes:

@@ -38,7 +38,9 @@ __all__ = ["Extent", "cut_tail", "extent", "pack", "read", "segments_of"]
 _LEVEL: Final = 3
 _READ_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 64
-_UNREADABLE: Final = (zstd.ZstdError, msgspec.DecodeError, EOFError)
+_MOST_CHUNK_BYTES: Final = 256 << 20
+"""Of one chunk, decompressed: a chunk has about a megabyte, and one entry more at most."""
+_UNREADABLE: Final = (zstd.ZstdError, msgspec.DecodeError, EOFError, UnicodeError, RecursionError)
 
 
 def segments_of(folder: Path) -> list[Path]:
@@ -209,9 +211,11 @@ def _chunks(path: Path) -> Iterator[tuple[Chunk, _Content]]:
                 raise JournalError(f"{path} has no index: it is damaged")
             file.seek(place)
             for chunk in read_index(file.read()):
+                if not _fits(chunk, place):
+                    raise JournalError(f"{path} is damaged: its index names what it does not have")
                 file.seek(chunk.place)
                 data = file.read(chunk.size)
-                yield chunk, lambda data=data: _decompressed(data)  # type: ignore[misc]
+                yield chunk, lambda data=data, chunk=chunk: _decompressed(path, chunk, data)  # type: ignore[misc]
     except FileNotFoundError as exc:
         raise JournalError(f"{path} was compressed or deleted meanwhile: try again") from exc
     except OSError as exc:
@@ -220,5 +224,25 @@ def _chunks(path: Path) -> Iterator[tuple[Chunk, _Content]]:
         raise JournalError(f"{path} is damaged: {exc}") from exc
 
 
-def _decompressed(data: bytes) -> bytes:
-    return zstd.decompress(data).removeprefix(MAGIC)
+def _fits(chunk: Chunk, end: int) -> bool:
+    """Whether a chunk is in the file, before its index, and not larger than any is."""
+    inside = 0 <= chunk.place <= end and 0 <= chunk.size <= end - chunk.place
+    return inside and 0 <= chunk.raw_size <= _MOST_CHUNK_BYTES
+
+
+def _decompressed(path: Path, chunk: Chunk, data: bytes) -> bytes:
+    """The entries of a chunk, which has as many bytes as the index says.
+
+    Raises:
+        JournalError: It has not.
+    """
+    decompressor = zstd.ZstdDecompressor()
+    try:
+        # No more than expected, since a few bytes can be the compressed form of very many.
+        found = decompressor.decompress(data, chunk.raw_size + len(MAGIC) + 1)
+    except _UNREADABLE as exc:
+        raise JournalError(f"{path} is damaged: {exc}") from exc
+    found = found.removeprefix(MAGIC)
+    if len(found) != chunk.raw_size:
+        raise JournalError(f"{path} is damaged: a chunk has not the size that the index names")
+    return found

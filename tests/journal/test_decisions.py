@@ -4,6 +4,7 @@ from contextlib import closing
 
 import pytest
 
+from mdservice.errors import JournalError
 from mdservice.journal.decisions import Decisions, recorded_topics
 from mdservice.journal.segments import read, segments_of
 from mdservice.model.feeds import STOCKS, Topic
@@ -144,3 +145,22 @@ def test_the_recorded_topics_are_those_of_all_times(tmp_path):
         "stocks": {Topic("quotes", "AAPL"), Topic("quotes", "MSFT"), Topic("trades", "AAPL")},
         "crypto": {Topic("quotes", "BTC/USD")},
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("open", {"topics": {"quotes": ["AAPL"]}}),
+        ("open", {"encoding": "json", "topics": ["quotes"]}),
+        ("open", {"encoding": "json", "topics": {"quotes": 7}}),
+        ("hold", {"kind": "tips"}),
+        ("first", {"kind": "quotes", "messages": []}),
+        ("backfill", {"kind": "quotes", "messages": []}),
+        ("late", {"kind": "quotes", "messages": [], "unknown": 7, "from_ns": 0, "to_ns": 1}),
+    ],
+)
+def test_an_event_that_the_service_does_not_write_is_a_reason(tmp_path, name, fields):
+    with journal_at(tmp_path) as writer:
+        writer.event(name, feed="stocks", **fields)
+    with pytest.raises(JournalError):
+        decided(tmp_path)

@@ -1,5 +1,7 @@
 """The files of a journal: entries, torn tails, compression, the index."""
 
+import sys
+import tracemalloc
 from datetime import date
 
 import pytest
@@ -9,15 +11,22 @@ from hypothesis import strategies as st
 from mdservice.errors import JournalError
 from mdservice.journal.format import (
     MAGIC,
+    Entry,
     EntryType,
     SegmentName,
     encode_entry,
     encode_event,
     encode_frames,
+    encode_index,
     split,
 )
 from mdservice.journal.segments import cut_tail, extent, pack, read, segments_of
 from tests.examples import examples
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 DAY_NS = 1_800_000_000_000_000_000
 NAME = "00000001-2027-01-15.journal"
@@ -170,3 +179,62 @@ def test_other_names_are_no_segments(name):
 def test_a_name_says_number_and_day():
     name = SegmentName(7, date(2027, 1, 15), compressed=True)
     assert SegmentName.parse(str(name)) == name
+
+
+def compressed(folder, content, index):
+    """A compressed segment with one chunk, and this as the JSON of its index."""
+    chunk = zstd.compress(MAGIC + content)
+    behind = index(len(chunk)) if callable(index) else index
+    tail = encode_index([])
+    end = behind + len(behind).to_bytes(4, "little") + tail[-4:]
+    path = folder / (NAME + ".zst")
+    path.write_bytes(chunk + tail[:4] + len(end).to_bytes(4, "little") + end)
+    return path
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"{}",
+        b"[1]",
+        b"[" * 100_000,
+        b'["\xff"]',
+        b"[[-1,10,0,1,true,1,10]]",
+        b"[[0,-1,0,1,true,1,10]]",
+        b"[[0,99999999999999999999,0,1,true,1,10]]",
+        b"[[0,10,0,1,true,1,10]]",
+        lambda size: b"[[0,%d,0,1,true,1,5]]" % size,
+        lambda size: b"[[0,%d,0,1,true,1,99999]]" % size,
+        lambda size: b"[[0,%d,0,1,true,1,99999999999]]" % size,
+    ],
+)
+def test_a_damaged_index_is_a_reason(tmp_path, index):
+    path = compressed(tmp_path, entry(1, ["[]"]), index)
+    with pytest.raises(JournalError):
+        extent(path)
+        list(read([path]))
+
+
+def test_a_chunk_is_no_larger_than_its_index_says(tmp_path):
+    bomb = bytes(200_000_000)
+    path = compressed(tmp_path, bomb, lambda size: b"[[0,%d,0,1,true,1,1000]]" % size)
+    assert path.stat().st_size < 100_000
+    del bomb
+    tracemalloc.start()
+    with pytest.raises(JournalError):
+        list(read([path]))
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"x", b"\xff\xff\xff", b"\x03\0\0\0\xff", b"[]", b"{}", b'{"event":7}', b"[" * 100_000],
+)
+def test_an_entry_of_another_form_is_a_reason(payload):
+    found = Entry(EntryType.FRAMES, 1, DAY_NS, payload)
+    with pytest.raises(JournalError):
+        _ = found.event
+    if not payload.startswith((b"[", b"{")):
+        with pytest.raises(JournalError):
+            _ = found.frames
