@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from datetime import date as Date  # noqa: N812 - arguments are named date
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Final
 
@@ -50,6 +51,8 @@ _OK, _NO_CONTENT, _TOO_MANY, _SERVER_ERROR = 200, 204, 429, 500
 _BUSY: Final = (408, 425, _TOO_MANY)
 _REFUSED_TOKEN: Final = (400, 404, 422)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_YEARS: Final = range(1970, 9999)
+"""Of a date whose midnights are times."""
 _DOLLARS: Final = "USD"
 _divide = Context(prec=60, rounding=ROUND_HALF_EVEN).divide
 _NULL: Final = msgspec.Raw(b"null")
@@ -397,8 +400,10 @@ def _booking(row: _Row, currency: str) -> Booking:
 
 
 def _date(row: _Row) -> str:
-    if row.date and _DATE.match(row.date):
-        return row.date[:10]
+    text = (row.date or "")[:10]
+    with suppress(ValueError):  # a date that no calendar has
+        if _DATE.fullmatch(text) and Date.fromisoformat(text).year in _YEARS:
+            return text
     at_ns = _time(row)
     return "" if at_ns is None else new_york_date(at_ns)
 

@@ -161,6 +161,13 @@ def test_an_account_in_euros_is_read_in_dollars() -> None:
     ]
 
 
+@pytest.mark.parametrize("date", ["2026-13-20", "2026-02-30", "0001-01-01", "9999-12-31", "x"])
+def test_a_date_that_no_calendar_has_is_no_date(date: str) -> None:
+    row = other("CFEE", symbol="BTC/USD", qty="-0.1", price="100", date=date, net_amount="0")
+    (found,) = read(row).bookings
+    assert (found.date, found.fill.at_ns) == ("", 0)
+
+
 def test_a_broken_row_costs_itself() -> None:
     found = read(fill(1), "?", {"id": "x", "symbol": 7}, {"id": None}, fill(2))
     assert len(found.fills) == 2
