@@ -113,6 +113,15 @@ mutants *args: install
     .venv/bin/uv pip install -q --python .venv-references/cosmic-ray/bin/python cosmic-ray==8.7.0 attrs==26.1.0
     exec .venv-references/cosmic-ray/bin/python -m tests.mutants "$@"
 
+# Search for inputs that break a reader, guided by coverage: `just fuzz [TARGET] [SECONDS]`; without a target each in turn, a minute long. Needs a wheel of atheris, which it installs in an environment of its own
+fuzz *args: install
+    #!/usr/bin/env bash
+    set -euo pipefail
+    python=.venv-references/fuzz/bin/python
+    .venv/bin/uv venv -q --allow-existing --python {{python}} .venv-references/fuzz
+    .venv/bin/uv pip install -q --python $python -c requirements-dev.txt -r requirements.txt atheris==3.0.0 msgpack pyarrow
+    exec nice $python -m tests.fuzz "$@"
+
 # Build the documentation site and check it: links, names, the reference against the code
 docs: site
     {{python}} -m pytest tests/docs -q

@@ -85,8 +85,9 @@ def test_an_unknown_refusal_is_quoted_as_it_is() -> None:
 async def test_a_reply_that_cannot_be_read_is_a_lost_connection(
     reply: bytes, listens: bool
 ) -> None:
+    server = RedisAddress("redis://db", timeout_s=60.0)
     ours, theirs = socket.socketpair()
-    with theirs, closing(RedisConnection(ours, "redis://db", 60.0)) as connection:
+    with theirs, closing(RedisConnection(ours, server)) as connection:
         theirs.sendall(b"+OK\r\n" + reply)
         with pytest.raises(StoreUnavailable):
             if listens:
