@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import attrgetter, or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
 import msgspec
@@ -29,6 +29,8 @@ __all__ = ["CHANNELS", "Exported", "export"]
 _ROWS: Final = 100_000
 """Rows of one row group; so many are in memory."""
 
+_MOST_CONNECTIONS: Final = 2**31 - 1
+"""As many as the column ``connection`` can number."""
 _OTHER_FORMATS: Final = frozenset((".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".feather", ".db"))
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, TypeError, RecursionError)
 
@@ -151,7 +153,7 @@ class _Level(msgspec.Struct):
 
 _TYPES: Final[Mapping[str, Any]] = {
     "number": float | None,
-    "integer": int | None,
+    "integer": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None,
     "text": str | None,
     "texts": list[str] | str | None,
     "id": int | str | None,
@@ -347,6 +349,8 @@ class _Reader:
         Raises:
             JournalError: It has another form than the service writes.
         """
+        if entry.connection > _MOST_CONNECTIONS:
+            raise damaged(entry, f"a connection {entry.connection}")
         try:
             self._take(entry)
         except OTHER_FORM as exc:
@@ -454,7 +458,7 @@ class _Rows:
         good: list[Any] = []
         for message in messages:
             try:
-                times.append(time_ns(message.t))
+                times.append(_in_64_bits(time_ns(message.t)))
             except (ValueError, OverflowError, msgspec.DecodeError):
                 continue
             good.append(message)
@@ -498,9 +502,20 @@ class _Rows:
 
 def _time_or_none(raw: msgspec.Raw, time_ns: Callable[[msgspec.Raw], int]) -> int | None:
     try:
-        return time_ns(raw)
+        return _in_64_bits(time_ns(raw))
     except (ValueError, OverflowError, msgspec.DecodeError):
         return None
+
+
+def _in_64_bits(time_ns: int) -> int:
+    """The time, which is one of the years 1678 to 2262.
+
+    Raises:
+        ValueError: It is any other.
+    """
+    if not -(2**63) <= time_ns < 2**63:
+        raise ValueError(f"{time_ns} ns is beyond the times of Parquet")
+    return time_ns
 
 
 def _texts(value: Any) -> Any:

@@ -166,8 +166,10 @@ def test_broken_messages_are_counted_and_cost_only_themselves(tmp_path):
         writer.frame("no array")
         writer.frame("[" * 100_000)
         writer.frame([{**quote("AAPL", 3), "t": "later"}])
+        writer.frame([{**quote("AAPL", 4), "t": "9999-01-01T00:00:00Z"}])  # beyond 64 bits
+        writer.frame([{**MESSAGES["bars"], "n": 2**63}])
     done, out = exported(tmp_path)
-    assert (done.rows, done.unreadable) == (1, 4)
+    assert (done.rows, done.unreadable) == (1, 6)
     assert rows(out, "bid") == [{"bid": 2.0}]
 
 
