@@ -247,7 +247,11 @@ class Codec:
         self, frames: Sequence[Frame], received: Received
     ) -> Iterator[tuple[Message, msgspec.Raw]]:
         """The messages, and the bytes of each in its frame."""
-        for frame in frames:
+        for given in frames:
+            frame = given
+            if self.encoding == "json" and isinstance(given, bytes):
+                # A binary frame may have what is no text, which the relay sends as text.
+                frame = given.decode("utf-8", "replace")
             try:
                 messages = self._decode_frame(frame)
             except _BROKEN:

@@ -272,8 +272,15 @@ def _decode(content: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(without_lone_surrogates(content), type=kind)
 
 
-def _as_message(row: msgspec.Raw, tag: str, symbol: str | None = None) -> bytes:
-    """A row as the message that the stream would send: the same object with ``T`` and ``S``."""
+def _as_message(row: msgspec.Raw, tag: str, symbol: str | None = None) -> bytes | None:
+    """A row as the message that the stream would send: the same object with ``T`` and ``S``.
+
+    None where a field that is not read is no UTF-8: the relay then writes the record's own values.
+    """
+    try:
+        str(row, "utf-8")
+    except UnicodeDecodeError:
+        return None
     added: dict[str, Any] = {"T": tag} if symbol is None else {"T": tag, "S": symbol}
     if tag == "o":
         added["r"] = True  # REST has whole books

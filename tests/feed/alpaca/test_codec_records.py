@@ -492,6 +492,15 @@ def test_a_kept_message_has_the_feeds_digits() -> None:
     assert quote.wire == text.encode()
 
 
+def test_a_kept_message_is_text_where_its_clients_read_text() -> None:
+    sent = (
+        b'[{"T":"q","S":"AAPL","bp":1,"bs":2,"ap":3,"as":4,"t":"%b","ax":"\xff"}]'
+        % text_of(T_NS).encode()
+    )
+    (quote,) = codec_that_keeps("json").decode([sent], RECEIVED_NS).of(QUOTES)
+    assert b'"\xef\xbf\xbd"' in (quote.wire or b"")
+
+
 # Requests and acknowledgements
 
 

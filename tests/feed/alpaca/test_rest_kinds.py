@@ -14,6 +14,7 @@ from mdservice.errors import HistoryUnavailable, NoHistory
 from mdservice.feed.alpaca.codec import Codec
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory, AlpacaMarketClock
+from mdservice.feed.alpaca.rest_messages import ARTICLES, QUOTE_ROWS
 from mdservice.feed.history import HalvingHistory
 from mdservice.model.bar import Bar
 from mdservice.model.feeds import CRYPTO, FEEDS, NEWS_FEED, OPTIONS, STOCKS, Feed
@@ -445,3 +446,11 @@ async def test_option_contracts_are_asked_for_a_hundred_at_a_time(autojump_clock
     api = Api(case, lambda _: {"quotes": {}})
     await api.history.latest(QUOTES, [f"AAPL261218C{n:08d}" for n in range(250)])
     assert [len(query["symbols"].split(",")) for _, query in api.requests] == [100, 100, 50]
+
+
+@pytest.mark.parametrize(("rows", "name"), [(ARTICLES, "news"), (QUOTE_ROWS, "quotes")])
+def test_a_row_with_what_is_no_text_is_not_kept(rows: Any, name: str) -> None:
+    row = json.dumps({**ARTICLE_ROW, **QUOTE_ROW}).encode().replace(b'"V"', b'"\xff"')
+    content = b"[%b]" % row if name == "news" else b'{"AAPL":[%b]}' % row
+    answer = rows.page(b'{"%b":%b}' % (name.encode(), content), 0, keep_wire=True)
+    assert [record.wire for record in answer.records] == [None]
