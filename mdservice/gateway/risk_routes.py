@@ -13,7 +13,7 @@ import anyio
 import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema
 from starlette.routing import NoMatchFound
 
 from mdservice.errors import ConfigurationError, InvalidSymbol, StoreError
@@ -358,11 +358,27 @@ def _usable(number: Decimal) -> Decimal:
     return number
 
 
-_Number = Annotated[Decimal, Field(gt=0, allow_inf_nan=False), AfterValidator(_usable)]
+_Number = Annotated[
+    Decimal,
+    Field(gt=0, allow_inf_nan=False),
+    AfterValidator(_usable),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 1e-40, "maximum": 1e29},
+                {"type": "string", "pattern": r"^([0-9]{1,15}\.[0-9]{0,8}[1-9]|[1-9][0-9]{0,14})$"},
+            ]
+        }
+    ),
+]
 
 
 class _OrderBody(Answer):
-    symbol: Annotated[str, AfterValidator(_symbol)]
+    symbol: Annotated[
+        str,
+        AfterValidator(_symbol),
+        WithJsonSchema({"type": "string", "pattern": "^ *[A-Za-z0-9][A-Za-z0-9./_-]{0,31} *$"}),
+    ]
     side: Literal["buy", "sell"]
     qty: _Number
     price: _Number | None = None

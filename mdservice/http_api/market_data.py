@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
+from pydantic import WithJsonSchema
 
 from mdservice.errors import InvalidChannel
 from mdservice.http_api.handle import ServiceHandle, SubscriptionOutcome
@@ -42,33 +43,58 @@ _MAX_FRAMES = 512
 """Events for the next write, and one batch more. Further events wait in the service, which
 conflates them."""
 
+_SYMBOL = " *[A-Za-z0-9][A-Za-z0-9./_-]{0,31} *"
+_NAMES = f" *({'|'.join(CHANNELS)}) *"
+
+
+def _text(pattern: str) -> dict[str, Any]:
+    """The schema of a text."""
+    return {"type": "string", "pattern": f"^{pattern}$"}
+
+
+def _listed(pattern: str, example: str) -> WithJsonSchema:
+    """The schema of a query that lists texts, with commas between, and may be repeated."""
+    items = _text(f"{pattern}(,{pattern})*")
+    return WithJsonSchema({"type": "array", "items": items, "minItems": 1, "examples": [[example]]})
+
+
+_ANY_SYMBOL = _text(f"({_SYMBOL}| *\\* *)")
+
 Asked = Annotated[
     list[str] | None,
-    Query(description="The symbol; may be repeated.", examples=["AAPL"]),
+    WithJsonSchema({"type": "array", "items": _ANY_SYMBOL, "examples": [["AAPL"]]}),
+    Query(description="The symbol; may be repeated."),
 ]
 Listed = Annotated[
     list[str] | None,
-    Query(description="Comma-separated symbols; without them, all.", examples=["AAPL,MSFT"]),
+    _listed(f"({_SYMBOL}| *\\* *)", "AAPL,MSFT"),
+    Query(description="Comma-separated symbols; without them, all."),
 ]
 AskedChannels = Annotated[
     list[str] | None,
+    _listed(_NAMES, "quotes,trades"),
     Query(
         description="Comma-separated channels in Alpaca's names. Without them, `subscribe` takes "
-        "those of the settings, and `unsubscribe` ends all.",
-        examples=["quotes,trades"],
+        "those of the settings, and `unsubscribe` ends all."
     ),
 ]
 ListedChannels = Annotated[
     list[str] | None,
+    _listed(f" *({'|'.join((*CHANNELS, NEWS.channel))}) *", "trades,statuses"),
     Query(
         description="Comma-separated channels in Alpaca's names, or `news`; without them, "
-        "`quotes`. `trades` brings corrections and cancellations too, `bars` updated bars.",
-        examples=["trades,statuses"],
+        "`quotes`. `trades` brings corrections and cancellations too, `bars` updated bars."
     ),
 ]
-Channel = Annotated[str, Path(description=f"One of {', '.join(CHANNELS)}.", examples=["trades"])]
+Channel = Annotated[
+    str,
+    WithJsonSchema({"type": "string", "enum": list(CHANNELS), "examples": ["trades"]}),
+    Path(description=f"One of {', '.join(CHANNELS)}."),
+]
 Symbol = Annotated[
-    str, Path(description="The symbol. `BTC/USD` may have its slash.", examples=["AAPL"])
+    str,
+    WithJsonSchema({**_text(_SYMBOL), "examples": ["AAPL"]}),
+    Path(description="The symbol. `BTC/USD` may have its slash."),
 ]
 
 _Responses = dict[int | str, dict[str, Any]]
@@ -101,7 +127,7 @@ _STREAM: _Responses = {
         "oldest trades and gets the latest quote per symbol, seen as a step in `seq`.",
         "content": {
             "text/event-stream": {
-                "schema": {"type": "string"},
+                "schema": {},
                 "example": 'event: price.updated\ndata: {"symbol": "AAPL", "price": 187.135, '
                 '"bid": 187.12, "ask": 187.15, "bid_size": 2, "ask_size": 3, '
                 '"timestamp": "2026-11-20T15:51:44.208912345Z", "seq": 1042}\n\n',
@@ -119,9 +145,13 @@ _BODY: dict[str, Any] = {
                     "type": "object",
                     "additionalProperties": False,
                     "properties": {
-                        "symbols": {"type": "array", "items": {"type": "string"}},
-                        "symbol": {"type": "string"},
-                        "channels": {"type": "array", "items": {"type": "string"}},
+                        "symbols": {"type": ["array", "null"], "items": _ANY_SYMBOL},
+                        "symbol": {"anyOf": [_ANY_SYMBOL, {"type": "null"}]},
+                        "channels": {
+                            "type": ["array", "null"],
+                            "items": _text(_NAMES),
+                            "minItems": 1,
+                        },
                     },
                 },
                 "example": {"symbols": ["AAPL", "MSFT"], "channels": ["quotes", "trades"]},

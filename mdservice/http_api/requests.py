@@ -105,7 +105,7 @@ def asked(
             texts.append(decoded.symbol)
         texts.extend(decoded.symbols or ())
         if decoded.channels is not None:
-            names = [*(names or ()), *decoded.channels]
+            names = [*(names or ()), *_some_channels(decoded.channels)]
     if not texts:
         raise HTTPException(
             422, 'no symbol was given: add ?symbol=AAPL, or a body {"symbols": ["AAPL", "MSFT"]}'
