@@ -7,10 +7,11 @@ connects asks a sentinel for the present primary first, and asks that server for
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from contextlib import closing
 from typing import Final, cast
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import anyio
 import attrs
@@ -30,6 +31,7 @@ _SENTINEL_LIMIT_S: Final = 1.0
 _SERVER_LIMIT_S: Final = 2.0
 """The limit for connecting to a server that a sentinel has named, for the same reason."""
 _MOST_KNOWN: Final = 32
+_HOST: Final = re.compile(r"[A-Za-z0-9._:-]{1,255}", re.ASCII)
 _OUT_OF_ORDER: Final = frozenset({"s_down", "o_down", "disconnected", "master"})
 """Flags of a replica that is not used."""
 
@@ -268,10 +270,21 @@ def _refusal(shown: str, reply: object) -> str:
     return f"{shown} refused: {text}; is it a sentinel?"
 
 
+def _is_server(host: str, port: int) -> bool:
+    """Whether they can be put into a URL, and mean the same there."""
+    try:
+        parts = urlsplit(f"redis://{_joined(host, port)}")
+        same = (parts.hostname, parts.port) == (host.lower(), port)
+    except ValueError:
+        return False
+    return same and port > 0 and _HOST.fullmatch(host) is not None
+
+
 def _address(reply: object) -> tuple[str, int] | None:
     try:
         host, port = cast("list[bytes]", reply)  # anything else is an error
-        return host.decode(), int(port)
+        server = host.decode(), int(port)
+        return server if _is_server(*server) else None
     except (AttributeError, TypeError, ValueError):
         return None
 
@@ -298,6 +311,7 @@ def _replicas(reply: object) -> tuple[tuple[str, int], ...]:
         for facts in _facts(reply)
         if "ip" in facts
         and facts.get("port", "").isdecimal()
+        and _is_server(facts["ip"], int(facts["port"]))
         and facts.get("master-link-status", "ok") == "ok"
         and _OUT_OF_ORDER.isdisjoint(facts.get("flags", "").split(","))
     )

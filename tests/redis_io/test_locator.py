@@ -7,7 +7,7 @@ import pytest
 from mdservice.errors import ConfigurationError
 from mdservice.observability.masking import mask_url, secrets_in_url
 from mdservice.redis_io.connection import RedisAddress
-from mdservice.redis_io.locator import SentinelLocator, locator_of
+from mdservice.redis_io.locator import SentinelLocator, _address, _replicas, locator_of
 
 SHOWN = {
     "redis+sentinel://s/prices": "redis+sentinel://s:26379/prices/0",
@@ -88,3 +88,15 @@ def test_no_secret_is_in_the_repr_of_what_was_parsed() -> None:
     url = "redis+sentinel://me:hunter2@a:1,b/prices?sentinel_password=hunter2"
     locator = locator_of(url, timeout_s=1.0)
     assert "hunter2" not in repr(locator)
+
+
+HOSTILE = ["", "3:1", "a@b", "a/b", "a?db=1", "[::1]", "a b", "a#", "\u2100", "x" * 300]
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [*((host, 6379) for host in HOSTILE), ("h", 0), ("h", 65536)]
+)
+def test_a_sentinel_cannot_name_what_is_no_server(host: str, port: int) -> None:
+    assert _address([host.encode(), b"%d" % port]) is None
+    facts = [b"ip", host.encode(), b"port", b"%d" % port]
+    assert _replicas([facts, [b"ip", b"::1", b"port", b"6380"]]) == (("::1", 6380),)
