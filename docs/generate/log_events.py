@@ -75,8 +75,8 @@ _MEANINGS: Final = {
     "gateway_has_no_trades": "`MDSERVICE_MARK` is `last`, and the service does not follow trades.",
     "last_prices_not_read": "The prices of the earlier run could not be read. The service starts "
     "without them.",
-    "last_closes_not_read": "Last closes of stocks that were sold before the gateway started are "
-    "not known, and so is not their day. The next poll of the account asks again.",
+    "last_closes_not_read": "Last closes of what was sold before the gateway started are not "
+    "known, and so is not its day. The next poll of the account asks again.",
     "latest_quotes_failed": "A request for the latest quotes of quiet symbols failed.",
     "limit_crossed": "A rule of `MDSERVICE_LIMITS` was crossed, or one of `MDSERVICE_ALERTS` "
     "with `trip`.",

@@ -99,7 +99,7 @@ class AccountDay:
         redis: Keeps the start of the day.
         clock: The time.
         changed: Called after each change of the engine.
-        closes: Knows the last closes of stocks that are gone before the first gateway of the day
+        closes: Knows the last closes of what is gone before the first gateway of the day
             starts; None if nothing does.
     """
 
@@ -392,17 +392,15 @@ class AccountDay:
         ]
         if self._closes is None or not wanted:
             return
-        date, found = self._book.date, {}
-        try:
-            with anyio.move_on_after(_CLOSES_LIMIT_S):
-                found = await self._closes.before(date, wanted)
-        except MDServiceError as exc:
-            reason = masked(str(exc))
-            if reason != self._closes_error:
-                _log.warning("last_closes_not_read", reason=reason)
-            self._closes_error = reason
-            return
-        self._closes_error = None
+        date = self._book.date
+        found: dict[str, Decimal] = {}
+        reasons: list[str] = []
+        with anyio.move_on_after(_CLOSES_LIMIT_S):
+            found, reasons = await self._closes.before(date, wanted)
+        reason = "; ".join(reasons) or None
+        if reason is not None and reason != self._closes_error:
+            _log.warning("last_closes_not_read", reason=reason)
+        self._closes_error = reason
         if date != self._book.date:
             return
         for symbol, price in found.items():

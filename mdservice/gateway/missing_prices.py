@@ -10,7 +10,7 @@ Answers never wait for it. A price from Redis comes first most often, and the sy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,11 @@ from mdservice.clock import Clock
 from mdservice.errors import MDServiceError
 from mdservice.feed.alpaca.drivers import make_history
 from mdservice.feed.history import HalvingHistory, History
+from mdservice.model.bar import Bar
 from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed, feed_of
 from mdservice.model.kinds import DAILY_BARS, QUOTES, TRADES, Kind, R, RecordDecoder
 from mdservice.model.quote import Quote
+from mdservice.model.symbol import pair_without_slash
 from mdservice.model.trade import Trade
 from mdservice.observability.logging import get_logger, masked
 from mdservice.pnl.day import midnight_ns
@@ -69,6 +71,12 @@ _LATEST: Final = "/api/v1/market-data/latest"
 _OK: Final = 200
 _LONGEST_BREAK_DAYS: Final = 7
 """Longer than any holidays of the exchange."""
+_HOUR_NS: Final = 3_600_000_000_000
+_LONGEST_DAY_NS: Final = 25 * _HOUR_NS
+"""When clocks are set back."""
+_CRYPTO_BEGINS_BEFORE_NS: Final = 22 * _HOUR_NS
+"""The bar of crypto that counts began at least so long before midnight in New York: it is over two
+hours after that at the latest."""
 _OF_SOME_EXCHANGES: Final = ("iex", "delayed_sip", "boats", "overnight")
 """Feeds whose daily bars are not those of all exchanges, or that have none."""
 
@@ -281,39 +289,73 @@ class AlpacaPrices:
 
 
 class LastCloses:
-    """The prices of stocks at the last close before a day, from their daily bars.
+    """The prices at the last close before a day, from daily bars.
+
+    A day of stocks and options is New York's. That of crypto begins at midnight in Chicago, an hour
+    after New York's.
+
+    Source: alpaca-py's issue 169, and daily bars of BTC/USD, which begin at 05:00 UTC in summer and
+    at 06:00 in winter.
 
     Args:
-        history: Of stocks.
+        histories: By feed.
+        clock: The time, by which a bar of crypto is over or not.
     """
 
-    def __init__(self, history: History) -> None:
-        self._bars = HalvingHistory(history, DAILY_BARS)
+    def __init__(self, histories: Mapping[Feed, History], clock: Clock) -> None:
+        self._bars = {
+            feed: HalvingHistory(history, DAILY_BARS) for feed, history in histories.items()
+        }
+        self._clock = clock
 
-    async def before(self, date: str, symbols: Sequence[str]) -> dict[str, Decimal]:
-        """Dollars a share; symbols without a bar, and all but stocks, are omitted.
+    async def before(
+        self, date: str, symbols: Sequence[str]
+    ) -> tuple[dict[str, Decimal], list[str]]:
+        """Dollars a share, by the symbols of the feed; and why some are not known.
+
+        Symbols without a bar are omitted. So is crypto until an hour or two after midnight, when
+        the bar of the day before is over.
 
         Args:
             date: New York's: ``2026-11-20``.
             symbols: As positions write them.
-
-        Raises:
-            HistoryRefused, HistoryUnavailable: As :meth:`mdservice.feed.history.History.past`.
         """
-        stocks = [symbol for symbol in symbols if feed_of(symbol) is STOCKS]
-        if not stocks:
-            return {}
-        start_ns, end_ns = midnight_ns(date, -_LONGEST_BREAK_DAYS), midnight_ns(date) - 1
-        bars = (await self._bars.past(stocks, start_ns, end_ns)).records
-        bars = sorted(bars, key=lambda bar: bar.ts_event_ns)
-        prices = ((bar.symbol, to_price(bar.close)) for bar in bars)
-        return {symbol: price for symbol, price in prices if price is not None and price > 0}
+        found: dict[str, Decimal] = {}
+        reasons = []
+        names = [pair_without_slash(symbol) or symbol for symbol in symbols]
+        for feed, bars in self._bars.items():
+            of_feed = [name for name in names if feed_of(name) is feed]
+            if not of_feed:
+                continue
+            try:
+                found |= await self._closes(feed, bars, date, of_feed)
+            except MDServiceError as exc:
+                reasons.append(f"{feed.name}: {masked(str(exc))}")
+        return found, reasons
+
+    async def _closes(
+        self, feed: Feed, bars: HalvingHistory[Bar], date: str, symbols: Sequence[str]
+    ) -> dict[str, Decimal]:
+        begins_ns, now_ns = midnight_ns(date), self._clock.utc_ns()
+        last_ns = begins_ns - (_CRYPTO_BEGINS_BEFORE_NS if feed is CRYPTO else 1)
+        records = (
+            await bars.past(symbols, midnight_ns(date, -_LONGEST_BREAK_DAYS), last_ns)
+        ).records
+        newest = {bar.symbol: bar for bar in sorted(records, key=lambda bar: bar.ts_event_ns)}
+        prices = {
+            symbol: to_price(bar.close)
+            for symbol, bar in newest.items()
+            if feed is not CRYPTO or bar.ts_event_ns + _LONGEST_DAY_NS <= now_ns
+        }
+        return {
+            symbol: price for symbol, price in prices.items() if price is not None and price > 0
+        }
 
 
 def last_closes(settings: Settings, clock: Clock, http: HttpClient) -> LastCloses | None:
     """Those of Alpaca; None without keys, or without a history. The arguments are as below.
 
-    The bars are of all exchanges, which every plan has of the days before.
+    The bars of stocks are of all exchanges, which every plan has of the days before.
 
     Raises:
         ConfigurationError: The environment has a proxy or certificates that cannot be used.
@@ -322,8 +364,9 @@ def last_closes(settings: Settings, clock: Clock, http: HttpClient) -> LastClose
         return None
     if settings.feed in _OF_SOME_EXCHANGES:
         settings = attrs.evolve(settings, feed="sip")
-    history = make_history(settings, STOCKS, clock, http)
-    return None if history is None else LastCloses(history)
+    made = {feed: make_history(settings, feed, clock, http) for feed in (STOCKS, CRYPTO, OPTIONS)}
+    histories = {feed: history for feed, history in made.items() if history is not None}
+    return LastCloses(histories, clock) if histories else None
 
 
 def price_sources(

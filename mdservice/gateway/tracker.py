@@ -100,7 +100,7 @@ class PnlTracker:
             are those that the service announces.
         missing: Finds prices that Redis has not, or None.
         account: Reads the account's balances and activities, or None; closed with the tracker.
-        closes: Knows the last closes of stocks, or None.
+        closes: Knows the last closes of what is gone, or None.
 
     Attributes:
         day: The account's day; None without an account.

@@ -22,6 +22,7 @@ from mdservice.errors import (
 from mdservice.gateway.day import AccountDay
 from mdservice.gateway.missing_prices import LastCloses
 from mdservice.model.bar import Bar
+from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed
 from mdservice.model.kinds import DAILY_BARS
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
@@ -408,7 +409,7 @@ async def test_what_was_sold_before_the_first_start_has_the_close_of_its_last_da
             DAILY_BARS,
         )
     history.script.append(HistoryUnavailable("not now"))
-    bench.closes = LastCloses(history)
+    bench.closes = LastCloses({STOCKS: history}, bench.clock)
     bench.open()
     bench.account.listed = [bench.fill(-10, 180, "a")]
     bought = attrs.evolve(bench.fill(10, 100, "o"), at_ns=midnight_ns(date) - 1)
@@ -429,12 +430,62 @@ async def test_what_was_sold_before_the_first_start_has_the_close_of_its_last_da
     assert len(history.requests) == requests
 
 
-async def test_the_last_close_is_that_of_stocks_alone(autojump_clock: Any, bench: Bench) -> None:
+OPTION = "AAPL261218C00200000"
+
+
+@pytest.mark.parametrize(
+    ("written", "symbol", "feed", "total"),
+    [
+        ("BTCUSD", "BTC/USD", CRYPTO, 200),
+        ("BTC/USD", "BTC/USD", CRYPTO, 200),
+        (OPTION, OPTION, OPTIONS, 20_000),
+    ],
+)
+async def test_crypto_and_options_that_were_sold_before_the_first_start_have_a_last_close(
+    autojump_clock: Any, bench: Bench, written: str, symbol: str, feed: Feed, total: int
+) -> None:
+    date = new_york_date(bench.clock.utc_ns())
+    later_ns = 3_600 * 10**9 if feed is CRYPTO else 0
     history = FakeHistory()
-    closes = LastCloses(history)
-    assert await closes.before("2026-11-20", ["BTC/USD", "AAPL261218C00200000"]) == {}
-    assert await closes.before("2026-11-20", ["AAPL"]) == {}
-    assert [request.symbols for request in history.requests] == [("AAPL",)]
+    for days, close in ((-2, 155.0), (-1, 160.0), (0, 999.0)):
+        at_ns = midnight_ns(date, days) + later_ns
+        bar = Bar(symbol, 1.0, 1.0, 1.0, close, 1, 1, 1.0, at_ns, at_ns, daily=True)
+        history.add([bar], DAILY_BARS)
+    bench.closes = LastCloses({feed: history}, bench.clock)
+    bench.open()
+    bench.account.listed = [attrs.evolve(bench.fill(-10, 180, "a"), symbol=written)]
+    await bench.hold(0)
+    await bench.day.poll()
+    assert bench.engine.totals.day_pnl == total
+
+
+async def test_the_close_of_crypto_is_that_of_the_day_that_is_over(autojump_clock: Any) -> None:
+    date, clock = "2026-11-20", VirtualClock()
+    hour_ns = 3_600 * 10**9
+    midnight = midnight_ns(date)
+    history = FakeHistory()
+    for begins_ns, close in ((-47, 1.0), (-23, 2.0), (1, 3.0)):
+        at_ns = midnight + begins_ns * hour_ns
+        bar = Bar("BTC/USD", 1.0, 1.0, 1.0, close, 1, 1, 1.0, at_ns, at_ns, daily=True)
+        history.add([bar], DAILY_BARS)
+    closes = LastCloses({CRYPTO: history}, clock)
+    for hours, expected in ((0.5, {}), (2, {"BTC/USD": D(2)}), (23, {"BTC/USD": D(2)})):
+        clock.step((midnight + hours * hour_ns - clock.utc_ns()) / 1e9)
+        assert await closes.before(date, ["BTCUSD"]) == (expected, [])
+
+
+async def test_a_feed_that_does_not_answer_leaves_the_last_closes_of_the_others(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    stocks, options = FakeHistory(), FakeHistory()
+    date = new_york_date(bench.clock.utc_ns())
+    at_ns = midnight_ns(date, -1)
+    options.add([Bar(OPTION, 1, 1, 1, 1.5, 1, 1, 1.0, at_ns, at_ns, daily=True)], DAILY_BARS)
+    stocks.script.append(HistoryUnavailable("not now"))
+    closes = LastCloses({STOCKS: stocks, OPTIONS: options}, bench.clock)
+    found, reasons = await closes.before(date, ["AAPL", OPTION, "BTCUSD"])
+    assert found == {OPTION: D("1.5")}
+    assert [reason.partition(":")[0] for reason in reasons] == ["stocks"]
 
 
 async def test_a_split_before_makes_the_average_unknown(autojump_clock: Any, bench: Bench) -> None:

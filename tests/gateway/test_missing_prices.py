@@ -270,8 +270,8 @@ async def test_last_closes_are_those_of_all_exchanges(
     settings = Settings(redis_url="redis://127.0.0.1:1", feed=feed, api_key="k", secret_key="s")
     closes = last_closes(settings, SystemClock(), HttpClient())
     assert closes is not None
-    with pytest.raises(HistoryUnavailable):
-        await closes.before("2026-11-20", ["AAPL"])
+    found, reasons = await closes.before("2026-11-20", ["AAPL"])
+    assert (found, len(reasons)) == ({}, 1)
     assert (asked[0]["timeframe"], asked[0]["feed"]) == ("1Day", "sip")
     assert asked[0]["end"] < "2026-11-20T05:00:00Z", "midnight in New York"
 

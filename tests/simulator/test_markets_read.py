@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from decimal import Decimal
 from typing import Any
 
 import anyio
@@ -13,11 +14,14 @@ from trio.testing import MockClock
 from mdservice.feed.alpaca.codec import Codec
 from mdservice.feed.alpaca.login import Credentials
 from mdservice.feed.alpaca.rest import AlpacaHistory
+from mdservice.feed.history import History
+from mdservice.gateway.missing_prices import LastCloses
 from mdservice.model import feeds
 from mdservice.model.feeds import Feed
 from mdservice.model.kinds import BARS, DAILY_BARS, NEWS, ORDERBOOKS, QUOTES, TRADES, Kind
+from mdservice.pnl.day import new_york_date
 from mdservice.simulator import SimulatorConfig, crypto, news, open_simulator, options
-from mdservice.simulator.bars import SimBar
+from mdservice.simulator.bars import MINUTE_NS, SimBar
 from mdservice.simulator.crypto import SimBook, SimPairQuote, SimPairTrade
 from mdservice.simulator.kinds import SimKind
 from mdservice.simulator.news import SimArticle
@@ -145,3 +149,45 @@ def _place(kind: Kind[Any], record: Any) -> Any:
     if kind is BARS:
         return record.symbol, record.ts_event_ns
     return record.id if kind is NEWS else kind.identity(record)
+
+
+async def test_the_gateway_reads_last_closes_of_crypto_and_options(
+    dial: Any, autojump_clock: MockClock
+) -> None:
+    clock, later = VirtualClock(), VirtualClock()
+    config = SimulatorConfig(
+        crypto_rate=20, options_rate=20, late_trade_ratio=0, connection_limit=None
+    )
+    paths = {
+        feeds.CRYPTO: ("/v1beta3/crypto/us", "us", "BTC/USD"),
+        feeds.OPTIONS: ("/v1beta1/opra", "opra", CALL),
+    }
+    with anyio.fail_after(600):
+        async with open_simulator(config, port=None, clock=clock) as simulator:
+            histories: dict[Feed, History] = {}
+            for feed, (path, variant, symbol) in paths.items():
+                client = await dial(simulator, msgpack=True, path=path)
+                await client.login()
+                await client.send(action="subscribe", trades=[symbol])
+                histories[feed] = AlpacaHistory(
+                    simulator.rest_url,
+                    variant,
+                    Credentials("key", "secret"),
+                    clock,
+                    transport=SimulatorTransport(simulator),
+                    feed=feed,
+                )
+            await anyio.sleep(210)
+            later.step(86_400)
+            closes = LastCloses(histories, later)
+            found, reasons = await closes.before(new_york_date(later.utc_ns()), ["BTCUSD", CALL])
+            # The daily bar of crypto is made after each minute, with the trades until then.
+            until_ns = clock.utc_ns() // MINUTE_NS * MINUTE_NS
+            coins = [one for one in simulator.history_of(crypto.TRADES) if one.symbol == "BTC/USD"]
+            before = [one for one in coins if one.ts_event_ns < until_ns]
+            contracts = [one for one in simulator.history_of(options.TRADES) if one.symbol == CALL]
+            prices = {"BTC/USD": before[-1].price, CALL: contracts[-1].price}
+            expected = {symbol: Decimal(repr(price)) for symbol, price in prices.items()}
+            assert (found, reasons) == (expected, [])
+            today = await closes.before(new_york_date(clock.utc_ns()), ["BTCUSD", CALL])
+            assert today == ({}, []), "there was no day before"

@@ -351,6 +351,9 @@ def _calls(feed: Feed, variant: str) -> Mapping[Kind[Any], _Call[Any]]:
                 latest_query=named,
                 most_symbols=most,
             ),
+            DAILY_BARS: _Call(
+                DAILY_BAR_ROWS, f"{base}/bars", None, {"timeframe": "1Day"}, most_symbols=most
+            ),
         }
     whole, newest = {"include_content": "true"}, {"sort": "desc", "limit": "1"}
     path = "/v1beta1/news"

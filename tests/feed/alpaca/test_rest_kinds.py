@@ -125,6 +125,7 @@ CASES = [
         OPTIONS, TRADES, OPTION_TRADE_ROW, trade_of(OPTION_TRADE_ROW, OPTION), f"{CONTRACT}/trades",
         f"{CONTRACT}/trades/latest", {}, INDICATIVE,
     ),
+    Case(OPTIONS, DAILY_BARS, BAR_ROW, bar_of(OPTION), f"{CONTRACT}/bars", None, DAYS, {}),
     Case(
         NEWS_FEED, NEWS, ARTICLE_ROW, ARTICLE, "/v1beta1/news", "/v1beta1/news", WHOLE,
         WHOLE | {"sort": "desc", "limit": "1"},
