@@ -116,15 +116,20 @@ _MEANINGS: Final = {
     "record_from_the_future": "Records lie more than 60 s ahead of this machine's clock. They are "
     "refused and count in `decode_errors`.",
     "redis_batch_was_written": "Redis has a batch whose answer was lost. It is not sent twice.",
+    "leads": "This service leads its group from now on.",
+    "leads_without_a_part": "A new leader could not open its relay or its journal, and leads "
+    "without it. `reason` says why.",
+    "lease_claimed_again": "The leader's lease had ended, no other service had claimed it, and the "
+    "leader has it again.",
+    "lease_not_renewed": "The leader could not renew its lease. It is tried again; after 3 s the "
+    "leader steps down if a standby was alive.",
     "redis_cannot_be_fenced": "This Redis user may not end an old connection. A write whose "
     "connection broke may be executed twice.",
     "redis_cannot_renew": "This Redis user may not renew keys. Prices are written again instead.",
     "redis_command_failed": "A command inside an executed write failed.",
     "redis_connected": "Connected to Redis.",
     "redis_failed": "Redis did not take a write, or could not be reached. It is tried again.",
-    "redis_has_forgotten": "Redis came back without the last `batches`. The newest values are "
-    "written again.",
-    "redis_primary_moved": "The sentinels name another primary. The service leaves the `old` one.",
+    "redis_has_forgotten": "Redis came back without the last prices. They are written again.",
     "redis_rights_missing": "This Redis user may not write some of the wanted channels. The others "
     "are written.",
     "refresh_failed": "REST did not give the latest values of `channel` after a lost connection. "
@@ -174,6 +179,14 @@ _MEANINGS: Final = {
     "webhook_failed": "The webhook fails or cannot be reached. The message is sent again.",
     "webhook_message_dropped": "The webhook did not get a message: too many wait, it was refused, "
     "or five tries have failed.",
+    "standby_cannot_look": "A standby cannot read who leads. It is tried again.",
+    "standby_cannot_read": "A standby cannot read the last records. It is tried again.",
+    "stands_by": "Another service leads the group, and this one stands by.",
+    "stepped_down": "This service no longer leads its group. `dropped` counts the events that it "
+    "had not written; the next leader repairs them.",
+    "subscriptions_not_read": "What the last leader's programs wanted cannot be read from Redis.",
+    "takeover_refresh_failed": "A new leader that waits for its feed gets no quotes from REST.",
+    "takeover_waits_for_redis": "A new leader cannot read the last records. It is tried again.",
 }
 
 

@@ -72,6 +72,11 @@ def status_messages() -> str:
         ("connected", back_ns, {"driver": "websockets"}),
         ("gap", back_ns, gap),
         ("gap_repaired", filled_ns, repaired),
+        (
+            "takeover",
+            filled_ns + 300 * _S,
+            {"leader": "trader2 (process 4712)", "epoch": 2, "refreshed": True},
+        ),
         ("fatal", filled_ns + 600 * _S, {"reason": str(refusal(402, "auth failed")), "code": 402}),
     ]
     messages = [FeedStatus(state, at, more) for state, at, more in told]

@@ -68,7 +68,7 @@ async def serve(
                 async with open_service(settings) as service, anyio.create_task_group() as beside:
                     book = _book(service, settings)
                     account = None if book is None else Answers(book)
-                    if book is not None and not settings.simulated:
+                    if book is not None and not _has_gateway(settings):
                         http = HttpClient()
                         beside.start_soon(_close_at_the_end, book, http)
                         observer = RiskObserver(book, service.resolved, SystemClock(), http)
@@ -92,7 +92,7 @@ async def serve(
                         partial(_line, service),
                     )
                     totals = None
-                    if book is not None and settings.simulated:
+                    if book is not None and _has_gateway(settings):
                         serve = partial(serve_gateway, book, service.resolved, any_port=True)
                         announce(_pnl_line(await beside.start(serve)))
                         totals = book.totals
@@ -103,14 +103,19 @@ async def serve(
 def _book(service: Service, settings: Settings) -> PnlTracker | None:
     """What the page shows of positions: on the simulator the gateway's own P&L.
 
-    With a real account it shows the limits and the breaker, and another program, the gateway, trips
-    it. Without positions, None.
+    With a real account, or in a standby group, it shows the limits and the breaker, and another
+    program, the gateway, trips it. Without positions, None.
     """
-    if settings.simulated:
+    if _has_gateway(settings):
         return make_gateway(service.resolved)
     if settings.positions == "none":
         return None
     return make_tracker("none", service.resolved, judges=False)
+
+
+def _has_gateway(settings: Settings) -> bool:
+    """Whether a gateway runs beside the service; a group has one at most, another program."""
+    return settings.simulated and settings.group is None
 
 
 async def _close_at_the_end(book: PnlTracker, http: HttpClient) -> None:
@@ -194,6 +199,9 @@ def _introduce(
     more = f" and {len(wanted) - _MOST_NAMED} more" if len(wanted) > _MOST_NAMED else ""
     symbols = ", ".join(wanted[:_MOST_NAMED]) or "none yet"
     announce(f"feed   {status.feed.name}: {symbols}{more}")
+    if status.standby is not None:
+        leads = "leads" if status.standby.leads else f"stands by for {status.standby.leader}"
+        announce(f"group  {status.standby.group}: {leads}")
     announce(f"redis  {status.redis.url}{embedded}")
     tcp = f" and http://{addresses.http}" if addresses.http else ""
     announce(f"api    {addresses.socket}{tcp}; ask with `mdservice status`")

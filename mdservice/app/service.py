@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 import attrs
@@ -22,7 +22,7 @@ from mdservice.app.status import (
     readiness,
     status,
 )
-from mdservice.app.topology import FeedParts, Topology, build
+from mdservice.app.topology import FeedParts, MakeRelay, Topology, build
 from mdservice.clock import Clock, SystemClock
 from mdservice.errors import ConfigurationError, InvalidChannel, MDServiceError
 from mdservice.feed.alpaca.drivers import make_drivers, make_history
@@ -52,8 +52,9 @@ from mdservice.model.symbol import EVERY_SYMBOL, parse_symbol, parse_symbols, wi
 from mdservice.observability.logging import get_logger, hide_secrets
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.sources import ALPACA, PositionSource, open_source
-from mdservice.positions.trading_stream import open_trading_stream
-from mdservice.publish.readers import LocalReader
+from mdservice.positions.trading_stream import TradingStream, open_trading_stream
+from mdservice.publish.lease import Leader, Lease
+from mdservice.publish.readers import LocalReader, LocalReaders
 from mdservice.publish.store import PriceStore, read_last_records
 from mdservice.redis_io.names import ACCOUNT_CHANNEL
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
@@ -66,8 +67,9 @@ from mdservice.settings import Settings
 if TYPE_CHECKING:
     from mdservice.journal.recorder import Recorder
     from mdservice.publish.instances import Instances
+    from mdservice.redis_io.lease import Admit
 
-__all__ = ["DRAIN_LIMIT_S", "Service", "open_service"]
+__all__ = ["DRAIN_LIMIT_S", "GroupView", "Plan", "Service", "StoreMaker", "open_service"]
 
 _log = get_logger(__name__)
 
@@ -78,6 +80,36 @@ _FIRST_ARTICLES = 50
 """How many articles a reader of news begins with."""
 _STORE_TIMEOUT_S = 3.0
 """Shorter than the watchdog's limit; a batch takes a few milliseconds."""
+
+
+class GroupView(Protocol):
+    """What the service shows of its standby group, and asks it for."""
+
+    @property
+    def standing_by(self) -> str | None:
+        """Why the service does not serve: another one leads; None while it leads."""
+        ...
+
+    @property
+    def taking_over(self) -> tuple[str, ...]:
+        """Why prices are not live yet in this term."""
+        ...
+
+    def status(self, status: Status) -> Status:
+        """The status, with the group."""
+        ...
+
+    def liveness(self) -> Readiness:
+        """Whether a standby still looks for its leader."""
+        ...
+
+    async def remember(self) -> None:
+        """Keep the subscriptions for the next leader."""
+        ...
+
+    async def stop(self) -> None:
+        """End the term, so that a standby leads."""
+        ...
 
 
 class Service:
@@ -92,19 +124,30 @@ class Service:
         facts: FeedFacts,
         instances: Instances | None = None,
         market_clock: MarketClock | None = None,
+        group: GroupView | None = None,
     ) -> None:
         self.settings = settings
-        self._instances = instances
-        self._market_clock = market_clock
-        self._facts = facts
-        if topology.relay is not None:
-            resolved = attrs.evolve(resolved, relay=topology.relay.config.address)
         self.resolved = resolved
         """The settings, with the addresses of what was started here: simulator, server, relay."""
-        self._topology = topology
+        self._facts = facts
         self._clock = clock
         self._started_s = clock.monotonic()
         self._draining = False
+        self._group = group
+        self.use(topology, instances, market_clock)
+
+    def use(
+        self,
+        topology: Topology,
+        instances: Instances | None = None,
+        market_clock: MarketClock | None = None,
+    ) -> None:
+        """Serve these parts from now on; a member of a group gets others with each term."""
+        self._topology = topology
+        self._instances = instances
+        self._market_clock = market_clock
+        if topology.relay is not None:
+            self.resolved = attrs.evolve(self.resolved, relay=topology.relay.config.address)
 
     async def subscribe(
         self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
@@ -127,7 +170,10 @@ class Service:
         """
         topics = self._topics(parse_symbols(symbols), channels)
         self._require_running()
-        return await self._topology.subscribe(topics, source)
+        result = await self._topology.subscribe(topics, source)
+        if self._group is not None:
+            await self._group.remember()
+        return result
 
     async def unsubscribe(
         self, *symbols: str, channels: Iterable[str] | None = None, source: str = "api"
@@ -152,7 +198,10 @@ class Service:
         else:
             topics = self._topics(chosen, channels)
         self._require_running()
-        return await self._topology.unsubscribe(topics, sources)
+        result = await self._topology.unsubscribe(topics, sources)
+        if self._group is not None:
+            await self._group.remember()
+        return result
 
     def _topics(self, symbols: Sequence[str], channels: Iterable[str] | None) -> tuple[Topic, ...]:
         named = parse_channels(self.settings.channels if channels is None else channels)
@@ -169,6 +218,8 @@ class Service:
     def _require_running(self) -> None:
         if self._draining:
             raise MDServiceError("the service is stopping: its subscriptions no longer change")
+        if self._group is not None and self._group.standing_by is not None:
+            raise MDServiceError(f"the service {self._group.standing_by}: ask that one")
 
     def subscriptions(self) -> dict[str, list[str]]:
         """Each wanted symbol, with the sources that want it; news apart."""
@@ -332,7 +383,7 @@ class Service:
     def status(self) -> Status:
         """A snapshot of the whole service."""
         names = {feed.name: self.resolved.feed_name_of(feed.name) for feed in FEEDS}
-        return status(
+        found = status(
             self._facts,
             names | {STOCKS.name: self._facts.name, **self._facts.own_names},
             self._topology,
@@ -341,30 +392,44 @@ class Service:
             stale_after_s=self.settings.stale_after,
             key_prefix=str(self.settings.key_prefix),  # JSON accepts no subclass of str
             draining=self._draining,
-            conflicts=self._conflicts(),
+            conflicts=self._warnings(),
             relay=self._topology.relay.status() if self._topology.relay is not None else None,
             journal=self._topology.journal.status() if self._topology.journal is not None else None,
             clock_ahead_s=None
             if (market := self._market_clock) is None
             else market.check.seconds(),
         )
+        return found if self._group is None else self._group.status(found)
 
     def readiness(self) -> Readiness:
         """Whether prices are live now, and the reasons if they are not."""
+        if self._group is not None and self._group.standing_by is not None:
+            return Readiness(False, (f"the service {self._group.standing_by}",))
         ready = readiness(self._topology, draining=self._draining)
-        return attrs.evolve(ready, reasons=(*ready.reasons, *self._conflicts()))
+        return attrs.evolve(ready, reasons=(*ready.reasons, *self._warnings()))
 
-    def _conflicts(self) -> tuple[str, ...]:
-        """Other services that publish the same names. They do not make this one unready."""
-        return () if self._instances is None else self._instances.conflicts()
+    def _warnings(self) -> tuple[str, ...]:
+        """What does not make the service unready: others that publish the same names, and so on."""
+        conflicts = () if self._instances is None else self._instances.conflicts()
+        return (*conflicts, *(() if self._group is None else self._group.taking_over))
 
     def liveness(self) -> Readiness:
         """Whether the event loop and the watchdog move."""
+        if self._group is not None and self._group.standing_by is not None:
+            return self._group.liveness()
         return self._topology.watchdog.liveness()
 
     async def drain(self) -> None:
         """Close the feed and write all accepted quotes to the store, within a time limit."""
         self._draining = True
+        if self._group is not None:
+            await self._group.stop()
+        else:
+            await self.drain_topology()
+        _log.info("service_stopped", events_published=self._published())
+
+    async def drain_topology(self) -> None:
+        """Drain the present parts; the last step of a term."""
         topology = self._topology
         if topology.relay is not None:
             topology.relay.refuse()
@@ -378,9 +443,9 @@ class Service:
         if topology.journal is not None:
             await topology.journal.stop()
         self._log_lost()
-        _log.info(
-            "service_stopped", events_published=topology.publisher.snapshot().events_published
-        )
+
+    def _published(self) -> int:
+        return self._topology.publisher.snapshot().events_published
 
     def _log_lost(self) -> None:
         """Log how many events were not written, and how many may have been."""
@@ -404,17 +469,116 @@ class Service:
         return f"they were not all written within {DRAIN_LIMIT_S:g} s"
 
 
+StoreMaker = Callable[[Leader | None], PriceStore]
+"""Makes the store of a term in a group. Its writes must not be executed once another member has
+claimed the lease. For None, the store from which a standby reads."""
+
+
+@attrs.define
+class Plan:
+    """What the parts of a service are built from, once for each term."""
+
+    settings: Settings
+    resolved: Settings
+    facts: FeedFacts
+    clock: Clock
+    http: HttpClient
+    rng: random.Random
+    feeds: Sequence[FeedParts]
+    positions: PositionCache | None
+    trading_stream: TradingStream | None
+    readers: LocalReaders
+
+    def topics(self) -> tuple[Topic, ...]:
+        """What the settings want."""
+        return _settings_topics(self.resolved, [each.feed for each in self.feeds])
+
+    async def last_records(
+        self, store: PriceStore, topics: Sequence[Topic], *, required: bool = False
+    ) -> Mapping[Kind[Any], Sequence[Any]]:
+        """The last records of these topics; see :func:`read_last_records`."""
+        wanted = {kind: symbols_of(topics, kind) for kind in KINDS if kind.has_key or kind.stream}
+        latest_ns = self.clock.utc_ns() + FUTURE_TOLERANCE_NS
+        return await read_last_records(store, wanted, latest_ns, required=required)
+
+    def build(
+        self,
+        store: PriceStore,
+        topics: Sequence[Topic],
+        last_records: Mapping[Kind[Any], Sequence[Any]],
+        *,
+        make_relay: MakeRelay | None = None,
+        journal: Recorder | None = None,
+        wishes: Mapping[str, Sequence[Topic]] | None = None,
+        numbering_on: bool = False,
+    ) -> Topology:
+        """Join the parts; see :func:`mdservice.app.topology.build`."""
+        settings = self.settings
+        return build(
+            feeds=self.feeds,
+            mute_after_s=settings.mute_after,
+            store=store,
+            topics=topics,
+            backlog=settings.backlog,
+            clock=self.clock,
+            channels=self.resolved.channels,
+            positions=self.positions,
+            trading_stream=self.trading_stream,
+            rng=self.rng,
+            last_records=last_records,
+            price_ttl_s=settings.price_ttl,
+            renew_prices=settings.renew_prices,
+            make_relay=make_relay,
+            journal=journal,
+            wishes=wishes,
+            readers=self.readers,
+            numbering_on=numbering_on,
+        )
+
+    async def open_relay(self, stack: AsyncExitStack) -> MakeRelay | None:
+        """Listen for the relay's clients; see :func:`mdservice.app.relay.open_relay`."""
+        simulated = self.facts.simulated
+        return await open_relay(self.resolved, self.feeds, stack, self.clock, simulated=simulated)
+
+    def open_journal(self, stack: AsyncExitStack) -> Recorder | None:
+        """Open the journal of the settings; None where it is off."""
+        return _open_journal(self.resolved, stack, self.clock)
+
+    def open_store(
+        self, name: str, *, admit: Admit | None = None, reads_only: bool = False
+    ) -> PriceStore:
+        """The Redis of the settings; ``name`` is the writer's."""
+        return _open_store(self.resolved, name, admit, reads_only=reads_only)
+
+    def instances(self, name: str, admit: Admit | None = None) -> Instances | None:
+        """What announces this service by its writer's name."""
+        return _open_instances(self.resolved, name, self.facts, self.clock, admit)
+
+    async def run(
+        self, topology: Topology, instances: Instances | None, stack: AsyncExitStack
+    ) -> MarketClock | None:
+        """Run the parts until the stack ends; return the clock of the stock market."""
+        stack.callback(topology.close)
+        await stack.enter_async_context(background(topology.supervisor.run))
+        if instances is None:
+            return None
+        market = self.facts.stock_clock(self.resolved, self.http)
+        await _start_announcing(instances, market, self.clock, stack)
+        return market
+
+
 @asynccontextmanager
 async def open_service(
     settings: Settings,
     *,
-    store: PriceStore | None = None,
+    store: PriceStore | StoreMaker | None = None,
     drivers: Sequence[Driver] | None = None,
     history: History | None = None,
     feeds: Sequence[FeedParts] | None = None,
     positions: PositionSource | None = None,
     clock: Clock | None = None,
     rng: random.Random | None = None,
+    lease: Lease | None = None,
 ) -> AsyncIterator[Service]:
     """Run a service inside this block, on trio or asyncio.
 
@@ -422,9 +586,12 @@ async def open_service(
     it starts the simulator. At the end of the block, also after a cancellation, the service closes
     the feed, writes the accepted quotes, and ends everything that it started.
 
+    In a standby group, the block begins as soon as the service leads or stands by.
+
     Args:
         settings: See :class:`mdservice.Settings`.
-        store: Replaces the Redis of the settings.
+        store: Replaces the Redis of the settings. In a group, a function that makes the store of
+            each term.
         drivers: Replace the feed of the settings. If the settings name no feed, the drivers'
             feed needs no keys and has the name of the first driver.
         history: Replaces the REST API of the settings. With ``drivers``, None means no history.
@@ -434,6 +601,7 @@ async def open_service(
         positions: Replaces the source of positions of the settings.
         clock: The time, for tests.
         rng: The source of jitter, for tests.
+        lease: Replaces the lease in Redis of the settings' standby group. It needs ``store``.
 
     Raises:
         ConfigurationError: The settings are incomplete, or a part cannot work here.
@@ -443,19 +611,15 @@ async def open_service(
     """
     http = HttpClient()
     facts = feed_facts(settings, _own_drivers(drivers, feeds), http)
-    settings.require_runnable(own_feed=facts.own)
+    settings.require_runnable(own_feed=facts.own, own_lease=lease is not None)
     hide_secrets(settings.secret_values())
     clock = clock or SystemClock()
     try:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(http.aclose)
             resolved = settings
-            instances = None
             if store is None:
                 resolved = await start_embedded_server(resolved, stack)
-                name = secrets.token_hex(8)  # noqa: TID251 - with a real Redis alone
-                store = _open_store(resolved, name)
-                instances = _open_instances(resolved, name, facts, clock)
             parts = list(feeds or ())
             if drivers is not None:
                 parts = [FeedParts(STOCKS, drivers, history, facts.hours(clock), on_demand=False)]
@@ -464,39 +628,22 @@ async def open_service(
                 parts = _feeds(resolved, facts, clock, http)
             if history is not None:
                 parts[0] = attrs.evolve(parts[0], history=history)
-            make_relay = await open_relay(resolved, parts, stack, clock, simulated=facts.simulated)
-            topics = _settings_topics(resolved, [each.feed for each in parts])
-            latest_ns = clock.utc_ns() + FUTURE_TOLERANCE_NS
-            wanted = {
-                kind: symbols_of(topics, kind) for kind in KINDS if kind.has_key or kind.stream
-            }
-            last_records = await read_last_records(store, wanted, latest_ns)
-            topology = build(
-                feeds=parts,
-                mute_after_s=settings.mute_after,
-                store=store,
-                topics=topics,
-                backlog=settings.backlog,
+            plan = Plan(
+                settings=settings,
+                resolved=resolved,
+                facts=facts,
                 clock=clock,
-                channels=resolved.channels,
+                http=http,
+                rng=rng or JITTER,
+                feeds=parts,
                 positions=_follow_positions(resolved, positions, stack, clock, http),
                 trading_stream=open_trading_stream(
                     "none" if positions is not None else resolved.positions, resolved
                 ),
-                rng=rng or JITTER,
-                last_records=last_records,
-                price_ttl_s=settings.price_ttl,
-                renew_prices=settings.renew_prices,
-                make_relay=make_relay,
-                journal=_open_journal(resolved, stack, clock),
+                readers=LocalReaders(),
             )
-            topology.readers.keep(last_records.get(NEWS, ()))
-            stack.callback(topology.close)
-            await stack.enter_async_context(background(topology.supervisor.run))
-            market = None if instances is None else facts.stock_clock(resolved, http)
-            if instances is not None:
-                await _start_announcing(instances, market, clock, stack)
-            service = Service(settings, topology, clock, resolved, facts, instances, market)
+            opened = _open_member if settings.group is not None or lease is not None else _open_one
+            service = await opened(plan, stack, store, lease)
             try:
                 yield service
             finally:
@@ -510,6 +657,42 @@ async def open_service(
         if len(errors) != 1 or (others is not None and others.split(cancelled)[1] is not None):
             raise
         raise errors[0] from errors[0].__cause__
+
+
+async def _open_one(
+    plan: Plan, stack: AsyncExitStack, store: PriceStore | StoreMaker | None, _lease: Lease | None
+) -> Service:
+    """A service without a group."""
+    instances = None
+    if store is None:
+        name = secrets.token_hex(8)  # noqa: TID251 - with a real Redis alone
+        store, instances = plan.open_store(name), plan.instances(name)
+    elif callable(store):
+        store = store(None)
+    make_relay = await plan.open_relay(stack)
+    topics = plan.topics()
+    last_records = await plan.last_records(store, topics)
+    journal = plan.open_journal(stack)
+    topology = plan.build(store, topics, last_records, make_relay=make_relay, journal=journal)
+    plan.readers.keep(last_records.get(NEWS, ()))
+    market = await plan.run(topology, instances, stack)
+    return Service(
+        plan.settings, topology, plan.clock, plan.resolved, plan.facts, instances, market
+    )
+
+
+async def _open_member(
+    plan: Plan,
+    stack: AsyncExitStack,
+    store: PriceStore | StoreMaker | None,
+    lease: Lease | None,
+) -> Service:
+    """A service in a standby group."""
+    from mdservice.app.group import Member
+
+    member = Member(plan, store if callable(store) else None, lease)
+    await stack.enter_async_context(background(member.run))
+    return member.service
 
 
 def _own_drivers(
@@ -553,7 +736,9 @@ def _settings_topics(settings: Settings, feeds: Sequence[Feed]) -> tuple[Topic, 
     return (*topics_of(settings.symbols, settings.channels), *news)
 
 
-def _open_store(settings: Settings, instance: str) -> PriceStore:
+def _open_store(
+    settings: Settings, instance: str, admit: Admit | None = None, *, reads_only: bool = False
+) -> PriceStore:
     from mdservice.redis_io.cluster_store import open_price_store
 
     if settings.redis_url is None:
@@ -569,11 +754,13 @@ def _open_store(settings: Settings, instance: str) -> PriceStore:
             *kinds_of((QUOTES.channel, *settings.channels, *(settings.news and (NEWS.channel,)))),
             *((ACCOUNT_CHANNEL,) if settings.positions == ALPACA else ()),
         ),
+        admit=admit,
+        reads_only=reads_only,
     )
 
 
 def _open_instances(
-    settings: Settings, instance: str, facts: FeedFacts, clock: Clock
+    settings: Settings, instance: str, facts: FeedFacts, clock: Clock, admit: Admit | None = None
 ) -> Instances | None:
     from mdservice.publish.instances import Instances
 
@@ -588,6 +775,7 @@ def _open_instances(
         prefix=settings.key_prefix,
         channels=settings.channels,
         clock=clock,
+        admit=admit,
     )
 
 

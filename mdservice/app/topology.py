@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from mdservice.journal.recorder import Recorder
     from mdservice.relay.server import Relay
 
-__all__ = ["ChannelPlan", "FeedParts", "MakeRelay", "Pipeline", "Topology", "build"]
+__all__ = ["HELD_SOURCE", "ChannelPlan", "FeedParts", "MakeRelay", "Pipeline", "Topology", "build"]
 
 
 @attrs.frozen
@@ -88,6 +88,10 @@ class ChannelPlan:
     when_full: str
     why: str
 
+
+HELD_SOURCE = "takeover"
+"""The source of what the last leader's relay and positions wanted, until they want it again. At the
+feed's symbol limit it gives way."""
 
 COMMANDS = ChannelPlan(
     100,
@@ -148,6 +152,8 @@ class Pipeline:
     feed_items: Channel[FeedItem]
     events: Outbox[RoutedItem]
     """The router's end of the channel to the publisher."""
+    send_queue: SendQueue
+    """What sends records to the router."""
 
     async def request(self, command: Command) -> SubscriptionResult:
         """Change the subscriptions, and fetch the first prices of new symbols from REST meanwhile.
@@ -340,8 +346,9 @@ class _Shared:
     clock: Clock
     rng: random.Random
     mute_after_s: float
-    topics: Sequence[Topic]
+    wishes: Mapping[str, Sequence[Topic]]
     last: Mapping[Kind[Any], Sequence[Any]]
+    numbering_on: bool
     confirmed: Callable[[Kind[Any], Sequence[str]], None]
     several: bool
 
@@ -372,7 +379,12 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
     commands = Channel[Command](COMMANDS.size)
     feed_items = Channel[FeedItem](FEED.size)
     subscriptions = SubscriptionSet()
-    subscriptions.add([t for t in shared.topics if shared.carries(feed, t)], "settings")
+    for source, topics in shared.wishes.items():
+        own = [topic for topic in topics if shared.carries(feed, topic)]
+        if source == HELD_SOURCE:
+            subscriptions.follow(own, source)
+        else:
+            subscriptions.add(own, source)
     tap = None if shared.journal is None else shared.journal.tap(feed)
     send_queue = SendQueue(feed_items.outbox, tap)
 
@@ -397,7 +409,8 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
             if shared.carries(feed, Topic(kind.channel, record.symbol))
         ]
         if records:
-            router.start_from(kind, records, resuming=_can_resume(records, clock.utc_ns()))
+            resuming = _can_resume(records, clock.utc_ns())
+            router.start_from(kind, records, resuming=resuming, numbering_on=shared.numbering_on)
     histories = {
         kind: HalvingHistory(history, kind) if history is not None else None for kind in feed.kinds
     }
@@ -447,7 +460,9 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
         keep_wire=shared.relay is not None,
         tap=tap,
     )
-    return Pipeline(feed, connection, router, first_prices, commands, feed_items, outbox)
+    return Pipeline(
+        feed, connection, router, first_prices, commands, feed_items, outbox, send_queue
+    )
 
 
 def build(
@@ -467,6 +482,9 @@ def build(
     renew_prices: bool = True,
     make_relay: MakeRelay | None = None,
     journal: Recorder | None = None,
+    wishes: Mapping[str, Sequence[Topic]] | None = None,
+    readers: LocalReaders | None = None,
+    numbering_on: bool = False,
 ) -> Topology:
     """Join the parts of one service.
 
@@ -486,11 +504,15 @@ def build(
         renew_prices: Whether the writer renews the keys of quiet symbols while connected.
         make_relay: Makes the relay; None for none.
         journal: Records the connections; None for none.
+        wishes: What other sources than the settings want from the start, by source.
+        readers: The readers of an earlier term in this process, which stay; None for new ones.
+        numbering_on: Whether to number records after the last ones, as a new leader of a group
+            does, instead of from 1.
     """
     events = Channel[RoutedItem](EVENTS.size)
     batches = Channel[WriteBatch](BATCHES.size)
     acknowledged = Channel[int](ACKNOWLEDGED.size)
-    readers = LocalReaders()
+    readers = LocalReaders() if readers is None else readers
     last = last_records or {}
 
     def confirmed(kind: Kind[Any], symbols: Sequence[str]) -> None:
@@ -512,8 +534,9 @@ def build(
         clock,
         rng,
         mute_after_s,
-        topics,
+        {"settings": topics, **(wishes or {})},
         last,
+        numbering_on,
         confirmed,
         several=len(feeds) > 1,
     )

@@ -252,6 +252,10 @@ class FeedConnection:
         """The topics that a source wants."""
         return self._subscriptions.wanted_by(source)
 
+    def wishes(self) -> dict[str, list[Topic]]:
+        """The topics that each source wants."""
+        return self._subscriptions.by_source()
+
     def wants(self, kind: Kind[Any]) -> bool:
         """Whether a topic that brings records of the kind is wanted."""
         if kind not in self.feed.kinds:

@@ -75,6 +75,17 @@ class SubscriptionSet:
         """The topics that a source wants."""
         return frozenset(topic for topic, by in self._sources.items() if source in by)
 
+    def by_source(self) -> dict[str, list[Topic]]:
+        """The topics that each source wants, in the order of importance or of asking."""
+        found: dict[str, list[Topic]] = {}
+        for topic, sources in self._sources.items():
+            for source in sources:
+                found.setdefault(source, []).append(topic)
+        for source, ranks in self._ranks.items():
+            if source in found:
+                found[source].sort(key=lambda topic: ranks.get(topic, len(ranks)))
+        return found
+
     def of_symbols(self, symbols: Collection[str]) -> tuple[Topic, ...]:
         """The wanted topics of these symbols."""
         wanted = frozenset(symbols)

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 FeedState = Literal[
-    "connected", "disconnected", "gap", "gap_repaired", "fallback", "stale", "fatal"
+    "connected", "disconnected", "gap", "gap_repaired", "fallback", "stale", "fatal", "takeover"
 ]
 
 

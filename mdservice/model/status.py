@@ -37,12 +37,13 @@ __all__ = [
     "RelayClient",
     "RelayStatus",
     "ServiceState",
+    "StandbyReport",
     "Status",
     "TradeUpdatesReport",
     "status_to_json",
 ]
 
-ServiceState = Literal["starting", "running", "degraded", "draining"]
+ServiceState = Literal["starting", "running", "degraded", "draining", "standby"]
 FeedPhase = Literal[
     "idle",
     "connecting",
@@ -106,6 +107,12 @@ def _counter(meaning: str, *counted_by: str) -> Any:
     )
 
 
+def _only_measured(meaning: str, metric: Literal["counter", "gauge"]) -> Any:
+    """A field that is a metric, and not in the JSON."""
+    metadata = {"meaning": meaning, "metric": metric, "metrics_only": True, "omitted": False}
+    return attrs.field(default=0, metadata=metadata)
+
+
 @attrs.frozen
 class Readiness:
     """Whether the service is ready (or alive), and the reasons if it is not."""
@@ -121,8 +128,8 @@ class FeedReport:
     name: str = _shown("Alpaca's name of it, as in the settings.", example="iex")
     driver: str = _shown("The one in use: `alpaca-py` or `websockets`.", example="alpaca-py")
     phase: FeedPhase = _shown(
-        "`idle` (nothing is wanted of it), `connecting`, `subscribing`, `streaming`, `waiting`, "
-        "`waiting_for_slot`, `refused` or `stopped`.",
+        "`idle` (nothing is wanted of it, or the service stands by), `connecting`, `subscribing`, "
+        "`streaming`, `waiting`, `waiting_for_slot`, `refused` or `stopped`.",
         example="streaming",
     )
     connected: bool = _shown("Connected and logged in.")
@@ -355,6 +362,29 @@ class JournalStatus:
 
 
 @attrs.frozen
+class StandbyReport:
+    """The standby group of this service."""
+
+    group: str = _shown("Its name, MDSERVICE_GROUP.", example="desk1")
+    leader: str | None = _shown(
+        "Which service leads, this one included; null while none does.",
+        example="trader1 (process 4711)",
+    )
+    epoch: int = _shown("The number of its term; it only grows.", metric="gauge")
+    since: str | None = _shown(
+        "Since when it leads, RFC 3339.", example="2026-11-20T15:51:44.208912345Z"
+    )
+    leads: bool = _only_measured("1 while this service leads its group.", "gauge")
+    standby_alive: bool = _only_measured(
+        "1 while this service leads and a standby is alive, or stands by itself.", "gauge"
+    )
+    terms: int = _only_measured("How often this service has begun to lead.", "counter")
+    dropped: int = _only_measured(
+        "Events dropped when this service stopped leading; the next leader repairs them.", "counter"
+    )
+
+
+@attrs.frozen
 class Inbox:
     """How many items are in an actor's channel."""
 
@@ -520,7 +550,8 @@ class Status:
     """The status of the whole service at this moment."""
 
     state: ServiceState = _shown(
-        "`degraded`: not ready after a first login, or the positions are out of date."
+        "`degraded`: not ready after a first login, or the positions are out of date. `standby`: "
+        "another service of the group leads."
     )
     reasons: tuple[str, ...] = _shown("Why it is not `running`; empty while it is.")
     feed: FeedReport = _shown("The stock feed.")
@@ -552,6 +583,7 @@ class Status:
     journal: JournalStatus | None = _shown(
         "Only where the journal is on.", default=None, omitted=True
     )
+    standby: StandbyReport | None = _shown("Only in a standby group.", default=None, omitted=True)
     histograms: Mapping[str, Histogram] = attrs.field(factory=dict, metadata={"metrics_only": True})
     """By the name in ``latency_ms``, and ``redis_write``; in the metrics, not in the JSON."""
 
@@ -559,7 +591,8 @@ class Status:
 def status_to_json(status: Status) -> dict[str, Any]:
     """The status as plain JSON types, as ``/status`` shows it."""
     plain: dict[str, Any] = _converter().unstructure(status)
-    for report, shown in ((RelayStatus, plain["relay"]), (Status, plain)):
+    parts = ((RelayStatus, plain["relay"]), (StandbyReport, plain["standby"]), (Status, plain))
+    for report, shown in parts:
         for field in attrs.fields(report) if shown is not None else ():
             if "metrics_only" in field.metadata or (
                 field.metadata["omitted"] and shown[field.name] is None

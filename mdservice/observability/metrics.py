@@ -30,6 +30,7 @@ from mdservice.model.status import (
     RelayClassReport,
     RelayStatus,
     ServiceState,
+    StandbyReport,
     Status,
 )
 from mdservice.observability.protobuf import (
@@ -88,6 +89,8 @@ class StatusCollector(Collector):
         yield from _positions(status)
         yield from _relay(status)
         yield from _journal(status)
+        if status.standby is not None:
+            yield from _declared("group", {"": status.standby}, StandbyReport)
         yield from _actors(status)
         yield from _histograms(status)
         yield from _labelled(status)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ import msgspec
 from anyio.abc import TaskStatus
 
 from mdservice.clock import Clock
-from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
+from mdservice.errors import StoreError, StoreRefused
 from mdservice.model.market import Market
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
@@ -71,6 +71,8 @@ class Instances:
         prefix: The prefix of every key and channel.
         clock: The time.
         channels: Which channels a followed symbol gets; None if that is not to be announced.
+        admit: Registers each connection in a group before anything is published on it; the first
+            announcement then takes the record of the earlier leader.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Instances:
         prefix: str,
         clock: Clock,
         channels: Sequence[str] | None = None,
+        admit: Callable[[RedisConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._address = locator_of(url, timeout_s=_TIMEOUT_S)
         self._names = RedisNames(prefix)
@@ -91,6 +94,8 @@ class Instances:
         self._heard: dict[str, tuple[Instance, float]] = {}
         self._refused: str | None = None
         self._refusals = 0
+        self._admit = admit
+        self._takes_over = admit is not None
         self._announced = False
         """Whether Redis may have a record of this service."""
         self.own = Instance(
@@ -157,7 +162,7 @@ class Instances:
 
     async def _leave(self) -> None:
         """Use a separate connection, since the other may have broken between two replies."""
-        speaker = await self._open()
+        speaker = await self._open_speaker()
         try:
             await self._say_goodbye(speaker)
         finally:
@@ -176,7 +181,7 @@ class Instances:
             )
 
     async def _connected(self) -> None:
-        speaker = await self._open()
+        speaker = await self._open_speaker()
         try:
             self._announced = True
             await self._announce(speaker)
@@ -206,11 +211,21 @@ class Instances:
     async def _open(self) -> RedisConnection:
         return await RedisConnection.open(self._address, _CLIENT_NAME, limit_s=_TIMEOUT_S)
 
+    async def _open_speaker(self) -> RedisConnection:
+        speaker = await self._open()
+        admitted = False
+        try:
+            if self._admit is not None:
+                await self._admit(speaker)
+            admitted = True
+        finally:
+            if not admitted:
+                speaker.close()
+        return speaker
+
     async def _keep_announcing(self, speaker: RedisConnection) -> None:
         while True:
             await anyio.sleep(ANNOUNCE_EVERY_S)
-            if not await self._address.is_right(speaker.server):
-                raise StoreUnavailable(f"{speaker.address} is not the primary any more")
             await self._announce(speaker)
             self._forget_silent()
 
@@ -219,9 +234,11 @@ class Instances:
         (record,) = await speaker.exchange(pack(b"GET", key), 1)
         owner = None if is_error(record) else decode_instance(record)
         commands = [pack(b"PUBLISH", self._names.channel(INSTANCES_CHANNEL), payload)]
-        if owner is None or owner.id == self.own.id or _has_ended(owner, self.own):
+        free = owner is None or owner.id == self.own.id or _has_ended(owner, self.own)
+        if free or self._takes_over:
             commands.insert(0, pack(b"SET", key, payload, b"PX", b"%d" % int(GONE_AFTER_S * 1e3)))
         self._refuse(await speaker.exchange(b"".join(commands), len(commands)))
+        self._takes_over = False
 
     async def _say_goodbye(self, speaker: RedisConnection) -> None:
         key = self._names.instance_key

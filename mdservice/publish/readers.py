@@ -164,6 +164,10 @@ class LocalReaders:
         """Keep articles of an earlier run, the oldest first."""
         self._articles = deque([*articles, *self._articles], ARTICLES_KEPT)
 
+    def replace_articles(self, articles: Iterable[Article]) -> None:
+        """Keep these articles instead, the oldest first."""
+        self._articles = deque(articles, ARTICLES_KEPT)
+
     def articles(self, symbols: Iterable[str], limit: int) -> list[Article]:
         """The newest articles about any of the symbols, or without symbols of all, newest first."""
         wanted = frozenset(symbols)

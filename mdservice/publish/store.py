@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import anyio
 import attrs
 
-from mdservice.errors import StoreError, StoreRefused
+from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.model.kinds import Kind, R, Stream
 from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import format_ns
@@ -20,7 +20,6 @@ __all__ = [
     "Events",
     "LimitedStore",
     "Message",
-    "MovingStore",
     "PartedStore",
     "PriceStore",
     "Refusable",
@@ -156,18 +155,6 @@ class PartedStore(Protocol):
 
 
 @runtime_checkable
-class MovingStore(Protocol):
-    """A price store whose server may be replaced by another one while it still answers."""
-
-    async def watch(self) -> None:
-        """Break the connection to a server that is replaced; returns if that cannot happen.
-
-        The writer runs it beside the other calls. Raises nothing.
-        """
-        ...
-
-
-@runtime_checkable
 class LimitedStore(Protocol):
     """A price store that may be refused some kinds or channels, and writes the others.
 
@@ -270,7 +257,11 @@ class Message:
 
 
 async def read_last_records(
-    store: PriceStore, wanted: Mapping[Kind[Any], Sequence[str]], latest_ns: int
+    store: PriceStore,
+    wanted: Mapping[Kind[Any], Sequence[str]],
+    latest_ns: int,
+    *,
+    required: bool = False,
 ) -> Mapping[Kind[Any], Sequence[Any]]:
     """The records in the symbols' keys, by kind; without the kinds for which there is no answer.
 
@@ -283,6 +274,10 @@ async def read_last_records(
         wanted: The symbols to read, by kind; ``*`` is ignored. Of a kind with a stream, any symbol
             stands for all.
         latest_ns: The latest time that a record may have, UTC nanoseconds.
+        required: Whether to raise without an answer.
+
+    Raises:
+        StoreUnavailable, StoreRefused: Only where ``required``.
     """
     named = {
         kind: [symbol for symbol in symbols if symbol != EVERY_SYMBOL]
@@ -304,8 +299,12 @@ async def read_last_records(
                     found[kind] = await _read_stream(store, kind, stream, latest_ns)
             reason = None
     except StoreError as exc:
+        if required:
+            raise
         reason = str(exc)
     if reason is not None:
+        if required:
+            raise StoreUnavailable(f"{store.address}: {reason}")
         _log.warning("last_prices_not_read", url=store.address, reason=reason)
     return found
 

@@ -103,6 +103,7 @@ async def try_rights(
     timeout_s: float,
     kinds: Collection[Kind[Any]] = (QUOTES,),
     account: bool = False,
+    group: str | None = None,
 ) -> RedisRights:
     """Queue each command that ``run`` sends, and execute none.
 
@@ -115,11 +116,17 @@ async def try_rights(
         kinds: The kinds of records that the settings want, quotes among them. The service can do
             without the rights for the others until a program subscribes them.
         account: Whether the service publishes the events of the account.
+        group: The service's standby group, whose lease needs the rights to fence.
 
     Raises:
         StoreUnavailable, StoreRefused
     """
     needed, useful = _commands(names, event_log, kinds, renew_prices=renew_prices)
+    if group is not None:
+        needed |= {right: useful.pop(right)[0] for right in ("CLIENT", "CLIENT KILL", "INFO")}
+        needed["EVAL"] = pack(b"EVAL", b"return 1", b"0")
+        for key in names.group_keys(group):
+            needed[f"SET {key.decode()}"] = pack(b"SET", key, b"{}")
     if account:
         late = "without it the gateway sees fills only when it asks for positions"
         for right, command in _to_publish(names, ACCOUNT_CHANNEL).items():

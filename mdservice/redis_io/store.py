@@ -187,8 +187,6 @@ def raise_refusal(address: str, replies: Iterable[object]) -> None:
 LOOK_AGAIN_S: Final = 10.0
 """How often to try again the rights of kinds that this user may not write, seconds."""
 _KEYS_PER_READ: Final = 1_000
-_WATCH_EVERY_S: Final = 1.0
-"""How often sentinels are asked whether the server is still the primary."""
 _MARK_EVERY_S: Final = 1.0
 """How often readers of every kind learn how many batches there were, under load."""
 
@@ -223,6 +221,7 @@ class RedisPriceStore:
         admit: Registers each new connection in a group before anything is written on it
             (:meth:`mdservice.redis_io.lease.RedisLease.admit`). It raises if the service no longer
             leads.
+        reads_only: Connect only to read the latest values, and publish nothing. So a standby reads.
 
     Raises:
         ConfigurationError: The URL cannot be used.
@@ -242,6 +241,7 @@ class RedisPriceStore:
         timeout_s: float = 5.0,
         kinds: Collection[Refusable] = (*KINDS, ACCOUNT_CHANNEL),
         admit: Callable[[RedisConnection], Awaitable[None]] | None = None,
+        reads_only: bool = False,
     ) -> None:
         self._address = locator_of(url, timeout_s=timeout_s)
         self._timeout_s = timeout_s
@@ -258,6 +258,7 @@ class RedisPriceStore:
         self._event_log = event_log
         self._kinds = kinds
         self._admit = admit
+        self._reads_only = reads_only
         self._missing = MissingRights()
         self._said_missing: Mapping[Refusable, str] = {}
         self._looked_s = 0.0
@@ -313,6 +314,9 @@ class RedisPriceStore:
         self._drop()
         with anyio.move_on_after(self._timeout_s) as scope:
             connection = await self._open()
+            if self._reads_only:
+                self._connection = connection
+                return
             try:
                 await self._greet(connection)
                 await self._look(connection)
@@ -343,19 +347,6 @@ class RedisPriceStore:
         self._unfenced = await greet(
             connection, self._unfenced, self._packer, self._address.database, self._admit
         )
-
-    async def watch(self) -> None:
-        """Close the connection to a server that sentinels have replaced, also during a write.
-
-        Until it is told, an old primary takes writes that are lost. Returns if there is one server.
-        """
-        while self._address.may_move:
-            await anyio.sleep(_WATCH_EVERY_S)
-            connection = self._connection
-            if connection is None or await self._address.is_right(connection.server):
-                continue
-            _log.warning("redis_primary_moved", url=self.address, old=connection.address)
-            connection.close()
 
     async def last_batch(self) -> int:
         """The number of this instance's last executed batch, or 0.

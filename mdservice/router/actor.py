@@ -198,16 +198,21 @@ class Router:
             fetched={each.kind.channel: each.fetched for each in every},
         )
 
-    def start_from(self, kind: Kind[R], records: Sequence[R], *, resuming: bool) -> None:
+    def start_from(
+        self, kind: Kind[R], records: Sequence[R], *, resuming: bool, numbering_on: bool = False
+    ) -> None:
         """Continue where an earlier run ended; before :meth:`run`.
 
         Args:
             kind: The kind of the records.
             records: The last record of each symbol.
             resuming: Whether to repair the records since then.
+            numbering_on: Whether to number after these records, instead of from 1.
         """
         routing = self._routings[kind]
         routing.sequencer.start_from(records, resuming=resuming)
+        if numbering_on:
+            routing.sequencer.number_on({record.symbol: record.seq for record in records})
         newest_ns, symbols = routing.sequencer.newest_ns(), routing.sequencer.symbols()
         for each in self._routings.values():
             if each is routing or not (each.repaired or each.kind.is_companion):

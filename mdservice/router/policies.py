@@ -79,6 +79,10 @@ class KeepAll(Sequencer[R]):
         self._young |= {self._identity(record): 1 for record in last}
         self._out_until_ns |= {record.symbol: record.ts_event_ns - 1 for record in last}
 
+    def number_on(self, numbers: Mapping[str, int]) -> None:
+        """Number each symbol's records after this number, instead of from 1."""
+        self._counts.update(numbers)
+
     def route(self, records: Iterable[R], now_ns: int, tolerance_ns: int) -> Routed[R]:
         """Accept new records and number them in place; mark the late ones.
 
@@ -356,6 +360,10 @@ class ReplaceSameTime(Sequencer[Bar]):
             self._contents[bar.symbol] = {bar.ts_event_ns: hash(self._identity(bar))}
             self._out_until_ns[bar.symbol] = bar.ts_event_ns - 1
 
+    def number_on(self, numbers: Mapping[str, int]) -> None:
+        """Number each symbol's bars after this number, instead of from 1."""
+        self._counts.update(numbers)
+
     def route(self, records: Iterable[Bar], now_ns: int, tolerance_ns: int) -> Routed[Bar]:
         """Accept new bars and versions, and number them in place; mark updates and late bars.
 
@@ -507,6 +515,8 @@ class Merge(Sequencer[OrderBook]):
             latest[symbol] = whole
             self._firsts.discard(symbol)
             accepted.append(whole)
+        if self._numbers:
+            self._number_on(accepted)
         return Routed(accepted, rejected, ahead_ns)
 
     def lose(self, symbols: Collection[str]) -> None:

@@ -64,6 +64,9 @@ class Sequencer(Generic[R]):
         """The symbols whose record of the earlier run counts as the latest one: REST has confirmed
         it, or is not asked for records of this kind."""
         self._resuming = False
+        self._numbers: dict[str, int] = {}
+        """The number of each symbol's last record of an earlier run, until its first one now, if
+        the numbers go on."""
 
     def __len__(self) -> int:
         return len(self._latest)
@@ -126,6 +129,23 @@ class Sequencer(Generic[R]):
             self._confirmed.update(self._earlier)
         self._resuming = resuming
 
+    def trust_earlier(self) -> None:
+        """The records of the earlier run count as the latest ones, without a word of REST."""
+        self._confirmed.update(self._earlier)
+
+    def number_on(self, numbers: Mapping[str, int]) -> None:
+        """Number each symbol's records after this number, instead of from 1."""
+        self._numbers = dict(numbers)
+
+    def _number_on(self, accepted: Sequence[R]) -> None:
+        """Add the number of the earlier run to the first records of each symbol."""
+        earlier: dict[str, int] = {}
+        for record in accepted:
+            if record.symbol in self._numbers:
+                earlier[record.symbol] = self._numbers.pop(record.symbol)
+            if record.symbol in earlier:
+                record.seq += earlier[record.symbol]
+
     def route(self, records: Iterable[R], now_ns: int, tolerance_ns: int) -> Routed[R]:
         """Accept new records and number them in place.
 
@@ -171,6 +191,8 @@ class Sequencer(Generic[R]):
                 record.symbol = last.symbol
             latest[record.symbol] = record
             accepted.append(record)
+        if self._numbers:
+            self._number_on(accepted)
         return Routed(accepted, rejected, ahead_ns)
 
     def _is_new_at(self, record: R, last: R) -> bool | None:
@@ -235,6 +257,7 @@ class Sequencer(Generic[R]):
     def _accept_first(self, record: R, last: R | None) -> None:
         """Number a first price."""
         record.seq = last.seq + 1 if last is not None else 1
+        self._number_on([record])
         self._before_at_same_time.pop(record.symbol, None)
 
     def lose(self, symbols: Collection[str]) -> None:  # noqa: ARG002 - order books need them

@@ -379,6 +379,13 @@ class Settings:
         "Delete the oldest recordings beyond this size; 0: keep them.",
         metavar="N",
     )
+    group: str | None = setting(
+        None,
+        values.parse_group,
+        "The standby group: of all instances with the same group and Redis one leads, and the "
+        "others take over when it ends; or off. Each needs a socket of its own.",
+        metavar="NAME",
+    )
     log_format: Literal["console", "json"] = setting(
         attrs.Factory(values.default_log_format),
         values.one_of("console", "json"),
@@ -560,17 +567,26 @@ class Settings:
             return str(getattr(self, name))
         return base_url(self.feed_url)
 
-    def require_runnable(self, *, own_feed: bool = False) -> None:
+    def require_runnable(self, *, own_feed: bool = False, own_lease: bool = False) -> None:
         """Refuse settings with which the service must not be started.
 
         Args:
             own_feed: Whether the caller has a feed of its own, which needs no key of Alpaca's.
+            own_lease: Whether it has a lease of its own, which needs no Redis.
 
         Raises:
             ConfigurationError: A key is missing, or the relay's certificate cannot be used; the
                 text names the setting.
         """
         self.relay_tls()
+        if self.group is not None and self.redis_url is None and not own_lease:
+            self._refuse(
+                "group", "needs a Redis that all its instances use: set MDSERVICE_REDIS_URL"
+            )
+        if self.group is not None and "+cluster" in (self.redis_url or "").partition(":")[0]:
+            self._refuse(
+                "group", "needs one Redis server, or sentinels: one lease cannot fence a cluster"
+            )
         wanting = None
         if not self.simulated and not own_feed:
             wanting = ", ".join(self._real_world()) + " set, so the simulator stays off"

@@ -39,6 +39,7 @@ __all__ = [
     "parse_event_log",
     "parse_file",
     "parse_folder_or_off",
+    "parse_group",
     "parse_http_address",
     "parse_key_pairs",
     "parse_key_prefix",
@@ -67,6 +68,7 @@ EVERY_HOST = ("0.0.0.0", "::")  # noqa: S104 - compared with
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """The size of the path in ``sockaddr_un``, without its closing zero."""
 _KEY_PREFIX = re.compile(r"""[^\x00-\x20\x7f-\U0010ffff*?\[\]^\\{}"']{0,64}""")
+_GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _QUOTES = "\"'"
 _OWN_KEYS = (*(kind.key_prefix for kind in KINDS if kind.has_key), "mdservice:")
 _ACTIONS = "suspend_trade,cancel_orders"
@@ -492,6 +494,19 @@ def parse_key_prefix(value: object) -> str:
             f"({', '.join(_OWN_KEYS)}…): choose another one, such as desk1:"
         )
     return value.strip()
+
+
+def parse_group(value: object) -> str | None:
+    """The name of a standby group, such as ``desk1``; ``off`` for none."""
+    name = text(value)
+    if name.lower() == "off":
+        return None
+    if not _GROUP.fullmatch(name):
+        raise ValueError(
+            f"{quoted(name)} must be at most 64 ASCII letters, digits, dots, dashes and "
+            "underscores, such as desk1; or off"
+        )
+    return name
 
 
 def parse_event_log(value: object) -> str:

@@ -34,6 +34,7 @@ from mdservice.model.status import (
     RelayClassReport,
     RelayClient,
     RelayStatus,
+    StandbyReport,
     Status,
 )
 from mdservice.model.symbol import parse_symbols
@@ -368,5 +369,15 @@ class FakeService:
                 waiting_bytes=64,
                 bytes=4_096,
                 last_error=None,
+            ),
+            standby=StandbyReport(
+                group="desk1",
+                leader="trader1 (process 4711)",
+                epoch=3,
+                since="2026-11-20T15:51:44.208912345Z",
+                leads=True,
+                standby_alive=True,
+                terms=1,
+                dropped=6,
             ),
         )

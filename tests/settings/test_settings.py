@@ -271,6 +271,7 @@ def test_a_file_that_may_not_be_read_is_refused() -> None:
 
 
 BAD = {
+    "group": ["a b", "{desk}", "x" * 65],
     "feed": ["otc", "IEX", "iex,sip"],
     "feed_url": ["https://x", "stream.data.alpaca.markets", "ws://", "ws://x:99999", "ws://x:0"],
     "rest_url": ["ftp://x", "data.alpaca.markets", "https://"],

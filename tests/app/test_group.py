@@ -1,0 +1,428 @@
+"""Members of a group on virtual time: a lease in memory, one store behind all of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import attrs
+import msgspec
+import pytest
+
+from mdservice.app.service import Service, open_service
+from mdservice.errors import ConfigurationError, MDServiceError, StoreUnavailable
+from mdservice.model.kinds import Kind
+from mdservice.model.quote import Quote
+from mdservice.publish.lease import LEASE_S, Leader
+from mdservice.publish.store import WriteBatch
+from mdservice.settings import Settings
+from mdservice.testing import (
+    FakeDriver,
+    FakeHistory,
+    MemoryGroup,
+    MemoryLease,
+    MemoryPriceStore,
+    VirtualClock,
+)
+
+
+@pytest.fixture(autouse=True)
+def virtual(autojump_clock: Any) -> None:
+    """Time passes only while all wait."""
+
+
+class CutLease(MemoryLease):
+    """A lease whose member may lose the way to the server."""
+
+    cut = False
+
+    async def _reach(self) -> MemoryGroup:
+        if self.cut:
+            self._last_error = "no way to the server"
+            raise StoreUnavailable(self._last_error)
+        return await super()._reach()
+
+
+class TermStore:
+    """The store of one term: its connection is registered, and ended by the next claim."""
+
+    def __init__(self, server: MemoryPriceStore, lease: MemoryLease | None, name: str) -> None:
+        self.server = server
+        self.lease = lease
+        self.name = name
+        self.connected = False
+        self.number = 0
+        self.writes: list[str] = []
+
+    address = "memory://"
+    command_errors = 0
+    last_command_error = None
+
+    def end(self) -> None:
+        self.connected = False
+
+    async def connect(self) -> None:
+        self.connected = False
+        if self.server.down:
+            raise StoreUnavailable("away")
+        if self.lease is not None:
+            await self.lease.admit("store", self.end)
+        self.connected = True
+
+    def _require(self) -> None:
+        if not self.connected or self.server.down:
+            self.connected = False
+            raise StoreUnavailable("lost")
+
+    async def last_batch(self) -> int:
+        self._require()
+        return self.number
+
+    async def write(self, batch: WriteBatch) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._require()
+        if not self.server.connected:
+            await self.server.connect()
+        await self.server.write(batch)
+        WRITERS.setdefault(id(self.server), []).append(self.name)
+        self.number = batch.number
+
+    async def read_latest(self, kind: Kind[Any], symbols: Iterable[str]) -> Mapping[str, bytes]:
+        self._require()
+        if not self.server.connected:
+            await self.server.connect()
+        return await self.server.read_latest(kind, symbols)
+
+    async def ping(self) -> None:
+        self._require()
+
+    async def aclose(self) -> None:
+        self.connected = False
+
+
+WRITERS: dict[int, list[str]] = {}
+
+
+@attrs.define
+class Member:
+    service: Service
+    feed: FakeDriver
+    lease: CutLease
+    end: Callable[[], None]
+    """Ends the service's block."""
+    ended: anyio.Event
+
+
+@attrs.define
+class Bench:
+    clock: VirtualClock
+    group: MemoryGroup
+    store: MemoryPriceStore
+    history: FakeHistory
+    tasks: Any
+    members: list[Member] = attrs.field(factory=list)
+    made: int = 0
+
+    async def start(self, name: str, *symbols: str, **more: Any) -> Member:
+        """A member, once it leads or stands by."""
+        own = Leader(name, f"host-{name}", 1, f"/run/{name}.sock")
+        lease = CutLease(self.group, own, clock=self.clock)
+        feed = FakeDriver()
+        opened = anyio.Event()
+        scope, ended = anyio.CancelScope(), anyio.Event()
+
+        def make_store(leader: Leader | None) -> TermStore:
+            return TermStore(self.store, None if leader is None else lease, name)
+
+        async def run() -> None:
+            settings = Settings(
+                symbols=",".join(symbols or ("AAPL",)), mute_after=80_000.0, group="desk", **more
+            )
+            with scope:
+                async with open_service(
+                    settings,
+                    drivers=[feed],
+                    history=self.history,
+                    store=make_store,
+                    clock=self.clock,
+                    lease=lease,
+                ) as service:
+                    self.members.append(Member(service, feed, lease, scope.cancel, ended))
+                    opened.set()
+                    await anyio.sleep_forever()
+            ended.set()
+
+        self.tasks.start_soon(run)
+        await opened.wait()
+        return self.members[-1]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [decode(payload) for payload in self.store.published.get("price.updated", [])]
+
+    @property
+    def numbers(self) -> list[tuple[int, float]]:
+        """Number and bid of every published quote of AAPL, in order."""
+        return [(event["seq"], event["bid"]) for event in self.events if event["symbol"] == "AAPL"]
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        return [decode(payload) for payload in self.store.published.get("feed.status", [])]
+
+    @property
+    def writers(self) -> list[str]:
+        return WRITERS.get(id(self.store), [])
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        with anyio.fail_after(100):
+            while not condition():
+                await anyio.sleep(0.02)
+
+    def market(self, *bids: float, symbol: str = "AAPL") -> None:
+        """The market makes quotes: history has them, and so has a feed that is connected."""
+        for bid in bids:
+            self.made += 1
+            at_ns = self.clock.utc_ns() + self.made
+            self.history.add([Quote(symbol, bid, bid + 1, 100, 100, at_ns, at_ns)])
+            for member in self.members:
+                if any(link.wants(symbol) for link in member.feed.connections):
+                    member.feed.send_quotes([{"S": symbol, "bp": bid, "ap": bid + 1, "t": at_ns}])
+
+    async def published(self, *bids: float) -> None:
+        """Wait until exactly these quotes of AAPL are published, numbered from 1."""
+        wanted = list(enumerate(bids, 1))
+        with anyio.move_on_after(300):
+            await self.until(lambda: len(self.numbers) >= len(wanted))
+        assert self.numbers == wanted
+
+    async def leads(self, member: Member) -> None:
+        """Wait until a member leads, with its feed subscribed."""
+        await self.until(lambda: member.service.readiness().ready)
+
+
+def decode(payload: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(payload, type=dict[str, Any])
+
+
+@asynccontextmanager
+async def open_bench() -> AsyncIterator[Bench]:
+    clock = VirtualClock()
+    store = MemoryPriceStore(clock=clock)
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        yield Bench(clock, MemoryGroup(), store, FakeHistory(), tasks)
+        tasks.cancel_scope.cancel()
+
+
+async def test_the_first_leads_and_the_second_stands_by() -> None:
+    async with open_bench() as bench:
+        first = await bench.start("first")
+        second = await bench.start("second")
+        await bench.leads(first)
+        bench.market(1, 2)
+        await bench.published(1, 2)
+        assert second.feed.attempts == []
+        leads, stands_by = first.service.status(), second.service.status()
+        assert (leads.state, stands_by.state) == ("running", "standby")
+        assert leads.standby is not None
+        assert stands_by.standby is not None
+        assert leads.standby.leader == stands_by.standby.leader == "host-first (process 1)"
+        assert leads.standby.epoch == stands_by.standby.epoch == 1
+        assert second.service.liveness().ready
+        assert not second.service.readiness().ready
+        assert "host-first" in second.service.readiness().reasons[0]
+        with pytest.raises(MDServiceError, match=r"host-first.*/run/first.sock"):
+            await second.service.subscribe("MSFT")
+
+
+async def test_a_standby_knows_the_last_prices() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        bench.market(1, 2)
+        await bench.published(1, 2)
+        await bench.until(lambda: second.service.latest("AAPL"))
+        known = second.service.latest("AAPL")
+        assert known is not None
+        assert (known.bid, known.seq) == (2, 2)
+        assert second.service.liveness().ready
+
+
+async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        bench.market(1, 2)
+        await bench.published(1, 2)
+        began_s = bench.clock.monotonic()
+        first.lease.cut = True
+        await bench.until(lambda: first.service.status().state == "standby")
+        bench.market(3, 4)
+        await bench.leads(second)
+        assert bench.clock.monotonic() - began_s < LEASE_S + 2
+        bench.market(5)
+        await bench.published(1, 2, 3, 4, 5)
+        assert bench.writers.index("second") == bench.writers.count("first")
+        takeovers = [state for state in bench.states if state["state"] == "takeover"]
+        assert [(one["feed"], one["leader"], one["epoch"]) for one in takeovers] == [
+            ("stocks", "host-second (process 1)", 2)
+        ]
+        first.lease.cut = False
+        await bench.until(lambda: first.service.status().standby.epoch == 2)  # type: ignore[union-attr]
+        assert not first.feed.connections
+
+
+async def test_a_deposed_leader_steps_down_and_may_lead_again() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        bench.market(1)
+        await bench.published(1)
+        bench.group.expire()  # the standby is sooner than the renewal
+        await bench.leads(second)
+        await bench.until(lambda: first.service.status().state == "standby")
+        bench.market(2)
+        await bench.published(1, 2)
+        second.end()
+        await second.ended.wait()
+        await bench.leads(first)
+        bench.market(3)
+        await bench.published(1, 2, 3)
+        status = first.service.status().standby
+        assert status is not None
+        assert (status.epoch, status.terms, status.leads) == (3, 2, True)
+
+
+async def test_a_leader_that_ends_passes_the_lead_at_once() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        bench.market(1)
+        await bench.published(1)
+        first.end()
+        await first.ended.wait()
+        began_s = bench.clock.monotonic()
+        await bench.leads(second)
+        assert bench.clock.monotonic() - began_s < 0.5
+        bench.market(2)
+        await bench.published(1, 2)
+
+
+async def test_a_lone_leader_keeps_its_feed_and_its_backlog_while_redis_is_away() -> None:
+    async with open_bench() as bench:
+        first = await bench.start("first")
+        await bench.leads(first)
+        bench.market(1)
+        await bench.published(1)
+        await anyio.sleep(2)  # it knows that there is no standby
+        bench.group.down = bench.store.down = True
+        await anyio.sleep(30)
+        bench.market(2, 3)
+        await anyio.sleep(1)
+        bench.group.restart()  # its data are lost
+        bench.group.down = bench.store.down = False
+        await bench.published(1, 2, 3)
+        assert len(first.feed.attempts) == 1
+        status = first.service.status().standby
+        assert status is not None
+        assert (status.epoch, status.terms) == (2, 1)
+
+
+async def test_a_leader_with_a_standby_leaves_its_feed_when_it_cannot_renew() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        await anyio.sleep(2)
+        assert first.service.status().standby.standby_alive  # type: ignore[union-attr]
+        bench.group.down = bench.store.down = True
+        await bench.until(lambda: first.service.status().state == "standby")
+        assert not first.feed.connections
+        bench.market(1)
+        bench.group.down = bench.store.down = False
+        await bench.until(
+            lambda: first.service.readiness().ready or second.service.readiness().ready
+        )
+
+
+async def test_what_programs_want_outlives_their_leader() -> None:
+    async with open_bench() as bench:
+        first = await bench.start("first", "AAPL", "MSFT")
+        second = await bench.start("second", "AAPL", "MSFT")
+        await bench.leads(first)
+        await first.service.subscribe("TSLA")
+        await first.service.unsubscribe("MSFT")
+        first.lease.cut = True  # at once: nothing is stored later
+        await bench.leads(second)
+        assert second.service.subscriptions() == {"AAPL": ["settings"], "TSLA": ["api"]}
+        await second.feed.subscribed("AAPL", "TSLA")
+
+
+async def test_quotes_come_from_rest_while_the_connection_is_in_use() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        bench.market(1)
+        await bench.published(1)
+        second.feed.refuse_next(406, times=2)
+        first.lease.cut = True
+        await bench.until(lambda: first.service.status().state == "standby")
+        await bench.until(lambda: second.service.status().standby.leads)  # type: ignore[union-attr]
+        await bench.until(lambda: second.feed.attempts)
+        bench.market(2, 3)
+        await anyio.sleep(1.5)
+        assert bench.numbers == [(1, 1), (2, 2), (3, 3)]  # without a connection
+        assert not second.feed.connections
+        assert any("REST" in reason for reason in second.service.status().reasons)
+        bench.market(4)
+        await bench.leads(second)
+        bench.market(5)
+        await bench.published(1, 2, 3, 4, 5)
+        assert not any("REST" in reason for reason in second.service.status().reasons)
+        states = [state["state"] for state in bench.states]
+        assert states.count("takeover") == 1
+
+
+async def test_a_reader_in_the_process_lives_through_a_takeover() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        async with second.service.quotes("AAPL") as quotes:
+            bench.market(1)
+            await bench.published(1)
+            first.lease.cut = True
+            await bench.leads(second)
+            bench.market(2)
+            await bench.published(1, 2)
+            assert (await anext(aiter(quotes))).bid == 2
+
+
+async def test_a_lease_needs_a_store_for_each_term() -> None:
+    clock = VirtualClock()
+    lease = MemoryLease(MemoryGroup(), Leader("a", "h", 1, "/s"), clock=clock)
+    settings = Settings(symbols="AAPL", group="desk")
+    with pytest.raises(ConfigurationError, match="store"):
+        async with open_service(
+            settings, drivers=[FakeDriver()], store=MemoryPriceStore(), clock=clock, lease=lease
+        ):
+            pass
+
+
+async def test_events_that_a_deposed_leader_has_not_written_are_counted() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        bench.market(1)
+        await bench.published(1)
+        await anyio.sleep(2)
+        first.lease.cut = bench.store.down = True
+        bench.market(2)
+        await bench.until(lambda: first.service.status().state == "standby")
+        bench.store.down = False
+        status = first.service.status().standby
+        assert status is not None
+        assert status.dropped >= 1
+        await bench.leads(second)
+        await bench.published(1, 2)
