@@ -27,6 +27,7 @@ from typing import Any
 import anyio.from_thread
 import httpx
 import pytest
+import redis
 
 import mdservice
 from mdservice.clock import Clock
@@ -305,8 +306,9 @@ class Listener:
         self.states: list[dict[str, Any]] = []
         self._client = valkey.client()
         self._pubsub = self._client.pubsub()
-        self._pubsub.subscribe("price.updated", "feed.status")
-        for _ in range(2):
+        self._wakes = f"listener.{id(self)}"
+        self._pubsub.subscribe("price.updated", "feed.status", self._wakes)
+        for _ in range(3):
             assert self._pubsub.get_message(timeout=20)["type"] == "subscribe"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen)
@@ -314,8 +316,9 @@ class Listener:
 
     def _listen(self) -> None:
         while not self._stop.is_set():
-            message = self._pubsub.get_message(timeout=0.1)
-            if message is None:
+            # The limit holds for the rest of a message too, after which the library reconnects.
+            message = self._pubsub.get_message(timeout=20)
+            if message is None or self._stop.is_set():
                 continue
             assert message["type"] == "message", "its connection was cut, it may have missed some"
             if message["channel"] == b"price.updated":
@@ -360,6 +363,8 @@ class Listener:
 
     def close(self) -> None:
         self._stop.set()
+        with contextlib.suppress(redis.RedisError):  # a server that has ended, and so the thread
+            self._client.publish(self._wakes, b"")
         self._thread.join()
         self._pubsub.close()
         self._client.close()
