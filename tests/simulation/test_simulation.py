@@ -102,7 +102,7 @@ def _silent() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("seed", range(1, 13))
+@pytest.mark.parametrize("seed", range(1, 4))  # CI also runs others for two minutes
 def test_every_promise_is_kept_whatever_goes_wrong(seed: int) -> None:
     outcome = simulate(seed)
     assert outcome.violations == []
