@@ -36,7 +36,8 @@ export PYTHONDONTWRITEBYTECODE := ""
 # What makes `just test` fast: no whole programs, real servers and commands of the documentation; few seeds;
 # a quarter of the examples of each property; one worker more than processors, since a few tests wait
 workers := `python3 -c 'import os; print((os.cpu_count() or 1) + 1)'`
-quick := "--ignore=tests/integration --ignore=tests/contracts --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations -m 'not thorough' --hypothesis-profile=quick --dist worksteal -n " + workers
+parts := "--ignore=tests/integration --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations --dist worksteal -n " + workers
+quick := parts + " --ignore=tests/contracts -m 'not thorough' --hypothesis-profile=quick"
 
 # Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
 test *args: install
@@ -50,12 +51,20 @@ test-all *args: install
 test-slow: install
     {{python}} -m pytest -m "slow or not slow"
 
-# Run `just test-all` with branch coverage of every process; fail below the minimum in pyproject.toml
+# Run the tests of the single parts, with all seeds and examples, with branch coverage; fail below the minimum in pyproject.toml
 cov *args: install
     {{python}} -m coverage erase
-    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{just_executable()}} test-all "$@"
+    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{python}} -m pytest {{parts}} "$@"
     {{python}} -m coverage combine -q
     {{python}} -m coverage report
+
+# The same with all tests, which measures every process that they start
+cov-all *args: install
+    @{{just_executable()}} --set parts "" cov "$@"
+
+# Run the other tests: whole programs, real servers, the simulation, the documentation, the alerts. Without coverage, which would add half to their time; the longest first
+test-programs *args: install
+    {{python}} -m pytest --no-loadscope-reorder tests/operations tests/simulation tests/docs tests/integration "$@"
 
 # Check style, formatting and the import rules
 lint: install
@@ -144,8 +153,8 @@ docs-reference: install
 docs-pictures: install
     {{python}} -m docs.generate.terminal
 
-# Run what CI runs: style, types, import rules, tests with coverage, the site, the simulation
-check: lint type cov site simulate-faults-ci
+# Run what CI runs: style, types, import rules, all tests, those of the parts with coverage, the site, the simulation
+check: lint type cov test-programs site simulate-faults-ci
 
 # Lock the versions again, without the address of a registry
 lock: install
