@@ -21,10 +21,11 @@ from mdservice.client.discovery import GivenServer
 from mdservice.errors import StoreRefused
 from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.redis_io.store import RedisPriceStore
+from mdservice.simulator import SimQuote
 from tests.conftest import RealServer
 from tests.integration.conftest import patient
 from tests.integration.network import Network
-from tests.integration.outages import LINES, Ear, open_line, run
+from tests.integration.outages import LINES, Ear, open_line, run, until
 
 LEFT_WITHIN_S = 10.0
 NOWHERE = ("127.0.0.1", 9)  # the discard port: nothing answers
@@ -95,6 +96,20 @@ class Pair:
             leave(old)
             old.execute_command("CLIENT", "UNPAUSE")
 
+    def fail_over_without_the_last(self) -> None:
+        """The same, but the replica has not got what came after :meth:`cut`."""
+        with self.primary.client() as old, self.replica.client() as new:
+            new.replicaof("NO", "ONE")
+            self.network.lead_to(self.replica.path)
+            demote(old)
+
+    def cut(self) -> None:
+        """Bring the replica in step, and then nothing more."""
+        wait_until(self._in_step)
+        self._replication.down()
+        with self.replica.client() as replica:
+            wait_until(lambda: replica.info("replication")["master_link_status"] == "down")
+
     def close(self) -> None:
         self.network.close()
         self._replication.close()
@@ -136,6 +151,58 @@ def test_it_is_left_within_seconds_and_each_event_is_out_once(
                 line.check_complete(ear)
 
     run(body, backend)
+
+
+@pytest.mark.parametrize("way", ["READONLY", "MASTERDOWN"])
+def test_a_reader_leaves_it_too(way: str, pair: Pair, folder: Path) -> None:
+    async def body() -> None:
+        async with (
+            open_line(pair.replica, folder, "websockets", "AAPL", redis_url=pair.url) as line,
+            mdservice.open_prices(pair.url, ["AAPL"]) as prices,
+        ):
+            await line.more()
+            await anyio.to_thread.run_sync(pair.fail_over, WAYS[way])
+            with anyio.fail_after(patient(LEFT_WITHIN_S)):
+                await until(lambda: prices.status().reconnects == 1)
+            line.going = False
+            await until(lambda: (quote := prices.latest("AAPL")) and quote.seq == line.sent)
+
+    run(body, "trio")
+
+
+def test_what_a_lagging_replica_lacks_is_written_again_and_reported(
+    pair: Pair, folder: Path
+) -> None:
+    async def body() -> None:
+        symbols, redis_url = "AAPL,QUIET", pair.url
+        with closing(Ear(pair.replica.path)) as ear:
+            async with (
+                open_line(pair.replica, folder, "websockets", symbols, redis_url=redis_url) as line,
+                mdservice.open_prices(pair.replica.url, ["QUIET"]) as prices,
+            ):
+                await line.more()
+                line.going = False
+                await line.all_accepted()
+                await until(lambda: line.service.status().redis.backlog == 0)
+                await anyio.to_thread.run_sync(pair.cut)
+                line.simulator.send_quotes([SimQuote("QUIET", 7_777, 7_778)])
+                with pair.primary.client() as client:
+                    await until(lambda: b"7777" in client.get("price:QUIET"))
+                await anyio.to_thread.run_sync(pair.fail_over_without_the_last)
+                await until(lambda: "gap" in ear.told())
+                (gap,) = [state for state in ear.states if state["state"] == "gap"]
+                assert (gap["feed"], gap["channel"], gap["symbols"]) == (
+                    "stocks",
+                    "quotes",
+                    ["QUIET"],
+                )
+                assert gap["refreshed"]
+                with pair.replica.client() as client:
+                    assert b"7777" in client.get("price:QUIET")
+                await until(lambda: (quote := prices.latest("QUIET")) and quote.bid == 7_777)
+                assert ear.last_seq("QUIET") == line.sent, "no event is published again"
+
+    run(body, "trio")
 
 
 @pytest.mark.parametrize("way", ["READONLY", "MASTERDOWN"])
