@@ -81,7 +81,7 @@ fmt: install
 type: install
     {{python}} -m mypy
 
-# Measure everything that has a target (under five minutes). `quick`: compare with a plain alpaca-py handler only; `curves`: the cost by number of symbols, readers and quotes a frame; `where`: the time that each step of a quote takes; `floor`: the minimum that actors cost; `mix`: quotes, trades and bars together; `guard`: fail if something is slower than before; `repair`: the time to fill a gap; `relay`: a thousand clients of the relay; `journal`: what recording costs, replay and export; `cluster`: a write at one server and at a cluster of three; `page`: what an open page and a scrape of /metrics cost; `pnl`: as bench-pnl
+# Measure everything that has a target (under five minutes). `quick`: compare with a plain alpaca-py handler only; `curves`: the cost by number of symbols, readers and quotes a frame; `where`: the time that each step of a quote takes; `floor`: the minimum that actors cost; `mix`: quotes, trades and bars together; `guard`: fail if something is slower than before; `repair`: the time to fill a gap; `relay`: a thousand clients of the relay; `journal`: what recording costs, replay and export; `cluster`: a write at one server and at a cluster of three; `replicas`: readers of the primary and of a replica; `page`: what an open page and a scrape of /metrics cost; `pnl`: as bench-pnl
 bench *args: install
     {{python}} -m tests.bench "$@"
 

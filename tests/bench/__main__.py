@@ -22,6 +22,7 @@ is 1 when a price, an event or a count was not as it must be.
 - ``relay``, all of it or the parts named: many clients, see :mod:`tests.bench.relay`.
 - ``journal``: its cost, its size, replay and export, see :mod:`tests.bench.journal`.
 - ``cluster``: one server and a cluster, see :mod:`tests.bench.cluster`.
+- ``replicas``: readers of the primary and of a replica, see :mod:`tests.bench.replicas`.
 - ``page``: what an open page and a scrape cost, see :mod:`tests.bench.page`.
 - ``first-price``: likewise, see :mod:`tests.bench.first_price`.
 - ``pnl``: real-time P&L, as ``just bench-pnl``, see :mod:`tests.bench.pnl`.
@@ -55,6 +56,7 @@ from tests.bench import (
     pnl,
     relay,
     repair,
+    replicas,
     where,
 )
 from tests.bench.benchmark import REFERENCE, Benchmark, Plan, say
@@ -305,6 +307,10 @@ if __name__ == "__main__":
             signal.alarm(cluster.LIMIT_S)
             with tempfile.TemporaryDirectory() as folder:
                 code = cluster.main(say, Path(folder))
+        case ["replicas"]:
+            signal.alarm(replicas.LIMIT_S)
+            with tempfile.TemporaryDirectory() as folder:
+                code = replicas.main(say, Path(folder))
         case ["page"]:
             signal.alarm(page.LIMIT_S)
             code = anyio.run(looked_at, QUICK, backend="trio")
@@ -326,6 +332,6 @@ if __name__ == "__main__":
             sys.exit(
                 "usage: python -m tests.bench "
                 "[quick | curves | where | floor | mix | guard [store [instructions]] | repair | "
-                "relay [crowd | few | deaf | redis]… | journal | cluster | page | first-price | pnl [quick]]"
+                "relay [crowd | few | deaf | redis]… | journal | cluster | replicas | page | first-price | pnl [quick]]"
             )
     sys.exit(code)
