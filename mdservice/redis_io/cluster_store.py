@@ -313,10 +313,14 @@ class ClusterPriceStore(RedisPriceStore):
                 if each.key not in done
             }
             units = [each.unit(numbers[each.key]) for each in step if each.key in numbers]
-            await cluster.execute(units)
+            try:
+                await cluster.execute(units)
+            finally:  # one node may refuse what another one has executed
+                for (key, stored), unit in zip(numbers.items(), units, strict=True):
+                    if unit.replies and isinstance(unit.replies[-1], list):
+                        self._numbers[key] = stored
             for unit in units:
                 failed += failed_commands(self.address, unit.replies)
-            self._numbers.update(numbers)
         if settles:
             self._unsettled, self._keys_in_doubt = {}, False
         self._number = self._numbers[self._number_key]

@@ -50,6 +50,7 @@ class Server:
         record_reads: How often that was asked for.
         while_subscribing: A message that comes before the last answer to SUBSCRIBE.
         held_up_s: How long the reader does not listen, once.
+        settle_s: How long after its key an event may come.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class Server:
         self.record_reads = 0
         self.while_subscribing: list[bytes] | None = None
         self.held_up_s = 0.0
+        self.settle_s = 0.0
         self._to_subscriber: deque[Any] = deque()
         self._news = trio.Event()
 
@@ -146,11 +148,11 @@ class Connection:
     """What a :class:`~mdservice.redis_io.connection.RedisConnection` does, by the server's script."""
 
     server = LOCATION.address
-    settle_s = 0.0
     address = LOCATION.address.shown
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.settle_s = server.settle_s
 
     async def call(self, *commands: bytes) -> list[Any]:
         await trio.lowlevel.checkpoint()
@@ -248,6 +250,20 @@ async def test_keys_are_not_applied_before_the_marker_is_back(autojump_clock: An
         server.say([b"pong", b"keys-were-read"])
         assert await bench.taken() == [("AAPL", 5)]
         assert bench.connected == 1
+
+
+async def test_an_event_that_comes_soon_after_its_key_is_not_missed(autojump_clock: Any) -> None:
+    server, intake = Server(), Intake([QUOTES], ())
+    intake.take_keys(QUOTES, [quote(1)])
+    server.settle_s = 0.25
+    server.keys = {"AAPL": quote(3)}
+    async with open_bench(server, intake) as bench:
+        assert await bench.taken() == []  # 0.1 s later
+        server.publish(quote(2), quote(3))
+        assert await bench.taken() == [("AAPL", 2), ("AAPL", 3)]
+        await trio.sleep(1)
+        assert await bench.taken() == []
+        assert (bench.connected, bench.intake.states[QUOTES].order.missed) == (1, 0)
 
 
 async def test_a_step_makes_it_read_the_keys_again(autojump_clock: Any) -> None:

@@ -62,14 +62,19 @@ def test_plain_programs_at_every_node_read_and_hear_everything(
             ears = [stack.enter_context(closing(Ear(node.path))) for node in cluster.primaries]
             async with open_line(cluster, folder, driver, symbols, event_log="log") as line:
                 await line.more()
+                line.going = False
                 for ear in ears:
-                    await line.stop(ear)
+                    await until(
+                        lambda ear=ear: all(ear.last_seq(s) == line.sent for s in line.symbols)
+                    )
+                await until(lambda: line.service.status().redis.backlog == 0)
                 for ear in ears:
                     line.check_complete(ear)
                 with cluster.client() as client:
                     logged = client.xrange("log")
                     assert len(logged) == line.sent * len(line.symbols)
-        assert [cluster.client().keys("mdservice:writer*")] == [[]]
+        with cluster.client() as client:
+            assert client.keys("mdservice:writer*") == []
 
     run(body, backend)
 
