@@ -92,6 +92,7 @@ class Figures:
         bytes_a_quote: Of its compressed files.
         replay_s: How long its replay through a service took.
         replay_us: The processor time of each program for a quote of it, microseconds.
+        conflated: The part of its quotes that were no event, since Redis was slower.
         rows_per_s: How fast it was exported.
     """
 
@@ -100,6 +101,7 @@ class Figures:
     bytes_a_quote: float
     replay_s: float
     replay_us: dict[str, float]
+    conflated: float
     rows_per_s: float
 
     @property
@@ -127,6 +129,7 @@ class Figures:
                     f"{sum(self.replay_us.values()):.2f} us ({parts})",
                     f"<= {_CORES * 1e6 / _RATE / 20:.0f} us on {_CORES} cores",
                 ),
+                ("conflated in the replay", f"{self.conflated:.0%}", "-"),
                 ("export, rows/s", f"{self.rows_per_s:,.0f}", "-"),
             ]
         )
@@ -152,8 +155,8 @@ async def measure(benchmark: Benchmark) -> Figures:
         began = time.perf_counter()
         rows = export(open_journal([folder]), Path(name) / "day.parquet").rows
         export_s = time.perf_counter() - began
-        replay_s, replay_us = await _replay(folder, Path(name), quotes)
-    return Figures(pairs, quotes, size / quotes, replay_s, replay_us, rows / export_s)
+        replayed = await _replay(folder, Path(name), quotes)
+    return Figures(pairs, quotes, size / quotes, *replayed, rows / export_s)
 
 
 def _cost(benchmark: Benchmark) -> list[tuple[Flooded, Flooded]]:
@@ -214,10 +217,11 @@ async def _record(folder: Path) -> int:
     return quotes
 
 
-async def _replay(folder: Path, others: Path, quotes: int) -> tuple[float, dict[str, float]]:
+async def _replay(folder: Path, others: Path, quotes: int) -> tuple[float, dict[str, float], float]:
     """Seconds from the first to the last quote that a service gets of ``mdservice replay``.
 
-    With the processor time of each program for a quote, microseconds.
+    With the processor time of each program for a quote, microseconds, and the part of the quotes
+    that were conflated.
     """
     command = [sys.executable, "-m", "mdservice", "replay", str(folder), "--speed", "max"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as replay:
@@ -257,6 +261,7 @@ async def _replay(folder: Path, others: Path, quotes: int) -> tuple[float, dict[
                         await anyio.sleep(0.1)  # the status costs time too
                 took_s, sent = time.perf_counter() - began, quotes - before
                 costs = {name: 1e6 * (now - used[name]) / sent for name, now in used_s().items()}
-                return took_s * quotes / sent, costs
+                conflated = service.status().counters.events_conflated / quotes
+                return took_s * quotes / sent, costs, conflated
         finally:
             replay.terminate()
