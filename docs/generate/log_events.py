@@ -129,7 +129,9 @@ _MEANINGS: Final = {
     "redis_command_failed": "A command inside an executed write failed.",
     "redis_connected": "Connected to Redis.",
     "redis_failed": "Redis did not take a write, or could not be reached. It is tried again.",
-    "redis_has_forgotten": "Redis came back without the last prices. They are written again.",
+    "redis_has_forgotten": "Redis came back without the last `batches`. The newest values are "
+    "written again.",
+    "redis_primary_moved": "The sentinels name another primary. The service leaves the `old` one.",
     "redis_rights_missing": "This Redis user may not write some of the wanted channels. The others "
     "are written.",
     "refresh_failed": "REST did not give the latest values of `channel` after a lost connection. "

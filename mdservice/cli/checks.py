@@ -68,7 +68,7 @@ from mdservice.settings.parsers import host_and_port, is_loopback
 
 if TYPE_CHECKING:
     from mdservice.feed.driver import Driver
-    from mdservice.redis_io.connection import RedisLocator
+    from mdservice.redis_io.locator import Found
     from mdservice.redis_io.rights import RedisRights
     from mdservice.settings import Settings
 
@@ -716,7 +716,7 @@ async def check_redis(settings: Settings) -> CheckResult:
     if settings.redis_url is None:
         return await _check_embedded_server()
 
-    from mdservice.redis_io.locator import locator_of
+    from mdservice.redis_io.locator import SentinelLocator, locator_of
     from mdservice.redis_io.rights import try_rights
 
     name = "redis"
@@ -727,7 +727,11 @@ async def check_redis(settings: Settings) -> CheckResult:
     except ConfigurationError as exc:
         return failed(name, str(exc), configuration=True)
     names = RedisNames(settings.key_prefix, clustered=address.clustered, sharded=address.sharded)
+    where, problem = address.shown, ""
     try:
+        if isinstance(address, SentinelLocator):
+            found, problem = _describe_sentinels(await address.ask_all())
+            where = f"{where} ({found})"
         rights = await try_rights(
             address,
             names,
@@ -741,7 +745,26 @@ async def check_redis(settings: Settings) -> CheckResult:
     except StoreError as exc:
         return failed(name, str(exc), advice)
     rules = names.rights(settings.event_log, group=settings.group is not None)
-    return _describe_rights(rights, address, f"ACL SETUSER {address.user} {rules}")
+    allow = f"ACL SETUSER {address.user} {rules}"
+    result = _describe_rights(rights, where, allow)
+    if problem and result.outcome == "ok":
+        return warned(name, f"{result.detail}; {problem}", "start or correct the sentinels")
+    return result
+
+
+def _describe_sentinels(answers: Sequence[Found]) -> tuple[str, str]:
+    """What the sentinels know, and what is wrong with it, or ""."""
+    named = [one.primary for one in answers if one.primary is not None]
+    primaries = sorted({f"{host}:{port}" for host, port in named})
+    replicas = sorted({f"{host}:{port}" for one in answers for host, port in one.replicas})
+    detail = (
+        f"{len(named)} of {len(answers)} sentinels name the primary {' or '.join(primaries)}, "
+        f"replicas: {', '.join(replicas) or 'none'}"
+    )
+    problems = [one.problem for one in answers if one.problem is not None]
+    if len(primaries) > 1:
+        problems.insert(0, "the sentinels disagree")
+    return detail, "; ".join(problems)
 
 
 async def _check_embedded_server() -> CheckResult:
@@ -754,24 +777,21 @@ async def _check_embedded_server() -> CheckResult:
     return passed("redis", f"an embedded server will be started ({binary.name})")
 
 
-def _describe_rights(rights: RedisRights, address: RedisLocator, allow: str) -> CheckResult:
+def _describe_rights(rights: RedisRights, where: str, allow: str) -> CheckResult:
     from mdservice.redis_io.replies import describe_refusal
 
     name = "redis"
     if rights.missing:
-        return failed(
-            name, f"{address.shown} does not allow this user {', '.join(rights.missing)}", allow
-        )
+        return failed(name, f"{where} does not allow this user {', '.join(rights.missing)}", allow)
     if rights.refused is not None:
-        return failed(name, describe_refusal(address.shown, rights.refused))
+        return failed(name, describe_refusal(where, rights.refused))
     if rights.reduced:
         return warned(
             name,
-            f"{address.shown} accepts writes, but does not allow this user "
-            f"{', '.join(rights.reduced)}",
+            f"{where} accepts writes, but does not allow this user {', '.join(rights.reduced)}",
             allow,
         )
-    return passed(name, f"{address.shown} answers and accepts writes")
+    return passed(name, f"{where} answers and accepts writes")
 
 
 @attrs.frozen

@@ -27,6 +27,7 @@ __all__ = [
     "read_new_entries",
     "refuse_cut_off",
     "refuse_errors",
+    "refuse_moved",
 ]
 
 
@@ -71,6 +72,19 @@ def refuse_errors(address: str, replies: Iterable[object]) -> None:
             if text.startswith("NOPERM"):
                 raise StoreRefused(f"Redis at {address} refused: {text.rstrip('.')}; {_RIGHTS}")
             raise refusal(address, text)
+
+
+async def refuse_moved(locator: RedisLocator, server: RedisLocator) -> None:
+    """Raise for a server that is replaced; return if it is the right one.
+
+    Raises:
+        StoreUnavailable
+    """
+    if not await locator.is_right(server):
+        raise StoreUnavailable(
+            f"Redis at {server.shown} is not the primary any more, as {locator.shown} has it; "
+            "connecting again"
+        )
 
 
 def refuse_cut_off(address: str, role: object) -> None:

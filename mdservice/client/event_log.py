@@ -22,6 +22,7 @@ from mdservice.client.connection import (
     read_keys,
     refuse_cut_off,
     refuse_errors,
+    refuse_moved,
 )
 from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake
@@ -157,6 +158,8 @@ def _refuse(address: str, log: bytes, replies: list[Any]) -> None:
 
 _log = get_logger(__name__)
 
+_WATCH_EVERY_S: Final = 1.0
+"""How often sentinels are asked whether the server is still the right one."""
 _LOST_AT_MOST_MS: Final = 60_000
 """Ids are the server's time: a log that ends this much before our position is the same log."""
 
@@ -237,8 +240,12 @@ class EventLogSource(Generic[R]):
                 self._check_end(end)
                 await self._check_last_entry(connection)
             connected()
+            watched_s = anyio.current_time()
             while True:
                 await intake.handover.emptied()
+                if anyio.current_time() - watched_s >= _WATCH_EVERY_S:
+                    watched_s = anyio.current_time()
+                    await refuse_moved(location.address, connection.server)
                 await self._step(connection)
 
     async def _begin(self, connection: RedisConnection, end: EntryId) -> None:

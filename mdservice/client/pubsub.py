@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from math import inf
 from typing import Any, Final, Generic, NamedTuple
 
@@ -27,6 +28,7 @@ from mdservice.client.connection import (
     read_new_entries,
     refuse_cut_off,
     refuse_errors,
+    refuse_moved,
 )
 from mdservice.client.discovery import Location
 from mdservice.client.intake import Intake, KindState
@@ -93,6 +95,8 @@ class Silence:
 
 
 _WAIT_S: Final = 1.0
+_WATCH_EVERY_S: Final = 1.0
+"""How often sentinels are asked whether the server is still the right one."""
 _SHORT_WAIT_S: Final = 0.02
 """While keys are being read, so that the marker goes out soon."""
 _HELD_AT_MOST: Final = 100_000
@@ -153,6 +157,14 @@ async def _read_record(connection: RedisConnection, names: RedisNames) -> Instan
     role, record = await connection.call(pack(b"ROLE"), pack(b"GET", names.instance_key))
     refuse_cut_off(connection.address, role)
     return decode_instance(record)
+
+
+async def _watch(locator: RedisLocator, server: RedisLocator) -> None:
+    """Wait until the server is replaced, which raises."""
+    while locator.may_move:
+        await anyio.sleep(_WATCH_EVERY_S)
+        await refuse_moved(locator, server)
+    await anyio.sleep_forever()
 
 
 def _check_channels(owner: Instance, names: RedisNames, address: RedisLocator) -> None:
@@ -275,7 +287,10 @@ class PubSubSource(Generic[R]):
                 announcements=announcements,
             )
             await run_together(
-                subscription.receive, subscription.read_keys, subscription.read_records
+                subscription.receive,
+                subscription.read_keys,
+                subscription.read_records,
+                partial(_watch, location.address, connection.server),
             )
 
 
@@ -467,8 +482,11 @@ class _Subscription(Generic[R]):
         if self._undecided:
             self._want_record(now_s)
         following = self._intake.following
-        # Whether the server still gets events is asked along with the record.
-        if following is None or not self._announcements:
+        # Whether the server still gets events is asked along with the record. In a cluster, a
+        # demoted node says so to the subscriber.
+        if self._address.clustered:
+            pass
+        elif following is None or not self._announcements:
             if now_s - self._record_wanted_s >= _ROLE_EVERY_S:
                 self._want_record(now_s)
         elif now_s - self._followed_heard_s >= _ROLE_AFTER_S:

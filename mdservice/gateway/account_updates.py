@@ -13,6 +13,7 @@ from mdservice.client.connection import (
     connected_to,
     refuse_cut_off,
     refuse_errors,
+    refuse_moved,
 )
 from mdservice.client.discovery import Discovery
 from mdservice.client.pubsub import Silence
@@ -92,6 +93,7 @@ class AccountUpdates:
             role_s = anyio.current_time()
             while True:
                 if anyio.current_time() - role_s >= _ROLE_EVERY_S:
+                    await refuse_moved(location.address, connection.server)
                     await _refuse_cut_off(connection.server)
                     role_s = anyio.current_time()
                 ping = _PING if silence.ask(anyio.current_time()) else b""

@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar
 import anyio
 import attrs
 
-from mdservice.client.connection import CLIENT_NAME, refuse_errors
+from mdservice.client.connection import CLIENT_NAME, refuse_errors, refuse_moved
 from mdservice.client.discovery import Discovery
 from mdservice.client.http import NoAnswer
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
@@ -20,7 +20,7 @@ from mdservice.model.quote import Quote
 from mdservice.model.trade import Trade
 from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisConnection
+from mdservice.redis_io.connection import RedisConnection, RedisLocator
 from mdservice.redis_io.names import BREAKER_CHANNEL, Instance, RedisNames, decode_instance
 from mdservice.redis_io.replies import array
 
@@ -28,6 +28,8 @@ __all__ = ["HOLD_MS", "RedisCalls"]
 
 _WAIT_S: Final = 5.0
 """How long a call waits for those before it."""
+_WATCH_EVERY_S: Final = 1.0
+"""How often sentinels are asked whether the server is still the primary."""
 _ROLE: Final = pack(b"ROLE")
 _UNWATCH: Final = pack(b"UNWATCH")
 _MULTI, _EXEC = pack(b"MULTI"), pack(b"EXEC")
@@ -115,6 +117,9 @@ class RedisCalls:
         """The service that writes the keys, as it last named itself; None where it did not."""
         self._one_call = anyio.Lock()
         self._connection: RedisConnection | None = None
+        self._locator: RedisLocator | None = None
+        self._watched_s = 0.0
+        """When the locator was last asked whether the server is the right one."""
         self._was_primary = False
         """Whether the server was a primary when the connection was opened."""
         self._address = ""
@@ -325,12 +330,20 @@ class RedisCalls:
     async def _try(self, talk: Callable[[RedisConnection], Awaitable[_T]]) -> _T:
         done = False
         try:
+            await self._refuse_moved()
             result = await talk(self._connection or await self._connect())
             done = True
         finally:
             if not done:
                 self.close()
         return result
+
+    async def _refuse_moved(self) -> None:
+        locator, connection, now_s = self._locator, self._connection, anyio.current_time()
+        if locator is None or connection is None or now_s - self._watched_s < _WATCH_EVERY_S:
+            return
+        self._watched_s = now_s
+        await refuse_moved(locator, connection.server)
 
     async def _connect(self) -> RedisConnection:
         try:
@@ -341,6 +354,7 @@ class RedisCalls:
         self._record = pack(b"GET", self._names.instance_key)
         self._prices.question = self._trades.question = b""
         self._connection = await RedisConnection.open(location.address, CLIENT_NAME)
+        self._locator, self._watched_s = location.address, anyio.current_time()
         (role,) = await self._connection.call(_ROLE)
         # Not known where this user may not ask.
         self._was_primary = isinstance(role, list) and not _is_replica(role)

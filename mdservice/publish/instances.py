@@ -25,7 +25,7 @@ import msgspec
 from anyio.abc import TaskStatus
 
 from mdservice.clock import Clock
-from mdservice.errors import StoreError, StoreRefused
+from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.model.market import Market
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
@@ -226,6 +226,8 @@ class Instances:
     async def _keep_announcing(self, speaker: RedisConnection) -> None:
         while True:
             await anyio.sleep(ANNOUNCE_EVERY_S)
+            if not await self._address.is_right(speaker.server):
+                raise StoreUnavailable(f"{speaker.address} is not the primary any more")
             await self._announce(speaker)
             self._forget_silent()
 

@@ -20,6 +20,7 @@ __all__ = [
     "Events",
     "LimitedStore",
     "Message",
+    "MovingStore",
     "PartedStore",
     "PriceStore",
     "Refusable",
@@ -150,6 +151,18 @@ class PartedStore(Protocol):
         """What the store may have lost since the last call: whether the value of a symbol.
 
         None if nothing is lost, or :meth:`PriceStore.last_batch` shows that everything is.
+        """
+        ...
+
+
+@runtime_checkable
+class MovingStore(Protocol):
+    """A price store whose server may be replaced by another one while it still answers."""
+
+    async def watch(self) -> None:
+        """Break the connection to a server that is replaced; returns if that cannot happen.
+
+        The writer runs it beside the other calls. Raises nothing.
         """
         ...
 

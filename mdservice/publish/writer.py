@@ -39,6 +39,7 @@ from mdservice.publish.latencies import Durations
 from mdservice.publish.store import (
     Events,
     LimitedStore,
+    MovingStore,
     PartedStore,
     PriceStore,
     Refusable,
@@ -47,6 +48,7 @@ from mdservice.publish.store import (
 )
 from mdservice.redis_io.names import STATUS_CHANNEL
 from mdservice.runtime.actor import Channel, Depth, Heartbeat, Outbox
+from mdservice.runtime.task_groups import block_tasks
 
 __all__ = ["RedisWriter", "WriterSnapshot"]
 
@@ -265,8 +267,11 @@ class RedisWriter:
         task_status.started()
         self._connected = False  # a restart during a call leaves the connection in an unknown state
         try:
-            await self._check()
-            await self._write_all()
+            async with block_tasks() as tasks:
+                if isinstance(self._store, MovingStore):
+                    tasks.start_soon(self._store.watch)
+                await self._check()
+                await self._write_all()
         finally:
             with anyio.move_on_after(_CLOSE_S, shield=True):
                 await self._store.aclose()

@@ -23,7 +23,7 @@ import attrs
 
 from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import Opener, RedisAddress, RedisConnection
+from mdservice.redis_io.connection import Opener, RedisAddress, RedisConnection, RedisLocator
 from mdservice.redis_io.names import EVENTS_TAG
 from mdservice.redis_io.replies import (
     MISSING,
@@ -88,6 +88,8 @@ class ClusterLocator:
     """
 
     clustered = True
+    may_move = False
+    """A demoted node refuses writes, and names its successor."""
 
     def __init__(self, url: SeveralServers, *, timeout_s: float) -> None:
         query = dict(url.query)
@@ -136,6 +138,10 @@ class ClusterLocator:
             self.nodes.remove(node)
         self.nodes.insert(0 if answers else len(self.nodes), node)
         del self.nodes[_MOST_KNOWN:]
+
+    async def is_right(self, server: RedisLocator) -> bool:  # noqa: ARG002 - as above
+        """See :class:`~mdservice.redis_io.connection.RedisLocator`: always."""
+        return True
 
     async def reach(self, connect: Opener, *, reads: bool) -> RedisConnection:  # noqa: ARG002 - primaries
         """See :class:`~mdservice.redis_io.connection.RedisLocator`."""

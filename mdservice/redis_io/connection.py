@@ -99,6 +99,19 @@ class RedisLocator(Protocol):
         """Whether events are published to the nodes of a cluster by symbol."""
         ...
 
+    @property
+    def may_move(self) -> bool:
+        """Whether :meth:`is_right` can ever be False."""
+        ...
+
+    async def is_right(self, server: RedisLocator) -> bool:
+        """Whether a server that :meth:`reach` has found is still the one to use.
+
+        An old primary may still take writes, which its successor never gets. Where this cannot be
+        found out, the server is still the right one.
+        """
+        ...
+
     async def reach(self, connect: Opener, *, reads: bool) -> RedisConnection:
         """Find the server, and connect to it.
 
@@ -169,6 +182,13 @@ class RedisAddress:
         except (TypeError, ValueError, redis.RedisError) as exc:
             raise _bad_argument(self.shown) from exc
         self._tls: tuple[ssl.SSLContext, list[int]] | None = None
+
+    may_move = False
+    """There is one server."""
+
+    async def is_right(self, server: RedisLocator) -> bool:  # noqa: ARG002 - one server
+        """See :class:`RedisLocator`: always."""
+        return True
 
     async def reach(self, connect: Opener, *, reads: bool) -> RedisConnection:  # noqa: ARG002 - one server
         """See :class:`RedisLocator`: connect to this server."""

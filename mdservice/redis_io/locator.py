@@ -101,6 +101,9 @@ class SentinelLocator:
             be secret.
     """
 
+    may_move = True
+    """A failover makes another server the primary."""
+
     def __init__(self, url: SeveralServers, *, timeout_s: float) -> None:
         query = dict(url.query)
         sentinel_login = query.pop("sentinel_username", ""), query.pop("sentinel_password", "")
@@ -183,6 +186,31 @@ class SentinelLocator:
                     self._sentinels.insert(0, sentinel)
                     return connection
         raise self._not_found(answers, tried.values())
+
+    async def is_right(self, server: RedisLocator) -> bool:
+        """See :class:`~mdservice.redis_io.connection.RedisLocator`.
+
+        A primary is left when a sentinel names another one, and that one says that it is one.
+        """
+        if not isinstance(server, RedisAddress) or server.must_be != "primary":
+            return True  # a replica says itself whether it still follows
+        sentinel = self._sentinels[0]
+        self._sentinels.remove(sentinel)
+        self._sentinels.append(sentinel)
+        found = await self._ask(sentinel, replicas=False)
+        if found.primary is None:
+            return True
+        self._sentinels.remove(sentinel)
+        self._sentinels.insert(0, sentinel)
+        other = self._server(*found.primary, "primary")
+        if other is server:
+            return True
+        try:
+            connection = await RedisConnection.open(other, _CLIENT_NAME, limit_s=_SERVER_LIMIT_S)
+        except StoreError:
+            return True
+        connection.close()
+        return False
 
     async def ask_all(self) -> list[Found]:
         """What each sentinel says, for a person to read. Raises nothing for a dead sentinel."""

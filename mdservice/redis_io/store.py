@@ -187,6 +187,8 @@ def raise_refusal(address: str, replies: Iterable[object]) -> None:
 LOOK_AGAIN_S: Final = 10.0
 """How often to try again the rights of kinds that this user may not write, seconds."""
 _KEYS_PER_READ: Final = 1_000
+_WATCH_EVERY_S: Final = 1.0
+"""How often sentinels are asked whether the server is still the primary."""
 _MARK_EVERY_S: Final = 1.0
 """How often readers of every kind learn how many batches there were, under load."""
 
@@ -347,6 +349,19 @@ class RedisPriceStore:
         self._unfenced = await greet(
             connection, self._unfenced, self._packer, self._address.database, self._admit
         )
+
+    async def watch(self) -> None:
+        """Close the connection to a server that sentinels have replaced, also during a write.
+
+        Until it is told, an old primary takes writes that are lost. Returns if there is one server.
+        """
+        while self._address.may_move:
+            await anyio.sleep(_WATCH_EVERY_S)
+            connection = self._connection
+            if connection is None or await self._address.is_right(connection.server):
+                continue
+            _log.warning("redis_primary_moved", url=self.address, old=connection.address)
+            connection.close()
 
     async def last_batch(self) -> int:
         """The number of this instance's last executed batch, or 0.

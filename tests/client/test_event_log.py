@@ -91,6 +91,7 @@ class Server:
 
     address = "redis://db"
     settle_s = 0.0
+    server = RedisAddress("redis://db", timeout_s=1.0)
 
     async def call(self, *commands: bytes) -> list[Any]:
         await trio.lowlevel.checkpoint()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import anyio
@@ -38,6 +40,8 @@ from mdservice.redis_io.cluster_store import open_price_store
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import MemoryPriceStore, Slow
 from tests.batches import write_batch
+from tests.conftest import RealServer, free_port
+from tests.integration.sentinels import Server
 from tests.records import make_record
 
 LIMIT_S = 60.0
@@ -289,10 +293,55 @@ class ClusterBackend(RedisBackend):
                 node.answer_again()
 
 
-@pytest.fixture(params=["memory", "redis", "cluster"])
+class SentinelBackend(RedisBackend):
+    """The same behind a sentinel, which names the server."""
+
+    def __init__(self, server: Any, sentinel: Server, name: str) -> None:
+        self._url = f"redis+sentinel://127.0.0.1:{sentinel.port}/{name}"
+        super().__init__(server)
+
+    def make(self, *, instance: str = "one", event_log: str | None = None) -> PriceStore:
+        return RedisPriceStore(self._url, price_ttl_s=77, event_log=event_log, instance=instance)
+
+
+@pytest.fixture(scope="module")
+def sentinel() -> Iterator[Server]:
+    """A sentinel that watches what it is asked to."""
+    with ExitStack() as stack:
+        port = free_port(stack)
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sen-")))
+        config = folder / "sentinel.conf"
+        config.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
+        server = Server(port, folder, str(config), "--sentinel")
+        stack.callback(server.kill)
+        server.start()
+        yield server
+
+
+@contextmanager
+def sentinel_backend(sentinel: Server) -> Iterator[Backend]:
+    with ExitStack() as stack:
+        port = free_port(stack)
+        server = RealServer("--port", str(port), "--bind", "127.0.0.1")
+        stack.callback(server.close)
+        server.start()
+        name = f"prices-{port}"
+        client = stack.enter_context(sentinel.client())
+        client.execute_command("SENTINEL", "MONITOR", name, "127.0.0.1", port, 1)
+        stack.callback(client.execute_command, "SENTINEL", "REMOVE", name)
+        backend = SentinelBackend(server, sentinel, name)
+        stack.callback(backend.close)
+        yield backend
+
+
+@pytest.fixture(params=["memory", "redis", "cluster", "sentinel"])
 def behind(request: pytest.FixtureRequest) -> Iterator[Backend]:
     if request.param == "memory":
         yield MemoryBackend()
+        return
+    if request.param == "sentinel":
+        with sentinel_backend(request.getfixturevalue("sentinel")) as made:
+            yield made
         return
     backend = (
         ClusterBackend(request.getfixturevalue("cluster"))

@@ -37,6 +37,8 @@ class FakeServer:
         self.found_error: Exception | None = None
         self.refusal: Exception | None = None
         self.answers_pings = True
+        self.is_cut_off = False
+        self.server: Any = None
         self.opened = 0
         self.subscribed: list[bytes] = []
         self._replies: list[Any] = []
@@ -49,13 +51,19 @@ class FakeServer:
         address = RedisAddress("redis://localhost:6379", timeout_s=1.0)
         return Location(address, RedisNames("desk1:"))
 
-    async def open(self, *_: Any) -> FakeServer:
+    async def open(self, *_: Any, reads: bool) -> FakeServer:
+        assert reads, "a replica will do"
         self.opened += 1
         self._is_lost, self._replies = False, []
         return self
 
     def close(self) -> None:
         self._is_lost = True
+
+    async def refuse_cut_off(self, _server: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.is_cut_off:
+            raise StoreUnavailable("nothing new comes here")
 
     async def exchange(self, data: bytes, _count: int) -> list[Any]:
         await anyio.lowlevel.checkpoint()
@@ -146,6 +154,7 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     server = FakeServer()
     monkeypatch.setattr(account_updates, "RedisConnection", server)
+    monkeypatch.setattr(account_updates, "_refuse_cut_off", server.refuse_cut_off)
     return Bench(server)
 
 
@@ -198,6 +207,15 @@ async def test_an_unreadable_event_costs_only_itself(
         assert bench.came == ["a 15"]
         assert bench.asked == asked + 1, "the source has what the event said"
     assert bench.server.opened == 1
+
+
+async def test_a_server_that_gets_nothing_new_is_left(autojump_clock: Any, bench: Bench) -> None:
+    async with bench.running():
+        await anyio.sleep(20)
+        assert bench.server.opened == 1
+        bench.server.is_cut_off = True
+        await anyio.sleep(5)
+        assert bench.server.opened > 1
 
 
 async def test_what_a_lost_connection_missed_the_source_is_asked_for(

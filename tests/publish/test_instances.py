@@ -14,6 +14,7 @@ import pytest
 
 from mdservice.publish import instances as instances_module
 from mdservice.publish.instances import Instances
+from mdservice.redis_io.connection import RedisAddress
 from mdservice.redis_io.names import (
     ANNOUNCE_EVERY_S,
     GONE_AFTER_S,
@@ -69,6 +70,8 @@ class Redis:
 
 
 class Connection:
+    server = RedisAddress("redis://db", timeout_s=1.0)
+
     def __init__(self, server: Redis) -> None:
         self._server = server
         self._messages: deque[Any] = deque()
