@@ -12,6 +12,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -38,6 +39,8 @@ _MAX_HEAD_BYTES = 64 * 1024
 _IDLE_S = 30
 """After so long an idle connection is closed. The timer also runs while a busy machine delays a
 request that the client has sent already, so Hypercorn's 5 s closed connections in use."""
+_UNREAD_MS = 300_000
+"""After so long the kernel ends a connection whose client takes no byte of an answer."""
 _GRACE_S = 0.5
 _RETRY_S = 0.1
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -100,6 +103,8 @@ class _Acceptor:
         self._slots = anyio.Semaphore(MAX_CONNECTIONS)
         self._open: set[_Caller] = set()
         self._one_closed = anyio.Event()
+        self._full = False
+        """Whether the last client could not be accepted, as the log says."""
 
     async def run(self) -> None:
         """Accept until cancelled. Connections outlive the cancellation until :meth:`end`."""
@@ -127,13 +132,17 @@ class _Acceptor:
                 sock, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 continue  # The client is already gone.
-            except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    raise
-                _log.error("The API cannot accept a connection: %s", error.strerror)
+            except OSError as error:  # no room, or what Linux reports of a client's network
+                if error.errno in _NO_ROOM and not self._full:
+                    self._full = True
+                    _log.error("The API cannot accept a connection: %s", error.strerror)
                 await anyio.sleep(_RETRY_S)
                 continue
+            self._full = False
             sock.setblocking(False)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                with suppress(OSError):  # a UNIX socket has no such option
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
             return sock
 
     async def _handle(self, caller: _Caller) -> None:
