@@ -146,10 +146,25 @@ def _write(stream: LogStream | None, line: str) -> None:
 def _renderer(format: str, stream: LogStream | None) -> Any:  # noqa: A002 - the setting's word
     if format == "json":
         return structlog.processors.JSONRenderer(ensure_ascii=False)
-    return structlog.dev.ConsoleRenderer(
+    render = structlog.dev.ConsoleRenderer(
         colors=stream is not None and stream.isatty(),
         exception_formatter=structlog.dev.plain_traceback,
         pad_event_to=28,
+    )
+
+    def render_printable(logger: Any, level: str, event: Event) -> Any:
+        return render(logger, level, {name: _printable(name, event[name]) for name in event})
+
+    return render_printable
+
+
+def _printable(name: str, value: object) -> object:
+    """A text without what begins a line or steers a terminal; a traceback keeps its lines."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    kept = "\n" if name == "exception" else ""
+    return "".join(
+        char if char.isprintable() or char in kept else repr(char)[1:-1] for char in value
     )
 
 

@@ -72,6 +72,41 @@ def test_console_lines_have_colours_on_a_terminal() -> None:
     assert "\x1b" in stream.getvalue()
 
 
+HOSTILE = (
+    "a\nb",
+    "a\r\nevent=login",
+    "\x1b[2J\x1b[31mred",
+    "\x00\x07\x08",
+    "\u2028line",
+    "\x9b31m",
+)
+"""What a peer may put into a name or a reason."""
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_no_value_begins_a_line_or_steers_a_terminal(text: str, stream: type[io.StringIO]) -> None:
+    plain, hostile = stream(), stream()
+    for written, value in ((plain, "x y"), (hostile, text)):
+        configure_logging("console", stream=written)
+        get_logger("x").warning("relay_client_refused", reason=value)
+        logging.getLogger("other").warning("from %s", value)
+    assert len(hostile.getvalue().splitlines()) == len(plain.getvalue().splitlines())
+    for sign in "\r\x00\x07\x08\x9b\u2028":
+        assert sign not in hostile.getvalue()
+    assert hostile.getvalue().count("\x1b") == plain.getvalue().count("\x1b")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_value_begins_a_line_of_json(text: str) -> None:
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    get_logger("x").warning("relay_client_refused", reason=text)
+    lines = stream.getvalue().split("\n")
+    assert (len(lines), json.loads(lines[0])["reason"]) == (2, text)
+    assert "\x1b" not in stream.getvalue()
+
+
 def test_stderr_is_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("json")
     get_logger("x").info("up")
