@@ -131,6 +131,18 @@ fuzz *args: install
     .venv/bin/uv pip install -q --python $python -c requirements-dev.txt -r requirements.txt atheris==3.0.0 msgpack pyarrow
     exec nice $python -m tests.fuzz "$@"
 
+# Look up known vulnerabilities of the locked packages; says so where there is no network
+audit: install
+    #!/usr/bin/env bash
+    set -euo pipefail
+    .venv/bin/uv venv -q --allow-existing --python {{python}} .venv-references/pip-audit
+    .venv/bin/uv pip install -q --python .venv-references/pip-audit/bin/python pip-audit==2.10.1
+    if ! timeout 20 {{python}} -c "import httpx; httpx.get('https://api.osv.dev/', timeout=10)" 2>/dev/null; then
+        echo "skipped: the database of vulnerabilities (api.osv.dev) cannot be reached" >&2
+        exit 0
+    fi
+    .venv-references/pip-audit/bin/python -m pip_audit --no-deps --disable-pip -s osv -r requirements-dev.txt
+
 # Build the documentation site and check it: links, names, the reference against the code
 docs: site
     {{python}} -m pytest tests/docs -q
