@@ -248,7 +248,7 @@ class Life:
         executed = [
             batch
             for batch in self.store.executed[self.first_batch : self.last_batch]
-            if not batch.ages_s  # those say again what a server has forgotten
+            if not batch.ages_s and not batch.restored  # those write again what a server has lost
         ]
         if not self.store.emptied_between(self.opened_s, self.closed_s):
             return executed
