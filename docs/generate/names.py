@@ -43,6 +43,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "mdservice.model.feeds.Feed",
         "mdservice.model.feeds.Topic",
         "mdservice.publish.store",
+        "mdservice.publish.lease",
     ),
     "testing": ("mdservice.testing",),
     "simulator": ("mdservice.simulator",),
