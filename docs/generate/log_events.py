@@ -183,7 +183,8 @@ _MEANINGS: Final = {
     "or five tries have failed.",
     "standby_cannot_look": "A standby cannot read who leads. It is tried again.",
     "standby_cannot_read": "A standby cannot read the last records. It is tried again.",
-    "stands_by": "Another service leads the group, and this one stands by.",
+    "stands_by": "Another service leads the group, or writes here without a group, and this one "
+    "stands by.",
     "stepped_down": "This service no longer leads its group. `dropped` counts the events that it "
     "had not written; the next leader repairs them.",
     "subscriptions_not_read": "What the last leader's programs wanted cannot be read from Redis.",

@@ -55,6 +55,7 @@ from mdservice.runtime.task_groups import block_tasks
 if TYPE_CHECKING:
     from mdservice.journal.recorder import Recorder
     from mdservice.publish.instances import Instances
+    from mdservice.redis_io.names import Instance
 
 __all__ = ["HELD_FOR_S", "Member"]
 
@@ -63,6 +64,8 @@ _T = TypeVar("_T")
 
 HELD_FOR_S: Final = 60.0
 """How long the symbols of the last leader's relay and positions are kept, seconds."""
+_GROUPLESS_S: Final = 0.5
+"""How often a standby looks whether a service without a group still runs, seconds."""
 _AGAIN_S: Final = 0.2
 """The pause before another try after Redis has failed, seconds."""
 _LEAST_S: Final = 0.2
@@ -117,6 +120,9 @@ class Member:
         self._clock = plan.clock
         self._group = plan.settings.group or "group"
         self._instances: Callable[[str], Instances | None] = lambda _name: None
+        self._others: Instances | None = None
+        self._groupless: Instance | None = None
+        """A service without a group that writes here, after which this group leads."""
         if lease is None:
             from mdservice.redis_io.lease import RedisLease
 
@@ -130,6 +136,7 @@ class Member:
             lease = redis_lease
             admit = redis_lease.admit("instances")
             self._instances = lambda name: plan.instances(name, admit)
+            self._others = plan.instances(lease.own.id)
             make_store = make_store or partial(_redis_store, plan, redis_lease.admit("store"))
         if make_store is None:
             raise ConfigurationError("open_service takes lease= with a function as store=")
@@ -171,7 +178,12 @@ class Member:
         """Why the service does not serve; None while it leads."""
         if self._leads:
             return None
-        leader = self._leader
+        leader, groupless = self._leader, self._groupless
+        if leader is None and groupless is not None:
+            return (
+                f"stands by: {groupless.host} (process {groupless.pid}) writes here without a "
+                f"group since {groupless.since}; group {self._group} leads once it has ended"
+            )
         if leader is None:
             error = self._lease.last_error
             why = f": Redis is not connected: {error}" if error is not None else ""
@@ -280,8 +292,11 @@ class Member:
                 wait_s = LOOK_EVERY_S
                 try:
                     before, self._leader = self._leader, await self._lease.look()
-                    if self._leader is None and (taken := await self._lease.claim()) is not None:
-                        return taken
+                    if self._leader is None:
+                        if await self._is_served_without_a_group():
+                            wait_s = _GROUPLESS_S
+                        elif (taken := await self._lease.claim()) is not None:
+                            return taken
                     self._note_leader(before)
                 except StoreError as exc:
                     wait_s = _AGAIN_S
@@ -290,6 +305,15 @@ class Member:
                 with anyio.move_on_after(wait_s):
                     await self._stopping.wait()
         return None
+
+    async def _is_served_without_a_group(self) -> bool:
+        if self._others is None:
+            return False
+        before, self._groupless = self._groupless, await self._others.groupless()
+        if self._groupless is not None and before is None:
+            self._has_stood_by = True
+            _log.info("stands_by", group=self._group, reason=self.standing_by)
+        return self._groupless is not None
 
     def _note_leader(self, before: Leader | None) -> None:
         leader = self._leader

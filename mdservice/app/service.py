@@ -775,6 +775,7 @@ def _open_instances(
         prefix=settings.key_prefix,
         channels=settings.channels,
         clock=clock,
+        group=settings.group,
         admit=admit,
     )
 

@@ -71,6 +71,7 @@ class Instances:
         prefix: The prefix of every key and channel.
         clock: The time.
         channels: Which channels a followed symbol gets; None if that is not to be announced.
+        group: The standby group that this service leads, or None.
         admit: Registers each connection in a group before anything is published on it; the first
             announcement then takes the record of the earlier leader.
     """
@@ -86,6 +87,7 @@ class Instances:
         prefix: str,
         clock: Clock,
         channels: Sequence[str] | None = None,
+        group: str | None = None,
         admit: Callable[[RedisConnection], Awaitable[None]] | None = None,
     ) -> None:
         self._address = locator_of(url, timeout_s=_TIMEOUT_S)
@@ -110,6 +112,7 @@ class Instances:
             since=format_ns(clock.utc_ns()),
             channels=None if channels is None else tuple(channels),
             sharded=True if self._address.sharded else msgspec.UNSET,
+            group=msgspec.UNSET if group is None else group,
         )
 
     def set_market(self, market: Market | None) -> None:
@@ -124,6 +127,26 @@ class Instances:
     def conflicts(self) -> tuple[str, ...]:
         """A warning about each of them."""
         return tuple(map(self._describe, self.others()))
+
+    async def groupless(self) -> Instance | None:
+        """The service that writes to this database now and is in no group.
+
+        Such a service knows of no lease: an older version of this program, for instance, that is to
+        be replaced. A group leads only after it.
+
+        Raises:
+            StoreUnavailable, StoreRefused
+        """
+        connection = await self._open()
+        try:
+            replies = await connection.exchange(pack(b"GET", self._names.instance_key), 1)
+        finally:
+            connection.close()
+        self._refuse(replies)
+        owner = decode_instance(replies[0])
+        if owner is None or owner.group is not msgspec.UNSET or _has_ended(owner, self.own):
+            return None
+        return owner
 
     def _describe(self, other: Instance) -> str:
         who = (

@@ -104,6 +104,7 @@ class Instance(msgspec.Struct, frozen=True):
         market: The stock market's hours; None if they are not known to it.
         channels: Which channels a followed symbol gets; None if the service does not say.
         sharded: Whether its events are on the channels of shards; left out where they are not.
+        group: The standby group that it leads; left out where it is in none.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Instance(msgspec.Struct, frozen=True):
     market: Market | None = None
     channels: tuple[str, ...] | None = None
     sharded: bool | msgspec.UnsetType = msgspec.UNSET
+    group: str | msgspec.UnsetType = msgspec.UNSET
 
 
 _encoder = msgspec.json.Encoder()

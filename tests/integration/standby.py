@@ -180,7 +180,7 @@ class Group:
         stage.defer(self.market.stop)
 
     def start(self, **env: str) -> Program:
-        return self.stage.service(self.simulator, self.valkey, **self._env, **env)
+        return self.stage.service(self.simulator, self.valkey, **{**self._env, **env})
 
     def leading(self) -> Program | None:
         """The member that serves, if one does."""
