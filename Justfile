@@ -114,6 +114,10 @@ simulate-faults-ci: install
 soak hours *args: install
     {{python}} -m tests.soak "$@"
 
+# Kill, stop and end the leader of a standby group of real processes, at random: `just chaos 100`. Prints the time of each takeover, and compares every event with the market's own record
+chaos rounds="100" *args: install
+    {{python}} -m tests.integration.chaos "$@"
+
 # Change the program in many small ways, one at a time, and see whether the tests notice (an hour): `just mutants router --count 50`
 mutants *args: install
     #!/usr/bin/env bash

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 
 import pytest
 
+from tests.integration.chaos import chaos
 from tests.integration.conftest import Stage, eventually
 from tests.integration.standby import Group, resume, stop
 
@@ -111,6 +113,12 @@ def test_a_restart_of_redis_leaves_the_leader_its_lead(stage: Stage) -> None:
     assert group.leader() is first
     assert second.until(lambda status: status["standby"]["leader"] is not None)
     group.more()
+    group.finish()
+
+
+def test_a_group_that_fails_at_random_loses_and_repeats_nothing(stage: Stage) -> None:
+    group = Group(stage)
+    assert len(chaos(group, 3, random.Random(2))) == 3
     group.finish()
 
 
