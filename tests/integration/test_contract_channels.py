@@ -421,9 +421,10 @@ def test_late_repeated_corrected_and_canceled_trades(desk: Account) -> None:
     cancel(1, "V", "C")  # not the one under the key
     desk.wait("trade.canceled", symbol, 3)
     assert key()["id"] == 3  # type: ignore[index]
-    # REST's latest where no trade is left that the service knows, else none
+    # REST's latest where no trade is left that the service knows, else none. It is of the same day in
+    # New York as its cancellation, but in half a minute around midnight.
     desk.alpaca.latest["stocks", "trades"][symbol] = {
-        "t": (t := at(3600)), "i": 55, "x": "V", "p": 98.5, "s": 1, "c": [], "z": "C",
+        "t": (t := at(30)), "i": 55, "x": "V", "p": 98.5, "s": 1, "c": [], "z": "C",
     }  # fmt: skip
     cancel(3, "V", "C")
     found = desk.eventually(

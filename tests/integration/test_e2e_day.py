@@ -17,8 +17,11 @@ def exact(text: str) -> Any:
 
 
 def test_a_gateway_and_its_successor_agree_with_the_broker(stage: Any, fresh_valkey: Any) -> None:
-    broker = stage.simulator(positions={"AAPL": (10, "180.5")}, sale_fee="0.0000278")
+    broker = stage.simulator(
+        positions={"AAPL": (10, "180.5")}, sale_fee="0.0000278", rest_rate_limit=None
+    )
     http = httpx.Client(timeout=30)
+    stage.defer(http.close)
 
     def gained() -> Decimal:
         account = http.get(f"{broker.rest_url}/v2/account", headers={}).json()
