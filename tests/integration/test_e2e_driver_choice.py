@@ -148,7 +148,8 @@ def test_auto_goes_on_with_the_raw_driver_where_alpaca_py_cannot_work(
 ) -> None:
     broken = started[name]
     broken.works()
-    assert broken.connected_after_s() < patient(20), broken.service.said
+    # An import that hangs is given up twice, after 15 s each.
+    assert broken.connected_after_s() < patient(50), broken.service.said
     assert broken.driver == "websockets"
     assert broken.listener.state("fallback")["driver"] == "websockets"
     changed = [line for line in broken.service.stderr.splitlines() if "driver" in line]
