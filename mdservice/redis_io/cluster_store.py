@@ -196,7 +196,7 @@ class ClusterPriceStore(RedisPriceStore):
         super().__init__(url, **options)
         if self._admit is not None:
             raise ConfigurationError(
-                "A standby group needs a single Redis server or redis+sentinel://: in a cluster, "
+                "A standby group needs a single Redis server: in a cluster, "
                 "a new leader cannot end the old one's connections to every node. Change "
                 "MDSERVICE_REDIS_URL, or unset MDSERVICE_GROUP"
             )
