@@ -67,8 +67,8 @@ def _texts(holding: Holding) -> list[str]:
         or type(mark) is not Quote
     ):
         return _other_texts(holding)
-    # Nearly all rows are such, so this calls few functions. A mid has decimals, and so has what it
-    # is multiplied by or added to.
+    # Nearly all rows are such, so this calls few functions. A mid has decimals. Shares have no
+    # positive exponent, so the products and sums have decimals too.
     value = lot.units * price
     pnl = value + lot.minus_paid
     try:

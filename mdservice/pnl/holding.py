@@ -603,7 +603,8 @@ def _lot(position: Position, lastday: Decimal | None) -> Lot:
     problem = position.problem or _problem(position)
     if problem is not None or qty is None or avg is None:
         return Lot(head, qty, problem)
-    units = _multiply(qty, position.multiplier)
+    # Adding 0 makes 100 of 1E+2: a row relies on the decimals of a product.
+    units = _add(_multiply(qty, position.multiplier), ZERO)
     minus_paid = EXACT.minus(_multiply(units, avg))
     hundredth = EXACT.scaleb(minus_paid if qty < 0 else EXACT.minus(minus_paid), -2)
     base = None if lastday is None else _multiply(units, lastday)

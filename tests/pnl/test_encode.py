@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.position import Position
-from mdservice.model.quote import Quote
+from mdservice.model.quote import Quote, exact_mid
 from mdservice.pnl.encode import encode_positions, encode_report, row_texts
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.numbers import plain, short
@@ -157,6 +157,26 @@ def test_what_else_is_known_of_a_position_and_why_it_may_be_out_of_date() -> Non
 def test_numbers_are_plain(number: str, as_given: str, shortened: str) -> None:
     assert plain(Decimal(number)) == as_given
     assert short(Decimal(number)) == shortened
+
+
+@pytest.mark.parametrize(
+    ("qty", "multiplier"),
+    [("1E+2", "1"), ("1", "1E+2"), ("-1E+2", "1"), ("1E-21", "2E+23"), ("4E+1", "1E+3")],
+)
+@pytest.mark.parametrize(("bid", "ask"), [(0.0, 0.25), (0.25, 0.25), (100.0, 100.0), (0.1, 0.3)])
+def test_a_quantity_with_an_exponent_is_valued_as_any_other(
+    qty: str, multiplier: str, bid: float, ask: float
+) -> None:
+    engine = new_engine()
+    engine.set_positions(
+        [Position("AAPL", Decimal(qty), Decimal(1), multiplier=Decimal(multiplier))]
+    )
+    engine.update(Quote("AAPL", bid, ask, 1, 1, T_NS, T_NS), T_NS)
+    (row,) = decoded(encoded(engine))["positions"]
+    shares, price = Decimal(qty) * Decimal(multiplier), exact_mid(bid, ask)
+    assert price is not None
+    assert row["market_value"] == shares * price
+    assert row["unrealized_pnl"] == shares * (price - 1)
 
 
 @examples(300)
