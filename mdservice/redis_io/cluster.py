@@ -176,7 +176,7 @@ class Unit:
         data: The packed commands.
         count: How many replies they have.
         node: Where to send it next; None for the node that serves the slot.
-        asking: Whether that node has to be told that the slot is on its way to it.
+        asking: Whether to send ``ASKING`` first, since the slot is still on its way to that node.
         guarded: Whether it depends on a watched key, and so on the connection that watches.
         replies: The last replies.
     """

@@ -353,7 +353,8 @@ class RedisPriceStore:
     async def watch(self) -> None:
         """Close the connection to a server that sentinels have replaced, also during a write.
 
-        Until it is told, an old primary takes writes that are lost. Returns if there is one server.
+        A replaced primary still accepts writes until the sentinels demote it, and they are lost. It
+        returns at once if the URL names one server.
         """
         while self._address.may_move:
             await anyio.sleep(_WATCH_EVERY_S)

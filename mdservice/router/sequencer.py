@@ -130,7 +130,7 @@ class Sequencer(Generic[R]):
         self._resuming = resuming
 
     def trust_earlier(self) -> None:
-        """The records of the earlier run count as the latest ones, without a word of REST."""
+        """Count the records of the earlier run as the latest ones, without asking REST."""
         self._confirmed.update(self._earlier)
 
     def number_on(self, numbers: Mapping[str, int]) -> None:

@@ -168,7 +168,7 @@ def test_a_failover_while_quotes_flow(
                 assert seqs[-1] == line.sent
             found = await gateway.prices(line.symbols)
             assert [quote.seq for quote in found if quote] == [line.sent] * len(line.symbols)
-            assert await gateway.breaker() in (trip, None)  # None: lost, and told by the others
+            assert await gateway.breaker() in (trip, None)  # None: lost, and the others report it
             with new.client() as client:
                 await until(lambda: client.get("mdservice:instance"))
             if way is stop:
