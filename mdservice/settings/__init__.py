@@ -585,7 +585,8 @@ class Settings:
             )
         if self.group is not None and "+" in (self.redis_url or "").partition(":")[0]:
             self._refuse(
-                "group", "needs one Redis server, and not sentinels or a cluster: the lease is in one"
+                "group",
+                "needs one Redis server, and not sentinels or a cluster: the lease is in one",
             )
         wanting = None
         if not self.simulated and not own_feed:

@@ -11,7 +11,7 @@ from mdservice.settings import Settings
 @pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+sentinel", "redis+cluster"])
 def test_a_group_needs_one_redis_server(scheme: str) -> None:
     settings = Settings(feed="simulator", group="desk", redis_url=f"{scheme}://a:1,b:2/prices")
-    with pytest.raises(ConfigurationError, match="setting group.*one Redis server"):
+    with pytest.raises(ConfigurationError, match=r"setting group.*one Redis server"):
         settings.require_runnable()
 
 
