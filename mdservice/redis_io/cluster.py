@@ -33,7 +33,7 @@ from mdservice.redis_io.replies import (
     refusal,
     refusal_code,
 )
-from mdservice.settings.parsers import SeveralServers, parse_switch
+from mdservice.settings.parsers import SeveralServers
 
 __all__ = ["EVENTS_SLOT", "ClusterConnection", "ClusterLocator", "Node", "Unit", "slot_of"]
 
@@ -93,11 +93,9 @@ class ClusterLocator:
 
     def __init__(self, url: SeveralServers, *, timeout_s: float) -> None:
         query = dict(url.query)
-        tls = parse_switch(query.pop("ssl")) if "ssl" in query else False
-        tls = tls or url.scheme.startswith("rediss")
         if url.path not in ((), ("0",)) or query.pop("db", "0") != "0":
             raise ValueError("names a database, and a cluster is used with database 0 alone")
-        self._scheme = "rediss" if tls else "redis"
+        self._scheme = "rediss" if url.tls else "redis"
         publish = query.pop("publish", "all")
         if publish not in ("all", "sharded"):
             raise ValueError("has a publish that is neither all nor sharded")
@@ -117,7 +115,7 @@ class ClusterLocator:
         """Who logs in."""
         hosts = ",".join(_joined(node) for node in url.servers)
         shown = {
-            **({"ssl": "true"} if tls else {}),
+            **({"ssl": "true"} if url.tls else {}),
             **({"publish": publish} if self.sharded else {}),
         }
         self.shown = f"redis+cluster://{hosts}" + (f"?{urlencode(shown)}" if shown else "")

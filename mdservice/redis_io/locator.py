@@ -110,11 +110,7 @@ class SentinelLocator:
         reads_from = query.pop("read_from", "primary")
         if reads_from not in ("primary", "replica"):
             raise ValueError("has a read_from that is neither primary nor replica")
-        ssl = query.pop("ssl", "false")
-        if ssl not in ("true", "false"):
-            raise ValueError("has an ssl that is neither true nor false")
-        tls = ssl == "true" or url.scheme.startswith("rediss")
-        self._scheme = "rediss" if tls else "redis"
+        self._scheme = "rediss" if url.tls else "redis"
         self._login = "" if url.login is None else f"{url.login}@"
         database = query.pop("db", "") or (url.path[1] if url.path[1:] else "0")
         if not database.isdecimal():
@@ -147,7 +143,7 @@ class SentinelLocator:
         self.user = example.user
         """Who logs in to the data servers."""
         hosts = ",".join(_joined(*server) for server in url.servers)
-        shown = {"ssl": "true"} if tls else {}
+        shown = {"ssl": "true"} if url.tls else {}
         if self.prefers_replica:
             shown["read_from"] = "replica"
         self.shown = f"redis+sentinel://{hosts}/{quote(self.service, safe='')}/{self.database}" + (

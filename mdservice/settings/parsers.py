@@ -153,13 +153,15 @@ class SeveralServers:
         login: User and password as the URL has them; None without a login.
         servers: Host and port of each.
         path: The parts of its path, decoded.
-        query: The arguments of its query.
+        tls: Whether the connections are encrypted: by the scheme, or by ``ssl=true``.
+        query: The other arguments of its query.
     """
 
     scheme: str
     login: str | None = attrs.field(repr=False)
     servers: tuple[tuple[str, int], ...]
     path: tuple[str, ...]
+    tls: bool
     query: Mapping[str, str] = attrs.field(repr=False)
 
 
@@ -195,7 +197,11 @@ def split_several(url: str) -> SeveralServers | None:
     elif names[1:] and not names[1].isdecimal():
         raise ValueError(f"has a database that is no number: write {scheme}://host/service/0")
     arguments = dict(parse_qsl(query, keep_blank_values=True))
-    return SeveralServers(scheme, login if at else None, tuple(servers), names, arguments)
+    ssl = arguments.pop("ssl", "false")
+    if ssl not in ("true", "false"):
+        raise ValueError("has an ssl that is neither true nor false")
+    tls = ssl == "true" or scheme.startswith("rediss")
+    return SeveralServers(scheme, login if at else None, tuple(servers), names, tls, arguments)
 
 
 def parse_redis_url(value: object) -> str:

@@ -64,11 +64,19 @@ def test_the_login_is_that_of_every_node() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["redis+cluster://", "redis+cluster://a/1", "redis+cluster://a?db=2", "redis+cluster://a:x"],
+    [
+        "redis+cluster://",
+        "redis+cluster://a/1",
+        "redis+cluster://a?db=2",
+        "redis+cluster://a:x",
+        "redis+cluster://me:hunter2@a?ssl=hunter2",
+        "redis+cluster://me:hunter2@a?publish=hunter2",
+    ],
 )
-def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
-    with pytest.raises(ConfigurationError):
+def test_a_url_that_cannot_be_used_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
         locator_of(url, timeout_s=1)
+    assert "hunter2" not in str(refused.value)
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:
