@@ -30,9 +30,10 @@ async def main(folder: str) -> None:
             sent = replay.players[0].messages
             while sum(service.status().feed.received.values()) < sent:
                 await anyio.sleep(0.01)
-            status = service.status()
-            for quote in service.prices():
-                print(quote.symbol, quote.bid, quote.ask, "seq", quote.seq)
+        # At the end of the block, the service has routed and written what it received.
+        status = service.status()
+        for quote in service.prices():
+            print(quote.symbol, quote.bid, quote.ask, "seq", quote.seq)
     assert status.counters.decode_errors == 0, status.feed.last_error
     assert not any(actor.restarts for actor in status.actors.values()), status.reasons
 
