@@ -44,6 +44,7 @@ nitpick_ignore_regex = [
     ("py:(class|obj)", r"mdservice\.pnl\.(engine|rows)\._T"),
     ("py:func", r"mdservice\.pnl\.last_sale\.updates_last"),
     ("py:class", r"mdservice\.model\.market\.Market"),
+    ("py:class", r"mdservice\.model\.quote\._Read"),
     (
         "py:class",
         r"mdservice\.simulator\.(bars|feeds|http|market|memory)\..*",

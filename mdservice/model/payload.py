@@ -87,5 +87,5 @@ def quote_of(price: WrittenPrice) -> Quote:
         price.seq,
     )
     if written_ns is not None:
-        quote.written_time = timestamp
+        quote.written_time = timestamp  # type: ignore[misc]  # mypy does not see the base's slot
     return quote

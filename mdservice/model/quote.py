@@ -12,8 +12,20 @@ from mdservice.model.written import NOT_WRITTEN
 __all__ = ["Identity", "Quote", "exact_mid", "identity", "mid_e5", "mid_number"]
 
 
+class _Read:
+    """The slot of a quote that was read from a text; of any other quote it is empty.
+
+    It is no field of attrs: setting one would cost every quote of the feed, and a changed copy
+    must not have the old text.
+    """
+
+    __slots__ = ("written_time",)
+    written_time: str
+    """``timestamp`` in the text, if it has the form of :func:`format_ns`."""
+
+
 @attrs.define(eq=True)
-class Quote:
+class Quote(_Read):
     """Best bid and offer of one symbol at one moment, as Alpaca sent them.
 
     Not frozen, because the router numbers accepted quotes in place: a second object per quote
@@ -30,7 +42,6 @@ class Quote:
         seq: Its number among the accepted quotes of its symbol since the service started, from
             1; 0 until it is accepted.
         wire: The message as the feed sent it; see :class:`~mdservice.model.kinds.Record`.
-        written_time: ``timestamp``, if the quote was read from a text that has it in that form.
     """
 
     symbol: str
@@ -42,9 +53,6 @@ class Quote:
     ts_recv_ns: int
     seq: int = 0
     wire: bytes | None = attrs.field(default=None, eq=False, repr=False, metadata=NOT_WRITTEN)
-    written_time: str | None = attrs.field(
-        default=None, init=False, eq=False, repr=False, metadata=NOT_WRITTEN
-    )
 
     @property
     def price(self) -> Decimal | None:
@@ -54,7 +62,7 @@ class Quote:
     @property
     def timestamp(self) -> str:
         """``ts_event_ns`` as RFC 3339 text with all nanoseconds."""
-        return self.written_time or format_ns(self.ts_event_ns)
+        return getattr(self, "written_time", None) or format_ns(self.ts_event_ns)
 
 
 Identity = tuple[str, int, float, float, int | float, int | float]

@@ -80,7 +80,7 @@ def _texts(holding: Holding) -> list[str]:
     base, day = holding.first_base, "null"
     if base is not None and holding.day.problem is None:
         day = short(value - base)
-    when = mark.written_time or mark.timestamp
+    when = mark.timestamp
     status = "live" if holding.live and holding.quote is mark else holding.status
     row = (
         f',"current_price":{str(price).rstrip("0").rstrip(".")}'
