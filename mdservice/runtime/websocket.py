@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import cache, partial
+from typing import Any, Final
 
 import anyio
 import sniffio
@@ -13,7 +14,16 @@ from anyio.abc import TaskGroup
 from mdservice.runtime.network import Route, route, tls_context
 from mdservice.runtime.task_groups import block_tasks
 
-__all__ = ["HeldWebsocket", "WebsocketRoute", "held_websocket", "library_connect"]
+__all__ = [
+    "HeldWebsocket",
+    "WebsocketRoute",
+    "asyncio_connection",
+    "held_websocket",
+    "library_connect",
+]
+
+_MOST_UNREAD_BYTES: Final = 4 * 1024 * 1024
+"""More than any request has, so only a peer that does not read its pongs comes to it."""
 
 
 class WebsocketRoute:
@@ -57,7 +67,32 @@ def library_connect() -> Any:
         return trio_connect
     from websockets.asyncio.client import connect as asyncio_connect
 
-    return asyncio_connect
+    return partial(asyncio_connect, create_connection=asyncio_connection())
+
+
+@cache
+def asyncio_connection() -> Any:
+    """The library's client connection on asyncio, which ends when the peer sends but does not read.
+
+    The library answers each ping, and on asyncio it does not wait until the answer is sent. A peer
+    that sends pings and does not read the pongs could fill the memory. On trio it waits.
+    """
+    from websockets.asyncio.client import ClientConnection
+
+    class Connection(ClientConnection):
+        def send_data(self) -> None:
+            # One write for thousands of pongs; an empty one is the end of writing, always the last
+            if len(writes := self.protocol.writes) > 1:
+                self.protocol.writes = [b"".join(writes), *([] if writes[-1] else [b""])]
+            super().send_data()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.get_write_buffer_size() > _MOST_UNREAD_BYTES:
+                self.set_connection_exc(ConnectionError("the server does not read its pongs"))
+                self.transport.abort()
+
+    return Connection
 
 
 @asynccontextmanager

@@ -178,7 +178,7 @@ def _cut(count: int) -> Work:
     protocol = ClientProtocol(parse_uri("ws://feed/"))
     request = protocol.connect()
     protocol.send_request(request)
-    reader = FrameReader(protocol, 1 << 20, lambda messages: None)
+    reader = FrameReader(protocol, 1 << 20, lambda messages, size: None)
     reader.receive_data(ServerProtocol().accept(Request("/", request.headers)).serialize())
     if protocol.state is not State.OPEN:
         raise RuntimeError("the connection did not open")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import tempfile
 import threading
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from websockets.server import ServerProtocol
 
 from mdservice.errors import FeedUnavailable
 from mdservice.feed.alpaca.login import Credentials
+from mdservice.feed.alpaca.sdk_driver import AlpacaPyDriver
 from mdservice.feed.alpaca.websockets_driver import MAX_FRAME_BYTES, WebsocketsDriver
 from mdservice.feed.subscriptions import Followed
 from mdservice.http_api import connections
@@ -50,8 +52,9 @@ class HostileFeed:
         url: Its address.
     """
 
-    def __init__(self, attack: Iterator[bytes]) -> None:
+    def __init__(self, attack: Iterable[bytes], pressing: Pressing | None = None) -> None:
         self._attack = attack
+        self._pressing = pressing
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"ws://127.0.0.1:{self._listener.getsockname()[1]}/v2/iex"
         self._thread = threading.Thread(target=self._serve)
@@ -85,6 +88,8 @@ class HostileFeed:
                 sock.sendall(data)
         for data in self._attack:
             sock.sendall(data)
+        if self._pressing is not None:
+            self._pressing(sock)
         sock.recv(65_536)  # the client's close frame; it would wait for an answer
 
     def close(self) -> None:
@@ -110,8 +115,10 @@ ENDING = {
 
 
 @contextmanager
-def hostile(attack: Iterator[bytes]) -> Iterator[HostileFeed]:
-    feed = HostileFeed(attack)
+def hostile(
+    attack: Iterable[bytes] = (), pressing: Pressing | None = None
+) -> Iterator[HostileFeed]:
+    feed = HostileFeed(attack, pressing)
     try:
         yield feed
     finally:
@@ -179,6 +186,118 @@ def test_a_claimed_length_takes_no_memory_before_its_bytes_come() -> None:
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak_bytes < MAX_FRAME_BYTES
+
+
+LARGE_BYTES, LARGE_COUNT = 1 << 20, 64
+LARGE = b"\x82\x7f" + LARGE_BYTES.to_bytes(8, "big") + b"\xc4" * LARGE_BYTES
+"""A frame that is no message."""
+STALLED_S = 2.0
+
+
+class Pressing:
+    """Sends the same bytes many times, and finds out whether the peer stops reading.
+
+    Attributes:
+        settled: Set once all is sent, or nothing more can be.
+        stalled: Whether nothing more could be sent.
+    """
+
+    def __init__(self, data: bytes, count: int) -> None:
+        self._data = data
+        self._count = count
+        self.settled = threading.Event()
+        self.stalled = False
+
+    def __call__(self, sock: socket.socket) -> None:
+        try:
+            for _ in range(self._count):
+                rest = memoryview(self._data)
+                while rest:
+                    ready = select.select([], [sock], [], LIMIT_S if self.stalled else STALLED_S)
+                    if ready[1]:
+                        rest = rest[sock.send(rest[: 1 << 16], socket.MSG_DONTWAIT) :]
+                    else:
+                        assert not self.stalled, "the client reads no more"
+                        self.stalled = True
+                        self.settled.set()
+        finally:
+            self.settled.set()
+
+
+DRIVERS = {
+    "websockets on trio": (WebsocketsDriver, "trio"),
+    "websockets on asyncio": (WebsocketsDriver, "asyncio"),
+    "alpaca-py": (AlpacaPyDriver, "trio"),
+}
+with_each_driver = pytest.mark.parametrize(
+    ("driver_class", "backend"), DRIVERS.values(), ids=DRIVERS
+)
+
+
+@with_each_driver
+def test_large_frames_wait_in_the_socket_and_not_in_memory(driver_class: Any, backend: str) -> None:
+    pressing = Pressing(LARGE, LARGE_COUNT)
+    with hostile(pressing=pressing) as feed:
+
+        async def main() -> None:
+            driver = driver_class(feed.url, Credentials("key", "secret"))
+            async with driver.connect(Followed(), lambda: 0) as link:
+                await anyio.to_thread.run_sync(pressing.settled.wait, LIMIT_S)
+                assert pressing.stalled, "all of it has been read"
+                errors = 0
+                while errors < LARGE_COUNT:  # none is lost
+                    errors += (await link.receive()).errors
+
+        run(backend, main)
+
+
+FLOODS = {
+    "pings": b"\x89\x7d" + bytes(125),
+    "pongs": b"\x8a\x7d" + bytes(125),
+    "empty pings": b"\x89\x00",
+    "empty messages": b"\x82\x00",
+    "empty fragments": b"\x00\x00",
+}
+FLOOD_FRAMES = 120_000
+MOST_HELD_BYTES = 12 << 20
+"""Less than a flood's frames take, and more than those of one read, a queue, and answers to pings."""
+
+
+@with_each_driver
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_frames_without_data_fills_no_memory(
+    driver_class: Any, backend: str, flood: str
+) -> None:
+    """The server reads no pongs, so a driver may stop reading, end the connection, or throw away."""
+    data = FLOODS[flood]
+    part = data * ((1 << 16) // len(data))
+    start = [b"\x02\x00"] if "fragments" in flood else []
+    pressing = Pressing(part, FLOOD_FRAMES * len(data) // len(part))
+    held_bytes: list[int] = []
+
+    async def receive(link: Any) -> None:
+        while True:
+            await link.receive()
+
+    async def main() -> None:
+        driver = driver_class(feed.url, Credentials("key", "secret"))
+        async with driver.connect(Followed(), lambda: 0) as link, anyio.create_task_group() as task:
+            tracemalloc.start()
+            task.start_soon(receive, link)
+            while not pressing.settled.is_set():
+                held_bytes.append(tracemalloc.get_traced_memory()[0])
+                await anyio.sleep(0.01)
+            held_bytes.append(tracemalloc.get_traced_memory()[0])
+            task.cancel_scope.cancel()
+
+    with hostile(iter(start), pressing=pressing) as feed:
+        try:
+            run(backend, main)
+        except* FeedUnavailable:
+            assert "pings" in flood
+        finally:
+            tracemalloc.stop()
+    assert max(held_bytes) < MOST_HELD_BYTES
 
 
 # Clients of the HTTP API

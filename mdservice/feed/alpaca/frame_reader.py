@@ -44,14 +44,14 @@ class FrameReader:
     Args:
         protocol: The library's, not yet open.
         most_bytes: The limit of one message; the library refuses a longer one.
-        put: Receives messages in order, each with whether it is text.
+        put: Receives messages in order, each with whether it is text, and their bytes in all.
     """
 
     def __init__(
         self,
         protocol: ClientProtocol,
         most_bytes: int,
-        put: Callable[[Sequence[tuple[bytes, bool]]], None],
+        put: Callable[[Sequence[tuple[bytes, bool]], int], None],
     ) -> None:
         self._protocol = protocol
         self._library = protocol.receive_data
@@ -109,7 +109,7 @@ class FrameReader:
     def _cut(self, data: bytes) -> None:
         """Take the messages out of bytes that begin with a frame; keep the start of the last."""
         messages: list[tuple[bytes, bool]] = []
-        position, size = 0, len(data)
+        position, size, taken = 0, len(data), 0
         needs = _SHORT_HEAD
         while size - position >= _SHORT_HEAD:
             kind, length = data[position], data[position + 1]
@@ -130,11 +130,12 @@ class FrameReader:
                 break
             if kind in _MESSAGES:
                 messages.append((data[start:end], kind == _TEXT))
+                taken += length
             else:
                 self._library(data[position:end])
             position = end
         if messages:
-            self._put(messages)
+            self._put(messages, taken)
         if self._given_over:
             self._library(data[position:])
         else:

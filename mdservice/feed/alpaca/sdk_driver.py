@@ -39,7 +39,11 @@ from mdservice.feed.alpaca.codec import Frame
 from mdservice.feed.alpaca.error_codes import http_refusal
 from mdservice.feed.alpaca.link import AlpacaLink
 from mdservice.feed.alpaca.login import Credentials, failed_login
-from mdservice.feed.alpaca.websockets_driver import MAX_FRAME_BYTES, MAX_QUEUED_FRAMES
+from mdservice.feed.alpaca.websockets_driver import (
+    MAX_FRAME_BYTES,
+    MAX_QUEUED_BYTES,
+    MAX_QUEUED_FRAMES,
+)
 from mdservice.feed.driver import CLOSE_TIMEOUT_S, LoginLimit
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import STOCKS, Feed, FeedName
@@ -49,7 +53,7 @@ from mdservice.runtime.network import Route, root_cause, route, tls_advice, tls_
 __all__ = ["AlpacaPyDriver", "LentSocket", "SdkThread", "SdkWebsocket"]
 
 _MOST_FRAMES = 2048
-"""The most frames that may wait before the thread stops reading."""
+"""The most frames that may wait before the thread stops reading; or ``MAX_QUEUED_BYTES``."""
 _MOST_AT_ONCE = 64
 """The most frames of one batch, since one turn of the shared event loop decodes all of them."""
 
@@ -268,6 +272,7 @@ class SdkThread:
         self._thread = threading.Thread(target=self._main, name="alpaca-py", daemon=True)
         self._lock = threading.Lock()
         self._frames: list[Frame] = []
+        self._bytes = 0
         self._error: FeedError | None = None
         self._opened = False
         self._closing = False
@@ -302,8 +307,9 @@ class SdkThread:
         while True:
             ended = self._ended  # read first: the last frames come before the end
             with self._lock:
-                was_full = len(self._frames) >= _MOST_FRAMES
+                was_full = self._is_full()
                 taken, self._frames = self._frames[:_MOST_AT_ONCE], self._frames[_MOST_AT_ONCE:]
+                self._bytes -= sum(map(len, taken))
             if taken:
                 if was_full:
                     self._in_thread(self._room.set)
@@ -406,13 +412,17 @@ class SdkThread:
             frame = await websocket.recv()
             with self._lock:
                 self._frames.append(frame)
+                self._bytes += len(frame)
                 waiting = len(self._frames)
             if waiting == 1:
                 self._soon(self._notify)
-            elif waiting >= _MOST_FRAMES:
+            if self._is_full():
                 self._room.clear()
-                if len(self._frames) >= _MOST_FRAMES:
+                if self._is_full():
                     await self._room.wait()
+
+    def _is_full(self) -> bool:
+        return len(self._frames) >= _MOST_FRAMES or self._bytes >= MAX_QUEUED_BYTES
 
     def _spawn(self, awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
         future = asyncio.ensure_future(awaitable)
@@ -558,10 +568,26 @@ def _import_sdk() -> tuple[Mapping[FeedName, Any], Any]:
         ) from exc
 
     class RememberingProtocol(WebSocketClientProtocol):
+        """Also reads no further while many bytes wait; the library counts messages only."""
+
         last_frame: Frame | None = None
+        _waiting_bytes = 0
+        _room: asyncio.Future[None] | None = None
+
+        async def read_message(self) -> Frame | None:
+            while self._waiting_bytes > MAX_QUEUED_BYTES:
+                self._room = self.loop.create_future()
+                await self._room
+            message = await super().read_message()
+            if message is not None:
+                self._waiting_bytes += len(message)
+            return message
 
         async def recv(self) -> Frame:
             frame = await super().recv()
+            self._waiting_bytes -= len(frame)
+            if self._room is not None and not self._room.done():
+                self._room.set_result(None)
             self.last_frame = frame
             return frame
 

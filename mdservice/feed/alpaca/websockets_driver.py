@@ -28,7 +28,12 @@ from mdservice.model.feeds import STOCKS, Feed
 from mdservice.observability.logging import get_logger
 from mdservice.observability.masking import mask_url
 from mdservice.runtime.network import root_cause, tls_advice
-from mdservice.runtime.websocket import HeldWebsocket, WebsocketRoute, held_websocket
+from mdservice.runtime.websocket import (
+    HeldWebsocket,
+    WebsocketRoute,
+    asyncio_connection,
+    held_websocket,
+)
 
 if TYPE_CHECKING:
     import trio
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "MAX_QUEUED_BYTES",
     "MAX_QUEUED_FRAMES",
     "MOST_BYTES_AT_ONCE",
     "FrameQueue",
@@ -53,6 +59,8 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 """With large subscriptions, Alpaca's frames can exceed the library's usual limit of 1 MiB."""
 MAX_QUEUED_FRAMES = 1024
 """Frames read ahead; beyond that, TCP slows the sender down."""
+MAX_QUEUED_BYTES = MAX_FRAME_BYTES
+"""Likewise; about 150,000 quotes. A limit of frames alone would let 1,024 of the largest wait."""
 _PING_INTERVAL_S = 20.0
 _PING_TIMEOUT_S = 15.0
 """Below the interval: websockets 17 on trio stops asking, with an error in the log, once an answer
@@ -204,10 +212,19 @@ class FrameQueue:
         most: The most messages that may wait before reading is paused.
         pause: Pauses reading the socket.
         resume: Resumes reading the socket.
+        most_bytes: The most bytes that may wait, likewise.
     """
 
-    def __init__(self, most: int, pause: Callable[[], Any], resume: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        most: int,
+        pause: Callable[[], Any],
+        resume: Callable[[], Any],
+        most_bytes: int = MAX_QUEUED_BYTES,
+    ) -> None:
         self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._pause = pause
         self._resume = resume
         self._paused = False
@@ -238,10 +255,10 @@ class FrameQueue:
             self._started, self._fragments = None, bytearray()
         else:
             opcode, data = frame.opcode, bytes(frame.data)
-        self.put_messages([(data, opcode is Opcode.TEXT)])
+        self.put_messages([(data, opcode is Opcode.TEXT)], len(data))
 
-    def put_messages(self, messages: Sequence[tuple[bytes, bool]]) -> None:
-        """Receive whole messages, each with whether it is text.
+    def put_messages(self, messages: Sequence[tuple[bytes, bool]], size: int) -> None:
+        """Receive whole messages, each with whether it is text, and how many bytes they have.
 
         Raises:
             EOFError: After :meth:`close`.
@@ -251,9 +268,11 @@ class FrameQueue:
         if self._discarding:
             return
         self._messages.extend(messages)
+        self._bytes += size
         if self._waiting:
             self._arrived.set()
-        if len(self._messages) > self._most and not self._paused:
+        full = len(self._messages) > self._most or self._bytes > self._most_bytes
+        if full and not self._paused:
             self._paused = True
             self._pause()
 
@@ -261,6 +280,7 @@ class FrameQueue:
         """Discard waiting and later messages, since the connection is being closed."""
         self._discarding = True
         self._messages.clear()
+        self._bytes = 0
         self._read_on()
 
     def close(self) -> None:
@@ -282,7 +302,10 @@ class FrameQueue:
             UnicodeDecodeError: It is text, but not UTF-8.
         """
         await self._some()
-        return self._taken()
+        size = len(self._messages[0][0])
+        message = self._taken()
+        self._count_taken(size)
+        return message
 
     async def get_some(self) -> Sequence[Frame]:
         """All messages that wait, at least one; cancelling loses none.
@@ -301,7 +324,9 @@ class FrameQueue:
             except UnicodeDecodeError:
                 if not found:
                     raise
+                size -= len(self._messages[0][0])
                 break
+        self._count_taken(size)
         return found
 
     async def _some(self) -> None:
@@ -322,10 +347,16 @@ class FrameQueue:
         data, is_text = self._messages[0]
         message: Frame = data.decode() if is_text else data
         self._messages.popleft()
-        if self._paused and len(self._messages) <= self._most // 4:
-            self._paused = False
-            self._resume()
         return message
+
+    def _count_taken(self, size: int) -> None:
+        self._bytes -= size
+        if (
+            self._paused
+            and len(self._messages) <= self._most // 4
+            and self._bytes <= self._most_bytes // 4
+        ):
+            self._read_on()
 
 
 # ``create_connection`` is the library's documented way to use another connection class. The
@@ -381,13 +412,13 @@ def _trio_connect(most_queued: int, most_bytes: int) -> Any:
 def _asyncio_connect(most_queued: int, most_bytes: int) -> Any:
     from functools import partial
 
-    from websockets.asyncio.client import ClientConnection, connect
+    from websockets.asyncio.client import connect
 
-    class Connection(ClientConnection):
+    class Connection(asyncio_connection()):  # type: ignore[misc]  # it is made when it is needed
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             frame_queue = FrameQueue(most_queued, transport.pause_reading, transport.resume_reading)
-            self.recv_messages = frame_queue  # type: ignore[assignment]  # it has what is used of it
+            self.recv_messages = frame_queue
             _read_by(
                 FrameReader(self.protocol, most_bytes, frame_queue.put_messages), self.protocol
             )

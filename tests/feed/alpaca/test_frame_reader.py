@@ -39,8 +39,12 @@ class Client:
         self.said = b"".join(self.protocol.data_to_send())
         self.receive = self.protocol.receive_data
         if by_reader:
-            reader = FrameReader(self.protocol, MOST_BYTES, self.messages.extend)
+            reader = FrameReader(self.protocol, MOST_BYTES, self._put)
             self.receive = reader.receive_data
+
+    def _put(self, messages: Sequence[Message], size: int) -> None:
+        assert size == sum(len(data) for data, _ in messages)
+        self.messages += messages
 
     def hear(self, pieces: Sequence[bytes]) -> None:
         for piece in pieces:

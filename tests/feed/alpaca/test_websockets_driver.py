@@ -18,10 +18,10 @@ from mdservice.feed.alpaca.websockets_driver import MOST_BYTES_AT_ONCE, FrameQue
 
 
 class Bench:
-    def __init__(self, most: int = 1_000) -> None:
+    def __init__(self, most: int = 1_000, most_bytes: int = 1 << 24) -> None:
         self.log: list[str] = []
         self.frame_queue = FrameQueue(
-            most, lambda: self.log.append("pause"), lambda: self.log.append("resume")
+            most, lambda: self.log.append("pause"), lambda: self.log.append("resume"), most_bytes
         )
 
     def put(self, *messages: bytes | str) -> None:
@@ -75,6 +75,22 @@ async def test_reading_is_paused_while_too_many_wait(autojump_clock: Any) -> Non
     assert bench.log == ["pause"]
     await bench.frame_queue.get_some()
     assert bench.log == ["pause", "resume"]
+
+
+async def test_reading_is_paused_while_too_many_bytes_wait(autojump_clock: Any) -> None:
+    bench = Bench(most_bytes=8)
+    bench.put(b"12345678")
+    assert bench.log == []
+    bench.put("9", b"")
+    assert bench.log == ["pause"]
+    assert await bench.frame_queue.get() == b"12345678"
+    assert bench.log == ["pause", "resume"]
+    await bench.frame_queue.get_some()
+    bench.put(b"12345678")
+    assert bench.log == ["pause", "resume"]
+    bench.put(b"9")
+    await bench.frame_queue.get_some()
+    assert bench.log == ["pause", "resume"] * 2
 
 
 async def test_what_waits_is_returned_before_the_end_is_reported(autojump_clock: Any) -> None:
