@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
-from itertools import groupby
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -206,7 +207,7 @@ class DayBook:
         return tuple(dict.fromkeys([*self._symbols, *self._changed_by]))
 
     def add(self, fill: Fill, *, streamed: bool = False) -> bool:
-        """Count a fill; return whether it is new, and of this date.
+        """Count a fill of this date; return whether it is new, or comes at another place.
 
         Args:
             fill: The fill; the same id may come again.
@@ -219,13 +220,19 @@ class DayBook:
         mine, others = (self._streamed, self._listed)[:: 1 if streamed else -1]
         mine[trade] += 1
         if mine[trade] <= others[trade]:
-            if not streamed:
-                self._unlisted[trade].pop(0)
-            return False
+            return not streamed and self._list(trade, fill)
         if streamed:
             self._unlisted.setdefault(trade, []).append(fill)
         self._symbols.setdefault(trade[0], _SymbolFills()).add(fill)
         return True
+
+    def _list(self, trade: _Trade, fill: Fill) -> bool:
+        """Take the list's time for a fill from the stream; return whether the order changed.
+
+        Where the stream has lost an equal fill, the one that it had may be another one.
+        """
+        known = self._unlisted[trade].pop(0)
+        return self._symbols[trade[0]].replace(known, fill)
 
     def drop_unlisted(self, until_ns: int) -> set[str]:
         """Drop fills from the stream up to that time that the list of activities does not have.
@@ -441,6 +448,17 @@ class _SymbolFills:
             self._replayed = None
         elif self._replayed is not None:
             self._replayed[1].apply(fill)
+
+    def replace(self, known: Fill, fill: Fill) -> bool:
+        """Replace a fill by an equal one of another time; return whether the order changed."""
+        place = self._ordered.index(known)
+        self._ordered[place] = fill
+        around = self._ordered[max(0, place - 1) : place + 2]
+        if all(one.at_ns <= other.at_ns for one, other in pairwise(around)):
+            return False
+        self._ordered.sort(key=attrgetter("at_ns"))
+        self._replayed = None
+        return True
 
     def remove(self, fill: Fill) -> None:
         self._ordered.remove(fill)
