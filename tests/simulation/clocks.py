@@ -8,6 +8,8 @@ import trio.testing
 from mdservice.testing import VirtualClock
 
 _NS_PER_S = 1_000_000_000
+BEGINS_NS = 1_795_186_800 * _NS_PER_S
+"""10 o'clock in New York on 20 November 2026, a Friday."""
 
 
 def jumping_clock() -> trio.testing.MockClock:
@@ -20,8 +22,8 @@ def jumping_clock() -> trio.testing.MockClock:
 class SimulatedClock(VirtualClock):
     """A clock of this simulation, asked straight rather than by way of the event loop."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, begins_ns: int = BEGINS_NS) -> None:
+        super().__init__(begins_ns)
         self._time = trio.lowlevel.current_clock()
 
     def monotonic(self) -> float:

@@ -104,7 +104,7 @@ def _check_records(world: World, life: Life) -> Iterator[str]:
     market = _market(world)
     sure_of_books = (_SPOILS_BOOKS | {_REPEATS_CHANGES}).isdisjoint(world.plan.faults)
     last: dict[tuple[Kind[Any], str], int] = defaultdict(int)
-    seen: Counter[bytes] = Counter()
+    seen: Counter[tuple[Kind[Any], bytes]] = Counter()  # a day's first minute is both its bars
     newest: dict[tuple[Kind[Any], str], int] = {}
     for _, kind, record in _records(life):
         name = f"{kind.channel}: {record}"
@@ -126,14 +126,14 @@ def _check_records(world: World, life: Life) -> Iterator[str]:
             if not of_correction and (kind is not ORDERBOOKS or sure_of_books):
                 yield f"the market never made {name}"
             continue
-        seen[content] += 1
+        seen[kind, content] += 1
         most = made.count
         # One that was held back came in a later frame, which may have been sent twice.
         twice = made.duplicated or made.reordered
         if twice and kind is TRADES and record.id is None:
             most *= 2
-        if seen[content] > most and (kind is not ORDERBOOKS or sure_of_books):
-            yield f"accepted {seen[content]} times: {name}"
+        if seen[kind, content] > most and (kind is not ORDERBOOKS or sure_of_books):
+            yield f"accepted {seen[kind, content]} times: {name}"
 
 
 def _check_nothing_missing(world: World, life: Life, feed: Feed, *, final: bool) -> Iterator[str]:

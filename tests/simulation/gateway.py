@@ -10,7 +10,7 @@ the prices in the store.
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from decimal import ROUND_UP, Decimal, localcontext
@@ -37,13 +37,14 @@ from mdservice.model.quote import Quote
 from mdservice.model.symbol import without_slash
 from mdservice.model.timestamps import format_ns
 from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
-from mdservice.pnl.day import SymbolDay
+from mdservice.pnl.day import SymbolDay, new_york_date
 from mdservice.pnl.engine import PnlEngine
 from mdservice.positions.activities import AlpacaAccount
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.sources import AlpacaPositions
 from mdservice.positions.trading_stream import TradeUpdatesFollower, TradingStream
 from mdservice.redis_io.names import BREAKER_KEY
+from mdservice.runtime.market_clock import MarketClock
 from mdservice.runtime.network import HttpClient
 from mdservice.simulator import (
     CutRest,
@@ -62,11 +63,15 @@ from mdservice.simulator import (
     options,
 )
 from mdservice.simulator.assets import asset_of
+from mdservice.simulator.http import RefusedRequest
+from mdservice.simulator.orders import Leg, OrderRequest
 from mdservice.simulator.transport import SimulatorTransport
 from mdservice.simulator.wire import EXACT
 from tests.pnl.limits_reference import LimitsReference, plain_state
 from tests.pnl.reference import PlainRow, Reference, Whole, realized, usable
 from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD
+from tests.simulation.contracts_end import end_contracts
+from tests.simulation.hours import hours_of
 from tests.simulation.plan import PRICE_TTL_S, STATIC, Trading
 from tests.simulation.streams import TrioStream
 
@@ -86,6 +91,8 @@ _PAIR: Final = PAIRS_HELD[0]
 _OPTION: Final = OPTIONS_HELD[0]
 _TRADED: Final = (*STATIC, _PAIR, _OPTION)
 """What the account trades."""
+_PUT: Final = "AAPL261218P00210000"
+"""It trades this too where options are ordered in pairs."""
 _SIZES: Final = {
     _PAIR: tuple(map(Decimal, ("0.01", "0.002", "0.1", "0.0375"))),
     _OPTION: tuple(map(Decimal, (1, 2, 5))),
@@ -105,10 +112,18 @@ _DAY_KNOWN_S: Final = 40.0
 """How soon after the last fill the day is known and agrees with the equity: the activities are read
 after 5 s, and a difference of the equity is looked at twice. Fills from the stream that no list has
 would be dropped only after 120 s."""
+_ENDS: Final = 0.5
+"""How often contracts end with the day."""
+_MOMENT_S: Final = 1e-6
 _CENT: Final = Fraction(1, 100)
 _CENTS: Final = Decimal("0.01")
 _ZERO: Final = Decimal(0)
 _POSITIONS: Final = "/v2/positions"
+_CLOCK: Final = "/v2/clock"
+_HOURS_KNOWN_S: Final = 30.0
+"""How soon the gateway knows the market's hours: it asks each ten seconds."""
+_ROLL_LIMIT_S: Final = 3.0
+"""How long after midnight the last closes and the average prices may be those of before."""
 _ACTIVITIES: Final = "/v2/account/activities"
 _CREDENTIALS: Final = Credentials("key", "secret")
 _DAY_START: Final = "day start"
@@ -126,9 +141,13 @@ class SimulatedGateway:
         self._world = world
         self._trading = trading
         self._rng = random.Random(f"{world.plan.seed}/gateway")
+        self._more = random.Random(f"{world.plan.seed}/gateway, newer")
+        self._traded = (*_TRADED, _PUT) if trading.has_options else _TRADED
+        self._hours = list(hours_of(trading.turn))
+        """The market's, as they become; the first ones are over once the turn has come."""
         self._qty: dict[str, Decimal] = {}
         """What the account holds by its own trades."""
-        self._past: dict[str, list[Decimal]] = {symbol: [_ZERO] for symbol in _TRADED}
+        self._past: dict[str, list[Decimal]] = {symbol: [_ZERO] for symbol in self._traded}
         """What it has held, the oldest first."""
         self._reached: dict[str, int] = {}
         """How far in it the present gateway is."""
@@ -136,6 +155,8 @@ class SimulatedGateway:
         """Whether the present gateway's breaker was tripped."""
         self._today: dict[str, list[tuple[Decimal, Decimal]]] = {}
         """The quantities and prices of its trades since the last day's end."""
+        self._ended: Counter[str] = Counter()
+        """How many of these are no trades, but contracts that ended."""
         self._morning = ""
         """When the last day ended, RFC 3339."""
         self._start: dict[str, tuple[Decimal, Decimal]] = {}
@@ -151,7 +172,9 @@ class SimulatedGateway:
         self._scope: anyio.CancelScope | None = None
         self._follower: TradeUpdatesFollower | None = None
         self._heard: dict[str, _Heard] = {}
-        self._calls = _Calls(world)
+        self._found: list[Quote] = []
+        """Quotes that the present gateway has from elsewhere than Redis."""
+        self._calls = _Calls(world, self._note, self._note_gone)
         self._tasks: Any = None
 
     async def run(self) -> None:
@@ -162,6 +185,12 @@ class SimulatedGateway:
             self._tasks.start_soon(self._watch)
             if self._world.account is None:
                 self._tasks.start_soon(self._quote_others)
+            if self._trading.has_options:
+                self._tasks.start_soon(self._quote_put)
+                self._tasks.start_soon(self._trade_pairs)
+                self._world.sim.market_open = self._hours[0].is_open
+            if self._trading.turn is not None:
+                self._tasks.start_soon(self._turn)
             while True:
                 with anyio.CancelScope() as self._scope:
                     await self._live()
@@ -182,6 +211,7 @@ class SimulatedGateway:
         calls = cast("RedisCalls", self._calls)
         risk = Risk(make_limits(LIMITS, ()), engine, calls, clock)
         self._heard, self._reached, self._tripped = {}, {}, False
+        self._found.clear()
         self._forgot = True
         stream = TradingStream(
             world.sim.stream_url("trading"), "key", "secret", open_stream=self._dial
@@ -199,7 +229,10 @@ class SimulatedGateway:
             *(cache, calls, self._open_prices, engine, None, "live", clock, risk),
             http=http,
             follow_fills=follow,
-            missing=MissingPrices(engine, [_Noted(*each, self._note) for each in histories]),
+            market_clock=(
+                MarketClock(url, {}, http, "is not known") if self._trading.has_options else None
+            ),
+            missing=MissingPrices(engine, [_Noted(*each, self._note_found) for each in histories]),
             account=AlpacaAccount(url, "key", "secret", http),
         )
         self.tracker, self.cache = tracker, cache
@@ -217,6 +250,15 @@ class SimulatedGateway:
             self.reader = reader
             yield cast("Prices", reader)
 
+    def _note_found(self, quote: Quote) -> None:
+        """Note a quote from elsewhere than Redis, which needs no key."""
+        self._note(quote)
+        self._found.append(quote)
+
+    def _note_gone(self, symbol: str) -> None:
+        if (heard := self._heard.get(symbol)) is not None:
+            heard.go(self._world.market_clock.utc_ns())
+
     def _note(self, quote: Quote) -> None:
         heard = self._heard.setdefault(quote.symbol, _Heard())
         heard.add(quote, self._world.market_clock.utc_ns())
@@ -228,6 +270,39 @@ class SimulatedGateway:
             await anyio.sleep(self._rng.expovariate(1 / self._trading.pause_s))
             if not self.fixed and not self._world.market.calm:
                 self.trade(self._rng.choice(_TRADED))
+
+    async def _trade_pairs(self) -> None:
+        while True:
+            await anyio.sleep(self._more.expovariate(1 / (2 * self._trading.pause_s)))
+            if not self.fixed and not self._world.market.calm:
+                self.trade_pair()
+
+    def trade_pair(self) -> None:
+        """One order with two legs, filled at once; nothing happens where it is refused."""
+        if self._night:
+            return
+        rng, sim = self._more, self._world.sim
+        sides: list[Any] = ["buy", "sell"]
+        legs = tuple(
+            Leg(symbol, Decimal(rng.choice((1, 1, 2))), side=rng.choice(sides))
+            for symbol in rng.sample((_OPTION, _PUT), 2)
+        )
+        request = OrderRequest(
+            type="market",
+            time_in_force="day",
+            order_class="mleg",
+            qty=Decimal(rng.choice((1, 2))),
+            legs=legs,
+        )
+        now_ns = self._world.market_clock.utc_ns()
+        try:
+            order = sim._orders.submit(request, now_ns)
+        except RefusedRequest:
+            return
+        assert not order.is_open
+        for trade in list(sim.trades)[-len(legs) :]:
+            self._book(trade.symbol, trade.qty, trade.price)
+        self._world.trace(f"trade {[f'{leg.side} {leg.symbol}' for leg in legs]}")
 
     def trade(self, symbol: str) -> None:
         """One order, filled at once: it opens, adds, reduces, closes or turns a position."""
@@ -244,13 +319,49 @@ class SimulatedGateway:
             trade = self._world.sim.trade(symbol, qty)
         except ValueError:
             return
-        self._qty[symbol] = held + qty
-        self._past[symbol].append(held + qty)
-        self._today.setdefault(symbol, []).append((qty, trade.price))
-        if qty < 0:
-            value = -qty * trade.price * asset_of(symbol).multiplier
-            self._fees += (value * self._trading.sale_fee).quantize(_CENTS, ROUND_UP)
+        self._book(symbol, qty, trade.price)
         self._world.trace(f"trade {symbol} {qty}")
+
+    def _book(self, symbol: str, qty: Decimal, price: Decimal) -> None:
+        """Note a trade in the account's own records."""
+        self._hold(symbol, qty, price)
+        if qty < 0:
+            value = -qty * price * asset_of(symbol).multiplier
+            self._fees += (value * self._trading.sale_fee).quantize(_CENTS, ROUND_UP)
+
+    def _hold(self, symbol: str, qty: Decimal, price: Decimal) -> None:
+        self._qty[symbol] = held = self._qty.get(symbol, _ZERO) + qty
+        self._past[symbol].append(held)
+        self._today.setdefault(symbol, []).append((qty, price))
+
+    def _end_contracts(self) -> None:
+        """Some contracts of an option end, after the day's last trade."""
+        now_ns = self._world.market_clock.utc_ns()
+        for symbol in self._more.sample((_OPTION, _PUT), 2):
+            date = new_york_date(now_ns)
+            ended = end_contracts(self._world.sim, symbol, self._more, now_ns, date)
+            if ended is None:
+                continue
+            for name, qty, price in ended.changes:
+                self._hold(name, qty, price)
+                self._ended[name] += 1
+            self._world.faults_injected[f"option_{ended.how}"] += 1
+            self._world.trace(f"{ended.how} of {symbol}: {ended.changes}")
+            return
+
+    async def _quote_put(self) -> None:
+        """Quote the other option, which no service follows, as another service does."""
+        rng, world = self._more, self._world
+        cents = int(asset_of(_PUT).start_price * 100)
+        for number in count(1):
+            await anyio.sleep(rng.expovariate(1 / _QUOTED_EVERY_S / 2))
+            cents = max(5, cents + rng.randrange(-9, 10))
+            bid, ask = cents / 100, (cents + rng.randrange(9)) / 100
+            bid, ask = rng.choice([(bid, ask)] * 16 + [(0.0, ask), (bid, 0.0), (0.0, 0.0)])
+            now_ns = world.market_clock.utc_ns()
+            record = options.SimOptionQuote(_PUT, bid, ask, ts_event_ns=now_ns)
+            world.sim.send_records(options.QUOTES, [record])
+            world.store.put_quote(Quote(_PUT, bid, ask, 1, 1, now_ns, now_ns, number))
 
     async def _quote_others(self) -> None:
         """Quote what the service does not follow, as another service does."""
@@ -282,7 +393,8 @@ class SimulatedGateway:
             await anyio.sleep(rng.expovariate(1 / world.plan.fault_pause_s))
             if world.faults_over_s is not None:
                 return
-            name, break_it = rng.choice(_FAULTS)
+            faults = (*_FAULTS, *_NEWER) if self._trading.has_options else _FAULTS
+            name, break_it = rng.choice(faults)
             break_it(self)
             world.faults_injected[name] += 1
             world.trace(f"fault {name}")
@@ -311,7 +423,7 @@ class SimulatedGateway:
 
     def end_day(self) -> None:
         """The account's day ends: average prices and the last closes change without an event."""
-        if not self._night:
+        if not self._night and self._trading.turn != "midnight":
             self._night = True
             self._tasks.start_soon(self._end_day)
 
@@ -324,21 +436,49 @@ class SimulatedGateway:
         await anyio.sleep(_EVENING_S)
         day = self.tracker.day
         if day is not None and not any(day._book._unlisted.values()):
+            if self._trading.has_options and self._more.random() < _ENDS:
+                self._end_contracts()
             world.sim.end_day()
-            world.trace("the day has ended")
             world.store.forget(_DAY_START)  # it has another date in the morning
-            self._today.clear()
-            self._morning = format_ns(world.market_clock.utc_ns())
-            self._fees = _ZERO
-            self._forgot = False
-            self._start = {
-                held.symbol: (held.qty, held.avg_entry_price) for held in world.sim.positions
-            }
-            with anyio.move_on_after(_MORNING_S) as scope:
-                while not self._has_closes():
-                    await anyio.sleep(_LOOK_S)
-            self._knows_closes = not scope.cancelled_caught
+            await self._begin_day()
         self._night = False
+
+    async def _begin_day(self) -> None:
+        """Another day begins: nothing of the one before counts."""
+        world = self._world
+        world.trace("the day has ended")
+        self._today.clear()
+        self._ended.clear()
+        self._morning = format_ns(world.market_clock.utc_ns())
+        self._fees = _ZERO
+        self._forgot = False
+        self._start = {
+            held.symbol: (held.qty, held.avg_entry_price) for held in world.sim.positions
+        }
+        with anyio.move_on_after(_MORNING_S) as scope:
+            while not self._has_closes():
+                await anyio.sleep(_LOOK_S)
+        self._knows_closes = not scope.cancelled_caught
+
+    async def _turn(self) -> None:
+        """The market opens or closes, or midnight comes in New York."""
+        world, turn = self._world, self._trading.turn
+        ends = turn == "midnight" and self._more.random() < _ENDS
+        if ends:  # after the last trade, whose events may still be on their way
+            await anyio.sleep_until(self._trading.turns_at_s - 1.0)
+            self._night = True
+            self._end_contracts()
+        await anyio.sleep_until(self._trading.turns_at_s + _MOMENT_S)
+        world.trace(f"New York: {turn}")
+        world.faults_injected[f"turn_{turn}"] += 1
+        del self._hours[0]
+        world.sim.market_open = self._hours[0].is_open
+        if turn == "midnight":
+            self._night = True
+            await anyio.sleep(self._more.uniform(0.0, _ROLL_LIMIT_S))
+            world.sim.end_day()
+            await self._begin_day()
+            self._night = False
 
     def _has_closes(self) -> bool:
         """Whether the gateway has noted and kept what the account holds in the morning."""
@@ -369,6 +509,8 @@ class SimulatedGateway:
         while True:
             await anyio.sleep(_WATCH_S)
             self._tripped = self._tripped or self.tracker.risk.is_tripped
+            if self._trading.has_options:
+                self._watch_hours()
             if not self.cache.answers:
                 continue
             told = {each.symbol: each.qty for each in self.cache.positions}
@@ -380,6 +522,15 @@ class SimulatedGateway:
                     self._world.violated(f"the gateway has {qty} of {symbol} after {past[since]}")
                     self._reached[symbol] = 0
 
+    def _watch_hours(self) -> None:
+        """A price is that of a closed market only where the market was closed, not so of crypto."""
+        engine = self.tracker.engine
+        for holding, _ in engine._places:
+            if holding.status == "closed" and (
+                holding.symbol == _PAIR or engine.market is None or engine.market.is_open
+            ):
+                self._world.violated(f"{holding.symbol} is closed, the hours {engine.market}")
+
     async def check_at_end(self, within_s: float) -> None:
         """All is as the account's own records and the store say; takes as long as said."""
         began_s = anyio.current_time()
@@ -389,9 +540,15 @@ class SimulatedGateway:
         await anyio.sleep(_INTERVAL_S + 0.5)
         for _ in range(4):
             self.trade(self._rng.choice(_TRADED))
+            if self._trading.has_options:
+                self.trade_pair()
             await anyio.sleep(1.0)
             self._check_quantities("a second after its fill")
         self.fixed = True
+        if self._trading.has_options:
+            await self._until_it_knows_the_hours()
+            if self._more.random() < _ENDS:
+                self._end_contracts()
         await anyio.sleep(_INTERVAL_S + 0.5)
         self._check_quantities("after the last poll")
         await self._until_the_day_agrees()
@@ -406,6 +563,13 @@ class SimulatedGateway:
                 await anyio.sleep(0.5)
             return
         self._world.violated(f"the gateway is not well: {self._follower}, {self.cache.warning()}")
+
+    async def _until_it_knows_the_hours(self) -> None:
+        with anyio.move_on_after(_HOURS_KNOWN_S):
+            while self.tracker.engine.market != self._hours[0]:
+                await anyio.sleep(_LOOK_S)
+            return
+        self._world.violated(f"the hours are {self.tracker.engine.market}, not {self._hours[0]}")
 
     def _check_quantities(self, when: str) -> None:
         told = {each.symbol: each.qty for each in self.cache.positions}
@@ -460,7 +624,7 @@ class SimulatedGateway:
                     traded * asset.multiplier,
                     sum((each * price for each, price in trades), _ZERO) * asset.multiplier,
                     cast("Decimal", gain),
-                    len(trades),
+                    len(trades) - self._ended[symbol],
                     self._qty[symbol],
                     account.lastday_price(symbol),
                     start_qty=qty,
@@ -472,7 +636,7 @@ class SimulatedGateway:
         while self.reader is None or not self.reader.is_done:
             await anyio.sleep(0.001)
         engine, now_ns = self.tracker.engine, world.market_clock.utc_ns()
-        for symbol in _TRADED:
+        for symbol in self._traded:
             payload, heard = world.store.price(symbol), self._heard.get(symbol)
             if payload is not None and not (heard and heard.has(QUOTES.decode(payload))):
                 world.violated(f"the gateway has {heard} of {symbol}, the store {payload!r}")
@@ -486,6 +650,10 @@ class SimulatedGateway:
         for heard in self._heard.values():
             for quote, heard_ns in heard.in_order():
                 reference.update(quote, heard_ns)
+        gone = (symbol for symbol, heard in self._heard.items() if heard.is_gone)
+        reference.expire([each for each in gone if reference.mark(each) not in self._found])
+        if self._trading.has_options:
+            reference.set_market(self._hours[0], now_ns)
         told = Whole.of(engine.report(now_ns))
         told = attrs.evolve(told, rows=[row[:-1] for row in told.rows])  # no problem
         expected = reference.whole(now_ns)
@@ -565,6 +733,11 @@ _FAULTS: Final[Sequence[tuple[str, Callable[[SimulatedGateway], None]]]] = (
     ("positions_overnight", lambda gateway: gateway.end_day()),
     ("gateway_restart", lambda gateway: gateway.restart()),
 )
+_NEWER: Final[Sequence[tuple[str, Callable[[SimulatedGateway], None]]]] = (
+    ("hours_refused", lambda gateway: gateway.inject(RefuseRest(503, 0, "no", _CLOCK, 2))),
+    ("hours_slow", lambda gateway: gateway.inject(SlowRest(3.0, _CLOCK, 2))),
+    ("hours_garbled", lambda gateway: gateway.inject(GarbleRest(_CLOCK, 1))),
+)
 
 
 @attrs.define
@@ -573,6 +746,12 @@ class _Heard:
 
     _kept: dict[str, tuple[int, Quote, int]] = attrs.Factory(dict)
     _count: int = 0
+    is_gone: bool = False
+    """Whether its key is gone, and no quote has come since."""
+
+    def go(self, now_ns: int) -> None:
+        """Note that its key is gone, unless a quote came meanwhile."""
+        self.is_gone = self._kept["newest"][2] < now_ns
 
     def add(self, quote: Quote, now_ns: int) -> None:
         """Keep it if it is the newest."""
@@ -580,6 +759,7 @@ class _Heard:
         if newest is not None and quote.ts_event_ns < newest[1].ts_event_ns:
             return
         self._count += 1
+        self.is_gone = False
         sides = {"bid": quote.bid, "ask": quote.ask, "both": quote.bid and quote.ask, "any": True}
         names = [name for name, has in sides.items() if has] if usable(quote) else []
         self._kept.update(dict.fromkeys(("newest", *names), (self._count, quote, now_ns)))
@@ -662,7 +842,7 @@ class _Reader:
     def __init__(self, world: World, note: Callable[[Quote], None]) -> None:
         self._world = world
         self._note = note
-        self._decoder = RecordDecoder(QUOTES, _TRADED)
+        self._decoder = RecordDecoder(QUOTES, (*_TRADED, _PUT))
         self._quotes: deque[Quote] = deque()
         self._came = anyio.Event()
         self._lost = False
@@ -677,7 +857,7 @@ class _Reader:
         if store.down:
             raise StoreUnavailable("the store is down")
         store.readers.append(self)
-        for payload in map(store.price, _TRADED):
+        for payload in map(store.price, (*_TRADED, _PUT)):
             self.take([] if payload is None else [payload])
         return self
 
@@ -729,8 +909,12 @@ class _Calls:
 
     service = None
 
-    def __init__(self, world: World) -> None:
+    def __init__(
+        self, world: World, note: Callable[[Quote], None], note_gone: Callable[[str], None]
+    ) -> None:
         self._world = world
+        self._note = note
+        self._note_gone = note_gone
         self._decoder = RecordDecoder(QUOTES)
 
     async def _round_trip(self) -> None:
@@ -740,8 +924,15 @@ class _Calls:
 
     async def prices(self, symbols: Sequence[str]) -> list[Quote | None]:
         await self._round_trip()
-        found = map(self._world.store.price, symbols)
-        return [self._decoder.decode(data) if data else None for data in found]
+        found = []
+        for symbol in symbols:
+            payload = self._world.store.price(symbol)
+            found.append(None if payload is None else self._decoder.decode(payload))
+            if (quote := found[-1]) is None:
+                self._note_gone(symbol)
+            else:
+                self._note(quote)
+        return found
 
     async def breaker(self) -> Breaker | None:
         await self._round_trip()

@@ -11,6 +11,7 @@ import attrs
 
 from mdservice.simulator import SimulatorConfig
 from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD, Rates
+from tests.simulation.hours import TURNS, Turn
 from tests.simulation.market import Pace
 from tests.simulation.positions import FAULTS, OLDER
 
@@ -34,11 +35,18 @@ class Trading:
         pause_s: Mean time between two orders.
         mark: The price: the mid, or the side at which a position can be closed.
         sale_fee: The fee of each sale, as a part of its value.
+        turn: What New York's time brings: the market's close or open, another date, or nothing.
+        turns_at_s: When.
+        has_options: Whether options are ordered in pairs, and end: by their expiry, an exercise or
+            an assignment.
     """
 
     pause_s: float
     mark: Literal["mid", "exit"]
     sale_fee: Decimal
+    turn: Turn | None = None
+    turns_at_s: float = 0.0
+    has_options: bool = False
 
 
 @attrs.frozen
@@ -73,6 +81,7 @@ class Plan:
         *,
         account: bool | None = None,
         gateway: bool = True,
+        newer: bool = True,
     ) -> Plan:
         """The seed's plan.
 
@@ -81,6 +90,7 @@ class Plan:
             only: Only these kinds of fault, by the beginning of their names.
             account: Whether it is about every stream; None for a part of the seeds.
             gateway: Whether an account trades, and a gateway follows it.
+            newer: Whether it has what gateways did not have at first. It is drawn apart.
         """
         rng = random.Random(f"{seed}/plan")
         share = rng.choice((0.15, 0.3, 1.0))
@@ -99,9 +109,9 @@ class Plan:
             plan = cls._draw_account(seed, names, rng, drawn)
         else:
             plan = cls._draw(seed, names, rng, positions=positions)
-        return plan._with_gateway() if gateway else plan
+        return plan._with_gateway(newer=newer) if gateway else plan
 
-    def _with_gateway(self) -> Plan:
+    def _with_gateway(self, *, newer: bool) -> Plan:
         """The plan with an account that trades."""
         rng = random.Random(f"{self.seed}/trading")
         trading = Trading(
@@ -109,6 +119,14 @@ class Plan:
             mark=rng.choice(("mid", "mid", "exit")),
             sale_fee=rng.choice((Decimal(0), Decimal("0.0000278"))),
         )
+        if newer:
+            rng = random.Random(f"{self.seed}/newer trading")
+            trading = attrs.evolve(
+                trading,
+                turn=rng.choice((None, *TURNS)),
+                turns_at_s=round(rng.uniform(0.1, 0.9) * self.faults_for_s, 3),
+                has_options=True,
+            )
         config = attrs.evolve(self.config, sale_fee=trading.sale_fee)
         return attrs.evolve(self, trading=trading, config=config)
 

@@ -38,6 +38,7 @@ from tests.simulation.every_kind import (
     check_keys_run_out,
 )
 from tests.simulation.gateway import SimulatedGateway
+from tests.simulation.hours import begins_at
 from tests.simulation.leftovers import Leftovers
 from tests.simulation.life import Life
 from tests.simulation.market import Market
@@ -65,8 +66,9 @@ class World:
     def __init__(self, plan: Plan, tell: Callable[[str], None] | None = None) -> None:
         self.plan = plan
         self.rng = random.Random(f"{plan.seed}/faults")
-        self.market_clock = SimulatedClock()
-        self.service_clock = SimulatedClock()
+        begins_ns = begins_at(plan.trading)
+        self.market_clock = SimulatedClock(begins_ns)
+        self.service_clock = SimulatedClock(begins_ns)
         self.skew_s = 0.0
         self.skews: list[tuple[float, float, float]] = []
         """From when to when the service's clock was off, and by how much, seconds."""
@@ -406,12 +408,14 @@ def simulate(
     only: tuple[str, ...] = (),
     account: bool | None = None,
     gateway: bool = True,
+    newer: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Run one seed; see :meth:`tests.simulation.plan.Plan.draw`."""
     from tests.simulation.scheduling import run_seeded
 
     async def run() -> Outcome:
-        return await World(Plan.draw(seed, only, account=account, gateway=gateway), tell).run()
+        plan = Plan.draw(seed, only, account=account, gateway=gateway, newer=newer)
+        return await World(plan, tell).run()
 
     return run_seeded(seed, run)

@@ -1,0 +1,126 @@
+"""New York's time and the end of options in the simulation: each check is shown to fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import pytest
+
+from mdservice.gateway.day import AccountDay
+from mdservice.gateway.tracker import PnlTracker
+from mdservice.model.market import Market
+from mdservice.pnl.day import DayBook, Fill, midnight_ns
+from mdservice.pnl.engine import PnlEngine
+from mdservice.pnl.holding import Holding
+from mdservice.positions import trade_updates, trading_stream
+from tests.simulation.hours import TURNS, Turn
+from tests.simulation.plan import Outcome, Plan
+from tests.simulation.world import simulate
+
+_NO_FAULTS = ("none",)
+
+
+@pytest.fixture(autouse=True)
+def _silent() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def _seeds(turn: Turn | None) -> Iterator[int]:
+    for seed in range(8_200_001, 8_200_100):
+        trading = Plan.draw(seed, _NO_FAULTS, account=False).trading
+        if trading is not None and trading.turn == turn:
+            yield seed
+
+
+def _outcomes(turn: Turn | None, most: int = 4) -> Iterator[Outcome]:
+    for seed, _ in zip(_seeds(turn), range(most), strict=False):
+        yield simulate(seed, only=_NO_FAULTS, account=False)
+
+
+def _finds(words: str, turn: Turn | None, most: int = 4) -> bool:
+    return any(words in str(outcome.violations) for outcome in _outcomes(turn, most))
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_nothing_is_found_where_nothing_is_wrong(turn: Turn) -> None:
+    for outcome in _outcomes(turn):
+        assert outcome.violations == []
+        assert outcome.faults[f"turn_{turn}"] == 1
+
+
+def test_options_end_in_every_way() -> None:
+    ways = {name for turn in TURNS for outcome in _outcomes(turn, 5) for name in outcome.faults}
+    assert ways >= {"option_expiry", "option_exercise", "option_assignment"}
+
+
+def test_finds_a_closed_price_that_is_said_to_be_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PnlEngine, "_rests", lambda *_: False)
+    assert _finds("the gateway's report is", "closes")
+
+
+def test_finds_prices_that_close_while_the_market_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PnlEngine, "_rests", lambda _, holding: holding.has_hours)
+    assert _finds("is closed, the hours", "opens")
+
+
+def test_finds_crypto_that_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Holding, "has_hours", property(lambda _: True))
+    assert _finds("BTC/USD is closed", "closes", 8)
+
+
+def test_finds_hours_that_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PnlTracker, "_market_came", lambda *_: None)
+    assert _finds("the hours are None", "opens", 1)
+
+
+def test_finds_another_next_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_market = PnlEngine.set_market
+
+    def swapped(self: PnlEngine, market: Market, now_ns: int) -> bool:
+        return set_market(self, Market(market.is_open, market.next_close, market.next_open), now_ns)
+
+    monkeypatch.setattr(PnlEngine, "set_market", swapped)
+    assert _finds("the hours are", "closes", 1)
+
+
+def test_finds_a_day_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = DayBook.add
+
+    def of_any_date(self: DayBook, fill: Fill, *, streamed: bool = False) -> bool:
+        return add(self, attrs.evolve(fill, at_ns=midnight_ns(self.date)), streamed=streamed)
+
+    monkeypatch.setattr(DayBook, "add", of_any_date)
+    monkeypatch.setattr(AccountDay, "_book_for", lambda self, _: (self._book, False))
+    monkeypatch.setattr(AccountDay, "is_known", property(lambda _: True))
+    assert _finds("the day: ", "midnight", 2)
+
+
+def test_finds_a_leg_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = trade_updates.parse_trade_updates
+    monkeypatch.setattr(trading_stream, "parse_trade_updates", lambda data: parse(data)[:1])
+    assert _finds("a second after its fill", None)
+
+
+def test_finds_an_exercise_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = DayBook.book
+
+    def without_strikes(self: DayBook, bookings: Any) -> set[str]:
+        return book(self, [one for one in bookings if one.activity_type != "OPTRD"])
+
+    monkeypatch.setattr(DayBook, "book", without_strikes)
+    assert any(_finds("the day: ", turn, 8) for turn in TURNS)
+
+
+def test_finds_an_expiry_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = DayBook.book
+
+    def without_ends(self: DayBook, bookings: Any) -> set[str]:
+        return book(self, [one for one in bookings if not one.activity_type.startswith("OPE")])
+
+    monkeypatch.setattr(DayBook, "book", without_ends)
+    assert any(_finds("the day: ", turn, 8) for turn in TURNS)
