@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ from mdservice.pnl.day import DayBook, Fill, midnight_ns
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding
 from mdservice.positions import trade_updates, trading_stream
+from mdservice.simulator import SimulatorConfig, open_simulator
+from mdservice.testing import VirtualClock
+from tests.simulation.contracts_end import end_contracts
 from tests.simulation.hours import TURNS, Turn
 from tests.simulation.plan import Outcome, Plan
 from tests.simulation.world import simulate
@@ -53,9 +57,37 @@ def test_nothing_is_found_where_nothing_is_wrong(turn: Turn) -> None:
         assert outcome.faults[f"turn_{turn}"] == 1
 
 
-def test_options_end_in_every_way() -> None:
-    ways = {name for turn in TURNS for outcome in _outcomes(turn, 5) for name in outcome.faults}
-    assert ways >= {"option_expiry", "option_exercise", "option_assignment"}
+CALL, PUT = "AAPL261218C00200000", "AAPL261218P00210000"
+
+
+@pytest.mark.parametrize(
+    ("how", "symbol", "qty", "shares"),
+    [
+        ("exercise", CALL, 1, 100),
+        ("exercise", PUT, 1, -100),
+        ("assignment", CALL, -1, -100),
+        ("assignment", PUT, -1, 100),
+        ("expiry", CALL, -1, 0),
+    ],
+)
+async def test_options_end(how: str, symbol: str, qty: int, shares: int) -> None:
+    positions = {symbol: (qty, 1), "AAPL": (500, 150)}
+    strike = 200 if symbol == CALL else 210
+    config = SimulatorConfig(positions=positions)
+    for seed in range(20):
+        async with open_simulator(config, port=None, clock=VirtualClock()) as sim:
+            cash = sim.balances.cash
+            ended = end_contracts(sim, symbol, random.Random(seed), 1, "1970-01-01")
+            assert ended is not None
+            if ended.how != how:
+                continue
+            held = {each.symbol: each.qty for each in sim.positions}
+            assert held == {"AAPL": 500 + shares}
+            assert sim.balances.cash == cash - shares * strike
+            types = [each.activity_type for each in sim.activities]
+            assert types == ["OPEXP"] if not shares else types[1:] == ["OPTRD"]
+            return
+    pytest.fail(f"no {how}")
 
 
 def test_finds_a_closed_price_that_is_said_to_be_stale(monkeypatch: pytest.MonkeyPatch) -> None:
