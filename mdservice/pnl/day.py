@@ -181,7 +181,8 @@ class DayBook:
     the two differ, so they are counted as a multiset: of fills with the same symbol, quantity and
     price, as many count as the source with the most of them has.
 
-    Keys are symbols without a slash: ``BTCUSD``.
+    Keys are symbols without a slash: ``BTCUSD``. An activity has no asset class, and needs none: a
+    US ticker has at most five letters, a pair of Alpaca at least six, an option more.
 
     Args:
         date: New York's: ``2026-11-20``.

@@ -13,6 +13,7 @@ from mdservice.model.symbol import (
     pair_without_slash,
     parse_symbol,
     parse_symbols,
+    without_slash,
 )
 
 
@@ -129,3 +130,32 @@ def test_symbols_with_blanks_between_are_told_to_have_commas() -> None:
 )
 def test_a_pair_without_its_slash_is_recognised(symbol: str, pair: str | None) -> None:
     assert pair_without_slash(symbol) == pair
+
+
+# Source: Alpaca, "What cryptocurrencies does Alpaca currently support".
+COINS = (
+    *(
+        "AAVE",
+        "AVAX",
+        "BAT",
+        "BCH",
+        "BTC",
+        "CRV",
+        "DOGE",
+        "DOT",
+        "ETH",
+        "GRT",
+        "LINK",
+        "LTC",
+        "MKR",
+    ),
+    *("PEPE", "SHIB", "SOL", "SUSHI", "TRUMP", "UNI", "USDC", "USDG", "USDT", "XRP", "XTZ", "YFI"),
+)
+
+
+@pytest.mark.parametrize("quote", ["USD", "USDC", "USDT", "BTC"])
+def test_no_pair_of_alpaca_has_the_name_of_a_stock(quote: str) -> None:
+    """A US ticker has at most five letters, so an activity's symbol tells its class."""
+    for coin in COINS:
+        if coin != quote:
+            assert pair_without_slash(without_slash(f"{coin}/{quote}")) == f"{coin}/{quote}"
