@@ -576,6 +576,7 @@ async def open_service(
     history: History | None = None,
     feeds: Sequence[FeedParts] | None = None,
     positions: PositionSource | None = None,
+    trading_stream: TradingStream | None = None,
     clock: Clock | None = None,
     rng: random.Random | None = None,
     lease: Lease | None = None,
@@ -599,6 +600,8 @@ async def open_service(
             If the settings name no feed, they need no keys, and each has the name of its first
             driver.
         positions: Replaces the source of positions of the settings.
+        trading_stream: The stream of the account's fills, where ``positions`` are given; None means
+            none.
         clock: The time, for tests.
         rng: The source of jitter, for tests.
         lease: Replaces the lease in Redis of the settings' standby group. It needs ``store``.
@@ -637,8 +640,10 @@ async def open_service(
                 rng=rng or JITTER,
                 feeds=parts,
                 positions=_follow_positions(resolved, positions, stack, clock, http),
-                trading_stream=open_trading_stream(
-                    "none" if positions is not None else resolved.positions, resolved
+                trading_stream=(
+                    open_trading_stream(resolved.positions, resolved)
+                    if positions is None
+                    else trading_stream
                 ),
                 readers=LocalReaders(),
             )

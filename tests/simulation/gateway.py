@@ -177,6 +177,10 @@ class SimulatedGateway:
         self._calls = _Calls(world, self._note, self._note_gone)
         self._tasks: Any = None
 
+    def past(self, symbol: str) -> Sequence[Decimal]:
+        """What the account has held of a symbol, the oldest first."""
+        return self._past[symbol]
+
     async def run(self) -> None:
         """Trade, break things and run gateways until cancelled."""
         async with anyio.create_task_group() as self._tasks:

@@ -20,6 +20,7 @@ PRICE_TTL_S = 8
 STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
 _WHOLE_ACCOUNT = 0.25
+_OF_SERVICE = 0.5
 _ARTICLES_BYTES = 250_000
 """Room for two large articles that come at once: their client is not slow."""
 _LATER = ("rest_refuse_symbol",)
@@ -37,6 +38,7 @@ class Trading:
         sale_fee: The fee of each sale, as a part of its value.
         turn: What New York's time brings: the market's close or open, another date, or nothing.
         turns_at_s: When.
+        of_service: Whether the service follows the account too, and publishes its events.
         has_options: Whether options are ordered in pairs, and end: by their expiry, an exercise or
             an assignment.
     """
@@ -47,6 +49,7 @@ class Trading:
     turn: Turn | None = None
     turns_at_s: float = 0.0
     has_options: bool = False
+    of_service: bool = False
 
 
 @attrs.frozen
@@ -126,6 +129,9 @@ class Plan:
                 turn=rng.choice((None, *TURNS)),
                 turns_at_s=round(rng.uniform(0.1, 0.9) * self.faults_for_s, 3),
                 has_options=True,
+                of_service=not self.positions
+                and self.account is None
+                and rng.random() < _OF_SERVICE,
             )
         config = attrs.evolve(self.config, sale_fee=trading.sale_fee)
         return attrs.evolve(self, trading=trading, config=config)

@@ -29,6 +29,7 @@ from tests.simulation.account import (
     FEED_NAMES,
     AccountMarket,
 )
+from tests.simulation.account_events import AccountEvents
 from tests.simulation.clients import Clients
 from tests.simulation.clocks import SimulatedClock
 from tests.simulation.every_kind import (
@@ -101,6 +102,9 @@ class World:
         self.clients = Clients(self)
         self.leftovers = Leftovers(self)
         self.gateway = SimulatedGateway(self, plan.trading) if plan.trading else None
+        self.account_events: AccountEvents | None = None
+        if plan.trading is not None and plan.trading.of_service:
+            self.account_events = AccountEvents(self)
         self.sim: Simulator
         self.parts: Any
         self.store: SimulatedStore
@@ -218,6 +222,9 @@ class World:
             check = check_life if self.account is None else check_account
             for violation in check(self, life, final=final):
                 self.violated(f"[run {life.number}] {violation}")
+            if self.account_events is not None:
+                for violation in self.account_events.check_life(life):
+                    self.violated(f"[run {life.number}] {violation}")
         return self._outcome()
 
     def _outcome(self) -> Outcome:
@@ -254,6 +261,10 @@ class World:
 
     async def _live(self, life: Life) -> None:
         self.scope = anyio.CancelScope()
+        source = self.positions.source if self.positions is not None else None
+        stream, close = None, anyio.lowlevel.checkpoint
+        if self.account_events is not None:
+            source, stream, close = self.account_events.of_life(life)
         try:
             with self.scope:
                 async with open_service(
@@ -262,7 +273,8 @@ class World:
                     feeds=self._feeds() if self.account is not None else None,
                     drivers=[self._driver(STOCKS)] if self.account is None else None,
                     history=self._history(STOCKS),
-                    positions=self.positions.source if self.positions is not None else None,
+                    positions=source,
+                    trading_stream=stream,
                     clock=self.service_clock,
                     rng=random.Random(f"{self.plan.seed}/jitter/{life.number}"),
                 ) as service:
@@ -273,6 +285,8 @@ class World:
                         life.drain_began_s = anyio.current_time()
         except Exception as exc:
             life.error = exc
+        with anyio.CancelScope(shield=True):
+            await close()
         self.scope = None
         life.end()
         self.trace(f"service {life.number} ended {life.counters} {life.error!r}")
