@@ -39,6 +39,7 @@ nitpick_ignore_regex = [
     ("py:class", r"mdservice\.redis_io\.names\.Instance"),
     ("py:class", r"mdservice\.runtime\.network\.HttpClient"),
     ("py:class", r"mdservice\.positions\.sources\._Result"),
+    ("py:class", r"mdservice\.positions\.trading_stream\.TradingLink"),
     ("py:(class|obj)", r"mdservice\.model\.kinds\..*"),
     ("py:class", r"mdservice\.pnl\.(holding|day)\..*"),
     ("py:(class|obj)", r"mdservice\.pnl\.(engine|rows)\._T"),

@@ -33,6 +33,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "positions": (
         "mdservice.model.position",
         "mdservice.positions.sources",
+        "mdservice.positions.trading_stream.TradingStream",
     ),
     "extending": (
         "mdservice.app.topology.FeedParts",
