@@ -16,6 +16,7 @@ from mdservice.client.http import Answer, NoAnswer, ask
 from mdservice.errors import InvalidChannel, InvalidSymbol, MDServiceError
 from mdservice.model.feeds import CHANNELS, parse_channels
 from mdservice.model.symbol import pair_without_slash, parse_symbols
+from mdservice.observability.masking import printable
 
 __all__ = ["WIDTH", "health", "status", "status_lines", "subscribe", "unsubscribe"]
 
@@ -52,10 +53,10 @@ def health(ctx: click.Context, config: Path | None, socket: str | None) -> None:
             return
         live = ask(path, "GET", "/health/live", timeout_s=_HEALTH_TIMEOUT_S)
     except NoAnswer as exc:
-        click.echo(f"no answer: {exc}")
+        click.echo(printable(f"no answer: {exc}"))
         ctx.exit(_NO_ANSWER)
     state = "alive but not ready" if live.ok else "not well"
-    click.echo(f"{state}: {_reasons(ready if live.ok else live)}")
+    click.echo(printable(f"{state}: {_reasons(ready if live.ok else live)}"))
     ctx.exit(FAILED)
 
 
@@ -178,6 +179,15 @@ def _named(channels: str) -> tuple[str, ...]:
     return named
 
 
+def _printable(value: Any) -> Any:
+    """The same without what could steer the terminal, in any text."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(name)): _printable(inner) for name, inner in value.items()}
+    return list(map(_printable, value)) if isinstance(value, list | tuple) else value
+
+
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     """``/status`` as a table for people, line by line.
 
@@ -185,6 +195,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
 
     A value that a newer or older service does not have is shown as ``-``.
     """
+    status = _printable(status)
     state = str(status.get("state", "-"))
     told = click.style(state, fg=_COLOURS.get(state), bold=True)
     up = _duration(status.get("uptime_s"))

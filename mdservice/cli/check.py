@@ -10,6 +10,7 @@ import click
 
 from mdservice.cli.options import CONFIGURATION, FAILED, settings_from, settings_options
 from mdservice.observability.logging import masked
+from mdservice.observability.masking import printable
 
 if TYPE_CHECKING:
     from mdservice.cli.checks import CheckResult
@@ -51,7 +52,7 @@ def _show(result: CheckResult) -> None:
     outcome = click.style(f"{result.outcome:<5}", fg=_COLOURS[result.outcome])
     advice = f" → {result.advice}" if result.advice else ""
     text = " ".join(f"{result.detail}{advice}".split())
-    click.echo(f"{outcome} {result.name:<12} {masked(text)}")
+    click.echo(f"{outcome} {result.name:<12} {printable(masked(text))}")
 
 
 def _waiting(name: str, limit_s: float) -> None:

@@ -20,6 +20,7 @@ import click
 
 from mdservice.errors import ConfigurationError, FeedRefused, MDServiceError
 from mdservice.observability.logging import get_logger, hide_secrets, is_configured, masked
+from mdservice.observability.masking import printable, printable_json
 from mdservice.settings import SETTINGS, Settings, load_settings
 from mdservice.settings.parsers import default_log_format
 from mdservice.settings.sources import CONFIG_FILE, SECTION, SettingInfo
@@ -162,7 +163,7 @@ def print_failure(reason: str) -> None:
     if _Lines.json:
         _print_json("critical", "mdservice_failed", reason=reason)
     else:
-        click.echo(f"mdservice: {reason}", err=True)
+        click.echo(f"mdservice: {_in_lines(reason)}", err=True)
 
 
 def _print_json(level: str, event: str, *, err: bool = True, **fields: str) -> None:
@@ -173,7 +174,12 @@ def _print_json(level: str, event: str, *, err: bool = True, **fields: str) -> N
         {"event": event, **shown, "level": level, "timestamp": now}, ensure_ascii=False
     )
     with contextlib.suppress(OSError, ValueError):
-        click.echo(line, err=err)
+        click.echo(printable_json(line), err=err)
+
+
+def _in_lines(text: str) -> str:
+    """The text without what steers a terminal; its further lines are indented."""
+    return "\n  ".join(printable(line) for line in text.split("\n"))
 
 
 def causes(exc: BaseException) -> Iterator[BaseException]:

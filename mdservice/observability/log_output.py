@@ -24,7 +24,7 @@ import attrs
 import structlog
 
 from mdservice.observability.logging import LogStream
-from mdservice.observability.masking import Masker
+from mdservice.observability.masking import Masker, printable, printable_json
 
 __all__ = ["RepeatLimit", "make_emitter", "route_standard_logging"]
 
@@ -145,7 +145,7 @@ def _write(stream: LogStream | None, line: str) -> None:
 
 def _renderer(format: str, stream: LogStream | None) -> Any:  # noqa: A002 - the setting's word
     if format == "json":
-        return structlog.processors.JSONRenderer(ensure_ascii=False)
+        return _render_json
     render = structlog.dev.ConsoleRenderer(
         colors=stream is not None and stream.isatty(),
         exception_formatter=structlog.dev.plain_traceback,
@@ -158,14 +158,23 @@ def _renderer(format: str, stream: LogStream | None) -> Any:  # noqa: A002 - the
     return render_printable
 
 
+_to_json = structlog.processors.JSONRenderer(ensure_ascii=False)
+
+
+def _render_json(logger: Any, level: str, event: Event) -> str:
+    return printable_json(str(_to_json(logger, level, event)))
+
+
 def _printable(name: str, value: object) -> object:
-    """A text without what begins a line or steers a terminal; a traceback keeps its lines."""
-    if not isinstance(value, str) or value.isprintable():
+    """A text without what begins a line or steers a terminal.
+
+    A traceback keeps its lines, indented, since the message of an exception may have some.
+    """
+    if not isinstance(value, str):
         return value
-    kept = "\n" if name == "exception" else ""
-    return "".join(
-        char if char.isprintable() or char in kept else repr(char)[1:-1] for char in value
-    )
+    if name == "exception":
+        return "\n".join(f"  {printable(line)}" for line in value.split("\n"))
+    return printable(value)
 
 
 class _ThirdParty(logging.Handler):

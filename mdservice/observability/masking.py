@@ -1,4 +1,4 @@
-"""Removes secrets from texts, containers and URLs before they are shown."""
+"""Removes what must not be shown: secrets, and what begins a line or steers a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
-__all__ = ["MASK", "Masker", "mask_url", "quoted", "secrets_in_url"]
+__all__ = ["MASK", "Masker", "mask_url", "printable", "printable_json", "quoted", "secrets_in_url"]
 
 MASK = "***"
 """Replaces a secret."""
@@ -22,6 +22,20 @@ _PLAIN = (bool, int, float, type(None))
 _QUOTED_AT_MOST = 40
 _URL_START = re.compile(r"[a-z][a-z0-9+.-]*://", re.ASCII | re.IGNORECASE)
 _PLAIN_QUERY = frozenset({"db", "feed", "protocol", "publish", "read_from", "ssl", "symbols"})
+
+
+def printable(text: str) -> str:
+    r"""The text in one line without control characters, which are written as ``\n`` or ``\x1b``."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def printable_json(line: str) -> str:
+    """The same JSON in one line, also for a reader that knows more line ends than JSON does."""
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
 
 
 class Masker:

@@ -92,6 +92,20 @@ def test_the_table_shows_everything_within_80_columns() -> None:
         assert part in text
 
 
+def test_no_text_steers_the_terminal() -> None:
+    hostile = "a\x1b[2J\x9b31m\x07"
+    feed = attrs.evolve(
+        STATUS.feed, driver=hostile, last_error=hostile, left_out={hostile: hostile}
+    )
+    actors = {hostile: ActorReport("running", 0, 1.0, Inbox(0, 1), hostile)}
+    status = attrs.evolve(
+        STATUS, feed=feed, feeds={hostile: feed}, actors=actors, reasons=(hostile,)
+    )
+    lines = table(status_to_json(status))
+    assert all(line.isprintable() for line in lines)
+    assert sum("\\x1b[2J" in line for line in lines) > 5
+
+
 def test_every_counter_and_actor_has_its_place() -> None:
     text = "\n".join(table(status_to_json(STATUS)))
     for counter in attrs.asdict(STATUS.counters):

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mdservice.http_api import schemas
 from mdservice.model.position import Position
 from mdservice.model.status import Counters
+from mdservice.observability.metrics import StatusCollector, metrics_registry, render_metrics
 from mdservice.testing.fake_service import FakeService
 
 NO_POSITION = Position("?!", None, None, problem="has no valid symbol")
@@ -145,6 +146,26 @@ async def test_metrics_name_the_error_with_which_redis_refuses(
     service.redis_accepts = False
     text = (await client.get("/metrics")).text
     assert 'mdservice_redis_refuses{code="READONLY"} 1.0' in text
+
+
+@pytest.mark.parametrize("text", ['"', "\\", "a\nb", 'x"} 1\nforged{a="', "\r\x1b\u2028é", "\\n"])
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
+def test_any_text_in_a_label_is_read_back_as_it_was(service: FakeService, text: str, accept: str) -> None:  # fmt: skip
+    status = service.status()
+    feed = attrs.evolve(status.feed, name=text)
+    hostile = attrs.evolve(
+        status, feed=feed, feeds={text: feed}, redis=attrs.evolve(status.redis, refusal=text)
+    )
+    content, _ = render_metrics(metrics_registry(StatusCollector(lambda: hostile)), accept)
+    read = text_string_to_metric_families if "plain" in accept else open_metrics_families
+    labels = {
+        (family.name, value)
+        for family in read(content.decode())
+        for sample in family.samples
+        for value in sample.labels.values()
+    }
+    for name in ("mdservice_redis_refuses", "mdservice_connection_up", "mdservice_feed_info"):
+        assert (name, text) in labels or (f"{name}_info", text) in labels
 
 
 async def test_metrics_are_read_again_at_each_scrape(

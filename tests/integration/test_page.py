@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import httpx
+import msgspec
 import pytest
+from anyio.abc import TaskStatus
+from anyio.from_thread import start_blocking_portal
 
+from mdservice.http_api.server import serve_api
+from mdservice.model.events import FeedStatus
+from mdservice.model.status import (
+    ActorReport,
+    ChannelCounters,
+    Inbox,
+    RelayClient,
+    RelayStatus,
+    Status,
+)
+from mdservice.testing.fake_service import FakeService
 from tests.integration.browser import Browser, find_chromium, open_browser
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs chromium")
@@ -156,3 +172,108 @@ def test_limits_that_another_gateway_judges_are_shown(stage: Any, browser: Brows
     simulator.quotes(("AAPL", 160, 160, time.time_ns()))
     browser.until("document.getElementById('breaker').innerText.includes('tripped: AAPL price')")
     assert browser.faults == []
+
+
+MARKUP = (
+    '"><img src=x onerror="window.hit = 1"><script>window.hit = 1</script>\'><svg onload=hit=1>'
+)
+
+
+class HostileService(FakeService):
+    """Has markup wherever a text comes from outside, or could."""
+
+    def status(self) -> Status:
+        feed = attrs.evolve(super().status().feed, name=f"feed {MARKUP}", last_error=MARKUP)
+        client = RelayClient(
+            name=f"client {MARKUP}", address=MARKUP, path=f"path {MARKUP}", encoding="json",
+            connected_s=1, symbols=1, sent=1, rate=1, backlog=1, conflated=1,
+        )  # fmt: skip
+        return attrs.evolve(
+            super().status(),
+            reasons=(f"reason {MARKUP}",),
+            feed=feed,
+            feeds={f"connected {MARKUP}": feed},
+            actors={f"actor {MARKUP}": ActorReport("running", 0, 1.0, Inbox(0, 1), MARKUP)},
+            channels={f"channel {MARKUP}": ChannelCounters()},
+            relay=RelayStatus(
+                address=f"relay {MARKUP}", clients=(client,), cut=0, messages=0, conflated=0
+            ),
+        )
+
+    def subscriptions(self) -> dict[str, list[str]]:
+        return {f"symbol {MARKUP}": [f"source {MARKUP}"]}
+
+    def left_out(self) -> dict[str, dict[str, str]]:
+        return {f"left out {MARKUP}": {"quotes": MARKUP}}
+
+
+class HostileAccount:
+    async def whole(self) -> bytes:
+        row = {"symbol": f"position {MARKUP}", "qty": 1, "status": "live", "problem": MARKUP}
+        account = {"positions": [row], "warnings": [f"warning {MARKUP}"], "total_unrealized_pnl": 1}
+        return msgspec.json.encode(account)
+
+    async def risk(self) -> bytes:
+        breaker = {"state": "tripped", "rule": f"rule {MARKUP}", "subject": MARKUP}
+        limit = {"rule": f"limit {MARKUP}", "subject": MARKUP, "value": 1, "used": 0.5}
+        risk = {"breaker": breaker, "limits": [limit], "blind": [f"blind {MARKUP}"]}
+        return msgspec.json.encode(risk)
+
+
+PLACES = (
+    *("reason", "feed", "connected", "actor", "channel", "client", "path", "relay", "symbol"),
+    *("left out", "position", "warning", "rule", "limit", "blind", "gap of"),
+)
+
+
+@pytest.fixture
+def hostile_url(tmp_path: Path) -> Iterator[str]:
+    service = HostileService()
+    service.announce(
+        FeedStatus(
+            "gap", T0, {"reason": f"gap of {MARKUP}", "channel": MARKUP, "symbols": [MARKUP]}
+        )
+    )
+
+    async def serve(*, task_status: TaskStatus[Any]) -> None:
+        await serve_api(
+            service,
+            socket=tmp_path / "s",
+            http="127.0.0.1:0",
+            account=HostileAccount(),
+            task_status=task_status,
+        )
+
+    with start_blocking_portal("trio") as portal:
+        future, addresses = portal.start_task(serve)
+        try:
+            yield f"http://{addresses.http}/"
+        finally:
+            future.cancel()
+
+
+def test_markup_in_any_text_is_shown_as_text(hostile_url: str, browser: Browser) -> None:
+    browser.open(hostile_url)
+    for place in PLACES:
+        marked = json.dumps(f"{place} {MARKUP}".replace("_", " "))
+        browser.until(f"document.body.textContent.includes({marked})")
+    found = browser.value(
+        "document.querySelectorAll('img, body script:not([src]), svg[onload]').length"
+    )
+    assert (found, browser.value("window.hit ?? null"), browser.faults) == (0, None, [])
+
+
+def test_the_policy_stops_a_script_that_reaches_the_page(
+    hostile_url: str, browser: Browser
+) -> None:
+    browser.open(hostile_url)
+    browser.value(
+        "addEventListener('securitypolicyviolation', (e) => (window.told ??= []).push(e.violatedDirective))"
+    )
+    browser.value(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(MARKUP)})")
+    browser.until("window.told?.some((one) => one.startsWith('script-src'))")
+    browser.value(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.hit = 1'}))"
+    )
+    browser.until("window.told.filter((one) => one.startsWith('script-src')).length > 1")
+    assert browser.value("window.hit ?? null") is None

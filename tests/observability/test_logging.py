@@ -78,9 +78,13 @@ HOSTILE = (
     "\x1b[2J\x1b[31mred",
     "\x00\x07\x08",
     "\u2028line",
+    "\x85line",
     "\x9b31m",
+    "\x7f\u202e\ud800",
 )
 """What a peer may put into a name or a reason."""
+NEVER = "\r\x00\x07\x08\x7f\x85\x9b\u2028\u202e\ud800"
+"""What no line has: carriage return, bell, new line of another kind, the start of a sequence …"""
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -92,7 +96,7 @@ def test_no_value_begins_a_line_or_steers_a_terminal(text: str, stream: type[io.
         get_logger("x").warning("relay_client_refused", reason=value)
         logging.getLogger("other").warning("from %s", value)
     assert len(hostile.getvalue().splitlines()) == len(plain.getvalue().splitlines())
-    for sign in "\r\x00\x07\x08\x9b\u2028":
+    for sign in NEVER:
         assert sign not in hostile.getvalue()
     assert hostile.getvalue().count("\x1b") == plain.getvalue().count("\x1b")
 
@@ -102,8 +106,37 @@ def test_no_value_begins_a_line_of_json(text: str) -> None:
     stream = io.StringIO()
     configure_logging("json", stream=stream)
     get_logger("x").warning("relay_client_refused", reason=text)
-    lines = stream.getvalue().split("\n")
-    assert (len(lines), json.loads(lines[0])["reason"]) == (2, text)
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["reason"] == text
+    assert not set(NEVER + "\x1b") & set(line)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_the_message_of_an_exception_begins_no_line_that_looks_like_an_event(
+    form: Any, text: str
+) -> None:
+    stream = io.StringIO()
+    configure_logging(form, stream=stream)
+    try:
+        raise ValueError(text)
+    except ValueError:
+        get_logger("x").exception("relay_client_failed")
+    first, *others = stream.getvalue().splitlines()
+    assert not set(NEVER + "\x1b") & set(stream.getvalue())
+    if form == "json":
+        assert json.loads(first)["exception"].endswith(f"ValueError: {text}")
+    assert all(line.startswith("  ") for line in others)
+    assert bool(others) is (form == "console")
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+@pytest.mark.parametrize("value", [["a\nb"], {"a\nb": "c\x1b[m"}, ValueError("a\nb"), b"a\n\x1b"])
+def test_a_value_of_another_type_begins_no_line_either(form: Any, value: object) -> None:
+    stream = io.StringIO()
+    configure_logging(form, stream=stream)
+    get_logger("x").info("relay_client_refused", reason=value)
+    assert len(stream.getvalue().splitlines()) == 1
     assert "\x1b" not in stream.getvalue()
 
 
