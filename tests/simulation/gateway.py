@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import ROUND_UP, Decimal, localcontext
 from fractions import Fraction
@@ -34,7 +34,7 @@ from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed
 from mdservice.model.kinds import QUOTES, Kind, R, RecordDecoder
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
-from mdservice.model.symbol import without_slash
+from mdservice.model.symbol import is_option, without_slash
 from mdservice.model.timestamps import format_ns
 from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
 from mdservice.pnl.day import SymbolDay, new_york_date
@@ -68,7 +68,7 @@ from mdservice.simulator.orders import Leg, OrderRequest
 from mdservice.simulator.transport import SimulatorTransport
 from mdservice.simulator.wire import EXACT
 from tests.pnl.limits_reference import LimitsReference, plain_state
-from tests.pnl.reference import PlainRow, Reference, Whole, realized, usable
+from tests.pnl.reference import PlainRow, Reference, Whole, realized
 from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD
 from tests.simulation.contracts_end import end_contracts
 from tests.simulation.hours import hours_of
@@ -112,9 +112,14 @@ _DAY_KNOWN_S: Final = 40.0
 """How soon after the last fill the day is known and agrees with the equity: the activities are read
 after 5 s, and a difference of the equity is looked at twice. Fills from the stream that no list has
 would be dropped only after 120 s."""
+_GRACE_S: Final = 3.0
+"""How soon a difference that a poll has found is reported, since its event may come late."""
 _ENDS: Final = 0.5
 """How often contracts end with the day."""
 _MOMENT_S: Final = 1e-6
+_S_NS: Final = 1_000_000_000
+_SEEN_S: Final = 1.5
+"""How soon the gateway sees that a price has ended by its key's time."""
 _CENT: Final = Fraction(1, 100)
 _CENTS: Final = Decimal("0.01")
 _ZERO: Final = Decimal(0)
@@ -210,7 +215,10 @@ class SimulatedGateway:
         source = AlpacaPositions(url, "key", "secret", http)
         cache = PositionCache(source, _INTERVAL_S, clock)
         engine = PnlEngine(
-            stale_after_s=_STALE_AFTER_S, price_ttl_s=PRICE_TTL_S, mark=self._trading.mark
+            stale_after_s=_STALE_AFTER_S,
+            price_ttl_s=PRICE_TTL_S,
+            max_spread=self._trading.max_spread,
+            mark=self._trading.mark,
         )
         calls = cast("RedisCalls", self._calls)
         risk = Risk(make_limits(LIMITS, ()), engine, calls, clock)
@@ -264,7 +272,7 @@ class SimulatedGateway:
             heard.go(self._world.market_clock.utc_ns())
 
     def _note(self, quote: Quote) -> None:
-        heard = self._heard.setdefault(quote.symbol, _Heard())
+        heard = self._heard.setdefault(quote.symbol, _Heard(self._trading.max_spread))
         heard.add(quote, self._world.market_clock.utc_ns())
 
     # The account
@@ -551,10 +559,13 @@ class SimulatedGateway:
         self.fixed = True
         if self._trading.has_options:
             await self._until_it_knows_the_hours()
-            if self._more.random() < _ENDS:
-                self._end_contracts()
+        before, differed = dict(self._qty), self.cache.differed
+        if self._trading.has_options and self._more.random() < _ENDS:
+            self._end_contracts()
         await anyio.sleep(_INTERVAL_S + 0.5)
         self._check_quantities("after the last poll")
+        await anyio.sleep(_GRACE_S)
+        self._check_differences(before, differed)
         await self._until_the_day_agrees()
         await self._check_figures()
         await anyio.sleep(max(0.0, began_s + within_s - anyio.current_time()))
@@ -580,6 +591,19 @@ class SimulatedGateway:
         own = {without_slash(symbol): qty for symbol, qty in self._qty.items() if qty}
         if told != own:
             self._world.violated(f"the gateway has {told} {when}, the account {own}")
+
+    def _check_differences(self, before: Mapping[str, Decimal], differed: int) -> None:
+        """What changed without an event since then is reported, and nothing else."""
+        told, expected = self.cache.differences(), []
+        for symbol, qty in self._qty.items():
+            was = before.get(symbol, _ZERO)
+            if was != qty:
+                expected.append(
+                    f"the position in {symbol} was {was.normalize():f} by its fills and is "
+                    f"{qty.normalize():f} by its source, which counts"
+                )
+        if not set(told) >= set(expected) or self.cache.differed != differed + len(expected):
+            self._world.violated(f"the differences are {told}, by the recount {expected}")
 
     async def _until_the_day_agrees(self) -> None:
         """Wait for the day as the account's own records have it."""
@@ -650,6 +674,9 @@ class SimulatedGateway:
             self._trading.mark,
             self._recounted(),
             days=None if engine._days is None else dict(engine._days),
+            max_spread=self._trading.max_spread,
+            heards=self._heard,
+            told={holding.symbol: holding.status for holding, _ in engine._places},
         )
         for heard in self._heard.values():
             for quote, heard_ns in heard.in_order():
@@ -748,8 +775,11 @@ _NEWER: Final[Sequence[tuple[str, Callable[[SimulatedGateway], None]]]] = (
 class _Heard:
     """The quotes of a symbol that a gateway has got and on which its price may depend."""
 
+    _max_spread: float
     _kept: dict[str, tuple[int, Quote, int]] = attrs.Factory(dict)
     _count: int = 0
+    lapsed: dict[int, int] = attrs.Factory(dict)
+    """How long before the next quote those ended by their keys' time that are still kept, ns."""
     is_gone: bool = False
     """Whether its key is gone, and no quote has come since."""
 
@@ -762,16 +792,27 @@ class _Heard:
         newest = self._kept.get("newest")
         if newest is not None and quote.ts_event_ns < newest[1].ts_event_ns:
             return
+        pause_ns = now_ns - newest[2] if newest is not None else 0
+        if pause_ns >= PRICE_TTL_S * _S_NS:
+            for number, _, _ in self._kept.values():
+                self.lapsed[number] = max(pause_ns, self.lapsed.get(number, 0))
         self._count += 1
         self.is_gone = False
         sides = {"bid": quote.bid, "ask": quote.ask, "both": quote.bid and quote.ask, "any": True}
-        names = [name for name, has in sides.items() if has] if usable(quote) else []
+        names = (
+            [name for name, has in sides.items() if has] if _usable(quote, self._max_spread) else []
+        )
         self._kept.update(dict.fromkeys(("newest", *names), (self._count, quote, now_ns)))
 
     def has(self, quote: Quote) -> bool:
         """Whether it is the newest, or REST has brought a newer one."""
         _, newest, _ = self._kept["newest"]
         return newest == quote or (not newest.seq and newest.ts_event_ns >= quote.ts_event_ns)
+
+    def pause_ns(self, quote: object) -> int:
+        """How long there was nothing new after a quote that is kept, if its price ended by that."""
+        numbers = [number for number, known, _ in self._kept.values() if known is quote]
+        return max((self.lapsed.get(number, 0) for number in numbers), default=0)
 
     def in_order(self) -> list[tuple[Quote, int]]:
         """Those quotes in the order in which they came, and when they did."""
@@ -784,7 +825,30 @@ class _Recount(Reference):
     """With what today's fills add to the rows; each row is worked out once."""
 
     days: dict[str, SymbolDay] | None = attrs.Factory(dict)
+    max_spread: float = 10.0
+    heards: dict[str, _Heard] = attrs.Factory(dict)
+    told: Mapping[str, str] = attrs.Factory(dict)
+    """What the gateway says that each symbol is."""
     _rows: dict[tuple[int, int], PlainRow] = attrs.Factory(dict)
+
+    def usable_of(self, symbol: str) -> list[Quote]:
+        return [
+            quote
+            for quote, _ in self.heard
+            if quote.symbol == symbol and _usable(quote, self.max_spread)
+        ]
+
+    def young(self, symbol: str, now_ns: int) -> bool:
+        """A price that ended by its key's time stays so, whatever unusable quotes come after it.
+
+        The gateway looks once a second, so one that ended for less may have ended or not.
+        """
+        heard, mark = self.heards.get(symbol), self.mark(symbol)
+        pause_ns = 0 if heard is None else heard.pause_ns(mark)
+        sure = pause_ns >= (PRICE_TTL_S + _SEEN_S) * _S_NS
+        if sure or (pause_ns and self.told.get(symbol) == "closed"):
+            return False
+        return Reference.young(self, symbol, now_ns)
 
     def row(self, position: Position, now_ns: int) -> PlainRow:
         key = id(position), now_ns
@@ -798,6 +862,14 @@ class _Recount(Reference):
         of_rows = [days[str(row[0])] for row in rows]
         day = None if None in of_rows else sum(map(Fraction, map(str, of_rows)), Fraction())
         return attrs.evolve(whole, rows=rows, day=day)
+
+
+def _usable(quote: Quote, max_spread: float) -> bool:
+    """Whether it has a side, and is no stock's or pair's with too wide a spread."""
+    if quote.bid and quote.ask and max_spread and not is_option(quote.symbol):
+        bid, ask = Fraction(repr(quote.bid)), Fraction(repr(quote.ask))
+        return abs(ask - bid) * 200 <= (bid + ask) * Fraction(repr(max_spread))
+    return bool(quote.bid or quote.ask)
 
 
 def _of_day(day: SymbolDay) -> tuple[object, ...]:

@@ -36,6 +36,7 @@ class Trading:
         pause_s: Mean time between two orders.
         mark: The price: the mid, or the side at which a position can be closed.
         sale_fee: The fee of each sale, as a part of its value.
+        max_spread: The widest usable spread, in per cent of the mid; 0 for any.
         turn: What New York's time brings: the market's close or open, another date, or nothing.
         turns_at_s: When.
         of_service: Whether the service follows the account too, and publishes its events.
@@ -46,6 +47,7 @@ class Trading:
     pause_s: float
     mark: Literal["mid", "exit"]
     sale_fee: Decimal
+    max_spread: float = 10.0
     turn: Turn | None = None
     turns_at_s: float = 0.0
     has_options: bool = False
@@ -128,6 +130,7 @@ class Plan:
                 trading,
                 turn=rng.choice((None, *TURNS)),
                 turns_at_s=round(rng.uniform(0.1, 0.9) * self.faults_for_s, 3),
+                max_spread=rng.choice((0.0, 0.02, 0.1, 10.0)),
                 has_options=True,
                 of_service=not self.positions
                 and self.account is None

@@ -17,6 +17,7 @@ from mdservice.pnl.day import DayBook, Fill, midnight_ns
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding
 from mdservice.positions import trade_updates, trading_stream
+from mdservice.positions.cache import PositionCache
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.testing import VirtualClock
 from tests.simulation.contracts_end import end_contracts
@@ -92,7 +93,7 @@ async def test_options_end(how: str, symbol: str, qty: int, shares: int) -> None
 
 def test_finds_a_closed_price_that_is_said_to_be_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PnlEngine, "_rests", lambda *_: False)
-    assert _finds("the gateway's report is", "closes")
+    assert _finds("the gateway's report is", "closes", 12)
 
 
 def test_finds_prices_that_close_while_the_market_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +157,23 @@ def test_finds_an_expiry_that_does_not_count(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(DayBook, "book", without_ends)
     assert any(_finds("the day: ", turn, 8) for turn in TURNS)
+
+
+def test_finds_a_difference_that_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PositionCache, "_compare", lambda *_: None)
+    assert any(_finds("the differences are", turn, 6) for turn in TURNS)
+
+
+def test_finds_a_difference_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PositionCache, "apply", lambda *_: False)
+    assert _finds("the differences are", None, 2)
+
+
+def test_finds_a_spread_that_is_taken_for_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PnlEngine, "_is_narrow", lambda *_: True)
+    assert _finds("the gateway's report is", None, 8)
+
+
+def test_finds_a_spread_that_is_taken_for_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PnlEngine, "_is_narrow", lambda _, bid, ask: not (bid and ask))
+    assert _finds("the gateway's report is", None, 8)
