@@ -1,4 +1,4 @@
-"""Texts from outside that try to forge lines of the log, or to fill the metrics with labels."""
+"""Texts from outside that try to forge lines of the log, or to become keys and labels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -15,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 
+from mdservice.errors import ConfigurationError
+from mdservice.settings import Settings
 from tests.integration.conftest import eventually
 
 EVIL = 'x\n{"event":"forged"}\r\nforged\x1b[2J\x9b31m\u2028forged\x00"\\'
@@ -139,3 +142,65 @@ def test_the_clients_of_the_relay_add_no_labels(stage: Any) -> None:
             seen.append(series())
             assert service.status()["relay"]["clients"][-1]["name"].startswith(f'"{number}\\')
     assert seen[-1] == seen[0]
+
+
+SYMBOLS = {
+    "a pattern": "AA*",
+    "another pattern": "A[AB]?L",
+    "a hash tag": "{A}B",
+    "nothing but braces": "{}",
+    "a blank": "AA PL",
+    "a line end": "AAPL\r\nFLUSHALL",
+    "a zero byte": "A\0B",
+    "too long": "A" * 33,
+    "far too long": "A" * 100_000,
+    "another script": "\uff21\uff21",
+    "a letter that upper case makes plain": "ßA",
+    "a path": "../AAPL",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS.values(), ids=SYMBOLS)
+def test_settings_refuse_a_symbol_that_is_none(symbol: str) -> None:
+    for name in ("symbols", "news"):
+        with pytest.raises(ConfigurationError, match=f"setting {name} .*is not a symbol"):
+            Settings(**{name: ("AAPL", symbol)})
+
+
+def test_no_hostile_symbol_becomes_a_key(stage: Any) -> None:
+    """None is taken by the API, the relay, or from the positions."""
+    relay, valkey = stage.free_port(), stage.valkey()
+    held = stage.folder() / "held.json"
+    rows = [
+        {"symbol": symbol, "qty": "1", "avg_entry_price": "1"}
+        for symbol in (*SYMBOLS.values(), "*")
+    ]
+    held.write_text(json.dumps([*rows, {"symbol": "AAPL", "qty": "1", "avg_entry_price": "1"}]))
+    service = stage.service(
+        stage.simulator(),
+        valkey,
+        MDSERVICE_RELAY=f"127.0.0.1:{relay}",
+        MDSERVICE_POSITIONS=f"file:{held}",
+    ).wait_ready()
+    base = "/api/v1/market-data"
+    for symbol in SYMBOLS.values():
+        answer = service.http.post(f"{base}/subscribe", json={"symbols": ["MSFT", symbol]})
+        assert (answer.status_code, "is not a symbol" in answer.text) == (422, True), answer.text
+        assert len(answer.text) < 1000
+        if 0 < len(symbol) < 1000:
+            answer = service.http.get(f"{base}/latest/quotes/{quote(symbol, safe='')}")
+            assert answer.status_code in (404, 422), answer.text
+    with connect(f"ws://127.0.0.1:{relay}/v2/iex", proxy=None) as client:
+        client.recv()
+        client.send(json.dumps({"action": "auth", "key": "k", "secret": "s"}))
+        client.recv()
+        for symbol in SYMBOLS.values():
+            client.send(json.dumps({"action": "subscribe", "quotes": ["MSFT", symbol]}))
+            (message,) = json.loads(client.recv())
+            assert (message["T"], message["code"]) == ("error", 400), message
+    eventually(lambda: list(service.get(f"{base}/subscriptions")["symbols"]) == ["AAPL"], what=held)
+    with valkey.client() as client:
+        names = [key for key in client.keys("*") if b":AAPL" not in key]
+        assert all(name.startswith(b"mdservice:") for name in names), names
+    assert len(service.status()["positions"]["problems"]) > 0
