@@ -42,6 +42,7 @@ from mdservice.journal.format import (
     encode_entry,
     encode_event,
     encode_frames,
+    encode_head,
 )
 from mdservice.journal.segments import cut_tail, pack, segments_of
 from mdservice.model.events import Backfill, FeedItem, FeedLost, FirstRecords, LateRecords
@@ -75,6 +76,8 @@ _LEAST_SECRET: Final = 8
 """Shorter secrets are words of the feed too. None is sent back by Alpaca anyway."""
 _FLUSHED_BYTES: Final = 1 << 20
 """How much is encoded before it is written."""
+_MOST_AT_ONCE: Final = 512
+"""Buffers in one write; POSIX allows 16, Linux and macOS 1,024."""
 _CHUNKS_AT_ONCE: Final = 4
 _MUCH_BYTES: Final = 256 * 1024
 """While more comes in one turn, compression waits: its time is the feed's on a busy machine …"""
@@ -265,11 +268,31 @@ class _RouterItem:
         return encode_event("first", **fields, asked_ns=dict(item.asked_ns))
 
 
-_Queued = Sequence[bytes | str] | Mapping[str, Any] | _RouterItem
+@attrs.frozen
+class _Frames:
+    """The frames of one read, as they are in the file.
+
+    Attributes:
+        head: The head of their entry.
+        payload: Its payload.
+        messages: How many they are.
+        size: Their bytes.
+    """
+
+    head: bytes
+    payload: bytes
+    messages: int
+    size: int
+
+
+_Queued = _Frames | Mapping[str, Any] | _RouterItem
 
 
 class _Queue:
     """From the event loop to the thread; bounded, and never waits.
+
+    Frames are encoded when they are added. The thread would need the interpreter's lock for each
+    read to do it, and the event loop would wait for the lock and find the frames' memory cold.
 
     Args:
         most_bytes: Of frames that may wait.
@@ -303,7 +326,9 @@ class _Queue:
         if self._unmarked:
             self._mark(connection, time_ns)
         self._added_bytes += size
-        self._items.append((connection, time_ns, frames))
+        payload = encode_frames(frames)
+        head = encode_head(EntryType.FRAMES, connection, time_ns, payload)
+        self._items.append((connection, time_ns, _Frames(head, payload, len(frames), size)))
 
     def add_event(
         self, connection: int, time_ns: int, event: Mapping[str, Any] | _RouterItem
@@ -348,8 +373,9 @@ class _Writer:
         self._name: SegmentName | None = None
         self._size = 0
         """Bytes of whole entries in the open segment."""
-        self._unwritten = bytearray()
-        """Entries of the open segment that the disk has not taken."""
+        self._unwritten: list[bytes] = []
+        """Entries of the open segment that the disk has not taken, each a head and a payload."""
+        self._unwritten_bytes = 0
         self._unwritten_raw = 0
         """The bytes of frames in them."""
         self._taken: deque[tuple[int, int, _Queued]] = deque()
@@ -477,22 +503,24 @@ class _Writer:
 
     def _add(self, connection: int, time_ns: int, item: _Queued) -> None:
         """Add an entry to what is written next; open or rotate the segment first."""
-        if len(self._unwritten) > _FLUSHED_BYTES or time_ns >= self._day_end_ns:
+        if self._unwritten_bytes > _FLUSHED_BYTES or time_ns >= self._day_end_ns:
             self._flush()
         if not self._unwritten:
             self._rotate(time_ns)
-        size = 0
-        if isinstance(item, (list, tuple)):
-            kind, payload = EntryType.FRAMES, encode_frames(item)
-            size = sum(map(len, item))
-            self._written += len(item)
+        if isinstance(item, _Frames):
+            head, payload = item.head, item.payload
+            self._unwritten_raw += item.size
+            self._written += item.messages
         else:
-            kind, payload = EntryType.EVENT, self._event(connection, item)
-        for secret in self._secrets:
-            if secret in payload:
+            payload = self._event(connection, item)
+            head = encode_head(EntryType.EVENT, connection, time_ns, payload)
+        if any(secret in payload for secret in self._secrets):
+            kind = EntryType.FRAMES if isinstance(item, _Frames) else EntryType.EVENT
+            for secret in self._secrets:
                 payload = payload.replace(secret, b"*" * len(secret))
-        self._unwritten += encode_entry(kind, connection, time_ns, payload)
-        self._unwritten_raw += size
+            head = encode_head(kind, connection, time_ns, payload)
+        self._unwritten += (head, payload)
+        self._unwritten_bytes += len(head) + len(payload)
 
     def _event(self, connection: int, item: Any) -> bytes:
         """The payload of an event; notes what it changes about the connection."""
@@ -531,8 +559,9 @@ class _Writer:
         except OSError:
             self._cut()
             raise
-        self._size += len(self._unwritten)
+        self._size += self._unwritten_bytes
         self._unwritten.clear()
+        self._unwritten_bytes = 0
         self.queue.taken_bytes += self._unwritten_raw
         self._unwritten_raw = 0
 
@@ -565,7 +594,7 @@ class _Writer:
             state = msgspec.json.encode({**known, "event": "open", "topics": topics})
             head += encode_entry(EntryType.EVENT, connection, time_ns, state)
         try:
-            _write_all(opened, head)
+            _write_all(opened, [bytes(head)])
         except OSError:
             opened.close()
             path.unlink(missing_ok=True)
@@ -643,13 +672,17 @@ class _Writer:
         self._others_bytes = total
 
 
-def _write_all(file: IO[bytes] | None, data: bytearray) -> None:
+def _write_all(file: IO[bytes] | None, parts: Sequence[bytes]) -> None:
+    """Write buffers one after the other, without a copy of them."""
     if file is None:
         return
-    with memoryview(data) as view:
-        done = 0
-        while done < len(view):
-            done += file.write(view[done:])
+    for start in range(0, len(parts), _MOST_AT_ONCE):
+        some = parts[start : start + _MOST_AT_ONCE]
+        written = os.writev(file.fileno(), some)
+        if written < sum(map(len, some)):
+            rest = b"".join(some)[written:]
+            while rest:
+                rest = rest[os.write(file.fileno(), rest) :]
 
 
 def _by_channel(topics: Iterable[Topic]) -> dict[str, list[str]]:

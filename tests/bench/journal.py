@@ -42,7 +42,7 @@ from mdservice.simulator.markets import MARKETS
 from mdservice.simulator.stocks import QUOTES
 from tests.bench.benchmark import FLOOD, Benchmark
 from tests.bench.checks import Market
-from tests.bench.processes import descendants, other_threads_s, usage_of
+from tests.bench.processes import all_cores, descendants, other_threads_s, usage_of
 from tests.bench.programs import Service
 from tests.bench.results import aligned
 from tests.bench.runs import Load, bench
@@ -155,7 +155,8 @@ async def measure(benchmark: Benchmark) -> Figures:
         began = time.perf_counter()
         rows = export(open_journal([folder]), Path(name) / "day.parquet").rows
         export_s = time.perf_counter() - began
-        replayed = await _replay(folder, Path(name), quotes)
+        with all_cores(benchmark.stage.cores):
+            replayed = await _replay(folder, Path(name), quotes)
     return Figures(pairs, quotes, size / quotes, *replayed, rows / export_s)
 
 

@@ -104,6 +104,18 @@ def pin(core: int | None) -> None:
         os.sched_setaffinity(0, {core})
 
 
+@contextmanager
+def all_cores(cores: Cores) -> Iterator[None]:
+    """Let this process, and what it starts in the block, use both cores; then the others' again."""
+    both = {core for core in (cores.program, cores.others) if core is not None}
+    if both:
+        os.sched_setaffinity(0, both)
+    try:
+        yield
+    finally:
+        pin(cores.others)
+
+
 class Child:
     """A running ``python -m`` process.
 

@@ -347,7 +347,7 @@ class BadDisk:
             self.gate.wait(LIMIT_S)
             if self.error is not None:
                 if file is not None:
-                    file.write(bytes(data[: len(data) // 2]))  # it takes a part
+                    file.write((whole := b"".join(data))[: len(whole) // 2])  # it takes a part
                 raise self.error
             real(file, data)
 
@@ -465,7 +465,7 @@ def test_a_thread_that_fails_is_replaced(tmp_path, on, monkeypatch):
         tap = opened(recorder)
         broken = monkeypatch.context()
         with broken as patch:
-            patch.setattr(module, "encode_frames", lambda _: 1 / 0)
+            patch.setattr(module, "_next_number", lambda _: 1 / 0)
             tap.frames([b"x"], NOON_NS)
             with pytest.raises(ExceptionGroup) as caught:
                 async with anyio.create_task_group() as tasks:
