@@ -48,8 +48,10 @@ class PositionCache:
     :meth:`apply` changes the position of one symbol by an event. A quantity never goes back:
 
     - An event that is older than the symbol's newest one, or its repeat, changes nothing.
-    - An event that is older than the last answer may be in the answer. It changes nothing, and
-      the source is asked again at once.
+    - An event that is older than the request of the last answer is in the answer. It changes
+      nothing, and the source is asked again at once if its quantity is another.
+    - One between the request and its answer may be in the answer. It is applied if it follows
+      the answer's quantity, and the source is asked again at once.
     - An answer that was asked for before an event came does not undo the event. The source is
       asked again, and its next answer counts.
 
@@ -109,7 +111,10 @@ class PositionCache:
         """Whether events were followed once, so that an answer can differ from them."""
         self._heard: dict[str, _Heard] = {}
         """The newest event of each symbol of the feed."""
+        self._asked_ns = 0
+        """When the request of the last answer began, UTC nanoseconds: the answer is later …"""
         self._covered_ns = 0
+        """… and earlier than this, when it had come."""
         """The last answer may have every event up to this time, Alpaca's UTC nanoseconds."""
         self._behind_ns = 0
         """How far this machine's clock is behind Alpaca's, at least, by the times of events."""
@@ -255,9 +260,12 @@ class PositionCache:
                     return False
         if self.answers and update.timestamp_ns <= self._covered_ns + self._behind_ns:
             self._explain(key, update)
-            if quantity != update.position_qty:
-                self.want()
-            return False
+            if quantity == update.position_qty:
+                return False
+            self.want()
+            # The source may have made its answer before the fill.
+            meanwhile = update.timestamp_ns > self._asked_ns + self._behind_ns
+            return meanwhile and _follows(held[0] if len(held) == 1 else None, update)
         return True
 
     def _replace(self, before: Position | None, after: Position | None) -> bool:
@@ -286,7 +294,7 @@ class PositionCache:
 
     async def _ask(self) -> None:
         self._wanted = anyio.Event()
-        began_s = self._clock.monotonic()
+        began_s, began_ns = self._clock.monotonic(), self._clock.utc_ns()
         try:
             positions = self._chosen(await self._source.fetch())
         except PositionsError as exc:
@@ -297,6 +305,7 @@ class PositionCache:
             self._note(f"{self.address}: {type(exc).__name__}, see the log")
         else:
             self._keep(positions, began_s)
+            self._asked_ns = began_ns
         self._asked_s = self._clock.monotonic()
         self._overdue = False
 

@@ -107,6 +107,51 @@ async def test_a_contract_of_options_is_of_a_hundred_shares(autojump_clock: Any)
     assert (position.asset_class, position.multiplier) == ("us_option", 100)
 
 
+@pytest.mark.parametrize("before", [(), (held("AAPL", "10"),)], ids=["new", "known"])
+async def test_a_fill_during_a_request_whose_answer_does_not_have_it_is_applied(
+    before: Sequence[Position], autojump_clock: Any
+) -> None:
+    bench = Bench(*before)
+    await bench.answered()
+    bench.source.delay_s = 0.2
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.cache.refresh)
+        await anyio.sleep(0.1)
+        qty = "15" if before else "5"
+        update = bench.fill("AAPL", "5", qty)
+    # The answer has come, and it was made before the fill.
+    assert bench.cache.apply(update)
+    assert bench.qty("AAPL") == qty
+    assert not bench.cache.apply(update)
+
+
+async def test_a_fill_during_a_request_whose_answer_has_it_is_not_applied_again(
+    autojump_clock: Any,
+) -> None:
+    bench = Bench(held("AAPL", "10"))
+    await bench.answered()
+    bench.source.delay_s = 0.2
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.cache.refresh)
+        await anyio.sleep(0.1)
+        first, second = bench.fill("AAPL", "5", "15"), bench.fill("AAPL", "5", "20")
+        bench.source.positions = (held("AAPL", "20"),)
+    assert not bench.cache.apply(first)
+    assert bench.qty("AAPL") == "20"
+    assert not bench.cache.apply(second)
+    assert bench.qty("AAPL") == "20"
+
+
+async def test_a_fill_before_a_request_never_changes_its_answer(autojump_clock: Any) -> None:
+    bench = Bench(held("AAPL", "10"))
+    await bench.answered()
+    update = bench.fill("AAPL", "5", "15")
+    await anyio.sleep(0.1)
+    await bench.cache.refresh()
+    assert not bench.cache.apply(update), "the source has had time to know it"
+    assert bench.qty("AAPL") == "10"
+
+
 async def test_a_repeated_event_changes_nothing(autojump_clock: Any) -> None:
     bench = Bench(held("AAPL", "10"))
     await bench.answered()
@@ -134,9 +179,10 @@ async def test_an_event_before_the_last_answer_is_not_applied_but_asked_for(
 ) -> None:
     bench = Bench(held("AAPL", "10"))
     bench.source.delay_s = 0.5
+    early = bench.fill("AAPL", "5", "15")
+    await anyio.sleep(0.1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(bench.poll)
-        early = bench.fill("AAPL", "5", "15")
         await anyio.sleep(2)  # the answer came
         bench.source.set(held("AAPL", "40"))
         assert not bench.cache.apply(early)
