@@ -325,15 +325,16 @@ class Member:
         """Keep the last records as the leader writes them."""
         while True:
             began_s = self._clock.monotonic()
+            wait_s = _WARM_S
             try:
                 topics, wishes = self._wishes(await self._lease.recall())
                 every = [*topics, *(topic for some in wishes.values() for topic in some)]
                 last = await self._plan.last_records(self._reader, every, required=True)
                 self._show(self._build_idle(topics, last, wishes))
-            except StoreError as exc:
+                wait_s = max(wait_s, (self._clock.monotonic() - began_s) / _SHARE)
+            except StoreError as exc:  # a wait for Redis is no work
                 _log.debug("standby_cannot_read", reason=str(exc))
-            took_s = self._clock.monotonic() - began_s
-            await anyio.sleep(max(_WARM_S, took_s / _SHARE))
+            await anyio.sleep(wait_s)
 
     def _show(self, idle: Topology) -> None:
         """Serve other idle parts."""

@@ -38,8 +38,13 @@ class CutLease(MemoryLease):
     """A lease whose member may lose the way to the server."""
 
     cut = False
+    silent = False
+    """Whether the server does not answer for a second, and the call then fails."""
 
     async def _reach(self) -> MemoryGroup:
+        if self.silent:
+            await anyio.sleep(1)
+            raise StoreUnavailable("no answer within 1 s")
         if self.cut:
             self._last_error = "no way to the server"
             raise StoreUnavailable(self._last_error)
@@ -249,6 +254,20 @@ async def test_a_standby_knows_the_last_prices() -> None:
         assert known is not None
         assert (known.bid, known.seq) == (2, 2)
         assert second.service.liveness().ready
+
+
+async def test_a_standby_that_waited_for_redis_knows_the_last_prices_soon_after() -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        second.lease.silent = True
+        await anyio.sleep(5)
+        second.lease.silent = False
+        bench.market(1, 2)
+        await bench.published(1, 2)
+        began_s = bench.clock.monotonic()
+        await bench.until(lambda: second.service.latest("AAPL"))
+        assert bench.clock.monotonic() - began_s < 3
 
 
 async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap() -> None:
