@@ -55,6 +55,9 @@ Admit = Callable[[RedisConnection], Awaitable[None]]
 It raises StoreUnavailable or StoreRefused if the connection must not write.
 """
 
+Connect = Callable[[RedisAddress, str], Awaitable[RedisConnection]]
+"""Opens a connection with a name."""
+
 _READ: Final = """
 local lease = redis.call('GET', KEYS[1])
 local leader = lease and cjson.decode(lease)
@@ -131,6 +134,7 @@ class RedisLease:
         prefix: The prefix of every key.
         clock: The time.
         lease_s: How long a lease lasts, seconds.
+        connect: Opens a connection to an address, with its name.
 
     Raises:
         ConfigurationError: The URL cannot be used.
@@ -145,7 +149,9 @@ class RedisLease:
         clock: Clock,
         prefix: str = "",
         lease_s: float = LEASE_S,
+        connect: Connect = RedisConnection.open,
     ) -> None:
+        self._connect = connect
         self._address = RedisAddress(url, timeout_s=_TIMEOUT_S)
         self._keys = RedisNames(prefix).group_keys(group)
         self._own = own
@@ -369,7 +375,7 @@ class RedisLease:
         """The connection; a new one where it was lost."""
         if self._connection is not None:
             return self._connection
-        connection = await RedisConnection.open(self._address, CLIENT_NAME)
+        connection = await self._connect(self._address, CLIENT_NAME)
         try:
             # The server refuses the id 0, but checks the right before.
             (killed,) = await connection.call(pack(b"CLIENT", b"KILL", b"ID", b"0"))

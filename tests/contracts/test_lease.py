@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,8 @@ from mdservice.publish.lease import Leader, Lease, this_process
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.lease import RedisLease
-from mdservice.testing import MemoryGroup, MemoryLease
+from mdservice.testing import MemoryGroup, MemoryLease, VirtualClock
+from tests.simulation.redis_server import SimulatedRedis, Way
 
 LIMIT_S = 60.0
 LEASE_S = 600.0  # no lease ends by itself: a test ends it
@@ -103,19 +105,68 @@ class RedisBackend:
             one.close() if isinstance(one, RedisConnection) else await one.aclose()
 
 
-@pytest.fixture(params=["memory", "redis"])
+class SimulatedBackend:
+    """The real client, with the server of the simulation."""
+
+    def __init__(self) -> None:
+        self.server = SimulatedRedis(VirtualClock(), None, random.Random(1))
+        self.way = Way()
+
+    async def connect(self, _address: RedisAddress, _name: str) -> Any:
+        return await self.server.connect_client(self.way)
+
+    def make(self, *, lease_s: float = LEASE_S) -> RedisLease:
+        own = this_process(Path("/run/mdservice.sock"))
+        return RedisLease(
+            "redis://redis.desk:6379",
+            "desk",
+            own,
+            clock=SystemClock(),
+            lease_s=lease_s,
+            connect=self.connect,
+        )
+
+    async def register(self, lease: Lease, writer: str = "store") -> Callable[[], Awaitable[bool]]:
+        assert isinstance(lease, RedisLease)
+        connection = await self.server.connect_client(self.way)
+        await lease.admit(writer)(connection)  # type: ignore[arg-type]  # it only calls it
+
+        async def can_write() -> bool:
+            try:
+                await connection.ask(lambda: self.server.put("price:AAPL", b"1"))
+            except StoreUnavailable:
+                return False
+            return True
+
+        return can_write
+
+    def expire(self) -> None:
+        self.server.forget_lease()
+
+    def lose_everything(self) -> None:
+        self.server.restart()
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture(params=["memory", "simulated", "redis"])
 def make_group(request: pytest.FixtureRequest) -> Callable[[], Backend]:
     if request.param == "memory":
         return MemoryBackend
+    if request.param == "simulated":
+        return SimulatedBackend
     server = request.getfixturevalue("valkey")
     return lambda: RedisBackend(server)
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "simulated", "redis"])
 def make_losing(request: pytest.FixtureRequest) -> Callable[[], Backend]:
     """Leases of a server that can be killed, without persistence."""
     if request.param == "memory":
         return MemoryBackend
+    if request.param == "simulated":
+        return SimulatedBackend
     server = request.getfixturevalue("fresh_valkey")
     return lambda: RedisBackend(server)
 

@@ -15,17 +15,42 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice, takewhile
 
+import attrs
+
 from tests.simulation.plan import Outcome, Plan
 from tests.simulation.worker import run_quietly
 from tests.simulation.world import simulate
 
 _SHOWN = 5
-_ACCOUNT = ("no", "yes")
+_NO_OR_YES = ("no", "yes")
 _TOLD_EVERY_S = 60.0
 """How often progress is printed where the output is no terminal."""
 
 
-def _loudly(only: tuple[str, ...], account: bool | None, seed: int) -> Outcome:
+@attrs.frozen
+class _Choice:
+    """Which seeds, as the command line says.
+
+    Attributes:
+        only: Kinds of fault, by how their names begin.
+        account: Whether each seed is about every stream of an account; None for a part of them.
+        group: Whether each is about a standby group; None for a part of them.
+    """
+
+    only: tuple[str, ...] = ()
+    account: bool | None = None
+    group: bool | None = None
+
+    def command(self, seed: int) -> str:
+        """The command that replays a seed."""
+        more = f" --only {','.join(self.only)}" if self.only else ""
+        for name, value in (("account", self.account), ("group", self.group)):
+            if value is not None:
+                more += f" --{name} {_NO_OR_YES[value]}"
+        return f"{sys.executable} -m tests.simulation --replay {seed}{more}"
+
+
+def _loudly(choice: _Choice, seed: int) -> Outcome:
     import anyio
 
     class Stamped(logging.Formatter):
@@ -40,15 +65,8 @@ def _loudly(only: tuple[str, ...], account: bool | None, seed: int) -> Outcome:
     handler.setFormatter(Stamped())
     logging.getLogger("mdservice").addHandler(handler)
     logging.getLogger("mdservice").setLevel(logging.INFO)
-    print(Plan.draw(seed, only, account=account))
-    return simulate(seed, only=only, account=account, tell=print)
-
-
-def _command(seed: int, only: tuple[str, ...], account: bool | None) -> str:
-    more = f" --only {','.join(only)}" if only else ""
-    if account is not None:
-        more += f" --account {_ACCOUNT[account]}"
-    return f"{sys.executable} -m tests.simulation --replay {seed}{more}"
+    print(Plan.draw(seed, choice.only, account=choice.account, group=choice.group))
+    return simulate(seed, only=choice.only, account=choice.account, group=choice.group, tell=print)
 
 
 def main() -> int:
@@ -62,20 +80,27 @@ def main() -> int:
     parser.add_argument("--replay", type=int, help="run this seed alone and tell everything")
     parser.add_argument("--only", default="", help="kinds of fault, by how their names begin")
     parser.add_argument(
-        "--account", choices=_ACCOUNT, help="every stream of the account in each seed, or in none"
+        "--account", choices=_NO_OR_YES, help="every stream of the account in each seed, or in none"
+    )
+    parser.add_argument(
+        "--group", choices=_NO_OR_YES, help="a standby group in each seed, or in none"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     only = tuple(filter(None, given.only.split(",")))
-    account = None if given.account is None else given.account == "yes"
+    choice = _Choice(
+        only,
+        account=None if given.account is None else given.account == "yes",
+        group=None if given.group is None else given.group == "yes",
+    )
     if given.replay is not None:
-        outcome = _loudly(only, account, given.replay)
+        outcome = _loudly(choice, given.replay)
         print("\n".join(outcome.violations) or "every promise was kept", outcome.trace[:16])
         return bool(outcome.violations)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and the workers too
-    totals = _Totals(only, account)
+    totals = _Totals(choice)
     for outcome in _outcomes(
-        range(given.first, given.first + given.count), only, account, given.jobs, given.seconds
+        range(given.first, given.first + given.count), choice, given.jobs, given.seconds
     ):
         totals.add(outcome)
     totals.tell()
@@ -84,8 +109,7 @@ def main() -> int:
 
 def _outcomes(
     seeds: Iterable[int],
-    only: tuple[str, ...],
-    account: bool | None,
+    choice: _Choice,
     jobs: int,
     limit_s: float,
 ) -> Iterator[Outcome]:
@@ -97,7 +121,10 @@ def _outcomes(
     with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
         while True:
             more = islice(left, jobs + 1 - len(running))
-            running |= {pool.submit(run_quietly, only, account, seed) for seed in more}
+            running |= {
+                pool.submit(run_quietly, choice.only, choice.account, choice.group, seed)
+                for seed in more
+            }
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -108,10 +135,9 @@ def _outcomes(
 class _Totals:
     """What the seeds came to."""
 
-    def __init__(self, only: tuple[str, ...], account: bool | None) -> None:
+    def __init__(self, choice: _Choice) -> None:
         self.failed = 0
-        self._only = only
-        self._account = account
+        self._choice = choice
         self._started_s = self._told_s = time.monotonic()
         self._done = self._quotes = self._lives = self._calls = 0
         self._simulated_s = 0.0
@@ -127,9 +153,7 @@ class _Totals:
         self._calls += outcome.calls
         if outcome.violations:
             self.failed += 1
-            print(
-                f"\rseed {outcome.seed} fails; replay: {_command(outcome.seed, self._only, self._account)}"
-            )
+            print(f"\rseed {outcome.seed} fails; replay: {self._choice.command(outcome.seed)}")
             for violation in outcome.violations[:_SHOWN]:
                 print(f"    {violation}", flush=True)
         if sys.stderr.isatty():

@@ -26,6 +26,7 @@ from tests.simulation.published import check_counters, check_keys, check_publish
 
 if TYPE_CHECKING:
     from mdservice.app.service import Service
+    from mdservice.feed.gap_repair.recheck import Believed
     from tests.simulation.life import Life
     from tests.simulation.world import World
 
@@ -147,7 +148,8 @@ async def check_prices_run_out(world: World) -> None:
             world.violated(f"the price of {symbol} is renewed without a feed")
 
 
-def _identity(quote: Quote) -> Identity:
+def identity(quote: Quote) -> Identity:
+    """What makes a quote this one."""
     return identity_of(
         quote.symbol, quote.ts_event_ns, quote.bid, quote.ask, quote.bid_size, quote.ask_size
     )
@@ -159,8 +161,8 @@ def _check_accepted(world: World, life: Life) -> Iterator[str]:
     seen: Counter[Identity] = Counter()
     shared = world.market.shared_times
     for quote in life.accepted:
-        identity = _identity(quote)
-        made = world.market.made.get(identity)
+        its_identity = identity(quote)
+        made = world.market.made.get(its_identity)
         if made is None:
             yield f"a quote that the market never made: {quote}"
             continue
@@ -170,11 +172,11 @@ def _check_accepted(world: World, life: Life) -> Iterator[str]:
         if before is not None and quote.ts_event_ns < before.ts_event_ns:
             yield f"back in time: {quote} after {before}"
         last[quote.symbol] = quote
-        seen[identity] += 1
-        if seen[identity] > 1 and not (
-            (made.duplicated or made.reordered) and identity[:2] in shared
+        seen[its_identity] += 1
+        if seen[its_identity] > 1 and not (
+            (made.duplicated or made.reordered) and its_identity[:2] in shared
         ):
-            yield f"accepted {seen[identity]} times: {quote}"
+            yield f"accepted {seen[its_identity]} times: {quote}"
 
 
 @attrs.frozen
@@ -217,7 +219,7 @@ def unrepaired(world: World, statuses: Sequence[FeedStatus]) -> list[Gap]:
 
 
 def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator[str]:
-    accepted = {_identity(quote) for quote in life.accepted}
+    accepted = {identity(quote) for quote in life.accepted}
     came: dict[str, list[Quote]] = defaultdict(list)
     for quote in life.accepted:
         # What comes between a price from REST and the feed's acknowledgement is not promised.
@@ -244,12 +246,12 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
                 last_ns -= 1  # others of that time may have been on their way at the end
             missing = [
                 made
-                for identity, made in by_symbol[symbol]
-                if first_ns < identity[1] <= last_ns
+                for its_identity, made in by_symbol[symbol]
+                if first_ns < its_identity[1] <= last_ns
                 and made.at_s < (life.drain_began_s or life.closed_s)
-                and interval.holds(identity[1])
-                and identity not in accepted
-                and not _excused(world, life, made, gaps)
+                and interval.holds(its_identity[1])
+                and its_identity not in accepted
+                and not excused(world, life.unchecked, made, gaps)
             ]
             if missing:
                 yield (
@@ -259,13 +261,15 @@ def _check_nothing_missing(world: World, life: Life, *, final: bool) -> Iterator
                 )
 
 
-def _excused(world: World, life: Life, made: Made, gaps: list[Gap]) -> bool:
+def excused(
+    world: World, unchecked: Sequence[Believed[Any]], made: Made, gaps: Sequence[Gap]
+) -> bool:
     """Whether it was said that this quote may be missing."""
     if made.spoiled or made.reordered:
         return True
     slack_ns = int(max((abs(s) for _, _, s in world.skews if abs(s) < FAR_OFF_S), default=0) * 1e9)
     ts_ns, symbol = made.quote.ts_event_ns, made.quote.symbol
-    if any(believed.concerned([made.quote]) for believed in life.unchecked):
+    if any(believed.concerned([made.quote]) for believed in unchecked):
         return True
     if any(
         gap.start_ns - slack_ns <= ts_ns <= gap.end_ns + slack_ns and symbol in gap.symbols

@@ -11,6 +11,7 @@ import attrs
 
 from mdservice.simulator import SimulatorConfig
 from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD, Rates
+from tests.simulation.group_faults import GROUP_FAULTS
 from tests.simulation.hours import TURNS, Turn
 from tests.simulation.market import Pace
 from tests.simulation.positions import FAULTS, OLDER
@@ -21,6 +22,9 @@ STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
 _WHOLE_ACCOUNT = 0.25
 _OF_SERVICE = 0.5
+_GROUPS = 0.2
+_OF_GROUP = ("member", "way", "redis")
+"""Faults of these seams are in more plans of a group than others."""
 _ARTICLES_BYTES = 250_000
 """Room for two large articles that come at once: their client is not slow."""
 _LATER = ("rest_refuse_symbol",)
@@ -72,6 +76,8 @@ class Plan:
     """How the account trades that a gateway follows; None without a gateway."""
     account: Rates | None = None
     """How lively the other streams are, where every stream of the account is followed."""
+    members: int = 0
+    """How many services form a standby group; 0 for one service without a group."""
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -87,6 +93,7 @@ class Plan:
         account: bool | None = None,
         gateway: bool = True,
         newer: bool = True,
+        group: bool | None = False,
     ) -> Plan:
         """The seed's plan.
 
@@ -96,7 +103,13 @@ class Plan:
             account: Whether it is about every stream; None for a part of the seeds.
             gateway: Whether an account trades, and a gateway follows it.
             newer: Whether it has what gateways did not have at first. It is drawn apart.
+            group: Whether it is about a standby group; None for a part of the seeds.
         """
+        of_group = random.Random(f"{seed}/group")
+        if group is None:
+            group = account is None and of_group.random() < _GROUPS
+        if group:
+            return cls._draw_group(seed, only, of_group)
         rng = random.Random(f"{seed}/plan")
         share = rng.choice((0.15, 0.3, 1.0))
         names = tuple(name for name in OLDER if name not in _LATER and rng.random() < share)
@@ -188,6 +201,29 @@ class Plan:
                 options=drawn.choice((0.2, 1.0, 4.0)),
                 news_every_s=drawn.choice((2.0, 8.0, 30.0)),
                 pause_s=drawn.choice((0.25, 0.5, 1.0)),
+            ),
+        )
+
+    @classmethod
+    def _draw_group(cls, seed: int, only: tuple[str, ...], rng: random.Random) -> Plan:
+        """A plan of a standby group."""
+        share = rng.choice((0.2, 0.4, 1.0))
+        names = tuple(
+            name
+            for name in GROUP_FAULTS
+            if rng.random() < (max(share, 0.5) if name.startswith(_OF_GROUP) else share / 2)
+        )
+        if only:
+            names = tuple(name for name in GROUP_FAULTS if name.startswith(only))
+        plan = cls._draw(seed, names, rng, positions=False)
+        return attrs.evolve(
+            plan,
+            members=rng.choice((2, 2, 2, 3)),
+            backlog=10_000,
+            config=attrs.evolve(
+                plan.config,
+                slot_hold_s=rng.choice((0.0, 0.0, 5.0, 30.0)),
+                rest_rate_limit=rng.choice((None, None, 200)),
             ),
         )
 

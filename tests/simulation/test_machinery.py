@@ -96,7 +96,7 @@ async def test_an_application_is_called_with_what_was_asked() -> None:
 
 
 def test_a_seed_that_fails_shows_how_to_replay_it(capsys: pytest.CaptureFixture[str]) -> None:
-    totals = command._Totals(("feed",), None)
+    totals = command._Totals(command._Choice(("feed",)))
     totals.add(Outcome(7, faults=Counter(feed_drop=2)))
     totals.add(Outcome(8, ["a promise was broken"], faults=Counter(feed_drop=1, feed_error=1)))
     totals.tell()
@@ -108,11 +108,12 @@ def test_a_seed_that_fails_shows_how_to_replay_it(capsys: pytest.CaptureFixture[
 
 
 def test_no_seed_begins_after_the_time_is_over() -> None:
-    assert list(command._outcomes(range(1, 1_000), (), None, 2, 0.0)) == []
+    assert list(command._outcomes(range(1, 1_000), command._Choice(), 2, 0.0)) == []
 
 
 def test_every_seed_that_began_is_reported() -> None:
-    outcomes = list(command._outcomes(range(1, 4), ("none",), False, 1, float("inf")))
+    choice = command._Choice(("none",), account=False, group=False)
+    outcomes = list(command._outcomes(range(1, 4), choice, 1, float("inf")))
     assert sorted(outcome.seed for outcome in outcomes) == [1, 2, 3]
     assert not any(outcome.violations for outcome in outcomes)
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.simulation.group_faults import GROUP_FAULTS, GROUP_SEAMS
 from tests.simulation.outages import SEAMS
 from tests.simulation.plan import Plan
 from tests.simulation.positions import FAULTS
@@ -151,16 +152,38 @@ def test_a_part_of_the_seeds_has_every_stream_and_every_seed_a_gateway() -> None
     assert {plan.trading.mark for plan in plans if plan.trading} == {"mid", "exit"}
 
 
+@pytest.mark.parametrize("seed", range(20_000_004, 20_000_008))
+def test_every_promise_of_a_group_is_kept(seed: int) -> None:
+    outcome = simulate(seed, group=True)
+    assert outcome.violations == []
+    assert outcome.published
+
+
+def test_a_part_of_the_seeds_has_a_group() -> None:
+    plans = [Plan.draw(seed, group=None) for seed in range(100)]
+    assert 10 < sum(plan.members > 0 for plan in plans) < 40
+    assert {plan.members for plan in plans} == {0, 2, 3}
+    assert not any(Plan.draw(seed, account=True, group=None).members for seed in range(100))
+
+
+def test_a_plan_with_every_fault_of_a_group_is_drawn_now_and_then() -> None:
+    names = {name for seed in range(30) for name in Plan.draw(seed, group=True).faults}
+    assert names == set(GROUP_FAULTS)
+    assert {name.partition("_")[0] for name in names} == set(GROUP_SEAMS)
+
+
 def test_a_seed_replays_exactly() -> None:
     first, second = simulate(3), simulate(3)
     assert first.trace == second.trace
     assert simulate(4).trace != first.trace
     assert simulate(3, account=True).trace == simulate(3, account=True).trace
+    assert simulate(3, group=True).trace == simulate(3, group=True).trace
 
 
 def test_no_thread_runs() -> None:
     before = set(threading.enumerate())
     simulate(5)
+    simulate(5, group=True)
     assert set(threading.enumerate()) <= before
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import anyio
@@ -110,6 +110,8 @@ class World:
         self.store: SimulatedStore
         self.left_out_at_end: set[Topic] = set()
         """What a feed still does not give: its gap is reported only when it returns."""
+        self.kinds: Mapping[str, Callable[[Any], Awaitable[str | None]]] = FAULTS
+        """The kinds of fault by name."""
         self._over = False
         self._end = anyio.Event()
         self._digest = hashlib.sha256()
@@ -238,9 +240,14 @@ class World:
             self.clients.calls,
             len(self.market.made),
             published,
-            len(self.lives),
+            self.runs_of_service,
             self._digest.hexdigest(),
         )
+
+    @property
+    def runs_of_service(self) -> int:
+        """How many there were."""
+        return len(self.lives)
 
     # The service
 
@@ -367,7 +374,7 @@ class World:
     async def _inject_one(self, name: str) -> None:
         if self.account is not None:
             self.aim = self.account_rng.choice((None, *FEED_NAMES))
-        if (what := await FAULTS[name](self)) is not None:
+        if (what := await self.kinds[name](self)) is not None:
             self.trace(f"fault {name} {what}")
             self.faults_injected[name] += 1
 
@@ -423,13 +430,17 @@ def simulate(
     account: bool | None = None,
     gateway: bool = True,
     newer: bool = True,
+    group: bool | None = False,
     tell: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Run one seed; see :meth:`tests.simulation.plan.Plan.draw`."""
+    from tests.simulation.group_world import GroupWorld
     from tests.simulation.scheduling import run_seeded
 
+    plan = Plan.draw(seed, only, account=account, gateway=gateway, newer=newer, group=group)
+    make = GroupWorld if plan.members else World
+
     async def run() -> Outcome:
-        plan = Plan.draw(seed, only, account=account, gateway=gateway, newer=newer)
-        return await World(plan, tell).run()
+        return await make(plan, tell).run()
 
     return run_seeded(seed, run)

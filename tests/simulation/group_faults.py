@@ -1,0 +1,176 @@
+"""What can go wrong of a group of services: with one of them, its ways to others, or what all share.
+
+Which of the members it hits, and for how long, is drawn from the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from tests.simulation.outages import FAULTS
+
+if TYPE_CHECKING:
+    from tests.simulation.group_world import GroupWorld
+
+GROUP_FAULTS: dict[str, Callable[[GroupWorld], Awaitable[str | None]]] = {}
+"""By name, as those of one service."""
+
+_SHARED = (
+    "feed_drop",
+    "feed_error",
+    "login_refuse_upgrade",
+    "login_refuse",
+    "login_stall",
+    "data_mute",
+    "data_freeze",
+    "data_slow",
+    "data_garble",
+    "data_duplicate",
+    "data_reorder",
+    "data_burst",
+    "network_down",
+    "alpaca_restart",
+    "rest_refuse",
+    "rest_slow",
+    "rest_cut",
+    "rest_garble",
+    "rest_half",
+)
+"""Faults of what all members use, which are those of one service."""
+
+GROUP_SEAMS = (
+    "member",
+    "way",
+    "redis",
+    "clock",
+    "feed",
+    "login",
+    "data",
+    "network",
+    "alpaca",
+    "rest",
+)
+"""The names begin with one of these."""
+
+
+def group_fault(function: Callable[[GroupWorld], Awaitable[str | None]]) -> None:
+    """Add a kind of fault under the function's name."""
+    GROUP_FAULTS[function.__name__] = function
+
+
+# A member
+
+
+@group_fault
+async def member_kill(world: GroupWorld) -> str | None:
+    """It ends without any clean-up, and is started again later."""
+    if (process := world.choose()) is None:
+        return None
+    process.host.pause_s = world.rng.choice((0.0, 0.5, 5.0, 20.0))
+    process.kill()
+    return f"{process.name}, back after {process.host.pause_s:g} s"
+
+
+@group_fault
+async def member_end(world: GroupWorld) -> str | None:
+    """It is ended as by SIGTERM, and is started again later."""
+    if (process := world.choose()) is None:
+        return None
+    process.host.pause_s = world.rng.choice((0.0, 0.5, 5.0))
+    process.scope.cancel()
+    return f"{process.name}, back after {process.host.pause_s:g} s"
+
+
+@group_fault
+async def member_stop(world: GroupWorld) -> str | None:
+    """It is stopped as by SIGSTOP, and continues later."""
+    if (process := world.choose()) is None:
+        return None
+    for_s = world.rng.choice((0.3, 2.0, 3.2, 5.0, 12.0, 45.0))
+    process.stop()
+    world.later(for_s, process.resume)
+    return f"{process.name} {for_s:g} s"
+
+
+# Its ways
+
+
+@group_fault
+async def way_to_redis(world: GroupWorld) -> str | None:
+    """It cannot reach Redis: for the lease, for the prices, or for both."""
+    if (process := world.choose()) is None:
+        return None
+    what = world.rng.choice(("both", "both", "lease", "store"))
+    silent = world.rng.random() < 0.5
+    for_s = world.rng.choice((0.3, 1.5, 3.0, 4.5, 8.0, 25.0))
+    process.host.cut(what, silent=silent)
+    world.later(for_s, process.host.join)
+    return f"{process.host.name} {what}{', silent' if silent else ''} {for_s:g} s"
+
+
+@group_fault
+async def way_to_feed(world: GroupWorld) -> str | None:
+    """It cannot reach Alpaca."""
+    if (process := world.choose()) is None:
+        return None
+    silent = world.rng.random() < 0.5
+    for_s = world.rng.choice((1.0, 5.0, 20.0))
+    process.host.cut_feed(for_s, silent=silent)
+    return f"{process.host.name}{', silent' if silent else ''} {for_s:g} s"
+
+
+# Redis
+
+
+@group_fault
+async def redis_restart(world: GroupWorld) -> str:
+    """It is away for a while, and comes back with its data or without any."""
+    for_s = world.rng.choice((0.0, 0.5, 3.0, 6.0, 20.0))
+    keeps = world.rng.random() < 0.6
+    world.redis.stop()
+    world.later(for_s, lambda: world.start_redis(keeps=keeps))
+    return f"{for_s:g} s{'' if keeps else ', comes back empty'}"
+
+
+@group_fault
+async def redis_slow(world: GroupWorld) -> str:
+    """Each answer takes longer."""
+    world.redis.slow_s = world.rng.choice((0.05, 0.3, 1.3, 2.5))
+    for_s = world.rng.choice((2.0, 8.0))
+    world.later(for_s, world.redis_fast)
+    return f"{world.redis.slow_s:g} s"
+
+
+@group_fault
+async def redis_fail_over(world: GroupWorld) -> str:
+    """Its address leads to a replica, which lacks the last writes."""
+    world.redis.fail_over()
+    return ""
+
+
+# The clock
+
+
+@group_fault
+async def clock_step(world: GroupWorld) -> str:
+    """The clock of one machine is set wrong, and right again later."""
+    host = world.rng.choice(world.hosts)
+    step_s = world.rng.choice((-2.0, -0.3, 0.3, 2.0))
+    world.step_clock_of(host, step_s)
+    world.later(world.rng.uniform(1, 20), lambda: world.set_right(host))
+    return f"{host.name} {step_s:g} s"
+
+
+@group_fault
+async def clock_far_off(world: GroupWorld) -> str:
+    """The clock of one machine is set far off, and right again later."""
+    host = world.rng.choice(world.hosts)
+    step_s = world.rng.choice((-3_600.0, -90.0, 90.0, 3_600.0))
+    world.step_clock_of(host, step_s)
+    world.later(world.rng.uniform(1, 20), lambda: world.set_right(host))
+    return f"{host.name} {step_s:g} s"
+
+
+for _name in _SHARED:
+    GROUP_FAULTS[_name] = FAULTS[_name]  # type: ignore[assignment]  # a GroupWorld is a World
