@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ __all__ = ["serve_apps"]
 MAX_CONNECTIONS = 256
 """Connections per listener; further clients wait in the system's queue. TCP clients cannot use up
 those of the UNIX socket, which operators use."""
+_SHARE_OF_FILES = 8
+"""A listener takes no more than this part of the files that the process may open."""
 _MAX_HEAD_BYTES = 64 * 1024
 """The limit of request line and headers; a long ``?symbols=`` fits."""
 _IDLE_S = 30
@@ -100,7 +103,7 @@ class _Acceptor:
     def __init__(self, listener: socket.socket, server: _Server) -> None:
         self._listener = listener
         self._server = server
-        self._slots = anyio.Semaphore(MAX_CONNECTIONS)
+        self._slots = anyio.Semaphore(_most_connections())
         self._open: set[_Caller] = set()
         self._one_closed = anyio.Event()
         self._full = False
@@ -227,3 +230,11 @@ class _Connection:
 
     run: Callable[[], Awaitable[None]]
     abort: Callable[[], None]
+
+
+def _most_connections() -> int:
+    """Of one listener; these and the relay's leave some files to the feeds and to Redis."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return min(MAX_CONNECTIONS, files // _SHARE_OF_FILES)

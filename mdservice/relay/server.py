@@ -53,8 +53,9 @@ MOST_CLIENTS: Final = 4_000
 """The most clients at once; a further one gets HTTP 503."""
 _MOST_CONNECTIONS: Final = 2 * MOST_CLIENTS
 """The most connections, with those that log in; a further one is closed without a word."""
-_OWN_FILES: Final = 256
-"""Of the files that the process may open, the relay leaves so many to the feeds and to Redis."""
+_OWN_FILES: Final = 768
+"""Of the files that the process may open, the relay leaves so many: 256 to the feeds and to Redis,
+and as many to each listener of the HTTP API. If there are few, it takes half of them."""
 AUTH_TIMEOUT_S: Final = 10.0
 """The time for TLS, upgrade and login together; then the client gets 404."""
 _ANSWER_S: Final = 1.0

@@ -153,6 +153,30 @@ async def test_a_client_that_does_not_log_in_gets_a_timeout(
 
 
 @on_both
+@pytest.mark.parametrize("begin", [b"", b"G", b"GET /v2/iex HTTP/1.1\r\nHost: x\r\nX: "])
+async def test_a_client_that_dribbles_its_upgrade_is_ended_however_often_it_sends(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    async with serve() as served:
+        await connect_within(served, monkeypatch)  # makes the time for a login short
+        slow = await served.dial()
+        slow.send(begin)
+        with suppress(OSError):  # until it is reset
+            while not await is_over(slow):
+                slow.send(b"x")
+        slow.close()
+        await until(lambda: not served.relay._connections)
+
+
+async def is_over(sock: socket.socket) -> bool:
+    """Whether the server ends the connection within a moment."""
+    with anyio.move_on_after(0.02):
+        await anyio.wait_readable(sock)
+        return sock.recv(1) == b""
+    return False
+
+
+@on_both
 async def test_a_client_that_has_logged_in_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve() as served:
         peer, limit_s = await connect_within(served, monkeypatch, headers=KEY)
@@ -289,7 +313,7 @@ async def test_more_clients_than_the_limit_are_refused() -> None:
 
 def test_the_connections_leave_files_to_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     for files, connections in [
-        (100, 50), (1_024, 768), (20_000, 8_000), (server.resource.RLIM_INFINITY, 8_000),
+        (100, 50), (1_024, 512), (4_096, 3_328), (20_000, 8_000), (server.resource.RLIM_INFINITY, 8_000),
     ]:  # fmt: skip
         monkeypatch.setattr(server.resource, "getrlimit", lambda _, n=files: (n, n))
         assert server._most_connections() == connections
