@@ -125,7 +125,7 @@ class AccountDay:
         self._days: dict[str, SymbolDay] = {}
         self._lots: dict[str, tuple[Position, ...]] = {}
         """The positions for which each day was computed."""
-        self._held: list[tuple[Decimal | None, Decimal | None]] = []
+        self._held: list[tuple[Decimal | None, Decimal | None, Decimal | None]] = []
         self._noted: tuple[Position, ...] = ()
         self._is_known = False
         self._error: str | None = "the account has not answered yet"
@@ -198,10 +198,13 @@ class AccountDay:
     def take_positions(self) -> None:
         """Compute the day of symbols whose positions in the engine have changed.
 
-        A changed quantity may be a fill that the stream has lost, and another last close a new day,
-        so the activities are read soon.
+        A changed quantity may be a fill that the stream has lost, and another last close or average
+        price a new day, so the activities are read soon.
         """
-        held = [(position.qty, position.lastday_price) for position in self._engine.positions]
+        held = [
+            (position.qty, position.lastday_price, position.avg_entry_price)
+            for position in self._engine.positions
+        ]
         if held != self._held:
             self._held = held
             self.want()

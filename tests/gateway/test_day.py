@@ -271,6 +271,22 @@ async def test_what_the_broker_takes_back_is_taken_back(autojump_clock: Any, ben
     assert bench.figures()["symbols"] == []
 
 
+async def test_an_average_price_that_changes_overnight_is_read_soon(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    """The last close may be the same as the one before."""
+    await bench.hold(10, avg=150)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bench.day.run)
+        await anyio.sleep(30)
+        await bench.hold(10, avg=152)
+        await anyio.sleep(10)
+        bench.day.take_fill(bench.update(-10, 180, 0, "execution"))
+        await bench.hold(0)
+        assert bench.figures()["realized_pnl"] == 10 * (180 - 152)
+        tasks.cancel_scope.cancel()
+
+
 async def test_it_polls_each_minute_and_soon_after_a_fill(
     autojump_clock: Any, bench: Bench
 ) -> None:
