@@ -31,11 +31,12 @@ from mdservice.gateway.redis_calls import RedisCalls
 from mdservice.gateway.risk import Risk, make_limits
 from mdservice.gateway.tracker import Came, PnlTracker
 from mdservice.model.feeds import CRYPTO, OPTIONS, STOCKS, Feed
-from mdservice.model.kinds import QUOTES, Kind, R, RecordDecoder
+from mdservice.model.kinds import QUOTES, TRADES, Kind, R, RecordDecoder
 from mdservice.model.position import Position
 from mdservice.model.quote import Quote
 from mdservice.model.symbol import is_option, without_slash
 from mdservice.model.timestamps import format_ns
+from mdservice.model.trade import Trade
 from mdservice.pnl.breaker import Breaker, decode_breaker, encode_breaker
 from mdservice.pnl.day import SymbolDay, new_york_date
 from mdservice.pnl.engine import PnlEngine
@@ -72,6 +73,7 @@ from tests.pnl.reference import PlainRow, Reference, Whole, realized
 from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD
 from tests.simulation.contracts_end import end_contracts
 from tests.simulation.hours import hours_of
+from tests.simulation.last_trades import LastLimits, OtherTrades, TradesHeard, counts
 from tests.simulation.plan import PRICE_TTL_S, STATIC, Trading
 from tests.simulation.streams import TrioStream
 
@@ -177,9 +179,11 @@ class SimulatedGateway:
         self._scope: anyio.CancelScope | None = None
         self._follower: TradeUpdatesFollower | None = None
         self._heard: dict[str, _Heard] = {}
+        self._trades = TradesHeard()
+        """What the present gateway was told of trades."""
         self._found: list[Quote] = []
         """Quotes that the present gateway has from elsewhere than Redis."""
-        self._calls = _Calls(world, self._note, self._note_gone)
+        self._calls = _Calls(world, self._note, self._note_gone, self._note_key)
         self._tasks: Any = None
 
     def past(self, symbol: str) -> Sequence[Decimal]:
@@ -198,6 +202,8 @@ class SimulatedGateway:
                 self._tasks.start_soon(self._quote_put)
                 self._tasks.start_soon(self._trade_pairs)
                 self._world.sim.market_open = self._hours[0].is_open
+            if self._trading.mark == "last":
+                self._tasks.start_soon(OtherTrades(self._world, self._traded).run)
             if self._trading.turn is not None:
                 self._tasks.start_soon(self._turn)
             while True:
@@ -224,6 +230,7 @@ class SimulatedGateway:
         risk = Risk(make_limits(LIMITS, ()), engine, calls, clock)
         self._heard, self._reached, self._tripped = {}, {}, False
         self._found.clear()
+        self._trades = TradesHeard()
         self._forgot = True
         stream = TradingStream(
             world.sim.stream_url("trading"), "key", "secret", open_stream=self._dial
@@ -258,7 +265,8 @@ class SimulatedGateway:
     @asynccontextmanager
     async def _open_prices(self) -> AsyncIterator[Prices]:
         await anyio.lowlevel.checkpoint()
-        async with _Reader(self._world, self._note) as reader:
+        trades = self._note_trade if self._trading.mark == "last" else None
+        async with _Reader(self._world, self._note, trades) as reader:
             self.reader = reader
             yield cast("Prices", reader)
 
@@ -266,6 +274,12 @@ class SimulatedGateway:
         """Note a quote from elsewhere than Redis, which needs no key."""
         self._note(quote)
         self._found.append(quote)
+
+    def _note_trade(self, record: Any) -> None:
+        self._trades.take(record, self._world.market_clock.utc_ns())
+
+    def _note_key(self, symbol: str, trade: Trade | None) -> None:
+        self._trades.take_key(symbol, trade, self._world.market_clock.utc_ns())
 
     def _note_gone(self, symbol: str) -> None:
         if (heard := self._heard.get(symbol)) is not None:
@@ -504,6 +518,7 @@ class SimulatedGateway:
                 key in starts
                 and starts[key].lastday_price == account.lastday_price(each.symbol)
                 and starts[key].qty == each.qty
+                and starts[key].avg_entry_price == each.avg_entry_price
                 for key, each in held.items()
             )
             and not day._book.keys
@@ -681,7 +696,9 @@ class SimulatedGateway:
         for heard in self._heard.values():
             for quote, heard_ns in heard.in_order():
                 reference.update(quote, heard_ns)
-        gone = (symbol for symbol, heard in self._heard.items() if heard.is_gone)
+        gone = [symbol for symbol, heard in self._heard.items() if heard.is_gone]
+        if self._trading.mark == "last":
+            gone = self._recount_trades(reference)
         reference.expire([each for each in gone if reference.mark(each) not in self._found])
         if self._trading.has_options:
             reference.set_market(self._hours[0], now_ns)
@@ -699,10 +716,23 @@ class SimulatedGateway:
                 world.violated(f"the day's P&L is {pnl}, by the recount {own}")
         await self._check_limits(reference, now_ns)
 
+    def _recount_trades(self, reference: _Recount) -> list[str]:
+        """Give the recount the trades; returns the symbols whose keys are gone."""
+        for symbol in self._traded:
+            payload = self._world.store.get(f"{TRADES.key_prefix}{symbol}")
+            newest = max((each.ts_event_ns for each in self._trades.standing[symbol]), default=0)
+            kept = None if payload is None else TRADES.decode(payload)
+            if kept is not None and counts(kept) and newest < kept.ts_event_ns:
+                self._world.violated(f"the gateway has no trade of {symbol} as new as {kept}")
+        reference.trades = [each for of in self._trades.standing.values() for each in of]
+        reference.trades_heard = list(self._trades.heard_ns.items())
+        return list(self._trades.gone)
+
     async def _check_limits(self, book: _Recount, now_ns: int) -> None:
         """The limits at the same moment; and soon the breaker, which stays tripped in the store."""
         world, limits = self._world, self.tracker.risk._limits
-        reference = LimitsReference(list(limits.rules), book, now_ns, book.days)
+        judged_by = LastLimits if self._trading.mark == "last" else LimitsReference
+        reference = judged_by(list(limits.rules), book, now_ns, book.days)
         limits.check(self.tracker.engine, now_ns)
         told = [plain_state(each) for each in limits.states(self.tracker.engine, now_ns)]
         if told != reference.states():
@@ -915,11 +945,17 @@ class _Reader:
 
     service = None
 
-    def __init__(self, world: World, note: Callable[[Quote], None]) -> None:
+    def __init__(
+        self,
+        world: World,
+        note: Callable[[Quote], None],
+        note_trade: Callable[[Any], None] | None = None,
+    ) -> None:
         self._world = world
         self._note = note
+        self._note_trade = note_trade
         self._decoder = RecordDecoder(QUOTES, (*_TRADED, _PUT))
-        self._quotes: deque[Quote] = deque()
+        self._quotes: deque[Any] = deque()
         self._came = anyio.Event()
         self._lost = False
 
@@ -935,6 +971,10 @@ class _Reader:
         store.readers.append(self)
         for payload in map(store.price, (*_TRADED, _PUT)):
             self.take([] if payload is None else [payload])
+        for symbol in (*_TRADED, _PUT):
+            payload = store.get(f"{TRADES.key_prefix}{symbol}")
+            if payload is not None:
+                self.take_record(TRADES, payload)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -943,20 +983,29 @@ class _Reader:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Quote:
+    async def __anext__(self) -> Any:
         while not self._quotes:
             if self._lost or self._world.store.down:
                 raise StoreUnavailable("the connection was lost")
             with anyio.move_on_after(_LOOK_S):
                 await self._came.wait()
-        quote = self._quotes.popleft()
-        self._note(quote)
-        return quote
+        record = self._quotes.popleft()
+        if isinstance(record, Quote):
+            self._note(record)
+        elif self._note_trade is not None:
+            self._note_trade(record)
+        return record
 
     def take(self, payloads: Iterable[bytes]) -> None:
         """Events, or keys."""
         self._quotes.extend(self._decoder.decode_all(payloads))
         self._wake()
+
+    def take_record(self, kind: Kind[Any], payload: bytes) -> None:
+        """An event about a trade, or its key; nothing where trades are not followed."""
+        if self._note_trade is not None:
+            self._quotes.append(RecordDecoder(kind).decode(payload))
+            self._wake()
 
     def lose(self) -> None:
         """The server has restarted."""
@@ -986,9 +1035,15 @@ class _Calls:
     service = None
 
     def __init__(
-        self, world: World, note: Callable[[Quote], None], note_gone: Callable[[str], None]
+        self,
+        world: World,
+        note: Callable[[Quote], None],
+        note_gone: Callable[[str], None],
+        note_trade: Callable[[str, Trade | None], None],
     ) -> None:
         self._world = world
+        self._note_trade = note_trade
+        self._trades = RecordDecoder(TRADES)
         self._note = note
         self._note_gone = note_gone
         self._decoder = RecordDecoder(QUOTES)
@@ -1008,6 +1063,15 @@ class _Calls:
                 self._note_gone(symbol)
             else:
                 self._note(quote)
+        return found
+
+    async def trades(self, symbols: Sequence[str]) -> list[Trade | None]:
+        await self._round_trip()
+        found = []
+        for symbol in symbols:
+            payload = self._world.store.get(f"{TRADES.key_prefix}{symbol}")
+            found.append(None if payload is None else self._trades.decode(payload))
+            self._note_trade(symbol, found[-1])
         return found
 
     async def breaker(self) -> Breaker | None:

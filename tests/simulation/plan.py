@@ -25,6 +25,7 @@ _OF_SERVICE = 0.5
 _GROUPS = 0.2
 _OF_GROUP = ("member", "way", "redis")
 """Faults of these seams are in more plans of a group than others."""
+_LAST = 0.3
 _ARTICLES_BYTES = 250_000
 """Room for two large articles that come at once: their client is not slow."""
 _LATER = ("rest_refuse_symbol",)
@@ -38,7 +39,7 @@ class Trading:
 
     Attributes:
         pause_s: Mean time between two orders.
-        mark: The price: the mid, or the side at which a position can be closed.
+        mark: The price: the mid, the side at which a position can be closed, or the last trade.
         sale_fee: The fee of each sale, as a part of its value.
         max_spread: The widest usable spread, in per cent of the mid; 0 for any.
         turn: What New York's time brings: the market's close or open, another date, or nothing.
@@ -49,7 +50,7 @@ class Trading:
     """
 
     pause_s: float
-    mark: Literal["mid", "exit"]
+    mark: Literal["mid", "exit", "last"]
     sale_fee: Decimal
     max_spread: float = 10.0
     turn: Turn | None = None
@@ -139,8 +140,10 @@ class Plan:
         )
         if newer:
             rng = random.Random(f"{self.seed}/newer trading")
+            last = random.Random(f"{self.seed}/last").random() < _LAST and self.account is None
             trading = attrs.evolve(
                 trading,
+                mark="last" if last else trading.mark,
                 turn=rng.choice((None, *TURNS)),
                 turns_at_s=round(rng.uniform(0.1, 0.9) * self.faults_for_s, 3),
                 max_spread=rng.choice((0.0, 0.02, 0.1, 10.0)),

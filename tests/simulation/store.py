@@ -8,7 +8,7 @@ from typing import Any, Literal
 import anyio
 
 from mdservice.errors import StoreUnavailable
-from mdservice.model.kinds import QUOTES
+from mdservice.model.kinds import QUOTES, Kind, R
 from mdservice.model.quote import Quote
 from mdservice.publish.store import WriteBatch
 from mdservice.testing import MemoryPriceStore, VirtualClock
@@ -87,6 +87,19 @@ class SimulatedStore(MemoryPriceStore):
         self._keys[f"{QUOTES.key_prefix}{quote.symbol}"] = payload, expires_s
         for reader in self.readers:
             reader.take([payload])
+
+    def put_change(
+        self, kind: Kind[Any], record: Any, key_kind: Kind[R], symbol: str, latest: R | None
+    ) -> None:
+        """Publish a record, and write the latest value of a symbol, as another service does."""
+        key = f"{key_kind.key_prefix}{symbol}"
+        if latest is None:
+            self.forget(key)
+        else:
+            expires_s = self._clock.monotonic() + self._price_ttl_s
+            self._keys[key] = key_kind.encode(latest), expires_s
+        for reader in self.readers:
+            reader.take_record(kind, kind.encode(record))
 
     @property
     def emptied_at_s(self) -> float | None:

@@ -13,6 +13,7 @@ import pytest
 from mdservice.gateway.day import AccountDay
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.market import Market
+from mdservice.pnl import engine
 from mdservice.pnl.day import DayBook, Fill, midnight_ns
 from mdservice.pnl.engine import PnlEngine
 from mdservice.pnl.holding import Holding
@@ -20,6 +21,7 @@ from mdservice.positions import trade_updates, trading_stream
 from mdservice.positions.cache import PositionCache
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.testing import VirtualClock
+from tests.simulation import last_trades
 from tests.simulation.contracts_end import end_contracts
 from tests.simulation.hours import TURNS, Turn
 from tests.simulation.plan import Outcome, Plan
@@ -177,3 +179,39 @@ def test_finds_a_spread_that_is_taken_for_usable(monkeypatch: pytest.MonkeyPatch
 def test_finds_a_spread_that_is_taken_for_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PnlEngine, "_is_narrow", lambda _, bid, ask: not (bid and ask))
     assert _finds("the gateway's report is", None, 8)
+
+
+def _last(*, count: int) -> str:
+    seeds = [
+        seed
+        for seed in range(8_400_001, 8_400_060)
+        if (trading := Plan.draw(seed, _NO_FAULTS, account=False).trading)
+        and trading.mark == "last"
+    ]
+    return str(
+        [simulate(seed, only=_NO_FAULTS, account=False).violations for seed in seeds[:count]]
+    )
+
+
+def test_nothing_is_found_where_last_trades_are_the_price() -> None:
+    assert _last(count=3) == "[[], [], []]"
+
+
+def test_finds_a_trade_whose_conditions_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "updates_last", lambda *_, **__: True)
+    assert "the gateway's report is" in _last(count=4)
+
+
+@pytest.mark.parametrize("change", ["cancel", "correct"])
+def test_finds_a_change_of_a_trade_that_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(last_trades, "_CHANGED", 0.6)
+    monkeypatch.setattr(PnlEngine, change, lambda *_: False)
+    assert "the gateway's report is" in _last(count=4)
+
+
+def test_finds_a_late_trade_that_is_the_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_trades, "_LATE", 0.5)
+    monkeypatch.setattr(engine, "insort_right", lambda trades, trade, **_: trades.append(trade))
+    assert "the gateway's report is" in _last(count=4)

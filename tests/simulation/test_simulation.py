@@ -149,7 +149,7 @@ def test_a_part_of_the_seeds_has_every_stream_and_every_seed_a_gateway() -> None
     plans = [Plan.draw(seed) for seed in range(100)]
     assert 10 < sum(plan.account is not None for plan in plans) < 40
     assert all(plan.trading is not None for plan in plans)
-    assert {plan.trading.mark for plan in plans if plan.trading} == {"mid", "exit"}
+    assert {plan.trading.mark for plan in plans if plan.trading} == {"mid", "exit", "last"}
 
 
 @pytest.mark.parametrize("seed", range(20_000_004, 20_000_008))
