@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shutil
@@ -31,6 +32,19 @@ _CLOSE_LIMIT_S = 30.0
 settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("any_speed"), max_examples=25)
 settings.load_profile("any_speed")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse a test that has its virtual clock only by a fixture.
+
+    pytest-trio looks for a clock among the test's own arguments. Without it there, the test would
+    run in real time, and be slow for no reason that one sees.
+    """
+    clock = "autojump_clock"
+    if not isinstance(item, pytest.Function) or clock not in item.fixturenames:
+        return
+    if clock not in inspect.signature(item.function).parameters:
+        raise pytest.UsageError(f"{item.nodeid} needs {clock} as an argument of its own")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

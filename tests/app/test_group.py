@@ -29,11 +29,6 @@ from mdservice.testing import (
 )
 
 
-@pytest.fixture(autouse=True)
-def virtual(autojump_clock: Any) -> None:
-    """Time passes only while all wait."""
-
-
 class CutLease(MemoryLease):
     """A lease whose member may lose the way to the server."""
 
@@ -222,7 +217,7 @@ async def open_bench() -> AsyncIterator[Bench]:
         tasks.cancel_scope.cancel()
 
 
-async def test_the_first_leads_and_the_second_stands_by() -> None:
+async def test_the_first_leads_and_the_second_stands_by(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first = await bench.start("first")
         second = await bench.start("second")
@@ -243,7 +238,7 @@ async def test_the_first_leads_and_the_second_stands_by() -> None:
             await second.service.subscribe("MSFT")
 
 
-async def test_a_standby_knows_the_last_prices() -> None:
+async def test_a_standby_knows_the_last_prices(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
@@ -256,7 +251,9 @@ async def test_a_standby_knows_the_last_prices() -> None:
         assert second.service.liveness().ready
 
 
-async def test_a_standby_that_waited_for_redis_knows_the_last_prices_soon_after() -> None:
+async def test_a_standby_that_waited_for_redis_knows_the_last_prices_soon_after(
+    autojump_clock: Any,
+) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
@@ -270,7 +267,7 @@ async def test_a_standby_that_waited_for_redis_knows_the_last_prices_soon_after(
         assert bench.clock.monotonic() - began_s < 3
 
 
-async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap() -> None:
+async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
@@ -294,7 +291,7 @@ async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap() -> None:
         assert not first.feed.connections
 
 
-async def test_a_deposed_leader_steps_down_and_may_lead_again() -> None:
+async def test_a_deposed_leader_steps_down_and_may_lead_again(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
@@ -315,7 +312,7 @@ async def test_a_deposed_leader_steps_down_and_may_lead_again() -> None:
         assert (status.epoch, status.terms, status.leads) == (3, 2, True)
 
 
-async def test_a_leader_that_ends_passes_the_lead_at_once() -> None:
+async def test_a_leader_that_ends_passes_the_lead_at_once(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
@@ -330,7 +327,9 @@ async def test_a_leader_that_ends_passes_the_lead_at_once() -> None:
         await bench.published(1, 2)
 
 
-async def test_a_lone_leader_keeps_its_feed_and_its_backlog_while_redis_is_away() -> None:
+async def test_a_lone_leader_keeps_its_feed_and_its_backlog_while_redis_is_away(
+    autojump_clock: Any,
+) -> None:
     async with open_bench() as bench:
         first = await bench.start("first")
         await bench.leads(first)
@@ -350,7 +349,9 @@ async def test_a_lone_leader_keeps_its_feed_and_its_backlog_while_redis_is_away(
         assert (status.epoch, status.terms) == (2, 1)
 
 
-async def test_a_leader_with_a_standby_leaves_its_feed_when_it_cannot_renew() -> None:
+async def test_a_leader_with_a_standby_leaves_its_feed_when_it_cannot_renew(
+    autojump_clock: Any,
+) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
@@ -366,7 +367,7 @@ async def test_a_leader_with_a_standby_leaves_its_feed_when_it_cannot_renew() ->
         )
 
 
-async def test_what_programs_want_outlives_their_leader() -> None:
+async def test_what_programs_want_outlives_their_leader(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first = await bench.start("first", "AAPL", "MSFT")
         second = await bench.start("second", "AAPL", "MSFT")
@@ -379,7 +380,7 @@ async def test_what_programs_want_outlives_their_leader() -> None:
         await second.feed.subscribed("AAPL", "TSLA")
 
 
-async def test_quotes_come_from_rest_while_the_connection_is_in_use() -> None:
+async def test_quotes_come_from_rest_while_the_connection_is_in_use(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
@@ -404,7 +405,7 @@ async def test_quotes_come_from_rest_while_the_connection_is_in_use() -> None:
         assert states.count("takeover") == 1
 
 
-async def test_a_reader_in_the_process_lives_through_a_takeover() -> None:
+async def test_a_reader_in_the_process_lives_through_a_takeover(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
@@ -418,7 +419,7 @@ async def test_a_reader_in_the_process_lives_through_a_takeover() -> None:
             assert (await anext(aiter(quotes))).bid == 2
 
 
-async def test_a_lease_needs_a_store_for_each_term() -> None:
+async def test_a_lease_needs_a_store_for_each_term(autojump_clock: Any) -> None:
     clock = VirtualClock()
     lease = MemoryLease(MemoryGroup(), Leader("a", "h", 1, "/s"), clock=clock)
     settings = Settings(symbols="AAPL", group="desk")
@@ -429,7 +430,9 @@ async def test_a_lease_needs_a_store_for_each_term() -> None:
             pass
 
 
-async def test_events_that_a_deposed_leader_has_not_written_are_counted() -> None:
+async def test_events_that_a_deposed_leader_has_not_written_are_counted(
+    autojump_clock: Any,
+) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
         await bench.leads(first)
