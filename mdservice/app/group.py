@@ -386,8 +386,18 @@ class Member:
             self._running = None
             self._refreshing = frozenset()
             if self._lost is None:
-                with anyio.move_on_after(_END_S, shield=True), suppress(StoreError):
-                    await self._lease.release()
+                with anyio.move_on_after(_END_S, shield=True):
+                    await self._release()
+
+    async def _release(self) -> None:
+        """Release the lease, also if the first call finds that its connection was lost."""
+        for _ in range(2):
+            try:
+                await self._lease.release()
+            except StoreError as exc:
+                _log.debug("lease_not_released", reason=str(exc))
+            else:
+                return
 
     async def _keep_lease(self, term: anyio.CancelScope) -> None:
         """Renew the lease; end the term once another member may lead."""
@@ -399,13 +409,17 @@ class Member:
             left_s = max(_LEAST_S, renewed_s + LEASE_S - began_s)
             lost = None
             try:
+                epoch = self._lease.own.epoch
                 with anyio.move_on_after(left_s if rivals else LEASE_S):
                     rivals = self._standby_alive = await self._lease.renew()
                     renewed_s = began_s
+                    if self._lease.own.epoch != epoch:  # Redis has lost the lease, and maybe more
+                        self._remembered = None
                     await self._remember()
             except Deposed as exc:
                 lost = str(exc)
             except StoreError as exc:
+                self._remembered = None  # Redis may come back without them
                 _log.warning("lease_not_renewed", group=self._group, reason=str(exc))
             # Without a standby no service can have taken the lead, and the feeds may stay.
             if rivals and self._clock.monotonic() - renewed_s >= LEASE_S:
@@ -590,6 +604,7 @@ class Member:
         removed = [(t.channel, t.symbol) for t in self._settings_topics if t not in wanted]
         wishes = _encoder.encode(_Wishes(sources, removed))
         if wishes != self._remembered:
+            self._remembered = None
             await self._lease.remember(wishes)
             self._remembered = wishes
 

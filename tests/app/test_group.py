@@ -33,10 +33,15 @@ class CutLease(MemoryLease):
     """A lease whose member may lose the way to the server."""
 
     cut = False
+    lost = False
+    """Whether the next call finds that the connection was lost."""
     silent = False
     """Whether the server does not answer for a second, and the call then fails."""
 
     async def _reach(self) -> MemoryGroup:
+        if self.lost:
+            self.lost = False
+            raise StoreUnavailable("the connection was lost")
         if self.silent:
             await anyio.sleep(1)
             raise StoreUnavailable("no answer within 1 s")
@@ -378,6 +383,41 @@ async def test_what_programs_want_outlives_their_leader(autojump_clock: Any) -> 
         await bench.leads(second)
         assert second.service.subscriptions() == {"AAPL": ["settings"], "TSLA": ["api"]}
         await second.feed.subscribed("AAPL", "TSLA")
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_what_programs_want_outlives_a_redis_without_its_data_and_then_their_leader(
+    away: bool,
+) -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        await first.service.subscribe("TSLA")
+        await anyio.sleep(2)
+        bench.group.down = bench.store.down = away
+        await anyio.sleep(1.5)
+        bench.group.restart()
+        bench.group.down = bench.store.down = False
+        await anyio.sleep(3)
+        assert first.service.status().standby.leads  # type: ignore[union-attr]
+        first.lease.cut = True
+        await bench.leads(second)
+        assert second.service.subscriptions() == {"AAPL": ["settings"], "TSLA": ["api"]}
+
+
+async def test_a_leader_that_ends_passes_the_lead_at_once_on_a_new_connection(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        await anyio.sleep(2)
+        first.lease.lost = True  # found by the release
+        first.end()
+        await first.ended.wait()
+        began_s = bench.clock.monotonic()
+        await bench.leads(second)
+        assert bench.clock.monotonic() - began_s < 0.5
 
 
 async def test_quotes_come_from_rest_while_the_connection_is_in_use(autojump_clock: Any) -> None:
