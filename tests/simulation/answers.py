@@ -13,7 +13,7 @@ from mdservice.model.payload import encode_quote
 from mdservice.model.status import status_to_json
 from mdservice.positions.tracker import SOURCE
 from tests.simulation.asgi import Answer
-from tests.simulation.plan import STATIC
+from tests.simulation.names import STATIC
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life

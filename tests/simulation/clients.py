@@ -13,7 +13,7 @@ from mdservice.errors import SubscriptionRefused
 from mdservice.http_api.server import create_app
 from tests.simulation.answers import CHECKS
 from tests.simulation.asgi import Answer, call
-from tests.simulation.plan import DYNAMIC
+from tests.simulation.names import DYNAMIC
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life

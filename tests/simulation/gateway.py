@@ -74,7 +74,8 @@ from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD
 from tests.simulation.contracts_end import end_contracts
 from tests.simulation.hours import hours_of
 from tests.simulation.last_trades import LastLimits, OtherTrades, TradesHeard, counts
-from tests.simulation.plan import PRICE_TTL_S, STATIC, Trading
+from tests.simulation.names import STATIC
+from tests.simulation.plan import PRICE_TTL_S, Trading
 from tests.simulation.streams import TrioStream
 
 if TYPE_CHECKING:

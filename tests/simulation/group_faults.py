@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from mdservice.errors import MDServiceError
+from tests.simulation.names import DYNAMIC
 from tests.simulation.outages import FAULTS
 
 if TYPE_CHECKING:
@@ -93,6 +95,51 @@ async def member_stop(world: GroupWorld) -> str | None:
     return f"{process.name} {for_s:g} s"
 
 
+@group_fault
+async def member_hit_at_claim(world: GroupWorld) -> str:
+    """Who claims the lease next is hit before it has the answer."""
+    what = world.rng.choice(("kill", "stop", "stop", "cut"))
+    for_s = world.rng.choice((0.5, 3.5, 8.0))
+
+    def hit(name: str) -> None:
+        (process,) = (each for each in world.processes if each.name == name)
+        if world.faults_over_s is not None or process.dead:
+            return
+        world.trace(f"{name} is hit at its claim: {what}")
+        if what == "kill":
+            process.host.pause_s = for_s
+            process.kill()
+        elif what == "stop":
+            process.stop()
+            world.later(for_s, process.resume)
+        else:
+            process.host.cut("lease", silent=False)
+            world.later(for_s, process.host.join)
+
+    world.redis.claimed = hit
+    leader = world.life
+    if leader is not None and world.rng.random() < 0.7:  # so that another one claims soon
+        leader.host.pause_s = 1.0
+        leader.kill()
+    return f"{what} {for_s:g} s"
+
+
+@group_fault
+async def member_symbols(world: GroupWorld) -> str | None:
+    """Somebody subscribes to symbols at the leader, or no longer wants them."""
+    leader = world.life
+    if leader is None or leader.service is None:
+        return None
+    symbols = world.rng.sample(DYNAMIC, world.rng.randrange(1, 3))
+    adding = world.rng.random() < 0.6
+    change = leader.service.subscribe if adding else leader.service.unsubscribe
+    try:
+        outcome = (await change(*symbols)).status
+    except MDServiceError as exc:
+        outcome = f"refused: {exc}"
+    return f"{leader.name} {'subscribe' if adding else 'unsubscribe'} {symbols} {outcome}"
+
+
 # Its ways
 
 
@@ -140,6 +187,17 @@ async def redis_slow(world: GroupWorld) -> str:
     for_s = world.rng.choice((2.0, 8.0))
     world.later(for_s, world.redis_fast)
     return f"{world.redis.slow_s:g} s"
+
+
+@group_fault
+async def redis_refuses(world: GroupWorld) -> str:
+    """It refuses every write."""
+    for_s = world.rng.choice((0.3, 3.5, 12.0))
+    world.redis.refusal = world.rng.choice(
+        ("READONLY You can't write against a read only replica.", "OOM command not allowed")
+    )
+    world.later(for_s, world.store_up)
+    return f"{world.redis.refusal[:8]} {for_s:g} s"
 
 
 @group_fault

@@ -22,8 +22,8 @@ from mdservice.model.timestamps import parse_rfc3339
 from mdservice.publish.lease import LEASE_S
 from mdservice.redis_io.names import STATUS_CHANNEL
 from tests.simulation.market import Identity
+from tests.simulation.names import STATIC
 from tests.simulation.oracle import Gap, excused, identity, unrepaired
-from tests.simulation.plan import STATIC
 from tests.simulation.redis_server import Lost, Read, Written
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ _TWO_LEAD_S = 2.5
 """How long two may believe that they lead: until the next renewal, which has a second's limit."""
 _SLOW_S = 0.2
 """With slower answers than this, nobody can lead in time."""
+_WISHES_S = 4.0
+"""How long what programs want may be kept nowhere else: until the renewal after the next."""
 _ROUNDING_S = 1e-6
 _FAILED_OVER = "Redis failed over"
 
@@ -49,6 +51,7 @@ class LeadWatch:
         self._able_since: dict[Process, float] = {}
         self._none_since_s: float | None = 0.0
         self._two_since_s: float | None = None
+        self._wishes_differ_since_s: float | None = None
         self._stopped: set[Process] = set()
         self.subscribed_ns: list[int] = []
         """When the feed had a new connection that is subscribed, by the market's clock."""
@@ -60,6 +63,7 @@ class LeadWatch:
             await anyio.sleep(_SAMPLE_S)
             self._look()
             self._look_at_feed()
+            self._look_at_wishes()
 
     def was_stopped(self, process: Process) -> bool:
         """Whether it was stopped at any time."""
@@ -104,7 +108,27 @@ class LeadWatch:
         """Whether a member can lead: it runs, and reaches a Redis that answers."""
         redis = self._world.redis
         ways = process.lease_way.is_open and process.store_way.is_open
-        return process.runs and ways and not redis.down and redis.slow_s <= _SLOW_S
+        works = not redis.down and redis.refusal is None and redis.slow_s <= _SLOW_S
+        return process.runs and ways and works
+
+    def _look_at_wishes(self) -> None:
+        """What programs want of the leader is in Redis for the next one."""
+        world, now_s = self._world, anyio.current_time()
+        leader = world.life
+        if leader is None or leader.service is None or leader not in self._able_since:
+            self._wishes_differ_since_s = None
+            return
+        wanted = {
+            symbol for symbol, sources in leader.service.subscriptions().items() if "api" in sources
+        }
+        kept = {symbol for _, symbol in world.redis.wishes["sources"].get("api", ())}
+        if wanted == kept or world.redis.refusal is not None:
+            self._wishes_differ_since_s = None
+        elif self._wishes_differ_since_s is None:
+            self._wishes_differ_since_s = now_s
+        elif now_s - self._wishes_differ_since_s > _WISHES_S:
+            world.violated(f"{sorted(kept)} is kept of what is wanted: {sorted(wanted)}")
+            self._wishes_differ_since_s = None
 
     def _look_at_feed(self) -> None:
         for connection in self._world.sim.connections:
@@ -232,7 +256,7 @@ class Readers:
         self.published: Counter[Identity] = Counter()
         self.gaps: list[Gap] = []
         self.excuses: list[Excuse] = []
-        self._unpromised_ns = dict.fromkeys(world.market.symbols, 0)
+        self._unpromised_ns = dict.fromkeys(STATIC, 0)
         """Symbols of which nothing is promised yet, and since when: none of the feed's quotes was
         published since the prices began, or were lost."""
         self.unchecked: list[Believed[Any]] = [
@@ -241,6 +265,8 @@ class Readers:
         self._last: dict[str, Quote] = {}
         self._of_server: dict[str, Quote] = {}
         """The last of each symbol that the server still has after a loss."""
+        self._may_begin_again: set[str] = set()
+        """Symbols whose last price the leader may have left out, since its clock was wrong."""
         self._gone: set[Identity] = set()
         """Published, and lost by the server: a new leader does not know of these."""
         self._reads: dict[_Term, tuple[float, dict[str, Quote]]] = {}
@@ -275,6 +301,8 @@ class Readers:
 
     def _note_read(self, event: Read) -> Iterator[str]:
         found = {symbol: QUOTES.decode(payload) for symbol, payload in event.found.items()}
+        if self._world.believes_it_is_earlier(event.id, event.at_s):
+            self._may_begin_again |= set(STATIC)  # to it, the prices are of the future
         self._reads[_Term(event.id, event.term)] = event.at_s, found
         if self._has_lost:
             return
@@ -298,15 +326,16 @@ class Readers:
                 if message.channel == STATUS_CHANNEL:
                     self._statuses.append(_decode_status(message.payload))
                 continue
+            if message.symbol not in STATIC:
+                continue  # subscribed and left at any time, so its numbers may begin again
             yield from self._take_quote(message.payload)
             key = event.keys[message.symbol]
             if key is None or QUOTES.decode(key).seq < QUOTES.decode(message.payload).seq:
                 yield f"the key holds {key!r} after {message.payload!r}"
-        for symbol, payload in event.keys.items():
-            last = self._last.get(symbol)
+        for symbol in event.keys.keys() & set(STATIC):
+            payload, last = event.keys[symbol], self._last.get(symbol)
             if payload is None or last is None or QUOTES.decode(payload).seq < last.seq:
                 yield f"the key of {symbol} went back to {payload!r} at {event.at_s:.3f} s"
-        # What is written now is there for the next leader.
 
     def _take_quote(self, payload: bytes) -> Iterator[str]:
         quote = QUOTES.decode(payload)
@@ -315,6 +344,9 @@ class Readers:
         if made is None:
             yield f"a quote that the market never made: {payload!r}"
             return
+        if quote.seq == 1 and symbol in self._may_begin_again and symbol in self._last:
+            self._unpromised_ns.setdefault(symbol, self._last.pop(symbol).ts_event_ns)
+        self._may_begin_again.discard(symbol)
         last = self._last.get(symbol)
         if quote.seq != (last.seq if last else 0) + 1:
             yield f"{symbol} {quote.seq} after {last.seq if last else 0}"
@@ -382,12 +414,11 @@ def _decode_status(payload: bytes) -> FeedStatus:
 
 def check_none_missing(world: GroupWorld, readers: Readers) -> Iterator[str]:
     """Every quote that the market made was published, or is within a gap that was reported."""
-    for symbol, made_quotes in world.market.by_symbol.items():
+    for symbol in STATIC:
         missing = [
             made
-            for its_identity, made in made_quotes
+            for its_identity, made in world.market.by_symbol[symbol]
             if its_identity not in readers.published
-            and symbol in STATIC
             and not any(
                 excuse.symbol == symbol and excuse.start_ns <= its_identity[1] <= excuse.end_ns
                 for excuse in readers.excuses

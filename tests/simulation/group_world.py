@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -20,6 +21,7 @@ from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S
 from mdservice.model.feeds import STOCKS
 from mdservice.model.kinds import QUOTES
 from mdservice.publish.lease import Leader
+from mdservice.publish.store import READ_LIMIT_S
 from mdservice.redis_io.lease import RedisLease
 from mdservice.settings import Settings
 from mdservice.simulator import Freeze, MemoryByteStream, open_simulator
@@ -28,6 +30,7 @@ from tests.simulation.clocks import SimulatedClock
 from tests.simulation.freezing import Freezer, open_freezer
 from tests.simulation.group_faults import GROUP_FAULTS
 from tests.simulation.group_oracle import LeadWatch, check_group, check_group_at_end
+from tests.simulation.oracle import FAR_OFF_S
 from tests.simulation.plan import Outcome, Plan
 from tests.simulation.redis_server import GROUP, Connection, SimulatedRedis, TermStore, Way
 from tests.simulation.streams import TrioStream
@@ -48,6 +51,8 @@ class Host:
         self.name = name
         self.clock = SimulatedClock()
         self.skew_s = 0.0
+        self.skews: list[int] = []
+        """The places of its wrong times among those of the world."""
         self.pause_s = 0.0
         """How long it takes until the service is started again."""
         self.feed_down_until_s = 0.0
@@ -268,7 +273,9 @@ class GroupWorld(World):
     async def run(self) -> Outcome:
         """Faults, then peace, then the reckoning."""
         self.leftovers.begin()
-        with open_freezer() as self.freezer:
+        with warnings.catch_warnings(), open_freezer() as self.freezer:
+            # httpcore leaves a request's body open if the connection breaks while it is sent.
+            warnings.filterwarnings("ignore", "Async generator 'httpcore", ResourceWarning)
             async with (
                 anyio.create_task_group() as tasks,
                 open_simulator(self.plan.config, port=None, clock=self.market_clock) as self.sim,
@@ -401,17 +408,28 @@ class GroupWorld(World):
         host.clock.step(seconds)
         host.skew_s = seconds
         self.skews.append((anyio.current_time(), float("inf"), seconds))
-        host.skew_place = len(self.skews) - 1
+        host.skews.append(len(self.skews) - 1)
 
     def set_right(self, host: Host) -> None:
         """Set it right again."""
         if host.skew_s:
             host.clock.step(-host.skew_s)
-            start_s, _, skew_s = self.skews[host.skew_place]
-            self.skews[host.skew_place] = start_s, anyio.current_time(), skew_s
+            place = host.skews[-1]
+            start_s, _, skew_s = self.skews[place]
+            self.skews[place] = start_s, anyio.current_time(), skew_s
             host.skew_s = 0.0
 
+    def believes_it_is_earlier(self, name: str, at_s: float) -> bool:
+        """Whether a member's clock was so far behind that it could not believe the prices' times."""
+        (host,) = (process.host for process in self.processes if process.name == name)
+        of_host = [self.skews[place] for place in host.skews]
+        return any(
+            start_s <= at_s <= end_s + READ_LIMIT_S and skew_s < -FAR_OFF_S
+            for start_s, end_s, skew_s in of_host
+        )
+
     def _stop_faults(self) -> None:
+        self.redis.claimed = None
         for host in self.hosts:
             self.set_right(host)
             host.join()

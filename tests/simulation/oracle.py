@@ -21,7 +21,8 @@ from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import Drop
 from tests.simulation.market import Identity, Made, identity_of
-from tests.simulation.plan import DYNAMIC, PRICE_TTL_S
+from tests.simulation.names import DYNAMIC
+from tests.simulation.plan import PRICE_TTL_S
 from tests.simulation.published import check_counters, check_keys, check_published
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from tests.simulation.account import OPTIONS_HELD, PAIRS_HELD, Rates
 from tests.simulation.group_faults import GROUP_FAULTS
 from tests.simulation.hours import TURNS, Turn
 from tests.simulation.market import Pace
+from tests.simulation.names import STATIC
 from tests.simulation.positions import FAULTS, OLDER
 
 PRICE_TTL_S = 8
 """Short, so that keys run out within a run unless the service renews them."""
-STATIC = ("AAPL", "MSFT", "SPY")
 _WITH_POSITIONS = 0.3
 _WHOLE_ACCOUNT = 0.25
 _OF_SERVICE = 0.5
@@ -30,7 +30,6 @@ _ARTICLES_BYTES = 250_000
 """Room for two large articles that come at once: their client is not slow."""
 _LATER = ("rest_refuse_symbol",)
 """Drawn apart too."""
-DYNAMIC = ("TSLA", "NVDA", "F", "KO")
 
 
 @attrs.frozen

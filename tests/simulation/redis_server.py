@@ -151,6 +151,8 @@ class SimulatedRedis(SimulatedStore):
         self.restarted_s = -_FOR_EVER_S
         self.slow_s = 0.0
         """How much longer each exchange takes."""
+        self.claimed: Callable[[str], None] | None = None
+        """Called once with the id of who claims the lease next, before it has the answer."""
         super().__init__(clock, tasks, rng, price_ttl_s)
 
     # Faults
@@ -225,6 +227,12 @@ class SimulatedRedis(SimulatedStore):
         term = self._text(_TERM)
         return 0 if term is None else json.loads(term)["epoch"]
 
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """What the leader's programs want, as it is kept for the next one."""
+        kept = self._text(_WISHES)
+        return {"sources": {}, "removed": []} if kept is None else json.loads(kept)
+
     def forget_lease(self) -> None:
         """End the lease, as if its time were over."""
         self._group.pop(_LEASE, None)
@@ -266,6 +274,8 @@ class SimulatedRedis(SimulatedStore):
             return 1
         if name == b"EVAL":
             script, count = words[0].decode(), int(words[1])
+            if self.refusal is not None and "'SET'" in script:
+                return hiredis.ReplyError(self.refusal)
             return _SCRIPTS[script](self, *words[2 + count :])
         raise AssertionError(f"an unknown command: {name!r} {words!r}")
 
@@ -309,6 +319,9 @@ class SimulatedRedis(SimulatedStore):
         if leader is not None and leader["id"] != json.loads(own_text)["id"]:
             return [0]
         term = self._take_lease(own_text, lasts_ms, *others)
+        claimed, self.claimed = self.claimed, None
+        if claimed is not None:
+            claimed(term["holder"])
         return [term["epoch"], json.dumps(term["writers"]).encode()]
 
     def _renew(self, own_text: bytes, lasts_ms: bytes, *others: bytes) -> list[Any]:

@@ -24,7 +24,7 @@ from tests.simulation.scheduling import run_seeded
 from tests.simulation.world import simulate
 
 SEED = 20_000_001
-FENCED = 20_000_010
+FENCED = 20_000_002
 """In which a leader without its lease still reaches Redis with prices."""
 
 

@@ -43,6 +43,7 @@ from tests.simulation.hours import begins_at
 from tests.simulation.leftovers import Leftovers
 from tests.simulation.life import Life
 from tests.simulation.market import Market
+from tests.simulation.names import DYNAMIC, STATIC
 from tests.simulation.oracle import (
     check_at_end,
     check_first_price,
@@ -50,7 +51,7 @@ from tests.simulation.oracle import (
     check_prices_live,
     check_prices_run_out,
 )
-from tests.simulation.plan import DYNAMIC, PRICE_TTL_S, STATIC, Outcome, Plan
+from tests.simulation.plan import PRICE_TTL_S, Outcome, Plan
 from tests.simulation.positions import FAULTS, HELD, SimulatedPositions
 from tests.simulation.store import SimulatedStore
 from tests.simulation.streams import TrioStream
