@@ -210,12 +210,18 @@ def check_leases(world: GroupWorld) -> Iterator[str]:
 
 
 def check_writers(world: GroupWorld) -> Iterator[str]:
-    """Only the leader writes, and in each epoch only one."""
+    """Only the leader writes once it has begun, and in each epoch only one.
+
+    It begins when it has ended the connections of the one before, and reads.
+    """
     writers: dict[int, str] = {}
+    begun = None
     for event in world.redis.history:
         if isinstance(event, Lost):
             writers.clear()
-        if not isinstance(event, Written):
+        if isinstance(event, Read):
+            begun = event.id
+        if not isinstance(event, Written) or event.holder not in {event.id, begun}:
             continue
         if event.id != event.holder:
             yield (
