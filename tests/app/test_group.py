@@ -445,6 +445,29 @@ async def test_quotes_come_from_rest_while_the_connection_is_in_use(autojump_clo
         assert states.count("takeover") == 1
 
 
+async def test_a_symbol_that_no_refresh_brought_loses_nothing(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        first = await bench.start("first", "AAPL", "MSFT")
+        second = await bench.start("second", "AAPL", "MSFT")
+        await bench.leads(first)
+        bench.market(1)
+        bench.market(1, symbol="MSFT")
+        await bench.published(1)
+        second.feed.refuse_next(406, times=8)
+        first.lease.cut = True
+        await bench.until(lambda: second.service.status().standby.leads)  # type: ignore[union-attr]
+        await anyio.sleep(0.5)  # it has asked for the first prices
+        bench.history.refuses["AAPL"] = "not now"
+        bench.market(2, 3)
+        for bid in range(2, 30):  # newer ones of another symbol are published meanwhile
+            bench.market(bid, symbol="MSFT")
+            await anyio.sleep(1)
+        assert not second.feed.connections
+        assert bench.numbers == [(1, 1)]
+        del bench.history.refuses["AAPL"]
+        await bench.published(1, 2, 3)
+
+
 async def test_a_reader_in_the_process_lives_through_a_takeover(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")

@@ -260,12 +260,15 @@ class GapRepair(Recovery[R]):
         self._missing = MissingRecords(
             accepted, window_s, 0.0 if self._in_order else window_s, every=self._every
         )
+        # The end of an earlier run counts as a lost connection. It is noted now, since a takeover
+        # refreshes some symbols before the first connection.
+        self._missing.lose(accepted.symbols(), clock.utc_ns())
         self._connected_before = False
 
     def begin(self) -> None:
         """Note that a connection is open. From now on live records wait if any are missing."""
         now_ns = self._clock.utc_ns()
-        if not self._connected_before:  # the end of an earlier run counts as a lost connection
+        if not self._connected_before:
             self._missing.lose(self._accepted.symbols(), now_ns)
             self._connected_before = True
         self._resumed = False
