@@ -59,8 +59,9 @@ class PnlEngine:
     stale price stays stale until the symbol's next quote.
 
     A quote with neither side, or with too wide a spread, is not usable: the last usable quote, the
-    mark, stays the price, and its row is stale until the next usable quote. Without a mark, the
-    price is the ``current_price`` or ``lastday_price`` of the position, and stale.
+    mark, stays the price, and its row is stale until the next usable quote. A mark that was no
+    longer live when it came stays so. Without a mark, the price is the ``current_price`` or
+    ``lastday_price`` of the position, and stale.
 
     While the market is closed, a price that is no longer live is ``closed`` instead of stale if it
     is the last one of the last session: it is of that session, and the service had no newer one
@@ -414,7 +415,6 @@ class PnlEngine:
         known, mark, event_ns = holding.quote, holding.mark, quote.ts_event_ns
         if known is not None and event_ns < known.ts_event_ns:
             return False
-        holding.heard_ns = now_ns
         was_live, changed = holding.live and known is mark, False
         if not (quote is known is mark):  # else it is a key that was read before
             bid, ask, factor = quote.bid, quote.ask, self._surely_narrow
@@ -423,13 +423,14 @@ class PnlEngine:
             if price_e5 is None or not -limit <= ask - bid <= limit:
                 price = self._usable_mid(quote)
                 if price is None:
-                    return self._set_aside(holding, quote)
+                    return self._set_aside(holding, quote, now_ns)
             if mark is None or not holding.has_price(price, price_e5):
                 self._reprice(holding, quote, price, price_e5)
                 changed = True
             else:
                 changed = event_ns != mark.ts_event_ns
                 holding.quote = holding.mark = quote
+        holding.heard_ns = now_ns
         live_until_ns, gone_ns = event_ns + self._first_stale_age_ns, now_ns + self._ttl_ns
         if gone_ns < live_until_ns:  # noqa: PLR1730 - min() takes thrice as long
             live_until_ns = gone_ns
@@ -457,7 +458,7 @@ class PnlEngine:
         known, before = holding.quote, holding.shown
         if known is not None and quote.ts_event_ns < known.ts_event_ns:
             return False
-        holding.heard_ns = now_ns
+        heard_ns, holding.heard_ns = holding.heard_ns, now_ns
         usable = self._usable_mid(quote) is not None
         self.totals.leave(holding)
         holding.quote = quote
@@ -466,6 +467,8 @@ class PnlEngine:
         self.totals.enter(holding)
         if holding.mark is quote:
             self._set_live(holding, now_ns)
+        else:
+            self._lapse(holding, heard_ns, now_ns)
         self._judge_rest(holding)
         return self._touch_if(holding, before)
 
@@ -614,9 +617,27 @@ class PnlEngine:
         spread, total = EXACT.subtract(high, low), EXACT.add(high, low)
         return EXACT.multiply(spread, _200) <= EXACT.multiply(total, self._max_spread)
 
-    def _set_aside(self, holding: Holding, quote: Quote) -> bool:
+    def _lapse(self, holding: Holding, heard_ns: int, now_ns: int) -> None:
+        """End a mark that was no longer live when a quote came that leaves it in place.
+
+        The quote is the newest sign of the key, and must not bring the mark back. A held symbol's
+        mark mostly has ended before, as the time passed; those of other symbols are only judged
+        when something asks for them.
+
+        Args:
+            holding: Whose mark.
+            heard_ns: When its newest quote before this one came.
+            now_ns: When this one came.
+        """
+        mark = holding.mark
+        if holding.live and mark is not None and now_ns >= self._live_until_ns(mark, heard_ns):
+            self._end_live(holding)
+
+    def _set_aside(self, holding: Holding, quote: Quote, now_ns: int) -> bool:
         """Keep an unusable quote; return whether a row changed."""
         known, was = holding.quote, holding.status
+        self._lapse(holding, holding.heard_ns, now_ns)
+        holding.heard_ns = now_ns
         if holding.price is None:
             self.totals.leave(holding)
             holding.quote = quote

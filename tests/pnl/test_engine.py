@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -673,6 +673,40 @@ def test_a_quote_after_the_close_that_is_not_usable_leaves_the_price_closed(
     engine.update(quote(*sides, at_ns=CLOSE_NS + 1), now_ns)
     (row,) = engine.report(now_ns).positions
     assert (row.status, row.current_price) == ("closed", 187)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+@pytest.mark.parametrize(("mark", "sides"), [("mid", (100, 200)), ("exit", (0, 188))])
+@pytest.mark.parametrize(("pause_s", "status"), [(299, "stale"), (300, "closed")])
+def test_a_quote_that_is_not_usable_does_not_bring_an_ended_price_back(
+    is_held: bool,
+    mark: Literal["mid", "exit"],
+    sides: tuple[float, float],
+    pause_s: int,
+    status: str,
+) -> None:
+    """It is so too where nothing looked while the symbol's key was gone."""
+    engine = PnlEngine(stale_after_s=600, price_ttl_s=300, mark=mark)
+    lots = lot("1", "1"), lot("1", "1", "NONE")
+    engine.set_positions(lots if is_held else lots[1:])
+    now_ns = CLOSE_NS + HOUR_NS
+    engine.set_market(CLOSED, now_ns)
+    engine.update(quote(187, 187, at_ns=now_ns), now_ns)
+    now_ns += pause_s * S_NS
+    engine.update(quote(*sides, at_ns=now_ns), now_ns)
+    engine.set_positions(lots)
+    row, _ = engine.report(now_ns).positions
+    assert (row.status, row.current_price) == (status, 187)
+
+
+def test_an_alert_learns_of_a_price_that_ended_before_a_quote_that_is_not_usable() -> None:
+    engine = PnlEngine(stale_after_s=600, price_ttl_s=300)
+    engine.set_positions([lot("1", "1")])
+    engine.update(quote(187, 187), T_NS)
+    engine.update(quote(0, 0, T_NS + S_NS), T_NS + S_NS)
+    assert not engine.has_aged
+    engine.update(quote(0, 0, T_NS + 302 * S_NS), T_NS + 302 * S_NS)
+    assert [aged.symbol for aged in engine.take_aged()] == ["AAPL"]
 
 
 def test_a_session_that_ends_without_a_usable_quote_leaves_the_price_stale() -> None:
