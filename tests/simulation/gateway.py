@@ -121,8 +121,6 @@ _ENDS: Final = 0.5
 """How often contracts end with the day."""
 _MOMENT_S: Final = 1e-6
 _S_NS: Final = 1_000_000_000
-_SEEN_S: Final = 1.5
-"""How soon the gateway sees that a price has ended by its key's time."""
 _CENT: Final = Fraction(1, 100)
 _CENTS: Final = Decimal("0.01")
 _ZERO: Final = Decimal(0)
@@ -692,7 +690,6 @@ class SimulatedGateway:
             days=None if engine._days is None else dict(engine._days),
             max_spread=self._trading.max_spread,
             heards=self._heard,
-            told={holding.symbol: holding.status for holding, _ in engine._places},
         )
         for heard in self._heard.values():
             for quote, heard_ns in heard.in_order():
@@ -809,8 +806,8 @@ class _Heard:
     _max_spread: float
     _kept: dict[str, tuple[int, Quote, int]] = attrs.Factory(dict)
     _count: int = 0
-    lapsed: dict[int, int] = attrs.Factory(dict)
-    """How long before the next quote those ended by their keys' time that are still kept, ns."""
+    lapsed: set[int] = attrs.Factory(set)
+    """Those that ended by their key's time before the next quote came."""
     is_gone: bool = False
     """Whether its key is gone, and no quote has come since."""
 
@@ -823,10 +820,8 @@ class _Heard:
         newest = self._kept.get("newest")
         if newest is not None and quote.ts_event_ns < newest[1].ts_event_ns:
             return
-        pause_ns = now_ns - newest[2] if newest is not None else 0
-        if pause_ns >= PRICE_TTL_S * _S_NS:
-            for number, _, _ in self._kept.values():
-                self.lapsed[number] = max(pause_ns, self.lapsed.get(number, 0))
+        if newest is not None and now_ns - newest[2] >= PRICE_TTL_S * _S_NS:
+            self.lapsed.update(number for number, _, _ in self._kept.values())
         self._count += 1
         self.is_gone = False
         sides = {"bid": quote.bid, "ask": quote.ask, "both": quote.bid and quote.ask, "any": True}
@@ -840,10 +835,11 @@ class _Heard:
         _, newest, _ = self._kept["newest"]
         return newest == quote or (not newest.seq and newest.ts_event_ns >= quote.ts_event_ns)
 
-    def pause_ns(self, quote: object) -> int:
-        """How long there was nothing new after a quote that is kept, if its price ended by that."""
-        numbers = [number for number, known, _ in self._kept.values() if known is quote]
-        return max((self.lapsed.get(number, 0) for number in numbers), default=0)
+    def has_lapsed(self, quote: object) -> bool:
+        """Whether the price of a quote that is kept ended, as nothing new came for so long."""
+        return any(
+            known is quote and number in self.lapsed for number, known, _ in self._kept.values()
+        )
 
     def in_order(self) -> list[tuple[Quote, int]]:
         """Those quotes in the order in which they came, and when they did."""
@@ -858,8 +854,6 @@ class _Recount(Reference):
     days: dict[str, SymbolDay] | None = attrs.Factory(dict)
     max_spread: float = 10.0
     heards: dict[str, _Heard] = attrs.Factory(dict)
-    told: Mapping[str, str] = attrs.Factory(dict)
-    """What the gateway says that each symbol is."""
     _rows: dict[tuple[int, int], PlainRow] = attrs.Factory(dict)
 
     def usable_of(self, symbol: str) -> list[Quote]:
@@ -870,14 +864,9 @@ class _Recount(Reference):
         ]
 
     def young(self, symbol: str, now_ns: int) -> bool:
-        """A price that ended by its key's time stays so, whatever unusable quotes come after it.
-
-        The gateway looks once a second, so one that ended for less may have ended or not.
-        """
-        heard, mark = self.heards.get(symbol), self.mark(symbol)
-        pause_ns = 0 if heard is None else heard.pause_ns(mark)
-        sure = pause_ns >= (PRICE_TTL_S + _SEEN_S) * _S_NS
-        if sure or (pause_ns and self.told.get(symbol) == "closed"):
+        """A price that ended by its key's time stays so, whatever unusable quotes come after it."""
+        heard = self.heards.get(symbol)
+        if heard is not None and heard.has_lapsed(self.mark(symbol)):
             return False
         return Reference.young(self, symbol, now_ns)
 

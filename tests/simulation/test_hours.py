@@ -13,6 +13,7 @@ import pytest
 from mdservice.gateway.day import AccountDay
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.model.market import Market
+from mdservice.model.quote import Quote
 from mdservice.pnl import engine
 from mdservice.pnl.day import DayBook, Fill, midnight_ns
 from mdservice.pnl.engine import PnlEngine
@@ -21,10 +22,12 @@ from mdservice.positions import trade_updates, trading_stream
 from mdservice.positions.cache import PositionCache
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.testing import VirtualClock
+from tests.pnl.reference import S_NS
 from tests.simulation import last_trades
 from tests.simulation.contracts_end import end_contracts
+from tests.simulation.gateway import _Heard, _Recount
 from tests.simulation.hours import TURNS, Turn
-from tests.simulation.plan import Outcome, Plan
+from tests.simulation.plan import PRICE_TTL_S, Outcome, Plan
 from tests.simulation.world import simulate
 
 _NO_FAULTS = ("none",)
@@ -58,6 +61,18 @@ def test_nothing_is_found_where_nothing_is_wrong(turn: Turn) -> None:
     for outcome in _outcomes(turn):
         assert outcome.violations == []
         assert outcome.faults[f"turn_{turn}"] == 1
+
+
+@pytest.mark.parametrize(("pause_s", "young"), [(PRICE_TTL_S - 1, True), (PRICE_TTL_S, False)])
+def test_the_recount_ends_a_price_by_its_keys_time(pause_s: int, young: bool) -> None:
+    heard, recount = _Heard(10.0), _Recount(60, PRICE_TTL_S, heards={})
+    recount.heards["SPY"] = heard
+    for at_s, ask in ((0, 10.0), (pause_s, 0.0), (pause_s + 1, 0.0)):
+        now_ns = midnight_ns("2026-11-20") + at_s * S_NS
+        quote = Quote("SPY", ask, ask, 1, 1, now_ns, now_ns, at_s + 1)
+        heard.add(quote, now_ns)
+        recount.update(quote, now_ns)
+    assert recount.young("SPY", now_ns) is young
 
 
 CALL, PUT = "AAPL261218C00200000", "AAPL261218P00210000"
