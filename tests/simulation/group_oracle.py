@@ -177,7 +177,8 @@ def check_group_at_end(world: GroupWorld) -> None:
             )
         ):
             world.violated(f"{process.name} shows another leader than {leader.name}: {shown}")
-        for quote in service.prices():
+        wanted = service.subscriptions()  # the leader also shows what was unsubscribed
+        for quote in (each for each in service.prices() if each.symbol in wanted):
             known = process.service.latest(quote.symbol)
             if known is None or encode_quote(known) != encode_quote(quote):
                 world.violated(f"{process.name} does not know the last price of {quote.symbol}")
