@@ -125,6 +125,8 @@ _MEANINGS: Final = {
     "a replica that sentinels have promoted.",
     "lease_not_renewed": "The leader could not renew its lease. It is tried again; after 3 s the "
     "leader steps down if a standby was alive.",
+    "lease_not_released": "A leader that ends could not release its lease (at level debug). The "
+    "standby leads once the lease has ended.",
     "redis_cannot_be_fenced": "This Redis user may not end an old connection. A write whose "
     "connection broke may be executed twice.",
     "redis_cannot_renew": "This Redis user may not renew keys. Prices are written again instead.",
