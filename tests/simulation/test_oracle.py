@@ -520,7 +520,7 @@ def test_finds_a_price_that_a_gateway_missed(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(PnlEngine, "update", without_some)
     assert any(
-        "the gateway's report is" in found for found in of_gateways(*range(8_100_001, 8_100_010))
+        "the gateway's report is" in found for found in of_gateways(*range(8_100_001, 8_100_031))
     )
 
 
@@ -536,8 +536,8 @@ def test_finds_a_fill_that_a_day_forgot(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_finds_a_fee_that_a_day_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DayBook, "book", lambda *_: set())
-    seeds = (seed for seed in range(8_100_001, 8_100_099) if _charges(seed))
-    assert any("the day: the fees are 0" in found for found in of_gateways(next(seeds)))
+    seeds = [seed for seed in range(8_100_001, 8_100_099) if _charges(seed)]
+    assert any("the day: the fees are 0" in found for found in of_gateways(*seeds[:5]))
 
 
 def _charges(seed: int) -> bool:
