@@ -65,7 +65,7 @@ async def test_the_next_claim_ends_what_a_claim_without_its_end_has_left(valkey:
     with valkey.client() as client:
         client.delete("mdservice:group:{desk}")
 
-        async def dead(*_: object) -> None:
+        async def dead(writers: object) -> None:
             raise StoreUnavailable("killed")
 
         dies._end = dead  # type: ignore[method-assign,assignment]
@@ -85,7 +85,7 @@ async def test_the_next_claim_ends_what_a_claim_without_its_end_has_left(valkey:
 async def test_a_claim_whose_answer_was_lost_is_claimed_again(valkey: Any) -> None:
     lease, other = make(valkey.url), make(valkey.url)
 
-    async def lost(*_: object) -> None:
+    async def lost(writers: object) -> None:
         raise StoreUnavailable("the connection broke")
 
     lease._end, end = lost, lease._end  # type: ignore[method-assign,assignment]

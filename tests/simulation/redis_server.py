@@ -294,77 +294,49 @@ class SimulatedRedis(SimulatedStore):
             None if stored is None else json.loads(stored),
         )
 
-    def _bring(self, known: bytes, holder: bytes) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """The leader and the last term, after what a member knows of it."""
-        leader, stored = self._read()
-        term = stored or {"epoch": 0, "holder": "", "writers": {}}
-        epoch, name = int(known), holder.decode()
-        if epoch > term["epoch"]:
-            term["epoch"], term["holder"] = epoch, name
-            self._set(_TERM, json.dumps(term).encode())
-        elif 0 < epoch == term["epoch"] and term["holder"] not in (name, ""):
-            term["epoch"], term["holder"] = epoch + 1, ""
-            self._set(_TERM, json.dumps(term).encode())
-        if leader is not None and leader["epoch"] < term["epoch"]:
-            leader = None
-        return leader, term
-
-    def _look(
-        self, known: bytes, holder: bytes, own_id: bytes, lasts_ms: bytes
-    ) -> list[bytes | None]:
-        leader, _ = self._bring(known, holder)
+    def _look(self, own_id: bytes, lasts_ms: bytes) -> list[bytes | None]:
         if own_id:
             self._set(_STANDBY, own_id, lasts_ms)
-        return [None if leader is None else self._text(_LEASE), self._text(_TERM)]
-
-    def _keep_term(self, term: dict[str, Any], run_id: bytes, writers: bytes) -> None:
-        term["writers"].update(json.loads(writers))
-        term["run"] = run_id.decode()
-        self._set(_TERM, json.dumps(term).encode())
+        return [self._text(_LEASE), self._text(_TERM)]
 
     def _take_lease(
-        self, term: dict[str, Any], own_text: bytes, lasts_ms: bytes, run_id: bytes, writers: bytes
-    ) -> None:
+        self, own_text: bytes, lasts_ms: bytes, highest: bytes, writers: bytes
+    ) -> dict[str, Any]:
         own = json.loads(own_text)
-        term["epoch"] += 1
+        term = self._read()[1] or {"epoch": 0, "holder": "", "writers": {}}
+        term["epoch"] = max(term["epoch"], int(highest)) + 1
         term["holder"], own["epoch"] = own["id"], term["epoch"]
+        term["writers"].update(json.loads(writers))
         self._set(_LEASE, json.dumps(own).encode(), lasts_ms)
-        self._keep_term(term, run_id, writers)
+        self._set(_TERM, json.dumps(term).encode())
         if self._text(_STANDBY) == own["id"].encode():
             self._group.pop(_STANDBY)
         self.granted.append(Granted(anyio.current_time(), own["id"], term["epoch"]))
+        return term
 
-    def _claim(self, known: bytes, holder: bytes, own_text: bytes, *others: bytes) -> list[Any]:
-        leader, term = self._bring(known, holder)
-        *rest, state = others
+    def _claim(self, own_text: bytes, lasts_ms: bytes, *others: bytes) -> list[Any]:
+        leader, _ = self._read()
         if leader is not None and leader["id"] != json.loads(own_text)["id"]:
             return [0]
-        if state == b"waits":
-            return [0]
-        self._take_lease(term, own_text, *rest)
+        term = self._take_lease(own_text, lasts_ms, *others)
         claimed, self.claimed = self.claimed, None
         if claimed is not None:
             claimed(term["holder"])
         return [term["epoch"], json.dumps(term["writers"]).encode()]
 
-    def _renew(self, known: bytes, holder: bytes, own_text: bytes, *others: bytes) -> list[Any]:
+    def _renew(self, own_text: bytes, lasts_ms: bytes, *others: bytes) -> list[Any]:
         own_id = json.loads(own_text)["id"]
-        leader, term = self._bring(known, holder)
-        *rest, state = others
-        lasts_ms, run_id, writers = rest
-        if term["holder"] != own_id:
-            return [0]
-        if state == b"waits":
-            return [-1]
-        if leader is None:
-            self._take_lease(term, own_text, lasts_ms, run_id, writers)
-        else:
+        leader, stored = self._read()
+        if leader is not None:
+            if leader["id"] != own_id:
+                return [0]
             self._set(_LEASE, json.dumps(leader).encode(), lasts_ms)
             self.granted.append(Granted(anyio.current_time(), own_id, leader["epoch"]))
-            if state == b"settled":
-                return [term["epoch"], self._text(_STANDBY)]
-            self._keep_term(term, run_id, writers)
-        return [term["epoch"], self._text(_STANDBY), json.dumps(term["writers"]).encode()]
+            return [leader["epoch"], self._text(_STANDBY)]
+        if stored is not None and stored["holder"] != own_id:
+            return [0]
+        term = self._take_lease(own_text, lasts_ms, *others)
+        return [term["epoch"], self._text(_STANDBY)]
 
     def _change_writers(self, own_id: bytes, epoch: bytes, *changes: bytes) -> int:
         _, stored = self._read()
