@@ -77,7 +77,7 @@ _LEAST_SECRET: Final = 8
 _FLUSHED_BYTES: Final = 1 << 20
 """How much is encoded before it is written."""
 _MOST_AT_ONCE: Final = 512
-"""Buffers in one write; POSIX allows 16, Linux and macOS 1,024."""
+"""Buffers in one write; Linux and macOS allow 1,024."""
 _CHUNKS_AT_ONCE: Final = 4
 _MUCH_BYTES: Final = 256 * 1024
 """While more comes in one turn, compression waits: its time is the feed's on a busy machine …"""

@@ -112,9 +112,8 @@ class PositionCache:
         self._heard: dict[str, _Heard] = {}
         """The newest event of each symbol of the feed."""
         self._asked_ns = 0
-        """When the request of the last answer began, UTC nanoseconds: the answer is later …"""
+        """When the request of the last answer began, UTC ns: the answer has every earlier event."""
         self._covered_ns = 0
-        """… and earlier than this, when it had come."""
         """The last answer may have every event up to this time, Alpaca's UTC nanoseconds."""
         self._behind_ns = 0
         """How far this machine's clock is behind Alpaca's, at least, by the times of events."""
@@ -265,7 +264,7 @@ class PositionCache:
             self.want()
             # The source may have made its answer before the fill.
             meanwhile = update.timestamp_ns > self._asked_ns + self._behind_ns
-            return meanwhile and _follows(held[0] if len(held) == 1 else None, update)
+            return meanwhile and _follows(held[0] if held else None, update)
         return True
 
     def _replace(self, before: Position | None, after: Position | None) -> bool:

@@ -36,7 +36,7 @@ _LATE_S = 1.0
 _TWO_LEAD_S = 2.5
 """How long two may believe that they lead: until the next renewal, which has a second's limit."""
 _SLOW_S = 0.2
-"""With slower answers than this, nobody can lead in time."""
+"""With slower answers than this, no service can lead in time."""
 _WISHES_S = 4.0
 """How long what programs want may be kept nowhere else: until the renewal after the next."""
 _ROUNDING_S = 1e-6

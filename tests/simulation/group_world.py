@@ -37,7 +37,7 @@ from tests.simulation.streams import TrioStream
 from tests.simulation.world import _CLOSING_LIMIT_S, _CREDENTIALS, World
 
 GROUP_TTL_S = 300
-"""No key runs out because nobody leads for a while."""
+"""So long that no key runs out while no service leads."""
 _CALM_S = 12.0
 _REPLICATE_S = 0.7
 _LEADER_IS_HIT = 0.7
