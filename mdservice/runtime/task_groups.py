@@ -84,15 +84,18 @@ async def block_tasks() -> AsyncIterator[TaskGroup]:
 async def background(run: Runnable[T]) -> AsyncIterator[T]:
     """Run a task until the block ends, shielded from a cancellation of the block.
 
-    So the task still runs during the block's clean-up. An error of the task ends the block.
+    So the task still runs during the block's clean-up. An error of the task ends the block. A
+    cancellation before the task has started ends the task, since there is no block yet.
 
     Yields:
         The value that the task passed to ``task_status.started()``.
     """
-    scope = anyio.CancelScope(shield=True)
+    scope = anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
         try:
-            yield await tasks.start(_run_in, scope, run)
+            value = await tasks.start(_run_in, scope, run)
+            scope.shield = True
+            yield value
         finally:
             scope.cancel()
 

@@ -92,6 +92,19 @@ async def test_a_background_task_outlives_what_cancels_the_block(autojump_clock:
     assert events == ["the block ends", "the task ends"]
 
 
+async def test_a_background_task_that_has_not_started_can_be_cancelled(
+    autojump_clock: Any,
+) -> None:
+    async def work(*, task_status: TaskStatus[None]) -> None:
+        await anyio.sleep(100)
+        task_status.started()
+
+    with anyio.move_on_after(1):
+        async with background(work):
+            raise AssertionError("it has not started")
+    assert anyio.current_time() == 1
+
+
 async def test_the_error_of_a_background_task_ends_the_block(autojump_clock: Any) -> None:
     async def work(*, task_status: TaskStatus[None]) -> None:
         task_status.started()
