@@ -74,6 +74,8 @@ _WARM_S: Final = 2.0
 """How often a standby reads the last records, seconds; less often if that takes long."""
 _SHARE: Final = 0.05
 """The share of the time that this may take."""
+_WARM_AT_MOST_S: Final = 10.0
+"""How long a standby waits at most: a slow Redis, or a process that was stopped, is no work."""
 _POLL_S: Final = 1.0
 """How often a standby asks for positions at most."""
 _REFRESH_S: Final = 1.0
@@ -331,7 +333,8 @@ class Member:
                 every = [*topics, *(topic for some in wishes.values() for topic in some)]
                 last = await self._plan.last_records(self._reader, every, required=True)
                 self._show(self._build_idle(topics, last, wishes))
-                wait_s = max(wait_s, (self._clock.monotonic() - began_s) / _SHARE)
+                took_s = self._clock.monotonic() - began_s
+                wait_s = min(max(_WARM_S, took_s / _SHARE), _WARM_AT_MOST_S)
             except StoreError as exc:  # a wait for Redis is no work
                 _log.debug("standby_cannot_read", reason=str(exc))
             await anyio.sleep(wait_s)

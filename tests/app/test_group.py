@@ -37,6 +37,11 @@ class CutLease(MemoryLease):
     """Whether the next call finds that the connection was lost."""
     silent = False
     """Whether the server does not answer for a second, and the call then fails."""
+    recall_takes_s = 0.0
+
+    async def recall(self) -> bytes | None:
+        await anyio.sleep(self.recall_takes_s)
+        return await super().recall()
 
     async def _reach(self) -> MemoryGroup:
         if self.lost:
@@ -270,6 +275,22 @@ async def test_a_standby_that_waited_for_redis_knows_the_last_prices_soon_after(
         began_s = bench.clock.monotonic()
         await bench.until(lambda: second.service.latest("AAPL"))
         assert bench.clock.monotonic() - began_s < 3
+
+
+async def test_a_standby_reads_the_last_prices_soon_after_one_slow_read(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        second.lease.recall_takes_s = 2.5
+        await anyio.sleep(2.5)
+        second.lease.recall_takes_s = 0.0
+        await anyio.sleep(2.5)
+        bench.market(1, 2)
+        await bench.published(1, 2)
+        with anyio.fail_after(15):
+            await bench.until(lambda: second.service.latest("AAPL"))
 
 
 async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap(autojump_clock: Any) -> None:

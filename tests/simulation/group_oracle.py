@@ -39,6 +39,8 @@ _SLOW_S = 0.2
 """With slower answers than this, no service can lead in time."""
 _WISHES_S = 4.0
 """How long what programs want may be kept nowhere else: until the renewal after the next."""
+_KNOWN_S = 12.0
+"""How long after an event a standby may not know it: at most ten seconds, and a read."""
 _ROUNDING_S = 1e-6
 _FAILED_OVER = "Redis failed over"
 
@@ -139,6 +141,28 @@ class LeadWatch:
                 self.subscribed_ns.append(self._world.market_clock.utc_ns())
 
 
+async def until_standbys_know(world: GroupWorld) -> None:
+    """Wait until each standby knows the last prices, since a repair may just have brought them."""
+    with anyio.move_on_after(_KNOWN_S):
+        while any(_unknown(world)):
+            await anyio.sleep(_SAMPLE_S)
+
+
+def _unknown(world: GroupWorld) -> Iterator[str]:
+    """What standbys do not know of the leader's last prices."""
+    leader = world.life
+    if leader is None or leader.service is None:
+        return
+    wanted = leader.service.subscriptions()  # the leader also shows what was unsubscribed
+    for process in world.processes:
+        if not process.runs or process.leads or process.service is None:
+            continue
+        for quote in (each for each in leader.service.prices() if each.symbol in wanted):
+            known = process.service.latest(quote.symbol)
+            if known is None or encode_quote(known) != encode_quote(quote):
+                yield f"{process.name} does not know the last price of {quote.symbol}"
+
+
 def check_group_at_end(world: GroupWorld) -> None:
     """All has been well for a while, and the market is closed."""
     leading = [process for process in world.processes if process.runs and process.leads]
@@ -177,11 +201,8 @@ def check_group_at_end(world: GroupWorld) -> None:
             )
         ):
             world.violated(f"{process.name} shows another leader than {leader.name}: {shown}")
-        wanted = service.subscriptions()  # the leader also shows what was unsubscribed
-        for quote in (each for each in service.prices() if each.symbol in wanted):
-            known = process.service.latest(quote.symbol)
-            if known is None or encode_quote(known) != encode_quote(quote):
-                world.violated(f"{process.name} does not know the last price of {quote.symbol}")
+    for violation in _unknown(world):
+        world.violated(violation)
 
 
 def check_group(world: GroupWorld) -> Iterator[str]:

@@ -29,7 +29,12 @@ from mdservice.simulator.transport import SimulatorTransport
 from tests.simulation.clocks import SimulatedClock
 from tests.simulation.freezing import Freezer, open_freezer
 from tests.simulation.group_faults import GROUP_FAULTS
-from tests.simulation.group_oracle import LeadWatch, check_group, check_group_at_end
+from tests.simulation.group_oracle import (
+    LeadWatch,
+    check_group,
+    check_group_at_end,
+    until_standbys_know,
+)
 from tests.simulation.oracle import FAR_OFF_S
 from tests.simulation.plan import Outcome, Plan
 from tests.simulation.redis_server import GROUP, Connection, SimulatedRedis, TermStore, Way
@@ -297,6 +302,7 @@ class GroupWorld(World):
                     await anyio.sleep(_CALM_S)
                     self.market.open = False
                     await anyio.sleep(3)
+                    await until_standbys_know(self)
                     check_group_at_end(self)
                     self._over = True
                     self._end.set()
