@@ -8,12 +8,13 @@ to the sequencer that knew more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 import msgspec
 
+from mdservice.errors import JournalError
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.driver import Received
 from mdservice.feed.subscriptions import Followed
@@ -36,6 +37,8 @@ from mdservice.runtime.actor import Channel
 __all__ = ["Decisions", "Step", "recorded_topics", "topics_of_event"]
 
 _BY_CHANNEL: Final[Mapping[str, Kind[Any]]] = {kind.channel: kind for kind in KINDS}
+_CONTROLS: Final = (b"success", b"subscription", b"error")
+"""The types of Alpaca's control messages. A record that has such a word is only decided alone."""
 
 
 @attrs.frozen
@@ -132,6 +135,59 @@ class Decisions:
         except OTHER_FORM as exc:
             raise damaged(entry, repr(exc)) from exc
 
+    def take_group(self, entries: Sequence[Entry]) -> Iterator[Step]:
+        """What entries of frames bring that came one right after the other, on one connection.
+
+        That is the same as :meth:`take` of each, but decoded and routed together where nothing
+        depends on it, which saves a large part of the time.
+
+        Raises:
+            JournalError: As :meth:`take`.
+        """
+        if len(entries) > 1 and (step := self._take_together(entries)) is not None:
+            yield step
+            return
+        for entry in entries:
+            if (found := self.take(entry)) is not None:
+                yield found
+
+    def _take_together(self, entries: Sequence[Entry]) -> Step | None:
+        """One step for all of them; None, with nothing changed, where each has to be taken alone.
+
+        The clock is that of the first, so no record of them may be ahead of it: one that is could
+        be refused here, and not by the service.
+        """
+        first, codec = entries[0], self._codec
+        if (
+            codec is None
+            or self._held
+            or first.connection != self._connection
+            or codec.encoding != self.as_sent_in
+            or ORDERBOOKS in self._feed.kinds
+        ):
+            return None
+        payload = b"".join([entry.payload for entry in entries])
+        if any(word in payload for word in _CONTROLS):
+            return None
+        together = Entry(first.type, first.connection, entries[-1].time_ns, payload)
+        self._followed.keep_wire = False
+        try:
+            frames = together.frames
+            received = codec.decode(frames, first.time_ns)
+        except (JournalError, *OTHER_FORM):  # the next one who takes them names the entry
+            return None
+        horizon_ns = first.time_ns + FUTURE_TOLERANCE_NS
+        if received.controls or codec.ended is not None or received.unfollowed:
+            return None
+        for kind, records in received.records.items():
+            if kind.is_companion or max([one.ts_event_ns for one in records]) > horizon_ns:
+                return None
+        self._clock.now_ns = first.time_ns
+        as_sent = True
+        for kind, records in received.records.items():
+            as_sent &= self._accept(kind, records, horizon_ns)
+        return self._step(together, received, frames, codec, as_sent=as_sent)
+
     def _take(self, entry: Entry) -> Step | None:
         self._clock.now_ns = entry.time_ns
         if entry.type is EntryType.FRAMES:
@@ -211,16 +267,29 @@ class Decisions:
                     batch = RecordBatch(kind, records)
                     self._companions.setdefault(leading, []).append(batch)
                 continue
-            before = len(self._accepted)
-            self._route(RecordBatch(kind, records))
-            missing = len(records)
-            for batch in self._accepted[before:]:
-                missing -= len(batch.records)
-            if missing > 0:
-                horizon_ns = entry.time_ns + FUTURE_TOLERANCE_NS
-                as_sent &= kind not in self._by_rest and all(
-                    record.ts_event_ns <= horizon_ns for record in records
-                )
+            as_sent &= self._accept(kind, records, entry.time_ns + FUTURE_TOLERANCE_NS)
+        return self._step(entry, received, frames, codec, as_sent=as_sent)
+
+    def _accept(self, kind: Kind[Any], records: Sequence[Any], horizon_ns: int) -> bool:
+        """Route records; return whether all may be sent, since a service refuses the same ones."""
+        before = len(self._accepted)
+        self._route(RecordBatch(kind, records))
+        if len(records) <= sum(len(batch.records) for batch in self._accepted[before:]):
+            return True
+        return kind not in self._by_rest and all(
+            record.ts_event_ns <= horizon_ns for record in records
+        )
+
+    def _step(
+        self,
+        entry: Entry,
+        received: Received,
+        frames: Sequence[Frame],
+        codec: Codec,
+        *,
+        as_sent: bool,
+    ) -> Step | None:
+        """What an entry brings whose records were routed."""
         accepted_batches = self._take_accepted()
         if as_sent:
             batches = [RecordBatch(kind, some) for kind, some in received.records.items()]

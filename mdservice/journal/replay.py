@@ -7,7 +7,15 @@ port answers Alpaca's REST without any record, so that the service takes nothing
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -25,6 +33,7 @@ from mdservice.clock import Clock, SystemClock
 from mdservice.errors import JournalError
 from mdservice.feed.alpaca.codec import Encoding
 from mdservice.journal.decisions import Decisions, Step, recorded_topics
+from mdservice.journal.format import Entry, EntryType
 from mdservice.journal.segments import Extent, extent, read, segments_of
 from mdservice.model.events import RecordBatch
 from mdservice.model.feeds import FEEDS, Feed, Topic
@@ -56,6 +65,8 @@ _WAIT_S: Final = 0.001
 _MOST_IN_FRAME: Final = 500
 _TURN_BYTES: Final = 64 * 1024
 """What is sent at once …"""
+_GROUP_BYTES: Final = 16 * 1024
+"""Entries of so many bytes are decided together where the time between them does not matter."""
 _TURN_STEPS: Final = 200
 """… and the entries of one turn of the event loop: some milliseconds."""
 _BY_NAME: Final[Mapping[str, Feed]] = {feed.name: feed for feed in FEEDS}
@@ -397,10 +408,13 @@ class Player:
     def _steps(self, decisions: Decisions) -> Generator[Step]:
         journal = self._journal
         with closing(decisions):
-            for entry in read(journal.segments, journal.from_ns, journal.to_ns):
-                step = decisions.take(entry)
-                if step is not None and step.time_ns >= (journal.from_ns or 0):
-                    yield step
+            entries = read(journal.segments, journal.from_ns, journal.to_ns)
+            in_time = self._speed != MAX_SPEED
+            groups = ([entry] for entry in entries) if in_time else groups_of(entries)
+            for group in groups:
+                for step in decisions.take_group(group):
+                    if step.time_ns >= (journal.from_ns or 0):
+                        yield step
 
 
 class _Sending:
@@ -471,6 +485,35 @@ class _Sending:
             self._connection.send_framed(b"".join(self._framed))
             self._framed.clear()
             self._framed_bytes = 0
+
+
+def groups_of(entries: Iterable[Entry]) -> Iterator[Sequence[Entry]]:
+    """Frames of one connection that follow one another, in groups; any other entry alone.
+
+    Raises:
+        JournalError: From the entries, after the last group before it.
+    """
+    group: list[Entry] = []
+    size = 0
+    try:
+        for entry in entries:
+            is_frames = entry.type is EntryType.FRAMES
+            size += len(entry.payload)
+            if group and not (
+                is_frames and size <= _GROUP_BYTES and entry.connection == group[0].connection
+            ):
+                yield group
+                group, size = [], len(entry.payload)
+            group.append(entry)
+            if not is_frames:
+                yield group
+                group, size = [], 0
+    except JournalError:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 async def _until(condition: Callable[[], object]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from mdservice.errors import JournalError
 from mdservice.journal.decisions import Decisions, recorded_topics
+from mdservice.journal.replay import groups_of
 from mdservice.journal.segments import read, segments_of
 from mdservice.model.feeds import STOCKS, Topic
 from tests.journal.test_replay import BEGIN_NS, SECOND_NS, journal_at, quote, trade
@@ -13,14 +14,34 @@ from tests.journal.test_replay import BEGIN_NS, SECOND_NS, journal_at, quote, tr
 
 def decided(folder, feed=STOCKS):
     """Each step as the values that tell its records apart, and whether its frames go as they came."""
+    entries = list(read(segments_of(folder)))
     with closing(Decisions(feed)) as decisions:
         decisions.as_sent_in = "json"
-        steps = [decisions.take(entry) for entry in read(segments_of(folder))]
+        steps = [step for entry in entries if (step := decisions.take(entry)) is not None]
+    assert sent(decided_together(entries, feed)) == sent(steps)
     return [
         ([number(record) for batch in step.batches for record in batch.records], bool(step.frames))
         for step in steps
-        if step is not None
     ]
+
+
+def decided_together(entries, feed=STOCKS):
+    """The steps where entries are taken in groups, as by a replay that does not keep the time."""
+    with closing(Decisions(feed)) as decisions:
+        decisions.as_sent_in = "json"
+        groups = groups_of(entries)
+        return [step for group in groups for step in decisions.take_group(group)]
+
+
+def sent(steps):
+    """What a client gets, without the frames that it is in."""
+    return [
+        identity(record) for step in steps for batch in step.batches for record in batch.records
+    ]
+
+
+def identity(record):
+    return type(record), record.symbol, record.ts_event_ns
 
 
 def number(record):
@@ -99,6 +120,42 @@ def test_a_record_from_the_future_of_then_is_not_sent(tmp_path):
     with journal_at(tmp_path) as writer:
         writer.frame([quote("AAPL", 1), quote("AAPL", 500)])
     assert decided(tmp_path) == [([1], False)]
+
+
+def test_frames_in_a_row_are_one_step_where_the_time_is_not_kept(tmp_path):
+    with journal_at(tmp_path) as writer:
+        writer.event("subscribe", feed="stocks", topics={"quotes": ["AAPL"]})
+        for second in range(1, 6):
+            writer.frame([quote("AAPL", second)])
+    (step,) = decided_together(list(read(segments_of(tmp_path))))
+    assert len(step.frames) == 5
+    assert [number(record) for batch in step.batches for record in batch.records] == [*range(1, 6)]
+
+
+def test_a_record_that_is_from_the_future_only_for_the_first_of_a_group_is_sent(tmp_path):
+    """The service has taken it, a second later: a group has more than one time."""
+    with journal_at(tmp_path) as writer:
+        writer.event("subscribe", feed="stocks", topics={"quotes": ["AAPL"]})
+        writer.frame([quote("AAPL", 1)])
+        writer.second += 2
+        writer.frame([quote("AAPL", 61)])
+        writer.frame([quote("AAPL", 63)])
+        writer.frame([quote("AAPL", 62)])
+    assert decided(tmp_path) == [([1], True), ([61], True), ([62], True)]
+
+
+def test_what_follows_a_control_message_is_not_decided_with_what_precedes_it(tmp_path):
+    """It may change what is followed, and a group has only one state of that."""
+    topics = {"quotes": ["AAPL", "NVDA"]}
+    with journal_at(tmp_path) as writer:
+        writer.frame([quote("NVDA", 1), quote("AAPL", 1)])
+        writer.event("subscribe", feed="stocks", topics=topics)
+        writer.frame([quote("AAPL", 2)])
+        writer.frame([{"T": "subscription", **topics}])
+        writer.frame([quote("NVDA", 3)])
+        writer.frame([{"T": "error", "code": 407, "msg": "slow client"}])
+        writer.frame([quote("NVDA", 4)])
+    decided(tmp_path)
 
 
 def test_what_was_not_subscribed_is_not_sent(tmp_path):
