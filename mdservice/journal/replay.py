@@ -65,7 +65,7 @@ _WAIT_S: Final = 0.001
 _MOST_IN_FRAME: Final = 500
 _TURN_BYTES: Final = 64 * 1024
 """What is sent at once …"""
-_GROUP_BYTES: Final = 16 * 1024
+_GROUP_BYTES: Final = 32 * 1024
 """Entries of so many bytes are decided together where the time between them does not matter."""
 _TURN_STEPS: Final = 200
 """… and the entries of one turn of the event loop: some milliseconds."""

@@ -6,8 +6,9 @@
   changes less, and the part of it that the journal's thread takes, which needs no comparison.
 - **Size**: bytes of a compressed segment for each quote of the simulator's market.
 - **Replay**: a market of 10,000 quotes a second is recorded, then ``mdservice replay --speed max``
-  serves it to a service with a Valkey: how many times faster than it was recorded. Replay, service
-  and Valkey share the machine's cores, so their processor time for a quote stands beside it.
+  serves it: how many times faster than it was recorded. First to a client that only counts, which
+  is the speed of the replay; then to a service with a Valkey. These three share the machine's
+  cores, so their processor time for a quote stands beside it.
 - **Export**: rows a second into Parquet.
 """
 
@@ -17,16 +18,21 @@ import gc
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import attrs
+import msgspec
 
 import mdservice
 from mdservice.app.run import GC_THRESHOLD
@@ -65,6 +71,12 @@ _SLICE_NS = 25_000_000
 _CORES = os.cpu_count() or 1
 _READY_LIMIT_S = 20.0
 _REPLAY_LIMIT_S = 120.0
+_QUOTE = msgspec.msgpack.encode("T") + msgspec.msgpack.encode("q")
+_UPGRADE = (
+    "GET {path} HTTP/1.1\r\nHost: {place}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    "Content-Type: application/msgpack\r\n\r\n"
+)
 
 
 @attrs.frozen
@@ -90,6 +102,7 @@ class Figures:
         pairs: Runs without and with the journal, one after the other.
         quotes: How many quotes the market of the other figures has.
         bytes_a_quote: Of its compressed files.
+        counted_s: How long its replay to a client took that only counts.
         replay_s: How long its replay through a service took.
         replay_us: The processor time of each program for a quote of it, microseconds.
         conflated: The part of its quotes that were no event, since Redis was slower.
@@ -99,15 +112,15 @@ class Figures:
     pairs: list[tuple[Flooded, Flooded]]
     quotes: int
     bytes_a_quote: float
+    counted_s: float
     replay_s: float
     replay_us: dict[str, float]
     conflated: float
     rows_per_s: float
 
-    @property
-    def speed(self) -> float:
+    def speed(self, seconds: float) -> str:
         """How many times faster than it was recorded."""
-        return self.quotes / _RATE / self.replay_s
+        return f"{self.quotes / _RATE / seconds:.1f} x"
 
     def table(self) -> str:
         """Each figure with its target."""
@@ -123,7 +136,8 @@ class Figures:
                 (f"the same, of {cpu_us:.2f} us processor time", _with_spread(dearer), "-"),
                 ("the journal's thread, of the processor time", _with_spread(thread), "-"),
                 ("size, bytes a quote", f"{self.bytes_a_quote:.1f}", "-"),
-                (f"replay at {_RATE:,} quotes/s", f"{self.speed:.1f} x", ">= 20 x"),
+                (f"replay at {_RATE:,} quotes/s", self.speed(self.counted_s), ">= 20 x"),
+                ("the same, through a service into Redis", self.speed(self.replay_s), ">= 20 x"),
                 (
                     "processor time of a replayed quote",
                     f"{sum(self.replay_us.values()):.2f} us ({parts})",
@@ -156,8 +170,9 @@ async def measure(benchmark: Benchmark) -> Figures:
         rows = export(open_journal([folder]), Path(name) / "day.parquet").rows
         export_s = time.perf_counter() - began
         with all_cores(benchmark.stage.cores):
+            counted_s = _count(folder, quotes)
             replayed = await _replay(folder, Path(name), quotes)
-    return Figures(pairs, quotes, size / quotes, *replayed, rows / export_s)
+    return Figures(pairs, quotes, size / quotes, counted_s, *replayed, rows / export_s)
 
 
 def _cost(benchmark: Benchmark) -> list[tuple[Flooded, Flooded]]:
@@ -218,12 +233,9 @@ async def _record(folder: Path) -> int:
     return quotes
 
 
-async def _replay(folder: Path, others: Path, quotes: int) -> tuple[float, dict[str, float], float]:
-    """Seconds from the first to the last quote that a service gets of ``mdservice replay``.
-
-    With the processor time of each program for a quote, microseconds, and the part of the quotes
-    that were conflated.
-    """
+@contextmanager
+def _serving(folder: Path) -> Iterator[tuple[int, str]]:
+    """A replay as a process: its number and its address."""
     command = [sys.executable, "-m", "mdservice", "replay", str(folder), "--speed", "max"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as replay:
         try:
@@ -231,38 +243,87 @@ async def _replay(folder: Path, others: Path, quotes: int) -> tuple[float, dict[
             line = next(line for line in replay.stdout if "to use it: " in line)
             words = shlex.split(json.loads(line)["message"])
             url = next(word for word in words if word.startswith("MDSERVICE_FEED_URL="))
-            settings = mdservice.Settings(
-                feed="simulator",
-                feed_url=url.partition("=")[2],
-                symbols=tuple(symbol_names(_SYMBOLS)),
-                driver="websockets",
-                relay="off",
-                socket=others / "s",
-            )
-
-            def used_s() -> dict[str, float]:
-                valkey = [pid for pid in descendants(os.getpid()) if pid != replay.pid]
-                return {
-                    "replay": usage_of(replay.pid).cpu_s or 0.0,
-                    "service": time.process_time(),
-                    "Valkey": sum(usage_of(pid).cpu_s or 0.0 for pid in valkey),
-                }
-
-            async with mdservice.open_service(settings) as service:
-
-                def received() -> int:
-                    return service.status().counters.quotes_received
-
-                with anyio.fail_after(_READY_LIMIT_S):
-                    while not received():
-                        await anyio.sleep(0.001)
-                began, before, used = time.perf_counter(), received(), used_s()
-                with anyio.fail_after(_REPLAY_LIMIT_S):
-                    while received() < quotes:
-                        await anyio.sleep(0.1)  # the status costs time too
-                took_s, sent = time.perf_counter() - began, quotes - before
-                costs = {name: 1e6 * (now - used[name]) / sent for name, now in used_s().items()}
-                conflated = service.status().counters.events_conflated / quotes
-                return took_s * quotes / sent, costs, conflated
+            yield replay.pid, url.partition("=")[2]
         finally:
             replay.terminate()
+
+
+def _count(folder: Path, quotes: int) -> float:
+    """Seconds from the first to the last quote that a client gets which only counts them."""
+    with _serving(folder) as (_, url):
+        address = urlsplit(url)
+        place = address.hostname, address.port
+        with socket.create_connection(place, timeout=_REPLAY_LIMIT_S) as sock:
+            upgrade = _UPGRADE.format(path=address.path, place=address.netloc)
+            sock.sendall(upgrade.encode())
+            _until(sock, b"connected")
+            sock.sendall(_masked({"action": "auth", "key": "key", "secret": "secret"}))
+            _until(sock, b"authenticated")
+            sock.sendall(_masked({"action": "subscribe", "quotes": symbol_names(_SYMBOLS)}))
+            received = _until(sock, _QUOTE)
+            began = time.perf_counter()
+            missing = quotes - received.count(_QUOTE)
+            while missing:
+                part = received[1 - len(_QUOTE) :] + sock.recv(1 << 20)  # one may be in two parts
+                missing -= part.count(_QUOTE)
+                received = part
+            return time.perf_counter() - began
+
+
+def _until(sock: socket.socket, wanted: bytes) -> bytes:
+    """What is received until it has these bytes."""
+    received = b""
+    while wanted not in received:
+        part = sock.recv(1 << 20)
+        if not part:
+            raise ConnectionError(f"the replay ended the connection: {received[-200:]!r}")
+        received += part
+    return received
+
+
+def _masked(message: dict[str, Any]) -> bytes:
+    """A client's frame, with a mask that changes nothing."""
+    content = msgspec.msgpack.encode(message)
+    return b"\x82\xfe" + len(content).to_bytes(2, "big") + bytes(4) + content
+
+
+async def _replay(folder: Path, others: Path, quotes: int) -> tuple[float, dict[str, float], float]:
+    """Seconds from the first to the last quote that a service gets of ``mdservice replay``.
+
+    With the processor time of each program for a quote, microseconds, and the part of the quotes
+    that were conflated.
+    """
+    with _serving(folder) as (replay, url):
+        settings = mdservice.Settings(
+            feed="simulator",
+            feed_url=url,
+            symbols=tuple(symbol_names(_SYMBOLS)),
+            driver="websockets",
+            relay="off",
+            socket=others / "s",
+        )
+
+        def used_s() -> dict[str, float]:
+            valkey = [pid for pid in descendants(os.getpid()) if pid != replay]
+            return {
+                "replay": usage_of(replay).cpu_s or 0.0,
+                "service": time.process_time(),
+                "Valkey": sum(usage_of(pid).cpu_s or 0.0 for pid in valkey),
+            }
+
+        async with mdservice.open_service(settings) as service:
+
+            def received() -> int:
+                return service.status().counters.quotes_received
+
+            with anyio.fail_after(_READY_LIMIT_S):
+                while not received():
+                    await anyio.sleep(0.001)
+            began, before, used = time.perf_counter(), received(), used_s()
+            with anyio.fail_after(_REPLAY_LIMIT_S):
+                while received() < quotes:
+                    await anyio.sleep(0.1)  # the status costs time too
+            took_s, sent = time.perf_counter() - began, quotes - before
+            costs = {name: 1e6 * (now - used[name]) / sent for name, now in used_s().items()}
+            conflated = service.status().counters.events_conflated / quotes
+            return took_s * quotes / sent, costs, conflated
