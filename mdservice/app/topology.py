@@ -204,8 +204,11 @@ class Topology:
         """The pipeline that carries a symbol; the only one where there is but one."""
         if len(self.pipelines) == 1:
             return self.pipelines[0]
-        feed = feed_of(symbol)
-        return next(each for each in self.pipelines if each.feed.name == feed.name)
+        name = feed_of(symbol).name
+        for pipeline in self.pipelines:
+            if pipeline.feed.name == name:
+                return pipeline
+        raise LookupError(f"no feed carries {symbol}")
 
     def pipeline(self, topic: Topic) -> Pipeline:
         """The pipeline that carries a topic."""
@@ -216,11 +219,14 @@ class Topology:
     def topics(self, symbols: Iterable[str], channels: Iterable[str]) -> tuple[Topic, ...]:
         """Every channel of every symbol, without the channels that a symbol's feed lacks."""
         wanted = tuple(channels)
+        offered = {
+            pipeline: [channel for channel in wanted if channel in pipeline.feed.channels]
+            for pipeline in self.pipelines
+        }
         return tuple(
             Topic(channel, symbol)
             for symbol in symbols
-            for channel in wanted
-            if channel in self.pipeline_of(symbol).feed.channels
+            for channel in offered[self.pipeline_of(symbol)]
         )
 
     async def subscribe(self, topics: Iterable[Topic], source: str) -> SubscriptionResult:

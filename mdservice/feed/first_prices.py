@@ -144,7 +144,10 @@ class FirstPrices(Generic[R]):
             self._history.forget(ended)
 
     def _is_wanted(self, symbol: str) -> bool:
-        return any(Topic(channel, symbol) in self._subscriptions for channel in self._kind.topics)
+        for channel in self._kind.topics:  # noqa: SIM110 - any() takes twice as long
+            if Topic(channel, symbol) in self._subscriptions:
+                return True
+        return False
 
     def _add(self, symbols: Iterable[str]) -> None:
         if self._history is None:

@@ -30,9 +30,12 @@ class SubscriptionSet:
         """How many topics of each symbol are wanted."""
         self._ranks: dict[str, dict[Topic, int]] = {}
         """The rank of each topic for each ranking source; 0 is the most important."""
+        self._wanted: tuple[Topic, ...] | None = None
+        """What :attr:`wanted` has returned, until something changes."""
 
     def add(self, topics: Iterable[Topic], source: str) -> list[Topic]:
         """Add topics for a source; return those that the source did not want before."""
+        self._wanted = None
         added = []
         for topic in topics:
             sources = self._sources.get(topic)
@@ -58,6 +61,7 @@ class SubscriptionSet:
 
     def remove(self, topics: Iterable[Topic], sources: Iterable[str]) -> list[Topic]:
         """Remove topics for these sources; return those that no source wants now."""
+        self._wanted = None
         leaving = set(sources)
         gone = []
         for topic in topics:
@@ -94,9 +98,14 @@ class SubscriptionSet:
     @property
     def wanted(self) -> Sequence[Topic]:
         """Every wanted topic: first those that are never replaced, then by importance."""
-        firm = [topic for topic in self._sources if not self.gives_way(topic)]
-        others = [topic for topic in self._sources if self.gives_way(topic)]
-        return (*firm, *sorted(others, key=self._importance))
+        if self._wanted is None:
+            ranking = self._ranks.keys()
+            firm: list[Topic] = []
+            others: list[Topic] = []
+            for topic, sources in self._sources.items():
+                (others if sources <= ranking else firm).append(topic)
+            self._wanted = (*firm, *sorted(others, key=self._importance))
+        return self._wanted
 
     def gives_way(self, topic: Topic) -> bool:
         """Whether only ranking sources want the topic, so that it may be replaced."""
@@ -104,7 +113,7 @@ class SubscriptionSet:
 
     def _importance(self, topic: Topic) -> int:
         lowest = len(self._sources)
-        return min(self._ranks[source].get(topic, lowest) for source in self._sources[topic])
+        return min([self._ranks[source].get(topic, lowest) for source in self._sources[topic]])
 
     def __contains__(self, topic: Topic) -> bool:
         return topic in self._sources

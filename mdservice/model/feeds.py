@@ -6,6 +6,7 @@ Source: Alpaca, "Streaming Market Data": one connection is allowed per endpoint.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
 import attrs
@@ -70,7 +71,7 @@ class Feed:
     kinds: tuple[Kind[Any], ...]
     repairs: dict[Kind[Any], Repair] = attrs.field(factory=dict)
 
-    @property
+    @cached_property
     def channels(self) -> tuple[str, ...]:
         """The channels that can be subscribed, in Alpaca's names."""
         return tuple(dict.fromkeys(topic for kind in self.kinds for topic in kind.topics))
