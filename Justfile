@@ -98,7 +98,7 @@ bench-references: install
     add nautilus_trader nautilus_trader==1.221.0 msgspec==0.22.0 uvloop==0.22.1
     add cryptofeed "cryptofeed[redis]==2.4.1" redis==8.1.0 websockets==17.4 msgspec==0.22.0 uvloop==0.23.0
 
-# Measure real-time P&L: the time of an answer, events per second, the time from quote or fill to stream (a minute and a half; `just bench-pnl quick` is shorter)
+# Measure real-time P&L: the time of an answer, events per second, the time from quote or fill to stream (three minutes; `just bench-pnl quick` is shorter)
 bench-pnl *args: install
     {{python}} -m tests.bench.pnl "$@"
 
