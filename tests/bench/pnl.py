@@ -5,6 +5,7 @@
 - How many events per second the engine takes, alone and behind Valkey, with alert rules or limits.
 - From a quote at the exchange to the changed P&L at a reader of the gateway's stream.
 - From a fill at the broker to the same, and to the subscription of a new symbol.
+- A fixed piece of work after a pause, which is none of the program's: how late the machine is.
 
 Valkey, the service and the gateway on uvicorn are processes of their own; nothing is pinned to a
 core. The 99th percentile is also that of each third, since the machine may do something else for a
@@ -15,6 +16,7 @@ anything is wrong.
 from __future__ import annotations
 
 import gc
+import json
 import signal
 import sys
 import tempfile
@@ -29,7 +31,7 @@ import anyio
 import attrs
 
 from mdservice.redis_io.embedded import open_embedded_server
-from tests.bench.pnl_account import Writer
+from tests.bench.pnl_account import Writer, percentiles
 from tests.bench.pnl_checks import Checks, checks
 from tests.bench.pnl_events import Events, engine_alone, through_a_book
 from tests.bench.pnl_fills import Fills, from_fills
@@ -41,6 +43,7 @@ from tests.bench.results import aligned, machine, write
 LIMIT_S = 300
 """Nothing here may take longer."""
 _BUSY = 0.7
+_PAUSE_S = 0.002
 
 
 @attrs.frozen
@@ -56,6 +59,7 @@ class Plan:
         quotes: How many are followed to the stream, by market.
         fills: How many are followed to the stream, for each source of a gateway.
         opened: How many open a position in a new symbol.
+        fixed: How often the fixed piece of work is done.
     """
 
     requests: Counts
@@ -66,6 +70,7 @@ class Plan:
     quotes: dict[str, int]
     fills: int
     opened: int
+    fixed: int
 
 
 FULL = Plan(
@@ -79,6 +84,7 @@ FULL = Plan(
     quotes={"quiet": 200, "other symbols": 200, "held symbols": 60},
     fills=300,
     opened=300,
+    fixed=2_000,
 )
 QUICK = Plan(
     requests=Counts(
@@ -91,6 +97,7 @@ QUICK = Plan(
     quotes={"quiet": 40, "other symbols": 40, "held symbols": 20},
     fills=40,
     opened=20,
+    fixed=500,
 )
 
 
@@ -103,6 +110,7 @@ class Measured:
     events: list[Events] = attrs.Factory(list)
     latencies: list[Latencies] = attrs.Factory(list)
     fills: list[Fills] = attrs.Factory(list)
+    machine: dict[str, Any] = attrs.Factory(dict)
     wrong: list[str] = attrs.Factory(list)
 
     def collect_wrong(self) -> None:
@@ -119,6 +127,7 @@ async def main(plan: Plan) -> int:
     say(f"Load average {load_average:.2f}{busy}")
     started_s = time.monotonic()
     measured = Measured()
+    measured.machine = await _fixed_work(plan.fixed)
     with tempfile.TemporaryDirectory(prefix="mdbench-") as name:
         folder = Path(name)
         async with open_embedded_server(folder / "redis.sock") as server:
@@ -137,13 +146,25 @@ async def main(plan: Plan) -> int:
             measured.fills, wrong = await from_fills(server.url, folder, plan.fills, plan.opened)
             measured.wrong += wrong
     measured.collect_wrong()
-    for rows in (_requests, _checks, _events, _latencies, _fills):
+    for rows in (_requests, _checks, _events, _latencies, _fills, _machine):
         say("\n" + aligned(list(rows(measured))))
     content = {"machine": description, "plan": attrs.asdict(plan), **attrs.asdict(measured)}
     say(f"\n{time.monotonic() - started_s:.0f} s; {write(REPOSITORY / 'bench-results', content)}")
     for reason in measured.wrong:
         say(f"WRONG: {reason}")
     return 1 if measured.wrong else 0
+
+
+async def _fixed_work(count: int) -> dict[str, Any]:
+    """The time of the same work after a pause each, as a request finds the program."""
+    rows = [{"symbol": str(number), "price": number / 100} for number in range(300)]
+    seconds = []
+    for _ in range(count):
+        await anyio.sleep(_PAUSE_S)
+        started_s = time.perf_counter()
+        json.dumps(rows)
+        seconds.append(time.perf_counter() - started_s)
+    return percentiles(seconds)
 
 
 def _name(each: Requests | Checks | Events) -> str:
@@ -210,6 +231,11 @@ def _fills(measured: Measured) -> Iterator[tuple[str, ...]]:
     yield ("from a fill to", "fills", "p50 ms", "p99 ms", "p99 of each third", "max ms")
     for each in measured.fills:
         yield (each.what, *_figures(each.figures))
+
+
+def _machine(measured: Measured) -> Iterator[tuple[str, ...]]:
+    yield ("the machine", "times", "p50 ms", "p99 ms", "p99 of each third", "max ms")
+    yield ("fixed work after a pause", *_figures(measured.machine))
 
 
 def _figures(figures: dict[str, Any]) -> Iterator[str]:
