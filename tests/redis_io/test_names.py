@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+import mdservice
 from mdservice.model.kinds import KINDS, QUOTES
 from mdservice.redis_io.names import RedisNames
 
@@ -35,3 +39,13 @@ def test_the_rights_have_the_names_of_every_kind() -> None:
         assert {f"&desk1:{kind.event}", f"&desk1:{kind.marker}"} <= rules
         assert (f"~desk1:{kind.key_prefix}*" in rules) == kind.has_key
     assert {"~desk1:news", "+xadd", "+del"} <= rules
+
+
+def test_every_granted_command_is_one_that_some_part_sends() -> None:
+    package = Path(mdservice.__file__).parent
+    # One lists all commands without a key, and one tries each right.
+    others = {package / "redis_io/cluster.py", package / "redis_io/rights.py"}
+    source = "".join(path.read_text() for path in {*package.rglob("*.py")} - others)
+    sent = {name.lower() for name in re.findall(r'\(b"([A-Z]+)"', source)}
+    rules = RedisNames().rights("log", group=True).split()
+    assert {rule[1:] for rule in rules if rule.startswith("+")} - sent == set()
