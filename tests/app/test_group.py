@@ -408,7 +408,7 @@ async def test_what_programs_want_outlives_their_leader(autojump_clock: Any) -> 
 
 @pytest.mark.parametrize("away", [False, True])
 async def test_what_programs_want_outlives_a_redis_without_its_data_and_then_their_leader(
-    away: bool,
+    autojump_clock: Any, away: bool
 ) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")
