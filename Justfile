@@ -34,10 +34,10 @@ run *args: install
 export PYTHONDONTWRITEBYTECODE := ""
 
 # What makes `just test` fast: no whole programs, real servers and commands of the documentation; few seeds;
-# a quarter of the examples of each property; one worker more than processors, since a few tests wait
+# a tenth of the examples of each property; one worker more than processors, since a few tests wait
 workers := `python3 -c 'import os; print((os.cpu_count() or 1) + 1)'`
 parts := "--ignore=tests/integration --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations --dist worksteal -n " + workers
-quick := parts + " --ignore=tests/contracts -m 'not thorough' --hypothesis-profile=quick"
+quick := parts + " --ignore=tests/contracts --ignore=tests/http_api/test_described.py -m 'not thorough' --hypothesis-profile=quick"
 
 # Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
 test *args: install
