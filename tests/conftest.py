@@ -30,7 +30,7 @@ _CLOSE_LIMIT_S = 30.0
 
 # A busy machine makes no test fail: Hypothesis would measure the time of each example.
 settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("quick", settings.get_profile("any_speed"), max_examples=25)
+settings.register_profile("quick", settings.get_profile("any_speed"), max_examples=10)
 settings.load_profile("any_speed")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.model.feeds import CRYPTO, NEWS_FEED, STOCKS, Topic
@@ -15,6 +15,7 @@ from mdservice.model.kinds import BARS, CORRECTIONS, NEWS, ORDERBOOKS, QUOTES, T
 from mdservice.relay import fanout
 from mdservice.relay.fanout import Backlog, Control, FanOut
 from mdservice.relay.messages import Message
+from tests.examples import examples
 from tests.records import make_record
 
 MOST_WAITING, MOST_BYTES, MOST_BEHIND, MOST_KEPT_BYTES = 8, 100, 6, 120
@@ -237,7 +238,7 @@ class TestBacklog:
 Step = tuple[str, str, str, int]
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(
     st.lists(
         st.one_of(
@@ -444,7 +445,7 @@ SOME = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(
     st.lists(
         st.one_of(

@@ -10,13 +10,14 @@ import anyio
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mdservice.errors import SubscriptionRefused
 from mdservice.model.feeds import STOCKS, Feed, Topic
 from mdservice.model.kinds import Kind
 from mdservice.relay.wishes import RELEASED_AFTER_S, Wishes
+from tests.examples import examples
 
 A, B, C = (Topic("quotes", symbol) for symbol in "ABC")
 LATER_S = RELEASED_AFTER_S + 0.1
@@ -266,7 +267,7 @@ async def test_after_a_restart_of_the_relay_everything_is_released(
     assert feed.wanted == set()
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     st.lists(
         st.tuples(

@@ -107,6 +107,7 @@ async def test_the_first_book_after_each_subscription_is_whole(
         assert found["b"][0]["p"] < found["a"][0]["p"]
 
 
+@pytest.mark.thorough
 async def test_cryptos_history_is_what_its_stream_sent(
     dial: Any, autojump_clock: MockClock
 ) -> None:

@@ -756,6 +756,7 @@ async def test_there_are_no_trades_unasked(autojump_clock: MockClock) -> None:
         assert not simulator.trades
 
 
+@pytest.mark.thorough
 async def test_stocks_and_options_stop_while_the_market_is_closed(
     dial: Any, autojump_clock: MockClock
 ) -> None:

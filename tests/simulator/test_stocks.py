@@ -77,6 +77,7 @@ async def get(simulator: Simulator, path: str, **params: Any) -> Any:
         return answer.json()
 
 
+@pytest.mark.thorough
 async def test_every_channel_comes_and_rest_has_the_same(
     dial: Any, autojump_clock: MockClock
 ) -> None:
@@ -144,6 +145,7 @@ async def test_a_minute_brings_every_kind_of_every_symbol(
             assert {message["S"] for message in came[tag]} == {"AAPL", "SPY", "JPM"}, tag
 
 
+@pytest.mark.thorough
 async def test_json_and_msgpack_say_the_same(dial: Any, autojump_clock: MockClock) -> None:
     config = SimulatorConfig(**LIVELY, connection_limit=None)
     async with open_simulator(config, port=None, clock=VirtualClock()) as simulator:

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from mdservice.errors import FeedRefused, FeedUnavailable
+from mdservice.feed import subscriptions
 from mdservice.feed.alpaca.codec import Codec, Encoding, Frame
 from mdservice.feed.alpaca.messages import ErrorMessage, Subscription, Success
 from mdservice.feed.driver import Acknowledged, Received, RequestRefused
-from mdservice.feed.subscriptions import MOST_SYMBOLS, Followed
+from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
@@ -189,19 +190,23 @@ def test_what_is_acknowledged_without_a_request_is_not_followed(
 
 @pytest.mark.parametrize("followed", ["AAPL", "*"])
 @pytest.mark.parametrize("name", ["S{}", "../{}"])
-def test_a_flood_of_symbols_costs_bounded_memory(followed: str, name: str) -> None:
+def test_a_flood_of_symbols_costs_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch, followed: str, name: str
+) -> None:
+    most = 1_000
+    monkeypatch.setattr(subscriptions, "MOST_SYMBOLS", most)
     codec, kept = open_codec("msgpack", followed)
     accepted = dropped = 0
-    names = 3 * MOST_SYMBOLS
-    for start in range(0, names, MOST_SYMBOLS // 2):
-        numbers = range(start, start + MOST_SYMBOLS // 2)
+    names = 3 * most
+    for start in range(0, names, most // 2):
+        numbers = range(start, start + most // 2)
         flood = frame("msgpack", *(other(S=name.format(number)) for number in numbers))
         decoded = codec.decode([flood], 0)
         accepted += len(decoded.of(QUOTES))
         dropped += decoded.unfollowed + decoded.errors
     assert accepted + dropped == names
-    assert accepted == (MOST_SYMBOLS if (followed, name) == ("*", "S{}") else 0)
-    assert len(kept.passed("quotes")) <= MOST_SYMBOLS
+    assert accepted == (most if (followed, name) == ("*", "S{}") else 0)
+    assert len(kept.passed("quotes")) <= most
     if followed == "AAPL":
         assert taken(codec, QUOTE) == (["AAPL"], 0)
 

@@ -25,17 +25,9 @@ from mdservice.settings import Settings
 from mdservice.simulator import SimQuote
 from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, VirtualClock
 from mdservice.testing.fake_feed import FakeLink
+from tests.examples import first
 
 SYMBOLS = ("AAPL", "MSFT", "SPY")
-_QUICK_SEEDS = 4
-
-
-def seeds(count: int) -> list[Any]:
-    """All of them in `just test-all`, the first few in `just test`."""
-    return [
-        seed if seed < _QUICK_SEEDS else pytest.param(seed, marks=pytest.mark.thorough)
-        for seed in range(count)
-    ]
 
 
 @attrs.define
@@ -443,7 +435,7 @@ async def test_a_restarted_actor_repairs_what_it_missed_too(
     bench.check_complete()
 
 
-@pytest.mark.parametrize("seed", seeds(40))
+@pytest.mark.parametrize("seed", first(1, range(40)))
 async def test_whatever_is_lost_and_when_each_quote_comes_once(
     autojump_clock: Any, bench: Bench, seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -620,7 +612,7 @@ async def test_quotes_of_one_time_are_not_published_again_by_the_next_run(
     bench.check_complete("AAPL")
 
 
-@pytest.mark.parametrize("seed", seeds(30))
+@pytest.mark.parametrize("seed", first(1, range(30)))
 async def test_however_often_it_is_restarted_each_quote_comes_once(
     autojump_clock: Any, bench: Bench, seed: int
 ) -> None:
