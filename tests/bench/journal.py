@@ -263,10 +263,13 @@ def _count(folder: Path, quotes: int) -> float:
             received = _until(sock, _QUOTE)
             began = time.perf_counter()
             missing = quotes - received.count(_QUOTE)
+            rest = len(_QUOTE) - 1  # one may be in two parts
+            buffer = bytearray(rest + (1 << 20))
+            buffer[:rest], into = received[-rest:], memoryview(buffer)[rest:]
             while missing:
-                part = received[1 - len(_QUOTE) :] + sock.recv(1 << 20)  # one may be in two parts
-                missing -= part.count(_QUOTE)
-                received = part
+                end = rest + sock.recv_into(into)
+                missing -= buffer.count(_QUOTE, 0, end)
+                buffer[:rest] = buffer[end - rest : end]
             return time.perf_counter() - began
 
 
