@@ -95,14 +95,55 @@ class _Wishes(msgspec.Struct, frozen=True):
     Attributes:
         sources: The topics, as channel and symbol, that each source but the settings wants.
         removed: The topics of the settings that are not wanted any more.
+        complete: The time up to which all is published, by feed and channel, UTC nanoseconds.
     """
 
     sources: dict[str, list[tuple[str, str]]] = {}
     removed: list[tuple[str, str]] = []
+    complete: dict[str, dict[str, int]] = {}
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Wishes)
+
+
+class _Complete:
+    """How far the records of each feed and channel are published without a hole.
+
+    The next leader repairs from there. The newest key does not show it: REST may have brought that
+    record alone, while the feed was down.
+
+    Attributes:
+        until: The time, by feed and channel, UTC nanoseconds.
+    """
+
+    def __init__(self, until: dict[str, dict[str, int]]) -> None:
+        self.until = until
+        self._next: dict[str, dict[str, int]] | None = None
+        """What was accepted; all of it is not yet written."""
+        self._settled: int | None = None
+        """How many events are written once it is."""
+
+    def look(self, topology: Topology) -> None:
+        """Note how far the records are published; once a second."""
+        publisher = topology.publisher
+        if self._next is not None:
+            if self._settled is None:  # by now, the publisher has received all of it
+                self._settled = publisher.settled + publisher.unacknowledged
+            if publisher.settled < self._settled:
+                return
+            self.until = self._next
+        self._settled = None
+        self._next = {}
+        for pipeline in topology.pipelines:
+            times = {
+                kind.channel: complete_ns
+                for kind in pipeline.feed.kinds
+                if pipeline.router.repairs(kind)
+                and (complete_ns := pipeline.router.complete_until_ns(kind)) is not None
+            }
+            if times:
+                self._next[pipeline.feed.name] = times
 
 
 class Member:
@@ -158,6 +199,7 @@ class Member:
         self._running: Topology | None = None
         """The parts of this term, once they run."""
         self._remembered: bytes | None = None
+        self._complete = _Complete({})
         self._has_stood_by = False
         self._looked_s = self._clock.monotonic()
         self._stopping = anyio.Event()
@@ -329,7 +371,7 @@ class Member:
             began_s = self._clock.monotonic()
             wait_s = _WARM_S
             try:
-                topics, wishes = self._wishes(await self._lease.recall())
+                topics, wishes = self._wishes(self._stored(await self._lease.recall()))
                 every = [*topics, *(topic for some in wishes.values() for topic in some)]
                 last = await self._plan.last_records(self._reader, every, required=True)
                 self._show(self._build_idle(topics, last, wishes))
@@ -418,6 +460,8 @@ class Member:
                     renewed_s = began_s
                     if self._lease.own.epoch != epoch:  # Redis has lost the lease, and maybe more
                         self._remembered = None
+                    if self._running is not None:
+                        self._complete.look(self._running)
                     await self._remember()
             except Deposed as exc:
                 lost = str(exc)
@@ -435,8 +479,9 @@ class Member:
     async def _run_term(self, leader: Leader, started: Callable[[], None]) -> None:
         store = self._make_store(leader)
         async with AsyncExitStack() as stack:
-            wishes = await self._ask_redis(self._lease.recall)
-            topics, others = self._wishes(wishes)
+            stored = self._stored(await self._ask_redis(self._lease.recall))
+            self._complete = _Complete(stored.complete)
+            topics, others = self._wishes(stored)
             every = [*topics, *(topic for some in others.values() for topic in some)]
             last = await self._ask_redis(
                 partial(self._plan.last_records, store, every, required=True)
@@ -453,6 +498,7 @@ class Member:
                 journal=journal,
                 wishes=others,
                 numbering_on=True,
+                complete=stored.complete,
             )
             self._know(topology, last)
             name = f"{leader.id}.{leader.epoch}"
@@ -537,32 +583,54 @@ class Member:
         name = pipeline.feed.name
         history = HalvingHistory(parts.history, QUOTES)
         sequencer = pipeline.router.sequencer(QUOTES)
+        complete_ns: dict[str, int] = {}
+        """Up to when REST has answered for a symbol."""
         try:
             while True:
                 await anyio.sleep(_REFRESH_S)
                 if pipeline.connection.snapshot().logins:
                     return
-                symbols = sequencer.symbols()[:_MOST_REFRESHED]
                 reached_ns = sequencer.complete_until_ns()
-                if not symbols or reached_ns is None:
+                symbols: dict[int, list[str]] = {}
+                for symbol in sequencer.symbols()[:_MOST_REFRESHED]:
+                    if reached_ns is not None:
+                        symbols.setdefault(complete_ns.get(symbol, reached_ns), []).append(symbol)
+                if not symbols:
                     continue
                 self._refreshing |= {name}
-                to_ns = self._clock.utc_ns()
                 try:
                     with anyio.fail_after(_REFRESH_LIMIT_S):
-                        found = await history.past(symbols, reached_ns - _OVERLAP_NS, to_ns)
+                        for since_ns, some in symbols.items():
+                            await self._refresh_since(
+                                pipeline, history, since_ns, some, complete_ns
+                            )
                 except (HistoryUnavailable, TimeoutError) as exc:
                     _log.warning("takeover_refresh_failed", feed=name, reason=masked(str(exc)))
                     continue
                 except HistoryRefused as exc:
                     _log.warning("takeover_refresh_failed", feed=name, reason=masked(str(exc)))
                     return
-                records = sequencer.not_out_yet(found.records)
-                if records and not pipeline.connection.snapshot().logins:
-                    with suppress(anyio.ClosedResourceError):  # the service stops
-                        pipeline.send_queue.add(LateRecords(QUOTES, records, reached_ns, to_ns))
         finally:
             self._refreshing -= {name}
+
+    async def _refresh_since(
+        self,
+        pipeline: Pipeline,
+        history: HalvingHistory[Any],
+        since_ns: int,
+        symbols: Sequence[str],
+        complete_ns: dict[str, int],
+    ) -> None:
+        """Publish the quotes that REST has since then; note for which symbols it has answered."""
+        to_ns = self._clock.utc_ns()
+        found = await history.past(symbols, since_ns - _OVERLAP_NS, to_ns)
+        newest_ns = max((record.ts_event_ns for record in found.records), default=since_ns)
+        answered = set(symbols) - found.refused.keys()
+        complete_ns.update(dict.fromkeys(answered, max(since_ns, newest_ns)))
+        records = pipeline.router.sequencer(QUOTES).not_out_yet(found.records)
+        if records and not pipeline.connection.snapshot().logins:
+            with suppress(anyio.ClosedResourceError):  # the service stops
+                pipeline.send_queue.add(LateRecords(QUOTES, records, since_ns, to_ns))
 
     async def _release_held(
         self, topology: Topology, wishes: Mapping[str, Sequence[Topic]]
@@ -574,15 +642,16 @@ class Member:
 
     # What programs want
 
-    def _wishes(
-        self, stored: bytes | None
-    ) -> tuple[Sequence[Topic], Mapping[str, Sequence[Topic]]]:
-        """The topics of the settings, and of each other source, as the last leader had them."""
+    def _stored(self, stored: bytes | None) -> _Wishes:
+        """What the last leader has stored."""
         try:
-            wishes = _Wishes() if stored is None else _decoder.decode(stored)
+            return _Wishes() if stored is None else _decoder.decode(stored)
         except msgspec.MsgspecError as exc:
             _log.error("subscriptions_not_read", group=self._group, reason=str(exc))
-            wishes = _Wishes()
+            return _Wishes()
+
+    def _wishes(self, wishes: _Wishes) -> tuple[Sequence[Topic], Mapping[str, Sequence[Topic]]]:
+        """The topics of the settings, and of each other source, as the last leader had them."""
         removed = {Topic(*pair) for pair in wishes.removed}
         others: dict[str, list[Topic]] = {}
         for source, pairs in wishes.sources.items():
@@ -592,7 +661,7 @@ class Member:
         return [topic for topic in self._settings_topics if topic not in removed], others
 
     async def _remember(self) -> None:
-        """Store what programs want, if it has changed."""
+        """Store what programs want, and how far all is published, if it has changed."""
         sources: dict[str, list[tuple[str, str]]] = {}
         wanted: set[Topic] = set()
         if self._running is None:
@@ -605,7 +674,7 @@ class Member:
                     pairs = [(topic.channel, topic.symbol) for topic in topics]
                     sources.setdefault(source, []).extend(pairs)
         removed = [(t.channel, t.symbol) for t in self._settings_topics if t not in wanted]
-        wishes = _encoder.encode(_Wishes(sources, removed))
+        wishes = _encoder.encode(_Wishes(sources, removed, self._complete.until))
         if wishes != self._remembered:
             self._remembered = None
             await self._lease.remember(wishes)

@@ -511,6 +511,7 @@ class Plan:
         journal: Recorder | None = None,
         wishes: Mapping[str, Sequence[Topic]] | None = None,
         numbering_on: bool = False,
+        complete: Mapping[str, Mapping[str, int]] | None = None,
     ) -> Topology:
         """Join the parts; see :func:`mdservice.app.topology.build`."""
         settings = self.settings
@@ -533,6 +534,7 @@ class Plan:
             wishes=wishes,
             readers=self.readers,
             numbering_on=numbering_on,
+            complete=complete,
         )
 
     async def open_relay(self, stack: AsyncExitStack) -> MakeRelay | None:

@@ -46,7 +46,7 @@ from mdservice.feed.retries import DriverSelection
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import AccountEvent, FeedItem, FirstRecords, RoutedItem
-from mdservice.model.feeds import NEWS_FEED, Feed, Topic, feed_of
+from mdservice.model.feeds import NEWS_FEED, Feed, Topic, feed_of, symbols_of
 from mdservice.model.kinds import (
     BARS,
     FIRST_KINDS,
@@ -56,9 +56,9 @@ from mdservice.model.kinds import (
     TRADES,
     Kind,
     R,
-    Record,
     Repair,
 )
+from mdservice.model.symbol import EVERY_SYMBOL
 from mdservice.positions.cache import PositionCache
 from mdservice.positions.tracker import SOURCE, PositionTracker
 from mdservice.positions.trade_updates import TradeUpdate, encode_account_update
@@ -355,6 +355,7 @@ class _Shared:
     wishes: Mapping[str, Sequence[Topic]]
     last: Mapping[Kind[Any], Sequence[Any]]
     numbering_on: bool
+    complete: Mapping[str, Mapping[str, int]]
     confirmed: Callable[[Kind[Any], Sequence[str]], None]
     several: bool
 
@@ -408,20 +409,32 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
         feed=feed,
         wanted_latest=fetch_latest,
     )
+    earlier: dict[Kind[Any], tuple[Collection[str], int]] = {}
     for kind in feed.kinds:
         records = [
             record
             for record in shared.last.get(kind, ())
             if shared.carries(feed, Topic(kind.channel, record.symbol))
         ]
-        if records:
-            resuming = _can_resume(records, clock.utc_ns())
-            router.start_from(kind, records, resuming=resuming, numbering_on=shared.numbering_on)
+        complete_ns = shared.complete.get(feed.name, {}).get(kind.channel)
+        times = [record.ts_event_ns for record in records]
+        resuming = _can_resume(times if complete_ns is None else [*times, complete_ns], clock)
+        if resuming and complete_ns is not None and router.repairs(kind):
+            followed = set(symbols_of(subscriptions.wanted, kind)) - {EVERY_SYMBOL}
+            earlier[kind] = (set() if kind.stream else followed), complete_ns
+        if records or kind in earlier:
+            router.start_from(
+                kind,
+                records,
+                resuming=resuming,
+                numbering_on=shared.numbering_on,
+                earlier=earlier.get(kind),
+            )
     histories = {
         kind: HalvingHistory(history, kind) if history is not None else None for kind in feed.kinds
     }
     recoveries = {
-        kind: _recovery(feed, kind, histories[kind], router, send_queue, clock)
+        kind: _recovery(feed, kind, histories[kind], router, send_queue, clock, earlier.get(kind))
         for kind in feed.kinds
         if not kind.is_companion
     }
@@ -491,6 +504,7 @@ def build(
     wishes: Mapping[str, Sequence[Topic]] | None = None,
     readers: LocalReaders | None = None,
     numbering_on: bool = False,
+    complete: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Topology:
     """Join the parts of one service.
 
@@ -514,6 +528,8 @@ def build(
         readers: The readers of an earlier term in this process, which stay; None for new ones.
         numbering_on: Whether to number records after the last ones, as a new leader of a group
             does, instead of from 1.
+        complete: The time up to which the earlier run had published all, by feed and channel, UTC
+            nanoseconds, where it is known.
     """
     events = Channel[RoutedItem](EVENTS.size)
     batches = Channel[WriteBatch](BATCHES.size)
@@ -543,6 +559,7 @@ def build(
         {"settings": topics, **(wishes or {})},
         last,
         numbering_on,
+        complete or {},
         confirmed,
         several=len(feeds) > 1,
     )
@@ -629,6 +646,7 @@ def _recovery(
     router: Router,
     send_queue: SendQueue,
     clock: Clock,
+    earlier: tuple[Collection[str], int] | None,
 ) -> Recovery[R]:
     """What recovers the records of a kind that a lost connection has missed."""
     repair = feed.repair(kind)
@@ -637,8 +655,9 @@ def _recovery(
     if repair is Repair.SUBSCRIBE_AGAIN:
         return Refresh(kind, None, router.sequencer(kind), send_queue, clock)
     past = history if repair is Repair.FROM_HISTORY else None
-    return GapRepair(kind, past, router.sequencer(kind), send_queue, clock)
+    return GapRepair(kind, past, router.sequencer(kind), send_queue, clock, earlier)
 
 
-def _can_resume(records: Sequence[Record], now_ns: int) -> bool:
-    return any(now_ns - record.ts_event_ns <= _LONGEST_PAUSE_NS for record in records)
+def _can_resume(times: Iterable[int], clock: Clock) -> bool:
+    now_ns = clock.utc_ns()
+    return any(now_ns - at_ns <= _LONGEST_PAUSE_NS for at_ns in times)

@@ -77,6 +77,8 @@ class EventPublisher:
         self._written: Counter[str] = Counter()
         self._published: Counter[str] = Counter()
         self._account_published = 0
+        self.settled = 0
+        """How many events have left, acknowledged."""
         self._latency = LatencyWindow()
 
     @property
@@ -206,6 +208,7 @@ class EventPublisher:
         return _InFlight(batch, samples(timed))
 
     def _settle(self, in_flight: _InFlight) -> None:
+        self.settled += in_flight.batch.count
         for kind, latest in in_flight.batch.latest.items():
             self._written[kind.channel] += len(latest)
         for events in in_flight.batch.events:

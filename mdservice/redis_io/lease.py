@@ -9,7 +9,8 @@ key                                         content
 ``mdservice:group:{NAME}:term``             the last epoch, its holder, and every connection that
                                             may still write: ``{"run_id client_id": epoch}``
 ``mdservice:group:{NAME}:standby``          the id of a standby that is alive; expires likewise
-``mdservice:group:{NAME}:subscriptions``    what the leader's programs want
+``mdservice:group:{NAME}:subscriptions``    what the leader's programs want, and up to when each
+                                            feed and channel is published
 ==========================================  =======================================================
 
 The braces are part of the names: they put a group's keys into one slot of a cluster.

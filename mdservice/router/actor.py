@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic
@@ -96,6 +96,8 @@ class _Routing(Generic[R]):
         """When the feed first acknowledged symbols, UTC nanoseconds."""
         self.resumed_ns: int | None = None
         """When it last did."""
+        self.earlier_ns: int | None = None
+        """The time up to which an earlier run had published all, if it is known."""
         self.accepted = 0
         self.rejected = 0
         self.future = 0
@@ -199,7 +201,13 @@ class Router:
         )
 
     def start_from(
-        self, kind: Kind[R], records: Sequence[R], *, resuming: bool, numbering_on: bool = False
+        self,
+        kind: Kind[R],
+        records: Sequence[R],
+        *,
+        resuming: bool,
+        numbering_on: bool = False,
+        earlier: tuple[Collection[str], int] | None = None,
     ) -> None:
         """Continue where an earlier run ended; before :meth:`run`.
 
@@ -208,15 +216,38 @@ class Router:
             records: The last record of each symbol.
             resuming: Whether to repair the records since then.
             numbering_on: Whether to number after these records, instead of from 1.
+            earlier: The symbols that the earlier run had subscribed, also those without a record,
+                and the time up to which it had published all, UTC nanoseconds. None if it is not
+                known: then that of the newest record stands in, which may have come from REST.
         """
         routing = self._routings[kind]
         routing.sequencer.start_from(records, resuming=resuming)
         if numbering_on:
             routing.sequencer.number_on({record.symbol: record.seq for record in records})
         newest_ns, symbols = routing.sequencer.newest_ns(), routing.sequencer.symbols()
+        if earlier is not None:
+            followed, complete_ns = earlier
+            routing.earlier_ns = complete_ns
+            from_ns = complete_ns if newest_ns is None else min(newest_ns, complete_ns)
+            routing.gaps.start(from_ns, {*symbols, *followed}, routing.sequencer.last_ns)
         for each in self._routings.values():
             if each is routing or not (each.repaired or each.kind.is_companion):
                 each.gaps.lost(newest_ns, symbols)
+
+    def complete_until_ns(self, kind: Kind[Any]) -> int | None:
+        """The time from which a next run would have to repair, UTC nanoseconds; None before any."""
+        routing = self._routings[kind]
+        complete_ns = routing.sequencer.complete_until_ns()
+        if complete_ns is None:
+            complete_ns = routing.subscribed_ns
+        missing_ns = routing.gaps.since_ns()
+        if complete_ns is None or missing_ns is None:
+            return complete_ns
+        return min(complete_ns, missing_ns)
+
+    def repairs(self, kind: Kind[Any]) -> bool:
+        """Whether missing records of a kind are fetched from history."""
+        return self._routings[kind].repaired
 
     def _newest_ns(self) -> int | None:
         """The time of the newest accepted record of all kinds, UTC nanoseconds."""
@@ -230,6 +261,9 @@ class Router:
         """
         if newest_ns is None:
             newest_ns = self._newest_ns()
+        if routing.earlier_ns is not None and routing.resumed_ns is None:
+            # What REST has given since is no more than that of some symbols.
+            return min(newest_ns or routing.earlier_ns, routing.earlier_ns)
         if newest_ns is None:
             return None if routing.sequencer.in_order else routing.subscribed_ns
         reached_ns = self._reached_ns(routing)

@@ -63,12 +63,34 @@ class Gaps:
         self.repaired = 0
         self._missing: dict[str, int] = {}
         """The missing symbols, with the time of the last accepted record before the loss."""
+        self._out: dict[str, int] = {}
+        """The last record of each symbol that an earlier run has published, where it may be later
+        than the gap's begin."""
         self._being_repaired: list[_Gap] = []
         self._being_refreshed: list[_Gap] = []
         self._refreshes = 0
         """How many refreshes are under way."""
         self._unrepaired: set[str] = set()
         """Symbols whose last gap remained although those of other symbols were repaired."""
+
+    def start(
+        self, from_ns: int, symbols: Collection[str], last_ns: Callable[[str], int | None]
+    ) -> None:
+        """Note that the records of these symbols are missing since an earlier run.
+
+        Args:
+            from_ns: The time up to which that run had published all, UTC nanoseconds.
+            symbols: The symbols that it had subscribed.
+            last_ns: Returns the time of a symbol's last record of that run. It may have published
+                some later records, but not those of all symbols.
+        """
+        self.lost(from_ns, symbols)
+        self._out = {symbol: last for symbol in symbols if (last := last_ns(symbol)) is not None}
+
+    def since_ns(self) -> int | None:
+        """The time from which records are missing that may still be repaired, or None."""
+        repairs = (gap.from_ns for gap in (*self._being_repaired, *self._being_refreshed))
+        return min((*self._missing.values(), *repairs), default=None)
 
     def lost(
         self,
@@ -139,11 +161,13 @@ class Gaps:
         still_missing: dict[str, int] = {}
         for symbol, from_ns in self._missing.items():
             if symbol in followed or EVERY_SYMBOL in followed:
-                went_on = self._in_order and (last_ns(symbol) or 0) > from_ns
+                out_ns = max(from_ns, self._out.get(symbol, 0))
+                went_on = self._in_order and (last_ns(symbol) or 0) > out_ns
                 (too_late if went_on else repairable).setdefault(from_ns, set()).add(symbol)
             elif symbol in left_out:
                 still_missing[symbol] = from_ns
         self._missing = still_missing
+        self._out = {symbol: self._out[symbol] for symbol in self._out.keys() & still_missing}
         gaps = _gaps(repairable, at_ns)
         reported = [*_gaps(too_late, at_ns), *gaps]
         if refreshing:

@@ -489,6 +489,48 @@ async def test_a_symbol_that_no_refresh_brought_loses_nothing(autojump_clock: An
         await bench.published(1, 2, 3)
 
 
+async def test_a_price_that_rest_alone_had_hides_no_gap_of_other_symbols(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        first, second = await bench.start("first"), await bench.start("second")
+        await bench.leads(first)
+        bench.market(1)
+        await bench.published(1)
+        await anyio.sleep(5)
+        first.feed.refuse_next(406, times=100)
+        first.feed.drop()
+        await bench.until(lambda: not first.feed.connections)
+        bench.market(2, 3)
+        await anyio.sleep(20)
+        bench.market(7, symbol="MSFT")
+        await first.service.subscribe("MSFT")
+        await bench.until(lambda: any(event["symbol"] == "MSFT" for event in bench.events))
+        first.lease.cut = True
+        await bench.leads(second)
+        await bench.published(1, 2, 3)
+        gaps = [state for state in bench.states if state["state"] == "gap"]
+        assert len(gaps) == 1
+        assert gaps[0]["symbols"] == ["AAPL", "MSFT"]
+
+
+async def test_a_symbol_without_any_quote_loses_nothing(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        first = await bench.start("first", "AAPL", "MSFT")
+        second = await bench.start("second", "AAPL", "MSFT")
+        await bench.leads(first)
+        await anyio.sleep(5)
+        first.lease.cut = True
+        await bench.until(lambda: first.service.status().state == "standby")
+        second.feed.refuse_next(406)
+        await bench.until(lambda: second.feed.attempts)
+        await anyio.sleep(1.5)  # REST had no first price
+        bench.market(1, 2)
+        await bench.leads(second)
+        bench.market(3)
+        await bench.published(1, 2, 3)
+
+
 async def test_a_reader_in_the_process_lives_through_a_takeover(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first, second = await bench.start("first"), await bench.start("second")

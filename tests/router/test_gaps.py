@@ -43,6 +43,28 @@ def told(start_ns: int, end_ns: int, symbols: Sequence[str] = SYMBOLS, **more: A
     return {"channel": "quotes", **times, "symbols": list(symbols), **more}
 
 
+def test_a_gap_since_an_earlier_run_is_repaired_although_rest_brought_later_records() -> None:
+    out_ns = {"AAPL": 80, "MSFT": 40}
+    gaps = Gaps("quotes")
+    gaps.start(50, ["AAPL", "MSFT", "SPY"], out_ns.get)
+    assert gaps.since_ns() == 50
+    every = ["AAPL", "MSFT", "SPY"]
+    reported = gaps.resumed(100, every, (), out_ns.get, repairing=True)
+    assert reported == [told(50, 100, every)]
+    assert gaps.since_ns() == 50
+    assert gaps.filled(110, 105, Counter(AAPL=1), every) == [told(50, 110, every, quotes=1)]
+    assert gaps.since_ns() is None
+
+
+def test_a_gap_since_an_earlier_run_remains_once_a_newer_record_is_out() -> None:
+    gaps = Gaps("quotes")
+    gaps.start(50, ["AAPL", "MSFT"], {"AAPL": 80, "MSFT": 40}.get)
+    now_ns = {"AAPL": 80, "MSFT": 90}
+    reported = gaps.resumed(100, ["AAPL", "MSFT"], (), now_ns.get, repairing=True)
+    assert reported == [told(50, 100, ["MSFT"]), told(50, 100, ["AAPL"])]
+    assert gaps.filled(110, 105, Counter(), ["AAPL"]) == [told(50, 110, ["AAPL"], quotes=0)]
+
+
 def resumed(
     gaps: Gaps,
     at_ns: int,

@@ -228,6 +228,8 @@ class GapRepair(Recovery[R]):
         accepted: The accepted records.
         send_queue: Sends records and changes of state to the router.
         clock: The time.
+        earlier: The symbols that an earlier run had subscribed, also those without a record, and
+            the time up to which it had published all, UTC nanoseconds; None if it is not known.
     """
 
     def __init__(
@@ -237,6 +239,7 @@ class GapRepair(Recovery[R]):
         accepted: AcceptedRecords,
         send_queue: SendQueue,
         clock: Clock,
+        earlier: tuple[Collection[str], int] | None = None,
     ) -> None:
         super().__init__(kind, history, accepted, send_queue, clock)
         self._held: list[R] = []
@@ -262,7 +265,11 @@ class GapRepair(Recovery[R]):
         )
         # The end of an earlier run counts as a lost connection. It is noted now, since a takeover
         # refreshes some symbols before the first connection.
-        self._missing.lose(accepted.symbols(), clock.utc_ns())
+        symbols = set(accepted.symbols())
+        if earlier is not None:
+            self._missing.follow(*earlier)
+            symbols.update(earlier[0])
+        self._missing.lose(symbols, clock.utc_ns())
         self._connected_before = False
 
     def begin(self) -> None:
