@@ -315,6 +315,9 @@ class Readers:
             else:
                 yield from self._take(event)
         self._end_term()
+        # The second look at history may come while the leader can no longer write what it found.
+        found_late = [status for process in self._world.processes for status in process.found_late]
+        self.gaps += unrepaired(self._world, found_late)
         for symbol, start_ns in self._unpromised_ns.items():
             self.excuses.append(Excuse(symbol, start_ns, self._world.market_clock.utc_ns()))
 

@@ -18,6 +18,7 @@ from mdservice.feed.alpaca.rest import AlpacaHistory
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.gap_repair.recheck import Believed
 from mdservice.feed.gap_repair.repair import HOLD_LIMIT_S
+from mdservice.model.events import FeedStatus
 from mdservice.model.feeds import STOCKS
 from mdservice.model.kinds import QUOTES
 from mdservice.publish.lease import Leader
@@ -35,7 +36,7 @@ from tests.simulation.group_oracle import (
     check_group_at_end,
     until_standbys_know,
 )
-from tests.simulation.oracle import FAR_OFF_S
+from tests.simulation.oracle import FAR_OFF_S, LATE
 from tests.simulation.plan import Outcome, Plan
 from tests.simulation.redis_server import GROUP, Connection, SimulatedRedis, TermStore, Way
 from tests.simulation.streams import TrioStream
@@ -224,6 +225,14 @@ class Process:
             self.stopped = False
             self.host.world.freezer.resume(self.task)
         self.scope.cancel()
+
+    @property
+    def found_late(self) -> list[FeedStatus]:
+        """The gaps that a second look at history has shown, written or not."""
+        if self.service is None:
+            return []
+        states, _ = self.service.states_since(0)
+        return [state for state in states if state.details.get("reason") == LATE]
 
     @property
     def unchecked(self) -> list[Believed[Any]]:

@@ -36,7 +36,7 @@ _FOR_EVER_NS = 86_400 * _SECOND_NS
 _SETTLED_NS = 16 * _SECOND_NS
 """Longer than live quotes wait behind a repair."""
 FAR_OFF_S = 50.0
-_LATE = "history was late"
+LATE = "history was late"
 """Why a gap is reported without a lost connection; there is no repairing it."""
 _PRICE_LIMIT_S = 3.0
 """How soon a symbol that the feed gives has its price."""
@@ -306,7 +306,7 @@ def check_states(
                 yield "disconnected without a connection"
             connected, lost = False, set(every)
         elif state == "gap":
-            if status.details.get("reason") == _LATE:
+            if status.details.get("reason") == LATE:
                 continue  # a repair's history told it after all
             # What the next run of the service cannot know is reported at the end.
             at_the_end = place > max(connections, default=-1)
@@ -357,7 +357,7 @@ def check_gap_after_the_faults(
         status
         for status in life.statuses_of(feed, kind)
         if status.state in ("gap", "gap_repaired", "disconnected")
-        and status.details.get("reason") != _LATE
+        and status.details.get("reason") != LATE
     ]
     quotes_of_stocks = kind is QUOTES and feed == "stocks"
     refused = _refused(world, life) if quotes_of_stocks else set()
