@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import os
@@ -32,6 +33,12 @@ _CLOSE_LIMIT_S = 30.0
 settings.register_profile("any_speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("any_speed"), max_examples=10)
 settings.load_profile("any_speed")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of the search for cycles: it stays to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
