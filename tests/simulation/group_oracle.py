@@ -37,6 +37,8 @@ _TWO_LEAD_S = 2.5
 """How long two may believe that they lead: until the next renewal, which has a second's limit."""
 _SLOW_S = 0.2
 """With slower answers than this, no service can lead in time."""
+_CALL_S = 1.0
+"""How long a call that began in slow times may still be waited for."""
 _WISHES_S = 4.0
 """How long what programs want may be kept nowhere else: until the renewal after the next."""
 _KNOWN_S = 12.0
@@ -110,7 +112,8 @@ class LeadWatch:
         """Whether a member can lead: it runs, and reaches a Redis that answers."""
         redis = self._world.redis
         ways = process.lease_way.is_open and process.store_way.is_open
-        works = not redis.down and redis.refusal is None and redis.slow_s <= _SLOW_S
+        fast = redis.slow_s <= _SLOW_S and anyio.current_time() >= redis.fast_s + _CALL_S
+        works = not redis.down and redis.refusal is None and fast
         return process.runs and ways and works
 
     def _look_at_wishes(self) -> None:
@@ -302,6 +305,7 @@ class Readers:
         """When the feed was first subscribed in this term, by the market's clock."""
         self._statuses: list[FeedStatus] = []
         self._term: _Term | None = None
+        self._begun: set[_Term] = set()
         self._before: tuple[_Term, int] | None = None
         self._has_lost = False
 
@@ -314,7 +318,7 @@ class Readers:
                 yield from self._note_read(event)
             else:
                 yield from self._take(event)
-        self._end_term()
+        self._end_term(last=True)
         # The second look at history may come while the leader can no longer write what it found.
         found_late = [status for process in self._world.processes for status in process.found_late]
         self.gaps += unrepaired(self._world, found_late)
@@ -323,6 +327,7 @@ class Readers:
 
     def _lose(self, event: Lost) -> None:
         self._has_lost = True
+        self._of_server = {symbol: QUOTES.decode(payload) for symbol, payload in event.keys.items()}
         for symbol, last in self._last.items():
             payload = event.keys.get(symbol)
             has_ns = -1 if payload is None else QUOTES.decode(payload).ts_event_ns
@@ -396,10 +401,13 @@ class Readers:
 
     def _begin_term(self, term: _Term, event: Written) -> Iterator[str]:
         self._end_term()
-        first = self._term is None
+        first, again = self._term is None, term in self._begun
+        self._begun.add(term)
         self._term = term
         self._statuses = []
         read_s, found = self._reads.get(term, (event.at_s, {}))
+        if again:  # the server has lost the claim of the next leader: this one goes on
+            found = self._of_server
         self._subscribed_ns = self._next_subscribed_ns(read_s)
         if self._has_lost:
             for symbol, last in list(self._last.items()):
@@ -411,7 +419,7 @@ class Readers:
                     self._last[symbol] = read
             self._has_lost = False
         statuses = [each for each in event.batch.messages if each.channel == STATUS_CHANNEL]
-        if not first and term.epoch > 1:
+        if not first and not again and term.epoch > 1:
             states = [_decode_status(each.payload).state for each in statuses]
             if states[:1] != ["takeover"]:
                 yield f"{term} begins with {states}, and not with its takeover"
@@ -423,7 +431,7 @@ class Readers:
         every_ns = self._world.lead_watch.subscribed_ns
         return next((at_ns for at_ns in every_ns if at_ns > after_ns), clock.utc_ns())
 
-    def _end_term(self) -> None:
+    def _end_term(self, *, last: bool = False) -> None:
         """A new leader repairs from the newest published record on: what it finds is its own gap."""
         told = [
             status
@@ -433,7 +441,9 @@ class Readers:
         ]
         newest_ns = max((last.ts_event_ns for last in self._last.values()), default=0)
         for gap in unrepaired(self._world, told):
-            if gap.start_ns < newest_ns:
+            if last:
+                self.gaps.append(gap)
+            elif gap.start_ns < newest_ns:
                 self.gaps.append(attrs.evolve(gap, end_ns=min(gap.end_ns, newest_ns)))
 
 

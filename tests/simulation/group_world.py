@@ -416,6 +416,7 @@ class GroupWorld(World):
     def redis_fast(self) -> None:
         """Redis is as fast as before."""
         self.redis.slow_s = 0.0
+        self.redis.fast_s = anyio.current_time()
 
     def step_clock_of(self, host: Host, seconds: float) -> None:
         """Set a machine's clock wrong."""

@@ -151,6 +151,8 @@ class SimulatedRedis(SimulatedStore):
         self.restarted_s = -_FOR_EVER_S
         self.slow_s = 0.0
         """How much longer each exchange takes."""
+        self.fast_s = -_FOR_EVER_S
+        """When it last became fast again."""
         self.claimed: Callable[[str], None] | None = None
         """Called once with the id of who claims the lease next, before it has the answer."""
         super().__init__(clock, tasks, rng, price_ttl_s)
