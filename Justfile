@@ -106,9 +106,9 @@ bench-pnl *args: install
 simulate-faults count="200" first="1" *args: install
     {{python}} -m tests.simulation "$@"
 
-# Run the simulation for two minutes, always from the same seed, so that CI gives the same result for the same code (standby groups have seeds of their own in tests/simulation)
+# Run the simulation for two minutes, always from the same seed, so that CI gives the same result for the same code
 simulate-faults-ci: install
-    {{python}} -m tests.simulation 100000 50001 --seconds 110 --group no
+    {{python}} -m tests.simulation 100000 50001 --seconds 110
 
 # Run the service for hours under load and faults: `just soak 2`. Memory, descriptors, threads and latency become a picture in soak-results
 soak hours *args: install
