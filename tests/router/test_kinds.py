@@ -602,3 +602,14 @@ async def test_counts_are_kept_by_channel(autojump_clock: Any, open_bench: MakeB
         assert now.accepted.keys() == zeros.keys()
         assert (now.accepted["trades"], now.rejected["trades"]) == (1, 1)
         assert (now.accepted["bars"], now.rejected["bars"]) == (1, 0)
+
+
+async def test_a_feed_without_quotes_counts_none(
+    autojump_clock: Any, open_bench: MakeBench
+) -> None:
+    async with open_bench(feed=NEWS_FEED) as bench:
+        await bench.send(batch(bench, NEWS, (1, 1.0)))
+        now = bench.router.snapshot()
+        assert now.accepted == {"news": 1}
+        counts = (now.symbols, now.quotes_accepted, now.quotes_stale)
+        assert (*counts, now.quotes_backfilled, now.prices_fetched) == (0, 0, 0, 0, 0)
