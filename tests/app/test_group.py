@@ -208,6 +208,15 @@ class Bench:
             await self.until(lambda: len(self.numbers) >= len(wanted))
         assert self.numbers == wanted
 
+    async def two(self, *bids: float) -> tuple[Member, Member]:
+        """Two members, of which the first leads and has published these quotes."""
+        first, second = await self.start("first"), await self.start("second")
+        await self.leads(first)
+        if bids:
+            self.market(*bids)
+            await self.published(*bids)
+        return first, second
+
     async def leads(self, member: Member) -> None:
         """Wait until a member leads, with its feed subscribed."""
         await self.until(lambda: member.service.readiness().ready)
@@ -250,10 +259,7 @@ async def test_the_first_leads_and_the_second_stands_by(autojump_clock: Any) -> 
 
 async def test_a_standby_knows_the_last_prices(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
-        bench.market(1, 2)
-        await bench.published(1, 2)
+        _, second = await bench.two(1, 2)
         await bench.until(lambda: second.service.latest("AAPL"))
         known = second.service.latest("AAPL")
         assert known is not None
@@ -265,8 +271,7 @@ async def test_a_standby_that_waited_for_redis_knows_the_last_prices_soon_after(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
+        _, second = await bench.two()
         second.lease.silent = True
         await anyio.sleep(5)
         second.lease.silent = False
@@ -281,8 +286,7 @@ async def test_a_standby_reads_the_last_prices_soon_after_one_slow_read(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
+        _, second = await bench.two()
         second.lease.recall_takes_s = 2.5
         await anyio.sleep(2.5)
         second.lease.recall_takes_s = 0.0
@@ -295,10 +299,7 @@ async def test_a_standby_reads_the_last_prices_soon_after_one_slow_read(
 
 async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
-        bench.market(1, 2)
-        await bench.published(1, 2)
+        first, second = await bench.two(1, 2)
         began_s = bench.clock.monotonic()
         first.lease.cut = True
         await bench.until(lambda: first.service.status().state == "standby")
@@ -319,10 +320,7 @@ async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap(autojump_clo
 
 async def test_a_deposed_leader_steps_down_and_may_lead_again(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
-        bench.market(1)
-        await bench.published(1)
+        first, second = await bench.two(1)
         bench.group.expire()  # the standby is sooner than the renewal
         await bench.leads(second)
         await bench.until(lambda: first.service.status().state == "standby")
@@ -340,10 +338,7 @@ async def test_a_deposed_leader_steps_down_and_may_lead_again(autojump_clock: An
 
 async def test_a_leader_that_ends_passes_the_lead_at_once(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
-        bench.market(1)
-        await bench.published(1)
+        first, second = await bench.two(1)
         first.end()
         await first.ended.wait()
         began_s = bench.clock.monotonic()
@@ -379,8 +374,7 @@ async def test_a_leader_with_a_standby_leaves_its_feed_when_it_cannot_renew(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
+        first, second = await bench.two()
         await anyio.sleep(2)
         assert first.service.status().standby.standby_alive  # type: ignore[union-attr]
         bench.group.down = bench.store.down = True
@@ -411,8 +405,7 @@ async def test_what_programs_want_outlives_a_redis_without_its_data_and_then_the
     autojump_clock: Any, away: bool
 ) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
+        first, second = await bench.two()
         await first.service.subscribe("TSLA")
         await anyio.sleep(2)
         bench.group.down = bench.store.down = away
@@ -430,8 +423,7 @@ async def test_a_leader_that_ends_passes_the_lead_at_once_on_a_new_connection(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
+        first, second = await bench.two()
         await anyio.sleep(2)
         first.lease.lost = True  # found by the release
         first.end()
@@ -443,10 +435,7 @@ async def test_a_leader_that_ends_passes_the_lead_at_once_on_a_new_connection(
 
 async def test_quotes_come_from_rest_while_the_connection_is_in_use(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
-        bench.market(1)
-        await bench.published(1)
+        first, second = await bench.two(1)
         second.feed.refuse_next(406, times=2)
         first.lease.cut = True
         await bench.until(lambda: first.service.status().state == "standby")
@@ -493,10 +482,7 @@ async def test_a_price_that_rest_alone_had_hides_no_gap_of_other_symbols(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
-        bench.market(1)
-        await bench.published(1)
+        first, second = await bench.two(1)
         await anyio.sleep(5)
         first.feed.refuse_next(406, times=100)
         first.feed.drop()
@@ -533,8 +519,7 @@ async def test_a_symbol_without_any_quote_loses_nothing(autojump_clock: Any) -> 
 
 async def test_a_reader_in_the_process_lives_through_a_takeover(autojump_clock: Any) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
+        first, second = await bench.two()
         async with second.service.quotes("AAPL") as quotes:
             bench.market(1)
             await bench.published(1)
@@ -560,10 +545,7 @@ async def test_events_that_a_deposed_leader_has_not_written_are_counted(
     autojump_clock: Any,
 ) -> None:
     async with open_bench() as bench:
-        first, second = await bench.start("first"), await bench.start("second")
-        await bench.leads(first)
-        bench.market(1)
-        await bench.published(1)
+        first, second = await bench.two(1)
         await anyio.sleep(2)
         first.lease.cut = bench.store.down = True
         bench.market(2)
