@@ -38,7 +38,7 @@ __all__ = ["Decisions", "Step", "recorded_topics", "topics_of_event"]
 
 _BY_CHANNEL: Final[Mapping[str, Kind[Any]]] = {kind.channel: kind for kind in KINDS}
 _CONTROLS: Final = (b"success", b"subscription", b"error")
-"""The types of Alpaca's control messages. A record that has such a word is only decided alone."""
+"""The types of Alpaca's control messages. Entries with such a word are decided one by one."""
 
 
 @attrs.frozen
