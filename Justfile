@@ -39,7 +39,7 @@ workers := `python3 -c 'import os; print((os.cpu_count() or 1) + 1)'`
 parts := "--ignore=tests/integration --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations --dist worksteal -n " + workers
 quick := parts + " --ignore=tests/contracts --ignore=tests/http_api/test_described.py -m 'not thorough' --hypothesis-profile=quick"
 
-# Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
+# Run the fast tests: pure, or on virtual time (one to two minutes). With arguments: the tests that they name
 test *args: install
     {{python}} -m pytest {{ if args == "" { quick } else { "" } }} "$@"
 
