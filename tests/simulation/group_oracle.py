@@ -299,7 +299,7 @@ class Readers:
         self._may_begin_again: set[str] = set()
         """Symbols whose last price the leader may have left out, since its clock was wrong."""
         self._gone: set[Identity] = set()
-        """Published, and lost by the server: a new leader does not know of these."""
+        """Published, but a new leader does not know of these: the server or its clock lost them."""
         self._reads: dict[_Term, tuple[float, dict[str, Quote]]] = {}
         self._subscribed_ns = 0
         """When the feed was first subscribed in this term, by the market's clock."""
@@ -382,6 +382,8 @@ class Readers:
             return
         if quote.seq == 1 and symbol in self._may_begin_again and symbol in self._last:
             self._unpromised_ns.setdefault(symbol, self._last.pop(symbol).ts_event_ns)
+            # It does not know either which quotes were published, and asks history for the newest.
+            self._gone.update(each for each in self.published if each[0] == symbol)
         self._may_begin_again.discard(symbol)
         last = self._last.get(symbol)
         if quote.seq != (last.seq if last else 0) + 1:
