@@ -113,6 +113,8 @@ _MEANINGS: Final = {
     "prices_connected_again": "A reader of prices is connected to Redis again.",
     "prices_disconnected": "A reader of prices lost Redis. It connects again.",
     "quiet_market_check_refused": "REST refused the check of a quiet market. The connection stays.",
+    "progress_not_read": "How far the earlier run had published all records cannot be read from "
+    "Redis. The repair begins at the newest record.",
     "record_from_the_future": "Records lie more than 60 s ahead of this machine's clock. They are "
     "refused and count in `decode_errors`.",
     "redis_batch_was_written": "Redis has a batch whose answer was lost. It is not sent twice.",

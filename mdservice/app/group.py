@@ -23,6 +23,7 @@ import attrs
 import msgspec
 from anyio.abc import TaskStatus
 
+from mdservice.app.progress import Complete, Progress
 from mdservice.app.service import DRAIN_LIMIT_S, Plan, Service, StoreMaker
 from mdservice.app.topology import HELD_SOURCE, FeedParts, Pipeline, Topology
 from mdservice.errors import (
@@ -100,50 +101,11 @@ class _Wishes(msgspec.Struct, frozen=True):
 
     sources: dict[str, list[tuple[str, str]]] = {}
     removed: list[tuple[str, str]] = []
-    complete: dict[str, dict[str, int]] = {}
+    complete: Complete = {}
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Wishes)
-
-
-class _Complete:
-    """How far the records of each feed and channel are published without a hole.
-
-    The next leader repairs from there. The newest key does not show it: REST may have brought that
-    record alone, while the feed was down.
-
-    Attributes:
-        until: The time, by feed and channel, UTC nanoseconds.
-    """
-
-    def __init__(self, until: dict[str, dict[str, int]]) -> None:
-        self.until = until
-        self._next: dict[str, dict[str, int]] | None = None
-        """What was accepted; all of it is not yet written."""
-        self._settled: int | None = None
-        """How many events are written once it is."""
-
-    def look(self, topology: Topology) -> None:
-        """Note how far the records are published; once a second."""
-        publisher = topology.publisher
-        if self._next is not None:
-            if self._settled is None:  # by now, the publisher has received all of it
-                self._settled = publisher.settled + publisher.unacknowledged
-            if publisher.settled < self._settled:
-                return
-            self.until = self._next
-        self._settled = None
-        self._next = {}
-        for pipeline in topology.pipelines:
-            times = {
-                kind.channel: complete_ns
-                for kind in pipeline.feed.kinds
-                if pipeline.router.repairs(kind)
-                and (complete_ns := pipeline.router.complete_until_ns(kind)) is not None
-            }
-            if times:
-                self._next[pipeline.feed.name] = times
 
 
 class Member:
@@ -199,7 +161,7 @@ class Member:
         self._running: Topology | None = None
         """The parts of this term, once they run."""
         self._remembered: bytes | None = None
-        self._complete = _Complete({})
+        self._progress = Progress({})
         self._has_stood_by = False
         self._looked_s = self._clock.monotonic()
         self._stopping = anyio.Event()
@@ -461,7 +423,7 @@ class Member:
                     if self._lease.own.epoch != epoch:  # Redis has lost the lease, and maybe more
                         self._remembered = None
                     if self._running is not None:
-                        self._complete.look(self._running)
+                        self._progress.look(self._running)
                     await self._remember()
             except Deposed as exc:
                 lost = str(exc)
@@ -480,7 +442,7 @@ class Member:
         store = self._make_store(leader)
         async with AsyncExitStack() as stack:
             stored = self._stored(await self._ask_redis(self._lease.recall))
-            self._complete = _Complete(stored.complete)
+            self._progress = Progress(stored.complete)
             topics, others = self._wishes(stored)
             every = [*topics, *(topic for some in others.values() for topic in some)]
             last = await self._ask_redis(
@@ -674,7 +636,7 @@ class Member:
                     pairs = [(topic.channel, topic.symbol) for topic in topics]
                     sources.setdefault(source, []).extend(pairs)
         removed = [(t.channel, t.symbol) for t in self._settings_topics if t not in wanted]
-        wishes = _encoder.encode(_Wishes(sources, removed, self._complete.until))
+        wishes = _encoder.encode(_Wishes(sources, removed, self._progress.until))
         if wishes != self._remembered:
             self._remembered = None
             await self._lease.remember(wishes)

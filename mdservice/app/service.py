@@ -13,6 +13,7 @@ import anyio
 import attrs
 
 from mdservice.app.dev_stack import start_embedded_server, start_simulator
+from mdservice.app.progress import ProgressKeeper, read_complete
 from mdservice.app.relay import open_relay
 from mdservice.app.status import (
     FeedFacts,
@@ -55,7 +56,7 @@ from mdservice.positions.sources import ALPACA, PositionSource, open_source
 from mdservice.positions.trading_stream import TradingStream, open_trading_stream
 from mdservice.publish.lease import Leader, Lease
 from mdservice.publish.readers import LocalReader, LocalReaders
-from mdservice.publish.store import PriceStore, read_last_records
+from mdservice.publish.store import PriceStore, ProgressStore, read_last_records
 from mdservice.redis_io.names import ACCOUNT_CHANNEL
 from mdservice.router.actor import FUTURE_TOLERANCE_NS
 from mdservice.runtime.backoff import JITTER
@@ -679,10 +680,17 @@ async def _open_one(
     make_relay = await plan.open_relay(stack)
     topics = plan.topics()
     last_records = await plan.last_records(store, topics)
+    keeps = instances or (store if isinstance(store, ProgressStore) else None)
+    complete = await read_complete(keeps) if keeps is not None else {}
     journal = plan.open_journal(stack)
-    topology = plan.build(store, topics, last_records, make_relay=make_relay, journal=journal)
+    topology = plan.build(
+        store, topics, last_records, make_relay=make_relay, journal=journal, complete=complete
+    )
     plan.readers.keep(last_records.get(NEWS, ()))
     market = await plan.run(topology, instances, stack)
+    if keeps is not None:
+        keeper = ProgressKeeper(keeps, topology, complete)
+        await stack.enter_async_context(background(keeper.run))
     return Service(
         plan.settings, topology, plan.clock, plan.resolved, plan.facts, instances, market
     )

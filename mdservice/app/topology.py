@@ -421,7 +421,9 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
         resuming = _can_resume(times if complete_ns is None else [*times, complete_ns], clock)
         if resuming and complete_ns is not None and router.repairs(kind):
             followed = set(symbols_of(subscriptions.wanted, kind)) - {EVERY_SYMBOL}
-            earlier[kind] = (set() if kind.stream else followed), complete_ns
+            # Without a group, the settings may have other symbols now than the earlier run had.
+            knows = shared.numbering_on and not kind.stream
+            earlier[kind] = (followed if knows else set()), complete_ns
         if records or kind in earlier:
             router.start_from(
                 kind,

@@ -8,6 +8,8 @@ the others. It also keeps a record in its own database, which tells readers whic
 
     Instances ──PUBLISH mdservice.instances──▶ Redis ──▶ Instances of every other service
          └─────SET mdservice:instance PX───────▶        └──▶ readers
+
+With its record it also writes what the next run needs to know.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from mdservice.errors import StoreError, StoreRefused, StoreUnavailable
 from mdservice.model.market import Market
 from mdservice.model.timestamps import format_ns
 from mdservice.observability.logging import get_logger
+from mdservice.publish.store import READ_LIMIT_S
 from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisConnection
 from mdservice.redis_io.locator import locator_of
@@ -100,6 +103,7 @@ class Instances:
         self._takes_over = admit is not None
         self._announced = False
         """Whether Redis may have a record of this service."""
+        self._progress: bytes | None = None
         self.own = Instance(
             id=id,
             db=self._address.database,
@@ -118,6 +122,24 @@ class Instances:
     def set_market(self, market: Market | None) -> None:
         """Announce the stock market's hours from now on; None if they are not known."""
         self.own = msgspec.structs.replace(self.own, market=market)
+
+    def keep_progress(self, payload: bytes) -> None:
+        """Write this with the next announcement; see ``ProgressStore`` of publish.store."""
+        self._progress = payload
+
+    async def read_progress(self) -> bytes | None:
+        """What an earlier service has written to this database; None also without an answer."""
+        connection = None
+        try:
+            with anyio.fail_after(READ_LIMIT_S):
+                connection = await self._open()
+                (payload,) = await connection.exchange(pack(b"GET", self._names.progress_key), 1)
+        except (StoreError, TimeoutError):
+            return None  # the last prices are not read either, which is logged
+        finally:
+            if connection is not None:
+                connection.close()
+        return payload if isinstance(payload, bytes) else None
 
     def others(self) -> list[Instance]:
         """The other services that publish the same names now, the longest running first."""
@@ -262,6 +284,7 @@ class Instances:
         free = owner is None or owner.id == self.own.id or _has_ended(owner, self.own)
         if free or self._takes_over:
             commands.insert(0, pack(b"SET", key, payload, b"PX", b"%d" % int(GONE_AFTER_S * 1e3)))
+            commands += self._progress_commands()
         self._refuse(await speaker.exchange(b"".join(commands), len(commands)))
         self._takes_over = False
 
@@ -272,8 +295,14 @@ class Instances:
         farewell = encode_instance(msgspec.structs.replace(self.own, gone=True))
         commands = [pack(b"PUBLISH", self._names.channel(INSTANCES_CHANNEL), farewell)]
         if owner is not None and owner.id == self.own.id:
-            commands.append(pack(b"DEL", key))
+            commands += [pack(b"DEL", key), *self._progress_commands()]
         await speaker.exchange(b"".join(commands), len(commands))
+
+    def _progress_commands(self) -> list[bytes]:
+        if self._progress is None:
+            return []
+        lives = b"EX", b"%d" % max(1, round(self.own.price_ttl_s))
+        return [pack(b"SET", self._names.progress_key, self._progress, *lives)]
 
     async def _listen(self, listener: RedisConnection) -> None:
         # This service's own announcements keep the connection from being silent: one without

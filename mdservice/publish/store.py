@@ -23,6 +23,7 @@ __all__ = [
     "MovingStore",
     "PartedStore",
     "PriceStore",
+    "ProgressStore",
     "Refusable",
     "RenewingStore",
     "StreamStore",
@@ -190,6 +191,19 @@ class StreamStore(Protocol):
         Raises:
             StoreUnavailable, StoreRefused
         """
+        ...
+
+
+@runtime_checkable
+class ProgressStore(Protocol):
+    """Keeps for the next run how far this one has published all records."""
+
+    def keep_progress(self, payload: bytes) -> None:
+        """Store this soon, for as long as the key of a price lives."""
+        ...
+
+    async def read_progress(self) -> bytes | None:
+        """What an earlier run has stored; None without it, or without an answer."""
         ...
 
 

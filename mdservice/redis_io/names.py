@@ -269,6 +269,11 @@ class RedisNames:
         """The key that names the service which writes to this database."""
         return f"{self.prefix}mdservice:instance".encode()
 
+    @property
+    def progress_key(self) -> bytes:
+        """The key that keeps for the next run up to when this one has published all records."""
+        return f"{self.prefix}mdservice:progress".encode()
+
     def day_start_key(self, account: str) -> bytes:
         """The key that keeps what an account held at the start of the day."""
         return f"{self.prefix}mdservice:day_start:{account}".encode()

@@ -25,6 +25,7 @@ from mdservice.redis_io.replies import refusal
 __all__ = ["MemoryPriceStore", "Slow", "StoreFault"]
 
 _NUMBER_TTL_S: Final = 86_400
+_PROGRESS_KEY: Final = "mdservice:progress"
 
 
 class StoreFault(Enum):
@@ -245,6 +246,17 @@ class MemoryPriceStore:
         await self._round_trip()
         if self.refusal is not None:
             raise refusal("memory://", self.refusal)
+
+    def keep_progress(self, payload: bytes) -> None:
+        """Store it, unless the server is :attr:`down` or refuses."""
+        if not self.down and self.refusal is None:
+            expires_at = self._clock.monotonic() + self._price_ttl_s
+            self._keys[_PROGRESS_KEY] = payload, expires_at
+
+    async def read_progress(self) -> bytes | None:
+        """What was stored; None while the server is :attr:`down`."""
+        await anyio.lowlevel.checkpoint()
+        return None if self.down else self.get(_PROGRESS_KEY)
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -12,6 +12,7 @@ import hiredis
 import msgspec
 import pytest
 
+from mdservice.errors import StoreUnavailable
 from mdservice.publish import instances as instances_module
 from mdservice.publish.instances import Instances
 from mdservice.redis_io.connection import RedisAddress
@@ -48,16 +49,17 @@ class Redis:
     def record(self) -> Instance | None:
         return decode_instance(self.get(RedisNames().instance_key))
 
-    def lives_s(self) -> float:
-        """How long the record still lives."""
-        return self._keys[RedisNames().instance_key][1] - anyio.current_time()
+    def lives_s(self, key: bytes = RedisNames().instance_key) -> float:
+        """How long the record, or another key, still lives."""
+        return self._keys[key][1] - anyio.current_time()
 
     def execute(self, connection: Connection, name: bytes, *words: bytes) -> Any:
         match name:
             case b"GET":
                 return self.get(words[0])
             case b"SET":
-                self._keys[words[0]] = words[1], anyio.current_time() + int(words[3]) / 1e3
+                lives_s = int(words[3]) / (1e3 if words[2] == b"PX" else 1)
+                self._keys[words[0]] = words[1], anyio.current_time() + lives_s
             case b"DEL":
                 self._keys.pop(words[0], None)
             case b"SUBSCRIBE":
@@ -165,6 +167,49 @@ async def test_the_record_of_the_first_one_goes_to_the_second(
         await anyio.sleep(ANNOUNCE_EVERY_S + 0.1)
         assert server.record() == other.own
         tasks.cancel_scope.cancel()
+
+
+async def test_its_progress_lives_as_long_as_a_price_and_is_there_for_the_next_run(
+    server: Redis, autojump_clock: Any
+) -> None:
+    one, key = make("one"), RedisNames().progress_key
+    assert await one.read_progress() is None
+    async with running(one):
+        for number in range(5):
+            one.keep_progress(b"%d" % number)
+            await anyio.sleep(ANNOUNCE_EVERY_S + 0.1)
+            assert server.get(key) == b"%d" % number
+            assert 298 < server.lives_s(key) <= 300
+        one.keep_progress(b"the end")
+    assert await make("next").read_progress() == b"the end"
+
+
+async def test_a_second_service_leaves_the_progress_of_the_first(
+    server: Redis, autojump_clock: Any
+) -> None:
+    one, other = make("one"), make("other")
+    async with running(one):
+        one.keep_progress(b"its own")
+        async with running(other):
+            other.keep_progress(b"the other's")
+            await anyio.sleep(5)
+        assert await make("next").read_progress() == b"its own"
+
+
+async def test_without_an_answer_nothing_is_known_of_an_earlier_run(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+) -> None:
+    class Silent:
+        async def open(self, *_: Any, **_more: Any) -> None:
+            await anyio.sleep_forever()
+
+    class Away:
+        async def open(self, *_: Any, **_more: Any) -> None:
+            raise StoreUnavailable("away")
+
+    for server in (Silent(), Away()):
+        monkeypatch.setattr(instances_module, "RedisConnection", server)
+        assert await make("one").read_progress() is None
 
 
 async def test_others_are_named_the_longest_running_first_and_by_their_database(
