@@ -9,14 +9,13 @@
 
 Valkey, the service and the gateway on uvicorn are processes of their own; nothing is pinned to a
 core. The 99th percentile is also that of each third, since the machine may do something else for a
-second. What is measured is checked against decimals computed by hand; the exit code is 1 where
+second; and that of the times when it was steady, as :mod:`tests.bench.pnl_times` sees it. What is measured is checked against decimals computed by hand; the exit code is 1 where
 anything is wrong.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import signal
 import sys
 import tempfile
@@ -31,12 +30,13 @@ import anyio
 import attrs
 
 from mdservice.redis_io.embedded import open_embedded_server
-from tests.bench.pnl_account import Writer, percentiles
+from tests.bench.pnl_account import Writer
 from tests.bench.pnl_checks import Checks, checks
 from tests.bench.pnl_events import Events, engine_alone, through_a_book
 from tests.bench.pnl_fills import Fills, from_fills
 from tests.bench.pnl_requests import Counts, Requests, in_process, over_http
 from tests.bench.pnl_stream import Latencies, from_quote_to_pnl
+from tests.bench.pnl_times import fixed_work, percentiles
 from tests.bench.processes import REPOSITORY, Cores
 from tests.bench.results import aligned, machine, write
 
@@ -157,13 +157,10 @@ async def main(plan: Plan) -> int:
 
 async def _fixed_work(count: int) -> dict[str, Any]:
     """The time of the same work after a pause each, as a request finds the program."""
-    rows = [{"symbol": str(number), "price": number / 100} for number in range(300)]
     seconds = []
     for _ in range(count):
         await anyio.sleep(_PAUSE_S)
-        started_s = time.perf_counter()
-        json.dumps(rows)
-        seconds.append(time.perf_counter() - started_s)
+        seconds.append(fixed_work())
     return percentiles(seconds)
 
 
@@ -186,6 +183,7 @@ def _requests(measured: Measured) -> Iterator[tuple[str, ...]]:
         "p99 ms",
         "p99 of each third",
         "max ms",
+        "p99 ms, steady",
     )
     for each in measured.requests:
         yield (each.way, f"{each.positions:,}", each.prices, *_figures(each.figures))
@@ -201,6 +199,7 @@ def _checks(measured: Measured) -> Iterator[tuple[str, ...]]:
         "p99 ms",
         "p99 of each third",
         "max ms",
+        "p99 ms, steady",
     )
     for each in measured.checks:
         yield (each.way, f"{each.positions:,}", str(each.limits), *_figures(each.figures))
@@ -222,19 +221,36 @@ def _latencies(measured: Measured) -> Iterator[tuple[str, ...]]:
         "p99 ms",
         "p99 of each third",
         "max ms",
+        "p99 ms, steady",
     )
     for each in measured.latencies:
         yield (each.market, f"{each.background_per_s:,.0f}", *_figures(each.figures))
 
 
 def _fills(measured: Measured) -> Iterator[tuple[str, ...]]:
-    yield ("from a fill to", "fills", "p50 ms", "p99 ms", "p99 of each third", "max ms")
+    yield (
+        "from a fill to",
+        "fills",
+        "p50 ms",
+        "p99 ms",
+        "p99 of each third",
+        "max ms",
+        "p99 ms, steady",
+    )
     for each in measured.fills:
         yield (each.what, *_figures(each.figures))
 
 
 def _machine(measured: Measured) -> Iterator[tuple[str, ...]]:
-    yield ("the machine", "times", "p50 ms", "p99 ms", "p99 of each third", "max ms")
+    yield (
+        "the machine",
+        "times",
+        "p50 ms",
+        "p99 ms",
+        "p99 of each third",
+        "max ms",
+        "p99 ms, steady",
+    )
     yield ("fixed work after a pause", *_figures(measured.machine))
 
 
@@ -244,6 +260,8 @@ def _figures(figures: dict[str, Any]) -> Iterator[str]:
     yield f"{figures['p99_ms']:.2f}"
     yield " ".join(f"{third:.2f}" for third in figures["thirds_p99_ms"])
     yield f"{figures['max_ms']:.2f}"
+    steady = figures.get("steady")
+    yield "" if steady is None else f"{steady['p99_ms']:.2f} of {steady['n']:,}"
 
 
 def say(line: str) -> None:

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Any
 
 import attrs
 import hiredis
@@ -161,28 +160,6 @@ class Writer:
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, Any]:
-    """Milliseconds; ``n`` is how many were measured.
-
-    ``thirds_p99_ms`` has the 99th percentile of each third, in the order in which they were
-    measured: where the machine does something else for a second, one of them differs.
-    """
-    third = -(-len(seconds) // 3)
-    thirds = [seconds[start : start + third] for start in range(0, len(seconds), third)]
-    return {
-        "n": len(seconds),
-        "p50_ms": _percentile_ms(seconds, 50),
-        "p99_ms": _percentile_ms(seconds, 99),
-        "thirds_p99_ms": [_percentile_ms(each, 99) for each in thirds],
-        "max_ms": _percentile_ms(seconds, 100),
-    }
-
-
-def _percentile_ms(seconds: Sequence[float], percent: int) -> float:
-    ordered = sorted(seconds)
-    return ordered[-(-(len(ordered) - 1) * percent // 100)] * 1e3
 
 
 def _cents(place: int, turn: int) -> tuple[int, int]:

@@ -30,7 +30,8 @@ from mdservice.pnl.limits import Order
 from mdservice.positions.parse import parse_positions
 from mdservice.redis_io.commands import pack
 from mdservice.settings import Settings
-from tests.bench.pnl_account import Account, Writer, percentiles
+from tests.bench.pnl_account import Account, Writer
+from tests.bench.pnl_times import Times
 from tests.bench.tape import symbol_names
 
 _OF_ALL: Final = (
@@ -67,7 +68,7 @@ class Checks:
         way: ``check`` or ``judgement``.
         positions: Held symbols.
         limits: How many limits.
-        figures: Of :func:`tests.bench.pnl_account.percentiles`.
+        figures: Of :meth:`tests.bench.pnl_times.Times.figures`.
         wrong: What was not as it must be.
     """
 
@@ -114,8 +115,7 @@ async def checks(url: str, writer: Writer, counts: dict[int, int]) -> list[Check
 async def _check(
     app: FastAPI, tracker: PnlTracker, account: Account, writer: Writer, count: int
 ) -> list[Checks]:
-    whole: list[float] = []
-    alone: list[float] = []
+    whole, alone = Times(), Times()
     wrong: list[str] = []
     # Every second one is too large: its symbol has a limit of its own.
     small, large = (Order(account.symbols[1], "buy", Decimal(qty)) for qty in (1, _MOST_SHARES))
@@ -125,21 +125,21 @@ async def _check(
         body = msgspec.json.encode(
             {"symbol": order.symbol, "side": order.side, "qty": str(order.qty)}
         )
-        started_s = time.perf_counter()
+        started_s = whole.begin()
         status, answer = await _call(app, body)
-        whole.append(time.perf_counter() - started_s)
+        whole.end(started_s)
         await _change(tracker, account, writer, 2 + number)
-        started_s = time.perf_counter()
+        started_s = alone.begin()
         reasons = tracker.risk.objections(order, CLOSED)
-        alone.append(time.perf_counter() - started_s)
+        alone.end(started_s)
         allowed = order is small
         told = (status, answer.get("allowed"), len(answer.get("reasons", ())), len(reasons))
         if told != (_OK, allowed, 1 - allowed, 1 - allowed) and len(wrong) < _MOST_TOLD:
             wrong.append(f"{order}: {answer}, {reasons}")
     sizes = account.count, len(LIMITS)
     return [
-        Checks("check", *sizes, percentiles(whole), wrong),
-        Checks("judgement", *sizes, percentiles(alone), []),
+        Checks("check", *sizes, whole.figures(), wrong),
+        Checks("judgement", *sizes, alone.figures(), []),
     ]
 
 

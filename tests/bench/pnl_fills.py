@@ -3,7 +3,8 @@
 The simulator, in this process, fills orders. The service follows its trading stream, subscribes to
 what is new and publishes ``account.updated``. A gateway, ``mdservice gateway``, has its positions
 from the same stream, or from the service; this process reads its stream of P&L. Each is a process,
-and so is Valkey. Fills come one at a time, and not in a stream's pause after its last event.
+and so is Valkey. One gateway runs at a time, and none while symbols are subscribed. Fills come one
+at a time, and not in a stream's pause after its last event.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,9 +25,9 @@ import httpx
 import msgspec
 
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
-from tests.bench.pnl_account import percentiles
 from tests.bench.pnl_gateway import PNL
-from tests.bench.processes import Child, Cores, running
+from tests.bench.pnl_times import Times
+from tests.bench.processes import Cores, running
 from tests.bench.programs import Service, Surroundings
 from tests.bench.tape import symbol_names
 
@@ -51,7 +52,7 @@ class Fills:
 
     Attributes:
         what: Until what.
-        figures: Of :func:`tests.bench.pnl_account.percentiles`.
+        figures: Of :meth:`tests.bench.pnl_times.Times.figures`.
     """
 
     what: str
@@ -134,113 +135,102 @@ async def from_fills(
         with service.running(given) as child:
             async with asyncio.timeout(_START_LIMIT_S):
                 await simulator.until(lambda simulator: _subscribed(simulator) >= {*held})
-            async with _running_gateways(given, simulator) as gateways:
-                try:
-                    async with asyncio.TaskGroup() as tasks:
-                        quoting = tasks.create_task(_quote(simulator, held))
-                        wrong = []
-                        for source, gateway in gateways.items():
-                            seconds, reasons = await _changed(simulator, gateway, held, fills)
-                            found.append(Fills(f"P&L event, {source}", percentiles(seconds)))
-                            wrong += reasons
-                        seconds = [await _opened(simulator, symbol) for symbol in new]
-                        found.append(Fills("symbol subscribed", percentiles(seconds)))
-                        quoting.cancel()
-                except Exception as exc:
-                    for each in (child, *gateways.values()):
-                        exc.add_note(f"it logged at last:\n{each.last_words()}")
-                    raise
+            wrong: list[str] = []
+            try:
+                for source in SOURCES:
+                    async with _running_gateway(given, simulator, source, held) as gateway:
+                        times, reasons = await _changed(simulator, gateway, held, fills)
+                    found.append(Fills(f"P&L event, {source}", times.figures()))
+                    wrong += reasons
+                times = await _opened(simulator, new)
+                found.append(Fills("symbol subscribed", times.figures()))
+            except Exception as exc:
+                exc.add_note(f"the service logged at last:\n{child.last_words()}")
+                raise
     return found, wrong
 
 
-@attrs.define
-class _Gateway:
-    """A running gateway and the reader of its stream."""
-
-    child: Child
-    watcher: Watcher
-
-    def last_words(self) -> str:
-        return self.child.last_words()
-
-
 @asynccontextmanager
-async def _running_gateways(
-    given: Surroundings, simulator: Simulator
-) -> AsyncIterator[dict[Source, _Gateway]]:
-    """One for each source, with a reader each; ended after the block."""
-    found: dict[Source, _Gateway] = {}
-    async with AsyncExitStack() as stack:
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        for source in SOURCES:
-            environment = {
-                "ALPACA_API_KEY": "key",
-                "ALPACA_SECRET_KEY": "secret",
-                "MDSERVICE_REDIS_URL": given.redis_url,
-                "MDSERVICE_SOCKET": str(given.socket),
-                "MDSERVICE_TRADING_URL": simulator.rest_url,
-                "MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{_free_port()}",
-                "MDSERVICE_LOG_FORMAT": "json",
-            }
-            if source == SOURCES[0]:
-                environment["MDSERVICE_GATEWAY_POSITIONS"] = "alpaca"
-            gateway = stack.enter_context(
-                running(
-                    *("mdservice", "gateway"),
-                    core=None,
-                    others_core=None,
-                    log=given.folder / f"fills_{len(found)}.log",
-                    environment=environment,
-                )
-            )
+async def _running_gateway(
+    given: Surroundings, simulator: Simulator, source: Source, held: list[str]
+) -> AsyncIterator[Watcher]:
+    """A gateway and a reader of its stream, with young prices of what is held; ended after it."""
+    environment = {
+        "ALPACA_API_KEY": "key",
+        "ALPACA_SECRET_KEY": "secret",
+        "MDSERVICE_REDIS_URL": given.redis_url,
+        "MDSERVICE_SOCKET": str(given.socket),
+        "MDSERVICE_TRADING_URL": simulator.rest_url,
+        "MDSERVICE_GATEWAY_HTTP": f"127.0.0.1:{_free_port()}",
+        "MDSERVICE_LOG_FORMAT": "json",
+    }
+    if source == SOURCES[0]:
+        environment["MDSERVICE_GATEWAY_POSITIONS"] = "alpaca"
+    with running(
+        *("mdservice", "gateway"),
+        core=None,
+        others_core=None,
+        log=given.folder / f"fills_{SOURCES.index(source)}.log",
+        environment=environment,
+    ) as gateway:
+        try:
             message = (await asyncio.to_thread(gateway.hear, _START_LIMIT_S))["message"]
             address = _SERVING.search(message)
             if address is None:
                 raise RuntimeError(f"the gateway announces {message!r}")
-            client = await stack.enter_async_context(
-                httpx.AsyncClient(base_url=address[0], timeout=_START_LIMIT_S)
-            )
-            found[source] = _Gateway(gateway, Watcher())
-            following = tasks.create_task(found[source].watcher.follow(client))
-            stack.callback(following.cancel)
-        yield found
+            async with (
+                httpx.AsyncClient(base_url=address[0], timeout=_START_LIMIT_S) as client,
+                asyncio.TaskGroup() as tasks,
+            ):
+                watcher = Watcher()
+                following = tasks.create_task(watcher.follow(client))
+                quoting = tasks.create_task(_quote(simulator, held))
+                yield watcher
+                following.cancel()
+                quoting.cancel()
+        except Exception as exc:
+            exc.add_note(f"the gateway logged at last:\n{gateway.last_words()}")
+            raise
 
 
 async def _changed(
-    simulator: Simulator, gateway: _Gateway, held: list[str], count: int
-) -> tuple[list[float], list[str]]:
-    """Buy a share of one after the other; seconds until each is in an event."""
-    watcher, chance = gateway.watcher, random.Random(count)
+    simulator: Simulator, watcher: Watcher, held: list[str], count: int
+) -> tuple[Times, list[str]]:
+    """Buy a share of one after the other; the times until each is in an event."""
+    chance = random.Random(count)
     async with asyncio.timeout(_START_LIMIT_S):
         while len(watcher.rows) < len(held) or None in (
             row.unrealized_pnl for row in watcher.rows.values()
         ):
             await asyncio.sleep(_POLL_S)
-    seconds, wrong = [], []
+    times, wrong = Times(), []
     for number in range(count):
         symbol = held[number % len(held)]
         quantity = (watcher.rows[symbol].qty or 0) + 1
         watcher.want(symbol, quantity)
+        times.begin()
         filled_s = time.monotonic()
         simulator.trade(symbol, 1, _PAID)
-        seconds.append(await watcher.heard() - filled_s)
+        times.note(await watcher.heard() - filled_s)
         row = watcher.rows[symbol]
         right = ((row.current_price or 0) - _PAID) * quantity
         if row.unrealized_pnl != right and len(wrong) < _MOST_TOLD:
             wrong.append(f"{symbol}: {row} with a P&L in place of {right}")
         await asyncio.sleep(_PAUSE_S + chance.random() * _SPREAD_S)
-    return seconds, wrong
+    return times, wrong
 
 
-async def _opened(simulator: Simulator, symbol: str) -> float:
-    """Buy what is new; seconds until the service has subscribed to it."""
-    filled_s = time.monotonic()
-    simulator.trade(symbol, 1, _PAID)
-    async with asyncio.timeout(_HEARD_LIMIT_S):
-        await simulator.until(lambda simulator: symbol in _subscribed(simulator))
-    seconds = time.monotonic() - filled_s
-    await asyncio.sleep(_PAUSE_S)
-    return seconds
+async def _opened(simulator: Simulator, symbols: list[str]) -> Times:
+    """Buy what is new, one after the other; the times until the service has subscribed to it."""
+    times = Times()
+    for symbol in symbols:
+        started_s = times.begin()
+        simulator.trade(symbol, 1, _PAID)
+        async with asyncio.timeout(_HEARD_LIMIT_S):
+            await simulator.until(lambda simulator, new=symbol: new in _subscribed(simulator))
+        times.end(started_s)
+        await asyncio.sleep(_PAUSE_S)
+    return times
 
 
 async def _quote(simulator: Simulator, symbols: list[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import http.client
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +21,9 @@ from mdservice.gateway.make import make_tracker
 from mdservice.gateway.router import Answers
 from mdservice.gateway.tracker import PnlTracker
 from mdservice.settings import Settings
-from tests.bench.pnl_account import Account, Writer, percentiles
+from tests.bench.pnl_account import Account, Writer
 from tests.bench.pnl_gateway import path_of
+from tests.bench.pnl_times import Times
 from tests.bench.processes import running
 
 Way = Literal["in process, keys", "in process, keys, frozen", "in process, live", "HTTP, keys"]
@@ -50,7 +50,7 @@ class Requests:
         way: Where it is measured, and where the answer takes its prices.
         positions: In the answer.
         prices: ``all new`` or ``the same`` as at the request before.
-        figures: Of :func:`tests.bench.pnl_account.percentiles`.
+        figures: Of :meth:`tests.bench.pnl_times.Times.figures`.
         wrong: What was not as it must be.
     """
 
@@ -74,7 +74,7 @@ class Round:
         self._way: Way = way
         self._account = account
         self._changing = changing
-        self._seconds: list[float] = []
+        self.times = Times()
         self._wrong: list[str] = []
 
     def turns(self, after: int, count: int) -> Iterator[int]:
@@ -83,7 +83,7 @@ class Round:
 
     def note(self, started_s: float, body: bytes, turn: int) -> None:
         """An answer has just come."""
-        self._seconds.append(time.perf_counter() - started_s)
+        self.times.end(started_s)
         if len(self._wrong) < _MOST_TOLD:
             self._wrong += self._account.wrong(body, turn)
 
@@ -93,7 +93,7 @@ class Round:
             self._way,
             self._account.count,
             "all new" if self._changing else "the same",
-            percentiles(self._seconds),
+            self.times.figures(),
             self._wrong,
         )
 
@@ -130,7 +130,7 @@ async def _ask_keys(
         for turn in these.turns(after, count):
             if turn != after:
                 writer.write(account, turn, publish=False)
-            started_s = time.perf_counter()
+            started_s = these.times.begin()
             body = await answers.whole()
             these.note(started_s, body, turn)
         return turn
@@ -153,7 +153,7 @@ async def _ask_live(
             if changing:
                 writer.write(account, turn, publish=True)
                 await _until_taken(tracker, account, turn)
-            started_s = time.perf_counter()
+            started_s = these.times.begin()
             body = await answers.whole()
             these.note(started_s, body, turn)
         found.append(these.result())
@@ -203,7 +203,7 @@ def _ask_http(
         for turn in these.turns(turn, count):  # noqa: B020 - it goes on where it was
             if changing:
                 writer.write(account, turn, publish=False)
-            started_s = time.perf_counter()
+            started_s = these.times.begin()
             body = _get(connection, path)
             these.note(started_s, body, turn)
         found.append(these.result())

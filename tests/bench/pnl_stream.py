@@ -22,8 +22,9 @@ import httpx
 import msgspec
 
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
-from tests.bench.pnl_account import Account, Row, percentiles
+from tests.bench.pnl_account import Account, Row
 from tests.bench.pnl_gateway import path_of
+from tests.bench.pnl_times import percentiles
 from tests.bench.processes import Cores, running
 from tests.bench.programs import Service, Surroundings
 
@@ -51,7 +52,7 @@ class Latencies:
     Attributes:
         market: One of :data:`MARKETS`.
         background_per_s: What was sent besides.
-        figures: Of :func:`tests.bench.pnl_account.percentiles`.
+        figures: Of :func:`tests.bench.pnl_times.percentiles`.
     """
 
     market: str
