@@ -442,7 +442,6 @@ class Member:
         store = self._make_store(leader)
         async with AsyncExitStack() as stack:
             stored = self._stored(await self._ask_redis(self._lease.recall))
-            self._progress = Progress(stored.complete)
             topics, others = self._wishes(stored)
             every = [*topics, *(topic for some in others.values() for topic in some)]
             last = await self._ask_redis(
@@ -462,6 +461,10 @@ class Member:
                 numbering_on=True,
                 complete=stored.complete,
             )
+            self._progress = Progress(stored.complete, topology)
+            # Before the first record from REST: this term may end before it is stored again.
+            first = _Wishes(stored.sources, stored.removed, self._progress.until)
+            await self._ask_redis(partial(self._lease.remember, _encoder.encode(first)))
             self._know(topology, last)
             name = f"{leader.id}.{leader.epoch}"
             self._announce(topology, leader)

@@ -33,12 +33,20 @@ _decoder = msgspec.json.Decoder(Complete)
 class Progress:
     """How far the records of each feed and channel are published without a hole.
 
+    Args:
+        until: What the earlier run has kept.
+        topology: The parts of this run, before they run: they know the newest record of each
+            symbol. Where nothing was kept, all counts as published up to the newest of these.
+
     Attributes:
         until: The time, by feed and channel, UTC nanoseconds.
     """
 
-    def __init__(self, until: Complete) -> None:
-        self.until = until
+    def __init__(self, until: Complete, topology: Topology | None = None) -> None:
+        known = {} if topology is None else _accepted(topology)
+        self.until = {
+            feed: {**until.get(feed, {}), **known.get(feed, {})} for feed in (*until, *known)
+        }
         self._next: Complete | None = None
         """What was accepted; all of it is not yet written."""
         self._settled: int | None = None
@@ -99,7 +107,8 @@ class ProgressKeeper:
     def __init__(self, store: ProgressStore, topology: Topology, earlier: Complete) -> None:
         self._store = store
         self._topology = topology
-        self._progress = Progress(earlier)
+        self._progress = Progress(earlier, topology)
+        self._keep()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep it once a second, and once more at the end, until cancelled."""

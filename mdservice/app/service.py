@@ -687,9 +687,9 @@ async def _open_one(
         store, topics, last_records, make_relay=make_relay, journal=journal, complete=complete
     )
     plan.readers.keep(last_records.get(NEWS, ()))
+    keeper = None if keeps is None else ProgressKeeper(keeps, topology, complete)
     market = await plan.run(topology, instances, stack)
-    if keeps is not None:
-        keeper = ProgressKeeper(keeps, topology, complete)
+    if keeper is not None:
         await stack.enter_async_context(background(keeper.run))
     return Service(
         plan.settings, topology, plan.clock, plan.resolved, plan.facts, instances, market

@@ -16,6 +16,7 @@ from mdservice.app.service import Service, open_service
 from mdservice.errors import ConfigurationError, MDServiceError, StoreUnavailable
 from mdservice.model.kinds import Kind
 from mdservice.model.quote import Quote
+from mdservice.model.timestamps import parse_rfc3339
 from mdservice.publish.lease import LEASE_S, Leader
 from mdservice.publish.store import WriteBatch
 from mdservice.settings import Settings
@@ -498,6 +499,34 @@ async def test_a_price_that_rest_alone_had_hides_no_gap_of_other_symbols(
         gaps = [state for state in bench.states if state["state"] == "gap"]
         assert len(gaps) == 1
         assert gaps[0]["symbols"] == ["AAPL", "MSFT"]
+
+
+async def test_leaders_of_less_than_a_second_hide_no_gap(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        began_ns = bench.clock.utc_ns()
+        first = await bench.start("first", "AAPL", "MSFT")
+        second = await bench.start("second", "AAPL", "MSFT")
+        await bench.leads(first)
+        bench.market(1)
+        await bench.published(1)
+        first.lease.cut = True
+        first.feed.refuse_next(406, times=100)
+        first.feed.drop()
+        await bench.until(lambda: not first.feed.connections)
+        bench.market(2, 3)
+        await anyio.sleep(2)
+        bench.market(7, symbol="MSFT")
+        bench.history.refuses["AAPL"] = "no"
+        second.feed.refuse_next(406)
+        await bench.until(lambda: any(event["symbol"] == "MSFT" for event in bench.events))
+        second.lease.cut = True
+        await bench.until(lambda: second.service.status().state == "standby")
+        third = await bench.start("third", "AAPL", "MSFT")
+        await bench.leads(third)
+        await bench.until(lambda: any(state["state"] == "gap" for state in bench.states))
+        (gap,) = (state for state in bench.states if state["state"] == "gap")
+        assert gap["symbols"] == ["AAPL", "MSFT"]
+        assert parse_rfc3339(gap["from"]) == began_ns + 1
 
 
 async def test_a_symbol_without_any_quote_loses_nothing(autojump_clock: Any) -> None:

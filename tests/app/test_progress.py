@@ -40,15 +40,26 @@ class Bench:
         self.store = MemoryPriceStore(clock=self.clock)
 
     @asynccontextmanager
-    async def run(self, *symbols: str, killed: bool = False) -> AsyncIterator[Service]:
-        """A run of the service, once it is ready. A killed one writes nothing at its end."""
+    async def run(
+        self, *symbols: str, killed: bool = False, feed: bool = True
+    ) -> AsyncIterator[Service]:
+        """A run of the service, once it is ready. A killed one writes nothing at its end.
+
+        Args:
+            symbols: Those of the settings.
+            killed: Whether it is.
+            feed: Whether the feed takes connections.
+        """
         self.feed = FakeDriver()
+        if not feed:
+            self.feed.refuse_next(406, times=1_000)
         self.store.down = False
         settings = Settings(symbols=",".join(symbols), mute_after=80_000.0)
         async with open_service(
             settings, drivers=[self.feed], history=self.history, store=self.store, clock=self.clock
         ) as service:
-            await self.until(lambda: service.readiness().ready)
+            if feed:
+                await self.until(lambda: service.readiness().ready)
             yield service
             self.store.down = killed
         self.store.down = False
@@ -125,15 +136,24 @@ async def test_a_run_that_was_killed_at_once_changes_nothing(autojump_clock: Any
         await bench.published(7, symbol="MSFT")
     kept = bench.store.get(PROGRESS)
     bench.history.always = HistoryUnavailable("away")
-    bench.feed.refuse_next(406, times=1_000)
-    settings = Settings(symbols="AAPL,MSFT", mute_after=80_000.0)
-    feed = FakeDriver()
-    feed.refuse_next(406, times=1_000)
-    async with open_service(
-        settings, drivers=[feed], history=bench.history, store=bench.store, clock=bench.clock
-    ):
+    async with bench.run("AAPL", "MSFT", killed=True, feed=False):
         await anyio.sleep(10)
     assert bench.store.get(PROGRESS) == kept
+
+
+async def test_runs_of_less_than_a_second_hide_no_gap(autojump_clock: Any) -> None:
+    bench = Bench()
+    async with bench.run("AAPL", killed=True):
+        bench.market(1)
+        await bench.published(1)
+    bench.store._keys.pop(PROGRESS, None)  # as after the service of an earlier version
+    bench.market(2, 3)
+    await anyio.sleep(20)
+    bench.market(7, symbol="MSFT")
+    async with bench.run("AAPL", "MSFT", killed=True, feed=False):
+        await bench.published(7, symbol="MSFT")
+    async with bench.run("AAPL", "MSFT"):
+        await bench.published(1, 2, 3)
 
 
 async def test_a_run_that_ended_well_keeps_the_time_of_its_last_record(autojump_clock: Any) -> None:
