@@ -43,7 +43,7 @@ from mdservice.redis_io.replies import (
 )
 from mdservice.runtime.network import ca_file, tls_advice
 
-__all__ = ["Opener", "RedisAddress", "RedisConnection", "RedisLocator"]
+__all__ = ["Opener", "RedisAddress", "RedisConnection", "RedisLocator", "no_answer"]
 
 _POOL_ONLY: Final = ("max_connections", "timeout")
 _NOT_IN_A_URL: Final = frozenset(
@@ -59,6 +59,10 @@ _ROOM_S: Final = 0.01
 _LOST: Final = (OSError, hiredis.ProtocolError, anyio.ClosedResourceError)
 """The errors that mean that the connection is lost."""
 _ADVICE: Final = "; start a server there, or correct the URL (MDSERVICE_REDIS_URL)"
+_TLS_ADVICE: Final = "; if the server wants TLS, use rediss:// or ssl=true (MDSERVICE_REDIS_URL)"
+_PLAIN_ADVICE: Final = (
+    "; if the server has no TLS, use redis:// without ssl=true (MDSERVICE_REDIS_URL)"
+)
 _T = TypeVar("_T")
 
 
@@ -194,6 +198,11 @@ class RedisAddress:
         """See :class:`RedisLocator`: connect to this server."""
         return await connect(self)
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return isinstance(self.options, SSLConnection)
+
     def tls_context(self) -> ssl.SSLContext | None:
         """How to verify the server, None without TLS.
 
@@ -314,7 +323,7 @@ class RedisConnection:
         """
         with anyio.move_on_after(limit_s):
             return await address.reach(partial(cls._to, name=name), reads=reads)
-        raise StoreUnavailable(f"Redis at {address.shown} did not answer within {limit_s:g} s")
+        raise no_answer(address, limit_s)
 
     @classmethod
     async def _to(cls, server: RedisAddress, name: str) -> RedisConnection:
@@ -329,9 +338,9 @@ class RedisConnection:
             except StoreError:
                 raise
             except (*_LOST, ValueError) as exc:  # a name or a certificate that cannot be used
-                advice = tls_advice(exc)
                 raise StoreUnavailable(
-                    f"cannot connect to Redis at {server.shown}: {_reason(exc)}{advice or _ADVICE}"
+                    f"cannot connect to Redis at {server.shown}: {_reason(exc)}"
+                    f"{_advice(exc, encrypted=server.encrypted)}"
                 ) from exc
             undo.pop_all()
             return connection
@@ -570,6 +579,25 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.strerror is not None:
         return f"{exc.strerror}: {exc.filename}" if exc.filename else exc.strerror
     return str(exc).removesuffix(".") or type(exc).__name__
+
+
+def no_answer(address: RedisLocator, limit_s: float) -> StoreUnavailable:
+    """The error for a server that takes the connection and does not answer in time."""
+    encrypted = isinstance(address, RedisAddress) and address.encrypted
+    advice = _PLAIN_ADVICE if encrypted else ""  # a server without TLS waits for the end of a line
+    return StoreUnavailable(f"Redis at {address.shown} did not answer within {limit_s:g} s{advice}")
+
+
+def _advice(exc: Exception, *, encrypted: bool) -> str:
+    """What to do about a connection that cannot be opened."""
+    if advice := tls_advice(exc):
+        return advice
+    # One side waits for what the other does not send, or ends at the first byte.
+    if encrypted and isinstance(exc, (ssl.SSLError, TimeoutError, ConnectionResetError)):
+        return _PLAIN_ADVICE
+    if not encrypted and isinstance(exc, (ConnectionResetError, BrokenPipeError)):
+        return _TLS_ADVICE
+    return _ADVICE
 
 
 def _refuse_if_full(reply: object) -> None:

@@ -17,7 +17,7 @@ from mdservice.model.kinds import KINDS, Kind, Stream
 from mdservice.observability.logging import get_logger
 from mdservice.publish.store import Refusable, WriteBatch, channel_of
 from mdservice.redis_io.commands import BatchPacker, pack
-from mdservice.redis_io.connection import RedisConnection
+from mdservice.redis_io.connection import RedisConnection, no_answer
 from mdservice.redis_io.locator import locator_of
 from mdservice.redis_io.names import ACCOUNT_CHANNEL, RedisNames
 from mdservice.redis_io.replies import (
@@ -327,9 +327,7 @@ class RedisPriceStore:
                 if self._connection is None:
                     connection.close()
         if scope.cancelled_caught:
-            raise StoreUnavailable(
-                f"Redis at {self.address} did not answer within {self._timeout_s:g} s"
-            )
+            raise no_answer(self._address, self._timeout_s)
         if self.can_fence:
             self._said_unfenced = False
         elif not self._said_unfenced:

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from mdservice.redis_io.commands import pack
 from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
+from tests.conftest import free_port
+from tests.integration.sentinels import Server
 
 LIMIT_S = 60.0
 _CA_FILES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -119,6 +121,25 @@ async def test_a_certificate_of_an_unknown_authority_is_not_trusted(front: TlsFr
     store = RedisPriceStore(f"rediss://localhost:{front.port}", instance="one")
     with trio.fail_after(LIMIT_S):
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
+            await store.connect()
+
+
+async def test_a_server_without_tls_is_named_as_the_likely_reason(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        port = free_port(stack)
+        server = Server(port, tmp_path, "--port", str(port), "--bind", "127.0.0.1", "--save", "")
+        stack.callback(server.kill)
+        server.start()
+        store = RedisPriceStore(f"rediss://127.0.0.1:{port}", instance="one")
+        with trio.fail_after(LIMIT_S):
+            with pytest.raises(StoreUnavailable, match="if the server has no TLS, use redis://"):
+                await store.connect()
+
+
+async def test_a_server_that_wants_tls_is_named_as_the_likely_reason(front: TlsFront) -> None:
+    store = RedisPriceStore(f"redis://127.0.0.1:{front.port}", instance="one")
+    with trio.fail_after(LIMIT_S):
+        with pytest.raises(StoreUnavailable, match="if the server wants TLS, use rediss://"):
             await store.connect()
 
 
