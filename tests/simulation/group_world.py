@@ -305,6 +305,7 @@ class GroupWorld(World):
                     parts.start_soon(self.market.run, self.sim, self.left_out)
                     await self._inject()
                     self._stop_faults()
+                    await anyio.sleep(1)  # who was stopped may still believe that it leads
                     await self.watch.until_ready()
                     await anyio.sleep(HOLD_LIMIT_S + 1)
                     self.market.calm = True
