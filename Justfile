@@ -114,7 +114,7 @@ simulate-faults-ci: install
 soak hours *args: install
     {{python}} -m tests.soak "$@"
 
-# Kill, stop and end the leader of a standby group of real processes, at random: `just chaos 100`. Prints the time of each takeover, and compares every event with the market's own record
+# Kill, stop and end members of a standby group of real processes, and cut their ways to Redis and to Alpaca, at random: `just chaos 100 --members 3 --seed 1`. Prints how long each fault interrupted the events, and compares every event with the market's own record
 chaos rounds="100" *args: install
     {{python}} -m tests.integration.chaos "$@"
 

@@ -1,7 +1,8 @@
-"""Kills, stops, continues and ends the leader of a group of real processes, in a random order.
+"""Lets members of a group of real processes fail, and cuts their ways, in a random order.
 
-``just chaos 100`` runs it. Every quote is compared with the market's own record at the end, as
-:mod:`tests.integration.standby` says, and the time of each takeover is printed.
+``just chaos 100`` runs it. A round hits the leader, a standby, or in a group of three two members at
+once, each with one of :data:`FAULTS`. Every quote is compared with the market's own record at the
+end, as :mod:`tests.integration.standby` says, and the time of each takeover is printed.
 """
 
 from __future__ import annotations
@@ -10,86 +11,246 @@ import argparse
 import random
 import signal
 import statistics
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import anyio.from_thread
+import attrs
 
+from mdservice.publish.lease import LEASE_S
 from tests.conftest import RealServer
 from tests.integration.conftest import Program, Stage, eventually
+from tests.integration.network import Network
 from tests.integration.standby import Group, resume, stop
 
-__all__ = ["chaos"]
+__all__ = ["FAULTS", "Round", "chaos", "chaos_group"]
 
-FAULTS = ("kill", "kill", "stop", "stop", "end")
-"""Each fault of the leader, as often as it is chosen."""
+FAULTS: Mapping[str, int] = {
+    "kill": 3,
+    "stop": 3,
+    "end": 2,
+    "redis reset": 3,
+    "redis silent": 4,
+    "redis one-way": 2,
+    "feed reset": 2,
+    "feed silent": 2,
+}
+"""Each fault of a member, and how often it is chosen.
+
+``kill``, ``stop`` and ``end`` are SIGKILL, SIGSTOP and SIGTERM. The others cut the member's way to
+Redis or to all of Alpaca: ``reset`` ends every connection, ``silent`` leaves them open and holds what
+comes until the way is open again, and ``one-way`` holds only the answers. Meanwhile new connections
+are refused, or not answered.
+"""
+_LASTS_S = dict.fromkeys(FAULTS, 4.0) | {"kill": 0.5, "end": 0.5, "feed silent": 10.0}
+"""How long they last at most, or go on once another member leads, seconds."""
+_BRIEF = 0.3
+"""The share of the cuts that end at any time, also before the lease does."""
+_LEAD_WITHIN_S = LEASE_S + 1.0
+"""Within which a standby leads once the leader is cut from Redis in both directions."""
 
 
-def chaos(group: Group, rounds: int, rng: random.Random) -> list[tuple[str, float]]:
-    """Let the leader fail so often; return each fault with the seconds to the next event."""
+@attrs.frozen
+class _Hit:
+    """A fault of one member.
+
+    Attributes:
+        brief: Whether it may be over before another member leads.
+        lasts_s: How long it lasts; if it is not brief, after another member leads.
+        refuses: Whether a cut way refuses new connections, instead of not answering.
+    """
+
+    member: Program
+    role: str
+    fault: str
+    brief: bool
+    lasts_s: float
+    refuses: bool
+
+    def __str__(self) -> str:
+        text = f"{self.role} {self.fault}"
+        if " " not in self.fault:
+            return text
+        text += ", refuses" if self.refuses else ", hangs"
+        return f"{text}, {self.lasts_s:.1f} s{'' if self.brief or self.spares else ' more'}"
+
+    @property
+    def deposes(self) -> bool:
+        """Whether another member leads then, for sure."""
+        return self.role == "leader" and not self.brief and not self.spares
+
+    @property
+    def spares(self) -> bool:
+        """Whether the member keeps the lead, if it has it."""
+        return self.fault.startswith("feed")
+
+
+@attrs.frozen
+class Round:
+    """What a round has shown.
+
+    Attributes:
+        kind: The faults, for the table.
+        faults: The faults in full.
+        led_s: When another member led, from the fault on, seconds; None where none had to.
+        pause_s: The longest time without an event, seconds: from the fault on, or, for a leader
+            without its feed, from when that was back.
+    """
+
+    kind: str
+    faults: str
+    led_s: float | None
+    pause_s: float
+
+    @property
+    def late(self) -> bool:
+        """Whether the standby led too late after the leader was cut from Redis."""
+        return self.cut and self.led_s is not None and self.led_s > _LEAD_WITHIN_S
+
+    @property
+    def cut(self) -> bool:
+        """Whether the leader was cut from Redis in both directions."""
+        return self.kind.startswith(("leader redis reset", "leader redis silent"))
+
+
+def chaos_group(stage: Stage, size: int = 2) -> Group:
+    """A group whose ways can be cut, and which gives a silent feed up soon."""
+    return Group(stage, size, ways=True, MDSERVICE_MUTE_AFTER="3")
+
+
+def chaos(
+    group: Group, rounds: int, rng: random.Random, faults: Mapping[str, int] = FAULTS
+) -> list[Round]:
+    """Let members fail so often, with these faults; return what each round has shown."""
     took = []
     for number in range(rounds):
-        leader, _ = group.leader(), group.standby()
+        leader = group.settled()
         group.more(rng.randrange(1, 60))
-        fault = rng.choice(FAULTS)
-        began_s = time.monotonic()
-        _fail(leader, fault)
-        eventually(lambda old=leader: group.leading() not in (None, old), within=60, what=fault)
-        if fault == "stop":
-            time.sleep(rng.random())
-            resume(leader)
-            leader.until(lambda status: status["state"] == "standby", within=60)
-        else:
-            leader.code()
-            group.members.remove(leader)
-            leader.close()
-            group.members.append(group.start().wait_answers())
-        group.leader()
-        group.more(5)
-        took.append((fault, _until_next(group, began_s)))
-        print(f"{number + 1:4} {fault:5} {took[-1][1]:6.2f} s", flush=True)  # noqa: T201
+        took.append(_round(group, _draw(group, leader, rng, faults)))
+        led_s = took[-1].led_s
+        led = "" if led_s is None else f", another leads after {led_s:.2f} s"
+        text = f"{number + 1:4} {took[-1].pause_s:6.2f} s  {took[-1].faults}{led}"
+        print(text, flush=True)  # noqa: T201
     return took
 
 
-def _fail(leader: Program, fault: str) -> None:
-    if fault == "stop":
-        stop(leader)
+def _draw(
+    group: Group, leader: Program, rng: random.Random, faults: Mapping[str, int]
+) -> list[_Hit]:
+    """Which members are hit, and by what."""
+    standbys = [member for member in group.members if member is not leader]
+    rng.shuffle(standbys)
+    chance = rng.random()
+    if len(standbys) > 1 and chance < 0.1:
+        hit = standbys
+    elif len(standbys) > 1 and chance < 0.35:
+        hit = [leader, standbys[0]]
     else:
-        leader.process.send_signal(signal.SIGKILL if fault == "kill" else signal.SIGTERM)
+        hit = [leader if chance < 0.8 else standbys[0]]
+    found = []
+    for member in hit:
+        (fault,) = rng.choices([*faults], [*faults.values()])
+        brief = " " in fault and rng.random() < _BRIEF
+        lasts_s = rng.uniform(0.2, LEASE_S) if brief else rng.uniform(0, _LASTS_S[fault])
+        role = "leader" if member is leader else "standby"
+        found.append(_Hit(member, role, fault, brief, lasts_s, rng.random() < 0.5))
+    return found
 
 
-def _until_next(group: Group, began_s: float) -> float:
-    """From the fault to the first event after the longest pause since."""
+def _round(group: Group, hits: Sequence[_Hit]) -> Round:
+    leader = group.leader()
+    began_s = time.monotonic()
+    for hit in hits:
+        _fail(group, hit)
+    led_s = None
+    if any(hit.deposes for hit in hits):
+        what = lambda: [(m.pid, group.state(m), m.said) for m in group.members]  # noqa: E731
+        eventually(lambda: group.leading(besides=leader), within=60, what=what)
+        led_s = time.monotonic() - began_s
+    time.sleep(max(hit.lasts_s for hit in hits))
+    if hits[0].role == "leader" and hits[0].spares:
+        began_s = time.monotonic()
+    for hit in hits:
+        _end(group, hit)
+    after = group.settled()
+    if all(hit.spares or hit.role == "standby" for hit in hits):
+        assert after is leader, f"another member leads after {', '.join(map(str, hits))}"
+    group.more(5)
+    kind = f"{hits[0].role} {hits[0].fault}" + (", another too" if len(hits) > 1 else "")
+    return Round(kind, "; ".join(map(str, hits)), led_s, _longest_pause(group, began_s))
+
+
+def _way(group: Group, hit: _Hit) -> Network:
+    ways = group.ways[hit.member]
+    return ways.feed if hit.spares else ways.redis
+
+
+def _fail(group: Group, hit: _Hit) -> None:
+    if hit.fault == "stop":
+        stop(hit.member)
+    elif hit.fault in ("kill", "end"):
+        by = signal.SIGKILL if hit.fault == "kill" else signal.SIGTERM
+        hit.member.process.send_signal(by)
+    else:
+        way = _way(group, hit)
+        (way.refuse if hit.refuses else way.hang)()
+        if hit.fault.endswith("reset"):
+            way.reset()
+        else:
+            way.hold(answers_only=hit.fault.endswith("one-way"))
+
+
+def _end(group: Group, hit: _Hit) -> None:
+    if hit.fault == "stop":
+        resume(hit.member)
+    elif hit.fault in ("kill", "end"):
+        hit.member.code()
+        group.replace(hit.member)
+    else:
+        _way(group, hit).up()
+
+
+def _longest_pause(group: Group, began_s: float) -> float:
     times = [at_s for at_s in group.recording.times if at_s >= began_s]
-    _, end_s = max(pairwise([began_s, *times]), key=lambda pair: pair[1] - pair[0])
-    return end_s - began_s
+    return max(after - before for before, after in pairwise([began_s, *times]))
 
 
-def main() -> None:
-    """Run it, and print the times."""
+def main() -> int:
+    """Run it, and print the times; fail if a standby led too late."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rounds", type=int, nargs="?", default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--members", type=int, default=2, choices=(2, 3))
+    parser.add_argument("--only", choices=[*FAULTS], nargs="*", help="these kinds of faults alone")
     chosen = parser.parse_args()
+    faults = {fault: FAULTS[fault] for fault in chosen.only or FAULTS}
     print(f"seed {chosen.seed}", flush=True)  # noqa: T201
     with anyio.from_thread.start_blocking_portal(backend="asyncio") as portal:
         stage = Stage(portal, RealServer)
         try:
-            group = Group(stage, chosen.members)
-            took = chaos(group, chosen.rounds, random.Random(chosen.seed))
+            group = chaos_group(stage, chosen.members)
+            took = chaos(group, chosen.rounds, random.Random(chosen.seed), faults)
             group.finish()
-            lost_repeated = "0 lost, 0 twice, no write by a deposed leader"
         finally:
             stage.close()
-    for fault in sorted(set(FAULTS)):
-        seconds = [each for one, each in took if one == fault]
-        if seconds:
-            p50 = statistics.median(seconds)
-            text = f"{fault}: {len(seconds)} times, p50 {p50:.2f} s, max {max(seconds):.2f} s"
-            print(text)  # noqa: T201
-    print(lost_repeated)  # noqa: T201
+    for kind in sorted({each.kind for each in took}):
+        text = _spread([each.pause_s for each in took if each.kind == kind])
+        print(f"{kind}: longest pause {text}")  # noqa: T201
+    led = [each.led_s for each in took if each.cut and each.led_s is not None]
+    late = sum(each.late for each in took)
+    if led:
+        text = f"{_spread(led)}; {late} later than {_LEAD_WITHIN_S:g} s"
+        print(f"leader cut from Redis: a standby leads {text}")  # noqa: T201
+    print("0 lost, 0 twice, no write by a deposed leader")  # noqa: T201
+    return 1 if late else 0
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    p50 = statistics.median(seconds)
+    return f"{len(seconds)} times, p50 {p50:.2f} s, max {max(seconds):.2f} s"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,9 @@ class Network:
         self._servers: set[socket.socket] = set()
         self._swallowed: set[socket.socket] = set()
         self._frozen: list[socket.socket] = []
+        self._held: list[socket.socket] = []
+        self._filler: socket.socket | None = None
+        """The one connection that fills the queue of a listener that does not answer."""
         self._commands: deque[Callable[[], object]] = deque()
         self._waker, self._woken = socket.socketpair()
         self._chooser.register(self._woken, selectors.EVENT_READ)
@@ -55,13 +58,29 @@ class Network:
         """Cut every connection: both ends get a RST and nothing else."""
         self._ask(self._reset)
 
+    def refuse(self) -> None:
+        """Refuse new connections; those of now work."""
+        self._ask(self._stop_listening)
+
+    def hang(self) -> None:
+        """Answer no request for a connection, not even with a refusal; those of now work."""
+        self._ask(self._stop_answering)
+
     def down(self) -> None:
         """Cut every connection, and refuse new ones."""
-        self._ask(self._stop_listening)
-        self._ask(self._reset)
+        self.refuse()
+        self.reset()
+
+    def hold(self, *, answers_only: bool = False) -> None:
+        """Hold what comes on the connections of now until :meth:`up`, in one direction or in both.
+
+        They stay open, and an end that is closed is held too.
+        """
+        self._ask(lambda: self._hold(self._servers if answers_only else self._lines))
 
     def up(self) -> None:
-        """Take new connections again."""
+        """Pass on what was held, and take new connections again."""
+        self._ask(self._release)
         self._ask(self._listen)
 
     def freeze(self) -> None:
@@ -102,14 +121,41 @@ class Network:
         self._chooser.close()
 
     def _listen(self) -> None:
+        self._stop_listening()  # with the queue of a listener that did not answer
         self._listener = socket.create_server(("127.0.0.1", self.port), reuse_port=True)
         self._chooser.register(self._listener, selectors.EVENT_READ)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
-            self._chooser.unregister(self._listener)
+            if self._filler is None:
+                self._chooser.unregister(self._listener)
+            else:
+                self._filler.close()
+                self._filler = None
             self._listener.close()
             self._listener = None
+
+    def _stop_answering(self) -> None:
+        """Fill the listener's queue, after which the kernel drops each request to connect."""
+        listener = self._listener
+        if listener is not None and self._filler is None:
+            self._chooser.unregister(listener)
+            listener.listen(0)
+            self._filler = socket.socket()
+            self._filler.setblocking(False)
+            self._filler.connect_ex(("127.0.0.1", self.port))
+
+    def _hold(self, ends: Iterable[socket.socket]) -> None:
+        for end in ends:
+            if end not in self._held:
+                self._held.append(end)
+                self._chooser.unregister(end)
+
+    def _release(self) -> None:
+        # Clients come first: what they have said is passed on before a server's end shows.
+        held, self._held = self._held, []
+        for end in held:
+            self._chooser.register(end, selectors.EVENT_READ)
 
     def _accept(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
@@ -160,4 +206,7 @@ class Network:
         del self._lines[end]
         self._servers.discard(end)
         self._swallowed.discard(end)
-        self._chooser.unregister(end)
+        if end in self._held:
+            self._held.remove(end)
+        else:
+            self._chooser.unregister(end)

@@ -18,14 +18,17 @@ from collections import defaultdict
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import attrs
 import hiredis
 
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import SimQuote
 from tests.integration.conftest import Program, Stage, eventually
+from tests.integration.network import Network
 
-__all__ = ["Group", "Market", "Recording"]
+__all__ = ["Group", "Market", "Recording", "Ways"]
 
 GROUP = "desk"
 EVERY_S = 0.01
@@ -158,11 +161,33 @@ class Recording:
             wire.close()
 
 
+@attrs.frozen
+class Ways:
+    """A member's ways to Redis, and to all of Alpaca. They outlive it, for the next on its place."""
+
+    redis: Network
+    feed: Network
+
+
 class Group:
-    """Services of one group, and what is checked of them."""
+    """Services of one group, and what is checked of them.
+
+    Args:
+        stage: Starts them.
+        size: How many there are.
+        ways: Whether each has :class:`Ways`, which can be cut.
+        symbols: What they follow.
+        env: More settings.
+    """
 
     def __init__(
-        self, stage: Stage, size: int = 2, *, symbols: str = "AAPL,MSFT", **env: str
+        self,
+        stage: Stage,
+        size: int = 2,
+        *,
+        ways: bool = False,
+        symbols: str = "AAPL,MSFT",
+        **env: str,
     ) -> None:
         self.stage = stage
         self.valkey = stage.valkey()
@@ -174,22 +199,69 @@ class Group:
         )
         self.symbols = tuple(symbols.split(","))
         self._env = {"MDSERVICE_SYMBOLS": symbols, "MDSERVICE_GROUP": GROUP, **env}
-        self.members = [self.start().wait_answers() for _ in range(size)]
+        self.ways: dict[Program, Ways] = {}
+        each = [self._make_ways() if ways else None for _ in range(size)]
+        self.members = [self.start(one).wait_answers() for one in each]
         self.leader()
         self.market = Market(self.simulator, self.symbols)
         stage.defer(self.market.stop)
 
-    def start(self, **env: str) -> Program:
-        return self.stage.service(self.simulator, self.valkey, **{**self._env, **env})
+    def start(self, ways: Ways | None = None, **env: str) -> Program:
+        """Start a service of the group, which comes to Redis and to Alpaca by these ways."""
+        env = {**self._env, **env}
+        if ways is None:
+            return self.stage.service(self.simulator, self.valkey, **env)
+        url = f"redis://127.0.0.1:{ways.redis.port}"
+        account = self.stage.account(self.simulator, url)
+        real = urlsplit(self.simulator.url).netloc
+        cut = {k: v.replace(real, f"127.0.0.1:{ways.feed.port}") for k, v in account.items()}
+        member = self.stage.service(self.simulator, url, **{**cut, **env})
+        self.ways[member] = ways
+        return member
 
-    def leading(self) -> Program | None:
+    def _make_ways(self) -> Ways:
+        port = urlsplit(self.simulator.url).port
+        assert port is not None
+        ways = Ways(Network(self.valkey.path), Network(port))
+        self.stage.defer(ways.redis.close)
+        self.stage.defer(ways.feed.close)
+        return ways
+
+    def replace(self, ended: Program) -> Program:
+        """Start another member in the place of one that has ended."""
+        self.members.remove(ended)
+        ended.close()
+        member = self.start(self.ways.pop(ended, None))
+        self.members.append(member)
+        return member.wait_answers()
+
+    def state(self, member: Program) -> str | None:
+        """What the member says of itself; None where it does not answer."""
+        if member.process.poll() is None and not is_stopped(member) and member.answers():
+            with contextlib.suppress(Exception):
+                return str(member.status()["state"])
+        return None
+
+    def leading(self, *, besides: Program | None = None) -> Program | None:
         """The member that serves, if one does."""
         for member in self.members:
-            if member.process.poll() is None and not is_stopped(member) and member.answers():
-                with contextlib.suppress(Exception):
-                    if member.status()["state"] in ("running", "degraded"):
-                        return member
+            if member is not besides and self.state(member) in ("running", "degraded"):
+                return member
         return None
+
+    def settled(self) -> Program:
+        """Wait until one member serves, with its feed connected, and every other stands by."""
+
+        def look() -> Program | None:
+            states = [self.state(member) for member in self.members]
+            if states.count("standby") < len(states) - 1:
+                return None
+            member = self.leading()
+            return member if member is not None and member.ready()[0] else None
+
+        what = lambda: [(m.pid, self.state(m), m.said) for m in self.members]  # noqa: E731
+        found: Program = eventually(look, within=90, what=what)
+        return found
 
     def leader(self, within: float = 60.0) -> Program:
         """Wait until a member serves, with its feed connected."""

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.integration.chaos import chaos
+from tests.integration.chaos import chaos, chaos_group
 from tests.integration.conftest import Stage, eventually
 from tests.integration.standby import Group, resume, stop
 
@@ -118,7 +118,19 @@ def test_a_restart_of_redis_leaves_the_leader_its_lead(stage: Stage) -> None:
 
 def test_a_group_that_fails_at_random_loses_and_repeats_nothing(stage: Stage) -> None:
     group = Group(stage)
-    assert len(chaos(group, 3, random.Random(2))) == 3
+    signals = {"kill": 1, "stop": 1, "end": 1}
+    rounds = chaos(group, 3, random.Random(24), signals)
+    assert [each.kind for each in rounds] == ["leader stop", "leader kill", "leader end"]
+    group.finish()
+
+
+def test_three_whose_ways_are_cut_at_random_lose_and_repeat_nothing(stage: Stage) -> None:
+    group = chaos_group(stage, 3)
+    cuts = {"redis silent": 1, "redis reset": 1, "feed reset": 1}
+    first, second = chaos(group, 2, random.Random(41), cuts)
+    assert (first.kind, second.kind) == ("leader redis silent, another too", "leader feed reset")
+    assert first.led_s is not None
+    assert second.led_s is None
     group.finish()
 
 
