@@ -18,6 +18,9 @@ The braces are part of the names: they put a group's keys into one slot of a clu
 A new leader ends the registered connections with ``CLIENT KILL ID``, and takes each off the list
 once it is dead. If it dies between the two, the next leader finds the whole list. A connection
 that was registered with another run of the server is dead already.
+
+The lease's own connection is not registered, since each script checks who leads. A new one ends the
+last one first: what the network still holds of it, the server does not execute after later calls.
 """
 
 from __future__ import annotations
@@ -161,6 +164,8 @@ class RedisLease:
         self._lease_ms = b"%d" % round(lease_s * 1000)
         self._connection: RedisConnection | None = None
         self._run_id = ""
+        self._last_connection = ""
+        """The run of the server and the client id of the last connection; see :meth:`_open`."""
         self._rights_known = False
         self._calls = anyio.Lock()
         self._last_error: str | None = None
@@ -378,16 +383,21 @@ class RedisLease:
             return self._connection
         connection = await self._connect(self._address, CLIENT_NAME)
         try:
-            # The server refuses the id 0, but checks the right before.
-            (killed,) = await connection.call(pack(b"CLIENT", b"KILL", b"ID", b"0"))
             identity = await identify(connection)
-            if identity is None or refusal_code(str(killed)) == "NOPERM":
-                raise self._lacks("CLIENT ID, CLIENT KILL or INFO")
+            if identity is None:
+                raise self._lacks("CLIENT ID or INFO")
+            run_id = identity.run_id.decode()
+            # What the network still holds of the last connection comes too late from here on. The
+            # server refuses the id 0, but checks the right before.
+            (kill,) = _kill(run_id, self._last_connection) or [_kill_of("0")]
+            (killed,) = await connection.call(kill)
+            if refusal_code(str(killed)) == "NOPERM":
+                raise self._lacks("CLIENT KILL")
+            self._last_connection = f"{run_id} {identity.client_id}"
             self._connection = connection
         finally:
             if self._connection is None:
                 connection.close()
-        run_id = identity.run_id.decode()
         if self._run_id not in ("", run_id) and self._seen_leader:
             # Another server, or one that may have lost the lease: the leader finds it as late.
             self._may_return_until_s = anyio.current_time() + self._lease_s
@@ -435,4 +445,8 @@ def _kill(run_id: str, name: str) -> list[bytes]:
     registered_with, _, client_id = name.partition(" ")
     if registered_with != run_id:
         return []
-    return [pack(b"CLIENT", b"KILL", b"ID", client_id.encode())]
+    return [_kill_of(client_id)]
+
+
+def _kill_of(client_id: str) -> bytes:
+    return pack(b"CLIENT", b"KILL", b"ID", client_id.encode())

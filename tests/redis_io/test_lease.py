@@ -103,6 +103,47 @@ async def test_a_claim_whose_answer_was_lost_is_claimed_again(valkey: Any) -> No
     await other.aclose()
 
 
+class HeldConnection:
+    """A connection whose network may hold what the lease sends, and deliver it later."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self.connection = connection
+        self.holds = False
+        self.held: list[bytes] = []
+
+    async def call(self, *commands: bytes) -> list[Any]:
+        if self.holds:
+            self.held += commands
+            await anyio.sleep_forever()
+        return await self.connection.call(*commands)
+
+    def close(self) -> None:
+        if not self.holds:
+            self.connection.close()
+
+
+async def test_what_the_network_held_does_not_undo_what_came_after_it(valkey: Any) -> None:
+    connections: list[HeldConnection] = []
+
+    async def connect(address: RedisAddress, name: str) -> Any:
+        connections.append(HeldConnection(await RedisConnection.open(address, name)))
+        return connections[-1]
+
+    own = this_process(Path("/run/mdservice.sock"))
+    lease = RedisLease(valkey.url, "desk", own, clock=SystemClock(), lease_s=600.0, connect=connect)
+    await lease.claim()
+    (held,) = connections
+    held.holds = True
+    with anyio.move_on_after(0.1):
+        await lease.remember(b"AAPL")
+    await lease.remember(b"AAPL,MSFT")
+    with pytest.raises(StoreUnavailable):
+        await held.connection.call(*held.held)
+    assert await lease.recall() == b"AAPL,MSFT"
+    held.connection.close()
+    await lease.aclose()
+
+
 async def test_connections_of_an_earlier_run_of_the_server_are_dead(fresh_valkey: Any) -> None:
     """Their ids may belong to other clients now."""
     lease = make(fresh_valkey.url)
