@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import resource
 from collections.abc import Callable
 from functools import partial
@@ -28,13 +27,9 @@ from mdservice.settings import Settings
 from mdservice.settings.feeds import STREAM_PATHS
 from mdservice.settings.parsers import EVERY_HOST, host_and_port
 
-__all__ = ["GC_THRESHOLD", "raise_file_limit", "relay_line", "run_gateway", "serve"]
+__all__ = ["raise_file_limit", "relay_line", "run_gateway", "serve"]
 
 _log = get_logger(__name__)
-
-GC_THRESHOLD = (50_000, 20, 50)
-"""Objects between two searches for cycles. Quotes and rows form none; searching every 700 objects
-costs a third of the throughput and delays answers with ten thousand positions."""
 
 _MOST_FILES = 65_536
 _CLOSE_S = 1.0
@@ -57,7 +52,6 @@ async def serve(
         SocketInUse: Another service has the API's socket.
         MDServiceError: As :func:`mdservice.open_service` does.
     """
-    gc.set_threshold(*GC_THRESHOLD)
     raise_file_limit()
     with unix_listener(settings.socket) as listener:
         async with anyio.create_task_group() as tasks:
@@ -148,7 +142,6 @@ async def run_gateway(settings: Settings, *, announce: Callable[[str], None]) ->
     Raises:
         ConfigurationError: It would ask itself for positions, or cannot listen.
     """
-    gc.set_threshold(*GC_THRESHOLD)
     async with anyio.create_task_group() as tasks:
         running = anyio.CancelScope()
         await tasks.start(stop_on_signal, running)

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mdservice.cli.options import CONFIGURATION, FAILED, settings_from, settings_options
+from mdservice.cli.options import (
+    CONFIGURATION,
+    FAILED,
+    run_async,
+    settings_from,
+    settings_options,
+)
 from mdservice.observability.logging import masked
 from mdservice.observability.masking import printable
 
@@ -37,11 +43,9 @@ def check(ctx: click.Context, /, config: Path | None, **flags: str | None) -> No
     settings = settings_from(ctx, config, flags)
     settings.require_runnable()
 
-    import anyio
-
     from mdservice.cli.checks import run_checks
 
-    results = anyio.run(partial(run_checks, settings, show=_show, waiting=_waiting), backend="trio")
+    results = run_async(partial(run_checks, settings, show=_show, waiting=_waiting))
     failed = [result for result in results if result.outcome == "FAIL"]
     if not failed:
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mdservice.cli.options import announce, config_option, use_json_lines
+from mdservice.cli.options import announce, config_option, run_async, use_json_lines
 from mdservice.observability.logging import configure_logging
 
 if TYPE_CHECKING:
@@ -117,17 +117,11 @@ def replay(
     as_json = use_json_lines(ctx, config)
     if as_json:
         configure_logging("json")
-    import gc
-
-    import anyio
-
-    from mdservice.app.run import GC_THRESHOLD
     from mdservice.journal.replay import open_journal
 
-    gc.set_threshold(*GC_THRESHOLD)
     journal = open_journal(folders, from_ns, to_ns)
     serve = partial(_replay, journal, speed, host, port, as_json=as_json)
-    anyio.run(serve, backend="trio")
+    run_async(serve)
 
 
 @click.command(epilog=_EXPORT_EPILOG, short_help="Turn a recorded journal into Parquet.")
@@ -166,15 +160,11 @@ def export(
     It needs pyarrow: pip install 'mdservice[export]'.
     """
     use_json_lines(ctx, config)
-    import gc
-
-    from mdservice.app.run import GC_THRESHOLD
     from mdservice.journal.export import CHANNELS
     from mdservice.journal.export import export as write
     from mdservice.journal.replay import open_journal
     from mdservice.model.symbol import parse_symbols
 
-    gc.set_threshold(*GC_THRESHOLD)
     journal = open_journal(folders, from_ns, to_ns)
     terminal = sys.stderr.isatty()
     length_ns = max(1, journal.last_ns - journal.first_ns)

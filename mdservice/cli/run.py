@@ -13,6 +13,7 @@ import click
 from mdservice.cli.options import (
     announce,
     config_option,
+    run_async,
     settings_from,
     settings_options,
     use_json_lines,
@@ -73,14 +74,12 @@ def run(ctx: click.Context, /, config: Path | None, **flags: str | None) -> None
     as_json = use_json_lines(ctx, config, flags)
     settings = settings_from(ctx, config, flags)
     settings.require_runnable()
-    import anyio
-
     from mdservice.app.live_line import LiveLine
     from mdservice.app.run import serve
 
     live_line = LiveLine(redrawn=not as_json)
     configure_logging(settings.log_format, stream=live_line)
-    anyio.run(partial(serve, settings, announce=announce, live_line=live_line), backend="trio")
+    run_async(partial(serve, settings, announce=announce, live_line=live_line))
 
 
 @click.command(epilog=_GATEWAY_EPILOG, short_help="Serve positions and real-time P&L over HTTP.")
@@ -93,12 +92,10 @@ def gateway(ctx: click.Context, /, config: Path | None, **flags: str | None) -> 
     """
     use_json_lines(ctx, config, flags)
     settings = settings_from(ctx, config, flags)
-    import anyio
-
     from mdservice.app.run import run_gateway
 
     configure_logging(settings.log_format)
-    anyio.run(partial(run_gateway, settings, announce=announce), backend="trio")
+    run_async(partial(run_gateway, settings, announce=announce))
 
 
 @click.command(epilog=_SIMULATE_EPILOG, short_help="Run only the simulator of Alpaca.")
@@ -146,15 +143,10 @@ def simulate(
 
     if as_json:
         configure_logging("json")
-    import anyio
-
     from mdservice.simulator import DEMO_POSITIONS, SimulatorConfig
 
     chosen = SimulatorConfig(seed=seed, rate=rate, positions=DEMO_POSITIONS, trade_every_s=trades)
-    anyio.run(
-        partial(_simulate, chosen, host, port, as_json=as_json),
-        backend="trio",
-    )
+    run_async(partial(_simulate, chosen, host, port, as_json=as_json))
 
 
 async def _simulate(config: SimulatorConfig, host: str, port: int, *, as_json: bool) -> None:

@@ -35,7 +35,7 @@ import attrs
 import msgspec
 
 import mdservice
-from mdservice.app.run import GC_THRESHOLD
+from mdservice.cli import GC_THRESHOLD
 from mdservice.clock import SystemClock
 from mdservice.journal.export import export
 from mdservice.journal.recorder import JournalConfig, Recorder

@@ -18,7 +18,7 @@ import attrs
 import msgspec
 from fastapi import FastAPI
 
-from mdservice.app.run import GC_THRESHOLD
+from mdservice.cli import GC_THRESHOLD
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.router import tracker_router
 from mdservice.gateway.tracker import PnlTracker

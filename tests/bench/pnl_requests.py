@@ -16,7 +16,7 @@ from typing import Any, Literal
 import anyio
 import attrs
 
-from mdservice.app.run import GC_THRESHOLD
+from mdservice.cli import GC_THRESHOLD
 from mdservice.gateway.make import make_tracker
 from mdservice.gateway.router import Answers
 from mdservice.gateway.tracker import PnlTracker

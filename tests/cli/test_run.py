@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any
 
 import anyio
 import pytest
 
+from mdservice.cli import GC_THRESHOLD, main
+from mdservice.cli.options import run_async
 from mdservice.cli.run import _about_positions, _show_progress
 from mdservice.simulator import DEMO_POSITIONS, SimulatorConfig, open_simulator
 
@@ -48,3 +51,22 @@ async def test_the_positions_and_how_often_they_change(every_s: float | None, to
         line = _about_positions(simulator)
     assert line.startswith("positions at http://simulator:80/v2/positions: 8, ")
     assert line.endswith(told)
+
+
+def test_cycles_are_searched_for_rarely_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gc.get_threshold()
+    monkeypatch.setattr(sys, "argv", ["mdservice", "--version"])
+    try:
+        with pytest.raises(SystemExit):
+            main()
+        assert gc.get_threshold() == GC_THRESHOLD != before
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_what_is_imported_is_left_out_of_the_search_for_cycles() -> None:
+    async def imported() -> int:
+        return gc.get_freeze_count()
+
+    gc.unfreeze()
+    assert run_async(imported) > len(sys.modules)

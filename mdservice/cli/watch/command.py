@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mdservice.cli.options import FAILED, settings_from, settings_options
+from mdservice.cli.options import FAILED, run_async, settings_from, settings_options
 from mdservice.errors import InvalidSymbol
 from mdservice.model.symbol import EVERY_SYMBOL, parse_symbols
 from mdservice.settings import Settings
@@ -59,11 +59,9 @@ def watch(
 
 
 def _run(settings: Settings, chosen: tuple[str, ...], *, once: bool) -> bool:
-    import anyio
-
     from mdservice.cli.watch.show import watch as show
 
-    return anyio.run(partial(show, settings, chosen, once=once), backend="trio")
+    return run_async(partial(show, settings, chosen, once=once))
 
 
 def _symbols(given: tuple[str, ...]) -> tuple[str, ...]:
