@@ -447,7 +447,8 @@ def test_finds_a_gap_that_is_said_to_be_refreshed(monkeypatch: pytest.MonkeyPatc
 
 def test_finds_a_key_that_a_correction_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Router, "_change_trades", lambda *_: None)
-    assert any("trade:" in of_account(seed=seed) for seed in range(5_000_001, 5_000_007))
+    seeds = 5_000_003, *range(5_000_001, 5_000_007)  # the first shows it; the others need not run
+    assert any("trade:" in of_account(seed=seed) for seed in seeds)
 
 
 def test_finds_a_key_that_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,9 +520,8 @@ def test_finds_a_price_that_a_gateway_missed(monkeypatch: pytest.MonkeyPatch) ->
         return quote.bid_size % 10 != 0 and update(self, quote, now_ns)
 
     monkeypatch.setattr(PnlEngine, "update", without_some)
-    assert any(
-        "the gateway's report is" in found for found in of_gateways(*range(8_100_001, 8_100_031))
-    )
+    seeds = 8_100_012, *range(8_100_001, 8_100_031)  # the first shows it; the others need not run
+    assert any("the gateway's report is" in found for found in of_gateways(*seeds))
 
 
 def test_finds_a_fill_that_a_day_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,7 +537,8 @@ def test_finds_a_fill_that_a_day_forgot(monkeypatch: pytest.MonkeyPatch) -> None
 def test_finds_a_fee_that_a_day_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DayBook, "book", lambda *_: set())
     seeds = [seed for seed in range(8_100_001, 8_100_099) if _charges(seed)]
-    assert any("the day: the fees are 0" in found for found in of_gateways(*seeds[:5]))
+    seeds = [8_100_010, *seeds[:5]]  # the first shows it; the others need not run
+    assert any("the day: the fees are 0" in found for found in of_gateways(*seeds))
 
 
 def _charges(seed: int) -> bool:
