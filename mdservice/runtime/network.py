@@ -11,6 +11,7 @@ Source: curl's manual, "Environment"; OpenSSL's ``SSL_CERT_FILE`` and ``SSL_CERT
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.util
 import ipaddress
 import logging
@@ -235,6 +236,14 @@ def ca_file(environ: Mapping[str, str] | None = None) -> tuple[str | None, str |
     Raises:
         ConfigurationError: A variable names an unusable file; the message names the variable.
     """
+    variable, file, folder = _authorities(environ)
+    if file is not None:
+        _kept_context("http", variable, file, folder)
+    return file, folder
+
+
+def _authorities(environ: Mapping[str, str] | None) -> tuple[str, str | None, str | None]:
+    """The variable that counts, and the file and the folder that the environment names."""
     environ = os.environ if environ is None else environ
     given = [(name, environ.get(name, "").strip()) for name in _CA_FILES]
     folder = environ.get(_CA_FOLDER, "").strip() or None
@@ -245,13 +254,9 @@ def ca_file(environ: Mapping[str, str] | None = None) -> tuple[str | None, str |
         if not path:
             continue
         if variable != "SSL_CERT_FILE" and Path(path).is_dir():
-            return None, path
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
-        except (OSError, ValueError) as exc:
-            raise _bad_certificates(variable, path, exc) from exc
-        return path, folder
-    return None, folder
+            return variable, None, path
+        return variable, path, folder
+    return _CA_FOLDER, None, folder
 
 
 def _existing_folders(value: str) -> str:
@@ -275,19 +280,58 @@ def _bad_certificates(variable: str, path: str, exc: Exception) -> Configuration
     )
 
 
-def tls_context(environ: Mapping[str, str] | None = None) -> ssl.SSLContext:
+def tls_context(
+    use: Literal["http", "websocket"], environ: Mapping[str, str] | None = None
+) -> ssl.SSLContext:
     """A client's context with the certificates that the environment names.
 
     Without such a variable it trusts the system's certificates and those of certifi, so that it
     also works in a container image without certificates.
 
+    The context is kept, because reading the usual certificates takes 30 ms of processor time.
+    Every call for the same use returns it, until a file of certificates changes. Callers do not
+    change it; httpcore does, always in the same way, so HTTP has a context of its own.
+
     Raises:
         ConfigurationError: See :func:`ca_file`.
     """
-    file, folder = ca_file(environ)
+    return _kept_context(use, *_authorities(environ))
+
+
+def _kept_context(use: str, variable: str, file: str | None, folder: str | None) -> ssl.SSLContext:
+    files = (file,) if file or folder else _default_files()
+    return _read_context(use, variable, file, folder, tuple(map(_version, files)))
+
+
+def _default_files() -> tuple[str | None, str]:
+    import certifi
+
+    return ssl.get_default_verify_paths().cafile, certifi.where()
+
+
+def _version(file: str | None) -> tuple[int, ...]:
+    """What changes when a file is replaced or written; empty without a file."""
+    with suppress(OSError, ValueError):
+        if file is not None:
+            found = Path(file).stat()
+            return found.st_ino, found.st_size, found.st_mtime_ns
+    return ()
+
+
+@functools.lru_cache(maxsize=8)
+def _read_context(
+    _use: str,
+    variable: str,
+    file: str | None,
+    folder: str | None,
+    _versions: tuple[tuple[int, ...], ...],
+) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if file is not None:
-        context.load_verify_locations(cafile=file)
+        try:
+            context.load_verify_locations(cafile=file)
+        except (OSError, ValueError) as exc:
+            raise _bad_certificates(variable, file, exc) from exc
     if folder is not None:
         for one in folder.split(os.pathsep):
             context.load_verify_locations(capath=one)
@@ -378,7 +422,7 @@ class HttpClient:
             return _DIRECT
         found = route(url, self._environ)
         if self._context is None and (_by_tls(url) or _by_tls(found.proxy or "")):
-            self._context = tls_context(self._environ)
+            self._context = tls_context("http", self._environ)
         return found
 
     async def get(

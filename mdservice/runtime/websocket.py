@@ -41,7 +41,7 @@ class WebsocketRoute:
         self._url = url
         self._route = Route() if direct else route(url)
         by_tls = url.startswith("wss:") or (self._route.proxy or "").startswith("https:")
-        self._tls = tls_context() if by_tls else None
+        self._tls = tls_context("websocket") if by_tls else None
 
     @property
     def hint(self) -> str:

@@ -208,7 +208,7 @@ def test_certificates_that_cannot_be_read_name_their_variable(
             "broken PEM": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
         }[kind])  # fmt: skip
     with pytest.raises(ConfigurationError, match=f"variable {name} "):
-        tls_context({name: str(path)})
+        tls_context("http", {name: str(path)})
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file"])
@@ -217,7 +217,7 @@ def test_a_folder_of_certificates_has_to_be_one(kind: str, tmp_path: Path) -> No
     if kind == "a file":
         path.write_bytes(b"")
     with pytest.raises(ConfigurationError, match="variable SSL_CERT_DIR "):
-        tls_context({"SSL_CERT_DIR": str(path)})
+        tls_context("http", {"SSL_CERT_DIR": str(path)})
 
 
 def test_a_folder_as_a_file_is_refused_only_for_ssl_cert_file(tmp_path: Path) -> None:
@@ -237,7 +237,28 @@ def test_the_first_variable_that_is_set_counts(
         str(tmp_path),
     )
     assert ca_file({"SSL_CERT_FILE": " "}) == (None, None)
-    assert tls_context({}).get_ca_certs()
+    assert tls_context("http", {}).get_ca_certs()
+
+
+def test_certificates_are_read_once_until_they_change(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    path = tmp_path / "certificates"
+    path.write_bytes(certificate[0].read_bytes())
+    environ = {"SSL_CERT_FILE": str(path)}
+    before = tls_context("http", environ)
+    assert tls_context("http", environ) is before
+    path.write_bytes(certificate[0].read_bytes() * 2)
+    assert tls_context("http", environ) is not before
+    path.write_bytes(b"no certificates")
+    with pytest.raises(ConfigurationError, match="variable SSL_CERT_FILE "):
+        tls_context("http", environ)
+
+
+def test_http_and_websockets_have_contexts_of_their_own() -> None:
+    # httpcore sets the protocols that its context offers.
+    assert tls_context("http", {}) is tls_context("http", {})
+    assert tls_context("http", {}) is not tls_context("websocket", {})
 
 
 # ---- the client

@@ -95,7 +95,7 @@ class AlpacaPyDriver:
         self._credentials = credentials
         self._limit = limit or LoginLimit()
         self._route = route(url)
-        self._tls = tls_context() if url.startswith("wss:") else None
+        self._tls = tls_context("websocket") if url.startswith("wss:") else None
 
     @asynccontextmanager
     async def connect(
