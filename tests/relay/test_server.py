@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import attrs
 import pytest
+from anyio.abc import SocketAttribute
 from websockets.exceptions import InvalidMessage
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
@@ -794,6 +795,9 @@ async def test_a_pong_that_did_not_fit_is_sent_later(monkeypatch: pytest.MonkeyP
             flood = Frame(Opcode.PING, b"x" * 125).serialize(mask=True) * pings
             tasks.start_soon(peer.stream.send, flood)
             await until(lambda: client.websocket.line.blocked)
+            # Through its small buffer, a few kilobytes would come each fifth of a second.
+            sock = peer.stream.extra(SocketAttribute.raw_socket)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             for _ in range(pings):
                 frame = await peer.frame()
                 assert frame is not None
