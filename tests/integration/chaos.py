@@ -1,8 +1,9 @@
 """Lets members of a group of real processes fail, and cuts their ways, in a random order.
 
 ``just chaos 100`` runs it. A round hits the leader, a standby, or in a group of three two members at
-once, each with one of :data:`FAULTS`. Every quote is compared with the market's own record at the
-end, as :mod:`tests.integration.standby` says, and the time of each takeover is printed.
+once or the next leader too, each with one of :data:`FAULTS`. Every quote is compared with the market's
+own record at the end, as :mod:`tests.integration.standby` says, and the time of each takeover is
+printed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import anyio.from_thread
@@ -46,6 +47,8 @@ are refused, or not answered.
 """
 _LASTS_S = dict.fromkeys(FAULTS, 4.0) | {"kill": 0.5, "end": 0.5, "feed silent": 10.0}
 """How long they last at most, or go on once another member leads, seconds."""
+_NEXT_TOO = 0.4
+"""The share of the takeovers in a group of three in which the next leader fails too."""
 _BRIEF = 0.3
 """The share of the cuts that end at any time, also before the lease does."""
 _LEAD_WITHIN_S = LEASE_S + 1.0
@@ -57,12 +60,13 @@ class _Hit:
     """A fault of one member.
 
     Attributes:
+        member: None for whoever leads next.
         brief: Whether it may be over before another member leads.
         lasts_s: How long it lasts; if it is not brief, after another member leads.
         refuses: Whether a cut way refuses new connections, instead of not answering.
     """
 
-    member: Program
+    member: Program | None
     role: str
     fault: str
     brief: bool
@@ -79,7 +83,7 @@ class _Hit:
     @property
     def deposes(self) -> bool:
         """Whether another member leads then, for sure."""
-        return self.role == "leader" and not self.brief and not self.spares
+        return self.role != "standby" and not self.brief and not self.spares
 
     @property
     def spares(self) -> bool:
@@ -115,9 +119,9 @@ class Round:
         return self.kind.startswith(("leader redis reset", "leader redis silent"))
 
 
-def chaos_group(stage: Stage, size: int = 2) -> Group:
+def chaos_group(stage: Stage, size: int = 2, *, slot_hold_s: float = 0.0) -> Group:
     """A group whose ways can be cut, and which gives a silent feed up soon."""
-    return Group(stage, size, ways=True, MDSERVICE_MUTE_AFTER="3")
+    return Group(stage, size, ways=True, slot_hold_s=slot_hold_s, MDSERVICE_MUTE_AFTER="3")
 
 
 def chaos(
@@ -143,32 +147,47 @@ def _draw(
     standbys = [member for member in group.members if member is not leader]
     rng.shuffle(standbys)
     chance = rng.random()
+    hit: list[Program | None]
     if len(standbys) > 1 and chance < 0.1:
-        hit = standbys
-    elif len(standbys) > 1 and chance < 0.35:
+        hit = [*standbys]
+    elif len(standbys) > 1 and chance < 0.3:
         hit = [leader, standbys[0]]
     else:
         hit = [leader if chance < 0.8 else standbys[0]]
     found = []
     for member in hit:
-        (fault,) = rng.choices([*faults], [*faults.values()])
-        brief = " " in fault and rng.random() < _BRIEF
-        lasts_s = rng.uniform(0.2, LEASE_S) if brief else rng.uniform(0, _LASTS_S[fault])
         role = "leader" if member is leader else "standby"
-        found.append(_Hit(member, role, fault, brief, lasts_s, rng.random() < 0.5))
+        found.append(_draw_fault(member, role, rng, faults))
+    if len(standbys) > 1 and len(found) == 1 and found[0].deposes and rng.random() < _NEXT_TOO:
+        found.append(_draw_fault(None, "next leader", rng, faults))
     return found
+
+
+def _draw_fault(
+    member: Program | None, role: str, rng: random.Random, faults: Mapping[str, int]
+) -> _Hit:
+    (fault,) = rng.choices([*faults], [*faults.values()])
+    brief = " " in fault and rng.random() < _BRIEF
+    lasts_s = rng.uniform(0.2, LEASE_S) if brief else rng.uniform(0, _LASTS_S[fault])
+    return _Hit(member, role, fault, brief, lasts_s, rng.random() < 0.5)
 
 
 def _round(group: Group, hits: Sequence[_Hit]) -> Round:
     leader = group.leader()
     began_s = time.monotonic()
     for hit in hits:
-        _fail(group, hit)
+        if hit.member is not None:
+            _fail(group, hit)
     led_s = None
     if any(hit.deposes for hit in hits):
-        what = lambda: [(m.pid, group.state(m), m.said) for m in group.members]  # noqa: E731
-        eventually(lambda: group.leading(besides=leader), within=60, what=what)
+        following = _next_leader(group, [leader])
         led_s = time.monotonic() - began_s
+        if (last := hits[-1]).member is None:
+            time.sleep(last.lasts_s / 4)  # it may have its feed by now, or not
+            hits = [*hits[:-1], attrs.evolve(last, member=following)]
+            _fail(group, hits[-1])
+            if last.deposes:
+                _next_leader(group, [leader, following])
     time.sleep(max(hit.lasts_s for hit in hits))
     if hits[0].role == "leader" and hits[0].spares:
         began_s = time.monotonic()
@@ -178,16 +197,27 @@ def _round(group: Group, hits: Sequence[_Hit]) -> Round:
     if all(hit.spares or hit.role == "standby" for hit in hits):
         assert after is leader, f"another member leads after {', '.join(map(str, hits))}"
     group.more(5)
-    kind = f"{hits[0].role} {hits[0].fault}" + (", another too" if len(hits) > 1 else "")
+    kind = f"{hits[0].role} {hits[0].fault}"
+    if len(hits) > 1:
+        kind += ", another too" if hits[1].role == "standby" else ", the next too"
     return Round(kind, "; ".join(map(str, hits)), led_s, _longest_pause(group, began_s))
 
 
+def _next_leader(group: Group, before: Collection[Program]) -> Program:
+    """Wait until a member leads that is none of these."""
+    what = lambda: [(m.pid, group.state(m), m.said) for m in group.members]  # noqa: E731
+    found: Program = eventually(lambda: group.leading(besides=before), within=60, what=what)
+    return found
+
+
 def _way(group: Group, hit: _Hit) -> Network:
+    assert hit.member is not None
     ways = group.ways[hit.member]
     return ways.feed if hit.spares else ways.redis
 
 
 def _fail(group: Group, hit: _Hit) -> None:
+    assert hit.member is not None
     if hit.fault == "stop":
         stop(hit.member)
     elif hit.fault in ("kill", "end"):
@@ -203,6 +233,7 @@ def _fail(group: Group, hit: _Hit) -> None:
 
 
 def _end(group: Group, hit: _Hit) -> None:
+    assert hit.member is not None
     if hit.fault == "stop":
         resume(hit.member)
     elif hit.fault in ("kill", "end"):
@@ -223,6 +254,12 @@ def main() -> int:
     parser.add_argument("rounds", type=int, nargs="?", default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--members", type=int, default=2, choices=(2, 3))
+    parser.add_argument(
+        "--slot-hold",
+        type=float,
+        default=0.0,
+        help="how long Alpaca holds the connection of a member that died, seconds",
+    )
     parser.add_argument("--only", choices=[*FAULTS], nargs="*", help="these kinds of faults alone")
     chosen = parser.parse_args()
     faults = {fault: FAULTS[fault] for fault in chosen.only or FAULTS}
@@ -230,7 +267,7 @@ def main() -> int:
     with anyio.from_thread.start_blocking_portal(backend="asyncio") as portal:
         stage = Stage(portal, RealServer)
         try:
-            group = chaos_group(stage, chosen.members)
+            group = chaos_group(stage, chosen.members, slot_hold_s=chosen.slot_hold)
             took = chaos(group, chosen.rounds, random.Random(chosen.seed), faults)
             group.finish()
         finally:

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,7 @@ class Group:
         stage: Starts them.
         size: How many there are.
         ways: Whether each has :class:`Ways`, which can be cut.
+        slot_hold_s: How long Alpaca holds the connection of a member that died, seconds.
         symbols: What they follow.
         env: More settings.
     """
@@ -186,6 +188,7 @@ class Group:
         size: int = 2,
         *,
         ways: bool = False,
+        slot_hold_s: float = 0.0,
         symbols: str = "AAPL,MSFT",
         **env: str,
     ) -> None:
@@ -195,13 +198,15 @@ class Group:
         stage.defer(self.recording.close)
         self.recording.open(self.valkey.path)
         self.simulator = stage.simulator(
-            slot_hold_s=0.0, rest_rate_limit=None, history_size=2_000_000
+            slot_hold_s=slot_hold_s, rest_rate_limit=None, history_size=2_000_000
         )
         self.symbols = tuple(symbols.split(","))
         self._env = {"MDSERVICE_SYMBOLS": symbols, "MDSERVICE_GROUP": GROUP, **env}
         self.ways: dict[Program, Ways] = {}
         each = [self._make_ways() if ways else None for _ in range(size)]
-        self.members = [self.start(one).wait_answers() for one in each]
+        self.members = [self.start(one) for one in each]
+        for member in self.members:
+            member.wait_answers()
         self.leader()
         self.market = Market(self.simulator, self.symbols)
         stage.defer(self.market.stop)
@@ -242,10 +247,10 @@ class Group:
                 return str(member.status()["state"])
         return None
 
-    def leading(self, *, besides: Program | None = None) -> Program | None:
-        """The member that serves, if one does."""
+    def leading(self, *, besides: Collection[Program] = ()) -> Program | None:
+        """The member that serves, if one does, and is none of these."""
         for member in self.members:
-            if member is not besides and self.state(member) in ("running", "degraded"):
+            if member not in besides and self.state(member) in ("running", "degraded"):
                 return member
         return None
 
