@@ -160,7 +160,6 @@ class Member:
         """Why the term has ended, if not by :meth:`stop`."""
         self._running: Topology | None = None
         """The parts of this term, once they run."""
-        self._remembered: bytes | None = None
         self._progress = Progress({})
         self._has_stood_by = False
         self._looked_s = self._clock.monotonic()
@@ -379,7 +378,7 @@ class Member:
     async def _lead(self, leader: Leader, started: Callable[[], None]) -> None:
         """Lead until deposed, or until the service stops."""
         self._terms += 1
-        self._lost = self._remembered = None
+        self._lost = None
         self._standby_alive = False
         self._leader, self._leads = None, True
         _log.info("leads", group=self._group, epoch=leader.epoch)
@@ -416,19 +415,15 @@ class Member:
             left_s = max(_LEAST_S, renewed_s + LEASE_S - began_s)
             lost = None
             try:
-                epoch = self._lease.own.epoch
                 with anyio.move_on_after(left_s if rivals else LEASE_S):
                     rivals = self._standby_alive = await self._lease.renew()
                     renewed_s = began_s
-                    if self._lease.own.epoch != epoch:  # Redis has lost the lease, and maybe more
-                        self._remembered = None
                     if self._running is not None:
                         self._progress.look(self._running)
                     await self._remember()
             except Deposed as exc:
                 lost = str(exc)
             except StoreError as exc:
-                self._remembered = None  # Redis may come back without them
                 _log.warning("lease_not_renewed", group=self._group, reason=str(exc))
             # Without a standby no service can have taken the lead, and the feeds may stay.
             if rivals and self._clock.monotonic() - renewed_s >= LEASE_S:
@@ -626,7 +621,10 @@ class Member:
         return [topic for topic in self._settings_topics if topic not in removed], others
 
     async def _remember(self) -> None:
-        """Store what programs want, and how far all is published, if it has changed."""
+        """Store what programs want, and how far all is published.
+
+        Also if nothing has changed: Redis may have lost it, in a restart or a failover.
+        """
         sources: dict[str, list[tuple[str, str]]] = {}
         wanted: set[Topic] = set()
         if self._running is None:
@@ -639,11 +637,7 @@ class Member:
                     pairs = [(topic.channel, topic.symbol) for topic in topics]
                     sources.setdefault(source, []).extend(pairs)
         removed = [(t.channel, t.symbol) for t in self._settings_topics if t not in wanted]
-        wishes = _encoder.encode(_Wishes(sources, removed, self._progress.until))
-        if wishes != self._remembered:
-            self._remembered = None
-            await self._lease.remember(wishes)
-            self._remembered = wishes
+        await self._lease.remember(_encoder.encode(_Wishes(sources, removed, self._progress.until)))
 
 
 def _redis_store(plan: Plan, admit: Any, leader: Leader | None) -> PriceStore:

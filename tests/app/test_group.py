@@ -258,6 +258,20 @@ async def test_the_first_leads_and_the_second_stands_by(autojump_clock: Any) -> 
             await second.service.subscribe("MSFT")
 
 
+async def test_wants_are_stored_again_although_a_store_renewed_the_lease_first(
+    autojump_clock: Any,
+) -> None:
+    """The server lost them. The store connects first, so the leader sees no new epoch."""
+    async with open_bench() as bench:
+        first, _ = await bench.two()
+        await first.service.subscribe("MSFT")
+        await anyio.sleep(5.5)  # the market is quiet: nothing is new from now on
+        bench.group.restart()
+        await first.lease.renew()
+        assert bench.group.wishes is None
+        await bench.until(lambda: b"MSFT" in (bench.group.wishes or b""))
+
+
 async def test_a_standby_knows_the_last_prices(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         _, second = await bench.two(1, 2)

@@ -73,7 +73,11 @@ def test_finds_two_that_lead(monkeypatch: pytest.MonkeyPatch) -> None:
         await trio.lowlevel.checkpoint()
         return lease._leads
 
+    async def remember(_lease: RedisLease, _wishes: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
     monkeypatch.setattr(RedisLease, "renew", renew)
+    monkeypatch.setattr(RedisLease, "remember", remember)
     assert "several lead at once" in violations()
 
 
