@@ -121,8 +121,10 @@ _MEANINGS: Final = {
     "leads": "This service leads its group from now on.",
     "leads_without_a_part": "A new leader could not open its relay or its journal, and leads "
     "without it. `reason` says why.",
-    "lease_claimed_again": "The leader's lease had ended, no other service had claimed it, and the "
-    "leader has it again.",
+    "lease_claimed_again": "The leader has a new epoch. Its lease had ended, and no other service "
+    "had claimed it; or another member knew a later term, of another server.",
+    "lease_continued": "The leader goes on at another Redis server, or another run of it, such as "
+    "a replica that sentinels have promoted.",
     "lease_not_renewed": "The leader could not renew its lease. It is tried again; after 3 s the "
     "leader steps down if a standby was alive.",
     "lease_not_released": "A leader that ends could not release its lease (at level debug). The "

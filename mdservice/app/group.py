@@ -46,6 +46,7 @@ from mdservice.publish.lease import (
     RENEW_EVERY_S,
     Leader,
     Lease,
+    MovingLease,
     this_process,
 )
 from mdservice.publish.store import PriceStore
@@ -275,10 +276,13 @@ class Member:
         """
         started = _Once(task_status.started)
         try:
-            while (leader := await self._stand_by(started)) is not None:
-                await self._lead(leader, started)
-                if self._lost is not None:
-                    self._show(self._build_idle(self._settings_topics, {}))
+            async with block_tasks() as tasks:
+                if isinstance(self._lease, MovingLease):
+                    tasks.start_soon(self._lease.watch)
+                while (leader := await self._stand_by(started)) is not None:
+                    await self._lead(leader, started)
+                    if self._lost is not None:
+                        self._show(self._build_idle(self._settings_topics, {}))
         finally:
             self._stopped.set()
             self._idle.close()

@@ -17,7 +17,7 @@ import os
 import secrets
 import socket
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -30,6 +30,7 @@ __all__ = [
     "RENEW_EVERY_S",
     "Leader",
     "Lease",
+    "MovingLease",
     "decode_leader",
     "encode_leader",
     "this_process",
@@ -127,7 +128,7 @@ class Lease(Protocol):
 
         Returns:
             This member in its new term, once no earlier leader can write any more. None if another
-            member leads, or may still come back after an outage of the server.
+            member leads, or if after an outage one may come that knows a later term.
 
         Raises:
             StoreUnavailable, StoreRefused: It is not known whether the claim has succeeded. The
@@ -174,4 +175,16 @@ class Lease(Protocol):
 
     async def aclose(self) -> None:
         """Close the connection; never raises for a broken one."""
+        ...
+
+
+@runtime_checkable
+class MovingLease(Protocol):
+    """A lease whose server may be replaced by another one while it still answers."""
+
+    async def watch(self) -> None:
+        """Break the connection to a server that is replaced; returns if that cannot happen.
+
+        A member runs it beside the other calls. Raises nothing.
+        """
         ...

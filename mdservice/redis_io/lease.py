@@ -6,8 +6,12 @@ Each step is one script, so nothing comes between its check and its change.
 key                                         content
 ==========================================  =======================================================
 ``mdservice:group:{NAME}``                  the leader (JSON); it expires with the lease
-``mdservice:group:{NAME}:term``             the last epoch, its holder, and every connection that
-                                            may still write: ``{"run_id client_id": epoch}``
+``mdservice:group:{NAME}:term``             the last epoch, its holder, the run of the server that
+                                            it was claimed or continued on, and every connection
+                                            that may still write: ``{"run_id client_id": epoch}``.
+                                            Also the run of a term that a later one from another
+                                            server has replaced, and the run that has counted the
+                                            lease's time again
 ``mdservice:group:{NAME}:standby``          the id of a standby that is alive; expires likewise
 ``mdservice:group:{NAME}:subscriptions``    what the leader's programs want, and up to when each
                                             feed and channel is published
@@ -16,8 +20,21 @@ key                                         content
 The braces are part of the names: they put a group's keys into one slot of a cluster.
 
 A new leader ends the registered connections with ``CLIENT KILL ID``, and takes each off the list
-once it is dead. If it dies between the two, the next leader finds the whole list. A connection
-that was registered with another run of the server is dead already.
+once it is dead. If it dies between the two, the next leader finds the whole list.
+
+Another run of the server is a restart, or a replica that sentinels have promoted. It may lack the
+last claim. So each member brings the last term that it knows, with every call that may decide who
+leads, and the server keeps the newest. On a run that is new to the term:
+
+* A leader whose last renewal is younger than the lease goes on: no other can have claimed on the
+  run before.
+* Any other member waits, so that those who know a later term come first. The last leader waits
+  half as long.
+* A leader may write only once it has continued its term there, and has ended the connections of
+  earlier leaders to that run.
+* Who leads on that run keeps the lead, with an epoch above all that members bring. A leader from
+  another server does not go on where another one has led: it does not know the records of that one.
+  It claims a new term, and reads them.
 
 The lease's own connection is not registered, since each script checks who leads. A new one ends the
 last one first: what the network still holds of it, the server does not execute after later calls.
@@ -37,7 +54,8 @@ from mdservice.errors import ConfigurationError, Deposed, StoreError, StoreRefus
 from mdservice.observability.logging import get_logger, masked
 from mdservice.publish.lease import LEASE_S, Leader, decode_leader, encode_leader
 from mdservice.redis_io.commands import pack
-from mdservice.redis_io.connection import RedisAddress, RedisConnection
+from mdservice.redis_io.connection import RedisConnection, RedisLocator
+from mdservice.redis_io.locator import locator_of
 from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.replies import is_error, malformed, refusal, refusal_code
 from mdservice.redis_io.store import identify
@@ -52,6 +70,10 @@ _TIMEOUT_S: Final = 1.0
 """The limit of each call. Shorter than the lease, so that a renewal is tried more than once."""
 _SIGN_EVERY_S: Final = 1.0
 """How often a standby shows that it is alive."""
+_WATCH_EVERY_S: Final = 1.0
+"""How often sentinels are asked whether the server is still the primary."""
+_MOST_KEPT: Final = 64
+"""How many connections to other runs of the server are kept on the list."""
 
 Admit = Callable[[RedisConnection], Awaitable[None]]
 """Registers a connection before its first write.
@@ -59,7 +81,7 @@ Admit = Callable[[RedisConnection], Awaitable[None]]
 It raises StoreUnavailable or StoreRefused if the connection must not write.
 """
 
-Connect = Callable[[RedisAddress, str], Awaitable[RedisConnection]]
+Connect = Callable[[RedisLocator, str], Awaitable[RedisConnection]]
 """Opens a connection with a name."""
 
 _READ: Final = """
@@ -68,40 +90,99 @@ local leader = lease and cjson.decode(lease)
 local stored = redis.call('GET', KEYS[2])
 local term = stored and cjson.decode(stored) or {epoch = 0, holder = '', writers = {}}
 """
-_LOOK: Final = """
-if ARGV[1] ~= '' then redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2]) end
-return {redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])}
-"""
-_TAKE: Final = """
-local own = cjson.decode(ARGV[1])
-term.epoch = math.max(term.epoch, tonumber(ARGV[3])) + 1
-term.holder = own.id
-own.epoch = term.epoch
-for writer, epoch in pairs(cjson.decode(ARGV[4])) do term.writers[writer] = epoch end
-redis.call('SET', KEYS[1], cjson.encode(own), 'PX', ARGV[2])
-redis.call('SET', KEYS[2], cjson.encode(term))
-if redis.call('GET', KEYS[3]) == own.id then redis.call('DEL', KEYS[3]) end
-"""
-# ARGV of claim and renew: own (JSON), lease (ms), highest known epoch, writers (JSON)
-_CLAIM: Final = (
-    _READ
-    + "if leader and leader.id ~= cjson.decode(ARGV[1]).id then return {0} end"
-    + _TAKE
-    + "return {term.epoch, cjson.encode(term.writers)}"
-)
-_RENEW: Final = (
+# ARGV: the epoch and the holder of the last term that the member knows, and, as the fifth, the run
+_BRING: Final = (
     _READ
     + """
-local id = cjson.decode(ARGV[1]).id
-if leader then
-  if leader.id ~= id then return {0} end
-  redis.call('SET', KEYS[1], lease, 'PX', ARGV[2])
-  return {leader.epoch, redis.call('GET', KEYS[3])}
+local known = tonumber(ARGV[1])
+local function replace(epoch, holder)
+  term.replaced = term.run or term.replaced
+  term.epoch, term.holder, term.run = epoch, holder, nil
+  stored = cjson.encode(term)
+  redis.call('SET', KEYS[2], stored)
 end
-if stored and term.holder ~= id then return {0} end
+local other = term.holder ~= ARGV[2] and term.holder ~= ''
+if known > term.epoch or (known > 0 and known == term.epoch and other) then
+  if other and leader and leader.id == term.holder and term.run == ARGV[5] then
+    -- It leads at this server, and the later term was at another one.
+    term.epoch = known + 1
+    stored = cjson.encode(term)
+    redis.call('SET', KEYS[2], stored)
+  elseif known > term.epoch then
+    replace(known, ARGV[2])
+  else
+    -- Two members have claimed the same epoch on two servers: neither leads.
+    replace(known + 1, '')
+  end
+end
+if leader and leader.id ~= term.holder then
+  leader, lease = nil, false
+elseif leader and leader.epoch ~= term.epoch then
+  leader.epoch = term.epoch
+  lease = cjson.encode(leader)
+end
 """
+)
+# further ARGV: own id or nothing, lease (ms), run of the server
+_LOOK: Final = (
+    _BRING
+    + """
+if leader and term.run ~= ARGV[5] and term.counted ~= ARGV[5] then
+  -- A replica ends a key by its own clock, which may be behind.
+  term.counted = ARGV[5]
+  stored = cjson.encode(term)
+  redis.call('SET', KEYS[2], stored)
+  redis.call('SET', KEYS[1], lease, 'PX', ARGV[4])
+end
+if ARGV[3] ~= '' then redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4]) end
+return {lease, stored}
+"""
+)
+_TAKE: Final = """
+local own = cjson.decode(ARGV[3])
+local function keep()
+  for writer, epoch in pairs(cjson.decode(ARGV[6])) do term.writers[writer] = epoch end
+  term.run, term.replaced = ARGV[5], nil
+  redis.call('SET', KEYS[2], cjson.encode(term))
+end
+local function take()
+  term.epoch = term.epoch + 1
+  term.holder = own.id
+  own.epoch = term.epoch
+  redis.call('SET', KEYS[1], cjson.encode(own), 'PX', ARGV[4])
+  if redis.call('GET', KEYS[3]) == own.id then redis.call('DEL', KEYS[3]) end
+  keep()
+end
+"""
+# further ARGV of claim and renew: own (JSON), lease (ms), run of the server, writers (JSON), state
+_CLAIM: Final = (
+    _BRING
     + _TAKE
-    + "return {term.epoch, redis.call('GET', KEYS[3])}"
+    + """
+if leader and leader.id ~= own.id then return {0} end
+if ARGV[7] == 'waits' then return {0} end
+take()
+return {term.epoch, cjson.encode(term.writers)}
+"""
+)
+_RENEW: Final = (
+    _BRING
+    + _TAKE
+    + """
+-- Where another term has gone on at this server, its records are not those that this leader knows.
+if term.holder ~= own.id or term.replaced == ARGV[5] then return {0} end
+if ARGV[7] == 'waits' then return {-1} end
+if not leader then
+  take()
+else
+  redis.call('SET', KEYS[1], lease, 'PX', ARGV[4])
+  if ARGV[7] == 'settled' and term.run == ARGV[5] and term.epoch == own.epoch then
+    return {term.epoch, redis.call('GET', KEYS[3])}
+  end
+  keep()
+end
+return {term.epoch, redis.call('GET', KEYS[3]), cjson.encode(term.writers)}
+"""
 )
 # ARGV: id, epoch, writer, epoch again for a new one or nothing for a dead one; further pairs
 _CHANGE_WRITERS: Final = (
@@ -121,6 +202,7 @@ _REMEMBER: Final = (
     + """
 if not stored then return -1 end
 if term.holder ~= ARGV[1] then return 0 end
+if term.run ~= ARGV[3] then return -1 end
 redis.call('SET', KEYS[4], ARGV[2])
 return 1
 """
@@ -156,7 +238,7 @@ class RedisLease:
         connect: Connect = RedisConnection.open,
     ) -> None:
         self._connect = connect
-        self._address = RedisAddress(url, timeout_s=_TIMEOUT_S)
+        self._address = locator_of(url, timeout_s=_TIMEOUT_S)
         self._keys = RedisNames(prefix).group_keys(group)
         self._own = own
         self._clock = clock
@@ -164,19 +246,27 @@ class RedisLease:
         self._lease_ms = b"%d" % round(lease_s * 1000)
         self._connection: RedisConnection | None = None
         self._run_id = ""
+        """The run of the server that the last connection leads to."""
         self._last_connection = ""
         """The run of the server and the client id of the last connection; see :meth:`_open`."""
         self._rights_known = False
         self._calls = anyio.Lock()
+        self._renewals = anyio.Lock()
         self._last_error: str | None = None
-        self._highest = 0
-        """The highest epoch that this member has seen. A server without its data must not lower
-        it."""
+        self._known = 0, ""
+        """The epoch and the holder of the last term that this member knows. A server without its
+        data, or with older ones, must not lower the epoch."""
+        self._term_run = ""
+        """The run of the server on which that term was claimed, or last continued; empty if it is
+        not known, such as for a term that a member brought."""
         self._leads = False
-        self._seen_leader = False
-        """Whether the lease was held when this member last looked."""
-        self._may_return_until_s = 0.0
-        """Until then, a leader may renew its lease after an outage of the server."""
+        self._settled = ""
+        """The run of the server on which this member leads, and no earlier leader can write."""
+        self._held_until_s = 0.0
+        """Until then no other member can have claimed on the run before."""
+        self._waited_run = ""
+        self._wait_until_s = 0.0
+        """Until then, one that knows a later term may come to this run of the server."""
         self._signed_s = -_SIGN_EVERY_S
         self._others: dict[str, int] = {}
         """The connections of earlier leaders, as last seen, by run of the server and client id."""
@@ -202,60 +292,96 @@ class RedisLease:
         """Who leads now; see :meth:`mdservice.publish.lease.Lease.look`."""
         now_s = anyio.current_time()
         sign = now_s - self._signed_s >= _SIGN_EVERY_S
-        reply = await self._run(_LOOK, self._own.id.encode() if sign else b"", self._lease_ms)
+        own = self._own.id.encode() if sign else b""
+        reply, run_id = await self._run(
+            _LOOK, lambda run_id: [*self._bring(), own, self._lease_ms, run_id.encode()]
+        )
         if sign:
             self._signed_s = now_s
         lease, term = self._parts(reply, 2)
         if term is not None:
-            found = self._read(json.loads, term)
-            self._highest = max(self._highest, int(found["epoch"]))
-            self._others.update(found["writers"])
+            self._note_term(self._read(json.loads, term), run_id)
         leader: Leader | None = None if lease is None else self._read(decode_leader, lease)
-        if leader is not None and leader.id != self._own.id:
-            self._seen_leader = True
-            return leader
-        return None
+        return leader if leader is not None and leader.id != self._own.id else None
 
     async def claim(self) -> Leader | None:
         """Lead, unless another member does; see :meth:`mdservice.publish.lease.Lease.claim`."""
-        if anyio.current_time() < self._may_return_until_s:
+        if not await self._is_at_the_right_server():
+            self._drop()
             return None
+        began_s = anyio.current_time()
         taken = self._own.leads(0, self._clock)
-        epoch, writers = self._parts(await self._take(_CLAIM, taken, self._others), 2)
+        reply, run_id = await self._take(_CLAIM, taken, self._others)
+        epoch, writers = self._parts(reply, 2)
         if not epoch:
             return None
-        self._note_epoch(taken, epoch)
+        self._note_epoch(taken, epoch, run_id)
         self._admitted.clear()
-        await self._end(self._read(json.loads, writers))
-        self._others.clear()
-        self._leads = True
+        await self._end(self._read(json.loads, writers), run_id)
+        self._leads, self._settled = True, run_id
+        self._held_until_s = began_s + self._lease_s
         return self._own
 
     async def renew(self) -> bool:
         """Lead for another term of the lease; see :meth:`mdservice.publish.lease.Lease.renew`."""
+        async with self._renewals:
+            return await self._renew()
+
+    async def _renew(self) -> bool:
         if not self._leads:
             raise self._deposed()
-        writers = dict.fromkeys(self._admitted.values(), self._own.epoch)
-        epoch, standby = self._parts(await self._take(_RENEW, self._own, writers), 2)
+        began_s = anyio.current_time()
+        admitted = dict.fromkeys(self._admitted.values(), self._own.epoch)
+        reply, run_id = await self._take(_RENEW, self._own, admitted)
+        epoch, standby, writers = self._parts(reply, 3)
         if not epoch:
             raise self._deposed()
-        if epoch != self._own.epoch:
-            _log.warning("lease_claimed_again", epoch=epoch, url=self.address)
-            self._note_epoch(self._own, epoch)
+        if epoch < 0:
+            self._last_error = (
+                f"Redis at {self.address} is another server than before, which may lack a claim: "
+                "the lease is claimed again unless another service comes first"
+            )
+            raise StoreUnavailable(self._last_error)
+        if writers is not None:
+            if epoch != self._own.epoch:
+                _log.warning("lease_claimed_again", epoch=epoch, url=self.address)
+            else:
+                _log.info("lease_continued", epoch=epoch, url=self.address)
+            self._note_epoch(self._own, epoch, run_id)
+            await self._end(self._read(json.loads, writers), run_id)
+            self._settled = run_id
+        self._held_until_s = began_s + self._lease_s
         return standby is not None and standby != self._own.id.encode()
+
+    async def watch(self) -> None:
+        """Leave a server that is replaced; see :class:`mdservice.publish.lease.MovingLease`."""
+        while self._address.may_move:
+            await anyio.sleep(_WATCH_EVERY_S)
+            connection = self._connection
+            if not await self._is_at_the_right_server() and connection is self._connection:
+                self._drop()
+
+    async def _is_at_the_right_server(self) -> bool:
+        connection = self._connection
+        if connection is None or not self._address.may_move:
+            return True
+        return await self._address.is_right(connection.server)
 
     async def release(self) -> None:
         """Free the lease if it is this member's."""
         self._leads = False
-        await self._run(_RELEASE, self._own.id.encode())
+        await self._ask(_RELEASE, self._own.id.encode())
 
     async def remember(self, wishes: bytes) -> None:
         """Keep what the leader's programs want for the next leader."""
-        self._require(await self._run(_REMEMBER, self._own.id.encode(), wishes))
+        reply, _ = await self._run(
+            _REMEMBER, lambda run_id: [self._own.id.encode(), wishes, run_id.encode()]
+        )
+        self._require(reply)
 
     async def recall(self) -> bytes | None:
         """What the last leader's programs wanted, or None."""
-        found: bytes | None = await self._run(_RECALL)
+        found: bytes | None = await self._ask(_RECALL)
         return found
 
     async def aclose(self) -> None:
@@ -279,10 +405,12 @@ class RedisLease:
             if identity is None:
                 raise self._lacks("CLIENT or INFO")
             run_id = identity.run_id.decode()
+            if run_id != self._settled:
+                await self._settle(run_id, connection.address)
             name, previous = f"{run_id} {identity.client_id}", self._admitted.get(writer)
             changes = [name.encode(), b"%d" % self._own.epoch]
             kills = [] if previous is None else _kill(run_id, previous)
-            if previous is not None:
+            if previous is not None and kills:
                 changes += [previous.encode(), b""]
             command = self._pack(_CHANGE_WRITERS, *self._id_and_epoch(), *changes)
             replies = await connection.call(*kills, command)
@@ -294,36 +422,90 @@ class RedisLease:
 
         return admit
 
+    async def _settle(self, run_id: str, address: str) -> None:
+        """Continue the term on the run of the server to which a writer has connected."""
+        if self._run_id != run_id:
+            self._drop()  # it leads to the server of before
+        await self.renew()
+        if self._settled != run_id:
+            raise StoreUnavailable(
+                f"Redis at {address} is another server than that of the group's lease; connecting "
+                "again"
+            )
+
     # The connections of earlier leaders
 
-    async def _end(self, writers: Mapping[str, int]) -> None:
-        """End connections, and take them off the list."""
-        if not writers:
+    async def _end(self, writers: Mapping[str, int], run_id: str) -> None:
+        """End the connections to this run of the server, and take them off the list.
+
+        Those to another run are dead, or that server is down or a replica now. It may come back.
+        """
+        others = {name: epoch for name, epoch in writers.items() if not _is_of(run_id, name)}
+        own = set(self._admitted.values())
+        ended = [name for name in writers if name not in others and name not in own]
+        forgotten = sorted(others, key=others.__getitem__)[:-_MOST_KEPT]
+        if not ended and not forgotten:
             return
-
-        def kills(run_id: str) -> list[bytes]:
-            return [kill for name in writers for kill in _kill(run_id, name)]
-
-        for reply in await self._exchange(kills):
-            if is_error(reply):
-                raise self._refused(str(reply))
-        changes = [word for name in writers for word in (name.encode(), b"")]
-        self._require(await self._run(_CHANGE_WRITERS, *self._id_and_epoch(), *changes))
+        kills = [kill for name in ended for kill in _kill(run_id, name)]
+        if kills:
+            replies, _ = await self._exchange(lambda _: kills, only=run_id)
+            for reply in replies:
+                if is_error(reply):
+                    raise self._refused(str(reply))
+        changes = [word for name in (*ended, *forgotten) for word in (name.encode(), b"")]
+        self._require(await self._ask(_CHANGE_WRITERS, *self._id_and_epoch(), *changes))
+        self._others.clear()
 
     # The exchanges
 
-    async def _take(self, script: str, own: Leader, writers: Mapping[str, int]) -> Any:
-        return await self._run(
-            script,
-            encode_leader(own),
-            self._lease_ms,
-            b"%d" % max(self._highest, self._own.epoch),
-            json.dumps(dict(writers)).encode(),
-        )
+    def _bring(self) -> list[bytes]:
+        epoch, holder = self._known
+        return [b"%d" % epoch, holder.encode()]
 
-    def _note_epoch(self, own: Leader, epoch: int) -> None:
+    async def _take(self, script: str, own: Leader, writers: Mapping[str, int]) -> tuple[Any, str]:
+        def arguments(run_id: str) -> list[bytes]:
+            state = b""
+            if run_id == self._settled:
+                state = b"settled"
+            elif anyio.current_time() < self._wait_until_s and not self._leads_for_sure():
+                state = b"waits"
+            return [
+                *self._bring(),
+                encode_leader(own),
+                self._lease_ms,
+                run_id.encode(),
+                json.dumps(dict(writers)).encode(),
+                state,
+            ]
+
+        return await self._run(script, arguments)
+
+    def _leads_for_sure(self) -> bool:
+        """Whether no other member can have claimed on the run before."""
+        return self._leads and anyio.current_time() < self._held_until_s
+
+    def _note_term(self, term: Mapping[str, Any], run_id: str) -> None:
+        epoch = int(term["epoch"])
+        if epoch >= self._known[0]:
+            self._known = epoch, str(term["holder"])
+        self._term_run = str(term.get("run", ""))
+        self._wait_for_others(run_id)
+        if not term["writers"].keys() <= self._others.keys():
+            every = {**self._others, **term["writers"]}
+            self._others = dict(list(every.items())[-_MOST_KEPT:])
+
+    def _wait_for_others(self, run_id: str) -> None:
+        """On a run of the server that is new to the term, let those who know a later one come."""
+        if not self._known[0] or run_id in (self._term_run, self._waited_run):
+            return
+        self._waited_run = run_id
+        share = 0.5 if self._known[1] == self._own.id else 1.0
+        self._wait_until_s = anyio.current_time() + self._lease_s * share
+
+    def _note_epoch(self, own: Leader, epoch: int, run_id: str) -> None:
         self._own = msgspec.structs.replace(own, epoch=epoch)
-        self._highest = max(self._highest, epoch)
+        self._known = epoch, own.id
+        self._term_run = run_id
 
     def _id_and_epoch(self) -> list[bytes]:
         return [self._own.id.encode(), b"%d" % self._own.epoch]
@@ -343,28 +525,50 @@ class RedisLease:
             f"{self._own.shown} no longer leads its group: another service has claimed the lease"
         )
 
-    async def _run(self, script: str, *arguments: bytes) -> Any:
-        command = self._pack(script, *arguments)
-        (reply,) = await self._exchange(lambda _run_id: [command])
-        if is_error(reply):
-            raise self._refused(str(reply))
-        self._rights_known = True
+    async def _ask(self, script: str, *arguments: bytes) -> Any:
+        reply, _ = await self._run(script, lambda _: arguments)
         return reply
+
+    async def _run(
+        self, script: str, arguments: Callable[[str], Sequence[bytes]]
+    ) -> tuple[Any, str]:
+        """Run a script with the arguments for this run of the server; its reply, and the run."""
+        (reply,), run_id = await self._exchange(
+            lambda run_id: [self._pack(script, *arguments(run_id))]
+        )
+        if is_error(reply):
+            error = self._refused(str(reply))
+            if isinstance(error, StoreRefused) and error.reconnect:
+                self._drop()  # a demoted server
+            raise error
+        self._rights_known = True
+        return reply, run_id
 
     def _pack(self, script: str, *arguments: bytes) -> bytes:
         return pack(b"EVAL", script.encode(), b"%d" % len(self._keys), *self._keys, *arguments)
 
-    async def _exchange(self, commands: Callable[[str], Sequence[bytes]]) -> list[Any]:
-        """Send the commands for this run of the server, and return their replies.
+    async def _exchange(
+        self, commands: Callable[[str], Sequence[bytes]], *, only: str | None = None
+    ) -> tuple[list[Any], str]:
+        """Send the commands for this run of the server; their replies, and the run.
 
         The connection is closed unless every reply has come.
+
+        Args:
+            commands: The commands for a run of the server.
+            only: The only run to which they may be sent, if it is given.
         """
         async with self._calls:
             replies = None
             try:
                 with anyio.move_on_after(_TIMEOUT_S):
                     connection = await self._open()
-                    replies = await connection.call(*commands(self._run_id))
+                    run_id = self._run_id
+                    if only not in (None, run_id):
+                        raise StoreUnavailable(
+                            f"Redis at {self.address} is another server now; trying again"
+                        )
+                    replies = await connection.call(*commands(run_id))
             except StoreError as exc:
                 self._last_error = masked(str(exc))
                 raise
@@ -375,7 +579,7 @@ class RedisLease:
                 self._last_error = f"Redis at {self.address} did not answer within {_TIMEOUT_S:g} s"
                 raise StoreUnavailable(self._last_error)
             self._last_error = None
-            return replies
+            return replies, run_id
 
     async def _open(self) -> RedisConnection:
         """The connection; a new one where it was lost."""
@@ -398,10 +602,8 @@ class RedisLease:
         finally:
             if self._connection is None:
                 connection.close()
-        if self._run_id not in ("", run_id) and self._seen_leader:
-            # Another server, or one that may have lost the lease: the leader finds it as late.
-            self._may_return_until_s = anyio.current_time() + self._lease_s
         self._run_id = run_id
+        self._wait_for_others(run_id)
         return connection
 
     def _drop(self) -> None:
@@ -412,7 +614,15 @@ class RedisLease:
     def _refused(self, text: str) -> StoreRefused | ConfigurationError:
         if refusal_code(text) == "NOPERM" or "ACL failure in script" in text:
             return self._lacks("EVAL, GET, SET or DEL", text)
+        if refusal_code(text) in ("ERR", "WRONGTYPE") and "script:" in text:
+            return self._foreign()
         return refusal(self.address, text)
+
+    def _foreign(self) -> StoreRefused:
+        return StoreRefused(
+            f"The keys of the group at {self.address} have foreign content: delete them, or set "
+            "MDSERVICE_GROUP to another name"
+        )
 
     def _lacks(self, rights: str, text: str = "") -> StoreRefused | ConfigurationError:
         words = (
@@ -434,18 +644,19 @@ class RedisLease:
         try:
             return decode(text)
         except (TypeError, ValueError) as exc:
-            raise StoreRefused(
-                f"The keys of the group at {self.address} have foreign content: delete them, or "
-                "set MDSERVICE_GROUP to another name"
-            ) from exc
+            raise self._foreign() from exc
+
+
+def _is_of(run_id: str, name: str) -> bool:
+    """Whether a registered connection leads to this run of the server."""
+    return name.partition(" ")[0] == run_id
 
 
 def _kill(run_id: str, name: str) -> list[bytes]:
-    """The command that ends a registered connection; none if it ended with its server."""
-    registered_with, _, client_id = name.partition(" ")
-    if registered_with != run_id:
+    """The command that ends a registered connection; none if it leads to another run."""
+    if not _is_of(run_id, name):
         return []
-    return [_kill_of(client_id)]
+    return [_kill_of(name.partition(" ")[2])]
 
 
 def _kill_of(client_id: str) -> bytes:

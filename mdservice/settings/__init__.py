@@ -583,10 +583,10 @@ class Settings:
             self._refuse(
                 "group", "needs a Redis that all its instances use: set MDSERVICE_REDIS_URL"
             )
-        if self.group is not None and "+" in (self.redis_url or "").partition(":")[0]:
+        if self.group is not None and "+cluster" in (self.redis_url or "").partition(":")[0]:
             self._refuse(
                 "group",
-                "needs one Redis server, and not sentinels or a cluster: the lease is in one",
+                "needs one Redis server, or sentinels, and no cluster: the lease is in one server",
             )
         wanting = None
         if not self.simulated and not own_feed:

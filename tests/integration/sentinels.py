@@ -93,6 +93,7 @@ class SentinelGroup:
         for _ in range(replicas):
             self.servers.append(self._make("--replicaof", "127.0.0.1", str(self.servers[0].port)))
         self.sentinels: list[Server] = []
+        self._witnesses: list[Server] = []
         self.primary = self.servers[0]
 
     def _make(self, *more: str) -> Server:
@@ -144,6 +145,18 @@ class SentinelGroup:
             sentinel.start()
             self.sentinels.append(sentinel)
 
+    def witness(self) -> Server:
+        """A replica of the replica, of which no sentinel knows, so that its clients stay connected.
+
+        It gets what the one and then the other primary publishes, in order.
+        """
+        (replica,) = self.replicas
+        witness = self._make("--replicaof", "127.0.0.1", str(replica.port))
+        self._witnesses.append(witness)
+        witness.start()
+        wait_until(lambda: witness.role[3] == b"connected")
+        return witness
+
     def named(self, sentinel: Server | None = None) -> int:
         """The port of the primary that a sentinel names."""
         with (sentinel or self.sentinels[0]).client() as client:
@@ -172,7 +185,7 @@ class SentinelGroup:
         wait_until(lambda: server.role[0] == b"slave" and server.role[3] == b"connected", 60)
 
     def close(self) -> None:
-        for server in (*self.sentinels, *self.servers):
+        for server in (*self.sentinels, *self._witnesses, *self.servers):
             server.kill()
         self._ports.close()
         shutil.rmtree(self._folder)

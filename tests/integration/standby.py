@@ -68,9 +68,10 @@ class Market:
 class _Wire:
     """A connection to one run of the server whose messages a thread takes."""
 
-    def __init__(self, path: Any, request: bytes, take: Any) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
+    def __init__(self, place: Path | int, request: bytes, take: Any) -> None:
+        on_tcp = isinstance(place, int)
+        self._socket = socket.socket(socket.AF_INET if on_tcp else socket.AF_UNIX)
+        self._socket.connect(("127.0.0.1", place) if on_tcp else str(place))
         self._socket.sendall(request)
         self._take = take
         self._thread = threading.Thread(target=self._listen)
@@ -104,11 +105,15 @@ class Recording:
         self._monitored = threading.Semaphore(0)
         self._wires: list[_Wire] = []
 
-    def open(self, path: Any) -> None:
-        """Record a run of the server from now on."""
+    def open(self, place: Path | int) -> None:
+        """Record a run of the server from now on.
+
+        Args:
+            place: The path of its socket, or its port.
+        """
         self._wires += [
-            _Wire(path, b"SUBSCRIBE price.updated feed.status mark\r\n", self._hear),
-            _Wire(path, b"MONITOR\r\n", self._monitor),
+            _Wire(place, b"SUBSCRIBE price.updated feed.status mark\r\n", self._hear),
+            _Wire(place, b"MONITOR\r\n", self._monitor),
         ]
         for _ in range(4):
             assert self._monitored.acquire(timeout=60)
@@ -179,6 +184,7 @@ class Group:
         ways: Whether each has :class:`Ways`, which can be cut.
         slot_hold_s: How long Alpaca holds the connection of a member that died, seconds.
         symbols: What they follow.
+        redis: Their Redis; None for a new server.
         env: More settings.
     """
 
@@ -190,10 +196,11 @@ class Group:
         ways: bool = False,
         slot_hold_s: float = 0.0,
         symbols: str = "AAPL,MSFT",
+        redis: Any = None,
         **env: str,
     ) -> None:
         self.stage = stage
-        self.valkey = stage.valkey()
+        self.valkey = stage.valkey() if redis is None else redis
         self.recording = Recording()
         stage.defer(self.recording.close)
         self.recording.open(self.valkey.path)
@@ -309,8 +316,12 @@ class Group:
         events = self.recording.events[symbol]
         return float(events[-1]["bid"]) if events else 0.0
 
-    def finish(self) -> None:
-        """Stop the market, wait for all of it, and check the record."""
+    def finish(self, *, may_lose: bool = False) -> None:
+        """Stop the market, wait for all of it, and check the record.
+
+        Args:
+            may_lose: Whether Redis may have lost events, which are then reported as a gap.
+        """
         self.market.stop()
         eventually(
             lambda: all(self._last(s) >= self.market.sent for s in self.symbols),
@@ -320,7 +331,10 @@ class Group:
             ),
         )  # fmt: skip
         self.recording.hear_all(self.valkey)
-        self.check_complete()
+        if may_lose:
+            self.check_losses()
+        else:
+            self.check_complete()
         self.check_fenced()
 
     def check_complete(self) -> None:
@@ -337,6 +351,25 @@ class Group:
             )
             seqs = [event["seq"] for event in events]
             assert seqs == list(range(1, len(events) + 1)), _steps(seqs)
+            with self.valkey.client() as client:
+                assert json.loads(client.get(f"price:{symbol}")) == events[-1]
+
+    def check_losses(self) -> None:
+        """Every quote is an event once and in order, or is in a gap; each has its own number."""
+        gaps = [state for state in self.recording.states if state["state"] == "gap"]
+        for symbol in self.symbols:
+            events = self.recording.events[symbol]
+            places = {ns: place for place, (_, ns) in enumerate(self.market.made(symbol))}
+            found = [places[_ns(event)] for event in events]
+            assert found == sorted(set(found)), "in order, and none twice"
+            assert {event["seq"] - place for event, place in zip(events, found, strict=True)} == {
+                1 - found[0]
+            }
+            for ns, place in places.items():
+                if found[0] < place and place not in set(found):
+                    assert any(
+                        symbol in gap["symbols"] and ns <= parse_rfc3339(gap["to"]) for gap in gaps
+                    ), (symbol, place, gaps)
             with self.valkey.client() as client:
                 assert json.loads(client.get(f"price:{symbol}")) == events[-1]
 

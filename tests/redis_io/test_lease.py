@@ -65,7 +65,7 @@ async def test_the_next_claim_ends_what_a_claim_without_its_end_has_left(valkey:
     with valkey.client() as client:
         client.delete("mdservice:group:{desk}")
 
-        async def dead(writers: object) -> None:
+        async def dead(*_: object) -> None:
             raise StoreUnavailable("killed")
 
         dies._end = dead  # type: ignore[method-assign,assignment]
@@ -85,7 +85,7 @@ async def test_the_next_claim_ends_what_a_claim_without_its_end_has_left(valkey:
 async def test_a_claim_whose_answer_was_lost_is_claimed_again(valkey: Any) -> None:
     lease, other = make(valkey.url), make(valkey.url)
 
-    async def lost(writers: object) -> None:
+    async def lost(*_: object) -> None:
         raise StoreUnavailable("the connection broke")
 
     lease._end, end = lost, lease._end  # type: ignore[method-assign,assignment]
@@ -155,6 +155,35 @@ async def test_connections_of_an_earlier_run_of_the_server_are_dead(fresh_valkey
         assert leader is not None
         assert leader.epoch == 8
         assert client.ping()
+    await lease.aclose()
+
+
+async def test_also_a_member_that_has_just_started_lets_the_leader_come_first(
+    fresh_valkey: Any,
+) -> None:
+    """After a restart without data, a standby has brought the term, and the leader is not back."""
+    leader, standby, starts = (make(fresh_valkey.url) for _ in range(3))
+    await leader.claim()
+    await standby.look()
+    fresh_valkey.kill()
+    fresh_valkey.start()
+    with pytest.raises(StoreError):
+        await standby.look()  # its connection is lost
+    assert await standby.look() is None
+    assert await starts.look() is None
+    assert await starts.claim() is None
+    for one in (leader, standby, starts):
+        await one.aclose()
+
+
+async def test_a_term_that_was_deleted_by_hand_is_written_again(valkey: Any) -> None:
+    lease = make(valkey.url)
+    await lease.claim()
+    with valkey.client() as client:
+        client.delete(TERM)
+    await lease.renew()
+    await lease.remember(b"AAPL")
+    assert lease.own.epoch == 1
     await lease.aclose()
 
 

@@ -296,49 +296,91 @@ class SimulatedRedis(SimulatedStore):
             None if stored is None else json.loads(stored),
         )
 
-    def _look(self, own_id: bytes, lasts_ms: bytes) -> list[bytes | None]:
+    def _bring(
+        self, known: bytes, holder: bytes, run_id: bytes
+    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """The leader and the last term, after what a member knows of it."""
+        leader, stored = self._read()
+        term = stored or {"epoch": 0, "holder": "", "writers": {}}
+        epoch, name = int(known), holder.decode()
+        other = term["holder"] not in (name, "")
+        if epoch > term["epoch"] or (0 < epoch == term["epoch"] and other):
+            leads = leader is not None and leader["id"] == term["holder"]
+            if other and leads and term.get("run") == run_id.decode():
+                term["epoch"] = epoch + 1
+            else:
+                term["replaced"] = term.pop("run", None) or term.get("replaced")
+                later = epoch > term["epoch"]
+                term["epoch"], term["holder"] = (epoch, name) if later else (epoch + 1, "")
+            self._set(_TERM, json.dumps(term).encode())
+        if leader is not None and leader["id"] != term["holder"]:
+            leader = None
+        elif leader is not None:
+            leader["epoch"] = term["epoch"]
+        return leader, term
+
+    def _look(
+        self, known: bytes, holder: bytes, own_id: bytes, lasts_ms: bytes, run_id: bytes
+    ) -> list[bytes | None]:
+        leader, term = self._bring(known, holder, run_id)
+        run = run_id.decode()
+        if leader is not None and run not in (term.get("run"), term.get("counted")):
+            self._set(_TERM, json.dumps({**term, "counted": run}).encode())
+            self._set(_LEASE, json.dumps(leader).encode(), lasts_ms)
         if own_id:
             self._set(_STANDBY, own_id, lasts_ms)
-        return [self._text(_LEASE), self._text(_TERM)]
+        return [None if leader is None else json.dumps(leader).encode(), self._text(_TERM)]
+
+    def _keep_term(self, term: dict[str, Any], run_id: bytes, writers: bytes) -> None:
+        term["writers"].update(json.loads(writers))
+        term["run"], term["replaced"] = run_id.decode(), None
+        self._set(_TERM, json.dumps(term).encode())
 
     def _take_lease(
-        self, own_text: bytes, lasts_ms: bytes, highest: bytes, writers: bytes
-    ) -> dict[str, Any]:
+        self, term: dict[str, Any], own_text: bytes, lasts_ms: bytes, run_id: bytes, writers: bytes
+    ) -> None:
         own = json.loads(own_text)
-        term = self._read()[1] or {"epoch": 0, "holder": "", "writers": {}}
-        term["epoch"] = max(term["epoch"], int(highest)) + 1
+        term["epoch"] += 1
         term["holder"], own["epoch"] = own["id"], term["epoch"]
-        term["writers"].update(json.loads(writers))
         self._set(_LEASE, json.dumps(own).encode(), lasts_ms)
-        self._set(_TERM, json.dumps(term).encode())
+        self._keep_term(term, run_id, writers)
         if self._text(_STANDBY) == own["id"].encode():
             self._group.pop(_STANDBY)
         self.granted.append(Granted(anyio.current_time(), own["id"], term["epoch"]))
-        return term
 
-    def _claim(self, own_text: bytes, lasts_ms: bytes, *others: bytes) -> list[Any]:
-        leader, _ = self._read()
+    def _claim(self, known: bytes, holder: bytes, own_text: bytes, *others: bytes) -> list[Any]:
+        *rest, state = others
+        leader, term = self._bring(known, holder, rest[1])
         if leader is not None and leader["id"] != json.loads(own_text)["id"]:
             return [0]
-        term = self._take_lease(own_text, lasts_ms, *others)
+        if state == b"waits":
+            return [0]
+        self._take_lease(term, own_text, *rest)
         claimed, self.claimed = self.claimed, None
         if claimed is not None:
             claimed(term["holder"])
         return [term["epoch"], json.dumps(term["writers"]).encode()]
 
-    def _renew(self, own_text: bytes, lasts_ms: bytes, *others: bytes) -> list[Any]:
-        own_id = json.loads(own_text)["id"]
-        leader, stored = self._read()
-        if leader is not None:
-            if leader["id"] != own_id:
-                return [0]
+    def _renew(self, known: bytes, holder: bytes, own_text: bytes, *others: bytes) -> list[Any]:
+        own = json.loads(own_text)
+        own_id = own["id"]
+        *rest, state = others
+        lasts_ms, run_id, writers = rest
+        leader, term = self._bring(known, holder, run_id)
+        if term["holder"] != own_id or term.get("replaced") == run_id.decode():
+            return [0]
+        if state == b"waits":
+            return [-1]
+        if leader is None:
+            self._take_lease(term, own_text, lasts_ms, run_id, writers)
+        else:
             self._set(_LEASE, json.dumps(leader).encode(), lasts_ms)
             self.granted.append(Granted(anyio.current_time(), own_id, leader["epoch"]))
-            return [leader["epoch"], self._text(_STANDBY)]
-        if stored is not None and stored["holder"] != own_id:
-            return [0]
-        term = self._take_lease(own_text, lasts_ms, *others)
-        return [term["epoch"], self._text(_STANDBY)]
+            same = term.get("run") == run_id.decode() and term["epoch"] == own["epoch"]
+            if state == b"settled" and same:
+                return [term["epoch"], self._text(_STANDBY)]
+            self._keep_term(term, run_id, writers)
+        return [term["epoch"], self._text(_STANDBY), json.dumps(term["writers"]).encode()]
 
     def _change_writers(self, own_id: bytes, epoch: bytes, *changes: bytes) -> int:
         _, stored = self._read()
@@ -363,12 +405,14 @@ class SimulatedRedis(SimulatedStore):
             released = Granted(anyio.current_time(), leader["id"], leader["epoch"], free=True)
             self.granted.append(released)
 
-    def _remember(self, own_id: bytes, wishes: bytes) -> int:
+    def _remember(self, own_id: bytes, wishes: bytes, run_id: bytes) -> int:
         _, stored = self._read()
         if stored is None:
             return -1
         if stored["holder"] != own_id.decode():
             return 0
+        if stored.get("run") != run_id.decode():
+            return -1
         self._set(_WISHES, wishes)
         return 1
 

@@ -47,7 +47,7 @@ def test_nothing_is_found_where_nothing_is_wrong(only: str) -> None:
 def test_finds_a_leader_that_writes_after_another_has_claimed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def end_none(_lease: RedisLease, _writers: Any) -> None:
+    async def end_none(_lease: RedisLease, _writers: Any, _run_id: str) -> None:
         pass
 
     monkeypatch.setattr(RedisLease, "_end", end_none)
