@@ -43,10 +43,11 @@ class Progress:
     """
 
     def __init__(self, until: Complete, topology: Topology | None = None) -> None:
-        known = {} if topology is None else _accepted(topology)
-        self.until = {
-            feed: {**until.get(feed, {}), **known.get(feed, {})} for feed in (*until, *known)
-        }
+        self.until = {feed: dict(channels) for feed, channels in until.items()}
+        for feed, channels in (_accepted(topology) if topology is not None else {}).items():
+            kept = self.until.setdefault(feed, {})
+            for channel, newest_ns in channels.items():
+                kept[channel] = min(newest_ns, kept.get(channel, newest_ns))
         self._next: Complete | None = None
         """What was accepted; all of it is not yet written."""
         self._settled: int | None = None

@@ -409,29 +409,8 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
         feed=feed,
         wanted_latest=fetch_latest,
     )
-    earlier: dict[Kind[Any], tuple[Collection[str], int]] = {}
-    for kind in feed.kinds:
-        records = [
-            record
-            for record in shared.last.get(kind, ())
-            if shared.carries(feed, Topic(kind.channel, record.symbol))
-        ]
-        complete_ns = shared.complete.get(feed.name, {}).get(kind.channel)
-        times = [record.ts_event_ns for record in records]
-        resuming = _can_resume(times if complete_ns is None else [*times, complete_ns], clock)
-        if resuming and complete_ns is not None and router.repairs(kind):
-            followed = set(symbols_of(subscriptions.wanted, kind)) - {EVERY_SYMBOL}
-            # Without a group, the settings may have other symbols now than the earlier run had.
-            knows = shared.numbering_on and not kind.stream
-            earlier[kind] = (followed if knows else set()), complete_ns
-        if records or kind in earlier:
-            router.start_from(
-                kind,
-                records,
-                resuming=resuming,
-                numbering_on=shared.numbering_on,
-                earlier=earlier.get(kind),
-            )
+    followed = subscriptions.wanted if shared.numbering_on else ()
+    earlier = {kind: _start_from(kind, router, feed, shared, followed) for kind in feed.kinds}
     histories = {
         kind: HalvingHistory(history, kind) if history is not None else None for kind in feed.kinds
     }
@@ -639,6 +618,47 @@ async def _publish_update(
 
 _JUDGING_KINDS: tuple[Kind[Any], ...] = (QUOTES, TRADES, BARS, ORDERBOOKS, NEWS)
 """The kinds by which the silence of a feed is judged: the first that is subscribed."""
+
+
+def _start_from(
+    kind: Kind[Any], router: Router, feed: Feed, shared: _Shared, wanted: Iterable[Topic]
+) -> tuple[Collection[str], int] | None:
+    """Continue where an earlier run ended.
+
+    Args:
+        kind: The kind of the records.
+        router: Gets them.
+        feed: The feed.
+        shared: What the feeds share.
+        wanted: The topics of the earlier run, if they are known. Without a group, the settings may
+            have other symbols now.
+
+    Returns:
+        As ``earlier`` of :meth:`mdservice.router.actor.Router.start_from`.
+    """
+    records = [
+        record
+        for record in shared.last.get(kind, ())
+        if shared.carries(feed, Topic(kind.channel, record.symbol))
+    ]
+    complete_ns = shared.complete.get(feed.name, {}).get(kind.channel)
+    times = [record.ts_event_ns for record in records]
+    if complete_ns is not None and (shared.numbering_on or not records):
+        times.append(complete_ns)
+    resuming = _can_resume(times, shared.clock)
+    earlier: tuple[Collection[str], int] | None = None
+    if resuming and complete_ns is not None and router.repairs(kind):
+        followed = set() if kind.stream else set(symbols_of(wanted, kind)) - {EVERY_SYMBOL}
+        earlier = followed, complete_ns
+    if records or earlier:
+        router.start_from(
+            kind,
+            records,
+            resuming=resuming,
+            numbering_on=shared.numbering_on,
+            earlier=earlier,
+        )
+    return earlier
 
 
 def _recovery(
