@@ -159,6 +159,8 @@ class Member:
         self._dropped = 0
         self._lost: str | None = None
         """Why the term has ended, if not by :meth:`stop`."""
+        self._may_have_claimed = False
+        """Whether the last claim had no answer."""
         self._running: Topology | None = None
         """The parts of this term, once they run."""
         self._progress = Progress({})
@@ -304,7 +306,7 @@ class Member:
                     if self._leader is None:
                         if await self._is_served_without_a_group():
                             wait_s = _GROUPLESS_S
-                        elif (taken := await self._lease.claim()) is not None:
+                        elif (taken := await self._claim()) is not None:
                             return taken
                     self._note_leader(before)
                 except StoreError as exc:
@@ -313,7 +315,16 @@ class Member:
                 started()
                 with anyio.move_on_after(wait_s):
                     await self._stopping.wait()
+        if self._may_have_claimed:
+            with anyio.move_on_after(_END_S, shield=True):
+                await self._release()
         return None
+
+    async def _claim(self) -> Leader | None:
+        self._may_have_claimed = True  # until there is an answer
+        taken = await self._lease.claim()
+        self._may_have_claimed = False
+        return taken
 
     async def _is_served_without_a_group(self) -> bool:
         if self._others is None:

@@ -39,6 +39,14 @@ class CutLease(MemoryLease):
     silent = False
     """Whether the server does not answer for a second, and the call then fails."""
     recall_takes_s = 0.0
+    claims_unheard = False
+    """Whether the answers to claims are lost."""
+
+    async def claim(self) -> Leader | None:
+        taken = await super().claim()
+        if self.claims_unheard:
+            raise StoreUnavailable("no answer to the claim")
+        return taken
 
     async def recall(self) -> bytes | None:
         await anyio.sleep(self.recall_takes_s)
@@ -571,6 +579,20 @@ async def test_a_reader_in_the_process_lives_through_a_takeover(autojump_clock: 
             bench.market(2)
             await bench.published(1, 2)
             assert (await anext(aiter(quotes))).bid == 2
+
+
+async def test_who_ends_after_a_claim_without_an_answer_gives_it_up(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        first, second = await bench.two(1)
+        second.lease.claims_unheard = True
+        first.lease.cut = True
+        await bench.until(lambda: bench.group.holder == "second")
+        second.end()
+        await second.ended.wait()
+        began_s = anyio.current_time()
+        third = await bench.start("third")
+        await bench.leads(third)
+        assert anyio.current_time() - began_s < 1
 
 
 async def test_a_lease_needs_a_store_for_each_term(autojump_clock: Any) -> None:
