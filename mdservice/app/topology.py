@@ -46,7 +46,7 @@ from mdservice.feed.retries import DriverSelection
 from mdservice.feed.send_queue import SendQueue
 from mdservice.feed.subscriptions import SubscriptionSet
 from mdservice.model.events import AccountEvent, FeedItem, FirstRecords, RoutedItem
-from mdservice.model.feeds import NEWS_FEED, Feed, Topic, feed_of, symbols_of
+from mdservice.model.feeds import NEWS_FEED, Feed, FeedName, Topic, feed_of, symbols_of
 from mdservice.model.kinds import (
     BARS,
     FIRST_KINDS,
@@ -189,6 +189,11 @@ class Topology:
     """The end of the channel to the publisher for events of the account."""
     supervisor: Supervisor
     channels: Sequence[Channel[Any]]
+    _by_feed: dict[FeedName, Pipeline] = attrs.field(init=False)
+
+    @_by_feed.default
+    def _make_by_feed(self) -> dict[FeedName, Pipeline]:
+        return {pipeline.feed.name: pipeline for pipeline in self.pipelines}
 
     @property
     def feed(self) -> FeedConnection:
@@ -204,11 +209,10 @@ class Topology:
         """The pipeline that carries a symbol; the only one where there is but one."""
         if len(self.pipelines) == 1:
             return self.pipelines[0]
-        name = feed_of(symbol).name
-        for pipeline in self.pipelines:
-            if pipeline.feed.name == name:
-                return pipeline
-        raise LookupError(f"no feed carries {symbol}")
+        try:
+            return self._by_feed[feed_of(symbol).name]
+        except KeyError:
+            raise LookupError(f"no feed carries {symbol}") from None
 
     def pipeline(self, topic: Topic) -> Pipeline:
         """The pipeline that carries a topic."""

@@ -73,6 +73,8 @@ class UnfulfilledTopics:
 
     def _giving_way(self, session: Session) -> list[Topic]:
         """The subscribed topics to replace by more important unfulfilled ones."""
+        if not session.over_limit:
+            return []
         wanted = self._subscriptions.wanted
         ranks = {topic: rank for rank, topic in enumerate(wanted)}
         waiting = [t for t in wanted if t in session.over_limit]

@@ -6,7 +6,7 @@ Source: Alpaca, "Streaming Market Data": one connection is allowed per endpoint.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
 import attrs
@@ -96,6 +96,7 @@ CHANNELS: Final = tuple(
 _SHOWN = 32
 
 
+@lru_cache(100_000)  # a new position asks for each held symbol
 def feed_of(symbol: str) -> Feed:
     """The feed that has a symbol: ``BTC/USD`` is crypto, an OCC symbol an option."""
     if "/" in symbol:

@@ -142,6 +142,8 @@ async def from_fills(
                         times, reasons = await _changed(simulator, gateway, held, fills)
                     found.append(Fills(f"P&L event, {source}", times.figures()))
                     wrong += reasons
+                # REST has a price of each, as it does of any real symbol.
+                simulator.send_quotes(SimQuote(symbol, 100.0, 100.5) for symbol in new)
                 times = await _opened(simulator, new)
                 found.append(Fills("symbol subscribed", times.figures()))
             except Exception as exc:
