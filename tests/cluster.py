@@ -34,11 +34,19 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 
 class ClusterNode:
-    """One server of a cluster."""
+    """One server of a cluster.
 
-    def __init__(self, folder: Path, timeout_ms: int, options: tuple[str, ...]) -> None:
-        with ExitStack() as stack:
-            self.port, self._bus_port = free_port(stack), free_port(stack)
+    Args:
+        ports: Keeps its ports from other programs, also while it does not run.
+        folder: Its own.
+        timeout_ms: As :class:`RealCluster` has it.
+        options: Of the server.
+    """
+
+    def __init__(
+        self, ports: ExitStack, folder: Path, timeout_ms: int, options: tuple[str, ...]
+    ) -> None:
+        self.port, self._bus_port = free_port(ports), free_port(ports)
         self.folder = folder
         folder.mkdir()
         self.path = folder / "s"
@@ -111,7 +119,10 @@ class RealCluster:
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="vkc-"))
         names = [f"p{i}" for i in range(3)] + [f"r{i}" for i in replicas]
-        nodes = [ClusterNode(self._folder / name, timeout_ms, options) for name in names]
+        self._ports = ExitStack()
+        nodes = [
+            ClusterNode(self._ports, self._folder / name, timeout_ms, options) for name in names
+        ]
         self.primaries, self.replicas = nodes[:3], nodes[3:]
         self._replicated = [self.primaries[i] for i in replicas]
 
@@ -222,4 +233,5 @@ class RealCluster:
     def close(self) -> None:
         for node in self.nodes:
             node.kill()
+        self._ports.close()
         shutil.rmtree(self._folder)
