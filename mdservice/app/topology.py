@@ -646,6 +646,8 @@ def _start_from(
         if shared.carries(feed, Topic(kind.channel, record.symbol))
     ]
     complete_ns = shared.complete.get(feed.name, {}).get(kind.channel)
+    if complete_ns is not None and not _can_resume((complete_ns,), shared.clock):
+        complete_ns = None  # of a service long ago; others have published here since
     times = [record.ts_event_ns for record in records]
     if complete_ns is not None and (shared.numbering_on or not records):
         times.append(complete_ns)

@@ -43,6 +43,7 @@ last one first: what the network still holds of it, the server does not execute 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -72,6 +73,11 @@ _SIGN_EVERY_S: Final = 1.0
 """How often a standby shows that it is alive."""
 _WATCH_EVERY_S: Final = 1.0
 """How often sentinels are asked whether the server is still the primary."""
+_IN_SCRIPT: Final = re.compile(r"^ERR Error running script .*: -([A-Z]+ .*)$", re.DOTALL)
+"""How servers before Redis 7 show the error of a command that a script has called.
+
+Source: issue 3042 of spring-data-redis quotes one.
+"""
 _MOST_KEPT: Final = 64
 """How many connections to other runs of the server are kept on the list."""
 
@@ -300,7 +306,7 @@ class RedisLease:
             self._signed_s = now_s
         lease, term = self._parts(reply, 2)
         if term is not None:
-            self._note_term(self._read(json.loads, term), run_id)
+            self._note_term(self._read(_decode_term, term), run_id)
         leader: Leader | None = None if lease is None else self._read(decode_leader, lease)
         return leader if leader is not None and leader.id != self._own.id else None
 
@@ -485,9 +491,9 @@ class RedisLease:
         return self._leads and anyio.current_time() < self._held_until_s
 
     def _note_term(self, term: Mapping[str, Any], run_id: str) -> None:
-        epoch = int(term["epoch"])
+        epoch = term["epoch"]
         if epoch >= self._known[0]:
-            self._known = epoch, str(term["holder"])
+            self._known = epoch, term["holder"]
         self._term_run = str(term.get("run", ""))
         self._wait_for_others(run_id)
         if not term["writers"].keys() <= self._others.keys():
@@ -612,9 +618,12 @@ class RedisLease:
             connection.close()
 
     def _refused(self, text: str) -> StoreRefused | ConfigurationError:
+        wrapped = _IN_SCRIPT.search(text)
+        if wrapped is not None:
+            text = wrapped[1]
         if refusal_code(text) == "NOPERM" or "ACL failure in script" in text:
             return self._lacks("EVAL, GET, SET or DEL", text)
-        if refusal_code(text) in ("ERR", "WRONGTYPE") and "script:" in text:
+        if refusal_code(text) == "WRONGTYPE" or (refusal_code(text) == "ERR" and "script:" in text):
             return self._foreign()
         return refusal(self.address, text)
 
@@ -645,6 +654,19 @@ class RedisLease:
             return decode(text)
         except (TypeError, ValueError) as exc:
             raise self._foreign() from exc
+
+
+def _decode_term(text: bytes) -> dict[str, Any]:
+    """The last term.
+
+    Raises:
+        ValueError: It is not a term.
+    """
+    term = json.loads(text)
+    types = (("epoch", int), ("holder", str), ("writers", dict))
+    if not isinstance(term, dict) or not all(isinstance(term.get(k), of) for k, of in types):
+        raise ValueError("not a term of a group")
+    return term
 
 
 def _is_of(run_id: str, name: str) -> bool:

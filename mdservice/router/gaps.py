@@ -63,6 +63,9 @@ class Gaps:
         self.repaired = 0
         self._missing: dict[str, int] = {}
         """The missing symbols, with the time of the last accepted record before the loss."""
+        self._began: dict[str, int] = {}
+        """When the present loss of a symbol began: later than in a gap that was reported before."""
+        self._left_out: frozenset[str] = frozenset()
         self._out: dict[str, int] = {}
         """The last record of each symbol that an earlier run has published, where it may be later
         than the gap's begin."""
@@ -89,8 +92,9 @@ class Gaps:
 
     def since_ns(self) -> int | None:
         """The time from which records are missing that may still be repaired, or None."""
-        repairs = (gap.from_ns for gap in (*self._being_repaired, *self._being_refreshed))
-        return min((*self._missing.values(), *repairs), default=None)
+        repairs = (*self._being_repaired, *self._being_refreshed)
+        symbols = (self._missing.keys() - self._left_out).union(*(gap.symbols for gap in repairs))
+        return min((self._began[symbol] for symbol in symbols), default=None)
 
     def lost(
         self,
@@ -115,17 +119,19 @@ class Gaps:
         self._being_refreshed = []
         self._refreshes = 0
         for symbol in symbols:
-            complete_ns = newest_ns
+            complete_ns = began_ns = newest_ns
             if newest_ns is not None:
                 its_last_ns = last_ns(symbol)
-                if symbol in self._unrepaired:
-                    complete_ns = min(newest_ns, its_last_ns or newest_ns)
-                elif reached_ns is not None and (
+                if reached_ns is not None and (
                     not self._in_order or (its_last_ns or 0) <= reached_ns
                 ):
-                    complete_ns = min(newest_ns, reached_ns)
+                    complete_ns = began_ns = min(newest_ns, reached_ns)
+                if symbol in self._unrepaired:
+                    complete_ns = min(newest_ns, its_last_ns or newest_ns)
             from_ns = since.get(symbol, complete_ns)
             if from_ns is not None:
+                if symbol not in self._missing and symbol not in since:
+                    self._began[symbol] = from_ns if began_ns is None else began_ns
                 self._missing.setdefault(symbol, from_ns)
 
     def resumed(
@@ -155,7 +161,8 @@ class Gaps:
         every_ns = self._missing.get(EVERY_SYMBOL)
         if every_ns is not None and EVERY_SYMBOL not in followed:  # only some are wanted now
             for symbol in followed:
-                self._missing.setdefault(symbol, every_ns)
+                if symbol not in self._missing:
+                    self._missing[symbol] = self._began[symbol] = every_ns
         repairable: dict[int, set[str]] = {}
         too_late: dict[int, set[str]] = {}
         still_missing: dict[str, int] = {}
@@ -167,6 +174,7 @@ class Gaps:
             elif symbol in left_out:
                 still_missing[symbol] = from_ns
         self._missing = still_missing
+        self._left_out = frozenset(still_missing)
         self._out = {symbol: self._out[symbol] for symbol in self._out.keys() & still_missing}
         gaps = _gaps(repairable, at_ns)
         reported = [*_gaps(too_late, at_ns), *gaps]
@@ -249,6 +257,7 @@ class Gaps:
             return
         for symbol in self._missing.keys() & set(symbols):
             self._missing[symbol] = max(self._missing[symbol], newest_ns or 0)
+            self._began[symbol] = max(self._began[symbol], self._missing[symbol])
 
     def late(self, from_ns: int, to_ns: int, symbols: Collection[str]) -> list[dict[str, Any]]:
         """Report that history had records of a repair too late.
@@ -293,7 +302,7 @@ class Gaps:
                 newest_ns is not None and self._in_order
             ):  # lost again meanwhile: the new gap begins here
                 for symbol in gap.symbols.intersection(self._missing):
-                    self._missing[symbol] = newest_ns
+                    self._missing[symbol] = self._began[symbol] = newest_ns
             repaired = gap.symbols.intersection(complete)
             self._unrepaired = (self._unrepaired | gap.symbols) - repaired
             if not repaired:

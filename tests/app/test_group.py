@@ -14,9 +14,10 @@ import pytest
 
 from mdservice.app.service import Service, open_service
 from mdservice.errors import ConfigurationError, MDServiceError, StoreUnavailable
-from mdservice.model.kinds import Kind
+from mdservice.model.kinds import TRADES, Kind
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
+from mdservice.model.trade import Trade
 from mdservice.publish.lease import LEASE_S, Leader
 from mdservice.publish.store import WriteBatch
 from mdservice.settings import Settings
@@ -209,6 +210,21 @@ class Bench:
             for member in self.members:
                 if any(link.wants(symbol) for link in member.feed.connections):
                     member.feed.send_quotes([{"S": symbol, "bp": bid, "ap": bid + 1, "t": at_ns}])
+
+    def trade(self, number: int) -> None:
+        """The market makes a trade of AAPL at this price, which took a while."""
+        at_ns = self.clock.utc_ns() - 200_000_000
+        made = Trade("AAPL", number, 10, "V", ("@",), "C", number, at_ns, at_ns, 0)
+        self.history.add([made], TRADES)
+        sent = {"T": "t", "S": "AAPL", "i": number, "x": "V", "p": float(number), "s": 10}
+        for member in self.members:
+            if member.feed.connections:
+                member.feed.send_messages([{**sent, "c": ["@"], "t": at_ns, "z": "C"}])
+
+    @property
+    def trades(self) -> list[float]:
+        """The price of every published trade, in order."""
+        return [decode(each)["price"] for each in self.store.published.get("trade.updated", [])]
 
     async def published(self, *bids: float) -> None:
         """Wait until exactly these quotes of AAPL are published, numbered from 1."""
@@ -566,6 +582,29 @@ async def test_a_symbol_without_any_quote_loses_nothing(autojump_clock: Any) -> 
         await bench.leads(second)
         bench.market(3)
         await bench.published(1, 2, 3)
+
+
+async def test_no_trade_is_published_twice_once_the_keys_have_expired(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        first = await bench.start("first", channels="quotes,trades")
+        second = await bench.start("second", channels="quotes,trades")
+        await bench.leads(first)
+        for number in (1, 2, 3):
+            bench.trade(number)
+            await anyio.sleep(2)
+        await anyio.sleep(5)
+        first.feed.refuse_next(406, times=1_000)
+        first.feed.drop()
+        await bench.until(lambda: not first.feed.connections)
+        second.feed.refuse_next(406, times=5)
+        await anyio.sleep(400)  # a price lives for 300 s
+        bench.trade(4)
+        first.end()
+        await first.ended.wait()
+        await bench.leads(second)
+        bench.trade(5)
+        await bench.until(lambda: bench.trades[-1:] == [5])
+        assert bench.trades == [1, 2, 3, 4, 5]
 
 
 async def test_a_reader_in_the_process_lives_through_a_takeover(autojump_clock: Any) -> None:

@@ -17,6 +17,7 @@ from mdservice.model.kinds import QUOTES
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.settings import Settings
+from mdservice.simulator.session import SessionRules
 from mdservice.testing import FakeDriver, FakeHistory, MemoryPriceStore, VirtualClock
 
 PROGRESS = "mdservice:progress"
@@ -84,6 +85,12 @@ class Bench:
         self.feed.refuse_next(406, times=1_000)
         self.feed.drop()
         await self.until(lambda: not self.feed.connections)
+
+    async def lose_feed(self) -> None:
+        """The feed is lost, and connected again."""
+        self.feed.drop()
+        await self.until(lambda: not self.feed.connections)
+        await self.until(lambda: self.feed.connections)
 
     async def published(self, *bids: float, symbol: str = "AAPL") -> None:
         """Wait until exactly these quotes are published."""
@@ -212,3 +219,61 @@ async def test_a_symbol_that_is_new_in_the_settings_has_no_gap(autojump_clock: A
         await bench.published(1, 2)
         await bench.published(8, symbol="MSFT")  # the first price
         assert all("MSFT" not in gap["symbols"] for gap in bench.gaps)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["ended", "killed"])
+async def test_a_symbol_that_is_left_out_holds_back_no_other(
+    autojump_clock: Any, *, killed: bool
+) -> None:
+    bench = Bench()
+    async with bench.run("AAPL", "MSFT", killed=killed):
+        await one_of_each(bench)
+        bench.feed._rules = SessionRules(symbol_limit=1)
+        await bench.lose_feed()
+        await minutes_of_quotes(bench)
+    await check_pause(bench)
+
+
+@pytest.mark.parametrize("end", ["ended", "killed", "killed in an outage"])
+async def test_a_symbol_whose_repair_has_failed_holds_back_no_other(
+    autojump_clock: Any, end: str
+) -> None:
+    bench = Bench()
+    bench.history.refuses = {"MSFT": "invalid symbol: MSFT"}
+    async with bench.run("AAPL", "MSFT", killed=end != "ended"):
+        await one_of_each(bench)
+        await bench.lose_feed()
+        await anyio.sleep(30)
+        await minutes_of_quotes(bench)
+        if end == "killed in an outage":
+            await bench.go_down()
+            await anyio.sleep(10)
+    await check_pause(bench)
+
+
+async def one_of_each(bench: Bench) -> None:
+    """A quote of both symbols, and time enough to keep that."""
+    bench.market(1)
+    bench.market(7, symbol="MSFT")
+    await bench.published(1)
+    await bench.published(7, symbol="MSFT")
+    await anyio.sleep(5)
+
+
+async def minutes_of_quotes(bench: Bench) -> None:
+    """A quote of AAPL each minute."""
+    for minute in range(10):
+        bench.market(100 + minute)
+        await anyio.sleep(60)
+    await anyio.sleep(5)
+
+
+async def check_pause(bench: Bench) -> None:
+    """The next run repairs what came in the pause, and no more."""
+    newest_ns, before = bench.made["AAPL"][-1], len(bench.gaps)
+    bench.market(900)
+    async with bench.run("AAPL", "MSFT"):
+        await bench.until(lambda: 900 in bench.bids("AAPL"))
+        await bench.until(lambda: len(bench.gaps) > before)
+        gaps = [gap for gap in bench.gaps[before:] if "AAPL" in gap["symbols"]]
+        assert parse_rfc3339(gaps[0]["from"]) >= newest_ns - 60_000_000_000

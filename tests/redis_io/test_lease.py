@@ -9,7 +9,13 @@ import anyio
 import pytest
 
 from mdservice.clock import SystemClock
-from mdservice.errors import ConfigurationError, Deposed, StoreError, StoreUnavailable
+from mdservice.errors import (
+    ConfigurationError,
+    Deposed,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from mdservice.publish.lease import this_process
 from mdservice.publish.store import Message
 from mdservice.redis_io.commands import pack
@@ -280,3 +286,31 @@ async def test_a_connection_is_not_registered_by_id_alone(fresh_valkey: Any) -> 
         one.close()
     await lease.aclose()
     await other.aclose()
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "READONLY You can't write against a read only replica.",
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "NOREPLICAS Not enough good replicas to write.",
+        "MISCONF Redis is configured to save RDB snapshots",
+    ],
+)
+def test_the_error_of_a_command_in_a_script_of_an_older_server_is_its_own(inner: str) -> None:
+    own = this_process(Path("/run/mdservice.sock"))
+    lease = RedisLease("redis://server", "desk", own, clock=SystemClock())
+    text = f"ERR Error running script (call to f_8b6f): @user_script:40: @user_script: 40: -{inner}"
+    refused = lease._refused(text)
+    assert inner.removesuffix(".") in str(refused)
+    assert "foreign content" not in str(refused)
+
+
+async def test_a_term_without_its_parts_is_foreign_content(valkey: Any) -> None:
+    lease = make(valkey.url)
+    for term in (b'{"epoch":1,"writers":{}}', b"7", b'{"epoch":"1","holder":"","writers":{}}'):
+        with valkey.client() as client:
+            client.set(TERM, term)
+        with pytest.raises(StoreRefused, match="foreign content"):
+            await lease.look()
+    await lease.aclose()

@@ -74,7 +74,8 @@ class MissingRecords:
     ) -> None:
         self._accepted = accepted
         self._overlap_ns = int(overlap_s * 1e9)
-        self._early_ns = int(early_s * 1e9)
+        self.early_ns = int(early_s * 1e9)
+        """How much earlier than its arrival the time of a record may be, nanoseconds."""
         self._since_ns: dict[str, int] = {}
         self._every = every
         self._followed_ns: dict[str, int] = {}
@@ -120,7 +121,7 @@ class MissingRecords:
             since_ns = complete_ns
             last_ns = self._accepted.last_ns(symbol)
             if last_ns is None:
-                since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns) - self._early_ns)
+                since_ns = max(since_ns, self._followed_ns.get(symbol, now_ns) - self.early_ns)
             elif symbol in self._unrepaired and last_ns < complete_ns:
                 # Rounded to few different times, because each different time needs its own request.
                 since_ns = complete_ns - (1 << (complete_ns - last_ns).bit_length())

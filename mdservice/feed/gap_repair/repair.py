@@ -267,7 +267,9 @@ class GapRepair(Recovery[R]):
         # refreshes some symbols before the first connection.
         symbols = set(accepted.symbols())
         if earlier is not None:
-            self._missing.follow(*earlier)
+            followed, complete_ns = earlier
+            # Of a symbol without a record, nothing is known that may come again from before.
+            self._missing.follow(followed, complete_ns + self._missing.early_ns + 1)
             symbols.update(earlier[0])
         self._missing.lose(symbols, clock.utc_ns())
         self._connected_before = False
