@@ -410,6 +410,13 @@ class Readers:
         read_s, found = self._reads.get(term, (event.at_s, {}))
         if again:  # the server has lost the claim of the next leader: this one goes on
             found = self._of_server
+            if event.batch.ages_s:  # with its own records, where the server came back empty before
+                found = {s: QUOTES.decode(key) for s, key in event.keys.items() if key is not None}
+                self._gone.update(
+                    each
+                    for each in self.published
+                    if each[0] in found and each[1] > found[each[0]].ts_event_ns
+                )
         self._subscribed_ns = self._next_subscribed_ns(read_s)
         if self._has_lost:
             for symbol, last in list(self._last.items()):

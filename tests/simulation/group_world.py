@@ -380,7 +380,8 @@ class GroupWorld(World):
         redis = self.redis
         # Who could not renew it for its time steps down, and gives nothing up.
         fast = not redis.slow_s and anyio.current_time() >= redis.fast_s + LEASE_S
-        reached = process.lease_way.is_open and not redis.down and fast
+        works = not redis.down and redis.refusal is None
+        reached = process.lease_way.is_open and works and fast
         if reached and redis.leader == process.name and not self.lead_watch.was_stopped(process):
             self.violated(f"{process.name} has ended and kept the lease")
         took_s = anyio.current_time() - (process.drain_began_s or anyio.current_time())
