@@ -85,13 +85,15 @@ def make_frame(encoding: Encoding, messages: list[Any]) -> Frame:
 
 
 def bad_symbols(message: Any) -> int:
-    """How many of an acknowledgement's symbols are none; each of them is an error."""
+    """How many of an acknowledgement's symbols are none; each text counts once."""
     if not isinstance(message, dict) or message.get("T") != "subscription":
         return 0
     symbols = message.get("quotes")
     symbols = symbols if isinstance(symbols, list) else []
-    good = [s for s in symbols if isinstance(s, str) and (s == EVERY_SYMBOL or is_symbol(s))]
-    return len(symbols) - len(good)
+    texts = {symbol for symbol in symbols if isinstance(symbol, str)}
+    good = [text for text in texts if text == EVERY_SYMBOL or is_symbol(text)]
+    others = [symbol for symbol in symbols if not isinstance(symbol, str)]
+    return len(texts) - len(good) + len(others)
 
 
 def check_fit_for_the_sinks(decoded: Received) -> None:
