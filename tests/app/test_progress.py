@@ -86,6 +86,18 @@ class Bench:
         self.feed.drop()
         await self.until(lambda: not self.feed.connections)
 
+    async def have_rest_alone(self, service: Service, *bids: float) -> None:
+        """Publish a quote of AAPL, lose the feed and with it these, and have a price from REST."""
+        self.market(1)
+        await self.published(1)
+        await anyio.sleep(5)
+        await self.go_down()
+        self.market(*bids)
+        await anyio.sleep(20)
+        self.market(7, symbol="MSFT")
+        await service.subscribe("MSFT")
+        await self.published(7, symbol="MSFT")
+
     async def lose_feed(self) -> None:
         """The feed is lost, and connected again."""
         self.feed.drop()
@@ -114,15 +126,7 @@ async def test_a_price_that_rest_alone_had_hides_no_gap_of_other_symbols(
 ) -> None:
     bench = Bench()
     async with bench.run("AAPL", killed=killed) as service:
-        bench.market(1)
-        await bench.published(1)
-        await anyio.sleep(5)
-        await bench.go_down()
-        bench.market(2, 3)
-        await anyio.sleep(20)
-        bench.market(7, symbol="MSFT")
-        await service.subscribe("MSFT")
-        await bench.published(7, symbol="MSFT")
+        await bench.have_rest_alone(service, 2, 3)
     async with bench.run("AAPL", "MSFT"):
         await bench.published(1, 2, 3)
         assert "AAPL" in bench.gaps[-1]["symbols"]
@@ -132,15 +136,7 @@ async def test_a_price_that_rest_alone_had_hides_no_gap_of_other_symbols(
 async def test_a_run_that_was_killed_at_once_changes_nothing(autojump_clock: Any) -> None:
     bench = Bench()
     async with bench.run("AAPL", killed=True) as service:
-        bench.market(1)
-        await bench.published(1)
-        await anyio.sleep(5)
-        await bench.go_down()
-        bench.market(2)
-        await anyio.sleep(20)
-        bench.market(7, symbol="MSFT")
-        await service.subscribe("MSFT")
-        await bench.published(7, symbol="MSFT")
+        await bench.have_rest_alone(service, 2)
     kept = bench.store.get(PROGRESS)
     bench.history.always = HistoryUnavailable("away")
     async with bench.run("AAPL", "MSFT", killed=True, feed=False):
