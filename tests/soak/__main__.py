@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code."""
     parser = argparse.ArgumentParser(prog="just soak", description="Load and faults for hours.")
     parser.add_argument("hours", type=float, help="how long, for instance 2 or 0.1")
-    parser.add_argument("--rate", type=int, default=1_000, help="quotes a second")
+    parser.add_argument("--rate", type=int, default=500, help="quotes a second")
     parser.add_argument("--seed", type=int, default=1, help="gives the faults")
     parser.add_argument("--out", type=Path, default=Path("soak-results"), help="a folder")
     options = parser.parse_args(arguments)

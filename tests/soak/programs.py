@@ -22,7 +22,6 @@ __all__ = ["SYMBOLS", "Program", "Programs", "Usage", "free_port", "say"]
 _END_LIMIT_S = 15.0
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _FOREIGN = ("MDSERVICE_", "ALPACA_", "APCA_", "REDIS_URL", "XDG_RUNTIME_DIR")
-_TRADES_EVERY_S = "5"
 SYMBOLS = tuple(f"S{number:03}" for number in range(200))
 """The stocks that are followed all the time."""
 
@@ -205,12 +204,12 @@ class Programs:
             *(str(find_server()), "--port", "0", "--unixsocket", str(redis_socket)),
             *("--save", "", "--appendonly", "no", "--dir", str(folder)),
         ]
-        host, port = feed.split(":")
-        simulate = [*python, "simulate", "--host", host, "--port", port, "--rate", str(rate)]
+        port = feed.rpartition(":")[2]
+        market = [sys.executable, "-m", "tests.soak.market", port, str(rate)]
         return cls(
             folder,
             Program("valkey", valkey, folder, {}),
-            Program("simulator", [*simulate, "--trades", _TRADES_EVERY_S], folder, {}),
+            Program("simulator", market, folder, {}),
             Program("service", [*python, "run"], folder, settings),
             Program("gateway", [*python, "gateway"], folder, settings),
             redis_url,
