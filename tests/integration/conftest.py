@@ -5,6 +5,7 @@ Everything that a test starts hangs on its :class:`Stage`, which ends it, whatev
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -34,12 +35,14 @@ from mdservice.clock import Clock
 from mdservice.feed.alpaca import sdk_driver
 from mdservice.simulator import SimulatorConfig, open_simulator
 from tests.conftest import free_port
+from tests.integration.fork_server import Forked, ForkServer
 
 KEY, SECRET = "PKE2E", "e2e-secret"
 _ROOT = Path(mdservice.__file__).parent.parent
 _NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing answers, nothing leaves the machine
 _POLL_S = 0.02
 _symbols = itertools.count()
+_MDSERVICE = ("-m", "mdservice")
 
 
 def patient(seconds: float) -> float:
@@ -104,15 +107,26 @@ def is_gone(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] == "Z"
 
 
+@functools.cache
+def _fork_server() -> ForkServer:
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
+
+
 class Program:
-    """One process of the program, in a folder of its own, with nothing inherited."""
+    """One process of the program, in a folder of its own, with nothing inherited.
+
+    ``mdservice`` comes from the fork server, unless the start of the interpreter matters: on a
+    terminal, with another ``PYTHONPATH``, or where coverage is measured in each process.
+    """
 
     def __init__(
         self,
         args: Sequence[str],
         env: dict[str, str],
         folder: Path,
-        program: Sequence[str] = ("-m", "mdservice"),
+        program: Sequence[str] = _MDSERVICE,
         terminal: int | None = None,
     ) -> None:
         self.folder = folder
@@ -127,9 +141,16 @@ class Program:
             "XDG_RUNTIME_DIR": str(folder),
             "LANG": "C.UTF-8",
         }
+        self.started = time.monotonic()
+        self._http: httpx.Client | None = None
         self.args = [sys.executable, *program, *args]
         self.env = {**inherited, **base, **env, "PYTHONPATH": python_path}
+        fresh = program != _MDSERVICE or terminal is not None or inherited or "PYTHONPATH" in env
+        self.process: subprocess.Popen[bytes] | Forked
         with self._out.open("wb") as out, self._err.open("wb") as err:
+            if not fresh:
+                self.process = _fork_server().start(args, self.env, folder, out, err)
+                return
             self.process = subprocess.Popen(
                 self.args,
                 stdin=subprocess.DEVNULL if terminal is None else terminal,
@@ -139,8 +160,6 @@ class Program:
                 env=self.env,
                 start_new_session=terminal is not None,
             )
-        self.started = time.monotonic()
-        self._http: httpx.Client | None = None
 
     @property
     def pid(self) -> int:
