@@ -33,14 +33,34 @@ run *args: install
 # Cache the byte code, also of the tests' rewritten asserts, where the environment turns that off
 export PYTHONDONTWRITEBYTECODE := ""
 
-# What makes `just test` fast: no whole programs, real servers and commands of the documentation; few seeds;
-# a tenth of the examples of each property; one worker more than processors, since a few tests wait
-workers := `python3 -c 'import os; print((os.cpu_count() or 1) + 1)'`
-parts := "--ignore=tests/integration --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations --dist worksteal -n " + workers
-quick := parts + " --ignore=tests/contracts --ignore=tests/http_api/test_described.py -m 'not thorough' --hypothesis-profile=quick"
+# The tests of single parts: no whole programs, real servers and commands of the documentation
+parts := "--ignore=tests/integration --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations --dist worksteal"
 
-# Run the fast tests: pure, or on virtual time (one to two minutes). With arguments: the tests that they name
-test *args: install
+# A worker for each processor; one more where tests with real sockets wait
+workers := `python3 -c 'import os; print(os.cpu_count() or 1)'`
+more := `python3 -c 'import os; print((os.cpu_count() or 1) + 1)'`
+
+# Few seeds, and a tenth of the examples of each property
+few := "-m 'not thorough' --hypothesis-profile=quick"
+
+# What makes `just test` fast
+quick := parts + " -n " + workers + " --ignore=tests/contracts -m 'not thorough and not sockets' --hypothesis-profile=quick"
+
+# Compile once what each worker of pytest would compile at the same time as the others
+[private]
+compile: install
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if compgen -G "tests/app/__pycache__/*-pytest-*.pyc" > /dev/null; then exit 0; fi
+    echo "compiling the tests (once)…" >&2
+    {{python}} -m compileall -q -j 0 mdservice
+    collect() { {{python}} -m pytest -n 0 -q --collect-only "$@" > /dev/null; }
+    collect tests/feed tests/gateway tests/model tests/pnl tests/relay tests/simulator &
+    collect {{parts}} {{"$(printf -- '--ignore=%s ' tests/feed tests/gateway tests/model tests/pnl tests/relay tests/simulator)"}}
+    wait $!
+
+# Run the fast tests: pure, or on virtual time (about a minute). With arguments: the tests that they name
+test *args: compile
     {{python}} -m pytest {{ if args == "" { quick } else { "" } }} "$@"
 
 # Run all tests but the slowest: also whole programs, real servers, the commands of the documentation
@@ -51,16 +71,20 @@ test-all *args: install
 test-slow: install
     {{python}} -m pytest -m "slow or not slow"
 
-# Run the tests of the single parts, with all seeds and examples, with branch coverage; fail below the minimum in pyproject.toml
+# Run the tests of the single parts with branch coverage, with few seeds and examples, since coverage doubles their time; fail below the minimum in pyproject.toml
 cov *args: install
     {{python}} -m coverage erase
-    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{python}} -m pytest {{parts}} "$@"
+    COVERAGE_PROCESS_START="$PWD/pyproject.toml" COVERAGE_FILE="$PWD/.coverage" {{python}} -m pytest {{parts}} -n {{more}} {{few}} "$@"
     {{python}} -m coverage combine -q
     {{python}} -m coverage report
 
 # The same with all tests, which measures every process that they start
 cov-all *args: install
-    @{{just_executable()}} --set parts "" cov "$@"
+    @{{just_executable()}} --set parts "" --set more 4 --set few "" cov "$@"
+
+# Run those tests of the single parts that `just cov` has run with few seeds and examples, or not at all: now with all
+test-thorough *args: install
+    {{python}} -m pytest {{parts}} -n {{workers}} -m 'thorough or hypothesis' "$@"
 
 # Run the other tests: whole programs, real servers, the simulation, the documentation, the alerts. Without coverage, which would add half to their time; the longest first
 test-programs *args: install
@@ -170,7 +194,7 @@ docs-pictures: install
     {{python}} -m docs.generate.terminal
 
 # Run what CI runs: style, types, import rules, all tests, those of the parts with coverage, the site, the simulation
-check: lint type cov test-programs site simulate-faults-ci
+check: lint type cov test-thorough test-programs site simulate-faults-ci
 
 # Lock the versions again, without the address of a registry
 lock: install

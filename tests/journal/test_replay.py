@@ -21,6 +21,8 @@ from mdservice.journal.format import (
 from mdservice.journal.replay import MAX_SPEED, open_journal, open_replay
 from mdservice.model.timestamps import format_ns
 
+pytestmark = pytest.mark.sockets
+
 SECOND_NS = 10**9
 BEGIN_NS = 1_800_000_000 * SECOND_NS
 LIMIT_S = 20

@@ -34,6 +34,8 @@ from mdservice.settings.parsers import parse_positions
 from tests.positions import web as webs
 from tests.positions.web import Web, open_web
 
+pytestmark = pytest.mark.sockets
+
 TRADING = "https://paper-api.alpaca.markets"
 
 

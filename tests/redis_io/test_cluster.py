@@ -21,6 +21,8 @@ from mdservice.redis_io.names import RedisNames
 from tests.cluster import RealCluster
 from tests.conftest import RealServer, free_port
 
+pytestmark = pytest.mark.sockets
+
 KEYS = [b"price:%d" % number for number in range(50)]
 
 

@@ -18,6 +18,8 @@ from mdservice.redis_io.names import EVENTS_TAG, RedisNames
 from tests.batches import write_batch
 from tests.cluster import ClusterNode, RealCluster
 
+pytestmark = pytest.mark.sockets
+
 SYMBOLS = [f"S{number}" for number in range(12)]
 
 

@@ -25,6 +25,8 @@ from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
 
+pytestmark = pytest.mark.sockets
+
 LIMIT_S = 60.0
 TERM = "mdservice:group:{desk}:term"
 

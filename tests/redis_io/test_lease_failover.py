@@ -25,6 +25,8 @@ from tests.conftest import free_port
 from tests.integration.network import Network
 from tests.integration.sentinels import Server, wait_until
 
+pytestmark = pytest.mark.sockets
+
 LIMIT_S = 120.0
 LEASE_S = 600.0  # no lease ends by itself, and no wait: a test ends it
 LEASE = "mdservice:group:{desk}"

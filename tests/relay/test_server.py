@@ -25,6 +25,8 @@ from mdservice.relay.websocket import MOST_MESSAGE_BYTES
 from tests.records import make_record
 from tests.relay.peers import KEY, Peer, Served, listen, on_both, serve, until
 
+pytestmark = pytest.mark.sockets
+
 LOGIN = {"action": "auth", "key": "key", "secret": "secret"}
 CONNECTED = [{"T": "success", "msg": "connected"}]
 AUTHENTICATED = [{"T": "success", "msg": "authenticated"}]

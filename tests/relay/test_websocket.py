@@ -27,6 +27,8 @@ from tests.records import make_record
 from tests.relay.peers import on_both, serve, until
 from tests.relay.test_server import REQUEST, large_trade, numbers
 
+pytestmark = pytest.mark.sockets
+
 CONNECTED = b'[{"T":"success","msg":"connected"}]'
 HELLO = b"\x16\x03\x01\x00\x06\x01\x00\x00\x02\x03\x03"
 """The begin of a TLS handshake, cut short."""
