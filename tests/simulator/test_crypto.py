@@ -107,6 +107,7 @@ def test_quotes_are_the_top_of_the_book_and_trades_the_price_of_its_best_level(s
         assert trade.price == (ask if trade.taker == "B" else bid)
 
 
+@pytest.mark.thorough
 @examples(10)
 @given(seed=st.integers(0, 1 << 40))
 def test_bars_add_up_from_the_trades_late_ones_included(seed: int) -> None:

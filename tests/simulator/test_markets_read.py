@@ -29,7 +29,6 @@ from mdservice.simulator.options import SimOptionQuote, SimOptionTrade
 from mdservice.simulator.transport import SimulatorTransport
 from mdservice.simulator.wire import Encoding
 from mdservice.testing import VirtualClock
-from tests.examples import first
 
 NOW = 1_795_186_800_123_456_789
 CALL = "AAPL281215C00190000"
@@ -88,7 +87,8 @@ STREAMED: list[tuple[Feed, str, str, list[str], dict[str, Kind[Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize("seed", first(1, [1, 2]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(("feed", "variant", "path", "symbols", "channels"), STREAMED)
 async def test_the_services_history_is_what_it_read_from_the_stream(
     feed: Feed,

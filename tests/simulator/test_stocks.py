@@ -132,6 +132,7 @@ async def test_every_channel_comes_and_rest_has_the_same(
         )
 
 
+@pytest.mark.thorough
 async def test_a_minute_brings_every_kind_of_every_symbol(
     dial: Any, autojump_clock: MockClock
 ) -> None:
