@@ -242,8 +242,9 @@ class PnlEngine:
         self.pass_time(now_ns)
         holding = self.known(symbol)
         # The heap has only the prices of held symbols.
-        if holding is not None and not holding.positions and holding.mark is not None:
-            if now_ns >= self._live_until_ns(holding.mark, holding.heard_ns):
+        if holding is not None and not holding.positions:
+            mark = holding.mark
+            if mark is not None and now_ns >= self._live_until_ns(mark, holding.heard_ns):
                 holding.live = False
             self._judge_rest(holding)
         return holding

@@ -10,6 +10,7 @@ folder and output; only its command line in ``/proc`` is the server's.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -175,6 +176,7 @@ def _serve(requests: socket.socket) -> None:
     awake.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest
     requests.send(b"ready")
     while True:
         ready = select.select([requests, awake], [], [])[0]
@@ -194,6 +196,7 @@ def _serve(requests: socket.socket) -> None:
         if not pid:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, interrupted)
             for open_socket in (requests, awake, waker, *children.values()):
                 open_socket.close()
             os.close(answer)
@@ -210,11 +213,8 @@ def _serve(requests: socket.socket) -> None:
 
 def _report(answers: socket.socket, number: int) -> None:
     """Send the test a process id, or an exit code at the end."""
-    with_test = str(number).encode()
-    try:
-        answers.send(with_test)
-    except OSError:  # the test has no more interest
-        return
+    with contextlib.suppress(OSError):  # the test may not wait for it
+        answers.send(str(number).encode())
 
 
 def _become(arguments: list[str], environment: dict[str, str], folder: str) -> None:

@@ -89,6 +89,11 @@ def test_signals_end_it(stage: Stage, how: dict[str, str]) -> None:
     assert market.process.wait() == 0
 
 
+def test_an_interrupt_ends_it(stage: Stage, how: dict[str, str]) -> None:
+    market = _market(stage, how)
+    assert market.end(signal.SIGINT) == 0
+
+
 def test_it_can_be_killed(stage: Stage, how: dict[str, str]) -> None:
     market = _market(stage, how)
     assert market.end(signal.SIGKILL) == -signal.SIGKILL

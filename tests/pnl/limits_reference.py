@@ -88,10 +88,12 @@ class LimitsReference:
 
     def is_closed(self, symbol: str) -> bool:
         """Whether its price is the last one of a market that is closed."""
-        if self.lots(symbol):
-            return any(row[-1] == "closed" for row in self.rows(symbol))
+        rows, lots = self.rows(symbol), self.lots(symbol)
+        if rows:
+            return any(row[-1] == "closed" for row in rows)
+        # Whether its lots can be read changes nothing about the price.
         known = self.book.mark(symbol) is not None
-        as_held = Position(symbol, Decimal(1), Decimal(1))
+        as_held = lots[0] if lots else Position(symbol, Decimal(1), Decimal(1))
         return known and self.book.status(as_held, self.now_ns) == "closed"
 
     def usable(self, symbol: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mdservice.model.position import Position
@@ -14,7 +14,8 @@ from mdservice.pnl.rules import parse_rule
 from tests.examples import examples
 
 from .limits_reference import LimitsReference, plain_state
-from .test_engine_properties import Event, Set, Told, events, positions
+from .reference import S_NS
+from .test_engine_properties import Clock, Event, Market, Set, Told, Update, events, positions
 
 RULES = [
     parse_rule(text)
@@ -53,7 +54,17 @@ def test_states_and_crossings_agree_with_the_contract(
         assert {(one.rule, one.symbol) for one in limits.crossed()} >= reference.crossed()
 
 
+_UNREADABLE = Position("A", Decimal(10), None)
+_BY_LAST_CLOSE = Position("A", Decimal(10), Decimal(10), lastday_price=Decimal("186.5"))
+_NO_PRICE = Update("A", 0.0, 0.0, 0)
+_BUY = Order("A", "buy", Decimal(1))
+_CLOSED = Market(False, "2026-11-23T09:30:00-05:00", "2026-11-23T16:00:00-05:00")
+_OLD = Update("A", 187.12, 187.15, 7 * S_NS)
+
+
 @examples(300)
+@example([RULES[3]], [_UNREADABLE], [Clock(_CLOSED), _OLD], _BUY)
+@example([RULES[3]], [_BY_LAST_CLOSE], [Clock(_CLOSED), _NO_PRICE, Set([])], _BUY)
 @given(rules, positions, st.lists(events, max_size=12), orders)
 def test_objections_agree_with_the_contract(
     chosen: list[object], first: list[Position], coming: list[Event], order: Order
