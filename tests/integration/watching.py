@@ -46,6 +46,7 @@ class Watch:
         os.close(other)
         self.end = end
         self.text = ""
+        self._errors = b""
 
     @staticmethod
     def _size(descriptor: int, size: tuple[int, int]) -> None:
@@ -82,6 +83,17 @@ class Watch:
                 return found
         pytest.fail(f"not within {within} s: {pattern} in {came[-3000:]!r}")
 
+    def complains(self, words: str) -> None:
+        """Wait until these words are on stderr."""
+        ends = time.monotonic() + WITHIN_S
+        errors = self.process.stderr
+        assert errors is not None
+        while words.encode() not in self._errors:
+            assert time.monotonic() < ends, self._errors
+            self.read()
+            if select.select([errors], [], [], 0)[0]:
+                self._errors += os.read(errors.fileno(), 65_536)
+
     def screen(self) -> list[str]:
         """The lines of the next whole screen, without colours."""
         self.read(0.1)
@@ -104,7 +116,7 @@ class Watch:
             self.read()
         self.read()
         _out, errors = self.process.communicate(timeout=WITHIN_S)
-        return self.process.returncode, errors.decode()
+        return self.process.returncode, (self._errors + errors).decode()
 
 
 def unread(descriptor: int) -> int:
