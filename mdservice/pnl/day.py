@@ -224,7 +224,7 @@ class DayBook:
             return not streamed and self._list(trade, fill)
         if streamed:
             self._unlisted.setdefault(trade, []).append(fill)
-        self._symbols.setdefault(trade[0], _SymbolFills()).add(fill)
+        self._symbols.setdefault(trade[0], _SymbolFills()).add(fill, streamed=streamed)
         return True
 
     def _list(self, trade: _Trade, fill: Fill) -> bool:
@@ -434,15 +434,23 @@ class _SymbolFills:
         self.symbol = ""
         self.trades = 0
         self._ordered: list[Fill] = []
+        self._unlisted: set[str] = set()
+        """The ids of those from the stream that the list did not have yet."""
         self._replayed: tuple[Decimal, _Replay] | None = None
 
-    def add(self, fill: Fill, *, is_trade: bool = True) -> None:
+    def add(self, fill: Fill, *, is_trade: bool = True, streamed: bool = False) -> None:
+        """Add a fill behind those of before and of its own time.
+
+        What the stream has lost goes before those of its time that follow it in the list.
+        """
+        if streamed:
+            self._unlisted.add(fill.id)
         self.symbol = self.symbol or fill.symbol
         self.qty = EXACT.add(self.qty, fill.qty)
         self.spent = EXACT.add(self.spent, EXACT.multiply(fill.qty, fill.price))
         self.trades += is_trade
         place = len(self._ordered)
-        while place and self._ordered[place - 1].at_ns > fill.at_ns:
+        while place and self._follows(self._ordered[place - 1], fill, streamed=streamed):
             place -= 1
         self._ordered.insert(place, fill)
         if place < len(self._ordered) - 1:
@@ -450,8 +458,18 @@ class _SymbolFills:
         elif self._replayed is not None:
             self._replayed[1].apply(fill)
 
+    def _follows(self, known: Fill, fill: Fill, *, streamed: bool) -> bool:
+        if known.at_ns != fill.at_ns:
+            return known.at_ns > fill.at_ns
+        return not streamed and known.id in self._unlisted
+
     def replace(self, known: Fill, fill: Fill) -> bool:
-        """Replace a fill by an equal one of another time; return whether the order changed."""
+        """Replace one from the stream by its equal from the list, which may have another time.
+
+        Returns:
+            Whether the order changed.
+        """
+        self._unlisted.discard(known.id)
         place = self._ordered.index(known)
         self._ordered[place] = fill
         around = self._ordered[max(0, place - 1) : place + 2]
@@ -462,6 +480,7 @@ class _SymbolFills:
         return True
 
     def remove(self, fill: Fill) -> None:
+        self._unlisted.discard(fill.id)
         self._ordered.remove(fill)
         self.qty = EXACT.subtract(self.qty, fill.qty)
         self.spent = EXACT.subtract(self.spent, EXACT.multiply(fill.qty, fill.price))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import attrs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -198,6 +199,24 @@ def test_a_fill_that_the_stream_lost_counts_at_its_own_time() -> None:
         [(Fraction(D(q)), Fraction(p)) for q, p in trades], *[Fraction()] * 2
     )
     assert Fraction(days[0].realized or 0) == round(exact, 18)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+@pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
+def test_fills_of_one_time_count_in_the_order_of_the_list(
+    order: tuple[int, ...], lost: tuple[int, ...]
+) -> None:
+    """The stream lost some of them: whether one was sold before or after another was bought."""
+    trades = [("0.5", "1.5"), ("-0.5", "1.6"), ("0.5", "1.8")]
+    at_once = [fill(*trades[place], 0) for place in order]
+    listed = [attrs.evolve(one, id=f"l{place}") for place, one in enumerate(at_once)]
+    lossy, whole = DayBook(DATE), book_of(*listed)
+    for place, one in enumerate(listed):
+        if place not in lost:
+            lossy.add(attrs.evolve(one, id=f"s{place}"), streamed=True)
+    assert [lossy.add(one) for one in listed] == [place in lost for place in range(3)]
+    days = [book.symbol_day("AAPL", [row("0.5", "1.8")]) for book in (lossy, whole)]
+    assert days[0] == days[1]
 
 
 def test_the_same_fill_from_stream_and_list_counts_once() -> None:
