@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -27,24 +28,24 @@ def _silent() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def _seeds(count: int) -> list[int]:
-    seeds = (seed for seed in range(8_300_001, 8_300_100) if _is_of_service(seed))
-    return [seed for seed, _ in zip(seeds, range(count), strict=False)]
+@functools.cache
+def _seeds() -> list[int]:
+    """Those that take the shortest time first."""
+    seeds = range(8_300_001, 8_300_100)
+    plans = [Plan.draw(seed, _NO_FAULTS, account=False) for seed in seeds]
+    plans = [plan for plan in plans if plan.trading is not None and plan.trading.of_service]
+    return [plan.seed for plan in sorted(plans, key=lambda plan: plan.faults_for_s)]
 
 
-def _is_of_service(seed: int) -> bool:
-    trading = Plan.draw(seed, _NO_FAULTS, account=False).trading
-    return trading is not None and trading.of_service
-
-
-def _found(count: int = 3) -> Iterator[str]:
+def _found(count: int = 3, first: Sequence[int] = ()) -> Iterator[str]:
     """The violations, with the faults of the trading stream and without those of the service."""
-    for seed in _seeds(count):
+    for seed in (*first, *_seeds()[:count]):
         yield str(simulate(seed, only=_NO_FAULTS, account=False).violations)
 
 
-def _finds(words: str, count: int = 3) -> bool:
-    return any(words in found for found in _found(count))
+def _finds(words: str, count: int = 3, first: Sequence[int] = ()) -> bool:
+    """Whether some seed shows it. ``first`` have shown it: while they do, no other need run."""
+    return any(words in found for found in _found(count, first))
 
 
 def test_nothing_is_found_where_nothing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,7 @@ def test_finds_an_event_before_it_was_applied(monkeypatch: pytest.MonkeyPatch) -
         return before is not None and apply(self, before, *given)
 
     monkeypatch.setattr(PositionCache, "apply", later)
-    assert _finds("with {")
+    assert _finds("with {", 8, first=[8_300_013])
 
 
 def test_finds_a_position_that_the_account_never_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def _silent() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def violations(*only: str, seed: int = 1) -> str:
+def violations(*only: str, seed: int = 9) -> str:
     return "\n".join(simulate(seed, only=only or NO_FAULTS, gateway=False).violations)
 
 
@@ -342,7 +342,7 @@ def test_finds_what_grows(monkeypatch: pytest.MonkeyPatch, limit: str, what: str
 # Every stream of an account
 
 
-def of_account(*only: str, seed: int = 5_000_001) -> str:
+def of_account(*only: str, seed: int = 5_000_011) -> str:
     outcome = simulate(seed, only=only or NO_FAULTS, account=True, gateway=False)
     return "\n".join(outcome.violations)
 
@@ -384,7 +384,8 @@ def test_finds_a_lost_record_of_each_kind(
         return route(self, routing, kept)
 
     monkeypatch.setattr(Router, "_route", lossy)
-    found = of_account(seed=5_000_002)
+    rare = kind in {STATUSES, LULDS}
+    found = of_account(seed=5_000_002 if rare else 5_000_009)
     assert f"{words}" in found
     assert "are missing" in found
 
@@ -402,7 +403,7 @@ def test_finds_a_bar_that_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> No
         accept(self, bar)
 
     monkeypatch.setattr(ReplaceSameTime, "_accept", other)
-    found = of_account(seed=5_000_002)
+    found = of_account(seed=5_000_009)
     assert "the market never made bars" in found
 
 
@@ -478,7 +479,7 @@ def test_finds_news_that_are_not_in_their_stream(monkeypatch: pytest.MonkeyPatch
 
 def of_gateways(*seeds: int) -> Iterator[str]:
     """The violations of each seed, with the faults of a gateway, and without those of the service."""
-    for seed in seeds or (8_100_002, 8_100_003, 8_100_006):
+    for seed in seeds or (8_100_009, 8_100_013, 8_100_020):
         yield "\n".join(simulate(seed, only=NO_FAULTS, account=False).violations)
 
 
