@@ -383,7 +383,10 @@ class Group:
 
 def is_stopped(program: Program) -> bool:
     """Whether the process was stopped by ``SIGSTOP``."""
-    stat = Path(f"/proc/{program.pid}/stat").read_text()
+    try:
+        stat = Path(f"/proc/{program.pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has just ended
     return stat.rpartition(")")[2].split()[0] in "Tt"
 
 

@@ -54,14 +54,14 @@ class Gathered:
 
 
 def children(pid: int) -> list[int]:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         direct = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [int(p) for p in direct] + [c for p in direct for c in children(int(p))]
     return []
 
 
 def argv(pid: int) -> str:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return ""
 
