@@ -36,9 +36,10 @@ export PYTHONDONTWRITEBYTECODE := ""
 # The tests of single parts: no whole programs, real servers and commands of the documentation
 parts := "--ignore=tests/integration --ignore=tests/simulation --ignore=tests/docs --ignore=tests/operations --dist worksteal"
 
-# A worker for each processor; one more where tests with real sockets wait
+# A worker for each processor; one more where tests with real sockets wait, three for each where whole programs do
 workers := `python3 -c 'import os; print(os.cpu_count() or 1)'`
 more := `python3 -c 'import os; print((os.cpu_count() or 1) + 1)'`
+many := `python3 -c 'import os; print((os.cpu_count() or 1) * 3)'`
 
 # Few seeds, and a tenth of the examples of each property
 few := "-m 'not thorough' --hypothesis-profile=quick"
@@ -88,7 +89,7 @@ test-thorough *args: install
 
 # Run the other tests: whole programs, real servers, the simulation, the documentation, the alerts. Without coverage, which would add half to their time; the longest first
 test-programs *args: install
-    {{python}} -m pytest --no-loadscope-reorder tests/operations tests/simulation tests/docs tests/integration "$@"
+    {{python}} -m pytest -n {{many}} --no-loadscope-reorder tests/operations tests/simulation tests/docs tests/integration "$@"
 
 # Check style, formatting and the import rules
 lint: install

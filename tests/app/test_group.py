@@ -584,6 +584,7 @@ async def test_a_symbol_without_any_quote_loses_nothing(autojump_clock: Any) -> 
         await bench.published(1, 2, 3)
 
 
+@pytest.mark.thorough
 async def test_no_trade_is_published_twice_once_the_keys_have_expired(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first = await bench.start("first", channels="quotes,trades")

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import msgspec
+import pytest
 
 from mdservice.feed.history import HalvingHistory
 from mdservice.model.events import (
@@ -197,6 +198,7 @@ async def test_a_server_that_came_back_empty_gets_its_values_again(autojump_cloc
         assert made.store.price("AAPL") is not None
 
 
+@pytest.mark.thorough
 async def test_a_full_backlog_keeps_the_newest_of_each_kind_and_symbol(autojump_clock: Any) -> None:
     async with pipeline() as made:
         made.store.down = True

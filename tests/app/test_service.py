@@ -859,6 +859,7 @@ async def test_outage_of_the_store_loses_nothing_within_the_backlog(autojump_clo
         assert bench.service.status().counters.events_conflated == 0
 
 
+@pytest.mark.thorough
 async def test_outage_beyond_the_backlog_conflates_counts_and_shows_as_steps(
     autojump_clock: Any,
 ) -> None:
@@ -942,7 +943,10 @@ async def test_connections_closed_because_they_were_silent_are_counted(
         assert service.status().feed.silent == 1
 
 
-@pytest.mark.parametrize(("feed_name", "limit_s"), [("sip", 60), ("delayed_sip", 60 + 900)])
+@pytest.mark.parametrize(
+    ("feed_name", "limit_s"),
+    [("sip", 60), pytest.param("delayed_sip", 60 + 900, marks=pytest.mark.thorough)],
+)
 async def test_prices_beyond_the_age_limit_are_counted_as_stale(
     autojump_clock: Any, feed_name: str, limit_s: float
 ) -> None:

@@ -569,6 +569,7 @@ async def test_a_quiet_price_lives_while_the_feed_does(autojump_clock: Any, benc
 ConnectionLost = FeedUnavailable("nobody listens")
 
 
+@pytest.mark.thorough
 async def test_a_price_that_was_evicted_or_ran_out_is_written_again(
     autojump_clock: Any, bench: Bench
 ) -> None:
@@ -612,6 +613,7 @@ async def test_a_short_life_is_renewed_in_time(
             assert bench.store.price("AAPL")
 
 
+@pytest.mark.thorough
 async def test_a_user_without_the_right_to_renew_keeps_its_prices(
     autojump_clock: Any, bench: Bench
 ) -> None:

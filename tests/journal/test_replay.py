@@ -355,6 +355,7 @@ def test_what_is_due_does_not_wait_for_what_comes_later(tmp_path):
     run(main)
 
 
+@pytest.mark.thorough
 def test_a_client_that_does_not_read_holds_up_the_reading_of_the_journal(tmp_path):
     count = 400
     with journal_at(tmp_path) as writer:
