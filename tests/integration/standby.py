@@ -15,8 +15,8 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection
-from itertools import pairwise, zip_longest
+from collections.abc import Collection, Sequence
+from itertools import groupby, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import attrs
 import hiredis
 
-from mdservice.model.timestamps import parse_rfc3339
+from mdservice.model.timestamps import format_ns, parse_rfc3339
 from mdservice.simulator import SimQuote
 from tests.integration.conftest import Program, Stage, eventually
 from tests.integration.network import Network
@@ -347,12 +347,36 @@ class Group:
             pairs = enumerate(zip_longest(made[first:], out))
             wrong = next(((n, *pair) for n, pair in pairs if pair[0] != pair[1]), None)
             assert wrong is None, (
-                f"{symbol}: made {len(made) - first}, out {len(out)}; differs at {wrong}"
+                f"{symbol}: made {len(made) - first}, out {len(out)}; differs at {wrong}; "
+                f"{self._explain(symbol, made[first:])}"
             )
             seqs = [event["seq"] for event in events]
             assert seqs == list(range(1, len(events) + 1)), _steps(seqs)
             with self.valkey.client() as client:
                 assert json.loads(client.get(f"price:{symbol}")) == events[-1]
+
+    def _explain(self, symbol: str, made: Sequence[tuple[float, int]]) -> str:
+        """What is missing, the numbers around it, and what the feed's status said around it."""
+        events = self.recording.events[symbol]
+        seqs = {_ns(event): event["seq"] for event in events}
+        lines = [f"{len(events) - len(seqs)} twice"]
+        for is_out, some in groupby(made, lambda each: each[1] in seqs):
+            if is_out:
+                before = list(some)
+                continue
+            lost = [ns for _, ns in some]
+            after = min((ns for ns in seqs if ns > lost[-1]), default=None)
+            lines.append(
+                f"{len(lost)} from {format_ns(lost[0])} to {format_ns(lost[-1])}, behind number "
+                f"{seqs[before[-1][1]]} and before {after and seqs[after]}"
+            )
+            around = (format_ns(lost[0] - 10**10), format_ns(lost[-1] + 2 * 10**10))
+            lines += [
+                f"    {state}"
+                for state in self.recording.states
+                if around[0] <= state["at"] <= around[1]
+            ]
+        return "\n".join(lines)
 
     def check_losses(self) -> None:
         """Every quote is an event once and in order, or is in a gap; each has its own number."""
