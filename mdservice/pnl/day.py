@@ -17,8 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal
-from itertools import groupby, pairwise
-from operator import attrgetter
+from itertools import groupby
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -436,32 +435,41 @@ class _SymbolFills:
         self._ordered: list[Fill] = []
         self._unlisted: set[str] = set()
         """The ids of those from the stream that the list did not have yet."""
+        self._booked: set[str] = set()
+        """The ids of those that are no trades."""
         self._replayed: tuple[Decimal, _Replay] | None = None
 
     def add(self, fill: Fill, *, is_trade: bool = True, streamed: bool = False) -> None:
-        """Add a fill behind those of before and of its own time.
+        """Add a fill at its time.
 
-        What the stream has lost goes before those of its time that follow it in the list.
+        Among those of one time, fills from the list come first, in its order; then fills that only
+        the stream has brought so far, in its order; then what is no trade.
         """
         if streamed:
             self._unlisted.add(fill.id)
+        if not is_trade:
+            self._booked.add(fill.id)
         self.symbol = self.symbol or fill.symbol
         self.qty = EXACT.add(self.qty, fill.qty)
         self.spent = EXACT.add(self.spent, EXACT.multiply(fill.qty, fill.price))
         self.trades += is_trade
-        place = len(self._ordered)
-        while place and self._follows(self._ordered[place - 1], fill, streamed=streamed):
-            place -= 1
-        self._ordered.insert(place, fill)
+        place = self._insert(fill)
         if place < len(self._ordered) - 1:
             self._replayed = None
         elif self._replayed is not None:
             self._replayed[1].apply(fill)
 
-    def _follows(self, known: Fill, fill: Fill, *, streamed: bool) -> bool:
-        if known.at_ns != fill.at_ns:
-            return known.at_ns > fill.at_ns
-        return not streamed and known.id in self._unlisted
+    def _insert(self, fill: Fill) -> int:
+        """Insert a fill behind those that do not come after it; return its place."""
+        rank = self._rank(fill)
+        place = len(self._ordered)
+        while place and self._rank(self._ordered[place - 1]) > rank:
+            place -= 1
+        self._ordered.insert(place, fill)
+        return place
+
+    def _rank(self, fill: Fill) -> tuple[int, bool, bool]:
+        return fill.at_ns, fill.id in self._booked, fill.id in self._unlisted
 
     def replace(self, known: Fill, fill: Fill) -> bool:
         """Replace one from the stream by its equal from the list, which may have another time.
@@ -469,13 +477,11 @@ class _SymbolFills:
         Returns:
             Whether the order changed.
         """
-        self._unlisted.discard(known.id)
         place = self._ordered.index(known)
-        self._ordered[place] = fill
-        around = self._ordered[max(0, place - 1) : place + 2]
-        if all(one.at_ns <= other.at_ns for one, other in pairwise(around)):
+        del self._ordered[place]
+        self._unlisted.discard(known.id)
+        if self._insert(fill) == place:
             return False
-        self._ordered.sort(key=attrgetter("at_ns"))
         self._replayed = None
         return True
 

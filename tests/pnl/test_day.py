@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
-from itertools import pairwise, permutations
+from itertools import pairwise
 
 import attrs
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -201,22 +200,52 @@ def test_a_fill_that_the_stream_lost_counts_at_its_own_time() -> None:
     assert Fraction(days[0].realized or 0) == round(exact, 18)
 
 
-@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
-@pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
-def test_fills_of_one_time_count_in_the_order_of_the_list(
-    order: tuple[int, ...], lost: tuple[int, ...]
+few_trades = st.sampled_from([("2", "1.1"), ("-1", "1.1"), ("1", "1.3"), ("-2", "1.4")])
+
+
+@given(
+    data=st.data(),
+    listed=st.lists(st.tuples(few_trades, st.integers(0, 1)), min_size=1, max_size=5),
+    start=st.sampled_from([0, 1, -1]),
+)
+def test_the_list_decides_the_order_of_fills_whatever_the_stream_had(
+    data: st.DataObject, listed: list[tuple[tuple[str, str], int]], start: int
 ) -> None:
-    """The stream lost some of them: whether one was sold before or after another was bought."""
-    trades = [("0.5", "1.5"), ("-0.5", "1.6"), ("0.5", "1.8")]
-    at_once = [fill(*trades[place], 0) for place in order]
-    listed = [attrs.evolve(one, id=f"l{place}") for place, one in enumerate(at_once)]
-    lossy, whole = DayBook(DATE), book_of(*listed)
-    for place, one in enumerate(listed):
-        if place not in lost:
-            lossy.add(attrs.evolve(one, id=f"s{place}"), streamed=True)
-    assert [lossy.add(one) for one in listed] == [place in lost for place in range(3)]
-    days = [book.symbol_day("AAPL", [row("0.5", "1.8")]) for book in (lossy, whole)]
-    assert days[0] == days[1]
+    """Of fills of one instant, it matters whether one was sold before another was bought."""
+    listed.sort(key=lambda each: each[1])
+    fills = [
+        attrs.evolve(fill(*trade, at), id=f"l{place}") for place, (trade, at) in enumerate(listed)
+    ]
+    came = data.draw(st.permutations(range(len(fills))))
+    came = came[: data.draw(st.integers(0, len(fills)))]
+    both, whole = DayBook(DATE), DayBook(DATE)
+    for book in (both, whole):
+        if start:
+            book.note([row(start, "1.2")])
+    for place in came:
+        assert both.add(attrs.evolve(fills[place], id=f"s{place}"), streamed=True)
+    for one in fills:
+        both.add(one)
+        assert whole.add(one)
+    lots = [row(start + sum(one.qty for one in fills), "1.25")]
+    assert both.symbol_day("AAPL", lots) == whole.symbol_day("AAPL", lots)
+
+
+def test_coins_taken_as_a_fee_count_behind_the_fills_of_their_instant() -> None:
+    """The fill is in the list only after the fee."""
+    coins = Fill("AAPL", D("-0.5"), D(10), OPEN_NS, "c", realizes=False)
+    fills = [fill(-1, 10), attrs.evolve(fill(-2, 11), id="2")]
+    early, late = DayBook(DATE), DayBook(DATE)
+    for book in (early, late):
+        book.note([row(1, 9)])
+    early.add(attrs.evolve(fills[0], id="s"), streamed=True)
+    early.book([Booking("c", "CFEE", fill=coins)])
+    for book in (early, late):
+        for one in fills:
+            book.add(one)
+    late.book([Booking("c", "CFEE", fill=coins)])
+    lots = [row("-2.5", "10.6")]
+    assert early.symbol_day("AAPL", lots) == late.symbol_day("AAPL", lots)
 
 
 def test_the_same_fill_from_stream_and_list_counts_once() -> None:
