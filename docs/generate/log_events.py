@@ -151,6 +151,7 @@ _MEANINGS: Final = {
     "journal_segment_deleted": "A file of the journal was too old, or the journal too large.",
     "journal_tail_cut": "A crash had left the last entry of a file of the journal incomplete. It "
     "was cut off.",
+    "repair_handed_over": "The leader ends during a repair: the next one repairs the whole gap.",
     "replay_failed": "A journal cannot be read to its end. `reason` names the file.",
     "relay_cannot_accept": "The relay cannot take another connection: the machine or the process "
     "has no socket left. It tries again.",

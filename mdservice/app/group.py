@@ -155,6 +155,8 @@ class Member:
         self._refreshing: frozenset[str] = frozenset()
         """The feeds whose prices come from REST."""
         self._standby_alive = False
+        self._rivals = True
+        """Whether another member may lead next; not known before the first renewal of a term."""
         self._terms = 0
         self._dropped = 0
         self._lost: str | None = None
@@ -394,7 +396,7 @@ class Member:
         """Lead until deposed, or until the service stops."""
         self._terms += 1
         self._lost = None
-        self._standby_alive = False
+        self._standby_alive, self._rivals = False, True
         self._leader, self._leads = None, True
         _log.info("leads", group=self._group, epoch=leader.epoch)
         try:
@@ -423,15 +425,14 @@ class Member:
     async def _keep_lease(self, term: anyio.CancelScope) -> None:
         """Renew the lease; end the term once another member may lead."""
         renewed_s = self._clock.monotonic()
-        rivals = True  # until the first renewal
         while True:
             await anyio.sleep(RENEW_EVERY_S if self._lease.last_error is None else _AGAIN_S)
             began_s = self._clock.monotonic()
             left_s = max(_LEAST_S, renewed_s + LEASE_S - began_s)
             lost = None
             try:
-                with anyio.move_on_after(left_s if rivals else LEASE_S):
-                    rivals = self._standby_alive = await self._lease.renew()
+                with anyio.move_on_after(left_s if self._rivals else LEASE_S):
+                    self._rivals = self._standby_alive = await self._lease.renew()
                     renewed_s = began_s
                     if self._running is not None:
                         self._progress.look(self._running)
@@ -441,7 +442,7 @@ class Member:
             except StoreError as exc:
                 _log.warning("lease_not_renewed", group=self._group, reason=str(exc))
             # Without a standby no service can have taken the lead, and the feeds may stay.
-            if rivals and self._clock.monotonic() - renewed_s >= LEASE_S:
+            if self._rivals and self._clock.monotonic() - renewed_s >= LEASE_S:
                 lost = lost or f"the lease could not be renewed for {LEASE_S:g} s"
             if lost is not None:
                 self._lost = lost
@@ -490,7 +491,7 @@ class Member:
                         tasks.start_soon(self._refresh, pipeline, parts)
                     tasks.start_soon(self._release_held, topology, others)
                     await self._stopping.wait()
-                await self.service.drain_topology()
+                await self.service.drain_topology(hand_over=self._rivals)
             finally:
                 if self._lost is not None:
                     await self._step_down(topology)

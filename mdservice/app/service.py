@@ -429,13 +429,17 @@ class Service:
             await self.drain_topology()
         _log.info("service_stopped", events_published=self._published())
 
-    async def drain_topology(self) -> None:
-        """Drain the present parts; the last step of a term."""
+    async def drain_topology(self, *, hand_over: bool = False) -> None:
+        """Drain the present parts; the last step of a term.
+
+        Args:
+            hand_over: Whether another run goes on at once from what is published.
+        """
         topology = self._topology
         if topology.relay is not None:
             topology.relay.refuse()
         topology.supervisor.drain()
-        topology.stop_feeds()
+        topology.stop_feeds(hand_over=hand_over)
         with anyio.move_on_after(DRAIN_LIMIT_S):
             await topology.supervisor.drained()
         topology.readers.close()

@@ -298,11 +298,15 @@ class Topology:
             parts.setdefault(self.pipeline(topic), []).append(topic)
         return {pipeline: tuple(part) for pipeline, part in parts.items()}
 
-    def stop_feeds(self) -> None:
-        """Close every connection; the actors below then drain."""
+    def stop_feeds(self, *, hand_over: bool = False) -> None:
+        """Close every connection; the actors below then drain.
+
+        Args:
+            hand_over: Whether another run goes on at once from what is published.
+        """
         self.account.close()
         for pipeline in self.pipelines:
-            pipeline.connection.stop()
+            pipeline.connection.stop(hand_over=hand_over)
 
     def close(self) -> None:
         """Close every channel after the actors have ended."""

@@ -201,6 +201,7 @@ class FeedConnection:
         self._unfollowed = 0
         self._under_every: set[str] = set()
         self._stopping = anyio.Event()
+        self._hands_over = False
 
     @property
     def depth(self) -> Depth:
@@ -277,8 +278,13 @@ class FeedConnection:
         why = self._session.why_left_out() if self._session else {}
         return {topic: why[topic] for topic in sorted(why) if topic in self._subscriptions}
 
-    def stop(self) -> None:
-        """Close the connection and the send queue; :meth:`run` then returns."""
+    def stop(self, *, hand_over: bool = False) -> None:
+        """Close the connection and the send queue; :meth:`run` then returns.
+
+        Args:
+            hand_over: Whether another run goes on at once; see :meth:`.Recovery.stop`.
+        """
+        self._hands_over = hand_over
         self._stopping.set()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -302,7 +308,7 @@ class FeedConnection:
             tasks.cancel_scope.cancel()
         self._phase = "stopped"
         for recovery in self._recoveries.values():
-            recovery.stop()
+            recovery.stop(hand_over=self._hands_over)
         with anyio.move_on_after(_LAST_WORDS_S):
             await self._send_queue.flush()
         self._send_queue.close()

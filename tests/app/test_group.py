@@ -567,6 +567,46 @@ async def test_leaders_of_less_than_a_second_hide_no_gap(autojump_clock: Any) ->
         assert parse_rfc3339(gap["from"]) == began_ns + 1
 
 
+async def test_a_leader_that_ends_during_its_repair_leaves_it_to_the_next_one(
+    autojump_clock: Any,
+) -> None:
+    """What came live must not go out: what is missing could no longer be published before it."""
+    async with open_bench() as bench:
+        first, second = await bench.two(1)
+        await anyio.sleep(2)
+        bench.history.lag_s = 3
+        first.end()
+        await first.ended.wait()
+        bench.market(2, 3)
+        await bench.until(lambda: any(link.wants("AAPL") for link in second.feed.connections))
+        third = await bench.start("third")
+        bench.market(4)
+        await anyio.sleep(0.2)
+        second.end()
+        bench.market(5)
+        await bench.leads(third)
+        bench.market(6)
+        await bench.published(1, 2, 3, 4, 5, 6)
+
+
+async def test_a_last_leader_publishes_what_waits_for_its_repair(autojump_clock: Any) -> None:
+    """No other member will."""
+    async with open_bench() as bench:
+        first, second = await bench.two(1)
+        await anyio.sleep(2)
+        bench.history.lag_s = 30
+        first.end()
+        await first.ended.wait()
+        bench.market(2, 3)
+        await bench.until(lambda: any(link.wants("AAPL") for link in second.feed.connections))
+        bench.market(4)
+        await anyio.sleep(9)
+        second.end()
+        await second.ended.wait()
+        assert [bid for _, bid in bench.numbers] == [1, 4]
+        assert [state["symbols"] for state in bench.states if state["state"] == "gap"] == [["AAPL"]]
+
+
 async def test_a_symbol_without_any_quote_loses_nothing(autojump_clock: Any) -> None:
     async with open_bench() as bench:
         first = await bench.start("first", "AAPL", "MSFT")

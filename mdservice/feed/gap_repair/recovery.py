@@ -123,8 +123,13 @@ class Recovery(ABC, Generic[R]):
         """Do what remains after a recovery, until cancelled or done."""
 
     @abstractmethod
-    def stop(self) -> None:
-        """Add everything that waits to the send queue."""
+    def stop(self, *, hand_over: bool = False) -> None:
+        """Add everything that waits to the send queue.
+
+        Args:
+            hand_over: Whether another run goes on at once from what is published. Then nothing is
+                added: it recovers what waits, together with what is missing before it.
+        """
 
 
 class Refresh(Recovery[R]):
@@ -270,5 +275,5 @@ class Refresh(Recovery[R]):
     async def run(self) -> None:
         """Nothing remains after a refresh."""
 
-    def stop(self) -> None:
+    def stop(self, *, hand_over: bool = False) -> None:
         """Nothing waits."""

@@ -220,7 +220,8 @@ class GapRepair(Recovery[R]):
 
     If the connection is lost again during a repair, the held records stay held, and the next
     connection's repair covers both outages. After :data:`HOLD_LIMIT_S` the held records are sent as
-    they are, and the gap remains. Cancellation loses no held record.
+    they are, and the gap remains. Cancellation loses no held record. At the end they are sent too,
+    unless another run goes on: behind them, it could send nothing of what is missing.
 
     Args:
         kind: The kind of the records.
@@ -455,8 +456,13 @@ class GapRepair(Recovery[R]):
                 self._give_up(f"it took over {HOLD_LIMIT_S:g} s")
                 await self._send_queue.flush()
 
-    def stop(self) -> None:
-        """Add the held records to the send queue."""
+    def stop(self, *, hand_over: bool = False) -> None:
+        """Add the held records to the send queue, or leave them to the run that goes on."""
+        if hand_over and self._holding:
+            _log.info("repair_handed_over", channel=self.kind.channel, waiting=len(self._held))
+            self._held.clear()
+            self._held_companions.clear()
+            self._holding = False
         self._give_up("the service stops")
 
     async def _why_not_all(self, catch_up: CatchUp[R], followed: Collection[str]) -> str | None:

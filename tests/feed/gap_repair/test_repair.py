@@ -783,6 +783,22 @@ async def test_stopping_sends_what_waits(autojump_clock: Any) -> None:
         assert not bench.backfill.complete
 
 
+async def test_stopping_for_a_run_that_goes_on_sends_nothing_that_waits(
+    autojump_clock: Any,
+) -> None:
+    """That run fetches it together with what is missing before it."""
+    async with open_bench() as bench:
+        bench.history.lag_s = 9
+        await bench.lose()
+        bench.tasks.start_soon(bench.repair.repair, ["AAPL"])
+        await anyio.sleep(0.1)
+        await bench.live(bench.quote(3))
+        bench.repair.stop(hand_over=True)
+        await bench.send_queue.flush()
+        await anyio.wait_all_tasks_blocked()
+        assert not any(isinstance(item, Backfill | RecordBatch) for item in bench.items)
+
+
 @pytest.mark.parametrize("size", [1, 2, 100])
 @pytest.mark.parametrize("until_s", [0.0, 0.1, 0.3, 0.7, 1.6, 2.05, 3.0])
 async def test_cancelled_anywhere_nothing_that_waits_is_lost_or_repeated(
