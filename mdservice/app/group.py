@@ -31,6 +31,7 @@ from mdservice.errors import (
     Deposed,
     HistoryRefused,
     HistoryUnavailable,
+    NoHistory,
     StoreError,
 )
 from mdservice.feed.history import HalvingHistory
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from mdservice.journal.recorder import Recorder
     from mdservice.publish.instances import Instances
     from mdservice.redis_io.names import Instance
+    from mdservice.router.sequencer import Sequencer
 
 __all__ = ["HELD_FOR_S", "Member"]
 
@@ -82,6 +84,8 @@ _POLL_S: Final = 1.0
 """How often a standby asks for positions at most."""
 _REFRESH_S: Final = 1.0
 """How often quotes are refreshed from REST until the feed is connected, seconds."""
+_AFTER_REFUSAL_S = 5.0
+"""How long REST is left alone after a refusal, such as that of too many calls a minute."""
 _REFRESH_LIMIT_S: Final = 5.0
 _OVERLAP_NS: Final = 5_000_000_000
 """How long before the last record REST is asked from: it may be late."""
@@ -566,11 +570,7 @@ class Member:
                 await anyio.sleep(_REFRESH_S)
                 if pipeline.connection.snapshot().logins:
                     return
-                reached_ns = sequencer.complete_until_ns()
-                symbols: dict[int, list[str]] = {}
-                for symbol in sequencer.symbols()[:_MOST_REFRESHED]:
-                    if reached_ns is not None:
-                        symbols.setdefault(complete_ns.get(symbol, reached_ns), []).append(symbol)
+                symbols = _to_refresh(sequencer, complete_ns)
                 if not symbols:
                     continue
                 self._refreshing |= {name}
@@ -585,7 +585,10 @@ class Member:
                     continue
                 except HistoryRefused as exc:
                     _log.warning("takeover_refresh_failed", feed=name, reason=masked(str(exc)))
-                    return
+                    self._refreshing -= {name}
+                    if isinstance(exc, NoHistory):
+                        return
+                    await anyio.sleep(_AFTER_REFUSAL_S)
         finally:
             self._refreshing -= {name}
 
@@ -654,6 +657,16 @@ class Member:
                     sources.setdefault(source, []).extend(pairs)
         removed = [(t.channel, t.symbol) for t in self._settings_topics if t not in wanted]
         await self._lease.remember(_encoder.encode(_Wishes(sources, removed, self._progress.until)))
+
+
+def _to_refresh(sequencer: Sequencer[Any], complete_ns: Mapping[str, int]) -> dict[int, list[str]]:
+    """The symbols to ask REST for, by the time up to which their records are published."""
+    found: dict[int, list[str]] = {}
+    reached_ns = sequencer.complete_until_ns()
+    if reached_ns is not None:
+        for symbol in sequencer.symbols()[:_MOST_REFRESHED]:
+            found.setdefault(complete_ns.get(symbol, reached_ns), []).append(symbol)
+    return found
 
 
 def _redis_store(plan: Plan, admit: Any, leader: Leader | None) -> PriceStore:

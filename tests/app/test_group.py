@@ -13,7 +13,12 @@ import msgspec
 import pytest
 
 from mdservice.app.service import Service, open_service
-from mdservice.errors import ConfigurationError, MDServiceError, StoreUnavailable
+from mdservice.errors import (
+    ConfigurationError,
+    HistoryRefused,
+    MDServiceError,
+    StoreUnavailable,
+)
 from mdservice.model.kinds import TRADES, Kind
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
@@ -349,8 +354,9 @@ async def test_a_standby_takes_over_and_numbers_go_on_without_a_gap(autojump_clo
         await bench.published(1, 2, 3, 4, 5)
         assert bench.writers.index("second") == bench.writers.count("first")
         takeovers = [state for state in bench.states if state["state"] == "takeover"]
-        assert [(one["feed"], one["leader"], one["epoch"]) for one in takeovers] == [
-            ("stocks", "host-second (process 1)", 2)
+        told = ("feed", "leader", "epoch", "refreshed")
+        assert [tuple(one[name] for name in told) for one in takeovers] == [
+            ("stocks", "host-second (process 1)", 2, True)
         ]
         first.lease.cut = False
         await bench.until(lambda: first.service.status().standby.epoch == 2)  # type: ignore[union-attr]
@@ -492,6 +498,25 @@ async def test_quotes_come_from_rest_while_the_connection_is_in_use(autojump_clo
         assert not any("REST" in reason for reason in second.service.status().reasons)
         states = [state["state"] for state in bench.states]
         assert states.count("takeover") == 1
+
+
+async def test_quotes_from_rest_go_on_after_a_refusal(autojump_clock: Any) -> None:
+    """Such as that of too many calls a minute."""
+    async with open_bench() as bench:
+        first, second = await bench.two(1)
+        second.feed.refuse_next(406, times=100)
+        first.lease.cut = True
+        await bench.until(lambda: second.feed.attempts)
+        bench.market(2)
+        await bench.published(1, 2)
+        bench.history.always = HistoryRefused("the API's calls of this minute are used up (16 s)")
+        await anyio.sleep(3)
+        bench.history.always = None
+        bench.market(3)
+        began_s = anyio.current_time()
+        await bench.published(1, 2, 3)
+        assert anyio.current_time() - began_s < 7
+        assert not second.feed.connections
 
 
 async def test_a_symbol_that_no_refresh_brought_loses_nothing(autojump_clock: Any) -> None:
