@@ -67,7 +67,7 @@ def test_events_are_published(client: redis.Redis) -> None:
 
 
 def test_its_redis_holds_nothing_but_what_the_contract_names(client: redis.Redis) -> None:
-    eventually(lambda: client.exists("mdservice:progress"), what="the newest of its keys")
+    eventually(lambda: client.exists("mdservice:progress"), what="mdservice:progress")
     names = {key.decode().partition(":")[0] for key in client.scan_iter("*")}
     keys = {kind.key_prefix.removesuffix(":") for kind in KINDS if kind.has_key}
     assert names <= keys | {"mdservice", "news"}

@@ -30,7 +30,7 @@ def _silent() -> Iterator[None]:
 
 @functools.cache
 def _seeds() -> list[int]:
-    """Those that take the shortest time first."""
+    """The seeds with the shortest lives first."""
     seeds = range(8_300_001, 8_300_100)
     plans = [Plan.draw(seed, _NO_FAULTS, account=False) for seed in seeds]
     plans = [plan for plan in plans if plan.trading is not None and plan.trading.of_service]

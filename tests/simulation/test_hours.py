@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -44,7 +44,7 @@ def _silent() -> Iterator[None]:
 
 @functools.cache
 def _plans(first: int = 8_200_001) -> list[Plan]:
-    """Those that take the shortest time first."""
+    """The plans with the shortest lives first."""
     seeds = range(first, first + 99)
     plans = (Plan.draw(seed, _NO_FAULTS, account=False) for seed in seeds)
     return sorted(plans, key=lambda plan: plan.faults_for_s)
@@ -65,10 +65,10 @@ def _simulate(seed: int) -> Outcome:
     return simulate(seed, only=_NO_FAULTS, account=False)
 
 
-def _finds(words: str, *turns: Turn | None, most: int = 4, first: int | None = None) -> bool:
-    """Whether some seed shows it. ``first`` has shown it: while it does, the others need not run."""
+def _finds(words: str, *turns: Turn | None, most: int = 4, first: Sequence[int] = ()) -> bool:
+    """Whether some seed shows it. ``first`` have shown it: while they do, no other need run."""
     others = chain.from_iterable(islice(_seeds(turn), most) for turn in turns)
-    seeds = others if first is None else chain([first], others)
+    seeds = chain(first, others)
     return any(words in str(_simulate(seed).violations) for seed in seeds)
 
 
@@ -77,6 +77,16 @@ def test_nothing_is_found_where_nothing_is_wrong(turn: Turn) -> None:
     for outcome in _outcomes(turn):
         assert outcome.violations == []
         assert outcome.faults[f"turn_{turn}"] == 1
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        8_200_082,  # Of two fills in one instant, the stream had lost the first: it counted last.
+    ],
+)
+def test_what_a_seed_found_stays_fixed(seed: int) -> None:
+    assert _simulate(seed).violations == []
 
 
 @pytest.mark.parametrize(("pause_s", "young"), [(PRICE_TTL_S - 1, True), (PRICE_TTL_S, False)])
@@ -126,7 +136,7 @@ async def test_options_end(how: str, symbol: str, qty: int, shares: int) -> None
 
 def test_finds_a_closed_price_that_is_said_to_be_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PnlEngine, "_rests", lambda *_: False)
-    assert _finds("the gateway's report is", "closes", most=12, first=8_200_015)
+    assert _finds("the gateway's report is", "closes", most=12, first=[8_200_015])
 
 
 def test_finds_prices_that_close_while_the_market_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +189,7 @@ def test_finds_an_exercise_that_does_not_count(monkeypatch: pytest.MonkeyPatch) 
         return book(self, [one for one in bookings if one.activity_type != "OPTRD"])
 
     monkeypatch.setattr(DayBook, "book", without_strikes)
-    assert _finds("the day: ", *TURNS, most=8, first=8_200_025)
+    assert _finds("the day: ", *TURNS, most=8, first=[8_200_025])
 
 
 def test_finds_an_expiry_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,12 +214,12 @@ def test_finds_a_difference_where_there_is_none(monkeypatch: pytest.MonkeyPatch)
 
 def test_finds_a_spread_that_is_taken_for_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PnlEngine, "_is_narrow", lambda *_: True)
-    assert _finds("the gateway's report is", None, most=8, first=8_200_011)
+    assert _finds("the gateway's report is", None, most=8, first=[8_200_011])
 
 
 def test_finds_a_spread_that_is_taken_for_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PnlEngine, "_is_narrow", lambda _, bid, ask: not (bid and ask))
-    assert _finds("the gateway's report is", None, most=8, first=8_200_002)
+    assert _finds("the gateway's report is", None, most=8, first=[8_200_002])
 
 
 def _last(*, count: int) -> Iterator[str]:

@@ -103,7 +103,7 @@ def _silent() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("seed", [1, 2])  # CI also runs others for two minutes
+@pytest.mark.parametrize("seed", [1, 3])  # CI also runs others for two minutes
 def test_every_promise_is_kept_whatever_goes_wrong(seed: int) -> None:
     outcome = simulate(seed)
     assert outcome.violations == []
@@ -115,8 +115,9 @@ def test_what_a_seed_found_stays_fixed(seed: int, only: tuple[str, ...]) -> None
     assert simulate(seed, only=only, account=False, gateway=False).violations == []
 
 
-def test_every_promise_is_kept_of_every_stream() -> None:
-    outcome = simulate(5_000_003, account=True)
+@pytest.mark.parametrize("seed", [5_000_002, 5_000_003])
+def test_every_promise_is_kept_of_every_stream(seed: int) -> None:
+    outcome = simulate(seed, account=True)
     assert outcome.violations == []
     assert outcome.published
 
@@ -138,7 +139,7 @@ def test_what_a_seed_found_with_a_gateway_stays_fixed(seed: int) -> None:
 
 @pytest.mark.parametrize("account", [False, True])
 def test_a_gateway_has_what_the_account_has(account: bool) -> None:
-    outcome = simulate(8_100_003, only=("none",), account=account)
+    outcome = simulate(8_100_001, only=("none",), account=account)
     assert outcome.violations == []
     assert outcome.faults
 
@@ -150,7 +151,7 @@ def test_a_part_of_the_seeds_has_every_stream_and_every_seed_a_gateway() -> None
     assert {plan.trading.mark for plan in plans if plan.trading} == {"mid", "exit", "last"}
 
 
-@pytest.mark.parametrize("seed", [20_000_015, 20_000_022])
+@pytest.mark.parametrize("seed", [20_000_005, 20_000_022])
 def test_every_promise_of_a_group_is_kept(seed: int) -> None:
     outcome = simulate(seed, group=True)
     assert outcome.violations == []
@@ -173,7 +174,7 @@ def test_a_plan_with_every_fault_of_a_group_is_drawn_now_and_then() -> None:
 @pytest.mark.parametrize(
     ("seed", "another", "kind"),
     [
-        (16, 9, {}),
+        (3, 16, {}),
         (5_000_021, 5_000_011, {"account": True}),
         (20_000_014, 20_000_019, {"group": True}),
     ],
