@@ -18,6 +18,8 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
+from tests.integration.conftest import patient
+
 LIMIT_S = 20.0
 CLOSED_S = 2.0
 """Within which a close is over on a busy machine."""
@@ -150,7 +152,7 @@ class PlainServer:
 
     async def until(self, condition: Callable[[Line], Any]) -> Line:
         """Wait until the condition holds for the first connection."""
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             while not (self.lines and condition(self.lines[0])):
                 await anyio.sleep(0.005)
         return self.lines[0]

@@ -47,7 +47,7 @@ class _Soonest(random.Random):
 
 async def until(condition: Callable[[], Any], within_s: float = 30) -> None:
     """Poll until the condition holds."""
-    with anyio.fail_after(within_s):
+    with anyio.fail_after(patient(within_s)):
         while not condition():
             await anyio.sleep(0.01)
 
@@ -56,7 +56,7 @@ def run(body: Callable[[], Awaitable[None]], backend: str) -> None:
     """Run a test's body on an event loop, within a limit."""
 
     async def limited() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             await body()
 
     anyio.run(limited, backend=backend)

@@ -33,7 +33,7 @@ LIMIT_S = 60
 def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None]]], None]:
     def run_scenario(scenario: Callable[[], Awaitable[None]]) -> None:
         async def bounded() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 await scenario()
 
         anyio.run(bounded, backend=request.param)

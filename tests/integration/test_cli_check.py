@@ -51,7 +51,7 @@ from mdservice.settings import Settings
 from mdservice.settings.feeds import url_setting
 from mdservice.simulator import SimulatorConfig, open_simulator
 from mdservice.testing import FakePositions
-from tests.integration.conftest import published_so_far
+from tests.integration.conftest import patient, published_so_far
 from tests.integration.feed_server import Moment, PlainServer
 
 KEYS = {"api_key": "PKHIDDEN0001", "secret_key": "hidden-secret"}
@@ -246,7 +246,7 @@ async def test_an_address_in_use_is_configuration(alpaca: Alpaca) -> None:
 
 async def test_an_address_of_another_machine_is_configuration() -> None:
     settings = Settings(relay="192.0.2.1:0", relay_keys=RELAY_KEYS)
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         result = await check_relay(settings, None)
     assert (result.outcome, result.configuration) == ("FAIL", True)
     assert "cannot listen" in told(result)
@@ -294,7 +294,7 @@ async def test_a_relay_for_other_machines_without_tls_is_a_warning() -> None:
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
 @pytest.mark.parametrize("driver", ["auto", "alpaca-py", "websockets"])
 async def test_the_embedded_simulator_lets_every_driver_in(driver: Any, feed: Feed) -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         result = await check_feed(Settings(driver=driver), None, feed)
     assert result.outcome == "ok"
     assert "simulator: logged in by" in told(result)
@@ -310,7 +310,7 @@ async def test_a_running_services_connection_is_not_taken() -> None:
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
 @pytest.mark.parametrize("driver", ["alpaca-py", "websockets"])
 async def test_wrong_keys_are_configuration(driver: Any, feed: Feed) -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         async with open_simulator(SimulatorConfig(rate=0, key="right", secret="right")) as alpaca:
             settings = Settings(**KEYS, feed="simulator", feed_url=alpaca.url, driver=driver)
             result = await check_feed(settings, None, feed)
@@ -319,7 +319,7 @@ async def test_wrong_keys_are_configuration(driver: Any, feed: Feed) -> None:
 
 
 async def test_a_connection_in_use_is_reported() -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         async with open_simulator(SimulatorConfig(rate=0)) as alpaca:
             settings = Settings(**KEYS, feed_url=alpaca.url, driver="websockets")
             async with connected(settings):
@@ -336,7 +336,7 @@ def connected(settings: Settings) -> Any:
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
 async def test_a_feed_that_is_away_is_reported(feed: Feed) -> None:
     settings = Settings(**KEYS, **{url_setting(feed.name): nowhere().replace("http", "ws")})
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         result = await check_feed(settings, None, feed)
     assert result.name == ("feed" if feed.name == "stocks" else feed.name)
     assert url_setting(feed.name).upper() in result.advice
@@ -544,7 +544,7 @@ async def test_a_trip_without_an_account_to_act_on_is_configuration() -> None:
 
 
 async def test_a_redis_that_takes_writes_is_ok(valkey: Any) -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         result = await check_redis(Settings(feed="simulator", redis_url=valkey.url))
     assert result.outcome == "ok"
     with valkey.client() as client:
@@ -554,14 +554,14 @@ async def test_a_redis_that_takes_writes_is_ok(valkey: Any) -> None:
 async def test_a_replica_is_reported(fresh_valkey: Any) -> None:
     with fresh_valkey.client() as client:
         client.replicaof("127.0.0.1", "1")
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         result = await check_redis(Settings(feed="simulator", redis_url=fresh_valkey.url))
     assert result.outcome == "FAIL"
 
 
 async def test_a_redis_that_is_away_is_reported(tmp_path: Path) -> None:
     url = f"unix://me:hidden@{tmp_path}/none.sock"
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         result = await check_redis(Settings(feed="simulator", redis_url=url))
     assert result.outcome == "FAIL"
     assert "MDSERVICE_REDIS_URL" in told(result)
@@ -601,7 +601,7 @@ async def check_as(server: Any, rules: str, **more: Any) -> CheckResult:
         assert not published_so_far(heard)
         before = {key: client.get(key) for key in client.keys("*")}
         url = server.url.replace("unix://", "unix://desk:secret@")
-        with anyio.fail_after(60):
+        with anyio.fail_after(patient(60)):
             result = await check_redis(Settings(feed="simulator", redis_url=url, **more))
         assert {key: client.get(key) for key in client.keys("*")} == before
         assert not published_so_far(heard)
@@ -706,7 +706,7 @@ async def test_a_server_that_cannot_save_is_reported(fresh_valkey: Any) -> None:
         try:
             client.set("x", "1")
             client.bgsave()
-            with anyio.fail_after(60):
+            with anyio.fail_after(patient(60)):
                 while client.info("persistence")["rdb_last_bgsave_status"] == "ok":
                     await anyio.sleep(0.05)
             url = fresh_valkey.url
@@ -723,7 +723,7 @@ async def test_a_server_that_cannot_save_is_reported(fresh_valkey: Any) -> None:
 
 async def test_everything_is_tried_in_order_and_shown_at_once(tmp_path: Path) -> None:
     shown: list[CheckResult] = []
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         settings = Settings(socket=tmp_path / "x.sock", relay="127.0.0.1:0")
         results = await run_checks(settings, show=shown.append)
     assert results == shown
@@ -735,7 +735,7 @@ async def test_everything_is_tried_in_order_and_shown_at_once(tmp_path: Path) ->
 
 async def test_a_relay_that_is_off_is_not_checked(tmp_path: Path) -> None:
     settings = Settings(socket=tmp_path / "x.sock", relay=None)
-    with anyio.fail_after(30):
+    with anyio.fail_after(patient(30)):
         results = await run_checks(settings, show=lambda _: None)
     assert "relay" not in [result.name for result in results]
 
@@ -763,7 +763,7 @@ async def test_each_wanted_feed_is_checked(
     settings = Settings(**given, socket=tmp_path / "x.sock")
     monkeypatch.setattr("mdservice.cli.checks.check_clock", no_check)
     monkeypatch.setattr("mdservice.cli.checks.check_redis", no_check)
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         results = await run_checks(settings, show=lambda _: None)
     wanted = ["stocks" if name == "feed" else name for name in feeds]
     assert [result.name for result in results if result.name in {f.name for f in FEEDS}] == (
@@ -784,7 +784,7 @@ async def test_a_check_that_hangs_is_given_up(
 
     monkeypatch.setattr("mdservice.cli.checks.check_feed", hang)
     monkeypatch.setattr("mdservice.cli.checks._FEED_TIMEOUT_S", 2.0)
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         results = await run_checks(Settings(socket=tmp_path / "x.sock"), show=lambda _: None)
     failures = [result for result in results if result.outcome == "FAIL"]
     assert [(result.name, result.detail) for result in failures] == (
@@ -823,7 +823,7 @@ async def test_service_readers_and_gateway_work_with_the_documented_acl_line(
         socket=tmp_path / "x.sock",
     )
     tracker = make_tracker(FakePositions([Position("AAPL", Decimal(10), Decimal(1))]), settings)
-    with anyio.fail_after(60):
+    with anyio.fail_after(patient(60)):
         async with (
             mdservice.open_service(settings),
             mdservice.open_prices(url, prefix=prefix) as prices,

@@ -646,7 +646,7 @@ def test_open_stream_in_another_process(desk: Account) -> None:
 
     async def read() -> list[Any]:
         got: list[Any] = []
-        with anyio.fail_after(30):
+        with anyio.fail_after(patient(30)):
             async with mdservice.open_stream(
                 desk.valkey.url, symbols=[symbol], channels=("trades", "statuses")
             ) as stream:
@@ -938,7 +938,7 @@ def test_the_services_own_stream(stage: Any, backend: str) -> None:
             None, {}, {**env, "MDSERVICE_SOCKET": str(stage.folder() / "s")}
         )
         got: list[Any] = []
-        with anyio.fail_after(60):
+        with anyio.fail_after(patient(60)):
             async with mdservice.open_service(settings) as service:
                 while "AAPL" not in alpaca.wants("stocks", "trades"):
                     await anyio.sleep(0.02)

@@ -28,6 +28,7 @@ from mdservice.redis_io.embedded import (
     keep_embedded_server,
     open_embedded_server,
 )
+from tests.integration.conftest import patient
 
 LIMIT_S = 60.0
 GONE_WITHIN_S = 15.0
@@ -113,7 +114,7 @@ def on_both_loops(test: Callable[[Path], Awaitable[None]]) -> Callable[..., None
     @pytest.mark.parametrize("loop", ["trio", "asyncio"])
     def run(short_path: Path, loop: str) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 await test(short_path)
 
         anyio.run(main, backend=loop)
@@ -227,7 +228,7 @@ async def test_it_listens_on_its_socket_alone(short_path: Path) -> None:
 async def test_it_is_gone_with_its_folder_after_a_kill_of_the_service(
     short_path: Path, loop: str
 ) -> None:
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         async with service(short_path, loop) as (pid, server):
             assert alive(server["pid"])
             os.kill(pid, signal.SIGKILL)
@@ -254,7 +255,7 @@ async def main():
 
 trio.run(main)
 """
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         async with python(script) as (process, line):
             pid, child = map(int, line.split())
             try:
@@ -267,7 +268,7 @@ trio.run(main)
 
 async def test_signals_to_the_whole_group_leave_it_to_the_service(short_path: Path) -> None:
     """Ctrl-C, and a service manager that signals every process, are the service's to handle."""
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         async with open_embedded_server(short_path) as server:
             assert os.getsid(server.pid) != os.getsid(0)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -284,7 +285,7 @@ async def test_it_outlives_the_worker_thread_that_started_it(
 ) -> None:
     """Idle worker threads end after ten seconds; a parent-death signal would come with them."""
     monkeypatch.setattr(trio._core._thread_cache, "IDLE_TIMEOUT", 0.2)
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         async with open_embedded_server(short_path) as server:
             with trio.move_on_after(1.5):
                 await server.wait_closed()
@@ -295,7 +296,7 @@ async def test_it_outlives_the_worker_thread_that_started_it(
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", ["trio", "asyncio"])
 async def test_it_is_alive_after_35_idle_seconds(short_path: Path, loop: str) -> None:
-    with trio.fail_after(60.0):
+    with trio.fail_after(patient(60.0)):
         async with service(short_path, loop) as (_, server):
             assert not await gone(server["pid"], server["guard"], within_s=35.0)
             assert await trio.to_thread.run_sync(answers, short_path)
@@ -308,7 +309,7 @@ def answers(path: Path) -> bool:
 
 async def test_the_service_starts_again_right_after_a_kill(short_path: Path) -> None:
     """The old guard, late, must not remove the new server's socket."""
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         for _ in range(3):
             async with service(short_path) as (pid, _):
                 os.kill(pid, signal.SIGKILL)
@@ -327,7 +328,7 @@ async def test_a_socket_that_was_left_behind_is_replaced(short_path: Path) -> No
 
 
 async def test_a_living_server_at_the_path_is_left_alone(short_path: Path) -> None:
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         async with open_embedded_server(short_path) as first:
             with pytest.raises(EmbeddedServerError, match="Another server answers"):
                 async with open_embedded_server(short_path):
@@ -408,7 +409,7 @@ async def test_a_server_that_never_answers_is_given_up(
     stuck = program(tmp_path, "valkey-server", "exec sleep 60")
     monkeypatch.setattr(embedded, "find_server", lambda: stuck)
     monkeypatch.setattr(embedded, "_START_TIMEOUT_S", 0.3)
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         with pytest.raises(EmbeddedServerError, match="no answer within"):
             async with open_embedded_server(short_path):
                 pass

@@ -54,7 +54,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 def run(backend: str, scene: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             await scene()
 
     anyio.run(limited, backend=backend)
@@ -160,7 +160,7 @@ def test_every_quote_of_a_flood_is_published_in_order(
                 assert service.status().feed.driver == driver
                 simulator.send_quotes(quotes(count), frames=[10] * (count // 10))
                 await until(lambda: service.status().counters.quotes_accepted == count)
-            with anyio.fail_after(20):
+            with anyio.fail_after(patient(20)):
                 await simulator.until(lambda s: not s.connections)
 
     run(backend, scene)

@@ -18,6 +18,7 @@ from mdservice.errors import FeedRefused, FeedUnavailable
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import Topic
 from mdservice.model.kinds import QUOTES
+from tests.integration.conftest import patient
 
 FILE = Path(mdservice.__file__).parent.parent / "docs" / "examples" / "feed_driver.py"
 LIMIT_S = 60.0
@@ -39,7 +40,7 @@ def with_exchange(
     """Run the scene on both loops beside an exchange that treats every client like this."""
 
     async def main() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
             port = listener.extra(anyio.abc.SocketAttribute.local_port)
             async with listener, anyio.create_task_group() as tasks:

@@ -19,6 +19,7 @@ from mdservice.errors import StoreRefused, StoreUnavailable
 from mdservice.model.kinds import QUOTES
 from mdservice.publish.store import Message, WriteBatch
 from tests.batches import write_batch
+from tests.integration.conftest import patient
 
 FILE = Path(mdservice.__file__).parent.parent / "docs" / "examples" / "sqlite_store.py"
 LIMIT_S = 60.0
@@ -37,7 +38,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             await scene()
 
     for backend in ("trio", "asyncio"):

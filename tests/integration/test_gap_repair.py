@@ -123,7 +123,7 @@ class Scene:
 
 
 async def until(condition: Callable[[], Any], within_s: float = 30) -> None:
-    with anyio.fail_after(within_s):
+    with anyio.fail_after(patient(within_s)):
         while not condition():
             await anyio.sleep(0.01)
 
@@ -137,7 +137,7 @@ def run(
     **config: Any,
 ) -> None:
     async def main() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             settings = SimulatorConfig(**{"rate": 300, "rest_rate_limit": None, **config})
             async with open_simulator(settings) as simulator:
                 await body(Scene(simulator, valkey, folder, driver))

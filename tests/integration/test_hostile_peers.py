@@ -28,6 +28,7 @@ from mdservice.feed.subscriptions import Followed
 from mdservice.http_api import connections
 from mdservice.http_api.server import serve_api
 from mdservice.testing.fake_service import FakeService
+from tests.integration.conftest import patient
 
 LIMIT_S = 60.0
 BACKENDS = ["trio", "asyncio"]
@@ -36,7 +37,7 @@ on_both_loops = pytest.mark.parametrize("backend", BACKENDS)
 
 def run(backend: str, main: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             await main()
 
     anyio.run(limited, backend=backend)

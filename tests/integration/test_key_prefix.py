@@ -29,7 +29,7 @@ from mdservice.publish.store import Message
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.testing import FakePositions
 from tests.batches import write_batch
-from tests.integration.conftest import published_so_far
+from tests.integration.conftest import patient, published_so_far
 from tests.integration.outages import Line, open_line, run, until
 
 PREFIXES = ["desk1:", "a%d.", "x-"]
@@ -226,7 +226,7 @@ def test_a_gateway_without_a_url_learns_it(
                 )
                 async with tracker.running():
                     await until(lambda: tracker.prices_status() is not None)
-                    with anyio.fail_after(30):
+                    with anyio.fail_after(patient(30)):
                         while (await tracker.report()).positions[0].status != status:
                             await anyio.sleep(0.02)
                     if status == "live":

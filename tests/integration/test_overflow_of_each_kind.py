@@ -17,7 +17,7 @@ from mdservice.settings import Settings
 from mdservice.simulator import SimulatorConfig, open_simulator, stocks
 from mdservice.simulator.stock_records import SimStatus, SimTrade
 from mdservice.simulator.wire import SimQuote
-from tests.integration.conftest import published_so_far
+from tests.integration.conftest import patient, published_so_far
 
 LIMIT_S = 60
 BACKLOG = 10_000
@@ -46,7 +46,7 @@ async def test_trades_are_dropped_and_counted_quotes_conflated_and_halts_kept(
         return [event for event in found if event["symbol"] == symbol]
 
     with (
-        anyio.fail_after(LIMIT_S),
+        anyio.fail_after(patient(LIMIT_S)),
         fresh_valkey.client() as client,
         client.pubsub(ignore_subscribe_messages=True) as heard,
     ):

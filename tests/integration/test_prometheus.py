@@ -17,6 +17,7 @@ from anyio.streams.text import TextReceiveStream
 
 from mdservice.http_api.server import serve_api
 from mdservice.testing.fake_service import FakeService
+from tests.integration.conftest import patient
 from tests.operations.promtool import RECORDS
 
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus")
@@ -79,7 +80,7 @@ async def scraped(folder: Path, *options: str, queries: dict[str, str]) -> dict[
     found = {}
     service = FakeService()
     service.publish("AAPL", 1.0, 2.0)
-    with anyio.fail_after(LIMIT_S):
+    with anyio.fail_after(patient(LIMIT_S)):
         async with anyio.create_task_group() as tasks:
 
             async def serve(*, task_status: Any = anyio.TASK_STATUS_IGNORED) -> None:

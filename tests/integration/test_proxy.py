@@ -18,6 +18,7 @@ from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.subscriptions import Followed
 from mdservice.model.feeds import Topic
 from mdservice.simulator import SimulatorConfig, open_simulator
+from tests.integration.conftest import patient
 
 LIMIT_S = 60
 FAR = "ws://feed.example:8765/v2/iex"
@@ -84,7 +85,7 @@ def proxy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 def test_a_driver_logs_in_through_a_proxy(driver_class: type, backend: str, proxy: Proxy) -> None:
     async def main() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             async with open_simulator(SimulatorConfig(rate=0)) as simulator:
                 proxy.port = int(simulator.url.split(":")[2].split("/")[0])
                 async with driver_class(FAR, CREDENTIALS).connect(Followed(), time.time_ns) as link:
@@ -115,7 +116,7 @@ def test_a_proxy_that_does_not_forward_is_an_outage_that_names_the_variable(
     driver_class: type, backend: str, proxy: Proxy
 ) -> None:
     async def main() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             async with driver_class(FAR, CREDENTIALS).connect(Followed(), time.time_ns):
                 pass
 
@@ -154,7 +155,7 @@ def test_whatever_ends_the_opening_of_tls_is_an_outage(
         url = f"wss://{host}:{listener.getsockname()[1]}/v2/iex"
 
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 async with driver_class(url, CREDENTIALS).connect(Followed(), time.time_ns):
                     pass
 

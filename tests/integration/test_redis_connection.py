@@ -27,6 +27,7 @@ from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.replies import is_error
 from mdservice.redis_io.store import RedisPriceStore
+from tests.integration.conftest import patient
 
 LIMIT_S = 60.0
 BACKENDS = ["trio", "asyncio"]
@@ -37,7 +38,7 @@ on_both_loops = pytest.mark.parametrize("backend", BACKENDS)
 
 def run(backend: str, main: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             await main()
 
     anyio.run(limited, backend=backend)

@@ -17,7 +17,7 @@ from mdservice.publish.store import Events, Message, WriteBatch
 from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
-from tests.integration.conftest import published_so_far
+from tests.integration.conftest import patient, published_so_far
 
 LIMIT_S = 60.0
 
@@ -320,7 +320,7 @@ async def test_who_hears_an_event_finds_that_price_or_a_newer_one(valkey: Any) -
                     if found < heard:
                         behind.append((heard, found))
 
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         ready = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
@@ -345,7 +345,7 @@ def stopped(server: Any) -> Iterator[None]:
 async def test_a_server_that_does_not_answer_is_given_up(fresh_valkey: Any) -> None:
     store = make(fresh_valkey.url, timeout_s=0.2)
     await store.connect()
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         with stopped(fresh_valkey):
             with pytest.raises(StoreUnavailable):
                 await store.write(batch(1))
@@ -363,7 +363,7 @@ def test_cancelled_calls_free_their_threads(fresh_valkey: Any) -> None:
 
     async def main() -> None:
         store = make(fresh_valkey.url, timeout_s=3_600.0)
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             with stopped(fresh_valkey):
                 for _ in range(8):
                     with anyio.move_on_after(0.03) as scope:
@@ -401,22 +401,22 @@ async def greeted_by(*answers: bytes) -> StoreUnavailable:
 
 
 async def test_nonsense_is_no_redis_server() -> None:
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         assert "127.0.0.1" in str(await greeted_by(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
 
 
 async def test_a_server_that_hangs_up_in_the_middle_of_an_answer() -> None:
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         assert "closed" in str(await greeted_by(b"+OK\r\n", b":7\r\n$100\r\nrun_"))
 
 
 async def test_the_reason_of_a_server_that_refuses_connections_is_reported() -> None:
     reason = b"-ERR max number of clients reached\r\n"
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         assert "max number of clients" in str(await greeted_by(reason))
 
 
 async def test_a_name_that_is_no_host_is_unavailable() -> None:
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         with pytest.raises(StoreUnavailable, match="cannot connect"):
             await make("redis://a..b:6379").connect()

@@ -17,6 +17,7 @@ from mdservice.errors import StoreUnavailable
 from mdservice.publish.store import Message, WriteBatch
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
+from tests.integration.conftest import patient
 
 LIMIT_S = 60.0
 EXECUTED = b"*5\r\n"  # EXEC's answer: the marker, a key, a message, an entry, the number
@@ -130,7 +131,7 @@ def make(network: SlowNetwork) -> RedisPriceStore:
 async def test_late_bytes_are_not_executed_once_connect_has_returned(
     fresh_valkey: Any, network: SlowNetwork
 ) -> None:
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         store = make(network)
         await lose_a_batch_on_its_way(store, network)
         await store.connect()
@@ -146,7 +147,7 @@ async def test_late_bytes_are_not_executed_once_connect_has_returned(
 async def test_late_bytes_that_came_before_connect_are_seen_by_it(
     fresh_valkey: Any, network: SlowNetwork
 ) -> None:
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         store = make(network)
         await lose_a_batch_on_its_way(store, network)
         assert b"QUEUED" in await trio.to_thread.run_sync(network.deliver)
@@ -163,7 +164,7 @@ async def test_without_the_permission_to_fence_a_batch_may_run_twice(
     """What can_fence False means; it also shows that the tests above can fail."""
     with fresh_valkey.client() as client:
         client.execute_command("ACL", "SETUSER", "default", denied)
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         store = make(network)
         await lose_a_batch_on_its_way(store, network)
         await store.connect()
@@ -177,7 +178,7 @@ async def test_without_the_permission_to_fence_a_batch_may_run_twice(
 
 async def test_after_a_restart_no_other_is_cut_off(fresh_valkey: Any) -> None:
     """A restarted server counts its clients from the start: the old id is a stranger's."""
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         store = RedisPriceStore(fresh_valkey.url, instance="one")
         await store.connect()
         with fresh_valkey.client() as client:
@@ -197,7 +198,7 @@ async def test_after_a_restart_no_other_is_cut_off(fresh_valkey: Any) -> None:
 
 
 async def test_only_one_connection_of_the_writer_is_left(valkey: Any) -> None:
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         store = RedisPriceStore(valkey.url, instance="one")
         for _ in range(3):
             await store.connect()

@@ -25,6 +25,7 @@ from mdservice.redis_io.connection import RedisAddress, RedisConnection
 from mdservice.redis_io.store import RedisPriceStore
 from tests.batches import write_batch
 from tests.conftest import free_port
+from tests.integration.conftest import patient
 from tests.integration.sentinels import Server
 
 LIMIT_S = 60.0
@@ -108,7 +109,7 @@ async def test_a_batch_through_tls(
     url = f"rediss://localhost:{front.port}?ssl_ca_certs={certificate[0]}"
     store = RedisPriceStore(url, instance="one")
     messages = [Message("price.updated", b"x" * 200, "A")] * 2_000
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         await store.connect()
         await store.write(write_batch(1, {"A": b"x"}, messages))
         assert await store.last_batch() == 1
@@ -119,7 +120,7 @@ async def test_a_batch_through_tls(
 
 async def test_a_certificate_of_an_unknown_authority_is_not_trusted(front: TlsFront) -> None:
     store = RedisPriceStore(f"rediss://localhost:{front.port}", instance="one")
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
             await store.connect()
 
@@ -131,14 +132,14 @@ async def test_a_server_without_tls_is_named_as_the_likely_reason(tmp_path: Path
         stack.callback(server.kill)
         server.start()
         store = RedisPriceStore(f"rediss://127.0.0.1:{port}", instance="one")
-        with trio.fail_after(LIMIT_S):
+        with trio.fail_after(patient(LIMIT_S)):
             with pytest.raises(StoreUnavailable, match="if the server has no TLS, use redis://"):
                 await store.connect()
 
 
 async def test_a_server_that_wants_tls_is_named_as_the_likely_reason(front: TlsFront) -> None:
     store = RedisPriceStore(f"redis://127.0.0.1:{front.port}", instance="one")
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         with pytest.raises(StoreUnavailable, match="if the server wants TLS, use rediss://"):
             await store.connect()
 
@@ -154,7 +155,7 @@ async def test_a_certificate_that_the_environment_names_is_trusted(
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(variable, str(certificate[0]))
     store = RedisPriceStore(f"rediss://localhost:{front.port}", instance="one")
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         await store.connect()
         await store.ping()
         await store.aclose()
@@ -165,7 +166,7 @@ async def test_readers_hear_through_tls(
 ) -> None:
     url = f"rediss://localhost:{front.port}?ssl_ca_certs={certificate[0]}"
     payload = encode_quote(Quote("AAPL", 1.0, 2.0, 1, 1, 1, 1, 1))
-    with valkey.client() as client, trio.fail_after(LIMIT_S):
+    with valkey.client() as client, trio.fail_after(patient(LIMIT_S)):
         async with mdservice.open_prices(url, event_log="log") as prices:
             for _ in range(2_000):
                 client.xadd("log", {"symbol": "AAPL", "data": payload})
@@ -189,7 +190,7 @@ async def test_certificates_are_loaded_again_after_a_change(
     trusted = tmp_path / "trusted.pem"
     trusted.write_bytes(certificate[0].read_bytes())
     address = RedisAddress(f"rediss://localhost:{front.port}?ssl_ca_certs={trusted}", timeout_s=5.0)
-    with trio.fail_after(LIMIT_S):
+    with trio.fail_after(patient(LIMIT_S)):
         (await RedisConnection.open(address, "test")).close()
         assert address.tls_context() is address.tls_context()
         trusted.write_text("no certificate")

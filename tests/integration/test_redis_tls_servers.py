@@ -28,6 +28,7 @@ from mdservice.settings import Settings
 from mdservice.testing import FakeDriver
 from tests.cluster import wait_for
 from tests.conftest import free_port
+from tests.integration.conftest import patient
 from tests.integration.sentinels import SERVICE
 
 LIMIT_S = 90.0
@@ -186,7 +187,7 @@ async def hear(prices: Any, bid: int) -> None:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    with anyio.fail_after(LIMIT_S):
+    with anyio.fail_after(patient(LIMIT_S)):
         yield
 
 

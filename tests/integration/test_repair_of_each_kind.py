@@ -39,7 +39,7 @@ from mdservice.simulator.stock_records import (
     SimTrade,
 )
 from mdservice.simulator.wire import SimQuote
-from tests.integration.conftest import published_so_far
+from tests.integration.conftest import patient, published_so_far
 
 LIMIT_S = 60
 ENDS = ("gap", "gap_repaired")
@@ -199,7 +199,7 @@ async def test_after_a_lost_connection_each_kind_is(
             if connection.feed == feed.name
         )
 
-    with anyio.fail_after(LIMIT_S), listening(valkey, kind) as listener:
+    with anyio.fail_after(patient(LIMIT_S)), listening(valkey, kind) as listener:
         config = SimulatorConfig(rate=0, rest_rate_limit=None)
         async with open_simulator(config) as simulator:
             settings = Settings(

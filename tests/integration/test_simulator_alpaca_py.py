@@ -17,6 +17,7 @@ from alpaca.data.live import StockDataStream
 from alpaca.data.models import Quote
 
 from mdservice.simulator import Simulator, SimulatorConfig, open_simulator
+from tests.integration.conftest import patient
 
 LIMIT_S = 60
 RATE = 400
@@ -28,7 +29,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def with_simulator(body: Callable[[Simulator], Any], **settings: Any) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 config = SimulatorConfig(**{"rate": RATE, "shape": "flat", **settings})
                 async with open_simulator(config) as simulator:
                     await body(simulator)

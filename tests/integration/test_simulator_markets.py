@@ -46,6 +46,7 @@ from alpaca.trading.enums import ContractType
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import Simulator, SimulatorConfig, crypto, open_simulator, options
 from mdservice.simulator.news import ARTICLES
+from tests.integration.conftest import patient
 
 LIMIT_S = 60
 START = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
@@ -121,7 +122,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def with_simulator(body: Callable[[Simulator], Any], **settings: Any) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 config = SimulatorConfig(
                     **{
                         "crypto_rate": 400,

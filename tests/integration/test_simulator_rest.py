@@ -21,6 +21,7 @@ from alpaca.trading.client import TradingClient
 
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
+from tests.integration.conftest import patient
 
 LIMIT_S = 60
 START = datetime(2026, 11, 20, 15, 0, tzinfo=UTC)
@@ -33,7 +34,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def with_simulator(body: Callable[[Simulator], Any], **settings: Any) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 config = SimulatorConfig(**{"rate": 0, **settings})
                 async with open_simulator(config) as simulator:
                     await body(simulator)

@@ -29,6 +29,7 @@ from alpaca.data.timeframe import TimeFrame
 
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.simulator import Simulator, SimulatorConfig, open_simulator
+from tests.integration.conftest import patient
 
 LIMIT_S = 60
 SYMBOLS = ("AAPL", "JPM")
@@ -112,7 +113,7 @@ def running(subscriber: Subscriber) -> Iterator[None]:
 
 def run(body: Callable[[Simulator], Any]) -> None:
     async def main() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             async with open_simulator(SimulatorConfig(**LIVELY), clock=FastClock()) as simulator:
                 await body(simulator)
 

@@ -40,6 +40,7 @@ from mdservice.simulator.crypto import QUOTES as PAIR_QUOTES
 from mdservice.simulator.crypto import SimPairQuote
 from mdservice.simulator.options import QUOTES as OPTION_QUOTES
 from mdservice.simulator.options import SimOptionQuote
+from tests.integration.conftest import patient
 
 LIMIT_S = 60
 CALL, PUT = "AAPL261218C00200000", "AAPL261218P00150000"
@@ -51,7 +52,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def with_simulator(body: Callable[[Simulator], Any], **settings: Any) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 config = SimulatorConfig(**{"rate": 0, **settings})
                 async with open_simulator(config) as simulator:
                     await body(simulator)

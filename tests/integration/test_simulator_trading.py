@@ -21,6 +21,7 @@ from mdservice.simulator import (
     SimulatorConfig,
     open_simulator,
 )
+from tests.integration.conftest import patient
 
 LIMIT_S = 60
 DEMO = {symbol: qty for symbol, (qty, _) in DEMO_POSITIONS.items()}
@@ -32,7 +33,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def with_simulator(body: Callable[[Simulator], Any], **settings: Any) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 config = SimulatorConfig(**{"rate": 0, "positions": DEMO_POSITIONS, **settings})
                 async with open_simulator(config) as simulator:
                     await body(simulator)

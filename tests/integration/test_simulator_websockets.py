@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 
 from mdservice.errors import ConfigurationError
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
+from tests.integration.conftest import patient
 
 LIMIT_S = 60
 AUTH = {"action": "auth", "key": "key", "secret": "secret"}
@@ -30,7 +31,7 @@ def run(request: pytest.FixtureRequest) -> Callable[..., None]:
     def with_simulator(body: Callable[[Simulator, Any], Awaitable[None]], **settings: Any) -> None:
         async def main() -> None:
             client = websockets.trio if request.param == "trio" else websockets.asyncio
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 config = SimulatorConfig(**{"rate": 0, **settings})
                 async with open_simulator(config) as simulator:
                     await body(simulator, client.client.connect)

@@ -16,6 +16,7 @@ from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.driver import Driver
 from mdservice.feed.subscriptions import Followed
 from mdservice.testing import MemoryPriceStore
+from tests.integration.conftest import patient
 from tests.integration.feed_server import LIMIT_S, Moment, PlainServer
 
 KINDS: list[type[WebsocketsDriver | AlpacaPyDriver]] = [WebsocketsDriver, AlpacaPyDriver]
@@ -45,7 +46,7 @@ def test_a_slow_login_succeeds_with_one_of_the_next_tries(
     async def scene() -> None:
         driver: Driver = kind(server.url, Credentials("key", "secret"))
         settings = Settings(symbols=("AAPL",))
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             async with open_service(
                 settings, drivers=[driver], store=MemoryPriceStore()
             ) as service:

@@ -15,6 +15,7 @@ from mdservice.positions.cache import PositionCache
 from mdservice.positions.trade_updates import TradeUpdate
 from mdservice.positions.trading_stream import TradeUpdatesFollower, TradingStream
 from mdservice.simulator import SimulatorConfig, open_simulator
+from tests.integration.conftest import patient
 
 LIMIT_S = 60.0
 
@@ -77,7 +78,7 @@ class Bench:
 def run(backend: str, body: Callable[[Bench], Awaitable[None]], **config: Any) -> None:
     async def main() -> None:
         settings = SimulatorConfig(rate=0, positions={"AAPL": ("10", "100")}, **config)
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             async with open_simulator(settings) as simulator:
                 bench = Bench(simulator)
                 async with anyio.create_task_group() as tasks:

@@ -136,7 +136,7 @@ def on_both_loops(test: Callable[[Publisher], Awaitable[None]]) -> Callable[...,
     @pytest.mark.parametrize("loop", ["trio", "asyncio"])
     def run(publisher: Publisher, loop: str) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 await test(publisher)
                 await publisher.close()
 

@@ -222,7 +222,7 @@ def test_without_a_url_the_service_says_where_its_prices_are(
             await until(lambda: symbols <= {quote.symbol for quote in prices.prices()})
 
     async def limited() -> None:
-        with anyio.fail_after(90):
+        with anyio.fail_after(patient(90)):
             await scene()
 
     anyio.run(limited, backend=loop)

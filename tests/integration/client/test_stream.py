@@ -31,6 +31,7 @@ from mdservice.model.kinds import (
 from mdservice.model.trade import Cancel, Correction
 from tests.integration.client.publisher import until
 from tests.integration.client.record_writer import RecordWriter
+from tests.integration.conftest import patient
 
 LIMIT_S = 60.0
 
@@ -47,7 +48,7 @@ def on_both_loops(test: Callable[[RecordWriter], Awaitable[None]]) -> Callable[.
     @pytest.mark.parametrize("loop", ["trio", "asyncio"])
     def run(fresh_valkey: Any, loop: str) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 writer = RecordWriter(fresh_valkey)
                 writer.own_the_database()
                 await test(writer)
@@ -358,7 +359,7 @@ def test_a_reader_in_another_process_misses_nothing_silently(fresh_valkey: Any, 
     async def main() -> list[list[Any]]:
         lines: list[list[Any]] = []
         command = [sys.executable, "-c", _READER, fresh_valkey.url, loop]
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             async with (
                 await anyio.open_process(command, stderr=None) as process,
                 anyio.create_task_group() as tasks,

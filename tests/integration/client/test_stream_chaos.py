@@ -18,6 +18,7 @@ from mdservice.model.kinds import CANCELS, CORRECTIONS, KINDS, NEWS, TRADES, Kin
 from mdservice.model.trade import Cancel, Trade
 from tests.integration.client.publisher import until
 from tests.integration.client.record_writer import RecordWriter
+from tests.integration.conftest import patient
 
 SYMBOLS = ["AAPL", "MSFT", "IBM"]
 
@@ -106,7 +107,7 @@ def test_what_was_accepted_was_seen_or_is_counted(fresh_valkey: Any, loop: str, 
         for _ in range(20):
             life.write()
         begun = defaultdict(int, life.accepted)
-        with anyio.fail_after(60):
+        with anyio.fail_after(patient(60)):
             channels = [*CHANNELS, "news"]
             url = life.writer.server.url
             async with (

@@ -22,6 +22,7 @@ from mdservice.model.payload import encode_quote
 from mdservice.model.quote import Quote
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
+from tests.integration.conftest import patient
 
 PNL = "/api/v1/positions/pnl/realtime"
 LIMIT_S = 60
@@ -124,7 +125,7 @@ def run(request: pytest.FixtureRequest, valkey: Any) -> Callable[..., None]:
         body: Body, source: Any = None, *, valkey_of_its_own: Any = None, **options: Any
     ) -> None:
         async def main() -> None:
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 server = valkey_of_its_own or valkey
                 async with open_gateway(server, source, **options) as gateway:
                     await body(gateway)

@@ -21,6 +21,7 @@ from mdservice.model.position import Position
 from mdservice.positions import cache, sources
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
+from tests.integration.conftest import patient
 from tests.integration.gateway.conftest import PNL, Gateway, exact, open_gateway
 
 Run = Callable[..., None]
@@ -193,7 +194,7 @@ async def test_the_stream_shows_that_a_price_is_stale_and_live_again(valkey: Any
         await gateway.until(lambda found: found["priced"] == 1)
         done: list[bool] = []
         events = Answers(gateway.tracker).stream(lambda: bool(done))
-        with anyio.fail_after(30):
+        with anyio.fail_after(patient(30)):
 
             async def rows(status: str) -> tuple[str, Any, Any]:
                 async for name, data in events:

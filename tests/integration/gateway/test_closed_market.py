@@ -17,6 +17,7 @@ from mdservice.model.timestamps import format_ns
 from mdservice.settings import Settings
 from mdservice.simulator import Refuse, SimQuote, SimulatorConfig, open_simulator
 from mdservice.testing import FakePositions
+from tests.integration.conftest import patient
 from tests.integration.gateway.conftest import LIMIT_S, Gateway, open_gateway
 
 _CLOSE_NS = time.time_ns() - 16 * 3_600 * 1_000_000_000
@@ -73,7 +74,7 @@ async def _priced_at_night(
 
 
 async def _until_priced(gateway: Gateway, count: int) -> dict[str, Any]:
-    with anyio.fail_after(LIMIT_S / 3):
+    with anyio.fail_after(patient(LIMIT_S / 3)):
         return await gateway.until(
             lambda found: (
                 found["priced"] == count
@@ -101,7 +102,7 @@ def test_positions_are_priced_at_night(
     backend: str,
 ) -> None:
     async def main() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             rows = await _priced_at_night(valkey, tmp_path, at_start, later, feed_is_down)
         for row in rows:
             assert (row["current_price"], row["unrealized_pnl"]) == (
@@ -116,7 +117,7 @@ def test_positions_are_priced_at_night(
 
 def test_positions_are_priced_after_a_restart_at_night(valkey: Any, tmp_path: Path) -> None:
     async def main() -> None:
-        with anyio.fail_after(LIMIT_S):
+        with anyio.fail_after(patient(LIMIT_S)):
             first = await _priced_at_night(valkey, tmp_path, ("AAPL",), (), False)
             with valkey.client() as client:
                 client.delete("price:AAPL")  # the service was away for longer than its life

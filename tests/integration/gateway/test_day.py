@@ -19,6 +19,7 @@ from mdservice.gateway.router import DayAnswer, tracker_router
 from mdservice.pnl.day import new_york_date
 from mdservice.settings import Settings
 from mdservice.simulator import SimQuote, Simulator, SimulatorConfig, open_simulator
+from tests.integration.conftest import patient
 from tests.integration.gateway.conftest import LIMIT_S, PNL, Gateway, exact
 
 DAY = "/api/v1/account/pnl/day"
@@ -74,7 +75,7 @@ def run(request: pytest.FixtureRequest, valkey: Any) -> Callable[..., None]:
     def with_desk(body: Body, **settings: Any) -> None:
         async def main() -> None:
             config = {"rate": 0, "crypto_rate": 0, "options_rate": 0, "rest_rate_limit": None}
-            with anyio.fail_after(LIMIT_S):
+            with anyio.fail_after(patient(LIMIT_S)):
                 async with open_simulator(SimulatorConfig(**{**config, **settings})) as simulator:
                     await body(Desk(valkey, simulator))
 

@@ -14,6 +14,7 @@ from mdservice.model.position import Position
 from mdservice.model.trade import Cancel, Correction, Trade
 from mdservice.redis_io.names import Instance, encode_instance
 from mdservice.testing import FakePositions
+from tests.integration.conftest import patient
 
 from .conftest import Gateway
 
@@ -80,7 +81,7 @@ def test_it_says_so_if_the_service_does_not_follow_trades(run: Any) -> None:
             record = encode_instance(Instance(**{**_fields(service), "channels": channels}))
             with gateway.valkey.client() as client:
                 client.set("mdservice:instance", record)
-            with anyio.fail_after(20):
+            with anyio.fail_after(patient(20)):
                 found = await gateway.until(
                     lambda found, is_said=is_said: (
                         is_said

@@ -27,6 +27,7 @@ from mdservice.model.position import Position
 from mdservice.pnl.breaker import Breaker
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
+from tests.integration.conftest import patient
 from tests.integration.gateway.conftest import Gateway, exact, open_gateway
 
 RISK = "/api/v1/risk"
@@ -290,7 +291,7 @@ def test_many_gateways_change_the_breaker_once(valkey: Any, backend: str) -> Non
         changes.append(changed)
 
     async def main() -> None:
-        with anyio.fail_after(60):
+        with anyio.fail_after(patient(60)):
             async with anyio.create_task_group() as tasks:
                 for _ in range(20):
                     tasks.start_soon(one_gateway)
@@ -380,7 +381,7 @@ def test_another_program_asks_the_judging_gateway(
         settings = Settings(gateway_http="127.0.0.1:0", positions_interval=0.05)
         source = FakePositions([held("AAPL", "1")])
         tracker = make_tracker(source, settings, redis_url=valkey.url, limits=["AAPL qty > 5"])
-        with anyio.fail_after(60):
+        with anyio.fail_after(patient(60)):
             async with anyio.create_task_group() as tasks:
                 address = await tasks.start(serve_gateway, tracker, settings)
                 monkeypatch.setenv("MDSERVICE_GATEWAY_HTTP", address)

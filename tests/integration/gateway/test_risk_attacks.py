@@ -20,6 +20,7 @@ from mdservice.gateway.risk_routes import _body
 from mdservice.model.position import Position
 from mdservice.settings import Settings
 from mdservice.testing import FakePositions
+from tests.integration.conftest import patient
 from tests.integration.gateway.test_risk import RISK, held, placed, tripped, until
 
 Run = Callable[..., None]
@@ -231,7 +232,7 @@ def test_two_routers_of_one_application_both_judge(valkey: Any, backend: str) ->
             )
             app.include_router(router, prefix=prefix[1])
         transport = httpx.ASGITransport(app=app)
-        with anyio.fail_after(60):
+        with anyio.fail_after(patient(60)):
             async with (
                 httpx.AsyncClient(transport=transport, base_url="http://orders") as client,
                 app.router.lifespan_context(app),
@@ -295,7 +296,7 @@ def test_a_gateway_that_never_ends_its_answer_stops_trading(
 
     async def main() -> None:
         transport = httpx.ASGITransport(app=app)
-        with anyio.fail_after(30):
+        with anyio.fail_after(patient(30)):
             async with httpx.AsyncClient(transport=transport, base_url="http://orders") as client:
                 assert (await client.post("/orders")).status_code == 503
 

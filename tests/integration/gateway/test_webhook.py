@@ -17,6 +17,7 @@ import pytest
 from mdservice.gateway import webhook as module
 from mdservice.gateway.webhook import Webhook
 from mdservice.runtime.network import HttpClient
+from tests.integration.conftest import patient
 
 Behave = Callable[[socket.socket, "Server"], None]
 PATH = "/services/T0/B0/HIDDENSECRET"
@@ -108,7 +109,7 @@ def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Call
     def run_webhook(url: str, body: Callable[[Webhook], Awaitable[None]]) -> Webhook:
         async def main() -> Webhook:
             webhook = Webhook(url, "token", HttpClient())
-            with anyio.fail_after(120):
+            with anyio.fail_after(patient(120)):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(webhook.run)
                     await body(webhook)

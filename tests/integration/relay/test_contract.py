@@ -707,7 +707,7 @@ def test_an_embedded_service_relays_too(stage: Any, backend: str) -> None:
             client.close()
 
     async def embed() -> list[dict[str, Any]]:
-        with anyio.fail_after(60):
+        with anyio.fail_after(patient(60)):
             async with mdservice.open_service(settings) as service:
                 while not service.readiness().ready:
                     await anyio.sleep(0.02)
