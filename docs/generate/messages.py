@@ -29,6 +29,7 @@ __all__ = [
     "alert_message",
     "breaker_messages",
     "price_message",
+    "reader_rights",
     "rights",
     "status_messages",
     "transaction",
@@ -87,6 +88,11 @@ def status_messages() -> str:
 def rights() -> str:
     """The rules of a user who may do all that the service, its readers and the gateway do."""
     return fence("text", f"ACL SETUSER desk on >PASSWORD {RedisNames().rights()}")
+
+
+def reader_rights() -> str:
+    """The rules of a user who may only read."""
+    return fence("text", f"ACL SETUSER reader on >PASSWORD {RedisNames().rights(reader=True)}")
 
 
 def account_messages() -> str:

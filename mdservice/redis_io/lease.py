@@ -409,7 +409,7 @@ class RedisLease:
                 raise self._deposed()
             identity = await identify(connection)
             if identity is None:
-                raise self._lacks("CLIENT or INFO")
+                raise self._lacks("CLIENT ID or INFO")
             run_id = identity.run_id.decode()
             if run_id != self._settled:
                 await self._settle(run_id, connection.address)

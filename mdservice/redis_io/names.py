@@ -66,25 +66,16 @@ ANNOUNCE_EVERY_S: Final = 1.0
 GONE_AFTER_S: Final = 3.5
 """A service whose last announcement is older than this has ended: it missed three."""
 
-_COMMANDS: Final = (
-    *(
-        "multi",
-        "exec",
-        "watch",
-        "unwatch",
-        "set",
-        "get",
-        "mget",
-        "expire",
-        "del",
-        "scan",
-        "publish",
-        "subscribe",
-    ),
-    *("xadd", "xread", "xrange", "xrevrange", "xinfo"),
-    *("ping", "select", "client", "info", "role"),
+_READING: Final = (
+    *("get", "mget", "scan", "subscribe", "xread", "xrange", "xrevrange", "xinfo|stream"),
+    *("ping", "select", "client|setname", "role"),
 )
-_CLUSTER_COMMANDS: Final = ("cluster", "asking")
+"""What readers send. ``a|b`` is one part of a command, whose other parts stay forbidden."""
+_OTHERS: Final = (
+    *("multi", "exec", "watch", "unwatch", "set", "expire", "del", "publish", "xadd"),
+    *("client|id", "client|kill", "info"),
+)
+_CLUSTERED: Final = ("cluster|info", "cluster|slots", "asking")
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -313,31 +304,34 @@ class RedisNames:
         """The stream to which events are appended."""
         return f"{self.prefix}{name}".encode()
 
-    def rights(self, event_log: str | None = None, *, group: bool = False) -> str:
+    def rights(
+        self, event_log: str | None = None, *, group: bool = False, reader: bool = False
+    ) -> str:
         """The ACL rules for the service, its readers and the gateway, as ``ACL SETUSER`` has them.
 
         Args:
             event_log: The stream's name without the prefix, or None.
             group: Whether the service is in a group, whose lease needs scripts.
+            reader: Only what ``open_prices`` and ``open_stream`` need, which write nothing.
         """
         channels = (
             *(kind.event for kind in KINDS),
             STATUS_CHANNEL,
-            ACCOUNT_CHANNEL,
-            ALERT_CHANNEL,
-            BREAKER_CHANNEL,
+            *(() if reader else (ACCOUNT_CHANNEL, ALERT_CHANNEL, BREAKER_CHANNEL)),
             *(kind.marker for kind in KINDS),
             INSTANCES_CHANNEL,
         )
         keys = [f"{kind.key_prefix}*" for kind in KINDS if kind.has_key]
         keys += [kind.stream.name for kind in KINDS if kind.stream is not None]
-        keys += [
-            "mdservice:*",
-            BREAKER_KEY,
-            *(f"{key}:*" if self._clustered else key for key in (ACTIONS_KEY, ACTIONS_HOLDER_KEY)),
-            *([] if event_log is None else [event_log]),
-        ]
-        commands = [*_COMMANDS, *(_CLUSTER_COMMANDS if self._clustered else ())]
+        if reader:
+            keys.append("mdservice:instance")
+        else:
+            of_actions = (ACTIONS_KEY, ACTIONS_HOLDER_KEY)
+            keys += ["mdservice:*", BREAKER_KEY]
+            keys += (f"{key}:*" if self._clustered else key for key in of_actions)
+        keys += [] if event_log is None else [event_log]
+        commands = [*_READING, *(() if reader else _OTHERS)]
+        commands += _CLUSTERED if self._clustered else ()
         commands += ["eval"] if group else []
         rules = [f"~{self.prefix}{pattern}" for pattern in keys]
         rules.append("resetchannels")
@@ -345,5 +339,5 @@ class RedisNames:
         if self.shards:
             sharded = (name for kind in KINDS for name in (kind.event, kind.marker))
             rules += [f"&{self.prefix}{name}:*" for name in sharded]
-            commands += ["spublish", "ssubscribe"]
+            commands += ["ssubscribe", *(() if reader else ("spublish",))]
         return " ".join(rules + [f"+{command}" for command in commands])

@@ -123,7 +123,7 @@ async def try_rights(
     """
     needed, useful = _commands(names, event_log, kinds, renew_prices=renew_prices)
     if group is not None:
-        needed |= {right: useful.pop(right)[0] for right in ("CLIENT", "CLIENT KILL", "INFO")}
+        needed |= {right: useful.pop(right)[0] for right in ("CLIENT ID", "CLIENT KILL", "INFO")}
         needed["EVAL"] = pack(b"EVAL", b"return 1", b"0")
         for key in names.group_keys(group):
             needed[f"SET {key.decode()}"] = pack(b"SET", key, b"{}")
@@ -272,7 +272,7 @@ def _commands(
     instances = names.channel(INSTANCES_CHANNEL)
     key = instance.decode()
     useful = {
-        "CLIENT": (pack(b"CLIENT", b"ID"), fence),
+        "CLIENT ID": (pack(b"CLIENT", b"ID"), fence),
         "CLIENT KILL": (pack(b"CLIENT", b"KILL", b"ID", b"0"), fence),
         "INFO": (pack(b"INFO", b"server"), fence),
         f"PUBLISH {instances.decode()}": (pack(b"PUBLISH", instances, b"{}"), notice),

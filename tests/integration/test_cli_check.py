@@ -20,6 +20,7 @@ import anyio
 import attrs
 import httpx
 import pytest
+import redis
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
@@ -608,11 +609,80 @@ async def check_as(server: Any, rules: str, **more: Any) -> CheckResult:
     return result
 
 
+@pytest.mark.parametrize("group", [None, "desk"])
 @pytest.mark.parametrize("prefix", ["", "desk1:"])
-async def test_the_acl_line_suffices(fresh_valkey: Any, prefix: str) -> None:
-    more = {"key_prefix": prefix, "event_log": "log"}
-    result = await check_as(fresh_valkey, RedisNames(prefix).rights("log"), **more)
+async def test_the_acl_line_suffices(fresh_valkey: Any, prefix: str, group: str | None) -> None:
+    more = {"key_prefix": prefix, "event_log": "log", "group": group}
+    line = RedisNames(prefix).rights("log", group=group is not None)
+    result = await check_as(fresh_valkey, line, **more)
     assert result.outcome == "ok", result
+    with fresh_valkey.client() as client:
+        assert client.acl_log() == []
+
+
+HARMFUL = (
+    *("CLIENT PAUSE 1", "CLIENT UNPAUSE", "CLIENT LIST", "CLIENT NO-EVICT on", "CLIENT REPLY OFF"),
+    *("CLUSTER RESET", "CLUSTER FAILOVER", "CLUSTER FLUSHSLOTS", "CLUSTER FORGET x"),
+    *("CONFIG GET x", "FLUSHALL", "KEYS *", "ACL LIST", "SCRIPT KILL", "DEBUG SLEEP 1"),
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        RedisNames().rights("log"),
+        RedisNames("desk1:").rights(group=True),
+        RedisNames("desk1:").rights(reader=True),
+        RedisNames(clustered=True).rights("log"),
+        RedisNames(clustered=True, sharded=True).rights(),
+        RedisNames(clustered=True, sharded=True).rights(reader=True),
+    ],
+)
+def test_the_acl_line_grants_no_harmful_command(fresh_valkey: Any, line: str) -> None:
+    with fresh_valkey.client() as client:
+        client.execute_command("ACL", "SETUSER", "desk", "reset", "on", ">secret", *line.split())
+        for command in HARMFUL:
+            answer = client.execute_command("ACL", "DRYRUN", "desk", *command.split())
+            assert b"no permissions to run" in answer, command
+        assert client.execute_command("ACL", "DRYRUN", "desk", "CLIENT", "SETNAME", "x") == b"OK"
+    with (
+        fresh_valkey.client(username="desk", password="secret") as client,
+        pytest.raises(redis.exceptions.NoPermissionError),
+    ):
+        client.execute_command("CLIENT", "PAUSE", "1")
+
+
+@pytest.mark.parametrize("prefix", ["", "desk1:"])
+async def test_readers_work_with_the_documented_line_of_a_reader(
+    fresh_valkey: Any, tmp_path: Path, prefix: str
+) -> None:
+    page = Path(__file__).parents[2] / "docs/reference/redis.md"
+    (line,) = (x for x in page.read_text().splitlines() if x.startswith("ACL SETUSER reader "))
+    assert line == f"ACL SETUSER reader on >PASSWORD {RedisNames().rights(reader=True)}"
+    rules = f"on >PASSWORD {RedisNames(prefix).rights('log', reader=True)}"
+    settings = Settings(
+        redis_url=fresh_valkey.url,
+        feed="simulator",
+        symbols="AAPL",
+        key_prefix=prefix,
+        event_log="log",
+        socket=tmp_path / "x.sock",
+    )
+    url = fresh_valkey.url.replace("unix://", "unix://reader:PASSWORD@")
+    with fresh_valkey.client() as client:
+        client.execute_command("ACL", "SETUSER", "reader", *rules.split())
+        with anyio.fail_after(60):
+            async with mdservice.open_service(settings):
+                async with mdservice.open_prices(url, prefix=prefix) as prices:
+                    assert (await anext(prices)).symbol == "AAPL"
+                more = {"prefix": prefix, "event_log": "log"}
+                async with mdservice.open_prices(url, **more) as prices:
+                    assert (await anext(prices)).symbol == "AAPL"
+                async with mdservice.open_stream(url, ["AAPL"], ["quotes"], prefix=prefix) as some:
+                    assert (await anext(some)).symbol == "AAPL"
+                async with mdservice.open_stream(url, ["AAPL"], ["news"], prefix=prefix):
+                    pass
+        assert client.acl_log() == []
 
 
 @pytest.mark.parametrize("prefix", ["", "desk1:"])

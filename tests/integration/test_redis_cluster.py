@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import attrs
 import pytest
+import redis
 
 import mdservice
 from mdservice.app.service import open_service
@@ -288,11 +289,30 @@ def test_a_gateway_keeps_its_breaker_in_the_cluster(cluster: RealCluster) -> Non
     run(body, "asyncio")
 
 
+@pytest.mark.parametrize("sharded", [False, True])
 def test_a_user_with_the_printed_rights_suffices_and_its_password_stays_secret(
-    cluster: RealCluster, stage: Any
+    sharded: bool, cluster: RealCluster, stage: Any
 ) -> None:
-    rights = RedisNames("d:", clustered=True).rights("log")
-    url = cluster.url_with("desk:hunter2@")
+    names = RedisNames("d:", clustered=True, sharded=sharded)
+    rights = names.rights("log")
+    query = "?publish=sharded" if sharded else ""
+    url = cluster.url_with("desk:hunter2@") + query
+    read_url = cluster.url_with("reader:hunter2@") + query
+    tripped = Breaker("tripped", at="2026-11-20T15:51:44Z")
+
+    async def read() -> None:
+        async with (
+            mdservice.open_prices(read_url, prefix="d:") as prices,
+            mdservice.open_stream(read_url, ["AAPL", "MSFT"], ["quotes"], prefix="d:") as records,
+        ):
+            simulator.quotes(("AAPL", 10, 11))
+            assert (await anext(prices)).symbol == (await anext(records)).symbol == "AAPL"
+        calls = RedisCalls(GivenServer(url, "d:"))
+        changed = await calls.change_breaker(lambda _: tripped, lambda _: b"sell all")
+        assert changed == (tripped, True)
+        assert await calls.hold_actions()
+        calls.close()
+
     simulator = stage.simulator()
     env = {"MDSERVICE_KEY_PREFIX": "d:", "MDSERVICE_EVENT_LOG": "log"}
 
@@ -303,7 +323,9 @@ def test_a_user_with_the_printed_rights_suffices_and_its_password_stays_secret(
 
     try:
         for node in cluster.primaries:
-            node.ask("ACL", "SETUSER", "desk", "reset", "on", ">hunter2", *rights.split())
+            for user, line in (("desk", rights), ("reader", names.rights(reader=True))):
+                node.ask("ACL", "SETUSER", user, "reset", "on", ">hunter2", *line.split())
+            node.ask("ACL", "LOG", "RESET")
         output = check(0)
         cluster.primaries[1].ask("ACL", "SETUSER", "desk", "-xadd")
         refused = check(1)
@@ -313,13 +335,27 @@ def test_a_user_with_the_printed_rights_suffices_and_its_password_stays_secret(
         service.wait_answers()
         stage.eventually(lambda: service.status()["redis"]["connected"])
         status = json.dumps(service.status(), default=str)
+        stage.eventually(lambda: "AAPL" in simulator.subscribed())
+        for node in cluster.primaries:
+            node.ask("ACL", "LOG", "RESET")  # the refused XADD
+        run(read, "trio")
         service.end()
+        for node in cluster.primaries:
+            assert node.ask("ACL", "LOG") == []
+            with node.client(username="desk", password="hunter2") as client:
+                for words in (
+                    ("CLIENT", "PAUSE", 1),
+                    ("CLUSTER", "RESET"),
+                    ("CLUSTER", "FAILOVER"),
+                ):
+                    with pytest.raises(redis.exceptions.NoPermissionError):
+                        client.execute_command(*words)
         for text in (output, refused, status, service.stdout, service.stderr):
             assert "hunter2" not in text
         assert cluster.url in status
     finally:
         for node in cluster.primaries:
-            node.ask("ACL", "DELUSER", "desk")
+            node.ask("ACL", "DELUSER", "desk", "reader")
 
 
 def test_sharded_events_reach_those_who_subscribe_to_their_shard(

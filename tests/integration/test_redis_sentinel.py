@@ -25,6 +25,7 @@ from mdservice.model.kinds import QUOTES
 from mdservice.pnl.breaker import Breaker
 from mdservice.redis_io.connection import RedisConnection
 from mdservice.redis_io.locator import SentinelLocator, locator_of
+from mdservice.redis_io.names import RedisNames
 from mdservice.redis_io.store import RedisPriceStore
 from mdservice.settings import Settings
 from mdservice.simulator import SimQuote
@@ -231,7 +232,7 @@ def test_what_the_old_primary_alone_had_is_written_again_and_readers_get_it(
 
 def test_a_reader_needs_no_write_right_at_a_replica(steady: SentinelGroup) -> None:
     (replica,) = steady.replicas
-    rules = "on >s3cr3t ~* &* -@all +@read +@connection +subscribe +ping +role"
+    rules = f"on >s3cr3t {RedisNames().rights(reader=True)}"
     for server in steady.servers:
         with server.client() as client:
             client.execute_command("ACL", "SETUSER", "reader", *rules.split())

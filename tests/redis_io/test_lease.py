@@ -225,6 +225,7 @@ async def test_a_missing_right_is_a_configuration_error(valkey: Any, lacking: st
 async def test_the_rights_that_check_prints_are_enough(valkey: Any) -> None:
     names = RedisNames("desk1:")
     with valkey.client() as client:
+        client.acl_log_reset()
         client.execute_command(
             "ACL", "SETUSER", "desk", "reset", "on", ">pw", *names.rights(group=True).split()
         )
@@ -239,6 +240,7 @@ async def test_the_rights_that_check_prints_are_enough(valkey: Any) -> None:
         await lease.release()
         assert await second.claim() is not None
         assert await second.recall() == b"AAPL"
+        assert client.acl_log() == []
         keys = {key.decode() for key in client.keys("*") if b":group:" in key}
         assert all(key.startswith("desk1:mdservice:group:{desk}") for key in keys)
         for one in (lease, second, store):
