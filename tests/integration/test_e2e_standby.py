@@ -121,6 +121,7 @@ def test_a_group_that_fails_at_random_loses_and_repeats_nothing(stage: Stage) ->
     signals = {"kill": 1, "stop": 1, "end": 1}
     rounds = chaos(group, 3, random.Random(2764), signals)
     assert [each.kind for each in rounds] == ["leader stop", "leader kill", "leader end"]
+    assert not any(each.late for each in rounds)
     group.finish()
 
 
