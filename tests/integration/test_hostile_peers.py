@@ -126,13 +126,25 @@ def hostile(
         feed.close()
 
 
-@on_both_loops
+DRIVERS = {
+    "websockets on trio": (WebsocketsDriver, "trio"),
+    "websockets on asyncio": (WebsocketsDriver, "asyncio"),
+    "alpaca-py": (AlpacaPyDriver, "trio"),
+}
+with_each_driver = pytest.mark.parametrize(
+    ("driver_class", "backend"), DRIVERS.values(), ids=DRIVERS
+)
+
+
+@with_each_driver
 @pytest.mark.parametrize("name", ENDING)
-def test_frames_that_no_feed_sends_end_the_connection(backend: str, name: str) -> None:
+def test_frames_that_no_feed_sends_end_the_connection(
+    driver_class: Any, backend: str, name: str
+) -> None:
     with hostile(ENDING[name]()) as feed:
 
         async def main() -> None:
-            driver = WebsocketsDriver(feed.url, Credentials("key", "secret"))
+            driver = driver_class(feed.url, Credentials("key", "secret"))
             with pytest.raises(FeedUnavailable):
                 async with driver.connect(Followed(), lambda: 0) as link:
                     while True:
@@ -152,16 +164,18 @@ HARMLESS = {
 }
 
 
-@on_both_loops
+@with_each_driver
 @pytest.mark.parametrize("name", HARMLESS)
-def test_messages_that_cannot_be_read_cost_themselves(backend: str, name: str) -> None:
+def test_messages_that_cannot_be_read_cost_themselves(
+    driver_class: Any, backend: str, name: str
+) -> None:
     content = HARMLESS[name]
     frame = b"\x82\x7f" + len(content).to_bytes(8, "big") + content
     good = msgspec.msgpack.encode([{"T": "subscription", "quotes": ["AAPL"]}])
     with hostile(iter([frame, b"\x82" + bytes([len(good)]) + good])) as feed:
 
         async def main() -> None:
-            driver = WebsocketsDriver(feed.url, Credentials("key", "secret"))
+            driver = driver_class(feed.url, Credentials("key", "secret"))
             async with driver.connect(Followed(), lambda: 0) as link:
                 errors, controls = 0, []
                 while not controls:
@@ -223,16 +237,6 @@ class Pressing:
                         self.settled.set()
         finally:
             self.settled.set()
-
-
-DRIVERS = {
-    "websockets on trio": (WebsocketsDriver, "trio"),
-    "websockets on asyncio": (WebsocketsDriver, "asyncio"),
-    "alpaca-py": (AlpacaPyDriver, "trio"),
-}
-with_each_driver = pytest.mark.parametrize(
-    ("driver_class", "backend"), DRIVERS.values(), ids=DRIVERS
-)
 
 
 @with_each_driver

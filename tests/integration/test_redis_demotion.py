@@ -27,7 +27,7 @@ from tests.integration.conftest import patient
 from tests.integration.network import Network
 from tests.integration.outages import LINES, Ear, open_line, run, until
 
-LEFT_WITHIN_S = 10.0
+LEFT_WITHIN_S = 5.0
 NOWHERE = ("127.0.0.1", 9)  # the discard port: nothing answers
 
 
