@@ -265,7 +265,7 @@ class Router:
             # What REST has given since is no more than that of some symbols.
             return min(newest_ns or routing.earlier_ns, routing.earlier_ns)
         if newest_ns is None:
-            return None if routing.sequencer.in_order else routing.subscribed_ns
+            return routing.subscribed_ns
         reached_ns = self._reached_ns(routing)
         return newest_ns if reached_ns is None else min(newest_ns, reached_ns)
 

@@ -106,13 +106,14 @@ class MissingRecords:
         """Note that the connection is lost. Symbols that are missing already do not change.
 
         For a symbol without a record, records are missing that may have come since its
-        subscription. Before the first accepted record of any symbol, nothing is known to be
-        missing.
+        subscription. Before the first accepted record of any symbol, that holds for all that the
+        feed has acknowledged.
         """
+        names = set(symbols)
         complete_ns = self._accepted.complete_until_ns()
         if complete_ns is None:
-            return
-        names = set(symbols)
+            names &= self._followed_ns.keys()
+            complete_ns = min(self._followed_ns.values(), default=now_ns)
         if EVERY_SYMBOL in names and not self._every:
             names.update(self._accepted.symbols())
             names.discard(EVERY_SYMBOL)

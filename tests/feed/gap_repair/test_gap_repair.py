@@ -406,6 +406,24 @@ async def test_without_any_answer_live_quotes_come_within_the_limit(
         assert anyio.current_time() - sent_s <= HOLD_LIMIT_S
 
 
+async def test_a_first_connection_that_brought_nothing_has_a_gap_too(
+    autojump_clock: Any, bench: Bench
+) -> None:
+    """It was subscribed, and its data came no further than its network."""
+    async with bench.service("AAPL") as service:
+        await bench.feed.opened(1)
+        await until(lambda: service.readiness().ready)
+        bench.feed.drop()
+        await until(lambda: not bench.feed.connections)
+        bench.send("AAPL")
+        bench.send("AAPL")
+        await bench.feed.opened(2)
+        await until(lambda: service.status().counters.gaps_repaired == 1)
+        assert len(bench.published("AAPL")) == 2
+    bench.check_in_order()
+    assert bench.told("gap", "gap_repaired") == ["gap", "gap_repaired"]
+
+
 async def test_stopping_in_the_middle_of_a_repair_writes_what_waited(
     autojump_clock: Any, bench: Bench
 ) -> None:

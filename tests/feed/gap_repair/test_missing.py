@@ -74,6 +74,14 @@ def test_before_any_quote_nothing_is_known_to_be_missing() -> None:
     assert missing.back(["AAPL"], []) == []
 
 
+def test_before_any_quote_what_is_subscribed_is_missing_since_then() -> None:
+    missing = MissingRecords(Sequencer(QUOTES))
+    missing.follow(["AAPL"], at(1))
+    missing.lose(["AAPL", "MSFT"], at(9))
+    assert missing.symbols() == {"AAPL"}
+    assert missing.back(["AAPL"], []) == [Missed(at(1), ["AAPL"])]
+
+
 def test_with_star_those_seen_are_missing() -> None:
     missing, sequencer = followed("*")
     out(sequencer, "MSFT", 99)
