@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -13,16 +13,20 @@ import msgspec
 import pytest
 
 from mdservice.app.service import Service, open_service
+from mdservice.app.status import always_open
+from mdservice.app.topology import FeedParts
 from mdservice.errors import (
     ConfigurationError,
     HistoryRefused,
     MDServiceError,
     StoreUnavailable,
 )
-from mdservice.model.kinds import TRADES, Kind
+from mdservice.model.feeds import NEWS_FEED, STOCKS
+from mdservice.model.kinds import TRADES, Kind, Stream
 from mdservice.model.quote import Quote
 from mdservice.model.timestamps import parse_rfc3339
 from mdservice.model.trade import Trade
+from mdservice.positions.sources import PositionSource
 from mdservice.publish.lease import LEASE_S, Leader
 from mdservice.publish.store import WriteBatch
 from mdservice.settings import Settings
@@ -121,6 +125,12 @@ class TermStore:
             await self.server.connect()
         return await self.server.read_latest(kind, symbols)
 
+    async def read_newest(self, stream: Stream, count: int) -> Sequence[bytes]:
+        self._require()
+        if not self.server.connected:
+            await self.server.connect()
+        return await self.server.read_newest(stream, count)
+
     async def ping(self) -> None:
         self._require()
 
@@ -135,6 +145,8 @@ WRITERS: dict[int, list[str]] = {}
 class Member:
     service: Service
     feed: FakeDriver
+    news_feed: FakeDriver
+    """The feed of news, if the settings want news."""
     lease: CutLease
     end: Callable[[], None]
     """Ends the service's block."""
@@ -151,11 +163,18 @@ class Bench:
     members: list[Member] = attrs.field(factory=list)
     made: int = 0
 
-    async def start(self, name: str, *symbols: str, **more: Any) -> Member:
+    async def start(
+        self, name: str, *symbols: str, positions: PositionSource | None = None, **more: Any
+    ) -> Member:
         """A member, once it leads or stands by."""
         own = Leader(name, f"host-{name}", 1, f"/run/{name}.sock")
         lease = CutLease(self.group, own, clock=self.clock)
-        feed = FakeDriver()
+        feed, news_feed = FakeDriver(), FakeDriver(feed=NEWS_FEED)
+        feeds: dict[str, Any] = {"drivers": [feed], "history": self.history}
+        if "news" in more:
+            stocks = FeedParts(STOCKS, [feed], self.history, always_open, on_demand=False)
+            news = FeedParts(NEWS_FEED, [news_feed], self.history, always_open)
+            feeds = {"feeds": [stocks, news]}
         opened = anyio.Event()
         scope, ended = anyio.CancelScope(), anyio.Event()
 
@@ -169,13 +188,15 @@ class Bench:
             with scope:
                 async with open_service(
                     settings,
-                    drivers=[feed],
-                    history=self.history,
+                    **feeds,
                     store=make_store,
+                    positions=positions,
                     clock=self.clock,
                     lease=lease,
                 ) as service:
-                    self.members.append(Member(service, feed, lease, scope.cancel, ended))
+                    self.members.append(
+                        Member(service, feed, news_feed, lease, scope.cancel, ended)
+                    )
                     opened.set()
                     await anyio.sleep_forever()
             ended.set()
