@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -18,6 +21,8 @@ from tests.simulation.outages import _AtStep
 from tests.simulation.plan import Outcome
 from tests.simulation.scheduling import run_seeded
 from tests.simulation.world import simulate
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +81,33 @@ def test_a_seed_of_the_newer_faults_replays_exactly(only: str) -> None:
     assert first.trace == second.trace
     assert first.faults == second.faults
     assert first.faults.total()
+
+
+@pytest.mark.parametrize(
+    "path", ["app/group.py", "redis_io/lease.py", "router/actor.py", "feed/gap_repair/repair.py"]
+)
+def test_the_linter_refuses_what_would_make_two_runs_of_a_seed_differ(path: str) -> None:
+    calls = {
+        "time": ["time", "monotonic", "localtime"],
+        "random": ["random", "gauss"],
+        "threading": ["Thread", "Timer"],
+        "socket": ["socket"],
+        "trio": ["open_tcp_stream"],
+    }
+    lines = [f"import {module}" for module in calls]
+    lines += [f"{module}.{name}()" for module, names in calls.items() for name in names]
+    command = ["check", "--select=TID251", "--output-format=concise", "--stdin-filename"]
+    answer = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, f"mdservice/{path}", "-"],
+        cwd=ROOT,
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for module, names in calls.items():
+        for name in names:
+            assert f"`{module}.{name}` is banned" in answer.stdout, answer.stdout + answer.stderr
 
 
 async def test_an_application_is_called_with_what_was_asked() -> None:
