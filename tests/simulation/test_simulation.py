@@ -96,6 +96,12 @@ FOUND_WITH_GATEWAYS = [
 ]
 
 
+# The same, with a standby group.
+FOUND_IN_GROUPS = [
+    171_404,  # A connection was subscribed, brought nothing and ended: it left no gap.
+]
+
+
 @pytest.fixture(autouse=True)
 def _silent() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
@@ -135,6 +141,11 @@ def test_what_a_seed_found_among_all_stays_fixed(seed: int) -> None:
 @pytest.mark.parametrize("seed", FOUND_WITH_GATEWAYS)
 def test_what_a_seed_found_with_a_gateway_stays_fixed(seed: int) -> None:
     assert simulate(seed, newer=False).violations == []
+
+
+@pytest.mark.parametrize("seed", FOUND_IN_GROUPS)
+def test_what_a_seed_found_in_a_group_stays_fixed(seed: int) -> None:
+    assert simulate(seed, group=True).violations == []
 
 
 @pytest.mark.parametrize("account", [False, True])
