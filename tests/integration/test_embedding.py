@@ -210,7 +210,7 @@ def test_states_are_published(backend: str, folder: Path, valkey: Any, listener:
                 await ready(service)
                 simulator.drop("close")
                 await until(lambda: service.status().feed.reconnects == 1)
-                await ready(service)
+                await until(lambda: service.status().counters.gaps_repaired == 1)
 
     run(backend, scene)
     states = listener.heard("feed.status")
@@ -218,6 +218,8 @@ def test_states_are_published(backend: str, folder: Path, valkey: Any, listener:
         "connected",
         "disconnected",
         "connected",
+        "gap",
+        "gap_repaired",
         "disconnected",
     ]
     assert states[0]["driver"] == "websockets"
