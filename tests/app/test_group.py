@@ -268,6 +268,17 @@ class Bench:
             await self.published(*bids)
         return first, second
 
+    async def repairs(self, lag_s: float) -> Member:
+        """The second member, which leads, and repairs the gap behind quote 1: of 2 and 3."""
+        first, second = await self.two(1)
+        await anyio.sleep(2)
+        self.history.lag_s = lag_s
+        first.end()
+        await first.ended.wait()
+        self.market(2, 3)
+        await self.until(lambda: any(link.wants("AAPL") for link in second.feed.connections))
+        return second
+
     async def leads(self, member: Member) -> None:
         """Wait until a member leads, with its feed subscribed."""
         await self.until(lambda: member.service.readiness().ready)
@@ -618,13 +629,7 @@ async def test_a_leader_that_ends_during_its_repair_leaves_it_to_the_next_one(
 ) -> None:
     """What came live must not go out: what is missing could no longer be published before it."""
     async with open_bench() as bench:
-        first, second = await bench.two(1)
-        await anyio.sleep(2)
-        bench.history.lag_s = 3
-        first.end()
-        await first.ended.wait()
-        bench.market(2, 3)
-        await bench.until(lambda: any(link.wants("AAPL") for link in second.feed.connections))
+        second = await bench.repairs(lag_s=3)
         third = await bench.start("third")
         bench.market(4)
         await anyio.sleep(0.2)
@@ -638,13 +643,7 @@ async def test_a_leader_that_ends_during_its_repair_leaves_it_to_the_next_one(
 async def test_a_last_leader_publishes_what_waits_for_its_repair(autojump_clock: Any) -> None:
     """No other member will."""
     async with open_bench() as bench:
-        first, second = await bench.two(1)
-        await anyio.sleep(2)
-        bench.history.lag_s = 30
-        first.end()
-        await first.ended.wait()
-        bench.market(2, 3)
-        await bench.until(lambda: any(link.wants("AAPL") for link in second.feed.connections))
+        second = await bench.repairs(lag_s=30)
         bench.market(4)
         await anyio.sleep(9)
         second.end()

@@ -17,7 +17,10 @@ class AcceptedRecords(Protocol):
     """What the feed needs to know about the accepted records; the sequencer implements it."""
 
     def complete_until_ns(self) -> int | None:
-        """The time up to which records were accepted, UTC nanoseconds; None without any."""
+        """The time up to which records were accepted, UTC nanoseconds.
+
+        Without a record the time of the first subscription, or None before it.
+        """
         ...
 
     def last_ns(self, symbol: str) -> int | None:

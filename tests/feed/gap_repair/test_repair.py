@@ -769,22 +769,9 @@ async def test_the_limit_holds_after_a_restart(autojump_clock: Any) -> None:
 # ---- stopped, cancelled
 
 
-async def test_stopping_sends_what_waits(autojump_clock: Any) -> None:
-    async with open_bench() as bench:
-        bench.history.lag_s = 9
-        await bench.lose()
-        bench.tasks.start_soon(bench.repair.repair, ["AAPL"])
-        await anyio.sleep(0.1)
-        await bench.live(bench.quote(3))
-        bench.repair.stop()
-        await bench.send_queue.flush()
-        await anyio.wait_all_tasks_blocked()
-        assert names(bench.backfill.live) == [("AAPL", 3)]
-        assert not bench.backfill.complete
-
-
-async def test_stopping_for_a_run_that_goes_on_sends_nothing_that_waits(
-    autojump_clock: Any,
+@pytest.mark.parametrize("hand_over", [False, True])
+async def test_stopping_sends_what_waits_unless_another_run_goes_on(
+    autojump_clock: Any, hand_over: bool
 ) -> None:
     """That run fetches it together with what is missing before it."""
     async with open_bench() as bench:
@@ -793,10 +780,14 @@ async def test_stopping_for_a_run_that_goes_on_sends_nothing_that_waits(
         bench.tasks.start_soon(bench.repair.repair, ["AAPL"])
         await anyio.sleep(0.1)
         await bench.live(bench.quote(3))
-        bench.repair.stop(hand_over=True)
+        bench.repair.stop(hand_over=hand_over)
         await bench.send_queue.flush()
         await anyio.wait_all_tasks_blocked()
-        assert not any(isinstance(item, Backfill | RecordBatch) for item in bench.items)
+        if hand_over:
+            assert not any(isinstance(item, Backfill | RecordBatch) for item in bench.items)
+        else:
+            assert names(bench.backfill.live) == [("AAPL", 3)]
+            assert not bench.backfill.complete
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
