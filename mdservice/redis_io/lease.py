@@ -30,6 +30,8 @@ leads, and the server keeps the newest. On a run that is new to the term:
   run before.
 * Any other member waits, so that those who know a later term come first. The last leader waits
   half as long.
+* A leader that was stopped past the end of its lease does not go on: another may have led meanwhile,
+  and nobody may be left who knows of it. It claims a new term.
 * A leader may write only once it has continued its term there, and has ended the connections of
   earlier leaders to that run.
 * Who leads on that run keeps the lead, with an epoch above all that members bring. A leader from
@@ -78,6 +80,7 @@ _IN_SCRIPT: Final = re.compile(r"^ERR Error running script .*: -([A-Z]+ .*)$", r
 
 Source: issue 3042 of spring-data-redis quotes one.
 """
+_ANOTHER_LEADS: Final = "another service has claimed the lease"
 _MOST_KEPT: Final = 64
 """How many connections to other runs of the server are kept on the list."""
 
@@ -177,6 +180,7 @@ _RENEW: Final = (
     + """
 -- Where another term has gone on at this server, its records are not those that this leader knows.
 if term.holder ~= own.id or term.replaced == ARGV[5] then return {0} end
+if ARGV[7] == 'unseen' and term.run ~= ARGV[5] then return {-2} end
 if ARGV[7] == 'waits' then return {-1} end
 if not leader then
   take()
@@ -270,6 +274,11 @@ class RedisLease:
         """The run of the server on which this member leads, and no earlier leader can write."""
         self._held_until_s = 0.0
         """Until then no other member can have claimed on the run before."""
+        self._awake_s = 0.0
+        """When the last exchange began or ended. While this member leads, one follows the other."""
+        self._was_stopped = False
+        """Whether it was stopped past the end of its lease, so that another may have led since."""
+        self._why_deposed = _ANOTHER_LEADS
         self._waited_run = ""
         self._wait_until_s = 0.0
         """Until then, one that knows a later term may come to this run of the server."""
@@ -325,7 +334,8 @@ class RedisLease:
         self._admitted.clear()
         await self._end(self._read(json.loads, writers), run_id)
         self._leads, self._settled = True, run_id
-        self._held_until_s = began_s + self._lease_s
+        self._why_deposed = _ANOTHER_LEADS
+        self._note_held(began_s)
         return self._own
 
     async def renew(self) -> bool:
@@ -342,6 +352,11 @@ class RedisLease:
         epoch, standby, writers = self._parts(reply, 3)
         if not epoch:
             raise self._deposed()
+        if epoch == -2:
+            raise self._deposed(
+                f"it was stopped for longer than its lease, and Redis at {self.address} no longer "
+                "knows who has led meanwhile"
+            )
         if epoch < 0:
             self._last_error = (
                 f"Redis at {self.address} is another server than before, which may lack a claim: "
@@ -356,7 +371,7 @@ class RedisLease:
             self._note_epoch(self._own, epoch, run_id)
             await self._end(self._read(json.loads, writers), run_id)
             self._settled = run_id
-        self._held_until_s = began_s + self._lease_s
+        self._note_held(began_s)
         return standby is not None and standby != self._own.id.encode()
 
     async def watch(self) -> None:
@@ -471,7 +486,9 @@ class RedisLease:
     async def _take(self, script: str, own: Leader, writers: Mapping[str, int]) -> tuple[Any, str]:
         def arguments(run_id: str) -> list[bytes]:
             state = b""
-            if run_id == self._settled:
+            if self._was_stopped:
+                state = b"unseen"
+            elif run_id == self._settled:
                 state = b"settled"
             elif anyio.current_time() < self._wait_until_s and not self._leads_for_sure():
                 state = b"waits"
@@ -485,6 +502,18 @@ class RedisLease:
             ]
 
         return await self._run(script, arguments)
+
+    def _note_awake(self) -> None:
+        now_s = anyio.current_time()
+        if self._leads and now_s - self._awake_s >= self._lease_s:
+            self._was_stopped = True
+        self._awake_s = now_s
+
+    def _note_held(self, since_s: float) -> None:
+        """The server gave the lease to this member after that moment."""
+        self._held_until_s = since_s + self._lease_s
+        if anyio.current_time() < self._held_until_s:
+            self._was_stopped = False  # else the answer is as old as the stop
 
     def _leads_for_sure(self) -> bool:
         """Whether no other member can have claimed on the run before."""
@@ -525,11 +554,10 @@ class RedisLease:
                 f"Redis at {self.address} has lost the lease; it is claimed again first"
             )
 
-    def _deposed(self) -> Deposed:
+    def _deposed(self, why: str = "") -> Deposed:
         self._leads = False
-        return Deposed(
-            f"{self._own.shown} no longer leads its group: another service has claimed the lease"
-        )
+        self._why_deposed = why or self._why_deposed
+        return Deposed(f"{self._own.shown} no longer leads its group: {self._why_deposed}")
 
     async def _ask(self, script: str, *arguments: bytes) -> Any:
         reply, _ = await self._run(script, lambda _: arguments)
@@ -566,6 +594,7 @@ class RedisLease:
         """
         async with self._calls:
             replies = None
+            self._note_awake()
             try:
                 with anyio.move_on_after(_TIMEOUT_S):
                     connection = await self._open()
@@ -579,6 +608,7 @@ class RedisLease:
                 self._last_error = masked(str(exc))
                 raise
             finally:
+                self._note_awake()
                 if replies is None:
                     self._drop()
             if replies is None:

@@ -69,6 +69,11 @@ class MemoryLease:
         self._leads = False
         self._seen: Leader | None = None
         self._run: object = None
+        self._led_run: object = None
+        """The run of the server that last gave it the lease."""
+        self._awake_s = 0.0
+        self._was_stopped = False
+        """Whether it was stopped past the end of its lease, so that another may have led since."""
         self._may_return_until_s = 0.0
         self._last_error: str | None = None
 
@@ -108,7 +113,7 @@ class MemoryLease:
         writers, group.writers = group.writers, {}
         for end in writers.values():
             end()
-        self._leads = True
+        self._leads, self._was_stopped, self._led_run = True, False, group.run
         return self._own
 
     async def renew(self) -> bool:
@@ -118,8 +123,12 @@ class MemoryLease:
         other = leader is not None and leader.id != self._own.id
         if not self._leads or other or group.holder not in (None, self._own.id):
             raise self._deposed()
+        if self._was_stopped and group.run is not self._led_run:
+            raise self._deposed("it was stopped for longer than its lease")
+        self._was_stopped = False
         if leader is None:
             self._take(self._own)
+        self._led_run = group.run
         group.expires_s = self._clock.monotonic() + self._lease_s
         name, until_s = group.standby
         return name != self._own.id and until_s > self._clock.monotonic()
@@ -164,6 +173,10 @@ class MemoryLease:
 
     async def _reach(self) -> MemoryGroup:
         await anyio.lowlevel.checkpoint()
+        now_s = self._clock.monotonic()
+        if self._leads and now_s - self._awake_s >= self._lease_s:
+            self._was_stopped = True
+        self._awake_s = now_s
         if self._group.down:
             self._last_error = "The lease at memory:// is away"
             raise StoreUnavailable(self._last_error)
@@ -193,6 +206,6 @@ class MemoryLease:
         if group.holder is None:
             raise StoreUnavailable("The lease at memory:// is lost; it is claimed again first")
 
-    def _deposed(self) -> Deposed:
+    def _deposed(self, why: str = "another service has claimed the lease") -> Deposed:
         self._leads = False
-        return Deposed(f"{self._own.shown} no longer leads its group")
+        return Deposed(f"{self._own.shown} no longer leads its group: {why}")

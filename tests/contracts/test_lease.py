@@ -381,3 +381,36 @@ async def test_the_leader_is_first_after_the_server_has_lost_the_lease(losing: B
     assert first.own.epoch == 2
     assert await second.look() == first.own
     assert await (await losing.register(first))()
+
+
+@on_both_loops
+async def test_a_leader_that_was_stopped_goes_on_where_the_server_still_knows_it(
+    group: Backend,
+) -> None:
+    first = group.make(lease_s=0.3)
+    await first.claim()
+    await anyio.sleep(0.4)  # no call: it is stopped past the end of its lease
+    await first.renew()
+    assert first.own.epoch == 2
+    assert await (await group.register(first))()
+
+
+@on_both_loops_losing
+async def test_a_leader_that_was_stopped_does_not_go_on_where_nothing_is_known(
+    losing: Backend,
+) -> None:
+    """Another may have led meanwhile, of which neither the server nor any member knows."""
+    first = losing.make(lease_s=0.3)
+    await first.claim()
+    await anyio.sleep(0.4)
+    losing.lose_everything()
+    with pytest.raises(Deposed, match="stopped"):
+        await settled(first.renew)
+
+    async def claimed() -> Leader:
+        while (leader := await first.claim()) is None:
+            await anyio.sleep(0.02)
+        return leader
+
+    assert (await settled(claimed)).epoch == 2
+    await first.renew()

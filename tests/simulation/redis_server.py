@@ -369,6 +369,8 @@ class SimulatedRedis(SimulatedStore):
         leader, term = self._bring(known, holder, run_id)
         if term["holder"] != own_id or term.get("replaced") == run_id.decode():
             return [0]
+        if state == b"unseen" and term.get("run") != run_id.decode():
+            return [-2]
         if state == b"waits":
             return [-1]
         if leader is None:
