@@ -475,6 +475,8 @@ class Member:
                 wishes=others,
                 numbering_on=True,
                 complete=stored.complete,
+                # A person looks at a start, and not at a takeover.
+                ends_if_refused=not self._has_stood_by,
             )
             self._progress = Progress(stored.complete, topology)
             # Before the first record from REST: this term may end before it is stored again.

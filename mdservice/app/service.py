@@ -517,6 +517,7 @@ class Plan:
         wishes: Mapping[str, Sequence[Topic]] | None = None,
         numbering_on: bool = False,
         complete: Mapping[str, Mapping[str, int]] | None = None,
+        ends_if_refused: bool = True,
     ) -> Topology:
         """Join the parts; see :func:`mdservice.app.topology.build`."""
         settings = self.settings
@@ -540,6 +541,7 @@ class Plan:
             readers=self.readers,
             numbering_on=numbering_on,
             complete=complete,
+            ends_if_refused=ends_if_refused,
         )
 
     async def open_relay(self, stack: AsyncExitStack) -> MakeRelay | None:

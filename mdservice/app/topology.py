@@ -364,6 +364,7 @@ class _Shared:
     last: Mapping[Kind[Any], Sequence[Any]]
     numbering_on: bool
     complete: Mapping[str, Mapping[str, int]]
+    ends_if_refused: bool
     confirmed: Callable[[Kind[Any], Sequence[str]], None]
     several: bool
 
@@ -465,6 +466,7 @@ def _build_pipeline(parts: FeedParts, shared: _Shared) -> Pipeline:
         tuple(first_prices.values()),
         lambda: history.rows_skipped if history is not None else 0,
         on_demand=parts.on_demand,
+        ends_if_refused=shared.ends_if_refused and not parts.on_demand,  # else the others go on
         keep_wire=shared.relay is not None,
         tap=tap,
     )
@@ -494,6 +496,7 @@ def build(
     readers: LocalReaders | None = None,
     numbering_on: bool = False,
     complete: Mapping[str, Mapping[str, int]] | None = None,
+    ends_if_refused: bool = True,
 ) -> Topology:
     """Join the parts of one service.
 
@@ -519,6 +522,8 @@ def build(
             does, instead of from 1.
         complete: The time up to which the earlier run had published all, by feed and channel, UTC
             nanoseconds, where it is known.
+        ends_if_refused: Whether the service ends if the first feed refuses it for good before any
+            data.
     """
     events = Channel[RoutedItem](EVENTS.size)
     batches = Channel[WriteBatch](BATCHES.size)
@@ -549,6 +554,7 @@ def build(
         last,
         numbering_on,
         complete or {},
+        ends_if_refused,
         confirmed,
         several=len(feeds) > 1,
     )

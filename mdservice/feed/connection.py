@@ -132,6 +132,8 @@ class FeedConnection:
         first_prices: Fetch the latest records of symbols that become wanted.
         rows_skipped: Returns how many of the history's rows could not be read.
         on_demand: Whether to connect only while something is wanted.
+        ends_if_refused: Whether a refusal for good, before any data, ends :meth:`run`. Such as at
+            a start, at which a person looks.
         keep_wire: Whether each record keeps the bytes of its message.
         tap: Gets what the connections carry, for the journal; None without one.
     """
@@ -151,6 +153,7 @@ class FeedConnection:
         rows_skipped: Callable[[], int] = lambda: 0,
         *,
         on_demand: bool = False,
+        ends_if_refused: bool = True,
         keep_wire: bool = False,
         tap: FeedTap | None = None,
     ) -> None:
@@ -179,6 +182,7 @@ class FeedConnection:
         self._first_prices = first_prices
         self._rows_skipped = rows_skipped
         self._on_demand = on_demand
+        self._ends_if_refused = ends_if_refused
         self._keep_wire = keep_wire
         self._tap = tap
         self._wanted = anyio.Event()
@@ -291,8 +295,8 @@ class FeedConnection:
         """Keep the feed connected until :meth:`stop`.
 
         Raises:
-            FeedRefused: The feed refused for good, and no data had come before. A connection on
-                demand is tried again instead, since the other feeds work.
+            FeedRefused: The feed refused for good, and no data had come before; see
+                ``ends_if_refused``.
             ConfigurationError: The named driver cannot work here.
         """
         self.heartbeat.rest()
@@ -522,7 +526,7 @@ class FeedConnection:
         self._phase = retry.phase
         if retry.for_good:
             await self._send_status("fatal", reason=self._last_error, code=exc.code)
-            if not self._data_has_come and not self._on_demand:
+            if not self._data_has_come and self._ends_if_refused:
                 await anyio.sleep(_LAST_WORDS_S)  # the last words reach the store first
                 raise exc
         return retry.delay_s

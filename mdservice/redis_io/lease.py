@@ -30,8 +30,8 @@ leads, and the server keeps the newest. On a run that is new to the term:
   run before.
 * Any other member waits, so that those who know a later term come first. The last leader waits
   half as long.
-* A leader that was stopped past the end of its lease does not go on: another may have led meanwhile,
-  and nobody may be left who knows of it. It claims a new term.
+* A leader that was stopped past the end of its lease does not go on, but claims a new term: another
+  may have led meanwhile, and nobody be left who knows of it.
 * A leader may write only once it has continued its term there, and has ended the connections of
   earlier leaders to that run.
 * Who leads on that run keeps the lead, with an epoch above all that members bring. A leader from
@@ -80,6 +80,8 @@ _IN_SCRIPT: Final = re.compile(r"^ERR Error running script .*: -([A-Z]+ .*)$", r
 
 Source: issue 3042 of spring-data-redis quotes one.
 """
+_MAY_HAVE_CHANGED: Final = -2
+"""The answer to a renewal where another member may have led unseen."""
 _ANOTHER_LEADS: Final = "another service has claimed the lease"
 _MOST_KEPT: Final = 64
 """How many connections to other runs of the server are kept on the list."""
@@ -352,7 +354,7 @@ class RedisLease:
         epoch, standby, writers = self._parts(reply, 3)
         if not epoch:
             raise self._deposed()
-        if epoch == -2:
+        if epoch == _MAY_HAVE_CHANGED:
             raise self._deposed(
                 f"it was stopped for longer than its lease, and Redis at {self.address} no longer "
                 "knows who has led meanwhile"

@@ -17,6 +17,7 @@ from mdservice.app.status import always_open
 from mdservice.app.topology import FeedParts
 from mdservice.errors import (
     ConfigurationError,
+    FeedRefused,
     HistoryRefused,
     MDServiceError,
     StoreUnavailable,
@@ -151,6 +152,8 @@ class Member:
     end: Callable[[], None]
     """Ends the service's block."""
     ended: anyio.Event
+    error: MDServiceError | None = None
+    """What it has ended with."""
 
 
 @attrs.define
@@ -162,6 +165,8 @@ class Bench:
     tasks: Any
     members: list[Member] = attrs.field(factory=list)
     made: int = 0
+    refusals: Sequence[int] = ()
+    """What the feed of each member says to its first connections."""
 
     async def start(
         self, name: str, *symbols: str, positions: PositionSource | None = None, **more: Any
@@ -170,6 +175,8 @@ class Bench:
         own = Leader(name, f"host-{name}", 1, f"/run/{name}.sock")
         lease = CutLease(self.group, own, clock=self.clock)
         feed, news_feed = FakeDriver(), FakeDriver(feed=NEWS_FEED)
+        for code in self.refusals:
+            feed.refuse_next(code)
         feeds: dict[str, Any] = {"drivers": [feed], "history": self.history}
         if "news" in more:
             stocks = FeedParts(STOCKS, [feed], self.history, always_open, on_demand=False)
@@ -185,20 +192,24 @@ class Bench:
             settings = Settings(
                 symbols=",".join(symbols or ("AAPL",)), mute_after=80_000.0, group="desk", **more
             )
-            with scope:
-                async with open_service(
-                    settings,
-                    **feeds,
-                    store=make_store,
-                    positions=positions,
-                    clock=self.clock,
-                    lease=lease,
-                ) as service:
-                    self.members.append(
-                        Member(service, feed, news_feed, lease, scope.cancel, ended)
-                    )
-                    opened.set()
-                    await anyio.sleep_forever()
+            member = None
+            try:
+                with scope:
+                    async with open_service(
+                        settings,
+                        **feeds,
+                        store=make_store,
+                        positions=positions,
+                        clock=self.clock,
+                        lease=lease,
+                    ) as service:
+                        member = Member(service, feed, news_feed, lease, scope.cancel, ended)
+                        self.members.append(member)
+                        opened.set()
+                        await anyio.sleep_forever()
+            except FeedRefused as exc:
+                assert member is not None
+                member.error = exc
             ended.set()
 
         self.tasks.start_soon(run)
@@ -549,6 +560,29 @@ async def test_quotes_from_rest_go_on_after_a_refusal(autojump_clock: Any) -> No
         await bench.published(1, 2, 3)
         assert anyio.current_time() - began_s < 7
         assert not second.feed.connections
+
+
+async def test_a_new_leader_goes_on_after_a_refusal_for_good(autojump_clock: Any) -> None:
+    """It may be over at the next try, and nobody looks at a takeover."""
+    async with open_bench() as bench:
+        first, second = await bench.two(1)
+        second.feed.refuse_next(402, times=2)
+        first.lease.cut = True
+        await bench.until(lambda: second.feed.attempts)
+        bench.market(2)
+        await bench.until(lambda: second.service.status().state == "degraded")
+        assert any("402" in reason for reason in second.service.status().reasons)
+        await bench.leads(second)
+        bench.market(3)
+        await bench.published(1, 2, 3)
+
+
+async def test_a_member_that_is_refused_at_its_start_ends(autojump_clock: Any) -> None:
+    async with open_bench() as bench:
+        bench.refusals = [402]
+        first = await bench.start("first")
+        await first.ended.wait()
+        assert isinstance(first.error, FeedRefused)
 
 
 async def test_a_symbol_that_no_refresh_brought_loses_nothing(autojump_clock: Any) -> None:

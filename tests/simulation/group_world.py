@@ -11,9 +11,11 @@ import anyio
 import attrs
 import trio
 
+from mdservice.app.group import Member
 from mdservice.app.service import Service, open_service
 from mdservice.app.status import always_open
 from mdservice.app.topology import FeedParts, Topology
+from mdservice.errors import FeedRefused
 from mdservice.feed.alpaca.rest import AlpacaHistory
 from mdservice.feed.alpaca.websockets_driver import WebsocketsDriver
 from mdservice.feed.gap_repair.recheck import Believed
@@ -227,6 +229,15 @@ class Process:
         self.scope.cancel()
 
     @property
+    def was_refused_at_its_start(self) -> bool:
+        """Whether the feed refused it for good before any data, and before it had stood by."""
+        if not isinstance(self.error, FeedRefused) or self.service is None:
+            return False
+        group = self.service._group
+        assert isinstance(group, Member)
+        return not group._has_stood_by and not self.topologies[-1].feed._data_has_come
+
+    @property
     def found_late(self) -> list[FeedStatus]:
         """The gaps that a second look at history has shown, written or not."""
         if self.service is None:
@@ -375,7 +386,7 @@ class GroupWorld(World):
     def _look_at_the_end_of(self, process: Process) -> None:
         if process.dead:
             return
-        if process.error is not None:
+        if process.error is not None and not process.was_refused_at_its_start:
             self.violated(f"{process.name} ended with {process.error!r}")
         redis = self.redis
         # Who could not renew it for its time steps down, and gives nothing up.
