@@ -16,6 +16,8 @@ from tests.integration.standby import GROUP, Group
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE_GROUPS = "3d64154"
 """The last version that knows of no group."""
+LATER_FIELD = "clock_ahead_s"
+"""What the status of that version does not have."""
 
 
 def older_version(folder: Path) -> Path:
@@ -55,12 +57,16 @@ def replace(group: Group) -> None:
 
 
 def test_a_service_without_a_group_is_replaced_and_nothing_is_lost(stage: Stage) -> None:
-    replace(Group(stage, size=1, MDSERVICE_GROUP=""))
+    group = Group(stage, size=1, MDSERVICE_GROUP="")
+    assert LATER_FIELD in group.members[0].status()
+    replace(group)
 
 
 def test_an_older_version_is_replaced_and_nothing_is_lost(stage: Stage, tmp_path: Path) -> None:
     before = older_version(tmp_path)
-    replace(Group(stage, size=1, MDSERVICE_GROUP="", PYTHONPATH=str(before)))
+    group = Group(stage, size=1, MDSERVICE_GROUP="", PYTHONPATH=str(before))
+    assert LATER_FIELD not in group.members[0].status()  # it does run the older code
+    replace(group)
 
 
 def test_a_service_without_a_group_that_was_killed_is_replaced(stage: Stage) -> None:
@@ -74,3 +80,28 @@ def test_a_service_without_a_group_that_was_killed_is_replaced(stage: Stage) -> 
     assert group.leader() is new
     group.more()
     group.finish()
+
+
+def test_a_service_without_a_group_that_hung_and_goes_on_is_reported_by_both(stage: Stage) -> None:
+    group = Group(stage, size=1, MDSERVICE_GROUP="")
+    (old,) = group.members
+    group.more()
+    new = group.start(MDSERVICE_GROUP=GROUP).wait_answers()
+    eventually(lambda: waits_for(new, old), within=60, what=lambda: (new.ready(), new.said))
+    group.members.append(new)
+    old.process.send_signal(signal.SIGSTOP)
+    try:  # it leads, although Alpaca still holds the other one's connection
+        eventually(lambda: new.status()["state"] != "standby", within=60, what=lambda: new.said)
+    finally:
+        old.process.send_signal(signal.SIGCONT)
+
+    def both_report() -> bool:
+        return all(
+            f"process {other.pid}" in "".join(one.status()["reasons"])
+            for one, other in ((old, new), (new, old))
+        )
+
+    eventually(both_report, within=60, what=lambda: [m.status()["reasons"] for m in (old, new)])
+    assert old.end(signal.SIGTERM) == 0
+    assert group.leader() is new
+    eventually(lambda: new.status()["reasons"] == [], within=60, what=lambda: new.status())
