@@ -396,9 +396,8 @@ class Readers:
             self.excuses.append(Excuse(symbol, start_ns, quote.ts_event_ns))
         self._last[symbol] = quote
         self.published[its_identity] += 1
-        shared = its_identity[:2] in self._world.market.shared_times
-        sent_again = (made.duplicated or made.reordered) and shared
-        if self.published[its_identity] > 1 and not sent_again and its_identity not in self._gone:
+        again = self.published[its_identity] > 1 and its_identity not in self._gone
+        if again and not self._world.market.may_come_again(its_identity):
             yield f"published {self.published[its_identity]} times: {payload!r}"
 
     def _begin_term(self, term: _Term, event: Written) -> Iterator[str]:

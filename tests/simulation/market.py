@@ -134,6 +134,18 @@ class Market:
         frames = [self._rng.randrange(1, 20) for _ in range(self._rng.randrange(4))]
         simulator.send_quotes(quotes, frames=frames)
 
+    def may_come_again(self, identity: Identity) -> bool:
+        """Whether a quote shares its time with one that was sent twice, or behind another.
+
+        A new run knows the last of them alone, and not which of the others came before it.
+        """
+        symbol, ts_ns = identity[:2]
+        return (symbol, ts_ns) in self.shared_times and any(
+            one.duplicated or one.reordered
+            for its_identity, one in self.by_symbol[symbol]
+            if its_identity[1] == ts_ns
+        )
+
     def _mark(self, connection: Connection, made: list[Made]) -> None:
         faults = connection.faults
         spoiled = faults.muted(anyio.current_time()) or faults._garble > 0

@@ -160,7 +160,6 @@ def _check_accepted(world: World, life: Life) -> Iterator[str]:
     """Real quotes, in order, numbered, each once."""
     last: dict[str, Quote] = {}
     seen: Counter[Identity] = Counter()
-    shared = world.market.shared_times
     for quote in life.accepted:
         its_identity = identity(quote)
         made = world.market.made.get(its_identity)
@@ -174,9 +173,7 @@ def _check_accepted(world: World, life: Life) -> Iterator[str]:
             yield f"back in time: {quote} after {before}"
         last[quote.symbol] = quote
         seen[its_identity] += 1
-        if seen[its_identity] > 1 and not (
-            (made.duplicated or made.reordered) and its_identity[:2] in shared
-        ):
+        if seen[its_identity] > 1 and not world.market.may_come_again(its_identity):
             yield f"accepted {seen[its_identity]} times: {quote}"
 
 

@@ -129,20 +129,28 @@ class CatchUp(Generic[R]):
         horizon_ns = self._clock.utc_ns() + _AHEAD_NS
         return since_ns > horizon_ns or any(q.ts_event_ns > horizon_ns for q in self._live())
 
-    async def add_latest(self, until_ns: int) -> None:
+    async def add_latest(self, until_ns: int, held: Sequence[R]) -> None:
         """Add the newest records up to this time, so that at least the prices are right.
 
         Newer records come over the stream. If one of them were added here, the sequencer would
         reject older ones that the stream has yet to send. Cancellation keeps the found records.
+
+        Args:
+            until_ns: The time, UTC nanoseconds.
+            held: The live records that wait. One of them is not added, since it would come before
+                the others of its time.
         """
         newest = {record.symbol: record.ts_event_ns for record in self.found}
         try:
             for symbols in chunks(self.symbols, _SYMBOLS_AT_ONCE):
                 latest = await self._history.latest(symbols)
+                times = {record.ts_event_ns for record in latest.records}
+                came = {self._identity(each) for each in held if each.ts_event_ns in times}
                 self.found += [
                     record
                     for record in latest.records
                     if newest.get(record.symbol, -1) < record.ts_event_ns <= until_ns
+                    and self._identity(record) not in came
                 ]
         except (HistoryRefused, HistoryUnavailable) as exc:
             _log.warning("latest_quotes_failed", reason=str(exc))
@@ -381,7 +389,7 @@ class GapRepair(Recovery[R]):
                 _log.warning("gap_not_repaired", reason=reason)
                 limit_s = self._deadline_s - _SPARE_S - anyio.current_time()
                 with anyio.move_on_after(min(LATEST_LIMIT_S, limit_s)):
-                    await catch_up.add_latest(resumed_ns)
+                    await catch_up.add_latest(resumed_ns, self._held)
             if catch_up.believed and self._holding:
                 self._look_again_at(catch_up, back)
             unseen = EVERY_SYMBOL in followed and not self._every

@@ -572,6 +572,19 @@ async def test_the_latest_never_overtakes_the_stream(autojump_clock: Any) -> Non
         assert names(bench.backfill.past) == [("MSFT", 2)]
 
 
+async def test_the_latest_that_also_came_live_leaves_the_order_of_its_time(
+    autojump_clock: Any,
+) -> None:
+    async with open_bench() as bench:
+        await bench.lose()
+        at_s = anyio.current_time()
+        await bench.live(bench.quote(3, at_s=at_s), bench.quote(4, at_s=at_s))
+        bench.history.script.append(REFUSED)
+        await bench.fix("AAPL", "MSFT")
+        sent, _ = bench.sequencer.fill(bench.backfill.past, bench.backfill.live)
+        assert names(sent) == [("MSFT", 2), ("AAPL", 3), ("AAPL", 4)]
+
+
 async def test_many_symbols_are_asked_for_their_latest_in_parts_and_what_came_is_kept(
     autojump_clock: Any,
 ) -> None:
