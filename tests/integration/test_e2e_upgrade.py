@@ -104,4 +104,4 @@ def test_a_service_without_a_group_that_hung_and_goes_on_is_reported_by_both(sta
     eventually(both_report, within=60, what=lambda: [m.status()["reasons"] for m in (old, new)])
     assert old.end(signal.SIGTERM) == 0
     assert group.leader() is new
-    eventually(lambda: new.status()["reasons"] == [], within=60, what=lambda: new.status())
+    eventually(lambda: new.status()["reasons"] == [], within=60, what=new.status)
