@@ -475,8 +475,7 @@ class Member:
                 wishes=others,
                 numbering_on=True,
                 complete=stored.complete,
-                # A person looks at a start, and not at a takeover.
-                ends_if_refused=not self._has_stood_by,
+                ends_if_refused=self._is_a_start,
             )
             self._progress = Progress(stored.complete, topology)
             # Before the first record from REST: this term may end before it is stored again.
@@ -533,10 +532,15 @@ class Member:
         try:
             return await open_part(stack)
         except ConfigurationError as exc:
-            if not self._has_stood_by:
-                raise  # a start, at which a person looks
+            if self._is_a_start:
+                raise
             _log.error("leads_without_a_part", part=part, reason=str(exc))
             return None
+
+    @property
+    def _is_a_start(self) -> bool:
+        """Whether it has just been started: a person looks then, and not at a takeover."""
+        return self._terms == 1 and not self._has_stood_by
 
     async def _open_journal(self, stack: AsyncExitStack) -> Recorder | None:
         return self._plan.open_journal(stack)

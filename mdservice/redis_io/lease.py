@@ -30,8 +30,8 @@ leads, and the server keeps the newest. On a run that is new to the term:
   run before.
 * Any other member waits, so that those who know a later term come first. The last leader waits
   half as long.
-* A leader that was stopped past the end of its lease does not go on, but claims a new term: another
-  may have led meanwhile, and nobody be left who knows of it.
+* A leader whose lease ended while it was stopped does not go on, but claims a new term: another may
+  have led meanwhile, and nobody be left who knows of it.
 * A leader may write only once it has continued its term there, and has ended the connections of
   earlier leaders to that run.
 * Who leads on that run keeps the lead, with an epoch above all that members bring. A leader from
@@ -279,7 +279,7 @@ class RedisLease:
         self._awake_s = 0.0
         """When the last exchange began or ended. While this member leads, one follows the other."""
         self._was_stopped = False
-        """Whether it was stopped past the end of its lease, so that another may have led since."""
+        """Whether its lease ended while it was stopped, so that another may have led since."""
         self._why_deposed = _ANOTHER_LEADS
         self._waited_run = ""
         self._wait_until_s = 0.0
@@ -488,7 +488,7 @@ class RedisLease:
     async def _take(self, script: str, own: Leader, writers: Mapping[str, int]) -> tuple[Any, str]:
         def arguments(run_id: str) -> list[bytes]:
             state = b""
-            if self._was_stopped:
+            if script is _RENEW and self._was_stopped:
                 state = b"unseen"
             elif run_id == self._settled:
                 state = b"settled"
@@ -506,16 +506,17 @@ class RedisLease:
         return await self._run(script, arguments)
 
     def _note_awake(self) -> None:
+        """Note a stop: a leader that runs asks the server much more often."""
         now_s = anyio.current_time()
-        if self._leads and now_s - self._awake_s >= self._lease_s:
+        if now_s >= self._held_until_s and now_s - self._awake_s >= self._lease_s / 2:
             self._was_stopped = True
         self._awake_s = now_s
 
     def _note_held(self, since_s: float) -> None:
         """The server gave the lease to this member after that moment."""
         self._held_until_s = since_s + self._lease_s
-        if anyio.current_time() < self._held_until_s:
-            self._was_stopped = False  # else the answer is as old as the stop
+        # Else the answer is as old as the stop.
+        self._was_stopped = anyio.current_time() >= self._held_until_s
 
     def _leads_for_sure(self) -> bool:
         """Whether no other member can have claimed on the run before."""

@@ -72,8 +72,9 @@ class MemoryLease:
         self._led_run: object = None
         """The run of the server that last gave it the lease."""
         self._awake_s = 0.0
+        self._held_until_s = 0.0
         self._was_stopped = False
-        """Whether it was stopped past the end of its lease, so that another may have led since."""
+        """Whether its lease ended while it was stopped, so that another may have led since."""
         self._may_return_until_s = 0.0
         self._last_error: str | None = None
 
@@ -113,7 +114,8 @@ class MemoryLease:
         writers, group.writers = group.writers, {}
         for end in writers.values():
             end()
-        self._leads, self._was_stopped, self._led_run = True, False, group.run
+        self._leads = True
+        self._note_held()
         return self._own
 
     async def renew(self) -> bool:
@@ -125,11 +127,10 @@ class MemoryLease:
             raise self._deposed()
         if self._was_stopped and group.run is not self._led_run:
             raise self._deposed("it was stopped for longer than its lease")
-        self._was_stopped = False
         if leader is None:
             self._take(self._own)
-        self._led_run = group.run
-        group.expires_s = self._clock.monotonic() + self._lease_s
+        self._note_held()
+        group.expires_s = self._held_until_s
         name, until_s = group.standby
         return name != self._own.id and until_s > self._clock.monotonic()
 
@@ -171,12 +172,15 @@ class MemoryLease:
             previous()
         group.writers[self._own.id, writer] = end
 
-    async def _reach(self) -> MemoryGroup:
-        await anyio.lowlevel.checkpoint()
+    def _note_awake(self) -> None:
         now_s = self._clock.monotonic()
-        if self._leads and now_s - self._awake_s >= self._lease_s:
+        if now_s >= self._held_until_s and now_s - self._awake_s >= self._lease_s / 2:
             self._was_stopped = True
         self._awake_s = now_s
+
+    async def _reach(self) -> MemoryGroup:
+        await anyio.lowlevel.checkpoint()
+        self._note_awake()
         if self._group.down:
             self._last_error = "The lease at memory:// is away"
             raise StoreUnavailable(self._last_error)
@@ -185,6 +189,11 @@ class MemoryLease:
             self._may_return_until_s = self._clock.monotonic() + self._lease_s
         self._run = self._group.run
         return self._group
+
+    def _note_held(self) -> None:
+        self._held_until_s = self._clock.monotonic() + self._lease_s
+        self._was_stopped = False
+        self._led_run = self._group.run
 
     def _held(self) -> Leader | None:
         held = self._group.expires_s > self._clock.monotonic()

@@ -64,6 +64,7 @@ class CutLease(MemoryLease):
         return await super().recall()
 
     async def _reach(self) -> MemoryGroup:
+        self._note_awake()
         if self.lost:
             self.lost = False
             raise StoreUnavailable("the connection was lost")
@@ -575,6 +576,22 @@ async def test_a_new_leader_goes_on_after_a_refusal_for_good(autojump_clock: Any
         await bench.leads(second)
         bench.market(3)
         await bench.published(1, 2, 3)
+
+
+async def test_a_lone_leader_goes_on_in_its_next_term_after_a_refusal_for_good(
+    autojump_clock: Any,
+) -> None:
+    """It has never seen another leader, and does not just start."""
+    async with open_bench() as bench:
+        first = await bench.start("first")
+        await bench.leads(first)
+        other = MemoryLease(bench.group, Leader("x", "host-x", 1, "/run/x"), clock=bench.clock)
+        bench.group.expire()
+        await other.claim()
+        await other.release()
+        first.feed.refuse_next(402)
+        await bench.until(lambda: first.service.status().standby.terms == 2)  # type: ignore[union-attr]
+        await bench.leads(first)
 
 
 async def test_a_member_that_is_refused_at_its_start_ends(autojump_clock: Any) -> None:

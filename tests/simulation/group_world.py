@@ -230,12 +230,12 @@ class Process:
 
     @property
     def was_refused_at_its_start(self) -> bool:
-        """Whether the feed refused it for good before any data, and before it had stood by."""
+        """Whether the feed refused it for good before any data, in its first term."""
         if not isinstance(self.error, FeedRefused) or self.service is None:
             return False
         group = self.service._group
         assert isinstance(group, Member)
-        return not group._has_stood_by and not self.topologies[-1].feed._data_has_come
+        return group._is_a_start and not self.topologies[-1].feed._data_has_come
 
     @property
     def found_late(self) -> list[FeedStatus]:
