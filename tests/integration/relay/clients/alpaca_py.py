@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -42,6 +43,13 @@ def handler(name: str, channel: str) -> Callable[[Any], Awaitable[None]]:
     return handle
 
 
+def until_it_runs(stream: Any) -> None:
+    """Wait until it has sent its first subscription: it loses what is added just after."""
+    limit_s = time.monotonic() + 30
+    while not stream._running and time.monotonic() < limit_s:
+        time.sleep(0.01)
+
+
 streams: dict[str, Any] = {}
 for line in sys.stdin:
     command = json.loads(line)
@@ -51,6 +59,8 @@ for line in sys.stdin:
         kind, path = FEEDS[command["feed"]]
         streams[name] = kind("key", "secret", RAW, url_override=command["base"] + path)
     stream = streams[name]
+    if not new:
+        until_it_runs(stream)
     method = METHODS.get(channel, channel)
     if command["do"] == "subscribe":
         if channel == "trades" and command["feed"] == "stocks":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -27,6 +28,14 @@ def handler(name: str, channel: str) -> Callable[[Any], Awaitable[None]]:
     return handle
 
 
+def until_it_runs(stream: Any) -> None:
+    """Wait until it has sent its first subscription: it loses what is added just after."""
+    limit_s = time.monotonic() + 30
+    while not stream._running and time.monotonic() < limit_s:
+        time.sleep(0.01)
+
+
+PARTS = {"stocks": "_data_ws", "crypto": "_crypto_ws", "news": "_news_ws"}
 streams: dict[str, Stream] = {}
 for line in sys.stdin:
     command = json.loads(line)
@@ -35,6 +44,8 @@ for line in sys.stdin:
     if new:
         streams[name] = Stream("key", "secret", data_stream_url=command["base"], data_feed="iex")
     stream = streams[name]
+    if not new:
+        until_it_runs(getattr(stream, PARTS[command["feed"]]))
     method = METHODS.get(channel, channel)
     if command["feed"] == "crypto":
         method = f"crypto_{method}"
