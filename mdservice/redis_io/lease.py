@@ -30,8 +30,8 @@ leads, and the server keeps the newest. On a run that is new to the term:
   run before.
 * Any other member waits, so that those who know a later term come first. The last leader waits
   half as long.
-* A leader whose lease ended while it was stopped does not go on, but claims a new term: another may
-  have led meanwhile, and nobody be left who knows of it.
+* A leader whose lease ended while it was stopped does not go on. It claims a new term: another one
+  may have led during the stop, and may have died.
 * A leader may write only once it has continued its term there, and has ended the connections of
   earlier leaders to that run.
 * Who leads on that run keeps the lead, with an epoch above all that members bring. A leader from
@@ -356,8 +356,8 @@ class RedisLease:
             raise self._deposed()
         if epoch == _MAY_HAVE_CHANGED:
             raise self._deposed(
-                f"it was stopped for longer than its lease, and Redis at {self.address} no longer "
-                "knows who has led meanwhile"
+                f"its lease ended while it was stopped, and Redis at {self.address} no longer "
+                "knows who has led since"
             )
         if epoch < 0:
             self._last_error = (

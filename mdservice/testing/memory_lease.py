@@ -126,7 +126,7 @@ class MemoryLease:
         if not self._leads or other or group.holder not in (None, self._own.id):
             raise self._deposed()
         if self._was_stopped and group.run is not self._led_run:
-            raise self._deposed("it was stopped for longer than its lease")
+            raise self._deposed("its lease ended while it was stopped")
         if leader is None:
             self._take(self._own)
         self._note_held()

@@ -564,7 +564,7 @@ async def test_quotes_from_rest_go_on_after_a_refusal(autojump_clock: Any) -> No
 
 
 async def test_a_new_leader_goes_on_after_a_refusal_for_good(autojump_clock: Any) -> None:
-    """It may be over at the next try, and nobody looks at a takeover."""
+    """Such as that of a wrong key, which the exchange may accept later."""
     async with open_bench() as bench:
         first, second = await bench.two(1)
         second.feed.refuse_next(402, times=2)

@@ -69,13 +69,19 @@ def test_an_older_version_is_replaced_and_nothing_is_lost(stage: Stage, tmp_path
     replace(group)
 
 
-def test_a_service_without_a_group_that_was_killed_is_replaced(stage: Stage) -> None:
+def old_and_waiting(stage: Stage) -> tuple[Group, Program, Program]:
+    """A service without a group, and a member of a group that waits for its end."""
     group = Group(stage, size=1, MDSERVICE_GROUP="")
     (old,) = group.members
     group.more()
     new = group.start(MDSERVICE_GROUP=GROUP).wait_answers()
     eventually(lambda: waits_for(new, old), within=60, what=lambda: (new.ready(), new.said))
     group.members.append(new)
+    return group, old, new
+
+
+def test_a_service_without_a_group_that_was_killed_is_replaced(stage: Stage) -> None:
+    group, old, new = old_and_waiting(stage)
     old.process.kill()
     assert group.leader() is new
     group.more()
@@ -83,12 +89,7 @@ def test_a_service_without_a_group_that_was_killed_is_replaced(stage: Stage) -> 
 
 
 def test_a_service_without_a_group_that_hung_and_goes_on_is_reported_by_both(stage: Stage) -> None:
-    group = Group(stage, size=1, MDSERVICE_GROUP="")
-    (old,) = group.members
-    group.more()
-    new = group.start(MDSERVICE_GROUP=GROUP).wait_answers()
-    eventually(lambda: waits_for(new, old), within=60, what=lambda: (new.ready(), new.said))
-    group.members.append(new)
+    group, old, new = old_and_waiting(stage)
     old.process.send_signal(signal.SIGSTOP)
     try:  # it leads, although Alpaca still holds the other one's connection
         eventually(lambda: new.status()["state"] != "standby", within=60, what=lambda: new.said)
